@@ -1,0 +1,1 @@
+"""Kinesis: leases in the Kinesis Client Library's table, one reader a stream shard."""

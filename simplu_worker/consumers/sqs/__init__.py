@@ -1,0 +1,1 @@
+"""SQS: one consumer a queue; a message is deleted only after its effect is committed."""

@@ -1,0 +1,1 @@
+"""Metric definitions and the HTTP server that shows them; imports nothing of ours."""
