@@ -1,0 +1,301 @@
+"""Turn the bytes of a record into an operation, or into the reason why they never will be one (contract §3).
+
+Every decision here is a function of the record's bytes and position alone, so that every reader of the record, today
+or after a crash, comes to the same one (architecture, idea 7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, date, datetime, time
+from typing import Annotated
+
+import msgspec
+
+from simplu_worker.operations.operation import (
+    DayRange,
+    DeadLetterReason,
+    ListQuery,
+    Operation,
+    OperationKind,
+    Origin,
+    Rejected,
+    tenant_id_of,
+)
+
+DERIVED_REQUEST_ID_PREFIX = "simplu:"
+NESTING_MAX = 512  # far below the interpreter's own limit, which differs between versions and call depths
+DIGEST_VERSION = b"\x01"  # first byte of every digest: a later rule must not turn redeliveries into reuses
+
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+LongId = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _Pagination(msgspec.Struct, gc=False):
+    page: Positive = 1
+    limit: Positive = 100
+
+
+class _Message(msgspec.Struct, rename="camel", gc=False):
+    """The record's members. A `null` counts as absent: common serialisers write one for every unset member."""
+
+    operation: str
+    business_id: Id
+    location_id: Id
+    resource_type: Id
+    timestamp: str
+    resource_id: LongId | None = None
+    request_id: Id | None = None
+    data: msgspec.Raw = msgspec.Raw(b"")
+    filters: msgspec.Raw = msgspec.Raw(b"")
+    pagination: msgspec.Raw = msgspec.Raw(b"")
+
+
+_message_decoder = msgspec.json.Decoder(_Message)
+_pagination_decoder = msgspec.json.Decoder(_Pagination)
+_filters_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+_KINDS = {kind.value: kind for kind in OperationKind}
+_KINDS_WITH_DATA = frozenset({OperationKind.CREATE, OperationKind.UPDATE, OperationKind.PATCH})
+_KINDS_WITH_ID = frozenset({OperationKind.UPDATE, OperationKind.PATCH, OperationKind.DELETE, OperationKind.READ})
+_DAY_MEMBERS = ("date", "startDate", "endDate")
+
+# One escape of a JSON text at a time, so that an escaped backslash before a `u` is not taken for an escape: a whole
+# pair, then a lone surrogate (the group), then anything else.
+_ESCAPES = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
+)
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_BRACKETS = re.compile(rb"[\[\]{}]")
+
+
+class _InvalidError(Exception):
+    """The record breaks a rule of the contract; the text says which."""
+
+
+def decode_operation(record: bytes, origin: Origin, *, max_bytes: int, list_limit: int) -> Operation | Rejected:
+    """Decode one record of resource operations.
+
+    *list_limit* is `LIST_RESULT_LIMIT`, to which a `list`'s own limit is clamped. Never raises, whatever the bytes.
+    """
+    if len(record) > max_bytes:
+        error = f"expected at most {max_bytes} bytes (OPERATION_MAX_BYTES), got {len(record)}"
+        return Rejected(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin)
+    try:
+        message = _parse(record)
+    except msgspec.ValidationError as exc:
+        return _rejected(DeadLetterReason.INVALID_MESSAGE, str(exc), record, origin)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        return Rejected(reason=DeadLetterReason.INVALID_JSON, error=_json_error(exc), origin=origin)
+    try:
+        return _operation(message, origin, record, list_limit)
+    except _InvalidError as exc:
+        return _rejected(DeadLetterReason.INVALID_MESSAGE, str(exc), record, origin)
+
+
+def parse_timestamp(text: str) -> datetime:
+    """Parse an ISO 8601 time or date into UTC; no offset means UTC, a date alone its midnight.
+
+    Raises `ValueError` for anything else, and for an instant outside the years 0001–9999 of UTC.
+    """
+    parsed = datetime.fromisoformat(text.upper())
+    try:
+        return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+    except OverflowError as exc:
+        raise ValueError("outside the years 0001 to 9999 in UTC") from exc
+
+
+def derived_request_id(origin: Origin) -> str:
+    """Return the request id of a record that carries none: the same for every reading of the same position."""
+    position = f"{origin.name}\0{origin.stream_shard_id}\0{origin.sequence_number}\0{origin.sub_sequence_number}"
+    return DERIVED_REQUEST_ID_PREFIX + hashlib.sha256(position.encode()).hexdigest()
+
+
+def replace_lone_surrogates(record: bytes) -> bytes:
+    r"""Replace every unpaired surrogate escape of a JSON text by the escape of U+0000, which is as long.
+
+    Neither can be stored, but only the second passes the parser, and then meets the rules for U+0000: an id with it
+    is invalid, and data with it gets the outcome `invalid_data`.
+    """
+    return _ESCAPES.sub(lambda match: rb"\u0000" if match[1] else match[0], record)
+
+
+def nesting_of(record: bytes) -> int:
+    """Return how deep the arrays and objects of a JSON text are nested."""
+    deepest = depth = 0
+    for bracket in _BRACKETS.findall(_STRINGS.sub(b"", record)):
+        if bracket in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        else:
+            depth -= 1
+    return deepest
+
+
+def _parse(record: bytes) -> _Message:
+    record.decode()  # msgspec does not look into the strings that it skips or keeps raw
+    if record.count(b"[") + record.count(b"{") > NESTING_MAX and nesting_of(record) > NESTING_MAX:
+        raise RecursionError
+    try:
+        return _message_decoder.decode(record)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        mended = replace_lone_surrogates(record)
+        if mended == record:
+            raise
+        return _message_decoder.decode(mended)
+
+
+def _json_error(exc: Exception) -> str:
+    match exc:
+        case RecursionError():
+            return f"expected JSON nested at most {NESTING_MAX} deep, got deeper"
+        case UnicodeDecodeError():
+            return f"expected UTF-8, got another byte at {exc.start}"
+        case _:
+            return f"expected one JSON object: {exc}"
+
+
+def _check_ids(message: _Message) -> None:
+    ids = {
+        "businessId": message.business_id,
+        "locationId": message.location_id,
+        "resourceType": message.resource_type,
+        "resourceId": message.resource_id,
+        "requestId": message.request_id,
+    }
+    for name, value in ids.items():
+        if value is not None and "\0" in value:
+            raise _InvalidError(f"{name}: expected text without U+0000 and lone surrogates")
+
+
+def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int) -> Operation:
+    kind = _KINDS.get(message.operation)
+    if kind is None:
+        known = ", ".join(_KINDS)
+        raise _InvalidError(f"operation: expected one of {known}, got {message.operation[:32]!r}")
+    if b"\\u" in record:  # no other way for U+0000 into JSON text
+        _check_ids(message)
+    request_id = message.request_id
+    if request_id is None:
+        request_id = derived_request_id(origin)
+    elif request_id.startswith(DERIVED_REQUEST_ID_PREFIX):
+        raise _InvalidError(
+            f"requestId: the prefix {DERIVED_REQUEST_ID_PREFIX!r} is kept for derived ids; send another"
+        )
+    resource_id = message.resource_id
+    if kind in _KINDS_WITH_ID and resource_id is None:
+        raise _InvalidError(f"resourceId: required for {kind}")
+    if kind is OperationKind.CREATE and resource_id is None:
+        resource_id = request_id
+    data = _member(message.data, "data", required=kind in _KINDS_WITH_DATA)
+    filters = _member(message.filters, "filters")
+    pagination = _member(message.pagination, "pagination")
+    try:
+        requested_at = parse_timestamp(message.timestamp)
+    except ValueError:
+        raise _InvalidError(
+            "timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z"
+        ) from None
+    return Operation(
+        kind=kind,
+        business_id=message.business_id,
+        location_id=message.location_id,
+        tenant_id=tenant_id_of(message.business_id, message.location_id),
+        resource_type=message.resource_type,
+        resource_id=resource_id if kind is not OperationKind.LIST else None,
+        request_id=request_id,
+        data=data.decode() if kind in _KINDS_WITH_DATA else None,
+        query=_list_query(filters, pagination, list_limit) if kind is OperationKind.LIST else None,
+        requested_at=requested_at,
+        digest=digest_of(kind, message.resource_type, message.resource_id, data, filters, pagination),
+        origin=origin,
+        size_bytes=len(record),
+    )
+
+
+def _member(raw: msgspec.Raw, name: str, *, required: bool = False) -> bytes:
+    """Return the bytes of an object member; empty when it is absent or null."""
+    value = bytes(raw)
+    if not value or value == b"null":
+        if required:
+            raise _InvalidError(f"{name}: required, expected an object")
+        return b""
+    if value[0] != ord("{"):
+        raise _InvalidError(f"{name}: expected an object")
+    return value
+
+
+def _list_query(filters: bytes, pagination: bytes, list_limit: int) -> ListQuery:
+    try:
+        pages = _pagination_decoder.decode(pagination or b"{}")
+    except msgspec.ValidationError as exc:
+        raise _InvalidError(f"pagination: {exc}") from None
+    members = _filters_decoder.decode(filters or b"{}")
+    first, last = _day_bounds({name: members.pop(name) for name in _DAY_MEMBERS if name in members})
+    return ListQuery(
+        members=msgspec.json.encode(members).decode(),
+        days=DayRange(first=first, last=last),
+        page=min(pages.page, 2**31),  # beyond any table; keeps the offset within a bigint
+        limit=min(pages.limit, list_limit),
+    )
+
+
+def _day_bounds(members: dict[str, msgspec.Raw]) -> tuple[datetime | None, datetime | None]:
+    days = {name: _day(name, raw) for name, raw in members.items() if bytes(raw) != b"null"}
+    firsts = [days[name] for name in ("date", "startDate") if name in days]
+    lasts = [days[name] for name in ("date", "endDate") if name in days]
+    first = datetime.combine(max(firsts), time.min, UTC) if firsts else None
+    last = datetime.combine(min(lasts), time.max, UTC) if lasts else None
+    return first, last
+
+
+def _day(name: str, raw: msgspec.Raw) -> date:
+    try:
+        return parse_timestamp(msgspec.json.decode(raw, type=str)).date()
+    except (ValueError, msgspec.ValidationError):
+        raise _InvalidError(f"filters.{name}: expected an ISO 8601 date, such as 2026-01-31") from None
+
+
+def digest_of(
+    kind: OperationKind, resource_type: str, resource_id: str | None, data: bytes, filters: bytes, pagination: bytes
+) -> bytes:
+    """Return the versioned digest of an operation as sent; each part with its length, so that none runs into the next.
+
+    Not over the timestamp: a producer's retry with a new one is the same operation (protocol §6.4).
+    """
+    parts = (kind.encode(), resource_type.encode(), (resource_id or "").encode(), data, filters, pagination)
+    lengths = ",".join([str(len(part)) for part in parts])
+    return DIGEST_VERSION + hashlib.sha256(b"\0".join((lengths.encode(), *parts))).digest()
+
+
+class _Ids(msgspec.Struct, rename="camel"):
+    """What can be read of an invalid record, for its dead letter and the log."""
+
+    business_id: object = None
+    location_id: object = None
+    request_id: object = None
+    resource_id: object = None
+
+
+def _rejected(reason: DeadLetterReason, error: str, record: bytes, origin: Origin) -> Rejected:
+    try:
+        ids = msgspec.json.decode(replace_lone_surrogates(record), type=_Ids)
+    except (msgspec.DecodeError, RecursionError):
+        ids = _Ids()
+    return Rejected(
+        reason=reason,
+        error=error,
+        origin=origin,
+        business_id=_short_text(ids.business_id),
+        location_id=_short_text(ids.location_id),
+        request_id=_short_text(ids.request_id),
+        resource_id=_short_text(ids.resource_id),
+    )
+
+
+def _short_text(value: object) -> str | None:
+    return value if isinstance(value, str) and len(value) <= 256 else None

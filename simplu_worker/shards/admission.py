@@ -1,0 +1,66 @@
+"""Whether a shard takes an operation, as far as its `tenants` row decides that. Pure.
+
+The shard has the last word (architecture, idea 4): whatever a cache or Citrus says, an operation is applied only where
+the row of its tenant says `active`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+import msgspec
+
+from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Outcome, Source
+
+
+class TenantState(StrEnum):
+    """The states of a tenant on one shard (contract §10)."""
+
+    INCOMING = "incoming"
+    READY = "ready"
+    ACTIVE = "active"
+    FENCED = "fenced"
+    MOVED = "moved"
+    DESTROYING = "destroying"
+    DESTROYED = "destroyed"
+
+
+class TenantRow(msgspec.Struct, frozen=True):
+    """What one shard says of one tenant."""
+
+    business_id: str
+    location_id: str
+    state: TenantState
+    created_at: datetime
+    moved_to: str | None = None
+
+
+HOLD = Outcome(disposition=Disposition.HOLD)
+DESTROYED = Outcome(disposition=Disposition.APPLIED, failure=Failure.TENANT_DESTROYED)
+
+
+def admit(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timedelta) -> Outcome | None:
+    """Return what becomes of *operation* without its being applied, or None when it is to be applied.
+
+    An outcome APPLIED here still leaves its row in the log.
+    """
+    if tenant is None:
+        return HOLD
+    if (tenant.business_id, tenant.location_id) != (operation.business_id, operation.location_id):
+        # Two pairs with the same id: the second to come is refused, and this row stays, so every reader sees the same.
+        return _unknown(f"its id {operation.tenant_id} belongs to another business and location")
+    if operation.origin.source is Source.KINESIS and operation.origin.arrived_at + tenant_wait <= tenant.created_at:
+        # Another reader may have passed over it before the tenant was made; so nobody may apply it any more (idea 7).
+        return _unknown(f"it waited longer than {tenant_wait.total_seconds():g} s for its tenant")
+    match tenant.state:
+        case TenantState.ACTIVE:
+            return None
+        case TenantState.DESTROYING | TenantState.DESTROYED:
+            return DESTROYED
+        case TenantState.INCOMING | TenantState.READY | TenantState.FENCED | TenantState.MOVED:
+            return HOLD
+
+
+def _unknown(why: str) -> Outcome:
+    return Outcome(disposition=Disposition.DEAD_LETTER, reason=DeadLetterReason.UNKNOWN_TENANT, error=why)

@@ -1,0 +1,201 @@
+"""Which shard a tenant lives on: asked of Citrus or the static map, confirmed by the shard itself, and remembered.
+
+What is remembered is never wrong in a way that matters: a shard whose `tenants` row does not say that the tenant lives
+there takes none of its operations, whatever is remembered here (architecture, idea 4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.admission import TenantState
+from simplu_worker.shards.citrus import Registration
+from simplu_worker.shards.pools import Pools, ShardUnavailableError
+from simplu_worker.shards.queries import QUERIES
+from simplu_worker.shards.schema import SchemaState, check_schema
+from simplu_worker.shards.shard_map import ShardMap
+
+MOVES_MAX = 8  # forward pointers followed for one tenant
+ROUTES_MAX = 100_000
+ASKED_AT_ONCE = 16
+
+log = structlog.get_logger(__name__)
+
+
+class Locator(Protocol):
+    """Who names the shard of a tenant: Citrus or a static map. Both raise `TryAgainLaterError` for no answer."""
+
+    async def locate(self, tenant_id: str) -> ShardAddress | None:
+        """Return the shard that is named for the tenant; None is a definite "not registered"."""
+
+    async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:
+        """Register a tenant, or learn where it was registered before."""
+
+    async def homes(self, tenant_id: str) -> list[ShardAddress]:
+        """Return where the tenant may live or have lived."""
+
+    async def shards(self) -> list[ShardAddress]:
+        """Return every shard that is known."""
+
+
+class StaticMap:
+    """A map from a file or of one shard, as a locator: every tenant has its place, registered or not."""
+
+    def __init__(self, shard_map: ShardMap) -> None:
+        self._map = shard_map
+
+    async def locate(self, tenant_id: str) -> ShardAddress | None:
+        """Return the shard the tenant is pinned to or falls on."""
+        return self._map.place(tenant_id).address
+
+    async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:  # noqa: ARG002
+        """Return the shard the map names; there is nobody to tell, so nobody knows whether the tenant is new."""
+        return Registration(self._map.place(tenant_id_of(business_id, location_id)).address, is_new=False)
+
+    async def homes(self, tenant_id: str) -> list[ShardAddress]:
+        """Return the pins and the shards that the key had for every smaller number of shards."""
+        return [shard.address for shard in self._map.homes(tenant_id)]
+
+    async def shards(self) -> list[ShardAddress]:
+        """Return every shard of the map."""
+        return [shard.address for shard in self._map.shards]
+
+
+class Absence(StrEnum):
+    """Why a tenant's operations cannot be sent anywhere now. Also the reason of the hold."""
+
+    UNREGISTERED = "unregistered"  # a definite, fresh "not registered"
+    NOT_HERE = "not_here"  # registered, and no shard has its row yet
+    INACTIVE = "inactive"  # its shard is marked inactive, or its row says that it is on the move
+
+
+class Home(msgspec.Struct, frozen=True):
+    """The shard that says a tenant is its own, and the row in which it says so."""
+
+    address: ShardAddress
+    tenant: dict[str, Any]
+
+
+class Directory:
+    """Tenant → shard, with a cache of what was confirmed."""
+
+    def __init__(self, locator: Locator, pools: Pools) -> None:
+        self._locator = locator
+        self._pools = pools
+        self._routes: dict[str, ShardAddress] = {}
+        self._asking: dict[str, asyncio.Lock] = {}
+
+    def __repr__(self) -> str:
+        return f"Directory(routes={len(self._routes)}, asking={len(self._asking)})"
+
+    def remembered(self, tenant_id: str) -> ShardAddress | None:
+        """Return the shard that the tenant was last found on, without asking anybody."""
+        return self._routes.get(tenant_id)
+
+    def forget(self, tenant_id: str) -> None:
+        """Ask anew the next time; called when a shard says that the tenant is not there."""
+        self._routes.pop(tenant_id, None)
+
+    async def find(self, tenant_id: str) -> ShardAddress | Absence:
+        """Return the shard that confirms the tenant as its own, or why there is none.
+
+        Many callers for one tenant at once ask once. Raises `TryAgainLaterError` when somebody who must be asked does
+        not answer, `RefusedError` when the address named may not be used.
+        """
+        lock = self._asking.setdefault(tenant_id, asyncio.Lock())
+        try:
+            async with lock:
+                return self._routes.get(tenant_id) or await self._find(tenant_id)
+        finally:
+            if not lock.locked():
+                self._asking.pop(tenant_id, None)
+
+    async def _find(self, tenant_id: str) -> ShardAddress | Absence:
+        named = await self._locator.locate(tenant_id)
+        if named is None:
+            return Absence.UNREGISTERED
+        if not named.is_active:
+            return Absence.INACTIVE
+        home = await self.home(tenant_id, named)
+        if home is None:
+            return Absence.NOT_HERE
+        if home.address.shard_id != named.shard_id:
+            log.warning("route.conflict", named_shard_id=named.shard_id, shard_id=home.address.shard_id)
+        if home.tenant["state"] not in {TenantState.ACTIVE, TenantState.DESTROYING, TenantState.DESTROYED}:
+            return Absence.INACTIVE
+        while len(self._routes) >= ROUTES_MAX:
+            del self._routes[next(iter(self._routes))]
+        self._routes[tenant_id] = home.address
+        return home.address
+
+    async def home(self, tenant_id: str, named: ShardAddress, *, all_must_answer: bool = True) -> Home | None:
+        """Return the shard that has the tenant's row: *named*, an earlier home, or the one it moved to from there.
+
+        None means that every shard where it may live or have lived was asked and has no row, or only a destroyed one
+        that is not on *named*. Raises `TryAgainLaterError` while one of them does not answer; with *all_must_answer*
+        off, those that do not answer are passed over.
+        """
+        row = await self.tenant_row(named, tenant_id)
+        if row is not None:
+            return await self._followed(Home(named, row), tenant_id)
+        others = [shard for shard in await self._locator.homes(tenant_id) if shard.shard_id != named.shard_id]
+        for answer in await self._ask(others, tenant_id):
+            match answer:
+                case Home() if answer.tenant["state"] != TenantState.DESTROYED:
+                    return await self._followed(answer, tenant_id)
+                case TryAgainLaterError() if all_must_answer:
+                    raise answer
+        return None
+
+    async def _ask(self, shards: Sequence[ShardAddress], tenant_id: str) -> list[Home | TryAgainLaterError]:
+        """Ask many shards at once for the tenant's row; those without one are left out, homes come first."""
+        found: list[Home | TryAgainLaterError] = []
+        places = asyncio.Semaphore(ASKED_AT_ONCE)
+
+        async def ask(shard: ShardAddress) -> None:
+            try:
+                async with places:
+                    row = await self.tenant_row(shard, tenant_id)
+            except TryAgainLaterError as exc:
+                found.append(exc)
+            else:
+                if row is not None:
+                    found.insert(0, Home(shard, row))
+
+        async with asyncio.TaskGroup() as tasks:
+            for shard in shards:
+                tasks.create_task(ask(shard), name=f"home:{shard.shard_id}")
+        return found
+
+    async def tenant_row(self, address: ShardAddress, tenant_id: str) -> dict[str, Any] | None:
+        """Return the tenant's row on one shard, whatever its state; None when there is none."""
+        async with self._pools.pool(address).connection() as connection:
+            if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
+                return None
+            row = await connection.fetchrow(QUERIES["find_tenant"], tenant_id)
+        return None if row is None else dict(row)
+
+    async def _followed(self, home: Home, tenant_id: str) -> Home:
+        hops = 0
+        while home.tenant["state"] == TenantState.MOVED and hops < MOVES_MAX:
+            hops += 1
+            target = next(
+                (shard for shard in await self._locator.shards() if shard.shard_id == home.tenant["moved_to"]), None
+            )
+            row = await self.tenant_row(target, tenant_id) if target else None
+            if target is None or row is None:
+                raise ShardUnavailableError(
+                    f"a tenant moved from shard {home.address.shard_id} to {home.tenant['moved_to']}, "
+                    "which has no row of it"
+                )
+            home = Home(target, row)
+        return home

@@ -1,0 +1,36 @@
+"""The SQL of this package, read once from `sql/`: named queries, migrations, business types."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+_SQL = files(__package__) / "sql"
+_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_MIGRATION = re.compile(r"^(\d{4})_(\w+)\.sql$")
+
+
+def named_queries(text: str) -> dict[str, str]:
+    """Split the text of a query file at its `-- name:` lines."""
+    _, *parts = _NAME.split(text)
+    return {name: query.strip() for name, query in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _sql_files(folder: str) -> list[Traversable]:
+    return sorted((_SQL / folder).iterdir(), key=lambda file: file.name)
+
+
+def _queries() -> dict[str, str]:
+    return {name: query for file in _sql_files("queries") for name, query in named_queries(file.read_text()).items()}
+
+
+def _migrations() -> list[tuple[int, str, str]]:
+    matches = [(_MIGRATION.match(file.name), file) for file in _sql_files("migrations")]
+    return [(int(match[1]), match[2], file.read_text()) for match, file in matches if match]
+
+
+QUERIES = _queries()
+MIGRATIONS = _migrations()  # (version, name, statements), oldest first
+BUSINESS_TYPES = {file.name.removesuffix(".sql"): file.read_text() for file in _sql_files("business_types")}
+SCHEMA_VERSION = MIGRATIONS[-1][0]

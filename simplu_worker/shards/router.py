@@ -1,0 +1,147 @@
+"""What consumers call: find the shard of a tenant, apply operations there, ask what became of one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.directory import Absence, Directory, Locator
+from simplu_worker.shards.pools import Pools
+from simplu_worker.shards.queries import QUERIES
+from simplu_worker.shards.schema import SchemaState, check_schema
+from simplu_worker.shards.writer import ShardWriter
+
+ANSWER_TIMEOUT_S = 5.0  # for one shard, when all are asked
+
+
+class LoggedOperation(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """One operation as its shard's log has it; *result* is JSON text as Postgres wrote it."""
+
+    request_id: str
+    status: str
+    operation: str
+    resource_type: str
+    received_at: datetime
+    completed_at: datetime
+    shard_id: str
+    resource_id: str | None = None
+    error: str | None = None
+    result: msgspec.Raw | None = None
+
+
+class Survey(msgspec.Struct, frozen=True):
+    """What all shards answered to one question, and the ids of those that did not."""
+
+    rows: list[tuple[str, dict[str, Any]]]  # (shard id, row)
+    silent: list[str]
+
+
+class Router:
+    """The one way from the consumers to the shards."""
+
+    def __init__(self, directory: Directory, locator: Locator, pools: Pools, *, tenant_wait: timedelta) -> None:
+        self._directory = directory
+        self._locator = locator
+        self._pools = pools
+        self._tenant_wait = tenant_wait
+        self._writers: dict[str, ShardWriter] = {}
+
+    def remembered(self, tenant_id: str) -> str | None:
+        """Return the id of the shard on which the tenant was last found, without asking anybody."""
+        address = self._directory.remembered(tenant_id)
+        return None if address is None else address.shard_id
+
+    async def find(self, tenant_id: str) -> str | Absence:
+        """Return the id of the shard that confirms the tenant, or why there is none. Raises as `Directory.find`."""
+        found = await self._directory.find(tenant_id)
+        return found.shard_id if isinstance(found, ShardAddress) else found
+
+    async def apply(self, shard_id: str, operations: Sequence[Operation]) -> list[Outcome]:
+        """Apply *operations* to a shard, in effect one by one in order; return what became of each.
+
+        Tenants whose operations are to be held are asked for anew the next time. Raises `TryAgainLaterError` when the
+        shard cannot take the batch: nothing is then known of it, and the same batch may be tried again.
+        """
+        outcomes = await self._writer(shard_id).apply(operations)
+        for operation, outcome in zip(operations, outcomes, strict=True):
+            if outcome.disposition is Disposition.HOLD:
+                self._directory.forget(operation.tenant_id)
+        return outcomes
+
+    async def operation(self, request_id: str, tenant_id: str | None) -> tuple[LoggedOperation | None, list[str]]:
+        """Return one operation from the log, and the ids of shards that should have been asked and did not answer.
+
+        Without the tenant all shards are asked; where several tenants used the request id, the newest is returned.
+        """
+        if tenant_id is not None:
+            found = await self._directory.find(tenant_id)
+            if isinstance(found, Absence):
+                return None, []
+            row = await self._fetch_one(found, "find_operation", tenant_id, request_id)
+            return (None if row is None else _logged(found.shard_id, row)), []
+        survey = await self.survey("find_operation_of_any_tenant", request_id)
+        operations = [_logged(shard_id, row) for shard_id, row in survey.rows]
+        return max(operations, key=lambda operation: operation.completed_at, default=None), survey.silent
+
+    async def tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:
+        """Return the shard of a tenant and its row there, with the count of its resources and operations."""
+        found = await self._directory.find(tenant_id)
+        if isinstance(found, Absence):
+            return found
+        row = await self._fetch_one(found, "show_tenant", tenant_id)
+        return Absence.NOT_HERE if row is None else (found.shard_id, row)
+
+    async def survey(self, query: str, *arguments: object) -> Survey:
+        """Ask every known shard the same, all at once, each for at most a few seconds."""
+        rows: list[tuple[str, dict[str, Any]]] = []
+        silent: list[str] = []
+
+        async def ask(shard: ShardAddress) -> None:
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S), self._pools.pool(shard).connection() as connection:
+                    if await check_schema(connection, shard.shard_id) is SchemaState.EMPTY:
+                        return
+                    answers = await connection.fetch(QUERIES[query], *arguments)
+            except (TryAgainLaterError, TimeoutError):
+                silent.append(shard.shard_id)
+            else:
+                rows.extend((shard.shard_id, dict(row)) for row in answers)
+
+        async with asyncio.TaskGroup() as tasks:
+            for shard in await self._locator.shards():
+                tasks.create_task(ask(shard), name=f"survey:{shard.shard_id}")
+        return Survey(rows, sorted(silent))
+
+    async def _fetch_one(self, shard: ShardAddress, query: str, *arguments: object) -> dict[str, Any] | None:
+        async with self._pools.pool(shard).connection() as connection:
+            row = await connection.fetchrow(QUERIES[query], *arguments)
+        return None if row is None else dict(row)
+
+    def _writer(self, shard_id: str) -> ShardWriter:
+        writer = self._writers.get(shard_id)
+        if writer is None:
+            pool = self._pools.by_shard_id()[shard_id]
+            writer = self._writers[shard_id] = ShardWriter(pool, tenant_wait=self._tenant_wait)
+        return writer
+
+
+def _logged(shard_id: str, row: dict[str, Any]) -> LoggedOperation:
+    return LoggedOperation(
+        request_id=row["request_id"],
+        status=row["status"],
+        operation=row["operation"],
+        resource_type=row["resource_type"],
+        resource_id=row["resource_id"],
+        error=row["error"],
+        result=None if row["result"] is None else msgspec.Raw(row["result"].encode()),
+        received_at=row["received_at"],
+        completed_at=row["completed_at"],
+        shard_id=shard_id,
+    )

@@ -1,0 +1,117 @@
+-- The tables of contract §10. Made on an empty shard only, in one transaction, under an advisory lock.
+--
+-- Ids collate "C": byte order, the same on every shard and in Python, and no library upgrade can corrupt an index.
+
+CREATE TABLE schema_migrations (
+    version integer PRIMARY KEY,
+    name text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- The shard's own identity: a connection string that leads to another shard's database is refused by it.
+CREATE TABLE shard_meta (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    shard_id text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE tenants (
+    id text COLLATE "C" PRIMARY KEY,
+    business_id text COLLATE "C" NOT NULL,
+    location_id text COLLATE "C" NOT NULL,
+    business_type text NOT NULL,
+    state text NOT NULL
+        CHECK (state IN ('incoming', 'ready', 'active', 'fenced', 'moved', 'destroying', 'destroyed')),
+    epoch bigint NOT NULL DEFAULT 1,
+    moved_to text,
+    control_at timestamptz NOT NULL, -- the newest applied timestamp of a control message
+    created_at timestamptz NOT NULL, -- the clock of the registering transaction; moves with the tenant
+    state_changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- fillfactor 90 leaves room for the new version of a row on its own page: with no index on a column that changes,
+-- every update is a heap-only one.
+CREATE TABLE resources (
+    id text COLLATE "C" NOT NULL, -- the tenant's id
+    "businessType" text NOT NULL,
+    "resourceName" text COLLATE "C" NOT NULL,
+    "resourceId" text COLLATE "C" NOT NULL,
+    data jsonb NOT NULL CHECK (jsonb_typeof(data) = 'object'),
+    date timestamptz NOT NULL,
+    "lastUpdated" timestamptz NOT NULL,
+    PRIMARY KEY (id, "resourceName", "resourceId")
+) WITH (
+    fillfactor = 90,
+    autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_analyze_scale_factor = 0.05
+);
+
+-- The operation log: de-duplication, status, audit trail, and the list of what changed while a tenant moves.
+CREATE TABLE operations (
+    tenant_id text COLLATE "C" NOT NULL,
+    request_id text COLLATE "C" NOT NULL,
+    operation text NOT NULL,
+    resource_type text COLLATE "C" NOT NULL,
+    resource_id text COLLATE "C",
+    status text NOT NULL CHECK (status IN ('succeeded', 'failed')),
+    error text,
+    result jsonb,
+    digest bytea NOT NULL,
+    source text NOT NULL,
+    stream_shard_id text,
+    sequence_number text,
+    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    requested_at timestamptz NOT NULL,
+    received_at timestamptz NOT NULL,
+    completed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (tenant_id, request_id)
+);
+
+-- Rows are appended in the order of completed_at, so a tiny BRIN serves the deletion of old ones.
+CREATE INDEX operations_completed_at ON operations USING brin (completed_at);
+
+-- How far each stream shard got, as this shard knows it (architecture, idea 8).
+CREATE TABLE stream_positions (
+    stream text COLLATE "C" NOT NULL,
+    stream_shard_id text COLLATE "C" NOT NULL,
+    owed_from text NOT NULL,
+    parents_done boolean NOT NULL DEFAULT false,
+    token uuid NOT NULL,
+    PRIMARY KEY (stream, stream_shard_id)
+);
+
+-- Journal of moves, on the source.
+CREATE TABLE moves (
+    tenant_id text COLLATE "C" PRIMARY KEY,
+    target_shard_id text NOT NULL,
+    move_token bigint NOT NULL,
+    step text NOT NULL,
+    detail jsonb NOT NULL DEFAULT '{}',
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- What a tenant of each type starts with; one row a file in sql/business_types.
+CREATE TABLE business_types (
+    name text PRIMARY KEY,
+    default_settings jsonb NOT NULL CHECK (jsonb_typeof(default_settings) = 'object')
+);
+
+-- RFC 7396: members of the patch replace those of the target, a null removes, objects are merged member by member.
+CREATE FUNCTION simplu_merge_patch(target jsonb, patch jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT CASE WHEN jsonb_typeof(patch) <> 'object' THEN patch ELSE (
+        SELECT (base.members - coalesce(array_agg(key) FILTER (WHERE kind = 'null'), '{}'))
+            || coalesce(
+                jsonb_object_agg(
+                    key,
+                    CASE kind WHEN 'object' THEN simplu_merge_patch(base.members -> key, value) ELSE value END
+                ) FILTER (WHERE kind <> 'null'),
+                '{}'
+            )
+        FROM (SELECT CASE WHEN jsonb_typeof(target) = 'object' THEN target ELSE '{}' END AS members) AS base
+        LEFT JOIN (SELECT key, value, jsonb_typeof(value) AS kind FROM jsonb_each(patch)) AS patched ON true
+        GROUP BY base.members
+    ) END
+$$;
