@@ -1,1 +1,1 @@
-"""The embedded stack: real Postgres servers, local AWS endpoints and a local Citrus, for demo, development and tests."""
+"""The embedded stack: real Postgres servers, local AWS endpoints, a local Citrus; for demo, development and tests."""

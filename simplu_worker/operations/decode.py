@@ -140,12 +140,10 @@ def _parse(record: bytes) -> _Message:
         raise RecursionError
     try:
         return _message_decoder.decode(record)
-    except msgspec.ValidationError:
-        raise
     except msgspec.DecodeError:
         mended = replace_lone_surrogates(record)
-        if mended == record:
-            raise
+        # msgspec stops at the first fault, of whatever kind; text that is no JSON at all is that before anything else.
+        msgspec.json.decode(mended, type=msgspec.Raw)
         return _message_decoder.decode(mended)
 
 

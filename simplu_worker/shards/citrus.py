@@ -69,7 +69,8 @@ class Citrus:
         self._session = session
         self._attempts = attempts
         self._allowed_hosts = allowed_hosts
-        self.trouble: str | None = None
+        self.trouble: str | None = None  # why the last call had no answer
+        self.is_denied = False
 
     async def locate(self, tenant_id: str) -> ShardAddress | None:
         """Return the shard that the tenant is registered on; None is a definite "not registered"."""
@@ -117,9 +118,9 @@ class Citrus:
                         instruments.RETRIES.labels("citrus", endpoint).inc()
                     answer = await self._ask_once(endpoint, method, path, message)
         except TryAgainLaterError as exc:
-            self.trouble = str(exc)
+            self.trouble, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
             raise
-        self.trouble = None
+        self.trouble, self.is_denied = None, False
         return answer
 
     async def _ask_once(self, endpoint: str, method: str, path: str, message: Any) -> tuple[int, bytes]:

@@ -110,13 +110,14 @@ class Provisioner:
 async def _make_tenant(connection: Connection[Any], request: ProvisionRequest) -> ProvisionResult:
     """Insert the tenant's rows within the transaction of *connection*, or see that they are there."""
     tenant_id = request.tenant_id
+    requested_at = request.requested_at.isoformat()  # as text: see the writer
     inserted = await connection.fetchval(
         QUERIES["provision_tenant"],
         tenant_id,
         request.business_id,
         request.location_id,
         request.business_type,
-        request.requested_at,
+        requested_at,
     )
     if inserted is None:
         row = await connection.fetchrow(QUERIES["lock_tenant"], tenant_id)
@@ -131,9 +132,9 @@ async def _make_tenant(connection: Connection[Any], request: ProvisionRequest) -
             return ProvisionResult.STALE
         if row["state"] in {TenantState.DESTROYING, TenantState.DESTROYED}:
             raise TryAgainLaterError("the tenant is being destroyed; making it again is not known to this version")
-        await connection.execute(QUERIES["note_control"], tenant_id, request.requested_at)
+        await connection.execute(QUERIES["note_control"], tenant_id, requested_at)
         return ProvisionResult.EXISTED
-    await connection.execute(QUERIES["add_default_row"], tenant_id, request.business_type, request.requested_at)
+    await connection.execute(QUERIES["add_default_row"], tenant_id, request.business_type, requested_at)
     if not await connection.fetchval(QUERIES["is_registration_in_time"]):
         raise TryAgainLaterError("the registering transaction took over 30 s")
     return ProvisionResult.PROVISIONED

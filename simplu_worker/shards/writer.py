@@ -165,7 +165,7 @@ async def _log(connection: Connection[Any], batch: Sequence[tuple[Operation, Out
         [operation.origin.source for operation in operations],
         [operation.origin.stream_shard_id for operation in operations],
         [operation.origin.sequence_number for operation in operations],
-        [operation.requested_at for operation in operations],
+        _texts_of_times(operations),
         [operation.origin.arrived_at for operation in operations],
     )
     if status == f"INSERT 0 {len(operations)}":
@@ -207,7 +207,7 @@ async def _write(connection: Connection[Any], operations: Sequence[Operation]) -
         [operation.resource_type for operation in operations],
         [operation.resource_id for operation in operations],
         [operation.data for operation in operations],
-        [operation.requested_at for operation in operations],
+        _texts_of_times(operations),
     )
 
 
@@ -235,6 +235,11 @@ async def _list(connection: Connection[Any], operations: Sequence[Operation]) ->
         [query.limit for _, query in asked],
         RESULT_MAX_BYTES,
     )
+
+
+def _texts_of_times(operations: Sequence[Operation]) -> list[str]:
+    """Return the operations' times as text: asyncpg takes the first and the last datetime for the infinities."""
+    return [operation.requested_at.isoformat() for operation in operations]
 
 
 def _ids(operation: Operation) -> dict[str, str]:

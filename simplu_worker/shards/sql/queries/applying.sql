@@ -19,10 +19,10 @@ INSERT INTO operations (
 SELECT
     tenant_id, request_id, operation, resource_type, resource_id,
     CASE WHEN error IS NULL THEN 'succeeded' ELSE 'failed' END, error, digest,
-    source, stream_shard_id, sequence_number, requested_at, received_at
+    source, stream_shard_id, sequence_number, requested_at::timestamptz, received_at
 FROM unnest(
     $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[],
-    $8::text[], $9::text[], $10::text[], $11::timestamptz[], $12::timestamptz[]
+    $8::text[], $9::text[], $10::text[], $11::text[], $12::timestamptz[]
 ) AS batch (
     tenant_id, request_id, operation, resource_type, resource_id, error, digest,
     source, stream_shard_id, sequence_number, requested_at, received_at
@@ -41,13 +41,13 @@ JOIN unnest($1::text[], $2::text[]) AS batch (tenant_id, request_id) USING (tena
 -- these are returned, by their position in the arrays.
 WITH wave AS (
     SELECT *
-    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
     WITH ORDINALITY AS wave (tenant_id, request_id, operation, resource_type, resource_id, data, requested_at, position)
 ), created AS (
     INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
     SELECT
         tenants.id, tenants.business_type, wave.resource_type, wave.resource_id,
-        wave.data::jsonb, wave.requested_at, wave.requested_at
+        wave.data::jsonb, wave.requested_at::timestamptz, wave.requested_at::timestamptz
     FROM wave
     JOIN tenants ON tenants.id = wave.tenant_id
     WHERE wave.operation = 'create'
@@ -60,7 +60,7 @@ WITH wave AS (
             WHEN 'update' THEN wave.data::jsonb
             ELSE simplu_merge_patch(resources.data, wave.data::jsonb)
         END,
-        "lastUpdated" = wave.requested_at
+        "lastUpdated" = wave.requested_at::timestamptz
     FROM wave
     WHERE
         wave.operation IN ('update', 'patch') AND resources.id = wave.tenant_id

@@ -10,14 +10,15 @@ WHERE id = $1;
 -- Make the tenant, or leave the one that is there: idempotent. created_at is the clock of this transaction, and
 -- `check_registration_time` ends it when it took too long (architecture, idea 7).
 INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)
-VALUES ($1, $2, $3, $4, 'active', $5, now())
+VALUES ($1, $2, $3, $4, 'active', $5::text::timestamptz, now())
 ON CONFLICT (id) DO NOTHING
 RETURNING id;
 
 -- name: add_default_row
 -- The one row that every tenant starts with. Never overwrites what operations made of it.
 INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
-SELECT $1, business_types.name, 'settings', 'default', business_types.default_settings, $3, $3
+SELECT $1, business_types.name, 'settings', 'default', business_types.default_settings,
+    $3::text::timestamptz, $3::text::timestamptz
 FROM business_types
 WHERE business_types.name = $2
 ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
@@ -31,7 +32,7 @@ FOR UPDATE;
 
 -- name: note_control
 -- Remember the newest control message that was applied to the tenant.
-UPDATE tenants SET control_at = greatest(control_at, $2) WHERE id = $1;
+UPDATE tenants SET control_at = greatest(control_at, $2::text::timestamptz) WHERE id = $1;
 
 -- name: is_registration_in_time
 -- Whether the registering transaction is still young enough for its created_at to be believed.

@@ -1,0 +1,33 @@
+# The worker alone: no compiler, no package manager's cache, no embedded stack.
+
+FROM python:3.12-slim AS build
+WORKDIR /src
+COPY requirements/build.txt requirements/worker.txt requirements/
+# The environment has no pip of its own: the image's pip installs into it, and stays behind with this stage.
+RUN python -m venv --without-pip /opt/simplu-worker \
+    && pip --python /opt/simplu-worker/bin/python install --no-cache-dir --require-hashes --only-binary :all: \
+        -r requirements/worker.txt \
+    && pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements/build.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY simplu_worker simplu_worker
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist . \
+    && pip --python /opt/simplu-worker/bin/python install --no-cache-dir --no-deps --no-index /dist/*.whl
+
+FROM python:3.12-slim
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="simplu-worker" \
+      org.opencontainers.image.description="Applies resource operations from Kinesis and SQS to the right Postgres shard" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /opt/simplu-worker /opt/simplu-worker
+ENV PATH=/opt/simplu-worker/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+# A number, so that Kubernetes can tell that it is not root.
+USER 65532:65532
+EXPOSE 8080
+# Exec form: the worker is process 1 and gets SIGTERM itself.
+ENTRYPOINT ["simplu-worker"]
+CMD ["run"]

@@ -1,0 +1,33 @@
+# Every target only calls run.py with the first Python that runs; run.py finds the one to build on.
+# Arguments: make demo ARGS="--operations 5000", make test ARGS="-k waves".
+
+PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	if $$p -c '' >/dev/null 2>&1; then echo $$p; break; fi; done)
+RUN = $(or $(PYTHON),$(error No Python found. Install Python 3.11 or newer: apt-get install python3 python3-venv, or brew install python@3.13)) run.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint setup tools lock clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+
+demo: ## Run the main job on an embedded stack, with live progress
+	@$(RUN) demo $(ARGS)
+
+test: ## Run the tests
+	@$(RUN) test $(ARGS)
+
+lint: ## Run ruff, mypy and import-linter
+	@$(RUN) lint
+
+setup: ## Make .venv with everything for development
+	@$(RUN) setup
+
+tools: ## Make .venv-tools with uv and the checkers of deploy/
+	@$(RUN) tools
+
+lock: ## Compile requirements/*.txt anew
+	@$(RUN) lock $(ARGS)
+
+clean: ## Remove the environments and caches
+	@$(RUN) clean

@@ -1,0 +1,186 @@
+"""The one place where AWS clients are made, and the table of their errors.
+
+Every module that speaks to an AWS service is handed a client opened here and turns what it raises into our few
+errors with `translate`, by class and by code, never by text.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+from botocore import exceptions as botocore_errors
+from botocore.parsers import ResponseParserError
+from botocore.utils import parse_timestamp
+
+from simplu_worker.errors import ConfigurationError, RefusedError, TryAgainLaterError, WorkerError
+
+Client: TypeAlias = Any  # botocore makes its clients at run time from the service's model: there is no class to name
+
+AWS_ERRORS: tuple[type[Exception], ...] = (
+    botocore_errors.ClientError,
+    botocore_errors.BotoCoreError,
+    ResponseParserError,
+)
+
+# "You ask too often." botocore 1.43 retries/standard.py, ThrottledRetryableChecker; Kinesis API reference, GetRecords
+# (KMSThrottling), DescribeStreamSummary (LimitExceeded is its rate); SQS API reference, ReceiveMessage (OverLimit),
+# SendMessage (RequestThrottled, KmsThrottled).
+THROTTLING_CODES = frozenset(
+    {
+        "BandwidthLimitExceeded",
+        "KMSThrottlingException",
+        "KmsThrottled",
+        "LimitExceededException",
+        "OverLimit",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "SlowDown",
+        "ThrottledException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    },
+)
+
+# Passing states that come with a 4xx. botocore 1.43 retries/standard.py, TransientRetryableChecker; DynamoDB developer
+# guide, "Error handling"; Kinesis ListShards and DynamoDB UpdateTable (ResourceInUse: being created, changed or
+# deleted); expired tokens: the credentials chain fetches new ones for the next call.
+PASSING_CODES = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InternalFailure",
+        "InternalServerError",
+        "PriorRequestNotComplete",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "ResourceInUseException",
+        "TransactionConflictException",
+        "TransactionInProgressException",
+    },
+)
+
+# Raised by botocore itself, before or instead of an answer of the service: the network, or where credentials come from.
+PASSING_ERRORS: tuple[type[Exception], ...] = (
+    botocore_errors.ConnectionError,
+    botocore_errors.HTTPClientError,
+    botocore_errors.IncompleteReadError,
+    botocore_errors.CredentialRetrievalError,
+    botocore_errors.MetadataRetrievalError,
+    botocore_errors.TokenRetrievalError,
+    ResponseParserError,
+)
+CREDENTIALS_ERRORS: tuple[type[Exception], ...] = (
+    botocore_errors.NoCredentialsError,
+    botocore_errors.PartialCredentialsError,
+    botocore_errors.NoAuthTokenError,
+    botocore_errors.SSOError,
+    botocore_errors.LoginError,
+)
+
+
+class ThrottledError(TryAgainLaterError):
+    """The service answered that it is asked too often; wait longer each time."""
+
+
+@asynccontextmanager
+async def open_client(
+    service: str,
+    *,
+    region: str | None,
+    endpoint_url: str | None = None,
+    read_timeout_s: float = 10.0,
+    connect_timeout_s: float = 3.0,
+    max_attempts: int = 1,
+    pool_size: int = 10,
+) -> AsyncIterator[Client]:
+    """Open a client of *service* (`kinesis`, `dynamodb`, `sqs`) and close it, with its connections, at the end.
+
+    Credentials come from the standard AWS chain, `AWS_ENDPOINT_URL*` count where *endpoint_url* is `None`, the
+    profile's region where *region* is. *max_attempts* is in all, 1 = no retry: loops that ask again anyway back off
+    themselves, and a second try hidden in the client would only delay what they learn; give more to calls made once.
+    A long poll holds its connection: *pool_size* must exceed the polls at one time, else other calls wait behind them.
+
+    Raises ConfigurationError when there is no region or the profile does not exist.
+    """
+    config = AioConfig(
+        read_timeout=read_timeout_s,
+        connect_timeout=connect_timeout_s,
+        max_pool_connections=pool_size,
+        retries={"total_max_attempts": max_attempts, "mode": "standard"},
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            client: Client = await stack.enter_async_context(
+                _session().create_client(service, region_name=region, endpoint_url=endpoint_url, config=config),
+            )
+        except botocore_errors.NoRegionError as exc:
+            raise ConfigurationError("AWS_REGION: expected a region such as eu-west-1, none is set") from exc
+        except botocore_errors.ProfileNotFound as exc:
+            raise ConfigurationError(f"AWS_PROFILE: {exc}") from exc
+        yield client
+
+
+def error_code(exc: Exception) -> str:
+    """Return the service's error code; empty for an error that is not an answer of the service."""
+    if not isinstance(exc, botocore_errors.ClientError):
+        return ""
+    return str(exc.response.get("Error", {}).get("Code", ""))
+
+
+def translate(exc: Exception) -> WorkerError:
+    """Return our error for one of AWS_ERRORS.
+
+    Raises *exc* itself when it says that the call was wrong (a parameter that the model does not know): a bug of ours.
+    """
+    if isinstance(exc, botocore_errors.ClientError):
+        return _answer_of_service(exc)
+    if isinstance(exc, CREDENTIALS_ERRORS):
+        return RefusedError(f"no usable AWS credentials: expected them in the environment, a profile or a role; {exc}")
+    if isinstance(exc, PASSING_ERRORS):
+        return TryAgainLaterError(f"{type(exc).__name__}: {exc}")
+    raise exc
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise our errors in place of AWS_ERRORS from the calls inside."""
+    try:
+        yield
+    except AWS_ERRORS as exc:
+        raise translate(exc) from exc
+
+
+def _answer_of_service(exc: botocore_errors.ClientError) -> WorkerError:
+    code = error_code(exc)
+    message = f"{exc.operation_name}: {code}: {exc.response.get('Error', {}).get('Message', '')}"
+    status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+    if code in THROTTLING_CODES or status == 429:
+        return ThrottledError(message)
+    if code in PASSING_CODES or status >= 500:
+        return TryAgainLaterError(message)
+    return RefusedError(message)
+
+
+@functools.cache
+def _session() -> AioSession:
+    """Return the process's one session: it caches service models (39 ms and 10 MB each further session)."""
+    session = AioSession()
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_timestamp)
+    return session
+
+
+def _parse_timestamp(value: str | float) -> datetime:
+    """Parse a timestamp of an answer into UTC; botocore's own gives the machine's zone, and ten times as slowly."""
+    if isinstance(value, int | float):
+        return datetime.fromtimestamp(value, UTC)
+    parsed: datetime = parse_timestamp(value)
+    return parsed.astimezone(UTC)

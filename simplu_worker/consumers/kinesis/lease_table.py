@@ -1,0 +1,268 @@
+"""The door to the lease table in DynamoDB, shared with the Kinesis Client Library.
+
+Why it is safe: every write expects what was read (the counter, or for a release the owner), so that of two writers one
+learns that it lost; and every write but a lease's creation names the attributes it changes, so that those of others
+survive. Reads are eventually consistent, as the KCL's are: a stale row only makes a write fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from itertools import product
+from typing import Any
+
+import structlog
+
+from simplu_worker.consumers.aws import AWS_ERRORS, Client, error_code, translate
+from simplu_worker.consumers.kinesis.leases import (
+    Lease,
+    Row,
+    UnreadableLeaseError,
+    is_own_landed_write,
+    lease_of,
+    row_of,
+)
+from simplu_worker.consumers.kinesis.positions import Position
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
+
+log = structlog.get_logger(__name__)
+
+KEY = "leaseKey"
+OWNER_INDEX = "LeaseOwnerToLeaseKeyIndex"  # a KCL 3.x that takes the table over waits until it has this index
+READY_STATES = frozenset({"ACTIVE", "UPDATING"})
+STATE_POLL_INTERVAL_S = 0.5
+
+_OPERATIONS = ("scan", "put_item", "update_item", "get_item", "create_table", "describe_table")
+for _labels in product(_OPERATIONS, ("ok", "error", "condition_failed")):
+    DYNAMODB_REQUEST.labels(*_labels)
+
+# What a checkpoint changes. The KCL's own two-phase ("pending") checkpoint is done with once a real one is written.
+_SET_CHECKPOINT = "checkpoint = :checkpoint, checkpointSubSequenceNumber = :sub, ownerSwitchesSinceCheckpoint = :zero"
+_REMOVE_PENDING = "pendingCheckpoint, pendingCheckpointSubSequenceNumber, pendingCheckpointState"
+
+
+class LeaseTable:
+    """The rows of the lease table *name*; every method is one or a few requests over *client*.
+
+    All raise TryAgainLaterError or RefusedError when DynamoDB does. A write that raised TryAgainLaterError may have
+    landed; repeating it with the same lease finds that out.
+    """
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.name = name
+        self._client = client
+        self._unreadable: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<LeaseTable {self.name}, {len(self._unreadable)} unreadable rows>"
+
+    async def ensure(self) -> None:
+        """Create the table when it does not exist and wait until it can be used; idempotent, also among replicas.
+
+        Raises RefusedError when a table of that name is no lease table.
+        """
+        while True:
+            table = await self._describe()
+            if table is None:
+                await self._create_table()
+            elif table["TableStatus"] in READY_STATES:
+                return self._check_key(table)
+            else:
+                await asyncio.sleep(STATE_POLL_INTERVAL_S)
+
+    async def scan(self) -> list[Lease]:
+        """Return all leases; rows of other kinds and unreadable ones (logged once) are left out."""
+        leases: list[Lease] = []
+        page: dict[str, Any] = {}
+        while True:
+            reply = await self._call("scan", **page)
+            leases += [lease for row in reply["Items"] if (lease := self._read(row))]
+            if not reply.get("LastEvaluatedKey"):
+                return leases
+            page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
+
+    async def create(self, lease: Lease) -> bool:
+        """Write *lease* as a new row; `False` when there is one, which stays as it is."""
+        try:
+            await self._call("put_item", Item=row_of(lease), ConditionExpression=f"attribute_not_exists({KEY})")
+        except _ConditionFailedError:
+            return False
+        return True
+
+    async def take(self, lease: Lease, me: str) -> Lease | None:
+        """Make *me* the owner; return the lease as it is then, or `None` when its counter has moved meanwhile."""
+        values = {
+            ":counter": _number(lease.counter),
+            ":next": _number(lease.counter + 1),
+            ":me": {"S": me},
+            ":switch": _number(0 if lease.owner == me else 1),
+        }
+        update = (
+            "SET leaseCounter = :next, leaseOwner = :me REMOVE checkpointOwner ADD ownerSwitchesSinceCheckpoint :switch"
+        )
+        try:
+            return await self._update(lease, update, "leaseCounter = :counter", values)
+        except _ConditionFailedError as failed:
+            row = await self._row_found(lease, failed)
+        return row if row is not None and is_own_landed_write(lease, row, me=me) else None
+
+    async def renew(self, lease: Lease, checkpoint: Position | None = None) -> Lease | None:
+        """Renew a lease that its owner holds and, in the same write, set its checkpoint.
+
+        Returns the lease as it is then, to be used for the next write; `None` when it is lost to another. An earlier
+        try whose answer was lost counts as this one, unless its checkpoint was lower: then this one is written over it.
+        """
+        values = {":counter": _number(lease.counter), ":next": _number(lease.counter + 1)}
+        update = "SET leaseCounter = :next"
+        if checkpoint is not None:
+            update += f", {_SET_CHECKPOINT} REMOVE {_REMOVE_PENDING}"
+            values |= _checkpoint_values(checkpoint)
+        try:
+            return await self._update(lease, update, "leaseCounter = :counter", values)
+        except _ConditionFailedError as failed:
+            row = await self._row_found(lease, failed)
+        if row is None or lease.owner is None or not is_own_landed_write(lease, row, me=lease.owner):
+            return None
+        if checkpoint is None or row.checkpoint >= checkpoint:
+            return row
+        return await self.renew(row, checkpoint)
+
+    async def release(self, lease: Lease, checkpoint: Position | None = None) -> bool:
+        """Give the lease back, with a last checkpoint, so that others may take it at once.
+
+        `False` when another owns it already: then nothing was changed. A renewal of ours in flight does no harm,
+        because the owner is what is expected here, not the counter.
+        """
+        values = {":owner": {"S": lease.owner or ""}, ":one": _number(1)}
+        update = "REMOVE leaseOwner ADD leaseCounter :one"
+        if checkpoint is not None:
+            update = f"SET {_SET_CHECKPOINT} REMOVE leaseOwner, {_REMOVE_PENDING} ADD leaseCounter :one"
+            values |= _checkpoint_values(checkpoint)
+        try:
+            await self._update(lease, update, "leaseOwner = :owner", values)
+        except _ConditionFailedError as failed:
+            row = await self._row_found(lease, failed)
+            return row is not None and row.owner is None and checkpoint in (None, row.checkpoint)
+        return True
+
+    async def _describe(self) -> dict[str, Any] | None:
+        try:
+            reply = await self._call("describe_table")
+        except _NotFoundError:
+            return None
+        table: dict[str, Any] = reply["Table"]
+        return table
+
+    async def _create_table(self) -> None:
+        owner = "leaseOwner"
+        try:
+            await self._call(
+                "create_table",
+                BillingMode="PAY_PER_REQUEST",
+                AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in (KEY, owner)],
+                KeySchema=[{"AttributeName": KEY, "KeyType": "HASH"}],
+                GlobalSecondaryIndexes=[
+                    {
+                        "IndexName": OWNER_INDEX,
+                        "KeySchema": [
+                            {"AttributeName": owner, "KeyType": "HASH"},
+                            {"AttributeName": KEY, "KeyType": "RANGE"},
+                        ],
+                        "Projection": {"ProjectionType": "KEYS_ONLY"},
+                    },
+                ],
+            )
+        except _InUseError:
+            return  # another replica was faster
+        log.info("lease_table.created", table=self.name)
+
+    def _check_key(self, table: dict[str, Any]) -> None:
+        key = [(part["AttributeName"], part["KeyType"]) for part in table["KeySchema"]]
+        if key != [(KEY, "HASH")]:
+            raise RefusedError(
+                f"table {self.name}: expected a lease table with the key {KEY}, came the key {key}; "
+                "set KINESIS_APPLICATION_NAME to a name that no other table has",
+            )
+
+    async def _update(self, lease: Lease, update: str, condition: str, values: dict[str, Any]) -> Lease | None:
+        reply = await self._call(
+            "update_item",
+            Key={KEY: {"S": lease.lease_key}},
+            UpdateExpression=update,
+            ConditionExpression=condition,
+            ExpressionAttributeValues=values,
+            ReturnValues="ALL_NEW",
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+        )
+        return self._read(reply["Attributes"])
+
+    async def _row_found(self, lease: Lease, failed: _ConditionFailedError) -> Lease | None:
+        """Return the row that was there instead; DynamoDB Local and others do not send it with the refusal."""
+        row = failed.row
+        if row is None:
+            reply = await self._call("get_item", Key={KEY: {"S": lease.lease_key}}, ConsistentRead=True)
+            row = reply.get("Item")
+        return self._read(row) if row else None
+
+    def _read(self, row: Row) -> Lease | None:
+        lease_key = str(row[KEY]["S"])
+        try:
+            lease = lease_of(row)
+        except UnreadableLeaseError as exc:
+            if lease_key not in self._unreadable:
+                log.warning("lease.unreadable", lease_key=lease_key, problem=str(exc))
+            self._unreadable.add(lease_key)
+            return None
+        self._unreadable.discard(lease_key)
+        return lease
+
+    async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Make one request, measured, with DynamoDB's errors translated."""
+        started_at = time.perf_counter()
+        outcome = "error"
+        try:
+            reply: dict[str, Any] = await getattr(self._client, operation)(TableName=self.name, **arguments)
+            outcome = "ok"
+        except AWS_ERRORS as exc:
+            match error_code(exc):
+                case "ConditionalCheckFailedException":
+                    outcome = "condition_failed"
+                    raise _ConditionFailedError(getattr(exc, "response", {}).get("Item")) from exc
+                case "ResourceNotFoundException":
+                    raise _NotFoundError(f"table {self.name}: expected it to exist, it does not") from exc
+                case "ResourceInUseException":
+                    raise _InUseError(f"table {self.name} is being created, changed or deleted") from exc
+            raise translate(exc) from exc
+        finally:
+            DYNAMODB_REQUEST.labels(operation, outcome).observe(time.perf_counter() - started_at)
+        return reply
+
+
+class _ConditionFailedError(Exception):
+    """The row was not as expected; *row* is what it was, where DynamoDB sent it."""
+
+    def __init__(self, row: Row | None) -> None:
+        super().__init__()
+        self.row = row
+
+
+class _NotFoundError(RefusedError):
+    """The table does not exist."""
+
+
+class _InUseError(TryAgainLaterError):
+    """The table is in a state that does not allow this now."""
+
+
+def _number(value: int) -> dict[str, str]:
+    return {"N": str(value)}
+
+
+def _checkpoint_values(checkpoint: Position) -> dict[str, Any]:
+    return {
+        ":checkpoint": {"S": checkpoint.checkpoint},
+        ":sub": _number(checkpoint.sub_sequence_number),
+        ":zero": _number(0),
+    }

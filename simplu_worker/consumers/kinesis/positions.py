@@ -1,0 +1,64 @@
+"""Positions in a stream shard, ordered and written as the Kinesis Client Library orders and writes them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+# Kinesis API reference, SequenceNumber: 0|([1-9]\d{0,128}).
+_SEQUENCE_NUMBER = re.compile(r"0|[1-9][0-9]{0,128}")
+_BEYOND_EVERY_SEQUENCE_NUMBER = 10**129
+
+
+class Position(msgspec.Struct, frozen=True, order=True, gc=False):
+    """A record's place in its stream shard, or one of the four sentinels below.
+
+    *number* is the sequence number: positions compare as big integers, then by sub-sequence number, never as text.
+    Sentinels take numbers that no record has: AT_TIMESTAMP < TRIM_HORIZON < LATEST < every record < SHARD_END.
+    """
+
+    number: int
+    sub_sequence_number: int = 0
+
+    @classmethod
+    def of(cls, sequence_number: str, sub_sequence_number: int = 0) -> Position:
+        """Return the position of a record. Raises ValueError when that is no sequence number."""
+        if not _SEQUENCE_NUMBER.fullmatch(sequence_number):
+            raise ValueError(f"expected a sequence number (decimal digits), came {sequence_number[:140]!r}")
+        if sub_sequence_number < 0:
+            raise ValueError(f"expected a sub-sequence number from 0, came {sub_sequence_number}")
+        return cls(int(sequence_number), sub_sequence_number)
+
+    @classmethod
+    def parse(cls, checkpoint: str, sub_sequence_number: int = 0) -> Position:
+        """Read the attributes `checkpoint` and `checkpointSubSequenceNumber` of a lease row.
+
+        Raises ValueError when *checkpoint* is neither a sentinel nor a sequence number.
+        """
+        return _SENTINELS.get(checkpoint) or cls.of(checkpoint, sub_sequence_number)
+
+    @property
+    def checkpoint(self) -> str:
+        """The attribute `checkpoint` of a lease row; `checkpointSubSequenceNumber` is *sub_sequence_number*."""
+        return _SENTINEL_NAMES.get(self.number) or str(self.number)
+
+    @property
+    def is_sentinel(self) -> bool:
+        """Whether this is no record's position."""
+        return self.number in _SENTINEL_NAMES
+
+
+AT_TIMESTAMP: Final = Position(-3)
+TRIM_HORIZON: Final = Position(-2)
+LATEST: Final = Position(-1)
+SHARD_END: Final = Position(_BEYOND_EVERY_SEQUENCE_NUMBER)
+
+_SENTINELS: Final = {
+    "AT_TIMESTAMP": AT_TIMESTAMP,
+    "TRIM_HORIZON": TRIM_HORIZON,
+    "LATEST": LATEST,
+    "SHARD_END": SHARD_END,
+}
+_SENTINEL_NAMES: Final = {position.number: name for name, position in _SENTINELS.items()}

@@ -1,0 +1,317 @@
+"""Read one stream shard: every record becomes an operation on its way to a shard, or a dead letter.
+
+The reader applies a prefix (architecture, idea 2): operations of one tenant reach its shard in stream order, whatever
+happens to those of others. It stops reading only when what it has in hand takes too much memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from simplu_worker.consumers.dead_letters import DeadLetterQueue
+from simplu_worker.consumers.kinesis.lanes import Entry, Lane
+from simplu_worker.consumers.kinesis.pacing import Pacing, ReadBudget
+from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, TRIM_HORIZON, Position
+from simplu_worker.consumers.kinesis.stream import (
+    AfterSequenceNumber,
+    AtTimestamp,
+    ExpiredIteratorError,
+    Record,
+    Reply,
+    Start,
+    Stream,
+    TrimHorizon,
+)
+from simplu_worker.consumers.kinesis.waiting import WaitingRoom
+from simplu_worker.consumers.letters import DeadLetter, letter_of
+from simplu_worker.consumers.owed import Owed
+from simplu_worker.consumers.pauses import pause
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.metrics import instruments
+from simplu_worker.operations.decode import decode_operation
+from simplu_worker.operations.operation import Operation, Origin, Source
+from simplu_worker.shards.router import Router
+
+GET_RECORDS_LIMIT: Final = 10_000
+PENDING_MAX_BYTES: Final = 16 * 1024 * 1024
+DECODED_AT_ONCE: Final = 250  # about two milliseconds, then the event loop gets its turn
+
+log = structlog.get_logger(__name__)
+
+
+class ReadingRules(msgspec.Struct, frozen=True):
+    """What the settings say about reading."""
+
+    operation_max_bytes: int
+    list_result_limit: int
+    tenant_wait: timedelta
+    start_at: datetime | None = None  # KINESIS_INITIAL_POSITION, where it is a time
+
+
+class StreamShardReader:
+    """Reads one stream shard from its checkpoint on, to its end or until told to stop."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        stream_shard_id: str,
+        checkpoint: Position,
+        *,
+        router: Router,
+        dead_letters: DeadLetterQueue,
+        rules: ReadingRules,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.stream_shard_id = stream_shard_id
+        self._stream = stream
+        self._start = _start_of(checkpoint, rules.start_at)
+        self._router = router
+        self._dead_letters = dead_letters
+        self._rules = rules
+        self._draw = draw
+        self._owed: Owed[Record] = Owed()
+        self._pacing = Pacing(ReadBudget())
+        self._lanes: dict[str, Lane] = {}
+        self._lane_of: dict[str, Lane] = {}  # by tenant: where its entries are, or went last
+        self._room = WaitingRoom(
+            router,
+            tenant_wait=rules.tenant_wait,
+            let_go=self._let_go,
+            settle=self._settle,
+            draw=draw,
+        )
+        self._pending_bytes = 0
+        self._has_settled = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._ending = asyncio.Event()  # for lanes and waiting room: nothing is read any more
+        self._tasks = asyncio.TaskGroup()
+        self._millis_behind: int | None = None
+        self.is_at_end = False
+        self.trouble: str | None = None
+        self.last_turn = time.monotonic()
+
+    def __repr__(self) -> str:
+        return (
+            f"StreamShardReader({self.stream_shard_id}, {self._owed!r}, pending_bytes={self._pending_bytes}, "
+            f"lanes={list(self._lanes.values())}, waiting={len(self._room.tenants())})"
+        )
+
+    @property
+    def checkpoint(self) -> Position | None:
+        """The position up to which nothing is owed to anyone; None when nothing was finished yet."""
+        record = self._owed.checkpoint
+        return None if record is None else Position.of(record.sequence_number)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the stream shard was read to its end and nothing of it is owed."""
+        return self.is_at_end and not len(self._owed)
+
+    @property
+    def lag_s(self) -> float | None:
+        """The age of the first record owed, or how far the last reply was behind the tip; None before it."""
+        first = self._owed.first
+        if first is not None:
+            return max(0.0, (datetime.now(UTC) - first.arrived_at).total_seconds())
+        return None if self._millis_behind is None else self._millis_behind / 1000
+
+    def has_in_hand(self, request_id: str, tenant_id: str | None) -> bool:
+        """Whether an operation was read and not yet applied. Looks at all that is in hand: for people only."""
+        in_hand = [entry for lane in self._lanes.values() for entry in lane.entries()]
+        in_hand += [entry for tenant in self._room.tenants().values() for entry in tenant.entries]
+        return any(
+            entry.operation.request_id == request_id and tenant_id in (None, entry.operation.tenant_id)
+            for entry in in_hand
+        )
+
+    def held(self) -> list[dict[str, Any]]:
+        """Return what waits, for the status: a target, why, how many operations, and for how long."""
+        now = time.monotonic()
+        waiting = [
+            {
+                "target": f"tenant {tenant_id}",
+                "reason": tenant.reason or "unregistered",
+                "operations": len(tenant.entries),
+                "ageSeconds": round(now - tenant.waiting_since, 1),
+            }
+            for tenant_id, tenant in self._room.tenants().items()
+            if tenant.failure_count
+        ]
+        failing = [
+            {"target": f"shard {lane.shard_id}", "reason": "shard_unavailable", "operations": len(lane)}
+            for lane in self._lanes.values()
+            if lane.failure_count
+        ]
+        return waiting + failing
+
+    def status(self) -> dict[str, Any]:
+        """Return how far it is, for people."""
+        checkpoint = self.checkpoint
+        return {
+            "streamShard": self.stream_shard_id,
+            "state": "held back" if self._pending_bytes >= PENDING_MAX_BYTES else "reading",
+            "lagSeconds": self.lag_s,
+            "checkpoint": None if checkpoint is None else checkpoint.checkpoint,
+            "pendingBytes": self._pending_bytes,
+            "waiting": dict(Counter(held["reason"] for held in self.held())),
+            "trouble": self.trouble,
+        }
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Read until *stopping* or the end; return when no batch is in flight any more. What is left stays owed."""
+        self._stopping = stopping
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._tasks.create_task(self._room.run(self._ending), name=f"waiting:{self.stream_shard_id}")
+                await self._read()
+                while not self.is_finished and not stopping.is_set():
+                    await self._next_settled()
+                self._ending.set()
+        except* TryAgainLaterError as group:
+            # Only a stop ends it this way: dead letters that could not be stored. Their records stay owed.
+            log.warning("stream_shard.left", stream_shard_id=self.stream_shard_id, error=str(group.exceptions[0]))
+
+    async def _read(self) -> None:
+        iterator: str | None = None
+        while not self._stopping.is_set() and not self.is_at_end:
+            self.last_turn = time.monotonic()
+            if self._pending_bytes >= PENDING_MAX_BYTES:
+                await self._next_settled()
+                continue
+            if await pause(self._pacing.delay_s(time.monotonic()), until=self._stopping):
+                return
+            self._pacing.started(time.monotonic())
+            try:
+                iterator = iterator or await self._stream.iterator(self.stream_shard_id, self._start)
+                reply = await self._stream.get_records(iterator, limit=GET_RECORDS_LIMIT)
+            except ExpiredIteratorError:
+                iterator = None
+                continue
+            except (TryAgainLaterError, RefusedError) as exc:
+                self._note_trouble(exc)
+                continue
+            self.trouble = None
+            iterator = reply.next_iterator
+            await self._take(reply)
+            self.is_at_end = iterator is None
+
+    def _note_trouble(self, exc: Exception) -> None:
+        self.trouble = str(exc)
+        self._pacing.failed(time.monotonic(), self._draw())
+        instruments.RETRIES.labels("kinesis", "read_failed").inc()
+        log.warning("stream_shard.unread", stream_shard_id=self.stream_shard_id, error=str(exc))
+
+    async def _take(self, reply: Reply) -> None:
+        """Send the operations of a reply on their way; return when its dead letters are stored."""
+        self._millis_behind = reply.millis_behind
+        self._pacing.replied(
+            time.monotonic(),
+            record_count=len(reply.records),
+            size_bytes=reply.size_bytes,
+            millis_behind=reply.millis_behind,
+        )
+        letters: list[DeadLetter] = []
+        buried: list[int] = []
+        for count, record in enumerate(reply.records, start=1):
+            ticket = self._owed.take(record)
+            letter = self._send(ticket, record)
+            if letter is not None:
+                letters.append(letter)
+                buried.append(ticket)
+            if count % DECODED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if reply.records:
+            self._start = AfterSequenceNumber(reply.records[-1].sequence_number)
+        if letters:
+            await self._store(letters)
+            self._owed.done(buried)
+        instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.lag_s or 0.0)
+
+    def _send(self, ticket: int, record: Record) -> DeadLetter | None:
+        """Send the operation of *record* to its lane or to the waiting room; return a letter when it holds none."""
+        decoded = decode_operation(
+            record.data,
+            self._origin_of(record),
+            max_bytes=self._rules.operation_max_bytes,
+            list_limit=self._rules.list_result_limit,
+        )
+        if not isinstance(decoded, Operation):
+            return letter_of(decoded, record.data, failed_at=datetime.now(UTC))
+        entry = Entry(ticket, decoded, record.data)
+        self._pending_bytes += entry.cost_bytes
+        tenant_id = decoded.tenant_id
+        if tenant_id in self._room:
+            self._room.put(tenant_id, [entry])
+            return None
+        lane = self._lane_of.get(tenant_id)
+        if lane is not None:
+            lane.put([entry])
+        elif (shard_id := self._router.remembered(tenant_id)) is not None:
+            self._let_go(tenant_id, shard_id, [entry])
+        else:
+            self._room.put(tenant_id, [entry])
+        return None
+
+    def _origin_of(self, record: Record) -> Origin:
+        return Origin(
+            source=Source.KINESIS,
+            name=self._stream.name,
+            arrived_at=record.arrived_at,
+            stream_shard_id=self.stream_shard_id,
+            sequence_number=record.sequence_number,
+            partition_key=record.partition_key,
+        )
+
+    def _let_go(self, tenant_id: str, shard_id: str, entries: Sequence[Entry]) -> None:
+        """Put all that is in hand of a tenant into the lane of its shard; later operations follow there."""
+        lane = self._lanes.get(shard_id)
+        if lane is None:
+            lane = Lane(shard_id, self._router, settle=self._settle, put_back=self._put_back, draw=self._draw)
+            self._lanes[shard_id] = lane
+            self._tasks.create_task(lane.run(self._ending), name=f"lane:{self.stream_shard_id}:{shard_id}")
+        self._lane_of[tenant_id] = lane
+        lane.put(entries)
+
+    def _put_back(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+        """Take back all entries of a tenant from its lane: its shard says that it does not live there now."""
+        del self._lane_of[tenant_id]
+        self._room.put(tenant_id, entries)
+
+    async def _settle(self, entries: Sequence[Entry], letters: Sequence[DeadLetter]) -> None:
+        """Pass over *entries*, once their dead letters, if any, are stored."""
+        if letters:
+            await self._store(letters)
+        self._owed.done(entry.ticket for entry in entries)
+        self._pending_bytes -= sum(entry.cost_bytes for entry in entries)
+        self._has_settled.set()
+
+    async def _store(self, letters: Sequence[DeadLetter]) -> None:
+        await self._dead_letters.store(letters, stopping=self._stopping)
+
+    async def _next_settled(self) -> None:
+        """Wait until something is settled, or long enough to look whether to stop."""
+        self._has_settled.clear()
+        await pause(0.25, until=self._has_settled)
+
+
+def _start_of(checkpoint: Position, start_at: datetime | None) -> Start:
+    """Return where to read from, given what is done.
+
+    LATEST is pinned to this instant: an iterator that expired before it saw a record would skip those that came since.
+    """
+    if checkpoint == TRIM_HORIZON:
+        return TrimHorizon()
+    if checkpoint == LATEST:
+        return AtTimestamp(datetime.now(UTC))
+    if checkpoint == AT_TIMESTAMP:
+        return TrimHorizon() if start_at is None else AtTimestamp(start_at)
+    return AfterSequenceNumber(checkpoint.checkpoint)

@@ -1,0 +1,237 @@
+"""The one place where things are put together, started and drained."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+from urllib.parse import quote
+
+import structlog
+
+from simplu_worker import __version__
+from simplu_worker.consumers.aws import open_client
+from simplu_worker.consumers.dead_letters import DeadLetterQueue
+from simplu_worker.consumers.kinesis.fleet import Fleet
+from simplu_worker.consumers.kinesis.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases import worker_id
+from simplu_worker.consumers.kinesis.reader import ReadingRules
+from simplu_worker.consumers.kinesis.stream import Stream
+from simplu_worker.consumers.sqs.control import ControlHandler
+from simplu_worker.consumers.sqs.queue import Queue
+from simplu_worker.consumers.sqs.receiver import QueueReceiver
+from simplu_worker.errors import WorkerError
+from simplu_worker.metrics import instruments
+from simplu_worker.metrics.http import open_http
+from simplu_worker.notify import SystemdNotifier
+from simplu_worker.settings import Settings
+from simplu_worker.shards.citrus import open_citrus
+from simplu_worker.shards.directory import Directory, Locator, StaticMap
+from simplu_worker.shards.pools import Pools
+from simplu_worker.shards.provisioning import Provisioner
+from simplu_worker.shards.router import Router
+from simplu_worker.shards.shard_map import MappedShard, ShardMap, read_shard_map
+from simplu_worker.views import Replica, views_of
+
+POLL_READ_TIMEOUT_S: Final = 25.0
+KINESIS_READ_TIMEOUT_S: Final = 5.0
+HEARTBEAT_S: Final = 0.5
+ONLY_SHARD_ID: Final = "database"  # the id of the one shard that DATABASE_* name
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Everything about shards, opened: what the daemon and the commands for people share."""
+
+    locator: Locator
+    pools: Pools
+    directory: Directory
+    router: Router
+    provisioner: Provisioner
+
+
+@dataclass
+class Consumers:
+    """The sources that are on."""
+
+    fleet: Fleet | None = None
+    receivers: dict[str, QueueReceiver] = field(default_factory=dict)
+
+
+@contextlib.asynccontextmanager
+async def open_shards(settings: Settings) -> AsyncIterator[Shards]:
+    """Open the way to the shards; no connection is made yet."""
+    async with AsyncExitStack() as stack:
+        pools = await stack.enter_async_context(Pools(size=settings.database_pool_size))
+        locator = await stack.enter_async_context(_open_locator(settings))
+        directory = Directory(locator, pools)
+        tenant_wait = timedelta(seconds=settings.tenant_wait_seconds)
+        yield Shards(
+            locator=locator,
+            pools=pools,
+            directory=directory,
+            router=Router(directory, locator, pools, tenant_wait=tenant_wait),
+            provisioner=Provisioner(locator, directory, pools),
+        )
+
+
+@contextlib.asynccontextmanager
+async def _open_locator(settings: Settings) -> AsyncIterator[Locator]:
+    allowed_hosts = settings.database_allowed_hosts
+    if settings.citrus_server_url is not None:
+        api_key = settings.citrus_api_key
+        async with open_citrus(
+            settings.citrus_server_url,
+            api_key=None if api_key is None else api_key.get_secret_value(),
+            timeout_s=settings.citrus_timeout / 1000,
+            attempts=settings.citrus_retry_attempts,
+            allowed_hosts=allowed_hosts,
+        ) as citrus:
+            yield citrus
+    elif settings.shard_map_file is not None:
+        yield StaticMap(read_shard_map(settings.shard_map_file, allowed_hosts))
+    else:
+        shard = MappedShard(shard_id=ONLY_SHARD_ID, connection_string=_only_connection_string(settings))
+        shard.address.checked(allowed_hosts)
+        yield StaticMap(ShardMap(shards=(shard,)))
+
+
+def _only_connection_string(settings: Settings) -> str:
+    password = settings.database_password
+    userinfo = quote(settings.database_username or "", safe="")
+    if password is not None:
+        userinfo += ":" + quote(password.get_secret_value(), safe="")
+    host = settings.database_host or ""
+    place = f"[{host}]" if ":" in host else host
+    return f"postgresql://{userinfo}@{place}:{settings.database_port}/{quote(settings.database_name or '', safe='')}"
+
+
+async def run_worker(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT, then drain within `SHUTDOWN_GRACE_SECONDS`; a second signal ends the process."""
+    stopping = asyncio.Event()
+    _on_signals(stopping)
+    instruments.set_build_info(__version__)
+    notifier = SystemdNotifier(os.environ)
+    token = settings.api_token
+    replica = Replica(name=worker_id(socket.gethostname(), os.getpid(), secrets.token_hex(4)), stopping=stopping)
+    async with AsyncExitStack() as stack:
+        http = open_http(
+            settings.http_host,
+            settings.http_port,
+            token=None if token is None else token.get_secret_value(),
+            views=views_of(replica),
+        )
+        try:
+            port = await stack.enter_async_context(http)
+        except OSError as exc:
+            place = f"{settings.http_host}:{settings.http_port}"
+            raise WorkerError(f"HTTP_HOST, HTTP_PORT: expected to listen on {place}, got: {exc.strerror}") from exc
+        shards = await stack.enter_async_context(open_shards(settings))
+        consumers = await _open_consumers(stack, settings, shards, replica.name)
+        replica.start(shards.router, shards.pools, shards.locator, consumers.fleet, consumers.receivers)
+        log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
+        async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as tasks:
+            beats = tasks.create_task(_heartbeat(notifier, replica), name="heartbeat")
+            async with asyncio.TaskGroup() as sources:
+                for name, receiver in consumers.receivers.items():
+                    sources.create_task(receiver.run(stopping), name=f"queue:{name}")
+                if consumers.fleet is not None:
+                    sources.create_task(consumers.fleet.run(stopping), name="fleet")
+                await stopping.wait()
+                notifier.stopping()
+                log.info("worker.draining", grace_s=settings.shutdown_grace_seconds)
+                deadline.reschedule(asyncio.get_running_loop().time() + settings.shutdown_grace_seconds)
+            beats.cancel()
+    log.info("worker.stopped", replica=replica.name)
+
+
+async def _open_consumers(stack: AsyncExitStack, settings: Settings, shards: Shards, name: str) -> Consumers:
+    region = settings.aws_region
+    consumers = Consumers()
+    # Deletes, heartbeats and dead letters never wait behind parked polls: those have a client of their own.
+    sqs = await stack.enter_async_context(open_client("sqs", region=region, pool_size=32))
+    dead_letters = DeadLetterQueue(sqs, settings.sqs_dead_letter_queue_url or "")
+    await dead_letters.open()
+    if settings.sqs_shard_creation_queue_url is not None:
+        polls = await stack.enter_async_context(
+            open_client("sqs", region=region, read_timeout_s=POLL_READ_TIMEOUT_S, pool_size=4)
+        )
+        queue = Queue(sqs, settings.sqs_shard_creation_queue_url, poll_client=polls)
+        handler = ControlHandler(shards.provisioner, queue, retry_delays_s=settings.sqs_retry_delays_seconds)
+        consumers.receivers[queue.name] = QueueReceiver(queue, handler.handle, dead_letters)
+    if settings.kinesis_stream_name is not None:
+        consumers.fleet = await _open_fleet(stack, settings, shards.router, dead_letters, name)
+    return consumers
+
+
+async def _open_fleet(
+    stack: AsyncExitStack, settings: Settings, router: Router, dead_letters: DeadLetterQueue, name: str
+) -> Fleet:
+    region = settings.aws_region
+    kinesis = await stack.enter_async_context(
+        open_client("kinesis", region=region, read_timeout_s=KINESIS_READ_TIMEOUT_S, pool_size=64)
+    )
+    dynamodb = await stack.enter_async_context(
+        open_client("dynamodb", region=region, endpoint_url=settings.dynamodb_endpoint, pool_size=32)
+    )
+    initial = settings.kinesis_initial_position
+    rules = ReadingRules(
+        operation_max_bytes=settings.operation_max_bytes,
+        list_result_limit=settings.list_result_limit,
+        tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
+        start_at=initial if isinstance(initial, datetime) else None,
+    )
+    return Fleet(
+        Stream(kinesis, settings.kinesis_stream_name or ""),
+        LeaseTable(dynamodb, settings.kinesis_application_name),
+        me=name,
+        lease_duration_s=settings.kinesis_lease_duration_seconds,
+        initial_position=initial,
+        create_stream=settings.kinesis_create_stream,
+        stream_shard_count=settings.kinesis_shard_count,
+        router=router,
+        dead_letters=dead_letters,
+        rules=rules,
+    )
+
+
+async def _heartbeat(notifier: SystemdNotifier, replica: Replica) -> None:
+    """Measure how late the event loop is, keep the gauges that nobody sets by an event, and tell systemd."""
+    is_ready_told = False
+    watchdog_at = 0.0
+    while True:
+        wanted = time.monotonic() + HEARTBEAT_S
+        await asyncio.sleep(HEARTBEAT_S)
+        instruments.EVENT_LOOP_LAG.set(max(0.0, time.monotonic() - wanted))
+        replica.refresh_gauges()
+        if not is_ready_told and replica.not_ready() is None:
+            is_ready_told = True
+            notifier.ready()
+            log.info("worker.ready", replica=replica.name)
+        interval_s = notifier.watchdog_interval_s
+        if interval_s is not None and time.monotonic() >= watchdog_at and replica.not_live() is None:
+            notifier.watchdog()
+            watchdog_at = time.monotonic() + interval_s
+
+
+def _on_signals(stopping: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if stopping.is_set():
+            os._exit(1)  # asked twice: now, without the drain
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)

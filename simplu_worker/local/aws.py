@@ -1,0 +1,148 @@
+"""The AWS side of the embedded stack: moto as a child process, with the queues, the stream and the table made in it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession, get_session
+
+from simplu_worker.local.loopback import HOST, StackError, free_port, port_is_free, until
+from simplu_worker.local.watchdog import ProcessGroup
+
+REGION = "us-east-1"
+ACCESS_KEY_ID = "simplu-local"
+SECRET_ACCESS_KEY = "simplu-local-secret"  # noqa: S105  # moto takes any
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY}
+STREAM_NAME = "resources-operations"
+BUSINESS_INFO_TABLE = "business-info"
+VISIBILITY_TIMEOUT_S = 30
+MAX_RECEIVE_COUNT = 5
+START_TIMEOUT_S = 30.0
+PORT_ATTEMPTS = 5
+# moto.server with one change: it writes a line for every request, which would fill the disk in a long run.
+PROGRAM = """
+import sys
+from moto.server import MotoRequestHandler, main
+MotoRequestHandler.log_request = lambda *_: None
+main(sys.argv[1:])
+"""
+LISTENING = b"Running on http"  # werkzeug's log line, written after its socket listens
+
+
+@dataclass(frozen=True)
+class QueueUrls:
+    """Where the queues are."""
+
+    shard_creation: str
+    order_events: str
+    dead_letters: str
+
+
+async def start_aws(group: ProcessGroup) -> str:
+    """Start moto in *group*, wait until it listens, and return its endpoint URL."""
+    missing = [package for package in ("moto", "flask", "flask_cors") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise StackError(f"the local AWS needs {', '.join(missing)}: install simplu-worker[local]")
+    log_path = group.directory / "aws.log"
+    for _ in range(PORT_ATTEMPTS):
+        port = free_port()
+        log_path.write_bytes(b"")
+        process = _spawn(group, port)
+
+        # The log and not a request: a request might be answered by another program that was faster to take the port.
+        async def settled(process: subprocess.Popen[bytes] = process) -> bool:
+            return LISTENING in log_path.read_bytes() or process.poll() is not None
+
+        if not await until(settled, within_s=START_TIMEOUT_S):
+            raise StackError(f"the local AWS does not listen after {START_TIMEOUT_S:.0f} s")
+        if process.poll() is None:
+            return f"http://{HOST}:{port}"
+        if port_is_free(port):
+            break
+    raise StackError(f"the local AWS ended at its start: {log_path.read_text(errors='replace')[-300:]}")
+
+
+def _spawn(group: ProcessGroup, port: int) -> subprocess.Popen[bytes]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MOTO_"))}
+    return group.spawn(
+        [sys.executable, "-P", "-c", PROGRAM, "-H", HOST, "-p", str(port)],
+        log_path=group.directory / "aws.log",
+        env=environ | CREDENTIALS | {"AWS_DEFAULT_REGION": REGION, "MOTO_ACCOUNT_ID": "123456789012"},
+    )
+
+
+@functools.cache
+def _session() -> AioSession:
+    """One for all clients: each would read the services' models anew."""
+    return get_session()
+
+
+def aws_client(service: str, endpoint_url: str) -> AbstractAsyncContextManager[Any]:
+    """Return a client of the local AWS, to be entered; nothing of the user's AWS settings is used."""
+    client: AbstractAsyncContextManager[Any] = _session().create_client(
+        service,
+        region_name=REGION,
+        endpoint_url=endpoint_url,
+        aws_access_key_id=ACCESS_KEY_ID,
+        aws_secret_access_key=SECRET_ACCESS_KEY,
+        config=AioConfig(proxies={}),
+    )
+    return client
+
+
+async def create_resources(endpoint_url: str, *, stream_shards: int = 4) -> QueueUrls:
+    """Create the queues, the stream of *stream_shards* and the business-info table in an empty local AWS."""
+    async with asyncio.TaskGroup() as tasks:
+        queues = tasks.create_task(_create_queues(endpoint_url))
+        tasks.create_task(_create_stream(endpoint_url, stream_shards))
+        tasks.create_task(_create_table(endpoint_url))
+    return queues.result()
+
+
+async def _create_queues(endpoint_url: str) -> QueueUrls:
+    async with aws_client("sqs", endpoint_url) as sqs:
+
+        async def create(name: str, **attributes: str) -> str:
+            attributes = {"VisibilityTimeout": str(VISIBILITY_TIMEOUT_S)} | attributes
+            return str((await sqs.create_queue(QueueName=name, Attributes=attributes))["QueueUrl"])
+
+        redrive_url = await create("shard-creation-redrive")
+        described = await sqs.get_queue_attributes(QueueUrl=redrive_url, AttributeNames=["QueueArn"])
+        redrive = {"deadLetterTargetArn": described["Attributes"]["QueueArn"], "maxReceiveCount": MAX_RECEIVE_COUNT}
+        return QueueUrls(
+            shard_creation=await create("shard-creation", RedrivePolicy=json.dumps(redrive)),
+            order_events=await create("order-events.fifo", FifoQueue="true", ContentBasedDeduplication="true"),
+            dead_letters=await create("dead-letters"),
+        )
+
+
+async def _create_stream(endpoint_url: str, stream_shards: int) -> None:
+    async with aws_client("kinesis", endpoint_url) as kinesis:
+        await kinesis.create_stream(StreamName=STREAM_NAME, ShardCount=stream_shards)
+
+        async def active() -> bool:
+            described = await kinesis.describe_stream_summary(StreamName=STREAM_NAME)
+            return bool(described["StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE")
+
+        if not await until(active, within_s=START_TIMEOUT_S):
+            raise StackError(f"stream {STREAM_NAME} is not active after {START_TIMEOUT_S:.0f} s")
+
+
+async def _create_table(endpoint_url: str) -> None:
+    async with aws_client("dynamodb", endpoint_url) as dynamodb:
+        await dynamodb.create_table(
+            TableName=BUSINESS_INFO_TABLE,
+            KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+            BillingMode="PAY_PER_REQUEST",
+        )

@@ -1,0 +1,329 @@
+"""What the contract says must come of a record: its meaning (§3) in plain Python, one operation at a time.
+
+The producer asks the model what each record must do, the checker compares every shard with what the model holds.
+It is written from the contract alone and shares no code with the worker, so that one mistake cannot hide in both.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import TypeAlias
+
+JsonValue: TypeAlias = "bool | str | Decimal | list[JsonValue] | dict[str, JsonValue] | None"
+
+DERIVED_ID_PREFIX = "simplu:"
+WRITING_KINDS = ("create", "update", "patch", "delete")
+READING_KINDS = ("read", "list")
+DEFAULT_LIST_PAGE, DEFAULT_LIST_LIMIT = 1, 100
+LIST_RESULT_LIMIT = 1000  # LIST_RESULT_LIMIT's default, contract §2
+RESULT_MAX_BYTES = 1024 * 1024  # contract §3: a longer result is `result_too_large`
+NUMERIC_MAX_EXPONENT = 131_071  # PostgreSQL manual, numeric: 131072 digits before the decimal point
+NUMERIC_MAX_SCALE = 16_383  # and as many after it
+DAY_FILTERS = frozenset({"date", "startDate", "endDate"})
+
+
+class Effect(StrEnum):
+    """What a record must come to."""
+
+    LOGGED = "logged"  # exactly one row of `operations`, succeeded or failed
+    DROPPED = "dropped"  # a redelivery: nothing more than the first one left
+    REJECTED = "rejected"  # a dead letter and nothing else
+    EITHER = "either"  # the contract leaves open: a dead letter, or a failed row
+    HELD = "held"  # of a tenant that is not registered: waits, leaves nothing for now
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one record must come to. *reasons* are those a dead letter may give, empty where none is expected."""
+
+    effect: Effect
+    reasons: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A valid record as the producer means it; *data*, *filters* and *pagination* are JSON text, as sent."""
+
+    kind: str
+    business_id: str
+    location_id: str
+    resource_type: str
+    resource_id: str | None
+    timestamp: datetime
+    request_id: str | None
+    data: str | None = None
+    filters: str | None = None
+    pagination: str | None = None
+
+    @property
+    def tenant_id(self) -> str:
+        """The id of the tenant."""
+        return f"{self.business_id}-{self.location_id}"
+
+    @property
+    def content(self) -> tuple[str | None, ...]:
+        """What tells a redelivery from another operation under the same request id; the timestamp does not."""
+        return (self.kind, self.resource_type, self.resource_id, self.data, self.filters, self.pagination)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A resource. *data* is canonical JSON where it is kept, see `canonical`."""
+
+    data: JsonValue
+    date: datetime
+    last_updated: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One row of `operations`. *error* is the failure, `None` when it succeeded; *result* only for `read`, `list`."""
+
+    kind: str
+    resource_type: str
+    resource_id: str | None
+    requested_at: datetime
+    content: tuple[str | None, ...]
+    error: str | None = None
+    result: JsonValue = None
+
+    @property
+    def status(self) -> str:
+        """The status as contract §9 spells it."""
+        return "failed" if self.error else "succeeded"
+
+
+@dataclass(slots=True)
+class TenantModel:
+    """All that one tenant must have.
+
+    What came without a `requestId` is under *derived*, and a resource that took such an id under *derived_rows*:
+    the worker makes those ids from positions which the model does not know. *undecided* holds the rows that may be.
+    """
+
+    business_id: str
+    location_id: str
+    business_type: str
+    rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+    log: dict[str, LogEntry] = field(default_factory=dict)
+    derived: list[LogEntry] = field(default_factory=list)
+    derived_rows: list[tuple[str, Row]] = field(default_factory=list)
+    undecided: dict[str, LogEntry] = field(default_factory=dict)
+
+
+class Model:
+    """Every tenant's resources and log, as they must be after the records seen so far."""
+
+    def __init__(self, *, list_result_limit: int = LIST_RESULT_LIMIT) -> None:
+        self.tenants: dict[str, TenantModel] = {}
+        self._list_result_limit = list_result_limit
+
+    def add_tenant(self, business_id: str, location_id: str, business_type: str) -> None:
+        """Register a tenant; a second time changes nothing."""
+        self.tenants.setdefault(f"{business_id}-{location_id}", TenantModel(business_id, location_id, business_type))
+
+    def apply(self, request: Request) -> Verdict:
+        """Apply *request* after all that came before it and return what its record must come to."""
+        tenant = self.tenants.get(request.tenant_id)
+        if tenant is None:
+            return Verdict(Effect.HELD)
+        if request.request_id is not None and (earlier := tenant.log.get(request.request_id)) is not None:
+            if earlier.content == request.content:
+                return Verdict(Effect.DROPPED)
+            return Verdict(Effect.REJECTED, frozenset({"request_id_reused"}))
+        entry = self._decide(tenant, request)
+        if request.request_id is None:
+            tenant.derived.append(entry)
+        else:
+            tenant.log[request.request_id] = entry
+        return Verdict(Effect.LOGGED)
+
+    def leave_open(self, request: Request) -> Verdict:
+        """Expect that *request* is refused, as a dead letter or as `invalid_data`: nested too deep for one of them."""
+        if request.request_id is None:
+            raise ValueError("a request that may or may not leave a row needs a requestId to find it by")
+        entry = _entry(request, request.resource_id, error="invalid_data")
+        self.tenants[request.tenant_id].undecided[request.request_id] = entry
+        return Verdict(Effect.EITHER, frozenset({"invalid_json", "invalid_message"}))
+
+    def logged_count(self) -> int:
+        """Return how many rows of `operations` there must be."""
+        return sum(len(tenant.log) + len(tenant.derived) for tenant in self.tenants.values())
+
+    def _decide(self, tenant: TenantModel, request: Request) -> LogEntry:
+        resource_id = request.resource_id
+        if request.kind == "create" and resource_id is None:
+            resource_id = request.request_id
+        data = parse_json(request.data) if request.data is not None else None
+        if not storable(data):
+            return _entry(request, resource_id, error="invalid_data")
+        if request.kind == "list":
+            return self._list(tenant, request)
+        if resource_id is None:
+            # A create with neither id: the worker's own, which no other record can name.
+            tenant.derived_rows.append((request.resource_type, Row(data, request.timestamp, request.timestamp)))
+            return _entry(request, None)
+        key = (request.resource_type, resource_id)
+        error, row = _after(request, tenant.rows.get(key), data)
+        result = _read_result(resource_id, row) if request.kind == "read" and row is not None else None
+        if row is None:
+            tenant.rows.pop(key, None)
+        else:
+            tenant.rows[key] = row
+        return _entry(request, resource_id, error=error, result=result)
+
+    def _list(self, tenant: TenantModel, request: Request) -> LogEntry:
+        filters = _object(request.filters)
+        paging = _object(request.pagination)
+        page = int(str(paging.get("page", DEFAULT_LIST_PAGE)))
+        limit = min(int(str(paging.get("limit", DEFAULT_LIST_LIMIT))), self._list_result_limit)
+        found = sorted(
+            (
+                (resource_id, row)
+                for (resource_type, resource_id), row in tenant.rows.items()
+                if resource_type == request.resource_type and matches(row, filters)
+            ),
+            key=lambda pair: pair[0],
+        )
+        first = (page - 1) * limit
+        items: list[JsonValue] = [_read_result(resource_id, row) for resource_id, row in found[first : first + limit]]
+        result: JsonValue = {
+            "items": items,
+            "page": Decimal(page),
+            "limit": Decimal(limit),
+            "hasMore": len(found) > first + limit,
+        }
+        if len(canonical(result)) > RESULT_MAX_BYTES:
+            return _entry(request, None, error="result_too_large")
+        return _entry(request, None, result=result)
+
+
+def _after(request: Request, row: Row | None, data: JsonValue) -> tuple[str | None, Row | None]:
+    """Return the failure, if any, and the resource as it is after *request*."""
+    when = request.timestamp
+    if request.kind == "create":
+        return ("already_exists", row) if row is not None else (None, Row(data, when, when))
+    if row is None:
+        return "not_found", None
+    match request.kind:
+        case "update":
+            return None, Row(data, row.date, when)
+        case "patch":
+            return None, Row(merge_patch(row.data, data), row.date, when)
+        case "delete":
+            return None, None
+        case "read":
+            return None, row
+        case _:
+            raise ValueError(f"expected a kind of operation of contract §3, got {request.kind!r}")
+
+
+def _entry(
+    request: Request, resource_id: str | None, *, error: str | None = None, result: JsonValue = None
+) -> LogEntry:
+    return LogEntry(request.kind, request.resource_type, resource_id, request.timestamp, request.content, error, result)
+
+
+def _read_result(resource_id: str, row: Row) -> dict[str, JsonValue]:
+    return {
+        "resourceId": resource_id,
+        "data": row.data,
+        "date": row.date.isoformat(),
+        "lastUpdated": row.last_updated.isoformat(),
+    }
+
+
+def _object(text: str | None) -> dict[str, JsonValue]:
+    value = parse_json(text) if text is not None else {}
+    if not isinstance(value, dict):
+        raise TypeError(f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def matches(row: Row, filters: dict[str, JsonValue]) -> bool:
+    """Tell whether *row* passes every filter of a `list` (contract §3)."""
+    day = row.date.astimezone(UTC).date()
+    members = row.data if isinstance(row.data, dict) else {}
+    for name, wanted in filters.items():
+        if name in DAY_FILTERS:
+            bound = date.fromisoformat(str(wanted))
+            if (name == "date" and day != bound) or (name == "startDate" and day < bound):
+                return False
+            if name == "endDate" and day > bound:
+                return False
+        elif name not in members or canonical(members[name]) != canonical(wanted):
+            return False
+    return True
+
+
+def merge_patch(target: JsonValue, patch: JsonValue) -> JsonValue:
+    """Return *target* changed by *patch* as RFC 7396 says; neither argument is changed."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge_patch(merged.get(name), value)
+    return merged
+
+
+def parse_json(text: str) -> JsonValue:
+    """Parse JSON as jsonb does: of duplicate keys the last, numbers exact."""
+    value: JsonValue = json.loads(text, parse_int=Decimal, parse_float=Decimal)
+    return value
+
+
+def canonical(value: JsonValue) -> str:
+    """Return one text for all that jsonb holds equal: keys in one order, 1, 1.0 and 10e-1 the same."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return json.dumps(value)
+        case Decimal():
+            return _canonical_number(value)
+        case list():
+            return f"[{','.join(map(canonical, value))}]"
+        case dict():
+            return f"{{{','.join(f'{json.dumps(name)}:{canonical(value[name])}' for name in sorted(value))}}}"
+
+
+def _canonical_number(number: Decimal) -> str:
+    # Not Decimal.normalize(): it rounds to the context's 28 digits.
+    sign, digits, exponent = number.as_tuple()
+    significant = "".join(map(str, digits)).lstrip("0")
+    stripped = significant.rstrip("0")
+    if not stripped:
+        return "0"
+    return f"{'-' if sign else ''}{stripped}e{int(exponent) + len(significant) - len(stripped)}"
+
+
+def storable(value: JsonValue) -> bool:
+    """Tell whether PostgreSQL's jsonb can keep *value*: no U+0000, no lone surrogate, no number out of numeric."""
+    match value:
+        case str():
+            return "\x00" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
+        case Decimal():
+            exponent = int(value.as_tuple().exponent)
+            fits = value.is_zero() or value.adjusted() <= NUMERIC_MAX_EXPONENT
+            return fits and -exponent <= NUMERIC_MAX_SCALE
+        case list():
+            return all(map(storable, value))
+        case dict():
+            return all(storable(name) and storable(member) for name, member in value.items())
+        case _:
+            return True
+
+
+def parse_timestamp(text: str) -> datetime:
+    """Parse an ISO 8601 time: without an offset it is UTC, a date alone is midnight."""
+    moment = datetime.fromisoformat(text)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -1,0 +1,202 @@
+"""Nothing that the embedded stack starts outlives it: a watchdog process ends everything when its parent is gone.
+
+Why it holds, after kill -9 too: the watchdog leads a process group of its own, every child is put into that group
+before its program starts, and the watchdog waits on a pipe whose only other end is in the parent. However the parent
+ends, the system closes that end. Signals of a terminal reach only the terminal's group: Ctrl-C is for the parent.
+
+The file is run as a program by path, without site-packages: it may import the standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+FAREWELL_S = 3.0  # how long children may take to end by themselves before SIGKILL
+POLL_S = 0.02
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+class RunningProcess(NamedTuple):
+    """A line of the process table."""
+
+    pid: int
+    parent: int
+    group: int
+
+
+def running_processes() -> list[RunningProcess]:
+    """Return all processes but zombies: those have ended, and only wait for somebody to ask for their exit status."""
+    table = _table_of_linux() if Path("/proc/self/stat").exists() else _table_of_ps()
+    return [process for process, state in table if not state.startswith("Z")]
+
+
+def _table_of_linux() -> list[tuple[RunningProcess, str]]:
+    table = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with suppress(OSError):  # it ended in between
+                text = Path(entry.path, "stat").read_text(encoding="utf-8", errors="replace")
+                # The name in parentheses may itself hold spaces and parentheses: proc(5).
+                state, parent, group = text[text.rindex(")") + 2 :].split()[:3]
+                table.append((RunningProcess(int(entry.name), int(parent), int(group)), state))
+    return table
+
+
+def _table_of_ps() -> list[tuple[RunningProcess, str]]:
+    listing = subprocess.run(["ps", "-axo", "pid=,ppid=,pgid=,stat="], capture_output=True, text=True, check=True)
+    rows = (line.split() for line in listing.stdout.splitlines())
+    return [(RunningProcess(int(pid), int(parent), int(group)), state) for pid, parent, group, state in rows]
+
+
+def with_descendants(pids: Iterable[int], table: Sequence[RunningProcess]) -> set[int]:
+    """Return *pids* and all below them; a Postgres backend makes its own session and is in nobody's group."""
+    family, fresh = set[int](), set(pids)
+    while fresh:
+        family |= fresh
+        fresh = {process.pid for process in table if process.parent in fresh} - family
+    return family
+
+
+def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to each of *pids* that is still there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+class ProcessGroup:
+    """Children that end, and a folder that goes, with this process. Enter it as a context manager.
+
+    *directory* has a short path and mode 0700.
+    """
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="simplu-"))
+        self._children: list[subprocess.Popen[bytes]] = []
+        try:
+            self._watchdog = _start_watchdog(self.directory)
+        except BaseException:
+            self.directory.rmdir()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        running = [child.pid for child in self._children if child.poll() is None]
+        return f"ProcessGroup({str(self.directory)!r}, watchdog={self._watchdog.pid}, running={running})"
+
+    @property
+    def pids(self) -> set[int]:
+        """Everything of this group that runs now: the watchdog, the children and all below them."""
+        table = running_processes()
+        members = [process.pid for process in table if process.group == self._watchdog.pid]
+        return with_descendants(members, table)
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        log_path: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        user: str | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a child whose output is appended to *log_path*; with *user* (root only) under that user's rights."""
+        with log_path.open("ab") as log:
+            child: subprocess.Popen[bytes] = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                process_group=self._watchdog.pid,
+                env=env,
+                cwd=cwd,
+                **rights_of(user),
+            )
+        self._children = [*(other for other in self._children if other.poll() is None), child]
+        return child
+
+    def close(self) -> None:
+        """End all children and remove the folder; blocks for up to some seconds, and does no harm a second time."""
+        if self._watchdog.stdin is not None:
+            self._watchdog.stdin.close()
+        self._watchdog.wait()
+        for child in self._children:
+            child.kill()  # nothing to do unless somebody killed the watchdog
+            child.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _start_watchdog(directory: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+        cwd="/",
+    )
+
+
+def rights_of(user: str | None) -> dict[str, Any]:
+    """Return the arguments of `subprocess.Popen` for *user* and its group alone; none: as this process."""
+    if user is None:
+        return {}
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+
+
+def watch(directory: str) -> None:
+    """Wait until the parent is gone, then end the group that this process leads, itself included."""
+    for number in IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if os.getpgrp() != os.getpid():
+        sys.exit("the watchdog is started by ProcessGroup, in a process group of its own")
+    with suppress(OSError):
+        while os.read(0, 1):
+            pass
+    end_others(os.getpid())
+    shutil.rmtree(directory, ignore_errors=True)
+    os.killpg(os.getpid(), signal.SIGKILL)  # whoever joined late, and this process
+
+
+def end_others(leader: int) -> None:
+    """Ask all of *leader*'s group to end, wait, and kill what is left with all its descendants."""
+    deadline = time.monotonic() + FAREWELL_S
+    family = _family_of(leader, set())
+    members = {process.pid for process in running_processes() if process.group == leader} - {leader}
+    # SIGINT is Postgres's fast shutdown. SIGTERM beside it is for programs that were started with SIGINT ignored, as a
+    # shell does in the background, and changes nothing for Postgres. What was stopped has to run to hear either.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        send_signal(members, number)
+    send_signal(family, signal.SIGCONT)
+    while family and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        family = _family_of(leader, family)
+    send_signal(family, signal.SIGKILL)
+
+
+def _family_of(leader: int, known: set[int]) -> set[int]:
+    """Return the group's members, their descendants, and those *known* before whose parent has ended meanwhile."""
+    table = running_processes()
+    alive = {process.pid for process in table}
+    members = {process.pid for process in table if process.group == leader} - {leader}
+    return with_descendants(members | (known & alive), table)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1])

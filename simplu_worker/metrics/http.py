@@ -1,0 +1,224 @@
+"""Serve health, metrics, status and single answers over HTTP (contract §9), from views handed in as callables.
+
+Everything here only reads. What tells about tenants is protected by the bearer token; health and metrics hold nothing
+of theirs and are open. Every answer but metrics and the page is JSON, errors included, and says no more than it must.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib import resources
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from prometheus_client.aiohttp import make_aiohttp_handler
+
+log = structlog.get_logger(__name__)
+
+SHUTDOWN_TIMEOUT_S = 1.0  # for answers in the making; idle connections are closed at once
+# An id may hold anything, an encoded slash and braces too; aiohttp decodes it after it has found the path.
+ANY_ID = "[^/]+"
+COMMON_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Server": "simplu-worker",  # not the versions of Python and of the library
+}
+
+Answer = tuple[int, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Views:
+    """What the server shows; each callable reads and changes nothing.
+
+    *live* and *ready* return why not, or None when all is well. The others return the HTTP status and the JSON; text
+    that is JSON already (a result as Postgres keeps it) goes in as `msgspec.Raw`, so that no number loses a digit.
+    *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two.
+    """
+
+    live: Callable[[], str | None]
+    ready: Callable[[], str | None]
+    status: Callable[[], dict[str, Any]]
+    operation: Callable[[str, str | None, str | None], Awaitable[Answer]]
+    tenant: Callable[[str, str], Awaitable[Answer]]
+    shards: Callable[[], Awaitable[Answer]]
+
+
+@asynccontextmanager
+async def open_http(host: str, port: int, *, token: str | None, views: Views) -> AsyncIterator[int]:
+    """Serve *views* while the context is open, and yield the port (a free one where *port* is 0).
+
+    Without *token* the protected paths answer 403. Raises OSError when the port is taken.
+    """
+    runner = web.AppRunner(_application(token, views), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, reuse_address=True)
+        await site.start()
+        log.info("http.started", host=host, port=site.port, protected_paths="open" if token else "closed")
+        yield site.port
+    finally:
+        await runner.cleanup()
+
+
+def _application(token: str | None, views: Views) -> web.Application:
+    endpoints = _Endpoints(views)
+    guard = _Guard(token)
+    app = web.Application(middlewares=[_answer_errors_in_json])
+    app.router.add_get("/", _page_handler())
+    app.router.add_get("/livez", endpoints.live)
+    app.router.add_get("/healthz", endpoints.live)
+    app.router.add_get("/readyz", endpoints.ready)
+    app.router.add_get("/metrics", make_aiohttp_handler())
+    app.router.add_get("/status", guard.protect(endpoints.status))
+    app.router.add_get("/shards", guard.protect(endpoints.shards))
+    app.router.add_get(f"/operations/{{requestId:{ANY_ID}}}", guard.protect(endpoints.operation))
+    app.router.add_get(f"/tenants/{{businessId:{ANY_ID}}}/{{locationId:{ANY_ID}}}", guard.protect(endpoints.tenant))
+    return app
+
+
+class _Endpoints:
+    """The handlers: each turns a request into a call of a view, and what it says into an answer."""
+
+    def __init__(self, views: Views) -> None:
+        self._views = views
+
+    async def live(self, _: web.Request) -> web.Response:
+        return _health(self._views.live())
+
+    async def ready(self, _: web.Request) -> web.Response:
+        return _health(self._views.ready())
+
+    async def status(self, _: web.Request) -> web.Response:
+        return _json(HTTPStatus.OK, self._views.status())
+
+    async def shards(self, _: web.Request) -> web.Response:
+        return _json(*await self._views.shards())
+
+    async def operation(self, request: web.Request) -> web.Response:
+        request_id = request.match_info["requestId"]
+        business_id, location_id = request.query.get("businessId"), request.query.get("locationId")
+        if (not business_id) != (not location_id):
+            return _error(HTTPStatus.BAD_REQUEST, "expected businessId and locationId together, or neither of them")
+        if not business_id or not location_id:
+            business_id = location_id = None
+        if not _can_exist(request_id, business_id, location_id):
+            return _error(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
+        return _json(*await self._views.operation(request_id, business_id, location_id))
+
+    async def tenant(self, request: web.Request) -> web.Response:
+        business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
+        if not _can_exist(business_id, location_id):
+            return _error(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
+        return _json(*await self._views.tenant(business_id, location_id))
+
+
+class _Guard:
+    """Lets a request through that carries the bearer token."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token.encode() if token else None
+
+    def protect(self, handler: Handler) -> Handler:
+        """Return *handler* behind the token."""
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            return self._refusal(request.headers.get("Authorization")) or await handler(request)
+
+        return guarded
+
+    def _refusal(self, authorization: str | None) -> web.Response | None:
+        if self._token is None:
+            return _error(
+                HTTPStatus.FORBIDDEN, "no token is configured, so this path is closed: set API_TOKEN and restart"
+            )
+        if authorization is None:
+            return _unauthorized("expected the header Authorization: Bearer, followed by the value of API_TOKEN")
+        scheme, _, sent = authorization.partition(" ")
+        # aiohttp keeps the bytes it could not decode as surrogates; what is compared are the bytes that came.
+        sent_token = sent.strip().encode(errors="surrogateescape")
+        if scheme.lower() == "bearer" and hmac.compare_digest(sent_token, self._token):
+            return None
+        return _unauthorized("this is not the bearer token that API_TOKEN holds", error="invalid_token")
+
+
+@web.middleware
+async def _answer_errors_in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        response = await handler(request)
+    except web.HTTPException as exc:  # the router's own: no such path, no such method
+        response = _http_error(exc, request.method)
+    except Exception:
+        # A bug in a view must not take the worker's health answers away; the path is logged without the ids in it.
+        resource = request.match_info.route.resource
+        log.exception("http.failed", path=resource.canonical if resource else None)
+        response = _error(HTTPStatus.INTERNAL_SERVER_ERROR, "this answer failed; the worker's log has the reason")
+    response.headers.update(COMMON_HEADERS)
+    return response
+
+
+def _http_error(exc: web.HTTPException, method: str) -> web.Response:
+    match exc:
+        case web.HTTPNotFound():
+            return _error(exc.status, "there is nothing at this path")
+        case web.HTTPMethodNotAllowed():
+            return _error(exc.status, f"expected GET or HEAD, got {method}", headers={"Allow": exc.headers["Allow"]})
+        case _:
+            return _error(exc.status, exc.reason)
+
+
+def _page_handler() -> Handler:
+    """Return the handler of the status page, with a policy that lets nothing run or load but what is in the file."""
+    page = resources.files(__package__).joinpath("page", "index.html").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; script-src {_hashes(page, 'script')}; style-src {_hashes(page, 'style')}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+    async def show_page(_: web.Request) -> web.Response:
+        return web.Response(text=page, content_type="text/html", headers={"Content-Security-Policy": policy})
+
+    return show_page
+
+
+def _hashes(page: str, element: str) -> str:
+    """Return the CSP sources for each inline *element* of *page*."""
+    contents = re.findall(rf"<{element}>(.*?)</{element}>", page, flags=re.DOTALL)
+    digests = (hashlib.sha256(content.encode()).digest() for content in contents)
+    return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+
+
+def _can_exist(*ids: str | None) -> bool:
+    """Return whether Postgres could hold each of *ids* as text."""
+    return not any(value and "\0" in value for value in ids)
+
+
+def _health(trouble: str | None) -> web.Response:
+    if trouble is None:
+        return _json(HTTPStatus.OK, {"status": "ok"})
+    return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "unavailable", "reason": trouble})
+
+
+def _unauthorized(message: str, *, error: str | None = None) -> web.Response:
+    challenge = 'Bearer realm="simplu-worker"' + (f', error="{error}"' if error else "")  # RFC 6750, section 3
+    return _error(HTTPStatus.UNAUTHORIZED, message, headers={"WWW-Authenticate": challenge})
+
+
+def _error(status: int, message: str, *, headers: Mapping[str, str] | None = None) -> web.Response:
+    return _json(status, {"error": message}, headers=headers)
+
+
+def _json(status: int, answer: dict[str, Any], *, headers: Mapping[str, str] | None = None) -> web.Response:
+    body = msgspec.json.encode(answer)
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)

@@ -1,0 +1,205 @@
+"""Define every metric of the worker on the default registry (contract §11): what is counted, by which labels.
+
+Whoever knows a fact counts it here, once a batch and not once a record. Label values are bounded: no tenant, resource
+or request id ever is one. Every label set that is known beforehand exists from the start with 0, so that `rate()` sees
+the first error too.
+"""
+
+from __future__ import annotations
+
+import platform
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, product
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+# A `_created` series beside each counter and histogram would double what is scraped; no rule reads them.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in prometheus_client
+
+SOURCES = ("kinesis", "sqs")
+OPERATION_KINDS = ("create", "update", "patch", "delete", "list", "read")
+OPERATION_OUTCOMES = (
+    "succeeded",
+    "already_exists",
+    "not_found",
+    "result_too_large",
+    "invalid_data",
+    "tenant_destroyed",
+    "duplicate",
+    "dead_letter",
+)
+DEAD_LETTER_REASONS = (
+    "invalid_json",
+    "invalid_message",
+    "unknown_type",
+    "unknown_tenant",
+    "request_id_reused",
+    "retries_exhausted",
+    "too_large",
+)
+LEASE_STATES = ("owned", "other", "unowned", "ended")
+HELD_REASONS = ("unregistered", "shard_unavailable", "not_here", "inactive")
+SQS_OUTCOMES = ("deleted", "retried", "dead_letter")
+CITRUS_ENDPOINTS = ("get_shard", "register", "shards_health", "capacity", "put_shard")
+CITRUS_OUTCOMES = ("ok", "not_found", "conflict", "refused", "error", "timeout")
+PROVISIONING_OUTCOMES = ("succeeded", "existed", "failed")
+
+# From a commit that follows the arrival at once, over a lag one notices, to the wait for an unregistered tenant.
+LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
+# One request to something near by; no client waits much longer than 10 s for an answer.
+REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# A Postgres shard answers a probe within a millisecond or two.
+SHARD_BUCKETS_S = (0.001, 0.0025, *REQUEST_BUCKETS_S)
+
+
+class BatchHistogram(Collector):
+    """A histogram of one label that takes a whole batch in one call, for values that come by the thousand.
+
+    It is used from one thread only (the event loop's), so that it needs no lock.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        *,
+        label: str,
+        label_values: Iterable[str] = (),
+        buckets: Sequence[float],
+        registry: CollectorRegistry | None = REGISTRY,
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._label = label
+        self._bounds = tuple(buckets)
+        self._counts: dict[str, list[int]] = {value: self._no_counts() for value in label_values}
+        self._sums: dict[str, float] = dict.fromkeys(self._counts, 0.0)
+        if registry is not None:
+            registry.register(self)
+
+    def __repr__(self) -> str:
+        totals = {value: sum(counts) for value, counts in self._counts.items()}
+        return f"BatchHistogram({self._name}, {totals})"
+
+    def observe_many(self, source: str, seconds: Iterable[float]) -> None:
+        """Count *seconds* under the label value *source*; what clock skew made negative counts as 0."""
+        counts = self._counts.setdefault(source, self._no_counts())
+        total = 0.0
+        for value in seconds:
+            at_least_0 = max(value, 0.0)  # the sum of a histogram must never fall
+            counts[bisect_left(self._bounds, at_least_0)] += 1
+            total += at_least_0
+        self._sums[source] = self._sums.get(source, 0.0) + total
+
+    def describe(self) -> Iterable[HistogramMetricFamily]:
+        """Return the family without samples, for the registry's check of names."""
+        return [HistogramMetricFamily(self._name, self._documentation, labels=[self._label])]
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        """Return the family with a cumulative series for each label value seen."""
+        family = HistogramMetricFamily(self._name, self._documentation, labels=[self._label])
+        names = [*map(repr, self._bounds), "+Inf"]
+        for value, counts in self._counts.items():
+            cumulative = [float(count) for count in accumulate(counts)]
+            family.add_metric([value], list(zip(names, cumulative, strict=True)), sum_value=self._sums[value])
+        return [family]
+
+    def _no_counts(self) -> list[int]:
+        return [0] * (len(self._bounds) + 1)
+
+
+BUILD_INFO = Gauge("simplu_build_info", "Always 1; the labels say what is running.", ["version", "python"])
+
+OPERATIONS = Counter(
+    "simplu_operations_total",
+    "Operations that were decided, by outcome.",
+    ["source", "operation", "outcome"],
+)
+OPERATION_LATENCY = BatchHistogram(
+    "simplu_operation_latency_seconds",
+    "Time from the arrival of an operation at its source until it is committed.",
+    label="source",
+    label_values=SOURCES,
+    buckets=LATENCY_BUCKETS_S,
+)
+RETRIES = Counter("simplu_retries_total", "Batches and messages that were tried again.", ["source", "reason"])
+DEAD_LETTERS = Counter("simplu_dead_letters_total", "Records stored as dead letters.", ["reason"])
+HELD_TARGETS = Gauge("simplu_held_targets", "Shards and tenants whose operations are held now.", ["reason"])
+
+KINESIS_LAG = Gauge(
+    "simplu_kinesis_lag_seconds",
+    "How far the oldest record still owed of a stream shard is behind.",
+    ["stream_shard"],
+)
+KINESIS_LEASES = Gauge("simplu_kinesis_leases", "Leases of the stream, as this replica sees them.", ["state"])
+KINESIS_GET_RECORDS = Histogram(
+    "simplu_kinesis_get_records_seconds",
+    "Time of one GetRecords call.",
+    buckets=REQUEST_BUCKETS_S,
+)
+KINESIS_THROTTLED = Counter("simplu_kinesis_throttled_total", "Kinesis calls refused for exceeding a limit.")
+
+SQS_MESSAGES = Counter("simplu_sqs_messages_total", "Messages that were decided.", ["queue", "outcome"])
+SQS_IN_FLIGHT = Gauge("simplu_sqs_in_flight", "Messages received and not yet decided.", ["queue"])
+SQS_QUEUE_DEPTH = Gauge("simplu_sqs_queue_depth", "Messages waiting in the queue, as SQS estimates it.", ["queue"])
+
+SHARD_RESPONSE = Histogram(
+    "simplu_shard_response_seconds",
+    "Time a Postgres shard took for one batch or health probe.",
+    ["shard_id"],
+    buckets=SHARD_BUCKETS_S,
+)
+SHARD_ERRORS = Counter("simplu_shard_errors_total", "Errors of a Postgres shard.", ["shard_id", "kind"])
+SHARD_CONNECTIONS = Gauge("simplu_shard_connections", "Connections to a Postgres shard.", ["shard_id", "state"])
+SHARD_HEALTHY = Gauge("simplu_shard_healthy", "1 while a Postgres shard takes operations, else 0.", ["shard_id"])
+SHARD_USAGE = Gauge("simplu_shard_usage_ratio", "Tenants of a Postgres shard over its room for tenants.", ["shard_id"])
+SHARD_TENANTS = Gauge("simplu_shard_tenants", "Tenants that live on a Postgres shard.", ["shard_id"])
+
+CITRUS_REQUEST = Histogram(
+    "simplu_citrus_request_seconds",
+    "Time of one request to Citrus, each try by itself.",
+    ["endpoint", "outcome"],
+    buckets=REQUEST_BUCKETS_S,
+)
+DYNAMODB_REQUEST = Histogram(
+    "simplu_dynamodb_request_seconds",
+    "Time of one DynamoDB request.",
+    ["operation", "outcome"],
+    buckets=REQUEST_BUCKETS_S,
+)
+PROVISIONING = Counter("simplu_provisioning_total", "Tenants provisioned on a Postgres shard.", ["outcome"])
+CACHE_INVALIDATIONS = Counter("simplu_cache_invalidations_total", "Entries dropped from the cache.", ["outcome"])
+MOVES = Counter("simplu_moves_total", "Tenant moves that ended.", ["outcome"])
+EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "How late the event loop ran a timer, at the last look.")
+
+
+def set_build_info(version: str) -> None:
+    """Publish *version* and the running Python's."""
+    BUILD_INFO.labels(version, platform.python_version()).set(1)
+
+
+def start_queue_at_zero(queue: str) -> None:
+    """Let the series of the queue named *queue* exist before its first message."""
+    _start_at_zero(SQS_MESSAGES, [queue], SQS_OUTCOMES)
+    _start_at_zero(SQS_IN_FLIGHT, [queue])
+
+
+def remove_stream_shard(stream_shard_id: str) -> None:
+    """Drop the series of a stream shard that this replica reads no more, so that no stale lag stays; idempotent."""
+    KINESIS_LAG.remove(stream_shard_id)
+
+
+def _start_at_zero(metric: Counter | Gauge | Histogram, *label_values: Iterable[str]) -> None:
+    for labels in product(*label_values):
+        metric.labels(*labels)
+
+
+_start_at_zero(OPERATIONS, SOURCES, OPERATION_KINDS, OPERATION_OUTCOMES)
+_start_at_zero(DEAD_LETTERS, DEAD_LETTER_REASONS)
+_start_at_zero(HELD_TARGETS, HELD_REASONS)
+_start_at_zero(KINESIS_LEASES, LEASE_STATES)
+_start_at_zero(CITRUS_REQUEST, CITRUS_ENDPOINTS, CITRUS_OUTCOMES)
+_start_at_zero(PROVISIONING, PROVISIONING_OUTCOMES)

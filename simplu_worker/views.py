@@ -1,0 +1,217 @@
+"""What the worker shows of itself: health, status, operations, tenants, shards. Read-only, built from the parts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker import __version__
+from simplu_worker.consumers.kinesis.fleet import Fleet
+from simplu_worker.consumers.sqs.receiver import LONGEST_TURN_S, QueueReceiver
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.metrics import instruments
+from simplu_worker.metrics.http import Answer, Views
+from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.citrus import Citrus
+from simplu_worker.shards.directory import Absence, Locator
+from simplu_worker.shards.pools import Pools
+from simplu_worker.shards.router import Router
+
+FLEET_TURN_MAX_S: Final = 60.0  # a scan, a listing and their time-outs take half of it
+
+
+@dataclass
+class Replica:
+    """This process as its views see it; the parts are there once it has started."""
+
+    name: str
+    stopping: asyncio.Event
+    started_at: float = field(default_factory=time.monotonic)
+    router: Router | None = None
+    pools: Pools | None = None
+    locator: Locator | None = None
+    fleet: Fleet | None = None
+    receivers: Mapping[str, QueueReceiver] = field(default_factory=dict)
+
+    def start(
+        self,
+        router: Router,
+        pools: Pools,
+        locator: Locator,
+        fleet: Fleet | None,
+        receivers: Mapping[str, QueueReceiver],
+    ) -> None:
+        """Show these from now on."""
+        self.router, self.pools, self.locator, self.fleet, self.receivers = router, pools, locator, fleet, receivers
+
+    def not_live(self) -> str | None:
+        """Return which loop is stuck; None when a restart would not help."""
+        now = time.monotonic()
+        for name, receiver in self.receivers.items():
+            if now - receiver.last_turn > 2 * LONGEST_TURN_S:
+                return f"queue {name}: no turn for {now - receiver.last_turn:.0f} s"
+        if self.fleet is not None and now - self.fleet.last_turn > FLEET_TURN_MAX_S:
+            return f"leases: no turn for {now - self.fleet.last_turn:.0f} s"
+        return None
+
+    def not_ready(self) -> str | None:
+        """Return why no work can be done now; None when the sources are consumed."""
+        if self.router is None:
+            return "starting"
+        if self.stopping.is_set():
+            return "draining"
+        if isinstance(self.locator, Citrus) and self.locator.is_denied:
+            return self.locator.trouble
+        troubles = [
+            f"queue {name}: {receiver.last_error}" for name, receiver in self.receivers.items() if receiver.last_error
+        ]
+        if self.fleet is not None and (self.fleet.trouble or not self.fleet.is_set_up):
+            troubles.append(self.fleet.trouble or "the stream is being opened")
+        return "; ".join(troubles) or None
+
+    def refresh_gauges(self) -> None:
+        """Set the gauges that no single event sets."""
+        held: Counter[str] = Counter()
+        if self.fleet is not None:
+            for reader in self.fleet.readers():
+                held.update(target["reason"] for target in reader.held())
+                instruments.KINESIS_LAG.labels(reader.stream_shard_id).set(reader.lag_s or 0.0)
+        for reason in instruments.HELD_REASONS:
+            instruments.HELD_TARGETS.labels(reason).set(held[reason])
+        for shard_id, pool in (self.pools.by_shard_id() if self.pools else {}).items():
+            counts = pool.counts()
+            instruments.SHARD_CONNECTIONS.labels(shard_id, "idle").set(counts["idle"])
+            instruments.SHARD_CONNECTIONS.labels(shard_id, "used").set(counts["open"] - counts["idle"])
+
+    def status(self) -> dict[str, Any]:
+        """Return everything at once, for people and their tools."""
+        readers = self.fleet.readers() if self.fleet else []
+        others = self.fleet.held_by_others() if self.fleet else []
+        return {
+            "replica": self.name,
+            "version": __version__,
+            "uptime_s": round(time.monotonic() - self.started_at, 1),
+            "ready": self.not_ready(),
+            "sources": self._sources(),
+            "streamShards": [reader.status() for reader in readers] + others,
+            "shards": self._shards(),
+            "held": [target for reader in readers for target in reader.held()],
+            "citrus": self.locator.trouble or "ok" if isinstance(self.locator, Citrus) else None,
+        }
+
+    def _sources(self) -> list[dict[str, Any]]:
+        queues = [
+            {"kind": "sqs", "name": name, "state": receiver.last_error or "polling", "inHand": receiver.in_hand}
+            for name, receiver in self.receivers.items()
+        ]
+        if self.fleet is None:
+            return queues
+        return [{"kind": "kinesis", "name": self.fleet.stream_name, "state": self.fleet.trouble or "reading"}, *queues]
+
+    def _shards(self) -> list[dict[str, Any]]:
+        pools = self.pools.by_shard_id() if self.pools else {}
+        return [
+            {
+                "shardId": shard_id,
+                "place": pool.address.place,
+                "healthy": pool.is_healthy,
+                "error": pool.last_error,
+                "connections": pool.counts(),
+            }
+            for shard_id, pool in sorted(pools.items())
+        ]
+
+    async def operation(self, request_id: str, business_id: str | None, location_id: str | None) -> Answer:
+        """Answer `GET /operations/{requestId}` (contract §9)."""
+        if self.router is None:
+            return 503, {"error": "starting"}
+        tenant_id = None if business_id is None else tenant_id_of(business_id, location_id or "")
+        silent: list[str] = []
+        try:
+            found, silent = await self.router.operation(request_id, tenant_id)
+        except (TryAgainLaterError, RefusedError) as exc:
+            return 503, {"error": str(exc)}
+        if found is not None:
+            return 200, msgspec.to_builtins(found, builtin_types=(msgspec.Raw,)) | _named(silent)
+        if self._is_pending(request_id, tenant_id):
+            return 200, {"requestId": request_id, "status": "pending"} | _named(silent)
+        lags = [reader.lag_s for reader in (self.fleet.readers() if self.fleet else [])]
+        lag_s = max((lag for lag in lags if lag is not None), default=None)
+        return 404, {"requestId": request_id, "status": "unknown", "lagSeconds": lag_s} | _named(silent)
+
+    def _is_pending(self, request_id: str, tenant_id: str | None) -> bool:
+        readers = self.fleet.readers() if self.fleet else []
+        return any(reader.has_in_hand(request_id, tenant_id) for reader in readers)
+
+    async def tenant(self, business_id: str, location_id: str) -> Answer:
+        """Answer `GET /tenants/{businessId}/{locationId}`."""
+        if self.router is None:
+            return 503, {"error": "starting"}
+        try:
+            found = await self.router.tenant(tenant_id_of(business_id, location_id))
+        except (TryAgainLaterError, RefusedError) as exc:
+            return 503, {"error": str(exc)}
+        if isinstance(found, Absence):
+            return 404, {"businessId": business_id, "locationId": location_id, "state": found}
+        shard_id, row = found
+        return 200, tenant_view(shard_id, row)
+
+    async def shards(self) -> Answer:
+        """Answer `GET /shards`: every known shard with its health, as far as this replica has met it."""
+        if self.locator is None:
+            return 503, {"error": "starting"}
+        try:
+            known = await self.locator.shards()
+        except (TryAgainLaterError, RefusedError) as exc:
+            return 503, {"error": str(exc)}
+        met = {shard["shardId"]: shard for shard in self._shards()}
+        return 200, {
+            "shards": [
+                {
+                    "shardId": shard.shard_id,
+                    "place": shard.place,
+                    "isActive": shard.is_active,
+                    "tenants": shard.tenant_count,
+                    "maxTenants": shard.tenant_max,
+                    **met.get(shard.shard_id, {}),
+                }
+                for shard in known
+            ]
+        }
+
+
+def views_of(replica: Replica) -> Views:
+    """Return what the HTTP server shows of *replica*."""
+    return Views(
+        live=replica.not_live,
+        ready=replica.not_ready,
+        status=replica.status,
+        operation=replica.operation,
+        tenant=replica.tenant,
+        shards=replica.shards,
+    )
+
+
+def tenant_view(shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tenant's row as JSON shows it."""
+    return {
+        "businessId": row["business_id"],
+        "locationId": row["location_id"],
+        "businessType": row["business_type"],
+        "state": row["state"],
+        "shardId": shard_id,
+        "movedTo": row["moved_to"],
+        "createdAt": row["created_at"],
+        "resources": row.get("resource_count"),
+        "operations": row.get("operation_count"),
+    }
+
+
+def _named(silent: list[str]) -> dict[str, Any]:
+    return {"shardsWithoutAnswer": silent} if silent else {}

@@ -1,0 +1,56 @@
+"""The worker from outside: killed in the middle, started again, and nothing lost, twice or out of order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from simplu_worker.local.watchdog import running_processes, with_descendants
+
+BLACKBOX = Path(__file__).with_name("blackbox.py")
+STACK_READY_S = 60.0
+STACK_END_S = 20.0
+RUN_S = 150.0
+
+
+@contextmanager
+def running_stack(env_file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `simplu-worker stack` as a process of its own, and end it as Ctrl-C would."""
+    argv = [sys.executable, "-m", "simplu_worker", "stack", "--env-file", str(env_file)]
+    log_path = env_file.with_suffix(".log")
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + STACK_READY_S
+        while not env_file.exists():
+            assert process.poll() is None, log_path.read_text()
+            assert time.monotonic() < deadline, log_path.read_text()
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=STACK_END_S)
+    assert process.returncode == 0, log_path.read_text()
+
+
+@pytest.mark.slow
+async def test_worker_applies_everything_exactly_once_when_killed_twice(tmp_path: Path) -> None:
+    """After two kill -9 every row, outcome and dead letter is right, SIGTERM ends with 0, and no process is left."""
+    env_file = tmp_path / "stack.env"
+    with running_stack(env_file) as stack:
+        options = ["--operations", "1500", "--rate", "200", "--late-tenants", "2", "--kills", "2", "--timeout", "90"]
+        argv = [sys.executable, str(BLACKBOX), "--env-file", str(env_file), *options]
+        checked = await asyncio.to_thread(
+            subprocess.run, argv, capture_output=True, text=True, timeout=RUN_S, check=False
+        )
+        family = with_descendants([stack.pid], running_processes())
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert family & {process.pid for process in running_processes()} == set()
