@@ -11,7 +11,8 @@ FOR SHARE;
 
 -- name: log_operations
 -- Write the batch into the log before any effect. A row that is there already, or that another transaction is just
--- writing (waited for), is left alone: its operation was applied. In key order, against deadlocks.
+-- writing (waited for), is left alone: its operation was applied. In key order, against deadlocks, and of two with one
+-- key the first of the batch.
 INSERT INTO operations (
     tenant_id, request_id, operation, resource_type, resource_id, status, error, digest,
     source, stream_shard_id, sequence_number, requested_at, received_at
@@ -23,11 +24,11 @@ SELECT
 FROM unnest(
     $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[],
     $8::text[], $9::text[], $10::text[], $11::text[], $12::timestamptz[]
-) AS batch (
+) WITH ORDINALITY AS batch (
     tenant_id, request_id, operation, resource_type, resource_id, error, digest,
-    source, stream_shard_id, sequence_number, requested_at, received_at
+    source, stream_shard_id, sequence_number, requested_at, received_at, position
 )
-ORDER BY tenant_id, request_id
+ORDER BY tenant_id, request_id, position
 ON CONFLICT (tenant_id, request_id) DO NOTHING;
 
 -- name: logged_operations
