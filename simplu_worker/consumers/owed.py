@@ -7,7 +7,6 @@ outcome, or stored as a dead letter (invariant 1).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
@@ -15,35 +14,46 @@ P = TypeVar("P")
 
 
 class Owed(Generic[P]):
-    """The records of one stream shard that were read and are not yet all done, by ticket; *P* is a position."""
+    """The records of one stream shard that were read and are not done, by ticket; *P* is a position.
+
+    Takes memory only for what is owed, however much was read and done since.
+    """
 
     def __init__(self) -> None:
-        self._positions: deque[P] = deque()
-        self._first_ticket = 0
-        self._done: set[int] = set()
-        self.checkpoint: P | None = None
+        self._owed: dict[int, tuple[P | None, P]] = {}  # in order of tickets: the position before, and its own
+        self._last: P | None = None
+        self._next_ticket = 0
 
     def __repr__(self) -> str:
-        return f"Owed(checkpoint={self.checkpoint}, owed={len(self)}, from_ticket={self._first_ticket})"
+        return f"Owed(checkpoint={self.checkpoint}, owed={len(self)}, read={self._next_ticket})"
 
     def __len__(self) -> int:
-        """How many records were read from the first one owed on, done or not."""
-        return len(self._positions)
+        """How many records are owed."""
+        return len(self._owed)
+
+    @property
+    def checkpoint(self) -> P | None:
+        """The last position before which, itself included, nothing is owed; None before there is one."""
+        for before, _ in self._owed.values():
+            return before
+        return self._last
 
     @property
     def first(self) -> P | None:
         """The position of the first record owed; None when nothing is."""
-        return self._positions[0] if self._positions else None
+        for _, own in self._owed.values():
+            return own
+        return None
 
     def take(self, position: P) -> int:
         """Note that the record at *position* was read; return its ticket."""
-        self._positions.append(position)
-        return self._first_ticket + len(self._positions) - 1
+        ticket = self._next_ticket
+        self._owed[ticket] = (self._last, position)
+        self._last = position
+        self._next_ticket += 1
+        return ticket
 
     def done(self, tickets: Iterable[int]) -> None:
         """Note that these records are done with; each ticket once."""
-        self._done.update(tickets)
-        while self._first_ticket in self._done:
-            self._done.remove(self._first_ticket)
-            self._first_ticket += 1
-            self.checkpoint = self._positions.popleft()
+        for ticket in tickets:
+            del self._owed[ticket]

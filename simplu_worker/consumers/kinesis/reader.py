@@ -57,6 +57,13 @@ class ReadingRules(msgspec.Struct, frozen=True):
     start_at: datetime | None = None  # KINESIS_INITIAL_POSITION, where it is a time
 
 
+class Mark(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of a record while it is owed."""
+
+    sequence_number: str
+    arrived_at: datetime
+
+
 class StreamShardReader:
     """Reads one stream shard from its checkpoint on, to its end or until told to stop."""
 
@@ -78,7 +85,7 @@ class StreamShardReader:
         self._dead_letters = dead_letters
         self._rules = rules
         self._draw = draw
-        self._owed: Owed[Record] = Owed()
+        self._owed: Owed[Mark] = Owed()
         self._pacing = Pacing(ReadBudget())
         self._lanes: dict[str, Lane] = {}
         self._lane_of: dict[str, Lane] = {}  # by tenant: where its entries are, or went last
@@ -108,8 +115,8 @@ class StreamShardReader:
     @property
     def checkpoint(self) -> Position | None:
         """The position up to which nothing is owed to anyone; None when nothing was finished yet."""
-        record = self._owed.checkpoint
-        return None if record is None else Position.of(record.sequence_number)
+        mark = self._owed.checkpoint
+        return None if mark is None else Position.of(mark.sequence_number)
 
     @property
     def is_finished(self) -> bool:
@@ -222,7 +229,7 @@ class StreamShardReader:
         letters: list[DeadLetter] = []
         buried: list[int] = []
         for count, record in enumerate(reply.records, start=1):
-            ticket = self._owed.take(record)
+            ticket = self._owed.take(Mark(record.sequence_number, record.arrived_at))
             letter = self._send(ticket, record)
             if letter is not None:
                 letters.append(letter)
