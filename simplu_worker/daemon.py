@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 from urllib.parse import quote
 
@@ -185,19 +185,17 @@ async def _open_fleet(
     dynamodb = await stack.enter_async_context(
         open_client("dynamodb", region=region, endpoint_url=settings.dynamodb_endpoint, pool_size=32)
     )
-    initial = settings.kinesis_initial_position
     rules = ReadingRules(
         operation_max_bytes=settings.operation_max_bytes,
         list_result_limit=settings.list_result_limit,
         tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
-        start_at=initial if isinstance(initial, datetime) else None,
     )
     return Fleet(
         Stream(kinesis, settings.kinesis_stream_name or ""),
         LeaseTable(dynamodb, settings.kinesis_application_name),
         me=name,
         lease_duration_s=settings.kinesis_lease_duration_seconds,
-        initial_position=initial,
+        initial_position=settings.kinesis_initial_position,
         create_stream=settings.kinesis_create_stream,
         stream_shard_count=settings.kinesis_shard_count,
         router=router,

@@ -56,8 +56,9 @@ class Replica:
         for name, receiver in self.receivers.items():
             if now - receiver.last_turn > 2 * LONGEST_TURN_S:
                 return f"queue {name}: no turn for {now - receiver.last_turn:.0f} s"
-        if self.fleet is not None and now - self.fleet.last_turn > FLEET_TURN_MAX_S:
-            return f"leases: no turn for {now - self.fleet.last_turn:.0f} s"
+        turned_at = float("inf") if self.fleet is None else self.fleet.last_turn
+        if asyncio.get_running_loop().time() - turned_at > FLEET_TURN_MAX_S:
+            return "leases: no turn for over a minute"
         return None
 
     def not_ready(self) -> str | None:
@@ -92,14 +93,13 @@ class Replica:
     def status(self) -> dict[str, Any]:
         """Return everything at once, for people and their tools."""
         readers = self.fleet.readers() if self.fleet else []
-        others = self.fleet.held_by_others() if self.fleet else []
         return {
             "replica": self.name,
             "version": __version__,
             "uptime_s": round(time.monotonic() - self.started_at, 1),
             "ready": self.not_ready(),
             "sources": self._sources(),
-            "streamShards": [reader.status() for reader in readers] + others,
+            "streamShards": self.fleet.status() if self.fleet else [],
             "shards": self._shards(),
             "held": [target for reader in readers for target in reader.held()],
             "citrus": self.locator.trouble or "ok" if isinstance(self.locator, Citrus) else None,

@@ -1,43 +1,55 @@
-"""This replica's part in reading a stream: which leases it holds, and one reader for each.
+"""This replica's part in reading a stream: which leases it takes, and what it does for the tree of stream shards.
 
-A lease is the right to read a stream shard and to move its checkpoint. It is renewed every third of its duration, in
-the same write as the checkpoint; who cannot renew it for its whole duration stops reading. Two readers for a while do
-no harm (architecture, idea 2): each applies in order, and the log drops what the other applied.
+Replicas share the work through the lease table alone, as workers of the Kinesis Client Library do, and beside them.
+Whatever one of them creates or deletes there is conditional, so doing it twice, or at the same time, is harmless.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
 
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
-from simplu_worker.consumers.kinesis.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases import Lease, Observation, observe, takeable
-from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Position
+from simplu_worker.consumers.kinesis.balancing import next_expiry, plan_takes
+from simplu_worker.consumers.kinesis.holder import LeaseHolder, start_of
+from simplu_worker.consumers.kinesis.lease_table import KclLeader, LeaseTable
+from simplu_worker.consumers.kinesis.leases import HashRange, Lease, Observation, observe
+from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON
 from simplu_worker.consumers.kinesis.reader import ReadingRules, StreamShardReader
-from simplu_worker.consumers.kinesis.stream import Stream, StreamShard
+from simplu_worker.consumers.kinesis.shard_tree import (
+    InitialPosition,
+    StreamShard,
+    first_leases,
+    hole_in,
+    hole_in_leases,
+    is_torn,
+    missing_leases,
+    removable,
+    unfinished_parents,
+)
+from simplu_worker.consumers.kinesis.stream import AtTimestamp, Latest, Stream, TrimHorizon
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.router import Router
 
 SCANS_PER_DURATION: Final = 10
-RENEWALS_PER_DURATION: Final = 3
-LISTING_INTERVAL_S: Final = 30.0
+SCAN_CAPACITY_PER_S: Final = 50.0  # read capacity units a replica spends on looking at leases
+AUDIT_INTERVAL_S: Final = 10.0
+AUDITS_UNTIL_SYNC: Final = 3  # the same hole so often in a row is none that a reshard passes through (KCL)
+LISTING_INTERVAL_S: Final = 60.0
+LEADER_INTERVAL_S: Final = 35.0  # a leader of the KCL 3.x that lives writes a new version every 30 s
+LEADING_VERSIONS: Final = frozenset({"CLIENT_VERSION_3X", "CLIENT_VERSION_3X_WITH_ROLLBACK"})
 TROUBLE_PAUSE_S: Final = 1.0
+EXPIRY_MARGIN_S: Final = 0.01
 
 log = structlog.get_logger(__name__)
-
-
-class _LeaseLostError(Exception):
-    """The lease is another's now, or could not be renewed for its whole duration."""
 
 
 class Fleet:
@@ -62,7 +74,7 @@ class Fleet:
         self._table = table
         self._me = me
         self._lease_duration_s = lease_duration_s
-        self._initial = _initial_checkpoint(initial_position)
+        self._initial_position = initial_position
         self._create_stream = create_stream
         self._stream_shard_count = stream_shard_count
         self._router = router
@@ -70,14 +82,18 @@ class Fleet:
         self._rules = rules
         self._draw = draw
         self._observations: dict[str, Observation] = {}
-        self._readers: dict[str, StreamShardReader] = {}
-        self._listed_at = float("-inf")
+        self._holders: dict[str, LeaseHolder] = {}
+        self._gone: frozenset[str] = frozenset()  # leased stream shards past their retention
+        self._hole: tuple[HashRange | None, int] = (None, 0)
+        self._leader: KclLeader | None = None
+        self._due = {self._audit: 0.0, self._look_at_listing: 0.0, self._look_for_leader: 0.0}
         self.is_set_up = False
+        self.is_led_by_kcl = False
         self.trouble: str | None = None
-        self.last_turn = time.monotonic()
+        self.last_turn = float("inf")
 
     def __repr__(self) -> str:
-        return f"Fleet({self._stream.name}, me={self._me}, reading={sorted(self._readers)})"
+        return f"Fleet({self._stream.name}, me={self._me}, holding={sorted(self._holders)})"
 
     @property
     def stream_name(self) -> str:
@@ -86,108 +102,227 @@ class Fleet:
 
     def readers(self) -> Sequence[StreamShardReader]:
         """Return the readers at work, in order of their stream shards."""
-        return [self._readers[lease_key] for lease_key in sorted(self._readers)]
+        holders = [self._holders[lease_key] for lease_key in sorted(self._holders)]
+        return [holder.reader for holder in holders if holder.reader is not None]
 
-    def held_by_others(self) -> list[dict[str, Any]]:
-        """Return the leases this replica does not hold, for the status."""
+    def status(self) -> list[dict[str, Any]]:
+        """Return every stream shard with a lease: its owner, its state and how far it is."""
         return [
-            {
+            self._holders[lease_key].status()
+            if lease_key in self._holders
+            else {
                 "streamShard": lease_key,
-                "state": "ended" if one.lease.checkpoint == SHARD_END else f"owner {one.lease.owner or 'nobody'}",
+                "state": "ended" if one.lease.checkpoint == SHARD_END else "elsewhere",
                 "checkpoint": one.lease.checkpoint.checkpoint,
+                "owner": one.lease.owner,
             }
             for lease_key, one in sorted(self._observations.items())
-            if lease_key not in self._readers
         ]
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Scan, take and read until *stopping*; then every reader drains and gives its lease back."""
         async with asyncio.TaskGroup() as tasks:
             while not stopping.is_set():
-                self.last_turn = time.monotonic()
-                pause_s = self._lease_duration_s / SCANS_PER_DURATION
+                self.last_turn = _now()
                 try:
                     await self._turn(tasks, stopping)
-                    self.trouble = None
+                    self.trouble = self._leader_trouble()
+                    pause_s = self._pause_s()
                 except (TryAgainLaterError, RefusedError) as exc:
                     self.trouble = str(exc)
                     log.error("stream.unavailable", stream=self._stream.name, error=str(exc))  # noqa: TRY400  (theirs)
-                    pause_s = max(pause_s, TROUBLE_PAUSE_S)
+                    pause_s = TROUBLE_PAUSE_S
                 await pause(pause_s, until=stopping)
+
+    def _pause_s(self) -> float:
+        """Return how long until the next scan: sooner when a lease expires, later when scans are expensive."""
+        pause_s = max(self._lease_duration_s / SCANS_PER_DURATION, self._table.scan_capacity / SCAN_CAPACITY_PER_S)
+        expiry = next_expiry(self._observations, held=self._holders.keys(), lease_duration_s=self._lease_duration_s)
+        if expiry is None or expiry <= (now := _now()):
+            return pause_s
+        return min(pause_s, expiry - now + EXPIRY_MARGIN_S)
 
     async def _turn(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         if not self.is_set_up:
             await self._stream.ensure(create=self._create_stream, shard_count=self._stream_shard_count)
             await self._table.ensure()
-            self.is_set_up = True
         leases = await self._table.scan()
-        if time.monotonic() - self._listed_at >= LISTING_INTERVAL_S:
-            leases += await self._create_missing(leases)
-            self._listed_at = time.monotonic()
-        now = time.monotonic()
+        if not self.is_set_up:
+            leases = await self._create_leases(leases)
+            self.is_set_up = True
+        now = _now()
         self._observations = observe(self._observations, leases, now=now)
+        for chore, due_at in self._due.items():
+            if now >= due_at:
+                await chore()
         self._count_leases()
-        free = takeable(
+        if not self.is_led_by_kcl:
+            await self._take(tasks, stopping)
+
+    async def _take(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
+        wanted = plan_takes(
             self._observations,
-            held=self._readers.keys(),
-            now=now,
+            held=self._holders.keys(),
+            now=_now(),
             lease_duration_s=self._lease_duration_s,
             me=self._me,
+            draw=self._draw(),
         )
-        for lease in free:
-            if not self._has_unfinished_parent(lease) and (taken := await self._table.take(lease, self._me)):
-                log.info("lease.taken", stream_shard_id=lease.lease_key, checkpoint=lease.checkpoint.checkpoint)
-                reader = self._reader(taken)
-                tasks.create_task(self._hold(taken, reader, stopping), name=f"lease:{lease.lease_key}")
+        for lease in wanted:
+            taken = await self._table.take(lease, self._me, start_at=self._pin(lease))
+            if taken is None:
+                continue
+            verb = "lease.taken" if lease.owner in {None, self._me} else "lease.taken_over"
+            log.info(verb, stream_shard_id=lease.lease_key, checkpoint=lease.checkpoint.checkpoint, owner=lease.owner)
+            holder = self._holders[lease.lease_key] = self._holder(taken)
+            tasks.create_task(self._hold(holder, stopping), name=f"lease:{lease.lease_key}")
 
-    async def _create_missing(self, leases: Sequence[Lease]) -> list[Lease]:
-        """Create the lease of every stream shard that has none; return those created.
+    def _pin(self, lease: Lease) -> datetime | None:
+        """Return the instant at which a lease of which nothing was read starts, where its row does not say."""
+        if lease.started_at is not None or lease.checkpoint not in {LATEST, AT_TIMESTAMP}:
+            return None
+        return self._initial_position if isinstance(self._initial_position, datetime) else datetime.now(UTC)
 
-        A child of a known stream shard starts at its beginning: its parent's reader owes everything before it.
-        """
-        known = {lease.lease_key for lease in leases}
-        missing = [one for one in await self._stream.list_stream_shards() if one.stream_shard_id not in known]
-        created = [self._new_lease(one, known) for one in missing]
-        return [lease for lease in created if await self._table.create(lease)]
-
-    def _new_lease(self, one: StreamShard, known: set[str]) -> Lease:
-        return Lease(
-            lease_key=one.stream_shard_id,
-            checkpoint=TRIM_HORIZON if one.parents & known else self._initial,
-            parents=one.parents,
-            hash_range=one.hash_range,
+    def _holder(self, lease: Lease) -> LeaseHolder:
+        return LeaseHolder(
+            self._table,
+            lease,
+            duration_s=self._lease_duration_s,
+            unfinished_parents=self._unfinished_parents,
+            make_reader=self._reader,
+            sync=self._sync,
         )
-
-    def _has_unfinished_parent(self, lease: Lease) -> bool:
-        parents = [self._observations[parent].lease for parent in lease.parents if parent in self._observations]
-        return any(parent.checkpoint != SHARD_END for parent in parents)
 
     def _reader(self, lease: Lease) -> StreamShardReader:
-        reader = self._readers[lease.lease_key] = StreamShardReader(
+        return StreamShardReader(
             self._stream,
             lease.lease_key,
-            lease.checkpoint,
+            start_of(lease),
             router=self._router,
             dead_letters=self._dead_letters,
             rules=self._rules,
             draw=self._draw,
         )
-        return reader
 
-    async def _hold(self, lease: Lease, reader: StreamShardReader, stopping: asyncio.Event) -> None:
-        """Read the lease's stream shard and renew the lease beside it; give it back at the end."""
-        keeper = LeaseKeeper(self._table, lease, duration_s=self._lease_duration_s)
+    async def _hold(self, holder: LeaseHolder, stopping: asyncio.Event) -> None:
         try:
-            async with asyncio.TaskGroup() as tasks:
-                keeping = tasks.create_task(keeper.run(reader), name=f"keep:{lease.lease_key}")
-                await reader.run(stopping)
-                keeping.cancel()
-            await keeper.give_back(reader)
-        except* _LeaseLostError:
-            log.warning("lease.lost", stream_shard_id=lease.lease_key)
+            await holder.run(stopping)
         finally:
-            del self._readers[lease.lease_key]
-            instruments.remove_stream_shard(lease.lease_key)
+            del self._holders[holder.lease_key]
+            instruments.remove_stream_shard(holder.lease_key)
+
+    def _unfinished_parents(self, lease: Lease) -> list[str]:
+        return unfinished_parents(lease, self._leases(), self._gone)
+
+    def _leases(self) -> dict[str, Lease]:
+        return {key: one.lease for key, one in self._observations.items()}
+
+    async def _create_leases(self, leases: Sequence[Lease]) -> list[Lease]:
+        """Create the leases that are missing at the start; return all."""
+        initial = self._initial()
+        if leases:
+            wanted = missing_leases(await self._whole_listing(), {lease.lease_key for lease in leases}, initial)
+        else:
+            wanted = first_leases(await self._listing_at(initial), initial)
+        return [*leases, *await self._create(wanted)]
+
+    async def _create(self, wanted: Sequence[Lease]) -> list[Lease]:
+        created = [lease for lease in wanted if await self._table.create(lease)]
+        for lease in created:
+            log.info("lease.created", stream_shard_id=lease.lease_key, checkpoint=lease.checkpoint.checkpoint)
+        return created
+
+    async def _sync(self) -> None:
+        """Create the leases that a listing shows to be missing."""
+        leases = await self._table.scan()
+        known = {lease.lease_key for lease in leases}
+        await self._create(missing_leases(await self._whole_listing(), known, self._initial()))
+
+    def _initial(self) -> InitialPosition:
+        if isinstance(self._initial_position, datetime):
+            return InitialPosition(AT_TIMESTAMP, self._initial_position)
+        if self._initial_position == "LATEST":
+            return InitialPosition(LATEST, datetime.now(UTC))
+        return InitialPosition(TRIM_HORIZON)
+
+    async def _listing_at(self, initial: InitialPosition) -> list[StreamShard]:
+        """Return the stream shards at the initial position; they must cover all hash keys."""
+        at: TrimHorizon | Latest | AtTimestamp = TrimHorizon()
+        if initial.checkpoint == LATEST:
+            at = Latest()
+        elif initial.started_at is not None:
+            at = AtTimestamp(initial.started_at)
+        stream_shards = await self._stream.list_stream_shards(at)
+        hole = hole_in([shard.hash_range for shard in stream_shards])
+        if hole is not None:
+            raise TryAgainLaterError(f"stream {self._stream.name}: no stream shard for the hash keys from {hole.first}")
+        return stream_shards
+
+    async def _whole_listing(self) -> list[StreamShard]:
+        stream_shards = await self._stream.list_stream_shards()
+        if is_torn(stream_shards):
+            raise TryAgainLaterError(f"stream {self._stream.name} was resharded while it was listed")
+        return stream_shards
+
+    async def _audit(self) -> None:
+        """Look for hash keys that no lease covers; the same hole a few times in a row means a lease is missing."""
+        self._put_off(self._audit, AUDIT_INTERVAL_S)
+        hole = hole_in_leases(self._leases().values())
+        last_hole, times = self._hole
+        times = times + 1 if hole is not None and hole == last_hole else int(hole is not None)
+        self._hole = (hole, times)
+        if times >= AUDITS_UNTIL_SYNC:
+            self._hole = (None, 0)
+            log.warning("leases.incomplete", stream=self._stream.name)
+            await self._sync()
+
+    async def _look_at_listing(self) -> None:
+        """See which leased stream shards are past their retention; remove what is done with, fill in hash ranges."""
+        self._put_off(self._look_at_listing, LISTING_INTERVAL_S)
+        leases = self._leases()
+        listed = {shard.stream_shard_id: shard for shard in await self._stream.list_stream_shards()}
+        # Every lease was made from a listing: one that a later listing lacks is past its retention.
+        self._gone = frozenset(leases.keys() - listed.keys())
+        for lease_key in self._gone & self._holders.keys():
+            reader = self._holders[lease_key].reader
+            if reader is not None and not reader.is_at_end:
+                log.error(
+                    "stream_shard.gone", stream_shard_id=lease_key, checkpoint=leases[lease_key].checkpoint.checkpoint
+                )
+                reader.abandon()
+        for lease in removable(leases, self._gone):
+            if await self._table.delete(lease):
+                log.info("lease.removed", stream_shard_id=lease.lease_key)
+        for lease_key, lease in leases.items():
+            if lease.hash_range is None and lease_key in listed:
+                await self._table.note_facts(
+                    Lease(lease_key, lease.checkpoint, hash_range=listed[lease_key].hash_range)
+                )
+
+    async def _look_for_leader(self) -> None:
+        """Keep off leases while a leader of the KCL 3.x assigns them: it would take back what we take."""
+        self._put_off(self._look_for_leader, LEADER_INTERVAL_S)
+        try:
+            leader = await self._table.kcl_leader()
+        except RefusedError as exc:
+            log.warning("kcl_leader.unread", error=str(exc))
+            leader = None
+        leads = leader is not None and leader.client_version in LEADING_VERSIONS and leader.record_version != ""
+        # At the first look nobody knows whether it lives; at the next its version has changed, or it is dead.
+        self.is_led_by_kcl = leads and leader != self._leader
+        self._leader = leader
+
+    def _leader_trouble(self) -> str | None:
+        if not self.is_led_by_kcl or self._leader is None:
+            return None
+        return (
+            f"table {self._table.name}: the Kinesis Client Library 3.x at {self._leader.owner} assigns its leases; "
+            "stop that application, or set KINESIS_APPLICATION_NAME to another name"
+        )
+
+    def _put_off(self, chore: Callable[[], Any], interval_s: float) -> None:
+        """Have *chore* done again after about *interval_s*; not at the same time on every replica."""
+        self._due[chore] = _now() + interval_s * (0.9 + 0.2 * self._draw())
 
     def _count_leases(self) -> None:
         counts = Counter(self._state_of(one.lease) for one in self._observations.values())
@@ -197,58 +332,10 @@ class Fleet:
     def _state_of(self, lease: Lease) -> str:
         if lease.checkpoint == SHARD_END:
             return "ended"
-        if lease.lease_key in self._readers:
+        if lease.lease_key in self._holders:
             return "owned"
         return "unowned" if lease.owner is None else "other"
 
 
-class LeaseKeeper:
-    """Keeps one lease that was taken: renewals, checkpoints, and the end."""
-
-    def __init__(self, table: LeaseTable, lease: Lease, *, duration_s: float) -> None:
-        self._table = table
-        self._lease = lease
-        self._duration_s = duration_s
-        self._renewed_at = time.monotonic()
-
-    async def run(self, reader: StreamShardReader) -> None:
-        """Renew until cancelled; raise `_LeaseLostError` when it is lost."""
-        pause_s = self._duration_s / RENEWALS_PER_DURATION
-        while True:
-            await asyncio.sleep(pause_s)
-            started_at = time.monotonic()
-            if started_at - self._renewed_at > self._duration_s:
-                raise _LeaseLostError  # suspended, or without answers: others may have it
-            try:
-                renewed = await self._table.renew(self._lease, self._progress(reader))
-            except (TryAgainLaterError, RefusedError) as exc:
-                log.warning("lease.unrenewed", stream_shard_id=self._lease.lease_key, error=str(exc))
-                pause_s = min(TROUBLE_PAUSE_S, self._duration_s / RENEWALS_PER_DURATION)
-                continue
-            if renewed is None:
-                raise _LeaseLostError
-            self._lease, self._renewed_at = renewed, started_at
-            pause_s = self._duration_s / RENEWALS_PER_DURATION
-
-    async def give_back(self, reader: StreamShardReader) -> None:
-        """Write the last checkpoint and let others take the lease at once; without an answer it just expires."""
-        checkpoint = SHARD_END if reader.is_finished else self._progress(reader)
-        try:
-            released = await self._table.release(self._lease, checkpoint)
-        except (TryAgainLaterError, RefusedError) as exc:
-            log.warning("lease.unreleased", stream_shard_id=self._lease.lease_key, error=str(exc))
-            return
-        if released:
-            shown = (checkpoint or self._lease.checkpoint).checkpoint
-            log.info("lease.released", stream_shard_id=self._lease.lease_key, checkpoint=shown)
-
-    def _progress(self, reader: StreamShardReader) -> Position | None:
-        """Return the checkpoint to write; None when it has not moved."""
-        checkpoint = reader.checkpoint
-        return checkpoint if checkpoint is not None and checkpoint > self._lease.checkpoint else None
-
-
-def _initial_checkpoint(initial_position: str | datetime) -> Position:
-    if isinstance(initial_position, datetime):
-        return AT_TIMESTAMP
-    return LATEST if initial_position == "LATEST" else TRIM_HORIZON
+def _now() -> float:
+    return asyncio.get_running_loop().time()

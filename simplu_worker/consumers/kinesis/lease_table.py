@@ -8,14 +8,18 @@ survive. Reads are eventually consistent, as the KCL's are: a stale row only mak
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from datetime import datetime
 from itertools import product
 from typing import Any
 
+import msgspec
 import structlog
 
 from simplu_worker.consumers.aws import AWS_ERRORS, Client, error_code, translate
 from simplu_worker.consumers.kinesis.leases import (
+    STARTED_AT,
     Lease,
     Row,
     UnreadableLeaseError,
@@ -34,13 +38,21 @@ OWNER_INDEX = "LeaseOwnerToLeaseKeyIndex"  # a KCL 3.x that takes the table over
 READY_STATES = frozenset({"ACTIVE", "UPDATING"})
 STATE_POLL_INTERVAL_S = 0.5
 
-_OPERATIONS = ("scan", "put_item", "update_item", "get_item", "create_table", "describe_table")
+_OPERATIONS = ("scan", "put_item", "update_item", "delete_item", "get_item", "create_table", "describe_table")
 for _labels in product(_OPERATIONS, ("ok", "error", "condition_failed")):
     DYNAMODB_REQUEST.labels(*_labels)
 
 # What a checkpoint changes. The KCL's own two-phase ("pending") checkpoint is done with once a real one is written.
 _SET_CHECKPOINT = "checkpoint = :checkpoint, checkpointSubSequenceNumber = :sub, ownerSwitchesSinceCheckpoint = :zero"
 _REMOVE_PENDING = "pendingCheckpoint, pendingCheckpointSubSequenceNumber, pendingCheckpointState"
+
+
+class KclLeader(msgspec.Struct, frozen=True):
+    """The leader of a KCL 3.x application as its coordinator table has it."""
+
+    owner: str
+    record_version: str  # another one at every heartbeat of a leader that lives
+    client_version: str  # CLIENT_VERSION_3X and CLIENT_VERSION_3X_WITH_ROLLBACK: it assigns leases by itself
 
 
 class LeaseTable:
@@ -54,6 +66,7 @@ class LeaseTable:
         self.name = name
         self._client = client
         self._unreadable: set[str] = set()
+        self.scan_capacity = 0.0  # what the last scan took, in read capacity units
 
     def __repr__(self) -> str:
         return f"<LeaseTable {self.name}, {len(self._unreadable)} unreadable rows>"
@@ -76,8 +89,10 @@ class LeaseTable:
         """Return all leases; rows of other kinds and unreadable ones (logged once) are left out."""
         leases: list[Lease] = []
         page: dict[str, Any] = {}
+        self.scan_capacity = 0.0
         while True:
-            reply = await self._call("scan", **page)
+            reply = await self._call("scan", ReturnConsumedCapacity="TOTAL", **page)
+            self.scan_capacity += reply.get("ConsumedCapacity", {}).get("CapacityUnits", 0.0)
             leases += [lease for row in reply["Items"] if (lease := self._read(row))]
             if not reply.get("LastEvaluatedKey"):
                 return leases
@@ -91,16 +106,24 @@ class LeaseTable:
             return False
         return True
 
-    async def take(self, lease: Lease, me: str) -> Lease | None:
-        """Make *me* the owner; return the lease as it is then, or `None` when its counter has moved meanwhile."""
+    async def take(self, lease: Lease, me: str, *, start_at: datetime | None = None) -> Lease | None:
+        """Make *me* the owner; return the lease as it is then, or `None` when its counter has moved meanwhile.
+
+        *start_at* pins a lease of which nothing was read yet to an instant, unless it is pinned already.
+        """
         values = {
             ":counter": _number(lease.counter),
             ":next": _number(lease.counter + 1),
             ":me": {"S": me},
             ":switch": _number(0 if lease.owner == me else 1),
         }
+        pin = ""
+        if start_at is not None:
+            pin = f", {STARTED_AT} = if_not_exists({STARTED_AT}, :started)"
+            values[":started"] = {"S": start_at.isoformat()}
         update = (
-            "SET leaseCounter = :next, leaseOwner = :me REMOVE checkpointOwner ADD ownerSwitchesSinceCheckpoint :switch"
+            f"SET leaseCounter = :next, leaseOwner = :me{pin} "
+            "REMOVE checkpointOwner ADD ownerSwitchesSinceCheckpoint :switch"
         )
         try:
             return await self._update(lease, update, "leaseCounter = :counter", values)
@@ -146,6 +169,56 @@ class LeaseTable:
             row = await self._row_found(lease, failed)
             return row is not None and row.owner is None and checkpoint in (None, row.checkpoint)
         return True
+
+    async def note_facts(self, lease: Lease) -> None:
+        """Write the children and the hash range of a lease, where it has them; neither owner nor counter matter.
+
+        Nothing is written when the row is gone: a deleted lease must not come back as half a row.
+        """
+        parts: dict[str, dict[str, Any]] = {
+            name: value
+            for name, value in row_of(lease).items()
+            if name in {"childShardIds", "startingHashKey", "endingHashKey"}
+        }
+        if not parts:
+            return
+        update = "SET " + ", ".join(f"{name} = :{name}" for name in parts)
+        with contextlib.suppress(_ConditionFailedError):
+            await self._update(
+                lease, update, f"attribute_exists({KEY})", {f":{name}": value for name, value in parts.items()}
+            )
+
+    async def delete(self, lease: Lease) -> bool:
+        """Delete the row unless it was written since it was read; whether it was deleted."""
+        try:
+            await self._call(
+                "delete_item",
+                Key={KEY: {"S": lease.lease_key}},
+                ConditionExpression="leaseCounter = :counter",
+                ExpressionAttributeValues={":counter": _number(lease.counter)},
+            )
+        except _ConditionFailedError:
+            return False
+        return True
+
+    async def kcl_leader(self) -> KclLeader | None:
+        """Return what is known of a leader of the KCL 3.x over this table; None without its coordinator table."""
+        try:
+            leader = await self._coordinator_row("Leader")
+            migration = await self._coordinator_row("Migration3.0")
+        except _NotFoundError:
+            return None
+        return KclLeader(
+            owner=str(leader.get("ownerName", {}).get("S", "")),
+            record_version=str(leader.get("recordVersionNumber", {}).get("S", "")),
+            client_version=str(migration.get("cv", {}).get("S", "")),
+        )
+
+    async def _coordinator_row(self, key: str) -> dict[str, dict[str, Any]]:
+        table = f"{self.name}-CoordinatorState"
+        reply = await self._call("get_item", table=table, Key={"key": {"S": key}}, ConsistentRead=True)
+        row: dict[str, dict[str, Any]] = reply.get("Item", {})
+        return row
 
     async def _describe(self) -> dict[str, Any] | None:
         try:
@@ -218,12 +291,12 @@ class LeaseTable:
         self._unreadable.discard(lease_key)
         return lease
 
-    async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+    async def _call(self, operation: str, *, table: str | None = None, **arguments: Any) -> dict[str, Any]:
         """Make one request, measured, with DynamoDB's errors translated."""
         started_at = time.perf_counter()
         outcome = "error"
         try:
-            reply: dict[str, Any] = await getattr(self._client, operation)(TableName=self.name, **arguments)
+            reply: dict[str, Any] = await getattr(self._client, operation)(TableName=table or self.name, **arguments)
             outcome = "ok"
         except AWS_ERRORS as exc:
             match error_code(exc):

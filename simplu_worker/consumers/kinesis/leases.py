@@ -8,6 +8,7 @@ monotonic clock alone, so clocks that differ between machines do no harm.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
 from typing import Any, TypeAlias
 
 import msgspec
@@ -17,6 +18,7 @@ from simplu_worker.consumers.kinesis.positions import SHARD_END, Position
 Row: TypeAlias = Mapping[str, Mapping[str, Any]]  # an item as DynamoDB sends it: {"leaseCounter": {"N": "7"}}
 
 ENTITY_TYPE = "LEASE"
+STARTED_AT = "simpluStartedAt"
 
 
 class UnreadableLeaseError(ValueError):
@@ -34,7 +36,9 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     """A row of the lease table as read (KCL `DynamoDBLeaseSerializer`).
 
     *checkpoint* is, as with the KCL, the last position that is done with. *checkpoint_owner* is set while a KCL 3.x
-    leader moves the lease gracefully. Attributes not here survive, because every later write names what it changes.
+    leader moves the lease gracefully. *started_at* is ours: the instant to which LATEST or AT_TIMESTAMP was pinned when
+    the lease was first seen, so that every reader starts there until there is a checkpoint. Attributes not here
+    survive, because every later write names what it changes.
     """
 
     lease_key: str
@@ -47,6 +51,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     hash_range: HashRange | None = None
     pending_checkpoint: Position | None = None
     checkpoint_owner: str | None = None
+    started_at: datetime | None = None
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
@@ -130,6 +135,7 @@ def lease_of(row: Row) -> Lease | None:
             hash_range=_hash_range(row),
             pending_checkpoint=_position(row, "pendingCheckpoint") if "pendingCheckpoint" in row else None,
             checkpoint_owner=_optional(row, "checkpointOwner", "S") or None,
+            started_at=_instant(row, STARTED_AT),
         )
     except UnreadableLeaseError:
         raise
@@ -156,6 +162,8 @@ def row_of(lease: Lease) -> dict[str, dict[str, Any]]:
     if lease.hash_range:
         row["startingHashKey"] = {"S": str(lease.hash_range.first)}
         row["endingHashKey"] = {"S": str(lease.hash_range.last)}
+    if lease.started_at:
+        row[STARTED_AT] = {"S": lease.started_at.isoformat()}
     return row
 
 
@@ -178,6 +186,11 @@ def _required(row: Row, name: str, kind: str) -> Any:
 def _position(row: Row, name: str) -> Position:
     sub_sequence_number = _optional(row, f"{name}SubSequenceNumber", "N")
     return Position.parse(_required(row, name, "S"), int(sub_sequence_number or 0))
+
+
+def _instant(row: Row, name: str) -> datetime | None:
+    text = _optional(row, name, "S")
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def _hash_range(row: Row) -> HashRange | None:

@@ -20,16 +20,15 @@ import structlog
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
 from simplu_worker.consumers.kinesis.lanes import Entry, Lane
 from simplu_worker.consumers.kinesis.pacing import Pacing, ReadBudget
-from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, TRIM_HORIZON, Position
+from simplu_worker.consumers.kinesis.positions import Position
+from simplu_worker.consumers.kinesis.shard_tree import ChildShard
 from simplu_worker.consumers.kinesis.stream import (
     AfterSequenceNumber,
-    AtTimestamp,
     ExpiredIteratorError,
     Record,
     Reply,
     Start,
     Stream,
-    TrimHorizon,
 )
 from simplu_worker.consumers.kinesis.waiting import WaitingRoom
 from simplu_worker.consumers.letters import DeadLetter, letter_of
@@ -54,7 +53,6 @@ class ReadingRules(msgspec.Struct, frozen=True):
     operation_max_bytes: int
     list_result_limit: int
     tenant_wait: timedelta
-    start_at: datetime | None = None  # KINESIS_INITIAL_POSITION, where it is a time
 
 
 class Mark(msgspec.Struct, frozen=True, gc=False):
@@ -71,7 +69,7 @@ class StreamShardReader:
         self,
         stream: Stream,
         stream_shard_id: str,
-        checkpoint: Position,
+        start: Start,
         *,
         router: Router,
         dead_letters: DeadLetterQueue,
@@ -80,7 +78,7 @@ class StreamShardReader:
     ) -> None:
         self.stream_shard_id = stream_shard_id
         self._stream = stream
-        self._start = _start_of(checkpoint, rules.start_at)
+        self._start = start
         self._router = router
         self._dead_letters = dead_letters
         self._rules = rules
@@ -103,6 +101,7 @@ class StreamShardReader:
         self._tasks = asyncio.TaskGroup()
         self._millis_behind: int | None = None
         self.is_at_end = False
+        self.child_shards: tuple[ChildShard, ...] = ()  # of the reply at the end
         self.trouble: str | None = None
         self.last_turn = time.monotonic()
 
@@ -173,6 +172,10 @@ class StreamShardReader:
             "trouble": self.trouble,
         }
 
+    def abandon(self) -> None:
+        """Take the stream shard for read to its end: it is past its retention, there is nothing left to read."""
+        self.is_at_end = True
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Read until *stopping* or the end; return when no batch is in flight any more. What is left stays owed."""
         self._stopping = stopping
@@ -209,7 +212,9 @@ class StreamShardReader:
             self.trouble = None
             iterator = reply.next_iterator
             await self._take(reply)
-            self.is_at_end = iterator is None
+            if iterator is None:
+                self.child_shards = reply.child_shards
+                self.is_at_end = True
 
     def _note_trouble(self, exc: Exception) -> None:
         self.trouble = str(exc)
@@ -308,17 +313,3 @@ class StreamShardReader:
         """Wait until something is settled, or long enough to look whether to stop."""
         self._has_settled.clear()
         await pause(0.25, until=self._has_settled)
-
-
-def _start_of(checkpoint: Position, start_at: datetime | None) -> Start:
-    """Return where to read from, given what is done.
-
-    LATEST is pinned to this instant: an iterator that expired before it saw a record would skip those that came since.
-    """
-    if checkpoint == TRIM_HORIZON:
-        return TrimHorizon()
-    if checkpoint == LATEST:
-        return AtTimestamp(datetime.now(UTC))
-    if checkpoint == AT_TIMESTAMP:
-        return TrimHorizon() if start_at is None else AtTimestamp(start_at)
-    return AfterSequenceNumber(checkpoint.checkpoint)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias, assert_never
 
 import msgspec
@@ -12,6 +13,7 @@ import structlog
 
 from simplu_worker.consumers.aws import AWS_ERRORS, Client, ThrottledError, error_code, translate
 from simplu_worker.consumers.kinesis.leases import HashRange
+from simplu_worker.consumers.kinesis.shard_tree import ChildShard, StreamShard
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.metrics.instruments import KINESIS_GET_RECORDS, KINESIS_THROTTLED
 
@@ -58,29 +60,6 @@ class AtTimestamp(msgspec.Struct, frozen=True):
 Start: TypeAlias = AtSequenceNumber | AfterSequenceNumber | TrimHorizon | Latest | AtTimestamp
 
 
-class StreamShard(msgspec.Struct, frozen=True):
-    """A stream shard as ListShards tells it; *parents* may name stream shards that are past their retention."""
-
-    stream_shard_id: str
-    parents: frozenset[str]
-    hash_range: HashRange
-    starting_sequence_number: str
-    ending_sequence_number: str | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether records can still be written to it."""
-        return self.ending_sequence_number is None
-
-
-class ChildShard(msgspec.Struct, frozen=True):
-    """A stream shard that continues one read to its end."""
-
-    stream_shard_id: str
-    parents: frozenset[str]
-    hash_range: HashRange
-
-
 class Record(msgspec.Struct, frozen=True, gc=False):
     """A record as Kinesis gives it; *arrived_at* (UTC) is approximate and the same for every reader."""
 
@@ -102,6 +81,21 @@ class Reply(msgspec.Struct, frozen=True):
     millis_behind: int | None
     child_shards: tuple[ChildShard, ...]
     size_bytes: int
+
+
+class StreamSummary(msgspec.Struct, frozen=True):
+    """What the stream says of itself; *retention* is how long it keeps a record."""
+
+    status: str
+    retention: timedelta
+    open_stream_shard_count: int
+
+
+class NewRecord(msgspec.Struct, frozen=True):
+    """A record to be put."""
+
+    partition_key: str
+    data: bytes
 
 
 class Stream:
@@ -134,15 +128,37 @@ class Stream:
                     f"stream {self.name}: expected it to exist, it does not; create it, or set KINESIS_CREATE_STREAM",
                 )
 
-    async def list_stream_shards(self) -> list[StreamShard]:
-        """Return the stream shards, open and closed, that still hold records."""
+    async def summary(self) -> StreamSummary:
+        """Return what the stream says of itself."""
+        raw = await self._describe()
+        return StreamSummary(
+            status=raw["StreamStatus"],
+            retention=timedelta(hours=raw["RetentionPeriodHours"]),
+            open_stream_shard_count=raw["OpenShardCount"],
+        )
+
+    async def put(self, records: Sequence[NewRecord]) -> list[NewRecord]:
+        """Put up to 500 *records* (5 MiB) with one request; return those that the stream did not take.
+
+        Between records of one request the stream keeps no order when it refuses some of them.
+        """
+        entries = [{"Data": record.data, "PartitionKey": record.partition_key} for record in records]
+        if len(entries) == 1:
+            await self._call("put_record", **self._key, **entries[0])
+            return []
+        reply = await self._call("put_records", **self._key, Records=entries)
+        return [record for record, entry in zip(records, reply["Records"], strict=True) if entry.get("ErrorCode")]
+
+    async def list_stream_shards(self, at: TrimHorizon | Latest | AtTimestamp | None = None) -> list[StreamShard]:
+        """Return the stream shards that still hold records, open and closed; with *at*, those that were open then."""
+        first_page = self._key | _shard_filter(at)
         found: list[StreamShard] = []
-        page: dict[str, Any] = self._key
+        page: dict[str, Any] = first_page
         while True:
             try:
                 reply = await self._call("list_shards", **page)
             except _ExpiredTokenError:
-                found, page = [], self._key  # it was valid for 300 s; from the first page again
+                found, page = [], first_page  # it was valid for 300 s; from the first page again
                 continue
             found += [_stream_shard(raw) for raw in reply["Shards"]]
             if not reply.get("NextToken"):
@@ -170,10 +186,14 @@ class Stream:
 
     async def _status(self) -> str | None:
         try:
-            reply = await self._call("describe_stream_summary", **self._key)
+            return str((await self._describe())["StreamStatus"])
         except StreamGoneError:
             return None
-        return str(reply["StreamDescriptionSummary"]["StreamStatus"])
+
+    async def _describe(self) -> dict[str, Any]:
+        reply = await self._call("describe_stream_summary", **self._key)
+        description: dict[str, Any] = reply["StreamDescriptionSummary"]
+        return description
 
     async def _create(self, shard_count: int) -> None:
         try:
@@ -234,6 +254,20 @@ def _iterator_type(start: Start) -> dict[str, Any]:
             return {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": instant}
         case _:
             assert_never(start)
+
+
+def _shard_filter(at: TrimHorizon | Latest | AtTimestamp | None) -> dict[str, Any]:
+    match at:
+        case None:
+            return {}
+        case TrimHorizon():
+            return {"ShardFilter": {"Type": "AT_TRIM_HORIZON"}}
+        case Latest():
+            return {"ShardFilter": {"Type": "AT_LATEST"}}
+        case AtTimestamp(instant):
+            return {"ShardFilter": {"Type": "AT_TIMESTAMP", "Timestamp": instant}}
+        case _:
+            assert_never(at)
 
 
 def _stream_shard(raw: dict[str, Any]) -> StreamShard:
