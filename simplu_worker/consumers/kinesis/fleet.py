@@ -10,11 +10,12 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 import structlog
 
+from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
 from simplu_worker.consumers.kinesis.balancing import next_expiry, plan_takes
 from simplu_worker.consumers.kinesis.holder import LeaseHolder, start_of
@@ -69,6 +70,7 @@ class Fleet:
         dead_letters: DeadLetterQueue,
         rules: ReadingRules,
         draw: Callable[[], float] = random.random,
+        utc: UtcClock = utc_now,
     ) -> None:
         self._stream = stream
         self._table = table
@@ -81,6 +83,7 @@ class Fleet:
         self._dead_letters = dead_letters
         self._rules = rules
         self._draw = draw
+        self._utc = utc
         self._observations: dict[str, Observation] = {}
         self._holders: dict[str, LeaseHolder] = {}
         self._gone: frozenset[str] = frozenset()  # leased stream shards past their retention
@@ -123,7 +126,7 @@ class Fleet:
         """Scan, take and read until *stopping*; then every reader drains and gives its lease back."""
         async with asyncio.TaskGroup() as tasks:
             while not stopping.is_set():
-                self.last_turn = _now()
+                self.last_turn = loop_time()
                 try:
                     await self._turn(tasks, stopping)
                     self.trouble = self._leader_trouble()
@@ -138,7 +141,7 @@ class Fleet:
         """Return how long until the next scan: sooner when a lease expires, later when scans are expensive."""
         pause_s = max(self._lease_duration_s / SCANS_PER_DURATION, self._table.scan_capacity / SCAN_CAPACITY_PER_S)
         expiry = next_expiry(self._observations, held=self._holders.keys(), lease_duration_s=self._lease_duration_s)
-        if expiry is None or expiry <= (now := _now()):
+        if expiry is None or expiry <= (now := loop_time()):
             return pause_s
         return min(pause_s, expiry - now + EXPIRY_MARGIN_S)
 
@@ -150,7 +153,7 @@ class Fleet:
         if not self.is_set_up:
             leases = await self._create_leases(leases)
             self.is_set_up = True
-        now = _now()
+        now = loop_time()
         self._observations = observe(self._observations, leases, now=now)
         for chore, due_at in self._due.items():
             if now >= due_at:
@@ -163,7 +166,7 @@ class Fleet:
         wanted = plan_takes(
             self._observations,
             held=self._holders.keys(),
-            now=_now(),
+            now=loop_time(),
             lease_duration_s=self._lease_duration_s,
             me=self._me,
             draw=self._draw(),
@@ -181,7 +184,7 @@ class Fleet:
         """Return the instant at which a lease of which nothing was read starts, where its row does not say."""
         if lease.started_at is not None or lease.checkpoint not in {LATEST, AT_TIMESTAMP}:
             return None
-        return self._initial_position if isinstance(self._initial_position, datetime) else datetime.now(UTC)
+        return self._initial_position if isinstance(self._initial_position, datetime) else self._utc()
 
     def _holder(self, lease: Lease) -> LeaseHolder:
         return LeaseHolder(
@@ -197,11 +200,12 @@ class Fleet:
         return StreamShardReader(
             self._stream,
             lease.lease_key,
-            start_of(lease),
+            start_of(lease, self._utc()),
             router=self._router,
             dead_letters=self._dead_letters,
             rules=self._rules,
             draw=self._draw,
+            utc=self._utc,
         )
 
     async def _hold(self, holder: LeaseHolder, stopping: asyncio.Event) -> None:
@@ -242,7 +246,7 @@ class Fleet:
         if isinstance(self._initial_position, datetime):
             return InitialPosition(AT_TIMESTAMP, self._initial_position)
         if self._initial_position == "LATEST":
-            return InitialPosition(LATEST, datetime.now(UTC))
+            return InitialPosition(LATEST, self._utc())
         return InitialPosition(TRIM_HORIZON)
 
     async def _listing_at(self, initial: InitialPosition) -> list[StreamShard]:
@@ -322,7 +326,7 @@ class Fleet:
 
     def _put_off(self, chore: Callable[[], Any], interval_s: float) -> None:
         """Have *chore* done again after about *interval_s*; not at the same time on every replica."""
-        self._due[chore] = _now() + interval_s * (0.9 + 0.2 * self._draw())
+        self._due[chore] = loop_time() + interval_s * (0.9 + 0.2 * self._draw())
 
     def _count_leases(self) -> None:
         counts = Counter(self._state_of(one.lease) for one in self._observations.values())
@@ -335,7 +339,3 @@ class Fleet:
         if lease.lease_key in self._holders:
             return "owned"
         return "unowned" if lease.owner is None else "other"
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

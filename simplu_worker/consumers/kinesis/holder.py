@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 import structlog
 from msgspec.structs import replace
 
+from simplu_worker.clock import loop_time
 from simplu_worker.consumers.kinesis.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases import Lease
 from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Position
@@ -54,7 +55,7 @@ class LeaseHolder:
         self._unfinished_parents = unfinished_parents
         self._make_reader = make_reader
         self._sync = sync
-        self._renewed_at = _now()
+        self._renewed_at = loop_time()
         self.reader: StreamShardReader | None = None
 
     def __repr__(self) -> str:
@@ -67,7 +68,7 @@ class LeaseHolder:
 
     def status(self) -> dict[str, Any]:
         """Return how far it is, for people."""
-        renewed = {"owner": self.lease.owner, "renewedSecondsAgo": round(_now() - self._renewed_at, 1)}
+        renewed = {"owner": self.lease.owner, "renewedSecondsAgo": round(loop_time() - self._renewed_at, 1)}
         if self.reader is not None:
             return self.reader.status() | renewed
         waits_for = ", ".join(self._unfinished_parents(self.lease)) or "its first read"
@@ -123,7 +124,7 @@ class LeaseHolder:
         pause_s = self._duration_s / RENEWALS_PER_DURATION
         while True:
             await asyncio.sleep(pause_s)
-            started_at = _now()
+            started_at = loop_time()
             if started_at - self._renewed_at > self._duration_s:
                 raise _LeaseLostError  # suspended, or without answers: others may have it
             try:
@@ -156,18 +157,14 @@ class LeaseHolder:
         return checkpoint if checkpoint is not None and checkpoint > self.lease.checkpoint else None
 
 
-def start_of(lease: Lease) -> Start:
+def start_of(lease: Lease, now: datetime) -> Start:
     """Return where to read from, given what is done.
 
-    LATEST without the instant it was pinned to is now: an iterator that expired before it saw a record would skip
+    LATEST without the instant it was pinned to is *now*: an iterator that expired before it saw a record would skip
     those that came since.
     """
     if lease.checkpoint == TRIM_HORIZON:
         return TrimHorizon()
     if lease.checkpoint in {LATEST, AT_TIMESTAMP}:
-        return AtTimestamp(lease.started_at or datetime.now(UTC))
+        return AtTimestamp(lease.started_at or now)
     return AfterSequenceNumber(lease.checkpoint.checkpoint)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

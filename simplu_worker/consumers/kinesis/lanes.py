@@ -10,12 +10,13 @@ import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 import msgspec
 import structlog
 
+from simplu_worker.clock import UtcClock, utc_now
 from simplu_worker.consumers.backoff import backoff_s
 from simplu_worker.consumers.letters import DeadLetter
 from simplu_worker.consumers.pauses import pause
@@ -45,13 +46,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         """What it counts for against the memory a stream shard may take."""
         return len(self.record) + ENTRY_OVERHEAD_BYTES
 
-    def letter(self, reason: DeadLetterReason, error: str) -> DeadLetter:
+    def letter(self, reason: DeadLetterReason, error: str, *, failed_at: datetime) -> DeadLetter:
         """Return its dead letter."""
         return DeadLetter(
             reason=reason,
             error=error,
             origin=self.operation.origin,
-            failed_at=datetime.now(UTC),
+            failed_at=failed_at,
             attempts=1,
             record=self.record,
             request_id=self.operation.request_id,
@@ -72,6 +73,7 @@ class Lane:
         settle: Callable[[Sequence[Entry], Sequence[DeadLetter]], Awaitable[None]],
         put_back: Callable[[str, Sequence[Entry]], None],
         draw: Callable[[], float] = random.random,
+        utc: UtcClock = utc_now,
     ) -> None:
         """*settle* passes over entries once letters are stored; *put_back* takes back all entries of one tenant."""
         self.shard_id = shard_id
@@ -79,6 +81,7 @@ class Lane:
         self._settle = settle
         self._put_back = put_back
         self._draw = draw
+        self._utc = utc
         self._entries: deque[Entry] = deque()
         self._has_work = asyncio.Event()
         self.failure_count = 0
@@ -111,7 +114,7 @@ class Lane:
             self.failure_count = 0
             for _ in batch:
                 self._entries.popleft()
-            count_outcomes(operations, outcomes)
+            count_outcomes(operations, outcomes, now=self._utc())
             await self._disperse(batch, outcomes)
 
     async def _idle_until(self, stopping: asyncio.Event) -> bool:
@@ -146,7 +149,8 @@ class Lane:
                 continue
             settled.append(entry)
             if outcome.reason is not None:
-                letters.append(entry.letter(outcome.reason, outcome.error or outcome.reason))
+                error = outcome.error or outcome.reason
+                letters.append(entry.letter(outcome.reason, error, failed_at=self._utc()))
         if held:
             later = [entry for entry in self._entries if entry.operation.tenant_id in held]
             self._entries = deque(entry for entry in self._entries if entry.operation.tenant_id not in held)
@@ -166,9 +170,8 @@ class Lane:
         await self._router.refresh_address(operation.tenant_id)
 
 
-def count_outcomes(operations: Sequence[Operation], outcomes: Sequence[Outcome]) -> None:
+def count_outcomes(operations: Sequence[Operation], outcomes: Sequence[Outcome], *, now: datetime) -> None:
     """Count a batch that was committed, and how long after its arrival that was."""
-    now = datetime.now(UTC)
     counts: Counter[tuple[str, str, str]] = Counter()
     latencies: list[float] = []
     for operation, outcome in zip(operations, outcomes, strict=True):

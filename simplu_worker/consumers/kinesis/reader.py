@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
 import structlog
 
+from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
 from simplu_worker.consumers.kinesis.lanes import Entry, Lane
 from simplu_worker.consumers.kinesis.pacing import Pacing, ReadBudget
@@ -75,6 +75,7 @@ class StreamShardReader:
         dead_letters: DeadLetterQueue,
         rules: ReadingRules,
         draw: Callable[[], float] = random.random,
+        utc: UtcClock = utc_now,
     ) -> None:
         self.stream_shard_id = stream_shard_id
         self._stream = stream
@@ -83,6 +84,7 @@ class StreamShardReader:
         self._dead_letters = dead_letters
         self._rules = rules
         self._draw = draw
+        self._utc = utc
         self._owed: Owed[Mark] = Owed()
         self._pacing = Pacing(ReadBudget())
         self._lanes: dict[str, Lane] = {}
@@ -93,6 +95,7 @@ class StreamShardReader:
             let_go=self._let_go,
             settle=self._settle,
             draw=draw,
+            utc=utc,
         )
         self._pending_bytes = 0
         self._has_settled = asyncio.Event()
@@ -103,7 +106,6 @@ class StreamShardReader:
         self.is_at_end = False
         self.child_shards: tuple[ChildShard, ...] = ()  # of the reply at the end
         self.trouble: str | None = None
-        self.last_turn = time.monotonic()
 
     def __repr__(self) -> str:
         return (
@@ -127,7 +129,7 @@ class StreamShardReader:
         """The age of the first record owed, or how far the last reply was behind the tip; None before it."""
         first = self._owed.first
         if first is not None:
-            return max(0.0, (datetime.now(UTC) - first.arrived_at).total_seconds())
+            return max(0.0, (self._utc() - first.arrived_at).total_seconds())
         return None if self._millis_behind is None else self._millis_behind / 1000
 
     def has_in_hand(self, request_id: str, tenant_id: str | None) -> bool:
@@ -141,7 +143,7 @@ class StreamShardReader:
 
     def held(self) -> list[dict[str, Any]]:
         """Return what waits, for the status: a target, why, how many operations, and for how long."""
-        now = time.monotonic()
+        now = loop_time()
         waiting = [
             {
                 "target": f"tenant {tenant_id}",
@@ -193,13 +195,12 @@ class StreamShardReader:
     async def _read(self) -> None:
         iterator: str | None = None
         while not self._stopping.is_set() and not self.is_at_end:
-            self.last_turn = time.monotonic()
             if self._pending_bytes >= PENDING_MAX_BYTES:
                 await self._next_settled()
                 continue
-            if await pause(self._pacing.delay_s(time.monotonic()), until=self._stopping):
+            if await pause(self._pacing.delay_s(loop_time()), until=self._stopping):
                 return
-            self._pacing.started(time.monotonic())
+            self._pacing.started(loop_time())
             try:
                 iterator = iterator or await self._stream.iterator(self.stream_shard_id, self._start)
                 reply = await self._stream.get_records(iterator, limit=GET_RECORDS_LIMIT)
@@ -218,7 +219,7 @@ class StreamShardReader:
 
     def _note_trouble(self, exc: Exception) -> None:
         self.trouble = str(exc)
-        self._pacing.failed(time.monotonic(), self._draw())
+        self._pacing.failed(loop_time(), self._draw())
         instruments.RETRIES.labels("kinesis", "read_failed").inc()
         log.warning("stream_shard.unread", stream_shard_id=self.stream_shard_id, error=str(exc))
 
@@ -226,7 +227,7 @@ class StreamShardReader:
         """Send the operations of a reply on their way; return when its dead letters are stored."""
         self._millis_behind = reply.millis_behind
         self._pacing.replied(
-            time.monotonic(),
+            loop_time(),
             record_count=len(reply.records),
             size_bytes=reply.size_bytes,
             millis_behind=reply.millis_behind,
@@ -257,7 +258,7 @@ class StreamShardReader:
             list_limit=self._rules.list_result_limit,
         )
         if not isinstance(decoded, Operation):
-            return letter_of(decoded, record.data, failed_at=datetime.now(UTC))
+            return letter_of(decoded, record.data, failed_at=self._utc())
         entry = Entry(ticket, decoded, record.data)
         self._pending_bytes += entry.cost_bytes
         tenant_id = decoded.tenant_id
@@ -287,7 +288,9 @@ class StreamShardReader:
         """Put all that is in hand of a tenant into the lane of its shard; later operations follow there."""
         lane = self._lanes.get(shard_id)
         if lane is None:
-            lane = Lane(shard_id, self._router, settle=self._settle, put_back=self._put_back, draw=self._draw)
+            lane = Lane(
+                shard_id, self._router, settle=self._settle, put_back=self._put_back, draw=self._draw, utc=self._utc
+            )
             self._lanes[shard_id] = lane
             self._tasks.create_task(lane.run(self._ending), name=f"lane:{self.stream_shard_id}:{shard_id}")
         self._lane_of[tenant_id] = lane

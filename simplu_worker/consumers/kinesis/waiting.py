@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
 import structlog
 
+from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.backoff import backoff_s
 from simplu_worker.consumers.kinesis.lanes import Entry
 from simplu_worker.consumers.letters import DeadLetter
@@ -58,6 +58,7 @@ class WaitingRoom:
         let_go: Callable[[str, str, Sequence[Entry]], None],
         settle: Callable[[Sequence[Entry], Sequence[DeadLetter]], Awaitable[None]],
         draw: Callable[[], float] = random.random,
+        utc: UtcClock = utc_now,
     ) -> None:
         """*let_go* (tenant id, shard id, entries) sends all a tenant has to the shard found; *settle* passes over."""
         self._router = router
@@ -65,6 +66,7 @@ class WaitingRoom:
         self._let_go = let_go
         self._settle = settle
         self._draw = draw
+        self._utc = utc
         self._tenants: dict[str, WaitingTenant] = {}
         self._arrival = asyncio.Event()
 
@@ -82,7 +84,7 @@ class WaitingRoom:
         """Append entries of a tenant; a tenant that is new here is asked for at once."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
-            now = time.monotonic()
+            now = loop_time()
             tenant = self._tenants[tenant_id] = WaitingTenant(deque(), next_ask=now, waiting_since=now)
             self._arrival.set()
         tenant.entries.extend(entries)
@@ -90,7 +92,7 @@ class WaitingRoom:
     async def run(self, stopping: asyncio.Event) -> None:
         """Ask for those that are due until *stopping*."""
         while not stopping.is_set():
-            now = time.monotonic()
+            now = loop_time()
             due = sorted((one.next_ask, tenant_id) for tenant_id, one in self._tenants.items() if one.next_ask <= now)
             async with asyncio.TaskGroup() as tasks:
                 for _, tenant_id in due[:ASKED_AT_ONCE]:
@@ -102,13 +104,13 @@ class WaitingRoom:
         """Wait until somebody is due or arrives; short enough for a stop to be seen soon."""
         next_ask = min((one.next_ask for one in self._tenants.values()), default=float("inf"))
         self._arrival.clear()
-        wait_s = min(max(0.0, next_ask - time.monotonic()), 0.25)
+        wait_s = min(max(0.0, next_ask - loop_time()), 0.25)
         if not stopping.is_set():
             await pause(wait_s, until=self._arrival)
 
     async def _ask(self, tenant_id: str, stopping: asyncio.Event) -> None:
         tenant = self._tenants[tenant_id]
-        asked_at = datetime.now(UTC)
+        asked_at = self._utc()
         try:
             found = await self._router.find(tenant_id)
         except (TryAgainLaterError, RefusedError) as exc:
@@ -129,14 +131,16 @@ class WaitingRoom:
         tenant.reason = reason
         tenant.failure_count += 1
         delay_s = backoff_s(tenant.failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
-        tenant.next_ask = time.monotonic() + delay_s
+        tenant.next_ask = loop_time() + delay_s
 
     async def _give_up(self, tenant_id: str, entries: Sequence[Entry]) -> None:
         if not entries:
             return
         waited_s = (self._tenant_wait + UNKNOWN_TENANT_MARGIN).total_seconds()
         error = f"its tenant was not registered within {waited_s:g} s; register it and replay this letter"
-        await self._settle(entries, [entry.letter(DeadLetterReason.UNKNOWN_TENANT, error) for entry in entries])
+        failed_at = self._utc()
+        reason = DeadLetterReason.UNKNOWN_TENANT
+        await self._settle(entries, [entry.letter(reason, error, failed_at=failed_at) for entry in entries])
         given_up = {entry.ticket for entry in entries}
         tenant = self._tenants[tenant_id]
         tenant.entries = deque(entry for entry in tenant.entries if entry.ticket not in given_up)
