@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 from rich.console import Console
 
 from simplu_worker import __version__
 from simplu_worker.environment import apply_env_file, prepare_aws_environment
 from simplu_worker.errors import ConfigurationError, WorkerError
-from simplu_worker.log import configure_logging, flush_logging
+from simplu_worker.log import configure_logging, flush_logging, scrub_text
 from simplu_worker.settings import Settings, load_settings
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIGURATION = 0, 1, 2, 78  # 78: EX_CONFIG of sysexits.h
@@ -26,9 +26,15 @@ app = App(
     version=__version__,
 )
 
+operations = App(name="operations", help="Look at operations, and send some.")
+tenants = App(name="tenants", help="Look at tenants, and make them.")
+app.command(operations)
+app.command(tenants)
+
 EnvFile = Annotated[
     Path | None, Parameter(name="--env-file", help="Variables for this command; those of the environment win.")
 ]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, and nothing else, on stdout.")]
 
 
 @app.command
@@ -60,16 +66,31 @@ def run(*, env_file: EnvFile = None) -> int:
 
 
 @app.command
-def stack(*, env_file: Annotated[Path, Parameter(name="--env-file")], shards: int = 3) -> int:
-    """Run the embedded stack alone until interrupted; writes its variables to ENV_FILE once all of it answers."""
+def stack(
+    *,
+    env_file: Annotated[Path, Parameter(name="--env-file")],
+    shards: int = 3,
+    aws: Literal["local", "moto"] = "local",
+) -> int:
+    """Run the embedded stack alone until interrupted; writes its variables to ENV_FILE once all of it answers.
+
+    Parameters
+    ----------
+    env_file
+        Where to write the variables of a worker.
+    shards
+        How many Postgres servers to start with.
+    aws
+        `moto` has moto serve Kinesis too, as it does SQS and DynamoDB.
+    """
     _require_local()
     from simplu_worker.local.stack import run_stack  # noqa: PLC0415
 
-    return _run(run_stack(env_file, shards))
+    return _run(run_stack(env_file, shards, aws=aws))
 
 
 @app.command
-def demo(*, operations: int = 2000, tenants: int = 10, shards: int = 3, replicas: int = 1, hold: bool = False) -> int:
+def demo(*, operations: int = 20_000, tenants: int = 10, shards: int = 3, replicas: int = 1, hold: bool = False) -> int:
     """Show the main job on an embedded stack, and verify every row at the end.
 
     Parameters
@@ -93,6 +114,131 @@ def demo(*, operations: int = 2000, tenants: int = 10, shards: int = 3, replicas
     )
 
 
+@app.command
+def check(*, env_file: EnvFile = None, as_json: AsJson = False) -> int:
+    """Ask every dependency once; print what answers and what is odd."""
+    from simplu_worker.commands.check import check  # noqa: PLC0415
+
+    return _command(lambda settings: check(settings, as_json=as_json), env_file, for_run=True)
+
+
+@operations.command(name="show")
+def show_operation(
+    request_id: str,
+    /,
+    *,
+    tenant: tuple[str, str] | None = None,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Print what became of one operation.
+
+    Parameters
+    ----------
+    request_id
+        Its request id.
+    tenant
+        Its business and location; without them all shards are asked.
+    """
+    from simplu_worker.commands.operations import show_operation  # noqa: PLC0415
+
+    return _command(lambda settings: show_operation(settings, request_id, tenant, as_json=as_json), env_file)
+
+
+@operations.command(name="send")
+def send_operations(
+    file: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    wait: Annotated[bool, Parameter(negative="")] = False,
+    timeout: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 60,
+    force: Annotated[bool, Parameter(negative="")] = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Put operations, one JSON object a line, on the stream.
+
+    Parameters
+    ----------
+    file
+        Where they are; `-` for stdin. A missing requestId or timestamp is filled in.
+    wait
+        Wait until each is in the log, and print what became of it.
+    timeout
+        Seconds to wait at most.
+    force
+        Send bad lines too; the worker makes dead letters of them.
+    """
+    from simplu_worker.commands.operations import SendOptions, read_lines, send_operations  # noqa: PLC0415
+
+    options = SendOptions(wait=wait, timeout_s=timeout, force=force)
+    path = None if file == "-" else Path(file)
+    return _command(lambda settings: send_operations(settings, read_lines(path), options, as_json=as_json), env_file)
+
+
+@tenants.command(name="list")
+def list_tenants(*, env_file: EnvFile = None, as_json: AsJson = False) -> int:
+    """Print the tenants of all shards."""
+    from simplu_worker.commands.tenants import list_tenants  # noqa: PLC0415
+
+    return _command(lambda settings: list_tenants(settings, as_json=as_json), env_file)
+
+
+@tenants.command(name="show")
+def show_tenant(business: str, location: str, /, *, env_file: EnvFile = None, as_json: AsJson = False) -> int:
+    """Print what the shards have of one tenant, and where it is routed."""
+    from simplu_worker.commands.tenants import show_tenant  # noqa: PLC0415
+
+    return _command(lambda settings: show_tenant(settings, business, location, as_json=as_json), env_file)
+
+
+@tenants.command(name="provision")
+def provision_tenant(
+    business: str,
+    location: str,
+    /,
+    *,
+    business_type: Annotated[str, Parameter(name="--type")],
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Register a tenant and make it on its shard, unless it is there.
+
+    Parameters
+    ----------
+    business_type
+        What kind of business it is, such as dental.
+    """
+    from simplu_worker.commands.tenants import provision_tenant  # noqa: PLC0415
+
+    return _command(
+        lambda settings: provision_tenant(settings, business, location, business_type, as_json=as_json), env_file
+    )
+
+
+@app.command
+def replay(
+    *, start: Annotated[str, Parameter(name="--from")], env_file: EnvFile = None, as_json: AsJson = False
+) -> int:
+    """Read the stream again from a time; what was applied before is dropped.
+
+    Parameters
+    ----------
+    start
+        When to start, as ISO 8601; no offset means UTC.
+    """
+    from simplu_worker.commands.replay import replay  # noqa: PLC0415
+    from simplu_worker.operations.decode import parse_timestamp  # noqa: PLC0415
+
+    try:
+        instant = parse_timestamp(start)
+    except ValueError:
+        problem = f"--from: expected ISO 8601, such as 2026-01-31T09:00Z, got {start!r}"
+        print(problem, file=sys.stderr)  # noqa: T201  (for the person at the terminal)
+        return EXIT_USAGE
+    return _command(lambda settings: replay(settings, instant, as_json=as_json), env_file)
+
+
 def main() -> NoReturn:
     """Run a command and end the process with its exit status."""
     try:
@@ -101,7 +247,7 @@ def main() -> NoReturn:
         sys.exit(EXIT_USAGE)
     except ConfigurationError as exc:
         for problem in exc.problems:
-            print(problem, file=sys.stderr)  # noqa: T201  (for the person at the terminal)
+            print(scrub_text(problem), file=sys.stderr)  # noqa: T201  (for the person at the terminal)
         sys.exit(EXIT_CONFIGURATION)
     sys.exit(result if isinstance(result, int) else EXIT_DONE)
 
@@ -112,6 +258,35 @@ def _settings(env_file: Path | None, *, for_run: bool = True) -> Settings:
     settings = load_settings(os.environ, for_run=for_run)
     prepare_aws_environment(os.environ)
     return settings
+
+
+def _command(
+    command: Callable[[Settings], Coroutine[Any, Any, int]], env_file: Path | None, *, for_run: bool = False
+) -> int:
+    """Run a command for people: its answer goes to stdout, its log to stderr."""
+    import structlog  # noqa: PLC0415
+
+    settings = _settings(env_file, for_run=for_run)
+    given = settings.model_fields_set
+    configure_logging(
+        settings.log_level if "log_level" in given else "warning",
+        settings.log_format if "log_format" in given else "console",
+        stream=sys.stderr,
+    )
+    try:
+        return _run(command(settings))
+    except ConfigurationError:
+        raise
+    except WorkerError as exc:
+        print(scrub_text(str(exc)), file=sys.stderr)  # noqa: T201  (for the person at the terminal)
+    except BrokenPipeError:
+        # Whoever read our output is gone; Python would say so at its end, about the same stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:  # noqa: BLE001  (a bug: told in the log, where secrets are scrubbed)
+        structlog.get_logger(__name__).exception("command.crashed")
+    finally:
+        flush_logging()
+    return EXIT_FAILED
 
 
 def _run(command: Coroutine[Any, Any, int]) -> int:

@@ -26,10 +26,11 @@ from simplu_worker.consumers.kinesis.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases import worker_id
 from simplu_worker.consumers.kinesis.reader import ReadingRules
 from simplu_worker.consumers.kinesis.stream import Stream
+from simplu_worker.consumers.retention import LogWindow
 from simplu_worker.consumers.sqs.control import ControlHandler
 from simplu_worker.consumers.sqs.queue import Queue
 from simplu_worker.consumers.sqs.receiver import QueueReceiver
-from simplu_worker.errors import WorkerError
+from simplu_worker.errors import ConfigurationError, RefusedError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.metrics.http import open_http
 from simplu_worker.notify import SystemdNotifier
@@ -38,6 +39,7 @@ from simplu_worker.shards.citrus import open_citrus
 from simplu_worker.shards.directory import Directory, Locator, StaticMap
 from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.provisioning import Provisioner
+from simplu_worker.shards.retention import LogRetention
 from simplu_worker.shards.router import Router
 from simplu_worker.shards.shard_map import MappedShard, ShardMap, read_shard_map
 from simplu_worker.views import Replica, views_of
@@ -45,6 +47,7 @@ from simplu_worker.views import Replica, views_of
 POLL_READ_TIMEOUT_S: Final = 25.0
 KINESIS_READ_TIMEOUT_S: Final = 5.0
 HEARTBEAT_S: Final = 0.5
+DRAIN_SHARE: Final = 0.8  # of the grace time, for batches in flight; the rest is for giving leases back
 ONLY_SHARD_ID: Final = "database"  # the id of the one shard that DATABASE_* name
 
 log = structlog.get_logger(__name__)
@@ -67,6 +70,8 @@ class Consumers:
 
     fleet: Fleet | None = None
     receivers: dict[str, QueueReceiver] = field(default_factory=dict)
+    stream: Stream | None = None
+    queues: list[Queue] = field(default_factory=list)
 
 
 @contextlib.asynccontextmanager
@@ -103,7 +108,10 @@ async def _open_locator(settings: Settings) -> AsyncIterator[Locator]:
         yield StaticMap(read_shard_map(settings.shard_map_file, allowed_hosts))
     else:
         shard = MappedShard(shard_id=ONLY_SHARD_ID, connection_string=_only_connection_string(settings))
-        shard.address.checked(allowed_hosts)
+        try:
+            shard.address.checked(allowed_hosts)
+        except RefusedError as exc:
+            raise ConfigurationError(f"DATABASE_HOST: {exc}") from None
         yield StaticMap(ShardMap(shards=(shard,)))
 
 
@@ -142,7 +150,10 @@ async def run_worker(settings: Settings) -> None:
         replica.start(shards.router, shards.pools, shards.locator, consumers.fleet, consumers.receivers)
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
         async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as tasks:
-            beats = tasks.create_task(_heartbeat(notifier, replica), name="heartbeat")
+            around = [
+                tasks.create_task(_heartbeat(notifier, replica), name="heartbeat"),
+                tasks.create_task(_retention(settings, shards, consumers).run(), name="retention"),
+            ]
             async with asyncio.TaskGroup() as sources:
                 for name, receiver in consumers.receivers.items():
                     sources.create_task(receiver.run(stopping), name=f"queue:{name}")
@@ -152,7 +163,8 @@ async def run_worker(settings: Settings) -> None:
                 notifier.stopping()
                 log.info("worker.draining", grace_s=settings.shutdown_grace_seconds)
                 deadline.reschedule(asyncio.get_running_loop().time() + settings.shutdown_grace_seconds)
-            beats.cancel()
+            for task in around:
+                task.cancel()
     log.info("worker.stopped", replica=replica.name)
 
 
@@ -169,29 +181,37 @@ async def _open_consumers(stack: AsyncExitStack, settings: Settings, shards: Sha
         )
         queue = Queue(sqs, settings.sqs_shard_creation_queue_url, poll_client=polls)
         handler = ControlHandler(shards.provisioner, queue, retry_delays_s=settings.sqs_retry_delays_seconds)
+        consumers.queues.append(queue)
         consumers.receivers[queue.name] = QueueReceiver(queue, handler.handle, dead_letters)
     if settings.kinesis_stream_name is not None:
-        consumers.fleet = await _open_fleet(stack, settings, shards.router, dead_letters, name)
+        kinesis = await stack.enter_async_context(
+            open_client("kinesis", region=region, read_timeout_s=KINESIS_READ_TIMEOUT_S, pool_size=64)
+        )
+        consumers.stream = Stream(kinesis, settings.kinesis_stream_name)
+        consumers.fleet = await _open_fleet(stack, settings, consumers.stream, shards.router, dead_letters, name)
     return consumers
 
 
+def _retention(settings: Settings, shards: Shards, consumers: Consumers) -> LogRetention:
+    configured = timedelta(hours=settings.operation_retention_hours)
+    window = LogWindow(configured, stream=consumers.stream, queues=consumers.queues)
+    return LogRetention(shards.pools, window.read)
+
+
 async def _open_fleet(
-    stack: AsyncExitStack, settings: Settings, router: Router, dead_letters: DeadLetterQueue, name: str
+    stack: AsyncExitStack, settings: Settings, stream: Stream, router: Router, dead_letters: DeadLetterQueue, name: str
 ) -> Fleet:
-    region = settings.aws_region
-    kinesis = await stack.enter_async_context(
-        open_client("kinesis", region=region, read_timeout_s=KINESIS_READ_TIMEOUT_S, pool_size=64)
-    )
     dynamodb = await stack.enter_async_context(
-        open_client("dynamodb", region=region, endpoint_url=settings.dynamodb_endpoint, pool_size=32)
+        open_client("dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, pool_size=32)
     )
     rules = ReadingRules(
         operation_max_bytes=settings.operation_max_bytes,
         list_result_limit=settings.list_result_limit,
         tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
+        drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
     )
     return Fleet(
-        Stream(kinesis, settings.kinesis_stream_name or ""),
+        stream,
         LeaseTable(dynamodb, settings.kinesis_application_name),
         me=name,
         lease_duration_s=settings.kinesis_lease_duration_seconds,

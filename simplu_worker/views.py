@@ -74,6 +74,8 @@ class Replica:
         ]
         if self.fleet is not None and (self.fleet.trouble or not self.fleet.is_set_up):
             troubles.append(self.fleet.trouble or "the stream is being opened")
+        refusals = [reader.refusal for reader in (self.fleet.readers() if self.fleet else []) if reader.refusal]
+        troubles += refusals[:1]
         return "; ".join(troubles) or None
 
     def refresh_gauges(self) -> None:
@@ -160,6 +162,8 @@ class Replica:
         if isinstance(found, Absence):
             return 404, {"businessId": business_id, "locationId": location_id, "state": found}
         shard_id, row = found
+        if (row["business_id"], row["location_id"]) != (business_id, location_id):  # another pair with the same id
+            return 404, {"businessId": business_id, "locationId": location_id, "state": Absence.UNREGISTERED}
         return 200, tenant_view(shard_id, row)
 
     async def shards(self) -> Answer:

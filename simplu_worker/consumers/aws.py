@@ -126,6 +126,10 @@ async def open_client(
             raise ConfigurationError("AWS_REGION: expected a region such as eu-west-1, none is set") from exc
         except botocore_errors.ProfileNotFound as exc:
             raise ConfigurationError(f"AWS_PROFILE: {exc}") from exc
+        except ValueError as exc:  # botocore's for an endpoint or a region that it cannot make a host of
+            raise ConfigurationError(
+                f"AWS_ENDPOINT_URL, AWS_REGION: expected an http(s) URL and a region, got no host of {service}"
+            ) from exc
         yield client
 
 

@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -22,7 +22,7 @@ from simplu_worker.consumers.sqs.queue import BATCH_MAX_COUNT, Outgoing, Queue
 from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
 from simplu_worker.metrics.instruments import DEAD_LETTERS
 
-__all__ = ["DeadLetter", "DeadLetterQueue"]
+__all__ = ["DeadLetter", "DeadLetterQueue", "LetterStore"]
 
 MAX_MESSAGE_DEFAULT_BYTES: Final = 262_144  # what every queue took before August 2025
 BATCH_MIN_BYTES: Final = 262_144  # a batch as a whole may be that long even where one message may not
@@ -31,6 +31,13 @@ RETRY_BASE_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
 
 log = structlog.get_logger(__name__)
+
+
+class LetterStore(Protocol):
+    """What a reader hands its dead letters to."""
+
+    async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
+        """Return when all *letters* are stored; raise TryAgainLaterError when *stopping* is set before."""
 
 
 class DeadLetterQueue:

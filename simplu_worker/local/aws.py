@@ -1,4 +1,4 @@
-"""The AWS side of the embedded stack: moto as a child process, with the queues, the stream and the table made in it."""
+"""The AWS side of the embedded stack: our Kinesis and moto as child processes, and what is made in them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY_ID, "AWS_SECRET_ACCESS_KEY": SECR
 STREAM_NAME = "resources-operations"
 BUSINESS_INFO_TABLE = "business-info"
 VISIBILITY_TIMEOUT_S = 30
-MAX_RECEIVE_COUNT = 5
+MAX_RECEIVE_COUNT = 1000  # a dependency's trouble of hours must not make a dead letter
 START_TIMEOUT_S = 30.0
 PORT_ATTEMPTS = 5
 # moto.server with one change: it writes a line for every request, which would fill the disk in a long run.
@@ -36,7 +37,8 @@ from moto.server import MotoRequestHandler, main
 MotoRequestHandler.log_request = lambda *_: None
 main(sys.argv[1:])
 """
-LISTENING = b"Running on http"  # werkzeug's log line, written after its socket listens
+MOTO_LISTENS = b"Running on http"  # werkzeug's log line, written after its socket listens
+KINESIS_LISTENS = b"kinesis.started"
 
 
 @dataclass(frozen=True)
@@ -48,37 +50,42 @@ class QueueUrls:
     dead_letters: str
 
 
-async def start_aws(group: ProcessGroup) -> str:
+async def start_moto(group: ProcessGroup) -> str:
     """Start moto in *group*, wait until it listens, and return its endpoint URL."""
     missing = [package for package in ("moto", "flask", "flask_cors") if importlib.util.find_spec(package) is None]
     if missing:
         raise StackError(f"the local AWS needs {', '.join(missing)}: install simplu-worker[local]")
-    log_path = group.directory / "aws.log"
+    program = [sys.executable, "-P", "-c", PROGRAM, "-H", HOST, "-p"]
+    return await _started(group, "moto", program, MOTO_LISTENS)
+
+
+async def start_kinesis(group: ProcessGroup) -> str:
+    """Start our Kinesis in *group*, wait until it listens, and return its endpoint URL."""
+    program = [sys.executable, "-m", "simplu_worker.local.kinesis_server", "--port"]
+    return await _started(group, "kinesis", program, KINESIS_LISTENS)
+
+
+async def _started(group: ProcessGroup, name: str, program: Sequence[str], listens: bytes) -> str:
+    """Start *program* with a free port as its last argument; return its URL once its log says that it listens."""
+    log_path = group.directory / f"{name}.log"
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MOTO_"))}
+    env = environ | CREDENTIALS | {"AWS_DEFAULT_REGION": REGION, "MOTO_ACCOUNT_ID": "123456789012"}
     for _ in range(PORT_ATTEMPTS):
         port = free_port()
         log_path.write_bytes(b"")
-        process = _spawn(group, port)
+        process = group.spawn([*program, str(port)], log_path=log_path, env=env)
 
         # The log and not a request: a request might be answered by another program that was faster to take the port.
         async def settled(process: subprocess.Popen[bytes] = process) -> bool:
-            return LISTENING in log_path.read_bytes() or process.poll() is not None
+            return listens in log_path.read_bytes() or process.poll() is not None
 
         if not await until(settled, within_s=START_TIMEOUT_S):
-            raise StackError(f"the local AWS does not listen after {START_TIMEOUT_S:.0f} s")
+            raise StackError(f"{name} does not listen after {START_TIMEOUT_S:.0f} s")
         if process.poll() is None:
             return f"http://{HOST}:{port}"
         if port_is_free(port):
             break
-    raise StackError(f"the local AWS ended at its start: {log_path.read_text(errors='replace')[-300:]}")
-
-
-def _spawn(group: ProcessGroup, port: int) -> subprocess.Popen[bytes]:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MOTO_"))}
-    return group.spawn(
-        [sys.executable, "-P", "-c", PROGRAM, "-H", HOST, "-p", str(port)],
-        log_path=group.directory / "aws.log",
-        env=environ | CREDENTIALS | {"AWS_DEFAULT_REGION": REGION, "MOTO_ACCOUNT_ID": "123456789012"},
-    )
+    raise StackError(f"{name} ended at its start: {log_path.read_text(errors='replace')[-300:]}")
 
 
 @functools.cache
@@ -100,11 +107,11 @@ def aws_client(service: str, endpoint_url: str) -> AbstractAsyncContextManager[A
     return client
 
 
-async def create_resources(endpoint_url: str, *, stream_shards: int = 4) -> QueueUrls:
+async def create_resources(endpoint_url: str, kinesis_url: str, *, stream_shards: int = 4) -> QueueUrls:
     """Create the queues, the stream of *stream_shards* and the business-info table in an empty local AWS."""
     async with asyncio.TaskGroup() as tasks:
         queues = tasks.create_task(_create_queues(endpoint_url))
-        tasks.create_task(_create_stream(endpoint_url, stream_shards))
+        tasks.create_task(_create_stream(kinesis_url, stream_shards))
         tasks.create_task(_create_table(endpoint_url))
     return queues.result()
 

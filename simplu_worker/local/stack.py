@@ -11,7 +11,7 @@ import signal
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +24,8 @@ from simplu_worker.local.aws import (
     QueueUrls,
     aws_client,
     create_resources,
-    start_aws,
+    start_kinesis,
+    start_moto,
 )
 from simplu_worker.local.citrus import MAX_BUSINESSES, Citrus
 from simplu_worker.local.loopback import HOST, StackError, free_port
@@ -36,18 +37,28 @@ class Stack:
     """Everything that a worker talks to, while the context is entered; raises `StackError` when it cannot be.
 
     *group* is also for other processes that have to end with this one. *servers* are the Postgres servers by shard id,
-    *env* what a worker needs in its environment.
+    *env* what a worker needs in its environment. Kinesis is ours, which can end a stream shard; with *aws* "moto"
+    it is moto's.
     """
 
-    def __init__(self, *, shards: int = 3, stream_shards: int = 4, tenants_per_shard: int = MAX_BUSINESSES) -> None:
+    def __init__(
+        self,
+        *,
+        shards: int = 3,
+        stream_shards: int = 4,
+        tenants_per_shard: int = MAX_BUSINESSES,
+        aws: Literal["local", "moto"] = "local",
+    ) -> None:
         self.servers: dict[str, PostgresServer] = {}
         self.citrus_api_key = secrets.token_urlsafe(18)
         self.citrus = Citrus(api_key=self.citrus_api_key, make_shard=self._make_shard, max_businesses=tenants_per_shard)
         self.env: dict[str, str] = {}
         self.aws_url = ""
+        self.kinesis_url = ""
         self.citrus_url = ""
         self._shard_count = shards
         self._stream_shards = stream_shards
+        self._aws = aws
         self._numbers = itertools.count(1)
         self._env_file: Path | None = None
 
@@ -75,7 +86,7 @@ class Stack:
 
     def aws_client(self, service: str) -> Any:
         """Return a client of the stack's AWS, an async context manager."""
-        return aws_client(service, self.aws_url)
+        return aws_client(service, self.kinesis_url if service == "kinesis" else self.aws_url)
 
     def write_env_file(self, path: Path) -> None:
         """Write *env* as shell-quoted lines, mode 0600, by rename; again by itself whenever Citrus makes a shard."""
@@ -115,8 +126,11 @@ class Stack:
         return queues.result()
 
     async def _start_aws(self) -> QueueUrls:
-        self.aws_url = await start_aws(self.group)
-        return await create_resources(self.aws_url, stream_shards=self._stream_shards)
+        async with asyncio.TaskGroup() as tasks:
+            moto = tasks.create_task(start_moto(self.group))
+            kinesis = tasks.create_task(start_kinesis(self.group)) if self._aws == "local" else moto
+        self.aws_url, self.kinesis_url = moto.result(), kinesis.result()
+        return await create_resources(self.aws_url, self.kinesis_url, stream_shards=self._stream_shards)
 
     def _new_server(self) -> PostgresServer:
         return PostgresServer(self.group, self._programs, database=f"shard_{next(self._numbers)}")
@@ -143,6 +157,7 @@ class Stack:
             "AWS_REGION": REGION,
             **CREDENTIALS,
             "AWS_ENDPOINT_URL": self.aws_url,
+            "AWS_ENDPOINT_URL_KINESIS": self.kinesis_url,
             "DYNAMODB_ENDPOINT": self.aws_url,
             "DYNAMODB_BUSINESS_INFO_TABLE": BUSINESS_INFO_TABLE,
             "KINESIS_STREAM_NAME": STREAM_NAME,
@@ -167,7 +182,7 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-async def run_stack(env_file: Path, shards: int) -> int:
+async def run_stack(env_file: Path, shards: int, *, aws: Literal["local", "moto"] = "local") -> int:
     """Run the stack until SIGINT or SIGTERM and return the exit status; *env_file* is there while everything answers.
 
     SIGUSR1 starts Postgres servers again that were killed.
@@ -177,7 +192,7 @@ async def run_stack(env_file: Path, shards: int) -> int:
     try:
         _claim(env_file)
         console.print(f"starting {shards} Postgres servers, a local AWS and a local Citrus …")
-        async with Stack(shards=shards) as stack:
+        async with Stack(shards=shards, aws=aws) as stack:
             stack.write_env_file(env_file)
             try:
                 _describe(stack, env_file, console)
@@ -232,7 +247,8 @@ def _describe(stack: Stack, env_file: Path, console: Console) -> None:
     table = Table("what", "where", "process")
     for shard_id, server in stack.servers.items():
         table.add_row(shard_id, f"Postgres, {HOST}:{server.port}/{server.database}", str(server.pid))
-    table.add_row("AWS (Kinesis, SQS, DynamoDB)", stack.aws_url, "")
+    table.add_row("Kinesis", stack.kinesis_url, "")
+    table.add_row("SQS, DynamoDB", stack.aws_url, "")
     table.add_row("Citrus", stack.citrus_url, str(os.getpid()))
     table.add_row("data, until the end", str(stack.group.directory), "")
     console.print(table)

@@ -91,6 +91,11 @@ class WorkerProcess:
             self._process.kill()
             self._process.wait()
 
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it runs."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
     async def stop(self, *, within_s: float) -> None:
         """Send SIGTERM and wait for its end.
 

@@ -42,6 +42,7 @@ DEAD_LETTER_REASONS = (
 )
 LEASE_STATES = ("owned", "other", "unowned", "ended")
 HELD_REASONS = ("unregistered", "shard_unavailable", "not_here", "inactive")
+LEASE_TAKES = ("free", "expired", "stolen")
 SQS_OUTCOMES = ("deleted", "retried", "dead_letter")
 CITRUS_ENDPOINTS = ("get_shard", "register", "shards_health", "capacity", "put_shard")
 CITRUS_OUTCOMES = ("ok", "not_found", "conflict", "refused", "error", "timeout")
@@ -135,6 +136,19 @@ KINESIS_LAG = Gauge(
     ["stream_shard"],
 )
 KINESIS_LEASES = Gauge("simplu_kinesis_leases", "Leases of the stream, as this replica sees them.", ["state"])
+KINESIS_LEASE_TAKES = Counter(
+    "simplu_kinesis_lease_takes_total",
+    "Leases taken: free ones, expired ones of replicas that went away, and stolen ones for balance.",
+    ["how"],
+)
+KINESIS_RENEWAL_AGE = Gauge(
+    "simplu_kinesis_lease_renewal_age_seconds",
+    "Time since the last renewal of the held lease that waits longest for one.",
+)
+KINESIS_EXPIRED = Counter(
+    "simplu_kinesis_expired_positions_total",
+    "Stream shards that were read too late: records between their checkpoint and the oldest kept one are gone.",
+)
 KINESIS_GET_RECORDS = Histogram(
     "simplu_kinesis_get_records_seconds",
     "Time of one GetRecords call.",
@@ -201,5 +215,6 @@ _start_at_zero(OPERATIONS, SOURCES, OPERATION_KINDS, OPERATION_OUTCOMES)
 _start_at_zero(DEAD_LETTERS, DEAD_LETTER_REASONS)
 _start_at_zero(HELD_TARGETS, HELD_REASONS)
 _start_at_zero(KINESIS_LEASES, LEASE_STATES)
+_start_at_zero(KINESIS_LEASE_TAKES, LEASE_TAKES)
 _start_at_zero(CITRUS_REQUEST, CITRUS_ENDPOINTS, CITRUS_OUTCOMES)
 _start_at_zero(PROVISIONING, PROVISIONING_OUTCOMES)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from datetime import UTC, date, datetime, time
+from itertools import accumulate
 from typing import Annotated
 
 import msgspec
@@ -26,6 +27,7 @@ from simplu_worker.operations.operation import (
 
 DERIVED_REQUEST_ID_PREFIX = "simplu:"
 NESTING_MAX = 512  # far below the interpreter's own limit, which differs between versions and call depths
+DEFAULT_PAGE, DEFAULT_LIMIT = 1, 100
 DIGEST_VERSION = b"\x01"  # first byte of every digest: a later rule must not turn redeliveries into reuses
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -34,8 +36,8 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class _Pagination(msgspec.Struct, gc=False):
-    page: Positive = 1
-    limit: Positive = 100
+    page: Positive | None = None
+    limit: Positive | None = None
 
 
 class _Message(msgspec.Struct, rename="camel", gc=False):
@@ -62,13 +64,16 @@ _KINDS_WITH_DATA = frozenset({OperationKind.CREATE, OperationKind.UPDATE, Operat
 _KINDS_WITH_ID = frozenset({OperationKind.UPDATE, OperationKind.PATCH, OperationKind.DELETE, OperationKind.READ})
 _DAY_MEMBERS = ("date", "startDate", "endDate")
 
-# One escape of a JSON text at a time, so that an escaped backslash before a `u` is not taken for an escape: a whole
-# pair, then a lone surrogate (the group), then anything else.
-_ESCAPES = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
+# Everything up to the next lone surrogate (the group), or that one. An escape is taken as a whole, so that a backslash
+# escaped before a `u` is not taken for the beginning of one.
+_SURROGATES = re.compile(
+    rb"((?:[^\\]++|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(?!u[dD][89a-fA-F]).)++)"
+    rb"|\\u[dD][89a-fA-F][0-9a-fA-F]{2}",
+    re.DOTALL,
 )
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
-_BRACKETS = re.compile(rb"[\[\]{}]")
+_STRINGS = re.compile(rb'"[^"]*+"?')
+_NOT_BRACKETS_OR_QUOTES = bytes(set(range(256)) - set(b'[]{}"'))
+_ONE_KIND_OF_BRACKET = bytes.maketrans(b"{}", b"[]")
 
 
 class _InvalidError(Exception):
@@ -119,19 +124,18 @@ def replace_lone_surrogates(record: bytes) -> bytes:
     Neither can be stored, but only the second passes the parser, and then meets the rules for U+0000: an id with it
     is invalid, and data with it gets the outcome `invalid_data`.
     """
-    return _ESCAPES.sub(lambda match: rb"\u0000" if match[1] else match[0], record)
+    return _SURROGATES.sub(lambda match: match[1] or rb"\u0000", record)
 
 
 def nesting_of(record: bytes) -> int:
     """Return how deep the arrays and objects of a JSON text are nested."""
-    deepest = depth = 0
-    for bracket in _BRACKETS.findall(_STRINGS.sub(b"", record)):
-        if bracket in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        else:
-            depth -= 1
-    return deepest
+    # Bytes that take no part are dropped by what needs no memory for each of them: a record may have 10 million. Two
+    # quotes side by side are then an empty string, or two strings with nothing but commas and spaces between.
+    unescaped = record.replace(rb"\\", b"").replace(rb"\"", b"")
+    shape = unescaped.translate(_ONE_KIND_OF_BRACKET, _NOT_BRACKETS_OR_QUOTES).replace(b'""', b"")
+    brackets = _STRINGS.sub(b"", shape)
+    steps = map(ord("\\").__sub__, brackets)  # the character between the two brackets: 1 in, -1 out
+    return max(accumulate(steps), default=0)
 
 
 def _parse(record: bytes) -> _Message:
@@ -237,8 +241,8 @@ def _list_query(filters: bytes, pagination: bytes, list_limit: int) -> ListQuery
     return ListQuery(
         members=msgspec.json.encode(members).decode(),
         days=DayRange(first=first, last=last),
-        page=min(pages.page, 2**31),  # beyond any table; keeps the offset within a bigint
-        limit=min(pages.limit, list_limit),
+        page=min(pages.page or DEFAULT_PAGE, 2**31),  # beyond any table; keeps the offset within a bigint
+        limit=min(pages.limit or DEFAULT_LIMIT, list_limit),
     )
 
 

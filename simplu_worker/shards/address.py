@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from typing import Self
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import msgspec
 
@@ -12,6 +12,10 @@ from simplu_worker.errors import RefusedError
 
 SHARD_ID_MAX = 128
 CONNECTION_STRING_MAX = 4096
+PORT_MAX = 65535
+_NOT_IN_HOSTS = {chr(code) for code in range(33)} | {"\x7f"}
+
+EXPECTED = "expected postgresql://user:password@host:port/database"
 
 # Everything else in the query part would become a setting of the session (asyncpg passes it to the server), or lead
 # to another host than the one that was checked.
@@ -26,6 +30,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
     is_active: bool = True
     tenant_count: int | None = None
     tenant_max: int | None = None
+    refusal: str | None = None  # why it may not be used; then it has no connection string
 
     def __repr__(self) -> str:
         return f"ShardAddress({self.shard_id!r}, is_active={self.is_active})"
@@ -33,8 +38,22 @@ class ShardAddress(msgspec.Struct, frozen=True):
     @property
     def place(self) -> str:
         """Hosts, ports and database, without user and password: fit to be shown."""
-        parts = urlsplit(self.connection_string)
+        try:
+            parts = urlsplit(self.connection_string)
+        except ValueError:  # asked for in the midst of telling about an address that is no good
+            return "an unreadable address"
         return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    def usable(self, allowed_hosts: tuple[str, ...]) -> Self:
+        """Return itself as `checked` does, or, when that refuses, itself without its connection string and with why.
+
+        For lists of shards: one that may not be used is a shard that gives no answer, not an end of the list.
+        """
+        try:
+            return self.checked(allowed_hosts)
+        except RefusedError as exc:
+            shard_id = self.shard_id[:SHARD_ID_MAX]
+            return msgspec.structs.replace(self, shard_id=shard_id, connection_string="", refusal=str(exc))
 
     def checked(self, allowed_hosts: tuple[str, ...]) -> Self:
         """Return itself when its id and connection string may be used.
@@ -48,26 +67,44 @@ class ShardAddress(msgspec.Struct, frozen=True):
             raise RefusedError(f"{where}: expected at most {CONNECTION_STRING_MAX} characters")
         try:
             parts = urlsplit(self.connection_string)
-            options = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+            # As strict as asyncpg, whose ValueError would come at the first connection.
+            pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
             hosts = hosts_of(self.connection_string)
         except ValueError:
-            raise RefusedError(f"{where}: expected postgresql://user:password@host:port/database") from None
+            raise RefusedError(f"{where}: {EXPECTED}") from None
         if parts.scheme not in {"postgres", "postgresql"} or not all(hosts) or not parts.path.strip("/"):
-            raise RefusedError(f"{where}: expected postgresql://user:password@host:port/database")
+            raise RefusedError(f"{where}: {EXPECTED}")
+        if _is_ambiguous(parts):
+            raise RefusedError(f"{where}: expected one @, before the host; write %40, %2F, %3F, %23 for @ / ? #")
         for host in hosts:
             if allowed_hosts and not any(fnmatchcase(host, pattern.lower()) for pattern in allowed_hosts):
                 raise RefusedError(f"{where}: host {host} is not in DATABASE_ALLOWED_HOSTS")
-        if unknown := sorted(options - ALLOWED_OPTIONS):
+        if unknown := sorted({name for name, _ in pairs} - ALLOWED_OPTIONS):
             known = ", ".join(sorted(ALLOWED_OPTIONS))
             raise RefusedError(f"{where}: option {unknown[0]} is not allowed; known are {known}")
         return self
 
 
 def hosts_of(connection_string: str) -> list[str]:
-    """Return the hosts that a connection string names, in order, lower-case; `[""]` where it names none."""
+    """Return the hosts that a connection string names, in order, lower-case; `[""]` where it names none.
+
+    Raises `ValueError` when it is no URL, or when one of the hosts or ports cannot be one.
+    """
     netloc = urlsplit(connection_string).netloc.rpartition("@")[2]
     hosts = []
     for part in netloc.split(","):
-        host = part[1:].partition("]")[0] if part.startswith("[") else part.partition(":")[0]
+        if part.startswith("["):
+            host, _, port = part[1:].partition("]")
+            port = port.removeprefix(":")
+        else:
+            host, _, port = part.partition(":")
+        host = unquote(host)  # as asyncpg does: what is checked has to be what is connected to
+        if _NOT_IN_HOSTS & set(host) or not (port.isascii() and 1 <= int(port or 1) <= PORT_MAX):
+            raise ValueError(f"expected hosts with ports from 1 to {PORT_MAX}")
         hosts.append(host.lower())
     return hosts
+
+
+def _is_ambiguous(parts: SplitResult) -> bool:
+    """Tell whether a character of the password, not percent-encoded, ended what is taken for the hosts too early."""
+    return parts.netloc.count("@") > 1 or any("@" in part for part in (parts.path, parts.query, parts.fragment))

@@ -74,8 +74,8 @@ class Citrus:
 
     async def locate(self, tenant_id: str) -> ShardAddress | None:
         """Return the shard that the tenant is registered on; None is a definite "not registered"."""
-        status, body = await self._ask("get_shard", "GET", f"api/shard/{quote(tenant_id, safe='')}")
-        return None if status == 404 else self._address(body)
+        status, reply = await self._ask("get_shard", "GET", f"api/shard/{quote(tenant_id, safe='')}", _Reply)
+        return None if status == 404 else reply.address.checked(self._allowed_hosts)
 
     async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:
         """Register a tenant, or learn where it was registered before (409)."""
@@ -86,28 +86,27 @@ class Citrus:
             "businessType": business_type,
             "shardKey": tenant_id,
         }
-        status, body = await self._ask("register", "POST", "api/register", message)
+        status, reply = await self._ask("register", "POST", "api/register", _Reply, message)
         if status != 409:
-            return Registration(self._address(body), is_new=True)
+            return Registration(reply.address.checked(self._allowed_hosts), is_new=True)
         address = await self.locate(tenant_id)
         if address is None:
             raise CitrusUnavailableError("Citrus says 409 to register and 404 to the question where")
         return Registration(address, is_new=False)
 
     async def shards(self) -> list[ShardAddress]:
-        """Return every shard that Citrus knows."""
-        _, body = await self._ask("shards_health", "GET", "api/shards/health")
-        return [reply.address.checked(self._allowed_hosts) for reply in _decoded(body, list[_Reply])]
+        """Return every shard that Citrus knows; one whose address may not be used says so, and has none."""
+        _, replies = await self._ask("shards_health", "GET", "api/shards/health", list[_Reply])
+        return [reply.address.usable(self._allowed_hosts) for reply in replies]
 
     async def homes(self, tenant_id: str) -> list[ShardAddress]:  # noqa: ARG002  (any shard may have been its home)
         """Return where the tenant may live or have lived: every shard."""
         return await self.shards()
 
-    def _address(self, body: bytes) -> ShardAddress:
-        reply: _Reply = _decoded(body, _Reply)
-        return reply.address.checked(self._allowed_hosts)
-
-    async def _ask(self, endpoint: str, method: str, path: str, message: Any = None) -> tuple[int, bytes]:
+    async def _ask(
+        self, endpoint: str, method: str, path: str, type_: type[Any], message: Any = None
+    ) -> tuple[int, Any]:
+        """Return the status of the answer and, where that says ok, its body as *type_*."""
         attempts = stamina.retry_context(
             on=_pause_before_retry, attempts=self._attempts, timeout=None, wait_initial=0.1, wait_max=5, wait_jitter=0.2
         )
@@ -116,28 +115,30 @@ class Citrus:
                 with attempt:
                     if attempt.num > 1:
                         instruments.RETRIES.labels("citrus", endpoint).inc()
-                    answer = await self._ask_once(endpoint, method, path, message)
+                    answer = await self._ask_once(endpoint, method, path, type_, message)
         except TryAgainLaterError as exc:
             self.trouble, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
             raise
         self.trouble, self.is_denied = None, False
         return answer
 
-    async def _ask_once(self, endpoint: str, method: str, path: str, message: Any) -> tuple[int, bytes]:
+    async def _ask_once(self, endpoint: str, method: str, path: str, type_: type[Any], message: Any) -> tuple[int, Any]:
         started = time.perf_counter()
         outcome = "error"
         try:
             # The path is encoded already: a key may hold a slash or a percent sign.
             async with self._session.request(method, URL(path, encoded=True), json=message) as response:
                 body = await _whole(response)
-                outcome = _judge(endpoint, response)
+                judged = _judge(endpoint, response)
+                reply = _decoded(endpoint, body, type_) if judged == "ok" else None
+                outcome = judged
         except TimeoutError as exc:
             outcome = "timeout"
             raise CitrusUnavailableError(f"Citrus {endpoint}: no answer within CITRUS_TIMEOUT") from exc
         except aiohttp.ClientError as exc:
             raise CitrusUnavailableError(f"Citrus {endpoint}: {type(exc).__name__}") from exc
         else:
-            return response.status, body
+            return response.status, reply
         finally:
             instruments.CITRUS_REQUEST.labels(endpoint, outcome).observe(time.perf_counter() - started)
 
@@ -149,7 +150,7 @@ async def open_citrus(
     """Open a client with one keep-alive session to the Citrus at *url*."""
     headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
     async with aiohttp.ClientSession(
-        base_url=URL(url + "/"), headers=headers, timeout=aiohttp.ClientTimeout(total=timeout_s)
+        base_url=URL(url.rstrip("/") + "/"), headers=headers, timeout=aiohttp.ClientTimeout(total=timeout_s)
     ) as session:
         yield Citrus(session, attempts=attempts, allowed_hosts=allowed_hosts)
 
@@ -183,7 +184,7 @@ def _judge(endpoint: str, response: aiohttp.ClientResponse) -> str:
             wish = response.headers.get("Retry-After", "")
             raise CitrusUnavailableError(
                 f"Citrus {endpoint}: expected 200, got {status}",
-                retry_after_s=float(wish) if wish.isdecimal() else None,
+                retry_after_s=min(float(wish), RETRY_AFTER_MAX_S) if wish.isdecimal() else None,
             )
 
 
@@ -191,11 +192,12 @@ def _pause_before_retry(exc: Exception) -> bool | float:
     """Say whether to retry, or after how many seconds (stamina's backoff hook)."""
     if not isinstance(exc, CitrusUnavailableError):
         return False
-    return True if exc.retry_after_s is None else min(exc.retry_after_s, RETRY_AFTER_MAX_S)
+    return True if exc.retry_after_s is None else exc.retry_after_s
 
 
-def _decoded(body: bytes, type_: type[Any]) -> Any:
+def _decoded(endpoint: str, body: bytes, type_: type[Any]) -> Any:
     try:
         return msgspec.json.decode(body, type=type_)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise CitrusUnavailableError(f"Citrus answered nonsense: {exc}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        error = f"Citrus {endpoint}: expected JSON with shardId and connectionString, got something else ({exc})"
+        raise CitrusUnavailableError(error) from None

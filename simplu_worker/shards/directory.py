@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.admission import TenantState
@@ -85,6 +85,16 @@ class Home(msgspec.Struct, frozen=True):
     tenant: dict[str, Any]
 
 
+class _Asking:
+    """The callers that want one tenant's shard now: one of them asks, the others share the answer."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.callers = 0
+        self.begun = 0  # how often somebody began to ask
+        self.answer: ShardAddress | Absence | WorkerError | None = None  # of the last who began, and was not cancelled
+
+
 class Directory:
     """Tenant → shard, with a cache of what was confirmed."""
 
@@ -92,7 +102,7 @@ class Directory:
         self._locator = locator
         self._pools = pools
         self._routes: dict[str, ShardAddress] = {}
-        self._asking: dict[str, asyncio.Lock] = {}
+        self._asking: dict[str, _Asking] = {}
 
     def __repr__(self) -> str:
         return f"Directory(routes={len(self._routes)}, asking={len(self._asking)})"
@@ -108,16 +118,35 @@ class Directory:
     async def find(self, tenant_id: str) -> ShardAddress | Absence:
         """Return the shard that confirms the tenant as its own, or why there is none.
 
-        Many callers for one tenant at once ask once. Raises `TryAgainLaterError` when somebody who must be asked does
-        not answer, `RefusedError` when the address named may not be used.
+        Of many callers for one tenant at once one asks, and its answer is everybody's. But no "not registered" is
+        older than the call: an answer that was on its way before is not shared. Raises `TryAgainLaterError` when
+        somebody who must be asked does not answer, `RefusedError` when the address named may not be used.
         """
-        lock = self._asking.setdefault(tenant_id, asyncio.Lock())
+        asking = self._asking.setdefault(tenant_id, _Asking())
+        asking.callers += 1
+        begun_before = asking.begun
         try:
-            async with lock:
-                return self._routes.get(tenant_id) or await self._find(tenant_id)
+            async with asking.turn:
+                if (known := self._routes.get(tenant_id)) is not None:
+                    return known
+                answer = asking.answer if asking.begun > begun_before else None
+                if answer is None:
+                    asking.begun += 1
+                    asking.answer = None
+                    answer = asking.answer = await self._answer(tenant_id)
         finally:
-            if not lock.locked():
-                self._asking.pop(tenant_id, None)
+            asking.callers -= 1
+            if not asking.callers:
+                del self._asking[tenant_id]
+        if isinstance(answer, WorkerError):
+            raise answer
+        return answer
+
+    async def _answer(self, tenant_id: str) -> ShardAddress | Absence | WorkerError:
+        try:
+            return await self._find(tenant_id)
+        except (TryAgainLaterError, RefusedError) as exc:
+            return exc
 
     async def _find(self, tenant_id: str) -> ShardAddress | Absence:
         named = await self._locator.locate(tenant_id)

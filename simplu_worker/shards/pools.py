@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Self
 
 import asyncpg
+import msgspec
 import structlog
 
 from simplu_worker.errors import TryAgainLaterError, WorkerError
@@ -21,19 +22,15 @@ from simplu_worker.metrics import instruments
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.sqlstate import Meaning, meaning_of
 
-CONNECT_TIMEOUT_S = 5.0
-ACQUIRE_TIMEOUT_S = 10.0
-STATEMENT_TIMEOUT_S = 30.0
-CLOSE_TIMEOUT_S = 3.0
 IDLE_CONNECTION_LIFETIME_S = 60.0
 
-# One round trip, in the simple protocol. The lock wait is short of the statement's deadline, so that a waiter learns
-# why it failed; plans are made for the arrays at hand, as a plan for arrays of any length joins them by nested loops.
+# One round trip, in the simple protocol; plans are made for the arrays at hand, as a plan for arrays of any length
+# joins them by nested loops.
 BEGIN = """
 BEGIN;
-SET LOCAL lock_timeout = '5s';
-SET LOCAL statement_timeout = '25s';
-SET LOCAL idle_in_transaction_session_timeout = '30s';
+SET LOCAL lock_timeout = {lock_ms};
+SET LOCAL statement_timeout = {statement_ms};
+SET LOCAL idle_in_transaction_session_timeout = {idle_ms};
 SET LOCAL plan_cache_mode = force_custom_plan;
 """
 
@@ -46,12 +43,37 @@ class InvalidDataError(WorkerError):
     """Postgres cannot store something in the batch; the transaction is gone."""
 
 
-class LostRaceError(WorkerError):
-    """The transaction lost a race against another one; run again, it may win."""
+class LostRaceError(TryAgainLaterError):
+    """The transaction lost a race against another one; run again at once, it may win."""
 
 
 class ShardUnavailableError(TryAgainLaterError):
     """The shard cannot be used now: unreachable, starting, read-only, full, or not set up as expected."""
+
+
+class Deadlines(msgspec.Struct, frozen=True):
+    """How long each thing done to a shard may take, in seconds.
+
+    The server's own are the shorter ones, a lock wait the shortest: a waiter learns why it failed, and a server that
+    answers nothing at all, such as a frozen one, is given up by *reply_s*.
+    """
+
+    connect_s: float = 5.0
+    acquire_s: float = 10.0
+    lock_s: float = 5.0
+    statement_s: float = 25.0
+    idle_in_transaction_s: float = 30.0
+    reply_s: float = 30.0
+    close_s: float = 3.0
+
+    @property
+    def begin(self) -> str:
+        """The statements that open a transaction in which they hold."""
+        seconds = {"lock_ms": self.lock_s, "statement_ms": self.statement_s, "idle_ms": self.idle_in_transaction_s}
+        return BEGIN.format(**{name: round(value * 1000) for name, value in seconds.items()})
+
+
+DEADLINES = Deadlines()
 
 
 class ShardPool:
@@ -61,10 +83,11 @@ class ShardPool:
     in use end when they are given back.
     """
 
-    def __init__(self, address: ShardAddress, *, size: int) -> None:
+    def __init__(self, address: ShardAddress, *, size: int, deadlines: Deadlines = DEADLINES) -> None:
         self.address = address
         self._opened_for = address
         self._size = size
+        self._deadlines = deadlines
         self._pool: asyncpg.Pool[Any] | None = None
         self._opening = asyncio.Lock()
         self.is_healthy = True
@@ -86,8 +109,7 @@ class ShardPool:
         Raises `ShardUnavailableError`, `InvalidDataError` and `LostRaceError`, also for what happens inside.
         """
         with self._translated():
-            pool = await self._opened()
-            connection = await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+            pool, connection = await self._acquired()
             try:
                 yield connection
             except (asyncpg.PostgresError, WorkerError):
@@ -96,7 +118,7 @@ class ShardPool:
                 connection.terminate()
                 raise
             finally:
-                await pool.release(connection, timeout=CLOSE_TIMEOUT_S)
+                await pool.release(connection, timeout=self._deadlines.close_s)
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection[Any]]:
@@ -106,8 +128,8 @@ class ShardPool:
         """
         started = time.perf_counter()
         async with self.connection() as connection:
-            await connection.execute(BEGIN)
             try:
+                await connection.execute(self._deadlines.begin)
                 yield connection
             except (asyncpg.PostgresError, WorkerError):
                 if not connection.is_closed():
@@ -122,25 +144,38 @@ class ShardPool:
         if pool is None:
             return
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            async with asyncio.timeout(self._deadlines.close_s):
                 await pool.close()
         except TimeoutError:
             pool.terminate()
+
+    async def _acquired(self) -> tuple[asyncpg.Pool[Any], Connection[Any]]:
+        try:
+            pool = await self._opened()
+            return pool, await pool.acquire(timeout=self._deadlines.acquire_s)
+        except (ValueError, ArithmeticError, LookupError) as exc:
+            # What the address does to the libraries: a port beyond 65535, a host that is no name, an unknown sslmode.
+            # Not chained: such an error may quote the connection string.
+            raise self._unavailable("connection", exc) from None
 
     async def _opened(self) -> asyncpg.Pool[Any]:
         async with self._opening:
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
                     self.address.connection_string,
+                    timeout=self._deadlines.connect_s,
+                    command_timeout=self._deadlines.reply_s,
                     min_size=0,
                     max_size=self._size,
-                    timeout=CONNECT_TIMEOUT_S,
-                    command_timeout=STATEMENT_TIMEOUT_S,
                     max_inactive_connection_lifetime=IDLE_CONNECTION_LIFETIME_S,
                     reset=_keep,
                 )
             elif self._opened_for is not self.address:
-                self._pool.set_connect_args(self.address.connection_string, timeout=CONNECT_TIMEOUT_S)
+                self._pool.set_connect_args(
+                    self.address.connection_string,
+                    timeout=self._deadlines.connect_s,
+                    command_timeout=self._deadlines.reply_s,
+                )
                 await self._pool.expire_connections()
             self._opened_for = self.address
         return self._pool
@@ -151,9 +186,7 @@ class ShardPool:
             yield
         except asyncpg.PostgresError as exc:
             self._raise(exc)
-        except asyncpg.exceptions.DataError:
-            raise  # an argument of ours that cannot be encoded: a bug
-        except (asyncpg.InterfaceError, OSError, TimeoutError) as exc:
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
             raise self._unavailable("connection", exc) from exc
         else:
             self._report(healthy=True)
@@ -165,7 +198,7 @@ class ShardPool:
                 raise InvalidDataError(f"{type(exc).__name__} ({exc.sqlstate})") from exc
             case Meaning.TRY_AGAIN:
                 instruments.SHARD_ERRORS.labels(self.address.shard_id, "lost_race").inc()
-                raise LostRaceError(f"{type(exc).__name__} ({exc.sqlstate})") from exc
+                raise LostRaceError(f"shard {self.address.shard_id}: {type(exc).__name__} ({exc.sqlstate})") from exc
             case Meaning.UNAVAILABLE | Meaning.BROKEN:
                 raise self._unavailable(meaning, exc) from exc
 
@@ -188,8 +221,9 @@ class ShardPool:
 class Pools:
     """All pools of this replica, by shard id. Closes them when left."""
 
-    def __init__(self, *, size: int) -> None:
+    def __init__(self, *, size: int, deadlines: Deadlines = DEADLINES) -> None:
         self._size = size
+        self._deadlines = deadlines
         self._pools: dict[str, ShardPool] = {}
 
     async def __aenter__(self) -> Self:
@@ -201,12 +235,18 @@ class Pools:
                 tasks.create_task(pool.close(), name=f"close:{shard_id}")
 
     def pool(self, address: ShardAddress) -> ShardPool:
-        """Return the pool of a shard, made or re-pointed where needed. Opens no connection."""
+        """Return the pool of a shard, made or re-pointed where needed. Opens no connection.
+
+        Raises `ShardUnavailableError` for an address that may not be used.
+        """
+        if address.refusal is not None:
+            raise ShardUnavailableError(address.refusal)
         pool = self._pools.get(address.shard_id)
-        register_secret_of(address)
         if pool is None:
-            pool = self._pools[address.shard_id] = ShardPool(address, size=self._size)
+            register_secret_of(address)
+            pool = self._pools[address.shard_id] = ShardPool(address, size=self._size, deadlines=self._deadlines)
         elif pool.address.connection_string != address.connection_string:
+            register_secret_of(address)
             log.info("shard.repointed", shard_id=address.shard_id, place=address.place)
             pool.address = address
         return pool

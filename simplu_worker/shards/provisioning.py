@@ -19,7 +19,7 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.admission import TenantState
 from simplu_worker.shards.directory import Directory, Locator
-from simplu_worker.shards.pools import Connection, LostRaceError, Pools, ShardUnavailableError
+from simplu_worker.shards.pools import Connection, Pools
 from simplu_worker.shards.queries import BUSINESS_TYPES, QUERIES
 from simplu_worker.shards.schema import ensure_schema
 
@@ -100,11 +100,8 @@ class Provisioner:
         return result
 
     async def _made(self, shard: ShardAddress, request: ProvisionRequest) -> ProvisionResult:
-        try:
-            async with self._pools.pool(shard).transaction() as connection:
-                return await _make_tenant(connection, request)
-        except LostRaceError as exc:
-            raise ShardUnavailableError(f"shard {shard.shard_id}: {exc}") from exc
+        async with self._pools.pool(shard).transaction() as connection:
+            return await _make_tenant(connection, request)
 
 
 async def _make_tenant(connection: Connection[Any], request: ProvisionRequest) -> ProvisionResult:

@@ -89,8 +89,10 @@ class Router:
 
         Without the tenant all shards are asked; where several tenants used the request id, the newest is returned.
         """
+        if not _is_storable(request_id):
+            return None, []
         if tenant_id is not None:
-            found = await self._directory.find(tenant_id)
+            found = await self._directory.find(tenant_id) if _is_storable(tenant_id) else Absence.UNREGISTERED
             if isinstance(found, Absence):
                 return None, []
             row = await self._fetch_one(found, "find_operation", tenant_id, request_id)
@@ -101,7 +103,7 @@ class Router:
 
     async def tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:
         """Return the shard of a tenant and its row there, with the count of its resources and operations."""
-        found = await self._directory.find(tenant_id)
+        found = await self._directory.find(tenant_id) if _is_storable(tenant_id) else Absence.UNREGISTERED
         if isinstance(found, Absence):
             return found
         row = await self._fetch_one(found, "show_tenant", tenant_id)
@@ -123,8 +125,9 @@ class Router:
             else:
                 rows.extend((shard.shard_id, dict(row)) for row in answers)
 
+        known = await self._locator.shards()  # outside of the group, which would wrap what it raises
         async with asyncio.TaskGroup() as tasks:
-            for shard in await self._locator.shards():
+            for shard in known:
                 tasks.create_task(ask(shard), name=f"survey:{shard.shard_id}")
         return Survey(rows, sorted(silent))
 
@@ -139,6 +142,11 @@ class Router:
             pool = self._pools.by_shard_id()[shard_id]
             writer = self._writers[shard_id] = ShardWriter(pool, tenant_wait=self._tenant_wait)
         return writer
+
+
+def _is_storable(text: str) -> bool:
+    """Tell whether Postgres could hold *text* at all: what is asked for from outside may be anything."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _logged(shard_id: str, row: dict[str, Any]) -> LoggedOperation:

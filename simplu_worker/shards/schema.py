@@ -38,10 +38,11 @@ async def check_schema(connection: Connection[Any], shard_id: str) -> SchemaStat
     if identity is None or identity["shard_id"] != shard_id:
         came = "no identity" if identity is None else f"the database of shard {identity['shard_id']}"
         raise ShardUnavailableError(f"shard {shard_id}: its connection string leads to {came}; correct it in the map")
-    if not SCHEMA_VERSION - 1 <= identity["version"] <= SCHEMA_VERSION:
+    version = identity["version"]
+    if version is None or not SCHEMA_VERSION - 1 <= version <= SCHEMA_VERSION:
         raise ShardUnavailableError(
             f"shard {shard_id}: expected schema version {SCHEMA_VERSION - 1} or {SCHEMA_VERSION}, "
-            f"got {identity['version']}; run a worker of that version or upgrade the schema"
+            f"got {'none' if version is None else version}; run a worker of that version or upgrade the schema"
         )
     return SchemaState.READY
 

@@ -26,10 +26,21 @@ class MappedShard(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fi
     replica_connection_string: str | None = None
     retired: bool = False
 
+    def __repr__(self) -> str:
+        return f"MappedShard({self.shard_id!r}, retired={self.retired})"
+
     @property
     def address(self) -> ShardAddress:
         """Where the shard is."""
         return ShardAddress(shard_id=self.shard_id, connection_string=self.connection_string)
+
+    @property
+    def addresses(self) -> list[ShardAddress]:
+        """Where the shard and its replica, if any, are."""
+        strings = (self.connection_string, self.replica_connection_string)
+        return [
+            ShardAddress(shard_id=self.shard_id, connection_string=string) for string in strings if string is not None
+        ]
 
 
 class ShardMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,9 +122,9 @@ def _problems(shard_map: ShardMap, allowed_hosts: tuple[str, ...]) -> list[str]:
         for tenant, name in shard_map.tenants.items()
         if name not in ids
     ]
-    for shard in shard_map.shards:
+    for address in [address for shard in shard_map.shards for address in shard.addresses]:
         try:
-            shard.address.checked(allowed_hosts)
+            address.checked(allowed_hosts)
         except RefusedError as exc:
             problems.append(str(exc))
     return problems

@@ -56,35 +56,49 @@ class ShardWriter:
     async def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
         """Apply *operations*, in effect one by one in their order, and return what became of each.
 
-        When Postgres refuses the data of one, the batch is halved until that one is found; it alone fails.
+        Operations whose data Postgres refuses fail alone: those that it cannot even parse are found by asking for all
+        at once; for any other the batch is halved until that one is found.
         Raises `ShardUnavailableError`: then nothing is known of what was committed, and the same batch may be tried
         again.
         """
         await self._check()
-        return await self._apply(operations)
+        return await self._apply(operations, frozenset())
 
-    async def _apply(self, operations: Sequence[Operation]) -> list[Outcome]:
+    async def _apply(self, operations: Sequence[Operation], spoiled: frozenset[int]) -> list[Outcome]:
+        """Apply *operations*; those at the positions *spoiled* are known to be refused."""
         try:
-            return await self._committed(operations)
+            return await self._committed(operations, spoiled)
         except InvalidDataError as exc:
-            if len(operations) == 1:
-                shard_id = self._pool.address.shard_id
-                log.info("operation.refused", shard_id=shard_id, error=str(exc), **_ids(operations[0]))
-                return await self._committed(operations, spoiled=True)
-            middle = len(operations) // 2
-            first = await self._apply(operations[:middle])
-            held = {
-                operation.tenant_id
-                for operation, outcome in zip(operations[:middle], first, strict=True)
-                if outcome.disposition is Disposition.HOLD
-            }
-            # What is held in the first half holds its tenant in the second, or a tenant that comes back between the
-            # two transactions would have its operations out of order.
-            rest = [operation for operation in operations[middle:] if operation.tenant_id not in held]
-            outcomes = iter(await self._apply(rest) if rest else ())
-            return first + [
-                HOLD if operation.tenant_id in held else next(outcomes) for operation in operations[middle:]
-            ]
+            found = await self._unstorable(operations) - spoiled
+            if not found and len(operations) == 1:
+                found = frozenset({0})
+            shard_id = self._pool.address.shard_id
+            for position in sorted(found):
+                log.info("operation.refused", shard_id=shard_id, error=str(exc), **_ids(operations[position]))
+        if found:
+            return await self._apply(operations, spoiled | found)
+        return await self._apply_halves(operations)
+
+    async def _apply_halves(self, operations: Sequence[Operation]) -> list[Outcome]:
+        middle = len(operations) // 2
+        first = await self._apply(operations[:middle], frozenset())
+        held = {
+            operation.tenant_id
+            for operation, outcome in zip(operations[:middle], first, strict=True)
+            if outcome.disposition is Disposition.HOLD
+        }
+        # What is held in the first half holds its tenant in the second, or a tenant that comes back between the two
+        # transactions would have its operations out of order.
+        rest = [operation for operation in operations[middle:] if operation.tenant_id not in held]
+        outcomes = iter(await self._apply(rest, frozenset()) if rest else ())
+        return first + [HOLD if operation.tenant_id in held else next(outcomes) for operation in operations[middle:]]
+
+    async def _unstorable(self, operations: Sequence[Operation]) -> frozenset[int]:
+        """Return the positions of the operations whose text is JSON that Postgres does not take."""
+        texts = [operation.data if operation.query is None else operation.query.members for operation in operations]
+        async with self._pool.connection() as connection:
+            rows = await connection.fetch(QUERIES["find_unstorable"], texts)
+        return frozenset(row["position"] for row in rows)
 
     async def _check(self) -> None:
         """Check identity and schema at the first contact and after every change of address."""
@@ -99,7 +113,7 @@ class ShardWriter:
             )
         self._is_checked_for = address
 
-    async def _committed(self, operations: Sequence[Operation], *, spoiled: bool = False) -> list[Outcome]:
+    async def _committed(self, operations: Sequence[Operation], spoiled: frozenset[int]) -> list[Outcome]:
         for _ in range(RACES_MAX):
             try:
                 async with self._pool.transaction() as connection:
@@ -110,13 +124,13 @@ class ShardWriter:
 
 
 async def _apply_batch(
-    connection: Connection[Any], operations: Sequence[Operation], *, tenant_wait: timedelta, spoiled: bool
+    connection: Connection[Any], operations: Sequence[Operation], *, tenant_wait: timedelta, spoiled: frozenset[int]
 ) -> list[Outcome]:
-    """Apply one batch within the transaction of *connection*. *spoiled*: log them as `invalid_data` instead."""
+    """Apply one batch within the transaction of *connection*; those at *spoiled* are logged as `invalid_data`."""
     tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
     outcomes = [admit(operation, tenants.get(operation.tenant_id), tenant_wait=tenant_wait) for operation in operations]
-    if spoiled:
-        outcomes = [INVALID_DATA if outcome is None else outcome for outcome in outcomes]
+    for position in spoiled:
+        outcomes[position] = outcomes[position] or INVALID_DATA
     logged = [
         position
         for position, outcome in enumerate(outcomes)
@@ -171,6 +185,8 @@ async def _log(connection: Connection[Any], batch: Sequence[tuple[Operation, Out
     if status == f"INSERT 0 {len(operations)}":
         return [None] * len(operations)
     rows = await connection.fetch(QUERIES["logged_operations"], tenant_ids, request_ids)
+    if len(rows) < len(operations):
+        raise LostRaceError("a row of the log was deleted for its age between two looks at it")
     digests = {(row["tenant_id"], row["request_id"]): row["digest"] for row in rows}
     fresh = {(row["tenant_id"], row["request_id"]) for row in rows if row["is_fresh"]}
     outcomes: list[Outcome | None] = []

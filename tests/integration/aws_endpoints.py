@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from simplu_worker.consumers.aws import Client, open_client
-from simplu_worker.local.aws import CREDENTIALS, REGION, start_aws
+from simplu_worker.local.aws import CREDENTIALS, REGION, start_moto
 from simplu_worker.local.watchdog import ProcessGroup
 
 __all__ = ["CREDENTIALS", "REGION", "ScriptedAws", "client_of", "running_moto"]
@@ -22,7 +22,7 @@ __all__ = ["CREDENTIALS", "REGION", "ScriptedAws", "client_of", "running_moto"]
 def running_moto() -> Iterator[str]:
     """Run an empty moto for as long as the context; yield its endpoint URL."""
     with ProcessGroup() as group:
-        yield asyncio.run(start_aws(group))
+        yield asyncio.run(start_moto(group))
 
 
 @asynccontextmanager

@@ -13,18 +13,17 @@ from aws_endpoints import CREDENTIALS, ScriptedAws, client_of, running_moto
 
 from simplu_worker.consumers.aws import Client, ThrottledError
 from simplu_worker.consumers.kinesis.leases import HashRange
+from simplu_worker.consumers.kinesis.shard_tree import ChildShard, StreamShard
 from simplu_worker.consumers.kinesis.stream import (
     AfterSequenceNumber,
     AtSequenceNumber,
     AtTimestamp,
-    ChildShard,
     ExpiredIteratorError,
     Latest,
     Reply,
     Start,
     Stream,
     StreamGoneError,
-    StreamShard,
     TrimHorizon,
 )
 from simplu_worker.errors import RefusedError, TryAgainLaterError

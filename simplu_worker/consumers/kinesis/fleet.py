@@ -10,13 +10,13 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
-from simplu_worker.consumers.dead_letters import DeadLetterQueue
+from simplu_worker.consumers.dead_letters import LetterStore
 from simplu_worker.consumers.kinesis.balancing import next_expiry, plan_takes
 from simplu_worker.consumers.kinesis.holder import LeaseHolder, start_of
 from simplu_worker.consumers.kinesis.lease_table import KclLeader, LeaseTable
@@ -67,7 +67,7 @@ class Fleet:
         create_stream: bool,
         stream_shard_count: int,
         router: Router,
-        dead_letters: DeadLetterQueue,
+        dead_letters: LetterStore,
         rules: ReadingRules,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
@@ -89,6 +89,7 @@ class Fleet:
         self._gone: frozenset[str] = frozenset()  # leased stream shards past their retention
         self._hole: tuple[HashRange | None, int] = (None, 0)
         self._leader: KclLeader | None = None
+        self._retention: timedelta | None = None
         self._due = {self._audit: 0.0, self._look_at_listing: 0.0, self._look_for_leader: 0.0}
         self.is_set_up = False
         self.is_led_by_kcl = False
@@ -175,10 +176,23 @@ class Fleet:
             taken = await self._table.take(lease, self._me, start_at=self._pin(lease))
             if taken is None:
                 continue
-            verb = "lease.taken" if lease.owner in {None, self._me} else "lease.taken_over"
-            log.info(verb, stream_shard_id=lease.lease_key, checkpoint=lease.checkpoint.checkpoint, owner=lease.owner)
+            how = self._how(lease)
+            instruments.KINESIS_LEASE_TAKES.labels(how).inc()
+            log.info(
+                "lease.taken",
+                stream_shard_id=lease.lease_key,
+                checkpoint=lease.checkpoint.checkpoint,
+                how=how,
+                owner_before=lease.owner,
+            )
             holder = self._holders[lease.lease_key] = self._holder(taken)
             tasks.create_task(self._hold(holder, stopping), name=f"lease:{lease.lease_key}")
+
+    def _how(self, lease: Lease) -> str:
+        if lease.owner in {None, self._me}:
+            return "free"
+        unchanged_for_s = loop_time() - self._observations[lease.lease_key].unchanged_since
+        return "expired" if unchanged_for_s > self._lease_duration_s else "stolen"
 
     def _pin(self, lease: Lease) -> datetime | None:
         """Return the instant at which a lease of which nothing was read starts, where its row does not say."""
@@ -192,6 +206,7 @@ class Fleet:
             lease,
             duration_s=self._lease_duration_s,
             unfinished_parents=self._unfinished_parents,
+            may_begin=self._may_begin,
             make_reader=self._reader,
             sync=self._sync,
         )
@@ -200,10 +215,12 @@ class Fleet:
         return StreamShardReader(
             self._stream,
             lease.lease_key,
-            start_of(lease, self._utc()),
+            start_of(lease, self._utc(), continues=not lease.parents.isdisjoint(self._observations)),
+            done=None if lease.checkpoint.is_sentinel else lease.checkpoint,
             router=self._router,
             dead_letters=self._dead_letters,
             rules=self._rules,
+            retention=self._retention,
             draw=self._draw,
             utc=self._utc,
         )
@@ -217,6 +234,15 @@ class Fleet:
 
     def _unfinished_parents(self, lease: Lease) -> list[str]:
         return unfinished_parents(lease, self._leases(), self._gone)
+
+    async def _may_begin(self, lease: Lease) -> bool:
+        """Whether the parents that the last scan did not show have no lease indeed.
+
+        They are asked for one by one: a scan is eventually consistent, and may show a lease just created and not yet
+        that of its parent, although that was created before.
+        """
+        unseen = [parent for parent in sorted(lease.parents) if parent not in self._observations]
+        return not any([await self._table.find(parent) for parent in unseen])
 
     def _leases(self) -> dict[str, Lease]:
         return {key: one.lease for key, one in self._observations.items()}
@@ -236,11 +262,13 @@ class Fleet:
             log.info("lease.created", stream_shard_id=lease.lease_key, checkpoint=lease.checkpoint.checkpoint)
         return created
 
-    async def _sync(self) -> None:
-        """Create the leases that a listing shows to be missing."""
+    async def _sync(self) -> list[StreamShard]:
+        """Create the leases that a listing shows to be missing; return the listing."""
         leases = await self._table.scan()
         known = {lease.lease_key for lease in leases}
-        await self._create(missing_leases(await self._whole_listing(), known, self._initial()))
+        listing = await self._whole_listing()
+        await self._create(missing_leases(listing, known, self._initial()))
+        return listing
 
     def _initial(self) -> InitialPosition:
         if isinstance(self._initial_position, datetime):
@@ -284,6 +312,7 @@ class Fleet:
         """See which leased stream shards are past their retention; remove what is done with, fill in hash ranges."""
         self._put_off(self._look_at_listing, LISTING_INTERVAL_S)
         leases = self._leases()
+        self._retention = (await self._stream.summary()).retention
         listed = {shard.stream_shard_id: shard for shard in await self._stream.list_stream_shards()}
         # Every lease was made from a listing: one that a later listing lacks is past its retention.
         self._gone = frozenset(leases.keys() - listed.keys())
@@ -330,8 +359,10 @@ class Fleet:
 
     def _count_leases(self) -> None:
         counts = Counter(self._state_of(one.lease) for one in self._observations.values())
-        for state in ("owned", "other", "unowned", "ended"):
+        for state in instruments.LEASE_STATES:
             instruments.KINESIS_LEASES.labels(state).set(counts[state])
+        ages = [holder.renewal_age_s for holder in self._holders.values()]
+        instruments.KINESIS_RENEWAL_AGE.set(max(ages, default=0.0))
 
     def _state_of(self, lease: Lease) -> str:
         if lease.checkpoint == SHARD_END:

@@ -20,13 +20,14 @@ from simplu_worker.consumers.kinesis.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases import Lease
 from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Position
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
-from simplu_worker.consumers.kinesis.shard_tree import child_leases
-from simplu_worker.consumers.kinesis.stream import AfterSequenceNumber, AtTimestamp, Start, TrimHorizon
+from simplu_worker.consumers.kinesis.shard_tree import StreamShard, child_leases
+from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, AtTimestamp, Start, TrimHorizon
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 
 RENEWALS_PER_DURATION: Final = 3
 RETRY_PAUSE_S: Final = 1.0
+BARE_ENDS_BELIEVED: Final = 3
 
 log = structlog.get_logger(__name__)
 
@@ -45,17 +46,25 @@ class LeaseHolder:
         *,
         duration_s: float,
         unfinished_parents: Callable[[Lease], list[str]],
+        may_begin: Callable[[Lease], Awaitable[bool]],
         make_reader: Callable[[Lease], StreamShardReader],
-        sync: Callable[[], Awaitable[None]],
+        sync: Callable[[], Awaitable[list[StreamShard]]],
     ) -> None:
-        """*sync* creates missing leases from a listing, for an end that does not name its children."""
+        """Make the holder of a lease just taken.
+
+        *unfinished_parents* are those that a look at the last scan shows; *may_begin* makes sure that there are none.
+        *sync* creates the leases that a listing shows to be missing, and returns the listing.
+        """
         self._table = table
         self.lease = lease
         self._duration_s = duration_s
         self._unfinished_parents = unfinished_parents
+        self._may_begin = may_begin
         self._make_reader = make_reader
         self._sync = sync
         self._renewed_at = loop_time()
+        self._is_ended = False
+        self._bare_ends = 0  # in a row, with no record between them
         self.reader: StreamShardReader | None = None
 
     def __repr__(self) -> str:
@@ -66,9 +75,14 @@ class LeaseHolder:
         """The key of the lease: the id of the stream shard."""
         return self.lease.lease_key
 
+    @property
+    def renewal_age_s(self) -> float:
+        """The time since the last renewal."""
+        return loop_time() - self._renewed_at
+
     def status(self) -> dict[str, Any]:
         """Return how far it is, for people."""
-        renewed = {"owner": self.lease.owner, "renewedSecondsAgo": round(loop_time() - self._renewed_at, 1)}
+        renewed = {"owner": self.lease.owner, "renewedSecondsAgo": round(self.renewal_age_s, 1)}
         if self.reader is not None:
             return self.reader.status() | renewed
         waits_for = ", ".join(self._unfinished_parents(self.lease)) or "its first read"
@@ -90,34 +104,62 @@ class LeaseHolder:
             log.warning("lease.lost", stream_shard_id=self.lease_key)
 
     async def _work(self, stopping: asyncio.Event) -> None:
-        while self._unfinished_parents(self.lease) and not stopping.is_set():
-            await pause(self._duration_s / 10, until=stopping)
-        if stopping.is_set():
-            return
-        self.reader = self._make_reader(self.lease)
-        await self.reader.run(stopping)
-        while self.reader.is_finished and not await self._end(self.reader):
-            if await pause(RETRY_PAUSE_S, until=stopping):
-                self.reader = None  # children unknown to the table: not the end yet
+        while not await self._is_its_turn():
+            if await pause(self._duration_s / 10, until=stopping):
                 return
+        while not stopping.is_set():
+            if self.reader is None:
+                self.reader = self._make_reader(self.lease)
+                await self.reader.run(stopping)
+                if not self.reader.is_finished:
+                    return
+            try:
+                self._is_ended = await self._end(self.reader)
+            except (TryAgainLaterError, RefusedError) as exc:
+                log.warning("stream_shard.end_deferred", stream_shard_id=self.lease_key, error=str(exc))
+            else:
+                if self._is_ended:
+                    return
+                self.reader = None  # read on
+            await pause(RETRY_PAUSE_S, until=stopping)
+
+    async def _is_its_turn(self) -> bool:
+        """Whether all parents are finished; not, as long as that cannot be known."""
+        try:
+            return not self._unfinished_parents(self.lease) and await self._may_begin(self.lease)
+        except (TryAgainLaterError, RefusedError) as exc:
+            log.warning("stream_shard.begin_deferred", stream_shard_id=self.lease_key, error=str(exc))
+            return False
 
     async def _end(self, reader: StreamShardReader) -> bool:
-        """See that the children have leases and are named in this one; whether it was possible."""
+        """See that the children have leases and are named in this one; return whether it is the end.
+
+        The child of a merge gets its lease after both parents have theirs: one whose own parents are not finished yet
+        may have none, and what has none is taken for read.
+        """
         children = child_leases(reader.child_shards)
-        try:
-            for child in children:
-                if await self._table.create(child):
-                    log.info("lease.created", stream_shard_id=child.lease_key, parent=self.lease_key)
-            if children:
-                await self._table.note_facts(
-                    replace(self.lease, children=frozenset(child.lease_key for child in children))
-                )
-            else:
-                await self._sync()
-        except (TryAgainLaterError, RefusedError) as exc:
-            log.warning("stream_shard.end_deferred", stream_shard_id=self.lease_key, error=str(exc))
-            return False
+        if not children:
+            return await self._is_bare_end(reader)
+        others = {parent for child in children for parent in child.parents} - {self.lease_key}
+        if None in [await self._table.find(parent) for parent in sorted(others)]:
+            await self._sync()
+        for child in children:
+            if await self._table.create(child):
+                log.info("lease.created", stream_shard_id=child.lease_key, parent=self.lease_key)
+        await self._table.note_facts(replace(self.lease, children=frozenset(child.lease_key for child in children)))
         return True
+
+    async def _is_bare_end(self, reader: StreamShardReader) -> bool:
+        """Whether it is an end that does not name its children; they have leases then.
+
+        The KCL takes such a reply for invalid and asks again. Some emulators never name children, so here it counts
+        when nothing else comes and the stream shard is closed; or at once when it is past its retention.
+        """
+        listed = {shard.stream_shard_id: shard for shard in await self._sync()}
+        if self.lease_key not in listed:
+            return True
+        self._bare_ends = self._bare_ends + 1 if reader.checkpoint is None else 1
+        return self._bare_ends >= BARE_ENDS_BELIEVED and not listed[self.lease_key].is_open
 
     async def _keep(self) -> None:
         """Renew until cancelled; raise `_LeaseLostError` when the lease is lost."""
@@ -128,7 +170,10 @@ class LeaseHolder:
             if started_at - self._renewed_at > self._duration_s:
                 raise _LeaseLostError  # suspended, or without answers: others may have it
             try:
-                renewed = await self._table.renew(self.lease, self._progress())
+                async with asyncio.timeout_at(self._renewed_at + self._duration_s):
+                    renewed = await self._table.renew(self.lease, self._progress())
+            except TimeoutError:
+                raise _LeaseLostError from None
             except (TryAgainLaterError, RefusedError) as exc:
                 log.warning("lease.unrenewed", stream_shard_id=self.lease_key, error=str(exc))
                 pause_s = min(RETRY_PAUSE_S, self._duration_s / RENEWALS_PER_DURATION)
@@ -140,8 +185,7 @@ class LeaseHolder:
 
     async def _give_back(self) -> None:
         """Write the last checkpoint and let others take the lease at once; without an answer it just expires."""
-        is_finished = self.reader is not None and self.reader.is_finished
-        checkpoint = SHARD_END if is_finished else self._progress()
+        checkpoint = SHARD_END if self._is_ended else self._progress()
         try:
             released = await self._table.release(self.lease, checkpoint)
         except (TryAgainLaterError, RefusedError) as exc:
@@ -157,14 +201,16 @@ class LeaseHolder:
         return checkpoint if checkpoint is not None and checkpoint > self.lease.checkpoint else None
 
 
-def start_of(lease: Lease, now: datetime) -> Start:
-    """Return where to read from, given what is done.
+def start_of(lease: Lease, now: datetime, *, continues: bool) -> Start:
+    """Return where to read from, given what is done; *continues* when a parent is read, or was.
 
     LATEST without the instant it was pinned to is *now*: an iterator that expired before it saw a record would skip
-    those that came since.
+    those that came since. What continues is never at LATEST, unless a reshard came between two replicas' first looks at
+    an empty table: then its parent is read from one replica's first look, and all of its own records are later.
+    A sequence number is read once more, as the KCL does: its record may be an aggregate of which a part is done.
     """
-    if lease.checkpoint == TRIM_HORIZON:
+    if lease.checkpoint == TRIM_HORIZON or (lease.checkpoint == LATEST and continues):
         return TrimHorizon()
     if lease.checkpoint in {LATEST, AT_TIMESTAMP}:
         return AtTimestamp(lease.started_at or now)
-    return AfterSequenceNumber(lease.checkpoint.checkpoint)
+    return AtSequenceNumber(lease.checkpoint.checkpoint)

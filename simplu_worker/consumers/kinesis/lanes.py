@@ -166,8 +166,8 @@ class Lane:
         instruments.RETRIES.labels("kinesis", "shard_unavailable").inc()
         delay_s = backoff_s(self.failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
         log.warning("batch.deferred", shard_id=self.shard_id, retry_in_s=round(delay_s, 2), error=str(exc))
-        await pause(delay_s, until=stopping)
-        await self._router.refresh_address(operation.tenant_id)
+        if not await pause(delay_s, until=stopping):
+            await self._router.refresh_address(operation.tenant_id)
 
 
 def count_outcomes(operations: Sequence[Operation], outcomes: Sequence[Outcome], *, now: datetime) -> None:

@@ -98,6 +98,12 @@ class LeaseTable:
                 return leases
             page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
 
+    async def find(self, lease_key: str) -> Lease | None:
+        """Return a lease as it is at this moment; `None` without a row, or with one that cannot be read."""
+        reply = await self._call("get_item", Key={KEY: {"S": lease_key}}, ConsistentRead=True)
+        row = reply.get("Item")
+        return self._read(row) if row else None
+
     async def create(self, lease: Lease) -> bool:
         """Write *lease* as a new row; `False` when there is one, which stays as it is."""
         try:
@@ -273,11 +279,7 @@ class LeaseTable:
 
     async def _row_found(self, lease: Lease, failed: _ConditionFailedError) -> Lease | None:
         """Return the row that was there instead; DynamoDB Local and others do not send it with the refusal."""
-        row = failed.row
-        if row is None:
-            reply = await self._call("get_item", Key={KEY: {"S": lease.lease_key}}, ConsistentRead=True)
-            row = reply.get("Item")
-        return self._read(row) if row else None
+        return await self.find(lease.lease_key) if failed.row is None else self._read(failed.row)
 
     def _read(self, row: Row) -> Lease | None:
         lease_key = str(row[KEY]["S"])

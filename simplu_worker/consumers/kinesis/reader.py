@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -17,13 +17,15 @@ import msgspec
 import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
-from simplu_worker.consumers.dead_letters import DeadLetterQueue
+from simplu_worker.consumers.dead_letters import LetterStore
+from simplu_worker.consumers.kinesis.aggregation import SubRecord, deaggregate
 from simplu_worker.consumers.kinesis.lanes import Entry, Lane
 from simplu_worker.consumers.kinesis.pacing import Pacing, ReadBudget
 from simplu_worker.consumers.kinesis.positions import Position
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard
 from simplu_worker.consumers.kinesis.stream import (
     AfterSequenceNumber,
+    AtSequenceNumber,
     ExpiredIteratorError,
     Record,
     Reply,
@@ -42,6 +44,7 @@ from simplu_worker.shards.router import Router
 
 GET_RECORDS_LIMIT: Final = 10_000
 PENDING_MAX_BYTES: Final = 16 * 1024 * 1024
+EXPIRY_MARGIN: Final = timedelta(minutes=1)
 DECODED_AT_ONCE: Final = 250  # about two milliseconds, then the event loop gets its turn
 
 log = structlog.get_logger(__name__)
@@ -53,13 +56,20 @@ class ReadingRules(msgspec.Struct, frozen=True):
     operation_max_bytes: int
     list_result_limit: int
     tenant_wait: timedelta
+    drain_s: float = 20.0  # short of SHUTDOWN_GRACE_SECONDS: leases are given back after it
 
 
 class Mark(msgspec.Struct, frozen=True, gc=False):
     """What is kept of a record while it is owed."""
 
     sequence_number: str
+    sub_sequence_number: int
     arrived_at: datetime
+
+    @property
+    def position(self) -> Position:
+        """The record's position, to be compared and written."""
+        return Position.of(self.sequence_number, self.sub_sequence_number)
 
 
 class StreamShardReader:
@@ -71,18 +81,25 @@ class StreamShardReader:
         stream_shard_id: str,
         start: Start,
         *,
+        done: Position | None = None,
         router: Router,
-        dead_letters: DeadLetterQueue,
+        dead_letters: LetterStore,
         rules: ReadingRules,
+        retention: timedelta | None = None,
+        pending_max_bytes: int = PENDING_MAX_BYTES,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
+        """*done* is the checkpoint, where *start* is its record: of an aggregate a part may be done with."""
         self.stream_shard_id = stream_shard_id
         self._stream = stream
+        self._done_before = done  # until a record behind it is met
         self._start = start
         self._router = router
         self._dead_letters = dead_letters
         self._rules = rules
+        self._retention = retention  # of the stream; until the first reply has shown that it was not overrun
+        self._pending_max_bytes = pending_max_bytes
         self._draw = draw
         self._utc = utc
         self._owed: Owed[Mark] = Owed()
@@ -106,6 +123,7 @@ class StreamShardReader:
         self.is_at_end = False
         self.child_shards: tuple[ChildShard, ...] = ()  # of the reply at the end
         self.trouble: str | None = None
+        self.refusal: str | None = None  # the trouble, where only a person can end it
 
     def __repr__(self) -> str:
         return (
@@ -117,12 +135,23 @@ class StreamShardReader:
     def checkpoint(self) -> Position | None:
         """The position up to which nothing is owed to anyone; None when nothing was finished yet."""
         mark = self._owed.checkpoint
-        return None if mark is None else Position.of(mark.sequence_number)
+        return None if mark is None else mark.position
 
     @property
     def is_finished(self) -> bool:
         """Whether the stream shard was read to its end and nothing of it is owed."""
         return self.is_at_end and not len(self._owed)
+
+    @property
+    def is_through(self) -> bool:
+        """Whether it is at the tip or the end, and all that it read is done with or waits for its tenant's shard."""
+        at_tip = self.is_at_end or self._millis_behind == 0
+        return at_tip and not any(len(lane) for lane in self._lanes.values()) and self._room.is_asked_through
+
+    @property
+    def waiting_count(self) -> int:
+        """How many operations wait because their tenant has no shard now."""
+        return sum(len(tenant.entries) for tenant in self._room.tenants().values())
 
     @property
     def lag_s(self) -> float | None:
@@ -166,7 +195,7 @@ class StreamShardReader:
         checkpoint = self.checkpoint
         return {
             "streamShard": self.stream_shard_id,
-            "state": "held back" if self._pending_bytes >= PENDING_MAX_BYTES else "reading",
+            "state": "held back" if self._pending_bytes >= self._pending_max_bytes else "reading",
             "lagSeconds": self.lag_s,
             "checkpoint": None if checkpoint is None else checkpoint.checkpoint,
             "pendingBytes": self._pending_bytes,
@@ -179,15 +208,26 @@ class StreamShardReader:
         self.is_at_end = True
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Read until *stopping* or the end; return when no batch is in flight any more. What is left stays owed."""
+        """Read until *stopping* or the end; return when no batch is in flight any more. What is left stays owed.
+
+        A batch whose shard does not answer is given up *drain_s* after the stop; the log knows whether it was applied.
+        """
         self._stopping = stopping
+        try:
+            async with asyncio.timeout(None) as deadline:
+                await self._run(deadline)
+        except TimeoutError:
+            log.warning("stream_shard.undrained", stream_shard_id=self.stream_shard_id, after_s=self._rules.drain_s)
+
+    async def _run(self, deadline: asyncio.Timeout) -> None:
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._tasks.create_task(self._room.run(self._ending), name=f"waiting:{self.stream_shard_id}")
                 await self._read()
-                while not self.is_finished and not stopping.is_set():
+                while not self.is_finished and not self._stopping.is_set():
                     await self._next_settled()
                 self._ending.set()
+                deadline.reschedule(loop_time() + self._rules.drain_s)
         except* TryAgainLaterError as group:
             # Only a stop ends it this way: dead letters that could not be stored. Their records stay owed.
             log.warning("stream_shard.left", stream_shard_id=self.stream_shard_id, error=str(group.exceptions[0]))
@@ -195,7 +235,7 @@ class StreamShardReader:
     async def _read(self) -> None:
         iterator: str | None = None
         while not self._stopping.is_set() and not self.is_at_end:
-            if self._pending_bytes >= PENDING_MAX_BYTES:
+            if self._pending_bytes >= self._pending_max_bytes:
                 await self._next_settled()
                 continue
             if await pause(self._pacing.delay_s(loop_time()), until=self._stopping):
@@ -210,7 +250,7 @@ class StreamShardReader:
             except (TryAgainLaterError, RefusedError) as exc:
                 self._note_trouble(exc)
                 continue
-            self.trouble = None
+            self.trouble = self.refusal = None
             iterator = reply.next_iterator
             await self._take(reply)
             if iterator is None:
@@ -219,13 +259,16 @@ class StreamShardReader:
 
     def _note_trouble(self, exc: Exception) -> None:
         self.trouble = str(exc)
+        self.refusal = self.trouble if isinstance(exc, RefusedError) else None
         self._pacing.failed(loop_time(), self._draw())
         instruments.RETRIES.labels("kinesis", "read_failed").inc()
-        log.warning("stream_shard.unread", stream_shard_id=self.stream_shard_id, error=str(exc))
+        level = log.warning if self.refusal is None else log.error
+        level("stream_shard.unread", stream_shard_id=self.stream_shard_id, error=str(exc))
 
     async def _take(self, reply: Reply) -> None:
         """Send the operations of a reply on their way; return when its dead letters are stored."""
         self._millis_behind = reply.millis_behind
+        self._look_for_expiry(reply)
         self._pacing.replied(
             loop_time(),
             record_count=len(reply.records),
@@ -234,9 +277,12 @@ class StreamShardReader:
         )
         letters: list[DeadLetter] = []
         buried: list[int] = []
-        for count, record in enumerate(reply.records, start=1):
-            ticket = self._owed.take(Mark(record.sequence_number, record.arrived_at))
-            letter = self._send(ticket, record)
+        for count, (record, part) in enumerate(_parts(reply.records), start=1):
+            mark = Mark(record.sequence_number, part.sub_sequence_number, record.arrived_at)
+            if self._is_done_before(mark):
+                continue
+            ticket = self._owed.take(mark)
+            letter = self._send(ticket, part.data, self._origin_of(record, part))
             if letter is not None:
                 letters.append(letter)
                 buried.append(ticket)
@@ -249,17 +295,43 @@ class StreamShardReader:
             self._owed.done(buried)
         instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.lag_s or 0.0)
 
-    def _send(self, ticket: int, record: Record) -> DeadLetter | None:
-        """Send the operation of *record* to its lane or to the waiting room; return a letter when it holds none."""
+    def _look_for_expiry(self, reply: Reply) -> None:
+        """Say so, once, when the first reply is as far behind the tip as records are kept.
+
+        Then records right after the checkpoint may be gone unread. Kinesis goes on with the oldest ones it has.
+        """
+        retention, self._retention = self._retention, None
+        if retention is None or reply.millis_behind is None or not isinstance(self._start, AtSequenceNumber):
+            return
+        if timedelta(milliseconds=reply.millis_behind) >= retention - EXPIRY_MARGIN:
+            instruments.KINESIS_EXPIRED.inc()
+            log.error(
+                "stream_shard.records_expired",
+                stream_shard_id=self.stream_shard_id,
+                checkpoint=self._start.sequence_number,
+                retention_hours=retention.total_seconds() / 3600,
+            )
+
+    def _is_done_before(self, mark: Mark) -> bool:
+        """Whether the checkpoint that reading started from covers the record; none behind it does."""
+        if self._done_before is None:
+            return False
+        if mark.position <= self._done_before:
+            return True
+        self._done_before = None
+        return False
+
+    def _send(self, ticket: int, record: bytes, origin: Origin) -> DeadLetter | None:
+        """Send the operation in *record* to its lane or to the waiting room; return a letter when it holds none."""
         decoded = decode_operation(
-            record.data,
-            self._origin_of(record),
+            record,
+            origin,
             max_bytes=self._rules.operation_max_bytes,
             list_limit=self._rules.list_result_limit,
         )
         if not isinstance(decoded, Operation):
-            return letter_of(decoded, record.data, failed_at=self._utc())
-        entry = Entry(ticket, decoded, record.data)
+            return letter_of(decoded, record, failed_at=self._utc())
+        entry = Entry(ticket, decoded, record)
         self._pending_bytes += entry.cost_bytes
         tenant_id = decoded.tenant_id
         if tenant_id in self._room:
@@ -274,14 +346,15 @@ class StreamShardReader:
             self._room.put(tenant_id, [entry])
         return None
 
-    def _origin_of(self, record: Record) -> Origin:
+    def _origin_of(self, record: Record, part: SubRecord) -> Origin:
         return Origin(
             source=Source.KINESIS,
             name=self._stream.name,
             arrived_at=record.arrived_at,
             stream_shard_id=self.stream_shard_id,
             sequence_number=record.sequence_number,
-            partition_key=record.partition_key,
+            sub_sequence_number=part.sub_sequence_number,
+            partition_key=part.partition_key,
         )
 
     def _let_go(self, tenant_id: str, shard_id: str, entries: Sequence[Entry]) -> None:
@@ -316,3 +389,19 @@ class StreamShardReader:
         """Wait until something is settled, or long enough to look whether to stop."""
         self._has_settled.clear()
         await pause(0.25, until=self._has_settled)
+
+
+def _parts(records: Sequence[Record]) -> Iterator[tuple[Record, SubRecord]]:
+    """Yield what the records carry: themselves, or what the Kinesis Producer Library packed into them.
+
+    All of an aggregate is taken, also what a reshard has put into the hash range of another stream shard: the KCL drops
+    such an aggregate as a whole and counts on the producer to send it again, which not every one does. What is sent
+    again is dropped by the log.
+    """
+    for record in records:
+        parts = deaggregate(record.data)
+        if parts is None:
+            yield record, SubRecord(record.partition_key, None, record.data, 0)
+        else:
+            for part in parts:
+                yield record, part

@@ -22,7 +22,8 @@ from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.shards.directory import Absence
 from simplu_worker.shards.router import Router
 
-ASKED_AT_ONCE: Final = 16
+ASKED_AT_ONCE: Final = 64
+REST_MAX_S: Final = 0.25
 RETRY_BASE_S: Final = 0.25
 RETRY_MAX_S: Final = 5.0
 UNKNOWN_TENANT_MARGIN: Final = timedelta(seconds=60)  # architecture, idea 7: clock skew and a slow registration
@@ -68,7 +69,8 @@ class WaitingRoom:
         self._draw = draw
         self._utc = utc
         self._tenants: dict[str, WaitingTenant] = {}
-        self._arrival = asyncio.Event()
+        self._asked: dict[str, asyncio.Task[None]] = {}  # by tenant: the question that is under way
+        self._change = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"WaitingRoom({list(self._tenants)})"
@@ -80,41 +82,72 @@ class WaitingRoom:
         """Return who waits, by tenant id."""
         return self._tenants
 
+    @property
+    def is_asked_through(self) -> bool:
+        """Whether every tenant that waits was asked for at least once, with no shard as the answer."""
+        return all(tenant.failure_count for tenant in self._tenants.values())
+
     def put(self, tenant_id: str, entries: Iterable[Entry]) -> None:
         """Append entries of a tenant; a tenant that is new here is asked for at once."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             now = loop_time()
             tenant = self._tenants[tenant_id] = WaitingTenant(deque(), next_ask=now, waiting_since=now)
-            self._arrival.set()
+            self._change.set()
         tenant.entries.extend(entries)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Ask for those that are due until *stopping*."""
-        while not stopping.is_set():
-            now = loop_time()
-            due = sorted((one.next_ask, tenant_id) for tenant_id, one in self._tenants.items() if one.next_ask <= now)
-            async with asyncio.TaskGroup() as tasks:
-                for _, tenant_id in due[:ASKED_AT_ONCE]:
-                    tasks.create_task(self._ask(tenant_id, stopping), name=f"ask:{tenant_id}")
-            if not due:
-                await self._rest(stopping)
+        """Ask for those that are due until *stopping*; questions that are still open then are given up.
 
-    async def _rest(self, stopping: asyncio.Event) -> None:
-        """Wait until somebody is due or arrives; short enough for a stop to be seen soon."""
-        next_ask = min((one.next_ask for one in self._tenants.values()), default=float("inf"))
-        self._arrival.clear()
-        wait_s = min(max(0.0, next_ask - loop_time()), 0.25)
-        if not stopping.is_set():
-            await pause(wait_s, until=self._arrival)
+        No question waits for another: a tenant of a shard that does not answer keeps nobody else waiting.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            while not stopping.is_set():
+                for tenant_id in self._due():
+                    task = tasks.create_task(self._ask(tenant_id, stopping), name=f"ask:{tenant_id}")
+                    self._asked[tenant_id] = task
+                await self._rest()
+            for task in self._asked.values():
+                task.cancel()
+
+    def _due(self) -> list[str]:
+        """Return who is to be asked for now, the longest due first."""
+        now = loop_time()
+        due = sorted(
+            (one.next_ask, tenant_id)
+            for tenant_id, one in self._tenants.items()
+            if one.next_ask <= now and tenant_id not in self._asked
+        )
+        return [tenant_id for _, tenant_id in due[: ASKED_AT_ONCE - len(self._asked)]]
+
+    async def _rest(self) -> None:
+        """Wait until somebody arrives, is answered or is due; short enough for a stop to be seen soon."""
+        next_ask = min(
+            (one.next_ask for tenant_id, one in self._tenants.items() if tenant_id not in self._asked),
+            default=float("inf"),
+        )
+        # With all questions taken, who is due has to wait for an answer.
+        is_full = len(self._asked) >= ASKED_AT_ONCE
+        self._change.clear()
+        await pause(REST_MAX_S if is_full else min(max(0.0, next_ask - loop_time()), REST_MAX_S), until=self._change)
 
     async def _ask(self, tenant_id: str, stopping: asyncio.Event) -> None:
+        try:
+            await self._decide(tenant_id, stopping)
+        finally:
+            del self._asked[tenant_id]
+            self._change.set()
+
+    async def _decide(self, tenant_id: str, stopping: asyncio.Event) -> None:
+        """Ask for a tenant's shard, and let its operations go, keep them or give them up."""
         tenant = self._tenants[tenant_id]
         asked_at = self._utc()
         try:
             found = await self._router.find(tenant_id)
         except (TryAgainLaterError, RefusedError) as exc:
             self._keep(tenant, UNANSWERED, error=str(exc))
+            wished_s = exc.retry_after_s or 0.0 if isinstance(exc, TryAgainLaterError) else 0.0
+            tenant.next_ask = max(tenant.next_ask, loop_time() + wished_s)
             return
         if not isinstance(found, Absence):
             self._let_go(tenant_id, found, self._tenants.pop(tenant_id).entries)

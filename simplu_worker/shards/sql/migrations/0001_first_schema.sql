@@ -67,8 +67,9 @@ CREATE TABLE operations (
     PRIMARY KEY (tenant_id, request_id)
 );
 
--- Rows are appended in the order of completed_at, so a tiny BRIN serves the deletion of old ones.
-CREATE INDEX operations_completed_at ON operations USING brin (completed_at);
+-- For the deletion of old rows. Not BRIN: its ranges only ever widen, and once new rows fill the pages of deleted ones
+-- every look would read the whole table.
+CREATE INDEX operations_completed_at ON operations (completed_at);
 
 -- How far each stream shard got, as this shard knows it (architecture, idea 8).
 CREATE TABLE stream_positions (
@@ -114,4 +115,16 @@ AS $$
         LEFT JOIN (SELECT key, value, jsonb_typeof(value) AS kind FROM jsonb_each(patch)) AS patched ON true
         GROUP BY base.members
     ) END
+$$;
+
+-- Whether a JSON text can be stored: no U+0000, no number beyond numeric, not nested beyond the server's stack.
+CREATE FUNCTION simplu_is_storable(document text) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+AS $$
+BEGIN
+    PERFORM document::jsonb;
+    RETURN true;
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+    RETURN false;
+END
 $$;

@@ -39,16 +39,19 @@ JOIN unnest($1::text[], $2::text[]) AS batch (tenant_id, request_id) USING (tena
 
 -- name: apply_writes
 -- Apply one wave of writes, each resource at most once, and mark in the log those that could not take effect; only
--- these are returned, by their position in the arrays.
-WITH wave AS (
-    SELECT *
+-- these are returned, by their position in the arrays. Materialized, so that all data are parsed before anything else:
+-- what cannot be stored fails the statement whether its resource is there or not.
+WITH wave AS MATERIALIZED (
+    SELECT
+        tenant_id, request_id, operation, resource_type, resource_id,
+        data::jsonb AS data, requested_at::timestamptz AS requested_at, position
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-    WITH ORDINALITY AS wave (tenant_id, request_id, operation, resource_type, resource_id, data, requested_at, position)
+    WITH ORDINALITY AS sent (tenant_id, request_id, operation, resource_type, resource_id, data, requested_at, position)
 ), created AS (
     INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
     SELECT
         tenants.id, tenants.business_type, wave.resource_type, wave.resource_id,
-        wave.data::jsonb, wave.requested_at::timestamptz, wave.requested_at::timestamptz
+        wave.data, wave.requested_at, wave.requested_at
     FROM wave
     JOIN tenants ON tenants.id = wave.tenant_id
     WHERE wave.operation = 'create'
@@ -58,10 +61,10 @@ WITH wave AS (
     UPDATE resources
     SET
         data = CASE wave.operation
-            WHEN 'update' THEN wave.data::jsonb
-            ELSE simplu_merge_patch(resources.data, wave.data::jsonb)
+            WHEN 'update' THEN wave.data
+            ELSE simplu_merge_patch(resources.data, wave.data)
         END,
-        "lastUpdated" = wave.requested_at::timestamptz
+        "lastUpdated" = wave.requested_at
     FROM wave
     WHERE
         wave.operation IN ('update', 'patch') AND resources.id = wave.tenant_id
@@ -113,17 +116,23 @@ RETURNING wave.position - 1 AS position, operations.error;
 
 -- name: apply_lists
 -- Answer one wave of `list`s. `@>` narrows by containment, which equality implies; the member by member comparison
--- decides. Once the bytes of the page pass the bound ($9), its further items are not even built.
+-- decides. Once the bytes of the page pass the bound ($9), its further items are not even built. Materialized, so that
+-- filters are parsed once, and refused whether there are resources or not.
+WITH wave AS MATERIALIZED (
+    SELECT
+        tenant_id, request_id, resource_type, members::jsonb AS members, first_date, last_date, page, page_size, position
+    FROM unnest(
+        $1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::bigint[], $8::bigint[]
+    ) WITH ORDINALITY AS sent (
+        tenant_id, request_id, resource_type, members, first_date, last_date, page, page_size, position
+    )
+)
 UPDATE operations
 SET
     status = CASE WHEN answer.fits THEN 'succeeded' ELSE 'failed' END,
     error = CASE WHEN NOT answer.fits THEN 'result_too_large' END,
     result = CASE WHEN answer.fits THEN answer.result END
-FROM unnest(
-    $1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::bigint[], $8::bigint[]
-) WITH ORDINALITY AS wave (
-    tenant_id, request_id, resource_type, members, first_date, last_date, page, page_size, position
-)
+FROM wave
 CROSS JOIN LATERAL (
     SELECT result, page_bytes <= $9::bigint AND octet_length(result::text) <= $9::bigint AS fits
     FROM (
@@ -155,9 +164,9 @@ CROSS JOIN LATERAL (
                     FROM resources
                     WHERE
                         resources.id = wave.tenant_id AND resources."resourceName" = wave.resource_type
-                        AND resources.data @> wave.members::jsonb
+                        AND resources.data @> wave.members
                         AND NOT EXISTS (
-                            SELECT FROM jsonb_each(wave.members::jsonb) AS wanted
+                            SELECT FROM jsonb_each(wave.members) AS wanted
                             WHERE resources.data -> wanted.key IS DISTINCT FROM wanted.value
                         )
                         AND (wave.first_date IS NULL OR resources.date >= wave.first_date)
@@ -172,3 +181,9 @@ CROSS JOIN LATERAL (
 ) AS answer
 WHERE operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
 RETURNING wave.position - 1 AS position, operations.error;
+
+-- name: find_unstorable
+-- Which of the texts cannot be stored as jsonb. Reads no table; a row's error is caught in the function.
+SELECT position - 1 AS position
+FROM unnest($1::text[]) WITH ORDINALITY AS sent (document, position)
+WHERE NOT simplu_is_storable(document);

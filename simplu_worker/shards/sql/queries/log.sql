@@ -20,11 +20,20 @@ CROSS JOIN LATERAL (
     WHERE operations.tenant_id = tenants.id AND operations.request_id = $1
 ) AS found;
 
+-- name: find_operations
+-- Many operations at once, as pairs of the arrays.
+SELECT tenant_id, request_id, status, error, result::text AS result, digest, completed_at
+FROM operations
+JOIN unnest($1::text[], $2::text[]) AS wanted (tenant_id, request_id) USING (tenant_id, request_id);
+
 -- name: forget_operations
--- Delete at most $2 of the rows completed more than $1 hours ago. By the shard's clock, never by the producers'.
+-- Delete at most $2 of the rows completed more than $1 seconds ago. By the shard's clock, never by the producers'. Rows
+-- that anybody holds are passed over: another replica is deleting them, or a replay is just writing them anew.
 DELETE FROM operations
-WHERE ctid IN (
-    SELECT ctid FROM operations
-    WHERE completed_at < now() - make_interval(hours => $1)
+WHERE ctid = ANY(ARRAY(
+    SELECT ctid
+    FROM operations
+    WHERE completed_at < now() - make_interval(secs => $1)
     LIMIT $2
-);
+    FOR UPDATE SKIP LOCKED
+));

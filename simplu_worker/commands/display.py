@@ -1,0 +1,63 @@
+"""How commands show what they found: tables and lines for people, JSON for programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+NOT_A_TERMINAL_WIDTH = 1000  # no table is folded for a file or a pipe
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print one table on stdout."""
+    table = Table(*columns, header_style="bold")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row))
+    console = _console()
+    console.print(table)
+
+
+def print_members(members: Mapping[str, object]) -> None:
+    """Print the members of one thing on stdout, one a line."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in members.items():
+        table.add_row(Text(name, "bold"), Text(printable(value)))
+    _console().print(table)
+
+
+def print_line(text: str, style: str = "") -> None:
+    """Print one line on stdout."""
+    _console().print(Text(printable(text), style), soft_wrap=True)
+
+
+def print_note(text: str) -> None:
+    """Print one line on stderr: what is no part of the answer."""
+    Console(stderr=True, highlight=False).print(Text(printable(text)), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print *value*, of structs, dicts, lists and texts, as JSON on stdout; a `msgspec.Raw` in it stays as it is."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def printable(value: object) -> str:
+    """Return *value* as text that does nothing to a terminal: ids come from strangers."""
+    text = "" if value is None else str(value)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def shortened(text: str, length: int) -> str:
+    """Return *text* with at most *length* characters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)

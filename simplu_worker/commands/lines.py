@@ -1,0 +1,112 @@
+"""JSON lines of operations, made ready for the stream or refused as the worker would. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from simplu_worker.operations.decode import decode_operation, replace_lone_surrogates
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
+
+REQUEST_MAX_RECORDS: Final = 500  # PutRecords: Kinesis API reference
+REQUEST_MAX_BYTES: Final = 3_500_000  # below its 5 MiB, which some servers count after base64
+PARTITION_KEY_MAX: Final = 256  # Kinesis API reference
+
+_members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One line with something in it, counted from 1: the record to put, and what the worker will make of it."""
+
+    number: int
+    record: bytes
+    partition_key: str
+    decoded: Operation | Rejected
+
+    @property
+    def key(self) -> tuple[str, str] | None:
+        """The tenant's id and the request id, by which the log knows it; None for what will be a dead letter."""
+        if isinstance(self.decoded, Rejected):
+            return None
+        return self.decoded.tenant_id, self.decoded.request_id
+
+
+def lines_of(text: bytes, *, now: datetime, new_id: Callable[[], str], max_bytes: int, list_limit: int) -> list[Line]:
+    """Return the lines of *text*; a missing `requestId` is taken from *new_id*, a missing `timestamp` is *now*.
+
+    Every other byte stays as it is. A request id of another operation before is refused, as the worker would.
+    """
+    origin = Origin(source=Source.KINESIS, name="", arrived_at=now)
+    lines: list[Line] = []
+    digests: dict[tuple[str, str], bytes] = {}
+    for number, raw in enumerate(text.split(b"\n"), 1):
+        if not raw.strip():
+            continue
+        record = completed(raw.strip(), {"requestId": new_id(), "timestamp": now.isoformat().replace("+00:00", "Z")})
+        decoded = decode_operation(record, origin, max_bytes=max_bytes, list_limit=list_limit)
+        if isinstance(decoded, Operation):
+            earlier = digests.setdefault((decoded.tenant_id, decoded.request_id), decoded.digest)
+            if earlier != decoded.digest:
+                decoded = _reused(decoded)
+        lines.append(Line(number, record, partition_key_of(decoded, number), decoded))
+    return lines
+
+
+def completed(record: bytes, defaults: dict[str, str]) -> bytes:
+    """Return *record* with those of *defaults* that it lacks, or has as null; as it is when it is no JSON object."""
+    try:
+        members = _members_decoder.decode(replace_lone_surrogates(record))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return record
+    missing = {name: value for name, value in defaults.items() if bytes(members.get(name, b"null")) == b"null"}
+    if not missing:
+        return record
+    if missing.keys().isdisjoint(members):
+        return record.rstrip()[:-1] + (b"," if members else b"") + msgspec.json.encode(missing)[1:]
+    return msgspec.json.encode({**members, **missing})
+
+
+def partition_key_of(decoded: Operation | Rejected, number: int) -> str:
+    """Return the partition key of contract §3, hashed when too long; a bad line without ids gets one of its own."""
+    if isinstance(decoded, Operation):
+        key = f"{decoded.tenant_id}-{decoded.resource_type}"
+    else:
+        key = f"{decoded.business_id or 'line'}-{decoded.location_id or number}"
+    return key if len(key) <= PARTITION_KEY_MAX else hashlib.sha256(key.encode()).hexdigest()
+
+
+def requests_of(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    """Cut *lines* into requests of PutRecords, none with two records of one partition key.
+
+    A request that is refused in part takes its other records in any order; so no key has an order to lose within one.
+    """
+    request: list[Line] = []
+    keys: set[str] = set()
+    size_bytes = 0
+    for line in lines:
+        line_bytes = len(line.record) + len(line.partition_key.encode())
+        is_full = len(request) == REQUEST_MAX_RECORDS or size_bytes + line_bytes > REQUEST_MAX_BYTES
+        if request and (is_full or line.partition_key in keys):
+            yield request
+            request, keys, size_bytes = [], set(), 0
+        request.append(line)
+        keys.add(line.partition_key)
+        size_bytes += line_bytes
+    if request:
+        yield request
+
+
+def _reused(operation: Operation) -> Rejected:
+    return Rejected(
+        reason=DeadLetterReason.REQUEST_ID_REUSED,
+        error="requestId: used by another operation in an earlier line; give each its own",
+        origin=operation.origin,
+        business_id=operation.business_id,
+        location_id=operation.location_id,
+        request_id=operation.request_id,
+        resource_id=operation.resource_id,
+    )

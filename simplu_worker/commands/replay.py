@@ -1,0 +1,137 @@
+"""`replay`: read the stream again from a time. The log drops what was applied; what was not, is applied."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+from rich.console import Console
+
+from simplu_worker.commands.display import print_json, print_table
+from simplu_worker.commands.needs import require
+from simplu_worker.consumers.aws import open_client
+from simplu_worker.consumers.dead_letters import DeadLetter
+from simplu_worker.consumers.kinesis.reader import ReadingRules, StreamShardReader
+from simplu_worker.consumers.kinesis.shard_tree import StreamShard
+from simplu_worker.consumers.kinesis.stream import AtTimestamp, Stream
+from simplu_worker.daemon import KINESIS_READ_TIMEOUT_S, open_shards
+from simplu_worker.metrics import instruments
+from simplu_worker.settings import Settings
+from simplu_worker.shards.router import Router
+
+LOOK_INTERVAL_S: Final = 0.25
+SHOWN_EVERY: Final = 8  # looks
+
+log = structlog.get_logger(__name__)
+
+
+class CountedLetters:
+    """Counts what would be dead letters: they were stored when the records were read for the first time."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:  # noqa: ARG002
+        """Count *letters* by reason."""
+        self.counts.update(letter.reason for letter in letters)
+
+
+async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
+    """Read every stream shard from *start* to its tip, parents before their children; print what became of it.
+
+    Needs no lease and moves no checkpoint: readers beside it do no harm, nor does it to them.
+    """
+    require(settings, routes=True, stream=True)
+    letters = CountedLetters()
+    async with AsyncExitStack() as stack:
+        shards = await stack.enter_async_context(open_shards(settings))
+        kinesis = await stack.enter_async_context(
+            open_client("kinesis", region=settings.aws_region, read_timeout_s=KINESIS_READ_TIMEOUT_S, pool_size=64)
+        )
+        stream = Stream(kinesis, settings.kinesis_stream_name or "")
+        replaying = _Replay(stream, shards.router, letters, settings, start)
+        for generation in generations(await stream.list_stream_shards()):
+            await replaying.read(generation)
+    outcomes = _outcomes()
+    answer = {"outcomes": outcomes, "deadLetters": dict(letters.counts), "leftWaiting": replaying.left_waiting}
+    if as_json:
+        print_json(answer)
+    else:
+        rows = [(name, count) for name, count in sorted(outcomes.items()) if count]
+        rows += [(f"no operation: {reason}", count) for reason, count in sorted(letters.counts.items())]
+        rows += [("left: their tenants have no shard", replaying.left_waiting)] if replaying.left_waiting else []
+        print_table(("what became of the records", "count"), rows)
+    return 1 if replaying.left_waiting else 0
+
+
+def generations(stream_shards: Sequence[StreamShard]) -> Iterator[list[StreamShard]]:
+    """Yield the stream shards so that each comes after its parents, as many as possible at a time."""
+    left = {shard.stream_shard_id: shard for shard in stream_shards}
+    while left:
+        ready = [shard for shard in left.values() if not shard.parents & left.keys()]
+        for shard in ready:
+            del left[shard.stream_shard_id]
+        yield ready
+
+
+class _Replay:
+    def __init__(
+        self, stream: Stream, router: Router, letters: CountedLetters, settings: Settings, start: datetime
+    ) -> None:
+        self._stream = stream
+        self._router = router
+        self._letters = letters
+        self._start = start
+        self._rules = ReadingRules(
+            operation_max_bytes=settings.operation_max_bytes,
+            list_result_limit=settings.list_result_limit,
+            tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
+        )
+        self.left_waiting = 0
+
+    async def read(self, generation: Sequence[StreamShard]) -> None:
+        """Read these stream shards at the same time, each to its tip or end."""
+        async with asyncio.TaskGroup() as tasks:
+            for shard in generation:
+                tasks.create_task(self._read(shard), name=f"replay:{shard.stream_shard_id}")
+
+    async def _read(self, shard: StreamShard) -> None:
+        reader = StreamShardReader(
+            self._stream,
+            shard.stream_shard_id,
+            AtTimestamp(self._start),
+            router=self._router,
+            dead_letters=self._letters,
+            rules=self._rules,
+        )
+        stopping = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(reader.run(stopping), name=f"read:{shard.stream_shard_id}")
+            looks = 0
+            while not reading.done() and not reader.is_through:
+                await asyncio.sleep(LOOK_INTERVAL_S)
+                looks += 1
+                if looks % SHOWN_EVERY == 0:
+                    _show(shard, reader)
+            stopping.set()
+        self.left_waiting += reader.waiting_count
+
+
+def _show(shard: StreamShard, reader: StreamShardReader) -> None:
+    trouble = f": {reader.trouble}" if reader.trouble else ""
+    lag = "unknown" if reader.lag_s is None else f"{reader.lag_s:.0f} s"
+    Console(stderr=True, highlight=False).print(f"{shard.stream_shard_id}: {lag} to go{trouble}", markup=False)
+
+
+def _outcomes() -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for metric in instruments.OPERATIONS.collect():
+        for sample in metric.samples:
+            if sample.name.endswith("_total"):
+                counts[sample.labels["outcome"]] += int(sample.value)
+    return dict(counts)

@@ -1,0 +1,65 @@
+"""Hash ranges, and how UpdateShardCount gets from the open ones to equal ones. Does no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+HASH_KEYS = 2**128
+
+
+class HashRange(NamedTuple):
+    """The hash keys from *start* to *end*, both included."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Split the open stream shard that holds *hash_key*: its upper child starts there (API_SplitShard)."""
+
+    hash_key: int
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Merge the two open stream shards that meet where the upper one starts, at *hash_key* (API_MergeShards).
+
+    The lower one is the child's ParentShardId, the other its AdjacentParentShardId; with *upper_first* the other way.
+    """
+
+    hash_key: int
+    upper_first: bool = False
+
+
+Step = Split | Merge
+
+
+def equal_ranges(count: int) -> list[HashRange]:
+    """Return all hash keys in *count* ranges of the same size; the last one takes the remainder (API_CreateStream)."""
+    size = HASH_KEYS // count
+    starts = [size * number for number in range(count)]
+    return [HashRange(start, end - 1) for start, end in zip(starts, [*starts[1:], HASH_KEYS], strict=True)]
+
+
+def scaling_steps(open_ranges: Sequence[HashRange], target_count: int) -> list[Step]:
+    """Return the splits and merges that turn *open_ranges* (in order) into *target_count* equal ones, in their order.
+
+    API_UpdateShardCount: "performs splits or merges on individual shards. This can cause short-lived shards".
+    """
+    starts = [hash_range.start for hash_range in open_ranges]
+    wanted = {_nearby(starts, hash_range) for hash_range in equal_ranges(target_count)}
+    splits: list[Step] = [Split(start) for start in sorted(wanted.difference(starts))]
+    merges: list[Step] = [Merge(start) for start in starts if start not in wanted]
+    return splits + merges
+
+
+def _nearby(starts: Sequence[int], wanted: HashRange) -> int:
+    """Return the start that is there already within a millionth of the *wanted* range, else the wanted one.
+
+    Thirds and sixths, say, are rounded differently: without this, scaling would make stream shards of one hash key.
+    """
+    tolerance = (wanted.end - wanted.start) // 1_000_000
+    return min((start for start in starts if abs(start - wanted.start) <= tolerance), default=wanted.start)

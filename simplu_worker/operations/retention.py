@@ -1,0 +1,29 @@
+"""How long the log of operations must be kept, and how gently it is made smaller. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Final
+
+SOURCE_MARGIN: Final = timedelta(hours=24)  # contract §2, OPERATION_RETENTION_HOURS
+DELETING_SHARE: Final = 0.1  # of the time, at most
+
+
+def effective_retention(configured: timedelta, sources: Iterable[timedelta | None]) -> timedelta | None:
+    """Return how long a row must stay: as *configured*, or longer where a source keeps its records longer.
+
+    A record that a source still has can be read again, and only its row in the log then tells that it was applied. A
+    source that does not say (None) may keep them for any time: then the answer is None, and nothing may be deleted.
+    """
+    longest = configured
+    for retention in sources:
+        if retention is None:
+            return None
+        longest = max(longest, retention + SOURCE_MARGIN)
+    return longest
+
+
+def rest_s(busy_s: float) -> float:
+    """Return the pause after a deletion that took *busy_s*, so that deleting never takes more than its share."""
+    return busy_s * (1 / DELETING_SHARE - 1)

@@ -1,0 +1,9 @@
+-- A look at a shard's server.
+
+-- name: probe_server
+-- What the server is, and what its clock says.
+SELECT
+    current_setting('server_version') AS version,
+    current_setting('server_version_num')::integer AS version_number,
+    pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean AS is_read_only,
+    clock_timestamp() AS clock;

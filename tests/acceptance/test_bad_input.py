@@ -1,0 +1,128 @@
+"""Bad input at once and in numbers: each record gets what the contract says, and nothing behind it waits for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from scene import Chain, Scene, item_of, partition_key, record_of
+
+from simplu_worker.local.workload import Tenant
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+PROMPT_S = 2.0  # from arrival to commit, behind bad input
+SETTLED_S = 30.0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def scene() -> AsyncIterator[Scene]:
+    """Give the stack and the worker of this module; moto takes records over 1 MB without a pause behind them."""
+    async with Scene(aws="moto") as opened:
+        yield opened
+
+
+big_bodies = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")  # ours, not the worker's
+
+SQL = "'; DROP TABLE operations; --"
+IDS = (SQL, '"double"', "../../etc/passwd", "a/b\\c", "%00%2e", "$1 {0} %s", "\u202e\u2028😀", " ", "NULL", "-", "é")
+
+
+def bad_records(tenant: Tenant, run: str) -> dict[str, tuple[bytes, str]]:
+    """Return records that are no operation, by name, each with the reason its dead letter must give."""
+
+    def spoilt(**members: Any) -> bytes:
+        return json.dumps(record_of(tenant, "create", f"bad-{run}", resourceId="bad", data={}) | members).encode()
+
+    def without(name: str) -> bytes:
+        record = record_of(tenant, "update", f"bad-{run}", resourceId="bad", data={})
+        del record[name]
+        return json.dumps(record).encode()
+
+    required = ("operation", "businessId", "locationId", "resourceType", "resourceId", "timestamp", "data")
+    names = ("businessId", "locationId", "resourceType", "resourceId", "requestId")
+    return {
+        "empty": (b"", "invalid_json"),
+        "not JSON": (b"not JSON", "invalid_json"),
+        "not UTF-8": (b'{"operation": "\xff\xfe"}', "invalid_json"),
+        "half": (spoilt()[:-1], "invalid_json"),
+        "deep": (spoilt(data=0).replace(b'"data": 0', b'"data": ' + b'{"a":' * 10_000 + b"1" + b"}" * 10_000), "invalid_json"),
+        "deep outside": (b"[" * 10_000 + b"]" * 10_000, "invalid_json"),
+        "too large": (spoilt(data={"filler": "x" * 10_485_760}), "too_large"),
+        "a list": (b"[]", "invalid_message"),
+        "unknown operation": (spoilt(operation="upsert"), "invalid_message"),
+        "an old time": (spoilt(timestamp="0000-01-01"), "invalid_message"),
+        **{f"no {name}": (without(name), "invalid_message") for name in required},
+        **{f"{name} a number": (spoilt(**{name: 7}), "invalid_message") for name in (*names, "data", "timestamp")},
+        **{f"{name} with U+0000": (spoilt(**{name: "a\0b"}), "invalid_message") for name in names},
+        **{f"{name} a lone surrogate": (spoilt(**{name: "a\ud800b"}), "invalid_message") for name in names},
+        **{f"{name} too long": (spoilt(**{name: "x" * 257}), "invalid_message") for name in names},
+    }  # fmt: skip
+
+
+@big_bodies
+async def test_worker_buries_bad_records_and_delays_nothing_behind_them(scene: Scene) -> None:
+    """Each bad record becomes a dead letter with its reason; the good one behind each is committed within 2 s."""
+    tenant, good = scene.steady[0], Chain(scene.steady[0])
+    bad = bad_records(tenant, good.resource_id)
+    items, expected = [], {}
+    for number, (name, (record, reason)) in enumerate(bad.items()):
+        key = partition_key(number % 2)
+        item = item_of(key, record or b" ")
+        items.append(item)
+        expected[item.record] = reason
+        follower = f"behind {name} {good.resource_id}"
+        items.append(item_of(key, record_of(tenant, "create", follower, resourceId=follower, data={"n": 1})))
+    names = [f"behind {name} {good.resource_id}" for name in bad]
+    positions = await scene.put(*items)
+    rejected = dict(zip(positions, items, strict=True))
+    log = await scene.logged_all(tenant, names, within_s=SETTLED_S)
+    assert {log[name]["status"] for name in names} == {"succeeded"}
+    assert [(name, log[name]["latency_s"]) for name in names if log[name]["latency_s"] > PROMPT_S] == []
+    letters = await scene.letters_of(positions[::2], within_s=SETTLED_S)
+    got = {rejected[position].record: letter.reason for position, letter in letters.items()}
+    assert got == expected
+
+
+@big_bodies
+async def test_worker_stores_awkward_ids_and_text_as_they_are(scene: Scene) -> None:
+    """Quotes, SQL, paths and control characters are text; U+0000 in data is an outcome; 1 MB is nothing special."""
+    tenant, run = scene.steady[1], Chain(scene.steady[1]).resource_id
+    records = {
+        f"{run} {name}": record_of(
+            tenant, "create", f"{run} {name}", resourceType=f"type {name}", resourceId=f"{run} {name}", data={name: name}
+        )
+        for name in IDS
+    }
+    records[f"{run} 1 MB"] = record_of(
+        tenant, "create", f"{run} 1 MB", resourceId=f"{run} 1 MB", data={"big": "x" * 1_000_000}
+    )
+    records[f"{run} nul"] = record_of(tenant, "create", f"{run} nul", resourceId=f"{run} nul", data={"text": "a\0b"})
+    await scene.put(*(item_of(partition_key(1), record) for record in records.values()))
+    log = await scene.logged_all(tenant, list(records), within_s=SETTLED_S)
+    assert {name: log[name]["error"] for name in records if log[name]["error"]} == {f"{run} nul": "invalid_data"}
+    assert [(name, log[name]["latency_s"]) for name in records if log[name]["latency_s"] > PROMPT_S] == []
+    query = 'SELECT "resourceName", "resourceId", data FROM resources WHERE "resourceId" = ANY ($1)'
+    async with scene.connected(tenant) as connection:
+        rows = await connection.fetch(query, list(records))
+    stored = {row["resourceId"]: (row["resourceName"], json.loads(row["data"])) for row in rows}
+    sent = {name: (record["resourceType"], record["data"]) for name, record in records.items()}
+    del sent[f"{run} nul"]
+    assert stored == sent
+
+
+async def test_worker_serves_others_promptly_while_a_hundred_tenants_are_unknown(scene: Scene) -> None:
+    """Operations of tenants that do not exist wait; known tenants and new ones behind them do not; then all is applied."""
+    unknown = [scene.new_tenant() for _ in range(99)]
+    waiting = [Chain(tenant) for tenant in unknown]
+    prompt = [Chain(tenant) for tenant in (*scene.steady, *await scene.fresh_tenants())]
+    await scene.put(*(item for chain in waiting for item in chain.next(1)), *prompt)
+    await scene.settled(*prompt, within_s=SETTLED_S)
+    rows = {name: row for chain in prompt for name, row in (await scene.log_of(chain.tenant)).items()}
+    slowest = {chain.resource_id: max(rows[name]["latency_s"] for name in chain.expected) for chain in prompt}
+    assert {name: latency_s for name, latency_s in slowest.items() if latency_s > PROMPT_S} == {}
+    assert await scene.metric("simplu_held_targets", reason="unregistered") > 0
+    await scene.register(unknown)
+    await scene.settled(*waiting, within_s=SETTLED_S)

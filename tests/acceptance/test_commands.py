@@ -1,0 +1,318 @@
+"""The commands for people, as processes, against a real stack and a running worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import pytest_asyncio
+
+from simplu_worker.local.loopback import HOST, free_port
+from simplu_worker.local.stack import Stack
+from simplu_worker.local.worker_process import INHERITED, WorkerProcess
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+COMMAND_S = 30.0
+DEPENDENCIES = ["stream", "lease table", "business-info", "control queue", "dead letters", "Citrus"]
+SHARDS = ["shard shard-1", "shard shard-2"]
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed on stdout, as JSON."""
+        return json.loads(self.out)
+
+
+class Terminal:
+    """Runs commands; no secret of the stack may come out of any of them."""
+
+    def __init__(self, stack: Stack, folder: Path) -> None:
+        self.stack = stack
+        self.folder = folder
+        self.env_file = folder / "stack.env"
+        stack.write_env_file(self.env_file)
+        urls = stack.env["STACK_POSTGRES_URLS"].split()
+        self._secrets = [stack.env[name] for name in ("CITRUS_API_KEY", "API_TOKEN", "AWS_SECRET_ACCESS_KEY")]
+        self._secrets += [url.partition("@")[0].rpartition(":")[2] for url in urls]
+
+    async def start(self, *words: str, **env: str) -> asyncio.subprocess.Process:
+        """Start a command with the stack's variables, those of *env* before them."""
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ and name != "LOG_LEVEL"}
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "simplu_worker",
+            *words,
+            f"--env-file={self.env_file}",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=inherited | env,
+        )
+
+    async def end(self, process: asyncio.subprocess.Process, text: str = "") -> Ended:
+        """Give *text* to a command's stdin and wait for its end."""
+        async with asyncio.timeout(COMMAND_S):
+            out, err = await process.communicate(text.encode())
+        ended = Ended(process.returncode or 0, out.decode(), err.decode())
+        leaked = [secret for secret in self._secrets if secret in ended.out + ended.err]
+        assert leaked == []
+        assert "Traceback" not in ended.err
+        return ended
+
+    async def run(self, *words: str, text: str = "", **env: str) -> Ended:
+        """Run a command to its end."""
+        return await self.end(await self.start(*words, **env), text)
+
+    async def run_all(self, *commands: tuple[tuple[str, ...], Mapping[str, str]]) -> list[Ended]:
+        """Run several commands, each with its variables, at the same time."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self.run(*words, **env)) for words, env in commands]
+        return [task.result() for task in tasks]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def terminal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Terminal]:
+    """One stack, one worker and the tenant `clinic main` for the module."""
+    async with Stack(shards=2) as stack:
+        terminal = Terminal(stack, tmp_path_factory.mktemp("commands"))
+        worker = WorkerProcess(stack.group, stack.env)
+        worker.start()
+        await worker.wait_ready()
+        made = await terminal.run("tenants", "provision", "clinic", "main", "--type", "dental")
+        assert made.out == "provisioned: clinic main, dental, on shard shard-1\n"
+        yield terminal
+        await worker.stop(within_s=35)
+
+
+def operation(**members: object) -> dict[str, object]:
+    """Return a `create` of an order of the tenant `clinic main`, changed by *members*."""
+    whole = {"operation": "create", "businessId": "clinic", "locationId": "main", "resourceType": "order", "data": {}}
+    return {name: value for name, value in (whole | members).items() if value is not None}
+
+
+def text_of(*operations: Mapping[str, object]) -> str:
+    """Return JSON lines."""
+    return "".join(f"{json.dumps(one)}\n" for one in operations)
+
+
+async def test_tenants_are_provisioned_once_listed_and_shown(terminal: Terminal) -> None:
+    """Provisioned, then existed; on the list with its shard; shown; one that nobody knows is not found."""
+    again = await terminal.run("tenants", "provision", "clinic", "main", "--type", "dental", "--json")
+    assert again.status == 0
+    assert again.json == {"businessId": "clinic", "locationId": "main", "result": "existed", "shardId": "shard-1"}
+    listed = await terminal.run("tenants", "list", "--json")
+    (row,) = [row for row in listed.json["tenants"] if row["businessId"] == "clinic"]
+    assert (listed.status, row["state"], row["businessType"]) == (0, "active", "dental")
+    assert row["shardId"] == "shard-1"
+    shown = await terminal.run("tenants", "show", "clinic", "main")
+    assert shown.status == 0
+    assert "clinic main: routed to shard shard-1" in shown.out
+    absent = await terminal.run("tenants", "show", "nobody", "here", "--json")
+    assert (absent.status, absent.json["tenants"], absent.json["namedShardId"]) == (1, [], None)
+
+
+async def test_tenants_provision_says_why_it_refuses(terminal: Terminal) -> None:
+    """An unknown type and an id that is taken are refused with the reason, on stderr, with status 1."""
+    unknown = await terminal.run("tenants", "provision", "x", "y", "--type", "bakery")
+    assert (unknown.status, unknown.out) == (1, "")
+    assert "expected one of dental, gym, hotel, got 'bakery'" in unknown.err
+    await terminal.run("tenants", "provision", "a-b", "c", "--type", "gym")
+    taken = await terminal.run("tenants", "provision", "a", "b-c", "--type", "gym")
+    assert taken.status == 1
+    assert "'a-b-c' is taken by another business and location" in taken.err
+
+
+async def test_operations_send_waits_for_outcomes_in_the_order_sent(terminal: Terminal) -> None:
+    """What is missing is filled in, a key's operations take effect in order, and results keep their digits."""
+    file = terminal.folder / "operations.jsonl"
+    lines = [operation(resourceId="o-1", requestId="send-1")]
+    lines += [operation(operation="patch", resourceId="o-1", data={"last": number}) for number in range(20)]
+    lines += [operation(operation="read", resourceId="o-1", data=None), operation(resourceId="o-2")]
+    file.write_text(text_of(*lines) + "\n", encoding="utf-8")
+    sent = await terminal.run("operations", "send", str(file), "--wait", "--json")
+    fates = sent.json["operations"]
+    assert [(fate["line"], fate["status"]) for fate in fates] == [(n, "succeeded") for n in range(1, 24)]
+    assert fates[21]["result"]["data"] == {"last": 19}
+    assert sent.status == 0
+    shown = await terminal.run("operations", "show", fates[22]["requestId"], "--json")
+    assert (shown.status, shown.json["status"], shown.json["resourceId"]) == (0, "succeeded", "o-2")
+    of_tenant = await terminal.run("operations", "show", "send-1", "--tenant", "clinic", "main")
+    assert of_tenant.status == 0
+    assert "succeeded" in of_tenant.out
+    unknown = await terminal.run("operations", "show", "never-sent", "--json")
+    assert (unknown.status, unknown.json["status"]) == (1, "unknown")
+
+
+async def test_operations_send_fails_when_one_failed_or_is_not_heard_of(terminal: Terminal) -> None:
+    """A failed one has its error; one of a tenant that nobody knows is unknown when the time is over."""
+    good = operation(resourceId="o-3", requestId="once")
+    text = text_of(good, operation(operation="delete", resourceId="none", data=None))
+    failed = await terminal.run("operations", "send", "-", "--wait", "--json", text=text)
+    outcomes = [(fate["status"], fate.get("error")) for fate in failed.json["operations"]]
+    assert (failed.status, outcomes) == (1, [("succeeded", None), ("failed", "not_found")])
+    reused = await terminal.run(
+        "operations", "send", "-", "--wait", "--json", text=text_of(good | {"resourceId": "o-4"})
+    )
+    assert (reused.status, reused.json["operations"][0]["error"]) == (1, "request_id_reused")
+    nobody = text_of(operation(businessId="nobody"))
+    late = await terminal.run("operations", "send", "-", "--wait", "--timeout", "0.5", "--json", text=nobody)
+    assert (late.status, late.json["operations"][0]["status"]) == (1, "unknown")
+
+
+async def test_operations_send_sends_nothing_when_a_line_is_bad(terminal: Terminal) -> None:
+    """The line's number and what is wrong; with --force all are sent, and the worker makes a dead letter of it."""
+    text = text_of(operation(resourceId="o-5", requestId="not-sent"), operation(operation="upsert")) + "nonsense\n"
+    refused = await terminal.run("operations", "send", "-", "--json", text=text)
+    problems = [(problem["line"], problem["reason"]) for problem in refused.json["problems"]]
+    assert (refused.status, problems) == (1, [(2, "invalid_message"), (3, "invalid_json")])
+    assert "line 2: invalid_message: operation: expected one of create" in refused.err
+    forced = await terminal.run("operations", "send", "-", "--force", text=text)
+    assert forced.status == 1
+    assert "invalid_json" in forced.out
+
+
+async def test_commands_end_with_130_and_no_traceback_when_interrupted(terminal: Terminal) -> None:
+    """Ctrl-C while waiting is no crash."""
+    process = await terminal.start("operations", "send", "-", "--wait")
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write(text_of(operation(businessId="nobody")).encode())
+    process.stdin.close()
+    async with asyncio.timeout(COMMAND_S):
+        first_line = await process.stderr.readline()
+    assert first_line == b"in the log: 0 of 1\n"
+    process.send_signal(signal.SIGINT)
+    ended = await terminal.end(process)
+    assert (ended.status, ended.out) == (130, "")
+
+
+async def test_commands_end_with_78_when_the_configuration_lacks_what_they_need(terminal: Terminal) -> None:
+    """Every problem, by variable; wrong usage is 2."""
+    nothing = {"PATH": os.environ["PATH"]}
+    argv = [sys.executable, "-m", "simplu_worker"]
+
+    async def ended(*words: str, **env: str) -> Ended:
+        process = await asyncio.create_subprocess_exec(
+            *argv, *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=nothing | env
+        )
+        out, err = await process.communicate()
+        return Ended(process.returncode or 0, out.decode(), err.decode())
+
+    listed = await ended("tenants", "list")
+    assert (listed.status, listed.err.partition(":")[0]) == (78, "CITRUS_SERVER_URL")
+    checked = await ended("check", HTTP_PORT="many")
+    assert checked.status == 78
+    assert [line.partition(":")[0] for line in checked.err.splitlines()] == [
+        "HTTP_PORT",
+        "KINESIS_STREAM_NAME",
+        "CITRUS_SERVER_URL",
+    ]
+    assert (await ended("operations", "show")).status == 2
+
+
+async def test_check_shows_every_dependency_and_what_is_odd(terminal: Terminal) -> None:
+    """All answer: status 0; what is odd is named with what to do."""
+    odd = {"OPERATION_RETENTION_HOURS": "24", "SHUTDOWN_GRACE_SECONDS": "60"}
+    report, table = await terminal.run_all((("check", "--json"), odd), (("check",), {}))
+    assert report.status == 0
+    assert [one["dependency"] for one in report.json["dependencies"]] == DEPENDENCIES + SHARDS
+    assert {one["status"] for one in report.json["dependencies"]} == {"ok"}
+    about = [(finding["about"], finding["problem"].partition(",")[0]) for finding in report.json["odd"]]
+    assert ("stream resources-operations", "keeps records for 24 h") in about
+    assert any(problem.startswith("visibility timeout 30 s") for _, problem in about)
+    assert table.status == 0
+    assert all(name in table.out for name in DEPENDENCIES + SHARDS)
+
+
+GONE = "gone"  # in the place of the URL of a server that is not there
+AWS_DEPENDENCIES = ["stream", "lease table", "control queue", "dead letters"]
+BROKEN: list[tuple[dict[str, str], list[str], str]] = [
+    ({"CITRUS_API_KEY": "another-key"}, ["Citrus"], "check CITRUS_API_KEY"),
+    ({"CITRUS_SERVER_URL": GONE}, ["Citrus"], "ClientConnectorError"),
+    ({"AWS_ENDPOINT_URL": GONE, "DYNAMODB_ENDPOINT": GONE}, AWS_DEPENDENCIES, "Could not connect"),
+    (
+        {"KINESIS_STREAM_NAME": "none", "KINESIS_CREATE_STREAM": "0", "KINESIS_APPLICATION_NAME": "business-info"},
+        ["stream", "lease table"],
+        "; ",
+    ),
+]
+
+
+async def test_check_names_what_is_missing_and_shows_the_others(terminal: Terminal) -> None:
+    """Status 1, the one that fails with its reason, and all others as they are."""
+    nobody = f"http://{HOST}:{free_port()}"
+    variables = [{name: nobody if value == GONE else value for name, value in env.items()} for env, _, _ in BROKEN]
+    reports = await terminal.run_all(*((("check", "--json"), env) for env in variables))
+    for (_, failed, says), report in zip(BROKEN, reports, strict=True):
+        results = {one["dependency"]: one for one in report.json["dependencies"]}
+        assert [name for name, one in results.items() if one["status"] == "failed"] == failed
+        assert report.status == 1
+        assert all(says in results[name]["result"] for name in failed)
+        assert list(results) == DEPENDENCIES + ([] if "Citrus" in failed else SHARDS)
+
+
+async def test_check_says_that_a_missing_stream_will_be_created(terminal: Terminal) -> None:
+    """A stream and a lease table that the worker makes itself are no failure; business-info is a warning."""
+    env = {"KINESIS_STREAM_NAME": "later", "KINESIS_APPLICATION_NAME": "later", "DYNAMODB_BUSINESS_INFO_TABLE": "none"}
+    report = await terminal.run("check", "--json", **env)
+    results = {one["dependency"]: (one["status"], one["result"]) for one in report.json["dependencies"]}
+    assert report.status == 0
+    assert results["stream"] == results["lease table"] == ("ok", "does not exist, will be created")
+    assert results["business-info"] == ("warning", "does not exist")
+    assert "table none" in [finding["about"] for finding in report.json["odd"]]
+
+
+async def test_commands_name_the_shard_that_does_not_answer(terminal: Terminal) -> None:
+    """With one server killed: `check` fails on it alone, lists and look-ups say that they could not ask it."""
+    server = terminal.stack.servers["shard-2"]
+    await server.kill()
+    try:
+        commands = (("check", "--json"), ("tenants", "list", "--json"), ("operations", "show", "never-sent"))
+        report, listed, looked_up = await terminal.run_all(*((words, {}) for words in commands))
+        failed = [one["dependency"] for one in report.json["dependencies"] if one["status"] == "failed"]
+        assert (report.status, failed) == (1, ["shard shard-2"])
+        assert (listed.status, listed.json["shardsWithoutAnswer"]) == (1, ["shard-2"])
+        assert looked_up.status == 1
+        assert "no answer from: shard-2" in looked_up.err
+    finally:
+        await server.start()
+
+
+async def test_commands_say_that_citrus_is_down(terminal: Terminal) -> None:
+    """Who cannot ask where the shards are fails with the reason, without a crash."""
+    nobody = {"CITRUS_SERVER_URL": f"http://{HOST}:{free_port()}", "CITRUS_RETRY_ATTEMPTS": "1"}
+    commands = (("tenants", "list"), ("tenants", "show", "clinic", "main"), ("operations", "show", "x"))
+    for ended in await terminal.run_all(*((words, nobody) for words in commands)):
+        assert (ended.status, ended.out) == (1, "")
+        assert "Citrus" in ended.err
+
+
+async def test_commands_survive_a_reader_that_leaves(terminal: Terminal) -> None:
+    """`tenants list | head -1` prints no traceback."""
+    process = await terminal.start("tenants", "list")
+    assert process.stdout is not None
+    with contextlib.suppress(ProcessLookupError):
+        process.stdout._transport.close()  # type: ignore[attr-defined]
+    assert process.stderr is not None
+    async with asyncio.timeout(COMMAND_S):
+        err = await process.stderr.read()
+        await process.wait()
+    assert b"Traceback" not in err
+    assert b"Exception ignored" not in err

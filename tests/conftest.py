@@ -1,0 +1,106 @@
+"""What tests share: hypothesis's settings, and real Postgres servers with a fresh shard for every test.
+
+One server a test process, started when the first test wants it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import hypothesis
+import pytest
+from requires import require
+from shard_cases import TenantCase, add_tenant
+from shard_databases import SHARD_ID, ShardMaker, Shelf, copy_shard, make_template
+
+from simplu_worker.local.loopback import StackError
+from simplu_worker.local.postgres import PostgresServer, Programs, find_postgres_bin
+from simplu_worker.local.watchdog import ProcessGroup
+from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.pools import ShardPool
+
+# Examples may take as long as a server takes. Where every run has to come to the same result, so do the examples.
+hypothesis.settings.register_profile("simplu", deadline=None)
+hypothesis.settings.register_profile("simplu-repeatable", deadline=None, derandomize=True, print_blob=True)
+_IS_REPEATABLE = bool(os.environ.get("CI") or os.environ.get("REQUIRE_ALL"))
+hypothesis.settings.load_profile("simplu-repeatable" if _IS_REPEATABLE else "simplu")
+
+_tenant_numbers = itertools.count(1)
+
+
+def _running_server(name: str) -> Iterator[PostgresServer]:
+    try:
+        find_postgres_bin()
+    except StackError as exc:
+        require("a Postgres server", found=False, how=str(exc))
+    with ProcessGroup() as group:
+        server = PostgresServer(group, Programs.find(group.directory), database=name)
+        asyncio.run(server.start())
+        asyncio.run(make_template(server))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """Give the Postgres server of this test process; a test leaves it running and its settings as they were."""
+    yield from _running_server("tests")
+
+
+@pytest.fixture(scope="session")
+def _breakable_server() -> Iterator[PostgresServer]:
+    yield from _running_server("breakable")
+
+
+@pytest.fixture
+async def breakable_server(_breakable_server: PostgresServer) -> AsyncIterator[PostgresServer]:
+    """Give another server, which a test may kill, stop or suspend; the next one finds it running again."""
+    yield _breakable_server
+    _breakable_server.resume()
+    await _breakable_server.start()
+
+
+@pytest.fixture(scope="session")
+def _shelf(postgres_server: PostgresServer) -> Shelf:
+    return Shelf(postgres_server)
+
+
+@pytest.fixture
+async def make_shard(_shelf: Shelf) -> AsyncIterator[ShardMaker]:
+    """Give what makes shards of one's own, called with a shard id and, for a database with nothing in it, is_empty."""
+    made: list[tuple[ShardAddress, bool]] = []
+
+    async def make(shard_id: str = SHARD_ID, *, is_empty: bool = False) -> ShardAddress:
+        address = await _shelf.take(shard_id, is_empty=is_empty)
+        made.append((address, is_empty))
+        return address
+
+    yield make
+    for address, is_empty in made:
+        await _shelf.give_back(address, is_empty=is_empty)
+
+
+@pytest.fixture
+async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
+    """Give the pool of a fresh shard with our schema and no tenant."""
+    pool = ShardPool(await make_shard(), size=4)
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture(scope="session")
+def common_address(postgres_server: PostgresServer) -> ShardAddress:
+    """Give the address of one shard for all tests that touch nothing but tenants of their own."""
+    return asyncio.run(copy_shard(postgres_server))
+
+
+@pytest.fixture
+async def tenant(common_address: ShardAddress) -> AsyncIterator[TenantCase]:
+    """Give a fresh, active tenant on the common shard."""
+    pool = ShardPool(common_address, size=4)
+    case = TenantCase(pool, (f"clinic-{next(_tenant_numbers)}", "main"))
+    await add_tenant(pool, case.ids)
+    yield case
+    await pool.close()

@@ -1,0 +1,356 @@
+"""Making tenants: once, whole or not at all, and never a second time anywhere else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from citrus_cases import RoutedShards, ScriptedCitrus, reply, routed_shards, silent
+from prometheus_client import REGISTRY
+from shard_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, fetch
+from shard_databases import ShardMaker, database_of, execute
+from structlog.testing import capture_logs
+
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.local.postgres import PostgresServer
+from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.directory import Directory, StaticMap
+from simplu_worker.shards.pools import Deadlines, Pools, ShardPool, ShardUnavailableError
+from simplu_worker.shards.provisioning import Provisioner, ProvisionRequest, ProvisionResult
+from simplu_worker.shards.queries import BUSINESS_TYPES
+from simplu_worker.shards.shard_map import MappedShard, ShardMap
+from simplu_worker.shards.writer import SUCCEEDED
+
+REQUESTED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SETTINGS = ("settings", "default")
+
+
+def request(
+    tenant: tuple[str, str] = TENANT, business_type: str = "dental", at: datetime = REQUESTED_AT
+) -> ProvisionRequest:
+    """Return what a `SHARD_CREATION` asks for."""
+    return ProvisionRequest(*tenant, business_type, at)
+
+
+@pytest.fixture
+async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
+    """Give two shards behind a local Citrus, which fills the first one first."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
+    async with routed_shards(shards) as routed:
+        yield routed
+
+
+def pool_of(routed: RoutedShards, shard_id: str) -> ShardPool:
+    """Return the pool of one of the shards."""
+    shard = routed.citrus.registry.shards[shard_id]
+    return routed.pools.pool(ShardAddress(shard_id, shard.connection_string))
+
+
+async def tenants(routed: RoutedShards, shard_id: str) -> list[dict[str, Any]]:
+    """Return the tenants of one of the shards."""
+    return await fetch(
+        pool_of(routed, shard_id), "SELECT id, business_type, state, control_at FROM tenants ORDER BY id"
+    )
+
+
+def provisioned(outcome: str) -> float:
+    """Return how many tenants were provisioned with that outcome so far."""
+    return REGISTRY.get_sample_value("simplu_provisioning_total", {"outcome": outcome}) or 0.0
+
+
+@pytest.mark.parametrize("business_type", sorted(BUSINESS_TYPES))
+async def test_provision_makes_tenant_and_default_row(routed: RoutedShards, business_type: str) -> None:
+    """A new tenant is active where Citrus placed it, with exactly one row, and takes operations at once."""
+    before = provisioned("succeeded")
+    with capture_logs() as logs:
+        result = await routed.provisioner.provision(request(business_type=business_type))
+
+    assert result is ProvisionResult.PROVISIONED
+    (row,) = await fetch(pool_of(routed, "shard-1"), "SELECT * FROM tenants")
+    assert abs(datetime.now(UTC) - row.pop("created_at")) < timedelta(minutes=1)
+    assert abs(datetime.now(UTC) - row.pop("state_changed_at")) < timedelta(minutes=1)
+    assert row == {
+        "id": "clinic-main",
+        "business_id": "clinic",
+        "location_id": "main",
+        "business_type": business_type,
+        "state": "active",
+        "epoch": 1,
+        "moved_to": None,
+        "control_at": REQUESTED_AT,
+    }
+    (default,) = await fetch(pool_of(routed, "shard-1"), "SELECT *, data::text FROM resources")
+    assert (default["resourceName"], default["resourceId"]) == SETTINGS
+    assert (default["businessType"], default["date"], default["lastUpdated"]) == (
+        business_type,
+        REQUESTED_AT,
+        REQUESTED_AT,
+    )
+    assert await tenants(routed, "shard-2") == []
+    assert provisioned("succeeded") == before + 1
+    (entry,) = [entry for entry in logs if entry["event"] == "tenant.provisioned"]
+    assert (entry["business_id"], entry["location_id"], entry["shard_id"]) == ("clinic", "main", "shard-1")
+    assert await fetch(pool_of(routed, "shard-1"), "SELECT * FROM operations") == []  # only operations write there
+    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
+    fresh = case.operation("read", "default", resource_type="settings", arrived_at=datetime.now(UTC))
+    assert await case.apply(fresh) == [SUCCEEDED]
+
+
+async def test_provision_changes_nothing_when_it_is_redelivered(routed: RoutedShards) -> None:
+    """A second time is fine, and never overwrites or brings back what operations made of the default row."""
+    await routed.provisioner.provision(request())
+    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
+    before = provisioned("existed")
+
+    def now(kind: str, data: Any = None) -> Operation:
+        return case.operation(kind, "default", data, resource_type="settings", arrived_at=datetime.now(UTC))
+
+    assert await case.apply(now("patch", {"locale": "nb"})) == [SUCCEEDED]
+    changed = await case.resources()
+    assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
+    assert await case.resources() == changed
+    assert await case.apply(now("delete")) == [SUCCEEDED]
+    assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
+    assert await case.resources() == {}
+    assert provisioned("existed") == before + 2
+
+
+async def test_provision_remembers_the_newest_control_message(routed: RoutedShards) -> None:
+    """An older message than the newest applied is stale; the same and newer ones find the tenant there."""
+    newer, older = REQUESTED_AT + timedelta(microseconds=1), REQUESTED_AT - timedelta(days=1)
+    await routed.provisioner.provision(request())
+
+    results = [await routed.provisioner.provision(request(at=at)) for at in (newer, REQUESTED_AT, older, newer)]
+
+    assert results == [
+        ProvisionResult.EXISTED,
+        ProvisionResult.STALE,
+        ProvisionResult.STALE,
+        ProvisionResult.EXISTED,
+    ]
+    assert [row["control_at"] for row in await tenants(routed, "shard-1")] == [newer]
+
+
+async def test_provision_takes_the_first_and_the_last_time_there_is(routed: RoutedShards) -> None:
+    """Timestamps at the ends of the calendar are kept as they are, and not taken for infinity."""
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    await routed.provisioner.provision(request(at=first))
+    assert await routed.provisioner.provision(request(at=last)) is ProvisionResult.EXISTED
+
+    query = "SELECT isfinite(control_at) AS is_finite FROM tenants UNION ALL SELECT isfinite(date) FROM resources"
+    assert await fetch(pool_of(routed, "shard-1"), query) == [{"is_finite": True}] * 2
+
+
+async def test_provision_is_refused_when_the_business_type_is_unknown(routed: RoutedShards) -> None:
+    """The error names the known types, and Citrus is not told of a tenant that cannot be made."""
+    before = provisioned("failed")
+    with pytest.raises(RefusedError, match="businessType: expected one of dental, gym, hotel, got 'spa'"):
+        await routed.provisioner.provision(request(business_type="spa"))
+
+    assert routed.citrus.registry.homes == {}
+    assert provisioned("failed") == before + 1
+
+
+async def test_provision_is_refused_when_another_tenant_has_the_same_id(routed: RoutedShards) -> None:
+    """`a-b`+`c` and `a`+`b-c` have one id: the second to come is refused, and the first stays as it is."""
+    await routed.provisioner.provision(request(("a-b", "c")))
+    before = await tenants(routed, "shard-1")
+
+    for at in (REQUESTED_AT, REQUESTED_AT - timedelta(days=1), REQUESTED_AT + timedelta(days=1)):
+        with pytest.raises(RefusedError, match="'a-b-c' is taken by another business and location"):
+            await routed.provisioner.provision(request(("a", "b-c"), at=at))
+
+    assert await tenants(routed, "shard-1") == before
+
+
+async def test_provision_makes_the_schema_once_when_two_come_to_an_empty_shard(make_shard: ShardMaker) -> None:
+    """Tenants that are made at the same time on an empty shard are all there, and the schema is one."""
+    address = await make_shard("shard-1", is_empty=True)
+    made = [("b", str(number)) for number in range(4)]
+    async with routed_shards([address]) as one, routed_shards([address]) as other:
+        async with asyncio.TaskGroup() as tasks:
+            for number, tenant in enumerate(made * 2):
+                replica = (one, other)[number % 2]
+                tasks.create_task(replica.provisioner.provision(request(tenant)))
+
+        assert [row["id"] for row in await tenants(one, "shard-1")] == ["-".join(tenant) for tenant in made]
+        pool = pool_of(one, "shard-1")
+        assert await fetch(pool, "SELECT count(*) FROM schema_migrations") == [{"count": 1}]
+        assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": len(made)}]
+
+
+async def test_provision_goes_on_when_it_was_killed_after_the_registration(routed: RoutedShards) -> None:
+    """Registered and not made: Citrus says 409, all shards are asked, and the tenant is made where it was named."""
+    routed.register(TENANT, "shard-2")
+
+    assert await routed.provisioner.provision(request()) is ProvisionResult.PROVISIONED
+
+    assert (len(await tenants(routed, "shard-1")), len(await tenants(routed, "shard-2"))) == (0, 1)
+
+
+@pytest.mark.parametrize("is_registered", [True, False])
+async def test_provision_makes_nothing_when_the_tenant_lives_elsewhere(
+    routed: RoutedShards, *, is_registered: bool
+) -> None:
+    """A tenant that another shard has is found there, also when Citrus has forgotten it: there is never a second."""
+    await add_tenant(pool_of(routed, "shard-2"))
+    if is_registered:
+        routed.register(TENANT, "shard-1")
+
+    assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
+
+    assert await tenants(routed, "shard-1") == []
+    assert [row["control_at"] for row in await tenants(routed, "shard-2")] == [REQUESTED_AT]
+
+
+async def test_provision_makes_the_tenant_when_another_shard_has_only_a_destroyed_one(routed: RoutedShards) -> None:
+    """A destroyed row is nobody's home."""
+    await add_tenant(pool_of(routed, "shard-2"), state="destroyed")
+
+    assert await routed.provisioner.provision(request()) is ProvisionResult.PROVISIONED
+    assert len(await tenants(routed, "shard-1")) == 1
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+async def test_provision_waits_for_a_silent_shard_only_when_the_tenant_was_registered_before(
+    make_shard: ShardMaker, *, is_empty: bool
+) -> None:
+    """Behind a 409 every shard may be the home and has to answer; a name given just now keeps nobody waiting."""
+    async with routed_shards([await make_shard("shard-1", is_empty=is_empty), silent("shard-2")]) as routed:
+        routed.register(TENANT, "shard-1")
+        with pytest.raises(ShardUnavailableError, match="shard shard-2"):
+            await routed.provisioner.provision(request())
+
+        new = ("new", "one")
+        assert await routed.provisioner.provision(request(new)) is ProvisionResult.PROVISIONED
+        assert [row["id"] for row in await tenants(routed, "shard-1")] == ["new-one"]
+        with pytest.raises(ShardUnavailableError, match="shard shard-2"):
+            await routed.provisioner.provision(request())
+
+
+async def test_provision_finds_the_home_when_another_shard_is_silent(make_shard: ShardMaker) -> None:
+    """A row that was found is an answer; who is silent besides does not matter."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2"), silent("shard-3")]
+    async with routed_shards(shards) as routed:
+        routed.register(TENANT, "shard-1")
+        await add_tenant(pool_of(routed, "shard-2"))
+
+        assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
+
+
+async def test_provision_waits_when_the_named_shard_is_silent_or_not_active(make_shard: ShardMaker) -> None:
+    """Nothing is made anywhere else instead."""
+    async with routed_shards([silent("shard-1"), await make_shard("shard-2")], tenants_per_shard=1) as routed:
+        with pytest.raises(ShardUnavailableError, match="shard shard-1"):
+            await routed.provisioner.provision(request())
+        routed.citrus.registry.shards["shard-1"].is_active = False
+        with pytest.raises(TryAgainLaterError, match="shard shard-1 is not active"):
+            await routed.provisioner.provision(request())
+
+        assert await tenants(routed, "shard-2") == []
+
+
+async def test_provision_waits_when_the_list_of_shards_has_one_that_may_not_be_used(make_shard: ShardMaker) -> None:
+    """An address that is not allowed is a home that cannot be asked; it does not make the message a dead letter."""
+    address = await make_shard("shard-1")
+    named = {"shardId": "shard-1", "connectionString": address.connection_string}
+    evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
+    citrus = ScriptedCitrus(reply({}, status=409), reply(named), reply([named, evil]), reply(named), reply([evil]))
+    async with citrus.opened(allowed_hosts=("127.0.0.1",)) as client, Pools(size=1) as pools:
+        provisioner = Provisioner(client, Directory(client, pools), pools)
+
+        with pytest.raises(ShardUnavailableError, match=r"evil\.example is not in DATABASE_ALLOWED_HOSTS") as caught:
+            await provisioner.provision(request())
+        assert "secret-word" not in str(caught.value)
+
+        assert await provisioner.provision(request()) is ProvisionResult.PROVISIONED
+
+
+async def test_provision_leaves_nothing_when_it_is_cut_off_half_way(routed: RoutedShards) -> None:
+    """Tenant and default row come together or not at all; the next try makes both."""
+    pool = pool_of(routed, "shard-1")
+    await fetch(pool, "ALTER TABLE resources ADD CONSTRAINT nothing CHECK (false)")
+    with pytest.raises(ShardUnavailableError, match=r"CheckViolationError \(23514\)"):
+        await routed.provisioner.provision(request())
+    assert await tenants(routed, "shard-1") == []
+
+    await fetch(pool, "ALTER TABLE resources DROP CONSTRAINT nothing")
+    assert await routed.provisioner.provision(request()) is ProvisionResult.PROVISIONED
+
+
+async def test_provision_is_undone_when_its_transaction_took_too_long(
+    make_shard: ShardMaker, postgres_server: PostgresServer
+) -> None:
+    """`created_at` is the transaction's clock: one that took 30 s is not to be believed, and aborts."""
+    address = await make_shard("shard-1")
+    await execute(
+        address.connection_string,
+        "CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql"
+        " AS $$ SELECT pg_catalog.clock_timestamp() + interval '30 seconds' $$",
+    )
+    path = f"ALTER DATABASE {database_of(address)} SET search_path = public, pg_catalog"
+    await execute(postgres_server.url_of("postgres"), path)
+    async with routed_shards([address]) as routed:
+        with pytest.raises(TryAgainLaterError, match="took over 30 s"):
+            await routed.provisioner.provision(request())
+
+        assert await tenants(routed, "shard-1") == []
+        assert await fetch(pool_of(routed, "shard-1"), "SELECT * FROM resources") == []
+
+
+async def test_provision_waits_when_another_transaction_holds_the_tenant(make_shard: ShardMaker) -> None:
+    """A lost race is tried again later, as every trouble of a shard's is."""
+    address = await make_shard("shard-1")
+    async with routed_shards([address], deadlines=Deadlines(lock_s=0.1)) as routed:
+        await add_tenant(pool_of(routed, "shard-1"))
+        rival = await asyncpg.connect(address.connection_string)
+        await rival.execute("BEGIN")
+        await rival.execute("SELECT FROM tenants FOR UPDATE")
+
+        with pytest.raises(TryAgainLaterError, match=r"shard shard-1: LockNotAvailableError \(55P03\)"):
+            await routed.provisioner.provision(request())
+
+        await rival.close()
+        assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
+
+
+@pytest.mark.parametrize("state", ["destroying", "destroyed"])
+async def test_provision_waits_when_the_tenant_is_being_destroyed(routed: RoutedShards, state: str) -> None:
+    """Making it again is not done half: a newer message waits, an older one is stale."""
+    routed.register(TENANT, "shard-1")
+    await add_tenant(pool_of(routed, "shard-1"), state=state)
+
+    with pytest.raises(TryAgainLaterError, match="being destroyed"):
+        await routed.provisioner.provision(request())
+    older = TENANT_MADE_AT - timedelta(seconds=1)
+    assert await routed.provisioner.provision(request(at=older)) is ProvisionResult.STALE
+
+
+async def test_provision_asks_earlier_homes_of_a_static_map(make_shard: ShardMaker) -> None:
+    """With a map nobody knows whether the tenant is new: each shard its key ever had must answer, and no other."""
+    first, second = await make_shard("shard-1"), await make_shard("shard-2")
+    third = silent("shard-3")
+    mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in (first, second, third))
+    shard_map = ShardMap(shards=mapped)
+    by_homes: dict[tuple[str, ...], tuple[str, str]] = {}
+    for number in range(200):
+        homes = tuple(shard.shard_id for shard in shard_map.homes(f"b-{number}"))
+        by_homes.setdefault(homes, ("b", str(number)))
+    locator = StaticMap(shard_map)
+    async with Pools(size=1) as pools:
+        provisioner = Provisioner(locator, Directory(locator, pools), pools)
+
+        on_second = by_homes["shard-2", "shard-1"]
+        await add_tenant(pools.pool(first), on_second)
+        assert await provisioner.provision(request(on_second)) is ProvisionResult.EXISTED
+        on_first = by_homes["shard-1",]
+        assert await provisioner.provision(request(on_first)) is ProvisionResult.PROVISIONED
+        with pytest.raises(ShardUnavailableError, match="shard shard-3"):
+            await provisioner.provision(request(by_homes["shard-3", "shard-1"]))
+
+        assert await fetch(pools.pool(second), "SELECT * FROM tenants") == []

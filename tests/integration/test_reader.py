@@ -1,0 +1,581 @@
+"""The reader of one stream shard with everything real behind it: order, waiting, dead letters, memory, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import pytest
+from aws_endpoints import CREDENTIALS, ScriptedAws, client_of, running_moto
+from shard_cases import fetch
+from shard_databases import QUICK, ShardMaker, copy_shard
+
+from simplu_worker.clock import UtcClock, utc_now
+from simplu_worker.consumers.aws import Client
+from simplu_worker.consumers.dead_letters import DeadLetterQueue
+from simplu_worker.consumers.kinesis.positions import Position
+from simplu_worker.consumers.kinesis.reader import PENDING_MAX_BYTES, ReadingRules, StreamShardReader
+from simplu_worker.consumers.kinesis.stream import AfterSequenceNumber, Start, Stream, TrimHorizon
+from simplu_worker.local import citrus as local_citrus
+from simplu_worker.local.loopback import until
+from simplu_worker.local.postgres import PostgresServer
+from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.citrus import open_citrus
+from simplu_worker.shards.directory import Directory
+from simplu_worker.shards.pools import DEADLINES, Pools, ShardPool
+from simplu_worker.shards.provisioning import Provisioner, ProvisionRequest
+from simplu_worker.shards.router import Router
+
+WAIT = timedelta(seconds=900)
+MARGIN = timedelta(seconds=60)
+PATIENCE_S = 20.0
+RULES = ReadingRules(operation_max_bytes=100_000, list_result_limit=1000, tenant_wait=WAIT)
+ONLY = "shardId-000000000000"
+
+
+@pytest.fixture(scope="module")
+def endpoint_url() -> Iterator[str]:
+    """Run one moto for the tests of this file; each makes its own stream and queue."""
+    with running_moto() as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+
+
+class World:
+    """A stream of one stream shard, a dead-letter queue, Citrus, and the way to the shards that it knows."""
+
+    def __init__(
+        self, kinesis: Client, sqs: Client, queue_url: str, citrus: local_citrus.Citrus, make_shard: ShardMaker
+    ) -> None:
+        self.stream = Stream(kinesis, f"stream-{uuid4()}")
+        self.kinesis = kinesis
+        self.sqs = sqs
+        self.queue_url = queue_url
+        self.citrus = citrus
+        self._make_shard = make_shard
+        self.pools: Pools
+        self.router: Router
+        self.provisioner: Provisioner
+
+    def add_shard(self, address: ShardAddress) -> ShardPool:
+        """Make a shard known to Citrus."""
+        self.citrus.add_shard(address.shard_id, address.connection_string)
+        return self.pools.pool(address)
+
+    async def shard(self, shard_id: str) -> ShardPool:
+        """Return a shard, made when it is first asked for."""
+        if shard_id not in self.citrus.registry.shards:
+            self.add_shard(await self._make_shard(shard_id))
+        return self.pools.by_shard_id()[shard_id]
+
+    async def provision(self, tenant: str, shard_id: str) -> None:
+        """Register a tenant (`business-location`) on one shard and make it there."""
+        await self.shard(shard_id)
+        business_id, _, location_id = tenant.partition("-")
+        self.citrus.registry.place(tenant, self.citrus.registry.shards[shard_id])
+        await self.provisioner.provision(ProvisionRequest(business_id, location_id, "gym", datetime.now(UTC)))
+
+    async def put(self, *records: bytes) -> list[str]:
+        """Put records in their order; return their sequence numbers."""
+        numbers: list[str] = []
+        for first in range(0, len(records), 500):
+            entries = [{"Data": record, "PartitionKey": "key"} for record in records[first : first + 500]]
+            reply = await self.kinesis.put_records(StreamName=self.stream.name, Records=entries)
+            numbers += [record["SequenceNumber"] for record in reply["Records"]]
+        return numbers
+
+    async def letters(self) -> list[dict[str, Any]]:
+        """Take all dead letters out of their queue."""
+        found: list[dict[str, Any]] = []
+        while True:
+            reply = await self.sqs.receive_message(QueueUrl=self.queue_url, MaxNumberOfMessages=10, WaitTimeSeconds=0)
+            if not (messages := reply.get("Messages")):
+                return found
+            found += [json.loads(message["Body"]) for message in messages]
+
+    @asynccontextmanager
+    async def reading(
+        self,
+        start: Start | None = None,
+        *,
+        queue_url: str | None = None,
+        rules: ReadingRules = RULES,
+        pending_max_bytes: int = PENDING_MAX_BYTES,
+        utc: UtcClock = utc_now,
+    ) -> AsyncIterator[StreamShardReader]:
+        """Run a reader for as long as the context, which ends when it has drained."""
+        reader = StreamShardReader(
+            self.stream,
+            ONLY,
+            start or TrimHorizon(),
+            router=self.router,
+            dead_letters=DeadLetterQueue(self.sqs, queue_url or self.queue_url, draw=lambda: 0.0),
+            rules=rules,
+            pending_max_bytes=pending_max_bytes,
+            draw=lambda: 0.0,  # the shortest back-offs
+            utc=utc,
+        )
+        stopping = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(reader.run(stopping))
+            try:
+                yield reader
+            finally:
+                stopping.set()
+
+
+@pytest.fixture
+async def world(request: pytest.FixtureRequest, endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Give a world without tenants; its deadlines may be given as the fixture's parameter."""
+
+    async def no_more_shards() -> tuple[str, str]:
+        raise AssertionError("the tests place their tenants themselves")
+
+    citrus = local_citrus.Citrus(api_key="a-key-for-tests", make_shard=no_more_shards)
+    async with AsyncExitStack() as stack:
+        kinesis = await stack.enter_async_context(client_of("kinesis", endpoint_url))
+        sqs = await stack.enter_async_context(client_of("sqs", endpoint_url))
+        queue = await sqs.create_queue(QueueName=f"letters-{uuid4()}")
+        world = World(kinesis, sqs, queue["QueueUrl"], citrus, make_shard)
+        url = await stack.enter_async_context(citrus.serve())
+        locator = await stack.enter_async_context(
+            open_citrus(url, api_key="a-key-for-tests", timeout_s=5, attempts=1, allowed_hosts=())
+        )
+        world.pools = await stack.enter_async_context(Pools(size=4, deadlines=getattr(request, "param", QUICK)))
+        directory = Directory(locator, world.pools)
+        world.router = Router(directory, locator, world.pools, tenant_wait=WAIT)
+        world.provisioner = Provisioner(locator, directory, world.pools)
+        await world.stream.ensure(create=True, shard_count=1)
+        yield world
+
+
+def record(kind: str, tenant: str, number: int, *, resource_id: str = "r1", **more: Any) -> bytes:
+    """Return a record of a tenant (`business-location`)."""
+    business_id, _, location_id = tenant.partition("-")
+    members = {
+        "operation": kind,
+        "businessId": business_id,
+        "locationId": location_id,
+        "resourceType": "class",
+        "resourceId": resource_id,
+        "timestamp": "2026-01-31T09:00:00Z",
+        "requestId": f"{tenant}-{number}",
+        "data": {"number": number},
+    }
+    return json.dumps(members | more).encode()
+
+
+def chain(tenant: str, count: int, *, first: int = 0) -> list[bytes]:
+    """Return operations of one resource that all succeed in this order, and in no other: made, changed, removed."""
+    kinds = ("create", "update", "delete")
+    return [record(kinds[number % 3], tenant, number) for number in range(first, first + count)]
+
+
+def mixed(*chains: Sequence[bytes]) -> list[bytes]:
+    """Return the records of equally long chains in turn."""
+    return [one for together in zip(*chains, strict=True) for one in together]
+
+
+async def outcomes(pool: ShardPool, tenant: str) -> list[str]:
+    """Return what the shard's log says of a tenant's operations, in the order of their numbers."""
+    rows = await fetch(pool, "SELECT request_id, status, error FROM operations WHERE tenant_id = $1", tenant)
+    found = {int(row["request_id"].rpartition("-")[2]): row["error"] or row["status"] for row in rows}
+    return [found[number] for number in sorted(found)]
+
+
+async def eventually(is_so: Callable[[], bool], *, within_s: float = PATIENCE_S) -> None:
+    """Wait until *is_so*, and fail when it never is."""
+
+    async def ask() -> bool:
+        return is_so()
+
+    assert await until(ask, within_s=within_s)
+
+
+async def reaches(reader: StreamShardReader, sequence_number: str) -> None:
+    """Wait until the reader's checkpoint is at *sequence_number*."""
+    await eventually(lambda: reader.checkpoint == Position.of(sequence_number))
+
+
+async def logs(pool: ShardPool, tenant: str, count: int, *, within_s: float = PATIENCE_S) -> None:
+    """Wait until a tenant's log has *count* rows, all succeeded."""
+
+    async def ask() -> bool:
+        return len(await outcomes(pool, tenant)) >= count
+
+    assert await until(ask, within_s=within_s), await outcomes(pool, tenant)
+    assert await outcomes(pool, tenant) == ["succeeded"] * count
+
+
+async def test_reader_applies_each_tenants_operations_in_stream_order(world: World) -> None:
+    """Each in its own shard, both shards at once; then nothing is owed and nothing was a dead letter."""
+    tenants = {"a-x": "shard-1", "b-x": "shard-2", "c-x": "shard-1"}
+    for tenant, shard_id in tenants.items():
+        await world.provision(tenant, shard_id)
+    numbers = await world.put(*mixed(*(chain(tenant, 400) for tenant in tenants)))
+
+    async with world.reading() as reader:
+        await reaches(reader, numbers[-1])
+
+    for tenant, shard_id in tenants.items():
+        assert await outcomes(await world.shard(shard_id), tenant) == ["succeeded"] * 400
+        rows = await fetch(await world.shard(shard_id), "SELECT data FROM resources WHERE \"resourceName\" = 'class'")
+        assert all(json.loads(row["data"])["number"] == 399 for row in rows)
+    assert await world.letters() == []
+    assert (reader.lag_s, reader.held()) == (0.0, [])
+
+
+async def test_reader_lets_nobody_wait_for_an_unregistered_tenant(world: World) -> None:
+    """Its operations wait in order, the checkpoint before them; they are applied soon after it is provisioned."""
+    await world.provision("a-x", "shard-1")
+    numbers = await world.put(*chain("a-x", 3), *chain("new-x", 3), *chain("a-x", 3, first=3))
+    shard = await world.shard("shard-1")
+
+    async with world.reading() as reader:
+        await logs(shard, "a-x", 6)
+        await eventually(lambda: bool(reader.held()))
+        assert reader.checkpoint == Position.of(numbers[2])
+        assert [(held["target"], held["reason"], held["operations"]) for held in reader.held()] == [
+            ("tenant new-x", "unregistered", 3)
+        ]
+        assert reader.has_in_hand("new-x-1", "new-x")
+        assert not reader.has_in_hand("a-x-1", None)
+
+        more = await world.put(*chain("new-x", 3, first=3))
+        await world.provision("new-x", "shard-1")
+        await reaches(reader, more[-1])
+
+    assert await outcomes(shard, "new-x") == ["succeeded"] * 6
+    assert await world.letters() == []
+
+
+async def test_reader_gives_up_an_unknown_tenants_operations_after_wait_and_margin(world: World) -> None:
+    """Not at TENANT_WAIT_SECONDS but a minute later, after a fresh 404; what is younger goes on waiting."""
+    ahead = WAIT + MARGIN - timedelta(seconds=5)
+    numbers = await world.put(record("create", "nobody-x", 0))
+
+    async with world.reading(utc=lambda: utc_now() + ahead) as reader:
+        await eventually(lambda: bool(reader.held()))
+        assert reader.checkpoint is None
+        await asyncio.sleep(0.5)
+        assert await world.letters() == []
+        ahead = WAIT + MARGIN
+        await reaches(reader, numbers[0])
+        ahead = timedelta(0)
+        await world.put(record("create", "nobody-x", 1))
+        await eventually(lambda: bool(reader.held()))
+
+    (letter,) = await world.letters()
+    assert (letter["reason"], letter["requestId"], letter["source"]["sequenceNumber"]) == (
+        "unknown_tenant",
+        "nobody-x-0",
+        numbers[0],
+    )
+    assert letter["error"] == "its tenant was not registered within 960 s; register it and replay this letter"
+    assert reader.checkpoint == Position.of(numbers[0])
+
+
+async def test_reader_stores_what_is_no_operation_as_dead_letters_and_goes_on(world: World) -> None:
+    """Every kind of garbage; the operations around it are applied."""
+    await world.provision("a-x", "shard-1")
+    garbage = [
+        b"not json",
+        b"\xff\xfe",
+        b"[]",
+        json.dumps({"operation": "create"}).encode(),
+        record("create", "a-x", 90, requestId="simplu:mine"),
+        record("create", "a-x", 91, resourceId="\0"),
+        record("create", "a-x", 92, data={"filler": "x" * 100_000}),
+        b'{"data": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+    ]
+    unstorable = record("create", "a-x", 6, resource_id="r2", data={"text": "\0"})
+    reused = record("create", "a-x", 0, resource_id="another")
+    numbers = await world.put(*chain("a-x", 3), *garbage, *chain("a-x", 3, first=3), unstorable, reused)
+
+    async with world.reading() as reader:
+        await reaches(reader, numbers[-1])
+
+    expected = ["invalid_json", "invalid_json", *["invalid_message"] * 4, "too_large", "invalid_json"]
+    letters = {letter["source"]["sequenceNumber"]: letter["reason"] for letter in await world.letters()}
+    assert letters == dict(zip(numbers[3:11], expected, strict=True)) | {numbers[-1]: "request_id_reused"}
+    shard = await world.shard("shard-1")
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 6 + ["invalid_data"]
+
+
+async def test_reader_waits_while_the_dead_letter_queue_refuses(world: World) -> None:
+    """Nothing is passed over or read meanwhile; what was read for other lanes goes on; then all goes on."""
+    await world.provision("a-x", "shard-1")
+    name = f"not-yet-{uuid4()}"
+    queue_url = world.queue_url.rpartition("/")[0] + f"/{name}"
+    numbers = await world.put(*chain("a-x", 3), b"not json", *chain("a-x", 3, first=3))
+    shard = await world.shard("shard-1")
+
+    async with world.reading(queue_url=queue_url) as reader:
+        await logs(shard, "a-x", 6)
+        more = await world.put(*chain("a-x", 3, first=6))
+        await asyncio.sleep(0.5)
+        assert reader.checkpoint == Position.of(numbers[2])
+        assert len(await outcomes(shard, "a-x")) == 6
+
+        world.queue_url = (await world.sqs.create_queue(QueueName=name))["QueueUrl"]
+        await reaches(reader, more[-1])
+
+    assert [letter["source"]["sequenceNumber"] for letter in await world.letters()] == [numbers[3]]
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 9
+
+
+async def test_lane_waits_for_its_dead_letter_and_others_do_not(world: World) -> None:
+    """A reused request id is found by the shard; its lane waits until the letter is stored, the other lane works."""
+    await world.provision("a-x", "shard-1")
+    await world.provision("b-x", "shard-2")
+    queue_url = world.queue_url.rpartition("/")[0] + f"/not-yet-{uuid4()}"
+    one, other = [await world.shard(shard_id) for shard_id in ("shard-1", "shard-2")]
+    numbers = await world.put(*chain("a-x", 3), record("create", "a-x", 0, resource_id="another"))
+
+    async with world.reading(queue_url=queue_url) as reader:
+        await logs(one, "a-x", 3)
+        await world.put(*mixed(chain("a-x", 3, first=3), chain("b-x", 3)))
+        await logs(other, "b-x", 3)
+        assert await outcomes(one, "a-x") == ["succeeded"] * 3
+        # The batch in hand is passed over as a whole, once its letter is stored.
+        assert reader.checkpoint is None or reader.checkpoint < Position.of(numbers[3])
+
+    assert reader.checkpoint is None or reader.checkpoint < Position.of(numbers[3])
+
+
+async def test_reader_stops_at_once_while_the_dead_letter_queue_refuses(world: World) -> None:
+    """Its records stay owed and come again; the next reader, with a queue that works, stores the letter."""
+    await world.provision("a-x", "shard-1")
+    numbers = await world.put(*chain("a-x", 3), b"not json")
+    shard = await world.shard("shard-1")
+
+    async with world.reading(queue_url=world.queue_url + "-not-there") as reader:
+        await logs(shard, "a-x", 3)
+        await eventually(lambda: reader.checkpoint == Position.of(numbers[2]))
+        stopped_at = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - stopped_at < 2
+    assert reader.checkpoint == Position.of(numbers[2])
+
+    async with world.reading(AfterSequenceNumber(numbers[2])) as reader:
+        await reaches(reader, numbers[3])
+    assert [letter["reason"] for letter in await world.letters()] == ["invalid_json"]
+
+
+async def test_reader_stops_reading_when_too_much_is_in_hand(world: World, breakable_server: PostgresServer) -> None:
+    """With a shard down what was read for others is applied, then it waits; in order again when the shard is back."""
+    broken = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
+    await world.provision("a-x", "shard-1")
+    await world.provision("b-x", "shard-3")
+    shard = await world.shard("shard-1")
+
+    async with world.reading(pending_max_bytes=32 * 1024) as reader:
+        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
+        await logs(broken, "b-x", 3)
+        await breakable_server.kill()
+        await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30, first=3)))
+        await logs(shard, "a-x", 33)
+        await eventually(lambda: reader.status()["state"] == "held back")
+        assert ("shard shard-3", "shard_unavailable") in {(held["target"], held["reason"]) for held in reader.held()}
+        numbers = await world.put(*mixed(chain("a-x", 3, first=33), chain("b-x", 3, first=33)))
+        await asyncio.sleep(0.5)
+        assert len(await outcomes(shard, "a-x")) == 33
+
+        await breakable_server.start()
+        await reaches(reader, numbers[-1])
+
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 36
+    assert await outcomes(broken, "b-x") == ["succeeded"] * 36
+
+
+async def test_reader_applies_a_healthy_shards_new_tenant_while_another_shard_is_frozen(
+    world: World, breakable_server: PostgresServer
+) -> None:
+    """Invariant 4: the question where one tenant lives must not wait for the question about another."""
+    frozen = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
+    await world.provision("a-x", "shard-1")
+    for number in range(20):
+        await world.provision(f"f{number}-x", "shard-3")
+    shard = await world.shard("shard-1")
+    breakable_server.suspend()
+
+    async with world.reading() as reader:
+        await world.put(*(record("create", f"f{number}-x", 0) for number in range(20)))
+        await eventually(lambda: reader.has_in_hand("f19-x-0", None))
+        await world.put(record("create", "a-x", 0))
+        await logs(shard, "a-x", 1, within_s=1.5)
+
+        breakable_server.resume()
+        await eventually(lambda: not reader.held() and not reader.has_in_hand("f7-x-0", None))
+
+    assert len(await fetch(frozen, "SELECT FROM operations")) == 20
+
+
+@pytest.mark.parametrize("world", [DEADLINES], indirect=True)
+async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakable_server: PostgresServer) -> None:
+    """Open questions and a batch without an answer are given up after *drain_s*; what they were about stays owed."""
+    frozen = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
+    await world.provision("a-x", "shard-3")
+    await world.provision("b-x", "shard-3")
+    numbers = await world.put(*chain("a-x", 3))
+
+    async with world.reading(rules=msgspec.structs.replace(RULES, drain_s=0.2)) as reader:
+        await reaches(reader, numbers[-1])
+        breakable_server.suspend()
+        await world.put(*chain("a-x", 3, first=3), record("create", "b-x", 0))
+        await eventually(lambda: reader.has_in_hand("a-x-5", None) and reader.has_in_hand("b-x-0", None))
+        await asyncio.sleep(0.2)
+        stopped_at = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - stopped_at < DEADLINES.close_s + 1.5
+    assert reader.checkpoint == Position.of(numbers[-1])
+
+    breakable_server.resume()
+    async with world.reading(AfterSequenceNumber(numbers[-1])):
+        await logs(frozen, "a-x", 6)
+        await logs(frozen, "b-x", 1)
+
+
+@pytest.mark.parametrize("state", ["fenced", "incoming", "ready"])
+async def test_reader_holds_a_tenant_that_is_not_active(world: World, state: str) -> None:
+    """While its shard says so, in order with what comes meanwhile; its neighbours in the batch are applied."""
+    await world.provision("a-x", "shard-1")
+    await world.provision("b-x", "shard-1")
+    shard = await world.shard("shard-1")
+    set_state = "WITH changed AS (UPDATE tenants SET state = $1 WHERE id = 'a-x' RETURNING 1) SELECT FROM changed"
+
+    async with world.reading() as reader:
+        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
+        await logs(shard, "a-x", 3)
+        await fetch(shard, set_state, state)
+        await world.put(*mixed(chain("a-x", 3, first=3), chain("b-x", 3, first=3)))
+        await logs(shard, "b-x", 6)
+        await eventually(lambda: [held["reason"] for held in reader.held()] == ["inactive"])
+        numbers = await world.put(*mixed(chain("a-x", 3, first=6), chain("b-x", 3, first=6)))
+        await logs(shard, "b-x", 9)
+        assert await outcomes(shard, "a-x") == ["succeeded"] * 3
+
+        await fetch(shard, set_state, "active")
+        await reaches(reader, numbers[-1])
+
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 9
+
+
+async def test_reader_follows_a_tenant_that_moved(world: World) -> None:
+    """Whatever Citrus still says: the shards' own word counts, and the order is kept on the way."""
+    await world.provision("a-x", "shard-1")
+    old, new = [await world.shard(shard_id) for shard_id in ("shard-1", "shard-2")]
+
+    async with world.reading() as reader:
+        await world.put(*chain("a-x", 3))
+        await logs(old, "a-x", 3)
+        await fetch(
+            new,
+            "INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)"
+            " VALUES ('a-x', 'a', 'x', 'gym', 'active', now(), now()) RETURNING id",
+        )
+        await fetch(old, "UPDATE tenants SET state = 'moved', moved_to = 'shard-2' WHERE id = 'a-x' RETURNING id")
+        numbers = await world.put(*chain("a-x", 30, first=3))
+        await reaches(reader, numbers[-1])
+
+    assert await outcomes(old, "a-x") == ["succeeded"] * 3
+    assert await outcomes(new, "a-x") == ["succeeded"] * 30
+
+
+async def test_second_reader_ends_with_the_same_rows_when_the_first_is_stopped_in_the_middle(world: World) -> None:
+    """The checkpoint is never past what is not applied; what lies behind it and was applied is dropped by the log."""
+    tenants = {"a-x": "shard-1", "b-x": "shard-2"}
+    for tenant, shard_id in tenants.items():
+        await world.provision(tenant, shard_id)
+    one, other = [await world.shard(shard_id) for shard_id in tenants.values()]
+    numbers = await world.put(*mixed(*(chain(tenant, 600) for tenant in tenants)))
+
+    async with other.transaction() as connection:
+        await connection.execute("SELECT FROM tenants FOR UPDATE")  # no batch gets past this
+        async with world.reading() as reader:
+            await logs(one, "a-x", 600)
+            await reaches(reader, numbers[0])
+    assert reader.checkpoint == Position.of(numbers[0])
+
+    async with world.reading(AfterSequenceNumber(numbers[0])) as reader:
+        await reaches(reader, numbers[-1])
+    for shard, tenant in ((one, "a-x"), (other, "b-x")):
+        assert await outcomes(shard, tenant) == ["succeeded"] * 600
+    assert await world.letters() == []
+
+
+async def test_two_readers_of_one_stream_shard_do_no_harm(world: World) -> None:
+    """Idea 2: each applies in order, and the log drops what the other applied."""
+    await world.provision("a-x", "shard-1")
+    numbers = await world.put(*chain("a-x", 1500))
+
+    async with world.reading() as one, world.reading() as other:
+        await reaches(one, numbers[-1])
+        await reaches(other, numbers[-1])
+
+    assert await outcomes(await world.shard("shard-1"), "a-x") == ["succeeded"] * 1500
+    assert await world.letters() == []
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[tuple[Stream, ScriptedAws]]:
+    """Give a stream that answers by a script, and the script."""
+    aws = ScriptedAws()
+    async with aws.running() as url, client_of("kinesis", url) as client:
+        yield Stream(client, "scripted"), aws
+
+
+def reply(*sequence_numbers: str, next_iterator: str | None) -> dict[str, Any]:
+    """Return a reply to GetRecords with records that are no JSON."""
+    return {
+        "Records": [
+            {"SequenceNumber": number, "PartitionKey": "k", "Data": "e30=", "ApproximateArrivalTimestamp": 1790000000}
+            for number in sequence_numbers
+        ],
+        "NextShardIterator": next_iterator,
+        "MillisBehindLatest": 1,
+    }
+
+
+async def test_reader_goes_on_behind_the_last_record_when_its_iterator_expired(
+    world: World, scripted: tuple[Stream, ScriptedAws]
+) -> None:
+    """To the end of the closed stream shard, whose children are then known; each record once."""
+    world.stream, aws = scripted
+    child = {
+        "ShardId": "shardId-000000000001",
+        "ParentShards": [ONLY],
+        "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": "9"},
+    }
+    aws.answer({"ShardIterator": "first"})
+    aws.answer(reply("11", "12", next_iterator="second"))
+    aws.refuse("ProvisionedThroughputExceededException")
+    aws.refuse("ExpiredIteratorException")
+    aws.answer({"ShardIterator": "third"})
+    aws.answer(reply("13", next_iterator=None) | {"ChildShards": [child]})
+
+    async with world.reading() as reader:
+        await eventually(lambda: reader.is_finished)
+
+    assert [(name, asked.get("ShardIterator")) for name, asked in aws.requests if name == "GetRecords"] == [
+        ("GetRecords", "first"),
+        ("GetRecords", "second"),
+        ("GetRecords", "second"),
+        ("GetRecords", "third"),
+    ]
+    assert [asked.get("StartingSequenceNumber") for name, asked in aws.requests if name == "GetShardIterator"] == [
+        None,
+        "12",
+    ]
+    assert (reader.checkpoint, reader.is_at_end) == (Position.of("13"), True)
+    assert [shard.stream_shard_id for shard in reader.child_shards] == ["shardId-000000000001"]
+    assert sorted(letter["source"]["sequenceNumber"] for letter in await world.letters()) == ["11", "12", "13"]

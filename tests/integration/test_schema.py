@@ -1,0 +1,155 @@
+"""The schema of a shard: made once on an empty database, and a reason to touch nothing anywhere else."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from shard_cases import fetch
+from shard_databases import ShardMaker
+
+from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.pools import Deadlines, LostRaceError, Pools, ShardPool, ShardUnavailableError
+from simplu_worker.shards.queries import BUSINESS_TYPES, MIGRATIONS, QUERIES, SCHEMA_VERSION
+from simplu_worker.shards.schema import SchemaState, check_schema, ensure_schema
+
+
+async def state_of(pool: ShardPool) -> SchemaState:
+    """Return what `check_schema` says of a shard."""
+    async with pool.connection() as connection:
+        return await check_schema(connection, pool.address.shard_id)
+
+
+async def test_ensure_schema_makes_everything_when_the_database_is_empty(make_shard: ShardMaker) -> None:
+    """An empty shard gets the tables, every business type, its identity, and the record of its migrations."""
+    async with Pools(size=1) as pools:
+        pool = pools.pool(await make_shard("shard-7", is_empty=True))
+
+        assert await state_of(pool) is SchemaState.EMPTY
+        await ensure_schema(pool)
+
+        assert await state_of(pool) is SchemaState.READY
+        assert await fetch(pool, "SELECT shard_id FROM shard_meta") == [{"shard_id": "shard-7"}]
+        versions = [row["version"] for row in await fetch(pool, "SELECT version FROM schema_migrations ORDER BY 1")]
+        assert versions == [version for version, _, _ in MIGRATIONS]
+        types = {row["name"] for row in await fetch(pool, "SELECT name FROM business_types")}
+        assert types == set(BUSINESS_TYPES)
+        views = {row["viewname"].partition("_")[0] for row in await fetch(pool, "SELECT viewname FROM pg_views")}
+        assert types <= views
+
+
+async def test_ensure_schema_changes_nothing_when_it_is_there(shard: ShardPool) -> None:
+    """A second time makes nothing anew."""
+    before = await fetch(shard, "SELECT oid FROM pg_class ORDER BY oid")
+
+    await ensure_schema(shard)
+
+    assert await fetch(shard, "SELECT oid FROM pg_class ORDER BY oid") == before
+
+
+async def test_ensure_schema_makes_it_once_when_many_do_it_at_once(make_shard: ShardMaker) -> None:
+    """Workers that meet an empty shard at the same moment make one schema, and none of them fails."""
+    address = await make_shard("shard-7", is_empty=True)
+    replicas = [ShardPool(address, size=1) for _ in range(5)]
+
+    async with asyncio.TaskGroup() as tasks:
+        for replica in replicas:
+            tasks.create_task(ensure_schema(replica))
+
+    assert await fetch(replicas[0], "SELECT count(*) FROM schema_migrations") == [{"count": len(MIGRATIONS)}]
+    for replica in replicas:
+        await replica.close()
+
+
+async def test_ensure_schema_leaves_nothing_when_it_fails_half_way(make_shard: ShardMaker) -> None:
+    """What was made before an error goes with it."""
+    async with Pools(size=1) as pools:
+        pool = pools.pool(await make_shard("shard-7", is_empty=True))
+        await fetch(pool, "CREATE TYPE moves AS (a int)")  # no table, so the shard counts as empty
+
+        with pytest.raises(ShardUnavailableError, match=r"\(42\w+\)"):
+            await ensure_schema(pool)
+
+        await fetch(pool, "DROP TYPE moves")
+        assert await state_of(pool) is SchemaState.EMPTY
+
+
+async def test_ensure_schema_can_be_tried_again_when_another_takes_too_long(make_shard: ShardMaker) -> None:
+    """Waiting in vain for another worker's transaction is a lost race, which callers take for "try again later"."""
+    address = await make_shard("shard-7", is_empty=True)
+    async with Pools(size=1) as others, Pools(size=1, deadlines=Deadlines(lock_s=0.05)) as pools:
+        async with others.pool(address).transaction() as connection:
+            await connection.execute(QUERIES["lock_schema"])
+
+            with pytest.raises(LostRaceError, match="shard-7"):
+                await ensure_schema(pools.pool(address))
+
+        await ensure_schema(pools.pool(address))
+        assert await state_of(pools.pool(address)) is SchemaState.READY
+
+
+async def test_check_schema_refuses_another_shards_database(make_shard: ShardMaker) -> None:
+    """A connection string that leads to another shard's database is not to be used, and the error names both."""
+    address = await make_shard("shard-2")
+    async with Pools(size=1) as pools:
+        pool = pools.pool(ShardAddress("shard-1", address.connection_string))
+
+        with pytest.raises(ShardUnavailableError, match=r"shard shard-1: .* the database of shard shard-2"):
+            await state_of(pool)
+        with pytest.raises(ShardUnavailableError, match=r"shard shard-1: .* the database of shard shard-2"):
+            await ensure_schema(pool)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE resources (id int)",
+        "CREATE VIEW resources AS SELECT 1",
+        "CREATE SEQUENCE ids",
+        "CREATE TABLE schema_migrations (version text)",  # many frameworks have a table of that name
+    ],
+)
+async def test_check_schema_refuses_another_programs_tables(make_shard: ShardMaker, statement: str) -> None:
+    """A database with anything of another program in it is left alone."""
+    async with Pools(size=1) as pools:
+        pool = pools.pool(await make_shard("shard-7", is_empty=True))
+        await fetch(pool, statement)
+
+        with pytest.raises(ShardUnavailableError, match="another program's tables"):
+            await ensure_schema(pool)
+
+
+async def test_check_schema_calls_a_database_empty_when_only_an_extension_has_put_something_there(
+    make_shard: ShardMaker,
+) -> None:
+    """Hosted Postgres comes with extensions whose views lie in the public schema."""
+    async with Pools(size=1) as pools:
+        pool = pools.pool(await make_shard("shard-7", is_empty=True))
+        await fetch(pool, "CREATE EXTENSION pg_buffercache")
+
+        assert await state_of(pool) is SchemaState.EMPTY
+
+
+@pytest.mark.parametrize(
+    ("statement", "came"),
+    [
+        (f"INSERT INTO schema_migrations (version, name) VALUES ({SCHEMA_VERSION + 1}, 'later')", SCHEMA_VERSION + 1),
+        ("DELETE FROM schema_migrations", "none"),
+    ],
+)
+async def test_check_schema_refuses_a_version_it_does_not_know(
+    shard: ShardPool, statement: str, came: int | str
+) -> None:
+    """A worker works on its own schema version and the one before; the error says which it found and what to do."""
+    await fetch(shard, statement)
+
+    with pytest.raises(ShardUnavailableError, match=rf"got {came}; run a worker of that version or upgrade"):
+        await state_of(shard)
+
+
+async def test_check_schema_refuses_a_shard_without_an_identity(shard: ShardPool) -> None:
+    """Tables like ours without an identity are nobody's shard."""
+    await fetch(shard, "DELETE FROM shard_meta")
+
+    with pytest.raises(ShardUnavailableError, match="no identity"):
+        await state_of(shard)

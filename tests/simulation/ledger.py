@@ -1,0 +1,148 @@
+"""What was put, what became of it, and what must never happen (architecture, "What must always hold").
+
+Every write to the lease table and every effect of an operation is checked at the instant at which it happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from simulated_shards import PostgresShards
+
+from simplu_worker.consumers.kinesis.leases import Lease, lease_of
+from simplu_worker.consumers.kinesis.positions import SHARD_END
+from simplu_worker.operations.decode import decode_operation
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
+
+
+class Put(msgspec.Struct, frozen=True):
+    """One record of the stream; *operation* is None when it holds none."""
+
+    index: int  # over the whole stream: the order in which records of one partition key must take effect
+    number: int
+    origin: Origin
+    operation: Operation | None
+
+    @property
+    def position(self) -> tuple[str, str]:
+        """Stream shard and sequence number."""
+        return self.origin.stream_shard_id or "", self.origin.sequence_number or ""
+
+
+class Ledger:
+    """All records, and the first rule that was broken."""
+
+    def __init__(self, shards: PostgresShards, *, tenant_wait: timedelta, is_closed: Callable[[str], bool]) -> None:
+        self._shards = shards
+        self._tenant_wait = tenant_wait
+        self._is_closed = is_closed
+        self.puts: list[Put] = []
+        self.by_stream_shard: dict[str, list[Put]] = {}
+        self.violations: list[str] = []
+        self.checkpoints_written = 0
+        self._by_position: dict[tuple[str, str], Put] = {}
+        self._last_applied: dict[str, Put] = {}  # by partition key
+        self._applied: dict[tuple[str, str], int] = {}  # by tenant and request id: the index of the record
+        self._settled: dict[str, int] = {}  # by stream shard: how many of its first records are known to be settled
+        shards.on_applied = self._note_applied
+
+    def violate(self, rule: str) -> None:
+        """Note that a rule was broken."""
+        self.violations.append(rule)
+
+    def note_put(self, record: bytes, partition_key: str, answer: Mapping[str, str], arrived_at: datetime) -> None:
+        """Note a record that the stream took."""
+        origin = Origin(
+            Source.KINESIS,
+            "operations",
+            arrived_at,
+            stream_shard_id=answer["ShardId"],
+            sequence_number=answer["SequenceNumber"],
+            partition_key=partition_key,
+        )
+        decoded = decode_operation(record, origin, max_bytes=1_000_000, list_limit=100)
+        operation = decoded if isinstance(decoded, Operation) else None
+        put = Put(len(self.puts), int(answer["SequenceNumber"]), origin, operation)
+        self.puts.append(put)
+        self.by_stream_shard.setdefault(answer["ShardId"], []).append(put)
+        self._by_position[put.position] = put
+
+    def is_settled(self, put: Put) -> bool:
+        """Whether a record was applied, or dropped for an earlier one of the same request, or is a dead letter."""
+        if put.position in self._shards.letters:
+            return True
+        operation = put.operation
+        if operation is None:
+            return False
+        return self._shards.log.get((operation.tenant_id, operation.request_id)) == operation.digest
+
+    def first_unsettled(self, stream_shard_id: str) -> Put | None:
+        """Return the first record of a stream shard that is owed to somebody."""
+        puts = self.by_stream_shard.get(stream_shard_id, [])
+        count = self._settled.get(stream_shard_id, 0)
+        while count < len(puts) and self.is_settled(puts[count]):
+            count += 1
+        self._settled[stream_shard_id] = count
+        return puts[count] if count < len(puts) else None
+
+    def unsettled(self) -> list[str]:
+        """Return the stream shards of which something is owed."""
+        return [stream_shard_id for stream_shard_id in self.by_stream_shard if self.first_unsettled(stream_shard_id)]
+
+    def check_fates(self) -> None:
+        """Check that every record had the one end that it should have."""
+        for put in self.puts:
+            expected = self._expected_letter(put)
+            reason = self._shards.letters.get(put.position)
+            if reason != expected:
+                self.violate(f"record {put.index}: expected the dead letter {expected}, came {reason}")
+            if reason is not None and put.index in self._applied.values():
+                self.violate(f"record {put.index} is applied and a dead letter ({reason})")
+
+    def watch_lease(self, key: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
+        """Check one write to the lease table."""
+        old, new = (None if row is None else lease_of(row) for row in (before, after))
+        if new is None:
+            if old is None or old.checkpoint != SHARD_END:
+                self.violate(f"lease {key} was deleted before its end: {old}")
+            return
+        if after is not None and any(not next(iter(value.values())) for value in after.values()):
+            self.violate(f"lease {key} has an empty attribute: {after}")
+        if old is not None and (new.counter < old.counter or new.checkpoint < old.checkpoint):
+            self.violate(f"lease {key} went back from {old.counter}, {old.checkpoint} to {new}")
+        if old is None or new.checkpoint != old.checkpoint:
+            self._check_checkpoint(new)
+
+    def _check_checkpoint(self, lease: Lease) -> None:
+        self.checkpoints_written += 1
+        owed = self.first_unsettled(lease.lease_key)
+        if owed is not None and lease.checkpoint.number >= owed.number:
+            self.violate(f"checkpoint {lease.checkpoint} of {lease.lease_key} passed {owed}")
+        if lease.checkpoint == SHARD_END and not self._is_closed(lease.lease_key):
+            self.violate(f"SHARD_END of {lease.lease_key}, which is open")
+
+    def _note_applied(self, operation: Operation) -> None:
+        origin = operation.origin
+        put = self._by_position[origin.stream_shard_id or "", origin.sequence_number or ""]
+        key = (operation.tenant_id, operation.request_id)
+        if key in self._applied:
+            self.violate(f"record {put.index} took effect twice")
+        self._applied[key] = put.index
+        last = self._last_applied.get(origin.partition_key or "")
+        if last is not None and last.index > put.index:
+            self.violate(f"record {put.index} of {origin.stream_shard_id} took effect after {last.index} of its key")
+        self._last_applied[origin.partition_key or ""] = put
+
+    def _expected_letter(self, put: Put) -> DeadLetterReason | None:
+        operation = put.operation
+        if operation is None:
+            return DeadLetterReason.INVALID_JSON
+        created_at = self._shards.tenants[operation.tenant_id].created_at
+        if created_at is None or operation.origin.arrived_at + self._tenant_wait <= created_at:
+            return DeadLetterReason.UNKNOWN_TENANT
+        if self._shards.log.get((operation.tenant_id, operation.request_id)) != operation.digest:
+            return DeadLetterReason.REQUEST_ID_REUSED
+        return None

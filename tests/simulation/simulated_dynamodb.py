@@ -1,0 +1,250 @@
+"""A model of DynamoDB as far as a lease table needs it: conditional writes, and scans that are eventually consistent.
+
+It speaks as botocore's client does, so that the worker's own lease table runs on it. Only the forms of expressions that
+lease tables use are understood.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, TypeAlias
+
+from botocore.exceptions import ClientError, ReadTimeoutError
+from simulated_network import Network
+
+Row: TypeAlias = Mapping[str, Any]
+Watch: TypeAlias = Callable[[str, Row | None, Row | None], None]  # key, row before, row after
+
+STALE_FOR_S = 1.0
+THROUGHPUT = "ProvisionedThroughputExceededException"
+
+_SECTIONS = re.compile(r"\b(SET|REMOVE|ADD) ")
+_ASSIGNMENT = re.compile(r"(\w+) = (?:(:\w+)|if_not_exists\((\w+), (:\w+)\))")
+_CONDITION = re.compile(r"(\w+) = (:\w+)|attribute_(not_)?exists\((\w+)\)")
+
+
+class Table:
+    """One table: its rows, and how they were in the last second."""
+
+    def __init__(self, key_name: str) -> None:
+        self.key_name = key_name
+        self.rows: dict[str, Row] = {}
+        self.watch: Watch = lambda _key, _before, _after: None
+        self._past: dict[str, list[tuple[float, Row | None]]] = {}  # by key: until when a row was what
+
+    def put(self, key: str, row: Row | None, now: float) -> None:
+        """Replace a row; None deletes it."""
+        before = self.rows.get(key)
+        self._past.setdefault(key, []).append((now, before))
+        if row is None:
+            self.rows.pop(key, None)
+        else:
+            self.rows[key] = row
+        self.watch(key, before, row)
+
+    def keys(self, now: float) -> list[str]:
+        """Return the keys of the rows that are there, or were until a moment ago."""
+        self._forget(now)
+        return sorted(self.rows.keys() | self._past.keys())
+
+    def row_at(self, key: str, at: float) -> Row | None:
+        """Return a row as it was at an instant not long ago."""
+        for until, row in self._past.get(key, ()):
+            if at < until:
+                return row
+        return self.rows.get(key)
+
+    def _forget(self, now: float) -> None:
+        for key, versions in list(self._past.items()):
+            self._past[key] = [version for version in versions if version[0] > now - STALE_FOR_S]
+            if not self._past[key]:
+                del self._past[key]
+
+
+class DynamoDb:
+    """All tables, by name. Every call has its effect at the instant at which it lands."""
+
+    def __init__(self, network: Network, *, page_size: int = 100) -> None:
+        self._network = network
+        self._page_size = page_size
+        self.tables: dict[str, Table] = {}
+        self.ignored_conditions: frozenset[str] = frozenset()  # for worlds that are meant to break
+
+    def table(self, name: str, key_name: str = "leaseKey") -> Table:
+        """Return a table, made when it is not there."""
+        return self.tables.setdefault(name, Table(key_name))
+
+    async def describe_table(self, *, TableName: str) -> dict[str, Any]:
+        """Answer as the API does."""
+        return await self._ask("DescribeTable", lambda: self._described(TableName))
+
+    async def create_table(self, *, TableName: str, **_options: Any) -> dict[str, Any]:
+        """Answer as the API does."""
+        return await self._ask("CreateTable", lambda: self._create_table(TableName))
+
+    async def scan(
+        self, *, TableName: str, ExclusiveStartKey: Row | None = None, ConsistentRead: bool = False, **_options: Any
+    ) -> dict[str, Any]:
+        """Answer one page; each row as it is, or, unless consistent, as it was up to a second ago."""
+        return await self._ask("Scan", lambda: self._scan(TableName, ExclusiveStartKey, is_stale=not ConsistentRead))
+
+    async def get_item(self, *, TableName: str, Key: Row, ConsistentRead: bool = False) -> dict[str, Any]:
+        """Answer with a row."""
+        return await self._ask("GetItem", lambda: self._get_item(TableName, Key, is_stale=not ConsistentRead))
+
+    async def put_item(self, *, TableName: str, Item: Row, ConditionExpression: str = "") -> dict[str, Any]:
+        """Replace a row, if the condition holds."""
+        return await self._ask("PutItem", lambda: self._put_item(TableName, Item, ConditionExpression))
+
+    async def update_item(self, **request: Any) -> dict[str, Any]:
+        """Change a row, if the condition holds."""
+        return await self._ask("UpdateItem", lambda: self._update_item(**request))
+
+    async def delete_item(
+        self, *, TableName: str, Key: Row, ConditionExpression: str = "", ExpressionAttributeValues: Row | None = None
+    ) -> dict[str, Any]:
+        """Delete a row, if the condition holds."""
+        values = ExpressionAttributeValues or {}
+        return await self._ask("DeleteItem", lambda: self._delete_item(TableName, Key, ConditionExpression, values))
+
+    async def _ask(self, operation: str, serve: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if self._network.draws.random() < self._network.trouble.throttled:
+            return await self._network.ask(lambda: _refuse(operation, THROUGHPUT), lost=_lost)
+        return await self._network.ask(serve, lost=_lost)
+
+    def _find(self, name: str) -> Table:
+        if name not in self.tables:
+            _refuse("", "ResourceNotFoundException")
+        return self.tables[name]
+
+    def _described(self, name: str) -> dict[str, Any]:
+        key = [{"AttributeName": self._find(name).key_name, "KeyType": "HASH"}]
+        return {"Table": {"TableStatus": "ACTIVE", "KeySchema": key}}
+
+    def _create_table(self, name: str) -> dict[str, Any]:
+        if name in self.tables:
+            _refuse("CreateTable", "ResourceInUseException")
+        self.table(name)
+        return {}
+
+    def _scan(self, name: str, start: Row | None, *, is_stale: bool) -> dict[str, Any]:
+        table, now = self._find(name), self._network.loop.time()
+        keys = table.keys(now)
+        if start is not None:
+            keys = [key for key in keys if key > start[table.key_name]["S"]]
+        page = keys[: self._page_size]
+        rows = [self._seen(table, key, now, is_stale=is_stale) for key in page]
+        reply: dict[str, Any] = {"Items": [row for row in rows if row is not None]}
+        if len(page) < len(keys):
+            reply["LastEvaluatedKey"] = {table.key_name: {"S": page[-1]}}
+        return reply | {"ConsumedCapacity": {"CapacityUnits": 0.5}}
+
+    def _seen(self, table: Table, key: str, now: float, *, is_stale: bool) -> Row | None:
+        draw = self._network.draws.random
+        if is_stale and draw() < self._network.trouble.stale:
+            return table.row_at(key, now - draw() * STALE_FOR_S)
+        return table.rows.get(key)
+
+    def _get_item(self, name: str, key: Row, *, is_stale: bool) -> dict[str, Any]:
+        table = self._find(name)
+        row = self._seen(table, key[table.key_name]["S"], self._network.loop.time(), is_stale=is_stale)
+        return {} if row is None else {"Item": row}
+
+    def _put_item(self, name: str, item: Row, condition: str) -> dict[str, Any]:
+        table = self._find(name)
+        key = item[table.key_name]["S"]
+        self._check("PutItem", table.rows.get(key), condition, {})
+        table.put(key, dict(item), self._network.loop.time())
+        return {}
+
+    def _update_item(
+        self,
+        *,
+        TableName: str,
+        Key: Row,
+        UpdateExpression: str,
+        ConditionExpression: str = "",
+        ExpressionAttributeValues: Row,
+        ReturnValues: str = "NONE",
+        ReturnValuesOnConditionCheckFailure: str = "NONE",
+    ) -> dict[str, Any]:
+        table = self._find(TableName)
+        key = Key[table.key_name]["S"]
+        before = table.rows.get(key)
+        shown = ReturnValuesOnConditionCheckFailure == "ALL_OLD"
+        if not (self.ignored_conditions and any(word in UpdateExpression for word in self.ignored_conditions)):
+            self._check("UpdateItem", before, ConditionExpression, ExpressionAttributeValues, is_row_shown=shown)
+        row = updated(before or Key, UpdateExpression, ExpressionAttributeValues)
+        table.put(key, row, self._network.loop.time())
+        return {"Attributes": row} if ReturnValues == "ALL_NEW" else {}
+
+    def _delete_item(self, name: str, key: Row, condition: str, values: Row) -> dict[str, Any]:
+        table = self._find(name)
+        lease_key = key[table.key_name]["S"]
+        self._check("DeleteItem", table.rows.get(lease_key), condition, values)
+        table.put(lease_key, None, self._network.loop.time())
+        return {}
+
+    def _check(
+        self, operation: str, row: Row | None, condition: str, values: Row, *, is_row_shown: bool = False
+    ) -> None:
+        if not holds(row, condition, values):
+            item = {"Item": row} if row is not None and is_row_shown else {}
+            _refuse(operation, "ConditionalCheckFailedException", **item)
+
+
+def holds(row: Row | None, condition: str, values: Row) -> bool:
+    """Whether a condition is true of a row, absent or not."""
+    for name, value, is_negated, existing in _conditions(condition):
+        if name and (row is None or row.get(name) != values[value]):
+            return False
+        if existing and (row is not None and existing in row) == bool(is_negated):
+            return False
+    return True
+
+
+def updated(row: Row, expression: str, values: Row) -> dict[str, Any]:
+    """Return a row after an update."""
+    after = dict(row)
+    for verb, clauses in _clauses(expression):
+        for name, value, existing in clauses:
+            if verb == "REMOVE":
+                after.pop(name, None)
+            elif verb == "ADD":
+                after[name] = {"N": str(int(row.get(name, {"N": "0"})["N"]) + int(values[value]["N"]))}
+            else:
+                after[name] = row[existing] if existing in row else values[value]
+    return after
+
+
+@cache
+def _conditions(condition: str) -> list[tuple[str, str, str, str]]:
+    found = _CONDITION.findall(condition)
+    if len(found) != (condition.count(" AND ") + 1 if condition else 0):
+        raise NotImplementedError(condition)
+    return found
+
+
+@cache
+def _clauses(expression: str) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """Return for SET, REMOVE and ADD the attributes, with the name of the value, and for SET of what may be kept."""
+    parts = _SECTIONS.split(expression)[1:]
+    found: list[tuple[str, list[tuple[str, str, str]]]] = []
+    for verb, text in zip(parts[::2], parts[1::2], strict=True):
+        if verb == "SET":
+            clauses = [(name, value or default, kept) for name, value, kept, default in _ASSIGNMENT.findall(text)]
+        else:
+            words = [[*clause.split(), ""] for clause in text.split(",")]
+            clauses = [(word[0], word[1], "") for word in words]
+        found.append((verb, clauses))
+    return found
+
+
+def _refuse(operation: str, code: str, **facts: Any) -> Any:
+    raise ClientError({"Error": {"Code": code, "Message": "as simulated"}, **facts}, operation)
+
+
+def _lost() -> Exception:
+    return ReadTimeoutError(endpoint_url="https://dynamodb.simulated")

@@ -1,0 +1,108 @@
+"""A client of the local Kinesis's model, as botocore's is one of the real Kinesis, over the simulated network."""
+
+from __future__ import annotations
+
+import base64
+import functools
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from botocore.exceptions import ClientError, ReadTimeoutError
+from simulated_network import Network
+from virtual_time import EPOCH
+
+from simplu_worker.local.kinesis_actions import Actions
+from simplu_worker.local.kinesis_errors import KinesisError
+from simplu_worker.local.kinesis_model import Account, Options, Stream
+
+STREAM = "operations"
+
+
+class KinesisService:
+    """The account, and its clock: that of the simulation."""
+
+    def __init__(self, network: Network, options: Options) -> None:
+        self.network = network
+        self.account = Account(options)
+        self.false_ends = 0.0  # chance of a reply that looks like an end and is none
+        self._was_false = False
+        self._actions = Actions(self.account)
+
+    def is_false_end(self) -> bool:
+        """Whether the next reply is to look like an end: never twice in a row."""
+        self._was_false = not self._was_false and self.network.draws.random() < self.false_ends
+        return self._was_false
+
+    @property
+    def stream(self) -> Stream:
+        """The one stream, with all that was due by now done."""
+        self.account.settle(self.now_ms)
+        return self.account.streams[STREAM]
+
+    @property
+    def now_ms(self) -> int:
+        """The instant it is, in milliseconds of the epoch."""
+        return int(EPOCH.timestamp() * 1000 + self.network.loop.time() * 1000)
+
+    def do(self, action: str, **arguments: Any) -> dict[str, Any]:
+        """Do what one request asks, now. Raises ClientError."""
+        try:
+            request = self._actions.decode(action, msgspec.json.encode(arguments))
+            answer = self._actions.answer(action, request, self.now_ms)
+        except KinesisError as exc:
+            raise ClientError({"Error": {"Code": exc.code, "Message": exc.message}}, action) from exc
+        reply: dict[str, Any] = msgspec.json.decode(answer) if answer else {}
+        return reply
+
+
+class KinesisClient:
+    """What the worker's door to Kinesis calls."""
+
+    def __init__(self, service: KinesisService) -> None:
+        self._service = service
+
+    async def describe_stream_summary(self, **arguments: Any) -> dict[str, Any]:
+        """API_DescribeStreamSummary."""
+        return await self._ask("DescribeStreamSummary", arguments)
+
+    async def create_stream(self, **arguments: Any) -> dict[str, Any]:
+        """API_CreateStream."""
+        return await self._ask("CreateStream", arguments)
+
+    async def list_shards(self, **arguments: Any) -> dict[str, Any]:
+        """API_ListShards."""
+        shard_filter = arguments.get("ShardFilter", {})
+        if "Timestamp" in shard_filter:
+            arguments["ShardFilter"] = shard_filter | {"Timestamp": shard_filter["Timestamp"].timestamp()}
+        return await self._ask("ListShards", arguments)
+
+    async def get_shard_iterator(self, **arguments: Any) -> dict[str, Any]:
+        """API_GetShardIterator."""
+        if "Timestamp" in arguments:
+            arguments["Timestamp"] = arguments["Timestamp"].timestamp()
+        return await self._ask("GetShardIterator", arguments)
+
+    async def get_records(self, **arguments: Any) -> dict[str, Any]:
+        """API_GetRecords."""
+        reply = await self._ask("GetRecords", arguments)
+        for record in reply["Records"]:
+            record["Data"] = base64.b64decode(record["Data"])
+            record["ApproximateArrivalTimestamp"] = datetime.fromtimestamp(record["ApproximateArrivalTimestamp"], UTC)
+        if self._service.is_false_end():
+            reply |= {"NextShardIterator": None, "ChildShards": []}
+        return reply
+
+    async def _ask(self, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        network = self._service.network
+        if network.draws.random() < network.trouble.throttled:
+            return await network.ask(functools.partial(_throttle, action), lost=_lost)
+        return await network.ask(functools.partial(self._service.do, action, **arguments), lost=_lost)
+
+
+def _throttle(action: str) -> dict[str, Any]:
+    raise ClientError({"Error": {"Code": "ProvisionedThroughputExceededException", "Message": "as simulated"}}, action)
+
+
+def _lost() -> Exception:
+    return ReadTimeoutError(endpoint_url="https://kinesis.simulated")

@@ -1,0 +1,82 @@
+"""What lies between a process and the services it asks: delays, requests that get lost, answers that get lost.
+
+A request that was sent lands, and has its effect, also when the process that sent it is stopped or dead by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from random import Random
+from typing import TypeVar
+
+import msgspec
+from virtual_time import VirtualLoop
+
+T = TypeVar("T")
+
+LONG_DELAY_CHANCE = 0.02
+
+
+class Trouble(msgspec.Struct):
+    """How bad it is now: chances for one request, and the longest delay in seconds."""
+
+    request_lost: float = 0.0
+    answer_lost: float = 0.0
+    throttled: float = 0.0
+    stale: float = 0.0  # of a row in a scan
+    longest_s: float = 0.05
+
+
+class Network:
+    """The one network of a simulation. All its draws come from *draws*."""
+
+    def __init__(self, loop: VirtualLoop, draws: Random) -> None:
+        self.loop = loop
+        self.draws = draws
+        self.trouble = Trouble()
+        self._nobody = contextvars.copy_context()  # what lands runs as no process, so it runs whoever is stopped
+
+    async def ask(self, serve: Callable[[], T], *, lost: Callable[[], Exception]) -> T:
+        """Have *serve* run some time later and return, or raise, what it gave, some time after that.
+
+        *lost* makes the error of a request that had no answer: it may have landed, or may not.
+        """
+        trouble, draw = self.trouble, self.draws.random
+        answer: asyncio.Future[T] = self.loop.create_future()
+        fate = draw()
+        if fate < trouble.request_lost:
+            self._later(self._fail, answer, lost())
+        else:
+            is_lost = fate < trouble.request_lost + trouble.answer_lost
+            self._later(self._land, serve, answer, lost if is_lost else None)
+        return await answer
+
+    def _land(self, serve: Callable[[], T], answer: asyncio.Future[T], lost: Callable[[], Exception] | None) -> None:
+        if answer.cancelled() and self.draws.random() < 0.5:
+            return  # the sender hung up in time
+        try:
+            result = serve()
+        except Exception as exc:  # noqa: BLE001 - whatever the service raises is its answer
+            self._later(self._fail, answer, exc if lost is None else lost())
+            return
+        if lost is None:
+            self._later(self._answer, answer, result)
+        else:
+            self._later(self._fail, answer, lost())
+
+    def _answer(self, answer: asyncio.Future[T], result: T) -> None:
+        if not answer.done():
+            answer.set_result(result)
+
+    def _fail(self, answer: asyncio.Future[T], exc: Exception) -> None:
+        if not answer.done():
+            answer.set_exception(exc)
+
+    def _later(self, callback: Callable[..., None], *arguments: object) -> None:
+        draw = self.draws.random
+        delay_s = 0.001 + draw() * 0.02
+        if draw() < LONG_DELAY_CHANCE:
+            delay_s += draw() * self.trouble.longest_s
+        self.loop.call_later(delay_s, callback, *arguments, context=self._nobody)

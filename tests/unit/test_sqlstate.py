@@ -1,0 +1,64 @@
+"""What PostgreSQL's error codes mean for the batch that met them."""
+
+from __future__ import annotations
+
+import re
+
+import asyncpg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.shards.sqlstate import Meaning, meaning_of
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("22P02", Meaning.DATA),  # invalid_text_representation: no JSON after all
+        ("22P05", Meaning.DATA),  # untranslatable_character: U+0000 in jsonb
+        ("22003", Meaning.DATA),  # numeric_value_out_of_range: 1e999999
+        ("22001", Meaning.DATA),  # string_data_right_truncation
+        ("22021", Meaning.DATA),  # character_not_in_repertoire
+        ("54000", Meaning.DATA),  # program_limit_exceeded: a jsonb over 256 MB, an index row over 2712 bytes
+        ("54001", Meaning.DATA),  # statement_too_complex: nested deeper than the server's stack
+        ("40001", Meaning.TRY_AGAIN),  # serialization_failure
+        ("40P01", Meaning.TRY_AGAIN),  # deadlock_detected
+        ("55P03", Meaning.TRY_AGAIN),  # lock_not_available
+        ("26000", Meaning.TRY_AGAIN),  # invalid_sql_statement_name
+        ("0A000", Meaning.TRY_AGAIN),  # feature_not_supported: a cached plan after a change of the schema
+        ("08006", Meaning.UNAVAILABLE),  # connection_failure
+        ("25006", Meaning.UNAVAILABLE),  # read_only_sql_transaction
+        ("53100", Meaning.UNAVAILABLE),  # disk_full
+        ("53300", Meaning.UNAVAILABLE),  # too_many_connections
+        ("57014", Meaning.UNAVAILABLE),  # query_canceled: the statement's deadline
+        ("57P01", Meaning.UNAVAILABLE),  # admin_shutdown
+        ("57P03", Meaning.UNAVAILABLE),  # cannot_connect_now
+        ("58030", Meaning.UNAVAILABLE),  # io_error
+        ("28P01", Meaning.BROKEN),  # invalid_password
+        ("3D000", Meaning.BROKEN),  # invalid_catalog_name: no such database
+        ("42501", Meaning.BROKEN),  # insufficient_privilege
+        ("42P01", Meaning.BROKEN),  # undefined_table
+        ("23505", Meaning.BROKEN),  # unique_violation: our statements cannot meet one
+        ("XX000", Meaning.BROKEN),  # internal_error
+        ("", Meaning.BROKEN),
+    ],
+)
+def test_meaning_is_decided_by_the_code(code: str, expected: Meaning) -> None:
+    """PostgreSQL manual, appendix A."""
+    assert meaning_of(code) is expected
+
+
+def test_every_code_that_asyncpg_knows_has_a_meaning() -> None:
+    """And none of the classes that speak of the server, its disk or its network is taken for a fault of the data."""
+    codes = {str(one.sqlstate) for one in vars(asyncpg).values() if isinstance(getattr(one, "sqlstate", None), str)}
+    data = {code for code in codes if meaning_of(code) is Meaning.DATA}
+
+    assert len(codes) > 200
+    assert {code for code in data if not re.match("22|54", code)} == set()
+
+
+@given(st.text(max_size=6))
+def test_any_code_has_a_meaning(code: str) -> None:
+    """A future server's too."""
+    assert isinstance(meaning_of(code), Meaning)

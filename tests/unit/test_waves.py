@@ -1,0 +1,175 @@
+"""Waves: applied one after the other, reads before writes, they have the effect of the batch one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.operations.operation import Operation, OperationKind, Origin, Source
+from simplu_worker.operations.waves import plan_waves
+
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
+ORIGIN = Origin(source=Source.KINESIS, name="stream", arrived_at=NOW)
+CREATE, UPDATE, PATCH = OperationKind.CREATE, OperationKind.UPDATE, OperationKind.PATCH
+DELETE, READ, LIST = OperationKind.DELETE, OperationKind.READ, OperationKind.LIST
+
+Key: TypeAlias = tuple[str, str, str | None]
+Rows: TypeAlias = dict[Key, tuple[str, ...]]
+Outcome: TypeAlias = object
+
+
+def operation(kind: OperationKind, resource_id: str = "1", *, tenant: str = "a", resource_type: str = "t") -> Operation:
+    """Return an operation of which only its kind and resource matter."""
+    return Operation(
+        kind=kind,
+        business_id=tenant,
+        location_id="l",
+        tenant_id=f"{tenant}-l",
+        resource_type=resource_type,
+        resource_id=None if kind is LIST else resource_id,
+        request_id="r",
+        data=None,
+        query=None,
+        requested_at=NOW,
+        digest=b"",
+        origin=ORIGIN,
+        size_bytes=0,
+    )
+
+
+OPERATIONS = st.builds(
+    operation,
+    st.sampled_from(OperationKind),
+    st.sampled_from(["1", "2"]),
+    tenant=st.sampled_from(["a", "b"]),
+    resource_type=st.sampled_from(["t", "u"]),
+)
+
+
+def observed(rows: Rows, one: Operation) -> Outcome:
+    """Return what a reading operation sees; rows hold the positions of all that were applied to them."""
+    if one.kind is READ:
+        return rows.get((one.tenant_id, one.resource_type, one.resource_id))
+    return {key: row for key, row in rows.items() if key[:2] == (one.tenant_id, one.resource_type)}
+
+
+def written(rows: Rows, seen: Rows, one: Operation, mark: str) -> Outcome:
+    """Apply a writing operation to *rows*, given that it sees *seen*; return whether it took effect."""
+    key = (one.tenant_id, one.resource_type, one.resource_id)
+    row = seen.get(key)
+    if (row is None) != (one.kind is CREATE):
+        return "failed"
+    match one.kind:
+        case OperationKind.DELETE:
+            del rows[key]
+        case OperationKind.PATCH:
+            rows[key] = (*(row or ()), mark)
+        case _:
+            rows[key] = (mark,)
+    return "succeeded"
+
+
+def apply_one_by_one(operations: Sequence[Operation]) -> tuple[list[Outcome], Rows]:
+    """Apply each after the one before it."""
+    rows: Rows = {}
+    outcomes = [
+        written(rows, rows, one, str(position)) if one.kind.writes else observed(rows, one)
+        for position, one in enumerate(operations)
+    ]
+    return outcomes, rows
+
+
+def apply_waves(operations: Sequence[Operation]) -> tuple[dict[int, Outcome], Rows]:
+    """Apply wave by wave: all of one wave see the rows as they were before it, as in one SQL statement."""
+    rows: Rows = {}
+    outcomes: dict[int, Outcome] = {}
+    for wave in plan_waves(operations):
+        before = dict(rows)
+        for position in wave.reads:
+            outcomes[position] = observed(before, operations[position])
+        for position in reversed(wave.writes):  # in any order
+            outcomes[position] = written(rows, before, operations[position], str(position))
+    return outcomes, rows
+
+
+@given(st.lists(OPERATIONS, max_size=30))
+def test_waves_have_the_effect_of_one_by_one_application(operations: list[Operation]) -> None:
+    """Rows and what every operation saw or became, for any interleaving of kinds, tenants, types and resources."""
+    outcomes, rows = apply_waves(operations)
+
+    assert (list(map(outcomes.get, range(len(operations)))), rows) == apply_one_by_one(operations)
+
+
+@given(st.lists(OPERATIONS, max_size=30))
+def test_waves_hold_each_operation_once_and_write_each_resource_once(operations: list[Operation]) -> None:
+    """Reads where reads belong, in the batch's order, and no wave is empty."""
+    waves = plan_waves(operations)
+
+    assert sorted(position for wave in waves for position in (*wave.reads, *wave.writes)) == list(
+        range(len(operations))
+    )
+    for wave in waves:
+        assert wave.reads or wave.writes
+        assert (wave.reads, wave.writes) == (sorted(wave.reads), sorted(wave.writes))
+        assert all(operations[position].kind.writes for position in wave.writes)
+        assert not any(operations[position].kind.writes for position in wave.reads)
+        keys = [(one.tenant_id, one.resource_type, one.resource_id) for one in map(operations.__getitem__, wave.writes)]
+        assert len(set(keys)) == len(keys)
+
+
+@given(st.lists(OPERATIONS, max_size=12))
+def test_waves_are_as_few_as_what_depends_on_each_other_allows(operations: list[Operation]) -> None:
+    """As many as the longest chain of operations that must not share a wave, and not one more."""
+    longest: list[int] = []
+    for position, one in enumerate(operations):
+        same_type = [
+            (earlier, longest[place])
+            for place, earlier in enumerate(operations[:position])
+            if (earlier.tenant_id, earlier.resource_type) == (one.tenant_id, one.resource_type)
+        ]
+        lengths = [1]
+        for earlier, length in same_type:
+            must_see = earlier.kind.writes and (one.kind is LIST or (earlier.resource_id == one.resource_id))
+            must_not_be_seen = one.kind.writes and earlier.kind is LIST
+            lengths += [length + 1] * must_see + [length] * must_not_be_seen
+        longest.append(max(lengths))
+
+    assert len(plan_waves(operations)) == max(longest, default=0)
+
+
+@pytest.mark.parametrize(
+    ("operations", "expected"),
+    [
+        ([], []),
+        ([operation(READ)], [([0], [])]),
+        ([operation(CREATE), operation(CREATE, "2"), operation(CREATE, "3")], [([], [0, 1, 2])]),
+        ([operation(CREATE), operation(UPDATE), operation(DELETE)], [([], [0]), ([], [1]), ([], [2])]),
+        ([operation(READ), operation(CREATE)], [([0], [1])]),
+        ([operation(CREATE), operation(READ)], [([], [0]), ([1], [])]),
+        ([operation(CREATE), operation(READ), operation(UPDATE)], [([], [0]), ([1], [2])]),
+        ([operation(CREATE), operation(READ, "2")], [([1], [0])]),
+        ([operation(CREATE), operation(LIST)], [([], [0]), ([1], [])]),
+        ([operation(LIST), operation(CREATE), operation(LIST)], [([0], [1]), ([2], [])]),
+        ([operation(CREATE), operation(LIST), operation(CREATE, "2")], [([], [0]), ([1], [2])]),
+        ([operation(CREATE), operation(LIST, resource_type="u")], [([1], [0])]),
+        ([operation(CREATE), operation(LIST, tenant="b"), operation(PATCH, tenant="b")], [([1], [0, 2])]),
+        ([operation(CREATE), operation(PATCH), operation(CREATE, "2")], [([], [0, 2]), ([], [1])]),
+    ],
+)
+def test_waves_are_what_a_person_would_draw(
+    operations: list[Operation], expected: list[tuple[list[int], list[int]]]
+) -> None:
+    """Simple batches, as (reads, writes) of each wave."""
+    assert [(wave.reads, wave.writes) for wave in plan_waves(operations)] == expected
+
+
+def test_waves_of_many_resources_are_few() -> None:
+    """A thousand patches of a thousand resources go in one statement, five times each in five."""
+    batch = [operation(PATCH, str(number % 1000)) for number in range(5000)]
+
+    assert [len(wave.writes) for wave in plan_waves(batch)] == [1000] * 5
