@@ -110,7 +110,14 @@ def demo(*, operations: int = 20_000, tenants: int = 10, shards: int = 3, replic
     from simplu_worker.local.demo import run_demo  # noqa: PLC0415
 
     return _run(
-        run_demo(operations=operations, tenants=tenants, shards=shards, replicas=replicas, hold=hold, console=Console())
+        run_demo(
+            operations=operations,
+            tenants=tenants,
+            shards=shards,
+            replicas=replicas,
+            hold=hold,
+            console=Console(highlight=False),
+        )
     )
 
 

@@ -47,6 +47,7 @@ from simplu_worker.views import Replica, views_of
 POLL_READ_TIMEOUT_S: Final = 25.0
 KINESIS_READ_TIMEOUT_S: Final = 5.0
 HEARTBEAT_S: Final = 0.5
+PROBE_INTERVAL_S: Final = 5.0
 DRAIN_SHARE: Final = 0.8  # of the grace time, for batches in flight; the rest is for giving leases back
 ONLY_SHARD_ID: Final = "database"  # the id of the one shard that DATABASE_* name
 
@@ -153,6 +154,7 @@ async def run_worker(settings: Settings) -> None:
             around = [
                 tasks.create_task(_heartbeat(notifier, replica), name="heartbeat"),
                 tasks.create_task(_retention(settings, shards, consumers).run(), name="retention"),
+                tasks.create_task(_probe(shards.pools), name="probe"),
             ]
             async with asyncio.TaskGroup() as sources:
                 for name, receiver in consumers.receivers.items():
@@ -222,6 +224,13 @@ async def _open_fleet(
         dead_letters=dead_letters,
         rules=rules,
     )
+
+
+async def _probe(pools: Pools) -> None:
+    """Notice that a lost shard is back, also when nobody needs it just then."""
+    while True:
+        await asyncio.sleep(PROBE_INTERVAL_S)
+        await pools.probe()
 
 
 async def _heartbeat(notifier: SystemdNotifier, replica: Replica) -> None:

@@ -69,21 +69,24 @@ class Replica:
             return "draining"
         if isinstance(self.locator, Citrus) and self.locator.is_denied:
             return self.locator.trouble
-        troubles = [
-            f"queue {name}: {receiver.last_error}" for name, receiver in self.receivers.items() if receiver.last_error
-        ]
-        if self.fleet is not None and (self.fleet.trouble or not self.fleet.is_set_up):
-            troubles.append(self.fleet.trouble or "the stream is being opened")
-        refusals = [reader.refusal for reader in (self.fleet.readers() if self.fleet else []) if reader.refusal]
-        troubles += refusals[:1]
-        return "; ".join(troubles) or None
+        if self.fleet is not None:  # the stream is the work: a queue beside it neither makes up for it nor ends it
+            return self._stream_trouble(self.fleet)
+        troubles = [f"queue {name}: {one.last_error}" for name, one in self.receivers.items() if one.last_error]
+        return "; ".join(troubles) if len(troubles) == len(self.receivers) else None
+
+    def _stream_trouble(self, fleet: Fleet) -> str | None:
+        if fleet.trouble or not fleet.is_set_up:
+            return fleet.trouble or "the stream is being opened"
+        return next((reader.refusal for reader in fleet.readers() if reader.refusal), None)
 
     def refresh_gauges(self) -> None:
         """Set the gauges that no single event sets."""
         held: Counter[str] = Counter()
         if self.fleet is not None:
-            for reader in self.fleet.readers():
-                held.update(target["reason"] for target in reader.held())
+            readers = self.fleet.readers()
+            # A target held in several stream shards is one target.
+            held.update(reason for reason, _ in {(one["reason"], one["target"]) for r in readers for one in r.held()})
+            for reader in readers:
                 instruments.KINESIS_LAG.labels(reader.stream_shard_id).set(reader.lag_s or 0.0)
         for reason in instruments.HELD_REASONS:
             instruments.HELD_TARGETS.labels(reason).set(held[reason])
@@ -99,11 +102,11 @@ class Replica:
             "replica": self.name,
             "version": __version__,
             "uptime_s": round(time.monotonic() - self.started_at, 1),
-            "ready": self.not_ready(),
+            "ready": self.not_ready() or True,
             "sources": self._sources(),
             "streamShards": self.fleet.status() if self.fleet else [],
             "shards": self._shards(),
-            "held": [target for reader in readers for target in reader.held()],
+            "held": [{"streamShard": r.stream_shard_id} | target for r in readers for target in r.held()],
             "citrus": self.locator.trouble or "ok" if isinstance(self.locator, Citrus) else None,
         }
 

@@ -15,7 +15,7 @@ from simplu_worker.operations.retention import effective_retention
 from simplu_worker.settings import Settings
 
 RECEIVES_MIN: Final = 3
-RECEIVES_MAX: Final = 100  # a message that ends the worker comes back that often
+RECEIVES_MAX: Final = 1000  # a message that ends the worker comes back that often
 SKEW_MAX_S: Final = 30.0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from typing import Final
@@ -16,9 +16,12 @@ from simplu_worker.commands.display import print_json, print_table
 from simplu_worker.commands.needs import require
 from simplu_worker.consumers.aws import open_client
 from simplu_worker.consumers.dead_letters import DeadLetter
+from simplu_worker.consumers.kinesis.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases import Lease
+from simplu_worker.consumers.kinesis.positions import SHARD_END, Position
 from simplu_worker.consumers.kinesis.reader import ReadingRules, StreamShardReader
 from simplu_worker.consumers.kinesis.shard_tree import StreamShard
-from simplu_worker.consumers.kinesis.stream import AtTimestamp, Stream
+from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, AtTimestamp, Start, Stream, TrimHorizon
 from simplu_worker.daemon import KINESIS_READ_TIMEOUT_S, open_shards
 from simplu_worker.metrics import instruments
 from simplu_worker.settings import Settings
@@ -44,7 +47,8 @@ class CountedLetters:
 async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
     """Read every stream shard from *start* to its tip, parents before their children; print what became of it.
 
-    Needs no lease and moves no checkpoint: readers beside it do no harm, nor does it to them.
+    Needs no lease and moves no checkpoint. Readers beside it do no harm, nor does it to them, because it starts no
+    later than what they owe: of one key nothing is applied before what came before it (architecture, idea 2).
     """
     require(settings, routes=True, stream=True)
     letters = CountedLetters()
@@ -53,8 +57,14 @@ async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
         kinesis = await stack.enter_async_context(
             open_client("kinesis", region=settings.aws_region, read_timeout_s=KINESIS_READ_TIMEOUT_S, pool_size=64)
         )
+        dynamodb = await stack.enter_async_context(
+            open_client("dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint)
+        )
         stream = Stream(kinesis, settings.kinesis_stream_name or "")
-        replaying = _Replay(stream, shards.router, letters, settings, start)
+        leases = {
+            lease.lease_key: lease for lease in await LeaseTable(dynamodb, settings.kinesis_application_name).scan()
+        }
+        replaying = _Replay(stream, shards.router, letters, settings, start, leases)
         for generation in generations(await stream.list_stream_shards()):
             await replaying.read(generation)
     outcomes = _outcomes()
@@ -81,12 +91,19 @@ def generations(stream_shards: Sequence[StreamShard]) -> Iterator[list[StreamSha
 
 class _Replay:
     def __init__(
-        self, stream: Stream, router: Router, letters: CountedLetters, settings: Settings, start: datetime
+        self,
+        stream: Stream,
+        router: Router,
+        letters: CountedLetters,
+        settings: Settings,
+        start: datetime,
+        leases: Mapping[str, Lease],
     ) -> None:
         self._stream = stream
         self._router = router
         self._letters = letters
         self._start = start
+        self._leases = leases
         self._rules = ReadingRules(
             operation_max_bytes=settings.operation_max_bytes,
             list_result_limit=settings.list_result_limit,
@@ -104,7 +121,7 @@ class _Replay:
         reader = StreamShardReader(
             self._stream,
             shard.stream_shard_id,
-            AtTimestamp(self._start),
+            await self._start_of(shard),
             router=self._router,
             dead_letters=self._letters,
             rules=self._rules,
@@ -120,6 +137,26 @@ class _Replay:
                     _show(shard, reader)
             stopping.set()
         self.left_waiting += reader.waiting_count
+
+    async def _start_of(self, shard: StreamShard) -> Start:
+        """Return where to begin: at the time asked for, or where its readers owe something, whichever is earlier."""
+        lease = self._leases.get(shard.stream_shard_id)
+        if lease is None or lease.checkpoint.is_sentinel:
+            ended = lease is not None and lease.checkpoint == SHARD_END
+            return AtTimestamp(self._start) if ended else TrimHorizon()
+        iterator: str | None = await self._stream.iterator(shard.stream_shard_id, AtTimestamp(self._start))
+        while iterator is not None:
+            reply = await self._stream.get_records(iterator, limit=1)
+            if reply.records:
+                first = Position.of(reply.records[0].sequence_number)
+                if first <= lease.checkpoint:
+                    return AtTimestamp(self._start)
+                break
+            if not reply.millis_behind:
+                break
+            iterator = reply.next_iterator
+            await asyncio.sleep(LOOK_INTERVAL_S)
+        return AtSequenceNumber(lease.checkpoint.checkpoint)
 
 
 def _show(shard: StreamShard, reader: StreamShardReader) -> None:

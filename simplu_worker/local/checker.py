@@ -30,6 +30,7 @@ POLL_INTERVAL_S = 0.5
 QUERY_TIMEOUT_S = 60.0
 # Long enough that no letter is read again and again, short enough that it is there for who looks after us.
 LETTER_VISIBILITY_S = 60
+COLLECTORS = 4
 TENANTS_SQL = "SELECT id, business_id, location_id, business_type, state FROM tenants ORDER BY id"
 ROWS_SQL = """
 SELECT id, "businessType", "resourceName", "resourceId", data::text AS data, date, "lastUpdated" FROM resources
@@ -88,7 +89,12 @@ class LetterBox:
         return {letter.position for letter in self._letters.values()}
 
     async def collect(self) -> None:
-        """Read for ever; end it by cancelling."""
+        """Read for ever; end it by cancelling. Several at a time: the local SQS gives out few a second to one."""
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(COLLECTORS):
+                tasks.create_task(self._collect(), name=f"letters:{number}")
+
+    async def _collect(self) -> None:
         while True:
             await self.read_once(wait_s=1)
 

@@ -40,6 +40,7 @@ async def run_demo(
             result = await _run(stack, workers, load, console)
             if hold:
                 await _hold(stack, workers, console)
+            console.print("compared; stopping the workers and the stack …")
             for worker in workers:
                 await worker.stop(within_s=STOP_WITHIN_S)
     except (StackError, WorkerEndedError) as error:
@@ -94,7 +95,7 @@ def _conclude(result: TrialResult, console: Console) -> int:
         console.print("not right: some records left no trace in time", style="bold red")
         return 1
     console.print("All right: every row of every shard is as it must be, and the worker ended with status 0.")
-    console.print("Next: `simplu-worker demo --hold` and open the status page it names.", markup=False)
+    console.print("Next: `make demo ARGS=--hold`, and open the status page it names.", markup=False)
     return 0
 
 

@@ -256,4 +256,10 @@ def _describe(stack: Stack, env_file: Path, console: Console) -> None:
     console.print(
         f"everything answers; in another terminal:\n  simplu-worker run --env-file {file}", markup=False, soft_wrap=True
     )
+    console.print(
+        f"then operations: simplu-worker operations send FILE --wait --env-file {file}\n"
+        f"and its page: http://{HOST}:{stack.env['HTTP_PORT']}/ with the token {stack.env['API_TOKEN']}",
+        markup=False,
+        soft_wrap=True,
+    )
     console.print("Ctrl-C stops it all; SIGUSR1 starts killed Postgres servers again", soft_wrap=True)

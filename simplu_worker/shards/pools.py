@@ -138,6 +138,12 @@ class ShardPool:
             await connection.execute("COMMIT")
         instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)
 
+    async def probe(self) -> None:
+        """Use the shard once, so that its health is known; raises nothing."""
+        with contextlib.suppress(TryAgainLaterError):
+            async with self.connection() as connection:
+                await connection.execute("SELECT 1")
+
     async def close(self) -> None:
         """Close all connections, forcibly after a few seconds."""
         pool, self._pool = self._pool, None
@@ -250,6 +256,13 @@ class Pools:
             log.info("shard.repointed", shard_id=address.shard_id, place=address.place)
             pool.address = address
         return pool
+
+    async def probe(self) -> None:
+        """Ask the shards that last failed whether they are back; one that nobody uses would stay unhealthy for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            for shard_id, pool in self._pools.items():
+                if not pool.is_healthy:
+                    tasks.create_task(pool.probe(), name=f"probe:{shard_id}")
 
     def by_shard_id(self) -> Mapping[str, ShardPool]:
         """Return the pools that exist, by shard id."""

@@ -215,7 +215,7 @@ class Fleet:
         return StreamShardReader(
             self._stream,
             lease.lease_key,
-            start_of(lease, self._utc(), continues=not lease.parents.isdisjoint(self._observations)),
+            start_of(lease, self._utc()),
             done=None if lease.checkpoint.is_sentinel else lease.checkpoint,
             router=self._router,
             dead_letters=self._dead_letters,
@@ -250,10 +250,13 @@ class Fleet:
     async def _create_leases(self, leases: Sequence[Lease]) -> list[Lease]:
         """Create the leases that are missing at the start; return all."""
         initial = self._initial()
+        wanted: list[Lease] = []
+        if not leases:
+            wanted = first_leases(await self._listing_at(initial), initial)
+            # Those of a replica that was faster count: after a reshard in between, ours would be a second beginning.
+            leases = await self._table.scan(is_consistent=True)
         if leases:
             wanted = missing_leases(await self._whole_listing(), {lease.lease_key for lease in leases}, initial)
-        else:
-            wanted = first_leases(await self._listing_at(initial), initial)
         return [*leases, *await self._create(wanted)]
 
     async def _create(self, wanted: Sequence[Lease]) -> list[Lease]:

@@ -201,16 +201,14 @@ class LeaseHolder:
         return checkpoint if checkpoint is not None and checkpoint > self.lease.checkpoint else None
 
 
-def start_of(lease: Lease, now: datetime, *, continues: bool) -> Start:
-    """Return where to read from, given what is done; *continues* when a parent is read, or was.
+def start_of(lease: Lease, now: datetime) -> Start:
+    """Return where to read from, given what is done.
 
     LATEST without the instant it was pinned to is *now*: an iterator that expired before it saw a record would skip
-    those that came since. What continues is never at LATEST, unless a reshard came between two replicas' first looks at
-    an empty table: then its parent is read from one replica's first look, and all of its own records are later.
-    A sequence number is read once more, as the KCL does: its record may be an aggregate of which a part is done.
+    those that came since.
     """
-    if lease.checkpoint == TRIM_HORIZON or (lease.checkpoint == LATEST and continues):
+    if lease.checkpoint == TRIM_HORIZON:
         return TrimHorizon()
     if lease.checkpoint in {LATEST, AT_TIMESTAMP}:
         return AtTimestamp(lease.started_at or now)
-    return AtSequenceNumber(lease.checkpoint.checkpoint)
+    return AfterSequenceNumber(lease.checkpoint.checkpoint)

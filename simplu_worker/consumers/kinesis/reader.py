@@ -120,6 +120,7 @@ class StreamShardReader:
         self._ending = asyncio.Event()  # for lanes and waiting room: nothing is read any more
         self._tasks = asyncio.TaskGroup()
         self._millis_behind: int | None = None
+        self._replied_at = 0.0
         self.is_at_end = False
         self.child_shards: tuple[ChildShard, ...] = ()  # of the reply at the end
         self.trouble: str | None = None
@@ -155,11 +156,17 @@ class StreamShardReader:
 
     @property
     def lag_s(self) -> float | None:
-        """The age of the first record owed, or how far the last reply was behind the tip; None before it."""
+        """The age of the first record owed, or how far the last reply was behind the tip; None before it.
+
+        While nothing can be read it grows: what came since is not known.
+        """
         first = self._owed.first
         if first is not None:
             return max(0.0, (self._utc() - first.arrived_at).total_seconds())
-        return None if self._millis_behind is None else self._millis_behind / 1000
+        if self._millis_behind is None:
+            return None
+        unread_for_s = loop_time() - self._replied_at if self.trouble else 0.0
+        return self._millis_behind / 1000 + unread_for_s
 
     def has_in_hand(self, request_id: str, tenant_id: str | None) -> bool:
         """Whether an operation was read and not yet applied. Looks at all that is in hand: for people only."""
@@ -268,6 +275,7 @@ class StreamShardReader:
     async def _take(self, reply: Reply) -> None:
         """Send the operations of a reply on their way; return when its dead letters are stored."""
         self._millis_behind = reply.millis_behind
+        self._replied_at = loop_time()
         self._look_for_expiry(reply)
         self._pacing.replied(
             loop_time(),
