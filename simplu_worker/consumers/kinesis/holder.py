@@ -205,10 +205,11 @@ def start_of(lease: Lease, now: datetime) -> Start:
     """Return where to read from, given what is done.
 
     LATEST without the instant it was pinned to is *now*: an iterator that expired before it saw a record would skip
-    those that came since.
+    those that came since. A sequence number is read once more, as the KCL does: its record may be an aggregate of which
+    a part is done.
     """
     if lease.checkpoint == TRIM_HORIZON:
         return TrimHorizon()
     if lease.checkpoint in {LATEST, AT_TIMESTAMP}:
         return AtTimestamp(lease.started_at or now)
-    return AfterSequenceNumber(lease.checkpoint.checkpoint)
+    return AtSequenceNumber(lease.checkpoint.checkpoint)

@@ -1,0 +1,171 @@
+"""Replicas that come and go while the stream is resharded: nothing lost, doubled or out of order, seen from outside.
+
+    python tests/acceptance/fleet.py --operations 20000 --stream-shards 16
+
+Starts the embedded stack and the replicas itself. While a producer sends, the fleet goes 1 → 4 → 2 replicas, one is
+killed with -9, one is frozen for longer than a lease lasts and goes on, one is stopped in order, and the stream goes
+from N stream shards to 2N and down to N/2. Then every row, outcome and dead letter is compared with the model. Exit
+status 0 only if all is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import secrets
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+from rich.console import Console
+
+from simplu_worker.local.display import Display, print_differences, result_table
+from simplu_worker.local.kinesis_faults import SetOptions
+from simplu_worker.local.kinesis_server import control
+from simplu_worker.local.loopback import until
+from simplu_worker.local.stack import Stack
+from simplu_worker.local.trial import Load, Snapshot, Trial
+from simplu_worker.local.worker_process import WorkerProcess
+
+STOP_WITHIN_S = 35.0
+RESHARD_WITHIN_S = 60.0
+MOST = 0.9  # redeliveries leave no trace
+
+Step = Callable[[], Awaitable[None]]
+
+
+def main() -> None:
+    """Run the command and end with its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--operations", type=int, default=20_000)
+    parser.add_argument("--stream-shards", type=int, default=16)
+    parser.add_argument("--tenants", type=int, default=10)
+    parser.add_argument("--rate", type=float, default=400.0, help="most records a second")
+    parser.add_argument("--lease-duration", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=None, help="repeat an earlier run's records")
+    sys.exit(asyncio.run(run(parser.parse_args(), Console(soft_wrap=True, highlight=False))))
+
+
+async def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Run the trial with everything that happens to the fleet; return the exit status."""
+    seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
+    load = Load(arguments.operations, seed, run=secrets.token_hex(3), tenants=arguments.tenants, rate=arguments.rate)
+    console.print(f"seed {seed}, run {load.run}")
+    display = Display(console)
+
+    async def on_tick(snapshot: Snapshot) -> None:
+        display.show(snapshot, None)
+
+    async with Stack(shards=3, stream_shards=arguments.stream_shards) as stack:
+        # Nothing may be trimmed unread: a loss must be the fleet's.
+        await control(stack.kinesis_url, SetOptions(options={"memory_max_bytes": 2 * 1024**3}))
+        trial = Trial(load, lambda: stack.env, on_tick=on_tick, timeout_s=600)
+        fleet = _Fleet(stack, arguments.lease_duration, console)
+        await fleet.start(1)
+        async with asyncio.TaskGroup() as tasks:
+            happening = tasks.create_task(happen(trial, fleet, arguments.stream_shards))
+            result = await trial.run()
+            through = happening.done()
+            happening.cancel()
+        await fleet.stop_all()
+    console.print(result_table(result))
+    print_differences(console, result.report.differences)
+    if not result.progress.done:
+        console.print(f"expected {result.progress.expected} traces, found {result.progress.settled}")
+    if not through:
+        console.print("all was applied before all had happened: give a lower --rate or more --operations")
+    return 0 if result.progress.done and not result.report.differences and through else 1
+
+
+async def happen(trial: Trial, fleet: _Fleet, stream_shards: int) -> None:
+    """Do one thing after the other to the fleet and the stream, spread over what is sent."""
+    steps: list[Step] = [
+        lambda: fleet.start(3),
+        lambda: fleet.reshard(2 * stream_shards),
+        fleet.kill,
+        fleet.freeze,
+        lambda: fleet.reshard(stream_shards),
+        fleet.stop_one,
+        lambda: fleet.reshard(stream_shards // 2),
+    ]
+    for number, step in enumerate(steps, start=1):
+        await _settled_share(trial, number / (len(steps) + 1))
+        await step()
+
+
+async def _settled_share(trial: Trial, share: float) -> None:
+    async def settled() -> bool:
+        snapshot = trial.snapshot()
+        return snapshot.progress is not None and snapshot.progress.settled >= share * MOST * snapshot.total
+
+    await until(settled, within_s=float("inf"))
+
+
+class _Fleet:
+    """The replicas, and what is done to them."""
+
+    def __init__(self, stack: Stack, lease_duration_s: float, console: Console) -> None:
+        self._stack = stack
+        self._duration_s = lease_duration_s
+        self._console = console
+        self._numbers = itertools.count()
+        self._workers: list[WorkerProcess] = []
+
+    async def start(self, count: int) -> None:
+        """Start *count* more replicas."""
+        env = self._stack.env | {"KINESIS_LEASE_DURATION_SECONDS": str(self._duration_s)}
+        for _ in range(count):
+            worker = WorkerProcess(self._stack.group, env, number=next(self._numbers))
+            worker.start()
+            await worker.wait_ready()
+            self._workers.append(worker)
+        self._console.print(f"{len(self._workers)} replicas")
+
+    async def kill(self) -> None:
+        """Kill one with -9, for good."""
+        worker = self._workers.pop(0)
+        self._console.print(f"kill -9 of {worker.pid}; {len(self._workers)} replicas")
+        worker.kill()
+
+    async def freeze(self) -> None:
+        """Stop one for longer than its leases last; then it goes on as if nothing had been."""
+        worker = self._workers[0]
+        seconds = 2 * self._duration_s + 1
+        self._console.print(f"freezing {worker.pid} for {seconds:g} s")
+        worker.send_signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            worker.send_signal(signal.SIGCONT)
+        self._console.print("it goes on")
+
+    async def stop_one(self) -> None:
+        """Stop one in order."""
+        worker = self._workers.pop()
+        self._console.print(f"SIGTERM to {worker.pid}; {len(self._workers)} replicas")
+        await worker.stop(within_s=STOP_WITHIN_S)
+
+    async def stop_all(self) -> None:
+        """Stop those that are left in order; each must end with status 0."""
+        for worker in self._workers:
+            worker.check_running()
+            await worker.stop(within_s=STOP_WITHIN_S)
+
+    async def reshard(self, count: int) -> None:
+        """Have the stream split or merged to *count* stream shards."""
+        name = self._stack.env["KINESIS_STREAM_NAME"]
+        async with self._stack.aws_client("kinesis") as kinesis:
+
+            async def active() -> bool:
+                summary = (await kinesis.describe_stream_summary(StreamName=name))["StreamDescriptionSummary"]
+                return bool(summary["StreamStatus"] == "ACTIVE")
+
+            await kinesis.update_shard_count(StreamName=name, TargetShardCount=count, ScalingType="UNIFORM_SCALING")
+            if not await until(active, within_s=RESHARD_WITHIN_S):
+                raise SystemExit(f"the stream is not active {RESHARD_WITHIN_S:g} s after a reshard")
+        self._console.print(f"resharded to {count} stream shards")
+
+
+if __name__ == "__main__":
+    main()
