@@ -24,6 +24,9 @@ RETRY_AFTER_MAX_S = 30.0
 
 log = structlog.get_logger(__name__)
 
+# Retries are counted here, where their endpoint is known.
+stamina.instrumentation.set_on_retry_hooks(())
+
 
 class CitrusUnavailableError(TryAgainLaterError):
     """Citrus did not answer, or not in a way that can be understood."""

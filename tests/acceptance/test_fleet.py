@@ -1,0 +1,60 @@
+"""A fleet as a black box: replicas that come and go while the stream is resharded, and a replay of the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from simplu_worker.local.stack import Stack
+from simplu_worker.local.trial import Load, Snapshot, Trial
+from simplu_worker.local.worker_process import WorkerProcess
+
+FLEET = Path(__file__).parent / "fleet.py"
+ARGUMENTS = ["--operations", "2500", "--stream-shards", "4", "--rate", "100", "--lease-duration", "2"]
+
+
+@pytest.mark.slow
+def test_fleet_loses_doubles_and_reorders_nothing_when_replicas_come_and_go_and_the_stream_is_resharded() -> None:
+    """Every record is applied once and in order through kill -9, SIGSTOP, SIGTERM, scaling and three reshards."""
+    done = subprocess.run([sys.executable, str(FLEET), *ARGUMENTS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack() -> AsyncIterator[Stack]:
+    """Run the embedded stack."""
+    async with Stack(shards=2, stream_shards=2) as stack:
+        yield stack
+
+
+async def _ignore(_: Snapshot) -> None:
+    pass
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_replay_drops_what_was_applied_when_the_stream_is_read_again(stack: Stack) -> None:
+    """A replay changes no row: the log has every operation already."""
+    started_at = datetime.now(UTC) - timedelta(minutes=1)
+    worker = WorkerProcess(stack.group, stack.env)
+    worker.start()
+    await worker.wait_ready()
+    result = await Trial(Load(300, 1, run="replay", tenants=4), lambda: stack.env, on_tick=_ignore).run()
+    assert result.report.differences == []
+    command = [sys.executable, "-m", "simplu_worker", "replay", "--json", "--from", started_at.isoformat()]
+    env = {"PATH": "/usr/bin:/bin", **stack.env}
+    replay = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, env=env)
+    assert replay.returncode == 0, replay.stderr[-3000:]
+    answer = json.loads(replay.stdout)
+    outcomes = {outcome: count for outcome, count in answer["outcomes"].items() if count}
+    assert outcomes.keys() == {"duplicate", "dead_letter"}  # the latter: a request id used by two operations
+    letters = sum(answer["deadLetters"].values())
+    assert outcomes["duplicate"] + letters == result.produced
+    await worker.stop(within_s=35)
