@@ -29,7 +29,7 @@ from simplu_worker.consumers.kinesis.stream import Stream
 from simplu_worker.consumers.retention import LogWindow
 from simplu_worker.consumers.sqs.control import ControlHandler
 from simplu_worker.consumers.sqs.queue import Queue
-from simplu_worker.consumers.sqs.receiver import QueueReceiver
+from simplu_worker.consumers.sqs.receiver import POLL_WAIT_S, QueueReceiver
 from simplu_worker.errors import ConfigurationError, RefusedError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.metrics.http import open_http
@@ -122,7 +122,7 @@ def _only_connection_string(settings: Settings) -> str:
     if password is not None:
         userinfo += ":" + quote(password.get_secret_value(), safe="")
     host = settings.database_host or ""
-    place = f"[{host}]" if ":" in host else host
+    place = f"[{host}]" if ":" in host else quote(host, safe="")  # a socket's folder has slashes
     return f"postgresql://{userinfo}@{place}:{settings.database_port}/{quote(settings.database_name or '', safe='')}"
 
 
@@ -184,7 +184,11 @@ async def _open_consumers(stack: AsyncExitStack, settings: Settings, shards: Sha
         queue = Queue(sqs, settings.sqs_shard_creation_queue_url, poll_client=polls)
         handler = ControlHandler(shards.provisioner, queue, retry_delays_s=settings.sqs_retry_delays_seconds)
         consumers.queues.append(queue)
-        consumers.receivers[queue.name] = QueueReceiver(queue, handler.handle, dead_letters)
+        # A parked poll is waited out at a stop: it must leave most of the grace time to what is in hand.
+        poll_wait_s = min(POLL_WAIT_S, max(1, int(settings.shutdown_grace_seconds / 4)))
+        consumers.receivers[queue.name] = QueueReceiver(
+            queue, handler.handle, dead_letters, poll_wait_s=poll_wait_s, stop_wait_s=poll_wait_s + 1.0
+        )
     if settings.kinesis_stream_name is not None:
         kinesis = await stack.enter_async_context(
             open_client("kinesis", region=region, read_timeout_s=KINESIS_READ_TIMEOUT_S, pool_size=64)

@@ -31,6 +31,16 @@ hypothesis.settings.load_profile("simplu-repeatable" if _IS_REPEATABLE else "sim
 _tenant_numbers = itertools.count(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the slow tests to CI, and say so; REQUIRE_ALL=1 runs them here too."""
+    if os.environ.get("REQUIRE_ALL") == "1":
+        return
+    slow = pytest.mark.skip(reason="slow: it takes over ten seconds; to run it: REQUIRE_ALL=1")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(slow)
+
+
 def _running_server(name: str) -> Iterator[PostgresServer]:
     try:
         find_postgres_bin()

@@ -294,12 +294,14 @@ class Scene:
         """The length of the worker's log now, for `log(since=…)`."""
         return self.worker.log_path.stat().st_size
 
-    async def logged(self, event: str, *, since: int, within_s: float) -> dict[str, Any]:
-        """Wait until the worker logs *event*; return its facts."""
+    async def logged(self, event: str, *, since: int, within_s: float, **facts: str) -> dict[str, Any]:
+        """Wait until the worker logs *event* with *facts*; return all of its facts."""
         async with asyncio.timeout(within_s):
-            while not (found := [facts for facts in self.log(since=since) if facts["event"] == event]):
+            while True:
+                for line in self.log(since=since):
+                    if line["event"] == event and facts.items() <= line.items():
+                        return line
                 await asyncio.sleep(POLL_S)
-        return found[0]
 
     # What is left behind
 

@@ -178,7 +178,8 @@ def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int
     kind = _KINDS.get(message.operation)
     if kind is None:
         known = ", ".join(_KINDS)
-        raise _InvalidError(f"operation: expected one of {known}, got {message.operation[:32]!r}")
+        came = f"another text of {len(message.operation)} characters"  # not the text: errors are logged
+        raise _InvalidError(f"operation: expected one of {known}, got {came}")
     if b"\\u" in record:  # no other way for U+0000 into JSON text
         _check_ids(message)
     request_id = message.request_id

@@ -35,6 +35,7 @@ from simplu_worker.local.workload import Tenant
 in_stacks_loop = pytest.mark.asyncio(loop_scope="module")
 
 TENANT = Tenant("clinic", "main", "dental")
+STREAM_SHARDS = 2
 GRACE_S = 10.0
 PATIENCE_S = 20.0
 SEEN_BUSY_S = 0.3  # issue: on a stream shard that had a record in the last minute
@@ -47,7 +48,7 @@ _numbers = itertools.count(1)
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack() -> AsyncIterator[Stack]:
     """Run one stack for this file, with one tenant; at the end no process of it is left, nor of the workers."""
-    async with Stack(shards=2, stream_shards=2) as running:
+    async with Stack(shards=2, stream_shards=STREAM_SHARDS) as running:
         async with running_worker(running, with_queue=True):
             await provision(running)
         yield running
@@ -98,12 +99,12 @@ async def provision(stack: Stack, tenant: Tenant = TENANT) -> None:
     await until_so(is_there)
 
 
-async def put(stack: Stack, *request_ids: str, kind: str = "create") -> None:
+async def put(stack: Stack, *request_ids: str, stream: str = STREAM_NAME) -> None:
     """Put one operation of the tenant for each request id, all in one stream shard."""
     async with stack.aws_client("kinesis") as kinesis:
         for request_id in request_ids:
             members = {
-                "operation": kind,
+                "operation": "create",
                 "businessId": TENANT.business_id,
                 "locationId": TENANT.location_id,
                 "resourceType": "patient",
@@ -112,7 +113,7 @@ async def put(stack: Stack, *request_ids: str, kind: str = "create") -> None:
                 "timestamp": "2026-01-31T09:00:00Z",
                 "data": {"name": "somebody"},
             }
-            await kinesis.put_record(StreamName=STREAM_NAME, PartitionKey="key", Data=json.dumps(members).encode())
+            await kinesis.put_record(StreamName=stream, PartitionKey="key", Data=json.dumps(members).encode())
 
 
 async def shard_of_tenant(stack: Stack) -> str:
@@ -151,6 +152,16 @@ async def leases(stack: Stack) -> list[dict[str, Any]]:
     return [row for row in reply["Items"] if row["leaseKey"]["S"].startswith("shardId-")]
 
 
+async def holds_all(stack: Stack, worker: WorkerProcess) -> None:
+    """Wait until *worker* holds every lease: those of one that was killed have to expire first."""
+
+    async def is_so() -> bool:
+        owners = [row.get("leaseOwner", {"S": ""})["S"] for row in await leases(stack)]
+        return len(owners) == STREAM_SHARDS and all(f":{worker.pid}:" in owner for owner in owners)
+
+    await until_so(is_so)
+
+
 async def get(worker: WorkerProcess, path: str, *, token: str | None = None) -> tuple[int, str]:
     """Return status and body of a request."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -187,16 +198,14 @@ async def ended(worker: WorkerProcess, *, within_s: float) -> int:
 async def test_worker_drains_and_gives_its_leases_back_when_it_gets_sigterm(stack: Stack) -> None:
     """Exit 0 within the grace time; the lease rows are there without an owner, with the last checkpoint."""
     async with running_worker(stack, with_queue=True) as worker:
+        await holds_all(stack, worker)
         ids = [f"drained-{number}" for number in range(20)]
         await put(stack, *ids)
         await applied(stack, ids[-1])
-        owned = await leases(stack)
         worker.send_signal(signal.SIGTERM)
         assert await ended(worker, within_s=GRACE_S) == 0, tail_of(worker.log_path)
     released = await leases(stack)
 
-    assert [("leaseOwner" in row, row["leaseKey"]) for row in owned] == [(True, row["leaseKey"]) for row in owned]
-    assert len(released) == 2
     assert [row for row in released if "leaseOwner" in row] == []
     assert any(row["checkpoint"]["S"].isdigit() for row in released)
     events = [json.loads(line)["event"] for line in worker.log_path.read_text().splitlines()]
@@ -208,6 +217,7 @@ async def test_worker_drains_and_gives_its_leases_back_when_it_gets_sigterm(stac
 async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
     """A batch without an answer is left owed: exit 0 in time, leases back, and the next worker applies it."""
     async with running_worker(stack, SHUTDOWN_GRACE_SECONDS="3") as worker:
+        await holds_all(stack, worker)
         await put(stack, "before-frost")
         await applied(stack, "before-frost")
         for server in stack.servers.values():
@@ -231,6 +241,7 @@ async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
 async def test_worker_ends_at_once_when_it_gets_a_second_signal(stack: Stack) -> None:
     """Whatever it still waits for; SIGINT counts like SIGTERM."""
     async with running_worker(stack, SHUTDOWN_GRACE_SECONDS="60") as worker:
+        await holds_all(stack, worker)
         await put(stack, "before-second-signal")
         await applied(stack, "before-second-signal")
         for server in stack.servers.values():
@@ -307,7 +318,7 @@ async def test_worker_answers_over_http(stack: Stack) -> None:
     assert f'version="{__version__}"' in build
     assert 'simplu_operations_total{operation="create",outcome="succeeded",source="kinesis"}' in metrics
     status = json.loads(allowed["/status"][1])
-    assert status["ready"] is None
+    assert (status["version"], [shard["shardId"] for shard in status["shards"]]) == (__version__, ["shard-1"])
     assert [server.password for server in stack.servers.values() if server.password in repr(allowed)] == []
 
     assert taken.returncode == 1
@@ -330,14 +341,15 @@ async def test_worker_shows_nothing_protected_when_it_has_no_token(stack: Stack)
 @in_stacks_loop
 async def test_worker_sees_a_record_soon(stack: Stack) -> None:
     """Within 1.1 s on an idle stream shard, within 300 ms on a busy one; here until committed, with slack."""
-    async with running_worker(stack) as worker:
+    # On a stream of its own, which the worker makes: it had no record in the last minute.
+    async with running_worker(stack, KINESIS_STREAM_NAME="quiet", KINESIS_APPLICATION_NAME="quiet-worker") as worker:
         await asyncio.sleep(2)
-        await put(stack, "on-idle")
+        await put(stack, "on-idle", stream="quiet")
         idle_s = await applied(stack, "on-idle")
         busy_s = []
         for number in range(8):
-            await asyncio.sleep(0.13)  # at another place between two reads each time
-            await put(stack, f"on-busy-{number}")
+            await asyncio.sleep(0.05 + 0.03 * number)  # at another place between two reads each time
+            await put(stack, f"on-busy-{number}", stream="quiet")
             busy_s.append(await applied(stack, f"on-busy-{number}"))
         await worker.stop(within_s=GRACE_S)
 

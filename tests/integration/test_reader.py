@@ -21,7 +21,7 @@ from simplu_worker.consumers.aws import Client
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
 from simplu_worker.consumers.kinesis.positions import Position
 from simplu_worker.consumers.kinesis.reader import PENDING_MAX_BYTES, ReadingRules, StreamShardReader
-from simplu_worker.consumers.kinesis.stream import AfterSequenceNumber, Start, Stream, TrimHorizon
+from simplu_worker.consumers.kinesis.stream import AfterSequenceNumber, AtSequenceNumber, Start, Stream, TrimHorizon
 from simplu_worker.local import citrus as local_citrus
 from simplu_worker.local.loopback import until
 from simplu_worker.local.postgres import PostgresServer
@@ -109,6 +109,7 @@ class World:
         self,
         start: Start | None = None,
         *,
+        done: Position | None = None,
         queue_url: str | None = None,
         rules: ReadingRules = RULES,
         pending_max_bytes: int = PENDING_MAX_BYTES,
@@ -119,6 +120,7 @@ class World:
             self.stream,
             ONLY,
             start or TrimHorizon(),
+            done=done,
             router=self.router,
             dead_letters=DeadLetterQueue(self.sqs, queue_url or self.queue_url, draw=lambda: 0.0),
             rules=rules,
@@ -188,10 +190,17 @@ def mixed(*chains: Sequence[bytes]) -> list[bytes]:
 
 
 async def outcomes(pool: ShardPool, tenant: str) -> list[str]:
-    """Return what the shard's log says of a tenant's operations, in the order of their numbers."""
-    rows = await fetch(pool, "SELECT request_id, status, error FROM operations WHERE tenant_id = $1", tenant)
-    found = {int(row["request_id"].rpartition("-")[2]): row["error"] or row["status"] for row in rows}
-    return [found[number] for number in sorted(found)]
+    """Return what the shard's log says of a tenant's operations, in the order of their numbers.
+
+    Fail when a later number was applied in an earlier transaction.
+    """
+    rows = await fetch(
+        pool, "SELECT request_id, status, error, xid::text::bigint AS xid FROM operations WHERE tenant_id = $1", tenant
+    )
+    rows.sort(key=lambda row: int(row["request_id"].rpartition("-")[2]))
+    transactions = [row["xid"] for row in rows]
+    assert transactions == sorted(transactions)
+    return [row["error"] or row["status"] for row in rows]
 
 
 async def eventually(is_so: Callable[[], bool], *, within_s: float = PATIENCE_S) -> None:
@@ -470,6 +479,38 @@ async def test_reader_holds_a_tenant_that_is_not_active(world: World, state: str
     assert await outcomes(shard, "a-x") == ["succeeded"] * 9
 
 
+async def test_reader_holds_what_is_behind_the_batch_too(world: World) -> None:
+    """All that a lane has of a tenant goes back together, in order, however many batches it would have been."""
+    await world.provision("a-x", "shard-1")
+    shard = await world.shard("shard-1")
+    await world.put(*chain("a-x", 3))
+
+    async with world.reading() as reader:
+        await logs(shard, "a-x", 3)
+        await fetch(shard, "UPDATE tenants SET state = 'fenced' RETURNING id")
+        numbers = await world.put(*chain("a-x", 1500, first=3))
+        await eventually(lambda: [held["operations"] for held in reader.held()] == [1500])
+        await fetch(shard, "UPDATE tenants SET state = 'active' RETURNING id")
+        await reaches(reader, numbers[-1])
+
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 1503
+
+
+async def test_reader_keeps_the_order_when_another_reader_finds_the_tenant_first(world: World) -> None:
+    """The route is known then, and what comes next must still not overtake what waits to ask for it."""
+    await world.put(*chain("new-x", 3))
+
+    async with world.reading() as reader:
+        # It has asked for the fifth time, and will again in two seconds.
+        await eventually(lambda: any(one.failure_count == 5 for one in reader._room.tenants().values()))
+        await world.provision("new-x", "shard-1")
+        await world.router.find("new-x")
+        numbers = await world.put(*chain("new-x", 3, first=3))
+        await reaches(reader, numbers[-1])
+
+    assert await outcomes(await world.shard("shard-1"), "new-x") == ["succeeded"] * 6
+
+
 async def test_reader_follows_a_tenant_that_moved(world: World) -> None:
     """Whatever Citrus still says: the shards' own word counts, and the order is kept on the way."""
     await world.provision("a-x", "shard-1")
@@ -501,7 +542,7 @@ async def test_second_reader_ends_with_the_same_rows_when_the_first_is_stopped_i
 
     async with other.transaction() as connection:
         await connection.execute("SELECT FROM tenants FOR UPDATE")  # no batch gets past this
-        async with world.reading() as reader:
+        async with world.reading(rules=msgspec.structs.replace(RULES, drain_s=0.2)) as reader:
             await logs(one, "a-x", 600)
             await reaches(reader, numbers[0])
     assert reader.checkpoint == Position.of(numbers[0])
@@ -511,6 +552,18 @@ async def test_second_reader_ends_with_the_same_rows_when_the_first_is_stopped_i
     for shard, tenant in ((one, "a-x"), (other, "b-x")):
         assert await outcomes(shard, tenant) == ["succeeded"] * 600
     assert await world.letters() == []
+
+
+async def test_reader_passes_over_the_record_of_its_checkpoint(world: World) -> None:
+    """It starts with that record, to see that it is still kept, and does nothing about it a second time."""
+    await world.provision("a-x", "shard-1")
+    numbers = await world.put(b"not json", *chain("a-x", 3))
+
+    async with world.reading(AtSequenceNumber(numbers[0]), done=Position.of(numbers[0])) as reader:
+        await reaches(reader, numbers[-1])
+
+    assert await world.letters() == []
+    assert await outcomes(await world.shard("shard-1"), "a-x") == ["succeeded"] * 3
 
 
 async def test_two_readers_of_one_stream_shard_do_no_harm(world: World) -> None:

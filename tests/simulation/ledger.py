@@ -5,31 +5,26 @@ Every write to the lease table and every effect of an operation is checked at th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from simulated_shards import PostgresShards
+from simulated_shards import PostgresShards, RecordKey, record_key
 
 from simplu_worker.consumers.kinesis.leases import Lease, lease_of
-from simplu_worker.consumers.kinesis.positions import SHARD_END
+from simplu_worker.consumers.kinesis.positions import SHARD_END, Position
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
 
 
 class Put(msgspec.Struct, frozen=True):
-    """One record of the stream; *operation* is None when it holds none."""
+    """One record of the stream, or one of those in an aggregate; *operation* is None when it holds none."""
 
     index: int  # over the whole stream: the order in which records of one partition key must take effect
-    number: int
+    position: Position
     origin: Origin
     operation: Operation | None
-
-    @property
-    def position(self) -> tuple[str, str]:
-        """Stream shard and sequence number."""
-        return self.origin.stream_shard_id or "", self.origin.sequence_number or ""
 
 
 class Ledger:
@@ -43,7 +38,7 @@ class Ledger:
         self.by_stream_shard: dict[str, list[Put]] = {}
         self.violations: list[str] = []
         self.checkpoints_written = 0
-        self._by_position: dict[tuple[str, str], Put] = {}
+        self._by_key: dict[RecordKey, Put] = {}
         self._last_applied: dict[str, Put] = {}  # by partition key
         self._applied: dict[tuple[str, str], int] = {}  # by tenant and request id: the index of the record
         self._settled: dict[str, int] = {}  # by stream shard: how many of its first records are known to be settled
@@ -53,26 +48,31 @@ class Ledger:
         """Note that a rule was broken."""
         self.violations.append(rule)
 
-    def note_put(self, record: bytes, partition_key: str, answer: Mapping[str, str], arrived_at: datetime) -> None:
-        """Note a record that the stream took."""
-        origin = Origin(
-            Source.KINESIS,
-            "operations",
-            arrived_at,
-            stream_shard_id=answer["ShardId"],
-            sequence_number=answer["SequenceNumber"],
-            partition_key=partition_key,
-        )
-        decoded = decode_operation(record, origin, max_bytes=1_000_000, list_limit=100)
-        operation = decoded if isinstance(decoded, Operation) else None
-        put = Put(len(self.puts), int(answer["SequenceNumber"]), origin, operation)
-        self.puts.append(put)
-        self.by_stream_shard.setdefault(answer["ShardId"], []).append(put)
-        self._by_position[put.position] = put
+    def note_put(
+        self, records: Sequence[bytes], partition_key: str, answer: Mapping[str, str], arrived_at: datetime
+    ) -> None:
+        """Note a record that the stream took, or the *records* of an aggregate."""
+        stream_shard_id, sequence_number = answer["ShardId"], answer["SequenceNumber"]
+        for sub_sequence_number, record in enumerate(records):
+            origin = Origin(
+                Source.KINESIS,
+                "operations",
+                arrived_at,
+                stream_shard_id=stream_shard_id,
+                sequence_number=sequence_number,
+                sub_sequence_number=sub_sequence_number,
+                partition_key=partition_key,
+            )
+            decoded = decode_operation(record, origin, max_bytes=1_000_000, list_limit=100)
+            operation = decoded if isinstance(decoded, Operation) else None
+            put = Put(len(self.puts), Position.of(sequence_number, sub_sequence_number), origin, operation)
+            self.puts.append(put)
+            self.by_stream_shard.setdefault(stream_shard_id, []).append(put)
+            self._by_key[record_key(origin)] = put
 
     def is_settled(self, put: Put) -> bool:
         """Whether a record was applied, or dropped for an earlier one of the same request, or is a dead letter."""
-        if put.position in self._shards.letters:
+        if record_key(put.origin) in self._shards.letters:
             return True
         operation = put.operation
         if operation is None:
@@ -96,7 +96,7 @@ class Ledger:
         """Check that every record had the one end that it should have."""
         for put in self.puts:
             expected = self._expected_letter(put)
-            reason = self._shards.letters.get(put.position)
+            reason = self._shards.letters.get(record_key(put.origin))
             if reason != expected:
                 self.violate(f"record {put.index}: expected the dead letter {expected}, came {reason}")
             if reason is not None and put.index in self._applied.values():
@@ -119,14 +119,14 @@ class Ledger:
     def _check_checkpoint(self, lease: Lease) -> None:
         self.checkpoints_written += 1
         owed = self.first_unsettled(lease.lease_key)
-        if owed is not None and lease.checkpoint.number >= owed.number:
-            self.violate(f"checkpoint {lease.checkpoint} of {lease.lease_key} passed {owed}")
+        if owed is not None and lease.checkpoint >= owed.position:
+            self.violate(f"checkpoint {lease.checkpoint.checkpoint} of {lease.lease_key} passed record {owed.index}")
         if lease.checkpoint == SHARD_END and not self._is_closed(lease.lease_key):
             self.violate(f"SHARD_END of {lease.lease_key}, which is open")
 
     def _note_applied(self, operation: Operation) -> None:
         origin = operation.origin
-        put = self._by_position[origin.stream_shard_id or "", origin.sequence_number or ""]
+        put = self._by_key[record_key(origin)]
         key = (operation.tenant_id, operation.request_id)
         if key in self._applied:
             self.violate(f"record {put.index} took effect twice")

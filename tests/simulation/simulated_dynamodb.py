@@ -17,6 +17,7 @@ from simulated_network import Network
 Row: TypeAlias = Mapping[str, Any]
 Watch: TypeAlias = Callable[[str, Row | None, Row | None], None]  # key, row before, row after
 
+SERVICE = "dynamodb"
 STALE_FOR_S = 1.0
 THROUGHPUT = "ProvisionedThroughputExceededException"
 
@@ -111,8 +112,8 @@ class DynamoDb:
 
     async def _ask(self, operation: str, serve: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if self._network.draws.random() < self._network.trouble.throttled:
-            return await self._network.ask(lambda: _refuse(operation, THROUGHPUT), lost=_lost)
-        return await self._network.ask(serve, lost=_lost)
+            return await self._network.ask(SERVICE, lambda: _refuse(operation, THROUGHPUT), lost=_lost)
+        return await self._network.ask(SERVICE, serve, lost=_lost)
 
     def _find(self, name: str) -> Table:
         if name not in self.tables:

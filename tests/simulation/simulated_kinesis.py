@@ -16,6 +16,7 @@ from simplu_worker.local.kinesis_actions import Actions
 from simplu_worker.local.kinesis_errors import KinesisError
 from simplu_worker.local.kinesis_model import Account, Options, Stream
 
+SERVICE = "kinesis"
 STREAM = "operations"
 
 
@@ -96,8 +97,8 @@ class KinesisClient:
     async def _ask(self, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
         network = self._service.network
         if network.draws.random() < network.trouble.throttled:
-            return await network.ask(functools.partial(_throttle, action), lost=_lost)
-        return await network.ask(functools.partial(self._service.do, action, **arguments), lost=_lost)
+            return await network.ask(SERVICE, functools.partial(_throttle, action), lost=_lost)
+        return await network.ask(SERVICE, functools.partial(self._service.do, action, **arguments), lost=_lost)
 
 
 def _throttle(action: str) -> dict[str, Any]:

@@ -36,17 +36,18 @@ class Network:
         self.loop = loop
         self.draws = draws
         self.trouble = Trouble()
+        self.down: set[str] = set()  # services that answer nobody
         self._nobody = contextvars.copy_context()  # what lands runs as no process, so it runs whoever is stopped
 
-    async def ask(self, serve: Callable[[], T], *, lost: Callable[[], Exception]) -> T:
-        """Have *serve* run some time later and return, or raise, what it gave, some time after that.
+    async def ask(self, service: str, serve: Callable[[], T], *, lost: Callable[[], Exception]) -> T:
+        """Have *service* run *serve* some time later and return, or raise, what it gave, some time after that.
 
         *lost* makes the error of a request that had no answer: it may have landed, or may not.
         """
         trouble, draw = self.trouble, self.draws.random
         answer: asyncio.Future[T] = self.loop.create_future()
         fate = draw()
-        if fate < trouble.request_lost:
+        if service in self.down or fate < trouble.request_lost:
             self._later(self._fail, answer, lost())
         else:
             is_lost = fate < trouble.request_lost + trouble.answer_lost

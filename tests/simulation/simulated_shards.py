@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 import msgspec
 from simulated_network import Network
@@ -16,14 +17,18 @@ from simulated_network import Network
 from simplu_worker.consumers.dead_letters import DeadLetter
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import TryAgainLaterError
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, Outcome
+from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, Origin, Outcome
 from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit
 from simplu_worker.shards.directory import Absence
 from simplu_worker.shards.router import Router
 
+RecordKey: TypeAlias = tuple[str, str, int]  # stream shard, sequence number, place in its aggregate
+
 APPLIED = Outcome(Disposition.APPLIED)
 DUPLICATE = Outcome(Disposition.DUPLICATE)
 REUSED = Outcome(Disposition.DEAD_LETTER, reason=DeadLetterReason.REQUEST_ID_REUSED, error="used before")
+SHARD_IDS = ("shard-1", "shard-2")
+CITRUS, LETTERS = "citrus", "letters"
 STORE_RETRY_S = 0.5
 
 
@@ -43,8 +48,7 @@ class PostgresShards:
         self.network = network
         self.tenants: dict[str, Tenant] = {}
         self.log: dict[tuple[str, str], bytes] = {}
-        self.letters: dict[tuple[str, str], DeadLetterReason] = {}  # by stream shard and sequence number
-        self.down: set[str] = set()
+        self.letters: dict[RecordKey, DeadLetterReason] = {}
         self.on_applied: Callable[[Operation], None] = lambda _operation: None
         self.is_deduplicating = True  # False only in worlds that are meant to break
         self._tenant_wait = tenant_wait
@@ -54,21 +58,18 @@ class PostgresShards:
         tenant = self.tenants[tenant_id]
         if tenant.created_at is None:
             return Absence.UNREGISTERED
-        if tenant.shard_id in self.down:
+        if tenant.shard_id in self.network.down:
             raise TryAgainLaterError(f"shard {tenant.shard_id} does not answer")
         return tenant.shard_id if tenant.is_active else Absence.INACTIVE
 
     def transact(self, shard_id: str, operations: Sequence[Operation]) -> list[Outcome]:
         """Apply a batch in one transaction."""
-        if shard_id in self.down:
-            raise TryAgainLaterError(f"shard {shard_id} does not answer")
         return [self._apply(shard_id, operation) for operation in operations]
 
     def store(self, letters: Sequence[DeadLetter]) -> None:
         """Keep dead letters."""
         for letter in letters:
-            origin = letter.origin
-            self.letters[origin.stream_shard_id or "", origin.sequence_number or ""] = letter.reason
+            self.letters[record_key(letter.origin)] = letter.reason
 
     def _apply(self, shard_id: str, operation: Operation) -> Outcome:
         outcome = admit(operation, self._row(shard_id, operation), tenant_wait=self._tenant_wait)
@@ -103,14 +104,16 @@ class SimulatedRouter(Router):
 
     async def find(self, tenant_id: str) -> str | Absence:
         """Ask for the shard of a tenant."""
-        found = await self._shards.network.ask(lambda: self._shards.locate(tenant_id), lost=_lost)
+        found = await self._shards.network.ask(CITRUS, lambda: self._shards.locate(tenant_id), lost=_lost)
         if not isinstance(found, Absence):
             self._remembered[tenant_id] = found
         return found
 
     async def apply(self, shard_id: str, operations: Sequence[Operation]) -> list[Outcome]:
         """Apply a batch; a lost answer leaves open whether it was committed."""
-        outcomes = await self._shards.network.ask(lambda: self._shards.transact(shard_id, operations), lost=_lost)
+        outcomes = await self._shards.network.ask(
+            shard_id, lambda: self._shards.transact(shard_id, operations), lost=_lost
+        )
         for operation, outcome in zip(operations, outcomes, strict=True):
             if outcome is HOLD:
                 self._remembered.pop(operation.tenant_id, None)
@@ -130,10 +133,15 @@ class SimulatedDeadLetters:
         """Store, however long it takes; raise TryAgainLaterError when it is to stop first."""
         while True:
             try:
-                return await self._shards.network.ask(lambda: self._shards.store(letters), lost=_lost)
+                return await self._shards.network.ask(LETTERS, lambda: self._shards.store(letters), lost=_lost)
             except TryAgainLaterError as exc:
                 if await pause(STORE_RETRY_S, until=stopping):
                     raise TryAgainLaterError(f"stopping: {exc}") from exc
+
+
+def record_key(origin: Origin) -> RecordKey:
+    """Return what tells a record from all others."""
+    return origin.stream_shard_id or "", origin.sequence_number or "", origin.sub_sequence_number
 
 
 def _lost() -> Exception:

@@ -6,6 +6,7 @@ First trouble, for some seconds; then everything is repaired and what is owed mu
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,12 +17,13 @@ from typing import Any
 import msgspec
 import structlog
 from botocore.exceptions import ClientError
+from kpl_aggregates import aggregate
 from ledger import Ledger
 from replicas import APPLICATION, FleetMaker, Replica, Surroundings
 from simulated_dynamodb import DynamoDb
 from simulated_kinesis import STREAM, KinesisService
 from simulated_network import Network, Trouble
-from simulated_shards import PostgresShards, Tenant
+from simulated_shards import SHARD_IDS, PostgresShards, Tenant
 from virtual_time import EPOCH, VirtualLoop
 
 from simplu_worker.consumers.kinesis.fleet import Fleet
@@ -34,6 +36,7 @@ UNKNOWN_AFTER_S = 75.0  # for records of tenants that never come: 60 s, and what
 STOPPED_WITHIN_S = 10.0
 LOOK_EVERY_S = 0.25
 REPLICAS_MAX = 4
+RECORDS_AT_ONCE = (1,) * 12 + (2, 4)  # more than one: packed as the Kinesis Producer Library does
 
 log = structlog.get_logger(__name__)
 
@@ -110,7 +113,7 @@ class Simulation:
         self.replicas: list[Replica] = []
         for number in range(plan.tenant_count):
             tenant_id = f"b{number}-l"
-            self.shards.tenants[tenant_id] = Tenant(tenant_id, f"shard-{self.draws.randint(1, 2)}")
+            self.shards.tenants[tenant_id] = Tenant(tenant_id, self.draws.choice(SHARD_IDS))
 
     def __repr__(self) -> str:
         return f"Simulation(at {self.loop.time():.3f} s, {self.plan}, {self.kinesis.stream}, {self.replicas})"
@@ -119,12 +122,12 @@ class Simulation:
         """Run it to its end. Raises ViolationError."""
         self.kinesis.do("CreateStream", StreamName=STREAM, ShardCount=self.plan.stream_shard_count)
         await asyncio.sleep(0.1)
-        self.network.trouble = self._trouble()
-        self.kinesis.false_ends = self.draws.choice([0.0, 0.0, 0.0, 0.05])
         for _ in range(self.plan.replica_count):
             self.start_replica()
-        if self.plan.initial_position == "LATEST":
-            await self._until(lambda: len(self.table.rows) >= self.plan.stream_shard_count, within_s=QUIET_WITHIN_S)
+        if self.plan.initial_position == "LATEST":  # what comes before it was first seen is not read
+            await self._until(lambda: all(one.fleet.is_set_up for one in self.replicas), within_s=QUIET_WITHIN_S)
+        self.network.trouble = self._trouble()
+        self.kinesis.false_ends = self.draws.choice([0.0, 0.0, 0.0, 0.05])
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._produce())
             await self._break_things()
@@ -169,11 +172,19 @@ class Simulation:
             owned = sorted(key for key, lease in unfinished.items() if lease.owner == me)
             if owned != replica.running():
                 problems.append(f"{me} owns {owned} and reads {replica.running()}")
+            problems += [f"{me} has not passed {key}" for key in owned if not self._is_passed(replica, unfinished[key])]
         counts = Counter(lease.owner for lease in unfinished.values())
         by_replica = [counts[me] for me in alive]
-        if max(by_replica) - min(by_replica) > 1:
+        if not by_replica or max(by_replica) - min(by_replica) > 1:
             problems.append(f"the leases are not even: {by_replica}")
         return problems
+
+    def _is_passed(self, replica: Replica, lease: Lease) -> bool:
+        """Whether a replica knows that nothing is owed of what was put so far."""
+        puts = self.ledger.by_stream_shard.get(lease.lease_key)
+        checkpoints = [reader.checkpoint for reader in replica.fleet.readers() if reader.stream_shard_id == lease.lease_key]
+        reached = [lease.checkpoint, *(checkpoint for checkpoint in checkpoints if checkpoint is not None)]
+        return not puts or max(reached) == puts[-1].position
 
     async def _until(self, is_reached: Callable[[], bool], *, within_s: float) -> None:
         deadline = self.loop.time() + within_s
@@ -206,33 +217,35 @@ class Simulation:
             if lease.owner is not None and lease.checkpoint != SHARD_END:
                 raise ViolationError(f"{key} is still owned by {lease.owner}")
             puts = self.ledger.by_stream_shard.get(key)
-            if puts and lease.checkpoint != SHARD_END and lease.checkpoint.number != puts[-1].number:
-                raise ViolationError(f"{key} stopped at {lease.checkpoint}, not at its last record {puts[-1]}")
+            if puts and lease.checkpoint != SHARD_END and lease.checkpoint != puts[-1].position:
+                raise ViolationError(f"{key} stopped at {lease.checkpoint.checkpoint}, before its last record")
 
     async def _produce(self) -> None:
         pause_s = self.plan.trouble_s / self.plan.record_count
-        tenants = list(self.shards.tenants)
         keys = [f"key-{number}" for number in range(self.plan.key_count)]
-        records: list[tuple[str, bytes]] = []
+        put_before: list[tuple[str, list[bytes]]] = []
         for number in range(self.plan.record_count):
             await asyncio.sleep(self.draws.uniform(0, 2 * pause_s))
             key = self.draws.choice(keys)
-            tenant_id = tenants[hash_of(key) % len(tenants)]
-            record = self._record(number, key, tenant_id)
-            if records and self.draws.random() < 0.03:
-                key, record = self.draws.choice(records)  # a producer that had no answer puts it again
-            records.append((key, record))
-            self._put(key, record)
+            count = self.draws.choice(RECORDS_AT_ONCE)
+            records = [self._record(f"{number}.{place}", key) for place in range(count)]
+            if put_before and self.draws.random() < 0.03:
+                key, records = self.draws.choice(put_before)  # a producer that had no answer puts it again
+            put_before.append((key, records))
+            self._put(key, records)
 
-    def _put(self, key: str, record: bytes) -> None:
+    def _put(self, key: str, records: list[bytes]) -> None:
         arrived_at = datetime.fromtimestamp(self.kinesis.now_ms / 1000, UTC)
-        data = msgspec.json.encode(record).decode()[1:-1]
+        record = records[0] if len(records) == 1 else aggregate([(key, None, one) for one in records])
+        data = base64.b64encode(record).decode()
         answer = self.kinesis.do("PutRecord", StreamName=STREAM, PartitionKey=key, Data=data)
-        self.ledger.note_put(record, key, answer, arrived_at)
+        self.ledger.note_put(records, key, answer, arrived_at)
 
-    def _record(self, number: int, key: str, tenant_id: str) -> bytes:
+    def _record(self, number: str, key: str) -> bytes:
         if self.draws.random() < 0.03:
-            return b"not an operation %d" % number
+            return b"not an operation " + number.encode()
+        tenants = list(self.shards.tenants)
+        tenant_id = tenants[hash_of(key) % len(tenants)]
         business_id, _, location_id = tenant_id.partition("-")
         request_id = self.draws.choice([f"r-{number}"] * 18 + [None, "r-reused"])
         message = {
@@ -258,7 +271,7 @@ class Simulation:
         """Let everything be well again, and two replicas at least run."""
         self.network.trouble = Trouble(stale=0.2)
         self.kinesis.false_ends = 0.0
-        self.shards.down.clear()
+        self.network.down.clear()
         strangers = list(self.shards.tenants)[:1] if self.plan.has_strangers else []
         for tenant in self.shards.tenants.values():
             tenant.is_active = True
@@ -358,10 +371,10 @@ def _reshard(simulation: Simulation, action: str, **arguments: Any) -> None:
 
 
 def outage(simulation: Simulation) -> None:
-    """Take a Postgres shard away for a while."""
-    shard_id = simulation.draws.choice(["shard-1", "shard-2"])
-    simulation.shards.down.add(shard_id)
-    _later(simulation, simulation.draws.uniform(0.2, 3.0), simulation.shards.down.discard, shard_id)
+    """Take a service away for a while."""
+    service = simulation.draws.choice([*SHARD_IDS, *SHARD_IDS, "citrus", "letters", "dynamodb", "kinesis"])
+    simulation.network.down.add(service)
+    _later(simulation, simulation.draws.uniform(0.2, 3.0), simulation.network.down.discard, service)
 
 
 def register(simulation: Simulation) -> None:
@@ -377,7 +390,7 @@ def move(simulation: Simulation) -> None:
     tenant = simulation.draws.choice(list(simulation.shards.tenants.values()))
 
     def activate() -> None:
-        tenant.shard_id = simulation.draws.choice(["shard-1", "shard-2"])
+        tenant.shard_id = simulation.draws.choice(SHARD_IDS)
         tenant.is_active = True
 
     tenant.is_active = False

@@ -147,7 +147,7 @@ class StreamShardReader:
     def is_through(self) -> bool:
         """Whether it is at the tip or the end, and all that it read is done with or waits for its tenant's shard."""
         at_tip = self.is_at_end or self._millis_behind == 0
-        return at_tip and not any(len(lane) for lane in self._lanes.values()) and self._room.is_asked_through
+        return at_tip and len(self._owed) == self.waiting_count and self._room.is_asked_through
 
     @property
     def waiting_count(self) -> int:
