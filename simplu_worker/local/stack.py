@@ -258,7 +258,7 @@ def _describe(stack: Stack, env_file: Path, console: Console) -> None:
     )
     console.print(
         f"then operations: simplu-worker operations send FILE --wait --env-file {file}\n"
-        f"and its page: http://{HOST}:{stack.env['HTTP_PORT']}/ with the token {stack.env['API_TOKEN']}",
+        f"and its page: http://{HOST}:{stack.env['HTTP_PORT']}/ with the API_TOKEN of that file",
         markup=False,
         soft_wrap=True,
     )

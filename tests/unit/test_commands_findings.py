@@ -46,7 +46,7 @@ def queue_with(*, visibility_s: int = 30, receives: object = 5) -> QueueAttribut
         ),
         (Facts(queues={"queue q": queue_with(receives=3)}), {"sqs_retry_delays_seconds": (1,)}, []),
         (Facts(queues={"queue q": queue_with(receives=4)}), {}, []),
-        (Facts(queues={"queue q": queue_with(receives=1000)}), {}, ["queue q: maxReceiveCount 1000, "]),
+        (Facts(queues={"queue q": queue_with(receives=1001)}), {}, ["queue q: maxReceiveCount 1001, "]),
         (Facts(queues={"queue q": queue_with(visibility_s=24)}), {}, ["queue q: visibility timeout 24 s"]),
         (Facts(queues={"queue q": queue_with(visibility_s=25)}), {}, []),
         (Facts(retentions={"stream s": 336 * HOUR}), {}, []),

@@ -269,8 +269,10 @@ class StreamShardReader:
         self.refusal = self.trouble if isinstance(exc, RefusedError) else None
         self._pacing.failed(loop_time(), self._draw())
         instruments.RETRIES.labels("kinesis", "read_failed").inc()
-        level = log.warning if self.refusal is None else log.error
-        level("stream_shard.unread", stream_shard_id=self.stream_shard_id, error=str(exc))
+        if self.refusal is None:
+            log.warning("stream_shard.unread", stream_shard_id=self.stream_shard_id, error=str(exc))
+        else:
+            log.error("stream_shard.refused", stream_shard_id=self.stream_shard_id, error=str(exc))
 
     async def _take(self, reply: Reply) -> None:
         """Send the operations of a reply on their way; return when its dead letters are stored."""
