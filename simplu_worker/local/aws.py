@@ -26,6 +26,7 @@ SECRET_ACCESS_KEY = "simplu-local-secret"  # noqa: S105  # moto takes any
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY}
 STREAM_NAME = "resources-operations"
 BUSINESS_INFO_TABLE = "business-info"
+RECORD_MAX_KIB = 10 * 1024  # the most a stream may be made to take; what the worker refuses itself is beyond
 VISIBILITY_TIMEOUT_S = 30
 MAX_RECEIVE_COUNT = 1000  # a dependency's trouble of hours must not make a dead letter
 START_TIMEOUT_S = 30.0
@@ -135,7 +136,9 @@ async def _create_queues(endpoint_url: str) -> QueueUrls:
 
 async def _create_stream(endpoint_url: str, stream_shards: int) -> None:
     async with aws_client("kinesis", endpoint_url) as kinesis:
-        await kinesis.create_stream(StreamName=STREAM_NAME, ShardCount=stream_shards)
+        await kinesis.create_stream(
+            StreamName=STREAM_NAME, ShardCount=stream_shards, MaxRecordSizeInKiB=RECORD_MAX_KIB
+        )
 
         async def active() -> bool:
             described = await kinesis.describe_stream_summary(StreamName=STREAM_NAME)

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
+from botocore.exceptions import ClientError
 
 from simplu_worker.local.comparison import (
     Letter,
@@ -30,7 +31,8 @@ POLL_INTERVAL_S = 0.5
 QUERY_TIMEOUT_S = 60.0
 # Long enough that no letter is read again and again, short enough that it is there for who looks after us.
 LETTER_VISIBILITY_S = 60
-COLLECTORS = 4
+COLLECTORS = 3
+COLLECTOR_PAUSE_S = 0.2
 TENANTS_SQL = "SELECT id, business_id, location_id, business_type, state FROM tenants ORDER BY id"
 ROWS_SQL = """
 SELECT id, "businessType", "resourceName", "resourceId", data::text AS data, date, "lastUpdated" FROM resources
@@ -96,7 +98,10 @@ class LetterBox:
 
     async def _collect(self) -> None:
         while True:
-            await self.read_once(wait_s=1)
+            try:
+                await self.read_once(wait_s=1)
+            except ClientError:  # moto's threads race, and one of them loses
+                await asyncio.sleep(COLLECTOR_PAUSE_S)
 
     async def read_once(self, *, wait_s: int) -> int:
         """Read up to ten letters, waiting up to *wait_s* for the first; return how many were new."""

@@ -42,6 +42,7 @@ from simplu_worker.shards.router import Router
 
 SCANS_PER_DURATION: Final = 10
 SCAN_CAPACITY_PER_S: Final = 50.0  # read capacity units a replica spends on looking at leases
+TAKEN_AT_ONCE: Final = 10  # connections of the client
 AUDIT_INTERVAL_S: Final = 10.0
 AUDITS_UNTIL_SYNC: Final = 3  # the same hole so often in a row is none that a reshard passes through (KCL)
 LISTING_INTERVAL_S: Final = 60.0
@@ -172,21 +173,30 @@ class Fleet:
             me=self._me,
             draw=self._draw(),
         )
-        for lease in wanted:
+        for at in range(0, len(wanted), TAKEN_AT_ONCE):
+            async with asyncio.TaskGroup() as takes:
+                for lease in wanted[at : at + TAKEN_AT_ONCE]:
+                    takes.create_task(self._take_one(lease, tasks, stopping), name=f"take:{lease.lease_key}")
+
+    async def _take_one(self, lease: Lease, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
+        try:
             taken = await self._table.take(lease, self._me, start_at=self._pin(lease))
-            if taken is None:
-                continue
-            how = self._how(lease)
-            instruments.KINESIS_LEASE_TAKES.labels(how).inc()
-            log.info(
-                "lease.taken",
-                stream_shard_id=lease.lease_key,
-                checkpoint=lease.checkpoint.checkpoint,
-                how=how,
-                owner_before=lease.owner,
-            )
-            holder = self._holders[lease.lease_key] = self._holder(taken)
-            tasks.create_task(self._hold(holder, stopping), name=f"lease:{lease.lease_key}")
+        except (TryAgainLaterError, RefusedError) as exc:
+            log.warning("lease.untaken", stream_shard_id=lease.lease_key, error=str(exc))
+            return
+        if taken is None:
+            return
+        how = self._how(lease)
+        instruments.KINESIS_LEASE_TAKES.labels(how).inc()
+        log.info(
+            "lease.taken",
+            stream_shard_id=lease.lease_key,
+            checkpoint=lease.checkpoint.checkpoint,
+            how=how,
+            owner_before=lease.owner,
+        )
+        holder = self._holders[lease.lease_key] = self._holder(taken)
+        tasks.create_task(self._hold(holder, stopping), name=f"lease:{lease.lease_key}")
 
     def _how(self, lease: Lease) -> str:
         if lease.owner in {None, self._me}:

@@ -26,6 +26,7 @@ from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 
 RENEWALS_PER_DURATION: Final = 3
+TRIES_PER_DURATION: Final = 30  # of a renewal that fails: half of them may, and the lease is still kept
 RETRY_PAUSE_S: Final = 1.0
 BARE_ENDS_BELIEVED: Final = 3
 
@@ -163,25 +164,25 @@ class LeaseHolder:
 
     async def _keep(self) -> None:
         """Renew until cancelled; raise `_LeaseLostError` when the lease is lost."""
-        pause_s = self._duration_s / RENEWALS_PER_DURATION
+        interval_s = pause_s = self._duration_s / RENEWALS_PER_DURATION
         while True:
             await asyncio.sleep(pause_s)
             started_at = loop_time()
-            if started_at - self._renewed_at > self._duration_s:
-                raise _LeaseLostError  # suspended, or without answers: others may have it
             try:
-                async with asyncio.timeout_at(self._renewed_at + self._duration_s):
+                # Also when it is overdue, after a suspension or slow answers: the write lands only if nobody took the
+                # lease meanwhile.
+                async with asyncio.timeout_at(started_at + interval_s):
                     renewed = await self._table.renew(self.lease, self._progress())
-            except TimeoutError:
-                raise _LeaseLostError from None
-            except (TryAgainLaterError, RefusedError) as exc:
-                log.warning("lease.unrenewed", stream_shard_id=self.lease_key, error=str(exc))
-                pause_s = min(RETRY_PAUSE_S, self._duration_s / RENEWALS_PER_DURATION)
+            except (TryAgainLaterError, RefusedError, TimeoutError) as exc:
+                log.warning("lease.unrenewed", stream_shard_id=self.lease_key, error=str(exc) or "no answer in time")
+                if loop_time() - self._renewed_at > self._duration_s:
+                    raise _LeaseLostError from None  # without answers for so long, others may have it
+                pause_s = self._duration_s / TRIES_PER_DURATION
                 continue
             if renewed is None:
                 raise _LeaseLostError
             self.lease, self._renewed_at = renewed, started_at
-            pause_s = self._duration_s / RENEWALS_PER_DURATION
+            pause_s = interval_s
 
     async def _give_back(self) -> None:
         """Write the last checkpoint and let others take the lease at once; without an answer it just expires."""

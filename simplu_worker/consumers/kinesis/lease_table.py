@@ -159,7 +159,10 @@ class LeaseTable:
             return None
         if checkpoint is None or row.checkpoint >= checkpoint:
             return row
-        return await self.renew(row, checkpoint)
+        try:
+            return await self.renew(row, checkpoint)
+        except TryAgainLaterError:
+            return row  # renewed it is; the checkpoint goes with the next renewal, which will know this one's
 
     async def release(self, lease: Lease, checkpoint: Position | None = None) -> bool:
         """Give the lease back, with a last checkpoint, so that others may take it at once.
