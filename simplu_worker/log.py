@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 from math import isfinite
@@ -32,6 +33,9 @@ SCRUBBED_TEXT_MAX_LENGTH = 32_768  # cut before scrubbing, so that a huge text c
 DEPTH_MAX = 6
 GROUP_MAX_LENGTH = 20
 # Bodies and signatures are in what these log at debug; our own doors log each call without them.
+RECENT_MAX = 20
+RECENT_LEVELS = frozenset({"warning", "error", "critical"})
+ABOUT = ("shard_id", "stream_shard_id", "queue", "stream", "table", "business_id")
 LIBRARIES_NEVER_AT_DEBUG = ("aiobotocore", "boto3", "botocore", "urllib3")
 
 # Every repetition is bounded: texts of strangers come through here, and none may stop the event loop.
@@ -172,6 +176,7 @@ class _Output:
         self._render = render
         self._clock = clock
         self._fold = RepeatFold()
+        self.recent: deque[Facts] = deque(maxlen=RECENT_MAX)
         self._lock = threading.RLock()  # re-entrant: the garbage collector may run a __del__ that logs
 
     def write(self, event: Facts) -> None:
@@ -185,7 +190,12 @@ class _Output:
             self._write_lines(self._fold.flush())
 
     def _write_lines(self, events: Iterable[Facts]) -> None:
-        if lines := "".join(f"{self._render(event)}\n" for event in events):
+        lines = ""
+        for event in events:
+            lines += f"{self._render(event)}\n"
+            if event["level"] in RECENT_LEVELS:
+                self.recent.append(event)
+        if lines:
             self._stream.write(lines)
             self._stream.flush()
 
@@ -284,6 +294,23 @@ def configure_logging(
     root.setLevel(logging.DEBUG if threshold == logging.DEBUG else max(threshold, logging.WARNING))
     for library in LIBRARIES_NEVER_AT_DEBUG:
         logging.getLogger(library).setLevel(logging.INFO if threshold == logging.DEBUG else logging.NOTSET)
+
+
+def recent_errors() -> list[Facts]:
+    """Return the last warnings and errors as they were written, newest first, each with how often it came."""
+    if _output is None:
+        return []
+    return [
+        {
+            "at": event["timestamp"],
+            "level": event["level"],
+            "event": event["event"],
+            "about": next((event[name] for name in ABOUT if name in event), None),
+            "error": event.get("error") or event.get("reason"),
+            "count": 1 + event.get("repeated", 0),
+        }
+        for event in reversed(list(_output.recent))
+    ]
 
 
 def flush_logging() -> None:

@@ -15,6 +15,7 @@ from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.fleet import Fleet
 from simplu_worker.consumers.sqs.receiver import LONGEST_TURN_S, QueueReceiver
 from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.log import recent_errors
 from simplu_worker.metrics import instruments
 from simplu_worker.metrics.http import Answer, Views
 from simplu_worker.operations.operation import tenant_id_of
@@ -107,6 +108,12 @@ class Replica:
             "streamShards": self.fleet.status() if self.fleet else [],
             "shards": self._shards(),
             "held": [{"streamShard": r.stream_shard_id} | target for r in readers for target in r.held()],
+            "recentErrors": recent_errors(),
+            "counters": {
+                "operations": instruments.totals(instruments.OPERATIONS, "outcome"),
+                "deadLetters": instruments.totals(instruments.DEAD_LETTERS, "reason"),
+                "provisioned": instruments.totals(instruments.PROVISIONING, "outcome"),
+            },
             "citrus": self.locator.trouble or "ok" if isinstance(self.locator, Citrus) else None,
         }
 

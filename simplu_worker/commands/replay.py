@@ -67,12 +67,12 @@ async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
         replaying = _Replay(stream, shards.router, letters, settings, start, leases)
         for generation in generations(await stream.list_stream_shards()):
             await replaying.read(generation)
-    outcomes = _outcomes()
+    outcomes = instruments.totals(instruments.OPERATIONS, "outcome")
     answer = {"outcomes": outcomes, "deadLetters": dict(letters.counts), "leftWaiting": replaying.left_waiting}
     if as_json:
         print_json(answer)
     else:
-        rows = [(name, count) for name, count in sorted(outcomes.items()) if count]
+        rows = sorted(outcomes.items())
         rows += [(f"no operation: {reason}", count) for reason, count in sorted(letters.counts.items())]
         rows += [("left: their tenants have no shard", replaying.left_waiting)] if replaying.left_waiting else []
         print_table(("what became of the records", "count"), rows)
@@ -163,12 +163,3 @@ def _show(shard: StreamShard, reader: StreamShardReader) -> None:
     trouble = f": {reader.trouble}" if reader.trouble else ""
     lag = "unknown" if reader.lag_s is None else f"{reader.lag_s:.0f} s"
     Console(stderr=True, highlight=False).print(f"{shard.stream_shard_id}: {lag} to go{trouble}", markup=False)
-
-
-def _outcomes() -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for metric in instruments.OPERATIONS.collect():
-        for sample in metric.samples:
-            if sample.name.endswith("_total"):
-                counts[sample.labels["outcome"]] += int(sample.value)
-    return dict(counts)

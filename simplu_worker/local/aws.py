@@ -136,9 +136,7 @@ async def _create_queues(endpoint_url: str) -> QueueUrls:
 
 async def _create_stream(endpoint_url: str, stream_shards: int) -> None:
     async with aws_client("kinesis", endpoint_url) as kinesis:
-        await kinesis.create_stream(
-            StreamName=STREAM_NAME, ShardCount=stream_shards, MaxRecordSizeInKiB=RECORD_MAX_KIB
-        )
+        await kinesis.create_stream(StreamName=STREAM_NAME, ShardCount=stream_shards, MaxRecordSizeInKiB=RECORD_MAX_KIB)
 
         async def active() -> bool:
             described = await kinesis.describe_stream_summary(StreamName=STREAM_NAME)

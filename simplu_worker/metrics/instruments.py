@@ -201,6 +201,16 @@ def start_queue_at_zero(queue: str) -> None:
     _start_at_zero(SQS_IN_FLIGHT, [queue])
 
 
+def totals(counter: Counter, label: str) -> dict[str, int]:
+    """Return what *counter* has counted, summed by one of its labels; zeros are left out."""
+    sums: dict[str, int] = {}
+    for metric in counter.collect():
+        for sample in metric.samples:
+            if sample.value:
+                sums[sample.labels[label]] = sums.get(sample.labels[label], 0) + int(sample.value)
+    return sums
+
+
 def remove_stream_shard(stream_shard_id: str) -> None:
     """Drop the series of a stream shard that this replica reads no more, so that no stale lag stays; idempotent."""
     KINESIS_LAG.remove(stream_shard_id)

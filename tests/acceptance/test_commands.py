@@ -246,7 +246,11 @@ AWS_DEPENDENCIES = ["stream", "lease table", "control queue", "dead letters"]
 BROKEN: list[tuple[dict[str, str], list[str], str]] = [
     ({"CITRUS_API_KEY": "another-key"}, ["Citrus"], "check CITRUS_API_KEY"),
     ({"CITRUS_SERVER_URL": GONE}, ["Citrus"], "ClientConnectorError"),
-    ({"AWS_ENDPOINT_URL": GONE, "AWS_ENDPOINT_URL_KINESIS": GONE, "DYNAMODB_ENDPOINT": GONE}, AWS_DEPENDENCIES, "Could not connect"),
+    (
+        {"AWS_ENDPOINT_URL": GONE, "AWS_ENDPOINT_URL_KINESIS": GONE, "DYNAMODB_ENDPOINT": GONE},
+        AWS_DEPENDENCIES,
+        "Could not connect",
+    ),
     (
         {"KINESIS_STREAM_NAME": "none", "KINESIS_CREATE_STREAM": "0", "KINESIS_APPLICATION_NAME": "business-info"},
         ["stream", "lease table"],

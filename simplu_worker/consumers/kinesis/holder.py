@@ -83,7 +83,7 @@ class LeaseHolder:
 
     def status(self) -> dict[str, Any]:
         """Return how far it is, for people."""
-        renewed = {"owner": self.lease.owner, "renewedSecondsAgo": round(self.renewal_age_s, 1)}
+        renewed = {"owner": self.lease.owner, "renewalAgeSeconds": round(self.renewal_age_s, 1)}
         if self.reader is not None:
             return self.reader.status() | renewed
         waits_for = ", ".join(self._unfinished_parents(self.lease)) or "its first read"
