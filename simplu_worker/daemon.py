@@ -30,12 +30,12 @@ from simplu_worker.consumers.retention import LogWindow
 from simplu_worker.consumers.sqs.control import ControlHandler
 from simplu_worker.consumers.sqs.queue import Queue
 from simplu_worker.consumers.sqs.receiver import POLL_WAIT_S, QueueReceiver
-from simplu_worker.errors import ConfigurationError, RefusedError, WorkerError
+from simplu_worker.errors import ConfigurationError, RefusedError, TryAgainLaterError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.metrics.http import open_http
 from simplu_worker.notify import SystemdNotifier
 from simplu_worker.settings import Settings
-from simplu_worker.shards.citrus import open_citrus
+from simplu_worker.shards.citrus import Citrus, open_citrus
 from simplu_worker.shards.directory import Directory, Locator, StaticMap
 from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.provisioning import Provisioner
@@ -69,6 +69,7 @@ class Shards:
 class Consumers:
     """The sources that are on."""
 
+    dead_letters: DeadLetterQueue
     fleet: Fleet | None = None
     receivers: dict[str, QueueReceiver] = field(default_factory=dict)
     stream: Stream | None = None
@@ -154,7 +155,8 @@ async def run_worker(settings: Settings) -> None:
             around = [
                 tasks.create_task(_heartbeat(notifier, replica), name="heartbeat"),
                 tasks.create_task(_retention(settings, shards, consumers).run(), name="retention"),
-                tasks.create_task(_probe(shards.pools), name="probe"),
+                tasks.create_task(_probe(shards), name="probe"),
+                tasks.create_task(consumers.dead_letters.open(), name="dead-letters"),
             ]
             async with asyncio.TaskGroup() as sources:
                 for name, receiver in consumers.receivers.items():
@@ -172,11 +174,10 @@ async def run_worker(settings: Settings) -> None:
 
 async def _open_consumers(stack: AsyncExitStack, settings: Settings, shards: Shards, name: str) -> Consumers:
     region = settings.aws_region
-    consumers = Consumers()
     # Deletes, heartbeats and dead letters never wait behind parked polls: those have a client of their own.
     sqs = await stack.enter_async_context(open_client("sqs", region=region, pool_size=32))
     dead_letters = DeadLetterQueue(sqs, settings.sqs_dead_letter_queue_url or "")
-    await dead_letters.open()
+    consumers = Consumers(dead_letters)
     if settings.sqs_shard_creation_queue_url is not None:
         polls = await stack.enter_async_context(
             open_client("sqs", region=region, read_timeout_s=POLL_READ_TIMEOUT_S, pool_size=4)
@@ -230,11 +231,14 @@ async def _open_fleet(
     )
 
 
-async def _probe(pools: Pools) -> None:
-    """Notice that a lost shard is back, also when nobody needs it just then."""
+async def _probe(shards: Shards) -> None:
+    """Notice that a lost shard, or a Citrus that refused us, is back, also when nobody needs it just then."""
     while True:
         await asyncio.sleep(PROBE_INTERVAL_S)
-        await pools.probe()
+        await shards.pools.probe()
+        if isinstance(shards.locator, Citrus) and shards.locator.is_denied:
+            with contextlib.suppress(TryAgainLaterError):
+                await shards.locator.shards()
 
 
 async def _heartbeat(notifier: SystemdNotifier, replica: Replica) -> None:

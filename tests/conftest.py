@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     slow = pytest.mark.skip(reason="slow: it takes over ten seconds; to run it: REQUIRE_ALL=1")
     for item in items:
-        if "slow" in item.keywords:
+        if item.get_closest_marker("slow"):
             item.add_marker(slow)
 
 

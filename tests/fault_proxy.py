@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator
+from typing import Self
 from urllib.parse import urlsplit
 
 from simplu_worker.local.loopback import HOST, free_port
@@ -42,7 +43,7 @@ class FaultProxy:
         """Where it listens."""
         return f"http://{HOST}:{self._port}"
 
-    async def __aenter__(self) -> FaultProxy:
+    async def __aenter__(self) -> Self:
         await self._listen()
         return self
 

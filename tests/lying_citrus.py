@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Self
 from urllib.parse import unquote
 
 import aiohttp
@@ -18,7 +19,7 @@ Lie = Callable[[web.Request], web.Response | None]
 
 
 class LyingCitrus:
-    """Listens while it is entered. `requests` are (loop time, method, path as sent, decoded) of all that was asked."""
+    """Listens while it is entered. `requests` are (loop time, method, path, decoded) of all that was asked."""
 
     def __init__(self, citrus_url: str) -> None:
         self.requests: list[tuple[float, str, str]] = []
@@ -28,7 +29,7 @@ class LyingCitrus:
         self._exit = contextlib.AsyncExitStack()
         self.url = ""
 
-    async def __aenter__(self) -> LyingCitrus:
+    async def __aenter__(self) -> Self:
         self._session = await self._exit.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._serve)
@@ -64,22 +65,16 @@ class LyingCitrus:
         """Return when, by the loop's clock, something was asked whose path holds *text*."""
         return [at for at, _, path in self.requests if text in path]
 
-    @contextlib.asynccontextmanager
-    async def _answer_of_citrus(self, request: web.Request) -> AsyncIterator[aiohttp.ClientResponse]:
-        url = URL(f"{self._citrus_url}{request.raw_path}", encoded=True)
-        headers = {name: value for name, value in request.headers.items() if name != "Host"}
-        body = await request.read()
-        async with self._session.request(request.method, url, headers=headers, data=body) as answer:
-            yield answer
-
     async def _serve(self, request: web.Request) -> web.Response:
         self.requests.append((asyncio.get_running_loop().time(), request.method, unquote(request.raw_path)))
-        await request.read()
+        body = await request.read()
         if self._lie is not None and (lie := self._lie(request)) is not None:
             return lie
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
-        async with self._answer_of_citrus(request) as answer:
+        url = URL(f"{self._citrus_url}{request.raw_path}", encoded=True)
+        headers = {name: value for name, value in request.headers.items() if name != "Host"}
+        async with self._session.request(request.method, url, headers=headers, data=body) as answer:
             return web.Response(
                 status=answer.status, body=await answer.read(), content_type=answer.content_type, charset="utf-8"
             )

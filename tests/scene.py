@@ -7,13 +7,14 @@ import hashlib
 import itertools
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar
 
 import aiohttp
 import asyncpg
+import pytest
 from fault_proxy import FaultProxy
 from lying_citrus import LyingCitrus
 
@@ -36,7 +37,18 @@ FROM operations WHERE tenant_id = $1
 """
 ROW_SQL = """SELECT (data->>'n')::int FROM resources WHERE id = $1 AND "resourceName" = $2 AND "resourceId" = $3"""
 
+T = TypeVar("T")
+
 _numbers = itertools.count(1)
+
+
+async def eventually(ask: Callable[[], Awaitable[T]], *, within_s: float) -> T:
+    """Ask again and again until the answer is true, and return it; raises TimeoutError."""
+    async with asyncio.timeout(within_s):
+        while True:
+            if answer := await ask():
+                return answer
+            await asyncio.sleep(POLL_S)
 
 
 def record_of(tenant: Tenant, operation: str, request_id: str | None, **members: Any) -> dict[str, Any]:
@@ -92,7 +104,9 @@ class Chain:
 class Scene:
     """The stack, the worker, and the proxies between them."""
 
-    def __init__(self, *, aws: Literal["local", "moto"] = "local") -> None:
+    def __init__(self, *, aws: Literal["local", "moto"] = "local", env: Mapping[str, str] | None = None) -> None:
+        """*env* is for the worker alone, and wins."""
+        self._more_env = dict(env or {})
         self.stack = Stack(shards=3, stream_shards=2, tenants_per_shard=1000, aws=aws)
         self.homes: dict[str, PostgresServer] = {}  # by tenant id
         self.steady: list[Tenant] = []  # one on each shard, known to the worker
@@ -100,7 +114,7 @@ class Scene:
         self._run = secrets.token_hex(3)
         self._exit = AsyncExitStack()
 
-    async def __aenter__(self) -> Scene:
+    async def __aenter__(self) -> Self:
         enter = self._exit.enter_async_context
         await enter(self.stack)
         env = self.stack.env
@@ -119,7 +133,8 @@ class Scene:
         await self.sqs.set_queue_attributes(
             QueueUrl=env["SQS_SHARD_CREATION_QUEUE_URL"], Attributes={"VisibilityTimeout": "4"}
         )
-        self.worker = WorkerProcess(self.stack.group, env | self._troubled_env())
+        self.worker_env = env | self._troubled_env() | self._more_env
+        self.worker = WorkerProcess(self.stack.group, self.worker_env)
         self.worker.start()
         await self.worker.wait_ready()
         self.steady = await self.make_tenants(1)
@@ -183,12 +198,22 @@ class Scene:
 
     async def provisioned(self, tenants: Iterable[Tenant], *, within_s: float) -> None:
         """Wait until the shards have *tenants*."""
-        async with asyncio.timeout(within_s):
-            for tenant in tenants:
-                while not await self.fetchval(tenant, "SELECT to_regclass('tenants') IS NOT NULL") or not (
-                    await self.fetchval(tenant, "SELECT EXISTS (SELECT FROM tenants WHERE id = $1)", tenant.tenant_id)
-                ):
-                    await asyncio.sleep(POLL_S)
+        left = list(tenants)
+
+        async def all_there() -> bool:
+            while left and await self._has(left[-1]):
+                left.pop()
+            return not left
+
+        await eventually(all_there, within_s=within_s)
+
+    async def _has(self, tenant: Tenant) -> bool:
+        """Tell whether its shard has the tenant; before its first one it has not even the table."""
+        try:
+            query = "SELECT EXISTS (SELECT FROM tenants WHERE id = $1)"
+            return bool(await self.fetchval(tenant, query, tenant.tenant_id))
+        except asyncpg.UndefinedTableError:
+            return False
 
     @asynccontextmanager
     async def connected(self, tenant: Tenant) -> AsyncIterator[asyncpg.Connection[Any]]:
@@ -226,10 +251,12 @@ class Scene:
     ) -> dict[str, asyncpg.Record]:
         """Wait until the tenant's log has *request_ids*; return it."""
         wanted = set(request_ids)
-        async with asyncio.timeout(within_s):
-            while not wanted <= (log := await self.log_of(tenant)).keys():
-                await asyncio.sleep(POLL_S)
-        return log
+
+        async def whole_log() -> dict[str, asyncpg.Record]:
+            log = await self.log_of(tenant)
+            return log if wanted <= log.keys() else {}
+
+        return await eventually(whole_log, within_s=within_s)
 
     async def is_settled(self, chain: Chain) -> bool:
         """Tell whether all that was put of *chain* is in the log."""
@@ -237,14 +264,15 @@ class Scene:
 
     async def settled(self, *chains: Chain, within_s: float) -> None:
         """Wait until all that was put of *chains* is in the log; then what was read must be what was written before."""
+
+        async def all_settled() -> bool:
+            return all([await self.is_settled(chain) for chain in chains])
+
         try:
-            async with asyncio.timeout(within_s):
-                for chain in chains:
-                    while not await self.is_settled(chain):
-                        await asyncio.sleep(POLL_S)
+            await eventually(all_settled, within_s=within_s)
         except TimeoutError:
             self.worker.check_running()
-            raise AssertionError(f"not applied within {within_s} s; {await self.status()}") from None
+            pytest.fail(f"not applied within {within_s} s; {await self.status()}")
         for chain in chains:
             log = await self.log_of(chain.tenant)
             got = {name: (log[name]["status"], log[name]["error"], log[name]["n"]) for name in chain.expected}
@@ -258,17 +286,19 @@ class Scene:
 
     # What the worker says
 
-    async def readiness(self) -> tuple[int, str]:
+    async def readiness(self, worker: WorkerProcess | None = None) -> tuple[int, str]:
         """Return the status and text of `/readyz`."""
-        async with self.http.get(f"{self.worker.url}/readyz") as answer:
+        async with self.http.get(f"{(worker or self.worker).url}/readyz") as answer:
             return answer.status, await answer.text()
 
-    async def becomes_ready(self, status: int, *, within_s: float) -> str:
+    async def becomes_ready(self, status: int, *, within_s: float, worker: WorkerProcess | None = None) -> str:
         """Wait until `/readyz` answers with *status*; return its text."""
-        async with asyncio.timeout(within_s):
-            while (readiness := await self.readiness())[0] != status:
-                await asyncio.sleep(POLL_S)
-        return readiness[1]
+
+        async def said() -> str:
+            now, text = await self.readiness(worker)
+            return text if now == status else ""
+
+        return await eventually(said, within_s=within_s)
 
     async def status(self) -> Any:
         """Return `/status`."""
@@ -296,12 +326,12 @@ class Scene:
 
     async def logged(self, event: str, *, since: int, within_s: float, **facts: str) -> dict[str, Any]:
         """Wait until the worker logs *event* with *facts*; return all of its facts."""
-        async with asyncio.timeout(within_s):
-            while True:
-                for line in self.log(since=since):
-                    if line["event"] == event and facts.items() <= line.items():
-                        return line
-                await asyncio.sleep(POLL_S)
+
+        async def line() -> dict[str, Any]:
+            lines = self.log(since=since)
+            return next((line for line in lines if line["event"] == event and facts.items() <= line.items()), {})
+
+        return await eventually(line, within_s=within_s)
 
     # What is left behind
 
@@ -314,15 +344,19 @@ class Scene:
     async def checkpoint_passes(self, position: Position, *, within_s: float) -> None:
         """Wait until the lease table says that *position* is done with."""
         stream_shard_id, sequence_number = position
-        async with asyncio.timeout(within_s):
-            while await self.checkpoint(stream_shard_id) < int(sequence_number):
-                await asyncio.sleep(POLL_S)
+
+        async def passed() -> bool:
+            return await self.checkpoint(stream_shard_id) >= int(sequence_number)
+
+        await eventually(passed, within_s=within_s)
 
     async def letters_of(self, positions: Iterable[Position], *, within_s: float) -> dict[Position, Letter]:
         """Wait until there are dead letters of the records at *positions*; return them."""
         wanted = set(positions)
-        async with asyncio.timeout(within_s):
-            while not wanted <= self.letter_box.positions:
-                await self.letter_box.read_once(wait_s=0)
-                await asyncio.sleep(POLL_S)
+
+        async def all_read() -> bool:
+            await self.letter_box.read_once(wait_s=0)
+            return wanted <= self.letter_box.positions
+
+        await eventually(all_read, within_s=within_s)
         return {letter.position: letter for letter in self.letter_box.letters if letter.position in wanted}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from scene import Chain, Scene, item_of, partition_key, record_of
+from scene import Chain, Scene, eventually, item_of, partition_key, record_of
 
 from simplu_worker.local.workload import Tenant
 
@@ -42,6 +42,7 @@ def bad_records(tenant: Tenant, run: str) -> dict[str, tuple[bytes, str]]:
         del record[name]
         return json.dumps(record).encode()
 
+    deep = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
     required = ("operation", "businessId", "locationId", "resourceType", "resourceId", "timestamp", "data")
     names = ("businessId", "locationId", "resourceType", "resourceId", "requestId")
     return {
@@ -49,7 +50,7 @@ def bad_records(tenant: Tenant, run: str) -> dict[str, tuple[bytes, str]]:
         "not JSON": (b"not JSON", "invalid_json"),
         "not UTF-8": (b'{"operation": "\xff\xfe"}', "invalid_json"),
         "half": (spoilt()[:-1], "invalid_json"),
-        "deep": (spoilt(data=0).replace(b'"data": 0', b'"data": ' + b'{"a":' * 10_000 + b"1" + b"}" * 10_000), "invalid_json"),
+        "deep": (spoilt(data=0).replace(b'"data": 0', b'"data": ' + deep), "invalid_json"),
         "deep outside": (b"[" * 10_000 + b"]" * 10_000, "invalid_json"),
         "a list": (b"[]", "invalid_message"),
         "unknown operation": (spoilt(operation="upsert"), "invalid_message"),
@@ -91,7 +92,12 @@ async def test_worker_stores_awkward_ids_and_text_as_they_are(scene: Scene) -> N
     tenant, run = scene.steady[1], Chain(scene.steady[1]).resource_id
     records = {
         f"{run} {name}": record_of(
-            tenant, "create", f"{run} {name}", resourceType=f"type {name}", resourceId=f"{run} {name}", data={name: name}
+            tenant,
+            "create",
+            f"{run} {name}",
+            resourceType=f"type {name}",
+            resourceId=f"{run} {name}",
+            data={name: name},
         )
         for name in IDS
     }
@@ -112,9 +118,8 @@ async def test_worker_stores_awkward_ids_and_text_as_they_are(scene: Scene) -> N
     assert stored == sent
 
 
-@pytest.mark.slow
 async def test_worker_serves_others_promptly_while_a_hundred_tenants_are_unknown(scene: Scene) -> None:
-    """Operations of tenants that do not exist wait; known tenants and new ones behind them do not; then all is applied."""
+    """Operations of unknown tenants wait; those of known and of new tenants behind them do not; then all is applied."""
     unknown = [scene.new_tenant() for _ in range(99)]
     waiting = [Chain(tenant) for tenant in unknown]
     prompt = [Chain(tenant) for tenant in (*scene.steady, *await scene.fresh_tenants())]
@@ -123,7 +128,7 @@ async def test_worker_serves_others_promptly_while_a_hundred_tenants_are_unknown
     rows = {name: row for chain in prompt for name, row in (await scene.log_of(chain.tenant)).items()}
     slowest = {chain.resource_id: max(rows[name]["latency_s"] for name in chain.expected) for chain in prompt}
     assert {name: latency_s for name, latency_s in slowest.items() if latency_s > PROMPT_S} == {}
-    assert await scene.metric("simplu_held_targets", reason="unregistered") > 0
+    assert await eventually(lambda: scene.metric("simplu_held_targets", reason="unregistered"), within_s=PROMPT_S)
     await scene.register(unknown)
     await scene.settled(*waiting, within_s=SETTLED_S)
 
@@ -140,3 +145,6 @@ async def test_worker_buries_a_record_that_is_too_large(scene: Scene) -> None:
     letters = await scene.letters_of([position], within_s=SETTLED_S)
     assert [letter.reason for letter in letters.values()] == ["too_large"]
     assert run not in log
+    after = Chain(tenant, key=key)
+    await scene.put(after)
+    await scene.settled(after, within_s=PROMPT_S + LARGE_READ_S)

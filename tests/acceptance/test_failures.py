@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -20,7 +19,7 @@ from scene import Chain, Scene, item_of, partition_key, record_of
 
 from simplu_worker.local.loopback import until
 from simplu_worker.local.postgres import PostgresServer
-from simplu_worker.local.workload import Tenant
+from simplu_worker.local.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 BYSTANDER_S = 5.0  # for what has nothing to do with the trouble, and is put while it lasts
@@ -49,8 +48,10 @@ async def scene() -> AsyncIterator[Scene]:
 async def killed(server: PostgresServer) -> AsyncIterator[None]:
     """Kill the server with -9, with all its backends; start it again on the same data at the end."""
     await server.kill()
-    yield
-    await server.start()
+    try:
+        yield
+    finally:
+        await server.start()
 
 
 @asynccontextmanager
@@ -72,10 +73,12 @@ async def read_only(server: PostgresServer) -> AsyncIterator[None]:
     await connection.execute("SET default_transaction_read_only = off")
     await connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     await connection.execute("SELECT pg_reload_conf()")
-    yield
-    await connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
-    await connection.execute("SELECT pg_reload_conf()")
-    await connection.close()
+    try:
+        yield
+    finally:
+        await connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+        await connection.execute("SELECT pg_reload_conf()")
+        await connection.close()
 
 
 @asynccontextmanager
@@ -102,7 +105,7 @@ async def full(server: PostgresServer) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize(
     "trouble",
-    [killed, pytest.param(frozen, marks=pytest.mark.slow), read_only, full],
+    [killed, frozen, read_only, full],
 )
 async def test_worker_holds_one_shard_and_serves_the_others_when_it_is(scene: Scene, trouble: Trouble) -> None:
     """A lost shard's operations wait, in order, and are applied when it is back; nobody else waits with them."""
@@ -127,7 +130,6 @@ async def _is_lost(scene: Scene, shard_id: str) -> bool:
     return not next(shard["healthy"] for shard in shards if shard["shardId"] == shard_id)
 
 
-@pytest.mark.slow
 async def test_worker_tries_again_when_another_transaction_holds_a_resource(scene: Scene) -> None:
     """A batch gives up waiting for a row's lock and is tried until it gets it; other shards do not wait."""
     victim, *others = scene.steady
@@ -212,7 +214,7 @@ def down(scene: Scene) -> AbstractAsyncContextManager[None]:
 
 
 @asynccontextmanager
-async def slow(scene: Scene) -> AsyncIterator[None]:
+async def late(scene: Scene) -> AsyncIterator[None]:
     """Let Citrus take 5 s for an answer, more than CITRUS_TIMEOUT."""
     with scene.citrus.slow(5.0):
         yield
@@ -233,7 +235,7 @@ def lying(lie: Lie) -> CitrusTrouble:
     ("trouble", "status"),
     [
         pytest.param(down, 200, id="down"),
-        pytest.param(slow, 200, id="slow"),
+        pytest.param(late, 200, id="late"),
         pytest.param(lying(html), 200, id="html"),
         pytest.param(lying(half_an_answer), 200, id="half"),
         pytest.param(lying(denied), 503, id="denied"),
@@ -364,7 +366,7 @@ async def cut(line: FaultProxy) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize(
     "trouble",
-    [refused, pytest.param(silent, marks=pytest.mark.slow), throttled, cut],
+    [refused, silent, throttled, cut],
 )
 async def test_worker_reads_on_after_its_last_record_when_kinesis_was(scene: Scene, trouble: LineTrouble) -> None:
     """Nothing is lost or twice, the control queue is served meanwhile, and the failed reads are counted."""
@@ -387,8 +389,8 @@ async def test_worker_stops_reading_until_dynamodb_is_back_when_its_leases_expir
     await scene.settled(*chains, within_s=BYSTANDER_S)
     since = scene.log_end
     async with scene.dynamodb_line.refusing():
-        for count in (1, 2):  # one for each stream shard
-            assert await until(lambda: _count_of(scene, "lease.lost", since, count), within_s=BYSTANDER_S)
+        for stream_shard_id in ("shardId-000000000000", "shardId-000000000001"):
+            await scene.logged("lease.lost", since=since, within_s=BYSTANDER_S, stream_shard_id=stream_shard_id)
         reason = await scene.becomes_ready(503, within_s=BYSTANDER_S)
         await scene.put(*chains)
         await asyncio.sleep(1)
@@ -397,10 +399,6 @@ async def test_worker_stops_reading_until_dynamodb_is_back_when_its_leases_expir
     await scene.settled(*chains, within_s=RECOVERY_S)
     assert "EndpointConnectionError" in reason
     await scene.becomes_ready(200, within_s=BYSTANDER_S)
-
-
-async def _count_of(scene: Scene, event: str, since: int, count: int) -> bool:
-    return sum(facts["event"] == event for facts in scene.log(since=since)) >= count
 
 
 async def test_worker_applies_operations_and_makes_tenants_later_when_sqs_is_down(scene: Scene) -> None:
@@ -413,6 +411,7 @@ async def test_worker_applies_operations_and_makes_tenants_later_when_sqs_is_dow
         await scene.register(tenants)
         await scene.put(*chains)
         await scene.settled(*chains, within_s=BYSTANDER_S)
+        assert (await scene.readiness())[0] == 200
     await scene.provisioned(tenants, within_s=RECOVERY_S)
     await scene.becomes_ready(200, within_s=BYSTANDER_S)
 
@@ -422,8 +421,10 @@ async def deleted(scene: Scene) -> AsyncIterator[None]:
     """Let there be no dead-letter queue: SQS refuses every letter."""
     url = scene.stack.env["SQS_DEAD_LETTER_QUEUE_URL"]
     await scene.sqs.delete_queue(QueueUrl=url)
-    yield
-    await scene.sqs.create_queue(QueueName=url.rpartition("/")[2])
+    try:
+        yield
+    finally:
+        await scene.sqs.create_queue(QueueName=url.rpartition("/")[2])
 
 
 @asynccontextmanager
@@ -461,17 +462,18 @@ async def test_worker_passes_over_nothing_when_dead_letters_cannot_be_stored(
     await scene.checkpoint_passes(position, within_s=BYSTANDER_S)
 
 
-# The end of the stream: last, as nothing can be sent any more
-
-
 async def test_worker_lives_and_is_not_ready_when_the_stream_is_deleted(scene: Scene) -> None:
     """A stream that is gone is for a person: not ready, an error in the log, and tried again for ever."""
-    since = scene.log_end
-    await scene.kinesis.delete_stream(StreamName=scene.stream)
-    reason = await scene.becomes_ready(503, within_s=RECOVERY_S)
-    assert scene.stream in reason
-    errors = [facts for facts in scene.log(since=since) if facts["level"] == "error"]
-    assert scene.stream in str(errors)
+    doomed = {"KINESIS_STREAM_NAME": "doomed", "KINESIS_APPLICATION_NAME": "doomed-leases"}
+    worker = WorkerProcess(scene.stack.group, scene.worker_env | doomed, number=1)
+    worker.start()
+    await worker.wait_ready()  # it has made the stream
+    await scene.kinesis.delete_stream(StreamName="doomed")
+    assert "doomed" in await scene.becomes_ready(503, within_s=RECOVERY_S, worker=worker)
     await asyncio.sleep(2)
-    scene.worker.check_running()
-    await scene.worker.stop(within_s=RECOVERY_S)
+    worker.check_running()
+    refused = await scene.readiness(worker)
+    await worker.stop(within_s=RECOVERY_S)
+    assert refused[0] == 503
+    errors = [line for line in worker.log_path.read_text().splitlines() if '"level": "error"' in line]
+    assert "doomed" in "".join(errors)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import cache
-from typing import Any, TypeAlias
+from functools import cache, partial
+from typing import Any, NoReturn, TypeAlias
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 from simulated_network import Network
@@ -71,71 +71,70 @@ class DynamoDb:
         self._network = network
         self._page_size = page_size
         self.tables: dict[str, Table] = {}
-        self.ignored_conditions: frozenset[str] = frozenset()  # for worlds that are meant to break
+        self.unconditional_updates: frozenset[str] = frozenset()  # clauses; for worlds that are meant to break
 
     def table(self, name: str, key_name: str = "leaseKey") -> Table:
         """Return a table, made when it is not there."""
         return self.tables.setdefault(name, Table(key_name))
 
-    async def describe_table(self, *, TableName: str) -> dict[str, Any]:
+    async def describe_table(self, **request: Any) -> dict[str, Any]:
         """Answer as the API does."""
-        return await self._ask("DescribeTable", lambda: self._described(TableName))
+        return await self._ask("DescribeTable", self._described, request)
 
-    async def create_table(self, *, TableName: str, **_options: Any) -> dict[str, Any]:
+    async def create_table(self, **request: Any) -> dict[str, Any]:
         """Answer as the API does."""
-        return await self._ask("CreateTable", lambda: self._create_table(TableName))
+        return await self._ask("CreateTable", self._create_table, request)
 
-    async def scan(
-        self, *, TableName: str, ExclusiveStartKey: Row | None = None, ConsistentRead: bool = False, **_options: Any
-    ) -> dict[str, Any]:
+    async def scan(self, **request: Any) -> dict[str, Any]:
         """Answer one page; each row as it is, or, unless consistent, as it was up to a second ago."""
-        return await self._ask("Scan", lambda: self._scan(TableName, ExclusiveStartKey, is_stale=not ConsistentRead))
+        return await self._ask("Scan", self._scan, request)
 
-    async def get_item(self, *, TableName: str, Key: Row, ConsistentRead: bool = False) -> dict[str, Any]:
+    async def get_item(self, **request: Any) -> dict[str, Any]:
         """Answer with a row."""
-        return await self._ask("GetItem", lambda: self._get_item(TableName, Key, is_stale=not ConsistentRead))
+        return await self._ask("GetItem", self._get_item, request)
 
-    async def put_item(self, *, TableName: str, Item: Row, ConditionExpression: str = "") -> dict[str, Any]:
+    async def put_item(self, **request: Any) -> dict[str, Any]:
         """Replace a row, if the condition holds."""
-        return await self._ask("PutItem", lambda: self._put_item(TableName, Item, ConditionExpression))
+        return await self._ask("PutItem", self._put_item, request)
 
     async def update_item(self, **request: Any) -> dict[str, Any]:
         """Change a row, if the condition holds."""
-        return await self._ask("UpdateItem", lambda: self._update_item(**request))
+        return await self._ask("UpdateItem", self._update_item, request)
 
-    async def delete_item(
-        self, *, TableName: str, Key: Row, ConditionExpression: str = "", ExpressionAttributeValues: Row | None = None
-    ) -> dict[str, Any]:
+    async def delete_item(self, **request: Any) -> dict[str, Any]:
         """Delete a row, if the condition holds."""
-        values = ExpressionAttributeValues or {}
-        return await self._ask("DeleteItem", lambda: self._delete_item(TableName, Key, ConditionExpression, values))
+        return await self._ask("DeleteItem", self._delete_item, request)
 
-    async def _ask(self, operation: str, serve: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    async def _ask(
+        self, operation: str, serve: Callable[[dict[str, Any]], dict[str, Any]], request: dict[str, Any]
+    ) -> dict[str, Any]:
         if self._network.draws.random() < self._network.trouble.throttled:
-            return await self._network.ask(SERVICE, lambda: _refuse(operation, THROUGHPUT), lost=_lost)
-        return await self._network.ask(SERVICE, serve, lost=_lost)
+            return await self._network.ask(SERVICE, partial(_refuse, operation, THROUGHPUT), lost=_lost)
+        return await self._network.ask(SERVICE, partial(serve, request), lost=_lost)
 
-    def _find(self, name: str) -> Table:
+    def _find(self, request: dict[str, Any]) -> Table:
+        name = request["TableName"]
         if name not in self.tables:
             _refuse("", "ResourceNotFoundException")
         return self.tables[name]
 
-    def _described(self, name: str) -> dict[str, Any]:
-        key = [{"AttributeName": self._find(name).key_name, "KeyType": "HASH"}]
+    def _described(self, request: dict[str, Any]) -> dict[str, Any]:
+        key = [{"AttributeName": self._find(request).key_name, "KeyType": "HASH"}]
         return {"Table": {"TableStatus": "ACTIVE", "KeySchema": key}}
 
-    def _create_table(self, name: str) -> dict[str, Any]:
-        if name in self.tables:
+    def _create_table(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["TableName"] in self.tables:
             _refuse("CreateTable", "ResourceInUseException")
-        self.table(name)
+        self.table(request["TableName"])
         return {}
 
-    def _scan(self, name: str, start: Row | None, *, is_stale: bool) -> dict[str, Any]:
-        table, now = self._find(name), self._network.loop.time()
+    def _scan(self, request: dict[str, Any]) -> dict[str, Any]:
+        table, now = self._find(request), self._network.loop.time()
         keys = table.keys(now)
-        if start is not None:
+        if start := request.get("ExclusiveStartKey"):
             keys = [key for key in keys if key > start[table.key_name]["S"]]
         page = keys[: self._page_size]
+        is_stale = not request.get("ConsistentRead")
         rows = [self._seen(table, key, now, is_stale=is_stale) for key in page]
         reply: dict[str, Any] = {"Items": [row for row in rows if row is not None]}
         if len(page) < len(keys):
@@ -148,52 +147,35 @@ class DynamoDb:
             return table.row_at(key, now - draw() * STALE_FOR_S)
         return table.rows.get(key)
 
-    def _get_item(self, name: str, key: Row, *, is_stale: bool) -> dict[str, Any]:
-        table = self._find(name)
-        row = self._seen(table, key[table.key_name]["S"], self._network.loop.time(), is_stale=is_stale)
+    def _get_item(self, request: dict[str, Any]) -> dict[str, Any]:
+        table = self._find(request)
+        key = request["Key"][table.key_name]["S"]
+        row = self._seen(table, key, self._network.loop.time(), is_stale=not request.get("ConsistentRead"))
         return {} if row is None else {"Item": row}
 
-    def _put_item(self, name: str, item: Row, condition: str) -> dict[str, Any]:
-        table = self._find(name)
+    def _put_item(self, request: dict[str, Any]) -> dict[str, Any]:
+        table, item = self._find(request), request["Item"]
         key = item[table.key_name]["S"]
-        self._check("PutItem", table.rows.get(key), condition, {})
+        _check("PutItem", table.rows.get(key), request)
         table.put(key, dict(item), self._network.loop.time())
         return {}
 
-    def _update_item(
-        self,
-        *,
-        TableName: str,
-        Key: Row,
-        UpdateExpression: str,
-        ConditionExpression: str = "",
-        ExpressionAttributeValues: Row,
-        ReturnValues: str = "NONE",
-        ReturnValuesOnConditionCheckFailure: str = "NONE",
-    ) -> dict[str, Any]:
-        table = self._find(TableName)
-        key = Key[table.key_name]["S"]
+    def _update_item(self, request: dict[str, Any]) -> dict[str, Any]:
+        table, update = self._find(request), request["UpdateExpression"]
+        key = request["Key"][table.key_name]["S"]
         before = table.rows.get(key)
-        shown = ReturnValuesOnConditionCheckFailure == "ALL_OLD"
-        if not (self.ignored_conditions and any(word in UpdateExpression for word in self.ignored_conditions)):
-            self._check("UpdateItem", before, ConditionExpression, ExpressionAttributeValues, is_row_shown=shown)
-        row = updated(before or Key, UpdateExpression, ExpressionAttributeValues)
+        if not any(clause in update for clause in self.unconditional_updates):
+            _check("UpdateItem", before, request)
+        row = updated(before or request["Key"], update, request["ExpressionAttributeValues"])
         table.put(key, row, self._network.loop.time())
-        return {"Attributes": row} if ReturnValues == "ALL_NEW" else {}
+        return {"Attributes": row} if request.get("ReturnValues") == "ALL_NEW" else {}
 
-    def _delete_item(self, name: str, key: Row, condition: str, values: Row) -> dict[str, Any]:
-        table = self._find(name)
-        lease_key = key[table.key_name]["S"]
-        self._check("DeleteItem", table.rows.get(lease_key), condition, values)
-        table.put(lease_key, None, self._network.loop.time())
+    def _delete_item(self, request: dict[str, Any]) -> dict[str, Any]:
+        table = self._find(request)
+        key = request["Key"][table.key_name]["S"]
+        _check("DeleteItem", table.rows.get(key), request)
+        table.put(key, None, self._network.loop.time())
         return {}
-
-    def _check(
-        self, operation: str, row: Row | None, condition: str, values: Row, *, is_row_shown: bool = False
-    ) -> None:
-        if not holds(row, condition, values):
-            item = {"Item": row} if row is not None and is_row_shown else {}
-            _refuse(operation, "ConditionalCheckFailedException", **item)
 
 
 def holds(row: Row | None, condition: str, values: Row) -> bool:
@@ -243,9 +225,17 @@ def _clauses(expression: str) -> list[tuple[str, list[tuple[str, str, str]]]]:
     return found
 
 
-def _refuse(operation: str, code: str, **facts: Any) -> Any:
+def _check(operation: str, row: Row | None, request: Row) -> None:
+    """Raise unless the request's condition holds; with the row, where the request asks for it."""
+    if not holds(row, request.get("ConditionExpression", ""), request.get("ExpressionAttributeValues", {})):
+        is_shown = row is not None and request.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD"
+        _refuse(operation, "ConditionalCheckFailedException", **({"Item": row} if is_shown else {}))
+
+
+def _refuse(operation: str, code: str, **facts: Any) -> NoReturn:
     raise ClientError({"Error": {"Code": code, "Message": "as simulated"}, **facts}, operation)
 
 
 def _lost() -> Exception:
-    return ReadTimeoutError(endpoint_url="https://dynamodb.simulated")
+    exc: Exception = ReadTimeoutError(endpoint_url="https://dynamodb.simulated")
+    return exc

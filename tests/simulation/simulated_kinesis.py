@@ -46,6 +46,11 @@ class KinesisService:
         """The instant it is, in milliseconds of the epoch."""
         return int(EPOCH.timestamp() * 1000 + self.network.loop.time() * 1000)
 
+    def is_closed(self, stream_shard_id: str) -> bool:
+        """Whether a stream shard takes no more records, or is past its retention."""
+        stream_shard = self.stream.stream_shards.get(stream_shard_id)
+        return stream_shard is None or not stream_shard.is_open
+
     def do(self, action: str, **arguments: Any) -> dict[str, Any]:
         """Do what one request asks, now. Raises ClientError."""
         try:
@@ -106,4 +111,5 @@ def _throttle(action: str) -> dict[str, Any]:
 
 
 def _lost() -> Exception:
-    return ReadTimeoutError(endpoint_url="https://kinesis.simulated")
+    exc: Exception = ReadTimeoutError(endpoint_url="https://kinesis.simulated")
+    return exc

@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -43,6 +44,11 @@ class Process:
 
 class VirtualLoop(asyncio.SelectorEventLoop):
     """The event loop of a simulation: when nothing is ready, its clock jumps to the next timer."""
+
+    # The inside of BaseEventLoop, which its type stubs do not tell.
+    _ready: deque[Any]  # handles
+    _scheduled: list[Any]  # handles of timers, a heap
+    _stopping: bool
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,14 +84,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         timers, ready = self._scheduled, self._ready
         if not ready and not self._stopping:
             while timers and timers[0]._cancelled:
-                heapq.heappop(timers)._scheduled = False
+                heapq.heappop(timers)
             if not timers:
                 raise QuietError("nothing is left to run: everybody waits for somebody else")
             self._now = max(self._now, timers[0]._when)
         while timers and timers[0]._when <= self._now:
-            timer = heapq.heappop(timers)
-            timer._scheduled = False
-            ready.append(timer)
+            ready.append(heapq.heappop(timers))
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:
@@ -99,9 +103,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Do without the count of cancelled timers: they go when their time comes."""
 
-    def _numbered_task(
-        self, _loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], **options: Any
-    ) -> asyncio.Task[T]:
+    def _numbered_task(self, _loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
         return _NumberedTask(next(self._task_numbers), work, loop=self, **options)
 
     def _note_failure(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import msgspec
-from replicas import FleetMaker
-from simulation import Simulation
+from simulated_world import FleetMaker, World
 
 from simplu_worker.consumers.kinesis.fleet import Fleet
 from simplu_worker.consumers.kinesis.holder import LeaseHolder
@@ -14,6 +13,7 @@ from simplu_worker.consumers.kinesis.lanes import Entry
 from simplu_worker.consumers.kinesis.leases import Lease
 from simplu_worker.consumers.kinesis.positions import Position
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
+from simplu_worker.consumers.kinesis.shard_tree import child_leases
 from simplu_worker.consumers.letters import DeadLetter
 
 
@@ -21,7 +21,7 @@ class WrongDesign(msgspec.Struct, frozen=True):
     """How to put a simulation together wrongly."""
 
     make_fleet: FleetMaker = Fleet
-    twist: Callable[[Simulation], None] | None = None
+    twist: Callable[[World], None] | None = None
 
 
 class _EagerReader(StreamShardReader):
@@ -56,9 +56,10 @@ class _CredulousHolder(LeaseHolder):
 
 class _OneParentHolder(LeaseHolder):
     async def _end(self, reader: StreamShardReader) -> bool:
-        child_shards = reader.child_shards
-        reader.child_shards = tuple(msgspec.structs.replace(child, parents=frozenset()) for child in child_shards)
-        return await super()._end(reader)
+        children = child_leases(reader.child_shards)
+        for child in children:
+            await self._table.create(child)
+        return bool(children) or await super()._end(reader)
 
 
 class _OrphanFleet(Fleet):
@@ -91,12 +92,12 @@ def _with_holder(holder_class: type[LeaseHolder]) -> FleetMaker:
     return WrongFleet
 
 
-def _take_whatever_the_counter(simulation: Simulation) -> None:
-    simulation.dynamodb.ignored_conditions = frozenset({"ADD ownerSwitchesSinceCheckpoint"})
+def _take_whatever_the_counter(world: World) -> None:
+    world.dynamodb.unconditional_updates = frozenset({"ADD ownerSwitchesSinceCheckpoint"})
 
 
-def _log_nothing(simulation: Simulation) -> None:
-    simulation.shards.is_deduplicating = False
+def _log_nothing(world: World) -> None:
+    world.shards.is_deduplicating = False
 
 
 WRONG_DESIGNS = {

@@ -8,6 +8,7 @@ other applied.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, Final
@@ -187,14 +188,22 @@ class LeaseHolder:
     async def _give_back(self) -> None:
         """Write the last checkpoint and let others take the lease at once; without an answer it just expires."""
         checkpoint = SHARD_END if self._is_ended else self._progress()
-        try:
-            released = await self._table.release(self.lease, checkpoint)
-        except (TryAgainLaterError, RefusedError) as exc:
-            log.warning("lease.unreleased", stream_shard_id=self.lease_key, error=str(exc))
-            return
+        released = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._duration_s / RENEWALS_PER_DURATION):
+                released = await self._release(checkpoint)
         if released:
             shown = (checkpoint or self.lease.checkpoint).checkpoint
             log.info("lease.released", stream_shard_id=self.lease_key, checkpoint=shown)
+
+    async def _release(self, checkpoint: Position | None) -> bool:
+        """Release the lease, however often it takes; `False` when it is lost."""
+        while True:
+            try:
+                return await self._table.release(self.lease, checkpoint)
+            except (TryAgainLaterError, RefusedError) as exc:
+                log.warning("lease.unreleased", stream_shard_id=self.lease_key, error=str(exc))
+            await asyncio.sleep(self._duration_s / TRIES_PER_DURATION)
 
     def _progress(self) -> Position | None:
         """Return the checkpoint to write; None when it has not moved."""

@@ -1,0 +1,466 @@
+"""Planted secrets and planted data: through good work and every error path, none of them is ever shown."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from fault_proxy import http_answer
+from scene import Chain, Scene, item_of, partition_key, record_of
+
+from simplu_worker.local.loopback import HOST, free_port, until
+from simplu_worker.local.postgres import PostgresServer
+from simplu_worker.local.producer import create_tenants
+from simplu_worker.local.worker_process import INHERITED, WorkerProcess
+from simplu_worker.local.workload import Tenant
+
+in_scenes_loop = pytest.mark.asyncio(loop_scope="module")
+HELD_S = 15.0
+SETTLED_S = 15.0
+AWKWARD = 'p@ss/w:rd?#%&=+é\\"'  # what has another spelling in a URL, in JSON or in a query
+CONFIGURATION_ERROR = 78
+
+
+def planted(name: str, *, awkward: bool = False) -> str:
+    """Return a secret that is found wherever it comes to light."""
+    return f"{AWKWARD if awkward else ''}planted-{name}-{secrets.token_hex(8)}"
+
+
+def spellings(secret: str) -> set[str]:
+    """Return what *secret* looks like where it is shown: raw, percent-encoded and decoded, in JSON, in base64."""
+    raw = {secret, unquote(secret)}
+    shown = {encode(text) for text in raw for encode in (str, quote, quote_plus, lambda text: quote(text, safe=""))}
+    shown |= {spell(text)[1:-1] for text in raw for spell in (repr, json.dumps)}
+    return shown | {json.dumps(text, ensure_ascii=False)[1:-1] for text in raw} | set().union(*map(in_base64, raw))
+
+
+def in_base64(text: str) -> set[str]:
+    """Return what base64 makes of *text* within others, wherever it begins there: less the ends that depend on them."""
+    parts = (base64.b64encode(b"\0" * before + text.encode()).decode() for before in range(3))
+    middles = [part[(0, 2, 3)[before] :].rstrip("=")[:-1] for before, part in enumerate(parts)]
+    return {*middles, *(middle.translate(str.maketrans("+/", "-_")) for middle in middles)}
+
+
+def shown_in(evidence: dict[str, str], hidden: Iterable[str]) -> list[tuple[str, str]]:
+    """Return where something of *hidden* is shown: the place and its surroundings."""
+    found = []
+    for secret in hidden:
+        for spelling in spellings(secret):
+            for place, text in evidence.items():
+                if (at := text.find(spelling)) >= 0:
+                    found.append((place, text[max(0, at - 100) : at + len(spelling) + 20]))
+    return found
+
+
+PLANTED_ENV = {
+    "AWS_SECRET_ACCESS_KEY": planted("aws-key"),
+    "AWS_SESSION_TOKEN": planted("aws-token"),
+    "API_TOKEN": planted("api-token"),
+}
+
+
+def processes() -> str:
+    """Return the arguments of every process of this machine."""
+    return subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+
+
+class Observer:
+    """Knows every secret that was planted, and collects all that can be seen from outside."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.hidden = {*PLANTED_ENV.values(), scene.stack.citrus_api_key}
+        self.hidden |= {server.password for server in scene.servers}
+        self._letters: dict[str, str] = {}
+
+    async def sees_nothing(self, worker: WorkerProcess | None = None) -> None:
+        """Look everywhere; fail where a secret is shown."""
+        worker = worker or self.scene.worker
+        evidence = {"letters": await self._dead_letters(), "processes": processes()} | await self.shown_by(worker)
+        assert "worker.started" in evidence["log"]
+        assert "simplu_operations_total" in evidence["/metrics"]
+        assert shown_in(evidence, self.hidden) == []
+
+    async def shown_by(self, worker: WorkerProcess) -> dict[str, str]:
+        """Return what *worker* shows, by place: its output, and its pages with the token and with a wrong one."""
+        tenant = self.scene.steady[0]
+        headers = {"Authorization": f"Bearer {PLANTED_ENV['API_TOKEN']}"}
+        paths = ("/", "/livez", "/readyz", "/metrics", "/status", "/shards", "/operations/chain-1-0", "/nowhere")
+        pages: dict[str, str] = {}
+        for path in (*paths, f"/tenants/{tenant.business_id}/{tenant.location_id}"):
+            for given in (headers, {"Authorization": "Bearer another"}):
+                async with self.scene.http.get(f"{worker.url}{path}", headers=given) as answer:
+                    page = f"{answer.status} {dict(answer.headers)} {await answer.text()}"
+                    pages[path] = pages.get(path, "") + page
+        return pages | {"log": worker.log_path.read_text()}
+
+    async def _dead_letters(self) -> str:
+        url = self.scene.stack.env["SQS_DEAD_LETTER_QUEUE_URL"]
+        while messages := (
+            await self.scene.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, VisibilityTimeout=600)
+        ).get("Messages"):
+            self._letters |= {message["MessageId"]: json.dumps(message) for message in messages}
+        return "\n".join(self._letters.values())
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def observer() -> AsyncIterator[Observer]:
+    """Give an observer of a worker at LOG_LEVEL=debug."""
+    async with Scene(env=PLANTED_ENV | {"LOG_LEVEL": "debug", "DATABASE_ALLOWED_HOSTS": ""}) as scene:
+        yield Observer(scene)
+
+
+def connection_string(server: PostgresServer, password: str, *, port: int | None = None) -> str:
+    """Return how *server* is reached with *password*."""
+    return f"postgresql://postgres:{quote(password, safe='')}@{HOST}:{port or server.port}/{server.database}"
+
+
+async def held(observer: Observer, tenant: Tenant, *, since: int) -> None:
+    """Send operations of *tenant* and wait until the worker says that they are held."""
+    await observer.scene.put(Chain(tenant))
+    business_id = tenant.business_id
+    await observer.scene.logged("tenant.held", since=since, within_s=HELD_S, business_id=business_id)
+
+
+@in_scenes_loop
+async def test_worker_shows_no_secret_in_good_work(observer: Observer) -> None:
+    """Applied operations, dead letters, commands and a password that URLs spell otherwise leave nothing to see."""
+    scene = observer.scene
+    password = planted("awkward", awkward=True)
+    observer.hidden.add(password)
+    shard = scene.stack.citrus.registry.shards["shard-2"]
+    shard.connection_string = connection_string(scene.servers[1], password)
+    chains = [Chain(tenant) for tenant in (*scene.steady, *await scene.fresh_tenants())]
+    await scene.put(item_of(partition_key(0), b"not JSON"), *chains)
+    await scene.settled(*chains, within_s=SETTLED_S)
+    repointed = await scene.logged("shard.repointed", since=0, within_s=HELD_S)
+    assert repointed["shard_id"] == "shard-2"
+    assert "dead_letter.stored" in scene.worker.log_path.read_text()
+    await observer.sees_nothing()
+
+
+def quoting(kind: str, status: int) -> Callable[[web.Request, str], web.Response]:
+    """Return what answers with all that it was told, as pages that help with debugging do."""
+
+    def answer(request: web.Request, url: str) -> web.Response:
+        quoted = f"{dict(request.headers)} {request.raw_path} {url}"
+        return web.Response(text=f"<pre>{quoted}</pre>", content_type=kind, status=status, reason=quoted[:200])
+
+    return answer
+
+
+def naming(make: Callable[[str], Any]) -> Callable[[web.Request, str], web.Response]:
+    """Return what answers with the JSON that *make* makes of a connection string."""
+    return lambda _, url: web.json_response(make(url))
+
+
+def reply(url: str) -> dict[str, Any]:
+    """Return the members of Citrus's answer."""
+    return {"shardId": "shard-9", "connectionString": url, "isActive": True}
+
+
+LIES = {
+    "html": quoting("text/html", 200),
+    "html 401": quoting("text/html", 401),
+    "html 404": quoting("text/html", 404),
+    "html 500": quoting("text/html", 500),
+    "refused": quoting("application/json", 400),
+    "numbers": naming(lambda url: reply(url) | {"shardId": 9}),
+    "nested": naming(lambda url: {"data": reply(url)}),
+    "a list": naming(lambda url: [url]),
+    "no list": naming(lambda url: reply(url) | {"connectionString": [url]}),
+    "a host twice": naming(lambda url: reply(url.replace("@", "@@"))),
+    "not encoded": naming(lambda url: reply(unquote(url))),
+    "no port": naming(lambda url: reply(url.replace(f"@{HOST}:", f"@{HOST}:x"))),
+    "options": naming(lambda url: reply(f"{url}?password={url.split(':')[2].split('@')[0]}")),
+    "another scheme": naming(lambda url: reply(url.replace("postgresql", "mysql"))),
+    "libpq": naming(lambda url: reply(f"host=127.0.0.1 user=postgres password='{unquote(url)}' dbname=x")),
+    "too long": naming(lambda url: reply(url + "x" * 5000)),
+}
+
+
+@in_scenes_loop
+async def test_worker_shows_no_secret_when_citrus_quotes_it_back(observer: Observer) -> None:
+    """Whatever Citrus answers, neither the API key that it quotes nor a connection string in it is repeated."""
+    scene = observer.scene
+    password = planted("quoted", awkward=True)
+    observer.hidden.add(password)
+    url = connection_string(scene.servers[0], password)
+    since = scene.log_end
+    tenants = {name: scene.new_tenant() for name in LIES}
+    await scene.register(list(tenants.values()))
+    await scene.provisioned(tenants.values(), within_s=SETTLED_S)
+    lies = {tenant.tenant_id: LIES[name] for name, tenant in tenants.items()}
+
+    def lie(request: web.Request) -> web.Response | None:
+        told = lies.get(request.path.rpartition("/")[2])
+        return told(request, url) if told else None
+
+    with scene.citrus.lying(lie):
+        for tenant in tenants.values():
+            await held(observer, tenant, since=since)
+        await observer.sees_nothing()
+    await observer.sees_nothing()
+
+
+@in_scenes_loop
+async def test_worker_shows_no_secret_when_a_shard_refuses_or_is_unreachable(observer: Observer) -> None:
+    """A wrong password, and a host that nobody listens on, are told without the password."""
+    scene, server = observer.scene, observer.scene.servers[2]
+    since = scene.log_end
+    tenants = [(await scene.fresh_tenants())[2] for _ in range(2)]
+    passwords = [planted("wrong", awkward=True), planted("unreachable", awkward=True)]
+    observer.hidden |= set(passwords)
+    with asking_for_passwords(scene, server):
+        for tenant, password, port in zip(tenants, passwords, (server.port, free_port()), strict=True):
+            url = f"postgresql://postgres:{quote(password, safe='')}@{HOST}:{port}/{server.database}"
+            scene.stack.citrus.registry.shards["shard-3"].connection_string = url
+            await held(observer, tenant, since=since)
+            await observer.sees_nothing()
+    scene.stack.citrus.registry.shards["shard-3"].connection_string = server.url
+    log = scene.worker.log_path.read_text()
+    assert "InvalidPasswordError" in log
+    assert "ConnectionRefusedError" in log
+
+
+@contextlib.contextmanager
+def asking_for_passwords(scene: Scene, server: PostgresServer) -> Iterator[None]:
+    """Have *server* ask new connections for passwords; otherwise it trusts everybody."""
+    access = scene.stack.group.directory / server.database / "data" / "pg_hba.conf"
+    trusting = access.read_text()
+    try:
+        _set_access(server, access, re.sub(r"\btrust$", "scram-sha-256", trusting, flags=re.MULTILINE))
+        yield
+    finally:
+        _set_access(server, access, trusting)
+
+
+def _set_access(server: PostgresServer, access: Path, text: str) -> None:
+    access.write_text(text)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGHUP)
+
+
+@in_scenes_loop
+@pytest.mark.parametrize("way", ["variable", "file", "map"])
+async def test_worker_shows_no_secret_when_its_static_shard_is_unreachable(
+    observer: Observer, tmp_path: Path, way: str
+) -> None:
+    """The passwords of DATABASE_PASSWORD, of its file and of a shard map are told neither by log nor by page."""
+    scene = observer.scene
+    password, port = planted(f"static-{way}", awkward=True), free_port()
+    observer.hidden.add(password)
+    secret_file = tmp_path / "secret"
+    url = f"postgresql://postgres:{quote(password, safe='')}@{HOST}:{port}/none"
+    shards = {"shards": [{"shardId": "only", "connectionString": url, "replicaConnectionString": url}]}
+    secret_file.write_text(json.dumps(shards) if way == "map" else f"{password}\n")
+    place = {"HOST": HOST, "PORT": str(port), "NAME": "none", "USERNAME": "postgres"}
+    env = {f"DATABASE_{name}": value for name, value in place.items()}
+    env |= {
+        "variable": {"DATABASE_PASSWORD": password},
+        "file": {"DATABASE_PASSWORD_FILE": str(secret_file)},
+        "map": {"SHARD_MAP_FILE": str(secret_file)},
+    }[way]
+    queue = await scene.sqs.create_queue(QueueName=f"creation-{way}")
+    unset = {"KINESIS_STREAM_NAME": "", "CITRUS_SERVER_URL": ""}
+    worker = WorkerProcess(
+        scene.stack.group,
+        scene.worker_env | unset | env | {"SQS_SHARD_CREATION_QUEUE_URL": queue["QueueUrl"]},
+        number=1,
+        log_path=tmp_path / "worker.log",
+    )
+    worker.start()
+    await worker.wait_ready()
+    await create_tenants(scene.sqs, queue["QueueUrl"], [scene.new_tenant()])
+    assert await until(lambda: in_log(worker, "control.deferred"), within_s=HELD_S)
+    await observer.sees_nothing(worker)
+    await worker.stop(within_s=SETTLED_S)
+    await observer.sees_nothing()
+
+
+async def in_log(worker: WorkerProcess, text: str) -> bool:
+    """Tell whether *text* is in the worker's log."""
+    return text in worker.log_path.read_text()
+
+
+@in_scenes_loop
+async def test_worker_shows_no_content_of_records_above_debug(observer: Observer, tmp_path: Path) -> None:
+    """At LOG_LEVEL=info neither log nor metrics nor status hold anything of a record's data, filters or result."""
+    scene = observer.scene
+    scene.worker.kill()
+    worker = WorkerProcess(
+        scene.stack.group, scene.worker_env | {"LOG_LEVEL": "info"}, number=2, log_path=tmp_path / "worker.log"
+    )
+    worker.start()
+    await worker.wait_ready()
+    content, tenant, run = planted("content"), scene.steady[0], Chain(scene.steady[0]).resource_id
+    data = {"note": content, content: [content]}
+
+    def record(operation: str, request_id: str | None = None, *, of: Tenant = tenant, **members: Any) -> bytes:
+        return json.dumps(record_of(of, operation, request_id, **{"resourceId": run, "data": data} | members)).encode()
+
+    def bad(**members: Any) -> bytes:
+        """Return a record of a tenant of its own: what is alike in a batch is logged once."""
+        return record(members.pop("operation", "create"), of=scene.new_tenant(), **members)
+
+    fine = [
+        record("create"),
+        record("create"),  # already_exists
+        record("patch"),
+        record("read"),
+        record("list", filters={content: content, "note": content}),
+        record("create", resourceId=f"{run}-nul", data=data | {"nul": f"{content}\0"}),
+        record("create", resourceId=f"{run}-big", data=data | {"big": 1}).replace(b'"big": 1', b'"big": 1e999999'),
+        record("create", f"{run}-reused", resourceId=f"{run}-reused"),
+        record("create", of=scene.new_tenant()),  # held
+    ]
+    buried = [
+        record("create", f"{run}-reused", resourceId=f"{run}-reused", data=data | {"another": 1}),
+        bad(operation="list", filters={"date": content}),
+        bad(operation="list", filters=[content]),
+        bad(operation="list", pagination={"page": content}),
+        bad(data=[content]),
+        bad(data=content),
+        bad(resourceId=[content]),
+        bad(timestamp=content),
+        bad(requestId={content: content}),
+        content.encode(),
+        f'{{"data": "{content}'.encode(),
+        f'{{"data": "{content}\ud800"}}'.encode(errors="surrogatepass"),
+    ]
+    key = partition_key(1)
+    positions = await scene.put(*(item_of(key, one) for one in (*fine, *buried)))
+    end = Chain(tenant, key=key)
+    await scene.put(end)
+    await scene.settled(end, within_s=SETTLED_S)
+    await scene.letters_of(positions[len(fine) :], within_s=SETTLED_S)
+    evidence = await observer.shown_by(worker)
+    assert "operation.refused" in evidence["log"]
+    assert "tenant.held" in evidence["log"]
+    assert shown_in(evidence, [content]) == []
+    await worker.stop(within_s=SETTLED_S)
+    assert shown_in({"log": worker.log_path.read_text()}, [content, *observer.hidden]) == []
+    scene.worker.start()
+    await scene.worker.wait_ready()
+
+
+@in_scenes_loop
+async def test_worker_shows_no_secret_when_it_crashes(observer: Observer) -> None:
+    """A bug ends the process with its traceback, from which the secrets are scrubbed."""
+    scene = observer.scene
+    password = planted("leaked", awkward=True)  # nobody told the worker that this is one
+    url = f"postgresql://postgres:{quote(password, safe='')}@{HOST}/d"
+    hidden = {*PLANTED_ENV.values(), scene.stack.citrus_api_key, password}
+    # No timestamp: the error about it says what came instead.
+    leak = {"SequenceNumber": "1", "ApproximateArrivalTimestamp": " ".join([*hidden - {password}, url]), "Data": ""}
+    answer = http_answer(
+        200, json.dumps({"ShardIterator": "any", "Records": [leak | {"PartitionKey": "key"}]}).encode()
+    )
+    with scene.kinesis_line.answering(answer):
+        assert await until(lambda: has_ended(scene.worker), within_s=HELD_S)
+    log = scene.worker.log_path.read_text()
+    assert "worker.crashed" in log
+    assert "Invalid timestamp" in log
+    assert shown_in({"log": log}, hidden) == []
+    scene.worker.start()
+    await scene.worker.wait_ready()
+
+
+async def has_ended(worker: WorkerProcess) -> bool:
+    """Tell whether the process is gone."""
+    return worker.pid is None
+
+
+# What is looked for
+
+
+@pytest.mark.parametrize("awkward", [False, True])
+def test_spellings_find_a_secret_however_it_is_shown(*, awkward: bool) -> None:
+    """A secret is seen raw, percent-encoded once or decoded, in JSON, in a repr, and anywhere within base64."""
+    secret = planted("seen", awkward=awkward)
+    basic = [base64.b64encode(f"{user}:{secret}@".encode()).decode() for user in ("u", "us", "use")]
+    url_safe = base64.urlsafe_b64encode(f"user:{secret}".encode()).decode()
+    shown = [secret, quote(secret), quote(secret, safe=""), quote_plus(secret), json.dumps(secret), repr(secret)]
+    texts = [f"before {text} after" for text in (*shown, *basic, url_safe)]
+    assert [text for text in texts if not shown_in({"log": text}, [secret])] == []
+
+
+# Configuration that cannot work
+
+
+def refused_run(*arguments: str, **env: str) -> str:
+    """Return what `run` says, on both its outputs, to a configuration that it must refuse."""
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    queue = "http://127.0.0.1:9/123456789012/dead-letters"
+    base = {"AWS_REGION": "us-east-1", "KINESIS_STREAM_NAME": "stream", "SQS_DEAD_LETTER_QUEUE_URL": queue}
+    argv = [sys.executable, "-m", "simplu_worker", "run", *arguments]
+    ended = subprocess.run(
+        argv, env=inherited | base | env, capture_output=True, text=True, timeout=SETTLED_S, check=False
+    )
+    assert ended.returncode == CONFIGURATION_ERROR, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def test_configuration_shows_no_secret_when_every_variable_is_wrong(tmp_path: Path) -> None:
+    """All problems are named at once, and no value of a secret, nor of what may hold one, with them."""
+    names = ("key", "token", "url", "queue", "host", "password", "aws")
+    secret = {name: planted(name) for name in names}
+    file = tmp_path / "secret"
+    file.write_text(secret["password"])
+    shown = refused_run(
+        CITRUS_API_KEY=f"{secret['key']} and more",
+        API_TOKEN=f"{secret['token']}\nand more",
+        CITRUS_SERVER_URL=f"http://user:{secret['url']}@citrus.example",
+        SQS_SHARD_CREATION_QUEUE_URL=f"https://user:{secret['queue']}@sqs.example/1/queue",
+        DATABASE_HOST=f"user:{secret['host']}@database.example",
+        DATABASE_PASSWORD=secret["password"],
+        DATABASE_PASSWORD_FILE=str(file),
+        AWS_SECRET_ACCESS_KEY=secret["aws"],
+        AWS_SECRET_ACCESS_KEY_FILE=str(tmp_path / "missing"),
+    )
+    for name in ("CITRUS_API_KEY", "API_TOKEN", "CITRUS_SERVER_URL", "DATABASE_PASSWORD", "AWS_SECRET_ACCESS_KEY"):
+        assert f"{name}:" in shown
+    assert shown_in({"output": shown}, secret.values()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"shards": [{"shardId": "a", "connectionString": "postgresql://u:SECRET@h/d"',
+        '{"shards": [{"shardId": "a", "connectionString": ["postgresql://u:SECRET@h/d"]}]}',
+        '{"shards": [{"shardId": "a", "connectionString": "postgresql://u:x@SECRET@h/d"}]}',
+        '{"shards": [{"shardId": "a", "connectionString": "postgresql://u:/SECRET@h/d"}]}',
+        '{"shards": [{"shardId": "a", "connectionString": "postgresql://h/d?password=SECRET"}]}',
+        '{"shards": [{"shardId": "a", "connectionString": "host=h password=SECRET"}]}',
+        '{"shards": [{"shardId": "a", "connectionString": "postgresql://u:SECRET@h:x/d"}]}',
+    ],
+)
+def test_configuration_shows_no_secret_when_a_shard_map_is_wrong(tmp_path: Path, text: str) -> None:
+    """What is wrong with a map is told without the connection string that is wrong."""
+    secret, file = planted("map"), tmp_path / "map.json"
+    file.write_text(text.replace("SECRET", secret))
+    shown = refused_run(SHARD_MAP_FILE=str(file))
+    assert "SHARD_MAP_FILE:" in shown
+    assert shown_in({"output": shown}, [secret]) == []
+
+
+def test_configuration_shows_no_secret_when_the_env_file_is_broken(tmp_path: Path) -> None:
+    """A line that is no NAME=value is told by its number."""
+    secret, file = planted("line"), tmp_path / "env"
+    file.write_text(f"API_TOKEN='{secret}\n{secret}\nCITRUS_API_KEY {secret}\n")
+    shown = refused_run("--env-file", str(file))
+    assert shown_in({"output": shown}, [secret]) == []

@@ -1,0 +1,230 @@
+"""A worker of the Kinesis Client Library 2.x as its lease table sees it: exactly its conditional writes, and no more.
+
+Written from DynamoDBLeaseRefresher, DynamoDBLeaseTaker, DynamoDBLeaseRenewer and DynamoDBLeaseSerializer. It shares no
+code with ours, so that a misreading of one is not a misreading of both. Its clock and its draws are handed in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from random import Random
+from typing import Any, TypeAlias
+
+from botocore.exceptions import ClientError
+
+Row: TypeAlias = dict[str, Any]
+Client: TypeAlias = Any  # of DynamoDB, as botocore makes them
+
+VERY_OLD = 3  # enablePriorityLeaseAssignment: failover times without a renewal
+PENDING = ("pendingCheckpoint", "pendingCheckpointSubSequenceNumber", "pendingCheckpointState")
+
+
+def number(value: int) -> Row:
+    """Return a number as DynamoDB writes it."""
+    return {"N": str(value)}
+
+
+def reference_row(lease_key: str, checkpoint: str, *, owner: str | None = None, counter: int = 0) -> Row:
+    """Return a row as the KCL 2.x leaves it."""
+    row: Row = {
+        "leaseKey": {"S": lease_key},
+        "leaseCounter": number(counter),
+        "ownerSwitchesSinceCheckpoint": number(0),
+        "checkpoint": {"S": checkpoint},
+        "checkpointSubSequenceNumber": number(0),
+    }
+    return row if owner is None else row | {"leaseOwner": {"S": owner}}
+
+
+class KclPeer:
+    """One worker: what it holds is its copy of the rows, as after its last write to them."""
+
+    def __init__(
+        self,
+        client: Client,
+        table: str,
+        me: str,
+        *,
+        now: Callable[[], float],
+        failover_s: float = 10.0,
+        draws: Random,
+    ) -> None:
+        self.me = me
+        self.held: dict[str, Row] = {}
+        self._client = client
+        self._table = table
+        self._now = now
+        self._failover_s = failover_s
+        self._draws = draws
+        self._seen: dict[str, tuple[str, float]] = {}  # by lease key: the counter, and since when
+
+    def __repr__(self) -> str:
+        return f"KclPeer({self.me}, holds {sorted(self.held)})"
+
+    async def create(self, row: Row) -> bool:
+        """createLeaseIfNotExists: the whole row, when there is none."""
+        written = await self._wrote(
+            self._client.put_item, Item=row, ConditionExpression="attribute_not_exists(leaseKey)"
+        )
+        return written is not None
+
+    async def rows(self) -> dict[str, Row]:
+        """listLeases: all rows of leases, not consistent."""
+        found: dict[str, Row] = {}
+        page: dict[str, Any] = {}
+        while True:
+            reply = await self._client.scan(TableName=self._table, **page)
+            found |= {row["leaseKey"]["S"]: row for row in reply["Items"] if "checkpoint" in row}
+            if not reply.get("LastEvaluatedKey"):
+                return found
+            page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
+
+    async def take(self, row: Row) -> bool:
+        """takeLease: when the counter is as the scan found it."""
+        switches = 0 if row.get("leaseOwner") == {"S": self.me} else 1
+        update = "SET leaseCounter = :next, leaseOwner = :me"
+        values = {":me": {"S": self.me}}
+        if switches:
+            update += " ADD ownerSwitchesSinceCheckpoint :one"
+            values[":one"] = number(1)
+        return await self._write(row, update, values)
+
+    async def renew(self, lease_key: str) -> bool:
+        """renewLease: the counter alone; a write of its own that had landed counts, anything else is the loss."""
+        row = self.held[lease_key]
+        if await self._write(row, "SET leaseCounter = :next", {}):
+            return True
+        reply = await self._client.get_item(TableName=self._table, Key={"leaseKey": {"S": lease_key}})
+        found = reply.get("Item", {})
+        has_landed = found.get("leaseCounter") == number(_counter(row) + 1)
+        if has_landed and found.get("leaseOwner") == {"S": self.me}:
+            self.held[lease_key] = found
+            return True
+        self.held.pop(lease_key, None)
+        return False
+
+    async def checkpoint(
+        self, lease_key: str, checkpoint: str, sub_sequence_number: int = 0, *, children: tuple[str, ...] = ()
+    ) -> bool:
+        """updateLease: the checkpoint; a prepared one is done with. Its failure is the loss of the lease."""
+        update = (
+            "SET leaseCounter = :next, checkpoint = :checkpoint, checkpointSubSequenceNumber = :sub, "
+            "ownerSwitchesSinceCheckpoint = :zero"
+        )
+        values = {":checkpoint": {"S": checkpoint}, ":sub": number(sub_sequence_number), ":zero": number(0)}
+        if children:
+            update += ", childShardIds = :children"
+            values[":children"] = {"SS": sorted(children)}
+        update += f" REMOVE {', '.join(PENDING)}"
+        is_written = await self._write(self.held[lease_key], update, values)
+        if not is_written:
+            self.held.pop(lease_key, None)
+        return is_written
+
+    async def prepare_checkpoint(self, lease_key: str, checkpoint: str, state: bytes) -> bool:
+        """prepareCheckpoint: the first phase of two."""
+        row = self.held[lease_key]
+        update = (
+            "SET leaseCounter = :next, checkpoint = :checkpoint, checkpointSubSequenceNumber = :sub, "
+            "ownerSwitchesSinceCheckpoint = :zero, pendingCheckpoint = :pending, "
+            "pendingCheckpointSubSequenceNumber = :zero, pendingCheckpointState = :state"
+        )
+        values = {
+            ":checkpoint": row["checkpoint"],
+            ":sub": row["checkpointSubSequenceNumber"],
+            ":zero": number(0),
+            ":pending": {"S": checkpoint},
+            ":state": {"B": state},
+        }
+        return await self._write(row, update, values)
+
+    async def evict(self, lease_key: str) -> bool:
+        """Give the lease back (evictLease of 2.x), when it is still the owner; the KCL does not do so at its end."""
+        row = self.held.pop(lease_key)
+        written = await self._wrote(
+            self._client.update_item,
+            Key={"leaseKey": {"S": lease_key}},
+            UpdateExpression="SET leaseCounter = :next REMOVE leaseOwner",
+            ConditionExpression="leaseOwner = :me",
+            ExpressionAttributeValues={":next": number(_counter(row) + 1), ":me": {"S": self.me}},
+        )
+        return written is not None
+
+    async def delete(self, lease_key: str) -> None:
+        """deleteLease: whatever is there."""
+        await self._client.delete_item(TableName=self._table, Key={"leaseKey": {"S": lease_key}})
+
+    async def renew_all(self) -> None:
+        """One pass of the renewer."""
+        for lease_key in sorted(self.held):
+            await self.renew(lease_key)
+
+    async def take_some(self) -> list[str]:
+        """One pass of the taker (takeLeases): what is very old, else what is available, else one that is stolen."""
+        rows = await self.rows()
+        now = self._now()
+        self._look(rows, now)
+        available = [key for key, row in rows.items() if self._is_available(key, row, now)]
+        return [lease_key for lease_key in self._wanted(rows, available, now) if await self.take(rows[lease_key])]
+
+    def _look(self, rows: Mapping[str, Row], now: float) -> None:
+        seen: dict[str, tuple[str, float]] = {}
+        for key, row in rows.items():
+            counter, since = self._seen.get(key, ("", now))
+            if counter != row["leaseCounter"]["N"]:
+                is_new_and_free = counter == "" and "leaseOwner" not in row
+                since = float("-inf") if is_new_and_free else now
+            seen[key] = (row["leaseCounter"]["N"], since)
+        self._seen = seen
+
+    def _is_available(self, key: str, row: Row, now: float) -> bool:
+        return "leaseOwner" not in row or now - self._seen[key][1] > self._failover_s
+
+    def _wanted(self, rows: Mapping[str, Row], available: list[str], now: float) -> list[str]:
+        counts = Counter(row["leaseOwner"]["S"] for key, row in rows.items() if key not in available)
+        counts[self.me] += 0
+        target = 1 if len(counts) >= len(rows) else -(-len(rows) // len(counts))
+        need = target - counts[self.me]
+        very_old = [key for key in available if now - self._seen[key][1] > VERY_OLD * self._failover_s]
+        self._draws.shuffle(available)
+        if very_old:
+            return very_old
+        if available or need <= 0:
+            return available[: max(need, 0)]
+        return self._stolen(rows, counts, target, need)
+
+    def _stolen(self, rows: Mapping[str, Row], counts: Counter[str], target: int, need: int) -> list[str]:
+        fullest, most = max(counts.items(), key=lambda pair: (pair[1], pair[0]))
+        count = min(need, most - target)
+        if count == 0 and need > 1:
+            count = 1
+        victims = [key for key, row in rows.items() if row.get("leaseOwner") == {"S": fullest}]
+        return [] if fullest == self.me else self._draws.sample(victims, max(0, min(1, count)))
+
+    async def _write(self, row: Row, update: str, values: Row) -> bool:
+        """Write to a row whose counter is as in *row*; keep what it is then."""
+        reply = await self._wrote(
+            self._client.update_item,
+            Key={"leaseKey": row["leaseKey"]},
+            UpdateExpression=update,
+            ConditionExpression="leaseCounter = :counter",
+            ExpressionAttributeValues=values | {":counter": row["leaseCounter"], ":next": number(_counter(row) + 1)},
+            ReturnValues="ALL_NEW",
+        )
+        if reply is not None:
+            self.held[row["leaseKey"]["S"]] = reply["Attributes"]
+        return reply is not None
+
+    async def _wrote(self, write: Callable[..., Awaitable[dict[str, Any]]], **request: Any) -> dict[str, Any] | None:
+        """Return the answer; None when the condition did not hold."""
+        try:
+            return await write(TableName=self._table, **request)
+        except ClientError as exc:
+            if exc.response["Error"]["Code"] == "ConditionalCheckFailedException":
+                return None
+            raise
+
+
+def _counter(row: Row) -> int:
+    return int(row["leaseCounter"]["N"])

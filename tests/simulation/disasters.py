@@ -1,0 +1,151 @@
+"""What may happen to a world, one after another, in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import structlog
+from botocore.exceptions import ClientError
+from simulated_kinesis import STREAM
+from simulated_network import Trouble
+from simulated_shards import CITRUS, LETTERS, SHARD_IDS
+from simulated_world import World
+
+REPLICAS_MAX = 4
+SERVICES = (*SHARD_IDS, *SHARD_IDS, CITRUS, LETTERS, "dynamodb", "kinesis")
+
+log = structlog.get_logger(__name__)
+
+
+def strike(world: World) -> None:
+    """Let something happen."""
+    event = world.draws.choice(EVENTS)
+    log.info("disaster.happened", what=event.__name__)
+    event(world)
+
+
+def draw_trouble(world: World) -> Trouble:
+    """Draw how bad the network is."""
+    draw, choice = world.draws.random, world.draws.choice
+    level = choice([0.0, 0.02, 0.1])
+    return Trouble(
+        request_lost=level * draw(),
+        answer_lost=level * draw(),
+        throttled=level * draw(),
+        stale=choice([0.0, 0.5]),
+        longest_s=choice([0.05, 1.0, 4.0]),
+    )
+
+
+def reshard(world: World, action: str, **arguments: Any) -> None:
+    """Begin a reshard, unless one is under way."""
+    with suppress(ClientError):
+        world.kinesis.do(action, StreamName=STREAM, **arguments)
+
+
+def split(world: World) -> None:
+    """Split a stream shard in the middle."""
+    shard = world.draws.choice(list(world.kinesis.stream.open_stream_shards))
+    middle = (shard.hash_range.start + shard.hash_range.end) // 2
+    reshard(world, "SplitShard", ShardToSplit=shard.stream_shard_id, NewStartingHashKey=str(middle))
+
+
+def merge(world: World) -> None:
+    """Merge two neighbours."""
+    shards = list(world.kinesis.stream.open_stream_shards)
+    if len(shards) > 1:
+        at = world.draws.randrange(len(shards) - 1)
+        first, second = (shard.stream_shard_id for shard in shards[at : at + 2])
+        reshard(world, "MergeShards", ShardToMerge=first, AdjacentShardToMerge=second)
+
+
+def scale(world: World, count: int) -> None:
+    """Change the number of stream shards."""
+    reshard(world, "UpdateShardCount", TargetShardCount=count, ScalingType="UNIFORM_SCALING")
+
+
+def _scale(world: World) -> None:
+    scale(world, world.draws.choice([1, 2, 4]))
+
+
+def _kill(world: World) -> None:
+    if alive := world.alive():
+        world.draws.choice(alive).kill()
+
+
+def _suspend(world: World) -> None:
+    """Stop a replica for some part of a lease's duration, or longer than it."""
+    running = [replica for replica in world.alive() if not replica.process.is_stopped]
+    if running:
+        process = world.draws.choice(running).process
+        process.is_stopped = True
+        delay_s = world.plan.lease_duration_s * world.draws.uniform(0.3, 2.5)
+        world.loop.call_later(delay_s, world.loop.resume, process)
+
+
+def _retire(world: World) -> None:
+    if alive := world.alive():
+        world.draws.choice(alive).stopping.set()
+
+
+def _start(world: World) -> None:
+    if len(world.alive()) < REPLICAS_MAX:
+        world.start_replica()
+
+
+def _take_away(world: World) -> None:
+    """Let a service answer nobody for a while."""
+    service = world.draws.choice(SERVICES)
+    world.network.down.add(service)
+    world.loop.call_later(world.draws.uniform(0.2, 3.0), world.network.down.discard, service)
+
+
+def _register(world: World) -> None:
+    tenants = list(world.shards.tenants.values())[1 if world.plan.has_strangers else 0 :]
+    if unregistered := [tenant for tenant in tenants if tenant.created_at is None]:
+        world.draws.choice(unregistered).created_at = world.loop.utc()
+
+
+def _move(world: World) -> None:
+    """Fence a tenant for a while; it goes on at the same shard or at another."""
+    tenant = world.draws.choice(list(world.shards.tenants.values()))
+
+    def activate() -> None:
+        tenant.shard_id = world.draws.choice(SHARD_IDS)
+        tenant.is_active = True
+
+    tenant.is_active = False
+    world.loop.call_later(world.draws.uniform(0.1, 2.0), activate)
+
+
+def _change_trouble(world: World) -> None:
+    world.network.trouble = draw_trouble(world)
+
+
+def _expire_iterators(world: World) -> None:
+    world.kinesis.account.expire_iterators()
+
+
+EVENTS: tuple[Callable[[World], None], ...] = (
+    _kill,
+    _suspend,
+    _suspend,
+    _retire,
+    _start,
+    _start,
+    split,
+    split,
+    merge,
+    _scale,
+    _take_away,
+    _take_away,
+    _register,
+    _register,
+    _register,
+    _move,
+    _move,
+    _change_trouble,
+    _expire_iterators,
+)

@@ -1,0 +1,264 @@
+"""The world of one simulation: services, replicas of the worker in it, and what tells whether all is well."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any, TypeAlias
+
+import msgspec
+from kpl_aggregates import aggregate
+from ledger import Ledger
+from simulated_dynamodb import DynamoDb
+from simulated_kinesis import STREAM, KinesisClient, KinesisService
+from simulated_network import Network
+from simulated_shards import SHARD_IDS, PostgresShards, SimulatedDeadLetters, SimulatedRouter, Tenant
+from virtual_time import EPOCH, Process, VirtualLoop
+
+from simplu_worker.consumers.kinesis.fleet import Fleet
+from simplu_worker.consumers.kinesis.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases import Lease, lease_of, worker_id
+from simplu_worker.consumers.kinesis.positions import SHARD_END
+from simplu_worker.consumers.kinesis.reader import ReadingRules
+from simplu_worker.consumers.kinesis.stream import Stream
+from simplu_worker.local.kinesis_model import Options
+
+APPLICATION = "simplu"
+LOOK_EVERY_S = 0.25
+
+FleetMaker: TypeAlias = Callable[..., Fleet]
+
+
+class ViolationError(AssertionError):
+    """A simulation broke a rule."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What is decided before a simulation starts. The defaults are those of a quiet world."""
+
+    lease_duration_s: float = 10.0
+    initial_position: str = "TRIM_HORIZON"
+    replica_count: int = 2
+    stream_shard_count: int = 1
+    tenant_count: int = 1
+    key_count: int = 4
+    record_count: int = 20
+    trouble_s: float = 5.0
+    event_count: int = 0
+    tenant_wait_s: float = 30.0
+    skew_max_s: float = 0.0
+    page_size: int = 100  # of scans
+    has_strangers: bool = False  # whether a tenant is never registered
+    options: Options = msgspec.field(default_factory=lambda: Options(scaling_limits=False))
+
+
+class Replica:
+    """One process of the worker: its fleet, on the services of a world."""
+
+    def __init__(self, world: World, number: int) -> None:
+        plan = world.plan
+        self.me = worker_id("host", number, f"{number:04x}")
+        self.process = Process(self.me)
+        self.stopping = asyncio.Event()
+        skew = timedelta(seconds=world.draws.uniform(-plan.skew_max_s, plan.skew_max_s))
+        self.fleet = world.make_fleet(
+            Stream(KinesisClient(world.kinesis), STREAM),
+            LeaseTable(world.dynamodb, APPLICATION),
+            me=self.me,
+            lease_duration_s=plan.lease_duration_s,
+            initial_position=EPOCH if plan.initial_position == "AT_TIMESTAMP" else plan.initial_position,
+            create_stream=True,
+            stream_shard_count=1,
+            router=SimulatedRouter(world.shards),
+            dead_letters=SimulatedDeadLetters(world.shards),
+            rules=ReadingRules(
+                operation_max_bytes=100_000,
+                list_result_limit=100,
+                tenant_wait=timedelta(seconds=plan.tenant_wait_s),
+            ),
+            draw=world.draws.random,
+            utc=lambda: world.loop.utc() + skew,
+        )
+        self.task = world.start(self.process, self.fleet.run(self.stopping))
+
+    def __repr__(self) -> str:
+        return f"Replica({self.process!r}, {self.fleet!r})"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still runs, and is to go on."""
+        return not (self.process.is_dead or self.stopping.is_set() or self.task.done())
+
+    def kill(self) -> None:
+        """End it as kill -9 does: not one more line of it runs."""
+        self.process.is_dead = True
+
+    def running(self) -> list[str]:
+        """Return the stream shards of which it runs a reader."""
+        return [reader.stream_shard_id for reader in self.fleet.readers()]
+
+    def bug(self) -> BaseException | None:
+        """Return the unknown exception that ended it, if one did."""
+        return None if not self.task.done() or self.task.cancelled() else self.task.exception()
+
+
+class World:
+    """All there is in one simulation. Everything random in it comes from *draws*."""
+
+    def __init__(self, loop: VirtualLoop, draws: Random, plan: Plan, make_fleet: FleetMaker) -> None:
+        self.loop = loop
+        self.draws = draws
+        self.plan = plan
+        self.make_fleet = make_fleet
+        self.network = Network(loop, draws)
+        self.kinesis = KinesisService(self.network, plan.options)
+        tenant_wait = timedelta(seconds=plan.tenant_wait_s)
+        self.shards = PostgresShards(self.network, tenant_wait=tenant_wait)
+        self.dynamodb = DynamoDb(self.network, page_size=plan.page_size)
+        self.ledger = Ledger(self.shards, tenant_wait=tenant_wait, is_closed=self.kinesis.is_closed)
+        self.table = self.dynamodb.table(APPLICATION)
+        self.table.watch = self.ledger.watch_lease
+        self.replicas: list[Replica] = []
+        self._processes: list[Process] = []
+        for number in range(plan.tenant_count):
+            tenant_id = f"b{number}-l"
+            self.shards.tenants[tenant_id] = Tenant(tenant_id, draws.choice(SHARD_IDS))
+
+    def __repr__(self) -> str:
+        return f"World(at {self.loop.time():.3f} s, {self.plan}, {self.kinesis.stream}, {self.replicas})"
+
+    async def open(self) -> None:
+        """Make the stream and start the replicas."""
+        self.kinesis.do("CreateStream", StreamName=STREAM, ShardCount=self.plan.stream_shard_count)
+        await asyncio.sleep(0.1)
+        for _ in range(self.plan.replica_count):
+            self.start_replica()
+
+    def start(self, process: Process, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run *work* as *process*."""
+        self._processes.append(process)
+        return self.loop.start(process, work)
+
+    def start_replica(self) -> Replica:
+        """Start one more replica."""
+        replica = Replica(self, len(self.replicas))
+        self.replicas.append(replica)
+        return replica
+
+    def alive(self) -> list[Replica]:
+        """Return the replicas that are to go on."""
+        return [replica for replica in self.replicas if replica.is_alive]
+
+    def leases(self) -> dict[str, Lease]:
+        """Return the leases as the table has them."""
+        found = {key: lease_of(row) for key, row in self.table.rows.items()}
+        return {key: lease for key, lease in found.items() if lease is not None}
+
+    def owners(self) -> dict[str, str | None]:
+        """Return who owns each lease that is not finished."""
+        return {key: lease.owner for key, lease in self.leases().items() if lease.checkpoint != SHARD_END}
+
+    def register_all(self) -> None:
+        """Register every tenant."""
+        for tenant in self.shards.tenants.values():
+            tenant.created_at = tenant.created_at or self.loop.utc()
+
+    def put(self, key: str, records: Sequence[bytes]) -> None:
+        """Put one record into the stream: an aggregate, where there are more *records*."""
+        arrived_at = datetime.fromtimestamp(self.kinesis.now_ms / 1000, UTC)
+        record = records[0] if len(records) == 1 else aggregate([(key, None, one) for one in records])
+        data = base64.b64encode(record).decode()
+        answer = self.kinesis.do("PutRecord", StreamName=STREAM, PartitionKey=key, Data=data)
+        self.ledger.note_put(records, key, answer, arrived_at)
+
+    def operation(self, key: str, request_id: str | None, number: str) -> bytes:
+        """Return an operation of the tenant to whom *key* belongs."""
+        tenants = list(self.shards.tenants)
+        business_id, _, location_id = tenants[sum(key.encode()) % len(tenants)].partition("-")
+        message = {
+            "operation": "update",
+            "businessId": business_id,
+            "locationId": location_id,
+            "resourceType": "item",
+            "resourceId": key,
+            "requestId": request_id,
+            "timestamp": "2026-01-01T00:00:00Z",
+            "data": {"n": number},
+        }
+        return msgspec.json.encode(message)
+
+    def check(self) -> None:
+        """Raise ViolationError when a rule was broken, or something failed."""
+        bugs = [bug for replica in self.replicas if (bug := replica.bug()) is not None]
+        if self.ledger.violations or bugs or self.loop.failures:
+            problems = [*self.ledger.violations[:3], *map(repr, bugs), *map(repr, self.loop.failures)]
+            raise ViolationError("; ".join(problems)) from next(iter([*bugs, *self.loop.failures]), None)
+
+    async def until(self, is_reached: Callable[[], object], *, within_s: float) -> None:
+        """Wait until *is_reached*. Raises ViolationError when that takes longer, or a rule was broken."""
+        deadline = self.loop.time() + within_s
+        while not is_reached():
+            self.check()
+            if self.loop.time() > deadline:
+                raise ViolationError(f"not reached within {within_s:g} s: {self.problems()}")
+            await asyncio.sleep(LOOK_EVERY_S)
+        self.check()
+
+    def problems(self) -> list[str]:
+        """Return what is not as it must be when nothing was wrong for a while."""
+        leases = self.leases()
+        unfinished = {key: lease for key, lease in leases.items() if lease.checkpoint != SHARD_END}
+        open_keys = {shard.stream_shard_id for shard in self.kinesis.stream.open_stream_shards}
+        alive = {replica.me: replica for replica in self.alive()}
+        problems = [] if self.kinesis.stream.status == "ACTIVE" else ["the stream is being resharded"]
+        problems += [f"{key} is owed" for key in self.ledger.unsettled()]
+        problems += [f"{key} has no lease" for key in sorted(open_keys - unfinished.keys())]
+        problems += [f"{key} has not ended" for key in sorted(unfinished.keys() - open_keys)]
+        problems += [f"{key} is owned by {one.owner}" for key, one in unfinished.items() if one.owner not in alive]
+        for me, replica in alive.items():
+            owned = sorted(key for key, lease in unfinished.items() if lease.owner == me)
+            if owned != replica.running():
+                problems.append(f"{me} owns {owned} and reads {replica.running()}")
+            problems += [f"{me} has not passed {key}" for key in owned if not self._is_passed(replica, unfinished[key])]
+        counts = Counter(lease.owner for lease in unfinished.values())
+        by_replica = [counts[me] for me in alive]
+        if not by_replica or max(by_replica) - min(by_replica) > 1:
+            problems.append(f"the leases are not even: {by_replica}")
+        return problems
+
+    def _is_passed(self, replica: Replica, lease: Lease) -> bool:
+        """Whether a replica knows that nothing is owed of what was put so far."""
+        puts = self.ledger.by_stream_shard.get(lease.lease_key)
+        readers = [reader for reader in replica.fleet.readers() if reader.stream_shard_id == lease.lease_key]
+        checkpoints = [reader.checkpoint for reader in readers]
+        reached = [lease.checkpoint, *(checkpoint for checkpoint in checkpoints if checkpoint is not None)]
+        return not puts or max(reached) == puts[-1].position
+
+    def end(self) -> None:
+        """End all tasks, also of the dead: not as they would, but so that nothing is left."""
+        for process in self._processes:
+            process.is_dead = False
+            self.loop.resume(process)
+        while tasks := asyncio.all_tasks(self.loop):
+            for task in tasks:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.wait(tasks))
+
+
+@contextmanager
+def a_world(draws: Random, plan: Plan, *, make_fleet: FleetMaker = Fleet) -> Iterator[World]:
+    """Make a world; end everything in it afterwards."""
+    loop = VirtualLoop()
+    try:
+        world = World(loop, draws, plan, make_fleet)
+        try:
+            yield world
+        finally:
+            world.end()
+    finally:
+        loop.close()

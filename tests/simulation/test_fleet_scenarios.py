@@ -1,0 +1,424 @@
+"""What a fleet does in the situations that users of other consumers complain of, in virtual time.
+
+The numbers (C7 …) are those of the complaints in the notes on the Kinesis Client Library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import pytest
+import structlog
+from disasters import merge, scale, split
+from msgspec.structs import replace
+from simulated_network import Trouble
+from simulated_world import APPLICATION, Plan, Replica, ViolationError, World, a_world
+from simulation import produce, settle_down, stop_all
+
+from simplu_worker.consumers.kinesis.positions import SHARD_END
+from simplu_worker.local.kinesis_model import Options
+
+OWN_TRY_S = 0.05  # of looking, here
+CALM = Plan(replica_count=4, stream_shard_count=16, key_count=32)
+
+
+def play(plan: Plan, work: Callable[[World], Awaitable[None]], *, seed: int = 1, tenants_wait: bool = False) -> None:
+    """Run *work* in a calm world that is open, with all tenants registered unless *tenants_wait*."""
+
+    async def run(world: World) -> None:
+        await world.open()
+        if not tenants_wait:
+            world.register_all()
+        await work(world)
+        world.check()
+
+    with structlog.testing.capture_logs(), a_world(Random(seed), plan) as world:
+        world.loop.run_until_complete(run(world))
+
+
+async def until_well(world: World, *, within_s: float = 60.0) -> None:
+    """Wait until nothing is owed and the leases are even."""
+    await world.until(lambda: not world.problems(), within_s=within_s)
+
+
+async def time_until(world: World, is_reached: Callable[[], object], *, within_s: float) -> float:
+    """Return how long it took."""
+    started_at = world.loop.time()
+    while not is_reached():
+        if world.loop.time() > started_at + within_s:
+            raise ViolationError(f"not within {within_s} s: {world.problems()}")
+        await asyncio.sleep(OWN_TRY_S)
+    return world.loop.time() - started_at
+
+
+def is_all_read(world: World) -> bool:
+    """Whether every open stream shard is read by one that is alive."""
+    running = {key for replica in world.alive() for key in replica.running()}
+    return running >= {shard.stream_shard_id for shard in world.kinesis.stream.open_stream_shards}
+
+
+def lost_in(logs: list[structlog.typing.EventDict]) -> list[str]:
+    """Return the stream shards whose lease was lost."""
+    return [entry["stream_shard_id"] for entry in logs if entry["event"] == "lease.lost"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stream_shards_are_read_again_within_two_seconds_of_the_lease_when_a_replica_is_killed(seed: int) -> None:
+    """At the default lease of 10 s: KCL takes up to 40 s."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        await asyncio.sleep(world.draws.uniform(0, 10))
+        world.draws.choice(world.alive()).kill()
+
+        assert await time_until(world, lambda: is_all_read(world), within_s=30) <= 12.0
+
+    play(CALM, work, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_stream_shards_are_read_again_within_two_seconds_when_a_replica_is_stopped(seed: int) -> None:
+    """C13: its leases are given back, and others take them at their next scan."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        await asyncio.sleep(world.draws.uniform(0, 10))
+        world.draws.choice(world.alive()).stopping.set()
+
+        assert await time_until(world, lambda: is_all_read(world), within_s=30) <= 2.0
+
+    play(CALM, work, seed=seed)
+
+
+@pytest.mark.parametrize("trouble", [Trouble(request_lost=0.3), Trouble(answer_lost=0.3), Trouble(throttled=0.3)])
+def test_leases_are_given_back_when_some_requests_fail_at_the_stop(trouble: Trouble) -> None:
+    """One lost request must not cost the whole duration of the lease."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        world.network.trouble = trouble
+        world.alive()[0].stopping.set()
+
+        assert await time_until(world, lambda: is_all_read(world), within_s=30) <= 6.0
+
+    play(CALM, work)
+
+
+def test_no_stream_shard_is_unread_for_two_seconds_when_replicas_are_replaced_one_by_one() -> None:
+    """C13: a rolling restart under load."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        for replica in list(world.alive()):
+            world.start_replica()
+            await until_well(world)
+            replica.stopping.set()
+
+            assert await time_until(world, lambda: is_all_read(world), within_s=30) <= 2.0
+        await settle_down(world)
+
+    async def work_under_load(world: World) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(produce(world))
+            await work(world)
+
+    play(replace(CALM, record_count=100, trouble_s=30.0), work_under_load)
+
+
+def test_two_hundred_leases_are_taken_within_two_seconds_when_their_replica_is_stopped() -> None:
+    """The work of a graceful stop does not grow with the leases, up to here."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        replica = world.start_replica()
+        await world.until(lambda: replica.fleet.is_set_up, within_s=10)
+        world.alive()[0].stopping.set()
+
+        assert await time_until(world, lambda: is_all_read(world), within_s=30) <= 2.0
+
+    play(Plan(replica_count=1, stream_shard_count=200), work)
+
+
+def test_one_replica_takes_all_leases_in_one_pass() -> None:
+    """C10."""
+
+    async def work(world: World) -> None:
+        await world.until(lambda: world.alive()[0].fleet.is_set_up, within_s=10)
+
+        assert await time_until(world, lambda: is_all_read(world), within_s=30) <= 1.0
+
+    play(Plan(replica_count=1, stream_shard_count=64), work)
+
+
+def test_leases_are_even_soon_and_stay_when_a_replica_joins() -> None:
+    """C10, C11: 40 stream shards, from 5 replicas to 6: one lease at a time, and not one more than needed."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        before = world.owners()
+        world.start_replica()
+        took_s = await time_until(world, lambda: not world.problems(), within_s=60)
+        await settle_down(world)
+        moves = sum(before[key] != owner for key, owner in world.owners().items())
+
+        assert took_s <= 20.0  # two passes of the KCL
+        assert moves == 6
+
+    play(Plan(replica_count=5, stream_shard_count=40), work)
+
+
+@pytest.mark.parametrize("trouble", [Trouble(throttled=0.5), Trouble(answer_lost=0.5), Trouble(request_lost=0.5)])
+def test_no_lease_is_lost_when_half_of_the_requests_fail_for_a_minute(trouble: Trouble) -> None:
+    """C6, C7: a healthy replica keeps its leases; a write whose answer was lost is known again."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        owners = world.owners()
+        world.network.trouble = trouble
+        with structlog.testing.capture_logs() as logs:
+            await produce(world)
+            world.network.trouble = Trouble()
+            await settle_down(world)
+
+        assert lost_in(logs) == []
+        assert world.owners() == owners
+
+    play(replace(CALM, replica_count=2, stream_shard_count=4, record_count=200, trouble_s=60.0), work)
+
+
+def test_reading_goes_on_until_the_lease_expires_when_dynamodb_is_down() -> None:
+    """Then it stops, and begins again when DynamoDB is back."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        world.network.down.add("dynamodb")
+        await asyncio.sleep(6.0)
+        still_read = is_all_read(world)
+        await asyncio.sleep(6.0)
+        stopped = not any(replica.running() for replica in world.alive())
+        world.network.down.clear()
+        await settle_down(world)
+
+        assert (still_read, stopped) == (True, True)
+
+    play(CALM, work)
+
+
+def test_lease_is_made_again_when_its_row_was_deleted_by_hand() -> None:
+    """C8: within three looks of the auditor; what was applied is not applied again."""
+
+    async def work(world: World) -> None:
+        await produce(world)
+        await until_well(world)
+        lease_key = next(iter(world.leases()))
+        watch, world.table.watch = world.table.watch, lambda _key, _before, _after: None
+        world.table.put(lease_key, None, world.loop.time())
+        world.table.watch = watch
+        took_s = await time_until(world, lambda: lease_key in world.leases(), within_s=60)
+        await settle_down(world)
+
+        assert took_s <= 40.0
+
+    play(replace(CALM, stream_shard_count=2, replica_count=2), work)
+
+
+def test_nothing_is_lost_or_doubled_when_all_is_suspended_for_longer_than_an_iterator_lives() -> None:
+    """C19, C20: at LATEST, before the first record; what was written meanwhile is read."""
+
+    async def work(world: World) -> None:
+        await world.until(lambda: is_all_read(world), within_s=10)
+        await asyncio.sleep(2)
+        for replica in world.replicas:
+            replica.process.is_stopped = True
+        await produce(world)
+        await asyncio.sleep(400)
+        for replica in world.replicas:
+            world.loop.resume(replica.process)
+        await settle_down(world)
+        world.ledger.check_fates()
+
+        assert len(world.ledger.puts) >= 20
+
+    play(Plan(initial_position="LATEST", stream_shard_count=2), work)
+
+
+@pytest.mark.parametrize("records", [0, 1])
+def test_end_is_written_when_everything_before_it_was_checkpointed_already(records: int) -> None:
+    """C3: with the last record checkpointed before the end is found, and without any record."""
+
+    async def work(world: World) -> None:
+        for number in range(records):
+            world.put("key-0", [world.operation("key-0", f"r-{number}", str(number))])
+        await until_well(world)
+        await asyncio.sleep(5)
+        split(world)
+        await until_well(world)
+        parent = world.leases()["shardId-000000000000"]
+
+        assert parent.checkpoint == SHARD_END
+        assert parent.children == {"shardId-000000000001", "shardId-000000000002"}
+
+    play(Plan(), work)
+
+
+def test_child_is_read_from_its_checkpoint_when_its_lease_moves() -> None:
+    """C2: children begin at TRIM_HORIZON, once."""
+
+    async def work(world: World) -> None:
+        split(world)
+        await asyncio.sleep(1)
+        await produce(world)
+        await until_well(world)
+        await asyncio.sleep(5)
+        children = [lease for key, lease in world.leases().items() if world.ledger.by_stream_shard.get(key)]
+
+        assert all(not lease.checkpoint.is_sentinel for lease in children if lease.checkpoint != SHARD_END)
+
+    play(Plan(), work)
+
+
+def test_both_parents_are_finished_before_the_child_of_a_merge_is_read() -> None:
+    """One parent owes an operation of a tenant that is not registered yet."""
+
+    async def work(world: World) -> None:
+        keys = [f"key-{number}" for number in range(8)]
+        for key in keys:
+            world.put(key, [world.operation(key, f"r-{key}", "1")])
+        merge(world)
+        await asyncio.sleep(1)
+        for key in keys:
+            world.put(key, [world.operation(key, f"s-{key}", "2")])
+        await asyncio.sleep(20)
+        begun_early = [key for replica in world.alive() for key in replica.running() if key.endswith("2")]
+        world.register_all()
+        await settle_down(world)
+        await stop_all(world)
+
+        assert begun_early == []
+
+    play(Plan(stream_shard_count=2, tenant_wait_s=300.0), work, tenants_wait=True)
+
+
+def test_child_is_read_and_the_parent_forgotten_when_it_is_past_its_retention() -> None:
+    """C21, C23: all were asleep for longer than the stream keeps records; the children do not wait for ever."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        for replica in world.replicas:
+            replica.process.is_stopped = True
+        split(world)
+        await asyncio.sleep(26 * 3600)
+        for number in range(8):
+            world.put(f"key-{number}", [world.operation(f"key-{number}", f"r-{number}", "0")])
+        for replica in world.replicas:
+            world.loop.resume(replica.process)
+        await world.until(lambda: not world.ledger.unsettled() and is_all_read(world), within_s=100)
+        await world.until(lambda: sorted(world.leases()) == sorted(world.owners()), within_s=200)
+
+        assert len(world.leases()) == 2
+
+    play(Plan(), work)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_doubled_or_out_of_order_when_a_replica_wakes_up_after_its_leases_were_taken(seed: int) -> None:
+    """A process that was stopped for longer than the lease goes on with what it had in hand: it does no harm."""
+
+    async def work(world: World) -> None:
+        world.network.trouble = Trouble(longest_s=4.0)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(produce(world))
+            await asyncio.sleep(world.draws.uniform(5, 15))
+            process = world.alive()[0].process
+            process.is_stopped = True
+            await asyncio.sleep(world.draws.uniform(11, 20))
+            world.loop.resume(process)
+        await settle_down(world)
+        world.ledger.check_fates()
+
+    play(Plan(stream_shard_count=4, replica_count=2, record_count=200, trouble_s=30.0), work, seed=seed)
+
+
+def test_clocks_ten_minutes_apart_do_no_harm() -> None:
+    """C32: leases go by the monotonic clock of each replica alone."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        owners = world.owners()
+        await produce(world)
+        await settle_down(world)
+
+        assert world.owners() == owners
+
+    play(replace(CALM, skew_max_s=600.0), work)
+
+
+def test_stream_is_read_in_order_while_it_is_scaled_from_one_to_eight_to_two() -> None:
+    """UpdateShardCount makes short-lived stream shards; all are read, parents first."""
+
+    async def work(world: World) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(produce(world))
+            for count in (8, 2):
+                await asyncio.sleep(10)
+                scale(world, count)
+        await settle_down(world)
+        await stop_all(world)
+        world.ledger.check_fates()
+
+        assert len(world.owners()) == 2
+
+    options = Options(scaling_limits=False, update_delay_ms=3000, page_size=3)
+    play(Plan(replica_count=3, record_count=300, key_count=20, trouble_s=30.0, options=options), work)
+
+
+def test_reshard_storm_leaves_no_stream_shard_unread() -> None:
+    """C1: splits and merges without a pause, four replicas; everything is accounted for."""
+
+    async def work(world: World) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(produce(world))
+            for _ in range(60):
+                await asyncio.sleep(0.5)
+                world.draws.choice([split, merge])(world)
+        await settle_down(world)
+        await stop_all(world)
+        world.ledger.check_fates()
+
+        assert len(world.leases()) > 64
+
+    plan = Plan(replica_count=4, stream_shard_count=16, record_count=300, key_count=60, trouble_s=30.0)
+    play(plan, work)
+
+
+def test_idle_fleet_asks_little_of_dynamodb() -> None:
+    """C16: one stream shard, one replica: a write every third of the lease, a scan every tenth."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        writes = 0
+
+        def count(*_row: object) -> None:
+            nonlocal writes
+            writes += 1
+
+        world.table.watch = count
+        await asyncio.sleep(100)
+
+        assert writes <= 30 + 1
+
+    play(Plan(replica_count=1), work)
+
+
+def test_repr_of_a_world_tells_what_is_in_it() -> None:
+    """For whoever looks at a failure."""
+
+    async def work(world: World) -> None:
+        replica: Replica = world.replicas[0]
+
+        assert replica.me in repr(world)
+        assert world.dynamodb.table(APPLICATION) is world.table
+
+    play(Plan(replica_count=1), work)
