@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave the slow tests to CI, and say so; REQUIRE_ALL=1 runs them here too."""
     if os.environ.get("REQUIRE_ALL") == "1":
         return
-    slow = pytest.mark.skip(reason="slow: it takes over ten seconds; to run it: REQUIRE_ALL=1")
+    slow = pytest.mark.skip(reason="slow, and left to CI; to run it here: REQUIRE_ALL=1")
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(slow)

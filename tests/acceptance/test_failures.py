@@ -21,7 +21,7 @@ from simplu_worker.local.loopback import until
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.local.worker_process import WorkerProcess
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]  # together they take over a minute
 BYSTANDER_S = 5.0  # for what has nothing to do with the trouble, and is put while it lasts
 RECOVERY_S = 15.0  # backing off takes up to 5 s, and two tries may be needed
 FROZEN_S = 8.0

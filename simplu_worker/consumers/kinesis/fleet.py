@@ -19,22 +19,17 @@ from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.dead_letters import LetterStore
 from simplu_worker.consumers.kinesis.balancing import next_expiry, plan_takes
 from simplu_worker.consumers.kinesis.holder import LeaseHolder, start_of
+from simplu_worker.consumers.kinesis.lease_maker import LeaseMaker
 from simplu_worker.consumers.kinesis.lease_table import KclLeader, LeaseTable
 from simplu_worker.consumers.kinesis.leases import HashRange, Lease, Observation, observe
-from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON
+from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END
 from simplu_worker.consumers.kinesis.reader import ReadingRules, StreamShardReader
 from simplu_worker.consumers.kinesis.shard_tree import (
-    InitialPosition,
-    StreamShard,
-    first_leases,
-    hole_in,
     hole_in_leases,
-    is_torn,
-    missing_leases,
     removable,
     unfinished_parents,
 )
-from simplu_worker.consumers.kinesis.stream import AtTimestamp, Latest, Stream, TrimHorizon
+from simplu_worker.consumers.kinesis.stream import Stream
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.metrics import instruments
@@ -78,6 +73,7 @@ class Fleet:
         self._me = me
         self._lease_duration_s = lease_duration_s
         self._initial_position = initial_position
+        self._maker = LeaseMaker(stream, table, initial_position, utc=utc)
         self._create_stream = create_stream
         self._stream_shard_count = stream_shard_count
         self._router = router
@@ -153,7 +149,7 @@ class Fleet:
             await self._table.ensure()
         leases = await self._table.scan()
         if not self.is_set_up:
-            leases = await self._create_leases(leases)
+            leases = await self._maker.create_at_start(leases)
             self.is_set_up = True
         now = loop_time()
         self._observations = observe(self._observations, leases, now=now)
@@ -218,7 +214,7 @@ class Fleet:
             unfinished_parents=self._unfinished_parents,
             may_begin=self._may_begin,
             make_reader=self._reader,
-            sync=self._sync,
+            sync=self._maker.sync,
         )
 
     def _reader(self, lease: Lease) -> StreamShardReader:
@@ -257,58 +253,6 @@ class Fleet:
     def _leases(self) -> dict[str, Lease]:
         return {key: one.lease for key, one in self._observations.items()}
 
-    async def _create_leases(self, leases: Sequence[Lease]) -> list[Lease]:
-        """Create the leases that are missing at the start; return all."""
-        initial = self._initial()
-        wanted: list[Lease] = []
-        if not leases:
-            wanted = first_leases(await self._listing_at(initial), initial)
-            # Those of a replica that was faster count: after a reshard in between, ours would be a second beginning.
-            leases = await self._table.scan(is_consistent=True)
-        if leases:
-            wanted = missing_leases(await self._whole_listing(), {lease.lease_key for lease in leases}, initial)
-        return [*leases, *await self._create(wanted)]
-
-    async def _create(self, wanted: Sequence[Lease]) -> list[Lease]:
-        created = [lease for lease in wanted if await self._table.create(lease)]
-        for lease in created:
-            log.info("lease.created", stream_shard_id=lease.lease_key, checkpoint=lease.checkpoint.checkpoint)
-        return created
-
-    async def _sync(self) -> list[StreamShard]:
-        """Create the leases that a listing shows to be missing; return the listing."""
-        leases = await self._table.scan()
-        known = {lease.lease_key for lease in leases}
-        listing = await self._whole_listing()
-        await self._create(missing_leases(listing, known, self._initial()))
-        return listing
-
-    def _initial(self) -> InitialPosition:
-        if isinstance(self._initial_position, datetime):
-            return InitialPosition(AT_TIMESTAMP, self._initial_position)
-        if self._initial_position == "LATEST":
-            return InitialPosition(LATEST, self._utc())
-        return InitialPosition(TRIM_HORIZON)
-
-    async def _listing_at(self, initial: InitialPosition) -> list[StreamShard]:
-        """Return the stream shards at the initial position; they must cover all hash keys."""
-        at: TrimHorizon | Latest | AtTimestamp = TrimHorizon()
-        if initial.checkpoint == LATEST:
-            at = Latest()
-        elif initial.started_at is not None:
-            at = AtTimestamp(initial.started_at)
-        stream_shards = await self._stream.list_stream_shards(at)
-        hole = hole_in([shard.hash_range for shard in stream_shards])
-        if hole is not None:
-            raise TryAgainLaterError(f"stream {self._stream.name}: no stream shard for the hash keys from {hole.first}")
-        return stream_shards
-
-    async def _whole_listing(self) -> list[StreamShard]:
-        stream_shards = await self._stream.list_stream_shards()
-        if is_torn(stream_shards):
-            raise TryAgainLaterError(f"stream {self._stream.name} was resharded while it was listed")
-        return stream_shards
-
     async def _audit(self) -> None:
         """Look for hash keys that no lease covers; the same hole a few times in a row means a lease is missing."""
         self._put_off(self._audit, AUDIT_INTERVAL_S)
@@ -319,7 +263,7 @@ class Fleet:
         if times >= AUDITS_UNTIL_SYNC:
             self._hole = (None, 0)
             log.warning("leases.incomplete", stream=self._stream.name)
-            await self._sync()
+            await self._maker.sync()
 
     async def _look_at_listing(self) -> None:
         """See which leased stream shards are past their retention; remove what is done with, fill in hash ranges."""

@@ -1,0 +1,91 @@
+"""Make the leases of a stream: all of them on an empty table, later those that are missing.
+
+Every creation is conditional, so replicas that do it at the same time do no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import structlog
+
+from simplu_worker.clock import UtcClock
+from simplu_worker.consumers.kinesis.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases import Lease
+from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, TRIM_HORIZON
+from simplu_worker.consumers.kinesis.shard_tree import (
+    InitialPosition,
+    StreamShard,
+    first_leases,
+    hole_in,
+    is_torn,
+    missing_leases,
+)
+from simplu_worker.consumers.kinesis.stream import AtTimestamp, Latest, Stream, TrimHorizon
+from simplu_worker.errors import TryAgainLaterError
+
+log = structlog.get_logger(__name__)
+
+
+class LeaseMaker:
+    """Creates leases from listings. Both methods raise TryAgainLaterError or RefusedError when the doors do."""
+
+    def __init__(self, stream: Stream, table: LeaseTable, position: str | datetime, *, utc: UtcClock) -> None:
+        """*position* is `KINESIS_INITIAL_POSITION`."""
+        self._stream = stream
+        self._table = table
+        self._position = position
+        self._utc = utc
+
+    async def create_at_start(self, leases: Sequence[Lease]) -> list[Lease]:
+        """Create the leases that are missing at the start; return all."""
+        initial = self._initial()
+        wanted: list[Lease] = []
+        if not leases:
+            wanted = first_leases(await self._listing_at(initial), initial)
+            # Those of a replica that was faster count: after a reshard in between, ours would be a second beginning.
+            leases = await self._table.scan(is_consistent=True)
+        if leases:
+            wanted = missing_leases(await self._whole_listing(), {lease.lease_key for lease in leases}, initial)
+        return [*leases, *await self._create(wanted)]
+
+    async def _create(self, wanted: Sequence[Lease]) -> list[Lease]:
+        created = [lease for lease in wanted if await self._table.create(lease)]
+        for lease in created:
+            log.info("lease.created", stream_shard_id=lease.lease_key, checkpoint=lease.checkpoint.checkpoint)
+        return created
+
+    async def sync(self) -> list[StreamShard]:
+        """Create the leases that a listing shows to be missing; return the listing."""
+        leases = await self._table.scan()
+        known = {lease.lease_key for lease in leases}
+        listing = await self._whole_listing()
+        await self._create(missing_leases(listing, known, self._initial()))
+        return listing
+
+    def _initial(self) -> InitialPosition:
+        if isinstance(self._position, datetime):
+            return InitialPosition(AT_TIMESTAMP, self._position)
+        if self._position == "LATEST":
+            return InitialPosition(LATEST, self._utc())
+        return InitialPosition(TRIM_HORIZON)
+
+    async def _listing_at(self, initial: InitialPosition) -> list[StreamShard]:
+        """Return the stream shards at the initial position; they must cover all hash keys."""
+        at: TrimHorizon | Latest | AtTimestamp = TrimHorizon()
+        if initial.checkpoint == LATEST:
+            at = Latest()
+        elif initial.started_at is not None:
+            at = AtTimestamp(initial.started_at)
+        stream_shards = await self._stream.list_stream_shards(at)
+        hole = hole_in([shard.hash_range for shard in stream_shards])
+        if hole is not None:
+            raise TryAgainLaterError(f"stream {self._stream.name}: no stream shard for the hash keys from {hole.first}")
+        return stream_shards
+
+    async def _whole_listing(self) -> list[StreamShard]:
+        stream_shards = await self._stream.list_stream_shards()
+        if is_torn(stream_shards):
+            raise TryAgainLaterError(f"stream {self._stream.name} was resharded while it was listed")
+        return stream_shards
