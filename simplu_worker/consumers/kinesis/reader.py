@@ -44,6 +44,7 @@ from simplu_worker.shards.router import Router
 
 GET_RECORDS_LIMIT: Final = 10_000
 PENDING_MAX_BYTES: Final = 16 * 1024 * 1024
+TENANTS_REMEMBERED: Final = 10_000
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
 DECODED_AT_ONCE: Final = 250  # about two milliseconds, then the event loop gets its turn
 
@@ -376,6 +377,8 @@ class StreamShardReader:
             )
             self._lanes[shard_id] = lane
             self._tasks.create_task(lane.run(self._ending), name=f"lane:{self.stream_shard_id}:{shard_id}")
+        if len(self._lane_of) >= TENANTS_REMEMBERED:  # those with nothing in hand can be looked up again
+            self._lane_of = {tenant: one for tenant, one in self._lane_of.items() if len(one)}
         self._lane_of[tenant_id] = lane
         lane.put(entries)
 
