@@ -64,14 +64,11 @@ _KINDS_WITH_DATA = frozenset({OperationKind.CREATE, OperationKind.UPDATE, Operat
 _KINDS_WITH_ID = frozenset({OperationKind.UPDATE, OperationKind.PATCH, OperationKind.DELETE, OperationKind.READ})
 _DAY_MEMBERS = ("date", "startDate", "endDate")
 
-# Everything up to the next lone surrogate (the group), or that one. An escape is taken as a whole, so that a backslash
-# escaped before a `u` is not taken for the beginning of one.
-_SURROGATES = re.compile(
-    rb"((?:[^\\]++|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(?!u[dD][89a-fA-F]).)++)"
-    rb"|\\u[dD][89a-fA-F][0-9a-fA-F]{2}",
-    re.DOTALL,
-)
-_STRINGS = re.compile(rb'"[^"]*+"?')
+# A run of backslashes from its first on, and what may be a surrogate behind it: it is one if the run is of odd length.
+# No possessive quantifiers here: Python 3.11.2, which is Debian 12's, takes some of them wrongly.
+_SURROGATES = re.compile(rb"(?<!\\)(\\+)u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_SURROGATE_BYTES = 6
+_STRINGS = re.compile(rb'"[^"]*"?')
 _NOT_BRACKETS_OR_QUOTES = bytes(set(range(256)) - set(b'[]{}"'))
 _ONE_KIND_OF_BRACKET = bytes.maketrans(b"{}", b"[]")
 
@@ -124,7 +121,27 @@ def replace_lone_surrogates(record: bytes) -> bytes:
     Neither can be stored, but only the second passes the parser, and then meets the rules for U+0000: an id with it
     is invalid, and data with it gets the outcome `invalid_data`.
     """
-    return _SURROGATES.sub(lambda match: match[1] or rb"\u0000", record)
+    mended = bytearray(record)
+    high_end = -1  # behind a high surrogate that may find its low one there
+    for match in _SURROGATES.finditer(record):
+        if len(match[1]) % 2 == 0:
+            continue  # the last backslash is an escaped one
+        start, is_low = match.end() - _SURROGATE_BYTES, record[match.end() - 3] in b"cdefCDEF"
+        if is_low and start == high_end:
+            high_end = -1
+            continue
+        _blank(mended, high_end)
+        high_end = -1 if is_low else match.end()
+        if is_low:
+            _blank(mended, match.end())
+    _blank(mended, high_end)
+    return bytes(mended)
+
+
+def _blank(mended: bytearray, end: int) -> None:
+    """Put U+0000's escape in place of the one that ends at *end*; -1 is none."""
+    if end >= 0:
+        mended[end - _SURROGATE_BYTES : end] = rb"\u0000"
 
 
 def nesting_of(record: bytes) -> int:
