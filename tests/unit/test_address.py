@@ -56,7 +56,8 @@ def connected_hosts(connection_string: str) -> list[str]:
         (f"postgresql://user:{SECRET}@[::1]:65535/shard", ["::1"]),
         (f"postgresql://user:{SECRET}@[::1]/shard", ["::1"]),
         (f"postgresql://user:{SECRET}@a.internal:5432,b.internal:5433/shard", ["a.internal", "b.internal"]),
-        (f"postgresql://user:{SECRET}@a.internal,[::1]:5433,db/shard", ["a.internal", "::1", "db"]),
+        # Only the first may be in brackets: newer patches of Python refuse others, and asyncpg with them.
+        (f"postgresql://user:{SECRET}@[::1]:5433,a.internal,db/shard", ["::1", "a.internal", "db"]),
         (f"postgresql://user:{SECRET}%40%2F%3F%23%3A@a.internal/shard", ["a.internal"]),
         (f"postgresql://us%40er:{SECRET}@a.internal/sh%40rd", ["a.internal"]),
         (f"postgresql://user:{SECRET}@%61.internal/shard", ["a.internal"]),
