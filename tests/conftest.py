@@ -1,4 +1,4 @@
-"""What tests share: hypothesis's settings, and real Postgres servers with a fresh shard for every test.
+"""What tests share: hypothesis's settings, a moto for a module, and real Postgres servers with a shard for every test.
 
 One server a test process, started when the first test wants it.
 """
@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import hypothesis
 import pytest
+from aws_endpoints import CREDENTIALS, running_moto
 from requires import require
 from shard_cases import TenantCase, add_tenant
 from shard_databases import SHARD_ID, ShardMaker, Shelf, copy_shard, make_template
@@ -114,3 +115,17 @@ async def tenant(common_address: ShardAddress) -> AsyncIterator[TenantCase]:
     await add_tenant(pool, case.ids)
     yield case
     await pool.close()
+
+
+@pytest.fixture(scope="module")
+def endpoint_url() -> Iterator[str]:
+    """Run one empty moto for the tests of a module; each makes its own queue, stream or table."""
+    with running_moto() as url:
+        yield url
+
+
+@pytest.fixture
+def aws_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put keys that moto takes into the environment, where the AWS chain finds them."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)

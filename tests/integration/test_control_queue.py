@@ -6,12 +6,12 @@ import asyncio
 import itertools
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aws_endpoints import CREDENTIALS, client_of, running_moto
+from aws_endpoints import client_of
 from structlog.testing import capture_logs
 
 from simplu_worker.consumers.aws import Client
@@ -42,17 +42,7 @@ class RecordingProvisioner:
         return answer
 
 
-@pytest.fixture(scope="module")
-def endpoint_url() -> Iterator[str]:
-    """One empty moto for the module; each test makes its own queues."""
-    with running_moto() as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
 class Desk:

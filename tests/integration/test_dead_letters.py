@@ -6,12 +6,12 @@ import asyncio
 import itertools
 import json
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from aws_endpoints import CREDENTIALS, ScriptedAws, client_of, running_moto
+from aws_endpoints import ScriptedAws, client_of
 from structlog.testing import capture_logs
 
 from simplu_worker.consumers.aws import Client
@@ -23,17 +23,7 @@ from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
 QUEUE_NUMBERS = itertools.count(1)
 
 
-@pytest.fixture(scope="module")
-def endpoint_url() -> Iterator[str]:
-    """One empty moto for the module; each test makes its own queue."""
-    with running_moto() as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import msgspec
 import pytest
-from aws_endpoints import CREDENTIALS, ScriptedAws, client_of, running_moto
+from aws_endpoints import ScriptedAws, client_of
 from shard_cases import fetch
 from shard_databases import QUICK, ShardMaker, copy_shard
 
@@ -39,17 +39,7 @@ RULES = ReadingRules(operation_max_bytes=100_000, list_result_limit=1000, tenant
 ONLY = "shardId-000000000000"
 
 
-@pytest.fixture(scope="module")
-def endpoint_url() -> Iterator[str]:
-    """Run one moto for the tests of this file; each makes its own stream and queue."""
-    with running_moto() as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
 class World:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
-from aws_endpoints import CREDENTIALS, ScriptedAws, client_of, running_moto
+from aws_endpoints import ScriptedAws, client_of
 from shard_databases import QUICK, ShardMaker, execute
 from structlog.testing import capture_logs
 
@@ -38,17 +38,7 @@ FROM generate_series(1, $3::int) AS number
 """
 
 
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture(scope="module")
-def endpoint_url() -> Iterator[str]:
-    """One empty moto for the module."""
-    with running_moto() as url:
-        yield url
+pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
 @pytest.fixture

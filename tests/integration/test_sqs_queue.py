@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aws_endpoints import CREDENTIALS, ScriptedAws, client_of, running_moto
+from aws_endpoints import ScriptedAws, client_of
 
 from simplu_worker.consumers.aws import Client
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
@@ -22,17 +22,7 @@ from simplu_worker.metrics.instruments import SQS_IN_FLIGHT, SQS_MESSAGES
 QUEUE_NUMBERS = itertools.count(1)
 
 
-@pytest.fixture(scope="module")
-def endpoint_url() -> Iterator[str]:
-    """One empty moto for the module; each test makes its own queue."""
-    with running_moto() as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from aws_endpoints import CREDENTIALS, ScriptedAws, client_of, running_moto
+from aws_endpoints import ScriptedAws, client_of
 
 from simplu_worker.consumers.aws import Client, ThrottledError
 from simplu_worker.consumers.kinesis.leases import HashRange
@@ -32,17 +32,7 @@ from simplu_worker.metrics.instruments import KINESIS_THROTTLED
 LAST_HASH_KEY = 2**128 - 1
 
 
-@pytest.fixture(scope="module")
-def endpoint_url() -> Iterator[str]:
-    """Run one moto for the tests of this file; each makes its own stream."""
-    with running_moto() as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
 @pytest.fixture
