@@ -28,7 +28,7 @@ from simplu_worker.consumers.kinesis.reader import ReadingRules
 from simplu_worker.consumers.kinesis.stream import Stream
 from simplu_worker.consumers.retention import LogWindow
 from simplu_worker.consumers.sqs.control import ControlHandler
-from simplu_worker.consumers.sqs.queue import Queue
+from simplu_worker.consumers.sqs.queue import POLL_MARGIN_S, Queue
 from simplu_worker.consumers.sqs.receiver import POLL_WAIT_S, QueueReceiver
 from simplu_worker.errors import ConfigurationError, RefusedError, TryAgainLaterError, WorkerError
 from simplu_worker.metrics import instruments
@@ -44,7 +44,6 @@ from simplu_worker.shards.router import Router
 from simplu_worker.shards.shard_map import MappedShard, ShardMap, read_shard_map
 from simplu_worker.views import Replica, views_of
 
-POLL_READ_TIMEOUT_S: Final = 25.0
 KINESIS_READ_TIMEOUT_S: Final = 5.0
 HEARTBEAT_S: Final = 0.5
 PROBE_INTERVAL_S: Final = 5.0
@@ -180,7 +179,7 @@ async def _open_consumers(stack: AsyncExitStack, settings: Settings, shards: Sha
     consumers = Consumers(dead_letters)
     if settings.sqs_shard_creation_queue_url is not None:
         polls = await stack.enter_async_context(
-            open_client("sqs", region=region, read_timeout_s=POLL_READ_TIMEOUT_S, pool_size=4)
+            open_client("sqs", region=region, read_timeout_s=POLL_WAIT_S + POLL_MARGIN_S, pool_size=4)
         )
         queue = Queue(sqs, settings.sqs_shard_creation_queue_url, poll_client=polls)
         handler = ControlHandler(shards.provisioner, queue, retry_delays_s=settings.sqs_retry_delays_seconds)
@@ -191,11 +190,19 @@ async def _open_consumers(stack: AsyncExitStack, settings: Settings, shards: Sha
             queue, handler.handle, dead_letters, poll_wait_s=poll_wait_s, stop_wait_s=poll_wait_s + 1.0
         )
     if settings.kinesis_stream_name is not None:
-        kinesis = await stack.enter_async_context(
-            open_client("kinesis", region=region, read_timeout_s=KINESIS_READ_TIMEOUT_S, pool_size=64)
+        consumers.stream = await stack.enter_async_context(open_stream(settings))
+        consumers.fleet = Fleet(
+            consumers.stream,
+            await stack.enter_async_context(open_lease_table(settings)),
+            me=name,
+            lease_duration_s=settings.kinesis_lease_duration_seconds,
+            initial_position=settings.kinesis_initial_position,
+            create_stream=settings.kinesis_create_stream,
+            stream_shard_count=settings.kinesis_shard_count,
+            router=shards.router,
+            dead_letters=dead_letters,
+            rules=reading_rules(settings),
         )
-        consumers.stream = Stream(kinesis, settings.kinesis_stream_name)
-        consumers.fleet = await _open_fleet(stack, settings, consumers.stream, shards.router, dead_letters, name)
     return consumers
 
 
@@ -205,29 +212,31 @@ def _retention(settings: Settings, shards: Shards, consumers: Consumers) -> LogR
     return LogRetention(shards.pools, window.read)
 
 
-async def _open_fleet(
-    stack: AsyncExitStack, settings: Settings, stream: Stream, router: Router, dead_letters: DeadLetterQueue, name: str
-) -> Fleet:
-    dynamodb = await stack.enter_async_context(
-        open_client("dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, pool_size=32)
-    )
-    rules = ReadingRules(
+@contextlib.asynccontextmanager
+async def open_stream(settings: Settings) -> AsyncIterator[Stream]:
+    """Open the way to the stream; no request is made yet."""
+    async with open_client(
+        "kinesis", region=settings.aws_region, read_timeout_s=KINESIS_READ_TIMEOUT_S, pool_size=64
+    ) as client:
+        yield Stream(client, settings.kinesis_stream_name or "")
+
+
+@contextlib.asynccontextmanager
+async def open_lease_table(settings: Settings) -> AsyncIterator[LeaseTable]:
+    """Open the way to the lease table; no request is made yet."""
+    async with open_client(
+        "dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, pool_size=32
+    ) as client:
+        yield LeaseTable(client, settings.kinesis_application_name)
+
+
+def reading_rules(settings: Settings) -> ReadingRules:
+    """Return what the settings say about reading."""
+    return ReadingRules(
         operation_max_bytes=settings.operation_max_bytes,
         list_result_limit=settings.list_result_limit,
         tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
         drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
-    )
-    return Fleet(
-        stream,
-        LeaseTable(dynamodb, settings.kinesis_application_name),
-        me=name,
-        lease_duration_s=settings.kinesis_lease_duration_seconds,
-        initial_position=settings.kinesis_initial_position,
-        create_stream=settings.kinesis_create_stream,
-        stream_shard_count=settings.kinesis_shard_count,
-        router=router,
-        dead_letters=dead_letters,
-        rules=rules,
     )
 
 
@@ -237,7 +246,7 @@ async def _probe(shards: Shards) -> None:
         await asyncio.sleep(PROBE_INTERVAL_S)
         await shards.pools.probe()
         if isinstance(shards.locator, Citrus) and shards.locator.is_denied:
-            with contextlib.suppress(TryAgainLaterError):
+            with contextlib.suppress(TryAgainLaterError, RefusedError):
                 await shards.locator.shards()
 
 

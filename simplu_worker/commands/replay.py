@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 import structlog
@@ -14,15 +14,13 @@ from rich.console import Console
 
 from simplu_worker.commands.display import print_json, print_table
 from simplu_worker.commands.needs import require
-from simplu_worker.consumers.aws import open_client
 from simplu_worker.consumers.dead_letters import DeadLetter
-from simplu_worker.consumers.kinesis.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases import Lease
 from simplu_worker.consumers.kinesis.positions import SHARD_END, Position
 from simplu_worker.consumers.kinesis.reader import ReadingRules, StreamShardReader
 from simplu_worker.consumers.kinesis.shard_tree import StreamShard
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, AtTimestamp, Start, Stream, TrimHorizon
-from simplu_worker.daemon import KINESIS_READ_TIMEOUT_S, open_shards
+from simplu_worker.daemon import open_lease_table, open_shards, open_stream, reading_rules
 from simplu_worker.metrics import instruments
 from simplu_worker.settings import Settings
 from simplu_worker.shards.router import Router
@@ -54,17 +52,10 @@ async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
     letters = CountedLetters()
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(settings))
-        kinesis = await stack.enter_async_context(
-            open_client("kinesis", region=settings.aws_region, read_timeout_s=KINESIS_READ_TIMEOUT_S, pool_size=64)
-        )
-        dynamodb = await stack.enter_async_context(
-            open_client("dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint)
-        )
-        stream = Stream(kinesis, settings.kinesis_stream_name or "")
-        leases = {
-            lease.lease_key: lease for lease in await LeaseTable(dynamodb, settings.kinesis_application_name).scan()
-        }
-        replaying = _Replay(stream, shards.router, letters, settings, start, leases)
+        stream = await stack.enter_async_context(open_stream(settings))
+        table = await stack.enter_async_context(open_lease_table(settings))
+        leases = {lease.lease_key: lease for lease in await table.scan()}
+        replaying = _Replay(stream, shards.router, letters, reading_rules(settings), start, leases)
         for generation in generations(await stream.list_stream_shards()):
             await replaying.read(generation)
     outcomes = instruments.totals(instruments.OPERATIONS, "outcome")
@@ -95,7 +86,7 @@ class _Replay:
         stream: Stream,
         router: Router,
         letters: CountedLetters,
-        settings: Settings,
+        rules: ReadingRules,
         start: datetime,
         leases: Mapping[str, Lease],
     ) -> None:
@@ -104,11 +95,7 @@ class _Replay:
         self._letters = letters
         self._start = start
         self._leases = leases
-        self._rules = ReadingRules(
-            operation_max_bytes=settings.operation_max_bytes,
-            list_result_limit=settings.list_result_limit,
-            tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
-        )
+        self._rules = rules
         self.left_waiting = 0
 
     async def read(self, generation: Sequence[StreamShard]) -> None:

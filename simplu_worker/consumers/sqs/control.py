@@ -92,10 +92,7 @@ class ControlHandler:
         verdict = after_unexpected(exc, receive_count=message.receive_count, delays_s=self._retry_delays_s)
         log.error(
             "control.failed",
-            queue=self._queue.name,
-            message_id=message.message_id,
-            business_id=creation.business_id,
-            location_id=creation.location_id,
+            **self._ids(message, creation),
             receive_count=message.receive_count,
             error=type(exc).__name__,
             exc_info=exc,
@@ -108,13 +105,7 @@ class ControlHandler:
         return verdict
 
     def _note_result(self, result: ProvisionResult, message: Message, creation: ShardCreation) -> None:
-        facts = {
-            "queue": self._queue.name,
-            "message_id": message.message_id,
-            "type": ControlType.SHARD_CREATION,
-            "business_id": creation.business_id,
-            "location_id": creation.location_id,
-        }
+        facts = self._ids(message, creation) | {"type": ControlType.SHARD_CREATION}
         if result is ProvisionResult.STALE:
             log.info("control.stale", **facts, requested_at=creation.requested_at.isoformat())
         else:
@@ -126,10 +117,7 @@ class ControlHandler:
         RETRIES.labels("sqs", "dependency").inc()
         log.warning(
             "control.deferred",
-            queue=self._queue.name,
-            message_id=message.message_id,
-            business_id=creation.business_id,
-            location_id=creation.location_id,
+            **self._ids(message, creation),
             receive_count=message.receive_count,
             retry_in_s=verdict.delay_s,
             error=str(exc),
@@ -138,13 +126,18 @@ class ControlHandler:
     def _note_refused(self, verdict: Bury, message: Message) -> None:
         log.warning(
             "control.refused",
-            queue=self._queue.name,
-            message_id=message.message_id,
-            business_id=verdict.business_id,
-            location_id=verdict.location_id,
+            **self._ids(message, verdict),
             reason=verdict.reason,
             error=verdict.error,
         )
+
+    def _ids(self, message: Message, about: ShardCreation | Bury) -> dict[str, str | None]:
+        return {
+            "queue": self._queue.name,
+            "message_id": message.message_id,
+            "business_id": about.business_id,
+            "location_id": about.location_id,
+        }
 
     def _note_once(self, control_type: ControlType) -> None:
         if control_type not in self._types_noted:

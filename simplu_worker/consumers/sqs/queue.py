@@ -25,7 +25,6 @@ from simplu_worker.operations.operation import Origin, Source
 BATCH_MAX_COUNT: Final = 10  # entries a batch call, and messages a receive: SQS API reference
 LONG_POLL_MAX_S: Final = 20  # SQS API reference, ReceiveMessage
 POLL_MARGIN_S: Final = 5  # by how much the poll client's read timeout exceeds the poll, so that a dead one is noticed
-VISIBILITY_MAX_S: Final = 43_200  # SQS API reference, ChangeMessageVisibility
 VISIBILITY_DEFAULT_S: Final = 30  # SQS developer guide
 DELETE_TRIES: Final = 5
 
