@@ -27,6 +27,7 @@ class Line:
         self._target = urlsplit(address.connection_string)
         self._shard_id = address.shard_id
         self._connections: set[asyncio.StreamWriter] = set()
+        self.connection_count = 0
         self.port = 0
         self.cut_before_commit = False
         self.cut_after_commit = False
@@ -57,6 +58,7 @@ class Line:
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_connection(HOST, self._target.port)
         self._connections |= {to_client, to_server}
+        self.connection_count += 1
         async with asyncio.TaskGroup() as tasks:
             ways = (self._pass(server, to_client), self._pass_queries(client, to_server))
             passing = [tasks.create_task(way) for way in ways]
@@ -105,17 +107,67 @@ class Gate:
         await self.holder.execute("SELECT pg_advisory_unlock_all()")
 
 
-async def waiters(connection: asyncpg.Connection[Any], condition: str = "true") -> None:
-    """Wait until somebody waits for a lock in the database of *connection*."""
+async def waiters(connection: asyncpg.Connection[Any], condition: str = "true", *, count: int = 1) -> None:
+    """Wait until *count* wait for a lock in the database of *connection*."""
     query = (
-        f"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND {condition} AND pid IN"
-        " (SELECT pid FROM pg_stat_activity WHERE datname = current_database()))"
+        f"SELECT count(*) FROM pg_locks WHERE NOT granted AND {condition} AND pid IN"
+        " (SELECT pid FROM pg_stat_activity WHERE datname = current_database())"
     )
 
-    async def somebody_waits() -> bool:
-        return bool(await connection.fetchval(query))
+    async def enough_wait() -> bool:
+        return int(await connection.fetchval(query)) >= count
 
-    assert await until(somebody_waits, within_s=PATIENCE_S), "nobody waits for a lock"
+    assert await until(enough_wait, within_s=PATIENCE_S), f"expected {count} to wait for a lock"
+
+
+async def backends(address: ShardAddress, condition: str = "true") -> int:
+    """Return how many connections of others the server has to a shard's database."""
+    connection = await asyncpg.connect(address.connection_string)
+    try:
+        count = await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity"
+            f" WHERE datname = current_database() AND pid <> pg_backend_pid() AND {condition}"
+        )
+        return int(count)
+    finally:
+        await connection.close()
+
+
+async def nobody_is_left(address: ShardAddress, condition: str = "true") -> bool:
+    """Wait until the server has no such connection; a cancelled query takes a moment."""
+
+    async def nobody() -> bool:
+        return await backends(address, condition) == 0
+
+    return await until(nobody, within_s=5)
+
+
+async def make_touchy(pool: ShardPool, *, deferred: bool = False) -> None:
+    """Let a shard fail by itself at resources with a member `raise` (a code), and sleep at those with `sleep` (s).
+
+    *deferred* lets it fail at the commit.
+    """
+    moment = "AFTER" if deferred else "BEFORE"
+    kind = f"CREATE {'CONSTRAINT ' if deferred else ''}TRIGGER"
+    when = "DEFERRABLE INITIALLY DEFERRED" if deferred else ""
+    async with pool.connection() as connection:
+        await connection.execute(
+            f"""
+            CREATE FUNCTION be_touchy() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                PERFORM pg_sleep((NEW.data ->> 'sleep')::float);
+                IF NEW.data ? 'raise' THEN RAISE 'a secret' USING ERRCODE = NEW.data ->> 'raise'; END IF;
+                RETURN NEW;
+            END $$;
+            {kind} touchy {moment} INSERT OR UPDATE ON resources {when} FOR EACH ROW EXECUTE FUNCTION be_touchy();
+            """
+        )
+
+
+async def calm(pool: ShardPool) -> None:
+    """End what `make_touchy` began."""
+    async with pool.connection() as connection:
+        await connection.execute("DROP FUNCTION be_touchy CASCADE")
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from hypothesis import HealthCheck
+
 from simplu_worker.local.model import JsonValue, parse_json
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Failure, Operation, Origin, Outcome, Source
@@ -21,6 +23,8 @@ ARRIVED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TENANT_MADE_AT = ARRIVED_AT - timedelta(days=1)
 TENANT_WAIT = timedelta(seconds=900)
 TENANT = ("clinic", "main")
+# For examples that share a fixture's shard: each makes tenants or rows of its own.
+NO_CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 _numbers = itertools.count(1)
 
@@ -151,6 +155,10 @@ class TenantCase:
         writer = writer_of(self.pool)
         return [(await writer.apply([one]))[0] for one in operations]
 
+    async def give_up(self, operation: Operation) -> Outcome:
+        """Give one operation up."""
+        return await writer_of(self.pool).give_up(operation)
+
     async def set_state(self, state: str) -> None:
         """Change the tenant's state."""
         await fetch(self.pool, "UPDATE tenants SET state = $2 WHERE id = $1", self.tenant_id, state)
@@ -177,3 +185,14 @@ class TenantCase:
         query = "SELECT result::text FROM operations WHERE tenant_id = $1 AND request_id = $2"
         (row,) = await fetch(self.pool, query, self.tenant_id, operation.request_id)
         return None if row["result"] is None else parse_json(row["result"])
+
+
+async def log_row(tenant: TenantCase, request_id: str) -> dict[str, Any]:
+    """Return one whole row of the log."""
+    (row,) = await fetch(
+        tenant.pool,
+        "SELECT *, result::text, pg_xact_status(xid) AS xact FROM operations WHERE tenant_id = $1 AND request_id = $2",
+        tenant.tenant_id,
+        request_id,
+    )
+    return row

@@ -47,6 +47,7 @@ class Failure(StrEnum):
     RESULT_TOO_LARGE = "result_too_large"
     INVALID_DATA = "invalid_data"
     TENANT_DESTROYED = "tenant_destroyed"
+    RETRIES_EXHAUSTED = "retries_exhausted"  # given up; the one failure that a replay of its dead letter replaces
 
 
 class Source(StrEnum):
@@ -135,10 +136,16 @@ class Disposition(StrEnum):
     DUPLICATE = "duplicate"  # the log had it already
     HOLD = "hold"  # the tenant does not live on this shard now; ask for its route again
     DEAD_LETTER = "dead_letter"  # to be stored as a dead letter, then passed over
+    # It failed by itself, for a reason nobody foresaw, while its shard works: to be tried again later, then given up.
+    UNEXPECTED = "unexpected"
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """What became of one operation. *failure* only with APPLIED, *reason* and *error* only with DEAD_LETTER."""
+    """What became of one operation.
+
+    *failure* only with APPLIED, *reason* only with DEAD_LETTER. *error*, with DEAD_LETTER and UNEXPECTED, says why
+    without the record's data.
+    """
 
     disposition: Disposition
     failure: Failure | None = None

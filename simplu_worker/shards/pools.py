@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import asyncpg
 import msgspec
@@ -20,6 +20,8 @@ from simplu_worker.errors import TryAgainLaterError, WorkerError
 from simplu_worker.log import register_secret
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.queries import QUERIES
+from simplu_worker.shards.shared_look import SharedLook
 from simplu_worker.shards.sqlstate import Meaning, meaning_of
 
 IDLE_CONNECTION_LIFETIME_S = 60.0
@@ -36,7 +38,8 @@ SET LOCAL plan_cache_mode = force_custom_plan;
 
 log = structlog.get_logger(__name__)
 
-Connection = asyncpg.pool.PoolConnectionProxy
+# Of the pool, or a fresh one.
+Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 
 
 class InvalidDataError(WorkerError):
@@ -51,11 +54,23 @@ class ShardUnavailableError(TryAgainLaterError):
     """The shard cannot be used now: unreachable, starting, read-only, full, or not set up as expected."""
 
 
+class StatementFailedError(ShardUnavailableError):
+    """A statement failed by itself while the server works: whoever can take its batch apart finds out what makes it.
+
+    To everybody else it is trouble of the shard. *error* is the server's error by class and code.
+    """
+
+    def __init__(self, message: str, *, error: str, is_timeout: bool) -> None:
+        super().__init__(message)
+        self.error = error
+        self.is_timeout = is_timeout
+
+
 class Deadlines(msgspec.Struct, frozen=True):
     """How long each thing done to a shard may take, in seconds.
 
     The server's own are the shorter ones, a lock wait the shortest: a waiter learns why it failed, and a server that
-    answers nothing at all, such as a frozen one, is given up by *reply_s*.
+    answers nothing at all, such as a frozen one, is given up by *reply_s*. A probe has *probe_s* for everything.
     """
 
     connect_s: float = 5.0
@@ -65,6 +80,7 @@ class Deadlines(msgspec.Struct, frozen=True):
     idle_in_transaction_s: float = 30.0
     reply_s: float = 30.0
     close_s: float = 3.0
+    probe_s: float = 3.0
 
     @property
     def begin(self) -> str:
@@ -90,6 +106,7 @@ class ShardPool:
         self._deadlines = deadlines
         self._pool: asyncpg.Pool[Any] | None = None
         self._opening = asyncio.Lock()
+        self._shared_look = SharedLook(self._look)
         self.is_healthy = True
         self.last_error: str | None = None
 
@@ -103,7 +120,7 @@ class ShardPool:
         return {"open": self._pool.get_size(), "idle": self._pool.get_idle_size()}
 
     @contextlib.asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection[Any]]:
+    async def connection(self) -> AsyncIterator[Connection]:
         """Lend a connection. A cancelled or late use ends it: what the server still does on it is unknown.
 
         Raises `ShardUnavailableError`, `InvalidDataError` and `LostRaceError`, also for what happens inside.
@@ -121,7 +138,7 @@ class ShardPool:
                 await pool.release(connection, timeout=self._deadlines.close_s)
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Connection[Any]]:
+    async def transaction(self) -> AsyncIterator[Connection]:
         """Lend a connection within a transaction (READ COMMITTED, bounded in time), committed at the end.
 
         An error from the commit itself leaves its outcome unknown, as any error of the network does.
@@ -138,11 +155,38 @@ class ShardPool:
             await connection.execute("COMMIT")
         instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)
 
+    @contextlib.asynccontextmanager
+    async def fresh_connection(self) -> AsyncIterator[Connection]:
+        """Open a connection beside the pool's, for a short look: all of it within `Deadlines.probe_s`.
+
+        So it tells how the server is now, also while those of the pool hang or lead to where the server was before.
+        Raises as `connection` does.
+        """
+        with self._translated():
+            async with asyncio.timeout(self._deadlines.probe_s):
+                with self._address_translated():
+                    connection = await asyncpg.connect(self.address.connection_string, timeout=self._deadlines.probe_s)
+                try:
+                    yield connection
+                    await connection.close()
+                finally:
+                    connection.terminate()
+
     async def probe(self) -> None:
-        """Use the shard once, so that its health is known; raises nothing."""
-        with contextlib.suppress(TryAgainLaterError):
-            async with self.connection() as connection:
-                await connection.execute("SELECT 1")
+        """Make sure that the server answers and takes writes; many who ask at once share one look.
+
+        Raises `TryAgainLaterError` when not.
+        """
+        await self._shared_look()
+
+    async def _look(self) -> None:
+        was_healthy = self.is_healthy
+        async with self.fresh_connection() as connection:
+            if await connection.fetchval(QUERIES["is_read_only"]):
+                raise asyncpg.ReadOnlySQLTransactionError("what a write would meet")
+        if not was_healthy and self._pool is not None:
+            # Those of before may lead to a server that is gone without a word, each for as long as a reply may take.
+            await self._pool.expire_connections()
 
     async def close(self) -> None:
         """Close all connections, forcibly after a few seconds."""
@@ -155,14 +199,10 @@ class ShardPool:
         except TimeoutError:
             pool.terminate()
 
-    async def _acquired(self) -> tuple[asyncpg.Pool[Any], Connection[Any]]:
-        try:
+    async def _acquired(self) -> tuple[asyncpg.Pool[Any], asyncpg.pool.PoolConnectionProxy[Any]]:
+        with self._address_translated():
             pool = await self._opened()
             return pool, await pool.acquire(timeout=self._deadlines.acquire_s)
-        except (ValueError, ArithmeticError, LookupError) as exc:
-            # What the address does to the libraries: a port beyond 65535, a host that is no name, an unknown sslmode.
-            # Not chained: such an error may quote the connection string.
-            raise self._unavailable("connection", exc) from None
 
     async def _opened(self) -> asyncpg.Pool[Any]:
         async with self._opening:
@@ -187,6 +227,15 @@ class ShardPool:
         return self._pool
 
     @contextlib.contextmanager
+    def _address_translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, ArithmeticError, LookupError) as exc:
+            # What the address does to the libraries: a port beyond 65535, a host that is no name, an unknown sslmode.
+            # Not chained: such an error may quote the connection string.
+            raise self._unavailable("connection", exc) from None
+
+    @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
@@ -199,12 +248,22 @@ class ShardPool:
 
     def _raise(self, exc: asyncpg.PostgresError) -> None:
         meaning = meaning_of(exc.sqlstate or "")
+        if meaning in {Meaning.DATA, Meaning.STATEMENT} and _ended_the_connection(exc):
+            meaning = Meaning.UNAVAILABLE
+        error = f"{type(exc).__name__} ({exc.sqlstate})"
         match meaning:
             case Meaning.DATA:
-                raise InvalidDataError(f"{type(exc).__name__} ({exc.sqlstate})") from exc
+                raise InvalidDataError(error) from exc
             case Meaning.TRY_AGAIN:
                 instruments.SHARD_ERRORS.labels(self.address.shard_id, "lost_race").inc()
-                raise LostRaceError(f"shard {self.address.shard_id}: {type(exc).__name__} ({exc.sqlstate})") from exc
+                raise LostRaceError(f"shard {self.address.shard_id}: {error}") from exc
+            case Meaning.STATEMENT:
+                instruments.SHARD_ERRORS.labels(self.address.shard_id, meaning).inc()
+                raise StatementFailedError(
+                    f"shard {self.address.shard_id} at {self.address.place}: {error}",
+                    error=error,
+                    is_timeout=isinstance(exc, asyncpg.QueryCanceledError),
+                ) from exc
             case Meaning.UNAVAILABLE | Meaning.BROKEN:
                 raise self._unavailable(meaning, exc) from exc
 
@@ -262,7 +321,7 @@ class Pools:
         async with asyncio.TaskGroup() as tasks:
             for shard_id, pool in self._pools.items():
                 if not pool.is_healthy:
-                    tasks.create_task(pool.probe(), name=f"probe:{shard_id}")
+                    tasks.create_task(_probe(pool), name=f"probe:{shard_id}")
 
     def by_shard_id(self) -> Mapping[str, ShardPool]:
         """Return the pools that exist, by shard id."""
@@ -275,6 +334,16 @@ def register_secret_of(address: ShardAddress) -> None:
     password = userinfo.partition(":")[2]
     if password:
         register_secret(password)
+
+
+async def _probe(pool: ShardPool) -> None:
+    with contextlib.suppress(TryAgainLaterError):  # its health says what came of it
+        await pool.probe()
+
+
+def _ended_the_connection(exc: asyncpg.PostgresError) -> bool:
+    """Tell whether it was said of the connection, by the server or a pooler in front of it, and not of a statement."""
+    return (exc.severity_en or exc.severity) in {"FATAL", "PANIC"}
 
 
 async def _keep(_: object) -> None:

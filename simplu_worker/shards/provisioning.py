@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
 import msgspec
 import structlog
@@ -104,10 +103,10 @@ class Provisioner:
             return await _make_tenant(connection, request)
 
 
-async def _make_tenant(connection: Connection[Any], request: ProvisionRequest) -> ProvisionResult:
+async def _make_tenant(connection: Connection, request: ProvisionRequest) -> ProvisionResult:
     """Insert the tenant's rows within the transaction of *connection*, or see that they are there."""
     tenant_id = request.tenant_id
-    requested_at = request.requested_at.isoformat()  # as text: see the writer
+    requested_at = request.requested_at.isoformat()  # as text: see `texts_of_times`
     inserted = await connection.fetchval(
         QUERIES["provision_tenant"],
         tenant_id,

@@ -75,6 +75,26 @@ class Router:
                 self._directory.forget(operation.tenant_id)
         return outcomes
 
+    async def give_up(self, shard_id: str, operation: Operation) -> Outcome:
+        """Leave the row of an operation that is given up, `retries_exhausted`, after which later ones may be applied.
+
+        Idempotent; to be called when its dead letter is stored. Returns APPLIED with that failure when this call wrote
+        the row, DUPLICATE when it is there, or what the batch of it alone would come to: HOLD where the tenant does
+        not live there now (it is asked for anew the next time), APPLIED with `tenant_destroyed`, a DEAD_LETTER. Raises
+        `TryAgainLaterError` when the shard cannot take it.
+        """
+        outcome = await self._writer(shard_id).give_up(operation)
+        if outcome.disposition is Disposition.HOLD:
+            self._directory.forget(operation.tenant_id)
+        return outcome
+
+    async def probe(self, shard_id: str) -> None:
+        """Make sure, within seconds, that a shard can take operations now; raise `TryAgainLaterError` when it cannot.
+
+        Of many who ask at once one looks, and its answer is everybody's for a moment.
+        """
+        await self._writer(shard_id).probe()
+
     async def refresh_address(self, tenant_id: str) -> None:
         """Learn whether the shard named for a tenant has another address now; no answer changes nothing."""
         try:

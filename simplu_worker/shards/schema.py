@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
 
 import structlog
 
@@ -20,7 +19,7 @@ class SchemaState(StrEnum):
     EMPTY = "empty"
 
 
-async def check_schema(connection: Connection[Any], shard_id: str) -> SchemaState:
+async def check_schema(connection: Connection, shard_id: str) -> SchemaState:
     """Return whether this database has our schema or nothing; raise when it is not to be touched.
 
     Raises `ShardUnavailableError` for another shard's database, another program's tables, or a schema version that

@@ -12,6 +12,9 @@ class Meaning(StrEnum):
     """What to do about an error."""
 
     DATA = "data"  # an operation of the batch cannot be stored: find it
+    STATEMENT = (
+        "statement"  # a statement failed by itself, while the server works: find the operation that makes it fail
+    )
     TRY_AGAIN = "try_again"  # the transaction lost a race: run it again at once
     UNAVAILABLE = "unavailable"  # the shard cannot take the batch now
     BROKEN = "broken"  # the shard refuses what should work: rights, schema, configuration
@@ -24,15 +27,30 @@ _MEANING_BY_CODE = {
     "25006": Meaning.UNAVAILABLE,  # read_only_sql_transaction: a former primary
     "54000": Meaning.DATA,  # program_limit_exceeded: a jsonb over its bounds
     "54001": Meaning.DATA,  # statement_too_complex: nested deeper than the server's stack
+    "57014": Meaning.STATEMENT,  # query_canceled: by its deadline, or by a person
+    "XX000": Meaning.STATEMENT,  # internal_error; XX001 and XX002 are corruption: the shard's trouble
     "26000": Meaning.TRY_AGAIN,  # invalid_sql_statement_name: a pooler lost the prepared statement
     "0A000": Meaning.TRY_AGAIN,  # feature_not_supported: "cached plan must not change result type" after an upgrade
 }
 
 _MEANING_BY_CLASS = {
     "22": Meaning.DATA,  # data exception
+    # What our own statements cannot meet, but a trigger, a constraint or a function of the shard's owner can raise for
+    # one row and not for another.
+    "09": Meaning.STATEMENT,  # triggered action exception
+    "20": Meaning.STATEMENT,  # case not found
+    "21": Meaning.STATEMENT,  # cardinality violation
+    "23": Meaning.STATEMENT,  # integrity constraint violation
+    "27": Meaning.STATEMENT,  # triggered data change violation
+    "2F": Meaning.STATEMENT,  # SQL routine exception
+    "38": Meaning.STATEMENT,  # external routine exception
+    "39": Meaning.STATEMENT,  # external routine invocation exception
+    "44": Meaning.STATEMENT,  # WITH CHECK OPTION violation
+    "54": Meaning.STATEMENT,  # program limit exceeded
+    "P0": Meaning.STATEMENT,  # PL/pgSQL error: RAISE without a code, a failed assertion
     "08": Meaning.UNAVAILABLE,  # connection exception
     "53": Meaning.UNAVAILABLE,  # insufficient resources: connections, disk, memory
-    "57": Meaning.UNAVAILABLE,  # operator intervention: shutdown, starting up, cancelled
+    "57": Meaning.UNAVAILABLE,  # operator intervention: shutdown, starting up
     "58": Meaning.UNAVAILABLE,  # system error
 }
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -24,9 +26,19 @@ from simplu_worker.operations.operation import (
 )
 from simplu_worker.operations.waves import Wave, plan_waves
 from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit
-from simplu_worker.shards.pools import Connection, InvalidDataError, LostRaceError, ShardPool, ShardUnavailableError
+from simplu_worker.shards.operation_log import texts_of_times, write_log
+from simplu_worker.shards.pools import (
+    Connection,
+    InvalidDataError,
+    LostRaceError,
+    ShardPool,
+    ShardUnavailableError,
+    StatementFailedError,
+)
 from simplu_worker.shards.queries import QUERIES
+from simplu_worker.shards.redelivery import Encounter
 from simplu_worker.shards.schema import SchemaState, check_schema
+from simplu_worker.shards.shared_look import SharedLook
 
 RESULT_MAX_BYTES = 1024 * 1024  # contract §3: a list over 1 MiB is result_too_large
 RACES_MAX = 5
@@ -35,13 +47,24 @@ RACE_PAUSE_MAX_S = 0.1
 SUCCEEDED = Outcome(disposition=Disposition.APPLIED)
 DUPLICATE = Outcome(disposition=Disposition.DUPLICATE)
 INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)
+GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
 REUSED = Outcome(
     disposition=Disposition.DEAD_LETTER,
     reason=DeadLetterReason.REQUEST_ID_REUSED,
     error="requestId: expected one not used before by a different operation; send it again under a new one",
 )
 
+KNOWN = {Encounter.REDELIVERY: DUPLICATE, Encounter.REUSE: REUSED}  # what the log had is not applied
+STOPPING = frozenset({Disposition.HOLD, Disposition.UNEXPECTED})  # no later one of the tenant may be applied
+
 log = structlog.get_logger(__name__)
+
+
+class Sent(NamedTuple):
+    """One operation of a batch, with what is known of it before the next try."""
+
+    operation: Operation
+    verdict: Outcome | None = None
 
 
 class ShardWriter:
@@ -52,60 +75,121 @@ class ShardWriter:
         self._tenant_wait = tenant_wait
         self._draw = draw
         self._is_checked_for: object = None
+        self._shared_look = SharedLook(self._look)
 
     async def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
         """Apply *operations*, in effect one by one in their order, and return what became of each.
 
-        Operations whose data Postgres refuses fail alone: those that it cannot even parse are found by asking for all
-        at once; for any other the batch is halved until that one is found.
+        Operations that Postgres refuses are found among the others. Those whose data it refuses fail alone, and the
+        tenant's later ones are applied; one that fails for a reason nobody foresaw is UNEXPECTED, and its tenant's
+        later ones are held.
         Raises `ShardUnavailableError`: then nothing is known of what was committed, and the same batch may be tried
         again.
         """
-        await self._check()
-        return await self._apply(operations, frozenset())
+        await self._check(self._pool.connection)
+        return await self._apply([Sent(operation) for operation in operations])
 
-    async def _apply(self, operations: Sequence[Operation], spoiled: frozenset[int]) -> list[Outcome]:
-        """Apply *operations*; those at the positions *spoiled* are known to be refused."""
+    async def give_up(self, operation: Operation) -> Outcome:
+        """Write the row of an operation that will not be tried again; idempotent.
+
+        Returns what its tenant's row or the log says instead, where they do. Raises `ShardUnavailableError`.
+        """
+        await self._check(self._pool.connection)
         try:
-            return await self._committed(operations, spoiled)
+            (outcome,) = await self._committed(self._attempt([Sent(operation, GIVEN_UP)]))
         except InvalidDataError as exc:
-            found = await self._unstorable(operations) - spoiled
-            if not found and len(operations) == 1:
-                found = frozenset({0})
-            shard_id = self._pool.address.shard_id
-            for position in sorted(found):
-                log.info("operation.refused", shard_id=shard_id, error=str(exc), **_ids(operations[position]))
-        if found:
-            return await self._apply(operations, spoiled | found)
-        return await self._apply_halves(operations)
+            raise self._unwritable(exc) from exc
+        return outcome
 
-    async def _apply_halves(self, operations: Sequence[Operation]) -> list[Outcome]:
-        middle = len(operations) // 2
-        first = await self._apply(operations[:middle], frozenset())
-        held = {
-            operation.tenant_id
-            for operation, outcome in zip(operations[:middle], first, strict=True)
-            if outcome.disposition is Disposition.HOLD
-        }
-        # What is held in the first half holds its tenant in the second, or a tenant that comes back between the two
-        # transactions would have its operations out of order.
-        rest = [operation for operation in operations[middle:] if operation.tenant_id not in held]
-        outcomes = iter(await self._apply(rest, frozenset()) if rest else ())
-        return first + [HOLD if operation.tenant_id in held else next(outcomes) for operation in operations[middle:]]
+    async def probe(self) -> None:
+        """Make sure that the shard can take operations now; many who ask at once share one look.
 
-    async def _unstorable(self, operations: Sequence[Operation]) -> frozenset[int]:
-        """Return the positions of the operations whose text is JSON that Postgres does not take."""
+        Raises `TryAgainLaterError` when not.
+        """
+        await self._shared_look()
+
+    async def _look(self) -> None:
+        await self._pool.probe()
+        await self._check(self._pool.fresh_connection)
+
+    async def _apply(self, batch: Sequence[Sent]) -> list[Outcome]:
+        """Apply *batch*, again and again with what was found of the operations that made it fail."""
+        while True:
+            attempt = self._attempt(batch)
+            try:
+                return await self._committed(attempt)
+            except InvalidDataError as exc:
+                verdicts = await self._refused(attempt, exc)
+                is_timeout = False
+            except StatementFailedError as exc:
+                verdicts = await self._failed(attempt, exc)
+                is_timeout = exc.is_timeout
+            if not verdicts:
+                return await self._apply_parts(batch, cuts(attempt.suspects, is_timeout=is_timeout))
+            batch = [Sent(sent.operation, verdicts.get(place, sent.verdict)) for place, sent in enumerate(batch)]
+
+    async def _apply_parts(self, batch: Sequence[Sent], places: Sequence[int]) -> list[Outcome]:
+        """Apply *batch*, cut at *places*, part by part.
+
+        What stops a tenant in one part holds it in the next ones, or a tenant that comes back between two transactions
+        would have its operations out of order.
+        """
+        outcomes: list[Outcome] = []
+        stopped: set[str] = set()
+        for start, end in pairwise([0, *places, len(batch)]):
+            part = batch[start:end]
+            rest = [sent for sent in part if sent.operation.tenant_id not in stopped]
+            applied = iter(await self._apply(rest) if rest else ())
+            outcomes += [HOLD if sent.operation.tenant_id in stopped else next(applied) for sent in part]
+            stopped.update(
+                sent.operation.tenant_id
+                for sent, outcome in zip(part, outcomes[start:], strict=True)
+                if outcome.disposition in STOPPING
+            )
+        return outcomes
+
+    async def _refused(self, attempt: Attempt, exc: InvalidDataError) -> dict[int, Outcome]:
+        """Return the places of the operations whose data Postgres refuses, or nothing when that is yet to be found.
+
+        Those that it cannot even parse are found by asking for all at once.
+        """
+        undecided = {place for place, sent in enumerate(attempt.batch) if sent.verdict is None}
+        found = undecided.intersection(await self._unstorable(attempt.batch))
+        if not found and len(attempt.suspects) < 2:
+            found = undecided.intersection(attempt.suspects)
+            if not found:  # not even begun, or a row of the log itself
+                raise self._unwritable(exc) from exc
+        for place in sorted(found):
+            ids = _ids(attempt.batch[place].operation)
+            log.info("operation.refused", shard_id=self._pool.address.shard_id, error=str(exc), **ids)
+        return dict.fromkeys(found, INVALID_DATA)
+
+    async def _failed(self, attempt: Attempt, exc: StatementFailedError) -> dict[int, Outcome]:
+        """Return the place of the operation that fails by itself, or nothing when that is yet to be found.
+
+        Raises *exc* when no operation can be at fault, and `ShardUnavailableError` when the shard does not work.
+        """
+        if not attempt.suspects:
+            raise exc
+        if len(attempt.suspects) > 1:
+            return {}
+        await self._pool.probe()
+        return {attempt.suspects[0]: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
+
+    async def _unstorable(self, batch: Sequence[Sent]) -> list[int]:
+        """Return the places of the operations whose text is JSON that Postgres does not take."""
+        operations = [sent.operation for sent in batch]
         texts = [operation.data if operation.query is None else operation.query.members for operation in operations]
         async with self._pool.connection() as connection:
             rows = await connection.fetch(QUERIES["find_unstorable"], texts)
-        return frozenset(row["position"] for row in rows)
+        return [row["position"] for row in rows]
 
-    async def _check(self) -> None:
+    async def _check(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
         """Check identity and schema at the first contact and after every change of address."""
         if self._is_checked_for is self._pool.address:
             return
         address = self._pool.address
-        async with self._pool.connection() as connection:
+        async with connect() as connection:
             state = await check_schema(connection, address.shard_id)
         if state is SchemaState.EMPTY:
             raise ShardUnavailableError(
@@ -113,40 +197,101 @@ class ShardWriter:
             )
         self._is_checked_for = address
 
-    async def _committed(self, operations: Sequence[Operation], spoiled: frozenset[int]) -> list[Outcome]:
+    def _attempt(self, batch: Sequence[Sent]) -> Attempt:
+        return Attempt(batch, tenant_wait=self._tenant_wait)
+
+    async def _committed(self, attempt: Attempt) -> list[Outcome]:
         for _ in range(RACES_MAX):
+            attempt.suspects = ()
             try:
                 async with self._pool.transaction() as connection:
-                    return await _apply_batch(connection, operations, tenant_wait=self._tenant_wait, spoiled=spoiled)
+                    return await attempt.apply(connection)
             except LostRaceError:
                 await asyncio.sleep(self._draw() * RACE_PAUSE_MAX_S)
         raise ShardUnavailableError(f"shard {self._pool.address.shard_id}: a batch lost {RACES_MAX} races in a row")
 
-
-async def _apply_batch(
-    connection: Connection[Any], operations: Sequence[Operation], *, tenant_wait: timedelta, spoiled: frozenset[int]
-) -> list[Outcome]:
-    """Apply one batch within the transaction of *connection*; those at *spoiled* are logged as `invalid_data`."""
-    tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
-    outcomes = [admit(operation, tenants.get(operation.tenant_id), tenant_wait=tenant_wait) for operation in operations]
-    for position in spoiled:
-        outcomes[position] = outcomes[position] or INVALID_DATA
-    logged = [
-        position
-        for position, outcome in enumerate(outcomes)
-        if outcome is None or outcome.disposition is Disposition.APPLIED
-    ]
-    known = await _log(connection, [(operations[position], outcomes[position]) for position in logged])
-    for position, outcome in zip(logged, known, strict=True):
-        outcomes[position] = outcome or outcomes[position]
-    applied = [position for position, outcome in enumerate(outcomes) if outcome is None]
-    for wave in plan_waves([operations[position] for position in applied]):
-        for place, failure in await _apply_wave(connection, [operations[position] for position in applied], wave):
-            outcomes[applied[place]] = Outcome(disposition=Disposition.APPLIED, failure=failure)
-    return [outcome or SUCCEEDED for outcome in outcomes]
+    def _unwritable(self, exc: InvalidDataError) -> ShardUnavailableError:
+        return ShardUnavailableError(f"shard {self._pool.address.shard_id}: refuses a row of the log: {exc}")
 
 
-async def _lock_tenants(connection: Connection[Any], tenant_ids: Iterable[str]) -> dict[str, TenantRow]:
+def cuts(suspects: Sequence[int], *, is_timeout: bool) -> list[int]:
+    """Return where to cut a batch, to find the one of several *suspects* that makes it fail.
+
+    In two, each with half of the suspects. But a part with the culprit of a timeout takes as long as the whole did, so
+    there each suspect is a part of its own: they need little more time than together, and the wait is had once.
+    """
+    if is_timeout:
+        return sorted({place + offset for place in suspects for offset in (0, 1)})
+    return [suspects[len(suspects) // 2]]
+
+
+class Attempt:
+    """One try at a batch; may be made again after a lost race.
+
+    `suspects` are, after an error, the places of the operations that it can be due to: those of the statement that
+    failed. None when it cannot be due to any.
+    """
+
+    def __init__(self, batch: Sequence[Sent], *, tenant_wait: timedelta) -> None:
+        self.batch = batch
+        self.suspects: Sequence[int] = ()
+        self._operations = [sent.operation for sent in batch]
+        self._tenant_wait = tenant_wait
+
+    def __repr__(self) -> str:
+        return f"Attempt({len(self.batch)} operations, {len(self.suspects)} suspects)"
+
+    async def apply(self, connection: Connection) -> list[Outcome]:
+        """Apply the batch within the transaction of *connection*."""
+        tenants = await _lock_tenants(connection, {operation.tenant_id for operation in self._operations})
+        outcomes = self._admitted(tenants)
+        logged = [
+            place
+            for place, outcome in enumerate(outcomes)
+            if outcome is None or outcome.disposition is Disposition.APPLIED
+        ]
+        self.suspects = logged
+        met = await write_log(connection, [(self._operations[place], failure_of(outcomes[place])) for place in logged])
+        for place, encounter in zip(logged, met, strict=True):
+            if encounter in KNOWN:
+                outcomes[place] = KNOWN[encounter]
+        applied = [place for place, outcome in enumerate(outcomes) if outcome is None]
+        for wave in plan_waves([self._operations[place] for place in applied]):
+            for place, failure in await self._apply_wave(connection, applied, wave):
+                outcomes[place] = Outcome(disposition=Disposition.APPLIED, failure=failure)
+        self.suspects = logged  # a deferred trigger speaks at the commit
+        return [outcome or SUCCEEDED for outcome in outcomes]
+
+    def _admitted(self, tenants: Mapping[str, TenantRow]) -> list[Outcome | None]:
+        """Return what becomes of each operation without its being applied, or None; what stops a tenant holds it."""
+        outcomes: list[Outcome | None] = []
+        stopped: set[str] = set()
+        for operation, verdict in self.batch:
+            tenant_id = operation.tenant_id
+            outcome = admit(operation, tenants.get(tenant_id), tenant_wait=self._tenant_wait) or verdict
+            outcomes.append(HOLD if tenant_id in stopped else outcome)
+            if outcome is not None and outcome.disposition in STOPPING:
+                stopped.add(tenant_id)
+        return outcomes
+
+    async def _apply_wave(
+        self, connection: Connection, applied: Sequence[int], wave: Wave
+    ) -> list[tuple[int, Failure]]:
+        """Apply one wave of the operations *applied*; return places of those that could not take effect, and why."""
+        reading = [applied[place] for place in wave.reads]
+        reads = [place for place in reading if self._operations[place].kind is OperationKind.READ]
+        lists = [place for place in reading if self._operations[place].kind is OperationKind.LIST]
+        writes = [applied[place] for place in wave.writes]
+        failures: list[tuple[int, Failure]] = []
+        for places, statement in ((reads, _read), (lists, _list), (writes, _write)):
+            if places:
+                self.suspects = places
+                rows = await statement(connection, [self._operations[place] for place in places])
+                failures += [(places[row["position"]], Failure(row["error"])) for row in rows if row["error"]]
+        return failures
+
+
+async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:
     rows = await connection.fetch(QUERIES["lock_tenants"], list(tenant_ids))
     return {
         row["id"]: TenantRow(
@@ -160,61 +305,7 @@ async def _lock_tenants(connection: Connection[Any], tenant_ids: Iterable[str]) 
     }
 
 
-async def _log(connection: Connection[Any], batch: Sequence[tuple[Operation, Outcome | None]]) -> list[Outcome | None]:
-    """Write the log rows of *batch*; return DUPLICATE or REUSED for each that was there before, None for the others."""
-    if not batch:
-        return []
-    operations = [operation for operation, _ in batch]
-    tenant_ids = [operation.tenant_id for operation in operations]
-    request_ids = [operation.request_id for operation in operations]
-    status = await connection.execute(
-        QUERIES["log_operations"],
-        tenant_ids,
-        request_ids,
-        [operation.kind for operation in operations],
-        [operation.resource_type for operation in operations],
-        [operation.resource_id for operation in operations],
-        [None if outcome is None else outcome.failure for _, outcome in batch],
-        [operation.digest for operation in operations],
-        [operation.origin.source for operation in operations],
-        [operation.origin.stream_shard_id for operation in operations],
-        [operation.origin.sequence_number for operation in operations],
-        _texts_of_times(operations),
-        [operation.origin.arrived_at for operation in operations],
-    )
-    if status == f"INSERT 0 {len(operations)}":
-        return [None] * len(operations)
-    rows = await connection.fetch(QUERIES["logged_operations"], tenant_ids, request_ids)
-    if len(rows) < len(operations):
-        raise LostRaceError("a row of the log was deleted for its age between two looks at it")
-    digests = {(row["tenant_id"], row["request_id"]): row["digest"] for row in rows}
-    fresh = {(row["tenant_id"], row["request_id"]) for row in rows if row["is_fresh"]}
-    outcomes: list[Outcome | None] = []
-    for operation in operations:
-        key = (operation.tenant_id, operation.request_id)
-        if key in fresh:
-            fresh.discard(key)  # a second one in this batch is not the one that was written
-            outcomes.append(None)
-        else:
-            outcomes.append(DUPLICATE if digests[key] == operation.digest else REUSED)
-    return outcomes
-
-
-async def _apply_wave(
-    connection: Connection[Any], operations: Sequence[Operation], wave: Wave
-) -> list[tuple[int, Failure]]:
-    """Apply one wave; return the places, in *operations*, of those that could not take effect, and why."""
-    reads = [place for place in wave.reads if operations[place].kind is OperationKind.READ]
-    lists = [place for place in wave.reads if operations[place].kind is OperationKind.LIST]
-    failures: list[tuple[int, Failure]] = []
-    for places, statement in ((reads, _read), (lists, _list), (wave.writes, _write)):
-        if places:
-            rows = await statement(connection, [operations[place] for place in places])
-            failures += [(places[row["position"]], Failure(row["error"])) for row in rows if row["error"]]
-    return failures
-
-
-async def _write(connection: Connection[Any], operations: Sequence[Operation]) -> list[Any]:
+async def _write(connection: Connection, operations: Sequence[Operation]) -> list[Any]:
     return await connection.fetch(
         QUERIES["apply_writes"],
         [operation.tenant_id for operation in operations],
@@ -223,11 +314,11 @@ async def _write(connection: Connection[Any], operations: Sequence[Operation]) -
         [operation.resource_type for operation in operations],
         [operation.resource_id for operation in operations],
         [operation.data for operation in operations],
-        _texts_of_times(operations),
+        texts_of_times(operations),
     )
 
 
-async def _read(connection: Connection[Any], operations: Sequence[Operation]) -> list[Any]:
+async def _read(connection: Connection, operations: Sequence[Operation]) -> list[Any]:
     return await connection.fetch(
         QUERIES["apply_reads"],
         [operation.tenant_id for operation in operations],
@@ -237,7 +328,7 @@ async def _read(connection: Connection[Any], operations: Sequence[Operation]) ->
     )
 
 
-async def _list(connection: Connection[Any], operations: Sequence[Operation]) -> list[Any]:
+async def _list(connection: Connection, operations: Sequence[Operation]) -> list[Any]:
     asked = [(operation, operation.query) for operation in operations if operation.query is not None]
     return await connection.fetch(
         QUERIES["apply_lists"],
@@ -253,9 +344,9 @@ async def _list(connection: Connection[Any], operations: Sequence[Operation]) ->
     )
 
 
-def _texts_of_times(operations: Sequence[Operation]) -> list[str]:
-    """Return the operations' times as text: asyncpg takes the first and the last datetime for the infinities."""
-    return [operation.requested_at.isoformat() for operation in operations]
+def failure_of(outcome: Outcome | None) -> Failure | None:
+    """Return the error that an operation goes into the log with."""
+    return None if outcome is None else outcome.failure
 
 
 def _ids(operation: Operation) -> dict[str, str]:

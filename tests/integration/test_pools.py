@@ -9,12 +9,12 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from postgres_trouble import Line
+from postgres_trouble import Line, backends, nobody_is_left
 from prometheus_client import REGISTRY
 from shard_databases import QUICK, ShardMaker, copy_shard, database_of, execute
 
 from simplu_worker.errors import TryAgainLaterError
-from simplu_worker.local.loopback import HOST, free_port, until
+from simplu_worker.local.loopback import HOST, free_port
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.log import MASK, scrub_text
 from simplu_worker.shards.address import ShardAddress
@@ -25,6 +25,7 @@ from simplu_worker.shards.pools import (
     Pools,
     ShardPool,
     ShardUnavailableError,
+    StatementFailedError,
 )
 
 PASSWORD = "swordfish-7/@:x"
@@ -35,28 +36,6 @@ async def ask(pool: ShardPool, query: str = "SELECT 1") -> object:
     """Ask a shard for one value."""
     async with pool.connection() as connection:
         return await connection.fetchval(query)
-
-
-async def backends(address: ShardAddress, condition: str = "true") -> int:
-    """Return how many connections of others the server has to a shard's database."""
-    connection = await asyncpg.connect(address.connection_string)
-    try:
-        count = await connection.fetchval(
-            "SELECT count(*) FROM pg_stat_activity"
-            f" WHERE datname = current_database() AND pid <> pg_backend_pid() AND {condition}"
-        )
-        return int(count)
-    finally:
-        await connection.close()
-
-
-async def nobody_is_left(address: ShardAddress, condition: str = "true") -> bool:
-    """Wait until the server has no such connection; a cancelled query takes a moment."""
-
-    async def nobody() -> bool:
-        return await backends(address, condition) == 0
-
-    return await until(nobody, within_s=5)
 
 
 async def test_pool_opens_connections_only_when_used_and_keeps_them(make_shard: ShardMaker) -> None:
@@ -229,17 +208,19 @@ async def test_pool_blames_the_data_when_an_argument_cannot_be_encoded(shard: Sh
         ("SELECT '\\u0000'::jsonb", InvalidDataError),
         ("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$", LostRaceError),
         ("DO $$ BEGIN RAISE SQLSTATE '53100'; END $$", ShardUnavailableError),
-        ("DO $$ BEGIN RAISE SQLSTATE '57014'; END $$", ShardUnavailableError),
+        ("DO $$ BEGIN RAISE SQLSTATE '57014'; END $$", StatementFailedError),
+        ("DO $$ BEGIN RAISE 'no'; END $$", StatementFailedError),
         ("SELECT * FROM no_such_table", ShardUnavailableError),
         ("SELECT pg_terminate_backend(pg_backend_pid())", ShardUnavailableError),
     ],
 )
 async def test_pool_translates_errors_of_the_server(shard: ShardPool, statement: str, error: type[Exception]) -> None:
     """Callers decide by class alone, and the connection or its successor works on."""
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         async with shard.transaction() as connection:
             await connection.execute(statement)
 
+    assert type(caught.value) is error
     assert await ask(shard) == 1
 
 

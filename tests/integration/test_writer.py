@@ -7,7 +7,17 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from shard_cases import ARRIVED_AT, STREAM_SHARD_ID, TENANT_WAIT, TenantCase, add_tenant, failed, fetch, operation
+from shard_cases import (
+    ARRIVED_AT,
+    STREAM_SHARD_ID,
+    TENANT_WAIT,
+    TenantCase,
+    add_tenant,
+    failed,
+    fetch,
+    log_row,
+    operation,
+)
 
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Source
 from simplu_worker.shards.admission import HOLD
@@ -44,17 +54,6 @@ async def prepare(tenant: TenantCase, kind: str) -> None:
 def of_kind(tenant: TenantCase, kind: str, **members: Any) -> Operation:
     """Return an operation of the table above."""
     return tenant.operation(kind, **(KINDS[kind][0] | {"timestamp": LATER} | members))
-
-
-async def log_row(tenant: TenantCase, request_id: str) -> dict[str, Any]:
-    """Return one whole row of the log."""
-    (row,) = await fetch(
-        tenant.pool,
-        "SELECT *, result::text, pg_xact_status(xid) AS xact FROM operations WHERE tenant_id = $1 AND request_id = $2",
-        tenant.tenant_id,
-        request_id,
-    )
-    return row
 
 
 @pytest.mark.parametrize("kind", KINDS)

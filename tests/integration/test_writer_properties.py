@@ -11,17 +11,14 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_cases import TenantCase, add_tenant, fetch, in_batches, operation, writer_of
+from shard_cases import NO_CHECKS, TenantCase, add_tenant, fetch, in_batches, operation, writer_of
 
 from simplu_worker.local.model import Effect, Model, Request, Verdict, canonical, parse_json
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
 from simplu_worker.shards.pools import ShardPool
 from simplu_worker.shards.writer import DUPLICATE, REUSED
-
-# The tenant fixture gives only the shard here: each example makes tenants of its own.
-NO_CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 _example_numbers = itertools.count(1)
 

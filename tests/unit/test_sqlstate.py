@@ -22,6 +22,18 @@ from simplu_worker.shards.sqlstate import Meaning, meaning_of
         ("22021", Meaning.DATA),  # character_not_in_repertoire
         ("54000", Meaning.DATA),  # program_limit_exceeded: a jsonb over 256 MB, an index row over 2712 bytes
         ("54001", Meaning.DATA),  # statement_too_complex: nested deeper than the server's stack
+        ("54011", Meaning.STATEMENT),  # too_many_columns
+        ("57014", Meaning.STATEMENT),  # query_canceled: the statement's deadline
+        ("XX000", Meaning.STATEMENT),  # internal_error
+        ("P0001", Meaning.STATEMENT),  # raise_exception: a trigger of the shard's owner
+        ("P0004", Meaning.STATEMENT),  # assert_failure
+        ("21000", Meaning.STATEMENT),  # cardinality_violation
+        ("23505", Meaning.STATEMENT),  # unique_violation: ours cannot meet one, an owner's constraint can
+        ("23514", Meaning.STATEMENT),  # check_violation
+        ("27000", Meaning.STATEMENT),  # triggered_data_change_violation
+        ("2F005", Meaning.STATEMENT),  # function_executed_no_return_statement
+        ("38001", Meaning.STATEMENT),  # containing_sql_not_permitted, of an external routine
+        ("39004", Meaning.STATEMENT),  # null_value_not_allowed, of an external routine
         ("40001", Meaning.TRY_AGAIN),  # serialization_failure
         ("40P01", Meaning.TRY_AGAIN),  # deadlock_detected
         ("55P03", Meaning.TRY_AGAIN),  # lock_not_available
@@ -31,7 +43,6 @@ from simplu_worker.shards.sqlstate import Meaning, meaning_of
         ("25006", Meaning.UNAVAILABLE),  # read_only_sql_transaction
         ("53100", Meaning.UNAVAILABLE),  # disk_full
         ("53300", Meaning.UNAVAILABLE),  # too_many_connections
-        ("57014", Meaning.UNAVAILABLE),  # query_canceled: the statement's deadline
         ("57P01", Meaning.UNAVAILABLE),  # admin_shutdown
         ("57P03", Meaning.UNAVAILABLE),  # cannot_connect_now
         ("58030", Meaning.UNAVAILABLE),  # io_error
@@ -39,8 +50,8 @@ from simplu_worker.shards.sqlstate import Meaning, meaning_of
         ("3D000", Meaning.BROKEN),  # invalid_catalog_name: no such database
         ("42501", Meaning.BROKEN),  # insufficient_privilege
         ("42P01", Meaning.BROKEN),  # undefined_table
-        ("23505", Meaning.BROKEN),  # unique_violation: our statements cannot meet one
-        ("XX000", Meaning.BROKEN),  # internal_error
+        ("XX001", Meaning.BROKEN),  # data_corrupted: trouble of the shard's, whichever operation meets it
+        ("XX002", Meaning.BROKEN),  # index_corrupted
         ("", Meaning.BROKEN),
     ],
 )
@@ -49,13 +60,14 @@ def test_meaning_is_decided_by_the_code(code: str, expected: Meaning) -> None:
     assert meaning_of(code) is expected
 
 
-def test_every_code_that_asyncpg_knows_has_a_meaning() -> None:
-    """And none of the classes that speak of the server, its disk or its network is taken for a fault of the data."""
+def test_no_code_of_server_disk_or_network_is_taken_for_a_fault_of_an_operation() -> None:
+    """Of all codes that asyncpg knows only those of data, constraints and routines are; a timeout may be."""
     codes = {str(one.sqlstate) for one in vars(asyncpg).values() if isinstance(getattr(one, "sqlstate", None), str)}
-    data = {code for code in codes if meaning_of(code) is Meaning.DATA}
+    of_operations = {code for code in codes if meaning_of(code) in {Meaning.DATA, Meaning.STATEMENT}}
 
     assert len(codes) > 200
-    assert {code for code in data if not re.match("22|54", code)} == set()
+    expected = re.compile("09|2[0-37F]|3[89]|44|54|P0|57014|XX000")
+    assert {code for code in of_operations if not expected.match(code)} == set()
 
 
 @given(st.text(max_size=6))

@@ -32,10 +32,48 @@ ORDER BY tenant_id, request_id, position
 ON CONFLICT (tenant_id, request_id) DO NOTHING;
 
 -- name: logged_operations
--- Which of the batch this very transaction wrote, and the digests of those that were there before.
-SELECT tenant_id, request_id, digest, xid = pg_current_xact_id() AS is_fresh
+-- Which of the batch this very transaction wrote, and what tells the others from those that were there before.
+SELECT
+    tenant_id, request_id, digest, error, source, stream_shard_id, sequence_number,
+    xid::text AS xid, xid = pg_current_xact_id() AS is_fresh
 FROM operations
 JOIN unnest($1::text[], $2::text[]) AS batch (tenant_id, request_id) USING (tenant_id, request_id);
+
+-- name: replace_given_up
+-- Make the rows of operations that were given up those of their replays, which are then applied as if fresh. Only a row
+-- that is still as this transaction saw it ($3, the transaction that wrote it): of two replays at once the second waits
+-- here, finds another row and has to look again. So each row is replaced once, and running it again replaces nothing.
+-- Locked in key order, against deadlocks.
+WITH replay AS (
+    SELECT *
+    FROM unnest(
+        $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+        $9::timestamptz[]
+    ) AS sent (
+        tenant_id, request_id, seen_xid, error, source, stream_shard_id, sequence_number, requested_at, received_at
+    )
+), given_up AS (
+    SELECT replay.*
+    FROM operations
+    JOIN replay USING (tenant_id, request_id)
+    WHERE operations.error = 'retries_exhausted' AND operations.xid = replay.seen_xid::xid8
+    ORDER BY tenant_id, request_id
+    FOR UPDATE OF operations
+)
+UPDATE operations
+SET
+    status = CASE WHEN given_up.error IS NULL THEN 'succeeded' ELSE 'failed' END,
+    error = given_up.error,
+    result = NULL,
+    source = given_up.source,
+    stream_shard_id = given_up.stream_shard_id,
+    sequence_number = given_up.sequence_number,
+    xid = pg_current_xact_id(),
+    requested_at = given_up.requested_at::timestamptz,
+    received_at = given_up.received_at,
+    completed_at = clock_timestamp()
+FROM given_up
+WHERE operations.tenant_id = given_up.tenant_id AND operations.request_id = given_up.request_id;
 
 -- name: apply_writes
 -- Apply one wave of writes, each resource at most once, and mark in the log those that could not take effect; only
