@@ -1,0 +1,102 @@
+"""Hold, catch-up, merge and checkpoint of one stream shard, with crashes, a second reader and lost acknowledgements.
+
+A reader whose lease was taken goes on as a zombie: it writes no checkpoint. One that crashed is one that does nothing
+more, and another starts at the checkpoint. A commit whose acknowledgement is lost happens at any later time, or never.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from reader_model import AGREED, Reader, ReaderModel, Rules, Scene
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How often each kind of trouble comes."""
+
+    troubles: int = 1
+    crashes: int = 1
+    takes: int = 1
+    lost_acks: int = 0
+
+
+class State(NamedTuple):
+    """All of it: the shards' log, the lease row, the readers, and the trouble still to come."""
+
+    applied: int  # bits
+    checkpoint: int
+    owner: Reader
+    zombie: Reader | None
+    adrift: tuple[int, ...]  # commits that nobody waits for any more
+    is_troubled: bool
+    left: tuple[int, int, int, int]  # troubles, crashes, takes, lost acknowledgements
+    promise: str  # broken on the way here
+
+
+class HoldModel:
+    """One stream shard of which everything has to be applied."""
+
+    def __init__(self, scene: Scene, budget: Budget, rules: Rules = AGREED) -> None:
+        self._scene = scene
+        self._budget = budget
+        self._end = len(scene.tenants)
+        self._readers = ReaderModel(scene, rules, end=self._end)
+
+    def first(self) -> State:
+        """Return a reader at the start of the stream shard."""
+        budget = self._budget
+        left = (budget.troubles, budget.crashes, budget.takes, budget.lost_acks)
+        return State(0, 0, self._readers.start(0), None, (), is_troubled=False, left=left, promise="")
+
+    def steps(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return what the owner of the lease does, and the end of trouble."""
+        for label, reader, commits in self._readers.moves(state.owner, is_troubled=state.is_troubled):
+            yield label, self._commit(state._replace(owner=reader), commits)
+        if (owed := self._readers.owed(state.owner)) > state.checkpoint:
+            yield f"checkpoint {owed}", state._replace(checkpoint=owed)
+        if state.is_troubled:
+            yield "trouble ends", state._replace(is_troubled=False)
+
+    def faults(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return what the zombie does, commits that come late, and trouble."""
+        if state.zombie is not None:
+            for label, reader, commits in self._readers.moves(state.zombie, is_troubled=state.is_troubled):
+                yield f"zombie: {label}", self._commit(state._replace(zombie=reader), commits)
+        for operation in state.adrift:
+            adrift = tuple(other for other in state.adrift if other != operation)
+            yield f"late commit of {operation}", self._commit(state._replace(adrift=adrift), operation)
+        troubles, crashes, takes, lost_acks = state.left
+        if troubles and not state.is_troubled:
+            left = (troubles - 1, crashes, takes, lost_acks)
+            yield "trouble begins", state._replace(is_troubled=True, left=left)
+        if crashes:
+            left = (troubles, crashes - 1, takes, lost_acks)
+            yield "crash", state._replace(owner=self._readers.start(state.checkpoint), left=left)
+        if takes:
+            left = (troubles, crashes, takes - 1, lost_acks)
+            owner = self._readers.start(state.checkpoint)
+            yield "lease taken", state._replace(owner=owner, zombie=state.owner, left=left)
+        if lost_acks:
+            left = (troubles, crashes, takes, lost_acks - 1)
+            for operation in self._readers.in_flight(state.owner):
+                label = f"acknowledgement of {operation} lost, tried again"
+                yield label, state._replace(adrift=(*state.adrift, operation), left=left)
+
+    def broken(self, state: State) -> str:
+        """Return the promise that was broken: order, one effect, or nothing lost."""
+        return state.promise or self._scene.lost_before(state.checkpoint, state.applied)
+
+    def unsettled(self, state: State) -> str:
+        """Return what is left over at the end."""
+        is_settled = state.checkpoint == self._end and state.applied == (1 << self._end) - 1
+        return "" if is_settled else f"unsettled: {state}"
+
+    def _commit(self, state: State, operation: int | None) -> State:
+        if operation is None:
+            return state
+        has_log = not self._readers.rules.applies_without_log
+        applied, promise = self._scene.take_effect(state.applied, operation, has_log=has_log)
+        return state._replace(applied=applied, promise=promise)

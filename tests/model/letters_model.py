@@ -1,0 +1,148 @@
+"""Dead letters of a tenant that is not registered: arrival, wait, margin, registration with a begin and a commit.
+
+Time is whole and short: the wait stands for `TENANT_WAIT_SECONDS`, the margin for 60 s, the limit for the 30 s that a
+registering transaction may take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+WAIT = 1
+MARGIN = 2
+REGISTRATION_MAX = 1
+LAST_ARRIVAL = 2
+NEVER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a reader decides; each switch is a deviation from the agreed way."""
+
+    letters_by_clock: bool = False  # past the wait a dead letter, and once the tenant is known applied whatever its age
+    forgets_margin: bool = False
+    registers_slowly: bool = False  # the registering transaction takes its time and does not abort
+    believes_old_answers: bool = False
+
+
+AGREED = Rules()
+
+
+class Reader(NamedTuple):
+    """What one reader has in memory."""
+
+    position: int  # of the first operation that it has not settled
+    asked_at: int = NEVER  # when it asked last and heard: not registered
+
+
+class State(NamedTuple):
+    """All of it."""
+
+    now: int
+    arrivals: tuple[int, ...]  # of what was put so far
+    begun_at: int  # of the registering transaction that is open
+    created_at: int  # of the tenant's row
+    applied: int  # bits
+    letters: int  # bits
+    checkpoint: int
+    owner: Reader
+    zombie: Reader | None
+    left: tuple[int, int]  # crashes, takes
+    promise: str  # broken on the way here
+
+
+class LettersModel:
+    """One stream shard with the operations of one tenant, and the shard that will have its row, or will not."""
+
+    def __init__(
+        self, operation_count: int, *, crashes: int = 1, takes: int = 1, skew: int = 0, rules: Rules = AGREED
+    ) -> None:
+        self._count = operation_count
+        self._left = (crashes, takes)
+        self._skew = skew  # of the readers' clocks against the shard's and the stream's
+        self._rules = rules
+        self._deadline = WAIT + (0 if rules.letters_by_clock or rules.forgets_margin else MARGIN)
+        self._last = LAST_ARRIVAL + WAIT + MARGIN + 1
+
+    def first(self) -> State:
+        """Return an empty stream shard and a tenant nobody knows."""
+        return State(0, (), NEVER, NEVER, 0, 0, 0, Reader(0), None, self._left, promise="")
+
+    def steps(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return what the owner of the lease does, the clock, and what is put."""
+        for label, reader, following in self._moves(state, state.owner):
+            yield label, following._replace(owner=reader)
+        if state.owner.position > state.checkpoint:
+            yield f"checkpoint {state.owner.position}", state._replace(checkpoint=state.owner.position)
+        if state.now < self._last:
+            yield f"it is {state.now + 1}", state._replace(now=state.now + 1)
+        if len(state.arrivals) < self._count and state.now <= LAST_ARRIVAL:
+            # The stamp may go backwards: Kinesis calls it approximate.
+            for stamp in {state.now, max(0, state.now - 1)}:
+                yield f"{len(state.arrivals)} arrives at {stamp}", state._replace(arrivals=(*state.arrivals, stamp))
+
+    def faults(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return what the zombie does, registration, and trouble."""
+        if state.zombie is not None:
+            for label, reader, following in self._moves(state, state.zombie):
+                yield f"zombie: {label}", following._replace(zombie=reader)
+        if state.begun_at != NEVER:
+            if self._rules.registers_slowly or state.now - state.begun_at <= REGISTRATION_MAX:
+                committed = state._replace(created_at=state.begun_at, begun_at=NEVER)
+                yield f"registration commits with created_at {state.begun_at}", committed
+            yield "registration aborts", state._replace(begun_at=NEVER)
+        elif state.created_at == NEVER:
+            yield f"registration begins at {state.now}", state._replace(begun_at=state.now)
+        crashes, takes = state.left
+        fresh = Reader(state.checkpoint)
+        if crashes:
+            yield "crash", state._replace(owner=fresh, left=(crashes - 1, takes))
+        if takes:
+            yield "lease taken", state._replace(owner=fresh, zombie=state.owner, left=(crashes, takes - 1))
+
+    def broken(self, state: State) -> str:
+        """Return the promise that was broken: order, nothing lost, or not both."""
+        if state.promise:
+            return state.promise
+        if state.applied & state.letters:
+            return "both: a dead letter and applied"
+        is_lost = ((1 << state.checkpoint) - 1) & ~(state.applied | state.letters)
+        return f"lost: the checkpoint is {state.checkpoint}" if is_lost else ""
+
+    def unsettled(self, state: State) -> str:
+        """Return what is left over at the end."""
+        count = len(state.arrivals)
+        is_settled = state.checkpoint == count and state.applied | state.letters == (1 << count) - 1
+        return "" if is_settled else f"unsettled: {state}"
+
+    def _moves(self, state: State, reader: Reader) -> Iterator[tuple[str, Reader, State]]:
+        operation = reader.position
+        if operation == len(state.arrivals):
+            return
+        clock = state.now + self._skew
+        past = Reader(operation + 1, reader.asked_at)
+        letter = state._replace(letters=state.letters | 1 << operation)
+        if state.created_at == NEVER:
+            if reader.asked_at != clock:
+                yield f"asks at {clock}: not registered", reader._replace(asked_at=clock), state
+        elif self._is_of_before(state.arrivals[operation], state.created_at):
+            yield f"{operation} came too long before created_at: dead letter", past, letter
+        else:
+            yield f"apply {operation}", past, _apply(state, operation)
+        # Between an answer and what is done about it anything may happen.
+        due = state.arrivals[operation] + self._deadline
+        heard_at = clock if self._rules.believes_old_answers and reader.asked_at != NEVER else reader.asked_at
+        if heard_at >= due:
+            yield f"{operation} was not registered at {reader.asked_at}: dead letter", past, letter
+
+    def _is_of_before(self, arrival: int, created_at: int) -> bool:
+        return not self._rules.letters_by_clock and arrival + WAIT <= created_at
+
+
+def _apply(state: State, operation: int) -> State:
+    if state.applied >> operation & 1:
+        return state
+    promise = f"order: {operation} took effect after a later one" if state.applied >> operation else ""
+    return state._replace(applied=state.applied | 1 << operation, promise=promise)

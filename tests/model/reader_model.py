@@ -1,0 +1,240 @@
+"""The reader of one stream shard as the models see it: dispatch, lanes, holds, catch-ups, and what is owed.
+
+An operation is the number of its place in the stream. The first operations of a lane, as many as may be in flight, are
+in flight. A batch is one operation: a larger one is the same with an atomic group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+FREE = 99  # in place of the start of a hold: the tenant is not held
+CAUGHT = 98  # likewise: the tenant is held, and how far its catch-up is counts instead
+CATCH_UPS_MAX = 2
+
+
+class Scene(NamedTuple):
+    """What is in the stream and what breaks."""
+
+    tenants: tuple[int, ...]  # of each operation
+    earlier: tuple[int, ...]  # bits of the operations of the same tenant before each
+    shards: tuple[int, ...]  # of each tenant
+    shard_count: int
+    troubled: frozenset[int]  # tenants whose operations are refused while there is trouble
+    is_shard_trouble: bool  # then a refusal holds the whole Postgres shard, else its tenant
+
+    @classmethod
+    def of(cls, operations: str, *, shards: str, trouble: str) -> Scene:
+        """Make a scene: `abb` and `AB` are three operations of tenants on two shards, *trouble* a tenant or a shard."""
+        tenants = tuple(map("ab".index, operations))
+        shard_of = tuple(map("AB".index, shards))
+        return cls(
+            tenants=tenants,
+            earlier=tuple(
+                sum(1 << before for before in range(place) if tenants[before] == tenant)
+                for place, tenant in enumerate(tenants)
+            ),
+            shards=shard_of,
+            shard_count=len(set(shard_of)),
+            troubled=frozenset(tenant for tenant, name in enumerate("ab") if trouble in (name, shards[tenant])),
+            is_shard_trouble=trouble.isupper(),
+        )
+
+    def take_effect(self, applied: int, operation: int, *, has_log: bool = True) -> tuple[int, str]:
+        """Return the bits of what is applied after one more commit, and the promise that this breaks.
+
+        The log drops what is applied already.
+        """
+        if applied >> operation & 1:
+            return applied, "" if has_log else f"twice: {operation} took effect again"
+        if missing := self.earlier[operation] & ~applied:
+            earliest = (missing & -missing).bit_length() - 1
+            return applied, f"order: {operation} took effect before {earliest}, of the same tenant"
+        return applied | 1 << operation, ""
+
+    def lost_before(self, checkpoint: int, applied: int) -> str:
+        """Return the promise that a checkpoint breaks."""
+        missing = ((1 << checkpoint) - 1) & ~applied
+        return f"lost: the checkpoint is {checkpoint} and passes over operations not applied" if missing else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a reader goes about it; each switch is a deviation from the agreed way."""
+
+    two_in_flight: bool = False  # for one target
+    merges_at_applied: bool = False  # where the main reader has applied everything, not where it dispatches
+    lifts_holds: bool = False  # when the target answers again
+    separate_lanes: bool = False  # for catch-ups: right, as long as they are drained before the merge
+    merges_undrained: bool = False
+    checkpoint_ignores_holds: bool = False
+    holds_from_catch_up: bool = False  # after a failure in catch-up: from where it is, not from what it sent
+    applies_without_log: bool = False
+
+
+AGREED = Rules()
+
+
+class CatchUp(NamedTuple):
+    """One second reading of the stream shard."""
+
+    position: int  # of what it reads next
+    tenants: tuple[int, ...]
+
+
+class Reader(NamedTuple):
+    """What one reader has in memory."""
+
+    dispatch: int
+    lanes: tuple[tuple[int, ...], ...]
+    held: tuple[int, ...]  # by tenant: the first operation not applied, or FREE, or CAUGHT
+    catch_ups: tuple[CatchUp, ...] = ()
+
+
+class Move(NamedTuple):
+    """One thing that a reader may do next."""
+
+    label: str
+    reader: Reader
+    commits: int | None = None
+
+
+class ReaderModel:
+    """Everything that a reader of the operations before *end* may do."""
+
+    def __init__(self, scene: Scene, rules: Rules, *, end: int) -> None:
+        self.scene = scene
+        self.rules = rules
+        self.end = end
+        self._lane_count = scene.shard_count * (2 if rules.separate_lanes else 1)
+        self._in_flight_max = 2 if rules.two_in_flight else 1
+
+    def start(self, checkpoint: int, *, held: Collection[int] = ()) -> Reader:
+        """Return a reader that starts at a checkpoint, with some tenants held from there on."""
+        holds = tuple(checkpoint if tenant in held else FREE for tenant in range(len(self.scene.shards)))
+        return Reader(checkpoint, ((),) * self._lane_count, holds)
+
+    def moves(self, reader: Reader, *, is_troubled: bool, barred: Collection[int] = ()) -> Iterator[Move]:
+        """Return what the reader may do; for tenants *barred* it may not catch up yet."""
+        if reader.dispatch < self.end:
+            yield self._dispatch(reader)
+        for number, lane in enumerate(reader.lanes):
+            for operation in lane[: self._in_flight_max]:
+                if is_troubled and self.scene.tenants[operation] in self.scene.troubled:
+                    yield self._fail(reader, operation, number)
+                else:
+                    yield Move(f"commit {operation}", _without(reader, operation, number), operation)
+        if any(before != FREE for before in reader.held):
+            yield from self._lift(reader, barred, is_troubled=is_troubled)
+            for catch_up in reader.catch_ups:
+                yield from self._catch_up(reader, catch_up)
+
+    def owed(self, reader: Reader) -> int:
+        """Return the lowest position that the reader owes: its checkpoint."""
+        owed = min((reader.dispatch, *(operation for lane in reader.lanes for operation in lane)))
+        if self.rules.checkpoint_ignores_holds:
+            return owed
+        return min((owed, *reader.held, *(catch_up.position for catch_up in reader.catch_ups)))
+
+    def owes(self, reader: Reader, tenant: int) -> bool:
+        """Tell whether an operation of the tenant that the reader has come across may not be applied."""
+        if reader.held[tenant] != FREE:
+            return True
+        return any(self.scene.tenants[operation] == tenant for lane in reader.lanes for operation in lane)
+
+    def in_flight(self, reader: Reader) -> Iterator[int]:
+        """Return the operations whose commit the reader waits for."""
+        for lane in reader.lanes:
+            yield from lane[: self._in_flight_max]
+
+    def _dispatch(self, reader: Reader) -> Move:
+        operation = reader.dispatch
+        tenant = self.scene.tenants[operation]
+        if reader.held[tenant] != FREE:
+            return Move(f"drop {operation}, held", reader._replace(dispatch=operation + 1))
+        lanes = _put(reader.lanes, self.scene.shards[tenant], operation)
+        return Move(f"dispatch {operation}", reader._replace(dispatch=operation + 1, lanes=lanes))
+
+    def _fail(self, reader: Reader, operation: int, number: int) -> Move:
+        """Empty the lanes of the target into a hold, which starts at the first operation without a known commit."""
+        scene = self.scene
+        refused = {scene.tenants[operation]}
+        if scene.is_shard_trouble:
+            shard = number % scene.shard_count
+            refused = {tenant for tenant, its_shard in enumerate(scene.shards) if its_shard == shard}
+        before = min(one for lane in reader.lanes for one in lane if scene.tenants[one] in refused)
+        held = list(reader.held)
+        for tenant in refused:
+            reached = [one.position for one in reader.catch_ups if tenant in one.tenants]
+            forgotten = reached and self.rules.holds_from_catch_up
+            held[tenant] = reached[0] if forgotten else min((held[tenant], before, *reached))
+        left = ((one.position, tuple(t for t in one.tenants if t not in refused)) for one in reader.catch_ups)
+        following = reader._replace(
+            lanes=tuple(tuple(one for one in lane if scene.tenants[one] not in refused) for lane in reader.lanes),
+            held=tuple(held),
+            catch_ups=tuple(CatchUp(position, tenants) for position, tenants in left if tenants),
+        )
+        return Move(f"{operation} fails, hold {_names(refused)} from {before}", following)
+
+    def _lift(self, reader: Reader, barred: Collection[int], *, is_troubled: bool) -> Iterator[Move]:
+        """Return how the reader may go about the holds of targets that answer again."""
+        ready = [
+            tenant
+            for tenant, before in enumerate(reader.held)
+            if before < CAUGHT and tenant not in barred and not (is_troubled and tenant in self.scene.troubled)
+        ]
+        for tenants in {(*ready,), *((tenant,) for tenant in ready)} - {()}:
+            start = min(reader.held[tenant] for tenant in tenants)
+            if self.rules.lifts_holds:
+                label = f"lift the hold of {_names(tenants)} from {start}"
+                yield Move(label, reader._replace(held=_set(reader.held, tenants, FREE)))
+            elif len(reader.catch_ups) < CATCH_UPS_MAX:
+                catch_ups = tuple(sorted((*reader.catch_ups, CatchUp(start, tenants))))
+                held = _set(reader.held, tenants, CAUGHT)
+                yield Move(f"catch up {_names(tenants)} from {start}", reader._replace(held=held, catch_ups=catch_ups))
+
+    def _catch_up(self, reader: Reader, catch_up: CatchUp) -> Iterator[Move]:
+        """Return the next step of one catch-up, and its end where it meets the main reader."""
+        operation = catch_up.position
+        others = tuple(one for one in reader.catch_ups if one is not catch_up)
+        if operation < reader.dispatch:
+            verb, lanes, tenant = "passes", reader.lanes, self.scene.tenants[operation]
+            if tenant in catch_up.tenants:
+                first = self.scene.shard_count if self.rules.separate_lanes else 0
+                verb, lanes = "sends", _put(lanes, first + self.scene.shards[tenant], operation)
+            catch_ups = tuple(sorted((*others, catch_up._replace(position=operation + 1))))
+            yield Move(f"catch-up {verb} {operation}", reader._replace(lanes=lanes, catch_ups=catch_ups))
+        if self._meets(reader, catch_up):
+            held = _set(reader.held, catch_up.tenants, FREE)
+            label = f"catch-up of {_names(catch_up.tenants)} meets the main reader at {operation}"
+            yield Move(label, reader._replace(held=held, catch_ups=others))
+
+    def _meets(self, reader: Reader, catch_up: CatchUp) -> bool:
+        main_lanes, other_lanes = reader.lanes[: self.scene.shard_count], reader.lanes[self.scene.shard_count :]
+        if self.rules.merges_at_applied:
+            applied = min((reader.dispatch, *(operation for lane in main_lanes for operation in lane)))
+            return catch_up.position >= applied
+        is_drained = self.rules.merges_undrained or not any(
+            self.scene.tenants[operation] in catch_up.tenants for lane in other_lanes for operation in lane
+        )
+        return is_drained and catch_up.position == reader.dispatch
+
+
+def _without(reader: Reader, operation: int, number: int) -> Reader:
+    lane = list(reader.lanes[number])
+    lane.remove(operation)
+    return reader._replace(lanes=(*reader.lanes[:number], tuple(lane), *reader.lanes[number + 1 :]))
+
+
+def _put(lanes: tuple[tuple[int, ...], ...], number: int, operation: int) -> tuple[tuple[int, ...], ...]:
+    return (*lanes[:number], (*lanes[number], operation), *lanes[number + 1 :])
+
+
+def _set(held: tuple[int, ...], tenants: Collection[int], before: int) -> tuple[int, ...]:
+    return tuple(before if tenant in tenants else old for tenant, old in enumerate(held))
+
+
+def _names(tenants: Collection[int]) -> str:
+    return "".join("ab"[tenant] for tenant in sorted(tenants))
