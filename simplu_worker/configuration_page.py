@@ -15,7 +15,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 # A variable belongs to the area with the longest beginning of its name.
 AREAS: Mapping[str, tuple[str, ...]] = {
     "AWS": ("AWS_", "DYNAMODB_ENDPOINT"),
-    "Kinesis": ("KINESIS_",),
+    "Kinesis": ("KINESIS_", "PREFETCH_"),
     "SQS": ("SQS_",),
     "Finding shards": ("CITRUS_", "SHARD_MAP_FILE", "DATABASE_"),
     "Connections": ("DATABASE_ALLOWED_HOSTS", "DATABASE_POOL_SIZE", "DATABASE_MAX_CONNECTIONS"),

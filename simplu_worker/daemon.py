@@ -24,6 +24,7 @@ from simplu_worker.consumers.dead_letters import DeadLetterQueue
 from simplu_worker.consumers.kinesis.fleet import Fleet
 from simplu_worker.consumers.kinesis.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases import worker_id
+from simplu_worker.consumers.kinesis.prefetch import Prefetch
 from simplu_worker.consumers.kinesis.reader import ReadingRules
 from simplu_worker.consumers.kinesis.stream import Stream
 from simplu_worker.consumers.retention import LogWindow
@@ -202,6 +203,7 @@ async def _open_consumers(stack: AsyncExitStack, settings: Settings, shards: Sha
             router=shards.router,
             dead_letters=dead_letters,
             rules=reading_rules(settings),
+            prefetch=Prefetch(settings.prefetch_max_bytes),
         )
     return consumers
 

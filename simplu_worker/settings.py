@@ -137,6 +137,12 @@ class Settings(BaseSettings):
     kinesis_lease_duration_seconds: float = Field(
         default=10, ge=1, le=3600, description="A lease not renewed for this long can be taken by another replica."
     )
+    prefetch_max_bytes: int = Field(
+        default=67_108_864,
+        ge=1_048_576,
+        le=68_719_476_736,
+        description="Most bytes read ahead and not yet applied, per replica.",
+    )
 
     sqs_shard_creation_queue_url: QueueUrl | None = Field(default=None, description="The control queue; unset: off.")
     sqs_dead_letter_queue_url: QueueUrl | None = Field(

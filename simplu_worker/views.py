@@ -82,19 +82,32 @@ class Replica:
 
     def refresh_gauges(self) -> None:
         """Set the gauges that no single event sets."""
-        held: Counter[str] = Counter()
         if self.fleet is not None:
-            readers = self.fleet.readers()
-            # A target held in several stream shards is one target.
-            held.update(reason for reason, _ in {(one["reason"], one["target"]) for r in readers for one in r.held()})
-            for reader in readers:
-                instruments.KINESIS_LAG.labels(reader.stream_shard_id).set(reader.lag_s or 0.0)
-        for reason in instruments.HELD_REASONS:
-            instruments.HELD_TARGETS.labels(reason).set(held[reason])
+            self._refresh_stream_gauges(self.fleet)
         for shard_id, pool in (self.pools.by_shard_id() if self.pools else {}).items():
             counts = pool.counts()
             instruments.SHARD_CONNECTIONS.labels(shard_id, "idle").set(counts["idle"])
             instruments.SHARD_CONNECTIONS.labels(shard_id, "used").set(counts["open"] - counts["idle"])
+
+    def _refresh_stream_gauges(self, fleet: Fleet) -> None:
+        readers = fleet.readers()
+        targets: set[tuple[str, str, str]] = set()  # one that is held in several stream shards is one target
+        ages = dict.fromkeys(instruments.HELD_REASONS, 0.0)
+        for reader in readers:
+            for hold in reader.holds():
+                targets.add((hold.reason, hold.target, hold.name))
+                ages[hold.reason] = max(ages[hold.reason], reader.held_age_s(hold))
+            name = reader.stream_shard_id
+            instruments.KINESIS_LAG.labels(name).set(reader.lag_s or 0.0)
+            instruments.HELD_RETENTION.labels(name).set(reader.held_retention_ratio)
+            instruments.CATCH_UP_LAG.labels(name).set(reader.catch_up_lag_s)
+        counts = Counter(reason for reason, _, _ in targets)
+        for reason, age_s in ages.items():
+            instruments.HELD_TARGETS.labels(reason).set(counts[reason])
+            instruments.HELD_AGE.labels(reason).set(age_s)
+        instruments.CATCH_UPS.set(sum(reader.catch_up_count for reader in readers))
+        instruments.PREFETCH_BYTES.set(fleet.prefetch.used_bytes)
+        instruments.PREFETCH_MAX_BYTES.set(fleet.prefetch.max_bytes)
 
     def status(self) -> dict[str, Any]:
         """Return everything at once, for people and their tools."""
@@ -108,6 +121,11 @@ class Replica:
             "streamShards": self.fleet.status() if self.fleet else [],
             "shards": self._shards(),
             "held": [{"streamShard": r.stream_shard_id} | target for r in readers for target in r.held()],
+            "prefetch": self.fleet
+            and {
+                "usedBytes": self.fleet.prefetch.used_bytes,
+                "maxBytes": self.fleet.prefetch.max_bytes,
+            },
             "recentErrors": recent_errors(),
             "counters": {
                 "operations": instruments.totals(instruments.OPERATIONS, "outcome"),

@@ -17,6 +17,7 @@ from simplu_worker.commands.needs import require
 from simplu_worker.consumers.dead_letters import DeadLetter
 from simplu_worker.consumers.kinesis.leases import Lease
 from simplu_worker.consumers.kinesis.positions import SHARD_END, Position
+from simplu_worker.consumers.kinesis.prefetch import Prefetch
 from simplu_worker.consumers.kinesis.reader import ReadingRules, StreamShardReader
 from simplu_worker.consumers.kinesis.shard_tree import StreamShard
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, AtTimestamp, Start, Stream, TrimHorizon
@@ -55,7 +56,8 @@ async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
         stream = await stack.enter_async_context(open_stream(settings))
         table = await stack.enter_async_context(open_lease_table(settings))
         leases = {lease.lease_key: lease for lease in await table.scan()}
-        replaying = _Replay(stream, shards.router, letters, reading_rules(settings), start, leases)
+        prefetch = Prefetch(settings.prefetch_max_bytes)
+        replaying = _Replay(stream, shards.router, letters, reading_rules(settings), prefetch, start, leases)
         for generation in generations(await stream.list_stream_shards()):
             await replaying.read(generation)
     outcomes = instruments.totals(instruments.OPERATIONS, "outcome")
@@ -65,7 +67,7 @@ async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
     else:
         rows = sorted(outcomes.items())
         rows += [(f"no operation: {reason}", count) for reason, count in sorted(letters.counts.items())]
-        rows += [("left: their tenants have no shard", replaying.left_waiting)] if replaying.left_waiting else []
+        rows += [("left held: shards or tenants", replaying.left_waiting)] if replaying.left_waiting else []
         print_table(("what became of the records", "count"), rows)
     return 1 if replaying.left_waiting else 0
 
@@ -87,6 +89,7 @@ class _Replay:
         router: Router,
         letters: CountedLetters,
         rules: ReadingRules,
+        prefetch: Prefetch,
         start: datetime,
         leases: Mapping[str, Lease],
     ) -> None:
@@ -96,6 +99,7 @@ class _Replay:
         self._start = start
         self._leases = leases
         self._rules = rules
+        self._prefetch = prefetch
         self.left_waiting = 0
 
     async def read(self, generation: Sequence[StreamShard]) -> None:
@@ -112,6 +116,7 @@ class _Replay:
             router=self._router,
             dead_letters=self._letters,
             rules=self._rules,
+            account=self._prefetch.open(),
         )
         stopping = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
@@ -123,7 +128,7 @@ class _Replay:
                 if looks % SHOWN_EVERY == 0:
                     _show(shard, reader)
             stopping.set()
-        self.left_waiting += reader.waiting_count
+        self.left_waiting += len(reader.holds())
 
     async def _start_of(self, shard: StreamShard) -> Start:
         """Return where to begin: at the time asked for, or where its readers owe something, whichever is earlier."""

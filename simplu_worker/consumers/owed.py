@@ -19,9 +19,10 @@ class Owed(Generic[P]):
     Takes memory only for what is owed, however much was read and done since.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last: P | None = None) -> None:
+        """*last* is the position before the first record; None: there is none."""
         self._owed: dict[int, tuple[P | None, P]] = {}  # in order of tickets: the position before, and its own
-        self._last: P | None = None
+        self._last = last
         self._next_ticket = 0
 
     def __repr__(self) -> str:
@@ -44,6 +45,19 @@ class Owed(Generic[P]):
         for _, own in self._owed.values():
             return own
         return None
+
+    @property
+    def last(self) -> P | None:
+        """The position of the last record read or passed over."""
+        return self._last
+
+    def before(self, ticket: int) -> P | None:
+        """Return the last position before an owed record; None before there is one."""
+        return self._owed[ticket][0]
+
+    def pass_over(self, position: P) -> None:
+        """Note that the record at *position* was read and is not owed here."""
+        self._last = position
 
     def take(self, position: P) -> int:
         """Note that the record at *position* was read; return its ticket."""

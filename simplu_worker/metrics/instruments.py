@@ -28,6 +28,7 @@ OPERATION_OUTCOMES = (
     "result_too_large",
     "invalid_data",
     "tenant_destroyed",
+    "retries_exhausted",
     "duplicate",
     "dead_letter",
 )
@@ -41,7 +42,8 @@ DEAD_LETTER_REASONS = (
     "too_large",
 )
 LEASE_STATES = ("owned", "other", "unowned", "ended")
-HELD_REASONS = ("unregistered", "shard_unavailable", "not_here", "inactive")
+HELD_REASONS = ("unregistered", "shard_unavailable", "not_here", "inactive", "failing", "reshard")
+STREAM_READERS = ("main", "catch_up")
 LEASE_TAKES = ("free", "expired", "stolen")
 SQS_OUTCOMES = ("deleted", "retried", "dead_letter")
 CITRUS_ENDPOINTS = ("get_shard", "register", "shards_health", "capacity", "put_shard")
@@ -129,6 +131,24 @@ OPERATION_LATENCY = BatchHistogram(
 RETRIES = Counter("simplu_retries_total", "Batches and messages that were tried again.", ["source", "reason"])
 DEAD_LETTERS = Counter("simplu_dead_letters_total", "Records stored as dead letters.", ["reason"])
 HELD_TARGETS = Gauge("simplu_held_targets", "Shards and tenants whose operations are held now.", ["reason"])
+HELD_AGE = Gauge(
+    "simplu_held_age_seconds",
+    "Age of the oldest operation that is held, since it arrived at its source; 0 when none is.",
+    ["reason"],
+)
+HELD_RETENTION = Gauge(
+    "simplu_held_retention_ratio",
+    "Age of the oldest held operation of a stream shard over the stream's retention; at 1 it is lost.",
+    ["stream_shard"],
+)
+CATCH_UPS = Gauge("simplu_catch_ups", "Catch-ups that run now.")
+CATCH_UP_LAG = Gauge(
+    "simplu_catch_up_lag_seconds",
+    "How far the catch-up that is furthest back is behind the main reader of its stream shard; 0 when none runs.",
+    ["stream_shard"],
+)
+PREFETCH_BYTES = Gauge("simplu_prefetch_bytes", "Bytes read ahead and not yet applied.")
+PREFETCH_MAX_BYTES = Gauge("simplu_prefetch_max_bytes", "Most bytes that may be read ahead, as configured.")
 
 KINESIS_LAG = Gauge(
     "simplu_kinesis_lag_seconds",
@@ -154,6 +174,13 @@ KINESIS_GET_RECORDS = Histogram(
     "Time of one GetRecords call.",
     buckets=REQUEST_BUCKETS_S,
 )
+KINESIS_READS = Counter(
+    "simplu_kinesis_reads_total",
+    "GetRecords calls that brought a reply, by who reads: main readers, or catch-ups, which read again what was held.",
+    ["reader"],
+)
+KINESIS_READ_BYTES = Counter("simplu_kinesis_read_bytes_total", "Bytes that the replies brought.", ["reader"])
+KINESIS_READ_RECORDS = Counter("simplu_kinesis_read_records_total", "Records that the replies brought.", ["reader"])
 KINESIS_THROTTLED = Counter("simplu_kinesis_throttled_total", "Kinesis calls refused for exceeding a limit.")
 
 SQS_MESSAGES = Counter("simplu_sqs_messages_total", "Messages that were decided.", ["queue", "outcome"])
@@ -212,8 +239,9 @@ def totals(counter: Counter, label: str) -> dict[str, int]:
 
 
 def remove_stream_shard(stream_shard_id: str) -> None:
-    """Drop the series of a stream shard that this replica reads no more, so that no stale lag stays; idempotent."""
-    KINESIS_LAG.remove(stream_shard_id)
+    """Drop the series of a stream shard that this replica reads no more, so that nothing stale stays; idempotent."""
+    for gauge in (KINESIS_LAG, HELD_RETENTION, CATCH_UP_LAG):
+        gauge.remove(stream_shard_id)
 
 
 def _start_at_zero(metric: Counter | Gauge | Histogram, *label_values: Iterable[str]) -> None:
@@ -224,6 +252,10 @@ def _start_at_zero(metric: Counter | Gauge | Histogram, *label_values: Iterable[
 _start_at_zero(OPERATIONS, SOURCES, OPERATION_KINDS, OPERATION_OUTCOMES)
 _start_at_zero(DEAD_LETTERS, DEAD_LETTER_REASONS)
 _start_at_zero(HELD_TARGETS, HELD_REASONS)
+_start_at_zero(HELD_AGE, HELD_REASONS)
+_start_at_zero(KINESIS_READS, STREAM_READERS)
+_start_at_zero(KINESIS_READ_BYTES, STREAM_READERS)
+_start_at_zero(KINESIS_READ_RECORDS, STREAM_READERS)
 _start_at_zero(KINESIS_LEASES, LEASE_STATES)
 _start_at_zero(KINESIS_LEASE_TAKES, LEASE_TAKES)
 _start_at_zero(CITRUS_REQUEST, CITRUS_ENDPOINTS, CITRUS_OUTCOMES)

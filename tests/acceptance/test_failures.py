@@ -251,7 +251,7 @@ async def test_worker_serves_known_tenants_and_holds_new_ones_when_citrus_is(
         await scene.put(new, *known)
         await scene.settled(*known, within_s=BYSTANDER_S)
         held = await held_line(scene, new, since)
-        assert "Citrus get_shard" in held["error"]
+        assert held["error"] == "no answer yet" if trouble is late else "Citrus get_shard" in held["error"]
         reason = await scene.becomes_ready(status, within_s=1)
         assert ("CITRUS_API_KEY" in reason) is (status == 503)
         assert await scene.untouched(new)

@@ -26,7 +26,7 @@ AT = "49590338271490256608559692538361571095921575989136588898"
 LATER = "49590338271490256608559692538361571095921575989136588999"
 OURS = "host:1:ours"
 DURATION_S = 10.0
-# Attributes that the KCL 2.x writes, what 3.x adds, and our own two.
+# Attributes that the KCL 2.x writes, what 3.x adds, and our own.
 KNOWN_TO_THE_KCL = {
     "leaseKey",
     "leaseOwner",
@@ -42,7 +42,7 @@ KNOWN_TO_THE_KCL = {
     "startingHashKey",
     "endingHashKey",
 }
-OUR_OWN = {"entityType", "simpluStartedAt"}
+OUR_OWN = {"entityType", "simpluStartedAt", "simpluOwed"}
 
 
 class Clock:
@@ -207,6 +207,33 @@ async def test_finished_lease_names_its_children_when_it_is_handed_back(shared: 
 
     assert (row["checkpoint"], row["childShardIds"]) == ({"S": "SHARD_END"}, {"SS": sorted(CHILDREN)})
     assert set(row) <= KNOWN_TO_THE_KCL | OUR_OWN
+
+
+async def test_list_of_what_is_owed_stays_in_the_row_whatever_the_peer_writes(shared: Shared) -> None:
+    """The KCL does not know it: its children wait for SHARD_END, ours for the list or that."""
+    owed = frozenset({"tenant:b-l", "tenant:c-l"})
+    await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
+    taken = await shared.table.take(await shared.lease(), OURS)
+    assert taken is not None
+    renewed = await shared.table.renew(taken, owed=owed)
+    assert renewed is not None
+    await shared.table.release(renewed)
+    lists = [(await shared.lease()).owed]
+    took = await shared.kcl.take_some()
+    for write in (
+        shared.kcl.renew(KEY),
+        shared.kcl.checkpoint(KEY, LATER, 6),
+        shared.kcl.prepare_checkpoint(KEY, LATER, b"state"),
+        shared.kcl.checkpoint(KEY, "SHARD_END", children=CHILDREN),
+        shared.kcl.evict(KEY),
+    ):
+        assert await write
+        lists.append((await shared.lease()).owed)
+    finished = await shared.lease()
+
+    assert took == [KEY]
+    assert lists == [owed] * 6
+    assert (finished.checkpoint, finished.owner) == (SHARD_END, None)
 
 
 async def test_finished_lease_of_the_peer_is_finished_for_us(shared: Shared) -> None:

@@ -68,6 +68,13 @@ async def row_in(dynamodb: Client, table: LeaseTable) -> dict[str, Any]:
     return row
 
 
+async def lease_in(table: LeaseTable) -> Lease:
+    """Return the lease NEW as it is."""
+    lease = await table.find(NEW.lease_key)
+    assert lease is not None
+    return lease
+
+
 async def test_table_is_made_as_the_kcl_expects_it(dynamodb: Client, table: LeaseTable) -> None:
     """Hash key leaseKey, on demand, and the index for which a KCL 3.x would wait."""
     described = (await dynamodb.describe_table(TableName=table.name))["Table"]
@@ -294,6 +301,102 @@ async def test_renewal_whose_answer_was_lost_is_recognised_when_repeated(
     assert renewed is not None
     assert (renewed.counter, renewed.checkpoint) == (expected_counter, expected_checkpoint)
     assert await table.scan() == [renewed]
+
+
+OWED, LESS_OWED = frozenset({"tenant:b-l", "tenant:c-l"}), frozenset({"tenant:b-l"})
+
+
+async def test_renewal_sets_what_is_owed_in_the_same_write(dynamodb: Client, table: LeaseTable, taken: Lease) -> None:
+    """With a checkpoint and without; it stays until another is given, and a new owner finds it."""
+    first = await table.renew(taken, Position(17), owed=OWED)
+    assert first is not None
+    row = await row_in(dynamodb, table)
+    second = await table.renew(first, Position(18))
+    assert second is not None
+    third = await table.renew(second, owed=frozenset())
+    assert third is not None
+    fourth = await table.renew(third, owed=LESS_OWED)
+    by_other = await table.take(fourth, OTHER) if fourth else None
+
+    assert first == replace(taken, counter=2, checkpoint=Position(17), owner_switches=0, owed=OWED)
+    assert {kind: set(names) for kind, names in row["simpluOwed"].items()} == {"SS": OWED}
+    assert second == replace(first, counter=3, checkpoint=Position(18))
+    assert third == replace(second, counter=4)
+    assert fourth == replace(third, counter=5, owed=LESS_OWED)
+    assert by_other == replace(fourth, counter=6, owner=OTHER, owner_switches=1)
+    assert await table.scan() == [by_other]
+
+
+async def test_lease_that_is_finished_or_released_may_keep_its_list(table: LeaseTable, taken: Lease) -> None:
+    """Whoever takes it up goes on with the list; with SHARD_END nobody looks at it."""
+    renewed = await table.renew(taken, owed=OWED)
+    assert renewed is not None
+    await table.release(renewed)
+    retaken = await table.take(await lease_in(table), ME)
+    assert retaken is not None
+    await table.release(retaken, SHARD_END)
+    finished = await lease_in(table)
+
+    assert retaken.owed == OWED
+    assert (finished.checkpoint, finished.owner, finished.owed) == (SHARD_END, None, OWED)
+
+
+async def test_list_of_what_is_owed_is_not_written_when_another_took_the_lease(table: LeaseTable, taken: Lease) -> None:
+    """A late list would let children run ahead of what the new owner still owes."""
+    by_other = await table.take(taken, OTHER)
+
+    assert await table.renew(taken, Position(17), owed=OWED) is None
+    assert await table.scan() == [by_other]
+
+
+@pytest.mark.parametrize(
+    ("landed", "repeated", "expected_counter", "expected"),
+    [
+        pytest.param((None, OWED), (None, OWED), 2, (TRIM_HORIZON, OWED), id="the same list"),
+        pytest.param((None, None), (None, OWED), 3, (TRIM_HORIZON, OWED), id="no list"),
+        pytest.param((None, OWED), (None, LESS_OWED), 3, (TRIM_HORIZON, LESS_OWED), id="another list"),
+        pytest.param((None, OWED), (None, None), 2, (TRIM_HORIZON, OWED), id="a list, none is wanted now"),
+        pytest.param((Position(17), None), (Position(17), OWED), 3, (Position(17), OWED), id="the checkpoint only"),
+        pytest.param((None, OWED), (Position(17), OWED), 3, (Position(17), OWED), id="the list only"),
+        pytest.param((Position(17), OWED), (Position(17), OWED), 2, (Position(17), OWED), id="both"),
+        pytest.param((Position(17), OWED), (Position(20), LESS_OWED), 3, (Position(20), LESS_OWED), id="both old"),
+        pytest.param((Position(20), OWED), (Position(17), LESS_OWED), 3, (Position(20), LESS_OWED), id="past it"),
+    ],
+)
+async def test_renewal_writes_its_list_over_an_earlier_try_that_landed_without_it(
+    table: LeaseTable,
+    taken: Lease,
+    landed: tuple[Position | None, frozenset[str] | None],
+    repeated: tuple[Position | None, frozenset[str] | None],
+    expected_counter: int,
+    expected: tuple[Position, frozenset[str]],
+) -> None:
+    """What is renewed has the list that was given last and the highest checkpoint, whatever became of the first try."""
+    await table.renew(taken, landed[0], owed=landed[1])
+
+    renewed = await table.renew(taken, repeated[0], owed=repeated[1])
+
+    assert renewed is not None
+    assert (renewed.counter, (renewed.checkpoint, renewed.owed)) == (expected_counter, expected)
+    assert await table.scan() == [renewed]
+
+
+async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fails(dynamodb: Client) -> None:
+    """The lease is kept, and what is returned does not claim the list."""
+    aws = ScriptedAws()
+    aws.refuse("ConditionalCheckFailedException")
+    row = {"leaseKey": {"S": "a"}, "leaseCounter": {"N": "6"}, "leaseOwner": {"S": ME}, "checkpoint": {"S": "17"}}
+    aws.answer({"Item": row})
+    aws.refuse("InternalServerError", status=500)
+    lease = Lease("a", TRIM_HORIZON, counter=5, owner=ME)
+    async with aws.running() as url, client_of("dynamodb", url) as client:
+        renewed = await LeaseTable(client, "leases").renew(lease, Position(17), owed=OWED)
+    last = aws.requests[-1][1]
+
+    assert renewed == Lease("a", Position(17), counter=6, owner=ME)
+    assert [operation for operation, _ in aws.requests] == ["UpdateItem", "GetItem", "UpdateItem"]
+    assert last["UpdateExpression"] == "SET leaseCounter = :next, simpluOwed = :owed"
+    assert last["ExpressionAttributeValues"][":owed"] == {"SS": sorted(OWED)}
 
 
 async def test_take_whose_answer_was_lost_is_recognised_when_repeated(table: LeaseTable, taken: Lease) -> None:

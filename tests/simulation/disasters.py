@@ -99,7 +99,18 @@ def _take_away(world: World) -> None:
     """Let a service answer nobody for a while."""
     service = world.draws.choice(SERVICES)
     world.network.down.add(service)
-    world.loop.call_later(world.draws.uniform(0.2, 3.0), world.network.down.discard, service)
+    world.loop.call_later(world.draws.uniform(0.2, 6.0), world.network.down.discard, service)
+
+
+def _flap(world: World) -> None:
+    """Let a Postgres shard go and come back a few times, so that it fails while it is being caught up."""
+    shard_id = world.draws.choice(SHARD_IDS)
+    at_s = 0.0
+    for _ in range(world.draws.randint(2, 4)):
+        world.loop.call_later(at_s, world.network.down.add, shard_id)
+        at_s += world.draws.uniform(0.5, 3.0)
+        world.loop.call_later(at_s, world.network.down.discard, shard_id)
+        at_s += world.draws.uniform(0.1, 1.5)
 
 
 def _register(world: World) -> None:
@@ -141,6 +152,8 @@ EVENTS: tuple[Callable[[World], None], ...] = (
     _scale,
     _take_away,
     _take_away,
+    _flap,
+    _flap,
     _register,
     _register,
     _register,

@@ -99,7 +99,8 @@ class Ledger:
             reason = self._shards.letters.get(record_key(put.origin))
             if reason != expected:
                 self.violate(f"record {put.index}: expected the dead letter {expected}, came {reason}")
-            if reason is not None and put.index in self._applied.values():
+            is_given_up = reason is DeadLetterReason.RETRIES_EXHAUSTED  # its row was written
+            if reason is not None and not is_given_up and put.index in self._applied.values():
                 self.violate(f"record {put.index} is applied and a dead letter ({reason})")
 
     def watch_lease(self, key: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
@@ -142,6 +143,8 @@ class Ledger:
         created_at = self._shards.tenants[operation.tenant_id].created_at
         if created_at is None or operation.origin.arrived_at + self._tenant_wait <= created_at:
             return DeadLetterReason.UNKNOWN_TENANT
+        if operation.request_id in self._shards.poison:
+            return DeadLetterReason.RETRIES_EXHAUSTED
         if self._shards.log.get((operation.tenant_id, operation.request_id)) != operation.digest:
             return DeadLetterReason.REQUEST_ID_REUSED
         return None

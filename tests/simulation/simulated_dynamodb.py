@@ -156,6 +156,7 @@ class DynamoDb:
     def _put_item(self, request: dict[str, Any]) -> dict[str, Any]:
         table, item = self._find(request), request["Item"]
         key = item[table.key_name]["S"]
+        _check_sets("PutItem", item)
         _check("PutItem", table.rows.get(key), request)
         table.put(key, dict(item), self._network.loop.time())
         return {}
@@ -166,6 +167,7 @@ class DynamoDb:
         before = table.rows.get(key)
         if not any(clause in update for clause in self.unconditional_updates):
             _check("UpdateItem", before, request)
+        _check_sets("UpdateItem", request["ExpressionAttributeValues"])
         row = updated(before or request["Key"], update, request["ExpressionAttributeValues"])
         table.put(key, row, self._network.loop.time())
         return {"Attributes": row} if request.get("ReturnValues") == "ALL_NEW" else {}
@@ -230,6 +232,13 @@ def _check(operation: str, row: Row | None, request: Row) -> None:
     if not holds(row, request.get("ConditionExpression", ""), request.get("ExpressionAttributeValues", {})):
         is_shown = row is not None and request.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD"
         _refuse(operation, "ConditionalCheckFailedException", **({"Item": row} if is_shown else {}))
+
+
+def _check_sets(operation: str, values: Row) -> None:
+    """Raise for a set that DynamoDB would not have: an empty one, or one with a member twice."""
+    for value in values.values():
+        if "SS" in value and len(set(value["SS"])) != (len(value["SS"]) or -1):
+            _refuse(operation, "ValidationException")
 
 
 def _refuse(operation: str, code: str, **facts: Any) -> NoReturn:

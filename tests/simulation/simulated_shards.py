@@ -17,7 +17,7 @@ from simulated_network import Network
 from simplu_worker.consumers.dead_letters import DeadLetter
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import TryAgainLaterError
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, Origin, Outcome
+from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Origin, Outcome
 from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit
 from simplu_worker.shards.directory import Absence
 from simplu_worker.shards.router import Router
@@ -25,6 +25,8 @@ from simplu_worker.shards.router import Router
 RecordKey: TypeAlias = tuple[str, str, int]  # stream shard, sequence number, place in its aggregate
 
 APPLIED = Outcome(Disposition.APPLIED)
+GIVEN_UP = Outcome(Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
+FAILED_BY_ITSELF = Outcome(Disposition.UNEXPECTED, error="it fails by itself")
 DUPLICATE = Outcome(Disposition.DUPLICATE)
 REUSED = Outcome(Disposition.DEAD_LETTER, reason=DeadLetterReason.REQUEST_ID_REUSED, error="used before")
 SHARD_IDS = ("shard-1", "shard-2")
@@ -49,6 +51,7 @@ class PostgresShards:
         self.tenants: dict[str, Tenant] = {}
         self.log: dict[tuple[str, str], bytes] = {}
         self.letters: dict[RecordKey, DeadLetterReason] = {}
+        self.poison: set[str] = set()  # request ids of operations that fail by themselves
         self.on_applied: Callable[[Operation], None] = lambda _operation: None
         self.is_deduplicating = True  # False only in worlds that are meant to break
         self._tenant_wait = tenant_wait
@@ -63,8 +66,25 @@ class PostgresShards:
         return tenant.shard_id if tenant.is_active else Absence.INACTIVE
 
     def transact(self, shard_id: str, operations: Sequence[Operation]) -> list[Outcome]:
-        """Apply a batch in one transaction."""
-        return [self._apply(shard_id, operation) for operation in operations]
+        """Apply a batch in one transaction; behind one that fails by itself, its tenant's others are not applied."""
+        outcomes: list[Outcome] = []
+        failing: set[str] = set()
+        for operation in operations:
+            outcome = HOLD if operation.tenant_id in failing else self._apply(shard_id, operation)
+            if outcome is FAILED_BY_ITSELF:
+                failing.add(operation.tenant_id)
+            outcomes.append(outcome)
+        return outcomes
+
+    def give_up(self, shard_id: str, operation: Operation) -> Outcome:
+        """Leave the row of an operation that is given up."""
+        outcome = admit(operation, self._row(shard_id, operation), tenant_wait=self._tenant_wait)
+        if outcome is not None:
+            return outcome
+        if self.log.setdefault((operation.tenant_id, operation.request_id), operation.digest) != operation.digest:
+            return DUPLICATE
+        self.on_applied(operation)
+        return GIVEN_UP
 
     def store(self, letters: Sequence[DeadLetter]) -> None:
         """Keep dead letters."""
@@ -79,6 +99,8 @@ class PostgresShards:
         logged = self.log.get(key)
         if logged is not None and self.is_deduplicating:
             return DUPLICATE if logged == operation.digest else REUSED
+        if operation.request_id in self.poison:
+            return FAILED_BY_ITSELF
         self.log[key] = operation.digest
         self.on_applied(operation)
         return APPLIED
@@ -118,6 +140,14 @@ class SimulatedRouter(Router):
             if outcome is HOLD:
                 self._remembered.pop(operation.tenant_id, None)
         return outcomes
+
+    async def probe(self, shard_id: str) -> None:
+        """Ask whether a shard is there."""
+        await self._shards.network.ask(shard_id, lambda: None, lost=_lost)
+
+    async def give_up(self, shard_id: str, operation: Operation) -> Outcome:
+        """Mark an operation as given up."""
+        return await self._shards.network.ask(shard_id, lambda: self._shards.give_up(shard_id, operation), lost=_lost)
 
     async def refresh_address(self, tenant_id: str) -> None:
         """Do nothing: shards keep their addresses here."""

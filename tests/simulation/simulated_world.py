@@ -20,12 +20,16 @@ from simulated_network import Network
 from simulated_shards import SHARD_IDS, PostgresShards, SimulatedDeadLetters, SimulatedRouter, Tenant
 from virtual_time import EPOCH, Process, VirtualLoop
 
+from simplu_worker.consumers.kinesis import holds, tenant_set
 from simplu_worker.consumers.kinesis.fleet import Fleet
+from simplu_worker.consumers.kinesis.holds import TENANT_HOLDS_MAX
 from simplu_worker.consumers.kinesis.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases import Lease, lease_of, worker_id
 from simplu_worker.consumers.kinesis.positions import SHARD_END
+from simplu_worker.consumers.kinesis.prefetch import Prefetch
 from simplu_worker.consumers.kinesis.reader import ReadingRules
 from simplu_worker.consumers.kinesis.stream import Stream
+from simplu_worker.consumers.kinesis.tenant_set import NAMES_MAX
 from simplu_worker.local.kinesis_model import Options
 
 APPLICATION = "simplu"
@@ -54,6 +58,10 @@ class Plan(msgspec.Struct, frozen=True):
     skew_max_s: float = 0.0
     page_size: int = 100  # of scans
     has_strangers: bool = False  # whether a tenant is never registered
+    has_poison: bool = False  # whether some operations fail by themselves
+    names_max: int = NAMES_MAX  # tenants in a set by name
+    tenant_holds_max: int = TENANT_HOLDS_MAX
+    prefetch_max_bytes: int = 64 * 1024 * 1024
     options: Options = msgspec.field(default_factory=lambda: Options(scaling_limits=False))
 
 
@@ -81,6 +89,7 @@ class Replica:
                 list_result_limit=100,
                 tenant_wait=timedelta(seconds=plan.tenant_wait_s),
             ),
+            prefetch=Prefetch(plan.prefetch_max_bytes),
             draw=world.draws.random,
             utc=lambda: world.loop.utc() + skew,
         )
@@ -254,6 +263,8 @@ class World:
 def a_world(draws: Random, plan: Plan, *, make_fleet: FleetMaker = Fleet) -> Iterator[World]:
     """Make a world; end everything in it afterwards."""
     loop = VirtualLoop()
+    # Bounds that a world of few tenants would never come to.
+    tenant_set.NAMES_MAX, holds.TENANT_HOLDS_MAX = plan.names_max, plan.tenant_holds_max  # type: ignore[misc]
     try:
         world = World(loop, draws, plan, make_fleet)
         try:
@@ -261,4 +272,5 @@ def a_world(draws: Random, plan: Plan, *, make_fleet: FleetMaker = Fleet) -> Ite
         finally:
             world.end()
     finally:
+        tenant_set.NAMES_MAX, holds.TENANT_HOLDS_MAX = NAMES_MAX, TENANT_HOLDS_MAX  # type: ignore[misc]
         loop.close()

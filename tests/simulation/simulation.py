@@ -17,13 +17,16 @@ from simplu_worker.consumers.kinesis.fleet import Fleet
 from simplu_worker.consumers.kinesis.positions import SHARD_END
 from simplu_worker.local.kinesis_model import Options
 
-WELL_WITHIN_S = 40.0
-UNKNOWN_AFTER_S = 75.0  # for records of tenants that never come: 60 s, and what asking takes
+WELL_WITHIN_S = 60.0
+UNKNOWN_AFTER_S = 330.0  # for records of tenants that never come: 60 s, and a few looks at those held together
+GIVEN_UP_AFTER_S = 30.0  # for an operation that fails by itself: its tries are 21 s apart
 STOPPED_WITHIN_S = 10.0
 RECORDS_AT_ONCE = (1,) * 12 + (2, 4)  # more than one: packed as the Kinesis Producer Library does
 REQUEST_IDS = ("own",) * 18 + ("none", "reused")
 BAD_RECORDS = 0.03
 PUT_AGAIN = 0.03
+POISONED = 0.02  # records whose operation fails by itself
+AT_ONCE = 0.3  # records put right behind the one before
 
 
 def simulate(seed: int, *, make_fleet: FleetMaker = Fleet, twist: Callable[[World], None] | None = None) -> World:
@@ -45,15 +48,19 @@ def draw_plan(draws: Random) -> Plan:
         initial_position=initial_position,
         replica_count=draws.randint(1, 3),
         stream_shard_count=choice([1, 1, 2, 3]),
-        tenant_count=draws.randint(1, 3),
-        key_count=draws.randint(2, 6),
-        record_count=draws.randint(10, 40),
+        tenant_count=draws.randint(1, 5),
+        key_count=draws.randint(2, 8),
+        record_count=draws.randint(10, 60),
         trouble_s=draws.uniform(2.0, 7.0),
         event_count=draws.randint(2, 9),
         tenant_wait_s=choice([2.0, 30.0]),
         skew_max_s=0.0 if initial_position == "LATEST" else choice([0.0, 5.0]),
         page_size=choice([2, 100, 100]),
         has_strangers=draw() < 0.03,
+        has_poison=draw() < 0.1,
+        names_max=choice([1, 2, 1000]),
+        tenant_holds_max=choice([0, 1, 1000]),
+        prefetch_max_bytes=choice([16 * 1024, 64 * 1024 * 1024]),
         options=Options(
             scaling_limits=False,
             iterator_ttl_ms=choice([1000, 300_000]),
@@ -87,13 +94,19 @@ async def produce(world: World) -> None:
     plan, draws = world.plan, world.draws
     put_before: list[tuple[str, list[bytes]]] = []
     for number in range(plan.record_count):
-        await asyncio.sleep(draws.uniform(0, 2 * plan.trouble_s / plan.record_count))
+        if draws.random() >= AT_ONCE:
+            await asyncio.sleep(draws.uniform(0, 2 * plan.trouble_s / plan.record_count))
         key = f"key-{draws.randrange(plan.key_count)}"
         count = draws.choice(RECORDS_AT_ONCE)
         records = [_record(world, key, f"{number}.{place}") for place in range(count)]
         if put_before and draws.random() < PUT_AGAIN:
             key, records = draws.choice(put_before)  # as a producer does that had no answer
-        put_before.append((key, records))
+        if plan.has_poison and draws.random() < POISONED:
+            request_id = f"r-{number}.poison"
+            world.shards.poison.add(request_id)
+            records = [world.operation(key, request_id, str(number))]
+        else:
+            put_before.append((key, records))
         world.put(key, records)
 
 
@@ -101,6 +114,7 @@ async def settle_down(world: World) -> None:
     """Wait until all is well and stays so: no lease changes hands any more."""
     plan = world.plan
     within_s = WELL_WITHIN_S + (UNKNOWN_AFTER_S + plan.tenant_wait_s if plan.has_strangers else 0.0)
+    within_s += GIVEN_UP_AFTER_S * len(world.shards.poison)
     deadline = world.loop.time() + within_s
     while True:
         await world.until(lambda: not world.problems(), within_s=deadline - world.loop.time())

@@ -14,6 +14,7 @@ import structlog
 from disasters import merge, scale, split
 from msgspec.structs import replace
 from simulated_network import Trouble
+from simulated_shards import SHARD_IDS
 from simulated_world import APPLICATION, Plan, Replica, ViolationError, World, a_world
 from simulation import produce, settle_down, stop_all
 
@@ -279,10 +280,12 @@ def test_child_is_read_from_its_checkpoint_when_its_lease_moves() -> None:
     play(Plan(), work)
 
 
-def test_both_parents_are_finished_before_the_child_of_a_merge_is_read() -> None:
-    """One parent owes an operation of a tenant that is not registered yet."""
+def test_child_of_a_merge_is_read_while_a_parent_owes_to_a_tenant_that_is_not_registered() -> None:
+    """Others' operations of the child are applied meanwhile; the tenant's own wait, in order, until it is there."""
 
     async def work(world: World) -> None:
+        registered, unregistered = world.shards.tenants.values()
+        registered.created_at = world.loop.utc()
         keys = [f"key-{number}" for number in range(8)]
         for key in keys:
             world.put(key, [world.operation(key, f"r-{key}", "1")])
@@ -291,14 +294,46 @@ def test_both_parents_are_finished_before_the_child_of_a_merge_is_read() -> None
         for key in keys:
             world.put(key, [world.operation(key, f"s-{key}", "2")])
         await asyncio.sleep(20)
-        begun_early = [key for replica in world.alive() for key in replica.running() if key.endswith("2")]
-        world.register_all()
+        begun = [key for replica in world.alive() for key in replica.running() if key.endswith("2")]
+        applied = [key for key in world.shards.log if key[1].startswith("s-")]
+        owed = [lease.owed for lease in world.leases().values() if lease.owed]
+        unregistered.created_at = world.loop.utc()
         await settle_down(world)
         await stop_all(world)
 
-        assert begun_early == []
+        assert begun == ["shardId-000000000002"]
+        assert {tenant_id for tenant_id, _ in applied} == {registered.tenant_id}
+        assert set(owed) == {frozenset({f"tenant:{unregistered.tenant_id}"})}
 
-    play(Plan(stream_shard_count=2, tenant_wait_s=300.0), work, tenants_wait=True)
+    play(Plan(stream_shard_count=2, tenant_count=2, tenant_wait_s=300.0), work, tenants_wait=True)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_nobody_waits_for_a_lost_shard_when_the_stream_is_resharded_meanwhile(seed: int) -> None:
+    """Invariant 4, across a reshard and a change of owners: the other shard's tenants go on in the children."""
+
+    async def work(world: World) -> None:
+        await world.until(lambda: is_all_read(world), within_s=10)
+        world.network.down.add(SHARD_IDS[0])
+        for number in range(40):
+            key = f"key-{number % 10}"
+            world.put(key, [world.operation(key, f"r-{number}", str(number))])
+            if number == 20:
+                split(world)
+            if number == 30:
+                world.start_replica()
+            await asyncio.sleep(1)
+        living = {one.tenant_id for one in world.shards.tenants.values() if one.shard_id != SHARD_IDS[0]}
+        puts = [put for put in world.ledger.puts if put.operation and put.operation.tenant_id in living]
+        unsettled = [put.index for put in puts if not world.ledger.is_settled(put)]
+        world.network.down.clear()
+        await settle_down(world)
+        await stop_all(world)
+        world.ledger.check_fates()
+
+        assert [index for index in unsettled if index < 38] == []
+
+    play(Plan(tenant_count=5, replica_count=1), work, seed=seed)
 
 
 def test_child_is_read_and_the_parent_forgotten_when_it_is_past_its_retention() -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 
 import msgspec
 from simulated_world import FleetMaker, World
 
+from simplu_worker.consumers.kinesis.catch_up import CatchUpReader
+from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.fleet import Fleet
-from simplu_worker.consumers.kinesis.holder import LeaseHolder
+from simplu_worker.consumers.kinesis.holder import EndCheck, LeaseHolder
+from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Holds, Target
 from simplu_worker.consumers.kinesis.lanes import Entry
 from simplu_worker.consumers.kinesis.leases import Lease
-from simplu_worker.consumers.kinesis.positions import Position
+from simplu_worker.consumers.kinesis.positions import Mark, Position
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
-from simplu_worker.consumers.kinesis.shard_tree import child_leases
+from simplu_worker.consumers.kinesis.shard_tree import ChildShard, child_leases, owed_by_parents
+from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.letters import DeadLetter
 
 
@@ -27,7 +32,13 @@ class WrongDesign(msgspec.Struct, frozen=True):
 class _EagerReader(StreamShardReader):
     @property
     def checkpoint(self) -> Position | None:
-        mark = self._owed._last
+        return None if self.read_to is None else self.read_to.position
+
+
+class _ForgetfulReader(StreamShardReader):
+    @property
+    def checkpoint(self) -> Position | None:
+        mark = self._owed.checkpoint
         return None if mark is None else mark.position
 
 
@@ -37,46 +48,89 @@ class _CarelessReader(StreamShardReader):
         return self.is_at_end
 
 
-class _HastyReader(StreamShardReader):
-    async def _settle(self, entries: Sequence[Entry], letters: Sequence[DeadLetter]) -> None:
-        await super()._settle(entries, ())
-        await self._store(letters)
+class _LaggardReader(StreamShardReader):
+    def _catch_up(self, catch_up: CatchUp) -> CatchUpReader:
+        reader = super()._catch_up(catch_up)
+        reader._main_at = lambda: self._owed.checkpoint
+        return reader
 
 
-class _LooseReader(StreamShardReader):
-    def _put_back(self, tenant_id: str, entries: Sequence[Entry]) -> None:
-        self._room.put(tenant_id, entries[:1])
+class _SecretiveReader(StreamShardReader):
+    def owed_tenants(self) -> TenantSet | None:
+        owed = super().owed_tenants()
+        if owed is None:
+            return None
+        return owed.minus(TenantSet(hold.name for hold in self.holds() if hold.target is Target.TENANT))
+
+
+class _HastyDispatcher(Dispatcher):
+    async def settle(self, entries: Sequence[Entry], letters: Sequence[DeadLetter]) -> None:
+        self._drop(entries)
+        await super().settle((), letters)
+
+
+class _LooseDispatcher(Dispatcher):
+    def put_back(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+        self.room.put(tenant_id, entries[:1])
         self._lane_of[tenant_id].put(entries[1:])
 
 
+class _SlackHolds(Holds):
+    def of(self, tenant_id: str) -> Hold | None:
+        hold = super().of(tenant_id)
+        return None if hold is not None and hold.is_ready else hold
+
+
+class _LateHolds(Holds):
+    def hold_shard(
+        self, shard_id: str, tenants: Iterable[str], before: Mark | None, arrived_at: datetime, *, now: float
+    ) -> Hold:
+        known = self._holds.get((Target.SHARD, shard_id))
+        if known is not None:
+            before = known.reached
+        return super().hold_shard(shard_id, tenants, before, arrived_at, now=now)
+
+
 class _CredulousHolder(LeaseHolder):
-    async def _is_bare_end(self, reader: StreamShardReader) -> bool:
+    async def _is_bare_end(self) -> bool:
         return True
 
 
 class _OneParentHolder(LeaseHolder):
-    async def _end(self, reader: StreamShardReader) -> bool:
-        children = child_leases(reader.child_shards)
-        for child in children:
+    async def _end(self, child_shards: tuple[ChildShard, ...]) -> bool:
+        for child in child_leases(child_shards):
             await self._table.create(child)
-        return bool(children) or await super()._end(reader)
+        return bool(child_shards) or await super()._end(child_shards)
+
+
+class _HopefulFleet(Fleet):
+    async def _owed_by_parents(self, lease: Lease) -> TenantSet | None:
+        owed = await super()._owed_by_parents(lease)
+        return None if owed is None else TenantSet()
 
 
 class _OrphanFleet(Fleet):
-    def _unfinished_parents(self, lease: Lease) -> list[str]:
-        return []
+    async def _owed_by_parents(self, lease: Lease) -> TenantSet | None:
+        return TenantSet()
 
 
 class _TrustingFleet(Fleet):
-    async def _may_begin(self, lease: Lease) -> bool:
-        return True
+    async def _owed_by_parents(self, lease: Lease) -> TenantSet | None:
+        owed = owed_by_parents(lease, self._leases(), self._gone)
+        return None if self._unfinished_parents(lease) else TenantSet.of_targets(owed)
 
 
-def _with_reader(reader_class: type[StreamShardReader]) -> FleetMaker:
+def _with_reader(
+    reader_class: type[StreamShardReader] = StreamShardReader,
+    dispatcher_class: type[Dispatcher] = Dispatcher,
+    holds_class: type[Holds] = Holds,
+) -> FleetMaker:
     class WrongFleet(Fleet):
-        def _reader(self, lease: Lease) -> StreamShardReader:
-            reader = super()._reader(lease)
+        def _reader(self, lease: Lease, owed: TenantSet, is_end: EndCheck) -> StreamShardReader:
+            reader = super()._reader(lease, owed, is_end)
             reader.__class__ = reader_class
+            reader._dispatcher.__class__ = dispatcher_class
+            reader._dispatcher.holds.__class__ = holds_class
             return reader
 
     return WrongFleet
@@ -103,8 +157,16 @@ def _log_nothing(world: World) -> None:
 WRONG_DESIGNS = {
     "the checkpoint is what was read": WrongDesign(_with_reader(_EagerReader)),
     "SHARD_END is written at the end of reading": WrongDesign(_with_reader(_CarelessReader)),
-    "a record is passed over before its dead letter is stored": WrongDesign(_with_reader(_HastyReader)),
-    "a hold holds one operation and not those behind it": WrongDesign(_with_reader(_LooseReader)),
+    "the checkpoint ignores what is held": WrongDesign(_with_reader(_ForgetfulReader)),
+    "a record is passed over before its dead letter is stored": WrongDesign(
+        _with_reader(dispatcher_class=_HastyDispatcher)
+    ),
+    "one operation waits and not those behind it": WrongDesign(_with_reader(dispatcher_class=_LooseDispatcher)),
+    "a hold is not sticky": WrongDesign(_with_reader(holds_class=_SlackHolds)),
+    "a hold is not lowered": WrongDesign(_with_reader(holds_class=_LateHolds)),
+    "a catch-up ends where all is applied, not dispatched": WrongDesign(_with_reader(_LaggardReader)),
+    "the list of what is owed leaves out the unregistered": WrongDesign(_with_reader(_SecretiveReader)),
+    "children do not hold what their parents owe": WrongDesign(_HopefulFleet),
     "every reply without an iterator is the end": WrongDesign(_with_holder(_CredulousHolder)),
     "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder)),
     "children do not wait for their parents": WrongDesign(_OrphanFleet),

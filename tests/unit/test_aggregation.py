@@ -9,7 +9,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from kpl_aggregates import MAGIC, Packed, aggregate, bytes_field, number_field, packed_record, sealed, varint
 
-from simplu_worker.consumers.kinesis.aggregation import SubRecord, deaggregate, hash_key_of, lies_within
+from simplu_worker.consumers.kinesis.aggregation import (
+    OUTSIDE,
+    SubRecord,
+    deaggregate,
+    hash_key_of,
+    lies_within,
+    outside_error,
+)
 from simplu_worker.consumers.kinesis.leases import HashRange
 
 HASH_KEY_MAX = 2**128 - 1
@@ -248,3 +255,36 @@ def test_aggregate_lies_within_a_stream_shard_when_every_record_does(
     """Both ends of the range are inclusive, and one record outside is enough, wherever it stands."""
     packed = [SubRecord(key, hash_key, b"", number) for number, (key, hash_key) in enumerate(subs)]
     assert lies_within(packed, hash_range) is expected
+    assert lies_within(packed, None) is True
+
+
+def test_aggregate_is_taken_when_the_hash_range_is_not_known() -> None:
+    """A lease of an old KCL says nothing of it, and nothing speaks against the aggregate."""
+    subs = taken_apart(LITERAL)
+    assert subs is not None
+    assert (lies_within(subs, None), lies_within(subs, HashRange(7, 7))) == (True, False)
+
+
+@given(records, st.integers(0, HASH_KEY_MAX), st.integers(0, HASH_KEY_MAX))
+def test_aggregate_lies_within_exactly_one_of_three_or_in_none(packed: list[Packed], one: int, other: int) -> None:
+    """Whatever was packed and wherever a stream is split, it belongs to one stream shard or is an error for each."""
+    first, last = sorted((one, other))
+    ranges = [HashRange(0, first), HashRange(first + 1, last), HashRange(last + 1, HASH_KEY_MAX)]
+    subs = taken_apart(aggregate(packed))
+    assert subs is not None
+    keys = {hash_key_of(sub) for sub in subs}
+    for hash_range in ranges:
+        is_within = lies_within(subs, hash_range)
+        assert is_within is all(hash_range.first <= key <= hash_range.last for key in keys)
+        assert is_within or f" of {len(subs)} sub-records lie outside" in outside_error(subs, hash_range)
+
+
+def test_outside_error_says_what_was_expected_what_came_and_what_to_do() -> None:
+    """It quotes neither keys nor data of the record."""
+    subs = taken_apart(aggregate([("key-a", "5", b"data"), ("key-b", "10", b"data"), ("key-c", "11", b"data")]))
+    assert subs is not None
+    error = outside_error(subs, HashRange(5, 9))
+    assert error == f"{OUTSIDE} (2 of 3 sub-records lie outside 5 to 9, the first is number 1 with hash key 10)"
+    assert ("expected" in error, "got" in error, "send all of them again" in error) == (True, True, True)
+    assert not any(word in error for word in ("key-a", "key-b", "key-c", "data"))
+    assert len(error) < 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from kpl_aggregates import Packed, aggregate, bytes_field, number_field, packed_record, sealed, varint
 from requires import require
 
-from simplu_worker.consumers.kinesis.aggregation import SubRecord, deaggregate
+from simplu_worker.consumers.kinesis.aggregation import SubRecord, deaggregate, hash_key_of, lies_within, outside_error
+from simplu_worker.consumers.kinesis.leases import HashRange
 
 hash_keys = st.integers(0, 2**128 - 1).map(str)
 
@@ -44,6 +46,14 @@ class Oracle:
         data = packer.clear_and_get().get_contents()[2]
         assert isinstance(data, bytes)
         return data
+
+    def hash_key_of_first(self, packed: Sequence[Packed]) -> int:
+        """Return the hash key that the library wants an aggregate of *packed* to be put under."""
+        packer = self._aggregator.RecordAggregator()
+        for key, hash_key, data in packed:
+            assert packer.add_user_record(key, data, hash_key) is None
+        key, hash_key, _ = packer.clear_and_get().get_contents()
+        return int(hash_key) if hash_key is not None else int.from_bytes(hashlib.md5(key.encode()).digest())
 
     def parse(self, message: bytes) -> list[SubRecord] | None:
         """Read *message* with protobuf and the tables as they are meant; `None` when that fails.
@@ -103,6 +113,23 @@ def test_library_takes_apart_what_the_tests_pack_when_all_or_none_have_hash_keys
     data = aggregate(packed)
 
     assert oracle.deaggregate(data) == deaggregate(data)
+
+
+@given(packed=packed_with(st.none() | hash_keys), split_at=st.integers(0, 2**128 - 2))
+def test_aggregate_of_the_library_is_applied_in_the_stream_shard_that_all_of_it_belongs_to(
+    oracle: Oracle, packed: list[Packed], split_at: int
+) -> None:
+    """It is put under its first record's hash key; with a record of the other stream shard in it, it is an error."""
+    put_under = oracle.hash_key_of_first(packed)
+    hash_range = HashRange(0, split_at) if put_under <= split_at else HashRange(split_at + 1, 2**128 - 1)
+    subs = deaggregate(oracle.aggregate(packed))
+    assert subs is not None
+
+    others = [sub for sub in subs if (hash_key_of(sub) <= split_at) != (put_under <= split_at)]
+
+    assert hash_key_of(subs[0]) == put_under
+    assert lies_within(subs, hash_range) is (not others)
+    assert not others or f"({len(others)} of {len(subs)} sub-records lie outside" in outside_error(subs, hash_range)
 
 
 PIECES = [

@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import REGISTRY, CollectorRegistry, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics import parser as openmetrics_parser
@@ -48,6 +48,15 @@ BEYOND_THE_CONTRACT = {
     "simplu_kinesis_lease_takes": ("counter", ["how"]),
     "simplu_kinesis_lease_renewal_age_seconds": ("gauge", []),
     "simplu_kinesis_expired_positions": ("counter", []),
+    "simplu_kinesis_reads": ("counter", ["reader"]),
+    "simplu_kinesis_read_bytes": ("counter", ["reader"]),
+    "simplu_kinesis_read_records": ("counter", ["reader"]),
+    "simplu_held_age_seconds": ("gauge", ["reason"]),
+    "simplu_held_retention_ratio": ("gauge", ["stream_shard"]),
+    "simplu_catch_ups": ("gauge", []),
+    "simplu_catch_up_lag_seconds": ("gauge", ["stream_shard"]),
+    "simplu_prefetch_bytes": ("gauge", []),
+    "simplu_prefetch_max_bytes": ("gauge", []),
 }
 
 
@@ -86,6 +95,12 @@ def test_label_values_are_those_of_the_operations_package() -> None:
         ("simplu_operation_latency_seconds_count", ("source",), (instruments.SOURCES,)),
         ("simplu_dead_letters_total", ("reason",), (instruments.DEAD_LETTER_REASONS,)),
         ("simplu_held_targets", ("reason",), (instruments.HELD_REASONS,)),
+        ("simplu_held_age_seconds", ("reason",), (instruments.HELD_REASONS,)),
+        ("simplu_kinesis_reads_total", ("reader",), (instruments.STREAM_READERS,)),
+        ("simplu_kinesis_read_bytes_total", ("reader",), (instruments.STREAM_READERS,)),
+        ("simplu_kinesis_read_records_total", ("reader",), (instruments.STREAM_READERS,)),
+        ("simplu_catch_ups", (), ()),
+        ("simplu_prefetch_bytes", (), ()),
         ("simplu_kinesis_leases", ("state",), (instruments.LEASE_STATES,)),
         ("simplu_provisioning_total", ("outcome",), (instruments.PROVISIONING_OUTCOMES,)),
         (
@@ -117,18 +132,37 @@ def test_series_of_a_queue_exist_when_it_is_started_at_zero() -> None:
     assert counted == [0, 0, 0]
 
 
-def test_remove_stream_shard_drops_its_lag_and_no_other() -> None:
-    """A stream shard that ended leaves no stale lag behind, and removing it twice is fine."""
-    instruments.KINESIS_LAG.labels("shardId-test-1").set(5)
-    instruments.KINESIS_LAG.labels("shardId-test-2").set(6)
+@pytest.mark.parametrize(
+    ("gauge", "series"),
+    [
+        (instruments.KINESIS_LAG, "simplu_kinesis_lag_seconds"),
+        (instruments.HELD_RETENTION, "simplu_held_retention_ratio"),
+        (instruments.CATCH_UP_LAG, "simplu_catch_up_lag_seconds"),
+    ],
+)
+def test_remove_stream_shard_drops_its_series_and_no_other(gauge: Gauge, series: str) -> None:
+    """A stream shard that ended leaves no stale value behind, and removing it twice is fine."""
+    gauge.labels("shardId-test-1").set(5)
+    gauge.labels("shardId-test-2").set(6)
     instruments.remove_stream_shard("shardId-test-1")
     instruments.remove_stream_shard("shardId-test-1")
-    lags = [
-        REGISTRY.get_sample_value("simplu_kinesis_lag_seconds", {"stream_shard": f"shardId-test-{number}"})
-        for number in (1, 2)
-    ]
+    values = [REGISTRY.get_sample_value(series, {"stream_shard": f"shardId-test-{number}"}) for number in (1, 2)]
     instruments.remove_stream_shard("shardId-test-2")
-    assert lags == [None, 6]
+    assert values == [None, 6]
+
+
+def test_remove_stream_shard_drops_every_series_that_names_one() -> None:
+    """A metric by stream shard that is new is not forgotten there."""
+    by_stream_shard = [
+        metric
+        for metric in vars(instruments).values()
+        if isinstance(metric, MetricWrapperBase) and metric._labelnames == ("stream_shard",)
+    ]
+    for metric in by_stream_shard:
+        metric.labels("shardId-test-3")
+    instruments.remove_stream_shard("shardId-test-3")
+    assert "shardId-test-3" not in generate_latest().decode()
+    assert len(by_stream_shard) == 3
 
 
 def test_build_info_is_one_with_the_version() -> None:

@@ -99,6 +99,8 @@ def test_row_is_a_lease_only_if_its_entity_type_says_so(entity_type: dict[str, s
         ("leaseOwner", {"N": "1"}),
         ("parentShardId", {"S": "shardId-000000000000"}),
         ("startingHashKey", {"S": "zero"}),
+        ("simpluOwed", {"S": "tenant:b-l"}),
+        ("simpluOwed", {"L": [{"S": "tenant:b-l"}]}),
         ("leaseKey", None),
     ],
 )
@@ -118,6 +120,23 @@ def test_lease_is_read_when_a_prepared_checkpoint_has_the_wrong_type() -> None:
     assert lease_of(KCL_ROW | {"pendingCheckpointState": {"N": "0"}}) == KCL_LEASE
 
 
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({}, None),
+        ({"simpluOwed": {"NULL": True}}, None),
+        ({"simpluOwed": {"SS": ["tenant:b-l", "tenant:c-l"]}}, frozenset({"tenant:b-l", "tenant:c-l"})),
+    ],
+)
+def test_lease_lists_what_is_owed_when_its_row_does(
+    attributes: dict[str, dict[str, Any]], expected: frozenset[str] | None
+) -> None:
+    """No list is no empty list: its children wait."""
+    lease = lease_of(MINIMAL_ROW | attributes)
+
+    assert lease == Lease("shardId-000000000000", LATEST, owed=expected)
+
+
 keys = st.sampled_from([f"shardId-{number:012}" for number in range(5)])
 texts = st.text(min_size=1, max_size=5)
 leases = st.builds(
@@ -130,6 +149,7 @@ leases = st.builds(
     parents=st.frozensets(texts, max_size=2),
     children=st.frozensets(texts, max_size=2),
     hash_range=st.one_of(st.none(), st.builds(HashRange, st.integers(0, 2**64), st.integers(2**64, 2**128 - 1))),
+    owed=st.one_of(st.none(), st.frozensets(texts, min_size=1, max_size=3)),
 )
 
 
@@ -141,6 +161,12 @@ def test_lease_survives_its_row_whatever_it_is(lease: Lease) -> None:
     assert lease_of(row) == lease
     assert [name for name, value in row.items() if not next(iter(value.values()))] == []
     assert row["entityType"] == {"S": "LEASE"}
+
+
+def test_row_has_no_list_of_what_is_owed_when_there_is_none() -> None:
+    """DynamoDB has no empty sets, and what owes nothing is finished."""
+    assert "simpluOwed" not in row_of(Lease("a", LATEST))
+    assert "simpluOwed" not in row_of(Lease("a", LATEST, owed=frozenset()))
 
 
 def test_observation_remembers_since_when_the_counter_has_not_moved() -> None:

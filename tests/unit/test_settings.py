@@ -60,7 +60,8 @@ def test_settings_have_the_defaults_of_the_contract_when_only_the_needed_is_set(
         settings.operation_retention_hours,
         settings.operation_max_bytes,
         settings.list_result_limit,
-    ) == (900, 360, 10_485_760, 1000)
+        settings.prefetch_max_bytes,
+    ) == (900, 360, 10_485_760, 1000, 67_108_864)
     assert settings.citrus_server_url == "http://citrus.server.com:8080"
     assert settings.citrus_api_key is None
 
@@ -75,6 +76,8 @@ GOOD = [
     ("KINESIS_INITIAL_POSITION", "2026-01-02T03:04:05Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
     ("KINESIS_INITIAL_POSITION", "2026-01-02T03:04:05+02:00", datetime(2026, 1, 2, 1, 4, 5, tzinfo=UTC)),
     ("KINESIS_LEASE_DURATION_SECONDS", "1.5", 1.5),
+    ("PREFETCH_MAX_BYTES", "1048576", 1_048_576),
+    ("PREFETCH_MAX_BYTES", "68719476736", 68_719_476_736),
     ("SQS_RETRY_DELAYS_SECONDS", "0.1, 2,3", (0.1, 2.0, 3.0)),
     ("SQS_RETRY_DELAYS_SECONDS", "", (1, 5, 15)),
     ("DATABASE_ALLOWED_HOSTS", "*.example.com,10.0.0.1", ("*.example.com", "10.0.0.1")),
@@ -108,6 +111,9 @@ BAD = [
     ("KINESIS_INITIAL_POSITION", "0001-01-01"),
     ("KINESIS_LEASE_DURATION_SECONDS", "0.5"),
     ("KINESIS_LEASE_DURATION_SECONDS", "nan"),
+    ("PREFETCH_MAX_BYTES", "1048575"),
+    ("PREFETCH_MAX_BYTES", "68719476737"),
+    ("PREFETCH_MAX_BYTES", "64 MiB"),
     ("SQS_SHARD_CREATION_QUEUE_URL", "shard-creation"),
     ("SQS_DEAD_LETTER_QUEUE_URL", "ftp://host/queue"),
     ("SQS_RETRY_DELAYS_SECONDS", "1,,5"),

@@ -30,6 +30,7 @@ from simplu_worker.consumers.kinesis.shard_tree import (
     hole_in_leases,
     is_torn,
     missing_leases,
+    owed_by_parents,
     removable,
     unfinished_parents,
 )
@@ -260,6 +261,50 @@ def test_child_waits_for_both_parents_that_are_read(
 def test_lease_without_parents_waits_for_nobody() -> None:
     """The first stream shards of a stream."""
     assert unfinished_parents(Lease("a", TRIM_HORIZON), {}, ()) == []
+    assert owed_by_parents(Lease("a", TRIM_HORIZON), {}, ()) == frozenset()
+
+
+A, B, C = "tenant:a-l", "tenant:b-l", "slots:eJw="
+LISTS_A, LISTS_BC = frozenset({A}), frozenset({B, C})
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "gone", "waits_for", "holds"),
+    [
+        pytest.param((READ, LISTS_A), (READ, LISTS_BC), (), [], {A, B, C}, id="both list"),
+        pytest.param((READ, LISTS_A), (READ, LISTS_A), (), [], {A}, id="both list one tenant"),
+        pytest.param((READ, LISTS_A), (READ, None), (), ["right"], {A}, id="one lists and one is read"),
+        pytest.param((READ, LISTS_A), (SHARD_END, None), (), [], {A}, id="one lists and one is finished"),
+        pytest.param((READ, LISTS_A), None, (), [], {A}, id="one lists and one has no lease"),
+        pytest.param((TRIM_HORIZON, LISTS_A), (READ, LISTS_BC), (), [], {A, B, C}, id="nothing is done yet"),
+        pytest.param((SHARD_END, LISTS_A), (READ, LISTS_BC), (), [], {B, C}, id="finished with its list left"),
+        pytest.param((SHARD_END, LISTS_A), (SHARD_END, LISTS_BC), (), [], set(), id="both finished"),
+        pytest.param((READ, LISTS_A), (READ, LISTS_BC), ("left",), [], {B, C}, id="past its retention"),
+        pytest.param((READ, None), (READ, LISTS_BC), ("left",), [], {B, C}, id="past it without a list"),
+        pytest.param((READ, None), (READ, None), (), ["left", "right"], set(), id="none lists"),
+        pytest.param(None, None, (), [], set(), id="no leases"),
+    ],
+)
+def test_child_waits_for_no_parent_that_lists_what_it_owes_and_holds_all_that_is_listed(
+    left: tuple[Position, frozenset[str] | None] | None,
+    right: tuple[Position, frozenset[str] | None] | None,
+    gone: tuple[str, ...],
+    waits_for: list[str],
+    holds: set[str],
+) -> None:
+    """A Postgres shard that is lost stops its own tenants in the children, and no others."""
+    parents = {"left": left, "right": right}
+    leases = {key: Lease(key, at[0], owed=at[1]) for key, at in parents.items() if at is not None}
+
+    assert unfinished_parents(CHILD, leases, gone) == waits_for
+    assert owed_by_parents(CHILD, leases, gone) == holds
+
+
+def test_child_holds_nothing_of_stream_shards_that_are_not_its_parents() -> None:
+    """Their tenants are in other hash keys, or in its parents' lists as well."""
+    leases = {"left": Lease("left", READ, owed=LISTS_A), "other": Lease("other", READ, owed=LISTS_BC)}
+
+    assert owed_by_parents(CHILD, leases, ()) == LISTS_A
 
 
 def test_listing_is_torn_when_a_parent_is_open() -> None:
@@ -308,6 +353,11 @@ def lease(key: str, checkpoint: Position, *parents: str, hash_range: HashRange |
     return Lease(key, checkpoint, parents=frozenset(parents), hash_range=hash_range)
 
 
+def lists(key: str, checkpoint: Position, *parents: str) -> Lease:
+    """Return a lease that lists what is owed."""
+    return Lease(key, checkpoint, parents=frozenset(parents), owed=LISTS_A)
+
+
 def test_hole_in_leases_is_what_no_unfinished_lease_covers() -> None:
     """In the midst of a reshard that is normal: the parent is finished and a child has no lease yet."""
     parent = lease("a", SHARD_END, hash_range=_tenth(0, 9))
@@ -341,6 +391,9 @@ def test_hole_in_leases_is_unknown_while_a_range_is() -> None:
             id="parents are still there",
         ),
         pytest.param([lease("p", READ), lease("c", READ, "p")], ["p"], [], id="not finished"),
+        pytest.param([lists("p", READ), lease("c", READ, "p")], ["p"], [], id="not finished but lists what it owes"),
+        pytest.param([lists("p", SHARD_END), lease("c", READ, "p")], ["p"], ["p"], id="finished with its list left"),
+        pytest.param([lists("p", SHARD_END), lists("c", READ, "p")], ["p"], ["p"], id="child lists what it owes"),
         pytest.param([lease("p", SHARD_END)], ["p"], ["p"], id="no child has a lease"),
         pytest.param([], ["p"], [], id="nothing there"),
     ],

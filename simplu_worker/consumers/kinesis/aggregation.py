@@ -7,18 +7,27 @@ The format (KPL, `aggregation-format.md`) is magic, protobuf message, MD5 of the
     Record { required uint64 partition_key_index = 1; optional uint64 explicit_hash_key_index = 2;
              required bytes data = 3; repeated Tag tags = 4; }
 
-Why nothing is lost: either all of an aggregate is understood, or the record is taken as it came.
+Why nothing is lost: either all of an aggregate is understood, or the record is taken as it came. An aggregate that does
+not belong to its stream shard is not applied, as with the KCL, but it is not dropped either: it is one dead letter.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import msgspec
 
 from simplu_worker.consumers.kinesis.leases import HashRange
+
+# The error of an aggregate that does not lie within its stream shard: one dead letter for all of it.
+OUTSIDE: Final = (
+    "aggregate: expected sub-records whose hash keys are all its stream shard's, got some of another's; none of them "
+    "was applied. The Kinesis Producer Library sends those again by itself that belong elsewhere, other producers "
+    "nothing: send all of them again, each as a record of its own with its requestId, and what was applied already is "
+    "dropped. A producer without the library must pack for one stream shard at a time, or not at all"
+)
 
 _MAGIC: Final = b"\xf3\x89\x9a\xc2"
 _MAGIC_BYTES: Final = 4
@@ -84,17 +93,34 @@ def hash_key_of(sub: SubRecord) -> int:
     return int.from_bytes(hashlib.md5(sub.partition_key.encode(), usedforsecurity=False).digest())
 
 
-def lies_within(subs: Iterable[SubRecord], hash_range: HashRange) -> bool:
-    """Tell whether all of *subs* belong to the stream shard of *hash_range*.
+def lies_within(subs: Iterable[SubRecord], hash_range: HashRange | None) -> bool:
+    """Tell whether all of *subs* belong to the stream shard of *hash_range*; where that is not known they do.
 
-    The KCL discards a whole aggregate when this is false (`AggregatorUtil.deaggregate`). That is meant for aggregates
-    on their way during a reshard: packed for the parent, they land in one child, and the KPL sends their records again.
-    Not all of them: once it knows the child's range it counts those within as delivered (`Retrier`), and discarding
-    loses them. Discarding is wrong where the hash key does not choose the stream shard (record distribution strategy
-    AUTO), and for producers that pack without regard to stream shards (aws-kinesis-agg): those send nothing again.
+    The KCL discards a whole aggregate when this is false (`AggregatorUtil.deaggregate`): packed for one stream shard,
+    it landed in another one, as on its way during a reshard. To apply it would be out of order: a sub-record outside
+    has its place in the stream shard of its own hash key, where later ones of its partition key are read, perhaps
+    before it, and to where the KPL sends it again. Who packs without regard to stream shards (aws-kinesis-agg) sends
+    nothing again, nor does the KPL those within, which it counts as delivered (`Retrier`): hence the dead letter.
     """
-    distinct = {(sub.partition_key, sub.explicit_hash_key): sub for sub in subs}  # many records, few keys
-    return all(hash_range.first <= hash_key_of(sub) <= hash_range.last for sub in distinct.values())
+    return hash_range is None or all(_is_within(sub, hash_range) for sub in _with_distinct_keys(subs))
+
+
+def outside_error(subs: Iterable[SubRecord], hash_range: HashRange) -> str:
+    """Return OUTSIDE with what came instead; no partition key is named, for errors are logged."""
+    subs = list(subs)
+    outside = [sub for sub in subs if not _is_within(sub, hash_range)]
+    return (
+        f"{OUTSIDE} ({len(outside)} of {len(subs)} sub-records lie outside {hash_range.first} to {hash_range.last}, "
+        f"the first is number {outside[0].sub_sequence_number} with hash key {hash_key_of(outside[0])})"
+    )
+
+
+def _is_within(sub: SubRecord, hash_range: HashRange) -> bool:
+    return hash_range.first <= hash_key_of(sub) <= hash_range.last
+
+
+def _with_distinct_keys(subs: Iterable[SubRecord]) -> Collection[SubRecord]:
+    return {(sub.partition_key, sub.explicit_hash_key): sub for sub in subs}.values()  # many records, few keys
 
 
 # The two loops read varints of one byte, nearly all, themselves: a call for each would cost as much as the rest.

@@ -18,18 +18,21 @@ import structlog
 from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.dead_letters import LetterStore
 from simplu_worker.consumers.kinesis.balancing import next_expiry, plan_takes
-from simplu_worker.consumers.kinesis.holder import LeaseHolder, start_of
+from simplu_worker.consumers.kinesis.holder import EndCheck, LeaseHolder, start_of
 from simplu_worker.consumers.kinesis.lease_maker import LeaseMaker
 from simplu_worker.consumers.kinesis.lease_table import KclLeader, LeaseTable
 from simplu_worker.consumers.kinesis.leases import HashRange, Lease, Observation, observe
 from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END
+from simplu_worker.consumers.kinesis.prefetch import Prefetch
 from simplu_worker.consumers.kinesis.reader import ReadingRules, StreamShardReader
 from simplu_worker.consumers.kinesis.shard_tree import (
     hole_in_leases,
+    owed_by_parents,
     removable,
     unfinished_parents,
 )
 from simplu_worker.consumers.kinesis.stream import Stream
+from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.metrics import instruments
@@ -65,6 +68,7 @@ class Fleet:
         router: Router,
         dead_letters: LetterStore,
         rules: ReadingRules,
+        prefetch: Prefetch,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
@@ -79,6 +83,7 @@ class Fleet:
         self._router = router
         self._dead_letters = dead_letters
         self._rules = rules
+        self.prefetch = prefetch
         self._draw = draw
         self._utc = utc
         self._observations: dict[str, Observation] = {}
@@ -157,6 +162,8 @@ class Fleet:
             if now >= due_at:
                 await chore()
         self._count_leases()
+        for holder in list(self._holders.values()):
+            await holder.free_parents()
         if not self.is_led_by_kcl:
             await self._take(tasks, stopping)
 
@@ -212,21 +219,25 @@ class Fleet:
             lease,
             duration_s=self._lease_duration_s,
             unfinished_parents=self._unfinished_parents,
-            may_begin=self._may_begin,
+            owed_by_parents=self._owed_by_parents,
             make_reader=self._reader,
             sync=self._maker.sync,
         )
 
-    def _reader(self, lease: Lease) -> StreamShardReader:
+    def _reader(self, lease: Lease, owed: TenantSet, is_end: EndCheck) -> StreamShardReader:
         return StreamShardReader(
             self._stream,
             lease.lease_key,
             start_of(lease, self._utc()),
             done=None if lease.checkpoint.is_sentinel else lease.checkpoint,
+            hash_range=lease.hash_range,
+            owed_by_parents=owed,
             router=self._router,
             dead_letters=self._dead_letters,
             rules=self._rules,
+            account=self.prefetch.open(),
             retention=self._retention,
+            is_end=is_end,
             draw=self._draw,
             utc=self._utc,
         )
@@ -241,14 +252,30 @@ class Fleet:
     def _unfinished_parents(self, lease: Lease) -> list[str]:
         return unfinished_parents(lease, self._leases(), self._gone)
 
-    async def _may_begin(self, lease: Lease) -> bool:
-        """Whether the parents that the last scan did not show have no lease indeed.
+    async def _owed_by_parents(self, lease: Lease) -> TenantSet | None:
+        """Return to whom the parents of a lease still owe something; None while one of them is being read.
 
-        They are asked for one by one: a scan is eventually consistent, and may show a lease just created and not yet
-        that of its parent, although that was created before.
+        Those that the last scan does not show at their end are asked for one by one: a scan is eventually consistent,
+        and may show a lease just created and not yet that of its parent, although that was created before.
         """
-        unseen = [parent for parent in sorted(lease.parents) if parent not in self._observations]
-        return not any([await self._table.find(parent) for parent in unseen])
+        known = self._leases()
+        if self._unfinished_parents(lease):
+            return None
+        parents: dict[str, Lease] = {}
+        for key in sorted(lease.parents - self._gone):
+            if key in known and known[key].checkpoint == SHARD_END:
+                continue
+            found = await self._table.find(key)
+            if found is not None:
+                parents[key] = found
+            elif self._table.is_unreadable(key):
+                raise TryAgainLaterError(f"the lease of its parent {key} cannot be read")
+        if unfinished_parents(lease, parents, self._gone):
+            return None
+        try:
+            return TenantSet.of_targets(owed_by_parents(lease, parents, self._gone))
+        except ValueError as exc:
+            raise TryAgainLaterError(f"what its parents owe cannot be read: {exc}") from exc
 
     def _leases(self) -> dict[str, Lease]:
         return {key: one.lease for key, one in self._observations.items()}

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import structlog
 from msgspec.structs import replace
@@ -19,10 +19,11 @@ from msgspec.structs import replace
 from simplu_worker.clock import loop_time
 from simplu_worker.consumers.kinesis.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases import Lease
-from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Position
+from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Mark, Position
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
-from simplu_worker.consumers.kinesis.shard_tree import StreamShard, child_leases
+from simplu_worker.consumers.kinesis.shard_tree import ChildShard, StreamShard, child_leases
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, AtTimestamp, Start, TrimHorizon
+from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 
@@ -30,6 +31,8 @@ RENEWALS_PER_DURATION: Final = 3
 TRIES_PER_DURATION: Final = 30  # of a renewal that fails: half of them may, and the lease is still kept
 RETRY_PAUSE_S: Final = 1.0
 BARE_ENDS_BELIEVED: Final = 3
+
+EndCheck: TypeAlias = Callable[[tuple[ChildShard, ...]], Awaitable[bool]]
 
 log = structlog.get_logger(__name__)
 
@@ -48,25 +51,28 @@ class LeaseHolder:
         *,
         duration_s: float,
         unfinished_parents: Callable[[Lease], list[str]],
-        may_begin: Callable[[Lease], Awaitable[bool]],
-        make_reader: Callable[[Lease], StreamShardReader],
+        owed_by_parents: Callable[[Lease], Awaitable[TenantSet | None]],
+        make_reader: Callable[[Lease, TenantSet, EndCheck], StreamShardReader],
         sync: Callable[[], Awaitable[list[StreamShard]]],
     ) -> None:
         """Make the holder of a lease just taken.
 
-        *unfinished_parents* are those that a look at the last scan shows; *may_begin* makes sure that there are none.
-        *sync* creates the leases that a listing shows to be missing, and returns the listing.
+        *unfinished_parents* are those that it waits for, by the last scan; *owed_by_parents* are the tenants to whom
+        parents that were read to their end still owe something, None while it has to wait for one of them. *sync*
+        creates the leases that a listing shows to be missing, and returns the listing.
         """
         self._table = table
         self.lease = lease
         self._duration_s = duration_s
         self._unfinished_parents = unfinished_parents
-        self._may_begin = may_begin
+        self._owed_by_parents = owed_by_parents
         self._make_reader = make_reader
         self._sync = sync
         self._renewed_at = loop_time()
         self._is_ended = False
         self._bare_ends = 0  # in a row, with no record between them
+        self._bare_end_at: Mark | None = None
+        self._has_news = asyncio.Event()  # for the lease row
         self.reader: StreamShardReader | None = None
 
     def __repr__(self) -> str:
@@ -106,42 +112,51 @@ class LeaseHolder:
             log.warning("lease.lost", stream_shard_id=self.lease_key)
 
     async def _work(self, stopping: asyncio.Event) -> None:
-        while not await self._is_its_turn():
+        while (owed := await self._begin()) is None:
             if await pause(self._duration_s / 10, until=stopping):
                 return
-        while not stopping.is_set():
-            if self.reader is None:
-                self.reader = self._make_reader(self.lease)
-                await self.reader.run(stopping)
-                if not self.reader.is_finished:
-                    return
-            try:
-                self._is_ended = await self._end(self.reader)
-            except (TryAgainLaterError, RefusedError) as exc:
-                log.warning("stream_shard.end_deferred", stream_shard_id=self.lease_key, error=str(exc))
-            else:
-                if self._is_ended:
-                    return
-                self.reader = None  # read on
-            await pause(RETRY_PAUSE_S, until=stopping)
+        if stopping.is_set():
+            return
+        self.reader = self._make_reader(self.lease, owed, self._is_end)
+        await self.reader.run(stopping)
+        self._is_ended = self.reader.is_finished
 
-    async def _is_its_turn(self) -> bool:
-        """Whether all parents are finished; not, as long as that cannot be known."""
+    async def _begin(self) -> TenantSet | None:
+        """Return to whom the parents still owe something; None while that cannot be known or one is being read."""
         try:
-            return not self._unfinished_parents(self.lease) and await self._may_begin(self.lease)
+            return await self._owed_by_parents(self.lease)
         except (TryAgainLaterError, RefusedError) as exc:
             log.warning("stream_shard.begin_deferred", stream_shard_id=self.lease_key, error=str(exc))
-            return False
+            return None
 
-    async def _end(self, reader: StreamShardReader) -> bool:
+    async def free_parents(self) -> None:
+        """Let the reader apply what was held for parents that owe it no more; they are asked."""
+        if self.reader is not None and self.reader.waits_for_parents:
+            owed = await self._begin()
+            if owed is not None:
+                self.reader.free_parents(owed)
+
+    async def _is_end(self, child_shards: tuple[ChildShard, ...]) -> bool:
+        """Whether the stream shard is read to its end, and its children can be begun."""
+        try:
+            is_end = await self._end(child_shards)
+        except (TryAgainLaterError, RefusedError) as exc:
+            log.warning("stream_shard.end_deferred", stream_shard_id=self.lease_key, error=str(exc))
+            is_end = False
+        if not is_end:
+            await asyncio.sleep(RETRY_PAUSE_S)
+        self._has_news.set()
+        return is_end
+
+    async def _end(self, child_shards: tuple[ChildShard, ...]) -> bool:
         """See that the children have leases and are named in this one; return whether it is the end.
 
         The child of a merge gets its lease after both parents have theirs: one whose own parents are not finished yet
         may have none, and what has none is taken for read.
         """
-        children = child_leases(reader.child_shards)
+        children = child_leases(child_shards)
         if not children:
-            return await self._is_bare_end(reader)
+            return await self._is_bare_end()
         others = {parent for child in children for parent in child.parents} - {self.lease_key}
         if None in [await self._table.find(parent) for parent in sorted(others)]:
             await self._sync()
@@ -151,7 +166,7 @@ class LeaseHolder:
         await self._table.note_facts(replace(self.lease, children=frozenset(child.lease_key for child in children)))
         return True
 
-    async def _is_bare_end(self, reader: StreamShardReader) -> bool:
+    async def _is_bare_end(self) -> bool:
         """Whether it is an end that does not name its children; they have leases then.
 
         The KCL takes such a reply for invalid and asks again. Some emulators never name children, so here it counts
@@ -160,20 +175,23 @@ class LeaseHolder:
         listed = {shard.stream_shard_id: shard for shard in await self._sync()}
         if self.lease_key not in listed:
             return True
-        self._bare_ends = self._bare_ends + 1 if reader.checkpoint is None else 1
+        at = None if self.reader is None else self.reader.read_to
+        self._bare_ends = self._bare_ends + 1 if at == self._bare_end_at else 1
+        self._bare_end_at = at
         return self._bare_ends >= BARE_ENDS_BELIEVED and not listed[self.lease_key].is_open
 
     async def _keep(self) -> None:
         """Renew until cancelled; raise `_LeaseLostError` when the lease is lost."""
         interval_s = pause_s = self._duration_s / RENEWALS_PER_DURATION
         while True:
-            await asyncio.sleep(pause_s)
+            await pause(pause_s, until=self._has_news)
+            self._has_news.clear()
             started_at = loop_time()
             try:
                 # Also when it is overdue, after a suspension or slow answers: the write lands only if nobody took the
                 # lease meanwhile.
                 async with asyncio.timeout_at(started_at + interval_s):
-                    renewed = await self._table.renew(self.lease, self._progress())
+                    renewed = await self._table.renew(self.lease, self._progress(), owed=self._owed())
             except (TryAgainLaterError, RefusedError, TimeoutError) as exc:
                 log.warning("lease.unrenewed", stream_shard_id=self.lease_key, error=str(exc) or "no answer in time")
                 if loop_time() - self._renewed_at > self._duration_s:
@@ -204,6 +222,20 @@ class LeaseHolder:
             except (TryAgainLaterError, RefusedError) as exc:
                 log.warning("lease.unreleased", stream_shard_id=self.lease_key, error=str(exc))
             await asyncio.sleep(self._duration_s / TRIES_PER_DURATION)
+
+    def _owed(self) -> frozenset[str] | None:
+        """Return what to list as owed, so that the children can be begun; None when that is listed already.
+
+        It only shrinks: a list in the row is complete, whoever wrote it, so children have begun all others. What is
+        held here beyond it was settled before, and is dropped by the log.
+        """
+        owed = None if self.reader is None else self.reader.owed_tenants()
+        if owed is None:
+            return None
+        if self.lease.owed is not None:
+            owed = owed.narrowed_to(TenantSet.of_targets(self.lease.owed))
+        targets = owed.targets()
+        return targets if targets != self.lease.owed else None
 
     def _progress(self) -> Position | None:
         """Return the checkpoint to write; None when it has not moved."""

@@ -1,7 +1,8 @@
-"""What one reader has in hand: entries on their way to a shard, in order, and entries whose tenant has no shard now.
+"""A lane: the operations of one reader on their way to one Postgres shard, in order.
 
 Why order is kept for each tenant: its entries are in one place at a time, either in one lane, first in first out with
-one batch in flight, or in the waiting room. They change places all at once, in order.
+one batch in flight, or in the waiting room. They change places all at once, in order; and what is taken out of both to
+be held is read again from the stream, from the first of it on.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol, assert_never
 
 import msgspec
 import structlog
 
-from simplu_worker.clock import UtcClock, utc_now
+from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.backoff import backoff_s
+from simplu_worker.consumers.kinesis.positions import Mark
 from simplu_worker.consumers.letters import DeadLetter
+from simplu_worker.consumers.owed import Owed
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.metrics import instruments
@@ -26,40 +29,70 @@ from simplu_worker.operations.operation import DeadLetterReason, Disposition, Op
 from simplu_worker.shards.router import Router
 
 BATCH_MAX_COUNT: Final = 1000
-BATCH_MAX_BYTES: Final = 8 * 1024 * 1024
+BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation has more
 ENTRY_OVERHEAD_BYTES: Final = 1024  # what an operation costs in memory beside its record
 RETRY_BASE_S: Final = 0.2
-RETRY_MAX_S: Final = 5.0
+RETRY_MAX_S: Final = 0.5
+HOLD_AFTER_S: Final = 1.0  # a shard that did not take a batch for so long is held: a restart of its pooler is shorter
+STUCK_AFTER_S: Final = 2.0  # a batch in flight for so long may never be answered
 
 log = structlog.get_logger(__name__)
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One operation in a reader's hands, with its ticket and the record it came from."""
+    """One operation in a reader's hands, the record it came from, and its ticket at whoever read it."""
 
     ticket: int
     operation: Operation
     record: bytes
+    owed: Owed[Mark]
 
     @property
     def cost_bytes(self) -> int:
-        """What it counts for against the memory a stream shard may take."""
+        """What it counts for against the memory a replica may take."""
         return len(self.record) + ENTRY_OVERHEAD_BYTES
 
-    def letter(self, reason: DeadLetterReason, error: str, *, failed_at: datetime) -> DeadLetter:
+    @property
+    def before(self) -> Mark | None:
+        """The last position before it."""
+        return self.owed.before(self.ticket)
+
+    def letter(self, reason: DeadLetterReason, error: str, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
         """Return its dead letter."""
         return DeadLetter(
             reason=reason,
             error=error,
             origin=self.operation.origin,
             failed_at=failed_at,
-            attempts=1,
+            attempts=attempts,
             record=self.record,
             request_id=self.operation.request_id,
             resource_id=self.operation.resource_id,
             business_id=self.operation.business_id,
             location_id=self.operation.location_id,
         )
+
+
+class Keeper(Protocol):
+    """Who takes from a lane what does not go on through it."""
+
+    async def settle(self, entries: Sequence[Entry], letters: Sequence[DeadLetter]) -> None:
+        """Pass over *entries*, once *letters* are stored."""
+
+    def put_back(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+        """Take back all entries of a tenant: the shard says that it does not live there now."""
+
+    def hold_shard(self, shard_id: str, entries: Sequence[Entry]) -> None:
+        """Hold a shard that does not take operations, from the first of *entries* on."""
+
+    def is_held(self, shard_id: str) -> bool:
+        """Whether the shard is held already."""
+
+    def failed(self, entry: Entry) -> int:
+        """Note that an operation failed by itself once more; return how often now."""
+
+    def hold_failing(self, entries: Sequence[Entry]) -> None:
+        """Hold the tenant of *entries*, the first of which failed by itself, to try it again later."""
 
 
 class Lane:
@@ -69,57 +102,85 @@ class Lane:
         self,
         shard_id: str,
         router: Router,
+        keeper: Keeper,
         *,
-        settle: Callable[[Sequence[Entry], Sequence[DeadLetter]], Awaitable[None]],
-        put_back: Callable[[str, Sequence[Entry]], None],
+        tries_max: int,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*settle* passes over entries once letters are stored; *put_back* takes back all entries of one tenant."""
+        """*tries_max* is how often an operation that fails by itself is tried before it is given up."""
         self.shard_id = shard_id
         self._router = router
-        self._settle = settle
-        self._put_back = put_back
+        self._keeper = keeper
+        self._tries_max = tries_max
         self._draw = draw
         self._utc = utc
-        self._entries: deque[Entry] = deque()
+        self._queue: deque[Entry] = deque()
+        self._batch: list[Entry] = []  # in flight, or being sent where its outcomes say
+        self._flight: asyncio.Timeout | None = None
+        self._sent_at = 0.0
+        self._failing_since: float | None = None
+        self._failure_count = 0
         self._has_work = asyncio.Event()
-        self.failure_count = 0
 
     def __repr__(self) -> str:
-        return f"Lane({self.shard_id}, entries={len(self._entries)}, failures={self.failure_count})"
+        return f"Lane({self.shard_id}, batch={len(self._batch)}, queue={len(self._queue)})"
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._batch) + len(self._queue)
 
-    def entries(self) -> Iterable[Entry]:
-        """Return what it holds, the batch in flight included."""
-        return self._entries
+    @property
+    def is_idle(self) -> bool:
+        """Whether no batch of it is in flight."""
+        return self._flight is None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether its batch has been in flight for so long that it may never be answered."""
+        return self._flight is not None and loop_time() - self._sent_at > STUCK_AFTER_S
+
+    @property
+    def queued_bytes(self) -> int:
+        """What the entries behind the batch take in memory."""
+        return sum(entry.cost_bytes for entry in self._queue)
+
+    def entries(self) -> list[Entry]:
+        """Return what it holds, the batch included."""
+        return [*self._batch, *self._queue]
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Append entries, in their order."""
-        self._entries.extend(entries)
+        self._queue.extend(entries)
         self._has_work.set()
+
+    def take_queue(self) -> list[Entry]:
+        """Take out what is behind the batch."""
+        queue = list(self._queue)
+        self._queue.clear()
+        return queue
+
+    def give_up_batch(self) -> None:
+        """Wait no more for the batch in flight: whether it was committed is then unknown."""
+        if self._flight is not None:
+            self._flight.reschedule(loop_time())
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Apply batch after batch until *stopping*; then the batch in flight is finished and the rest stays owed."""
         while not await self._idle_until(stopping):
-            batch = self._next_batch()
-            operations = [entry.operation for entry in batch]
+            self._batch = self._next_batch()
             try:
-                outcomes = await self._router.apply(self.shard_id, operations)
+                outcomes = await self._applied([entry.operation for entry in self._batch])
             except TryAgainLaterError as exc:
-                await self._back_off(operations[0], exc, stopping)
+                await self._defer(exc, stopping)
                 continue
-            self.failure_count = 0
-            for _ in batch:
-                self._entries.popleft()
-            count_outcomes(operations, outcomes, now=self._utc())
-            await self._disperse(batch, outcomes)
+            self._failing_since, self._failure_count = None, 0
+            count_outcomes([entry.operation for entry in self._batch], outcomes, now=self._utc())
+            await self._disperse(outcomes)
+            self._batch = []
 
     async def _idle_until(self, stopping: asyncio.Event) -> bool:
         """Wait for work or the end; return whether it is the end."""
-        while not self._entries and not stopping.is_set():
+        while not self._queue and not stopping.is_set():
             self._has_work.clear()
             async with asyncio.TaskGroup() as tasks:
                 waits = [tasks.create_task(event.wait()) for event in (self._has_work, stopping)]
@@ -131,43 +192,96 @@ class Lane:
     def _next_batch(self) -> list[Entry]:
         batch: list[Entry] = []
         room_bytes = BATCH_MAX_BYTES
-        for entry in self._entries:
-            room_bytes -= len(entry.record)
-            if len(batch) == BATCH_MAX_COUNT or (batch and room_bytes < 0):
+        while self._queue and len(batch) < BATCH_MAX_COUNT:
+            room_bytes -= len(self._queue[0].record)
+            if batch and room_bytes < 0:
                 break
-            batch.append(entry)
+            batch.append(self._queue.popleft())
         return batch
 
-    async def _disperse(self, batch: Sequence[Entry], outcomes: Sequence[Outcome]) -> None:
-        """Send each entry of an applied batch where its outcome says."""
-        held: dict[str, list[Entry]] = {}
+    async def _applied(self, operations: Sequence[Operation]) -> list[Outcome]:
+        self._sent_at = loop_time()
+        try:
+            async with asyncio.timeout(None) as self._flight:
+                return await self._router.apply(self.shard_id, operations)
+        except TimeoutError:
+            raise TryAgainLaterError(f"shard {self.shard_id}: given up, its memory was needed") from None
+        finally:
+            self._flight = None
+
+    async def _defer(self, exc: TryAgainLaterError, stopping: asyncio.Event) -> None:
+        """Try the batch again soon, or hold the shard when it has not taken any for some time."""
+        self._failing_since = self._failing_since or self._sent_at
+        self._failure_count += 1
+        instruments.RETRIES.labels("kinesis", "shard_unavailable").inc()
+        if loop_time() - self._failing_since >= HOLD_AFTER_S or self._keeper.is_held(self.shard_id):
+            entries = [*self._batch, *self.take_queue()]
+            self._batch = []
+            log.warning("shard.held", shard_id=self.shard_id, operations=len(entries), error=str(exc))
+            self._keeper.hold_shard(self.shard_id, entries)
+            return
+        self._queue.extendleft(reversed(self._batch))
+        self._batch = []
+        delay_s = backoff_s(self._failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
+        log.warning("batch.deferred", shard_id=self.shard_id, retry_in_s=round(delay_s, 2), error=str(exc))
+        await pause(delay_s, until=stopping)
+
+    async def _disperse(self, outcomes: Sequence[Outcome]) -> None:
+        """Send each entry of the batch where its outcome says, and what is behind it with it."""
         settled: list[Entry] = []
         letters: list[DeadLetter] = []
-        for entry, outcome in zip(batch, outcomes, strict=True):
-            if outcome.disposition is Disposition.HOLD:
-                held.setdefault(entry.operation.tenant_id, []).append(entry)
-                continue
-            settled.append(entry)
-            if outcome.reason is not None:
-                error = outcome.error or outcome.reason
-                letters.append(entry.letter(outcome.reason, error, failed_at=self._utc()))
-        if held:
-            later = [entry for entry in self._entries if entry.operation.tenant_id in held]
-            self._entries = deque(entry for entry in self._entries if entry.operation.tenant_id not in held)
-            for entry in later:
-                held[entry.operation.tenant_id].append(entry)
-            for tenant_id, entries in held.items():
-                self._put_back(tenant_id, entries)
-        await self._settle(settled, letters)
+        held: dict[str, list[Entry]] = {}
+        failing: dict[str, tuple[Entry, str]] = {}
+        for entry, outcome in zip(self._batch, outcomes, strict=True):
+            match outcome.disposition:
+                case Disposition.APPLIED | Disposition.DUPLICATE:
+                    settled.append(entry)
+                case Disposition.DEAD_LETTER:
+                    settled.append(entry)
+                    reason, error = outcome.reason or DeadLetterReason.INVALID_MESSAGE, outcome.error or ""
+                    letters.append(entry.letter(reason, error, failed_at=self._utc()))
+                case Disposition.HOLD:
+                    held.setdefault(entry.operation.tenant_id, []).append(entry)
+                case Disposition.UNEXPECTED:
+                    failing[entry.operation.tenant_id] = entry, outcome.error or ""
+                case _:
+                    assert_never(outcome.disposition)
+        for tenant_id, (entry, error) in failing.items():
+            if await self._given_up(entry, error):
+                settled.append(entry)
+            else:
+                self._keeper.hold_failing([entry, *held.pop(tenant_id, ()), *self._taken(tenant_id)])
+        for tenant_id, entries in held.items():
+            self._keeper.put_back(tenant_id, [*entries, *self._taken(tenant_id)])
+        await self._keeper.settle(settled, letters)
 
-    async def _back_off(self, operation: Operation, exc: TryAgainLaterError, stopping: asyncio.Event) -> None:
-        """Wait before the same batch is tried again; ask meanwhile whether the shard has another address now."""
-        self.failure_count += 1
-        instruments.RETRIES.labels("kinesis", "shard_unavailable").inc()
-        delay_s = backoff_s(self.failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
-        log.warning("batch.deferred", shard_id=self.shard_id, retry_in_s=round(delay_s, 2), error=str(exc))
-        if not await pause(delay_s, until=stopping):
-            await self._router.refresh_address(operation.tenant_id)
+    async def _given_up(self, entry: Entry, error: str) -> bool:
+        """Give up an operation that failed by itself too often: its letter is stored, then its row is marked.
+
+        Not if its shard does not take the mark: then it is tried again, and so are the letter and the row.
+        """
+        attempts = self._keeper.failed(entry)
+        ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
+        if attempts < self._tries_max:
+            instruments.RETRIES.labels("kinesis", "failing").inc()
+            log.warning("operation.failing", shard_id=self.shard_id, attempts=attempts, error=error, **ids)
+            return False
+        reason = DeadLetterReason.RETRIES_EXHAUSTED
+        letter = entry.letter(reason, f"it failed {attempts} times: {error}", failed_at=self._utc(), attempts=attempts)
+        await self._keeper.settle([], [letter])
+        try:
+            outcome = await self._router.give_up(self.shard_id, entry.operation)
+        except TryAgainLaterError:
+            return False
+        log.error("operation.given_up", shard_id=self.shard_id, attempts=attempts, error=error, **ids)
+        return outcome.disposition is not Disposition.HOLD
+
+    def _taken(self, tenant_id: str) -> list[Entry]:
+        """Take a tenant's entries out of the queue."""
+        taken = [entry for entry in self._queue if entry.operation.tenant_id == tenant_id]
+        if taken:
+            self._queue = deque(entry for entry in self._queue if entry.operation.tenant_id != tenant_id)
+        return taken
 
 
 def count_outcomes(operations: Sequence[Operation], outcomes: Sequence[Outcome], *, now: datetime) -> None:
@@ -176,7 +290,7 @@ def count_outcomes(operations: Sequence[Operation], outcomes: Sequence[Outcome],
     latencies: list[float] = []
     for operation, outcome in zip(operations, outcomes, strict=True):
         match outcome.disposition:
-            case Disposition.HOLD:
+            case Disposition.HOLD | Disposition.UNEXPECTED:
                 continue
             case Disposition.APPLIED:
                 result = outcome.failure or "succeeded"

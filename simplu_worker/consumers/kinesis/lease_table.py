@@ -19,6 +19,7 @@ import structlog
 
 from simplu_worker.consumers.aws import AWS_ERRORS, Client, error_code, translate
 from simplu_worker.consumers.kinesis.leases import (
+    OWED,
     STARTED_AT,
     Lease,
     Row,
@@ -107,6 +108,10 @@ class LeaseTable:
         row = reply.get("Item")
         return self._read(row) if row else None
 
+    def is_unreadable(self, lease_key: str) -> bool:
+        """Whether the row was there when it was last read, and no lease as the KCL writes it."""
+        return lease_key in self._unreadable
+
     async def create(self, lease: Lease) -> bool:
         """Write *lease* as a new row; `False` when there is one, which stays as it is."""
         try:
@@ -140,14 +145,21 @@ class LeaseTable:
             row = await self._row_found(lease, failed)
         return row if row is not None and is_own_landed_write(lease, row, me=me) else None
 
-    async def renew(self, lease: Lease, checkpoint: Position | None = None) -> Lease | None:
-        """Renew a lease that its owner holds and, in the same write, set its checkpoint.
+    async def renew(
+        self, lease: Lease, checkpoint: Position | None = None, *, owed: frozenset[str] | None = None
+    ) -> Lease | None:
+        """Renew a lease that its owner holds and, in the same write, set its checkpoint and whom it still owes.
 
         Returns the lease as it is then, to be used for the next write; `None` when it is lost to another. An earlier
-        try whose answer was lost counts as this one, unless its checkpoint was lower: then this one is written over it.
+        try whose answer was lost counts as this one, unless its checkpoint was lower or it listed others as owed: then
+        this one is written over it; if that is in doubt, the lease returned is as the earlier one left it. No *owed*,
+        or an empty one, leaves the list in the row as it is.
         """
-        values = {":counter": _number(lease.counter), ":next": _number(lease.counter + 1)}
+        values: dict[str, Any] = {":counter": _number(lease.counter), ":next": _number(lease.counter + 1)}
         update = "SET leaseCounter = :next"
+        if owed:
+            update += f", {OWED} = :owed"
+            values[":owed"] = {"SS": sorted(owed)}
         if checkpoint is not None:
             update += f", {_SET_CHECKPOINT} REMOVE {_REMOVE_PENDING}"
             values |= _checkpoint_values(checkpoint)
@@ -157,12 +169,13 @@ class LeaseTable:
             row = await self._row_found(lease, failed)
         if row is None or lease.owner is None or not is_own_landed_write(lease, row, me=lease.owner):
             return None
-        if checkpoint is None or row.checkpoint >= checkpoint:
+        left = checkpoint if checkpoint is not None and row.checkpoint < checkpoint else None
+        if left is None and (not owed or row.owed == owed):
             return row
         try:
-            return await self.renew(row, checkpoint)
+            return await self.renew(row, left, owed=owed)
         except TryAgainLaterError:
-            return row  # renewed it is; the checkpoint goes with the next renewal, which will know this one's
+            return row  # renewed it is; what is left goes with the next renewal, which will know this one's
 
     async def release(self, lease: Lease, checkpoint: Position | None = None) -> bool:
         """Give the lease back, with a last checkpoint, so that others may take it at once.

@@ -19,6 +19,7 @@ Row: TypeAlias = Mapping[str, Mapping[str, Any]]  # an item as DynamoDB sends it
 
 ENTITY_TYPE = "LEASE"
 STARTED_AT = "simpluStartedAt"
+OWED = "simpluOwed"
 
 
 class UnreadableLeaseError(ValueError):
@@ -37,8 +38,9 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
     *checkpoint* is, as with the KCL, the last position that is done with. *checkpoint_owner* is set while a KCL 3.x
     leader moves the lease gracefully. *started_at* is ours: the instant to which LATEST or AT_TIMESTAMP was pinned when
-    the lease was first seen, so that every reader starts there until there is a checkpoint. Attributes not here
-    survive, because every later write names what it changes.
+    the lease was first seen, so that every reader starts there until there is a checkpoint. *owed* is ours too: whom a
+    stream shard that is read to its end still owes something (`TenantSet.targets`), None until it is. Attributes not
+    here survive, because every later write names what it changes.
     """
 
     lease_key: str
@@ -52,6 +54,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     pending_checkpoint: Position | None = None
     checkpoint_owner: str | None = None
     started_at: datetime | None = None
+    owed: frozenset[str] | None = None
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
@@ -136,6 +139,7 @@ def lease_of(row: Row) -> Lease | None:
             pending_checkpoint=_position(row, "pendingCheckpoint") if "pendingCheckpoint" in row else None,
             checkpoint_owner=_optional(row, "checkpointOwner", "S") or None,
             started_at=_instant(row, STARTED_AT),
+            owed=frozenset(_optional(row, OWED, "SS") or ()) or None,
         )
     except UnreadableLeaseError:
         raise
@@ -164,6 +168,8 @@ def row_of(lease: Lease) -> dict[str, dict[str, Any]]:
         row["endingHashKey"] = {"S": str(lease.hash_range.last)}
     if lease.started_at:
         row[STARTED_AT] = {"S": lease.started_at.isoformat()}
+    if lease.owed:
+        row[OWED] = {"SS": sorted(lease.owed)}
     return row
 
 

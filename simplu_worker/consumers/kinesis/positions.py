@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -48,6 +50,35 @@ class Position(msgspec.Struct, frozen=True, order=True, gc=False):
     def is_sentinel(self) -> bool:
         """Whether this is no record's position."""
         return self.number in _SENTINEL_NAMES
+
+
+class Mark(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of a record while it is owed: its place, written as it came, and when it arrived."""
+
+    sequence_number: str
+    sub_sequence_number: int
+    arrived_at: datetime
+
+    @property
+    def position(self) -> Position:
+        """The record's position, to be written and compared with any other."""
+        return Position.of(self.sequence_number, self.sub_sequence_number)
+
+    @property
+    def order(self) -> tuple[int, str, int]:
+        """What marks compare by, at less cost than positions: decimal digits without leading zeros."""
+        return len(self.sequence_number), self.sequence_number, self.sub_sequence_number
+
+
+def is_behind(mark: Mark, other: Mark | None) -> bool:
+    """Whether *mark* comes after *other*; None stands for the beginning, before every record."""
+    return other is None or mark.order > other.order
+
+
+def lowest(marks: Iterable[Mark | None]) -> Mark | None:
+    """Return the first of *marks*, at least one; None stands for the beginning, before every record."""
+    found = list(marks)
+    return None if None in found else min((mark for mark in found if mark), key=lambda mark: mark.order)
 
 
 AT_TIMESTAMP: Final = Position(-3)

@@ -1,7 +1,8 @@
 """Read one stream shard: every record becomes an operation on its way to a shard, or a dead letter.
 
 The reader applies a prefix (architecture, idea 2): operations of one tenant reach its shard in stream order, whatever
-happens to those of others. It stops reading only when what it has in hand takes too much memory.
+happens to those of others. What cannot be applied is held, and read again when it can be (idea 3): the main reader
+goes on for all others.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import Any, Final
 
 import msgspec
@@ -18,35 +19,28 @@ import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.dead_letters import LetterStore
-from simplu_worker.consumers.kinesis.aggregation import SubRecord, deaggregate
-from simplu_worker.consumers.kinesis.lanes import Entry, Lane
-from simplu_worker.consumers.kinesis.pacing import Pacing, ReadBudget
-from simplu_worker.consumers.kinesis.positions import Position
+from simplu_worker.consumers.kinesis.catch_up import DECODED_AT_ONCE, CatchUpReader, CatchUps
+from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
+from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Target
+from simplu_worker.consumers.kinesis.intake import Intake
+from simplu_worker.consumers.kinesis.lanes import Entry
+from simplu_worker.consumers.kinesis.leases import HashRange
+from simplu_worker.consumers.kinesis.pacing import Pacing
+from simplu_worker.consumers.kinesis.positions import Mark, Position
+from simplu_worker.consumers.kinesis.prefetch import Account
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard
-from simplu_worker.consumers.kinesis.stream import (
-    AfterSequenceNumber,
-    AtSequenceNumber,
-    ExpiredIteratorError,
-    Record,
-    Reply,
-    Start,
-    Stream,
-)
-from simplu_worker.consumers.kinesis.waiting import WaitingRoom
+from simplu_worker.consumers.kinesis.stream import Record, Start, Stream
+from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.letters import DeadLetter, letter_of
 from simplu_worker.consumers.owed import Owed
 from simplu_worker.consumers.pauses import pause
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.metrics import instruments
-from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import Operation, Origin, Source
+from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.router import Router
 
-GET_RECORDS_LIMIT: Final = 10_000
-PENDING_MAX_BYTES: Final = 16 * 1024 * 1024
-TENANTS_REMEMBERED: Final = 10_000
-EXPIRY_MARGIN: Final = timedelta(minutes=1)
-DECODED_AT_ONCE: Final = 250  # about two milliseconds, then the event loop gets its turn
+WAIT_FOR_MEMORY_S: Final = 0.25
 
 log = structlog.get_logger(__name__)
 
@@ -60,19 +54,6 @@ class ReadingRules(msgspec.Struct, frozen=True):
     drain_s: float = 20.0  # short of SHUTDOWN_GRACE_SECONDS: leases are given back after it
 
 
-class Mark(msgspec.Struct, frozen=True, gc=False):
-    """What is kept of a record while it is owed."""
-
-    sequence_number: str
-    sub_sequence_number: int
-    arrived_at: datetime
-
-    @property
-    def position(self) -> Position:
-        """The record's position, to be compared and written."""
-        return Position.of(self.sequence_number, self.sub_sequence_number)
-
-
 class StreamShardReader:
     """Reads one stream shard from its checkpoint on, to its end or until told to stop."""
 
@@ -83,137 +64,193 @@ class StreamShardReader:
         start: Start,
         *,
         done: Position | None = None,
+        hash_range: HashRange | None = None,
+        owed_by_parents: TenantSet | None = None,
         router: Router,
         dead_letters: LetterStore,
         rules: ReadingRules,
+        account: Account,
         retention: timedelta | None = None,
-        pending_max_bytes: int = PENDING_MAX_BYTES,
+        is_end: Callable[[tuple[ChildShard, ...]], Awaitable[bool]] | None = None,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*done* is the checkpoint, where *start* is its record: of an aggregate a part may be done with."""
+        """*done* is the checkpoint, where *start* is its record: of an aggregate a part may be done with.
+
+        Of the tenants in *owed_by_parents* nothing is applied before the parents owe it no more (`free_parents`).
+        *account* is its part of the replica's memory, *retention* that of the stream. *is_end* is asked, with the child
+        shards named, whether a reply without an iterator is the end; otherwise it is read on.
+        """
         self.stream_shard_id = stream_shard_id
-        self._stream = stream
-        self._done_before = done  # until a record behind it is met
-        self._start = start
-        self._router = router
+        self._beginning = start, done
+        self._done = done  # until a record behind it is met
         self._dead_letters = dead_letters
         self._rules = rules
-        self._retention = retention  # of the stream; until the first reply has shown that it was not overrun
-        self._pending_max_bytes = pending_max_bytes
-        self._draw = draw
+        self._account = account
+        self._retention = retention
+        self._is_end = is_end
         self._utc = utc
-        self._owed: Owed[Mark] = Owed()
-        self._pacing = Pacing(ReadBudget())
-        self._lanes: dict[str, Lane] = {}
-        self._lane_of: dict[str, Lane] = {}  # by tenant: where its entries are, or went last
-        self._room = WaitingRoom(
+        self._intake = Intake(
+            stream.name,
+            stream_shard_id,
+            operation_max_bytes=rules.operation_max_bytes,
+            list_result_limit=rules.list_result_limit,
+            hash_range=hash_range,
+        )
+        self._owed: Owed[Mark] = Owed()  # its last position is that of dispatch
+        self._reads = StreamShardReads(stream, stream_shard_id, account, draw)
+        self._pacing = Pacing(self._reads.budget)
+        self._cursor = Cursor(self._reads, start, self._pacing, kind="main", retention=retention)
+        self._dispatcher = Dispatcher(
+            stream_shard_id,
             router,
+            account,
             tenant_wait=rules.tenant_wait,
-            let_go=self._let_go,
-            settle=self._settle,
+            store=self._store,
             draw=draw,
             utc=utc,
         )
-        self._pending_bytes = 0
-        self._has_settled = asyncio.Event()
+        self._catch_ups = CatchUps(router, self._dispatcher, self._reads, self._catch_up)
+        if owed_by_parents:
+            self._dispatcher.holds.hold_parents(owed_by_parents, utc(), now=loop_time())
         self._stopping = asyncio.Event()
-        self._ending = asyncio.Event()  # for lanes and waiting room: nothing is read any more
-        self._tasks = asyncio.TaskGroup()
-        self._millis_behind: int | None = None
-        self._replied_at = 0.0
         self.is_at_end = False
-        self.child_shards: tuple[ChildShard, ...] = ()  # of the reply at the end
-        self.trouble: str | None = None
-        self.refusal: str | None = None  # the trouble, where only a person can end it
 
     def __repr__(self) -> str:
-        return (
-            f"StreamShardReader({self.stream_shard_id}, {self._owed!r}, pending_bytes={self._pending_bytes}, "
-            f"lanes={list(self._lanes.values())}, waiting={len(self._room.tenants())})"
-        )
+        return f"StreamShardReader({self.stream_shard_id}, {self._owed!r}, {self._account!r}, {self._dispatcher!r})"
 
     @property
     def checkpoint(self) -> Position | None:
         """The position up to which nothing is owed to anyone; None when nothing was finished yet."""
-        mark = self._owed.checkpoint
+        mark = self._dispatcher.holds.floor(self._owed.checkpoint)
         return None if mark is None else mark.position
+
+    @property
+    def read_to(self) -> Mark | None:
+        """The last record read; None when there was none yet."""
+        return self._owed.last
 
     @property
     def is_finished(self) -> bool:
         """Whether the stream shard was read to its end and nothing of it is owed."""
-        return self.is_at_end and not len(self._owed)
+        return self.is_at_end and not len(self._owed) and self._dispatcher.holds.is_settled()
 
     @property
     def is_through(self) -> bool:
-        """Whether it is at the tip or the end, and all that it read is done with or waits for its tenant's shard."""
-        at_tip = self.is_at_end or self._millis_behind == 0
-        return at_tip and len(self._owed) == self.waiting_count and self._room.is_asked_through
+        """Whether it is at the tip or the end, and all that it read is done with or waits for its target."""
+        at_tip = self.is_at_end or self._cursor.millis_behind == 0
+        is_waiting = any(hold.is_ready for hold in self._dispatcher.holds.all()) or self._catch_ups.running
+        return at_tip and not len(self._owed) and not is_waiting and self._dispatcher.room.is_asked_through
 
     @property
-    def waiting_count(self) -> int:
-        """How many operations wait because their tenant has no shard now."""
-        return sum(len(tenant.entries) for tenant in self._room.tenants().values())
+    def trouble(self) -> str | None:
+        """Why the stream shard cannot be read now."""
+        return self._cursor.trouble
+
+    @property
+    def refusal(self) -> str | None:
+        """The trouble, where only a person can end it."""
+        return self._cursor.refusal
 
     @property
     def lag_s(self) -> float | None:
-        """The age of the first record owed, or how far the last reply was behind the tip; None before it.
+        """The age of the first record in hand, or how far the last reply was behind the tip; None before it.
 
-        While nothing can be read it grows: what came since is not known.
+        While nothing can be read it grows: what came since is not known. What is held does not count: `held_age_s`.
         """
         first = self._owed.first
         if first is not None:
             return max(0.0, (self._utc() - first.arrived_at).total_seconds())
-        if self._millis_behind is None:
+        if self._cursor.millis_behind is None:
             return None
-        unread_for_s = loop_time() - self._replied_at if self.trouble else 0.0
-        return self._millis_behind / 1000 + unread_for_s
+        unread_for_s = loop_time() - self._cursor.replied_at if self.trouble else 0.0
+        return self._cursor.millis_behind / 1000 + unread_for_s
+
+    @property
+    def catch_up_lag_s(self) -> float:
+        """How far the last of its catch-ups is behind the main reader; 0 when there is none."""
+        return max((one.lag_s for one in self._catch_ups.running), default=0.0)
+
+    @property
+    def catch_up_count(self) -> int:
+        """How many catch-ups are at work."""
+        return len(self._catch_ups.running)
+
+    @property
+    def held_retention_ratio(self) -> float:
+        """The age of the oldest operation held, over the time the stream keeps it; 1 is when it is lost."""
+        if self._retention is None:
+            return 0.0
+        return max(map(self.held_age_s, self.holds()), default=0.0) / self._retention.total_seconds()
+
+    def held_age_s(self, hold: Hold) -> float:
+        """Return the age of the first operation of a hold that is not applied."""
+        at = hold.reached if hold.catch_up is not None else None
+        arrived_at = hold.arrived_at if at is None else max(hold.arrived_at, at.arrived_at)
+        return max(0.0, (self._utc() - arrived_at).total_seconds())
+
+    def holds(self) -> list[Hold]:
+        """Return what is held."""
+        return self._dispatcher.holds.all()
 
     def has_in_hand(self, request_id: str, tenant_id: str | None) -> bool:
-        """Whether an operation was read and not yet applied. Looks at all that is in hand: for people only."""
-        in_hand = [entry for lane in self._lanes.values() for entry in lane.entries()]
-        in_hand += [entry for tenant in self._room.tenants().values() for entry in tenant.entries]
+        """Whether an operation is in memory and not yet applied. Looks at all that is in hand: for people only."""
         return any(
             entry.operation.request_id == request_id and tenant_id in (None, entry.operation.tenant_id)
-            for entry in in_hand
+            for entry in self._dispatcher.entries()
         )
 
     def held(self) -> list[dict[str, Any]]:
-        """Return what waits, for the status: a target, why, how many operations, and for how long."""
+        """Return what is held, for the status: what, why, since when, and how old its first operation is."""
         now = loop_time()
-        waiting = [
+        return [
             {
-                "target": f"tenant {tenant_id}",
-                "reason": tenant.reason or "unregistered",
-                "operations": len(tenant.entries),
-                "ageSeconds": round(now - tenant.waiting_since, 1),
+                "target": f"{hold.target} {hold.name}".strip(),
+                "reason": hold.reason,
+                "state": "catching up" if hold.catch_up else "ready" if hold.is_ready else "held",
+                "tenants": len(hold.tenants),
+                "ageSeconds": round(self.held_age_s(hold), 1),
+                "heldForSeconds": round(now - hold.since, 1),
+                "position": None if hold.reached is None else hold.reached.sequence_number,
             }
-            for tenant_id, tenant in self._room.tenants().items()
-            if tenant.failure_count
+            for hold in self.holds()
         ]
-        failing = [
-            {"target": f"shard {lane.shard_id}", "reason": "shard_unavailable", "operations": len(lane)}
-            for lane in self._lanes.values()
-            if lane.failure_count
-        ]
-        return waiting + failing
 
     def status(self) -> dict[str, Any]:
         """Return how far it is, for people."""
         checkpoint = self.checkpoint
         return {
             "streamShard": self.stream_shard_id,
-            "state": "held back" if self._pending_bytes >= self._pending_max_bytes else "reading",
+            "state": "waits for memory" if not self._account.room_bytes else "ended" if self.is_at_end else "reading",
             "lagSeconds": self.lag_s,
             "checkpoint": None if checkpoint is None else checkpoint.checkpoint,
-            "pendingBytes": self._pending_bytes,
-            "waiting": dict(Counter(held["reason"] for held in self.held())),
+            "pendingBytes": self._account.held_bytes,
+            "held": dict(Counter(hold.reason for hold in self.holds())),
+            "catchUps": [one.status() for one in self._catch_ups.running],
             "trouble": self.trouble,
         }
+
+    @property
+    def waits_for_parents(self) -> bool:
+        """Whether something is held that its parents still owe."""
+        return any(hold.target is Target.PARENTS and not hold.is_ready for hold in self.holds())
+
+    def owed_tenants(self) -> TenantSet | None:
+        """Return to whom something is owed, once all was read and some of it is held; None before.
+
+        From then on it only shrinks: nothing new is read.
+        """
+        return self._dispatcher.owed_tenants() if self.is_at_end and self.holds() else None
+
+    def free_parents(self, owed: TenantSet) -> None:
+        """Apply what was held for the parents, now that they owe only *owed*."""
+        self._dispatcher.holds.free_parents(owed, now=loop_time())
+        self._dispatcher.has_ready.set()
 
     def abandon(self) -> None:
         """Take the stream shard for read to its end: it is past its retention, there is nothing left to read."""
         self.is_at_end = True
+        self._reads.is_gone = True
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Read until *stopping* or the end; return when no batch is in flight any more. What is left stays owed.
@@ -226,195 +263,74 @@ class StreamShardReader:
                 await self._run(deadline)
         except TimeoutError:
             log.warning("stream_shard.undrained", stream_shard_id=self.stream_shard_id, after_s=self._rules.drain_s)
+        finally:
+            self._account.close()
 
     async def _run(self, deadline: asyncio.Timeout) -> None:
+        ending = asyncio.Event()  # nothing is sent any more
         try:
-            async with asyncio.TaskGroup() as self._tasks:
-                self._tasks.create_task(self._room.run(self._ending), name=f"waiting:{self.stream_shard_id}")
+            async with asyncio.TaskGroup() as tasks:
+                self._dispatcher.start(tasks, ending)
+                tasks.create_task(self._catch_ups.run(ending), name=f"catch-ups:{self.stream_shard_id}")
                 await self._read()
+                self._pacing.ended()
                 while not self.is_finished and not self._stopping.is_set():
                     await self._next_settled()
-                self._ending.set()
+                ending.set()
                 deadline.reschedule(loop_time() + self._rules.drain_s)
         except* TryAgainLaterError as group:
             # Only a stop ends it this way: dead letters that could not be stored. Their records stay owed.
             log.warning("stream_shard.left", stream_shard_id=self.stream_shard_id, error=str(group.exceptions[0]))
 
     async def _read(self) -> None:
-        iterator: str | None = None
         while not self._stopping.is_set() and not self.is_at_end:
-            if self._pending_bytes >= self._pending_max_bytes:
+            if not self._account.room_bytes or self._dispatcher.room.is_crowded:
                 await self._next_settled()
                 continue
-            if await pause(self._pacing.delay_s(loop_time()), until=self._stopping):
-                return
-            self._pacing.started(loop_time())
-            try:
-                iterator = iterator or await self._stream.iterator(self.stream_shard_id, self._start)
-                reply = await self._stream.get_records(iterator, limit=GET_RECORDS_LIMIT)
-            except ExpiredIteratorError:
-                iterator = None
+            reply = await self._cursor.read(self._stopping)
+            if reply is None:
                 continue
-            except (TryAgainLaterError, RefusedError) as exc:
-                self._note_trouble(exc)
-                continue
-            self.trouble = self.refusal = None
-            iterator = reply.next_iterator
-            await self._take(reply)
-            if iterator is None:
-                self.child_shards = reply.child_shards
+            await self._take(reply.records)
+            self._cursor.let_go()
+            if self._cursor.is_at_end and (self._is_end is None or await self._is_end(self._cursor.child_shards)):
                 self.is_at_end = True
 
-    def _note_trouble(self, exc: Exception) -> None:
-        self.trouble = str(exc)
-        self.refusal = self.trouble if isinstance(exc, RefusedError) else None
-        self._pacing.failed(loop_time(), self._draw())
-        instruments.RETRIES.labels("kinesis", "read_failed").inc()
-        if self.refusal is None:
-            log.warning("stream_shard.unread", stream_shard_id=self.stream_shard_id, error=str(exc))
-        else:
-            log.error("stream_shard.refused", stream_shard_id=self.stream_shard_id, error=str(exc))
-
-    async def _take(self, reply: Reply) -> None:
+    async def _take(self, records: Sequence[Record]) -> None:
         """Send the operations of a reply on their way; return when its dead letters are stored."""
-        self._millis_behind = reply.millis_behind
-        self._replied_at = loop_time()
-        self._look_for_expiry(reply)
-        self._pacing.replied(
-            loop_time(),
-            record_count=len(reply.records),
-            size_bytes=reply.size_bytes,
-            millis_behind=reply.millis_behind,
-        )
         letters: list[DeadLetter] = []
         buried: list[int] = []
-        for count, (record, part) in enumerate(_parts(reply.records), start=1):
-            mark = Mark(record.sequence_number, part.sub_sequence_number, record.arrived_at)
-            if self._is_done_before(mark):
-                continue
-            ticket = self._owed.take(mark)
-            letter = self._send(ticket, part.data, self._origin_of(record, part))
-            if letter is not None:
-                letters.append(letter)
-                buried.append(ticket)
+        for count, arrival in enumerate(self._intake.arrivals(records, after=self._done), start=1):
+            self._done = None
+            if not isinstance(arrival.decoded, Operation):
+                letters.append(letter_of(arrival.decoded, arrival.record, failed_at=self._utc()))
+                buried.append(self._owed.take(arrival.mark))
+            elif self._dispatcher.holds.of(arrival.decoded.tenant_id) is not None:
+                self._owed.pass_over(arrival.mark)  # a catch-up will come to it
+            else:
+                ticket = self._owed.take(arrival.mark)
+                self._dispatcher.send(Entry(ticket, arrival.decoded, arrival.record, self._owed))
             if count % DECODED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        if reply.records:
-            self._start = AfterSequenceNumber(reply.records[-1].sequence_number)
         if letters:
             await self._store(letters)
             self._owed.done(buried)
         instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.lag_s or 0.0)
 
-    def _look_for_expiry(self, reply: Reply) -> None:
-        """Say so, once, when the first reply is as far behind the tip as records are kept.
-
-        Then records right after the checkpoint may be gone unread. Kinesis goes on with the oldest ones it has.
-        """
-        retention, self._retention = self._retention, None
-        if retention is None or reply.millis_behind is None or not isinstance(self._start, AtSequenceNumber):
-            return
-        if timedelta(milliseconds=reply.millis_behind) >= retention - EXPIRY_MARGIN:
-            instruments.KINESIS_EXPIRED.inc()
-            log.error(
-                "stream_shard.records_expired",
-                stream_shard_id=self.stream_shard_id,
-                checkpoint=self._start.sequence_number,
-                retention_hours=retention.total_seconds() / 3600,
-            )
-
-    def _is_done_before(self, mark: Mark) -> bool:
-        """Whether the checkpoint that reading started from covers the record; none behind it does."""
-        if self._done_before is None:
-            return False
-        if mark.position <= self._done_before:
-            return True
-        self._done_before = None
-        return False
-
-    def _send(self, ticket: int, record: bytes, origin: Origin) -> DeadLetter | None:
-        """Send the operation in *record* to its lane or to the waiting room; return a letter when it holds none."""
-        decoded = decode_operation(
-            record,
-            origin,
-            max_bytes=self._rules.operation_max_bytes,
-            list_limit=self._rules.list_result_limit,
+    def _catch_up(self, catch_up: CatchUp) -> CatchUpReader:
+        return CatchUpReader(
+            catch_up,
+            self._reads,
+            self._intake,
+            self._dispatcher,
+            main_at=lambda: self._owed.last,
+            beginning=self._beginning,
+            retention=self._retention,
         )
-        if not isinstance(decoded, Operation):
-            return letter_of(decoded, record, failed_at=self._utc())
-        entry = Entry(ticket, decoded, record)
-        self._pending_bytes += entry.cost_bytes
-        tenant_id = decoded.tenant_id
-        if tenant_id in self._room:
-            self._room.put(tenant_id, [entry])
-            return None
-        lane = self._lane_of.get(tenant_id)
-        if lane is not None:
-            lane.put([entry])
-        elif (shard_id := self._router.remembered(tenant_id)) is not None:
-            self._let_go(tenant_id, shard_id, [entry])
-        else:
-            self._room.put(tenant_id, [entry])
-        return None
-
-    def _origin_of(self, record: Record, part: SubRecord) -> Origin:
-        return Origin(
-            source=Source.KINESIS,
-            name=self._stream.name,
-            arrived_at=record.arrived_at,
-            stream_shard_id=self.stream_shard_id,
-            sequence_number=record.sequence_number,
-            sub_sequence_number=part.sub_sequence_number,
-            partition_key=part.partition_key,
-        )
-
-    def _let_go(self, tenant_id: str, shard_id: str, entries: Sequence[Entry]) -> None:
-        """Put all that is in hand of a tenant into the lane of its shard; later operations follow there."""
-        lane = self._lanes.get(shard_id)
-        if lane is None:
-            lane = Lane(
-                shard_id, self._router, settle=self._settle, put_back=self._put_back, draw=self._draw, utc=self._utc
-            )
-            self._lanes[shard_id] = lane
-            self._tasks.create_task(lane.run(self._ending), name=f"lane:{self.stream_shard_id}:{shard_id}")
-        if len(self._lane_of) >= TENANTS_REMEMBERED:  # those with nothing in hand can be looked up again
-            self._lane_of = {tenant: one for tenant, one in self._lane_of.items() if len(one)}
-        self._lane_of[tenant_id] = lane
-        lane.put(entries)
-
-    def _put_back(self, tenant_id: str, entries: Sequence[Entry]) -> None:
-        """Take back all entries of a tenant from its lane: its shard says that it does not live there now."""
-        del self._lane_of[tenant_id]
-        self._room.put(tenant_id, entries)
-
-    async def _settle(self, entries: Sequence[Entry], letters: Sequence[DeadLetter]) -> None:
-        """Pass over *entries*, once their dead letters, if any, are stored."""
-        if letters:
-            await self._store(letters)
-        self._owed.done(entry.ticket for entry in entries)
-        self._pending_bytes -= sum(entry.cost_bytes for entry in entries)
-        self._has_settled.set()
 
     async def _store(self, letters: Sequence[DeadLetter]) -> None:
         await self._dead_letters.store(letters, stopping=self._stopping)
 
     async def _next_settled(self) -> None:
         """Wait until something is settled, or long enough to look whether to stop."""
-        self._has_settled.clear()
-        await pause(0.25, until=self._has_settled)
-
-
-def _parts(records: Sequence[Record]) -> Iterator[tuple[Record, SubRecord]]:
-    """Yield what the records carry: themselves, or what the Kinesis Producer Library packed into them.
-
-    All of an aggregate is taken, also what a reshard has put into the hash range of another stream shard: the KCL drops
-    such an aggregate as a whole and counts on the producer to send it again, which not every one does. What is sent
-    again is dropped by the log.
-    """
-    for record in records:
-        parts = deaggregate(record.data)
-        if parts is None:
-            yield record, SubRecord(record.partition_key, None, record.data, 0)
-        else:
-            for part in parts:
-                yield record, part
+        self._dispatcher.has_settled.clear()
+        await pause(WAIT_FOR_MEMORY_S, until=self._dispatcher.has_settled)

@@ -121,15 +121,20 @@ def child_leases(children: Iterable[ChildShard]) -> list[Lease]:
 
 
 def unfinished_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> list[str]:
-    """Return the parents that must be finished before *lease* is read.
+    """Return the parents that must be finished, or list what they still owe, before *lease* is read.
 
-    A parent without a lease is read by nobody, and one past its retention (*gone*) has nothing left to read.
+    A parent without a lease is read by nobody, and one past its retention (*gone*) has nothing left to read. One that
+    lists what it owes is read to its end: the child holds whom it lists (`owed_by_parents`) and nobody else.
     """
-    return [
-        parent
-        for parent in sorted(lease.parents)
-        if parent in leases and parent not in gone and leases[parent].checkpoint != SHARD_END
-    ]
+    return [parent.lease_key for parent in _parents_at_work(lease, leases, gone) if parent.owed is None]
+
+
+def owed_by_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> frozenset[str]:
+    """Return whom *lease* must hold from its first record: all that its parents list as owed (`TenantSet.targets`).
+
+    Empty when no parent owes anything; it says nothing of parents that list nothing yet (`unfinished_parents`).
+    """
+    return frozenset[str]().union(*(parent.owed or () for parent in _parents_at_work(lease, leases, gone)))
 
 
 def is_torn(stream_shards: Collection[StreamShard]) -> bool:
@@ -167,6 +172,15 @@ def removable(leases: Mapping[str, Lease], gone: Collection[str]) -> list[Lease]
         and key in gone
         and not lease.parents & leases.keys()
         and not any(child.checkpoint in UNREAD for child in leases.values() if key in child.parents)
+    ]
+
+
+def _parents_at_work(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> list[Lease]:
+    """Return the leases of the parents that are not finished and of which something can still be read."""
+    return [
+        leases[parent]
+        for parent in sorted(lease.parents)
+        if parent in leases and parent not in gone and leases[parent].checkpoint != SHARD_END
     ]
 
 

@@ -1,19 +1,26 @@
-"""The waiting room of one reader: operations of tenants for which no shard is known now, in order, tenant by tenant."""
+"""The waiting room of one reader: tenants whose shard has to be asked for, with their operations for a moment.
+
+An operation waits in memory for about a second, which is longer than a move pauses a tenant or a registration takes.
+Then its tenant is held: its operations are dropped from memory, and the asking goes on.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from itertools import count
+from typing import Final, Protocol
 
 import msgspec
 import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.backoff import backoff_s
+from simplu_worker.consumers.kinesis.holds import Reason
 from simplu_worker.consumers.kinesis.lanes import Entry
 from simplu_worker.consumers.letters import DeadLetter
 from simplu_worker.consumers.pauses import pause
@@ -23,77 +30,116 @@ from simplu_worker.shards.directory import Absence
 from simplu_worker.shards.router import Router
 
 ASKED_AT_ONCE: Final = 64
+CROWD: Final = 4 * ASKED_AT_ONCE  # tenants not asked for yet: more of them need not be read now
+PATIENCE_S: Final = 1.0  # in memory: for a tenant that has no shard, and for all while nobody answers
+PATIENCE_IN_LINE_S: Final = 5.0  # for a tenant not asked for yet, while others get their answers
 REST_MAX_S: Final = 0.25
 RETRY_BASE_S: Final = 0.25
 RETRY_MAX_S: Final = 5.0
+ASKS_PER_S: Final = 50.0  # for tenants that are held, however many they are
 UNKNOWN_TENANT_MARGIN: Final = timedelta(seconds=60)  # architecture, idea 7: clock skew and a slow registration
-UNANSWERED: Final = "shard_unavailable"
 
 log = structlog.get_logger(__name__)
 
 
 class WaitingTenant(msgspec.Struct):
-    """One tenant's operations, why they wait, and when its shard is asked for next (monotonic seconds)."""
+    """One tenant that is asked for; without entries it is held. Times are monotonic.
+
+    *turn* is the number under which it is on the agenda; None while it is not, or is being asked for.
+    """
 
     entries: deque[Entry]
-    next_ask: float
     waiting_since: float
-    reason: str | None = None
+    reason: str = Reason.SHARD_UNAVAILABLE
+    error: str | None = "no answer yet"
     failure_count: int = 0
+    turn: int | None = None
 
 
-def overdue(entries: Iterable[Entry], *, now: datetime, tenant_wait: timedelta) -> list[Entry]:
-    """Return the entries that are dead letters, had their tenant been found unregistered at *now* (idea 7)."""
-    latest_arrival = now - tenant_wait - UNKNOWN_TENANT_MARGIN
-    return [entry for entry in entries if entry.operation.origin.arrived_at <= latest_arrival]
+def is_overdue(arrived_at: datetime, *, now: datetime, tenant_wait: timedelta) -> bool:
+    """Whether an operation is a dead letter, had its tenant been found unregistered at *now* (idea 7)."""
+    return arrived_at + tenant_wait + UNKNOWN_TENANT_MARGIN <= now
+
+
+class Host(Protocol):
+    """Who sends tenants here, and takes them back."""
+
+    def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[Entry]) -> None:
+        """Send all a tenant has to the shard found."""
+
+    def hold_tenant(self, entries: Sequence[Entry], reason: str) -> bool:
+        """Hold the tenant of *entries*, from the first of them on; return whether to go on asking for it."""
+
+    def is_asked_for(self, tenant_id: str) -> bool:
+        """Whether a held tenant is still to be asked for."""
+
+    def found(self, tenant_id: str) -> None:
+        """Catch up a held tenant, which has a shard now."""
+
+    def not_registered(self, tenant_id: str, asked_at: datetime) -> None:
+        """Catch up a held tenant, where it has operations that are overdue."""
+
+    async def settle(self, entries: Sequence[Entry], letters: Sequence[DeadLetter]) -> None:
+        """Pass over *entries*, once *letters* are stored."""
 
 
 class WaitingRoom:
-    """Asks for the shard of each waiting tenant, backing off one by one, and lets all its operations go at once."""
+    """Asks for the shard of each tenant by itself, with back-off."""
 
     def __init__(
         self,
         router: Router,
+        host: Host,
         *,
         tenant_wait: timedelta,
-        let_go: Callable[[str, str, Sequence[Entry]], None],
-        settle: Callable[[Sequence[Entry], Sequence[DeadLetter]], Awaitable[None]],
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*let_go* (tenant id, shard id, entries) sends all a tenant has to the shard found; *settle* passes over."""
         self._router = router
+        self._host = host
         self._tenant_wait = tenant_wait
-        self._let_go = let_go
-        self._settle = settle
         self._draw = draw
         self._utc = utc
         self._tenants: dict[str, WaitingTenant] = {}
+        self._unasked = 0  # of those with entries
+        self._agenda: list[tuple[float, int, str]] = []  # a heap: when to ask, in order of arrival, for whom
+        self._numbers = count()
         self._asked: dict[str, asyncio.Task[None]] = {}  # by tenant: the question that is under way
+        self._answered_at = float("-inf")
         self._change = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"WaitingRoom({list(self._tenants)})"
+        return f"WaitingRoom({len(self._tenants)} tenants, {len(self._asked)} being asked for)"
 
-    def __contains__(self, tenant_id: object) -> bool:
-        return tenant_id in self._tenants
+    def __contains__(self, tenant_id: str) -> bool:
+        """Whether entries of the tenant wait."""
+        tenant = self._tenants.get(tenant_id)
+        return tenant is not None and bool(tenant.entries)
 
-    def tenants(self) -> dict[str, WaitingTenant]:
-        """Return who waits, by tenant id."""
-        return self._tenants
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so many tenants have not been asked for yet that more of them need not be read now."""
+        return self._unasked > CROWD
 
     @property
     def is_asked_through(self) -> bool:
-        """Whether every tenant that waits was asked for at least once, with no shard as the answer."""
+        """Whether every tenant was asked for at least once, with no shard as the answer."""
         return all(tenant.failure_count for tenant in self._tenants.values())
+
+    def entries(self) -> list[Entry]:
+        """Return all operations that wait."""
+        return [entry for tenant in self._tenants.values() for entry in tenant.entries]
 
     def put(self, tenant_id: str, entries: Iterable[Entry]) -> None:
         """Append entries of a tenant; a tenant that is new here is asked for at once."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
-            now = loop_time()
-            tenant = self._tenants[tenant_id] = WaitingTenant(deque(), next_ask=now, waiting_since=now)
-            self._change.set()
+            tenant = self._tenants[tenant_id] = WaitingTenant(deque(), waiting_since=loop_time())
+            self._unasked += 1
+            self._ask_at(tenant_id, tenant, loop_time())
+        elif not tenant.entries:  # held until now
+            tenant.waiting_since = loop_time()
+            self._ask_at(tenant_id, tenant, loop_time())
         tenant.entries.extend(entries)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -103,6 +149,7 @@ class WaitingRoom:
         """
         async with asyncio.TaskGroup() as tasks:
             while not stopping.is_set():
+                self._hold_the_long_waiting()
                 for tenant_id in self._due():
                     task = tasks.create_task(self._ask(tenant_id, stopping), name=f"ask:{tenant_id}")
                     self._asked[tenant_id] = task
@@ -110,72 +157,124 @@ class WaitingRoom:
             for task in self._asked.values():
                 task.cancel()
 
+    def _ask_at(self, tenant_id: str, tenant: WaitingTenant, at: float) -> None:
+        """Put a tenant on the agenda, in place of where it was."""
+        tenant.turn = next(self._numbers)
+        heapq.heappush(self._agenda, (at, tenant.turn, tenant_id))
+        self._change.set()
+
     def _due(self) -> list[str]:
-        """Return who is to be asked for now, the longest due first."""
+        """Take from the agenda who is to be asked for now, the longest due first."""
+        due: list[str] = []
         now = loop_time()
-        due = sorted(
-            (one.next_ask, tenant_id)
-            for tenant_id, one in self._tenants.items()
-            if one.next_ask <= now and tenant_id not in self._asked
-        )
-        return [tenant_id for _, tenant_id in due[: ASKED_AT_ONCE - len(self._asked)]]
+        while self._agenda and self._agenda[0][0] <= now and len(self._asked) + len(due) < ASKED_AT_ONCE:
+            _, turn, tenant_id = heapq.heappop(self._agenda)
+            tenant = self._tenants.get(tenant_id)
+            if tenant is None or tenant.turn != turn:
+                continue
+            tenant.turn = None
+            if not tenant.entries and not self._host.is_asked_for(tenant_id):
+                self._forget(tenant_id)
+            elif tenant_id not in self._asked:
+                due.append(tenant_id)
+        return due
 
     async def _rest(self) -> None:
         """Wait until somebody arrives, is answered or is due; short enough for a stop to be seen soon."""
-        next_ask = min(
-            (one.next_ask for tenant_id, one in self._tenants.items() if tenant_id not in self._asked),
-            default=float("inf"),
-        )
         # With all questions taken, who is due has to wait for an answer.
-        is_full = len(self._asked) >= ASKED_AT_ONCE
+        is_full = len(self._asked) >= ASKED_AT_ONCE or not self._agenda
+        rest_s = REST_MAX_S if is_full else min(max(0.0, self._agenda[0][0] - loop_time()), REST_MAX_S)
         self._change.clear()
-        await pause(REST_MAX_S if is_full else min(max(0.0, next_ask - loop_time()), REST_MAX_S), until=self._change)
+        await pause(rest_s, until=self._change)
+
+    def _hold_the_long_waiting(self) -> None:
+        now = loop_time()
+        in_line_s = PATIENCE_IN_LINE_S if now - self._answered_at < PATIENCE_S else PATIENCE_S
+        for tenant_id, tenant in list(self._tenants.items()):
+            patience_s = PATIENCE_S if tenant.failure_count else in_line_s
+            if tenant.entries and now - tenant.waiting_since >= patience_s:
+                self._hold(tenant_id, tenant)
+
+    def _hold(self, tenant_id: str, tenant: WaitingTenant) -> None:
+        operation = tenant.entries[0].operation
+        ids = {"business_id": operation.business_id, "location_id": operation.location_id}
+        log.warning("tenant.held", reason=tenant.reason, error=tenant.error, **ids)
+        self._unasked -= not tenant.failure_count
+        tenant.failure_count = tenant.failure_count or 1
+        entries = list(tenant.entries)
+        tenant.entries.clear()
+        if not self._host.hold_tenant(entries, tenant.reason):
+            self._forget(tenant_id)
+
+    def _forget(self, tenant_id: str) -> None:
+        self._unasked -= not self._tenants.pop(tenant_id).failure_count
 
     async def _ask(self, tenant_id: str, stopping: asyncio.Event) -> None:
         try:
             await self._decide(tenant_id, stopping)
         finally:
             del self._asked[tenant_id]
+            tenant = self._tenants.get(tenant_id)
+            if tenant is not None and tenant.turn is None:  # it came, or was due, while the answer was on its way
+                self._ask_at(tenant_id, tenant, loop_time())
             self._change.set()
 
     async def _decide(self, tenant_id: str, stopping: asyncio.Event) -> None:
         """Ask for a tenant's shard, and let its operations go, keep them or give them up."""
-        tenant = self._tenants[tenant_id]
         asked_at = self._utc()
         try:
             found = await self._router.find(tenant_id)
         except (TryAgainLaterError, RefusedError) as exc:
-            self._keep(tenant, UNANSWERED, error=str(exc))
             wished_s = exc.retry_after_s or 0.0 if isinstance(exc, TryAgainLaterError) else 0.0
-            tenant.next_ask = max(tenant.next_ask, loop_time() + wished_s)
+            self._keep(tenant_id, Reason.SHARD_UNAVAILABLE, wished_s=wished_s, error=str(exc))
+            return
+        self._answered_at = loop_time()
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
             return
         if not isinstance(found, Absence):
-            self._let_go(tenant_id, found, self._tenants.pop(tenant_id).entries)
+            self._forget(tenant_id)
+            if tenant.entries:
+                self._host.let_go(tenant_id, found, tenant.entries)
+            else:
+                self._host.found(tenant_id)
             return
-        self._keep(tenant, found)
+        self._keep(tenant_id, found)
         if found is Absence.UNREGISTERED and not stopping.is_set():
-            await self._give_up(tenant_id, overdue(tenant.entries, now=asked_at, tenant_wait=self._tenant_wait))
+            await self._give_up(tenant_id, tenant, asked_at)
 
-    def _keep(self, tenant: WaitingTenant, reason: str, **facts: str) -> None:
-        if tenant.reason != reason or facts:
-            operation = tenant.entries[0].operation
-            ids = {"business_id": operation.business_id, "location_id": operation.location_id}
-            log.warning("tenant.held", reason=reason, **ids, **facts)
-        tenant.reason = reason
+    def _keep(self, tenant_id: str, reason: str, *, wished_s: float = 0.0, error: str | None = None) -> None:
+        """Ask again later, each time later."""
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            return
+        tenant.reason, tenant.error = reason, error
+        self._unasked -= not tenant.failure_count
         tenant.failure_count += 1
-        delay_s = backoff_s(tenant.failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
-        tenant.next_ask = loop_time() + delay_s
+        most_s = max(RETRY_MAX_S, len(self._tenants) / ASKS_PER_S)
+        delay_s = backoff_s(tenant.failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=most_s)
+        self._ask_at(tenant_id, tenant, loop_time() + max(delay_s, wished_s))
 
-    async def _give_up(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+    async def _give_up(self, tenant_id: str, tenant: WaitingTenant, asked_at: datetime) -> None:
+        """Make dead letters of what is overdue; the rest waits on, or is held."""
+        if not tenant.entries:
+            self._host.not_registered(tenant_id, asked_at)
+            return
+        entries = [
+            entry
+            for entry in tenant.entries
+            if is_overdue(entry.operation.origin.arrived_at, now=asked_at, tenant_wait=self._tenant_wait)
+        ]
         if not entries:
             return
         waited_s = (self._tenant_wait + UNKNOWN_TENANT_MARGIN).total_seconds()
         error = f"its tenant was not registered within {waited_s:g} s; register it and replay this letter"
         failed_at = self._utc()
         reason = DeadLetterReason.UNKNOWN_TENANT
-        await self._settle(entries, [entry.letter(reason, error, failed_at=failed_at) for entry in entries])
-        given_up = {entry.ticket for entry in entries}
-        tenant = self._tenants[tenant_id]
-        tenant.entries = deque(entry for entry in tenant.entries if entry.ticket not in given_up)
-        if not tenant.entries:
-            del self._tenants[tenant_id]
+        tenant.waiting_since = float("inf")  # not to be held meanwhile: what waits is being passed over
+        await self._host.settle(entries, [entry.letter(reason, error, failed_at=failed_at) for entry in entries])
+        tenant.waiting_since = loop_time()
+        given_up = {id(entry) for entry in entries}
+        tenant.entries = deque(entry for entry in tenant.entries if id(entry) not in given_up)
+        if not tenant.entries and not self._host.is_asked_for(tenant_id):
+            self._forget(tenant_id)

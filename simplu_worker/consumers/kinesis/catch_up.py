@@ -1,0 +1,223 @@
+"""Catch up what is held: find out when a target is back, and read its operations again from the stream.
+
+A catch-up has its own place in the stream shard and shares what Kinesis allows for it with the main reader. It sends
+only the operations of its holds, and ends them when the next record is the next one for the main reader too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+import structlog
+
+from simplu_worker.clock import loop_time
+from simplu_worker.consumers.backoff import backoff_s
+from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
+from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Target
+from simplu_worker.consumers.kinesis.intake import Intake
+from simplu_worker.consumers.kinesis.lanes import BATCH_MAX_COUNT, Entry
+from simplu_worker.consumers.kinesis.positions import Mark, Position, is_behind
+from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, Record, Start
+from simplu_worker.consumers.pauses import pause
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.router import Router
+
+CATCH_UPS_MAX: Final = 4  # at a time; they share what the main reader leaves of the quota
+ALIKE: Final = timedelta(seconds=60)  # holds that begin so close to each other are caught up together
+SENT_MAX_COUNT: Final = 2 * BATCH_MAX_COUNT  # by one catch-up and not settled: others' operations queue behind them
+LOOK_INTERVAL_S: Final = 0.25
+DECODED_AT_ONCE: Final = 250  # about two milliseconds, then the event loop gets its turn
+PROBE_BASE_S: Final = 0.25
+PROBE_MAX_S: Final = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class CatchUpReader:
+    """One catch-up at work."""
+
+    def __init__(
+        self,
+        catch_up: CatchUp,
+        reads: StreamShardReads,
+        intake: Intake,
+        dispatcher: Dispatcher,
+        *,
+        main_at: Callable[[], Mark | None],
+        beginning: tuple[Start, Position | None],
+        retention: timedelta | None,
+    ) -> None:
+        """*main_at* is where the main reader is; *beginning* where it started, and what was done then."""
+        self.catch_up = catch_up
+        self._reads = reads
+        self._intake = intake
+        self._dispatcher = dispatcher
+        self._main_at = main_at
+        self._retention = retention
+        self._start, self._after = beginning
+        if catch_up.start is not None:
+            self._start = AtSequenceNumber(catch_up.start.sequence_number)
+            self._after = catch_up.start.position
+        self._started_at = loop_time()
+        self._record_count = 0
+
+    def __repr__(self) -> str:
+        return f"CatchUpReader({self.catch_up!r}, read={self._record_count})"
+
+    @property
+    def lag_s(self) -> float:
+        """How far it is behind the main reader, by the arrival of what they read last."""
+        main, own = self._main_at(), self.catch_up.owed.last or self.catch_up.start
+        return 0.0 if main is None or own is None else max(0.0, (main.arrived_at - own.arrived_at).total_seconds())
+
+    def status(self) -> dict[str, Any]:
+        """Return how far it is, for people."""
+        at = self.catch_up.owed.last
+        took_s = max(loop_time() - self._started_at, 0.001)
+        return {
+            "targets": sorted(f"{hold.target} {hold.name}".strip() for hold in self.catch_up.holds)[:10],
+            "position": None if at is None else at.sequence_number,
+            "behindMainSeconds": round(self.lag_s, 1),
+            "records": self._record_count,
+            "recordsPerSecond": round(self._record_count / took_s, 1),
+        }
+
+    async def run(self, ending: asyncio.Event) -> None:
+        """Read until it meets the main reader, until no hold of it is left, or until *ending*."""
+        with self._reads.budget.catching_up(loop_time()) as pacing:
+            cursor = Cursor(self._reads, self._start, pacing, kind="catch_up", retention=self._retention)
+            while self.catch_up.holds and not ending.is_set():
+                # An end that names no children may be none (holder.py), so it is read on from there.
+                is_at_end = self._reads.is_gone or (cursor.is_at_end and cursor.child_shards)
+                if self._has_met() or is_at_end:
+                    self._meet()
+                elif len(self.catch_up.owed) >= SENT_MAX_COUNT or not self._reads.account.room_bytes:
+                    self._dispatcher.has_settled.clear()
+                    await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
+                elif (reply := await cursor.read(ending)) is not None:
+                    await self._send(reply.records)
+                    cursor.let_go()
+
+    def _has_met(self) -> bool:
+        main = self._main_at()
+        return main is None or not is_behind(main, self.catch_up.owed.last)
+
+    def _meet(self) -> None:
+        """End the holds. In the same step as the look at where the main reader is: nothing may come between."""
+        log.info(
+            "catch_up.ended",
+            stream_shard_id=self._reads.stream_shard_id,
+            records=self._record_count,
+            took_s=round(loop_time() - self._started_at, 1),
+        )
+        self._dispatcher.holds.meet(self.catch_up)
+
+    async def _send(self, records: Sequence[Record]) -> None:
+        """Send what is its holds', up to where the main reader is."""
+        for count, arrival in enumerate(self._intake.arrivals(records, after=self._after), start=1):
+            self._after = None
+            if self._has_met() or not self.catch_up.holds:
+                return
+            self._record_count += 1
+            if isinstance(arrival.decoded, Operation):
+                self._send_one(arrival.mark, arrival.record, arrival.decoded)
+            else:
+                self.catch_up.owed.pass_over(arrival.mark)
+            if count % DECODED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _send_one(self, mark: Mark, record: bytes, operation: Operation) -> None:
+        owed, tenant_id = self.catch_up.owed, operation.tenant_id
+        is_its = self.catch_up.is_for(tenant_id)
+        if is_its and not self._dispatcher.holds.is_sent_by_another(tenant_id, mark, self.catch_up):
+            self._dispatcher.send(Entry(owed.take(mark), operation, record, owed))
+        else:
+            owed.pass_over(mark)
+
+
+class CatchUps:
+    """Finds out when what is held can be caught up, and does it, a few at a time."""
+
+    def __init__(
+        self,
+        router: Router,
+        dispatcher: Dispatcher,
+        reads: StreamShardReads,
+        make: Callable[[CatchUp], CatchUpReader],
+    ) -> None:
+        """*make* makes the reader of a catch-up that has begun."""
+        self._router = router
+        self._dispatcher = dispatcher
+        self._reads = reads
+        self._make = make
+        self._probing: dict[str, asyncio.Task[None]] = {}  # by Postgres shard
+        self.running: list[CatchUpReader] = []
+
+    def __repr__(self) -> str:
+        return f"CatchUps({self.running}, probing={sorted(self._probing)})"
+
+    async def run(self, ending: asyncio.Event) -> None:
+        """Look and catch up until *ending*."""
+        has_ready = self._dispatcher.has_ready
+        async with asyncio.TaskGroup() as tasks:
+            while not ending.is_set():
+                self._dispatcher.relieve(is_memory_short=not self._reads.account.room_bytes)
+                self._dispatcher.look()
+                self._probe(tasks)
+                self._begin(tasks, ending)
+                has_ready.clear()
+                await pause(LOOK_INTERVAL_S, until=has_ready)
+            for probe in self._probing.values():
+                probe.cancel()
+
+    def _probe(self, tasks: asyncio.TaskGroup) -> None:
+        """Ask the Postgres shards that are held and due whether they are back."""
+        for hold in self._dispatcher.holds.all():
+            is_held = hold.target is Target.SHARD and hold.catch_up is None and not hold.is_ready
+            if is_held and hold.name not in self._probing and loop_time() >= hold.next_try:
+                self._probing[hold.name] = tasks.create_task(self._probe_one(hold), name=f"probe:{hold.name}")
+
+    async def _probe_one(self, hold: Hold) -> None:
+        """Make a shard's hold ready when it is back, and nothing sent to it before is in flight."""
+        hold.attempts += 1
+        try:
+            await self._router.probe(hold.name)
+        except (TryAgainLaterError, RefusedError):
+            for tenant_id in sorted(hold.tenants.names)[:1]:
+                await self._router.refresh_address(tenant_id)
+        else:
+            if hold.catch_up is None and self._dispatcher.is_lane_idle(hold.name):
+                hold.is_ready = True
+                self._dispatcher.has_ready.set()
+        finally:
+            # Also for a shard that answers and takes no batch: each round reads again from the stream.
+            delay_s = backoff_s(hold.attempts, draw=self._reads.draw(), base_s=PROBE_BASE_S, most_s=PROBE_MAX_S)
+            hold.next_try = loop_time() + delay_s
+            del self._probing[hold.name]
+
+    def _begin(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
+        """Begin catch-ups of what is ready: the shortest first, so that a long one keeps no other waiting."""
+        groups: list[list[Hold]] = []
+        ready = [hold for hold in self._dispatcher.holds.all() if hold.is_ready and hold.catch_up is None]
+        for hold in sorted(ready, key=lambda one: one.arrived_at):
+            if groups and hold.arrived_at - groups[-1][0].arrived_at <= ALIKE:
+                groups[-1].append(hold)
+            else:
+                groups.append([hold])
+        for group in reversed(groups):
+            if len(self.running) < CATCH_UPS_MAX:
+                reader = self._make(self._dispatcher.holds.begin(group))
+                self.running.append(reader)
+                tasks.create_task(self._run(reader, ending), name=f"catch-up:{self._reads.stream_shard_id}")
+
+    async def _run(self, reader: CatchUpReader, ending: asyncio.Event) -> None:
+        try:
+            await reader.run(ending)
+        finally:
+            self.running.remove(reader)
+            self._dispatcher.has_ready.set()  # another may begin

@@ -1,0 +1,308 @@
+"""What a reader holds: tenants whose operations were dropped from memory, to be read again from the stream. Pure.
+
+Why nothing is lost and nothing overtakes (architecture, idea 3): an operation of a held tenant leaves the reader only
+through a catch-up; a hold starts before the first of its operations that is not known to be committed; and a catch-up
+ends its holds only when the next record is the next one for both, itself and the main reader.
+
+A set of tenants may be larger than what it stands for (`TenantSet`), so a tenant may be in several holds. Starting
+lower only reads again: what was applied is dropped by the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from simplu_worker.consumers.kinesis.positions import Mark, is_behind, lowest
+from simplu_worker.consumers.kinesis.tenant_set import TenantSet
+from simplu_worker.consumers.owed import Owed
+
+TENANT_HOLDS_MAX: Final = 1000  # tenants held each by itself; those beyond share the bucket
+
+
+class Target(StrEnum):
+    """What cannot take operations now."""
+
+    SHARD = "shard"  # a Postgres shard
+    TENANT = "tenant"
+    BUCKET = "bucket"  # the tenants beyond those that are held each by itself
+    PARENTS = "parents"  # what the parents of a reshard still owe
+
+
+class Reason(StrEnum):
+    """Why a target is held, where that is not an `Absence` of its shard."""
+
+    SHARD_UNAVAILABLE = "shard_unavailable"
+    FAILING = "failing"
+    RESHARD = "reshard"
+
+
+class Hold:
+    """One target and its tenants.
+
+    *before* is the last position before the first operation that is not applied, None for the start of reading;
+    *arrived_at* is about when that operation arrived. While a catch-up is at work, its own position counts instead.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        name: str,
+        reason: str,
+        *,
+        before: Mark | None,
+        arrived_at: datetime,
+        now: float,
+        tenants: TenantSet | None = None,
+    ) -> None:
+        self.target = target
+        self.name = name
+        self.reason = reason
+        self.before = before
+        self.arrived_at = arrived_at
+        self.since = now  # monotonic
+        self.tenants = tenants or TenantSet()
+        self.catch_up: CatchUp | None = None
+        self.is_ready = False  # to be caught up
+        self.attempts = 0  # to find it ready
+        self.next_try = now  # monotonic
+
+    def __repr__(self) -> str:
+        state = "catching up" if self.catch_up else "ready" if self.is_ready else "held"
+        return f"Hold({self.target} {self.name}, {self.reason}, {state}, before={self.before})"
+
+    @property
+    def reached(self) -> Mark | None:
+        """The position behind which its operations are still to come: every one of them will be sent from there on."""
+        return self.before if self.catch_up is None else self.catch_up.owed.last
+
+    def lower(self, before: Mark | None, arrived_at: datetime) -> None:
+        """Start no later than behind *before*; no catch-up is at work any more, nor is it ready for one."""
+        self.before = lowest([self.reached, before])
+        self.arrived_at = min(self.arrived_at, arrived_at)
+        self.is_ready = False
+        if self.catch_up is not None:
+            self.catch_up.holds.remove(self)
+            self.catch_up = None
+
+
+class CatchUp:
+    """How far one catch-up is: `owed.last` is the last record it dealt with, its tickets are what it sent."""
+
+    def __init__(self, holds: Sequence[Hold]) -> None:
+        self.holds = list(holds)
+        self.start = lowest(hold.before for hold in holds)
+        self.owed: Owed[Mark] = Owed(self.start)
+        for hold in holds:
+            hold.catch_up = self
+
+    def __repr__(self) -> str:
+        return f"CatchUp({self.holds}, {self.owed!r})"
+
+    def is_for(self, tenant_id: str) -> bool:
+        """Whether the tenant is in one of its holds."""
+        return any(tenant_id in hold.tenants for hold in self.holds)
+
+
+class Holds:
+    """All holds of one reader."""
+
+    def __init__(self) -> None:
+        self._holds: dict[tuple[Target, str], Hold] = {}
+        self._by_name: dict[str, Hold] = {}  # by tenant: the hold that has it by name
+        self._slotted: list[Hold] = []  # those whose tenants are no longer known by name
+        self._catch_ups: list[CatchUp] = []  # those at work, and those that ended while something they sent is owed
+        self._tenant_count = 0  # of holds whose target is a tenant
+        self._bucket_count = 0
+
+    def __repr__(self) -> str:
+        return f"Holds({list(self._holds.values())})"
+
+    def __len__(self) -> int:
+        return len(self._holds)
+
+    def all(self) -> list[Hold]:
+        """Return all holds, the oldest first."""
+        return list(self._holds.values())
+
+    def of(self, tenant_id: str) -> Hold | None:
+        """Return a hold that the tenant is in: nothing of it may leave the main reader."""
+        found = self._by_name.get(tenant_id)
+        if found is None and self._slotted:
+            return next((hold for hold in self._slotted if tenant_id in hold.tenants), None)
+        return found
+
+    def of_shard(self, shard_id: str) -> Hold | None:
+        """Return the hold of a Postgres shard that is not being caught up: nothing new may be sent there."""
+        hold = self._holds.get((Target.SHARD, shard_id))
+        return None if hold is None or hold.catch_up is not None else hold
+
+    def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp) -> bool:
+        """Whether *catch_up* may leave a tenant's operation to another hold, which will come to it.
+
+        One that has passed it already has sent it; once more does no harm then, for everything before it was sent too.
+        """
+        others = [self._by_name.get(tenant_id), *(hold for hold in self._slotted if tenant_id in hold.tenants)]
+        return any(
+            is_behind(mark, hold.reached) for hold in others if hold is not None and hold.catch_up is not catch_up
+        )
+
+    def join(self, hold: Hold, tenant_id: str) -> None:
+        """Add a tenant to a hold, by which from now on it is held: the one it was in by name, if any, has it no more.
+
+        For a tenant of whose operations none behind the start of *hold* is owed but through it.
+        """
+        before = self._by_name.get(tenant_id)
+        if before is hold:
+            return
+        if before is not None:
+            before.tenants.discard(tenant_id)
+            if not before.tenants:
+                self.release(before)
+        names = list(hold.tenants.names)
+        hold.tenants.add(tenant_id)
+        if hold.tenants.is_named:
+            self._by_name[tenant_id] = hold
+            return
+        self._by_name.pop(tenant_id, None)
+        if hold not in self._slotted:
+            self._note_slotted(hold, names)
+
+    def hold_shard(
+        self, shard_id: str, tenants: Iterable[str], before: Mark | None, arrived_at: datetime, *, now: float
+    ) -> Hold:
+        """Hold a Postgres shard with the tenants of the operations that it did not take, the first behind *before*."""
+        hold = self._held(Target.SHARD, shard_id, Reason.SHARD_UNAVAILABLE, before, arrived_at, now=now)
+        for tenant_id in tenants:
+            self.join(hold, tenant_id)
+        return hold
+
+    def hold_tenant(
+        self, tenant_id: str, reason: str, before: Mark | None, arrived_at: datetime, *, now: float
+    ) -> Hold:
+        """Hold a tenant; in the bucket, when too many are held already."""
+        if (Target.TENANT, tenant_id) in self._holds or self._tenant_count < TENANT_HOLDS_MAX:
+            hold = self._held(Target.TENANT, tenant_id, reason, before, arrived_at, now=now)
+            hold.reason = reason
+        else:
+            hold = self._held(Target.BUCKET, self._bucket_name(), reason, before, arrived_at, now=now)
+        self.join(hold, tenant_id)
+        return hold
+
+    def hold_parents(self, tenants: TenantSet, arrived_at: datetime, *, now: float) -> Hold:
+        """Hold, from the first record on, what the parents of the stream shard still owe."""
+        hold = Hold(Target.PARENTS, "", Reason.RESHARD, before=None, arrived_at=arrived_at, now=now, tenants=tenants)
+        self._add(hold)
+        return hold
+
+    def free_parents(self, owed: TenantSet, *, now: float) -> None:
+        """Make ready what the parents owe no more, now that they owe only *owed*."""
+        hold = self._holds.get((Target.PARENTS, ""))
+        if hold is None or hold.is_ready:
+            return
+        freed, kept = hold.tenants.minus(owed), hold.tenants.narrowed_to(owed)
+        if not freed:
+            return
+        self._remove(hold)
+        for name, tenants in ((f"freed {now}", freed), ("", kept)):
+            if tenants:
+                part = Hold(
+                    Target.PARENTS,
+                    name,
+                    Reason.RESHARD,
+                    before=hold.before,
+                    arrived_at=hold.arrived_at,
+                    now=hold.since,
+                    tenants=tenants,
+                )
+                part.is_ready = bool(name)
+                self._add(part)
+
+    def release(self, hold: Hold) -> None:
+        """End a hold."""
+        self._remove(hold)
+        if hold.catch_up is not None:
+            hold.catch_up.holds.remove(hold)
+            hold.catch_up = None
+
+    def begin(self, holds: Sequence[Hold]) -> CatchUp:
+        """Begin a catch-up of *holds*."""
+        catch_up = CatchUp(holds)
+        self._catch_ups.append(catch_up)
+        return catch_up
+
+    def meet(self, catch_up: CatchUp) -> None:
+        """End the holds of a catch-up whose next position is the main reader's: their tenants are live again."""
+        for hold in list(catch_up.holds):
+            self.release(hold)
+
+    def floor(self, main: Mark | None) -> Mark | None:
+        """Return the position before which nothing is owed, where the main reader owes nothing up to *main*."""
+        self._forget_settled()
+        return lowest(
+            [
+                main,
+                *(hold.before for hold in self._holds.values() if hold.catch_up is None),
+                *(catch_up.owed.checkpoint for catch_up in self._catch_ups),
+            ]
+        )
+
+    def is_settled(self) -> bool:
+        """Whether nothing is held, and nothing that catch-ups sent is owed."""
+        self._forget_settled()
+        return not self._holds and not self._catch_ups
+
+    def tenants(self) -> TenantSet:
+        """Return everyone who is held."""
+        found = TenantSet(self._by_name)
+        for hold in self._slotted:
+            found.update(hold.tenants)
+        return found
+
+    def _forget_settled(self) -> None:
+        self._catch_ups = [one for one in self._catch_ups if one.holds or len(one.owed)]
+
+    def _bucket_name(self) -> str:
+        """Return the name of the bucket that is not being caught up; a new one when all are."""
+        name = str(self._bucket_count)
+        bucket = self._holds.get((Target.BUCKET, name))
+        if bucket is not None and bucket.catch_up is not None:
+            self._bucket_count += 1
+        return str(self._bucket_count)
+
+    def _held(
+        self, target: Target, name: str, reason: str, before: Mark | None, arrived_at: datetime, *, now: float
+    ) -> Hold:
+        hold = self._holds.get((target, name))
+        if hold is None:
+            hold = Hold(target, name, reason, before=before, arrived_at=arrived_at, now=now)
+            self._add(hold)
+        else:
+            hold.lower(before, arrived_at)
+        return hold
+
+    def _add(self, hold: Hold) -> None:
+        self._holds[hold.target, hold.name] = hold
+        self._tenant_count += hold.target is Target.TENANT
+        if hold.tenants.is_named:
+            for tenant_id in hold.tenants.names:
+                self._by_name[tenant_id] = hold
+        else:
+            self._note_slotted(hold, ())
+
+    def _remove(self, hold: Hold) -> None:
+        del self._holds[hold.target, hold.name]
+        self._tenant_count -= hold.target is Target.TENANT
+        if hold in self._slotted:
+            self._slotted.remove(hold)
+        for tenant_id in hold.tenants.names:
+            if self._by_name.get(tenant_id) is hold:
+                del self._by_name[tenant_id]
+
+    def _note_slotted(self, hold: Hold, names: Iterable[str]) -> None:
+        self._slotted.append(hold)
+        for tenant_id in names:
+            if self._by_name.get(tenant_id) is hold:
+                del self._by_name[tenant_id]
