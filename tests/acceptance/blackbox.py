@@ -5,7 +5,8 @@
     python tests/acceptance/blackbox.py --env-file F --operations 6000
 
 Exit status 0 only if every row, every outcome and every dead letter is what the contract says. With `--kills` or
-`--start-worker` it runs the worker itself; `--freeze-shard` stops one Postgres server for that many seconds meanwhile.
+`--start-worker` it runs the worker itself; `--freeze-shard` stops one Postgres server for that many seconds meanwhile,
+`--kill-shard` kills another with -9 and has the stack start it again after that time.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from simplu_worker.local.worker_process import WorkerProcess
 from simplu_worker.local.workload import ALL_KINDS, Shares
 
 STOP_WITHIN_S = 35.0
+IDLE_S = 60.0
 MOST = 0.9  # redeliveries leave no trace
 
 
@@ -59,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--start-worker", action="store_true", help="run the worker too, and end it with SIGTERM")
     parser.add_argument("--kills", type=int, default=0, help="kill the worker this often with -9; runs it")
     parser.add_argument("--freeze-shard", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--kill-shard", type=float, default=0.0, metavar="SECONDS")
     return parser.parse_args()
 
 
@@ -92,7 +95,15 @@ async def run(arguments: argparse.Namespace) -> int:
     async def on_tick(snapshot: Snapshot) -> None:
         display.show(snapshot, None)
 
-    trial = Trial(load, lambda: read_env_file(arguments.env_file), on_tick=on_tick, timeout_s=arguments.timeout)
+    trial = Trial(
+        load,
+        lambda: read_env_file(arguments.env_file),
+        on_tick=on_tick,
+        timeout_s=arguments.timeout,
+        idle_s=IDLE_S
+        + arguments.freeze_shard
+        + arguments.kill_shard,  # while a shard is away nothing may be left to do
+    )
     env = read_env_file(arguments.env_file)
     async with AsyncExitStack() as around:
         worker = None
@@ -104,6 +115,8 @@ async def run(arguments: argparse.Namespace) -> int:
             troubles = [tasks.create_task(kill_repeatedly(trial, worker, arguments.kills, console))] if worker else []
             if arguments.freeze_shard:
                 troubles.append(tasks.create_task(freeze(trial, urls_of(env)[0], arguments.freeze_shard, console)))
+            if arguments.kill_shard:
+                troubles.append(tasks.create_task(kill_shard(trial, urls_of(env)[-1], arguments.kill_shard, console)))
             result = await trial.run()
             untroubled = [task for task in troubles if not task.done()]
             for task in untroubled:
@@ -150,6 +163,23 @@ async def freeze(trial: Trial, url: str, seconds: float, console: Console) -> No
     finally:
         send_signal(pids, signal.SIGCONT)
     console.print("the server goes on")
+
+
+async def kill_shard(trial: Trial, url: str, seconds: float, console: Console) -> None:
+    """Kill the Postgres server of *url* with -9 and start it again later, when a quarter is applied."""
+    await settled_share(trial, 1 / 4)
+    pids = postgres_pids(urlsplit(url).port)
+    console.print(f"kill -9 of the Postgres server on port {urlsplit(url).port} for {seconds:.0f} s: {sorted(pids)}")
+    stack = stack_of(pids)
+    send_signal(pids, signal.SIGKILL)
+    await asyncio.sleep(seconds)
+    send_signal({stack}, signal.SIGUSR1)
+    console.print("the stack starts it again")
+
+
+def stack_of(pids: set[int]) -> int:
+    """Return the process that started these of a Postgres server: it starts a killed one again at SIGUSR1."""
+    return next(process.parent for process in running_processes() if process.pid in pids and process.parent not in pids)
 
 
 async def settled_share(trial: Trial, share: float) -> None:

@@ -4,7 +4,8 @@
 
 Starts the embedded stack and the replicas itself. While a producer sends, the fleet goes 1 → 4 → 2 replicas, one is
 killed with -9, one is frozen for longer than a lease lasts and goes on, one is stopped in order, and the stream goes
-from N stream shards to 2N and down to N/2. Then every row, outcome and dead letter is compared with the model. Exit
+from N stream shards to 2N and down to N/2. `--freeze-shard` stops one Postgres server for that many seconds meanwhile,
+from before the first reshard on. Then every row, outcome and dead letter is compared with the model. Exit
 status 0 only if all is right.
 """
 
@@ -24,12 +25,14 @@ from simplu_worker.local.display import Display, print_differences, result_table
 from simplu_worker.local.kinesis_faults import SetOptions
 from simplu_worker.local.kinesis_server import control
 from simplu_worker.local.loopback import until
+from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.local.stack import Stack
 from simplu_worker.local.trial import Load, Snapshot, Trial
 from simplu_worker.local.worker_process import WorkerProcess
 
 STOP_WITHIN_S = 35.0
 RESHARD_WITHIN_S = 60.0
+IDLE_S = 60.0
 MOST = 0.9  # redeliveries leave no trace
 
 Step = Callable[[], Awaitable[None]]
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--tenants", type=int, default=10)
     parser.add_argument("--rate", type=float, default=400.0, help="most records a second")
     parser.add_argument("--lease-duration", type=float, default=3.0)
+    parser.add_argument("--freeze-shard", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=None, help="repeat an earlier run's records")
     sys.exit(asyncio.run(run(parser.parse_args(), Console(soft_wrap=True, highlight=False))))
 
@@ -60,14 +64,20 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
     async with Stack(shards=3, stream_shards=arguments.stream_shards) as stack:
         # Nothing may be trimmed unread: a loss must be the fleet's.
         await control(stack.kinesis_url, SetOptions(options={"memory_max_bytes": 2 * 1024**3}))
-        trial = Trial(load, lambda: stack.env, on_tick=on_tick, timeout_s=600)
+        # While a shard is away nothing may be left to do.
+        idle_s = IDLE_S + arguments.freeze_shard
+        trial = Trial(load, lambda: stack.env, on_tick=on_tick, timeout_s=600, idle_s=idle_s)
         fleet = _Fleet(stack, arguments.lease_duration, console)
         await fleet.start(1)
         async with asyncio.TaskGroup() as tasks:
-            happening = tasks.create_task(happen(trial, fleet, arguments.stream_shards))
+            happening = [tasks.create_task(happen(trial, fleet, arguments.stream_shards))]
+            if arguments.freeze_shard:
+                server = next(iter(stack.servers.values()))
+                happening.append(tasks.create_task(freeze_shard(trial, server, arguments.freeze_shard, console)))
             result = await trial.run()
-            through = happening.done()
-            happening.cancel()
+            through = all(task.done() for task in happening)
+            for task in happening:
+                task.cancel()
         await fleet.stop_all()
     console.print(result_table(result))
     print_differences(console, result.report.differences)
@@ -92,6 +102,18 @@ async def happen(trial: Trial, fleet: _Fleet, stream_shards: int) -> None:
     for number, step in enumerate(steps, start=1):
         await _settled_share(trial, number / (len(steps) + 1))
         await step()
+
+
+async def freeze_shard(trial: Trial, server: PostgresServer, seconds: float, console: Console) -> None:
+    """Stop a Postgres server for a while, when the fleet begins to change: it neither answers nor refuses."""
+    await _settled_share(trial, 1 / 8)
+    console.print(f"freezing {server.database} for {seconds:g} s")
+    server.suspend()
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        server.resume()
+    console.print(f"{server.database} goes on")
 
 
 async def _settled_share(trial: Trial, share: float) -> None:

@@ -1,0 +1,254 @@
+"""What trouble costs the others: one Postgres shard lost under load, a growing backlog, tenants that nobody knows.
+
+    python benchmarks/holding.py [--rate 2000] [--seconds 60] [--freeze-seconds 60]
+    python benchmarks/holding.py --backlog 1000000
+    python benchmarks/holding.py --unknown-tenants 100000
+
+Starts the embedded stack, a worker and the producers, each a process of its own. The first phase is the control: the
+same load with all well. The next ones are set beside it: operations a second and arrival → committed, both from the
+shards' own rows and of tenants on the shards that are well, and the memory of the worker. At the end every row of
+every shard is compared with what was put. Exit status 1 when a bound is missed or a row is not as it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from rich.console import Console
+
+from simplu_worker.local.bounds import Bound, Results
+from simplu_worker.local.chain_checker import held
+from simplu_worker.local.chains import Plan
+from simplu_worker.local.loopback import until
+from simplu_worker.local.postgres import PostgresServer
+from simplu_worker.local.proving_ground import Flow, ProvingGround
+from simplu_worker.local.workload import Tenant
+
+P99_MOST_RATIO = 2.0
+RATE_LEAST_RATIO = 0.9
+HELD_WITHIN_S = 30.0
+PROMPT_S = 2.0
+WARM_UP_S = 10.0
+UNKNOWN_TENANT_MARGIN_S = 60.0  # architecture, idea 7
+APPLIED_WITHIN_S = 120.0
+PIPED_WIDTH = 140
+GIVEN_UP_PER_S = 200.0  # a slow machine's, as the next
+APPLIED_PER_S = 500.0
+
+
+def main() -> None:
+    """Run one of the benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=None, help="operations/s; 2000, beside the modes below 200")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the control")
+    parser.add_argument("--freeze-seconds", type=float, default=60.0)
+    parser.add_argument("--catch-up-seconds", type=float, default=HELD_WITHIN_S)
+    parser.add_argument("--p99-ratio", type=float, default=P99_MOST_RATIO, help="most, to the control's")
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--stream-shards", type=int, default=8)
+    parser.add_argument("--backlog", type=int, metavar="N", help="N records while one shard is away")
+    parser.add_argument("--away", choices=("frozen", "killed", "stopped"), default="frozen", help="how a shard is lost")
+    parser.add_argument("--unknown-tenants", type=int, metavar="N", help="N records, each of another tenant")
+    parser.add_argument("--tenant-wait", type=float, default=5.0, help="TENANT_WAIT_SECONDS, with --unknown-tenants")
+    parser.add_argument("--fill-rate", type=float, default=None, help="records/s of the two modes; 8000 and 2000")
+    parser.add_argument("--padding-bytes", type=int, default=0, help="make every other record that much longer")
+    parser.add_argument("--rss-growth-mib", type=float, default=64.0, help="most beyond the control's most")
+    parser.add_argument("--json", action="store_true")
+    sys.exit(asyncio.run(run(parser.parse_args())))
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status."""
+    width = None if sys.stderr.isatty() else PIPED_WIDTH
+    console = Console(soft_wrap=True, highlight=False, stderr=arguments.json, width=width)
+    if arguments.backlog:
+        results = await grow_backlog(arguments, console)
+    elif arguments.unknown_tenants:
+        results = await send_unknown(arguments, console)
+    else:
+        results = await freeze(arguments, console)
+    results.print(console)
+    if arguments.json:
+        print(results.as_json())
+    return results.status
+
+
+async def freeze(arguments: argparse.Namespace, console: Console) -> Results:
+    """Freeze one Postgres server under load, and let it go on."""
+    rate = arguments.rate or 2000.0
+    async with proving(arguments) as ground:
+        lost = ground.server()
+        steady = ground.start_flow(
+            Plan("steady", ground.tenants_of(), padding_bytes=arguments.padding_bytes), rate=rate
+        )
+        await asyncio.sleep(min(WARM_UP_S, arguments.seconds))
+        console.print(f"control: {rate:g} operations/s for {arguments.seconds:g} s")
+        async with ground.phase("control"):
+            await asyncio.sleep(arguments.seconds)
+        console.print(f"{lost.database} is {arguments.away} for {arguments.freeze_seconds:g} s")
+        await take_away(lost, arguments.away)
+        async with ground.phase(f"one shard {arguments.away}"):
+            await asyncio.sleep(arguments.freeze_seconds)
+        console.print("it comes back")
+        await bring_back(lost)
+        async with ground.phase("catching up"):
+            await asyncio.sleep(arguments.catch_up_seconds)
+        # Once more without trouble: is all as before?
+        async with ground.phase("afterwards"):
+            await asyncio.sleep(min(arguments.seconds, HELD_WITHIN_S))
+        await steady.producer.stop()
+        results = await concluded(
+            ground, f"{rate:g} operations/s, one of {arguments.shards} shards {arguments.away}", steady
+        )
+        frozen = ground.phases[1]
+        kept = await held(lost.url, frozen.end)
+    results.facts["operations held"] = kept.count
+    results.bound_latency(results.phases[1], most_ratio=arguments.p99_ratio, least_ratio=RATE_LEAST_RATIO)
+    results.bounds.append(Bound("last held operation, after it came back", kept.seconds, HELD_WITHIN_S, unit="s"))
+    results.bound_memory(arguments.rss_growth_mib)
+    return results
+
+
+async def grow_backlog(arguments: argparse.Namespace, console: Console) -> Results:
+    """Let the stream grow while one shard is away."""
+    count, rate = arguments.backlog, arguments.rate or 200.0
+    fill_rate = arguments.fill_rate or 8000.0
+    patience_s = APPLIED_WITHIN_S + count / APPLIED_PER_S
+    async with proving(arguments) as ground:
+        lost = ground.server()
+        others = [one for one in ground.stack.servers.values() if one is not lost]
+        steady = ground.start_flow(Plan("steady", ground.tenants_of()), rate=rate)
+        await asyncio.sleep(min(WARM_UP_S, arguments.seconds))
+        async with ground.phase("control"):
+            await asyncio.sleep(arguments.seconds)
+        console.print(f"{lost.database} goes away; {count} records follow, {fill_rate:g} a second")
+        await take_away(lost, arguments.away)
+        # All tenants of the lost shard, and one of each other.
+        plan = Plan(
+            "backlog",
+            (*ground.tenants_of(lost), *ground.tenants_of(*others)[: len(others)]),
+            padding_bytes=arguments.padding_bytes,
+        )
+        backlog = ground.start_flow(plan, rate=fill_rate, count=count)
+        async with ground.phase("backlog grows"):
+            await backlog.producer.done(within_s=patience_s)
+            reached = await ground.applied(ground.urls_without(lost), within_s=patience_s)
+        results_so_far = Bound("others applied all while it was away", float(reached), least=1)
+        async with ground.phase("backlog stays"):
+            await asyncio.sleep(arguments.seconds)
+        console.print("it comes back")
+        await bring_back(lost)
+        async with ground.phase("catching up"):
+            await ground.applied(ground.urls, within_s=patience_s)
+        async with ground.phase("afterwards"):
+            await asyncio.sleep(min(arguments.seconds, HELD_WITHIN_S))
+        await steady.producer.stop()
+        results = await concluded(ground, f"a backlog of {count} records, one shard {arguments.away}", steady)
+        kept = await held(lost.url, ground.phases[2].end)
+    results.facts["operations held"] = kept.count
+    results.facts["seconds until the last of them was applied"] = kept.seconds
+    results.bounds.append(results_so_far)
+    results.bounds.append(Bound("backlog stays: p99 of the others", results.phases[2].p99_s, PROMPT_S, unit="s"))
+    results.bound_memory(arguments.rss_growth_mib)
+    return results
+
+
+async def send_unknown(arguments: argparse.Namespace, console: Console) -> Results:
+    """Send records of tenants that nobody registers, beside those of others."""
+    count: int = arguments.unknown_tenants
+    rate, fill_rate = arguments.rate or 200.0, arguments.fill_rate or 2000.0
+    tenants = tuple(Tenant(f"nobody-{number}", "nowhere", "gym") for number in range(count))
+    plan = Plan("unknown", tenants, types=1, resources=1)
+    async with proving(arguments, {"TENANT_WAIT_SECONDS": str(arguments.tenant_wait)}) as ground:
+        steady = ground.start_flow(Plan("steady", ground.tenants_of()), rate=rate)
+        await asyncio.sleep(min(WARM_UP_S, arguments.seconds))
+        async with ground.phase("control"):
+            await asyncio.sleep(arguments.seconds)
+        console.print(f"{count} records of as many unregistered tenants follow, {fill_rate:g} a second")
+        unknown = ground.start_flow(plan, rate=fill_rate, count=count, is_checked=False)
+        async with ground.phase("they come"):
+            await unknown.producer.done(within_s=APPLIED_WITHIN_S + 2 * count / fill_rate)
+        wait_s = arguments.tenant_wait + UNKNOWN_TENANT_MARGIN_S
+
+        async def some_given_up() -> bool:
+            ground.check()
+            await asyncio.sleep(0.5)
+            return bool(ground.letters)
+
+        async def all_given_up() -> bool:
+            ground.check()
+            await asyncio.sleep(0.5)
+            return len(ground.letters) >= count
+
+        async with ground.phase("they wait"):
+            await until(some_given_up, within_s=wait_s + APPLIED_WITHIN_S)
+        async with ground.phase("they are given up"):
+            await until(all_given_up, within_s=APPLIED_WITHIN_S + count / GIVEN_UP_PER_S)
+        async with ground.phase("afterwards"):
+            await asyncio.sleep(min(arguments.seconds, HELD_WITHIN_S))
+        await steady.producer.stop()
+        results = await concluded(ground, f"{count} unregistered tenants beside {rate:g} operations/s", steady)
+        letters = ground.letters
+    reasons = Counter(letter.reason for letter in {letter.position: letter for letter in letters}.values())
+    numbers = {plan.number_of(str(json.loads(one.record or b"{}").get("requestId"))) for one in letters}
+    results.facts["dead letters, those of a redelivery too"] = len(letters)
+    results.bounds.append(Bound("dead letters unknown_tenant", reasons["unknown_tenant"], most=count, least=count))
+    results.bounds.append(Bound("records with one", len(numbers & set(range(count))), most=count, least=count))
+    for measured in results.phases[1:]:
+        name = measured.phase.name
+        results.bounds.append(Bound(f"{name}: p99 of the others", measured.p99_s, PROMPT_S, unit="s"))
+    results.bound_memory(arguments.rss_growth_mib)
+    return results
+
+
+@asynccontextmanager
+async def proving(
+    arguments: argparse.Namespace, worker_env: dict[str, str] | None = None
+) -> AsyncIterator[ProvingGround]:
+    """Have everything up, and the worker's memory looked at; at the end the worker must stop in order."""
+    ground = ProvingGround(shards=arguments.shards, stream_shards=arguments.stream_shards, worker_env=worker_env)
+    async with ground, asyncio.TaskGroup() as tasks:
+        sampling = tasks.create_task(ground.memory.run(), name="memory")
+        yield ground
+        await ground.stop_workers()
+        sampling.cancel()
+
+
+async def concluded(ground: ProvingGround, title: str, steady: Flow) -> Results:
+    """Wait until all is applied, and return what the shards that were well say about each phase, and the verdict."""
+    applied = await ground.applied(ground.urls, within_s=APPLIED_WITHIN_S)
+    urls = ground.urls_without(ground.server())
+    results = Results(title, [await ground.measured(phase, steady.plan, urls) for phase in ground.phases])
+    results.bounds.append(Bound("all was applied in the end", float(applied), least=1))
+    results.differences = await ground.differences()
+    all_known = all(flow.is_checked for flow in ground.flows)
+    if strays := [one for one in ground.letters if all_known or one.reason != "unknown_tenant"]:
+        results.differences.append(f"{len(strays)} dead letters, such as {strays[0]}")
+    return results
+
+
+async def take_away(server: PostgresServer, how: str) -> None:
+    """Make a Postgres server hang, or end it as a crash or a person would."""
+    match how:
+        case "frozen":
+            server.suspend()
+        case "killed":
+            await server.kill()
+        case _:
+            await server.stop()
+
+
+async def bring_back(server: PostgresServer) -> None:
+    """Let a server go on, or start it again."""
+    server.resume()
+    await server.start()
+
+
+if __name__ == "__main__":
+    main()

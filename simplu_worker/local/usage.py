@@ -1,0 +1,76 @@
+"""What processes use: memory and processor time, as the system counts them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+SAMPLE_S = 0.5
+PROC = Path("/proc")
+
+
+def rss_bytes(pid: int) -> int | None:
+    """Return the resident memory of a process: VmRSS of proc(5), else what ps says; none when it is gone."""
+    if not (PROC / "self" / "status").exists():
+        ps = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return int(ps.stdout) * 1024 if ps.stdout.strip() else None
+    with suppress(OSError):
+        for line in (PROC / str(pid) / "status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def cpu_seconds(pids: Iterable[int], name_of: Callable[[str], str]) -> Counter[str]:
+    """Return the processor time used so far by what *name_of* makes of a command line; empty without /proc."""
+    used: Counter[str] = Counter()
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+    for pid in pids:
+        with suppress(OSError):
+            line = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            stat = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+            user, system = stat[stat.rindex(")") + 2 :].split()[11:13]
+            used[name_of(line)] += (int(user) + int(system)) / ticks_per_s  # type: ignore[assignment]
+    return used
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The least, the middle and the most of what was measured."""
+
+    least: float
+    median: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Range | None:
+        """Return the range of *values*, none of none."""
+        return cls(min(values), statistics.median(values), max(values)) if values else None
+
+
+class MemorySampler:
+    """Looks at the memory of one process again and again; *pid* is asked for anew each time."""
+
+    def __init__(self, pid: Callable[[], int | None]) -> None:
+        self._pid = pid
+        self.samples: list[tuple[datetime, int]] = []
+
+    async def run(self) -> None:
+        """Look for ever; end it by cancelling."""
+        while True:
+            pid = self._pid()
+            if pid is not None and (size := rss_bytes(pid)) is not None:
+                self.samples.append((datetime.now(UTC), size))
+            await asyncio.sleep(SAMPLE_S)
+
+    def between(self, begin: datetime, end: datetime) -> Range | None:
+        """Return the range of the memory between two times, in bytes."""
+        return Range.of([size for at, size in self.samples if begin <= at < end])

@@ -1,0 +1,153 @@
+"""What is held and what goes on, with a chain of changes for every resource, seen from outside.
+
+    python tests/acceptance/holding.py late-tenant [--operations 5000]
+    python tests/acceptance/holding.py reshard [--seconds 20]
+
+`late-tenant`: a tenant is registered after its first operations were sent. `reshard`: while one Postgres server is
+frozen the stream is split and merged again; the tenants of the other shards must go on in the children. Exit status 0
+only if every row is right in the end and the others were prompt meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+from rich.console import Console
+
+from simplu_worker.local.bounds import Bound, Results
+from simplu_worker.local.chain_checker import held
+from simplu_worker.local.chains import Plan
+from simplu_worker.local.proving_ground import Flow, ProvingGround
+from simplu_worker.local.workload import Tenant
+
+PROMPT_S = 2.0
+CHILDREN_WITHIN_S = 10.0  # the parents' leases say what is owed, the children's are made and taken
+HELD_WITHIN_S = 30.0
+APPLIED_WITHIN_S = 60.0
+WARM_UP_S = 5.0
+LEASE_DURATION_S = 3.0
+PIPED_WIDTH = 140
+
+
+def main() -> None:
+    """Run one of the scenarios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenario", choices=("late-tenant", "reshard"))
+    parser.add_argument("--operations", type=int, default=5000, help="of the late tenant")
+    parser.add_argument("--rate", type=float, default=300.0, help="operations/s of the others")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each phase")
+    parser.add_argument("--stream-shards", type=int, default=4)
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--kill-worker", action="store_true", help="with kill -9, when everything is held")
+    sys.exit(asyncio.run(run(parser.parse_args())))
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Run the scenario and return the exit status."""
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    worker_env = {"KINESIS_LEASE_DURATION_SECONDS": str(LEASE_DURATION_S)}
+    ground = ProvingGround(shards=3, stream_shards=arguments.stream_shards, tenants_per_shard=4, worker_env=worker_env)
+    async with ground, asyncio.TaskGroup() as tasks:
+        sampling = tasks.create_task(ground.memory.run(), name="memory")
+        steady = ground.start_flow(Plan("steady", ground.tenants_of()), rate=arguments.rate)
+        await asyncio.sleep(WARM_UP_S)
+        async with ground.phase("control"):
+            await asyncio.sleep(arguments.seconds)
+        scenario = late_tenant if arguments.scenario == "late-tenant" else reshard
+        results = await scenario(ground, steady, arguments, console)
+        await ground.stop_workers()
+        sampling.cancel()
+    results.print(console)
+    return results.status
+
+
+async def late_tenant(ground: ProvingGround, steady: Flow, arguments: argparse.Namespace, console: Console) -> Results:
+    """Register a tenant after its first operations were sent."""
+    tenant = Tenant("late", "main", "gym")
+    console.print(f"{arguments.operations} operations of a tenant that nobody knows")
+    late = ground.start_flow(Plan("late", (tenant,)), rate=1000.0, count=arguments.operations)
+    async with ground.phase("held"):
+        await late.producer.done(within_s=APPLIED_WITHIN_S + arguments.operations / 500)
+        await asyncio.sleep(arguments.seconds)
+    if arguments.kill_worker:
+        await kill_worker(ground, console)
+    console.print("it is registered")
+    async with ground.phase("registered"):
+        await ground.register([tenant])
+        reached = await ground.applied(ground.urls, within_s=HELD_WITHIN_S)
+    async with ground.phase("afterwards"):
+        await asyncio.sleep(arguments.seconds)
+    results = await concluded(ground, steady, f"a tenant registered {arguments.operations} operations late")
+    results.bounds.append(Bound("held ones applied after the registration", float(reached), least=1))
+    bound_promptness(results, restarted=arguments.kill_worker)
+    return results
+
+
+async def reshard(ground: ProvingGround, steady: Flow, arguments: argparse.Namespace, console: Console) -> Results:
+    """Split all stream shards and merge them again while a Postgres server is frozen."""
+    lost = ground.server()
+    others = ground.urls_without(lost)
+    console.print(f"freezing {lost.database}")
+    lost.suspend()
+    async with ground.phase("one shard frozen"):
+        await asyncio.sleep(arguments.seconds)
+    reached: dict[str, bool] = {}
+    for name, count in (("split", 2 * arguments.stream_shards), ("merged", arguments.stream_shards)):
+        await ground.reshard(count)
+        console.print(f"{name}: {count} stream shards")
+        async with ground.phase(f"one shard frozen, {name}"):
+            await asyncio.sleep(arguments.seconds)
+            reached[name] = await ground.applied(others, within_s=CHILDREN_WITHIN_S)
+        if arguments.kill_worker and name == "split":
+            await kill_worker(ground, console)
+    console.print("it goes on")
+    resumed_at = ground.phases[-1].end
+    lost.resume()
+    async with ground.phase("catching up"):
+        await ground.applied(ground.urls, within_s=HELD_WITHIN_S)
+        await asyncio.sleep(arguments.seconds)
+    results = await concluded(ground, steady, "resharded while one shard is frozen")
+    kept = await held(lost.url, resumed_at)
+    results.facts["operations held"] = kept.count
+    for name, value in reached.items():
+        results.bounds.append(Bound(f"others applied all while it was frozen: {name}", float(value), least=1))
+    results.bounds.append(Bound("last held operation, after SIGCONT", kept.seconds, HELD_WITHIN_S, unit="s"))
+    bound_promptness(results, restarted=arguments.kill_worker)
+    return results
+
+
+async def kill_worker(ground: ProvingGround, console: Console) -> None:
+    """Kill the worker with -9 and start it again."""
+    console.print(f"kill -9 of worker {ground.worker.pid}")
+    ground.worker.kill()
+    ground.worker.start()
+    await ground.worker.wait_ready()
+
+
+async def concluded(ground: ProvingGround, steady: Flow, title: str) -> Results:
+    """Stop the load, wait until all is applied, and compare."""
+    await steady.producer.stop()
+    applied = await ground.applied(ground.urls, within_s=APPLIED_WITHIN_S)
+    urls = ground.urls_without(ground.server())
+    results = Results(title, [await ground.measured(phase, steady.plan, urls) for phase in ground.phases])
+    results.bounds.append(Bound("all was applied in the end", float(applied), least=1))
+    results.differences = await ground.differences()
+    if ground.letters:
+        results.differences.append(f"{len(ground.letters)} dead letters, such as {ground.letters[0]}")
+    return results
+
+
+def bound_promptness(results: Results, *, restarted: bool) -> None:
+    """Promise that the others never waited long; a reshard or a restart keeps them waiting once."""
+    for measured in results.phases[1:]:
+        name = measured.phase.name
+        if not restarted and "split" not in name and "merged" not in name:
+            results.bounds.append(Bound(f"{name}: p99 of the others", measured.p99_s, PROMPT_S, unit="s"))
+        longest = CHILDREN_WITHIN_S + (LEASE_DURATION_S if restarted else 0)
+        results.bounds.append(Bound(f"{name}: longest of the others", measured.longest_s, longest, unit="s"))
+
+
+if __name__ == "__main__":
+    main()
