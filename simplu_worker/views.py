@@ -171,7 +171,7 @@ class Replica:
             return 200, msgspec.to_builtins(found, builtin_types=(msgspec.Raw,)) | _named(silent)
         if self._is_pending(request_id, tenant_id):
             return 200, {"requestId": request_id, "status": "pending"} | _named(silent)
-        lags = [reader.lag_s for reader in (self.fleet.readers() if self.fleet else [])]
+        lags = [reader.lag_of(tenant_id) for reader in (self.fleet.readers() if self.fleet else [])]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
         return 404, {"requestId": request_id, "status": "unknown", "lagSeconds": lag_s} | _named(silent)
 

@@ -7,7 +7,7 @@ there takes none of its operations, whatever is remembered here (architecture, i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -40,8 +40,8 @@ class Locator(Protocol):
     async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:
         """Register a tenant, or learn where it was registered before."""
 
-    async def homes(self, tenant_id: str) -> list[ShardAddress]:
-        """Return where the tenant may live or have lived."""
+    async def homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
+        """Return where each tenant may live or have lived."""
 
     async def shards(self) -> list[ShardAddress]:
         """Return every shard that is known."""
@@ -61,9 +61,9 @@ class StaticMap:
         """Return the shard the map names; there is nobody to tell, so nobody knows whether the tenant is new."""
         return Registration(self._map.place(tenant_id_of(business_id, location_id)).address, is_new=False)
 
-    async def homes(self, tenant_id: str) -> list[ShardAddress]:
-        """Return the pins and the shards that the key had for every smaller number of shards."""
-        return [shard.address for shard in self._map.homes(tenant_id)]
+    async def homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
+        """Return the pins and the shards that each key had for every smaller number of shards."""
+        return {tenant_id: [shard.address for shard in self._map.homes(tenant_id)] for tenant_id in tenant_ids}
 
     async def shards(self) -> list[ShardAddress]:
         """Return every shard of the map."""
@@ -103,6 +103,7 @@ class Directory:
         self._pools = pools
         self._routes: dict[str, ShardAddress] = {}
         self._asking: dict[str, _Asking] = {}
+        self._trials: set[str] = set()  # shards that did not answer and are being asked
 
     def __repr__(self) -> str:
         return f"Directory(routes={len(self._routes)}, asking={len(self._asking)})"
@@ -166,52 +167,85 @@ class Directory:
         self._routes[tenant_id] = home.address
         return home.address
 
-    async def home(self, tenant_id: str, named: ShardAddress, *, all_must_answer: bool = True) -> Home | None:
+    async def home(self, tenant_id: str, named: ShardAddress) -> Home | None:
         """Return the shard that has the tenant's row: *named*, an earlier home, or the one it moved to from there.
 
         None means that every shard where it may live or have lived was asked and has no row, or only a destroyed one
-        that is not on *named*. Raises `TryAgainLaterError` while one of them does not answer; with *all_must_answer*
-        off, those that do not answer are passed over.
+        that is not on *named*. Raises `TryAgainLaterError` while one of them does not answer.
         """
-        row = await self.tenant_row(named, tenant_id)
-        if row is not None:
-            return await self._followed(Home(named, row), tenant_id)
-        others = [shard for shard in await self._locator.homes(tenant_id) if shard.shard_id != named.shard_id]
-        for answer in await self._ask(others, tenant_id):
-            match answer:
-                case Home() if answer.tenant["state"] != TenantState.DESTROYED:
-                    return await self._followed(answer, tenant_id)
-                case TryAgainLaterError() if all_must_answer:
-                    raise answer
-        return None
+        home = (await self.homes({tenant_id: named}))[tenant_id]
+        if isinstance(home, WorkerError):
+            raise home
+        return home
 
-    async def _ask(self, shards: Sequence[ShardAddress], tenant_id: str) -> list[Home | TryAgainLaterError]:
-        """Ask many shards at once for the tenant's row; those without one are left out, homes come first."""
-        found: list[Home | TryAgainLaterError] = []
-        places = asyncio.Semaphore(ASKED_AT_ONCE)
+    async def homes(
+        self, named: Mapping[str, ShardAddress], *, new: Collection[str] = ()
+    ) -> dict[str, Home | WorkerError | None]:
+        """Return for each tenant of *named* what `home` would return or raise; each shard is asked once for all.
 
-        async def ask(shard: ShardAddress) -> None:
+        For those of *new*, earlier homes that do not answer are passed over.
+        """
+        answers = await self._ask({tenant_id: [address] for tenant_id, address in named.items()})
+        missing = [tenant_id for tenant_id in named if not answers[tenant_id]]
+        try:
+            earlier = await self._locator.homes(missing) if missing else {}
+        except (TryAgainLaterError, RefusedError) as exc:
+            return {
+                tenant_id: exc if tenant_id in missing else await self._settled(tenant_id, answers[tenant_id])
+                for tenant_id in named
+            }
+        others = {
+            tenant_id: [shard for shard in shards if shard.shard_id != named[tenant_id].shard_id]
+            for tenant_id, shards in earlier.items()
+        }
+        for tenant_id, found in (await self._ask(others)).items():
+            answers[tenant_id] = [answer for answer in found if _counts(answer, is_new=tenant_id in new)]
+        return {tenant_id: await self._settled(tenant_id, answers[tenant_id]) for tenant_id in named}
+
+    async def _ask(self, places: Mapping[str, Sequence[ShardAddress]]) -> dict[str, list[Home | TryAgainLaterError]]:
+        """Ask for each tenant the shards where it may be, all at once; homes come first, "no row" is left out."""
+        found: dict[str, list[Home | TryAgainLaterError]] = {tenant_id: [] for tenant_id in places}
+        asked: dict[str, tuple[ShardAddress, list[str]]] = {}
+        for tenant_id, shards in places.items():
+            for shard in shards:
+                asked.setdefault(shard.shard_id, (shard, []))[1].append(tenant_id)
+        at_once = asyncio.Semaphore(ASKED_AT_ONCE)
+
+        async def ask(shard: ShardAddress, tenant_ids: Sequence[str]) -> None:
             try:
-                async with places:
-                    row = await self.tenant_row(shard, tenant_id)
+                async with at_once:
+                    rows = await self.tenant_rows(shard, tenant_ids)
             except TryAgainLaterError as exc:
-                found.append(exc)
+                for tenant_id in tenant_ids:
+                    found[tenant_id].append(exc)
             else:
-                if row is not None:
-                    found.insert(0, Home(shard, row))
+                for tenant_id, row in rows.items():
+                    found[tenant_id].insert(0, Home(shard, row))
 
         async with asyncio.TaskGroup() as tasks:
-            for shard in shards:
-                tasks.create_task(ask(shard), name=f"home:{shard.shard_id}")
+            for shard, tenant_ids in asked.values():
+                tasks.create_task(ask(shard, tenant_ids), name=f"home:{shard.shard_id}")
         return found
 
-    async def tenant_row(self, address: ShardAddress, tenant_id: str) -> dict[str, Any] | None:
-        """Return the tenant's row on one shard, whatever its state; None when there is none."""
+    async def tenant_rows(self, address: ShardAddress, tenant_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the tenants' rows on one shard, whatever their state, by id; without those it does not have."""
         async with self._pools.pool(address).connection() as connection:
             if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
+                return {}
+            rows = await connection.fetch(QUERIES["find_tenants"], tenant_ids)
+        return {row["id"]: dict(row) for row in rows}
+
+    async def _settled(self, tenant_id: str, found: Sequence[Home | TryAgainLaterError]) -> Home | WorkerError | None:
+        match found:
+            case [Home() as home, *_]:
+                try:
+                    return await self._followed(home, tenant_id)
+                except (TryAgainLaterError, RefusedError) as exc:
+                    return exc
+            case [TryAgainLaterError() as trouble, *_]:
+                return trouble
+            case _:
                 return None
-            row = await connection.fetchrow(QUERIES["find_tenant"], tenant_id)
-        return None if row is None else dict(row)
 
     async def _followed(self, home: Home, tenant_id: str) -> Home:
         hops = 0
@@ -220,7 +254,7 @@ class Directory:
             target = next(
                 (shard for shard in await self._locator.shards() if shard.shard_id == home.tenant["moved_to"]), None
             )
-            row = await self.tenant_row(target, tenant_id) if target else None
+            row = (await self.tenant_rows(target, [tenant_id])).get(tenant_id) if target else None
             if target is None or row is None:
                 raise ShardUnavailableError(
                     f"a tenant moved from shard {home.address.shard_id} to {home.tenant['moved_to']}, "
@@ -228,3 +262,8 @@ class Directory:
                 )
             home = Home(target, row)
         return home
+
+
+def _counts(answer: Home | TryAgainLaterError, *, is_new: bool) -> bool:
+    """Tell whether an answer about an earlier home says anything: a destroyed row does not."""
+    return answer.tenant["state"] != TenantState.DESTROYED if isinstance(answer, Home) else not is_new

@@ -51,7 +51,14 @@ class LostRaceError(TryAgainLaterError):
 
 
 class ShardUnavailableError(TryAgainLaterError):
-    """The shard cannot be used now: unreachable, starting, read-only, full, or not set up as expected."""
+    """The shard cannot be used now: unreachable, starting, read-only, full, or not set up as expected.
+
+    *shard_id* is given where it is the shard that does not answer, so that a probe tells when it does again.
+    """
+
+    def __init__(self, message: str, *, shard_id: str | None = None) -> None:
+        super().__init__(message)
+        self.shard_id = shard_id
 
 
 class StatementFailedError(ShardUnavailableError):
@@ -273,7 +280,8 @@ class ShardPool:
         code = getattr(exc, "sqlstate", None)
         self.last_error = f"{type(exc).__name__} ({code})" if code else type(exc).__name__
         self._report(healthy=False)
-        return ShardUnavailableError(f"shard {self.address.shard_id} at {self.address.place}: {self.last_error}")
+        message = f"shard {self.address.shard_id} at {self.address.place}: {self.last_error}"
+        return ShardUnavailableError(message, shard_id=self.address.shard_id)
 
     def _report(self, *, healthy: bool) -> None:
         if healthy and not self.is_healthy:

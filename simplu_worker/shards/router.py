@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from simplu_worker.errors import TryAgainLaterError, WorkerError
+from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.directory import Absence, Directory, Locator
@@ -95,14 +95,10 @@ class Router:
         """
         await self._writer(shard_id).probe()
 
-    async def refresh_address(self, tenant_id: str) -> None:
-        """Learn whether the shard named for a tenant has another address now; no answer changes nothing."""
-        try:
-            named = await self._locator.locate(tenant_id)
-        except WorkerError:
-            return
-        if named is not None and named.shard_id in self._pools.by_shard_id():
-            self._pools.pool(named)
+    async def find_again(self, tenant_id: str) -> str | Absence:
+        """Find a tenant's shard as if it had never been found; a new address of its shard is learned on the way."""
+        self._directory.forget(tenant_id)
+        return await self.find(tenant_id)
 
     async def operation(self, request_id: str, tenant_id: str | None) -> tuple[LoggedOperation | None, list[str]]:
         """Return one operation from the log, and the ids of shards that should have been asked and did not answer.

@@ -78,16 +78,17 @@ async def test_router_writes_to_the_new_place_when_the_address_was_refreshed(
     create = case.operation("create", data={"a": 1})
 
     shard.connection_string = wrong.connection_string
-    await routed.router.refresh_address(TENANT_ID)
+    with pytest.raises(ShardUnavailableError, match="the database of shard shard-9"):
+        await routed.router.find_again(TENANT_ID)
     with pytest.raises(ShardUnavailableError, match="the database of shard shard-9"):
         await routed.router.apply("shard-1", [create])
     shard.connection_string = new.connection_string
-    await routed.router.refresh_address(TENANT_ID)
+    assert await routed.router.find_again(TENANT_ID) is Absence.NOT_HERE
     await add_tenant(case.pool)
     assert await routed.router.apply("shard-1", [create]) == [SUCCEEDED]
 
     assert case.pool.address.connection_string == new.connection_string
-    await routed.router.refresh_address("unknown-tenant")
+    assert await routed.router.find_again("unknown-tenant") is Absence.UNREGISTERED
 
 
 async def test_router_returns_an_operation_of_a_tenant(routed: RoutedShards) -> None:

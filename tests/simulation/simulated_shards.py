@@ -20,6 +20,7 @@ from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Origin, Outcome
 from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit
 from simplu_worker.shards.directory import Absence
+from simplu_worker.shards.pools import ShardUnavailableError
 from simplu_worker.shards.router import Router
 
 RecordKey: TypeAlias = tuple[str, str, int]  # stream shard, sequence number, place in its aggregate
@@ -62,7 +63,7 @@ class PostgresShards:
         if tenant.created_at is None:
             return Absence.UNREGISTERED
         if tenant.shard_id in self.network.down:
-            raise TryAgainLaterError(f"shard {tenant.shard_id} does not answer")
+            raise ShardUnavailableError("it does not answer", shard_id=tenant.shard_id)
         return tenant.shard_id if tenant.is_active else Absence.INACTIVE
 
     def transact(self, shard_id: str, operations: Sequence[Operation]) -> list[Outcome]:
@@ -149,8 +150,10 @@ class SimulatedRouter(Router):
         """Mark an operation as given up."""
         return await self._shards.network.ask(shard_id, lambda: self._shards.give_up(shard_id, operation), lost=_lost)
 
-    async def refresh_address(self, tenant_id: str) -> None:
-        """Do nothing: shards keep their addresses here."""
+    async def find_again(self, tenant_id: str) -> str | Absence:
+        """Ask for the shard of a tenant anew."""
+        self._remembered.pop(tenant_id, None)
+        return await self.find(tenant_id)
 
 
 class SimulatedDeadLetters:

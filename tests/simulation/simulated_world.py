@@ -62,6 +62,7 @@ class Plan(msgspec.Struct, frozen=True):
     names_max: int = NAMES_MAX  # tenants in a set by name
     tenant_holds_max: int = TENANT_HOLDS_MAX
     prefetch_max_bytes: int = 64 * 1024 * 1024
+    ahead_from_s: float = 30.0
     options: Options = msgspec.field(default_factory=lambda: Options(scaling_limits=False))
 
 
@@ -88,6 +89,7 @@ class Replica:
                 operation_max_bytes=100_000,
                 list_result_limit=100,
                 tenant_wait=timedelta(seconds=plan.tenant_wait_s),
+                ahead_from_s=plan.ahead_from_s,
             ),
             prefetch=Prefetch(plan.prefetch_max_bytes),
             draw=world.draws.random,

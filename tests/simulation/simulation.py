@@ -60,6 +60,7 @@ def draw_plan(draws: Random) -> Plan:
         has_poison=draw() < 0.1,
         names_max=choice([1, 2, 1000]),
         tenant_holds_max=choice([0, 1, 1000]),
+        ahead_from_s=choice([0.0, 0.0, 1.0, 30.0]),
         prefetch_max_bytes=choice([16 * 1024, 64 * 1024 * 1024]),
         options=Options(
             scaling_limits=False,

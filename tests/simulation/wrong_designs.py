@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 import msgspec
+from msgspec.structs import replace
 from simulated_world import FleetMaker, World
 
 from simplu_worker.consumers.kinesis.catch_up import CatchUpReader
@@ -14,7 +15,7 @@ from simplu_worker.consumers.kinesis.fleet import Fleet
 from simplu_worker.consumers.kinesis.holder import EndCheck, LeaseHolder
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Holds, Target
 from simplu_worker.consumers.kinesis.lanes import Entry
-from simplu_worker.consumers.kinesis.leases import Lease
+from simplu_worker.consumers.kinesis.leases import Ahead, Lease
 from simplu_worker.consumers.kinesis.positions import Mark, Position
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard, child_leases, owed_by_parents
@@ -61,6 +62,13 @@ class _SecretiveReader(StreamShardReader):
         if owed is None:
             return None
         return owed.minus(TenantSet(hold.name for hold in self.holds() if hold.target is Target.TENANT))
+
+
+class _BoastfulReader(StreamShardReader):
+    @property
+    def ahead(self) -> Ahead | None:
+        ahead = super().ahead
+        return None if ahead is None or self.read_to is None else replace(ahead, read_to=self.read_to.position)
 
 
 class _HastyDispatcher(Dispatcher):
@@ -162,6 +170,9 @@ WRONG_DESIGNS = {
         _with_reader(dispatcher_class=_HastyDispatcher)
     ),
     "one operation waits and not those behind it": WrongDesign(_with_reader(dispatcher_class=_LooseDispatcher)),
+    "the next owner begins where the last one read, not where it had applied": WrongDesign(
+        _with_reader(_BoastfulReader)
+    ),
     "a hold is not sticky": WrongDesign(_with_reader(holds_class=_SlackHolds)),
     "a hold is not lowered": WrongDesign(_with_reader(holds_class=_LateHolds)),
     "a catch-up ends where all is applied, not dispatched": WrongDesign(_with_reader(_LaggardReader)),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.leases import (
+    Ahead,
     HashRange,
     Lease,
     Observation,
@@ -266,3 +267,13 @@ def test_row_is_our_own_landed_write_when_we_own_it_and_it_is_one_step_on(
 def test_worker_id_names_host_and_process_and_is_unique_by_its_token() -> None:
     """A person finds the process; two processes never share the id."""
     assert worker_id("web-1", 42, "9f3c") == "web-1:42:9f3c"
+
+
+def test_lease_says_how_far_its_reader_is_ahead_when_the_row_does() -> None:
+    """Both attributes together; one without the other is nothing."""
+    ahead = Ahead(Position(17, 3), frozenset({"tenant:a-x", "tenant:b-y"}))
+    row = row_of(Lease("a", Position(5), ahead=ahead))
+
+    assert row["simpluReadTo"] == {"S": "17/3"}
+    assert lease_of(row) == Lease("a", Position(5), ahead=ahead)
+    assert lease_of({name: value for name, value in row.items() if name != "simpluHeld"}) == Lease("a", Position(5))

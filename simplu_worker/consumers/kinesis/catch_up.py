@@ -19,17 +19,19 @@ from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
 from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.intake import Intake
-from simplu_worker.consumers.kinesis.lanes import BATCH_MAX_COUNT, Entry
+from simplu_worker.consumers.kinesis.lanes import BATCH_MAX_BYTES, BATCH_MAX_COUNT, Entry
 from simplu_worker.consumers.kinesis.positions import Mark, Position, is_behind
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, Record, Start
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.directory import Absence
 from simplu_worker.shards.router import Router
 
 CATCH_UPS_MAX: Final = 4  # at a time; they share what the main reader leaves of the quota
 ALIKE: Final = timedelta(seconds=60)  # holds that begin so close to each other are caught up together
 SENT_MAX_COUNT: Final = 2 * BATCH_MAX_COUNT  # by one catch-up and not settled: others' operations queue behind them
+SENT_MAX_BYTES: Final = 2 * BATCH_MAX_BYTES
 LOOK_INTERVAL_S: Final = 0.25
 DECODED_AT_ONCE: Final = 250  # about two milliseconds, then the event loop gets its turn
 PROBE_BASE_S: Final = 0.25
@@ -96,12 +98,17 @@ class CatchUpReader:
                 is_at_end = self._reads.is_gone or (cursor.is_at_end and cursor.child_shards)
                 if self._has_met() or is_at_end:
                     self._meet()
-                elif len(self.catch_up.owed) >= SENT_MAX_COUNT or not self._reads.account.room_bytes:
+                elif self._has_sent_enough() or not self._reads.account.room_bytes:
                     self._dispatcher.has_settled.clear()
                     await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
                     await self._send(reply.records)
                     cursor.let_go()
+
+    def _has_sent_enough(self) -> bool:
+        """Whether what it sent is to be settled first."""
+        count = len(self.catch_up.owed)
+        return count >= SENT_MAX_COUNT or self._reads.budget.expected_bytes(count) >= SENT_MAX_BYTES
 
     def _has_met(self) -> bool:
         main = self._main_at()
@@ -188,8 +195,7 @@ class CatchUps:
         try:
             await self._router.probe(hold.name)
         except (TryAgainLaterError, RefusedError):
-            for tenant_id in sorted(hold.tenants.names)[:1]:
-                await self._router.refresh_address(tenant_id)
+            await self._look_elsewhere(hold)
         else:
             if hold.catch_up is None and self._dispatcher.is_lane_idle(hold.name):
                 hold.is_ready = True
@@ -199,6 +205,17 @@ class CatchUps:
             delay_s = backoff_s(hold.attempts, draw=self._reads.draw(), base_s=PROBE_BASE_S, most_s=PROBE_MAX_S)
             hold.next_try = loop_time() + delay_s
             del self._probing[hold.name]
+
+    async def _look_elsewhere(self, hold: Hold) -> None:
+        """Ask for one of the tenants of a shard that does not answer: it, or the shard, may be at another place now."""
+        names = sorted(hold.tenants.names) or [hold.sample]
+        tenant_id = names[hold.attempts % len(names)]
+        try:
+            found = await self._router.find_again(tenant_id)
+        except (TryAgainLaterError, RefusedError):
+            return
+        if found != hold.name and not isinstance(found, Absence) and tenant_id in hold.tenants.names:
+            self._dispatcher.moved(hold, tenant_id)
 
     def _begin(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
         """Begin catch-ups of what is ready: the shortest first, so that a long one keeps no other waiting."""

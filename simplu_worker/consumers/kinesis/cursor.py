@@ -26,7 +26,7 @@ from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.metrics import instruments
 
-READ_MOST_BYTES: Final = 4 * 1024 * 1024  # two seconds' worth of the quota; larger replies save nothing
+READ_MOST_BYTES: Final = 1024 * 1024  # five a second are more than the quota; larger replies only take more memory
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
 
 log = structlog.get_logger(__name__)

@@ -90,6 +90,11 @@ class Dispatcher:
             tenants.add(entry.operation.tenant_id)
         return tenants
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a batch has been in flight for so long that it may never be answered."""
+        return any(lane.is_stuck for lane in self._lanes.values())
+
     def is_lane_idle(self, shard_id: str) -> bool:
         """Whether no batch to a Postgres shard is in flight."""
         lane = self._lanes.get(shard_id)
@@ -155,9 +160,21 @@ class Dispatcher:
                 self._lane_of.pop(tenant_id, None)
         self._drop(entries)
 
-    def hold_tenant(self, entries: Sequence[Entry], reason: str) -> bool:
-        """Hold the tenant of *entries*, from the first of them on; return whether it is held by itself."""
+    def hold_tenant(self, entries: Sequence[Entry], reason: str, *, shard_id: str | None) -> bool:
+        """Hold the tenant of *entries*, from the first of them on; return whether it is held by itself.
+
+        It is held with all others of the Postgres shard *shard_id* where that does not answer.
+        """
+        if shard_id is not None:
+            self.hold_shard(shard_id, entries)
+            return False
         return self._hold_tenant(entries, reason).target is Target.TENANT
+
+    def moved(self, hold: Hold, tenant_id: str) -> None:
+        """Catch up a tenant of a Postgres shard that is held: it has another shard now."""
+        own = self.holds.hold_tenant(tenant_id, hold.reason, hold.reached, hold.arrived_at, now=loop_time())
+        if own.target is Target.TENANT:
+            self._make_ready(own)
 
     def _hold_tenant(self, entries: Sequence[Entry], reason: str) -> Hold:
         tenant_id = entries[0].operation.tenant_id

@@ -21,7 +21,7 @@ from simplu_worker.consumers.kinesis.balancing import next_expiry, plan_takes
 from simplu_worker.consumers.kinesis.holder import EndCheck, LeaseHolder, start_of
 from simplu_worker.consumers.kinesis.lease_maker import LeaseMaker
 from simplu_worker.consumers.kinesis.lease_table import KclLeader, LeaseTable
-from simplu_worker.consumers.kinesis.leases import HashRange, Lease, Observation, observe
+from simplu_worker.consumers.kinesis.leases import Ahead, HashRange, Lease, Observation, observe
 from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END
 from simplu_worker.consumers.kinesis.prefetch import Prefetch
 from simplu_worker.consumers.kinesis.reader import ReadingRules, StreamShardReader
@@ -232,6 +232,7 @@ class Fleet:
             done=None if lease.checkpoint.is_sentinel else lease.checkpoint,
             hash_range=lease.hash_range,
             owed_by_parents=owed,
+            ahead=_ahead_of(lease),
             router=self._router,
             dead_letters=self._dead_letters,
             rules=self._rules,
@@ -297,6 +298,8 @@ class Fleet:
         self._put_off(self._look_at_listing, LISTING_INTERVAL_S)
         leases = self._leases()
         self._retention = (await self._stream.summary()).retention
+        for reading in self.readers():
+            reading.retention = self._retention
         listed = {shard.stream_shard_id: shard for shard in await self._stream.list_stream_shards()}
         # Every lease was made from a listing: one that a later listing lacks is past its retention.
         self._gone = frozenset(leases.keys() - listed.keys())
@@ -354,3 +357,16 @@ class Fleet:
         if lease.lease_key in self._holders:
             return "owned"
         return "unowned" if lease.owner is None else "other"
+
+
+def _ahead_of(lease: Lease) -> Ahead | None:
+    """Return where the last owner was, unless a Kinesis Client Library has gone past it since or it cannot be read."""
+    ahead = lease.ahead
+    if ahead is None or ahead.read_to <= lease.checkpoint:
+        return None
+    try:
+        TenantSet.of_targets(ahead.held)
+    except ValueError as exc:
+        log.warning("lease.ahead_unreadable", stream_shard_id=lease.lease_key, error=str(exc))
+        return None
+    return ahead

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from simplu_worker.clock import loop_time
 from simplu_worker.consumers.kinesis.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases import Lease
+from simplu_worker.consumers.kinesis.leases import Ahead, Lease
 from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Mark, Position
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard, StreamShard, child_leases
@@ -191,7 +191,9 @@ class LeaseHolder:
                 # Also when it is overdue, after a suspension or slow answers: the write lands only if nobody took the
                 # lease meanwhile.
                 async with asyncio.timeout_at(started_at + interval_s):
-                    renewed = await self._table.renew(self.lease, self._progress(), owed=self._owed())
+                    renewed = await self._table.renew(
+                        self.lease, self._progress(), owed=self._owed(), ahead=self._ahead()
+                    )
             except (TryAgainLaterError, RefusedError, TimeoutError) as exc:
                 log.warning("lease.unrenewed", stream_shard_id=self.lease_key, error=str(exc) or "no answer in time")
                 if loop_time() - self._renewed_at > self._duration_s:
@@ -218,7 +220,7 @@ class LeaseHolder:
         """Release the lease, however often it takes; `False` when it is lost."""
         while True:
             try:
-                return await self._table.release(self.lease, checkpoint)
+                return await self._table.release(self.lease, checkpoint, ahead=self._ahead())
             except (TryAgainLaterError, RefusedError) as exc:
                 log.warning("lease.unreleased", stream_shard_id=self.lease_key, error=str(exc))
             await asyncio.sleep(self._duration_s / TRIES_PER_DURATION)
@@ -236,6 +238,10 @@ class LeaseHolder:
             owed = owed.narrowed_to(TenantSet.of_targets(self.lease.owed))
         targets = owed.targets()
         return targets if targets != self.lease.owed else None
+
+    def _ahead(self) -> Ahead | None:
+        """Return how far the reader is ahead of its checkpoint; before there is one, what the row says stays."""
+        return self.lease.ahead if self.reader is None else self.reader.ahead
 
     def _progress(self) -> Position | None:
         """Return the checkpoint to write; None when it has not moved."""

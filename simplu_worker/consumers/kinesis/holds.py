@@ -29,6 +29,7 @@ class Target(StrEnum):
     TENANT = "tenant"
     BUCKET = "bucket"  # the tenants beyond those that are held each by itself
     PARENTS = "parents"  # what the parents of a reshard still owe
+    PREDECESSOR = "predecessor"  # what the last owner of the lease still held
 
 
 class Reason(StrEnum):
@@ -37,6 +38,7 @@ class Reason(StrEnum):
     SHARD_UNAVAILABLE = "shard_unavailable"
     FAILING = "failing"
     RESHARD = "reshard"
+    TAKEN_OVER = "taken_over"
 
 
 class Hold:
@@ -63,7 +65,8 @@ class Hold:
         self.before = before
         self.arrived_at = arrived_at
         self.since = now  # monotonic
-        self.tenants = tenants or TenantSet()
+        self.tenants = TenantSet() if tenants is None else tenants
+        self.sample = name  # one of its tenants, where it is a shard's
         self.catch_up: CatchUp | None = None
         self.is_ready = False  # to be caught up
         self.attempts = 0  # to find it ready
@@ -177,6 +180,7 @@ class Holds:
         hold = self._held(Target.SHARD, shard_id, Reason.SHARD_UNAVAILABLE, before, arrived_at, now=now)
         for tenant_id in tenants:
             self.join(hold, tenant_id)
+            hold.sample = tenant_id
         return hold
 
     def hold_tenant(
@@ -191,8 +195,25 @@ class Holds:
         self.join(hold, tenant_id)
         return hold
 
+    def hold_predecessors(self, tenants: TenantSet, arrived_at: datetime, *, now: float) -> None:
+        """Hold, from the checkpoint on, what the last owner of the lease still held; it is caught up at once."""
+        hold = Hold(
+            Target.PREDECESSOR,
+            "",
+            Reason.TAKEN_OVER,
+            before=None,
+            arrived_at=arrived_at,
+            now=now,
+            tenants=tenants,
+        )
+        hold.is_ready = True
+        self._add(hold)
+
     def hold_parents(self, tenants: TenantSet, arrived_at: datetime, *, now: float) -> Hold:
-        """Hold, from the first record on, what the parents of the stream shard still owe."""
+        """Hold, from the first record on, what the parents of the stream shard still owe.
+
+        To be called behind `hold_predecessors`, for who is in both is the parents'.
+        """
         hold = Hold(Target.PARENTS, "", Reason.RESHARD, before=None, arrived_at=arrived_at, now=now, tenants=tenants)
         self._add(hold)
         return hold

@@ -49,8 +49,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def cost_bytes(self) -> int:
-        """What it counts for against the memory a replica may take."""
-        return len(self.record) + ENTRY_OVERHEAD_BYTES
+        """What it counts for against the memory a replica may take: the record, its data as text, and the rest."""
+        return 2 * len(self.record) + ENTRY_OVERHEAD_BYTES
 
     @property
     def before(self) -> Mark | None:
@@ -273,6 +273,7 @@ class Lane:
             outcome = await self._router.give_up(self.shard_id, entry.operation)
         except TryAgainLaterError:
             return False
+        count_outcomes([entry.operation], [outcome], now=self._utc())
         log.error("operation.given_up", shard_id=self.shard_id, attempts=attempts, error=error, **ids)
         return outcome.disposition is not Disposition.HOLD
 

@@ -10,20 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import product
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import structlog
 
 from simplu_worker.consumers.aws import AWS_ERRORS, Client, error_code, translate
 from simplu_worker.consumers.kinesis.leases import (
+    HELD,
     OWED,
+    READ_TO,
     STARTED_AT,
+    Ahead,
     Lease,
     Row,
     UnreadableLeaseError,
+    attributes_of,
     is_own_landed_write,
     lease_of,
     row_of,
@@ -38,6 +43,7 @@ KEY = "leaseKey"
 OWNER_INDEX = "LeaseOwnerToLeaseKeyIndex"  # a KCL 3.x that takes the table over waits until it has this index
 READY_STATES = frozenset({"ACTIVE", "UPDATING"})
 STATE_POLL_INTERVAL_S = 0.5
+AS_IT_IS: Final = Ahead(Position(0), frozenset())  # by identity: what the row has stays
 
 _OPERATIONS = ("scan", "put_item", "update_item", "delete_item", "get_item", "create_table", "describe_table")
 for _labels in product(_OPERATIONS, ("ok", "error", "condition_failed")):
@@ -146,48 +152,61 @@ class LeaseTable:
         return row if row is not None and is_own_landed_write(lease, row, me=me) else None
 
     async def renew(
-        self, lease: Lease, checkpoint: Position | None = None, *, owed: frozenset[str] | None = None
+        self,
+        lease: Lease,
+        checkpoint: Position | None = None,
+        *,
+        owed: frozenset[str] | None = None,
+        ahead: Ahead | None = AS_IT_IS,
     ) -> Lease | None:
         """Renew a lease that its owner holds and, in the same write, set its checkpoint and whom it still owes.
 
         Returns the lease as it is then, to be used for the next write; `None` when it is lost to another. An earlier
-        try whose answer was lost counts as this one, unless its checkpoint was lower or it listed others as owed: then
+        try whose answer was lost counts as this one, unless its checkpoint was lower or it noted other things: then
         this one is written over it; if that is in doubt, the lease returned is as the earlier one left it. No *owed*,
-        or an empty one, leaves the list in the row as it is.
+        or an empty one, leaves the list in the row as it is. *ahead* None removes what is there.
         """
         values: dict[str, Any] = {":counter": _number(lease.counter), ":next": _number(lease.counter + 1)}
-        update = "SET leaseCounter = :next"
+        sets, removes = ["leaseCounter = :next"], []
         if owed:
-            update += f", {OWED} = :owed"
+            sets.append(f"{OWED} = :owed")
             values[":owed"] = {"SS": sorted(owed)}
+        _note(ahead, lease, sets, removes, values)
         if checkpoint is not None:
-            update += f", {_SET_CHECKPOINT} REMOVE {_REMOVE_PENDING}"
+            sets.append(_SET_CHECKPOINT)
+            removes.append(_REMOVE_PENDING)
             values |= _checkpoint_values(checkpoint)
         try:
-            return await self._update(lease, update, "leaseCounter = :counter", values)
+            return await self._update(lease, _expression(sets, removes), "leaseCounter = :counter", values)
         except _ConditionFailedError as failed:
             row = await self._row_found(lease, failed)
         if row is None or lease.owner is None or not is_own_landed_write(lease, row, me=lease.owner):
             return None
         left = checkpoint if checkpoint is not None and row.checkpoint < checkpoint else None
-        if left is None and (not owed or row.owed == owed):
+        if left is None and (not owed or row.owed == owed) and (ahead is AS_IT_IS or row.ahead == ahead):
             return row
         try:
-            return await self.renew(row, left, owed=owed)
+            return await self.renew(row, left, owed=owed, ahead=ahead)
         except TryAgainLaterError:
             return row  # renewed it is; what is left goes with the next renewal, which will know this one's
 
-    async def release(self, lease: Lease, checkpoint: Position | None = None) -> bool:
+    async def release(
+        self, lease: Lease, checkpoint: Position | None = None, *, ahead: Ahead | None = AS_IT_IS
+    ) -> bool:
         """Give the lease back, with a last checkpoint, so that others may take it at once.
 
         `False` when another owns it already: then nothing was changed. A renewal of ours in flight does no harm,
         because the owner is what is expected here, not the counter.
         """
         values = {":owner": {"S": lease.owner or ""}, ":one": _number(1)}
-        update = "REMOVE leaseOwner ADD leaseCounter :one"
+        sets: list[str] = []
+        removes = ["leaseOwner"]
+        _note(ahead, lease, sets, removes, values)
         if checkpoint is not None:
-            update = f"SET {_SET_CHECKPOINT} REMOVE leaseOwner, {_REMOVE_PENDING} ADD leaseCounter :one"
+            sets.append(_SET_CHECKPOINT)
+            removes.append(_REMOVE_PENDING)
             values |= _checkpoint_values(checkpoint)
+        update = f"{_expression(sets, removes)} ADD leaseCounter :one"
         try:
             await self._update(lease, update, "leaseOwner = :owner", values)
         except _ConditionFailedError as failed:
@@ -352,6 +371,25 @@ class _InUseError(TryAgainLaterError):
 
 def _number(value: int) -> dict[str, str]:
     return {"N": str(value)}
+
+
+def _note(
+    ahead: Ahead | None, lease: Lease, sets: list[str], removes: list[str], values: dict[str, dict[str, Any]]
+) -> None:
+    """Add to the parts of an update what it takes to note *ahead* in the row of *lease*."""
+    if ahead is AS_IT_IS or ahead == lease.ahead:
+        return
+    if ahead is None:
+        removes += [READ_TO, HELD]
+        return
+    for name, value in attributes_of(ahead).items():
+        sets.append(f"{name} = :{name}")
+        values[f":{name}"] = value
+
+
+def _expression(sets: Sequence[str], removes: Sequence[str]) -> str:
+    parts = [f"SET {', '.join(sets)}" if sets else "", f"REMOVE {', '.join(removes)}" if removes else ""]
+    return " ".join(part for part in parts if part)
 
 
 def _checkpoint_values(checkpoint: Position) -> dict[str, Any]:

@@ -20,6 +20,8 @@ Row: TypeAlias = Mapping[str, Mapping[str, Any]]  # an item as DynamoDB sends it
 ENTITY_TYPE = "LEASE"
 STARTED_AT = "simpluStartedAt"
 OWED = "simpluOwed"
+READ_TO = "simpluReadTo"
+HELD = "simpluHeld"
 
 
 class UnreadableLeaseError(ValueError):
@@ -33,14 +35,24 @@ class HashRange(msgspec.Struct, frozen=True, gc=False):
     last: int
 
 
+class Ahead(msgspec.Struct, frozen=True, gc=False):
+    """How far a reader is ahead of its checkpoint, because some tenants are held.
+
+    Up to *read_to* nothing is owed to anyone who is not in *held* (`TenantSet.targets`).
+    """
+
+    read_to: Position
+    held: frozenset[str]
+
+
 class Lease(msgspec.Struct, frozen=True, gc=False):
     """A row of the lease table as read (KCL `DynamoDBLeaseSerializer`).
 
     *checkpoint* is, as with the KCL, the last position that is done with. *checkpoint_owner* is set while a KCL 3.x
     leader moves the lease gracefully. *started_at* is ours: the instant to which LATEST or AT_TIMESTAMP was pinned when
     the lease was first seen, so that every reader starts there until there is a checkpoint. *owed* is ours too: whom a
-    stream shard that is read to its end still owes something (`TenantSet.targets`), None until it is. Attributes not
-    here survive, because every later write names what it changes.
+    stream shard that is read to its end still owes something (`TenantSet.targets`), None until it is. So is *ahead*.
+    Attributes not here survive, because every later write names what it changes.
     """
 
     lease_key: str
@@ -55,6 +67,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     checkpoint_owner: str | None = None
     started_at: datetime | None = None
     owed: frozenset[str] | None = None
+    ahead: Ahead | None = None
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
@@ -140,6 +153,7 @@ def lease_of(row: Row) -> Lease | None:
             checkpoint_owner=_optional(row, "checkpointOwner", "S") or None,
             started_at=_instant(row, STARTED_AT),
             owed=frozenset(_optional(row, OWED, "SS") or ()) or None,
+            ahead=_ahead(row),
         )
     except UnreadableLeaseError:
         raise
@@ -170,7 +184,15 @@ def row_of(lease: Lease) -> dict[str, dict[str, Any]]:
         row[STARTED_AT] = {"S": lease.started_at.isoformat()}
     if lease.owed:
         row[OWED] = {"SS": sorted(lease.owed)}
+    if lease.ahead:
+        row |= attributes_of(lease.ahead)
     return row
+
+
+def attributes_of(ahead: Ahead) -> dict[str, dict[str, Any]]:
+    """Return the attributes of a lease row that say how far its reader is ahead."""
+    read_to = f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}"
+    return {READ_TO: {"S": read_to}, HELD: {"SS": sorted(ahead.held)}}
 
 
 def _optional(row: Row, name: str, kind: str) -> Any:
@@ -197,6 +219,12 @@ def _position(row: Row, name: str) -> Position:
 def _instant(row: Row, name: str) -> datetime | None:
     text = _optional(row, name, "S")
     return None if text is None else datetime.fromisoformat(text)
+
+
+def _ahead(row: Row) -> Ahead | None:
+    held = frozenset(_optional(row, HELD, "SS") or ())
+    sequence_number, _, sub_sequence_number = (_optional(row, READ_TO, "S") or "").partition("/")
+    return Ahead(Position.of(sequence_number, int(sub_sequence_number)), held) if held and sequence_number else None
 
 
 def _hash_range(row: Row) -> HashRange | None:

@@ -59,6 +59,11 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
     sub_sequence_number: int
     arrived_at: datetime
 
+    @classmethod
+    def at(cls, position: Position, arrived_at: datetime) -> Mark:
+        """Return the mark of a record's position."""
+        return cls(position.checkpoint, position.sub_sequence_number, arrived_at)
+
     @property
     def position(self) -> Position:
         """The record's position, to be written and compared with any other."""

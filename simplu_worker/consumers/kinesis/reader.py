@@ -25,12 +25,12 @@ from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.intake import Intake
 from simplu_worker.consumers.kinesis.lanes import Entry
-from simplu_worker.consumers.kinesis.leases import HashRange
+from simplu_worker.consumers.kinesis.leases import Ahead, HashRange
 from simplu_worker.consumers.kinesis.pacing import Pacing
 from simplu_worker.consumers.kinesis.positions import Mark, Position
 from simplu_worker.consumers.kinesis.prefetch import Account
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard
-from simplu_worker.consumers.kinesis.stream import Record, Start, Stream
+from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, Record, Start, Stream
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.letters import DeadLetter, letter_of
 from simplu_worker.consumers.owed import Owed
@@ -51,6 +51,7 @@ class ReadingRules(msgspec.Struct, frozen=True):
     operation_max_bytes: int
     list_result_limit: int
     tenant_wait: timedelta
+    ahead_from_s: float = 30.0  # noted in the lease row when what is held is so much older than what is read
     drain_s: float = 20.0  # short of SHUTDOWN_GRACE_SECONDS: leases are given back after it
 
 
@@ -66,6 +67,7 @@ class StreamShardReader:
         done: Position | None = None,
         hash_range: HashRange | None = None,
         owed_by_parents: TenantSet | None = None,
+        ahead: Ahead | None = None,
         router: Router,
         dead_letters: LetterStore,
         rules: ReadingRules,
@@ -77,17 +79,21 @@ class StreamShardReader:
     ) -> None:
         """*done* is the checkpoint, where *start* is its record: of an aggregate a part may be done with.
 
+        With *ahead* the main reader goes on where its predecessor was, who held some tenants from the checkpoint on.
         Of the tenants in *owed_by_parents* nothing is applied before the parents owe it no more (`free_parents`).
         *account* is its part of the replica's memory, *retention* that of the stream. *is_end* is asked, with the child
         shards named, whether a reply without an iterator is the end; otherwise it is read on.
         """
         self.stream_shard_id = stream_shard_id
         self._beginning = start, done
+        read_to = None if ahead is None else ahead.read_to
+        if read_to is not None:
+            start, done = AtSequenceNumber(read_to.checkpoint), read_to
         self._done = done  # until a record behind it is met
         self._dead_letters = dead_letters
         self._rules = rules
         self._account = account
-        self._retention = retention
+        self.retention = retention  # of the stream; whoever learns of a change sets it
         self._is_end = is_end
         self._utc = utc
         self._intake = Intake(
@@ -97,7 +103,8 @@ class StreamShardReader:
             list_result_limit=rules.list_result_limit,
             hash_range=hash_range,
         )
-        self._owed: Owed[Mark] = Owed()  # its last position is that of dispatch
+        # Its last position is that of dispatch.
+        self._owed: Owed[Mark] = Owed(None if read_to is None else Mark.at(read_to, utc()))
         self._reads = StreamShardReads(stream, stream_shard_id, account, draw)
         self._pacing = Pacing(self._reads.budget)
         self._cursor = Cursor(self._reads, start, self._pacing, kind="main", retention=retention)
@@ -111,6 +118,9 @@ class StreamShardReader:
             utc=utc,
         )
         self._catch_ups = CatchUps(router, self._dispatcher, self._reads, self._catch_up)
+        if ahead is not None:
+            held = TenantSet.of_targets(ahead.held)
+            self._dispatcher.holds.hold_predecessors(held, utc(), now=loop_time())
         if owed_by_parents:
             self._dispatcher.holds.hold_parents(owed_by_parents, utc(), now=loop_time())
         self._stopping = asyncio.Event()
@@ -166,6 +176,11 @@ class StreamShardReader:
         unread_for_s = loop_time() - self._cursor.replied_at if self.trouble else 0.0
         return self._cursor.millis_behind / 1000 + unread_for_s
 
+    def lag_of(self, tenant_id: str | None) -> float | None:
+        """Return how far a tenant's operations may be behind, what is held of it included; of any tenant without it."""
+        holds = [hold for hold in self.holds() if tenant_id is None or tenant_id in hold.tenants]
+        return max((age for age in [self.lag_s, *map(self.held_age_s, holds)] if age is not None), default=None)
+
     @property
     def catch_up_lag_s(self) -> float:
         """How far the last of its catch-ups is behind the main reader; 0 when there is none."""
@@ -179,9 +194,9 @@ class StreamShardReader:
     @property
     def held_retention_ratio(self) -> float:
         """The age of the oldest operation held, over the time the stream keeps it; 1 is when it is lost."""
-        if self._retention is None:
+        if self.retention is None:
             return 0.0
-        return max(map(self.held_age_s, self.holds()), default=0.0) / self._retention.total_seconds()
+        return max(map(self.held_age_s, self.holds()), default=0.0) / self.retention.total_seconds()
 
     def held_age_s(self, hold: Hold) -> float:
         """Return the age of the first operation of a hold that is not applied."""
@@ -236,11 +251,31 @@ class StreamShardReader:
         return any(hold.target is Target.PARENTS and not hold.is_ready for hold in self.holds())
 
     def owed_tenants(self) -> TenantSet | None:
-        """Return to whom something is owed, once all was read and some of it is held; None before.
+        """Return to whom something is owed, once all was read and it may take long; None before.
 
         From then on it only shrinks: nothing new is read.
         """
-        return self._dispatcher.owed_tenants() if self.is_at_end and self.holds() else None
+        takes_long = self.holds() or self._dispatcher.is_stuck
+        return self._dispatcher.owed_tenants() if self.is_at_end and takes_long else None
+
+    @property
+    def ahead(self) -> Ahead | None:
+        """How far it is ahead of its checkpoint; None when that is not worth noting.
+
+        A successor that begins at the checkpoint would keep all others waiting while it reads again what is held.
+        """
+        main, holds = self._owed.checkpoint, self.holds()
+        if main is None or not holds:
+            return None
+        floor = self._dispatcher.holds.floor(main)
+        oldest = min(hold.arrived_at for hold in holds) if floor is None else floor.arrived_at
+        if (main.arrived_at - oldest).total_seconds() < self._rules.ahead_from_s:
+            return None
+        tenants = self._dispatcher.holds.tenants()
+        for entry in self._dispatcher.entries():
+            if entry.owed is not self._owed:  # of a catch-up that has ended, perhaps
+                tenants.add(entry.operation.tenant_id)
+        return Ahead(main.position, tenants.targets())
 
     def free_parents(self, owed: TenantSet) -> None:
         """Apply what was held for the parents, now that they owe only *owed*."""
@@ -324,7 +359,7 @@ class StreamShardReader:
             self._dispatcher,
             main_at=lambda: self._owed.last,
             beginning=self._beginning,
-            retention=self._retention,
+            retention=self.retention,
         )
 
     async def _store(self, letters: Sequence[DeadLetter]) -> None:

@@ -27,6 +27,7 @@ from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.shards.directory import Absence
+from simplu_worker.shards.pools import ShardUnavailableError
 from simplu_worker.shards.router import Router
 
 ASKED_AT_ONCE: Final = 64
@@ -51,6 +52,7 @@ class WaitingTenant(msgspec.Struct):
     entries: deque[Entry]
     waiting_since: float
     reason: str = Reason.SHARD_UNAVAILABLE
+    shard_id: str | None = None  # the Postgres shard that did not answer
     error: str | None = "no answer yet"
     failure_count: int = 0
     turn: int | None = None
@@ -67,8 +69,11 @@ class Host(Protocol):
     def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[Entry]) -> None:
         """Send all a tenant has to the shard found."""
 
-    def hold_tenant(self, entries: Sequence[Entry], reason: str) -> bool:
-        """Hold the tenant of *entries*, from the first of them on; return whether to go on asking for it."""
+    def hold_tenant(self, entries: Sequence[Entry], reason: str, *, shard_id: str | None) -> bool:
+        """Hold the tenant of *entries*, from the first of them on; return whether to go on asking for it.
+
+        Not where it is with all others of the Postgres shard *shard_id*, which does not answer.
+        """
 
     def is_asked_for(self, tenant_id: str) -> bool:
         """Whether a held tenant is still to be asked for."""
@@ -203,7 +208,7 @@ class WaitingRoom:
         tenant.failure_count = tenant.failure_count or 1
         entries = list(tenant.entries)
         tenant.entries.clear()
-        if not self._host.hold_tenant(entries, tenant.reason):
+        if not self._host.hold_tenant(entries, tenant.reason, shard_id=tenant.shard_id):
             self._forget(tenant_id)
 
     def _forget(self, tenant_id: str) -> None:
@@ -225,8 +230,7 @@ class WaitingRoom:
         try:
             found = await self._router.find(tenant_id)
         except (TryAgainLaterError, RefusedError) as exc:
-            wished_s = exc.retry_after_s or 0.0 if isinstance(exc, TryAgainLaterError) else 0.0
-            self._keep(tenant_id, Reason.SHARD_UNAVAILABLE, wished_s=wished_s, error=str(exc))
+            self._keep(tenant_id, Reason.SHARD_UNAVAILABLE, exc)
             return
         self._answered_at = loop_time()
         tenant = self._tenants.get(tenant_id)
@@ -243,12 +247,14 @@ class WaitingRoom:
         if found is Absence.UNREGISTERED and not stopping.is_set():
             await self._give_up(tenant_id, tenant, asked_at)
 
-    def _keep(self, tenant_id: str, reason: str, *, wished_s: float = 0.0, error: str | None = None) -> None:
+    def _keep(self, tenant_id: str, reason: str, exc: Exception | None = None) -> None:
         """Ask again later, each time later."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             return
-        tenant.reason, tenant.error = reason, error
+        tenant.reason, tenant.error = reason, None if exc is None else str(exc)
+        tenant.shard_id = exc.shard_id if isinstance(exc, ShardUnavailableError) else None
+        wished_s = exc.retry_after_s or 0.0 if isinstance(exc, TryAgainLaterError) else 0.0
         self._unasked -= not tenant.failure_count
         tenant.failure_count += 1
         most_s = max(RETRY_MAX_S, len(self._tenants) / ASKS_PER_S)
