@@ -4,217 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import msgspec
 import pytest
 from aws_endpoints import ScriptedAws, client_of
+from reader_world import (
+    MARGIN,
+    ONLY,
+    RULES,
+    WAIT,
+    World,
+    chain,
+    eventually,
+    logs,
+    mixed,
+    open_world,
+    outcomes,
+    reaches,
+    record,
+)
 from shard_cases import fetch
 from shard_databases import QUICK, ShardMaker, copy_shard
 
-from simplu_worker.clock import UtcClock, utc_now
-from simplu_worker.consumers.aws import Client
-from simplu_worker.consumers.dead_letters import DeadLetterQueue
+from simplu_worker.clock import utc_now
 from simplu_worker.consumers.kinesis.positions import Position
-from simplu_worker.consumers.kinesis.reader import PENDING_MAX_BYTES, ReadingRules, StreamShardReader
-from simplu_worker.consumers.kinesis.stream import AfterSequenceNumber, AtSequenceNumber, Start, Stream, TrimHorizon
-from simplu_worker.local import citrus as local_citrus
-from simplu_worker.local.loopback import until
+from simplu_worker.consumers.kinesis.prefetch import Prefetch
+from simplu_worker.consumers.kinesis.shard_tree import ChildShard
+from simplu_worker.consumers.kinesis.stream import AfterSequenceNumber, AtSequenceNumber, Stream
 from simplu_worker.local.postgres import PostgresServer
-from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.citrus import open_citrus
-from simplu_worker.shards.directory import Directory
-from simplu_worker.shards.pools import DEADLINES, Pools, ShardPool
-from simplu_worker.shards.provisioning import Provisioner, ProvisionRequest
-from simplu_worker.shards.router import Router
-
-WAIT = timedelta(seconds=900)
-MARGIN = timedelta(seconds=60)
-PATIENCE_S = 20.0
-RULES = ReadingRules(operation_max_bytes=100_000, list_result_limit=1000, tenant_wait=WAIT)
-ONLY = "shardId-000000000000"
-
+from simplu_worker.shards.pools import DEADLINES
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
-
-
-class World:
-    """A stream of one stream shard, a dead-letter queue, Citrus, and the way to the shards that it knows."""
-
-    def __init__(
-        self, kinesis: Client, sqs: Client, queue_url: str, citrus: local_citrus.Citrus, make_shard: ShardMaker
-    ) -> None:
-        self.stream = Stream(kinesis, f"stream-{uuid4()}")
-        self.kinesis = kinesis
-        self.sqs = sqs
-        self.queue_url = queue_url
-        self.citrus = citrus
-        self._make_shard = make_shard
-        self.pools: Pools
-        self.router: Router
-        self.provisioner: Provisioner
-
-    def add_shard(self, address: ShardAddress) -> ShardPool:
-        """Make a shard known to Citrus."""
-        self.citrus.add_shard(address.shard_id, address.connection_string)
-        return self.pools.pool(address)
-
-    async def shard(self, shard_id: str) -> ShardPool:
-        """Return a shard, made when it is first asked for."""
-        if shard_id not in self.citrus.registry.shards:
-            self.add_shard(await self._make_shard(shard_id))
-        return self.pools.by_shard_id()[shard_id]
-
-    async def provision(self, tenant: str, shard_id: str) -> None:
-        """Register a tenant (`business-location`) on one shard and make it there."""
-        await self.shard(shard_id)
-        business_id, _, location_id = tenant.partition("-")
-        self.citrus.registry.place(tenant, self.citrus.registry.shards[shard_id])
-        await self.provisioner.provision(ProvisionRequest(business_id, location_id, "gym", datetime.now(UTC)))
-
-    async def put(self, *records: bytes) -> list[str]:
-        """Put records in their order; return their sequence numbers."""
-        numbers: list[str] = []
-        for first in range(0, len(records), 500):
-            entries = [{"Data": record, "PartitionKey": "key"} for record in records[first : first + 500]]
-            reply = await self.kinesis.put_records(StreamName=self.stream.name, Records=entries)
-            numbers += [record["SequenceNumber"] for record in reply["Records"]]
-        return numbers
-
-    async def letters(self) -> list[dict[str, Any]]:
-        """Take all dead letters out of their queue."""
-        found: list[dict[str, Any]] = []
-        while True:
-            reply = await self.sqs.receive_message(QueueUrl=self.queue_url, MaxNumberOfMessages=10, WaitTimeSeconds=0)
-            if not (messages := reply.get("Messages")):
-                return found
-            found += [json.loads(message["Body"]) for message in messages]
-
-    @asynccontextmanager
-    async def reading(
-        self,
-        start: Start | None = None,
-        *,
-        done: Position | None = None,
-        queue_url: str | None = None,
-        rules: ReadingRules = RULES,
-        pending_max_bytes: int = PENDING_MAX_BYTES,
-        utc: UtcClock = utc_now,
-    ) -> AsyncIterator[StreamShardReader]:
-        """Run a reader for as long as the context, which ends when it has drained."""
-        reader = StreamShardReader(
-            self.stream,
-            ONLY,
-            start or TrimHorizon(),
-            done=done,
-            router=self.router,
-            dead_letters=DeadLetterQueue(self.sqs, queue_url or self.queue_url, draw=lambda: 0.0),
-            rules=rules,
-            pending_max_bytes=pending_max_bytes,
-            draw=lambda: 0.0,  # the shortest back-offs
-            utc=utc,
-        )
-        stopping = asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(reader.run(stopping))
-            try:
-                yield reader
-            finally:
-                stopping.set()
 
 
 @pytest.fixture
 async def world(request: pytest.FixtureRequest, endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
     """Give a world without tenants; its deadlines may be given as the fixture's parameter."""
-
-    async def no_more_shards() -> tuple[str, str]:
-        raise AssertionError("the tests place their tenants themselves")
-
-    citrus = local_citrus.Citrus(api_key="a-key-for-tests", make_shard=no_more_shards)
-    async with AsyncExitStack() as stack:
-        kinesis = await stack.enter_async_context(client_of("kinesis", endpoint_url))
-        sqs = await stack.enter_async_context(client_of("sqs", endpoint_url))
-        queue = await sqs.create_queue(QueueName=f"letters-{uuid4()}")
-        world = World(kinesis, sqs, queue["QueueUrl"], citrus, make_shard)
-        url = await stack.enter_async_context(citrus.serve())
-        locator = await stack.enter_async_context(
-            open_citrus(url, api_key="a-key-for-tests", timeout_s=5, attempts=1, allowed_hosts=())
-        )
-        world.pools = await stack.enter_async_context(Pools(size=4, deadlines=getattr(request, "param", QUICK)))
-        directory = Directory(locator, world.pools)
-        world.router = Router(directory, locator, world.pools, tenant_wait=WAIT)
-        world.provisioner = Provisioner(locator, directory, world.pools)
-        await world.stream.ensure(create=True, shard_count=1)
+    async with open_world(endpoint_url, make_shard, deadlines=getattr(request, "param", QUICK)) as world:
         yield world
-
-
-def record(kind: str, tenant: str, number: int, *, resource_id: str = "r1", **more: Any) -> bytes:
-    """Return a record of a tenant (`business-location`)."""
-    business_id, _, location_id = tenant.partition("-")
-    members = {
-        "operation": kind,
-        "businessId": business_id,
-        "locationId": location_id,
-        "resourceType": "class",
-        "resourceId": resource_id,
-        "timestamp": "2026-01-31T09:00:00Z",
-        "requestId": f"{tenant}-{number}",
-        "data": {"number": number},
-    }
-    return json.dumps(members | more).encode()
-
-
-def chain(tenant: str, count: int, *, first: int = 0) -> list[bytes]:
-    """Return operations of one resource that all succeed in this order, and in no other: made, changed, removed."""
-    kinds = ("create", "update", "delete")
-    return [record(kinds[number % 3], tenant, number) for number in range(first, first + count)]
-
-
-def mixed(*chains: Sequence[bytes]) -> list[bytes]:
-    """Return the records of equally long chains in turn."""
-    return [one for together in zip(*chains, strict=True) for one in together]
-
-
-async def outcomes(pool: ShardPool, tenant: str) -> list[str]:
-    """Return what the shard's log says of a tenant's operations, in the order of their numbers.
-
-    Fail when a later number was applied in an earlier transaction.
-    """
-    rows = await fetch(
-        pool, "SELECT request_id, status, error, xid::text::bigint AS xid FROM operations WHERE tenant_id = $1", tenant
-    )
-    rows.sort(key=lambda row: int(row["request_id"].rpartition("-")[2]))
-    transactions = [row["xid"] for row in rows]
-    assert transactions == sorted(transactions)
-    return [row["error"] or row["status"] for row in rows]
-
-
-async def eventually(is_so: Callable[[], bool], *, within_s: float = PATIENCE_S) -> None:
-    """Wait until *is_so*, and fail when it never is."""
-
-    async def ask() -> bool:
-        return is_so()
-
-    assert await until(ask, within_s=within_s)
-
-
-async def reaches(reader: StreamShardReader, sequence_number: str) -> None:
-    """Wait until the reader's checkpoint is at *sequence_number*."""
-    await eventually(lambda: reader.checkpoint == Position.of(sequence_number))
-
-
-async def logs(pool: ShardPool, tenant: str, count: int, *, within_s: float = PATIENCE_S) -> None:
-    """Wait until a tenant's log has *count* rows, all succeeded."""
-
-    async def ask() -> bool:
-        return len(await outcomes(pool, tenant)) >= count
-
-    assert await until(ask, within_s=within_s), await outcomes(pool, tenant)
-    assert await outcomes(pool, tenant) == ["succeeded"] * count
 
 
 async def test_reader_applies_each_tenants_operations_in_stream_order(world: World) -> None:
@@ -243,13 +74,14 @@ async def test_reader_lets_nobody_wait_for_an_unregistered_tenant(world: World) 
 
     async with world.reading() as reader:
         await logs(shard, "a-x", 6)
+        await eventually(lambda: reader.has_in_hand("new-x-1", "new-x") or bool(reader.held()))
+        assert not reader.has_in_hand("a-x-1", None)
         await eventually(lambda: bool(reader.held()))
         assert reader.checkpoint == Position.of(numbers[2])
-        assert [(held["target"], held["reason"], held["operations"]) for held in reader.held()] == [
-            ("tenant new-x", "unregistered", 3)
+        assert [(held["target"], held["reason"], held["tenants"]) for held in reader.held()] == [
+            ("tenant new-x", "unregistered", 1)
         ]
-        assert reader.has_in_hand("new-x-1", "new-x")
-        assert not reader.has_in_hand("a-x-1", None)
+        assert not reader.has_in_hand("new-x-1", "new-x")
 
         more = await world.put(*chain("new-x", 3, first=3))
         await world.provision("new-x", "shard-1")
@@ -371,30 +203,21 @@ async def test_reader_stops_at_once_while_the_dead_letter_queue_refuses(world: W
     assert [letter["reason"] for letter in await world.letters()] == ["invalid_json"]
 
 
-async def test_reader_stops_reading_when_too_much_is_in_hand(world: World, breakable_server: PostgresServer) -> None:
-    """With a shard down what was read for others is applied, then it waits; in order again when the shard is back."""
-    broken = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
+async def test_reader_stops_reading_when_too_much_is_in_hand(world: World) -> None:
+    """Until some of it is applied; then it goes on by itself."""
     await world.provision("a-x", "shard-1")
-    await world.provision("b-x", "shard-3")
     shard = await world.shard("shard-1")
+    numbers = await world.put(*chain("a-x", 60))
 
-    async with world.reading(pending_max_bytes=32 * 1024) as reader:
-        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
-        await logs(broken, "b-x", 3)
-        await breakable_server.kill()
-        await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30, first=3)))
-        await logs(shard, "a-x", 33)
-        await eventually(lambda: reader.status()["state"] == "held back")
-        assert ("shard shard-3", "shard_unavailable") in {(held["target"], held["reason"]) for held in reader.held()}
-        numbers = await world.put(*mixed(chain("a-x", 3, first=33), chain("b-x", 3, first=33)))
-        await asyncio.sleep(0.5)
-        assert len(await outcomes(shard, "a-x")) == 33
+    async with shard.transaction() as connection:
+        await connection.execute("SELECT FROM tenants FOR UPDATE")  # no batch gets past this
+        async with world.reading(prefetch=Prefetch(32 * 1024)) as reader:
+            await eventually(lambda: reader.status()["state"] == "waits for memory")
+            assert len(reader._dispatcher.entries()) < 60
+            await connection.execute("ROLLBACK")
+            await reaches(reader, numbers[-1])
 
-        await breakable_server.start()
-        await reaches(reader, numbers[-1])
-
-    assert await outcomes(shard, "a-x") == ["succeeded"] * 36
-    assert await outcomes(broken, "b-x") == ["succeeded"] * 36
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 60
 
 
 async def test_reader_applies_a_healthy_shards_new_tenant_while_another_shard_is_frozen(
@@ -479,20 +302,24 @@ async def test_reader_holds_what_is_behind_the_batch_too(world: World) -> None:
         await logs(shard, "a-x", 3)
         await fetch(shard, "UPDATE tenants SET state = 'fenced' RETURNING id")
         numbers = await world.put(*chain("a-x", 1500, first=3))
-        await eventually(lambda: [held["operations"] for held in reader.held()] == [1500])
+        await eventually(lambda: reader.read_to is not None and reader.read_to.sequence_number == numbers[-1])
+        await eventually(lambda: [held["reason"] for held in reader.held()] == ["inactive"])
+        assert (reader._dispatcher.entries(), await outcomes(shard, "a-x")) == ([], ["succeeded"] * 3)
         await fetch(shard, "UPDATE tenants SET state = 'active' RETURNING id")
         await reaches(reader, numbers[-1])
 
     assert await outcomes(shard, "a-x") == ["succeeded"] * 1503
 
 
-async def test_reader_keeps_the_order_when_another_reader_finds_the_tenant_first(world: World) -> None:
-    """The route is known then, and what comes next must still not overtake what waits to ask for it."""
+@pytest.mark.parametrize("is_held", [False, True])
+async def test_reader_keeps_the_order_when_another_reader_finds_the_tenant_first(
+    world: World, *, is_held: bool
+) -> None:
+    """The route is known then, and what comes next must still not overtake what waits to ask for it, or is held."""
     await world.put(*chain("new-x", 3))
 
     async with world.reading() as reader:
-        # It has asked for the fifth time, and will again in two seconds.
-        await eventually(lambda: any(one.failure_count == 5 for one in reader._room.tenants().values()))
+        await eventually(lambda: bool(reader.held()) if is_held else reader.has_in_hand("new-x-2", None))
         await world.provision("new-x", "shard-1")
         await world.router.find("new-x")
         numbers = await world.put(*chain("new-x", 3, first=3))
@@ -606,7 +433,13 @@ async def test_reader_goes_on_behind_the_last_record_when_its_iterator_expired(
     aws.answer({"ShardIterator": "third"})
     aws.answer(reply("13", next_iterator=None) | {"ChildShards": [child]})
 
-    async with world.reading() as reader:
+    ends: list[tuple[ChildShard, ...]] = []
+
+    async def is_end(child_shards: tuple[ChildShard, ...]) -> bool:
+        ends.append(child_shards)
+        return True
+
+    async with world.reading(is_end=is_end) as reader:
         await eventually(lambda: reader.is_finished)
 
     assert [(name, asked.get("ShardIterator")) for name, asked in aws.requests if name == "GetRecords"] == [
@@ -620,5 +453,5 @@ async def test_reader_goes_on_behind_the_last_record_when_its_iterator_expired(
         "12",
     ]
     assert (reader.checkpoint, reader.is_at_end) == (Position.of("13"), True)
-    assert [shard.stream_shard_id for shard in reader.child_shards] == ["shardId-000000000001"]
+    assert [shard.stream_shard_id for shards in ends for shard in shards] == ["shardId-000000000001"]
     assert sorted(letter["source"]["sequenceNumber"] for letter in await world.letters()) == ["11", "12", "13"]

@@ -113,6 +113,13 @@ def _flap(world: World) -> None:
         at_s += world.draws.uniform(0.1, 1.5)
 
 
+def _slow(world: World) -> None:
+    """Let a Postgres shard take seconds for an answer, for a while."""
+    shard_id = world.draws.choice(SHARD_IDS)
+    world.network.slow[shard_id] = world.draws.uniform(0.5, 4.0)
+    world.loop.call_later(world.draws.uniform(1.0, 6.0), world.network.slow.pop, shard_id, None)
+
+
 def _register(world: World) -> None:
     tenants = list(world.shards.tenants.values())[1 if world.plan.has_strangers else 0 :]
     if unregistered := [tenant for tenant in tenants if tenant.created_at is None]:
@@ -154,6 +161,7 @@ EVENTS: tuple[Callable[[World], None], ...] = (
     _take_away,
     _flap,
     _flap,
+    _slow,
     _register,
     _register,
     _register,

@@ -37,6 +37,7 @@ class Network:
         self.draws = draws
         self.trouble = Trouble()
         self.down: set[str] = set()  # services that answer nobody
+        self.slow: dict[str, float] = {}  # by service: how many seconds longer it takes
         self._nobody = contextvars.copy_context()  # what lands runs as no process, so it runs whoever is stopped
 
     async def ask(self, service: str, serve: Callable[[], T], *, lost: Callable[[], Exception]) -> T:
@@ -51,7 +52,8 @@ class Network:
             self._later(self._fail, answer, lost())
         else:
             is_lost = fate < trouble.request_lost + trouble.answer_lost
-            self._later(self._land, serve, answer, lost if is_lost else None)
+            slow_s = self.slow.get(service, 0.0)
+            self._later(self._land, serve, answer, lost if is_lost else None, longer_s=slow_s)
         return await answer
 
     def _land(self, serve: Callable[[], T], answer: asyncio.Future[T], lost: Callable[[], Exception] | None) -> None:
@@ -75,9 +77,9 @@ class Network:
         if not answer.done():
             answer.set_exception(exc)
 
-    def _later(self, callback: Callable[..., None], *arguments: object) -> None:
+    def _later(self, callback: Callable[..., None], *arguments: object, longer_s: float = 0.0) -> None:
         draw = self.draws.random
-        delay_s = 0.001 + draw() * 0.02
+        delay_s = 0.001 + draw() * 0.02 + longer_s * (0.5 + draw() / 2)
         if draw() < LONG_DELAY_CHANCE:
             delay_s += draw() * self.trouble.longest_s
         self.loop.call_later(delay_s, callback, *arguments, context=self._nobody)

@@ -187,10 +187,14 @@ class World:
         answer = self.kinesis.do("PutRecord", StreamName=STREAM, PartitionKey=key, Data=data)
         self.ledger.note_put(records, key, answer, arrived_at)
 
+    def tenant_of(self, key: str) -> str:
+        """Return the tenant to whom a partition key belongs."""
+        tenants = list(self.shards.tenants)
+        return tenants[sum(key.encode()) % len(tenants)]
+
     def operation(self, key: str, request_id: str | None, number: str) -> bytes:
         """Return an operation of the tenant to whom *key* belongs."""
-        tenants = list(self.shards.tenants)
-        business_id, _, location_id = tenants[sum(key.encode()) % len(tenants)].partition("-")
+        business_id, _, location_id = self.tenant_of(key).partition("-")
         message = {
             "operation": "update",
             "businessId": business_id,

@@ -152,6 +152,7 @@ def _repair(world: World) -> None:
     """Let everything be well again, and two replicas at least run, where there were so many."""
     world.network.trouble = Trouble(stale=0.2)
     world.network.down.clear()
+    world.network.slow.clear()
     world.kinesis.false_ends = 0.0
     strangers = list(world.shards.tenants)[:1] if world.plan.has_strangers else []
     for tenant in world.shards.tenants.values():

@@ -15,9 +15,11 @@ from disasters import merge, scale, split
 from msgspec.structs import replace
 from simulated_network import Trouble
 from simulated_shards import SHARD_IDS
-from simulated_world import APPLICATION, Plan, Replica, ViolationError, World, a_world
+from simulated_world import APPLICATION, FleetMaker, Plan, Replica, ViolationError, World, a_world
 from simulation import produce, settle_down, stop_all
+from wrong_designs import WRONG_DESIGNS
 
+from simplu_worker.consumers.kinesis.fleet import Fleet
 from simplu_worker.consumers.kinesis.positions import SHARD_END
 from simplu_worker.local.kinesis_model import Options
 
@@ -25,7 +27,14 @@ OWN_TRY_S = 0.05  # of looking, here
 CALM = Plan(replica_count=4, stream_shard_count=16, key_count=32)
 
 
-def play(plan: Plan, work: Callable[[World], Awaitable[None]], *, seed: int = 1, tenants_wait: bool = False) -> None:
+def play(
+    plan: Plan,
+    work: Callable[[World], Awaitable[None]],
+    *,
+    seed: int = 1,
+    tenants_wait: bool = False,
+    make_fleet: FleetMaker = Fleet,
+) -> None:
     """Run *work* in a calm world that is open, with all tenants registered unless *tenants_wait*."""
 
     async def run(world: World) -> None:
@@ -35,7 +44,7 @@ def play(plan: Plan, work: Callable[[World], Awaitable[None]], *, seed: int = 1,
         await work(world)
         world.check()
 
-    with structlog.testing.capture_logs(), a_world(Random(seed), plan) as world:
+    with structlog.testing.capture_logs(), a_world(Random(seed), plan, make_fleet=make_fleet) as world:
         world.loop.run_until_complete(run(world))
 
 
@@ -306,6 +315,37 @@ def test_child_of_a_merge_is_read_while_a_parent_owes_to_a_tenant_that_is_not_re
         assert set(owed) == {frozenset({f"tenant:{unregistered.tenant_id}"})}
 
     play(Plan(stream_shard_count=2, tenant_count=2, tenant_wait_s=300.0), work, tenants_wait=True)
+
+
+def held_while_another_shard_is_slow(make_fleet: FleetMaker) -> None:
+    """Have a tenant caught up while the main reader, far ahead, still waits for another tenant's shard."""
+
+    async def work(world: World) -> None:
+        held, slow = world.shards.tenants.values()
+        held.shard_id, slow.shard_id = SHARD_IDS
+        keys = {world.tenant_of(key): key for key in (f"key-{number}" for number in range(8))}
+        await world.until(lambda: is_all_read(world), within_s=10)
+        world.network.down.add(held.shard_id)
+        world.put(keys[held.tenant_id], [world.operation(keys[held.tenant_id], "r-1", "1")])
+        await asyncio.sleep(3)
+        world.network.slow[slow.shard_id] = 50.0
+        world.put(keys[slow.tenant_id], [world.operation(keys[slow.tenant_id], "r-2", "2")])
+        world.put(keys[held.tenant_id], [world.operation(keys[held.tenant_id], "r-3", "3")])
+        await asyncio.sleep(1)
+        world.network.down.clear()
+        await settle_down(world)
+        world.ledger.check_fates()
+
+    play(Plan(tenant_count=2, replica_count=1), work, make_fleet=make_fleet)
+
+
+def test_held_tenant_is_live_again_only_where_the_main_reader_dispatches() -> None:
+    """Not where all is applied: what the main reader dropped since would be lost."""
+    held_while_another_shard_is_slow(Fleet)
+    with pytest.raises(ViolationError, match="passed record"):
+        held_while_another_shard_is_slow(
+            WRONG_DESIGNS["a catch-up ends where all is applied, not dispatched"].make_fleet
+        )
 
 
 @pytest.mark.parametrize("seed", range(10))

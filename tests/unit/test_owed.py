@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from simplu_worker.consumers.owed import Owed
 
@@ -16,24 +16,42 @@ class OwedMachine(RuleBasedStateMachine):
         super().__init__()
         self.owed: Owed[str] = Owed()
         self.is_done: list[bool] = []
+        self.records: dict[int, int] = {}  # by ticket
+
+    @initialize(has_beginning=st.booleans())
+    def begin(self, has_beginning: bool) -> None:  # noqa: FBT001 - as hypothesis gives it
+        """Begin behind a position, or at the beginning."""
+        if has_beginning:
+            self.owed = Owed("position 0")
+            self.is_done = [True]
 
     @rule(count=st.integers(1, 5))
     def take(self, count: int) -> None:
         """Read a few records."""
         for _ in range(count):
-            ticket = self.owed.take(f"position {len(self.is_done)}")
-            assert ticket == len(self.is_done)
+            record = len(self.is_done)
+            ticket = self.owed.take(f"position {record}")
+            assert ticket == len(self.records)
+            assert self.owed.before(ticket) == (f"position {record - 1}" if record else None)
+            self.records[ticket] = record
             self.is_done.append(False)
+
+    @rule(count=st.integers(1, 3))
+    def pass_over(self, count: int) -> None:
+        """Read a few that are another's."""
+        for _ in range(count):
+            self.owed.pass_over(f"position {len(self.is_done)}")
+            self.is_done.append(True)
 
     @precondition(lambda self: not all(self.is_done))
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
         """Finish some of those that are not."""
-        left = [ticket for ticket, is_done in enumerate(self.is_done) if not is_done]
+        left = [ticket for ticket, record in self.records.items() if not self.is_done[record]]
         tickets = data.draw(st.lists(st.sampled_from(left), unique=True))
         self.owed.done(iter(tickets))
         for ticket in tickets:
-            self.is_done[ticket] = True
+            self.is_done[self.records[ticket]] = True
 
     @invariant()
     def checkpoint_is_before_the_first_owed(self) -> None:
@@ -42,6 +60,7 @@ class OwedMachine(RuleBasedStateMachine):
         assert self.owed.checkpoint == (f"position {first_owed - 1}" if first_owed else None)
         assert self.owed.first == (f"position {first_owed}" if first_owed < len(self.is_done) else None)
         assert len(self.owed) == self.is_done.count(False)
+        assert self.owed.last == (f"position {len(self.is_done) - 1}" if self.is_done else None)
 
 
 TestOwed = OwedMachine.TestCase
@@ -65,4 +84,17 @@ def test_nothing_is_owed_at_first() -> None:
     """And there is no checkpoint to write."""
     owed: Owed[int] = Owed()
 
-    assert (owed.checkpoint, owed.first, len(owed)) == (None, None, 0)
+    assert (owed.checkpoint, owed.first, owed.last, len(owed)) == (None, None, None, 0)
+
+
+def test_checkpoint_is_where_it_begins_until_something_is_read() -> None:
+    """And stays there while the first record is owed, whatever is passed over behind it."""
+    owed = Owed("position 7")
+    assert (owed.checkpoint, owed.last, len(owed)) == ("position 7", "position 7", 0)
+
+    ticket = owed.take("position 8")
+    owed.pass_over("position 9")
+    assert (owed.checkpoint, owed.before(ticket), owed.last) == ("position 7", "position 7", "position 9")
+
+    owed.done([ticket])
+    assert owed.checkpoint == "position 9"

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Position
+from simplu_worker.consumers.kinesis.positions import (
+    AT_TIMESTAMP,
+    LATEST,
+    SHARD_END,
+    TRIM_HORIZON,
+    Mark,
+    Position,
+    is_behind,
+    lowest,
+)
 
 numbers = st.integers(min_value=0, max_value=10**129 - 1)
 positions = st.one_of(
     st.builds(Position, numbers, st.integers(min_value=0, max_value=10_000)),
     st.sampled_from([AT_TIMESTAMP, TRIM_HORIZON, LATEST, SHARD_END]),
+)
+marks = st.builds(
+    Mark, numbers.map(str), st.integers(min_value=0, max_value=3), st.just(datetime(2026, 1, 2, tzinfo=UTC))
+)
+near = st.builds(
+    Mark,
+    st.sampled_from(["0", "9", "10", "99", "100"]),
+    st.integers(min_value=0, max_value=2),
+    st.just(datetime(2026, 1, 2, tzinfo=UTC)),
 )
 
 
@@ -78,3 +99,35 @@ def test_position_is_refused_when_its_sub_sequence_number_is_negative() -> None:
     """Sub-sequence numbers count from 0."""
     with pytest.raises(ValueError, match="expected a sub-sequence number"):
         Position.of("1", -1)
+
+
+@given(st.one_of(marks, near), st.one_of(marks, near))
+def test_mark_is_behind_another_exactly_when_its_position_is(one: Mark, other: Mark) -> None:
+    """Marks compare by their digits, which comes to the same as comparing big integers."""
+    assert is_behind(one, other) == (one.position > other.position)
+    assert one.position == Position(int(one.sequence_number), one.sub_sequence_number)
+
+
+@given(near)
+def test_every_mark_is_behind_the_beginning_and_none_behind_itself(mark: Mark) -> None:
+    """None stands for the beginning, before the record with the lowest number too."""
+    assert is_behind(mark, None)
+    assert not is_behind(mark, mark)
+
+
+@given(st.lists(near, min_size=1))
+def test_lowest_is_one_of_the_marks_with_none_before_it(found: Sequence[Mark]) -> None:
+    """In whatever order they come, from any iterable."""
+    first = lowest(iter(found))
+
+    assert first in found
+    assert first is not None
+    assert not any(is_behind(first, mark) for mark in found)
+
+
+@given(st.lists(st.one_of(st.none(), near)), st.integers(min_value=0, max_value=9))
+def test_lowest_is_the_beginning_when_one_of_them_is(found: list[Mark | None], place: int) -> None:
+    """It is before every record, wherever it stands."""
+    found.insert(place, None)
+
+    assert lowest(found) is None

@@ -139,9 +139,9 @@ class CatchUpReader:
                 await asyncio.sleep(0)
 
     def _send_one(self, mark: Mark, record: bytes, operation: Operation) -> None:
-        owed, tenant_id = self.catch_up.owed, operation.tenant_id
-        is_its = self.catch_up.is_for(tenant_id)
-        if is_its and not self._dispatcher.holds.is_sent_by_another(tenant_id, mark, self.catch_up):
+        owed, holds, tenant_id = self.catch_up.owed, self._dispatcher.holds, operation.tenant_id
+        is_its = holds.is_for(tenant_id, self.catch_up)
+        if is_its and not holds.is_sent_by_another(tenant_id, mark, self.catch_up):
             self._dispatcher.send(Entry(owed.take(mark), operation, record, owed))
         else:
             owed.pass_over(mark)

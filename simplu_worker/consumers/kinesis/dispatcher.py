@@ -221,7 +221,7 @@ class Dispatcher:
 
     def hold_failing(self, entries: Sequence[Entry]) -> None:
         """Hold the tenant of *entries*, the first of which failed by itself, to try it again later."""
-        times = self._failures[entries[0].operation.tenant_id][2]
+        *_, times = self._failures.get(entries[0].operation.tenant_id, (1,))
         hold = self._hold_tenant(entries, Reason.FAILING)
         hold.next_try = loop_time() + FAILING_RETRIES_S[min(times, len(FAILING_RETRIES_S)) - 1]
 

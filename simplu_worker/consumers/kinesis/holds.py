@@ -83,7 +83,10 @@ class Hold:
 
     def lower(self, before: Mark | None, arrived_at: datetime) -> None:
         """Start no later than behind *before*; no catch-up is at work any more, nor is it ready for one."""
-        self.before = lowest([self.reached, before])
+        reached = self.reached
+        if self.catch_up is not None and reached is not None:
+            self.arrived_at = max(self.arrived_at, reached.arrived_at)
+        self.before = lowest([reached, before])
         self.arrived_at = min(self.arrived_at, arrived_at)
         self.is_ready = False
         if self.catch_up is not None:
@@ -104,10 +107,6 @@ class CatchUp:
     def __repr__(self) -> str:
         return f"CatchUp({self.holds}, {self.owed!r})"
 
-    def is_for(self, tenant_id: str) -> bool:
-        """Whether the tenant is in one of its holds."""
-        return any(tenant_id in hold.tenants for hold in self.holds)
-
 
 class Holds:
     """All holds of one reader."""
@@ -119,6 +118,7 @@ class Holds:
         self._catch_ups: list[CatchUp] = []  # those at work, and those that ended while something they sent is owed
         self._tenant_count = 0  # of holds whose target is a tenant
         self._bucket_count = 0
+        self._freed_count = 0
 
     def __repr__(self) -> str:
         return f"Holds({list(self._holds.values())})"
@@ -141,6 +141,13 @@ class Holds:
         """Return the hold of a Postgres shard that is not being caught up: nothing new may be sent there."""
         hold = self._holds.get((Target.SHARD, shard_id))
         return None if hold is None or hold.catch_up is not None else hold
+
+    def is_for(self, tenant_id: str, catch_up: CatchUp) -> bool:
+        """Whether *catch_up* is to send what it reads of a tenant, unless another hold will."""
+        found = self._by_name.get(tenant_id)
+        if found is not None and found.catch_up is catch_up:
+            return True
+        return any(hold.catch_up is catch_up and tenant_id in hold.tenants for hold in self._slotted)
 
     def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp) -> bool:
         """Whether *catch_up* may leave a tenant's operation to another hold, which will come to it.
@@ -227,7 +234,8 @@ class Holds:
         if not freed:
             return
         self._remove(hold)
-        for name, tenants in ((f"freed {now}", freed), ("", kept)):
+        self._freed_count += 1
+        for name, tenants in ((str(self._freed_count), freed), ("", kept)):
             if tenants:
                 part = Hold(
                     Target.PARENTS,
@@ -235,7 +243,7 @@ class Holds:
                     Reason.RESHARD,
                     before=hold.before,
                     arrived_at=hold.arrived_at,
-                    now=hold.since,
+                    now=now if name else hold.since,
                     tenants=tenants,
                 )
                 part.is_ready = bool(name)

@@ -53,31 +53,35 @@ class Intake:
                     if mark.position <= after:
                         continue
                     after = None
-                origin = self._origin(mark, partition_key)
                 if isinstance(content, bytes):
+                    origin = self._origin(mark, number, partition_key)
                     yield Arrival(mark, content, self._decoded(content, origin))
                 else:
+                    origin = self._origin(mark, 0, partition_key)
                     yield Arrival(mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, content, origin))
 
     def _parts(self, record: Record) -> list[tuple[int, str, bytes | str]]:
-        """Return what a record carries: sub-sequence number, partition key, and data, or why the whole is refused."""
+        """Return what a record carries: sub-sequence number, partition key, and data, or why the whole is refused.
+
+        What is refused has the place of its last part, so that it is not passed over where only some were done with.
+        """
         parts = deaggregate(record.data)
         if parts is None:
             return [(0, record.partition_key, record.data)]
         if self._hash_range is not None and not lies_within(parts, self._hash_range):
-            return [(0, record.partition_key, outside_error(parts, self._hash_range))]
+            return [(len(parts) - 1, record.partition_key, outside_error(parts, self._hash_range))]
         return [(part.sub_sequence_number, part.partition_key, part.data) for part in parts]
 
     def _decoded(self, data: bytes, origin: Origin) -> Operation | Rejected:
         return decode_operation(data, origin, max_bytes=self._operation_max_bytes, list_limit=self._list_result_limit)
 
-    def _origin(self, mark: Mark, partition_key: str) -> Origin:
+    def _origin(self, mark: Mark, sub_sequence_number: int, partition_key: str) -> Origin:
         return Origin(
             source=Source.KINESIS,
             name=self._stream_name,
             arrived_at=mark.arrived_at,
             stream_shard_id=self._stream_shard_id,
             sequence_number=mark.sequence_number,
-            sub_sequence_number=mark.sub_sequence_number,
+            sub_sequence_number=sub_sequence_number,
             partition_key=partition_key,
         )

@@ -131,8 +131,8 @@ class Lane:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no batch of it is in flight."""
-        return self._flight is None
+        """Whether no batch of it is in flight, nor being sent where its outcomes say."""
+        return not self._batch
 
     @property
     def is_stuck(self) -> bool:
@@ -161,7 +161,7 @@ class Lane:
 
     def give_up_batch(self) -> None:
         """Wait no more for the batch in flight: whether it was committed is then unknown."""
-        if self._flight is not None:
+        if self._flight is not None and not self._flight.expired():
             self._flight.reschedule(loop_time())
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -216,7 +216,7 @@ class Lane:
         instruments.RETRIES.labels("kinesis", "shard_unavailable").inc()
         if loop_time() - self._failing_since >= HOLD_AFTER_S or self._keeper.is_held(self.shard_id):
             entries = [*self._batch, *self.take_queue()]
-            self._batch = []
+            self._batch, self._failing_since = [], None
             log.warning("shard.held", shard_id=self.shard_id, operations=len(entries), error=str(exc))
             self._keeper.hold_shard(self.shard_id, entries)
             return

@@ -39,16 +39,25 @@ class LeaseMaker:
         self._utc = utc
 
     async def create_at_start(self, leases: Sequence[Lease]) -> list[Lease]:
-        """Create the leases that are missing at the start; return all."""
+        """Create the leases that are missing at the start, where a scan found *leases*; return all."""
         initial = self._initial()
-        wanted: list[Lease] = []
         if not leases:
-            wanted = first_leases(await self._listing_at(initial), initial)
+            first = first_leases(await self._listing_at(initial), initial)
             # Those of a replica that was faster count: after a reshard in between, ours would be a second beginning.
             leases = await self._table.scan(is_consistent=True)
-        if leases:
-            wanted = missing_leases(await self._whole_listing(), {lease.lease_key for lease in leases}, initial)
-        return [*leases, *await self._create(wanted)]
+            if not leases:
+                return await self._create(first)
+        return [*leases, *await self._create(await self._missing(leases, await self._whole_listing()))]
+
+    async def _missing(self, leases: Sequence[Lease], listing: Sequence[StreamShard]) -> list[Lease]:
+        """Return the leases to be created beside *leases*.
+
+        Where some seem to be missing the table is read again as it is: what an eventually consistent scan does not show
+        may be there, and a stream shard whose parent has a lease begins elsewhere than one whose parent has none.
+        """
+        if missing_leases(listing, {lease.lease_key for lease in leases}, self._initial()):
+            leases = await self._table.scan(is_consistent=True)
+        return missing_leases(listing, {lease.lease_key for lease in leases}, self._initial())
 
     async def _create(self, wanted: Sequence[Lease]) -> list[Lease]:
         created = [lease for lease in wanted if await self._table.create(lease)]
@@ -59,9 +68,8 @@ class LeaseMaker:
     async def sync(self) -> list[StreamShard]:
         """Create the leases that a listing shows to be missing; return the listing."""
         leases = await self._table.scan()
-        known = {lease.lease_key for lease in leases}
         listing = await self._whole_listing()
-        await self._create(missing_leases(listing, known, self._initial()))
+        await self._create(await self._missing(leases, listing))
         return listing
 
     def _initial(self) -> InitialPosition:

@@ -167,7 +167,8 @@ class LeaseTable:
         or an empty one, leaves the list in the row as it is. *ahead* None removes what is there.
         """
         values: dict[str, Any] = {":counter": _number(lease.counter), ":next": _number(lease.counter + 1)}
-        sets, removes = ["leaseCounter = :next"], []
+        sets = ["leaseCounter = :next"]
+        removes: list[str] = []
         if owed:
             sets.append(f"{OWED} = :owed")
             values[":owed"] = {"SS": sorted(owed)}

@@ -138,7 +138,7 @@ class StreamShardReader:
     @property
     def read_to(self) -> Mark | None:
         """The last record read; None when there was none yet."""
-        return self._owed.last
+        return self._at()
 
     @property
     def is_finished(self) -> bool:
@@ -357,10 +357,14 @@ class StreamShardReader:
             self._reads,
             self._intake,
             self._dispatcher,
-            main_at=lambda: self._owed.last,
+            main_at=self._at,
             beginning=self._beginning,
             retention=self.retention,
         )
+
+    def _at(self) -> Mark | None:
+        """Return the position of dispatch."""
+        return self._owed.last
 
     async def _store(self, letters: Sequence[DeadLetter]) -> None:
         await self._dead_letters.store(letters, stopping=self._stopping)

@@ -1,0 +1,792 @@
+"""What receives from a queue, in virtual time: the complaints of other consumers' users, each by its number.
+
+The numbers are those of the list of complaints that the consumer was built against; the rule of each is in its test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from sqs_world import Desk, Letters, World, virtually
+from structlog.testing import capture_logs
+
+from simplu_worker.consumers.sqs.groups import Limits
+from simplu_worker.consumers.sqs.queue import Message
+from simplu_worker.consumers.sqs.receiver import LONGEST_TURN_S, QueueReceiver
+from simplu_worker.consumers.sqs.redrive import RedriveRules
+from simplu_worker.consumers.sqs.verdicts import Bury, Done, Later, Verdict, Wait, after_trouble, after_unexpected
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.local.sqs_faults import Fault
+from simplu_worker.metrics.instruments import (
+    SQS_IN_FLIGHT,
+    SQS_POLLS_REPLACED,
+    SQS_STALE_RECEIPTS,
+    outcomes_of,
+)
+from simplu_worker.operations.operation import DeadLetterReason
+
+BURY = Bury(DeadLetterReason.INVALID_JSON, "no JSON")
+ONE_BY_ONE = Limits(batch_count=1, call_count=1)
+
+
+def bodies(count: int, prefix: str = "") -> list[str]:
+    """Return *count* bodies, none like another."""
+    return [f"{prefix}{number:04}" for number in range(count)]
+
+
+def outcomes(receiver: QueueReceiver) -> dict[str, int]:
+    """Return what became of the messages; zeros left out."""
+    counted = outcomes_of(receiver._queue.name)
+    return {name: count for name, count in counted.items() if count}
+
+
+def logged(logs: list[Any], event: str) -> list[Any]:
+    """Return the lines of an event."""
+    return [line for line in logs if line["event"] == event]
+
+
+# Shutdown
+
+
+@virtually
+async def test_t1_message_that_comes_to_a_parked_poll_after_the_stop_goes_back_at_once(world: World) -> None:
+    """T1: the poll that is parked at a stop is waited for; what it brings is for others at once, received once here."""
+    queue, desk = world.queue(), Desk()
+    async with world.receiving(queue, desk) as running:
+        await asyncio.sleep(0.5)
+        running.stopping.set()
+        await asyncio.sleep(1)
+        await world.send(queue, "late")
+        stopped_at = world.loop.time()
+    assert (desk.handled, world.counts(queue)) == ([], (1, 0))
+    assert world.loop.time() - stopped_at < 1.0
+    (again,) = await queue.receive(wait_s=1, max_messages=1)
+    assert again.receive_count == 2
+
+
+@virtually
+async def test_t2_no_handler_starts_once_the_receiver_has_ended(world: World) -> None:
+    """T2: when `run` returns, nothing of the receiver is left that could use what is closed after it."""
+    queue, desk = world.queue(), Desk(takes_s=0.3)
+    await world.send(queue, *bodies(300))
+    async with world.receiving(queue, desk, limits=Limits(batch_count=5)) as running:
+        await asyncio.sleep(1)
+    handled, calls = len(desk.handled), len(world.calls)
+    await asyncio.sleep(600)
+    assert (len(desk.handled), len(world.calls), desk.busy_count) == (handled, calls, 0)
+    assert (running.receiver.in_hand, world.counts(queue)) == (0, (300 - outcomes(running.receiver)["deleted"], 0))
+
+
+@virtually
+async def test_t3_idle_receiver_ends_with_its_poll(world: World) -> None:
+    """T3: an idle receiver ends when its parked poll does, which is short for that reason."""
+    queue = world.queue()
+    async with world.receiving(queue, Desk(), poll_wait_s=2, stop_wait_s=3) as running:
+        await asyncio.sleep(10.5)
+        running.stopping.set()
+        stopped_at = world.loop.time()
+    assert world.loop.time() - stopped_at <= 2.1
+
+
+@virtually
+async def test_t4_deletes_that_are_not_sent_yet_are_sent_before_the_end(world: World) -> None:
+    """T4: what is handled when the stop comes is deleted, though its batch is not full and SQS is in trouble."""
+    queue, desk = world.queue(), Desk()
+    world.faults.add(Fault(action="DeleteMessageBatch", kind="fail", count=3))
+    await world.send(queue, *bodies(9))
+    async with world.receiving(queue, desk) as running:
+        await world.until(lambda: len(desk.handled) == 9)
+        running.stopping.set()
+    assert (world.counts(queue), outcomes(running.receiver)) == ((0, 0), {"deleted": 9})
+
+
+@virtually
+async def test_t5_what_was_not_begun_goes_back_at_once_and_what_was_is_finished(world: World) -> None:
+    """T5: of ten received, two begun: the two end and are deleted, the eight go back in one call with visibility 0."""
+    queue, desk = world.queue(), Desk(takes_s=12)
+    await world.send(queue, *bodies(10))
+    async with world.receiving(queue, desk, limits=Limits(batch_count=1, call_count=2)) as running:
+        await world.until(lambda: desk.busy_count == 2)
+        running.stopping.set()
+        await asyncio.sleep(6)
+        assert world.counts(queue) == (8, 2)
+    assert (world.counts(queue), len(desk.handled)) == ((8, 0), 2)
+    given_back = [call for _, call in world.called("ChangeMessageVisibilityBatch") if len(call["Entries"]) == 8]
+    assert [entry["VisibilityTimeout"] for entry in given_back[0]["Entries"]] == [0] * 8
+    assert outcomes(running.receiver) == {"deleted": 2, "given_back": 8}
+
+
+@virtually
+async def test_t6_nothing_goes_back_before_the_last_poll_has_ended(world: World) -> None:
+    """T6: a dying receiver does not take again what it gave back, and sends no copies."""
+    queue, desk = world.queue(), Desk(lambda _: Later(0), takes_s=1)
+    await world.send(queue, *bodies(25))
+    async with world.receiving(queue, desk, limits=Limits(message_count=8, batch_count=4, call_count=1)) as running:
+        await world.until(lambda: desk.busy_count == 1)
+        running.stopping.set()
+        stopped_at = world.loop.time()
+    gone_back = [at_s for at_s, call in world.called("ChangeMessageVisibilityBatch") if at_s > stopped_at]
+    last_poll = max(at_s for at_s, _ in world.called("ReceiveMessage"))
+    assert gone_back
+    assert min(gone_back) > last_poll
+    assert world.counts(queue) == (25, 0)
+
+
+@virtually
+async def test_t7_rolling_restart_under_load_makes_no_dead_letter(world: World) -> None:
+    """T7: three replicas restarted one after the other, maxReceiveCount 2: nothing reaches the dead-letter queue."""
+    letters = world.queue(is_fifo=True)
+    policy = json.dumps({"deadLetterTargetArn": world.arn_of(letters), "maxReceiveCount": "2"})
+    queue, desk = world.queue(is_fifo=True, RedrivePolicy=policy), Desk(takes_s=0.4)
+    limits = Limits(message_count=30, batch_count=3, call_count=2)
+
+    async def load() -> None:
+        for number in range(1200):
+            await world.send(queue, f"{number:05}", group=str(number % 40))
+            await asyncio.sleep(0.02)
+
+    async def replica() -> None:
+        for _ in range(4):
+            stopping = asyncio.Event()
+            receiver = world.receiver(queue, desk, limits=limits, poll_wait_s=1, stop_wait_s=2)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(receiver.run(stopping))
+                await asyncio.sleep(world.draws.uniform(3, 9))
+                stopping.set()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(load())
+        for _ in range(3):
+            tasks.create_task(replica())
+    async with world.receiving(queue, desk, limits=limits):
+        await world.emptied(queue)
+    assert world.counts(letters) == (0, 0)
+    in_order: dict[str | None, list[str]] = {}
+    for body in desk.bodies:
+        group = in_order.setdefault(str(int(body) % 40), [])
+        if body not in group:
+            group.append(body)
+    assert (sum(map(len, in_order.values())), all(group == sorted(group) for group in in_order.values())) == (
+        1200,
+        True,
+    )
+
+
+@virtually
+async def test_t8_handler_that_never_returns_does_not_stop_the_stop(world: World) -> None:
+    """T8: at the end of the drain it is cancelled, its messages are named, and are for others at once."""
+    queue, desk = world.queue(), Desk(takes_s=None)
+    await world.send(queue, *bodies(3))
+    with capture_logs() as logs:
+        async with world.receiving(queue, desk, drain_s=20) as running:
+            await world.until(lambda: desk.busy_count > 0)
+            running.stopping.set()
+            stopped_at = world.loop.time()
+    assert 20 <= world.loop.time() - stopped_at < 25
+    (line,) = logged(logs, "queue.drain_overdue")
+    assert (sorted(line["message_ids"]), world.counts(queue)) == (sorted(running.receiver.overdue), (3, 0))
+    assert len(running.receiver.overdue) == 3
+
+
+# Visibility
+
+
+@virtually
+async def test_t9_messages_do_not_expire_while_they_wait_in_hand(world: World) -> None:
+    """T9: one handler, ten messages, each takes 0.4 of the visibility timeout: each is received once."""
+    queue, desk = world.queue(VisibilityTimeout="30"), Desk(takes_s=12)
+    await world.send(queue, *bodies(10))
+    async with world.receiving(queue, desk, limits=ONE_BY_ONE):
+        await world.emptied(queue)
+    assert (desk.receive_counts, len(set(desk.bodies))) == ([1] * 10, 10)
+
+
+@pytest.mark.parametrize("timeout_s", [5, 600])
+def test_t10_visibility_is_the_queues_own(timeout_s: int) -> None:
+    """T10: how long a message is claimed for, and how often, follows the queue's visibility timeout."""
+
+    async def test(world: World) -> None:
+        queue, desk = world.queue(VisibilityTimeout=str(timeout_s)), Desk(takes_s=2.0 * timeout_s)
+        await world.send(queue, "a")
+        async with world.receiving(queue, desk):
+            await world.emptied(queue)
+        claims = world.called("ChangeMessageVisibilityBatch")
+        assert {call["Entries"][0]["VisibilityTimeout"] for _, call in claims} == {timeout_s}
+        assert 5 <= len(claims) <= 9
+        assert desk.receive_counts == [1]
+
+    virtually(test)()
+
+
+@virtually
+async def test_t10_visibility_follows_the_queue_when_it_is_changed(world: World) -> None:
+    """T10: a timeout that is changed while the worker runs counts from then on."""
+    queue, desk = world.queue(VisibilityTimeout="600"), Desk()
+    async with world.receiving(queue, desk) as running:
+        await asyncio.sleep(1)
+        world.do("SetQueueAttributes", {"QueueUrl": queue.url, "Attributes": {"VisibilityTimeout": "20"}})
+        await world.until(lambda: running.receiver.stats()["visibilityTimeoutS"] == 20, within_s=40)
+
+
+@virtually
+async def test_t11_handler_may_take_many_times_the_visibility_timeout(world: World) -> None:
+    """T11: a handler of five visibility timeouts gets its message once."""
+    queue, desk = world.queue(VisibilityTimeout="10"), Desk(takes_s=50)
+    await world.send(queue, "a")
+    async with world.receiving(queue, desk):
+        await world.emptied(queue)
+    assert desk.receive_counts == [1]
+
+
+@virtually
+async def test_t12_two_thousand_in_hand_are_claimed_in_time_by_tens(world: World) -> None:
+    """T12: with 2,000 in hand and 30 s, claims go out in full batches, spread, and none is lost."""
+    queue, desk = world.queue(VisibilityTimeout="30"), Desk(takes_s=90)
+    await world.send(queue, *bodies(2000))
+    limits = Limits(message_count=2000, batch_count=100, call_count=20, poll_count=8)
+    async with world.receiving(queue, desk, limits=limits) as running:
+        await world.until(lambda: running.receiver.in_hand == 2000)
+        await world.until(lambda: world.counts(queue)[1] < 2000)
+        assert running.receiver.stats()["heartbeatLateS"] < 1.0
+        await world.emptied(queue)
+    claims = [len(call["Entries"]) for _, call in world.called("ChangeMessageVisibilityBatch")]
+    assert sum(claims) / len(claims) > 9
+    busiest = Counter(int(at_s) for at_s, _ in world.called("ChangeMessageVisibilityBatch")).most_common(1)[0][1]
+    assert busiest <= 120
+    assert set(desk.receive_counts) == {1}
+
+
+@virtually
+async def test_t12_message_whose_lease_was_lost_is_not_deleted(world: World) -> None:
+    """T12: when claims fail past the deadline, the verdict is not carried out, counted, and the message comes again."""
+    queue, desk = world.queue(VisibilityTimeout="6"), Desk(takes_s=10)
+    world.faults.add(Fault(action="ChangeMessageVisibilityBatch", kind="fail", count=12))
+    await world.send(queue, "a")
+    with capture_logs() as logs:
+        async with world.receiving(queue, desk, limits=Limits(message_count=1)) as running:
+            await world.emptied(queue)
+    assert desk.receive_counts == [1, 2]
+    assert outcomes(running.receiver) == {"lease_lost": 1, "deleted": 1}
+    assert [line["reasons"] for line in logged(logs, "message.lease_lost")] == [["expired"]]
+
+
+@virtually
+async def test_t12_message_whose_lease_was_lost_is_not_started(world: World) -> None:
+    """T12: a queued message of which the lease was lost is dropped, with those of its group behind it."""
+    queue, desk = world.queue(is_fifo=True, VisibilityTimeout="6"), Desk(takes_s=15)
+    world.faults.add(Fault(action="ChangeMessageVisibilityBatch", kind="fail", count=10))
+    await world.send(queue, "a1", "a2", "a3")
+    async with world.receiving(queue, desk, limits=Limits(message_count=3, batch_count=1)) as running:
+        await world.until(lambda: desk.busy_count == 1)
+        desk.takes_s = 0
+        await world.emptied(queue)
+    # The first, still being handled, came again meanwhile: the same work, under a new lease.
+    assert (desk.bodies, desk.receive_counts) == (["a1", "a2", "a3"], [1, 2, 2])
+    assert outcomes(running.receiver) == {"deleted": 3, "lease_lost": 2}
+
+
+@virtually
+async def test_t13_no_claim_follows_when_a_message_has_gone_back(world: World) -> None:
+    """T13: the claim that is under way ends before a message goes back, and there is none after it."""
+    queue, desk = world.queue(VisibilityTimeout="3"), Desk(lambda _: Later(600), takes_s=0.95)
+    world.faults.add(Fault(action="ChangeMessageVisibilityBatch", kind="delay", delay_ms=400))
+    await world.send(queue, "a")
+    async with world.receiving(queue, desk):
+        await asyncio.sleep(30)
+    changes = [call["Entries"][0]["VisibilityTimeout"] for _, call in world.called("ChangeMessageVisibilityBatch")]
+    assert (changes, world.counts(queue)) == ([3, 600], (0, 1))
+
+
+@virtually
+async def test_t14_delete_with_an_expired_handle_is_counted_and_does_no_harm(world: World) -> None:
+    """T14: a FIFO queue refuses it: `stale_receipt`, and the message comes again, as a redelivery."""
+    queue, desk = world.queue(is_fifo=True), Desk(takes_s=1)
+    await world.send(queue, "a")
+    async with world.receiving(queue, desk, limits=Limits(message_count=1)) as running:
+        await world.until(lambda: desk.busy_count == 1)
+        world.account.find(queue.name).expire_receipts(world.now_ms())
+        await world.emptied(queue)
+    assert (desk.receive_counts, outcomes(running.receiver)) == ([1, 2], {"stale_receipt": 1, "deleted": 1})
+    assert SQS_STALE_RECEIPTS.labels(queue.name, "delete")._value.get() == 1
+
+
+@virtually
+async def test_t15_message_is_given_up_at_twelve_hours(world: World) -> None:
+    """T15: claims are cut to twelve hours after the receive, none is refused; then the lease is lost, with a log."""
+    queue, desk = world.queue(VisibilityTimeout="5000"), Desk(takes_s=44_000)
+    await world.send(queue, "a")
+    with capture_logs() as logs:
+        async with world.receiving(queue, desk, limits=Limits(message_count=1)) as running:
+            await world.until(lambda: desk.busy_count == 1)
+            desk.takes_s = 0
+            await world.emptied(queue)
+    assert outcomes(running.receiver) == {"lease_lost": 1, "deleted": 1}
+    assert (len(logged(logs, "message.ceiling_reached")), logged(logs, "message.not_claimed")) == (1, [])
+    assert SQS_STALE_RECEIPTS.labels(queue.name, "change_visibility")._value.get() == 0
+
+
+@virtually
+async def test_t15_delay_is_cut_to_what_is_left_of_twelve_hours(world: World) -> None:
+    """T15: a delay that would reach past twelve hours after the receive is cut, not refused."""
+    queue, desk = world.queue(VisibilityTimeout="5000"), Desk(lambda _: Later(43_200), takes_s=600)
+    await world.send(queue, "a")
+    async with world.receiving(queue, desk):
+        await world.until(lambda: desk.ended_at > 0)
+        await asyncio.sleep(1)
+        assert world.counts(queue) == (0, 1)
+    ((_, call),) = world.called("ChangeMessageVisibilityBatch")
+    assert 42_500 < call["Entries"][0]["VisibilityTimeout"] < 43_200 - 599
+
+
+@virtually
+async def test_t16_unexpected_errors_come_again_by_the_configured_delays_and_then_no_more(world: World) -> None:
+    """T16: gaps between receives follow the delays, by receive count; after the last comes a dead letter."""
+    queue, letters = world.queue(), Letters()
+    desk = Desk(lambda message: after_unexpected(KeyError(), receive_count=message.receive_count, delays_s=(1, 5, 15)))
+    await world.send(queue, "a")
+    async with world.receiving(queue, desk, letters):
+        await world.emptied(queue)
+    times = [at_s for at_s, _ in desk.handled]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert gaps == pytest.approx([1, 5, 15], abs=0.3)
+    assert [(letter.reason, letter.attempts) for letter in letters.stored] == [("retries_exhausted", 4)]
+
+
+@virtually
+async def test_t16_trouble_backs_off_up_to_a_minute_for_as_long_as_it_lasts(world: World) -> None:
+    """T16: a dependency's trouble of hours costs few tries and receives, and never a dead letter."""
+    queue, letters = world.queue(), Letters()
+    ends_at = 4 * 3600.0
+
+    def verdict(message: Message) -> Verdict:
+        if world.loop.time() >= ends_at:
+            return Done()
+        return after_trouble(TryAgainLaterError("down"), try_count=message.try_count, draw=world.draws.random())
+
+    desk = Desk(verdict)
+    await world.send(queue, "a")
+    async with world.receiving(queue, desk, letters):
+        await world.emptied(queue)
+    times = [at_s for at_s, _ in desk.handled]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert max(gaps) <= 66
+    assert gaps[0] < gaps[3]
+    assert (letters.stored, times[-1] < ends_at + 66) == ([], True)
+    assert 200 < len(times) < 1000
+
+
+# Deletes
+
+
+@virtually
+async def test_t17_message_received_twice_is_handled_once_and_deleted_by_its_newest_handle(world: World) -> None:
+    """T17: a redelivery of what is in hand is the same work; ids of a delete batch are places."""
+    queue, desk = world.queue(), Desk(takes_s=2)
+    await world.send(queue, *bodies(3))
+    async with world.receiving(queue, desk) as running:
+        await world.until(lambda: len(desk.handled) == 3)
+        world.account.find(queue.name).expire_receipts(world.now_ms())
+        world.wake()
+        await world.emptied(queue)
+    assert (sorted(desk.bodies), outcomes(running.receiver)) == (bodies(3), {"deleted": 3})
+    ((_, call),) = world.called("DeleteMessageBatch")
+    assert [entry["Id"] for entry in call["Entries"]] == ["0", "1", "2"]
+
+
+@virtually
+async def test_t18_only_the_failed_entries_of_a_delete_are_tried_again(world: World) -> None:
+    """T18: three of ten fail on SQS's side: these three are deleted again."""
+    queue, desk = world.queue(), Desk()
+    world.faults.add(Fault(action="DeleteMessageBatch", kind="entries", entries=3, count=2))
+    await world.send(queue, *bodies(10))
+    async with world.receiving(queue, desk) as running:
+        await world.emptied(queue)
+    sizes = [len(call["Entries"]) for _, call in world.called("DeleteMessageBatch")]
+    assert (sizes, len(desk.handled), outcomes(running.receiver)) == ([10, 3, 3], 10, {"deleted": 10})
+
+
+@virtually
+async def test_t18_entries_at_fault_are_not_tried_again(world: World) -> None:
+    """T18: what SQS finds at fault is left to come again."""
+    queue, desk = world.queue(VisibilityTimeout="20"), Desk()
+    fault = Fault(
+        action="DeleteMessageBatch", kind="entries", entries=3, code="ReceiptHandleIsInvalid", sender_fault=True
+    )
+    world.faults.add(fault)
+    await world.send(queue, *bodies(10))
+    async with world.receiving(queue, desk) as running:
+        await world.emptied(queue)
+    sizes = [len(call["Entries"]) for _, call in world.called("DeleteMessageBatch")]
+    assert (sizes, len(desk.handled)) == ([10, 3], 13)
+    assert outcomes(running.receiver) == {"deleted": 10, "stale_receipt": 3}
+
+
+@virtually
+async def test_t18_deletes_are_tried_again_inside_the_visibility_window_only(world: World) -> None:
+    """T18: when SQS deletes nothing for longer than the visibility timeout, the messages are left to come again."""
+    queue, desk = world.queue(VisibilityTimeout="10"), Desk()
+    world.faults.add(Fault(action="DeleteMessageBatch", kind="fail", count=10))
+    await world.send(queue, "a")
+    async with world.receiving(queue, desk) as running:
+        await world.emptied(queue)
+    assert outcomes(running.receiver) == {"not_deleted": 1, "deleted": 1}
+    assert desk.receive_counts == [1, 2]
+
+
+@virtually
+async def test_t19_message_is_not_deleted_before_its_letter_is_stored(world: World) -> None:
+    """T19: while the dead-letter queue is down a message that can never be handled waits, hidden, and its group too."""
+    queue, letters = world.queue(is_fifo=True, VisibilityTimeout="30"), Letters()
+    letters.works.clear()
+    desk = Desk(lambda message: BURY if message.body == "a1" else Done())
+    await world.send(queue, "a1", "b1")
+    async with world.receiving(queue, desk, letters) as running:
+        await asyncio.sleep(1)
+        await world.send(queue, "a2", "b2")
+        await asyncio.sleep(3600)
+        assert (world.counts(queue), running.receiver.in_hand) == ((1, 1), 1)
+        letters.works.set()
+        await world.emptied(queue)
+    assert [letter.record for letter in letters.stored] == [b"a1"]
+    assert (desk.bodies, outcomes(running.receiver)) == (["a1", "b1", "b2", "a2"], {"dead_letter": 1, "deleted": 3})
+
+
+@virtually
+async def test_bury_marks_after_the_letter_and_before_the_delete(world: World) -> None:
+    """What is given up is marked between its letter and its delete; trouble in that makes the message come again."""
+    queue, letters, order = world.queue(), Letters(), list[str]()
+    troubles = [TryAgainLaterError("shard down"), KeyError("bug"), None]
+
+    async def mark() -> None:
+        await asyncio.sleep(0)
+        order.append(f"marked with {len(letters.stored)} letters, {len(world.called('DeleteMessageBatch'))} deletes")
+        if (trouble := troubles.pop(0)) is not None:
+            raise trouble
+
+    verdict = Bury(DeadLetterReason.RETRIES_EXHAUSTED, "x", request_id="r", resource_id="s", mark=mark)
+    desk = Desk(lambda _: verdict)
+    await world.send(queue, "a")
+    with capture_logs() as logs:
+        async with world.receiving(queue, desk, letters) as running:
+            await world.emptied(queue)
+    assert order == [f"marked with {number} letters, 0 deletes" for number in (1, 2, 3)]
+    assert (letters.stored[0].request_id, letters.stored[0].resource_id) == ("r", "s")
+    assert outcomes(running.receiver) == {"retried": 2, "dead_letter": 1}
+    assert [line["log_level"] for line in logged(logs, "message.not_marked")] == ["warning", "error"]
+
+
+# FIFO
+
+
+@virtually
+async def test_t22_group_is_blocked_by_its_failed_head_only(world: World) -> None:
+    """T22: after the second of ten fails, the group goes on after that one's delay, not after a visibility timeout."""
+    queue, failures = world.queue(is_fifo=True, VisibilityTimeout="900"), [Later(5)]
+
+    def verdict(message: Message) -> Verdict:
+        return failures.pop() if message.body == "a1" and failures else Done()
+
+    class Orders(Desk):
+        async def handle(self, messages: Any) -> list[Verdict]:
+            verdicts = await super().handle(messages)
+            return [
+                Later(0) if any(isinstance(one, Later) for one in verdicts[:place]) else verdict
+                for place, verdict in enumerate(verdicts)
+            ]
+
+    desk = Orders(verdict)
+    await world.send(queue, *(f"a{number}" for number in range(10)), "b0")
+    async with world.receiving(queue, desk, limits=Limits(batch_count=4)):
+        await world.emptied(queue)
+    last = {body: place for place, body in enumerate(desk.bodies) if body != "b0"}
+    assert sorted(last, key=lambda body: last[body]) == [f"a{number}" for number in range(10)]
+    assert 5 < desk.ended_at < 10
+
+
+@virtually
+async def test_t24_thousand_groups_over_eight_slots_all_get_their_turn(world: World) -> None:
+    """T24: beside one group that never ends, a thousand others are handled within their fair share of time."""
+    queue, desk = world.queue(is_fifo=True), Desk(takes_s=0.1)
+    await world.send(queue, *bodies(400), group="busy")
+    for group in range(1000):
+        await world.send(queue, f"{group}-a", f"{group}-b", group=f"g{group}")
+    limits = Limits(message_count=100, batch_count=1, call_count=8)
+    async with world.receiving(queue, desk, limits=limits):
+        await world.emptied(queue)
+    first: dict[str | None, float] = {}
+    for at_s, one in desk.handled:
+        first.setdefault(one.group_id, at_s)
+    assert (len(first), len(desk.handled)) == (1001, 2400)
+    assert max(first.values()) < 1.6 * 2400 * 0.1 / 8
+
+
+# Stalls
+
+
+@virtually
+async def test_t25_poll_that_never_returns_is_noticed_counted_and_replaced(world: World) -> None:
+    """T25: a poll without an answer is given up a few seconds after its wait, and the next one works."""
+    queue, desk = world.queue(), Desk()
+    world.faults.add(Fault(action="ReceiveMessage", kind="hang", count=2))
+    await world.send(queue, "a")
+    with capture_logs() as logs:
+        async with world.receiving(queue, desk, poll_wait_s=5):
+            await world.until(lambda: len(desk.handled) == 1)
+            assert 18 < world.loop.time() < 22
+    assert SQS_POLLS_REPLACED.labels(queue.name)._value.get() == 2
+    assert len(logged(logs, "queue.poll_replaced")) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "level"),
+    [
+        (Fault(action="ReceiveMessage", kind="cut"), "warning"),
+        (Fault(action="ReceiveMessage", kind="throttle"), "warning"),
+        (Fault(action="ReceiveMessage", kind="fail"), "warning"),
+        (Fault(action="ReceiveMessage", kind="fail", status=503, code="ServiceUnavailable"), "warning"),
+        *(
+            (Fault(action="ReceiveMessage", kind="fail", code=code, status=400), "error")
+            for code in (
+                "QueueDoesNotExist",
+                "InvalidAddress",
+                "InvalidSecurity",
+                "UnsupportedOperation",
+                "KmsDisabled",
+            )
+        ),
+        (Fault(action="ReceiveMessage", kind="fail", code="OverLimit", status=403), "warning"),
+        (Fault(action="ReceiveMessage", kind="fail", code="AccessDenied", status=403), "error"),
+    ],
+)
+def test_t26_loop_goes_on_after_each_class_of_error(fault: Fault, level: str) -> None:
+    """T26: whatever a receive raises is logged, waited out, and the loop goes on."""
+
+    async def test(world: World) -> None:
+        queue, desk = world.queue(), Desk()
+        fault.count = 3
+        world.faults.add(fault)
+        await world.send(queue, "a")
+        with capture_logs() as logs:
+            async with world.receiving(queue, desk) as running:
+                await world.until(lambda: running.receiver.last_error is not None)
+                await world.emptied(queue)
+                assert running.receiver.last_error is None
+        lines = logged(logs, "queue.unreachable")
+        assert ([line["failure_count"] for line in lines], {line["log_level"] for line in lines}) == ([1, 2], {level})
+        polls = [at_s for at_s, _ in world.called("ReceiveMessage")][:4]
+        gaps = [later - earlier for earlier, later in pairwise(polls)]
+        assert gaps == sorted(gaps)
+        assert len(logged(logs, "queue.recovered")) == 1
+
+    virtually(test)()
+
+
+@virtually
+async def test_t26_bug_in_a_handler_ends_the_receiver_loudly(world: World) -> None:
+    """T26: what no handler may raise ends `run`, and so the process: no loop dies in silence."""
+
+    def verdict(_: Message) -> Verdict:
+        raise ZeroDivisionError
+
+    queue = world.queue()
+    await world.send(queue, "a")
+    with pytest.raises(ExceptionGroup) as caught:
+        await world.receiver(queue, Desk(verdict)).run(asyncio.Event())
+    assert caught.group_contains(ZeroDivisionError)
+
+
+@virtually
+async def test_t28_liveness_is_of_each_loop(world: World) -> None:
+    """T28: the last turn is that of the loop that turned least lately; one that is stuck shows, though others turn."""
+    queue, desk = world.queue(), Desk()
+    gate = asyncio.Event()
+    gate.set()
+
+    async def pass_gate() -> None:
+        await gate.wait()
+
+    async with world.receiving(queue, desk, gate=pass_gate) as running:
+        await asyncio.sleep(100)
+        assert world.loop.time() - running.receiver.last_turn < LONGEST_TURN_S
+        gate.clear()
+        await asyncio.sleep(500)
+        assert world.loop.time() - running.receiver.last_turn > 490
+        gate.set()
+
+
+@virtually
+async def test_t29_idle_queue_is_alive_and_well(world: World) -> None:
+    """T29: a day without a message is no reason for doubt."""
+    queue = world.queue()
+    async with world.receiving(queue, Desk()) as running:
+        for _ in range(24):
+            await asyncio.sleep(3600)
+            assert world.loop.time() - running.receiver.last_turn < LONGEST_TURN_S
+            assert running.receiver.last_error is None
+
+
+@virtually
+async def test_t31_gauge_and_permits_are_back_after_any_mix(world: World) -> None:
+    """T31: after successes, failures, waits, lost leases and a cancelled call nothing is in hand or counted."""
+    queue = world.queue(VisibilityTimeout="4")
+    verdicts: list[Verdict] = [Done(), Later(1), Wait(0.5), BURY, Done()]
+    desk = Desk(lambda _: verdicts[world.draws.randrange(5)], takes_s=0.5)
+    world.faults.add(Fault(action="ChangeMessageVisibilityBatch", kind="fail", count=6))
+    world.faults.add(Fault(action="DeleteMessageBatch", kind="entries", entries=2, count=9))
+    world.faults.add(Fault(action="DeleteMessageBatch", kind="cut", count=4, applied=True))
+    world.faults.add(Fault(action="ReceiveMessage", kind="cut", count=2, applied=True))
+    await world.send(queue, *bodies(400))
+    async with world.receiving(queue, desk, limits=Limits(message_count=40, batch_count=3, call_count=4)) as running:
+        await asyncio.sleep(3)
+        world.account.find(queue.name).expire_receipts(world.now_ms())
+        await world.emptied(queue)
+        desk.takes_s = None
+        await world.send(queue, *bodies(5, "last"))
+        await world.until(lambda: desk.busy_count > 0)
+    stats = running.receiver.stats()
+    assert {
+        name: stats[name] for name in ("inHand", "inHandBytes", "queued", "handling", "calls", "polls", "deleting")
+    } == {
+        "inHand": 0,
+        "inHandBytes": 0,
+        "queued": 0,
+        "handling": 0,
+        "calls": 0,
+        "polls": 0,
+        "deleting": 0,
+    }
+    assert SQS_IN_FLIGHT.labels(queue.name)._value.get() == 0
+    assert world.counts(queue) == (5, 0)
+
+
+@virtually
+async def test_t34_hand_is_bounded_when_the_handler_is_slow(world: World) -> None:
+    """T34: however much waits in the queue, no more is in hand than the limits say, in messages and in bytes."""
+    queue, desk = world.queue(), Desk(takes_s=None)
+    await world.send(queue, *(body * 250 for body in bodies(500)))
+    async with world.receiving(queue, desk, drain_s=1, limits=Limits(message_count=50, poll_count=4)) as running:
+        await asyncio.sleep(30)
+        assert (running.receiver.in_hand, world.counts(queue)) == (50, (450, 50))
+    async with world.receiving(queue, desk, drain_s=1, limits=Limits(byte_count=50_000, poll_count=4)) as running:
+        await asyncio.sleep(30)
+        assert 40_000 < running.receiver.stats()["inHandBytes"] <= 60_000
+
+
+# Polls
+
+
+@virtually
+async def test_polls_become_more_under_load_and_one_again_when_idle(world: World) -> None:
+    """Another poll is started when one came back full, up to the limit; an empty one leaves a single poll."""
+    queue, desk = world.queue(), Desk()
+    async with world.receiving(queue, desk, limits=Limits(poll_count=3)) as running:
+        await asyncio.sleep(12)
+        assert running.receiver.stats()["polls"] == 1
+        await world.send(queue, *bodies(1000))
+        await world.until(lambda: running.receiver.stats()["polls"] == 3)
+        await world.emptied(queue)
+        await asyncio.sleep(12)
+        assert running.receiver.stats()["polls"] == 1
+    assert len(desk.handled) == 1000
+
+
+@virtually
+async def test_receive_of_a_fifo_queue_is_repeated_under_its_id_when_its_answer_got_lost(world: World) -> None:
+    """The messages of a lost answer come with the repetition, at once and in order; the next receive has a new id."""
+    queue, desk = world.queue(is_fifo=True, VisibilityTimeout="600"), Desk()
+    world.faults.add(Fault(action="ReceiveMessage", kind="cut", applied=True))
+    await world.send(queue, "a1", "a2", "b1")
+    async with world.receiving(queue, desk):
+        await world.emptied(queue)
+        assert world.loop.time() < 5
+    ids = [call["ReceiveRequestAttemptId"] for _, call in world.called("ReceiveMessage")]
+    assert (ids[0] == ids[1], len(set(ids[1:])) == len(ids[1:])) == (True, True)
+    assert set(desk.receive_counts) == {1}
+
+
+@virtually
+async def test_receive_of_a_fifo_queue_has_a_new_id_after_a_refusal_and_after_minutes(world: World) -> None:
+    """An answer that says no has taken nothing, and SQS forgets an id after five minutes."""
+    queue = world.queue(is_fifo=True)
+    world.faults.add(Fault(action="ReceiveMessage", kind="throttle"))
+    world.faults.add(Fault(action="ReceiveMessage", kind="hang", count=15))
+    async with world.receiving(queue, Desk(), poll_wait_s=5):
+        await world.until(lambda: len(world.called("ReceiveMessage")) >= 17)
+    polls = world.called("ReceiveMessage")
+    ids = [call["ReceiveRequestAttemptId"] for _, call in polls]
+    assert ids[0] != ids[1] == ids[2]
+    by_id: dict[str, list[float]] = {}
+    for at_s, call in polls:
+        by_id.setdefault(call["ReceiveRequestAttemptId"], []).append(at_s)
+    assert (len(by_id) >= 3, max(times[-1] - times[0] for times in by_id.values()) < 300) == (True, True)
+
+
+@virtually
+async def test_gate_is_awaited_before_each_poll(world: World) -> None:
+    """While the gate is closed there is no poll; the hand goes on."""
+    queue, desk, gate = world.queue(), Desk(), asyncio.Event()
+
+    async def pass_gate() -> None:
+        async with asyncio.timeout(1):
+            await gate.wait()
+
+    async def patient() -> None:
+        try:
+            await pass_gate()
+        except TimeoutError:
+            await patient()
+
+    await world.send(queue, "a")
+    async with world.receiving(queue, desk, gate=patient):
+        await asyncio.sleep(50)
+        assert (world.called("ReceiveMessage"), desk.handled) == ([], [])
+        gate.set()
+        await world.emptied(queue)
+
+
+# Start and stats
+
+
+@virtually
+async def test_queue_that_does_not_answer_at_the_start_is_waited_for(world: World) -> None:
+    """Nothing is received before the queue's visibility timeout is known."""
+    queue, desk = world.queue(), Desk()
+    world.faults.add(Fault(action="GetQueueAttributes", kind="fail", count=5))
+    await world.send(queue, "a")
+    async with world.receiving(queue, desk) as running:
+        await world.until(lambda: running.receiver.last_error is not None)
+        assert running.receiver.stats()["state"] != "polling"
+        await world.emptied(queue)
+        assert running.receiver.stats()["state"] == "polling"
+
+
+@virtually
+async def test_what_does_not_fit_the_queue_is_told_at_the_start(world: World) -> None:
+    """Its redrive policy, its visibility timeout and what keeps its messages are held against how it is consumed."""
+    letters = world.queue(MessageRetentionPeriod="3600")
+    policy = json.dumps({"deadLetterTargetArn": world.arn_of(letters), "maxReceiveCount": "2"})
+    queue = world.queue(RedrivePolicy=policy, VisibilityTimeout="10", MessageRetentionPeriod="7200")
+    with capture_logs() as logs:
+        async with world.receiving(queue, Desk(), rules=RedriveRules(try_count=4, grace_s=25)):
+            await asyncio.sleep(1)
+    problems = [line["problem"] for line in logged(logs, "queue.redrive_unfit")]
+    assert [problem.split()[0] for problem in problems] == ["maxReceiveCount", "visibility", letters.name]
+
+
+@virtually
+async def test_stats_tell_what_is_in_hand_and_what_became_of_the_rest(world: World) -> None:
+    """The monitoring points show the real queue, hand, handlers and outcomes."""
+    queue, desk = world.queue(), Desk(takes_s=20)
+    await world.send(queue, *bodies(7))
+    async with world.receiving(queue, desk, limits=Limits(batch_count=2, call_count=1)) as running:
+        await asyncio.sleep(10)
+        stats = running.receiver.stats()
+        assert (stats["inHand"], stats["handling"], stats["queued"], stats["received"]) == (7, 2, 5, 7)
+        assert 9 < stats["oldestInHandS"] < 10
+        await world.emptied(queue)
+        assert running.receiver.stats()["outcomes"]["deleted"] == 7

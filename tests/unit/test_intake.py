@@ -1,0 +1,180 @@
+"""What is in the records of a stream shard, and where each part of them has its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kpl_aggregates import aggregate
+
+from simplu_worker.consumers.kinesis.intake import Arrival, Intake
+from simplu_worker.consumers.kinesis.leases import HashRange
+from simplu_worker.consumers.kinesis.positions import Position
+from simplu_worker.consumers.kinesis.stream import Record
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
+
+STREAM, STREAM_SHARD_ID = "resources-operations", "shardId-000000000007"
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+WHOLE = HashRange(0, (1 << 128) - 1)
+
+
+def intake(hash_range: HashRange | None = None, *, operation_max_bytes: int = 10_000) -> Intake:
+    """Return the intake of a stream shard."""
+    return Intake(
+        STREAM,
+        STREAM_SHARD_ID,
+        operation_max_bytes=operation_max_bytes,
+        list_result_limit=1000,
+        hash_range=hash_range,
+    )
+
+
+def data(name: str) -> bytes:
+    """Return an operation of one resource."""
+    members = {
+        "operation": "delete",
+        "businessId": "a",
+        "locationId": "x",
+        "resourceType": "class",
+        "resourceId": name,
+        "timestamp": "2026-01-31T09:00:00Z",
+    }
+    return json.dumps(members).encode()
+
+
+def record(number: int, content: bytes, *, key: str = "a-x") -> Record:
+    """Return a record, one a second."""
+    return Record(str(number), key, content, START + timedelta(seconds=number))
+
+
+def packed(number: int, *names: str, key: str = "a-x") -> Record:
+    """Return an aggregate of operations."""
+    return record(number, aggregate([(key, None, data(name)) for name in names]), key="of the aggregate")
+
+
+def places(arrivals: Sequence[Arrival]) -> list[Position]:
+    """Return where they are."""
+    return [arrival.mark.position for arrival in arrivals]
+
+
+def hash_key(partition_key: str) -> int:
+    """Return the hash key of a partition key."""
+    return int.from_bytes(hashlib.md5(partition_key.encode()).digest())
+
+
+def test_intake_tells_where_each_operation_came_from() -> None:
+    """A record by itself and each of an aggregate: its own place, bytes and partition key, and the record's arrival."""
+    records = [record(1, data("r1")), packed(2, "r2", "r3", key="b")]
+
+    arrivals = list(intake(WHOLE).arrivals(records))
+
+    assert [arrival.record for arrival in arrivals] == [data("r1"), data("r2"), data("r3")]
+    origins = [arrival.decoded.origin for arrival in arrivals]
+    assert origins == [
+        Origin(
+            source=Source.KINESIS,
+            name=STREAM,
+            arrived_at=START + timedelta(seconds=number),
+            stream_shard_id=STREAM_SHARD_ID,
+            sequence_number=str(number),
+            sub_sequence_number=sub,
+            partition_key=key,
+        )
+        for number, sub, key in ((1, 0, "a-x"), (2, 0, "b"), (2, 1, "b"))
+    ]
+    assert places(arrivals) == [Position(1), Position(2), Position(2, 1)]
+    decoded = [arrival.decoded for arrival in arrivals]
+    assert [one.resource_id for one in decoded if isinstance(one, Operation)] == ["r1", "r2", "r3"]
+
+
+def test_operations_of_one_aggregate_get_ids_of_their_own_when_they_bring_none() -> None:
+    """Derived from the place, sub-sequence number included, so whoever reads them again comes to the same."""
+    first, again = (list(intake().arrivals([packed(2, "r1", "r1", "r1")])) for _ in range(2))
+
+    ids = [arrival.decoded.request_id for arrival in first]
+    assert len(set(ids)) == 3
+    assert ids == [arrival.decoded.request_id for arrival in again]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"not json", DeadLetterReason.INVALID_JSON),
+        (b"", DeadLetterReason.INVALID_JSON),
+        (b"{}", DeadLetterReason.INVALID_MESSAGE),
+        (b" " * 10_001, DeadLetterReason.TOO_LARGE),
+    ],
+)
+def test_intake_passes_on_what_is_no_operation(content: bytes, reason: DeadLetterReason) -> None:
+    """With its reason and place, alone or in an aggregate, whose other operations are as good as ever."""
+    whole = aggregate([("k", None, data("r1")), ("k", None, content), ("k", None, data("r2"))])
+
+    arrivals = list(intake(WHOLE).arrivals([record(1, content), record(2, whole)]))
+
+    rejected = [arrival for arrival in arrivals if isinstance(arrival.decoded, Rejected)]
+    assert [
+        (arrival.decoded.reason, arrival.record) for arrival in rejected if isinstance(arrival.decoded, Rejected)
+    ] == [(reason, content)] * 2
+    assert places(rejected) == [Position(1), Position(2, 1)]
+    assert len(arrivals) == 4
+
+
+@pytest.mark.parametrize("outside", [{0}, {1}, {2}, {0, 1, 2}])
+def test_intake_refuses_an_aggregate_as_a_whole_when_a_part_belongs_elsewhere(outside: set[int]) -> None:
+    """One dead letter with all its bytes, at the place of its last part, and not one of its operations.
+
+    Whoever was done with some of its parts, before the hash range was known, comes to it all the same.
+    """
+    inside_key, outside_key = hash_key("inside"), hash_key("outside")
+    here = HashRange(inside_key, inside_key)
+    content = aggregate(
+        [("outside" if number in outside else "inside", None, data(f"r{number}")) for number in range(3)]
+    )
+    assert outside_key != inside_key
+
+    arrivals = list(intake(here).arrivals([record(1, content, key="inside"), record(2, data("r9"))]))
+
+    assert places(arrivals) == [Position(1, 2), Position(2)]
+    assert places(list(intake(here).arrivals([record(1, content, key="inside")], after=Position(1, 1)))) == [
+        Position(1, 2)
+    ]
+    assert arrivals[0].record == content
+    refused = arrivals[0].decoded
+    assert isinstance(refused, Rejected)
+    assert (refused.reason, refused.origin.partition_key) == (DeadLetterReason.INVALID_MESSAGE, "inside")
+    assert f"({len(outside)} of 3 sub-records lie outside" in refused.error
+
+
+def test_intake_takes_every_aggregate_when_the_hash_range_is_not_known() -> None:
+    """As a plain record is taken, whatever its partition key: Kinesis has placed it."""
+    elsewhere = HashRange(hash_key("a-x") + 1, hash_key("a-x") + 1)
+
+    assert places(list(intake().arrivals([packed(1, "r1", "r2")]))) == [Position(1), Position(1, 1)]
+    assert places(list(intake(elsewhere).arrivals([record(1, data("r1"))]))) == [Position(1)]
+
+
+SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=5)  # of aggregates, one after the other; 1 is a plain record
+
+
+@given(sizes=SIZES, first=st.integers(0, 6), sub=st.integers(0, 4))
+def test_intake_passes_over_exactly_what_was_done(sizes: list[int], first: int, sub: int) -> None:
+    """All that is not behind the position is left out, wherever it lies, and nothing else."""
+    done = Position(first, sub)
+    records = [
+        record(number, data("r1")) if size == 1 else packed(number, *(f"r{part}" for part in range(size)))
+        for number, size in enumerate(sizes, start=1)
+    ]
+    everything = [Position(number, part) for number, size in enumerate(sizes, start=1) for part in range(size)]
+
+    assert places(list(intake().arrivals(records))) == everything
+    assert places(list(intake().arrivals(records, after=done))) == [one for one in everything if one > done]
+
+
+def test_intake_gives_nothing_when_there_are_no_records() -> None:
+    """An empty reply is a reply."""
+    assert list(intake().arrivals([], after=Position(3))) == []
