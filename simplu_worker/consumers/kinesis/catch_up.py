@@ -33,6 +33,7 @@ ALIKE: Final = timedelta(seconds=60)  # holds that begin so close to each other 
 SENT_MAX_COUNT: Final = 2 * BATCH_MAX_COUNT  # by one catch-up and not settled: others' operations queue behind them
 SENT_MAX_BYTES: Final = 2 * BATCH_MAX_BYTES
 LOOK_INTERVAL_S: Final = 0.25
+ROOM_WAIT_S: Final = 0.02
 DECODED_AT_ONCE: Final = 250  # about two milliseconds, then the event loop gets its turn
 PROBE_BASE_S: Final = 0.25
 PROBE_MAX_S: Final = 2.0
@@ -67,6 +68,7 @@ class CatchUpReader:
             self._after = catch_up.start.position
         self._started_at = loop_time()
         self._record_count = 0
+        self.is_reading = True
 
     def __repr__(self) -> str:
         return f"CatchUpReader({self.catch_up!r}, read={self._record_count})"
@@ -102,8 +104,9 @@ class CatchUpReader:
                     self._dispatcher.has_settled.clear()
                     await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
-                    await self._send(reply.records)
+                    await self._send(reply.records, ending)
                     cursor.let_go()
+        self.is_reading = False
 
     def _has_sent_enough(self) -> bool:
         """Whether what it sent is to be settled first."""
@@ -124,7 +127,7 @@ class CatchUpReader:
         )
         self._dispatcher.holds.meet(self.catch_up)
 
-    async def _send(self, records: Sequence[Record]) -> None:
+    async def _send(self, records: Sequence[Record], ending: asyncio.Event) -> None:
         """Send what is its holds', up to where the main reader is."""
         for count, arrival in enumerate(self._intake.arrivals(records, after=self._after), start=1):
             self._after = None
@@ -137,6 +140,8 @@ class CatchUpReader:
                 self.catch_up.owed.pass_over(arrival.mark)
             if count % DECODED_AT_ONCE == 0:
                 await asyncio.sleep(0)
+            while self._dispatcher.room.is_busy and not ending.is_set():  # the main reader's tenants come first
+                await pause(ROOM_WAIT_S, until=ending)
 
     def _send_one(self, mark: Mark, record: bytes, operation: Operation) -> None:
         owed, holds, tenant_id = self.catch_up.owed, self._dispatcher.holds, operation.tenant_id
@@ -218,10 +223,15 @@ class CatchUps:
             self._dispatcher.moved(hold, tenant_id)
 
     def _begin(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
-        """Begin catch-ups of what is ready: the shortest first, so that a long one keeps no other waiting."""
+        """Catch up what is ready: with one at work that has not come to it, or the shortest first.
+
+        So a long catch-up keeps no other waiting, and many holds do not each read the same again.
+        """
         groups: list[list[Hold]] = []
         ready = [hold for hold in self._dispatcher.holds.all() if hold.is_ready and hold.catch_up is None]
         for hold in sorted(ready, key=lambda one: one.arrived_at):
+            if any(self._dispatcher.holds.begin_behind(one.catch_up, hold) for one in self.running if one.is_reading):
+                continue
             if groups and hold.arrived_at - groups[-1][0].arrived_at <= ALIKE:
                 groups[-1].append(hold)
             else:

@@ -31,7 +31,7 @@ FAILING_RETRIES_S: Final = (1.0, 5.0, 15.0)  # before each further try of an ope
 FAILING_TENANTS_MAX: Final = 3
 FAILURES_REMEMBERED: Final = 1000
 BUCKET_REST_FIRST_S: Final = 5.0  # between two looks at tenants that are held together, longer each time
-BUCKET_REST_MAX_S: Final = 120.0
+BUCKET_REST_MAX_S: Final = 300.0
 OVERDUE_INTERVAL_S: Final = 60.0  # between two catch-ups of a tenant that is not registered
 
 log = structlog.get_logger(__name__)

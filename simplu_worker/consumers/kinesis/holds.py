@@ -20,6 +20,7 @@ from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.owed import Owed
 
 TENANT_HOLDS_MAX: Final = 1000  # tenants held each by itself; those beyond share the bucket
+LIVE_MAX: Final = 10_000  # tenants known to be in no hold
 
 
 class Target(StrEnum):
@@ -115,6 +116,7 @@ class Holds:
         self._holds: dict[tuple[Target, str], Hold] = {}
         self._by_name: dict[str, Hold] = {}  # by tenant: the hold that has it by name
         self._slotted: list[Hold] = []  # those whose tenants are no longer known by name
+        self._live: set[str] = set()  # tenants of whom the main reader dropped nothing since it began to send them
         self._catch_ups: list[CatchUp] = []  # those at work, and those that ended while something they sent is owed
         self._tenant_count = 0  # of holds whose target is a tenant
         self._bucket_count = 0
@@ -131,11 +133,20 @@ class Holds:
         return list(self._holds.values())
 
     def of(self, tenant_id: str) -> Hold | None:
-        """Return a hold that the tenant is in: nothing of it may leave the main reader."""
+        """Return a hold that the tenant is in: nothing of it may leave the main reader.
+
+        One that is known to be live only shares a slot with somebody who is held.
+        """
         found = self._by_name.get(tenant_id)
-        if found is None and self._slotted:
+        if found is None and self._slotted and tenant_id not in self._live:
             return next((hold for hold in self._slotted if tenant_id in hold.tenants), None)
         return found
+
+    def note_sent(self, tenant_id: str) -> None:
+        """Note that the main reader sends an operation of a tenant that is in no hold."""
+        if len(self._live) >= LIVE_MAX:
+            self._live.clear()
+        self._live.add(tenant_id)
 
     def of_shard(self, shard_id: str) -> Hold | None:
         """Return the hold of a Postgres shard that is not being caught up: nothing new may be sent there."""
@@ -164,6 +175,7 @@ class Holds:
 
         For a tenant of whose operations none behind the start of *hold* is owed but through it.
         """
+        self._live.discard(tenant_id)
         before = self._by_name.get(tenant_id)
         if before is hold:
             return
@@ -261,6 +273,15 @@ class Holds:
         catch_up = CatchUp(holds)
         self._catch_ups.append(catch_up)
         return catch_up
+
+    def begin_behind(self, catch_up: CatchUp, hold: Hold) -> bool:
+        """Let a catch-up at work take a hold along, when it has not come to where that begins."""
+        at = catch_up.owed.last
+        if hold.before is None or (at is not None and is_behind(at, hold.before)):
+            return False
+        catch_up.holds.append(hold)
+        hold.catch_up = catch_up
+        return True
 
     def meet(self, catch_up: CatchUp) -> None:
         """End the holds of a catch-up whose next position is the main reader's: their tenants are live again."""

@@ -342,6 +342,7 @@ class StreamShardReader:
             elif self._dispatcher.holds.of(arrival.decoded.tenant_id) is not None:
                 self._owed.pass_over(arrival.mark)  # a catch-up will come to it
             else:
+                self._dispatcher.holds.note_sent(arrival.decoded.tenant_id)
                 ticket = self._owed.take(arrival.mark)
                 self._dispatcher.send(Entry(ticket, arrival.decoded, arrival.record, self._owed))
             if count % DECODED_AT_ONCE == 0:

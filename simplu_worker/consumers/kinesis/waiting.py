@@ -127,6 +127,11 @@ class WaitingRoom:
         return self._unasked > CROWD
 
     @property
+    def is_busy(self) -> bool:
+        """Whether as many tenants wait to be asked for as can be at once: a catch-up need not bring more."""
+        return self._unasked >= ASKED_AT_ONCE
+
+    @property
     def is_asked_through(self) -> bool:
         """Whether every tenant was asked for at least once, with no shard as the answer."""
         return all(tenant.failure_count for tenant in self._tenants.values())
