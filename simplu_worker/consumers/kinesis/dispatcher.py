@@ -66,6 +66,8 @@ class Dispatcher:
         self._failures: dict[str, tuple[str | None, int, int]] = {}  # by tenant: the operation, how often it failed
         self._tasks = asyncio.TaskGroup()
         self._ending = asyncio.Event()
+        self._gathering = _Letters()
+        self._storing = asyncio.Lock()
         self._bucket_rests_from = 0.0
         self._bucket_rest_s = BUCKET_REST_FIRST_S
         self.has_settled = asyncio.Event()
@@ -260,9 +262,18 @@ class Dispatcher:
                 lane.give_up_batch()
 
     async def settle(self, entries: Sequence[Entry], letters: Sequence[DeadLetter]) -> None:
-        """Pass over *entries*, once their dead letters, if any, are stored."""
+        """Pass over *entries*, once their dead letters, if any, are stored.
+
+        Letters that come while others are being stored are stored with all that came meanwhile.
+        """
         if letters:
-            await self._store(letters)
+            batch = self._gathering
+            batch.letters += letters
+            async with self._storing:
+                if not batch.are_stored:  # by whoever had the turn before
+                    self._gathering = _Letters()
+                    await self._store(batch.letters)
+                    batch.are_stored = True
         self._drop(entries)
 
     def _drop(self, entries: Iterable[Entry]) -> None:
@@ -272,6 +283,14 @@ class Dispatcher:
             same[0].owed.done(entry.ticket for entry in same)
             self._account.give(sum(entry.cost_bytes for entry in same))
         self.has_settled.set()
+
+
+class _Letters:
+    """Letters that are stored together."""
+
+    def __init__(self) -> None:
+        self.letters: list[DeadLetter] = []
+        self.are_stored = False
 
 
 def _first_arrival(entries: Iterable[Entry]) -> datetime:

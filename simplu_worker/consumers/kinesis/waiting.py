@@ -31,7 +31,9 @@ from simplu_worker.shards.pools import ShardUnavailableError
 from simplu_worker.shards.router import Router
 
 ASKED_AT_ONCE: Final = 64
-CROWD: Final = 4 * ASKED_AT_ONCE  # tenants not asked for yet: more of them need not be read now
+ASKED_LATELY: Final = 16  # of them; the others have waited for their answer for ANSWER_S
+ANSWER_S: Final = 0.5  # the answer about a tenant whose shard is there comes in milliseconds
+CROWD: Final = 256  # tenants not asked for yet: more of them need not be read now
 PATIENCE_S: Final = 1.0  # in memory: for a tenant that has no shard, and for all while nobody answers
 PATIENCE_IN_LINE_S: Final = 5.0  # for a tenant not asked for yet, while others get their answers
 REST_MAX_S: Final = 0.25
@@ -110,6 +112,7 @@ class WaitingRoom:
         self._agenda: list[tuple[float, int, str]] = []  # a heap: when to ask, in order of arrival, for whom
         self._numbers = count()
         self._asked: dict[str, asyncio.Task[None]] = {}  # by tenant: the question that is under way
+        self._asked_at: dict[str, float] = {}  # when that was (monotonic)
         self._answered_at = float("-inf")
         self._change = asyncio.Event()
 
@@ -128,8 +131,8 @@ class WaitingRoom:
 
     @property
     def is_busy(self) -> bool:
-        """Whether as many tenants wait to be asked for as can be at once: a catch-up need not bring more."""
-        return self._unasked >= ASKED_AT_ONCE
+        """Whether as many tenants wait to be asked for as are in a moment: a catch-up need not bring more."""
+        return self._unasked >= ASKED_LATELY
 
     @property
     def is_asked_through(self) -> bool:
@@ -163,6 +166,7 @@ class WaitingRoom:
                 for tenant_id in self._due():
                     task = tasks.create_task(self._ask(tenant_id, stopping), name=f"ask:{tenant_id}")
                     self._asked[tenant_id] = task
+                    self._asked_at[tenant_id] = loop_time()
                 await self._rest()
             for task in self._asked.values():
                 task.cancel()
@@ -177,7 +181,7 @@ class WaitingRoom:
         """Take from the agenda who is to be asked for now, the longest due first."""
         due: list[str] = []
         now = loop_time()
-        while self._agenda and self._agenda[0][0] <= now and len(self._asked) + len(due) < ASKED_AT_ONCE:
+        while self._agenda and self._agenda[0][0] <= now and self._may_ask(len(due)):
             _, turn, tenant_id = heapq.heappop(self._agenda)
             tenant = self._tenants.get(tenant_id)
             if tenant is None or tenant.turn != turn:
@@ -189,10 +193,19 @@ class WaitingRoom:
                 due.append(tenant_id)
         return due
 
+    def _may_ask(self, more: int) -> bool:
+        """Whether one more question may be asked beside *more* that are about to be.
+
+        Few at a time, so that the event loop has time for others; but those without an answer keep nobody waiting.
+        """
+        now = loop_time()
+        lately = sum(now - at < ANSWER_S for at in self._asked_at.values())
+        return lately + more < ASKED_LATELY and len(self._asked) + more < ASKED_AT_ONCE
+
     async def _rest(self) -> None:
         """Wait until somebody arrives, is answered or is due; short enough for a stop to be seen soon."""
         # With all questions taken, who is due has to wait for an answer.
-        is_full = len(self._asked) >= ASKED_AT_ONCE or not self._agenda
+        is_full = not self._agenda or not self._may_ask(0)
         rest_s = REST_MAX_S if is_full else min(max(0.0, self._agenda[0][0] - loop_time()), REST_MAX_S)
         self._change.clear()
         await pause(rest_s, until=self._change)
@@ -223,7 +236,7 @@ class WaitingRoom:
         try:
             await self._decide(tenant_id, stopping)
         finally:
-            del self._asked[tenant_id]
+            del self._asked[tenant_id], self._asked_at[tenant_id]
             tenant = self._tenants.get(tenant_id)
             if tenant is not None and tenant.turn is None:  # it came, or was due, while the answer was on its way
                 self._ask_at(tenant_id, tenant, loop_time())
