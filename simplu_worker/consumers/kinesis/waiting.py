@@ -33,13 +33,14 @@ from simplu_worker.shards.router import Router
 ASKED_AT_ONCE: Final = 64
 ASKED_LATELY: Final = 16  # of them; the others have waited for their answer for ANSWER_S
 ANSWER_S: Final = 0.5  # the answer about a tenant whose shard is there comes in milliseconds
-CROWD: Final = 256  # tenants not asked for yet: more of them need not be read now
+CROWD: Final = 256  # tenants not asked for yet: more of them need not be read now, or not wait in memory
+FOUND_WEIGHT: Final = 0.02  # of the last answer in the share of tenants that were found
 PATIENCE_S: Final = 1.0  # in memory: for a tenant that has no shard, and for all while nobody answers
 PATIENCE_IN_LINE_S: Final = 5.0  # for a tenant not asked for yet, while others get their answers
 REST_MAX_S: Final = 0.25
 RETRY_BASE_S: Final = 0.25
 RETRY_MAX_S: Final = 5.0
-ASKS_PER_S: Final = 50.0  # for tenants that are held, however many they are
+ASKS_PER_S: Final = 25.0  # for tenants that are held, however many they are
 UNKNOWN_TENANT_MARGIN: Final = timedelta(seconds=60)  # architecture, idea 7: clock skew and a slow registration
 
 log = structlog.get_logger(__name__)
@@ -114,6 +115,7 @@ class WaitingRoom:
         self._asked: dict[str, asyncio.Task[None]] = {}  # by tenant: the question that is under way
         self._asked_at: dict[str, float] = {}  # when that was (monotonic)
         self._answered_at = float("-inf")
+        self._found_share = 1.0
         self._change = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -126,8 +128,11 @@ class WaitingRoom:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether so many tenants have not been asked for yet that more of them need not be read now."""
-        return self._unasked > CROWD
+        """Whether so many tenants have not been asked for yet that more of them need not be read now.
+
+        Not where most of them have no shard: they are held, and keep nobody else waiting.
+        """
+        return self._unasked > CROWD and self._found_share > 0.5
 
     @property
     def is_busy(self) -> bool:
@@ -154,6 +159,8 @@ class WaitingRoom:
             tenant.waiting_since = loop_time()
             self._ask_at(tenant_id, tenant, loop_time())
         tenant.entries.extend(entries)
+        if not tenant.failure_count and self._unasked > CROWD and not self.is_crowded:
+            self._hold(tenant_id, tenant)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Ask for those that are due until *stopping*; questions that are still open then are given up.
@@ -251,6 +258,7 @@ class WaitingRoom:
             self._keep(tenant_id, Reason.SHARD_UNAVAILABLE, exc)
             return
         self._answered_at = loop_time()
+        self._found_share += FOUND_WEIGHT * ((not isinstance(found, Absence)) - self._found_share)
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             return
