@@ -23,7 +23,7 @@ lint: ## Run ruff, mypy and import-linter
 setup: ## Make .venv with everything for development
 	@$(RUN) setup
 
-tools: ## Make .venv-tools with uv and the checkers of deploy/
+tools: ## Make .venv-tools with uv and the checkers of deploy/, and .venv-ministack
 	@$(RUN) tools
 
 lock: ## Compile requirements/*.txt anew

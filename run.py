@@ -18,6 +18,8 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optiona
 ROOT = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(ROOT, ".venv")
 TOOLS_VENV = os.path.join(ROOT, ".venv-tools")
+MINISTACK_VENV = os.path.join(ROOT, ".venv-ministack")
+VENVS = (VENV, TOOLS_VENV, MINISTACK_VENV)
 OLDEST = (3, 11)
 NAMES = ("python3.13", "python3.12", "python3.11")
 STAMP = "simplu-worker.json"
@@ -30,12 +32,14 @@ PROBE = (
 )
 COMPILE = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-header", "-q"]
 LOCKS = {
-    "worker": ["pyproject.toml"],
-    "local": ["pyproject.toml", "--extra", "local", "--group", "build"],
-    "dev": ["pyproject.toml", "--extra", "local", "--group", "build", "--group", "test", "--group", "lint"],
+    "worker": ["pyproject.toml", "--extra", "cache"],
+    "local": ["pyproject.toml", "--extra", "cache", "--extra", "local", "--group", "build"],
+    "dev": ["pyproject.toml", "--all-extras", "--group", "build", "--group", "test", "--group", "lint"],
     "build": ["--group", "build"],
     "tools": ["requirements/tools.in"],
+    "ministack": ["requirements/ministack.in"],
 }
+WITHOUT_US = ("tools", "ministack")  # the sets of environments into which our own package is not installed
 LINTERS = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports"])
 CACHES = (".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache")
 
@@ -90,7 +94,7 @@ def probe(path: str) -> Optional[Python]:
 def places(name: str, search_path: str) -> List[str]:
     """Return every executable *name* on *search_path*, less those inside our own environments (they get remade)."""
     found = [os.path.join(folder, name) for folder in search_path.split(os.pathsep) if folder]
-    own = (VENV + os.sep, TOOLS_VENV + os.sep)
+    own = tuple(venv + os.sep for venv in VENVS)
     return [path for path in found if os.access(path, os.X_OK) and not os.path.abspath(path).startswith(own)]
 
 
@@ -137,7 +141,7 @@ def how_to_install(lacks_venv: Optional[Python]) -> str:
 def chosen_python() -> Python:
     """Return the interpreter to build on and say in one line how it was found; ends the program when there is none."""
     running = sys.executable
-    if os.path.abspath(running).startswith((VENV + os.sep, TOOLS_VENV + os.sep)):
+    if os.path.abspath(running).startswith(tuple(venv + os.sep for venv in VENVS)):
         # The environment this runs in may be removed below: build on what it was made from.
         running = os.path.join(sys.base_prefix, "bin", "python{}.{}".format(*sys.version_info[:2]))
     choice = choose_python(os.environ.get("PATH", ""), running, have_uv=shutil.which("uv") is not None)
@@ -237,7 +241,7 @@ def make_venv(venv: str, python: Python, uv: Optional[str]) -> None:
 
 
 def install(venv: str, requirements: str, uv: Optional[str]) -> None:
-    """Install the pins of *requirements*, and our own package in place unless they are the tools."""
+    """Install the pins of *requirements*, and our own package in place where it belongs."""
     inside = os.path.join(venv, "bin", "python")
     pip = [uv, "pip", "install", "-q", "--python", inside] if uv else [inside, "-m", "pip", "install", "-q"]
     # Bytecode is made at first import: most modules of the emulators never are imported, and compiling them all takes
@@ -245,7 +249,7 @@ def install(venv: str, requirements: str, uv: Optional[str]) -> None:
     lazily = [] if uv else ["--no-compile"]
     pins = os.path.join("requirements", requirements + ".txt")
     quiet([*pip, *lazily, "--require-hashes", "--only-binary", ":all:", "-r", pins])
-    if requirements != "tools":
+    if requirements not in WITHOUT_US:
         quiet([*pip, "--no-deps", "--no-build-isolation", "-e", "."])
 
 
@@ -324,8 +328,9 @@ def setup(_args: List[str]) -> None:
 
 
 def tools(_args: List[str]) -> None:
-    """Make .venv-tools with uv and the checkers of deploy/."""
+    """Make .venv-tools with uv and the checkers of deploy/, and .venv-ministack, an SQS to compare ours with."""
     ensure(TOOLS_VENV, "tools")
+    ensure(MINISTACK_VENV, "ministack")
 
 
 def lock(args: List[str]) -> None:
@@ -346,7 +351,7 @@ def lock(args: List[str]) -> None:
 def clean(_args: List[str]) -> None:
     """Remove the environments and caches."""
     with alone():
-        for name in (VENV, TOOLS_VENV, *CACHES):
+        for name in (*VENVS, *CACHES):
             shutil.rmtree(os.path.join(ROOT, name), ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""The AWS side of the embedded stack: our Kinesis and moto as child processes, and what is made in them."""
+"""The AWS side of the embedded stack: our Kinesis and SQS, and moto, as child processes, and what is made in them."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ main(sys.argv[1:])
 """
 MOTO_LISTENS = b"Running on http"  # werkzeug's log line, written after its socket listens
 KINESIS_LISTENS = b"kinesis.started"
+SQS_LISTENS = b"sqs.started"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class QueueUrls:
 
     shard_creation: str
     order_events: str
+    priority: str
     dead_letters: str
 
 
@@ -64,6 +66,12 @@ async def start_kinesis(group: ProcessGroup) -> str:
     """Start our Kinesis in *group*, wait until it listens, and return its endpoint URL."""
     program = [sys.executable, "-m", "simplu_worker.local.kinesis_server", "--port"]
     return await _started(group, "kinesis", program, KINESIS_LISTENS)
+
+
+async def start_sqs(group: ProcessGroup) -> str:
+    """Start our SQS in *group*, wait until it listens, and return its endpoint URL."""
+    program = [sys.executable, "-m", "simplu_worker.local.sqs_server", "--port"]
+    return await _started(group, "sqs", program, SQS_LISTENS)
 
 
 async def _started(group: ProcessGroup, name: str, program: Sequence[str], listens: bytes) -> str:
@@ -108,10 +116,10 @@ def aws_client(service: str, endpoint_url: str) -> AbstractAsyncContextManager[A
     return client
 
 
-async def create_resources(endpoint_url: str, kinesis_url: str, *, stream_shards: int = 4) -> QueueUrls:
+async def create_resources(endpoint_url: str, kinesis_url: str, sqs_url: str, *, stream_shards: int = 4) -> QueueUrls:
     """Create the queues, the stream of *stream_shards* and the business-info table in an empty local AWS."""
     async with asyncio.TaskGroup() as tasks:
-        queues = tasks.create_task(_create_queues(endpoint_url))
+        queues = tasks.create_task(_create_queues(sqs_url))
         tasks.create_task(_create_stream(kinesis_url, stream_shards))
         tasks.create_task(_create_table(endpoint_url))
     return queues.result()
@@ -124,12 +132,17 @@ async def _create_queues(endpoint_url: str) -> QueueUrls:
             attributes = {"VisibilityTimeout": str(VISIBILITY_TIMEOUT_S)} | attributes
             return str((await sqs.create_queue(QueueName=name, Attributes=attributes))["QueueUrl"])
 
-        redrive_url = await create("shard-creation-redrive")
-        described = await sqs.get_queue_attributes(QueueUrl=redrive_url, AttributeNames=["QueueArn"])
-        redrive = {"deadLetterTargetArn": described["Attributes"]["QueueArn"], "maxReceiveCount": MAX_RECEIVE_COUNT}
+        async def create_with_redrive(name: str, redrive_name: str, **attributes: str) -> str:
+            redrive_url = await create(redrive_name, **attributes)
+            described = await sqs.get_queue_attributes(QueueUrl=redrive_url, AttributeNames=["QueueArn"])
+            redrive = {"deadLetterTargetArn": described["Attributes"]["QueueArn"], "maxReceiveCount": MAX_RECEIVE_COUNT}
+            return await create(name, RedrivePolicy=json.dumps(redrive), **attributes)
+
+        fifo = {"FifoQueue": "true", "ContentBasedDeduplication": "true"}
         return QueueUrls(
-            shard_creation=await create("shard-creation", RedrivePolicy=json.dumps(redrive)),
-            order_events=await create("order-events.fifo", FifoQueue="true", ContentBasedDeduplication="true"),
+            shard_creation=await create_with_redrive("shard-creation", "shard-creation-redrive"),
+            order_events=await create_with_redrive("order-events.fifo", "order-events-redrive.fifo", **fifo),
+            priority=await create_with_redrive("order-events-priority.fifo", "order-events-redrive.fifo", **fifo),
             dead_letters=await create("dead-letters"),
         )
 

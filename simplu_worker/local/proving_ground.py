@@ -40,10 +40,11 @@ STREAM_MEMORY_BYTES = 8 * 1024**3  # nothing may be trimmed unread: a loss must 
 MANY = 1_000_000  # tenants a shard: Citrus is told where each lives
 PROCESS_NAMES = {
     "kinesis_server": "Kinesis",
+    "sqs_server": "SQS",
     "chain_producer": "producers",
     "simplu_worker run": "worker",
     "postgres": "Postgres",
-    "moto": "SQS, DynamoDB",
+    "moto": "DynamoDB",
     "watchdog": "watchdog",
 }
 
@@ -130,7 +131,7 @@ class ProvingGround:
             options = {"memory_max_bytes": STREAM_MEMORY_BYTES}
             await control(self.stack.kinesis_url, SetOptions(options=options))
             env = self.stack.env
-            self._sink = LetterSink(env["AWS_ENDPOINT_URL"], env["SQS_DEAD_LETTER_QUEUE_URL"])
+            self._sink = LetterSink(env["AWS_ENDPOINT_URL_SQS"], env["SQS_DEAD_LETTER_QUEUE_URL"])
             sqs_url = await entered.enter_async_context(self._sink.serve())
             for number in range(self._replicas):
                 worker_env = env | {"AWS_ENDPOINT_URL_SQS": sqs_url} | self._worker_env

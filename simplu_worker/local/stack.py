@@ -26,6 +26,7 @@ from simplu_worker.local.aws import (
     create_resources,
     start_kinesis,
     start_moto,
+    start_sqs,
 )
 from simplu_worker.local.citrus import MAX_BUSINESSES, Citrus
 from simplu_worker.local.loopback import HOST, StackError, free_port
@@ -37,8 +38,8 @@ class Stack:
     """Everything that a worker talks to, while the context is entered; raises `StackError` when it cannot be.
 
     *group* is also for other processes that have to end with this one. *servers* are the Postgres servers by shard id,
-    *env* what a worker needs in its environment. Kinesis is ours, which can end a stream shard; with *aws* "moto"
-    it is moto's.
+    *env* what a worker needs in its environment. Kinesis and SQS are ours, which end stream shards and keep groups in
+    order; with *aws* "moto" they are moto's.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Stack:
         self.env: dict[str, str] = {}
         self.aws_url = ""
         self.kinesis_url = ""
+        self.sqs_url = ""
         self.citrus_url = ""
         self._shard_count = shards
         self._stream_shards = stream_shards
@@ -86,7 +88,8 @@ class Stack:
 
     def aws_client(self, service: str) -> Any:
         """Return a client of the stack's AWS, an async context manager."""
-        return aws_client(service, self.kinesis_url if service == "kinesis" else self.aws_url)
+        urls = {"kinesis": self.kinesis_url, "sqs": self.sqs_url}
+        return aws_client(service, urls.get(service, self.aws_url))
 
     def write_env_file(self, path: Path) -> None:
         """Write *env* as shell-quoted lines, mode 0600, by rename; again by itself whenever Citrus makes a shard."""
@@ -129,8 +132,9 @@ class Stack:
         async with asyncio.TaskGroup() as tasks:
             moto = tasks.create_task(start_moto(self.group))
             kinesis = tasks.create_task(start_kinesis(self.group)) if self._aws == "local" else moto
-        self.aws_url, self.kinesis_url = moto.result(), kinesis.result()
-        return await create_resources(self.aws_url, self.kinesis_url, stream_shards=self._stream_shards)
+            sqs = tasks.create_task(start_sqs(self.group)) if self._aws == "local" else moto
+        self.aws_url, self.kinesis_url, self.sqs_url = moto.result(), kinesis.result(), sqs.result()
+        return await create_resources(self.aws_url, self.kinesis_url, self.sqs_url, stream_shards=self._stream_shards)
 
     def _new_server(self) -> PostgresServer:
         return PostgresServer(self.group, self._programs, database=f"shard_{next(self._numbers)}")
@@ -158,12 +162,14 @@ class Stack:
             **CREDENTIALS,
             "AWS_ENDPOINT_URL": self.aws_url,
             "AWS_ENDPOINT_URL_KINESIS": self.kinesis_url,
+            "AWS_ENDPOINT_URL_SQS": self.sqs_url,
             "DYNAMODB_ENDPOINT": self.aws_url,
             "DYNAMODB_BUSINESS_INFO_TABLE": BUSINESS_INFO_TABLE,
             "KINESIS_STREAM_NAME": STREAM_NAME,
             "KINESIS_APPLICATION_NAME": "simplu-worker",
             "SQS_SHARD_CREATION_QUEUE_URL": queues.shard_creation,
             "SQS_ORDER_EVENTS_QUEUE_URL": queues.order_events,
+            "SQS_PRIORITY_QUEUE_URL": queues.priority,
             "SQS_DEAD_LETTER_QUEUE_URL": queues.dead_letters,
             "CITRUS_SERVER_URL": self.citrus_url,
             "CITRUS_API_KEY": self.citrus_api_key,
@@ -248,7 +254,8 @@ def _describe(stack: Stack, env_file: Path, console: Console) -> None:
     for shard_id, server in stack.servers.items():
         table.add_row(shard_id, f"Postgres, {HOST}:{server.port}/{server.database}", str(server.pid))
     table.add_row("Kinesis", stack.kinesis_url, "")
-    table.add_row("SQS, DynamoDB", stack.aws_url, "")
+    table.add_row("SQS", stack.sqs_url, "")
+    table.add_row("DynamoDB", stack.aws_url, "")
     table.add_row("Citrus", stack.citrus_url, str(os.getpid()))
     table.add_row("data, until the end", str(stack.group.directory), "")
     console.print(table)

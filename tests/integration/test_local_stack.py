@@ -150,11 +150,14 @@ async def test_stack_answers_on_all_parts(stack: Stack) -> None:
         listed = await kinesis.list_shards(StreamName=stack.env["KINESIS_STREAM_NAME"])
         assert len(listed["Shards"]) == 4
     async with stack.aws_client("sqs") as sqs:
-        for source in ("SHARD_CREATION", "ORDER_EVENTS", "DEAD_LETTER"):
+        for source in ("SHARD_CREATION", "ORDER_EVENTS", "PRIORITY", "DEAD_LETTER"):
             asked = await sqs.get_queue_attributes(
                 QueueUrl=stack.env[f"SQS_{source}_QUEUE_URL"], AttributeNames=["All"]
             )
-            assert asked["Attributes"]["VisibilityTimeout"] == "30"
+            found = asked["Attributes"]
+            assert found["VisibilityTimeout"] == "30"
+            assert ("RedrivePolicy" in found) is (source != "DEAD_LETTER")
+            assert found.get("FifoQueue") == ("true" if source in {"ORDER_EVENTS", "PRIORITY"} else None)
     async with stack.aws_client("dynamodb") as dynamodb:
         described = await dynamodb.describe_table(TableName=stack.env["DYNAMODB_BUSINESS_INFO_TABLE"])
         assert described["Table"]["KeySchema"] == [{"AttributeName": "id", "KeyType": "HASH"}]
@@ -332,6 +335,7 @@ async def test_two_stacks_live_side_by_side(stack: Stack, other_stack: Stack) ->
     secrets = (
         "STACK_POSTGRES_URLS",
         "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_SQS",
         "CITRUS_SERVER_URL",
         "HTTP_PORT",
         "CITRUS_API_KEY",

@@ -33,8 +33,9 @@ def wanted() -> dict[str, list[str]]:
     """Return by lock file what pyproject.toml wants in it."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups: dict[str, list[str]] = project["dependency-groups"]
-    worker: list[str] = project["project"]["dependencies"]
-    local = worker + project["project"]["optional-dependencies"]["local"] + groups["build"]
+    extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
+    worker: list[str] = project["project"]["dependencies"] + extras["cache"]
+    local = worker + extras["local"] + groups["build"]
     return {"worker": worker, "local": local, "dev": local + groups["test"] + groups["lint"], "build": groups["build"]}
 
 

@@ -1,0 +1,75 @@
+"""The errors of the local SQS, as its protocol names them."""
+
+from __future__ import annotations
+
+MAX_MESSAGE_LENGTH = 500
+
+# The code that the query protocol had for each error whose shape has another name. AWS JSON answers with both: the
+# shape in `__type`, the older code in the header x-amzn-query-error, which clients go by. API_* pages, "Errors".
+QUERY_CODES = {
+    "BatchEntryIdsNotDistinct": "AWS.SimpleQueueService.BatchEntryIdsNotDistinct",
+    "BatchRequestTooLong": "AWS.SimpleQueueService.BatchRequestTooLong",
+    "EmptyBatchRequest": "AWS.SimpleQueueService.EmptyBatchRequest",
+    "InvalidBatchEntryId": "AWS.SimpleQueueService.InvalidBatchEntryId",
+    "KmsAccessDenied": "KMS.AccessDeniedException",
+    "KmsDisabled": "KMS.DisabledException",
+    "KmsInvalidKeyUsage": "KMS.InvalidKeyUsageException",
+    "KmsInvalidState": "KMS.InvalidStateException",
+    "KmsNotFound": "KMS.NotFoundException",
+    "KmsOptInRequired": "KMS.OptInRequired",
+    "KmsThrottled": "KMS.ThrottlingException",
+    "MessageNotInflight": "AWS.SimpleQueueService.MessageNotInflight",
+    "PurgeQueueInProgress": "AWS.SimpleQueueService.PurgeQueueInProgress",
+    "QueueDoesNotExist": "AWS.SimpleQueueService.NonExistentQueue",
+    "QueueNameExists": "QueueAlreadyExists",
+    "TooManyEntriesInBatchRequest": "AWS.SimpleQueueService.TooManyEntriesInBatchRequest",
+    "UnsupportedOperation": "AWS.SimpleQueueService.UnsupportedOperation",
+}
+# Errors of every AWS service, which SQS's own model does not name: "Common Errors".
+COMMON_CODES = {
+    "InvalidParameterValueException": "InvalidParameterValue",
+    "MissingRequiredParameterException": "MissingParameter",
+}
+COMMON_SHAPES = frozenset({*COMMON_CODES, "InternalFailure", "SerializationException", "UnknownOperationException"})
+
+
+class SqsError(Exception):
+    """An answer with an error. *shape* is its name in the model; `code` is what the query protocol called it."""
+
+    def __init__(self, shape: str, message: str, *, status: int = 400) -> None:
+        super().__init__(message[:MAX_MESSAGE_LENGTH])
+        self.shape = shape
+        self.code = QUERY_CODES.get(shape) or COMMON_CODES.get(shape) or shape
+        self.message = message[:MAX_MESSAGE_LENGTH]
+        self.status = status
+
+    def __repr__(self) -> str:
+        return f"SqsError({self.shape}: {self.message})"
+
+    @property
+    def type_name(self) -> str:
+        """The `__type` of the answer."""
+        namespace = "com.amazon.coral.service" if self.shape in COMMON_SHAPES else "com.amazonaws.sqs"
+        return f"{namespace}#{self.shape}"
+
+    @property
+    def sender_fault(self) -> bool:
+        """Whether asking again is of no use."""
+        return self.status < 500
+
+
+def no_queue() -> SqsError:
+    """Return the error for a queue that is not there."""
+    return SqsError("QueueDoesNotExist", "The specified queue does not exist.")
+
+
+def missing(parameter: str) -> SqsError:
+    """Return the error for a parameter that this queue needs."""
+    message = f"The request must contain the parameter {parameter}."
+    return SqsError("MissingRequiredParameterException", message)
+
+
+def invalid(parameter: str, value: object, reason: str) -> SqsError:
+    """Return the error for a value that the action refuses."""
+    message = f"Value {value} for parameter {parameter} is invalid. Reason: {reason}"
+    return SqsError("InvalidParameterValueException", message)
