@@ -33,12 +33,15 @@ AWS_ERRORS: tuple[type[Exception], ...] = (
 # SendMessage (RequestThrottled, KmsThrottled).
 THROTTLING_CODES = frozenset(
     {
+        "AWS.SimpleQueueService.PurgeQueueInProgress",
         "BandwidthLimitExceeded",
+        "KMS.ThrottlingException",  # SQS, by its query code
         "KMSThrottlingException",
         "KmsThrottled",
         "LimitExceededException",
         "OverLimit",
         "ProvisionedThroughputExceededException",
+        "PurgeQueueInProgress",
         "RequestLimitExceeded",
         "RequestThrottled",
         "RequestThrottledException",

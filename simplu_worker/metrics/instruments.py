@@ -42,18 +42,22 @@ DEAD_LETTER_REASONS = (
     "too_large",
 )
 LEASE_STATES = ("owned", "other", "unowned", "ended")
-HELD_REASONS = ("unregistered", "shard_unavailable", "not_here", "inactive", "failing", "reshard")
+HELD_REASONS = ("unregistered", "shard_unavailable", "not_here", "inactive", "failing", "reshard", "taken_over")
 STREAM_READERS = ("main", "catch_up")
 LEASE_TAKES = ("free", "expired", "stolen")
-SQS_OUTCOMES = ("deleted", "retried", "dead_letter")
+SQS_OUTCOMES = ("deleted", "retried", "dead_letter", "given_back", "lease_lost", "stale_receipt", "not_deleted")
+SQS_CALLS = ("delete", "change_visibility")
 CITRUS_ENDPOINTS = ("get_shard", "register", "shards_health", "capacity", "put_shard")
 CITRUS_OUTCOMES = ("ok", "not_found", "conflict", "refused", "error", "timeout")
 PROVISIONING_OUTCOMES = ("succeeded", "existed", "failed")
+CACHE_OUTCOMES = ("done", "failed", "retried", "dropped")
 
 # From a commit that follows the arrival at once, over a lag one notices, to the wait for an unregistered tenant.
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
 # One request to something near by; no client waits much longer than 10 s for an answer.
 REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# Against visibility timeouts from seconds to hours.
+LEASE_MARGIN_BUCKETS_S = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0, 3600.0)
 # A Postgres shard answers a probe within a millisecond or two.
 SHARD_BUCKETS_S = (0.001, 0.0025, *REQUEST_BUCKETS_S)
 
@@ -186,6 +190,34 @@ KINESIS_THROTTLED = Counter("simplu_kinesis_throttled_total", "Kinesis calls ref
 SQS_MESSAGES = Counter("simplu_sqs_messages_total", "Messages that were decided.", ["queue", "outcome"])
 SQS_IN_FLIGHT = Gauge("simplu_sqs_in_flight", "Messages received and not yet decided.", ["queue"])
 SQS_QUEUE_DEPTH = Gauge("simplu_sqs_queue_depth", "Messages waiting in the queue, as SQS estimates it.", ["queue"])
+SQS_OLDEST_IN_HAND = Gauge(
+    "simplu_sqs_oldest_in_hand_seconds",
+    "Age since its receive of the message that is longest in hand; 0 when none is.",
+    ["queue"],
+)
+SQS_LEASE_MARGIN = Histogram(
+    "simplu_sqs_lease_margin_seconds",
+    "Time for which messages were still hidden when they were decided; near 0 the visibility timeout is too short.",
+    ["queue"],
+    buckets=LEASE_MARGIN_BUCKETS_S,
+)
+SQS_HEARTBEAT_LATENESS = Histogram(
+    "simplu_sqs_heartbeat_lateness_seconds",
+    "How long after it was due the visibility timeout of messages in hand was prolonged.",
+    ["queue"],
+    buckets=REQUEST_BUCKETS_S,
+)
+SQS_STALE_RECEIPTS = Counter(
+    "simplu_sqs_stale_receipts_total",
+    "Receipt handles that SQS refused: the message was with another receiver meanwhile, or is gone.",
+    ["queue", "call"],
+)
+SQS_POLLS = Gauge("simplu_sqs_polls", "Polls that run now.", ["queue"])
+SQS_POLLS_REPLACED = Counter(
+    "simplu_sqs_polls_replaced_total",
+    "Polls that never returned, and were given up for a new one.",
+    ["queue"],
+)
 
 SHARD_RESPONSE = Histogram(
     "simplu_shard_response_seconds",
@@ -212,7 +244,15 @@ DYNAMODB_REQUEST = Histogram(
     buckets=REQUEST_BUCKETS_S,
 )
 PROVISIONING = Counter("simplu_provisioning_total", "Tenants provisioned on a Postgres shard.", ["outcome"])
-CACHE_INVALIDATIONS = Counter("simplu_cache_invalidations_total", "Entries dropped from the cache.", ["outcome"])
+CACHE_INVALIDATIONS = Counter(
+    "simplu_cache_invalidations_total",
+    "Changed resources of which Redis was told; the epoch makes up for those that failed or were dropped.",
+    ["outcome"],
+)
+CACHE_WAITING = Gauge("simplu_cache_waiting", "Changed resources of which Redis is yet to be told.")
+CACHE_UNREACHABLE = Gauge(
+    "simplu_cache_unreachable_seconds", "For how long Redis has been out of reach; 0 when it is not, or not used."
+)
 MOVES = Counter("simplu_moves_total", "Tenant moves that ended.", ["outcome"])
 EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "How late the event loop ran a timer, at the last look.")
 
@@ -225,7 +265,16 @@ def set_build_info(version: str) -> None:
 def start_queue_at_zero(queue: str) -> None:
     """Let the series of the queue named *queue* exist before its first message."""
     _start_at_zero(SQS_MESSAGES, [queue], SQS_OUTCOMES)
-    _start_at_zero(SQS_IN_FLIGHT, [queue])
+    _start_at_zero(SQS_STALE_RECEIPTS, [queue], SQS_CALLS)
+    for metric in (
+        SQS_IN_FLIGHT,
+        SQS_OLDEST_IN_HAND,
+        SQS_LEASE_MARGIN,
+        SQS_HEARTBEAT_LATENESS,
+        SQS_POLLS,
+        SQS_POLLS_REPLACED,
+    ):
+        _start_at_zero(metric, [queue])
 
 
 def totals(counter: Counter, label: str) -> dict[str, int]:
@@ -236,6 +285,12 @@ def totals(counter: Counter, label: str) -> dict[str, int]:
             if sample.value:
                 sums[sample.labels[label]] = sums.get(sample.labels[label], 0) + int(sample.value)
     return sums
+
+
+def outcomes_of(queue: str) -> dict[str, int]:
+    """Return how many messages of the queue named *queue* were decided, by outcome."""
+    samples = [sample for metric in SQS_MESSAGES.collect() for sample in metric.samples]
+    return {one.labels["outcome"]: int(one.value) for one in samples if one.labels["queue"] == queue}
 
 
 def remove_stream_shard(stream_shard_id: str) -> None:
@@ -260,3 +315,4 @@ _start_at_zero(KINESIS_LEASES, LEASE_STATES)
 _start_at_zero(KINESIS_LEASE_TAKES, LEASE_TAKES)
 _start_at_zero(CITRUS_REQUEST, CITRUS_ENDPOINTS, CITRUS_OUTCOMES)
 _start_at_zero(PROVISIONING, PROVISIONING_OUTCOMES)
+_start_at_zero(CACHE_INVALIDATIONS, CACHE_OUTCOMES)

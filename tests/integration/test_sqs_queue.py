@@ -1,18 +1,20 @@
-"""SQS queues and what receives from them, against a real server."""
+"""SQS queues and what receives from them, against real servers: moto's, and ours."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aws_endpoints import ScriptedAws, client_of
+from sqs_endpoints import sqs_servers
 
 from simplu_worker.consumers.aws import Client
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
+from simplu_worker.consumers.sqs.groups import Limits
 from simplu_worker.consumers.sqs.queue import Message, Outgoing, Queue
 from simplu_worker.consumers.sqs.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.verdicts import Done, Later, Verdict
@@ -25,10 +27,17 @@ QUEUE_NUMBERS = itertools.count(1)
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
+@pytest.fixture(scope="module", params=["moto", "ours"])
+def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Give the endpoint URL of each server."""
+    with sqs_servers() as servers:
+        yield servers.url_of(request.param)
+
+
 @pytest.fixture
-async def client(endpoint_url: str) -> AsyncIterator[Client]:
-    """Open a client of moto."""
-    async with client_of("sqs", endpoint_url) as opened:
+async def client(server_url: str) -> AsyncIterator[Client]:
+    """Open a client of each server."""
+    async with client_of("sqs", server_url) as opened:
         yield opened
 
 
@@ -116,9 +125,9 @@ async def test_queue_gives_messages_back_at_once_when_visibility_is_zero(client:
     assert (again.message_id, again.receive_count) == (messages[0].message_id, 2)
 
 
-async def test_queue_refuses_when_it_does_not_exist(client: Client, endpoint_url: str) -> None:
+async def test_queue_refuses_when_it_does_not_exist(client: Client, server_url: str) -> None:
     """A queue that is not there is a refusal; a server that is not there is trouble."""
-    queue = Queue(client, f"{endpoint_url}/123456789012/missing")
+    queue = Queue(client, f"{server_url}/123456789012/missing")
     with pytest.raises(RefusedError, match=r"NonExistentQueue|QueueDoesNotExist"):
         await queue.receive(wait_s=0, max_messages=1)
     async with client_of("sqs", "http://127.0.0.1:1") as nowhere:
@@ -155,7 +164,7 @@ def received(message_id: str, *, handle: str | None = None) -> dict[str, Any]:
 
 
 class Desk:
-    """A handler that keeps what it was handed, and holds it until told otherwise."""
+    """A handler that keeps what it was handed, one message a call, and holds it until told otherwise."""
 
     def __init__(self, verdict: Verdict | None = None) -> None:
         self.verdict: Verdict = Done() if verdict is None else verdict
@@ -164,9 +173,9 @@ class Desk:
         self.opened = asyncio.Event()
         self.taken = asyncio.Event()
 
-    async def handle(self, message: Message) -> Verdict:
+    async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
         """Wait for `opened`."""
-        self.handled.append(message)
+        self.handled += messages
         self.now += 1
         self.most = max(self.most, self.now)
         self.taken.set()
@@ -174,7 +183,7 @@ class Desk:
             await self.opened.wait()
         finally:
             self.now -= 1
-        return self.verdict
+        return [self.verdict] * len(messages)
 
 
 @asynccontextmanager
@@ -185,7 +194,13 @@ async def receiving(
     stopping = asyncio.Event()
     letters = DeadLetterQueue(queue._client, queue.url)
     receiver = QueueReceiver(
-        queue, desk.handle, letters, limit=limit, poll_wait_s=poll_wait_s, stop_wait_s=stop_wait_s, draw=lambda: 0.0
+        queue,
+        desk,
+        letters,
+        limits=Limits(message_count=limit, batch_count=1, call_count=limit),
+        poll_wait_s=poll_wait_s,
+        stop_wait_s=stop_wait_s,
+        draw=lambda: 0.0,
     )
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         tasks.create_task(receiver.run(stopping))
@@ -283,12 +298,12 @@ async def test_receiver_gives_back_what_a_late_poll_brings_when_stopped(client: 
 
 async def parked(receiver: QueueReceiver) -> bool:
     """Tell whether a poll is under way."""
-    return receiver._poll_deadline is not None
+    return bool(receiver.stats()["polls"])
 
 
 async def unparked(receiver: QueueReceiver) -> bool:
     """Tell whether the last poll has ended."""
-    return receiver._poll_deadline is None
+    return not receiver.stats()["polls"]
 
 
 async def test_receiver_ends_soon_when_stopped_while_a_poll_is_parked(client: Client) -> None:

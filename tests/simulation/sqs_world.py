@@ -20,7 +20,7 @@ from virtual_time import VirtualLoop
 
 from simplu_worker.consumers.letters import DeadLetter
 from simplu_worker.consumers.sqs.queue import Message, Queue
-from simplu_worker.consumers.sqs.receiver import QueueReceiver
+from simplu_worker.consumers.sqs.receiver import Handler, QueueReceiver
 from simplu_worker.consumers.sqs.verdicts import Done, Verdict
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.local.sqs_actions import Actions
@@ -103,7 +103,7 @@ class World:
             while not condition():  # noqa: ASYNC110  # what changes is the model, in which there is nothing to await
                 await asyncio.sleep(max(0.05, (self.loop.time() - started_at) / 300))
 
-    def receiver(self, queue: Queue, desk: Desk, letters: Letters | None = None, **options: Any) -> QueueReceiver:
+    def receiver(self, queue: Queue, desk: Handler, letters: Letters | None = None, **options: Any) -> QueueReceiver:
         """Return a receiver in virtual time."""
         return QueueReceiver(
             queue,
@@ -116,7 +116,7 @@ class World:
 
     @asynccontextmanager
     async def receiving(
-        self, queue: Queue, desk: Desk, letters: Letters | None = None, **options: Any
+        self, queue: Queue, desk: Handler, letters: Letters | None = None, **options: Any
     ) -> AsyncIterator[Running]:
         """Run a receiver; at the end stop it, and wait until it has drained."""
         running = Running(self.receiver(queue, desk, letters, **options))

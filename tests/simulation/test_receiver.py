@@ -749,6 +749,40 @@ async def test_gate_is_awaited_before_each_poll(world: World) -> None:
         await world.emptied(queue)
 
 
+# Waiting
+
+
+@virtually
+async def test_wait_that_is_over_goes_on_waiting_for_a_free_call(world: World) -> None:
+    """With every call taken, a message that has waited long enough is handled when one ends, and nothing spins."""
+    queue, waits = world.queue(), [Wait(1.0)]
+
+    class Slow(Desk):
+        async def handle(self, messages: Any) -> list[Verdict]:
+            self.takes_s = 10.0 if messages[0].body == "slow" else 0.0
+            return await super().handle(messages)
+
+    desk = Slow(lambda message: waits.pop() if message.body == "a" and waits else Done())
+    await world.send(queue, "a")
+    async with world.receiving(queue, desk, limits=ONE_BY_ONE):
+        await world.until(lambda: not waits)
+        await world.send(queue, "slow")
+        await world.emptied(queue)
+    assert (desk.bodies, [one.wait_count for _, one in desk.handled]) == (["a", "slow", "a"], [0, 0, 1])
+
+
+@virtually
+async def test_waiting_heads_leave_half_of_the_hand_to_others(world: World) -> None:
+    """Groups in trouble go back to the queue rather than fill the hand: the others are handled at once."""
+    queue = world.queue(is_fifo=True)
+    desk = Desk(lambda message: Wait(5.0) if message.body.startswith("bad") else Done())
+    for number in range(60):
+        await world.send(queue, f"bad{number}", group=f"bad{number}")
+    await world.send(queue, *bodies(100, "good"), group="good")
+    async with world.receiving(queue, desk, limits=Limits(message_count=20, batch_count=10)):
+        await world.until(lambda: sum(body.startswith("good") for body in desk.bodies) == 100, within_s=30)
+
+
 # Start and stats
 
 

@@ -14,9 +14,11 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from simplu_worker.consumers.kinesis.holds import Reason
 from simplu_worker.metrics import instruments
 from simplu_worker.metrics.instruments import BatchHistogram
 from simplu_worker.operations.operation import DeadLetterReason, Failure, OperationKind, Source
+from simplu_worker.shards.directory import Absence
 
 CONTRACT = {
     "simplu_build_info": ("gauge", ["version", "python"]),
@@ -45,6 +47,8 @@ CONTRACT = {
     "simplu_moves": ("counter", ["outcome"]),
 }
 BEYOND_THE_CONTRACT = {
+    "simplu_cache_waiting": ("gauge", []),
+    "simplu_cache_unreachable_seconds": ("gauge", []),
     "simplu_kinesis_lease_takes": ("counter", ["how"]),
     "simplu_kinesis_lease_renewal_age_seconds": ("gauge", []),
     "simplu_kinesis_expired_positions": ("counter", []),
@@ -57,6 +61,12 @@ BEYOND_THE_CONTRACT = {
     "simplu_catch_up_lag_seconds": ("gauge", ["stream_shard"]),
     "simplu_prefetch_bytes": ("gauge", []),
     "simplu_prefetch_max_bytes": ("gauge", []),
+    "simplu_sqs_oldest_in_hand_seconds": ("gauge", ["queue"]),
+    "simplu_sqs_lease_margin_seconds": ("histogram", ["queue"]),
+    "simplu_sqs_heartbeat_lateness_seconds": ("histogram", ["queue"]),
+    "simplu_sqs_stale_receipts": ("counter", ["queue", "call"]),
+    "simplu_sqs_polls": ("gauge", ["queue"]),
+    "simplu_sqs_polls_replaced": ("counter", ["queue"]),
 }
 
 
@@ -129,7 +139,8 @@ def test_series_of_a_queue_exist_when_it_is_started_at_zero() -> None:
         REGISTRY.get_sample_value("simplu_sqs_messages_total", {"queue": "control-of-this-test", "outcome": outcome})
         for outcome in instruments.SQS_OUTCOMES
     ]
-    assert counted == [0, 0, 0]
+    assert counted == [0] * len(instruments.SQS_OUTCOMES)
+    assert instruments.outcomes_of("control-of-this-test") == dict.fromkeys(instruments.SQS_OUTCOMES, 0)
 
 
 @pytest.mark.parametrize(
@@ -222,3 +233,8 @@ def test_all_metrics_parse_in_both_formats() -> None:
     expected = {*CONTRACT, "simplu_operation_latency_seconds"}
     assert expected <= {family.name for family in text}
     assert expected <= {family.name for family in families}
+
+
+def test_held_reasons_are_all_that_a_hold_may_have() -> None:
+    """The gauges have a series for each; one that is missing would end the worker."""
+    assert sorted(instruments.HELD_REASONS) == sorted([*Reason, *Absence])

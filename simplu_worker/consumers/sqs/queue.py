@@ -2,23 +2,26 @@
 
 A batch call of SQS answers for each entry by itself, so the batch calls here return the entries that did not get
 through, and raise only for what concerns the whole call: TryAgainLaterError (network, throttling, trouble of SQS) and
-RefusedError (no such queue, no permission, too large).
+RefusedError (no such queue, no permission, too large). What SQS says of a message is read field by field: a field that
+is missing or of another type has a default, and only a message that could never be deleted is passed over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final, TypeVar
 
 import msgspec
+import structlog
 
 from simplu_worker.consumers.aws import Client, translated
 from simplu_worker.consumers.backoff import backoff_s
 from simplu_worker.consumers.letters import FifoIds
+from simplu_worker.consumers.sqs.envelopes import unwrapped
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.operations.operation import Origin, Source
 
@@ -30,9 +33,15 @@ DELETE_TRIES: Final = 5
 
 T = TypeVar("T")
 
+log = structlog.get_logger(__name__)
+
 
 class Message(msgspec.Struct, frozen=True):
-    """One message as received. *attributes* are its message attributes that are text; *receive_count* counts from 1."""
+    """One message as received. *attributes* are its message attributes that are text; *receive_count* counts from 1.
+
+    *deduplication_id* and *sequence_number* are there in FIFO queues only; *wait_count* is how often the message was
+    handled since its receive and kept in hand to be handled again.
+    """
 
     message_id: str
     receipt_handle: str
@@ -41,6 +50,28 @@ class Message(msgspec.Struct, frozen=True):
     sent_at: datetime
     receive_count: int
     group_id: str | None
+    deduplication_id: str | None = None
+    sequence_number: str | None = None
+    wait_count: int = 0
+
+    @property
+    def try_count(self) -> int:
+        """How often the message was given to a handler, this time included, as far as SQS and this process know."""
+        return self.receive_count + self.wait_count
+
+    @property
+    def size_bytes(self) -> int:
+        """What the message takes of the bytes in hand."""
+        texts = (self.body, *self.attributes, *self.attributes.values())
+        return sum(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in texts)
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An entry of a batch call that failed; *is_ours* when SQS finds the entry at fault, and not itself."""
+
+    message: Message
+    code: str
+    is_ours: bool
 
 
 class QueueAttributes(msgspec.Struct, frozen=True):
@@ -56,10 +87,11 @@ class QueueAttributes(msgspec.Struct, frozen=True):
 
 
 class Outgoing(msgspec.Struct, frozen=True):
-    """A message to send; *fifo* only to a FIFO queue, and always there."""
+    """A message to send; *fifo* only to a FIFO queue, and always there. *attributes* go as message attributes."""
 
     body: str
     fifo: FifoIds | None = None
+    attributes: Mapping[str, str] | None = None
 
 
 class Unsent(msgspec.Struct, frozen=True):
@@ -99,11 +131,16 @@ class Queue:
         return self.name.endswith(".fifo")
 
     def origin_of(self, message: Message) -> Origin:
-        """Return where *message* came from."""
+        """Return where *message* came from.
+
+        In a standard queue the time of sending stands for the sequence number that there is not: a replay, sent later,
+        has a higher one.
+        """
         return Origin(
             source=Source.SQS,
             name=self.name,
             arrived_at=message.sent_at,
+            sequence_number=message.sequence_number or str(int(message.sent_at.timestamp() * 1000)),
             message_id=message.message_id,
             group_id=message.group_id,
         )
@@ -112,7 +149,7 @@ class Queue:
         """Read the queue's attributes."""
         with translated():
             answer = await self._client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])
-        found = answer.get("Attributes", {})
+        found = _mapping(answer.get("Attributes"))
         return QueueAttributes(
             visibility_timeout_s=_number(found, "VisibilityTimeout", VISIBILITY_DEFAULT_S),
             max_message_bytes=_number(found, "MaximumMessageSize", None),
@@ -120,11 +157,27 @@ class Queue:
             visible_count=_number(found, "ApproximateNumberOfMessages", 0),
             in_flight_count=_number(found, "ApproximateNumberOfMessagesNotVisible", 0),
             delayed_count=_number(found, "ApproximateNumberOfMessagesDelayed", 0),
-            redrive_policy=found.get("RedrivePolicy"),
+            redrive_policy=_text(found, "RedrivePolicy"),
         )
 
-    async def receive(self, *, wait_s: int, max_messages: int) -> list[Message]:
-        """Wait for messages and take up to *max_messages* of them; empty when none came within *wait_s*."""
+    async def neighbour(self, name: str) -> Queue:
+        """Return the queue named *name* of the same account."""
+        with translated():
+            answer = await self._client.get_queue_url(QueueName=name)
+        return Queue(self._client, answer["QueueUrl"], draw=self._draw)
+
+    async def receive(
+        self, *, wait_s: int, max_messages: int, visibility_s: int | None = None, attempt_id: str | None = None
+    ) -> list[Message]:
+        """Wait for messages and take up to *max_messages* of them; empty when none came within *wait_s*.
+
+        They are hidden for *visibility_s*, else for the queue's own timeout. From a FIFO queue, a receive whose answer
+        got lost gives the same messages again under the same *attempt_id*.
+        """
+        options = {
+            **({} if visibility_s is None else {"VisibilityTimeout": visibility_s}),
+            **({} if attempt_id is None else {"ReceiveRequestAttemptId": attempt_id}),
+        }
         with translated():
             answer = await self._poll_client.receive_message(
                 QueueUrl=self.url,
@@ -132,8 +185,12 @@ class Queue:
                 MaxNumberOfMessages=min(max_messages, BATCH_MAX_COUNT),
                 MessageAttributeNames=["All"],
                 MessageSystemAttributeNames=["All"],
+                **options,
             )
-        return [_message(item) for item in answer.get("Messages", [])]
+        messages = [read_message(item) for item in answer.get("Messages") or []]
+        if None in messages:
+            log.warning("message.malformed", queue=self.name, count=messages.count(None))
+        return [message for message in messages if message is not None]
 
     async def send(self, entries: Sequence[Outgoing]) -> list[Unsent]:
         """Send up to BATCH_MAX_COUNT messages; return those that were not taken."""
@@ -142,6 +199,7 @@ class Queue:
                 "Id": str(index),
                 "MessageBody": entry.body,
                 **({} if entry.fifo is None else _fifo_members(entry.fifo)),
+                **({} if not entry.attributes else {"MessageAttributes": _text_attributes(entry.attributes)}),
             }
             for index, entry in enumerate(entries)
         ]
@@ -156,8 +214,8 @@ class Queue:
         """
         left: list[Message] = []
         newest = {message.message_id: message for message in messages}
-        for batch in _batches(newest.values()):
-            left += await self._delete_batch(batch)
+        for batch in batches(newest.values()):
+            left += await self._delete_patiently(batch)
         return left
 
     async def change_visibility(self, messages: Sequence[Message], visibility_s: int) -> list[Message]:
@@ -166,71 +224,129 @@ class Queue:
         Raises after the first batch that fails as a whole.
         """
         lost: list[Message] = []
-        for batch in _batches(messages):
-            entries = [
-                {"Id": str(index), "ReceiptHandle": message.receipt_handle, "VisibilityTimeout": visibility_s}
-                for index, message in enumerate(batch)
-            ]
-            with translated():
-                answer = await self._client.change_message_visibility_batch(QueueUrl=self.url, Entries=entries)
-            lost += [batch[int(item["Id"])] for item in answer.get("Failed", [])]
+        for batch in batches(messages):
+            failures = await self.change_visibility_batch([(message, visibility_s) for message in batch])
+            lost += [failure.message for failure in failures]
         return lost
 
-    async def _delete_batch(self, messages: list[Message]) -> list[Message]:
+    async def change_visibility_batch(self, changes: Sequence[tuple[Message, int]]) -> list[Failure]:
+        """Let each message come again after its seconds, in one call of at most BATCH_MAX_COUNT; return what failed."""
+        entries = [
+            {"Id": str(index), "ReceiptHandle": message.receipt_handle, "VisibilityTimeout": visibility_s}
+            for index, (message, visibility_s) in enumerate(changes)
+        ]
+        with translated():
+            answer = await self._client.change_message_visibility_batch(QueueUrl=self.url, Entries=entries)
+        return _failures(answer, [message for message, _ in changes])
+
+    async def delete_batch(self, messages: Sequence[Message]) -> list[Failure]:
+        """Delete *messages* in one call of at most BATCH_MAX_COUNT; return what failed."""
+        # Places as ids: a message id twice in one call would have SQS refuse all of it.
+        entries = [
+            {"Id": str(index), "ReceiptHandle": message.receipt_handle} for index, message in enumerate(messages)
+        ]
+        with translated():
+            answer = await self._client.delete_message_batch(QueueUrl=self.url, Entries=entries)
+        return _failures(answer, messages)
+
+    async def purge(self) -> None:
+        """Delete all messages, those in flight too, which takes SQS up to a minute.
+
+        Raises ThrottledError when that was asked for within the last minute.
+        """
+        with translated():
+            await self._client.purge_queue(QueueUrl=self.url)
+
+    async def _delete_patiently(self, messages: list[Message]) -> list[Message]:
         """Delete at most BATCH_MAX_COUNT messages; give up those whose receipt handle SQS finds at fault."""
         refused: list[Message] = []
         for attempt in range(1, DELETE_TRIES + 1):
             try:
-                failed = await self._delete_once(messages)
+                failures = await self.delete_batch(messages)
             except TryAgainLaterError:
                 if attempt == DELETE_TRIES:
                     raise
             else:
-                refused += [message for message, at_fault in failed if at_fault]
-                messages = [message for message, at_fault in failed if not at_fault]
+                refused += [failure.message for failure in failures if failure.is_ours]
+                messages = [failure.message for failure in failures if not failure.is_ours]
             if not messages:
                 break
             if attempt < DELETE_TRIES:
                 await asyncio.sleep(backoff_s(attempt, draw=self._draw(), base_s=0.2, most_s=2.0))
         return refused + messages
 
-    async def _delete_once(self, messages: list[Message]) -> list[tuple[Message, bool]]:
-        entries = [
-            {"Id": str(index), "ReceiptHandle": message.receipt_handle} for index, message in enumerate(messages)
-        ]
-        with translated():
-            answer = await self._client.delete_message_batch(QueueUrl=self.url, Entries=entries)
-        return [(messages[int(item["Id"])], bool(item.get("SenderFault"))) for item in answer.get("Failed", [])]
+
+def read_message(item: Mapping[str, Any]) -> Message | None:
+    """Read a message as SQS writes it, out of SNS's envelope if it is in one.
+
+    None when it has no id or no receipt handle: it could neither be told from others nor deleted.
+    """
+    message_id, receipt_handle = _text(item, "MessageId"), _text(item, "ReceiptHandle")
+    if not message_id or not receipt_handle:
+        return None
+    system = _mapping(item.get("Attributes"))
+    texts = {
+        name: _text(_mapping(value), "StringValue") for name, value in _mapping(item.get("MessageAttributes")).items()
+    }
+    own = {name: text for name, text in texts.items() if text is not None}
+    body, attributes = unwrapped(_text(item, "Body") or "", own)
+    return Message(
+        message_id=message_id,
+        receipt_handle=receipt_handle,
+        body=body,
+        attributes=attributes,
+        sent_at=_time(system, "SentTimestamp"),
+        receive_count=max(_number(system, "ApproximateReceiveCount", 1), 1),
+        group_id=_text(system, "MessageGroupId"),
+        deduplication_id=_text(system, "MessageDeduplicationId"),
+        sequence_number=_text(system, "SequenceNumber"),
+    )
 
 
-def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+def batches(items: Iterable[T]) -> Iterator[list[T]]:
+    """Cut *items* into what one batch call takes."""
     remaining = iter(items)
     while batch := list(islice(remaining, BATCH_MAX_COUNT)):
         yield batch
+
+
+def _failures(answer: Mapping[str, Any], messages: Sequence[Message]) -> list[Failure]:
+    by_id = {str(index): message for index, message in enumerate(messages)}
+    return [
+        Failure(by_id[item["Id"]], str(item.get("Code", "")), bool(item.get("SenderFault")))
+        for item in answer.get("Failed") or []
+        if item.get("Id") in by_id
+    ]
 
 
 def _fifo_members(ids: FifoIds) -> dict[str, str]:
     return {"MessageGroupId": ids.group_id, "MessageDeduplicationId": ids.deduplication_id}
 
 
-def _message(item: dict[str, Any]) -> Message:
-    system = item.get("Attributes", {})
-    texts = {name: value.get("StringValue") for name, value in item.get("MessageAttributes", {}).items()}
-    sent_ms = _number(system, "SentTimestamp", None)
-    return Message(
-        message_id=item["MessageId"],
-        receipt_handle=item["ReceiptHandle"],
-        body=item.get("Body", ""),
-        attributes={name: text for name, text in texts.items() if text is not None},
-        sent_at=datetime.now(UTC) if sent_ms is None else datetime.fromtimestamp(sent_ms / 1000, UTC),
-        receive_count=_number(system, "ApproximateReceiveCount", 1),
-        group_id=system.get("MessageGroupId"),
-    )
+def _text_attributes(attributes: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    return {name: {"DataType": "String", "StringValue": text} for name, text in attributes.items()}
 
 
-def _number(found: dict[str, str], name: str, default: T) -> int | T:
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(found: Mapping[str, Any], name: str) -> str | None:
+    value = found.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _number(found: Mapping[str, Any], name: str, default: T) -> int | T:
     """Read one of SQS's numbers, which come as text; *default* when it is missing or no number."""
     try:
         return int(found[name])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         return default
+
+
+def _time(found: Mapping[str, Any], name: str) -> datetime:
+    """Read one of SQS's times, milliseconds as text; now when it is missing or no time."""
+    try:
+        return datetime.fromtimestamp(int(found[name]) / 1000, UTC)
+    except (KeyError, ValueError, TypeError, OverflowError, OSError):
+        return datetime.now(UTC)

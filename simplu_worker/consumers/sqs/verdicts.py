@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
 
 import msgspec
 
@@ -20,12 +21,19 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Bury(msgspec.Struct, frozen=True):
-    """It can never be handled: stored as a dead letter, then deleted. *error* does not quote the message."""
+    """It can never be handled: stored as a dead letter, then deleted. *error* does not quote the message.
+
+    *mark*, when given, is awaited between the two: it writes down that the operation is given up. A TryAgainLaterError
+    from it makes the message come again.
+    """
 
     reason: DeadLetterReason
     error: str
     business_id: str | None = None
     location_id: str | None = None
+    request_id: str | None = None
+    resource_id: str | None = None
+    mark: Callable[[], Awaitable[object]] | None = None
 
 
 class Later(msgspec.Struct, frozen=True):
@@ -34,18 +42,26 @@ class Later(msgspec.Struct, frozen=True):
     delay_s: int
 
 
-class Stay(msgspec.Struct, frozen=True):
-    """It stays in the queue untouched, and comes again when its visibility timeout has passed."""
+class Wait(msgspec.Struct, frozen=True):
+    """It stays in hand, hidden, and is handled again after *delay_s*: a dependency is in trouble for a moment.
+
+    When it has waited long in hand, or much of the hand waits, it goes back to the queue as with Later.
+    """
+
+    delay_s: float
 
 
-Verdict = Done | Bury | Later | Stay
+Verdict: TypeAlias = Done | Bury | Later | Wait
 
 
-def after_trouble(trouble: TryAgainLaterError, *, receive_count: int, draw: float) -> Later:
-    """Put a message off because a dependency is in trouble: for as long as that lasts, at most a minute at a time."""
-    own_s = backoff_s(receive_count, draw=draw, base_s=TROUBLE_BASE_S, most_s=TROUBLE_MAX_S)
+def after_trouble(trouble: TryAgainLaterError, *, try_count: int, draw: float) -> Wait:
+    """Put a message off because a dependency is in trouble: for as long as that lasts, at most a minute at a time.
+
+    *try_count* is the message's own; it is never given up for this.
+    """
+    own_s = backoff_s(try_count, draw=draw, base_s=TROUBLE_BASE_S, most_s=TROUBLE_MAX_S)
     wished_s = min(trouble.retry_after_s or 0.0, TROUBLE_MAX_S)
-    return Later(delay_s=math.ceil(max(own_s, wished_s)))
+    return Wait(delay_s=max(own_s, wished_s))
 
 
 def after_unexpected(error: Exception, *, receive_count: int, delays_s: Sequence[float]) -> Later | Bury:

@@ -1,0 +1,36 @@
+"""Take a message out of what SNS puts around it where raw delivery is off. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+_MARK: Final = '"Notification"'
+
+
+def unwrapped(body: str, attributes: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Return the message in *body* with its attributes; both as they are where there is no envelope.
+
+    Those of the SQS message itself win over those that SNS wrote.
+    """
+    own = dict(attributes)
+    if _MARK not in body:  # most bodies are not parsed here
+        return body, own
+    try:
+        envelope = json.loads(body)
+    except (ValueError, RecursionError):
+        return body, own  # whoever decodes it says what is wrong with it
+    if not isinstance(envelope, dict) or envelope.get("Type") != "Notification":
+        return body, own
+    message = envelope.get("Message")
+    if not isinstance(message, str):
+        return body, own
+    return message, _attributes_of(envelope.get("MessageAttributes")) | own
+
+
+def _attributes_of(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {}
+    members = {name: member.get("Value") for name, member in value.items() if isinstance(member, dict)}
+    return {name: text for name, text in members.items() if isinstance(text, str)}

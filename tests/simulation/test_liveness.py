@@ -1,0 +1,108 @@
+"""Liveness in virtual time: which loop is stuck, and when a restart would only do harm."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+from sqs_world import Desk, World, virtually
+
+from simplu_worker.consumers.kinesis.fleet import Fleet
+from simplu_worker.consumers.sqs.receiver import LONGEST_TURN_S, QueueReceiver
+from simplu_worker.local.sqs_faults import Fault
+from simplu_worker.monitoring import Monitoring
+from simplu_worker.views import DRAIN_MARGIN_S, FLEET_TURN_MAX_S, Replica
+
+
+class FleetThatTurned:
+    """A fleet of which only the last turn is known."""
+
+    def __init__(self, last_turn: float) -> None:
+        self.last_turn = last_turn
+
+
+def replica_of(stopping: asyncio.Event, grace_s: float = 25.0, **receivers: QueueReceiver) -> Replica:
+    """Return a replica that consumes queues, by their names."""
+    return Replica("r", stopping, grace_s=grace_s, monitoring=Monitoring(receivers=receivers))
+
+
+@virtually
+async def test_t28_stuck_loop_is_named_by_its_queue(world: World) -> None:
+    """T28: one loop of one queue that turns no more fails liveness, and the reason names the queue and how long."""
+    gate = asyncio.Event()
+    gate.set()
+
+    async def pass_gate() -> None:
+        await gate.wait()
+
+    async with (
+        world.receiving(world.queue(), Desk()) as fine,
+        world.receiving(world.queue(), Desk(), gate=pass_gate) as stuck,
+    ):
+        replica = replica_of(asyncio.Event(), fine=fine.receiver, stuck=stuck.receiver)
+        await asyncio.sleep(1000)
+        assert replica.not_live() is None
+        gate.clear()
+        await asyncio.sleep(2 * LONGEST_TURN_S + 20)
+        reason = replica.not_live() or ""
+        assert "queue stuck" in reason
+        assert "fine" not in reason
+        gate.set()
+        await asyncio.sleep(10)
+        assert replica.not_live() is None
+
+
+@virtually
+async def test_queue_that_does_not_answer_is_not_stuck(world: World) -> None:
+    """Hung calls and a queue that refuses everything are trouble, which a restart would not end."""
+    world.faults.add(Fault(action="GetQueueAttributes", kind="fail", count=5))
+    world.faults.add(Fault(action="ReceiveMessage", kind="hang", count=3))
+    world.faults.add(Fault(action="ReceiveMessage", kind="fail", count=200))
+    async with world.receiving(world.queue(), Desk()) as running:
+        replica = replica_of(asyncio.Event(), a=running.receiver)
+        for _ in range(100):
+            await asyncio.sleep(30)
+            assert replica.not_live() is None
+
+
+@virtually
+async def test_drain_of_minutes_is_live_until_its_grace_is_over(world: World) -> None:
+    """Loops that have ended turn no more: in a drain that is no fault, for as long as the drain may last."""
+    grace_s = 600.0
+    queue, desk = world.queue(), Desk(takes_s=500)
+    await world.send(queue, "a")
+    async with world.receiving(queue, desk, drain_s=0.8 * 600) as running:
+        replica = replica_of(running.stopping, grace_s, a=running.receiver)
+        await asyncio.sleep(10)
+        running.stopping.set()
+        for _ in range(47):
+            await asyncio.sleep(10)
+            assert running.receiver.in_hand
+            assert replica.not_live() is None
+
+
+@virtually
+async def test_drain_that_does_not_end_is_not_live_after_its_grace(world: World) -> None:
+    """What is still there when the daemon should have cut the drain can only be ended from outside."""
+    stopping = asyncio.Event()
+    replica = replica_of(stopping)
+    stopping.set()
+    assert replica.not_live() is None
+    await asyncio.sleep(25 + DRAIN_MARGIN_S)
+    assert replica.not_live() is None
+    await asyncio.sleep(1)
+    assert replica.not_live() == "drain: not ended after 36 s, with 25 s of grace"
+
+
+@virtually
+async def test_loop_of_the_leases_counts_until_the_drain(world: World) -> None:
+    """A fleet that does not turn is stuck; one that has stopped turning because of the stop is not."""
+    stopping = asyncio.Event()
+    replica = replica_of(stopping, 600.0)
+    replica.fleet = cast(Fleet, FleetThatTurned(last_turn=world.loop.time()))
+    await asyncio.sleep(FLEET_TURN_MAX_S)
+    assert replica.not_live() is None
+    await asyncio.sleep(1)
+    assert replica.not_live() == "leases: the loop has not turned for 61 s"
+    stopping.set()
+    assert replica.not_live() is None

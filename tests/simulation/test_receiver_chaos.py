@@ -1,0 +1,156 @@
+"""Receivers of one FIFO queue, restarted and hindered at random, in virtual time: order holds and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+from sqs_world import Letters, World, virtually
+
+from simplu_worker.consumers.sqs.groups import Limits
+from simplu_worker.consumers.sqs.queue import Message, Queue
+from simplu_worker.consumers.sqs.verdicts import Bury, Done, Later, Verdict, Wait
+from simplu_worker.local.sqs_faults import Fault
+from simplu_worker.metrics.instruments import outcomes_of
+from simplu_worker.operations.operation import DeadLetterReason
+
+GROUP_COUNT, MESSAGE_COUNT, REPLICA_COUNT = 12, 240, 3
+CALM_AFTER_S = 60.0
+BURY = Bury(DeadLetterReason.INVALID_JSON, "poison")
+ACTIONS = ("ReceiveMessage", "DeleteMessageBatch", "ChangeMessageVisibilityBatch", "GetQueueAttributes")
+
+
+class Ledger:
+    """What all handlers together have applied, in order; what was applied before is a duplicate, as in the log."""
+
+    def __init__(self, draws: Random) -> None:
+        self.applied: dict[str, None] = {}
+        self.calls: list[set[str]] = []
+        self.draws = draws
+
+    def poisoned(self, body: str) -> bool:
+        """Tell whether a message can never be handled."""
+        return int(body.partition("-")[2]) % 40 == 7
+
+
+class Shop:
+    """The handler of one replica."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._busy: set[str | None] = set()
+
+    async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
+        """Apply one after the other; from the first of a group that is not applied, put those behind it off."""
+        groups = {message.group_id for message in messages}
+        assert not groups & self._busy, "a group is in two calls"
+        self._busy |= groups
+        verdicts: list[Verdict] = []
+        behind: set[str | None] = set()
+        try:
+            for message in messages:
+                await asyncio.sleep(self._ledger.draws.expovariate(20))
+                verdict = Later(0) if message.group_id in behind else self._verdict(message)
+                if isinstance(verdict, Later | Wait):
+                    behind.add(message.group_id)
+                elif isinstance(verdict, Done):
+                    self._ledger.applied.setdefault(message.body)
+                verdicts.append(verdict)
+        finally:
+            self._busy -= groups
+        return verdicts
+
+    def _verdict(self, message: Message) -> Verdict:
+        draw = self._ledger.draws.random()
+        if self._ledger.poisoned(message.body):
+            return BURY
+        return Later(self._ledger.draws.randrange(3)) if draw < 0.03 else Wait(draw) if draw < 0.08 else Done()
+
+
+async def disturb(world: World, queue: Queue, letters: Letters) -> None:
+    """Make calls go wrong, leases end and the dead-letter queue fail, until it is time for calm."""
+    draws = world.draws
+    while world.loop.time() < CALM_AFTER_S:
+        await asyncio.sleep(draws.uniform(0.2, 3))
+        match draws.randrange(8):
+            case 0:
+                world.account.find(queue.name).expire_receipts(world.now_ms())
+                world.wake()
+            case 1:
+                letters.works.clear()
+                await asyncio.sleep(draws.uniform(0, 5))
+                letters.works.set()
+            case 2:
+                world.faults.add(Fault(action=draws.choice(ACTIONS[:3]), kind="hang", applied=draws.random() < 0.5))
+            case 3:
+                entries = Fault(
+                    action=draws.choice(ACTIONS[1:3]),
+                    kind="entries",
+                    entries=draws.randrange(1, 5),
+                    sender_fault=draws.random() < 0.3,
+                )
+                world.faults.add(entries)
+            case 4:
+                late = Fault(action=draws.choice(ACTIONS), kind="delay", delay_ms=draws.randrange(4000), applied=True)
+                world.faults.add(late)
+            case _:
+                cut = Fault(
+                    action=draws.choice(ACTIONS),
+                    kind=draws.choice(["cut", "throttle", "fail"]),
+                    applied=draws.random() < 0.5,
+                    count=draws.randrange(1, 6),
+                )
+                world.faults.add(cut)
+    letters.works.set()
+    world.faults.clear()
+
+
+async def replica(world: World, queue: Queue, ledger: Ledger, letters: Letters) -> None:
+    """Run one receiver after another: stopped well, or killed at any moment."""
+    limits = Limits(message_count=40, batch_count=6, call_count=3, poll_count=2)
+    while world.counts(queue) != (0, 0) or world.loop.time() < CALM_AFTER_S:
+        stopping = asyncio.Event()
+        receiver = world.receiver(queue, Shop(ledger), letters, limits=limits, poll_wait_s=2, stop_wait_s=3, drain_s=4)
+        running = asyncio.ensure_future(receiver.run(stopping))
+        await asyncio.sleep(world.draws.uniform(2, 30))
+        if world.draws.random() < 0.4:
+            running.cancel()
+            await asyncio.wait([running])
+        else:
+            stopping.set()
+            await running
+            stats = receiver.stats()
+            assert (stats["inHand"], stats["queued"], stats["handling"], stats["deleting"]) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_order_holds_and_nothing_is_lost_whatever_happens(seed: int) -> None:
+    """Every message is applied or buried, in the order of its group, whatever fails and whoever is killed."""
+
+    async def test(world: World) -> None:
+        world.draws.seed(seed)
+        queue = world.queue(is_fifo=True, VisibilityTimeout=str(world.draws.choice([5, 8, 20])))
+        ledger, letters = Ledger(world.draws), Letters()
+        sent = [f"{number % GROUP_COUNT}-{number:04}" for number in range(MESSAGE_COUNT)]
+
+        async def produce() -> None:
+            for body in sent:
+                await world.send(queue, body, group=body.partition("-")[0])
+                await asyncio.sleep(world.draws.expovariate(5))
+
+        async with asyncio.timeout(3600), asyncio.TaskGroup() as tasks:
+            tasks.create_task(produce())
+            tasks.create_task(disturb(world, queue, letters))
+            for _ in range(REPLICA_COUNT):
+                tasks.create_task(replica(world, queue, ledger, letters))
+        poison = [body for body in sent if ledger.poisoned(body)]
+        assert sorted(ledger.applied) == sorted(body for body in sent if not ledger.poisoned(body))
+        assert {letter.record.decode() for letter in letters.stored} == set(poison)
+        for group in range(GROUP_COUNT):
+            mine = [body for body in ledger.applied if body.startswith(f"{group}-")]
+            assert mine == sorted(mine)
+        assert outcomes_of(queue.name)["deleted"] >= 0.9 * (len(sent) - len(poison))
+
+    virtually(test)()
