@@ -18,9 +18,11 @@ from simplu_worker.local.citrus import Citrus as LocalCitrus
 from simplu_worker.local.loopback import HOST, free_port
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.citrus import Citrus, open_citrus
+from simplu_worker.shards.destruction import Destroyer
 from simplu_worker.shards.directory import Directory, Locator
 from simplu_worker.shards.pools import Deadlines, Pools
 from simplu_worker.shards.provisioning import Provisioner
+from simplu_worker.shards.resource_changes import ResourceChanges
 from simplu_worker.shards.router import Router
 
 API_KEY = "key-of-citrus"
@@ -124,6 +126,8 @@ class RoutedShards:
     pools: Pools
     directory: Directory
     provisioner: Provisioner
+    destroyer: Destroyer
+    changes: ResourceChanges
     router: Router
 
     def register(self, tenant: tuple[str, str], shard_id: str) -> None:
@@ -155,6 +159,8 @@ async def routed_shards(
             pools=pools,
             directory=directory,
             provisioner=Provisioner(citrus, directory, pools),
+            destroyer=Destroyer(citrus, directory, pools),
+            changes=ResourceChanges(directory, pools),
             router=Router(directory, citrus, pools, tenant_wait=TENANT_WAIT),
         )
 

@@ -22,6 +22,10 @@ EXPECTED = "expected postgresql://user:password@host:port/database"
 ALLOWED_OPTIONS = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs", "application_name"})
 
 
+class AddressRefusedError(RefusedError):
+    """Somebody names a shard whose address may not be used; the request itself is not at fault."""
+
+
 class ShardAddress(msgspec.Struct, frozen=True):
     """A shard as Citrus or the static map names it; never shows its connection string."""
 
@@ -58,30 +62,30 @@ class ShardAddress(msgspec.Struct, frozen=True):
     def checked(self, allowed_hosts: tuple[str, ...]) -> Self:
         """Return itself when its id and connection string may be used.
 
-        *allowed_hosts* are patterns such as `*.db.internal`; none allows all. Raises `RefusedError` otherwise.
+        *allowed_hosts* are patterns such as `*.db.internal`; none allows all. Raises `AddressRefusedError` otherwise.
         """
         if not 1 <= len(self.shard_id) <= SHARD_ID_MAX:
-            raise RefusedError(f"shard id: expected 1 to {SHARD_ID_MAX} characters, got {len(self.shard_id)}")
+            raise AddressRefusedError(f"shard id: expected 1 to {SHARD_ID_MAX} characters, got {len(self.shard_id)}")
         where = f"connection string of shard {self.shard_id}"
         if len(self.connection_string) > CONNECTION_STRING_MAX:
-            raise RefusedError(f"{where}: expected at most {CONNECTION_STRING_MAX} characters")
+            raise AddressRefusedError(f"{where}: expected at most {CONNECTION_STRING_MAX} characters")
         try:
             parts = urlsplit(self.connection_string)
             # As strict as asyncpg, whose ValueError would come at the first connection.
             pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
             hosts = hosts_of(self.connection_string)
         except ValueError:
-            raise RefusedError(f"{where}: {EXPECTED}") from None
+            raise AddressRefusedError(f"{where}: {EXPECTED}") from None
         if parts.scheme not in {"postgres", "postgresql"} or not all(hosts) or not parts.path.strip("/"):
-            raise RefusedError(f"{where}: {EXPECTED}")
+            raise AddressRefusedError(f"{where}: {EXPECTED}")
         if _is_ambiguous(parts):
-            raise RefusedError(f"{where}: expected one @, before the host; write %40, %2F, %3F, %23 for @ / ? #")
+            raise AddressRefusedError(f"{where}: expected one @, before the host; write %40, %2F, %3F, %23 for @ / ? #")
         for host in hosts:
             if allowed_hosts and not any(fnmatchcase(host, pattern.lower()) for pattern in allowed_hosts):
-                raise RefusedError(f"{where}: host {host} is not in DATABASE_ALLOWED_HOSTS")
+                raise AddressRefusedError(f"{where}: host {host} is not in DATABASE_ALLOWED_HOSTS")
         if unknown := sorted({name for name, _ in pairs} - ALLOWED_OPTIONS):
             known = ", ".join(sorted(ALLOWED_OPTIONS))
-            raise RefusedError(f"{where}: option {unknown[0]} is not allowed; known are {known}")
+            raise AddressRefusedError(f"{where}: option {unknown[0]} is not allowed; known are {known}")
         return self
 
 

@@ -47,11 +47,10 @@ def admit(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timede
     """
     if tenant is None:
         return HOLD
-    if (tenant.business_id, tenant.location_id) != (operation.business_id, operation.location_id):
+    if not _is_of(tenant, operation):
         # Two pairs with the same id: the second to come is refused, and this row stays, so every reader sees the same.
         return _unknown(f"its id {operation.tenant_id} belongs to another business and location")
-    if operation.origin.source is Source.KINESIS and operation.origin.arrived_at + tenant_wait <= tenant.created_at:
-        # Another reader may have passed over it before the tenant was made; so nobody may apply it any more (idea 7).
+    if is_too_late(operation, tenant, tenant_wait=tenant_wait):
         return _unknown(f"it waited longer than {tenant_wait.total_seconds():g} s for its tenant")
     match tenant.state:
         case TenantState.ACTIVE:
@@ -60,6 +59,20 @@ def admit(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timede
             return DESTROYED
         case TenantState.INCOMING | TenantState.READY | TenantState.FENCED | TenantState.MOVED:
             return HOLD
+
+
+def is_too_late(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timedelta) -> bool:
+    """Tell whether *operation* waited longer for its tenant than operations do.
+
+    Another reader may have passed over it before the tenant was made; so nobody may apply it any more (idea 7).
+    """
+    if tenant is None or not _is_of(tenant, operation) or operation.origin.source is not Source.KINESIS:
+        return False
+    return operation.origin.arrived_at + tenant_wait <= tenant.created_at
+
+
+def _is_of(tenant: TenantRow, operation: Operation) -> bool:
+    return (tenant.business_id, tenant.location_id) == (operation.business_id, operation.location_id)
 
 
 def _unknown(why: str) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 from urllib.parse import quote
 
@@ -102,9 +102,9 @@ class Citrus:
         _, replies = await self._ask("shards_health", "GET", "api/shards/health", list[_Reply])
         return [reply.address.usable(self._allowed_hosts) for reply in replies]
 
-    async def homes(self, tenant_id: str) -> list[ShardAddress]:  # noqa: ARG002  (any shard may have been its home)
-        """Return where the tenant may live or have lived: every shard."""
-        return await self.shards()
+    async def homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
+        """Return where each tenant may live or have lived: on every shard."""
+        return dict.fromkeys(tenant_ids, await self.shards())
 
     async def _ask(
         self, endpoint: str, method: str, path: str, type_: type[Any], message: Any = None

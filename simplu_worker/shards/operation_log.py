@@ -59,6 +59,19 @@ async def write_log(connection: Connection, entries: Sequence[Entry]) -> list[En
     return encounters
 
 
+async def known_in_log(connection: Connection, operations: Sequence[Operation]) -> list[bool]:
+    """Tell for each of *operations* whether the log has it."""
+    if not operations:
+        return []
+    rows = await connection.fetch(
+        QUERIES["logged_operations"],
+        [operation.tenant_id for operation in operations],
+        [operation.request_id for operation in operations],
+    )
+    digests = {(row["tenant_id"], row["request_id"]): row["digest"] for row in rows}
+    return [digests.get((operation.tenant_id, operation.request_id)) == operation.digest for operation in operations]
+
+
 def _compared(entries: Sequence[Entry], rows: Iterable[Any]) -> tuple[list[Encounter | None], list[Replay]]:
     """Return what each of *entries* is to the *rows* of the log, and the replays among them."""
     by_key = {(row["tenant_id"], row["request_id"]): row for row in rows}

@@ -25,8 +25,8 @@ from simplu_worker.operations.operation import (
     Outcome,
 )
 from simplu_worker.operations.waves import Wave, plan_waves
-from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit
-from simplu_worker.shards.operation_log import texts_of_times, write_log
+from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit, is_too_late
+from simplu_worker.shards.operation_log import known_in_log, texts_of_times, write_log
 from simplu_worker.shards.pools import (
     Connection,
     InvalidDataError,
@@ -245,6 +245,7 @@ class Attempt:
         """Apply the batch within the transaction of *connection*."""
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in self._operations})
         outcomes = self._admitted(tenants)
+        await self._pass_over_known(connection, tenants, outcomes)
         logged = [
             place
             for place, outcome in enumerate(outcomes)
@@ -273,6 +274,28 @@ class Attempt:
             if outcome is not None and outcome.disposition in STOPPING:
                 stopped.add(tenant_id)
         return outcomes
+
+    async def _pass_over_known(
+        self, connection: Connection, tenants: Mapping[str, TenantRow], outcomes: list[Outcome | None]
+    ) -> None:
+        """Make duplicates of those that came too late for their tenant and are in the log all the same.
+
+        They were decided before the tenant was made anew, or were sent again from their dead letter.
+        """
+        late = [
+            place
+            for place, outcome in enumerate(outcomes)
+            if outcome is not None
+            and outcome.reason is DeadLetterReason.UNKNOWN_TENANT
+            and self._is_too_late(self._operations[place], tenants)
+        ]
+        known = await known_in_log(connection, [self._operations[place] for place in late])
+        for place, is_known in zip(late, known, strict=True):
+            if is_known:
+                outcomes[place] = DUPLICATE
+
+    def _is_too_late(self, operation: Operation, tenants: Mapping[str, TenantRow]) -> bool:
+        return is_too_late(operation, tenants.get(operation.tenant_id), tenant_wait=self._tenant_wait)
 
     async def _apply_wave(
         self, connection: Connection, applied: Sequence[int], wave: Wave

@@ -24,7 +24,7 @@ from simplu_worker.errors import RefusedError
 from simplu_worker.local.loopback import until
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.citrus import CitrusUnavailableError
-from simplu_worker.shards.directory import Absence, Directory, StaticMap
+from simplu_worker.shards.directory import Absence, Directory, Home, StaticMap
 from simplu_worker.shards.pools import Pools, ShardUnavailableError
 from simplu_worker.shards.shard_map import MappedShard, ShardMap
 
@@ -252,6 +252,57 @@ async def test_find_is_refused_when_the_address_may_not_be_used() -> None:
     ):
         with pytest.raises(RefusedError, match="DATABASE_ALLOWED_HOSTS"):
             await Directory(client, pools).find(TENANT_ID)
+
+
+async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) -> None:
+    """Every shard is asked once for all; what one tenant meets is not the others' trouble."""
+    async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2"), silent("shard-3")]) as routed:
+        first, second, third = await routed.locator.shards()
+        for shard, location, state in (
+            (first, "here", "active"),
+            (second, "there", "active"),
+            (second, "gone", "destroyed"),
+            (first, "ended", "destroyed"),
+        ):
+            await add_tenant(routed.pools.pool(shard), ("b", location), state=state)
+        await add_tenant(routed.pools.pool(first), ("b", "moved"), state="moved", moved_to="shard-2")
+        await add_tenant(routed.pools.pool(second), ("b", "moved"))
+        names = ("here", "there", "gone", "ended", "moved", "nowhere", "new")
+        before = requests_to("shards_health")
+
+        homes = await routed.directory.homes(
+            {f"b-{name}": first for name in names} | {"b-silent": third}, new={"b-new", "b-silent"}
+        )
+
+        assert requests_to("shards_health") == before + 2  # once for earlier homes, once for what moved
+        silence = ShardUnavailableError
+        found = {
+            name.removeprefix("b-"): home.address.shard_id for name, home in homes.items() if isinstance(home, Home)
+        }
+        assert found == {"here": "shard-1", "there": "shard-2", "ended": "shard-1", "moved": "shard-2"}
+        assert {name.removeprefix("b-") for name, home in homes.items() if isinstance(home, silence)} == {
+            "gone",
+            "nowhere",
+            "silent",
+        }
+        assert homes["b-new"] is None
+        del routed.citrus.registry.shards["shard-3"]
+        assert await routed.directory.homes({"b-gone": first, "b-nowhere": first}) == {
+            "b-gone": None,
+            "b-nowhere": None,
+        }
+
+
+async def test_homes_gives_those_that_were_found_when_citrus_does_not_name_earlier_ones(make_shard: ShardMaker) -> None:
+    """The error is that of the tenants it was asked for."""
+    address = await make_shard("shard-1")
+    async with ScriptedCitrus(reply(status=503)).opened() as client, Pools(size=1) as pools:
+        await add_tenant(pools.pool(address))
+
+        homes = await Directory(client, pools).homes({TENANT_ID: address, "no-row": address})
+
+        assert isinstance(homes[TENANT_ID], Home)
+        assert isinstance(homes["no-row"], CitrusUnavailableError)
 
 
 async def test_find_uses_the_new_address_when_a_shard_has_moved_to_another_place(make_shard: ShardMaker) -> None:

@@ -5,29 +5,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import asyncpg
 import pytest
 from citrus_cases import RoutedShards, ScriptedCitrus, reply, routed_shards, silent
+from postgres_trouble import Line
 from prometheus_client import REGISTRY
-from shard_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, fetch
+from shard_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, failed, fetch
 from shard_databases import ShardMaker, database_of, execute
 from structlog.testing import capture_logs
 
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.local.postgres import PostgresServer
-from simplu_worker.operations.operation import Operation
+from simplu_worker.operations.operation import Failure, Operation
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.directory import Directory, StaticMap
-from simplu_worker.shards.pools import Deadlines, Pools, ShardPool, ShardUnavailableError
-from simplu_worker.shards.provisioning import Provisioner, ProvisionRequest, ProvisionResult
+from simplu_worker.shards.pools import Deadlines, Pools, ShardPool, ShardUnavailableError, StatementFailedError
+from simplu_worker.shards.provisioning import Provisioner, ProvisionRequest, ProvisionResult, ShardNotAllowedError
 from simplu_worker.shards.queries import BUSINESS_TYPES
 from simplu_worker.shards.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.writer import SUCCEEDED
 
 REQUESTED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SETTINGS = ("settings", "default")
+BUSINESS_TYPE_NAMES = sorted(BUSINESS_TYPES)
 
 
 def request(
@@ -83,6 +86,7 @@ async def test_provision_makes_tenant_and_default_row(routed: RoutedShards, busi
         "epoch": 1,
         "moved_to": None,
         "control_at": REQUESTED_AT,
+        "deletion_began_at": None,
     }
     (default,) = await fetch(pool_of(routed, "shard-1"), "SELECT *, data::text FROM resources")
     assert (default["resourceName"], default["resourceId"]) == SETTINGS
@@ -319,16 +323,154 @@ async def test_provision_waits_when_another_transaction_holds_the_tenant(make_sh
         assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
 
 
-@pytest.mark.parametrize("state", ["destroying", "destroyed"])
-async def test_provision_waits_when_the_tenant_is_being_destroyed(routed: RoutedShards, state: str) -> None:
-    """Making it again is not done half: a newer message waits, an older one is stale."""
+async def test_provision_takes_a_destruction_back_when_it_is_newer(routed: RoutedShards) -> None:
+    """In the grace time the tenant is active again as it was: same rows, same `created_at`."""
     routed.register(TENANT, "shard-1")
-    await add_tenant(pool_of(routed, "shard-1"), state=state)
+    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
+    await add_tenant(case.pool)
+    assert await case.apply(case.operation("create", "r1", {"n": 1})) == [SUCCEEDED]
+    await case.set_state("destroying")
 
-    with pytest.raises(TryAgainLaterError, match="being destroyed"):
+    assert await routed.provisioner.provision(request(at=TENANT_MADE_AT)) is ProvisionResult.STALE
+    assert [row["state"] for row in await tenants(routed, "shard-1")] == ["destroying"]
+    assert await routed.provisioner.provision(request()) is ProvisionResult.RESTORED
+    assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
+
+    (row,) = await fetch(case.pool, "SELECT state, control_at, created_at, epoch FROM tenants")
+    assert row == {"state": "active", "control_at": REQUESTED_AT, "created_at": TENANT_MADE_AT, "epoch": 1}
+    assert await case.resources() == {("patient", "r1"): {"n": Decimal(1)}}
+
+
+async def test_provision_waits_when_rows_are_being_deleted(routed: RoutedShards) -> None:
+    """Once the deletion has begun there is no way back: the tenant is made again when it is over."""
+    routed.register(TENANT, "shard-1")
+    pool = pool_of(routed, "shard-1")
+    await add_tenant(pool, state="destroying")
+    await fetch(pool, "UPDATE tenants SET deletion_began_at = now()")
+
+    with pytest.raises(TryAgainLaterError, match="rows are being deleted"):
         await routed.provisioner.provision(request())
-    older = TENANT_MADE_AT - timedelta(seconds=1)
-    assert await routed.provisioner.provision(request(at=older)) is ProvisionResult.STALE
+    assert await routed.provisioner.provision(request(at=TENANT_MADE_AT)) is ProvisionResult.STALE
+
+
+async def test_provision_makes_a_destroyed_tenant_again(routed: RoutedShards) -> None:
+    """It is as new: of the type that is asked for now, with its default row, and a `created_at` of now."""
+    routed.register(TENANT, "shard-1")
+    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
+    await add_tenant(case.pool, state="destroyed")
+
+    assert await routed.provisioner.provision(request(at=TENANT_MADE_AT)) is ProvisionResult.STALE
+    assert await routed.provisioner.provision(request(business_type="gym")) is ProvisionResult.PROVISIONED
+    assert await routed.provisioner.provision(request(business_type="gym")) is ProvisionResult.EXISTED
+
+    (row,) = await fetch(case.pool, "SELECT state, business_type, control_at, epoch, created_at FROM tenants")
+    assert abs(datetime.now(UTC) - row.pop("created_at")) < timedelta(minutes=1)
+    assert row == {"state": "active", "business_type": "gym", "control_at": REQUESTED_AT, "epoch": 2}
+    assert list(await case.resources()) == [SETTINGS]
+
+
+async def test_operations_of_before_are_not_applied_when_the_tenant_was_made_again(routed: RoutedShards) -> None:
+    """What the log knows stays a duplicate, and what nobody had applied in time is nobody's any more (idea 7)."""
+    routed.register(TENANT, "shard-1")
+    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
+    await add_tenant(case.pool)
+    applied, late = case.operation("create", "r1", {}), case.operation("create", "r2", {})
+    meanwhile, young = (case.operation("create", name, {}, arrived_at=datetime.now(UTC)) for name in ("r3", "r4"))
+    assert await case.apply(applied) == [SUCCEEDED]
+    await fetch(case.pool, "UPDATE tenants SET state = 'destroyed'")
+    await fetch(case.pool, "DELETE FROM resources")
+    assert await case.apply(meanwhile) == [failed(Failure.TENANT_DESTROYED)]
+    assert await routed.provisioner.provision(request()) is ProvisionResult.PROVISIONED
+
+    outcomes = await case.apply(applied, late, meanwhile, young)
+
+    assert [outcome.disposition for outcome in outcomes] == ["duplicate", "dead_letter", "duplicate", "applied"]
+    assert outcomes[1].reason == "unknown_tenant"
+    assert set(await case.resources()) == {SETTINGS, ("patient", "r4")}
+
+
+async def test_provision_waits_when_citrus_names_a_host_that_is_not_allowed(make_shard: ShardMaker) -> None:
+    """An operator can mend it, so the message waits; earlier ones of the same batch are made."""
+    address = await make_shard("shard-1")
+    named = {"shardId": "shard-1", "connectionString": address.connection_string}
+    evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
+    citrus = ScriptedCitrus(reply(evil), reply(evil), reply(named), reply([named]))
+    async with citrus.opened(allowed_hosts=("127.0.0.1",)) as client, Pools(size=1) as pools:
+        provisioner = Provisioner(client, Directory(client, pools), pools)
+        with pytest.raises(ShardNotAllowedError, match=r"evil\.example is not in DATABASE_ALLOWED_HOSTS") as caught:
+            await provisioner.provision(request())
+        assert "secret-word" not in str(caught.value)
+
+        answers = await provisioner.provision_all([request(("a", "1")), request(("a", "2"))])
+        assert isinstance(answers[0], ShardNotAllowedError)
+        assert answers[1] is ProvisionResult.PROVISIONED
+
+
+async def test_provision_all_makes_many_in_one_transaction_a_shard(make_shard: ShardMaker) -> None:
+    """Tenants of one batch are made together on each shard; a second time finds all of them."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True)]
+    requests = [request(("b", f"{number:02}"), BUSINESS_TYPE_NAMES[number % 3]) for number in range(40)]
+    async with routed_shards(shards, tenants_per_shard=20) as routed:
+        assert await routed.provisioner.provision_all(requests) == [ProvisionResult.PROVISIONED] * 40
+        for shard_id in ("shard-1", "shard-2"):
+            pool = pool_of(routed, shard_id)
+            counts = "SELECT count(*), count(DISTINCT xmin::text) AS transactions, count(DISTINCT created_at) AS times"
+            assert await fetch(pool, f"{counts} FROM tenants") == [{"count": 20, "transactions": 1, "times": 1}]
+            assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": 20}]
+
+        assert await routed.provisioner.provision_all(requests) == [ProvisionResult.EXISTED] * 40
+
+
+async def test_provision_all_makes_the_others_when_some_cannot_be_made(make_shard: ShardMaker) -> None:
+    """A bad type, a taken id, a row that the shard refuses, a silent shard: each is the trouble of its own tenant."""
+    async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
+        pool = pool_of(routed, "shard-1")
+        await fetch(pool, "ALTER TABLE tenants ADD CONSTRAINT picky CHECK (location_id <> 'bad')")
+        await add_tenant(pool, ("a-b", "c"))
+        routed.register(("far", "away"), "shard-2")
+        names = [("x", "1"), ("x", "bad"), ("a", "b-c"), ("x", "spa"), ("far", "away"), ("x", "2"), ("x", "3")]
+        requests = [request(name, "spa" if name[1] == "spa" else "dental") for name in names]
+        before = provisioned("failed")
+
+        answers = await routed.provisioner.provision_all(requests)
+
+        kinds = [answer if isinstance(answer, ProvisionResult) else type(answer) for answer in answers]
+        made = ProvisionResult.PROVISIONED
+        assert kinds == [made, StatementFailedError, RefusedError, RefusedError, ShardUnavailableError, made, made]
+        assert [row["id"] for row in await tenants(routed, "shard-1")] == ["a-b-c", "x-1", "x-2", "x-3"]
+        assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": 3}]
+        assert provisioned("failed") == before + 4
+        await fetch(pool, "ALTER TABLE tenants DROP CONSTRAINT picky")
+
+
+@pytest.mark.parametrize(("moment", "again"), [("before", "provisioned"), ("after", "existed")])
+async def test_provision_all_is_whole_or_nothing_when_the_line_is_cut_at_the_commit(
+    make_shard: ShardMaker, moment: str, again: str
+) -> None:
+    """Nothing is known then: all of the batch come again, and find all of it there, or nothing."""
+    address = await make_shard("shard-1")
+    requests = [request(("b", str(number))) for number in range(5)]
+    async with Line(address).opened() as line, routed_shards([line.address]) as routed:
+        line.cut_before_commit, line.cut_after_commit = moment == "before", moment == "after"
+        answers = await routed.provisioner.provision_all(requests)
+        assert [type(answer) for answer in answers] == [ShardUnavailableError] * 5
+
+        assert await routed.provisioner.provision_all(requests) == [ProvisionResult(again)] * 5
+        assert len(await tenants(routed, "shard-1")) == 5
+        assert await fetch(pool_of(routed, "shard-1"), "SELECT count(*) FROM resources") == [{"count": 5}]
+
+
+async def test_provision_all_makes_each_once_when_two_replicas_do_it_at_once(make_shard: ShardMaker) -> None:
+    """The same batch twice at the same time, in different orders: each is made by one of the two."""
+    address = await make_shard("shard-1")
+    requests = [request(("b", f"{number:02}")) for number in range(30)]
+    async with routed_shards([address]) as one, routed_shards([address]) as other, asyncio.TaskGroup() as tasks:
+        answers = [
+            tasks.create_task(one.provisioner.provision_all(requests)),
+            tasks.create_task(other.provisioner.provision_all(requests[::-1])),
+        ]
+    pairs = zip(answers[0].result(), answers[1].result()[::-1], strict=True)
+    assert {tuple(sorted(str(answer) for answer in pair)) for pair in pairs} == {("existed", "provisioned")}
 
 
 async def test_provision_asks_earlier_homes_of_a_static_map(make_shard: ShardMaker) -> None:

@@ -10,26 +10,43 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.messages import ControlType, NotYet, ShardCreation, decode_control
-from simplu_worker.consumers.sqs.verdicts import Bury, Later, after_trouble, after_unexpected
+from simplu_worker.consumers.sqs.messages import (
+    AdminAccount,
+    Control,
+    ControlType,
+    ResourceRename,
+    ShardCreation,
+    ShardDestruction,
+    decode_control,
+    tenant_id_of_control,
+)
+from simplu_worker.consumers.sqs.verdicts import Bury, Later, Wait, after_trouble, after_unexpected
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source
 
 ORIGIN = Origin(source=Source.SQS, name="control", arrived_at=datetime(2026, 1, 2, tzinfo=UTC), message_id="m")
 CREATION = {"businessId": "b", "locationId": "l", "businessType": "dental", "timestamp": "2026-01-02T03:04:05+02:00"}
-CREATED = ShardCreation(
-    business_id="b",
-    location_id="l",
-    business_type="dental",
-    requested_at=datetime(2026, 1, 2, 1, 4, 5, tzinfo=UTC),
-    shard_id=None,
-    connection_string=None,
-)
+REQUESTED_AT = datetime(2026, 1, 2, 1, 4, 5, tzinfo=UTC)
+CREATED = ShardCreation(business_id="b", location_id="l", business_type="dental", requested_at=REQUESTED_AT)
+TENANT = {name: CREATION[name] for name in ("businessId", "locationId", "timestamp")}
+BODIES: dict[ControlType, dict[str, Any]] = {
+    ControlType.SHARD_CREATION: CREATION,
+    ControlType.SHARD_DESTRUCTION: TENANT | {"action": "destroy"},
+    ControlType.UPDATE_RESOURCE_ID: TENANT
+    | {"resourceType": "order", "oldResourceId": "temporary", "newResourceId": "final"},
+    ControlType.ADMIN_ACCOUNT_CREATION: CREATION
+    | {"adminEmail": "ann@clinic.example", "adminUserId": "u-1", "domainLabel": "clinic"},
+}
 
 
-def body(**members: Any) -> str:
-    """Return the body of a `SHARD_CREATION` with *members* changed."""
-    return json.dumps({**CREATION, **members})
+def body(control_type: ControlType = ControlType.SHARD_CREATION, /, **members: Any) -> str:
+    """Return the body of a message of that type with *members* changed."""
+    return json.dumps({**BODIES[control_type], **members})
+
+
+def decode(control_type: ControlType, **members: Any) -> Control | Rejected:
+    """Decode a message of that type with *members* changed."""
+    return decode_control(body(control_type, **members), {"MessageType": control_type}, ORIGIN)
 
 
 @pytest.mark.parametrize(
@@ -41,11 +58,10 @@ def body(**members: Any) -> str:
         (body(), {}),
         (body(messageType=None, adminEmail=None), {}),
         (body(shardId="", connectionString="", other=[1, {"a": 2}]), {}),
-        (json.dumps({"Type": "Notification", "Message": body()}), {}),
     ],
 )
 def test_creation_is_decoded_wherever_its_type_is_named(text: str, attributes: dict[str, str]) -> None:
-    """The attribute names the type, else the body, else its members do; SNS may be around it; extras are ignored."""
+    """The attribute names the type, else the body, else its members do; extras are ignored."""
     assert decode_control(text, attributes, ORIGIN) == CREATED
 
 
@@ -58,26 +74,86 @@ def test_creation_keeps_the_wish_for_a_shard_but_does_not_show_its_password() ->
 
 
 @pytest.mark.parametrize(
-    ("text", "attributes", "expected"),
+    ("members", "location_id", "tenant_id"),
     [
-        (body(), {"MessageType": "SHARD_DESTRUCTION"}, ControlType.SHARD_DESTRUCTION),
-        (body(messageType="UPDATE_RESOURCE_ID"), {}, ControlType.UPDATE_RESOURCE_ID),
+        ({}, "l", "b-l"),
+        ({"action": "destroy_all"}, None, None),
+        ({"action": "destroy_all", "locationId": None}, None, None),
+        ({"action": "destroy_all", "locationId": ""}, None, None),
+    ],
+)
+def test_destruction_is_of_one_location_or_of_all(
+    members: dict[str, Any], location_id: str | None, tenant_id: str | None
+) -> None:
+    """`destroy_all` is about the business, whatever location it names besides."""
+    destruction = decode(ControlType.SHARD_DESTRUCTION, **members)
+    assert isinstance(destruction, ShardDestruction)
+    assert destruction == ShardDestruction("b", location_id, REQUESTED_AT)
+    assert (destruction.type, tenant_id_of_control(destruction)) == (ControlType.SHARD_DESTRUCTION, tenant_id)
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ("null", None),
+        ("{}", "{}"),
         (
-            json.dumps(
-                {
-                    "Type": "Notification",
-                    "Message": "{}",
-                    "MessageAttributes": {"MessageType": {"Type": "String", "Value": "ADMIN_ACCOUNT_CREATION"}},
-                }
-            ),
-            {},
-            ControlType.ADMIN_ACCOUNT_CREATION,
+            '{"n": 1.000000000000000000000000000001, "n2": 1e400}',
+            '{"n": 1.000000000000000000000000000001, "n2": 1e400}',
         ),
     ],
 )
-def test_later_types_are_left_alone(text: str, attributes: dict[str, str], expected: ControlType) -> None:
-    """A type of the contract that is not built yet is neither handled nor refused."""
-    assert NotYet(expected) == decode_control(text, attributes, ORIGIN)
+def test_rename_keeps_what_is_to_be_merged_as_it_came(sent: str, expected: str | None) -> None:
+    """No number of `additionalData` loses a digit."""
+    text = body(ControlType.UPDATE_RESOURCE_ID)[:-1] + f', "additionalData": {sent}}}'
+    rename = decode_control(text, {"MessageType": "UPDATE_RESOURCE_ID"}, ORIGIN)
+    assert rename == ResourceRename("b", "l", "order", "temporary", "final", expected, REQUESTED_AT)
+
+
+def test_admin_account_is_decoded_and_does_not_show_the_person() -> None:
+    """Email and user id are there for the resources, and in no log."""
+    admin = decode(ControlType.ADMIN_ACCOUNT_CREATION)
+    assert admin == AdminAccount("b", "l", "dental", "ann@clinic.example", "u-1", REQUESTED_AT)
+    assert decode(ControlType.ADMIN_ACCOUNT_CREATION, domainLabel=None) == admin
+    assert "ann" not in repr(admin)
+
+
+@pytest.mark.parametrize(
+    ("control_type", "members", "named"),
+    [
+        (ControlType.SHARD_DESTRUCTION, {"action": None}, "action"),
+        (ControlType.SHARD_DESTRUCTION, {"action": "secret"}, "action: expected destroy or destroy_all"),
+        (ControlType.SHARD_DESTRUCTION, {"locationId": None}, "locationId"),
+        (ControlType.SHARD_DESTRUCTION, {"locationId": ""}, "locationId"),
+        (ControlType.SHARD_DESTRUCTION, {"locationId": "x" * 129}, "locationId"),
+        (ControlType.SHARD_DESTRUCTION, {"locationId": "a\0"}, "locationId"),
+        (ControlType.SHARD_DESTRUCTION, {"businessId": ""}, "businessId"),
+        (ControlType.SHARD_DESTRUCTION, {"timestamp": None}, "timestamp"),
+        (ControlType.UPDATE_RESOURCE_ID, {"resourceType": ""}, "resourceType"),
+        (ControlType.UPDATE_RESOURCE_ID, {"resourceType": "a\ud800"}, "resourceType"),
+        (ControlType.UPDATE_RESOURCE_ID, {"oldResourceId": "x" * 257}, "oldResourceId"),
+        (ControlType.UPDATE_RESOURCE_ID, {"newResourceId": "x" * 257}, "newResourceId"),
+        (ControlType.UPDATE_RESOURCE_ID, {"newResourceId": "a\0"}, "newResourceId"),
+        (ControlType.UPDATE_RESOURCE_ID, {"newResourceId": "temporary"}, "two different ids"),
+        (ControlType.UPDATE_RESOURCE_ID, {"additionalData": [1]}, "additionalData: expected an object"),
+        (ControlType.UPDATE_RESOURCE_ID, {"timestamp": "soon"}, "timestamp"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"adminEmail": ""}, "adminEmail"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"adminEmail": "x" * 321}, "adminEmail"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"adminEmail": "a\0"}, "adminEmail"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"adminUserId": None}, "adminUserId"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"adminUserId": "x" * 257}, "adminUserId"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"businessType": 1}, "businessType"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"locationId": ["l"]}, "locationId"),
+    ],
+)
+def test_message_of_each_type_is_rejected_naming_the_member(
+    control_type: ControlType, members: dict[str, Any], named: str
+) -> None:
+    """What no try can mend is an invalid message that says which member, and does not quote it."""
+    rejected = decode(control_type, **members)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.reason, named in rejected.error) == (DeadLetterReason.INVALID_MESSAGE, True)
+    assert "secret" not in rejected.error
 
 
 @pytest.mark.parametrize(
@@ -100,7 +176,6 @@ def test_later_types_are_left_alone(text: str, attributes: dict[str, str], expec
         (body(adminEmail="a@b"), DeadLetterReason.UNKNOWN_TYPE, "MessageType"),
         (body(messageType="SHARD_CREATE"), DeadLetterReason.UNKNOWN_TYPE, "'SHARD_CREATE'"),
         (body(messageType=7), DeadLetterReason.UNKNOWN_TYPE, "'7'"),
-        (json.dumps({"Type": "Notification", "Message": "{"}), DeadLetterReason.INVALID_JSON, "JSON"),
     ],
 )
 def test_message_is_rejected_naming_what_was_expected(text: str | bytes, reason: DeadLetterReason, named: str) -> None:
@@ -122,42 +197,44 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-MEMBERS = st.sampled_from(
-    [*CREATION, "messageType", "adminEmail", "shardId", "connectionString", "Type", "Message", "MessageAttributes"]
-)
+MEMBERS = st.sampled_from([*{name for members in BODIES.values() for name in members}, "messageType", "additionalData"])
 
 
 @given(
     text=st.binary(max_size=50)
     | st.text(max_size=50)
     | st.text(alphabet=st.characters(), max_size=20)
-    | st.dictionaries(MEMBERS, JSON_VALUES | st.sampled_from(["Notification", "{}", body()]), max_size=6).map(
-        json.dumps
+    | st.builds(
+        lambda known, members: json.dumps(BODIES[known] | members),
+        st.sampled_from(ControlType),
+        st.dictionaries(MEMBERS, JSON_VALUES, max_size=3),
     ),
-    attributes=st.dictionaries(st.sampled_from(["MessageType", "Other"]), st.text(max_size=20), max_size=2),
+    attributes=st.dictionaries(
+        st.sampled_from(["MessageType", "Other"]), st.text(max_size=20) | st.sampled_from(ControlType), max_size=2
+    ),
 )
 def test_decoding_decides_whatever_comes(text: str | bytes, attributes: dict[str, str]) -> None:
     """Any bytes, any text, any attributes: a decision, never an exception."""
-    assert isinstance(decode_control(text, attributes, ORIGIN), ShardCreation | NotYet | Rejected)
+    assert isinstance(decode_control(text, attributes, ORIGIN), Control | Rejected)
 
 
 @pytest.mark.parametrize(
-    ("receive_count", "retry_after_s", "draw", "expected"),
+    ("try_count", "retry_after_s", "draw", "expected"),
     [
-        (1, None, 0.0, 1),
-        (3, None, 0.99, 4),
-        (7, None, 0.99, 60),
-        (500, None, 0.0, 30),
-        (1, 20.0, 0.0, 20),
-        (1, 9e9, 0.0, 60),
+        (1, None, 0.0, 0.5),
+        (3, None, 0.5, 3.0),
+        (7, None, 0.5, 45.0),
+        (500, None, 0.0, 30.0),
+        (1, 20.0, 0.0, 20.0),
+        (1, 9e9, 0.0, 60.0),
     ],
 )
 def test_trouble_puts_off_up_to_a_minute(
-    receive_count: int, retry_after_s: float | None, draw: float, expected: int
+    try_count: int, retry_after_s: float | None, draw: float, expected: float
 ) -> None:
     """A dependency's trouble never ends in a dead letter, only in longer pauses."""
     trouble = TryAgainLaterError("down", retry_after_s=retry_after_s)
-    assert Later(expected) == after_trouble(trouble, receive_count=receive_count, draw=draw)
+    assert Wait(expected) == after_trouble(trouble, try_count=try_count, draw=draw)
 
 
 @pytest.mark.parametrize(("receive_count", "expected"), [(0, 1), (1, 1), (2, 5), (3, 16)])

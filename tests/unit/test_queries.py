@@ -17,6 +17,8 @@ SQL = PACKAGE / "shards" / "sql"
 # Queries about more than the tenants they are given, each with the reason why it must be.
 NOT_OF_ONE_TENANT = {
     "count_tenants": "the count alone, for capacity",
+    "find_deletions": "what a shard has to delete, whosever it is",
+    "find_locations": "contract §4: `destroy_all` is for every location of a business",
     "find_operation_of_any_tenant": "contract §9: without the tenant all shards are asked",
     "forget_operations": "rows go by their age, whosever they are",
     "list_tenants": "contract §1: `tenants list`",
@@ -25,9 +27,9 @@ NOT_OF_ONE_TENANT = {
 # What names the tenant in a statement on each table.
 NAMING = {
     "tenants": re.compile(
-        r"INSERT INTO tenants \(id,|\b(tenants\.)?id = (ANY\()?(\$\d|wave\.tenant_id)|= tenants\.id\b"
+        r"INSERT INTO tenants \(id,|\b(tenants\.)?id = (ANY\()?(\$\d|wave\.tenant_id|sent\.id)|= tenants\.id\b"
     ),
-    "resources": re.compile(r"INSERT INTO resources \(id,|\bresources\.id = (\$\d|wave\.tenant_id|tenants\.id)"),
+    "resources": re.compile(r"INSERT INTO resources \(id,|\b(resources\.)?id = (\$\d|wave\.tenant_id|tenants\.id)"),
     "operations": re.compile(
         r"INSERT INTO operations \(\s*tenant_id,|USING \(tenant_id, request_id\)"
         r"|\b(operations\.)?tenant_id = (\$\d|wave\.tenant_id|tenants\.id)"

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.operations.decode import NESTING_MAX, Id, nesting_of, parse_timestamp, replace_lone_surrogates
-from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected
+from simplu_worker.operations.decode import (
+    Id,
+    InvalidRecordError,
+    LongId,
+    check_texts,
+    json_error,
+    object_member,
+    parse_record,
+    parse_timestamp,
+    replace_lone_surrogates,
+    short_text,
+)
+from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, tenant_id_of
 
 TYPE_ATTRIBUTE: Final = "MessageType"
 QUOTED_MAX_CHARS: Final = 64
+ID_MAX_CHARS: Final = 128
 
-T = TypeVar("T")
+Email = Annotated[str, msgspec.Meta(min_length=1, max_length=320)]  # RFC 3696: 64 before the @, 255 behind it
 
 
 class ControlType(StrEnum):
@@ -34,21 +46,78 @@ class ShardCreation(msgspec.Struct, frozen=True):
     location_id: str
     business_type: str
     requested_at: datetime
-    shard_id: str | None
-    connection_string: str | None
+    shard_id: str | None = None
+    connection_string: str | None = None
 
     def __repr__(self) -> str:
         """Leave the connection string out: it holds a password."""
         return f"ShardCreation({self.business_id!r}, {self.location_id!r}, {self.business_type!r})"
 
+    @property
+    def type(self) -> ControlType:
+        """The message's type."""
+        return ControlType.SHARD_CREATION
 
-class NotYet(msgspec.Struct, frozen=True):
-    """A message of a type that this version knows by name only: it stays in the queue for one that handles it."""
 
-    type: ControlType
+class ShardDestruction(msgspec.Struct, frozen=True):
+    """A tenant is to be destroyed; without *location_id*, which is `destroy_all`, every tenant of the business."""
+
+    business_id: str
+    location_id: str | None
+    requested_at: datetime
+
+    @property
+    def type(self) -> ControlType:
+        """The message's type."""
+        return ControlType.SHARD_DESTRUCTION
 
 
-class _Body(msgspec.Struct, rename="camel"):
+class ResourceRename(msgspec.Struct, frozen=True):
+    """A resource is to get another id; *additional_data* is the JSON text, as it came, of what is to be merged in."""
+
+    business_id: str
+    location_id: str
+    resource_type: str
+    old_resource_id: str
+    new_resource_id: str
+    additional_data: str | None
+    requested_at: datetime
+
+    @property
+    def type(self) -> ControlType:
+        """The message's type."""
+        return ControlType.UPDATE_RESOURCE_ID
+
+
+class AdminAccount(msgspec.Struct, frozen=True):
+    """A tenant's first administrator is to be made."""
+
+    business_id: str
+    location_id: str
+    business_type: str
+    admin_email: str
+    admin_user_id: str
+    requested_at: datetime
+
+    def __repr__(self) -> str:
+        """Leave the person out."""
+        return f"AdminAccount({self.business_id!r}, {self.location_id!r})"
+
+    @property
+    def type(self) -> ControlType:
+        """The message's type."""
+        return ControlType.ADMIN_ACCOUNT_CREATION
+
+
+Control: TypeAlias = ShardCreation | ShardDestruction | ResourceRename | AdminAccount
+
+
+def tenant_id_of_control(control: Control) -> str | None:
+    """Return the id of the tenant that a message is about; None when it is about all of a business."""
+    return None if control.location_id is None else tenant_id_of(control.business_id, control.location_id)
+
+
+class _Creation(msgspec.Struct, rename="camel"):
     """The members of a `SHARD_CREATION`."""
 
     business_id: Id
@@ -57,6 +126,38 @@ class _Body(msgspec.Struct, rename="camel"):
     timestamp: str
     shard_id: str | None = None
     connection_string: str | None = None
+
+
+class _Destruction(msgspec.Struct, rename="camel"):
+    """The members of a `SHARD_DESTRUCTION`."""
+
+    business_id: Id
+    action: str
+    timestamp: str
+    location_id: str | None = None
+
+
+class _Rename(msgspec.Struct, rename="camel"):
+    """The members of an `UPDATE_RESOURCE_ID`."""
+
+    business_id: Id
+    location_id: Id
+    resource_type: Id
+    old_resource_id: LongId
+    new_resource_id: LongId
+    timestamp: str
+    additional_data: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Admin(msgspec.Struct, rename="camel"):
+    """The members of an `ADMIN_ACCOUNT_CREATION`; its `domainLabel` is of no use here."""
+
+    business_id: Id
+    location_id: Id
+    business_type: Id
+    admin_email: Email
+    admin_user_id: LongId
+    timestamp: str
 
 
 class _Peek(msgspec.Struct, rename="camel"):
@@ -69,77 +170,36 @@ class _Peek(msgspec.Struct, rename="camel"):
     location_id: object = None
 
 
-class _Envelope(msgspec.Struct, rename="pascal"):
-    """What SNS puts around a message when raw delivery is off."""
-
-    type: object = None
-    message: object = None
-    message_attributes: object = None
-
-
-class _InvalidError(Exception):
-    """The message breaks a rule of the contract; the text says which."""
-
-    def __init__(self, reason: DeadLetterReason, text: str) -> None:
-        super().__init__(text)
-        self.reason = reason
+_peek_decoder = msgspec.json.Decoder(_Peek)
+_creation_decoder = msgspec.json.Decoder(_Creation)
+_destruction_decoder = msgspec.json.Decoder(_Destruction)
+_rename_decoder = msgspec.json.Decoder(_Rename)
+_admin_decoder = msgspec.json.Decoder(_Admin)
 
 
-def decode_control(
-    body: str | bytes, attributes: Mapping[str, str], origin: Origin
-) -> ShardCreation | NotYet | Rejected:
+class _UnknownTypeError(Exception):
+    """The type is missing, or none of ours."""
+
+
+def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Origin) -> Control | Rejected:
     """Decode one message; *attributes* are its message attributes."""
     record = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
     try:
-        record = _checked(record)
-        record, attributes = _unwrapped(record, attributes)
-        control_type = _type_of(_decode(record, _Peek), attributes)
-        return _creation(record) if control_type is ControlType.SHARD_CREATION else NotYet(control_type)
-    except _InvalidError as exc:
-        ids = _peek_or_nothing(record)
-        return Rejected(
-            reason=exc.reason,
-            error=str(exc),
-            origin=origin,
-            business_id=_short_text(ids.business_id),
-            location_id=_short_text(ids.location_id),
-        )
-
-
-def _checked(record: bytes) -> bytes:
-    """Return *record* with what msgspec would trip over out of the way: bad UTF-8, deep nesting, lone surrogates."""
-    try:
-        record.decode()
-    except UnicodeDecodeError as exc:
-        text = f"expected UTF-8, got another byte at {exc.start}"
-        raise _InvalidError(DeadLetterReason.INVALID_JSON, text) from None
-    if record.count(b"[") + record.count(b"{") > NESTING_MAX and nesting_of(record) > NESTING_MAX:
-        text = f"expected JSON nested at most {NESTING_MAX} deep, got deeper"
-        raise _InvalidError(DeadLetterReason.INVALID_JSON, text)
-    return replace_lone_surrogates(record)
-
-
-def _unwrapped(record: bytes, attributes: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
-    envelope = _decode(record, _Envelope)
-    if envelope.type != "Notification" or not isinstance(envelope.message, str):
-        return record, attributes
-    return _checked(envelope.message.encode()), {**_sns_attributes(envelope.message_attributes), **attributes}
-
-
-def _sns_attributes(value: object) -> dict[str, str]:
-    if not isinstance(value, dict):
-        return {}
-    members = {name: member.get("Value") for name, member in value.items() if isinstance(member, dict)}
-    return {name: text for name, text in members.items() if isinstance(text, str)}
-
-
-def _decode(record: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(record, type=kind)
-    except msgspec.ValidationError as exc:
-        raise _InvalidError(DeadLetterReason.INVALID_MESSAGE, str(exc)) from None
-    except msgspec.DecodeError as exc:
-        raise _InvalidError(DeadLetterReason.INVALID_JSON, f"expected one JSON object: {exc}") from None
+        return _DECODERS[_type_of(parse_record(record, _peek_decoder), attributes)](record)
+    except _UnknownTypeError as exc:
+        reason, error = DeadLetterReason.UNKNOWN_TYPE, str(exc)
+    except (InvalidRecordError, msgspec.ValidationError) as exc:
+        reason, error = DeadLetterReason.INVALID_MESSAGE, str(exc)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        reason, error = DeadLetterReason.INVALID_JSON, json_error(exc)
+    ids = _peek_or_nothing(record)
+    return Rejected(
+        reason=reason,
+        error=error,
+        origin=origin,
+        business_id=short_text(ids.business_id),
+        location_id=short_text(ids.location_id),
+    )
 
 
 def _type_of(peek: _Peek, attributes: Mapping[str, str]) -> ControlType:
@@ -148,46 +208,106 @@ def _type_of(peek: _Peek, attributes: Mapping[str, str]) -> ControlType:
         if peek.business_type is not None and peek.admin_email is None:
             return ControlType.SHARD_CREATION
         text = f"no type: expected message attribute {TYPE_ATTRIBUTE} or member messageType, one of {_KNOWN}"
-        raise _InvalidError(DeadLetterReason.UNKNOWN_TYPE, text)
+        raise _UnknownTypeError(text)
     control_type = _TYPES.get(named) if isinstance(named, str) else None
     if control_type is None:
-        text = f"unknown type {str(named)[:QUOTED_MAX_CHARS]!r}: expected one of {_KNOWN}"
-        raise _InvalidError(DeadLetterReason.UNKNOWN_TYPE, text)
+        raise _UnknownTypeError(f"unknown type {str(named)[:QUOTED_MAX_CHARS]!r}: expected one of {_KNOWN}")
     return control_type
 
 
-_TYPES = {control_type.value: control_type for control_type in ControlType}
-_KNOWN = ", ".join(_TYPES)
-
-
 def _creation(record: bytes) -> ShardCreation:
-    body = _decode(record, _Body)
-    ids = {"businessId": body.business_id, "locationId": body.location_id, "businessType": body.business_type}
-    for name, value in ids.items():
-        if "\0" in value:
-            text = f"{name}: expected text without U+0000 and lone surrogates"
-            raise _InvalidError(DeadLetterReason.INVALID_MESSAGE, text)
-    try:
-        requested_at = parse_timestamp(body.timestamp)
-    except ValueError:
-        text = "timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z"
-        raise _InvalidError(DeadLetterReason.INVALID_MESSAGE, text) from None
+    body = parse_record(record, _creation_decoder)
+    check_texts({"businessId": body.business_id, "locationId": body.location_id, "businessType": body.business_type})
     return ShardCreation(
         business_id=body.business_id,
         location_id=body.location_id,
         business_type=body.business_type,
-        requested_at=requested_at,
+        requested_at=_time(body.timestamp),
         shard_id=body.shard_id or None,
         connection_string=body.connection_string or None,
     )
 
 
+def _destruction(record: bytes) -> ShardDestruction:
+    body = parse_record(record, _destruction_decoder)
+    if body.action not in {"destroy", "destroy_all"}:
+        raise InvalidRecordError("action: expected destroy or destroy_all")  # not the text: errors are logged
+    location_id = None
+    if body.action == "destroy":
+        location_id = body.location_id
+        if location_id is None or not 1 <= len(location_id) <= ID_MAX_CHARS:
+            raise InvalidRecordError(
+                f"locationId: expected 1 to {ID_MAX_CHARS} characters; for every location, send action destroy_all"
+            )
+    check_texts({"businessId": body.business_id, "locationId": location_id})
+    return ShardDestruction(business_id=body.business_id, location_id=location_id, requested_at=_time(body.timestamp))
+
+
+def _rename(record: bytes) -> ResourceRename:
+    body = parse_record(record, _rename_decoder)
+    check_texts(
+        {
+            "businessId": body.business_id,
+            "locationId": body.location_id,
+            "resourceType": body.resource_type,
+            "oldResourceId": body.old_resource_id,
+            "newResourceId": body.new_resource_id,
+        }
+    )
+    if body.old_resource_id == body.new_resource_id:
+        raise InvalidRecordError("oldResourceId, newResourceId: expected two different ids")
+    return ResourceRename(
+        business_id=body.business_id,
+        location_id=body.location_id,
+        resource_type=body.resource_type,
+        old_resource_id=body.old_resource_id,
+        new_resource_id=body.new_resource_id,
+        additional_data=object_member(body.additional_data, "additionalData").decode() or None,
+        requested_at=_time(body.timestamp),
+    )
+
+
+def _admin(record: bytes) -> AdminAccount:
+    body = parse_record(record, _admin_decoder)
+    check_texts(
+        {
+            "businessId": body.business_id,
+            "locationId": body.location_id,
+            "businessType": body.business_type,
+            "adminEmail": body.admin_email,
+            "adminUserId": body.admin_user_id,
+        }
+    )
+    return AdminAccount(
+        business_id=body.business_id,
+        location_id=body.location_id,
+        business_type=body.business_type,
+        admin_email=body.admin_email,
+        admin_user_id=body.admin_user_id,
+        requested_at=_time(body.timestamp),
+    )
+
+
+_TYPES: Final = {control_type.value: control_type for control_type in ControlType}
+_KNOWN: Final = ", ".join(_TYPES)
+_DECODERS: Final[Mapping[ControlType, Callable[[bytes], Control]]] = {
+    ControlType.SHARD_CREATION: _creation,
+    ControlType.SHARD_DESTRUCTION: _destruction,
+    ControlType.UPDATE_RESOURCE_ID: _rename,
+    ControlType.ADMIN_ACCOUNT_CREATION: _admin,
+}
+
+
+def _time(timestamp: str) -> datetime:
+    try:
+        return parse_timestamp(timestamp)
+    except ValueError:
+        text = "timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z"
+        raise InvalidRecordError(text) from None
+
+
 def _peek_or_nothing(record: bytes) -> _Peek:
     try:
-        return msgspec.json.decode(record, type=_Peek)
+        return _peek_decoder.decode(replace_lone_surrogates(record))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _Peek()
-
-
-def _short_text(value: object) -> str | None:
-    return value if isinstance(value, str) and len(value) <= 128 else None

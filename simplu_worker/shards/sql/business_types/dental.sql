@@ -1,7 +1,7 @@
 -- Dental practices: patients, appointments, treatments.
 
-INSERT INTO business_types (name, default_settings)
-VALUES ('dental', '{"locale": "en", "timezone": "UTC", "appointmentMinutes": 30}');
+INSERT INTO business_types (name, default_settings, staff_resource_type)
+VALUES ('dental', '{"locale": "en", "timezone": "UTC", "appointmentMinutes": 30}', 'medic');
 
 -- Serves the views by day of creation. `date` never changes, so updates stay heap-only.
 CREATE INDEX resources_dental ON resources (id, "resourceName", date) WHERE "businessType" = 'dental';

@@ -1,7 +1,7 @@
 -- Gyms: members, memberships, classes.
 
-INSERT INTO business_types (name, default_settings)
-VALUES ('gym', '{"locale": "en", "timezone": "UTC", "classMinutes": 60}');
+INSERT INTO business_types (name, default_settings, staff_resource_type)
+VALUES ('gym', '{"locale": "en", "timezone": "UTC", "classMinutes": 60}', 'trainer');
 
 -- Serves the views by day of creation. `date` never changes, so updates stay heap-only.
 CREATE INDEX resources_gym ON resources (id, "resourceName", date) WHERE "businessType" = 'gym';

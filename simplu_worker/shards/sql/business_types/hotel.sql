@@ -1,7 +1,7 @@
 -- Hotels: guests, rooms, reservations.
 
-INSERT INTO business_types (name, default_settings)
-VALUES ('hotel', '{"locale": "en", "timezone": "UTC", "checkInTime": "15:00", "checkOutTime": "11:00"}');
+INSERT INTO business_types (name, default_settings, staff_resource_type)
+VALUES ('hotel', '{"locale": "en", "timezone": "UTC", "checkInTime": "15:00", "checkOutTime": "11:00"}', 'staff');
 
 -- Serves the views by day of creation. `date` never changes, so updates stay heap-only.
 CREATE INDEX resources_hotel ON resources (id, "resourceName", date) WHERE "businessType" = 'hotel';

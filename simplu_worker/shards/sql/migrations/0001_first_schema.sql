@@ -26,7 +26,8 @@ CREATE TABLE tenants (
     moved_to text,
     control_at timestamptz NOT NULL, -- the newest applied timestamp of a control message
     created_at timestamptz NOT NULL, -- the clock of the registering transaction; moves with the tenant
-    state_changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    state_changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    deletion_began_at timestamptz -- while `destroying`: its rows are going, and nothing brings the tenant back as it was
 );
 
 -- fillfactor 90 leaves room for the new version of a row on its own page: with no index on a column that changes,
@@ -92,10 +93,12 @@ CREATE TABLE moves (
     updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- What a tenant of each type starts with; one row a file in sql/business_types.
+-- What a tenant of each type starts with, and the resource type of those who work there; one row a file in
+-- sql/business_types.
 CREATE TABLE business_types (
     name text PRIMARY KEY,
-    default_settings jsonb NOT NULL CHECK (jsonb_typeof(default_settings) = 'object')
+    default_settings jsonb NOT NULL CHECK (jsonb_typeof(default_settings) = 'object'),
+    staff_resource_type text COLLATE "C" NOT NULL
 );
 
 -- RFC 7396: members of the patch replace those of the target, a null removes, objects are merged member by member.
