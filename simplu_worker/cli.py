@@ -6,8 +6,10 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, validators
 from rich.console import Console
@@ -17,6 +19,9 @@ from simplu_worker.environment import apply_env_file, prepare_aws_environment
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.log import configure_logging, flush_logging, scrub_text
 from simplu_worker.settings import Settings, load_settings
+
+if TYPE_CHECKING:  # each command loads what it needs when it runs
+    from simplu_worker.commands.letter_plan import Filters
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIGURATION = 0, 1, 2, 78  # 78: EX_CONFIG of sysexits.h
 
@@ -31,8 +36,20 @@ tenants = App(name="tenants", help="Look at tenants, and make them.")
 app.command(operations)
 app.command(tenants)
 
+dead_letters = App(name="dead-letters", help="Look at dead letters, and send them again.")
+app.command(dead_letters)
+
 EnvFile = Annotated[
     Path | None, Parameter(name="--env-file", help="Variables for this command; those of the environment win.")
+]
+LetterReason = Literal[
+    "invalid_json",
+    "invalid_message",
+    "unknown_type",
+    "unknown_tenant",
+    "request_id_reused",
+    "retries_exhausted",
+    "too_large",
 ]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, and nothing else, on stdout.")]
 
@@ -81,7 +98,7 @@ def stack(
     shards
         How many Postgres servers to start with.
     aws
-        `moto` has moto serve Kinesis too, as it does SQS and DynamoDB.
+        `moto` has moto serve Kinesis and SQS too, as it does DynamoDB.
     """
     _require_local()
     from simplu_worker.local.stack import run_stack  # noqa: PLC0415
@@ -223,6 +240,88 @@ def provision_tenant(
     )
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class LetterFilters:
+    """Which dead letters are meant.
+
+    Parameters
+    ----------
+    reason
+        Only those for this reason; may be given several times.
+    source
+        Only those from Kinesis, or from SQS.
+    tenant
+        Only those of a business and location.
+    since
+        Only those that failed at this time or later, as ISO 8601; no offset means UTC.
+    until
+        Only those that failed before this time.
+    """
+
+    reason: Annotated[tuple[LetterReason, ...], Parameter(negative="")] = ()
+    source: Literal["kinesis", "sqs"] | None = None
+    tenant: Annotated[tuple[str, str] | None, Parameter(negative="")] = None
+    since: str | None = None
+    until: str | None = None
+
+
+@dead_letters.command(name="list")
+def list_dead_letters(
+    *,
+    filters: LetterFilters | None = None,
+    limit: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1000,
+    records: Annotated[bool, Parameter(negative="")] = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Print dead letters, and leave them where they are; others do not see them meanwhile.
+
+    Parameters
+    ----------
+    limit
+        How many to print at most.
+    records
+        Print what is in the records too.
+    """
+    from simplu_worker.commands.dead_letters import ListOptions, list_letters  # noqa: PLC0415
+
+    options = ListOptions(limit=limit, records=records)
+    return _letter_command(
+        filters, lambda settings, meant: list_letters(settings, meant, options, as_json=as_json), env_file
+    )
+
+
+@dead_letters.command(name="replay")
+def replay_dead_letters(
+    *,
+    filters: LetterFilters | None = None,
+    limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    apply: Annotated[bool, Parameter(negative="")] = False,
+    force: Annotated[bool, Parameter(negative="")] = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Send what dead letters are about to where it came from, in order, and delete them.
+
+    Parameters
+    ----------
+    limit
+        How many to send at most, the first ones by their place in the source.
+    apply
+        Do it; without this the plan is printed.
+    force
+        Send also what would come back as a dead letter.
+    """
+    from simplu_worker.commands.dead_letters import replay_letters  # noqa: PLC0415
+    from simplu_worker.commands.letter_replaying import ReplayOptions  # noqa: PLC0415
+
+    options = ReplayOptions(apply=apply, force=force, limit=limit)
+    return _letter_command(
+        filters, lambda settings, meant: replay_letters(settings, meant, options, as_json=as_json), env_file
+    )
+
+
 @app.command
 def replay(
     *, start: Annotated[str, Parameter(name="--from")], env_file: EnvFile = None, as_json: AsJson = False
@@ -235,13 +334,9 @@ def replay(
         When to start, as ISO 8601; no offset means UTC.
     """
     from simplu_worker.commands.replay import replay  # noqa: PLC0415
-    from simplu_worker.operations.decode import parse_timestamp  # noqa: PLC0415
 
-    try:
-        instant = parse_timestamp(start)
-    except ValueError:
-        problem = f"--from: expected ISO 8601, such as 2026-01-31T09:00Z, got {start!r}"
-        print(problem, file=sys.stderr)  # noqa: T201  (for the person at the terminal)
+    instant = _instant("--from", start)
+    if instant is None:
         return EXIT_USAGE
     return _command(lambda settings: replay(settings, instant, as_json=as_json), env_file)
 
@@ -257,6 +352,38 @@ def main() -> NoReturn:
             print(scrub_text(problem), file=sys.stderr)  # noqa: T201  (for the person at the terminal)
         sys.exit(EXIT_CONFIGURATION)
     sys.exit(result if isinstance(result, int) else EXIT_DONE)
+
+
+def _instant(option: str, text: str) -> datetime | None:
+    """Return the time that *text* says, or None, having said what is wrong with it."""
+    from simplu_worker.operations.decode import parse_timestamp  # noqa: PLC0415
+
+    try:
+        return parse_timestamp(text)
+    except ValueError:
+        problem = f"{option}: expected ISO 8601, such as 2026-01-31T09:00Z, got {text!r}"
+        print(problem, file=sys.stderr)  # noqa: T201  (for the person at the terminal)
+        return None
+
+
+def _letter_command(
+    given: LetterFilters | None, command: Callable[[Settings, Filters], Coroutine[Any, Any, int]], env_file: Path | None
+) -> int:
+    from simplu_worker.commands.letter_plan import Filters  # noqa: PLC0415
+    from simplu_worker.operations.operation import DeadLetterReason, Source  # noqa: PLC0415
+
+    given = given or LetterFilters()
+    times = {name: text for name, text in (("since", given.since), ("until", given.until)) if text is not None}
+    instants = {name: _instant(f"--{name}", text) for name, text in times.items()}
+    if None in instants.values():
+        return EXIT_USAGE
+    filters = Filters(
+        reasons=frozenset(DeadLetterReason(reason) for reason in given.reason),
+        source=None if given.source is None else Source(given.source),
+        tenant=given.tenant,
+        **instants,
+    )
+    return _command(lambda settings: command(settings, filters), env_file)
 
 
 def _settings(env_file: Path | None, *, for_run: bool = True) -> Settings:

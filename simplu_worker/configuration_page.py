@@ -20,7 +20,8 @@ AREAS: Mapping[str, tuple[str, ...]] = {
     "Finding shards": ("CITRUS_", "SHARD_MAP_FILE", "DATABASE_"),
     "Connections": ("DATABASE_ALLOWED_HOSTS", "DATABASE_POOL_SIZE", "DATABASE_MAX_CONNECTIONS"),
     "Tenants and operations": ("DYNAMODB_BUSINESS_INFO_TABLE", "TENANT_", "OPERATION_", "LIST_"),
-    "HTTP": ("HTTP_", "API_TOKEN"),
+    "Cache": ("REDIS_",),
+    "HTTP": ("HTTP_", "API_TOKEN", "ALLOW_DESTRUCTIVE_HTTP"),
     "Process": ("LOG_", "SHUTDOWN_"),
 }
 
@@ -39,8 +40,9 @@ INTRODUCTION = """\
   reads it, any other stands as it is; nothing is interpolated. The environment wins over the file.
 - Invalid configuration ends the process with exit status 78, after every problem was named, one a line; the values of
   secrets are never shown.
-- At least one source (`KINESIS_STREAM_NAME`, `SQS_SHARD_CREATION_QUEUE_URL`) and one way to find shards
-  (`CITRUS_SERVER_URL`, `SHARD_MAP_FILE` or `DATABASE_HOST`) must be set.
+- At least one source (`KINESIS_STREAM_NAME`, `SQS_SHARD_CREATION_QUEUE_URL`, `SQS_ORDER_EVENTS_QUEUE_URL`,
+  `SQS_PRIORITY_QUEUE_URL`) and one way to find shards (`CITRUS_SERVER_URL`, `SHARD_MAP_FILE` or `DATABASE_HOST`) must
+  be set.
 """
 
 # Read by botocore itself; listed because people look for them here.

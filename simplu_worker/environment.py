@@ -12,7 +12,7 @@ from pathlib import Path
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.log import register_secret
 
-OWN_SECRETS = ("CITRUS_API_KEY", "DATABASE_PASSWORD", "API_TOKEN")
+OWN_SECRETS = ("CITRUS_API_KEY", "DATABASE_PASSWORD", "REDIS_URL", "API_TOKEN")
 AWS_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 SECRETS = OWN_SECRETS + AWS_SECRETS
 
@@ -127,9 +127,16 @@ def secret_values(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]
         if value:
             values[name] = value
     for name, value in values.items():
-        if name != "AWS_ACCESS_KEY_ID":  # it names a key and opens nothing; with local servers it is an ordinary word
+        if name == "REDIS_URL":
+            register_secret(_password_of(value))
+        elif name != "AWS_ACCESS_KEY_ID":  # it names a key and opens nothing; with local servers it is an ordinary word
             register_secret(value)
     return values, problems
+
+
+def _password_of(url: str) -> str:
+    """Return the secret part of a URL: errors about its host and port stay readable."""
+    return url.partition("://")[2].rpartition("@")[0].partition(":")[2]
 
 
 def _read_secret(path: Path) -> str:

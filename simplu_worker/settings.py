@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -69,6 +70,17 @@ def _visible_ascii(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _redis_url(secret: SecretStr) -> SecretStr:
+    value = secret.get_secret_value()
+    url = urlsplit(value)
+    place = url.path if url.scheme == "unix" else url.hostname
+    if url.scheme not in {"redis", "rediss", "unix"} or not place or re.search(r"[\s\x00-\x1f\x7f]", value):
+        raise ValueError("not a URL of Redis")
+    if url.scheme != "unix" and url.port == 0:
+        raise ValueError("port 0")
+    return secret
+
+
 def _existing_file(path: Path) -> Path:
     if not _is_file(path):
         raise ValueError("no file")
@@ -91,6 +103,7 @@ ServerUrl = Annotated[
 ]
 QueueUrl = Annotated[str, AfterValidator(_http_url), Expected("the http(s) URL of a queue, without credentials")]
 HeaderSecret = Annotated[SecretStr, AfterValidator(_visible_ascii), Expected("visible ASCII characters without spaces")]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url), Expected("a redis://, rediss:// or unix:// URL")]
 MapFile = Annotated[Path, AfterValidator(_existing_file), Expected("the path of a file that exists")]
 HostPattern = Annotated[str, Field(pattern=r"^[^\s@/,]+$")]
 RetryDelay = Annotated[float, Field(ge=0, le=43200)]  # SQS: a message is invisible for at most 12 hours
@@ -145,6 +158,12 @@ class Settings(BaseSettings):
     )
 
     sqs_shard_creation_queue_url: QueueUrl | None = Field(default=None, description="The control queue; unset: off.")
+    sqs_order_events_queue_url: QueueUrl | None = Field(
+        default=None, description="Queue of order events, FIFO or standard; unset: off."
+    )
+    sqs_priority_queue_url: QueueUrl | None = Field(
+        default=None, description="Another queue of order events, polled first; unset: off."
+    )
     sqs_dead_letter_queue_url: QueueUrl | None = Field(
         default=None, description="Queue that dead letters are sent to; required when any source is on."
     )
@@ -191,6 +210,12 @@ class Settings(BaseSettings):
     tenant_wait_seconds: float = Field(
         default=900, gt=0, le=31_536_000, description="How long operations of an unregistered tenant are held."
     )
+    tenant_destroy_grace_hours: float = Field(
+        default=168,
+        ge=0,
+        le=876_000,
+        description="Time between `SHARD_DESTRUCTION` and the deletion of the tenant's rows.",
+    )
     operation_retention_hours: float = Field(
         default=360,
         ge=1,
@@ -203,6 +228,10 @@ class Settings(BaseSettings):
     )
     list_result_limit: int = Field(default=1000, ge=1, le=100_000, description="Most rows that one `list` returns.")
 
+    redis_url: RedisUrl | None = Field(
+        default=None, description="Cache in which what was changed is invalidated; unset: off."
+    )
+
     http_host: Annotated[str, Expected("a host name or an address")] = Field(
         default="0.0.0.0",  # noqa: S104 - the contract's default: probes and scrapers come from other hosts
         pattern=_WORD,
@@ -213,6 +242,9 @@ class Settings(BaseSettings):
     )
     api_token: HeaderSecret | None = Field(
         default=None, description="Bearer token for the protected pages; unset: those answer 403."
+    )
+    allow_destructive_http: bool = Field(
+        default=False, description="Lets the protected `DELETE`s empty a queue or the cache; else those answer 403."
     )
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = Field(
@@ -262,18 +294,24 @@ def load_settings(environ: Mapping[str, str], *, for_run: bool = True) -> Settin
     return settings
 
 
-SOURCES = ("KINESIS_STREAM_NAME", "SQS_SHARD_CREATION_QUEUE_URL")
+SOURCE_QUEUES = ("SQS_SHARD_CREATION_QUEUE_URL", "SQS_ORDER_EVENTS_QUEUE_URL", "SQS_PRIORITY_QUEUE_URL")
+SOURCES = ("KINESIS_STREAM_NAME", *SOURCE_QUEUES)
 ROUTES = ("CITRUS_SERVER_URL", "SHARD_MAP_FILE", "DATABASE_HOST")
 
 
 def contradictions(given: Mapping[str, str]) -> Iterator[str]:
     """Yield a problem for each pair of variables in *given* that cannot be meant together. Values may be wrong."""
-    dead_letters = given.get("SQS_DEAD_LETTER_QUEUE_URL")
-    if dead_letters and dead_letters == given.get("SQS_SHARD_CREATION_QUEUE_URL"):
-        yield (
-            "SQS_DEAD_LETTER_QUEUE_URL: expected another queue than SQS_SHARD_CREATION_QUEUE_URL, got the same; "
-            "dead letters would be read again"
-        )
+    queues = {name: given[name].rstrip("/") for name in SOURCE_QUEUES if name in given}
+    for first, second in combinations(queues, 2):
+        if queues[first] == queues[second]:
+            yield f"{second}: expected another queue than {first}, got the same; one would take the other's messages"
+    dead_letters = given.get("SQS_DEAD_LETTER_QUEUE_URL", "").rstrip("/")
+    for name, url in queues.items():
+        if url == dead_letters:
+            yield (
+                f"SQS_DEAD_LETTER_QUEUE_URL: expected another queue than {name}, got the same; "
+                "dead letters would be read again"
+            )
     if "CITRUS_SERVER_URL" in given and "SHARD_MAP_FILE" in given:
         yield "SHARD_MAP_FILE: expected either CITRUS_SERVER_URL or SHARD_MAP_FILE, got both; unset one"
     if routing_of(given) == "DATABASE_HOST":
@@ -286,7 +324,7 @@ def omissions(given: Mapping[str, str]) -> Iterator[str]:
     """Yield a problem for each thing that `run` needs and *given* lacks."""
     sources = [name for name in SOURCES if name in given]
     if not sources:
-        yield f"{SOURCES[0]}: expected a source, {' or '.join(SOURCES)}, got neither; set one or both"
+        yield f"{SOURCES[0]}: expected a source, {' or '.join(SOURCES)}, got none; set one"
     if sources and "SQS_DEAD_LETTER_QUEUE_URL" not in given:
         yield (
             "SQS_DEAD_LETTER_QUEUE_URL: expected the URL of a queue for dead letters, "

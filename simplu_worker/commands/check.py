@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -20,12 +22,14 @@ from simplu_worker.commands.findings import Facts, Finding, findings, hours
 from simplu_worker.consumers.aws import Client, open_client
 from simplu_worker.consumers.kinesis.stream import Stream, StreamGoneError
 from simplu_worker.consumers.sqs.queue import Queue
+from simplu_worker.consumers.sqs.redrive import redrive_policy
 from simplu_worker.consumers.tables import TableSummary, describe_table
 from simplu_worker.daemon import Shards, open_shards
 from simplu_worker.errors import WorkerError
 from simplu_worker.log import scrub_text
 from simplu_worker.settings import Settings
 from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.cache import redis_commands
 from simplu_worker.shards.citrus import Citrus
 from simplu_worker.shards.probe import probe_shard
 
@@ -138,6 +142,7 @@ async def examine(settings: Settings) -> Report:
                 examination.dynamodb(clients["dynamodb"]),
                 examination.sqs(clients["sqs"]),
                 examination.shards(shards),
+                examination.cache(),
             ]
         )
     dependencies = [dependency for answer in answers for dependency in answer]
@@ -204,9 +209,13 @@ class Examination:
     async def sqs(self, client: Client) -> list[Dependency]:
         """Ask for every queue."""
         asked = []
-        if (url := self._settings.sqs_shard_creation_queue_url) is not None:
-            control = Queue(client, url)
-            asked.append(contact("control queue", url, lambda: self._source_queue(control)))
+        for name, url in (
+            ("control queue", self._settings.sqs_shard_creation_queue_url),
+            ("order events", self._settings.sqs_order_events_queue_url),
+            ("priority order events", self._settings.sqs_priority_queue_url),
+        ):
+            if url is not None:
+                asked.append(contact(name, url, partial(self._source_queue, Queue(client, url))))
         if (url := self._settings.sqs_dead_letter_queue_url) is not None:
             letters = Queue(client, url)
             asked.append(contact("dead letters", url, lambda: self._dead_letters(letters)))
@@ -217,6 +226,10 @@ class Examination:
         self.facts.queues[f"queue {queue.name}"] = attributes
         if attributes.retention_s is not None:
             self.facts.retentions[f"queue {queue.name}"] = timedelta(seconds=attributes.retention_s)
+        if (policy := redrive_policy(attributes.redrive_policy)) is not None:
+            with contextlib.suppress(WorkerError):  # nothing of ours needs it
+                target = await queue.neighbour(policy.target_name)
+                self.facts.redrive_targets[f"queue {queue.name}"] = await target.attributes()
         return Answer(f"answers, {attributes.visible_count} waiting, {attributes.in_flight_count} in flight")
 
     async def _dead_letters(self, queue: Queue) -> Answer:
@@ -240,6 +253,26 @@ class Examination:
             known = await shards.locator.shards()
         self.facts.shard_count = len(known)
         return asked + await all_of([self._shard(shards, address) for address in known])
+
+    async def cache(self) -> list[Dependency]:
+        """Ask Redis, where there is one: operations go on without it."""
+        url = self._settings.redis_url
+        if url is None:
+            return []
+        redis = redis_commands(url.get_secret_value())
+
+        async def ask() -> Answer:
+            try:
+                about = await redis.about()
+            except WorkerError as exc:
+                return Answer(str(exc), Status.WARNING)
+            self.facts.eviction_policy = about.get("maxmemory_policy")
+            return Answer(f"Redis {about.get('redis_version')}, epoch {about['epoch'] or 0}")
+
+        try:
+            return [await contact("Redis", redis.place, ask)]
+        finally:
+            await redis.close()
 
     async def _shard(self, shards: Shards, address: ShardAddress) -> Dependency:
         name = f"shard {address.shard_id}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,10 +10,10 @@ from typing import Final
 import msgspec
 
 from simplu_worker.consumers.sqs.queue import QueueAttributes
+from simplu_worker.consumers.sqs.redrive import RedriveRules, redrive_policy, unfit
 from simplu_worker.operations.retention import effective_retention
 from simplu_worker.settings import Settings
 
-RECEIVES_MIN: Final = 3
 RECEIVES_MAX: Final = 1000  # a message that ends the worker comes back that often
 SKEW_MAX_S: Final = 30.0
 
@@ -36,12 +35,14 @@ class Facts:
 
     retentions: dict[str, timedelta] = field(default_factory=dict)  # of sources, by their names for people
     queues: dict[str, QueueAttributes] = field(default_factory=dict)  # of sources
+    redrive_targets: dict[str, QueueAttributes] = field(default_factory=dict)  # where SQS moves their messages
     dead_letters_retention: timedelta | None = None
     missing_tables: dict[str, str] = field(default_factory=dict)  # name → why it is wanted
     shard_count: int = 0
     empty_shards: list[str] = field(default_factory=list)
     inactive_shards: list[str] = field(default_factory=list)
     skews_s: dict[str, float] = field(default_factory=dict)  # their clock less ours
+    eviction_policy: str | None = None  # of Redis
 
 
 def findings(facts: Facts, settings: Settings) -> list[Finding]:
@@ -50,47 +51,28 @@ def findings(facts: Facts, settings: Settings) -> list[Finding]:
         *_of_queues(facts, settings),
         *_of_retentions(facts, settings),
         *_of_shards(facts, settings),
+        *_of_cache(facts),
         *_of_clocks(facts),
         *_of_settings(facts, settings),
     ]
 
 
 def _of_queues(facts: Facts, settings: Settings) -> Iterator[Finding]:
-    tries = len(settings.sqs_retry_delays_seconds) + 1
-    receives_min = max(RECEIVES_MIN, tries)
+    rules = RedriveRules(try_count=len(settings.sqs_retry_delays_seconds) + 1, grace_s=settings.shutdown_grace_seconds)
     for name, queue in facts.queues.items():
-        receives = max_receive_count(queue.redrive_policy)
-        if receives is None:
+        policy = redrive_policy(queue.redrive_policy)
+        if policy is None:
             yield Finding(
                 name, "no redrive policy, a message that nobody can handle comes back for ever", "give the queue one"
             )
-        elif receives < receives_min:
+        elif policy.max_receive_count > RECEIVES_MAX:
             yield Finding(
                 name,
-                f"maxReceiveCount {receives} takes a message away before its {tries} tries (SQS_RETRY_DELAYS_SECONDS)",
-                f"set {receives_min} or more",
-            )
-        elif receives > RECEIVES_MAX:
-            yield Finding(
-                name,
-                f"maxReceiveCount {receives}, a message that ends the worker does so that often",
+                f"maxReceiveCount {policy.max_receive_count}, a message that ends the worker does so that often",
                 f"set {RECEIVES_MAX} or fewer",
             )
-        if queue.visibility_timeout_s < settings.shutdown_grace_seconds:
-            yield Finding(
-                name,
-                f"visibility timeout {queue.visibility_timeout_s} s is shorter than SHUTDOWN_GRACE_SECONDS, "
-                f"{settings.shutdown_grace_seconds:g} s: at a shutdown a message comes to two workers",
-                "raise the one or lower the other",
-            )
-
-
-def max_receive_count(redrive_policy: str | None) -> int | None:
-    """Return the maxReceiveCount of a RedrivePolicy attribute, a number or text in JSON; None where there is none."""
-    try:
-        return int(json.loads(redrive_policy or "null")["maxReceiveCount"])
-    except (ValueError, TypeError, KeyError):
-        return None
+        for problem in unfit(queue, facts.redrive_targets.get(name), rules):
+            yield Finding(name, problem, "change the queue's settings, or those of the worker")
 
 
 def _of_retentions(facts: Facts, settings: Settings) -> Iterator[Finding]:
@@ -111,6 +93,16 @@ def _of_retentions(facts: Facts, settings: Settings) -> Iterator[Finding]:
                 f"keeps records for {hours(retention)}, the queue of dead letters for {hours(letters)} only",
                 "raise the MessageRetentionPeriod of the queue of dead letters",
             )
+
+
+def _of_cache(facts: Facts) -> Iterator[Finding]:
+    policy = facts.eviction_policy or ""
+    if policy.startswith("allkeys"):
+        yield Finding(
+            "Redis",
+            f"maxmemory-policy {policy}, it may evict versions and the epoch: lists that were stale come back",
+            "set a volatile policy or noeviction, and give entries a time to live",
+        )
 
 
 def _of_shards(facts: Facts, settings: Settings) -> Iterator[Finding]:

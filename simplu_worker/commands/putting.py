@@ -75,7 +75,7 @@ async def put_lines(stream: Stream, lines: Sequence[Line], progress: Progress) -
     count = 0
     for request in requests_of(lines):
         try:
-            await _put(stream, [NewRecord(line.partition_key, line.record) for line in request])
+            await put_records(stream, [NewRecord(line.partition_key, line.record) for line in request])
         except WorkerError as exc:
             return count, exc
         count += len(request)
@@ -83,7 +83,7 @@ async def put_lines(stream: Stream, lines: Sequence[Line], progress: Progress) -
     return count, None
 
 
-async def _put(stream: Stream, records: Sequence[NewRecord]) -> None:
+async def put_records(stream: Stream, records: Sequence[NewRecord]) -> None:
     """Put all *records*, those refused again and again; raises what stood in the way at the last try."""
     failure_count = 0
     while records:

@@ -27,6 +27,8 @@ __all__ = ["DeadLetter", "DeadLetterQueue", "LetterStore"]
 MAX_MESSAGE_DEFAULT_BYTES: Final = 262_144  # what every queue took before August 2025
 BATCH_MIN_BYTES: Final = 262_144  # a batch as a whole may be that long even where one message may not
 IN_THREAD_BYTES: Final = 262_144  # compressing more would hold the event loop for tens of milliseconds
+TENANTS_NAMED_MAX: Final = 5  # in the log, of one batch
+POSITIONS_NAMED_MAX: Final = 10
 RETRY_BASE_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
 
@@ -44,19 +46,19 @@ class DeadLetterQueue:
     """The queue of dead letters at *url*. One for all sources; `store` may be called many times at once."""
 
     def __init__(self, client: Client, url: str, *, draw: Callable[[], float] = random.random) -> None:
-        self._queue = Queue(client, url)
+        self.queue = Queue(client, url)
         self._draw = draw
         self._max_bytes = MAX_MESSAGE_DEFAULT_BYTES
 
     def __repr__(self) -> str:
-        return f"DeadLetterQueue({self._queue.name!r}, max_bytes={self._max_bytes})"
+        return f"DeadLetterQueue({self.queue.name!r}, max_bytes={self._max_bytes})"
 
     async def open(self) -> None:
         """Read how long a message may be; without an answer the default counts until something fails."""
         try:
-            attributes = await self._queue.attributes()
+            attributes = await self.queue.attributes()
         except (TryAgainLaterError, RefusedError) as exc:
-            log.warning("dead_letter.queue_unread", queue=self._queue.name, error=str(exc))
+            log.warning("dead_letter.queue_unread", queue=self.queue.name, error=str(exc))
         else:
             self._max_bytes = attributes.max_message_bytes or MAX_MESSAGE_DEFAULT_BYTES
 
@@ -79,7 +81,7 @@ class DeadLetterQueue:
             delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
             log.warning(
                 "dead_letter.deferred",
-                queue=self._queue.name,
+                queue=self.queue.name,
                 count=len(letters),
                 failure_count=failure_count,
                 retry_in_s=round(delay_s, 1),
@@ -103,7 +105,7 @@ class DeadLetterQueue:
             bodies = await self._encode_batch(letters, position, batch_count)
             batch = letters[position : position + len(bodies)]
             try:
-                unsent = await self._queue.send([self._outgoing(*pair) for pair in zip(batch, bodies, strict=True)])
+                unsent = await self.queue.send([self._outgoing(*pair) for pair in zip(batch, bodies, strict=True)])
             except (TryAgainLaterError, RefusedError) as exc:
                 return [*left, *letters[position:]], exc
             if unsent:
@@ -132,15 +134,18 @@ class DeadLetterQueue:
         return await asyncio.to_thread(encode_letter, letter, self._max_bytes)
 
     def _outgoing(self, letter: DeadLetter, body: str) -> Outgoing:
-        return Outgoing(body=body, fifo=fifo_ids(letter) if self._queue.is_fifo else None)
+        return Outgoing(body=body, fifo=fifo_ids(letter) if self.queue.is_fifo else None)
 
     def _note_stored(self, letters: Sequence[DeadLetter]) -> None:
-        """Count and log what was stored: a line for each reason and tenant of the batch."""
+        """Count and log what was stored: a line for each reason and tenant, or for each reason of many tenants."""
         alike: defaultdict[tuple[str, str | None, str | None], list[DeadLetter]] = defaultdict(list)
+        is_for_many = len({(letter.business_id, letter.location_id) for letter in letters}) > TENANTS_NAMED_MAX
         for letter in letters:
-            alike[letter.reason, letter.business_id, letter.location_id].append(letter)
+            tenant = (None, None) if is_for_many else (letter.business_id, letter.location_id)
+            alike[letter.reason, *tenant].append(letter)
         for (reason, business_id, location_id), group in alike.items():
             DEAD_LETTERS.labels(reason).inc(len(group))
+            positions = [letter.origin.sequence_number or letter.origin.message_id for letter in group]
             log.warning(
                 "dead_letter.stored",
                 reason=reason,
@@ -149,6 +154,6 @@ class DeadLetterQueue:
                 source=group[0].origin.source,
                 name=group[0].origin.name,
                 count=len(group),
-                positions=[letter.origin.sequence_number or letter.origin.message_id for letter in group],
+                positions=positions[:POSITIONS_NAMED_MAX] if is_for_many else positions,
                 error=group[0].error,
             )

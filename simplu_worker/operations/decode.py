@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
 from itertools import accumulate
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -34,6 +35,8 @@ Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 LongId = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
+T = TypeVar("T")
+
 
 class _Pagination(msgspec.Struct, gc=False):
     page: Positive | None = None
@@ -53,10 +56,21 @@ class _Message(msgspec.Struct, rename="camel", gc=False):
     data: msgspec.Raw = msgspec.Raw(b"")
     filters: msgspec.Raw = msgspec.Raw(b"")
     pagination: msgspec.Raw = msgspec.Raw(b"")
+    simplu_replay: msgspec.Raw = msgspec.Raw(b"")
+
+
+class ReplayedFrom(msgspec.Struct, frozen=True, rename="camel"):
+    """Member `simpluReplay`: where a record was first that had no request id, and was sent again from a dead letter."""
+
+    stream: str
+    stream_shard: str
+    sequence_number: str
+    sub_sequence_number: int
 
 
 _message_decoder = msgspec.json.Decoder(_Message)
 _pagination_decoder = msgspec.json.Decoder(_Pagination)
+_replayed_decoder = msgspec.json.Decoder(ReplayedFrom)
 _filters_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 _KINDS = {kind.value: kind for kind in OperationKind}
@@ -73,7 +87,7 @@ _NOT_BRACKETS_OR_QUOTES = bytes(set(range(256)) - set(b'[]{}"'))
 _ONE_KIND_OF_BRACKET = bytes.maketrans(b"{}", b"[]")
 
 
-class _InvalidError(Exception):
+class InvalidRecordError(Exception):
     """The record breaks a rule of the contract; the text says which."""
 
 
@@ -86,14 +100,14 @@ def decode_operation(record: bytes, origin: Origin, *, max_bytes: int, list_limi
         error = f"expected at most {max_bytes} bytes (OPERATION_MAX_BYTES), got {len(record)}"
         return Rejected(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin)
     try:
-        message = _parse(record)
+        message = parse_record(record, _message_decoder)
     except msgspec.ValidationError as exc:
         return _rejected(DeadLetterReason.INVALID_MESSAGE, str(exc), record, origin)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        return Rejected(reason=DeadLetterReason.INVALID_JSON, error=_json_error(exc), origin=origin)
+        return Rejected(reason=DeadLetterReason.INVALID_JSON, error=json_error(exc), origin=origin)
     try:
         return _operation(message, origin, record, list_limit)
-    except _InvalidError as exc:
+    except InvalidRecordError as exc:
         return _rejected(DeadLetterReason.INVALID_MESSAGE, str(exc), record, origin)
 
 
@@ -111,8 +125,38 @@ def parse_timestamp(text: str) -> datetime:
 
 def derived_request_id(origin: Origin) -> str:
     """Return the request id of a record that carries none: the same for every reading of the same position."""
-    position = f"{origin.name}\0{origin.stream_shard_id}\0{origin.sequence_number}\0{origin.sub_sequence_number}"
+    return _derived(origin.name, origin.stream_shard_id, origin.sequence_number, origin.sub_sequence_number)
+
+
+def with_request_id(record: bytes, origin: Origin) -> bytes:
+    """Return *record*, a valid one without `requestId`, with the one derived from its place *origin*, and that place.
+
+    All it was is left as it is, byte for byte, and no `resourceId` is put in: the digest is over both as they were
+    sent. Of a member that comes twice (`"requestId": null` before) the last one counts.
+    """
+    replayed = ReplayedFrom(
+        stream=origin.name,
+        stream_shard=origin.stream_shard_id or "",
+        sequence_number=origin.sequence_number or "",
+        sub_sequence_number=origin.sub_sequence_number,
+    )
+    members = msgspec.json.encode({"requestId": derived_request_id(origin), "simpluReplay": replayed})
+    return record.rstrip()[:-1] + b"," + members[1:]
+
+
+def _derived(stream: str, stream_shard_id: str | None, sequence_number: str | None, sub_sequence_number: int) -> str:
+    position = f"{stream}\0{stream_shard_id}\0{sequence_number}\0{sub_sequence_number}"
     return DERIVED_REQUEST_ID_PREFIX + hashlib.sha256(position.encode()).hexdigest()
+
+
+def _is_replayed(request_id: str, replay: msgspec.Raw) -> bool:
+    """Tell whether *request_id* is exactly the one derived from the place that `simpluReplay` names."""
+    try:
+        place = _replayed_decoder.decode(replay)
+        derived = _derived(place.stream, place.stream_shard, place.sequence_number, place.sub_sequence_number)
+    except (msgspec.DecodeError, UnicodeError):
+        return False
+    return request_id == derived
 
 
 def replace_lone_surrogates(record: bytes) -> bytes:
@@ -155,20 +199,26 @@ def nesting_of(record: bytes) -> int:
     return max(accumulate(steps), default=0)
 
 
-def _parse(record: bytes) -> _Message:
+def parse_record(record: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """Parse *record*, its lone surrogates replaced.
+
+    Raises `msgspec.ValidationError` for JSON of another shape; `msgspec.DecodeError`, `UnicodeDecodeError` and
+    `RecursionError`, of which `json_error` makes words, for what is no JSON.
+    """
     record.decode()  # msgspec does not look into the strings that it skips or keeps raw
     if record.count(b"[") + record.count(b"{") > NESTING_MAX and nesting_of(record) > NESTING_MAX:
         raise RecursionError
     try:
-        return _message_decoder.decode(record)
+        return decoder.decode(record)
     except msgspec.DecodeError:
         mended = replace_lone_surrogates(record)
         # msgspec stops at the first fault, of whatever kind; text that is no JSON at all is that before anything else.
         msgspec.json.decode(mended, type=msgspec.Raw)
-        return _message_decoder.decode(mended)
+        return decoder.decode(mended)
 
 
-def _json_error(exc: Exception) -> str:
+def json_error(exc: Exception) -> str:
+    """Say why a record is no JSON, without quoting it."""
     match exc:
         case RecursionError():
             return f"expected JSON nested at most {NESTING_MAX} deep, got deeper"
@@ -178,17 +228,21 @@ def _json_error(exc: Exception) -> str:
             return f"expected one JSON object: {exc}"
 
 
-def _check_ids(message: _Message) -> None:
-    ids = {
+def check_texts(texts: Mapping[str, str | None]) -> None:
+    """Raise InvalidRecordError for a text, by its member's name, that Postgres cannot hold."""
+    for name, value in texts.items():
+        if value is not None and "\0" in value:
+            raise InvalidRecordError(f"{name}: expected text without U+0000 and lone surrogates")
+
+
+def _ids_of(message: _Message) -> dict[str, str | None]:
+    return {
         "businessId": message.business_id,
         "locationId": message.location_id,
         "resourceType": message.resource_type,
         "resourceId": message.resource_id,
         "requestId": message.request_id,
     }
-    for name, value in ids.items():
-        if value is not None and "\0" in value:
-            raise _InvalidError(f"{name}: expected text without U+0000 and lone surrogates")
 
 
 def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int) -> Operation:
@@ -196,28 +250,28 @@ def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int
     if kind is None:
         known = ", ".join(_KINDS)
         came = f"another text of {len(message.operation)} characters"  # not the text: errors are logged
-        raise _InvalidError(f"operation: expected one of {known}, got {came}")
+        raise InvalidRecordError(f"operation: expected one of {known}, got {came}")
     if b"\\u" in record:  # no other way for U+0000 into JSON text
-        _check_ids(message)
+        check_texts(_ids_of(message))
     request_id = message.request_id
     if request_id is None:
         request_id = derived_request_id(origin)
-    elif request_id.startswith(DERIVED_REQUEST_ID_PREFIX):
-        raise _InvalidError(
+    elif request_id.startswith(DERIVED_REQUEST_ID_PREFIX) and not _is_replayed(request_id, message.simplu_replay):
+        raise InvalidRecordError(
             f"requestId: the prefix {DERIVED_REQUEST_ID_PREFIX!r} is kept for derived ids; send another"
         )
     resource_id = message.resource_id
     if kind in _KINDS_WITH_ID and resource_id is None:
-        raise _InvalidError(f"resourceId: required for {kind}")
+        raise InvalidRecordError(f"resourceId: required for {kind}")
     if kind is OperationKind.CREATE and resource_id is None:
         resource_id = request_id
-    data = _member(message.data, "data", required=kind in _KINDS_WITH_DATA)
-    filters = _member(message.filters, "filters")
-    pagination = _member(message.pagination, "pagination")
+    data = object_member(message.data, "data", required=kind in _KINDS_WITH_DATA)
+    filters = object_member(message.filters, "filters")
+    pagination = object_member(message.pagination, "pagination")
     try:
         requested_at = parse_timestamp(message.timestamp)
     except ValueError:
-        raise _InvalidError(
+        raise InvalidRecordError(
             "timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z"
         ) from None
     return Operation(
@@ -237,15 +291,15 @@ def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int
     )
 
 
-def _member(raw: msgspec.Raw, name: str, *, required: bool = False) -> bytes:
-    """Return the bytes of an object member; empty when it is absent or null."""
+def object_member(raw: msgspec.Raw, name: str, *, required: bool = False) -> bytes:
+    """Return the bytes of an object member; empty when it is absent or null. Raises InvalidRecordError."""
     value = bytes(raw)
     if not value or value == b"null":
         if required:
-            raise _InvalidError(f"{name}: required, expected an object")
+            raise InvalidRecordError(f"{name}: required, expected an object")
         return b""
     if value[0] != ord("{"):
-        raise _InvalidError(f"{name}: expected an object")
+        raise InvalidRecordError(f"{name}: expected an object")
     return value
 
 
@@ -253,7 +307,7 @@ def _list_query(filters: bytes, pagination: bytes, list_limit: int) -> ListQuery
     try:
         pages = _pagination_decoder.decode(pagination or b"{}")
     except msgspec.ValidationError as exc:
-        raise _InvalidError(f"pagination: {exc}") from None
+        raise InvalidRecordError(f"pagination: {exc}") from None
     members = _filters_decoder.decode(filters or b"{}")
     first, last = _day_bounds({name: members.pop(name) for name in _DAY_MEMBERS if name in members})
     return ListQuery(
@@ -277,7 +331,7 @@ def _day(name: str, raw: msgspec.Raw) -> date:
     try:
         return parse_timestamp(msgspec.json.decode(raw, type=str)).date()
     except (ValueError, msgspec.ValidationError):
-        raise _InvalidError(f"filters.{name}: expected an ISO 8601 date, such as 2026-01-31") from None
+        raise InvalidRecordError(f"filters.{name}: expected an ISO 8601 date, such as 2026-01-31") from None
 
 
 def digest_of(
@@ -310,12 +364,13 @@ def _rejected(reason: DeadLetterReason, error: str, record: bytes, origin: Origi
         reason=reason,
         error=error,
         origin=origin,
-        business_id=_short_text(ids.business_id),
-        location_id=_short_text(ids.location_id),
-        request_id=_short_text(ids.request_id),
-        resource_id=_short_text(ids.resource_id),
+        business_id=short_text(ids.business_id),
+        location_id=short_text(ids.location_id),
+        request_id=short_text(ids.request_id),
+        resource_id=short_text(ids.resource_id),
     )
 
 
-def _short_text(value: object) -> str | None:
+def short_text(value: object) -> str | None:
+    """Return *value* where it may be an id, whatever came."""
     return value if isinstance(value, str) and len(value) <= 256 else None

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from pydantic import SecretStr
 
-from simplu_worker.commands.findings import Facts, findings, max_receive_count
+from simplu_worker.commands.findings import Facts, findings
 from simplu_worker.consumers.sqs.queue import QueueAttributes
 from simplu_worker.settings import Settings
 
@@ -20,13 +20,14 @@ def settings_with(**changes: object) -> Settings:
     return Settings(**(values | changes))  # type: ignore[arg-type]
 
 
-def queue_with(*, visibility_s: int = 30, receives: object = 5) -> QueueAttributes:
+def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: int | None = None) -> QueueAttributes:
     """Return what a queue says of itself."""
-    redrive = None if receives is None else f'{{"maxReceiveCount": {receives}}}'
+    target = '"deadLetterTargetArn": "arn:aws:sqs:eu-central-1:000000000000:moved"'
+    redrive = None if receives is None else f'{{"maxReceiveCount": {receives}, {target}}}'
     return QueueAttributes(
         visibility_timeout_s=visibility_s,
         max_message_bytes=None,
-        retention_s=None,
+        retention_s=retention_s,
         visible_count=0,
         in_flight_count=0,
         delayed_count=0,
@@ -38,14 +39,22 @@ def queue_with(*, visibility_s: int = 30, receives: object = 5) -> QueueAttribut
     ("facts", "changes", "expected"),
     [
         (Facts(queues={"queue q": queue_with(receives=None)}), {}, ["queue q: no redrive policy"]),
-        (Facts(queues={"queue q": queue_with(receives=3)}), {}, ["queue q: maxReceiveCount 3 takes"]),
+        (Facts(queues={"queue q": queue_with(receives=3)}), {}, ["queue q: maxReceiveCount 3 is lower"]),
         (
-            Facts(queues={"queue q": queue_with(receives=2)}),
+            Facts(queues={"queue q": queue_with(receives=1)}),
             {"sqs_retry_delays_seconds": (1,)},
-            ["queue q: maxReceiveCount 2 takes"],
+            ["queue q: maxReceiveCount 1 is lower"],
         ),
-        (Facts(queues={"queue q": queue_with(receives=3)}), {"sqs_retry_delays_seconds": (1,)}, []),
-        (Facts(queues={"queue q": queue_with(receives=4)}), {}, []),
+        (Facts(queues={"queue q": queue_with(receives=99)}), {}, ["queue q: maxReceiveCount 99: SQS moves"]),
+        (Facts(queues={"queue q": queue_with(receives=100)}), {}, []),
+        (
+            Facts(
+                queues={"queue q": queue_with(retention_s=86_400)},
+                redrive_targets={"queue q": queue_with(retention_s=86_400)},
+            ),
+            {},
+            ["queue q: moved keeps messages for 86400 s"],
+        ),
         (Facts(queues={"queue q": queue_with(receives=1001)}), {}, ["queue q: maxReceiveCount 1001, "]),
         (Facts(queues={"queue q": queue_with(visibility_s=24)}), {}, ["queue q: visibility timeout 24 s"]),
         (Facts(queues={"queue q": queue_with(visibility_s=25)}), {}, []),
@@ -62,6 +71,8 @@ def queue_with(*, visibility_s: int = 30, receives: object = 5) -> QueueAttribut
         (Facts(skews_s={"clock of sqs": 31.0}), {}, ["clock of sqs: its clock is 31 s ahead of ours"]),
         (Facts(skews_s={"shard a": -3600.0}), {}, ["shard a: its clock is 3600 s behind ours"]),
         (Facts(missing_tables={"table t": "create it"}), {}, ["table t: does not exist; create it"]),
+        (Facts(eviction_policy="allkeys-lru"), {}, ["Redis: maxmemory-policy allkeys-lru, "]),
+        (Facts(eviction_policy="volatile-lru"), {}, []),
         (Facts(), {"api_token": None}, ["API_TOKEN: not set"]),
         (Facts(), {}, []),
     ],
@@ -72,21 +83,3 @@ def test_findings_name_what_is_odd_and_nothing_else(
     """Each rule speaks just beyond its bound, with what it is about first, and is silent at it."""
     found = [str(finding) for finding in findings(facts, settings_with(**changes))]
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
-
-
-@pytest.mark.parametrize(
-    ("policy", "expected"),
-    [
-        (None, None),
-        ("", None),
-        ("nonsense", None),
-        ("[]", None),
-        ("{}", None),
-        ('{"maxReceiveCount":5,"deadLetterTargetArn":"arn"}', 5),
-        ('{"maxReceiveCount":"5"}', 5),
-        ('{"maxReceiveCount":"many"}', None),
-    ],
-)
-def test_max_receive_count_reads_numbers_and_texts(policy: str | None, expected: int | None) -> None:
-    """SQS gives the number as it was set, which may be text; what is no policy counts as none."""
-    assert max_receive_count(policy) == expected

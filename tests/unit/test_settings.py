@@ -62,6 +62,11 @@ def test_settings_have_the_defaults_of_the_contract_when_only_the_needed_is_set(
         settings.list_result_limit,
         settings.prefetch_max_bytes,
     ) == (900, 360, 10_485_760, 1000, 67_108_864)
+    assert (settings.tenant_destroy_grace_hours, settings.allow_destructive_http, settings.redis_url) == (
+        168,
+        False,
+        None,
+    )
     assert settings.citrus_server_url == "http://citrus.server.com:8080"
     assert settings.citrus_api_key is None
 
@@ -88,6 +93,14 @@ GOOD = [
     ("LOG_LEVEL", "warn", "warning"),
     ("LOG_FORMAT", "console", "console"),
     ("API_TOKEN", "t0ken", SecretStr("t0ken")),
+    ("SQS_ORDER_EVENTS_QUEUE_URL", "https://sqs.eu-central-1.amazonaws.com/1/orders.fifo", None),
+    ("SQS_PRIORITY_QUEUE_URL", "https://sqs.eu-central-1.amazonaws.com/1/urgent.fifo", None),
+    ("TENANT_DESTROY_GRACE_HOURS", "0", 0),
+    ("TENANT_DESTROY_GRACE_HOURS", "1.5", 1.5),
+    ("REDIS_URL", "redis://cache:6379/1", SecretStr("redis://cache:6379/1")),
+    ("REDIS_URL", "rediss://user:word@cache", SecretStr("rediss://user:word@cache")),
+    ("REDIS_URL", "unix:///run/redis.sock", SecretStr("unix:///run/redis.sock")),
+    ("ALLOW_DESTRUCTIVE_HTTP", "true", True),
 ]
 
 
@@ -115,6 +128,8 @@ BAD = [
     ("PREFETCH_MAX_BYTES", "68719476737"),
     ("PREFETCH_MAX_BYTES", "64 MiB"),
     ("SQS_SHARD_CREATION_QUEUE_URL", "shard-creation"),
+    ("SQS_ORDER_EVENTS_QUEUE_URL", "orders.fifo"),
+    ("SQS_PRIORITY_QUEUE_URL", "https:///orders"),
     ("SQS_DEAD_LETTER_QUEUE_URL", "ftp://host/queue"),
     ("SQS_RETRY_DELAYS_SECONDS", "1,,5"),
     ("SQS_RETRY_DELAYS_SECONDS", "1,-5"),
@@ -131,6 +146,8 @@ BAD = [
     ("DATABASE_MAX_CONNECTIONS", "many"),
     ("DYNAMODB_BUSINESS_INFO_TABLE", "x"),
     ("TENANT_WAIT_SECONDS", "0"),
+    ("TENANT_DESTROY_GRACE_HOURS", "-1"),
+    ("ALLOW_DESTRUCTIVE_HTTP", "sometimes"),
     ("TENANT_WAIT_SECONDS", "inf"),
     ("OPERATION_RETENTION_HOURS", "0"),
     ("OPERATION_MAX_BYTES", "0"),
@@ -169,6 +186,18 @@ RULES = [
     ({"KINESIS_STREAM_NAME": "", "SQS_DEAD_LETTER_QUEUE_URL": ""}, ["KINESIS_STREAM_NAME"]),
     ({"KINESIS_STREAM_NAME": "", "SQS_SHARD_CREATION_QUEUE_URL": "http://h/q"}, []),
     ({"SQS_SHARD_CREATION_QUEUE_URL": COMPLETE["SQS_DEAD_LETTER_QUEUE_URL"]}, ["SQS_DEAD_LETTER_QUEUE_URL"]),
+    ({"KINESIS_STREAM_NAME": "", "SQS_ORDER_EVENTS_QUEUE_URL": "http://h/q"}, []),
+    ({"KINESIS_STREAM_NAME": "", "SQS_PRIORITY_QUEUE_URL": "http://h/q"}, []),
+    ({"SQS_ORDER_EVENTS_QUEUE_URL": COMPLETE["SQS_DEAD_LETTER_QUEUE_URL"] + "/"}, ["SQS_DEAD_LETTER_QUEUE_URL"]),
+    ({"SQS_PRIORITY_QUEUE_URL": COMPLETE["SQS_DEAD_LETTER_QUEUE_URL"]}, ["SQS_DEAD_LETTER_QUEUE_URL"]),
+    (
+        {"SQS_ORDER_EVENTS_QUEUE_URL": "http://h/q", "SQS_PRIORITY_QUEUE_URL": "http://h/q"},
+        ["SQS_PRIORITY_QUEUE_URL"],
+    ),
+    (
+        {"SQS_SHARD_CREATION_QUEUE_URL": "http://h/q", "SQS_ORDER_EVENTS_QUEUE_URL": "http://h/q"},
+        ["SQS_ORDER_EVENTS_QUEUE_URL"],
+    ),
     ({"SHARD_MAP_FILE": __file__}, ["SHARD_MAP_FILE"]),
     ({"SHARD_MAP_FILE": __file__, "CITRUS_SERVER_URL": ""}, []),
     ({"CITRUS_SERVER_URL": ""}, ["CITRUS_SERVER_URL"]),
@@ -226,10 +255,25 @@ def test_settings_are_frozen_and_read_no_environment_when_made(monkeypatch: pyte
 @pytest.mark.parametrize("name", OWN_SECRETS)
 def test_settings_read_a_secret_from_its_file_when_name_file_is_set(name: str, tmp_path: Path) -> None:
     """NAME_FILE gives the file's text without the line break at its end."""
-    (file := tmp_path / "secret").write_bytes(PLANTED.encode() + b"\r\n")
+    secret = f"rediss://user:{PLANTED.replace('/', '%2F')}@cache/0" if name == "REDIS_URL" else PLANTED
+    (file := tmp_path / "secret").write_bytes(secret.encode() + b"\r\n")
     settings = load_settings({**COMPLETE, f"{name}_FILE": str(file), name: ""})
-    assert getattr(settings, name.lower()).get_secret_value() == PLANTED
-    assert PLANTED not in repr(settings)
+    assert getattr(settings, name.lower()).get_secret_value() == secret
+    assert secret not in repr(settings)
+
+
+@pytest.mark.parametrize("url", ["cache:6379", "http://cache", "redis://", "redis://a b", "redis://cache:0", "unix://"])
+def test_settings_refuse_a_redis_url_that_is_none_and_do_not_show_it(url: str) -> None:
+    """What is no URL of Redis may still hold its password."""
+    expected = "REDIS_URL: expected a redis://, rediss:// or unix:// URL, got something else, which is not shown"
+    assert _problems_of({**COMPLETE, "REDIS_URL": url}) == (expected,)
+
+
+def test_settings_mask_the_password_of_the_redis_url_and_leave_its_host_readable() -> None:
+    """An error about the cache names where it is; the password in the URL is a secret wherever it turns up."""
+    load_settings({**COMPLETE, "REDIS_URL": "redis://:passw0rd-of-redis@cache.internal:6379/0"})
+    text = log_module.scrub_text("cannot reach cache.internal:6379 with passw0rd-of-redis")
+    assert text == "cannot reach cache.internal:6379 with ***"
 
 
 def test_settings_report_secret_files_when_they_cannot_be_read(tmp_path: Path) -> None:
@@ -280,6 +324,7 @@ LEAKS = [
     {"CITRUS_SERVER_URL": f"http://{PLANTED}@citrus"},
     {"DYNAMODB_ENDPOINT": f"http://user:{PLANTED}@dynamo"},
     {"SQS_DEAD_LETTER_QUEUE_URL": f"https://user:{PLANTED}@sqs/queue"},
+    {"REDIS_URL": f"http://user:{PLANTED}@cache"},
     {"DATABASE_HOST": f"postgres://user:{PLANTED}@host/db"},
     {"DATABASE_HOST": f"postgres://host/db?password={PLANTED}"},
     {"DATABASE_PASSWORD": PLANTED, "DATABASE_PORT": PLANTED},

@@ -1,0 +1,177 @@
+"""Decode the messages of an order queue into operations (contract §5). Pure; whatever the text, never an exception.
+
+An operation is a function of the message alone, so that every receive of it, today or after a crash, gives the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from simplu_worker.operations.decode import (
+    DERIVED_REQUEST_ID_PREFIX,
+    Id,
+    InvalidRecordError,
+    LongId,
+    check_texts,
+    digest_of,
+    json_error,
+    object_member,
+    parse_record,
+    replace_lone_surrogates,
+    short_text,
+)
+from simplu_worker.operations.operation import (
+    DeadLetterReason,
+    Operation,
+    OperationKind,
+    Origin,
+    Rejected,
+    tenant_id_of,
+)
+
+RESOURCE_TYPE: Final = "order"
+TENANT_ATTRIBUTES: Final = {"businessId": "BusinessId", "locationId": "LocationId"}  # by the members they stand for
+ID_MAX_CHARS: Final = 128
+
+_KINDS: Final = {"CREATE": OperationKind.CREATE, "UPDATE": OperationKind.PATCH, "DELETE": OperationKind.DELETE}
+_KNOWN: Final = ", ".join(_KINDS)
+
+
+class _Peek(msgspec.Struct, rename="camel"):
+    """What decides the type of a message, and what its dead letter can name."""
+
+    type: object = None
+    business_id: object = None
+    location_id: object = None
+    order_id: object = None
+    deduplication_id: object = None
+
+
+class _Event(msgspec.Struct, rename="camel", gc=False):
+    """The members of an order event. A `null` counts as absent."""
+
+    type: str
+    order_id: LongId
+    data: msgspec.Raw = msgspec.Raw(b"")
+    deduplication_id: Id | None = None
+    business_id: Id | None = None
+    location_id: Id | None = None
+
+
+_peek_decoder = msgspec.json.Decoder(_Peek)
+_event_decoder = msgspec.json.Decoder(_Event)
+
+
+class _UnknownTypeError(Exception):
+    """The type is missing, or none of ours."""
+
+
+def decode_order(
+    body: str, attributes: Mapping[str, str], origin: Origin, *, deduplication_id: str | None, max_bytes: int
+) -> Operation | Rejected:
+    """Decode one message; *attributes* are its message attributes, *deduplication_id* is its own, of a FIFO queue."""
+    record = body.encode("utf-8", "surrogatepass")
+    own_id = deduplication_id or origin.message_id or ""
+    if len(record) > max_bytes:
+        error = f"expected at most {max_bytes} bytes (OPERATION_MAX_BYTES), got {len(record)}"
+        return Rejected(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin, request_id=own_id)
+    try:
+        return _operation(_parse(record), record, attributes, origin, own_id=own_id)
+    except _UnknownTypeError as exc:
+        reason, error = DeadLetterReason.UNKNOWN_TYPE, str(exc)
+    except (InvalidRecordError, msgspec.ValidationError) as exc:
+        reason, error = DeadLetterReason.INVALID_MESSAGE, str(exc)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        reason, error = DeadLetterReason.INVALID_JSON, json_error(exc)
+    ids = _peek(record)
+    tenant = {
+        member: short_text(attributes.get(name)) or short_text(sent)
+        for (member, name), sent in zip(TENANT_ATTRIBUTES.items(), (ids.business_id, ids.location_id), strict=True)
+    }
+    return Rejected(
+        reason=reason,
+        error=error,
+        origin=origin,
+        business_id=tenant["businessId"],
+        location_id=tenant["locationId"],
+        request_id=short_text(ids.deduplication_id) or own_id,
+        resource_id=short_text(ids.order_id),
+    )
+
+
+def _parse(record: bytes) -> _Event:
+    try:
+        event = parse_record(record, _event_decoder)
+    except msgspec.ValidationError:
+        _kind_of(parse_record(record, _peek_decoder).type)  # with a type that is not ours it may have any members
+        raise
+    _kind_of(event.type)
+    return event
+
+
+def _kind_of(sent: object) -> OperationKind:
+    kind = _KINDS.get(sent) if isinstance(sent, str) else None
+    if kind is None:
+        came = "nothing" if sent is None else f"another {type(sent).__name__}"  # not the value: errors are logged
+        raise _UnknownTypeError(f"type: expected one of {_KNOWN}, got {came}")
+    return kind
+
+
+def _operation(
+    event: _Event, record: bytes, attributes: Mapping[str, str], origin: Origin, *, own_id: str
+) -> Operation:
+    kind = _kind_of(event.type)
+    business_id = _tenant_part("businessId", event.business_id, attributes)
+    location_id = _tenant_part("locationId", event.location_id, attributes)
+    request_id = event.deduplication_id or own_id
+    if b"\\u" in record:  # no other way for U+0000 into JSON text
+        check_texts({"orderId": event.order_id, "deduplicationId": event.deduplication_id})
+    if request_id.startswith(DERIVED_REQUEST_ID_PREFIX):
+        text = f"deduplicationId: the prefix {DERIVED_REQUEST_ID_PREFIX!r} is kept for derived ids; send another"
+        raise InvalidRecordError(text)
+    data = object_member(event.data, "data", required=kind is not OperationKind.DELETE)
+    return Operation(
+        kind=kind,
+        business_id=business_id,
+        location_id=location_id,
+        tenant_id=tenant_id_of(business_id, location_id),
+        resource_type=RESOURCE_TYPE,
+        resource_id=event.order_id,
+        request_id=request_id,
+        data=None if kind is OperationKind.DELETE else data.decode(),
+        query=None,
+        requested_at=origin.arrived_at,
+        digest=digest_of(kind, RESOURCE_TYPE, event.order_id, data, b"", b""),
+        origin=origin,
+        size_bytes=len(record),
+    )
+
+
+def _tenant_part(member: str, sent: str | None, attributes: Mapping[str, str]) -> str:
+    """Return one of the tenant's two ids; said twice it must be the same, or nobody knows whose order it is."""
+    name = TENANT_ATTRIBUTES[member]
+    attribute = attributes.get(name) or None
+    value = attribute or sent
+    if value is None:
+        raise InvalidRecordError(f"{member}: expected message attribute {name} or the member, got neither")
+    if attribute is not None:
+        if sent is not None and sent != attribute:
+            raise InvalidRecordError(f"{member}: expected what message attribute {name} says, got another")
+        if len(attribute) > ID_MAX_CHARS:
+            raise InvalidRecordError(f"message attribute {name}: expected 1 to {ID_MAX_CHARS} characters, got more")
+        try:
+            attribute.encode()
+        except UnicodeEncodeError:
+            value = "\0"  # as in a body: neither can be stored
+    check_texts({member: value})
+    return value
+
+
+def _peek(record: bytes) -> _Peek:
+    try:
+        return _peek_decoder.decode(replace_lone_surrogates(record))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _Peek()

@@ -1,0 +1,138 @@
+"""Derived request ids that come back: only in records that a replay sends again, and only as what they were."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.operations.decode import decode_operation, derived_request_id, with_request_id
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
+
+FIRST = Origin(
+    source=Source.KINESIS,
+    name="operations",
+    arrived_at=datetime(2026, 1, 1, tzinfo=UTC),
+    stream_shard_id="shardId-000000000001",
+    sequence_number="4959",
+    sub_sequence_number=2,
+    partition_key="key",
+)
+AGAIN = msgspec.structs.replace(FIRST, stream_shard_id="shardId-000000000007", sequence_number="5000")
+DERIVED = derived_request_id(FIRST)
+PLACE = {
+    "stream": "operations",
+    "streamShard": "shardId-000000000001",
+    "sequenceNumber": "4959",
+    "subSequenceNumber": 2,
+}
+
+
+def record(**members: Any) -> bytes:
+    """Return a `create` without ids, changed by *members*."""
+    whole = {
+        "operation": "create",
+        "businessId": "b",
+        "locationId": "l",
+        "resourceType": "patient",
+        "timestamp": "2026-01-01T00:00:00Z",
+        "data": {"n": 1},
+    }
+    return json.dumps(whole | members).encode()
+
+
+def decoded(data: bytes, origin: Origin = AGAIN) -> Operation | Rejected:
+    """Decode as the worker does."""
+    return decode_operation(data, origin, max_bytes=2**20, list_limit=1000)
+
+
+def same_but_origin(one: Operation | Rejected, other: Operation | Rejected) -> bool:
+    """Tell whether two are one operation."""
+    assert isinstance(one, Operation)
+    assert isinstance(other, Operation)
+    return msgspec.structs.replace(one, origin=other.origin, size_bytes=other.size_bytes) == other
+
+
+MANY = [
+    {},
+    {"requestId": None},
+    {"resourceId": "r-1", "operation": "patch"},
+    {"resourceId": None},
+    {"operation": "list", "data": None, "filters": {"a": 1.50}, "pagination": {"page": 2}},
+    {"data": {"lone": "\ud800", "u": "ż", "deep": [{"a": "}"}]}},
+    {"simpluReplay": "the client's own"},
+]
+
+
+@pytest.mark.parametrize("members", MANY)
+def test_replayed_record_is_the_operation_that_it_was(members: dict[str, Any]) -> None:
+    """With the derived id and its place put in, at another place: same ids, same data, same digest."""
+    data = record(**members)
+    assert same_but_origin(decoded(with_request_id(data, FIRST)), decoded(data, FIRST))
+
+
+def test_replayed_create_gets_no_resource_id() -> None:
+    """The digest is over the resource id as sent: none. Its request id serves as before."""
+    sent = with_request_id(record() + b" \n", FIRST)
+    assert "resourceId" not in json.loads(sent)
+    operation = decoded(sent)
+    assert isinstance(operation, Operation)
+    assert (operation.request_id, operation.resource_id) == (DERIVED, DERIVED)
+    put_in = decoded(record(requestId=DERIVED, simpluReplay=PLACE, resourceId=DERIVED))
+    assert isinstance(put_in, Operation)
+    assert put_in.digest != operation.digest
+
+
+@pytest.mark.parametrize(
+    "replay",
+    [
+        None,
+        {},
+        [],
+        "operations",
+        7,
+        PLACE | {"stream": "others"},
+        PLACE | {"streamShard": "shardId-000000000002"},
+        PLACE | {"sequenceNumber": "4960"},
+        PLACE | {"subSequenceNumber": 3},
+        PLACE | {"subSequenceNumber": "2"},
+        PLACE | {"subSequenceNumber": 2.5},
+        PLACE | {"stream": "operations\0shardId-000000000001", "streamShard": "4959", "sequenceNumber": ""},
+        PLACE | {"stream": "\ud800"},
+        {name: value for name, value in PLACE.items() if name != "sequenceNumber"},
+    ],
+)
+def test_derived_id_is_refused_when_it_is_not_that_of_the_place_named(replay: Any) -> None:
+    """No place, half a place or another one: the prefix is not for clients."""
+    refused = decoded(record(requestId=DERIVED, simpluReplay=replay))
+    assert isinstance(refused, Rejected)
+    assert refused.reason is DeadLetterReason.INVALID_MESSAGE
+    assert "the prefix 'simplu:' is kept for derived ids" in refused.error
+
+
+@pytest.mark.parametrize("request_id", ["simplu:", "simplu:mine", DERIVED + "0", DERIVED[:-1], DERIVED.upper()])
+def test_other_ids_with_the_prefix_are_refused_beside_any_place(request_id: str) -> None:
+    """Only the very id passes; what has not the prefix is a client's own and needs no place."""
+    outcome = decoded(record(requestId=request_id, simpluReplay=PLACE))
+    assert isinstance(outcome, Rejected) == request_id.startswith("simplu:")
+
+
+def test_replayed_record_without_its_id_is_refused_nothing_and_gets_a_new_one() -> None:
+    """The place alone means nothing: the id is derived from where the record is."""
+    operation = decoded(record(simpluReplay=PLACE))
+    assert isinstance(operation, Operation)
+    assert operation.request_id == derived_request_id(AGAIN)
+
+
+@given(stream=st.text(max_size=8), shard=st.text(max_size=8), number=st.text(max_size=8), sub=st.integers(0, 9))
+def test_derived_id_passes_wherever_its_record_was(stream: str, shard: str, number: str, sub: int) -> None:
+    """Whatever the names, the place that is put in gives the id that is put in."""
+    origin = msgspec.structs.replace(
+        FIRST, name=stream, stream_shard_id=shard, sequence_number=number, sub_sequence_number=sub
+    )
+    assert same_but_origin(decoded(with_request_id(record(), origin)), decoded(record(), origin))
