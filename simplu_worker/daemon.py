@@ -9,17 +9,18 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Final
 from urllib.parse import quote
 
 import structlog
 
 from simplu_worker import __version__
-from simplu_worker.consumers.aws import open_client
+from simplu_worker.consumers.aws import Client, open_client
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
 from simplu_worker.consumers.kinesis.fleet import Fleet
 from simplu_worker.consumers.kinesis.lease_table import LeaseTable
@@ -29,17 +30,25 @@ from simplu_worker.consumers.kinesis.reader import ReadingRules
 from simplu_worker.consumers.kinesis.stream import Stream
 from simplu_worker.consumers.retention import LogWindow
 from simplu_worker.consumers.sqs.control import ControlHandler
+from simplu_worker.consumers.sqs.orders import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.priority import GiveWay
 from simplu_worker.consumers.sqs.queue import POLL_MARGIN_S, Queue
-from simplu_worker.consumers.sqs.receiver import POLL_WAIT_S, QueueReceiver
+from simplu_worker.consumers.sqs.receiver import POLL_WAIT_S, Handler, Limits, QueueReceiver
+from simplu_worker.consumers.sqs.redrive import RedriveRules
 from simplu_worker.errors import ConfigurationError, RefusedError, TryAgainLaterError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.metrics.http import open_http
 from simplu_worker.notify import SystemdNotifier
 from simplu_worker.settings import Settings
+from simplu_worker.shards.cache import Cache, CacheDesk, open_cache
 from simplu_worker.shards.citrus import Citrus, open_citrus
+from simplu_worker.shards.deletion import TenantDeletion
+from simplu_worker.shards.destruction import Destroyer
 from simplu_worker.shards.directory import Directory, Locator, StaticMap
+from simplu_worker.shards.invalidations import OnChange, ignore_changes
 from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.provisioning import Provisioner
+from simplu_worker.shards.resource_changes import ResourceChanges
 from simplu_worker.shards.retention import LogRetention
 from simplu_worker.shards.router import Router
 from simplu_worker.shards.shard_map import MappedShard, ShardMap, read_shard_map
@@ -48,7 +57,10 @@ from simplu_worker.views import Replica, views_of
 KINESIS_READ_TIMEOUT_S: Final = 5.0
 HEARTBEAT_S: Final = 0.5
 PROBE_INTERVAL_S: Final = 5.0
-DRAIN_SHARE: Final = 0.8  # of the grace time, for batches in flight; the rest is for giving leases back
+FLUSH_S: Final = 2.0  # at a stop, for what the cache is yet to be told
+DRAIN_SHARE: Final = 0.8  # of the grace time, for what is in flight; the rest is for giving leases and messages back
+QUEUE_LIMITS: Final = Limits()
+CALLS_A_QUEUE: Final = 16  # deletes, heartbeats and give-backs of one queue at a time
 ONLY_SHARD_ID: Final = "database"  # the id of the one shard that DATABASE_* name
 
 log = structlog.get_logger(__name__)
@@ -63,6 +75,8 @@ class Shards:
     directory: Directory
     router: Router
     provisioner: Provisioner
+    destroyer: Destroyer
+    changes: ResourceChanges
 
 
 @dataclass
@@ -72,13 +86,14 @@ class Consumers:
     dead_letters: DeadLetterQueue
     fleet: Fleet | None = None
     receivers: dict[str, QueueReceiver] = field(default_factory=dict)
+    orders: dict[str, OrderHandler] = field(default_factory=dict)
     stream: Stream | None = None
-    queues: list[Queue] = field(default_factory=list)
+    queues: dict[str, Queue] = field(default_factory=dict)
 
 
 @contextlib.asynccontextmanager
-async def open_shards(settings: Settings) -> AsyncIterator[Shards]:
-    """Open the way to the shards; no connection is made yet."""
+async def open_shards(settings: Settings, *, on_change: OnChange = ignore_changes) -> AsyncIterator[Shards]:
+    """Open the way to the shards; no connection is made yet. *on_change* is told of resources that were changed."""
     async with AsyncExitStack() as stack:
         pools = await stack.enter_async_context(Pools(size=settings.database_pool_size))
         locator = await stack.enter_async_context(_open_locator(settings))
@@ -88,8 +103,10 @@ async def open_shards(settings: Settings) -> AsyncIterator[Shards]:
             locator=locator,
             pools=pools,
             directory=directory,
-            router=Router(directory, locator, pools, tenant_wait=tenant_wait),
-            provisioner=Provisioner(locator, directory, pools),
+            router=Router(directory, locator, pools, tenant_wait=tenant_wait, on_change=on_change),
+            provisioner=Provisioner(locator, directory, pools, on_change=on_change),
+            destroyer=Destroyer(locator, directory, pools),
+            changes=ResourceChanges(directory, pools, on_change=on_change),
         )
 
 
@@ -134,30 +151,50 @@ async def run_worker(settings: Settings) -> None:
     instruments.set_build_info(__version__)
     notifier = SystemdNotifier(os.environ)
     token = settings.api_token
-    replica = Replica(name=worker_id(socket.gethostname(), os.getpid(), secrets.token_hex(4)), stopping=stopping)
+    replica = Replica(
+        name=worker_id(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
+        stopping=stopping,
+        grace_s=settings.shutdown_grace_seconds,
+    )
     async with AsyncExitStack() as stack:
         http = open_http(
             settings.http_host,
             settings.http_port,
             token=None if token is None else token.get_secret_value(),
             views=views_of(replica),
+            allow_destructive=settings.allow_destructive_http,
         )
         try:
             port = await stack.enter_async_context(http)
         except OSError as exc:
             place = f"{settings.http_host}:{settings.http_port}"
             raise WorkerError(f"HTTP_HOST, HTTP_PORT: expected to listen on {place}, got: {exc.strerror}") from exc
-        shards = await stack.enter_async_context(open_shards(settings))
-        consumers = await _open_consumers(stack, settings, shards, replica.name)
-        replica.start(shards.router, shards.pools, shards.locator, consumers.fleet, consumers.receivers)
+        cache, cache_desk = await _open_cache(stack, settings)
+        on_change = ignore_changes if cache is None else cache.changed
+        shards = await stack.enter_async_context(open_shards(settings, on_change=on_change))
+        consumers = await _open_consumers(stack, settings, shards, replica.name, cache)
+        replica.start(
+            shards.router,
+            shards.pools,
+            shards.locator,
+            consumers.fleet,
+            consumers.receivers,
+            queues=_watched(consumers),
+            orders=consumers.orders,
+            cache=cache,
+            cache_desk=cache_desk,
+        )
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
         async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as tasks:
             around = [
                 tasks.create_task(_heartbeat(notifier, replica), name="heartbeat"),
                 tasks.create_task(_retention(settings, shards, consumers).run(), name="retention"),
+                tasks.create_task(_deletion(settings, shards, on_change).run(), name="deletion"),
                 tasks.create_task(_probe(shards), name="probe"),
                 tasks.create_task(consumers.dead_letters.open(), name="dead-letters"),
             ]
+            if cache is not None:
+                around.append(tasks.create_task(cache.run(), name="cache"))
             async with asyncio.TaskGroup() as sources:
                 for name, receiver in consumers.receivers.items():
                     sources.create_task(receiver.run(stopping), name=f"queue:{name}")
@@ -167,29 +204,36 @@ async def run_worker(settings: Settings) -> None:
                 notifier.stopping()
                 log.info("worker.draining", grace_s=settings.shutdown_grace_seconds)
                 deadline.reschedule(asyncio.get_running_loop().time() + settings.shutdown_grace_seconds)
+            if cache is not None:
+                left_s = (deadline.when() or 0.0) - asyncio.get_running_loop().time()
+                await cache.flush(min(FLUSH_S, left_s / 2))
             for task in around:
                 task.cancel()
+    overdue = sorted(name for name, receiver in consumers.receivers.items() if receiver.overdue)
+    if overdue:
+        raise WorkerError(f"not drained within the grace time, their messages come again: {', '.join(overdue)}")
     log.info("worker.stopped", replica=replica.name)
 
 
-async def _open_consumers(stack: AsyncExitStack, settings: Settings, shards: Shards, name: str) -> Consumers:
-    region = settings.aws_region
+async def _open_consumers(
+    stack: AsyncExitStack, settings: Settings, shards: Shards, name: str, cache: Cache | None
+) -> Consumers:
+    queue_count = sum(url is not None for url in _queue_urls(settings))
     # Deletes, heartbeats and dead letters never wait behind parked polls: those have a client of their own.
-    sqs = await stack.enter_async_context(open_client("sqs", region=region, pool_size=32))
-    dead_letters = DeadLetterQueue(sqs, settings.sqs_dead_letter_queue_url or "")
-    consumers = Consumers(dead_letters)
-    if settings.sqs_shard_creation_queue_url is not None:
+    sqs = await stack.enter_async_context(
+        open_client("sqs", region=settings.aws_region, pool_size=CALLS_A_QUEUE * (queue_count + 1))
+    )
+    consumers = Consumers(DeadLetterQueue(sqs, settings.sqs_dead_letter_queue_url or ""))
+    if queue_count:
         polls = await stack.enter_async_context(
-            open_client("sqs", region=region, read_timeout_s=POLL_WAIT_S + POLL_MARGIN_S, pool_size=4)
+            open_client(
+                "sqs",
+                region=settings.aws_region,
+                read_timeout_s=POLL_WAIT_S + POLL_MARGIN_S,
+                pool_size=QUEUE_LIMITS.poll_count * queue_count + 1,
+            )
         )
-        queue = Queue(sqs, settings.sqs_shard_creation_queue_url, poll_client=polls)
-        handler = ControlHandler(shards.provisioner, queue, retry_delays_s=settings.sqs_retry_delays_seconds)
-        consumers.queues.append(queue)
-        # A parked poll is waited out at a stop: it must leave most of the grace time to what is in hand.
-        poll_wait_s = min(POLL_WAIT_S, max(1, int(settings.shutdown_grace_seconds / 4)))
-        consumers.receivers[queue.name] = QueueReceiver(
-            queue, handler.handle, dead_letters, poll_wait_s=poll_wait_s, stop_wait_s=poll_wait_s + 1.0
-        )
+        await _open_receivers(stack, settings, shards, consumers, sqs, polls)
     if settings.kinesis_stream_name is not None:
         consumers.stream = await stack.enter_async_context(open_stream(settings))
         consumers.fleet = Fleet(
@@ -201,16 +245,112 @@ async def _open_consumers(stack: AsyncExitStack, settings: Settings, shards: Sha
             create_stream=settings.kinesis_create_stream,
             stream_shard_count=settings.kinesis_shard_count,
             router=shards.router,
-            dead_letters=dead_letters,
+            dead_letters=consumers.dead_letters,
             rules=reading_rules(settings),
             prefetch=Prefetch(settings.prefetch_max_bytes),
+            on_expired=(lambda: None) if cache is None else cache.replica_ended,
         )
     return consumers
 
 
+def _watched(consumers: Consumers) -> dict[str, Queue]:
+    """Return every queue of the configuration by the name it is shown by; one of another account may share a name."""
+    letters = consumers.dead_letters.queue
+    return {**consumers.queues, letters.url if letters.name in consumers.queues else letters.name: letters}
+
+
+def _queue_urls(settings: Settings) -> tuple[str | None, str | None, str | None]:
+    """Return the source queues: of control messages, of order events that go first, of order events."""
+    return (
+        settings.sqs_shard_creation_queue_url,
+        settings.sqs_priority_queue_url,
+        settings.sqs_order_events_queue_url,
+    )
+
+
+async def _open_receivers(
+    stack: AsyncExitStack, settings: Settings, shards: Shards, consumers: Consumers, sqs: Client, polls: Client
+) -> None:
+    """Open the consumers of the source queues."""
+
+    def add(queue: Queue, handler: Handler, gate: Callable[[], Awaitable[None]] | None = None) -> QueueReceiver:
+        # A parked poll is waited out at a stop: it must leave most of the grace time to what is in hand.
+        poll_wait_s = min(POLL_WAIT_S, max(1, int(settings.shutdown_grace_seconds / 4)))
+        receiver = QueueReceiver(
+            queue,
+            handler,
+            consumers.dead_letters,
+            limits=QUEUE_LIMITS,
+            rules=RedriveRules(
+                try_count=len(settings.sqs_retry_delays_seconds) + 1, grace_s=settings.shutdown_grace_seconds
+            ),
+            gate=gate,
+            poll_wait_s=poll_wait_s,
+            stop_wait_s=poll_wait_s + 1.0,
+            drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
+        )
+        name = queue.url if queue.name in consumers.receivers else queue.name  # of another account, perhaps
+        consumers.queues[name] = queue
+        consumers.receivers[name] = receiver
+        if isinstance(handler, OrderHandler):
+            consumers.orders[name] = handler
+        return receiver
+
+    control_url, priority_url, orders_url = _queue_urls(settings)
+    tenant_wait = timedelta(seconds=settings.tenant_wait_seconds)
+    retry_delays_s = settings.sqs_retry_delays_seconds
+    if control_url is not None:
+        queue = Queue(sqs, control_url, poll_client=polls)
+        add(
+            queue,
+            ControlHandler(
+                shards.provisioner,
+                shards.destroyer,
+                shards.changes,
+                queue,
+                retry_delays_s=retry_delays_s,
+                tenant_wait=tenant_wait,
+            ),
+        )
+    first: QueueReceiver | None = None
+    for url in (priority_url, orders_url):
+        if url is None:
+            continue
+        queue = Queue(sqs, url, poll_client=polls)
+        handler = await stack.enter_async_context(
+            open_orders(
+                shards.router,
+                queue,
+                operation_max_bytes=settings.operation_max_bytes,
+                tenant_wait=tenant_wait,
+                retry_delays_s=retry_delays_s,
+            )
+        )
+        first = add(queue, handler, None if first is None else GiveWay(partial(_is_busy, first)))
+
+
+def _is_busy(receiver: QueueReceiver) -> bool:
+    """Whether a queue has messages in hand, but for those that wait for a dependency."""
+    if not receiver.in_hand:
+        return False
+    stats = receiver.stats()
+    return bool(stats["queued"] + stats["handling"] > stats["waiting"])
+
+
+async def _open_cache(stack: AsyncExitStack, settings: Settings) -> tuple[Cache | None, CacheDesk | None]:
+    if settings.redis_url is None:
+        return None, None
+    return await stack.enter_async_context(open_cache(settings.redis_url.get_secret_value()))
+
+
+def _deletion(settings: Settings, shards: Shards, on_change: OnChange) -> TenantDeletion:
+    grace = timedelta(hours=settings.tenant_destroy_grace_hours)
+    return TenantDeletion(shards.locator, shards.pools, grace, on_change=on_change)
+
+
 def _retention(settings: Settings, shards: Shards, consumers: Consumers) -> LogRetention:
     configured = timedelta(hours=settings.operation_retention_hours)
-    window = LogWindow(configured, stream=consumers.stream, queues=consumers.queues)
+    window = LogWindow(configured, stream=consumers.stream, queues=list(consumers.queues.values()))
     return LogRetention(shards.pools, window.read)
 
 

@@ -1,44 +1,58 @@
-"""What the worker shows of itself: health, status, operations, tenants, shards. Read-only, built from the parts."""
+"""What the worker shows of itself: health, status, operations, tenants, shards. Read-only, built from the parts.
+
+What the references call monitoring points, and what they empty, is in `monitoring`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 
 from simplu_worker import __version__
+from simplu_worker.clock import loop_time
 from simplu_worker.consumers.kinesis.fleet import Fleet
+from simplu_worker.consumers.kinesis.reader import StreamShardReader
+from simplu_worker.consumers.sqs.orders import OrderHandler
 from simplu_worker.consumers.sqs.receiver import LONGEST_TURN_S, QueueReceiver
 from simplu_worker.errors import RefusedError, TryAgainLaterError
-from simplu_worker.log import recent_errors
+from simplu_worker.log import recent_errors, scrub_text
 from simplu_worker.metrics import instruments
 from simplu_worker.metrics.http import Answer, Views
+from simplu_worker.monitoring import Monitoring, WatchedQueue
 from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.cache import Cache, CacheDesk
 from simplu_worker.shards.citrus import Citrus
 from simplu_worker.shards.directory import Absence, Locator
 from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.router import Router
 
 FLEET_TURN_MAX_S: Final = 60.0  # a scan, a listing and their time-outs take half of it
+DRAIN_MARGIN_S: Final = 10.0  # past the grace time, at which the daemon cuts the drain: to cancel and to close
 
 
 @dataclass
 class Replica:
-    """This process as its views see it; the parts are there once it has started."""
+    """This process as its views see it; the parts are there once it has started.
+
+    *grace_s* is what it has to drain, once *stopping* is set.
+    """
 
     name: str
     stopping: asyncio.Event
+    grace_s: float = float("inf")
     started_at: float = field(default_factory=time.monotonic)
     router: Router | None = None
     pools: Pools | None = None
     locator: Locator | None = None
     fleet: Fleet | None = None
-    receivers: Mapping[str, QueueReceiver] = field(default_factory=dict)
+    monitoring: Monitoring = field(default_factory=Monitoring)
+    _drain_seen_at: float | None = None
 
     def start(
         self,
@@ -47,20 +61,39 @@ class Replica:
         locator: Locator,
         fleet: Fleet | None,
         receivers: Mapping[str, QueueReceiver],
+        *,
+        queues: Mapping[str, WatchedQueue] | None = None,
+        orders: Mapping[str, OrderHandler] | None = None,
+        cache: Cache | None = None,
+        cache_desk: CacheDesk | None = None,
     ) -> None:
-        """Show these from now on."""
-        self.router, self.pools, self.locator, self.fleet, self.receivers = router, pools, locator, fleet, receivers
+        """Show these from now on; for *receivers* and what follows see `Monitoring`."""
+        self.router, self.pools, self.locator, self.fleet = router, pools, locator, fleet
+        self.monitoring = Monitoring(receivers, queues or {}, orders or {}, cache, cache_desk)
 
     def not_live(self) -> str | None:
-        """Return which loop is stuck; None when a restart would not help."""
-        now = time.monotonic()
-        for name, receiver in self.receivers.items():
+        """Return which loop is stuck; None when a restart would not help.
+
+        In a drain, loops end one after the other and turn no more: then only the drain itself can be stuck.
+        """
+        now = loop_time()
+        if self.stopping.is_set():
+            return self._stuck_drain(now)
+        for name, receiver in self.monitoring.receivers.items():
             if now - receiver.last_turn > 2 * LONGEST_TURN_S:
-                return f"queue {name}: no turn for {now - receiver.last_turn:.0f} s"
+                return f"queue {name}: one of its loops has not turned for {now - receiver.last_turn:.0f} s"
         turned_at = float("inf") if self.fleet is None else self.fleet.last_turn
-        if asyncio.get_running_loop().time() - turned_at > FLEET_TURN_MAX_S:
-            return "leases: no turn for over a minute"
+        if now - turned_at > FLEET_TURN_MAX_S:
+            return f"leases: the loop has not turned for {now - turned_at:.0f} s"
         return None
+
+    def _stuck_drain(self, now: float) -> str | None:
+        if self._drain_seen_at is None:  # whoever asks does so every few seconds
+            self._drain_seen_at = now
+        drained_s = now - self._drain_seen_at
+        if drained_s <= self.grace_s + DRAIN_MARGIN_S:
+            return None
+        return f"drain: not ended after {drained_s:.0f} s, with {self.grace_s:g} s of grace"
 
     def not_ready(self) -> str | None:
         """Return why no work can be done now; None when the sources are consumed."""
@@ -72,8 +105,9 @@ class Replica:
             return self.locator.trouble
         if self.fleet is not None:  # the stream is the work: a queue beside it neither makes up for it nor ends it
             return self._stream_trouble(self.fleet)
-        troubles = [f"queue {name}: {one.last_error}" for name, one in self.receivers.items() if one.last_error]
-        return "; ".join(troubles) if len(troubles) == len(self.receivers) else None
+        receivers = self.monitoring.receivers
+        troubles = [f"queue {name}: {one.last_error}" for name, one in receivers.items() if one.last_error]
+        return "; ".join(troubles) if len(troubles) == len(receivers) else None
 
     def _stream_trouble(self, fleet: Fleet) -> str | None:
         if fleet.trouble or not fleet.is_set_up:
@@ -118,6 +152,7 @@ class Replica:
             "uptime_s": round(time.monotonic() - self.started_at, 1),
             "ready": self.not_ready() or True,
             "sources": self._sources(),
+            "queues": self.monitoring.consumed(),
             "streamShards": self.fleet.status() if self.fleet else [],
             "shards": self._shards(),
             "held": [{"streamShard": r.stream_shard_id} | target for r in readers for target in r.held()],
@@ -126,6 +161,7 @@ class Replica:
                 "usedBytes": self.fleet.prefetch.used_bytes,
                 "maxBytes": self.fleet.prefetch.max_bytes,
             },
+            "cache": self.monitoring.cache_state(),
             "recentErrors": recent_errors(),
             "counters": {
                 "operations": instruments.totals(instruments.OPERATIONS, "outcome"),
@@ -138,7 +174,7 @@ class Replica:
     def _sources(self) -> list[dict[str, Any]]:
         queues = [
             {"kind": "sqs", "name": name, "state": receiver.last_error or "polling", "inHand": receiver.in_hand}
-            for name, receiver in self.receivers.items()
+            for name, receiver in self.monitoring.receivers.items()
         ]
         if self.fleet is None:
             return queues
@@ -156,6 +192,19 @@ class Replica:
             }
             for shard_id, pool in sorted(pools.items())
         ]
+
+    def handler_status(self) -> dict[str, Any]:
+        """Return whether the worker works (contract §9, `GET /handler/status`)."""
+        trouble = self.not_ready()
+        return {
+            "running": trouble is None,
+            "state": "running" if trouble is None else trouble if trouble in {"starting", "draining"} else "waiting",
+            "reason": trouble and scrub_text(trouble),
+            "replica": self.name,
+            "version": __version__,
+            "uptimeSeconds": round(time.monotonic() - self.started_at, 1),
+            "sources": self._sources(),
+        }
 
     async def operation(self, request_id: str, business_id: str | None, location_id: str | None) -> Answer:
         """Answer `GET /operations/{requestId}` (contract §9)."""
@@ -177,7 +226,8 @@ class Replica:
 
     def _is_pending(self, request_id: str, tenant_id: str | None) -> bool:
         readers = self.fleet.readers() if self.fleet else []
-        return any(reader.has_in_hand(request_id, tenant_id) for reader in readers)
+        handlers: list[StreamShardReader | OrderHandler] = [*readers, *self.monitoring.orders.values()]
+        return any(handler.has_in_hand(request_id, tenant_id) for handler in handlers)
 
     async def tenant(self, business_id: str, location_id: str) -> Answer:
         """Answer `GET /tenants/{businessId}/{locationId}`."""
@@ -227,7 +277,25 @@ def views_of(replica: Replica) -> Views:
         operation=replica.operation,
         tenant=replica.tenant,
         shards=replica.shards,
+        sqs_stats=_once_started(replica, Monitoring.sqs_stats),
+        handler_status=replica.handler_status,
+        handler_stats=_once_started(replica, Monitoring.handler_stats),
+        cache_stats=_once_started(replica, Monitoring.cache_stats),
+        cache_keys=_once_started(replica, Monitoring.cache_keys),
+        purge=_once_started(replica, Monitoring.purge),
+        clear_cache=_once_started(replica, Monitoring.clear_cache),
     )
+
+
+def _once_started(replica: Replica, ask: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
+    """Return a view that asks what *replica* monitors by then."""
+
+    async def answer(*args: str) -> Answer:
+        if replica.router is None:
+            return 503, {"error": "starting"}
+        return await ask(replica.monitoring, *args)
+
+    return answer
 
 
 def tenant_view(shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Serve health, metrics, status and single answers over HTTP (contract §9), from views handed in as callables.
 
-Everything here only reads. What tells about tenants is protected by the bearer token; health and metrics hold nothing
-of theirs and are open. Every answer but metrics and the page is JSON, errors included, and says no more than it must.
+What tells about tenants is protected by the bearer token; health and metrics hold nothing of theirs and are open. All
+but the two DELETEs only reads, and those need leave of their own. Every answer but metrics and the page is JSON, errors
+included, and says no more than it must.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ Answer = tuple[int, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Views:
-    """What the server shows; each callable reads and changes nothing.
+    """What the server shows; each callable but the last two reads and changes nothing.
 
     *live* and *ready* return why not, or None when all is well. The others return the HTTP status and the JSON; text
     that is JSON already (a result as Postgres keeps it) goes in as `msgspec.Raw`, so that no number loses a digit.
     *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two.
+    *purge* takes the name of a queue, and empties it; *clear_cache* empties the cache.
     """
 
     live: Callable[[], str | None]
@@ -53,15 +55,26 @@ class Views:
     operation: Callable[[str, str | None, str | None], Awaitable[Answer]]
     tenant: Callable[[str, str], Awaitable[Answer]]
     shards: Callable[[], Awaitable[Answer]]
+    sqs_stats: Callable[[], Awaitable[Answer]]
+    handler_status: Callable[[], dict[str, Any]]
+    handler_stats: Callable[[], Awaitable[Answer]]
+    cache_stats: Callable[[], Awaitable[Answer]]
+    cache_keys: Callable[[], Awaitable[Answer]]
+    purge: Callable[[str], Awaitable[Answer]]
+    clear_cache: Callable[[], Awaitable[Answer]]
 
 
 @asynccontextmanager
-async def open_http(host: str, port: int, *, token: str | None, views: Views) -> AsyncIterator[int]:
+async def open_http(
+    host: str, port: int, *, token: str | None, views: Views, allow_destructive: bool = False
+) -> AsyncIterator[int]:
     """Serve *views* while the context is open, and yield the port (a free one where *port* is 0).
 
-    Without *token* the protected paths answer 403. Raises OSError when the port is taken.
+    Without *token* the protected paths answer 403, without *allow_destructive* the DELETEs. Raises OSError when the
+    port is taken.
     """
-    runner = web.AppRunner(_application(token, views), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    app = _application(_Guard(token, allow_destructive=allow_destructive), views)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, reuse_address=True)
@@ -72,9 +85,8 @@ async def open_http(host: str, port: int, *, token: str | None, views: Views) ->
         await runner.cleanup()
 
 
-def _application(token: str | None, views: Views) -> web.Application:
+def _application(guard: _Guard, views: Views) -> web.Application:
     endpoints = _Endpoints(views)
-    guard = _Guard(token)
     app = web.Application(middlewares=[_answer_errors_in_json])
     app.router.add_get("/", _page_handler())
     app.router.add_get("/livez", endpoints.live)
@@ -82,10 +94,26 @@ def _application(token: str | None, views: Views) -> web.Application:
     app.router.add_get("/readyz", endpoints.ready)
     app.router.add_get("/metrics", make_aiohttp_handler())
     app.router.add_get("/status", guard.protect(endpoints.status))
-    app.router.add_get("/shards", guard.protect(endpoints.shards))
+    app.router.add_get("/shards", guard.protect(_answering(views.shards)))
     app.router.add_get(f"/operations/{{requestId:{ANY_ID}}}", guard.protect(endpoints.operation))
     app.router.add_get(f"/tenants/{{businessId:{ANY_ID}}}/{{locationId:{ANY_ID}}}", guard.protect(endpoints.tenant))
+    app.router.add_get("/sqs/stats", guard.protect(_answering(views.sqs_stats)))
+    app.router.add_delete("/sqs/purge", guard.protect(endpoints.purge, is_destructive=True))
+    app.router.add_get("/handler/status", guard.protect(endpoints.handler_status))
+    app.router.add_get("/handler/stats", guard.protect(_answering(views.handler_stats)))
+    app.router.add_get("/cache/stats", guard.protect(_answering(views.cache_stats)))
+    app.router.add_get("/cache/keys", guard.protect(_answering(views.cache_keys)))
+    app.router.add_delete("/cache/clear", guard.protect(_answering(views.clear_cache), is_destructive=True))
     return app
+
+
+def _answering(view: Callable[[], Awaitable[Answer]]) -> Handler:
+    """Return the handler of a view that takes nothing from the request."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return _json(*await view())
+
+    return answer
 
 
 class _Endpoints:
@@ -103,8 +131,18 @@ class _Endpoints:
     async def status(self, _: web.Request) -> web.Response:
         return _json(HTTPStatus.OK, self._views.status())
 
-    async def shards(self, _: web.Request) -> web.Response:
-        return _json(*await self._views.shards())
+    async def handler_status(self, _: web.Request) -> web.Response:
+        return _json(HTTPStatus.OK, self._views.handler_status())
+
+    async def purge(self, request: web.Request) -> web.Response:
+        names = request.query.getall("queue", [])
+        if len(names) != 1 or not names[0]:
+            return _error(
+                HTTPStatus.BAD_REQUEST, "expected the name of one queue, as ?queue=NAME; /sqs/stats names them"
+            )
+        status, answer = await self._views.purge(names[0])
+        wait_s = answer.get("retryAfterSeconds")
+        return _json(status, answer, headers={"Retry-After": str(wait_s)} if wait_s else None)
 
     async def operation(self, request: web.Request) -> web.Response:
         request_id = request.match_info["requestId"]
@@ -125,16 +163,23 @@ class _Endpoints:
 
 
 class _Guard:
-    """Lets a request through that carries the bearer token."""
+    """Lets a request through that carries the bearer token; one that empties something, only where that is allowed."""
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token: str | None, *, allow_destructive: bool) -> None:
         self._token = token.encode() if token else None
+        self._allow_destructive = allow_destructive
 
-    def protect(self, handler: Handler) -> Handler:
-        """Return *handler* behind the token."""
+    def protect(self, handler: Handler, *, is_destructive: bool = False) -> Handler:
+        """Return *handler* behind the token, and behind the leave to empty something if it is to do so."""
 
         async def guarded(request: web.Request) -> web.StreamResponse:
-            return self._refusal(request.headers.get("Authorization")) or await handler(request)
+            refusal = self._refusal(request.headers.get("Authorization"))
+            if refusal is None and is_destructive and not self._allow_destructive:
+                refusal = _error(
+                    HTTPStatus.FORBIDDEN,
+                    "emptying over HTTP is not allowed: set ALLOW_DESTRUCTIVE_HTTP=true and restart",
+                )
+            return refusal or await handler(request)
 
         return guarded
 
@@ -173,7 +218,8 @@ def _http_error(exc: web.HTTPException, method: str) -> web.Response:
         case web.HTTPNotFound():
             return _error(exc.status, "there is nothing at this path")
         case web.HTTPMethodNotAllowed():
-            return _error(exc.status, f"expected GET or HEAD, got {method}", headers={"Allow": exc.headers["Allow"]})
+            expected = " or ".join(sorted(exc.allowed_methods))
+            return _error(exc.status, f"expected {expected}, got {method}", headers={"Allow": exc.headers["Allow"]})
         case _:
             return _error(exc.status, exc.reason)
 

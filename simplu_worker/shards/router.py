@@ -13,6 +13,7 @@ from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.directory import Absence, Directory, Locator
+from simplu_worker.shards.invalidations import OnChange, ignore_changes, touched
 from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.schema import SchemaState, check_schema
@@ -46,11 +47,20 @@ class Survey(msgspec.Struct, frozen=True):
 class Router:
     """The one way from the consumers to the shards."""
 
-    def __init__(self, directory: Directory, locator: Locator, pools: Pools, *, tenant_wait: timedelta) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        locator: Locator,
+        pools: Pools,
+        *,
+        tenant_wait: timedelta,
+        on_change: OnChange = ignore_changes,
+    ) -> None:
         self._directory = directory
         self._locator = locator
         self._pools = pools
         self._tenant_wait = tenant_wait
+        self._on_change = on_change
         self._writers: dict[str, ShardWriter] = {}
 
     def remembered(self, tenant_id: str) -> str | None:
@@ -73,6 +83,7 @@ class Router:
         for operation, outcome in zip(operations, outcomes, strict=True):
             if outcome.disposition is Disposition.HOLD:
                 self._directory.forget(operation.tenant_id)
+        self._on_change(touched(operations, outcomes))
         return outcomes
 
     async def give_up(self, shard_id: str, operation: Operation) -> Outcome:

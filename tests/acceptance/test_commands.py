@@ -22,7 +22,8 @@ from simplu_worker.local.worker_process import INHERITED, WorkerProcess
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 COMMAND_S = 30.0
-DEPENDENCIES = ["stream", "lease table", "business-info", "control queue", "dead letters", "Citrus"]
+QUEUES = ["control queue", "order events", "priority order events", "dead letters"]
+DEPENDENCIES = ["stream", "lease table", "business-info", *QUEUES, "Citrus"]
 SHARDS = ["shard shard-1", "shard shard-2"]
 
 
@@ -242,12 +243,17 @@ async def test_check_shows_every_dependency_and_what_is_odd(terminal: Terminal) 
 
 
 GONE = "gone"  # in the place of the URL of a server that is not there
-AWS_DEPENDENCIES = ["stream", "lease table", "control queue", "dead letters"]
+AWS_DEPENDENCIES = ["stream", "lease table", *QUEUES]
 BROKEN: list[tuple[dict[str, str], list[str], str]] = [
     ({"CITRUS_API_KEY": "another-key"}, ["Citrus"], "check CITRUS_API_KEY"),
     ({"CITRUS_SERVER_URL": GONE}, ["Citrus"], "ClientConnectorError"),
     (
-        {"AWS_ENDPOINT_URL": GONE, "AWS_ENDPOINT_URL_KINESIS": GONE, "DYNAMODB_ENDPOINT": GONE},
+        {
+            "AWS_ENDPOINT_URL": GONE,
+            "AWS_ENDPOINT_URL_KINESIS": GONE,
+            "AWS_ENDPOINT_URL_SQS": GONE,
+            "DYNAMODB_ENDPOINT": GONE,
+        },
         AWS_DEPENDENCIES,
         "Could not connect",
     ),

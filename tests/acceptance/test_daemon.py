@@ -59,7 +59,8 @@ async def stack() -> AsyncIterator[Stack]:
 def environment(stack: Stack, *, with_queue: bool = False, **more: str) -> dict[str, str]:
     """Return what a worker of these tests has in its environment."""
     env = stack.env | {"KINESIS_LEASE_DURATION_SECONDS": "2", "SHUTDOWN_GRACE_SECONDS": str(GRACE_S)}
-    return env | ({} if with_queue else {"SQS_SHARD_CREATION_QUEUE_URL": ""}) | more
+    orders = {"SQS_ORDER_EVENTS_QUEUE_URL": "", "SQS_PRIORITY_QUEUE_URL": ""}
+    return env | orders | ({} if with_queue else {"SQS_SHARD_CREATION_QUEUE_URL": ""}) | more
 
 
 @asynccontextmanager
@@ -318,7 +319,8 @@ async def test_worker_answers_over_http(stack: Stack) -> None:
     assert f'version="{__version__}"' in build
     assert 'simplu_operations_total{operation="create",outcome="succeeded",source="kinesis"}' in metrics
     status = json.loads(allowed["/status"][1])
-    assert (status["version"], [shard["shardId"] for shard in status["shards"]]) == (__version__, ["shard-1"])
+    assert status["version"] == __version__
+    assert "shard-1" in {shard["shardId"] for shard in status["shards"]}
     assert [server.password for server in stack.servers.values() if server.password in repr(allowed)] == []
 
     assert taken.returncode == 1

@@ -24,7 +24,9 @@ from simplu_worker.metrics.http import Views, open_http
 
 TOKEN = "tokén-1"
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
-PROTECTED = ["/status", "/shards", "/operations/r1", "/tenants/b/l"]
+MONITORING = ["/sqs/stats", "/handler/status", "/handler/stats", "/cache/stats", "/cache/keys"]
+PROTECTED = ["/status", "/shards", "/operations/r1", "/tenants/b/l", *MONITORING]
+DESTRUCTIVE = ["/sqs/purge?queue=orders.fifo", "/cache/clear"]
 OPEN = ["/", "/livez", "/healthz", "/readyz", "/metrics"]
 
 
@@ -45,7 +47,28 @@ class Daemon:
             operation=self.operation,
             tenant=self.tenant,
             shards=self.shards,
+            sqs_stats=lambda: self.answer("/sqs/stats"),
+            handler_status=lambda: {"path": "/handler/status"},
+            handler_stats=lambda: self.answer("/handler/stats"),
+            cache_stats=lambda: self.answer("/cache/stats"),
+            cache_keys=lambda: self.answer("/cache/keys"),
+            purge=self.purge,
+            clear_cache=self.clear_cache,
         )
+
+    async def answer(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Answer with the path that was asked."""
+        return 200, {"path": path}
+
+    async def purge(self, queue: str) -> tuple[int, dict[str, Any]]:
+        """Answer as for a queue that was purged just now."""
+        self.asked.append(("purge", queue))
+        return 429, {"error": "once in 60 s", "retryAfterSeconds": 60}
+
+    async def clear_cache(self) -> tuple[int, dict[str, Any]]:
+        """Answer as if there were two keys."""
+        self.asked.append(("clear_cache",))
+        return 200, {"cleared": 2}
 
     async def operation(
         self, request_id: str, business_id: str | None, location_id: str | None
@@ -88,6 +111,14 @@ def daemon() -> Daemon:
 async def site(daemon: Daemon) -> AsyncIterator[Site]:
     """Yield a client of a server with a token."""
     async with open_http("127.0.0.1", 0, token=TOKEN, views=daemon.views()) as port, ClientSession() as session:
+        yield Site(session, port)
+
+
+@pytest.fixture
+async def loose_site(daemon: Daemon) -> AsyncIterator[Site]:
+    """Yield a client of a server with a token that lets itself be emptied."""
+    http = open_http("127.0.0.1", 0, token=TOKEN, views=daemon.views(), allow_destructive=True)
+    async with http as port, ClientSession() as session:
         yield Site(session, port)
 
 
@@ -229,10 +260,77 @@ async def test_unknown_path_is_404_in_json(site: Site, path: str) -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 @pytest.mark.parametrize("path", ["/", "/metrics", "/status", "/operations/a%2Fb"])
 async def test_other_methods_are_405(site: Site, path: str, method: str) -> None:
-    """The server only shows; the answer says which methods do that."""
+    """What shows is asked with GET or HEAD; the answer says so."""
     status, headers, body = await site.ask(path, method, **AUTHORIZED)
     assert (status, headers["Allow"]) == (405, "GET,HEAD")
     assert msgspec.json.decode(body) == {"error": f"expected GET or HEAD, got {method}"}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "OPTIONS"])
+@pytest.mark.parametrize("path", DESTRUCTIVE)
+async def test_nothing_is_emptied_when_the_method_is_not_delete(
+    loose_site: Site, daemon: Daemon, path: str, method: str
+) -> None:
+    """A link, a prefetch or a form cannot empty anything."""
+    status, headers, body = await loose_site.ask(path, method, **AUTHORIZED)
+    assert (status, headers["Allow"], daemon.asked) == (405, "DELETE", [])
+    if method != "HEAD":
+        assert msgspec.json.decode(body) == {"error": f"expected DELETE, got {method}"}
+
+
+@pytest.mark.parametrize("path", MONITORING)
+async def test_monitoring_point_answers_with_its_view(site: Site, path: str) -> None:
+    """Each path of the references has a view of its own."""
+    status, _, body = await site.ask(path, **AUTHORIZED)
+    assert (status, msgspec.json.decode(body)) == (200, {"path": path})
+
+
+@pytest.mark.parametrize("path", DESTRUCTIVE)
+async def test_nothing_is_emptied_when_that_is_not_allowed(site: Site, daemon: Daemon, path: str) -> None:
+    """The token alone does not let anybody delete; the answer says what does."""
+    status, _, body = await site.ask(path, "DELETE", **AUTHORIZED)
+    assert (status, daemon.asked) == (403, [])
+    assert "ALLOW_DESTRUCTIVE_HTTP" in msgspec.json.decode(body)["error"]
+
+
+@pytest.mark.parametrize("path", DESTRUCTIVE)
+async def test_nothing_is_emptied_without_the_right_token(loose_site: Site, daemon: Daemon, path: str) -> None:
+    """What is allowed to whoever has the token is allowed to nobody else, who does not learn that it is."""
+    statuses = [
+        (await loose_site.ask(path, "DELETE"))[0],
+        (await loose_site.ask(path, "DELETE", Authorization="Bearer wrong"))[0],
+    ]
+    assert (statuses, daemon.asked) == ([401, 401], [])
+
+
+@pytest.mark.parametrize("path", DESTRUCTIVE)
+async def test_nothing_is_emptied_when_no_token_is_configured(daemon: Daemon, path: str) -> None:
+    """Without a token nobody gets in, whatever else is allowed."""
+    http = open_http("127.0.0.1", 0, token=None, views=daemon.views(), allow_destructive=True)
+    async with http as port, ClientSession() as session:
+        status, _, _ = await Site(session, port).ask(path, "DELETE", Authorization="Bearer ")
+    assert (status, daemon.asked) == (403, [])
+
+
+async def test_purge_is_asked_with_the_decoded_name(loose_site: Site, daemon: Daemon) -> None:
+    """The queue's name is decoded once; when to ask again is in the header too."""
+    status, headers, _ = await loose_site.ask("/sqs/purge?queue=a%2Fb%20c.fifo", "DELETE", **AUTHORIZED)
+    assert (status, headers["Retry-After"]) == (429, "60")
+    assert daemon.asked == [("purge", "a/b c.fifo")]
+
+
+@pytest.mark.parametrize("query", ["", "?queue=", "?queue=a&queue=b", "?name=a"])
+async def test_purge_is_refused_when_it_does_not_name_one_queue(loose_site: Site, daemon: Daemon, query: str) -> None:
+    """Which queue to empty is never guessed."""
+    status, _, body = await loose_site.ask(f"/sqs/purge{query}", "DELETE", **AUTHORIZED)
+    assert (status, daemon.asked) == (400, [])
+    assert "/sqs/stats" in msgspec.json.decode(body)["error"]
+
+
+async def test_cache_is_cleared_when_that_is_allowed(loose_site: Site, daemon: Daemon) -> None:
+    """With the token and the leave to do so, the view is asked once."""
+    status, _, body = await loose_site.ask("/cache/clear", "DELETE", **AUTHORIZED)
+    assert (status, msgspec.json.decode(body), daemon.asked) == (200, {"cleared": 2}, [("clear_cache",)])
 
 
 @pytest.mark.parametrize("path", [*OPEN, *PROTECTED, "/nowhere"])

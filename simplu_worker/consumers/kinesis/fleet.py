@@ -69,9 +69,11 @@ class Fleet:
         dead_letters: LetterStore,
         rules: ReadingRules,
         prefetch: Prefetch,
+        on_expired: Callable[[], None] = lambda: None,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
+        """*on_expired* is called when the lease of a replica that did not give it back was taken."""
         self._stream = stream
         self._table = table
         self._me = me
@@ -84,6 +86,7 @@ class Fleet:
         self._dead_letters = dead_letters
         self._rules = rules
         self.prefetch = prefetch
+        self._on_expired = on_expired
         self._draw = draw
         self._utc = utc
         self._observations: dict[str, Observation] = {}
@@ -198,6 +201,8 @@ class Fleet:
             how=how,
             owner_before=lease.owner,
         )
+        if how == "expired":
+            self._on_expired()
         holder = self._holders[lease.lease_key] = self._holder(taken)
         tasks.create_task(self._hold(holder, stopping), name=f"lease:{lease.lease_key}")
 
