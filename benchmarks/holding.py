@@ -37,6 +37,8 @@ PROMPT_S = 2.0
 WARM_UP_S = 10.0
 UNKNOWN_TENANT_MARGIN_S = 60.0  # architecture, idea 7
 APPLIED_WITHIN_S = 120.0
+RSS_GROWTH_MIB = 64.0
+RSS_GROWTH_UNKNOWN_MIB = 128.0  # 8 stream shards with a thousand names and two bitmaps each, beside the prefetch
 PIPED_WIDTH = 140
 GIVEN_UP_PER_S = 200.0  # a slow machine's, as the next
 APPLIED_PER_S = 500.0
@@ -58,7 +60,7 @@ def main() -> None:
     parser.add_argument("--tenant-wait", type=float, default=5.0, help="TENANT_WAIT_SECONDS, with --unknown-tenants")
     parser.add_argument("--fill-rate", type=float, default=None, help="records/s of the two modes; 8000 and 2000")
     parser.add_argument("--padding-bytes", type=int, default=0, help="make every other record that much longer")
-    parser.add_argument("--rss-growth-mib", type=float, default=64.0, help="most beyond the control's most")
+    parser.add_argument("--rss-growth-mib", type=float, help="most beyond the control's most; 64 and 128")
     parser.add_argument("--json", action="store_true")
     sys.exit(asyncio.run(run(parser.parse_args())))
 
@@ -111,7 +113,7 @@ async def freeze(arguments: argparse.Namespace, console: Console) -> Results:
     results.facts["operations held"] = kept.count
     results.bound_latency(results.phases[1], most_ratio=arguments.p99_ratio, least_ratio=RATE_LEAST_RATIO)
     results.bounds.append(Bound("last held operation, after it came back", kept.seconds, HELD_WITHIN_S, unit="s"))
-    results.bound_memory(arguments.rss_growth_mib)
+    results.bound_memory(arguments.rss_growth_mib or RSS_GROWTH_MIB)
     return results
 
 
@@ -155,7 +157,7 @@ async def grow_backlog(arguments: argparse.Namespace, console: Console) -> Resul
     results.facts["seconds until the last of them was applied"] = kept.seconds
     results.bounds.append(results_so_far)
     results.bounds.append(Bound("backlog stays: p99 of the others", results.phases[2].p99_s, PROMPT_S, unit="s"))
-    results.bound_memory(arguments.rss_growth_mib)
+    results.bound_memory(arguments.rss_growth_mib or RSS_GROWTH_MIB)
     return results
 
 
@@ -203,7 +205,7 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> Resul
     for measured in results.phases[1:]:
         name = measured.phase.name
         results.bounds.append(Bound(f"{name}: p99 of the others", measured.p99_s, PROMPT_S, unit="s"))
-    results.bound_memory(arguments.rss_growth_mib)
+    results.bound_memory(arguments.rss_growth_mib or RSS_GROWTH_UNKNOWN_MIB)
     return results
 
 
