@@ -211,7 +211,7 @@ async def run_worker(settings: Settings) -> None:
                 task.cancel()
     overdue = sorted(name for name, receiver in consumers.receivers.items() if receiver.overdue)
     if overdue:
-        raise WorkerError(f"not drained within the grace time, their messages come again: {', '.join(overdue)}")
+        raise TimeoutError(f"not drained in time, their messages come again: {', '.join(overdue)}")
     log.info("worker.stopped", replica=replica.name)
 
 
