@@ -8,6 +8,7 @@ import gzip
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from simplu_worker.local.comparison import (
     StoredRow,
     StoredTenant,
     compare,
+    known_times,
 )
 from simplu_worker.local.model import Effect, Model
 from simplu_worker.local.producer import Position
@@ -121,7 +123,10 @@ def parse_letter(body: str) -> Letter:
     """Read a dead letter's body (contract §6)."""
     letter = json.loads(body)
     source = letter.get("source") or {}
-    position = (source.get("streamShard") or "", source.get("sequenceNumber") or "")
+    if source.get("kind") == "sqs":
+        position = (source.get("queue") or "", source.get("messageId") or "")
+    else:
+        position = (source.get("streamShard") or "", source.get("sequenceNumber") or "")
     record: bytes | None = None
     if letter.get("truncated"):
         record = None
@@ -139,6 +144,7 @@ class Checker:
 
     def __init__(self, urls: Callable[[], Sequence[str]], model: Model, letters: LetterBox) -> None:
         self.put: dict[Position, Item] = {}
+        self.windows: dict[datetime, tuple[datetime, datetime]] = {}
         self._urls = urls
         self._model = model
         self._letters = letters
@@ -146,6 +152,10 @@ class Checker:
     def note_put(self, pairs: Iterable[tuple[Position, Item]]) -> None:
         """Remember what was put where: dead letters name their record by its position."""
         self.put.update(pairs)
+
+    def note_window(self, moment: datetime, earliest: datetime, latest: datetime) -> None:
+        """Remember between which times something came whose time the model does not know, but for *moment*."""
+        self.windows[moment] = (earliest, latest)
 
     def expected_count(self) -> int:
         """Return how many traces, rows of `operations` and dead letters, the records put so far must leave."""
@@ -180,6 +190,7 @@ class Checker:
     async def compare(self, *, foreign: frozenset[str] = frozenset()) -> Report:
         """Read everything and compare it with the model, see `comparison.compare`."""
         contents = [await read_shard(url) for url in self._urls()]
+        self._model.retime(known_times(self._model, contents, self.windows))
         return compare(self._model, contents, self.put, self._letters.letters, foreign=foreign)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from simplu_worker.local.model import (
@@ -25,6 +25,7 @@ from simplu_worker.local.workload import Item
 
 DEFAULT_ROW = ("settings", "default")  # contract §10: made by provisioning, one a tenant
 SHOWN_CHARS = 160
+TIME_STEP = timedelta(milliseconds=1)  # SentTimestamp is in whole ones
 Key = TypeVar("Key")
 
 
@@ -133,6 +134,23 @@ def compare(
     report.differences += _letter_differences(model, shards, put, list(letters), report.letters)
     report.latencies_s.sort()
     return report
+
+
+def known_times(
+    model: Model, shards: Sequence[ShardContent], windows: Mapping[datetime, tuple[datetime, datetime]]
+) -> dict[datetime, datetime]:
+    """Return the times that the shards say for moments in the model, where each is in its window; else its begin."""
+    times = {moment: earliest for moment, (earliest, _) in windows.items()}
+    for shard in shards:
+        for row in shard.operations:
+            tenant = model.tenants.get(row.tenant_id)
+            entry = tenant.log.get(row.request_id) if tenant is not None else None
+            if entry is None or entry.requested_at not in windows:
+                continue
+            earliest, latest = windows[entry.requested_at]
+            if earliest - TIME_STEP <= row.requested_at <= latest:
+                times[entry.requested_at] = row.requested_at
+    return times
 
 
 def _homes(

@@ -15,6 +15,7 @@ from simplu_worker.local.stack import Stack
 from simplu_worker.local.trial import Load, Snapshot, Trial, TrialResult
 from simplu_worker.local.worker_process import WorkerEndedError, WorkerProcess
 
+ORDERS = 500
 STOP_WITHIN_S = 35.0  # SHUTDOWN_GRACE_SECONDS's default and the start of Python's way out
 
 
@@ -32,7 +33,8 @@ async def run_demo(
 
     *seed* repeats an earlier run's records. Cancelling it stops and removes everything.
     """
-    load = Load(operations, secrets.randbelow(2**31) if seed is None else seed, run="demo", tenants=tenants)
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    load = Load(operations, seed, run="demo", tenants=tenants, orders=ORDERS)
     console.print(f"starting {shards} Postgres servers, a local AWS, a local Citrus and {replicas} worker(s) …")
     try:
         async with Stack(shards=shards) as stack:
@@ -71,7 +73,10 @@ async def _run(stack: Stack, workers: Sequence[WorkerProcess], load: Load, conso
         worker.start()
     for worker in workers:
         await worker.wait_ready()
-    console.print(f"ready; sending {load.operations} operations of {load.tenants} tenants (seed {load.seed})")
+    console.print(
+        f"ready; sending {load.operations} operations and {load.orders} order events of "
+        f"{load.tenants} tenants (seed {load.seed})"
+    )
     trial_display = Display(console)
     with trial_display.open() as display:
 

@@ -82,7 +82,9 @@ def result_table(result: TrialResult) -> Table:
     verdicts = [item.verdict.effect for item in result.put.values()]
     table = Table("what", "count", title="What became of the records")
     table.columns[1].justify = "right"
-    table.add_row("records put", str(result.produced))
+    table.add_row("records put", str(result.produced - result.orders))
+    if result.orders:
+        table.add_row("order events sent", str(result.orders))
     table.add_row("applied", str(report.succeeded))
     for error, count in sorted(report.failed.items()):
         table.add_row(f"failed: {error}", str(count))

@@ -7,7 +7,8 @@ It is written from the contract alone and shares no code with the worker, so tha
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -153,6 +154,20 @@ class Model:
     def logged_count(self) -> int:
         """Return how many rows of `operations` there must be."""
         return sum(len(tenant.log) + len(tenant.derived) for tenant in self.tenants.values())
+
+    def retime(self, times: Mapping[datetime, datetime]) -> None:
+        """Put what was not known before in the place of the moments that stood for it."""
+        for tenant in self.tenants.values():
+            tenant.rows = {
+                key: replace(
+                    row, date=times.get(row.date, row.date), last_updated=times.get(row.last_updated, row.last_updated)
+                )
+                for key, row in tenant.rows.items()
+            }
+            tenant.log = {
+                request_id: replace(entry, requested_at=times.get(entry.requested_at, entry.requested_at))
+                for request_id, entry in tenant.log.items()
+            }
 
     def _decide(self, tenant: TenantModel, request: Request) -> LogEntry:
         resource_id = request.resource_id

@@ -24,7 +24,7 @@ STREAM_WAIT_S = 30.0
 POLL_INTERVAL_S = 0.2
 
 Position = tuple[str, str]
-"""A stream shard and a sequence number."""
+"""A stream shard and a sequence number, or a queue and a message id."""
 
 
 class OrderLostError(Exception):

@@ -11,6 +11,8 @@ from typing import Any
 from simplu_worker.local.checker import Checker, LetterBox, Progress, tenants_on, urls_of
 from simplu_worker.local.comparison import Report
 from simplu_worker.local.loopback import until
+from simplu_worker.local.order_events import Event, Taken, send_events
+from simplu_worker.local.order_workload import OrderItem, OrderWorkload
 from simplu_worker.local.producer import Position, create_tenants, open_client, put_items, wait_for_stream
 from simplu_worker.local.workload import ALL_KINDS, STRESS_COUNT, Item, Shares, Tenant, Workload, make_tenants
 
@@ -23,7 +25,7 @@ class Load:
     """What to send. *run* sets the tenants' ids apart from those of other runs against the same stack.
 
     *late_tenants* are registered only when half of the records are put; *unregistered* ones never are. *stress* adds
-    the records of extreme size and depth. *rate* is the most records a second.
+    the records of extreme size and depth. *rate* is the most records a second. *orders* are order events, beside them.
     """
 
     operations: int
@@ -36,6 +38,7 @@ class Load:
     shares: Shares = field(default_factory=Shares)
     stress: bool = False
     rate: float | None = None
+    orders: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,17 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """How a trial ended. *elapsed_s* is from the first record put to the last one seen applied."""
+    """How a trial ended. *orders* of what was produced are order events.
+
+    *elapsed_s* is from the first record put to the last one seen applied.
+    """
 
     report: Report
     progress: Progress
     produced: int
     elapsed_s: float
     put: Mapping[Position, Item]
+    orders: int = 0
 
 
 class Trial:
@@ -80,7 +87,10 @@ class Trial:
         self._on_tick = on_tick
         self._timeout_s = timeout_s
         self._idle_s = idle_s
-        self._total = load.operations + self.workload.closing_count() + (STRESS_COUNT if load.stress else 0)
+        early = self.workload.tenants[: load.tenants - load.late_tenants]
+        self._orders = OrderWorkload(load.seed, early, self.workload.model)
+        closing_count = self.workload.closing_count()
+        self._total = load.operations + closing_count + (STRESS_COUNT if load.stress else 0) + load.orders
         self._phase = "starting"
         self._produced = 0
         self._started_at: float | None = None
@@ -123,11 +133,14 @@ class Trial:
             checker.note_put(pairs)
             self._produced += len(pairs)
 
-        items = self._items()
-        await put_items(kinesis, stream, _first(items, load.operations // 2), on_put=note, rate=load.rate)
-        if late:
-            await create_tenants(sqs, queue_url, late, seed=load.seed)
-        await put_items(kinesis, stream, items, on_put=note, rate=load.rate)
+        async with asyncio.TaskGroup() as tasks:
+            if load.orders:
+                tasks.create_task(self._send_orders(sqs, checker), name="orders")
+            items = self._items()
+            await put_items(kinesis, stream, _first(items, load.operations // 2), on_put=note, rate=load.rate)
+            if late:
+                await create_tenants(sqs, queue_url, late, seed=load.seed)
+            await put_items(kinesis, stream, items, on_put=note, rate=load.rate)
         self._phase = "applying"
         progress = await checker.wait_until_applied(
             timeout_s=self._timeout_s, idle_s=self._idle_s, on_progress=self._note_progress
@@ -135,12 +148,28 @@ class Trial:
         elapsed_s = clock() - self._started_at
         self._phase = "comparing"
         report = await checker.compare(foreign=foreign)
-        return TrialResult(report, progress, self._produced, elapsed_s, checker.put)
+        return TrialResult(report, progress, self._produced, elapsed_s, checker.put, load.orders)
 
     def _items(self) -> Iterator[Item]:
         if self.load.stress:
             yield from self.workload.stress()
         yield from self.workload.items(self.load.operations)
+
+    async def _send_orders(self, sqs: Any, checker: Checker) -> None:
+        """Send the order events, the urgent groups' to the priority queue."""
+        env, items = self._env(), list(self._orders.items(self.load.orders))
+        for name, is_urgent in (("SQS_ORDER_EVENTS_QUEUE_URL", False), ("SQS_PRIORITY_QUEUE_URL", True)):
+            queue_url, chosen = env[name], [item for item in items if item.is_urgent == is_urgent]
+            by_event = {id(item.event): item for item in chosen}
+
+            def note(event: Event, taken: Taken, *, name: str = queue_name(queue_url), by: Any = by_event) -> None:
+                item: OrderItem = by[id(event)]
+                record = Item(event.group_id, event.body.encode(), item.verdict)
+                checker.note_put([((name, taken.message_id), record)])
+                checker.note_window(item.moment, taken.earliest, taken.latest)
+                self._produced += 1
+
+            await send_events(sqs, queue_url, (item.event for item in chosen), on_sent=note)
 
     async def _wait_for_tenants(self, tenants: Iterable[Tenant]) -> None:
         """Wait until the worker has provisioned *tenants*, but not for ever: the comparison says what is missing."""
@@ -166,6 +195,11 @@ class Trial:
         now = asyncio.get_running_loop().time()
         elapsed_s = 0.0 if self._started_at is None else now - self._started_at
         return Snapshot(self._phase, self._produced, self._total, elapsed_s, self._progress)
+
+
+def queue_name(queue_url: str) -> str:
+    """Return the name of the queue at *queue_url*."""
+    return queue_url.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _first(items: Iterator[Item], count: int) -> Iterator[Item]:

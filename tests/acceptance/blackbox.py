@@ -201,7 +201,7 @@ def postgres_pids(port: int | None) -> set[int]:
 
 
 def _command_line(pid: int) -> str:
-    ps = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    ps = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return ps.stdout
 
 

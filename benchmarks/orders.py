@@ -1,0 +1,345 @@
+"""Order events a second, beside a naive loop: receive, apply in one transaction each, delete one by one.
+
+    python benchmarks/orders.py [--events 10000] [--groups 500] [--runs 3] [--latency-ms 5] [--least-ratio 10]
+
+Starts the embedded stack. Each run fills a FIFO queue and lets the naive loop work it off, then fills another with as
+many groups and lets one worker, just started, do so: the same queue server, shards, tenants and kinds of events. The
+naive loop writes the same rows; it knows where tenants live, keeps its connections, and takes `--receive-count`
+messages a receive. A worker's time is from its first commit until its queue is empty.
+
+Each SQS call takes `--latency-ms` longer than the local server needs, for both alike: a queue is never in the same
+machine. Each run also measures both without that, where the naive loop waits for nothing and the processors decide;
+it is printed and not judged, unless with `--latency-ms 0`. At the end every row and the log are compared with what was
+sent. Exit status 1 when the median worker is less than `--least-ratio` times the median naive loop, or a row is not as
+it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import asyncpg
+from rich.console import Console
+from rich.table import Table
+
+from simplu_worker.local.bounds import Bound
+from simplu_worker.local.checker import tenants_on, urls_of
+from simplu_worker.local.loopback import until
+from simplu_worker.local.order_checker import compare_orders, first_commit_at
+from simplu_worker.local.order_events import Event, Taken, send_events
+from simplu_worker.local.order_plan import OrderPlan
+from simplu_worker.local.producer import create_tenants, open_client
+from simplu_worker.local.proving_ground import process_name
+from simplu_worker.local.sqs_faults import ClearFaults, Fault
+from simplu_worker.local.sqs_server import control
+from simplu_worker.local.stack import Stack
+from simplu_worker.local.usage import cpu_seconds
+from simplu_worker.local.worker_process import WorkerProcess
+from simplu_worker.local.workload import Tenant, make_tenants
+
+LEAST_RATIO = 10.0
+CALLS = ("ReceiveMessage", "DeleteMessage", "DeleteMessageBatch", "ChangeMessageVisibilityBatch")
+FOR_EVER = 10**9
+NAIVE_QUEUE = "naive.fifo"
+STOP_WITHIN_S = 35.0
+WITHIN_S = 120.0
+APPLIED_PER_S = 100.0  # a slow machine's
+POLL_S = 0.05
+PIPED_WIDTH = 140
+
+LOG_SQL = """
+INSERT INTO operations (
+    tenant_id, request_id, operation, resource_type, resource_id, status, digest,
+    source, sequence_number, requested_at, received_at
+) VALUES ($1, $2, $3, 'order', $4, 'succeeded', '', 'sqs', $5, $6, $7)
+ON CONFLICT (tenant_id, request_id) DO NOTHING
+"""
+CREATE_SQL = """
+INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT id, business_type, 'order', $2, $3::text::jsonb, $4, $4 FROM tenants WHERE id = $1
+ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING
+"""
+PATCH_SQL = """
+UPDATE resources SET data = simplu_merge_patch(data, $3::text::jsonb), "lastUpdated" = $4
+WHERE id = $1 AND "resourceName" = 'order' AND "resourceId" = $2
+"""
+DELETE_SQL = """
+DELETE FROM resources WHERE id = $1 AND "resourceName" = 'order' AND "resourceId" = $2
+"""
+FAILED_SQL = "UPDATE operations SET status = 'failed', error = $3 WHERE tenant_id = $1 AND request_id = $2"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one of the two came to."""
+
+    who: str
+    latency_ms: int
+    events: int
+    seconds: float
+    processor_seconds: Mapping[str, float]
+
+    @property
+    def rate(self) -> float:
+        """Events a second."""
+        return self.events / self.seconds
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=10_000, help="for the worker")
+    parser.add_argument("--naive-events", type=int, default=1000, help="for the naive loop, which is slower")
+    parser.add_argument("--groups", type=int, default=500)
+    parser.add_argument("--shards", type=int, default=3)
+    parser.add_argument("--tenants", type=int, default=12)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--receive-count", type=int, default=10, help="messages a receive of the naive loop")
+    parser.add_argument("--latency-ms", type=int, default=5, help="of each SQS call, for both")
+    parser.add_argument("--least-ratio", type=float, default=LEAST_RATIO)
+    parser.add_argument("--json", action="store_true")
+    sys.exit(asyncio.run(run(parser.parse_args())))
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status."""
+    width = None if sys.stderr.isatty() else PIPED_WIDTH
+    console = Console(soft_wrap=True, highlight=False, stderr=arguments.json, width=width)
+    async with Bench(arguments) as bench:
+        pairs = []
+        for number in range(1, arguments.runs + 1):
+            for latency_ms in dict.fromkeys((arguments.latency_ms, 0)):
+                pairs.append(await bench.measure_both(f"{number}-{latency_ms}", latency_ms))
+                naive, worker = pairs[-1]
+                rates = f"naive loop {naive.rate:.0f} events/s, worker {worker.rate:.0f}: {ratio_of([pairs[-1]]):.1f}×"
+                console.print(f"run {number}, {latency_ms} ms a call: {rates}")
+        differences = await bench.differences()
+    judged = [pair for pair in pairs if pair[0].latency_ms == arguments.latency_ms]
+    what = f"median worker ÷ median naive loop at {arguments.latency_ms} ms a call"
+    bound = Bound(what, ratio_of(judged), least=arguments.least_ratio)
+    show(pairs, bound, differences, console)
+    if arguments.json:
+        sys.stdout.write(as_json(pairs, bound, differences) + "\n")
+    return 0 if bound.is_kept and not differences else 1
+
+
+def ratio_of(pairs: Sequence[tuple[Measured, Measured]]) -> float:
+    """Return the median worker's rate ÷ the median naive loop's."""
+    return statistics.median(worker.rate for _, worker in pairs) / statistics.median(naive.rate for naive, _ in pairs)
+
+
+class Bench:
+    """The embedded stack with tenants on its shards, and a queue for each of the two."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self._tenants = make_tenants(arguments.tenants, run="bench")
+        per_shard = -(-arguments.tenants // arguments.shards)
+        self._stack = Stack(shards=arguments.shards, stream_shards=1, tenants_per_shard=per_shard)
+        self._plans: list[OrderPlan] = []
+        self._homes: dict[str, asyncpg.Connection] = {}
+        self._latency_ms = 0
+        self._exit = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as entered:
+            await entered.enter_async_context(self._stack)
+            env = self._stack.env
+            self._sqs = await entered.enter_async_context(open_client("sqs", env))
+            attributes = {"FifoQueue": "true", "ContentBasedDeduplication": "true", "VisibilityTimeout": "30"}
+            created = await self._sqs.create_queue(QueueName=NAIVE_QUEUE, Attributes=attributes)
+            self._naive_url = created["QueueUrl"]
+            self._orders_url = env["SQS_ORDER_EVENTS_QUEUE_URL"]
+            self._worker = WorkerProcess(self._stack.group, env | {"KINESIS_STREAM_NAME": ""})
+            await self._register()
+            for url in urls_of(env):
+                connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
+                entered.push_async_callback(connection.close)
+                for tenant_id in await tenants_on([url]):
+                    self._homes[tenant_id] = connection
+            self._exit = entered.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exit.aclose()
+
+    async def measure_both(self, name: str, latency_ms: int) -> tuple[Measured, Measured]:
+        """Let the naive loop and then the worker work off a queue, with a SQS whose calls take so much longer."""
+        delays = [Fault(action=call, kind="delay", count=FOR_EVER, delay_ms=latency_ms) for call in CALLS]
+        self._latency_ms = latency_ms
+        await control(self._stack.sqs_url, *(delays if latency_ms else ()))
+        try:
+            return await self._measure_naive(f"naive{name}"), await self._measure_worker(f"worker{name}")
+        finally:
+            await control(self._stack.sqs_url, ClearFaults())
+
+    async def _measure_naive(self, name: str) -> Measured:
+        """Fill its queue and let the naive loop work it off."""
+        plan = await self._filled(name, self._naive_url, self._arguments.naive_events)
+        by_part = {(tenant.business_id, tenant.location_id): tenant for tenant in self._tenants}
+        loop = asyncio.get_running_loop()
+        before, began = self._processor_seconds(), loop.time()
+        await self._naive_loop(by_part)
+        seconds = loop.time() - began
+        return self._measured("naive loop", plan, seconds, before)
+
+    async def _measure_worker(self, name: str) -> Measured:
+        """Fill its queue, start a worker, and wait until the queue is empty."""
+        plan = await self._filled(name, self._orders_url, self._arguments.events)
+        before = self._processor_seconds()
+        self._worker.start()
+        await self._worker.wait_ready()
+
+        async def is_empty() -> bool:
+            self._worker.check_running()
+            await asyncio.sleep(POLL_S)
+            return not await self._left(self._orders_url)
+
+        if not await until(is_empty, within_s=WITHIN_S + len(plan.planned) / APPLIED_PER_S):
+            raise SystemExit(f"{await self._left(self._orders_url)} events are left in the worker's queue")
+        ended_at = datetime.now(UTC)
+        began_at = await first_commit_at(urls_of(self._stack.env), plan)
+        if began_at is None:
+            raise SystemExit("the worker emptied its queue and committed nothing")
+        measured = self._measured("worker", plan, (ended_at - began_at).total_seconds(), before)
+        await self._worker.stop(within_s=STOP_WITHIN_S)
+        return measured
+
+    async def differences(self) -> list[str]:
+        """Return what is not as it must be, of all that was sent."""
+        return list((await compare_orders(urls_of(self._stack.env), self._plans, {}, [])).differences)
+
+    async def _filled(self, name: str, queue_url: str, count: int) -> OrderPlan:
+        plan = OrderPlan(name, self._tenants, count=count, groups=self._arguments.groups)
+        self._plans.append(plan)
+
+        def ignore(_: Event, __: Taken) -> None:
+            pass
+
+        await send_events(self._sqs, queue_url, (planned.event for planned in plan.planned), on_sent=ignore)
+        return plan
+
+    def _measured(self, who: str, plan: OrderPlan, seconds: float, before: Mapping[str, float]) -> Measured:
+        after = self._processor_seconds()
+        used = {one: max(0.0, after_s - before.get(one, 0)) for one, after_s in after.items()}
+        return Measured(who, self._latency_ms, len(plan.steps), seconds, used)
+
+    # The naive loop
+
+    async def _naive_loop(self, tenants: Mapping[tuple[str, str], Tenant]) -> None:
+        """Receive, apply in one transaction each, delete one by one, until nothing is left."""
+        while True:
+            answer = await self._sqs.receive_message(
+                QueueUrl=self._naive_url,
+                MaxNumberOfMessages=self._arguments.receive_count,
+                WaitTimeSeconds=1,
+                MessageAttributeNames=["All"],
+                MessageSystemAttributeNames=["All"],
+            )
+            messages = answer.get("Messages")
+            if not messages and not await self._left(self._naive_url):
+                return
+            for message in messages or ():
+                await self._naively_apply(message, tenants)
+                await self._sqs.delete_message(QueueUrl=self._naive_url, ReceiptHandle=message["ReceiptHandle"])
+
+    async def _naively_apply(self, message: Mapping[str, Any], tenants: Mapping[tuple[str, str], Tenant]) -> None:
+        event, system = json.loads(message["Body"]), message["Attributes"]
+        told = {name: one["StringValue"] for name, one in message.get("MessageAttributes", {}).items()}
+        ids = (told.get("BusinessId") or event["businessId"], told.get("LocationId") or event["locationId"])
+        tenant_id, order_id = tenants[ids].tenant_id, event["orderId"]
+        request_id = event.get("deduplicationId") or system["MessageDeduplicationId"]
+        sent_at = datetime.fromtimestamp(int(system["SentTimestamp"]) / 1000, UTC)
+        kind = {"CREATE": "create", "UPDATE": "patch", "DELETE": "delete"}[event["type"]]
+        connection = self._homes[tenant_id]
+        async with connection.transaction():
+            log = (tenant_id, request_id, kind, order_id, system["SequenceNumber"], sent_at, datetime.now(UTC))
+            if await connection.execute(LOG_SQL, *log) == "INSERT 0 0":
+                return
+            data = json.dumps(event["data"])
+            match kind:
+                case "create":
+                    done = await connection.execute(CREATE_SQL, tenant_id, order_id, data, sent_at)
+                case "patch":
+                    done = await connection.execute(PATCH_SQL, tenant_id, order_id, data, sent_at)
+                case _:
+                    done = await connection.execute(DELETE_SQL, tenant_id, order_id)
+            if done.endswith(" 0"):
+                error = "already_exists" if kind == "create" else "not_found"
+                await connection.execute(FAILED_SQL, tenant_id, request_id, error)
+
+    # Around
+
+    async def _register(self) -> None:
+        """Have a worker put the tenants on their shards, and end."""
+        self._worker.start()
+        await self._worker.wait_ready()
+        await create_tenants(self._sqs, self._stack.env["SQS_SHARD_CREATION_QUEUE_URL"], self._tenants)
+        wanted = {tenant.tenant_id for tenant in self._tenants}
+
+        async def all_there() -> bool:
+            return wanted <= await tenants_on(urls_of(self._stack.env))
+
+        if not await until(all_there, within_s=WITHIN_S):
+            raise SystemExit(f"{len(wanted)} tenants are not on their shards after {WITHIN_S:g} s")
+        await self._worker.stop(within_s=STOP_WITHIN_S)
+
+    async def _left(self, queue_url: str) -> int:
+        answer = await self._sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["All"])
+        names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+        return sum(int(answer["Attributes"][name]) for name in names)
+
+    def _processor_seconds(self) -> Mapping[str, float]:
+        return cpu_seconds({*self._stack.group.pids, os.getpid()}, process_name)
+
+
+def show(
+    pairs: Sequence[tuple[Measured, Measured]], bound: Bound, differences: Sequence[str], console: Console
+) -> None:
+    """Print all runs for people."""
+    names = ("this, Citrus", "worker", "Postgres", "SQS")
+    table = Table("ms a call", "", "events", "seconds", "events/s", *(f"{name}: ms" for name in names))
+    table.caption = "on the right: processor time of an event"
+    for pair in pairs:
+        for one in pair:
+            used = [f"{1000 * one.processor_seconds.get(name, 0) / one.events:.2f}" for name in names]
+            table.add_row(str(one.latency_ms), one.who, str(one.events), f"{one.seconds:.2f}", f"{one.rate:.0f}", *used)
+    console.print(table)
+    ratios = ", ".join(f"{ratio_of([pair]):.1f} at {pair[0].latency_ms} ms" for pair in pairs)
+    kept = "kept" if bound.is_kept else "MISSED"
+    console.print(f"{bound.what}: {bound.value:.1f}, promised {bound}: {kept}; run by run {ratios}")
+    console.print(f"lost, done twice, out of order or misplaced: {len(differences) or 'nothing'}")
+    for difference in differences:
+        console.print(f"  {difference}", markup=False, soft_wrap=True)
+
+
+def as_json(pairs: Sequence[tuple[Measured, Measured]], bound: Bound, differences: Sequence[str]) -> str:
+    """Return all of it for programs."""
+    runs = [
+        {
+            one.who: {
+                "latencyMs": one.latency_ms,
+                "events": one.events,
+                "seconds": one.seconds,
+                "eventsPerSecond": one.rate,
+            }
+            for one in pair
+        }
+        for pair in pairs
+    ]
+    answer = {"runs": runs, "ratio": bound.value, "kept": bound.is_kept, "differences": list(differences)}
+    return json.dumps(answer, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,378 @@
+"""Order events from a producer with the AWS SDK for JavaScript, against a running stack: order, exactly once, poison.
+
+    simplu-worker stack --env-file F
+    simplu-worker run --env-file F
+    python tests/acceptance/orders.py --env-file F --events 10000 --groups 500 --poison 1 --restart-shard
+
+Exit status 0 only if each group's events were applied once and in their order, and only the poison is in the
+dead-letter queue. `--restart-shard` kills one Postgres server with -9 in the middle and has the stack start it again.
+`--start-worker` runs the worker too. `--rolling-restart` runs three replicas instead, sets the queue's maxReceiveCount
+to 2, and replaces one replica after the other while the events come: nothing may be in a dead-letter queue then but the
+poison, neither by us nor by the queue's redrive. `--sender python` does without node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from blackbox import postgres_pids, read_env_file, stack_of
+from rich.console import Console
+from rich.table import Table
+
+from simplu_worker.local.checker import LetterBox, tenants_on, urls_of
+from simplu_worker.local.comparison import percentile
+from simplu_worker.local.loopback import until
+from simplu_worker.local.order_checker import Found, compare_orders, order_count
+from simplu_worker.local.order_events import Event, Taken, send_events
+from simplu_worker.local.order_plan import OrderPlan, Planned
+from simplu_worker.local.producer import create_tenants, open_client
+from simplu_worker.local.watchdog import ProcessGroup, send_signal
+from simplu_worker.local.worker_process import WorkerProcess
+from simplu_worker.local.workload import make_tenants
+
+PRODUCER = Path(__file__).with_name("orders_producer.cjs")
+NODE_PACKAGES = Path(__file__).resolve().parents[2] / ".tools" / "node_modules"
+TENANTS_WITHIN_S = 60.0
+STOP_WITHIN_S = 35.0
+IDLE_S = 90.0
+QUIET_S = 2.0
+DOWN_S = 3.0
+POLL_S = 0.3
+ROLLING_REPLICAS = 3
+ROLLING_RATE = 200.0
+ROLLING_FROM = 0.05
+ROLLING_MAX_RECEIVE_COUNT = 2
+PIPED_WIDTH = 140
+
+
+def main() -> None:
+    """Run the command and end with its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env-file", type=Path, required=True, help="what `simplu-worker stack` wrote")
+    parser.add_argument("--events", type=int, default=10_000)
+    parser.add_argument("--groups", type=int, default=500)
+    parser.add_argument("--poison", type=float, default=None, help="percent of the events; 1, in a rolling restart 0")
+    parser.add_argument("--tenants", type=int, default=12)
+    parser.add_argument("--rate", type=float, default=None, help="most events a second")
+    parser.add_argument("--seed", type=int, default=None, help="repeat an earlier run's events")
+    parser.add_argument("--sender", choices=("node", "python"), default="node")
+    parser.add_argument("--restart-shard", action="store_true")
+    parser.add_argument("--start-worker", action="store_true", help="run the worker too, and end it with SIGTERM")
+    parser.add_argument("--rolling-restart", action="store_true", help="run three replicas and replace each under load")
+    parser.add_argument("--json", action="store_true")
+    sys.exit(asyncio.run(run(parser.parse_args())))
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Send, make the trouble that was asked for, compare; return the exit status."""
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    console = Console(soft_wrap=True, highlight=False, width=width, stderr=arguments.json)
+    env = read_env_file(arguments.env_file)
+    async with AsyncExitStack() as around:
+        sqs = await around.enter_async_context(open_client("sqs", env))
+        if arguments.rolling_restart:
+            await set_max_receive_count(sqs, env["SQS_ORDER_EVENTS_QUEUE_URL"], ROLLING_MAX_RECEIVE_COUNT)
+        replicas = ROLLING_REPLICAS if arguments.rolling_restart else int(arguments.start_worker)
+        workers = await around.enter_async_context(running_workers(env, arguments.env_file, replicas))
+        trial = await OrderTrial.prepared(arguments, env, sqs, console)
+        box = LetterBox(await around.enter_async_context(open_client("sqs", env)), env["SQS_DEAD_LETTER_QUEUE_URL"])
+        async with asyncio.TaskGroup() as tasks:
+            letters = tasks.create_task(box.collect())
+            sending = tasks.create_task(trial.send())
+            troubles = []
+            if arguments.restart_shard:
+                troubles.append(tasks.create_task(trial.restart_shard()))
+            if arguments.rolling_restart:
+                troubles.append(tasks.create_task(trial.replace_replicas(workers)))
+            await sending
+            applied = await trial.wait_until_done(box)
+            untroubled = [task for task in troubles if not task.done()]
+            for task in (*untroubled, letters):
+                task.cancel()
+        found = await compare_orders(urls_of(trial.env()), [trial.plan], trial.sent, box.letters)
+        leftovers = await trial.leftovers()
+    result = trial.result(found, leftovers, len(workers))
+    if not applied:
+        result["differences"].append("not all was applied in time")
+    if untroubled:
+        result["differences"].append(
+            "all was applied before the trouble was made: give a lower --rate or more --events"
+        )
+    show(result, console)
+    if arguments.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    return 1 if result["differences"] else 0
+
+
+@asynccontextmanager
+async def running_workers(env: Mapping[str, str], env_file: Path, count: int) -> AsyncIterator[list[WorkerProcess]]:
+    """Run that many replicas; at the end each must stop on SIGTERM with status 0."""
+    with ProcessGroup() as group:
+        # Short leases: the fleet settles soon.
+        own = {**env, "KINESIS_LEASE_DURATION_SECONDS": "2"}
+        workers = [
+            WorkerProcess(group, own, number=number, log_path=env_file.with_suffix(f".worker-{number}.log"))
+            for number in range(count)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            await worker.wait_ready()
+        yield workers
+        for worker in workers:
+            await worker.stop(within_s=STOP_WITHIN_S)
+
+
+async def set_max_receive_count(sqs: Any, queue_url: str, count: int) -> None:
+    """Let the queue move what was received more than *count* times to its redrive queue."""
+    answer = await sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["RedrivePolicy"])
+    policy = json.loads(answer["Attributes"]["RedrivePolicy"]) | {"maxReceiveCount": count}
+    await sqs.set_queue_attributes(QueueUrl=queue_url, Attributes={"RedrivePolicy": json.dumps(policy)})
+
+
+class OrderTrial:
+    """One plan of order events on its way through a worker."""
+
+    def __init__(self, arguments: argparse.Namespace, env: Mapping[str, str], sqs: Any, console: Console) -> None:
+        seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
+        run_name = f"o{secrets.token_hex(3)}"
+        poison = arguments.poison if arguments.poison is not None else 0.0 if arguments.rolling_restart else 1.0
+        self.tenants = make_tenants(arguments.tenants, run=run_name)
+        self.plan = OrderPlan(
+            run_name,
+            self.tenants,
+            count=arguments.events,
+            groups=arguments.groups,
+            poison_percent=poison,
+            seed=seed,
+        )
+        self.sent: dict[str, Planned] = {}
+        self.sent_count = 0
+        self.queue_url = env["SQS_ORDER_EVENTS_QUEUE_URL"]
+        self._env_file = arguments.env_file
+        self._rate = arguments.rate or (ROLLING_RATE if arguments.rolling_restart else None)
+        self._sender = arguments.sender
+        self._sqs = sqs
+        self._console = console
+        console.print(f"seed {seed}, run {run_name}: {self.plan}")
+
+    @classmethod
+    async def prepared(
+        cls, arguments: argparse.Namespace, env: Mapping[str, str], sqs: Any, console: Console
+    ) -> OrderTrial:
+        """Return a trial whose tenants are on their shards."""
+        trial = cls(arguments, env, sqs, console)
+        wanted = {tenant.tenant_id for tenant in trial.tenants}
+        await create_tenants(sqs, env["SQS_SHARD_CREATION_QUEUE_URL"], trial.tenants)
+
+        async def all_there() -> bool:
+            return wanted <= await tenants_on(urls_of(trial.env()))
+
+        if not await until(all_there, within_s=TENANTS_WITHIN_S):
+            raise SystemExit(f"{len(wanted)} tenants are not on their shards after {TENANTS_WITHIN_S:g} s")
+        return trial
+
+    def env(self) -> dict[str, str]:
+        """Return the stack's variables as they are now."""
+        return read_env_file(self._env_file)
+
+    # Sending
+
+    async def send(self) -> None:
+        """Send all events."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await (self._send_by_node() if self._sender == "node" else self._send_by_python())
+        seconds = loop.time() - began
+        self._console.print(f"{self.sent_count} events sent in {seconds:.1f} s: {self.sent_count / seconds:.0f}/s")
+
+    def _note(self, planned: Planned, message_id: str) -> None:
+        self.sent_count += 1
+        self.sent.setdefault(message_id, planned)  # of one that the queue drops it is the first one's
+
+    async def _send_by_python(self) -> None:
+        places = iter(self.plan.planned)  # the sender keeps the order
+
+        def on_sent(event: Event, taken: Taken) -> None:
+            planned = next(places)
+            assert planned.event is event
+            self._note(planned, taken.message_id)
+
+        events = (planned.event for planned in self.plan.planned)
+        await send_events(self._sqs, self.queue_url, events, on_sent=on_sent, rate=self._rate)
+
+    async def _send_by_node(self) -> None:
+        node = shutil.which("node")
+        if node is None or not (NODE_PACKAGES / "@aws-sdk" / "client-sqs").is_dir():
+            raise SystemExit("expected node, and its packages in .tools: copy requirements/npm there and npm ci")
+        aws = {name: text for name, text in self.env().items() if name.startswith("AWS_")}
+        process = await asyncio.create_subprocess_exec(
+            node,
+            str(PRODUCER),
+            self.queue_url,
+            str(self._rate or 0),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "NODE_PATH": str(NODE_PACKAGES)}
+            | aws,
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._feed(process))
+                tasks.create_task(self._take_answers(process))
+            status = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if status != 0 or self.sent_count != len(self.plan.planned):
+            raise SystemExit(f"the producer ended with status {status} after {self.sent_count} events")
+
+    async def _feed(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        for planned in self.plan.planned:
+            event = planned.event
+            line = {
+                "groupId": event.group_id,
+                "deduplicationId": event.deduplication_id,
+                "body": event.body,
+                "attributes": dict(event.attributes),
+            }
+            process.stdin.write(json.dumps(line).encode() + b"\n")
+            await process.stdin.drain()
+        process.stdin.close()
+
+    async def _take_answers(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            answer = json.loads(line)
+            self._note(self.plan.planned[answer["number"]], answer["messageId"])
+
+    # Trouble
+
+    async def restart_shard(self) -> None:
+        """Kill the Postgres server with most of it with -9 in the middle, and have the stack start it again."""
+        await self._applied_share(0.3)
+        counts = {url: await order_count([url], self.plan) for url in urls_of(self.env())}
+        url = max(counts, key=lambda url: counts[url])
+        pids = postgres_pids(urlsplit(url).port)
+        if not pids:
+            raise SystemExit(
+                f"expected a Postgres server with port {urlsplit(url).port} on its command line, found none"
+            )
+        self._console.print(f"kill -9 of the Postgres server on port {urlsplit(url).port} for {DOWN_S:g} s")
+        stack = stack_of(pids)
+        send_signal(pids, signal.SIGKILL)
+        await asyncio.sleep(DOWN_S)
+        send_signal({stack}, signal.SIGUSR1)
+
+        async def answers() -> bool:
+            return bool(await order_count([url], self.plan))
+
+        await until(answers, within_s=IDLE_S)
+        now = await order_count([url], self.plan)
+        self._console.print(f"it is back; it had {counts[url]} events at the kill and has {now} now")
+
+    async def replace_replicas(self, workers: list[WorkerProcess]) -> None:
+        """Replace one replica after the other, as a rolling update does."""
+        await self._applied_share(ROLLING_FROM)
+        for number, worker in enumerate(workers, start=1):
+            began = asyncio.get_running_loop().time()
+            await worker.stop(within_s=STOP_WITHIN_S)
+            stopped_s = asyncio.get_running_loop().time() - began
+            worker.start()
+            await worker.wait_ready()
+            self._console.print(f"replica {number} ended after {stopped_s:.1f} s, and its successor is ready")
+
+    async def _applied_share(self, share: float) -> None:
+        async def reached() -> bool:
+            await asyncio.sleep(POLL_S)
+            return await order_count(urls_of(self.env()), self.plan) >= share * len(self.plan.steps)
+
+        await until(reached, within_s=float("inf"))
+
+    # The end
+
+    async def wait_until_done(self, box: LetterBox) -> bool:
+        """Wait until all events and all poison have left their trace and the queue is empty; false if they do not."""
+        loop = asyncio.get_running_loop()
+        poison = {message_id for message_id, planned in self.sent.items() if planned.reasons}
+        changed, last = loop.time(), (-1, -1, -1)
+        while True:
+            applied = await order_count(urls_of(self.env()), self.plan)
+            letters = len(poison & {letter.position[1] for letter in box.letters})
+            left = await self._left(self.queue_url)
+            now = (applied, letters, left)
+            if now == (len(self.plan.steps), len(poison), 0):
+                await asyncio.sleep(QUIET_S)  # for what should not come: one more dead letter
+                return True
+            if now != last:
+                changed, last = loop.time(), now
+            elif loop.time() - changed > IDLE_S:
+                return False
+            await asyncio.sleep(POLL_S)
+
+    async def _left(self, queue_url: str) -> int:
+        answer = await self._sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["All"])
+        names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+        return sum(int(answer["Attributes"][name]) for name in names)
+
+    async def leftovers(self) -> dict[str, int]:
+        """Return how many messages are in the order queue and in the queue of its redrive."""
+        answer = await self._sqs.get_queue_attributes(QueueUrl=self.queue_url, AttributeNames=["RedrivePolicy"])
+        target = json.loads(answer["Attributes"]["RedrivePolicy"])["deadLetterTargetArn"].rsplit(":", 1)[-1]
+        redrive_url = (await self._sqs.get_queue_url(QueueName=target))["QueueUrl"]
+        return {url.rsplit("/", 1)[-1]: await self._left(url) for url in (self.queue_url, redrive_url)}
+
+    def result(self, found: Found, leftovers: Mapping[str, int], replicas: int) -> dict[str, Any]:
+        """Return what came of it."""
+        differences = list(found.differences)
+        differences += [f"{count} messages are left in {name}" for name, count in leftovers.items() if count]
+        seconds = 0.0
+        if found.first_at is not None and found.last_at is not None:
+            seconds = (found.last_at - found.first_at).total_seconds()
+        return {
+            "events": self.sent_count,
+            "groups": self.plan.group_count,
+            "applied": len(self.plan.steps),
+            "poison": dict(Counter("/".join(sorted(one.reasons)) for one in self.plan.planned if one.reasons)),
+            "sentAgain": sum(one.step is None and not one.reasons for one in self.plan.planned),
+            "deadLettersTwice": found.repeated_letters,
+            "replicasStarted": replicas,
+            "secondsOfCommits": seconds,
+            "eventsPerSecond": len(self.plan.steps) / seconds if seconds else None,
+            "p50Seconds": percentile(found.latencies_s, 0.5),
+            "p99Seconds": percentile(found.latencies_s, 0.99),
+            "longestSeconds": percentile(found.latencies_s, 1.0),
+            "differences": differences,
+        }
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """Print the result for people."""
+    table = Table("what", "")
+    for name, value in result.items():
+        if name != "differences":
+            table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    console.print(table)
+    for difference in result["differences"]:
+        console.print(f"  {difference}", markup=False, soft_wrap=True)
+    good = not result["differences"]
+    console.print("all right: each once, in order in every group" if good else "not right", style="bold")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Order events through the whole worker: from a producer's messages to rows, dead letters and an empty queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from requires import ROOT, require
+from test_blackbox import running_stack
+
+from simplu_worker.local.checker import tenants_on, urls_of
+from simplu_worker.local.loopback import until
+from simplu_worker.local.producer import create_tenants, open_client
+from simplu_worker.local.stack import Stack
+from simplu_worker.local.worker_process import WorkerProcess, tail_of
+from simplu_worker.local.workload import Tenant
+
+in_rooms_loop = pytest.mark.asyncio(loop_scope="module")
+
+TENANTS = [Tenant(f"shop-{number}", "main", "gym") for number in range(4)]
+PATIENCE_S = 40.0
+ORDERS = Path(__file__).with_name("orders.py")
+BENCHMARK = ROOT / "benchmarks" / "orders.py"
+SQS_SDK = ROOT / ".tools" / "node_modules" / "@aws-sdk" / "client-sqs"
+RUN_S = 240.0
+BATCH = 10
+ORDERS_SQL = """
+SELECT id, "resourceId" AS order_id, data::text FROM resources WHERE "resourceName" = 'order' AND id = ANY ($1)
+"""
+LOG_SQL = "SELECT count(*) FROM operations WHERE resource_type = 'order' AND source = 'sqs' AND tenant_id = ANY ($1)"
+
+
+class Room:
+    """A stack, one worker, and what a test sends and finds."""
+
+    def __init__(self) -> None:
+        self.stack = Stack(shards=2, stream_shards=1, tenants_per_shard=2)
+        self._exit = AsyncExitStack()
+        self._sent = 0
+
+    async def __aenter__(self) -> Self:
+        await self._exit.enter_async_context(self.stack)
+        env = self.stack.env | {"KINESIS_STREAM_NAME": "", "TENANT_WAIT_SECONDS": "1"}
+        self.sqs = await self._exit.enter_async_context(open_client("sqs", env))
+        self.worker = WorkerProcess(self.stack.group, env)
+        self.worker.start()
+        await self.worker.wait_ready()
+        await create_tenants(self.sqs, env["SQS_SHARD_CREATION_QUEUE_URL"], TENANTS)
+        ids = {tenant.tenant_id for tenant in TENANTS}
+
+        async def are_there() -> bool:
+            return ids <= await tenants_on(urls_of(self.stack.env))
+
+        await self.until(are_there)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exit.aclose()
+
+    async def until(self, condition: Any) -> None:
+        """Wait until *condition* says yes; a failure shows the worker's log."""
+        if not await until(condition, within_s=PATIENCE_S):
+            pytest.fail(tail_of(self.worker.log_path))
+
+    async def send(self, queue: str, events: Iterable[tuple[Tenant, str, dict[str, Any] | str]]) -> None:
+        """Send events, each with its tenant and group, in their order."""
+        entries = []
+        for tenant, group, event in events:
+            self._sent += 1
+            attributes = {"BusinessId": tenant.business_id, "LocationId": tenant.location_id}
+            entries.append(
+                {
+                    "Id": str(self._sent),
+                    "MessageBody": event if isinstance(event, str) else json.dumps(event),
+                    "MessageGroupId": group,
+                    "MessageDeduplicationId": f"sent-{self._sent}",
+                    "MessageAttributes": {
+                        name: {"DataType": "String", "StringValue": text} for name, text in attributes.items()
+                    },
+                }
+            )
+        for first in range(0, len(entries), BATCH):
+            answer = await self.sqs.send_message_batch(
+                QueueUrl=self.stack.env[queue], Entries=entries[first : first + BATCH]
+            )
+            assert "Failed" not in answer
+
+    async def orders(self) -> dict[tuple[str, str], Any]:
+        """Return all orders by tenant and id."""
+        rows = [row for url in urls_of(self.stack.env) for row in await fetch(url, ORDERS_SQL)]
+        return {(row["id"], row["order_id"]): json.loads(row["data"]) for row in rows}
+
+    async def logged_count(self) -> int:
+        """Return how many order events are in the logs."""
+        return sum([int((await fetch(url, LOG_SQL))[0]["count"]) for url in urls_of(self.stack.env)])
+
+    async def is_empty(self, queue: str) -> bool:
+        """Tell whether a queue has nothing left."""
+        answer = await self.sqs.get_queue_attributes(QueueUrl=self.stack.env[queue], AttributeNames=["All"])
+        names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+        return all(answer["Attributes"][name] == "0" for name in names)
+
+    async def letters(self) -> list[dict[str, Any]]:
+        """Take all dead letters."""
+        url, letters = self.stack.env["SQS_DEAD_LETTER_QUEUE_URL"], []
+        while messages := (await self.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)).get("Messages"):
+            for message in messages:
+                letters.append(json.loads(message["Body"]))
+                await self.sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+        return letters
+
+
+async def fetch(url: str, query: str) -> list[Any]:
+    """Ask one shard."""
+    connection = await asyncpg.connect(url)
+    try:
+        return list(await connection.fetch(query, [tenant.tenant_id for tenant in TENANTS]))
+    finally:
+        await connection.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def room() -> AsyncIterator[Room]:
+    """Run one stack and one worker for this file."""
+    async with Room() as room:
+        yield room
+
+
+def life(tenant: Tenant, order_id: str, group: str, count: int) -> list[tuple[Tenant, str, dict[str, Any] | str]]:
+    """Return the events of an order that is made and then counted up."""
+    events = [{"type": "CREATE" if not n else "UPDATE", "orderId": order_id, "data": {"n": n}} for n in range(count)]
+    return [(tenant, group, event) for event in events]
+
+
+@in_rooms_loop
+async def test_orders_of_many_groups_are_applied_and_only_the_poison_is_a_dead_letter(room: Room) -> None:
+    """Order in each group, each once, groups in parallel, mixed with what is no order event."""
+    lives = [life(TENANTS[number % 4], f"order-{number}", f"group-{number}", 6) for number in range(50)]
+    events = [one for step in zip(*lives, strict=True) for one in step]
+    for place in range(30, 300, 100):
+        events.insert(place, (TENANTS[0], "group-0", '{"type":"UPDATE"}'))
+
+    await room.send("SQS_ORDER_EVENTS_QUEUE_URL", events)
+    await room.until(lambda: room.is_empty("SQS_ORDER_EVENTS_QUEUE_URL"))
+
+    assert await room.orders() == {(TENANTS[number % 4].tenant_id, f"order-{number}"): {"n": 5} for number in range(50)}
+    assert await room.logged_count() == 300
+    letters = await room.letters()
+    assert [letter["reason"] for letter in letters] == ["invalid_message"] * 3
+    assert {letter["source"]["groupId"] for letter in letters} == {"group-0"}
+    assert all(letter["requestId"].startswith("sent-") for letter in letters)
+
+
+@in_rooms_loop
+async def test_orders_of_the_priority_queue_are_applied_too(room: Room) -> None:
+    """Two queues, one worker: both are worked off."""
+    await room.send("SQS_ORDER_EVENTS_QUEUE_URL", life(TENANTS[1], "ordinary", "group-0", 4))
+    await room.send("SQS_PRIORITY_QUEUE_URL", life(TENANTS[1], "urgent", "group-0", 4))
+    for queue in ("SQS_ORDER_EVENTS_QUEUE_URL", "SQS_PRIORITY_QUEUE_URL"):
+        await room.until(lambda queue=queue: room.is_empty(queue))
+    orders = await room.orders()
+    assert [orders[TENANTS[1].tenant_id, order_id] for order_id in ("ordinary", "urgent")] == [{"n": 3}] * 2
+
+
+@in_rooms_loop
+async def test_orders_wait_for_their_shard_and_others_do_not(room: Room) -> None:
+    """One Postgres shard is killed under load and started again: nothing is lost, nothing is a dead letter."""
+    servers = list(room.stack.servers.values())
+    homes = [await tenants_on([server.url]) for server in servers]
+    (away, there) = ([tenant for tenant in TENANTS if tenant.tenant_id in home] for home in homes)
+    await servers[0].kill()
+    lives = [life(tenant, "restart", f"restart-{tenant.business_id}", 5) for tenant in TENANTS]
+    await room.send("SQS_ORDER_EVENTS_QUEUE_URL", [one for step in zip(*lives, strict=True) for one in step])
+
+    async def others_are_done() -> bool:
+        query = f"""{ORDERS_SQL} AND "resourceId" = 'restart' AND data = '{{"n": 4}}'"""
+        return len(await fetch(servers[1].url, query)) == len(there)
+
+    await room.until(others_are_done)
+    await servers[0].start()
+    await room.until(lambda: room.is_empty("SQS_ORDER_EVENTS_QUEUE_URL"))
+
+    orders = await room.orders()
+    assert [orders[tenant.tenant_id, "restart"] for tenant in (*away, *there)] == [{"n": 4}] * 4
+    assert await room.letters() == []
+
+
+@in_rooms_loop
+async def test_worker_ends_within_the_grace_time_with_orders_on_their_way(room: Room) -> None:
+    """SIGTERM under load: exit status 0, and what was not applied is applied by the next worker."""
+    before = await room.logged_count()
+    lives = [life(TENANTS[number % 4], f"stop-{number}", f"stop-{number}", 5) for number in range(100)]
+    events = [one for step in zip(*lives, strict=True) for one in step]
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(room.send("SQS_ORDER_EVENTS_QUEUE_URL", events))
+        await asyncio.sleep(0.2)
+        await room.worker.stop(within_s=20)
+    room.worker.start()
+    await room.worker.wait_ready()
+    await room.until(lambda: room.is_empty("SQS_ORDER_EVENTS_QUEUE_URL"))
+    assert await room.logged_count() == before + 500
+    orders = await room.orders()
+    assert {str(orders[TENANTS[number % 4].tenant_id, f"stop-{number}"]) for number in range(100)} == {"{'n': 4}"}
+
+
+# The program that shows it, on a small scale.
+
+
+def run_program(program: Path, *arguments: str) -> None:
+    """Run a program; a failure shows what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(program), *arguments], capture_output=True, text=True, check=False, timeout=RUN_S
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
+
+
+@pytest.mark.slow
+def test_orders_of_a_javascript_producer_are_applied_once_and_in_order_when_a_shard_is_restarted(
+    tmp_path: Path,
+) -> None:
+    """Each group's events, sent with the AWS SDK for JavaScript, once and in order; only the poison is a letter."""
+    node = shutil.which("node")
+    how = "install node, copy requirements/npm to .tools, and npm ci --prefix .tools"
+    require("@aws-sdk/client-sqs", found=node is not None and SQS_SDK.is_dir(), how=how)
+    with running_stack(tmp_path / "stack.env"):
+        small = ("--events", "3000", "--groups", "150", "--rate", "300", "--start-worker", "--restart-shard")
+        run_program(ORDERS, "--env-file", str(tmp_path / "stack.env"), *small)
+
+
+@pytest.mark.slow
+def test_orders_leave_no_dead_letter_when_all_replicas_are_replaced_under_load(tmp_path: Path) -> None:
+    """With a maxReceiveCount of 2 neither we nor the queue's redrive makes one."""
+    with running_stack(tmp_path / "stack.env"):
+        small = ("--events", "4000", "--groups", "200", "--rate", "80", "--rolling-restart", "--sender", "python")
+        run_program(ORDERS, "--env-file", str(tmp_path / "stack.env"), *small)
+
+
+@pytest.mark.slow
+def test_orders_are_worked_off_faster_than_by_a_naive_loop() -> None:
+    """Many at a time, not one: the factor of ten is for the benchmark on a quiet machine."""
+    run_program(BENCHMARK, "--events", "3000", "--naive-events", "300", "--runs", "1", "--least-ratio", "3")
