@@ -227,7 +227,7 @@ async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
             await put(stack, "in-frost")
             await asyncio.sleep(0.7)  # so that its batch is on its way
             worker.send_signal(signal.SIGTERM)
-            assert await ended(worker, within_s=6) == 0, tail_of(worker.log_path)
+            assert await ended(worker, within_s=8) == 0, tail_of(worker.log_path)
         finally:
             for server in stack.servers.values():
                 server.resume()
