@@ -21,8 +21,9 @@ from simplu_worker.consumers.kinesis.lanes import Entry, Lane
 from simplu_worker.consumers.kinesis.positions import lowest
 from simplu_worker.consumers.kinesis.prefetch import Account
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.waiting import WaitingRoom, is_overdue
+from simplu_worker.consumers.kinesis.waiting import WaitingRoom
 from simplu_worker.consumers.letters import DeadLetter
+from simplu_worker.consumers.unknown_tenants import is_overdue
 from simplu_worker.shards.router import Router
 
 TENANTS_REMEMBERED: Final = 10_000

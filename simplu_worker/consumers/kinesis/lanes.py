@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Final, Protocol, assert_never
@@ -21,6 +21,7 @@ from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.backoff import backoff_s
 from simplu_worker.consumers.kinesis.positions import Mark
 from simplu_worker.consumers.letters import DeadLetter
+from simplu_worker.consumers.outcomes import count_outcomes
 from simplu_worker.consumers.owed import Owed
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import TryAgainLaterError
@@ -283,23 +284,3 @@ class Lane:
         if taken:
             self._queue = deque(entry for entry in self._queue if entry.operation.tenant_id != tenant_id)
         return taken
-
-
-def count_outcomes(operations: Sequence[Operation], outcomes: Sequence[Outcome], *, now: datetime) -> None:
-    """Count a batch that was committed, and how long after its arrival that was."""
-    counts: Counter[tuple[str, str, str]] = Counter()
-    latencies: list[float] = []
-    for operation, outcome in zip(operations, outcomes, strict=True):
-        match outcome.disposition:
-            case Disposition.HOLD | Disposition.UNEXPECTED:
-                continue
-            case Disposition.APPLIED:
-                result = outcome.failure or "succeeded"
-                latencies.append((now - operation.origin.arrived_at).total_seconds())
-            case Disposition.DUPLICATE | Disposition.DEAD_LETTER:
-                result = outcome.disposition
-        counts[operation.origin.source, operation.kind, result] += 1
-    for (source, kind, result), count in counts.items():
-        instruments.OPERATIONS.labels(source, kind, result).inc(count)
-    if latencies:
-        instruments.OPERATION_LATENCY.observe_many(operations[0].origin.source, latencies)

@@ -24,6 +24,7 @@ from simplu_worker.consumers.kinesis.holds import Reason
 from simplu_worker.consumers.kinesis.lanes import Entry
 from simplu_worker.consumers.letters import DeadLetter
 from simplu_worker.consumers.pauses import pause
+from simplu_worker.consumers.unknown_tenants import is_overdue, unknown_tenant_error
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.shards.directory import Absence
@@ -41,7 +42,6 @@ REST_MAX_S: Final = 0.25
 RETRY_BASE_S: Final = 0.25
 RETRY_MAX_S: Final = 5.0
 ASKS_PER_S: Final = 25.0  # for tenants that are held, however many they are
-UNKNOWN_TENANT_MARGIN: Final = timedelta(seconds=60)  # architecture, idea 7: clock skew and a slow registration
 
 log = structlog.get_logger(__name__)
 
@@ -59,11 +59,6 @@ class WaitingTenant(msgspec.Struct):
     error: str | None = "no answer yet"
     failure_count: int = 0
     turn: int | None = None
-
-
-def is_overdue(arrived_at: datetime, *, now: datetime, tenant_wait: timedelta) -> bool:
-    """Whether an operation is a dead letter, had its tenant been found unregistered at *now* (idea 7)."""
-    return arrived_at + tenant_wait + UNKNOWN_TENANT_MARGIN <= now
 
 
 class Host(Protocol):
@@ -299,8 +294,7 @@ class WaitingRoom:
         ]
         if not entries:
             return
-        waited_s = (self._tenant_wait + UNKNOWN_TENANT_MARGIN).total_seconds()
-        error = f"its tenant was not registered within {waited_s:g} s; register it and replay this letter"
+        error = unknown_tenant_error(self._tenant_wait)
         failed_at = self._utc()
         reason = DeadLetterReason.UNKNOWN_TENANT
         tenant.waiting_since = float("inf")  # not to be held meanwhile: what waits is being passed over

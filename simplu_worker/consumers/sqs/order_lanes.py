@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
-from simplu_worker.consumers.kinesis.lanes import count_outcomes
+from simplu_worker.consumers.outcomes import count_outcomes
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.router import Router

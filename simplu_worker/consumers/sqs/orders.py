@@ -23,7 +23,6 @@ import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.backoff import backoff_s
-from simplu_worker.consumers.kinesis.waiting import UNKNOWN_TENANT_MARGIN, is_overdue
 from simplu_worker.consumers.sqs.order_lanes import Answer, Crash, OrderLane
 from simplu_worker.consumers.sqs.order_messages import decode_order
 from simplu_worker.consumers.sqs.queue import Message, Queue
@@ -38,6 +37,7 @@ from simplu_worker.consumers.sqs.verdicts import (
     after_trouble,
     after_unexpected,
 )
+from simplu_worker.consumers.unknown_tenants import UNKNOWN_TENANT_MARGIN, is_overdue, unknown_tenant_error
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.operations.operation import (
@@ -363,8 +363,7 @@ class OrderHandler:
         """Let it come again until it is overdue, which only a "not registered" that was asked for later decides."""
         message = slot.message
         if is_overdue(message.sent_at, now=asked_at, tenant_wait=self._tenant_wait):
-            waited_s = (self._tenant_wait + UNKNOWN_TENANT_MARGIN).total_seconds()
-            error = f"its tenant was not registered within {waited_s:g} s; register it and replay this letter"
+            error = unknown_tenant_error(self._tenant_wait)
             slot.verdict = _bury(operation, DeadLetterReason.UNKNOWN_TENANT, error)
             return
         rest_s = (message.sent_at + self._tenant_wait + UNKNOWN_TENANT_MARGIN - asked_at).total_seconds()
