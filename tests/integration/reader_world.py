@@ -17,7 +17,7 @@ from shard_databases import QUICK, ShardMaker
 from simplu_worker.clock import UtcClock, utc_now
 from simplu_worker.consumers.aws import Client
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
-from simplu_worker.consumers.kinesis.leases import HashRange
+from simplu_worker.consumers.kinesis.leases import Ahead, HashRange
 from simplu_worker.consumers.kinesis.positions import Position
 from simplu_worker.consumers.kinesis.prefetch import Prefetch
 from simplu_worker.consumers.kinesis.reader import ReadingRules, StreamShardReader
@@ -105,6 +105,7 @@ class World:
         prefetch: Prefetch | None = None,
         hash_range: HashRange | None = None,
         owed_by_parents: TenantSet | None = None,
+        ahead: Ahead | None = None,
         is_end: Callable[[tuple[ChildShard, ...]], Awaitable[bool]] | None = None,
         utc: UtcClock = utc_now,
     ) -> AsyncIterator[StreamShardReader]:
@@ -116,6 +117,7 @@ class World:
             done=done,
             hash_range=hash_range,
             owed_by_parents=owed_by_parents,
+            ahead=ahead,
             router=self.router,
             dead_letters=DeadLetterQueue(self.sqs, queue_url or self.queue_url, draw=lambda: 0.0),
             rules=rules,

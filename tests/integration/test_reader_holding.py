@@ -27,7 +27,7 @@ from shard_databases import QUICK, ShardMaker, copy_shard
 
 from simplu_worker.clock import utc_now
 from simplu_worker.consumers.kinesis import dispatcher, holds, waiting
-from simplu_worker.consumers.kinesis.leases import HashRange
+from simplu_worker.consumers.kinesis.leases import Ahead, HashRange
 from simplu_worker.consumers.kinesis.positions import Position
 from simplu_worker.consumers.kinesis.prefetch import Prefetch
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
@@ -298,6 +298,24 @@ async def test_child_holds_what_its_parents_owe_until_they_owe_it_no_more(
 
     for tenant in tenants:
         assert await outcomes(shard, tenant) == ["succeeded"] * 9
+
+
+async def test_reader_begins_where_its_predecessor_was_and_catches_up_what_that_held(world: World) -> None:
+    """Where it was is said again from the first renewal on: the next successor, soon after, needs it as much."""
+    await world.provision("a-x", "shard-1")
+    await world.provision("p-x", "shard-1")
+    shard = await world.shard("shard-1")
+    numbers = await world.put(*chain("p-x", 3))
+    ahead = Ahead(Position.of(numbers[-1]), frozenset({"tenant:p-x"}))
+
+    async with world.reading(ahead=ahead) as reader:
+        assert (reader.ahead, reader.checkpoint) == (ahead, None)
+        numbers = await world.put(*mixed(chain("a-x", 3), chain("p-x", 3, first=3)))
+        await reaches(reader, numbers[-1])
+        assert reader.ahead is None
+
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 3
+    assert await outcomes(shard, "p-x") == ["succeeded"] * 6
 
 
 async def test_next_reader_goes_on_with_what_was_held_when_the_first_stops(

@@ -269,7 +269,9 @@ class StreamShardReader:
             return None
         floor = self._dispatcher.holds.floor(main)
         oldest = min(hold.arrived_at for hold in holds) if floor is None else floor.arrived_at
-        if (main.arrived_at - oldest).total_seconds() < self._rules.ahead_from_s:
+        # How old a predecessor's holds are is not known; it found them worth noting.
+        is_taken_over = any(hold.target is Target.PREDECESSOR for hold in holds)
+        if not is_taken_over and (main.arrived_at - oldest).total_seconds() < self._rules.ahead_from_s:
             return None
         tenants = self._dispatcher.holds.tenants()
         for entry in self._dispatcher.entries():
