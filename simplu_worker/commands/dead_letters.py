@@ -237,12 +237,14 @@ def _record_members(letter: DeadLetter) -> dict[str, Any]:
 
 def _print_rows(rows: Sequence[Mapping[str, Any]], *, with_record: bool) -> None:
     columns = ["failed", "reason", "source", "position", "tenant", "request id", "bytes", "error"]
-    print_table([*columns, "record"] if with_record else columns, (list(_cells(row, with_record)) for row in rows))
+    print_table(
+        [*columns, "record"] if with_record else columns, (list(_cells(row, with_record=with_record)) for row in rows)
+    )
     counts = Counter(row["reason"] for row in rows)
     print_note(", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no dead letters")
 
 
-def _cells(row: Mapping[str, Any], with_record: bool) -> Iterator[object]:  # noqa: FBT001
+def _cells(row: Mapping[str, Any], *, with_record: bool) -> Iterator[object]:
     position = row.get("streamShard"), row["sequenceNumber"], row["sourceMessageId"]
     yield row["failedAt"].isoformat(timespec="seconds")
     yield row["reason"]
