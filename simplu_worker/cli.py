@@ -36,6 +36,9 @@ tenants = App(name="tenants", help="Look at tenants, and make them.")
 app.command(operations)
 app.command(tenants)
 
+shards = App(name="shards", help="Look at Postgres shards.")
+app.command(shards)
+
 dead_letters = App(name="dead-letters", help="Look at dead letters, and send them again.")
 app.command(dead_letters)
 
@@ -238,6 +241,14 @@ def provision_tenant(
     return _command(
         lambda settings: provision_tenant(settings, business, location, business_type, as_json=as_json), env_file
     )
+
+
+@shards.command(name="list")
+def list_shards(*, env_file: EnvFile = None, as_json: AsJson = False) -> int:
+    """Print every known shard: how it fares, and how full it is."""
+    from simplu_worker.commands.shards import list_shards  # noqa: PLC0415
+
+    return _command(lambda settings: list_shards(settings, as_json=as_json), env_file)
 
 
 @Parameter(name="*")

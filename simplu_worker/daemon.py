@@ -35,28 +35,33 @@ from simplu_worker.consumers.sqs.priority import GiveWay
 from simplu_worker.consumers.sqs.queue import POLL_MARGIN_S, Queue
 from simplu_worker.consumers.sqs.receiver import POLL_WAIT_S, Handler, Limits, QueueReceiver
 from simplu_worker.consumers.sqs.redrive import RedriveRules
-from simplu_worker.errors import ConfigurationError, RefusedError, TryAgainLaterError, WorkerError
+from simplu_worker.errors import ConfigurationError, RefusedError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.metrics.http import open_http
 from simplu_worker.notify import SystemdNotifier
 from simplu_worker.settings import Settings
 from simplu_worker.shards.cache import Cache, CacheDesk, open_cache
 from simplu_worker.shards.citrus import Citrus, open_citrus
+from simplu_worker.shards.citrus_watch import CitrusWatch
 from simplu_worker.shards.deletion import TenantDeletion
 from simplu_worker.shards.destruction import Destroyer
-from simplu_worker.shards.directory import Directory, Locator, StaticMap
+from simplu_worker.shards.directory import Directory
+from simplu_worker.shards.health_book import HealthBook
 from simplu_worker.shards.invalidations import OnChange, ignore_changes
+from simplu_worker.shards.locator import Locator, StaticMap
 from simplu_worker.shards.pools import Pools
+from simplu_worker.shards.prober import Prober
 from simplu_worker.shards.provisioning import Provisioner
 from simplu_worker.shards.resource_changes import ResourceChanges
 from simplu_worker.shards.retention import LogRetention
+from simplu_worker.shards.route_refresh import RouteRefresh
 from simplu_worker.shards.router import Router
+from simplu_worker.shards.safe_commits import SafeCommits
 from simplu_worker.shards.shard_map import MappedShard, ShardMap, read_shard_map
 from simplu_worker.views import Replica, views_of
 
 KINESIS_READ_TIMEOUT_S: Final = 5.0
 HEARTBEAT_S: Final = 0.5
-PROBE_INTERVAL_S: Final = 5.0
 FLUSH_S: Final = 2.0  # at a stop, for what the cache is yet to be told
 DRAIN_SHARE: Final = 0.8  # of the grace time, for what is in flight; the rest is for giving leases and messages back
 QUEUE_LIMITS: Final = Limits(message_count=600, batch_count=200)  # fuller batches, fewer transactions
@@ -95,18 +100,21 @@ class Consumers:
 async def open_shards(settings: Settings, *, on_change: OnChange = ignore_changes) -> AsyncIterator[Shards]:
     """Open the way to the shards; no connection is made yet. *on_change* is told of resources that were changed."""
     async with AsyncExitStack() as stack:
-        pools = await stack.enter_async_context(Pools(size=settings.database_pool_size))
+        pools = await stack.enter_async_context(
+            Pools(size=settings.database_pool_size, max_connections=settings.database_max_connections)
+        )
         locator = await stack.enter_async_context(_open_locator(settings))
         directory = Directory(locator, pools)
         tenant_wait = timedelta(seconds=settings.tenant_wait_seconds)
+        commits = SafeCommits(pools)
         yield Shards(
             locator=locator,
             pools=pools,
             directory=directory,
-            router=Router(directory, locator, pools, tenant_wait=tenant_wait, on_change=on_change),
-            provisioner=Provisioner(locator, directory, pools, on_change=on_change),
-            destroyer=Destroyer(locator, directory, pools),
-            changes=ResourceChanges(directory, pools, on_change=on_change),
+            router=Router(directory, locator, pools, tenant_wait=tenant_wait, on_change=on_change, commits=commits),
+            provisioner=Provisioner(locator, directory, pools, on_change=on_change, commits=commits),
+            destroyer=Destroyer(locator, directory, pools, commits=commits),
+            changes=ResourceChanges(directory, pools, on_change=on_change, commits=commits),
         )
 
 
@@ -173,6 +181,7 @@ async def run_worker(settings: Settings) -> None:
         on_change = ignore_changes if cache is None else cache.changed
         shards = await stack.enter_async_context(open_shards(settings, on_change=on_change))
         consumers = await _open_consumers(stack, settings, shards, replica.name, cache)
+        health = HealthBook()
         replica.start(
             shards.router,
             shards.pools,
@@ -183,6 +192,7 @@ async def run_worker(settings: Settings) -> None:
             orders=consumers.orders,
             cache=cache,
             cache_desk=cache_desk,
+            health=health,
         )
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
         async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as tasks:
@@ -190,9 +200,12 @@ async def run_worker(settings: Settings) -> None:
                 tasks.create_task(_heartbeat(notifier, replica), name="heartbeat"),
                 tasks.create_task(_retention(settings, shards, consumers).run(), name="retention"),
                 tasks.create_task(_deletion(settings, shards, on_change).run(), name="deletion"),
-                tasks.create_task(_probe(shards), name="probe"),
+                tasks.create_task(Prober(shards.pools, health).run(), name="prober"),
+                tasks.create_task(RouteRefresh(shards.directory, shards.locator, shards.pools).run(), name="routes"),
                 tasks.create_task(consumers.dead_letters.open(), name="dead-letters"),
             ]
+            if isinstance(shards.locator, Citrus):
+                around.append(tasks.create_task(CitrusWatch(shards.locator, health).run(), name="citrus"))
             if cache is not None:
                 around.append(tasks.create_task(cache.run(), name="cache"))
             async with asyncio.TaskGroup() as sources:
@@ -380,16 +393,6 @@ def reading_rules(settings: Settings) -> ReadingRules:
         tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
         drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
     )
-
-
-async def _probe(shards: Shards) -> None:
-    """Notice that a lost shard, or a Citrus that refused us, is back, also when nobody needs it just then."""
-    while True:
-        await asyncio.sleep(PROBE_INTERVAL_S)
-        await shards.pools.probe()
-        if isinstance(shards.locator, Citrus) and shards.locator.is_denied:
-            with contextlib.suppress(TryAgainLaterError, RefusedError):
-                await shards.locator.shards()
 
 
 async def _heartbeat(notifier: SystemdNotifier, replica: Replica) -> None:

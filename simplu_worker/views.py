@@ -28,10 +28,25 @@ from simplu_worker.monitoring import Monitoring, WatchedQueue
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.cache import Cache, CacheDesk
 from simplu_worker.shards.citrus import Citrus
-from simplu_worker.shards.directory import Absence, Locator
-from simplu_worker.shards.pools import Pools
+from simplu_worker.shards.directory import Absence
+from simplu_worker.shards.health import Health, health_view
+from simplu_worker.shards.health_book import HealthBook
+from simplu_worker.shards.locator import Locator
+from simplu_worker.shards.pools import Pools, ShardPool
+from simplu_worker.shards.roll_call import Listed, RollCall
 from simplu_worker.shards.router import Router
 
+HEALTH_IN_SHORT: Final = (
+    "state",
+    "role",
+    "responseMs",
+    "tenantCount",
+    "usage",
+    "connectionsUsed",
+    "connectionsMax",
+    "replicationLagSeconds",
+    "odd",
+)
 FLEET_TURN_MAX_S: Final = 60.0  # a scan, a listing and their time-outs take half of it
 DRAIN_MARGIN_S: Final = 10.0  # past the grace time, at which the daemon cuts the drain: to cancel and to close
 
@@ -51,6 +66,8 @@ class Replica:
     pools: Pools | None = None
     locator: Locator | None = None
     fleet: Fleet | None = None
+    health: HealthBook = field(default_factory=HealthBook)
+    roll_call: RollCall | None = None
     monitoring: Monitoring = field(default_factory=Monitoring)
     _drain_seen_at: float | None = None
 
@@ -66,9 +83,12 @@ class Replica:
         orders: Mapping[str, OrderHandler] | None = None,
         cache: Cache | None = None,
         cache_desk: CacheDesk | None = None,
+        health: HealthBook | None = None,
     ) -> None:
         """Show these from now on; for *receivers* and what follows see `Monitoring`."""
         self.router, self.pools, self.locator, self.fleet = router, pools, locator, fleet
+        self.health = health or HealthBook()
+        self.roll_call = RollCall(locator, pools)
         self.monitoring = Monitoring(receivers, queues or {}, orders or {}, cache, cache_desk)
 
     def not_live(self) -> str | None:
@@ -118,10 +138,6 @@ class Replica:
         """Set the gauges that no single event sets."""
         if self.fleet is not None:
             self._refresh_stream_gauges(self.fleet)
-        for shard_id, pool in (self.pools.by_shard_id() if self.pools else {}).items():
-            counts = pool.counts()
-            instruments.SHARD_CONNECTIONS.labels(shard_id, "idle").set(counts["idle"])
-            instruments.SHARD_CONNECTIONS.labels(shard_id, "used").set(counts["open"] - counts["idle"])
 
     def _refresh_stream_gauges(self, fleet: Fleet) -> None:
         readers = fleet.readers()
@@ -181,16 +197,10 @@ class Replica:
         return [{"kind": "kinesis", "name": self.fleet.stream_name, "state": self.fleet.trouble or "reading"}, *queues]
 
     def _shards(self) -> list[dict[str, Any]]:
-        pools = self.pools.by_shard_id() if self.pools else {}
+        """Return the shards in use as last seen; nothing is asked."""
         return [
-            {
-                "shardId": shard_id,
-                "place": pool.address.place,
-                "healthy": pool.is_healthy,
-                "error": pool.last_error,
-                "connections": pool.counts(),
-            }
-            for shard_id, pool in sorted(pools.items())
+            _pool_view(pool) | _in_short(health_view(self.health.by_shard_id.get(shard_id, Health())))
+            for shard_id, pool in sorted((self.pools.by_shard_id() if self.pools else {}).items())
         ]
 
     def handler_status(self) -> dict[str, Any]:
@@ -245,27 +255,17 @@ class Replica:
         return 200, tenant_view(shard_id, row)
 
     async def shards(self) -> Answer:
-        """Answer `GET /shards`: every known shard with its health, as far as this replica has met it."""
-        if self.locator is None:
+        """Answer `GET /shards`: every known shard as it is now, all asked at once; those without answer are named."""
+        if self.roll_call is None:
             return 503, {"error": "starting"}
         try:
-            known = await self.locator.shards()
+            listed = await self.roll_call()
         except (TryAgainLaterError, RefusedError) as exc:
             return 503, {"error": str(exc)}
-        met = {shard["shardId"]: shard for shard in self._shards()}
-        return 200, {
-            "shards": [
-                {
-                    "shardId": shard.shard_id,
-                    "place": shard.place,
-                    "isActive": shard.is_active,
-                    "tenants": shard.tenant_count,
-                    "maxTenants": shard.tenant_max,
-                    **met.get(shard.shard_id, {}),
-                }
-                for shard in known
-            ]
-        }
+        pools = self.pools.by_shard_id() if self.pools else {}
+        silent = [shard.address.shard_id for shard in listed if shard.is_silent]
+        views = [shard_view(shard) | _pool_view(pools.get(shard.address.shard_id)) for shard in listed]
+        return 200, {"shards": views} | _named(silent)
 
 
 def views_of(replica: Replica) -> Views:
@@ -310,6 +310,35 @@ def tenant_view(shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
         "createdAt": row["created_at"],
         "resources": row.get("resource_count"),
         "operations": row.get("operation_count"),
+    }
+
+
+def shard_view(shard: Listed) -> dict[str, Any]:
+    """Return a known shard as JSON shows it."""
+    address = shard.address
+    return {
+        "shardId": address.shard_id,
+        "place": address.place,
+        "isActive": address.is_active,
+        "tenants": address.tenant_count,
+        "maxTenants": address.tenant_max,
+    } | health_view(shard.health)
+
+
+def _in_short(view: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a shard's health fits into a row of the status page; `/shards` has all of it."""
+    return {name: view[name] for name in HEALTH_IN_SHORT if name in view}
+
+
+def _pool_view(pool: ShardPool | None) -> dict[str, Any]:
+    if pool is None:
+        return {}
+    return {
+        "shardId": pool.address.shard_id,
+        "place": pool.address.place,
+        "healthy": pool.is_healthy,
+        "error": pool.last_error,
+        "connections": pool.counts(),
     }
 
 

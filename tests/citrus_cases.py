@@ -14,15 +14,18 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 from shard_cases import TENANT_WAIT
 
+from simplu_worker.clock import loop_time
 from simplu_worker.local.citrus import Citrus as LocalCitrus
 from simplu_worker.local.loopback import HOST, free_port
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.citrus import Citrus, open_citrus
 from simplu_worker.shards.destruction import Destroyer
-from simplu_worker.shards.directory import Directory, Locator
+from simplu_worker.shards.directory import Directory
+from simplu_worker.shards.locator import Locator
 from simplu_worker.shards.pools import Deadlines, Pools
 from simplu_worker.shards.provisioning import Provisioner
 from simplu_worker.shards.resource_changes import ResourceChanges
+from simplu_worker.shards.route_refresh import RouteRefresh
 from simplu_worker.shards.router import Router
 
 API_KEY = "key-of-citrus"
@@ -85,11 +88,17 @@ class ScriptedCitrus:
         self.requests: list[tuple[str, str]] = []  # method, path as it came
         self.bodies: list[Any] = []
         self.authorizations: set[str | None] = set()
+        self.cookies: set[str | None] = set()
         self.url = ""
 
     @contextlib.asynccontextmanager
     async def opened(
-        self, *, attempts: int = 1, timeout_s: float = 2.0, allowed_hosts: tuple[str, ...] = ()
+        self,
+        *,
+        attempts: int = 1,
+        timeout_s: float = 2.0,
+        allowed_hosts: tuple[str, ...] = (),
+        clock: Callable[[], float] = loop_time,
     ) -> AsyncIterator[Citrus]:
         """Serve on a free port, and yield the worker's client of it."""
         runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=0.1)
@@ -98,7 +107,12 @@ class ScriptedCitrus:
             await web.TCPSite(runner, HOST, 0).start()
             self.url = f"http://{HOST}:{runner.addresses[0][1]}"
             async with open_citrus(
-                self.url, api_key=API_KEY, timeout_s=timeout_s, attempts=attempts, allowed_hosts=allowed_hosts
+                self.url,
+                api_key=API_KEY,
+                timeout_s=timeout_s,
+                attempts=attempts,
+                allowed_hosts=allowed_hosts,
+                clock=clock,
             ) as client:
                 yield client
         finally:
@@ -111,6 +125,7 @@ class ScriptedCitrus:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self.requests.append((request.method, request.rel_url.raw_path))
         self.authorizations.add(request.headers.get("Authorization"))
+        self.cookies.add(request.headers.get("Cookie"))
         body = await request.read()
         self.bodies.append(json.loads(body) if body else None)
         answer = self.script.popleft() if len(self.script) > 1 else self.script[0]
@@ -129,6 +144,7 @@ class RoutedShards:
     destroyer: Destroyer
     changes: ResourceChanges
     router: Router
+    refresh: RouteRefresh
 
     def register(self, tenant: tuple[str, str], shard_id: str) -> None:
         """Register a tenant with Citrus, as somebody else would."""
@@ -137,9 +153,13 @@ class RoutedShards:
 
 @contextlib.asynccontextmanager
 async def routed_shards(
-    shards: Sequence[ShardAddress], *, tenants_per_shard: int = 100, deadlines: Deadlines | None = None
+    shards: Sequence[ShardAddress],
+    *,
+    tenants_per_shard: int = 100,
+    deadlines: Deadlines | None = None,
+    clock: Callable[[], float] = loop_time,
 ) -> AsyncIterator[RoutedShards]:
-    """Put a local Citrus in front of *shards*, which it fills in their order."""
+    """Put a local Citrus in front of *shards*, which it fills in their order; *clock* is that of routing."""
 
     async def make_shard() -> tuple[str, str]:
         raise AssertionError("all shards are full")
@@ -149,10 +169,10 @@ async def routed_shards(
         local.add_shard(shard.shard_id, shard.connection_string)
     async with (
         local.serve() as url,
-        open_citrus(url, api_key=API_KEY, timeout_s=5, attempts=2, allowed_hosts=()) as citrus,
+        open_citrus(url, api_key=API_KEY, timeout_s=5, attempts=2, allowed_hosts=(), clock=clock) as citrus,
         Pools(size=2, deadlines=deadlines or Deadlines()) as pools,
     ):
-        directory = Directory(citrus, pools)
+        directory = Directory(citrus, pools, clock=clock)
         yield RoutedShards(
             citrus=local,
             locator=citrus,
@@ -162,6 +182,7 @@ async def routed_shards(
             destroyer=Destroyer(citrus, directory, pools),
             changes=ResourceChanges(directory, pools),
             router=Router(directory, citrus, pools, tenant_wait=TENANT_WAIT),
+            refresh=RouteRefresh(directory, citrus, pools, clock=clock),
         )
 
 

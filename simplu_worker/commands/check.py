@@ -31,6 +31,7 @@ from simplu_worker.settings import Settings
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.cache import redis_commands
 from simplu_worker.shards.citrus import Citrus
+from simplu_worker.shards.health import TAKES_NO_OPERATIONS, Seen, judge
 from simplu_worker.shards.probe import probe_shard
 
 DEADLINE_S: Final = 10.0
@@ -282,6 +283,9 @@ class Examination:
         async def ask() -> Answer:
             probe = await probe_shard(shards.pools.pool(address))
             self.facts.skews_s[name] = probe.skew_s
+            for finding in judge(Seen(probe=probe)).findings:
+                if finding.problem in TAKES_NO_OPERATIONS:
+                    return Answer(f"shard {address.shard_id}: {finding}", Status.FAILED)
             if probe.schema_version is None:
                 self.facts.empty_shards.append(name)
                 return Answer(f"PostgreSQL {probe.server_version}, empty: made at first provisioning")

@@ -13,7 +13,7 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.settings import Settings
 from simplu_worker.shards.directory import Absence
 from simplu_worker.shards.provisioning import ProvisionRequest, ProvisionResult
-from simplu_worker.shards.router import Survey
+from simplu_worker.shards.survey import Survey
 from simplu_worker.views import tenant_view
 
 ID_MAX_LENGTH = 128  # contract §3

@@ -42,7 +42,27 @@ DEAD_LETTER_REASONS = (
     "too_large",
 )
 LEASE_STATES = ("owned", "other", "unowned", "ended")
-HELD_REASONS = ("unregistered", "shard_unavailable", "not_here", "inactive", "failing", "reshard", "taken_over")
+HELD_REASONS = (
+    "unregistered",
+    "shard_unavailable",
+    "not_here",
+    "inactive",
+    "failing",
+    "reshard",
+    "taken_over",
+    "refill",
+)
+SHARD_PROBLEM_KINDS = (
+    "no_answer",
+    "refused",
+    "read_only",
+    "slow",
+    "lagging",
+    "connections",
+    "usage",
+    "inactive",
+)
+CONNECTION_STATES = ("idle", "used", "waiting")
 STREAM_READERS = ("main", "catch_up")
 LEASE_TAKES = ("free", "expired", "stolen")
 SQS_OUTCOMES = ("deleted", "retried", "dead_letter", "given_back", "lease_lost", "stale_receipt", "not_deleted")
@@ -226,10 +246,38 @@ SHARD_RESPONSE = Histogram(
     buckets=SHARD_BUCKETS_S,
 )
 SHARD_ERRORS = Counter("simplu_shard_errors_total", "Errors of a Postgres shard.", ["shard_id", "kind"])
+SHARD_REFILLS = Counter(
+    "simplu_shard_refills_total",
+    "Times a stream shard was read again for a Postgres shard whose row was behind, or that had none.",
+    ["shard_id"],
+)
 SHARD_CONNECTIONS = Gauge("simplu_shard_connections", "Connections to a Postgres shard.", ["shard_id", "state"])
 SHARD_HEALTHY = Gauge("simplu_shard_healthy", "1 while a Postgres shard takes operations, else 0.", ["shard_id"])
 SHARD_USAGE = Gauge("simplu_shard_usage_ratio", "Tenants of a Postgres shard over its room for tenants.", ["shard_id"])
 SHARD_TENANTS = Gauge("simplu_shard_tenants", "Tenants that live on a Postgres shard.", ["shard_id"])
+SHARD_CONNECTIONS_RATIO = Gauge(
+    "simplu_shard_connections_ratio",
+    "Connections of all clients to a shard's server over the most there may be, by the nearest limit.",
+    ["shard_id"],
+)
+SHARD_REPLICATION_LAG = Gauge(
+    "simplu_shard_replication_lag_seconds",
+    "How far the standby furthest behind is behind, or the shard itself where it is one; only where that can be seen.",
+    ["shard_id"],
+)
+SHARD_PROBLEMS = Gauge("simplu_shard_problems", "Postgres shards with something amiss, as last seen.", ["problem"])
+
+SHARD_COMMIT_SAFETY = Gauge(
+    "simplu_shard_commit_safety",
+    "1 for how safe a Postgres shard's commits are when messages are deleted for them, as last seen; else 0.",
+    ["shard_id", "safety"],
+)
+SHARD_COMMIT_WAIT = Histogram(
+    "simplu_shard_commit_wait_seconds",
+    "Time after a commit until it was as safe as its Postgres shard can make it; only of what comes from queues.",
+    ["shard_id"],
+    buckets=SHARD_BUCKETS_S,
+)
 
 CITRUS_REQUEST = Histogram(
     "simplu_citrus_request_seconds",
@@ -299,6 +347,33 @@ def remove_stream_shard(stream_shard_id: str) -> None:
         gauge.remove(stream_shard_id)
 
 
+def remove_shard(shard_id: str) -> None:
+    """Drop every series of a Postgres shard that is known no more; idempotent."""
+    remove_looks_at_shard(shard_id)
+    for gauge in (SHARD_USAGE, SHARD_TENANTS):
+        gauge.remove(shard_id)
+
+
+def remove_looks_at_shard(shard_id: str) -> None:
+    """Drop the series of a Postgres shard that come from its being used and looked at; idempotent."""
+    for metric in (SHARD_RESPONSE, SHARD_HEALTHY, SHARD_CONNECTIONS_RATIO, SHARD_REPLICATION_LAG):
+        metric.remove(shard_id)
+    for state in CONNECTION_STATES:
+        SHARD_CONNECTIONS.remove(shard_id, state)
+    SHARD_ERRORS.remove_by_labels({"shard_id": shard_id})
+    SHARD_REFILLS.remove_by_labels({"shard_id": shard_id})
+    SHARD_COMMIT_SAFETY.remove_by_labels({"shard_id": shard_id})
+    SHARD_COMMIT_WAIT.remove_by_labels({"shard_id": shard_id})
+
+
+def set_or_remove(gauge: Gauge, label: str, value: float | None) -> None:
+    """Set a gauge of one label; drop its series where there is no value, so that nothing stale stays."""
+    if value is None:
+        gauge.remove(label)
+    else:
+        gauge.labels(label).set(value)
+
+
 def _start_at_zero(metric: Counter | Gauge | Histogram, *label_values: Iterable[str]) -> None:
     for labels in product(*label_values):
         metric.labels(*labels)
@@ -308,6 +383,7 @@ _start_at_zero(OPERATIONS, SOURCES, OPERATION_KINDS, OPERATION_OUTCOMES)
 _start_at_zero(DEAD_LETTERS, DEAD_LETTER_REASONS)
 _start_at_zero(HELD_TARGETS, HELD_REASONS)
 _start_at_zero(HELD_AGE, HELD_REASONS)
+_start_at_zero(SHARD_PROBLEMS, SHARD_PROBLEM_KINDS)
 _start_at_zero(KINESIS_READS, STREAM_READERS)
 _start_at_zero(KINESIS_READ_BYTES, STREAM_READERS)
 _start_at_zero(KINESIS_READ_RECORDS, STREAM_READERS)

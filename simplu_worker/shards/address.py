@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Self
+from typing import NamedTuple, Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import msgspec
@@ -19,11 +20,20 @@ EXPECTED = "expected postgresql://user:password@host:port/database"
 
 # Everything else in the query part would become a setting of the session (asyncpg passes it to the server), or lead
 # to another host than the one that was checked.
-ALLOWED_OPTIONS = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs", "application_name"})
+ALLOWED_OPTIONS = frozenset(
+    {"sslmode", "sslrootcert", "sslcert", "sslkey", "passfile", "target_session_attrs", "application_name"}
+)
 
 
 class AddressRefusedError(RefusedError):
     """Somebody names a shard whose address may not be used; the request itself is not at fault."""
+
+
+class Place(NamedTuple):
+    """A host and its port, as a connection string names them."""
+
+    host: str
+    port: int | None  # Postgres's own where none is given
 
 
 class ShardAddress(msgspec.Struct, frozen=True):
@@ -83,19 +93,26 @@ class ShardAddress(msgspec.Struct, frozen=True):
         for host in hosts:
             if allowed_hosts and not any(fnmatchcase(host, pattern.lower()) for pattern in allowed_hosts):
                 raise AddressRefusedError(f"{where}: host {host} is not in DATABASE_ALLOWED_HOSTS")
-        if unknown := sorted({name for name, _ in pairs} - ALLOWED_OPTIONS):
-            known = ", ".join(sorted(ALLOWED_OPTIONS))
-            raise AddressRefusedError(f"{where}: option {unknown[0]} is not allowed; known are {known}")
+        if complaint := _complaint_about(pairs):
+            raise AddressRefusedError(f"{where}: {complaint}")
         return self
 
 
 def hosts_of(connection_string: str) -> list[str]:
     """Return the hosts that a connection string names, in order, lower-case; `[""]` where it names none.
 
+    Raises as `places_of` does.
+    """
+    return [place.host.lower() for place in places_of(connection_string)]
+
+
+def places_of(connection_string: str) -> list[Place]:
+    """Return the hosts and ports that a connection string names, in order; a host is "" where it names none.
+
     Raises `ValueError` when it is no URL, or when one of the hosts or ports cannot be one.
     """
     netloc = urlsplit(connection_string).netloc.rpartition("@")[2]
-    hosts = []
+    places = []
     for part in netloc.split(","):
         if part.startswith("["):
             host, _, port = part[1:].partition("]")
@@ -105,10 +122,22 @@ def hosts_of(connection_string: str) -> list[str]:
         host = unquote(host)  # as asyncpg does: what is checked has to be what is connected to
         if _NOT_IN_HOSTS & set(host) or not (port.isascii() and 1 <= int(port or 1) <= PORT_MAX):
             raise ValueError(f"expected hosts with ports from 1 to {PORT_MAX}")
-        hosts.append(host.lower())
-    return hosts
+        places.append(Place(host, int(port) if port else None))
+    return places
 
 
 def _is_ambiguous(parts: SplitResult) -> bool:
     """Tell whether a character of the password, not percent-encoded, ended what is taken for the hosts too early."""
     return parts.netloc.count("@") > 1 or any("@" in part for part in (parts.path, parts.query, parts.fragment))
+
+
+def _complaint_about(options: Sequence[tuple[str, str]]) -> str | None:
+    if unknown := sorted({name for name, _ in options} - ALLOWED_OPTIONS):
+        return f"option {unknown[0]} is not allowed; known are {', '.join(sorted(ALLOWED_OPTIONS))}"
+    if not all(_is_plain_path(value) for name, value in options if name == "passfile"):
+        return "option passfile: expected the whole path of a file, from / on"
+    return None
+
+
+def _is_plain_path(value: str) -> bool:
+    return value.startswith("/") and value.isprintable() and ".." not in value.split("/")

@@ -17,8 +17,8 @@ import structlog
 
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.retention import rest_s
-from simplu_worker.shards.directory import Locator
 from simplu_worker.shards.invalidations import OnChange, ResourceKey, ignore_changes
+from simplu_worker.shards.locator import Locator
 from simplu_worker.shards.pools import LostRaceError, Pools, ShardPool, StatementFailedError
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.schema import SchemaState, check_schema

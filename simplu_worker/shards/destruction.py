@@ -17,10 +17,12 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.address import AddressRefusedError, ShardAddress
 from simplu_worker.shards.admission import TenantState
 from simplu_worker.shards.control_rules import ControlledTenant, Step, step_of_destruction, trouble_of
-from simplu_worker.shards.directory import Directory, Locator
+from simplu_worker.shards.directory import Directory
+from simplu_worker.shards.locator import Locator
 from simplu_worker.shards.pools import Pools, ShardUnavailableError
 from simplu_worker.shards.provisioning import ShardNotAllowedError
 from simplu_worker.shards.queries import QUERIES
+from simplu_worker.shards.safe_commits import SafeCommits, note_server
 from simplu_worker.shards.schema import SchemaState, check_schema
 
 log = structlog.get_logger(__name__)
@@ -45,13 +47,16 @@ RESULTS = {
 class Destroyer:
     """Marks tenants for the deletion of what they have."""
 
-    def __init__(self, locator: Locator, directory: Directory, pools: Pools) -> None:
+    def __init__(
+        self, locator: Locator, directory: Directory, pools: Pools, *, commits: SafeCommits | None = None
+    ) -> None:
         self._locator = locator
         self._directory = directory
         self._pools = pools
+        self._commits = commits or SafeCommits(pools)
 
     async def destroy(self, business_id: str, location_id: str, requested_at: datetime) -> DestructionResult:
-        """Destroy one tenant, where it lives now; idempotent.
+        """Destroy one tenant, where it lives now; idempotent. It then is as safe as its shard can make it.
 
         Raises `RefusedError` when another tenant has its id, and `TryAgainLaterError` while somebody who must be asked
         does not answer, or the tenant is being moved.
@@ -147,13 +152,15 @@ class Destroyer:
             row = await connection.fetchrow(QUERIES["lock_tenants_for_control"], [tenant_id])
             if row is None:
                 raise TryAgainLaterError("the tenant's row went away")
-            step = step_of_destruction(ControlledTenant.of(row), business_id, location_id, requested_at)
+            step = step_of_destruction(ControlledTenant.of(dict(row)), business_id, location_id, requested_at)
             if (trouble := trouble_of(step, tenant_id)) is not None:
                 raise trouble
             if step is Step.DESTROY:
                 await connection.execute(QUERIES["destroy_tenant"], tenant_id, text_of_time)
             elif step is Step.NOTE:
                 await connection.execute(QUERIES["note_control"], [tenant_id], [text_of_time])
+            server = await note_server(connection)
         if step is Step.DESTROY:
             log.info("tenant.destroying", business_id=business_id, location_id=location_id, shard_id=shard.shard_id)
+        await self._commits.of_transaction(shard.shard_id, server)
         return RESULTS[step]

@@ -1,73 +1,35 @@
 """Which shard a tenant lives on: asked of Citrus or the static map, confirmed by the shard itself, and remembered.
 
 What is remembered is never wrong in a way that matters: a shard whose `tenants` row does not say that the tenant lives
-there takes none of its operations, whatever is remembered here (architecture, idea 4).
+there takes none of its operations, whatever is remembered here (architecture, idea 4). So a route is served for as long
+as nobody says otherwise, however long Citrus is away; `RouteRefresh` asks anew for those in use.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Final
 
-import msgspec
 import structlog
 
+from simplu_worker.clock import loop_time
 from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
-from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.admission import TenantState
-from simplu_worker.shards.citrus import Registration
-from simplu_worker.shards.pools import Pools, ShardUnavailableError
-from simplu_worker.shards.queries import QUERIES
-from simplu_worker.shards.schema import SchemaState, check_schema
-from simplu_worker.shards.shard_map import ShardMap
+from simplu_worker.shards.homes import Home, Homes
+from simplu_worker.shards.locator import Locator
+from simplu_worker.shards.pools import Pools
+from simplu_worker.shards.repointing import Repointing
+from simplu_worker.shards.routes import Absences, Routes
 
-MOVES_MAX = 8  # forward pointers followed for one tenant
-ROUTES_MAX = 100_000
-ASKED_AT_ONCE = 16
+# The shard itself gives the outcome of their operations.
+ANSWERING: Final = frozenset({TenantState.ACTIVE, TenantState.DESTROYING, TenantState.DESTROYED})
+SWEEP_FRESH_S: Final = 5.0  # how long "none of the others has it" is believed
 
 log = structlog.get_logger(__name__)
-
-
-class Locator(Protocol):
-    """Who names the shard of a tenant: Citrus or a static map. Both raise `TryAgainLaterError` for no answer."""
-
-    async def locate(self, tenant_id: str) -> ShardAddress | None:
-        """Return the shard that is named for the tenant; None is a definite "not registered"."""
-
-    async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:
-        """Register a tenant, or learn where it was registered before."""
-
-    async def homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
-        """Return where each tenant may live or have lived."""
-
-    async def shards(self) -> list[ShardAddress]:
-        """Return every shard that is known."""
-
-
-class StaticMap:
-    """A map from a file or of one shard, as a locator: every tenant has its place, registered or not."""
-
-    def __init__(self, shard_map: ShardMap) -> None:
-        self._map = shard_map
-
-    async def locate(self, tenant_id: str) -> ShardAddress | None:
-        """Return the shard the tenant is pinned to or falls on."""
-        return self._map.place(tenant_id).address
-
-    async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:  # noqa: ARG002
-        """Return the shard the map names; there is nobody to tell, so nobody knows whether the tenant is new."""
-        return Registration(self._map.place(tenant_id_of(business_id, location_id)).address, is_new=False)
-
-    async def homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
-        """Return the pins and the shards that each key had for every smaller number of shards."""
-        return {tenant_id: [shard.address for shard in self._map.homes(tenant_id)] for tenant_id in tenant_ids}
-
-    async def shards(self) -> list[ShardAddress]:
-        """Return every shard of the map."""
-        return [shard.address for shard in self._map.shards]
 
 
 class Absence(StrEnum):
@@ -76,13 +38,6 @@ class Absence(StrEnum):
     UNREGISTERED = "unregistered"  # a definite, fresh "not registered"
     NOT_HERE = "not_here"  # registered, and no shard has its row yet
     INACTIVE = "inactive"  # its shard is marked inactive, or its row says that it is on the move
-
-
-class Home(msgspec.Struct, frozen=True):
-    """The shard that says a tenant is its own, and the row in which it says so."""
-
-    address: ShardAddress
-    tenant: dict[str, Any]
 
 
 class _Asking:
@@ -95,40 +50,66 @@ class _Asking:
         self.answer: ShardAddress | Absence | WorkerError | None = None  # of the last who began, and was not cancelled
 
 
+class _Sweep:
+    """Tenants that the shards named for them do not have, to be asked for on every other in one go."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, ShardAddress] = {}
+        self.homes: dict[str, Home | WorkerError | None] | None = None
+
+
 class Directory:
     """Tenant → shard, with a cache of what was confirmed."""
 
-    def __init__(self, locator: Locator, pools: Pools) -> None:
+    def __init__(
+        self,
+        locator: Locator,
+        pools: Pools,
+        *,
+        clock: Callable[[], float] = loop_time,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
         self._locator = locator
         self._pools = pools
-        self._routes: dict[str, ShardAddress] = {}
+        self._clock = clock
+        self._draw = draw
+        self._homes = Homes(locator, pools)
+        self.routes = Routes()
+        self.repointing = Repointing(locator.book, pools, clock=clock, draw=draw)
+        self._absences = Absences()
         self._asking: dict[str, _Asking] = {}
-        self._trials: set[str] = set()  # shards that did not answer and are being asked
+        self._sweep = _Sweep()
+        self._sweeping = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"Directory(routes={len(self._routes)}, asking={len(self._asking)})"
+        return f"Directory(routes={len(self.routes)}, asking={len(self._asking)})"
 
     def remembered(self, tenant_id: str) -> ShardAddress | None:
         """Return the shard that the tenant was last found on, without asking anybody."""
-        return self._routes.get(tenant_id)
+        shard_id = self.routes.remembered(tenant_id)
+        return None if shard_id is None else self._pools.by_shard_id()[shard_id].address
 
     def forget(self, tenant_id: str) -> None:
-        """Ask anew the next time; called when a shard says that the tenant is not there."""
-        self._routes.pop(tenant_id, None)
+        """Ask anew the next time; called when a shard says that the tenant is not there, and when it has just come."""
+        self.routes.doubt(tenant_id)
+        self._absences.drop(tenant_id)
 
-    async def find(self, tenant_id: str) -> ShardAddress | Absence:
+    async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> ShardAddress | Absence:
         """Return the shard that confirms the tenant as its own, or why there is none.
 
         Of many callers for one tenant at once one asks, and its answer is everybody's. But no "not registered" is
-        older than the call: an answer that was on its way before is not shared. Raises `TryAgainLaterError` when
-        somebody who must be asked does not answer, `RefusedError` when the address named may not be used.
+        older than the call: an answer that was on its way before is not shared; unless one will do that was asked for
+        up to *absence_max_age_s* before. Raises `TryAgainLaterError` when somebody who must be asked does not answer,
+        `RefusedError` when the address named may not be used.
         """
+        if absence_max_age_s and (why := self._absences.why(tenant_id, since=self._clock() - absence_max_age_s)):
+            return Absence(why)
         asking = self._asking.setdefault(tenant_id, _Asking())
         asking.callers += 1
         begun_before = asking.begun
         try:
             async with asking.turn:
-                if (known := self._routes.get(tenant_id)) is not None:
+                if (known := self.remembered(tenant_id)) is not None:
                     return known
                 answer = asking.answer if asking.begun > begun_before else None
                 if answer is None:
@@ -143,36 +124,103 @@ class Directory:
             raise answer
         return answer
 
-    async def _answer(self, tenant_id: str) -> ShardAddress | Absence | WorkerError:
+    async def refresh(self, tenant_id: str, shard_id: str) -> None:
+        """Ask anew for a tenant of *shard_id* that is served meanwhile, and stop that if its shard is another one now.
+
+        Raises as `find`.
+        """
+        named = await self._locator.locate(tenant_id)
+        is_same = named is not None and named.shard_id == shard_id
+        if (named is not None and not named.is_active) or not (is_same or await self._has(shard_id, tenant_id)):
+            self.forget(tenant_id)
+            return
+        if not is_same:
+            _log_conflict(named, shard_id)
+        self.routes.renew(tenant_id, shard_id, now=self._clock(), draw=self._draw())
+
+    async def _has(self, shard_id: str, tenant_id: str) -> bool:
+        """Whether a shard says that a tenant is its own, whoever names another. While it says nothing, it has."""
         try:
-            return await self._find(tenant_id)
+            row = (await self._homes.rows(self._pools.by_shard_id()[shard_id].address, [tenant_id])).get(tenant_id)
+        except TryAgainLaterError:
+            return True
+        return row is not None and row["state"] in ANSWERING
+
+    async def _answer(self, tenant_id: str) -> ShardAddress | Absence | WorkerError:
+        asked_at = self._clock()
+        try:
+            found = await self._find(tenant_id, asked_at)
         except (TryAgainLaterError, RefusedError) as exc:
             return exc
+        if isinstance(found, ShardAddress):
+            self._absences.drop(tenant_id)
+            self.routes.put(tenant_id, found.shard_id, now=self._clock(), draw=self._draw())
+        else:
+            self._absences.note(tenant_id, found, asked_at=asked_at, swept_at=self._absences.swept_at(tenant_id))
+        return found
 
-    async def _find(self, tenant_id: str) -> ShardAddress | Absence:
-        named = await self._locator.locate(tenant_id)
+    async def _find(self, tenant_id: str, asked_at: float) -> ShardAddress | Absence:
+        home: Home | None
+        try:
+            named = await self._locator.locate(tenant_id)
+        except TryAgainLaterError:
+            # The shard where it was last can say by itself that it still is, or where it went.
+            if (home := await self._last_home(tenant_id)) is None:
+                raise
+            return _place_of(home)
         if named is None:
-            return Absence.UNREGISTERED
-        if not named.is_active:
+            if (home := await self._last_home(tenant_id)) is None:
+                return Absence.UNREGISTERED
+        elif not named.is_active:
             return Absence.INACTIVE
-        home = await self.home(tenant_id, named)
+        else:
+            if not self.repointing.is_well(named.shard_id):
+                await self.repointing.follow(named.shard_id)
+                named = self._locator.book.known(named.shard_id) or named
+            if (home := await self._home_of(tenant_id, named, asked_at)) is None:
+                return Absence.NOT_HERE
+        if named is None or home.address.shard_id != named.shard_id:
+            _log_conflict(named, home.address.shard_id)
+        return _place_of(home)
+
+    async def _last_home(self, tenant_id: str) -> Home | None:
+        """Return the shard that has the row of a tenant which was found before, without asking who names shards."""
+        shard_id = self.routes.last_home(tenant_id)
+        if shard_id is None:
+            return None
+        address = self._pools.by_shard_id()[shard_id].address
+        row = (await self._homes.rows(address, [tenant_id])).get(tenant_id)
+        return None if row is None else await self._homes.followed(Home(address, row), tenant_id)
+
+    async def _home_of(self, tenant_id: str, named: ShardAddress, asked_at: float) -> Home | None:
+        """Return what `home` does; but that no other shard has the tenant is believed for seconds."""
+        row = (await self._homes.rows(named, [tenant_id])).get(tenant_id)
+        if row is not None:
+            return await self._homes.followed(Home(named, row), tenant_id)
+        if self._absences.swept_at(tenant_id) > asked_at - SWEEP_FRESH_S:
+            return None
+        swept_at = self._clock()
+        home = await self._swept(tenant_id, named)
         if home is None:
-            return Absence.NOT_HERE
-        if home.address.shard_id != named.shard_id:
-            log.warning("route.conflict", named_shard_id=named.shard_id, shard_id=home.address.shard_id)
-        if home.tenant["state"] not in {TenantState.ACTIVE, TenantState.DESTROYING, TenantState.DESTROYED}:
-            return Absence.INACTIVE
-        while len(self._routes) >= ROUTES_MAX:
-            del self._routes[next(iter(self._routes))]
-        self._routes[tenant_id] = home.address
-        return home.address
+            self._absences.note(tenant_id, Absence.NOT_HERE, asked_at=asked_at, swept_at=swept_at)
+        return home
+
+    async def _swept(self, tenant_id: str, named: ShardAddress) -> Home | None:
+        """Ask every shard for a tenant: one question to each for all that come while others are being asked for."""
+        sweep = self._sweep
+        sweep.named[tenant_id] = named
+        async with self._sweeping:
+            if sweep.homes is None:  # not by whoever had the turn before
+                if self._sweep is sweep:
+                    self._sweep = _Sweep()
+                sweep.homes = await self.homes(sweep.named)
+        home = sweep.homes[tenant_id]
+        if isinstance(home, WorkerError):
+            raise home
+        return home
 
     async def home(self, tenant_id: str, named: ShardAddress) -> Home | None:
-        """Return the shard that has the tenant's row: *named*, an earlier home, or the one it moved to from there.
-
-        None means that every shard where it may live or have lived was asked and has no row, or only a destroyed one
-        that is not on *named*. Raises `TryAgainLaterError` while one of them does not answer.
-        """
+        """Return the shard that has the tenant's row, as `homes` does. Raises `TryAgainLaterError` for no answer."""
         home = (await self.homes({tenant_id: named}))[tenant_id]
         if isinstance(home, WorkerError):
             raise home
@@ -181,89 +229,13 @@ class Directory:
     async def homes(
         self, named: Mapping[str, ShardAddress], *, new: Collection[str] = ()
     ) -> dict[str, Home | WorkerError | None]:
-        """Return for each tenant of *named* what `home` would return or raise; each shard is asked once for all.
-
-        For those of *new*, earlier homes that do not answer are passed over.
-        """
-        answers = await self._ask({tenant_id: [address] for tenant_id, address in named.items()})
-        missing = [tenant_id for tenant_id in named if not answers[tenant_id]]
-        try:
-            earlier = await self._locator.homes(missing) if missing else {}
-        except (TryAgainLaterError, RefusedError) as exc:
-            return {
-                tenant_id: exc if tenant_id in missing else await self._settled(tenant_id, answers[tenant_id])
-                for tenant_id in named
-            }
-        others = {
-            tenant_id: [shard for shard in shards if shard.shard_id != named[tenant_id].shard_id]
-            for tenant_id, shards in earlier.items()
-        }
-        for tenant_id, found in (await self._ask(others)).items():
-            answers[tenant_id] = [answer for answer in found if _counts(answer, is_new=tenant_id in new)]
-        return {tenant_id: await self._settled(tenant_id, answers[tenant_id]) for tenant_id in named}
-
-    async def _ask(self, places: Mapping[str, Sequence[ShardAddress]]) -> dict[str, list[Home | TryAgainLaterError]]:
-        """Ask for each tenant the shards where it may be, all at once; homes come first, "no row" is left out."""
-        found: dict[str, list[Home | TryAgainLaterError]] = {tenant_id: [] for tenant_id in places}
-        asked: dict[str, tuple[ShardAddress, list[str]]] = {}
-        for tenant_id, shards in places.items():
-            for shard in shards:
-                asked.setdefault(shard.shard_id, (shard, []))[1].append(tenant_id)
-        at_once = asyncio.Semaphore(ASKED_AT_ONCE)
-
-        async def ask(shard: ShardAddress, tenant_ids: Sequence[str]) -> None:
-            try:
-                async with at_once:
-                    rows = await self.tenant_rows(shard, tenant_ids)
-            except TryAgainLaterError as exc:
-                for tenant_id in tenant_ids:
-                    found[tenant_id].append(exc)
-            else:
-                for tenant_id, row in rows.items():
-                    found[tenant_id].insert(0, Home(shard, row))
-
-        async with asyncio.TaskGroup() as tasks:
-            for shard, tenant_ids in asked.values():
-                tasks.create_task(ask(shard, tenant_ids), name=f"home:{shard.shard_id}")
-        return found
-
-    async def tenant_rows(self, address: ShardAddress, tenant_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Return the tenants' rows on one shard, whatever their state, by id; without those it does not have."""
-        async with self._pools.pool(address).connection() as connection:
-            if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
-                return {}
-            rows = await connection.fetch(QUERIES["find_tenants"], tenant_ids)
-        return {row["id"]: dict(row) for row in rows}
-
-    async def _settled(self, tenant_id: str, found: Sequence[Home | TryAgainLaterError]) -> Home | WorkerError | None:
-        match found:
-            case [Home() as home, *_]:
-                try:
-                    return await self._followed(home, tenant_id)
-                except (TryAgainLaterError, RefusedError) as exc:
-                    return exc
-            case [TryAgainLaterError() as trouble, *_]:
-                return trouble
-            case _:
-                return None
-
-    async def _followed(self, home: Home, tenant_id: str) -> Home:
-        hops = 0
-        while home.tenant["state"] == TenantState.MOVED and hops < MOVES_MAX:
-            hops += 1
-            target = next(
-                (shard for shard in await self._locator.shards() if shard.shard_id == home.tenant["moved_to"]), None
-            )
-            row = (await self.tenant_rows(target, [tenant_id])).get(tenant_id) if target else None
-            if target is None or row is None:
-                raise ShardUnavailableError(
-                    f"a tenant moved from shard {home.address.shard_id} to {home.tenant['moved_to']}, "
-                    "which has no row of it"
-                )
-            home = Home(target, row)
-        return home
+        """Return what `Homes.of` does."""
+        return await self._homes.of(named, new=new)
 
 
-def _counts(answer: Home | TryAgainLaterError, *, is_new: bool) -> bool:
-    """Tell whether an answer about an earlier home says anything: a destroyed row does not."""
-    return answer.tenant["state"] != TenantState.DESTROYED if isinstance(answer, Home) else not is_new
+def _place_of(home: Home) -> ShardAddress | Absence:
+    return home.address if home.tenant["state"] in ANSWERING else Absence.INACTIVE
+
+
+def _log_conflict(named: ShardAddress | None, shard_id: str) -> None:
+    log.warning("route.conflict", named_shard_id=None if named is None else named.shard_id, shard_id=shard_id)

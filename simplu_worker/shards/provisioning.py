@@ -21,8 +21,10 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.address import AddressRefusedError, ShardAddress
 from simplu_worker.shards.citrus import Registration
 from simplu_worker.shards.control_rules import ControlledTenant, Step, step_of_creation, trouble_of
-from simplu_worker.shards.directory import Directory, Locator
+from simplu_worker.shards.directory import Directory
+from simplu_worker.shards.durability import Server
 from simplu_worker.shards.invalidations import OnChange, ResourceKey, ignore_changes
+from simplu_worker.shards.locator import Locator
 from simplu_worker.shards.pools import (
     Connection,
     InvalidDataError,
@@ -32,6 +34,7 @@ from simplu_worker.shards.pools import (
     StatementFailedError,
 )
 from simplu_worker.shards.queries import BUSINESS_TYPES, QUERIES
+from simplu_worker.shards.safe_commits import SafeCommits, note_server
 from simplu_worker.shards.schema import ensure_schema
 
 REGISTERED_AT_ONCE: Final = 16
@@ -83,15 +86,22 @@ class Provisioner:
     """Provisions tenants on the shards that the locator names."""
 
     def __init__(
-        self, locator: Locator, directory: Directory, pools: Pools, *, on_change: OnChange = ignore_changes
+        self,
+        locator: Locator,
+        directory: Directory,
+        pools: Pools,
+        *,
+        on_change: OnChange = ignore_changes,
+        commits: SafeCommits | None = None,
     ) -> None:
         self._locator = locator
         self._directory = directory
         self._pools = pools
         self._on_change = on_change
+        self._commits = commits or SafeCommits(pools)
 
     async def provision(self, request: ProvisionRequest) -> ProvisionResult:
-        """Make the tenant unless it is there.
+        """Make the tenant unless it is there; it then is as safe as its shard can make it.
 
         Raises `RefusedError` for what can never work (unknown business type, another tenant's id) and
         `TryAgainLaterError` while somebody who must be asked does not answer, or names a shard that may not be used.
@@ -170,7 +180,7 @@ class Provisioner:
             answers |= {request.tenant_id: exc for request in requests}
             return
         for start in range(0, len(requests), TRANSACTION_MAX_TENANTS):
-            made = await _made(pool, requests[start : start + TRANSACTION_MAX_TENANTS])
+            made, servers = await _made(pool, requests[start : start + TRANSACTION_MAX_TENANTS])
             for request in requests[start : start + TRANSACTION_MAX_TENANTS]:
                 self._directory.forget(request.tenant_id)
                 _note(request, shard, made[request.tenant_id])
@@ -180,7 +190,18 @@ class Provisioner:
                 for tenant_id, answer in made.items()
                 if answer in {ProvisionResult.PROVISIONED, ProvisionResult.EXISTED}
             )
-            answers |= made
+            answers |= await self._when_safe(shard.shard_id, made, servers)
+
+    async def _when_safe(
+        self, shard_id: str, made: Mapping[str, Answer], servers: Sequence[Server]
+    ) -> Mapping[str, Answer]:
+        """Return what *made* says once it is safe; until then each is to be asked for again, and will be found made."""
+        try:
+            for server in servers:
+                await self._commits.of_transaction(shard_id, server)
+        except TryAgainLaterError as exc:
+            return {tenant_id: answer if isinstance(answer, Exception) else exc for tenant_id, answer in made.items()}
+        return made
 
 
 def check_business_type(business_type: str) -> None:
@@ -190,18 +211,21 @@ def check_business_type(business_type: str) -> None:
         raise RefusedError(f"businessType: expected one of {known}, got {business_type[:64]!r}")
 
 
-async def _made(pool: ShardPool, requests: Sequence[ProvisionRequest]) -> dict[str, Answer]:
-    """Make tenants in one transaction, or in smaller ones when one of them makes it fail."""
+async def _made(pool: ShardPool, requests: Sequence[ProvisionRequest]) -> tuple[dict[str, Answer], list[Server]]:
+    """Make tenants in one transaction, or in smaller ones when one of them makes it fail; tell on which servers."""
     try:
         async with pool.transaction() as connection:
-            return await _make_tenants(connection, requests)
+            made = await _make_tenants(connection, requests)
+            server = await note_server(connection)
     except (StatementFailedError, InvalidDataError, LostRaceError) as exc:
         if len(requests) == 1:
-            return {requests[0].tenant_id: exc}
+            return {requests[0].tenant_id: exc}, []
         half = len(requests) // 2
-        return await _made(pool, requests[:half]) | await _made(pool, requests[half:])
+        (first, its_servers), (second, more) = await _made(pool, requests[:half]), await _made(pool, requests[half:])
+        return first | second, its_servers + more
     except Exception as exc:  # noqa: BLE001  # an answer like any other: nothing was made
-        return {request.tenant_id: exc for request in requests}
+        return {request.tenant_id: exc for request in requests}, []
+    return made, [server]
 
 
 async def _make_tenants(connection: Connection, requests: Sequence[ProvisionRequest]) -> dict[str, Answer]:

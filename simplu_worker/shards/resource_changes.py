@@ -22,6 +22,7 @@ from simplu_worker.shards.invalidations import OnChange, ResourceKey, ignore_cha
 from simplu_worker.shards.pools import Connection, InvalidDataError, Pools, ShardPool, ShardUnavailableError
 from simplu_worker.shards.provisioning import ShardNotAllowedError, check_business_type
 from simplu_worker.shards.queries import QUERIES
+from simplu_worker.shards.safe_commits import SafeCommits, note_server
 from simplu_worker.shards.schema import SchemaState, check_schema
 
 Change: TypeAlias = "Callable[[Connection], Awaitable[ChangeResult]]"
@@ -38,16 +39,24 @@ class ChangeResult(StrEnum):
 
 
 class ResourceChanges:
-    """Changes resources of tenants where they live. Every call is idempotent.
+    """Changes resources of tenants where they live; then that is as safe as a shard can make it. Idempotent.
 
     All raise `RefusedError` for what can never work, and `TryAgainLaterError` while somebody who must be asked does not
     answer, or the tenant is being moved.
     """
 
-    def __init__(self, directory: Directory, pools: Pools, *, on_change: OnChange = ignore_changes) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        pools: Pools,
+        *,
+        on_change: OnChange = ignore_changes,
+        commits: SafeCommits | None = None,
+    ) -> None:
         self._directory = directory
         self._pools = pools
         self._on_change = on_change
+        self._commits = commits or SafeCommits(pools)
 
     async def rename(
         self,
@@ -119,36 +128,40 @@ class ResourceChanges:
         self, business_id: str, location_id: str, change: Change, keys: Sequence[ResourceKey]
     ) -> ChangeResult:
         """Do *change* where the tenant lives; of what was done before, too, the cache learns: it may not know."""
-        result = await self._committed(business_id, location_id, change)
-        if result in {ChangeResult.APPLIED, ChangeResult.EXISTED}:
-            self._on_change(keys)
-        return result
-
-    async def _committed(self, business_id: str, location_id: str, change: Change) -> ChangeResult:
-        tenant_id = tenant_id_of(business_id, location_id)
-        pool = await self._pool_of(tenant_id)
+        pool = await self._pool_of(tenant_id_of(business_id, location_id))
         if pool is None:
             return ChangeResult.UNKNOWN_TENANT
         try:
             async with pool.transaction() as connection:
                 if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
                     raise ShardUnavailableError(f"shard {pool.address.shard_id}: its database is empty")
-                row = await connection.fetchrow(QUERIES["lock_tenants"], [tenant_id])
-                if row is None:
-                    self._directory.forget(tenant_id)
-                    raise TryAgainLaterError("the tenant does not live there any more")
-                if not is_theirs(row, business_id, location_id):
-                    raise taken(tenant_id)
-                match TenantState(row["state"]):
-                    case TenantState.ACTIVE:
-                        return await change(connection)
-                    case TenantState.DESTROYING | TenantState.DESTROYED:
-                        return ChangeResult.TENANT_DESTROYED
-                    case _:
-                        self._directory.forget(tenant_id)
-                        raise TryAgainLaterError("the tenant is being moved")
+                result = await self._changed(connection, business_id, location_id, change)
+                server = await note_server(connection)
         except InvalidDataError as exc:
             raise RefusedError(f"additionalData: expected what Postgres can store, got {exc}") from exc
+        if result in {ChangeResult.APPLIED, ChangeResult.EXISTED}:
+            self._on_change(keys)
+        await self._commits.of_transaction(pool.address.shard_id, server)
+        return result
+
+    async def _changed(
+        self, connection: Connection, business_id: str, location_id: str, change: Change
+    ) -> ChangeResult:
+        tenant_id = tenant_id_of(business_id, location_id)
+        row = await connection.fetchrow(QUERIES["lock_tenants"], [tenant_id])
+        if row is None:
+            self._directory.forget(tenant_id)
+            raise TryAgainLaterError("the tenant does not live there any more")
+        if not is_theirs(row, business_id, location_id):
+            raise taken(tenant_id)
+        match TenantState(row["state"]):
+            case TenantState.ACTIVE:
+                return await change(connection)
+            case TenantState.DESTROYING | TenantState.DESTROYED:
+                return ChangeResult.TENANT_DESTROYED
+            case _:
+                self._directory.forget(tenant_id)
+                raise TryAgainLaterError("the tenant is being moved")
 
     async def _pool_of(self, tenant_id: str) -> ShardPool | None:
         try:

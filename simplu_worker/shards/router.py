@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.directory import Absence, Directory, Locator
+from simplu_worker.shards.directory import Absence, Directory
 from simplu_worker.shards.invalidations import OnChange, ignore_changes, touched
+from simplu_worker.shards.locator import Locator
 from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.queries import QUERIES
-from simplu_worker.shards.schema import SchemaState, check_schema
+from simplu_worker.shards.safe_commits import SafeCommits
+from simplu_worker.shards.stream_positions import Claim, Standing
+from simplu_worker.shards.survey import Survey, survey_shards
 from simplu_worker.shards.writer import ShardWriter
-
-ANSWER_TIMEOUT_S = 5.0  # for one shard, when all are asked
 
 
 class LoggedOperation(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -37,13 +38,6 @@ class LoggedOperation(msgspec.Struct, frozen=True, rename="camel", omit_defaults
     result: msgspec.Raw | None = None
 
 
-class Survey(msgspec.Struct, frozen=True):
-    """What all shards answered to one question, and the ids of those that did not."""
-
-    rows: list[tuple[str, dict[str, Any]]]  # (shard id, row)
-    silent: list[str]
-
-
 class Router:
     """The one way from the consumers to the shards."""
 
@@ -55,12 +49,14 @@ class Router:
         *,
         tenant_wait: timedelta,
         on_change: OnChange = ignore_changes,
+        commits: SafeCommits | None = None,
     ) -> None:
         self._directory = directory
         self._locator = locator
         self._pools = pools
         self._tenant_wait = tenant_wait
         self._on_change = on_change
+        self._commits = commits or SafeCommits(pools)
         self._writers: dict[str, ShardWriter] = {}
 
     def remembered(self, tenant_id: str) -> str | None:
@@ -73,28 +69,39 @@ class Router:
         found = await self._directory.find(tenant_id)
         return found.shard_id if isinstance(found, ShardAddress) else found
 
-    async def apply(self, shard_id: str, operations: Sequence[Operation]) -> list[Outcome]:
+    async def apply(
+        self, shard_id: str, operations: Sequence[Operation], *, claim: Claim | None = None
+    ) -> list[Outcome]:
         """Apply *operations* to a shard, in effect one by one in order; return what became of each.
 
-        Tenants whose operations are to be held are asked for anew the next time. Raises `TryAgainLaterError` when the
-        shard cannot take the batch: nothing is then known of it, and the same batch may be tried again.
+        Tenants whose operations are to be held are asked for anew the next time. With *claim*, the reader's row there
+        is written with them. Raises `TryAgainLaterError` when the shard cannot take the batch: nothing is then known of
+        it, and the same batch may be tried again; `PositionChangedError` when the row has to be read first.
         """
-        outcomes = await self._writer(shard_id).apply(operations)
+        outcomes = await self._writer(shard_id).apply(operations, claim)
         for operation, outcome in zip(operations, outcomes, strict=True):
             if outcome.disposition is Disposition.HOLD:
                 self._directory.forget(operation.tenant_id)
         self._on_change(touched(operations, outcomes))
         return outcomes
 
-    async def give_up(self, shard_id: str, operation: Operation) -> Outcome:
+    async def make_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
+        """Wait until operations that were applied, or found applied, are as safe as their shard can make them.
+
+        For what comes from a queue, and is gone with its message. Raises `TryAgainLaterError` when the shard does not
+        say so, or has lost them: then they are to be applied again.
+        """
+        await self._commits.of_operations(shard_id, operations)
+
+    async def give_up(self, shard_id: str, operation: Operation, *, claim: Claim | None = None) -> Outcome:
         """Leave the row of an operation that is given up, `retries_exhausted`, after which later ones may be applied.
 
         Idempotent; to be called when its dead letter is stored. Returns APPLIED with that failure when this call wrote
         the row, DUPLICATE when it is there, or what the batch of it alone would come to: HOLD where the tenant does
-        not live there now (it is asked for anew the next time), APPLIED with `tenant_destroyed`, a DEAD_LETTER. Raises
-        `TryAgainLaterError` when the shard cannot take it.
+        not live there now (it is asked for anew the next time), APPLIED with `tenant_destroyed`, a DEAD_LETTER. *claim*
+        and errors as with `apply`.
         """
-        outcome = await self._writer(shard_id).give_up(operation)
+        outcome = await self._writer(shard_id).give_up(operation, claim)
         if outcome.disposition is Disposition.HOLD:
             self._directory.forget(operation.tenant_id)
         return outcome
@@ -105,6 +112,41 @@ class Router:
         Of many who ask at once one looks, and its answer is everybody's for a moment.
         """
         await self._writer(shard_id).probe()
+
+    async def shard_ids(self) -> list[str]:
+        """Return the ids of all shards that are known now and may be used; those in use where nobody tells of others.
+
+        Raises nothing.
+        """
+        with contextlib.suppress(TryAgainLaterError, RefusedError):
+            for address in await self._locator.shards():
+                if address.refusal is None:
+                    self._pools.pool(address)
+        return sorted(self._pools.by_shard_id())
+
+    async def standing(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> Standing | None:
+        """Return what a shard knows of stream shards; None where it has no tenant yet.
+
+        Raises `TryAgainLaterError` when it does not answer.
+        """
+        return await self._writer(shard_id).standing(stream, stream_shard_ids)
+
+    async def adopt(
+        self, shard_id: str, stream: str, stream_shard_id: str, ancestors: Sequence[str]
+    ) -> Standing | None:
+        """Return what `standing` would, and make sure that what it says of ancestors cannot be lost without a trace."""
+        return await self._writer(shard_id).adopt(stream, stream_shard_id, ancestors)
+
+    async def touch(self, shard_id: str, claims: Sequence[Claim]) -> list[Claim]:
+        """Write *claims* into the rows of their readers; return those whose rows have to be read first.
+
+        Raises `TryAgainLaterError` when the shard does not answer.
+        """
+        return await self._writer(shard_id).touch(claims)
+
+    async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
+        """Delete what a shard knows of stream shards past their retention. Raises as `touch`."""
+        await self._writer(shard_id).forget_positions(stream, stream_shard_ids)
 
     async def find_again(self, tenant_id: str) -> str | Absence:
         """Find a tenant's shard as if it had never been found; a new address of its shard is learned on the way."""
@@ -138,25 +180,7 @@ class Router:
 
     async def survey(self, query: str, *arguments: object) -> Survey:
         """Ask every known shard the same, all at once, each for at most a few seconds."""
-        rows: list[tuple[str, dict[str, Any]]] = []
-        silent: list[str] = []
-
-        async def ask(shard: ShardAddress) -> None:
-            try:
-                async with asyncio.timeout(ANSWER_TIMEOUT_S), self._pools.pool(shard).connection() as connection:
-                    if await check_schema(connection, shard.shard_id) is SchemaState.EMPTY:
-                        return
-                    answers = await connection.fetch(QUERIES[query], *arguments)
-            except (TryAgainLaterError, TimeoutError):
-                silent.append(shard.shard_id)
-            else:
-                rows.extend((shard.shard_id, dict(row)) for row in answers)
-
-        known = await self._locator.shards()  # outside of the group, which would wrap what it raises
-        async with asyncio.TaskGroup() as tasks:
-            for shard in known:
-                tasks.create_task(ask(shard), name=f"survey:{shard.shard_id}")
-        return Survey(rows, sorted(silent))
+        return await survey_shards(self._locator, self._pools, query, *arguments)
 
     async def _fetch_one(self, shard: ShardAddress, query: str, *arguments: object) -> dict[str, Any] | None:
         async with self._pools.pool(shard).connection() as connection:

@@ -30,6 +30,7 @@ _MEANING_BY_CODE = {
     "57014": Meaning.STATEMENT,  # query_canceled: by its deadline, or by a person
     "XX000": Meaning.STATEMENT,  # internal_error; XX001 and XX002 are corruption: the shard's trouble
     "26000": Meaning.TRY_AGAIN,  # invalid_sql_statement_name: a pooler lost the prepared statement
+    "42P05": Meaning.TRY_AGAIN,  # duplicate_prepared_statement: behind a pooler, somebody else's
     "0A000": Meaning.TRY_AGAIN,  # feature_not_supported: "cached plan must not change result type" after an upgrade
 }
 
@@ -58,3 +59,11 @@ _MEANING_BY_CLASS = {
 def meaning_of(sqlstate: str) -> Meaning:
     """Return what an error with this five-character code means."""
     return _MEANING_BY_CODE.get(sqlstate) or _MEANING_BY_CLASS.get(sqlstate[:2], Meaning.BROKEN)
+
+
+def tells_of_the_way(sqlstate: str) -> bool:
+    """Tell whether an error is about the way to the server, or says that nobody is there to work: as good as no answer.
+
+    One that is starting or shutting down is not there. One that is full, or refuses a password, is.
+    """
+    return sqlstate.startswith(("08", "57P"))

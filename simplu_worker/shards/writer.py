@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import structlog
 
@@ -39,6 +40,13 @@ from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.redelivery import Encounter
 from simplu_worker.shards.schema import SchemaState, check_schema
 from simplu_worker.shards.shared_look import SharedLook
+from simplu_worker.shards.stream_positions import (
+    Claim,
+    PositionChangedError,
+    Standing,
+    read_standing,
+    write_position,
+)
 
 RESULT_MAX_BYTES = 1024 * 1024  # contract §3: a list over 1 MiB is result_too_large
 RACES_MAX = 5
@@ -77,8 +85,11 @@ class ShardWriter:
         self._is_checked_for: object = None
         self._shared_look = SharedLook(self._look)
 
-    async def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
+    async def apply(self, operations: Sequence[Operation], claim: Claim | None = None) -> list[Outcome]:
         """Apply *operations*, in effect one by one in their order, and return what became of each.
+
+        With *claim*, every transaction also writes that into the reader's row, and is rolled back with
+        `PositionChangedError` where that is not as the reader left it.
 
         Operations that Postgres refuses are found among the others. Those whose data it refuses fail alone, and the
         tenant's later ones are applied; one that fails for a reason nobody foresaw is UNEXPECTED, and its tenant's
@@ -87,16 +98,16 @@ class ShardWriter:
         again.
         """
         await self._check(self._pool.connection)
-        return await self._apply([Sent(operation) for operation in operations])
+        return await self._apply([Sent(operation) for operation in operations], claim)
 
-    async def give_up(self, operation: Operation) -> Outcome:
+    async def give_up(self, operation: Operation, claim: Claim | None = None) -> Outcome:
         """Write the row of an operation that will not be tried again; idempotent.
 
-        Returns what its tenant's row or the log says instead, where they do. Raises `ShardUnavailableError`.
+        Returns what its tenant's row or the log says instead, where they do. Raises as `apply`.
         """
         await self._check(self._pool.connection)
         try:
-            (outcome,) = await self._committed(self._attempt([Sent(operation, GIVEN_UP)]))
+            (outcome,) = await self._committed(self._attempt([Sent(operation, GIVEN_UP)], claim))
         except InvalidDataError as exc:
             raise self._unwritable(exc) from exc
         return outcome
@@ -112,10 +123,55 @@ class ShardWriter:
         await self._pool.probe()
         await self._check(self._pool.fresh_connection)
 
-    async def _apply(self, batch: Sequence[Sent]) -> list[Outcome]:
+    async def standing(self, stream: str, stream_shard_ids: Sequence[str]) -> Standing | None:
+        """Return what the shard knows of stream shards; None where it has no schema, and so no tenant, yet.
+
+        Raises `ShardUnavailableError`, also where another shard answers.
+        """
+        async with self._pool.connection() as connection:
+            if await check_schema(connection, self._pool.address.shard_id) is SchemaState.EMPTY:
+                return None
+            return await read_standing(connection, stream, stream_shard_ids)
+
+    async def adopt(self, stream: str, stream_shard_id: str, ancestors: Sequence[str]) -> Standing | None:
+        """Return what the shard knows of a stream shard and its ancestors, and leave a new token in the row of that.
+
+        In one transaction: otherwise what an ancestor's row said might be lost, and nothing would tell the reader of
+        the stream shard. Raises and returns None as `standing` does.
+        """
+        async with self._pool.transaction() as connection:
+            if await check_schema(connection, self._pool.address.shard_id) is SchemaState.EMPTY:
+                return None
+            await connection.execute(QUERIES["mark_position"], stream, stream_shard_id, str(uuid4()))
+            return await read_standing(connection, stream, [stream_shard_id, *ancestors])
+
+    async def touch(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Write *claims* beside no effect; return those whose rows are not as their readers left them.
+
+        Not waited for on the disk: what is lost of it is claimed again. Raises `ShardUnavailableError`.
+        """
+        changed: list[Claim] = []
+        with ExitStack() as attempts:
+            tokens = [attempts.enter_context(claim.attempt()) for claim in claims]
+            async with self._pool.transaction() as connection:
+                await connection.execute("SET LOCAL synchronous_commit = off")
+                for claim, token in sorted(zip(claims, tokens, strict=True), key=lambda pair: pair[0].stream_shard_id):
+                    try:
+                        await write_position(connection, claim, token)
+                    except PositionChangedError:
+                        changed.append(claim)
+        return changed
+
+    async def forget_positions(self, stream: str, stream_shard_ids: Sequence[str]) -> None:
+        """Delete the rows of stream shards past their retention. Raises `ShardUnavailableError`."""
+        async with self._pool.connection() as connection:
+            if await check_schema(connection, self._pool.address.shard_id) is SchemaState.READY:
+                await connection.execute(QUERIES["forget_positions"], stream, list(stream_shard_ids))
+
+    async def _apply(self, batch: Sequence[Sent], claim: Claim | None) -> list[Outcome]:
         """Apply *batch*, again and again with what was found of the operations that made it fail."""
         while True:
-            attempt = self._attempt(batch)
+            attempt = self._attempt(batch, claim)
             try:
                 return await self._committed(attempt)
             except InvalidDataError as exc:
@@ -125,10 +181,10 @@ class ShardWriter:
                 verdicts = await self._failed(attempt, exc)
                 is_timeout = exc.is_timeout
             if not verdicts:
-                return await self._apply_parts(batch, cuts(attempt.suspects, is_timeout=is_timeout))
+                return await self._apply_parts(batch, cuts(attempt.suspects, is_timeout=is_timeout), claim)
             batch = [Sent(sent.operation, verdicts.get(place, sent.verdict)) for place, sent in enumerate(batch)]
 
-    async def _apply_parts(self, batch: Sequence[Sent], places: Sequence[int]) -> list[Outcome]:
+    async def _apply_parts(self, batch: Sequence[Sent], places: Sequence[int], claim: Claim | None) -> list[Outcome]:
         """Apply *batch*, cut at *places*, part by part.
 
         What stops a tenant in one part holds it in the next ones, or a tenant that comes back between two transactions
@@ -139,7 +195,7 @@ class ShardWriter:
         for start, end in pairwise([0, *places, len(batch)]):
             part = batch[start:end]
             rest = [sent for sent in part if sent.operation.tenant_id not in stopped]
-            applied = iter(await self._apply(rest) if rest else ())
+            applied = iter(await self._apply(rest, claim) if rest else ())
             outcomes += [HOLD if sent.operation.tenant_id in stopped else next(applied) for sent in part]
             stopped.update(
                 sent.operation.tenant_id
@@ -197,15 +253,16 @@ class ShardWriter:
             )
         self._is_checked_for = address
 
-    def _attempt(self, batch: Sequence[Sent]) -> Attempt:
-        return Attempt(batch, tenant_wait=self._tenant_wait)
+    def _attempt(self, batch: Sequence[Sent], claim: Claim | None) -> Attempt:
+        return Attempt(batch, claim, tenant_wait=self._tenant_wait)
 
     async def _committed(self, attempt: Attempt) -> list[Outcome]:
         for _ in range(RACES_MAX):
             attempt.suspects = ()
             try:
-                async with self._pool.transaction() as connection:
-                    return await attempt.apply(connection)
+                with attempt.claim.attempt() if attempt.claim else nullcontext() as token:
+                    async with self._pool.transaction() as connection:
+                        return await attempt.apply(connection, token)
             except LostRaceError:
                 await asyncio.sleep(self._draw() * RACE_PAUSE_MAX_S)
         raise ShardUnavailableError(f"shard {self._pool.address.shard_id}: a batch lost {RACES_MAX} races in a row")
@@ -232,8 +289,9 @@ class Attempt:
     failed. None when it cannot be due to any.
     """
 
-    def __init__(self, batch: Sequence[Sent], *, tenant_wait: timedelta) -> None:
+    def __init__(self, batch: Sequence[Sent], claim: Claim | None = None, *, tenant_wait: timedelta) -> None:
         self.batch = batch
+        self.claim = claim
         self.suspects: Sequence[int] = ()
         self._operations = [sent.operation for sent in batch]
         self._tenant_wait = tenant_wait
@@ -241,8 +299,10 @@ class Attempt:
     def __repr__(self) -> str:
         return f"Attempt({len(self.batch)} operations, {len(self.suspects)} suspects)"
 
-    async def apply(self, connection: Connection) -> list[Outcome]:
-        """Apply the batch within the transaction of *connection*."""
+    async def apply(self, connection: Connection, token: str | None = None) -> list[Outcome]:
+        """Apply the batch within the transaction of *connection*; its claim, if any, under *token*."""
+        if self.claim is not None and token is not None:
+            await write_position(connection, self.claim, token)
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in self._operations})
         outcomes = self._admitted(tenants)
         await self._pass_over_known(connection, tenants, outcomes)

@@ -17,10 +17,11 @@ from shard_databases import QUICK, ShardMaker
 from simplu_worker.clock import UtcClock, utc_now
 from simplu_worker.consumers.aws import Client
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
+from simplu_worker.consumers.kinesis.adoption import Lineage
 from simplu_worker.consumers.kinesis.leases import Ahead, HashRange
 from simplu_worker.consumers.kinesis.positions import Position
 from simplu_worker.consumers.kinesis.prefetch import Prefetch
-from simplu_worker.consumers.kinesis.reader import ReadingRules, StreamShardReader
+from simplu_worker.consumers.kinesis.reader import LeaseTies, ReadingRules, StreamShardReader
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard
 from simplu_worker.consumers.kinesis.stream import Start, Stream, TrimHorizon
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
@@ -107,12 +108,14 @@ class World:
         owed_by_parents: TenantSet | None = None,
         ahead: Ahead | None = None,
         is_end: Callable[[tuple[ChildShard, ...]], Awaitable[bool]] | None = None,
+        lineage: Lineage | None = None,
+        stream_shard_id: str = ONLY,
         utc: UtcClock = utc_now,
     ) -> AsyncIterator[StreamShardReader]:
         """Run a reader for as long as the context, which ends when it has drained."""
         reader = StreamShardReader(
             self.stream,
-            ONLY,
+            stream_shard_id,
             start or TrimHorizon(),
             done=done,
             hash_range=hash_range,
@@ -123,6 +126,7 @@ class World:
             rules=rules,
             account=(prefetch or Prefetch(PREFETCH_MAX_BYTES)).open(),
             is_end=is_end,
+            ties=LeaseTies(_confirm, lambda: lineage or Lineage(), started_at=None),
             draw=lambda: 0.0,  # the shortest back-offs
             utc=utc,
         )
@@ -135,9 +139,13 @@ class World:
                 stopping.set()
 
 
+async def _confirm() -> None:
+    """Nobody else has the lease: there is none."""
+
+
 @asynccontextmanager
 async def open_world(
-    endpoint_url: str, make_shard: ShardMaker, *, deadlines: Deadlines = QUICK
+    endpoint_url: str, make_shard: ShardMaker, *, kinesis_url: str | None = None, deadlines: Deadlines = QUICK
 ) -> AsyncIterator[World]:
     """Make a world without tenants for as long as the context."""
 
@@ -146,7 +154,7 @@ async def open_world(
 
     citrus = local_citrus.Citrus(api_key="a-key-for-tests", make_shard=no_more_shards)
     async with AsyncExitStack() as stack:
-        kinesis = await stack.enter_async_context(client_of("kinesis", endpoint_url))
+        kinesis = await stack.enter_async_context(client_of("kinesis", kinesis_url or endpoint_url))
         sqs = await stack.enter_async_context(client_of("sqs", endpoint_url))
         queue = await sqs.create_queue(QueueName=f"letters-{uuid4()}")
         world = World(kinesis, sqs, queue["QueueUrl"], citrus, make_shard)

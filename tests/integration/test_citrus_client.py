@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import time
 from typing import Any
 
@@ -26,6 +27,7 @@ from simplu_worker.shards.citrus import (
     Registration,
     open_citrus,
 )
+from simplu_worker.shards.citrus_breaker import REST_BASE_S, REST_MAX_S
 
 ADDRESS = ShardAddress("shard-a", CONNECTION_STRING, is_active=True, tenant_count=3, tenant_max=10)
 NOT_FOUND = reply({"error": "not registered"}, status=404)
@@ -105,6 +107,17 @@ NO_ANSWERS: dict[str, tuple[Reply, str]] = {
     "204": (reply(b"", status=204), "expected 200, got 204"),
     "409": (reply({}, status=409), "expected 200, got 409"),
     "304": (reply(b"", status=304), "expected 200, got 304"),
+    "isActive null": (reply(SHARD | {"isActive": None}), r"Expected `bool`, got `null`"),
+    "an id that would break lines": (reply(SHARD | {"shardId": "a\nb"}), "matching regex"),
+    "no id": (reply(SHARD | {"shardId": ""}), "length >= 1"),
+    "an id without end": (reply(SHARD | {"shardId": "a" * 129}), "length <= 128"),
+    "half a character": (reply(b'{"shardId": "\\ud800", "connectionString": "x"}'), "expected JSON"),
+    "a negative count": (reply(SHARD | {"businessCount": -1}), "`int` >= 0"),
+    "a count that is no number": (reply(SHARD | {"maxBusinesses": "many"}), "got `str`"),
+    "packed without end": (
+        reply(gzip.compress(b'"' + b"x" * 20 * REPLY_MAX_BYTES + b'"'), Content_Encoding="gzip"),
+        f"more than {REPLY_MAX_BYTES} bytes|Citrus get_shard: ",
+    ),
 }
 
 
@@ -147,23 +160,92 @@ async def test_citrus_is_loud_and_not_asked_again_when_it_refuses_the_key(status
         assert (client.trouble, client.is_denied) == (None, False)
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_citrus_is_not_followed_where_it_redirects(status: int) -> None:
+    """Whoever answers elsewhere was not asked, and must not see the key."""
+    other = ScriptedCitrus(reply(SHARD))
+    async with other.opened():
+        citrus = ScriptedCitrus(reply(b"", status=status, Location=f"{other.url}/api/shard/a-b"))
+        async with citrus.opened() as client:
+            with pytest.raises(CitrusUnavailableError, match=f"expected 200, got {status}"):
+                await client.locate("a-b")
+    assert other.requests == []
+
+
+async def test_citrus_is_left_alone_while_it_is_silent_and_asked_by_one_when_it_may_be_back() -> None:
+    """Callers learn at once when to come again; what a silent endpoint does not answer, others may."""
+    citrus = ScriptedCitrus(*[reply({}, status=503)] * 3, reply([SHARD]), reply({}, status=503), reply(SHARD))
+    now = 0.0
+    async with citrus.opened(clock=lambda: now) as client:
+        for _ in range(3):
+            with pytest.raises(CitrusUnavailableError, match="got 503"):
+                await client.locate("a-b")
+        for _ in range(10):
+            with pytest.raises(CitrusUnavailableError, match="not asked now") as caught:
+                await client.locate("a-b")
+            assert caught.value.retry_after_s is not None
+            assert 0 < caught.value.retry_after_s <= REST_BASE_S
+        assert len(citrus.requests) == 3
+        assert await client.shards() == [ADDRESS]
+        now += REST_BASE_S
+        with pytest.raises(CitrusUnavailableError, match="got 503"):
+            await client.locate("a-b")
+        now += REST_MAX_S
+        assert await client.locate("a-b") == ADDRESS
+        assert await client.locate("c-d") == ADDRESS
+    assert len(citrus.requests) == 7
+
+
+async def test_citrus_is_asked_on_while_it_talks_nonsense_of_some_tenants() -> None:
+    """It is there: what is wrong with one tenant's entry keeps no other from being found."""
+    citrus = ScriptedCitrus(*[reply(HTML)] * 5, reply({}, status=400), *[reply(HTML)] * 5, reply(SHARD))
+    async with citrus.opened() as client:
+        for _ in range(11):
+            with pytest.raises((CitrusUnavailableError, RefusedError)):
+                await client.locate("a-b")
+        assert await client.locate("c-d") == ADDRESS
+
+
+async def test_citrus_gives_no_second_address_to_a_shard_that_it_lists_twice() -> None:
+    """The first one counts."""
+    citrus = ScriptedCitrus(reply([SHARD, SHARD | {"connectionString": "postgresql://u:secret-word@other/d"}]))
+    async with citrus.opened() as client:
+        assert await client.shards() == [ADDRESS]
+
+
+async def test_citrus_that_sets_cookies_does_not_get_them_back() -> None:
+    """Every request says who we are by the key alone."""
+    citrus = ScriptedCitrus(reply(SHARD, Set_Cookie="session=1"), reply(SHARD))
+    async with citrus.opened() as client:
+        await client.locate("a-b")
+        await client.locate("a-b")
+    assert citrus.cookies == {None}
+
+
 async def test_citrus_is_given_the_time_it_asks_for() -> None:
-    """`Retry-After` is waited for, and told to the caller when there is no further try; a date is not understood."""
+    """A short `Retry-After` is waited for; a longer one is told to all callers at once; a date is not understood."""
     citrus = ScriptedCitrus(
         reply({}, status=429, Retry_After="1"),
         reply(SHARD),
-        reply({}, status=429, Retry_After="17"),
         reply({}, status=503, Retry_After="Sun, 01 Mar 2026 12:00:00 GMT"),
+        reply({}, status=429, Retry_After="17"),
     )
     async with citrus.opened(attempts=2) as client:
         started = time.monotonic()
         assert await client.locate("a-b") == ADDRESS
         assert 0.9 < time.monotonic() - started < 3
-    async with citrus.opened() as client:
-        for wish_s in (17.0, None):
-            with pytest.raises(CitrusUnavailableError) as caught:
-                await client.locate("a-b")
-            assert caught.value.retry_after_s == wish_s
+    async with citrus.opened(attempts=1) as client:
+        with pytest.raises(CitrusUnavailableError) as caught:
+            await client.locate("a-b")
+        assert caught.value.retry_after_s is None
+    async with citrus.opened(attempts=3) as client:
+        with pytest.raises(CitrusUnavailableError, match="got 429") as caught:
+            await client.locate("a-b")
+        assert caught.value.retry_after_s == 17.0
+        with pytest.raises(CitrusUnavailableError, match="not asked now") as caught:
+            await client.locate("another")
+        assert caught.value.retry_after_s == pytest.approx(17.0, abs=2)
+    assert len(citrus.requests) == 4
 
 
 async def test_citrus_is_not_waited_for_when_it_is_slow() -> None:

@@ -31,7 +31,8 @@ from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Outcome
 from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.directory import Directory, Locator
+from simplu_worker.shards.directory import Directory
+from simplu_worker.shards.locator import Locator
 from simplu_worker.shards.pools import ShardPool
 from simplu_worker.shards.router import Router
 
@@ -458,6 +459,7 @@ class GatedCitrus:
     def __init__(self, citrus: Locator) -> None:
         self.gate = asyncio.Event()
         self.register, self.homes, self.shards = citrus.register, citrus.homes, citrus.shards
+        self.book = citrus.book
         self._citrus = citrus
 
     async def locate(self, tenant_id: str) -> ShardAddress | None:

@@ -42,13 +42,13 @@ async def test_pool_opens_connections_only_when_used_and_keeps_them(make_shard: 
     """A pool costs nothing before its first use, at most its size after it, and nothing when it was closed."""
     address = await make_shard()
     pool = ShardPool(address, size=2)
-    assert (pool.counts(), await backends(address)) == ({"open": 0, "idle": 0}, 0)
+    assert (pool.counts(), await backends(address)) == ({"open": 0, "idle": 0, "waiting": 0}, 0)
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(6):
             tasks.create_task(ask(pool, "SELECT pg_sleep(0.05)"))
 
-    assert (pool.counts(), await backends(address)) == ({"open": 2, "idle": 2}, 2)
+    assert (pool.counts(), await backends(address)) == ({"open": 2, "idle": 2, "waiting": 0}, 2)
     await pool.close()
     assert await nobody_is_left(address)
 

@@ -22,8 +22,7 @@ from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.local.loopback import until
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.pools import Pools, ShardUnavailableError
-from simplu_worker.shards.probe import probe_shard
+from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.retention import LogRetention
 
@@ -248,20 +247,3 @@ async def test_describe_table_tells_the_key_or_that_there_is_none(endpoint_url: 
         assert table is not None
         assert table.key == names
         assert await describe_table(dynamodb, "none") is None
-
-
-async def test_probe_tells_what_a_shard_is_or_why_it_cannot_be_used(pools: Pools, make_shard: ShardMaker) -> None:
-    """Ready, empty, read-only, and another shard's database: each is told apart, and nothing is changed."""
-    ready, empty, frozen = await make_shard("ready"), await make_shard("empty", is_empty=True), await make_shard("ro")
-    await execute(
-        frozen.connection_string,
-        f"ALTER DATABASE {frozen.place.partition('/')[2]} SET default_transaction_read_only = on",
-    )
-    found = await probe_shard(pools.pool(ready))
-    assert (found.schema_version, found.tenant_count, abs(found.skew_s) < 5) == (1, 0, True)
-    found = await probe_shard(pools.pool(empty))
-    assert (found.schema_version, found.tenant_count) == (None, None)
-    with pytest.raises(ShardUnavailableError, match="read-only"):
-        await probe_shard(pools.pool(frozen))
-    with pytest.raises(ShardUnavailableError, match="database of shard ready"):
-        await probe_shard(pools.pool(ShardAddress("other", ready.connection_string)))

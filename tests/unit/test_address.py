@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simplu_worker.errors import RefusedError
-from simplu_worker.shards.address import ShardAddress, hosts_of
+from simplu_worker.shards.address import ShardAddress, hosts_of, places_of
 
 SECRET = "correct-horse"
 asyncpg_utils: Any = import_module("asyncpg.connect_utils")  # its stubs leave out the private function
@@ -203,3 +203,36 @@ def test_any_text_is_refused_or_leads_only_where_it_was_checked(
     except RefusedError:
         return
     assert [host.lower() for host in connected_hosts(one.connection_string)] == hosts_of(one.connection_string)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_good"),
+    [
+        ("/run/secrets/shards", True),
+        ("/run/secrets/with%20space", True),
+        ("secrets", False),
+        ("", False),
+        ("~/.pgpass", False),
+        ("/run/../etc/x", False),
+        ("/run/x%0Ay", False),
+        ("/run/x%00y", False),
+    ],
+)
+def test_address_takes_the_whole_path_of_a_file_with_passwords(path: str, *, is_good: bool) -> None:
+    """Another one would be another file wherever the worker is started."""
+    one = address(f"postgresql://user@a.internal/shard?passfile={path}")
+    if is_good:
+        assert one.checked(()) is one
+        return
+    with pytest.raises(RefusedError, match="option passfile: expected the whole path of a file"):
+        one.checked(())
+
+
+def test_places_are_hosts_with_their_ports() -> None:
+    """As they are written, for a socket's folder is not what it is in lower case."""
+    assert places_of("postgresql://u:p@A.internal:1,[::1]:2,%2FRun%2Fpg,b/shard") == [
+        ("A.internal", 1),
+        ("::1", 2),
+        ("/Run/pg", None),
+        ("b", None),
+    ]

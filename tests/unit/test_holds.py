@@ -338,7 +338,7 @@ def live(scene: Scene, history: Sequence[Step], make_holds: Callable[[], Holds] 
         if scene.owed:
             reader.owed_by_parents = set(scene.owed)
             owed = listed(TenantSet(scene.owed), by_slot=scene.is_owed_by_slot)
-            reader.holds.hold_parents(owed, START, now=0.0)
+            reader.holds.hold_parents(owed, None, START, now=0.0)
         for step in history:
             happen(reader, step)
             reader.check()
@@ -634,7 +634,7 @@ def test_tenant_is_held_by_slot_when_its_hold_has_too_many_names() -> None:
 def test_parents_free_exactly_those_that_they_owe_no_more(*, is_held_by_slot: bool, is_listed_by_slot: bool) -> None:
     """Each part from the first record on; what is owed still is not ready, however it is written."""
     holds = Holds()
-    holds.hold_parents(listed(TenantSet(["a-x", "b-x", "c-x"]), by_slot=is_held_by_slot), START, now=0.0)
+    holds.hold_parents(listed(TenantSet(["a-x", "b-x", "c-x"]), by_slot=is_held_by_slot), None, START, now=0.0)
     holds.free_parents(listed(TenantSet(["c-x"]), by_slot=is_listed_by_slot), now=1.0)
     holds.free_parents(listed(TenantSet(["b-x", "c-x"]), by_slot=is_listed_by_slot), now=2.0)  # an older answer
 
@@ -657,7 +657,7 @@ def test_parents_free_nobody_twice() -> None:
     """Without a hold of theirs, or with the same answer again, nothing changes."""
     holds = Holds()
     holds.free_parents(TenantSet(), now=1.0)
-    hold = holds.hold_parents(TenantSet(["a-x"]), START, now=0.0)
+    hold = holds.hold_parents(TenantSet(["a-x"]), None, START, now=0.0)
     holds.free_parents(TenantSet(["a-x", "b-x"]), now=2.0)
 
     assert (holds.all(), hold.is_ready, hold.reason) == ([hold], False, Reason.RESHARD)

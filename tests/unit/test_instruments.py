@@ -47,6 +47,9 @@ CONTRACT = {
     "simplu_moves": ("counter", ["outcome"]),
 }
 BEYOND_THE_CONTRACT = {
+    "simplu_shard_connections_ratio": ("gauge", ["shard_id"]),
+    "simplu_shard_replication_lag_seconds": ("gauge", ["shard_id"]),
+    "simplu_shard_problems": ("gauge", ["problem"]),
     "simplu_cache_waiting": ("gauge", []),
     "simplu_cache_unreachable_seconds": ("gauge", []),
     "simplu_kinesis_lease_takes": ("counter", ["how"]),
@@ -67,6 +70,8 @@ BEYOND_THE_CONTRACT = {
     "simplu_sqs_stale_receipts": ("counter", ["queue", "call"]),
     "simplu_sqs_polls": ("gauge", ["queue"]),
     "simplu_sqs_polls_replaced": ("counter", ["queue"]),
+    "simplu_shard_commit_safety": ("gauge", ["shard_id", "safety"]),
+    "simplu_shard_commit_wait_seconds": ("histogram", ["shard_id"]),
 }
 
 
@@ -106,6 +111,7 @@ def test_label_values_are_those_of_the_operations_package() -> None:
         ("simplu_dead_letters_total", ("reason",), (instruments.DEAD_LETTER_REASONS,)),
         ("simplu_held_targets", ("reason",), (instruments.HELD_REASONS,)),
         ("simplu_held_age_seconds", ("reason",), (instruments.HELD_REASONS,)),
+        ("simplu_shard_problems", ("problem",), (instruments.SHARD_PROBLEM_KINDS,)),
         ("simplu_kinesis_reads_total", ("reader",), (instruments.STREAM_READERS,)),
         ("simplu_kinesis_read_bytes_total", ("reader",), (instruments.STREAM_READERS,)),
         ("simplu_kinesis_read_records_total", ("reader",), (instruments.STREAM_READERS,)),
@@ -174,6 +180,23 @@ def test_remove_stream_shard_drops_every_series_that_names_one() -> None:
     instruments.remove_stream_shard("shardId-test-3")
     assert "shardId-test-3" not in generate_latest().decode()
     assert len(by_stream_shard) == 3
+
+
+def test_remove_shard_drops_every_series_that_names_it() -> None:
+    """A metric by shard that is new is not forgotten there, and removing it twice is fine."""
+    by_shard = [
+        metric
+        for metric in vars(instruments).values()
+        if isinstance(metric, MetricWrapperBase) and metric._labelnames[:1] == ("shard_id",)
+    ]
+    for shard_id in ("removed-1", "removed-2"):
+        for metric in by_shard:
+            metric.labels(shard_id, *[instruments.CONNECTION_STATES[0] for _ in metric._labelnames[1:]])
+    instruments.remove_shard("removed-1")
+    instruments.remove_shard("removed-1")
+    shown = generate_latest().decode()
+    assert ("removed-1" in shown, "removed-2" in shown) == (False, True)
+    instruments.remove_shard("removed-2")
 
 
 def test_build_info_is_one_with_the_version() -> None:

@@ -32,7 +32,7 @@ NAMING = {
     "resources": re.compile(r"INSERT INTO resources \(id,|\b(resources\.)?id = (\$\d|wave\.tenant_id|tenants\.id)"),
     "operations": re.compile(
         r"INSERT INTO operations \(\s*tenant_id,|USING \(tenant_id, request_id\)"
-        r"|\b(operations\.)?tenant_id = (\$\d|wave\.tenant_id|tenants\.id)"
+        r"|\b(operations\.)?tenant_id = (\$\d|wave\.tenant_id|sent\.tenant_id|tenants\.id)"
     ),
 }
 TABLE = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE|USING|TABLE|TRUNCATE)\s+(?:ONLY\s+)?(\w+)")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.sqlstate import Meaning, meaning_of
+from simplu_worker.shards.sqlstate import Meaning, meaning_of, tells_of_the_way
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,7 @@ from simplu_worker.shards.sqlstate import Meaning, meaning_of
         ("40P01", Meaning.TRY_AGAIN),  # deadlock_detected
         ("55P03", Meaning.TRY_AGAIN),  # lock_not_available
         ("26000", Meaning.TRY_AGAIN),  # invalid_sql_statement_name
+        ("42P05", Meaning.TRY_AGAIN),  # duplicate_prepared_statement: behind a pooler
         ("0A000", Meaning.TRY_AGAIN),  # feature_not_supported: a cached plan after a change of the schema
         ("08006", Meaning.UNAVAILABLE),  # connection_failure
         ("25006", Meaning.UNAVAILABLE),  # read_only_sql_transaction
@@ -74,3 +75,21 @@ def test_no_code_of_server_disk_or_network_is_taken_for_a_fault_of_an_operation(
 def test_any_code_has_a_meaning(code: str) -> None:
     """A future server's too."""
     assert isinstance(meaning_of(code), Meaning)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("08006", True),  # connection_failure
+        ("57P01", True),  # admin_shutdown
+        ("57P03", True),  # cannot_connect_now
+        ("57014", False),  # query_canceled
+        ("53300", False),  # too_many_connections: those that are there work
+        ("25006", False),
+        ("28P01", False),
+        ("", False),
+    ],
+)
+def test_way_to_a_server_is_told_apart_from_its_answers(code: str, *, expected: bool) -> None:
+    """What a server says, even no, is an answer; that it goes or comes is none."""
+    assert tells_of_the_way(code) is expected

@@ -4,6 +4,9 @@ A chain is what must stay in order: a message group of a FIFO queue, or one mess
 is kept: a lane is first in, first out with one batch in flight; and what stops one operation of a chain (the shard does
 not take it, its tenant is not there, it fails by itself) stops all of the chain that are behind it in the lane.
 
+What was applied is answered when it is as safe as the shard can make it, for its message is deleted then. The next
+batch does not wait for that.
+
 A message that is handled again while its operation is still in the lane finds it there. So whoever hands operations
 over may stop waiting for a shard that does not answer, and nothing is applied twice for that.
 """
@@ -41,6 +44,7 @@ class Crash(msgspec.Struct, frozen=True):
 Answer: TypeAlias = Outcome | TryAgainLaterError | Crash
 
 BEHIND = Outcome(disposition=Disposition.HOLD)  # of one behind another of its chain that did not get through
+IN_LOG = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
 
 
 class Entry(msgspec.Struct, frozen=True, eq=False):
@@ -50,6 +54,18 @@ class Entry(msgspec.Struct, frozen=True, eq=False):
     chain: str
     operation: Operation
     answer: asyncio.Future[Answer]
+
+
+class _Landing(msgspec.Struct, frozen=True, eq=False):
+    """What a batch has left in the log since *landed_at*, and is yet to be safe there."""
+
+    landed_at: float
+    pairs: Sequence[tuple[Entry, Outcome]]
+
+    def answer(self, error: TryAgainLaterError | Crash | None = None) -> None:
+        """Answer each with its outcome, or with the error."""
+        for entry, outcome in self.pairs:
+            entry.answer.set_result(error or outcome)
 
 
 class OrderLane:
@@ -67,20 +83,26 @@ class OrderLane:
         self._queue: deque[Entry] = deque()
         self._batch: list[Entry] = []
         self._flight: asyncio.Task[None] | None = None
+        self._landings: dict[asyncio.Task[None], _Landing] = {}  # in order
         self._sent_at = float("inf")
         self._singles = 0  # operations to be applied one by one, as their batch crashed
         self._failure_count = 0
 
     def __repr__(self) -> str:
-        return f"OrderLane({self.shard_id}, batch={len(self._batch)}, queue={len(self._queue)})"
+        return (
+            f"OrderLane({self.shard_id}, batch={len(self._batch)}, queue={len(self._queue)}, "
+            f"landed={sum(len(landing.pairs) for landing in self._landings.values())})"
+        )
 
     def __len__(self) -> int:
-        return len(self._batch) + len(self._queue)
+        """Count what is on its way, and what has got there and is not safe yet."""
+        return len(self._batch) + len(self._queue) + sum(len(landing.pairs) for landing in self._landings.values())
 
     @property
     def is_stuck(self) -> bool:
-        """Whether its batch has been in flight for so long that it is not worth while to wait for it."""
-        return loop_time() - self._sent_at > STUCK_AFTER_S
+        """Whether a batch has been in flight, or not safe, for so long that it is not worth while to wait for it."""
+        since = min([self._sent_at, *(landing.landed_at for landing in self._landings.values())])
+        return loop_time() - since > STUCK_AFTER_S
 
     def operations(self) -> Iterable[Operation]:
         """Return what is on its way."""
@@ -108,6 +130,8 @@ class OrderLane:
         """End the flight under way; whether its batch was committed is then unknown."""
         if self._flight is not None:
             self._flight.cancel()
+        for task in self._landings:
+            task.cancel()
 
     def _entry(self, chain: str, message_id: str, operation: Operation) -> Entry:
         entry = self._entries.get(message_id)
@@ -208,6 +232,7 @@ class OrderLane:
         failing_tenants = {entry.operation.tenant_id for entry in failing}
         stopped = {entry.chain for entry in failing}
         again: list[Entry] = []
+        landed: list[tuple[Entry, Outcome]] = []
         for entry, outcome in pairs:
             is_held = outcome.disposition is Disposition.HOLD
             if is_held and entry.operation.tenant_id in failing_tenants and entry.chain not in stopped:
@@ -215,9 +240,29 @@ class OrderLane:
                 continue
             if is_held:
                 stopped.add(entry.chain)
-            entry.answer.set_result(outcome)
+            if outcome.disposition in IN_LOG:
+                landed.append((entry, outcome))
+            else:
+                entry.answer.set_result(outcome)
         self._queue.extendleft(reversed(again))
         self._stop(stopped)
+        if landed:
+            landing = _Landing(loop_time(), landed)
+            task = self._tasks.create_task(self._land(landing), name=f"orders:{self.shard_id}:landing")
+            self._landings[task] = landing
+            task.add_done_callback(self._landings.pop)
+
+    async def _land(self, landing: _Landing) -> None:
+        """Answer a batch once it is safe; while that cannot be known its messages come again, and are found applied."""
+        try:
+            await self._router.make_safe(self.shard_id, [entry.operation for entry, _ in landing.pairs])
+        except TryAgainLaterError as exc:
+            landing.answer(exc)
+        except Exception as exc:  # a bug must not end the others; the messages have tries, then letters
+            log.exception("order.failed", queue=self._queue_name, shard_id=self.shard_id, error=type(exc).__name__)
+            landing.answer(Crash(exc))
+        else:
+            landing.answer()
 
     def _stop(self, chains: set[str]) -> None:
         """Answer what is queued of *chains*: it is behind one that did not get through."""

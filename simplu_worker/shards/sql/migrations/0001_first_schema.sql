@@ -72,15 +72,20 @@ CREATE TABLE operations (
 -- every look would read the whole table.
 CREATE INDEX operations_completed_at ON operations (completed_at);
 
--- How far each stream shard got, as this shard knows it (architecture, idea 8).
+-- How far each stream shard got, as this shard knows it (architecture, idea 8). Positions are written `number/sub-number`,
+-- or TRIM_HORIZON, or SHARD_END. In the same write-ahead log as the effects: what survives of a row never claims more than
+-- what survives of them. A row is rewritten with every batch, so there is room for it on its page.
 CREATE TABLE stream_positions (
     stream text COLLATE "C" NOT NULL,
     stream_shard_id text COLLATE "C" NOT NULL,
-    owed_from text NOT NULL,
-    parents_done boolean NOT NULL DEFAULT false,
-    token uuid NOT NULL,
+    owed_from text NOT NULL, -- behind it something of the whole stream shard may be owed, to any tenant on any shard
+    owed_since timestamptz, -- about when that arrived; null while nothing was read
+    read_to text, -- where this is given, up to here to tenants of `held` only
+    held text[],
+    parents_done boolean NOT NULL, -- all that the parents of the stream shard owed this shard was there before
+    token uuid NOT NULL, -- another one with every write, at random
     PRIMARY KEY (stream, stream_shard_id)
-);
+) WITH (fillfactor = 50);
 
 -- Journal of moves, on the source.
 CREATE TABLE moves (

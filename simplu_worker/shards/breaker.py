@@ -1,0 +1,73 @@
+"""Whether a shard may be asked at all: when the way to it does not work, only probes may, until one gets through.
+
+Only the way counts: a connection that is refused, cut, or gives no answer. A shard that answers, if slowly or with an
+error, has a way to it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+FAILURES_MAX: Final = 3  # in a row
+SILENCE_MAX_S: Final = 5.0  # without an answer, while somebody waits for one
+PROBE_INTERVAL_S: Final = 1.0  # so that a shard that is back is used within two seconds
+
+
+class State(StrEnum):
+    """Of the way to a shard."""
+
+    CLOSED = "closed"  # as a switch: everything passes
+    OPEN = "open"
+    HALF_OPEN = "half_open"  # one is on the way, to find out
+
+
+class Admission(StrEnum):
+    """What somebody who wants to ask the shard may do."""
+
+    ADMITTED = "admitted"
+    PROBE = "probe"  # find out for all whether it answers; only then ask
+    REFUSED = "refused"
+
+
+class Breaker:
+    """The state of the way to one shard; *now* is the event loop's time throughout."""
+
+    def __init__(self) -> None:
+        self.state = State.CLOSED
+        self._failure_count = 0
+        self._answered_at = float("-inf")
+        self._probe_at = 0.0
+
+    def __repr__(self) -> str:
+        return f"Breaker({self.state}, failures={self._failure_count})"
+
+    def admit(self, now: float) -> Admission:
+        """Tell what somebody may do. One who is told to probe is the only one for a while, whatever becomes of it."""
+        if self.state is State.CLOSED:
+            return Admission.ADMITTED
+        if now < self._probe_at:
+            return Admission.REFUSED
+        self.state = State.HALF_OPEN
+        self._probe_at = now + PROBE_INTERVAL_S
+        return Admission.PROBE
+
+    def answered(self, now: float) -> None:
+        """Note that the shard gave an answer, whatever it said."""
+        self.state = State.CLOSED
+        self._failure_count = 0
+        self._answered_at = now
+
+    def failed(self, now: float, *, asked_at: float) -> bool:
+        """Note that nothing came back; return whether this opened it.
+
+        *asked_at* is when the longest still waiting for an answer, this one included, began to.
+        """
+        self._failure_count += 1
+        was_closed = self.state is State.CLOSED
+        silent_s = now - max(asked_at, self._answered_at)
+        if was_closed and self._failure_count < FAILURES_MAX and silent_s < SILENCE_MAX_S:
+            return False
+        self.state = State.OPEN
+        self._probe_at = now + PROBE_INTERVAL_S
+        return was_closed

@@ -1,0 +1,157 @@
+"""How safe a commit on a shard is, decided from what its server says of itself. Pure: the time is handed in.
+
+A record of the stream can be read again, so that a shard which lost its last commits is refilled. A message of a queue
+is gone once it is deleted. So it is deleted only when its commit is as safe as its shard can make it:
+
+- with `synchronous_standby_names`, when a commit that came after it has been confirmed as the server's owner wished;
+- else when every standby that keeps up has it on disk. One that does not, or is gone, is waited for while it kept up
+  within the last minute (Postgres itself gives up a silent one after `wal_sender_timeout`, a minute by default), and
+  then no more until it keeps up again: somebody's lagging copy must not stop a queue for ever;
+- else when the server itself has it on disk.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+KEEPS_UP_S: Final = 5.0  # a standby that is further behind does not keep up
+GRACE_S: Final = 60.0  # how long it is waited for all the same
+SPACING_S: Final = 1.0  # between the positions that are remembered
+
+
+class CommitSafety(StrEnum):
+    """What a message's commit is known to be when the message is deleted."""
+
+    SYNCHRONOUS = "synchronous"  # confirmed by the standbys that the server names
+    REPLICATED = "replicated"  # on the disks of all standbys that keep up
+    LAGGING = "lagging"  # on the server's disk; there are standbys, and none keeps up
+    UNKNOWN = "unknown"  # on the server's disk; there are standbys, and how far they are may not be seen
+    LOCAL = "local"  # on the server's disk; it has no standby
+    VOLATILE = "volatile"  # in the server's memory: it has no standby, and fsync is off
+
+
+class Server(msgspec.Struct, frozen=True):
+    """One run of one server on one timeline: positions in its log compare with each other, and with no others."""
+
+    timeline: str
+    started_at: datetime
+
+
+class Standby(msgspec.Struct, frozen=True):
+    """One receiver of the server's log that could take its place.
+
+    *state* is None where the right to see it is missing, *flushed* while nobody says how far it is.
+    """
+
+    name: str
+    state: str | None
+    flushed: int | None
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether nothing can be said of it: it has no slot, and we may not see more."""
+        return self.state is None and self.flushed is None
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What a server said in one answer; *position* is behind every commit that could be seen then."""
+
+    server: Server
+    position: int
+    synchronous_commit: str
+    synchronous_standby_names: str
+    fsync: bool
+    standbys: tuple[Standby, ...] = ()
+
+    @property
+    def is_synchronous(self) -> bool:
+        """Whether a commit can be made to wait for the standbys that the server names."""
+        return bool(self.synchronous_standby_names.strip())
+
+    @property
+    def needs_write(self) -> bool:
+        """Whether only another commit, made to wait, tells that those before it are safe.
+
+        A commit's own answer does not: it says the same when its wait for a standby was cut short, and another's commit
+        that is found in the log may never have waited. With `synchronous_commit` off nobody waits for the disk either.
+        """
+        return self.is_synchronous or self.synchronous_commit == "off"
+
+
+class StandbyWatch:
+    """Remembers, from look to look, which standbys of one server are waited for."""
+
+    def __init__(self) -> None:
+        self._facts: Facts | None = None
+        self._flushed: dict[str, int] = {}
+        self._kept_up_at: dict[str, float] = {}
+        self._positions: list[tuple[float, int]] = []  # where the log ended, and when; oldest first
+
+    def __repr__(self) -> str:
+        return f"StandbyWatch(kept_up_at={self._kept_up_at}, flushed={self._flushed})"
+
+    def note(self, facts: Facts, *, now: float) -> None:
+        """Take in what the server says now; that of another run of it, or of another server, begins anew."""
+        if self._facts is not None and facts.server != self._facts.server:
+            self._kept_up_at.clear()
+            self._positions.clear()
+        self._facts = facts
+        self._flushed = _flushed_by_name(facts.standbys)
+        due = self._due(facts.position, now=now)
+        for name, flushed in self._flushed.items():
+            if flushed >= due:
+                self._kept_up_at[name] = now
+        self._kept_up_at = {name: at for name, at in self._kept_up_at.items() if now - at <= GRACE_S}
+
+    @property
+    def counted(self) -> list[str]:
+        """The names of the standbys that are waited for."""
+        return sorted(self._kept_up_at)
+
+    def lacking(self, position: int) -> list[str]:
+        """Return those of them that do not have *position* on disk, as far as is known."""
+        return [name for name in self.counted if self._flushed.get(name, -1) < position]
+
+    @property
+    def safety(self) -> CommitSafety:
+        """What is known of a commit once `lacking` says nothing and, where it is needed, another was made to wait."""
+        facts = self._facts
+        if facts is None:
+            return CommitSafety.UNKNOWN
+        if facts.is_synchronous:
+            return CommitSafety.SYNCHRONOUS
+        if self._kept_up_at:
+            return CommitSafety.REPLICATED
+        if any(standby.is_hidden for standby in facts.standbys):
+            return CommitSafety.UNKNOWN
+        if facts.standbys:
+            return CommitSafety.LAGGING
+        return CommitSafety.LOCAL if facts.fsync else CommitSafety.VOLATILE
+
+    def _due(self, position: int, *, now: float) -> int:
+        """Return the position that whoever keeps up has by now; at first any will do."""
+        if not self._positions or now - self._positions[-1][0] >= SPACING_S:
+            self._positions.append((now, position))
+        old = sum(1 for at, _ in self._positions if now - at >= KEEPS_UP_S)
+        if not old:
+            return 0
+        del self._positions[: old - 1]
+        return self._positions[0][1]
+
+
+def _flushed_by_name(standbys: Sequence[Standby]) -> dict[str, int]:
+    """Return how far each standby is that has the whole log up to there; of several of one name the one furthest back.
+
+    One that is being made, or copies what it missed (`catchup`), is not one that is waited for.
+    """
+    by_name: defaultdict[str, list[int]] = defaultdict(list)
+    for standby in standbys:
+        if standby.flushed is not None and standby.state in {None, "streaming"}:
+            by_name[standby.name].append(standby.flushed)
+    return {name: min(flushed) for name, flushed in by_name.items()}

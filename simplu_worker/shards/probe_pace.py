@@ -1,0 +1,100 @@
+"""When to look at which shard: the well ones now and then, those that fail about once a second. Pure.
+
+Both have their share of looks a second; with more shards than fit in, each is looked at less often.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection
+from typing import Final
+
+import msgspec
+
+INTERVAL_S: Final = 10.0
+FAILING_INTERVAL_S: Final = 1.0  # so that a shard is known to be back within 2 s
+JITTER: Final = 0.25  # of the interval, to either side: replicas do not look in step
+IN_HAND: Final = 0  # no number that the heap has
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How often a shard is looked at: every *interval_s*, but never more than *looks_a_second* shards."""
+
+    interval_s: float
+    looks_a_second: float
+
+    def between_s(self, count: int) -> float:
+        """Return the time between two looks at each of *count* shards."""
+        return max(self.interval_s, count / self.looks_a_second)
+
+
+WELL: Final = Pace(INTERVAL_S, looks_a_second=5.0)  # of each replica: a server may have hundreds of the shards
+FAILING: Final = Pace(FAILING_INTERVAL_S, looks_a_second=20.0)
+
+
+class ProbeSchedule:
+    """Which shards are due. A shard that is handed out is not due again before `looked`.
+
+    *draw* in what follows is a random number from 0 to 1.
+    """
+
+    def __init__(self, *, well: Pace = WELL, failing: Pace = FAILING) -> None:
+        self._well = well
+        self._failing = failing
+        self._due: list[tuple[float, int, str]] = []  # a heap; the numbers tell what was superseded
+        self._number: dict[str, int] = {}
+        self._numbers = 0
+        self._failing_ids: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"ProbeSchedule(shards={len(self._number)}, failing={len(self._failing_ids)}, due={self._due[:1]})"
+
+    @property
+    def shard_ids(self) -> Collection[str]:
+        """The shards that are looked at."""
+        return self._number.keys()
+
+    def add(self, shard_id: str, *, now: float, draw: float) -> None:
+        """Look at another shard, the first time soon: within a second, or a turn of many."""
+        self._put(shard_id, now + draw * max(1.0, (len(self._number) + 1) / self._well.looks_a_second))
+
+    def remove(self, shard_id: str) -> None:
+        """Look at it no more."""
+        self._number.pop(shard_id, None)
+        self._failing_ids.discard(shard_id)
+
+    def take_due(self, now: float) -> list[str]:
+        """Return the shards to look at now, longest due first."""
+        due: list[str] = []
+        while self._due and self._due[0][0] <= now:
+            _, number, shard_id = heapq.heappop(self._due)
+            if self._number.get(shard_id) == number:
+                self._number[shard_id] = IN_HAND
+                due.append(shard_id)
+        return due
+
+    def looked(self, shard_id: str, *, fails: bool, now: float, draw: float) -> None:
+        """Plan the next look at a shard, unless it was removed meanwhile."""
+        if shard_id not in self._number:
+            return
+        (self._failing_ids.add if fails else self._failing_ids.discard)(shard_id)
+        failing_count = len(self._failing_ids)
+        between_s = (
+            self._failing.between_s(failing_count) if fails else self._well.between_s(len(self._number) - failing_count)
+        )
+        self._put(shard_id, now + between_s * (1 - JITTER + 2 * JITTER * draw))
+
+    def hasten(self, shard_id: str, *, now: float) -> None:
+        """Let a shard be due that was found well at its last look, and failed otherwise since."""
+        if self._number.get(shard_id, IN_HAND) != IN_HAND and shard_id not in self._failing_ids:
+            self._failing_ids.add(shard_id)
+            self._put(shard_id, now)
+
+    def wait_s(self, now: float, *, at_most: float) -> float:
+        """Return how long nothing is due."""
+        return min(at_most, max(0.0, self._due[0][0] - now)) if self._due else at_most
+
+    def _put(self, shard_id: str, at: float) -> None:
+        self._numbers += 1
+        self._number[shard_id] = self._numbers
+        heapq.heappush(self._due, (at, self._numbers, shard_id))

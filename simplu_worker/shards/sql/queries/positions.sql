@@ -1,0 +1,36 @@
+-- How far each stream shard got, as a shard knows it (architecture, idea 8). All of it idempotent: who writes names the
+-- token of the row that it saw, and leaves another one.
+
+-- name: read_positions
+-- What this shard knows of the stream shards $2 of the stream $1.
+SELECT stream_shard_id, owed_from, owed_since, read_to, held, parents_done, token::text AS token
+FROM stream_positions
+WHERE stream = $1 AND stream_shard_id = ANY($2::text[]);
+
+-- name: first_tenant_at
+-- When the first of this shard's tenants was made; no operation was ever applied here that arrived long before it.
+SELECT min(created_at) FROM tenants;
+
+-- name: mark_position
+-- Leave another token in the row, or make one that claims nothing. What its transaction has read here besides, of other
+-- stream shards, survives wherever the token does.
+INSERT INTO stream_positions (stream, stream_shard_id, owed_from, parents_done, token)
+VALUES ($1, $2, 'TRIM_HORIZON', false, $3::uuid)
+ON CONFLICT (stream, stream_shard_id) DO UPDATE SET token = excluded.token;
+
+-- name: move_position
+-- Set the position, if the row is still one that this reader wrote or read: its token is one of $8. The row stays locked
+-- until the batch has committed, so of two readers one waits for the other and then finds another token.
+UPDATE stream_positions
+SET owed_from = $3, owed_since = $4, read_to = $5, held = $6::text[], parents_done = $7, token = $9::uuid
+WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($8::uuid[]);
+
+-- name: begin_position
+-- Make the row where there was none; another reader may have been faster.
+INSERT INTO stream_positions (stream, stream_shard_id, owed_from, owed_since, read_to, held, parents_done, token)
+VALUES ($1, $2, $3, $4, $5, $6::text[], $7, $8::uuid)
+ON CONFLICT (stream, stream_shard_id) DO NOTHING;
+
+-- name: forget_positions
+-- Delete what is known of stream shards whose records have all passed their retention.
+DELETE FROM stream_positions WHERE stream = $1 AND stream_shard_id = ANY($2::text[]);
