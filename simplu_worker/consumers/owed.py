@@ -21,7 +21,7 @@ class Owed(Generic[P]):
 
     def __init__(self, last: P | None = None) -> None:
         """*last* is the position before the first record; None: there is none."""
-        self._owed: dict[int, tuple[P | None, P]] = {}  # in order of tickets: the position before, and its own
+        self._owed: dict[int, tuple[P | None, P | None]] = {}  # in order of tickets: the position before, and its own
         self._last = last
         self._next_ticket = 0
 
@@ -64,6 +64,16 @@ class Owed(Generic[P]):
         ticket = self._next_ticket
         self._owed[ticket] = (self._last, position)
         self._last = position
+        self._next_ticket += 1
+        return ticket
+
+    def take_at_last(self) -> int:
+        """Note that a record was read which counts as being where the last one was; return its ticket.
+
+        For what has to be done with before the next record.
+        """
+        ticket = self._next_ticket
+        self._owed[ticket] = (self._last, self._last)
         self._next_ticket += 1
         return ticket
 

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import failover_model
 import giving_up_model
 import hold_model
 import letters_model
 import pytest
 import reader_model
+import reshard_failover_model
 import reshard_model
+from failover_model import FailoverModel
+from failover_model import Rules as RowRules
 from giving_up_model import GivingUpModel
 from hold_model import HoldModel
 from letters_model import LettersModel
 from reader_model import Scene
+from reshard_failover_model import ReshardFailoverModel
+from reshard_failover_model import Rules as ChildRules
 from reshard_model import ReshardModel
 from search import Model, Violation, search
 
@@ -24,6 +30,7 @@ from search import Model, Violation, search
 SHARD_DOWN = {"shards": "AB", "trouble": "B"}
 TENANT_REFUSED = {"shards": "AA", "trouble": "b"}
 ONLY_SHARD_DOWN = {"shards": "AA", "trouble": "A"}
+ONLY_TENANT_REFUSED = {"shards": "AA", "trouble": "a"}
 
 
 ALL_TROUBLE = reshard_model.Budget()
@@ -58,8 +65,69 @@ def reshard(
     return ReshardModel(Scene.of(parent + child, **trouble), budget, rules, end=len(parent))
 
 
+def failover(
+    operations: str,
+    rules: RowRules = failover_model.AGREED,
+    trouble: dict[str, str] = TENANT_REFUSED,
+    *,
+    plain: bool = False,
+    found_before: bool = False,
+    troubles: int = 0,
+    crashes: int = 1,
+    takes: int = 0,
+    lost_acks: int = 0,
+    failovers: int = 1,
+    checks_claims: bool = True,
+) -> FailoverModel:
+    """Return a model of one stream shard, of whose shards the first fails over."""
+    budget = failover_model.Budget(troubles, crashes, takes, lost_acks, failovers)
+    return FailoverModel(
+        Scene.of(operations, **trouble),
+        budget,
+        rules,
+        is_plain=plain,
+        is_found_before=found_before,
+        checks_claims=checks_claims,
+    )
+
+
+def reshard_failover(
+    parent: str,
+    child: str,
+    rules: ChildRules = reshard_failover_model.AGREED,
+    *,
+    grandparent: str = "",
+    checks_claims: bool = True,
+    **budget: int,
+) -> ReshardFailoverModel:
+    """Return a model of a parent and its child on a shard that fails over."""
+    return ReshardFailoverModel(
+        parent,
+        child,
+        reshard_failover_model.Budget(**budget),
+        rules,
+        grandparent=grandparent,
+        checks_claims=checks_claims,
+    )
+
+
+def harm(operations: str, *args: Any, **kwargs: Any) -> FailoverModel:
+    """Return a model in which a row may claim too much, until something is lost by it."""
+    return failover(operations, *args, **kwargs, checks_claims=False)
+
+
+def reshard_harm(*args: Any, **kwargs: Any) -> ReshardFailoverModel:
+    """Return the same of a parent and its child."""
+    return reshard_failover(*args, **kwargs, checks_claims=False)
+
+
 SEPARATE_LANES = reader_model.Rules(separate_lanes=True)
 WAITING_CHILD = reshard_model.Rules(child_waits_for_shard_end=True)
+NAMES_HELD = RowRules(names_held=True)
+CLAIMS_EARLY = RowRules(claims_early=True)
+WAITING_CHILD_REFILLS = ChildRules(child_waits_for_shard_end=True)
+ADOPTS_AGAIN = ChildRules(adopts_again_when_freed=True)
+IGNORES_LIST = ChildRules(child_ignores_list=True)
 
 SAFE = {
     "hold: shard down": (hold("bab", SHARD_DOWN), 18_121),
@@ -74,6 +142,17 @@ SAFE = {
     "reshard: waiting child": (reshard("ba", "b", SHARD_DOWN, WAITING_CHILD), 7_143),
     "giving up": (GivingUpModel(2), 2_060),
     "giving up: three requests, two replays": (GivingUpModel(3, crashes=2, replays=2), 17_114),
+    "failover: one reader": (failover("ab"), 12_863),
+    "failover: tenant refused": (failover("ab", troubles=1, crashes=0), 9_470),
+    "failover: other shard down": (failover("ba", trouble=SHARD_DOWN, troubles=1), 15_216),
+    "failover: twice": (failover("aab", plain=True, failovers=2), 5_817),
+    "failover: lost acknowledgement": (failover("ab", plain=True, lost_acks=1), 4_191),
+    "failover: zombie": (failover("ab", plain=True, crashes=0, takes=1), 8_160),
+    "failover: zombie, row names the held": (failover("ab", NAMES_HELD, plain=True, crashes=0, takes=1), 10_621),
+    "failover: waiting child": (reshard_failover("ab", "b", WAITING_CHILD_REFILLS), 7_963),
+    "failover: early child": (reshard_failover("a", "a"), 7_828),
+    "failover: grandparent": (reshard_failover("a", "a", WAITING_CHILD_REFILLS, grandparent="a"), 4_698),
+    "failover: early child, adopts again": (reshard_failover("a", "a", ADOPTS_AGAIN), 8_106),
 }
 
 SAFE_AND_LARGE = {
@@ -89,6 +168,32 @@ SAFE_AND_LARGE = {
     "reshard: zombie of the early child": (reshard("ba", "b", SHARD_DOWN, budget=CHILD_TAKES), 162_848),
     "reshard: early child, 4 operations": (reshard("ba", "bb", TENANT_REFUSED, budget=ONLY_TAKES), 67_576),
     "reshard: early child, both tenants go on": (reshard("ab", "ab", SHARD_DOWN, budget=ONLY_TAKES), 55_755),
+    "failover: 3 operations": (failover("aab"), 60_078),
+    "failover: tenant refused, crash": (failover("ab", troubles=1), 39_664),
+    "failover: only shard down": (failover("ab", trouble=ONLY_SHARD_DOWN, troubles=1, crashes=0), 10_346),
+    "failover: lost acknowledgement, whole reader": (failover("ab", lost_acks=1, crashes=0), 18_529),
+    "failover: claims early": (failover("ab", CLAIMS_EARLY), 18_134),
+    "failover: claims early, zombie": (failover("ab", CLAIMS_EARLY, plain=True, crashes=0, takes=1), 18_339),
+    "failover: zombie, 3 operations": (failover("aab", plain=True, crashes=0, takes=1), 40_432),
+    "failover: zombie and crash": (failover("ab", plain=True, takes=1), 19_423),
+    "failover: zombie, twice": (failover("ab", plain=True, crashes=0, takes=1, failovers=2), 19_539),
+    "failover: zombie, lost acknowledgement": (failover("ab", plain=True, crashes=0, takes=1, lost_acks=1), 43_486),
+    "failover: names the held, tenant refused": (failover("ab", NAMES_HELD, troubles=1, crashes=0), 27_118),
+    "failover: names the held, unknown tenant": (
+        failover("ab", NAMES_HELD, troubles=1, crashes=0, found_before=True),
+        27_472,
+    ),
+    "failover: names the held, other shard down": (failover("ba", NAMES_HELD, SHARD_DOWN, troubles=1), 69_831),
+    "failover: names the held, 3 operations": (failover("aba", NAMES_HELD, plain=True, crashes=0, takes=1), 60_579),
+    "failover: names the held, zombie and crash": (failover("ab", NAMES_HELD, plain=True, takes=1), 25_642),
+    "failover: early child, 3 operations": (reshard_failover("ab", "b"), 42_395),
+    "failover: early child, twice": (reshard_failover("a", "a", failovers=2), 29_325),
+    "failover: early child, parent crashes": (reshard_failover("a", "a", parent_crashes=1), 22_278),
+    "failover: zombie of the early child": (reshard_failover("a", "a", child_crashes=0, child_takes=1), 45_607),
+    "failover: zombie of the parent": (reshard_failover("a", "a", child_crashes=0, parent_takes=1), 36_315),
+    "failover: early child, grandparent": (reshard_failover("a", "a", grandparent="a"), 31_971),
+    "failover: early child, without a list": (reshard_failover("a", "a", IGNORES_LIST), 21_993),
+    "failover: early child, adopts again, twice": (reshard_failover("a", "a", ADOPTS_AGAIN, failovers=2), 30_273),
 }
 
 WRONG = {
@@ -184,6 +289,89 @@ WRONG = {
         "order",
         9,
     ),
+    "failover: no refill": (harm("a", RowRules(never_refills=True)), "lost", 9),
+    "failover: batches do not compare": (harm("aa", RowRules(writes_blindly=True), crashes=0), "order", 7),
+    "failover: compared only when there is a batch": (
+        harm("a", RowRules(probes_no_idle_shard=True), crashes=0),
+        "lost",
+        9,
+    ),
+    "failover: noticed only by a running reader": (harm("a", RowRules(trusts_first_contact=True)), "lost", 9),
+    "failover: no row is the reader's own position": (harm("a", RowRules(trusts_missing_row=True)), "lost", 9),
+    "failover: from the highest in the log": (
+        harm("ab", RowRules(refills_from_log=True), plain=True, crashes=0),
+        "lost",
+        9,
+    ),
+    "failover: refill of tenants seen": (harm("ab", RowRules(refills_seen_only=True)), "lost", 11),
+    "failover: rewinds below the lowest owed only": (
+        harm("ab", RowRules(rewinds_if_below_owed=True), plain=True, crashes=0),
+        "lost",
+        9,
+    ),
+    "failover: row by route": (harm("ba", RowRules(claims_by_route=True), troubles=1, found_before=True), "lost", 17),
+    "failover: claims what its batch did not apply": (
+        harm("a", RowRules(claims_own_batch=True), trouble=ONLY_TENANT_REFUSED, troubles=1),
+        "lost",
+        13,
+    ),
+    "failover: token is a counter": (
+        harm("aa", RowRules(counts_tokens=True), plain=True, crashes=0, takes=1),
+        "order",
+        8,
+    ),
+    "failover: keeps tokens of unknown outcomes": (
+        harm("aa", RowRules(keeps_tokens=True), plain=True, crashes=0, lost_acks=1),
+        "lost",
+        9,
+    ),
+    "failover: claim kept over an adoption": (
+        harm("aa", RowRules(claims_early=True, resends_claim=True), plain=True, failovers=2),
+        "order",
+        14,
+    ),
+    "failover: held and read to of two times": (
+        harm("ab", RowRules(names_held=True, mixes_claims=True), plain=True),
+        "lost",
+        13,
+    ),
+    "failover: names tenants seen only": (
+        harm("ab", RowRules(names_held=True, names_seen_only=True), crashes=2),
+        "lost",
+        14,
+    ),
+    "failover: child refills without its parent": (
+        reshard_harm("a", "a", ChildRules(forgets_parents=True)),
+        "order",
+        8,
+    ),
+    "failover: waiting child refills without its parent": (
+        reshard_harm("ab", "b", ChildRules(child_waits_for_shard_end=True, forgets_parents=True)),
+        "order",
+        9,
+    ),
+    "failover: child refills without its grandparent": (
+        reshard_harm("a", "a", ChildRules(forgets_grandparents=True), grandparent="a", failovers=0),
+        "order",
+        7,
+    ),
+    "failover: child adopts without writing": (
+        reshard_harm("a", "a", ChildRules(adopts_without_writing=True)),
+        "order",
+        9,
+    ),
+    "failover: waiting child adopts without writing": (
+        reshard_harm("ab", "b", ChildRules(child_waits_for_shard_end=True, adopts_without_writing=True)),
+        "order",
+        10,
+    ),
+    "failover: child leaves what is listed to its parent": (
+        reshard_harm("a", "a", ChildRules(skips_listed=True)),
+        "order",
+        9,
+    ),
+    "failover: parents done at SHARD_END": (reshard_harm("a", "a", ChildRules(done_at_shard_end=True)), "order", 11),
+    "failover: parents done early": (reshard_harm("a", "a", ChildRules(done_early=True)), "order", 11),
 }
 
 

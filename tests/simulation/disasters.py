@@ -120,6 +120,22 @@ def _slow(world: World) -> None:
     world.loop.call_later(world.draws.uniform(1.0, 6.0), world.network.slow.pop, shard_id, None)
 
 
+def _fail_over(world: World) -> None:
+    """Let the replica of a Postgres shard take its place, without some of the last commits."""
+    shard_id = world.draws.choice(SHARD_IDS)
+    lost_count = world.draws.choice([0, 1, 1, 2, 5, 1000])
+    world.network.down.add(shard_id)
+
+    def promote() -> None:
+        world.shards.fail_over(shard_id, lost_count)
+        world.network.down.discard(shard_id)
+
+    if world.draws.random() < 0.3:  # nobody notices
+        promote()
+    else:
+        world.loop.call_later(world.draws.uniform(0.1, 4.0), promote)
+
+
 def _register(world: World) -> None:
     tenants = list(world.shards.tenants.values())[1 if world.plan.has_strangers else 0 :]
     if unregistered := [tenant for tenant in tenants if tenant.created_at is None]:
@@ -131,7 +147,7 @@ def _move(world: World) -> None:
     tenant = world.draws.choice(list(world.shards.tenants.values()))
 
     def activate() -> None:
-        tenant.shard_id = world.draws.choice(SHARD_IDS)
+        world.shards.move(tenant, world.draws.choice(SHARD_IDS))
         tenant.is_active = True
 
     tenant.is_active = False
@@ -162,6 +178,8 @@ EVENTS: tuple[Callable[[World], None], ...] = (
     _flap,
     _flap,
     _slow,
+    _fail_over,
+    _fail_over,
     _register,
     _register,
     _register,

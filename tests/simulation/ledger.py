@@ -42,7 +42,10 @@ class Ledger:
         self._last_applied: dict[str, Put] = {}  # by partition key
         self._applied: dict[tuple[str, str], int] = {}  # by tenant and request id: the index of the record
         self._settled: dict[str, int] = {}  # by stream shard: how many of its first records are known to be settled
+        self.lost: set[int] = set()  # the indexes of records that a shard has lost, and not got again
+        self.has_lost = False
         shards.on_applied = self._note_applied
+        shards.on_lost = self._note_lost
 
     def violate(self, rule: str) -> None:
         """Note that a rule was broken."""
@@ -88,6 +91,11 @@ class Ledger:
         self._settled[stream_shard_id] = count
         return puts[count] if count < len(puts) else None
 
+    def first_never_settled(self, stream_shard_id: str) -> Put | None:
+        """Return the same, without those that a shard has lost: nobody may know of that yet."""
+        puts = self.by_stream_shard.get(stream_shard_id, [])
+        return next((put for put in puts if put.index not in self.lost and not self.is_settled(put)), None)
+
     def unsettled(self) -> list[str]:
         """Return the stream shards of which something is owed."""
         return [stream_shard_id for stream_shard_id in self.by_stream_shard if self.first_unsettled(stream_shard_id)]
@@ -97,6 +105,8 @@ class Ledger:
         for put in self.puts:
             expected = self._expected_letter(put)
             reason = self._shards.letters.get(record_key(put.origin))
+            if self.has_lost and DeadLetterReason.REQUEST_ID_REUSED in (reason, expected):
+                continue  # which of two was first may be decided anew, with another outcome
             if reason != expected:
                 self.violate(f"record {put.index}: expected the dead letter {expected}, came {reason}")
             is_given_up = reason is DeadLetterReason.RETRIES_EXHAUSTED  # its row was written
@@ -118,15 +128,41 @@ class Ledger:
             self._check_checkpoint(new)
 
     def _check_checkpoint(self, lease: Lease) -> None:
-        owed = self.first_unsettled(lease.lease_key)
+        owed = self.first_never_settled(lease.lease_key) if self.lost else self.first_unsettled(lease.lease_key)
         if owed is not None and lease.checkpoint >= owed.position:
             self.violate(f"checkpoint {lease.checkpoint.checkpoint} of {lease.lease_key} passed record {owed.index}")
         if lease.checkpoint == SHARD_END and not self._is_closed(lease.lease_key):
             self.violate(f"SHARD_END of {lease.lease_key}, which is open")
 
+    def _note_lost(self, keys: Sequence[tuple[str, str]]) -> None:
+        """Take back effects that a shard has lost."""
+        self.has_lost = self.has_lost or bool(keys)
+        self._settled.clear()
+        gone = {self._applied.pop(key) for key in keys}
+        self.lost |= {
+            put.index
+            for put in self.puts
+            if put.operation is not None and (put.operation.tenant_id, put.operation.request_id) in set(keys)
+        }
+        for partition_key in {self.puts[index].origin.partition_key or "" for index in gone}:
+            left = [index for index in self._applied.values() if self.puts[index].origin.partition_key == partition_key]
+            self._last_applied.pop(partition_key, None)
+            if left:
+                self._last_applied[partition_key] = self.puts[max(left)]
+
     def _note_applied(self, operation: Operation) -> None:
         origin = operation.origin
         put = self._by_key[record_key(origin)]
+        self.lost -= (
+            {
+                one.index
+                for one in self.puts
+                if one.operation is not None
+                and (one.operation.tenant_id, one.operation.request_id) == (operation.tenant_id, operation.request_id)
+            }
+            if self.lost
+            else set()
+        )
         key = (operation.tenant_id, operation.request_id)
         if key in self._applied:
             self.violate(f"record {put.index} took effect twice")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from datetime import datetime, timedelta
 from typing import TypeAlias
+from uuid import uuid4
 
 import msgspec
 from simulated_network import Network
@@ -22,7 +24,9 @@ from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit
 from simplu_worker.shards.directory import Absence
 from simplu_worker.shards.pools import ShardUnavailableError
 from simplu_worker.shards.router import Router
+from simplu_worker.shards.stream_positions import Claim, PositionChangedError, Standing, StreamPosition
 
+LogKey: TypeAlias = tuple[str, str]  # tenant, request id
 RecordKey: TypeAlias = tuple[str, str, int]  # stream shard, sequence number, place in its aggregate
 
 APPLIED = Outcome(Disposition.APPLIED)
@@ -44,13 +48,27 @@ class Tenant(msgspec.Struct):
     is_active: bool = True
 
 
+class Transaction(msgspec.Struct):
+    """What one transaction on a shard wrote: rows of the log, and a position in place of another."""
+
+    applied: list[LogKey]
+    place: tuple[str, str] | None = None  # shard, stream shard
+    before: StreamPosition | None = None
+
+
 class PostgresShards:
-    """All shards: `log` is what was applied, by tenant and request id, with the bytes that were."""
+    """All shards: `log` is what was applied, by tenant and request id, with the bytes that were.
+
+    Each has a replica that may lack its last transactions, and takes its place when it fails over.
+    """
 
     def __init__(self, network: Network, *, tenant_wait: timedelta) -> None:
         self.network = network
         self.tenants: dict[str, Tenant] = {}
-        self.log: dict[tuple[str, str], bytes] = {}
+        self.log: dict[LogKey, bytes] = {}
+        self.positions: dict[tuple[str, str], StreamPosition] = {}  # by shard and stream shard
+        self._history: dict[str, list[Transaction]] = {shard_id: [] for shard_id in SHARD_IDS}
+        self.on_lost: Callable[[Sequence[LogKey]], None] = lambda _keys: None
         self.letters: dict[RecordKey, DeadLetterReason] = {}
         self.poison: set[str] = set()  # request ids of operations that fail by themselves
         self.on_applied: Callable[[Operation], None] = lambda _operation: None
@@ -66,8 +84,9 @@ class PostgresShards:
             raise ShardUnavailableError("it does not answer", shard_id=tenant.shard_id)
         return tenant.shard_id if tenant.is_active else Absence.INACTIVE
 
-    def transact(self, shard_id: str, operations: Sequence[Operation]) -> list[Outcome]:
+    def transact(self, shard_id: str, operations: Sequence[Operation], claim: Claim | None = None) -> list[Outcome]:
         """Apply a batch in one transaction; behind one that fails by itself, its tenant's others are not applied."""
+        self._begin(shard_id, claim)
         outcomes: list[Outcome] = []
         failing: set[str] = set()
         for operation in operations:
@@ -77,14 +96,94 @@ class PostgresShards:
             outcomes.append(outcome)
         return outcomes
 
-    def give_up(self, shard_id: str, operation: Operation) -> Outcome:
+    def standing(self, shard_id: str, stream_shard_ids: Sequence[str]) -> Standing:
+        """Return what a shard knows of stream shards."""
+        rows = {key: self.positions[shard_id, key] for key in stream_shard_ids if (shard_id, key) in self.positions}
+        made = [one.created_at for one in self.tenants.values() if one.created_at and one.shard_id == shard_id]
+        return Standing(rows, min(made, default=None))
+
+    def adopt(self, shard_id: str, stream_shard_id: str, ancestors: Sequence[str], token: str) -> Standing:
+        """Return what a shard knows, and leave another token in the row of the first."""
+        place = shard_id, stream_shard_id
+        before = self.positions.get(place)
+        self._history[shard_id].append(Transaction([], place, before))
+        blank = StreamPosition("TRIM_HORIZON", None, parents_done=False, token=token)
+        self.positions[place] = blank if before is None else msgspec.structs.replace(before, token=token)
+        return self.standing(shard_id, [stream_shard_id, *ancestors])
+
+    def touch(self, shard_id: str, claims: Sequence[Claim]) -> list[str]:
+        """Write claims; return the stream shards whose rows are not as they were left."""
+        changed = []
+        for claim in claims:
+            try:
+                self._begin(shard_id, claim)
+            except PositionChangedError:
+                changed.append(claim.stream_shard_id)
+        return changed
+
+    def fail_over(self, shard_id: str, lost_count: int) -> None:
+        """Go on with the replica, which lacks the last *lost_count* transactions."""
+        history = self._history[shard_id]
+        lost: list[LogKey] = []
+        for transaction in reversed(history[max(0, len(history) - lost_count) :]):
+            lost += transaction.applied
+            if transaction.place is not None and transaction.before is None:
+                self.positions.pop(transaction.place, None)
+            elif transaction.place is not None and transaction.before is not None:
+                self.positions[transaction.place] = transaction.before
+        for key in lost:
+            del self.log[key]
+        history.clear()  # the replica it has now starts with all there is
+        self.on_lost(lost)
+
+    def move(self, tenant: Tenant, shard_id: str) -> None:
+        """Move a tenant with what the shard knows of the stream; it is on the replicas of both before it goes on."""
+        source, tenant.shard_id = tenant.shard_id, shard_id
+        if source == shard_id:
+            return
+        for key in {stream_shard_id for _, stream_shard_id in self.positions}:
+            here, there = self.positions.get((source, key)), self.positions.pop((shard_id, key), None)
+            if here is not None and there is not None:  # without a row nobody knows: that is lower still
+                lower = min((here, there), key=lambda row: _order(row.owed_from))
+                self.positions[shard_id, key] = StreamPosition(
+                    lower.owed_from,
+                    lower.owed_since,
+                    parents_done=here.parents_done and there.parents_done,
+                    token=f"{here.token}+{there.token}",
+                )
+        self._history[source].clear()
+        self._history[shard_id].clear()
+
+    def _begin(self, shard_id: str, claim: Claim | None) -> None:
+        """Begin a transaction with the write of its claim, whose last token is the new one."""
+        if claim is None:
+            self._history[shard_id].append(Transaction([]))
+            return
+        place = shard_id, claim.stream_shard_id
+        before = self.positions.get(place)
+        *seen, token = claim.tokens
+        if (before.token not in seen) if before is not None else seen:
+            raise PositionChangedError("it is another's")
+        self._history[shard_id].append(Transaction([], place, before))
+        self.positions[place] = StreamPosition(
+            claim.owed_from,
+            claim.owed_since,
+            claim.parents_done,
+            token,
+            read_to=claim.read_to,
+            held=claim.held or (),
+        )
+
+    def give_up(self, shard_id: str, operation: Operation, claim: Claim | None = None) -> Outcome:
         """Leave the row of an operation that is given up."""
+        self._begin(shard_id, claim)
         outcome = admit(operation, self._row(shard_id, operation), tenant_wait=self._tenant_wait)
         if outcome is not None:
             return outcome
-        if self.log.setdefault((operation.tenant_id, operation.request_id), operation.digest) != operation.digest:
+        key = (operation.tenant_id, operation.request_id)
+        if key in self.log:
             return DUPLICATE
-        self.on_applied(operation)
+        self._note(shard_id, operation)
         return GIVEN_UP
 
     def store(self, letters: Sequence[DeadLetter]) -> None:
@@ -102,9 +201,14 @@ class PostgresShards:
             return DUPLICATE if logged == operation.digest else REUSED
         if operation.request_id in self.poison:
             return FAILED_BY_ITSELF
-        self.log[key] = operation.digest
-        self.on_applied(operation)
+        self._note(shard_id, operation)
         return APPLIED
+
+    def _note(self, shard_id: str, operation: Operation) -> None:
+        key = (operation.tenant_id, operation.request_id)
+        self.log[key] = operation.digest
+        self._history[shard_id][-1].applied.append(key)
+        self.on_applied(operation)
 
     def _row(self, shard_id: str, operation: Operation) -> TenantRow | None:
         tenant = self.tenants[operation.tenant_id]
@@ -132,11 +236,15 @@ class SimulatedRouter(Router):
             self._remembered[tenant_id] = found
         return found
 
-    async def apply(self, shard_id: str, operations: Sequence[Operation]) -> list[Outcome]:
+    async def apply(
+        self, shard_id: str, operations: Sequence[Operation], *, claim: Claim | None = None
+    ) -> list[Outcome]:
         """Apply a batch; a lost answer leaves open whether it was committed."""
-        outcomes = await self._shards.network.ask(
-            shard_id, lambda: self._shards.transact(shard_id, operations), lost=_lost
-        )
+        with nullcontext() if claim is None else claim.attempt():
+            said = _said(claim)
+            outcomes = await self._shards.network.ask(
+                shard_id, lambda: self._shards.transact(shard_id, operations, said), lost=_lost
+            )
         for operation, outcome in zip(operations, outcomes, strict=True):
             if outcome is HOLD:
                 self._remembered.pop(operation.tenant_id, None)
@@ -146,9 +254,43 @@ class SimulatedRouter(Router):
         """Ask whether a shard is there."""
         await self._shards.network.ask(shard_id, lambda: None, lost=_lost)
 
-    async def give_up(self, shard_id: str, operation: Operation) -> Outcome:
+    async def give_up(self, shard_id: str, operation: Operation, *, claim: Claim | None = None) -> Outcome:
         """Mark an operation as given up."""
-        return await self._shards.network.ask(shard_id, lambda: self._shards.give_up(shard_id, operation), lost=_lost)
+        with nullcontext() if claim is None else claim.attempt():
+            said = _said(claim)
+            return await self._shards.network.ask(
+                shard_id, lambda: self._shards.give_up(shard_id, operation, said), lost=_lost
+            )
+
+    async def shard_ids(self) -> list[str]:
+        """Return all shards."""
+        return list(SHARD_IDS)
+
+    async def standing(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> Standing:
+        """Ask what a shard knows of stream shards."""
+        wanted = list(stream_shard_ids)
+        return await self._shards.network.ask(shard_id, lambda: self._shards.standing(shard_id, wanted), lost=_lost)
+
+    async def adopt(self, shard_id: str, stream: str, stream_shard_id: str, ancestors: Sequence[str]) -> Standing:
+        """Ask the same, and leave another token."""
+        wanted, token = list(ancestors), str(uuid4())
+        return await self._shards.network.ask(
+            shard_id, lambda: self._shards.adopt(shard_id, stream_shard_id, wanted, token), lost=_lost
+        )
+
+    async def touch(self, shard_id: str, claims: Sequence[Claim]) -> list[Claim]:
+        """Write claims beside no effect."""
+        with ExitStack() as attempts:
+            for claim in claims:
+                attempts.enter_context(claim.attempt())
+            said = [one for one in map(_said, claims) if one is not None]
+            changed = await self._shards.network.ask(shard_id, lambda: self._shards.touch(shard_id, said), lost=_lost)
+        return [claim for claim in claims if claim.stream_shard_id in changed]
+
+    async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
+        """Forget stream shards past their retention."""
+        for key in stream_shard_ids:
+            self._shards.positions.pop((shard_id, key), None)
 
     async def find_again(self, tenant_id: str) -> str | Absence:
         """Ask for the shard of a tenant anew."""
@@ -175,6 +317,19 @@ class SimulatedDeadLetters:
 def record_key(origin: Origin) -> RecordKey:
     """Return what tells a record from all others."""
     return origin.stream_shard_id or "", origin.sequence_number or "", origin.sub_sequence_number
+
+
+def _said(claim: Claim | None) -> Claim | None:
+    """Return what a claim says when it is sent; the last of its tokens is the new one."""
+    return None if claim is None else msgspec.structs.replace(claim, tokens=list(claim.tokens))
+
+
+def _order(position: str) -> tuple[int, str, int]:
+    """Return what positions of rows compare by."""
+    if position in {"TRIM_HORIZON", "SHARD_END"}:
+        return (0 if position == "TRIM_HORIZON" else 1000), "", 0
+    sequence_number, _, part = position.partition("/")
+    return len(sequence_number), sequence_number, int(part)
 
 
 def _lost() -> Exception:

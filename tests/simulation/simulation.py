@@ -19,6 +19,7 @@ from simplu_worker.local.kinesis_model import Options
 
 WELL_WITHIN_S = 60.0
 UNKNOWN_AFTER_S = 330.0  # for records of tenants that never come: 60 s, and a few looks at those held together
+REFILLED_AFTER_S = 60.0  # where several shards and stream shards are read again, in little memory
 GIVEN_UP_AFTER_S = 30.0  # for an operation that fails by itself: its tries are 21 s apart
 STOPPED_WITHIN_S = 10.0
 RECORDS_AT_ONCE = (1,) * 12 + (2, 4)  # more than one: packed as the Kinesis Producer Library does
@@ -116,6 +117,7 @@ async def settle_down(world: World) -> None:
     plan = world.plan
     within_s = WELL_WITHIN_S + (UNKNOWN_AFTER_S + plan.tenant_wait_s if plan.has_strangers else 0.0)
     within_s += GIVEN_UP_AFTER_S * len(world.shards.poison)
+    within_s += REFILLED_AFTER_S if world.ledger.has_lost else 0.0
     deadline = world.loop.time() + within_s
     while True:
         await world.until(lambda: not world.problems(), within_s=deadline - world.loop.time())

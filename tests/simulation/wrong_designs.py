@@ -13,7 +13,7 @@ from simulated_world import FleetMaker, World
 from simplu_worker.consumers.kinesis.catch_up import CatchUps
 from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.fleet import Fleet
-from simplu_worker.consumers.kinesis.holder import EndCheck, LeaseHolder
+from simplu_worker.consumers.kinesis.holder import Confirm, EndCheck, LeaseHolder
 from simplu_worker.consumers.kinesis.holds import Hold, Holds, Target
 from simplu_worker.consumers.kinesis.lanes import Entry
 from simplu_worker.consumers.kinesis.leases import Ahead, Lease
@@ -139,8 +139,8 @@ def _with_reader(
     catch_ups_class: type[CatchUps] = CatchUps,
 ) -> FleetMaker:
     class WrongFleet(Fleet):
-        def _reader(self, lease: Lease, owed: TenantSet, is_end: EndCheck) -> StreamShardReader:
-            reader = super()._reader(lease, owed, is_end)
+        def _reader(self, lease: Lease, owed: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
+            reader = super()._reader(lease, owed, is_end, confirm)
             reader.__class__ = reader_class
             reader._dispatcher.__class__ = dispatcher_class
             reader._dispatcher.holds.__class__ = holds_class

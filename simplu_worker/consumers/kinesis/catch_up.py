@@ -15,6 +15,7 @@ import structlog
 
 from simplu_worker.clock import loop_time
 from simplu_worker.consumers.backoff import backoff_s
+from simplu_worker.consumers.kinesis.adoption import ParentRecords
 from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
 from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Target
@@ -36,7 +37,7 @@ LOOK_INTERVAL_S: Final = 0.25
 ROOM_WAIT_S: Final = 0.02
 DECODED_AT_ONCE: Final = 250  # about two milliseconds, then the event loop gets its turn
 PROBE_BASE_S: Final = 0.25
-PROBE_MAX_S: Final = 2.0
+PROBE_MAX_S: Final = 1.0  # a shard that is back is found within two seconds
 
 log = structlog.get_logger(__name__)
 
@@ -51,16 +52,23 @@ class CatchUpReader:
         intake: Intake,
         dispatcher: Dispatcher,
         *,
+        router: Router,
         main_at: Callable[[], Mark | None],
         beginning: tuple[Start, Position | None],
+        read_parent: Callable[[ParentRecords], tuple[StreamShardReads, Intake]],
         retention: timedelta | None,
     ) -> None:
-        """*main_at* is where the main reader is; *beginning* where it started, and what was done then."""
+        """*main_at* is where the main reader is; *beginning* where it started, and what was done then.
+
+        *read_parent* makes what reads the records of a stream shard that this one continues.
+        """
         self.catch_up = catch_up
         self._reads = reads
         self._intake = intake
         self._dispatcher = dispatcher
+        self._router = router
         self._main_at = main_at
+        self._read_parent = read_parent
         self._retention = retention
         self._start, self._after = beginning
         if catch_up.start is not None:
@@ -93,6 +101,10 @@ class CatchUpReader:
 
     async def run(self, ending: asyncio.Event) -> None:
         """Read until it meets the main reader, until no hold of it is left, or until *ending*."""
+        for records in self.catch_up.parents:
+            await self._send_parents(records, ending)
+        if self.catch_up.is_at_parents:
+            await self._end_parents(ending)
         with self._reads.budget.catching_up(loop_time()) as pacing:
             cursor = Cursor(self._reads, self._start, pacing, kind="catch_up", retention=self._retention)
             while self.catch_up.holds and not ending.is_set():
@@ -107,6 +119,37 @@ class CatchUpReader:
                     await self._send(reply.records, ending)
                     cursor.let_go()
         self.is_reading = False
+
+    async def _send_parents(self, records: ParentRecords, ending: asyncio.Event) -> None:
+        """Send, of the records of a parent, what may be lacking; it has an end."""
+        reads, intake = self._read_parent(records)
+        after = records.after
+        with reads.budget.catching_up(loop_time()) as pacing:
+            cursor = Cursor(reads, records.start, pacing, kind="catch_up")
+            # What is refused was past its retention: there is nothing left to be read.
+            while self.catch_up.holds and not ending.is_set() and not cursor.is_at_end and not cursor.is_gone:
+                if self._has_sent_enough() or not reads.account.room_bytes:
+                    self._dispatcher.has_settled.clear()
+                    await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
+                elif (reply := await cursor.read(ending)) is not None:
+                    for count, arrival in enumerate(intake.arrivals(reply.records, after=after), start=1):
+                        after = None
+                        if isinstance(arrival.decoded, Operation) and self._is_of_parents(arrival.decoded.tenant_id):
+                            ticket = self.catch_up.owed.take_at_last()
+                            entry = Entry(ticket, arrival.decoded, arrival.record, self.catch_up.owed)
+                            self._dispatcher.send(entry)
+                        if count % DECODED_AT_ONCE == 0:
+                            await asyncio.sleep(0)
+                    cursor.let_go()
+
+    async def _end_parents(self, ending: asyncio.Event) -> None:
+        """Go on to the own records once all that the parents owed is applied, or held by itself."""
+        while len(self.catch_up.owed) and self.catch_up.holds and not ending.is_set():
+            self._dispatcher.has_settled.clear()
+            await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
+        if len(self.catch_up.owed) or not self.catch_up.holds:
+            return
+        self._dispatcher.parents_read(self.catch_up)
 
     def _has_sent_enough(self) -> bool:
         """Whether what it sent is to be settled first."""
@@ -145,11 +188,17 @@ class CatchUpReader:
 
     def _send_one(self, mark: Mark, record: bytes, operation: Operation) -> None:
         owed, holds, tenant_id = self.catch_up.owed, self._dispatcher.holds, operation.tenant_id
-        is_its = holds.is_for(tenant_id, self.catch_up)
-        if is_its and not holds.is_sent_by_another(tenant_id, mark, self.catch_up):
+        if self._is_its(tenant_id) and not holds.is_sent_by_another(tenant_id, mark, self.catch_up):
             self._dispatcher.send(Entry(owed.take(mark), operation, record, owed))
         else:
             owed.pass_over(mark)
+
+    def _is_of_parents(self, tenant_id: str) -> bool:
+        return self._is_its(tenant_id) and not self._dispatcher.holds.has_parents_elsewhere(tenant_id, self.catch_up)
+
+    def _is_its(self, tenant_id: str) -> bool:
+        shard_id = self._router.remembered(tenant_id)
+        return self._dispatcher.holds.is_for(tenant_id, self.catch_up, shard_id)
 
 
 class CatchUps:
@@ -232,7 +281,8 @@ class CatchUps:
         for hold in sorted(ready, key=lambda one: one.arrived_at):
             if any(self._dispatcher.holds.begin_behind(one.catch_up, hold) for one in self.running if one.is_reading):
                 continue
-            if groups and hold.arrived_at - groups[-1][0].arrived_at <= ALIKE:
+            is_alone = hold.parents or (groups and groups[-1][0].parents)
+            if groups and not is_alone and hold.arrived_at - groups[-1][0].arrived_at <= ALIKE:
                 groups[-1].append(hold)
             else:
                 groups.append([hold])

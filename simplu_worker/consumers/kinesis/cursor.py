@@ -21,6 +21,7 @@ from simplu_worker.consumers.kinesis.stream import (
     Reply,
     Start,
     Stream,
+    StreamGoneError,
 )
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
@@ -71,6 +72,7 @@ class Cursor:
         self.child_shards: tuple[ChildShard, ...] = ()
         self.trouble: str | None = None
         self.refusal: str | None = None  # the trouble, where only a person can end it
+        self.is_gone = False  # the stream shard is not there any more
 
     async def read(self, stopping: asyncio.Event) -> Reply | None:
         """Read once, when it is time; None when that failed, or *stopping* was set, or there is no memory for it.
@@ -139,6 +141,7 @@ class Cursor:
     def _note_trouble(self, exc: Exception) -> None:
         self.trouble = str(exc)
         self.refusal = self.trouble if isinstance(exc, RefusedError) else None
+        self.is_gone = isinstance(exc, StreamGoneError)
         self._pacing.failed(loop_time(), self._reads.draw())
         instruments.RETRIES.labels("kinesis", "read_failed").inc()
         if self.refusal is None:

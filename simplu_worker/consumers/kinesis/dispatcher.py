@@ -16,9 +16,11 @@ from typing import Final
 import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
-from simplu_worker.consumers.kinesis.holds import Hold, Holds, Reason, Target
+from simplu_worker.consumers.kinesis.adoption import ParentRecords, merged
+from simplu_worker.consumers.kinesis.contacts import Contacts, ReaderFacts, Refill
+from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Holds, Reason, Target
 from simplu_worker.consumers.kinesis.lanes import Entry, Lane
-from simplu_worker.consumers.kinesis.positions import lowest
+from simplu_worker.consumers.kinesis.positions import is_behind, lowest
 from simplu_worker.consumers.kinesis.prefetch import Account
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.waiting import WaitingRoom
@@ -49,10 +51,14 @@ class Dispatcher:
         *,
         tenant_wait: timedelta,
         store: Callable[[Sequence[DeadLetter]], Awaitable[None]],
+        facts: ReaderFacts | None,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*name* is the stream shard's; *store* returns when letters are stored."""
+        """*name* is the stream shard's; *store* returns when letters are stored.
+
+        Without *facts* no Postgres shard is told how far the stream shard got.
+        """
         self._name = name
         self._router = router
         self._account = account
@@ -61,6 +67,7 @@ class Dispatcher:
         self._draw = draw
         self._utc = utc
         self.holds = Holds()
+        self.contacts = None if facts is None else Contacts(router, self.holds, facts, tenant_wait=tenant_wait, utc=utc)
         self.room = WaitingRoom(router, self, tenant_wait=tenant_wait, draw=draw, utc=utc)
         self._lanes: dict[str, Lane] = {}
         self._lane_of: dict[str, Lane] = {}  # by tenant: where its entries are, or went last
@@ -117,7 +124,7 @@ class Dispatcher:
         self._account.take(entry.cost_bytes)
         tenant_id = entry.operation.tenant_id
         if tenant_id in self.room:
-            self.room.put(tenant_id, [entry])
+            self._put_into_room(entry)
         elif (lane := self._lane_of.get(tenant_id)) is not None:
             self._put(lane, [entry])
         elif (shard_id := self._router.remembered(tenant_id)) is not None:
@@ -125,24 +132,117 @@ class Dispatcher:
         else:
             self.room.put(tenant_id, [entry])
 
+    def _put_into_room(self, entry: Entry) -> None:
+        """Append an operation to those of its tenant that wait.
+
+        What is read again for a whole shard comes first: what others have put there before it will come once more.
+        """
+        tenant_id = entry.operation.tenant_id
+        hold = self.holds.whole_of(entry.owed)
+        waiting = [] if hold is None else self.room.take(tenant_id)
+        others = [one for one in waiting if one.owed is not entry.owed]
+        own = [one for one in waiting if one.owed is entry.owed] + [entry]
+        if hold is not None and others:
+            own = list(self._without(hold, others, own))
+        if own:
+            self.room.put(tenant_id, own)
+
     def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[Entry]) -> None:
         """Put all that is in hand of a tenant into the lane of its shard; later operations follow there."""
-        lane = self._lanes.get(shard_id)
-        if lane is None:
-            tries = len(FAILING_RETRIES_S) + 1
-            lane = Lane(shard_id, self._router, self, tries_max=tries, draw=self._draw, utc=self._utc)
-            self._lanes[shard_id] = lane
-            self._tasks.create_task(lane.run(self._ending), name=f"lane:{self._name}:{shard_id}")
+        lane = self._lane(shard_id)
         if len(self._lane_of) >= TENANTS_REMEMBERED:  # those with nothing in hand can be looked up again
             self._lane_of = {tenant: one for tenant, one in self._lane_of.items() if len(one)}
         self._lane_of[tenant_id] = lane
         self._put(lane, entries)
 
+    def _lane(self, shard_id: str) -> Lane:
+        lane = self._lanes.get(shard_id)
+        if lane is None:
+            tries = len(FAILING_RETRIES_S) + 1
+            lane = Lane(
+                shard_id,
+                self._router,
+                self,
+                contacts=self.contacts,
+                tries_max=tries,
+                draw=self._draw,
+                utc=self._utc,
+            )
+            self._lanes[shard_id] = lane
+            self._tasks.create_task(lane.run(self._ending), name=f"lane:{self._name}:{shard_id}")
+        return lane
+
     def _put(self, lane: Lane, entries: Sequence[Entry]) -> None:
         if self.is_held(lane.shard_id):
             self.hold_shard(lane.shard_id, entries)
-        else:
+        elif (hold := self.holds.whole(lane.shard_id)) is None or hold.catch_up is None:
             lane.put(entries)
+        else:
+            self._put_whole(lane, hold, hold.catch_up, entries)
+
+    def _put_whole(self, lane: Lane, hold: Hold, catch_up: CatchUp, entries: Sequence[Entry]) -> None:
+        """Put into the lane what *catch_up* sends, which reads again for all tenants of the shard, and drop the rest.
+
+        It will come to that. Where it has passed it, it begins again before that, and what it sent meanwhile is dropped
+        as well: it would be too early.
+        """
+        others = [entry for entry in entries if entry.owed is not catch_up.owed]
+        own = [entry for entry in entries if entry.owed is catch_up.owed]
+        lane.put(self._without(hold, others, own))
+
+    def _without(self, hold: Hold, others: Sequence[Entry], own: Sequence[Entry]) -> Sequence[Entry]:
+        """Drop *others*, to be read again for a hold; return what may be sent of its *own*, which was read for it.
+
+        Nothing, where its catch-up has passed one of the others: it begins again, before that.
+        """
+        parents = self._parents_of(others)
+        dropped = list(others)
+        if parents or any(_is_passed(hold, entry) for entry in others):
+            dropped += own
+            hold.lower(lowest(entry.before for entry in dropped), _first_arrival(dropped))
+            hold.parents = merged(hold.parents, parents)
+            self._make_ready(hold)
+        for tenant_id in {entry.operation.tenant_id for entry in others}:
+            self.holds.join(hold, tenant_id)
+        self._drop(dropped)
+        return () if len(dropped) > len(others) else own
+
+    def _parents_of(self, entries: Iterable[Entry]) -> tuple[ParentRecords, ...]:
+        """Return what is to come before everything else for those to whom it was just being sent."""
+        for entry in entries:
+            if parents := self.holds.parents_of(entry.owed):
+                return parents
+        return ()
+
+    def refill(self, shard_id: str, refill: Refill, entries: Sequence[Entry]) -> None:
+        """Have the stream read again for all tenants of a Postgres shard; *entries*, all its lane has, are dropped.
+
+        To be called in the step in which that was decided, with nothing in flight.
+        """
+        before = lowest([refill.before, *(entry.before for entry in entries)])
+        arrived_at = self._utc() if before is None else before.arrived_at
+        hold = self.holds.hold_whole(shard_id, before, arrived_at, parents=refill.parents, now=loop_time())
+        for tenant_id in sorted({entry.operation.tenant_id for entry in entries}):
+            self.holds.join(hold, tenant_id)
+        self._drop(entries)
+        self._make_ready(hold)
+
+    def parents_read(self, catch_up: CatchUp) -> None:
+        """Note that all that came before a catch-up's own records is applied, or held with what comes before it."""
+        catch_up.is_at_parents = False
+        for hold in catch_up.holds:
+            hold.parents = ()
+        if self.contacts is not None and not self.holds.has_parents:
+            for hold in catch_up.holds:
+                if hold.is_whole:
+                    self.contacts.parents_read(hold.name)
+
+    def look_again(self, shard_id: str) -> bool:
+        """Have the lane to a Postgres shard read its row there anew; False when there is no lane."""
+        lane = self._lanes.get(shard_id)
+        if lane is not None:
+            lane.look_again()
+        return lane is not None
 
     def put_back(self, tenant_id: str, entries: Sequence[Entry]) -> None:
         """Take back all entries of a tenant from its lane: its shard says that it does not live there now."""
@@ -157,7 +257,8 @@ class Dispatcher:
         """Hold a Postgres shard, from the first of *entries* on; all of them are dropped."""
         tenants = sorted({entry.operation.tenant_id for entry in entries})
         before, arrived_at = lowest(entry.before for entry in entries), _first_arrival(entries)
-        self.holds.hold_shard(shard_id, tenants, before, arrived_at, now=loop_time())
+        hold = self.holds.hold_shard(shard_id, tenants, before, arrived_at, now=loop_time())
+        hold.parents = merged(hold.parents, self._parents_of(entries))
         if self.is_lane_idle(shard_id):
             for tenant_id in tenants:
                 self._lane_of.pop(tenant_id, None)
@@ -176,6 +277,7 @@ class Dispatcher:
     def moved(self, hold: Hold, tenant_id: str) -> None:
         """Catch up a tenant of a Postgres shard that is held: it has another shard now."""
         own = self.holds.hold_tenant(tenant_id, hold.reason, hold.reached, hold.arrived_at, now=loop_time())
+        own.parents = merged(own.parents, hold.parents)
         if own.target is Target.TENANT:
             self._make_ready(own)
 
@@ -183,6 +285,7 @@ class Dispatcher:
         tenant_id = entries[0].operation.tenant_id
         before, arrived_at = lowest(entry.before for entry in entries), _first_arrival(entries)
         hold = self.holds.hold_tenant(tenant_id, reason, before, arrived_at, now=loop_time())
+        hold.parents = merged(hold.parents, self._parents_of(entries))
         self._lane_of.pop(tenant_id, None)
         self._drop(entries)
         return hold
@@ -292,6 +395,11 @@ class _Letters:
     def __init__(self) -> None:
         self.letters: list[DeadLetter] = []
         self.are_stored = False
+
+
+def _is_passed(hold: Hold, entry: Entry) -> bool:
+    """Tell whether the catch-up of *hold* is behind where *entry* is in the stream."""
+    return hold.reached is not None and is_behind(hold.reached, entry.before)
 
 
 def _first_arrival(entries: Iterable[Entry]) -> datetime:

@@ -17,14 +17,16 @@ import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.dead_letters import LetterStore
+from simplu_worker.consumers.kinesis.adoption import Lineage, lineage_of
 from simplu_worker.consumers.kinesis.balancing import next_expiry, plan_takes
-from simplu_worker.consumers.kinesis.holder import EndCheck, LeaseHolder, start_of
+from simplu_worker.consumers.kinesis.holder import Confirm, EndCheck, LeaseHolder, start_of
 from simplu_worker.consumers.kinesis.lease_maker import LeaseMaker
 from simplu_worker.consumers.kinesis.lease_table import KclLeader, LeaseTable
 from simplu_worker.consumers.kinesis.leases import Ahead, HashRange, Lease, Observation, observe
 from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END
 from simplu_worker.consumers.kinesis.prefetch import Prefetch
-from simplu_worker.consumers.kinesis.reader import ReadingRules, StreamShardReader
+from simplu_worker.consumers.kinesis.reader import LeaseTies, ReadingRules, StreamShardReader
+from simplu_worker.consumers.kinesis.rounds import PositionRounds
 from simplu_worker.consumers.kinesis.shard_tree import (
     hole_in_leases,
     owed_by_parents,
@@ -95,6 +97,8 @@ class Fleet:
         self._hole: tuple[HashRange | None, int] = (None, 0)
         self._leader: KclLeader | None = None
         self._retention: timedelta | None = None
+        self._parents_found: dict[str, Lease] = {}  # that the last scan may not have shown
+        self._rounds = PositionRounds(router, stream.name, self.readers, draw=draw)
         self._due = {self._audit: 0.0, self._look_at_listing: 0.0, self._look_for_leader: 0.0}
         self.is_set_up = False
         self.is_led_by_kcl = False
@@ -131,6 +135,7 @@ class Fleet:
     async def run(self, stopping: asyncio.Event) -> None:
         """Scan, take and read until *stopping*; then every reader drains and gives its lease back."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._rounds.run(stopping), name="position-rounds")
             while not stopping.is_set():
                 self.last_turn = loop_time()
                 try:
@@ -229,7 +234,8 @@ class Fleet:
             sync=self._maker.sync,
         )
 
-    def _reader(self, lease: Lease, owed: TenantSet, is_end: EndCheck) -> StreamShardReader:
+    def _reader(self, lease: Lease, owed: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
+        self._rounds.is_wanted = True
         return StreamShardReader(
             self._stream,
             lease.lease_key,
@@ -244,6 +250,7 @@ class Fleet:
             account=self.prefetch.open(),
             retention=self._retention,
             is_end=is_end,
+            ties=LeaseTies(confirm, lambda: self._lineage(lease), lease.started_at),
             draw=self._draw,
             utc=self._utc,
         )
@@ -254,6 +261,9 @@ class Fleet:
         finally:
             del self._holders[holder.lease_key]
             instruments.remove_stream_shard(holder.lease_key)
+
+    def _lineage(self, lease: Lease) -> Lineage:
+        return lineage_of(lease, self._parents_found | self._leases(), self._gone)
 
     def _unfinished_parents(self, lease: Lease) -> list[str]:
         return unfinished_parents(lease, self._leases(), self._gone)
@@ -273,7 +283,7 @@ class Fleet:
                 continue
             found = await self._table.find(key)
             if found is not None:
-                parents[key] = found
+                parents[key] = self._parents_found[key] = found
             elif self._table.is_unreadable(key):
                 raise TryAgainLaterError(f"the lease of its parent {key} cannot be read")
         if unfinished_parents(lease, parents, self._gone):
@@ -318,6 +328,7 @@ class Fleet:
         for lease in removable(leases, self._gone):
             if await self._table.delete(lease):
                 log.info("lease.removed", stream_shard_id=lease.lease_key)
+                self._rounds.forget(lease.lease_key)
         for lease_key, lease in leases.items():
             if lease.hash_range is None and lease_key in listed:
                 await self._table.note_facts(

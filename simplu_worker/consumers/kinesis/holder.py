@@ -32,6 +32,7 @@ TRIES_PER_DURATION: Final = 30  # of a renewal that fails: half of them may, and
 RETRY_PAUSE_S: Final = 1.0
 BARE_ENDS_BELIEVED: Final = 3
 
+Confirm: TypeAlias = Callable[[], Awaitable[None]]
 EndCheck: TypeAlias = Callable[[tuple[ChildShard, ...]], Awaitable[bool]]
 
 log = structlog.get_logger(__name__)
@@ -52,7 +53,7 @@ class LeaseHolder:
         duration_s: float,
         unfinished_parents: Callable[[Lease], list[str]],
         owed_by_parents: Callable[[Lease], Awaitable[TenantSet | None]],
-        make_reader: Callable[[Lease, TenantSet, EndCheck], StreamShardReader],
+        make_reader: Callable[[Lease, TenantSet, EndCheck, Confirm], StreamShardReader],
         sync: Callable[[], Awaitable[list[StreamShard]]],
     ) -> None:
         """Make the holder of a lease just taken.
@@ -73,6 +74,7 @@ class LeaseHolder:
         self._bare_ends = 0  # in a row, with no record between them
         self._bare_end_at: Mark | None = None
         self._has_news = asyncio.Event()  # for the lease row
+        self._is_renewed = asyncio.Event()
         self.reader: StreamShardReader | None = None
 
     def __repr__(self) -> str:
@@ -117,7 +119,7 @@ class LeaseHolder:
                 return
         if stopping.is_set():
             return
-        self.reader = self._make_reader(self.lease, owed, self._is_end)
+        self.reader = self._make_reader(self.lease, owed, self._is_end, self.confirm)
         await self.reader.run(stopping)
         self._is_ended = self.reader.is_finished
 
@@ -128,6 +130,14 @@ class LeaseHolder:
         except (TryAgainLaterError, RefusedError) as exc:
             log.warning("stream_shard.begin_deferred", stream_shard_id=self.lease_key, error=str(exc))
             return None
+
+    async def confirm(self) -> None:
+        """Renew now, and return when that is answered or takes too long; who has lost the lease is cancelled."""
+        self._is_renewed.clear()
+        self._has_news.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._duration_s / RENEWALS_PER_DURATION):
+                await self._is_renewed.wait()
 
     async def free_parents(self) -> None:
         """Let the reader apply what was held for parents that owe it no more; they are asked."""
@@ -203,6 +213,7 @@ class LeaseHolder:
             if renewed is None:
                 raise _LeaseLostError
             self.lease, self._renewed_at = renewed, started_at
+            self._is_renewed.set()
             pause_s = interval_s
 
     async def _give_back(self) -> None:

@@ -4,6 +4,9 @@ Why nothing is lost and nothing overtakes (architecture, idea 3): an operation o
 through a catch-up; a hold starts before the first of its operations that is not known to be committed; and a catch-up
 ends its holds only when the next record is the next one for both, itself and the main reader.
 
+A Postgres shard that may have lost what was committed there is held as a whole (`Hold.is_whole`): everything of every
+tenant that lives on it, whether the reader has met it or not, reaches it through that hold's catch-up alone.
+
 A set of tenants may be larger than what it stands for (`TenantSet`), so a tenant may be in several holds. Starting
 lower only reads again: what was applied is dropped by the log.
 """
@@ -15,6 +18,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from simplu_worker.consumers.kinesis.adoption import ParentRecords
 from simplu_worker.consumers.kinesis.positions import Mark, is_behind, lowest
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.owed import Owed
@@ -39,6 +43,7 @@ class Reason(StrEnum):
     SHARD_UNAVAILABLE = "shard_unavailable"
     FAILING = "failing"
     RESHARD = "reshard"
+    REFILL = "refill"  # a Postgres shard may have lost what was applied there
     TAKEN_OVER = "taken_over"
 
 
@@ -68,6 +73,8 @@ class Hold:
         self.since = now  # monotonic
         self.tenants = TenantSet() if tenants is None else tenants
         self.sample = name  # one of its tenants, where it is a shard's
+        self.is_whole = False  # all tenants of a Postgres shard, by their routes, and not only those in `tenants`
+        self.parents: tuple[ParentRecords, ...] = ()  # what is to be read again before anything else
         self.catch_up: CatchUp | None = None
         self.is_ready = False  # to be caught up
         self.attempts = 0  # to find it ready
@@ -101,12 +108,18 @@ class CatchUp:
     def __init__(self, holds: Sequence[Hold]) -> None:
         self.holds = list(holds)
         self.start = lowest(hold.before for hold in holds)
+        self.is_at_parents = any(hold.parents for hold in holds)  # reads what comes before its own records
         self.owed: Owed[Mark] = Owed(self.start)
         for hold in holds:
             hold.catch_up = self
 
     def __repr__(self) -> str:
         return f"CatchUp({self.holds}, {self.owed!r})"
+
+    @property
+    def parents(self) -> tuple[ParentRecords, ...]:
+        """What is to be read again before its own records; all its holds have the same, or none."""
+        return self.holds[0].parents if self.holds else ()
 
 
 class Holds:
@@ -153,12 +166,22 @@ class Holds:
         hold = self._holds.get((Target.SHARD, shard_id))
         return None if hold is None or hold.catch_up is not None else hold
 
-    def is_for(self, tenant_id: str, catch_up: CatchUp) -> bool:
-        """Whether *catch_up* is to send what it reads of a tenant, unless another hold will."""
+    def is_for(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None = None) -> bool:
+        """Whether *catch_up* is to send what it reads of a tenant, unless another hold will.
+
+        *shard_id* is where the tenant lives; None where that is not known.
+        """
         found = self._by_name.get(tenant_id)
         if found is not None and found.catch_up is catch_up:
             return True
+        if any(hold.is_whole and shard_id in (None, hold.name) for hold in catch_up.holds):
+            return True
         return any(hold.catch_up is catch_up and tenant_id in hold.tenants for hold in self._slotted)
+
+    def has_parents_elsewhere(self, tenant_id: str, catch_up: CatchUp) -> bool:
+        """Whether what the parents owed a tenant is to come through another hold than those of *catch_up*."""
+        holds = [self._by_name.get(tenant_id), *(hold for hold in self._slotted if tenant_id in hold.tenants)]
+        return any(hold is not None and hold.parents and hold.catch_up is not catch_up for hold in holds)
 
     def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp) -> bool:
         """Whether *catch_up* may leave a tenant's operation to another hold, which will come to it.
@@ -181,7 +204,7 @@ class Holds:
             return
         if before is not None:
             before.tenants.discard(tenant_id)
-            if not before.tenants:
+            if not before.tenants and not before.is_whole:
                 self.release(before)
         names = list(hold.tenants.names)
         hold.tenants.add(tenant_id)
@@ -202,6 +225,55 @@ class Holds:
             hold.sample = tenant_id
         return hold
 
+    def hold_whole(
+        self,
+        shard_id: str,
+        before: Mark | None,
+        arrived_at: datetime,
+        *,
+        parents: tuple[ParentRecords, ...],
+        now: float,
+    ) -> Hold:
+        """Hold all tenants of a Postgres shard; it is caught up at once, for the shard answers."""
+        hold = self._held(Target.SHARD, shard_id, Reason.REFILL, before, arrived_at, now=now)
+        hold.reason = Reason.REFILL
+        hold.is_whole = hold.is_ready = True
+        hold.parents = parents
+        return hold
+
+    def whole(self, shard_id: str) -> Hold | None:
+        """Return the hold of a Postgres shard that is held as a whole, whether it is being caught up or not."""
+        hold = self._holds.get((Target.SHARD, shard_id))
+        return hold if hold is not None and hold.is_whole else None
+
+    def whole_of(self, owed: Owed[Mark]) -> Hold | None:
+        """Return a hold of a whole Postgres shard for which a catch-up, known by *owed*, is at work."""
+        for hold in self._holds.values():
+            if hold.is_whole and hold.catch_up is not None and hold.catch_up.owed is owed:
+                return hold
+        return None
+
+    @property
+    def has_whole(self) -> bool:
+        """Whether some Postgres shard is held as a whole."""
+        return any(hold.is_whole for hold in self._holds.values())
+
+    @property
+    def has_parents(self) -> bool:
+        """Whether something is held for which records of the parents are to be read again first."""
+        return any(hold.parents for hold in self._holds.values())
+
+    def by_name(self, tenant_id: str) -> Hold | None:
+        """Return the hold that has a tenant by name."""
+        return self._by_name.get(tenant_id)
+
+    def parents_of(self, owed: Owed[Mark]) -> tuple[ParentRecords, ...]:
+        """Return what comes before everything else for those to whom a catch-up, known by *owed*, sends it just now."""
+        for catch_up in self._catch_ups:
+            if catch_up.owed is owed and catch_up.is_at_parents:
+                return catch_up.parents
+        return ()
+
     def hold_tenant(
         self, tenant_id: str, reason: str, before: Mark | None, arrived_at: datetime, *, now: float
     ) -> Hold:
@@ -214,13 +286,13 @@ class Holds:
         self.join(hold, tenant_id)
         return hold
 
-    def hold_predecessors(self, tenants: TenantSet, arrived_at: datetime, *, now: float) -> None:
+    def hold_predecessors(self, tenants: TenantSet, before: Mark | None, arrived_at: datetime, *, now: float) -> None:
         """Hold, from the checkpoint on, what the last owner of the lease still held; it is caught up at once."""
         hold = Hold(
             Target.PREDECESSOR,
             "",
             Reason.TAKEN_OVER,
-            before=None,
+            before=before,
             arrived_at=arrived_at,
             now=now,
             tenants=tenants,
@@ -228,26 +300,29 @@ class Holds:
         hold.is_ready = True
         self._add(hold)
 
-    def hold_parents(self, tenants: TenantSet, arrived_at: datetime, *, now: float) -> Hold:
+    def hold_parents(self, tenants: TenantSet, before: Mark | None, arrived_at: datetime, *, now: float) -> Hold:
         """Hold, from the first record on, what the parents of the stream shard still owe.
 
         To be called behind `hold_predecessors`, for who is in both is the parents'.
         """
-        hold = Hold(Target.PARENTS, "", Reason.RESHARD, before=None, arrived_at=arrived_at, now=now, tenants=tenants)
+        hold = Hold(Target.PARENTS, "", Reason.RESHARD, before=before, arrived_at=arrived_at, now=now, tenants=tenants)
         self._add(hold)
         return hold
 
-    def free_parents(self, owed: TenantSet, *, now: float) -> None:
-        """Make ready what the parents owe no more, now that they owe only *owed*."""
+    def free_parents(self, owed: TenantSet, *, now: float) -> bool:
+        """Make ready what the parents owe no more, now that they owe only *owed*; return whether there is any."""
         hold = self._holds.get((Target.PARENTS, ""))
         if hold is None or hold.is_ready:
-            return
+            return False
         freed, kept = hold.tenants.minus(owed), hold.tenants.narrowed_to(owed)
         if not freed:
-            return
+            return False
         self._remove(hold)
         self._freed_count += 1
         for name, tenants in ((str(self._freed_count), freed), ("", kept)):
+            # What the parents owed may have been read again meanwhile: who waits for its shard with that is held so.
+            for tenant_id in [one for one in tenants.names if one in self._by_name]:
+                tenants.discard(tenant_id)
             if tenants:
                 part = Hold(
                     Target.PARENTS,
@@ -260,6 +335,7 @@ class Holds:
                 )
                 part.is_ready = bool(name)
                 self._add(part)
+        return True
 
     def release(self, hold: Hold) -> None:
         """End a hold."""
@@ -275,8 +351,13 @@ class Holds:
         return catch_up
 
     def begin_behind(self, catch_up: CatchUp, hold: Hold) -> bool:
-        """Let a catch-up at work take a hold along, when it has not come to where that begins."""
+        """Let a catch-up at work take a hold along, when it has not come to where that begins.
+
+        Not one whose holds have all been lowered: it ends.
+        """
         at = catch_up.owed.last
+        if not catch_up.holds or catch_up.is_at_parents or hold.parents:
+            return False
         if hold.before is None or (at is not None and is_behind(at, hold.before)):
             return False
         catch_up.holds.append(hold)

@@ -19,6 +19,7 @@ import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.backoff import backoff_s
+from simplu_worker.consumers.kinesis.contacts import Contact, Contacts, Refill
 from simplu_worker.consumers.kinesis.positions import Mark
 from simplu_worker.consumers.letters import DeadLetter
 from simplu_worker.consumers.outcomes import count_outcomes
@@ -28,6 +29,7 @@ from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, Outcome
 from simplu_worker.shards.router import Router
+from simplu_worker.shards.stream_positions import PositionChangedError
 
 BATCH_MAX_COUNT: Final = 1000
 BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation has more
@@ -92,6 +94,9 @@ class Keeper(Protocol):
     def failed(self, entry: Entry) -> int:
         """Note that an operation failed by itself once more; return how often now."""
 
+    def refill(self, shard_id: str, refill: Refill, entries: Sequence[Entry]) -> None:
+        """Have the stream read again for all tenants of the shard; *entries*, all that the lane has, are dropped."""
+
     def hold_failing(self, entries: Sequence[Entry]) -> None:
         """Hold the tenant of *entries*, the first of which failed by itself, to try it again later."""
 
@@ -105,14 +110,20 @@ class Lane:
         router: Router,
         keeper: Keeper,
         *,
+        contacts: Contacts | None,
         tries_max: int,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*tries_max* is how often an operation that fails by itself is tried before it is given up."""
+        """*tries_max* is how often an operation that fails by itself is tried before it is given up.
+
+        Without *contacts* the shard is not told how far the stream shard got.
+        """
         self.shard_id = shard_id
         self._router = router
         self._keeper = keeper
+        self._contacts = contacts
+        self._looks_again = False  # at what the shard knows of the stream shard
         self._tries_max = tries_max
         self._draw = draw
         self._utc = utc
@@ -160,6 +171,11 @@ class Lane:
         self._queue.clear()
         return queue
 
+    def look_again(self) -> None:
+        """Read what the shard knows before the next batch, or now where there is none."""
+        self._looks_again = True
+        self._has_work.set()
+
     def give_up_batch(self) -> None:
         """Wait no more for the batch in flight: whether it was committed is then unknown."""
         if self._flight is not None and not self._flight.expired():
@@ -168,9 +184,12 @@ class Lane:
     async def run(self, stopping: asyncio.Event) -> None:
         """Apply batch after batch until *stopping*; then the batch in flight is finished and the rest stays owed."""
         while not await self._idle_until(stopping):
-            self._batch = self._next_batch()
+            self._batch, self._looks_again = self._next_batch(), False
             try:
                 outcomes = await self._applied([entry.operation for entry in self._batch])
+            except PositionChangedError:
+                await self._put_back_and_doubt()
+                continue
             except TryAgainLaterError as exc:
                 await self._defer(exc, stopping)
                 continue
@@ -181,7 +200,7 @@ class Lane:
 
     async def _idle_until(self, stopping: asyncio.Event) -> bool:
         """Wait for work or the end; return whether it is the end."""
-        while not self._queue and not stopping.is_set():
+        while not self._queue and not self._looks_again and not stopping.is_set():
             self._has_work.clear()
             async with asyncio.TaskGroup() as tasks:
                 waits = [tasks.create_task(event.wait()) for event in (self._has_work, stopping)]
@@ -201,14 +220,45 @@ class Lane:
         return batch
 
     async def _applied(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """Apply the batch and return what became of it; nothing, where all is to be read again from the stream."""
         self._sent_at = loop_time()
         try:
             async with asyncio.timeout(None) as self._flight:
-                return await self._router.apply(self.shard_id, operations)
+                if self._contacts is None:
+                    return await self._router.apply(self.shard_id, operations)
+                contact = self._contacts.of(self.shard_id)
+                async with contact.turn:
+                    if not contact.is_adopted and await self._is_refilled(self._contacts, contact):
+                        return []
+                    if not operations:
+                        return []
+                    return await self._router.apply(self.shard_id, operations, claim=self._contacts.claim(contact))
         except TimeoutError:
             raise TryAgainLaterError(f"shard {self.shard_id}: given up, its memory was needed") from None
         finally:
             self._flight = None
+
+    async def _is_refilled(self, contacts: Contacts, contact: Contact) -> bool:
+        """Read what the shard knows; where that is behind, have the stream read again. Then the lane is empty."""
+        refill = await contacts.adopt(contact)
+        if refill is None:
+            return False
+        entries = [*self._batch, *self.take_queue()]
+        self._batch = []
+        self._keeper.refill(self.shard_id, refill, entries)
+        return True
+
+    async def _put_back_and_doubt(self) -> None:
+        """Put the batch back: the row is another reader's, or of a server that lacks something. It is to be read first.
+
+        By who still has the lease: of two readers each would make the other read the stream again.
+        """
+        log.warning("position.changed", shard_id=self.shard_id, operations=len(self._batch))
+        self._queue.extendleft(reversed(self._batch))
+        self._batch = []
+        if self._contacts is not None:
+            self._contacts.of(self.shard_id).is_adopted = False
+            await self._contacts.confirm()
 
     async def _defer(self, exc: TryAgainLaterError, stopping: asyncio.Event) -> None:
         """Try the batch again soon, or hold the shard when it has not taken any for some time."""
@@ -218,6 +268,8 @@ class Lane:
         if loop_time() - self._failing_since >= HOLD_AFTER_S or self._keeper.is_held(self.shard_id):
             entries = [*self._batch, *self.take_queue()]
             self._batch, self._failing_since = [], None
+            if not entries:
+                return
             log.warning("shard.held", shard_id=self.shard_id, operations=len(entries), error=str(exc))
             self._keeper.hold_shard(self.shard_id, entries)
             return
@@ -271,12 +323,20 @@ class Lane:
         letter = entry.letter(reason, f"it failed {attempts} times: {error}", failed_at=self._utc(), attempts=attempts)
         await self._keeper.settle([], [letter])
         try:
-            outcome = await self._router.give_up(self.shard_id, entry.operation)
+            outcome = await self._marked(entry.operation)
         except TryAgainLaterError:
             return False
         count_outcomes([entry.operation], [outcome], now=self._utc())
         log.error("operation.given_up", shard_id=self.shard_id, attempts=attempts, error=error, **ids)
         return outcome.disposition is not Disposition.HOLD
+
+    async def _marked(self, operation: Operation) -> Outcome:
+        """Leave the row of an operation that is given up."""
+        if self._contacts is None:
+            return await self._router.give_up(self.shard_id, operation)
+        contact = self._contacts.of(self.shard_id)
+        async with contact.turn:
+            return await self._router.give_up(self.shard_id, operation, claim=self._contacts.claim(contact))
 
     def _taken(self, tenant_id: str) -> list[Entry]:
         """Take a tenant's entries out of the queue."""

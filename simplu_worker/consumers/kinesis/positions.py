@@ -12,6 +12,7 @@ import msgspec
 # Kinesis API reference, SequenceNumber: 0|([1-9]\d{0,128}).
 _SEQUENCE_NUMBER = re.compile(r"0|[1-9][0-9]{0,128}")
 _BEYOND_EVERY_SEQUENCE_NUMBER = 10**129
+BEFORE_ALL_PARTS: Final = -1  # in place of a sub-sequence number
 
 
 class Position(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -64,9 +65,21 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
         """Return the mark of a record's position."""
         return cls(position.checkpoint, position.sub_sequence_number, arrived_at)
 
+    @classmethod
+    def right_before(cls, sequence_number: str, arrived_at: datetime) -> Mark:
+        """Return the mark of the place before all that a record holds, and behind everything before it."""
+        return cls(sequence_number, BEFORE_ALL_PARTS, arrived_at)
+
+    @property
+    def is_between(self) -> bool:
+        """Whether this is no record's place, but one between two records."""
+        return self.sub_sequence_number == BEFORE_ALL_PARTS
+
     @property
     def position(self) -> Position:
         """The record's position, to be written and compared with any other."""
+        if self.is_between:
+            return Position(int(self.sequence_number), BEFORE_ALL_PARTS)
         return Position.of(self.sequence_number, self.sub_sequence_number)
 
     @property

@@ -8,10 +8,11 @@ goes on for all others.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +20,9 @@ import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.dead_letters import LetterStore
+from simplu_worker.consumers.kinesis.adoption import Lineage, ParentRecords
 from simplu_worker.consumers.kinesis.catch_up import DECODED_AT_ONCE, CatchUpReader, CatchUps
+from simplu_worker.consumers.kinesis.contacts import Contacts, Progress, ReaderFacts, Refill
 from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
 from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Target
@@ -30,17 +33,25 @@ from simplu_worker.consumers.kinesis.pacing import Pacing
 from simplu_worker.consumers.kinesis.positions import Mark, Position
 from simplu_worker.consumers.kinesis.prefetch import Account
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard
-from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, Record, Start, Stream
+from simplu_worker.consumers.kinesis.stream import (
+    AtSequenceNumber,
+    AtTimestamp,
+    ExpiredIteratorError,
+    Record,
+    Start,
+    Stream,
+)
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.letters import DeadLetter, letter_of
 from simplu_worker.consumers.owed import Owed
 from simplu_worker.consumers.pauses import pause
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.router import Router
 
 WAIT_FOR_MEMORY_S: Final = 0.25
+LAST_WORD_S: Final = 1.5  # at the end, for all Postgres shards together
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +64,18 @@ class ReadingRules(msgspec.Struct, frozen=True):
     tenant_wait: timedelta
     ahead_from_s: float = 30.0  # noted in the lease row when what is held is so much older than what is read
     drain_s: float = 20.0  # short of SHUTDOWN_GRACE_SECONDS: leases are given back after it
+
+
+class LeaseTies(msgspec.Struct, frozen=True):
+    """What a reader has by the lease under which it reads.
+
+    *confirm* makes sure, for a moment, that it is still its own; *lineage* is what the stream shard continues;
+    *started_at* is where reading that began, if not at its beginning.
+    """
+
+    confirm: Callable[[], Awaitable[None]]
+    lineage: Callable[[], Lineage]
+    started_at: datetime | None
 
 
 class StreamShardReader:
@@ -74,6 +97,7 @@ class StreamShardReader:
         account: Account,
         retention: timedelta | None = None,
         is_end: Callable[[tuple[ChildShard, ...]], Awaitable[bool]] | None = None,
+        ties: LeaseTies | None = None,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
@@ -82,7 +106,8 @@ class StreamShardReader:
         With *ahead* the main reader goes on where its predecessor was, who held some tenants from the checkpoint on.
         Of the tenants in *owed_by_parents* nothing is applied before the parents owe it no more (`free_parents`).
         *account* is its part of the replica's memory, *retention* that of the stream. *is_end* is asked, with the child
-        shards named, whether a reply without an iterator is the end; otherwise it is read on.
+        shards named, whether a reply without an iterator is the end; otherwise it is read on. Without *ties* to a lease
+        no Postgres shard is told how far it gets: it only reads beside the reader whose rows those are.
         """
         self.stream_shard_id = stream_shard_id
         self._beginning = start, done
@@ -90,21 +115,19 @@ class StreamShardReader:
         if read_to is not None:
             start, done = AtSequenceNumber(read_to.checkpoint), read_to
         self._done = done  # until a record behind it is met
+        self._stream = stream
+        self._router = router
+        self._draw = draw
         self._dead_letters = dead_letters
         self._rules = rules
         self._account = account
         self.retention = retention  # of the stream; whoever learns of a change sets it
         self._is_end = is_end
         self._utc = utc
-        self._intake = Intake(
-            stream.name,
-            stream_shard_id,
-            operation_max_bytes=rules.operation_max_bytes,
-            list_result_limit=rules.list_result_limit,
-            hash_range=hash_range,
-        )
-        # Its last position is that of dispatch.
-        self._owed: Owed[Mark] = Owed(None if read_to is None else Mark.at(read_to, utc()))
+        self._intake = self._intake_of(stream_shard_id, hash_range)
+        # Its last position is that of dispatch. None is before everything: nothing is ever read that comes earlier.
+        self._owed: Owed[Mark] = Owed(None if done is None else Mark.at(done, utc()))
+        self._checkpoint_before = None if self._beginning[1] is None else Mark.at(self._beginning[1], utc())
         self._reads = StreamShardReads(stream, stream_shard_id, account, draw)
         self._pacing = Pacing(self._reads.budget)
         self._cursor = Cursor(self._reads, start, self._pacing, kind="main", retention=retention)
@@ -114,15 +137,16 @@ class StreamShardReader:
             account,
             tenant_wait=rules.tenant_wait,
             store=self._store,
+            facts=None if ties is None else self._facts(ties, ahead),
             draw=draw,
             utc=utc,
         )
         self._catch_ups = CatchUps(router, self._dispatcher, self._reads, self._catch_up)
         if ahead is not None:
             held = TenantSet.of_targets(ahead.held)
-            self._dispatcher.holds.hold_predecessors(held, utc(), now=loop_time())
+            self._dispatcher.holds.hold_predecessors(held, self._checkpoint_before, utc(), now=loop_time())
         if owed_by_parents:
-            self._dispatcher.holds.hold_parents(owed_by_parents, utc(), now=loop_time())
+            self._dispatcher.holds.hold_parents(owed_by_parents, self._checkpoint_before, utc(), now=loop_time())
         self._stopping = asyncio.Event()
         self.is_at_end = False
 
@@ -133,7 +157,7 @@ class StreamShardReader:
     def checkpoint(self) -> Position | None:
         """The position up to which nothing is owed to anyone; None when nothing was finished yet."""
         mark = self._dispatcher.holds.floor(self._owed.checkpoint)
-        return None if mark is None else mark.position
+        return None if mark is None or mark.is_between else mark.position
 
     @property
     def read_to(self) -> Mark | None:
@@ -277,12 +301,38 @@ class StreamShardReader:
         for entry in self._dispatcher.entries():
             if entry.owed is not self._owed:  # of a catch-up that has ended, perhaps
                 tenants.add(entry.operation.tenant_id)
-        return Ahead(main.position, tenants.targets())
+        held = tenants.targets()  # none where whole shards are held only: who comes next reads their rows
+        return Ahead(main.position, held) if held else None
 
     def free_parents(self, owed: TenantSet) -> None:
-        """Apply what was held for the parents, now that they owe only *owed*."""
-        self._dispatcher.holds.free_parents(owed, now=loop_time())
+        """Apply what was held for the parents, now that they owe only *owed*.
+
+        What they applied meanwhile may be lost again: before those who are free now have anything applied on a shard,
+        its rows are read once more.
+        """
+        if not self._dispatcher.holds.free_parents(owed, now=loop_time()):
+            return
+        if self.contacts is not None:
+            for contact in self.contacts.doubt_parents():
+                self._dispatcher.look_again(contact.shard_id)
         self._dispatcher.has_ready.set()
+
+    @property
+    def contacts(self) -> Contacts | None:
+        """The rows of this reader on the Postgres shards."""
+        return self._dispatcher.contacts
+
+    def refill(self, shard_id: str, refill: Refill) -> None:
+        """Read again for all tenants of a Postgres shard to which nothing was sent yet."""
+        self._dispatcher.refill(shard_id, refill, ())
+
+    def is_refilling(self, shard_id: str) -> bool:
+        """Whether the stream is being read again for all tenants of a Postgres shard."""
+        return self._dispatcher.holds.whole(shard_id) is not None
+
+    def look_again(self, shard_id: str) -> bool:
+        """Have the lane to a Postgres shard read its row there anew; False when there is no lane."""
+        return self._dispatcher.look_again(shard_id)
 
     def abandon(self) -> None:
         """Take the stream shard for read to its end: it is past its retention, there is nothing left to read."""
@@ -315,9 +365,77 @@ class StreamShardReader:
                     await self._next_settled()
                 ending.set()
                 deadline.reschedule(loop_time() + self._rules.drain_s)
+            await self._leave_word()
         except* TryAgainLaterError as group:
             # Only a stop ends it this way: dead letters that could not be stored. Their records stay owed.
             log.warning("stream_shard.left", stream_shard_id=self.stream_shard_id, error=str(group.exceptions[0]))
+
+    def _facts(self, ties: LeaseTies, ahead: Ahead | None) -> ReaderFacts:
+        held = TenantSet() if ahead is None else TenantSet.of_targets(ahead.held)
+        return ReaderFacts(
+            stream_name=self._stream.name,
+            stream_shard_id=self.stream_shard_id,
+            began_at=self._owed.last,
+            checkpoint=self._checkpoint_before,
+            taken_over=held.names,
+            dispatch=self._at,
+            progress=self._progress,
+            ahead=lambda: self.ahead,
+            first_since=self._first_since,
+            confirm=ties.confirm,
+            lineage=ties.lineage,
+            started_at=ties.started_at,
+        )
+
+    def _progress(self) -> Progress:
+        floor = self._dispatcher.holds.floor(self._owed.checkpoint)
+        return Progress(floor, is_finished=self.is_finished)
+
+    async def _leave_word(self) -> None:
+        """Tell the Postgres shards how far it got, so that who comes next need not read that again; or not."""
+        if self.contacts is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORD_S), asyncio.TaskGroup() as tasks:
+                for contact in self.contacts.adopted():
+                    tasks.create_task(self.contacts.leave_word(contact), name=f"last-word:{contact.shard_id}")
+
+    async def _first_since(self, instant: datetime) -> Mark | None:
+        """Return the place before the first record that arrived since *instant*; None when there is none yet.
+
+        Takes no part in the accounts of memory: all that may be in use by what waits for the answer.
+        """
+        try:
+            iterator: str | None = await self._stream.iterator(self.stream_shard_id, AtTimestamp(instant))
+            with self._reads.budget.catching_up(loop_time()) as pacing:
+                while iterator is not None and not self._reads.is_gone:
+                    if await pause(pacing.delay_s(loop_time()), until=self._stopping):
+                        raise TryAgainLaterError("it is to stop")
+                    async with self._reads.turn:
+                        pacing.started(loop_time())
+                        reply = await self._stream.get_records(iterator, limit=1)
+                    pacing.replied(loop_time(), record_count=len(reply.records), size_bytes=reply.size_bytes)
+                    if reply.records:
+                        return Mark.right_before(reply.records[0].sequence_number, reply.records[0].arrived_at)
+                    if not reply.millis_behind:
+                        return None
+                    iterator = reply.next_iterator
+        except (RefusedError, ExpiredIteratorError) as exc:
+            raise TryAgainLaterError(str(exc)) from exc
+        return None
+
+    def _read_parent(self, records: ParentRecords) -> tuple[StreamShardReads, Intake]:
+        reads = StreamShardReads(self._stream, records.stream_shard_id, self._account, self._draw)
+        return reads, self._intake_of(records.stream_shard_id, records.hash_range)
+
+    def _intake_of(self, stream_shard_id: str, hash_range: HashRange | None) -> Intake:
+        return Intake(
+            self._stream.name,
+            stream_shard_id,
+            operation_max_bytes=self._rules.operation_max_bytes,
+            list_result_limit=self._rules.list_result_limit,
+            hash_range=hash_range,
+        )
 
     async def _read(self) -> None:
         while not self._stopping.is_set() and not self.is_at_end:
@@ -360,8 +478,10 @@ class StreamShardReader:
             self._reads,
             self._intake,
             self._dispatcher,
+            router=self._router,
             main_at=self._at,
             beginning=self._beginning,
+            read_parent=self._read_parent,
             retention=self.retention,
         )
 

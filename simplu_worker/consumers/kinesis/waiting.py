@@ -143,6 +143,18 @@ class WaitingRoom:
         """Return all operations that wait."""
         return [entry for tenant in self._tenants.values() for entry in tenant.entries]
 
+    def take(self, tenant_id: str) -> list[Entry]:
+        """Take out what a tenant has here; the asking for it goes on for what comes next.
+
+        Nothing while that is being passed over.
+        """
+        tenant = self._tenants[tenant_id]
+        if tenant.waiting_since == float("inf"):
+            return []
+        taken = list(tenant.entries)
+        tenant.entries.clear()
+        return taken
+
     def put(self, tenant_id: str, entries: Iterable[Entry]) -> None:
         """Append entries of a tenant; a tenant that is new here is asked for at once."""
         tenant = self._tenants.get(tenant_id)

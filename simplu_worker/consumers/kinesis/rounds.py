@@ -1,0 +1,130 @@
+"""Look after what idle Postgres shards know of the stream shards that this replica reads (architecture, idea 8).
+
+A shard to which nothing is sent would not be missed if it lost something, and its rows would grow old: who reads the
+stream shard next would have to begin there. So every shard is asked every few seconds for all rows at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Final, TypeAlias
+
+from simplu_worker.clock import loop_time
+from simplu_worker.consumers.kinesis.adoption import Lineage
+from simplu_worker.consumers.kinesis.contacts import Contact, Contacts
+from simplu_worker.consumers.kinesis.reader import StreamShardReader
+from simplu_worker.consumers.pauses import pause
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.shards.router import Router
+from simplu_worker.shards.stream_positions import Standing
+
+INTERVAL_S: Final = 10.0
+REST_S: Final = 0.5  # at least, between two rounds
+LOOK_WITHIN_S: Final = 3.0
+ASKED_AT_ONCE: Final = 4
+ASKS_PER_S: Final = 40.0
+
+Watched: TypeAlias = tuple[StreamShardReader, Contacts, Contact, Lineage]
+
+
+class PositionRounds:
+    """Goes from shard to shard. *readers* are those at work."""
+
+    def __init__(
+        self,
+        router: Router,
+        stream_name: str,
+        readers: Callable[[], Sequence[StreamShardReader]],
+        *,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._router = router
+        self._stream_name = stream_name
+        self._readers = readers
+        self._draw = draw
+        self._at_once = asyncio.Semaphore(ASKED_AT_ONCE)
+        self._to_forget: set[str] = set()
+        self.is_wanted = False  # soon: there is another reader
+
+    def __repr__(self) -> str:
+        return f"PositionRounds({self._stream_name}, to_forget={sorted(self._to_forget)})"
+
+    def forget(self, stream_shard_id: str) -> None:
+        """Have the rows of a stream shard removed that is past its retention, where a shard answers."""
+        self._to_forget.add(stream_shard_id)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Go round until *stopping*."""
+        while not stopping.is_set():
+            self.is_wanted = False
+            to_forget, self._to_forget = sorted(self._to_forget), set()
+            async with asyncio.TaskGroup() as tasks:
+                for shard_id in await self._router.shard_ids():
+                    await self._at_once.acquire()
+                    tasks.create_task(self._visit(shard_id, to_forget), name=f"position:{shard_id}")
+                    if await pause(1 / ASKS_PER_S, until=stopping):
+                        break
+            ends_at = loop_time() + INTERVAL_S * (0.8 + 0.4 * self._draw())
+            while loop_time() < ends_at and not await pause(min(REST_S, INTERVAL_S), until=stopping):
+                if self.is_wanted:
+                    break
+
+    async def _visit(self, shard_id: str, to_forget: Sequence[str]) -> None:
+        try:
+            async with asyncio.timeout(LOOK_WITHIN_S):
+                if to_forget:
+                    await self._router.forget_positions(shard_id, self._stream_name, to_forget)
+            await self._look(shard_id)
+        except (TryAgainLaterError, RefusedError, TimeoutError):
+            return  # whoever needs the shard says so
+        finally:
+            self._at_once.release()
+
+    async def _look(self, shard_id: str) -> None:
+        async with AsyncExitStack() as turns:
+            watched: list[Watched] = []
+            for reader in self._readers():
+                contacts = reader.contacts
+                # Where something is in flight, or is being read again, the row is looked after.
+                if contacts is None or contacts.of(shard_id).turn.locked() or reader.is_refilling(shard_id):
+                    continue
+                contact = contacts.of(shard_id)
+                await turns.enter_async_context(contact.turn)
+                watched.append((reader, contacts, contact, contacts.lineage()))
+            if not watched:
+                return
+            ids = [reader.stream_shard_id for reader, *_ in watched]
+            async with asyncio.timeout(LOOK_WITHIN_S):
+                standing = await self._router.standing(shard_id, self._stream_name, ids)
+            if standing is None:
+                return
+            for one in watched:
+                await self._compare(shard_id, one, standing)
+            due = [(contacts, contact) for _, contacts, contact, _ in watched if contacts.is_due(contact)]
+            if due:
+                async with asyncio.timeout(LOOK_WITHIN_S):
+                    changed = await self._router.touch(shard_id, [contacts.claim(contact) for contacts, contact in due])
+                for _, contact in due:
+                    contact.is_adopted = contact.claim not in changed
+
+    async def _compare(self, shard_id: str, watched: Watched, standing: Standing) -> None:
+        """Read again what a shard lacks. Where there is a lane to it, that does so, before its next batch."""
+        reader, contacts, contact, lineage = watched
+        if contact.is_adopted and not contacts.is_doubtful(contact, lineage, standing):
+            return
+        if contact.is_adopted:
+            contact.is_adopted = False
+            await contacts.confirm()
+        if reader.look_again(shard_id):
+            return
+        if lineage.ancestors:
+            refill = await contacts.adopt(contact)
+        else:
+            refill = await contacts.adopt_by(contact, lineage, standing)
+        if reader.look_again(shard_id):  # there is a lane since
+            contact.is_adopted = False
+        elif refill is not None:
+            reader.refill(shard_id, refill)

@@ -1,0 +1,157 @@
+"""Readers of a stream shard, as far as a shard that fails over sees them: what they send there, and what they owe.
+
+There are two. `WholeReaders` has dispatch, lanes, holds and catch-ups, which are many states. `PlainReaders` knows only
+how far each tenant is, and sends any tenant's next operation: whatever order a whole reader's holds bring about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Protocol
+
+from reader_model import AGREED, FREE, CatchUp, Move, Reader, ReaderModel, Scene
+
+A = 0  # the shard that fails over
+
+
+class Readers(Protocol):
+    """What readers may do, and what they know; a reader itself is only handed back."""
+
+    def start(self, checkpoint: int) -> Any:
+        """Return a reader that starts at a checkpoint."""
+        ...
+
+    def moves(self, reader: Any, *, is_troubled: bool, barred: Collection[int]) -> Iterator[Move]:
+        """Return what a reader may do by itself and with the other shard; it may not catch up tenants *barred*."""
+        ...
+
+    def ready(self, reader: Any) -> tuple[int, ...]:
+        """Return the operations of which one may be the next for the shard."""
+        ...
+
+    def settled(self, reader: Any, operation: int) -> Any:
+        """Return a reader that knows of the commit of an operation on the shard."""
+        ...
+
+    def refused(self, reader: Any, operation: int) -> Any:
+        """Return a reader whose operation was not taken by the shard."""
+        ...
+
+    def rewound(self, reader: Any, starts: Mapping[int, int]) -> Any:
+        """Return a reader that holds tenants from their starts, or from where it owes them, if that is lower."""
+        ...
+
+    def owed(self, reader: Any, tenants: Collection[int]) -> int:
+        """Return the lowest position that a reader owes to some of the tenants."""
+        ...
+
+    def held(self, reader: Any) -> tuple[int, ...]:
+        """Return the tenants that are behind the others."""
+        ...
+
+
+class WholeReaders(ReaderModel):
+    """Readers as they are."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene, AGREED, end=len(scene.tenants))
+
+    def moves(self, reader: Reader, *, is_troubled: bool, barred: Collection[int] = ()) -> Iterator[Move]:
+        """Return what a reader may do but for what is in the lane of the shard."""
+        if reader.dispatch < self.end:
+            yield self._dispatch(reader)
+        for number, operation in ((number, lane[0]) for number, lane in enumerate(reader.lanes) if lane):
+            if number != A and is_troubled and self.scene.tenants[operation] in self.scene.troubled:
+                yield self._fail(reader, operation, number)
+            elif number != A:
+                yield Move(f"commit {operation}", _without_first(reader, number), operation)
+        if any(before != FREE for before in reader.held):
+            yield from self._lift(reader, barred, is_troubled=is_troubled)
+            for catch_up in reader.catch_ups:
+                yield from self._catch_up(reader, catch_up)
+
+    def ready(self, reader: Reader) -> tuple[int, ...]:
+        """Return the first operation in the lane of the shard."""
+        return reader.lanes[A][:1]
+
+    def settled(self, reader: Reader, operation: int) -> Reader:
+        """Return a reader without the first operation in the lane of the shard."""
+        return _without_first(reader, A)
+
+    def refused(self, reader: Reader, operation: int) -> Reader:
+        """Return a reader that holds the target."""
+        return self._fail(reader, operation, A).reader
+
+    def rewound(self, reader: Reader, starts: Mapping[int, int]) -> Reader:
+        """Return a reader that holds tenants from their starts or before, but for those it has not read up to."""
+        starts = {tenant: start for tenant, start in starts.items() if start < reader.dispatch}
+        held = list(reader.held)
+        for tenant, start in starts.items():
+            held[tenant] = min(start, held[tenant], self.owed(reader, [tenant]))
+        left = ((one.position, tuple(t for t in one.tenants if t not in starts)) for one in reader.catch_ups)
+        return reader._replace(
+            lanes=tuple(tuple(one for one in lane if self.scene.tenants[one] not in starts) for lane in reader.lanes),
+            held=tuple(held),
+            catch_ups=tuple(CatchUp(position, tenants) for position, tenants in left if tenants),
+        )
+
+    def owed(self, reader: Reader, tenants: Collection[int] | None = None) -> int:
+        """Return the lowest of dispatch, and of the lanes, holds and catch-ups of the tenants."""
+        if tenants is None:
+            return super().owed(reader)
+        sent = (one for lane in reader.lanes for one in lane if self.scene.tenants[one] in tenants)
+        at = (one.position for one in reader.catch_ups if not {*one.tenants}.isdisjoint(tenants))
+        return min((reader.dispatch, *sent, *at, *(reader.held[tenant] for tenant in tenants)))
+
+    def held(self, reader: Reader) -> tuple[int, ...]:
+        """Return the tenants that are held or being caught up."""
+        return tuple(tenant for tenant, before in enumerate(reader.held) if before != FREE)
+
+
+class PlainReaders:
+    """Readers of which only each tenant's next operation is known. All tenants are of the shard, none is in trouble."""
+
+    def __init__(self, scene: Scene, *, end: int | None = None) -> None:
+        self._scene = scene
+        self._end = len(scene.tenants) if end is None else end
+        self._all = range(len(scene.shards))
+
+    def start(self, checkpoint: int) -> tuple[int, ...]:
+        """Return the next operation of each tenant."""
+        return tuple(self._next(tenant, checkpoint) for tenant in self._all)
+
+    def moves(self, reader: tuple[int, ...], *, is_troubled: bool, barred: Collection[int]) -> Iterator[Move]:
+        """Return nothing: it reads as soon as it can."""
+        yield from ()
+
+    def ready(self, reader: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the next operation of every tenant."""
+        return tuple(sorted({*reader} - {self._end}))
+
+    def settled(self, reader: tuple[int, ...], operation: int) -> tuple[int, ...]:
+        """Return the reader with its tenant's next operation."""
+        return tuple(self._next(tenant, at + 1) if at == operation else at for tenant, at in enumerate(reader))
+
+    def refused(self, reader: tuple[int, ...], operation: int) -> tuple[int, ...]:
+        """Return the same reader: nobody else waits for the operation."""
+        return reader
+
+    def rewound(self, reader: tuple[int, ...], starts: Mapping[int, int]) -> tuple[int, ...]:
+        """Return the lower of what it had and of the starts."""
+        return tuple(min(at, self._next(tenant, starts.get(tenant, at))) for tenant, at in enumerate(reader))
+
+    def owed(self, reader: tuple[int, ...], tenants: Collection[int] | None = None) -> int:
+        """Return the lowest of the tenants' next operations."""
+        return min((self._end, *(reader[tenant] for tenant in (self._all if tenants is None else tenants))))
+
+    def held(self, reader: tuple[int, ...]) -> tuple[int, ...]:
+        """Return all but the tenants that are furthest."""
+        return tuple(tenant for tenant, at in enumerate(reader) if at < max(reader))
+
+    def _next(self, tenant: int, position: int) -> int:
+        return next((at for at in range(position, self._end) if self._scene.tenants[at] == tenant), self._end)
+
+
+def _without_first(reader: Reader, number: int) -> Reader:
+    lanes = reader.lanes
+    return reader._replace(lanes=(*lanes[:number], lanes[number][1:], *lanes[number + 1 :]))

@@ -1,0 +1,346 @@
+"""A reshard, and a Postgres shard that fails over: who applies again what was the parent's.
+
+The first operations are the grandparent's, if there is one: it has ended before. Those before *end* are the parent's,
+the others the child's. On the shard each of them has its own row, and nobody reads a stream shard any more once
+SHARD_END is in its lease row. A child that adopts a row of its own which does
+not say that the parent is done with reads the parent's records again, from the parent's row to the parent's end.
+
+What a child learns from the parent's row, or its lease row, may be lost while the child's own row stays: it counts only
+if the child's row is written in the transaction that reads the parent's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from failover_readers import PlainReaders
+from failover_rows import NEW, NO_ROW, OUTDATED, TO_ADOPT, TO_COME, Row, names_of
+from reader_model import Scene
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How parent and child go about it; each switch but the first three is a deviation from the agreed ways."""
+
+    child_waits_for_shard_end: bool = False  # as right as the list
+    child_ignores_list: bool = False  # likewise: it reads everything of the parent again
+    adopts_again_when_freed: bool = False  # likewise: what is listed is left out, and not sent before it adopts again
+    forgets_parents: bool = False
+    forgets_grandparents: bool = False  # though the parent's row does not say that they are done with
+    adopts_without_writing: bool = False
+    skips_listed: bool = False  # in what is read again of the parent, for the parent will apply it
+    done_at_shard_end: bool = False  # says so in its row though it has not applied again what it should
+    done_early: bool = False  # likewise, and before SHARD_END
+
+
+AGREED = Rules()
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How often each kind of trouble comes."""
+
+    failovers: int = 1
+    parent_crashes: int = 0
+    parent_takes: int = 0
+    child_crashes: int = 1
+    child_takes: int = 0
+
+
+class Version(NamedTuple):
+    """The shard as of one commit."""
+
+    applied: int  # bits
+    grandparent: int  # what its row claims, or would without one
+    parent: Row
+    child: Row
+
+
+class Worker(NamedTuple):
+    """A reader and what it knows of the shard: its token, of its own row."""
+
+    reader: tuple[int, ...]
+    token: int = NEW
+    left_out: tuple[int, ...] = ()  # tenants of which the parent's was not read again
+
+
+class Side(NamedTuple):
+    """One of the two stream shards: its lease row's checkpoint and its readers."""
+
+    checkpoint: int
+    owner: Worker | None = None
+    zombie: Worker | None = None
+
+
+class State(NamedTuple):
+    """All of it."""
+
+    shard: Version
+    replica: Version | None  # gets nothing any more; None: it has everything
+    parent: Side
+    child: Side
+    listed: tuple[int, ...] | None  # tenants, in the parent's lease row
+    is_ended: bool  # SHARD_END is in the parent's lease row
+    left: tuple[int, ...]  # as in Budget
+    promise: str  # broken on the way here
+
+
+SideName = Literal["parent", "child"]
+SIDES: Final[tuple[tuple[SideName, int], ...]] = (("parent", 1), ("child", 3))  # with the place of its crashes in left
+
+
+class ReshardFailoverModel:
+    """Two stream shards, one after the other, of which everything has to be applied in the end."""
+
+    def __init__(
+        self,
+        parent: str,
+        child: str,
+        budget: Budget,
+        rules: Rules = AGREED,
+        *,
+        grandparent: str = "",
+        checks_claims: bool = True,
+    ) -> None:
+        """Of the *grandparent* everything is applied on the shard, and nothing on its replica."""
+        operations = grandparent + parent + child
+        self._scene = Scene.of(operations, shards="AA", trouble="")
+        self._rules = rules
+        self._checks_claims = checks_claims
+        self._budget = budget
+        self._begin = len(grandparent)
+        self._end = len(grandparent + parent)
+        self._last = len(operations)
+        self._all = range(2)
+        self._readers = {"parent": PlainReaders(self._scene, end=self._end), "child": PlainReaders(self._scene)}
+
+    def first(self) -> State:
+        """Return a reader at the start of the parent, and a shard without its row."""
+        budget = self._budget
+        own = [NO_ROW._replace(owed_from=begin, read_to=begin) for begin in (self._begin, self._end)]
+        return State(
+            shard=Version((1 << self._begin) - 1, self._begin, *own),
+            replica=Version(0, 0, *own) if self._begin else None,
+            parent=Side(self._begin, Worker(self._readers["parent"].start(self._begin))),
+            child=Side(self._end),
+            listed=None,
+            is_ended=False,
+            left=(
+                budget.failovers,
+                budget.parent_crashes,
+                budget.parent_takes,
+                budget.child_crashes,
+                budget.child_takes,
+            ),
+            promise="",
+        )
+
+    def steps(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return what the owners of the leases do."""
+        for name, _ in SIDES:
+            side = _side(state, name)
+            yield from self._work(state, name, side.owner, is_zombie=False)
+            if side.owner is not None and (owed := self._readers[name].owed(side.owner.reader)) > side.checkpoint:
+                yield f"{name}: checkpoint {owed}", _with(state, name, side._replace(checkpoint=owed))
+        yield from self._parent_row(state)
+        if state.child.owner is None and self._may_start(state):
+            yield "child starts", _with(state, "child", self._started(state, "child"))
+
+    def faults(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return what the zombies do, who is replaced, and a failover in its two steps."""
+        for name, place in SIDES:
+            side = _side(state, name)
+            yield from self._work(state, name, side.zombie, is_zombie=True)
+            if side.owner is None:
+                continue
+            started = self._started(state, name)
+            if state.left[place]:
+                yield f"{name}: crash", _renamed(_with(_spend(state, place), name, started))
+            if state.left[place + 1]:
+                taken = started._replace(zombie=side.owner)
+                yield f"{name}: lease taken", _renamed(_with(_spend(state, place + 1), name, taken))
+        if state.replica is not None and state.replica != state.shard:
+            yield "failover", _renamed(state._replace(shard=state.replica, replica=None))
+        elif state.left[0] and state.replica is None:
+            yield "replica gets no more", _spend(state, 0)._replace(replica=state.shard)
+
+    def broken(self, state: State) -> str:
+        """Return the promise that was broken: order, or that a row claims only what is applied."""
+        if state.promise or not self._checks_claims:
+            return state.promise
+        for version in {state.shard, state.replica or state.shard}:
+            parent, child = version.parent, version.child
+            before_parent = self._begin if parent.is_after_parents else version.grandparent
+            before_child = self._end if child.is_after_parents else 0
+            claimed = (1 << max(before_parent, before_child)) - 1
+            claimed |= (1 << parent.owed_from) - (1 << self._begin) | (1 << child.owed_from) - (1 << self._end)
+            if claimed & ~version.applied:
+                return f"claims: not applied, {version}"
+        return ""
+
+    def unsettled(self, state: State) -> str:
+        """Return what is left over at the end."""
+        if missing := ((1 << self._last) - 1) & ~state.shard.applied:
+            return f"lost: nobody will apply {(missing & -missing).bit_length() - 1}"
+        is_settled = state.is_ended and state.child.checkpoint == self._last
+        return "" if is_settled else f"unsettled: {state}"
+
+    def _work(
+        self, state: State, name: SideName, worker: Worker | None, *, is_zombie: bool
+    ) -> Iterator[tuple[str, State]]:
+        """Return what one reader may do: adopt, or one transaction."""
+        if worker is None:
+            return
+        who = f"zombie of {name}" if is_zombie else name
+        row = state.shard.parent if name == "parent" else state.shard.child
+        listed = () if name == "parent" else self._owed_by_parent(state)
+        if worker.token <= TO_ADOPT or {*worker.left_out} - {*listed}:
+            left_out = listed if self._rules.adopts_again_when_freed and not row.is_after_parents else ()
+            rewound = worker._replace(reader=self._rewound(state, name, worker), token=row.token, left_out=left_out)
+            label = f"{who}: adopts {row.owed_from}"
+            has_none = row.is_after_parents or (name == "parent" and not self._begin)
+            if has_none or self._rules.adopts_without_writing:
+                yield label, _renamed(_settled(state, name, rewound, is_zombie=is_zombie))
+            else:
+                written = row._replace(token=TO_COME)
+                label = f"{label}, its parent's is at {self._before(state, name)}, and writes"
+                yield label, self._wrote(state, name, rewound, written, None, is_zombie=is_zombie)
+        if worker.token <= TO_ADOPT:
+            return
+        readers, reader = self._readers[name], worker.reader
+        barred = {*listed, *worker.left_out}
+        for operation in (*(one for one in readers.ready(reader) if self._scene.tenants[one] not in barred), None):
+            label = f"{who}: touch" if operation is None else f"{who}: commit {operation}"
+            if row.token != worker.token:
+                found = worker._replace(token=TO_ADOPT)
+                yield f"{label}: another token", _renamed(_settled(state, name, found, is_zombie=is_zombie))
+                continue
+            after = reader if operation is None else readers.settled(reader, operation)
+            written = self._claim(state, name, worker)
+            moved = worker._replace(reader=after)
+            yield label, self._wrote(state, name, moved, written, operation, is_zombie=is_zombie)
+
+    def _claim(self, state: State, name: SideName, worker: Worker) -> Row:
+        """Return the row that a transaction writes."""
+        owed = self._readers[name].owed(worker.reader)
+        if name == "parent":
+            own = max(owed, self._begin)
+            is_done = state.shard.parent.is_after_parents or 0 < self._begin <= owed
+            return Row(TO_COME, own, own, is_after_parents=is_done)
+        is_refilled = (owed >= self._end and not worker.left_out) or self._rules.done_at_shard_end
+        is_done = (state.is_ended and is_refilled) or self._rules.done_early or state.shard.child.is_after_parents
+        own = max(owed, self._end)
+        return Row(TO_COME, own, own, is_after_parents=is_done)
+
+    def _wrote(
+        self, state: State, name: SideName, worker: Worker, row: Row, operation: int | None, *, is_zombie: bool
+    ) -> State:
+        """Return what follows the commit of a reader's transaction."""
+        applied, promise = state.shard.applied, ""
+        if operation is not None:
+            applied, promise = self._scene.take_effect(applied, operation)
+        shard = state.shard._replace(applied=applied)
+        shard = shard._replace(parent=row) if name == "parent" else shard._replace(child=row)
+        known = worker._replace(token=row.token)
+        settled = _settled(state, name, known, is_zombie=is_zombie)
+        return _renamed(settled._replace(shard=shard, promise=promise))
+
+    def _rewound(self, state: State, name: SideName, worker: Worker) -> tuple[int, ...]:
+        """Return a reader that reads again from where the shard says; what is the parent's as well, if it has to."""
+        shard = state.shard
+        own = shard.parent if name == "parent" else shard.child
+        starts = dict.fromkeys(self._all, own.owed_from)
+        if not (own.is_after_parents or self._rules.forgets_parents):
+            skips = self._rules.skips_listed or self._rules.adopts_again_when_freed
+            skipped = self._owed_by_parent(state) if skips and name == "child" else ()
+            before = self._before(state, name)
+            if before < (self._begin if name == "parent" else self._end):
+                starts.update((tenant, before) for tenant in self._all if tenant not in skipped)
+        return self._readers[name].rewound(worker.reader, starts)
+
+    def _before(self, state: State, name: SideName) -> int:
+        """Return from where what was before a stream shard has to be read again; its beginning or later: nothing."""
+        shard = state.shard
+        if name == "parent":
+            return shard.grandparent
+        is_whole = shard.parent.is_after_parents or shard.grandparent == self._begin
+        return shard.parent.owed_from if is_whole or self._rules.forgets_grandparents else shard.grandparent
+
+    def _parent_row(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return what the owner of the parent writes into its lease row."""
+        owner = state.parent.owner
+        if owner is None:
+            return
+        listed = tuple(
+            tenant
+            for tenant in self._all
+            if owner.reader[tenant] < self._end and (state.listed is None or tenant in state.listed)
+        )
+        if listed != state.listed:
+            names = "".join("ab"[tenant] for tenant in listed) or "nothing"
+            yield f"parent: lists {names}", state._replace(listed=listed)
+        if self._readers["parent"].owed(owner.reader) == self._end and owner.token > TO_ADOPT:
+            yield "parent: SHARD_END", state._replace(is_ended=True, parent=Side(self._end, None, state.parent.zombie))
+
+    def _may_start(self, state: State) -> bool:
+        if state.is_ended or self._rules.child_waits_for_shard_end:
+            return state.is_ended
+        return state.listed is not None or self._rules.child_ignores_list
+
+    def _owed_by_parent(self, state: State) -> tuple[int, ...]:
+        is_free = state.is_ended or state.listed is None or self._rules.child_ignores_list
+        return () if is_free or state.listed is None else state.listed
+
+    def _started(self, state: State, name: SideName) -> Side:
+        side = _side(state, name)
+        return side._replace(owner=Worker(self._readers[name].start(side.checkpoint)))
+
+
+def _renamed(state: State) -> State:
+    """Return the same state with other names for its tokens, which are only compared with each other."""
+    versions = [version for version in (state.shard, state.replica) if version is not None]
+    names = {
+        "parent": names_of([version.parent.token for version in versions]),
+        "child": names_of([version.child.token for version in versions]),
+    }
+
+    def version(one: Version) -> Version:
+        parent, child = one.parent, one.child
+        return one._replace(
+            parent=parent._replace(token=names["parent"][parent.token]),
+            child=child._replace(token=names["child"][child.token]),
+        )
+
+    def worker(one: Worker | None, name: SideName) -> Worker | None:
+        if one is None or one.token <= TO_ADOPT:
+            return one
+        return one._replace(token=names[name].get(one.token, OUTDATED))
+
+    def side(one: Side, name: SideName) -> Side:
+        return one._replace(owner=worker(one.owner, name), zombie=worker(one.zombie, name))
+
+    return state._replace(
+        shard=version(state.shard),
+        replica=None if state.replica is None else version(state.replica),
+        parent=side(state.parent, "parent"),
+        child=side(state.child, "child"),
+    )
+
+
+def _side(state: State, name: SideName) -> Side:
+    return state.parent if name == "parent" else state.child
+
+
+def _with(state: State, name: SideName, side: Side) -> State:
+    return state._replace(parent=side) if name == "parent" else state._replace(child=side)
+
+
+def _settled(state: State, name: SideName, worker: Worker, *, is_zombie: bool) -> State:
+    side = _side(state, name)
+    return _with(state, name, side._replace(zombie=worker) if is_zombie else side._replace(owner=worker))
+
+
+def _spend(state: State, place: int) -> State:
+    return state._replace(left=(*state.left[:place], state.left[place] - 1, *state.left[place + 1 :]))
