@@ -6,10 +6,10 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 RUN = $(or $(PYTHON),$(error No Python found. Install Python 3.11 or newer: apt-get install python3 python3-venv, or brew install python@3.13)) run.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint setup tools lock clean
+.PHONY: help demo test lint bench-directory bench-isolation setup tools lock clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
 
 demo: ## Run the main job on an embedded stack, with live progress
 	@$(RUN) demo $(ARGS)
@@ -19,6 +19,12 @@ test: ## Run the tests
 
 lint: ## Run ruff, mypy and import-linter
 	@$(RUN) lint
+
+bench-directory: ## Measure routing, memory and stalls with 500 databases and 10,000 tenants
+	@$(RUN) bench directory $(ARGS)
+
+bench-isolation: ## Measure what each trouble of one Postgres shard costs the others
+	@$(RUN) bench isolation $(ARGS)
 
 setup: ## Make .venv with everything for development
 	@$(RUN) setup

@@ -322,6 +322,15 @@ def lint(_args: List[str]) -> None:
         stop("Failed: " + ", ".join(failed))
 
 
+def bench(args: List[str]) -> None:
+    """Run the benchmark of that name; further arguments go to it."""
+    names = sorted(name[:-3] for name in os.listdir(os.path.join(ROOT, "benchmarks")) if name.endswith(".py"))
+    if not args or args[0] not in names:
+        stop("Expected one of " + ", ".join(names))
+    ensure(VENV, "local")
+    become([in_venv("python"), os.path.join("benchmarks", args[0] + ".py"), *args[1:]])
+
+
 def setup(_args: List[str]) -> None:
     """Make .venv with everything for development."""
     ensure(VENV, "dev")
@@ -359,6 +368,7 @@ COMMANDS: Dict[str, Callable[[List[str]], None]] = {
     "demo": demo,
     "test": test,
     "lint": lint,
+    "bench": bench,
     "setup": setup,
     "tools": tools,
     "lock": lock,

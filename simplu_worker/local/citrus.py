@@ -65,6 +65,17 @@ class CitrusRegistry:
         self.homes[shard_key] = shard
 
 
+@dataclass
+class CitrusFaults:
+    """What is wrong with a Citrus on purpose; to be changed while it serves."""
+
+    latency_s: float = 0.0
+    is_away: bool = False  # every request is cut without a word
+    status: int | None = None  # of every answer
+    retry_after_s: int | None = None  # beside such a status
+    lies: dict[str, str | None] = field(default_factory=dict)  # by shard key: the shard id named; None: unregistered
+
+
 def registration_problem(body: object) -> str | None:
     """Return what is wrong with the body of a registration, or none."""
     if not isinstance(body, dict):
@@ -88,6 +99,7 @@ class Citrus:
         max_businesses: int = MAX_BUSINESSES,
     ) -> None:
         self.registry = CitrusRegistry()
+        self.faults = CitrusFaults()
         self._authorization = f"Bearer {api_key}".encode()
         self._make_shard = make_shard
         self._max_businesses = max_businesses
@@ -113,7 +125,7 @@ class Citrus:
             await runner.cleanup()
 
     def _application(self) -> web.Application:
-        application = web.Application(middlewares=[self._authorize])
+        application = web.Application(middlewares=[self._misbehave, self._authorize])
         application.add_routes(
             [
                 web.get("/api/shard/{shard_key}", self._look_up),
@@ -126,6 +138,18 @@ class Citrus:
         return application
 
     @web.middleware
+    async def _misbehave(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        faults = self.faults
+        if faults.latency_s:
+            await asyncio.sleep(faults.latency_s)
+        if faults.is_away and request.transport is not None:
+            request.transport.abort()
+        if faults.status is not None:
+            wish = {} if faults.retry_after_s is None else {"Retry-After": str(faults.retry_after_s)}
+            return web.json_response({"error": "told to fail"}, status=faults.status, headers=wish)
+        return await handler(request)
+
+    @web.middleware
     async def _authorize(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         # As bytes: a header may hold anything, and comparing text with other than ASCII raises.
         given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
@@ -134,7 +158,10 @@ class Citrus:
         return await handler(request)
 
     async def _look_up(self, request: web.Request) -> web.Response:
-        shard = self.registry.homes.get(request.match_info["shard_key"])
+        shard_key = request.match_info["shard_key"]
+        shard = self.registry.homes.get(shard_key)
+        if shard_key in self.faults.lies:
+            shard = self.registry.shards.get(self.faults.lies[shard_key] or "")
         return web.json_response(_described(shard)) if shard else _refusal(404, "this shard key is not registered")
 
     async def _register(self, request: web.Request) -> web.Response:

@@ -122,23 +122,24 @@ class PostgresServer:
     """One Postgres server with a database of its own; it can be stopped, killed, paused, and started again.
 
     The password is for show: the server trusts every connection from this machine, but what carries the address can
-    be tested for keeping the secret.
+    be tested for keeping the secret. *name* is that of its folder and its log, if not the database's.
     """
 
-    def __init__(self, group: ProcessGroup, programs: Programs, *, database: str) -> None:
+    def __init__(self, group: ProcessGroup, programs: Programs, *, database: str, name: str | None = None) -> None:
         self.database = database
+        self.name = name or database
         self.password = secrets.token_urlsafe(18)
         self.port = free_port()
         self._group = group
         self._programs = programs
-        self._folder = group.directory / database
+        self._folder = group.directory / self.name
         # Shown in the process list, and asked for after a connect: is it really this server that answers there?
-        self._cluster_name = f"{database}-{secrets.token_hex(4)}"
+        self._cluster_name = f"{self.name}-{secrets.token_hex(4)}"
         self._process: subprocess.Popen[bytes] | None = None
         self._settled = False  # the port is known to others
 
     def __repr__(self) -> str:
-        return f"PostgresServer({self.database}, port={self.port}, pid={self.pid}, running={self.is_running})"
+        return f"{type(self).__name__}({self.name}, port={self.port}, pid={self.pid}, running={self.is_running})"
 
     @property
     def is_running(self) -> bool:
@@ -176,11 +177,9 @@ class PostgresServer:
                 break
             await self._make_way()
         else:
-            raise StackError(
-                f"Postgres {self.database} ended {START_ATTEMPTS} times at its start: {self._last_words()}"
-            )
+            raise StackError(f"Postgres {self.name} ended {START_ATTEMPTS} times at its start: {self._last_words()}")
         if not self._settled:
-            await self.create_database(self.database)
+            await self._populate()
             self._settled = True
 
     async def create_database(self, name: str, *, template: str = "template1") -> str:
@@ -212,7 +211,12 @@ class PostgresServer:
 
         # A backend that is left would keep the data folder from being used again.
         if not await until(gone, within_s=STOP_TIMEOUT_S):
-            raise StackError(f"backends of Postgres {self.database} do not end, even after SIGKILL: {sorted(family)}")
+            raise StackError(f"backends of Postgres {self.name} do not end, even after SIGKILL: {sorted(family)}")
+
+    async def discard(self) -> None:
+        """Kill the server for good and remove its data."""
+        await self.kill()
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     def suspend(self) -> None:
         """Make the server hang: connections are neither refused nor answered until `resume`."""
@@ -237,15 +241,23 @@ class PostgresServer:
         return not self.is_running
 
     async def _initialise(self) -> None:
-        self._make_folder()
+        """Make the data folder."""
         options = ("-N", "--auth=trust", "--locale=C", "-E", "UTF8", "-U", SUPERUSER, "--no-instructions")
-        initdb = self._spawn("initdb", "-D", self._data, *options)
+        await self._make_data("initdb", "-D", self._data, *options)
+
+    async def _populate(self) -> None:
+        """Make what the server must hold, once it answers for the first time."""
+        await self.create_database(self.database)
+
+    async def _make_data(self, program: str, *arguments: str) -> None:
+        self._make_folder()
+        making = self._spawn(program, *arguments)
 
         async def done() -> bool:
-            return initdb.poll() is not None
+            return making.poll() is not None
 
-        if not await until(done, within_s=START_TIMEOUT_S) or initdb.returncode != 0:
-            raise StackError(f"initdb of Postgres {self.database} failed: {self._last_words()}")
+        if not await until(done, within_s=START_TIMEOUT_S) or making.returncode != 0:
+            raise StackError(f"{program} of Postgres {self.name} failed: {self._last_words()}")
 
     def _make_folder(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)  # what a start that failed left
@@ -267,7 +279,7 @@ class PostgresServer:
 
     @property
     def _log_path(self) -> Path:
-        return self._group.directory / f"{self.database}.log"
+        return self._group.directory / f"{self.name}.log"
 
     def _last_words(self) -> str:
         lines = self._log_path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -283,9 +295,7 @@ class PostgresServer:
             return answered or process.poll() is not None
 
         if not await until(settled, within_s=START_TIMEOUT_S):
-            raise StackError(
-                f"Postgres {self.database} gave no answer for {START_TIMEOUT_S:.0f} s: {self._last_words()}"
-            )
+            raise StackError(f"Postgres {self.name} gave no answer for {START_TIMEOUT_S:.0f} s: {self._last_words()}")
         return answered
 
     async def _is_ours(self) -> bool:
@@ -314,7 +324,7 @@ class PostgresServer:
         if self._settled:
             await asyncio.sleep(RESTART_PAUSE_S)  # the backends of a killed server may not have noticed yet
         elif port_is_free(self.port):
-            raise StackError(f"Postgres {self.database} ended at its start: {self._last_words()}")
+            raise StackError(f"Postgres {self.name} ended at its start: {self._last_words()}")
         else:
             self.port = free_port()
 

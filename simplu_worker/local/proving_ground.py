@@ -100,7 +100,10 @@ class Measured:
 
 
 class ProvingGround:
-    """Everything is up while the context is entered; each shard has *tenants_per_shard* tenants from the start."""
+    """Everything is up while the context is entered; each shard has *tenants_per_shard* tenants from the start.
+
+    With no *replicas* the caller starts the workers and registers the tenants.
+    """
 
     def __init__(
         self,
@@ -132,13 +135,9 @@ class ProvingGround:
             await control(self.stack.kinesis_url, SetOptions(options=options))
             env = self.stack.env
             self._sink = LetterSink(env["AWS_ENDPOINT_URL_SQS"], env["SQS_DEAD_LETTER_QUEUE_URL"])
-            sqs_url = await entered.enter_async_context(self._sink.serve())
-            for number in range(self._replicas):
-                worker_env = env | {"AWS_ENDPOINT_URL_SQS": sqs_url} | self._worker_env
-                worker = WorkerProcess(self.stack.group, worker_env, number=number)
-                worker.start()
-                await worker.wait_ready()
-                self.workers.append(worker)
+            self._sqs_url = await entered.enter_async_context(self._sink.serve())
+            for _ in range(self._replicas):
+                await self.start_worker()
             self.memory = MemorySampler(lambda: self.worker.pid)
             await self._make_tenants()
             self._exit = entered.pop_all()
@@ -148,6 +147,14 @@ class ProvingGround:
         for server in self.stack.servers.values():
             server.resume()
         await self._exit.aclose()
+
+    async def start_worker(self, env: Mapping[str, str] | None = None) -> None:
+        """Start another replica, with *env* beside what all have; no value takes one away."""
+        worker_env = self.stack.env | {"AWS_ENDPOINT_URL_SQS": self._sqs_url} | self._worker_env | dict(env or {})
+        worker = WorkerProcess(self.stack.group, worker_env, number=len(self.workers))
+        worker.start()
+        await worker.wait_ready()
+        self.workers.append(worker)
 
     @property
     def worker(self) -> WorkerProcess:
@@ -183,7 +190,8 @@ class ProvingGround:
             for tenant in tenants:
                 registry.place(tenant.tenant_id, registry.shards[shard_id])
                 self.homes[tenant.tenant_id] = server.url
-        await self.register(self.tenants_of())
+        if self.workers:
+            await self.register(self.tenants_of())
 
     async def register(self, tenants: Sequence[Tenant]) -> None:
         """Send their `SHARD_CREATION` and wait until the shards have them; new ones go to the first shard."""

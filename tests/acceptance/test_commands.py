@@ -135,6 +135,22 @@ async def test_tenants_are_provisioned_once_listed_and_shown(terminal: Terminal)
     assert (absent.status, absent.json["tenants"], absent.json["namedShardId"]) == (1, [], None)
 
 
+async def test_shards_list_shows_every_shard_and_how_full_it_is(terminal: Terminal) -> None:
+    """All answer: status 0; Citrus says how many tenants each may have."""
+    listed, table = await terminal.run_all((("shards", "list", "--json"), {}), (("shards", "list"), {}))
+    assert (listed.status, listed.json["shardsWithoutAnswer"]) == (0, [])
+    shards = {shard["shardId"]: shard for shard in listed.json["shards"]}
+    assert [f"shard {shard_id}" for shard_id in shards] == SHARDS
+    first = shards["shard-1"]
+    assert (first["state"], first["role"], first["isActive"]) in {
+        ("healthy", "primary", True),
+        ("degraded", "primary", True),
+    }
+    assert first["usage"] == round(first["tenants"] / first["maxTenants"], 4)
+    assert table.status == 0
+    assert all(shard_id in table.out for shard_id in shards)
+
+
 async def test_tenants_provision_says_why_it_refuses(terminal: Terminal) -> None:
     """An unknown type and an id that is taken are refused with the reason, on stderr, with status 1."""
     unknown = await terminal.run("tenants", "provision", "x", "y", "--type", "bakery")

@@ -1,0 +1,508 @@
+"""500 databases, 10,000 tenants: what it takes to know where they live, to write to all, and to stay fresh.
+
+    python benchmarks/directory.py [--databases 500] [--tenants 10000] [--max-connections 100]
+
+Starts a few Postgres servers with the databases, and a local Citrus. Directory, pools and router run in a process of
+their own, as they do in the worker. Every tenant is found once (cold), looked up again (warm), and written to. Then all
+routes are made stale at once, and asked for anew while Citrus is well, slow, and away: all tenants must be served on.
+Printed are the memory, the connections as the servers count them, and the longest stall of the event loop: by the
+clock, which is also the machine's, and by the processor time of one turn of it, which is ours and has a bound. Exit
+status 1 when a bound is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
+
+import asyncpg
+import structlog
+import uvloop
+from prometheus_client import REGISTRY
+from rich.console import Console
+from rich.table import Table
+
+from simplu_worker.clock import loop_time
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.local.bounds import MIB, Bound, number
+from simplu_worker.local.citrus import Citrus as LocalCitrus
+from simplu_worker.local.postgres import PostgresServer, Programs
+from simplu_worker.local.usage import rss_bytes
+from simplu_worker.local.watchdog import ProcessGroup
+from simplu_worker.operations.decode import decode_operation
+from simplu_worker.operations.operation import Disposition, Operation, Origin, Source
+from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.citrus import open_citrus
+from simplu_worker.shards.directory import Directory
+from simplu_worker.shards.pools import Pools, ShardPool
+from simplu_worker.shards.route_refresh import ASKS_PER_S, RouteRefresh
+from simplu_worker.shards.router import Router
+from simplu_worker.shards.schema import ensure_schema
+
+RSS_MAX_MIB = 400.0
+TURN_MAX_MS = 100.0
+LOOKUPS_LEAST_PER_S = 200_000.0  # as the next, a slow machine's
+COLD_LEAST_PER_S = 25.0  # most of it is connections, as five databases share the place of one
+TEMPLATE = "template_shard"
+API_KEY = "key-of-the-benchmark"
+AT_ONCE = 16  # as many as a reader asks for that have their answers soon
+WRITES_AT_ONCE = 16
+WARM_ROUNDS = 50
+PIPED_WIDTH = 140
+LATE_S = 3600.0
+STALL_LOOK_S = 0.002
+SAMPLE_S = 0.25
+SLOW_S = 2.0
+INSERT = (
+    "INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)"
+    " SELECT 'bench-' || n, 'bench', n::text, 'gym', 'active', now() - interval '1 day', now() - interval '1 day'"
+    " FROM unnest($1::int[]) AS n"
+)
+
+
+@dataclass
+class Phase:
+    """What one phase came to in the process of the directory."""
+
+    name: str
+    seconds: float
+    count: int
+    stall_ms: float  # by the clock
+    turn_ms: float  # the most processor time between two turns of the loop
+    collecting_ms: float  # the most processor time of one garbage collection, which is part of a turn
+    rss_mib: float
+    connections: int
+    citrus_requests: int
+
+    @property
+    def rate(self) -> float:
+        """How many a second."""
+        return self.count / self.seconds
+
+
+def main() -> None:
+    """Run the benchmark, or its inner process."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("error"),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    if sys.argv[1:] == ["--inside"]:
+        uvloop.run(work(json.loads(sys.stdin.readline())))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--databases", type=int, default=500)
+    parser.add_argument("--tenants", type=int, default=10_000)
+    parser.add_argument("--servers", type=int, default=5)
+    parser.add_argument("--pool-size", type=int, default=4, help="DATABASE_POOL_SIZE")
+    parser.add_argument("--max-connections", type=int, default=100, help="DATABASE_MAX_CONNECTIONS")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase in which routes are asked for anew")
+    parser.add_argument("--rss-mib", type=float, default=RSS_MAX_MIB)
+    parser.add_argument("--turn-ms", type=float, default=TURN_MAX_MS, help="most processor time of a turn of the loop")
+    parser.add_argument("--stall-ms", type=float, help="most by the clock; for a machine with nothing else to do")
+    parser.add_argument("--json", action="store_true")
+    sys.exit(asyncio.run(run(parser.parse_args())))
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status."""
+    width = None if sys.stderr.isatty() else PIPED_WIDTH
+    console = Console(soft_wrap=True, highlight=False, stderr=arguments.json, width=width)
+    async with AsyncExitStack() as stack:
+        servers = await stack.enter_async_context(running_servers(arguments.servers))
+        console.print(f"making {arguments.databases} databases on {len(servers)} servers …")
+        started = time.monotonic()
+        citrus = await make_databases(servers, arguments.databases, arguments.tenants)
+        console.print(f"… took {time.monotonic() - started:.0f} s")
+        url = await stack.enter_async_context(citrus.serve())
+        watch = await stack.enter_async_context(watched_connections(servers))
+        phases = [phase async for phase in phases_of(arguments, url, citrus, watch, console)]
+        bounds = list(bounds_of(phases, arguments))
+        show(phases, bounds, console)
+    if arguments.json:
+        sys.stdout.write(as_json(phases, bounds) + "\n")
+    return 0 if all(bound.is_kept for bound in bounds) else 1
+
+
+@asynccontextmanager
+async def running_servers(count: int) -> AsyncIterator[list[PostgresServer]]:
+    """Have Postgres servers, each with the template of a shard."""
+    with ProcessGroup() as group:
+        programs = Programs.find(group.directory)
+        servers = [PostgresServer(group, programs, database=f"server-{number}") for number in range(1, count + 1)]
+        for server in servers:
+            await server.start()
+            pool = ShardPool(ShardAddress(TEMPLATE, await server.create_database(TEMPLATE)), size=1)
+            await ensure_schema(pool)
+            await pool.close()
+        yield servers
+
+
+async def make_databases(servers: Sequence[PostgresServer], databases: int, tenants: int) -> LocalCitrus:
+    """Make the shards, evenly on the servers, and the tenants, evenly on the shards; return the Citrus that knows."""
+
+    async def make_none() -> tuple[str, str]:
+        raise AssertionError("nobody is registered here")
+
+    citrus = LocalCitrus(api_key=API_KEY, make_shard=make_none, max_businesses=tenants)
+
+    async def make_some(server: PostgresServer, numbers: Sequence[int]) -> None:
+        for place in numbers:
+            shard_id = f"shard-{place}"
+            url = await server.create_database(shard_id, template=TEMPLATE)
+            connection = await asyncpg.connect(url)
+            await connection.execute("UPDATE shard_meta SET shard_id = $1", shard_id)
+            await connection.execute(INSERT, list(range(place, tenants, databases)))
+            await connection.close()
+            shard = citrus.add_shard(shard_id, url)
+            for tenant in range(place, tenants, databases):
+                citrus.registry.place(f"bench-{tenant}", shard)
+
+    async with asyncio.TaskGroup() as tasks:
+        for place, server in enumerate(servers):
+            tasks.create_task(make_some(server, range(place, databases, len(servers))))
+    return citrus
+
+
+class Watch:
+    """Counts connections on the servers, but its own."""
+
+    def __init__(self, connections: Sequence[asyncpg.Connection]) -> None:
+        self._connections = connections
+        self.most = 0
+
+    async def run(self) -> None:
+        """Count until cancelled."""
+        query = (
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        while True:
+            self.most = max(self.most, sum([await one.fetchval(query) for one in self._connections]))
+            await asyncio.sleep(SAMPLE_S)
+
+
+@asynccontextmanager
+async def watched_connections(servers: Sequence[PostgresServer]) -> AsyncIterator[Watch]:
+    """Have connections counted."""
+    connections = [await asyncpg.connect(server.url_of("postgres")) for server in servers]
+    watch = Watch(connections)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(watch.run())
+        yield watch
+        running.cancel()
+        await asyncio.wait([running])
+        for connection in connections:
+            await connection.close()
+
+
+async def phases_of(
+    arguments: argparse.Namespace, url: str, citrus: LocalCitrus, watch: Watch, console: Console
+) -> AsyncIterator[Phase]:
+    """Start the inner process, change what it meets before each of its phases, and yield what they came to."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, __file__, "--inside", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    order = {"url": url, "tenants": arguments.tenants, "databases": arguments.databases, "seconds": arguments.seconds}
+    order |= {"poolSize": arguments.pool_size, "maxConnections": arguments.max_connections}
+    process.stdin.write(json.dumps(order).encode() + b"\n")
+    try:
+        while line := await process.stdout.readline():
+            answer = json.loads(line)
+            if "next" in answer:
+                citrus.faults.latency_s = SLOW_S if "Citrus slow" in answer["next"] else 0.0
+                citrus.faults.is_away = "Citrus away" in answer["next"]
+                watch.most = 0
+                process.stdin.write(b"\n")
+                continue
+            phase = Phase(**answer, connections=watch.most)
+            console.print(f"{phase.name}: {phase.count} in {phase.seconds:.1f} s")
+            yield phase
+    except BaseException:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        raise
+    await process.wait()
+    if process.returncode:
+        raise SystemExit(f"the inner process ended with status {process.returncode}")
+
+
+class Inside:
+    """The process whose memory and stalls are measured."""
+
+    def __init__(self, order: dict[str, Any], directory: Directory, router: Router, pools: Pools) -> None:
+        self._order = order
+        self._directory = directory
+        self._router = router
+        self._pools = pools
+        self._input: asyncio.StreamReader | None = None
+        self.tenant_ids = [f"bench-{number}" for number in range(order["tenants"])]
+        self._stall_s = self._turn_s = self._collecting_s = 0.0
+
+    def watch_collections(self) -> None:
+        """Note the most processor time that a garbage collection takes."""
+        started = 0.0
+
+        def note(phase: str, _: dict[str, int]) -> None:
+            nonlocal started
+            if phase == "start":
+                started = time.process_time()
+            else:
+                self._collecting_s = max(self._collecting_s, time.process_time() - started)
+
+        gc.callbacks.append(note)
+
+    async def watch_stalls(self) -> None:
+        """Note the longest time for which nothing else had a turn, and the most that one cost."""
+        while True:
+            wanted, used = time.perf_counter() + STALL_LOOK_S, time.process_time()
+            await asyncio.sleep(STALL_LOOK_S)
+            late = time.perf_counter() - wanted
+            self._stall_s = max(self._stall_s, late)
+            self._turn_s = max(self._turn_s, time.process_time() - used)
+
+    async def phase(self, name: str, do: Callable[[], Awaitable[int]]) -> None:
+        """Do something and tell what it came to."""
+        sys.stdout.write(json.dumps({"next": name}) + "\n")
+        sys.stdout.flush()
+        await asyncio.to_thread(sys.stdin.readline)
+        await asyncio.sleep(2 * STALL_LOOK_S)
+        before = requests()
+        await asyncio.sleep(2 * STALL_LOOK_S)  # counting requests is a turn that is not measured
+        self._stall_s = self._turn_s = self._collecting_s = 0.0
+        started = time.perf_counter()
+        count = await do()
+        seconds = time.perf_counter() - started
+        await asyncio.sleep(2 * STALL_LOOK_S)
+        answer = {
+            "name": name,
+            "seconds": seconds,
+            "count": count,
+            "stall_ms": 1000 * self._stall_s,
+            "turn_ms": 1000 * self._turn_s,
+            "collecting_ms": 1000 * self._collecting_s,
+            "rss_mib": (rss_bytes_of_self() or 0) / MIB,
+            "citrus_requests": requests() - before,
+        }
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+    async def nothing(self) -> int:
+        """Do nothing, to see what the machine does by itself."""
+        await asyncio.sleep(2)
+        return 0
+
+    async def find_all(self) -> int:
+        """Find every tenant, many at once; return how many were found where they are."""
+        databases = self._order["databases"]
+        found = 0
+
+        async def find(numbers: Iterable[int]) -> None:
+            nonlocal found
+            for tenant in numbers:
+                shard_id = await self._router.find(f"bench-{tenant}")
+                found += shard_id == f"shard-{tenant % databases}"
+
+        numbers = iter(range(len(self.tenant_ids)))
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(AT_ONCE):
+                tasks.create_task(find(numbers))
+        return found
+
+    async def look_up_all(self) -> int:
+        """Look every tenant up again and again, as for every operation."""
+        remembered = self._router.remembered
+        for _ in range(WARM_ROUNDS):
+            for some in batched(self.tenant_ids, 1000):
+                for tenant_id in some:
+                    remembered(tenant_id)
+                await asyncio.sleep(0)
+        return WARM_ROUNDS * len(self.tenant_ids)
+
+    async def write_to_all(self) -> int:
+        """Create a resource of every tenant, a batch for each shard; return how many were."""
+        databases, applied = self._order["databases"], 0
+
+        async def write(shards: Iterable[int]) -> None:
+            nonlocal applied
+            for shard in shards:
+                batch = [operation(tenant) for tenant in range(shard, len(self.tenant_ids), databases)]
+                outcomes = await self._router.apply(f"shard-{shard}", batch)
+                applied += sum(one.disposition is Disposition.APPLIED for one in outcomes)
+
+        shards = iter(range(databases))
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(WRITES_AT_ONCE):
+                tasks.create_task(write(shards))
+        return applied
+
+    async def find_one_new(self) -> int:
+        """Ask for a tenant that was not found before; return how many were, which is none while Citrus is away."""
+        with suppress(TryAgainLaterError):
+            await self._router.find("bench-nobody")
+            return 1
+        return 0
+
+    async def stay_in_use(self) -> int:
+        """Look every tenant up once a second; return how often none was unknown, counted by tenants."""
+        known = rounds = 0
+        end = loop_time() + float(self._order["seconds"])
+        while loop_time() < end:
+            rounds += 1
+            for some in batched(self.tenant_ids, 1000):
+                known += sum(self._router.remembered(tenant_id) is not None for tenant_id in some)
+                await asyncio.sleep(0)
+            await asyncio.sleep(1)
+        return known // rounds
+
+
+async def work(order: dict[str, Any]) -> None:
+    """Be the process that is measured."""
+    offset_s = 0.0
+
+    def clock() -> float:
+        return loop_time() + offset_s
+
+    async with (
+        open_citrus(order["url"], api_key=API_KEY, timeout_s=5, attempts=3, allowed_hosts=()) as citrus,
+        Pools(size=order["poolSize"], max_connections=order["maxConnections"]) as pools,
+        asyncio.TaskGroup() as tasks,
+    ):
+        directory = Directory(citrus, pools, clock=clock)
+        router = Router(directory, citrus, pools, tenant_wait=timedelta(minutes=15))
+        inside = Inside(order, directory, router, pools)
+        inside.watch_collections()
+        around = [
+            tasks.create_task(inside.watch_stalls()),
+            tasks.create_task(RouteRefresh(directory, citrus, pools, clock=clock).run()),
+        ]
+        await inside.phase("idle", inside.nothing)
+        await inside.phase("cold", inside.find_all)
+        await inside.phase("warm", inside.look_up_all)
+        await inside.phase("writes", inside.write_to_all)
+        for name in ("Citrus well", "Citrus slow", "Citrus away"):
+            offset_s += LATE_S
+            await inside.phase(name, inside.stay_in_use)
+
+        await inside.phase("new, Citrus away", inside.find_one_new)
+        await inside.phase("Citrus back", inside.stay_in_use)
+        for task in around:
+            task.cancel()
+
+
+def operation(tenant: int) -> Operation:
+    """Return an operation of one of the tenants."""
+    record = {
+        "operation": "create",
+        "businessId": "bench",
+        "locationId": str(tenant),
+        "resourceType": "member",
+        "resourceId": "r1",
+        "timestamp": datetime.now(UTC).isoformat(),
+        "requestId": f"request-{tenant}",
+        "data": {"name": f"member of {tenant}"},
+    }
+    origin = Origin(
+        source=Source.KINESIS,
+        name="bench",
+        arrived_at=datetime.now(UTC),
+        stream_shard_id="shardId-000000000000",
+        sequence_number=str(tenant + 1),
+    )
+    decoded = decode_operation(json.dumps(record).encode(), origin, max_bytes=2**20, list_limit=1000)
+    if not isinstance(decoded, Operation):
+        raise TypeError(str(decoded))
+    return decoded
+
+
+def batched(items: Sequence[str], count: int) -> Iterable[Sequence[str]]:
+    """Yield *items* in parts of at most *count*."""
+    iterator = iter(items)
+    while part := list(islice(iterator, count)):
+        yield part
+
+
+def requests() -> int:
+    """Return how many requests to Citrus there were."""
+    samples = [sample for metric in REGISTRY.collect() for sample in metric.samples]
+    return round(sum(one.value for one in samples if one.name == "simplu_citrus_request_seconds_count"))
+
+
+def rss_bytes_of_self() -> int | None:
+    """Return the resident memory of this process."""
+    return rss_bytes(os.getpid())
+
+
+def bounds_of(phases: Sequence[Phase], arguments: argparse.Namespace) -> Iterable[Bound]:
+    """Yield what is promised of the phases."""
+    by_name = {phase.name: phase for phase in phases}
+    tenants = arguments.tenants
+    yield Bound("tenants found where they are", by_name["cold"].count, most=tenants, least=tenants)
+    yield Bound("found cold", by_name["cold"].rate, least=COLD_LEAST_PER_S, unit="/s")
+    yield Bound("looked up warm", by_name["warm"].rate, least=LOOKUPS_LEAST_PER_S, unit="/s")
+    yield Bound("operations applied", by_name["writes"].count, most=tenants, least=tenants)
+    for name in ("Citrus well", "Citrus slow", "Citrus away", "Citrus back"):
+        yield Bound(f"{name}: tenants served", by_name[name].count, most=tenants, least=tenants)
+        rate = by_name[name].citrus_requests / by_name[name].seconds
+        yield Bound(f"{name}: requests to Citrus", rate, most=1.2 * ASKS_PER_S, unit="/s")
+    yield Bound("new tenants told apart while Citrus is away", by_name["new, Citrus away"].count, most=0)
+    yield Bound("connections", max(one.connections for one in phases), most=arguments.max_connections)
+    yield Bound("memory", max(one.rss_mib for one in phases), most=arguments.rss_mib, unit="MiB")
+    yield Bound("most processor time of a turn", max(one.turn_ms for one in phases), most=arguments.turn_ms, unit="ms")
+    if arguments.stall_ms is not None:
+        yield Bound("longest stall", max(one.stall_ms for one in phases), most=arguments.stall_ms, unit="ms")
+
+
+def show(phases: Sequence[Phase], bounds: Sequence[Bound], console: Console) -> None:
+    """Print all of it for people."""
+    table = Table(
+        "phase",
+        "seconds",
+        "count",
+        "a second",
+        "longest stall",
+        "dearest turn",
+        "GC in it",
+        "MiB",
+        "connections",
+        "Citrus",
+    )
+    for one in phases:
+        stall = (number(one.stall_ms, "ms"), number(one.turn_ms, "ms"), number(one.collecting_ms, "ms"))
+        usage = (f"{one.rss_mib:.0f}", str(one.connections), str(one.citrus_requests))
+        table.add_row(one.name, f"{one.seconds:.2f}", str(one.count), f"{one.rate:.0f}", *stall, *usage)
+    console.print(table)
+    table = Table("bound", "measured", "promised", "")
+    for bound in bounds:
+        kept = "kept" if bound.is_kept else "[bold red]MISSED[/]"
+        table.add_row(bound.what, number(bound.value, bound.unit), str(bound), kept)
+    console.print(table)
+
+
+def as_json(phases: Sequence[Phase], bounds: Sequence[Bound]) -> str:
+    """Return all of it for programs."""
+    return json.dumps(
+        {
+            "phases": [vars(phase) for phase in phases],
+            "bounds": [
+                {"what": bound.what, "value": bound.value, "bound": str(bound), "kept": bound.is_kept}
+                for bound in bounds
+            ],
+        },
+        indent=2,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""What each trouble of one Postgres shard costs the others, and how soon the shard goes on when it is back.
+
+    python benchmarks/isolation.py [--rate 400] [--seconds 12] [--rounds 1] [--troubles down,frozen] [--json]
+
+Starts the embedded stack, a worker and a producer, each a process of its own. Each trouble has a control just before
+it: the same load with all well. Set beside it are, of tenants on the shards that are well, operations a second and
+arrival → committed, both from the shards' own rows. A shard is back when a client that connects can change a row of
+its `operations`; from there on it is measured when the first operation that had arrived before is committed (of the
+stream shard that is the last to have one), and when the last one is. At the end every row of every shard is compared
+with what was put. Exit status 1 when a bound is missed (several rounds: costs by their median, the return by the
+slowest) or a row is not as it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from rich.console import Console
+from rich.table import Table
+
+from simplu_worker.local.bounds import MISSING, Bound, number, ratio_of
+from simplu_worker.local.chain_checker import completed_count, held
+from simplu_worker.local.chains import Plan
+from simplu_worker.local.loopback import until
+from simplu_worker.local.postgres import PostgresServer
+from simplu_worker.local.postgres_faults import (
+    frozen,
+    in_recovery,
+    is_writable,
+    killed,
+    on_small_disk,
+    read_only,
+    slowed,
+    without_connections,
+    without_disk,
+)
+from simplu_worker.local.proving_ground import Flow, Measured, ProvingGround
+from simplu_worker.local.small_disk import NoDiskError
+
+P99_MOST_RATIO = 2.0
+RATE_LEAST_RATIO = 0.9
+FIRST_WITHIN_S = 2.0
+LAST_WITHIN_S = 30.0
+APPLIED_WITHIN_S = 120.0
+BACK_WITHIN_S = 30.0
+WARM_UP_S = 5.0
+CATCH_UP_S = 10.0
+SETTLE_S = 1.0  # behind a trouble, before the next control
+STATEMENT_S = 1.0
+ROW_BYTES = 1024  # of an operation with its indexes and what it changes, with some to spare
+DISK_LEAST_BYTES = 32 * 1024 * 1024
+PIPED_WIDTH = 150
+TROUBLES = {
+    "down": "killed with -9",
+    "frozen": "SIGSTOP",
+    "slow": "a second more a statement that writes the log",
+    "connections": "all its connections are others'",
+    "disk": "no room on the disk of its tables",
+    "read-only": "default_transaction_read_only",
+    "standby": "started as a standby, promoted at the end",
+}
+# A client's write, which changes nothing.
+WRITE_SQL = "UPDATE operations SET status = status WHERE ctid = (SELECT ctid FROM operations LIMIT 1)"
+FIRST_SQL = """
+SELECT extract(epoch FROM max(first_at) - $1)::float8
+FROM (
+    SELECT min(completed_at) AS first_at FROM operations WHERE received_at < $1 AND completed_at >= $1
+    GROUP BY stream_shard_id
+) AS by_stream_shard
+"""
+
+Fault = Callable[[], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trouble in one round. *own_rate* is what the shard in trouble still did; durations are from its return."""
+
+    trouble: str
+    shard: str
+    control: Measured
+    during: Measured
+    after: Measured
+    own_rate: float
+    held_count: int
+    first_s: float | None
+    last_s: float | None
+
+    @property
+    def rate_ratio(self) -> float | None:
+        """The others' throughput to the control's."""
+        return ratio_of(self.during.rate, self.control.rate)
+
+    @property
+    def p99_ratio(self) -> float | None:
+        """The others' p99 to the control's."""
+        return ratio_of(self.during.p99_s, self.control.p99_s)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for `--json`."""
+        phases = (self.control, self.during, self.after)
+        return {
+            "trouble": self.trouble,
+            "shard": self.shard,
+            "phases": [one.as_json() for one in phases],
+            "throughputRatio": self.rate_ratio,
+            "p99Ratio": self.p99_ratio,
+            "ownOperationsPerSecond": self.own_rate,
+            "held": self.held_count,
+            "firstSeconds": self.first_s,
+            "lastSeconds": self.last_s,
+        }
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=400.0, help="operations/s of all shards together")
+    parser.add_argument("--seconds", type=float, default=12.0, help="of each control and each trouble")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--troubles", default=",".join(TROUBLES), help="comma-separated; default: %(default)s")
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--stream-shards", type=int, default=8)
+    parser.add_argument("--p99-ratio", type=float, default=P99_MOST_RATIO, help="most, to the control's")
+    parser.add_argument("--rate-ratio", type=float, default=RATE_LEAST_RATIO, help="least, to the control's")
+    parser.add_argument("--first-seconds", type=float, default=FIRST_WITHIN_S, help="most, until a shard goes on")
+    parser.add_argument("--last-seconds", type=float, default=LAST_WITHIN_S, help="most, until it has caught up")
+    parser.add_argument("--worker-log", type=Path, metavar="FILE", help="keep the worker's log")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    arguments.troubles = arguments.troubles.split(",")
+    if unknown := [one for one in arguments.troubles if one not in TROUBLES]:
+        parser.error(f"expected troubles of {', '.join(TROUBLES)}, got {', '.join(unknown)}")
+    sys.exit(asyncio.run(run(arguments)))
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status."""
+    width = None if sys.stderr.isatty() else PIPED_WIDTH
+    console = Console(soft_wrap=True, highlight=False, stderr=arguments.json, width=width)
+    runs, skipped, differences = await measure(arguments, console)
+    bounds = list(bounds_of(runs, arguments))
+    print_results(console, runs, bounds, skipped, differences)
+    if arguments.json:
+        verdicts = [{"what": one.what, "value": one.value, "bound": str(one), "kept": one.is_kept} for one in bounds]
+        answer = {
+            "runs": [one.as_json() for one in runs],
+            "bounds": verdicts,
+            "skipped": skipped,
+            "differences": differences,
+        }
+        print(json.dumps(answer, indent=2))
+    return 1 if differences or not all(bound.is_kept for bound in bounds) else 0
+
+
+async def measure(
+    arguments: argparse.Namespace, console: Console
+) -> tuple[list[Run], Mapping[str, str], Sequence[str]]:
+    """Make all troubles, round after round; return what came of them, what was skipped, and what rows are wrong."""
+    async with AsyncExitStack() as entered:
+        ground = await entered.enter_async_context(
+            ProvingGround(shards=arguments.shards, stream_shards=arguments.stream_shards)
+        )
+        servers = {name: ground.server(place % arguments.shards) for place, name in enumerate(arguments.troubles)}
+        faults, skipped = await prepare(ground, servers, arguments, entered)
+        tasks = await entered.enter_async_context(asyncio.TaskGroup())
+        sampling = tasks.create_task(ground.memory.run(), name="memory")
+        steady = ground.start_flow(Plan("steady", ground.tenants_of()), rate=arguments.rate)
+        await asyncio.sleep(WARM_UP_S)
+        runs = []
+        try:
+            for _ in range(arguments.rounds):
+                for name, fault in faults.items():
+                    console.print(f"{name}: {servers[name].database}, {TROUBLES[name]}")
+                    runs.append(await trouble(ground, steady, (name, servers[name], fault), arguments.seconds))
+            await steady.producer.stop()
+            was_applied = await ground.applied(ground.urls, within_s=APPLIED_WITHIN_S)
+            await ground.stop_workers()
+        finally:
+            sampling.cancel()
+            if arguments.worker_log is not None:
+                shutil.copyfile(ground.worker.log_path, arguments.worker_log)
+        differences = await ground.differences()
+        if not was_applied:
+            differences.append(f"not all was applied {APPLIED_WITHIN_S:g} s after the last trouble")
+        if ground.letters:
+            differences.append(f"{len(ground.letters)} dead letters, such as {ground.letters[0]}")
+        return runs, skipped, differences
+
+
+async def prepare(
+    ground: ProvingGround,
+    servers: Mapping[str, PostgresServer],
+    arguments: argparse.Namespace,
+    entered: AsyncExitStack,
+) -> tuple[dict[str, Fault], dict[str, str]]:
+    """Return how to make each trouble, and why some cannot be made here."""
+    faults: dict[str, Fault] = {}
+    skipped: dict[str, str] = {}
+    for name, server in servers.items():
+        match name:
+            case "down":
+                faults[name] = partial(killed, server)
+            case "frozen":
+                faults[name] = partial(frozen, server)
+            case "slow":
+                faults[name] = partial(slowed, server, "operations", statement_s=STATEMENT_S)
+            case "connections":
+                faults[name] = partial(without_connections, server)
+            case "read-only":
+                faults[name] = partial(read_only, server)
+            case "standby":
+                faults[name] = partial(in_recovery, server)
+            case _:
+                seconds = arguments.rounds * len(servers) * (2 * arguments.seconds + CATCH_UP_S)
+                size = DISK_LEAST_BYTES + round(arguments.rate / arguments.shards * seconds) * ROW_BYTES
+                try:
+                    disk = await entered.enter_async_context(on_small_disk(server, ground.stack.group, size))
+                except NoDiskError as reason:
+                    skipped[name] = str(reason)
+                else:
+                    faults[name] = partial(without_disk, server, disk, "operations")
+    return faults, skipped
+
+
+async def trouble(ground: ProvingGround, steady: Flow, case: tuple[str, PostgresServer, Fault], seconds: float) -> Run:
+    """Measure a control, make a trouble, wait until the shard has caught up."""
+    name, server, fault = case
+    async with ground.phase("control"):
+        await asyncio.sleep(seconds)
+    async with AsyncExitStack() as troubled:
+        # Making it and ending it are part of it: these moments may be the dearest.
+        async with ground.phase(name):
+            await troubled.enter_async_context(fault())
+            begun_at = datetime.now(UTC)
+            await asyncio.sleep(seconds)
+        async with ground.phase("afterwards"):
+            await troubled.aclose()
+            if not await until(partial(is_writable, server, WRITE_SQL), within_s=BACK_WITHIN_S):
+                raise SystemExit(f"{server.database} cannot be written to {BACK_WITHIN_S:g} s after {name}")
+            back_at = datetime.now(UTC)
+            await ground.applied(ground.urls, within_s=APPLIED_WITHIN_S)
+            await asyncio.sleep(SETTLE_S)
+    others = ground.urls_without(server)
+    control, during, after = [await ground.measured(phase, steady.plan, others) for phase in ground.phases[-3:]]
+    own_count = await completed_count([server.url], steady.plan, begun_at, during.phase.end)
+    kept = await held(server.url, back_at)
+    return Run(
+        trouble=name,
+        shard=server.database,
+        control=control,
+        during=during,
+        after=after,
+        own_rate=own_count / (during.phase.end - begun_at).total_seconds(),
+        held_count=kept.count,
+        first_s=await first_s(server.url, back_at),
+        last_s=kept.seconds,
+    )
+
+
+async def first_s(url: str, back_at: datetime) -> float | None:
+    """Return how long after *back_at* every stream shard had a first operation committed that had arrived before.
+
+    None without any.
+    """
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        seconds: float | None = await connection.fetchval(FIRST_SQL, back_at)
+    finally:
+        await connection.close()
+    return seconds
+
+
+def bounds_of(runs: Sequence[Run], arguments: argparse.Namespace) -> Iterable[Bound]:
+    """Yield what is promised of each trouble: costs by the median of its rounds, the return by the slowest."""
+    for name in dict.fromkeys(one.trouble for one in runs):
+        same = [one for one in runs if one.trouble == name]
+        rate, p99 = median(one.rate_ratio for one in same), median(one.p99_ratio for one in same)
+        yield Bound(f"{name}: throughput of the others ÷ control's", rate, least=arguments.rate_ratio)
+        yield Bound(f"{name}: p99 of the others ÷ control's", p99, most=arguments.p99_ratio)
+        if held_up := [one for one in same if one.held_count]:
+            first = max(one.first_s or 0.0 for one in held_up)
+            last = max(one.last_s or 0.0 for one in held_up)
+            yield Bound(f"{name}: the shard goes on when it is back", first, arguments.first_seconds, unit="s")
+            yield Bound(f"{name}: it has caught up", last, arguments.last_seconds, unit="s")
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """Return the median, none when a value is missing: something was not even measured."""
+    known = list(values)
+    return None if None in known else statistics.median(value for value in known if value is not None)
+
+
+def print_results(
+    console: Console,
+    runs: Sequence[Run],
+    bounds: Sequence[Bound],
+    skipped: Mapping[str, str],
+    differences: Sequence[str],
+) -> None:
+    """Print tables for people."""
+    table = Table(
+        "trouble of", "phase", "seconds", "others' op/s", "p50", "p99", "longest", "its own op/s", "worker MiB"
+    )
+    for one in runs:
+        for measured, own in ((one.control, None), (one.during, one.own_rate), (one.after, None)):
+            rss = measured.rss_bytes
+            table.add_row(
+                one.shard,
+                measured.phase.name,
+                f"{measured.phase.seconds:.1f}",
+                f"{measured.rate:.0f} ({number(ratio_of(measured.rate, one.control.rate))}×)",
+                number(measured.p50_s, "s"),
+                f"{number(measured.p99_s, 's')} ({number(ratio_of(measured.p99_s, one.control.p99_s))}×)",
+                number(measured.longest_s, "s"),
+                MISSING if own is None else number(own),
+                MISSING if rss is None else f"{rss.most / 1024**2:.0f}",
+                end_section=measured is one.after,
+            )
+    console.print(table)
+    table = Table("trouble", "operations held", "first committed", "last committed", "(after it was back)")
+    for one in runs:
+        table.add_row(one.trouble, str(one.held_count), number(one.first_s, "s"), number(one.last_s, "s"))
+    console.print(table)
+    if p99s := [one.control.p99_s for one in runs if one.control.p99_s is not None]:
+        # Far apart, the machine had something else to do, and no comparison says much.
+        console.print(f"p99 of the controls: {number(min(p99s), 's')} to {number(max(p99s), 's')}")
+    table = Table("bound", "measured", "promised", "")
+    for bound in bounds:
+        kept = "kept" if bound.is_kept else "[bold red]MISSED[/]"
+        table.add_row(bound.what, number(bound.value, bound.unit), str(bound), kept)
+    console.print(table)
+    for name, reason in skipped.items():
+        console.print(f"skipped: {name}: {reason}", markup=False)
+    console.print(f"lost, done twice, out of order or misplaced: {len(differences) or 'nothing'}")
+    for difference in differences:
+        console.print(f"  {difference}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The Postgres shard whose primary is lost again and again, and how a worker learns where it is each time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from simplu_worker.local.loopback import HOST, free_port
+from simplu_worker.local.postgres import PostgresServer
+from simplu_worker.local.proving_ground import ProvingGround
+from simplu_worker.local.standby import StandbyServer
+
+IDS_SQL = "SELECT request_id FROM operations"
+
+
+class How(StrEnum):
+    """How the worker learns where the shard is now."""
+
+    CITRUS = "citrus"
+    MULTI_HOST = "multi-host"
+    REPLICA = "replica"
+
+
+class Struck:
+    """The shard whose primary is lost again and again."""
+
+    def __init__(self, ground: ProvingGround, how: How, *, is_synchronous: bool) -> None:
+        self.primary = ground.server()
+        self.shard_id = next(iter(ground.stack.servers))
+        self.tenants = ground.tenants_of(self.primary)
+        self._ground = ground
+        self._how = how
+        self._is_synchronous = is_synchronous
+        self._standby_count = 0
+
+    async def begin(self, replicas: int) -> None:
+        """Make the first standby, and start workers that can find both."""
+        ground = self._ground
+        self.standby = await self._new_standby(None)
+        self._name_address()
+        for _ in range(replicas):
+            await ground.start_worker(self._map_env() if self._how is How.REPLICA else None)
+        await ground.register(ground.tenants_of())
+
+    async def promote(self) -> tuple[PostgresServer, datetime]:
+        """Let the standby take its primary's place; return the one before and when the new one took writes."""
+        earlier = self.primary
+        await self.standby.promote()
+        promoted_at = datetime.now(UTC)
+        self.primary = self.standby
+        self._ground.stack.servers[self.shard_id] = self.primary
+        for tenant in self.tenants:
+            self._ground.homes[tenant.tenant_id] = self.primary.url
+        if self._how is How.CITRUS:
+            self._name_address()
+        return earlier, promoted_at
+
+    async def renew(self, earlier: PostgresServer) -> None:
+        """Make a standby in the place of *earlier*, which goes; with its address unless Citrus names addresses."""
+        await earlier.discard()
+        self.standby = await self._new_standby(None if self._how is How.CITRUS else earlier.port)
+        if self._how is not How.CITRUS and self.standby.port != earlier.port:
+            raise SystemExit(f"somebody else has taken port {earlier.port}")
+
+    async def _new_standby(self, port: int | None) -> StandbyServer:
+        self._standby_count += 1
+        group, programs = self.primary._group, self.primary._programs
+        standby = StandbyServer(group, programs, self.primary, name=f"standby_{self._standby_count}", port=port)
+        await standby.start()
+        await standby.wait_streaming()
+        await standby.catch_up()
+        if self._is_synchronous:
+            await standby.make_synchronous()
+        return standby
+
+    def _name_address(self) -> None:
+        url = self.primary.url
+        if self._how is How.MULTI_HOST:
+            one, both = f"{HOST}:{self.primary.port}", f"{HOST}:{self.primary.port},{HOST}:{self.standby.port}"
+            url = f"{url.replace(one, both)}?target_session_attrs=read-write"
+        self._ground.stack.citrus.registry.shards[self.shard_id].connection_string = url
+
+    def _map_env(self) -> dict[str, str]:
+        servers, tenants = self._ground.stack.servers, self._ground.tenants
+        shards = [{"shardId": shard_id, "connectionString": server.url} for shard_id, server in servers.items()]
+        shards[0]["replicaConnectionString"] = self.standby.url
+        homes = {tenant.tenant_id: shard_id for shard_id, several in tenants.items() for tenant in several}
+        path = self._ground.stack.group.directory / "shards.json"
+        path.write_bytes(msgspec.json.encode({"shards": shards, "tenants": homes}))
+        return {"SHARD_MAP_FILE": str(path), "CITRUS_SERVER_URL": "", "CITRUS_API_KEY": ""}
+
+
+async def left_by(server: PostgresServer) -> set[str]:
+    """Return the request ids in what a killed server left, by starting it where nobody looks for it; it is ended."""
+    port, server.port = server.port, free_port()
+    await server.start()
+    found = await request_ids(server.url)
+    await server.kill()
+    server.port = port
+    return found
+
+
+async def request_ids(url: str) -> set[str]:
+    """Return the request ids of all operations that a shard has."""
+    connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
+    try:
+        return {one[0] for one in await connection.fetch(IDS_SQL)}
+    finally:
+        await connection.close()
+
+
+async def row(url: str, query: str, *arguments: object) -> asyncpg.Record:
+    """Return the one row that a query gives."""
+    connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
+    try:
+        return (await connection.fetch(query, *arguments))[0]
+    finally:
+        await connection.close()
+
+
+async def value(url: str, query: str, *arguments: object) -> Any:
+    """Return the one value that a query gives."""
+    return (await row(url, query, *arguments))[0]
