@@ -154,7 +154,7 @@ class ShardWriter:
         with ExitStack() as attempts:
             tokens = [attempts.enter_context(claim.attempt()) for claim in claims]
             async with self._pool.transaction() as connection:
-                await connection.execute("SET LOCAL synchronous_commit = off")
+                await connection.execute(QUERIES["need_not_be_on_disk"])
                 for claim, token in sorted(zip(claims, tokens, strict=True), key=lambda pair: pair[0].stream_shard_id):
                     try:
                         await write_position(connection, claim, token)

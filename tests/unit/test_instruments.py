@@ -47,6 +47,7 @@ CONTRACT = {
     "simplu_moves": ("counter", ["outcome"]),
 }
 BEYOND_THE_CONTRACT = {
+    "simplu_shard_refills": ("counter", ["shard_id"]),
     "simplu_shard_connections_ratio": ("gauge", ["shard_id"]),
     "simplu_shard_replication_lag_seconds": ("gauge", ["shard_id"]),
     "simplu_shard_problems": ("gauge", ["problem"]),

@@ -34,3 +34,7 @@ ON CONFLICT (stream, stream_shard_id) DO NOTHING;
 -- name: forget_positions
 -- Delete what is known of stream shards whose records have all passed their retention.
 DELETE FROM stream_positions WHERE stream = $1 AND stream_shard_id = ANY($2::text[]);
+
+-- name: need_not_be_on_disk
+-- For writes beside no effect: what is lost of them is written again.
+SET LOCAL synchronous_commit = off;
