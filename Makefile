@@ -6,7 +6,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 RUN = $(or $(PYTHON),$(error No Python found. Install Python 3.11 or newer: apt-get install python3 python3-venv, or brew install python@3.13)) run.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench-directory bench-isolation setup tools lock clean
+.PHONY: help demo test lint bench-directory bench-isolation bench-writing setup tools lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -25,6 +25,9 @@ bench-directory: ## Measure routing, memory and stalls with 500 databases and 10
 
 bench-isolation: ## Measure what each trouble of one Postgres shard costs the others
 	@$(RUN) bench isolation $(ARGS)
+
+bench-writing: ## Measure what the row costs that each batch writes, of how far the stream shard got
+	@$(RUN) bench writing $(ARGS)
 
 setup: ## Make .venv with everything for development
 	@$(RUN) setup

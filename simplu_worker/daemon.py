@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import secrets
 import signal
@@ -194,6 +195,8 @@ async def run_worker(settings: Settings) -> None:
             cache_desk=cache_desk,
             health=health,
         )
+        gc.collect()
+        gc.freeze()  # it stays as long as the process, and looking through it all is the longest turn of the loop
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
         async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as tasks:
             around = [

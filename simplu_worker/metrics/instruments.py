@@ -56,6 +56,7 @@ SHARD_PROBLEM_KINDS = (
     "no_answer",
     "refused",
     "read_only",
+    "failing",
     "slow",
     "lagging",
     "connections",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import NoReturn, assert_never
+from typing import Final, NoReturn, assert_never
 
 import asyncpg
 import structlog
@@ -23,11 +23,17 @@ from simplu_worker.shards.shard_errors import (
 )
 from simplu_worker.shards.sqlstate import Meaning, meaning_of, tells_of_the_way
 
+READ_ONLY_STATE: Final = "25006"
+REFUSAL_COUNTS_S: Final = 30.0  # longer than those who write wait before they try again
+
 log = structlog.get_logger(__name__)
 
 
 class Condition:
     """What is known of one shard, and the translation of what is met there into our errors.
+
+    After a refused write only a commit makes it healthy, or a look that saw it writable: reads go on working on a
+    server that takes no writes, and whether there is room on its disk only a write can tell.
 
     When the way to the shard turns out not to work, those who wait for a connection of *lender* are told, and those
     who have got no answer on one for long lose it.
@@ -38,6 +44,8 @@ class Condition:
         self._lender = lender
         self._breaker = Breaker()
         self._has_reported = False
+        self._refused_at: float | None = None  # when it last answered that it could not do what was asked
+        self._is_refused_as_read_only = False
         self.is_healthy = True
         self.last_error: str | None = None
 
@@ -48,6 +56,7 @@ class Condition:
         """Forget what was known of the way to the shard: another address is another way."""
         self._address = address
         self._breaker = Breaker()
+        self._refused_at = None
 
     def admit(self) -> Admission:
         """Tell whether the shard may be asked now."""
@@ -66,6 +75,17 @@ class Condition:
         message = self._message("all connections are in use: TimeoutError")
         return ShardUnavailableError(message, shard_id=self._address.shard_id)
 
+    def committed(self) -> None:
+        """Note that a transaction was committed."""
+        self._refused_at = None
+        self._report(healthy=True)
+
+    def seen_writable(self) -> None:
+        """Note that the server says it takes writes; where it was another trouble, that tells little for a while."""
+        refused_at = self._refused_at
+        if refused_at is None or self._is_refused_as_read_only or loop_time() - refused_at > REFUSAL_COUNTS_S:
+            self.committed()
+
     @contextlib.contextmanager
     def translated(self, *, asked_at: float) -> Iterator[None]:
         """Translate what comes of using a connection since *asked_at*, and note it."""
@@ -79,7 +99,8 @@ class Condition:
             raise self._unavailable("connection", exc, asked_at=asked_at) from exc
         else:
             self._breaker.answered(loop_time())
-            self._report(healthy=True)
+            if self._refused_at is None:
+                self._report(healthy=True)
 
     @contextlib.contextmanager
     def translated_connect(self) -> Iterator[None]:
@@ -91,7 +112,16 @@ class Condition:
             self._note("broken", type(exc).__name__)
             raise
         except asyncpg.TargetServerAttributeNotMatched as exc:
+            self._refused(is_read_only=True)
             raise self._unavailable("unavailable", exc) from exc
+        except asyncpg.TooManyConnectionsError as exc:
+            if not self._lender.has_connections:
+                raise self._unavailable(
+                    Meaning.UNAVAILABLE, exc, asked_at=self._unless_it_answered(exc, asked_at)
+                ) from exc
+            # It has no room for another, and works on those that there are.
+            self._breaker.answered(loop_time())
+            raise self._full(exc) from exc
         except asyncpg.PostgresError as exc:
             kind = Meaning.BROKEN if meaning_of(exc.sqlstate or "") is Meaning.BROKEN else Meaning.UNAVAILABLE
             raise self._unavailable(kind, exc, asked_at=self._unless_it_answered(exc, asked_at)) from exc
@@ -118,6 +148,8 @@ class Condition:
                 is_timeout = isinstance(exc, asyncpg.QueryCanceledError)
                 raise StatementFailedError(self._message(error), error=error, is_timeout=is_timeout) from exc
             case Meaning.UNAVAILABLE | Meaning.BROKEN:
+                if since is None:
+                    self._refused(is_read_only=exc.sqlstate == READ_ONLY_STATE)
                 raise self._unavailable(meaning, exc, asked_at=since) from exc
             case _:
                 assert_never(meaning)
@@ -128,6 +160,15 @@ class Condition:
             return asked_at
         self._breaker.answered(loop_time())
         return None
+
+    def _refused(self, *, is_read_only: bool) -> None:
+        self._refused_at = loop_time()
+        self._is_refused_as_read_only = is_read_only
+
+    def _full(self, exc: asyncpg.TooManyConnectionsError) -> ShardUnavailableError:
+        self._count(Meaning.UNAVAILABLE)
+        message = self._message(f"{type(exc).__name__} ({exc.sqlstate})")
+        return ShardUnavailableError(message, shard_id=self._address.shard_id)
 
     def _lost_race(self, error: str) -> LostRaceError:
         self._count("lost_race")

@@ -99,11 +99,13 @@ class Directory:
 
         Of many callers for one tenant at once one asks, and its answer is everybody's. But no "not registered" is
         older than the call: an answer that was on its way before is not shared; unless one will do that was asked for
-        up to *absence_max_age_s* before. Raises `TryAgainLaterError` when somebody who must be asked does not answer,
-        `RefusedError` when the address named may not be used.
+        up to *absence_max_age_s* before. Other absences pass soon, and are asked for each time. Raises
+        `TryAgainLaterError` when somebody who must be asked does not answer, `RefusedError` when the address named may
+        not be used.
         """
-        if absence_max_age_s and (why := self._absences.why(tenant_id, since=self._clock() - absence_max_age_s)):
-            return Absence(why)
+        since = self._clock() - absence_max_age_s
+        if absence_max_age_s and self._absences.why(tenant_id, since=since) == Absence.UNREGISTERED:
+            return Absence.UNREGISTERED
         asking = self._asking.setdefault(tenant_id, _Asking())
         asking.callers += 1
         begun_before = asking.begun

@@ -21,8 +21,9 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
 
     *schema_version* and *tenant_count* are None on an empty one; these and all that have a default are None when they
     could not be seen: not asked for, not permitted, or too slow (*is_cut_short*). *refusal* is why no worker may work
-    on the database. Of *connections_max*, the nearest limit, *connections_used* are taken. The lag is that of a
-    standby, or on a primary that of its standby furthest behind. *skew_s* is its clock less ours.
+    on the database, *trouble* what its last use here met although it answers. Of *connections_max*, the nearest limit,
+    *connections_used* are taken. The lag is that of a standby, or on a primary that of its standby furthest behind.
+    *skew_s* is its clock less ours.
     """
 
     server_version: str
@@ -39,14 +40,16 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     lag_s: float | None = None
     lag_bytes: int | None = None
     refusal: str | None = None
+    trouble: str | None = None
     schema_version: int | None = None
     tenant_count: int | None = None
 
 
 class ShardSilence(msgspec.Struct, frozen=True):
-    """That a shard did not answer, and why."""
+    """That a shard did not answer, and why; or *is_refusal*, that no worker may work on what did."""
 
     error: str
+    is_refusal: bool = False
 
 
 class Mark(NamedTuple):
@@ -80,6 +83,7 @@ class Problem(StrEnum):
     NO_ANSWER = "no_answer"
     REFUSED = "refused"
     READ_ONLY = "read_only"
+    FAILING = "failing"
     SLOW = "slow"
     LAGGING = "lagging"
     CONNECTIONS = "connections"
@@ -88,7 +92,7 @@ class Problem(StrEnum):
 
 
 LOST: Final = frozenset({Problem.NO_ANSWER, Problem.REFUSED})
-TAKES_NO_OPERATIONS: Final = LOST | {Problem.READ_ONLY}
+TAKES_NO_OPERATIONS: Final = LOST | {Problem.READ_ONLY, Problem.FAILING}
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -131,6 +135,7 @@ class Seen(msgspec.Struct, frozen=True):
     probe: ShardProbe | None = None
     error: str | None = None
     usage: Usage = Usage()
+    is_refusal: bool = False  # the error
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -179,7 +184,7 @@ def judge(seen: Seen, before: Collection[Problem] = ()) -> Health:
 def findings(seen: Seen, before: Collection[Problem]) -> Iterator[Finding]:
     """Return what is amiss, the worst first; what was amiss *before* goes on to the lower mark."""
     if seen.error is not None:
-        yield Finding(Problem.NO_ANSWER, seen.error)
+        yield Finding(Problem.REFUSED if seen.is_refusal else Problem.NO_ANSWER, seen.error)
     elif seen.probe is not None:
         yield from _of_probe(seen.probe, before)
     if not seen.usage.is_active:
@@ -218,6 +223,8 @@ def _of_probe(probe: ShardProbe, before: Collection[Problem]) -> Iterator[Findin
             Problem.READ_ONLY,
             f"expected a server that can be written to, got {server}; let its connection string name the primary",
         )
+    elif probe.trouble is not None:
+        yield Finding(Problem.FAILING, f"it answers, and its last use failed: {probe.trouble}")
     if probe.is_cut_short:
         yield Finding(Problem.SLOW, "it answers, but was too slow to say all that it was asked")
     elif _is_amiss(probe.response_s, RESPONSE_S, is_so=Problem.SLOW in before):

@@ -69,12 +69,12 @@ class HealthBook:
             return
         before = self._entry(shard_id).seen
         if isinstance(probe, ShardSilence):
-            self._learn(shard_id, replace(before, error=probe.error))
+            self._learn(shard_id, replace(before, error=probe.error, is_refusal=probe.is_refusal))
             return
         if probe.tenant_count is None and before.probe is not None and probe.schema_version is not None:
             probe = replace(probe, tenant_count=before.probe.tenant_count)
         instruments.SHARD_RESPONSE.labels(shard_id).observe(probe.response_s)
-        self._learn(shard_id, replace(before, probe=probe, error=None))
+        self._learn(shard_id, replace(before, probe=probe, error=None, is_refusal=False))
 
     def note_usages(self, usages: Mapping[str, Usage]) -> None:
         """Note what Citrus tells of all the shards it knows."""

@@ -76,6 +76,11 @@ class Lender:
         return {"open": self.open_count, "idle": len(self._idle), "waiting": len(self._waiters)}
 
     @property
+    def has_connections(self) -> bool:
+        """Whether there is one, lent or idle."""
+        return bool(self._lent or self._idle)
+
+    @property
     def lent_since(self) -> float | None:
         """Since when the connection that was lent longest ago is."""
         return next(iter(self._lent.values()), None)
@@ -103,10 +108,8 @@ class Lender:
     def give_back(self, connection: ShardConnection) -> None:
         """Take a connection back, to lend it on; one that was ended, or may not be used any more, ends."""
         now = loop_time()
-        if self._lent.pop(connection, None) is None:
+        if not self.take_out(connection):
             return
-        if self._all_back is not None and not self._lent:
-            self._all_back.set()
         is_good = not connection.is_closed() and connection.generation == self._generation
         if not is_good or connection.is_in_transaction():
             self._end(connection, now)
@@ -117,6 +120,18 @@ class Lender:
         else:
             self._hand_on(connection, now)
             self._budget.settle(now)  # others may have become idle for long enough meanwhile
+
+    def take_out(self, connection: ShardConnection) -> bool:
+        """Take a connection back that is to end; its place is taken until `ended`. False where it was not lent."""
+        if self._lent.pop(connection, None) is None:
+            return False
+        if self._all_back is not None and not self._lent:
+            self._all_back.set()
+        return True
+
+    def ended(self) -> None:
+        """Give back the place of one that was taken out and has ended."""
+        self._ended(loop_time())
 
     def expire(self) -> None:
         """End what is idle now, and what is lent when it is given back."""

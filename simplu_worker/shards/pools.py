@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any, Self, TypeAlias, assert_never
 
 import asyncpg
@@ -21,7 +22,7 @@ from simplu_worker.log import register_secret
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.breaker import Admission
-from simplu_worker.shards.condition import Condition
+from simplu_worker.shards.condition import READ_ONLY_STATE, Condition
 from simplu_worker.shards.connecting import Connector, ShardConnection
 from simplu_worker.shards.deadlines import DEADLINES, Deadlines
 from simplu_worker.shards.lending import Lender, SharedBudget
@@ -49,8 +50,8 @@ __all__ = [
     "WrongShardError",
 ]
 
+STOPS_AT_CLOSE_S = 0.2  # for what the server is still being asked to stop when a pool is closed
 CONNECTIONS_MAX = 100_000  # where nobody says how many: more than a process may have
-READ_ONLY_STATE = "25006"
 POOLER_STATES = {"26000", "42P05"}  # a statement that was prepared is gone, or somebody else's: that server is shared
 # The other connections lead to the same former primary, or have prepared what no longer holds.
 EXPIRING_STATES = {READ_ONLY_STATE, *POOLER_STATES, "0A000"}
@@ -82,6 +83,7 @@ class ShardPool:
         self._lender = Lender(self._connect, size=size, budget=self._budget)
         self._condition = Condition(address, self._lender)
         self._shared_look = SharedLook(self._look)
+        self._stopping: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"ShardPool({self.address.shard_id}, {self.address.place}, {self.counts()}, {self._condition!r})"
@@ -120,6 +122,8 @@ class ShardPool:
     async def connection(self) -> AsyncIterator[ShardConnection]:
         """Lend a connection. A cancelled or late use ends it: what the server still does on it is unknown.
 
+        The server is asked to stop that, for which nobody waits: a stop of the worker may not take longer by it.
+
         Raises `ShardUnavailableError`, `InvalidDataError` and `LostRaceError`, also for what happens inside. Never to
         be asked for by one who has a connection: all may be lent to such as wait for a second one.
         """
@@ -136,8 +140,8 @@ class ShardPool:
             except (asyncpg.PostgresError, WorkerError) as exc:
                 self._draw_conclusions(connection, exc)
                 raise
-            except asyncio.CancelledError:
-                await self._stop(connection)
+            except (asyncio.CancelledError, TimeoutError):
+                self._stop(connection)
                 raise
             except BaseException as exc:
                 self._draw_conclusions(connection, exc)
@@ -162,6 +166,7 @@ class ShardPool:
                     await connection.execute("ROLLBACK")
                 raise
             await connection.execute("COMMIT")
+        self._condition.committed()
         instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)
 
     @contextlib.asynccontextmanager
@@ -200,7 +205,9 @@ class ShardPool:
             async with self._lent() as connection:  # the server has no room for another, and the pool has this one
                 if await connection.fetchval(QUERIES["is_read_only"]):
                     raise asyncpg.ReadOnlySQLTransactionError("what a write would meet") from None
+            self._condition.seen_writable()
             return
+        self._condition.seen_writable()
         if not was_healthy:
             # Those of before may lead to a server that is gone without a word, each for as long as a reply may take.
             self._lender.expire()
@@ -208,6 +215,10 @@ class ShardPool:
     async def close(self) -> None:
         """Close all connections, forcibly after a few seconds."""
         await self._lender.close(within_s=self._deadlines.close_s)
+        if self._stopping:
+            await asyncio.wait(self._stopping, timeout=STOPS_AT_CLOSE_S)
+            for task in self._stopping:
+                task.cancel()
         if not self._budget.has_idle:
             self._budget.close()
 
@@ -235,10 +246,22 @@ class ShardPool:
         with self._condition.translated_connect():
             return await self._connector.connect(within_s=within_s)
 
-    async def _stop(self, connection: ShardConnection) -> None:
-        """End a connection, and for a moment wait until the server has let go of what it was doing there."""
+    def _stop(self, connection: ShardConnection) -> None:
+        """End a connection as soon as the server has let go of what it did there; until then it has its place."""
+        if not self._lender.take_out(connection):
+            return
+        task = asyncio.get_running_loop().create_task(self._close(connection), name=f"stop:{self.address.shard_id}")
+        self._stopping.add(task)
+        task.add_done_callback(partial(self._stopped, connection))
+
+    async def _close(self, connection: ShardConnection) -> None:
         with contextlib.suppress(Exception):
             await connection.close(timeout=self._deadlines.cancel_s)
+
+    def _stopped(self, connection: ShardConnection, task: asyncio.Task[None]) -> None:
+        self._stopping.discard(task)
+        connection.terminate()  # also where the task was cancelled before it began
+        self._lender.ended()
 
     def _draw_conclusions(self, connection: ShardConnection, exc: BaseException) -> None:
         """Do what an error asks for beyond its being raised."""

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from msgspec.structs import replace
+
 from simplu_worker.clock import loop_time
 from simplu_worker.errors import TryAgainLaterError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.health import ShardProbe, ShardSilence
 from simplu_worker.shards.health_book import HealthBook
-from simplu_worker.shards.pools import Pools, ShardPool
+from simplu_worker.shards.pools import Pools, ShardPool, WrongShardError
 from simplu_worker.shards.probe import probe_shard
 from simplu_worker.shards.probe_pace import FAILING, WELL, Pace, ProbeSchedule
 
@@ -103,8 +105,11 @@ async def look(pool: ShardPool, *, counts_tenants: bool = True) -> ShardProbe | 
     try:
         probe = await probe_shard(pool, counts_tenants=counts_tenants)
     except WorkerError as exc:
-        return ShardSilence(str(exc).removeprefix(f"shard {pool.address.shard_id} at {pool.address.place}: "))
+        shard_id, place = pool.address.shard_id, pool.address.place
+        error = str(exc).removeprefix(f"shard {shard_id} at {place}: ").removeprefix(f"shard {shard_id}: ")
+        return ShardSilence(error, is_refusal=isinstance(exc, WrongShardError))
     if probe.is_read_only == pool.is_healthy:
         with contextlib.suppress(TryAgainLaterError):
             await pool.probe()
-    return probe
+    # Its disk is full, say: a look meets nothing of that, and only a commit tells that it is over.
+    return probe if probe.is_read_only or pool.is_healthy else replace(probe, trouble=pool.last_error)

@@ -12,13 +12,13 @@ import msgspec
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.claims import Claim, Standing
 from simplu_worker.shards.directory import Absence, Directory
 from simplu_worker.shards.invalidations import OnChange, ignore_changes, touched
 from simplu_worker.shards.locator import Locator
 from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.safe_commits import SafeCommits
-from simplu_worker.shards.stream_positions import Claim, Standing
 from simplu_worker.shards.survey import Survey, survey_shards
 from simplu_worker.shards.writer import ShardWriter
 
@@ -64,9 +64,17 @@ class Router:
         address = self._directory.remembered(tenant_id)
         return None if address is None else address.shard_id
 
-    async def find(self, tenant_id: str) -> str | Absence:
-        """Return the id of the shard that confirms the tenant, or why there is none. Raises as `Directory.find`."""
-        found = await self._directory.find(tenant_id)
+    def is_up(self, shard_id: str) -> bool:
+        """Whether the last use of a shard, or look at it, found it to work."""
+        pool = self._pools.by_shard_id().get(shard_id)
+        return pool is not None and pool.is_healthy
+
+    async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
+        """Return the id of the shard that confirms the tenant, or why there is none.
+
+        That it is not registered may have been asked for up to *absence_max_age_s* ago. Raises as `Directory.find`.
+        """
+        found = await self._directory.find(tenant_id, absence_max_age_s=absence_max_age_s)
         return found.shard_id if isinstance(found, ShardAddress) else found
 
     async def apply(
@@ -79,6 +87,8 @@ class Router:
         it, and the same batch may be tried again; `PositionChangedError` when the row has to be read first.
         """
         outcomes = await self._writer(shard_id).apply(operations, claim)
+        for tenant_id in {operation.tenant_id for operation in operations}:
+            self._directory.remembered(tenant_id)  # it is in use, whoever else remembers where it lives
         for operation, outcome in zip(operations, outcomes, strict=True):
             if outcome.disposition is Disposition.HOLD:
                 self._directory.forget(operation.tenant_id)

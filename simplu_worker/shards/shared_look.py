@@ -1,4 +1,7 @@
-"""One look for many: who asks while somebody looks, or just after, gets that one's answer."""
+"""One look for many: who asks while somebody looks, or just after, gets that one's answer.
+
+A bad one for less long: whoever takes it waits before asking again, while the shard may be back already.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from simplu_worker.clock import loop_time
 from simplu_worker.errors import TryAgainLaterError
 
 FRESH_S: Final = 0.5  # how long an answer is everybody's
+FAILED_FRESH_S: Final = 0.2
 
 
 class SharedLook:
@@ -29,9 +33,10 @@ class SharedLook:
         return f"SharedLook(looked_at={self._looked_at}, error={self._error!r})"
 
     async def __call__(self) -> None:
-        """Look, or take the answer of a look that ended at most `FRESH_S` ago."""
+        """Look, or take the answer of a look that ended at most `FRESH_S` ago, `FAILED_FRESH_S` if it was a bad one."""
         async with self._turn:
-            if self._looked_at is None or self._clock() - self._looked_at > FRESH_S:
+            fresh_s = FRESH_S if self._error is None else FAILED_FRESH_S
+            if self._looked_at is None or self._clock() - self._looked_at > fresh_s:
                 self._error = await self._found()
                 self._looked_at = self._clock()
             if self._error is not None:

@@ -27,6 +27,7 @@ from simplu_worker.operations.operation import (
 )
 from simplu_worker.operations.waves import Wave, plan_waves
 from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit, is_too_late
+from simplu_worker.shards.claims import Claim, PositionChangedError, Standing
 from simplu_worker.shards.operation_log import known_in_log, texts_of_times, write_log
 from simplu_worker.shards.pools import (
     Connection,
@@ -40,13 +41,7 @@ from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.redelivery import Encounter
 from simplu_worker.shards.schema import SchemaState, check_schema
 from simplu_worker.shards.shared_look import SharedLook
-from simplu_worker.shards.stream_positions import (
-    Claim,
-    PositionChangedError,
-    Standing,
-    read_standing,
-    write_position,
-)
+from simplu_worker.shards.stream_positions import read_standing, write_position
 
 RESULT_MAX_BYTES = 1024 * 1024  # contract §3: a list over 1 MiB is result_too_large
 RACES_MAX = 5

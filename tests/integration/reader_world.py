@@ -137,6 +137,7 @@ class World:
                 yield reader
             finally:
                 stopping.set()
+        await reader.leave_word()
 
 
 async def _confirm() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from citrus_cases import RoutedShards, routed_shards
+from citrus_cases import RoutedShards, requests_to, routed_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from postgres_trouble import calm, make_touchy, shut_gate
@@ -31,6 +31,7 @@ from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Outcome
 from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.claims import Claim
 from simplu_worker.shards.directory import Directory
 from simplu_worker.shards.locator import Locator
 from simplu_worker.shards.pools import ShardPool
@@ -302,6 +303,19 @@ async def test_unregistered_tenant_is_waited_for_and_given_up_when_overdue(desk:
     assert "o3" not in await desk.orders("ann")
 
 
+async def test_unregistered_tenant_costs_one_question_when_it_sends_much(desk: Desk) -> None:
+    """For seconds; but for what is to be given up it is asked for now."""
+    early = NOW - TENANT_WAIT - timedelta(seconds=60)
+    before = requests_to("get_shard")
+    for number in range(5):
+        assert await desk.handle(message("eve", f"o{number}")) == [Later(1)]
+    assert requests_to("get_shard") == before + 1
+
+    (verdict,) = await desk.handle(message("eve", "o9", sent_at=early))
+    assert isinstance(verdict, Bury)
+    assert requests_to("get_shard") == before + 2
+
+
 async def test_order_that_fails_by_itself_is_tried_again_and_holds_back_its_group_alone(desk: Desk) -> None:
     """By the configured delays; other groups of the same tenant, in the same transaction, are applied."""
     await make_touchy(desk.pool("shard-1"))
@@ -428,11 +442,13 @@ async def test_orders_follow_their_tenant_when_it_moved_from_a_shard_that_is_gon
 class CrashingRouter(Router):
     """A router with a bug that one order meets."""
 
-    async def apply(self, shard_id: str, operations: Sequence[Operation]) -> list[Outcome]:
+    async def apply(
+        self, shard_id: str, operations: Sequence[Operation], *, claim: Claim | None = None
+    ) -> list[Outcome]:
         """Apply, but for that."""
         if any(operation.resource_id == "o-bug" for operation in operations):
             raise ZeroDivisionError("a secret")
-        return await super().apply(shard_id, operations)
+        return await super().apply(shard_id, operations, claim=claim)
 
 
 async def test_bug_that_one_order_meets_ends_no_other(desk: Desk) -> None:

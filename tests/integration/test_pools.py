@@ -12,12 +12,14 @@ import pytest
 from postgres_trouble import Line, backends, nobody_is_left
 from prometheus_client import REGISTRY
 from shard_databases import QUICK, ShardMaker, copy_shard, database_of, execute
+from structlog.testing import capture_logs
 
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.local.loopback import HOST, free_port
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.log import MASK, scrub_text
 from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.condition import REFUSAL_COUNTS_S
 from simplu_worker.shards.pools import (
     Deadlines,
     InvalidDataError,
@@ -185,6 +187,48 @@ async def test_pool_says_that_it_is_healthy_again_when_it_is(make_shard: ShardMa
 
         assert (pool.is_healthy, pool.last_error) == (True, None)
         assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 1
+
+
+@pytest.mark.parametrize(
+    ("trouble", "look_is_enough"),
+    [
+        ("CREATE TABLE refused ()", True),
+        ("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$", False),
+        ("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege'; END $$", False),
+    ],
+)
+async def test_pool_is_not_healthy_again_by_a_read_when_a_write_was_refused(
+    make_shard: ShardMaker, trouble: str, *, look_is_enough: bool
+) -> None:
+    """A commit makes it so, once; a look only where it would see that writes are refused, or when it is long ago."""
+    pool = ShardPool(await make_shard(), size=2)
+
+    async def refused() -> None:
+        async with pool.connection() as connection:
+            await connection.execute("SET default_transaction_read_only = on")
+        with pytest.raises(ShardUnavailableError):
+            await ask(pool, trouble)
+
+    with capture_logs() as logs:
+        await refused()
+        pool._lender.expire()
+        assert await ask(pool) == 1
+        async with pool.fresh_connection() as connection:
+            await connection.fetchval("SELECT 1")
+        assert (pool.is_healthy, pool.last_error is None) == (False, False)
+        await pool.probe()
+        assert (pool.is_healthy, pool.last_error is None) == (look_is_enough, look_is_enough)
+        async with pool.transaction() as connection:
+            await connection.execute("SELECT 1")
+        assert (pool.is_healthy, pool.last_error) == (True, None)
+    assert [entry["event"] for entry in logs].count("shard.recovered") == 1
+
+    await refused()
+    assert pool._condition._refused_at is not None
+    pool._condition._refused_at -= REFUSAL_COUNTS_S
+    pool._condition.seen_writable()
+    assert pool.is_healthy
+    await pool.close()
 
 
 def at_port(address: ShardAddress, port: int) -> ShardAddress:

@@ -107,6 +107,7 @@ async def test_pool_uses_what_it_has_when_the_server_is_full(line: ShardLine, po
                 assert await unavailable(pool) == "TooManyConnectionsError (53300)"
             with pytest.raises(ShardUnavailableError, match="TooManyConnectionsError"):
                 await pool.probe()  # there is none to ask on
+            assert pool.is_healthy  # by the one it has
         forget_looks(pool)
 
         await pool.probe()

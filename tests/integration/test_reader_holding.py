@@ -348,6 +348,7 @@ async def test_next_reader_goes_on_with_what_was_held_when_the_first_stops(
 
     assert reader.checkpoint == Position.of(ahead[-1])
     await breakable_server.start()
+    await broken.probe()  # it was cut off: nobody is sent there before a look
     await fetch(shard, "UPDATE tenants SET state = 'active' WHERE id = 'c-x' RETURNING id")
     await world.provision("late-x", "shard-3")
     async with world.reading(AtSequenceNumber(ahead[-1]), done=reader.checkpoint) as reader:

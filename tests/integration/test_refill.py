@@ -78,7 +78,7 @@ class Memory:
 
 def refills(shard_id: str) -> float:
     """Return how often a shard was read for again."""
-    return instruments.SHARD_REFILLS.labels(shard_id)._value.get()
+    return float(instruments.SHARD_REFILLS.labels(shard_id)._value.get())
 
 
 @asynccontextmanager

@@ -52,6 +52,19 @@ async def test_router_applies_where_the_tenant_was_found(routed: RoutedShards) -
     assert await routed.router.apply("shard-1", [create, create]) == [SUCCEEDED, DUPLICATE]
 
 
+async def test_router_keeps_a_tenant_in_use_when_its_operations_are_applied(routed: RoutedShards) -> None:
+    """Whoever sends them need not ask where it lives: its route is put in line to be made fresh all the same."""
+    case = case_of(routed)
+    await routed.router.find(TENANT_ID)
+    assert routed.router.is_up("shard-1")
+    assert not routed.router.is_up("unknown")
+    routed.directory.routes.tick(float("inf"))
+
+    await routed.router.apply("shard-1", [case.operation("create", data={"a": 1}) for _ in range(2)])
+
+    assert routed.directory.routes.due_count == 1
+
+
 async def test_router_forgets_the_route_when_the_shard_holds_the_tenant(routed: RoutedShards) -> None:
     """A tenant that is not there any more is asked for anew, and found where it moved."""
     case = case_of(routed)

@@ -35,7 +35,7 @@ from simplu_worker.shards.health import (
     role_of,
 )
 from simplu_worker.shards.health_book import HealthBook
-from simplu_worker.shards.pools import Pools, ShardPool
+from simplu_worker.shards.pools import Pools, ShardPool, ShardUnavailableError
 from simplu_worker.shards.probe import probe_shard
 from simplu_worker.shards.prober import Prober, look
 
@@ -124,10 +124,34 @@ async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
     assert probe.refusal is not None
     assert "another program's tables" in probe.refusal
     assert judge(Seen(probe=probe)).state is State.LOST
-    seen = await look(pools.pool(wrong))
-    health = judge(Seen(probe=seen) if isinstance(seen, ShardProbe) else Seen(error=seen.error))
+    book = HealthBook()
+    book.begin("wrong")
+    book.note_look("wrong", await look(pools.pool(wrong)))
+    health = book.by_shard_id["wrong"]
     assert health.state is State.LOST
-    assert "database of shard right" in str(health.findings[0])
+    assert health.problems == {Problem.REFUSED}
+    assert str(health.findings[0]).startswith("its connection string leads to the database of shard right")
+    book.end("wrong")
+
+
+async def test_look_does_not_take_a_shard_for_well_when_its_writes_are_refused(
+    pools: Pools, make_shard: ShardMaker
+) -> None:
+    """It sees nothing of a full disk; and it is no reason to call the shard back."""
+    pool = pools.pool(await make_shard())
+    with pytest.raises(ShardUnavailableError):
+        async with pool.transaction() as connection:
+            await connection.execute("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$")
+
+    health = judge(Seen(probe=await well(pools, pool.address)))
+
+    assert health.problems == {Problem.FAILING}
+    assert (health.state, health.takes_operations) == (State.DEGRADED, False)
+    assert str(health.findings[0]).endswith("DiskFullError (53100)")
+    assert not pool.is_healthy
+    async with pool.transaction() as connection:
+        await connection.execute("SELECT 1")
+    assert judge(Seen(probe=await well(pools, pool.address))).state is State.HEALTHY
 
 
 async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(

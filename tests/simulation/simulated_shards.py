@@ -21,10 +21,10 @@ from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Origin, Outcome
 from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit
+from simplu_worker.shards.claims import Claim, PositionChangedError, Standing, StreamPosition
 from simplu_worker.shards.directory import Absence
 from simplu_worker.shards.pools import ShardUnavailableError
 from simplu_worker.shards.router import Router
-from simplu_worker.shards.stream_positions import Claim, PositionChangedError, Standing, StreamPosition
 
 LogKey: TypeAlias = tuple[str, str]  # tenant, request id
 RecordKey: TypeAlias = tuple[str, str, int]  # stream shard, sequence number, place in its aggregate
@@ -229,7 +229,11 @@ class SimulatedRouter(Router):
         """Return where the tenant was last found."""
         return self._remembered.get(tenant_id)
 
-    async def find(self, tenant_id: str) -> str | Absence:
+    def is_up(self, shard_id: str) -> bool:
+        """Whether a shard is there."""
+        return shard_id not in self._shards.network.down
+
+    async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
         """Ask for the shard of a tenant."""
         found = await self._shards.network.ask(CITRUS, lambda: self._shards.locate(tenant_id), lost=_lost)
         if not isinstance(found, Absence):

@@ -14,7 +14,7 @@ import structlog
 from disasters import merge, scale, split
 from msgspec.structs import replace
 from simulated_network import Trouble
-from simulated_shards import SHARD_IDS
+from simulated_shards import SHARD_IDS, Tenant
 from simulated_world import APPLICATION, FleetMaker, Plan, Replica, ViolationError, World, a_world
 from simulation import produce, settle_down, stop_all
 from wrong_designs import WRONG_DESIGNS
@@ -346,6 +346,123 @@ def test_held_tenant_is_live_again_only_where_the_main_reader_dispatches() -> No
         held_while_another_shard_is_slow(
             WRONG_DESIGNS["a catch-up ends where all is applied, not dispatched"].make_fleet
         )
+
+
+def put_for_both(world: World, first: int) -> None:
+    """Put ten operations for each of two tenants, who live on a shard of their own each."""
+    for tenant, shard_id in zip(world.shards.tenants.values(), SHARD_IDS, strict=True):
+        tenant.shard_id = shard_id
+    for number in range(first, first + 20):
+        key = f"key-{number % 8}"
+        world.put(key, [world.operation(key, f"r-{number}", str(number))])
+
+
+def lose(world: World, lost_count: int) -> int:
+    """Fail the first shard over; return how many operations it has lost."""
+    before = len(world.shards.log)
+    world.shards.fail_over(SHARD_IDS[0], lost_count)
+    return before - len(world.shards.log)
+
+
+def idle_shard_fails_over_while_nobody_reads(make_fleet: FleetMaker, lost_count: int) -> None:
+    """Kill the only reader, let a shard lose what it applied, and put nothing more for that."""
+
+    async def work(world: World) -> None:
+        put_for_both(world, 0)
+        await until_well(world)
+        await asyncio.sleep(60)
+        world.alive()[0].kill()
+        assert lose(world, lost_count) > 0
+        await asyncio.sleep(30)
+        world.start_replica()
+        await settle_down(world)
+        world.ledger.check_fates()
+
+    play(Plan(tenant_count=2, replica_count=1), work, make_fleet=make_fleet)
+
+
+@pytest.mark.parametrize("lost_count", [2, 1000])
+def test_what_an_idle_shard_lost_while_nobody_read_is_applied_again(lost_count: int) -> None:
+    """The next owner has nothing for it, begins behind all that it lost, and asks it; with its row and without."""
+    idle_shard_fails_over_while_nobody_reads(Fleet, lost_count)
+    with pytest.raises(ViolationError, match="is owed"):
+        idle_shard_fails_over_while_nobody_reads(
+            WRONG_DESIGNS["an idle shard is not looked after"].make_fleet, lost_count
+        )
+
+
+def shard_fails_over_when_the_parent_is_finished(make_fleet: FleetMaker, *, is_idle: bool) -> None:
+    """Split the only stream shard, read it to its end, and let a shard lose what was applied of it."""
+
+    async def work(world: World) -> None:
+        put_for_both(world, 0)
+        await until_well(world)
+        split(world)
+        await until_well(world)
+        assert world.leases()["shardId-000000000000"].checkpoint == SHARD_END
+        if not is_idle:
+            put_for_both(world, 20)
+            await until_well(world)
+        assert lose(world, 1000) == (10 if is_idle else 20)
+        if not is_idle:
+            put_for_both(world, 40)
+        await settle_down(world)
+        await stop_all(world)
+        world.ledger.check_fates()
+
+    play(Plan(tenant_count=2, replica_count=2), work, make_fleet=make_fleet)
+
+
+@pytest.mark.parametrize("is_idle", [True, False])
+def test_what_a_shard_lost_of_a_finished_parent_is_read_again_by_the_children(*, is_idle: bool) -> None:
+    """Nobody else can: and each tenant's operations of the parent come before those of the child."""
+    shard_fails_over_when_the_parent_is_finished(Fleet, is_idle=is_idle)
+    with pytest.raises(ViolationError, match="is owed"):
+        shard_fails_over_when_the_parent_is_finished(
+            WRONG_DESIGNS["children do not read their parents' records again"].make_fleet, is_idle=is_idle
+        )
+
+
+def test_tenant_that_waits_with_what_its_parents_owed_gets_all_that_the_last_owner_held() -> None:
+    """Its shard lacks the parents' end, its own operations are far behind, and the owner of the child was killed."""
+
+    async def work(world: World) -> None:
+        other, waiting, first, last = world.shards.tenants.values()
+        other.shard_id = first.shard_id = SHARD_IDS[1]
+        waiting.shard_id = last.shard_id = SHARD_IDS[0]
+        keys = {world.tenant_of(key): key for key in (f"key-{number}" for number in range(20))}
+
+        def put(tenant: Tenant, number: int, data: str = "") -> None:
+            key = keys[tenant.tenant_id]
+            world.put(key, [world.operation(key, f"r-{number}", data)])
+
+        put(waiting, 0)
+        await until_well(world)
+        merge(world)
+        await world.until(lambda: is_all_read(world), within_s=60)
+        await asyncio.sleep(15)
+        first.is_active = waiting.is_active = False
+        put(first, 1)
+        for number in range(100, 500):  # more than is read in some seconds
+            put(other, number, "x" * 90_000)
+        put(waiting, 2)
+        await asyncio.sleep(40)
+        lose(world, 1000)
+        await asyncio.sleep(60)
+        first.is_active = True
+        await asyncio.sleep(60)
+        put(other, 3)
+        await asyncio.sleep(60)
+        world.alive()[0].kill()
+        put(last, 4)
+        world.start_replica()
+        await asyncio.sleep(20)
+        waiting.is_active = True
+        await settle_down(world)
+        world.ledger.check_fates()
+
+    plan = Plan(tenant_count=4, stream_shard_count=2, replica_count=1, ahead_from_s=0.0, tenant_wait_s=300.0)
+    play(plan, work)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
+from simulated_shards import PostgresShards
 from simulated_world import FleetMaker, World
 
+from simplu_worker.consumers.kinesis.adoption import Lineage
 from simplu_worker.consumers.kinesis.catch_up import CatchUps
+from simplu_worker.consumers.kinesis.contacts import Contact, Contacts, Refill
 from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.fleet import Fleet
 from simplu_worker.consumers.kinesis.holder import Confirm, EndCheck, LeaseHolder
-from simplu_worker.consumers.kinesis.holds import Hold, Holds, Target
-from simplu_worker.consumers.kinesis.lanes import Entry
+from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Holds, Target
+from simplu_worker.consumers.kinesis.lanes import Entry, Lane
 from simplu_worker.consumers.kinesis.leases import Ahead, Lease
 from simplu_worker.consumers.kinesis.positions import Mark, Position
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
+from simplu_worker.consumers.kinesis.rounds import PositionRounds
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard, child_leases, owed_by_parents
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.letters import DeadLetter
+from simplu_worker.shards.claims import Standing
 
 
 class WrongDesign(msgspec.Struct, frozen=True):
@@ -78,6 +84,48 @@ class _LooseDispatcher(Dispatcher):
         self._lane_of[tenant_id].put(entries[1:])
 
 
+class _UngatedDispatcher(Dispatcher):
+    def _put_whole(self, lane: Lane, hold: Hold, catch_up: CatchUp, entries: Sequence[Entry]) -> None:
+        lane.put(entries)
+
+    def _put_into_room(self, entry: Entry) -> None:
+        self.room.put(entry.operation.tenant_id, [entry])
+
+
+class _NarrowHolds(Holds):
+    def is_for(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None = None) -> bool:
+        return super().is_for(tenant_id, catch_up, "none of them")
+
+
+class _ForwardContacts(Contacts):
+    async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
+        refill = await super().adopt_by(contact, lineage, standing)
+        return None if refill is None else replace(refill, before=self._facts.progress().owed_from)
+
+
+class _LowContacts(Contacts):
+    async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
+        self._facts = replace(self._facts, dispatch=lambda: self._facts.progress().owed_from)
+        return await super().adopt_by(contact, lineage, standing)
+
+
+class _RashContacts(Contacts):
+    async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
+        refill = await super().adopt_by(contact, lineage, standing)
+        contact.claim.parents_done = True
+        return refill
+
+
+class _NoRounds(PositionRounds):
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Leave idle shards alone."""
+
+
+class _SafeShards(PostgresShards):
+    def fail_over(self, shard_id: str, lost_count: int) -> None:
+        """Go on with a replica that lacks nothing."""
+
+
 class _SlackHolds(Holds):
     def of(self, tenant_id: str) -> Hold | None:
         hold = super().of(tenant_id)
@@ -132,11 +180,23 @@ class _TrustingFleet(Fleet):
         return None if self._unfinished_parents(lease) else TenantSet.of_targets(owed)
 
 
+class _FatherlessFleet(Fleet):
+    def _lineage(self, lease: Lease) -> Lineage:
+        return Lineage()
+
+
+def _without_rounds(*services: Any, **settings: Any) -> Fleet:
+    fleet = Fleet(*services, **settings)
+    fleet._rounds.__class__ = _NoRounds
+    return fleet
+
+
 def _with_reader(
     reader_class: type[StreamShardReader] = StreamShardReader,
     dispatcher_class: type[Dispatcher] = Dispatcher,
     holds_class: type[Holds] = Holds,
     catch_ups_class: type[CatchUps] = CatchUps,
+    contacts_class: type[Contacts] | None = Contacts,
 ) -> FleetMaker:
     class WrongFleet(Fleet):
         def _reader(self, lease: Lease, owed: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
@@ -145,6 +205,10 @@ def _with_reader(
             reader._dispatcher.__class__ = dispatcher_class
             reader._dispatcher.holds.__class__ = holds_class
             reader._catch_ups.__class__ = catch_ups_class
+            if contacts_class is None:
+                reader._dispatcher.contacts = None
+            else:
+                reader.contacts.__class__ = contacts_class
             return reader
 
     return WrongFleet
@@ -168,26 +232,51 @@ def _log_nothing(world: World) -> None:
     world.shards.is_deduplicating = False
 
 
+def _lose_nothing(world: World) -> None:
+    world.shards.__class__ = _SafeShards
+
+
 WRONG_DESIGNS = {
     "the checkpoint is what was read": WrongDesign(_with_reader(_EagerReader)),
     "SHARD_END is written at the end of reading": WrongDesign(_with_reader(_CarelessReader)),
     "the checkpoint ignores what is held": WrongDesign(_with_reader(_ForgetfulReader)),
     "a record is passed over before its dead letter is stored": WrongDesign(
-        _with_reader(dispatcher_class=_HastyDispatcher)
+        _with_reader(dispatcher_class=_HastyDispatcher), first_seed=75
     ),
     "one operation waits and not those behind it": WrongDesign(_with_reader(dispatcher_class=_LooseDispatcher)),
-    "the next owner begins where the last one read, not where it had applied": WrongDesign(
-        _with_reader(_BoastfulReader)
-    ),
     "a hold is not sticky": WrongDesign(_with_reader(holds_class=_SlackHolds)),
-    "a hold is not lowered": WrongDesign(_with_reader(holds_class=_LateHolds)),
-    "a catch-up ends where all is applied, not dispatched": WrongDesign(_with_reader(catch_ups_class=_LaggardCatchUps)),
-    "the list of what is owed leaves out the unregistered": WrongDesign(_with_reader(_SecretiveReader)),
+    "a hold is not lowered": WrongDesign(_with_reader(holds_class=_LateHolds), first_seed=100),
+    "a catch-up ends where all is applied, not dispatched": WrongDesign(
+        _with_reader(catch_ups_class=_LaggardCatchUps), first_seed=195
+    ),
+    # The next owner, or the children, would find it out by the rows, where a shard has all of them.
+    "the next owner begins where the last one read, not where it had applied": WrongDesign(
+        _with_reader(_BoastfulReader, contacts_class=None), _lose_nothing, first_seed=60
+    ),
+    "the list of what is owed leaves out the unregistered": WrongDesign(
+        _with_reader(_SecretiveReader, contacts_class=None), _lose_nothing, first_seed=80
+    ),
     "children do not hold what their parents owe": WrongDesign(_HopefulFleet),
     "every reply without an iterator is the end": WrongDesign(_with_holder(_CredulousHolder)),
-    "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder)),
+    "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder), first_seed=90),
     "children do not wait for their parents": WrongDesign(_OrphanFleet),
     "what a scan does not show is not there": WrongDesign(_TrustingFleet),
     "a take does not look at the counter": WrongDesign(twist=_take_whatever_the_counter),
     "the log of operations does not tell what was applied": WrongDesign(twist=_log_nothing),
+    "rows are neither read nor written": WrongDesign(_with_reader(contacts_class=None)),
+    "an idle shard is not looked after": WrongDesign(_without_rounds),
+    "a refill reads only for those known by name": WrongDesign(_with_reader(holds_class=_NarrowHolds)),
+    "a refill begins at the lowest that the reader owes": WrongDesign(
+        _with_reader(contacts_class=_ForwardContacts), first_seed=40
+    ),
+    "a row is compared with the lowest that the reader owes": WrongDesign(
+        _with_reader(contacts_class=_LowContacts), first_seed=85
+    ),
+    "children do not read their parents' records again": WrongDesign(_FatherlessFleet, first_seed=10),
+    "the parents are noted as done when reading them again begins": WrongDesign(
+        _with_reader(contacts_class=_RashContacts), first_seed=30
+    ),
+    "others' operations go before what is read again": WrongDesign(
+        _with_reader(dispatcher_class=_UngatedDispatcher), first_seed=110
+    ),
 }

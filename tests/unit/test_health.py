@@ -53,6 +53,7 @@ def with_(**members: Any) -> ShardProbe:
         (with_(schema_version=None, tenant_count=None), [], State.HEALTHY, True),
         (with_(connections_used=None, connections_max=None, standby_count=None), [], State.HEALTHY, True),
         (with_(is_read_only=True), [Problem.READ_ONLY], State.DEGRADED, False),
+        (with_(trouble="DiskFullError (53100)"), [Problem.FAILING], State.DEGRADED, False),
         (with_(is_read_only=True, is_standby=True, lag_s=2.0), [Problem.READ_ONLY], State.DEGRADED, False),
         (
             with_(is_read_only=True, is_standby=True, lag_s=31.0),

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from simplu_worker.consumers.kinesis import holds as holds_module
 from simplu_worker.consumers.kinesis import tenant_set
+from simplu_worker.consumers.kinesis.adoption import ParentRecords
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Holds, Reason, Target
-from simplu_worker.consumers.kinesis.positions import Mark, is_behind, lowest
+from simplu_worker.consumers.kinesis.positions import Mark, Position, is_behind, lowest
+from simplu_worker.consumers.kinesis.stream import AtSequenceNumber
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.owed import Owed
 
@@ -426,8 +428,8 @@ class _Forgetful(Holds):
 class _Impatient(Holds):
     """Frees everyone as soon as the parents have settled anything."""
 
-    def free_parents(self, owed: TenantSet, *, now: float) -> None:
-        super().free_parents(TenantSet(), now=now)
+    def free_parents(self, owed: TenantSet, *, now: float) -> bool:
+        return super().free_parents(TenantSet(), now=now)
 
 
 class _Lowering(Holds):
@@ -570,7 +572,7 @@ def test_tenants_beyond_those_held_by_themselves_share_a_bucket() -> None:
         first = holds.begin([hold for hold in holds.all() if hold.target is Target.BUCKET])
         hold_tenant(holds, "d-x", 8)
         hold_tenant(holds, "c-x", 7)
-        assert held(holds)["bucket 1"] == (["c-x", "d-x"], 7)
+        assert held(holds)["bucket 1"] == (["c-x", "d-x"], 6)  # where the catch-up of the first one is
         assert (holds.is_for("b-x", first), holds.is_for("c-x", first)) == (True, False)
 
         second = holds.begin([hold for hold in holds.all() if hold.name == "1"])
@@ -662,3 +664,265 @@ def test_parents_free_nobody_twice() -> None:
 
     assert (holds.all(), hold.is_ready, hold.reason) == ([hold], False, Reason.RESHARD)
     assert repr(holds) == "Holds([Hold(parents , reshard, held, before=None)])"
+
+
+# A Postgres shard that is held as a whole
+
+PARENTS = (ParentRecords("parent", AtSequenceNumber("2"), Position(2), None),)
+
+
+def hold_whole(holds: Holds, before: int, *, parents: tuple[ParentRecords, ...] = ()) -> Hold:
+    """Hold all of shard-1 from behind this record on."""
+    return holds.hold_whole("shard-1", mark(before) if before else None, START, parents=parents, now=0.0)
+
+
+def test_whole_shard_is_held_ready_and_no_place_for_anything_new() -> None:
+    """It answers, so it is caught up at once; until that begins, and after it, nothing goes there but through it."""
+    holds = Holds()
+    hold = hold_whole(holds, 5, parents=PARENTS)
+
+    assert (hold.is_whole, hold.is_ready, hold.reason, at(hold.before)) == (True, True, Reason.REFILL, 5)
+    assert (holds.of_shard("shard-1"), holds.whole("shard-1"), holds.whole("shard-2")) == (hold, hold, None)
+    assert (holds.has_whole, holds.has_parents, hold.parents) == (True, True, PARENTS)
+
+    catch_up = holds.begin([hold])
+    assert (holds.of_shard("shard-1"), holds.whole("shard-1")) == (None, hold)
+    pass_over(catch_up, to=9)
+    holds.meet(catch_up)
+    assert (holds.whole("shard-1"), holds.has_whole, holds.has_parents) == (None, False, False)
+
+
+def test_whole_shard_takes_over_what_was_held_of_it_already() -> None:
+    """From the lower of both places on; what a catch-up of it was at begins again."""
+    holds = Holds()
+    hold = hold_shard(holds, "shard-1", ["a-x"], 5)
+    catch_up = holds.begin([hold])
+    pass_over(catch_up, to=8)
+
+    assert hold_whole(holds, 3) is hold
+    assert (at(hold.before), hold.catch_up, catch_up.holds) == (3, None, [])
+    assert (hold.is_whole, hold.is_ready, hold.reason) == (True, True, Reason.REFILL)
+    assert sorted(hold.tenants.names) == ["a-x"]
+
+    hold_shard(holds, "shard-1", ["b-x"], 7)  # it does not answer, after all
+    assert (hold.is_whole, hold.is_ready, at(hold.before), sorted(hold.tenants.names)) == (
+        True,
+        False,
+        3,
+        ["a-x", "b-x"],
+    )
+
+
+def test_shard_that_is_held_for_another_reason_is_not_whole() -> None:
+    """It holds those that it did not take."""
+    holds = Holds()
+    hold = hold_shard(holds, "shard-1", ["a-x"], 5)
+
+    assert (holds.whole("shard-1"), holds.has_whole, hold.is_whole) == (None, False, False)
+    assert not holds.is_for("b-x", holds.begin([hold]), "shard-1")
+
+
+@pytest.mark.parametrize(
+    ("tenant", "shard_id", "expected"),
+    [
+        pytest.param("a-x", "shard-1", True, id="known by name, and lives there"),
+        pytest.param("a-x", "shard-2", True, id="known by name: its route is no news"),
+        pytest.param("b-x", "shard-1", True, id="never met, and lives there"),
+        pytest.param("b-x", "shard-2", False, id="lives elsewhere"),
+        pytest.param("b-x", None, True, id="nobody knows where it lives"),
+        pytest.param("c-x", "shard-1", True, id="held by itself, and lives there"),
+        pytest.param("c-x", "shard-2", False, id="held by itself"),
+    ],
+)
+def test_catch_up_of_a_whole_shard_is_for_who_lives_there(tenant: str, shard_id: str | None, *, expected: bool) -> None:
+    """By the route, which the catch-up looks up; or by name, as with every other hold."""
+    holds = Holds()
+    hold = hold_whole(holds, 5)
+    holds.join(hold, "a-x")
+    own = hold_tenant(holds, "c-x", 6)
+    catch_up, other = holds.begin([hold]), holds.begin([own])
+
+    assert holds.is_for(tenant, catch_up, shard_id) is expected
+    assert holds.is_for(tenant, other, shard_id) is (tenant == "c-x")
+
+
+def test_operation_of_a_tenant_that_is_held_by_itself_is_left_to_that_hold_which_is_behind() -> None:
+    """Both will come to it: the later one sends it, as with holds of any kind."""
+    holds = Holds()
+    hold, own = hold_whole(holds, 2), hold_tenant(holds, "c-x", 6)
+    catch_up = holds.begin([hold])
+    pass_over(catch_up, to=6)
+
+    assert not holds.is_sent_by_another("c-x", mark(6), catch_up)
+    assert holds.is_sent_by_another("c-x", mark(7), catch_up)
+    own_catch_up = holds.begin([own])
+    assert not holds.is_sent_by_another("c-x", mark(6), own_catch_up)
+
+
+def test_whole_hold_is_found_by_the_catch_up_at_work_for_it() -> None:
+    """Only while it is at work for that: what it sent before the hold was lowered is anybody's."""
+    holds = Holds()
+    hold, own = hold_whole(holds, 5), hold_tenant(holds, "c-x", 6)
+    assert holds.whole_of(Owed()) is None
+    catch_up, other = holds.begin([hold]), holds.begin([own])
+
+    assert (holds.whole_of(catch_up.owed), holds.whole_of(other.owed), holds.whole_of(Owed())) == (hold, None, None)
+
+    hold.lower(mark(4), START)
+    assert holds.whole_of(catch_up.owed) is None
+
+
+def test_whole_hold_stays_when_its_last_known_tenant_leaves_it() -> None:
+    """There are others, whom nobody knows by name."""
+    holds = Holds()
+    hold = hold_whole(holds, 5)
+    holds.join(hold, "a-x")
+    own = hold_tenant(holds, "a-x", 7)
+
+    assert holds.all() == [hold, own]
+    assert (holds.whole("shard-1"), len(hold.tenants), holds.by_name("a-x")) == (hold, 0, own)
+    assert (holds.of("a-x"), at(holds.floor(mark(9)))) == (own, 5)
+
+    other = hold_shard(holds, "shard-2", ["a-x"], 8)
+    assert holds.all() == [hold, other]
+
+
+def test_whole_shard_is_owed_from_its_place_on() -> None:
+    """The checkpoint does not pass it, though nobody is in it by name; nor what was sent of it."""
+    holds = Holds()
+    hold = hold_whole(holds, 4)
+    assert (at(holds.floor(mark(9))), holds.is_settled(), len(holds.tenants())) == (4, False, 0)
+
+    catch_up = holds.begin([hold])
+    ticket = catch_up.owed.take(mark(5))
+    pass_over(catch_up, to=9)
+    holds.meet(catch_up)
+    assert (at(holds.floor(mark(9))), holds.is_settled(), len(holds)) == (4, False, 0)
+
+    catch_up.owed.done([ticket])
+    assert (at(holds.floor(mark(9))), holds.is_settled()) == (9, True)
+
+
+@pytest.mark.parametrize(
+    ("reached", "before", "is_taken"),
+    [
+        pytest.param(4, 6, True, id="it has not come to it"),
+        pytest.param(6, 6, True, id="it is just there"),
+        pytest.param(7, 6, False, id="it has passed it"),
+        pytest.param(4, 0, False, id="it starts at the beginning"),
+    ],
+)
+def test_catch_up_takes_along_what_begins_where_it_has_not_been(reached: int, before: int, *, is_taken: bool) -> None:
+    """One reading is enough for both."""
+    holds = Holds()
+    catch_up = holds.begin([hold_tenant(holds, "a-x", 2)])
+    pass_over(catch_up, to=reached)
+    hold = hold_tenant(holds, "b-x", before)
+
+    assert holds.begin_behind(catch_up, hold) is is_taken
+    assert (hold.catch_up is catch_up, hold in catch_up.holds) == (is_taken, is_taken)
+
+
+def test_catch_up_that_has_lost_all_its_holds_takes_none_along() -> None:
+    """It ends, and would read nothing more for it."""
+    holds = Holds()
+    first, later = hold_tenant(holds, "a-x", 2), hold_tenant(holds, "b-x", 6)
+    catch_up = holds.begin([first])
+    first.lower(mark(1), START)
+
+    assert (holds.begin_behind(catch_up, later), later.catch_up) == (False, None)
+
+
+@pytest.mark.parametrize("is_reading_parents", [True, False])
+def test_hold_with_parents_is_caught_up_from_them_on(*, is_reading_parents: bool) -> None:
+    """Neither is it taken along, for it begins before all records; nor does a catch-up at the parents take others."""
+    holds = Holds()
+    first = hold_whole(holds, 2, parents=PARENTS if is_reading_parents else ())
+    later = holds.hold_whole("shard-2", mark(6), START, parents=() if is_reading_parents else PARENTS, now=0.0)
+    catch_up = holds.begin([first])
+
+    assert catch_up.is_at_parents is is_reading_parents
+    assert catch_up.parents == first.parents
+    assert (holds.begin_behind(catch_up, later), later.catch_up) == (False, None)
+
+
+def test_what_is_before_a_catch_ups_records_is_known_while_it_reads_that() -> None:
+    """Whatever is held of what it sent then has to begin there as well; of what it sends later, not."""
+    holds = Holds()
+    catch_up = holds.begin([hold_whole(holds, 5, parents=PARENTS)])
+    assert (holds.parents_of(catch_up.owed), holds.parents_of(Owed())) == (PARENTS, ())
+
+    catch_up.is_at_parents = False
+    assert holds.parents_of(catch_up.owed) == ()
+
+
+def test_operation_of_a_parent_is_left_to_the_hold_that_reads_the_parents_for_its_tenant_alone() -> None:
+    """A tenant that was held meanwhile has what its parents owed it still before it."""
+    holds = Holds()
+    catch_up = holds.begin([hold_whole(holds, 5, parents=PARENTS)])
+    own, other = hold_tenant(holds, "a-x", 6), hold_tenant(holds, "b-x", 6)
+    own.parents = PARENTS
+
+    assert [holds.has_parents_elsewhere(tenant, catch_up) for tenant in TENANTS[:3]] == [True, False, False]
+    own_catch_up = holds.begin([own, other])
+    assert not holds.has_parents_elsewhere("a-x", own_catch_up)
+
+
+@pytest.mark.parametrize("is_listed_by_slot", [False, True])
+def test_parents_free_nobody_who_is_held_by_name_elsewhere(*, is_listed_by_slot: bool) -> None:
+    """Who waits for its shard with what was read again of its parents is caught up by that hold, and no earlier."""
+    holds = Holds()
+    hold = holds.hold_parents(listed(TenantSet(["a-x", "b-x", "c-x", "d-x"]), by_slot=False), None, START, now=0.0)
+    own = hold_tenant(holds, "a-x", 3)
+    whole = hold_whole(holds, 4)
+    holds.join(whole, "c-x")
+    assert sorted(hold.tenants.names) == ["b-x", "d-x"]
+
+    assert holds.free_parents(listed(TenantSet(["c-x", "d-x"]), by_slot=is_listed_by_slot), now=1.0)
+
+    (freed,) = [one for one in holds.all() if one.target is Target.PARENTS and one.is_ready]
+    (kept,) = [one for one in holds.all() if one.target is Target.PARENTS and not one.is_ready]
+    assert ([name in freed.tenants for name in TENANTS[:4]], freed.parents) == ([False, True, False, False], ())
+    assert [name in kept.tenants for name in TENANTS[:4]] == [False, False, False, True]
+    assert [holds.by_name(name) for name in ("a-x", "c-x")] == [own, whole]
+    assert not holds.free_parents(listed(TenantSet(["c-x", "d-x"]), by_slot=is_listed_by_slot), now=2.0)
+
+
+def test_parents_in_slots_leave_who_is_held_by_name_to_the_later_hold() -> None:
+    """Slots cannot let go of one tenant: it is in both, and its own hold is behind."""
+    with small_sets(names_max=4, slots=64):
+        holds = Holds()
+        holds.hold_parents(TenantSet.of_targets(TenantSet(TENANTS).targets(limit=0)), None, START, now=0.0)
+        own = hold_tenant(holds, "a-x", 3)
+        assert holds.free_parents(TenantSet(), now=1.0)
+        (freed,) = [one for one in holds.all() if one.target is Target.PARENTS]
+        catch_up = holds.begin([freed])
+        pass_over(catch_up, to=3)
+
+        assert holds.of("a-x") is own
+        assert holds.is_sent_by_another("a-x", mark(4), catch_up)
+
+
+def hold_what_a_parent_owed(holds: Holds, target: Target, catch_up: CatchUp) -> Hold:
+    """Hold a tenant by a record of a parent: that counts as being where the catch-up of its own records begins."""
+    if target is Target.TENANT:
+        return holds.hold_tenant("a-x", "inactive", catch_up.owed.last, START, now=0.0)
+    return holds.hold_shard("shard-2", ["a-x"], catch_up.owed.last, START, now=0.0)
+
+
+@pytest.mark.parametrize("reached", [0, 4])
+@pytest.mark.parametrize("target", [Target.TENANT, Target.SHARD])
+def test_tenant_takes_along_what_another_hold_still_owed_it(target: Target, reached: int) -> None:
+    """What its parents owed it is read before its own records, from wherever on others need those."""
+    holds = Holds()
+    holds.hold_predecessors(TenantSet(["a-x", "b-x"]), None, START, now=0.0)
+    (predecessors,) = holds.all()
+    if reached:
+        pass_over(holds.begin([predecessors]), to=reached)
+    catch_up = holds.begin([hold_whole(holds, 10, parents=PARENTS)])
+
+    own = hold_what_a_parent_owed(holds, target, catch_up)
+
+    assert (holds.by_name("a-x"), at(own.before)) == (own, reached)
+    assert sorted(predecessors.tenants.names) == ["b-x"]
+    assert at(predecessors.reached) == reached

@@ -18,7 +18,7 @@ from simplu_worker.consumers.kinesis.leases import HashRange, Lease
 from simplu_worker.consumers.kinesis.positions import SHARD_END, TRIM_HORIZON, Mark, Position
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, AtTimestamp, Start
 from simplu_worker.consumers.kinesis.tenant_set import TENANT
-from simplu_worker.shards.stream_positions import Standing, StreamPosition
+from simplu_worker.shards.claims import Standing, StreamPosition
 
 CLOCK_MARGIN: Final = timedelta(seconds=1)  # arrivals are rounded
 HORIZON: Final = datetime(1970, 1, 1, tzinfo=UTC)  # the oldest record there is (Kinesis API reference, AT_TIMESTAMP)
@@ -86,7 +86,7 @@ def owed_place(
     *,
     tenant_wait: timedelta,
     started_at: datetime | None,
-    covers: Callable[[AbstractSet[str], Mark], bool],
+    covers: Callable[[AbstractSet[str], Mark | None], bool],
     now: datetime,
 ) -> Place:
     """Return behind which place the tenants of a shard may lack something; None when there is no such place.
@@ -101,13 +101,12 @@ def owed_place(
         return max(first_tenant_at - tenant_wait - CLOCK_MARGIN, started_at or HORIZON)
     if row.owed_from == SHARD_END.checkpoint:
         return None
-    if row.owed_from == TRIM_HORIZON.checkpoint:
-        return started_at or HORIZON
-    owed_from = mark_of(row.owed_from, row.owed_since or now)
+    is_beginning = row.owed_from == TRIM_HORIZON.checkpoint
+    owed_from = None if is_beginning else mark_of(row.owed_from, row.owed_since or now)
     names = names_of(row.held)
     if row.read_to is not None and names is not None and covers(names, owed_from):
         return mark_of(row.read_to, row.owed_since or now)
-    return owed_from
+    return owed_from or started_at or HORIZON
 
 
 def names_of(targets: tuple[str, ...]) -> frozenset[str] | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from simplu_worker.clock import loop_time
@@ -36,8 +37,10 @@ SENT_MAX_BYTES: Final = 2 * BATCH_MAX_BYTES
 LOOK_INTERVAL_S: Final = 0.25
 ROOM_WAIT_S: Final = 0.02
 DECODED_AT_ONCE: Final = 250  # about two milliseconds, then the event loop gets its turn
+PROBE_INTERVAL_S: Final = 0.1  # between two looks at what is due, while a Postgres shard is held
 PROBE_BASE_S: Final = 0.25
-PROBE_MAX_S: Final = 1.0  # a shard that is back is found within two seconds
+PROBE_MAX_S: Final = 0.7  # a shard that is back is used within two seconds: with its look, and the reading of the first
+RELAPSE_S: Final = 5.0  # a shard held again so soon after its return answers, and takes no writes
 
 log = structlog.get_logger(__name__)
 
@@ -201,6 +204,14 @@ class CatchUpReader:
         return self._dispatcher.holds.is_for(tenant_id, self.catch_up, shard_id)
 
 
+class _Probing(msgspec.Struct):
+    """What is remembered of the looks at a Postgres shard, across its holds. Times are monotonic."""
+
+    was_up: bool = False  # at the last look at its pool
+    ready_at: float | None = None  # when it last was to be caught up; it has not been held since
+    relapses: int = 0  # how often it was held again soon after that
+
+
 class CatchUps:
     """Finds out when what is held can be caught up, and does it, a few at a time."""
 
@@ -217,6 +228,7 @@ class CatchUps:
         self._reads = reads
         self._make = make
         self._probing: dict[str, asyncio.Task[None]] = {}  # by Postgres shard
+        self._probed: dict[str, _Probing] = {}  # the same
         self.running: list[CatchUpReader] = []
 
     def __repr__(self) -> str:
@@ -229,19 +241,41 @@ class CatchUps:
             while not ending.is_set():
                 self._dispatcher.relieve(is_memory_short=not self._reads.account.room_bytes)
                 self._dispatcher.look()
-                self._probe(tasks)
+                is_probing = self._probe(tasks)
                 self._begin(tasks, ending)
                 has_ready.clear()
-                await pause(LOOK_INTERVAL_S, until=has_ready)
+                await pause(PROBE_INTERVAL_S if is_probing else LOOK_INTERVAL_S, until=has_ready)
             for probe in self._probing.values():
                 probe.cancel()
 
-    def _probe(self, tasks: asyncio.TaskGroup) -> None:
-        """Ask the Postgres shards that are held and due whether they are back."""
+    def _probe(self, tasks: asyncio.TaskGroup) -> bool:
+        """Ask the Postgres shards that are held and due whether they are back; return whether any is held."""
+        is_any_held = False
         for hold in self._dispatcher.holds.all():
-            is_held = hold.target is Target.SHARD and hold.catch_up is None and not hold.is_ready
-            if is_held and hold.name not in self._probing and loop_time() >= hold.next_try:
-                self._probing[hold.name] = tasks.create_task(self._probe_one(hold), name=f"probe:{hold.name}")
+            if hold.target is Target.SHARD and hold.catch_up is None and not hold.is_ready:
+                is_any_held = True
+                if hold.name not in self._probing and self._is_due(hold):
+                    self._probing[hold.name] = tasks.create_task(self._probe_one(hold), name=f"probe:{hold.name}")
+        return is_any_held
+
+    def _is_due(self, hold: Hold) -> bool:
+        """Whether to ask a shard: after a pause, or when anybody's use of it or look at it has found it to work again.
+
+        One that answers and takes no writes is back at each look, and each time the stream is read again for it: there
+        the pauses go on where they were, from when it is held again.
+        """
+        probed = self._probed.setdefault(hold.name, _Probing())
+        now = loop_time()
+        if probed.ready_at is not None:
+            probed.relapses = probed.relapses + 1 if now - probed.ready_at < RELAPSE_S else 0
+            probed.ready_at = None
+            hold.attempts = probed.relapses
+            hold.next_try = now + (self._delay_s(hold) if hold.attempts else 0.0)
+        was_up, probed.was_up = probed.was_up, self._router.is_up(hold.name)
+        return now >= hold.next_try or (probed.was_up and not was_up and not probed.relapses)
+
+    def _delay_s(self, hold: Hold) -> float:
+        return backoff_s(hold.attempts, draw=self._reads.draw(), base_s=PROBE_BASE_S, most_s=PROBE_MAX_S)
 
     async def _probe_one(self, hold: Hold) -> None:
         """Make a shard's hold ready when it is back, and nothing sent to it before is in flight."""
@@ -253,11 +287,10 @@ class CatchUps:
         else:
             if hold.catch_up is None and self._dispatcher.is_lane_idle(hold.name):
                 hold.is_ready = True
+                self._probed[hold.name].ready_at = loop_time()
                 self._dispatcher.has_ready.set()
         finally:
-            # Also for a shard that answers and takes no batch: each round reads again from the stream.
-            delay_s = backoff_s(hold.attempts, draw=self._reads.draw(), base_s=PROBE_BASE_S, most_s=PROBE_MAX_S)
-            hold.next_try = loop_time() + delay_s
+            hold.next_try = loop_time() + self._delay_s(hold)
             del self._probing[hold.name]
 
     async def _look_elsewhere(self, hold: Hold) -> None:

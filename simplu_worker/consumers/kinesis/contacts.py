@@ -28,8 +28,8 @@ from simplu_worker.consumers.kinesis.positions import SHARD_END, Mark, is_behind
 from simplu_worker.consumers.kinesis.tenant_set import TENANT
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.metrics import instruments
+from simplu_worker.shards.claims import Claim, Standing
 from simplu_worker.shards.router import Router
-from simplu_worker.shards.stream_positions import Claim, Standing
 
 TOUCH_AFTER_S: Final = 30.0  # a row not written for so long, while the reader went on
 AHEAD_FRESH_S: Final = 1.0
@@ -140,8 +140,7 @@ class Contacts:
         """Tell whether a row that is known was not written for a while and would say something else now."""
         if not contact.is_adopted or loop_time() - contact.written_at < within_s:
             return False
-        owed_from, read_to, _ = self._said()
-        return (contact.claim.owed_from, contact.claim.read_to) != (owed_from, read_to)
+        return (contact.claim.owed_from, contact.claim.read_to, contact.claim.held) != self._said()
 
     def _said(self) -> tuple[str, str | None, tuple[str, ...] | None]:
         """Return what a row would say now: what is owed, and where some tenants are owed what is older, how far."""
@@ -155,9 +154,12 @@ class Contacts:
         return text_of(progress.owed_from), read_to, tuple(sorted(ahead.held))
 
     async def leave_word(self, contact: Contact) -> None:
-        """Write how far the reader is at its end, beside no effect; not where the row is another's, or none answers."""
+        """Write how far the reader is at its end, beside no effect; not where that would have to be waited for.
+
+        Nor where the row is another's, or none answers: who comes next then reads a little again.
+        """
         self._ahead = (float("-inf"), None)
-        if not self.is_due(contact, within_s=0.0):
+        if contact.turn.locked() or not self.is_due(contact, within_s=0.0):
             return
         async with contact.turn:
             if not contact.is_adopted:
@@ -234,7 +236,7 @@ class Contacts:
         )
         return Refill(before or own, parents)
 
-    def _covers(self, names: AbstractSet[str], owed_from: Mark, *, is_met: bool) -> bool:
+    def _covers(self, names: AbstractSet[str], owed_from: Mark | None, *, is_met: bool) -> bool:
         """Tell whether the reader sees to it that tenants get everything behind *owed_from*.
 
         By holding them, or, before it has sent anything there, by having held them since it began.
@@ -281,6 +283,6 @@ class Contacts:
         return ahead
 
 
-def _is_after(mark: Mark | None, other: Mark) -> bool:
-    """Whether *mark* is after *other*; None is before everything."""
+def _is_after(mark: Mark | None, other: Mark | None) -> bool:
+    """Whether *mark* is after *other*; None is where reading began, before everything."""
     return mark is not None and is_behind(mark, other)

@@ -108,8 +108,13 @@ class LeaseHolder:
             async with asyncio.TaskGroup() as tasks:
                 keeping = tasks.create_task(self._keep(), name=f"keep:{self.lease_key}")
                 await self._work(stopping)
+                if self._is_ended:  # its children begin with what the shards have been told
+                    await self._leave_word()
                 keeping.cancel()
-            await self._give_back()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._give_back(), name=f"give-back:{self.lease_key}")
+                if not self._is_ended:  # meanwhile: whoever takes the lease is to wait for nothing
+                    await self._leave_word()
         except* _LeaseLostError:
             log.warning("lease.lost", stream_shard_id=self.lease_key)
 
@@ -122,6 +127,10 @@ class LeaseHolder:
         self.reader = self._make_reader(self.lease, owed, self._is_end, self.confirm)
         await self.reader.run(stopping)
         self._is_ended = self.reader.is_finished
+
+    async def _leave_word(self) -> None:
+        if self.reader is not None:
+            await self.reader.leave_word()
 
     async def _begin(self) -> TenantSet | None:
         """Return to whom the parents still owe something; None while that cannot be known or one is being read."""

@@ -196,16 +196,21 @@ class Holds:
     def join(self, hold: Hold, tenant_id: str) -> None:
         """Add a tenant to a hold, by which from now on it is held: the one it was in by name, if any, has it no more.
 
-        For a tenant of whose operations none behind the start of *hold* is owed but through it.
+        For a tenant of whose operations none behind the start of *hold* is owed but through it, or through the hold
+        that it was in. Where that had not come as far, *hold* begins there.
         """
         self._live.discard(tenant_id)
-        before = self._by_name.get(tenant_id)
-        if before is hold:
+        other = self._by_name.get(tenant_id)
+        if other is hold:
             return
-        if before is not None:
-            before.tenants.discard(tenant_id)
-            if not before.tenants and not before.is_whole:
-                self.release(before)
+        if other is not None:
+            if hold.reached is not None and is_behind(hold.reached, other.reached):
+                is_ready = hold.is_ready or hold.catch_up is not None
+                hold.lower(other.reached, other.arrived_at)
+                hold.is_ready = is_ready
+            other.tenants.discard(tenant_id)
+            if not other.tenants and not other.is_whole:
+                self.release(other)
         names = list(hold.tenants.names)
         hold.tenants.add(tenant_id)
         if hold.tenants.is_named:

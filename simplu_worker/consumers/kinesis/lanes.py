@@ -28,8 +28,8 @@ from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, Outcome
+from simplu_worker.shards.claims import PositionChangedError
 from simplu_worker.shards.router import Router
-from simplu_worker.shards.stream_positions import PositionChangedError
 
 BATCH_MAX_COUNT: Final = 1000
 BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation has more

@@ -51,7 +51,7 @@ from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.router import Router
 
 WAIT_FOR_MEMORY_S: Final = 0.25
-LAST_WORD_S: Final = 1.5  # at the end, for all Postgres shards together
+LAST_WORD_S: Final = 0.5  # at the end, for all Postgres shards together
 
 log = structlog.get_logger(__name__)
 
@@ -365,7 +365,6 @@ class StreamShardReader:
                     await self._next_settled()
                 ending.set()
                 deadline.reschedule(loop_time() + self._rules.drain_s)
-            await self._leave_word()
         except* TryAgainLaterError as group:
             # Only a stop ends it this way: dead letters that could not be stored. Their records stay owed.
             log.warning("stream_shard.left", stream_shard_id=self.stream_shard_id, error=str(group.exceptions[0]))
@@ -391,8 +390,11 @@ class StreamShardReader:
         floor = self._dispatcher.holds.floor(self._owed.checkpoint)
         return Progress(floor, is_finished=self.is_finished)
 
-    async def _leave_word(self) -> None:
-        """Tell the Postgres shards how far it got, so that who comes next need not read that again; or not."""
+    async def leave_word(self) -> None:
+        """Tell the Postgres shards, once `run` has returned, how far it got: who comes next need not read that again.
+
+        As far as they answer at once.
+        """
         if self.contacts is None:
             return
         with contextlib.suppress(TimeoutError):

@@ -18,8 +18,8 @@ from simplu_worker.consumers.kinesis.contacts import Contact, Contacts
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.shards.claims import Standing
 from simplu_worker.shards.router import Router
-from simplu_worker.shards.stream_positions import Standing
 
 INTERVAL_S: Final = 10.0
 REST_S: Final = 0.5  # at least, between two rounds

@@ -24,7 +24,7 @@ from simplu_worker.consumers.kinesis.holds import Reason
 from simplu_worker.consumers.kinesis.lanes import Entry
 from simplu_worker.consumers.letters import DeadLetter
 from simplu_worker.consumers.pauses import pause
-from simplu_worker.consumers.unknown_tenants import is_overdue, unknown_tenant_error
+from simplu_worker.consumers.unknown_tenants import absence_max_age_s, is_overdue, unknown_tenant_error
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.shards.directory import Absence
@@ -259,8 +259,10 @@ class WaitingRoom:
     async def _decide(self, tenant_id: str, stopping: asyncio.Event) -> None:
         """Ask for a tenant's shard, and let its operations go, keep them or give them up."""
         asked_at = self._utc()
+        max_age_s = self._absence_max_age_s(tenant_id, asked_at)
+        asked_at -= timedelta(seconds=max_age_s)
         try:
-            found = await self._router.find(tenant_id)
+            found = await self._router.find(tenant_id, absence_max_age_s=max_age_s)
         except (TryAgainLaterError, RefusedError) as exc:
             self._keep(tenant_id, Reason.SHARD_UNAVAILABLE, exc)
             return
@@ -279,6 +281,17 @@ class WaitingRoom:
         self._keep(tenant_id, found)
         if found is Absence.UNREGISTERED and not stopping.is_set():
             await self._give_up(tenant_id, tenant, asked_at)
+
+    def _absence_max_age_s(self, tenant_id: str, now: datetime) -> float:
+        """Return how old a "not registered" may be: for the first question only, as the others come ever more rarely.
+
+        So a tenant that is not registered and goes on sending costs no question each time it is let go and held again.
+        """
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None or tenant.failure_count:
+            return 0.0
+        arrivals = (entry.operation.origin.arrived_at for entry in tenant.entries)
+        return absence_max_age_s(arrivals, now=now, tenant_wait=self._tenant_wait)
 
     def _keep(self, tenant_id: str, reason: str, exc: Exception | None = None) -> None:
         """Ask again later, each time later."""

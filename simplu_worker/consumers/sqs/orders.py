@@ -37,7 +37,12 @@ from simplu_worker.consumers.sqs.verdicts import (
     after_trouble,
     after_unexpected,
 )
-from simplu_worker.consumers.unknown_tenants import UNKNOWN_TENANT_MARGIN, is_overdue, unknown_tenant_error
+from simplu_worker.consumers.unknown_tenants import (
+    UNKNOWN_TENANT_MARGIN,
+    absence_max_age_s,
+    is_overdue,
+    unknown_tenant_error,
+)
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.operations.operation import (
@@ -247,7 +252,9 @@ class OrderHandler:
                 slot.verdict = _refused(slot.decoded)
         if not pending:
             return
-        home = await self._home(pending[0][1].tenant_id, deadline)
+        arrivals = [slot.message.sent_at for slot, _ in pending]
+        max_age_s = absence_max_age_s(arrivals, now=self._utc(), tenant_wait=self._tenant_wait)
+        home = await self._home(pending[0][1].tenant_id, deadline, max_age_s)
         if isinstance(home, str):
             await self._apply(home, chain, pending, deadline)
             return
@@ -269,14 +276,19 @@ class OrderHandler:
             if not slot.lets_pass:
                 return
 
-    async def _home(self, tenant_id: str, deadline: float) -> _Home | None:
-        """Return the shard of a tenant, or why there is none; None when that is not known before *deadline*."""
+    async def _home(self, tenant_id: str, deadline: float, max_age_s: float) -> _Home | None:
+        """Return the shard of a tenant, or why there is none; None when that is not known before *deadline*.
+
+        That it is not registered may have been asked for *max_age_s* ago.
+        """
         if (shard_id := self._router.remembered(tenant_id)) is not None:
             return shard_id
         task = self._asked.get(tenant_id)
         if task is None:
             self._forget_unfetched()
-            task = self._asked[tenant_id] = self._tasks.create_task(self._ask(tenant_id), name=f"ask:{tenant_id}")
+            task = self._asked[tenant_id] = self._tasks.create_task(
+                self._ask(tenant_id, max_age_s), name=f"ask:{tenant_id}"
+            )
         await asyncio.wait([task], timeout=max(0.0, deadline - loop_time()))
         if not task.done():
             return None
@@ -284,11 +296,11 @@ class OrderHandler:
             del self._asked[tenant_id]
         return task.result()
 
-    async def _ask(self, tenant_id: str) -> _Home:
+    async def _ask(self, tenant_id: str, max_age_s: float) -> _Home:
         async with self._places:
-            asked_at = self._utc()
+            asked_at = self._utc() - timedelta(seconds=max_age_s)
             try:
-                found = await self._router.find(tenant_id)
+                found = await self._router.find(tenant_id, absence_max_age_s=max_age_s)
             except (TryAgainLaterError, RefusedError) as exc:
                 return exc
             except Exception as exc:  # a bug that one tenant meets must not end the others
@@ -366,10 +378,10 @@ class OrderHandler:
             error = unknown_tenant_error(self._tenant_wait)
             slot.verdict = _bury(operation, DeadLetterReason.UNKNOWN_TENANT, error)
             return
-        rest_s = (message.sent_at + self._tenant_wait + UNKNOWN_TENANT_MARGIN - asked_at).total_seconds()
+        rest_s = (message.sent_at + self._tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()).total_seconds()
         delay_s = backoff_s(message.try_count, draw=self._draw(), base_s=TROUBLE_BASE_S, most_s=TROUBLE_MAX_S)
         slot.trouble = _Trouble.of_tenant(operation, f"its tenant is {Absence.UNREGISTERED}")
-        slot.verdict = Later(math.ceil(min(delay_s, rest_s)))
+        slot.verdict = Later(max(1, math.ceil(min(delay_s, rest_s))))
 
     def _after_unexpected(
         self, message: Message, operation: Operation, shard_id: str | None, error: Exception, text: str

@@ -1,0 +1,466 @@
+"""What the row costs that each batch writes beside its effects, of how far the stream shard got.
+
+    python benchmarks/writing.py [--seconds 50] [--rounds 6] [--sizes 1 10 100 1000] [--least-ratio 0.9]
+
+Starts one Postgres server, with fsync as in production: the shared one of the tests has it off. It has twins: two
+shards with the same tenants, which get the same batches in turn, one of them with the reader's row and one without; a
+pair of them with `synchronous_commit` on, as a shard should have it, and a pair with it off. In several
+rounds, batch size by batch size, `ShardWriter.apply` is timed, and the processor time of this process and of the
+backends is counted. Printed is the median ratio of all batches, as other programs strike single ones, and the least
+and the most median of a round.
+
+Then one row is written so many times more, alone, and looked at: how large its table got, and how often Postgres
+found room on the same page (HOT). At the end the twins must have the same resources and the same log. Exit status 1
+when they have not, or when the median ratio of a batch size from 100 on is below `--least-ratio`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any, NamedTuple
+
+import asyncpg
+import structlog
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from simplu_worker.local import documents
+from simplu_worker.local.bounds import Bound, number
+from simplu_worker.local.loopback import until
+from simplu_worker.local.postgres import PostgresServer, Programs
+from simplu_worker.local.usage import cpu_seconds
+from simplu_worker.local.watchdog import ProcessGroup
+from simplu_worker.operations.decode import decode_operation
+from simplu_worker.operations.operation import Disposition, Operation, Origin, Source
+from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.claims import Claim
+from simplu_worker.shards.pools import ShardPool
+from simplu_worker.shards.schema import ensure_schema
+from simplu_worker.shards.writer import ShardWriter
+
+LEAST_RATIO = 0.9
+BOUND_FROM_SIZE = 100  # a smaller batch is one of a reader that has little to do
+KINDS = ("with_row", "without")
+COMMITS = ("on", "off")  # of synchronous_commit
+WEIGHTS = {"create": 60, "update": 20, "patch": 15, "delete": 4, "list": 1}
+TYPES = ("member", "class", "membership")
+WARM_UP_SIZE = 1000
+PAIRS_LEAST = 2
+SEED = 7
+SHARD_ID = "shard-1"
+TEMPLATE = "template_shard"
+STREAM = "bench"
+STREAM_SHARD_ID = "shardId-000000000000"
+FIRST_SEQUENCE_NUMBER = 49_590_338_271_490_256_608_559_692_538_361_571_095_921_575_989_136_588_898
+STATISTICS_WITHIN_S = 10.0
+PIPED_WIDTH = 140
+
+INSERT = (
+    "INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)"
+    " SELECT 'bench-' || n, 'bench', n::text, 'gym', 'active', now() - interval '1 day', now() - interval '1 day'"
+    " FROM generate_series(0, $1::int - 1) AS n"
+)
+ROW_SQL = """
+SELECT n_tup_upd AS updates, n_tup_hot_upd AS hot_updates, pg_table_size(relid) AS table_bytes,
+    pg_indexes_size(relid) AS index_bytes
+FROM pg_stat_user_tables WHERE relname = 'stream_positions'
+"""
+CONTENT_SQL = """
+SELECT
+    (SELECT md5(string_agg(concat_ws('|', id, "resourceName", "resourceId", data, "lastUpdated"), ' '
+        ORDER BY id, "resourceName", "resourceId")) FROM resources) AS resources,
+    (SELECT md5(string_agg(concat_ws('|', tenant_id, request_id, operation, status, error, sequence_number), ' '
+        ORDER BY tenant_id, request_id)) FROM operations) AS log,
+    (SELECT count(*) FROM operations) AS count
+"""
+TOKEN_SQL = "SELECT token::text FROM stream_positions"
+
+
+class DurableServer(PostgresServer):
+    """A server that waits for its disk, as those of production do."""
+
+    def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        return super()._spawn(program, *arguments, *(("-c", "fsync=on") if program == "postgres" else ()))
+
+
+class Pair(NamedTuple):
+    """What one batch took with the row and without, in seconds: by the clock, and of this process's processor time."""
+
+    with_row_s: float
+    without_s: float
+    with_row_processor_s: float
+    without_processor_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The batches of one size that both twins got, in one round.
+
+    Of times and ratios the middle one is taken: whatever else the machine does strikes single batches.
+    """
+
+    commit: str
+    size: int
+    pairs: Sequence[Pair]
+    server_s: Mapping[str, float]  # processor time of the twins' backends
+
+    @property
+    def ratio(self) -> float:
+        """Operations a second with the row ÷ without: of the same ones, so of the times."""
+        return statistics.median(pair.without_s / pair.with_row_s for pair in self.pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All rounds of one batch size."""
+
+    commit: str
+    size: int
+    rounds: Sequence[Round]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """What all rounds measured."""
+        return [pair for one in self.rounds for pair in one.pairs]
+
+    @property
+    def ratio(self) -> float:
+        """The middle one of all batches."""
+        return statistics.median(pair.without_s / pair.with_row_s for pair in self.pairs)
+
+    def rate(self, kind: str) -> float:
+        """Operations a second."""
+        return self.size / statistics.median([float(getattr(pair, f"{kind}_s")) for pair in self.pairs])
+
+    def client_us(self, kind: str) -> float:
+        """Processor time of the client an operation, in µs: the mean, as its clock may be a coarse one."""
+        return statistics.fmean(getattr(pair, f"{kind}_processor_s") for pair in self.pairs) / self.size * 1e6
+
+    def server_us(self, kind: str) -> float:
+        """Processor time of the backend an operation, in µs; 0 where the system does not tell."""
+        return sum(one.server_s[kind] for one in self.rounds) / (len(self.pairs) * self.size) * 1e6
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for programs."""
+        ratios = [one.ratio for one in self.rounds]
+        return {
+            "synchronousCommit": self.commit,
+            "size": self.size,
+            "batches": len(self.pairs),
+            "ratio": {"median": self.ratio, "leastRound": min(ratios), "mostRound": max(ratios)},
+            "operationsPerSecond": {kind: self.rate(kind) for kind in KINDS},
+            "clientMicrosecondsPerOperation": {kind: self.client_us(kind) for kind in KINDS},
+            "serverMicrosecondsPerOperation": {kind: self.server_us(kind) for kind in KINDS},
+            "moreMillisecondsPerBatch": statistics.median(p.with_row_s - p.without_s for p in self.pairs) * 1e3,
+        }
+
+
+class Load:
+    """Makes operations: random, but the same in every run. What they come to is not theirs to know."""
+
+    def __init__(self, tenants: int) -> None:
+        self._random = Random(SEED)
+        self._tenants = tenants
+        self._ids: dict[tuple[int, str], list[str]] = defaultdict(list)  # of resources that are there
+        self._number = 0
+
+    @property
+    def position(self) -> str:
+        """Where the last operation was, as a row has it."""
+        return f"{FIRST_SEQUENCE_NUMBER + self._number}/0"
+
+    def batch(self, size: int) -> list[Operation]:
+        """Return the next *size* operations."""
+        return [self._operation() for _ in range(size)]
+
+    def _operation(self) -> Operation:
+        random, now = self._random, datetime.now(UTC)
+        self._number += 1
+        tenant, resource_type = random.randrange(self._tenants), random.choice(TYPES)
+        ids = self._ids[tenant, resource_type]
+        (kind,) = random.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))
+        if not ids and kind != "list":
+            kind = "create"
+        members = {
+            "operation": kind,
+            "businessId": "bench",
+            "locationId": str(tenant),
+            "resourceType": resource_type,
+            "timestamp": now.isoformat(),
+            "requestId": f"request-{self._number}",
+        }
+        match kind:
+            case "create":
+                members["resourceId"] = f"r-{self._number}"
+                ids.append(members["resourceId"])
+            case "update" | "patch":
+                members["resourceId"] = random.choice(ids)
+            case "delete":
+                members["resourceId"] = ids.pop(random.randrange(len(ids)))
+        texts = {name: json.dumps(value) for name, value in members.items()}
+        match kind:
+            case "create" | "update":
+                texts["data"] = documents.document(random)
+            case "patch":
+                texts["data"] = documents.patch_document(random)
+            case "list":
+                texts["filters"], texts["pagination"] = '{"status": "planned"}', '{"page": 1, "limit": 20}'
+        record = "{" + ", ".join(f'"{name}": {text}' for name, text in texts.items()) + "}"
+        origin = Origin(
+            source=Source.KINESIS,
+            name=STREAM,
+            arrived_at=now,
+            stream_shard_id=STREAM_SHARD_ID,
+            sequence_number=str(FIRST_SEQUENCE_NUMBER + self._number),
+        )
+        decoded = decode_operation(record.encode(), origin, max_bytes=2**20, list_limit=1000)
+        if not isinstance(decoded, Operation):
+            raise TypeError(str(decoded))
+        return decoded
+
+
+class Twins:
+    """Two shards that get the same batches: one with a reader's row, one without."""
+
+    def __init__(self, commit: str, pools: Sequence[ShardPool], tenants: int) -> None:
+        self.commit = commit
+        self.pools = tuple(pools)
+        self.claim = Claim(STREAM, STREAM_SHARD_ID)
+        writers = [ShardWriter(pool, tenant_wait=timedelta(minutes=15)) for pool in pools]
+        self._with_row = writers[0]
+        self._turns = list(zip(KINDS, writers, strict=True))
+        self._load = Load(tenants)
+
+    async def measure(self, size: int, seconds: float) -> Round:
+        """Apply batches of *size* to both, for about *seconds*."""
+        pairs: list[Pair] = []
+        before = await self._server_s()
+        while len(pairs) < PAIRS_LEAST or sum(pair.with_row_s + pair.without_s for pair in pairs) < seconds:
+            pairs.append(await self._measure_pair(self._load.batch(size)))
+        after = await self._server_s()
+        return Round(self.commit, size, pairs, {kind: after[kind] - before[kind] for kind in KINDS})
+
+    async def _measure_pair(self, operations: Sequence[Operation]) -> Pair:
+        """Apply one batch to both, the one that was last first."""
+        self.claim.owed_from, self.claim.owed_since = self._load.position, datetime.now(UTC)
+        took = {}
+        self._turns.reverse()
+        for kind, writer in self._turns:
+            wall_s, processor_s = time.perf_counter(), time.process_time()
+            outcomes = await writer.apply(operations, self.claim if kind == "with_row" else None)
+            took[f"{kind}_s"] = time.perf_counter() - wall_s
+            took[f"{kind}_processor_s"] = time.process_time() - processor_s
+            if any(one.disposition is not Disposition.APPLIED or one.failure for one in outcomes):
+                raise SystemExit(f"expected every operation to be applied, got {set(outcomes)}")
+        return Pair(**took)
+
+    async def _server_s(self) -> dict[str, float]:
+        """Return the processor time that the backends of the twins have used."""
+        used = {}
+        for kind, pool in zip(KINDS, self.pools, strict=True):
+            async with pool.connection() as connection:
+                used[kind] = float(cpu_seconds([connection.get_server_pid()], lambda _: "backend")["backend"])
+        return used
+
+    async def rewrite_row(self, count: int) -> None:
+        """Write the row *count* times more, beside no effect."""
+        for number_of_write in range(count):
+            self.claim.owed_from = f"{FIRST_SEQUENCE_NUMBER + number_of_write}/0"
+            if await self._with_row.touch([self.claim]):
+                raise SystemExit("expected the row to be as this program left it")
+
+    async def differences(self) -> list[str]:
+        """Return what one has and the other has not."""
+        contents = [await fetch(pool.address.connection_string, CONTENT_SQL) for pool in self.pools]
+        found = [
+            f"synchronous_commit {self.commit}: the {what} of the twins differ"
+            for what in ("resources", "log", "count")
+            if contents[0][what] != contents[1][what]
+        ]
+        row = await fetch(self.pools[0].address.connection_string, TOKEN_SQL)
+        if [row["token"]] != self.claim.tokens:
+            found.append(f"synchronous_commit {self.commit}: the row is not as its reader left it")
+        return found
+
+
+def main() -> None:
+    """Run the benchmark."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("error"),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=50.0, help="of applying, in all rounds together")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 100, 1000], help="operations a batch")
+    parser.add_argument("--tenants", type=int, default=200)
+    parser.add_argument("--writes", type=int, default=10_000, help="of the row alone, at the end")
+    parser.add_argument("--least-ratio", type=float, default=LEAST_RATIO)
+    parser.add_argument("--json", action="store_true")
+    sys.exit(uvloop.run(run(parser.parse_args())))
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status."""
+    width = None if sys.stderr.isatty() else PIPED_WIDTH
+    console = Console(soft_wrap=True, highlight=False, stderr=arguments.json, width=width)
+    rounds: list[Round] = []
+    async with running_twins(arguments.tenants) as all_twins:
+        cells = [(twins, size) for size in arguments.sizes for twins in all_twins]
+        for twins in all_twins:
+            await twins.measure(WARM_UP_SIZE, 0.0)
+        for number_of_round in range(1, arguments.rounds + 1):
+            for twins, size in cells:
+                rounds.append(await twins.measure(size, arguments.seconds / arguments.rounds / len(cells)))
+            ratios = [f"{one.size}: {one.ratio:.2f}" for one in rounds[-len(cells) :] if one.commit == COMMITS[0]]
+            console.print(f"round {number_of_round}, with the row ÷ without, by batch size: {', '.join(ratios)}")
+        before_s = time.monotonic()
+        await all_twins[0].rewrite_row(arguments.writes)
+        console.print(f"{arguments.writes} more writes of the row took {time.monotonic() - before_s:.0f} s")
+        row = await row_of(all_twins[0], at_least=arguments.writes)
+        differences = [one for twins in all_twins for one in await twins.differences()]
+    summaries = [
+        Summary(twins.commit, size, [one for one in rounds if (one.commit, one.size) == (twins.commit, size)])
+        for twins, size in cells
+    ]
+    bounds = [
+        Bound(
+            f"{one.size} operations a batch, synchronous_commit {one.commit}: with the row ÷ without",
+            one.ratio,
+            least=arguments.least_ratio,
+        )
+        for one in summaries
+        if one.size >= BOUND_FROM_SIZE
+    ]
+    show(summaries, bounds, row, differences, console)
+    if arguments.json:
+        sys.stdout.write(as_json(summaries, bounds, row, differences) + "\n")
+    return 0 if not differences and all(bound.is_kept for bound in bounds) else 1
+
+
+@asynccontextmanager
+async def running_twins(tenants: int) -> AsyncIterator[list[Twins]]:
+    """Have a server with two shards for each way to commit."""
+    with ProcessGroup() as group:
+        server = DurableServer(group, Programs.find(group.directory), database="writing")
+        await server.start()
+        template = ShardPool(ShardAddress(SHARD_ID, await server.create_database(TEMPLATE)), size=1)
+        await ensure_schema(template)
+        await template.close()
+        await execute(template.address.connection_string, INSERT, tenants)
+        async with AsyncExitStack() as exits:
+            all_twins = []
+            for commit in COMMITS:
+                pools = []
+                for kind in KINDS:
+                    url = await server.create_database(f"{kind}_{commit}", template=TEMPLATE)
+                    await execute(url, f"ALTER DATABASE {kind}_{commit} SET synchronous_commit = {commit}")
+                    pools.append(ShardPool(ShardAddress(SHARD_ID, url), size=1))
+                    exits.push_async_callback(pools[-1].close)
+                all_twins.append(Twins(commit, pools, tenants))
+            yield all_twins
+
+
+async def row_of(twins: Twins, *, at_least: int) -> Mapping[str, float]:
+    """Return what Postgres counted of the row; closes the pool, as a backend tells the last of it when it ends."""
+    pool = twins.pools[0]
+    await pool.close()
+
+    async def is_counted() -> bool:
+        return bool((await fetch(pool.address.connection_string, ROW_SQL))["updates"] >= at_least)
+
+    if not await until(is_counted, within_s=STATISTICS_WITHIN_S):
+        raise SystemExit(f"Postgres counted fewer than {at_least} updates of the row")
+    return dict(await fetch(pool.address.connection_string, ROW_SQL))
+
+
+async def execute(url: str, statement: str, *arguments: object) -> None:
+    """Run one statement on a connection of its own."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement, *arguments)
+    finally:
+        await connection.close()
+
+
+async def fetch(url: str, query: str) -> asyncpg.Record:
+    """Fetch one row on a connection of its own."""
+    connection = await asyncpg.connect(url)
+    try:
+        row = await connection.fetchrow(query)
+    finally:
+        await connection.close()
+    if row is None:
+        raise SystemExit("expected a row, got none")
+    return row
+
+
+def show(
+    summaries: Sequence[Summary],
+    bounds: Sequence[Bound],
+    row: Mapping[str, float],
+    differences: Sequence[str],
+    console: Console,
+) -> None:
+    """Print all of it for people."""
+    table = Table(
+        "synchronous_commit", "a batch", "operations/s", "ratio (rounds)", "more a batch", "client's µs", "server's µs"
+    )
+    table.title = "with the reader's row, without; fsync on; processor time an operation"
+    for one in map(Summary.as_json, summaries):
+        rates, ratio = one["operationsPerSecond"], one["ratio"]
+        client, server = one["clientMicrosecondsPerOperation"], one["serverMicrosecondsPerOperation"]
+        table.add_row(
+            one["synchronousCommit"],
+            str(one["size"]),
+            f"{rates['with_row']:.0f}, {rates['without']:.0f}",
+            f"{ratio['median']:.3f} ({ratio['leastRound']:.2f} to {ratio['mostRound']:.2f})",
+            f"{one['moreMillisecondsPerBatch']:.2f} ms",
+            *(f"{used['with_row']:.0f}, {used['without']:.0f}" for used in (client, server)),
+        )
+    console.print(table)
+    table = Table("bound", "measured", "promised", "")
+    for bound in bounds:
+        kept = "kept" if bound.is_kept else "[bold red]MISSED[/]"
+        table.add_row(bound.what, number(bound.value, bound.unit), str(bound), kept)
+    console.print(table)
+    hot = row["hot_updates"] / row["updates"]
+    sizes = f"{row['table_bytes'] / 1024:.0f} KiB and {row['index_bytes'] / 1024:.0f} KiB of index"
+    console.print(f"the row after {row['updates']} writes: {hot:.1%} of them HOT, its table has {sizes}")
+    console.print(f"different between twins: {len(differences) or 'nothing'}")
+    for difference in differences:
+        console.print(f"  {difference}")
+
+
+def as_json(
+    summaries: Sequence[Summary], bounds: Sequence[Bound], row: Mapping[str, float], differences: Sequence[str]
+) -> str:
+    """Return all of it for programs."""
+    return json.dumps(
+        {
+            "sizes": [one.as_json() for one in summaries],
+            "bounds": [
+                {"what": bound.what, "value": bound.value, "bound": str(bound), "kept": bound.is_kept}
+                for bound in bounds
+            ],
+            "row": dict(row),
+            "differences": list(differences),
+        },
+        indent=2,
+    )
+
+
+if __name__ == "__main__":
+    main()

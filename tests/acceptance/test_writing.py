@@ -1,0 +1,28 @@
+"""What the row costs that each batch writes, on a small scale: `make bench-writing` tells it at full size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from requires import ROOT
+
+BENCHMARK = ROOT / "benchmarks" / "writing.py"
+SMALL = ("--seconds", "0.5", "--rounds", "1", "--sizes", "1", "100", "--tenants", "10", "--writes", "100")
+RUN_S = 120.0
+
+
+@pytest.mark.parametrize(("least_ratio", "status"), [("0.05", 0), ("1000", 1)], ids=["kept", "missed"])
+def test_benchmark_of_writing_tells_whether_its_bounds_are_kept(least_ratio: str, status: int) -> None:
+    """Both twins have the same in the end, the row is rewritten on its page, and a bound that is missed is told."""
+    argv = [sys.executable, str(BENCHMARK), *SMALL, "--least-ratio", least_ratio, "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=RUN_S)
+
+    assert done.returncode == status, done.stdout[-4000:] + done.stderr[-4000:]
+    answer = json.loads(done.stdout)
+    assert answer["differences"] == []
+    assert [bound["kept"] for bound in answer["bounds"]] == [not status] * 2  # 100 operations, both ways to commit
+    assert answer["row"]["updates"] >= 100
+    assert answer["row"]["hot_updates"] >= 0.9 * answer["row"]["updates"]

@@ -1,0 +1,113 @@
+"""When a Postgres shard that is held is asked whether it is back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+
+from simplu_worker.consumers.kinesis import catch_up
+from simplu_worker.consumers.kinesis.catch_up import PROBE_BASE_S, PROBE_MAX_S, RELAPSE_S, CatchUps
+from simplu_worker.consumers.kinesis.holds import Hold, Reason, Target
+
+
+class Way:
+    """A router that knows whether the shard is up, and reads that draw the longest pauses."""
+
+    def __init__(self) -> None:
+        self.up = False
+
+    def is_up(self, shard_id: str) -> bool:
+        """Whether it is up."""
+        return self.up
+
+    def draw(self) -> float:
+        """Draw."""
+        return 1.0
+
+
+class Waiting:
+    """A hold of a shard, by a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.way = Way()
+        monkeypatch.setattr(catch_up, "loop_time", lambda: self.now)
+        self.catch_ups = CatchUps(cast("Any", self.way), cast("Any", None), cast("Any", self.way), cast("Any", None))
+        self.hold_again()
+
+    def hold_again(self) -> None:
+        """Hold it anew, as who is caught up is let go."""
+        arrived_at = datetime(2026, 1, 1, tzinfo=UTC)
+        self.hold = Hold(
+            Target.SHARD, "shard-1", Reason.SHARD_UNAVAILABLE, before=None, arrived_at=arrived_at, now=self.now
+        )
+
+    def asked(self) -> None:
+        """Note that it was asked, in vain."""
+        self.hold.attempts += 1
+        self.hold.next_try = self.now + self.catch_ups._delay_s(self.hold)
+
+    def is_due(self) -> bool:
+        """Whether it is asked now."""
+        return self.catch_ups._is_due(self.hold)
+
+    def made_ready(self) -> None:
+        """Note that it answered."""
+        self.asked()
+        self.catch_ups._probed["shard-1"].ready_at = self.now
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> Waiting:
+    """Give a hold."""
+    return Waiting(monkeypatch)
+
+
+def test_shard_is_asked_again_within_the_longest_pause(waiting: Waiting) -> None:
+    """However often it was asked."""
+    assert waiting.is_due()
+    for _ in range(50):
+        waiting.asked()
+        assert not waiting.is_due()
+        waiting.now += PROBE_MAX_S
+        assert waiting.is_due()
+
+
+def test_shard_is_asked_at_once_when_anybody_finds_it_back(waiting: Waiting) -> None:
+    """Once, and not for as long as it is said to be well."""
+    waiting.asked()
+    assert not waiting.is_due()
+    waiting.way.up = True
+    assert waiting.is_due()
+    waiting.asked()
+    assert not waiting.is_due()
+
+
+def test_shard_is_asked_ever_later_when_it_answers_and_takes_nothing(waiting: Waiting) -> None:
+    """Whatever its looks say; otherwise the stream would be read again and again for it."""
+    pauses = []
+    for _ in range(4):
+        while not waiting.is_due():
+            waiting.now += 0.01
+        waiting.made_ready()
+        waiting.way.up = False
+        waiting.now += RELAPSE_S / 2
+        waiting.hold_again()
+        held_at = waiting.now
+        waiting.is_due()
+        waiting.way.up = True
+        while not waiting.is_due():
+            waiting.now += 0.01
+        pauses.append(round(waiting.now - held_at, 1))
+    assert pauses == pytest.approx([PROBE_BASE_S, 2 * PROBE_BASE_S, PROBE_MAX_S, PROBE_MAX_S], abs=0.1)
+
+
+def test_shard_is_asked_at_once_when_it_is_held_again_after_long(waiting: Waiting) -> None:
+    """That is another trouble."""
+    waiting.is_due()
+    waiting.made_ready()
+    waiting.now += RELAPSE_S
+    waiting.hold_again()
+    assert waiting.is_due()
