@@ -36,10 +36,10 @@ async def write_position(connection: Connection, claim: Claim, token: str) -> No
 
 
 async def read_standing(connection: Connection, stream: str, stream_shard_ids: Sequence[str]) -> Standing:
-    """Return what a shard knows of stream shards."""
+    """Return what a shard knows of stream shards; the first tenant is asked for where that may matter."""
     rows = await connection.fetch(QUERIES["read_positions"], stream, list(stream_shard_ids))
     first_tenant_at = None
-    if len(rows) < len(stream_shard_ids):
+    if len(rows) < len(stream_shard_ids) or not all(row["parents_done"] for row in rows):
         first_tenant_at = await connection.fetchval(QUERIES["first_tenant_at"])
     return Standing({row["stream_shard_id"]: _position(row) for row in rows}, first_tenant_at)
 

@@ -119,9 +119,13 @@ def unread_ancestors(lineage: Lineage, standing: Standing, *, tenant_wait: timed
     """Return which records of the ancestors a shard may lack, in the order in which they have to be applied.
 
     An ancestor whose row says SHARD_END has left nothing out; and where its row says that its parents were done, they
-    had not either.
+    had not either. A shard that has no tenant can lack nothing: who is made there later is not read for ahead of what
+    the ancestors themselves owe.
     """
+    if standing.first_tenant_at is None:
+        return ()
     found: dict[str, ParentRecords] = {}
+    first_tenant_at = standing.first_tenant_at
 
     def visit(stream_shard_id: str) -> None:
         ancestor = lineage.ancestors.get(stream_shard_id)
@@ -131,7 +135,7 @@ def unread_ancestors(lineage: Lineage, standing: Standing, *, tenant_wait: timed
         if row is None or not row.parents_done:
             for parent in sorted(ancestor.parents):
                 visit(parent)
-        records = _records_of(stream_shard_id, ancestor, row, standing.first_tenant_at, tenant_wait)
+        records = _records_of(stream_shard_id, ancestor, row, first_tenant_at, tenant_wait)
         if records is not None:
             found[stream_shard_id] = records
 
@@ -157,7 +161,7 @@ def _records_of(
     stream_shard_id: str,
     ancestor: Ancestor,
     row: StreamPosition | None,
-    first_tenant_at: datetime | None,
+    first_tenant_at: datetime,
     tenant_wait: timedelta,
 ) -> ParentRecords | None:
     if row is not None and row.owed_from == SHARD_END.checkpoint:
@@ -168,7 +172,5 @@ def _records_of(
         return ParentRecords(stream_shard_id, start, mark.position, ancestor.hash_range)
     since = ancestor.started_at or HORIZON
     if row is None:
-        if first_tenant_at is None:
-            return None
         since = max(since, first_tenant_at - tenant_wait - CLOCK_MARGIN)
     return ParentRecords(stream_shard_id, AtTimestamp(since), None, ancestor.hash_range)

@@ -257,8 +257,9 @@ class Dispatcher:
         """Hold a Postgres shard, from the first of *entries* on; all of them are dropped."""
         tenants = sorted({entry.operation.tenant_id for entry in entries})
         before, arrived_at = lowest(entry.before for entry in entries), _first_arrival(entries)
+        parents = self._parents_of(entries)  # as long as they are known by the hold that is left
         hold = self.holds.hold_shard(shard_id, tenants, before, arrived_at, now=loop_time())
-        hold.parents = merged(hold.parents, self._parents_of(entries))
+        hold.parents = merged(hold.parents, parents)
         if self.is_lane_idle(shard_id):
             for tenant_id in tenants:
                 self._lane_of.pop(tenant_id, None)
@@ -284,8 +285,9 @@ class Dispatcher:
     def _hold_tenant(self, entries: Sequence[Entry], reason: str) -> Hold:
         tenant_id = entries[0].operation.tenant_id
         before, arrived_at = lowest(entry.before for entry in entries), _first_arrival(entries)
+        parents = self._parents_of(entries)
         hold = self.holds.hold_tenant(tenant_id, reason, before, arrived_at, now=loop_time())
-        hold.parents = merged(hold.parents, self._parents_of(entries))
+        hold.parents = merged(hold.parents, parents)
         self._lane_of.pop(tenant_id, None)
         self._drop(entries)
         return hold

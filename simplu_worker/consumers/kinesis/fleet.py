@@ -17,13 +17,13 @@ import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.dead_letters import LetterStore
-from simplu_worker.consumers.kinesis.adoption import Lineage, lineage_of
+from simplu_worker.consumers.kinesis.adoption import HORIZON, Lineage, lineage_of
 from simplu_worker.consumers.kinesis.balancing import next_expiry, plan_takes
 from simplu_worker.consumers.kinesis.holder import Confirm, EndCheck, LeaseHolder, start_of
 from simplu_worker.consumers.kinesis.lease_maker import LeaseMaker
 from simplu_worker.consumers.kinesis.lease_table import KclLeader, LeaseTable
 from simplu_worker.consumers.kinesis.leases import Ahead, HashRange, Lease, Observation, observe
-from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END
+from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON
 from simplu_worker.consumers.kinesis.prefetch import Prefetch
 from simplu_worker.consumers.kinesis.reader import LeaseTies, ReadingRules, StreamShardReader
 from simplu_worker.consumers.kinesis.rounds import PositionRounds
@@ -218,9 +218,16 @@ class Fleet:
         return "expired" if unchanged_for_s > self._lease_duration_s else "stolen"
 
     def _pin(self, lease: Lease) -> datetime | None:
-        """Return the instant at which a lease of which nothing was read starts, where its row does not say."""
-        if lease.started_at is not None or lease.checkpoint not in {LATEST, AT_TIMESTAMP}:
+        """Return the instant from which on a stream shard is read by this application, where its row does not say.
+
+        One of which somebody else has read a part is a Kinesis Client Library's: what came before is that one's affair.
+        """
+        if lease.started_at is not None:
             return None
+        if lease.checkpoint == TRIM_HORIZON:
+            return HORIZON
+        if lease.checkpoint not in {LATEST, AT_TIMESTAMP}:
+            return self._utc()
         return self._initial_position if isinstance(self._initial_position, datetime) else self._utc()
 
     def _holder(self, lease: Lease) -> LeaseHolder:

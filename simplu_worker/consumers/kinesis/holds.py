@@ -73,6 +73,7 @@ class Hold:
         self.since = now  # monotonic
         self.tenants = TenantSet() if tenants is None else tenants
         self.sample = name  # one of its tenants, where it is a shard's
+        self.number = 0  # in the order in which they are made
         self.is_whole = False  # all tenants of a Postgres shard, by their routes, and not only those in `tenants`
         self.parents: tuple[ParentRecords, ...] = ()  # what is to be read again before anything else
         self.catch_up: CatchUp | None = None
@@ -134,6 +135,7 @@ class Holds:
         self._tenant_count = 0  # of holds whose target is a tenant
         self._bucket_count = 0
         self._freed_count = 0
+        self._added_count = 0
 
     def __repr__(self) -> str:
         return f"Holds({list(self._holds.values())})"
@@ -179,9 +181,18 @@ class Holds:
         return any(hold.catch_up is catch_up and tenant_id in hold.tenants for hold in self._slotted)
 
     def has_parents_elsewhere(self, tenant_id: str, catch_up: CatchUp) -> bool:
-        """Whether what the parents owed a tenant is to come through another hold than those of *catch_up*."""
-        holds = [self._by_name.get(tenant_id), *(hold for hold in self._slotted if tenant_id in hold.tenants)]
-        return any(hold is not None and hold.parents and hold.catch_up is not catch_up for hold in holds)
+        """Whether what the parents owed a tenant is to come through another hold than those of *catch_up*.
+
+        That of the one that has it by name; where none has, of the one made last, for a tenant is never taken out of
+        slots. Not of one that has a whole shard: that leaves to others whom they have.
+        """
+        named = self._by_name.get(tenant_id)
+        if named is not None and named.catch_up is catch_up:
+            return False
+        own = max((hold.number for hold in catch_up.holds if not hold.is_whole), default=-1)
+        slotted = [hold for hold in self._slotted if hold.number > own and tenant_id in hold.tenants]
+        holds = slotted if named is None else [named, *slotted]
+        return any(hold.parents and not hold.is_whole and hold.catch_up is not catch_up for hold in holds)
 
     def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp) -> bool:
         """Whether *catch_up* may leave a tenant's operation to another hold, which will come to it.
@@ -421,6 +432,8 @@ class Holds:
 
     def _add(self, hold: Hold) -> None:
         self._holds[hold.target, hold.name] = hold
+        self._added_count += 1
+        hold.number = self._added_count
         self._tenant_count += hold.target is Target.TENANT
         if hold.tenants.is_named:
             for tenant_id in hold.tenants.names:
