@@ -50,9 +50,9 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
     *checkpoint* is, as with the KCL, the last position that is done with. *checkpoint_owner* is set while a KCL 3.x
     leader moves the lease gracefully. *started_at* is ours: the instant from which on this application reads the stream
-    shard, noted when its lease was first taken. Where LATEST or AT_TIMESTAMP was pinned to it, every reader starts there
-    until there is a checkpoint. *owed* is ours too: whom a
-    stream shard that is read to its end still owes something (`TenantSet.targets`), None until it is. So is *ahead*.
+    shard, noted when its lease was first taken. Where that pinned LATEST or AT_TIMESTAMP, every reader starts there
+    until there is a checkpoint. *owed* is ours too: whom a stream shard that is read to its end still owes something
+    (`TenantSet.targets`), None until it is. So is *ahead*.
     Attributes not here survive, because every later write names what it changes.
     """
 
