@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Iterator
-from typing import Self
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from simplu_worker.local.loopback import HOST, free_port
+from tcp_line import PART_BYTES, TcpLine
 
-PART_BYTES = 65_536
+from simplu_worker.local.loopback import HOST
+
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -21,49 +21,24 @@ def http_answer(status: int, body: bytes, *headers: str, content_type: str = "ap
     return "\r\n".join([*lines, *headers, "Connection: close", "", ""]).encode() + body
 
 
-class FaultProxy:
+class FaultProxy(TcpLine):
     """Passes everything on to *target_url*, but for the fault that is being made. Enter it to listen."""
 
     def __init__(self, target_url: str) -> None:
+        super().__init__()
         target = urlsplit(target_url)
         self._target = (target.hostname or HOST, target.port or 80)
-        self._port = free_port()
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.StreamWriter] = set()
-        self._latency_s = 0.0
         self._swallowed: bytes | None = None  # what a request holds that is not passed on now; b"": every one
         self._changed = asyncio.Event()
         self._answer: bytes | None = None
 
     def __repr__(self) -> str:
-        return f"FaultProxy(port={self._port}, target={self._target}, connections={len(self._connections)})"
+        return f"FaultProxy(port={self.port}, target={self._target}, connections={len(self._connections)})"
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://{HOST}:{self._port}"
-
-    async def __aenter__(self) -> Self:
-        await self._listen()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._hang_up()
-
-    def cut(self) -> None:
-        """Cut every connection now, in the middle of whatever it carries; new ones work."""
-        for writer in self._connections:
-            writer.transport.abort()
-        self._connections.clear()
-
-    @contextlib.asynccontextmanager
-    async def refusing(self) -> AsyncIterator[None]:
-        """Cut everything and refuse connections."""
-        self._hang_up()
-        try:
-            yield
-        finally:
-            await self._listen()
+        return f"http://{HOST}:{self.port}"
 
     @contextlib.contextmanager
     def silent(self, about: bytes = b"") -> Iterator[None]:
@@ -77,15 +52,6 @@ class FaultProxy:
             self._changed = asyncio.Event()
 
     @contextlib.contextmanager
-    def slow(self, latency_s: float) -> Iterator[None]:
-        """Pass every part of a request on that late."""
-        self._latency_s = latency_s
-        try:
-            yield
-        finally:
-            self._latency_s = 0.0
-
-    @contextlib.contextmanager
     def answering(self, answer: bytes) -> Iterator[None]:
         """Give every request *answer* instead of asking the target."""
         self.cut()
@@ -94,14 +60,6 @@ class FaultProxy:
             yield
         finally:
             self._answer = None
-
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, HOST, self._port)
-
-    def _hang_up(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        self.cut()
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self._connections.add(to_client)

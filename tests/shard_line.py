@@ -5,32 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import AsyncIterator, Iterator
-from typing import Self
+from collections.abc import Iterator
 from urllib.parse import urlsplit, urlunsplit
 
-from simplu_worker.local.loopback import HOST, free_port
+from tcp_line import PART_BYTES, TcpLine
+
+from simplu_worker.local.loopback import HOST
 from simplu_worker.shards.address import ShardAddress
 
-PART_BYTES = 65_536
 ASKS_FOR_TLS = struct.pack("!ii", 8, 80877103)
 STARTING_UP = ("57P03", "the database system is starting up")
 TOO_MANY = ("53300", "sorry, too many clients already")
 
 
-class ShardLine:
+class ShardLine(TcpLine):
     """Passes everything on between its port and a server, but for the fault that is being made. Enter it to listen."""
 
     def __init__(self, address: ShardAddress) -> None:
+        super().__init__()
         self._address = address
         self._target = urlsplit(address.connection_string)
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.StreamWriter] = set()
         self._passing = asyncio.Event()
         self._passing.set()
-        self._latency_s = 0.0
         self._refusal: tuple[str, str] | None = None
-        self.port = free_port()
         self.connection_count = 0
         self.asked: list[bytes] = []  # what was sent to the server, part by part
 
@@ -48,13 +45,9 @@ class ShardLine:
         netloc = f"{self._target.netloc.rpartition('@')[0]}@{self.place}"
         return ShardAddress(self._address.shard_id, urlunsplit(self._target._replace(netloc=netloc)))
 
-    async def __aenter__(self) -> Self:
-        await self._listen()
-        return self
-
     async def __aexit__(self, *_: object) -> None:
         self._passing.set()
-        self._hang_up()
+        await super().__aexit__()
 
     @contextlib.contextmanager
     def blackhole(self) -> Iterator[None]:
@@ -66,15 +59,6 @@ class ShardLine:
             self._passing.set()
 
     @contextlib.contextmanager
-    def slow(self, latency_s: float) -> Iterator[None]:
-        """Let everything that is asked arrive that late."""
-        self._latency_s = latency_s
-        try:
-            yield
-        finally:
-            self._latency_s = 0.0
-
-    @contextlib.contextmanager
     def saying(self, refusal: tuple[str, str]) -> Iterator[None]:
         """Say no to every new connection, as a server does that is starting, or full."""
         self._refusal = refusal
@@ -83,38 +67,15 @@ class ShardLine:
         finally:
             self._refusal = None
 
-    @contextlib.asynccontextmanager
-    async def refusing(self) -> AsyncIterator[None]:
-        """Cut everything and refuse connections."""
-        self._hang_up()
-        try:
-            yield
-        finally:
-            await self._listen()
-
     def lead_to(self, address: ShardAddress) -> None:
         """Lead new connections to another server, as a name does that was given to another machine."""
         self._target = urlsplit(address.connection_string)
-
-    def cut(self) -> None:
-        """Cut every connection now, in the middle of whatever it carries; new ones work."""
-        for writer in self._connections:
-            writer.transport.abort()
-        self._connections.clear()
 
     def half_close(self) -> None:
         """Say on every connection that nothing more will come, and go on taking what is sent."""
         for writer in self._connections:
             if writer.can_write_eof():
                 writer.write_eof()
-
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, HOST, self.port)
-
-    def _hang_up(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        self.cut()
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self.connection_count += 1

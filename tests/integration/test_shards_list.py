@@ -12,6 +12,7 @@ import pytest
 from citrus_cases import RoutedShards, routed_shards, silent
 from shard_cases import TENANT, add_tenant
 from shard_databases import QUICK, ShardMaker, copy_shard
+from shard_probes import WELL
 
 from simplu_worker.commands import shards as command
 from simplu_worker.commands.shards import list_shards
@@ -22,27 +23,13 @@ from simplu_worker.local.postgres_faults import frozen
 from simplu_worker.settings import Settings, load_settings
 from simplu_worker.shards import roll_call
 from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.health import Seen, ShardProbe, Usage, judge, usage_of
+from simplu_worker.shards.health import Seen, Usage, judge, usage_of
 from simplu_worker.shards.health_book import HealthBook
 from simplu_worker.shards.prober import look
 from simplu_worker.shards.roll_call import Listed, RollCall, call_roll
 from simplu_worker.shards.survey import Limits
 from simplu_worker.views import Replica, views_of
 
-WELL = ShardProbe(
-    server_version="17.2",
-    version_number=170002,
-    is_standby=False,
-    is_read_only=False,
-    skew_s=0.0,
-    connect_s=0.01,
-    response_s=0.001,
-    connections_used=5,
-    connections_max=97,
-    standby_count=0,
-    schema_version=1,
-    tenant_count=3,
-)
 HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
 
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shard_probes import WELL
 
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.address import ShardAddress
@@ -23,21 +24,6 @@ from simplu_worker.shards.health import (
     judge,
     unfit,
     usage_of,
-)
-
-WELL = ShardProbe(
-    server_version="17.2",
-    version_number=170002,
-    is_standby=False,
-    is_read_only=False,
-    skew_s=0.0,
-    connect_s=0.01,
-    response_s=0.001,
-    connections_used=5,
-    connections_max=97,
-    standby_count=0,
-    schema_version=1,
-    tenant_count=3,
 )
 
 

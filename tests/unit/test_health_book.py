@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 from prometheus_client import REGISTRY, generate_latest
+from shard_probes import WELL
 from structlog.testing import capture_logs
-from test_health import WELL, with_
+from test_health import with_
 
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.health import Problem, ShardSilence, State, Usage
