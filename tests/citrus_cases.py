@@ -19,10 +19,11 @@ from simplu_worker.local.citrus import Citrus as LocalCitrus
 from simplu_worker.local.loopback import HOST, free_port
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.citrus import Citrus, open_citrus
+from simplu_worker.shards.deadlines import Deadlines
 from simplu_worker.shards.destruction import Destroyer
 from simplu_worker.shards.directory import Directory
 from simplu_worker.shards.locator import Locator
-from simplu_worker.shards.pools import Deadlines, Pools
+from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.provisioning import Provisioner
 from simplu_worker.shards.resource_changes import ResourceChanges
 from simplu_worker.shards.route_refresh import RouteRefresh

@@ -13,7 +13,8 @@ import asyncpg
 
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.pools import Deadlines, ShardPool
+from simplu_worker.shards.deadlines import Deadlines
+from simplu_worker.shards.pools import ShardPool
 from simplu_worker.shards.schema import ensure_schema
 
 SHARD_ID = "shard-1"

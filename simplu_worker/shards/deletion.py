@@ -19,9 +19,10 @@ from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.retention import rest_s
 from simplu_worker.shards.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.shards.locator import Locator
-from simplu_worker.shards.pools import LostRaceError, Pools, ShardPool, StatementFailedError
+from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.schema import SchemaState, check_schema
+from simplu_worker.shards.shard_errors import LostRaceError, StatementFailedError
 
 TURN_S: Final = 60.0
 SWEEP_S: Final = 900.0  # how often shards are asked that nobody uses: each costs a connection

@@ -19,11 +19,12 @@ from simplu_worker.shards.admission import TenantState
 from simplu_worker.shards.control_rules import ControlledTenant, Step, step_of_destruction, trouble_of
 from simplu_worker.shards.directory import Directory
 from simplu_worker.shards.locator import Locator
-from simplu_worker.shards.pools import Pools, ShardUnavailableError
+from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.provisioning import ShardNotAllowedError
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.safe_commits import SafeCommits, note_server
 from simplu_worker.shards.schema import SchemaState, check_schema
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 log = structlog.get_logger(__name__)
 

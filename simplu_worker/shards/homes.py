@@ -12,9 +12,10 @@ from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.admission import TenantState
 from simplu_worker.shards.locator import Locator
-from simplu_worker.shards.pools import Pools, ShardUnavailableError
+from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.schema import SchemaState, check_schema
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 MOVES_MAX: Final = 8  # forward pointers followed for one tenant
 ASKED_AT_ONCE: Final = 16

@@ -8,9 +8,10 @@ from typing import Any, TypeAlias
 import msgspec
 
 from simplu_worker.operations.operation import Failure, Operation
-from simplu_worker.shards.pools import Connection, LostRaceError
+from simplu_worker.shards.pools import Connection
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.redelivery import Encounter, LoggedRow, encounter
+from simplu_worker.shards.shard_errors import LostRaceError
 
 Entry: TypeAlias = tuple[Operation, Failure | None]  # the failure: what is known of it before it is tried
 

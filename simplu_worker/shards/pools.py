@@ -17,7 +17,7 @@ import asyncpg
 import structlog
 
 from simplu_worker.clock import loop_time
-from simplu_worker.errors import TryAgainLaterError, WorkerError
+from simplu_worker.errors import WorkerError
 from simplu_worker.log import register_secret
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.address import ShardAddress
@@ -28,27 +28,9 @@ from simplu_worker.shards.deadlines import DEADLINES, Deadlines
 from simplu_worker.shards.lending import Lender, SharedBudget
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.shard_errors import (
-    InvalidDataError,
-    LostRaceError,
     ShardUnavailableError,
-    StatementFailedError,
-    WrongShardError,
 )
 from simplu_worker.shards.shared_look import SharedLook
-
-# The door and all that comes through it.
-__all__ = [
-    "DEADLINES",
-    "Connection",
-    "Deadlines",
-    "InvalidDataError",
-    "LostRaceError",
-    "Pools",
-    "ShardPool",
-    "ShardUnavailableError",
-    "StatementFailedError",
-    "WrongShardError",
-]
 
 STOPS_AT_CLOSE_S = 0.2  # for what the server is still being asked to stop when a pool is closed
 CONNECTIONS_MAX = 100_000  # where nobody says how many: more than a process may have
@@ -311,13 +293,6 @@ class Pools:
             pool.address = address
         return pool
 
-    async def probe(self) -> None:
-        """Ask the shards that last failed whether they are back; one that nobody uses would stay unhealthy for ever."""
-        async with asyncio.TaskGroup() as tasks:
-            for shard_id, pool in self._pools.items():
-                if not pool.is_healthy:
-                    tasks.create_task(_probe(pool), name=f"probe:{shard_id}")
-
     def by_shard_id(self) -> Mapping[str, ShardPool]:
         """Return the pools that exist, by shard id."""
         return self._pools
@@ -329,8 +304,3 @@ def register_secret_of(address: ShardAddress) -> None:
     password = userinfo.partition(":")[2]
     if password:
         register_secret(password)
-
-
-async def _probe(pool: ShardPool) -> None:
-    with contextlib.suppress(TryAgainLaterError):  # its health says what came of it
-        await pool.probe()

@@ -13,9 +13,10 @@ import asyncpg
 
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health import ShardProbe
-from simplu_worker.shards.pools import Connection, ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import Connection, ShardPool
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.schema import SchemaState, check_schema
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 LOOK_S: Final = 2.4  # within `Deadlines.probe_s`: a shard that is slow has answered, and is not lost
 

@@ -16,9 +16,10 @@ from simplu_worker.errors import TryAgainLaterError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.health import ShardProbe, ShardSilence
 from simplu_worker.shards.health_book import HealthBook
-from simplu_worker.shards.pools import Pools, ShardPool, WrongShardError
+from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.probe import probe_shard
 from simplu_worker.shards.probe_pace import FAILING, WELL, Pace, ProbeSchedule
+from simplu_worker.shards.shard_errors import WrongShardError
 
 TURN_S: Final = 0.5  # within which a shard that began to fail, or to be used, is noticed
 COUNT_TENANTS_S: Final = 60.0  # it reads a whole table

@@ -25,17 +25,11 @@ from simplu_worker.shards.directory import Directory
 from simplu_worker.shards.durability import Server
 from simplu_worker.shards.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.shards.locator import Locator
-from simplu_worker.shards.pools import (
-    Connection,
-    InvalidDataError,
-    LostRaceError,
-    Pools,
-    ShardPool,
-    StatementFailedError,
-)
+from simplu_worker.shards.pools import Connection, Pools, ShardPool
 from simplu_worker.shards.queries import BUSINESS_TYPES, QUERIES
 from simplu_worker.shards.safe_commits import SafeCommits, note_server
 from simplu_worker.shards.schema import ensure_schema
+from simplu_worker.shards.shard_errors import InvalidDataError, LostRaceError, StatementFailedError
 
 REGISTERED_AT_ONCE: Final = 16
 DEFAULT_ROW: Final = ("settings", "default")  # resource type and id of the row that `add_default_rows` adds

@@ -17,9 +17,10 @@ from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.address_book import AddressBook
-from simplu_worker.shards.pools import Pools, ShardPool, ShardUnavailableError, register_secret_of
+from simplu_worker.shards.pools import Pools, ShardPool, register_secret_of
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.schema import SchemaState, check_schema
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 log = structlog.get_logger(__name__)
 

@@ -19,11 +19,12 @@ from simplu_worker.shards.admission import TenantState
 from simplu_worker.shards.control_rules import is_theirs, taken
 from simplu_worker.shards.directory import Absence, Directory
 from simplu_worker.shards.invalidations import OnChange, ResourceKey, ignore_changes
-from simplu_worker.shards.pools import Connection, InvalidDataError, Pools, ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import Connection, Pools, ShardPool
 from simplu_worker.shards.provisioning import ShardNotAllowedError, check_business_type
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.safe_commits import SafeCommits, note_server
 from simplu_worker.shards.schema import SchemaState, check_schema
+from simplu_worker.shards.shard_errors import InvalidDataError, ShardUnavailableError
 
 Change: TypeAlias = "Callable[[Connection], Awaitable[ChangeResult]]"
 

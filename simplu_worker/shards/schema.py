@@ -6,8 +6,9 @@ from enum import StrEnum
 
 import structlog
 
-from simplu_worker.shards.pools import Connection, ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import Connection, ShardPool
 from simplu_worker.shards.queries import BUSINESS_TYPES, MIGRATIONS, QUERIES, SCHEMA_VERSION
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 log = structlog.get_logger(__name__)
 

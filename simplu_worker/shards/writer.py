@@ -29,17 +29,16 @@ from simplu_worker.operations.waves import Wave, plan_waves
 from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit, is_too_late
 from simplu_worker.shards.claims import Claim, PositionChangedError, Standing
 from simplu_worker.shards.operation_log import known_in_log, texts_of_times, write_log
-from simplu_worker.shards.pools import (
-    Connection,
-    InvalidDataError,
-    LostRaceError,
-    ShardPool,
-    ShardUnavailableError,
-    StatementFailedError,
-)
+from simplu_worker.shards.pools import Connection, ShardPool
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.redelivery import Encounter
 from simplu_worker.shards.schema import SchemaState, check_schema
+from simplu_worker.shards.shard_errors import (
+    InvalidDataError,
+    LostRaceError,
+    ShardUnavailableError,
+    StatementFailedError,
+)
 from simplu_worker.shards.shared_look import SharedLook
 from simplu_worker.shards.stream_positions import read_standing, write_position
 
@@ -124,7 +123,7 @@ class ShardWriter:
         Raises `ShardUnavailableError`, also where another shard answers.
         """
         async with self._pool.connection() as connection:
-            if await check_schema(connection, self._pool.address.shard_id) is SchemaState.EMPTY:
+            if not await self._has_schema(connection):
                 return None
             return await read_standing(connection, stream, stream_shard_ids)
 
@@ -135,7 +134,7 @@ class ShardWriter:
         the stream shard. Raises and returns None as `standing` does.
         """
         async with self._pool.transaction() as connection:
-            if await check_schema(connection, self._pool.address.shard_id) is SchemaState.EMPTY:
+            if not await self._has_schema(connection):
                 return None
             await connection.execute(QUERIES["mark_position"], stream, stream_shard_id, str(uuid4()))
             return await read_standing(connection, stream, [stream_shard_id, *ancestors])
@@ -160,7 +159,7 @@ class ShardWriter:
     async def forget_positions(self, stream: str, stream_shard_ids: Sequence[str]) -> None:
         """Delete the rows of stream shards past their retention. Raises `ShardUnavailableError`."""
         async with self._pool.connection() as connection:
-            if await check_schema(connection, self._pool.address.shard_id) is SchemaState.READY:
+            if await self._has_schema(connection):
                 await connection.execute(QUERIES["forget_positions"], stream, list(stream_shard_ids))
 
     async def _apply(self, batch: Sequence[Sent], claim: Claim | None) -> list[Outcome]:
@@ -239,14 +238,22 @@ class ShardWriter:
         """Check identity and schema at the first contact and after every change of address."""
         if self._is_checked_for is self._pool.address:
             return
-        address = self._pool.address
         async with connect() as connection:
-            state = await check_schema(connection, address.shard_id)
-        if state is SchemaState.EMPTY:
-            raise ShardUnavailableError(
-                f"shard {address.shard_id}: its database is empty; no tenant is provisioned yet"
-            )
-        self._is_checked_for = address
+            if not await self._has_schema(connection):
+                shard_id = self._pool.address.shard_id
+                raise ShardUnavailableError(f"shard {shard_id}: its database is empty; no tenant is provisioned yet")
+
+    async def _has_schema(self, connection: Connection) -> bool:
+        """Tell whether the shard has our schema; looked at until it has, once for each address.
+
+        Raises `ShardUnavailableError` when it is not to be touched. Whose database it is every new connection asks.
+        """
+        address = self._pool.address
+        if self._is_checked_for is not address:
+            if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
+                return False
+            self._is_checked_for = address
+        return True
 
     def _attempt(self, batch: Sequence[Sent], claim: Claim | None) -> Attempt:
         return Attempt(batch, claim, tenant_wait=self._tenant_wait)

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from shard_databases import QUICK
 
-from simplu_worker.shards.pools import ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import ShardPool
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 from simplu_worker.shards.shared_look import SharedLook
 
 HURRIED = msgspec.structs.replace(QUICK, acquire_s=1.0, connect_s=0.5, reply_s=0.5, cancel_s=0.5, probe_s=0.5)

@@ -29,8 +29,9 @@ from simplu_worker.local import citrus as local_citrus
 from simplu_worker.local.loopback import until
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.citrus import open_citrus
+from simplu_worker.shards.deadlines import Deadlines
 from simplu_worker.shards.directory import Directory
-from simplu_worker.shards.pools import Deadlines, Pools, ShardPool
+from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.provisioning import Provisioner, ProvisionRequest
 from simplu_worker.shards.router import Router
 

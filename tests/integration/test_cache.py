@@ -30,11 +30,12 @@ from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.cache import Cache, CacheDesk, open_cache, redis_commands
 from simplu_worker.shards.deletion import TenantDeletion
 from simplu_worker.shards.invalidations import KEY_OVERHEAD_BYTES, ResourceKey
-from simplu_worker.shards.pools import Pools, ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.provisioning import Provisioner, ProvisionRequest, ProvisionResult
 from simplu_worker.shards.redis_commands import CacheUnavailableError
 from simplu_worker.shards.resource_changes import ChangeResult, ResourceChanges
 from simplu_worker.shards.router import Router
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 from simplu_worker.shards.writer import DUPLICATE, SUCCEEDED
 
 PATIENCE_S = 15.0

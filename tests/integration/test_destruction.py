@@ -20,11 +20,13 @@ from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.local.loopback import until
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.deadlines import Deadlines
 from simplu_worker.shards.deletion import TenantDeletion
 from simplu_worker.shards.destruction import Destroyer, DestructionResult
 from simplu_worker.shards.directory import Directory
-from simplu_worker.shards.pools import Deadlines, Pools, ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.provisioning import ProvisionRequest, ProvisionResult, ShardNotAllowedError
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 from simplu_worker.shards.writer import SUCCEEDED
 
 DESTROYED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)

@@ -27,7 +27,8 @@ from simplu_worker.shards.citrus import CitrusUnavailableError
 from simplu_worker.shards.directory import Absence, Directory
 from simplu_worker.shards.homes import Home
 from simplu_worker.shards.locator import StaticMap
-from simplu_worker.shards.pools import Pools, ShardUnavailableError
+from simplu_worker.shards.pools import Pools
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 from simplu_worker.shards.shard_map import MappedShard, ShardMap
 
 TENANT_ID = "-".join(TENANT)

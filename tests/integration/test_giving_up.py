@@ -29,7 +29,8 @@ from shard_databases import ShardMaker
 
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Outcome, Source
 from simplu_worker.shards.admission import DESTROYED, HOLD
-from simplu_worker.shards.pools import ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import ShardPool
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 from simplu_worker.shards.writer import DUPLICATE, GIVEN_UP, REUSED, SUCCEEDED
 
 NOT_FOUND = failed(Failure.NOT_FOUND)

@@ -20,12 +20,11 @@ from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.log import MASK, scrub_text
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.condition import REFUSAL_COUNTS_S
-from simplu_worker.shards.pools import (
-    Deadlines,
+from simplu_worker.shards.deadlines import Deadlines
+from simplu_worker.shards.pools import Pools, ShardPool
+from simplu_worker.shards.shard_errors import (
     InvalidDataError,
     LostRaceError,
-    Pools,
-    ShardPool,
     ShardUnavailableError,
     StatementFailedError,
 )

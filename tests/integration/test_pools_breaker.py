@@ -15,7 +15,9 @@ from shard_line import STARTING_UP, TOO_MANY, ShardLine
 from simplu_worker.local.loopback import until
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.shards.breaker import FAILURES_MAX
-from simplu_worker.shards.pools import Deadlines, Pools, ShardPool, ShardUnavailableError
+from simplu_worker.shards.deadlines import Deadlines
+from simplu_worker.shards.pools import Pools, ShardPool
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 
 @pytest.fixture

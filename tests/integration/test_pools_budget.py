@@ -18,7 +18,9 @@ from shard_line import TOO_MANY, ShardLine
 
 from simplu_worker.local.loopback import until
 from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.pools import Deadlines, Pools, ShardPool, ShardUnavailableError
+from simplu_worker.shards.deadlines import Deadlines
+from simplu_worker.shards.pools import Pools, ShardPool
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from shard_line import STARTING_UP, ShardLine
 from simplu_worker.local.loopback import until
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.pools import ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import ShardPool
 from simplu_worker.shards.schema import ensure_schema
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 HURRIED = msgspec.structs.replace(QUICK, connect_s=1.0, probe_s=1.0)
 DEAF_S = 0.5  # the share of one of two hosts

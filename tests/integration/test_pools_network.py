@@ -17,7 +17,8 @@ from shard_line import ShardLine
 from simplu_worker.local.loopback import until
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.connecting import KEEPALIVE, USER_TIMEOUT_MS, keep_alive
-from simplu_worker.shards.pools import STOPS_AT_CLOSE_S, Pools, ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import STOPS_AT_CLOSE_S, Pools, ShardPool
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 
 @pytest.fixture

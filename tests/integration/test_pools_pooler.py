@@ -13,7 +13,8 @@ from shard_databases import ShardMaker, database_of
 from simplu_worker.local.loopback import HOST
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.pools import LostRaceError, Pools, ShardPool
+from simplu_worker.shards.pools import Pools, ShardPool
+from simplu_worker.shards.shard_errors import LostRaceError
 from simplu_worker.shards.writer import SUCCEEDED
 
 SETTINGS = {"auth_type": "any", "pool_mode": "transaction", "default_pool_size": 2}

@@ -18,7 +18,8 @@ from shard_databases import QUICK, ShardMaker, copy_shard, database_of
 from simplu_worker.local.loopback import HOST, until
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.pools import ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import ShardPool
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 GUEST = "visitor"
 PASSWORD = "swordfish:7"

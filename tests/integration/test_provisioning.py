@@ -21,11 +21,13 @@ from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.operations.operation import Failure, Operation
 from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.deadlines import Deadlines
 from simplu_worker.shards.directory import Directory
 from simplu_worker.shards.locator import StaticMap
-from simplu_worker.shards.pools import Deadlines, Pools, ShardPool, ShardUnavailableError, StatementFailedError
+from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.provisioning import Provisioner, ProvisionRequest, ProvisionResult, ShardNotAllowedError
 from simplu_worker.shards.queries import BUSINESS_TYPES
+from simplu_worker.shards.shard_errors import ShardUnavailableError, StatementFailedError
 from simplu_worker.shards.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.writer import SUCCEEDED
 

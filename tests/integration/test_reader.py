@@ -36,7 +36,7 @@ from simplu_worker.consumers.kinesis.prefetch import Prefetch
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard
 from simplu_worker.consumers.kinesis.stream import AfterSequenceNumber, AtSequenceNumber, Stream
 from simplu_worker.local.postgres import PostgresServer
-from simplu_worker.shards.pools import DEADLINES
+from simplu_worker.shards.deadlines import DEADLINES
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 

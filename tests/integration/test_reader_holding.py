@@ -34,7 +34,7 @@ from simplu_worker.consumers.kinesis.reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, TrimHorizon
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.local.postgres import PostgresServer
-from simplu_worker.shards.pools import DEADLINES
+from simplu_worker.shards.deadlines import DEADLINES
 
 MIB = 1024 * 1024
 

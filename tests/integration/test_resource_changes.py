@@ -18,9 +18,10 @@ from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.directory import Directory
-from simplu_worker.shards.pools import Pools, ShardUnavailableError
+from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.provisioning import ShardNotAllowedError
 from simplu_worker.shards.resource_changes import ChangeResult, ResourceChanges
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 from simplu_worker.shards.writer import SUCCEEDED
 
 REQUESTED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)

@@ -9,9 +9,11 @@ from shard_cases import fetch
 from shard_databases import ShardMaker
 
 from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.pools import Deadlines, LostRaceError, Pools, ShardPool, ShardUnavailableError
+from simplu_worker.shards.deadlines import Deadlines
+from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.queries import BUSINESS_TYPES, MIGRATIONS, QUERIES, SCHEMA_VERSION
 from simplu_worker.shards.schema import SchemaState, check_schema, ensure_schema
+from simplu_worker.shards.shard_errors import LostRaceError, ShardUnavailableError
 
 
 async def state_of(pool: ShardPool) -> SchemaState:

@@ -35,9 +35,10 @@ from simplu_worker.shards.health import (
     role_of,
 )
 from simplu_worker.shards.health_book import HealthBook
-from simplu_worker.shards.pools import Pools, ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.probe import probe_shard
 from simplu_worker.shards.prober import Prober, look
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
 SOON_S = 20.0  # on a busy machine

@@ -17,8 +17,9 @@ from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.admission import HOLD
-from simplu_worker.shards.pools import Pools, ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.router import Router
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 from simplu_worker.shards.shared_look import SharedLook
 from simplu_worker.shards.writer import DUPLICATE, GIVEN_UP, SUCCEEDED
 
@@ -116,13 +117,13 @@ async def test_probe_raises_in_time_when_the_server_is_frozen(breakable_server: 
         breakable_server.resume()
 
         forget_looks(pool)
-        await pools.probe()
+        await pool.probe()
         assert (pool.is_healthy, pool.last_error) == (True, None)
         assert await case.apply(case.operation("list", None)) == [SUCCEEDED]
 
 
 async def test_probe_raises_when_nobody_listens_at_the_address(make_shard: ShardMaker) -> None:
-    """Pools ask on behalf of nobody, so that the health of a shard is known that nobody uses."""
+    """A look tells how a shard is that nobody uses; its answer holds for a moment, whatever is found out meanwhile."""
     async with Pools(size=1) as pools:
         down = silent("shard-1")
         pool = pools.pool(down)
@@ -131,10 +132,11 @@ async def test_probe_raises_when_nobody_listens_at_the_address(make_shard: Shard
         assert (pool.is_healthy, pool.last_error) == (False, "ConnectionRefusedError")
 
         pools.pool(await make_shard())
-        await pools.probe()  # within the moment for which the old answer holds
+        with pytest.raises(ShardUnavailableError, match="ConnectionRefusedError"):
+            await pool.probe()  # within the moment for which the old answer holds
         assert (pool.is_healthy, pool.last_error) == (False, "ConnectionRefusedError")
         forget_looks(pool)
-        await pools.probe()
+        await pool.probe()
         assert (pool.is_healthy, pool.last_error) == (True, None)
 
 

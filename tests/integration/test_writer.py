@@ -21,7 +21,8 @@ from shard_cases import (
 
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Source
 from simplu_worker.shards.admission import HOLD
-from simplu_worker.shards.pools import ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import ShardPool
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 from simplu_worker.shards.writer import DUPLICATE, REUSED, SUCCEEDED
 
 DATA = '{"name": "Ann", "age": 30, "address": {"city": "Oslo", "zip": "0150"}}'

@@ -17,7 +17,9 @@ from shard_databases import ShardMaker, database_of, execute
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
 from simplu_worker.shards.admission import HOLD
-from simplu_worker.shards.pools import Deadlines, ShardPool, ShardUnavailableError
+from simplu_worker.shards.deadlines import Deadlines
+from simplu_worker.shards.pools import ShardPool
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 from simplu_worker.shards.writer import DUPLICATE, SUCCEEDED
 
 RAISED = Outcome(disposition=Disposition.UNEXPECTED, error="RaiseError (P0001)")

@@ -14,7 +14,8 @@ from shard_databases import ShardMaker
 
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Outcome
 from simplu_worker.shards.claims import Claim, PositionChangedError, Standing, StreamPosition
-from simplu_worker.shards.pools import ShardPool, ShardUnavailableError
+from simplu_worker.shards.pools import ShardPool
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 from simplu_worker.shards.writer import DUPLICATE, SUCCEEDED, ShardWriter
 
 PARENT = "shardId-000000000001"

@@ -18,7 +18,9 @@ from simplu_worker.local.loopback import until
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.operations.operation import Disposition, Failure, Operation
 from simplu_worker.shards.admission import HOLD
-from simplu_worker.shards.pools import Deadlines, ShardPool, ShardUnavailableError
+from simplu_worker.shards.deadlines import Deadlines
+from simplu_worker.shards.pools import ShardPool
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 from simplu_worker.shards.writer import DUPLICATE, REUSED, SUCCEEDED
 
 INVALID_DATA = failed(Failure.INVALID_DATA)

@@ -23,8 +23,8 @@ from simplu_worker.operations.operation import DeadLetterReason, Disposition, Fa
 from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit
 from simplu_worker.shards.claims import Claim, PositionChangedError, Standing, StreamPosition
 from simplu_worker.shards.directory import Absence
-from simplu_worker.shards.pools import ShardUnavailableError
 from simplu_worker.shards.router import Router
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 LogKey: TypeAlias = tuple[str, str]  # tenant, request id
 RecordKey: TypeAlias = tuple[str, str, int]  # stream shard, sequence number, place in its aggregate

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.shards.claims import DOUBTS_MAX, Claim, PositionChangedError
-from simplu_worker.shards.pools import (
+from simplu_worker.shards.shard_errors import (
     InvalidDataError,
     LostRaceError,
     ShardUnavailableError,

@@ -130,9 +130,9 @@ class Contacts:
 
         What a batch comes to is known too late, and an operation of it may not be applied.
         """
-        claim, mark = contact.claim, self._facts.progress().owed_from
-        claim.owed_from, claim.read_to, claim.held = self._said()
-        claim.owed_since = None if mark is None else mark.arrived_at
+        claim, progress = contact.claim, self._facts.progress()
+        claim.owed_from, claim.read_to, claim.held = self._said(progress)
+        claim.owed_since = None if progress.owed_from is None else progress.owed_from.arrived_at
         contact.written_at = loop_time()
         return claim
 
@@ -140,11 +140,11 @@ class Contacts:
         """Tell whether a row that is known was not written for a while and would say something else now."""
         if not contact.is_adopted or loop_time() - contact.written_at < within_s:
             return False
-        return (contact.claim.owed_from, contact.claim.read_to, contact.claim.held) != self._said()
+        said = self._said(self._facts.progress())
+        return (contact.claim.owed_from, contact.claim.read_to, contact.claim.held) != said
 
-    def _said(self) -> tuple[str, str | None, tuple[str, ...] | None]:
+    def _said(self, progress: Progress) -> tuple[str, str | None, tuple[str, ...] | None]:
         """Return what a row would say now: what is owed, and where some tenants are owed what is older, how far."""
-        progress = self._facts.progress()
         if progress.is_finished:
             return SHARD_END.checkpoint, None, None
         ahead = self._fresh_ahead()

@@ -28,8 +28,8 @@ from simplu_worker.consumers.unknown_tenants import absence_max_age_s, is_overdu
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.shards.directory import Absence
-from simplu_worker.shards.pools import ShardUnavailableError
 from simplu_worker.shards.router import Router
+from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 ASKED_AT_ONCE: Final = 64
 ASKED_LATELY: Final = 16  # of them; the others have waited for their answer for ANSWER_S
