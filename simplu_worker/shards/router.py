@@ -141,11 +141,9 @@ class Router:
         """
         return await self._writer(shard_id).standing(stream, stream_shard_ids)
 
-    async def adopt(
-        self, shard_id: str, stream: str, stream_shard_id: str, ancestors: Sequence[str]
-    ) -> Standing | None:
+    async def adopt(self, shard_id: str, claim: Claim, ancestors: Sequence[str]) -> Standing | None:
         """Return what `standing` would, and make sure that what it says of ancestors cannot be lost without a trace."""
-        return await self._writer(shard_id).adopt(stream, stream_shard_id, ancestors)
+        return await self._writer(shard_id).adopt(claim, ancestors)
 
     async def touch(self, shard_id: str, claims: Sequence[Claim]) -> list[Claim]:
         """Write *claims* into the rows of their readers; return those whose rows have to be read first.

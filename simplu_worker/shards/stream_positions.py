@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 from simplu_worker.shards.claims import Claim, PositionChangedError, Standing, StreamPosition
 from simplu_worker.shards.pools import Connection
@@ -33,6 +34,16 @@ async def write_position(connection: Connection, claim: Claim, token: str) -> No
         status = await connection.execute(QUERIES["begin_position"], *said, token)
     if not status.endswith(" 1"):
         raise PositionChangedError(f"stream shard {claim.stream_shard_id}: its position was written by somebody else")
+
+
+async def mark_position(connection: Connection, claim: Claim) -> bool:
+    """Leave a new token, known to nobody, in the row of *claim*; return whether its reader knew the one that it had."""
+    place, token = (claim.stream, claim.stream_shard_id), str(uuid4())
+    status = await connection.execute(QUERIES["mark_known_position"], *place, token, claim.tokens)
+    if status.endswith(" 1"):
+        return True
+    await connection.execute(QUERIES["mark_position"], *place, token)
+    return False
 
 
 async def read_standing(connection: Connection, stream: str, stream_shard_ids: Sequence[str]) -> Standing:

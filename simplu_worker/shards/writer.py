@@ -13,8 +13,8 @@ from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, NamedTuple
-from uuid import uuid4
 
+import msgspec
 import structlog
 
 from simplu_worker.operations.operation import (
@@ -40,7 +40,7 @@ from simplu_worker.shards.shard_errors import (
     StatementFailedError,
 )
 from simplu_worker.shards.shared_look import SharedLook
-from simplu_worker.shards.stream_positions import read_standing, write_position
+from simplu_worker.shards.stream_positions import mark_position, read_standing, write_position
 
 RESULT_MAX_BYTES = 1024 * 1024  # contract §3: a list over 1 MiB is result_too_large
 RACES_MAX = 5
@@ -127,8 +127,8 @@ class ShardWriter:
                 return None
             return await read_standing(connection, stream, stream_shard_ids)
 
-    async def adopt(self, stream: str, stream_shard_id: str, ancestors: Sequence[str]) -> Standing | None:
-        """Return what the shard knows of a stream shard and its ancestors, and leave a new token in the row of that.
+    async def adopt(self, claim: Claim, ancestors: Sequence[str]) -> Standing | None:
+        """Return what the shard knows of a claim's stream shard and its ancestors, and leave a new token in its row.
 
         In one transaction: otherwise what an ancestor's row said might be lost, and nothing would tell the reader of
         the stream shard. Raises and returns None as `standing` does.
@@ -136,8 +136,9 @@ class ShardWriter:
         async with self._pool.transaction() as connection:
             if not await self._has_schema(connection):
                 return None
-            await connection.execute(QUERIES["mark_position"], stream, stream_shard_id, str(uuid4()))
-            return await read_standing(connection, stream, [stream_shard_id, *ancestors])
+            is_as_left = await mark_position(connection, claim)
+            standing = await read_standing(connection, claim.stream, [claim.stream_shard_id, *ancestors])
+            return msgspec.structs.replace(standing, is_as_left=is_as_left)
 
     async def touch(self, claims: Sequence[Claim]) -> list[Claim]:
         """Write *claims* beside no effect; return those whose rows are not as their readers left them.

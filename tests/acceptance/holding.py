@@ -23,7 +23,6 @@ from simplu_worker.local.proving_ground import Flow, ProvingGround
 from simplu_worker.local.workload import Tenant
 
 PROMPT_S = 2.0
-RESHARD_PROMPT_S = 5.0
 CHILDREN_WITHIN_S = 10.0  # the parents' leases say what is owed, the children's are made and taken
 HELD_WITHIN_S = 30.0
 APPLIED_WITHIN_S = 60.0
@@ -82,7 +81,7 @@ async def late_tenant(ground: ProvingGround, steady: Flow, arguments: argparse.N
         await asyncio.sleep(arguments.seconds)
     results = await concluded(ground, steady, f"a tenant registered {arguments.operations} operations late")
     results.bounds.append(Bound("held ones applied after the registration", float(reached), least=1))
-    bound_promptness(results, restarted=arguments.kill_worker, is_reshard=False)
+    bound_promptness(results, restarted=arguments.kill_worker)
     return results
 
 
@@ -115,7 +114,7 @@ async def reshard(ground: ProvingGround, steady: Flow, arguments: argparse.Names
     for name, value in reached.items():
         results.bounds.append(Bound(f"others applied all while it was frozen: {name}", float(value), least=1))
     results.bounds.append(Bound("last held operation, after SIGCONT", kept.seconds, HELD_WITHIN_S, unit="s"))
-    bound_promptness(results, restarted=arguments.kill_worker, is_reshard=True)
+    bound_promptness(results, restarted=arguments.kill_worker)
     return results
 
 
@@ -140,14 +139,12 @@ async def concluded(ground: ProvingGround, steady: Flow, title: str) -> Results:
     return results
 
 
-def bound_promptness(results: Results, *, restarted: bool, is_reshard: bool) -> None:
-    """Promise that the others never waited long; a reshard or a restart keeps them waiting once."""
+def bound_promptness(results: Results, *, restarted: bool) -> None:
+    """Promise that the others never waited long; a restart keeps them waiting once."""
     for measured in results.phases[1:]:
         name = measured.phase.name
-        if not restarted and "split" not in name and "merged" not in name:
-            # What the parents owed no more, the children read again for every shard before anything else.
-            most_s = RESHARD_PROMPT_S if is_reshard and name == "catching up" else PROMPT_S
-            results.bounds.append(Bound(f"{name}: p99 of the others", measured.p99_s, most_s, unit="s"))
+        if not restarted:
+            results.bounds.append(Bound(f"{name}: p99 of the others", measured.p99_s, PROMPT_S, unit="s"))
         longest = CHILDREN_WITHIN_S + (LEASE_DURATION_S if restarted else 0)
         results.bounds.append(Bound(f"{name}: longest of the others", measured.longest_s, longest, unit="s"))
 

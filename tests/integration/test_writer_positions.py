@@ -405,9 +405,10 @@ async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: Tena
     claim, parents = claim_of(owed_since=ARRIVED_AT, parents_done=True), claim_of(PARENT, "SHARD_END")
     await writer.touch([claim, parents])
 
-    standing = await writer.adopt(STREAM, STREAM_SHARD_ID, [PARENT, "shardId-9"])
+    standing = await writer.adopt(claim, [PARENT, "shardId-9"])
 
     assert standing is not None
+    assert standing.is_as_left
     found = await rows(case.pool)
     adopted = standing.rows[STREAM_SHARD_ID]
     assert adopted == StreamPosition("7/0", ARRIVED_AT, True, found[STREAM_SHARD_ID]["token"])
@@ -416,7 +417,10 @@ async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: Tena
     assert (sorted(standing.rows), standing.first_tenant_at) == ([STREAM_SHARD_ID, PARENT], TENANT_MADE_AT)
     with pytest.raises(PositionChangedError):
         await writer.apply([case.operation("create", data={})], claim)
-    claim.tokens = [adopted.token]
+    again = await writer.adopt(claim, [PARENT])
+    assert again is not None
+    assert not again.is_as_left
+    claim.tokens = [again.rows[STREAM_SHARD_ID].token]
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
 
 
@@ -424,9 +428,10 @@ async def test_adoption_makes_a_row_that_says_nothing_where_there_is_none(
     case: TenantCase, writer: ShardWriter
 ) -> None:
     """From its token it can be told afterwards whether what was read is still so."""
-    standing = await writer.adopt(STREAM, STREAM_SHARD_ID, [PARENT])
+    standing = await writer.adopt(claim_of(), [PARENT])
 
     assert standing is not None
+    assert not standing.is_as_left
     row = standing.rows[STREAM_SHARD_ID]
     assert row == StreamPosition("TRIM_HORIZON", None, False, row.token)
     assert (await rows(case.pool))[STREAM_SHARD_ID]["token"] == row.token
@@ -441,7 +446,7 @@ async def test_shard_without_a_schema_knows_nothing(make_shard: ShardMaker) -> N
     writer = writer_of(pool)
 
     assert await writer.standing(STREAM, [STREAM_SHARD_ID]) is None
-    assert await writer.adopt(STREAM, STREAM_SHARD_ID, [PARENT]) is None
+    assert await writer.adopt(claim_of(), [PARENT]) is None
     await writer.forget_positions(STREAM, [STREAM_SHARD_ID])
     await pool.close()
 

@@ -102,14 +102,16 @@ class PostgresShards:
         made = [one.created_at for one in self.tenants.values() if one.created_at and one.shard_id == shard_id]
         return Standing(rows, min(made, default=None))
 
-    def adopt(self, shard_id: str, stream_shard_id: str, ancestors: Sequence[str], token: str) -> Standing:
-        """Return what a shard knows, and leave another token in the row of the first."""
-        place = shard_id, stream_shard_id
+    def adopt(self, shard_id: str, claim: Claim, ancestors: Sequence[str], token: str) -> Standing:
+        """Return what a shard knows, and leave another token in the row of the claim."""
+        place = shard_id, claim.stream_shard_id
         before = self.positions.get(place)
         self._history[shard_id].append(Transaction([], place, before))
         blank = StreamPosition("TRIM_HORIZON", None, parents_done=False, token=token)
         self.positions[place] = blank if before is None else msgspec.structs.replace(before, token=token)
-        return self.standing(shard_id, [stream_shard_id, *ancestors])
+        standing = self.standing(shard_id, [claim.stream_shard_id, *ancestors])
+        is_as_left = before is not None and before.token in claim.tokens
+        return msgspec.structs.replace(standing, is_as_left=is_as_left)
 
     def touch(self, shard_id: str, claims: Sequence[Claim]) -> list[str]:
         """Write claims; return the stream shards whose rows are not as they were left."""
@@ -275,11 +277,11 @@ class SimulatedRouter(Router):
         wanted = list(stream_shard_ids)
         return await self._shards.network.ask(shard_id, lambda: self._shards.standing(shard_id, wanted), lost=_lost)
 
-    async def adopt(self, shard_id: str, stream: str, stream_shard_id: str, ancestors: Sequence[str]) -> Standing:
+    async def adopt(self, shard_id: str, claim: Claim, ancestors: Sequence[str]) -> Standing:
         """Ask the same, and leave another token."""
-        wanted, token = list(ancestors), str(uuid4())
+        wanted, token, known = list(ancestors), str(uuid4()), msgspec.structs.replace(claim)
         return await self._shards.network.ask(
-            shard_id, lambda: self._shards.adopt(shard_id, stream_shard_id, wanted, token), lost=_lost
+            shard_id, lambda: self._shards.adopt(shard_id, known, wanted, token), lost=_lost
         )
 
     async def touch(self, shard_id: str, claims: Sequence[Claim]) -> list[Claim]:

@@ -12,7 +12,12 @@ from msgspec.structs import replace
 from simulated_shards import PostgresShards
 from simulated_world import FleetMaker, World
 
-from simplu_worker.consumers.kinesis.adoption import Lineage
+from simplu_worker.consumers.kinesis.adoption import (
+    Lineage,
+    ParentRecords,
+    unread_ancestors,
+    without_what_is_owed,
+)
 from simplu_worker.consumers.kinesis.catch_up import CatchUps
 from simplu_worker.consumers.kinesis.contacts import Contact, Contacts, Refill
 from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
@@ -114,6 +119,12 @@ class _RashContacts(Contacts):
         refill = await super().adopt_by(contact, lineage, standing)
         contact.claim.parents_done = True
         return refill
+
+
+class _SparingContacts(Contacts):
+    def _unread_ancestors(self, lineage: Lineage, standing: Standing, *, is_alone: bool) -> tuple[ParentRecords, ...]:
+        rest = without_what_is_owed(standing, self._holds.wait_for_parents)
+        return unread_ancestors(lineage, rest, tenant_wait=self._tenant_wait)
 
 
 class _NoRounds(PositionRounds):
@@ -275,6 +286,9 @@ WRONG_DESIGNS = {
     "children do not read their parents' records again": WrongDesign(_FatherlessFleet, first_seed=10),
     "the parents are noted as done when reading them again begins": WrongDesign(
         _with_reader(contacts_class=_RashContacts), first_seed=30
+    ),
+    "of the ancestors only some are read again": WrongDesign(
+        _with_reader(contacts_class=_SparingContacts), first_seed=60
     ),
     "others' operations go before what is read again": WrongDesign(
         _with_reader(dispatcher_class=_UngatedDispatcher), first_seed=110

@@ -24,6 +24,7 @@ from simplu_worker.consumers.kinesis.adoption import (
     owed_place,
     text_of,
     unread_ancestors,
+    without_what_is_owed,
 )
 from simplu_worker.consumers.kinesis.leases import HashRange, Lease
 from simplu_worker.consumers.kinesis.positions import SHARD_END, TRIM_HORIZON, Mark, Position
@@ -196,10 +197,13 @@ def unread(
     ancestors: Mapping[str, Ancestor] = FAMILY,
     parents: tuple[str, ...] = ("left", "right"),
     first_tenant_at: datetime | None = MADE_AT,
+    waited_for: frozenset[str] = frozenset(),
 ) -> list[tuple[str, object, Position | None]]:
     """Return what is to be read again of the ancestors: whose, from where on, and behind what."""
     lineage = Lineage(frozenset(parents), ancestors)
-    found = unread_ancestors(lineage, Standing(dict(rows), first_tenant_at), tenant_wait=WAIT)
+    standing = Standing(dict(rows), first_tenant_at)
+    rest = without_what_is_owed(standing, waited_for.issuperset) if waited_for else standing
+    found = unread_ancestors(lineage, rest, tenant_wait=WAIT)
     for records in found:
         assert records.hash_range == ancestors[records.stream_shard_id].hash_range
     return [(records.stream_shard_id, records.start, records.after) for records in found]
@@ -241,9 +245,9 @@ END, DONE = row("SHARD_END"), row("SHARD_END", parents_done=True)
             id="a row that says nothing is older than every tenant",
         ),
         pytest.param(
-            {"left": row("8/0", read_to="12/0", parents_done=True), "right": DONE},
+            {"left": row("8/0", read_to="12/0", held=("tenant:a",), parents_done=True), "right": DONE},
             [("left", AtSequenceNumber("8"), Position(8))],
-            id="how far a parent's others were is no help",
+            id="how far a parent's others were is no help where its own are not waited for",
         ),
     ],
 )
@@ -252,6 +256,23 @@ def test_ancestors_are_read_again_where_their_rows_do_not_say_that_all_is_there(
 ) -> None:
     """Each once, those that it continues first, and only up to those that had seen to theirs."""
     assert unread(rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("read_to", "expected"),
+    [
+        pytest.param("12/0", [("left", AtSequenceNumber("8"), Position(8))], id="it was on its way"),
+        pytest.param("SHARD_END", [], id="it was at its end"),
+    ],
+)
+def test_what_an_ancestor_owes_to_those_waited_for_is_its_own_affair(
+    read_to: str, expected: list[tuple[str, object, Position | None]]
+) -> None:
+    """All others had everything once it was at its end; one that it owes and nobody waits for makes it read whole."""
+    rows = {"left": row("8/0", read_to=read_to, held=("tenant:a", "tenant:b"), parents_done=True), "right": DONE}
+
+    assert unread(rows, waited_for=frozenset({"a", "b", "c"})) == expected
+    assert unread(rows, waited_for=frozenset({"a"})) == [("left", AtSequenceNumber("8"), Position(8))]
 
 
 def test_ancestors_are_nothing_to_a_shard_without_tenants() -> None:

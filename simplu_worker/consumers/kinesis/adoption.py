@@ -105,7 +105,7 @@ def owed_place(
     owed_from = None if is_beginning else mark_of(row.owed_from, row.owed_since or now)
     names = names_of(row.held)
     if row.read_to is not None and names is not None and covers(names, owed_from):
-        return mark_of(row.read_to, row.owed_since or now)
+        return None if row.read_to == SHARD_END.checkpoint else mark_of(row.read_to, row.owed_since or now)
     return owed_from or started_at or HORIZON
 
 
@@ -142,6 +142,21 @@ def unread_ancestors(lineage: Lineage, standing: Standing, *, tenant_wait: timed
     for parent in sorted(lineage.parents):
         visit(parent)
     return tuple(found.values())
+
+
+def without_what_is_owed(standing: Standing, waits_for: Callable[[AbstractSet[str]], bool]) -> Standing:
+    """Return what a shard knows, with ancestors at their end where all that they still owe is owed to some tenants.
+
+    Those for whom the reader waits until the ancestors have applied it. Only of use where nothing at all is to be read
+    again then: what is read is sent to everybody, to those tenants too, and what an ancestor owes them comes before it.
+    """
+    rows = {
+        key: msgspec.structs.replace(row, owed_from=SHARD_END.checkpoint)
+        if row.read_to == SHARD_END.checkpoint and (names := names_of(row.held)) is not None and waits_for(names)
+        else row
+        for key, row in standing.rows.items()
+    }
+    return msgspec.structs.replace(standing, rows=rows)
 
 
 def merged(one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]) -> tuple[ParentRecords, ...]:

@@ -21,14 +21,14 @@ from simplu_worker.consumers.kinesis.adoption import (
     owed_place,
     text_of,
     unread_ancestors,
+    without_what_is_owed,
 )
 from simplu_worker.consumers.kinesis.holds import Holds
-from simplu_worker.consumers.kinesis.leases import Ahead
 from simplu_worker.consumers.kinesis.positions import SHARD_END, Mark, is_behind
 from simplu_worker.consumers.kinesis.tenant_set import TENANT
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.metrics import instruments
-from simplu_worker.shards.claims import Claim, Standing
+from simplu_worker.shards.claims import Claim, Standing, StreamPosition
 from simplu_worker.shards.router import Router
 
 TOUCH_AFTER_S: Final = 30.0  # a row not written for so long, while the reader went on
@@ -42,6 +42,14 @@ class Progress(msgspec.Struct, frozen=True):
 
     owed_from: Mark | None
     is_finished: bool = False
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What a row says of how far a reader is; its members are those of the row."""
+
+    owed_from: str = ""
+    read_to: str | None = None
+    held: tuple[str, ...] | None = None
 
 
 class Refill(msgspec.Struct, frozen=True):
@@ -63,6 +71,11 @@ class Contact:
         self.had_ended = False  # whether the parents had ended, before the row was read
         self.written_at = float("-inf")  # monotonic
 
+    def forget_row(self) -> None:
+        """Have the row read anew, and what it lacks found anew."""
+        self.is_adopted = False
+        self.claim.tokens = []
+
     def __repr__(self) -> str:
         return f"Contact({self.shard_id}, {'adopted' if self.is_adopted else 'unknown'}, {self.claim.owed_from})"
 
@@ -72,8 +85,9 @@ class ReaderFacts(msgspec.Struct, frozen=True):
 
     *began_at* is where its main reading began, *dispatch* where that is now; None where nothing is before it. It began
     by holding *taken_over*, from *checkpoint* on.
-    *progress* is how far all is, *ahead* whom it owes what is older. *first_since* finds the place before the first
-    record that arrived since an instant (None: there is none), *confirm* makes sure that the lease is still its own.
+    *progress* is how far all is, *ahead* how far all but those whom it owes what is older (without `owed_from`).
+    *first_since* finds the place before the first record that arrived since an instant (None: there is none), *confirm*
+    makes sure that the lease is still its own.
     """
 
     stream_name: str
@@ -83,7 +97,7 @@ class ReaderFacts(msgspec.Struct, frozen=True):
     taken_over: AbstractSet[str]
     dispatch: Callable[[], Mark | None]
     progress: Callable[[], Progress]
-    ahead: Callable[[], Ahead | None]
+    ahead: Callable[[], Said | None]
     first_since: Callable[[datetime], Awaitable[Mark | None]]
     confirm: Callable[[], Awaitable[None]]
     lineage: Callable[[], Lineage]
@@ -108,7 +122,7 @@ class Contacts:
         self._tenant_wait = tenant_wait
         self._utc = utc
         self._contacts: dict[str, Contact] = {}
-        self._ahead: tuple[float, Ahead | None] = (float("-inf"), None)
+        self._ahead: tuple[float, Said | None] = (float("-inf"), None)  # without its owed_from, which is of the moment
 
     def __repr__(self) -> str:
         return f"Contacts({list(self._contacts.values())})"
@@ -131,7 +145,8 @@ class Contacts:
         What a batch comes to is known too late, and an operation of it may not be applied.
         """
         claim, progress = contact.claim, self._facts.progress()
-        claim.owed_from, claim.read_to, claim.held = self._said(progress)
+        said = self._said(progress)
+        claim.owed_from, claim.read_to, claim.held = said.owed_from, said.read_to, said.held
         claim.owed_since = None if progress.owed_from is None else progress.owed_from.arrived_at
         contact.written_at = loop_time()
         return claim
@@ -140,18 +155,15 @@ class Contacts:
         """Tell whether a row that is known was not written for a while and would say something else now."""
         if not contact.is_adopted or loop_time() - contact.written_at < within_s:
             return False
-        said = self._said(self._facts.progress())
-        return (contact.claim.owed_from, contact.claim.read_to, contact.claim.held) != said
+        claim = contact.claim
+        return Said(claim.owed_from, claim.read_to, claim.held) != self._said(self._facts.progress())
 
-    def _said(self, progress: Progress) -> tuple[str, str | None, tuple[str, ...] | None]:
+    def _said(self, progress: Progress) -> Said:
         """Return what a row would say now: what is owed, and where some tenants are owed what is older, how far."""
         if progress.is_finished:
-            return SHARD_END.checkpoint, None, None
-        ahead = self._fresh_ahead()
-        if ahead is None:
-            return text_of(progress.owed_from), None, None
-        read_to = f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}"
-        return text_of(progress.owed_from), read_to, tuple(sorted(ahead.held))
+            return Said(SHARD_END.checkpoint)
+        owed_from, ahead = text_of(progress.owed_from), self._fresh_ahead()
+        return Said(owed_from) if ahead is None else msgspec.structs.replace(ahead, owed_from=owed_from)
 
     async def leave_word(self, contact: Contact) -> None:
         """Write how far the reader is at its end, beside no effect; not where that would have to be waited for.
@@ -159,7 +171,8 @@ class Contacts:
         Nor where the row is another's, or none answers: who comes next then reads a little again.
         """
         self._ahead = (float("-inf"), None)
-        if contact.turn.locked() or not self.is_due(contact, within_s=0.0):
+        is_free = self._router.is_up(contact.shard_id) and not contact.turn.locked()
+        if not is_free or not self.is_due(contact, within_s=0.0):
             return
         async with contact.turn:
             if not contact.is_adopted:
@@ -177,13 +190,11 @@ class Contacts:
 
         To be called in the contact's turn. Raises `TryAgainLaterError` when that cannot be found out.
         """
-        stream_name, stream_shard_id = self._facts.stream_name, self._facts.stream_shard_id
-        lineage = self.lineage()  # first: what had ended before the rows were read
+        claim, lineage = contact.claim, self.lineage()  # first: what had ended before the rows were read
         if lineage.ancestors:
-            ancestors = sorted(lineage.ancestors)
-            standing = await self._router.adopt(contact.shard_id, stream_name, stream_shard_id, ancestors)
+            standing = await self._router.adopt(contact.shard_id, claim, sorted(lineage.ancestors))
         else:
-            standing = await self._router.standing(contact.shard_id, stream_name, [stream_shard_id])
+            standing = await self._router.standing(contact.shard_id, claim.stream, [claim.stream_shard_id])
         if standing is None:
             raise TryAgainLaterError(f"shard {contact.shard_id}: it has no schema yet")
         return await self.adopt_by(contact, lineage, standing)
@@ -203,21 +214,23 @@ class Contacts:
         """Do what `adopt` does, with an answer of the shard that is there already.
 
         At the first contact all that came since the reader began is in its hands; later it may have been applied, and
-        lost.
+        lost, unless the row is as the reader left it.
         """
         row = standing.rows.get(self._facts.stream_shard_id)
         own = self._facts.dispatch() if contact.is_met else self._facts.began_at
+        before = None
+        if own is not None and not _is_as_left(contact, row, standing):
+            place = owed_place(
+                row,
+                standing.first_tenant_at,
+                tenant_wait=self._tenant_wait,
+                started_at=self._facts.started_at,
+                covers=partial(self._covers, is_met=contact.is_met),
+                now=self._utc(),
+            )
+            before = await self._lower(place, own)
         are_done = row is not None and row.parents_done
-        parents = () if are_done else unread_ancestors(lineage, standing, tenant_wait=self._tenant_wait)
-        place = owed_place(
-            row,
-            standing.first_tenant_at,
-            tenant_wait=self._tenant_wait,
-            started_at=self._facts.started_at,
-            covers=partial(self._covers, is_met=contact.is_met),
-            now=self._utc(),
-        )
-        before = None if own is None else await self._lower(place, own)
+        parents = () if are_done else self._unread_ancestors(lineage, standing, is_alone=before is None)
         contact.claim.tokens = [] if row is None else [row.token]
         contact.had_ended = lineage.are_ended
         contact.claim.parents_done = are_done or (lineage.are_ended and not parents)
@@ -235,6 +248,17 @@ class Contacts:
             parents=[records.stream_shard_id for records in parents],
         )
         return Refill(before or own, parents)
+
+    def _unread_ancestors(self, lineage: Lineage, standing: Standing, *, is_alone: bool) -> tuple[ParentRecords, ...]:
+        """Return which records of the ancestors are to be read again; *is_alone* when nothing else is.
+
+        None while the ancestors lack only what is held here until they have applied it.
+        """
+        if is_alone and not lineage.are_ended:
+            rest = without_what_is_owed(standing, self._holds.wait_for_parents)
+            if not unread_ancestors(lineage, rest, tenant_wait=self._tenant_wait):
+                return ()
+        return unread_ancestors(lineage, standing, tenant_wait=self._tenant_wait)
 
     def _covers(self, names: AbstractSet[str], owed_from: Mark | None, *, is_met: bool) -> bool:
         """Tell whether the reader sees to it that tenants get everything behind *owed_from*.
@@ -270,17 +294,22 @@ class Contacts:
             contact.is_adopted = False
         return doubtful
 
-    def _fresh_ahead(self) -> Ahead | None:
+    def _fresh_ahead(self) -> Said | None:
         """Return whom the reader owes something older than all others, where a row has room for their names."""
         if self._holds.has_whole:
             return None  # whose tenants nobody knows by name
-        asked_at, ahead = self._ahead
+        asked_at, said = self._ahead
         if loop_time() - asked_at > AHEAD_FRESH_S:
-            ahead = self._facts.ahead()
-            if ahead is not None and not all(target.startswith(TENANT) for target in ahead.held):
-                ahead = None
-            self._ahead = loop_time(), ahead
-        return ahead
+            said = self._facts.ahead()
+            if said is not None and not all(target.startswith(TENANT) for target in said.held or ()):
+                said = None
+            self._ahead = loop_time(), said
+        return said
+
+
+def _is_as_left(contact: Contact, row: StreamPosition | None, standing: Standing) -> bool:
+    """Whether all that a reader wrote on a shard is there still, so that it need not look for what to read again."""
+    return standing.is_as_left or (row is not None and row.token in contact.claim.tokens)
 
 
 def _is_after(mark: Mark | None, other: Mark | None) -> bool:

@@ -105,6 +105,11 @@ class Dispatcher:
         """Whether a batch has been in flight for so long that it may never be answered."""
         return any(lane.is_stuck for lane in self._lanes.values())
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether anything is in hand that does not wait for a Postgres shard without an answer."""
+        return bool(self.room.entries()) or any(len(lane) and not lane.is_stuck for lane in self._lanes.values())
+
     def is_lane_idle(self, shard_id: str) -> bool:
         """Whether no batch to a Postgres shard is in flight."""
         lane = self._lanes.get(shard_id)

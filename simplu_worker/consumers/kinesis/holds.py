@@ -14,6 +14,7 @@ lower only reads again: what was applied is dropped by the log.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
@@ -184,15 +185,15 @@ class Holds:
         """Whether what the parents owed a tenant is to come through another hold than those of *catch_up*.
 
         That of the one that has it by name; where none has, of the one made last, for a tenant is never taken out of
-        slots. Not of one that has a whole shard: that leaves to others whom they have.
+        slots. Not of one that has a whole shard, and not this tenant by name: that leaves to others whom they have.
         """
         named = self._by_name.get(tenant_id)
         if named is not None and named.catch_up is catch_up:
             return False
         own = max((hold.number for hold in catch_up.holds if not hold.is_whole), default=-1)
         slotted = [hold for hold in self._slotted if hold.number > own and tenant_id in hold.tenants]
-        holds = slotted if named is None else [named, *slotted]
-        return any(hold.parents and not hold.is_whole and hold.catch_up is not catch_up for hold in holds)
+        others = [hold for hold in slotted if not hold.is_whole] + ([] if named is None else [named])
+        return any(hold.parents and hold.catch_up is not catch_up for hold in others)
 
     def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp) -> bool:
         """Whether *catch_up* may leave a tenant's operation to another hold, which will come to it.
@@ -278,6 +279,11 @@ class Holds:
     def has_parents(self) -> bool:
         """Whether something is held for which records of the parents are to be read again first."""
         return any(hold.parents for hold in self._holds.values())
+
+    def wait_for_parents(self, tenant_ids: AbstractSet[str]) -> bool:
+        """Whether all of *tenant_ids* are held until the parents owe them nothing more."""
+        hold = self._holds.get((Target.PARENTS, ""))
+        return hold is not None and not hold.is_ready and all(tenant_id in hold.tenants for tenant_id in tenant_ids)
 
     def by_name(self, tenant_id: str) -> Hold | None:
         """Return the hold that has a tenant by name."""

@@ -22,7 +22,7 @@ from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.dead_letters import LetterStore
 from simplu_worker.consumers.kinesis.adoption import Lineage, ParentRecords
 from simplu_worker.consumers.kinesis.catch_up import DECODED_AT_ONCE, CatchUpReader, CatchUps
-from simplu_worker.consumers.kinesis.contacts import Contacts, Progress, ReaderFacts, Refill
+from simplu_worker.consumers.kinesis.contacts import Contacts, Progress, ReaderFacts, Refill, Said
 from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
 from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Target
@@ -30,7 +30,7 @@ from simplu_worker.consumers.kinesis.intake import Intake
 from simplu_worker.consumers.kinesis.lanes import Entry
 from simplu_worker.consumers.kinesis.leases import Ahead, HashRange
 from simplu_worker.consumers.kinesis.pacing import Pacing
-from simplu_worker.consumers.kinesis.positions import Mark, Position
+from simplu_worker.consumers.kinesis.positions import SHARD_END, Mark, Position
 from simplu_worker.consumers.kinesis.prefetch import Account
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard
 from simplu_worker.consumers.kinesis.stream import (
@@ -52,6 +52,7 @@ from simplu_worker.shards.router import Router
 
 WAIT_FOR_MEMORY_S: Final = 0.25
 LAST_WORD_S: Final = 0.5  # at the end, for all Postgres shards together
+SAY_END_S: Final = 2.0  # at most, until what was read last is applied, held or stuck
 
 log = structlog.get_logger(__name__)
 
@@ -149,6 +150,7 @@ class StreamShardReader:
             self._dispatcher.holds.hold_parents(owed_by_parents, self._checkpoint_before, utc(), now=loop_time())
         self._stopping = asyncio.Event()
         self.is_at_end = False
+        self._has_said_end = False  # to the Postgres shards, as far as they answer
 
     def __repr__(self) -> str:
         return f"StreamShardReader({self.stream_shard_id}, {self._owed!r}, {self._account!r}, {self._dispatcher!r})"
@@ -280,7 +282,7 @@ class StreamShardReader:
         From then on it only shrinks: nothing new is read.
         """
         takes_long = self.holds() or self._dispatcher.is_stuck
-        return self._dispatcher.owed_tenants() if self.is_at_end and takes_long else None
+        return self._dispatcher.owed_tenants() if self._has_said_end and takes_long else None
 
     @property
     def ahead(self) -> Ahead | None:
@@ -293,9 +295,9 @@ class StreamShardReader:
             return None
         floor = self._dispatcher.holds.floor(main)
         oldest = min(hold.arrived_at for hold in holds) if floor is None else floor.arrived_at
-        # How old a predecessor's holds are is not known; it found them worth noting.
-        is_taken_over = any(hold.target is Target.PREDECESSOR for hold in holds)
-        if not is_taken_over and (main.arrived_at - oldest).total_seconds() < self._rules.ahead_from_s:
+        # How old a predecessor's holds are is not known; it found them worth noting. At the end nothing new comes.
+        is_worth_it = self.is_at_end or any(hold.target is Target.PREDECESSOR for hold in holds)
+        if not is_worth_it and (main.arrived_at - oldest).total_seconds() < self._rules.ahead_from_s:
             return None
         tenants = self._dispatcher.holds.tenants()
         for entry in self._dispatcher.entries():
@@ -361,6 +363,7 @@ class StreamShardReader:
                 tasks.create_task(self._catch_ups.run(ending), name=f"catch-ups:{self.stream_shard_id}")
                 await self._read()
                 self._pacing.ended()
+                await self._say_end()
                 while not self.is_finished and not self._stopping.is_set():
                     await self._next_settled()
                 ending.set()
@@ -379,16 +382,38 @@ class StreamShardReader:
             taken_over=held.names,
             dispatch=self._at,
             progress=self._progress,
-            ahead=lambda: self.ahead,
+            ahead=self._said_ahead,
             first_since=self._first_since,
             confirm=ties.confirm,
             lineage=ties.lineage,
             started_at=ties.started_at,
         )
 
+    async def _say_end(self) -> None:
+        """Tell the Postgres shards what was read, before the children learn what is still owed and begin there."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SAY_END_S):
+                while self._dispatcher.is_moving and not self._stopping.is_set():
+                    await self._next_settled()
+        if self.is_at_end and not self._stopping.is_set():
+            await self.leave_word()
+            self._has_said_end = True
+            if self.contacts is not None:
+                await self.contacts.confirm()  # the lease, by which the children begin
+
     def _progress(self) -> Progress:
         floor = self._dispatcher.holds.floor(self._owed.checkpoint)
         return Progress(floor, is_finished=self.is_finished)
+
+    def _said_ahead(self) -> Said | None:
+        """Return what `ahead` is as the Postgres shards have it; at the end that is to whom anything is owed at all."""
+        if self.is_at_end:
+            return Said(read_to=SHARD_END.checkpoint, held=tuple(sorted(self._dispatcher.owed_tenants().targets())))
+        ahead = self.ahead
+        if ahead is None:
+            return None
+        read_to = f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}"
+        return Said(read_to=read_to, held=tuple(sorted(ahead.held)))
 
     async def leave_word(self) -> None:
         """Tell the Postgres shards, once `run` has returned, how far it got: who comes next need not read that again.

@@ -125,6 +125,6 @@ class PositionRounds:
         else:
             refill = await contacts.adopt_by(contact, lineage, standing)
         if reader.look_again(shard_id):  # there is a lane since
-            contact.is_adopted = False
+            contact.forget_row()
         elif refill is not None:
             reader.refill(shard_id, refill)

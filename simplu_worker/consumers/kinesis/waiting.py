@@ -275,8 +275,7 @@ class WaitingRoom:
             self._forget(tenant_id)
             if tenant.entries:
                 self._host.let_go(tenant_id, found, tenant.entries)
-            else:
-                self._host.found(tenant_id)
+            self._host.found(tenant_id)  # it may be held all the same: what was here may have come for its whole shard
             return
         self._keep(tenant_id, found)
         if found is Absence.UNREGISTERED and not stopping.is_set():

@@ -11,6 +11,11 @@ WHERE stream = $1 AND stream_shard_id = ANY($2::text[]);
 -- When the first of this shard's tenants was made; no operation was ever applied here that arrived long before it.
 SELECT min(created_at) FROM tenants;
 
+-- name: mark_known_position
+-- Leave another token in the row, if it is still one that this reader wrote or read: its token is one of $4. The row stays
+-- locked, so what the reader knows of it is true until the commit.
+UPDATE stream_positions SET token = $3::uuid WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($4::uuid[]);
+
 -- name: mark_position
 -- Leave another token in the row, or make one that claims nothing. What its transaction has read here besides, of other
 -- stream shards, survives wherever the token does.
