@@ -6,7 +6,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 RUN = $(or $(PYTHON),$(error No Python found. Install Python 3.11 or newer: apt-get install python3 python3-venv, or brew install python@3.13)) run.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench-directory bench-isolation bench-writing setup tools lock clean
+.PHONY: help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing setup tools lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -20,11 +20,17 @@ test: ## Run the tests
 lint: ## Run ruff, mypy and import-linter
 	@$(RUN) lint
 
+bench: ## Measure what one core does, beside a bare loop and async-kinesis; writes docs/performance.md
+	@$(RUN) bench throughput $(ARGS)
+
 bench-directory: ## Measure routing, memory and stalls with 500 databases and 10,000 tenants
 	@$(RUN) bench directory $(ARGS)
 
 bench-isolation: ## Measure what each trouble of one Postgres shard costs the others
 	@$(RUN) bench isolation $(ARGS)
+
+bench-provisioning: ## Measure how long 200 new tenants take that come at once, on empty shards
+	@$(RUN) bench provisioning $(ARGS)
 
 bench-writing: ## Measure what the row costs that each batch writes, of how far the stream shard got
 	@$(RUN) bench writing $(ARGS)

@@ -19,7 +19,8 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(ROOT, ".venv")
 TOOLS_VENV = os.path.join(ROOT, ".venv-tools")
 MINISTACK_VENV = os.path.join(ROOT, ".venv-ministack")
-VENVS = (VENV, TOOLS_VENV, MINISTACK_VENV)
+BENCH_VENV = os.path.join(ROOT, ".venv-bench")
+VENVS = (VENV, TOOLS_VENV, MINISTACK_VENV, BENCH_VENV)
 OLDEST = (3, 11)
 NAMES = ("python3.13", "python3.12", "python3.11")
 STAMP = "simplu-worker.json"
@@ -38,8 +39,9 @@ LOCKS = {
     "build": ["--group", "build"],
     "tools": ["requirements/tools.in"],
     "ministack": ["requirements/ministack.in"],
+    "bench": ["requirements/bench.in", "-c", "requirements/worker.txt"],
 }
-WITHOUT_US = ("tools", "ministack")  # the sets of environments into which our own package is not installed
+WITHOUT_US = ("tools", "ministack", "bench")  # the sets of environments into which our own package is not installed
 LINTERS = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports"])
 CACHES = (".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache")
 
@@ -324,9 +326,12 @@ def lint(_args: List[str]) -> None:
 
 def bench(args: List[str]) -> None:
     """Run the benchmark of that name; further arguments go to it."""
-    names = sorted(name[:-3] for name in os.listdir(os.path.join(ROOT, "benchmarks")) if name.endswith(".py"))
+    files = sorted(name[:-3] for name in os.listdir(os.path.join(ROOT, "benchmarks")) if name.endswith(".py"))
+    names = [name for name in files if "_" not in name]  # the others are parts of them
     if not args or args[0] not in names:
         stop("Expected one of " + ", ".join(names))
+    if args[0] == "throughput":
+        ensure(BENCH_VENV, "bench")
     ensure(VENV, "local")
     become([in_venv("python"), os.path.join("benchmarks", args[0] + ".py"), *args[1:]])
 

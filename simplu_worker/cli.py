@@ -221,26 +221,46 @@ def show_tenant(business: str, location: str, /, *, env_file: EnvFile = None, as
 
 @tenants.command(name="provision")
 def provision_tenant(
-    business: str,
-    location: str,
+    business: str | None = None,
+    location: str | None = None,
     /,
     *,
-    business_type: Annotated[str, Parameter(name="--type")],
+    business_type: Annotated[str | None, Parameter(name="--type")] = None,
+    from_business_info: Annotated[bool, Parameter(negative="")] = False,
+    apply: Annotated[bool, Parameter(negative="")] = False,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> int:
-    """Register a tenant and make it on its shard, unless it is there.
+    """Register a tenant and make it on its shard, unless it is there; or all that business-info lists.
 
     Parameters
     ----------
     business_type
         What kind of business it is, such as dental.
+    from_business_info
+        Make every tenant of business-info that no shard has; prints a plan.
+    apply
+        Carry the plan out.
     """
-    from simplu_worker.commands.tenants import provision_tenant  # noqa: PLC0415
+    from simplu_worker.commands.provision import provision_listed, provision_tenant  # noqa: PLC0415
 
+    if from_business_info and (business, location, business_type) == (None, None, None):
+        return _command(lambda settings: provision_listed(settings, apply=apply, as_json=as_json), env_file)
+    if from_business_info or apply or business is None or location is None or business_type is None:
+        problem = "tenants provision: expected BUSINESS LOCATION --type TYPE, or --from-business-info [--apply]"
+        print(problem, file=sys.stderr)  # noqa: T201  (for the person at the terminal)
+        return EXIT_USAGE
     return _command(
         lambda settings: provision_tenant(settings, business, location, business_type, as_json=as_json), env_file
     )
+
+
+@tenants.command(name="audit")
+def audit_tenants(*, env_file: EnvFile = None, as_json: AsJson = False) -> int:
+    """Compare business-info, Citrus and the tenants of all shards; print what differs."""
+    from simplu_worker.commands.audit import audit_tenants  # noqa: PLC0415
+
+    return _command(lambda settings: audit_tenants(settings, as_json=as_json), env_file)
 
 
 @shards.command(name="list")
@@ -249,6 +269,101 @@ def list_shards(*, env_file: EnvFile = None, as_json: AsJson = False) -> int:
     from simplu_worker.commands.shards import list_shards  # noqa: PLC0415
 
     return _command(lambda settings: list_shards(settings, as_json=as_json), env_file)
+
+
+@shards.command(name="upgrade")
+def upgrade_shards(
+    *shard: str,
+    apply: Annotated[bool, Parameter(negative="")] = False,
+    timeout: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 600,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Bring the schema of shards up to date while workers go on; what was begun before is finished.
+
+    Parameters
+    ----------
+    shard
+        Which shards; all of them where none is named.
+    apply
+        Do it; without this the plan is printed.
+    timeout
+        Seconds to try to get the locks for one step at most.
+    """
+    from simplu_worker.commands.upgrade import upgrade_shards  # noqa: PLC0415
+
+    return _command(
+        lambda settings: upgrade_shards(settings, shard, apply=apply, timeout_s=timeout, as_json=as_json), env_file
+    )
+
+
+@shards.command(name="route")
+def route_keys(
+    *keys: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    with_shards: int | None = None,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Print on which shard tenants are placed, by the map or by Citrus.
+
+    Parameters
+    ----------
+    keys
+        The tenants, each as businessId-locationId; `-` for those on stdin, one a line.
+    with_shards
+        Print also how many would move if the map had this many shards; without keys, of 10,000 that stand for them.
+    """
+    from simplu_worker.commands.route import route_keys  # noqa: PLC0415
+
+    unknown = next((key for key in keys if key.startswith("--")), None)
+    if unknown is not None or (not keys and with_shards is None):
+        got = "none" if unknown is None else f"the option {unknown}, which is unknown"
+        print(f"KEY: expected at least one, - for stdin, or --with-shards, got {got}", file=sys.stderr)  # noqa: T201  (for people)
+        return EXIT_USAGE
+    return _command(lambda settings: route_keys(settings, keys, with_shards, as_json=as_json), env_file)
+
+
+@shards.command(name="adopt")
+def adopt_shard(
+    shard: str,
+    /,
+    *,
+    prepare: Annotated[bool, Parameter(negative="")] = False,
+    apply: Annotated[bool, Parameter(negative="")] = False,
+    duplicates: Literal["newest", "oldest"] | None = None,
+    leave_unresolved: Annotated[bool, Parameter(negative="")] = False,
+    leave_faulty: Annotated[bool, Parameter(negative="")] = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Take over a shard that another program has written: the table resources of the TypeScript worker.
+
+    Parameters
+    ----------
+    shard
+        Its shard id.
+    prepare
+        Copy everything, and go on with what changes, while the other program works; swap nothing.
+    apply
+        Do it; the other program must have been stopped. Without this and --prepare the plan is printed.
+    duplicates
+        Which row to take where a resource has several.
+    leave_unresolved
+        Leave rows in the old table of which business-info and the map or Citrus do not say whose they are.
+    leave_faulty
+        Leave rows in the old table that cannot be resources.
+    """
+    from simplu_worker.commands.adopt import AdoptOptions, Carry, adopt_shard  # noqa: PLC0415
+    from simplu_worker.shards.adoption_plan import Choices, Duplicates  # noqa: PLC0415
+
+    if prepare and apply:
+        print("shards adopt: expected --prepare or --apply, got both", file=sys.stderr)  # noqa: T201  (for the person)
+        return EXIT_USAGE
+    options = AdoptOptions(
+        carry=Carry.ALL if apply else Carry.COPY if prepare else Carry.NOTHING,
+        choices=Choices(None if duplicates is None else Duplicates(duplicates), leave_unresolved, leave_faulty),
+    )
+    return _command(lambda settings: adopt_shard(settings, shard, options, as_json=as_json), env_file)
 
 
 @Parameter(name="*")

@@ -19,7 +19,7 @@ AREAS: Mapping[str, tuple[str, ...]] = {
     "SQS": ("SQS_",),
     "Finding shards": ("CITRUS_", "SHARD_MAP_FILE", "DATABASE_"),
     "Connections": ("DATABASE_ALLOWED_HOSTS", "DATABASE_POOL_SIZE", "DATABASE_MAX_CONNECTIONS"),
-    "Tenants and operations": ("DYNAMODB_BUSINESS_INFO_TABLE", "TENANT_", "OPERATION_", "LIST_"),
+    "Tenants and operations": ("DYNAMODB_BUSINESS_INFO_TABLE", "PROVISION_", "TENANT_", "OPERATION_", "LIST_"),
     "Cache": ("REDIS_",),
     "HTTP": ("HTTP_", "API_TOKEN", "ALLOW_DESTRUCTIVE_HTTP"),
     "Process": ("LOG_", "SHUTDOWN_"),

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import structlog
 
 from simplu_worker import __version__
-from simplu_worker.consumers.aws import Client, open_client
+from simplu_worker.aws import Client, open_client
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
 from simplu_worker.consumers.kinesis.fleet import Fleet
 from simplu_worker.consumers.kinesis.lease_table import LeaseTable
@@ -41,15 +41,18 @@ from simplu_worker.metrics import instruments
 from simplu_worker.metrics.http import open_http
 from simplu_worker.notify import SystemdNotifier
 from simplu_worker.settings import Settings
+from simplu_worker.shards.business_info import BusinessInfo
 from simplu_worker.shards.cache import Cache, CacheDesk, open_cache
 from simplu_worker.shards.citrus import Citrus, open_citrus
 from simplu_worker.shards.citrus_watch import CitrusWatch
 from simplu_worker.shards.deletion import TenantDeletion
 from simplu_worker.shards.destruction import Destroyer
 from simplu_worker.shards.directory import Directory
+from simplu_worker.shards.first_use import FindsBusiness, FirstUse
 from simplu_worker.shards.health_book import HealthBook
 from simplu_worker.shards.invalidations import OnChange, ignore_changes
 from simplu_worker.shards.locator import Locator, StaticMap
+from simplu_worker.shards.map_reload import MapReload, note_no_map
 from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.prober import Prober
 from simplu_worker.shards.provisioning import Provisioner
@@ -59,6 +62,7 @@ from simplu_worker.shards.route_refresh import RouteRefresh
 from simplu_worker.shards.router import Router
 from simplu_worker.shards.safe_commits import SafeCommits
 from simplu_worker.shards.shard_map import MappedShard, ShardMap, read_shard_map
+from simplu_worker.shards.unconfirmed import Unconfirmed
 from simplu_worker.views import Replica, views_of
 
 KINESIS_READ_TIMEOUT_S: Final = 5.0
@@ -98,8 +102,13 @@ class Consumers:
 
 
 @contextlib.asynccontextmanager
-async def open_shards(settings: Settings, *, on_change: OnChange = ignore_changes) -> AsyncIterator[Shards]:
-    """Open the way to the shards; no connection is made yet. *on_change* is told of resources that were changed."""
+async def open_shards(
+    settings: Settings, *, on_change: OnChange = ignore_changes, business_info: FindsBusiness | None = None
+) -> AsyncIterator[Shards]:
+    """Open the way to the shards; no connection is made yet. *on_change* is told of resources that were changed.
+
+    With *business_info* tenants are made at their first use.
+    """
     async with AsyncExitStack() as stack:
         pools = await stack.enter_async_context(
             Pools(size=settings.database_pool_size, max_connections=settings.database_max_connections)
@@ -108,12 +117,21 @@ async def open_shards(settings: Settings, *, on_change: OnChange = ignore_change
         directory = Directory(locator, pools)
         tenant_wait = timedelta(seconds=settings.tenant_wait_seconds)
         commits = SafeCommits(pools)
+        provisioner = Provisioner(locator, directory, pools, on_change=on_change, commits=commits)
         yield Shards(
             locator=locator,
             pools=pools,
             directory=directory,
-            router=Router(directory, locator, pools, tenant_wait=tenant_wait, on_change=on_change, commits=commits),
-            provisioner=Provisioner(locator, directory, pools, on_change=on_change, commits=commits),
+            router=Router(
+                directory,
+                locator,
+                pools,
+                tenant_wait=tenant_wait,
+                on_change=on_change,
+                commits=commits,
+                first_use=None if business_info is None else FirstUse(business_info, provisioner, locator, pools),
+            ),
+            provisioner=provisioner,
             destroyer=Destroyer(locator, directory, pools, commits=commits),
             changes=ResourceChanges(directory, pools, on_change=on_change, commits=commits),
         )
@@ -154,9 +172,12 @@ def _only_connection_string(settings: Settings) -> str:
 
 
 async def run_worker(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT, then drain within `SHUTDOWN_GRACE_SECONDS`; a second signal ends the process."""
-    stopping = asyncio.Event()
-    _on_signals(stopping)
+    """Run until SIGTERM or SIGINT, then drain within `SHUTDOWN_GRACE_SECONDS`; a second signal ends the process.
+
+    SIGHUP has `SHARD_MAP_FILE` read anew.
+    """
+    stopping, hung_up = asyncio.Event(), asyncio.Event()
+    _on_signals(stopping, hung_up)
     instruments.set_build_info(__version__)
     notifier = SystemdNotifier(os.environ)
     token = settings.api_token
@@ -180,7 +201,12 @@ async def run_worker(settings: Settings) -> None:
             raise WorkerError(f"HTTP_HOST, HTTP_PORT: expected to listen on {place}, got: {exc.strerror}") from exc
         cache, cache_desk = await _open_cache(stack, settings)
         on_change = ignore_changes if cache is None else cache.changed
-        shards = await stack.enter_async_context(open_shards(settings, on_change=on_change))
+        business_info = None
+        if settings.provision_on_first_use:
+            business_info = await stack.enter_async_context(open_business_info(settings))
+        shards = await stack.enter_async_context(
+            open_shards(settings, on_change=on_change, business_info=business_info)
+        )
         consumers = await _open_consumers(stack, settings, shards, replica.name, cache)
         health = HealthBook()
         replica.start(
@@ -203,9 +229,11 @@ async def run_worker(settings: Settings) -> None:
                 tasks.create_task(_heartbeat(notifier, replica), name="heartbeat"),
                 tasks.create_task(_retention(settings, shards, consumers).run(), name="retention"),
                 tasks.create_task(_deletion(settings, shards, on_change).run(), name="deletion"),
+                tasks.create_task(Unconfirmed(shards.provisioner.confirmer, shards.pools).run(), name="unconfirmed"),
                 tasks.create_task(Prober(shards.pools, health).run(), name="prober"),
                 tasks.create_task(RouteRefresh(shards.directory, shards.locator, shards.pools).run(), name="routes"),
                 tasks.create_task(consumers.dead_letters.open(), name="dead-letters"),
+                tasks.create_task(_reload_map(settings, shards, hung_up), name="shard-map"),
             ]
             if isinstance(shards.locator, Citrus):
                 around.append(tasks.create_task(CitrusWatch(shards.locator, health).run(), name="citrus"))
@@ -388,6 +416,15 @@ async def open_lease_table(settings: Settings) -> AsyncIterator[LeaseTable]:
         yield LeaseTable(client, settings.kinesis_application_name)
 
 
+@contextlib.asynccontextmanager
+async def open_business_info(settings: Settings, *, attempts: int = 1) -> AsyncIterator[BusinessInfo]:
+    """Open the way to business-info; no request is made yet. Each is tried *attempts* times in all."""
+    async with open_client(
+        "dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, max_attempts=attempts
+    ) as client:
+        yield BusinessInfo(client, settings.dynamodb_business_info_table)
+
+
 def reading_rules(settings: Settings) -> ReadingRules:
     """Return what the settings say about reading."""
     return ReadingRules(
@@ -417,7 +454,17 @@ async def _heartbeat(notifier: SystemdNotifier, replica: Replica) -> None:
             watchdog_at = time.monotonic() + interval_s
 
 
-def _on_signals(stopping: asyncio.Event) -> None:
+async def _reload_map(settings: Settings, shards: Shards, wanted: asyncio.Event) -> None:
+    """Read the shard map anew, where there is one, whenever that is *wanted*."""
+    path = settings.shard_map_file
+    if path is None or not isinstance(shards.locator, StaticMap):
+        await note_no_map(wanted)
+        return
+    read = partial(read_shard_map, path, settings.database_allowed_hosts)
+    await MapReload(read, shards.locator, shards.directory, shards.pools).run(wanted)
+
+
+def _on_signals(stopping: asyncio.Event, hung_up: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -427,3 +474,4 @@ def _on_signals(stopping: asyncio.Event) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from simplu_worker.consumers.aws import ThrottledError
+from simplu_worker.aws import ThrottledError
 from simplu_worker.consumers.sqs.orders import OrderHandler
 from simplu_worker.consumers.sqs.queue import QueueAttributes
 from simplu_worker.consumers.sqs.receiver import QueueReceiver

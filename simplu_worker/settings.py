@@ -181,7 +181,8 @@ class Settings(BaseSettings):
     citrus_retry_attempts: int = Field(default=3, ge=1, le=100, description="Tries in all, backing off with jitter.")
     shard_map_file: MapFile | None = Field(
         default=None,
-        description="Static routing by jump consistent hash instead of Citrus; not together with `CITRUS_SERVER_URL`.",
+        description="Static routing by jump consistent hash instead of Citrus; not together with `CITRUS_SERVER_URL`. "
+        "Read anew on SIGHUP.",
     )
 
     database_host: Annotated[str | None, Expected("a host name, an address or a socket's folder")] = Field(
@@ -206,6 +207,11 @@ class Settings(BaseSettings):
 
     dynamodb_business_info_table: Annotated[str, Expected("the name or ARN of a DynamoDB table")] = Field(
         default="business-info", pattern=_TABLE, description="Table of business metadata, key `id`."
+    )
+    provision_on_first_use: bool = Field(
+        default=False,
+        description="Provision a tenant that Citrus knows and no shard has, at its first operation, "
+        "with the type from business-info.",
     )
     tenant_wait_seconds: float = Field(
         default=900, gt=0, le=31_536_000, description="How long operations of an unregistered tenant are held."

@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from simplu_worker.consumers.aws import Client, open_client
+from simplu_worker.aws import Client, open_client
 from simplu_worker.local.aws import CREDENTIALS, REGION, start_moto
 from simplu_worker.local.watchdog import ProcessGroup
 

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import msgspec
 from rich.text import Text
 
+from simplu_worker.aws import Client, open_client
 from simplu_worker.commands.display import print_json, print_line, print_table
 from simplu_worker.commands.findings import Facts, Finding, findings, hours
-from simplu_worker.consumers.aws import Client, open_client
 from simplu_worker.consumers.kinesis.stream import Stream, StreamGoneError
 from simplu_worker.consumers.sqs.queue import Queue
 from simplu_worker.consumers.sqs.redrive import redrive_policy
@@ -196,15 +196,16 @@ class Examination:
         return await all_of(asked)
 
     async def _business_info(self, client: Client, name: str) -> Answer:
+        amiss = Status.FAILED if self._settings.provision_on_first_use else Status.WARNING
         try:
             table = await describe_table(client, name)
         except WorkerError as exc:
-            return Answer(str(exc), Status.WARNING)
+            return Answer(str(exc), amiss)
         if table is None:
             self.facts.missing_tables[f"table {name}"] = "create it, or set DYNAMODB_BUSINESS_INFO_TABLE to yours"
-            return Answer("does not exist", Status.WARNING)
+            return Answer("does not exist", amiss)
         if table.key != BUSINESS_INFO_KEY:
-            return Answer(f"expected a table with the key id, got the key {', '.join(table.key)}", Status.WARNING)
+            return Answer(f"expected a table with the key id, got the key {', '.join(table.key)}", amiss)
         return Answer(table.status.lower())
 
     async def sqs(self, client: Client) -> list[Dependency]:

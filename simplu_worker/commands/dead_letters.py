@@ -11,12 +11,12 @@ from typing import Any, Final, NamedTuple
 
 from rich.text import Text
 
+from simplu_worker.aws import Client, open_client
 from simplu_worker.commands.display import print_json, print_note, print_table, shortened
 from simplu_worker.commands.letter_box import LetterBox, read_box
 from simplu_worker.commands.letter_plan import Filters, LeftReason, Rules
 from simplu_worker.commands.letter_replaying import Fate, Replaying, ReplayOptions, Status
 from simplu_worker.commands.letter_sending import Sender
-from simplu_worker.consumers.aws import Client, open_client
 from simplu_worker.consumers.kinesis.stream import Stream
 from simplu_worker.consumers.letters import DeadLetter, NoLetterError, ReadLetter, read_letter, tenant_of
 from simplu_worker.consumers.sqs.queue import Message, Queue

@@ -11,12 +11,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from rich.text import Text
 
+from simplu_worker.aws import open_client
 from simplu_worker.commands.display import print_json, print_line, print_members, print_note, print_table, shortened
 from simplu_worker.commands.lines import Line, lines_of
 from simplu_worker.commands.needs import require
 from simplu_worker.commands.outcomes import Fate, Key, Status, fates_of, wait_for_outcomes
 from simplu_worker.commands.putting import Progress, put_lines
-from simplu_worker.consumers.aws import open_client
 from simplu_worker.consumers.kinesis.stream import Stream
 from simplu_worker.daemon import open_shards
 from simplu_worker.errors import RefusedError, WorkerError

@@ -1,18 +1,16 @@
-"""`tenants list`, `show` and `provision`."""
+"""`tenants list` and `show`."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from simplu_worker.commands.display import print_json, print_line, print_note, print_table
 from simplu_worker.commands.needs import require
-from simplu_worker.daemon import Shards, open_shards
+from simplu_worker.daemon import open_shards
 from simplu_worker.errors import RefusedError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.settings import Settings
-from simplu_worker.shards.directory import Absence
-from simplu_worker.shards.provisioning import ProvisionRequest, ProvisionResult
 from simplu_worker.shards.survey import Survey
 from simplu_worker.views import tenant_view
 
@@ -40,7 +38,7 @@ async def list_tenants(settings: Settings, *, as_json: bool) -> int:
 async def show_tenant(settings: Settings, business_id: str, location_id: str, *, as_json: bool) -> int:
     """Print what Citrus or the map and every shard say of one tenant; return 1 when no shard has it."""
     require(settings, routes=True)
-    tenant_id = _checked(business_id, location_id)
+    tenant_id = checked_tenant_id(business_id, location_id)
     async with open_shards(settings) as shards:
         named = await shards.locator.locate(tenant_id)
         survey = await shards.router.survey("show_tenant", tenant_id)
@@ -61,31 +59,8 @@ async def show_tenant(settings: Settings, business_id: str, location_id: str, *,
     return 0 if found else 1
 
 
-async def provision_tenant(
-    settings: Settings, business_id: str, location_id: str, business_type: str, *, as_json: bool
-) -> int:
-    """Register the tenant and make it on its shard, unless it is there; return 1 when a newer message forbids it."""
-    require(settings, routes=True)
-    tenant_id = _checked(business_id, location_id)
-    request = ProvisionRequest(business_id, location_id, business_type, requested_at=datetime.now(UTC))
-    async with open_shards(settings) as shards:
-        result = await shards.provisioner.provision(request)
-        shard_id = await _shard_of(shards, tenant_id)
-    if as_json:
-        print_json({"businessId": business_id, "locationId": location_id, "result": result, "shardId": shard_id})
-    else:
-        print_line(f"{result}: {business_id} {location_id}, {business_type}, on shard {shard_id or 'unknown'}")
-    if result is ProvisionResult.STALE:
-        print_note("a newer control message was applied to the tenant: nothing was changed")
-    return 1 if result is ProvisionResult.STALE else 0
-
-
-async def _shard_of(shards: Shards, tenant_id: str) -> str | None:
-    found = await shards.router.find(tenant_id)
-    return None if isinstance(found, Absence) else found
-
-
-def _checked(business_id: str, location_id: str) -> str:
+def checked_tenant_id(business_id: str, location_id: str) -> str:
+    """Return the id of a tenant whose names came from the command line; raise `RefusedError` when they can be none."""
     for name, value in {"business": business_id, "location": location_id}.items():
         if not 1 <= len(value) <= ID_MAX_LENGTH or not _is_utf8(value):
             raise RefusedError(f"{name}: expected 1 to {ID_MAX_LENGTH} characters of UTF-8, got {len(value)}")

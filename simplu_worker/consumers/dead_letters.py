@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from simplu_worker.consumers.aws import Client
+from simplu_worker.aws import Client
 from simplu_worker.consumers.backoff import backoff_s
 from simplu_worker.consumers.letters import DeadLetter, encode_letter, fifo_ids
 from simplu_worker.consumers.pauses import pause

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from simplu_worker.consumers.aws import AWS_ERRORS, Client, error_code, translate
+from simplu_worker.aws import AWS_ERRORS, Client, error_code, translate
 
 
 class TableSummary(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,7 @@ VISIBILITY_TIMEOUT_S = 30
 MAX_RECEIVE_COUNT = 1000  # a dependency's trouble of hours must not make a dead letter
 START_TIMEOUT_S = 30.0
 PORT_ATTEMPTS = 5
+BATCH_MAX = 25  # BatchWriteItem's quota
 # moto.server with one change: it writes a line for every request, which would fill the disk in a long run.
 PROGRAM = """
 import sys
@@ -157,6 +158,32 @@ async def _create_stream(endpoint_url: str, stream_shards: int) -> None:
 
         if not await until(active, within_s=START_TIMEOUT_S):
             raise StackError(f"stream {STREAM_NAME} is not active after {START_TIMEOUT_S:.0f} s")
+
+
+async def put_businesses(dynamodb: Any, table: str, businesses: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+    """Put each of *businesses*, its type and locations, into business-info, as the references' service would."""
+    items = [
+        {
+            "id": {"S": business_id},
+            "name": {"S": f"Business {business_id}"},
+            "type": {"S": business_type},
+            "locations": {
+                "L": [
+                    {"M": {"id": {"S": location}, "name": {"S": location}, "active": {"BOOL": True}}}
+                    for location in locations
+                ]
+            },
+            "settings": {"M": {}},
+            "permissions": {"M": {}},
+            "createdAt": {"S": "2026-01-01T00:00:00Z"},
+            "updatedAt": {"S": "2026-01-01T00:00:00Z"},
+        }
+        for business_id, (business_type, locations) in businesses.items()
+    ]
+    for first in range(0, len(items), BATCH_MAX):
+        requests = {table: [{"PutRequest": {"Item": item}} for item in items[first : first + BATCH_MAX]]}
+        while requests:
+            requests = (await dynamodb.batch_write_item(RequestItems=requests))["UnprocessedItems"]
 
 
 async def _create_table(endpoint_url: str) -> None:

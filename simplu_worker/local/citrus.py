@@ -64,6 +64,11 @@ class CitrusRegistry:
         shard.tenants.add(shard_key)
         self.homes[shard_key] = shard
 
+    def forget(self, shard_key: str) -> None:
+        """Have no home for the tenant any more."""
+        if shard := self.homes.pop(shard_key, None):
+            shard.tenants.discard(shard_key)
+
 
 @dataclass
 class CitrusFaults:
@@ -74,6 +79,8 @@ class CitrusFaults:
     status: int | None = None  # of every answer
     retry_after_s: int | None = None  # beside such a status
     lies: dict[str, str | None] = field(default_factory=dict)  # by shard key: the shard id named; None: unregistered
+    forgets: bool = False  # a registration, as soon as it was answered
+    wavers: bool = False  # it names the next shard with every answer, full or not
 
 
 def registration_problem(body: object) -> str | None:
@@ -103,6 +110,7 @@ class Citrus:
         self._authorization = f"Bearer {api_key}".encode()
         self._make_shard = make_shard
         self._max_businesses = max_businesses
+        self._wavered: CitrusShard | None = None
         self._placing = asyncio.Lock()  # one placement at a time: never two new shards for one lack of room
 
     def __repr__(self) -> str:
@@ -160,6 +168,9 @@ class Citrus:
     async def _look_up(self, request: web.Request) -> web.Response:
         shard_key = request.match_info["shard_key"]
         shard = self.registry.homes.get(shard_key)
+        if self.faults.wavers and shard is not None:
+            shard = self._next(shard)
+            self.registry.place(shard_key, shard)
         if shard_key in self.faults.lies:
             shard = self.registry.shards.get(self.faults.lies[shard_key] or "")
         return web.json_response(_described(shard)) if shard else _refusal(404, "this shard key is not registered")
@@ -173,8 +184,16 @@ class Citrus:
             if shard_key in self.registry.homes:
                 return _refusal(409, "this shard key is registered already")
             shard = self.registry.with_room() or self.add_shard(*await self._make_shard())
+            if self.faults.wavers:
+                shard = self._wavered = self._next(self._wavered or shard)
             self.registry.place(shard_key, shard)
+            if self.faults.forgets:
+                self.registry.forget(shard_key)
         return web.json_response(_described(shard), status=201)
+
+    def _next(self, shard: CitrusShard) -> CitrusShard:
+        shards = list(self.registry.shards.values())
+        return shards[(shards.index(shard) + 1) % len(shards)] if shard in shards else shards[0]
 
     async def _repoint(self, request: web.Request) -> web.Response:
         body = await _json_of(request)

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from simplu_worker.local.aws import put_businesses
 from simplu_worker.local.checker import Checker, LetterBox, Progress, tenants_on, urls_of
 from simplu_worker.local.comparison import Report
 from simplu_worker.local.loopback import until
@@ -124,6 +125,7 @@ class Trial:
         late = workload.tenants[len(early) :]
         self._phase = "registering"
         await wait_for_stream(kinesis, stream)
+        await self._put_businesses(env)
         await create_tenants(sqs, queue_url, early, seed=load.seed)
         await self._wait_for_tenants(early)
         self._phase = "producing"
@@ -149,6 +151,18 @@ class Trial:
         self._phase = "comparing"
         report = await checker.compare(foreign=foreign)
         return TrialResult(report, progress, self._produced, elapsed_s, checker.put, load.orders)
+
+    async def _put_businesses(self, env: Mapping[str, str]) -> None:
+        """List the tenants in business-info, where there is one: what came first in the references' world."""
+        table = env.get("DYNAMODB_BUSINESS_INFO_TABLE")
+        if table is None:
+            return
+        endpoint = {"AWS_ENDPOINT_URL_DYNAMODB": env["DYNAMODB_ENDPOINT"]} if "DYNAMODB_ENDPOINT" in env else {}
+        businesses: dict[str, tuple[str, list[str]]] = {}
+        for tenant in self.workload.tenants:
+            businesses.setdefault(tenant.business_id, (tenant.business_type, []))[1].append(tenant.location_id)
+        async with open_client("dynamodb", {**env, **endpoint}) as dynamodb:
+            await put_businesses(dynamodb, table, businesses)
 
     def _items(self) -> Iterator[Item]:
         if self.load.stress:

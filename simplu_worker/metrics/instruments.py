@@ -70,7 +70,8 @@ SQS_OUTCOMES = ("deleted", "retried", "dead_letter", "given_back", "lease_lost",
 SQS_CALLS = ("delete", "change_visibility")
 CITRUS_ENDPOINTS = ("get_shard", "register", "shards_health", "capacity", "put_shard")
 CITRUS_OUTCOMES = ("ok", "not_found", "conflict", "refused", "error", "timeout")
-PROVISIONING_OUTCOMES = ("succeeded", "existed", "failed")
+SHARD_MAP_OUTCOMES = ("applied", "refused")
+PROVISIONING_OUTCOMES = ("succeeded", "existed", "failed", "undone")
 CACHE_OUTCOMES = ("done", "failed", "retried", "dropped")
 
 # From a commit that follows the arrival at once, over a lag one notices, to the wait for an unregistered tenant.
@@ -292,6 +293,9 @@ DYNAMODB_REQUEST = Histogram(
     ["operation", "outcome"],
     buckets=REQUEST_BUCKETS_S,
 )
+SHARD_MAP_RELOADS = Counter(
+    "simplu_shard_map_reloads_total", "Times that SHARD_MAP_FILE was read anew, by what became of it.", ["outcome"]
+)
 PROVISIONING = Counter("simplu_provisioning_total", "Tenants provisioned on a Postgres shard.", ["outcome"])
 CACHE_INVALIDATIONS = Counter(
     "simplu_cache_invalidations_total",
@@ -392,4 +396,5 @@ _start_at_zero(KINESIS_LEASES, LEASE_STATES)
 _start_at_zero(KINESIS_LEASE_TAKES, LEASE_TAKES)
 _start_at_zero(CITRUS_REQUEST, CITRUS_ENDPOINTS, CITRUS_OUTCOMES)
 _start_at_zero(PROVISIONING, PROVISIONING_OUTCOMES)
+_start_at_zero(SHARD_MAP_RELOADS, SHARD_MAP_OUTCOMES)
 _start_at_zero(CACHE_INVALIDATIONS, CACHE_OUTCOMES)

@@ -43,6 +43,9 @@ class _Pagination(msgspec.Struct, gc=False):
     limit: Positive | None = None
 
 
+_ABSENT = msgspec.Raw(b"")
+
+
 class _Message(msgspec.Struct, rename="camel", gc=False):
     """The record's members. A `null` counts as absent: common serialisers write one for every unset member."""
 
@@ -53,10 +56,10 @@ class _Message(msgspec.Struct, rename="camel", gc=False):
     timestamp: str
     resource_id: LongId | None = None
     request_id: Id | None = None
-    data: msgspec.Raw = msgspec.Raw(b"")
-    filters: msgspec.Raw = msgspec.Raw(b"")
-    pagination: msgspec.Raw = msgspec.Raw(b"")
-    simplu_replay: msgspec.Raw = msgspec.Raw(b"")
+    data: msgspec.Raw = _ABSENT
+    filters: msgspec.Raw = _ABSENT
+    pagination: msgspec.Raw = _ABSENT
+    simplu_replay: msgspec.Raw = _ABSENT
 
 
 class ReplayedFrom(msgspec.Struct, frozen=True, rename="camel"):
@@ -266,8 +269,8 @@ def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int
     if kind is OperationKind.CREATE and resource_id is None:
         resource_id = request_id
     data = object_member(message.data, "data", required=kind in _KINDS_WITH_DATA)
-    filters = object_member(message.filters, "filters")
-    pagination = object_member(message.pagination, "pagination")
+    filters = b"" if message.filters is _ABSENT else object_member(message.filters, "filters")
+    pagination = b"" if message.pagination is _ABSENT else object_member(message.pagination, "pagination")
     try:
         requested_at = parse_timestamp(message.timestamp)
     except ValueError:
@@ -342,8 +345,8 @@ def digest_of(
     Not over the timestamp: a producer's retry with a new one is the same operation (protocol §6.4).
     """
     parts = (kind.encode(), resource_type.encode(), (resource_id or "").encode(), data, filters, pagination)
-    lengths = ",".join([str(len(part)) for part in parts])
-    return DIGEST_VERSION + hashlib.sha256(b"\0".join((lengths.encode(), *parts))).digest()
+    lengths = b"%d,%d,%d,%d,%d,%d" % tuple(map(len, parts))
+    return DIGEST_VERSION + hashlib.sha256(b"\0".join((lengths, *parts))).digest()
 
 
 class _Ids(msgspec.Struct, rename="camel"):

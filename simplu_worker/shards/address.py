@@ -14,7 +14,11 @@ from simplu_worker.errors import RefusedError
 SHARD_ID_MAX = 128
 CONNECTION_STRING_MAX = 4096
 PORT_MAX = 65535
+HOSTS_MAX = 16  # each has its share of the time that a connection may take
+NAME_MAX_BYTES = 63  # PostgreSQL manual, NAMEDATALEN: what is longer is cut off, and may then name another database
 _NOT_IN_HOSTS = {chr(code) for code in range(33)} | {"\x7f"}
+
+_CONTROLS = _NOT_IN_HOSTS - {" "}
 
 EXPECTED = "expected postgresql://user:password@host:port/database"
 
@@ -23,6 +27,12 @@ EXPECTED = "expected postgresql://user:password@host:port/database"
 ALLOWED_OPTIONS = frozenset(
     {"sslmode", "sslrootcert", "sslcert", "sslkey", "passfile", "target_session_attrs", "application_name"}
 )
+# Values as libpq and asyncpg know them; the server or asyncpg would refuse others with the first connection.
+OPTION_VALUES = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+}
+OPTIONS_WITH_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "passfile"})
 
 
 class AddressRefusedError(RefusedError):
@@ -88,12 +98,14 @@ class ShardAddress(msgspec.Struct, frozen=True):
             raise AddressRefusedError(f"{where}: {EXPECTED}") from None
         if parts.scheme not in {"postgres", "postgresql"} or not all(hosts) or not parts.path.strip("/"):
             raise AddressRefusedError(f"{where}: {EXPECTED}")
+        if len(hosts) > HOSTS_MAX:
+            raise AddressRefusedError(f"{where}: expected at most {HOSTS_MAX} hosts, got {len(hosts)}")
         if _is_ambiguous(parts):
             raise AddressRefusedError(f"{where}: expected one @, before the host; write %40, %2F, %3F, %23 for @ / ? #")
         for host in hosts:
             if allowed_hosts and not any(fnmatchcase(host, pattern.lower()) for pattern in allowed_hosts):
                 raise AddressRefusedError(f"{where}: host {host} is not in DATABASE_ALLOWED_HOSTS")
-        if complaint := _complaint_about(pairs):
+        if complaint := _complaint_about_names(self.connection_string, parts) or _complaint_about(pairs):
             raise AddressRefusedError(f"{where}: {complaint}")
         return self
 
@@ -131,11 +143,36 @@ def _is_ambiguous(parts: SplitResult) -> bool:
     return parts.netloc.count("@") > 1 or any("@" in part for part in (parts.path, parts.query, parts.fragment))
 
 
+def _complaint_about_names(connection_string: str, parts: SplitResult) -> str | None:
+    """Return what is wrong with user, password or database, none of which is repeated; None when nothing is.
+
+    In the first message to the server a U+0000 ends one setting of the session and begins the next.
+    """
+    if _CONTROLS & set(connection_string):  # tabs and new lines, which `urlsplit` silently leaves out
+        return "expected no control characters"
+    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
+    for name, value in {"user": user, "password": password, "database": parts.path[1:]}.items():
+        text = unquote(value)
+        if _CONTROLS & set(text):
+            return f"{name}: expected no control characters"
+        if name != "password" and len(text.encode("utf-8", "surrogatepass")) > NAME_MAX_BYTES:
+            return f"{name}: expected at most {NAME_MAX_BYTES} bytes"
+    return None
+
+
 def _complaint_about(options: Sequence[tuple[str, str]]) -> str | None:
-    if unknown := sorted({name for name, _ in options} - ALLOWED_OPTIONS):
+    names = [name for name, _ in options]
+    if unknown := sorted(set(names) - ALLOWED_OPTIONS):
         return f"option {unknown[0]} is not allowed; known are {', '.join(sorted(ALLOWED_OPTIONS))}"
-    if not all(_is_plain_path(value) for name, value in options if name == "passfile"):
-        return "option passfile: expected the whole path of a file, from / on"
+    for name, value in options:
+        if names.count(name) > 1:
+            return f"option {name}: expected it once"
+        if name in OPTION_VALUES and value not in OPTION_VALUES[name]:
+            return f"option {name}: expected one of {', '.join(OPTION_VALUES[name])}"
+        if name in OPTIONS_WITH_FILES and not _is_plain_path(value):
+            return f"option {name}: expected the whole path of a file, from / on"
+        if name == "application_name" and not (value.isprintable() and len(value.encode()) <= NAME_MAX_BYTES):
+            return f"option {name}: expected at most {NAME_MAX_BYTES} bytes that can be printed"
     return None
 
 

@@ -36,6 +36,7 @@ class _Place(msgspec.Struct):
     address: ShardAddress
     is_proven: bool = False
     trial: _Trial | None = None
+    spare: ShardAddress | None = None  # once the trial is adopted
     left: str | None = None  # the connection string before this one
     left_at: float = 0.0
 
@@ -61,6 +62,26 @@ class AddressBook:
     def add(self, address: ShardAddress, *, spare: ShardAddress | None = None) -> None:
         """Add a shard of which nobody else will tell, with the address of its replica."""
         self._places[address.shard_id] = _Place(address, trial=None if spare is None else _Trial(spare, is_spare=True))
+
+    def rename(self, address: ShardAddress, *, spare: ShardAddress | None = None) -> None:
+        """Take what is said anew of a shard that was added: where it is, and the address of its replica.
+
+        Where it was found somewhere else it is used there until it is found at the new address too.
+        """
+        place = self._places.get(address.shard_id)
+        if place is None or (not place.is_proven and place.address.connection_string != address.connection_string):
+            self.add(address, spare=spare)
+            return
+        is_here = place.address.connection_string == address.connection_string
+        place.spare = None if is_here else spare
+        if not is_here:
+            place.trial = _Trial(address)
+        else:
+            place.trial = None if spare is None else _Trial(spare, is_spare=True)
+
+    def remove(self, shard_id: str) -> None:
+        """Forget a shard; what becomes of a trial of it is then nobody's concern."""
+        self._places.pop(shard_id, None)
 
     def settle(self, named: ShardAddress) -> ShardAddress:
         """Return the address to use for a shard that somebody names: the same, or where it was found."""
@@ -104,24 +125,27 @@ class AddressBook:
 
     def is_spare(self, address: ShardAddress) -> bool:
         """Whether an address that is due is the spare one: nobody says that the shard is there now."""
-        trial = self._places[address.shard_id].trial
-        return trial is not None and trial.is_spare
+        place = self._places.get(address.shard_id)
+        return place is not None and place.trial is not None and place.trial.is_spare
 
     def adopted(self, address: ShardAddress, now: float) -> None:
         """Use an address from now on: the shard was found there."""
-        place = self._places[address.shard_id]
-        is_spare = place.trial is not None and place.trial.is_spare
+        place = self._places.get(address.shard_id)
+        if place is None:
+            return
+        spare = place.address if self.is_spare(address) else place.spare
         self._places[address.shard_id] = _Place(
             address,
             is_proven=True,
-            trial=_Trial(place.address, is_spare=True) if is_spare else None,
+            trial=None if spare is None else _Trial(spare, is_spare=True),
             left=place.address.connection_string,
             left_at=now,
         )
 
     def refused(self, address: ShardAddress, now: float, *, draw: float) -> None:
         """Note that the shard was not found at an address; *draw* (0 ≤ draw < 1) spreads the next trials."""
-        trial = self._places[address.shard_id].trial
+        place = self._places.get(address.shard_id)
+        trial = None if place is None else place.trial
         if trial is None or trial.address.connection_string != address.connection_string:
             return
         trial.failure_count += 1

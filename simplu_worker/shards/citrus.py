@@ -153,6 +153,10 @@ class Citrus:
         """Return where each tenant may live or have lived: on every shard."""
         return dict.fromkeys(tenant_ids, await self.shards())
 
+    async def elsewhere(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:  # noqa: ARG002
+        """Return no further shards: every one of them is a home."""
+        return {}
+
     async def overview(self) -> list[ShardAddress] | None:
         """Return what `shards` does, for people; None when Citrus has no such answer. See `_ask_aside`."""
         replies = await self._ask_aside("shards_health", "api/shards/health", list[_Reply])

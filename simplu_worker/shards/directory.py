@@ -87,12 +87,18 @@ class Directory:
     def remembered(self, tenant_id: str) -> ShardAddress | None:
         """Return the shard that the tenant was last found on, without asking anybody."""
         shard_id = self.routes.remembered(tenant_id)
-        return None if shard_id is None else self._pools.by_shard_id()[shard_id].address
+        pool = None if shard_id is None else self._pools.by_shard_id().get(shard_id)
+        return None if pool is None else pool.address
 
     def forget(self, tenant_id: str) -> None:
         """Ask anew the next time; called when a shard says that the tenant is not there, and when it has just come."""
         self.routes.doubt(tenant_id)
         self._absences.drop(tenant_id)
+
+    def renamed(self, left: Collection[str]) -> None:
+        """Note that shards are named anew: nobody lives on those that *left*, and who had none may have one now."""
+        self.routes.abandon(left)
+        self._absences.clear()
 
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> ShardAddress | Absence:
         """Return the shard that confirms the tenant as its own, or why there is none.
@@ -143,7 +149,7 @@ class Directory:
     async def _has(self, shard_id: str, tenant_id: str) -> bool:
         """Whether a shard says that a tenant is its own, whoever names another. While it says nothing, it has."""
         try:
-            row = (await self._homes.rows(self._pools.by_shard_id()[shard_id].address, [tenant_id])).get(tenant_id)
+            row = (await self._homes.rows(self._pools.at(shard_id).address, [tenant_id])).get(tenant_id)
         except TryAgainLaterError:
             return True
         return row is not None and row["state"] in ANSWERING
@@ -188,9 +194,9 @@ class Directory:
     async def _last_home(self, tenant_id: str) -> Home | None:
         """Return the shard that has the row of a tenant which was found before, without asking who names shards."""
         shard_id = self.routes.last_home(tenant_id)
-        if shard_id is None:
+        if shard_id is None or shard_id not in self._pools.by_shard_id():
             return None
-        address = self._pools.by_shard_id()[shard_id].address
+        address = self._pools.at(shard_id).address
         row = (await self._homes.rows(address, [tenant_id])).get(tenant_id)
         return None if row is None else await self._homes.followed(Home(address, row), tenant_id)
 
@@ -228,11 +234,9 @@ class Directory:
             raise home
         return home
 
-    async def homes(
-        self, named: Mapping[str, ShardAddress], *, new: Collection[str] = ()
-    ) -> dict[str, Home | WorkerError | None]:
+    async def homes(self, named: Mapping[str, ShardAddress]) -> dict[str, Home | WorkerError | None]:
         """Return what `Homes.of` does."""
-        return await self._homes.of(named, new=new)
+        return await self._homes.of(named)
 
 
 def _place_of(home: Home) -> ShardAddress | Absence:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +21,10 @@ MOVES_MAX: Final = 8  # forward pointers followed for one tenant
 ASKED_AT_ONCE: Final = 16
 
 
+class EarlierHomeSilentError(ShardUnavailableError):
+    """A tenant may live on a shard that does not answer; the one that is named was asked, and has no row."""
+
+
 class Home(msgspec.Struct, frozen=True):
     """The shard that says a tenant is its own, and the row in which it says so."""
 
@@ -35,17 +39,17 @@ class Homes:
         self._locator = locator
         self._pools = pools
 
-    async def of(
-        self, named: Mapping[str, ShardAddress], *, new: Collection[str] = ()
-    ) -> dict[str, Home | WorkerError | None]:
+    async def of(self, named: Mapping[str, ShardAddress]) -> dict[str, Home | WorkerError | None]:
         """Return the shard that has each tenant's row: the named one, an earlier home, or where it moved from there.
 
-        None means that every shard where it may live or have lived was asked and has no row, or only a destroyed one
-        that is not on the named one. An error is told while one of them does not answer; for those of *new*, earlier
-        homes that do not are passed over. Each shard is asked once for all.
+        A destroyed row is nobody's home, but on the named shard it is found when no other has a better one. None means
+        that every shard where it may live or have lived was asked. An error is told while one of them does not answer:
+        `EarlierHomeSilentError` where it is not the named one. Each shard is asked once for all, and those that
+        `Locator.elsewhere` names after the others; nobody waits for the silent ones of them.
         """
         answers = await self._ask({tenant_id: [address] for tenant_id, address in named.items()})
-        missing = [tenant_id for tenant_id in named if not answers[tenant_id]]
+        ended = {tenant_id: found for tenant_id, found in answers.items() if found and not _counts(found[0])}
+        missing = [tenant_id for tenant_id in named if tenant_id in ended or not answers[tenant_id]]
         try:
             earlier = await self._locator.homes(missing) if missing else {}
         except (TryAgainLaterError, RefusedError) as exc:
@@ -58,7 +62,13 @@ class Homes:
             for tenant_id, shards in earlier.items()
         }
         for tenant_id, found in (await self._ask(others)).items():
-            answers[tenant_id] = [answer for answer in found if _counts(answer, is_new=tenant_id in new)]
+            answers[tenant_id] = [_of_earlier(answer) for answer in found if _counts(answer)] or ended.get(
+                tenant_id, []
+            )
+        unfound = [tenant_id for tenant_id in missing if answers[tenant_id] == ended.get(tenant_id, [])]
+        for tenant_id, found in (await self._ask(await self._locator.elsewhere(unfound))).items():
+            homes = [answer for answer in found if isinstance(answer, Home) and _counts(answer)]
+            answers[tenant_id] = [*homes, *answers[tenant_id]]
         return {tenant_id: await self._settled(tenant_id, answers[tenant_id]) for tenant_id in named}
 
     async def _ask(self, places: Mapping[str, Sequence[ShardAddress]]) -> dict[str, list[Home | TryAgainLaterError]]:
@@ -86,12 +96,14 @@ class Homes:
                 tasks.create_task(ask(shard, tenant_ids), name=f"home:{shard.shard_id}")
         return found
 
-    async def rows(self, address: ShardAddress, tenant_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Return the tenants' rows on one shard, whatever their state, by id; without those it does not have."""
+    async def rows(
+        self, address: ShardAddress, tenant_ids: Sequence[str], *, query: str = "find_tenants"
+    ) -> dict[str, dict[str, Any]]:
+        """Return what a query says of the tenants' rows on one shard, by id; without those it does not have."""
         async with self._pools.pool(address).connection() as connection:
             if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
                 return {}
-            rows = await connection.fetch(QUERIES["find_tenants"], tenant_ids)
+            rows = await connection.fetch(QUERIES[query], tenant_ids)
         self._locator.book.proved(address)
         return {row["id"]: dict(row) for row in rows}
 
@@ -112,7 +124,7 @@ class Homes:
         hops = 0
         while home.tenant["state"] == TenantState.MOVED and hops < MOVES_MAX:
             hops += 1
-            target = await self._address_of(home.tenant["moved_to"])
+            target = await self.address_of(home.tenant["moved_to"])
             row = (await self.rows(target, [tenant_id])).get(tenant_id) if target else None
             if target is None or row is None:
                 raise ShardUnavailableError(
@@ -122,11 +134,20 @@ class Homes:
             home = Home(target, row)
         return home
 
-    async def _address_of(self, shard_id: str | None) -> ShardAddress | None:
+    async def address_of(self, shard_id: str | None) -> ShardAddress | None:
+        """Return where a shard is; None when nobody knows it. Raises as the locator does."""
         known = self._locator.book.known(shard_id or "")
         return known or next((shard for shard in await self._locator.shards() if shard.shard_id == shard_id), None)
 
 
-def _counts(answer: Home | TryAgainLaterError, *, is_new: bool) -> bool:
-    """Tell whether an answer about an earlier home says anything: a destroyed row does not."""
-    return answer.tenant["state"] != TenantState.DESTROYED if isinstance(answer, Home) else not is_new
+def _counts(answer: Home | TryAgainLaterError) -> bool:
+    """Tell whether an answer says, or may yet say, where a tenant lives: a destroyed row does not."""
+    return not isinstance(answer, Home) or answer.tenant["state"] != TenantState.DESTROYED
+
+
+def _of_earlier(answer: Home | TryAgainLaterError) -> Home | TryAgainLaterError:
+    if isinstance(answer, Home):
+        return answer
+    silent = EarlierHomeSilentError(str(answer), shard_id=getattr(answer, "shard_id", None))
+    silent.__cause__ = answer
+    return silent

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from simplu_worker.operations.operation import Failure, Operation
+from simplu_worker.shards.packing import packed
 from simplu_worker.shards.pools import Connection
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.redelivery import Encounter, LoggedRow, encounter
@@ -34,20 +35,25 @@ async def write_log(connection: Connection, entries: Sequence[Entry]) -> list[En
     operations = [operation for operation, _ in entries]
     tenant_ids = [operation.tenant_id for operation in operations]
     request_ids = [operation.request_id for operation in operations]
+    origins = [operation.origin for operation in operations]
+    arrivals = {origin.arrived_at for origin in origins}  # many arrive at the same instant
+    arrival_texts = {arrived_at: arrived_at.isoformat() for arrived_at in arrivals}
     status = await connection.execute(
         QUERIES["log_operations"],
-        tenant_ids,
-        request_ids,
-        [operation.kind for operation in operations],
-        [operation.resource_type for operation in operations],
-        [operation.resource_id for operation in operations],
-        [failure for _, failure in entries],
-        [operation.digest for operation in operations],
-        [operation.origin.source for operation in operations],
-        [operation.origin.stream_shard_id for operation in operations],
-        [operation.origin.sequence_number for operation in operations],
-        texts_of_times(operations),
-        [operation.origin.arrived_at for operation in operations],
+        *packed(
+            tenant_ids,
+            request_ids,
+            [operation.kind for operation in operations],
+            [operation.resource_type for operation in operations],
+            [operation.resource_id or "" for operation in operations],
+            [failure or "" for _, failure in entries],
+            [operation.digest.hex() for operation in operations],
+            [origin.source for origin in origins],
+            [origin.stream_shard_id or "" for origin in origins],
+            [origin.sequence_number or "" for origin in origins],
+            texts_of_times(operations),
+            [arrival_texts[origin.arrived_at] for origin in origins],
+        ),
     )
     if status == f"INSERT 0 {len(operations)}":
         return [None] * len(operations)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from functools import partial
 from typing import Any, Self, TypeAlias, assert_never
 
@@ -65,6 +65,8 @@ class ShardPool:
         self._lender = Lender(self._connect, size=size, budget=self._budget)
         self._condition = Condition(address, self._lender)
         self._shared_look = SharedLook(self._look)
+        self._has_left = False
+        self.refusal: str | None = None  # why a look found that this worker may not work on it: its schema, say
         self._stopping: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -80,6 +82,7 @@ class ShardPool:
         self._address = address
         self._connector = Connector(address, reply_s=self._deadlines.reply_s)
         self._condition.begin_anew(address)
+        self.refusal = None
         self._lender.expire()
 
     @property
@@ -95,6 +98,10 @@ class ShardPool:
     def last_error(self) -> str | None:
         """What was last amiss, by class and code; None where nothing is."""
         return self._condition.last_error
+
+    def leave(self) -> None:
+        """Lend no connection any more: nobody is to use the shard. Those that are lent are waited for by `drain`."""
+        self._has_left = True
 
     def counts(self) -> dict[str, int]:
         """Return how many connections are open and idle, and how many callers wait for one."""
@@ -158,6 +165,8 @@ class ShardPool:
         So it tells how the server is now, also while those of the pool hang or lead to where the server was before.
         It is not counted in the budget. Raises as `connection` does.
         """
+        if self._has_left:
+            raise left_error(self._address.shard_id)
         asked_at = loop_time()
         connection = await self._connected(within_s=self._deadlines.probe_s)
         with self._condition.translated(asked_at=asked_at):
@@ -176,6 +185,7 @@ class ShardPool:
         await self._shared_look()
 
     async def _look(self) -> None:
+        self._check_refusal()
         was_healthy = self.is_healthy
         try:
             async with self.fresh_connection() as connection:
@@ -194,9 +204,16 @@ class ShardPool:
             # Those of before may lead to a server that is gone without a word, each for as long as a reply may take.
             self._lender.expire()
 
+    async def drain(self) -> None:
+        """Close all connections, each when it is given back: within the time that any use of one may take."""
+        await self._end(within_s=self._deadlines.reply_s)
+
     async def close(self) -> None:
         """Close all connections, forcibly after a few seconds."""
-        await self._lender.close(within_s=self._deadlines.close_s)
+        await self._end(within_s=self._deadlines.close_s)
+
+    async def _end(self, *, within_s: float) -> None:
+        await self._lender.close(within_s=within_s)
         if self._stopping:
             await asyncio.wait(self._stopping, timeout=STOPS_AT_CLOSE_S)
             for task in self._stopping:
@@ -204,7 +221,15 @@ class ShardPool:
         if not self._budget.has_idle:
             self._budget.close()
 
+    def _check_refusal(self) -> None:
+        if self.refusal is not None:
+            shard_id = self._address.shard_id
+            raise ShardUnavailableError(f"shard {shard_id}: {self.refusal}", shard_id=shard_id)
+
     async def _admitted(self) -> None:
+        if self._has_left:
+            raise left_error(self._address.shard_id)
+        self._check_refusal()
         match self._condition.admit():
             case Admission.ADMITTED:
                 pass
@@ -264,6 +289,7 @@ class Pools:
         self._deadlines = deadlines
         self._budget = SharedBudget(max_connections, idle_s=deadlines.idle_s)
         self._pools: dict[str, ShardPool] = {}
+        self._left: set[str] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -277,10 +303,12 @@ class Pools:
     def pool(self, address: ShardAddress) -> ShardPool:
         """Return the pool of a shard, made or re-pointed where needed. Opens no connection.
 
-        Raises `ShardUnavailableError` for an address that may not be used.
+        Raises `ShardUnavailableError` for an address that may not be used, and for a shard that left.
         """
         if address.refusal is not None:
             raise ShardUnavailableError(address.refusal)
+        if address.shard_id in self._left:
+            raise left_error(address.shard_id)
         pool = self._pools.get(address.shard_id)
         if pool is None:
             register_secret_of(address)
@@ -296,6 +324,35 @@ class Pools:
     def by_shard_id(self) -> Mapping[str, ShardPool]:
         """Return the pools that exist, by shard id."""
         return self._pools
+
+    def at(self, shard_id: str) -> ShardPool:
+        """Return the pool of a shard that was named before. Raises `ShardUnavailableError` when it left since."""
+        pool = self.by_shard_id().get(shard_id)
+        if pool is None:
+            raise left_error(shard_id)
+        return pool
+
+    def has_left(self, shard_id: str) -> bool:
+        """Whether a shard is not to be used any more."""
+        return shard_id in self._left
+
+    def leave(self, shard_ids: Iterable[str]) -> list[ShardPool]:
+        """Use shards no more, whoever still names them, until they `join` again; return their pools, to be drained."""
+        left = set(shard_ids)
+        self._left |= left
+        pools = [pool for pool in (self._pools.pop(shard_id, None) for shard_id in left) if pool is not None]
+        for pool in pools:
+            pool.leave()
+        return pools
+
+    def join(self, shard_ids: Iterable[str]) -> None:
+        """Let shards be used that may have left before."""
+        self._left.difference_update(shard_ids)
+
+
+def left_error(shard_id: str) -> ShardUnavailableError:
+    """Return the error for who asks for a shard that is not to be used any more."""
+    return ShardUnavailableError(f"shard {shard_id}: it is not among the shards any more")
 
 
 def register_secret_of(address: ShardAddress) -> None:

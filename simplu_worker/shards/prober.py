@@ -102,13 +102,15 @@ class Prober:
 
 
 async def look(pool: ShardPool, *, counts_tenants: bool = True) -> ShardProbe | ShardSilence:
-    """Look at one shard, and let its pool know what it does not yet: that its shard is lost, or back."""
+    """Look at one shard, and let its pool know what it does not yet: that its shard is lost, or back, or not for us."""
     try:
         probe = await probe_shard(pool, counts_tenants=counts_tenants)
     except WorkerError as exc:
         shard_id, place = pool.address.shard_id, pool.address.place
         error = str(exc).removeprefix(f"shard {shard_id} at {place}: ").removeprefix(f"shard {shard_id}: ")
         return ShardSilence(error, is_refusal=isinstance(exc, WrongShardError))
+    if probe.refusal is not None or not probe.is_cut_short:
+        pool.refusal = probe.refusal
     if probe.is_read_only == pool.is_healthy:
         with contextlib.suppress(TryAgainLaterError):
             await pool.probe()

@@ -6,6 +6,8 @@ import re
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
+from simplu_worker.shards.migrations import Migration, migration_of
+
 _SQL = files(__package__) / "sql"
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 _MIGRATION = re.compile(r"^(\d{4})_(\w+)\.sql$")
@@ -25,12 +27,13 @@ def _queries() -> dict[str, str]:
     return {name: query for file in _sql_files("queries") for name, query in named_queries(file.read_text()).items()}
 
 
-def _migrations() -> list[tuple[int, str, str]]:
+def _migrations() -> list[Migration]:
     matches = [(_MIGRATION.match(file.name), file) for file in _sql_files("migrations")]
-    return [(int(match[1]), match[2], file.read_text()) for match, file in matches if match]
+    return [migration_of(int(match[1]), match[2], file.read_text()) for match, file in matches if match]
 
 
 QUERIES = _queries()
-MIGRATIONS = _migrations()  # (version, name, statements), oldest first
+MIGRATIONS = _migrations()  # oldest first
 BUSINESS_TYPES = {file.name.removesuffix(".sql"): file.read_text() for file in _sql_files("business_types")}
-SCHEMA_VERSION = MIGRATIONS[-1][0]
+ADOPTION = {file.name.removesuffix(".sql"): file.read_text() for file in _sql_files("adoption")}  # scripts, by name
+SCHEMA_VERSION = MIGRATIONS[-1].version

@@ -71,11 +71,15 @@ class Repointing:
             try:
                 await self._look_at(address)
             except TryAgainLaterError as exc:
+                if self._book.known(shard_id) is None:
+                    return  # it left meanwhile
                 self._book.refused(address, self._clock(), draw=self._draw())
                 # The trial's pool has set it, of an address that is not in use.
                 instruments.SHARD_HEALTHY.labels(shard_id).set(self.is_well(shard_id))
                 log.warning("shard.address_refused", shard_id=shard_id, place=address.place, error=str(exc))
                 return
+            if self._book.known(shard_id) is None:
+                return  # it left meanwhile
             self._book.adopted(address, self._clock())
             pool = self._pools.pool(address)
         with contextlib.suppress(TryAgainLaterError):  # its health says what came of it
@@ -84,7 +88,7 @@ class Repointing:
     async def _answers(self, shard_id: str) -> bool:
         """Whether a shard takes writes where it is: one error more does not say that its replica was promoted."""
         try:
-            await self._pools.by_shard_id()[shard_id].probe()
+            await self._pools.at(shard_id).probe()
         except TryAgainLaterError:
             return False
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,11 +12,13 @@ import msgspec
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.admission import HOLD
 from simplu_worker.shards.claims import Claim, Standing
 from simplu_worker.shards.directory import Absence, Directory
+from simplu_worker.shards.first_use import FirstUse, Name
 from simplu_worker.shards.invalidations import OnChange, ignore_changes, touched
 from simplu_worker.shards.locator import Locator
-from simplu_worker.shards.pools import Pools
+from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.safe_commits import SafeCommits
 from simplu_worker.shards.survey import Survey, survey_shards
@@ -41,6 +43,8 @@ class LoggedOperation(msgspec.Struct, frozen=True, rename="camel", omit_defaults
 class Router:
     """The one way from the consumers to the shards."""
 
+    _first_use: FirstUse | None = None
+
     def __init__(
         self,
         directory: Directory,
@@ -50,6 +54,7 @@ class Router:
         tenant_wait: timedelta,
         on_change: OnChange = ignore_changes,
         commits: SafeCommits | None = None,
+        first_use: FirstUse | None = None,
     ) -> None:
         self._directory = directory
         self._locator = locator
@@ -57,7 +62,8 @@ class Router:
         self._tenant_wait = tenant_wait
         self._on_change = on_change
         self._commits = commits or SafeCommits(pools)
-        self._writers: dict[str, ShardWriter] = {}
+        self._first_use = first_use
+        self._writers: dict[str, tuple[ShardPool, ShardWriter]] = {}
 
     def remembered(self, tenant_id: str) -> str | None:
         """Return the id of the shard on which the tenant was last found, without asking anybody."""
@@ -77,6 +83,18 @@ class Router:
         found = await self._directory.find(tenant_id, absence_max_age_s=absence_max_age_s)
         return found.shard_id if isinstance(found, ShardAddress) else found
 
+    async def make_at_first_use(self, tenant_id: str, names: Iterable[Name]) -> str | Absence:
+        """Make a tenant that was found `NOT_HERE`, with `PROVISION_ON_FIRST_USE`; return what `find` then does.
+
+        *names* are the businesses and locations, of its id, that sent operations. Raises `TenantNotMadeError`, with
+        why, and as `find` does.
+        """
+        if self._first_use is None:
+            return Absence.NOT_HERE
+        await self._first_use.make(names)
+        self._directory.forget(tenant_id)
+        return await self.find(tenant_id)
+
     async def apply(
         self, shard_id: str, operations: Sequence[Operation], *, claim: Claim | None = None
     ) -> list[Outcome]:
@@ -86,7 +104,10 @@ class Router:
         is written with them. Raises `TryAgainLaterError` when the shard cannot take the batch: nothing is then known of
         it, and the same batch may be tried again; `PositionChangedError` when the row has to be read first.
         """
-        outcomes = await self._writer(shard_id).apply(operations, claim)
+        if self._pools.has_left(shard_id):
+            outcomes = [HOLD] * len(operations)  # nobody lives there any more
+        else:
+            outcomes = await self._writer(shard_id).apply(operations, claim)
         for tenant_id in {operation.tenant_id for operation in operations}:
             self._directory.remembered(tenant_id)  # it is in use, whoever else remembers where it lives
         for operation, outcome in zip(operations, outcomes, strict=True):
@@ -111,7 +132,7 @@ class Router:
         not live there now (it is asked for anew the next time), APPLIED with `tenant_destroyed`, a DEAD_LETTER. *claim*
         and errors as with `apply`.
         """
-        outcome = await self._writer(shard_id).give_up(operation, claim)
+        outcome = HOLD if self._pools.has_left(shard_id) else await self._writer(shard_id).give_up(operation, claim)
         if outcome.disposition is Disposition.HOLD:
             self._directory.forget(operation.tenant_id)
         return outcome
@@ -119,9 +140,11 @@ class Router:
     async def probe(self, shard_id: str) -> None:
         """Make sure, within seconds, that a shard can take operations now; raise `TryAgainLaterError` when it cannot.
 
-        Of many who ask at once one looks, and its answer is everybody's for a moment.
+        Of many who ask at once one looks, and its answer is everybody's for a moment. One that left the map is waited
+        for by nobody: it takes what there is, and says of all of it that its tenants do not live there.
         """
-        await self._writer(shard_id).probe()
+        if not self._pools.has_left(shard_id):
+            await self._writer(shard_id).probe()
 
     async def shard_ids(self) -> list[str]:
         """Return the ids of all shards that are known now and may be used; those in use where nobody tells of others.
@@ -196,10 +219,11 @@ class Router:
         return None if row is None else dict(row)
 
     def _writer(self, shard_id: str) -> ShardWriter:
-        writer = self._writers.get(shard_id)
-        if writer is None:
-            pool = self._pools.by_shard_id()[shard_id]
-            writer = self._writers[shard_id] = ShardWriter(pool, tenant_wait=self._tenant_wait)
+        pool = self._pools.at(shard_id)
+        known, writer = self._writers.get(shard_id, (None, None))
+        if writer is None or known is not pool:  # it left, and came back
+            writer = ShardWriter(pool, tenant_wait=self._tenant_wait)
+            self._writers[shard_id] = pool, writer
         return writer
 
 

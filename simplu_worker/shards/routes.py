@@ -7,7 +7,7 @@ says that its tenant is in use, and puts it in line to be asked for. So those th
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from itertools import islice
 from typing import Any, Final
 
@@ -96,6 +96,23 @@ class Routes:
         route = self._routes.get(tenant_id)
         return self._doubted.get(tenant_id) if route is None else route.shard_id
 
+    def all(self) -> list[tuple[str, str]]:
+        """Return every tenant that is served, with its shard."""
+        return [(tenant_id, route.shard_id) for tenant_id, route in self._routes.items()]
+
+    def ask_soon(self, tenant_id: str) -> None:
+        """Put a tenant in line now: its route may have changed. It is served meanwhile."""
+        route = self._routes.get(tenant_id)
+        if route is not None:
+            self._due[tenant_id] = None
+            route.stale_at = math.inf
+
+    def abandon(self, shard_ids: Collection[str]) -> None:
+        """Forget who lived on shards that are there no more."""
+        self._routes = {key: route for key, route in self._routes.items() if route.shard_id not in shard_ids}
+        self._doubted = {key: shard_id for key, shard_id in self._doubted.items() if shard_id not in shard_ids}
+        self._samples = {key: tenant_id for key, tenant_id in self._samples.items() if key not in shard_ids}
+
     def sample(self, shard_id: str) -> str | None:
         """Return a tenant that was found on a shard."""
         return self._samples.get(shard_id)
@@ -156,6 +173,10 @@ class Absences:
     def drop(self, tenant_id: str) -> None:
         """Forget it: the tenant may have a shard now."""
         self._absences.pop(tenant_id, None)
+
+    def clear(self) -> None:
+        """Forget all of them: shards are named anew."""
+        self._absences.clear()
 
 
 def _make_room(entries: MutableMapping[str, Any], most: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -22,13 +22,13 @@ from simplu_worker.operations.operation import (
     Disposition,
     Failure,
     Operation,
-    OperationKind,
     Outcome,
 )
-from simplu_worker.operations.waves import Wave, plan_waves
+from simplu_worker.operations.waves import plan_waves
 from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit, is_too_late
 from simplu_worker.shards.claims import Claim, PositionChangedError, Standing
 from simplu_worker.shards.operation_log import known_in_log, texts_of_times, write_log
+from simplu_worker.shards.packing import packed
 from simplu_worker.shards.pools import Connection, ShardPool
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.redelivery import Encounter
@@ -320,9 +320,9 @@ class Attempt:
             if encounter in KNOWN:
                 outcomes[place] = KNOWN[encounter]
         applied = [place for place, outcome in enumerate(outcomes) if outcome is None]
-        for wave in plan_waves([self._operations[place] for place in applied]):
-            for place, failure in await self._apply_wave(connection, applied, wave):
-                outcomes[place] = Outcome(disposition=Disposition.APPLIED, failure=failure)
+        self.suspects = applied
+        for place, failure in await self._apply_waves(connection, applied):
+            outcomes[place] = Outcome(disposition=Disposition.APPLIED, failure=failure)
         self.suspects = logged  # a deferred trigger speaks at the commit
         return [outcome or SUCCEEDED for outcome in outcomes]
 
@@ -360,21 +360,17 @@ class Attempt:
     def _is_too_late(self, operation: Operation, tenants: Mapping[str, TenantRow]) -> bool:
         return is_too_late(operation, tenants.get(operation.tenant_id), tenant_wait=self._tenant_wait)
 
-    async def _apply_wave(
-        self, connection: Connection, applied: Sequence[int], wave: Wave
-    ) -> list[tuple[int, Failure]]:
-        """Apply one wave of the operations *applied*; return places of those that could not take effect, and why."""
-        reading = [applied[place] for place in wave.reads]
-        reads = [place for place in reading if self._operations[place].kind is OperationKind.READ]
-        lists = [place for place in reading if self._operations[place].kind is OperationKind.LIST]
-        writes = [applied[place] for place in wave.writes]
-        failures: list[tuple[int, Failure]] = []
-        for places, statement in ((reads, _read), (lists, _list), (writes, _write)):
-            if places:
-                self.suspects = places
-                rows = await statement(connection, [self._operations[place] for place in places])
-                failures += [(places[row["position"]], Failure(row["error"])) for row in rows if row["error"]]
-        return failures
+    async def _apply_waves(self, connection: Connection, applied: Sequence[int]) -> list[tuple[int, Failure]]:
+        """Apply the operations *applied*, wave after wave in one go; return which could not take effect, and why."""
+        operations = self._operations
+        waves = [
+            _columns([applied[place] for place in (*wave.reads, *wave.writes)], operations)
+            for wave in plan_waves([operations[place] for place in applied])
+        ]
+        if not waves:
+            return []
+        rows = await connection.fetchmany(QUERIES["apply_wave"], waves)
+        return [(row["place"], Failure(row["error"])) for row in rows]
 
 
 async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:
@@ -391,43 +387,25 @@ async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> di
     }
 
 
-async def _write(connection: Connection, operations: Sequence[Operation]) -> list[Any]:
-    return await connection.fetch(
-        QUERIES["apply_writes"],
-        [operation.tenant_id for operation in operations],
-        [operation.request_id for operation in operations],
-        [operation.kind for operation in operations],
-        [operation.resource_type for operation in operations],
-        [operation.resource_id for operation in operations],
-        [operation.data for operation in operations],
-        texts_of_times(operations),
+def _columns(places: Sequence[int], operations: Sequence[Operation]) -> tuple[object, ...]:
+    """Return the arguments of `apply_wave` for one wave: those of *operations* at *places*."""
+    wave = [operations[place] for place in places]
+    queries = [operation.query for operation in wave]
+    separator, *columns = packed(
+        list(map(str, places)),
+        [operation.tenant_id for operation in wave],
+        [operation.request_id for operation in wave],
+        [operation.kind for operation in wave],
+        [operation.resource_type for operation in wave],
+        [operation.resource_id or "" for operation in wave],
+        [operation.data or (operation.query.members if operation.query else "") for operation in wave],
+        texts_of_times(wave),
+        [query.days.first.isoformat() if query and query.days.first else "" for query in queries],
+        [query.days.last.isoformat() if query and query.days.last else "" for query in queries],
+        [str(query.page) if query else "" for query in queries],
+        [str(query.limit) if query else "" for query in queries],
     )
-
-
-async def _read(connection: Connection, operations: Sequence[Operation]) -> list[Any]:
-    return await connection.fetch(
-        QUERIES["apply_reads"],
-        [operation.tenant_id for operation in operations],
-        [operation.request_id for operation in operations],
-        [operation.resource_type for operation in operations],
-        [operation.resource_id for operation in operations],
-    )
-
-
-async def _list(connection: Connection, operations: Sequence[Operation]) -> list[Any]:
-    asked = [(operation, operation.query) for operation in operations if operation.query is not None]
-    return await connection.fetch(
-        QUERIES["apply_lists"],
-        [operation.tenant_id for operation, _ in asked],
-        [operation.request_id for operation, _ in asked],
-        [operation.resource_type for operation, _ in asked],
-        [query.members for _, query in asked],
-        [query.days.first for _, query in asked],
-        [query.days.last for _, query in asked],
-        [query.page for _, query in asked],
-        [query.limit for _, query in asked],
-        RESULT_MAX_BYTES,
-    )
+    return separator, RESULT_MAX_BYTES, *columns
 
 
 def failure_of(outcome: Outcome | None) -> Failure | None:

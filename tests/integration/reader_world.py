@@ -14,8 +14,8 @@ from aws_endpoints import client_of
 from shard_cases import fetch
 from shard_databases import QUICK, ShardMaker
 
+from simplu_worker.aws import Client
 from simplu_worker.clock import UtcClock, utc_now
-from simplu_worker.consumers.aws import Client
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
 from simplu_worker.consumers.kinesis.adoption import Lineage
 from simplu_worker.consumers.kinesis.leases import Ahead, HashRange

@@ -15,7 +15,7 @@ import pytest
 from aws_endpoints import client_of
 from structlog.testing import capture_logs
 
-from simplu_worker.consumers.aws import Client
+from simplu_worker.aws import Client
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
 from simplu_worker.consumers.sqs.control import ControlHandler
 from simplu_worker.consumers.sqs.queue import Queue

@@ -14,7 +14,7 @@ import pytest
 from aws_endpoints import ScriptedAws, client_of
 from structlog.testing import capture_logs
 
-from simplu_worker.consumers.aws import Client
+from simplu_worker.aws import Client
 from simplu_worker.consumers.dead_letters import DeadLetter, DeadLetterQueue
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.metrics.instruments import DEAD_LETTERS

@@ -25,7 +25,7 @@ from simplu_worker.local.loopback import until
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.citrus import CitrusUnavailableError
 from simplu_worker.shards.directory import Absence, Directory
-from simplu_worker.shards.homes import Home
+from simplu_worker.shards.homes import EarlierHomeSilentError, Home
 from simplu_worker.shards.locator import StaticMap
 from simplu_worker.shards.pools import Pools
 from simplu_worker.shards.shard_errors import ShardUnavailableError
@@ -270,30 +270,38 @@ async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) ->
             await add_tenant(routed.pools.pool(shard), ("b", location), state=state)
         await add_tenant(routed.pools.pool(first), ("b", "moved"), state="moved", moved_to="shard-2")
         await add_tenant(routed.pools.pool(second), ("b", "moved"))
-        names = ("here", "there", "gone", "ended", "moved", "nowhere", "new")
+        names = ("here", "there", "gone", "ended", "moved", "nowhere")
         before = requests_to("shards_health")
 
-        homes = await routed.directory.homes(
-            {f"b-{name}": first for name in names} | {"b-silent": third}, new={"b-new", "b-silent"}
-        )
+        homes = await routed.directory.homes({f"b-{name}": first for name in names} | {"b-silent": third})
 
         assert requests_to("shards_health") == before + 1  # for earlier homes; by then all are known
-        silence = ShardUnavailableError
         found = {
             name.removeprefix("b-"): home.address.shard_id for name, home in homes.items() if isinstance(home, Home)
         }
-        assert found == {"here": "shard-1", "there": "shard-2", "ended": "shard-1", "moved": "shard-2"}
-        assert {name.removeprefix("b-") for name, home in homes.items() if isinstance(home, silence)} == {
-            "gone",
-            "nowhere",
-            "silent",
-        }
-        assert homes["b-new"] is None
+        assert found == {"here": "shard-1", "there": "shard-2", "moved": "shard-2"}
+        silent_ones = {name for name, home in homes.items() if isinstance(home, EarlierHomeSilentError)}
+        assert silent_ones == {"b-gone", "b-ended", "b-nowhere"}
+        assert type(homes["b-silent"]) is ShardUnavailableError  # the one that is named
         del routed.citrus.registry.shards["shard-3"]
-        assert await routed.directory.homes({"b-gone": first, "b-nowhere": first}) == {
-            "b-gone": None,
-            "b-nowhere": None,
-        }
+        homes = await routed.directory.homes({f"b-{name}": first for name in ("gone", "ended", "nowhere")})
+        ended = homes.pop("b-ended")
+        assert isinstance(ended, Home)
+        assert ended.tenant["state"] == "destroyed"
+        assert homes == {"b-gone": None, "b-nowhere": None}
+
+
+async def test_homes_prefers_a_living_row_when_the_named_shard_has_a_destroyed_one(make_shard: ShardMaker) -> None:
+    """A destroyed row is nobody's home, also where the tenant is named to live."""
+    async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
+        first, second = await routed.locator.shards()
+        await add_tenant(routed.pools.pool(first), state="destroyed")
+        await add_tenant(routed.pools.pool(second))
+
+        home = (await routed.directory.homes({TENANT_ID: first}))[TENANT_ID]
+
+        assert isinstance(home, Home)
+        assert home.address == second
 
 
 async def test_homes_gives_those_that_were_found_when_citrus_does_not_name_earlier_ones(make_shard: ShardMaker) -> None:
@@ -325,9 +333,7 @@ async def test_find_asks_the_earlier_homes_of_a_static_map(make_shard: ShardMake
     shards = [await make_shard(f"shard-{number}") for number in (1, 2)]
     mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
     locator = StaticMap(ShardMap(shards=mapped))
-    tenant = next(
-        ("b", str(number)) for number in range(100) if locator._map.place(f"b-{number}").shard_id == "shard-2"
-    )
+    tenant = next(("b", str(number)) for number in range(100) if locator.map.place(f"b-{number}").shard_id == "shard-2")
     async with Pools(size=1) as pools:
         await add_tenant(pools.pool(shards[0]), tenant)
         directory = Directory(locator, pools)

@@ -15,7 +15,7 @@ from aws_endpoints import CREDENTIALS, client_of, running_moto
 from kcl_peer import KclPeer, Row, number, reference_row
 from msgspec.structs import replace
 
-from simplu_worker.consumers.aws import Client
+from simplu_worker.aws import Client
 from simplu_worker.consumers.kinesis.balancing import plan_takes
 from simplu_worker.consumers.kinesis.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases import HashRange, Lease, Observation, observe

@@ -37,7 +37,7 @@ from aws_endpoints import CREDENTIALS, client_of
 from botocore.exceptions import ClientError
 from kinesis_endpoints import Servers, kinesis_servers
 
-from simplu_worker.consumers.aws import Client
+from simplu_worker.aws import Client
 from simplu_worker.local.loopback import until
 
 HASH_KEYS = 2**128
@@ -151,7 +151,7 @@ def shard_id(index: int) -> str:
 
 def texts_of(answer: dict[str, Any]) -> list[str]:
     """Return what the records say."""
-    return [record["Data"].decode() for record in answer["Records"]]
+    return [record.data.decode() for record in answer["Records"]]
 
 
 def ranges_of(shards: list[dict[str, Any]]) -> list[tuple[int, int]]:
@@ -179,10 +179,10 @@ async def test_records_are_read_as_they_were_put(stream: Stream) -> None:
     answer = await stream.client.get_records(ShardIterator=await stream.iterator())
     read = answer["Records"]
     assert put["FailedRecordCount"] == 0
-    assert [{name: one[name] for name in ("PartitionKey", "Data")} for one in read] == entries
-    assert [one["SequenceNumber"] for one in read] == [one["SequenceNumber"] for one in put["Records"]]
-    assert all(one["ApproximateArrivalTimestamp"].tzinfo for one in read)
-    numbers = [int(one["SequenceNumber"]) for one in read]
+    assert [{"PartitionKey": one.partition_key, "Data": one.data} for one in read] == entries
+    assert [one.sequence_number for one in read] == [one["SequenceNumber"] for one in put["Records"]]
+    assert all(one.arrived_at.tzinfo for one in read)
+    numbers = [int(one.sequence_number) for one in read]
     assert numbers == sorted(set(numbers))
 
 
@@ -196,7 +196,7 @@ async def test_iterators_start_where_they_say(stream: Stream) -> None:
     latest = await stream.iterator("LATEST")
     await stream.put("d")
     answer = await stream.client.get_records(ShardIterator=await stream.iterator())
-    at = answer["Records"][2]["ApproximateArrivalTimestamp"] - timedelta(milliseconds=5)
+    at = answer["Records"][2].arrived_at - timedelta(milliseconds=5)
     iterators = [
         await stream.iterator(),
         await stream.iterator("AT_SEQUENCE_NUMBER", StartingSequenceNumber=numbers[1]),
@@ -383,7 +383,7 @@ async def test_shard_filters_choose_by_time(stream: Stream, endpoint_url: str, s
     times = []
     for shard in (0, 1):
         answer = await stream.client.get_records(ShardIterator=await stream.iterator(shard=shard))
-        times.append(answer["Records"][0]["ApproximateArrivalTimestamp"])
+        times.append(answer["Records"][0].arrived_at)
     filters = [{"Type": kind, "Timestamp": at} for kind in ("AT_TIMESTAMP", "FROM_TIMESTAMP") for at in times]
     assert [await stream.numbers(ShardFilter=one) for one in filters] == [[0], [1, 2], [0, 1, 2], [1, 2]]
 

@@ -13,7 +13,7 @@ from aiohttp import ClientSession
 from aws_endpoints import CREDENTIALS, client_of
 from botocore.exceptions import BotoCoreError, ClientError
 
-from simplu_worker.consumers.aws import Client
+from simplu_worker.aws import Client
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, ExpiredIteratorError, Stream, TrimHorizon
 from simplu_worker.local.kinesis_faults import (
     AdvanceClock,
@@ -73,7 +73,7 @@ async def iterator(kinesis: Client) -> str:
 async def kept(kinesis: Client) -> list[bytes]:
     """Return the data of the first stream shard."""
     answer = await kinesis.get_records(ShardIterator=await iterator(kinesis))
-    return [record["Data"] for record in answer["Records"]]
+    return [record.data for record in answer["Records"]]
 
 
 async def has_called(url: str, action: str) -> bool:
@@ -95,8 +95,8 @@ async def test_records_come_back_byte_for_byte(kinesis: Client) -> None:
     entries = [{"PartitionKey": k, "Data": d, "ExplicitHashKey": "0"} for k, d in zip(keys, data, strict=True)]
     answer = await kinesis.put_records(StreamName=NAME, Records=entries)
     read = (await kinesis.get_records(ShardIterator=await iterator(kinesis)))["Records"]
-    assert [(one["PartitionKey"], one["Data"]) for one in read] == list(zip(keys, data, strict=True))
-    assert [one["SequenceNumber"] for one in read] == [one["SequenceNumber"] for one in answer["Records"]]
+    assert [(one.partition_key, one.data) for one in read] == list(zip(keys, data, strict=True))
+    assert [one.sequence_number for one in read] == [one["SequenceNumber"] for one in answer["Records"]]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import structlog
 from aws_endpoints import CREDENTIALS, ScriptedAws, client_of, running_moto
 from msgspec.structs import replace
 
-from simplu_worker.consumers.aws import Client, ThrottledError
+from simplu_worker.aws import Client, ThrottledError
 from simplu_worker.consumers.kinesis.lease_table import OWNER_INDEX, LeaseTable
 from simplu_worker.consumers.kinesis.leases import Ahead, HashRange, Lease
 from simplu_worker.consumers.kinesis.positions import SHARD_END, TRIM_HORIZON, Position

@@ -15,7 +15,7 @@ from aiohttp import ClientSession
 from aws_endpoints import client_of
 from structlog.testing import capture_logs
 
-from simplu_worker.consumers.aws import Client
+from simplu_worker.aws import Client
 from simplu_worker.consumers.letters import DeadLetter
 from simplu_worker.consumers.sqs.orders import OrderHandler
 from simplu_worker.consumers.sqs.queue import Message, Queue

@@ -475,6 +475,7 @@ class GatedCitrus:
     def __init__(self, citrus: Locator) -> None:
         self.gate = asyncio.Event()
         self.register, self.homes, self.shards = citrus.register, citrus.homes, citrus.shards
+        self.elsewhere = citrus.elsewhere
         self.book = citrus.book
         self._citrus = citrus
 

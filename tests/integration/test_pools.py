@@ -70,7 +70,7 @@ async def test_transaction_is_bounded_and_its_settings_end_with_it(shard: ShardP
     async with shard.transaction() as connection:
         within = await connection.fetchval(query)
 
-    assert within == "5s force_custom_plan"
+    assert within == "5s force_generic_plan"
     assert await ask(shard, query) == "0 auto"
 
 

@@ -26,7 +26,7 @@ from simplu_worker.shards.directory import Directory
 from simplu_worker.shards.locator import StaticMap
 from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.provisioning import Provisioner, ProvisionRequest, ProvisionResult, ShardNotAllowedError
-from simplu_worker.shards.queries import BUSINESS_TYPES
+from simplu_worker.shards.queries import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.shard_errors import ShardUnavailableError, StatementFailedError
 from simplu_worker.shards.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.writer import SUCCEEDED
@@ -187,7 +187,7 @@ async def test_provision_makes_the_schema_once_when_two_come_to_an_empty_shard(m
 
         assert [row["id"] for row in await tenants(one, "shard-1")] == ["-".join(tenant) for tenant in made]
         pool = pool_of(one, "shard-1")
-        assert await fetch(pool, "SELECT count(*) FROM schema_migrations") == [{"count": 1}]
+        assert await fetch(pool, "SELECT count(*) FROM schema_migrations") == [{"count": len(MIGRATIONS)}]
         assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": len(made)}]
 
 
@@ -267,7 +267,9 @@ async def test_provision_waits_when_the_list_of_shards_has_one_that_may_not_be_u
     address = await make_shard("shard-1")
     named = {"shardId": "shard-1", "connectionString": address.connection_string}
     evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
-    citrus = ScriptedCitrus(reply({}, status=409), reply(named), reply([named, evil]), reply(named), reply([evil]))
+    before = (reply({}, status=409), reply(named), reply([named, evil]))
+    new = (reply(named), reply([evil]), reply(named), reply([evil]))  # the last two when it is to be confirmed
+    citrus = ScriptedCitrus(*before, *new)
     async with citrus.opened(allowed_hosts=("127.0.0.1",)) as client, Pools(size=1) as pools:
         provisioner = Provisioner(client, Directory(client, pools), pools)
 
@@ -397,7 +399,7 @@ async def test_provision_waits_when_citrus_names_a_host_that_is_not_allowed(make
     address = await make_shard("shard-1")
     named = {"shardId": "shard-1", "connectionString": address.connection_string}
     evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
-    citrus = ScriptedCitrus(reply(evil), reply(evil), reply(named), reply([named]))
+    citrus = ScriptedCitrus(reply(evil), reply(evil), reply(named), reply([named]), reply(named), reply([named]))
     async with citrus.opened(allowed_hosts=("127.0.0.1",)) as client, Pools(size=1) as pools:
         provisioner = Provisioner(client, Directory(client, pools), pools)
         with pytest.raises(ShardNotAllowedError, match=r"evil\.example is not in DATABASE_ALLOWED_HOSTS") as caught:

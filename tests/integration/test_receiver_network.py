@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from aws_endpoints import REGION, client_of
 
-from simplu_worker.consumers.aws import Client, open_client
+from simplu_worker.aws import Client, open_client
 from simplu_worker.consumers.dead_letters import DeadLetter
 from simplu_worker.consumers.sqs.groups import Limits
 from simplu_worker.consumers.sqs.queue import Message, Queue

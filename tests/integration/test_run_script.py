@@ -229,5 +229,8 @@ def test_make_lists_its_targets() -> None:
     """`make` alone lists every command of run.py."""
     done = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=False)
     names = [line.split()[1] for line in done.stdout.splitlines()]
-    expected = "help demo test lint bench-directory bench-isolation bench-writing setup tools lock clean"
+    expected = (
+        "help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing"
+        " setup tools lock clean"
+    )
     assert names == expected.split()

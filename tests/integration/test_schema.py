@@ -10,6 +10,7 @@ from shard_databases import ShardMaker
 
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.deadlines import Deadlines
+from simplu_worker.shards.migrations import digest_of
 from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.queries import BUSINESS_TYPES, MIGRATIONS, QUERIES, SCHEMA_VERSION
 from simplu_worker.shards.schema import SchemaState, check_schema, ensure_schema
@@ -33,9 +34,12 @@ async def test_ensure_schema_makes_everything_when_the_database_is_empty(make_sh
         assert await state_of(pool) is SchemaState.READY
         assert await fetch(pool, "SELECT shard_id FROM shard_meta") == [{"shard_id": "shard-7"}]
         versions = [row["version"] for row in await fetch(pool, "SELECT version FROM schema_migrations ORDER BY 1")]
-        assert versions == [version for version, _, _ in MIGRATIONS]
-        types = {row["name"] for row in await fetch(pool, "SELECT name FROM business_types")}
-        assert types == set(BUSINESS_TYPES)
+        assert versions == [migration.version for migration in MIGRATIONS]
+        rows = await fetch(pool, "SELECT name, digest FROM business_types")
+        types = {row["name"] for row in rows}
+        assert {row["name"]: row["digest"] for row in rows} == {
+            name: digest_of(text) for name, text in BUSINESS_TYPES.items()
+        }
         views = {row["viewname"].partition("_")[0] for row in await fetch(pool, "SELECT viewname FROM pg_views")}
         assert types <= views
 
@@ -132,21 +136,48 @@ async def test_check_schema_calls_a_database_empty_when_only_an_extension_has_pu
         assert await state_of(pool) is SchemaState.EMPTY
 
 
+LATER = "INSERT INTO schema_migrations (version, name, works_from) VALUES"
+NEXT, AFTER_NEXT = SCHEMA_VERSION + 1, SCHEMA_VERSION + 2
+
+
 @pytest.mark.parametrize(
     ("statement", "came"),
     [
-        (f"INSERT INTO schema_migrations (version, name) VALUES ({SCHEMA_VERSION + 1}, 'later')", SCHEMA_VERSION + 1),
-        ("DELETE FROM schema_migrations", "none"),
+        (f"{LATER} ({NEXT}, 'later', NULL)", f"got {NEXT}; run a worker"),
+        (
+            f"{LATER} ({NEXT}, 'one', {SCHEMA_VERSION}), ({AFTER_NEXT}, 'two', {NEXT})",
+            f"got {AFTER_NEXT}; run a worker of schema version {NEXT} or newer",
+        ),
+        (
+            f"UPDATE schema_migrations SET version = version - {SCHEMA_VERSION + 1}",
+            "got -1; run a worker of that version or upgrade the shard",
+        ),
+        ("DELETE FROM schema_migrations", "got none"),
     ],
 )
-async def test_check_schema_refuses_a_version_it_does_not_know(
-    shard: ShardPool, statement: str, came: int | str
-) -> None:
-    """A worker works on its own schema version and the one before; the error says which it found and what to do."""
+async def test_check_schema_refuses_a_version_it_does_not_work_on(shard: ShardPool, statement: str, came: str) -> None:
+    """What the newest migration says counts; the error says which version came and what to do."""
     await fetch(shard, statement)
 
-    with pytest.raises(ShardUnavailableError, match=rf"got {came}; run a worker of that version or upgrade"):
+    with pytest.raises(ShardUnavailableError, match=came):
         await state_of(shard)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        f"DELETE FROM schema_migrations WHERE version = {SCHEMA_VERSION}",
+        f"{LATER} ({NEXT}, 'later', {SCHEMA_VERSION})",
+        f"{LATER} ({NEXT}, 'one', NULL), ({AFTER_NEXT}, 'two', 1)",
+    ],
+)
+async def test_check_schema_takes_the_version_before_and_later_ones_that_work_with_it(
+    shard: ShardPool, statement: str
+) -> None:
+    """So workers and shards can be upgraded one by one, in either order."""
+    await fetch(shard, statement)
+
+    assert await state_of(shard) is SchemaState.READY
 
 
 async def test_check_schema_refuses_a_shard_without_an_identity(shard: ShardPool) -> None:

@@ -38,6 +38,7 @@ from simplu_worker.shards.health_book import HealthBook
 from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.probe import probe_shard
 from simplu_worker.shards.prober import Prober, look
+from simplu_worker.shards.queries import SCHEMA_VERSION
 from simplu_worker.shards.shard_errors import ShardUnavailableError
 
 HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
@@ -93,7 +94,7 @@ async def test_look_tells_what_a_shard_is(pools: Pools, make_shard: ShardMaker) 
     await add_tenant(pools.pool(address))
     await add_tenant(pools.pool(address), ("gone", "main"), state="destroyed")
     probe = await well(pools, address)
-    assert (probe.schema_version, probe.tenant_count, probe.refusal) == (1, 1, None)
+    assert (probe.schema_version, probe.tenant_count, probe.refusal) == (SCHEMA_VERSION, 1, None)
     assert (role_of(probe), probe.standby_count, probe.lag_s) == ("primary", 0, None)
     assert probe.connections_used is not None
     assert probe.connections_used >= 1
@@ -109,7 +110,7 @@ async def test_look_tells_what_a_shard_is(pools: Pools, make_shard: ShardMaker) 
 async def test_look_does_not_count_tenants_when_it_is_not_asked_to(pools: Pools, make_shard: ShardMaker) -> None:
     """That reads a table."""
     probe = await probe_shard(pools.pool(await make_shard()), counts_tenants=False)
-    assert (probe.schema_version, probe.tenant_count) == (1, None)
+    assert (probe.schema_version, probe.tenant_count) == (SCHEMA_VERSION, None)
 
 
 async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
@@ -227,7 +228,7 @@ async def test_look_is_on_a_connection_of_the_pool_when_no_other_is_to_be_had(
     try:
         await fetch(pool, "SELECT 1")
         probe = await well(pools, theirs)
-        assert (probe.connections_used, probe.connections_max, probe.schema_version) == (1, 1, 1)
+        assert (probe.connections_used, probe.connections_max, probe.schema_version) == (1, 1, SCHEMA_VERSION)
         assert judge(Seen(probe=probe)).problems == {Problem.CONNECTIONS}
         assert health_of(pool) == (True, None)
         async with pool.connection():  # now it has none to spare
@@ -244,7 +245,7 @@ async def test_look_says_what_it_has_seen_when_the_shard_is_slow(pools: Pools, m
     await fetch(pool, "SELECT 1")
     async with held_lock(address, "tenants"):
         probe = await probe_shard(pool, within_s=0.5)
-    assert (probe.is_cut_short, probe.schema_version, probe.tenant_count) == (True, 1, None)
+    assert (probe.is_cut_short, probe.schema_version, probe.tenant_count) == (True, SCHEMA_VERSION, None)
     assert judge(Seen(probe=probe)).problems == {Problem.SLOW}
     assert (pool.is_healthy, pool.last_error) == (True, None)
     assert await nobody_is_left(address, "state <> 'idle'")

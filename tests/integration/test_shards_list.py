@@ -26,6 +26,7 @@ from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.health import Seen, Usage, judge, usage_of
 from simplu_worker.shards.health_book import HealthBook
 from simplu_worker.shards.prober import look
+from simplu_worker.shards.queries import SCHEMA_VERSION
 from simplu_worker.shards.roll_call import Listed, RollCall, call_roll
 from simplu_worker.shards.survey import Limits
 from simplu_worker.views import Replica, views_of
@@ -166,7 +167,7 @@ async def test_shards_list_prints_json_and_fails_when_a_shard_is_silent(
         "shardId": "shard-1",
         "state": "healthy",
         "role": "primary",
-        "schemaVersion": 1,
+        "schemaVersion": SCHEMA_VERSION,
         "tenantCount": 0,
     }
     assert await list_shards(settings_of(tmp_path, good, silent("shard-2")), as_json=True) == 1

@@ -42,7 +42,7 @@ from aws_endpoints import CREDENTIALS, client_of
 from botocore.exceptions import ClientError
 from sqs_endpoints import Servers, sqs_servers
 
-from simplu_worker.consumers.aws import Client
+from simplu_worker.aws import Client
 from simplu_worker.local.loopback import until
 
 Test = TypeVar("Test", bound=Callable[..., Any])

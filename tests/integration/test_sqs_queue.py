@@ -12,7 +12,7 @@ import pytest
 from aws_endpoints import ScriptedAws, client_of
 from sqs_endpoints import sqs_servers
 
-from simplu_worker.consumers.aws import Client
+from simplu_worker.aws import Client
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
 from simplu_worker.consumers.sqs.groups import Limits
 from simplu_worker.consumers.sqs.queue import Message, Outgoing, Queue

@@ -11,7 +11,7 @@ from aiohttp import ClientSession
 from aws_endpoints import client_of
 from botocore.exceptions import BotoCoreError, ClientError
 
-from simplu_worker.consumers.aws import Client
+from simplu_worker.aws import Client
 from simplu_worker.local.loopback import until
 from simplu_worker.local.sqs_faults import AdvanceClock, ClearFaults, ExpireReceipts, Fault, SetOptions
 from simplu_worker.local.sqs_server import control, serve_sqs

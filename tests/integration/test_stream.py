@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from aws_endpoints import ScriptedAws, client_of
 
-from simplu_worker.consumers.aws import Client, ThrottledError
+from simplu_worker.aws import Client, ThrottledError
 from simplu_worker.consumers.kinesis.leases import HashRange
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard, StreamShard
 from simplu_worker.consumers.kinesis.stream import (

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -12,6 +10,7 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 from simulated_network import Network
 from virtual_time import EPOCH
 
+from simplu_worker.consumers.kinesis.stream import decode_get_records
 from simplu_worker.local.kinesis_actions import Actions
 from simplu_worker.local.kinesis_errors import KinesisError
 from simplu_worker.local.kinesis_model import Account, Options, Stream
@@ -91,10 +90,7 @@ class KinesisClient:
 
     async def get_records(self, **arguments: Any) -> dict[str, Any]:
         """API_GetRecords."""
-        reply = await self._ask("GetRecords", arguments)
-        for record in reply["Records"]:
-            record["Data"] = base64.b64decode(record["Data"])
-            record["ApproximateArrivalTimestamp"] = datetime.fromtimestamp(record["ApproximateArrivalTimestamp"], UTC)
+        reply = decode_get_records(msgspec.json.encode(await self._ask("GetRecords", arguments)))
         if self._service.is_false_end():
             reply |= {"NextShardIterator": None, "ChildShards": []}
         return reply

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simplu_worker.errors import RefusedError
-from simplu_worker.shards.address import ShardAddress, hosts_of, places_of
+from simplu_worker.shards.address import OPTION_VALUES, ShardAddress, hosts_of, places_of
+from simplu_worker.shards.connecting import Target
 
 SECRET = "correct-horse"
 asyncpg_utils: Any = import_module("asyncpg.connect_utils")  # its stubs leave out the private function
@@ -63,6 +64,8 @@ def connected_hosts(connection_string: str) -> list[str]:
         (f"postgresql://user:{SECRET}@%61.internal/shard", ["a.internal"]),
         (f"postgresql://user:{SECRET}@a.internal/shard?sslmode=require&application_name=x", ["a.internal"]),
         (f"postgresql://user:{SECRET}@a.internal/shard?target_session_attrs=read-write", ["a.internal"]),
+        (f"postgresql://user:{SECRET}@a.internal/{'d' * 63}?application_name={'x' * 63}", ["a.internal"]),
+        (f"postgresql://user:{SECRET}%20with%20spaces@a.internal/shard", ["a.internal"]),
     ],
 )
 def test_address_is_usable_when_all_its_hosts_are_allowed(connection_string: str, hosts: list[str]) -> None:
@@ -236,3 +239,55 @@ def test_places_are_hosts_with_their_ports() -> None:
         ("/Run/pg", None),
         ("b", None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("connection_string", "complaint"),
+    [
+        (f"postgresql://us%00options%00-c%20x:{SECRET}@a.internal/shard", "user: expected no control characters"),
+        (f"postgresql://user:{SECRET}%00@a.internal/shard", "password: expected no control characters"),
+        (f"postgresql://user:{SECRET}@a.internal/shard%00options%00x", "database: expected no control characters"),
+        (f"postgresql://user:{SECRET}@a.internal/sh%0Aard", "database: expected no control characters"),
+        (f"postgresql://user:{SECRET}@a.in\nternal/shard", "expected no control characters"),
+        (f"postgresql://us\ter:{SECRET}@a.internal/shard", "expected no control characters"),
+        (f"postgresql://{'u' * 64}:{SECRET}@a.internal/shard", "user: expected at most 63 bytes"),
+        (f"postgresql://user:{SECRET}@a.internal/{'é' * 32}", "database: expected at most 63 bytes"),
+        (f"postgresql://user:{SECRET}@{','.join(['a.internal'] * 17)}/shard", "expected at most 16 hosts, got 17"),
+        (f"postgresql://user:{SECRET}@a.internal/shard?sslmode=none", "option sslmode: expected one of disable, "),
+        (
+            f"postgresql://user:{SECRET}@a.internal/shard?target_session_attrs=master",
+            "option target_session_attrs: expected one of any, ",
+        ),
+        (
+            f"postgresql://user:{SECRET}@a.internal/shard?sslmode=require&sslmode=disable",
+            "option sslmode: expected it once",
+        ),
+        (
+            f"postgresql://user:{SECRET}@a.internal/shard?sslrootcert=root.crt",
+            "option sslrootcert: expected the whole path of a file",
+        ),
+        (
+            f"postgresql://user:{SECRET}@a.internal/shard?application_name={'x' * 64}",
+            "option application_name: expected at most 63 bytes",
+        ),
+        (
+            f"postgresql://user:{SECRET}@a.internal/shard?application_name=a%00b",
+            "option application_name: expected at most 63 bytes that can be printed",
+        ),
+    ],
+)
+def test_address_is_refused_when_it_would_not_be_what_it_looks_like(connection_string: str, complaint: str) -> None:
+    """A name that the server cuts off, or a setting of the session smuggled into another one's value."""
+    with pytest.raises(RefusedError) as raised:
+        address(connection_string).checked(())
+
+    assert str(raised.value).startswith(f"connection string of shard shard-1: {complaint}")
+    assert SECRET not in str(raised.value)
+
+
+def test_address_takes_the_words_of_the_libraries() -> None:
+    """Those that are checked are those that are understood when a connection is made."""
+    assert set(OPTION_VALUES["target_session_attrs"]) == set(Target)
+    assert set(OPTION_VALUES["sslmode"]) == {
+        mode.name.replace("_", "-") for mode in import_module("asyncpg.connect_utils").SSLMode
+    }

@@ -151,3 +151,71 @@ def test_book_only_ever_uses_addresses_where_the_shard_is(
         elif (due := book.due("shard-1", float(now), is_well=True)) is not None:
             assert due.connection_string != real.connection_string
             book.refused(due, float(now), draw=0.5)
+
+
+def added(*, is_proven: bool = True) -> AddressBook:
+    """Return a book whose shard was added at OLD with a replica at NEW."""
+    book = AddressBook()
+    book.add(OLD, spare=NEW)
+    if is_proven:
+        book.proved(OLD)
+    return book
+
+
+def test_book_follows_a_shard_that_is_renamed_once_it_was_found_there() -> None:
+    """And its new replica is the one that is tried after that."""
+    book = added()
+    spare = ShardAddress("shard-1", "postgresql://u:secret@spare/d")
+    book.rename(OTHER, spare=spare)
+    assert book.known("shard-1") == OLD
+    assert book.due("shard-1", 0.0, is_well=True) == OTHER
+    assert not book.is_spare(OTHER)
+
+    book.adopted(OTHER, 10.0)
+
+    assert book.known("shard-1") == OTHER
+    assert book.due("shard-1", 100.0, is_well=True) is None
+    assert book.due("shard-1", 100.0, is_well=False) == spare
+
+
+def test_book_uses_a_new_name_at_once_where_the_shard_was_never_found() -> None:
+    """Nothing is known to be better than the last word."""
+    book = added(is_proven=False)
+    book.rename(OTHER)
+
+    assert book.known("shard-1") == OTHER
+    assert book.contested() == []
+
+
+def test_book_keeps_a_promoted_replica_that_is_renamed_as_the_shard() -> None:
+    """The map says now what was found before; the former primary is the replica."""
+    book = added()
+    book.adopted(NEW, 10.0)
+    book.rename(NEW, spare=OLD)
+
+    assert book.known("shard-1") == NEW
+    assert book.due("shard-1", 100.0, is_well=True) is None
+    assert book.due("shard-1", 100.0, is_well=False) == OLD
+
+
+def test_book_forgets_a_mistaken_name_that_is_taken_back() -> None:
+    """The address in use never changed."""
+    book = added()
+    book.rename(OTHER)
+    book.rename(OLD, spare=NEW)
+
+    assert book.known("shard-1") == OLD
+    assert book.due("shard-1", 0.0, is_well=True) is None
+    assert book.due("shard-1", 0.0, is_well=False) == NEW
+
+
+def test_book_minds_no_trial_of_a_shard_that_was_removed() -> None:
+    """It may end after that, either way."""
+    book = added()
+    book.remove("shard-1")
+    book.remove("shard-1")
+    book.refused(NEW, 1.0, draw=0.0)
+    book.adopted(NEW, 1.0)
+
+    assert book.known("shard-1") is None
+    assert not book.is_spare(NEW)

@@ -41,6 +41,7 @@ CONTRACT = {
     "simplu_shard_tenants": ("gauge", ["shard_id"]),
     "simplu_citrus_request_seconds": ("histogram", ["endpoint", "outcome"]),
     "simplu_dynamodb_request_seconds": ("histogram", ["operation", "outcome"]),
+    "simplu_shard_map_reloads": ("counter", ["outcome"]),
     "simplu_provisioning": ("counter", ["outcome"]),
     "simplu_cache_invalidations": ("counter", ["outcome"]),
     "simplu_event_loop_lag_seconds": ("gauge", []),
@@ -120,6 +121,7 @@ def test_label_values_are_those_of_the_operations_package() -> None:
         ("simplu_prefetch_bytes", (), ()),
         ("simplu_kinesis_leases", ("state",), (instruments.LEASE_STATES,)),
         ("simplu_provisioning_total", ("outcome",), (instruments.PROVISIONING_OUTCOMES,)),
+        ("simplu_shard_map_reloads_total", ("outcome",), (instruments.SHARD_MAP_OUTCOMES,)),
         (
             "simplu_citrus_request_seconds_count",
             ("endpoint", "outcome"),

@@ -122,3 +122,31 @@ def test_absences_are_as_old_as_the_question() -> None:
     assert absences.why("tenant", since=0.0) is None
     assert absences.swept_at("tenant") == -math.inf
     assert repr(absences) == "Absences(0)"
+
+
+def test_routes_ask_soon_for_whom_another_shard_is_named() -> None:
+    """Served meanwhile, once in line, and never one that is not there."""
+    routes = Routes()
+    routes.put("tenant", "shard-1", now=0.0, draw=0.5)
+    for tenant_id in ("tenant", "tenant", "stranger"):
+        routes.ask_soon(tenant_id)
+
+    assert routes.remembered("tenant") == "shard-1"
+    assert routes.all() == [("tenant", "shard-1")]
+    assert routes.take_due() == ("tenant", "shard-1")
+    assert routes.take_due() is None
+
+
+def test_routes_to_an_abandoned_shard_are_forgotten() -> None:
+    """In use, doubted and as samples; not even as a place to look first."""
+    routes = Routes()
+    for tenant_id, shard_id in {"here": "shard-1", "gone": "shard-2", "doubted": "shard-2"}.items():
+        routes.put(tenant_id, shard_id, now=0.0, draw=0.5)
+    routes.doubt("doubted")
+    routes.ask_soon("gone")
+    routes.abandon({"shard-2"})
+
+    assert routes.all() == [("here", "shard-1")]
+    assert [routes.last_home(tenant_id) for tenant_id in ("here", "gone", "doubted")] == ["shard-1", None, None]
+    assert (routes.sample("shard-1"), routes.sample("shard-2")) == ("here", None)
+    assert routes.take_due() is None

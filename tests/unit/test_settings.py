@@ -101,6 +101,7 @@ GOOD = [
     ("REDIS_URL", "rediss://user:word@cache", SecretStr("rediss://user:word@cache")),
     ("REDIS_URL", "unix:///run/redis.sock", SecretStr("unix:///run/redis.sock")),
     ("ALLOW_DESTRUCTIVE_HTTP", "true", True),
+    ("PROVISION_ON_FIRST_USE", "true", True),
 ]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 from collections import Counter
+from itertools import count as numbers
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.shards.shard_map import MappedShard, ShardMap, jump, jump_hash, parse_shard_map, read_shard_map
+from simplu_worker.shards.shard_map import (
+    MappedShard,
+    ShardMap,
+    buckets,
+    jump,
+    jump_hash,
+    parse_shard_map,
+    read_shard_map,
+)
 
 URL = "postgresql://user:correct-horse@db{}.internal:5432/shard"
 KEYS = st.integers(0, 2**64 - 1)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 def shard(number: int, **more: Any) -> dict[str, Any]:
@@ -33,6 +44,30 @@ def map_of(count: int, *, retired: frozenset[int] = frozenset(), tenants: dict[s
 def names(shards: list[MappedShard]) -> list[str]:
     """Return the ids of *shards*."""
     return [one.shard_id for one in shards]
+
+
+def paper_hash(key: int, buckets: int) -> int:
+    """Return the bucket of *key* as figure 1 of the paper computes it, in C++ and with C's numbers.
+
+    `b = -1, j = 0; while (j < num_buckets) { b = j; key = key * 2862933555777941757ULL + 1;
+    j = (b + 1) * (double(1LL << 31) / double((key >> 33) + 1)); } return b;`
+    """
+    state, b, j = ctypes.c_uint64(key), ctypes.c_int64(-1), ctypes.c_int64(0)
+    while j.value < buckets:
+        b.value = j.value
+        state = ctypes.c_uint64(state.value * 2862933555777941757 + 1)
+        j.value = int(ctypes.c_double((b.value + 1) * (float(1 << 31) / float((state.value >> 33) + 1))).value)
+    return b.value
+
+
+def paper_place(key: str, count: int, retired: frozenset[int] = frozenset()) -> int:
+    """Return the place of *key* among *count* shards as contract §7 says it, by nothing of ours."""
+    for attempt in numbers():
+        text = key + ("" if attempt == 0 else f"#{attempt}")
+        number = paper_hash(int(hashlib.md5(text.encode()).hexdigest()[:16], 16), count)
+        if number not in retired:
+            return number
+    raise AssertionError
 
 
 FROZEN = {
@@ -73,6 +108,28 @@ def test_jump_hash_is_the_published_one_for_many_keys() -> None:
     expected = [0, 55, 62, 8, 45, 59, 86, 97, 82, 59, 73, 37, 17, 56, 86, 21, 90, 37, 38, 83]
 
     assert [jump_hash(key, 100) for key in range(20)] == expected
+
+
+@given(KEYS, st.integers(1, 100_000))
+def test_jump_hash_is_the_papers(key: int, count: int) -> None:
+    """For every key and number of buckets what the C++ of Lamping and Veach gives."""
+    assert jump_hash(key, count) == paper_hash(key, count)
+
+
+@given(KEYS, st.integers(1, 2000))
+def test_buckets_are_those_of_every_smaller_number(key: int, count: int) -> None:
+    """In the order in which the key had them while the number grew."""
+    assert buckets(key, count) == sorted({paper_hash(key, fewer) for fewer in range(1, count + 1)})
+
+
+@given(st.integers(1, 60), st.integers(0, 10**6))
+def test_jump_hash_moves_no_more_keys_than_the_new_bucket_takes(count: int, seed: int) -> None:
+    """Of many keys 1 in count + 1 moves when one bucket is added: five deviations are met by no run."""
+    keys = [f"tenant-{seed}-{number}" for number in range(2000)]
+    moved = sum(jump(key, count) != jump(key, count + 1) for key in keys)
+    share = 1 / (count + 1)
+
+    assert abs(moved - len(keys) * share) <= 5 * (len(keys) * share * (1 - share)) ** 0.5
 
 
 @given(KEYS, st.integers(1, 5000))
@@ -148,6 +205,52 @@ def test_homes_are_every_place_a_key_had_while_the_map_grew(key: str, count: int
     assert len(set(names(homes))) == len(homes)
 
 
+@given(TEXTS, st.data())
+def test_homes_are_every_place_a_key_had_while_shards_were_added_and_retired(key: str, data: st.DataObject) -> None:
+    """Whatever the order, for a shard that is retired now was none once."""
+    count, retired = 1, frozenset[int]()
+    had = {paper_place(key, count)}
+    for _ in range(data.draw(st.integers(0, 6))):
+        if data.draw(st.booleans()):
+            count += data.draw(st.integers(1, 3))
+        else:
+            retired |= data.draw(st.sets(st.integers(0, count - 1), max_size=3))
+            if len(retired) == count:
+                count += 1
+        had.add(paper_place(key, count, retired))
+    homes = names(map_of(count, retired=retired).homes(key))
+
+    assert homes[0] == f"shard-{paper_place(key, count, retired)}"
+    assert {f"shard-{number}" for number in had} <= set(homes)
+
+
+@given(TEXTS, st.integers(1, 12), st.sets(st.integers(0, 11)))
+def test_fall_tells_the_way_past_retired_shards(key: str, count: int, retired: set[int]) -> None:
+    """Each of them in turn, and the shard that an independent reading of the contract gives."""
+    gone = frozenset(number for number in retired if number < count)
+    if len(gone) == count:
+        gone -= {0}
+    fall = map_of(count, retired=gone).fall(key)
+
+    assert fall.shard.shard_id == f"shard-{paper_place(key, count, gone)}"
+    assert not fall.is_pinned
+    assert all(one.retired for one in fall.retired)
+    first = f"shard-{paper_place(key, count)}"
+    assert [fall.shard.shard_id, *names(list(fall.retired))][-1 if not fall.retired else 1] == first
+
+
+def test_resized_map_has_the_first_shards_or_new_ones_at_its_end() -> None:
+    """New ones have names that no shard has, and pins hold as far as their shard is there."""
+    shard_map = ShardMap(
+        shards=tuple(MappedShard(name, "") for name in ("a", "new-1", "c")), tenants={"x-y": "a", "u-v": "c"}
+    )
+
+    assert names(list(shard_map.resized(5).shards)) == ["a", "new-1", "c", "new-2", "new-3"]
+    assert names(list(shard_map.resized(2).shards)) == ["a", "new-1"]
+    assert shard_map.resized(2).place("x-y").shard_id == "a"
+    assert shard_map.resized(2).place("u-v").shard_id == ("a", "new-1")[paper_place("u-v", 2)]
+
+
 def test_homes_begin_with_the_pin_and_hold_the_hashed_place_too() -> None:
     """The tenant may have been there before it was pinned."""
     key = next(f"key-{number}" for number in range(100) if jump(f"key-{number}", 3) == 2)
@@ -176,6 +279,11 @@ BAD_MAPS: list[tuple[str, Any, list[str]]] = [
     ("no shard", {"shards": []}, ["at least one shard"]),
     ("all retired", {"shards": [shard(0, retired=True)]}, ["not retired"]),
     ("twice", {"shards": [shard(0), shard(1), shard(0)]}, ["shard shard-0: listed twice"]),
+    (
+        "one place for two",
+        {"shards": [shard(0), shard(1, connectionString=URL.format(0).replace("user", "other"))]},
+        ["shard shard-1: expected a database of its own, got that of shard shard-0"],
+    ),
     ("pin to nowhere", {"shards": [shard(0)], "tenants": {"a-b": "shard-9"}}, ["tenant a-b: pinned to shard-9"]),
     ("no id", {"shards": [shard(0, shardId="")]}, ["shard id"]),
     ("other scheme", {"shards": [shard(0, connectionString="mysql://u:correct-horse@h/d")]}, ["shard-0", "postgresql"]),
@@ -188,6 +296,11 @@ BAD_MAPS: list[tuple[str, Any, list[str]]] = [
     ("missing member", {"shards": [{"shardId": "shard-0"}]}, ["connectionString"]),
     ("wrong type", {"shards": [shard(0, connectionString=["correct-horse"])]}, ["connectionString"]),
     ("no object", [], ["object"]),
+    (
+        "many pins to nowhere",
+        {"shards": [shard(0)], "tenants": {f"a-{number}": "shard-9" for number in range(100)}},
+        ["tenant a-9: pinned to shard-9", "and 90 more like that"],
+    ),
     (
         "many at once",
         {

@@ -137,13 +137,18 @@ class CatchUpReader:
                 elif (reply := await cursor.read(ending)) is not None:
                     for count, arrival in enumerate(intake.arrivals(reply.records, after=after), start=1):
                         after = None
-                        if isinstance(arrival.decoded, Operation) and self._is_of_parents(arrival.decoded.tenant_id):
-                            ticket = self.catch_up.owed.take_at_last()
-                            entry = Entry(ticket, arrival.decoded, arrival.record, self.catch_up.owed)
-                            self._dispatcher.send(entry)
+                        if isinstance(arrival.decoded, Operation):
+                            self._send_one_of_parents(arrival.record, arrival.decoded)
                         if count % DECODED_AT_ONCE == 0:
                             await asyncio.sleep(0)
                     cursor.let_go()
+
+    def _send_one_of_parents(self, record: bytes, operation: Operation) -> None:
+        owed, holds, tenant_id = self.catch_up.owed, self._dispatcher.holds, operation.tenant_id
+        if self._is_its(tenant_id) and not holds.has_parents_elsewhere(tenant_id, self.catch_up):
+            self._dispatcher.send(Entry(owed.take_at_last(), operation, record, owed))
+        else:
+            self.catch_up.left_out.add(tenant_id)
 
     async def _end_parents(self, ending: asyncio.Event) -> None:
         """Go on to the own records once all that the parents owed is applied, or held by itself."""
@@ -194,14 +199,11 @@ class CatchUpReader:
         if self._is_its(tenant_id) and not holds.is_sent_by_another(tenant_id, mark, self.catch_up):
             self._dispatcher.send(Entry(owed.take(mark), operation, record, owed))
         else:
+            self.catch_up.left_out.add(tenant_id)
             owed.pass_over(mark)
 
-    def _is_of_parents(self, tenant_id: str) -> bool:
-        return self._is_its(tenant_id) and not self._dispatcher.holds.has_parents_elsewhere(tenant_id, self.catch_up)
-
     def _is_its(self, tenant_id: str) -> bool:
-        shard_id = self._router.remembered(tenant_id)
-        return self._dispatcher.holds.is_for(tenant_id, self.catch_up, shard_id)
+        return self._dispatcher.holds.is_for(tenant_id, self.catch_up, self._dispatcher.shard_id_of(tenant_id))
 
 
 class _Probing(msgspec.Struct):

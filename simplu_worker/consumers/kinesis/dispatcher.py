@@ -137,6 +137,11 @@ class Dispatcher:
         else:
             self.room.put(tenant_id, [entry])
 
+    def shard_id_of(self, tenant_id: str) -> str | None:
+        """Return the id of the Postgres shard to which a tenant's next operation would go; None when nobody knows."""
+        lane = self._lane_of.get(tenant_id)
+        return self._router.remembered(tenant_id) if lane is None else lane.shard_id
+
     def _put_into_room(self, entry: Entry) -> None:
         """Append an operation to those of its tenant that wait.
 
@@ -178,18 +183,21 @@ class Dispatcher:
         return lane
 
     def _put(self, lane: Lane, entries: Sequence[Entry]) -> None:
-        if self.is_held(lane.shard_id):
-            self.hold_shard(lane.shard_id, entries)
-        elif (hold := self.holds.whole(lane.shard_id)) is None or hold.catch_up is None:
+        hold = self.holds.for_shard(lane.shard_id)
+        if hold is None:
             lane.put(entries)
-        else:
+        elif hold.catch_up is None:
+            self.hold_shard(lane.shard_id, entries)
+        elif hold.is_whole:
             self._put_whole(lane, hold, hold.catch_up, entries)
+        else:
+            lane.put(entries)
 
     def _put_whole(self, lane: Lane, hold: Hold, catch_up: CatchUp, entries: Sequence[Entry]) -> None:
         """Put into the lane what *catch_up* sends, which reads again for all tenants of the shard, and drop the rest.
 
-        It will come to that. Where it has passed it, it begins again before that, and what it sent meanwhile is dropped
-        as well: it would be too early.
+        It will come to that, or has sent it already. Where it has passed it without, it begins again before that, and
+        what it sent meanwhile is dropped as well: it would be too early.
         """
         others = [entry for entry in entries if entry.owed is not catch_up.owed]
         own = [entry for entry in entries if entry.owed is catch_up.owed]
@@ -198,18 +206,18 @@ class Dispatcher:
     def _without(self, hold: Hold, others: Sequence[Entry], own: Sequence[Entry]) -> Sequence[Entry]:
         """Drop *others*, to be read again for a hold; return what may be sent of its *own*, which was read for it.
 
-        Nothing, where its catch-up has passed one of the others: it begins again, before that.
+        Nothing, where its catch-up has passed one of the others and not sent it: it begins again, before that.
         """
         parents = self._parents_of(others)
         dropped = list(others)
-        if parents or any(_is_passed(hold, entry) for entry in others):
+        if any((parents or _is_passed(hold, entry)) and not _is_covered(hold, entry, parents) for entry in others):
             dropped += own
             hold.lower(lowest(entry.before for entry in dropped), _first_arrival(dropped))
             hold.parents = merged(hold.parents, parents)
             self._make_ready(hold)
         for tenant_id in {entry.operation.tenant_id for entry in others}:
             self.holds.join(hold, tenant_id)
-        self._drop(dropped)
+        self._leave_out(dropped)
         return () if len(dropped) > len(others) else own
 
     def _parents_of(self, entries: Iterable[Entry]) -> tuple[ParentRecords, ...]:
@@ -229,7 +237,7 @@ class Dispatcher:
         hold = self.holds.hold_whole(shard_id, before, arrived_at, parents=refill.parents, now=loop_time())
         for tenant_id in sorted({entry.operation.tenant_id for entry in entries}):
             self.holds.join(hold, tenant_id)
-        self._drop(entries)
+        self._leave_out(entries)
         self._make_ready(hold)
 
     def parents_read(self, catch_up: CatchUp) -> None:
@@ -268,7 +276,7 @@ class Dispatcher:
         if self.is_lane_idle(shard_id):
             for tenant_id in tenants:
                 self._lane_of.pop(tenant_id, None)
-        self._drop(entries)
+        self._leave_out(entries)
 
     def hold_tenant(self, entries: Sequence[Entry], reason: str, *, shard_id: str | None) -> bool:
         """Hold the tenant of *entries*, from the first of them on; return whether it is held by itself.
@@ -294,7 +302,7 @@ class Dispatcher:
         hold = self.holds.hold_tenant(tenant_id, reason, before, arrived_at, now=loop_time())
         hold.parents = merged(hold.parents, parents)
         self._lane_of.pop(tenant_id, None)
-        self._drop(entries)
+        self._leave_out(entries)
         return hold
 
     def is_asked_for(self, tenant_id: str) -> bool:
@@ -387,6 +395,12 @@ class Dispatcher:
                     batch.are_stored = True
         self._drop(entries)
 
+    def _leave_out(self, entries: Sequence[Entry]) -> None:
+        """Let go of entries that are to be read again for a hold; a catch-up that sent them has not sent all then."""
+        for entry in entries:
+            self.holds.note_left_out(entry.owed, entry.operation.tenant_id)
+        self._drop(entries)
+
     def _drop(self, entries: Iterable[Entry]) -> None:
         """Let go of entries that are done with, or held: whoever read them owes them no more."""
         for _, group in groupby(entries, key=lambda entry: id(entry.owed)):
@@ -407,6 +421,12 @@ class _Letters:
 def _is_passed(hold: Hold, entry: Entry) -> bool:
     """Tell whether the catch-up of *hold* is behind where *entry* is in the stream."""
     return hold.reached is not None and is_behind(hold.reached, entry.before)
+
+
+def _is_covered(hold: Hold, entry: Entry, parents: tuple[ParentRecords, ...]) -> bool:
+    """Tell whether the catch-up of *hold* sends *entry*, which is of *parents* or comes later, by itself."""
+    catch_up = hold.catch_up
+    return catch_up is not None and catch_up.covers(entry.operation.tenant_id, entry.before, parents)
 
 
 def _first_arrival(entries: Iterable[Entry]) -> datetime:

@@ -19,7 +19,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from simplu_worker.consumers.kinesis.adoption import ParentRecords
+from simplu_worker.consumers.kinesis.adoption import ParentRecords, merged
 from simplu_worker.consumers.kinesis.positions import Mark, is_behind, lowest
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.owed import Owed
@@ -111,6 +111,8 @@ class CatchUp:
         self.holds = list(holds)
         self.start = lowest(hold.before for hold in holds)
         self.is_at_parents = any(hold.parents for hold in holds)  # reads what comes before its own records
+        self.all_parents = self.parents  # which those are, also when they are read
+        self.left_out = TenantSet()  # of whose operations it has sent not all that it read
         self.owed: Owed[Mark] = Owed(self.start)
         for hold in holds:
             hold.catch_up = self
@@ -122,6 +124,12 @@ class CatchUp:
     def parents(self) -> tuple[ParentRecords, ...]:
         """What is to be read again before its own records; all its holds have the same, or none."""
         return self.holds[0].parents if self.holds else ()
+
+    def covers(self, tenant_id: str, before: Mark | None, parents: tuple[ParentRecords, ...]) -> bool:
+        """Whether it has sent or will send all of a tenant that is behind *before* and, before that, of *parents*."""
+        if tenant_id in self.left_out or merged(self.all_parents, parents) != self.all_parents:
+            return False
+        return self.start is None or (before is not None and not is_behind(self.start, before))
 
 
 class Holds:
@@ -166,8 +174,12 @@ class Holds:
 
     def of_shard(self, shard_id: str) -> Hold | None:
         """Return the hold of a Postgres shard that is not being caught up: nothing new may be sent there."""
-        hold = self._holds.get((Target.SHARD, shard_id))
+        hold = self.for_shard(shard_id)
         return None if hold is None or hold.catch_up is not None else hold
+
+    def for_shard(self, shard_id: str) -> Hold | None:
+        """Return the hold of a Postgres shard, whether it is being caught up or not."""
+        return self._holds.get((Target.SHARD, shard_id)) if self._holds else None
 
     def is_for(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None = None) -> bool:
         """Whether *catch_up* is to send what it reads of a tenant, unless another hold will.
@@ -260,7 +272,7 @@ class Holds:
 
     def whole(self, shard_id: str) -> Hold | None:
         """Return the hold of a Postgres shard that is held as a whole, whether it is being caught up or not."""
-        hold = self._holds.get((Target.SHARD, shard_id))
+        hold = self.for_shard(shard_id)
         return hold if hold is not None and hold.is_whole else None
 
     def whole_of(self, owed: Owed[Mark]) -> Hold | None:
@@ -295,6 +307,12 @@ class Holds:
             if catch_up.owed is owed and catch_up.is_at_parents:
                 return catch_up.parents
         return ()
+
+    def note_left_out(self, owed: Owed[Mark], tenant_id: str) -> None:
+        """Note that an operation which a catch-up, known by *owed*, has sent is to come through a hold instead."""
+        for catch_up in self._catch_ups:
+            if catch_up.owed is owed:
+                catch_up.left_out.add(tenant_id)
 
     def hold_tenant(
         self, tenant_id: str, reason: str, before: Mark | None, arrived_at: datetime, *, now: float

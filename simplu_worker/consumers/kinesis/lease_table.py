@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from simplu_worker.consumers.aws import AWS_ERRORS, Client, error_code, translate
+from simplu_worker.aws import AWS_ERRORS, Client, error_code, translate
 from simplu_worker.consumers.kinesis.leases import (
     HELD,
     OWED,

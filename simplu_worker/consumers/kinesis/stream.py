@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, assert_never
 import msgspec
 import structlog
 
-from simplu_worker.consumers.aws import AWS_ERRORS, Client, ThrottledError, error_code, translate
+from simplu_worker.aws import AWS_ERRORS, DECODERS, Client, ThrottledError, error_code, translate
 from simplu_worker.consumers.kinesis.leases import HashRange
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard, StreamShard
 from simplu_worker.errors import RefusedError, TryAgainLaterError
@@ -60,7 +60,17 @@ class AtTimestamp(msgspec.Struct, frozen=True):
 Start: TypeAlias = AtSequenceNumber | AfterSequenceNumber | TrimHorizon | Latest | AtTimestamp
 
 
-class Record(msgspec.Struct, frozen=True, gc=False):
+class Record(
+    msgspec.Struct,
+    frozen=True,
+    gc=False,
+    rename={
+        "sequence_number": "SequenceNumber",
+        "partition_key": "PartitionKey",
+        "data": "Data",
+        "arrived_at": "ApproximateArrivalTimestamp",
+    },
+):
     """A record as Kinesis gives it; *arrived_at* (UTC) is approximate and the same for every reader."""
 
     sequence_number: str
@@ -291,11 +301,32 @@ def _hash_range(raw: dict[str, Any]) -> HashRange:
     return HashRange(int(hash_keys["StartingHashKey"]), int(hash_keys["EndingHashKey"]))
 
 
+class _GetRecords(msgspec.Struct, rename="pascal"):
+    records: list[Record]
+    next_shard_iterator: str | None = None
+    millis_behind_latest: int | None = None
+    child_shards: list[dict[str, Any]] | None = None
+
+
+_get_records_decoder = msgspec.json.Decoder(_GetRecords, strict=False)  # times are numbers: seconds of the epoch
+
+
+def decode_get_records(body: bytes) -> dict[str, Any]:
+    """Return a reply of GetRecords as botocore would, but with `Record`s as its records. Raises msgspec.DecodeError."""
+    reply = _get_records_decoder.decode(body)
+    return {
+        "Records": reply.records,
+        "NextShardIterator": reply.next_shard_iterator,
+        "MillisBehindLatest": reply.millis_behind_latest,
+        "ChildShards": reply.child_shards,
+    }
+
+
+DECODERS["GetRecordsOutput"] = decode_get_records
+
+
 def _reply(raw: dict[str, Any]) -> Reply:
-    records = [
-        Record(one["SequenceNumber"], one["PartitionKey"], one["Data"], one["ApproximateArrivalTimestamp"])
-        for one in raw["Records"]
-    ]
+    records: list[Record] = raw["Records"]
     return Reply(
         records=records,
         # At the end of a closed stream shard the member is null or missing, depending on who answers.

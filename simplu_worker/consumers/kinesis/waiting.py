@@ -28,6 +28,7 @@ from simplu_worker.consumers.unknown_tenants import absence_max_age_s, is_overdu
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.shards.directory import Absence
+from simplu_worker.shards.first_use import TenantNotMadeError
 from simplu_worker.shards.router import Router
 from simplu_worker.shards.shard_errors import ShardUnavailableError
 
@@ -41,6 +42,7 @@ PATIENCE_IN_LINE_S: Final = 5.0  # for a tenant not asked for yet, while others 
 REST_MAX_S: Final = 0.25
 RETRY_BASE_S: Final = 0.25
 RETRY_MAX_S: Final = 5.0
+NAMES_MAX: Final = 8  # pairs of ids that give one tenant id
 ASKS_PER_S: Final = 25.0  # for tenants that are held, however many they are
 
 log = structlog.get_logger(__name__)
@@ -59,6 +61,7 @@ class WaitingTenant(msgspec.Struct):
     error: str | None = "no answer yet"
     failure_count: int = 0
     turn: int | None = None
+    names: dict[tuple[str, str], None] = {}  # businesses and locations with its id, in order of their first operation
 
 
 class Host(Protocol):
@@ -165,7 +168,11 @@ class WaitingRoom:
         elif not tenant.entries:  # held until now
             tenant.waiting_since = loop_time()
             self._ask_at(tenant_id, tenant, loop_time())
-        tenant.entries.extend(entries)
+        arrived = list(entries)
+        tenant.entries.extend(arrived)
+        for entry in arrived:
+            if len(tenant.names) < NAMES_MAX:
+                tenant.names[entry.operation.business_id, entry.operation.location_id] = None
         if not tenant.failure_count and self._unasked > CROWD and not self.is_crowded:
             self._hold(tenant_id, tenant)
 
@@ -268,6 +275,9 @@ class WaitingRoom:
             return
         self._answered_at = loop_time()
         self._found_share += FOUND_WEIGHT * ((not isinstance(found, Absence)) - self._found_share)
+        why = None
+        if found is Absence.NOT_HERE and (tenant := self._tenants.get(tenant_id)) is not None:
+            found, why = await self._made(tenant_id, list(tenant.names))
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             return
@@ -277,9 +287,16 @@ class WaitingRoom:
                 self._host.let_go(tenant_id, found, tenant.entries)
             self._host.found(tenant_id)  # it may be held all the same: what was here may have come for its whole shard
             return
-        self._keep(tenant_id, found)
+        self._keep(tenant_id, found, why)
         if found is Absence.UNREGISTERED and not stopping.is_set():
             await self._give_up(tenant_id, tenant, asked_at)
+
+    async def _made(self, tenant_id: str, names: Sequence[tuple[str, str]]) -> tuple[str | Absence, Exception | None]:
+        """Return the shard of a tenant that was made at its first use; or that it is not here, and why not."""
+        try:
+            return await self._router.make_at_first_use(tenant_id, names), None
+        except (TenantNotMadeError, TryAgainLaterError, RefusedError) as exc:
+            return Absence.NOT_HERE, exc
 
     def _absence_max_age_s(self, tenant_id: str, now: datetime) -> float:
         """Return how old a "not registered" may be: for the first question only, as the others come ever more rarely.

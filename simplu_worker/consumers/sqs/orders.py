@@ -53,6 +53,7 @@ from simplu_worker.operations.operation import (
     Rejected,
 )
 from simplu_worker.shards.directory import Absence
+from simplu_worker.shards.first_use import TenantNotMadeError
 from simplu_worker.shards.router import Router
 
 PATIENCE_S: Final = 2.0  # for all of one call: what is not decided then waits in hand, and keeps nobody else waiting
@@ -66,10 +67,14 @@ log = structlog.get_logger(__name__)
 
 
 class _Absent(msgspec.Struct, frozen=True):
-    """A tenant was asked for at *asked_at* and has no shard now."""
+    """A tenant was asked for at *asked_at* and has no shard now; *error* says why it was not made at its first use."""
 
     why: Absence
     asked_at: datetime
+    error: str | None = None
+
+    def __str__(self) -> str:
+        return f"its tenant is {self.why}" + (f": {self.error}" if self.error else "")
 
 
 _NoAnswer: TypeAlias = TryAgainLaterError | RefusedError | Crash
@@ -254,7 +259,7 @@ class OrderHandler:
             return
         arrivals = [slot.message.sent_at for slot, _ in pending]
         max_age_s = absence_max_age_s(arrivals, now=self._utc(), tenant_wait=self._tenant_wait)
-        home = await self._home(pending[0][1].tenant_id, deadline, max_age_s)
+        home = await self._home(pending[0][1], deadline, max_age_s)
         if isinstance(home, str):
             await self._apply(home, chain, pending, deadline)
             return
@@ -276,18 +281,19 @@ class OrderHandler:
             if not slot.lets_pass:
                 return
 
-    async def _home(self, tenant_id: str, deadline: float, max_age_s: float) -> _Home | None:
+    async def _home(self, operation: Operation, deadline: float, max_age_s: float) -> _Home | None:
         """Return the shard of a tenant, or why there is none; None when that is not known before *deadline*.
 
         That it is not registered may have been asked for *max_age_s* ago.
         """
+        tenant_id = operation.tenant_id
         if (shard_id := self._router.remembered(tenant_id)) is not None:
             return shard_id
         task = self._asked.get(tenant_id)
         if task is None:
             self._forget_unfetched()
             task = self._asked[tenant_id] = self._tasks.create_task(
-                self._ask(tenant_id, max_age_s), name=f"ask:{tenant_id}"
+                self._ask(operation, max_age_s), name=f"ask:{tenant_id}"
             )
         await asyncio.wait([task], timeout=max(0.0, deadline - loop_time()))
         if not task.done():
@@ -296,11 +302,16 @@ class OrderHandler:
             del self._asked[tenant_id]
         return task.result()
 
-    async def _ask(self, tenant_id: str, max_age_s: float) -> _Home:
+    async def _ask(self, operation: Operation, max_age_s: float) -> _Home:
         async with self._places:
             asked_at = self._utc() - timedelta(seconds=max_age_s)
             try:
-                found = await self._router.find(tenant_id, absence_max_age_s=max_age_s)
+                found = await self._router.find(operation.tenant_id, absence_max_age_s=max_age_s)
+                if found is Absence.NOT_HERE:
+                    name = (operation.business_id, operation.location_id)
+                    found = await self._router.make_at_first_use(operation.tenant_id, [name])
+            except TenantNotMadeError as exc:
+                return _Absent(Absence.NOT_HERE, asked_at, str(exc))
             except (TryAgainLaterError, RefusedError) as exc:
                 return exc
             except Exception as exc:  # a bug that one tenant meets must not end the others
@@ -325,7 +336,7 @@ class OrderHandler:
             case _Absent(why=Absence.UNREGISTERED):
                 self._not_registered(slot, operation, home.asked_at)
             case _Absent():
-                self._wait(slot, _Trouble.of_tenant(operation, f"its tenant is {home.why}"))
+                self._wait(slot, _Trouble.of_tenant(operation, str(home)))
             case _:
                 assert_never(home)
 

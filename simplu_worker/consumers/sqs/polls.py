@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from simplu_worker.consumers.aws import ThrottledError
+from simplu_worker.aws import ThrottledError
 from simplu_worker.consumers.backoff import backoff_s
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.consumers.sqs.groups import Limits

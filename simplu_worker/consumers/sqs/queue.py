@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
-from simplu_worker.consumers.aws import Client, translated
+from simplu_worker.aws import Client, translated
 from simplu_worker.consumers.backoff import backoff_s
 from simplu_worker.consumers.letters import FifoIds
 from simplu_worker.consumers.sqs.envelopes import unwrapped

@@ -5,6 +5,7 @@
 CREATE TABLE schema_migrations (
     version integer PRIMARY KEY,
     name text NOT NULL,
+    works_from integer, -- the oldest worker's schema version that works with the shard from here on; null: its own only
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
@@ -103,7 +104,8 @@ CREATE TABLE moves (
 CREATE TABLE business_types (
     name text PRIMARY KEY,
     default_settings jsonb NOT NULL CHECK (jsonb_typeof(default_settings) = 'object'),
-    staff_resource_type text COLLATE "C" NOT NULL
+    staff_resource_type text COLLATE "C" NOT NULL,
+    digest text -- SHA-256 of the file as applied
 );
 
 -- RFC 7396: members of the patch replace those of the target, a null removes, objects are merged member by member.
@@ -135,4 +137,73 @@ BEGIN
 EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
     RETURN false;
 END
+$$;
+
+-- A member of `data` as a type, for the views of business types: null for what is no such value, so that one odd
+-- document fails no query. They decide before they cast, and catch no error: that would take a transaction of its own
+-- for every value, and no parallel query before PostgreSQL 17 may begin one.
+
+-- An ISO 8601 time; without an offset it is UTC, a date alone is midnight.
+CREATE FUNCTION simplu_timestamptz(value jsonb) RETURNS timestamptz
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+AS $$
+DECLARE
+    moment text := value #>> '{}';
+BEGIN
+    IF moment !~ (
+        '^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])'
+        '([T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?(Z|[+-](0[0-9]|1[0-4])(:?[0-5][0-9])?)?)?$'
+    ) OR moment < '0001' COLLATE "C" THEN
+        RETURN NULL;
+    ELSIF substr(moment, 9, 2) > '28' AND substr(moment, 9, 2)::integer > extract(
+        DAY FROM make_date(substr(moment, 1, 4)::integer, substr(moment, 6, 2)::integer, 1) + interval '1 month - 1 day'
+    ) THEN
+        RETURN NULL;
+    ELSIF length(moment) = 10 THEN
+        RETURN (moment || ' 00:00+00')::timestamptz;
+    ELSIF moment ~ '(Z|[+-][0-9:]+)$' THEN
+        RETURN moment::timestamptz;
+    END IF;
+    RETURN (moment || '+00')::timestamptz;
+END
+$$;
+
+-- A number, or a text that is one.
+CREATE FUNCTION simplu_numeric(value jsonb) RETURNS numeric
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+AS $$
+BEGIN
+    IF jsonb_typeof(value) = 'number' THEN
+        RETURN value::numeric;
+    ELSIF value #>> '{}' ~ '^[+-]?[0-9]{1,200}(\.[0-9]{1,200})?([eE][+-]?[0-9]{1,3})?$' THEN
+        RETURN (value #>> '{}')::numeric;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- A whole number of 64 bits, or a text that is one.
+CREATE FUNCTION simplu_integer(value jsonb) RETURNS bigint
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+AS $$
+DECLARE
+    number numeric;
+BEGIN
+    IF jsonb_typeof(value) = 'number' THEN
+        number := value::numeric;
+    ELSIF value #>> '{}' ~ '^[+-]?[0-9]{1,30}$' THEN
+        number := (value #>> '{}')::numeric;
+    END IF;
+    IF number = trunc(number) AND number BETWEEN -9223372036854775808 AND 9223372036854775807 THEN
+        RETURN number::bigint;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- True or false, or a text that is one.
+CREATE FUNCTION simplu_boolean(value jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT CASE value #>> '{}' WHEN 'true' THEN true WHEN 'false' THEN false END
 $$;

@@ -1,4 +1,5 @@
--- The statements of one batch, in the order in which its transaction runs them (READ COMMITTED).
+-- The statements of one batch, in the order in which its transaction runs them (READ COMMITTED). What comes for each
+-- operation of a batch comes as texts, each a column, joined by the separator $1 (shards/packing.py).
 
 -- name: lock_tenants
 -- What this shard says of the tenants $1. The share lock holds off a mover's fence and a destruction until the batch
@@ -18,12 +19,14 @@ INSERT INTO operations (
     source, stream_shard_id, sequence_number, requested_at, received_at
 )
 SELECT
-    tenant_id, request_id, operation, resource_type, resource_id,
-    CASE WHEN error IS NULL THEN 'succeeded' ELSE 'failed' END, error, digest,
-    source, stream_shard_id, sequence_number, requested_at::timestamptz, received_at
+    tenant_id, request_id, operation, resource_type, nullif(resource_id, ''),
+    CASE WHEN error = '' IS NOT FALSE THEN 'succeeded' ELSE 'failed' END, nullif(error, ''), decode(digest, 'hex'),
+    source, nullif(stream_shard_id, ''), nullif(sequence_number, ''), requested_at::timestamptz,
+    received_at::timestamptz
 FROM unnest(
-    $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[],
-    $8::text[], $9::text[], $10::text[], $11::text[], $12::timestamptz[]
+    string_to_array($2, $1), string_to_array($3, $1), string_to_array($4, $1), string_to_array($5, $1),
+    string_to_array($6, $1), string_to_array($7, $1), string_to_array($8, $1), string_to_array($9, $1),
+    string_to_array($10, $1), string_to_array($11, $1), string_to_array($12, $1), string_to_array($13, $1)
 ) WITH ORDINALITY AS batch (
     tenant_id, request_id, operation, resource_type, resource_id, error, digest,
     source, stream_shard_id, sequence_number, requested_at, received_at, position
@@ -75,16 +78,32 @@ SET
 FROM given_up
 WHERE operations.tenant_id = given_up.tenant_id AND operations.request_id = given_up.request_id;
 
--- name: apply_writes
--- Apply one wave of writes, each resource at most once, and mark in the log those that could not take effect; only
--- these are returned, by their position in the arrays. Materialized, so that all data are parsed before anything else:
--- what cannot be stored fails the statement whether its resource is there or not.
+-- name: apply_wave
+-- Apply one wave: each resource is written at most once, and what is read is as it was before. What could not take effect,
+-- or has no answer, is marked in the log; only that is returned, by its place in the batch. Materialized, so that all
+-- data and filters are parsed before anything else: what cannot be stored fails the statement whether its resource is
+-- there or not. No row of the log is met twice, for an operation is of one kind. No part of a wave is joined with another
+-- (`NOT IN` is by hash): the plan is made once, for arrays of any length, and would do that in nested loops.
+-- A `list` is answered by containment (`@>`), which equality implies, and then member by member. Once the bytes of the
+-- page pass the bound ($2), its further items are not even built.
+-- In order of id, until the page is full; but days, a month at most, are looked up by date and put in order afterwards:
+-- few of a type's resources are of a month, and the way by the ids would go past all the others. Of the two ways only
+-- one is gone. The CASE keeps the planner from taking filters, of which it knows nothing, to leave next to nothing: it
+-- would then read all that the type has and sort that.
 WITH wave AS MATERIALIZED (
     SELECT
-        tenant_id, request_id, operation, resource_type, resource_id,
-        data::jsonb AS data, requested_at::timestamptz AS requested_at, position
-    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-    WITH ORDINALITY AS sent (tenant_id, request_id, operation, resource_type, resource_id, data, requested_at, position)
+        place::integer AS place, tenant_id, request_id, operation, resource_type, resource_id,
+        nullif(data, '')::jsonb AS data, requested_at::timestamptz AS requested_at,
+        nullif(first_date, '')::timestamptz AS first_date, nullif(last_date, '')::timestamptz AS last_date,
+        nullif(page, '')::bigint AS page, nullif(page_size, '')::bigint AS page_size
+    FROM unnest(
+        string_to_array($3, $1), string_to_array($4, $1), string_to_array($5, $1), string_to_array($6, $1),
+        string_to_array($7, $1), string_to_array($8, $1), string_to_array($9, $1), string_to_array($10, $1),
+        string_to_array($11, $1), string_to_array($12, $1), string_to_array($13, $1), string_to_array($14, $1)
+    ) AS sent (
+        place, tenant_id, request_id, operation, resource_type, resource_id, data, requested_at, first_date, last_date,
+        page, page_size
+    )
 ), created AS (
     INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
     SELECT
@@ -107,118 +126,131 @@ WITH wave AS MATERIALIZED (
     WHERE
         wave.operation IN ('update', 'patch') AND resources.id = wave.tenant_id
         AND resources."resourceName" = wave.resource_type AND resources."resourceId" = wave.resource_id
-    RETURNING wave.position
+    RETURNING wave.place
 ), deleted AS (
     DELETE FROM resources
     USING wave
     WHERE
         wave.operation = 'delete' AND resources.id = wave.tenant_id
         AND resources."resourceName" = wave.resource_type AND resources."resourceId" = wave.resource_id
-    RETURNING wave.position
-), done AS (
-    SELECT wave.position
-    FROM created
-    JOIN wave ON
-        wave.tenant_id = created.id AND wave.resource_type = created."resourceName"
-        AND wave.resource_id = created."resourceId"
-    UNION ALL SELECT position FROM changed
-    UNION ALL SELECT position FROM deleted
-)
-UPDATE operations
-SET status = 'failed', error = CASE wave.operation WHEN 'create' THEN 'already_exists' ELSE 'not_found' END
-FROM wave
-WHERE
-    wave.position NOT IN (SELECT position FROM done)
-    AND operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
-RETURNING wave.position - 1 AS position, operations.error;
-
--- name: apply_reads
--- Answer one wave of `read`s: the result goes into the log row, beside the status.
-UPDATE operations
-SET
-    status = CASE WHEN resources.id IS NULL THEN 'failed' ELSE 'succeeded' END,
-    error = CASE WHEN resources.id IS NULL THEN 'not_found' END,
-    result = CASE WHEN resources.id IS NOT NULL THEN jsonb_build_object(
-        'resourceId', resources."resourceId",
-        'data', resources.data,
-        'date', to_char(resources.date AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-        'lastUpdated', to_char(resources."lastUpdated" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-    ) END
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
-    WITH ORDINALITY AS wave (tenant_id, request_id, resource_type, resource_id, position)
-LEFT JOIN resources ON
-    resources.id = wave.tenant_id AND resources."resourceName" = wave.resource_type
-    AND resources."resourceId" = wave.resource_id
-WHERE operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
-RETURNING wave.position - 1 AS position, operations.error;
-
--- name: apply_lists
--- Answer one wave of `list`s. `@>` narrows by containment, which equality implies; the member by member comparison
--- decides. Once the bytes of the page pass the bound ($9), its further items are not even built. Materialized, so that
--- filters are parsed once, and refused whether there are resources or not.
-WITH wave AS MATERIALIZED (
+    RETURNING wave.place
+), undone AS (
+    UPDATE operations
+    SET status = 'failed', error = CASE wave.operation WHEN 'create' THEN 'already_exists' ELSE 'not_found' END
+    FROM wave
+    WHERE
+        CASE
+            WHEN wave.operation = 'create' THEN (wave.tenant_id, wave.resource_type, wave.resource_id) NOT IN (
+                SELECT id, "resourceName", "resourceId" FROM created
+            )
+            WHEN wave.operation = 'delete' THEN wave.place NOT IN (SELECT place FROM deleted)
+            WHEN wave.operation IN ('update', 'patch') THEN wave.place NOT IN (SELECT place FROM changed)
+        END
+        AND operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
+    RETURNING wave.place, operations.error
+), found AS (
+    UPDATE operations
+    SET
+        status = CASE WHEN resources.id IS NULL THEN 'failed' ELSE 'succeeded' END,
+        error = CASE WHEN resources.id IS NULL THEN 'not_found' END,
+        result = CASE WHEN resources.id IS NOT NULL THEN jsonb_build_object(
+            'resourceId', resources."resourceId",
+            'data', resources.data,
+            'date', to_char(resources.date AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+            'lastUpdated', to_char(resources."lastUpdated" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+        ) END
+    FROM wave
+    LEFT JOIN resources ON
+        resources.id = wave.tenant_id AND resources."resourceName" = wave.resource_type
+        AND resources."resourceId" = wave.resource_id
+    WHERE
+        wave.operation = 'read'
+        AND operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
+    RETURNING wave.place, operations.error
+), wanted AS MATERIALIZED (
     SELECT
-        tenant_id, request_id, resource_type, members::jsonb AS members, first_date, last_date, page, page_size, position
-    FROM unnest(
-        $1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::bigint[], $8::bigint[]
-    ) WITH ORDINALITY AS sent (
-        tenant_id, request_id, resource_type, members, first_date, last_date, page, page_size, position
-    )
-)
-UPDATE operations
-SET
-    status = CASE WHEN answer.fits THEN 'succeeded' ELSE 'failed' END,
-    error = CASE WHEN NOT answer.fits THEN 'result_too_large' END,
-    result = CASE WHEN answer.fits THEN answer.result END
-FROM wave
-CROSS JOIN LATERAL (
-    SELECT result, page_bytes <= $9::bigint AND octet_length(result::text) <= $9::bigint AS fits
-    FROM (
-        SELECT
-            jsonb_build_object(
-                'items', coalesce(jsonb_agg(item ORDER BY place) FILTER (WHERE place <= wave.page_size), '[]'),
-                'page', wave.page,
-                'limit', wave.page_size,
-                'hasMore', count(*) > wave.page_size
-            ) AS result,
-            coalesce(max(bytes_so_far) FILTER (WHERE place <= wave.page_size), 0) AS page_bytes
+        place, tenant_id, request_id, resource_type, data AS members, first_date, last_date, page, page_size,
+        coalesce(last_date - first_date < interval '32 days', false) AS is_short
+    FROM wave
+    WHERE operation = 'list'
+), listed AS (
+    UPDATE operations
+    SET
+        status = CASE WHEN answer.fits THEN 'succeeded' ELSE 'failed' END,
+        error = CASE WHEN NOT answer.fits THEN 'result_too_large' END,
+        result = CASE WHEN answer.fits THEN answer.result END
+    FROM wanted
+    CROSS JOIN LATERAL (
+        SELECT result, page_bytes <= $2::bigint AND octet_length(result::text) <= $2::bigint AS fits
         FROM (
             SELECT
-                place,
-                bytes_so_far,
-                CASE WHEN bytes_so_far <= $9::bigint THEN jsonb_build_object(
-                    'resourceId', "resourceId",
-                    'data', data,
-                    'date', to_char(date AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-                    'lastUpdated', to_char("lastUpdated" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-                ) END AS item
+                jsonb_build_object(
+                    'items', coalesce(jsonb_agg(item ORDER BY place) FILTER (WHERE place <= wanted.page_size), '[]'),
+                    'page', wanted.page,
+                    'limit', wanted.page_size,
+                    'hasMore', count(*) > wanted.page_size
+                ) AS result,
+                coalesce(max(bytes_so_far) FILTER (WHERE place <= wanted.page_size), 0) AS page_bytes
             FROM (
                 SELECT
-                    matching.*,
-                    row_number() OVER in_order AS place,
-                    sum(octet_length(data::text)) OVER in_order AS bytes_so_far
+                    place,
+                    bytes_so_far,
+                    CASE WHEN bytes_so_far <= $2::bigint THEN jsonb_build_object(
+                        'resourceId', "resourceId",
+                        'data', data,
+                        'date', to_char(date AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                        'lastUpdated', to_char("lastUpdated" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+                    ) END AS item
                 FROM (
-                    SELECT "resourceId", data, date, "lastUpdated"
-                    FROM resources
-                    WHERE
-                        resources.id = wave.tenant_id AND resources."resourceName" = wave.resource_type
-                        AND resources.data @> wave.members
-                        AND NOT EXISTS (
-                            SELECT FROM jsonb_each(wave.members) AS wanted
-                            WHERE resources.data -> wanted.key IS DISTINCT FROM wanted.value
+                    SELECT
+                        matching.*,
+                        row_number() OVER in_order AS place,
+                        sum(octet_length(data::text)) OVER in_order AS bytes_so_far
+                    FROM (
+                        (
+                            SELECT "resourceId", data, date, "lastUpdated"
+                            FROM resources
+                            WHERE
+                                NOT wanted.is_short AND resources.id = wanted.tenant_id
+                                AND resources."resourceName" = wanted.resource_type
+                                AND CASE
+                                    WHEN resources.date < wanted.first_date OR resources.date > wanted.last_date THEN false
+                                    WHEN resources.data @> wanted.members THEN NOT EXISTS (
+                                        SELECT FROM jsonb_each(wanted.members) AS member
+                                        WHERE resources.data -> member.key IS DISTINCT FROM member.value
+                                    )
+                                END
+                            ORDER BY "resourceId"
+                            LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
                         )
-                        AND (wave.first_date IS NULL OR resources.date >= wave.first_date)
-                        AND (wave.last_date IS NULL OR resources.date <= wave.last_date)
-                    ORDER BY "resourceId"
-                    LIMIT wave.page_size + 1 OFFSET (wave.page - 1) * wave.page_size
-                ) AS matching
-                WINDOW in_order AS (ORDER BY "resourceId")
-            ) AS measured
-        ) AS items
-    ) AS page
-) AS answer
-WHERE operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
-RETURNING wave.position - 1 AS position, operations.error;
+                        UNION ALL
+                        (
+                            SELECT "resourceId", data, date, "lastUpdated"
+                            FROM resources
+                            WHERE
+                                wanted.is_short AND resources.id = wanted.tenant_id
+                                AND resources."resourceName" = wanted.resource_type
+                                AND resources.date BETWEEN wanted.first_date AND wanted.last_date
+                                AND resources.data @> wanted.members
+                                AND NOT EXISTS (
+                                    SELECT FROM jsonb_each(wanted.members) AS member
+                                    WHERE resources.data -> member.key IS DISTINCT FROM member.value
+                                )
+                            ORDER BY "resourceId"
+                            LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
+                        )
+                    ) AS matching
+                    WINDOW in_order AS (ORDER BY "resourceId")
+                ) AS measured
+            ) AS items
+        ) AS page
+    ) AS answer
+    WHERE operations.tenant_id = wanted.tenant_id AND operations.request_id = wanted.request_id
+    RETURNING wanted.place, operations.error
+)
+SELECT place, error FROM undone
+UNION ALL SELECT place, error FROM found WHERE error IS NOT NULL
+UNION ALL SELECT place, error FROM listed WHERE error IS NOT NULL;
 
 -- name: find_unstorable
 -- Which of the texts cannot be stored as jsonb. Reads no table; a row's error is caught in the function.

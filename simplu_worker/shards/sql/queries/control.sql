@@ -10,11 +10,18 @@ WHERE id = ANY($1::text[])
 ORDER BY id
 FOR UPDATE;
 
+-- name: find_missing_types
+-- Which of the business types $1 this shard does not have: it was made, or last upgraded, before there were such.
+SELECT name FROM unnest($1::text[]) AS sent (name)
+WHERE NOT EXISTS (SELECT FROM business_types WHERE business_types.name = sent.name)
+ORDER BY name;
+
 -- name: make_tenants
 -- Make tenants, or leave those that are there: idempotent. created_at is the clock of this transaction, and
--- `is_registration_in_time` ends it when it took too long (architecture, idea 7). In order of id, against deadlocks.
-INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)
-SELECT id, business_id, location_id, business_type, 'active', requested_at::timestamptz, now()
+-- `is_registration_in_time` ends it when it took too long (architecture, idea 7). As long as state_changed_at is the
+-- same, the tenant is not confirmed. In order of id, against deadlocks.
+INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at, state_changed_at)
+SELECT id, business_id, location_id, business_type, 'active', requested_at::timestamptz, now(), now()
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
     AS sent (id, business_id, location_id, business_type, requested_at)
 ORDER BY id
@@ -31,7 +38,7 @@ SET
     epoch = tenants.epoch + 1,
     control_at = sent.requested_at::timestamptz,
     created_at = now(),
-    state_changed_at = clock_timestamp(),
+    state_changed_at = now(), -- not confirmed, as in `make_tenants`
     deletion_began_at = NULL
 FROM unnest($1::text[], $2::text[], $3::text[]) AS sent (id, business_type, requested_at)
 WHERE tenants.id = sent.id AND tenants.state = 'destroyed';
@@ -70,6 +77,69 @@ ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
 -- name: is_registration_in_time
 -- Whether the registering transaction is still young enough for its created_at to be believed.
 SELECT clock_timestamp() - now() < interval '30 seconds';
+
+-- name: find_claimants
+-- What there is of the tenants $1 here: whether they were confirmed, and whether anything but provisioning wrote to them
+-- since they were made. Control messages and operations leave resources, and operations a row in the log as well.
+SELECT
+    id, state, epoch, moved_to, created_at,
+    state_changed_at <> created_at AS is_confirmed,
+    EXISTS (
+        SELECT FROM operations WHERE operations.tenant_id = tenants.id AND operations.completed_at >= tenants.created_at
+    )
+    OR EXISTS (
+        SELECT FROM resources
+        LEFT JOIN business_types ON business_types.name = tenants.business_type
+        WHERE
+            resources.id = tenants.id
+            AND (
+                (resources."resourceName", resources."resourceId") <> ('settings', 'default')
+                OR resources.data IS DISTINCT FROM business_types.default_settings
+                OR resources.date <> resources."lastUpdated"
+            )
+    ) AS is_touched
+FROM tenants
+WHERE id = ANY($1::text[]);
+
+-- name: confirm_tenants
+-- Note that nobody else has the tenants $1, made at $2, and return those that are still there. Idempotent. In a
+-- transaction that holds their rows, by `lock_tenants_for_control`.
+UPDATE tenants
+SET state_changed_at = CASE
+    WHEN tenants.state_changed_at = tenants.created_at
+        -- A clock that was set back must not make it look unconfirmed.
+        THEN greatest(clock_timestamp(), tenants.created_at + interval '1 microsecond')
+    ELSE tenants.state_changed_at
+END
+FROM unnest($1::text[], $2::text[]) AS sent (id, created_at)
+WHERE tenants.id = sent.id AND tenants.created_at = sent.created_at::timestamptz
+RETURNING tenants.id;
+
+-- name: find_unconfirmed
+-- At most $2 tenants that were made more than $1 seconds ago and never confirmed: whoever made them was killed, or a
+-- shard did not answer. A look at every row.
+SELECT id, business_id, location_id, business_type
+FROM tenants
+WHERE
+    state = 'active' AND state_changed_at = created_at
+    AND created_at < clock_timestamp() - make_interval(secs => $1)
+ORDER BY created_at, id
+LIMIT $2;
+
+-- name: delete_default_row
+-- Take back what `add_default_rows` added for the tenant $1. In a transaction that holds the tenant's row and has seen
+-- that nothing but provisioning wrote to it; so do the next two.
+DELETE FROM resources WHERE id = $1 AND "resourceName" = 'settings' AND "resourceId" = 'default';
+
+-- name: delete_tenant_made
+-- Take back what `make_tenants` made.
+DELETE FROM tenants WHERE id = $1 AND state = 'active' AND epoch = 1;
+
+-- name: destroy_tenant_remade
+-- Take back what `remake_tenants` made: the tenant is as destroyed as it was.
+UPDATE tenants
+SET state = 'destroyed', state_changed_at = clock_timestamp()
+WHERE id = $1 AND state = 'active' AND epoch > 1;
 
 -- name: rename_resource
 -- Give a resource another id, and merge what is to be added (RFC 7396, as a `patch` does). Nothing when there is one of

@@ -7,7 +7,7 @@ FROM tenants
 WHERE id = ANY($1::text[]);
 
 -- name: find_locations
--- The rows of all tenants of one business. A look at every row: nothing else asks so, and it is asked hardly ever.
+-- The rows of all tenants of one business. By an index from schema version 2 on; a look at every row before.
 SELECT id, business_id, location_id, state FROM tenants WHERE business_id = $1;
 
 -- name: count_tenants

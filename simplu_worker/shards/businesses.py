@@ -1,0 +1,122 @@
+"""What an item of business-info says: a business, its type and its locations. Pure.
+
+The shape is the references': `{id, type, locations: [{id, active, …}], …}`; `businessType` is taken for `type` as well.
+Of all else in it, names and addresses included, nothing is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+ID_MAX: Final = 128  # contract §3
+TYPE_MEMBERS: Final = ("businessType", "type")
+
+Item: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""An item as DynamoDB's API gives it: each value under a letter that names its type."""
+
+
+class UnreadableItemError(ValueError):
+    """An item of business-info is no business as the references write it."""
+
+
+class Business(msgspec.Struct, frozen=True):
+    """A business, with the ids of all its locations, and of those among them that are not active.
+
+    *problems* say what of its locations could not be read, without what they hold.
+    """
+
+    id: str
+    business_type: str
+    locations: frozenset[str] = frozenset()
+    inactive: frozenset[str] = frozenset()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def active(self) -> frozenset[str]:
+        """The ids of its active locations."""
+        return self.locations - self.inactive
+
+
+def business_of(item: Item) -> Business:
+    """Return the business of an item; raise `UnreadableItemError` when it has no id, no type, or no list of locations.
+
+    A location that does not say whether it is active is.
+    """
+    locations, inactive, problems = [], [], []
+    for number, location in enumerate(_locations(item), start=1):
+        members = location.get("M")
+        location_id = _id(members.get("id")) if isinstance(members, Mapping) else None
+        if location_id is None:
+            problems.append(f"location {number}: expected an id of 1 to {ID_MAX} characters")
+            continue
+        locations.append(location_id)
+        if isinstance(members, Mapping) and not _is_active(members.get("active")):
+            inactive.append(location_id)
+    return Business(
+        id=_own_id(item),
+        business_type=_type(item),
+        locations=frozenset(locations),
+        inactive=frozenset(inactive),
+        problems=tuple(problems),
+    )
+
+
+def id_of(item: Item) -> str | None:
+    """Return the id of an item, readable or not; None where there is none that a business could have."""
+    return _id(item.get("id"))
+
+
+def why_not(business: Business | None, location_id: str) -> str | None:
+    """Return why business-info is no reason to make a tenant of a business at a location; None when it is one."""
+    if business is None:
+        return "its business is not in business-info"
+    if location_id not in business.locations:
+        return "its business in business-info has no such location"
+    if location_id in business.inactive:
+        return "its location is not active in business-info"
+    return None
+
+
+def _own_id(item: Item) -> str:
+    own = _id(item.get("id"))
+    if own is None:
+        raise UnreadableItemError(f"id: expected a string of 1 to {ID_MAX} characters")
+    return own
+
+
+def _type(item: Item) -> str:
+    given = {name: item[name].get("S") for name in TYPE_MEMBERS if name in item}
+    names = {value for value in given.values() if value}
+    if len(names) != 1 or len(given) != sum(map(bool, given.values())):
+        said = "two different ones" if len(names) > 1 else "none"
+        raise UnreadableItemError(f"type: expected the business's type, a string, got {said}")
+    return str(names.pop())
+
+
+def _locations(item: Item) -> list[Mapping[str, Any]]:
+    given = item.get("locations", {"NULL": True})
+    if given.get("NULL"):
+        return []
+    locations = given.get("L")
+    if not isinstance(locations, list):
+        raise UnreadableItemError("locations: expected a list")
+    return locations
+
+
+def _id(value: Mapping[str, Any] | None) -> str | None:
+    text = (value or {}).get("S")
+    return text if isinstance(text, str) and is_id(text) else None
+
+
+def is_id(text: str) -> bool:
+    """Tell whether *text* can be the id of a business or a location: within the contract, and storable in Postgres."""
+    return 1 <= len(text) <= ID_MAX and "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _is_active(value: Mapping[str, Any] | None) -> bool:
+    """Only a plain "no" is one: `false`, or the text of it."""
+    value = value or {}
+    return value.get("BOOL") is not False and str(value.get("S", "")).lower() != "false"

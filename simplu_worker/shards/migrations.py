@@ -1,0 +1,218 @@
+"""How a shard's schema goes from version to version: what is in a migration's file, and what a shard lacks. Pure.
+
+Online, what is CONCURRENTLY runs alone and outside a transaction, the statements between them each run in one. All of
+them may be run again: an upgrade that was killed leaves nothing but a part of what the next one finds done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+PAUSE_MIN_S: Final = 1.0
+PAUSE_MAX_S: Final = 15.0
+
+_WORKS_FROM: Final = re.compile(r"^-- works-from: (\d+)$", re.MULTILINE)
+# What a semicolon or a word may be in without its meaning anything.
+_QUOTED: Final = re.compile(
+    r"""
+    --[^\n]*                                            # a comment
+    | /\*.*?\*/                                         # and another; one in the other is not understood
+    | (?<!\w) [eE] '(?: [^'\\] | '' | \\. )*'           # a string with escapes
+    | '(?: [^'] | '' )*'
+    | "(?: [^"] | "" )*"
+    | (?<! [\w$] ) (?P<tag> \$ (?: [A-Za-z_]\w* )? \$) .*? (?P=tag)   # the body of a function
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT: Final = re.compile(r"\s*(?:--[^\n]*(?:\n|$)|/\*.*?\*/)", re.DOTALL)
+_CONCURRENTLY: Final = re.compile(r"\bCONCURRENTLY\b\s*", re.IGNORECASE)
+_BUILDS: Final = re.compile(r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\b", re.IGNORECASE)
+_BUILDS_INDEX: Final = re.compile(
+    r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+IF\s+NOT\s+EXISTS\s+(\w+)\s+ON\b", re.IGNORECASE
+)
+
+
+class Migration(msgspec.Struct, frozen=True):
+    """What takes a shard to *version*.
+
+    Workers of the schema versions from *works_from* on work on a shard that has it; None: those of its own only.
+    """
+
+    version: int
+    name: str
+    text: str
+    works_from: int | None = None
+
+
+class Statement(msgspec.Struct, frozen=True):
+    """One statement; *index* is what it builds CONCURRENTLY."""
+
+    text: str
+    is_concurrent: bool = False
+    index: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Its first line, for people."""
+        return self.text.splitlines()[0]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What is run in one transaction, or one statement outside any."""
+
+    statements: Sequence[Statement]
+
+    @property
+    def is_concurrent(self) -> bool:
+        """Whether it is to run outside a transaction."""
+        return self.statements[0].is_concurrent
+
+
+class ShardSchema(msgspec.Struct, frozen=True):
+    """What a shard has: its version, the oldest worker's that works with it, its types and their files' digests."""
+
+    version: int | None
+    works_from: int | None = None
+    digests: Mapping[str, str | None] = msgspec.field(default_factory=dict)
+
+
+class Upgrade(msgspec.Struct, frozen=True):
+    """What a shard lacks; with *refusal* nothing is to be done, and why."""
+
+    schema: ShardSchema
+    migrations: Sequence[Migration] = ()
+    business_types: Sequence[str] = ()
+    refusal: str | None = None
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.migrations or self.business_types)
+
+    @property
+    def version(self) -> int | None:
+        """The version of the schema afterwards."""
+        return self.migrations[-1].version if self.migrations else self.schema.version
+
+    @property
+    def works_from(self) -> int | None:
+        """The oldest worker's schema version that works with the shard afterwards."""
+        return self.migrations[-1].works_from if self.migrations else self.schema.works_from
+
+
+def migration_of(version: int, name: str, text: str) -> Migration:
+    """Return the migration of a file with this text."""
+    statements = statements_of(text)
+    match = _WORKS_FROM.search(text.partition(statements[0].text)[0] if statements else text)
+    return Migration(version, name, text, works_from=None if match is None else int(match[1]))
+
+
+def digest_of(text: str) -> str:
+    """Return what tells one version of a business type's file from another."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def refusal_of(schema: ShardSchema, *, worker_version: int) -> str | None:
+    """Return why a worker of *worker_version* may not work on a shard with *schema*; None when it may.
+
+    Contract §10: on its own version and the one before, and on a later one that says so.
+    """
+    version = schema.version
+    if version is None:
+        return f"expected schema version {worker_version}, got none; restore its schema_migrations"
+    if version < worker_version - 1:
+        return (
+            f"expected schema version {worker_version - 1} or {worker_version}, got {version}; "
+            "run a worker of that version or upgrade the shard with `simplu-worker shards upgrade`"
+        )
+    if version > worker_version and (schema.works_from is None or schema.works_from > worker_version):
+        needed = version if schema.works_from is None else schema.works_from
+        return (
+            f"expected schema version {worker_version} or one that works with it, got {version}; "
+            f"run a worker of schema version {needed} or newer"
+        )
+    return None
+
+
+def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Mapping[str, str]) -> Upgrade:
+    """Return what takes a shard with *schema* to the last of *migrations* and to *types*, texts of files by name."""
+    newest = migrations[-1].version
+    if schema.version is None:
+        return Upgrade(schema, refusal="expected a schema version, got none; restore its schema_migrations")
+    if schema.version > newest:
+        return Upgrade(
+            schema,
+            refusal=f"expected schema version {newest} or older, got {schema.version}; a schema never goes backwards: "
+            f"use a simplu-worker of schema version {schema.version}",
+        )
+    return Upgrade(
+        schema,
+        [migration for migration in migrations if migration.version > schema.version],
+        [name for name, text in sorted(types.items()) if schema.digests.get(name) != digest_of(text)],
+    )
+
+
+def steps_of(text: str) -> list[Step]:
+    """Return the steps that take an upgrade through a file, in order."""
+    steps: list[Step] = []
+    for statement in statements_of(text):
+        if statement.is_concurrent or not steps or steps[-1].is_concurrent:
+            steps.append(Step([statement]))
+        else:
+            steps[-1] = Step([*steps[-1].statements, statement])
+    return steps
+
+
+def statements_of(text: str) -> list[Statement]:
+    """Return the statements of *text*, each without the comments before it.
+
+    Raises `ValueError` where one builds an index CONCURRENTLY in a way that could not be run again.
+    """
+    return [_statement(part) for part in _split(text)]
+
+
+def dropped(index: str) -> Statement:
+    """Return what removes an index that was left half built; *index* is the name in one of our statements."""
+    return Statement(f"DROP INDEX CONCURRENTLY IF EXISTS {index}", is_concurrent=True)
+
+
+def pause_s(tries: int, *, draw: float) -> float:
+    """Return how long to let others pass after so many tries, with *draw* from 0 to 1."""
+    return min(PAUSE_MIN_S * 2.0 ** (tries - 1), PAUSE_MAX_S) * (1 + draw) / 2
+
+
+def in_one_transaction(text: str) -> str:
+    """Return *text* for one transaction on an empty shard, where nothing has to be CONCURRENTLY."""
+    bare = _bare(text)
+    ends = [0, *(end for match in _CONCURRENTLY.finditer(bare) for end in match.span()), len(text)]
+    return "".join(text[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True))
+
+
+def _statement(text: str) -> Statement:
+    bare = _bare(text)
+    if not _CONCURRENTLY.search(bare):
+        return Statement(text)
+    index = _BUILDS_INDEX.match(bare)
+    if index is None and _BUILDS.match(bare):
+        raise ValueError(f"expected CREATE INDEX CONCURRENTLY IF NOT EXISTS name ON …, got {text.splitlines()[0]}")
+    return Statement(text, is_concurrent=True, index=None if index is None else index[1])
+
+
+def _split(text: str) -> Iterator[str]:
+    start = 0
+    for end in [*(match.start() for match in re.finditer(";", _bare(text))), len(text)]:
+        while comment := _COMMENT.match(text, start, end):
+            start = comment.end()
+        if statement := text[start:end].strip():
+            yield statement
+        start = end + 1
+
+
+def _bare(text: str) -> str:
+    """Return *text* with all that is quoted or a comment blanked, every place as it was."""
+    return _QUOTED.sub(lambda match: " " * len(match[0]), text)

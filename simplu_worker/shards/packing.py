@@ -1,0 +1,33 @@
+"""Columns of a batch as a few texts that Postgres cuts, in place of arrays. Pure.
+
+asyncpg spends 0.2 to 0.6 microseconds on each element of an array, and a batch has twenty for each operation: most of
+what it costs a worker. A joined text costs a twentieth of that. The statement takes it apart with `string_to_array`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Final
+
+SEPARATOR: Final = "\x1f"  # in no JSON text, and hardly in an id
+
+
+def packed(*columns: Sequence[str]) -> list[str]:
+    """Return a separator, and each of *columns* as one text joined by it; all have the same length, at least 1.
+
+    A single empty text is packed as no element at all: in the statement that is NULL, and others may be empty, so a
+    column with empty texts is read with `nullif(…, '')`. No text may be U+0000, which Postgres does not hold.
+    """
+    for separator in _separators():
+        joined = [separator.join(column) for column in columns]
+        if all(text.count(separator) == len(column) - 1 for text, column in zip(joined, columns, strict=True)):
+            return [separator, *joined]
+    raise AssertionError("there is always another separator")
+
+
+def _separators() -> Iterator[str]:
+    """Yield separators without end; none of them begins as it ends, so it cannot be made of parts of two texts."""
+    yield SEPARATOR
+    for number in count():
+        yield f"\x1f{number}\x1e"

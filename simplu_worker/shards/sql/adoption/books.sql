@@ -1,0 +1,106 @@
+-- What the adoption of another program's table keeps beside it, in a namespace of its own that stays for ever: which of
+-- our rows came from which of theirs. Our own tables are made in another one, which is gone once they are where they
+-- belong. Run once, in the transaction that begins an adoption.
+
+CREATE SCHEMA simplu_adoption_log;
+CREATE SCHEMA simplu_adoption;
+
+CREATE TABLE simplu_adoption_log.adoption (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    shard_id text NOT NULL,
+    old_table regclass NOT NULL, -- whatever it is called
+    home text NOT NULL, -- the namespace where it is, and where ours go
+    newest_wins boolean NOT NULL DEFAULT true, -- of duplicates
+    copied_to bigint NOT NULL DEFAULT (-9223372036854775808), -- rows up to this id were looked at; of bigint the least
+    copy_to bigint, -- the last id when the watch began, after which changes are noted; null: it has not begun
+    written_at timestamptz, -- the newest time in any row that was looked at
+    begun_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    adopted_at timestamptz
+);
+
+-- Whose rows are in the old table, and which tenant that is; with a problem it is none of ours.
+CREATE TABLE simplu_adoption_log.sources (
+    key text COLLATE "C" PRIMARY KEY, -- as the view `old_rows` has it
+    tenant_id text COLLATE "C" UNIQUE DEFERRABLE INITIALLY DEFERRED,
+    business_id text,
+    location_id text,
+    business_type text,
+    problem text,
+    CHECK ((tenant_id IS NULL) = (problem IS NOT NULL))
+);
+
+-- Each old row that can be taken, and the resource it is; several may be one.
+CREATE TABLE simplu_adoption_log.taken (
+    old_id bigint PRIMARY KEY,
+    tenant_id text COLLATE "C" NOT NULL,
+    resource_type text COLLATE "C" NOT NULL,
+    resource_id text COLLATE "C" NOT NULL,
+    updated_at timestamptz NOT NULL
+);
+
+CREATE INDEX taken_by_resource ON simplu_adoption_log.taken (tenant_id, resource_type, resource_id);
+
+-- The ids of old rows to be looked at again. Only ids: what is done is to make ours as the old table is now.
+CREATE TABLE simplu_adoption_log.changes (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    old_id bigint NOT NULL,
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp() -- -infinity: not by the other program
+);
+
+-- The other program need not be allowed to do anything here.
+CREATE FUNCTION simplu_adoption_log.note_change() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog
+AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        INSERT INTO simplu_adoption_log.changes (old_id) VALUES (OLD.id);
+    END IF;
+    IF TG_OP = 'INSERT' OR (TG_OP = 'UPDATE' AND NEW.id <> OLD.id) THEN
+        INSERT INTO simplu_adoption_log.changes (old_id) VALUES (NEW.id);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION simplu_adoption_log.note_truncation() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog
+AS $$
+BEGIN
+    INSERT INTO simplu_adoption_log.changes (old_id) SELECT old_id FROM simplu_adoption_log.taken;
+    RETURN NULL;
+END
+$$;
+
+-- The document in an old row; null for what is none, or cannot be stored. One function a type of column.
+CREATE FUNCTION simplu_adoption_log.document_of(data jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS 'SELECT data';
+
+CREATE FUNCTION simplu_adoption_log.document_of(data text) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+AS $$
+BEGIN
+    RETURN data::jsonb;
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION simplu_adoption_log.document_of(data json) RETURNS jsonb
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+AS 'SELECT simplu_adoption_log.document_of(data::text)';
+
+-- Why an old row cannot be a resource (contract §3); null: it can.
+CREATE FUNCTION simplu_adoption_log.fault_of(
+    source text, resource_type text, resource_id text, document jsonb, written_at timestamptz
+) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT CASE
+        WHEN source IS NULL THEN 'it names no tenant'
+        WHEN coalesce(length(resource_type), 0) NOT BETWEEN 1 AND 128 THEN 'its resource_type has not 1 to 128 characters'
+        WHEN coalesce(length(resource_id), 0) NOT BETWEEN 1 AND 256 THEN 'its resource_id has not 1 to 256 characters'
+        WHEN jsonb_typeof(document) IS DISTINCT FROM 'object' THEN 'its data is no JSON object that can be stored'
+        WHEN written_at IS NULL THEN 'it has neither created_at nor updated_at'
+    END
+$$;

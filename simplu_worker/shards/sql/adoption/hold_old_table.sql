@@ -1,0 +1,9 @@
+-- Hold off everybody from the old table until the end of the transaction.
+
+DO $$
+BEGIN
+    EXECUTE format(
+        'LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', (SELECT old_table FROM simplu_adoption_log.adoption)
+    );
+END
+$$;

@@ -1,0 +1,17 @@
+-- Have every change of the old table noted from now on. Waits for the transactions that write to it, and holds others
+-- off until the end of its own. Run again, it makes the same triggers.
+
+DO $$
+DECLARE
+    old_table regclass := (SELECT adoption.old_table FROM simplu_adoption_log.adoption);
+BEGIN
+    EXECUTE format(
+        'CREATE OR REPLACE TRIGGER simplu_note_change AFTER INSERT OR UPDATE OR DELETE ON %s '
+        'FOR EACH ROW EXECUTE FUNCTION simplu_adoption_log.note_change()', old_table
+    );
+    EXECUTE format(
+        'CREATE OR REPLACE TRIGGER simplu_note_truncation AFTER TRUNCATE ON %s '
+        'FOR EACH STATEMENT EXECUTE FUNCTION simplu_adoption_log.note_truncation()', old_table
+    );
+END
+$$;

@@ -1,0 +1,311 @@
+-- How a table of another program becomes ours (READ COMMITTED). What is there of an adoption is in the namespace
+-- simplu_adoption_log, made by the scripts in sql/adoption; our tables are made in simplu_adoption.
+--
+-- Why nothing is lost or done twice: an old row is never changed, and what is done with its id is always the same, to
+-- make ours as the old table is at this moment. Ids come from the copy, in their order, and from the triggers; each is
+-- ticked off in the transaction that did it. While one adopter works the row of the adoption is held, so that a second
+-- one does its part, and not the same.
+
+-- name: work_in
+-- Have names without a namespace mean those in $1, and times without an offset be UTC, for this transaction.
+SELECT set_config('search_path', quote_ident($1), true), set_config('TimeZone', 'UTC', true);
+
+-- name: find_old_table
+-- The table `resources`, its columns with their types, and whether this role may rename it and make ours.
+SELECT
+    pg_class.oid::bigint AS oid,
+    current_schema()::text AS home,
+    pg_class.relkind = 'r' AND NOT pg_class.relispartition AND NOT EXISTS (
+        SELECT FROM pg_inherits WHERE pg_class.oid IN (inhrelid, inhparent)
+    ) AS is_plain,
+    pg_has_role(pg_class.relowner, 'USAGE') AS is_owner,
+    has_database_privilege(current_database(), 'CREATE') AND has_schema_privilege(current_schema(), 'CREATE')
+        AS may_create,
+    ARRAY(
+        SELECT attname::text FROM pg_attribute
+        WHERE attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
+        ORDER BY attnum
+    ) AS columns,
+    ARRAY(
+        SELECT format_type(atttypid, NULL) FROM pg_attribute
+        WHERE attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
+        ORDER BY attnum
+    ) AS types
+FROM pg_class
+WHERE pg_class.relname = 'resources' AND pg_class.relnamespace = current_schema()::regnamespace;
+
+-- name: find_users_of_old_table
+-- Whose transactions use the old table now, as far as this role may see them.
+SELECT DISTINCT pid, usename::text AS role, application_name, state
+FROM pg_locks
+JOIN pg_stat_activity USING (pid)
+WHERE
+    pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND pg_locks.relation = to_regclass('resources') AND pg_locks.granted AND pid <> pg_backend_pid()
+ORDER BY pid
+LIMIT 10;
+
+-- name: has_adoption
+-- Whether an adoption was begun here.
+SELECT to_regclass('simplu_adoption_log.adoption') IS NOT NULL;
+
+-- name: read_adoption
+SELECT shard_id, home, newest_wins, copied_to, copy_to, written_at, begun_at, adopted_at
+FROM simplu_adoption_log.adoption;
+
+-- name: hold_adoption
+-- The same, held against other adopters until the end of the transaction.
+SELECT shard_id, home, newest_wins, copied_to, copy_to, written_at, begun_at, adopted_at
+FROM simplu_adoption_log.adoption
+FOR UPDATE;
+
+-- name: begin_adoption
+-- Remember which table is adopted, by its oid $2, and where it is.
+INSERT INTO simplu_adoption_log.adoption (shard_id, old_table, home) VALUES ($1, $2::oid::regclass, $3);
+
+-- name: find_names_in_the_way
+-- What has the name of something of ours in the place where ours is to go, and is not the old table's: relations with
+-- their row types, and functions. No lock.
+WITH old_table AS (
+    SELECT adoption.old_table AS oid, pg_class.relnamespace AS home
+    FROM simplu_adoption_log.adoption
+    JOIN pg_class ON pg_class.oid = adoption.old_table
+)
+SELECT there.relname::text AS name
+FROM old_table
+JOIN pg_class AS there ON there.relnamespace = old_table.home
+JOIN pg_class AS ours ON ours.relname = there.relname AND ours.relnamespace = 'simplu_adoption'::regnamespace
+WHERE
+    there.oid <> old_table.oid
+    AND NOT EXISTS (SELECT FROM pg_index WHERE indexrelid = there.oid AND indrelid = old_table.oid)
+UNION
+SELECT there.typname::text
+FROM old_table
+JOIN pg_type AS there ON there.typnamespace = old_table.home
+JOIN pg_type AS ours ON ours.typname = there.typname AND ours.typnamespace = 'simplu_adoption'::regnamespace
+WHERE there.typrelid = 0 AND there.typelem = 0
+UNION
+SELECT there.proname::text
+FROM old_table
+JOIN pg_proc AS there ON there.pronamespace = old_table.home
+JOIN pg_proc AS ours ON
+    ours.proname = there.proname AND ours.proargtypes = there.proargtypes
+    AND ours.pronamespace = 'simplu_adoption'::regnamespace
+UNION
+SELECT there.relname::text
+FROM old_table
+JOIN pg_class AS there ON there.relnamespace = old_table.home
+WHERE there.relname = 'resources_before_adoption'
+ORDER BY name;
+
+-- name: count_old_rows
+-- How many rows each tenant has in the old table, apart by what keeps them from being taken. Reads all of it.
+SELECT source, business_id, location_id, fault, count(*) AS row_count
+FROM simplu_adoption_log.old_rows
+GROUP BY source, business_id, location_id, fault
+ORDER BY source, fault;
+
+-- name: first_faults
+-- The first $1 rows that cannot be taken, and why.
+SELECT id, fault FROM simplu_adoption_log.old_rows WHERE fault IS NOT NULL ORDER BY id LIMIT $1;
+
+-- name: list_duplicates
+-- Resources of which the old table has several rows, with the first ids of each, oldest first. Reads all of it.
+SELECT source, resource_type, resource_id, count(*) AS row_count, (array_agg(id ORDER BY updated_at, id))[1:10] AS ids
+FROM simplu_adoption_log.old_rows
+WHERE fault IS NULL
+GROUP BY source, resource_type, resource_id
+HAVING count(*) > 1
+ORDER BY source, resource_type, resource_id;
+
+-- name: note_sources
+-- Write who each source is; return those that were known as somebody else before. Idempotent.
+WITH sent AS (
+    SELECT *
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+        AS sent (key, tenant_id, business_id, location_id, business_type, problem)
+), before AS (
+    SELECT sent.key
+    FROM sent
+    JOIN simplu_adoption_log.sources USING (key)
+    WHERE
+        (sources.tenant_id, sources.business_type) IS DISTINCT FROM (sent.tenant_id, sent.business_type)
+), noted AS (
+    INSERT INTO simplu_adoption_log.sources (key, tenant_id, business_id, location_id, business_type, problem)
+    SELECT key, tenant_id, business_id, location_id, business_type, problem FROM sent ORDER BY key
+    ON CONFLICT (key) DO UPDATE SET
+        tenant_id = excluded.tenant_id,
+        business_id = excluded.business_id,
+        location_id = excluded.location_id,
+        business_type = excluded.business_type,
+        problem = excluded.problem
+)
+SELECT key FROM before;
+
+-- name: look_again_at_sources
+-- Have every row of the sources $1 looked at again.
+INSERT INTO simplu_adoption_log.changes (old_id, changed_at)
+SELECT id, '-infinity' FROM simplu_adoption_log.old_rows WHERE source = ANY($1::text[]);
+
+-- name: choose_duplicates
+-- Say which row of several is to be taken, and have those be looked at again where that is another choice than before.
+WITH chosen AS (
+    UPDATE simplu_adoption_log.adoption SET newest_wins = $1 WHERE newest_wins <> $1 RETURNING newest_wins
+)
+INSERT INTO simplu_adoption_log.changes (old_id, changed_at)
+SELECT min(old_id), '-infinity'
+FROM simplu_adoption_log.taken
+WHERE EXISTS (SELECT FROM chosen)
+GROUP BY tenant_id, resource_type, resource_id
+HAVING count(*) > 1;
+
+-- name: begin_copy
+-- Up to which id rows are copied; of all others, and of all that happens to these, the triggers tell.
+UPDATE simplu_adoption_log.adoption
+SET copy_to = coalesce((SELECT max(id) FROM simplu_adoption_log.old_rows), 0)
+WHERE copy_to IS NULL;
+
+-- name: next_rows
+-- The ids of at most $3 rows behind $1, up to $2, in order.
+SELECT id FROM simplu_adoption_log.old_rows WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3;
+
+-- name: note_copied
+UPDATE simplu_adoption_log.adoption SET copied_to = $1;
+
+-- name: next_changes
+-- Tick off at most $1 changes, in order, and return whose. What is read after this is at least as new as they are.
+DELETE FROM simplu_adoption_log.changes
+WHERE number = ANY(ARRAY(SELECT number FROM simplu_adoption_log.changes ORDER BY number LIMIT $1))
+RETURNING old_id;
+
+-- name: is_written
+-- Whether the other program has made changes that are not ticked off.
+SELECT EXISTS (SELECT FROM simplu_adoption_log.changes WHERE changed_at > '-infinity');
+
+-- name: find_unknown_sources
+-- Of which sources the rows $1 are that nobody has looked up yet.
+SELECT DISTINCT source, business_id, location_id
+FROM simplu_adoption_log.old_rows
+WHERE
+    id = ANY($1::bigint[]) AND fault IS NULL
+    AND NOT EXISTS (SELECT FROM simplu_adoption_log.sources WHERE sources.key = old_rows.source);
+
+-- name: find_faults
+-- Which of the rows $1 cannot be taken, and why.
+SELECT id, fault FROM simplu_adoption_log.old_rows WHERE id = ANY($1::bigint[]) AND fault IS NOT NULL ORDER BY id;
+
+-- name: take_rows
+-- Note of the old rows $1 which resources they are now, or that they are none; return the resources that they were or
+-- are. All of it as of one snapshot.
+WITH present AS MATERIALIZED (
+    SELECT old_rows.id, sources.tenant_id, old_rows.resource_type, old_rows.resource_id, old_rows.updated_at
+    FROM simplu_adoption_log.old_rows
+    JOIN simplu_adoption_log.sources ON sources.key = old_rows.source
+    WHERE old_rows.id = ANY($1::bigint[]) AND old_rows.fault IS NULL AND sources.tenant_id IS NOT NULL
+), former AS (
+    SELECT tenant_id, resource_type, resource_id FROM simplu_adoption_log.taken WHERE old_id = ANY($1::bigint[])
+), gone AS (
+    DELETE FROM simplu_adoption_log.taken
+    WHERE old_id = ANY($1::bigint[]) AND NOT EXISTS (SELECT FROM present WHERE present.id = taken.old_id)
+), noted AS (
+    INSERT INTO simplu_adoption_log.taken (old_id, tenant_id, resource_type, resource_id, updated_at)
+    SELECT id, tenant_id, resource_type, resource_id, updated_at FROM present
+    ON CONFLICT (old_id) DO UPDATE SET
+        tenant_id = excluded.tenant_id,
+        resource_type = excluded.resource_type,
+        resource_id = excluded.resource_id,
+        updated_at = excluded.updated_at
+), written AS (
+    UPDATE simplu_adoption_log.adoption
+    SET written_at = (SELECT max(updated_at) FROM present)
+    WHERE (SELECT max(updated_at) FROM present) > coalesce(written_at, '-infinity')
+)
+SELECT tenant_id, resource_type, resource_id FROM former
+UNION
+SELECT tenant_id, resource_type, resource_id FROM present;
+
+-- name: make_resources
+-- Make each of the resources $1, $2, $3 as its old row is, of several the newest ($4) or the oldest; or remove it where
+-- there is none. Idempotent. Inserted in key order.
+WITH wanted AS (
+    SELECT tenant_id, resource_type, resource_id
+    FROM unnest($1::text[], $2::text[], $3::text[]) AS sent (tenant_id, resource_type, resource_id)
+), chosen AS MATERIALIZED (
+    SELECT DISTINCT ON (taken.tenant_id, taken.resource_type, taken.resource_id) taken.*
+    FROM wanted
+    JOIN simplu_adoption_log.taken USING (tenant_id, resource_type, resource_id)
+    ORDER BY
+        taken.tenant_id, taken.resource_type, taken.resource_id,
+        CASE WHEN $4::boolean THEN taken.updated_at END DESC, CASE WHEN $4::boolean THEN taken.old_id END DESC,
+        taken.updated_at, taken.old_id
+), removed AS (
+    DELETE FROM simplu_adoption.resources
+    USING wanted
+    WHERE
+        resources.id = wanted.tenant_id AND resources."resourceName" = wanted.resource_type
+        AND resources."resourceId" = wanted.resource_id
+        AND NOT EXISTS (
+            SELECT FROM chosen
+            WHERE
+                chosen.tenant_id = wanted.tenant_id AND chosen.resource_type = wanted.resource_type
+                AND chosen.resource_id = wanted.resource_id
+        )
+)
+INSERT INTO simplu_adoption.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT
+    chosen.tenant_id, sources.business_type, chosen.resource_type, chosen.resource_id,
+    old_rows.data, old_rows.created_at, old_rows.updated_at
+FROM chosen
+JOIN simplu_adoption_log.sources ON sources.tenant_id = chosen.tenant_id
+JOIN simplu_adoption_log.old_rows ON old_rows.id = chosen.old_id AND old_rows.fault IS NULL
+ORDER BY chosen.tenant_id, chosen.resource_type, chosen.resource_id
+ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE SET
+    "businessType" = excluded."businessType",
+    data = excluded.data,
+    date = excluded.date,
+    "lastUpdated" = excluded."lastUpdated";
+
+-- name: find_taken_duplicates
+-- Which of the resources $1, $2, $3 have several old rows.
+SELECT taken.tenant_id, taken.resource_type, taken.resource_id
+FROM unnest($1::text[], $2::text[], $3::text[]) AS sent (tenant_id, resource_type, resource_id)
+JOIN simplu_adoption_log.taken USING (tenant_id, resource_type, resource_id)
+GROUP BY taken.tenant_id, taken.resource_type, taken.resource_id
+HAVING count(*) > 1
+ORDER BY taken.tenant_id, taken.resource_type, taken.resource_id;
+
+-- name: analyze_adopted
+-- So that the first operations meet good plans.
+ANALYZE simplu_adoption.resources;
+
+-- name: make_adopted_tenants
+-- A row for every tenant of the old table. Any control message is newer than it. Made, for readers of the stream, when
+-- the other program last wrote: what arrived long before was that program's to apply, and what arrives after is ours.
+INSERT INTO simplu_adoption.tenants (id, business_id, location_id, business_type, state, control_at, created_at)
+SELECT
+    sources.tenant_id, sources.business_id, sources.location_id, sources.business_type, 'active', 'epoch',
+    least(coalesce(adoption.written_at, now()), now())
+FROM simplu_adoption_log.sources
+CROSS JOIN simplu_adoption_log.adoption
+WHERE sources.tenant_id IS NOT NULL
+ORDER BY sources.tenant_id;
+
+-- name: add_adopted_default_rows
+-- The one row that every tenant starts with, where the other program has none like it.
+INSERT INTO simplu_adoption.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT
+    tenants.id, tenants.business_type, 'settings', 'default', business_types.default_settings,
+    tenants.created_at, tenants.created_at
+FROM simplu_adoption.tenants
+JOIN simplu_adoption.business_types ON business_types.name = tenants.business_type
+ORDER BY tenants.id
+ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
+
+-- name: count_taken
+-- How many old rows were taken, and whose.
+SELECT
+    (SELECT count(*) FROM simplu_adoption_log.taken) AS row_count,
+    (SELECT count(*) FROM simplu_adoption_log.sources WHERE tenant_id IS NOT NULL) AS tenant_count;
+
+-- name: end_adoption
+UPDATE simplu_adoption_log.adoption SET adopted_at = clock_timestamp();

@@ -1,0 +1,143 @@
+"""SIGHUP to a worker under load: it goes by the new map from then on, a bad one changes nothing, no row is amiss."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import hashlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simplu_worker.local.checker import tenants_on
+from simplu_worker.local.loopback import until
+from simplu_worker.local.stack import Stack
+from simplu_worker.local.trial import Load, Snapshot, Trial, TrialResult
+from simplu_worker.local.worker_process import INHERITED, WorkerProcess, tail_of
+
+SHARD_IDS = ("shard-1", "shard-2", "shard-3")
+PATIENCE_S = 20.0
+
+
+def place_of(key: str, count: int, retired: frozenset[int]) -> int:
+    """Return the place of *key* in a list of shards (contract §7), in the words of the paper's C++."""
+    attempt = 0
+    while True:
+        digest = hashlib.md5((f"{key}#{attempt}" if attempt else key).encode()).digest()
+        state, b, j = int.from_bytes(digest[:8], "big"), -1, 0
+        while j < count:
+            b = j
+            state = ctypes.c_uint64(state * 2862933555777941757 + 1).value
+            j = int((b + 1) * (float(1 << 31) / float((state >> 33) + 1)))
+        if b not in retired:
+            return b
+        attempt += 1
+
+
+def write_map(path: Path, urls: Mapping[str, str], *names: str, retired: Sequence[str] = ()) -> None:
+    """Put a map in place by rename, as a careful person does."""
+    shards = [{"shardId": name, "connectionString": urls[name], "retired": name in retired} for name in names]
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps({"shards": shards}))
+    new.replace(path)
+
+
+class Told:
+    """What the worker logs, from where it was last looked."""
+
+    def __init__(self, worker: WorkerProcess) -> None:
+        self._worker = worker
+        self._seen = 0
+
+    async def after_hangup(self, event: str) -> dict[str, Any]:
+        """Send SIGHUP, and wait for *event*."""
+        self._seen = self._worker.log_path.stat().st_size
+        self._worker.send_signal(signal.SIGHUP)
+        found: list[dict[str, Any]] = []
+
+        async def is_said() -> bool:
+            self._worker.check_running()
+            text = self._worker.log_path.read_bytes()[self._seen :].decode()
+            lines = [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+            found.extend(line for line in lines if line["event"] == event)
+            return bool(found)
+
+        assert await until(is_said, within_s=PATIENCE_S), tail_of(self._worker.log_path)
+        return found[0]
+
+
+async def routes_of(env: Mapping[str, str], keys: Sequence[str]) -> dict[str, str]:
+    """Return what `shards route` says of *keys*, which it reads from stdin."""
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "simplu_worker", "shards", "route", "-", "--json"),
+        env=inherited | dict(env),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate("\n".join(keys).encode())
+    assert process.returncode == 0
+    return {route["key"]: route["shardId"] for route in json.loads(out)["routes"]}
+
+
+async def homes_of(urls: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the shards that have a row of each tenant."""
+    homes: dict[str, list[str]] = {}
+    for shard_id in SHARD_IDS:
+        for tenant_id in await tenants_on([urls[shard_id]]):
+            homes.setdefault(tenant_id, []).append(shard_id)
+    return homes
+
+
+@pytest.mark.slow
+async def test_worker_goes_by_a_new_map_when_it_gets_sighup(tmp_path: Path) -> None:
+    """Under load: a bad file, then one that adds a shard, retires one and leaves one out; and `shards route` agrees."""
+    path = tmp_path / "map.json"
+    async with Stack(shards=3, stream_shards=2) as stack:
+        urls = {name: stack.servers[name].url for name in SHARD_IDS}
+        urls["spare"] = await stack.servers["shard-1"].create_database("spare")
+        write_map(path, urls, "shard-1", "shard-2", "spare", retired=["spare"])
+        env = stack.env | {"CITRUS_SERVER_URL": "", "CITRUS_API_KEY": "", "SHARD_MAP_FILE": str(path)}
+        worker = WorkerProcess(stack.group, env | {"SQS_ORDER_EVENTS_QUEUE_URL": "", "SQS_PRIORITY_QUEUE_URL": ""})
+        worker.start()
+        await worker.wait_ready()
+        told = Told(worker)
+
+        async def run(load: Load, is_half_way: asyncio.Event) -> TrialResult:
+            async def note(snapshot: Snapshot) -> None:
+                if snapshot.progress is not None and snapshot.progress.settled > load.operations // 4:
+                    is_half_way.set()
+
+            return await Trial(load, lambda: env, on_tick=note, timeout_s=60, idle_s=20).run()
+
+        is_half_way = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(run(Load(500, seed=3, run="before", tenants=12, rate=150), is_half_way))
+            await asyncio.wait_for(is_half_way.wait(), 60)
+            path.write_text(path.read_text()[:-20])
+            refused = await told.after_hangup("shard_map.refused")
+            write_map(path, urls, "shard-1", "shard-2", "shard-3", retired=["shard-2"])
+            reloaded = await told.after_hangup("shard_map.reloaded")
+            assert not first.done()
+        before = await homes_of(urls)
+        second = await run(Load(100, seed=4, run="after", tenants=12), asyncio.Event())
+        homes = await homes_of(urls)
+        made_after = homes.keys() - before.keys()
+        routes = await routes_of(env, sorted(homes))
+        log = worker.log_path.read_text()
+        await worker.stop(within_s=30)
+
+    assert (first.result().report.differences, second.report.differences) == ([], [])
+    assert (refused["level"], reloaded["added"], reloaded["left"]) == ("error", ["shard-3"], ["spare"])
+    assert before == {key: [SHARD_IDS[place_of(key, 3, frozenset({2}))]] for key in before}
+    assert routes == {key: SHARD_IDS[place_of(key, 3, frozenset({1}))] for key in homes}
+    assert {key: homes[key] for key in made_after} == {key: [routes[key]] for key in made_after}
+    assert {home for key in made_after for home in homes[key]} == {"shard-1", "shard-3"}
+    assert [url for url in urls.values() if url.partition("@")[0].rpartition(":")[2] in log] == []

@@ -1,0 +1,234 @@
+"""Shards are upgraded from the first schema to the last under load, while old workers and new ones work side by side.
+
+    python tests/acceptance/upgrading.py [--rate 300] [--seconds 5]
+
+Starts the embedded stack and a worker of the first schema: a copy of the package without the later migrations, one
+business type and the last change of another. Then, while operations keep coming: a new worker beside the old one, a
+session that holds a table, an upgrade that waits for it and is killed with -9, two others that do all between them, the
+old worker's end. Exit status 0 only if both workers worked on both schemas, the upgrade named who held it up, no shard
+was taken for lost, the old command refuses to go back, and every row is right in the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+from rich.console import Console
+
+import simplu_worker
+from simplu_worker.local.bounds import Bound, Results
+from simplu_worker.local.chains import Plan
+from simplu_worker.local.loopback import until
+from simplu_worker.local.proving_ground import ProvingGround
+from simplu_worker.local.worker_process import INHERITED, WorkerProcess
+
+PACKAGE = Path(simplu_worker.__file__).parent
+SQL = Path("shards/sql")
+LACKED_TYPE, CHANGED_TYPE = "hotel", "gym"  # the tenants are of neither
+WORKER_ENV = {"KINESIS_LEASE_DURATION_SECONDS": "3", "PYTHONSAFEPATH": "1"}  # 1: no package of the current folder
+HOLDER = "nightly-report"
+APPLIED = re.compile(r"^simplu_operations_total\{[^}]*\} (\S+)", re.MULTILINE)
+BLOCKED_S = 3.0  # after it was named: the upgrade gives way at least once
+WITHIN_S = 60.0
+LONGEST_S = 15.0  # a lock is waited for 2 s at a time, and the machine may be busy
+STOP_WITHIN_S = 35.0
+PIPED_WIDTH = 140
+FIRST, LAST = 1, max(int(path.name[:4]) for path in (PACKAGE / SQL / "migrations").glob("*.sql"))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `shards upgrade --json` came to."""
+
+    status: int
+    shards: list[dict[str, Any]]
+
+    def all_of(self, name: str) -> set[Any]:
+        """Return what the shards have there."""
+        return {repr(shard.get(name)) for shard in self.shards}
+
+
+def main() -> None:
+    """Run the program and end with its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=300.0, help="operations/s")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each phase")
+    parser.add_argument("--shards", type=int, default=3)
+    sys.exit(asyncio.run(run(parser.parse_args())))
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Run all of it and return the exit status."""
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    ground = ProvingGround(
+        shards=arguments.shards, stream_shards=4, tenants_per_shard=3, replicas=0, worker_env=WORKER_ENV
+    )
+    async with ground:
+        scenario = Scenario(ground, arguments, console)
+        await scenario.run()
+    scenario.results.print(console)
+    return scenario.results.status
+
+
+def old_package(folder: Path) -> Path:
+    """Copy the package as it was with the first schema, and return what PYTHONPATH is to be."""
+    copy = folder / "old" / "simplu_worker"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "local"))
+    for path in (copy / SQL / "migrations").glob("*.sql"):
+        if int(path.name[:4]) > FIRST:
+            path.unlink()
+    (copy / SQL / "business_types" / f"{LACKED_TYPE}.sql").unlink()
+    changed = copy / SQL / "business_types" / f"{CHANGED_TYPE}.sql"
+    changed.write_text(f"-- As it was.\n{changed.read_text()}")
+    return copy.parent
+
+
+async def applied_by(worker: WorkerProcess) -> float:
+    """Return how many operations a worker has applied, by its metrics."""
+    async with aiohttp.ClientSession() as session, session.get(f"{worker.url}/metrics") as answer:
+        return sum(float(count) for count in APPLIED.findall(await answer.text()))
+
+
+class Scenario:
+    """The upgrade, step by step, and what came of it."""
+
+    def __init__(self, ground: ProvingGround, arguments: argparse.Namespace, console: Console) -> None:
+        self._ground = ground
+        self._seconds: float = arguments.seconds
+        self._rate: float = arguments.rate
+        self._console = console
+        folder = ground.stack.group.directory
+        self._old = {"PYTHONPATH": str(old_package(folder))}
+        self._new = {"PYTHONPATH": str(PACKAGE.parent)}
+        self.results = Results("shards upgraded under load")
+
+    async def run(self) -> None:
+        """Go through it and compare every row in the end."""
+        ground = self._ground
+        await ground.start_worker(self._old)
+        await ground.register(ground.tenants_of())
+        flow = ground.start_flow(Plan("steady", ground.tenants_of()), rate=self._rate)
+        async with ground.phase("old worker, first schema"):
+            await asyncio.sleep(self._seconds)
+        await ground.start_worker(self._new)
+        await self._both_work("first schema")
+        await self._plan()
+        async with ground.phase("upgrade"):
+            await self._blocked_and_killed()
+            await self._upgraded()
+        await self._both_work("last schema")
+        self._say("the old worker goes")
+        old = ground.workers.pop(0)
+        await old.stop(within_s=STOP_WITHIN_S)
+        async with ground.phase("new worker, last schema"):
+            await asyncio.sleep(self._seconds)
+        await flow.producer.stop()
+        applied = await ground.applied(ground.urls, within_s=WITHIN_S)
+        self._expect("all was applied in the end", met=applied)
+        await self._judge(flow.plan)
+        for worker in (old, ground.worker):
+            text = worker.log_path.read_text(encoding="utf-8")
+            self.results.differences += [line for line in text.splitlines() if '"shard.cut_off"' in line][:3]
+        await ground.stop_workers()
+
+    async def _both_work(self, schema: str) -> None:
+        """Have the phase in which both apply operations."""
+        before = [await applied_by(worker) for worker in self._ground.workers]
+
+        async def both_applied() -> bool:
+            counts = [await applied_by(worker) for worker in self._ground.workers]
+            return all(count > one for count, one in zip(counts, before, strict=True))
+
+        async with self._ground.phase(f"old and new worker, {schema}"):
+            self._expect(f"both apply, {schema}", met=await until(both_applied, within_s=WITHIN_S))
+            await asyncio.sleep(self._seconds)
+
+    async def _plan(self) -> None:
+        plan = await self._upgrade()
+        self._expect("the plan changes nothing", met=await self._versions() == {FIRST})
+        self._expect("the plan names every shard", met=plan.all_of("state") == {"'behind'"} and plan.status == 0)
+        self._expect("and what it lacks", met=plan.all_of("businessTypes") == {repr([CHANGED_TYPE, LACKED_TYPE])})
+        self._expect("and the last version", met=plan.all_of("targetVersion") == {repr(LAST)})
+
+    async def _blocked_and_killed(self) -> None:
+        """Have an upgrade wait for a session, and kill it."""
+        holder = await asyncpg.connect(self._ground.urls[0], server_settings={"application_name": HOLDER})
+        await holder.execute("BEGIN; LOCK TABLE moves IN ROW SHARE MODE")
+        log = self._ground.stack.group.directory / "upgrade-killed.log"
+        argv = [sys.executable, "-m", "simplu_worker", "shards", "upgrade", "--apply"]
+        process = self._ground.stack.group.spawn(argv, log_path=log, env=self._env(self._new))
+
+        async def is_named() -> bool:
+            return HOLDER in log.read_text(encoding="utf-8")
+
+        self._expect("who held it up is named", met=await until(is_named, within_s=WITHIN_S))
+        await asyncio.sleep(BLOCKED_S)
+        process.kill()
+        process.wait()
+        self._say("upgrade killed with -9 while it waited")
+        await holder.close()
+
+    async def _upgraded(self) -> None:
+        """Upgrade everything, in two processes at once; a third time there is nothing to do, and never a way back."""
+        both = await asyncio.gather(self._upgrade("--apply"), self._upgrade("--apply"))
+        self._say(f"upgraded: {[one.all_of('state') for one in both]}")
+        self._expect("two upgrades at once", met=all(one.status == 0 for one in both))
+        self._expect("all are of the last version", met=await self._versions() == {LAST})
+        again = await self._upgrade("--apply")
+        self._expect("nothing left", met=again.status == 0 and again.all_of("state") == {"'current'"})
+        back = await self._upgrade("--apply", env=self._old)
+        self._expect("no way back", met=back.status == 1 and back.all_of("state") == {"'refused'"})
+
+    async def _upgrade(self, *options: str, env: Mapping[str, str] | None = None) -> Answer:
+        """Run `shards upgrade`."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "simplu_worker", "shards", "upgrade", "--json", *options),
+            env=self._env(env or self._new),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), WITHIN_S)
+        return Answer(process.returncode or 0, json.loads(out)["shards"])
+
+    def _env(self, env: Mapping[str, str]) -> dict[str, str]:
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        return inherited | self._ground.stack.env | WORKER_ENV | dict(env)
+
+    async def _versions(self) -> set[int]:
+        versions = set()
+        for url in self._ground.urls:
+            connection = await asyncpg.connect(url)
+            versions.add(await connection.fetchval("SELECT max(version) FROM schema_migrations"))
+            await connection.close()
+        return versions
+
+    async def _judge(self, plan: Plan) -> None:
+        ground = self._ground
+        self.results.phases = [await ground.measured(phase, plan, ground.urls) for phase in ground.phases]
+        for measured in self.results.phases[1:]:
+            what = f"longest, {measured.phase.name}"
+            self.results.bounds.append(Bound(what, measured.longest_s, LONGEST_S, unit="s"))
+        self.results.differences += await ground.differences()
+        if ground.letters:
+            self.results.differences.append(f"{len(ground.letters)} dead letters, such as {ground.letters[0]}")
+
+    def _expect(self, what: str, *, met: bool) -> None:
+        self.results.bounds.append(Bound(what, float(met), least=1))
+
+    def _say(self, text: str) -> None:
+        self._console.print(text)
+
+
+if __name__ == "__main__":
+    main()
