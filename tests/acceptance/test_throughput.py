@@ -1,0 +1,116 @@
+"""What one core does, on a small scale, and the page that is made of it: `make bench` tells it at full size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from requires import ROOT
+
+BENCHMARK = ROOT / "benchmarks" / "throughput.py"
+SCALE = ROOT / "benchmarks" / "scale.py"
+SMALL = ("--quick", "--only", "rates", "--who", "worker", "bare loop", "--records", "20000", "--seconds", "0.5")
+PAGE = "before\n<!-- {0}: written by `{1}` -->\nold\n<!-- end of {0} -->\nafter\n"
+RUN_S = 150.0
+MACHINE = {"at": "2026-11-20", "model": "a machine", "cores": 2, "python": "3.11.7", "commit": "abc", "load": 0.1}
+WORKER, BARE = "worker", "bare loop"
+LANES, SEQUENCE = "async-kinesis, 64 lanes", "async-kinesis, in sequence"
+
+
+def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark."""
+    argv = [sys.executable, str(program), *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=RUN_S)
+
+
+def figure(who: str, rate: int, *, stream_shards: int = 32, number_of_round: int = 1) -> dict[str, Any]:
+    """Return a run as the benchmark keeps it, of one second."""
+    return {
+        "round": number_of_round,
+        "who": who,
+        "streamShards": stream_shards,
+        "shards": 1,
+        "commit": "on",
+        "seconds": 1.0,
+        "operations": rate,
+        "clientUs": 6.0,
+        "serverUs": 20.0,
+        "rssBeginBytes": 100 * 2**20,
+        "rssMostBytes": 101 * 2**20,
+    }
+
+
+def kept(tmp_path: Path, *runs: dict[str, Any]) -> Path:
+    """Return a file of kept figures."""
+    path = tmp_path / "figures.json"
+    path.write_text(json.dumps({"machine": MACHINE, "rounds": 2, "seconds": 1.0, "records": 1, "runs": runs}))
+    return path
+
+
+@pytest.mark.parametrize(("rate", "status"), [(80_000, 0), (20_000, 1)], ids=["kept", "missed"])
+def test_benchmark_compares_runs_of_one_round_and_tells_what_was_missed(tmp_path: Path, rate: int, status: int) -> None:
+    """A ratio is of runs of the same round, its spread is told, and the exit status is that of the targets."""
+    others = ((BARE, 100_000, 32), (LANES, 6_000, 4), (SEQUENCE, 2_000, 4))
+    runs = [
+        figure(who, times * other, stream_shards=count, number_of_round=times)
+        for times in (1, 2)  # the second round on a machine that is twice as fast
+        for who, other, count in ((WORKER, rate, 32), *others)
+    ]
+    page = tmp_path / "performance.md"
+    page.write_text(PAGE.format("figures", "make bench"))
+    (tmp_path / "images").mkdir()
+
+    done = run(BENCHMARK, "--from-json", str(kept(tmp_path, *runs)), "--page", str(page))
+
+    assert done.returncode == status, done.stdout + done.stderr
+    text = page.read_text()
+    assert text.startswith("before\n<!-- figures: ")
+    assert text.endswith("<!-- end of figures -->\nafter\n")
+    assert "old" not in text
+    ratio = f"{rate / 100_000:.2f}"
+    verdict = "kept" if status == 0 else "**missed**"
+    assert f"| worker ÷ bare loop, synchronous_commit on | {ratio} | ≥ 0.75 | {verdict} |" in text
+    assert f"{1.5 * rate:,.0f} ({rate:,} to {2 * rate:,})" in text
+    assert f"{1.5 * rate:,.0f}</text>" in (tmp_path / "images" / "performance.svg").read_text()
+
+
+def test_benchmark_leaves_a_page_without_its_marks_alone(tmp_path: Path) -> None:
+    """Figures go between marks that somebody put there, or nowhere."""
+    page = tmp_path / "performance.md"
+    page.write_text("my own words\n")
+
+    done = run(BENCHMARK, "--from-json", str(kept(tmp_path, figure(WORKER, 1))), "--page", str(page))
+
+    assert done.returncode != 0
+    assert "put them where figures belong" in done.stderr
+    assert page.read_text() == "my own words\n"
+
+
+def test_scale_simulates_a_failover_within_a_lease_and_a_look(tmp_path: Path) -> None:
+    """A replica that is killed is followed by others within the lease duration and about a look, at every size."""
+    page = tmp_path / "performance.md"
+    page.write_text(PAGE.format("scale", "python3 run.py bench scale --write"))
+
+    done = run(SCALE, "--stream-shards", "40", "--shards", "10", "--replicas", "4", "--write", "--page", str(page))
+
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in page.read_text().splitlines() if line.startswith("| one is killed |")]
+    held_after_s = float(line.split("|")[2].removesuffix(" s "))
+    assert 6.0 < held_after_s < 12.0  # 10 s from its last renewal, which were 3.3 s apart, and a look a second
+
+
+@pytest.mark.slow
+def test_benchmark_measures_a_worker_beside_the_bare_loop(tmp_path: Path) -> None:
+    """Every operation of both takes effect, and both leave figures."""
+    figures = tmp_path / "figures.json"
+
+    done = run(BENCHMARK, *SMALL, "--json", str(figures))
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    runs = json.loads(figures.read_text())["runs"]
+    assert {one["who"] for one in runs} == {WORKER, BARE}
+    assert all(one["operations"] > 0 and one["clientUs"] > 0 and one["serverUs"] > 0 for one in runs)
