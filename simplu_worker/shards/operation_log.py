@@ -25,9 +25,10 @@ class Replay(msgspec.Struct, frozen=True):
     seen_xid: str
 
 
-async def write_log(connection: Connection, entries: Sequence[Entry]) -> list[Encounter | None]:
+async def write_log(connection: Connection, entries: Sequence[Entry], times: Sequence[str]) -> list[Encounter | None]:
     """Write the rows of *entries*; return what each that is there before is to its row, None for the others.
 
+    *times* are `texts_of_times` of their operations.
     A row that was given up becomes its replay's. Raises `LostRaceError` when a row changes between two looks at it.
     """
     if not entries:
@@ -51,7 +52,7 @@ async def write_log(connection: Connection, entries: Sequence[Entry]) -> list[En
             [origin.source for origin in origins],
             [origin.stream_shard_id or "" for origin in origins],
             [origin.sequence_number or "" for origin in origins],
-            texts_of_times(operations),
+            times,
             [arrival_texts[origin.arrived_at] for origin in origins],
         ),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from simplu_worker.clock import loop_time
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.address import ShardAddress
@@ -43,8 +44,6 @@ class LoggedOperation(msgspec.Struct, frozen=True, rename="camel", omit_defaults
 class Router:
     """The one way from the consumers to the shards."""
 
-    _first_use: FirstUse | None = None
-
     def __init__(
         self,
         directory: Directory,
@@ -64,6 +63,7 @@ class Router:
         self._commits = commits or SafeCommits(pools)
         self._first_use = first_use
         self._writers: dict[str, tuple[ShardPool, ShardWriter]] = {}
+        self._took_at: dict[str, float] = {}
 
     def remembered(self, tenant_id: str) -> str | None:
         """Return the id of the shard on which the tenant was last found, without asking anybody."""
@@ -74,6 +74,10 @@ class Router:
         """Whether the last use of a shard, or look at it, found it to work."""
         pool = self._pools.by_shard_id().get(shard_id)
         return pool is not None and pool.is_healthy
+
+    def took_at(self, shard_id: str) -> float:
+        """Return when a shard last took a batch of anybody's (monotonic)."""
+        return self._took_at.get(shard_id, float("-inf"))
 
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
         """Return the id of the shard that confirms the tenant, or why there is none.
@@ -108,6 +112,7 @@ class Router:
             outcomes = [HOLD] * len(operations)  # nobody lives there any more
         else:
             outcomes = await self._writer(shard_id).apply(operations, claim)
+            self._took_at[shard_id] = loop_time()
         for tenant_id in {operation.tenant_id for operation in operations}:
             self._directory.remembered(tenant_id)  # it is in use, whoever else remembers where it lives
         for operation, outcome in zip(operations, outcomes, strict=True):

@@ -315,13 +315,15 @@ class Attempt:
             if outcome is None or outcome.disposition is Disposition.APPLIED
         ]
         self.suspects = logged
-        met = await write_log(connection, [(self._operations[place], failure_of(outcomes[place])) for place in logged])
+        times = texts_of_times(self._operations)
+        entries = [(self._operations[place], failure_of(outcomes[place])) for place in logged]
+        met = await write_log(connection, entries, [times[place] for place in logged])
         for place, encounter in zip(logged, met, strict=True):
             if encounter in KNOWN:
                 outcomes[place] = KNOWN[encounter]
         applied = [place for place, outcome in enumerate(outcomes) if outcome is None]
         self.suspects = applied
-        for place, failure in await self._apply_waves(connection, applied):
+        for place, failure in await self._apply_waves(connection, applied, times):
             outcomes[place] = Outcome(disposition=Disposition.APPLIED, failure=failure)
         self.suspects = logged  # a deferred trigger speaks at the commit
         return [outcome or SUCCEEDED for outcome in outcomes]
@@ -360,11 +362,13 @@ class Attempt:
     def _is_too_late(self, operation: Operation, tenants: Mapping[str, TenantRow]) -> bool:
         return is_too_late(operation, tenants.get(operation.tenant_id), tenant_wait=self._tenant_wait)
 
-    async def _apply_waves(self, connection: Connection, applied: Sequence[int]) -> list[tuple[int, Failure]]:
+    async def _apply_waves(
+        self, connection: Connection, applied: Sequence[int], times: Sequence[str]
+    ) -> list[tuple[int, Failure]]:
         """Apply the operations *applied*, wave after wave in one go; return which could not take effect, and why."""
         operations = self._operations
         waves = [
-            _columns([applied[place] for place in (*wave.reads, *wave.writes)], operations)
+            _columns([applied[place] for place in (*wave.reads, *wave.writes)], operations, times)
             for wave in plan_waves([operations[place] for place in applied])
         ]
         if not waves:
@@ -387,8 +391,8 @@ async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> di
     }
 
 
-def _columns(places: Sequence[int], operations: Sequence[Operation]) -> tuple[object, ...]:
-    """Return the arguments of `apply_wave` for one wave: those of *operations* at *places*."""
+def _columns(places: Sequence[int], operations: Sequence[Operation], times: Sequence[str]) -> tuple[object, ...]:
+    """Return the arguments of `apply_wave` for one wave: those of *operations*, and their *times*, at *places*."""
     wave = [operations[place] for place in places]
     queries = [operation.query for operation in wave]
     separator, *columns = packed(
@@ -399,7 +403,7 @@ def _columns(places: Sequence[int], operations: Sequence[Operation]) -> tuple[ob
         [operation.resource_type for operation in wave],
         [operation.resource_id or "" for operation in wave],
         [operation.data or (operation.query.members if operation.query else "") for operation in wave],
-        texts_of_times(wave),
+        [times[place] for place in places],
         [query.days.first.isoformat() if query and query.days.first else "" for query in queries],
         [query.days.last.isoformat() if query and query.days.last else "" for query in queries],
         [str(query.page) if query else "" for query in queries],

@@ -16,6 +16,7 @@ from uuid import uuid4
 import msgspec
 from simulated_network import Network
 
+from simplu_worker.clock import loop_time
 from simplu_worker.consumers.dead_letters import DeadLetter
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import TryAgainLaterError
@@ -226,6 +227,8 @@ class SimulatedRouter(Router):
     def __init__(self, shards: PostgresShards) -> None:
         self._shards = shards
         self._remembered: dict[str, str] = {}
+        self._took_at: dict[str, float] = {}
+        self._first_use = None
 
     def remembered(self, tenant_id: str) -> str | None:
         """Return where the tenant was last found."""
@@ -251,6 +254,7 @@ class SimulatedRouter(Router):
             outcomes = await self._shards.network.ask(
                 shard_id, lambda: self._shards.transact(shard_id, operations, said), lost=_lost
             )
+        self._took_at[shard_id] = loop_time()
         for operation, outcome in zip(operations, outcomes, strict=True):
             if outcome is HOLD:
                 self._remembered.pop(operation.tenant_id, None)

@@ -44,6 +44,24 @@ def test_prefetch_leaves_room(held: list[int], rooms: list[int]) -> None:
     assert [account.room_bytes for account in accounts] == rooms
 
 
+@pytest.mark.parametrize(
+    ("held", "short"),
+    [
+        pytest.param([0], [False], id="alone: nothing to wait for"),
+        pytest.param([500], [False], id="alone: half is free"),
+        pytest.param([501], [True], id="alone: a read would be small"),
+        pytest.param([499, 0], [False, False], id="two: a quarter is enough"),
+        pytest.param([300, 200], [True, False], id="two: half is used, and one has more than a quarter"),
+        pytest.param([0, 1000], [True, True], id="two: nothing is left"),
+    ],
+)
+def test_account_is_short_when_a_read_would_be_a_small_one(held: list[int], short: list[bool]) -> None:
+    """Half of a fair share is waited for, unless nothing is held."""
+    accounts = accounts_holding(Prefetch(MAX), *held)
+
+    assert [account.is_short for account in accounts] == short
+
+
 def test_account_has_the_bytes_of_the_reply_when_it_is_corrected() -> None:
     """What was reserved is replaced by what came, more or less."""
     prefetch = Prefetch(MAX)

@@ -115,7 +115,7 @@ class CatchUpReader:
                 is_at_end = self._reads.is_gone or (cursor.is_at_end and cursor.child_shards)
                 if self._has_met() or is_at_end:
                     self._meet()
-                elif self._has_sent_enough() or not self._reads.account.room_bytes:
+                elif self._has_sent_enough() or self._reads.account.is_short:
                     self._dispatcher.has_settled.clear()
                     await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
@@ -131,7 +131,7 @@ class CatchUpReader:
             cursor = Cursor(reads, records.start, pacing, kind="catch_up")
             # What is refused was past its retention: there is nothing left to be read.
             while self.catch_up.holds and not ending.is_set() and not cursor.is_at_end and not cursor.is_gone:
-                if self._has_sent_enough() or not reads.account.room_bytes:
+                if self._has_sent_enough() or reads.account.is_short:
                     self._dispatcher.has_settled.clear()
                     await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
@@ -241,7 +241,7 @@ class CatchUps:
         has_ready = self._dispatcher.has_ready
         async with asyncio.TaskGroup() as tasks:
             while not ending.is_set():
-                self._dispatcher.relieve(is_memory_short=not self._reads.account.room_bytes)
+                self._dispatcher.relieve(is_memory_short=self._reads.account.is_short)
                 self._dispatcher.look()
                 is_probing = self._probe(tasks)
                 self._begin(tasks, ending)

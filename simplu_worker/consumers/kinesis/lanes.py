@@ -148,8 +148,13 @@ class Lane:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether its batch has been in flight for so long that it may never be answered."""
-        return self._flight is not None and loop_time() - self._sent_at > STUCK_AFTER_S
+        """Whether its batch has been in flight for so long that it may never be answered.
+
+        Not while the shard takes those of others: then it waits for its turn.
+        """
+        if self._flight is None:
+            return False
+        return loop_time() - max(self._sent_at, self._router.took_at(self.shard_id)) > STUCK_AFTER_S
 
     @property
     def queued_bytes(self) -> int:

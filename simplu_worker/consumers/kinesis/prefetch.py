@@ -7,6 +7,10 @@ larger than what was expected.
 
 from __future__ import annotations
 
+from typing import Final
+
+READ_ROOM_MOST_BYTES: Final = 4 * 1024 * 1024
+
 
 class Prefetch:
     """The memory of a replica for what is read and not yet applied, shared by the readers that have an account."""
@@ -27,6 +31,11 @@ class Prefetch:
         self._accounts.add(account)
         self._divide()
         return account
+
+    @property
+    def read_room_bytes(self) -> int:
+        """How much room to wait for before a read: half of a fair share, where that is not more than it is worth."""
+        return min(READ_ROOM_MOST_BYTES, self.max_bytes // (2 * max(1, len(self._accounts))))
 
     def room_bytes_of(self, account: Account) -> int:
         """Return how much more *account* may take now; 0 = nothing.
@@ -74,6 +83,15 @@ class Account:
 
     def __repr__(self) -> str:
         return f"<Account {self.held_bytes} bytes, room for {self.room_bytes}>" if self._is_open else "<Account closed>"
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a read has to wait for room: a small one costs as much as a large one.
+
+        Not where nothing is held: there is no room to wait for.
+        """
+        room_bytes = self.room_bytes
+        return not room_bytes or (bool(self.held_bytes) and room_bytes < self._prefetch.read_room_bytes)
 
     @property
     def room_bytes(self) -> int:

@@ -262,7 +262,7 @@ class StreamShardReader:
         checkpoint = self.checkpoint
         return {
             "streamShard": self.stream_shard_id,
-            "state": "waits for memory" if not self._account.room_bytes else "ended" if self.is_at_end else "reading",
+            "state": "waits for memory" if self._account.is_short else "ended" if self.is_at_end else "reading",
             "lagSeconds": self.lag_s,
             "checkpoint": None if checkpoint is None else checkpoint.checkpoint,
             "pendingBytes": self._account.held_bytes,
@@ -466,7 +466,7 @@ class StreamShardReader:
 
     async def _read(self) -> None:
         while not self._stopping.is_set() and not self.is_at_end:
-            if not self._account.room_bytes or self._dispatcher.room.is_crowded:
+            if self._account.is_short or self._dispatcher.room.is_crowded:
                 await self._next_settled()
                 continue
             reply = await self._cursor.read(self._stopping)
