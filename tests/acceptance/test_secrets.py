@@ -366,16 +366,15 @@ async def test_worker_shows_no_secret_when_it_crashes(observer: Observer) -> Non
     password = planted("leaked", awkward=True)  # nobody told the worker that this is one
     url = f"postgresql://postgres:{quote(password, safe='')}@{HOST}/d"
     hidden = {*PLANTED_ENV.values(), scene.stack.citrus_api_key, password}
-    # No timestamp: the error about it says what came instead.
-    leak = {"SequenceNumber": "1", "ApproximateArrivalTimestamp": " ".join([*hidden - {password}, url]), "Data": ""}
-    answer = http_answer(
-        200, json.dumps({"ShardIterator": "any", "Records": [leak | {"PartitionKey": "key"}]}).encode()
-    )
+    # Where the hash keys begin: the error about it says what came instead of a number, as far as it is not too long.
+    keys = {"StartingHashKey": " ".join([url, *hidden - {password}]), "EndingHashKey": "1"}
+    leak = {"ShardId": "shardId-1", "SequenceNumberRange": {"StartingSequenceNumber": "1"}, "HashKeyRange": keys}
+    answer = http_answer(200, json.dumps({"ShardIterator": "any", "Records": [], "Shards": [leak]}).encode())
     with scene.kinesis_line.answering(answer):
         assert await until(lambda: has_ended(scene.worker), within_s=HELD_S)
     log = scene.worker.log_path.read_text()
     assert "worker.crashed" in log
-    assert "Invalid timestamp" in log
+    assert "invalid literal for int()" in log
     assert shown_in({"log": log}, hidden) == []
     scene.worker.start()
     await scene.worker.wait_ready()

@@ -269,7 +269,7 @@ WRONG_DESIGNS = {
     ),
     "children do not hold what their parents owe": WrongDesign(_HopefulFleet),
     "every reply without an iterator is the end": WrongDesign(_with_holder(_CredulousHolder)),
-    "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder), first_seed=90),
+    "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder), first_seed=2300),
     "children do not wait for their parents": WrongDesign(_OrphanFleet),
     "what a scan does not show is not there": WrongDesign(_TrustingFleet),
     "a take does not look at the counter": WrongDesign(twist=_take_whatever_the_counter),
