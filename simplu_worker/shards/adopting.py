@@ -228,7 +228,7 @@ class Adopter:
 
         async def look(connection: Connection) -> None:
             if not is_begun:
-                await begin_adoption(connection, self._shard_id, old_table)
+                await self._begun(connection)
             await connection.execute(QUERIES["work_in"], old_table.home)
             raise _RehearsedError(await read_found(connection))
 
