@@ -1,6 +1,6 @@
 """The worker that users come from, as far as its shards go: its table in both layouts, and what it writes with.
 
-Facts: ../shared/reference/typescript-worker.md.
+The public repository AdrianTuci1/simplu-api, folder resources-server.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ import msgspec
 from simplu_worker.commands.audit_rules import Difference, Kind, Listing, Row, Subject
 from simplu_worker.daemon import Shards
 from simplu_worker.errors import TryAgainLaterError
-from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.operations.operation import is_id, tenant_id_of
 from simplu_worker.shards.address import AddressRefusedError, ShardAddress
 from simplu_worker.shards.admission import TenantState
 from simplu_worker.shards.business_info import BusinessInfo, Unreadable
-from simplu_worker.shards.businesses import Business, is_id
+from simplu_worker.shards.businesses import Business
 from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.schema import SchemaState, check_schema
 

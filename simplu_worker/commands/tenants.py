@@ -9,12 +9,11 @@ from simplu_worker.commands.display import print_json, print_line, print_note, p
 from simplu_worker.commands.needs import require
 from simplu_worker.daemon import open_shards
 from simplu_worker.errors import RefusedError
-from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
 from simplu_worker.settings import Settings
 from simplu_worker.shards.survey import Survey
 from simplu_worker.views import tenant_view
 
-ID_MAX_LENGTH = 128  # contract §3
 COLUMNS = {
     "businessId": "business",
     "locationId": "location",
@@ -62,17 +61,9 @@ async def show_tenant(settings: Settings, business_id: str, location_id: str, *,
 def checked_tenant_id(business_id: str, location_id: str) -> str:
     """Return the id of a tenant whose names came from the command line; raise `RefusedError` when they can be none."""
     for name, value in {"business": business_id, "location": location_id}.items():
-        if not 1 <= len(value) <= ID_MAX_LENGTH or not _is_utf8(value):
-            raise RefusedError(f"{name}: expected 1 to {ID_MAX_LENGTH} characters of UTF-8, got {len(value)}")
+        if not is_id(value):
+            raise RefusedError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, got {len(value)}")
     return tenant_id_of(business_id, location_id)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes of the command line that are none
-        return False
-    return True
 
 
 def _views(survey: Survey) -> list[dict[str, Any]]:

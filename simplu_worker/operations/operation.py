@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 import msgspec
+
+ID_MAX: Final = 128  # characters of a business's or a location's id: contract §3
 
 
 class OperationKind(StrEnum):
@@ -151,6 +154,16 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     failure: Failure | None = None
     reason: DeadLetterReason | None = None
     error: str | None = None
+
+
+def is_storable(text: str) -> bool:
+    """Tell whether Postgres could hold *text* at all: what comes from outside may be anything."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def is_id(text: str) -> bool:
+    """Tell whether *text* can be the id of a business or a location: within the contract, and storable."""
+    return 1 <= len(text) <= ID_MAX and is_storable(text)
 
 
 def tenant_id_of(business_id: str, location_id: str) -> str:

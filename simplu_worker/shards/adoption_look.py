@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from simplu_worker.errors import RefusedError
-from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.operations.operation import is_id, tenant_id_of
 from simplu_worker.shards.adoption_plan import (
     NAMED_MAX,
     Answers,
@@ -21,7 +21,7 @@ from simplu_worker.shards.adoption_plan import (
     owner_of,
 )
 from simplu_worker.shards.business_info import UnreadableBusinessError
-from simplu_worker.shards.businesses import Business, is_id
+from simplu_worker.shards.businesses import Business
 from simplu_worker.shards.locator import Locator
 from simplu_worker.shards.pools import Connection
 from simplu_worker.shards.queries import ADOPTION, BUSINESS_TYPES, QUERIES

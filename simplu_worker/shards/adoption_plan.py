@@ -1,7 +1,6 @@
 """What the adoption of another program's table needs: who its rows belong to, and what stands in the way. Pure.
 
-Layouts as `../shared/reference/typescript-worker.md` has them: business and location in one column or in two, data as
-jsonb or as text.
+Both layouts of the TypeScript worker: business and location in one column or in two, data as jsonb or as text.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.shards.businesses import Business, is_id, why_not
+from simplu_worker.operations.operation import is_id, tenant_id_of
+from simplu_worker.shards.businesses import Business, why_not
 
 NAMED_MAX: Final = 1000  # duplicates, and rows that cannot be taken, that a plan names
 
@@ -228,18 +227,16 @@ def owner_of(source: Source, answers: Answers, *, shard_id: str, types: Iterable
     for business_id, _ in source.candidates:
         if isinstance(problem := businesses.get(business_id), str):
             return unresolved(problem)
-    known = [
-        (business_id, location_id)
+    known = {
+        (business_id, location_id): business
         for business_id, location_id in source.candidates
         if isinstance(business := businesses.get(business_id), Business) and location_id in business.locations
-    ]
+    }
     if not known:
         return unresolved(_why_unknown(source, businesses))
     if len(known) > 1:
         return unresolved(f"it can be any of {', '.join(' '.join(pair) for pair in known)}")
-    (pair,) = known
-    business = businesses[pair[0]]
-    assert isinstance(business, Business)  # noqa: S101  # the one that is known
+    ((pair, business),) = known.items()
     if business.business_type not in types:
         return unresolved(
             f"its type in business-info, {business.business_type[:64]!r}, is none of {', '.join(sorted(types))}", pair

@@ -11,7 +11,8 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-ID_MAX: Final = 128  # contract §3
+from simplu_worker.operations.operation import ID_MAX, is_id
+
 TYPE_MEMBERS: Final = ("businessType", "type")
 
 Item: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -109,11 +110,6 @@ def _locations(item: Item) -> list[Mapping[str, Any]]:
 def _id(value: Mapping[str, Any] | None) -> str | None:
     text = (value or {}).get("S")
     return text if isinstance(text, str) and is_id(text) else None
-
-
-def is_id(text: str) -> bool:
-    """Tell whether *text* can be the id of a business or a location: within the contract, and storable in Postgres."""
-    return 1 <= len(text) <= ID_MAX and "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _is_active(value: Mapping[str, Any] | None) -> bool:

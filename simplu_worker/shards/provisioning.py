@@ -19,6 +19,7 @@ import structlog
 
 from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
 from simplu_worker.metrics import instruments
+from simplu_worker.operations.operation import ID_MAX, is_id
 from simplu_worker.shards.address import AddressRefusedError, ShardAddress
 from simplu_worker.shards.citrus import Registration
 from simplu_worker.shards.confirming import Confirmer, Placed, UndoneError
@@ -36,7 +37,6 @@ from simplu_worker.shards.tenant_rows import DEFAULT_ROW, Row, RowAnswer, Tenant
 from simplu_worker.shards.turns import Turns
 
 REGISTERED_AT_ONCE: Final = 16
-ID_MAX: Final = 128  # characters; contract §3
 
 log = structlog.get_logger(__name__)
 
@@ -227,7 +227,7 @@ class Provisioner:
 def check_request(request: ProvisionRequest) -> None:
     """Raise `RefusedError` for what can never be made: before anybody is told of it."""
     for name, value in {"businessId": request.business_id, "locationId": request.location_id}.items():
-        if not 1 <= len(value) <= ID_MAX or "\0" in value or not _is_utf8(value):
+        if not is_id(value):
             raise RefusedError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8 without U+0000, got {len(value)}")
     check_business_type(request.business_type)
 
@@ -237,14 +237,6 @@ def check_business_type(business_type: str) -> None:
     if business_type not in BUSINESS_TYPES:
         known = ", ".join(sorted(BUSINESS_TYPES))
         raise RefusedError(f"businessType: expected one of {known}, got {business_type[:64]!r}")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _note(request: ProvisionRequest, shard: ShardAddress, answer: Answer) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from simplu_worker.clock import loop_time
 from simplu_worker.errors import RefusedError, TryAgainLaterError
-from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.admission import HOLD
 from simplu_worker.shards.claims import Claim, Standing
@@ -194,10 +194,10 @@ class Router:
 
         Without the tenant all shards are asked; where several tenants used the request id, the newest is returned.
         """
-        if not _is_storable(request_id):
+        if not is_storable(request_id):
             return None, []
         if tenant_id is not None:
-            found = await self._directory.find(tenant_id) if _is_storable(tenant_id) else Absence.UNREGISTERED
+            found = await self._directory.find(tenant_id) if is_storable(tenant_id) else Absence.UNREGISTERED
             if isinstance(found, Absence):
                 return None, []
             row = await self._fetch_one(found, "find_operation", tenant_id, request_id)
@@ -208,7 +208,7 @@ class Router:
 
     async def tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:
         """Return the shard of a tenant and its row there, with the count of its resources and operations."""
-        found = await self._directory.find(tenant_id) if _is_storable(tenant_id) else Absence.UNREGISTERED
+        found = await self._directory.find(tenant_id) if is_storable(tenant_id) else Absence.UNREGISTERED
         if isinstance(found, Absence):
             return found
         row = await self._fetch_one(found, "show_tenant", tenant_id)
@@ -230,11 +230,6 @@ class Router:
             writer = ShardWriter(pool, tenant_wait=self._tenant_wait)
             self._writers[shard_id] = pool, writer
         return writer
-
-
-def _is_storable(text: str) -> bool:
-    """Tell whether Postgres could hold *text* at all: what is asked for from outside may be anything."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _logged(shard_id: str, row: dict[str, Any]) -> LoggedOperation:
