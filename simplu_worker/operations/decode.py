@@ -29,6 +29,7 @@ from simplu_worker.operations.operation import (
 DERIVED_REQUEST_ID_PREFIX = "simplu:"
 NESTING_MAX = 512  # far below the interpreter's own limit, which differs between versions and call depths
 DEFAULT_PAGE, DEFAULT_LIMIT = 1, 100
+_DIGESTED = b"%d,%d,%d,%d,%d,%d\0%b\0%b\0%b\0%b\0%b\0%b"
 DIGEST_VERSION = b"\x01"  # first byte of every digest: a later rule must not turn redeliveries into reuses
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -76,10 +77,13 @@ _pagination_decoder = msgspec.json.Decoder(_Pagination)
 _replayed_decoder = msgspec.json.Decoder(ReplayedFrom)
 _filters_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
-_KINDS = {kind.value: kind for kind in OperationKind}
 _KINDS_WITH_DATA = frozenset({OperationKind.CREATE, OperationKind.UPDATE, OperationKind.PATCH})
 _KINDS_WITH_ID = frozenset({OperationKind.UPDATE, OperationKind.PATCH, OperationKind.DELETE, OperationKind.READ})
 _DAY_MEMBERS = ("date", "startDate", "endDate")
+
+# What a time in UTC has between its digits; Postgres reads such a text as Python does.
+_PUNCTUATION_OF_UTC = frozenset({"--T::Z", "--T::."})
+_UTC_TEXT_MAX = len("2026-01-31T09:00:00.000000Z")
 
 # A run of backslashes from its first on, and what may be a surrogate behind it: it is one if the run is of odd length.
 # No possessive quantifiers here: Python 3.11.2, which is Debian 12's, takes some of them wrongly.
@@ -88,6 +92,28 @@ _SURROGATE_BYTES = 6
 _STRINGS = re.compile(rb'"[^"]*"?')
 _NOT_BRACKETS_OR_QUOTES = bytes(set(range(256)) - set(b'[]{}"'))
 _ONE_KIND_OF_BRACKET = bytes.maketrans(b"{}", b"[]")
+
+
+class _Form(msgspec.Struct, frozen=True, gc=False):
+    """What a record of one kind of operation has to have. Looked up once a record: an enum answers slowly."""
+
+    kind: OperationKind
+    needs_id: bool
+    has_data: bool
+    is_create: bool
+    is_list: bool
+
+
+_FORMS = {
+    kind.value: _Form(
+        kind=kind,
+        needs_id=kind in _KINDS_WITH_ID,
+        has_data=kind in _KINDS_WITH_DATA,
+        is_create=kind is OperationKind.CREATE,
+        is_list=kind is OperationKind.LIST,
+    )
+    for kind in OperationKind
+}
 
 
 class InvalidRecordError(Exception):
@@ -124,6 +150,17 @@ def parse_timestamp(text: str) -> datetime:
         return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
     except OverflowError as exc:
         raise ValueError("outside the years 0001 to 9999 in UTC") from exc
+
+
+def utc_text(text: str) -> str:
+    """Return an ISO 8601 time or date as text in UTC, of which Postgres makes the same instant.
+
+    Raises as `parse_timestamp`.
+    """
+    if text[4:20:3] in _PUNCTUATION_OF_UTC and text[-1] == "Z" and len(text) <= _UTC_TEXT_MAX:
+        datetime.fromisoformat(text)
+        return text
+    return parse_timestamp(text).isoformat()
 
 
 def derived_request_id(origin: Origin) -> str:
@@ -208,8 +245,9 @@ def parse_record(record: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     Raises `msgspec.ValidationError` for JSON of another shape; `msgspec.DecodeError`, `UnicodeDecodeError` and
     `RecursionError`, of which `json_error` makes words, for what is no JSON.
     """
-    record.decode()  # msgspec does not look into the strings that it skips or keeps raw
-    if record.count(b"[") + record.count(b"{") > NESTING_MAX and nesting_of(record) > NESTING_MAX:
+    if not record.isascii():
+        record.decode()  # msgspec does not look into the strings that it skips or keeps raw
+    if len(record) > NESTING_MAX and record.count(b"[") + record.count(b"{") > NESTING_MAX < nesting_of(record):
         raise RecursionError
     try:
         return decoder.decode(record)
@@ -231,6 +269,11 @@ def json_error(exc: Exception) -> str:
             return f"expected one JSON object: {exc}"
 
 
+def has_escapes(record: bytes) -> bool:
+    """Tell whether a JSON text has an escaped character, the only way for U+0000 into it. In two steps, for speed."""
+    return b"\\" in record and b"\\u" in record
+
+
 def check_texts(texts: Mapping[str, str | None]) -> None:
     """Raise InvalidRecordError for a text, by its member's name, that Postgres cannot hold."""
     for name, value in texts.items():
@@ -249,46 +292,43 @@ def _ids_of(message: _Message) -> dict[str, str | None]:
 
 
 def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int) -> Operation:
-    kind = _KINDS.get(message.operation)
-    if kind is None:
-        known = ", ".join(_KINDS)
+    form = _FORMS.get(message.operation)
+    if form is None:
+        known = ", ".join(_FORMS)
         came = f"another text of {len(message.operation)} characters"  # not the text: errors are logged
         raise InvalidRecordError(f"operation: expected one of {known}, got {came}")
-    if b"\\u" in record:  # no other way for U+0000 into JSON text
+    if has_escapes(record):
         check_texts(_ids_of(message))
-    request_id = message.request_id
+    request_id, sent_id = message.request_id, message.resource_id
     if request_id is None:
         request_id = derived_request_id(origin)
     elif request_id.startswith(DERIVED_REQUEST_ID_PREFIX) and not _is_replayed(request_id, message.simplu_replay):
         raise InvalidRecordError(
             f"requestId: the prefix {DERIVED_REQUEST_ID_PREFIX!r} is kept for derived ids; send another"
         )
-    resource_id = message.resource_id
-    if kind in _KINDS_WITH_ID and resource_id is None:
-        raise InvalidRecordError(f"resourceId: required for {kind}")
-    if kind is OperationKind.CREATE and resource_id is None:
-        resource_id = request_id
-    data = object_member(message.data, "data", required=kind in _KINDS_WITH_DATA)
+    if form.needs_id and sent_id is None:
+        raise InvalidRecordError(f"resourceId: required for {form.kind}")
+    data = object_member(message.data, "data", required=form.has_data)
     filters = b"" if message.filters is _ABSENT else object_member(message.filters, "filters")
     pagination = b"" if message.pagination is _ABSENT else object_member(message.pagination, "pagination")
     try:
-        requested_at = parse_timestamp(message.timestamp)
+        requested_at = utc_text(message.timestamp)
     except ValueError:
         raise InvalidRecordError(
             "timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z"
         ) from None
     return Operation(
-        kind=kind,
+        kind=form.kind,
         business_id=message.business_id,
         location_id=message.location_id,
         tenant_id=tenant_id_of(message.business_id, message.location_id),
         resource_type=message.resource_type,
-        resource_id=resource_id if kind is not OperationKind.LIST else None,
+        resource_id=None if form.is_list else request_id if form.is_create and sent_id is None else sent_id,
         request_id=request_id,
-        data=data.decode() if kind in _KINDS_WITH_DATA else None,
-        query=_list_query(filters, pagination, list_limit) if kind is OperationKind.LIST else None,
+        data=data.decode() if form.has_data else None,
+        query=_list_query(filters, pagination, list_limit) if form.is_list else None,
         requested_at=requested_at,
-        digest=digest_of(kind, message.resource_type, message.resource_id, data, filters, pagination),
+        digest=digest_of(form.kind, message.resource_type, sent_id, data, filters, pagination),
         origin=origin,
         size_bytes=len(record),
     )
@@ -297,13 +337,13 @@ def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int
 def object_member(raw: msgspec.Raw, name: str, *, required: bool = False) -> bytes:
     """Return the bytes of an object member; empty when it is absent or null. Raises InvalidRecordError."""
     value = bytes(raw)
-    if not value or value == b"null":
-        if required:
-            raise InvalidRecordError(f"{name}: required, expected an object")
-        return b""
-    if value[0] != ord("{"):
+    if value.startswith(b"{"):
+        return value
+    if value and value != b"null":
         raise InvalidRecordError(f"{name}: expected an object")
-    return value
+    if required:
+        raise InvalidRecordError(f"{name}: required, expected an object")
+    return b""
 
 
 def _list_query(filters: bytes, pagination: bytes, list_limit: int) -> ListQuery:
@@ -344,9 +384,10 @@ def digest_of(
 
     Not over the timestamp: a producer's retry with a new one is the same operation (protocol §6.4).
     """
-    parts = (kind.encode(), resource_type.encode(), (resource_id or "").encode(), data, filters, pagination)
-    lengths = b"%d,%d,%d,%d,%d,%d" % tuple(map(len, parts))
-    return DIGEST_VERSION + hashlib.sha256(b"\0".join((lengths, *parts))).digest()
+    type_, id_ = resource_type.encode(), (resource_id or "").encode()
+    parts = kind.encode(), type_, id_, data, filters, pagination
+    sizes = len(kind), len(type_), len(id_), len(data), len(filters), len(pagination)
+    return DIGEST_VERSION + hashlib.sha256(_DIGESTED % (*sizes, *parts)).digest()
 
 
 class _Ids(msgspec.Struct, rename="camel"):

@@ -98,8 +98,8 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     """A decoded, valid record: what to do to which resource of which tenant.
 
     *resource_id* and *request_id* are the effective ones (generated or derived where the record had none); only a
-    `list` has no *resource_id*. *data* is the JSON text as it came. *digest* tells an identical redelivery from
-    another operation under the same request id. *size_bytes* is the record's size as read.
+    `list` has no *resource_id*. *data* is the JSON text as it came; *requested_at* ISO 8601 in UTC. *digest* tells an
+    identical redelivery from another operation under the same request id. *size_bytes* is the record's size as read.
     """
 
     kind: OperationKind
@@ -111,7 +111,7 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     request_id: str
     data: str | None
     query: ListQuery | None
-    requested_at: datetime
+    requested_at: str
     digest: bytes
     origin: Origin
     size_bytes: int

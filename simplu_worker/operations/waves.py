@@ -9,10 +9,14 @@ with an earlier read, which does not see it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
-from simplu_worker.operations.operation import Operation, OperationKind
+from simplu_worker.operations.operation import READING_KINDS, Operation, OperationKind
+
+LIST: Final = OperationKind.LIST  # looked up once: an enum answers slowly
+READ: Final = OperationKind.READ
 
 
 class Wave(msgspec.Struct, frozen=True, gc=False):
@@ -29,18 +33,20 @@ def plan_waves(operations: Sequence[Operation]) -> list[Wave]:
     next_list: dict[tuple[str, str], int] = {}  # by type: the first wave whose reads see all writes so far
     listed: dict[tuple[str, str], int] = {}  # by type: no write before this wave, or an earlier list would see it
     for position, operation in enumerate(operations):
-        kind_of_resource = (operation.tenant_id, operation.resource_type)
-        if operation.kind is OperationKind.LIST:
+        kind, kind_of_resource = operation.kind, (operation.tenant_id, operation.resource_type)
+        if kind is LIST:
             wave = next_list.get(kind_of_resource, 0)
             listed[kind_of_resource] = wave
         else:
-            resource = (operation.tenant_id, operation.resource_type, operation.resource_id)
+            resource = operation.tenant_id, operation.resource_type, operation.resource_id
             wave = next_write.get(resource, 0)
-            if operation.kind is not OperationKind.READ:
-                wave = max(wave, listed.get(kind_of_resource, 0))
+            if kind is not READ:
+                if listed:
+                    wave = max(wave, listed.get(kind_of_resource, 0))
                 next_write[resource] = wave + 1
-                next_list[kind_of_resource] = max(next_list.get(kind_of_resource, 0), wave + 1)
+                if next_list.get(kind_of_resource, 0) <= wave:
+                    next_list[kind_of_resource] = wave + 1
         while len(waves) <= wave:
             waves.append(Wave(reads=[], writes=[]))
-        (waves[wave].writes if operation.kind.writes else waves[wave].reads).append(position)
+        (waves[wave].reads if kind in READING_KINDS else waves[wave].writes).append(position)
     return waves

@@ -6,6 +6,7 @@ the row of its tenant says `active`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -36,6 +37,7 @@ class TenantRow(msgspec.Struct, frozen=True):
     moved_to: str | None = None
 
 
+ACTIVE = TenantState.ACTIVE
 HOLD = Outcome(disposition=Disposition.HOLD)
 DESTROYED = Outcome(disposition=Disposition.APPLIED, failure=Failure.TENANT_DESTROYED)
 
@@ -59,6 +61,20 @@ def admit(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timede
             return DESTROYED
         case TenantState.INCOMING | TenantState.READY | TenantState.FENCED | TenantState.MOVED:
             return HOLD
+
+
+def admits_all(operations: Sequence[Operation], tenants: Mapping[str, TenantRow], *, tenant_wait: timedelta) -> bool:
+    """Tell whether all of *operations*, at least one, are to be applied: `admit` is None for each of them.
+
+    False where that takes a look at each. Nearly every batch is like this, and of few tenants.
+    """
+    pairs = {(operation.tenant_id, operation.business_id) for operation in operations}
+    rows = [(business_id, tenants.get(tenant_id)) for tenant_id, business_id in pairs]
+    # Of two pairs with the same id, that of the business tells the one from the other.
+    if not all(row and row.state is ACTIVE and row.business_id == business_id for business_id, row in rows):
+        return False
+    last_made_at = max(tenants[tenant_id].created_at for tenant_id, _ in pairs)
+    return min(operation.origin.arrived_at for operation in operations) + tenant_wait > last_made_at
 
 
 def is_too_late(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timedelta) -> bool:

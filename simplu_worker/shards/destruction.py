@@ -148,7 +148,7 @@ class Destroyer:
         self, shard: ShardAddress, business_id: str, location_id: str, requested_at: datetime
     ) -> DestructionResult:
         tenant_id = tenant_id_of(business_id, location_id)
-        text_of_time = requested_at.isoformat()  # as text: see `texts_of_times`
+        text_of_time = requested_at.isoformat()  # as text: asyncpg makes infinities of the extremes
         async with self._pools.pool(shard).transaction() as connection:
             row = await connection.fetchrow(QUERIES["lock_tenants_for_control"], [tenant_id])
             if row is None:

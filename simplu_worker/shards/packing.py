@@ -14,14 +14,15 @@ SEPARATOR: Final = "\x1f"  # in no JSON text, and hardly in an id
 
 
 def packed(*columns: Sequence[str]) -> list[str]:
-    """Return a separator, and each of *columns* as one text joined by it; all have the same length, at least 1.
+    """Return a separator, and each of *columns* as one text joined by it.
 
-    A single empty text is packed as no element at all: in the statement that is NULL, and others may be empty, so a
-    column with empty texts is read with `nullif(…, '')`. No text may be U+0000, which Postgres does not hold.
+    A shorter column has NULL in the statement where it has ended; a single empty text is packed as no element at all.
+    So a column with empty texts is read with `nullif(…, '')`. No text may be U+0000, which Postgres does not hold.
     """
     for separator in _separators():
         joined = [separator.join(column) for column in columns]
-        if all(text.count(separator) == len(column) - 1 for text, column in zip(joined, columns, strict=True)):
+        seams = [max(0, len(column) - 1) for column in columns]
+        if [text.count(separator) for text in joined] == seams:
             return [separator, *joined]
     raise AssertionError("there is always another separator")
 

@@ -79,7 +79,7 @@ class ResourceChanges:
 
         async def change(connection: Connection) -> ChangeResult:
             key = (tenant_id, resource_type)
-            text_of_time = requested_at.isoformat()  # as text: see `texts_of_times`
+            text_of_time = requested_at.isoformat()  # as text: asyncpg makes infinities of the extremes
             status = await connection.execute(
                 QUERIES["rename_resource"], *key, old_id, new_id, additional_data, text_of_time
             )

@@ -171,4 +171,4 @@ def _kinds_and_times(wanted: Sequence[TenantToMake]) -> tuple[list[str], list[st
 
 
 def _text_of_time(one: TenantToMake) -> str:
-    return one.requested_at.isoformat()  # as text: see `texts_of_times`
+    return one.requested_at.isoformat()  # as text: asyncpg makes infinities of the extremes

@@ -11,13 +11,14 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from datetime import timedelta
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import accumulate, chain, pairwise
+from typing import Final
 
 import msgspec
 import structlog
 
 from simplu_worker.operations.operation import (
+    READING_KINDS,
     DeadLetterReason,
     Disposition,
     Failure,
@@ -25,9 +26,9 @@ from simplu_worker.operations.operation import (
     Outcome,
 )
 from simplu_worker.operations.waves import plan_waves
-from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit, is_too_late
+from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit, admits_all, is_too_late
 from simplu_worker.shards.claims import Claim, PositionChangedError, Standing
-from simplu_worker.shards.operation_log import known_in_log, texts_of_times, write_log
+from simplu_worker.shards.operation_log import known_in_log, write_log
 from simplu_worker.shards.packing import packed
 from simplu_worker.shards.pools import Connection, ShardPool
 from simplu_worker.shards.queries import QUERIES
@@ -56,17 +57,11 @@ REUSED = Outcome(
     error="requestId: expected one not used before by a different operation; send it again under a new one",
 )
 
+NOTHING_KNOWN: Final[Mapping[int, Outcome]] = {}
 KNOWN = {Encounter.REDELIVERY: DUPLICATE, Encounter.REUSE: REUSED}  # what the log had is not applied
 STOPPING = frozenset({Disposition.HOLD, Disposition.UNEXPECTED})  # no later one of the tenant may be applied
 
 log = structlog.get_logger(__name__)
-
-
-class Sent(NamedTuple):
-    """One operation of a batch, with what is known of it before the next try."""
-
-    operation: Operation
-    verdict: Outcome | None = None
 
 
 class ShardWriter:
@@ -92,7 +87,7 @@ class ShardWriter:
         again.
         """
         await self._check(self._pool.connection)
-        return await self._apply([Sent(operation) for operation in operations], claim)
+        return await self._apply(operations, claim)
 
     async def give_up(self, operation: Operation, claim: Claim | None = None) -> Outcome:
         """Write the row of an operation that will not be tried again; idempotent.
@@ -101,7 +96,7 @@ class ShardWriter:
         """
         await self._check(self._pool.connection)
         try:
-            (outcome,) = await self._committed(self._attempt([Sent(operation, GIVEN_UP)], claim))
+            (outcome,) = await self._committed(self._attempt([operation], claim, {0: GIVEN_UP}))
         except InvalidDataError as exc:
             raise self._unwritable(exc) from exc
         return outcome
@@ -163,40 +158,44 @@ class ShardWriter:
             if await self._has_schema(connection):
                 await connection.execute(QUERIES["forget_positions"], stream, list(stream_shard_ids))
 
-    async def _apply(self, batch: Sequence[Sent], claim: Claim | None) -> list[Outcome]:
-        """Apply *batch*, again and again with what was found of the operations that made it fail."""
+    async def _apply(
+        self, operations: Sequence[Operation], claim: Claim | None, verdicts: Mapping[int, Outcome] = NOTHING_KNOWN
+    ) -> list[Outcome]:
+        """Apply *operations*, again and again with what was found of those that made it fail.
+
+        *verdicts* are what is known of some before they are tried, by their place.
+        """
         while True:
-            attempt = self._attempt(batch, claim)
+            attempt = self._attempt(operations, claim, verdicts)
             try:
                 return await self._committed(attempt)
             except InvalidDataError as exc:
-                verdicts = await self._refused(attempt, exc)
+                found = await self._refused(attempt, exc)
                 is_timeout = False
             except StatementFailedError as exc:
-                verdicts = await self._failed(attempt, exc)
+                found = await self._failed(attempt, exc)
                 is_timeout = exc.is_timeout
-            if not verdicts:
-                return await self._apply_parts(batch, cuts(attempt.suspects, is_timeout=is_timeout), claim)
-            batch = [Sent(sent.operation, verdicts.get(place, sent.verdict)) for place, sent in enumerate(batch)]
+            if not found:
+                return await self._apply_parts(attempt, cuts(attempt.suspects, is_timeout=is_timeout))
+            verdicts = {**verdicts, **found}
 
-    async def _apply_parts(self, batch: Sequence[Sent], places: Sequence[int], claim: Claim | None) -> list[Outcome]:
-        """Apply *batch*, cut at *places*, part by part.
+    async def _apply_parts(self, attempt: Attempt, places: Sequence[int]) -> list[Outcome]:
+        """Apply a batch, cut at *places*, part by part.
 
         What stops a tenant in one part holds it in the next ones, or a tenant that comes back between two transactions
         would have its operations out of order.
         """
-        outcomes: list[Outcome] = []
+        operations, verdicts = attempt.operations, attempt.verdicts
+        outcomes = [HOLD] * len(operations)
         stopped: set[str] = set()
-        for start, end in pairwise([0, *places, len(batch)]):
-            part = batch[start:end]
-            rest = [sent for sent in part if sent.operation.tenant_id not in stopped]
-            applied = iter(await self._apply(rest, claim) if rest else ())
-            outcomes += [HOLD if sent.operation.tenant_id in stopped else next(applied) for sent in part]
-            stopped.update(
-                sent.operation.tenant_id
-                for sent, outcome in zip(part, outcomes[start:], strict=True)
-                if outcome.disposition in STOPPING
-            )
+        for start, end in pairwise([0, *places, len(operations)]):
+            part = [place for place in range(start, end) if operations[place].tenant_id not in stopped]
+            known = {number: verdicts[place] for number, place in enumerate(part) if place in verdicts}
+            applied = await self._apply([operations[place] for place in part], attempt.claim, known) if part else ()
+            for place, outcome in zip(part, applied, strict=True):
+                outcomes[place] = outcome
+                if outcome.disposition in STOPPING:
+                    stopped.add(operations[place].tenant_id)
         return outcomes
 
     async def _refused(self, attempt: Attempt, exc: InvalidDataError) -> dict[int, Outcome]:
@@ -204,14 +203,14 @@ class ShardWriter:
 
         Those that it cannot even parse are found by asking for all at once.
         """
-        undecided = {place for place, sent in enumerate(attempt.batch) if sent.verdict is None}
-        found = undecided.intersection(await self._unstorable(attempt.batch))
+        undecided = set(range(len(attempt.operations))).difference(attempt.verdicts)
+        found = undecided.intersection(await self._unstorable(attempt.operations))
         if not found and len(attempt.suspects) < 2:
             found = undecided.intersection(attempt.suspects)
             if not found:  # not even begun, or a row of the log itself
                 raise self._unwritable(exc) from exc
         for place in sorted(found):
-            ids = _ids(attempt.batch[place].operation)
+            ids = _ids(attempt.operations[place])
             log.info("operation.refused", shard_id=self._pool.address.shard_id, error=str(exc), **ids)
         return dict.fromkeys(found, INVALID_DATA)
 
@@ -227,9 +226,8 @@ class ShardWriter:
         await self._pool.probe()
         return {attempt.suspects[0]: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
 
-    async def _unstorable(self, batch: Sequence[Sent]) -> list[int]:
+    async def _unstorable(self, operations: Sequence[Operation]) -> list[int]:
         """Return the places of the operations whose text is JSON that Postgres does not take."""
-        operations = [sent.operation for sent in batch]
         texts = [operation.data if operation.query is None else operation.query.members for operation in operations]
         async with self._pool.connection() as connection:
             rows = await connection.fetch(QUERIES["find_unstorable"], texts)
@@ -256,8 +254,10 @@ class ShardWriter:
             self._is_checked_for = address
         return True
 
-    def _attempt(self, batch: Sequence[Sent], claim: Claim | None) -> Attempt:
-        return Attempt(batch, claim, tenant_wait=self._tenant_wait)
+    def _attempt(
+        self, operations: Sequence[Operation], claim: Claim | None, verdicts: Mapping[int, Outcome]
+    ) -> Attempt:
+        return Attempt(operations, claim, verdicts=verdicts, tenant_wait=self._tenant_wait)
 
     async def _committed(self, attempt: Attempt) -> list[Outcome]:
         for _ in range(RACES_MAX):
@@ -292,56 +292,64 @@ class Attempt:
     failed. None when it cannot be due to any.
     """
 
-    def __init__(self, batch: Sequence[Sent], claim: Claim | None = None, *, tenant_wait: timedelta) -> None:
-        self.batch = batch
+    def __init__(
+        self,
+        operations: Sequence[Operation],
+        claim: Claim | None = None,
+        *,
+        verdicts: Mapping[int, Outcome] = NOTHING_KNOWN,
+        tenant_wait: timedelta,
+    ) -> None:
+        self.operations = operations
         self.claim = claim
+        self.verdicts = verdicts
         self.suspects: Sequence[int] = ()
-        self._operations = [sent.operation for sent in batch]
         self._tenant_wait = tenant_wait
 
     def __repr__(self) -> str:
-        return f"Attempt({len(self.batch)} operations, {len(self.suspects)} suspects)"
+        return f"Attempt({len(self.operations)} operations, {len(self.suspects)} suspects)"
 
     async def apply(self, connection: Connection, token: str | None = None) -> list[Outcome]:
         """Apply the batch within the transaction of *connection*; its claim, if any, under *token*."""
+        operations = self.operations
         if self.claim is not None and token is not None:
             await write_position(connection, self.claim, token)
-        tenants = await _lock_tenants(connection, {operation.tenant_id for operation in self._operations})
-        outcomes = self._admitted(tenants)
-        await self._pass_over_known(connection, tenants, outcomes)
-        logged = [
-            place
-            for place, outcome in enumerate(outcomes)
-            if outcome is None or outcome.disposition is Disposition.APPLIED
-        ]
+        tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
+        decided = self._decided(tenants)
+        await self._pass_over_known(connection, tenants, decided)
+        logged = [place for place in range(len(operations)) if place not in decided or leaves_row(decided[place])]
         self.suspects = logged
-        times = texts_of_times(self._operations)
-        entries = [(self._operations[place], failure_of(outcomes[place])) for place in logged]
-        met = await write_log(connection, entries, [times[place] for place in logged])
-        for place, encounter in zip(logged, met, strict=True):
-            if encounter in KNOWN:
-                outcomes[place] = KNOWN[encounter]
-        applied = [place for place, outcome in enumerate(outcomes) if outcome is None]
+        failures = {number: decided[place].failure for number, place in enumerate(logged) if place in decided}
+        met = await write_log(connection, [operations[place] for place in logged], failures)
+        decided |= {logged[number]: KNOWN[one] for number, one in met.items() if one in KNOWN}
+        applied = [place for place in logged if place not in decided]
         self.suspects = applied
-        for place, failure in await self._apply_waves(connection, applied, times):
-            outcomes[place] = Outcome(disposition=Disposition.APPLIED, failure=failure)
+        for place, failure in await self._apply_waves(connection, applied):
+            decided[place] = Outcome(disposition=Disposition.APPLIED, failure=failure)
         self.suspects = logged  # a deferred trigger speaks at the commit
-        return [outcome or SUCCEEDED for outcome in outcomes]
+        return [decided.get(place, SUCCEEDED) for place in range(len(operations))]
 
-    def _admitted(self, tenants: Mapping[str, TenantRow]) -> list[Outcome | None]:
-        """Return what becomes of each operation without its being applied, or None; what stops a tenant holds it."""
-        outcomes: list[Outcome | None] = []
+    def _decided(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
+        """Return, by place, what becomes of operations without their being applied; what stops a tenant holds it."""
+        if not self.verdicts and admits_all(self.operations, tenants, tenant_wait=self._tenant_wait):
+            return {}
+        decided: dict[int, Outcome] = {}
         stopped: set[str] = set()
-        for operation, verdict in self.batch:
+        for place, operation in enumerate(self.operations):
             tenant_id = operation.tenant_id
-            outcome = admit(operation, tenants.get(tenant_id), tenant_wait=self._tenant_wait) or verdict
-            outcomes.append(HOLD if tenant_id in stopped else outcome)
-            if outcome is not None and outcome.disposition in STOPPING:
-                stopped.add(tenant_id)
-        return outcomes
+            outcome = admit(operation, tenants.get(tenant_id), tenant_wait=self._tenant_wait) or self.verdicts.get(
+                place
+            )
+            if tenant_id in stopped:
+                outcome = HOLD
+            if outcome is not None:
+                decided[place] = outcome
+                if outcome.disposition in STOPPING:
+                    stopped.add(tenant_id)
+        return decided
 
     async def _pass_over_known(
-        self, connection: Connection, tenants: Mapping[str, TenantRow], outcomes: list[Outcome | None]
+        self, connection: Connection, tenants: Mapping[str, TenantRow], decided: dict[int, Outcome]
     ) -> None:
         """Make duplicates of those that came too late for their tenant and are in the log all the same.
 
@@ -349,32 +357,30 @@ class Attempt:
         """
         late = [
             place
-            for place, outcome in enumerate(outcomes)
-            if outcome is not None
-            and outcome.reason is DeadLetterReason.UNKNOWN_TENANT
-            and self._is_too_late(self._operations[place], tenants)
+            for place, outcome in decided.items()
+            if outcome.reason is DeadLetterReason.UNKNOWN_TENANT and self._is_too_late(self.operations[place], tenants)
         ]
-        known = await known_in_log(connection, [self._operations[place] for place in late])
+        known = await known_in_log(connection, [self.operations[place] for place in late])
         for place, is_known in zip(late, known, strict=True):
             if is_known:
-                outcomes[place] = DUPLICATE
+                decided[place] = DUPLICATE
 
     def _is_too_late(self, operation: Operation, tenants: Mapping[str, TenantRow]) -> bool:
         return is_too_late(operation, tenants.get(operation.tenant_id), tenant_wait=self._tenant_wait)
 
-    async def _apply_waves(
-        self, connection: Connection, applied: Sequence[int], times: Sequence[str]
-    ) -> list[tuple[int, Failure]]:
+    async def _apply_waves(self, connection: Connection, applied: Sequence[int]) -> list[tuple[int, Failure]]:
         """Apply the operations *applied*, wave after wave in one go; return which could not take effect, and why."""
-        operations = self._operations
-        waves = [
-            _columns([applied[place] for place in (*wave.reads, *wave.writes)], operations, times)
-            for wave in plan_waves([operations[place] for place in applied])
-        ]
+        operations = [self.operations[place] for place in applied]
+        waves = [(*wave.reads, *wave.writes) for wave in plan_waves(operations)]
         if not waves:
             return []
-        rows = await connection.fetchmany(QUERIES["apply_wave"], waves)
-        return [(row["place"], Failure(row["error"])) for row in rows]
+        starts = accumulate(map(len, waves), initial=0)
+        arguments = [
+            _columns(start, [operations[place] for place in wave]) for start, wave in zip(starts, waves, strict=False)
+        ]
+        rows = await connection.fetchmany(QUERIES["apply_wave"], arguments)
+        in_turn = list(chain.from_iterable(waves))
+        return [(applied[in_turn[row["place"]]], Failure(row["error"])) for row in rows]
 
 
 async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:
@@ -391,30 +397,28 @@ async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> di
     }
 
 
-def _columns(places: Sequence[int], operations: Sequence[Operation], times: Sequence[str]) -> tuple[object, ...]:
-    """Return the arguments of `apply_wave` for one wave: those of *operations*, and their *times*, at *places*."""
-    wave = [operations[place] for place in places]
-    queries = [operation.query for operation in wave]
+def _columns(start: int, wave: Sequence[Operation]) -> tuple[object, ...]:
+    """Return the arguments of `apply_wave` for one wave, reads first; *start* is where the wave before ended."""
+    queries = [operation.query for operation in wave if operation.kind in READING_KINDS]
     separator, *columns = packed(
-        list(map(str, places)),
         [operation.tenant_id for operation in wave],
         [operation.request_id for operation in wave],
         [operation.kind for operation in wave],
         [operation.resource_type for operation in wave],
         [operation.resource_id or "" for operation in wave],
         [operation.data or (operation.query.members if operation.query else "") for operation in wave],
-        [times[place] for place in places],
+        [operation.requested_at for operation in wave],
         [query.days.first.isoformat() if query and query.days.first else "" for query in queries],
         [query.days.last.isoformat() if query and query.days.last else "" for query in queries],
         [str(query.page) if query else "" for query in queries],
         [str(query.limit) if query else "" for query in queries],
     )
-    return separator, RESULT_MAX_BYTES, *columns
+    return separator, RESULT_MAX_BYTES, start, *columns
 
 
-def failure_of(outcome: Outcome | None) -> Failure | None:
-    """Return the error that an operation goes into the log with."""
-    return None if outcome is None else outcome.failure
+def leaves_row(outcome: Outcome) -> bool:
+    """Tell whether an operation of which this is known before it is tried leaves a row in the log."""
+    return outcome.disposition is Disposition.APPLIED
 
 
 def _ids(operation: Operation) -> dict[str, str]:

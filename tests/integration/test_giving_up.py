@@ -46,7 +46,8 @@ def replayed(sent: Operation, sequence_number: str | None, *, source: Source = S
         sequence_number=sequence_number,
         arrived_at=sent.origin.arrived_at + timedelta(hours=1),
     )
-    return msgspec.structs.replace(sent, origin=origin, requested_at=sent.requested_at + timedelta(hours=1))
+    later = datetime.fromisoformat(sent.requested_at) + timedelta(hours=1)
+    return msgspec.structs.replace(sent, origin=origin, requested_at=later.isoformat())
 
 
 @pytest.fixture

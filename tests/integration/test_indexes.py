@@ -132,9 +132,9 @@ async def test_list_looks_at_no_more_rows_than_it_must(
             " requested_at, received_at) VALUES ($1, 'r', 'list', 'appointment', 'succeeded', '', 'x', now(), now())",
             tenant_id,
         )
-        columns = ["0", tenant_id, "r", "list", "appointment", "", filters, "2026-01-31T09:00:00Z"]
+        columns = [tenant_id, "r", "list", "appointment", "", filters, "2026-01-31T09:00:00Z"]
         columns += [date.isoformat() if date else "" for date in dates] + [str(page), "100"]
-        plan = await explained(connection, QUERIES["apply_wave"], SEPARATOR, RESULT_MAX_BYTES, *columns)
+        plan = await explained(connection, QUERIES["apply_wave"], SEPARATOR, RESULT_MAX_BYTES, 0, *columns)
         await connection.execute("ROLLBACK")
 
     ((used, looked_at),) = scans(plan)

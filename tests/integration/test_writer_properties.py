@@ -100,7 +100,8 @@ class Example:
             pagination=request.pagination,
             list_limit=2,
         )
-        meant = replace(request, business_id=self.business_id, request_id=sent.request_id, timestamp=sent.requested_at)
+        timestamp = datetime.fromisoformat(sent.requested_at)
+        meant = replace(request, business_id=self.business_id, request_id=sent.request_id, timestamp=timestamp)
         return meant, sent
 
     def expected(self, request: Request) -> Outcome:

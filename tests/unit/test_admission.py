@@ -36,7 +36,7 @@ def operation(*, arrived_at: datetime = CREATED_AT, source: Source = Source.KINE
         request_id="r",
         data=None,
         query=None,
-        requested_at=CREATED_AT,
+        requested_at=CREATED_AT.isoformat(),
         digest=b"",
         origin=Origin(source=source, name="stream", arrived_at=arrived_at),
         size_bytes=0,

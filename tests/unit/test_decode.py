@@ -112,7 +112,7 @@ def test_operation_holds_what_the_record_says() -> None:
         request_id="request-1",
         data='{"n": 1.50,"n":18446744073709551616123}',
         query=None,
-        requested_at=WRITTEN_DAY,
+        requested_at=WRITTEN_DAY.isoformat(),
         digest=operation.digest,
         origin=ORIGIN,
         size_bytes=len(record),
@@ -276,7 +276,7 @@ def test_timestamp_is_read_as_utc(text: str, expected: datetime) -> None:
     parsed = parse_timestamp(text)
 
     assert (parsed, parsed.tzinfo) == (expected, UTC)
-    assert decoded(timestamp=text).requested_at == expected
+    assert parse_timestamp(decoded(timestamp=text).requested_at) == expected
 
 
 @pytest.mark.parametrize(

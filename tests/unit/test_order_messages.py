@@ -92,7 +92,7 @@ def test_order_event_is_an_operation_on_an_order(type_: str) -> None:
         request_id="event-1",
         data=None if type_ == "DELETE" else '{"n": 1.50,"n":18446744073709551616123}',
         query=None,
-        requested_at=SENT_AT,
+        requested_at=SENT_AT.isoformat(),
         digest=operation.digest,
         origin=ORIGIN,
         size_bytes=len(body),

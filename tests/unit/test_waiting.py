@@ -57,7 +57,7 @@ def entry(arrived_at: datetime) -> Entry:
         request_id="r",
         data="{}",
         query=None,
-        requested_at=arrived_at,
+        requested_at=arrived_at.isoformat(),
         digest=b"",
         origin=Origin(Source.KINESIS, "stream", arrived_at),
         size_bytes=2,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import dropwhile
+from typing import Final
 
 import msgspec
 
@@ -12,6 +14,8 @@ from simplu_worker.consumers.kinesis.positions import Mark, Position
 from simplu_worker.consumers.kinesis.stream import Record
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
+
+KINESIS: Final = Source.KINESIS  # looked up once: an enum answers slowly
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
@@ -46,42 +50,38 @@ class Intake:
 
         An aggregate of which a part belongs to another stream shard is refused as a whole.
         """
+        arrivals = self._all_arrivals(records)
+        return arrivals if after is None else dropwhile(lambda arrival: arrival.mark.position <= after, arrivals)
+
+    def _all_arrivals(self, records: Sequence[Record]) -> Iterator[Arrival]:
         for record in records:
-            for number, partition_key, content in self._parts(record):
-                mark = Mark(record.sequence_number, number, record.arrived_at)
-                if after is not None:
-                    if mark.position <= after:
-                        continue
-                    after = None
-                if isinstance(content, bytes):
-                    origin = self._origin(mark, number, partition_key)
-                    yield Arrival(mark, content, self._decoded(content, origin))
-                else:
-                    origin = self._origin(mark, 0, partition_key)
-                    yield Arrival(mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, content, origin))
+            parts = deaggregate(record.data)
+            if parts is None:
+                yield self._arrival(record, 0, record.partition_key, record.data)
+            elif self._hash_range is None or lies_within(parts, self._hash_range):
+                for part in parts:
+                    yield self._arrival(record, part.sub_sequence_number, part.partition_key, part.data)
+            else:
+                # At the place of its last part, so that it is not passed over where only some were done with.
+                mark = Mark(record.sequence_number, len(parts) - 1, record.arrived_at)
+                origin = self._origin(record, 0, record.partition_key)
+                error = outside_error(parts, self._hash_range)
+                yield Arrival(mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, error, origin))
 
-    def _parts(self, record: Record) -> list[tuple[int, str, bytes | str]]:
-        """Return what a record carries: sub-sequence number, partition key, and data, or why the whole is refused.
+    def _arrival(self, record: Record, sub_sequence_number: int, partition_key: str, data: bytes) -> Arrival:
+        origin = self._origin(record, sub_sequence_number, partition_key)
+        decoded = decode_operation(
+            data, origin, max_bytes=self._operation_max_bytes, list_limit=self._list_result_limit
+        )
+        return Arrival(Mark(record.sequence_number, sub_sequence_number, record.arrived_at), data, decoded)
 
-        What is refused has the place of its last part, so that it is not passed over where only some were done with.
-        """
-        parts = deaggregate(record.data)
-        if parts is None:
-            return [(0, record.partition_key, record.data)]
-        if self._hash_range is not None and not lies_within(parts, self._hash_range):
-            return [(len(parts) - 1, record.partition_key, outside_error(parts, self._hash_range))]
-        return [(part.sub_sequence_number, part.partition_key, part.data) for part in parts]
-
-    def _decoded(self, data: bytes, origin: Origin) -> Operation | Rejected:
-        return decode_operation(data, origin, max_bytes=self._operation_max_bytes, list_limit=self._list_result_limit)
-
-    def _origin(self, mark: Mark, sub_sequence_number: int, partition_key: str) -> Origin:
+    def _origin(self, record: Record, sub_sequence_number: int, partition_key: str) -> Origin:
         return Origin(
-            source=Source.KINESIS,
-            name=self._stream_name,
-            arrived_at=mark.arrived_at,
-            stream_shard_id=self._stream_shard_id,
-            sequence_number=mark.sequence_number,
-            sub_sequence_number=sub_sequence_number,
-            partition_key=partition_key,
+            KINESIS,
+            self._stream_name,
+            record.arrived_at,
+            self._stream_shard_id,
+            record.sequence_number,
+            sub_sequence_number,
+            partition_key,
         )

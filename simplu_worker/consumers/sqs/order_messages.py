@@ -17,6 +17,7 @@ from simplu_worker.operations.decode import (
     LongId,
     check_texts,
     digest_of,
+    has_escapes,
     json_error,
     object_member,
     parse_record,
@@ -127,7 +128,7 @@ def _operation(
     business_id = _tenant_part("businessId", event.business_id, attributes)
     location_id = _tenant_part("locationId", event.location_id, attributes)
     request_id = event.deduplication_id or own_id
-    if b"\\u" in record:  # no other way for U+0000 into JSON text
+    if has_escapes(record):
         check_texts({"orderId": event.order_id, "deduplicationId": event.deduplication_id})
     if request_id.startswith(DERIVED_REQUEST_ID_PREFIX):
         text = f"deduplicationId: the prefix {DERIVED_REQUEST_ID_PREFIX!r} is kept for derived ids; send another"
@@ -143,7 +144,7 @@ def _operation(
         request_id=request_id,
         data=None if kind is OperationKind.DELETE else data.decode(),
         query=None,
-        requested_at=origin.arrived_at,
+        requested_at=origin.arrived_at.isoformat(),
         digest=digest_of(kind, RESOURCE_TYPE, event.order_id, data, b"", b""),
         origin=origin,
         size_bytes=len(record),

@@ -80,7 +80,7 @@ WHERE operations.tenant_id = given_up.tenant_id AND operations.request_id = give
 
 -- name: apply_wave
 -- Apply one wave: each resource is written at most once, and what is read is as it was before. What could not take effect,
--- or has no answer, is marked in the log; only that is returned, by its place in the batch. Materialized, so that all
+-- or has no answer, is marked in the log; only that is returned, by its place from $3 on. Materialized, so that all
 -- data and filters are parsed before anything else: what cannot be stored fails the statement whether its resource is
 -- there or not. No row of the log is met twice, for an operation is of one kind. No part of a wave is joined with another
 -- (`NOT IN` is by hash): the plan is made once, for arrays of any length, and would do that in nested loops.
@@ -92,17 +92,17 @@ WHERE operations.tenant_id = given_up.tenant_id AND operations.request_id = give
 -- would then read all that the type has and sort that.
 WITH wave AS MATERIALIZED (
     SELECT
-        place::integer AS place, tenant_id, request_id, operation, resource_type, resource_id,
+        $3::bigint + ordinality - 1 AS place, tenant_id, request_id, operation, resource_type, resource_id,
         nullif(data, '')::jsonb AS data, requested_at::timestamptz AS requested_at,
         nullif(first_date, '')::timestamptz AS first_date, nullif(last_date, '')::timestamptz AS last_date,
         nullif(page, '')::bigint AS page, nullif(page_size, '')::bigint AS page_size
     FROM unnest(
-        string_to_array($3, $1), string_to_array($4, $1), string_to_array($5, $1), string_to_array($6, $1),
-        string_to_array($7, $1), string_to_array($8, $1), string_to_array($9, $1), string_to_array($10, $1),
-        string_to_array($11, $1), string_to_array($12, $1), string_to_array($13, $1), string_to_array($14, $1)
-    ) AS sent (
-        place, tenant_id, request_id, operation, resource_type, resource_id, data, requested_at, first_date, last_date,
-        page, page_size
+        string_to_array($4, $1), string_to_array($5, $1), string_to_array($6, $1), string_to_array($7, $1),
+        string_to_array($8, $1), string_to_array($9, $1), string_to_array($10, $1), string_to_array($11, $1),
+        string_to_array($12, $1), string_to_array($13, $1), string_to_array($14, $1)
+    ) WITH ORDINALITY AS sent (
+        tenant_id, request_id, operation, resource_type, resource_id, data, requested_at, first_date, last_date, page,
+        page_size, ordinality
     )
 ), created AS (
     INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
