@@ -113,14 +113,17 @@ class BatchHistogram(Collector):
         totals = {value: sum(counts) for value, counts in self._counts.items()}
         return f"BatchHistogram({self._name}, {totals})"
 
-    def observe_many(self, source: str, seconds: Iterable[float]) -> None:
-        """Count *seconds* under the label value *source*; what clock skew made negative counts as 0."""
+    def observe_many(self, source: str, observed: Iterable[tuple[float, int]]) -> None:
+        """Count seconds, each as often as *observed* says, under the label value *source*.
+
+        What clock skew made negative counts as 0.
+        """
         counts = self._counts.setdefault(source, self._no_counts())
         total = 0.0
-        for value in seconds:
-            at_least_0 = max(value, 0.0)  # the sum of a histogram must never fall
-            counts[bisect_left(self._bounds, at_least_0)] += 1
-            total += at_least_0
+        for seconds, times in observed:
+            at_least_0 = max(seconds, 0.0)  # the sum of a histogram must never fall
+            counts[bisect_left(self._bounds, at_least_0)] += times
+            total += at_least_0 * times
         self._sums[source] = self._sums.get(source, 0.0) + total
 
     def describe(self) -> Iterable[HistogramMetricFamily]:

@@ -93,8 +93,8 @@ class _UngatedDispatcher(Dispatcher):
     def _put_whole(self, lane: Lane, hold: Hold, catch_up: CatchUp, entries: Sequence[Entry]) -> None:
         lane.put(entries)
 
-    def _put_into_room(self, entry: Entry) -> None:
-        self.room.put(entry.operation.tenant_id, [entry])
+    def _put_into_room(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+        self.room.put(tenant_id, entries)
 
 
 class _NarrowHolds(Holds):

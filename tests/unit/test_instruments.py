@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import product
 
@@ -226,7 +227,7 @@ def test_batch_histogram_shows_what_the_clients_own_histogram_shows(batches: lis
     one_by_one = Histogram("t_seconds", "Time.", ["source"], buckets=(0.5, 1.0, 2.0), registry=theirs)
     one_by_one.labels("a")
     for batch in batches:
-        batch_histogram.observe_many("a", iter(batch))
+        batch_histogram.observe_many("a", Counter(batch).items())
         for value in batch:
             one_by_one.labels("a").observe(value)
     assert generate_latest(theirs) == generate_latest(ours)
@@ -237,7 +238,7 @@ def test_batch_histogram_counts_a_negative_value_as_zero() -> None:
     """The clocks of a source and of the worker differ, but a histogram's sum never falls."""
     registry = CollectorRegistry()
     histogram = BatchHistogram("t_seconds", "Time.", label="source", buckets=(0.5,), registry=registry)
-    histogram.observe_many("new", [-3.0, 1.0])
+    histogram.observe_many("new", [(-3.0, 1), (1.0, 1)])
     assert registry.get_sample_value("t_seconds_sum", {"source": "new"}) == 1.0
     assert registry.get_sample_value("t_seconds_bucket", {"source": "new", "le": "0.5"}) == 1
 

@@ -146,7 +146,7 @@ class CatchUpReader:
     def _send_one_of_parents(self, record: bytes, operation: Operation) -> None:
         owed, holds, tenant_id = self.catch_up.owed, self._dispatcher.holds, operation.tenant_id
         if self._is_its(tenant_id) and not holds.has_parents_elsewhere(tenant_id, self.catch_up):
-            self._dispatcher.send(Entry(owed.take_at_last(), operation, record, owed))
+            self._dispatcher.send([Entry(owed.take_at_last(), operation, record, owed)])
         else:
             self.catch_up.left_out.add(tenant_id)
 
@@ -197,7 +197,7 @@ class CatchUpReader:
     def _send_one(self, mark: Mark, record: bytes, operation: Operation) -> None:
         owed, holds, tenant_id = self.catch_up.owed, self._dispatcher.holds, operation.tenant_id
         if self._is_its(tenant_id) and not holds.is_sent_by_another(tenant_id, mark, self.catch_up):
-            self._dispatcher.send(Entry(owed.take(mark), operation, record, owed))
+            self._dispatcher.send([Entry(owed.take(mark), operation, record, owed)])
         else:
             self.catch_up.left_out.add(tenant_id)
             owed.pass_over(mark)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
+from operator import attrgetter
 from typing import Final
 
 import structlog
@@ -19,7 +21,7 @@ from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.kinesis.adoption import ParentRecords, merged
 from simplu_worker.consumers.kinesis.contacts import Contacts, ReaderFacts, Refill
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Holds, Reason, Target
-from simplu_worker.consumers.kinesis.lanes import Entry, Lane
+from simplu_worker.consumers.kinesis.lanes import Entry, Lane, cost_bytes_of
 from simplu_worker.consumers.kinesis.positions import is_behind, lowest
 from simplu_worker.consumers.kinesis.prefetch import Account
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
@@ -121,39 +123,50 @@ class Dispatcher:
         self._ending = ending
         tasks.create_task(self.room.run(ending), name=f"waiting:{self._name}")
 
-    def send(self, entry: Entry) -> None:
-        """Send an operation on its way, behind those of its tenant that are in hand.
+    def send(self, entries: Sequence[Entry]) -> None:
+        """Send operations of one reader on their way, each behind those of its tenant that are in hand.
 
-        That of a tenant that is held must come from a catch-up of its hold.
+        Those of a tenant that is held must come from a catch-up of its hold. All of a tenant go together: where that
+        gets it held, they are all dropped, and none stays that would be sent before the others are read again.
         """
-        self._account.take(entry.cost_bytes)
-        tenant_id = entry.operation.tenant_id
-        if tenant_id in self.room:
-            self._put_into_room(entry)
-        elif (lane := self._lane_of.get(tenant_id)) is not None:
-            self._put(lane, [entry])
-        elif (shard_id := self._router.remembered(tenant_id)) is not None:
-            self.let_go(tenant_id, shard_id, [entry])
-        else:
-            self.room.put(tenant_id, [entry])
+        self._account.take(cost_bytes_of(entries))
+        room = self.room if len(self.room) else ()
+        by_lane: defaultdict[Lane, list[Entry]] = defaultdict(list)
+        without_lane: defaultdict[str, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            tenant_id = entry.operation.tenant_id
+            lane = self._lane_of.get(tenant_id)
+            if lane is None or tenant_id in room:
+                without_lane[tenant_id].append(entry)
+            else:
+                by_lane[lane].append(entry)
+        for lane, own in by_lane.items():
+            self._put(lane, own)
+        for tenant_id, own in without_lane.items():
+            if tenant_id in room:
+                self._put_into_room(tenant_id, own)
+            elif (shard_id := self._router.remembered(tenant_id)) is not None:
+                self.let_go(tenant_id, shard_id, own)
+            else:
+                self.room.put(tenant_id, own)
 
     def shard_id_of(self, tenant_id: str) -> str | None:
         """Return the id of the Postgres shard to which a tenant's next operation would go; None when nobody knows."""
         lane = self._lane_of.get(tenant_id)
         return self._router.remembered(tenant_id) if lane is None else lane.shard_id
 
-    def _put_into_room(self, entry: Entry) -> None:
-        """Append an operation to those of its tenant that wait.
+    def _put_into_room(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+        """Append operations of one reader to those of their tenant that wait.
 
         What is read again for a whole shard comes first: what others have put there before it will come once more.
         """
-        tenant_id = entry.operation.tenant_id
-        hold = self.holds.whole_of(entry.owed)
+        owed = entries[0].owed
+        hold = self.holds.whole_of(owed)
         waiting = [] if hold is None else self.room.take(tenant_id)
-        others = [one for one in waiting if one.owed is not entry.owed]
-        own = [one for one in waiting if one.owed is entry.owed] + [entry]
+        others = [one for one in waiting if one.owed is not owed]
+        own: Sequence[Entry] = [*(one for one in waiting if one.owed is owed), *entries]
         if hold is not None and others:
-            own = list(self._without(hold, others, own))
+            own = self._without(hold, others, own)
         if own:
             self.room.put(tenant_id, own)
 
@@ -403,10 +416,10 @@ class Dispatcher:
 
     def _drop(self, entries: Iterable[Entry]) -> None:
         """Let go of entries that are done with, or held: whoever read them owes them no more."""
-        for _, group in groupby(entries, key=lambda entry: id(entry.owed)):
+        for owed, group in groupby(entries, key=attrgetter("owed")):
             same = list(group)
-            same[0].owed.done(entry.ticket for entry in same)
-            self._account.give(sum(entry.cost_bytes for entry in same))
+            owed.done([entry.ticket for entry in same])
+            self._account.give(cost_bytes_of(same))
         self.has_settled.set()
 
 

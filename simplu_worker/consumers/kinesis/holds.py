@@ -166,11 +166,11 @@ class Holds:
             return next((hold for hold in self._slotted if tenant_id in hold.tenants), None)
         return found
 
-    def note_sent(self, tenant_id: str) -> None:
-        """Note that the main reader sends an operation of a tenant that is in no hold."""
+    def note_sent(self, tenant_ids: AbstractSet[str]) -> None:
+        """Note that the main reader sends operations of tenants that are in no hold."""
         if len(self._live) >= LIVE_MAX:
             self._live.clear()
-        self._live.add(tenant_id)
+        self._live |= tenant_ids
 
     def of_shard(self, shard_id: str) -> Hold | None:
         """Return the hold of a Postgres shard that is not being caught up: nothing new may be sent there."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
+from itertools import accumulate
 from typing import Final, Protocol, assert_never
 
 import msgspec
@@ -51,11 +52,6 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     owed: Owed[Mark]
 
     @property
-    def cost_bytes(self) -> int:
-        """What it counts for against the memory a replica may take: the record, its data as text, and the rest."""
-        return 2 * len(self.record) + ENTRY_OVERHEAD_BYTES
-
-    @property
     def before(self) -> Mark | None:
         """The last position before it."""
         return self.owed.before(self.ticket)
@@ -74,6 +70,11 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
             business_id=self.operation.business_id,
             location_id=self.operation.location_id,
         )
+
+
+def cost_bytes_of(entries: Collection[Entry]) -> int:
+    """Return what *entries* count for against the memory a replica may take: records, their data as text, the rest."""
+    return 2 * sum([len(entry.record) for entry in entries]) + ENTRY_OVERHEAD_BYTES * len(entries)
 
 
 class Keeper(Protocol):
@@ -127,7 +128,7 @@ class Lane:
         self._tries_max = tries_max
         self._draw = draw
         self._utc = utc
-        self._queue: deque[Entry] = deque()
+        self._queue: list[Entry] = []
         self._batch: list[Entry] = []  # in flight, or being sent where its outcomes say
         self._flight: asyncio.Timeout | None = None
         self._sent_at = 0.0
@@ -159,7 +160,7 @@ class Lane:
     @property
     def queued_bytes(self) -> int:
         """What the entries behind the batch take in memory."""
-        return sum(entry.cost_bytes for entry in self._queue)
+        return cost_bytes_of(self._queue)
 
     def entries(self) -> list[Entry]:
         """Return what it holds, the batch included."""
@@ -172,8 +173,7 @@ class Lane:
 
     def take_queue(self) -> list[Entry]:
         """Take out what is behind the batch."""
-        queue = list(self._queue)
-        self._queue.clear()
+        queue, self._queue = self._queue, []
         return queue
 
     def look_again(self) -> None:
@@ -215,13 +215,10 @@ class Lane:
         return stopping.is_set()
 
     def _next_batch(self) -> list[Entry]:
-        batch: list[Entry] = []
-        room_bytes = BATCH_MAX_BYTES
-        while self._queue and len(batch) < BATCH_MAX_COUNT:
-            room_bytes -= len(self._queue[0].record)
-            if batch and room_bytes < 0:
-                break
-            batch.append(self._queue.popleft())
+        batch = self._queue[:BATCH_MAX_COUNT]
+        ends = list(accumulate([len(entry.record) for entry in batch]))
+        del batch[max(1, bisect_right(ends, BATCH_MAX_BYTES)) :]
+        del self._queue[: len(batch)]
         return batch
 
     async def _applied(self, operations: Sequence[Operation]) -> list[Outcome]:
@@ -259,7 +256,7 @@ class Lane:
         By who still has the lease: of two readers each would make the other read the stream again.
         """
         log.warning("position.changed", shard_id=self.shard_id, operations=len(self._batch))
-        self._queue.extendleft(reversed(self._batch))
+        self._queue[:0] = self._batch
         self._batch = []
         if self._contacts is not None:
             self._contacts.of(self.shard_id).is_adopted = False
@@ -278,7 +275,7 @@ class Lane:
             log.warning("shard.held", shard_id=self.shard_id, operations=len(entries), error=str(exc))
             self._keeper.hold_shard(self.shard_id, entries)
             return
-        self._queue.extendleft(reversed(self._batch))
+        self._queue[:0] = self._batch
         self._batch = []
         delay_s = backoff_s(self._failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
         log.warning("batch.deferred", shard_id=self.shard_id, retry_in_s=round(delay_s, 2), error=str(exc))
@@ -347,5 +344,5 @@ class Lane:
         """Take a tenant's entries out of the queue."""
         taken = [entry for entry in self._queue if entry.operation.tenant_id == tenant_id]
         if taken:
-            self._queue = deque(entry for entry in self._queue if entry.operation.tenant_id != tenant_id)
+            self._queue = [entry for entry in self._queue if entry.operation.tenant_id != tenant_id]
         return taken

@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -481,22 +482,27 @@ class StreamShardReader:
         """Send the operations of a reply on their way; return when its dead letters are stored."""
         letters: list[DeadLetter] = []
         buried: list[int] = []
-        for count, arrival in enumerate(self._intake.arrivals(records, after=self._done), start=1):
+        arrivals = self._intake.arrivals(records, after=self._done)
+        owed, holds = self._owed, self._dispatcher.holds
+        while decoded := list(islice(arrivals, DECODED_AT_ONCE)):
             self._done = None
-            if not isinstance(arrival.decoded, Operation):
-                letters.append(letter_of(arrival.decoded, arrival.record, failed_at=self._utc()))
-                buried.append(self._owed.take(arrival.mark))
-            elif self._dispatcher.holds.of(arrival.decoded.tenant_id) is not None:
-                self._owed.pass_over(arrival.mark)  # a catch-up will come to it
-            else:
-                self._dispatcher.holds.note_sent(arrival.decoded.tenant_id)
-                ticket = self._owed.take(arrival.mark)
-                self._dispatcher.send(Entry(ticket, arrival.decoded, arrival.record, self._owed))
-            if count % DECODED_AT_ONCE == 0:
+            entries: list[Entry] = []
+            for arrival in decoded:
+                operation = arrival.decoded
+                if not isinstance(operation, Operation):
+                    letters.append(letter_of(operation, arrival.record, failed_at=self._utc()))
+                    buried.append(owed.take(arrival.mark))
+                elif len(holds) and holds.of(operation.tenant_id) is not None:
+                    owed.pass_over(arrival.mark)  # a catch-up will come to it
+                else:
+                    entries.append(Entry(owed.take(arrival.mark), operation, arrival.record, owed))
+            holds.note_sent({entry.operation.tenant_id for entry in entries})
+            self._dispatcher.send(entries)
+            if len(decoded) == DECODED_AT_ONCE:
                 await asyncio.sleep(0)
         if letters:
             await self._store(letters)
-            self._owed.done(buried)
+            owed.done(buried)
         instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.lag_s or 0.0)
 
     def _catch_up(self, catch_up: CatchUp) -> CatchUpReader:

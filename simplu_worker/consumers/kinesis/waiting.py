@@ -119,6 +119,10 @@ class WaitingRoom:
     def __repr__(self) -> str:
         return f"WaitingRoom({len(self._tenants)} tenants, {len(self._asked)} being asked for)"
 
+    def __len__(self) -> int:
+        """How many tenants are asked for, whether entries of them wait or not."""
+        return len(self._tenants)
+
     def __contains__(self, tenant_id: str) -> bool:
         """Whether entries of the tenant wait."""
         tenant = self._tenants.get(tenant_id)
