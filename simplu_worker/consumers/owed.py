@@ -21,7 +21,10 @@ class Owed(Generic[P]):
 
     def __init__(self, last: P | None = None) -> None:
         """*last* is the position before the first record; None: there is none."""
-        self._owed: dict[int, tuple[P | None, P | None]] = {}  # in order of tickets: the position before, and its own
+        # By ticket, in order: its own position, and the one before. No pairs of them, of which each would be an object
+        # more for the garbage collector to look at.
+        self._owed: dict[int, P | None] = {}
+        self._before: dict[int, P | None] = {}
         self._last = last
         self._next_ticket = 0
 
@@ -35,14 +38,14 @@ class Owed(Generic[P]):
     @property
     def checkpoint(self) -> P | None:
         """The last position before which, itself included, nothing is owed; None before there is one."""
-        for before, _ in self._owed.values():
+        for before in self._before.values():
             return before
         return self._last
 
     @property
     def first(self) -> P | None:
         """The position of the first record owed; None when nothing is."""
-        for _, own in self._owed.values():
+        for own in self._owed.values():
             return own
         return None
 
@@ -53,7 +56,7 @@ class Owed(Generic[P]):
 
     def before(self, ticket: int) -> P | None:
         """Return the last position before an owed record; None before there is one."""
-        return self._owed[ticket][0]
+        return self._before[ticket]
 
     def pass_over(self, position: P) -> None:
         """Note that the record at *position* was read and is not owed here."""
@@ -62,7 +65,8 @@ class Owed(Generic[P]):
     def take(self, position: P) -> int:
         """Note that the record at *position* was read; return its ticket."""
         ticket = self._next_ticket
-        self._owed[ticket] = (self._last, position)
+        self._owed[ticket] = position
+        self._before[ticket] = self._last
         self._last = position
         self._next_ticket += 1
         return ticket
@@ -73,11 +77,11 @@ class Owed(Generic[P]):
         For what has to be done with before the next record.
         """
         ticket = self._next_ticket
-        self._owed[ticket] = (self._last, self._last)
+        self._owed[ticket] = self._before[ticket] = self._last
         self._next_ticket += 1
         return ticket
 
     def done(self, tickets: Iterable[int]) -> None:
         """Note that these records are done with; each ticket once."""
         for ticket in tickets:
-            del self._owed[ticket]
+            del self._owed[ticket], self._before[ticket]
