@@ -16,24 +16,42 @@ from simplu_worker.shards.pools import Connection
 from simplu_worker.shards.queries import QUERIES
 
 
-async def write_position(connection: Connection, claim: Claim, token: str) -> None:
-    """Write what *claim* says, within the transaction of its batch. Raises `PositionChangedError`."""
-    said = (
-        claim.stream,
-        claim.stream_shard_id,
-        claim.owed_from,
-        claim.owed_since,
-        claim.read_to,
-        claim.held and list(claim.held),
-        claim.parents_done,
-    )
-    seen = [known for known in claim.tokens if known != token]
-    if seen:
-        status = await connection.execute(QUERIES["move_position"], *said, seen, token)
-    else:
-        status = await connection.execute(QUERIES["begin_position"], *said, token)
-    if not status.endswith(" 1"):
-        raise PositionChangedError(f"stream shard {claim.stream_shard_id}: its position was written by somebody else")
+async def write_positions(connection: Connection, claims: Sequence[tuple[Claim, str]]) -> list[Claim]:
+    """Write what claims say, each with the token given, within the transaction of their batch.
+
+    Returns those whose rows are not as their readers left them: nothing is written there. In order of the rows, so that
+    two transactions cannot deadlock here.
+    """
+    in_order = sorted(claims, key=lambda pair: _place(pair[0]))
+    moves = [(*_said(claim), seen, token) for claim, token in in_order if (seen := _seen(claim, token))]
+    rows = await connection.fetchmany(QUERIES["move_position"], moves) if moves else ()
+    written = {(row["stream"], row["stream_shard_id"]) for row in rows}
+    for claim, token in in_order:
+        if not _seen(claim, token):
+            status = await connection.execute(QUERIES["begin_position"], *_said(claim), token)
+            if status.endswith(" 1"):
+                written.add(_place(claim))
+    return [claim for claim, _ in in_order if _place(claim) not in written]
+
+
+def position_changed(claims: Sequence[Claim]) -> PositionChangedError:
+    """Return the error for *claims* whose rows are not as their readers left them."""
+    names = ", ".join(claim.stream_shard_id for claim in claims)
+    return PositionChangedError(f"stream shard {names}: its position was written by somebody else")
+
+
+def _place(claim: Claim) -> tuple[str, str]:
+    return claim.stream, claim.stream_shard_id
+
+
+def _seen(claim: Claim, token: str) -> list[str]:
+    """Return the tokens that the row may have, besides the one that is to be written."""
+    return [known for known in claim.tokens if known != token]
+
+
+def _said(claim: Claim) -> tuple[object, ...]:
+    held = claim.held and list(claim.held)
+    return (*_place(claim), claim.owed_from, claim.owed_since, claim.read_to, held, claim.parents_done)
 
 
 async def mark_position(connection: Connection, claim: Claim) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack
 from datetime import timedelta
 from itertools import accumulate, chain, pairwise
 from typing import Final
@@ -27,7 +27,8 @@ from simplu_worker.operations.operation import (
 )
 from simplu_worker.operations.waves import plan_waves
 from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit, admits_all, is_too_late
-from simplu_worker.shards.claims import Claim, PositionChangedError, Standing
+from simplu_worker.shards.claims import Claim, Standing
+from simplu_worker.shards.group_commit import Batch, GroupCommit
 from simplu_worker.shards.operation_log import known_in_log, write_log
 from simplu_worker.shards.packing import packed
 from simplu_worker.shards.pools import Connection, ShardPool
@@ -41,7 +42,7 @@ from simplu_worker.shards.shard_errors import (
     StatementFailedError,
 )
 from simplu_worker.shards.shared_look import SharedLook
-from simplu_worker.shards.stream_positions import mark_position, read_standing, write_position
+from simplu_worker.shards.stream_positions import mark_position, position_changed, read_standing, write_positions
 
 RESULT_MAX_BYTES = 1024 * 1024  # contract §3: a list over 1 MiB is result_too_large
 RACES_MAX = 5
@@ -73,6 +74,7 @@ class ShardWriter:
         self._draw = draw
         self._is_checked_for: object = None
         self._shared_look = SharedLook(self._look)
+        self._group_commit = GroupCommit(self._apply)
 
     async def apply(self, operations: Sequence[Operation], claim: Claim | None = None) -> list[Outcome]:
         """Apply *operations*, in effect one by one in their order, and return what became of each.
@@ -87,7 +89,7 @@ class ShardWriter:
         again.
         """
         await self._check(self._pool.connection)
-        return await self._apply(operations, claim)
+        return await self._group_commit.apply(operations, claim)
 
     async def give_up(self, operation: Operation, claim: Claim | None = None) -> Outcome:
         """Write the row of an operation that will not be tried again; idempotent.
@@ -95,8 +97,9 @@ class ShardWriter:
         Returns what its tenant's row or the log says instead, where they do. Raises as `apply`.
         """
         await self._check(self._pool.connection)
+        batch = Batch([operation], () if claim is None else [claim])
         try:
-            (outcome,) = await self._committed(self._attempt([operation], claim, {0: GIVEN_UP}))
+            (outcome,) = await self._committed(self._attempt(batch, {0: GIVEN_UP}))
         except InvalidDataError as exc:
             raise self._unwritable(exc) from exc
         return outcome
@@ -140,17 +143,11 @@ class ShardWriter:
 
         Not waited for on the disk: what is lost of it is claimed again. Raises `ShardUnavailableError`.
         """
-        changed: list[Claim] = []
         with ExitStack() as attempts:
             tokens = [attempts.enter_context(claim.attempt()) for claim in claims]
             async with self._pool.transaction() as connection:
                 await connection.execute(QUERIES["need_not_be_on_disk"])
-                for claim, token in sorted(zip(claims, tokens, strict=True), key=lambda pair: pair[0].stream_shard_id):
-                    try:
-                        await write_position(connection, claim, token)
-                    except PositionChangedError:
-                        changed.append(claim)
-        return changed
+                return await write_positions(connection, list(zip(claims, tokens, strict=True)))
 
     async def forget_positions(self, stream: str, stream_shard_ids: Sequence[str]) -> None:
         """Delete the rows of stream shards past their retention. Raises `ShardUnavailableError`."""
@@ -158,15 +155,13 @@ class ShardWriter:
             if await self._has_schema(connection):
                 await connection.execute(QUERIES["forget_positions"], stream, list(stream_shard_ids))
 
-    async def _apply(
-        self, operations: Sequence[Operation], claim: Claim | None, verdicts: Mapping[int, Outcome] = NOTHING_KNOWN
-    ) -> list[Outcome]:
-        """Apply *operations*, again and again with what was found of those that made it fail.
+    async def _apply(self, batch: Batch, verdicts: Mapping[int, Outcome] = NOTHING_KNOWN) -> list[Outcome]:
+        """Apply *batch*, again and again with what was found of the operations that made it fail.
 
         *verdicts* are what is known of some before they are tried, by their place.
         """
         while True:
-            attempt = self._attempt(operations, claim, verdicts)
+            attempt = self._attempt(batch, verdicts)
             try:
                 return await self._committed(attempt)
             except InvalidDataError as exc:
@@ -185,14 +180,14 @@ class ShardWriter:
         What stops a tenant in one part holds it in the next ones, or a tenant that comes back between two transactions
         would have its operations out of order.
         """
-        operations, verdicts = attempt.operations, attempt.verdicts
+        operations, verdicts = attempt.batch.operations, attempt.verdicts
         outcomes = [HOLD] * len(operations)
         stopped: set[str] = set()
         for start, end in pairwise([0, *places, len(operations)]):
             part = [place for place in range(start, end) if operations[place].tenant_id not in stopped]
             known = {number: verdicts[place] for number, place in enumerate(part) if place in verdicts}
-            applied = await self._apply([operations[place] for place in part], attempt.claim, known) if part else ()
-            for place, outcome in zip(part, applied, strict=True):
+            batch = Batch([operations[place] for place in part], attempt.batch.claims)
+            for place, outcome in zip(part, await self._apply(batch, known) if part else (), strict=True):
                 outcomes[place] = outcome
                 if outcome.disposition in STOPPING:
                     stopped.add(operations[place].tenant_id)
@@ -203,14 +198,14 @@ class ShardWriter:
 
         Those that it cannot even parse are found by asking for all at once.
         """
-        undecided = set(range(len(attempt.operations))).difference(attempt.verdicts)
-        found = undecided.intersection(await self._unstorable(attempt.operations))
+        undecided = set(range(len(attempt.batch.operations))).difference(attempt.verdicts)
+        found = undecided.intersection(await self._unstorable(attempt.batch.operations))
         if not found and len(attempt.suspects) < 2:
             found = undecided.intersection(attempt.suspects)
             if not found:  # not even begun, or a row of the log itself
                 raise self._unwritable(exc) from exc
         for place in sorted(found):
-            ids = _ids(attempt.operations[place])
+            ids = _ids(attempt.batch.operations[place])
             log.info("operation.refused", shard_id=self._pool.address.shard_id, error=str(exc), **ids)
         return dict.fromkeys(found, INVALID_DATA)
 
@@ -254,18 +249,16 @@ class ShardWriter:
             self._is_checked_for = address
         return True
 
-    def _attempt(
-        self, operations: Sequence[Operation], claim: Claim | None, verdicts: Mapping[int, Outcome]
-    ) -> Attempt:
-        return Attempt(operations, claim, verdicts=verdicts, tenant_wait=self._tenant_wait)
+    def _attempt(self, batch: Batch, verdicts: Mapping[int, Outcome]) -> Attempt:
+        return Attempt(batch, verdicts, tenant_wait=self._tenant_wait)
 
     async def _committed(self, attempt: Attempt) -> list[Outcome]:
         for _ in range(RACES_MAX):
             attempt.suspects = ()
             try:
-                with attempt.claim.attempt() if attempt.claim else nullcontext() as token:
+                with ExitStack() as claimed:
                     async with self._pool.transaction() as connection:
-                        return await attempt.apply(connection, token)
+                        return await attempt.apply(connection, claimed)
             except LostRaceError:
                 await asyncio.sleep(self._draw() * RACE_PAUSE_MAX_S)
         raise ShardUnavailableError(f"shard {self._pool.address.shard_id}: a batch lost {RACES_MAX} races in a row")
@@ -293,27 +286,25 @@ class Attempt:
     """
 
     def __init__(
-        self,
-        operations: Sequence[Operation],
-        claim: Claim | None = None,
-        *,
-        verdicts: Mapping[int, Outcome] = NOTHING_KNOWN,
-        tenant_wait: timedelta,
+        self, batch: Batch, verdicts: Mapping[int, Outcome] = NOTHING_KNOWN, *, tenant_wait: timedelta
     ) -> None:
-        self.operations = operations
-        self.claim = claim
+        self.batch = batch
         self.verdicts = verdicts
         self.suspects: Sequence[int] = ()
         self._tenant_wait = tenant_wait
 
     def __repr__(self) -> str:
-        return f"Attempt({len(self.operations)} operations, {len(self.suspects)} suspects)"
+        return f"Attempt({len(self.batch.operations)} operations, {len(self.suspects)} suspects)"
 
-    async def apply(self, connection: Connection, token: str | None = None) -> list[Outcome]:
-        """Apply the batch within the transaction of *connection*; its claim, if any, under *token*."""
-        operations = self.operations
-        if self.claim is not None and token is not None:
-            await write_position(connection, self.claim, token)
+    async def apply(self, connection: Connection, claimed: ExitStack) -> list[Outcome]:
+        """Apply the batch within the transaction of *connection*; how that ends, *claimed* tells its claims."""
+        self.batch.close()
+        operations = self.batch.operations
+        if not operations:
+            return []
+        claims = [(claim, claimed.enter_context(claim.attempt())) for claim in self.batch.claims]
+        if changed := await write_positions(connection, claims):
+            raise position_changed(changed)
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
         decided = self._decided(tenants)
         await self._pass_over_known(connection, tenants, decided)
@@ -331,11 +322,11 @@ class Attempt:
 
     def _decided(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
         """Return, by place, what becomes of operations without their being applied; what stops a tenant holds it."""
-        if not self.verdicts and admits_all(self.operations, tenants, tenant_wait=self._tenant_wait):
+        if not self.verdicts and admits_all(self.batch.operations, tenants, tenant_wait=self._tenant_wait):
             return {}
         decided: dict[int, Outcome] = {}
         stopped: set[str] = set()
-        for place, operation in enumerate(self.operations):
+        for place, operation in enumerate(self.batch.operations):
             tenant_id = operation.tenant_id
             outcome = admit(operation, tenants.get(tenant_id), tenant_wait=self._tenant_wait) or self.verdicts.get(
                 place
@@ -355,12 +346,13 @@ class Attempt:
 
         They were decided before the tenant was made anew, or were sent again from their dead letter.
         """
+        operations = self.batch.operations
         late = [
             place
             for place, outcome in decided.items()
-            if outcome.reason is DeadLetterReason.UNKNOWN_TENANT and self._is_too_late(self.operations[place], tenants)
+            if outcome.reason is DeadLetterReason.UNKNOWN_TENANT and self._is_too_late(operations[place], tenants)
         ]
-        known = await known_in_log(connection, [self.operations[place] for place in late])
+        known = await known_in_log(connection, [operations[place] for place in late])
         for place, is_known in zip(late, known, strict=True):
             if is_known:
                 decided[place] = DUPLICATE
@@ -370,7 +362,7 @@ class Attempt:
 
     async def _apply_waves(self, connection: Connection, applied: Sequence[int]) -> list[tuple[int, Failure]]:
         """Apply the operations *applied*, wave after wave in one go; return which could not take effect, and why."""
-        operations = [self.operations[place] for place in applied]
+        operations = [self.batch.operations[place] for place in applied]
         waves = [(*wave.reads, *wave.writes) for wave in plan_waves(operations)]
         if not waves:
             return []

@@ -19,6 +19,7 @@ from shard_cases import (
     operation,
 )
 
+from simplu_worker.operations.decode import parse_timestamp, utc_text
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Source
 from simplu_worker.shards.admission import HOLD
 from simplu_worker.shards.pools import ShardPool
@@ -320,3 +321,23 @@ def test_outcomes_of_the_log_are_told_apart() -> None:
     assert (DUPLICATE.disposition, DUPLICATE.reason) == (Disposition.DUPLICATE, None)
     assert (REUSED.disposition, REUSED.reason) == (Disposition.DEAD_LETTER, DeadLetterReason.REQUEST_ID_REUSED)
     assert "requestId" in str(REUSED.error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("2026-01-31T09:00:00Z", "2026-01-31T09:00:00.1Z", "2026-01-31T09:00:00.123Z", "2026-01-31T09:00:00.123456Z"),
+        *(
+            "2026-01-31T09:00:00.1234567Z",
+            "0001-01-01T00:00:00Z",
+            "9999-12-31T23:59:59.999999Z",
+            "2024-02-29T23:59:59Z",
+        ),
+        *("2026-W05-6T09:00:00Z", "2026-01-31T09:00Z", "20260131T090000Z", "2026-01-31T10:30:00+01:30", "2026-01-31"),
+    ],
+)
+async def test_time_is_the_same_for_postgres_whether_or_not_its_text_is_kept(tenant: TenantCase, text: str) -> None:
+    """Texts of the usual form go there as they came."""
+    rows = await fetch(tenant.pool, "SELECT $1::text::timestamptz AS at", utc_text(text))
+
+    assert rows == [{"at": parse_timestamp(text)}]

@@ -24,11 +24,12 @@ VALUES ($1, $2, 'TRIM_HORIZON', false, $3::uuid)
 ON CONFLICT (stream, stream_shard_id) DO UPDATE SET token = excluded.token;
 
 -- name: move_position
--- Set the position, if the row is still one that this reader wrote or read: its token is one of $8. The row stays locked
--- until the batch has committed, so of two readers one waits for the other and then finds another token.
+-- Set the position, if the row is still one that this reader wrote or read: its token is one of $8; if not, nothing is
+-- returned. The row stays locked until the batch has committed, so of two readers one waits for the other and then finds another token.
 UPDATE stream_positions
 SET owed_from = $3, owed_since = $4, read_to = $5, held = $6::text[], parents_done = $7, token = $9::uuid
-WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($8::uuid[]);
+WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($8::uuid[])
+RETURNING stream, stream_shard_id;
 
 -- name: begin_position
 -- Make the row where there was none; another reader may have been faster.
