@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
 from itertools import accumulate
+from sys import intern
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -319,10 +320,11 @@ def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int
         ) from None
     return Operation(
         kind=form.kind,
-        business_id=message.business_id,
-        location_id=message.location_id,
-        tenant_id=tenant_id_of(message.business_id, message.location_id),
-        resource_type=message.resource_type,
+        # What many operations have is one object for all of them: less memory, and looked up and compared at once.
+        business_id=intern(message.business_id),
+        location_id=intern(message.location_id),
+        tenant_id=intern(tenant_id_of(message.business_id, message.location_id)),
+        resource_type=intern(message.resource_type),
         resource_id=None if form.is_list else request_id if form.is_create and sent_id is None else sent_id,
         request_id=request_id,
         data=data.decode() if form.has_data else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import dropwhile
+from sys import intern
 from typing import Final
 
 import msgspec
@@ -83,5 +84,5 @@ class Intake:
             self._stream_shard_id,
             record.sequence_number,
             sub_sequence_number,
-            partition_key,
+            intern(partition_key),
         )
