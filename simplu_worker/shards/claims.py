@@ -61,12 +61,16 @@ class Claim(msgspec.Struct):
 
     @contextmanager
     def attempt(self) -> Iterator[str]:
-        """Return a token to be written; note that the row may have it, or has it, by how the block ends."""
+        """Return a token to be written; note that the row may have it, or has it, by how the block ends.
+
+        Blocks may overlap: a transaction that its caller has given up goes on where it is others' too.
+        """
         token = str(uuid.uuid4())
         self.tokens = [*self.tokens[:1], *self.tokens[1:][-DOUBTS_MAX:], token]
         try:
             yield token
         except (PositionChangedError, LostRaceError, InvalidDataError, StatementFailedError):  # rolled back for sure
-            self.tokens.remove(token)
+            self.tokens = [known for known in self.tokens if known != token]
             raise
-        self.tokens = [token]
+        if token in self.tokens:  # else one that began later has committed already
+            self.tokens = self.tokens[self.tokens.index(token) :]

@@ -125,3 +125,23 @@ def test_row_is_always_known_by_one_of_the_tokens(ends: list[str]) -> None:
             case _:
                 row = attempt(one, ShardUnavailableError("no answer"))
     assert row in one.tokens
+
+
+def test_attempt_that_was_given_up_and_is_written_leaves_the_doubts_that_came_after_it() -> None:
+    """The row has its token, or already that of a later one."""
+    one = claim("read")
+    with one.attempt() as given_up:
+        later = attempt(one, ShardUnavailableError("no answer"))
+
+    assert one.tokens == [given_up, later]
+
+
+@pytest.mark.parametrize("exc", [None, *ROLLED_BACK, *UNKNOWN], ids=lambda exc: type(exc).__name__)
+def test_attempt_that_was_given_up_is_none_of_them_once_a_later_one_was_written(exc: BaseException | None) -> None:
+    """The later one would not have been written over a row that it did not know, nor this one over that."""
+    one = claim("read")
+    with nullcontext() if exc is None else pytest.raises(type(exc)), one.attempt():
+        later = attempt(one)
+        end(exc)
+
+    assert one.tokens == [later]
