@@ -333,5 +333,5 @@ def _reply(raw: dict[str, Any]) -> Reply:
         next_iterator=raw.get("NextShardIterator") or None,
         millis_behind=raw.get("MillisBehindLatest"),
         child_shards=tuple(_child_shard(child) for child in raw.get("ChildShards") or ()),
-        size_bytes=sum(len(record.data) + len(record.partition_key) for record in records),
+        size_bytes=sum([len(record.data) + len(record.partition_key) for record in records]),
     )
