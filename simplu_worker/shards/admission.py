@@ -32,6 +32,7 @@ class TenantRow(msgspec.Struct, frozen=True):
 
     business_id: str
     location_id: str
+    business_type: str
     state: TenantState
     created_at: datetime
     moved_to: str | None = None

@@ -315,7 +315,7 @@ class Attempt:
         decided |= {logged[number]: KNOWN[one] for number, one in met.items() if one in KNOWN}
         applied = [place for place in logged if place not in decided]
         self.suspects = applied
-        for place, failure in await self._apply_waves(connection, applied):
+        for place, failure in await self._apply_waves(connection, tenants, applied):
             decided[place] = Outcome(disposition=Disposition.APPLIED, failure=failure)
         self.suspects = logged  # a deferred trigger speaks at the commit
         return [decided.get(place, SUCCEEDED) for place in range(len(operations))]
@@ -360,7 +360,9 @@ class Attempt:
     def _is_too_late(self, operation: Operation, tenants: Mapping[str, TenantRow]) -> bool:
         return is_too_late(operation, tenants.get(operation.tenant_id), tenant_wait=self._tenant_wait)
 
-    async def _apply_waves(self, connection: Connection, applied: Sequence[int]) -> list[tuple[int, Failure]]:
+    async def _apply_waves(
+        self, connection: Connection, tenants: Mapping[str, TenantRow], applied: Sequence[int]
+    ) -> list[tuple[int, Failure]]:
         """Apply the operations *applied*, wave after wave in one go; return which could not take effect, and why."""
         operations = [self.batch.operations[place] for place in applied]
         waves = [(*wave.reads, *wave.writes) for wave in plan_waves(operations)]
@@ -368,7 +370,8 @@ class Attempt:
             return []
         starts = accumulate(map(len, waves), initial=0)
         arguments = [
-            _columns(start, [operations[place] for place in wave]) for start, wave in zip(starts, waves, strict=False)
+            _columns(start, [operations[place] for place in wave], tenants)
+            for start, wave in zip(starts, waves, strict=False)
         ]
         rows = await connection.fetchmany(QUERIES["apply_wave"], arguments)
         in_turn = list(chain.from_iterable(waves))
@@ -381,6 +384,7 @@ async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> di
         row["id"]: TenantRow(
             business_id=row["business_id"],
             location_id=row["location_id"],
+            business_type=row["business_type"],
             state=TenantState(row["state"]),
             created_at=row["created_at"],
             moved_to=row["moved_to"],
@@ -389,7 +393,7 @@ async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> di
     }
 
 
-def _columns(start: int, wave: Sequence[Operation]) -> tuple[object, ...]:
+def _columns(start: int, wave: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
     """Return the arguments of `apply_wave` for one wave, reads first; *start* is where the wave before ended."""
     queries = [operation.query for operation in wave if operation.kind in READING_KINDS]
     separator, *columns = packed(
@@ -398,6 +402,7 @@ def _columns(start: int, wave: Sequence[Operation]) -> tuple[object, ...]:
         [operation.kind for operation in wave],
         [operation.resource_type for operation in wave],
         [operation.resource_id or "" for operation in wave],
+        [tenants[operation.tenant_id].business_type for operation in wave],
         [operation.data or (operation.query.members if operation.query else "") for operation in wave],
         [operation.requested_at for operation in wave],
         [query.days.first.isoformat() if query and query.days.first else "" for query in queries],

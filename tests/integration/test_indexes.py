@@ -132,13 +132,26 @@ async def test_list_looks_at_no_more_rows_than_it_must(
             " requested_at, received_at) VALUES ($1, 'r', 'list', 'appointment', 'succeeded', '', 'x', now(), now())",
             tenant_id,
         )
-        columns = [tenant_id, "r", "list", "appointment", "", filters, "2026-01-31T09:00:00Z"]
+        columns = [tenant_id, "r", "list", "appointment", "", "gym", filters, "2026-01-31T09:00:00Z"]
         columns += [date.isoformat() if date else "" for date in dates] + [str(page), "100"]
         plan = await explained(connection, QUERIES["apply_wave"], SEPARATOR, RESULT_MAX_BYTES, 0, *columns)
         await connection.execute("ROLLBACK")
 
     ((used, looked_at),) = scans(plan)
     assert (used, looked_at <= most) == (index, True), looked_at
+
+
+async def test_wave_is_planned_for_few_operations_on_tables_of_any_size(make_shard: ShardMaker) -> None:
+    """Made when they are empty and nothing is known of them, the plan is used while they grow: it takes the indexes."""
+    pool = ShardPool(await make_shard(), size=1)
+    async with pool.connection() as connection:
+        await connection.execute("BEGIN; SET LOCAL plan_cache_mode = force_generic_plan")
+        await connection.execute(f"PREPARE wave AS {QUERIES['apply_wave']}")
+        rows = await connection.fetch(f"EXPLAIN EXECUTE wave ({', '.join(['NULL'] * 15)})")
+        await connection.execute("ROLLBACK; DEALLOCATE wave")
+    await pool.close()
+
+    assert not [row[0] for row in rows if "Seq Scan on resources" in row[0]]
 
 
 @pytest.mark.parametrize("view", VIEW_CASES)

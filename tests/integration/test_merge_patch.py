@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -11,12 +12,13 @@ import asyncpg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_cases import NO_CHECKS
+from shard_cases import NO_CHECKS, TenantCase
 
 from simplu_worker.local.model import canonical, merge_patch, parse_json
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.pools import Connection, ShardPool
 from simplu_worker.shards.queries import MIGRATIONS
+from simplu_worker.shards.writer import SUCCEEDED
 
 NAMES = st.sampled_from(["", "a", "b", "A", "é", "$", "0", '"', "\\", "a.b"])
 SCALARS = st.one_of(
@@ -35,6 +37,8 @@ JSON = st.recursive(
 OBJECTS = st.dictionaries(NAMES, JSON, max_size=6)
 PAIRS = st.lists(st.tuples(JSON | OBJECTS, JSON | OBJECTS), min_size=1, max_size=20)
 DEPTH = 1000
+
+_resource_numbers = itertools.count(1)
 
 MERGED = """
 SELECT
@@ -74,6 +78,24 @@ async def test_merge_patch_equals_the_first_one_and_the_rfc_for_any_documents(
         assert new is not None
         expected = merge_patch(parse_json(json.dumps(target)), parse_json(json.dumps(patch)))
         assert canonical(parse_json(new)) == canonical(expected)
+
+
+@settings(max_examples=60, suppress_health_check=NO_CHECKS)
+@given(pairs=st.lists(st.tuples(OBJECTS, OBJECTS | st.dictionaries(NAMES, SCALARS)), min_size=1, max_size=20))
+async def test_patch_operations_keep_to_the_rfc_with_and_without_the_function(
+    tenant: TenantCase, pairs: list[tuple[Any, Any]]
+) -> None:
+    """A wave merges the flat ones by itself; whatever the members are called."""
+    ids = [f"r{next(_resource_numbers)}" for _ in pairs]
+    sent = [tenant.operation("create", *one) for one in zip(ids, (target for target, _ in pairs), strict=True)]
+    sent += [tenant.operation("patch", *one) for one in zip(ids, (patch for _, patch in pairs), strict=True)]
+
+    assert await tenant.apply(*sent) == [SUCCEEDED] * len(sent)
+
+    stored = await tenant.resources()
+    for resource_id, (target, patch) in zip(ids, pairs, strict=True):
+        expected = merge_patch(parse_json(json.dumps(target)), parse_json(json.dumps(patch)))
+        assert canonical(stored["patient", resource_id]) == canonical(expected)
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ class PostgresShards:
         if tenant.created_at is None or tenant.shard_id != shard_id:
             return None
         state = TenantState.ACTIVE if tenant.is_active else TenantState.FENCED
-        return TenantRow(operation.business_id, operation.location_id, state, tenant.created_at)
+        return TenantRow(operation.business_id, operation.location_id, "gym", state, tenant.created_at)
 
 
 class SimulatedRouter(Router):

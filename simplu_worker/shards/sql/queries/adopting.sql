@@ -46,8 +46,9 @@ ORDER BY pid
 LIMIT 10;
 
 -- name: has_adoption
--- Whether an adoption was begun here.
-SELECT to_regclass('simplu_adoption_log.adoption') IS NOT NULL;
+-- Whether an adoption was begun here. Read from the catalog: `to_regclass` may answer from what its session remembers,
+-- also when what somebody else has made is there by now.
+SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'simplu_adoption_log');
 
 -- name: read_adoption
 SELECT shard_id, home, newest_wins, copied_to, copy_to, written_at, begun_at, adopted_at
