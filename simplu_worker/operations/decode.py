@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
+from functools import lru_cache
 from itertools import accumulate
 from sys import intern
 from typing import Annotated, TypeVar
@@ -30,7 +31,6 @@ from simplu_worker.operations.operation import (
 DERIVED_REQUEST_ID_PREFIX = "simplu:"
 NESTING_MAX = 512  # far below the interpreter's own limit, which differs between versions and call depths
 DEFAULT_PAGE, DEFAULT_LIMIT = 1, 100
-_DIGESTED = b"%d,%d,%d,%d,%d,%d\0%b\0%b\0%b\0%b\0%b\0%b"
 DIGEST_VERSION = b"\x01"  # first byte of every digest: a later rule must not turn redeliveries into reuses
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -386,10 +386,14 @@ def digest_of(
 
     Not over the timestamp: a producer's retry with a new one is the same operation (protocol §6.4).
     """
-    type_, id_ = resource_type.encode(), (resource_id or "").encode()
-    parts = kind.encode(), type_, id_, data, filters, pagination
-    sizes = len(kind), len(type_), len(id_), len(data), len(filters), len(pagination)
-    return DIGEST_VERSION + hashlib.sha256(_DIGESTED % (*sizes, *parts)).digest()
+    parts = kind.encode(), resource_type.encode(), (resource_id or "").encode(), data, filters, pagination
+    digested = b"\0".join((_sizes_as_text(*map(len, parts)), *parts))
+    return DIGEST_VERSION + hashlib.sha256(digested).digest()
+
+
+@lru_cache(4096)
+def _sizes_as_text(*sizes: int) -> bytes:
+    return ",".join(map(str, sizes)).encode()
 
 
 class _Ids(msgspec.Struct, rename="camel"):

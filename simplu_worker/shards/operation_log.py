@@ -34,8 +34,8 @@ async def write_log(
     if not operations:
         return {}
     origins = [operation.origin for operation in operations]
-    arrivals = {origin.arrived_at: "" for origin in origins}  # many arrive at the same instant
-    arrivals = {arrived_at: arrived_at.isoformat() for arrived_at in arrivals}
+    instants = {origin.arrived_at for origin in origins}  # many arrive at the same one
+    arrivals = {arrived_at: arrived_at.isoformat() for arrived_at in instants}
     status = await connection.execute(
         QUERIES["log_operations"],
         *packed(
@@ -45,13 +45,13 @@ async def write_log(
             [operation.resource_type for operation in operations],
             [operation.resource_id or "" for operation in operations],
             [failures.get(place) or "" for place in range(len(operations))] if failures else [],
-            [operation.digest.hex() for operation in operations],
             [origin.source for origin in origins],
             [origin.stream_shard_id or "" for origin in origins],
             [origin.sequence_number or "" for origin in origins],
             [operation.requested_at for operation in operations],
             [arrivals[origin.arrived_at] for origin in origins],
         ),
+        b"".join([operation.digest for operation in operations]),
     )
     if status == f"INSERT 0 {len(operations)}":
         return {}

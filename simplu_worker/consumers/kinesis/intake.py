@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from itertools import dropwhile
 from sys import intern
 from typing import Final
@@ -45,6 +46,7 @@ class Intake:
         self._operation_max_bytes = operation_max_bytes
         self._list_result_limit = list_result_limit
         self._hash_range = hash_range
+        self._arrived_at = datetime.min.replace(tzinfo=UTC)  # one object for all that arrive at one instant
 
     def arrivals(self, records: Sequence[Record], *, after: Position | None = None) -> Iterator[Arrival]:
         """Yield what *records* hold, in their order; of the first of them only what is behind *after*.
@@ -74,13 +76,15 @@ class Intake:
         decoded = decode_operation(
             data, origin, max_bytes=self._operation_max_bytes, list_limit=self._list_result_limit
         )
-        return Arrival(Mark(record.sequence_number, sub_sequence_number, record.arrived_at), data, decoded)
+        return Arrival(Mark(record.sequence_number, sub_sequence_number, origin.arrived_at), data, decoded)
 
     def _origin(self, record: Record, sub_sequence_number: int, partition_key: str) -> Origin:
+        if record.arrived_at != self._arrived_at:
+            self._arrived_at = record.arrived_at
         return Origin(
             KINESIS,
             self._stream_name,
-            record.arrived_at,
+            self._arrived_at,
             self._stream_shard_id,
             record.sequence_number,
             sub_sequence_number,

@@ -74,7 +74,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 def cost_bytes_of(entries: Collection[Entry]) -> int:
     """Return what *entries* count for against the memory a replica may take: records, their data as text, the rest."""
-    return 2 * sum([len(entry.record) for entry in entries]) + ENTRY_OVERHEAD_BYTES * len(entries)
+    return 2 * sum([entry.operation.size_bytes for entry in entries]) + ENTRY_OVERHEAD_BYTES * len(entries)
 
 
 class Keeper(Protocol):
@@ -216,7 +216,7 @@ class Lane:
 
     def _next_batch(self) -> list[Entry]:
         batch = self._queue[:BATCH_MAX_COUNT]
-        ends = list(accumulate([len(entry.record) for entry in batch]))
+        ends = list(accumulate([entry.operation.size_bytes for entry in batch]))
         del batch[max(1, bisect_right(ends, BATCH_MAX_BYTES)) :]
         del self._queue[: len(batch)]
         return batch

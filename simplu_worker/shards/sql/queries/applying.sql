@@ -15,15 +15,15 @@ FOR SHARE;
 -- name: log_operations
 -- Write the batch into the log before any effect. A row that is there already, or that another transaction is just
 -- writing (waited for), is left alone: its operation was applied. In key order, against deadlocks, and of two with one
--- key the first of the batch.
+-- key the first of the batch. $13 are the digests, of 33 bytes each.
 INSERT INTO operations (
     tenant_id, request_id, operation, resource_type, resource_id, status, error, digest,
     source, stream_shard_id, sequence_number, requested_at, received_at
 )
 SELECT
     tenant_id, request_id, operation, resource_type, nullif(resource_id, ''),
-    CASE WHEN error = '' IS NOT FALSE THEN 'succeeded' ELSE 'failed' END, nullif(error, ''), decode(digest, 'hex'),
-    source, nullif(stream_shard_id, ''), nullif(sequence_number, ''), requested_at::timestamptz,
+    CASE WHEN error = '' IS NOT FALSE THEN 'succeeded' ELSE 'failed' END, nullif(error, ''),
+    substring($13::bytea FROM 33 * position - 32 FOR 33), source, nullif(stream_shard_id, ''), nullif(sequence_number, ''), requested_at::timestamptz,
     received_at::timestamptz
 FROM (
     SELECT
@@ -34,12 +34,11 @@ FROM (
         unnest(string_to_array($5, $1)) AS resource_type,
         unnest(string_to_array($6, $1)) AS resource_id,
         unnest(string_to_array($7, $1)) AS error,
-        unnest(string_to_array($8, $1)) AS digest,
-        unnest(string_to_array($9, $1)) AS source,
-        unnest(string_to_array($10, $1)) AS stream_shard_id,
-        unnest(string_to_array($11, $1)) AS sequence_number,
-        unnest(string_to_array($12, $1)) AS requested_at,
-        unnest(string_to_array($13, $1)) AS received_at
+        unnest(string_to_array($8, $1)) AS source,
+        unnest(string_to_array($9, $1)) AS stream_shard_id,
+        unnest(string_to_array($10, $1)) AS sequence_number,
+        unnest(string_to_array($11, $1)) AS requested_at,
+        unnest(string_to_array($12, $1)) AS received_at
 ) AS batch
 ORDER BY tenant_id COLLATE "C", request_id COLLATE "C", position
 ON CONFLICT (tenant_id, request_id) DO NOTHING;
