@@ -17,7 +17,9 @@ from aiobotocore.config import AioConfig
 from aiobotocore.parsers import AioJSONParser, AioResponseParserFactory
 from aiobotocore.session import AioSession
 from botocore import exceptions as botocore_errors
+from botocore.context import get_context
 from botocore.parsers import ResponseParserError
+from botocore.useragent import UserAgentString
 from botocore.utils import parse_timestamp
 
 from simplu_worker.errors import ConfigurationError, RefusedError, TryAgainLaterError, WorkerError
@@ -191,7 +193,31 @@ def _session() -> AioSession:
     factory = _ParserFactory()
     factory.set_parser_defaults(timestamp_parser=_parse_timestamp)
     session.register_component("response_parser_factory", factory)
+    session.register_component("user_agent_creator", _UserAgent.from_environment())
     return session
+
+
+class _UserAgent(UserAgentString):  # type: ignore[misc]  # botocore has no types
+    """Makes the User-Agent of a client once for each set of features that botocore counts of a request.
+
+    botocore makes the same text anew twice a request, letter by letter, which is a quarter of what a request takes.
+    """
+
+    def __init__(self, **environment: Any) -> None:
+        super().__init__(**environment)
+        self._made: dict[frozenset[str], str] = {}
+
+    def with_client_config(self, client_config: Any) -> _UserAgent:
+        of_client: _UserAgent = super().with_client_config(client_config)
+        of_client._made = {}
+        return of_client
+
+    def to_string(self) -> str:
+        context = get_context()
+        features = frozenset(() if context is None else context.features)
+        if (made := self._made.get(features)) is None:
+            made = self._made[features] = super().to_string()
+        return made
 
 
 class _JsonParser(AioJSONParser):  # type: ignore[misc]  # botocore has no types

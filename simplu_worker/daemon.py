@@ -436,14 +436,13 @@ def reading_rules(settings: Settings) -> ReadingRules:
 
 
 async def _heartbeat(notifier: SystemdNotifier, replica: Replica) -> None:
-    """Measure how late the event loop is, keep the gauges that nobody sets by an event, and tell systemd."""
+    """Measure how late the event loop is, and tell systemd."""
     is_ready_told = False
     watchdog_at = 0.0
     while True:
         wanted = time.monotonic() + HEARTBEAT_S
         await asyncio.sleep(HEARTBEAT_S)
         instruments.EVENT_LOOP_LAG.set(max(0.0, time.monotonic() - wanted))
-        replica.refresh_gauges()
         if not is_ready_told and replica.not_ready() is None:
             is_ready_told = True
             notifier.ready()

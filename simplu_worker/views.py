@@ -273,6 +273,7 @@ def views_of(replica: Replica) -> Views:
     return Views(
         live=replica.not_live,
         ready=replica.not_ready,
+        refresh_gauges=replica.refresh_gauges,
         status=replica.status,
         operation=replica.operation,
         tenant=replica.tenant,

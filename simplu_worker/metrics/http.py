@@ -41,16 +41,18 @@ Answer = tuple[int, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Views:
-    """What the server shows; each callable but the last two reads and changes nothing.
+    """What the server shows; each callable but the last two reads, and changes nothing but gauges.
 
-    *live* and *ready* return why not, or None when all is well. The others return the HTTP status and the JSON; text
-    that is JSON already (a result as Postgres keeps it) goes in as `msgspec.Raw`, so that no number loses a digit.
+    *live* and *ready* return why not, or None when all is well; *refresh_gauges* sets the gauges that no single event
+    sets, before the metrics are shown. The others return the HTTP status and the JSON; text that is JSON already (a
+    result as Postgres keeps it) goes in as `msgspec.Raw`, so that no number loses a digit.
     *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two.
     *purge* takes the name of a queue, and empties it; *clear_cache* empties the cache.
     """
 
     live: Callable[[], str | None]
     ready: Callable[[], str | None]
+    refresh_gauges: Callable[[], None]
     status: Callable[[], dict[str, Any]]
     operation: Callable[[str, str | None, str | None], Awaitable[Answer]]
     tenant: Callable[[str, str], Awaitable[Answer]]
@@ -92,7 +94,7 @@ def _application(guard: _Guard, views: Views) -> web.Application:
     app.router.add_get("/livez", endpoints.live)
     app.router.add_get("/healthz", endpoints.live)
     app.router.add_get("/readyz", endpoints.ready)
-    app.router.add_get("/metrics", make_aiohttp_handler())
+    app.router.add_get("/metrics", _metrics_handler(views.refresh_gauges))
     app.router.add_get("/status", guard.protect(endpoints.status))
     app.router.add_get("/shards", guard.protect(_answering(views.shards)))
     app.router.add_get(f"/operations/{{requestId:{ANY_ID}}}", guard.protect(endpoints.operation))
@@ -105,6 +107,17 @@ def _application(guard: _Guard, views: Views) -> web.Application:
     app.router.add_get("/cache/keys", guard.protect(_answering(views.cache_keys)))
     app.router.add_delete("/cache/clear", guard.protect(_answering(views.clear_cache), is_destructive=True))
     return app
+
+
+def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
+    """Return the handler of the metrics, as they are at that moment."""
+    show = make_aiohttp_handler()
+
+    async def show_metrics(request: web.Request) -> web.StreamResponse:
+        refresh_gauges()
+        return await show(request)
+
+    return show_metrics
 
 
 def _answering(view: Callable[[], Awaitable[Answer]]) -> Handler:

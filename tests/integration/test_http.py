@@ -43,6 +43,7 @@ class Daemon:
         return Views(
             live=lambda: self.live,
             ready=lambda: self.ready,
+            refresh_gauges=lambda: self.asked.append(("refresh_gauges",)),
             status=lambda: {"replica": "worker-1", "ready": self.ready},
             operation=self.operation,
             tenant=self.tenant,
@@ -149,6 +150,14 @@ async def test_metrics_are_prometheus_text_when_openmetrics_is_not_accepted(site
     names = {family.name for family in parse_text(body.decode())}
     assert (status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
     assert {"simplu_operations", "simplu_operation_latency_seconds", "python_gc_objects_collected"} <= names
+
+
+async def test_metrics_are_as_they_are_when_asked_for(site: Site, daemon: Daemon) -> None:
+    """Gauges that no event sets are set before they are shown, and only then."""
+    await site.ask("/livez")
+    assert daemon.asked == []
+    await site.ask("/metrics")
+    assert daemon.asked == [("refresh_gauges",)]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,9 @@ class Cursor:
         self._reads = reads
         self._start = start
         self._pacing = pacing
-        self._kind = kind
+        self._read_count = instruments.KINESIS_READS.labels(kind)
+        self._record_count = instruments.KINESIS_READ_RECORDS.labels(kind)
+        self._byte_count = instruments.KINESIS_READ_BYTES.labels(kind)
         self._retention = retention
         self._iterator: str | None = None
         self._held_bytes = 0
@@ -134,9 +136,9 @@ class Cursor:
         self.child_shards = reply.child_shards
         if reply.records:
             self._start = AfterSequenceNumber(reply.records[-1].sequence_number)
-        instruments.KINESIS_READS.labels(self._kind).inc()
-        instruments.KINESIS_READ_RECORDS.labels(self._kind).inc(len(reply.records))
-        instruments.KINESIS_READ_BYTES.labels(self._kind).inc(reply.size_bytes)
+        self._read_count.inc()
+        self._record_count.inc(len(reply.records))
+        self._byte_count.inc(reply.size_bytes)
 
     def _note_trouble(self, exc: Exception) -> None:
         self.trouble = str(exc)

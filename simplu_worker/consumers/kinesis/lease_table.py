@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from simplu_worker.aws import AWS_ERRORS, Client, error_code, translate
+from simplu_worker.aws import AWS_ERRORS, DECODERS, Client, error_code, translate
 from simplu_worker.consumers.kinesis.leases import (
     HELD,
     OWED,
@@ -352,6 +352,20 @@ class LeaseTable:
         finally:
             DYNAMODB_REQUEST.labels(operation, outcome).observe(time.perf_counter() - started_at)
         return reply
+
+
+_reply_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+def decode_rows(body: bytes) -> dict[str, Any]:
+    """Return a reply with rows as botocore would, but binary attributes as they came: no row here is read for any.
+
+    Raises msgspec.DecodeError.
+    """
+    return {name: value for name, value in _reply_decoder.decode(body).items() if value is not None}
+
+
+DECODERS.update(dict.fromkeys(("ScanOutput", "UpdateItemOutput"), decode_rows))
 
 
 class _ConditionFailedError(Exception):
