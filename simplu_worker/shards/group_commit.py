@@ -17,7 +17,7 @@ from typing import Final
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.claims import Claim, PositionChangedError
 
-GROUP_MAX_COUNT: Final = 2000  # operations; more only in one batch
+GROUP_MAX_COUNT: Final = 4000  # operations; more only in one batch
 
 
 class Batch:

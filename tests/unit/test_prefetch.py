@@ -48,15 +48,16 @@ def test_prefetch_leaves_room(held: list[int], rooms: list[int]) -> None:
     ("held", "short"),
     [
         pytest.param([0], [False], id="alone: nothing to wait for"),
-        pytest.param([500], [False], id="alone: half is free"),
-        pytest.param([501], [True], id="alone: a read would be small"),
-        pytest.param([499, 0], [False, False], id="two: a quarter is enough"),
-        pytest.param([300, 200], [True, False], id="two: half is used, and one has more than a quarter"),
+        pytest.param([250], [False], id="alone: three quarters are free"),
+        pytest.param([251], [True], id="alone: a read would be small"),
+        pytest.param([375, 0], [False, False], id="two: three quarters of a half are enough"),
+        pytest.param([376, 0], [True, False], id="two: a read would be small for one of them"),
+        pytest.param([400, 100], [True, False], id="two: half is used, and one has more than a quarter of its half"),
         pytest.param([0, 1000], [True, True], id="two: nothing is left"),
     ],
 )
 def test_account_is_short_when_a_read_would_be_a_small_one(held: list[int], short: list[bool]) -> None:
-    """Half of a fair share is waited for, unless nothing is held."""
+    """Three quarters of a fair share are waited for, unless nothing is held."""
     accounts = accounts_holding(Prefetch(MAX), *held)
 
     assert [account.is_short for account in accounts] == short

@@ -34,8 +34,8 @@ class Prefetch:
 
     @property
     def read_room_bytes(self) -> int:
-        """How much room to wait for before a read: half of a fair share, where that is not more than it is worth."""
-        return min(READ_ROOM_MOST_BYTES, self.max_bytes // (2 * max(1, len(self._accounts))))
+        """How much room to wait for before a read: most of a fair share, where that is not more than it is worth."""
+        return min(READ_ROOM_MOST_BYTES, 3 * self.max_bytes // (4 * max(1, len(self._accounts))))
 
     def room_bytes_of(self, account: Account) -> int:
         """Return how much more *account* may take now; 0 = nothing.
