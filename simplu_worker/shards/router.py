@@ -115,8 +115,9 @@ class Router:
             self._took_at[shard_id] = loop_time()
         for tenant_id in {operation.tenant_id for operation in operations}:
             self._directory.remembered(tenant_id)  # it is in use, whoever else remembers where it lives
+        hold = Disposition.HOLD  # looked up once: an enum answers slowly
         for operation, outcome in zip(operations, outcomes, strict=True):
-            if outcome.disposition is Disposition.HOLD:
+            if outcome.disposition is hold:
                 self._directory.forget(operation.tenant_id)
         self._on_change(touched(operations, outcomes))
         return outcomes

@@ -328,11 +328,8 @@ class Attempt:
         stopped: set[str] = set()
         for place, operation in enumerate(self.batch.operations):
             tenant_id = operation.tenant_id
-            outcome = admit(operation, tenants.get(tenant_id), tenant_wait=self._tenant_wait) or self.verdicts.get(
-                place
-            )
-            if tenant_id in stopped:
-                outcome = HOLD
+            admitted = admit(operation, tenants.get(tenant_id), tenant_wait=self._tenant_wait)
+            outcome = HOLD if tenant_id in stopped else admitted or self.verdicts.get(place)
             if outcome is not None:
                 decided[place] = outcome
                 if outcome.disposition in STOPPING:
