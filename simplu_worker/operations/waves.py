@@ -28,25 +28,27 @@ class Wave(msgspec.Struct, frozen=True, gc=False):
 
 def plan_waves(operations: Sequence[Operation]) -> list[Wave]:
     """Return the waves in which to apply *operations*; each operation is in exactly one, as early as it can be."""
-    waves: list[Wave] = []
+    reads: list[list[int]] = []
+    writes: list[list[int]] = []
+    listing = {operation.tenant_id for operation in operations if operation.kind is LIST}
     next_write: dict[tuple[str, str, str | None], int] = {}  # by resource: the first wave that may write it again
     next_list: dict[tuple[str, str], int] = {}  # by type: the first wave whose reads see all writes so far
     listed: dict[tuple[str, str], int] = {}  # by type: no write before this wave, or an earlier list would see it
     for position, operation in enumerate(operations):
-        kind, kind_of_resource = operation.kind, (operation.tenant_id, operation.resource_type)
+        kind, tenant_id, resource_type = operation.kind, operation.tenant_id, operation.resource_type
         if kind is LIST:
-            wave = next_list.get(kind_of_resource, 0)
-            listed[kind_of_resource] = wave
+            wave = next_list.get((tenant_id, resource_type), 0)
+            listed[tenant_id, resource_type] = wave
         else:
-            resource = operation.tenant_id, operation.resource_type, operation.resource_id
+            resource = tenant_id, resource_type, operation.resource_id
             wave = next_write.get(resource, 0)
             if kind is not READ:
-                if listed:
-                    wave = max(wave, listed.get(kind_of_resource, 0))
+                if tenant_id in listing:
+                    wave = max(wave, listed.get((tenant_id, resource_type), 0))
+                    next_list[tenant_id, resource_type] = max(next_list.get((tenant_id, resource_type), 0), wave + 1)
                 next_write[resource] = wave + 1
-                if next_list.get(kind_of_resource, 0) <= wave:
-                    next_list[kind_of_resource] = wave + 1
-        while len(waves) <= wave:
-            waves.append(Wave(reads=[], writes=[]))
-        (waves[wave].reads if kind in READING_KINDS else waves[wave].writes).append(position)
-    return waves
+        if wave == len(reads):
+            reads.append([])
+            writes.append([])
+        (reads if kind in READING_KINDS else writes)[wave].append(position)
+    return [Wave(*both) for both in zip(reads, writes, strict=True)]

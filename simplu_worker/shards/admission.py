@@ -69,13 +69,13 @@ def admits_all(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]
 
     False where that takes a look at each. Nearly every batch is like this, and of few tenants.
     """
-    pairs = {(operation.tenant_id, operation.business_id) for operation in operations}
+    pairs = {*zip([one.tenant_id for one in operations], [one.business_id for one in operations], strict=True)}
     rows = [(business_id, tenants.get(tenant_id)) for tenant_id, business_id in pairs]
     # Of two pairs with the same id, that of the business tells the one from the other.
     if not all(row and row.state is ACTIVE and row.business_id == business_id for business_id, row in rows):
         return False
     last_made_at = max(tenants[tenant_id].created_at for tenant_id, _ in pairs)
-    return min(operation.origin.arrived_at for operation in operations) + tenant_wait > last_made_at
+    return min({operation.origin.arrived_at for operation in operations}) + tenant_wait > last_made_at
 
 
 def is_too_late(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timedelta) -> bool:

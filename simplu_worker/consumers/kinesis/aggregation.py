@@ -75,7 +75,7 @@ def deaggregate(data: bytes) -> list[SubRecord] | None:
     no record in it. The KCL delivers what comes before a bad index and drops the rest; here nothing is dropped.
     Never raises, whatever the bytes.
     """
-    if len(data) <= _MAGIC_BYTES + _DIGEST_BYTES or not data.startswith(_MAGIC):
+    if not data.startswith(_MAGIC) or len(data) <= _MAGIC_BYTES + _DIGEST_BYTES:
         return None
     message = data[_MAGIC_BYTES:-_DIGEST_BYTES]
     if hashlib.md5(message, usedforsecurity=False).digest() != data[-_DIGEST_BYTES:]:
