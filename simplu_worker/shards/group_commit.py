@@ -18,6 +18,7 @@ from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.claims import Claim, PositionChangedError
 
 GROUP_MAX_COUNT: Final = 4000  # operations; more only in one batch
+GROUP_MAX_BYTES: Final = 4 * 1024 * 1024  # of records; the same
 
 
 class Batch:
@@ -37,6 +38,7 @@ class Part:
     def __init__(self, operations: Sequence[Operation], claim: Claim | None) -> None:
         self.operations = operations
         self.claims = () if claim is None else (claim,)
+        self.size_bytes = sum([operation.size_bytes for operation in operations])
         self.outcomes: asyncio.Future[list[Outcome] | None] = asyncio.get_running_loop().create_future()
 
 
@@ -100,10 +102,13 @@ class GroupCommit:
     def _take(self) -> list[Part]:
         """Return who goes with the transaction that has begun; for the others another one is to begin."""
         parts: list[Part] = []
-        room = GROUP_MAX_COUNT
-        while self._waiting and (not parts or len(self._waiting[0].operations) <= room):
+        count = size_bytes = 0
+        while self._waiting:
+            count += len(self._waiting[0].operations)
+            size_bytes += self._waiting[0].size_bytes
+            if parts and (count > GROUP_MAX_COUNT or size_bytes > GROUP_MAX_BYTES):
+                break
             parts.append(self._waiting.popleft())
-            room -= len(parts[-1].operations)
         self._boarding = None
         self._board()
         return parts

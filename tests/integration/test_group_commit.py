@@ -13,7 +13,7 @@ from shard_databases import ShardMaker
 from simplu_worker.local.loopback import until
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
 from simplu_worker.shards.claims import Claim, PositionChangedError
-from simplu_worker.shards.group_commit import GROUP_MAX_COUNT
+from simplu_worker.shards.group_commit import GROUP_MAX_BYTES, GROUP_MAX_COUNT
 from simplu_worker.shards.pools import ShardPool
 from simplu_worker.shards.shard_errors import ShardUnavailableError
 from simplu_worker.shards.writer import SUCCEEDED, ShardWriter
@@ -93,6 +93,17 @@ async def test_group_is_no_larger_than_its_bound_but_for_one_batch(case: TenantC
 
     assert outcomes == [[SUCCEEDED] * size for size in sizes]
     assert await transactions(case) == sorted([GROUP_MAX_COUNT, 1, GROUP_MAX_COUNT + 1, 2])
+
+
+async def test_group_has_no_more_bytes_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
+    """Whatever is in memory, a statement is not larger than that."""
+    sizes = [GROUP_MAX_BYTES // 2, GROUP_MAX_BYTES // 4, GROUP_MAX_BYTES // 2, GROUP_MAX_BYTES, 1]
+    batches = [[case.operation("create", f"r{size}-{n}", {"text": "x" * size})] for n, size in enumerate(sizes)]
+
+    outcomes = await together(case, writer_of(case.pool), batches, [None] * len(sizes))
+
+    assert outcomes == [[SUCCEEDED]] * len(sizes)
+    assert await transactions(case) == [1, 1, 1, 2]
 
 
 async def test_batch_goes_at_once_when_a_connection_is_free(make_shard: ShardMaker) -> None:
