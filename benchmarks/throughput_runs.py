@@ -125,7 +125,7 @@ class Sampler:
         """Take one sample."""
         backends = with_descendants([self._server_pid], running_processes())
         client_s = cpu_seconds(self._pids, lambda _: "client")["client"]
-        server_s = cpu_seconds(backends, lambda _: "server")["server"]
+        server_s = cpu_seconds(backends, lambda _: "server", with_ended=True)["server"]
         rss = max((rss_bytes(pid) or 0 for pid in self._pids), default=0)
         self.samples.append(Usage(clock(), client_s, server_s, rss))
 

@@ -29,16 +29,19 @@ def rss_bytes(pid: int) -> int | None:
     return None
 
 
-def cpu_seconds(pids: Iterable[int], name_of: Callable[[str], str]) -> Counter[str]:
-    """Return the processor time used so far by what *name_of* makes of a command line; empty without /proc."""
+def cpu_seconds(pids: Iterable[int], name_of: Callable[[str], str], *, with_ended: bool = False) -> Counter[str]:
+    """Return the processor time used so far by what *name_of* makes of a command line; empty without /proc.
+
+    *with_ended* counts the children that have ended, too: else a server's time falls when a backend of it ends.
+    """
     used: Counter[str] = Counter()
     ticks_per_s = os.sysconf("SC_CLK_TCK")
     for pid in pids:
         with suppress(OSError):
             line = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             stat = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-            user, system = stat[stat.rindex(")") + 2 :].split()[11:13]
-            used[name_of(line)] += (int(user) + int(system)) / ticks_per_s  # type: ignore[assignment]
+            times = stat[stat.rindex(")") + 2 :].split()[11 : 15 if with_ended else 13]  # user, system; of children
+            used[name_of(line)] += sum(map(int, times)) / ticks_per_s  # type: ignore[assignment]
     return used
 
 
