@@ -291,6 +291,6 @@ WRONG_DESIGNS = {
         _with_reader(contacts_class=_SparingContacts), first_seed=60
     ),
     "others' operations go before what is read again": WrongDesign(
-        _with_reader(dispatcher_class=_UngatedDispatcher), first_seed=720
+        _with_reader(dispatcher_class=_UngatedDispatcher), first_seed=110
     ),
 }
