@@ -248,6 +248,7 @@ async def trouble(ground: ProvingGround, steady: Flow, case: tuple[str, Postgres
             begun_at = datetime.now(UTC)
             await asyncio.sleep(seconds)
         async with ground.phase("afterwards"):
+            ends_at = datetime.now(UTC)  # one that only hung has given all that waited before it can be asked anything
             await troubled.aclose()
             if not await until(partial(is_writable, server, WRITE_SQL), within_s=BACK_WITHIN_S):
                 raise SystemExit(f"{server.database} cannot be written to {BACK_WITHIN_S:g} s after {name}")
@@ -257,7 +258,6 @@ async def trouble(ground: ProvingGround, steady: Flow, case: tuple[str, Postgres
     others = ground.urls_without(server)
     control, during, after = [await ground.measured(phase, steady.plan, others) for phase in ground.phases[-3:]]
     own_count = await completed_count([server.url], steady.plan, begun_at, during.phase.end)
-    kept = await held(server.url, back_at)
     return Run(
         trouble=name,
         shard=server.database,
@@ -265,9 +265,9 @@ async def trouble(ground: ProvingGround, steady: Flow, case: tuple[str, Postgres
         during=during,
         after=after,
         own_rate=own_count / (during.phase.end - begun_at).total_seconds(),
-        held_count=kept.count,
+        held_count=(await held(server.url, ends_at)).count,
         first_s=await first_s(server.url, back_at),
-        last_s=kept.seconds,
+        last_s=(await held(server.url, back_at)).seconds,
     )
 
 
