@@ -34,12 +34,14 @@ class StreamPosition(msgspec.Struct, frozen=True):
 class Standing(msgspec.Struct, frozen=True):
     """What one shard knows of some stream shards: the rows it has, by stream shard, and when its first tenant was made.
 
-    *first_tenant_at* is None where there is none yet. *is_as_left* tells that the row of who asked was as it was left,
-    before it was marked: then nothing of what was written there is lost.
+    *first_tenant_at* is None where there is none yet, or that was not asked for. So is *moved_in_s*, how long ago the
+    last tenant was moved here, where none was. *is_as_left* tells that the row of who asked was as it was left, before
+    it was marked: then nothing of what was written there is lost.
     """
 
     rows: dict[str, StreamPosition]
     first_tenant_at: datetime | None
+    moved_in_s: float | None = None
     is_as_left: bool = False
 
 

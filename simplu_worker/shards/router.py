@@ -163,16 +163,20 @@ class Router:
                     self._pools.pool(address)
         return sorted(self._pools.by_shard_id())
 
-    async def standing(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> Standing | None:
+    async def standing(
+        self, shard_id: str, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
+    ) -> Standing | None:
         """Return what a shard knows of stream shards; None where it has no tenant yet.
 
-        Raises `TryAgainLaterError` when it does not answer.
+        *is_first* is for who asks it for the first time. Raises `TryAgainLaterError` when it does not answer.
         """
-        return await self._writer(shard_id).standing(stream, stream_shard_ids)
+        return await self._writer(shard_id).standing(stream, stream_shard_ids, is_first=is_first)
 
-    async def adopt(self, shard_id: str, claim: Claim, ancestors: Sequence[str]) -> Standing | None:
+    async def adopt(
+        self, shard_id: str, claim: Claim, ancestors: Sequence[str], *, is_first: bool = False
+    ) -> Standing | None:
         """Return what `standing` would, and make sure that what it says of ancestors cannot be lost without a trace."""
-        return await self._writer(shard_id).adopt(claim, ancestors)
+        return await self._writer(shard_id).adopt(claim, ancestors, is_first=is_first)
 
     async def touch(self, shard_id: str, claims: Sequence[Claim]) -> list[Claim]:
         """Write *claims* into the rows of their readers; return those whose rows have to be read first.

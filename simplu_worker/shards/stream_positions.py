@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
+from msgspec.structs import replace
+
 from simplu_worker.shards.claims import Claim, PositionChangedError, Standing, StreamPosition
 from simplu_worker.shards.pools import Connection
 from simplu_worker.shards.queries import QUERIES
@@ -64,13 +66,16 @@ async def mark_position(connection: Connection, claim: Claim) -> bool:
     return False
 
 
-async def read_standing(connection: Connection, stream: str, stream_shard_ids: Sequence[str]) -> Standing:
-    """Return what a shard knows of stream shards; the first tenant is asked for where that may matter."""
+async def read_standing(
+    connection: Connection, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool
+) -> Standing:
+    """Return what a shard knows of stream shards; how its tenants came is asked for where that may matter."""
     rows = await connection.fetch(QUERIES["read_positions"], stream, list(stream_shard_ids))
-    first_tenant_at = None
-    if len(rows) < len(stream_shard_ids) or not all(row["parents_done"] for row in rows):
-        first_tenant_at = await connection.fetchval(QUERIES["first_tenant_at"])
-    return Standing({row["stream_shard_id"]: _position(row) for row in rows}, first_tenant_at)
+    standing = Standing({row["stream_shard_id"]: _position(row) for row in rows}, None)
+    if is_first or len(rows) < len(stream_shard_ids) or not all(row["parents_done"] for row in rows):
+        first_at, moved_in_s = (await connection.fetch(QUERIES["tenants_came"]))[0]
+        return replace(standing, first_tenant_at=first_at, moved_in_s=moved_in_s)
+    return standing
 
 
 def _position(row: Any) -> StreamPosition:

@@ -115,17 +115,20 @@ class ShardWriter:
         await self._pool.probe()
         await self._check(self._pool.fresh_connection)
 
-    async def standing(self, stream: str, stream_shard_ids: Sequence[str]) -> Standing | None:
+    async def standing(
+        self, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
+    ) -> Standing | None:
         """Return what the shard knows of stream shards; None where it has no schema, and so no tenant, yet.
 
-        Raises `ShardUnavailableError`, also where another shard answers.
+        *is_first* is for who asks it for the first time, and has to know how its tenants came. Raises
+        `ShardUnavailableError`, also where another shard answers.
         """
         async with self._pool.connection() as connection:
             if not await self._has_schema(connection):
                 return None
-            return await read_standing(connection, stream, stream_shard_ids)
+            return await read_standing(connection, stream, stream_shard_ids, is_first=is_first)
 
-    async def adopt(self, claim: Claim, ancestors: Sequence[str]) -> Standing | None:
+    async def adopt(self, claim: Claim, ancestors: Sequence[str], *, is_first: bool = False) -> Standing | None:
         """Return what the shard knows of a claim's stream shard and its ancestors, and leave a new token in its row.
 
         In one transaction: otherwise what an ancestor's row said might be lost, and nothing would tell the reader of
@@ -135,7 +138,8 @@ class ShardWriter:
             if not await self._has_schema(connection):
                 return None
             is_as_left = await mark_position(connection, claim)
-            standing = await read_standing(connection, claim.stream, [claim.stream_shard_id, *ancestors])
+            ids = [claim.stream_shard_id, *ancestors]
+            standing = await read_standing(connection, claim.stream, ids, is_first=is_first)
             return msgspec.structs.replace(standing, is_as_left=is_as_left)
 
     async def touch(self, claims: Sequence[Claim]) -> list[Claim]:

@@ -396,8 +396,30 @@ async def test_standing_is_all_that_a_shard_knows(case: TenantCase, writer: Shar
     assert await writer.standing(STREAM, [STREAM_SHARD_ID]) == Standing({STREAM_SHARD_ID: row}, None)
     assert await writer.standing(STREAM, [STREAM_SHARD_ID, PARENT]) == Standing({STREAM_SHARD_ID: row}, TENANT_MADE_AT)
     assert await writer.standing("another-stream", [STREAM_SHARD_ID]) == Standing({}, TENANT_MADE_AT)
+    assert await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True) == Standing(
+        {STREAM_SHARD_ID: row}, TENANT_MADE_AT
+    )
     await fetch(case.pool, "DELETE FROM tenants")
     assert await writer.standing(STREAM, [PARENT]) == Standing({}, None)
+
+
+async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCase, writer: ShardWriter) -> None:
+    """Who meets the shard for the first time may have sent that tenant something elsewhere, which is lost."""
+    for name, moved_ago in (("earlier", "1 hour"), ("later", "20 minutes")):
+        await add_tenant(case.pool, (name, "main"), created_at=TENANT_MADE_AT)
+        query = "UPDATE tenants SET epoch = 2, state_changed_at = clock_timestamp() - $2::text::interval WHERE id = $1"
+        await fetch(case.pool, query, f"{name}-main", moved_ago)
+    await writer.touch([claim_of(parents_done=True)])
+
+    asked_later = await writer.standing(STREAM, [STREAM_SHARD_ID])
+    asked_first = await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True)
+    adopted = await writer.adopt(claim_of(), [], is_first=True)
+
+    assert asked_later is not None
+    assert asked_later.moved_in_s is None
+    for standing in (asked_first, adopted):
+        assert standing is not None
+        assert standing.moved_in_s == pytest.approx(1200, abs=60)
 
 
 async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: TenantCase, writer: ShardWriter) -> None:

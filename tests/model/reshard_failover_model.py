@@ -22,15 +22,17 @@ from reader_model import Scene
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How parent and child go about it; each switch but the first three is a deviation from the agreed ways."""
+    """How parent and child go about it; each switch but the first four is a deviation from the agreed ways."""
 
     child_waits_for_shard_end: bool = False  # as right as the list
     child_ignores_list: bool = False  # likewise: it reads everything of the parent again
     adopts_again_when_freed: bool = False  # likewise: what is listed is left out, and not sent before it adopts again
+    leaves_listed: bool = False  # likewise: the same where the parent's row, which names them, lacks nobody else's
     forgets_parents: bool = False
     forgets_grandparents: bool = False  # though the parent's row does not say that they are done with
     adopts_without_writing: bool = False
     skips_listed: bool = False  # in what is read again of the parent, for the parent will apply it
+    leaves_anyway: bool = False  # with `leaves_listed`: also what it is just reading again itself
     done_at_shard_end: bool = False  # says so in its row though it has not applied again what it should
     done_early: bool = False  # likewise, and before SHARD_END
 
@@ -176,6 +178,8 @@ class ReshardFailoverModel:
             before_child = self._end if child.is_after_parents else 0
             claimed = (1 << max(before_parent, before_child)) - 1
             claimed |= (1 << parent.owed_from) - (1 << self._begin) | (1 << child.owed_from) - (1 << self._end)
+            named = [one for one in range(self._begin, self._end) if one < parent.claimed(self._scene.tenants[one])]
+            claimed |= sum(1 << one for one in named)
             if claimed & ~version.applied:
                 return f"claims: not applied, {version}"
         return ""
@@ -197,8 +201,9 @@ class ReshardFailoverModel:
         row = state.shard.parent if name == "parent" else state.shard.child
         listed = () if name == "parent" else self._owed_by_parent(state)
         if worker.token <= TO_ADOPT or {*worker.left_out} - {*listed}:
-            left_out = listed if self._rules.adopts_again_when_freed and not row.is_after_parents else ()
-            rewound = worker._replace(reader=self._rewound(state, name, worker), token=row.token, left_out=left_out)
+            left_out = self._left_out(state, worker) if name == "child" else ()
+            reader = self._rewound(state, name, worker, left_out)
+            rewound = worker._replace(reader=reader, token=row.token, left_out=left_out)
             label = f"{who}: adopts {row.owed_from}"
             has_none = row.is_after_parents or (name == "parent" and not self._begin)
             if has_none or self._rules.adopts_without_writing:
@@ -211,7 +216,9 @@ class ReshardFailoverModel:
             return
         readers, reader = self._readers[name], worker.reader
         barred = {*listed, *worker.left_out}
-        for operation in (*(one for one in readers.ready(reader) if self._scene.tenants[one] not in barred), None):
+        free = self._end if name == "child" and self._rules.leaves_listed else 0  # what it reads again of the parent
+        ready = [one for one in readers.ready(reader) if one < free or self._scene.tenants[one] not in barred]
+        for operation in (*ready, None):
             label = f"{who}: touch" if operation is None else f"{who}: commit {operation}"
             if row.token != worker.token:
                 found = worker._replace(token=TO_ADOPT)
@@ -228,6 +235,9 @@ class ReshardFailoverModel:
         if name == "parent":
             own = max(owed, self._begin)
             is_done = state.shard.parent.is_after_parents or 0 < self._begin <= owed
+            held = () if state.listed is None else tuple(one for one in self._all if worker.reader[one] < self._end)
+            if self._rules.leaves_listed and held:
+                return Row(TO_COME, own, self._end, held, is_after_parents=is_done)
             return Row(TO_COME, own, own, is_after_parents=is_done)
         is_refilled = (owed >= self._end and not worker.left_out) or self._rules.done_at_shard_end
         is_done = (state.is_ended and is_refilled) or self._rules.done_early or state.shard.child.is_after_parents
@@ -247,14 +257,27 @@ class ReshardFailoverModel:
         settled = _settled(state, name, known, is_zombie=is_zombie)
         return _renamed(settled._replace(shard=shard, promise=promise))
 
-    def _rewound(self, state: State, name: SideName, worker: Worker) -> tuple[int, ...]:
+    def _left_out(self, state: State, worker: Worker) -> tuple[int, ...]:
+        """Return the tenants whose records of the parent an adopting child leaves to it."""
+        listed, parent, rules = self._owed_by_parent(state), state.shard.parent, self._rules
+        if state.shard.child.is_after_parents or not (rules.adopts_again_when_freed or rules.leaves_listed):
+            return ()
+        if rules.adopts_again_when_freed:
+            return listed
+        lacking = {tenant for tenant in self._all if parent.claimed(tenant) < self._end}
+        is_reading_again = min(worker.reader) < self._end
+        return listed if lacking <= {*listed} and (rules.leaves_anyway or not is_reading_again) else ()
+
+    def _rewound(self, state: State, name: SideName, worker: Worker, left_out: tuple[int, ...]) -> tuple[int, ...]:
         """Return a reader that reads again from where the shard says; what is the parent's as well, if it has to."""
         shard = state.shard
         own = shard.parent if name == "parent" else shard.child
         starts = dict.fromkeys(self._all, own.owed_from)
         if not (own.is_after_parents or self._rules.forgets_parents):
-            skips = self._rules.skips_listed or self._rules.adopts_again_when_freed
-            skipped = self._owed_by_parent(state) if skips and name == "child" else ()
+            skips = self._rules.skips_listed and name == "child"
+            skipped = self._owed_by_parent(state) if skips else left_out
+            if left_out and self._rules.leaves_listed:
+                skipped = tuple(self._all)
             before = self._before(state, name)
             if before < (self._begin if name == "parent" else self._end):
                 starts.update((tenant, before) for tenant in self._all if tenant not in skipped)

@@ -128,6 +128,7 @@ CLAIMS_EARLY = RowRules(claims_early=True)
 WAITING_CHILD_REFILLS = ChildRules(child_waits_for_shard_end=True)
 ADOPTS_AGAIN = ChildRules(adopts_again_when_freed=True)
 IGNORES_LIST = ChildRules(child_ignores_list=True)
+LEAVES_LISTED = ChildRules(leaves_listed=True)
 
 SAFE = {
     "hold: shard down": (hold("bab", SHARD_DOWN), 18_121),
@@ -153,6 +154,7 @@ SAFE = {
     "failover: early child": (reshard_failover("a", "a"), 7_828),
     "failover: grandparent": (reshard_failover("a", "a", WAITING_CHILD_REFILLS, grandparent="a"), 4_698),
     "failover: early child, adopts again": (reshard_failover("a", "a", ADOPTS_AGAIN), 8_106),
+    "failover: early child, leaves what is listed": (reshard_failover("a", "a", LEAVES_LISTED), 13_368),
 }
 
 SAFE_AND_LARGE = {
@@ -193,6 +195,15 @@ SAFE_AND_LARGE = {
     "failover: zombie of the parent": (reshard_failover("a", "a", child_crashes=0, parent_takes=1), 36_315),
     "failover: early child, grandparent": (reshard_failover("a", "a", grandparent="a"), 31_971),
     "failover: early child, without a list": (reshard_failover("a", "a", IGNORES_LIST), 21_993),
+    "failover: early child, leaves what is listed, 3 operations": (reshard_failover("aa", "a", LEAVES_LISTED), 33_510),
+    "failover: early child, leaves what is listed, twice": (
+        reshard_failover("a", "a", LEAVES_LISTED, failovers=2),
+        49_542,
+    ),
+    "failover: early child, leaves what is listed, two tenants": (
+        reshard_failover("ab", "b", LEAVES_LISTED, child_crashes=0),
+        42_002,
+    ),
     "failover: early child, adopts again, twice": (reshard_failover("a", "a", ADOPTS_AGAIN, failovers=2), 30_273),
 }
 
@@ -369,6 +380,11 @@ WRONG = {
         reshard_harm("a", "a", ChildRules(skips_listed=True)),
         "order",
         9,
+    ),
+    "failover: child leaves what is listed while it reads that again": (
+        reshard_harm("aa", "a", ChildRules(leaves_listed=True, leaves_anyway=True), child_crashes=0),
+        "order",
+        11,
     ),
     "failover: parents done at SHARD_END": (reshard_harm("a", "a", ChildRules(done_at_shard_end=True)), "order", 11),
     "failover: parents done early": (reshard_harm("a", "a", ChildRules(done_early=True)), "order", 11),

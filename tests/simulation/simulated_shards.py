@@ -47,6 +47,7 @@ class Tenant(msgspec.Struct):
     shard_id: str
     created_at: datetime | None = None  # None: not registered
     is_active: bool = True
+    moved_at: float | None = None
 
 
 class Transaction(msgspec.Struct):
@@ -101,7 +102,9 @@ class PostgresShards:
         """Return what a shard knows of stream shards."""
         rows = {key: self.positions[shard_id, key] for key in stream_shard_ids if (shard_id, key) in self.positions}
         made = [one.created_at for one in self.tenants.values() if one.created_at and one.shard_id == shard_id]
-        return Standing(rows, min(made, default=None))
+        now = self.network.loop.time()
+        moved = [now - one.moved_at for one in self.tenants.values() if one.moved_at and one.shard_id == shard_id]
+        return Standing(rows, min(made, default=None), min(moved, default=None))
 
     def adopt(self, shard_id: str, claim: Claim, ancestors: Sequence[str], token: str) -> Standing:
         """Return what a shard knows, and leave another token in the row of the claim."""
@@ -144,6 +147,7 @@ class PostgresShards:
         source, tenant.shard_id = tenant.shard_id, shard_id
         if source == shard_id:
             return
+        tenant.moved_at = self.network.loop.time()
         for key in {stream_shard_id for _, stream_shard_id in self.positions}:
             here, there = self.positions.get((source, key)), self.positions.pop((shard_id, key), None)
             if here is not None and there is not None:  # without a row nobody knows: that is lower still
@@ -276,12 +280,14 @@ class SimulatedRouter(Router):
         """Return all shards."""
         return list(SHARD_IDS)
 
-    async def standing(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> Standing:
+    async def standing(
+        self, shard_id: str, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
+    ) -> Standing:
         """Ask what a shard knows of stream shards."""
         wanted = list(stream_shard_ids)
         return await self._shards.network.ask(shard_id, lambda: self._shards.standing(shard_id, wanted), lost=_lost)
 
-    async def adopt(self, shard_id: str, claim: Claim, ancestors: Sequence[str]) -> Standing:
+    async def adopt(self, shard_id: str, claim: Claim, ancestors: Sequence[str], *, is_first: bool = False) -> Standing:
         """Ask the same, and leave another token."""
         wanted, token, known = list(ancestors), str(uuid4()), msgspec.structs.replace(claim)
         return await self._shards.network.ask(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from datetime import datetime
 from typing import Any
 
@@ -20,16 +21,19 @@ from simplu_worker.consumers.kinesis.adoption import (
 )
 from simplu_worker.consumers.kinesis.catch_up import CatchUps
 from simplu_worker.consumers.kinesis.contacts import Contact, Contacts, Refill
+from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
 from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.fleet import Fleet
 from simplu_worker.consumers.kinesis.holder import Confirm, EndCheck, LeaseHolder
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Holds, Target
+from simplu_worker.consumers.kinesis.intake import Intake
 from simplu_worker.consumers.kinesis.lanes import Entry, Lane
-from simplu_worker.consumers.kinesis.leases import Ahead, Lease
+from simplu_worker.consumers.kinesis.leases import Ahead, HashRange, Lease
 from simplu_worker.consumers.kinesis.positions import Mark, Position
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
 from simplu_worker.consumers.kinesis.rounds import PositionRounds
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard, child_leases, owed_by_parents
+from simplu_worker.consumers.kinesis.stream import Reply, Stream
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.letters import DeadLetter
 from simplu_worker.shards.claims import Standing
@@ -60,6 +64,21 @@ class _CarelessReader(StreamShardReader):
     @property
     def is_finished(self) -> bool:
         return self.is_at_end
+
+
+class _GullibleReader(StreamShardReader):
+    def _read_parent(self, records: ParentRecords) -> tuple[StreamShardReads, Intake]:
+        reads, intake = super()._read_parent(records)
+        reads.stream = copy(reads.stream)
+        reads.stream.__class__ = _StreamOfNamedEnds
+        return reads, intake
+
+
+class _StreamOfNamedEnds(Stream):
+    async def get_records(self, iterator: str, *, limit: int) -> Reply:
+        reply = await super().get_records(iterator, limit=limit)
+        is_end = reply.next_iterator is None
+        return replace(reply, child_shards=(ChildShard("a child", frozenset(), HashRange(0, 0)),)) if is_end else reply
 
 
 class _SecretiveReader(StreamShardReader):
@@ -162,16 +181,26 @@ class _LaggardCatchUps(CatchUps):
             one._main_at = lambda owed=reader._owed: owed.checkpoint  # type: ignore[misc]
 
 
-class _CredulousHolder(LeaseHolder):
-    async def _is_bare_end(self) -> bool:
-        return True
-
-
 class _OneParentHolder(LeaseHolder):
     async def _end(self, child_shards: tuple[ChildShard, ...]) -> bool:
         for child in child_leases(child_shards):
             await self._table.create(child)
         return bool(child_shards) or await super()._end(child_shards)
+
+
+class _CredulousCursor(Cursor):
+    def _is_end(self, reply: Reply) -> bool:
+        return reply.next_iterator is None
+
+
+class _CredulousFleet(Fleet):
+    def _reader(self, lease: Lease, owed: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
+        async def believe(child_shards: tuple[ChildShard, ...]) -> bool:
+            return await is_end(child_shards) if child_shards else True
+
+        reader = super()._reader(lease, owed, believe, confirm)
+        reader._cursor.__class__ = _CredulousCursor
+        return reader
 
 
 class _HopefulFleet(Fleet):
@@ -268,7 +297,10 @@ WRONG_DESIGNS = {
         _with_reader(_SecretiveReader, contacts_class=None), _lose_nothing, first_seed=80
     ),
     "children do not hold what their parents owe": WrongDesign(_HopefulFleet),
-    "every reply without an iterator is the end": WrongDesign(_with_holder(_CredulousHolder)),
+    "every reply without an iterator is the end": WrongDesign(_CredulousFleet),
+    "every reply without an iterator is the end of a parent": WrongDesign(
+        _with_reader(_GullibleReader), first_seed=4100
+    ),
     "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder), first_seed=2300),
     "children do not wait for their parents": WrongDesign(_OrphanFleet),
     "what a scan does not show is not there": WrongDesign(_TrustingFleet),

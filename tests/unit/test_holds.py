@@ -910,6 +910,25 @@ def hold_what_a_parent_owed(holds: Holds, target: Target, catch_up: CatchUp) -> 
     return holds.hold_shard("shard-2", ["a-x"], catch_up.owed.last, START, now=0.0)
 
 
+def test_tenant_in_slots_gets_its_parents_records_before_its_own() -> None:
+    """Slots cannot let go of it: they leave to the hold that reads the parents' records what is behind those."""
+    with small_sets(names_max=4, slots=64):
+        holds = Holds()
+        holds.hold_parents(TenantSet.of_targets(TenantSet(TENANTS).targets(limit=0)), None, START, now=0.0)
+        own = hold_tenant(holds, "a-x", 10)
+        others = hold_tenant(holds, "b-x", 10)
+
+        holds.need_parents(own, PARENTS, ["a-x"])
+        holds.need_parents(others, (), ["b-x"])
+
+        assert (own.parents, own.before, at(others.before)) == (PARENTS, None, 10)
+        assert holds.free_parents(TenantSet(["a-x"]), now=1.0)
+        (freed,) = [one for one in holds.all() if one.target is Target.PARENTS]
+        catch_up = holds.begin([freed])
+        assert (holds.is_sent_by_another("a-x", mark(3), catch_up), "a-x" in freed.tenants) == (True, True)
+        assert not holds.is_sent_by_another("b-x", mark(3), catch_up)
+
+
 @pytest.mark.parametrize("reached", [0, 4])
 @pytest.mark.parametrize("target", [Target.TENANT, Target.SHARD])
 def test_tenant_takes_along_what_another_hold_still_owed_it(target: Target, reached: int) -> None:

@@ -33,7 +33,7 @@ NOT_OF_ONE_TENANT = {
     "find_locations": "contract §4: `destroy_all` is for every location of a business",
     "find_operation_of_any_tenant": "contract §9: without the tenant all shards are asked",
     "find_unconfirmed": "what a provisioning that was killed has left, whosever it is",
-    "first_tenant_at": "the time alone, before which nothing was applied",
+    "tenants_came": "times alone, of the first and of the last that was moved here",
     "forget_operations": "rows go by their age, whosever they are",
     "list_tenants": "contract §1: `tenants list`",
     "page_tenants": "contract §1: `tenants audit`",

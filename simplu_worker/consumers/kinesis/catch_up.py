@@ -111,9 +111,8 @@ class CatchUpReader:
         with self._reads.budget.catching_up(loop_time()) as pacing:
             cursor = Cursor(self._reads, self._start, pacing, kind="catch_up", retention=self._retention)
             while self.catch_up.holds and not ending.is_set():
-                # An end that names no children may be none (holder.py), so it is read on from there.
                 is_at_end = self._reads.is_gone or (cursor.is_at_end and cursor.child_shards)
-                if self._has_met() or is_at_end:
+                if self._has_met() or is_at_end:  # not at an end that is only believed: there it will meet
                     self._meet()
                 elif self._has_sent_enough() or self._reads.account.is_short:
                     self._dispatcher.has_settled.clear()

@@ -33,6 +33,7 @@ from simplu_worker.shards.router import Router
 
 TOUCH_AFTER_S: Final = 30.0  # a row not written for so long, while the reader went on
 AHEAD_FRESH_S: Final = 1.0
+MOVED_MARGIN_S: Final = 10.0  # between two looks at different clocks
 
 log = structlog.get_logger(__name__)
 
@@ -122,6 +123,7 @@ class Contacts:
         self._tenant_wait = tenant_wait
         self._utc = utc
         self._contacts: dict[str, Contact] = {}
+        self._began = loop_time()
         self._ahead: tuple[float, Said | None] = (float("-inf"), None)  # without its owed_from, which is of the moment
 
     def __repr__(self) -> str:
@@ -191,10 +193,11 @@ class Contacts:
         To be called in the contact's turn. Raises `TryAgainLaterError` when that cannot be found out.
         """
         claim, lineage = contact.claim, self.lineage()  # first: what had ended before the rows were read
+        shard_id, is_first = contact.shard_id, not contact.is_met
         if lineage.ancestors:
-            standing = await self._router.adopt(contact.shard_id, claim, sorted(lineage.ancestors))
+            standing = await self._router.adopt(shard_id, claim, sorted(lineage.ancestors), is_first=is_first)
         else:
-            standing = await self._router.standing(contact.shard_id, claim.stream, [claim.stream_shard_id])
+            standing = await self._router.standing(shard_id, claim.stream, [claim.stream_shard_id], is_first=is_first)
         if standing is None:
             raise TryAgainLaterError(f"shard {contact.shard_id}: it has no schema yet")
         return await self.adopt_by(contact, lineage, standing)
@@ -213,13 +216,14 @@ class Contacts:
     async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
         """Do what `adopt` does, with an answer of the shard that is there already.
 
-        At the first contact all that came since the reader began is in its hands; later it may have been applied, and
-        lost, unless the row is as the reader left it.
+        At the first contact all that came since the reader began is in its hands, unless a tenant was moved here
+        meanwhile; later it may have been applied, and lost, unless the row is as the reader left it.
         """
         row = standing.rows.get(self._facts.stream_shard_id)
-        own = self._facts.dispatch() if contact.is_met else self._facts.began_at
-        before = None
-        if own is not None and not _is_as_left(contact, row, standing):
+        is_in_hand = not contact.is_met and not self._is_moved_to(standing)
+        own = self._facts.began_at if is_in_hand else self._facts.dispatch()
+        before, is_as_left = None, _is_as_left(contact, row, standing)
+        if own is not None and not is_as_left:
             place = owed_place(
                 row,
                 standing.first_tenant_at,
@@ -230,7 +234,9 @@ class Contacts:
             )
             before = await self._lower(place, own)
         are_done = row is not None and row.parents_done
-        parents = () if are_done else self._unread_ancestors(lineage, standing, is_alone=before is None)
+        is_nothing_else_lost = is_as_left or not self._holds.needs_parents(contact.shard_id)
+        is_alone = before is None and is_nothing_else_lost
+        parents = () if are_done else self._unread_ancestors(lineage, standing, is_alone=is_alone)
         contact.claim.tokens = [] if row is None else [row.token]
         contact.had_ended = lineage.are_ended
         contact.claim.parents_done = are_done or (lineage.are_ended and not parents)
@@ -252,13 +258,18 @@ class Contacts:
     def _unread_ancestors(self, lineage: Lineage, standing: Standing, *, is_alone: bool) -> tuple[ParentRecords, ...]:
         """Return which records of the ancestors are to be read again; *is_alone* when nothing else is.
 
-        None while the ancestors lack only what is held here until they have applied it.
+        None while the ancestors lack only what is held here until they have applied it. That is also lost, though, if
+        it was just being read again for the shard and sent there.
         """
         if is_alone and not lineage.are_ended:
             rest = without_what_is_owed(standing, self._holds.wait_for_parents)
             if not unread_ancestors(lineage, rest, tenant_wait=self._tenant_wait):
                 return ()
         return unread_ancestors(lineage, standing, tenant_wait=self._tenant_wait)
+
+    def _is_moved_to(self, standing: Standing) -> bool:
+        """Whether a tenant was moved to a shard since the reader began, which may have sent it something elsewhere."""
+        return standing.moved_in_s is not None and standing.moved_in_s < loop_time() - self._began + MOVED_MARGIN_S
 
     def _covers(self, names: AbstractSet[str], owed_from: Mark | None, *, is_met: bool) -> bool:
         """Tell whether the reader sees to it that tenants get everything behind *owed_from*.

@@ -29,6 +29,7 @@ from simplu_worker.metrics import instruments
 
 READ_MOST_BYTES: Final = 1024 * 1024  # five a second are more than the quota; larger replies only take more memory
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
+BARE_ENDS_BELIEVED: Final = 3
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +69,7 @@ class Cursor:
         self._retention = retention
         self._iterator: str | None = None
         self._held_bytes = 0
+        self._bare_ends = 0  # in a row, with no record between them
         self.millis_behind: int | None = None
         self.replied_at = 0.0
         self.is_at_end = False  # as the last reply had it; the next read would find out whether it stays so
@@ -132,13 +134,25 @@ class Cursor:
         )
         self.millis_behind, self.replied_at = reply.millis_behind, now
         self._iterator = reply.next_iterator
-        self.is_at_end = reply.next_iterator is None
         self.child_shards = reply.child_shards
+        self.is_at_end = self._is_end(reply)
         if reply.records:
             self._start = AfterSequenceNumber(reply.records[-1].sequence_number)
         self._read_count.inc()
         self._record_count.inc(len(reply.records))
         self._byte_count.inc(reply.size_bytes)
+
+    def _is_end(self, reply: Reply) -> bool:
+        """Tell whether a reply is the last one of a closed stream shard; that names its children.
+
+        The KCL takes an end without children for invalid and asks again. Some emulators never name them, so here it is
+        believed when nothing else comes.
+        """
+        if reply.next_iterator is not None or reply.child_shards:
+            self._bare_ends = 0
+            return reply.next_iterator is None
+        self._bare_ends = 1 if reply.records else self._bare_ends + 1
+        return self._bare_ends >= BARE_ENDS_BELIEVED
 
     def _note_trouble(self, exc: Exception) -> None:
         self.trouble = str(exc)

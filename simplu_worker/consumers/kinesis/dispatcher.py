@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
-from simplu_worker.consumers.kinesis.adoption import ParentRecords, merged
+from simplu_worker.consumers.kinesis.adoption import ParentRecords
 from simplu_worker.consumers.kinesis.contacts import Contacts, ReaderFacts, Refill
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Holds, Reason, Target
 from simplu_worker.consumers.kinesis.lanes import Entry, Lane, cost_bytes_of
@@ -226,7 +226,7 @@ class Dispatcher:
         if any((parents or _is_passed(hold, entry)) and not _is_covered(hold, entry, parents) for entry in others):
             dropped += own
             hold.lower(lowest(entry.before for entry in dropped), _first_arrival(dropped))
-            hold.parents = merged(hold.parents, parents)
+            self.holds.need_parents(hold, parents, [entry.operation.tenant_id for entry in others])
             self._make_ready(hold)
         for tenant_id in {entry.operation.tenant_id for entry in others}:
             self.holds.join(hold, tenant_id)
@@ -285,7 +285,7 @@ class Dispatcher:
         before, arrived_at = lowest(entry.before for entry in entries), _first_arrival(entries)
         parents = self._parents_of(entries)  # as long as they are known by the hold that is left
         hold = self.holds.hold_shard(shard_id, tenants, before, arrived_at, now=loop_time())
-        hold.parents = merged(hold.parents, parents)
+        self.holds.need_parents(hold, parents, tenants)
         if self.is_lane_idle(shard_id):
             for tenant_id in tenants:
                 self._lane_of.pop(tenant_id, None)
@@ -304,7 +304,7 @@ class Dispatcher:
     def moved(self, hold: Hold, tenant_id: str) -> None:
         """Catch up a tenant of a Postgres shard that is held: it has another shard now."""
         own = self.holds.hold_tenant(tenant_id, hold.reason, hold.reached, hold.arrived_at, now=loop_time())
-        own.parents = merged(own.parents, hold.parents)
+        self.holds.need_parents(own, hold.parents, [tenant_id])
         if own.target is Target.TENANT:
             self._make_ready(own)
 
@@ -313,7 +313,7 @@ class Dispatcher:
         before, arrived_at = lowest(entry.before for entry in entries), _first_arrival(entries)
         parents = self._parents_of(entries)
         hold = self.holds.hold_tenant(tenant_id, reason, before, arrived_at, now=loop_time())
-        hold.parents = merged(hold.parents, parents)
+        self.holds.need_parents(hold, parents, [tenant_id])
         self._lane_of.pop(tenant_id, None)
         self._leave_out(entries)
         return hold

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from simplu_worker.clock import loop_time
 from simplu_worker.consumers.kinesis.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases import Ahead, Lease
-from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Mark, Position
+from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Position
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard, StreamShard, child_leases
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, AtTimestamp, Start, TrimHorizon
@@ -30,7 +30,6 @@ from simplu_worker.errors import RefusedError, TryAgainLaterError
 RENEWALS_PER_DURATION: Final = 3
 TRIES_PER_DURATION: Final = 30  # of a renewal that fails: half of them may, and the lease is still kept
 RETRY_PAUSE_S: Final = 1.0
-BARE_ENDS_BELIEVED: Final = 3
 
 Confirm: TypeAlias = Callable[[], Awaitable[None]]
 EndCheck: TypeAlias = Callable[[tuple[ChildShard, ...]], Awaitable[bool]]
@@ -71,8 +70,6 @@ class LeaseHolder:
         self._sync = sync
         self._renewed_at = loop_time()
         self._is_ended = False
-        self._bare_ends = 0  # in a row, with no record between them
-        self._bare_end_at: Mark | None = None
         self._has_news = asyncio.Event()  # for the lease row
         self._is_renewed = asyncio.Event()
         self.reader: StreamShardReader | None = None
@@ -186,18 +183,12 @@ class LeaseHolder:
         return True
 
     async def _is_bare_end(self) -> bool:
-        """Whether it is an end that does not name its children; they have leases then.
+        """Whether it is an end that does not name its children: that of one closed, or past its retention.
 
-        The KCL takes such a reply for invalid and asks again. Some emulators never name children, so here it counts
-        when nothing else comes and the stream shard is closed; or at once when it is past its retention.
+        The children have leases then.
         """
         listed = {shard.stream_shard_id: shard for shard in await self._sync()}
-        if self.lease_key not in listed:
-            return True
-        at = None if self.reader is None else self.reader.read_to
-        self._bare_ends = self._bare_ends + 1 if at == self._bare_end_at else 1
-        self._bare_end_at = at
-        return self._bare_ends >= BARE_ENDS_BELIEVED and not listed[self.lease_key].is_open
+        return self.lease_key not in listed or not listed[self.lease_key].is_open
 
     async def _keep(self) -> None:
         """Renew until cancelled; raise `_LeaseLostError` when the lease is lost."""

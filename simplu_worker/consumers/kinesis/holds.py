@@ -228,10 +228,7 @@ class Holds:
         if other is hold:
             return
         if other is not None:
-            if hold.reached is not None and is_behind(hold.reached, other.reached):
-                is_ready = hold.is_ready or hold.catch_up is not None
-                hold.lower(other.reached, other.arrived_at)
-                hold.is_ready = is_ready
+            _begin_no_later(hold, other)
             other.tenants.discard(tenant_id)
             if not other.tenants and not other.is_whole:
                 self.release(other)
@@ -243,6 +240,20 @@ class Holds:
         self._by_name.pop(tenant_id, None)
         if hold not in self._slotted:
             self._note_slotted(hold, names)
+
+    def need_parents(self, hold: Hold, parents: tuple[ParentRecords, ...], tenant_ids: Iterable[str]) -> None:
+        """Have *parents* read again for *hold* first, which has *tenant_ids*.
+
+        Where such a tenant is in the slots of another hold too, *hold* begins where that does: it is left what comes
+        behind the parents' records then, and nothing of the tenant goes ahead of those.
+        """
+        hold.parents = merged(hold.parents, parents)
+        if not parents or not self._slotted:
+            return
+        own = set(tenant_ids)
+        for other in self._slotted:
+            if other is not hold and any(tenant_id in other.tenants for tenant_id in own):
+                _begin_no_later(hold, other)
 
     def hold_shard(
         self, shard_id: str, tenants: Iterable[str], before: Mark | None, arrived_at: datetime, *, now: float
@@ -291,6 +302,10 @@ class Holds:
     def has_parents(self) -> bool:
         """Whether something is held for which records of the parents are to be read again first."""
         return any(hold.parents for hold in self._holds.values())
+
+    def needs_parents(self, shard_id: str) -> bool:
+        """Whether records of the parents are being read again for a Postgres shard, or for some who may live there."""
+        return any(hold.parents and (not hold.is_whole or hold.name == shard_id) for hold in self._holds.values())
 
     def wait_for_parents(self, tenant_ids: AbstractSet[str]) -> bool:
         """Whether all of *tenant_ids* are held until the parents owe them nothing more."""
@@ -479,3 +494,11 @@ class Holds:
         for tenant_id in names:
             if self._by_name.get(tenant_id) is hold:
                 del self._by_name[tenant_id]
+
+
+def _begin_no_later(hold: Hold, other: Hold) -> None:
+    """Have *hold* begin where *other* has come to, if that is before; it is caught up as soon as it was to be."""
+    if hold.reached is not None and is_behind(hold.reached, other.reached):
+        is_ready = hold.is_ready or hold.catch_up is not None
+        hold.lower(other.reached, other.arrived_at)
+        hold.is_ready = is_ready

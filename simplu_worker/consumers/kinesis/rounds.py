@@ -97,8 +97,9 @@ class PositionRounds:
             if not watched:
                 return
             ids = [reader.stream_shard_id for reader, *_ in watched]
+            is_first = not all(contact.is_met for _, _, contact, _ in watched)
             async with asyncio.timeout(LOOK_WITHIN_S):
-                standing = await self._router.standing(shard_id, self._stream_name, ids)
+                standing = await self._router.standing(shard_id, self._stream_name, ids, is_first=is_first)
             if standing is None:
                 return
             for one in watched:

@@ -7,9 +7,13 @@ SELECT stream_shard_id, owed_from, owed_since, read_to, held, parents_done, toke
 FROM stream_positions
 WHERE stream = $1 AND stream_shard_id = ANY($2::text[]);
 
--- name: first_tenant_at
--- When the first of this shard's tenants was made; no operation was ever applied here that arrived long before it.
-SELECT min(created_at) FROM tenants;
+-- name: tenants_came
+-- When the first of this shard's tenants was made; no operation was ever applied here that arrived long before it. And
+-- how long ago the last was moved here, at most: a move leaves a higher epoch, and other things may.
+SELECT
+    min(created_at) AS first_at,
+    extract(epoch FROM clock_timestamp() - max(state_changed_at) FILTER (WHERE epoch > 1))::float8 AS moved_in_s
+FROM tenants;
 
 -- name: mark_known_position
 -- Leave another token in the row, if it is still one that this reader wrote or read: its token is one of $4. The row stays
