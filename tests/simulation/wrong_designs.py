@@ -121,6 +121,16 @@ class _NarrowHolds(Holds):
         return super().is_for(tenant_id, catch_up, "none of them")
 
 
+class _ForgetfulHolds(Holds):
+    def needs_parents(self, shard_id: str) -> bool:
+        return False
+
+
+class _SettledContacts(Contacts):
+    async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
+        return await super().adopt_by(contact, lineage, replace(standing, moved_in_s=None))
+
+
 class _ForwardContacts(Contacts):
     async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
         refill = await super().adopt_by(contact, lineage, standing)
@@ -319,10 +329,16 @@ WRONG_DESIGNS = {
     "the parents are noted as done when reading them again begins": WrongDesign(
         _with_reader(contacts_class=_RashContacts), first_seed=30
     ),
+    "what is being read again of the parents is left to them where they still owe it": WrongDesign(
+        _with_reader(holds_class=_ForgetfulHolds), first_seed=3200
+    ),
+    "what was lost before a tenant was moved is looked for where it was": WrongDesign(
+        _with_reader(contacts_class=_SettledContacts), first_seed=2600
+    ),
     "of the ancestors only some are read again": WrongDesign(
         _with_reader(contacts_class=_SparingContacts), first_seed=60
     ),
     "others' operations go before what is read again": WrongDesign(
-        _with_reader(dispatcher_class=_UngatedDispatcher), first_seed=110
+        _with_reader(dispatcher_class=_UngatedDispatcher), first_seed=720
     ),
 }

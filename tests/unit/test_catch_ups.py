@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
 
 from simplu_worker.consumers.kinesis import catch_up
-from simplu_worker.consumers.kinesis.catch_up import PROBE_BASE_S, PROBE_MAX_S, RELAPSE_S, CatchUps
+from simplu_worker.consumers.kinesis.catch_up import LOOK_INTERVAL_S, PROBE_BASE_S, PROBE_MAX_S, RELAPSE_S, CatchUps
 from simplu_worker.consumers.kinesis.holds import Hold, Reason, Target
 
 
@@ -111,3 +113,66 @@ def test_shard_is_asked_at_once_when_it_is_held_again_after_long(waiting: Waitin
     waiting.now += RELAPSE_S
     waiting.hold_again()
     assert waiting.is_due()
+
+
+class Looked:
+    """What a catch-up loop looks at: a dispatcher that counts looks, and holds nothing; and reads with memory."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.is_at_rest = True
+        self.is_short = False
+        self.has_ready = asyncio.Event()
+        self.has_arrivals = asyncio.Event()
+        self.holds = self.account = self
+
+    def all(self) -> list[Hold]:
+        """Return no holds."""
+        return []
+
+    def relieve(self, *, is_memory_short: bool) -> None:
+        """Do nothing."""
+
+    def look(self) -> None:
+        """Note that it was looked."""
+        self.looks += 1
+
+    async def looks_within(self, seconds: float) -> int:
+        """Return how often it was looked in that time."""
+        before = self.looks
+        await asyncio.sleep(seconds)
+        return self.looks - before
+
+
+@pytest.fixture
+async def looked() -> AsyncIterator[Looked]:
+    """Run the loop over what is given, to its end."""
+    looked, ending = Looked(), asyncio.Event()
+    one = cast("Any", looked)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        tasks.create_task(CatchUps(one, one, one, one).run(ending))
+        await asyncio.sleep(0)
+        yield looked
+        ending.set()
+
+
+async def test_nothing_is_looked_at_by_the_clock_while_at_rest(looked: Looked) -> None:
+    """A stream shard on which nothing comes takes no time; its end is seen all the same."""
+    assert await looked.looks_within(3 * LOOK_INTERVAL_S) == 0
+
+
+async def test_looks_begin_when_an_operation_arrives_and_end_when_it_is_settled(looked: Looked) -> None:
+    """It may be stuck, or be held, without anything that says so. Also the second time."""
+    for _ in range(2):
+        looked.is_at_rest = False
+        looked.has_arrivals.set()
+        assert await looked.looks_within(3.5 * LOOK_INTERVAL_S) >= 3
+        looked.is_at_rest = True
+        await looked.looks_within(1.5 * LOOK_INTERVAL_S)
+        assert await looked.looks_within(2 * LOOK_INTERVAL_S) == 0
+
+
+async def test_hold_that_is_ready_is_looked_at_while_at_rest(looked: Looked) -> None:
+    """A refill may be wanted though nothing has come."""
+    looked.has_ready.set()
+    assert await looked.looks_within(LOOK_INTERVAL_S / 2) == 1

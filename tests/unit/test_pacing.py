@@ -62,6 +62,21 @@ def test_pacing_starts_the_next_read_in_time(pacing: Pacing, now: float, earlies
     assert earliest <= now + pacing.delay_s(now) <= latest
 
 
+def test_idle_stream_shards_are_read_together_whenever_each_was_read_first() -> None:
+    """What one read takes is less right after another; no read is much later than a second after the one before."""
+    starts = []
+    for first in (100.0, 100.02, 100.04, 100.06):
+        pacing, now = Pacing(ReadBudget()), first
+        for _ in range(3):
+            pacing.started(now)
+            pacing.replied(now + 0.01, record_count=0, size_bytes=0, millis_behind=0)
+            assert 0.9 < pacing.delay_s(now) <= 1.01
+            now += pacing.delay_s(now)
+        starts.append(now)
+
+    assert starts == pytest.approx([starts[0]] * 4, abs=1e-6)
+
+
 def test_pacing_falls_idle_when_no_record_came_for_a_minute() -> None:
     """A stream shard is busy for a minute after its last record."""
     pacing = after_reply(record_count=1)

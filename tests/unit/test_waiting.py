@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from simplu_worker.consumers.kinesis.lanes import Entry
 from simplu_worker.consumers.kinesis.positions import Mark
-from simplu_worker.consumers.kinesis.waiting import WaitingRoom
+from simplu_worker.consumers.kinesis.waiting import REST_MAX_S, WaitingRoom
 from simplu_worker.consumers.owed import Owed
 from simplu_worker.consumers.unknown_tenants import ABSENCE_MAX_AGE_S, UNKNOWN_TENANT_MARGIN
 from simplu_worker.operations.operation import Operation, OperationKind, Origin, Source
@@ -166,3 +166,35 @@ async def eventually(is_so: Callable[[], bool]) -> None:
     """Wait until *is_so*."""
     while not is_so():  # noqa: ASYNC110  # nothing to await
         await asyncio.sleep(0.01)
+
+
+async def test_tenant_is_asked_for_at_once_when_nobody_was_here_for_long() -> None:
+    """An empty room does not look by the clock: who comes wakes it, each time anew."""
+    maker = Maker({("b", "l")})
+    room = room_of(maker)
+    stopping = asyncio.Event()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        tasks.create_task(room.run(stopping))
+        for come in range(1, 4):
+            await asyncio.sleep(2 * REST_MAX_S if come == 1 else 0.0)
+            assert room._rest_s() is None
+            room.put("b-l", [entry(NOW)])
+            await eventually(lambda come=come: len(maker.gone) == 2 * come)  # type: ignore[misc]
+        stopping.set()  # and it ends, though nobody comes
+
+
+@pytest.mark.parametrize("has_tenant", [True, False])
+async def test_room_ends_at_once_when_stopping(has_tenant: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """Whether it waits for the clock or for somebody."""
+    maker = Maker(set())
+    room = room_of(maker)
+    stopping = asyncio.Event()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        run = tasks.create_task(room.run(stopping))
+        if has_tenant:
+            room.put("b-l", [entry(NOW)])
+        await asyncio.sleep(0.05)
+        stopping.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert run.done()

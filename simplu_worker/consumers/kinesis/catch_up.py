@@ -24,7 +24,7 @@ from simplu_worker.consumers.kinesis.intake import Intake
 from simplu_worker.consumers.kinesis.lanes import BATCH_MAX_BYTES, BATCH_MAX_COUNT, Entry
 from simplu_worker.consumers.kinesis.positions import Mark, Position, is_behind
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, Record, Start
-from simplu_worker.consumers.pauses import pause
+from simplu_worker.consumers.pauses import first_of, pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.directory import Absence
@@ -236,8 +236,12 @@ class CatchUps:
         return f"CatchUps({self.running}, probing={sorted(self._probing)})"
 
     async def run(self, ending: asyncio.Event) -> None:
-        """Look and catch up until *ending*."""
-        has_ready = self._dispatcher.has_ready
+        """Look and catch up until *ending*.
+
+        By the clock only while something is in hand, which may be stuck, or held, which may come due. Both begin with
+        an operation that is sent or a hold that is ready, and those are events.
+        """
+        has_ready, has_arrivals = self._dispatcher.has_ready, self._dispatcher.has_arrivals
         async with asyncio.TaskGroup() as tasks:
             while not ending.is_set():
                 self._dispatcher.relieve(is_memory_short=self._reads.account.is_short)
@@ -245,7 +249,12 @@ class CatchUps:
                 is_probing = self._probe(tasks)
                 self._begin(tasks, ending)
                 has_ready.clear()
-                await pause(PROBE_INTERVAL_S if is_probing else LOOK_INTERVAL_S, until=has_ready)
+                if self._dispatcher.is_at_rest:
+                    has_arrivals.clear()
+                    await first_of(has_ready, has_arrivals, ending)
+                else:
+                    interval_s = PROBE_INTERVAL_S if is_probing else LOOK_INTERVAL_S
+                    await first_of(has_ready, ending, within_s=interval_s)
             for probe in self._probing.values():
                 probe.cancel()
 

@@ -82,6 +82,7 @@ class Dispatcher:
         self._bucket_rest_s = BUCKET_REST_FIRST_S
         self.has_settled = asyncio.Event()
         self.has_ready = asyncio.Event()  # a hold can be caught up
+        self.has_arrivals = asyncio.Event()  # an operation was sent; cleared by who waits for it
 
     def __repr__(self) -> str:
         return f"Dispatcher({self._name}, {list(self._lanes.values())}, {self.room!r}, {self.holds!r})"
@@ -90,6 +91,11 @@ class Dispatcher:
     def is_empty(self) -> bool:
         """Whether no operation is in hand."""
         return not any(map(len, self._lanes.values())) and not self.room.entries()
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether there is nothing to look at by the clock; `has_arrivals` is set when there may be."""
+        return not self.holds.all() and self.is_empty
 
     def entries(self) -> list[Entry]:
         """Return all that is in hand."""
@@ -130,6 +136,7 @@ class Dispatcher:
         gets it held, they are all dropped, and none stays that would be sent before the others are read again.
         """
         self._account.take(cost_bytes_of(entries))
+        self.has_arrivals.set()
         room = self.room if len(self.room) else ()
         by_lane: defaultdict[Lane, list[Entry]] = defaultdict(list)
         without_lane: defaultdict[str, list[Entry]] = defaultdict(list)

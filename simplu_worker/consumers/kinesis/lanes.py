@@ -25,7 +25,7 @@ from simplu_worker.consumers.kinesis.positions import Mark
 from simplu_worker.consumers.letters import DeadLetter
 from simplu_worker.consumers.outcomes import count_outcomes
 from simplu_worker.consumers.owed import Owed
-from simplu_worker.consumers.pauses import pause
+from simplu_worker.consumers.pauses import first_of, pause
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, Outcome
@@ -207,11 +207,7 @@ class Lane:
         """Wait for work or the end; return whether it is the end."""
         while not self._queue and not self._looks_again and not stopping.is_set():
             self._has_work.clear()
-            async with asyncio.TaskGroup() as tasks:
-                waits = [tasks.create_task(event.wait()) for event in (self._has_work, stopping)]
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                for wait in waits:
-                    wait.cancel()
+            await first_of(self._has_work, stopping)
         return stopping.is_set()
 
     def _next_batch(self) -> list[Entry]:

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from simplu_worker.consumers.moments import shared_moment
+
 # Kinesis quotas: 5 GetRecords a second and stream shard. A little more than a second and a fifth of one, so that no
 # second, counted from anywhere, holds six starts, also where they arrive with some delay.
 READS_IN_WINDOW: Final = 5
@@ -178,13 +180,13 @@ class Pacing:
         """Return when the next read may start; it may be past."""
         budget = self._budget
         paid_at = budget.paid_at
-        interval = READ_INTERVAL_S
+        wanted = self._started_at + READ_INTERVAL_S
         if budget.catch_ups:
-            interval = SHARED_INTERVAL_S
+            wanted = self._started_at + SHARED_INTERVAL_S
             paid_at = min(paid_at, max(self._paid_at, paid_at - AHEAD_S))
         if not self.is_busy(now):
-            interval = IDLE_INTERVAL_S
-        return max(self._started_at + interval, budget.opens_at, paid_at)
+            wanted = shared_moment(self._started_at, IDLE_INTERVAL_S)
+        return max(wanted, budget.opens_at, paid_at)
 
     def delay_s(self, now: float) -> float:
         """Return how long to wait before the next read may start; 0 = at once, as at the beginning."""

@@ -23,7 +23,7 @@ from simplu_worker.consumers.backoff import backoff_s
 from simplu_worker.consumers.kinesis.holds import Reason
 from simplu_worker.consumers.kinesis.lanes import Entry
 from simplu_worker.consumers.letters import DeadLetter
-from simplu_worker.consumers.pauses import pause
+from simplu_worker.consumers.pauses import first_of
 from simplu_worker.consumers.unknown_tenants import absence_max_age_s, is_overdue, unknown_tenant_error
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.operations.operation import DeadLetterReason
@@ -192,7 +192,7 @@ class WaitingRoom:
                     task = tasks.create_task(self._ask(tenant_id, stopping), name=f"ask:{tenant_id}")
                     self._asked[tenant_id] = task
                     self._asked_at[tenant_id] = loop_time()
-                await self._rest()
+                await self._rest(stopping)
             for task in self._asked.values():
                 task.cancel()
 
@@ -227,13 +227,18 @@ class WaitingRoom:
         lately = sum(now - at < ANSWER_S for at in self._asked_at.values())
         return lately + more < ASKED_LATELY and len(self._asked) + more < ASKED_AT_ONCE
 
-    async def _rest(self) -> None:
-        """Wait until somebody arrives, is answered or is due; short enough for a stop to be seen soon."""
+    async def _rest(self, stopping: asyncio.Event) -> None:
+        """Wait until somebody arrives, is answered or is due, or may have waited long enough."""
+        self._change.clear()
+        await first_of(self._change, stopping, within_s=self._rest_s())
+
+    def _rest_s(self) -> float | None:
+        """Return after how long to look again, though nothing changed; None while nobody is here, or on the agenda."""
+        if not self._tenants and not self._agenda:
+            return None
         # With all questions taken, who is due has to wait for an answer.
         is_full = not self._agenda or not self._may_ask(0)
-        rest_s = REST_MAX_S if is_full else min(max(0.0, self._agenda[0][0] - loop_time()), REST_MAX_S)
-        self._change.clear()
-        await pause(rest_s, until=self._change)
+        return REST_MAX_S if is_full else min(max(0.0, self._agenda[0][0] - loop_time()), REST_MAX_S)
 
     def _hold_the_long_waiting(self) -> None:
         now = loop_time()
