@@ -178,6 +178,16 @@ class Router:
         """Return what `standing` would, and make sure that what it says of ancestors cannot be lost without a trace."""
         return await self._writer(shard_id).adopt(claim, ancestors, is_first=is_first)
 
+    async def who_is_here(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
+        """Return which of the tenants live on a shard, as it says itself; other places of theirs are forgotten.
+
+        Raises `TryAgainLaterError` when the shard does not answer.
+        """
+        here = await self._writer(shard_id).who_is_here(tenant_ids)
+        for tenant_id in here:
+            self._directory.forget(tenant_id)
+        return here
+
     async def touch(self, shard_id: str, claims: Sequence[Claim]) -> list[Claim]:
         """Write *claims* into the rows of their readers; return those whose rows have to be read first.
 

@@ -128,6 +128,14 @@ class ShardWriter:
                 return None
             return await read_standing(connection, stream, stream_shard_ids, is_first=is_first)
 
+    async def who_is_here(self, tenant_ids: Sequence[str]) -> set[str]:
+        """Return which of the tenants live on the shard. Raises `ShardUnavailableError`, as `standing` does."""
+        async with self._pool.connection() as connection:
+            if not await self._has_schema(connection):
+                return set()
+            rows = await connection.fetch(QUERIES["find_tenants"], list(tenant_ids))
+        return {row["id"] for row in rows if row["state"] in {TenantState.ACTIVE, TenantState.FENCED}}
+
     async def adopt(self, claim: Claim, ancestors: Sequence[str], *, is_first: bool = False) -> Standing | None:
         """Return what the shard knows of a claim's stream shard and its ancestors, and leave a new token in its row.
 

@@ -14,6 +14,7 @@ from reader_world import ONLY, RULES, World, chain, eventually, logs, mixed, ope
 from shard_cases import fetch
 from shard_databases import ShardMaker
 
+from simplu_worker.clock import loop_time
 from simplu_worker.consumers.kinesis import contacts, rounds
 from simplu_worker.consumers.kinesis.adoption import Ancestor, Lineage
 from simplu_worker.consumers.kinesis.positions import Position
@@ -165,6 +166,24 @@ async def test_first_commits_that_were_lost_with_the_row_are_applied_again(world
     async with world.reading(AtSequenceNumber(numbers[-1]), done=reader.checkpoint) as reader:
         await world.put(*chain("a-x", 3, first=12))
         await all_succeeded(shard, a=15, b=12)
+
+
+async def test_shard_is_read_for_again_for_tenants_too_of_whom_others_believe_that_they_live_elsewhere(
+    world: World,
+) -> None:
+    """A route may be older than a move; the shard says itself who lives there."""
+    shard = await world.shard("shard-1")
+    async with world.reading() as reader:
+        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3), chain("c-x", 3)))
+        await all_succeeded(shard, a=3, b=3)
+        memory = await Memory.of(shard)
+        numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("c-x", 30, first=3)))
+        await reaches(reader, numbers[-1])
+    await memory.promote()
+    world.router._directory.routes.put("a-x", "shard-2", now=loop_time(), draw=0.5)
+    async with world.reading(AtSequenceNumber(numbers[-1]), done=reader.checkpoint):
+        await world.put(*chain("b-x", 3, first=3))
+        await all_succeeded(shard, a=33, b=6)
 
 
 async def test_second_loss_while_the_first_is_made_good_loses_nothing(world: World) -> None:

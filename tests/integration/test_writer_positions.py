@@ -422,6 +422,19 @@ async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCa
         assert standing.moved_in_s == pytest.approx(1200, abs=60)
 
 
+async def test_shard_says_who_lives_there(case: TenantCase, writer: ShardWriter) -> None:
+    """Who is fenced does, who was moved or destroyed does not, nor who never came."""
+    states = ("active", "fenced", "incoming", "ready", "moved", "destroying", "destroyed")
+    for state in states:
+        await add_tenant(case.pool, (state, "main"), created_at=TENANT_MADE_AT)
+        await fetch(case.pool, "UPDATE tenants SET state = $2 WHERE id = $1", f"{state}-main", state)
+
+    here = await writer.who_is_here([*(f"{state}-main" for state in states), "never-came"])
+
+    assert here == {"active-main", "fenced-main"}
+    assert await writer.who_is_here([]) == set()
+
+
 async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: TenantCase, writer: ShardWriter) -> None:
     """What the rows of the ancestors say is lost only together with it; who knew the row before has to look."""
     claim, parents = claim_of(owed_since=ARRIVED_AT, parents_done=True), claim_of(PARENT, "SHARD_END")

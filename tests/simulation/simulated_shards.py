@@ -98,12 +98,18 @@ class PostgresShards:
             outcomes.append(outcome)
         return outcomes
 
+    def who_is_here(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
+        """Return which tenants live on a shard."""
+        found = [self.tenants[tenant_id] for tenant_id in tenant_ids]
+        return {one.tenant_id for one in found if one.created_at is not None and one.shard_id == shard_id}
+
     def standing(self, shard_id: str, stream_shard_ids: Sequence[str]) -> Standing:
         """Return what a shard knows of stream shards."""
         rows = {key: self.positions[shard_id, key] for key in stream_shard_ids if (shard_id, key) in self.positions}
         made = [one.created_at for one in self.tenants.values() if one.created_at and one.shard_id == shard_id]
         now = self.network.loop.time()
-        moved = [now - one.moved_at for one in self.tenants.values() if one.moved_at and one.shard_id == shard_id]
+        came = [one.moved_at for one in self.tenants.values() if one.shard_id == shard_id]
+        moved = [now - at for at in came if at is not None]
         return Standing(rows, min(made, default=None), min(moved, default=None))
 
     def adopt(self, shard_id: str, claim: Claim, ancestors: Sequence[str], token: str) -> Standing:
@@ -293,6 +299,15 @@ class SimulatedRouter(Router):
         return await self._shards.network.ask(
             shard_id, lambda: self._shards.adopt(shard_id, known, wanted, token), lost=_lost
         )
+
+    async def who_is_here(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
+        """Ask which tenants live on a shard."""
+        here = await self._shards.network.ask(
+            shard_id, lambda: self._shards.who_is_here(shard_id, tenant_ids), lost=_lost
+        )
+        for tenant_id in here:
+            self._remembered.pop(tenant_id, None)
+        return here
 
     async def touch(self, shard_id: str, claims: Sequence[Claim]) -> list[Claim]:
         """Write claims beside no effect."""

@@ -117,7 +117,8 @@ async def settle_down(world: World) -> None:
     plan = world.plan
     within_s = WELL_WITHIN_S + (UNKNOWN_AFTER_S + plan.tenant_wait_s if plan.has_strangers else 0.0)
     within_s += GIVEN_UP_AFTER_S * len(world.shards.poison)
-    within_s += REFILLED_AFTER_S if world.ledger.has_lost else 0.0
+    has_moved = any(tenant.moved_at is not None for tenant in world.shards.tenants.values())
+    within_s += REFILLED_AFTER_S if world.ledger.has_lost or has_moved else 0.0
     deadline = world.loop.time() + within_s
     while True:
         await world.until(lambda: not world.problems(), within_s=deadline - world.loop.time())

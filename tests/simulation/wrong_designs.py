@@ -36,6 +36,7 @@ from simplu_worker.consumers.kinesis.shard_tree import ChildShard, child_leases,
 from simplu_worker.consumers.kinesis.stream import Reply, Stream
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.letters import DeadLetter
+from simplu_worker.consumers.owed import Owed
 from simplu_worker.shards.claims import Standing
 
 
@@ -117,12 +118,17 @@ class _UngatedDispatcher(Dispatcher):
 
 
 class _NarrowHolds(Holds):
-    def is_for(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None = None) -> bool:
-        return super().is_for(tenant_id, catch_up, "none of them")
+    def whole_ids_of(self, catch_up: CatchUp) -> list[str]:
+        return []
 
 
 class _ForgetfulHolds(Holds):
     def needs_parents(self, shard_id: str) -> bool:
+        return False
+
+
+class _StraightHolds(Holds):
+    def is_stray(self, owed: Owed[Mark], tenant_id: str, shard_id: str) -> bool:
         return False
 
 
@@ -334,6 +340,9 @@ WRONG_DESIGNS = {
     ),
     "what was lost before a tenant was moved is looked for where it was": WrongDesign(
         _with_reader(contacts_class=_SettledContacts), first_seed=2600
+    ),
+    "what is read again of a tenant whose place is not known is sent wherever it lives": WrongDesign(
+        _with_reader(holds_class=_StraightHolds), first_seed=9850
     ),
     "of the ancestors only some are read again": WrongDesign(
         _with_reader(contacts_class=_SparingContacts), first_seed=60

@@ -79,6 +79,7 @@ class CatchUpReader:
             self._after = catch_up.start.position
         self._started_at = loop_time()
         self._record_count = 0
+        self._elsewhere: set[str] = set()  # tenants of the reply in hand that live elsewhere, as far as anybody knows
         self.is_reading = True
 
     def __repr__(self) -> str:
@@ -118,7 +119,9 @@ class CatchUpReader:
                     self._dispatcher.has_settled.clear()
                     await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
+                    at = self.catch_up.owed.last
                     await self._send(reply.records, ending)
+                    await self._ask_who_is_here(at, ending)
                     cursor.let_go()
         self.is_reading = False
 
@@ -140,6 +143,7 @@ class CatchUpReader:
                             self._send_one_of_parents(arrival.record, arrival.decoded)
                         if count % DECODED_AT_ONCE == 0:
                             await asyncio.sleep(0)
+                    await self._ask_who_is_here(self.catch_up.owed.last, ending)
                     cursor.let_go()
 
     def _send_one_of_parents(self, record: bytes, operation: Operation) -> None:
@@ -202,7 +206,37 @@ class CatchUpReader:
             owed.pass_over(mark)
 
     def _is_its(self, tenant_id: str) -> bool:
-        return self._dispatcher.holds.is_for(tenant_id, self.catch_up, self._dispatcher.shard_id_of(tenant_id))
+        """Whether it is to send what it reads of a tenant: one that is held, or lives on a shard held as a whole."""
+        holds, catch_up = self._dispatcher.holds, self.catch_up
+        if holds.is_for(tenant_id, catch_up):
+            return True
+        whole_ids = holds.whole_ids_of(catch_up)
+        if not whole_ids or tenant_id in self._elsewhere:
+            return False
+        shard_id = self._dispatcher.shard_id_of(tenant_id)
+        if shard_id is None:
+            catch_up.unplaced.add(tenant_id)
+        elif shard_id not in whole_ids:
+            self._elsewhere.add(tenant_id)
+        return shard_id is None or shard_id in whole_ids
+
+    async def _ask_who_is_here(self, at: Mark | None, ending: asyncio.Event) -> None:
+        """Ask the shards held as a whole for tenants of a reply that were left out, by routes that may be old.
+
+        Where one of them lives there, the shard is read for again from *at* on, where the reply began.
+        """
+        holds = self._dispatcher.holds
+        for shard_id in holds.whole_ids_of(self.catch_up) if self._elsewhere else ():
+            while shard_id in holds.whole_ids_of(self.catch_up) and not ending.is_set():
+                try:
+                    here = await self._router.who_is_here(shard_id, sorted(self._elsewhere))
+                except (TryAgainLaterError, RefusedError):
+                    await pause(LOOK_INTERVAL_S, until=ending)
+                    continue
+                if here:
+                    self._dispatcher.begin_again(self.catch_up, shard_id, at, here)
+                break
+        self._elsewhere.clear()
 
 
 class _Probing(msgspec.Struct):

@@ -33,6 +33,7 @@ from simplu_worker.shards.router import Router
 
 TOUCH_AFTER_S: Final = 30.0  # a row not written for so long, while the reader went on
 AHEAD_FRESH_S: Final = 1.0
+CLOCKS_APART_MOST: Final = timedelta(hours=1)
 MOVED_MARGIN_S: Final = 10.0  # between two looks at different clocks
 
 log = structlog.get_logger(__name__)
@@ -285,7 +286,8 @@ class Contacts:
     async def _lower(self, place: Place, own: Mark) -> Mark | None:
         """Return *place* where that is before *own*, which is behind where reading began."""
         if isinstance(place, datetime):
-            if own.arrived_at < place:
+            # Where the reader took over that is by its clock, for nobody knows when that record arrived.
+            if own.arrived_at < place - CLOCKS_APART_MOST:
                 return None
             place = await self._facts.first_since(place)
         return place if place is not None and is_behind(own, place) else None

@@ -22,7 +22,7 @@ from simplu_worker.consumers.kinesis.adoption import ParentRecords
 from simplu_worker.consumers.kinesis.contacts import Contacts, ReaderFacts, Refill
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Holds, Reason, Target
 from simplu_worker.consumers.kinesis.lanes import Entry, Lane, cost_bytes_of
-from simplu_worker.consumers.kinesis.positions import is_behind, lowest
+from simplu_worker.consumers.kinesis.positions import Mark, is_behind, lowest
 from simplu_worker.consumers.kinesis.prefetch import Account
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.waiting import WaitingRoom
@@ -178,7 +178,17 @@ class Dispatcher:
             self.room.put(tenant_id, own)
 
     def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[Entry]) -> None:
-        """Put all that is in hand of a tenant into the lane of its shard; later operations follow there."""
+        """Put all that is in hand of a tenant into the lane of its shard; later operations follow there.
+
+        But for what was read again for another shard as a whole, when nobody knew where the tenant lives.
+        """
+        strays = [entry for entry in entries if self.holds.is_stray(entry.owed, tenant_id, shard_id)]
+        self.holds.note_placed(tenant_id)
+        if strays:
+            entries = [entry for entry in entries if entry not in strays]
+            self._leave_out(strays)
+            if not entries:
+                return
         lane = self._lane(shard_id)
         if len(self._lane_of) >= TENANTS_REMEMBERED:  # those with nothing in hand can be looked up again
             self._lane_of = {tenant: one for tenant, one in self._lane_of.items() if len(one)}
@@ -258,6 +268,21 @@ class Dispatcher:
         for tenant_id in sorted({entry.operation.tenant_id for entry in entries}):
             self.holds.join(hold, tenant_id)
         self._leave_out(entries)
+        self._make_ready(hold)
+
+    def begin_again(self, catch_up: CatchUp, shard_id: str, before: Mark | None, tenant_ids: Iterable[str]) -> None:
+        """Have a shard read for again from *before* on: *tenant_ids* live there, of whom something was left out.
+
+        Where one of them has something on its way to another shard, it is left out again until that has come back.
+        """
+        hold = self.holds.whole(shard_id)
+        if hold is None or hold.catch_up is not catch_up:
+            return
+        for tenant_id in tenant_ids:
+            lane = self._lane_of.get(tenant_id)
+            if lane is not None and not any(entry.operation.tenant_id == tenant_id for entry in lane.entries()):
+                del self._lane_of[tenant_id]
+        hold.lower(before, hold.arrived_at)
         self._make_ready(hold)
 
     def parents_read(self, catch_up: CatchUp) -> None:

@@ -113,6 +113,8 @@ class CatchUp:
         self.is_at_parents = any(hold.parents for hold in holds)  # reads what comes before its own records
         self.all_parents = self.parents  # which those are, also when they are read
         self.left_out = TenantSet()  # of whose operations it has sent not all that it read
+        self.whole_ids = {hold.name for hold in holds if hold.is_whole}  # Postgres shards
+        self.unplaced: set[str] = set()  # tenants of which it sent something while nobody knew where they live
         self.owed: Owed[Mark] = Owed(self.start)
         for hold in holds:
             hold.catch_up = self
@@ -181,17 +183,31 @@ class Holds:
         """Return the hold of a Postgres shard, whether it is being caught up or not."""
         return self._holds.get((Target.SHARD, shard_id)) if self._holds else None
 
-    def is_for(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None = None) -> bool:
-        """Whether *catch_up* is to send what it reads of a tenant, unless another hold will.
+    def whole_ids_of(self, catch_up: CatchUp) -> list[str]:
+        """Return the Postgres shards for which *catch_up* is at work as a whole."""
+        return [hold.name for hold in catch_up.holds if hold.is_whole]
 
-        *shard_id* is where the tenant lives; None where that is not known.
-        """
+    def is_for(self, tenant_id: str, catch_up: CatchUp) -> bool:
+        """Whether *catch_up* is to send what it reads of a tenant, wherever that lives, unless another hold will."""
         found = self._by_name.get(tenant_id)
         if found is not None and found.catch_up is catch_up:
             return True
-        if any(hold.is_whole and shard_id in (None, hold.name) for hold in catch_up.holds):
-            return True
         return any(hold.catch_up is catch_up and tenant_id in hold.tenants for hold in self._slotted)
+
+    def is_stray(self, owed: Owed[Mark], tenant_id: str, shard_id: str) -> bool:
+        """Whether what a catch-up, known by *owed*, has sent of a tenant is none of its business after all.
+
+        It sends for whole Postgres shards, nobody knew where the tenant lives, and now that is found on another one.
+        """
+        for catch_up in self._catch_ups:
+            if catch_up.owed is owed and tenant_id in catch_up.unplaced:
+                return shard_id not in catch_up.whole_ids
+        return False
+
+    def note_placed(self, tenant_id: str) -> None:
+        """Note that nothing of a tenant is in hand of which nobody knows where it is to go."""
+        for catch_up in self._catch_ups:
+            catch_up.unplaced.discard(tenant_id)
 
     def has_parents_elsewhere(self, tenant_id: str, catch_up: CatchUp) -> bool:
         """Whether what the parents owed a tenant is to come through another hold than those of *catch_up*.
@@ -224,6 +240,7 @@ class Holds:
         that it was in. Where that had not come as far, *hold* begins there.
         """
         self._live.discard(tenant_id)
+        self.note_placed(tenant_id)
         other = self._by_name.get(tenant_id)
         if other is hold:
             return
@@ -416,6 +433,7 @@ class Holds:
         if hold.before is None or (at is not None and is_behind(at, hold.before)):
             return False
         catch_up.holds.append(hold)
+        catch_up.whole_ids |= {hold.name} if hold.is_whole else set()
         hold.catch_up = catch_up
         return True
 

@@ -23,8 +23,8 @@ INSERT INTO operations (
 SELECT
     tenant_id, request_id, operation, resource_type, nullif(resource_id, ''),
     CASE WHEN error = '' IS NOT FALSE THEN 'succeeded' ELSE 'failed' END, nullif(error, ''),
-    substring($13::bytea FROM 33 * position - 32 FOR 33), source, nullif(stream_shard_id, ''), nullif(sequence_number, ''), requested_at::timestamptz,
-    received_at::timestamptz
+    substring($13::bytea FROM 33 * position - 32 FOR 33), source, nullif(stream_shard_id, ''),
+    nullif(sequence_number, ''), requested_at::timestamptz, received_at::timestamptz
 FROM (
     SELECT
         generate_subscripts(string_to_array($2, $1), 1) AS position,
