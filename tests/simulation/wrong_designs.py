@@ -128,7 +128,7 @@ class _ForgetfulHolds(Holds):
 
 
 class _StraightHolds(Holds):
-    def is_stray(self, owed: Owed[Mark], tenant_id: str, shard_id: str) -> bool:
+    def is_stray(self, owed: Owed[Mark], ticket: int, tenant_id: str, shard_id: str) -> bool:
         return False
 
 

@@ -743,13 +743,14 @@ def test_what_was_sent_for_a_whole_shard_is_a_stray_when_its_tenant_lives_elsewh
     holds = Holds()
     hold = hold_whole(holds, 5)
     catch_up, other = holds.begin([hold]), holds.begin([hold_tenant(holds, "c-x", 6)])
-    catch_up.unplaced |= {"a-x", "b-x"}
+    catch_up.unplaced.update({"a-x": {0}, "b-x": {1}})
     holds.join(hold, "b-x")
 
-    strays = [(tenant, place) for tenant in TENANTS for place in SHARDS if holds.is_stray(catch_up.owed, tenant, place)]
+    asked = [(ticket, tenant, shard_id) for ticket in range(3) for tenant in TENANTS for shard_id in SHARDS]
+    strays = [one for one in asked if holds.is_stray(catch_up.owed, *one)]
 
-    assert strays == [("a-x", "shard-2")]
-    assert not holds.is_stray(other.owed, "a-x", "shard-2")
+    assert strays == [(0, "a-x", "shard-2")]
+    assert not holds.is_stray(other.owed, 0, "a-x", "shard-2")
 
 
 def test_operation_of_a_tenant_that_is_held_by_itself_is_left_to_that_hold_which_is_behind() -> None:

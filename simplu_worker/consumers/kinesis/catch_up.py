@@ -149,7 +149,7 @@ class CatchUpReader:
     def _send_one_of_parents(self, record: bytes, operation: Operation) -> None:
         owed, holds, tenant_id = self.catch_up.owed, self._dispatcher.holds, operation.tenant_id
         if self._is_its(tenant_id) and not holds.has_parents_elsewhere(tenant_id, self.catch_up):
-            self._dispatcher.send([Entry(owed.take_at_last(), operation, record, owed)])
+            self._send_entry(Entry(owed.take_at_last(), operation, record, owed))
         else:
             self.catch_up.left_out.add(tenant_id)
 
@@ -200,7 +200,7 @@ class CatchUpReader:
     def _send_one(self, mark: Mark, record: bytes, operation: Operation) -> None:
         owed, holds, tenant_id = self.catch_up.owed, self._dispatcher.holds, operation.tenant_id
         if self._is_its(tenant_id) and not holds.is_sent_by_another(tenant_id, mark, self.catch_up):
-            self._dispatcher.send([Entry(owed.take(mark), operation, record, owed)])
+            self._send_entry(Entry(owed.take(mark), operation, record, owed))
         else:
             self.catch_up.left_out.add(tenant_id)
             owed.pass_over(mark)
@@ -214,11 +214,17 @@ class CatchUpReader:
         if not whole_ids or tenant_id in self._elsewhere:
             return False
         shard_id = self._dispatcher.shard_id_of(tenant_id)
-        if shard_id is None:
-            catch_up.unplaced.add(tenant_id)
-        elif shard_id not in whole_ids:
-            self._elsewhere.add(tenant_id)
-        return shard_id is None or shard_id in whole_ids
+        if shard_id is None or shard_id in whole_ids:
+            return True
+        self._elsewhere.add(tenant_id)
+        return False
+
+    def _send_entry(self, entry: Entry) -> None:
+        catch_up, tenant_id = self.catch_up, entry.operation.tenant_id
+        is_placed = not catch_up.whole_ids or self._dispatcher.shard_id_of(tenant_id) is not None
+        if not is_placed and not self._dispatcher.holds.is_for(tenant_id, catch_up):
+            catch_up.unplaced.setdefault(tenant_id, set()).add(entry.ticket)
+        self._dispatcher.send([entry])
 
     async def _ask_who_is_here(self, at: Mark | None, ending: asyncio.Event) -> None:
         """Ask the shards held as a whole for tenants of a reply that were left out, by routes that may be old.

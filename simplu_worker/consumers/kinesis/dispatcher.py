@@ -182,7 +182,7 @@ class Dispatcher:
 
         But for what was read again for another shard as a whole, when nobody knew where the tenant lives.
         """
-        strays = [entry for entry in entries if self.holds.is_stray(entry.owed, tenant_id, shard_id)]
+        strays = [one for one in entries if self.holds.is_stray(one.owed, one.ticket, tenant_id, shard_id)]
         self.holds.note_placed(tenant_id)
         if strays:
             entries = [entry for entry in entries if entry not in strays]

@@ -114,7 +114,7 @@ class CatchUp:
         self.all_parents = self.parents  # which those are, also when they are read
         self.left_out = TenantSet()  # of whose operations it has sent not all that it read
         self.whole_ids = {hold.name for hold in holds if hold.is_whole}  # Postgres shards
-        self.unplaced: set[str] = set()  # tenants of which it sent something while nobody knew where they live
+        self.unplaced: dict[str, set[int]] = {}  # by tenant: tickets of what it sent as nobody knew where that lives
         self.owed: Owed[Mark] = Owed(self.start)
         for hold in holds:
             hold.catch_up = self
@@ -194,20 +194,20 @@ class Holds:
             return True
         return any(hold.catch_up is catch_up and tenant_id in hold.tenants for hold in self._slotted)
 
-    def is_stray(self, owed: Owed[Mark], tenant_id: str, shard_id: str) -> bool:
+    def is_stray(self, owed: Owed[Mark], ticket: int, tenant_id: str, shard_id: str) -> bool:
         """Whether what a catch-up, known by *owed*, has sent of a tenant is none of its business after all.
 
         It sends for whole Postgres shards, nobody knew where the tenant lives, and now that is found on another one.
         """
         for catch_up in self._catch_ups:
-            if catch_up.owed is owed and tenant_id in catch_up.unplaced:
+            if catch_up.owed is owed and ticket in catch_up.unplaced.get(tenant_id, ()):
                 return shard_id not in catch_up.whole_ids
         return False
 
     def note_placed(self, tenant_id: str) -> None:
         """Note that nothing of a tenant is in hand of which nobody knows where it is to go."""
         for catch_up in self._catch_ups:
-            catch_up.unplaced.discard(tenant_id)
+            catch_up.unplaced.pop(tenant_id, None)
 
     def has_parents_elsewhere(self, tenant_id: str, catch_up: CatchUp) -> bool:
         """Whether what the parents owed a tenant is to come through another hold than those of *catch_up*.
