@@ -301,7 +301,7 @@ WRONG_DESIGNS = {
     ),
     "one operation waits and not those behind it": WrongDesign(_with_reader(dispatcher_class=_LooseDispatcher)),
     "a hold is not sticky": WrongDesign(_with_reader(holds_class=_SlackHolds)),
-    "a hold is not lowered": WrongDesign(_with_reader(holds_class=_LateHolds), first_seed=100),
+    "a hold is not lowered": WrongDesign(_with_reader(holds_class=_LateHolds), first_seed=230),
     "a catch-up ends where all is applied, not dispatched": WrongDesign(
         _with_reader(catch_ups_class=_LaggardCatchUps), first_seed=195
     ),
@@ -312,14 +312,14 @@ WRONG_DESIGNS = {
     "the list of what is owed leaves out the unregistered": WrongDesign(
         _with_reader(_SecretiveReader, contacts_class=None), _lose_nothing, first_seed=80
     ),
-    "children do not hold what their parents owe": WrongDesign(_HopefulFleet),
+    "children do not hold what their parents owe": WrongDesign(_HopefulFleet, first_seed=120),
     "every reply without an iterator is the end": WrongDesign(_CredulousFleet),
     "every reply without an iterator is the end of a parent": WrongDesign(
         _with_reader(_GullibleReader), first_seed=4100
     ),
-    "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder), first_seed=2300),
+    "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder), first_seed=2800),
     "children do not wait for their parents": WrongDesign(_OrphanFleet),
-    "what a scan does not show is not there": WrongDesign(_TrustingFleet),
+    "what a scan does not show is not there": WrongDesign(_TrustingFleet, first_seed=120),
     "a take does not look at the counter": WrongDesign(twist=_take_whatever_the_counter),
     "the log of operations does not tell what was applied": WrongDesign(twist=_log_nothing),
     "rows are neither read nor written": WrongDesign(_with_reader(contacts_class=None)),
@@ -329,7 +329,7 @@ WRONG_DESIGNS = {
         _with_reader(contacts_class=_ForwardContacts), first_seed=40
     ),
     "a row is compared with the lowest that the reader owes": WrongDesign(
-        _with_reader(contacts_class=_LowContacts), first_seed=85
+        _with_reader(contacts_class=_LowContacts), first_seed=160
     ),
     "children do not read their parents' records again": WrongDesign(_FatherlessFleet, first_seed=10),
     "the parents are noted as done when reading them again begins": WrongDesign(
@@ -348,6 +348,6 @@ WRONG_DESIGNS = {
         _with_reader(contacts_class=_SparingContacts), first_seed=60
     ),
     "others' operations go before what is read again": WrongDesign(
-        _with_reader(dispatcher_class=_UngatedDispatcher), first_seed=720
+        _with_reader(dispatcher_class=_UngatedDispatcher), first_seed=370
     ),
 }
