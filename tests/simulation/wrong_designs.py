@@ -123,7 +123,7 @@ class _NarrowHolds(Holds):
 
 
 class _ForgetfulHolds(Holds):
-    def needs_parents(self, shard_id: str) -> bool:
+    def reads_parents_for(self, shard_id: str) -> bool:
         return False
 
 

@@ -235,8 +235,8 @@ class Contacts:
             )
             before = await self._lower(place, own)
         are_done = row is not None and row.parents_done
-        is_nothing_else_lost = is_as_left or not self._holds.needs_parents(contact.shard_id)
-        is_alone = before is None and is_nothing_else_lost
+        is_sent_again = not is_as_left and self._holds.reads_parents_for(contact.shard_id)  # and so may be lost again
+        is_alone = before is None and not is_sent_again
         parents = () if are_done else self._unread_ancestors(lineage, standing, is_alone=is_alone)
         contact.claim.tokens = [] if row is None else [row.token]
         contact.had_ended = lineage.are_ended
@@ -259,8 +259,8 @@ class Contacts:
     def _unread_ancestors(self, lineage: Lineage, standing: Standing, *, is_alone: bool) -> tuple[ParentRecords, ...]:
         """Return which records of the ancestors are to be read again; *is_alone* when nothing else is.
 
-        None while the ancestors lack only what is held here until they have applied it. That is also lost, though, if
-        it was just being read again for the shard and sent there.
+        None while the ancestors lack only what is held here until they have applied it, and nothing of that was sent
+        from here, as when it is just being read again.
         """
         if is_alone and not lineage.are_ended:
             rest = without_what_is_owed(standing, self._holds.wait_for_parents)

@@ -320,7 +320,7 @@ class Holds:
         """Whether something is held for which records of the parents are to be read again first."""
         return any(hold.parents for hold in self._holds.values())
 
-    def needs_parents(self, shard_id: str) -> bool:
+    def reads_parents_for(self, shard_id: str) -> bool:
         """Whether records of the parents are being read again for a Postgres shard, or for some who may live there."""
         return any(hold.parents and (not hold.is_whole or hold.name == shard_id) for hold in self._holds.values())
 
