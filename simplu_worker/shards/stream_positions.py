@@ -73,8 +73,8 @@ async def read_standing(
     rows = await connection.fetch(QUERIES["read_positions"], stream, list(stream_shard_ids))
     standing = Standing({row["stream_shard_id"]: _position(row) for row in rows}, None)
     if is_first or len(rows) < len(stream_shard_ids) or not all(row["parents_done"] for row in rows):
-        first_at, moved_in_s = (await connection.fetch(QUERIES["tenants_came"]))[0]
-        return replace(standing, first_tenant_at=first_at, moved_in_s=moved_in_s)
+        (came,) = await connection.fetch(QUERIES["tenants_came"])
+        return replace(standing, first_tenant_at=came["first_at"], moved_in_s=came["moved_in_s"])
     return standing
 
 

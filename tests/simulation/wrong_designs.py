@@ -118,8 +118,8 @@ class _UngatedDispatcher(Dispatcher):
 
 
 class _NarrowHolds(Holds):
-    def whole_ids_of(self, catch_up: CatchUp) -> list[str]:
-        return []
+    def is_for(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None = None) -> bool:
+        return super().is_for(tenant_id, catch_up, "none of them")
 
 
 class _ForgetfulHolds(Holds):

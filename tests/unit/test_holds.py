@@ -719,23 +719,31 @@ def test_shard_that_is_held_for_another_reason_is_not_whole() -> None:
     hold = hold_shard(holds, "shard-1", ["a-x"], 5)
 
     assert (holds.whole("shard-1"), holds.has_whole, hold.is_whole) == (None, False, False)
-    catch_up = holds.begin([hold])
-    assert (holds.is_for("b-x", catch_up), holds.whole_ids_of(catch_up)) == (False, [])
+    assert not holds.is_for("b-x", holds.begin([hold]), "shard-1")
 
 
-def test_catch_up_of_a_whole_shard_is_for_those_known_by_name_wherever_they_live() -> None:
-    """As with every other hold; of the others it asks for their routes."""
+@pytest.mark.parametrize(
+    ("tenant", "shard_id", "expected"),
+    [
+        pytest.param("a-x", "shard-1", True, id="known by name, and lives there"),
+        pytest.param("a-x", "shard-2", True, id="known by name: its route is no news"),
+        pytest.param("b-x", "shard-1", True, id="never met, and lives there"),
+        pytest.param("b-x", "shard-2", False, id="lives elsewhere"),
+        pytest.param("b-x", None, True, id="nobody knows where it lives"),
+        pytest.param("c-x", "shard-1", True, id="held by itself, and lives there"),
+        pytest.param("c-x", "shard-2", False, id="held by itself"),
+    ],
+)
+def test_catch_up_of_a_whole_shard_is_for_who_lives_there(tenant: str, shard_id: str | None, *, expected: bool) -> None:
+    """By the route, which the catch-up looks up; or by name, as with every other hold."""
     holds = Holds()
     hold = hold_whole(holds, 5)
     holds.join(hold, "a-x")
     own = hold_tenant(holds, "c-x", 6)
     catch_up, other = holds.begin([hold]), holds.begin([own])
 
-    assert [holds.is_for(tenant, catch_up) for tenant in ("a-x", "b-x", "c-x")] == [True, False, False]
-    assert [holds.is_for(tenant, other) for tenant in ("a-x", "b-x", "c-x")] == [False, False, True]
-    assert (holds.whole_ids_of(catch_up), holds.whole_ids_of(other)) == (["shard-1"], [])
-    holds.release(hold)
-    assert holds.whole_ids_of(catch_up) == []
+    assert holds.is_for(tenant, catch_up, shard_id) is expected
+    assert holds.is_for(tenant, other, shard_id) is (tenant == "c-x")
 
 
 def test_what_was_sent_for_a_whole_shard_is_a_stray_when_its_tenant_lives_elsewhere() -> None:

@@ -19,7 +19,7 @@ from simplu_worker.consumers.backoff import backoff_s
 from simplu_worker.consumers.kinesis.adoption import ParentRecords
 from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
 from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Target
+from simplu_worker.consumers.kinesis.holds import NOWHERE, CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.intake import Intake
 from simplu_worker.consumers.kinesis.lanes import BATCH_MAX_BYTES, BATCH_MAX_COUNT, Entry
 from simplu_worker.consumers.kinesis.positions import Mark, Position, is_behind
@@ -119,9 +119,11 @@ class CatchUpReader:
                     self._dispatcher.has_settled.clear()
                     await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
-                    at = self.catch_up.owed.last
+                    owed = self.catch_up.owed
+                    at, ticket = owed.last, owed.take_at_last()  # what is left out is owed until the answer is there
                     await self._send(reply.records, ending)
                     await self._ask_who_is_here(at, ending)
+                    owed.done([ticket])
                     cursor.let_go()
         self.is_reading = False
 
@@ -207,22 +209,16 @@ class CatchUpReader:
 
     def _is_its(self, tenant_id: str) -> bool:
         """Whether it is to send what it reads of a tenant: one that is held, or lives on a shard held as a whole."""
-        holds, catch_up = self._dispatcher.holds, self.catch_up
-        if holds.is_for(tenant_id, catch_up):
-            return True
-        whole_ids = holds.whole_ids_of(catch_up)
-        if not whole_ids or tenant_id in self._elsewhere:
-            return False
-        shard_id = self._dispatcher.shard_id_of(tenant_id)
-        if shard_id is None or shard_id in whole_ids:
-            return True
-        self._elsewhere.add(tenant_id)
-        return False
+        shard_id = NOWHERE if tenant_id in self._elsewhere else self._dispatcher.shard_id_of(tenant_id)
+        is_its = self._dispatcher.holds.is_for(tenant_id, self.catch_up, shard_id)
+        if not is_its and self.catch_up.whole_ids:
+            self._elsewhere.add(tenant_id)
+        return is_its
 
     def _send_entry(self, entry: Entry) -> None:
         catch_up, tenant_id = self.catch_up, entry.operation.tenant_id
         is_placed = not catch_up.whole_ids or self._dispatcher.shard_id_of(tenant_id) is not None
-        if not is_placed and not self._dispatcher.holds.is_for(tenant_id, catch_up):
+        if not is_placed and not self._dispatcher.holds.is_for(tenant_id, catch_up, NOWHERE):
             catch_up.unplaced.setdefault(tenant_id, set()).add(entry.ticket)
         self._dispatcher.send([entry])
 
@@ -231,16 +227,15 @@ class CatchUpReader:
 
         Where one of them lives there, the shard is read for again from *at* on, where the reply began.
         """
-        holds = self._dispatcher.holds
-        for shard_id in holds.whole_ids_of(self.catch_up) if self._elsewhere else ():
-            while shard_id in holds.whole_ids_of(self.catch_up) and not ending.is_set():
+        for hold in [one for one in self.catch_up.holds if one.is_whole] if self._elsewhere else ():
+            while hold.catch_up is self.catch_up and not ending.is_set():
                 try:
-                    here = await self._router.who_is_here(shard_id, sorted(self._elsewhere))
+                    here = await self._router.who_is_here(hold.name, sorted(self._elsewhere))
                 except (TryAgainLaterError, RefusedError):
                     await pause(LOOK_INTERVAL_S, until=ending)
                     continue
-                if here:
-                    self._dispatcher.begin_again(self.catch_up, shard_id, at, here)
+                if here and hold.catch_up is self.catch_up:
+                    self._dispatcher.begin_again(hold, at, here)
                 break
         self._elsewhere.clear()
 

@@ -182,18 +182,21 @@ class Dispatcher:
 
         But for what was read again for another shard as a whole, when nobody knew where the tenant lives.
         """
-        strays = [one for one in entries if self.holds.is_stray(one.owed, one.ticket, tenant_id, shard_id)]
+        own: list[Entry] = []
+        strays: list[Entry] = []
+        for entry in entries:
+            is_stray = self.holds.is_stray(entry.owed, entry.ticket, tenant_id, shard_id)
+            (strays if is_stray else own).append(entry)
         self.holds.note_placed(tenant_id)
         if strays:
-            entries = [entry for entry in entries if entry not in strays]
             self._leave_out(strays)
-            if not entries:
-                return
+        if not own:
+            return
         lane = self._lane(shard_id)
         if len(self._lane_of) >= TENANTS_REMEMBERED:  # those with nothing in hand can be looked up again
             self._lane_of = {tenant: one for tenant, one in self._lane_of.items() if len(one)}
         self._lane_of[tenant_id] = lane
-        self._put(lane, entries)
+        self._put(lane, own)
 
     def _lane(self, shard_id: str) -> Lane:
         lane = self._lanes.get(shard_id)
@@ -270,14 +273,11 @@ class Dispatcher:
         self._leave_out(entries)
         self._make_ready(hold)
 
-    def begin_again(self, catch_up: CatchUp, shard_id: str, before: Mark | None, tenant_ids: Iterable[str]) -> None:
-        """Have a shard read for again from *before* on: *tenant_ids* live there, of whom something was left out.
+    def begin_again(self, hold: Hold, before: Mark | None, tenant_ids: Iterable[str]) -> None:
+        """Have the shard of *hold* read for again from *before* on: *tenant_ids* live there, and were left out.
 
         Where one of them has something on its way to another shard, it is left out again until that has come back.
         """
-        hold = self.holds.whole(shard_id)
-        if hold is None or hold.catch_up is not catch_up:
-            return
         for tenant_id in tenant_ids:
             lane = self._lane_of.get(tenant_id)
             if lane is not None and not any(entry.operation.tenant_id == tenant_id for entry in lane.entries()):

@@ -26,6 +26,7 @@ from simplu_worker.consumers.owed import Owed
 
 TENANT_HOLDS_MAX: Final = 1000  # tenants held each by itself; those beyond share the bucket
 LIVE_MAX: Final = 10_000  # tenants known to be in no hold
+NOWHERE: Final = ""  # in place of a Postgres shard's id
 
 
 class Target(StrEnum):
@@ -183,14 +184,15 @@ class Holds:
         """Return the hold of a Postgres shard, whether it is being caught up or not."""
         return self._holds.get((Target.SHARD, shard_id)) if self._holds else None
 
-    def whole_ids_of(self, catch_up: CatchUp) -> list[str]:
-        """Return the Postgres shards for which *catch_up* is at work as a whole."""
-        return [hold.name for hold in catch_up.holds if hold.is_whole]
+    def is_for(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None = None) -> bool:
+        """Whether *catch_up* is to send what it reads of a tenant, unless another hold will.
 
-    def is_for(self, tenant_id: str, catch_up: CatchUp) -> bool:
-        """Whether *catch_up* is to send what it reads of a tenant, wherever that lives, unless another hold will."""
+        *shard_id* is where the tenant lives; None where that is not known.
+        """
         found = self._by_name.get(tenant_id)
         if found is not None and found.catch_up is catch_up:
+            return True
+        if any(hold.is_whole and shard_id in (None, hold.name) for hold in catch_up.holds):
             return True
         return any(hold.catch_up is catch_up and tenant_id in hold.tenants for hold in self._slotted)
 
