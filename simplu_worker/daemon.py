@@ -71,6 +71,7 @@ FLUSH_S: Final = 2.0  # at a stop, for what the cache is yet to be told
 DRAIN_SHARE: Final = 0.8  # of the grace time, for what is in flight; the rest is for giving leases and messages back
 QUEUE_LIMITS: Final = Limits(message_count=600, batch_count=200)  # fuller batches, fewer transactions
 CALLS_A_QUEUE: Final = 16  # deletes, heartbeats and give-backs of one queue at a time
+GC_THRESHOLDS: Final = (20_000, 50, 100)  # of what stays for a while next to nothing can be in a cycle
 ONLY_SHARD_ID: Final = "database"  # the id of the one shard that DATABASE_* name
 
 log = structlog.get_logger(__name__)
@@ -223,6 +224,7 @@ async def run_worker(settings: Settings) -> None:
         )
         gc.collect()
         gc.freeze()  # it stays as long as the process, and looking through it all is the longest turn of the loop
+        gc.set_threshold(*GC_THRESHOLDS)
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
         async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as tasks:
             around = [

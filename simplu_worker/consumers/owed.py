@@ -7,7 +7,8 @@ outcome, or stored as a dead letter (invariant 1).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Generic, TypeVar
 
 P = TypeVar("P")
@@ -70,6 +71,16 @@ class Owed(Generic[P]):
         self._last = position
         self._next_ticket += 1
         return ticket
+
+    def take_all(self, positions: Sequence[P]) -> range:
+        """Note that the records at *positions* were read, in this order; return their tickets."""
+        tickets = range(self._next_ticket, self._next_ticket + len(positions))
+        self._owed.update(zip(tickets, positions, strict=True))
+        self._before.update(zip(tickets, chain([self._last], positions), strict=False))
+        if positions:
+            self._last = positions[-1]
+        self._next_ticket = tickets.stop
+        return tickets
 
     def take_at_last(self) -> int:
         """Note that a record was read which counts as being where the last one was; return its ticket.

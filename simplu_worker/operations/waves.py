@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.operations.operation import READING_KINDS, Operation, OperationKind
+from simplu_worker.operations.operation import Operation, OperationKind
 
 LIST: Final = OperationKind.LIST  # looked up once: an enum answers slowly
 READ: Final = OperationKind.READ
@@ -50,5 +50,5 @@ def plan_waves(operations: Sequence[Operation]) -> list[Wave]:
         if wave == len(reads):
             reads.append([])
             writes.append([])
-        (reads if kind in READING_KINDS else writes)[wave].append(position)
+        (reads if kind is LIST or kind is READ else writes)[wave].append(position)
     return [Wave(*both) for both in zip(reads, writes, strict=True)]

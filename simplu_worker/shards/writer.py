@@ -320,17 +320,19 @@ class Attempt:
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
         decided = self._decided(tenants)
         await self._pass_over_known(connection, tenants, decided)
-        logged = [place for place in range(len(operations)) if place not in decided or leaves_row(decided[place])]
+        places = range(len(operations))
+        logged = [place for place in places if place not in decided or leaves_row(decided[place])] if decided else places
         self.suspects = logged
-        failures = {number: decided[place].failure for number, place in enumerate(logged) if place in decided}
-        met = await write_log(connection, [operations[place] for place in logged], failures)
+        known = enumerate(logged) if decided else ()
+        failures = {number: decided[place].failure for number, place in known if place in decided}
+        met = await write_log(connection, _at(logged, operations), failures)
         decided |= {logged[number]: KNOWN[one] for number, one in met.items() if one in KNOWN}
-        applied = [place for place in logged if place not in decided]
+        applied = [place for place in logged if place not in decided] if decided else logged
         self.suspects = applied
         for place, failure in await self._apply_waves(connection, tenants, applied):
             decided[place] = Outcome(disposition=Disposition.APPLIED, failure=failure)
         self.suspects = logged  # a deferred trigger speaks at the commit
-        return [decided.get(place, SUCCEEDED) for place in range(len(operations))]
+        return [decided.get(place, SUCCEEDED) for place in places] if decided else [SUCCEEDED] * len(operations)
 
     def _decided(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
         """Return, by place, what becomes of operations without their being applied; what stops a tenant holds it."""
@@ -373,7 +375,7 @@ class Attempt:
         self, connection: Connection, tenants: Mapping[str, TenantRow], applied: Sequence[int]
     ) -> list[tuple[int, Failure]]:
         """Apply the operations *applied*, wave after wave in one go; return which could not take effect, and why."""
-        operations = [self.batch.operations[place] for place in applied]
+        operations = _at(applied, self.batch.operations)
         waves = [(*wave.reads, *wave.writes) for wave in plan_waves(operations)]
         if not waves:
             return []
@@ -385,6 +387,11 @@ class Attempt:
         rows = await connection.fetchmany(QUERIES["apply_wave"], arguments)
         in_turn = list(chain.from_iterable(waves))
         return [(applied[in_turn[row["place"]]], Failure(row["error"])) for row in rows]
+
+
+def _at(places: Sequence[int], operations: Sequence[Operation]) -> Sequence[Operation]:
+    """Return the operations at *places*, which are in order: nearly always all of them."""
+    return operations if len(places) == len(operations) else [operations[place] for place in places]
 
 
 async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:

@@ -114,6 +114,11 @@ class Dispatcher:
         return any(lane.is_stuck for lane in self._lanes.values())
 
     @property
+    def is_hungry(self) -> bool:
+        """Whether what is read next could go on at once; also where a lane is late, for others must not wait with it."""
+        return not self._lanes or any(not len(lane) or lane.is_late for lane in self._lanes.values())
+
+    @property
     def is_moving(self) -> bool:
         """Whether anything is in hand that does not wait for a Postgres shard without an answer."""
         return bool(self.room.entries()) or any(len(lane) and not lane.is_stuck for lane in self._lanes.values())

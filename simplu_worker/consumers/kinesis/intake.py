@@ -58,35 +58,35 @@ class Intake:
 
     def _all_arrivals(self, records: Sequence[Record]) -> Iterator[Arrival]:
         for record in records:
+            if record.arrived_at != self._arrived_at:
+                self._arrived_at = record.arrived_at
             parts = deaggregate(record.data)
             if parts is None:
-                yield self._arrival(record, 0, record.partition_key, record.data)
+                yield self._arrival(record.sequence_number, 0, record.partition_key, record.data)
             elif self._hash_range is None or lies_within(parts, self._hash_range):
                 for part in parts:
-                    yield self._arrival(record, part.sub_sequence_number, part.partition_key, part.data)
+                    yield self._arrival(record.sequence_number, part.sub_sequence_number, part.partition_key, part.data)
             else:
                 # At the place of its last part, so that it is not passed over where only some were done with.
-                mark = Mark(record.sequence_number, len(parts) - 1, record.arrived_at)
-                origin = self._origin(record, 0, record.partition_key)
+                mark = Mark(record.sequence_number, len(parts) - 1, self._arrived_at)
+                origin = self._origin(record.sequence_number, 0, record.partition_key)
                 error = outside_error(parts, self._hash_range)
                 yield Arrival(mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, error, origin))
 
-    def _arrival(self, record: Record, sub_sequence_number: int, partition_key: str, data: bytes) -> Arrival:
-        origin = self._origin(record, sub_sequence_number, partition_key)
+    def _arrival(self, sequence_number: str, sub_sequence_number: int, partition_key: str, data: bytes) -> Arrival:
+        origin = self._origin(sequence_number, sub_sequence_number, partition_key)
         decoded = decode_operation(
             data, origin, max_bytes=self._operation_max_bytes, list_limit=self._list_result_limit
         )
-        return Arrival(Mark(record.sequence_number, sub_sequence_number, origin.arrived_at), data, decoded)
+        return Arrival(Mark(sequence_number, sub_sequence_number, self._arrived_at), data, decoded)
 
-    def _origin(self, record: Record, sub_sequence_number: int, partition_key: str) -> Origin:
-        if record.arrived_at != self._arrived_at:
-            self._arrived_at = record.arrived_at
+    def _origin(self, sequence_number: str, sub_sequence_number: int, partition_key: str) -> Origin:
         return Origin(
             KINESIS,
             self._stream_name,
             self._arrived_at,
             self._stream_shard_id,
-            record.sequence_number,
+            sequence_number,
             sub_sequence_number,
             intern(partition_key),
         )

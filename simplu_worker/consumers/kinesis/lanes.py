@@ -23,7 +23,7 @@ from simplu_worker.consumers.backoff import backoff_s
 from simplu_worker.consumers.kinesis.contacts import Contact, Contacts, Refill
 from simplu_worker.consumers.kinesis.positions import Mark
 from simplu_worker.consumers.letters import DeadLetter
-from simplu_worker.consumers.outcomes import count_outcomes
+from simplu_worker.consumers.outcomes import by_outcome, count_outcomes
 from simplu_worker.consumers.owed import Owed
 from simplu_worker.consumers.pauses import first_of, pause
 from simplu_worker.errors import TryAgainLaterError
@@ -32,12 +32,14 @@ from simplu_worker.operations.operation import DeadLetterReason, Disposition, Op
 from simplu_worker.shards.claims import PositionChangedError
 from simplu_worker.shards.router import Router
 
-BATCH_MAX_COUNT: Final = 1000
+BATCH_MAX_COUNT: Final = 2000
 BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation has more
-ENTRY_OVERHEAD_BYTES: Final = 1024  # what an operation costs in memory beside its record
+ENTRY_OVERHEAD_BYTES: Final = 768  # what an operation costs in memory beside its record
 RETRY_BASE_S: Final = 0.2
 RETRY_MAX_S: Final = 0.5
 HOLD_AFTER_S: Final = 1.0  # a shard that did not take a batch for so long is held: a restart of its pooler is shorter
+DONE: Final = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
+LATE_AFTER_S: Final = 1.0
 STUCK_AFTER_S: Final = 2.0  # a batch in flight for so long may never be answered
 
 log = structlog.get_logger(__name__)
@@ -153,9 +155,17 @@ class Lane:
 
         Not while the shard takes those of others: then it waits for its turn.
         """
-        if self._flight is None:
-            return False
-        return loop_time() - max(self._sent_at, self._router.took_at(self.shard_id)) > STUCK_AFTER_S
+        return self._flight is not None and self._waited_s > STUCK_AFTER_S
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it may take long: its shard takes neither its batch nor those of others, or letters are stored."""
+        is_in_flight = self._flight is not None
+        return self._failing_since is not None or (self._waited_s > LATE_AFTER_S if is_in_flight else bool(self._batch))
+
+    @property
+    def _waited_s(self) -> float:
+        return loop_time() - max(self._sent_at, self._router.took_at(self.shard_id))
 
     @property
     def queued_bytes(self) -> int:
@@ -279,6 +289,9 @@ class Lane:
 
     async def _disperse(self, outcomes: Sequence[Outcome]) -> None:
         """Send each entry of the batch where its outcome says, and what is behind it with it."""
+        if {outcome.disposition for outcome in by_outcome(self._batch, outcomes)} <= DONE:
+            await self._keeper.settle(self._batch, [])
+            return
         settled: list[Entry] = []
         letters: list[DeadLetter] = []
         held: dict[str, list[Entry]] = {}
