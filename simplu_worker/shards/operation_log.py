@@ -39,17 +39,21 @@ async def write_log(
     status = await connection.execute(
         QUERIES["log_operations"],
         *packed(
-            [operation.tenant_id for operation in operations],
-            [operation.request_id for operation in operations],
-            [operation.kind for operation in operations],
-            [operation.resource_type for operation in operations],
-            [operation.resource_id or "" for operation in operations],
-            [failures.get(place) or "" for place in range(len(operations))] if failures else [],
-            [origin.source for origin in origins],
-            [origin.stream_shard_id or "" for origin in origins],
-            [origin.sequence_number or "" for origin in origins],
-            [operation.requested_at for operation in operations],
-            [arrivals[origin.arrived_at] for origin in origins],
+            [
+                [operation.tenant_id for operation in operations],
+                [operation.request_id for operation in operations],
+                [operation.kind for operation in operations],
+                [operation.resource_type for operation in operations],
+                [operation.resource_id or "" for operation in operations],
+            ],
+            [
+                [failures.get(place) or "" for place in range(len(operations))] if failures else [],
+                [origin.source for origin in origins],
+                [origin.stream_shard_id or "" for origin in origins],
+                [origin.sequence_number or "" for origin in origins],
+                [operation.requested_at for operation in operations],
+                [arrivals[origin.arrived_at] for origin in origins],
+            ],
         ),
         b"".join([operation.digest for operation in operations]),
     )

@@ -10,20 +10,22 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Final
 
-SEPARATOR: Final = "\x1f"  # in no JSON text, and hardly in an id
+SEPARATOR: Final = "\x1f"  # in no JSON text (RFC 8259, section 7), and hardly in an id
 
 
-def packed(*columns: Sequence[str]) -> list[str]:
-    """Return a separator, and each of *columns* as one text joined by it.
+def packed(texts: Sequence[Sequence[str]], plain: Sequence[Sequence[str]] = ()) -> list[str]:
+    """Return a separator, and each column as one text joined by it: first *texts*, whatever they hold, then *plain*.
 
-    A shorter column has NULL in the statement where it has ended; a single empty text is packed as no element at all.
-    So a column with empty texts is read with `nullif(…, '')`. No text may be U+0000, which Postgres does not hold.
+    No text of *plain* has a character that separators are made of, as no JSON text has: these are not looked through,
+    and they are most of a batch. A shorter column has NULL in the statement where it has ended; a single empty text is
+    packed as no element at all. So a column with empty texts is read with `nullif(…, '')`. No text may be U+0000, which
+    Postgres does not hold.
     """
     for separator in _separators():
-        joined = [separator.join(column) for column in columns]
-        seams = [max(0, len(column) - 1) for column in columns]
+        joined = [separator.join(column) for column in texts]
+        seams = [max(0, len(column) - 1) for column in texts]
         if [text.count(separator) for text in joined] == seams:
-            return [separator, *joined]
+            return [separator, *joined, *[separator.join(column) for column in plain]]
     raise AssertionError("there is always another separator")
 
 

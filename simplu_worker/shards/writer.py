@@ -320,11 +320,12 @@ class Attempt:
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
         decided = self._decided(tenants)
         await self._pass_over_known(connection, tenants, decided)
-        places = range(len(operations))
-        logged = [place for place in places if place not in decided or leaves_row(decided[place])] if decided else places
+        logged: Sequence[int] = range(len(operations))
+        failures: dict[int, Failure | None] = {}
+        if decided:
+            logged = [place for place in logged if place not in decided or leaves_row(decided[place])]
+            failures = {number: decided[place].failure for number, place in enumerate(logged) if place in decided}
         self.suspects = logged
-        known = enumerate(logged) if decided else ()
-        failures = {number: decided[place].failure for number, place in known if place in decided}
         met = await write_log(connection, _at(logged, operations), failures)
         decided |= {logged[number]: KNOWN[one] for number, one in met.items() if one in KNOWN}
         applied = [place for place in logged if place not in decided] if decided else logged
@@ -332,7 +333,10 @@ class Attempt:
         for place, failure in await self._apply_waves(connection, tenants, applied):
             decided[place] = Outcome(disposition=Disposition.APPLIED, failure=failure)
         self.suspects = logged  # a deferred trigger speaks at the commit
-        return [decided.get(place, SUCCEEDED) for place in places] if decided else [SUCCEEDED] * len(operations)
+        outcomes = [SUCCEEDED] * len(operations)
+        for place, outcome in decided.items():
+            outcomes[place] = outcome
+        return outcomes
 
     def _decided(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
         """Return, by place, what becomes of operations without their being applied; what stops a tenant holds it."""
@@ -413,18 +417,22 @@ def _columns(start: int, wave: Sequence[Operation], tenants: Mapping[str, Tenant
     """Return the arguments of `apply_wave` for one wave, reads first; *start* is where the wave before ended."""
     queries = [operation.query for operation in wave if operation.kind in READING_KINDS]
     separator, *columns = packed(
-        [operation.tenant_id for operation in wave],
-        [operation.request_id for operation in wave],
-        [operation.kind for operation in wave],
-        [operation.resource_type for operation in wave],
-        [operation.resource_id or "" for operation in wave],
-        [tenants[operation.tenant_id].business_type for operation in wave],
-        [operation.data or (operation.query.members if operation.query else "") for operation in wave],
-        [operation.requested_at for operation in wave],
-        [query.days.first.isoformat() if query and query.days.first else "" for query in queries],
-        [query.days.last.isoformat() if query and query.days.last else "" for query in queries],
-        [str(query.page) if query else "" for query in queries],
-        [str(query.limit) if query else "" for query in queries],
+        [
+            [operation.tenant_id for operation in wave],
+            [operation.request_id for operation in wave],
+            [operation.kind for operation in wave],
+            [operation.resource_type for operation in wave],
+            [operation.resource_id or "" for operation in wave],
+            [tenants[operation.tenant_id].business_type for operation in wave],
+        ],
+        [
+            [operation.data or (operation.query.members if operation.query else "") for operation in wave],
+            [operation.requested_at for operation in wave],
+            [query.days.first.isoformat() if query and query.days.first else "" for query in queries],
+            [query.days.last.isoformat() if query and query.days.last else "" for query in queries],
+            [str(query.page) if query else "" for query in queries],
+            [str(query.limit) if query else "" for query in queries],
+        ],
     )
     return separator, RESULT_MAX_BYTES, start, *columns
 

@@ -466,6 +466,17 @@ def test_record_is_invalid_json_when_it_is_no_json_text_in_utf_8(record: bytes) 
         assert inside.reason is DeadLetterReason.INVALID_JSON
 
 
+@pytest.mark.parametrize("name", ["data", "filters"])
+@pytest.mark.parametrize("character", ["\x1e", "\x1f"])
+@pytest.mark.parametrize("text", ['{{"a": "{0}"}}', '{{"{0}": 1}}', '{{{0}"a": 1}}', '{{"a": [1,{0} 2]}}'])
+def test_json_with_a_character_of_separators_is_none(name: str, character: str, text: str) -> None:
+    """Batches are joined by them, and JSON is not looked through for them (shards/packing.py)."""
+    refusal = decode(with_text(name, text.format(character), "create" if name == "data" else "list"))
+
+    assert isinstance(refusal, Rejected)
+    assert refusal.reason is DeadLetterReason.INVALID_JSON
+
+
 def test_invalid_json_wins_when_a_record_has_other_faults_before_it() -> None:
     """The first fault met must not hide that the text is no JSON at all."""
     for start in (b'{"businessId": 5, ', rb'{"businessId": "\ud800", '):

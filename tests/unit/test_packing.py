@@ -12,12 +12,20 @@ from simplu_worker.shards.packing import SEPARATOR, packed
 texts = st.text(st.sampled_from(["\x1f", "\x1e", "0", "1", "a"]), max_size=5)
 
 
-@given(st.integers(1, 6).flatmap(lambda size: st.lists(st.lists(texts, min_size=size, max_size=size), min_size=1)))
-def test_packed_columns_are_taken_apart_into_what_they_were(columns: list[list[str]]) -> None:
+plain_texts = st.text(st.sampled_from(["\n", "0", "1", "a", "é"]), max_size=5)
+
+
+def columns_of(column_texts: st.SearchStrategy[str], size: int) -> st.SearchStrategy[list[list[str]]]:
+    """Return columns of *size* texts each."""
+    return st.lists(st.lists(column_texts, min_size=size, max_size=size), min_size=1)
+
+
+@given(st.integers(1, 6).flatmap(lambda size: st.tuples(columns_of(texts, size), columns_of(plain_texts, size))))
+def test_packed_columns_are_taken_apart_into_what_they_were(columns: tuple[list[list[str]], list[list[str]]]) -> None:
     """As `string_to_array` does it: at every separator, from the left."""
     separator, *joined = packed(*columns)
 
-    assert [text.split(separator) for text in joined] == columns
+    assert [text.split(separator) for text in joined] == [*columns[0], *columns[1]]
 
 
 @pytest.mark.parametrize(
@@ -32,4 +40,4 @@ def test_packed_columns_have_the_usual_separator_unless_one_of_them_has_it(
     columns: list[list[str]], expected: list[str]
 ) -> None:
     """Then they get a longer one, all of them the same."""
-    assert packed(*columns) == expected
+    assert packed(columns) == expected

@@ -115,7 +115,7 @@ class Dispatcher:
 
     @property
     def is_hungry(self) -> bool:
-        """Whether what is read next could go on at once; also where a lane is late, for others must not wait with it."""
+        """Whether some of what is read next could go on at once, or a lane is late: others must not wait with it."""
         return not self._lanes or any(not len(lane) or lane.is_late for lane in self._lanes.values())
 
     @property

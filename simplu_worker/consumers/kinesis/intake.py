@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import dropwhile
 from sys import intern
 from typing import Final
@@ -43,8 +44,7 @@ class Intake:
         """*hash_range* is the stream shard's; None when it is not known."""
         self._stream_name = stream_name
         self._stream_shard_id = stream_shard_id
-        self._operation_max_bytes = operation_max_bytes
-        self._list_result_limit = list_result_limit
+        self._decode = partial(decode_operation, max_bytes=operation_max_bytes, list_limit=list_result_limit)
         self._hash_range = hash_range
         self._arrived_at = datetime.min.replace(tzinfo=UTC)  # one object for all that arrive at one instant
 
@@ -74,11 +74,9 @@ class Intake:
                 yield Arrival(mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, error, origin))
 
     def _arrival(self, sequence_number: str, sub_sequence_number: int, partition_key: str, data: bytes) -> Arrival:
+        mark = Mark(sequence_number, sub_sequence_number, self._arrived_at)
         origin = self._origin(sequence_number, sub_sequence_number, partition_key)
-        decoded = decode_operation(
-            data, origin, max_bytes=self._operation_max_bytes, list_limit=self._list_result_limit
-        )
-        return Arrival(Mark(sequence_number, sub_sequence_number, self._arrived_at), data, decoded)
+        return Arrival(mark, data, self._decode(data, origin))
 
     def _origin(self, sequence_number: str, sub_sequence_number: int, partition_key: str) -> Origin:
         return Origin(
