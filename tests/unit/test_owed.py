@@ -36,6 +36,17 @@ class OwedMachine(RuleBasedStateMachine):
             self.records[ticket] = record
             self.is_done.append(False)
 
+    @rule(count=st.integers(0, 5))
+    def take_all(self, count: int) -> None:
+        """Read as many at once."""
+        records = range(len(self.is_done), len(self.is_done) + count)
+        tickets = self.owed.take_all([f"position {record}" for record in records])
+        assert tickets == range(len(self.records), len(self.records) + count)
+        befores = [self.owed.before(ticket) for ticket in tickets]
+        assert befores == [f"position {record - 1}" if record else None for record in records]
+        self.records |= dict(zip(tickets, records, strict=True))
+        self.is_done += [False] * count
+
     @rule(count=st.integers(1, 3))
     def pass_over(self, count: int) -> None:
         """Read a few that are another's."""
