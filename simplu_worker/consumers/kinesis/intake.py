@@ -69,17 +69,12 @@ class Intake:
             else:
                 # At the place of its last part, so that it is not passed over where only some were done with.
                 mark = Mark(record.sequence_number, len(parts) - 1, self._arrived_at)
-                origin = self._origin(record.sequence_number, 0, record.partition_key)
+                origin = self._arrival(record.sequence_number, 0, record.partition_key, record.data).decoded.origin
                 error = outside_error(parts, self._hash_range)
                 yield Arrival(mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, error, origin))
 
     def _arrival(self, sequence_number: str, sub_sequence_number: int, partition_key: str, data: bytes) -> Arrival:
-        mark = Mark(sequence_number, sub_sequence_number, self._arrived_at)
-        origin = self._origin(sequence_number, sub_sequence_number, partition_key)
-        return Arrival(mark, data, self._decode(data, origin))
-
-    def _origin(self, sequence_number: str, sub_sequence_number: int, partition_key: str) -> Origin:
-        return Origin(
+        origin = Origin(
             KINESIS,
             self._stream_name,
             self._arrived_at,
@@ -88,3 +83,4 @@ class Intake:
             sub_sequence_number,
             intern(partition_key),
         )
+        return Arrival(Mark(sequence_number, sub_sequence_number, self._arrived_at), data, self._decode(data, origin))

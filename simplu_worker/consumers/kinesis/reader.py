@@ -491,12 +491,13 @@ class StreamShardReader:
             self._done = None
             entries: list[Entry] = []
             held: list[int] = []
+            is_any_held = len(holds) > 0
             for ticket, arrival in zip(owed.take_all([one.mark for one in decoded]), decoded, strict=True):
                 operation = arrival.decoded
                 if not isinstance(operation, Operation):
                     letters.append(letter_of(operation, arrival.record, failed_at=self._utc()))
                     buried.append(ticket)
-                elif len(holds) and holds.of(operation.tenant_id) is not None:
+                elif is_any_held and holds.of(operation.tenant_id) is not None:
                     held.append(ticket)  # a catch-up will come to it
                 else:
                     entries.append(Entry(ticket, operation, arrival.record, owed))
