@@ -22,6 +22,7 @@ BOUND_CELLS = tuple(
 
 LEAST_OF_LANES, LEAST_OF_SEQUENCE, LEAST_OF_BARE = 10.0, 25.0, 0.75
 CLIENT_MOST_US = 8.0
+CLIENT_MOST_OF_LANES = 8 / 138  # the same, where async-kinesis took 138 µs: whatever the machine
 P99_MOST_S = 0.3
 IDLE_MOST = 0.02
 READY_MOST_S = 1.0
@@ -86,6 +87,11 @@ class Results(msgspec.Struct, rename="camel"):
         """Return the worker's rate ÷ another's, both committing so."""
         return ratios(self.runs, WORKER._replace(commit=commit), other._replace(commit=commit))
 
+    def cost_ratio(self, commit: str) -> Range | None:
+        """Return the worker's processor time a record ÷ that of async-kinesis in lanes, both committing so."""
+        cells = WORKER._replace(commit=commit), LANES._replace(commit=commit)
+        return ratios(self.runs, *cells, lambda run: run.client_us)
+
     def bounds(self) -> list[Bound]:
         """Return every target that something was measured for."""
         stalled = [Bound("runs in which somebody got nowhere", len(self.stalls), most=0)] if self.runs else []
@@ -106,6 +112,11 @@ class Results(msgspec.Struct, rename="camel"):
         if full:
             client_us = Range.of([run.client_us for run in full]).median
             found.append(Bound("processor time of the worker a record", client_us, most=CLIENT_MOST_US, unit="µs"))
+            found += [
+                Bound(_cost_of(commit), ratio.median, most=CLIENT_MOST_OF_LANES)
+                for commit in ("on", "off")
+                if (ratio := self.cost_ratio(commit)) is not None
+            ]
             rss = max(run.rss_most_bytes for run in full) / MIB
             found.append(Bound("memory at full speed", rss, most=RSS_MOST_MIB, unit="MiB"))
             growth = Range.of([(run.rss_most_bytes - run.rss_begin_bytes) / MIB for run in full]).median
@@ -154,6 +165,8 @@ class Results(msgspec.Struct, rename="camel"):
             for other in (LANES, SEQUENCE, BARE):
                 if bound.what == f"worker ÷ {other.who}, synchronous_commit {commit}":
                     return spread(self.ratio(commit, other), 2)
+            if bound.what == _cost_of(commit):
+                return spread(self.cost_ratio(commit), 3)
         if bound.what == "start to ready":
             return spread(Range.of(self.starts), 2) + " s"
         return None
@@ -165,6 +178,10 @@ def spread(found: Range | None, digits: int) -> str:
         return "–"
     least, median, most = (f"{value:,.{digits}f}" for value in found)
     return median if least == most else f"{median} ({least} to {most})"
+
+
+def _cost_of(commit: str) -> str:
+    return f"the same ÷ that of {LANES.who}, synchronous_commit {commit}"
 
 
 def _order(run: Run) -> tuple[int, int, Sequence[str], int]:

@@ -340,12 +340,14 @@ def of(runs: Sequence[Run], cell: Cell, value: Callable[[Run], float]) -> Range 
     return Range.of(values) if values else None
 
 
-def ratios(runs: Sequence[Run], cell: Cell, other: Cell) -> Range | None:
-    """Return the range of rates of *cell* ÷ those of *other*, round by round."""
-    rates = {(run.round, run.cell): run.rate for run in runs}
+def ratios(
+    runs: Sequence[Run], cell: Cell, other: Cell, value: Callable[[Run], float] = lambda run: run.rate
+) -> Range | None:
+    """Return the range of what *value* takes from *cell* ÷ the same of *other*, round by round."""
+    values = {(run.round, run.cell): value(run) for run in runs}
     found = [
-        rate / rates[number, other]
-        for (number, mine), rate in rates.items()
-        if mine == cell and (number, other) in rates
+        own / values[number, other]
+        for (number, mine), own in values.items()
+        if mine == cell and (number, other) in values
     ]
     return Range.of(found) if found else None
