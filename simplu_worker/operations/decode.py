@@ -312,7 +312,9 @@ def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int
         )
     if form.needs_id and sent_id is None:
         raise InvalidRecordError(f"resourceId: required for {form.kind}")
-    data = object_member(message.data, "data", required=form.has_data)
+    data = bytes(message.data)
+    if data[:1] != b"{":
+        data = object_member(message.data, "data", required=form.has_data)
     filters = b"" if message.filters is _ABSENT else object_member(message.filters, "filters")
     pagination = b"" if message.pagination is _ABSENT else object_member(message.pagination, "pagination")
     try:
@@ -322,20 +324,20 @@ def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int
             "timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z"
         ) from None
     business_id, location_id, tenant_id = _tenant(message.business_id, message.location_id)
-    return Operation(
-        kind=form.kind,
-        business_id=business_id,
-        location_id=location_id,
-        tenant_id=tenant_id,
-        resource_type=intern(message.resource_type),
-        resource_id=None if form.is_list else request_id if form.is_create and sent_id is None else sent_id,
-        request_id=request_id,
-        data=data.decode() if form.has_data else None,
-        query=_list_query(filters, pagination, list_limit) if form.is_list else None,
-        requested_at=requested_at,
-        digest=digest_of(form.name, message.resource_type, sent_id, data, filters, pagination),
-        origin=origin,
-        size_bytes=len(record),
+    return Operation(  # by position: by name it takes half as long again
+        form.kind,
+        business_id,
+        location_id,
+        tenant_id,
+        intern(message.resource_type),
+        None if form.is_list else request_id if form.is_create and sent_id is None else sent_id,
+        request_id,
+        data.decode() if form.has_data else None,
+        _list_query(filters, pagination, list_limit) if form.is_list else None,
+        requested_at,
+        digest_of(form.name, message.resource_type, sent_id, data, filters, pagination),
+        origin,
+        len(record),
     )
 
 
