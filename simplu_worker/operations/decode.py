@@ -313,7 +313,7 @@ def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int
     if form.needs_id and sent_id is None:
         raise InvalidRecordError(f"resourceId: required for {form.kind}")
     data = bytes(message.data)
-    if data[:1] != b"{":
+    if data[:1] != b"{":  # hardly ever
         data = object_member(message.data, "data", required=form.has_data)
     filters = b"" if message.filters is _ABSENT else object_member(message.filters, "filters")
     pagination = b"" if message.pagination is _ABSENT else object_member(message.pagination, "pagination")

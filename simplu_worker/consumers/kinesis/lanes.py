@@ -38,9 +38,10 @@ ENTRY_OVERHEAD_BYTES: Final = 768  # what an operation costs in memory beside it
 RETRY_BASE_S: Final = 0.2
 RETRY_MAX_S: Final = 0.5
 HOLD_AFTER_S: Final = 1.0  # a shard that did not take a batch for so long is held: a restart of its pooler is shorter
-DONE: Final = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
-LATE_AFTER_S: Final = 1.0
+LATE_AFTER_S: Final = 1.0  # longer than any transaction but one that waits for a lock
 STUCK_AFTER_S: Final = 2.0  # a batch in flight for so long may never be answered
+
+DONE: Final = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
 
 log = structlog.get_logger(__name__)
 

@@ -512,12 +512,11 @@ class StreamShardReader:
     async def _decoded(self, arrivals: Iterator[Arrival]) -> list[Arrival]:
         """Decode as many as a lane takes at once, when there is one that has nothing to do; none at the end.
 
-        No earlier: undecoded they take half the memory, and what was decoded just now is still in the processor's cache
-        when it is written.
+        No earlier: undecoded they take half the memory, and what is decoded together goes to the lane as one batch.
         """
-        while not self._dispatcher.is_hungry and not self._stopping.is_set():
+        decoded = list(islice(arrivals, 1))  # to see that there are more
+        while decoded and not self._dispatcher.is_hungry and not self._stopping.is_set():
             await self._next_settled()
-        decoded: list[Arrival] = []
         while more := list(islice(arrivals, min(DECODED_AT_ONCE, BATCH_MAX_COUNT - len(decoded)))):
             decoded += more
             await asyncio.sleep(0)
