@@ -519,7 +519,8 @@ class StreamShardReader:
             await self._next_settled()
         while more := list(islice(arrivals, min(DECODED_AT_ONCE, BATCH_MAX_COUNT - len(decoded)))):
             decoded += more
-            await asyncio.sleep(0)
+            if len(more) == DECODED_AT_ONCE:
+                await asyncio.sleep(0)
         return decoded
 
     def _catch_up(self, catch_up: CatchUp) -> CatchUpReader:
