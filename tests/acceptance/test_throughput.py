@@ -37,7 +37,7 @@ def figure(who: str, rate: int, *, stream_shards: int = 32, number_of_round: int
         "commit": "on",
         "seconds": 1.0,
         "operations": rate,
-        "clientUs": 6.0,
+        "clientUs": 150.0 if who == LANES else 6.0,
         "serverUs": 20.0,
         "rssBeginBytes": 100 * 2**20,
         "rssMostBytes": 101 * 2**20,

@@ -28,7 +28,6 @@ from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.metrics import instruments
 
 READ_MOST_BYTES: Final = 1024 * 1024  # five a second are more than the quota; larger replies only take more memory
-RECORD_OVERHEAD_BYTES: Final = 256  # what a record costs in memory beside its bytes until it is decoded
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
 BARE_ENDS_BELIEVED: Final = 3
 
@@ -107,9 +106,9 @@ class Cursor:
         self._pacing.started(loop_time())
         self._reads.account.take(self._held_bytes)
         reply = await self._read(limit)
-        held_bytes = 0 if reply is None else reply.size_bytes + RECORD_OVERHEAD_BYTES * len(reply.records)
-        self._reads.account.correct(self._held_bytes, held_bytes)
-        self._held_bytes = held_bytes
+        size_bytes = 0 if reply is None else reply.size_bytes
+        self._reads.account.correct(self._held_bytes, size_bytes)
+        self._held_bytes = size_bytes
         return reply
 
     async def _read(self, limit: int) -> Reply | None:

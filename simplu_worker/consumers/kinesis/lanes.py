@@ -38,7 +38,7 @@ ENTRY_OVERHEAD_BYTES: Final = 1024  # what an operation costs in memory beside i
 RETRY_BASE_S: Final = 0.2
 RETRY_MAX_S: Final = 0.5
 HOLD_AFTER_S: Final = 1.0  # a shard that did not take a batch for so long is held: a restart of its pooler is shorter
-LATE_AFTER_S: Final = 1.0  # longer than any transaction but one that waits for a lock
+LATE_AFTER_S: Final = 1.0
 STUCK_AFTER_S: Final = 2.0  # a batch in flight for so long may never be answered
 
 DONE: Final = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
@@ -156,17 +156,16 @@ class Lane:
 
         Not while the shard takes those of others: then it waits for its turn.
         """
-        return self._flight is not None and self._waited_s > STUCK_AFTER_S
+        if self._flight is None:
+            return False
+        return loop_time() - max(self._sent_at, self._router.took_at(self.shard_id)) > STUCK_AFTER_S
 
     @property
     def is_late(self) -> bool:
-        """Whether it may take long: its shard takes neither its batch nor those of others, or letters are stored."""
-        is_in_flight = self._flight is not None
-        return self._failing_since is not None or (self._waited_s > LATE_AFTER_S if is_in_flight else bool(self._batch))
-
-    @property
-    def _waited_s(self) -> float:
-        return loop_time() - max(self._sent_at, self._router.took_at(self.shard_id))
+        """Whether it takes longer than others should wait for: its batch is not answered, or letters are stored."""
+        if self._flight is None:
+            return bool(self._batch) or self._failing_since is not None
+        return self._failing_since is not None or loop_time() - self._sent_at > LATE_AFTER_S
 
     @property
     def queued_bytes(self) -> int:
