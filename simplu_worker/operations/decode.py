@@ -124,7 +124,7 @@ class InvalidRecordError(Exception):
     """The record breaks a rule of the contract; the text says which."""
 
 
-def decode_operation(record: bytes, origin: Origin, *, max_bytes: int, list_limit: int) -> Operation | Rejected:
+def decode_operation(record: bytes, origin: Origin, max_bytes: int, list_limit: int) -> Operation | Rejected:
     """Decode one record of resource operations.
 
     *list_limit* is `LIST_RESULT_LIMIT`, to which a `list`'s own limit is clamped. Never raises, whatever the bytes.
@@ -133,15 +133,11 @@ def decode_operation(record: bytes, origin: Origin, *, max_bytes: int, list_limi
         error = f"expected at most {max_bytes} bytes (OPERATION_MAX_BYTES), got {len(record)}"
         return Rejected(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin)
     try:
-        message = parse_record(record, _message_decoder)
-    except msgspec.ValidationError as exc:
+        return _operation(parse_record(record, _message_decoder), origin, record, list_limit)
+    except (msgspec.ValidationError, InvalidRecordError) as exc:
         return _rejected(DeadLetterReason.INVALID_MESSAGE, str(exc), record, origin)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         return Rejected(reason=DeadLetterReason.INVALID_JSON, error=json_error(exc), origin=origin)
-    try:
-        return _operation(message, origin, record, list_limit)
-    except InvalidRecordError as exc:
-        return _rejected(DeadLetterReason.INVALID_MESSAGE, str(exc), record, origin)
 
 
 def parse_timestamp(text: str) -> datetime:

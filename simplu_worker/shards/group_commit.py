@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 
 from simplu_worker.operations.operation import Operation, Outcome
@@ -58,7 +58,7 @@ class Group(Batch):
         if self._take is not None:
             take, self._take = self._take, None
             self.parts = take()
-            self.operations = [operation for part in self.parts for operation in part.operations]
+            self.operations = list(chain.from_iterable(part.operations for part in self.parts))
             self.claims = [claim for part in self.parts for claim in part.claims]
 
 

@@ -59,7 +59,7 @@ def packed(number: int, *names: str, key: str = "a-x") -> Record:
 
 def places(arrivals: Sequence[Arrival]) -> list[Position]:
     """Return where they are."""
-    return [arrival.mark.position for arrival in arrivals]
+    return [mark.position for mark, _, _ in arrivals]
 
 
 def hash_key(partition_key: str) -> int:
@@ -73,8 +73,8 @@ def test_intake_tells_where_each_operation_came_from() -> None:
 
     arrivals = list(intake(WHOLE).arrivals(records))
 
-    assert [arrival.record for arrival in arrivals] == [data("r1"), data("r2"), data("r3")]
-    origins = [arrival.decoded.origin for arrival in arrivals]
+    assert [content for _, content, _ in arrivals] == [data("r1"), data("r2"), data("r3")]
+    origins = [decoded.origin for _, _, decoded in arrivals]
     assert origins == [
         Origin(
             source=Source.KINESIS,
@@ -88,17 +88,16 @@ def test_intake_tells_where_each_operation_came_from() -> None:
         for number, sub, key in ((1, 0, "a-x"), (2, 0, "b"), (2, 1, "b"))
     ]
     assert places(arrivals) == [Position(1), Position(2), Position(2, 1)]
-    decoded = [arrival.decoded for arrival in arrivals]
-    assert [one.resource_id for one in decoded if isinstance(one, Operation)] == ["r1", "r2", "r3"]
+    assert [one.resource_id for _, _, one in arrivals if isinstance(one, Operation)] == ["r1", "r2", "r3"]
 
 
 def test_operations_of_one_aggregate_get_ids_of_their_own_when_they_bring_none() -> None:
     """Derived from the place, sub-sequence number included, so whoever reads them again comes to the same."""
     first, again = (list(intake().arrivals([packed(2, "r1", "r1", "r1")])) for _ in range(2))
 
-    ids = [arrival.decoded.request_id for arrival in first]
+    ids = [decoded.request_id for _, _, decoded in first]
     assert len(set(ids)) == 3
-    assert ids == [arrival.decoded.request_id for arrival in again]
+    assert ids == [decoded.request_id for _, _, decoded in again]
 
 
 @pytest.mark.parametrize(
@@ -116,11 +115,10 @@ def test_intake_passes_on_what_is_no_operation(content: bytes, reason: DeadLette
 
     arrivals = list(intake(WHOLE).arrivals([record(1, content), record(2, whole)]))
 
-    rejected = [arrival for arrival in arrivals if isinstance(arrival.decoded, Rejected)]
-    assert [
-        (arrival.decoded.reason, arrival.record) for arrival in rejected if isinstance(arrival.decoded, Rejected)
-    ] == [(reason, content)] * 2
-    assert places(rejected) == [Position(1), Position(2, 1)]
+    rejected = [
+        (mark.position, decoded.reason, record) for mark, record, decoded in arrivals if isinstance(decoded, Rejected)
+    ]
+    assert rejected == [(Position(1), reason, content), (Position(2, 1), reason, content)]
     assert len(arrivals) == 4
 
 
@@ -143,8 +141,8 @@ def test_intake_refuses_an_aggregate_as_a_whole_when_a_part_belongs_elsewhere(ou
     assert places(list(intake(here).arrivals([record(1, content, key="inside")], after=Position(1, 1)))) == [
         Position(1, 2)
     ]
-    assert arrivals[0].record == content
-    refused = arrivals[0].decoded
+    _, bytes_of_all, refused = arrivals[0]
+    assert bytes_of_all == content
     assert isinstance(refused, Rejected)
     assert (refused.reason, refused.origin.partition_key) == (DeadLetterReason.INVALID_MESSAGE, "inside")
     assert f"({len(outside)} of 3 sub-records lie outside" in refused.error

@@ -139,10 +139,11 @@ class CatchUpReader:
                     self._dispatcher.has_settled.clear()
                     await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
-                    for count, arrival in enumerate(intake.arrivals(reply.records, after=after), start=1):
+                    arrivals = intake.arrivals(reply.records, after=after)
+                    for count, (_, record, decoded) in enumerate(arrivals, start=1):
                         after = None
-                        if isinstance(arrival.decoded, Operation):
-                            self._send_one_of_parents(arrival.record, arrival.decoded)
+                        if isinstance(decoded, Operation):
+                            self._send_one_of_parents(record, decoded)
                         if count % DECODED_AT_ONCE == 0:
                             await asyncio.sleep(0)
                     await self._ask_who_is_here(self.catch_up.owed.last, ending)
@@ -185,15 +186,15 @@ class CatchUpReader:
 
     async def _send(self, records: Sequence[Record], ending: asyncio.Event) -> None:
         """Send what is its holds', up to where the main reader is."""
-        for count, arrival in enumerate(self._intake.arrivals(records, after=self._after), start=1):
+        for count, (mark, record, decoded) in enumerate(self._intake.arrivals(records, after=self._after), start=1):
             self._after = None
             if self._has_met() or not self.catch_up.holds:
                 return
             self._record_count += 1
-            if isinstance(arrival.decoded, Operation):
-                self._send_one(arrival.mark, arrival.record, arrival.decoded)
+            if isinstance(decoded, Operation):
+                self._send_one(mark, record, decoded)
             else:
-                self.catch_up.owed.pass_over(arrival.mark)
+                self.catch_up.owed.pass_over(mark)
             if count % DECODED_AT_ONCE == 0:
                 await asyncio.sleep(0)
             while self._dispatcher.room.is_busy and not ending.is_set():  # the main reader's tenants come first

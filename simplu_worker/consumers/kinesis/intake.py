@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from itertools import dropwhile
 from sys import intern
-from typing import Final
+from typing import Final, TypeAlias
 
-import msgspec
-
-from simplu_worker.consumers.kinesis.aggregation import deaggregate, lies_within, outside_error
+from simplu_worker.consumers.kinesis.aggregation import SubRecord, deaggregate, lies_within, outside_error
 from simplu_worker.consumers.kinesis.leases import HashRange
 from simplu_worker.consumers.kinesis.positions import Mark, Position
 from simplu_worker.consumers.kinesis.stream import Record
@@ -20,13 +17,8 @@ from simplu_worker.operations.operation import DeadLetterReason, Operation, Orig
 
 KINESIS: Final = Source.KINESIS  # looked up once: an enum answers slowly
 
-
-class Arrival(msgspec.Struct, frozen=True, gc=False):
-    """One record, or one of those in an aggregate: its place, its bytes, and what they are."""
-
-    mark: Mark
-    record: bytes
-    decoded: Operation | Rejected
+Arrival: TypeAlias = tuple[Mark, bytes, Operation | Rejected]
+"""One record, or one of those in an aggregate: its place, its bytes, and what they are."""
 
 
 class Intake:
@@ -44,7 +36,8 @@ class Intake:
         """*hash_range* is the stream shard's; None when it is not known."""
         self._stream_name = stream_name
         self._stream_shard_id = stream_shard_id
-        self._decode = partial(decode_operation, max_bytes=operation_max_bytes, list_limit=list_result_limit)
+        self._operation_max_bytes = operation_max_bytes
+        self._list_result_limit = list_result_limit
         self._hash_range = hash_range
         self._arrived_at = datetime.min.replace(tzinfo=UTC)  # one object for all that arrive at one instant
 
@@ -54,33 +47,39 @@ class Intake:
         An aggregate of which a part belongs to another stream shard is refused as a whole.
         """
         arrivals = self._all_arrivals(records)
-        return arrivals if after is None else dropwhile(lambda arrival: arrival.mark.position <= after, arrivals)
+        return arrivals if after is None else dropwhile(lambda arrival: arrival[0].position <= after, arrivals)
 
     def _all_arrivals(self, records: Sequence[Record]) -> Iterator[Arrival]:
+        # Done for every record: whatever is the same for all of them is looked up once.
+        stream_name, stream_shard_id, hash_range = self._stream_name, self._stream_shard_id, self._hash_range
+        max_bytes, list_limit = self._operation_max_bytes, self._list_result_limit
         for record in records:
             if record.arrived_at != self._arrived_at:
                 self._arrived_at = record.arrived_at
-            parts = deaggregate(record.data)
-            if parts is None:
-                yield self._arrival(record.sequence_number, 0, record.partition_key, record.data)
-            elif self._hash_range is None or lies_within(parts, self._hash_range):
-                for part in parts:
-                    yield self._arrival(record.sequence_number, part.sub_sequence_number, part.partition_key, part.data)
-            else:
-                # At the place of its last part, so that it is not passed over where only some were done with.
-                mark = Mark(record.sequence_number, len(parts) - 1, self._arrived_at)
-                origin = self._arrival(record.sequence_number, 0, record.partition_key, record.data).decoded.origin
-                error = outside_error(parts, self._hash_range)
-                yield Arrival(mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, error, origin))
+            arrived_at, number = self._arrived_at, record.sequence_number
+            subs = deaggregate(record.data)
+            if subs is not None and hash_range is not None and not lies_within(subs, hash_range):
+                yield self._refused(record, subs, hash_range)
+                continue
+            for part in subs or (record,):
+                sub_number, key = part.sub_sequence_number, intern(part.partition_key)
+                origin = Origin(KINESIS, stream_name, arrived_at, stream_shard_id, number, sub_number, key)
+                decoded = decode_operation(part.data, origin, max_bytes, list_limit)
+                yield Mark(number, sub_number, arrived_at), part.data, decoded
 
-    def _arrival(self, sequence_number: str, sub_sequence_number: int, partition_key: str, data: bytes) -> Arrival:
+    def _refused(self, record: Record, subs: Sequence[SubRecord], hash_range: HashRange) -> Arrival:
+        """Return an aggregate of which a part belongs to another stream shard.
+
+        At the place of its last part, so that it is not passed over where only some were done with.
+        """
         origin = Origin(
-            KINESIS,
-            self._stream_name,
-            self._arrived_at,
-            self._stream_shard_id,
-            sequence_number,
-            sub_sequence_number,
-            intern(partition_key),
+            source=KINESIS,
+            name=self._stream_name,
+            arrived_at=self._arrived_at,
+            stream_shard_id=self._stream_shard_id,
+            sequence_number=record.sequence_number,
+            partition_key=record.partition_key,
         )
-        return Arrival(Mark(sequence_number, sub_sequence_number, self._arrived_at), data, self._decode(data, origin))
+        error = outside_error(subs, hash_range)
+        mark = Mark(record.sequence_number, subs[-1].sub_sequence_number, self._arrived_at)
+        return mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, error, origin)

@@ -209,6 +209,7 @@ class Lane:
                 await self._defer(exc, stopping)
                 continue
             self._failing_since, self._failure_count = None, 0
+            # Of the batch as it is now: a refill has emptied it.
             count_outcomes([entry.operation for entry in self._batch], outcomes, now=self._utc())
             await self._disperse(outcomes)
             self._batch = []

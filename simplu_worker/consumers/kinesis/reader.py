@@ -492,15 +492,15 @@ class StreamShardReader:
             entries: list[Entry] = []
             held: list[int] = []
             is_any_held = len(holds) > 0
-            for ticket, arrival in zip(owed.take_all([one.mark for one in decoded]), decoded, strict=True):
-                operation = arrival.decoded
+            tickets = owed.take_all([mark for mark, _, _ in decoded])
+            for ticket, (_, record, operation) in zip(tickets, decoded, strict=True):
                 if not isinstance(operation, Operation):
-                    letters.append(letter_of(operation, arrival.record, failed_at=self._utc()))
+                    letters.append(letter_of(operation, record, failed_at=self._utc()))
                     buried.append(ticket)
                 elif is_any_held and holds.of(operation.tenant_id) is not None:
                     held.append(ticket)  # a catch-up will come to it
                 else:
-                    entries.append(Entry(ticket, operation, arrival.record, owed))
+                    entries.append(Entry(ticket, operation, record, owed))
             owed.done(held)
             holds.note_sent({entry.operation.tenant_id for entry in entries})
             self._dispatcher.send(entries)
