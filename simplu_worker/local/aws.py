@@ -32,14 +32,7 @@ MAX_RECEIVE_COUNT = 1000  # a dependency's trouble of hours must not make a dead
 START_TIMEOUT_S = 30.0
 PORT_ATTEMPTS = 5
 BATCH_MAX = 25  # BatchWriteItem's quota
-# moto.server with one change: it writes a line for every request, which would fill the disk in a long run.
-PROGRAM = """
-import sys
-from moto.server import MotoRequestHandler, main
-MotoRequestHandler.log_request = lambda *_: None
-main(sys.argv[1:])
-"""
-MOTO_LISTENS = b"Running on http"  # werkzeug's log line, written after its socket listens
+MOTO_LISTENS = b"moto.started"
 KINESIS_LISTENS = b"kinesis.started"
 SQS_LISTENS = b"sqs.started"
 
@@ -59,7 +52,7 @@ async def start_moto(group: ProcessGroup) -> str:
     missing = [package for package in ("moto", "flask", "flask_cors") if importlib.util.find_spec(package) is None]
     if missing:
         raise StackError(f"the local AWS needs {', '.join(missing)}: install simplu-worker[local]")
-    program = [sys.executable, "-P", "-c", PROGRAM, "-H", HOST, "-p"]
+    program = [sys.executable, "-P", "-m", "simplu_worker.local.moto_server", "--port"]
     return await _started(group, "moto", program, MOTO_LISTENS)
 
 

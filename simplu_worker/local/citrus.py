@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from simplu_worker.local.loopback import HOST
+from simplu_worker.local.serving import serving
 
 MAX_BUSINESSES = 3
 REGISTRATION_FIELDS = ("businessId", "locationId", "businessType", "shardKey")
@@ -123,14 +123,8 @@ class Citrus:
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
         """Serve on a free port of loopback; yields the base URL."""
-        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, HOST, 0).start()
-            port = runner.addresses[0][1]
-            yield f"http://{HOST}:{port}"
-        finally:
-            await runner.cleanup()
+        async with serving(self._application(), shutdown_timeout_s=1.0) as url:
+            yield url
 
     def _application(self) -> web.Application:
         application = web.Application(middlewares=[self._misbehave, self._authorize])

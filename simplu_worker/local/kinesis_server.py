@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import time
 import uuid
 from collections import Counter
@@ -41,7 +40,7 @@ from simplu_worker.local.kinesis_faults import (
     Trim,
 )
 from simplu_worker.local.kinesis_model import Account, Options, Stream
-from simplu_worker.local.loopback import HOST
+from simplu_worker.local.serving import serving, told_to_stop
 
 log = structlog.get_logger(__name__)
 
@@ -81,13 +80,8 @@ class KinesisServer:
         application.router.add_get(CONTROL_PATH, self._show)
         application.router.add_post(CONTROL_PATH, self._control)
         # What hangs must not outlive the client that waits for it.
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, HOST, port).start()
-            yield f"http://{HOST}:{runner.addresses[0][1]}"
-        finally:
-            await runner.cleanup()
+        async with serving(application, port, handler_cancellation=True) as url:
+            yield url
 
     def command(self, command: Command) -> None:
         """Do one command of the control path. Raises KinesisError for a stream or stream shard that is not there."""
@@ -256,10 +250,7 @@ def _state_of(stream: Stream) -> dict[str, Any]:
 
 async def run(port: int, options: Options) -> None:
     """Serve until SIGINT or SIGTERM."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
+    stopped = told_to_stop()
     async with serve_kinesis(port, options) as url:
         log.info("kinesis.started", url=url)
         await stopped.wait()

@@ -16,7 +16,7 @@ from aiohttp import ClientSession, web
 
 from simplu_worker.local.checker import parse_letter
 from simplu_worker.local.comparison import Letter
-from simplu_worker.local.loopback import HOST
+from simplu_worker.local.serving import serving
 
 TARGET_PREFIX = "AmazonSQS."
 CONTENT_TYPE = "application/x-amz-json-1.0"
@@ -41,14 +41,11 @@ class LetterSink:
         """Serve on a free port of loopback; yields the endpoint URL for SQS."""
         application = web.Application(client_max_size=MAX_BODY_BYTES)
         application.router.add_post("/{path:.*}", self._answer)
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
-        async with ClientSession() as self._session:
-            await runner.setup()
-            try:
-                await web.TCPSite(runner, HOST, 0).start()
-                yield f"http://{HOST}:{runner.addresses[0][1]}"
-            finally:
-                await runner.cleanup()
+        async with (
+            ClientSession() as self._session,
+            serving(application, shutdown_timeout_s=1.0, handler_cancellation=True) as url,
+        ):
+            yield url
 
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.read()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import time
 import uuid
 from collections import Counter
@@ -27,7 +26,7 @@ import msgspec
 import structlog
 from aiohttp import ClientSession, web
 
-from simplu_worker.local.loopback import HOST
+from simplu_worker.local.serving import serving, told_to_stop
 from simplu_worker.local.sqs_actions import Actions, Reply, attributes_of
 from simplu_worker.local.sqs_errors import SqsError
 from simplu_worker.local.sqs_faults import (
@@ -91,16 +90,12 @@ class SqsServer:
         application.router.add_post(CONTROL_PATH, self._control)
         application.router.add_post("/{path:.*}", self._answer)
         # What waits must not outlive the client that waits for it, unless the options say so.
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, HOST, port).start()
-            self._actions.base_url = f"http://{HOST}:{runner.addresses[0][1]}"
-            yield self._actions.base_url
-        finally:
-            for poll in self._orphans:
-                poll.cancel()
-            await runner.cleanup()
+        async with serving(application, port, handler_cancellation=True) as self._actions.base_url:
+            try:
+                yield self._actions.base_url
+            finally:
+                for poll in self._orphans:
+                    poll.cancel()
 
     def command(self, command: Command) -> None:
         """Do one command of the control path. Raises SqsError for a queue that is not there."""
@@ -318,10 +313,7 @@ def _state_of(queue: Queue, now_ms: int) -> dict[str, str]:
 
 async def run(port: int, options: Options) -> None:
     """Serve until SIGINT or SIGTERM."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
+    stopped = told_to_stop()
     async with serve_sqs(port, options) as url:
         log.info("sqs.started", url=url)
         await stopped.wait()
