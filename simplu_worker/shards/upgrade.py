@@ -125,6 +125,7 @@ class Upgrader:
         self._types = types
         self._draw = draw
         self._doing = Doing("", 0, 0)
+        self._waited_for: Sequence[Blocker] = ()  # by the last statement, when it was last seen to wait
 
     def __repr__(self) -> str:
         return f"Upgrader({self._pool.address.shard_id}, {self._doing})"
@@ -225,6 +226,7 @@ class Upgrader:
     async def _execute(self, connection: Connection, statement: Statement, *, within_s: float | None = None) -> None:
         """Run one statement, and look meanwhile whom it waits for."""
         self._show(self._at(statement))
+        self._waited_for = ()
         error: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(self._watch(statement), name=f"watch:{self._pool.address.shard_id}")
@@ -242,7 +244,10 @@ class Upgrader:
             await asyncio.sleep(LOOK_S)
             with contextlib.suppress(WorkerError):  # a look is not worth an upgrade
                 async with self._pool.connection() as connection:
-                    self._show(await self._looked(connection, statement))
+                    doing = await self._looked(connection, statement)
+                    # A look at the instant at which the statement gives up finds it waiting for nobody.
+                    self._waited_for = doing.waits_for or self._waited_for
+                    self._show(doing)
 
     async def _looked(self, connection: Connection, statement: Statement) -> Doing:
         blockers = await connection.fetch(QUERIES["find_blockers"], statement.text)
@@ -265,7 +270,7 @@ class Upgrader:
             try:
                 return await attempt()
             except LostRaceError as exc:
-                blockers = [str(blocker) for blocker in self._doing.waits_for]
+                blockers = [str(blocker) for blocker in self._waited_for]
                 log.info("schema.upgrade_blocked", shard_id=shard_id, error=str(exc), tries=tries, blockers=blockers)
                 if loop_time() - started >= self._patience_s:
                     title = self._doing.title or ANOTHER
