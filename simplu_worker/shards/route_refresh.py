@@ -60,6 +60,7 @@ class RouteRefresh:
         self._draw = draw
         self._troubles: dict[str, _Trouble] = {}
         self._trials: dict[str, asyncio.Task[None]] = {}
+        self._is_any_due = asyncio.Event()
         self._silent_since: float | None = None
         self._is_silence_told = False
 
@@ -83,8 +84,10 @@ class RouteRefresh:
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:
-        """Tell the routes the time."""
+        """Tell the routes the time, and those who ask that somebody is in line."""
         self._directory.routes.tick(self._clock())
+        if self._directory.routes.due_count:
+            self._is_any_due.set()
 
     async def _follow(self, shard_id: str) -> None:
         try:
@@ -95,10 +98,13 @@ class RouteRefresh:
     async def _refresh_routes(self) -> None:
         while True:
             started = self._clock()
-            if not await self.refresh_next():
-                await asyncio.sleep(LOOK_S if self._silent_since is None else REST_S * (0.5 + self._draw()))
-                continue
-            await asyncio.sleep(max(0.0, started + ASKED_AT_ONCE / ASKS_PER_S - self._clock()))
+            if await self.refresh_next():
+                await asyncio.sleep(max(0.0, started + ASKED_AT_ONCE / ASKS_PER_S - self._clock()))
+            elif self._silent_since is not None:
+                await asyncio.sleep(REST_S * (0.5 + self._draw()))
+            else:
+                self._is_any_due.clear()
+                await self._is_any_due.wait()
 
     async def refresh_next(self) -> bool:
         """Ask for the tenant that has been in line for longest; return whether there was one, and an answer."""

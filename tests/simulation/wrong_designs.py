@@ -236,6 +236,11 @@ class _TrustingFleet(Fleet):
         return None if self._unfinished_parents(lease) else TenantSet.of_targets(owed)
 
 
+class _ShortsightedFleet(Fleet):
+    async def _find_ancestors(self, lease: Lease) -> None:
+        pass
+
+
 class _FatherlessFleet(Fleet):
     def _lineage(self, lease: Lease) -> Lineage:
         return Lineage()
@@ -320,6 +325,9 @@ WRONG_DESIGNS = {
     "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder), first_seed=2800),
     "children do not wait for their parents": WrongDesign(_OrphanFleet),
     "what a scan does not show is not there": WrongDesign(_TrustingFleet, first_seed=120),
+    "what a scan does not show of what the parents continue is not there": WrongDesign(
+        _ShortsightedFleet, first_seed=1950
+    ),
     "a take does not look at the counter": WrongDesign(twist=_take_whatever_the_counter),
     "the log of operations does not tell what was applied": WrongDesign(twist=_log_nothing),
     "rows are neither read nor written": WrongDesign(_with_reader(contacts_class=None)),

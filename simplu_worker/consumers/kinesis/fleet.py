@@ -97,7 +97,7 @@ class Fleet:
         self._hole: tuple[HashRange | None, int] = (None, 0)
         self._leader: KclLeader | None = None
         self._retention: timedelta | None = None
-        self._parents_found: dict[str, Lease] = {}  # that the last scan may not have shown
+        self._ancestors: dict[str, Lease] = {}  # of all that was begun: not every scan shows them
         self._rounds = PositionRounds(router, stream.name, self.readers, draw=draw)
         self._due = {self._audit: 0.0, self._look_at_listing: 0.0, self._look_for_leader: 0.0}
         self.is_set_up = False
@@ -270,7 +270,7 @@ class Fleet:
             instruments.remove_stream_shard(holder.lease_key)
 
     def _lineage(self, lease: Lease) -> Lineage:
-        return lineage_of(lease, self._parents_found | self._leases(), self._gone)
+        return lineage_of(lease, self._ancestors | self._leases(), self._gone)
 
     def _unfinished_parents(self, lease: Lease) -> list[str]:
         return unfinished_parents(lease, self._leases(), self._gone)
@@ -288,17 +288,34 @@ class Fleet:
         for key in sorted(lease.parents - self._gone):
             if key in known and known[key].checkpoint == SHARD_END:
                 continue
-            found = await self._table.find(key)
-            if found is not None:
-                parents[key] = self._parents_found[key] = found
-            elif self._table.is_unreadable(key):
-                raise TryAgainLaterError(f"the lease of its parent {key} cannot be read")
+            if (found := await self._found(key)) is not None:
+                parents[key] = self._ancestors[key] = found
         if unfinished_parents(lease, parents, self._gone):
             return None
+        await self._find_ancestors(lease)
         try:
             return TenantSet.of_targets(owed_by_parents(lease, parents, self._gone))
         except ValueError as exc:
             raise TryAgainLaterError(f"what its parents owe cannot be read: {exc}") from exc
+
+    async def _find_ancestors(self, lease: Lease) -> None:
+        """Find the leases of all that *lease* continues, and keep them: not every scan shows them."""
+        known = self._ancestors | self._leases()
+        waiting = sorted(lease.parents)
+        for key in waiting:  # which grows
+            if key in self._gone:
+                continue
+            ancestor = known.get(key) or await self._found(key)
+            if ancestor is not None:
+                self._ancestors[key] = ancestor
+                waiting += sorted(ancestor.parents.difference(waiting))
+
+    async def _found(self, lease_key: str) -> Lease | None:
+        """Return a lease as it is now; None when there is none. Raises `TryAgainLaterError` where it cannot be read."""
+        found = await self._table.find(lease_key)
+        if found is None and self._table.is_unreadable(lease_key):
+            raise TryAgainLaterError(f"the lease of its ancestor {lease_key} cannot be read")
+        return found
 
     def _leases(self) -> dict[str, Lease]:
         return {key: one.lease for key, one in self._observations.items()}
@@ -325,6 +342,7 @@ class Fleet:
         listed = {shard.stream_shard_id: shard for shard in await self._stream.list_stream_shards()}
         # Every lease was made from a listing: one that a later listing lacks is past its retention.
         self._gone = frozenset(leases.keys() - listed.keys())
+        self._ancestors = {key: lease for key, lease in self._ancestors.items() if key in listed}
         for lease_key in self._gone & self._holders.keys():
             reader = self._holders[lease_key].reader
             if reader is not None and not reader.is_at_end:

@@ -24,6 +24,7 @@ from simplu_worker.consumers.kinesis.reader import StreamShardReader
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard, StreamShard, child_leases
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, AtTimestamp, Start, TrimHorizon
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
+from simplu_worker.consumers.moments import shared_moment
 from simplu_worker.consumers.pauses import pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 
@@ -192,9 +193,10 @@ class LeaseHolder:
 
     async def _keep(self) -> None:
         """Renew until cancelled; raise `_LeaseLostError` when the lease is lost."""
-        interval_s = pause_s = self._duration_s / RENEWALS_PER_DURATION
+        interval_s = self._duration_s / RENEWALS_PER_DURATION
+        due_at = shared_moment(loop_time(), interval_s)
         while True:
-            await pause(pause_s, until=self._has_news)
+            await pause(due_at - loop_time(), until=self._has_news)
             self._has_news.clear()
             started_at = loop_time()
             try:
@@ -208,13 +210,13 @@ class LeaseHolder:
                 log.warning("lease.unrenewed", stream_shard_id=self.lease_key, error=str(exc) or "no answer in time")
                 if loop_time() - self._renewed_at > self._duration_s:
                     raise _LeaseLostError from None  # without answers for so long, others may have it
-                pause_s = self._duration_s / TRIES_PER_DURATION
+                due_at = loop_time() + self._duration_s / TRIES_PER_DURATION
                 continue
             if renewed is None:
                 raise _LeaseLostError
             self.lease, self._renewed_at = renewed, started_at
             self._is_renewed.set()
-            pause_s = interval_s
+            due_at = shared_moment(loop_time(), interval_s)
 
     async def _give_back(self) -> None:
         """Write the last checkpoint and let others take the lease at once; without an answer it just expires."""
