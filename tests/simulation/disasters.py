@@ -70,7 +70,8 @@ def _scale(world: World) -> None:
     scale(world, world.draws.choice([1, 2, 4]))
 
 
-def _kill(world: World) -> None:
+def kill(world: World) -> None:
+    """Kill a replica."""
     if alive := world.alive():
         world.draws.choice(alive).kill()
 
@@ -120,7 +121,7 @@ def _slow(world: World) -> None:
     world.loop.call_later(world.draws.uniform(1.0, 6.0), world.network.slow.pop, shard_id, None)
 
 
-def _fail_over(world: World) -> None:
+def fail_over(world: World) -> None:
     """Let the replica of a Postgres shard take its place, without some of the last commits."""
     shard_id = world.draws.choice(SHARD_IDS)
     lost_count = world.draws.choice([0, 1, 1, 2, 5, 1000])
@@ -163,7 +164,7 @@ def _expire_iterators(world: World) -> None:
 
 
 EVENTS: tuple[Callable[[World], None], ...] = (
-    _kill,
+    kill,
     _suspend,
     _suspend,
     _retire,
@@ -178,8 +179,8 @@ EVENTS: tuple[Callable[[World], None], ...] = (
     _flap,
     _flap,
     _slow,
-    _fail_over,
-    _fail_over,
+    fail_over,
+    fail_over,
     _register,
     _register,
     _register,

@@ -153,16 +153,8 @@ class Ledger:
     def _note_applied(self, operation: Operation) -> None:
         origin = operation.origin
         put = self._by_key[record_key(origin)]
-        self.lost -= (
-            {
-                one.index
-                for one in self.puts
-                if one.operation is not None
-                and (one.operation.tenant_id, one.operation.request_id) == (operation.tenant_id, operation.request_id)
-            }
-            if self.lost
-            else set()
-        )
+        # Not those under the same request id that are another operation: their reader does not know of the loss yet.
+        self.lost -= {index for index in self.lost if _identity(self.puts[index].operation) == _identity(operation)}
         key = (operation.tenant_id, operation.request_id)
         if key in self._applied:
             self.violate(f"record {put.index} took effect twice")
@@ -184,3 +176,7 @@ class Ledger:
         if self._shards.log.get((operation.tenant_id, operation.request_id)) != operation.digest:
             return DeadLetterReason.REQUEST_ID_REUSED
         return None
+
+
+def _identity(operation: Operation | None) -> tuple[str, str, bytes] | None:
+    return None if operation is None else (operation.tenant_id, operation.request_id, operation.digest)

@@ -9,8 +9,9 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from disasters import fail_over, kill, split
 from msgspec.structs import replace
-from simulated_shards import PostgresShards
+from simulated_shards import SHARD_IDS, PostgresShards
 from simulated_world import FleetMaker, World
 
 from simplu_worker.consumers.kinesis.adoption import (
@@ -19,7 +20,7 @@ from simplu_worker.consumers.kinesis.adoption import (
     unread_ancestors,
     without_what_is_owed,
 )
-from simplu_worker.consumers.kinesis.catch_up import CatchUps
+from simplu_worker.consumers.kinesis.catch_up import CatchUpReader, CatchUps
 from simplu_worker.consumers.kinesis.contacts import Contact, Contacts, Refill
 from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
 from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
@@ -33,11 +34,13 @@ from simplu_worker.consumers.kinesis.positions import Mark, Position
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
 from simplu_worker.consumers.kinesis.rounds import PositionRounds
 from simplu_worker.consumers.kinesis.shard_tree import ChildShard, child_leases, owed_by_parents
-from simplu_worker.consumers.kinesis.stream import Reply, Stream
+from simplu_worker.consumers.kinesis.stream import Record, Reply, Stream
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.letters import DeadLetter
 from simplu_worker.consumers.owed import Owed
 from simplu_worker.shards.claims import Standing
+
+OPEN_AFTER_S = 1.5  # a world is open then
 
 
 class WrongDesign(msgspec.Struct, frozen=True):
@@ -130,6 +133,21 @@ class _ForgetfulHolds(Holds):
 class _StraightHolds(Holds):
     def is_stray(self, owed: Owed[Mark], ticket: int, tenant_id: str, shard_id: str) -> bool:
         return False
+
+
+class _HastyCatchUp(CatchUpReader):
+    async def _send_reply(self, records: Sequence[Record], ending: asyncio.Event) -> None:
+        owed = self.catch_up.owed
+        at, ticket = owed.last, owed.take_at_last()
+        await self._send(self._intake.arrivals(records, after=self._after), ending)
+        await self._ask_who_is_here(at, ending)
+        owed.done([ticket])
+
+
+class _HastyCatchUps(CatchUps):
+    async def _run(self, reader: CatchUpReader, ending: asyncio.Event) -> None:
+        reader.__class__ = _HastyCatchUp
+        await super()._run(reader, ending)
 
 
 class _SettledContacts(Contacts):
@@ -297,6 +315,36 @@ def _lose_nothing(world: World) -> None:
     world.shards.__class__ = _SafeShards
 
 
+def _with_disasters(*, share: float, false_ends: float, after_s: float) -> Callable[[World], None]:
+    """Let children read their parents again and again, during the first *share* of the trouble.
+
+    Of the stream's replies *false_ends* look like an end and are none, from *after_s* on.
+    """
+
+    def twist(world: World) -> None:
+        world.loop.call_later(after_s, setattr, world.kinesis, "false_ends", false_ends)
+        for _ in range(8):
+            event = world.draws.choice([fail_over, fail_over, split, kill])
+            world.loop.call_later(world.draws.uniform(0.5, share * world.plan.trouble_s), event, world)
+
+    return twist
+
+
+def _move_after_a_loss(world: World) -> None:
+    """Let all live on one shard, which loses what it has, and then some of them on the other."""
+    first, second = SHARD_IDS
+    tenants = list(world.shards.tenants.values())
+    for tenant in tenants:
+        tenant.shard_id = first
+
+    def move() -> None:
+        world.shards.fail_over(first, 1000)
+        for tenant in tenants[::2]:
+            world.shards.move(tenant, second)
+
+    world.loop.call_later(world.draws.uniform(OPEN_AFTER_S, world.plan.trouble_s), move)
+
+
 WRONG_DESIGNS = {
     "the checkpoint is what was read": WrongDesign(_with_reader(_EagerReader)),
     "SHARD_END is written at the end of reading": WrongDesign(_with_reader(_CarelessReader)),
@@ -320,7 +368,9 @@ WRONG_DESIGNS = {
     "children do not hold what their parents owe": WrongDesign(_HopefulFleet, first_seed=120),
     "every reply without an iterator is the end": WrongDesign(_CredulousFleet),
     "every reply without an iterator is the end of a parent": WrongDesign(
-        _with_reader(_GullibleReader), first_seed=4100
+        _with_reader(_GullibleReader),
+        twist=_with_disasters(share=0.4, false_ends=0.4, after_s=OPEN_AFTER_S),
+        first_seed=1600,
     ),
     "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder), first_seed=2800),
     "children do not wait for their parents": WrongDesign(_OrphanFleet),
@@ -347,7 +397,12 @@ WRONG_DESIGNS = {
         _with_reader(holds_class=_ForgetfulHolds), first_seed=3200
     ),
     "what was lost before a tenant was moved is looked for where it was": WrongDesign(
-        _with_reader(contacts_class=_SettledContacts), first_seed=2600
+        _with_reader(contacts_class=_SettledContacts), twist=_move_after_a_loss, first_seed=450
+    ),
+    "a catch-up that came to the main reader leaves it the rest, and then asks who lives where": WrongDesign(
+        _with_reader(catch_ups_class=_HastyCatchUps),
+        twist=_with_disasters(share=0.7, false_ends=0.1, after_s=0.2),
+        first_seed=640,
     ),
     "what is read again of a tenant whose place is not known is sent wherever it lives": WrongDesign(
         _with_reader(holds_class=_StraightHolds), first_seed=9850

@@ -7,7 +7,7 @@ only the operations of its holds, and ends them when the next record is the next
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from simplu_worker.consumers.kinesis.adoption import ParentRecords
 from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
 from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.holds import NOWHERE, CatchUp, Hold, Target
-from simplu_worker.consumers.kinesis.intake import Intake
+from simplu_worker.consumers.kinesis.intake import Arrival, Intake
 from simplu_worker.consumers.kinesis.lanes import BATCH_MAX_BYTES, BATCH_MAX_COUNT, Entry
 from simplu_worker.consumers.kinesis.positions import Mark, Position, is_behind
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, Record, Start
@@ -119,11 +119,7 @@ class CatchUpReader:
                     self._dispatcher.has_settled.clear()
                     await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
-                    owed = self.catch_up.owed
-                    at, ticket = owed.last, owed.take_at_last()  # what is left out is owed until the answer is there
-                    await self._send(reply.records, ending)
-                    await self._ask_who_is_here(at, ending)
-                    owed.done([ticket])
+                    await self._send_reply(reply.records, ending)
                     cursor.let_go()
         self.is_reading = False
 
@@ -184,21 +180,38 @@ class CatchUpReader:
         )
         self._dispatcher.holds.meet(self.catch_up)
 
-    async def _send(self, records: Sequence[Record], ending: asyncio.Event) -> None:
-        """Send what is its holds', up to where the main reader is."""
-        for count, (mark, record, decoded) in enumerate(self._intake.arrivals(records, after=self._after), start=1):
+    async def _send_reply(self, records: Sequence[Record], ending: asyncio.Event) -> None:
+        """Send what is its holds', up to where the main reader is when nothing is to be asked any more.
+
+        While it asks who lives where, the main reader goes on, and leaves to it what it had left to the main reader.
+        """
+        owed, arrivals, is_any_left = self.catch_up.owed, self._intake.arrivals(records, after=self._after), True
+        while is_any_left and self.catch_up.holds and not self._has_met() and not ending.is_set():
+            at, ticket = owed.last, owed.take_at_last()  # what is left out is owed until the answer is there
+            is_any_left = await self._send(arrivals, ending)
+            await self._ask_who_is_here(at, ending)
+            owed.done([ticket])
+
+    async def _send(self, arrivals: Iterator[Arrival], ending: asyncio.Event) -> bool:
+        """Send what is its holds', up to where the main reader is; return whether any may be left."""
+        count = 0
+        while not self._has_met() and self.catch_up.holds:
+            arrival = next(arrivals, None)
+            if arrival is None:
+                return False
+            mark, record, decoded = arrival
             self._after = None
-            if self._has_met() or not self.catch_up.holds:
-                return
             self._record_count += 1
             if isinstance(decoded, Operation):
                 self._send_one(mark, record, decoded)
             else:
                 self.catch_up.owed.pass_over(mark)
+            count += 1
             if count % DECODED_AT_ONCE == 0:
                 await asyncio.sleep(0)
             while self._dispatcher.room.is_busy and not ending.is_set():  # the main reader's tenants come first
                 await pause(ROOM_WAIT_S, until=ending)
+        return True
 
     def _send_one(self, mark: Mark, record: bytes, operation: Operation) -> None:
         owed, holds, tenant_id = self.catch_up.owed, self._dispatcher.holds, operation.tenant_id
