@@ -370,7 +370,7 @@ WRONG_DESIGNS = {
     "every reply without an iterator is the end of a parent": WrongDesign(
         _with_reader(_GullibleReader),
         twist=_with_disasters(share=0.4, false_ends=0.4, after_s=OPEN_AFTER_S),
-        first_seed=1600,
+        first_seed=3350,
     ),
     "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder), first_seed=2800),
     "children do not wait for their parents": WrongDesign(_OrphanFleet),

@@ -41,6 +41,7 @@ from simplu_worker.metrics import instruments
 from simplu_worker.shards.router import Router
 
 SCANS_PER_DURATION: Final = 10
+LOST_RACE_PAUSE_S: Final = 0.2
 SCAN_CAPACITY_PER_S: Final = 50.0  # read capacity units a replica spends on looking at leases
 TAKEN_AT_ONCE: Final = 10  # connections of the client
 AUDIT_INTERVAL_S: Final = 10.0
@@ -101,6 +102,7 @@ class Fleet:
         self._rounds = PositionRounds(router, stream.name, self.readers, draw=draw)
         self._due = {self._audit: 0.0, self._look_at_listing: 0.0, self._look_for_leader: 0.0}
         self.is_set_up = False
+        self._has_lost_race = False
         self.is_led_by_kcl = False
         self.trouble: str | None = None
         self.last_turn = float("inf")
@@ -149,8 +151,12 @@ class Fleet:
                 await pause(pause_s, until=stopping)
 
     def _pause_s(self) -> float:
-        """Return how long until the next scan: sooner when a lease expires, later when scans are expensive."""
-        pause_s = max(self._lease_duration_s / SCANS_PER_DURATION, self._table.scan_capacity / SCAN_CAPACITY_PER_S)
+        """Return how long until the next scan: sooner when a lease expires, later when scans are expensive.
+
+        Soon, too, when another was faster: of several that were given back at once, some may be left.
+        """
+        usual_s = LOST_RACE_PAUSE_S if self._has_lost_race else self._lease_duration_s / SCANS_PER_DURATION
+        pause_s = max(usual_s, self._table.scan_capacity / SCAN_CAPACITY_PER_S)
         expiry = next_expiry(self._observations, held=self._holders.keys(), lease_duration_s=self._lease_duration_s)
         if expiry is None or expiry <= (now := loop_time()):
             return pause_s
@@ -184,6 +190,7 @@ class Fleet:
             me=self._me,
             draw=self._draw(),
         )
+        self._has_lost_race = False
         for at in range(0, len(wanted), TAKEN_AT_ONCE):
             async with asyncio.TaskGroup() as takes:
                 for lease in wanted[at : at + TAKEN_AT_ONCE]:
@@ -196,6 +203,7 @@ class Fleet:
             log.warning("lease.untaken", stream_shard_id=lease.lease_key, error=str(exc))
             return
         if taken is None:
+            self._has_lost_race = True
             return
         how = self._how(lease)
         instruments.KINESIS_LEASE_TAKES.labels(how).inc()
