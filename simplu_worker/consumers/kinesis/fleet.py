@@ -178,6 +178,7 @@ class Fleet:
         self._count_leases()
         for holder in list(self._holders.values()):
             await holder.free_parents()
+        self._has_lost_race = False
         if not self.is_led_by_kcl:
             await self._take(tasks, stopping)
 
@@ -190,7 +191,6 @@ class Fleet:
             me=self._me,
             draw=self._draw(),
         )
-        self._has_lost_race = False
         for at in range(0, len(wanted), TAKEN_AT_ONCE):
             async with asyncio.TaskGroup() as takes:
                 for lease in wanted[at : at + TAKEN_AT_ONCE]:
