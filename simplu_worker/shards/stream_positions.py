@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from msgspec.structs import replace
-
 from simplu_worker.shards.claims import Claim, PositionChangedError, Standing, StreamPosition
 from simplu_worker.shards.pools import Connection
 from simplu_worker.shards.queries import QUERIES
@@ -30,7 +28,7 @@ async def write_positions(connection: Connection, claims: Sequence[tuple[Claim, 
     written = {(row["stream"], row["stream_shard_id"]) for row in rows}
     for claim, token in in_order:
         if not _seen(claim, token):
-            status = await connection.execute(QUERIES["begin_position"], *_said(claim), token)
+            status = await connection.execute(QUERIES["begin_position"], *_said(claim), token, claim.moves)
             if status.endswith(" 1"):
                 written.add(_place(claim))
     return [claim for claim, _ in in_order if _place(claim) not in written]
@@ -70,12 +68,19 @@ async def read_standing(
     connection: Connection, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool
 ) -> Standing:
     """Return what a shard knows of stream shards; how its tenants came is asked for where that may matter."""
+    rows = await _read_positions(connection, stream, stream_shard_ids)
+    if not is_first and len(rows) == len(stream_shard_ids) and all(row.parents_done for row in rows.values()):
+        return Standing(rows, None)
+    (came,) = await connection.fetch(QUERIES["tenants_came"])
+    rows = await _read_positions(connection, stream, stream_shard_ids)  # no older than what is known of moves
+    return Standing(rows, came["first_at"], came["moved_in_s"], came["moves"])
+
+
+async def _read_positions(
+    connection: Connection, stream: str, stream_shard_ids: Sequence[str]
+) -> dict[str, StreamPosition]:
     rows = await connection.fetch(QUERIES["read_positions"], stream, list(stream_shard_ids))
-    standing = Standing({row["stream_shard_id"]: _position(row) for row in rows}, None)
-    if is_first or len(rows) < len(stream_shard_ids) or not all(row["parents_done"] for row in rows):
-        (came,) = await connection.fetch(QUERIES["tenants_came"])
-        return replace(standing, first_tenant_at=came["first_at"], moved_in_s=came["moved_in_s"])
-    return standing
+    return {row["stream_shard_id"]: _position(row) for row in rows}
 
 
 def _position(row: Any) -> StreamPosition:

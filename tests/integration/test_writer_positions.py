@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -128,6 +129,31 @@ async def test_writer_applies_nothing_when_the_row_is_another_readers(
     assert (await case.everything(), await rows(case.pool)) == before
     assert claim.tokens == tokens
     assert await position(case.pool) == "6/0"
+
+
+async def test_writer_makes_no_row_when_a_tenant_was_moved_here_since_the_reader_saw_that_there_is_none(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """The tenant may lack what its shard had lost; no row can have told the reader, and none that it makes may hide it.
+
+    Tenants that are made here meanwhile lack nothing.
+    """
+    standing = await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True)
+    assert standing is not None
+    claim = claim_of(moves=standing.moves)
+    await add_tenant(case.pool, ("clinic", "moved"), created_at=TENANT_MADE_AT)
+    await fetch(case.pool, "UPDATE tenants SET epoch = 2, state_changed_at = now() WHERE location_id = 'moved'")
+
+    with pytest.raises(PositionChangedError, match=STREAM_SHARD_ID):
+        await writer.apply([case.operation("create", data={})], claim)
+    assert await writer.touch([claim]) == [claim]
+    assert (await rows(case.pool), await case.resources()) == ({}, {})
+
+    standing = await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True)
+    assert standing is not None
+    claim = claim_of(moves=standing.moves)
+    await add_tenant(case.pool, ("clinic", "new"), created_at=TENANT_MADE_AT)
+    assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
 
 
 async def test_writer_applies_nothing_when_the_row_that_a_reader_knew_is_gone(
@@ -388,19 +414,20 @@ async def test_touch_leaves_the_rows_in_doubt_when_nobody_answers(make_shard: Sh
 
 async def test_standing_is_all_that_a_shard_knows(case: TenantCase, writer: ShardWriter) -> None:
     """The rows that are asked for; and the first tenant, where one of them is not there."""
-    assert await writer.standing(STREAM, [STREAM_SHARD_ID]) == Standing({}, TENANT_MADE_AT)
+    unmoved = partial(Standing, moves="")
+    assert await writer.standing(STREAM, [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
     claim = claim_of(owed_since=ARRIVED_AT, read_to="9/1", held=("tenant:a-x",), parents_done=True)
     await writer.touch([claim, claim_of("shardId-9")])
     row = StreamPosition("7/0", ARRIVED_AT, True, claim.tokens[0], read_to="9/1", held=("tenant:a-x",))
 
     assert await writer.standing(STREAM, [STREAM_SHARD_ID]) == Standing({STREAM_SHARD_ID: row}, None)
-    assert await writer.standing(STREAM, [STREAM_SHARD_ID, PARENT]) == Standing({STREAM_SHARD_ID: row}, TENANT_MADE_AT)
-    assert await writer.standing("another-stream", [STREAM_SHARD_ID]) == Standing({}, TENANT_MADE_AT)
-    assert await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True) == Standing(
+    assert await writer.standing(STREAM, [STREAM_SHARD_ID, PARENT]) == unmoved({STREAM_SHARD_ID: row}, TENANT_MADE_AT)
+    assert await writer.standing("another-stream", [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
+    assert await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True) == unmoved(
         {STREAM_SHARD_ID: row}, TENANT_MADE_AT
     )
     await fetch(case.pool, "DELETE FROM tenants")
-    assert await writer.standing(STREAM, [PARENT]) == Standing({}, None)
+    assert await writer.standing(STREAM, [PARENT]) == unmoved({}, None)
 
 
 async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCase, writer: ShardWriter) -> None:

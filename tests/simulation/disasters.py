@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,7 @@ from simulated_shards import CITRUS, LETTERS, SHARD_IDS
 from simulated_world import World
 
 REPLICAS_MAX = 4
+STORM_EVENTS = 8
 SERVICES = (*SHARD_IDS, *SHARD_IDS, CITRUS, LETTERS, "dynamodb", "kinesis")
 
 log = structlog.get_logger(__name__)
@@ -24,6 +26,16 @@ def strike(world: World) -> None:
     event = world.draws.choice(EVENTS)
     log.info("disaster.happened", what=event.__name__)
     event(world)
+
+
+async def storm(world: World) -> None:
+    """Lose commits, split stream shards, kill and start replicas: who reads again is itself disturbed, or has to."""
+    world.kinesis.false_ends = world.draws.choice([0.0, 0.1, 0.4])
+    for _ in range(STORM_EVENTS):
+        await asyncio.sleep(world.draws.uniform(0, 2 * world.plan.trouble_s / STORM_EVENTS))
+        event = world.draws.choice(EVENTS_OF_STORM)
+        log.info("disaster.happened", what=event.__name__)
+        event(world)
 
 
 def draw_trouble(world: World) -> Trouble:
@@ -188,4 +200,14 @@ EVENTS: tuple[Callable[[World], None], ...] = (
     _move,
     _change_trouble,
     _expire_iterators,
+)
+EVENTS_OF_STORM: tuple[Callable[[World], None], ...] = (
+    fail_over,
+    fail_over,
+    fail_over,
+    split,
+    split,
+    kill,
+    _start,
+    _move,
 )

@@ -110,7 +110,7 @@ class PostgresShards:
         now = self.network.loop.time()
         came = [one.moved_at for one in self.tenants.values() if one.shard_id == shard_id]
         moved = [now - at for at in came if at is not None]
-        return Standing(rows, min(made, default=None), min(moved, default=None))
+        return Standing(rows, min(made, default=None), min(moved, default=None), self._moves(shard_id))
 
     def adopt(self, shard_id: str, claim: Claim, ancestors: Sequence[str], token: str) -> Standing:
         """Return what a shard knows, and leave another token in the row of the claim."""
@@ -177,6 +177,8 @@ class PostgresShards:
         *seen, token = claim.tokens
         if (before.token not in seen) if before is not None else seen:
             raise PositionChangedError("it is another's")
+        if not seen and claim.moves is not None and claim.moves != self._moves(shard_id):
+            raise PositionChangedError("a tenant was moved here since")
         self._history[shard_id].append(Transaction([], place, before))
         self.positions[place] = StreamPosition(
             claim.owed_from,
@@ -186,6 +188,10 @@ class PostgresShards:
             read_to=claim.read_to,
             held=claim.held or (),
         )
+
+    def _moves(self, shard_id: str) -> str:
+        """Return what is another text once a tenant was moved to a shard."""
+        return " ".join(str(one.moved_at) for one in self.tenants.values() if one.shard_id == shard_id and one.moved_at)
 
     def give_up(self, shard_id: str, operation: Operation, claim: Claim | None = None) -> Outcome:
         """Leave the row of an operation that is given up."""

@@ -54,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True):
     record_count: int = 20
     trouble_s: float = 5.0
     event_count: int = 0
+    is_stormy: bool = False  # whether shards fail over, stream shards split and replicas are killed, again and again
     tenant_wait_s: float = 30.0
     skew_max_s: float = 0.0
     page_size: int = 100  # of scans

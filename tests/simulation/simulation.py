@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Callable
 from random import Random
 
-from disasters import draw_trouble, strike
+from disasters import draw_trouble, storm, strike
+from msgspec.structs import replace
 from simulated_network import Trouble
 from simulated_world import FleetMaker, Plan, ViolationError, World, a_world
 
@@ -30,10 +31,17 @@ POISONED = 0.02  # records whose operation fails by itself
 AT_ONCE = 0.3  # records put right behind the one before
 
 
-def simulate(seed: int, *, make_fleet: FleetMaker = Fleet, twist: Callable[[World], None] | None = None) -> World:
+def simulate(
+    seed: int,
+    *,
+    is_stormy: bool = False,
+    make_fleet: FleetMaker = Fleet,
+    twist: Callable[[World], None] | None = None,
+) -> World:
     """Run the simulation of *seed*; *twist* changes its world before it starts. Raises ViolationError."""
     draws = Random(seed)
-    with a_world(draws, draw_plan(draws), make_fleet=make_fleet) as world:
+    plan = replace(draw_plan(draws), is_stormy=is_stormy)
+    with a_world(draws, plan, make_fleet=make_fleet) as world:
         if twist is not None:
             twist(world)
         world.loop.run_until_complete(_run(world))
@@ -82,6 +90,8 @@ async def _run(world: World) -> None:
     world.kinesis.false_ends = world.draws.choice([0.0, 0.0, 0.0, 0.05])
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(produce(world))
+        if world.plan.is_stormy:
+            tasks.create_task(storm(world))
         for _ in range(world.plan.event_count):
             await asyncio.sleep(world.draws.uniform(0, 2 * world.plan.trouble_s / world.plan.event_count))
             strike(world)
@@ -118,7 +128,7 @@ async def settle_down(world: World) -> None:
     within_s = WELL_WITHIN_S + (UNKNOWN_AFTER_S + plan.tenant_wait_s if plan.has_strangers else 0.0)
     within_s += GIVEN_UP_AFTER_S * len(world.shards.poison)
     has_moved = any(tenant.moved_at is not None for tenant in world.shards.tenants.values())
-    within_s += REFILLED_AFTER_S if world.ledger.has_lost or has_moved else 0.0
+    within_s += REFILLED_AFTER_S if world.ledger.has_lost or has_moved or plan.is_stormy else 0.0
     deadline = world.loop.time() + within_s
     while True:
         await world.until(lambda: not world.problems(), within_s=deadline - world.loop.time())

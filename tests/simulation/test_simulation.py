@@ -1,7 +1,7 @@
 """The worker's Kinesis side as a whole: thousands of random histories, none of which may break an invariant.
 
 SIMULATION_SEED=17 runs one seed and tells what happens in it; SIMULATION_SEED=10000:20000 runs others than the usual,
-which are 400, and ten times as many in CI.
+which are 400, and ten times as many in CI. SIMULATION_STORM_SEED does the same for those in a storm, a third as many.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from simulation import simulate
 from structlog.types import EventDict, WrappedLogger
 from wrong_designs import WRONG_DESIGNS, WrongDesign
 
-SEEDS = os.environ.get("SIMULATION_SEED", "0:4000" if os.environ.get("REQUIRE_ALL") == "1" else "0:400")
+IS_CI = os.environ.get("REQUIRE_ALL") == "1"
+SEEDS = os.environ.get("SIMULATION_SEED", "0:4000" if IS_CI else "0:400")
+STORM_SEEDS = os.environ.get("SIMULATION_STORM_SEED", "0:1300" if IS_CI else "0:130")
 BLOCK = 50
 SEEDS_UNTIL_FOUND = 600
 
@@ -35,7 +37,7 @@ def blocks_of(seeds: str) -> list[range]:
 def log_of_simulation() -> Iterator[None]:
     """Drop what is logged; with one seed to run, show it with the virtual time."""
     before = structlog.get_config()
-    level = logging.CRITICAL if ":" in SEEDS else logging.INFO
+    level = logging.CRITICAL if ":" in SEEDS and ":" in STORM_SEEDS else logging.INFO
     structlog.configure(processors=[_show], wrapper_class=structlog.make_filtering_bound_logger(level))
     yield
     structlog.configure(**before)
@@ -47,17 +49,33 @@ def _show(_logger: WrappedLogger, _level: str, event: EventDict) -> NoReturn:
     raise structlog.DropEvent
 
 
-@pytest.mark.parametrize("seeds", blocks_of(SEEDS), ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
+def name_of(seeds: range) -> str:
+    """Return what a block of seeds is called."""
+    return f"{seeds.start}-{seeds.stop - 1}"
+
+
+@pytest.mark.parametrize("seeds", blocks_of(SEEDS), ids=name_of)
 def test_nothing_is_lost_doubled_or_out_of_order_whatever_happens(seeds: range) -> None:
     """Kills, stops, reshards, outages and lost answers: each record ends once, in order, before a checkpoint passes it.
 
     And when all is repaired, every stream shard is read by its one owner, and the leases are even and stay.
     """
+    check(seeds, "SIMULATION_SEED")
+
+
+@pytest.mark.parametrize("seeds", blocks_of(STORM_SEEDS), ids=name_of)
+def test_nothing_is_lost_doubled_or_out_of_order_in_a_storm(seeds: range) -> None:
+    """The same where commits are lost, stream shards split and replicas killed while others of them are made good."""
+    check(seeds, "SIMULATION_STORM_SEED", is_stormy=True)
+
+
+def check(seeds: range, variable: str, *, is_stormy: bool = False) -> None:
+    """Simulate all *seeds*; say how to see again the one that broke a rule."""
     for seed in seeds:
         try:
-            simulate(seed)
+            simulate(seed, is_stormy=is_stormy)
         except ViolationError as exc:
-            exc.add_note(f"to see it again: SIMULATION_SEED={seed} pytest tests/simulation/test_simulation.py")
+            exc.add_note(f"to see it again: {variable}={seed} pytest tests/simulation/test_simulation.py")
             raise
 
 
@@ -80,4 +98,4 @@ def test_simulation_notices_when_a_design_is_wrong(design: str) -> None:
 def simulate_all(seeds: range, wrong: WrongDesign) -> None:
     """Run the simulations of all *seeds* with a wrong design."""
     for seed in seeds:
-        simulate(seed, make_fleet=wrong.make_fleet, twist=wrong.twist)
+        simulate(seed, is_stormy=wrong.is_stormy, make_fleet=wrong.make_fleet, twist=wrong.twist)

@@ -48,6 +48,7 @@ class WrongDesign(msgspec.Struct, frozen=True):
 
     make_fleet: FleetMaker = Fleet
     twist: Callable[[World], None] | None = None
+    is_stormy: bool = False
     first_seed: int = 0
 
 
@@ -135,6 +136,19 @@ class _StraightHolds(Holds):
         return False
 
 
+class _PoliteHolds(Holds):
+    def is_of_parents_and_sent_by_another(
+        self, tenant_id: str, stream_shard_id: str, position: Position, catch_up: CatchUp
+    ) -> bool:
+        named = self.by_name(tenant_id)
+        if named is not None and named.catch_up is catch_up:
+            return False
+        holds = self.all()
+        own = max((holds.index(hold) for hold in catch_up.holds if not hold.is_whole), default=-1)
+        later = [hold for hold in holds[own + 1 :] if not hold.is_whole and tenant_id in hold.tenants]
+        return any(hold.parents and hold.catch_up is not catch_up for hold in later)
+
+
 class _HastyCatchUp(CatchUpReader):
     async def _send_reply(self, records: Sequence[Record], ending: asyncio.Event) -> None:
         owed = self.catch_up.owed
@@ -153,6 +167,11 @@ class _HastyCatchUps(CatchUps):
 class _SettledContacts(Contacts):
     async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
         return await super().adopt_by(contact, lineage, replace(standing, moved_in_s=None))
+
+
+class _UnwaryContacts(Contacts):
+    async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
+        return await super().adopt_by(contact, lineage, replace(standing, moves=None))
 
 
 class _ForwardContacts(Contacts):
@@ -398,6 +417,12 @@ WRONG_DESIGNS = {
     ),
     "what was lost before a tenant was moved is looked for where it was": WrongDesign(
         _with_reader(contacts_class=_SettledContacts), twist=_move_after_a_loss, first_seed=450
+    ),
+    "a reader makes its row whoever was moved to the shard since it saw that there is none": WrongDesign(
+        _with_reader(contacts_class=_UnwaryContacts), is_stormy=True, first_seed=5600
+    ),
+    "what the parents owed is left to the hold that was made last": WrongDesign(
+        _with_reader(holds_class=_PoliteHolds), is_stormy=True, first_seed=7050
     ),
     "a catch-up that came to the main reader leaves it the rest, and then asks who lives where": WrongDesign(
         _with_reader(catch_ups_class=_HastyCatchUps),

@@ -871,16 +871,41 @@ def test_what_is_before_a_catch_ups_records_is_known_while_it_reads_that() -> No
     assert holds.parents_of(catch_up.owed) == ()
 
 
-def test_operation_of_a_parent_is_left_to_the_hold_that_reads_the_parents_for_its_tenant_alone() -> None:
-    """A tenant that was held meanwhile has what its parents owed it still before it."""
+def test_operation_of_a_parent_is_left_to_who_comes_to_it_later() -> None:
+    """A tenant held meanwhile has what its parents owed it still before it; not by a hold that reads less of them."""
     holds = Holds()
     catch_up = holds.begin([hold_whole(holds, 5, parents=PARENTS)])
-    own, other = hold_tenant(holds, "a-x", 6), hold_tenant(holds, "b-x", 6)
-    own.parents = PARENTS
+    own, _, less = (hold_tenant(holds, tenant_id, 6) for tenant_id in TENANTS[:3])
+    own.parents, less.parents = PARENTS, (ParentRecords("parent", AtSequenceNumber("3"), Position(3), None),)
 
-    assert [holds.has_parents_elsewhere(tenant, catch_up) for tenant in TENANTS[:3]] == [True, False, False]
-    own_catch_up = holds.begin([own, other])
-    assert not holds.has_parents_elsewhere("a-x", own_catch_up)
+    def is_left(tenant_id: str, number: int = 4, *, by: CatchUp = catch_up) -> bool:
+        return holds.is_of_parents_and_sent_by_another(tenant_id, "parent", Position(number), by)
+
+    assert [is_left(tenant_id) for tenant_id in TENANTS[:4]] == [True, False, False, False]
+    own_catch_up = holds.begin([own])
+    catch_up.parents_at["parent"] = own_catch_up.parents_at["parent"] = Position(4)
+    assert not is_left("a-x", by=own_catch_up)
+    assert [is_left("a-x", number) for number in (4, 5)] == [False, True]
+
+
+def test_two_who_have_a_tenant_in_slots_do_not_leave_what_its_parents_owed_it_to_each_other() -> None:
+    """What one has sent is dropped for the other, which has a whole shard and cannot leave it to the first again."""
+    with small_sets(names_max=1, tenant_holds_max=0, slots=64):
+        holds = Holds()
+        whole = hold_whole(holds, 5, parents=PARENTS)
+        bucket = hold_tenant(holds, "a-x", 6)
+        hold_tenant(holds, "b-x", 6)
+        bucket.parents = PARENTS
+        both = [holds.begin([one]) for one in (bucket, whole)]
+        for tenant_id in TENANTS[:2]:
+            holds.join(whole, tenant_id)
+
+        def is_left(by: CatchUp) -> bool:
+            left = holds.is_of_parents_and_sent_by_another("a-x", "parent", Position(4), by)
+            by.parents_at["parent"] = Position(4)
+            return left
+
+        assert [is_left(catch_up) for catch_up in both] == [True, False]
 
 
 @pytest.mark.parametrize("is_listed_by_slot", [False, True])

@@ -33,6 +33,7 @@ NOT_OF_ONE_TENANT = {
     "find_locations": "contract §4: `destroy_all` is for every location of a business",
     "find_operation_of_any_tenant": "contract §9: without the tenant all shards are asked",
     "find_unconfirmed": "what a provisioning that was killed has left, whosever it is",
+    "begin_position": "how the tenants came, for what is known of a stream shard",
     "tenants_came": "times alone, of the first and of the last that was moved here",
     "forget_operations": "rows go by their age, whosever they are",
     "list_tenants": "contract §1: `tenants list`",

@@ -172,6 +172,11 @@ def merged(one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]) -> 
     return tuple(found[key] for key in sorted(found))
 
 
+def includes(one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]) -> bool:
+    """Tell whether *one* has all records that *other* has."""
+    return set(merged(one, other)) == set(one)
+
+
 def _records_of(
     stream_shard_id: str,
     ancestor: Ancestor,

@@ -22,7 +22,7 @@ from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.holds import NOWHERE, CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.intake import Arrival, Intake
 from simplu_worker.consumers.kinesis.lanes import BATCH_MAX_BYTES, BATCH_MAX_COUNT, Entry
-from simplu_worker.consumers.kinesis.positions import Mark, Position, is_behind
+from simplu_worker.consumers.kinesis.positions import SHARD_END, Mark, Position, is_behind
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, Record, Start
 from simplu_worker.consumers.pauses import first_of, pause
 from simplu_worker.errors import RefusedError, TryAgainLaterError
@@ -136,21 +136,24 @@ class CatchUpReader:
                     await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
                     arrivals = intake.arrivals(reply.records, after=after)
-                    for count, (_, record, decoded) in enumerate(arrivals, start=1):
+                    for count, (mark, record, decoded) in enumerate(arrivals, start=1):
                         after = None
                         if isinstance(decoded, Operation):
-                            self._send_one_of_parents(record, decoded)
+                            self._send_one_of_parents(records.stream_shard_id, mark.position, record, decoded)
                         if count % DECODED_AT_ONCE == 0:
                             await asyncio.sleep(0)
                     await self._ask_who_is_here(self.catch_up.owed.last, ending)
                     cursor.let_go()
+        self.catch_up.parents_at[records.stream_shard_id] = SHARD_END
 
-    def _send_one_of_parents(self, record: bytes, operation: Operation) -> None:
-        owed, holds, tenant_id = self.catch_up.owed, self._dispatcher.holds, operation.tenant_id
-        if self._is_its(tenant_id) and not holds.has_parents_elsewhere(tenant_id, self.catch_up):
-            self._send_entry(Entry(owed.take_at_last(), operation, record, owed))
+    def _send_one_of_parents(self, parent: str, position: Position, record: bytes, operation: Operation) -> None:
+        catch_up, tenant_id = self.catch_up, operation.tenant_id
+        is_sent_by_another = self._dispatcher.holds.is_of_parents_and_sent_by_another
+        if self._is_its(tenant_id) and not is_sent_by_another(tenant_id, parent, position, catch_up):
+            self._send_entry(Entry(catch_up.owed.take_at_last(), operation, record, catch_up.owed))
         else:
-            self.catch_up.left_out.add(tenant_id)
+            catch_up.left_out.add(tenant_id)
+        catch_up.parents_at[parent] = position
 
     async def _end_parents(self, ending: asyncio.Event) -> None:
         """Go on to the own records once all that the parents owed is applied, or held by itself."""

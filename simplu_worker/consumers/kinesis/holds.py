@@ -19,8 +19,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from simplu_worker.consumers.kinesis.adoption import ParentRecords, merged
-from simplu_worker.consumers.kinesis.positions import Mark, is_behind, lowest
+from simplu_worker.consumers.kinesis.adoption import ParentRecords, includes, merged
+from simplu_worker.consumers.kinesis.positions import Mark, Position, is_behind, lowest
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.owed import Owed
 
@@ -75,7 +75,6 @@ class Hold:
         self.since = now  # monotonic
         self.tenants = TenantSet() if tenants is None else tenants
         self.sample = name  # one of its tenants, where it is a shard's
-        self.number = 0  # in the order in which they are made
         self.is_whole = False  # all tenants of a Postgres shard, by their routes, and not only those in `tenants`
         self.parents: tuple[ParentRecords, ...] = ()  # what is to be read again before anything else
         self.catch_up: CatchUp | None = None
@@ -91,6 +90,11 @@ class Hold:
     def reached(self) -> Mark | None:
         """The position behind which its operations are still to come: every one of them will be sent from there on."""
         return self.before if self.catch_up is None else self.catch_up.owed.last
+
+    def has_passed(self, stream_shard_id: str, position: Position) -> bool:
+        """Whether its catch-up has dealt with a record of a parent."""
+        at = None if self.catch_up is None else self.catch_up.parents_at.get(stream_shard_id)
+        return at is not None and at >= position
 
     def lower(self, before: Mark | None, arrived_at: datetime) -> None:
         """Start no later than behind *before*; no catch-up is at work any more, nor is it ready for one."""
@@ -113,6 +117,7 @@ class CatchUp:
         self.start = lowest(hold.before for hold in holds)
         self.is_at_parents = any(hold.parents for hold in holds)  # reads what comes before its own records
         self.all_parents = self.parents  # which those are, also when they are read
+        self.parents_at: dict[str, Position] = {}  # by parent: the last of its records that was dealt with
         self.left_out = TenantSet()  # of whose operations it has sent not all that it read
         self.whole_ids = {hold.name for hold in holds if hold.is_whole}  # Postgres shards
         self.unplaced: dict[str, set[int]] = {}  # by tenant: tickets of what it sent as nobody knew where that lives
@@ -130,7 +135,7 @@ class CatchUp:
 
     def covers(self, tenant_id: str, before: Mark | None, parents: tuple[ParentRecords, ...]) -> bool:
         """Whether it has sent or will send all of a tenant that is behind *before* and, before that, of *parents*."""
-        if tenant_id in self.left_out or merged(self.all_parents, parents) != self.all_parents:
+        if tenant_id in self.left_out or not includes(self.all_parents, parents):
             return False
         return self.start is None or (before is not None and not is_behind(self.start, before))
 
@@ -147,7 +152,6 @@ class Holds:
         self._tenant_count = 0  # of holds whose target is a tenant
         self._bucket_count = 0
         self._freed_count = 0
-        self._added_count = 0
 
     def __repr__(self) -> str:
         return f"Holds({list(self._holds.values())})"
@@ -211,29 +215,30 @@ class Holds:
         for catch_up in self._catch_ups:
             catch_up.unplaced.pop(tenant_id, None)
 
-    def has_parents_elsewhere(self, tenant_id: str, catch_up: CatchUp) -> bool:
-        """Whether what the parents owed a tenant is to come through another hold than those of *catch_up*.
+    def is_of_parents_and_sent_by_another(
+        self, tenant_id: str, stream_shard_id: str, position: Position, catch_up: CatchUp
+    ) -> bool:
+        """Whether *catch_up* may leave a tenant's operation, of a parent, to another hold, which will come to it.
 
-        That of the one that has it by name; where none has, of the one made last, for a tenant is never taken out of
-        slots. Not of one that has a whole shard, and not this tenant by name: that leaves to others whom they have.
+        One that has passed it has sent it, as with own records; or has left it to who comes last.
         """
-        named = self._by_name.get(tenant_id)
-        if named is not None and named.catch_up is catch_up:
-            return False
-        own = max((hold.number for hold in catch_up.holds if not hold.is_whole), default=-1)
-        slotted = [hold for hold in self._slotted if hold.number > own and tenant_id in hold.tenants]
-        others = [hold for hold in slotted if not hold.is_whole] + ([] if named is None else [named])
-        return any(hold.parents and hold.catch_up is not catch_up for hold in others)
+        return any(
+            includes(hold.parents, catch_up.all_parents) and not hold.has_passed(stream_shard_id, position)
+            for hold in self._others(tenant_id, catch_up)
+            if hold.parents
+        )
 
     def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp) -> bool:
         """Whether *catch_up* may leave a tenant's operation to another hold, which will come to it.
 
         One that has passed it already has sent it; once more does no harm then, for everything before it was sent too.
         """
-        others = [self._by_name.get(tenant_id), *(hold for hold in self._slotted if tenant_id in hold.tenants)]
-        return any(
-            is_behind(mark, hold.reached) for hold in others if hold is not None and hold.catch_up is not catch_up
-        )
+        return any(is_behind(mark, hold.reached) for hold in self._others(tenant_id, catch_up))
+
+    def _others(self, tenant_id: str, catch_up: CatchUp) -> list[Hold]:
+        """Return the holds that have a tenant, perhaps in their slots only, and are not those of *catch_up*."""
+        found = [self._by_name.get(tenant_id), *(hold for hold in self._slotted if tenant_id in hold.tenants)]
+        return [hold for hold in found if hold is not None and hold.catch_up is not catch_up]
 
     def join(self, hold: Hold, tenant_id: str) -> None:
         """Add a tenant to a hold, by which from now on it is held: the one it was in by name, if any, has it no more.
@@ -491,8 +496,6 @@ class Holds:
 
     def _add(self, hold: Hold) -> None:
         self._holds[hold.target, hold.name] = hold
-        self._added_count += 1
-        hold.number = self._added_count
         self._tenant_count += hold.target is Target.TENANT
         if hold.tenants.is_named:
             for tenant_id in hold.tenants.names:

@@ -9,10 +9,13 @@ WHERE stream = $1 AND stream_shard_id = ANY($2::text[]);
 
 -- name: tenants_came
 -- When the first of this shard's tenants was made; no operation was ever applied here that arrived long before it. And
--- how long ago the last was moved here, at most: a move leaves a higher epoch, and other things may.
+-- how long ago the last was moved here, at most: a move leaves a higher epoch, and other things may. `moves` is another
+-- then.
 SELECT
     min(created_at) AS first_at,
-    extract(epoch FROM clock_timestamp() - max(state_changed_at) FILTER (WHERE epoch > 1))::float8 AS moved_in_s
+    extract(epoch FROM clock_timestamp() - max(state_changed_at) FILTER (WHERE epoch > 1))::float8 AS moved_in_s,
+    concat_ws(' ', sum(epoch) FILTER (WHERE epoch > 1), extract(epoch FROM max(state_changed_at) FILTER (WHERE epoch > 1)))
+        AS moves
 FROM tenants;
 
 -- name: mark_known_position
@@ -36,9 +39,18 @@ WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($8::uuid[])
 RETURNING stream, stream_shard_id;
 
 -- name: begin_position
--- Make the row where there was none; another reader may have been faster.
+-- Make the row where there was none; another reader may have been faster. Not where a tenant was moved here since that
+-- was seen: $9 is what `tenants_came` had as `moves`, or null where that need not be looked at.
 INSERT INTO stream_positions (stream, stream_shard_id, owed_from, owed_since, read_to, held, parents_done, token)
-VALUES ($1, $2, $3, $4, $5, $6::text[], $7, $8::uuid)
+SELECT $1, $2, $3, $4::timestamptz, $5, $6::text[], $7::boolean, $8::uuid
+FROM (
+    SELECT
+        concat_ws(
+            ' ', sum(epoch) FILTER (WHERE epoch > 1), extract(epoch FROM max(state_changed_at) FILTER (WHERE epoch > 1))
+        ) AS moves
+    FROM tenants
+) AS came
+WHERE $9::text IS NULL OR came.moves = $9
 ON CONFLICT (stream, stream_shard_id) DO NOTHING;
 
 -- name: forget_positions
