@@ -36,8 +36,8 @@ class Standing(msgspec.Struct, frozen=True):
 
     *first_tenant_at* is None where there is none yet, or that was not asked for. So is *moved_in_s*, how long ago the
     last tenant was moved here, where none was; *moves* is another with each that is, and also None if not asked for.
-    *is_as_left* tells that the row of who asked was as it was left, before
-    it was marked: then nothing of what was written there is lost.
+    *is_as_left* tells that the row of who asked was as it was left, before it was marked: then nothing of what was
+    written there is lost.
     """
 
     rows: dict[str, StreamPosition]
@@ -51,8 +51,8 @@ class Claim(msgspec.Struct):
     """What a reader writes into its row with the next batch, and the tokens that the row may have now.
 
     The first token is that of the last write or read known; the others are of attempts whose outcome is not. Without
-    any, the reader saw that there is no row: then *moves*, as the shard had it, must be as it was when one is written,
-    for a tenant that is moved here brings along what is known of it, and nobody has a row that would tell.
+    any, the reader saw that there is no row. Then *moves*, as the shard had it, has to be the same still when one is
+    made: who was moved here meanwhile may lack something, and there was no row that the move would have changed.
     """
 
     stream: str

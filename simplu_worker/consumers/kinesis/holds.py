@@ -220,7 +220,7 @@ class Holds:
     ) -> bool:
         """Whether *catch_up* may leave a tenant's operation, of a parent, to another hold, which will come to it.
 
-        One that has passed it has sent it, as with own records; or has left it to who comes last.
+        One that has passed it has sent it, as with own records, or has left it in turn to one that had not come to it.
         """
         return any(
             includes(hold.parents, catch_up.all_parents) and not hold.has_passed(stream_shard_id, position)

@@ -14,8 +14,9 @@ WHERE stream = $1 AND stream_shard_id = ANY($2::text[]);
 SELECT
     min(created_at) AS first_at,
     extract(epoch FROM clock_timestamp() - max(state_changed_at) FILTER (WHERE epoch > 1))::float8 AS moved_in_s,
-    concat_ws(' ', sum(epoch) FILTER (WHERE epoch > 1), extract(epoch FROM max(state_changed_at) FILTER (WHERE epoch > 1)))
-        AS moves
+    concat_ws(
+        ' ', sum(epoch) FILTER (WHERE epoch > 1), extract(epoch FROM max(state_changed_at) FILTER (WHERE epoch > 1))
+    ) AS moves
 FROM tenants;
 
 -- name: mark_known_position
