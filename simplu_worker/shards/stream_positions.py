@@ -68,9 +68,10 @@ async def read_standing(
     connection: Connection, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool
 ) -> Standing:
     """Return what a shard knows of stream shards; how its tenants came is asked for where that may matter."""
-    rows = await _read_positions(connection, stream, stream_shard_ids)
-    if not is_first and len(rows) == len(stream_shard_ids) and all(row.parents_done for row in rows.values()):
-        return Standing(rows, None)
+    if not is_first:
+        rows = await _read_positions(connection, stream, stream_shard_ids)
+        if len(rows) == len(stream_shard_ids) and all(row.parents_done for row in rows.values()):
+            return Standing(rows, None)
     (came,) = await connection.fetch(QUERIES["tenants_came"])
     rows = await _read_positions(connection, stream, stream_shard_ids)  # no older than what is known of moves
     return Standing(rows, came["first_at"], came["moved_in_s"], came["moves"])

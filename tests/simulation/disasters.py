@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,9 +23,7 @@ log = structlog.get_logger(__name__)
 
 def strike(world: World) -> None:
     """Let something happen."""
-    event = world.draws.choice(EVENTS)
-    log.info("disaster.happened", what=event.__name__)
-    event(world)
+    _let_happen(world, EVENTS)
 
 
 async def storm(world: World) -> None:
@@ -33,9 +31,13 @@ async def storm(world: World) -> None:
     world.kinesis.false_ends = world.draws.choice([0.0, 0.1, 0.4])
     for _ in range(STORM_EVENTS):
         await asyncio.sleep(world.draws.uniform(0, 2 * world.plan.trouble_s / STORM_EVENTS))
-        event = world.draws.choice(EVENTS_OF_STORM)
-        log.info("disaster.happened", what=event.__name__)
-        event(world)
+        _let_happen(world, EVENTS_OF_STORM)
+
+
+def _let_happen(world: World, events: Sequence[Callable[[World], None]]) -> None:
+    event = world.draws.choice(events)
+    log.info("disaster.happened", what=event.__name__)
+    event(world)
 
 
 def draw_trouble(world: World) -> Trouble:

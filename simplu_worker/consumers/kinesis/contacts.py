@@ -238,7 +238,8 @@ class Contacts:
         is_sent_again = not is_as_left and self._holds.reads_parents_for(contact.shard_id)  # and so may be lost again
         is_alone = before is None and not is_sent_again
         parents = () if are_done else self._unread_ancestors(lineage, standing, is_alone=is_alone)
-        contact.claim.tokens, contact.claim.moves = ([], standing.moves) if row is None else ([row.token], None)
+        contact.claim.tokens = [] if row is None else [row.token]
+        contact.claim.moves = standing.moves
         contact.had_ended = lineage.are_ended
         contact.claim.parents_done = are_done or (lineage.are_ended and not parents)
         contact.is_met = contact.is_adopted = True
