@@ -12,10 +12,11 @@ from botocore.exceptions import ClientError
 from simulated_kinesis import STREAM
 from simulated_network import Trouble
 from simulated_shards import CITRUS, LETTERS, SHARD_IDS
-from simulated_world import World
+from simulated_world import Weather, World
 
 REPLICAS_MAX = 4
 STORM_EVENTS = 8
+GREAT_STORM_EVENTS = 16
 SERVICES = (*SHARD_IDS, *SHARD_IDS, CITRUS, LETTERS, "dynamodb", "kinesis")
 
 log = structlog.get_logger(__name__)
@@ -29,9 +30,11 @@ def strike(world: World) -> None:
 async def storm(world: World) -> None:
     """Lose commits, split stream shards, kill and start replicas: who reads again is itself disturbed, or has to."""
     world.kinesis.false_ends = world.draws.choice([0.0, 0.1, 0.4])
-    for _ in range(STORM_EVENTS):
-        await asyncio.sleep(world.draws.uniform(0, 2 * world.plan.trouble_s / STORM_EVENTS))
-        _let_happen(world, EVENTS_OF_STORM)
+    is_great = world.plan.weather is Weather.GREAT_STORM
+    count = GREAT_STORM_EVENTS if is_great else STORM_EVENTS
+    for _ in range(count):
+        await asyncio.sleep(world.draws.uniform(0, 2 * world.plan.trouble_s / count))
+        _let_happen(world, (*EVENTS_OF_STORM, *EVENTS) if is_great else EVENTS_OF_STORM)
 
 
 def _let_happen(world: World, events: Sequence[Callable[[World], None]]) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from random import Random
 from typing import Any, TypeAlias
 
@@ -42,6 +43,14 @@ class ViolationError(AssertionError):
     """A simulation broke a rule."""
 
 
+class Weather(StrEnum):
+    """How much happens."""
+
+    FAIR = "fair"  # what was drawn
+    STORM = "storm"  # and shards fail over, stream shards split and replicas are killed, again and again
+    GREAT_STORM = "great storm"  # and all the rest, in a world with more of everything
+
+
 class Plan(msgspec.Struct, frozen=True):
     """What is decided before a simulation starts. The defaults are those of a quiet world."""
 
@@ -54,7 +63,7 @@ class Plan(msgspec.Struct, frozen=True):
     record_count: int = 20
     trouble_s: float = 5.0
     event_count: int = 0
-    is_stormy: bool = False  # whether shards fail over, stream shards split and replicas are killed, again and again
+    weather: Weather = Weather.FAIR
     tenant_wait_s: float = 30.0
     skew_max_s: float = 0.0
     page_size: int = 100  # of scans

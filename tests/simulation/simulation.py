@@ -12,7 +12,7 @@ from random import Random
 from disasters import draw_trouble, storm, strike
 from msgspec.structs import replace
 from simulated_network import Trouble
-from simulated_world import FleetMaker, Plan, ViolationError, World, a_world
+from simulated_world import FleetMaker, Plan, ViolationError, Weather, World, a_world
 
 from simplu_worker.consumers.kinesis.fleet import Fleet
 from simplu_worker.consumers.kinesis.positions import SHARD_END
@@ -20,7 +20,8 @@ from simplu_worker.local.kinesis_model import Options
 
 WELL_WITHIN_S = 60.0
 UNKNOWN_AFTER_S = 330.0  # for records of tenants that never come: 60 s, and a few looks at those held together
-REFILLED_AFTER_S = 60.0  # where several shards and stream shards are read again, in little memory
+# Where several shards and stream shards are read again, in little memory.
+REFILLED_AFTER_S = {Weather.FAIR: 60.0, Weather.STORM: 60.0, Weather.GREAT_STORM: 400.0}
 GIVEN_UP_AFTER_S = 30.0  # for an operation that fails by itself: its tries are 21 s apart
 STOPPED_WITHIN_S = 10.0
 RECORDS_AT_ONCE = (1,) * 12 + (2, 4)  # more than one: packed as the Kinesis Producer Library does
@@ -34,13 +35,15 @@ AT_ONCE = 0.3  # records put right behind the one before
 def simulate(
     seed: int,
     *,
-    is_stormy: bool = False,
+    weather: Weather = Weather.FAIR,
     make_fleet: FleetMaker = Fleet,
     twist: Callable[[World], None] | None = None,
 ) -> World:
     """Run the simulation of *seed*; *twist* changes its world before it starts. Raises ViolationError."""
     draws = Random(seed)
-    plan = replace(draw_plan(draws), is_stormy=is_stormy)
+    plan = replace(draw_plan(draws), weather=weather)
+    if weather is Weather.GREAT_STORM:
+        plan = enlarged(plan, draws)
     with a_world(draws, plan, make_fleet=make_fleet) as world:
         if twist is not None:
             twist(world)
@@ -82,6 +85,19 @@ def draw_plan(draws: Random) -> Plan:
     )
 
 
+def enlarged(plan: Plan, draws: Random) -> Plan:
+    """Draw more of everything."""
+    return replace(
+        plan,
+        replica_count=draws.randint(2, 4),
+        tenant_count=draws.randint(4, 12),
+        key_count=draws.randint(4, 24),
+        record_count=draws.randint(80, 200),
+        trouble_s=draws.uniform(4.0, 12.0),
+        event_count=draws.randint(6, 16),
+    )
+
+
 async def _run(world: World) -> None:
     await world.open()
     if world.plan.initial_position == "LATEST":  # what comes before it was first seen is not read
@@ -90,7 +106,7 @@ async def _run(world: World) -> None:
     world.kinesis.false_ends = world.draws.choice([0.0, 0.0, 0.0, 0.05])
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(produce(world))
-        if world.plan.is_stormy:
+        if world.plan.weather is not Weather.FAIR:
             tasks.create_task(storm(world))
         for _ in range(world.plan.event_count):
             await asyncio.sleep(world.draws.uniform(0, 2 * world.plan.trouble_s / world.plan.event_count))
@@ -128,7 +144,8 @@ async def settle_down(world: World) -> None:
     within_s = WELL_WITHIN_S + (UNKNOWN_AFTER_S + plan.tenant_wait_s if plan.has_strangers else 0.0)
     within_s += GIVEN_UP_AFTER_S * len(world.shards.poison)
     has_moved = any(tenant.moved_at is not None for tenant in world.shards.tenants.values())
-    within_s += REFILLED_AFTER_S if world.ledger.has_lost or has_moved or plan.is_stormy else 0.0
+    is_fair = plan.weather is Weather.FAIR and not world.ledger.has_lost and not has_moved
+    within_s += 0.0 if is_fair else REFILLED_AFTER_S[plan.weather]
     deadline = world.loop.time() + within_s
     while True:
         await world.until(lambda: not world.problems(), within_s=deadline - world.loop.time())

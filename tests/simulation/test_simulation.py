@@ -1,7 +1,8 @@
 """The worker's Kinesis side as a whole: thousands of random histories, none of which may break an invariant.
 
 SIMULATION_SEED=17 runs one seed and tells what happens in it; SIMULATION_SEED=10000:20000 runs others than the usual,
-which are 400, and ten times as many in CI. SIMULATION_STORM_SEED does the same for those in a storm, a third as many.
+which are 400, and ten times as many in CI. SIMULATION_STORM_SEED does the same for those in a storm, a third as many,
+and SIMULATION_GREAT_STORM_SEED for those in a great one, a thirtieth.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 
 import pytest
 import structlog
-from simulated_world import ViolationError
+from simulated_world import ViolationError, Weather
 from simulation import simulate
 from structlog.types import EventDict, WrappedLogger
 from wrong_designs import WRONG_DESIGNS, WrongDesign
@@ -22,22 +23,25 @@ from wrong_designs import WRONG_DESIGNS, WrongDesign
 IS_CI = os.environ.get("REQUIRE_ALL") == "1"
 SEEDS = os.environ.get("SIMULATION_SEED", "0:4000" if IS_CI else "0:400")
 STORM_SEEDS = os.environ.get("SIMULATION_STORM_SEED", "0:1300" if IS_CI else "0:130")
+GREAT_STORM_SEEDS = os.environ.get("SIMULATION_GREAT_STORM_SEED", "0:130" if IS_CI else "0:13")
 BLOCK = 50
+GREAT_BLOCK = 10
 SEEDS_UNTIL_FOUND = 600
 
 
-def blocks_of(seeds: str) -> list[range]:
+def blocks_of(seeds: str, block: int = BLOCK) -> list[range]:
     """Return the seeds to run, some at a time: a test for each would take longer than its run."""
     first, _, end = seeds.partition(":")
     last = int(end or int(first) + 1)
-    return [range(at, min(at + BLOCK, last)) for at in range(int(first), last, BLOCK)]
+    return [range(at, min(at + block, last)) for at in range(int(first), last, block)]
 
 
 @pytest.fixture(autouse=True)
 def log_of_simulation() -> Iterator[None]:
     """Drop what is logged; with one seed to run, show it with the virtual time."""
     before = structlog.get_config()
-    level = logging.CRITICAL if ":" in SEEDS and ":" in STORM_SEEDS else logging.INFO
+    is_one = not all(":" in seeds for seeds in (SEEDS, STORM_SEEDS, GREAT_STORM_SEEDS))
+    level = logging.INFO if is_one else logging.CRITICAL
     structlog.configure(processors=[_show], wrapper_class=structlog.make_filtering_bound_logger(level))
     yield
     structlog.configure(**before)
@@ -66,14 +70,20 @@ def test_nothing_is_lost_doubled_or_out_of_order_whatever_happens(seeds: range) 
 @pytest.mark.parametrize("seeds", blocks_of(STORM_SEEDS), ids=name_of)
 def test_nothing_is_lost_doubled_or_out_of_order_in_a_storm(seeds: range) -> None:
     """The same where commits are lost, stream shards split and replicas killed while others of them are made good."""
-    check(seeds, "SIMULATION_STORM_SEED", is_stormy=True)
+    check(seeds, "SIMULATION_STORM_SEED", Weather.STORM)
 
 
-def check(seeds: range, variable: str, *, is_stormy: bool = False) -> None:
+@pytest.mark.parametrize("seeds", blocks_of(GREAT_STORM_SEEDS, GREAT_BLOCK), ids=name_of)
+def test_nothing_is_lost_doubled_or_out_of_order_in_a_great_storm(seeds: range) -> None:
+    """The same with more tenants, records and replicas, and more of everything that happens."""
+    check(seeds, "SIMULATION_GREAT_STORM_SEED", Weather.GREAT_STORM)
+
+
+def check(seeds: range, variable: str, weather: Weather = Weather.FAIR) -> None:
     """Simulate all *seeds*; say how to see again the one that broke a rule."""
     for seed in seeds:
         try:
-            simulate(seed, is_stormy=is_stormy)
+            simulate(seed, weather=weather)
         except ViolationError as exc:
             exc.add_note(f"to see it again: {variable}={seed} pytest tests/simulation/test_simulation.py")
             raise
@@ -98,4 +108,4 @@ def test_simulation_notices_when_a_design_is_wrong(design: str) -> None:
 def simulate_all(seeds: range, wrong: WrongDesign) -> None:
     """Run the simulations of all *seeds* with a wrong design."""
     for seed in seeds:
-        simulate(seed, is_stormy=wrong.is_stormy, make_fleet=wrong.make_fleet, twist=wrong.twist)
+        simulate(seed, weather=wrong.weather, make_fleet=wrong.make_fleet, twist=wrong.twist)

@@ -12,7 +12,7 @@ import msgspec
 from disasters import fail_over, kill, split
 from msgspec.structs import replace
 from simulated_shards import SHARD_IDS, PostgresShards
-from simulated_world import FleetMaker, World
+from simulated_world import FleetMaker, Weather, World
 
 from simplu_worker.consumers.kinesis.adoption import (
     Lineage,
@@ -48,7 +48,7 @@ class WrongDesign(msgspec.Struct, frozen=True):
 
     make_fleet: FleetMaker = Fleet
     twist: Callable[[World], None] | None = None
-    is_stormy: bool = False
+    weather: Weather = Weather.FAIR
     first_seed: int = 0
 
 
@@ -380,7 +380,7 @@ WRONG_DESIGNS = {
     "children do not hold what their parents owe": WrongDesign(_HopefulFleet, first_seed=120),
     "every reply without an iterator is the end": WrongDesign(_CredulousFleet),
     "every reply without an iterator is the end of a parent": WrongDesign(
-        _with_reader(_GullibleReader), is_stormy=True, first_seed=780
+        _with_reader(_GullibleReader), weather=Weather.STORM, first_seed=780
     ),
     "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder), first_seed=2800),
     "children do not wait for their parents": WrongDesign(_OrphanFleet),
@@ -410,10 +410,10 @@ WRONG_DESIGNS = {
         _with_reader(contacts_class=_SettledContacts), twist=_move_after_a_loss, first_seed=450
     ),
     "a reader makes its row whoever was moved to the shard since it saw that there is none": WrongDesign(
-        _with_reader(contacts_class=_UnwaryContacts), is_stormy=True, first_seed=5600
+        _with_reader(contacts_class=_UnwaryContacts), weather=Weather.STORM, first_seed=5600
     ),
     "what the parents owed is left to the hold that was made last": WrongDesign(
-        _with_reader(holds_class=_PoliteHolds), is_stormy=True, first_seed=7050
+        _with_reader(holds_class=_PoliteHolds), weather=Weather.STORM, first_seed=7050
     ),
     "a catch-up that came to the main reader leaves it the rest, and then asks who lives where": WrongDesign(
         _with_reader(catch_ups_class=_HastyCatchUps),

@@ -871,6 +871,16 @@ def test_what_is_before_a_catch_ups_records_is_known_while_it_reads_that() -> No
     assert holds.parents_of(catch_up.owed) == ()
 
 
+def test_what_is_before_a_catch_ups_records_is_known_when_its_hold_was_begun_again() -> None:
+    """What it sent is still in hand, and may be held after that: by then no hold is its own any more."""
+    holds = Holds()
+    catch_up = holds.begin([hold_whole(holds, 5, parents=PARENTS)])
+    catch_up.owed.take_at_last()
+    hold_whole(holds, 5)
+
+    assert (catch_up.holds, holds.parents_of(catch_up.owed)) == ([], PARENTS)
+
+
 def test_operation_of_a_parent_is_left_to_who_comes_to_it_later() -> None:
     """A tenant held meanwhile has what its parents owed it still before it; not by a hold that reads less of them."""
     holds = Holds()

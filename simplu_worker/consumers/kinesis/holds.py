@@ -344,7 +344,7 @@ class Holds:
         """Return what comes before everything else for those to whom a catch-up, known by *owed*, sends it just now."""
         for catch_up in self._catch_ups:
             if catch_up.owed is owed and catch_up.is_at_parents:
-                return catch_up.parents
+                return catch_up.all_parents  # not those of its holds, which may have been begun again without it
         return ()
 
     def note_left_out(self, owed: Owed[Mark], tenant_id: str) -> None:
