@@ -31,10 +31,10 @@ async def storm(world: World) -> None:
     """Lose commits, split stream shards, kill and start replicas: who reads again is itself disturbed, or has to."""
     world.kinesis.false_ends = world.draws.choice([0.0, 0.1, 0.4])
     is_great = world.plan.weather is Weather.GREAT_STORM
-    count = GREAT_STORM_EVENTS if is_great else STORM_EVENTS
+    count, events = (GREAT_STORM_EVENTS, EVENTS_OF_GREAT_STORM) if is_great else (STORM_EVENTS, EVENTS_OF_STORM)
     for _ in range(count):
         await asyncio.sleep(world.draws.uniform(0, 2 * world.plan.trouble_s / count))
-        _let_happen(world, (*EVENTS_OF_STORM, *EVENTS) if is_great else EVENTS_OF_STORM)
+        _let_happen(world, events)
 
 
 def _let_happen(world: World, events: Sequence[Callable[[World], None]]) -> None:
@@ -215,4 +215,18 @@ EVENTS_OF_STORM: tuple[Callable[[World], None], ...] = (
     kill,
     _start,
     _move,
+)
+EVENTS_OF_GREAT_STORM: tuple[Callable[[World], None], ...] = (
+    *EVENTS_OF_STORM,
+    merge,
+    merge,
+    _scale,
+    _start,
+    _move,
+    _flap,
+    _suspend,
+    _take_away,
+    _retire,
+    _slow,
+    _register,
 )

@@ -90,6 +90,7 @@ def enlarged(plan: Plan, draws: Random) -> Plan:
     return replace(
         plan,
         replica_count=draws.randint(2, 4),
+        stream_shard_count=draws.randint(1, 3),
         tenant_count=draws.randint(4, 12),
         key_count=draws.randint(4, 24),
         record_count=draws.randint(80, 200),

@@ -131,6 +131,11 @@ class _ForgetfulHolds(Holds):
         return False
 
 
+class _PresentHolds(Holds):
+    def parents_of(self, owed: Owed[Mark]) -> tuple[ParentRecords, ...]:
+        return next((one.parents for one in self._catch_ups if one.owed is owed and one.is_at_parents), ())
+
+
 class _StraightHolds(Holds):
     def is_stray(self, owed: Owed[Mark], ticket: int, tenant_id: str, shard_id: str) -> bool:
         return False
@@ -414,6 +419,9 @@ WRONG_DESIGNS = {
     ),
     "what the parents owed is left to the hold that was made last": WrongDesign(
         _with_reader(holds_class=_PoliteHolds), weather=Weather.STORM, first_seed=7050
+    ),
+    "what comes before a catch-up's records is forgotten when its holds are begun again": WrongDesign(
+        _with_reader(holds_class=_PresentHolds), weather=Weather.GREAT_STORM, first_seed=475
     ),
     "a catch-up that came to the main reader leaves it the rest, and then asks who lives where": WrongDesign(
         _with_reader(catch_ups_class=_HastyCatchUps),
