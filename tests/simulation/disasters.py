@@ -15,8 +15,6 @@ from simulated_shards import CITRUS, LETTERS, SHARD_IDS
 from simulated_world import Weather, World
 
 REPLICAS_MAX = 4
-STORM_EVENTS = 8
-GREAT_STORM_EVENTS = 16
 SERVICES = (*SHARD_IDS, *SHARD_IDS, CITRUS, LETTERS, "dynamodb", "kinesis")
 
 log = structlog.get_logger(__name__)
@@ -30,8 +28,7 @@ def strike(world: World) -> None:
 async def storm(world: World) -> None:
     """Lose commits, split stream shards, kill and start replicas: who reads again is itself disturbed, or has to."""
     world.kinesis.false_ends = world.draws.choice([0.0, 0.1, 0.4])
-    is_great = world.plan.weather is Weather.GREAT_STORM
-    count, events = (GREAT_STORM_EVENTS, EVENTS_OF_GREAT_STORM) if is_great else (STORM_EVENTS, EVENTS_OF_STORM)
+    count, events = STORMS[world.plan.weather]
     for _ in range(count):
         await asyncio.sleep(world.draws.uniform(0, 2 * world.plan.trouble_s / count))
         _let_happen(world, events)
@@ -230,3 +227,4 @@ EVENTS_OF_GREAT_STORM: tuple[Callable[[World], None], ...] = (
     _slow,
     _register,
 )
+STORMS = {Weather.STORM: (8, EVENTS_OF_STORM), Weather.GREAT_STORM: (16, EVENTS_OF_GREAT_STORM)}

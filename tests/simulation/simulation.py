@@ -145,8 +145,8 @@ async def settle_down(world: World) -> None:
     within_s = WELL_WITHIN_S + (UNKNOWN_AFTER_S + plan.tenant_wait_s if plan.has_strangers else 0.0)
     within_s += GIVEN_UP_AFTER_S * len(world.shards.poison)
     has_moved = any(tenant.moved_at is not None for tenant in world.shards.tenants.values())
-    is_fair = plan.weather is Weather.FAIR and not world.ledger.has_lost and not has_moved
-    within_s += 0.0 if is_fair else REFILLED_AFTER_S[plan.weather]
+    is_read_again = world.ledger.has_lost or has_moved or plan.weather is not Weather.FAIR
+    within_s += REFILLED_AFTER_S[plan.weather] if is_read_again else 0.0
     deadline = world.loop.time() + within_s
     while True:
         await world.until(lambda: not world.problems(), within_s=deadline - world.loop.time())
