@@ -143,7 +143,12 @@ class _StraightHolds(Holds):
 
 class _PoliteHolds(Holds):
     def is_of_parents_and_sent_by_another(
-        self, tenant_id: str, stream_shard_id: str, position: Position, catch_up: CatchUp
+        self,
+        tenant_id: str,
+        stream_shard_id: str,
+        position: Position,
+        catch_up: CatchUp,
+        shard_id: str | None = None,
     ) -> bool:
         named = self.by_name(tenant_id)
         if named is not None and named.catch_up is catch_up:
@@ -152,6 +157,11 @@ class _PoliteHolds(Holds):
         own = max((holds.index(hold) for hold in catch_up.holds if not hold.is_whole), default=-1)
         later = [hold for hold in holds[own + 1 :] if not hold.is_whole and tenant_id in hold.tenants]
         return any(hold.parents and hold.catch_up is not catch_up for hold in later)
+
+
+class _CourteousHolds(Holds):
+    def _others(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None) -> list[Hold]:
+        return super()._others(tenant_id, catch_up, None)
 
 
 class _HastyCatchUp(CatchUpReader):
@@ -419,6 +429,9 @@ WRONG_DESIGNS = {
     ),
     "what the parents owed is left to the hold that was made last": WrongDesign(
         _with_reader(holds_class=_PoliteHolds), weather=Weather.STORM, first_seed=7050
+    ),
+    "two whole shards that are read for at once leave tenants in the slots of both to each other": WrongDesign(
+        _with_reader(holds_class=_CourteousHolds), weather=Weather.GREAT_STORM, first_seed=20635
     ),
     "what comes before a catch-up's records is forgotten when its holds are begun again": WrongDesign(
         _with_reader(holds_class=_PresentHolds), weather=Weather.GREAT_STORM, first_seed=475

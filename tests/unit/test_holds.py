@@ -399,7 +399,7 @@ def test_holds_keep_their_promise_whatever_happens(scene: Scene, history: list[S
 class _Deferential(Holds):
     """Leaves an operation to any other hold, also to one that has passed it."""
 
-    def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp) -> bool:
+    def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp, shard_id: str | None = None) -> bool:
         others = [hold for hold in self.all() if tenant_id in hold.tenants]
         return any(hold.catch_up is not catch_up for hold in others)
 
@@ -407,7 +407,7 @@ class _Deferential(Holds):
 class _Pushy(Holds):
     """Sends what another hold has yet to come to."""
 
-    def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp) -> bool:
+    def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp, shard_id: str | None = None) -> bool:
         return False
 
 
@@ -916,6 +916,37 @@ def test_two_who_have_a_tenant_in_slots_do_not_leave_what_its_parents_owed_it_to
             return left
 
         assert [is_left(catch_up) for catch_up in both] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("shard_id", "is_left_out", "other_before", "is_left"),
+    [
+        pytest.param("shard-1", False, 5, False, id="sends all that the other will"),
+        pytest.param("shard-1", False, 4, True, id="begins behind the other"),
+        pytest.param("shard-1", True, 5, True, id="has left something out"),
+        pytest.param("shard-3", False, 5, True, id="the tenant lives elsewhere"),
+        pytest.param(None, False, 5, True, id="nobody knows where the tenant lives"),
+    ],
+)
+def test_two_whole_shards_do_not_leave_their_own_tenants_to_each_other(
+    shard_id: str | None, other_before: int, *, is_left_out: bool, is_left: bool
+) -> None:
+    """Each would find in its lane what the other sent and it had not, and begin again, for ever."""
+    with small_sets(names_max=1, slots=64):
+        holds = Holds()
+        first = hold_whole(holds, 5, parents=PARENTS)
+        second = holds.hold_whole("shard-2", mark(other_before), START, parents=PARENTS, now=0.0)
+        for hold in (first, second):
+            for tenant_id in TENANTS[:2]:
+                holds.join(hold, tenant_id)
+        catch_up, _ = holds.begin([first]), holds.begin([second])
+        if is_left_out:
+            holds.note_left_out(catch_up.owed, "a-x")
+
+        assert [
+            holds.is_of_parents_and_sent_by_another("a-x", "parent", Position(4), catch_up, shard_id),
+            holds.is_sent_by_another("a-x", mark(9), catch_up, shard_id),
+        ] == [is_left] * 2
 
 
 @pytest.mark.parametrize("is_listed_by_slot", [False, True])

@@ -148,8 +148,9 @@ class CatchUpReader:
 
     def _send_one_of_parents(self, parent: str, position: Position, record: bytes, operation: Operation) -> None:
         catch_up, tenant_id = self.catch_up, operation.tenant_id
+        shard_id, is_its = self._look_up(tenant_id)
         is_sent_by_another = self._dispatcher.holds.is_of_parents_and_sent_by_another
-        if self._is_its(tenant_id) and not is_sent_by_another(tenant_id, parent, position, catch_up):
+        if is_its and not is_sent_by_another(tenant_id, parent, position, catch_up, shard_id):
             self._send_entry(Entry(catch_up.owed.take_at_last(), operation, record, catch_up.owed))
         else:
             catch_up.left_out.add(tenant_id)
@@ -218,19 +219,23 @@ class CatchUpReader:
 
     def _send_one(self, mark: Mark, record: bytes, operation: Operation) -> None:
         owed, holds, tenant_id = self.catch_up.owed, self._dispatcher.holds, operation.tenant_id
-        if self._is_its(tenant_id) and not holds.is_sent_by_another(tenant_id, mark, self.catch_up):
+        shard_id, is_its = self._look_up(tenant_id)
+        if is_its and not holds.is_sent_by_another(tenant_id, mark, self.catch_up, shard_id):
             self._send_entry(Entry(owed.take(mark), operation, record, owed))
         else:
             self.catch_up.left_out.add(tenant_id)
             owed.pass_over(mark)
 
-    def _is_its(self, tenant_id: str) -> bool:
-        """Whether it is to send what it reads of a tenant: one that is held, or lives on a shard held as a whole."""
+    def _look_up(self, tenant_id: str) -> tuple[str | None, bool]:
+        """Return where a tenant lives, as far as anybody knows, and whether to send what it reads of it.
+
+        That is one that is held, or lives on a shard held as a whole.
+        """
         shard_id = NOWHERE if tenant_id in self._elsewhere else self._dispatcher.shard_id_of(tenant_id)
         is_its = self._dispatcher.holds.is_for(tenant_id, self.catch_up, shard_id)
         if not is_its and self.catch_up.whole_ids:
             self._elsewhere.add(tenant_id)
-        return is_its
+        return shard_id, is_its
 
     def _send_entry(self, entry: Entry) -> None:
         catch_up, tenant_id = self.catch_up, entry.operation.tenant_id

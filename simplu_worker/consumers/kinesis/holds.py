@@ -205,10 +205,10 @@ class Holds:
 
         It sends for whole Postgres shards, nobody knew where the tenant lives, and now that is found on another one.
         """
-        for catch_up in self._catch_ups:
-            if catch_up.owed is owed and ticket in catch_up.unplaced.get(tenant_id, ()):
-                return shard_id not in catch_up.whole_ids
-        return False
+        catch_up = self._catch_up_of(owed)
+        if catch_up is None or ticket not in catch_up.unplaced.get(tenant_id, ()):
+            return False
+        return shard_id not in catch_up.whole_ids
 
     def note_placed(self, tenant_id: str) -> None:
         """Note that nothing of a tenant is in hand of which nobody knows where it is to go."""
@@ -216,29 +216,44 @@ class Holds:
             catch_up.unplaced.pop(tenant_id, None)
 
     def is_of_parents_and_sent_by_another(
-        self, tenant_id: str, stream_shard_id: str, position: Position, catch_up: CatchUp
+        self,
+        tenant_id: str,
+        stream_shard_id: str,
+        position: Position,
+        catch_up: CatchUp,
+        shard_id: str | None = None,
     ) -> bool:
         """Whether *catch_up* may leave a tenant's operation, of a parent, to another hold, which will come to it.
 
         One that has passed it has sent it, as with own records, or has left it in turn to one that had not come to it.
+        *shard_id* is where the tenant lives; None where that is not known.
         """
         return any(
             includes(hold.parents, catch_up.all_parents) and not hold.has_passed(stream_shard_id, position)
-            for hold in self._others(tenant_id, catch_up)
+            for hold in self._others(tenant_id, catch_up, shard_id)
             if hold.parents
         )
 
-    def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp) -> bool:
+    def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp, shard_id: str | None = None) -> bool:
         """Whether *catch_up* may leave a tenant's operation to another hold, which will come to it.
 
         One that has passed it already has sent it; once more does no harm then, for everything before it was sent too.
+        *shard_id* is where the tenant lives; None where that is not known.
         """
-        return any(is_behind(mark, hold.reached) for hold in self._others(tenant_id, catch_up))
+        return any(is_behind(mark, hold.reached) for hold in self._others(tenant_id, catch_up, shard_id))
 
-    def _others(self, tenant_id: str, catch_up: CatchUp) -> list[Hold]:
-        """Return the holds that have a tenant, perhaps in their slots only, and are not those of *catch_up*."""
+    def _others(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None) -> list[Hold]:
+        """Return the holds that have a tenant, perhaps in their slots only, and to which *catch_up* may leave it.
+
+        Not one of another whole shard, where *catch_up* reads for all of the tenant's own, and comes to everything that
+        the other will send: that is dropped into this one's lane. Two such would else leave their tenants to each
+        other, and each find in its lane what it left, and begin again, for ever.
+        """
         found = [self._by_name.get(tenant_id), *(hold for hold in self._slotted if tenant_id in hold.tenants)]
-        return [hold for hold in found if hold is not None and hold.catch_up is not catch_up]
+        others = [hold for hold in found if hold is not None and hold.catch_up is not catch_up]
+        if not others or not any(hold.is_whole and hold.name == shard_id for hold in catch_up.holds):
+            return others
+        return [one for one in others if not (one.is_whole and catch_up.covers(tenant_id, one.reached, one.parents))]
 
     def join(self, hold: Hold, tenant_id: str) -> None:
         """Add a tenant to a hold, by which from now on it is held: the one it was in by name, if any, has it no more.
@@ -312,10 +327,8 @@ class Holds:
 
     def whole_of(self, owed: Owed[Mark]) -> Hold | None:
         """Return a hold of a whole Postgres shard for which a catch-up, known by *owed*, is at work."""
-        for hold in self._holds.values():
-            if hold.is_whole and hold.catch_up is not None and hold.catch_up.owed is owed:
-                return hold
-        return None
+        catch_up = self._catch_up_of(owed)
+        return None if catch_up is None else next((hold for hold in catch_up.holds if hold.is_whole), None)
 
     @property
     def has_whole(self) -> bool:
@@ -342,16 +355,16 @@ class Holds:
 
     def parents_of(self, owed: Owed[Mark]) -> tuple[ParentRecords, ...]:
         """Return what comes before everything else for those to whom a catch-up, known by *owed*, sends it just now."""
-        for catch_up in self._catch_ups:
-            if catch_up.owed is owed and catch_up.is_at_parents:
-                return catch_up.all_parents  # not those of its holds, which may have been begun again without it
-        return ()
+        catch_up = self._catch_up_of(owed)
+        if catch_up is None or not catch_up.is_at_parents:
+            return ()
+        return catch_up.all_parents  # not those of its holds, which may have been begun again without it
 
     def note_left_out(self, owed: Owed[Mark], tenant_id: str) -> None:
         """Note that an operation which a catch-up, known by *owed*, has sent is to come through a hold instead."""
-        for catch_up in self._catch_ups:
-            if catch_up.owed is owed:
-                catch_up.left_out.add(tenant_id)
+        catch_up = self._catch_up_of(owed)
+        if catch_up is not None:
+            catch_up.left_out.add(tenant_id)
 
     def hold_tenant(
         self, tenant_id: str, reason: str, before: Mark | None, arrived_at: datetime, *, now: float
@@ -474,6 +487,10 @@ class Holds:
 
     def _forget_settled(self) -> None:
         self._catch_ups = [one for one in self._catch_ups if one.holds or len(one.owed)]
+
+    def _catch_up_of(self, owed: Owed[Mark]) -> CatchUp | None:
+        """Return the catch-up that owes *owed*; None where that is the main reader, or it has settled."""
+        return next((catch_up for catch_up in self._catch_ups if catch_up.owed is owed), None)
 
     def _bucket_name(self) -> str:
         """Return the name of the bucket that is not being caught up; a new one when all are."""
