@@ -165,7 +165,7 @@ class _CourteousHolds(Holds):
 
 
 class _HastyCatchUp(CatchUpReader):
-    async def _send_reply(self, records: Sequence[Record], ending: asyncio.Event) -> None:
+    async def _send_reply(self, records: list[Record], ending: asyncio.Event) -> None:
         owed = self.catch_up.owed
         at, ticket = owed.last, owed.take_at_last()
         await self._send(self._intake.arrivals(records, after=self._after), ending)

@@ -14,7 +14,7 @@ from kpl_aggregates import aggregate
 
 from simplu_worker.consumers.kinesis.intake import Arrival, Intake
 from simplu_worker.consumers.kinesis.leases import HashRange
-from simplu_worker.consumers.kinesis.positions import Position
+from simplu_worker.consumers.kinesis.positions import Mark, Position
 from simplu_worker.consumers.kinesis.stream import Record
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
 
@@ -59,7 +59,7 @@ def packed(number: int, *names: str, key: str = "a-x") -> Record:
 
 def places(arrivals: Sequence[Arrival]) -> list[Position]:
     """Return where they are."""
-    return [mark.position for mark, _, _ in arrivals]
+    return [Mark.of(place).position for place, _, _ in arrivals]
 
 
 def hash_key(partition_key: str) -> int:
@@ -116,7 +116,9 @@ def test_intake_passes_on_what_is_no_operation(content: bytes, reason: DeadLette
     arrivals = list(intake(WHOLE).arrivals([record(1, content), record(2, whole)]))
 
     rejected = [
-        (mark.position, decoded.reason, record) for mark, record, decoded in arrivals if isinstance(decoded, Rejected)
+        (Mark.of(place).position, decoded.reason, record)
+        for place, record, decoded in arrivals
+        if isinstance(decoded, Rejected)
     ]
     assert rejected == [(Position(1), reason, content), (Position(2, 1), reason, content)]
     assert len(arrivals) == 4
@@ -169,7 +171,7 @@ def test_intake_passes_over_exactly_what_was_done(sizes: list[int], first: int, 
     ]
     everything = [Position(number, part) for number, size in enumerate(sizes, start=1) for part in range(size)]
 
-    assert places(list(intake().arrivals(records))) == everything
+    assert places(list(intake().arrivals(list(records)))) == everything
     assert places(list(intake().arrivals(records, after=done))) == [one for one in everything if one > done]
 
 

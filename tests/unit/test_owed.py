@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -109,3 +110,15 @@ def test_checkpoint_is_where_it_begins_until_something_is_read() -> None:
 
     owed.done([ticket])
     assert owed.checkpoint == "position 9"
+
+
+def test_record_is_done_once() -> None:
+    """Twice would take another's place among those that are left."""
+    owed: Owed[int] = Owed()
+    first, second, _ = owed.take_all([1, 2, 3])
+    owed.done([second])
+
+    with pytest.raises(KeyError):
+        owed.done([second])
+    owed.done([first])
+    assert (owed.checkpoint, owed.first, len(owed)) == (2, 3, 1)

@@ -7,7 +7,7 @@ only the operations of its holds, and ends them when the next record is the next
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, Final
 
@@ -136,10 +136,11 @@ class CatchUpReader:
                     await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
                     arrivals = intake.arrivals(reply.records, after=after)
-                    for count, (mark, record, decoded) in enumerate(arrivals, start=1):
+                    for count, (place, record, decoded) in enumerate(arrivals, start=1):
                         after = None
                         if isinstance(decoded, Operation):
-                            self._send_one_of_parents(records.stream_shard_id, mark.position, record, decoded)
+                            position = Mark.of(place).position
+                            self._send_one_of_parents(records.stream_shard_id, position, record, decoded)
                         if count % DECODED_AT_ONCE == 0:
                             await asyncio.sleep(0)
                     await self._ask_who_is_here(self.catch_up.owed.last, ending)
@@ -184,7 +185,7 @@ class CatchUpReader:
         )
         self._dispatcher.holds.meet(self.catch_up)
 
-    async def _send_reply(self, records: Sequence[Record], ending: asyncio.Event) -> None:
+    async def _send_reply(self, records: list[Record], ending: asyncio.Event) -> None:
         """Send what is its holds', up to where the main reader is when nothing is to be asked any more.
 
         While it asks who lives where, the main reader goes on, and leaves to it what it had left to the main reader.
@@ -203,7 +204,8 @@ class CatchUpReader:
             arrival = next(arrivals, None)
             if arrival is None:
                 return False
-            mark, record, decoded = arrival
+            place, record, decoded = arrival
+            mark = Mark.of(place)
             self._after = None
             self._record_count += 1
             if isinstance(decoded, Operation):

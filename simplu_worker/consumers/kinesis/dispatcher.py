@@ -11,8 +11,6 @@ import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from itertools import groupby
-from operator import attrgetter
 from typing import Final
 
 import structlog
@@ -27,6 +25,7 @@ from simplu_worker.consumers.kinesis.prefetch import Account
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.waiting import WaitingRoom
 from simplu_worker.consumers.letters import DeadLetter
+from simplu_worker.consumers.owed import Owed
 from simplu_worker.consumers.unknown_tenants import is_overdue
 from simplu_worker.shards.router import Router
 
@@ -451,12 +450,14 @@ class Dispatcher:
             self.holds.note_left_out(entry.owed, entry.operation.tenant_id)
         self._drop(entries)
 
-    def _drop(self, entries: Iterable[Entry]) -> None:
+    def _drop(self, entries: Sequence[Entry]) -> None:
         """Let go of entries that are done with, or held: whoever read them owes them no more."""
-        for owed, group in groupby(entries, key=attrgetter("owed")):
-            same = list(group)
-            owed.done([entry.ticket for entry in same])
-            self._account.give(cost_bytes_of(same))
+        tickets: defaultdict[Owed[Mark], list[int]] = defaultdict(list)
+        for entry in entries:
+            tickets[entry.owed].append(entry.ticket)
+        for owed, own in tickets.items():
+            owed.done(own)
+        self._account.give(cost_bytes_of(entries))
         self.has_settled.set()
 
 

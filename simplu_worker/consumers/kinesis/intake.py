@@ -8,16 +8,16 @@ from itertools import dropwhile
 from sys import intern
 from typing import Final, TypeAlias
 
-from simplu_worker.consumers.kinesis.aggregation import SubRecord, deaggregate, lies_within, outside_error
+from simplu_worker.consumers.kinesis.aggregation import MAGIC, SubRecord, deaggregate, lies_within, outside_error
 from simplu_worker.consumers.kinesis.leases import HashRange
-from simplu_worker.consumers.kinesis.positions import Mark, Position
+from simplu_worker.consumers.kinesis.positions import Mark, Place, Position
 from simplu_worker.consumers.kinesis.stream import Record
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
 
 KINESIS: Final = Source.KINESIS  # looked up once: an enum answers slowly
 
-Arrival: TypeAlias = tuple[Mark, bytes, Operation | Rejected]
+Arrival: TypeAlias = tuple[Place, bytes, Operation | Rejected]
 """One record, or one of those in an aggregate: its place, its bytes, and what they are."""
 
 
@@ -41,31 +41,34 @@ class Intake:
         self._hash_range = hash_range
         self._arrived_at = datetime.min.replace(tzinfo=UTC)  # one object for all that arrive at one instant
 
-    def arrivals(self, records: Sequence[Record], *, after: Position | None = None) -> Iterator[Arrival]:
+    def arrivals(self, records: list[Record], *, after: Position | None = None) -> Iterator[Arrival]:
         """Yield what *records* hold, in their order; of the first of them only what is behind *after*.
 
-        An aggregate of which a part belongs to another stream shard is refused as a whole.
+        Takes each out of *records*: the memory of one that is decoded is the next one's. An aggregate of which a part
+        belongs to another stream shard is refused as a whole.
         """
         arrivals = self._all_arrivals(records)
-        return arrivals if after is None else dropwhile(lambda arrival: arrival[0].position <= after, arrivals)
+        return arrivals if after is None else dropwhile(lambda one: Mark.of(one[0]).position <= after, arrivals)
 
-    def _all_arrivals(self, records: Sequence[Record]) -> Iterator[Arrival]:
+    def _all_arrivals(self, records: list[Record]) -> Iterator[Arrival]:
         # Done for every record: whatever is the same for all of them is looked up once.
         stream_name, stream_shard_id, hash_range = self._stream_name, self._stream_shard_id, self._hash_range
         max_bytes, list_limit = self._operation_max_bytes, self._list_result_limit
-        for record in records:
+        records.reverse()
+        while records:
+            record = records.pop()
             if record.arrived_at != self._arrived_at:
                 self._arrived_at = record.arrived_at
-            arrived_at, number = self._arrived_at, record.sequence_number
-            subs = deaggregate(record.data)
+            arrived_at, number, data = self._arrived_at, record.sequence_number, record.data
+            subs = deaggregate(data) if data.startswith(MAGIC) else None
             if subs is not None and hash_range is not None and not lies_within(subs, hash_range):
                 yield self._refused(record, subs, hash_range)
                 continue
-            for part in subs or (record,):
+            for part in (record,) if subs is None else subs:
                 sub_number, key = part.sub_sequence_number, intern(part.partition_key)
                 origin = Origin(KINESIS, stream_name, arrived_at, stream_shard_id, number, sub_number, key)
                 decoded = decode_operation(part.data, origin, max_bytes, list_limit)
-                yield Mark(number, sub_number, arrived_at), part.data, decoded
+                yield origin, part.data, decoded
 
     def _refused(self, record: Record, subs: Sequence[SubRecord], hash_range: HashRange) -> Arrival:
         """Return an aggregate of which a part belongs to another stream shard.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol, overload
 
 import msgspec
 
@@ -53,12 +53,33 @@ class Position(msgspec.Struct, frozen=True, order=True, gc=False):
         return self.number in _SENTINEL_NAMES
 
 
+class Place(Protocol):
+    """What tells where a record is in its stream shard, and when it arrived; of an origin that is Kinesis."""
+
+    @property
+    def sequence_number(self) -> str | None:
+        """As it came."""
+
+    @property
+    def sub_sequence_number(self) -> int:
+        """Its number in an aggregate."""
+
+    @property
+    def arrived_at(self) -> datetime:
+        """Approximately, by Kinesis."""
+
+
 class Mark(msgspec.Struct, frozen=True, gc=False):
-    """What is kept of a record while it is owed: its place, written as it came, and when it arrived."""
+    """A record's place, written as it came, and when it arrived."""
 
     sequence_number: str
     sub_sequence_number: int
     arrived_at: datetime
+
+    @classmethod
+    def of(cls, place: Place) -> Mark:
+        """Return the mark of a record."""
+        return cls(place.sequence_number or "", place.sub_sequence_number, place.arrived_at)
 
     @classmethod
     def at(cls, position: Position, arrived_at: datetime) -> Mark:
@@ -86,6 +107,30 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
     def order(self) -> tuple[int, str, int]:
         """What marks compare by, at less cost than positions: decimal digits without leading zeros."""
         return len(self.sequence_number), self.sequence_number, self.sub_sequence_number
+
+
+class Marks(Sequence[Mark]):
+    """The marks of records, each made when it is asked for: of most of them nobody ever asks."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = places
+
+    def __repr__(self) -> str:
+        return f"Marks({len(self)})"
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Mark: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mark]: ...
+
+    def __getitem__(self, index: int | slice) -> Mark | Sequence[Mark]:
+        if isinstance(index, slice):
+            return Marks(self._places[index])
+        return Mark.of(self._places[index])
 
 
 def is_behind(mark: Mark, other: Mark | None) -> bool:
