@@ -125,20 +125,20 @@ class Owed(Generic[P]):
 
     def done(self, tickets: Iterable[int]) -> None:
         """Note that these records are done with; each ticket once."""
-        left = list(tickets)
-        if not left:
+        own = list(tickets)
+        if not own:
             return
-        number = self._number_of(left[0])
-        if self._stretches[number].is_all_left(left):
+        number = self._number_of(own[0])
+        if self._stretches[number].is_all_left(own):
             self._drop(number)
         else:
-            for ticket in left:
+            for ticket in own:
                 number = self._number_of(ticket)
                 stretch = self._stretches[number]
                 stretch.note_done(ticket - stretch.first)
                 if not stretch.left:
                     self._drop(number)
-        self._count -= len(left)
+        self._count -= len(own)
 
     def _add(self, positions: Sequence[P | None]) -> range:
         tickets = range(self._next_ticket, self._next_ticket + len(positions))

@@ -27,7 +27,7 @@ positions = st.one_of(
     st.builds(Position, numbers, st.integers(min_value=0, max_value=10_000)),
     st.sampled_from([AT_TIMESTAMP, TRIM_HORIZON, LATEST, SHARD_END]),
 )
-any_marks = st.builds(
+marks = st.builds(
     Mark, numbers.map(str), st.integers(min_value=0, max_value=3), st.just(datetime(2026, 1, 2, tzinfo=UTC))
 )
 near = st.builds(
@@ -103,7 +103,7 @@ def test_position_is_refused_when_its_sub_sequence_number_is_negative() -> None:
         Position.of("1", -1)
 
 
-@given(st.one_of(any_marks, near), st.one_of(any_marks, near))
+@given(st.one_of(marks, near), st.one_of(marks, near))
 def test_mark_is_behind_another_exactly_when_its_position_is(one: Mark, other: Mark) -> None:
     """Marks compare by their digits, which comes to the same as comparing big integers."""
     assert is_behind(one, other) == (one.position > other.position)
@@ -139,7 +139,7 @@ def test_marks_are_made_of_places_when_they_are_asked_for() -> None:
     """As many as there are places, each with what its place says."""
     now = datetime(2026, 1, 2, tzinfo=UTC)
     origins = [Origin(Source.KINESIS, "s", now, "shardId-000000000000", str(number), 1, "key") for number in (7, 8, 9)]
-    marks = Marks(origins)
+    made = Marks(origins)
 
-    assert list(marks) == [Mark(str(number), 1, now) for number in (7, 8, 9)]
-    assert (len(marks), marks[-1], list(marks[1:])) == (3, Mark("9", 1, now), list(marks)[1:])
+    assert list(made) == [Mark(str(number), 1, now) for number in (7, 8, 9)]
+    assert (len(made), made[-1], list(made[1:])) == (3, Mark("9", 1, now), list(made)[1:])

@@ -8,7 +8,7 @@ from itertools import dropwhile
 from sys import intern
 from typing import Final, TypeAlias
 
-from simplu_worker.consumers.kinesis.aggregation import MAGIC, SubRecord, deaggregate, lies_within, outside_error
+from simplu_worker.consumers.kinesis.aggregation import SubRecord, deaggregate, lies_within, outside_error
 from simplu_worker.consumers.kinesis.leases import HashRange
 from simplu_worker.consumers.kinesis.positions import Mark, Place, Position
 from simplu_worker.consumers.kinesis.stream import Record
@@ -59,12 +59,12 @@ class Intake:
             record = records.pop()
             if record.arrived_at != self._arrived_at:
                 self._arrived_at = record.arrived_at
-            arrived_at, number, data = self._arrived_at, record.sequence_number, record.data
-            subs = deaggregate(data) if data.startswith(MAGIC) else None
+            arrived_at, number = self._arrived_at, record.sequence_number
+            subs = deaggregate(record.data)
             if subs is not None and hash_range is not None and not lies_within(subs, hash_range):
                 yield self._refused(record, subs, hash_range)
                 continue
-            for part in (record,) if subs is None else subs:
+            for part in subs or (record,):
                 sub_number, key = part.sub_sequence_number, intern(part.partition_key)
                 origin = Origin(KINESIS, stream_name, arrived_at, stream_shard_id, number, sub_number, key)
                 decoded = decode_operation(part.data, origin, max_bytes, list_limit)
