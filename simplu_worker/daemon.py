@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import secrets
 import signal
@@ -37,6 +36,7 @@ from simplu_worker.consumers.sqs.queue import POLL_MARGIN_S, Queue
 from simplu_worker.consumers.sqs.receiver import POLL_WAIT_S, Handler, Limits, QueueReceiver
 from simplu_worker.consumers.sqs.redrive import RedriveRules
 from simplu_worker.errors import ConfigurationError, RefusedError, WorkerError
+from simplu_worker.memory import settle_in
 from simplu_worker.metrics import instruments
 from simplu_worker.metrics.http import open_http
 from simplu_worker.notify import SystemdNotifier
@@ -71,7 +71,6 @@ FLUSH_S: Final = 2.0  # at a stop, for what the cache is yet to be told
 DRAIN_SHARE: Final = 0.8  # of the grace time, for what is in flight; the rest is for giving leases and messages back
 QUEUE_LIMITS: Final = Limits(message_count=600, batch_count=200)  # fuller batches, fewer transactions
 CALLS_A_QUEUE: Final = 16  # deletes, heartbeats and give-backs of one queue at a time
-GC_THRESHOLDS: Final = (20_000, 50, 100)  # of what stays for a while next to nothing can be in a cycle
 ONLY_SHARD_ID: Final = "database"  # the id of the one shard that DATABASE_* name
 
 log = structlog.get_logger(__name__)
@@ -222,9 +221,7 @@ async def run_worker(settings: Settings) -> None:
             cache_desk=cache_desk,
             health=health,
         )
-        gc.collect()
-        gc.freeze()  # it stays as long as the process, and looking through it all is the longest turn of the loop
-        gc.set_threshold(*GC_THRESHOLDS)
+        settle_in()
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
         async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as tasks:
             around = [
