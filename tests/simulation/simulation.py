@@ -73,7 +73,7 @@ def draw_plan(draws: Random) -> Plan:
         names_max=choice([1, 2, 1000]),
         tenant_holds_max=choice([0, 1, 1000]),
         ahead_from_s=choice([0.0, 0.0, 1.0, 30.0]),
-        prefetch_max_bytes=choice([16 * 1024, 64 * 1024 * 1024]),
+        prefetch_max_bytes=choice([12 * 1024, 64 * 1024 * 1024]),
         options=Options(
             scaling_limits=False,
             iterator_ttl_ms=choice([1000, 300_000]),

@@ -357,6 +357,11 @@ def _storm_early(world: World) -> None:
         world.loop.call_later(world.draws.uniform(0.5, 0.7 * world.plan.trouble_s), event, world)
 
 
+def _in_less_memory(world: World) -> None:
+    """Let what is read again come in replies of other sizes."""
+    world.plan = replace(world.plan, prefetch_max_bytes=11 * 1024)
+
+
 def _move_after_a_loss(world: World) -> None:
     """Let all live on one shard, which loses what it has, and then some of them on the other."""
     first, second = SHARD_IDS
@@ -395,11 +400,11 @@ WRONG_DESIGNS = {
     "children do not hold what their parents owe": WrongDesign(_HopefulFleet, first_seed=120),
     "every reply without an iterator is the end": WrongDesign(_CredulousFleet),
     "every reply without an iterator is the end of a parent": WrongDesign(
-        _with_reader(_GullibleReader), weather=Weather.STORM, first_seed=780
+        _with_reader(_GullibleReader), weather=Weather.STORM, first_seed=9995
     ),
     "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder), first_seed=2800),
     "children do not wait for their parents": WrongDesign(_OrphanFleet),
-    "what a scan does not show is not there": WrongDesign(_TrustingFleet, first_seed=120),
+    "what a scan does not show is not there": WrongDesign(_TrustingFleet, first_seed=110),
     "what a scan does not show of what the parents continue is not there": WrongDesign(
         _ShortsightedFleet, first_seed=1950
     ),
@@ -414,7 +419,7 @@ WRONG_DESIGNS = {
     "a row is compared with the lowest that the reader owes": WrongDesign(
         _with_reader(contacts_class=_LowContacts), first_seed=160
     ),
-    "children do not read their parents' records again": WrongDesign(_FatherlessFleet, first_seed=10),
+    "children do not read their parents' records again": WrongDesign(_FatherlessFleet, first_seed=295),
     "the parents are noted as done when reading them again begins": WrongDesign(
         _with_reader(contacts_class=_RashContacts), first_seed=30
     ),
@@ -425,10 +430,10 @@ WRONG_DESIGNS = {
         _with_reader(contacts_class=_SettledContacts), twist=_move_after_a_loss, first_seed=450
     ),
     "a reader makes its row whoever was moved to the shard since it saw that there is none": WrongDesign(
-        _with_reader(contacts_class=_UnwaryContacts), weather=Weather.STORM, first_seed=5600
+        _with_reader(contacts_class=_UnwaryContacts), _in_less_memory, Weather.STORM, first_seed=5630
     ),
     "what the parents owed is left to the hold that was made last": WrongDesign(
-        _with_reader(holds_class=_PoliteHolds), weather=Weather.STORM, first_seed=7050
+        _with_reader(holds_class=_PoliteHolds), _in_less_memory, Weather.STORM, first_seed=7090
     ),
     "two whole shards that are read for at once leave tenants in the slots of both to each other": WrongDesign(
         _with_reader(holds_class=_CourteousHolds), weather=Weather.GREAT_STORM, first_seed=20635
@@ -439,15 +444,15 @@ WRONG_DESIGNS = {
     "a catch-up that came to the main reader leaves it the rest, and then asks who lives where": WrongDesign(
         _with_reader(catch_ups_class=_HastyCatchUps),
         twist=_storm_early,
-        first_seed=640,
+        first_seed=7070,
     ),
     "what is read again of a tenant whose place is not known is sent wherever it lives": WrongDesign(
-        _with_reader(holds_class=_StraightHolds), first_seed=9850
+        _with_reader(holds_class=_StraightHolds), first_seed=1185
     ),
     "of the ancestors only some are read again": WrongDesign(
         _with_reader(contacts_class=_SparingContacts), first_seed=60
     ),
     "others' operations go before what is read again": WrongDesign(
-        _with_reader(dispatcher_class=_UngatedDispatcher), first_seed=370
+        _with_reader(dispatcher_class=_UngatedDispatcher), first_seed=1750
     ),
 }

@@ -34,7 +34,7 @@ from simplu_worker.shards.router import Router
 
 BATCH_MAX_COUNT: Final = 2000
 BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation has more
-ENTRY_OVERHEAD_BYTES: Final = 1024  # what an operation costs in memory beside its record
+ENTRY_OVERHEAD_BYTES: Final = 640  # what an operation costs in memory beside its record
 RETRY_BASE_S: Final = 0.2
 RETRY_MAX_S: Final = 0.5
 HOLD_AFTER_S: Final = 1.0  # a shard that did not take a batch for so long is held: a restart of its pooler is shorter
