@@ -7,14 +7,14 @@ import gc
 from contextlib import suppress
 from typing import Final
 
-GC_THRESHOLDS: Final = (20_000, 50, 100)  # of what stays for a while next to nothing can be in a cycle
+_GC_THRESHOLDS: Final = (20_000, 50, 100)  # of what stays for a while next to nothing can be in a cycle
 
 # mallopt(3), of glibc; its malloc.h has the numbers.
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _MIB: Final = 1024 * 1024
-_TRIM_ABOVE: Final = 64 * _MIB
-_MAP_ABOVE: Final = 32 * _MIB  # no more is taken
+_TRIM_ABOVE: Final = 64 * _MIB  # what is in hand by default: PREFETCH_MAX_BYTES
+_MAP_ABOVE: Final = 32 * _MIB  # glibc takes no higher bound
 
 
 def settle_in() -> None:
@@ -25,7 +25,7 @@ def settle_in() -> None:
     """
     gc.collect()
     gc.freeze()  # looking through it all is the longest turn of the loop
-    gc.set_threshold(*GC_THRESHOLDS)
+    gc.set_threshold(*_GC_THRESHOLDS)
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_TRIM_THRESHOLD, _TRIM_ABOVE)
