@@ -3,7 +3,7 @@
 A transaction costs about as much for a hundred operations as for one: round trips, locks of tenants, a flush of the
 WAL. Readers of many stream shards have small batches, and there are few connections; so who comes while none is free
 is taken along by the next transaction that begins. Nobody waits for company: with a connection free a batch goes at
-once.
+once. The faster the shard, the more go together: all of them wait for the slowest, and locks are held that long.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain, islice
 from typing import Final
 
+from simplu_worker.clock import loop_time
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.claims import Claim, PositionChangedError
 
-GROUP_MAX_COUNT: Final = 4000  # operations; more only in one batch
+GROUP_LEAST_COUNT: Final = 4000  # operations that may go together, however slow the shard is
+GROUP_MAX_COUNT: Final = 9000  # the same, however fast; more only in one batch
 GROUP_MAX_BYTES: Final = 4 * 1024 * 1024  # of records; the same
+GROUP_MAX_S: Final = 0.75  # of a transaction, as far as the last one tells: readers take a shard for late after 1 s
 
 
 class Batch:
@@ -45,9 +48,11 @@ class Part:
 class Group(Batch):
     """The batch of those who wait when its first transaction begins: *take* is called then, once."""
 
-    def __init__(self, take: Callable[[], list[Part]]) -> None:
+    def __init__(self, take: Callable[[], list[Part]], clock: Callable[[], float]) -> None:
         super().__init__(())
         self.parts: list[Part] = []
+        self.began_at = 0.0
+        self._clock = clock
         self._take: Callable[[], list[Part]] | None = take
 
     def __repr__(self) -> str:
@@ -57,17 +62,29 @@ class Group(Batch):
         """Take along who waits, at the first call."""
         if self._take is not None:
             take, self._take = self._take, None
+            self.began_at = self._clock()
             self.parts = take()
             self.operations = list(chain.from_iterable(part.operations for part in self.parts))
             self.claims = [claim for part in self.parts for claim in part.claims]
 
 
+def group_count(count: int, took_s: float) -> int:
+    """Return how many operations may go together on a shard that took so long for *count* of them."""
+    if count * GROUP_MAX_S >= GROUP_MAX_COUNT * took_s:
+        return GROUP_MAX_COUNT
+    return max(GROUP_LEAST_COUNT, int(count * GROUP_MAX_S / took_s))
+
+
 class GroupCommit:
     """Those who wait for one Postgres shard."""
 
-    def __init__(self, apply: Callable[[Batch], Awaitable[list[Outcome]]]) -> None:
+    def __init__(
+        self, apply: Callable[[Batch], Awaitable[list[Outcome]]], *, clock: Callable[[], float] = loop_time
+    ) -> None:
         """*apply* applies a batch, in one transaction or several, and closes it in the first of them."""
         self._apply = apply
+        self._clock = clock
+        self._count_max = GROUP_LEAST_COUNT
         self._waiting: deque[Part] = deque()
         self._boarding: asyncio.Task[None] | None = None  # whose transaction has not begun
         self._groups: dict[asyncio.Task[None], Group] = {}  # all that are under way
@@ -93,7 +110,7 @@ class GroupCommit:
     def _board(self) -> None:
         """Begin a transaction for those who wait, unless one is about to."""
         if self._waiting and self._boarding is None:
-            group = Group(self._take)
+            group = Group(self._take, self._clock)
             task = asyncio.get_running_loop().create_task(self._run(group), name="group commit")
             self._boarding = task
             self._groups[task] = group
@@ -106,7 +123,7 @@ class GroupCommit:
         while self._waiting:
             count += len(self._waiting[0].operations)
             size_bytes += self._waiting[0].size_bytes
-            if parts and (count > GROUP_MAX_COUNT or size_bytes > GROUP_MAX_BYTES):
+            if parts and (count > self._count_max or size_bytes > GROUP_MAX_BYTES):
                 break
             parts.append(self._waiting.popleft())
         self._boarding = None
@@ -121,6 +138,8 @@ class GroupCommit:
             if not isinstance(exc, Exception):
                 raise
         else:
+            if outcomes:
+                self._count_max = group_count(len(outcomes), self._clock() - group.began_at)
             rest = iter(outcomes)
             for part in group.parts:
                 own = list(islice(rest, len(part.operations)))

@@ -13,7 +13,7 @@ from shard_databases import ShardMaker
 from simplu_worker.local.loopback import until
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
 from simplu_worker.shards.claims import Claim, PositionChangedError
-from simplu_worker.shards.group_commit import GROUP_MAX_BYTES, GROUP_MAX_COUNT
+from simplu_worker.shards.group_commit import GROUP_LEAST_COUNT, GROUP_MAX_BYTES, GROUP_MAX_COUNT
 from simplu_worker.shards.pools import ShardPool
 from simplu_worker.shards.shard_errors import ShardUnavailableError
 from simplu_worker.shards.writer import SUCCEEDED, ShardWriter
@@ -86,13 +86,13 @@ async def test_readers_move_their_positions_together_again_and_again(case: Tenan
 
 async def test_group_is_no_larger_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
     """What does not fit goes with the next transaction; one batch always goes."""
-    sizes = [GROUP_MAX_COUNT - 1, 1, 1, GROUP_MAX_COUNT + 1, 2]
+    sizes = [GROUP_LEAST_COUNT - 1, 1, 1, GROUP_MAX_COUNT + 1, 2]
     batches = [creates(case, reader, size) for reader, size in enumerate(sizes)]
 
     outcomes = await together(case, writer_of(case.pool), batches, [None] * len(sizes))
 
     assert outcomes == [[SUCCEEDED] * size for size in sizes]
-    assert await transactions(case) == sorted([GROUP_MAX_COUNT, 1, GROUP_MAX_COUNT + 1, 2])
+    assert await transactions(case) == sorted([GROUP_LEAST_COUNT, 1, GROUP_MAX_COUNT + 1, 2])
 
 
 async def test_group_has_no_more_bytes_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
