@@ -35,20 +35,23 @@ def plan_waves(operations: Sequence[Operation]) -> list[Wave]:
     next_list: dict[tuple[str, str], int] = {}  # by type: the first wave whose reads see all writes so far
     listed: dict[tuple[str, str], int] = {}  # by type: no write before this wave, or an earlier list would see it
     for position, operation in enumerate(operations):
-        kind, tenant_id, resource_type = operation.kind, operation.tenant_id, operation.resource_type
+        kind, tenant_id = operation.kind, operation.tenant_id
         if kind is LIST:
-            wave = next_list.get((tenant_id, resource_type), 0)
-            listed[tenant_id, resource_type] = wave
+            of_type = tenant_id, operation.resource_type
+            into, wave = reads, next_list.get(of_type, 0)
+            listed[of_type] = wave
         else:
-            resource = tenant_id, resource_type, operation.resource_id
-            wave = next_write.get(resource, 0)
+            resource = tenant_id, operation.resource_type, operation.resource_id
+            into, wave = reads, next_write.get(resource, 0)
             if kind is not READ:
+                into = writes
                 if tenant_id in listing:
-                    wave = max(wave, listed.get((tenant_id, resource_type), 0))
-                    next_list[tenant_id, resource_type] = max(next_list.get((tenant_id, resource_type), 0), wave + 1)
+                    of_type = tenant_id, operation.resource_type
+                    wave = max(wave, listed.get(of_type, 0))
+                    next_list[of_type] = max(next_list.get(of_type, 0), wave + 1)
                 next_write[resource] = wave + 1
         if wave == len(reads):
             reads.append([])
             writes.append([])
-        (reads if kind is LIST or kind is READ else writes)[wave].append(position)
+        into[wave].append(position)
     return [Wave(*both) for both in zip(reads, writes, strict=True)]

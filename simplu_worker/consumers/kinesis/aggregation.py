@@ -29,7 +29,7 @@ OUTSIDE: Final = (
     "dropped. A producer without the library must pack for one stream shard at a time, or not at all"
 )
 
-_MAGIC: Final = b"\xf3\x89\x9a\xc2"
+MAGIC: Final = b"\xf3\x89\x9a\xc2"
 _MAGIC_BYTES: Final = 4
 _DIGEST_BYTES: Final = 16
 _HASH_KEY_MAX: Final = (1 << 128) - 1  # Kinesis API reference, ExplicitHashKey
@@ -75,7 +75,7 @@ def deaggregate(data: bytes) -> list[SubRecord] | None:
     no record in it. The KCL delivers what comes before a bad index and drops the rest; here nothing is dropped.
     Never raises, whatever the bytes.
     """
-    if not data.startswith(_MAGIC) or len(data) <= _MAGIC_BYTES + _DIGEST_BYTES:
+    if not data.startswith(MAGIC) or len(data) <= _MAGIC_BYTES + _DIGEST_BYTES:
         return None
     message = data[_MAGIC_BYTES:-_DIGEST_BYTES]
     if hashlib.md5(message, usedforsecurity=False).digest() != data[-_DIGEST_BYTES:]:

@@ -8,7 +8,7 @@ from itertools import dropwhile
 from sys import intern
 from typing import Final, TypeAlias
 
-from simplu_worker.consumers.kinesis.aggregation import SubRecord, deaggregate, lies_within, outside_error
+from simplu_worker.consumers.kinesis.aggregation import MAGIC, SubRecord, deaggregate, lies_within, outside_error
 from simplu_worker.consumers.kinesis.leases import HashRange
 from simplu_worker.consumers.kinesis.positions import Mark, Place, Position
 from simplu_worker.consumers.kinesis.stream import Record
@@ -52,37 +52,50 @@ class Intake:
 
     def _all_arrivals(self, records: list[Record]) -> Iterator[Arrival]:
         # Done for every record: whatever is the same for all of them is looked up once.
-        stream_name, stream_shard_id, hash_range = self._stream_name, self._stream_shard_id, self._hash_range
+        stream_name, stream_shard_id = self._stream_name, self._stream_shard_id
         max_bytes, list_limit = self._operation_max_bytes, self._list_result_limit
+        arrived_at = self._arrived_at
         records.reverse()
         while records:
             record = records.pop()
-            if record.arrived_at != self._arrived_at:
-                self._arrived_at = record.arrived_at
-            arrived_at, number = self._arrived_at, record.sequence_number
-            subs = deaggregate(record.data)
-            if subs is not None and hash_range is not None and not lies_within(subs, hash_range):
-                yield self._refused(record, subs, hash_range)
+            if record.arrived_at != arrived_at:
+                arrived_at = self._arrived_at = record.arrived_at
+            data, number, key = record.data, record.sequence_number, intern(record.partition_key)
+            if data.startswith(MAGIC) and (subs := deaggregate(data)) is not None:
+                yield from self._sub_arrivals(record, subs)
                 continue
-            for part in subs or (record,):
-                sub_number, key = part.sub_sequence_number, intern(part.partition_key)
-                origin = Origin(KINESIS, stream_name, arrived_at, stream_shard_id, number, sub_number, key)
-                decoded = decode_operation(part.data, origin, max_bytes, list_limit)
-                yield origin, part.data, decoded
+            origin = Origin(KINESIS, stream_name, arrived_at, stream_shard_id, number, 0, key)
+            yield origin, data, decode_operation(data, origin, max_bytes, list_limit)
+
+    def _sub_arrivals(self, record: Record, subs: Sequence[SubRecord]) -> Iterator[Arrival]:
+        if self._hash_range is not None and not lies_within(subs, self._hash_range):
+            yield self._refused(record, subs, self._hash_range)
+            return
+        for sub in subs:
+            origin = self._origin(record, sub.sub_sequence_number, sub.partition_key)
+            yield (
+                origin,
+                sub.data,
+                decode_operation(sub.data, origin, self._operation_max_bytes, self._list_result_limit),
+            )
 
     def _refused(self, record: Record, subs: Sequence[SubRecord], hash_range: HashRange) -> Arrival:
         """Return an aggregate of which a part belongs to another stream shard.
 
         At the place of its last part, so that it is not passed over where only some were done with.
         """
-        origin = Origin(
+        origin = self._origin(record, 0, record.partition_key)
+        error = outside_error(subs, hash_range)
+        mark = Mark(record.sequence_number, subs[-1].sub_sequence_number, self._arrived_at)
+        return mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, error, origin)
+
+    def _origin(self, record: Record, sub_sequence_number: int, partition_key: str) -> Origin:
+        return Origin(
             source=KINESIS,
             name=self._stream_name,
             arrived_at=self._arrived_at,
             stream_shard_id=self._stream_shard_id,
             sequence_number=record.sequence_number,
-            partition_key=record.partition_key,
+            sub_sequence_number=sub_sequence_number,
+            partition_key=intern(partition_key),
         )
-        error = outside_error(subs, hash_range)
-        mark = Mark(record.sequence_number, subs[-1].sub_sequence_number, self._arrived_at)
-        return mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, error, origin)
