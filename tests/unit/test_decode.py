@@ -7,6 +7,7 @@ import json
 import re
 import time
 import tracemalloc
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -583,13 +584,19 @@ def test_record_is_too_large_when_it_passes_the_bound() -> None:
 def test_decoding_is_cheap_when_a_record_is_megabytes_of_trouble(body: bytes) -> None:
     """The event loop stands still meanwhile: for up to 0.1 s where it takes 0.05 s to count to a million."""
     record = b'{"data": ' + body + b"}"
-    started = time.process_time()
-    assert sum(1 for _ in range(1_000_000)) == 1_000_000
-    counted = time.process_time()
+    counting_s = _least_s(lambda: sum(1 for _ in range(1_000_000)))
+    assert _least_s(lambda: decode(record)) < 10 * counting_s
 
-    decode(record)
 
-    assert time.process_time() - counted < 10 * (counted - started)
+def _least_s(work: Callable[[], object]) -> float:
+    """Return the least processor time of three runs: what else the machine does only adds to it."""
+
+    def once() -> float:
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+
+    return min(once() for _ in range(3))
 
 
 def test_nesting_takes_no_memory_for_what_is_in_strings() -> None:
