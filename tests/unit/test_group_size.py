@@ -26,7 +26,7 @@ HALF = 2500  # operations: two such go together only where more may than on a sl
 @pytest.mark.parametrize(
     ("count", "took_s", "expected"),
     [
-        (8000, 0.5, GROUP_MAX_COUNT),
+        (6500, 0.25, GROUP_MAX_COUNT),
         (1, 0.001, GROUP_LEAST_COUNT),
         (4000, 0.5, 6000),
         (4000, 10.0, GROUP_LEAST_COUNT),
