@@ -67,6 +67,17 @@ def hash_key(partition_key: str) -> int:
     return int.from_bytes(hashlib.md5(partition_key.encode()).digest())
 
 
+def test_each_that_reads_sees_its_own_arrivals() -> None:
+    """The main reader and the catch-ups take turns, also in the middle of an aggregate."""
+    one = intake(WHOLE)
+    first = one.arrivals([record(1, data("r1")), packed(1, "r2", "r3"), record(1, data("r4"))])
+    second = one.arrivals([record(2, data("r1")), packed(2, "r2", "r3"), record(2, data("r4"))])
+
+    by_turns = [decoded.origin.arrived_at for both in zip(first, second, strict=True) for _, _, decoded in both]
+
+    assert by_turns == [START + timedelta(seconds=number) for number in (1, 2)] * 4
+
+
 def test_intake_tells_where_each_operation_came_from() -> None:
     """A record by itself and each of an aggregate: its own place, bytes and partition key, and the record's arrival."""
     records = [record(1, data("r1")), packed(2, "r2", "r3", key="b")]

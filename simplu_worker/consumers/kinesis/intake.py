@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import dropwhile
 from sys import intern
 from typing import Final, TypeAlias
@@ -39,7 +39,6 @@ class Intake:
         self._operation_max_bytes = operation_max_bytes
         self._list_result_limit = list_result_limit
         self._hash_range = hash_range
-        self._arrived_at = datetime.min.replace(tzinfo=UTC)  # one object for all that arrive at one instant
 
     def arrivals(self, records: list[Record], *, after: Position | None = None) -> Iterator[Arrival]:
         """Yield what *records* hold, in their order; of the first of them only what is behind *after*.
@@ -54,12 +53,12 @@ class Intake:
         # Done for every record: whatever is the same for all of them is looked up once.
         stream_name, stream_shard_id = self._stream_name, self._stream_shard_id
         max_bytes, list_limit = self._operation_max_bytes, self._list_result_limit
-        arrived_at = self._arrived_at
+        arrived_at: datetime | None = None  # one object for all that arrive at one instant
         records.reverse()
         while records:
             record = records.pop()
             if record.arrived_at != arrived_at:
-                arrived_at = self._arrived_at = record.arrived_at
+                arrived_at = record.arrived_at
             data, number, key = record.data, record.sequence_number, intern(record.partition_key)
             if data.startswith(MAGIC) and (subs := deaggregate(data)) is not None:
                 yield from self._sub_arrivals(record, subs)
@@ -73,11 +72,8 @@ class Intake:
             return
         for sub in subs:
             origin = self._origin(record, sub.sub_sequence_number, sub.partition_key)
-            yield (
-                origin,
-                sub.data,
-                decode_operation(sub.data, origin, self._operation_max_bytes, self._list_result_limit),
-            )
+            decoded = decode_operation(sub.data, origin, self._operation_max_bytes, self._list_result_limit)
+            yield origin, sub.data, decoded
 
     def _refused(self, record: Record, subs: Sequence[SubRecord], hash_range: HashRange) -> Arrival:
         """Return an aggregate of which a part belongs to another stream shard.
@@ -86,14 +82,14 @@ class Intake:
         """
         origin = self._origin(record, 0, record.partition_key)
         error = outside_error(subs, hash_range)
-        mark = Mark(record.sequence_number, subs[-1].sub_sequence_number, self._arrived_at)
+        mark = Mark(record.sequence_number, subs[-1].sub_sequence_number, record.arrived_at)
         return mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, error, origin)
 
     def _origin(self, record: Record, sub_sequence_number: int, partition_key: str) -> Origin:
         return Origin(
             source=KINESIS,
             name=self._stream_name,
-            arrived_at=self._arrived_at,
+            arrived_at=record.arrived_at,
             stream_shard_id=self._stream_shard_id,
             sequence_number=record.sequence_number,
             sub_sequence_number=sub_sequence_number,
