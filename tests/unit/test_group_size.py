@@ -26,7 +26,7 @@ HALF = 2500  # operations: two such go together only where more may than on a sl
 @pytest.mark.parametrize(
     ("count", "took_s", "expected"),
     [
-        (6500, 0.25, GROUP_MAX_COUNT),
+        (9000, 0.5, GROUP_MAX_COUNT),
         (1, 0.001, GROUP_LEAST_COUNT),
         (4000, 0.5, 6000),
         (4000, 10.0, GROUP_LEAST_COUNT),
@@ -66,8 +66,8 @@ class Shard:
             return [SUCCEEDED] * len(batch.operations)
 
 
-@pytest.mark.parametrize(("second_takes", "together"), [(20_000, 2 * HALF), (4000, HALF)], ids=["fast", "slow"])
-async def test_more_go_together_on_a_shard_that_is_fast(second_takes: int, together: int) -> None:
+@pytest.mark.parametrize(("second_takes", "is_fast"), [(20_000, True), (4000, False)], ids=["fast", "slow"])
+async def test_more_go_together_on_a_shard_that_is_fast(second_takes: int, *, is_fast: bool) -> None:
     """The first transactions are small: nothing is known of it."""
     shard = Shard(second_takes=second_takes)
     group_commit = GroupCommit(shard.apply, clock=lambda: shard.now)
@@ -78,4 +78,4 @@ async def test_more_go_together_on_a_shard_that_is_fast(second_takes: int, toget
     assert outcomes == [[SUCCEEDED] * HALF] * len(batches)
     assert sum(shard.transactions) == len(batches) * HALF
     assert shard.transactions[0] == HALF
-    assert max(shard.transactions) == together
+    assert (max(shard.transactions) > GROUP_LEAST_COUNT) is is_fast
