@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shard_cases import operation
 
-from simplu_worker.operations.operation import Disposition, Outcome
+from simplu_worker.operations.operation import Outcome
 from simplu_worker.shards.group_commit import (
     GROUP_LEAST_COUNT,
     GROUP_MAX_COUNT,
@@ -18,8 +18,8 @@ from simplu_worker.shards.group_commit import (
     GroupCommit,
     group_count,
 )
+from simplu_worker.shards.writer import SUCCEEDED
 
-SUCCEEDED = Outcome(disposition=Disposition.APPLIED)
 HALF = 2500  # operations: two such go together only where more may than on a slow shard
 
 

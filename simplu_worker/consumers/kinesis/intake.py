@@ -59,10 +59,11 @@ class Intake:
             record = records.pop()
             if record.arrived_at != arrived_at:
                 arrived_at = record.arrived_at
-            data, number, key = record.data, record.sequence_number, intern(record.partition_key)
+            data = record.data
             if data.startswith(MAGIC) and (subs := deaggregate(data)) is not None:
                 yield from self._sub_arrivals(record, subs)
                 continue
+            number, key = record.sequence_number, intern(record.partition_key)
             origin = Origin(KINESIS, stream_name, arrived_at, stream_shard_id, number, 0, key)
             yield origin, data, decode_operation(data, origin, max_bytes, list_limit)
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, TypeAlias, assert_never
+from typing import Any, TypeAlias, assert_never
 
 import msgspec
 import structlog
@@ -71,16 +71,12 @@ class Record(
         "arrived_at": "ApproximateArrivalTimestamp",
     },
 ):
-    """A record as Kinesis gives it; *arrived_at* (UTC) is approximate and the same for every reader.
-
-    One that is no aggregate is the only part of itself, as *sub_sequence_number* has it.
-    """
+    """A record as Kinesis gives it; *arrived_at* (UTC) is approximate and the same for every reader."""
 
     sequence_number: str
     partition_key: str
     data: bytes
     arrived_at: datetime
-    sub_sequence_number: ClassVar[int] = 0
 
 
 class Reply(msgspec.Struct, frozen=True):
