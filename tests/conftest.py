@@ -9,6 +9,8 @@ import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from weakref import WeakSet
 
 import hypothesis
 import pytest
@@ -21,6 +23,7 @@ from simplu_worker.local.loopback import StackError
 from simplu_worker.local.postgres import PostgresServer, Programs, find_postgres_bin
 from simplu_worker.local.watchdog import ProcessGroup
 from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.connecting import ShardConnection
 from simplu_worker.shards.pools import ShardPool
 
 # Examples may take as long as a server takes. Where every run has to come to the same result, so do the examples.
@@ -78,8 +81,22 @@ def _shelf(postgres_server: PostgresServer) -> Shelf:
     return Shelf(postgres_server)
 
 
+@pytest.fixture(scope="session")
+def _shard_connections() -> Iterator[WeakSet[ShardConnection]]:
+    made: WeakSet[ShardConnection] = WeakSet()
+    init = ShardConnection.__init__
+
+    def noted(self: ShardConnection, *arguments: Any) -> None:
+        init(self, *arguments)
+        made.add(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardConnection, "__init__", noted)
+        yield made
+
+
 @pytest.fixture
-async def make_shard(_shelf: Shelf) -> AsyncIterator[ShardMaker]:
+async def make_shard(_shelf: Shelf, _shard_connections: WeakSet[ShardConnection]) -> AsyncIterator[ShardMaker]:
     """Give what makes shards of one's own, called with a shard id and, for a database with nothing in it, is_empty."""
     made: list[tuple[ShardAddress, bool]] = []
 
@@ -89,8 +106,11 @@ async def make_shard(_shelf: Shelf) -> AsyncIterator[ShardMaker]:
         return address
 
     yield make
+    left_open = [connection for connection in _shard_connections if not connection.is_closed()]
     for address, is_empty in made:
         await _shelf.give_back(address, is_empty=is_empty)
+    # The collector would find them some time later, in another test, which would fail by their warning.
+    assert not left_open, f"expected all pools to be closed, got {len(left_open)} open connections: close them"
 
 
 @pytest.fixture

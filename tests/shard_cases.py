@@ -14,6 +14,7 @@ from hypothesis import HealthCheck
 from simplu_worker.local.model import JsonValue, parse_json
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Failure, Operation, Origin, Outcome, Source
+from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.pools import ShardPool
 from simplu_worker.shards.writer import SUCCEEDED, ShardWriter
 
@@ -110,6 +111,13 @@ async def add_tenant(
         created_at,
         moved_to,
     )
+
+
+async def add_tenant_at(address: ShardAddress, tenant: tuple[str, str] = TENANT) -> None:
+    """Put an active tenant's row on a shard that nobody of the test has a pool of."""
+    pool = ShardPool(address, size=1)
+    await add_tenant(pool, tenant)
+    await pool.close()
 
 
 async def fetch(pool: ShardPool, query: str, *arguments: Any) -> list[dict[str, Any]]:

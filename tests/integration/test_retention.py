@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
 @pytest.fixture
-async def pools() -> AsyncIterator[Pools]:
+async def pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:  # closed before its shards are given back
     """Give pools that wait for nobody long."""
     async with Pools(size=2, deadlines=QUICK) as opened:
         yield opened

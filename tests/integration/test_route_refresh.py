@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from citrus_cases import RoutedShards, requests_to, routed_shards, silent
 from prometheus_client import REGISTRY
-from shard_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, fetch
+from shard_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, add_tenant_at, fetch
 from shard_databases import QUICK, SHARD_ID, ShardMaker, copy_shard, execute
 from structlog.testing import capture_logs
 
@@ -278,7 +278,7 @@ async def test_a_shard_in_trouble_is_asked_for_once_and_followed_for_all_its_ten
         for tenant in tenants:
             routed.register(tenant, "shard-1")
             await add_tenant(pool, tenant)
-            await add_tenant(ShardPool(new, size=1), tenant)
+            await add_tenant_at(new, tenant)
             await routed.router.find("-".join(tenant))
         before = requests_to("get_shard") + requests_to("shards_health")
         routed.citrus.registry.shards["shard-1"].connection_string = new.connection_string
@@ -363,7 +363,7 @@ async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_
     database = replica.connection_string.rpartition("/")[2]
     shard_map = ShardMap(shards=(MappedShard("shard-1", old.connection_string, replica.connection_string),))
     locator = StaticMap(shard_map)
-    await add_tenant(ShardPool(replica, size=1))
+    await add_tenant_at(replica)
     await execute(replica.connection_string, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     async with Pools(size=1, deadlines=QUICK) as pools:
         directory = Directory(locator, pools)
@@ -392,7 +392,7 @@ async def test_a_killed_shard_is_followed_to_where_citrus_names_it_then(
         routed.register(TENANT, SHARD_ID)
         pool = routed.pools.pool(old)
         await add_tenant(pool)
-        await add_tenant(ShardPool(new, size=1))
+        await add_tenant_at(new)
         assert await routed.router.find(TENANT_ID) == SHARD_ID
         create = TenantCase(pool, TENANT).operation("create", data={})
         async with running(routed.refresh):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 from citrus_cases import RoutedShards, routed_shards, silent
-from shard_cases import TENANT, TenantCase, add_tenant, fetch
+from shard_cases import TENANT, TenantCase, add_tenant, add_tenant_at, fetch
 from shard_databases import ShardMaker
 
 from simplu_worker.errors import TryAgainLaterError
@@ -89,7 +89,7 @@ async def test_router_writes_to_the_new_place_when_the_address_was_refreshed(
     shard = routed.citrus.registry.shards["shard-1"]
     new, wrong = await make_shard("shard-1"), await make_shard("shard-9")
     pool = case_of(routed).pool
-    await add_tenant(ShardPool(new, size=1))
+    await add_tenant_at(new)
     create = case.operation("create", data={"a": 1})
 
     shard.connection_string = wrong.connection_string

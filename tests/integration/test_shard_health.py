@@ -48,7 +48,7 @@ Sees = Callable[[Health], bool]
 
 
 @pytest.fixture
-async def pools() -> AsyncIterator[Pools]:
+async def pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:  # closed before its shards are given back
     """Give pools whose looks end after a second."""
     async with Pools(size=2, deadlines=HURRIED) as pools:
         yield pools
