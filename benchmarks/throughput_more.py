@@ -17,7 +17,7 @@ from throughput_load import NewRecord, records
 from throughput_runs import LATENCIES_SQL, Cell, Clients, Range, Run, Runner, Sampler, Who, inherited, running
 
 from simplu_worker.local.aws import STREAM_NAME, aws_client
-from simplu_worker.local.loopback import HOST, until
+from simplu_worker.local.loopback import HOST, free_port, until
 
 IDLE_SETTLE_S = 8.0
 READY_WITHIN_S = 20.0
@@ -134,7 +134,8 @@ async def measure_starts(bed: Bed, *, starts: int, stream_shards: int = 4) -> li
     """Return the seconds from a start to the first 200 of `/readyz`; the stream and the lease table are there."""
     found = []
     async with bed.kinesis(0, stream_shards) as kinesis, bed.target(1, commit="on") as target:
-        env = bed.worker_env(kinesis.url, target)
+        port = free_port()
+        env = bed.worker_env(kinesis.url, target, HTTP_PORT=str(port))
         for _ in range(starts + 1):
             process_env = inherited() | env
             log_path = bed.group.directory / f"client-{bed.number()}.log"
@@ -143,7 +144,7 @@ async def measure_starts(bed: Bed, *, starts: int, stream_shards: int = 4) -> li
             process = bed.group.spawn(command, log_path=log_path, env=process_env)
             clients = Clients([process], [log_path])
             try:
-                while not await asyncio.to_thread(_is_ready, int(env["HTTP_PORT"])):
+                while not await asyncio.to_thread(_is_ready, port):
                     clients.check()
                     if time.perf_counter() - began > READY_WITHIN_S:
                         raise SystemExit(f"the worker is not ready after {READY_WITHIN_S:g} s")

@@ -20,7 +20,6 @@ from throughput_bed import FOLDER, Bed, Kinesis, Target, clock
 from simplu_worker.local.aws import CREDENTIALS
 from simplu_worker.local.kinesis_faults import SetOptions
 from simplu_worker.local.kinesis_server import control
-from simplu_worker.local.loopback import free_port
 from simplu_worker.local.usage import cpu_seconds, rss_bytes
 from simplu_worker.local.watchdog import running_processes, with_descendants
 from simplu_worker.local.worker_process import tail_of
@@ -202,8 +201,7 @@ def commands(
     if who in OURS:
         env = own | bed.worker_env(kinesis_url, target)
         command = [sys.executable, "-m", "simplu_worker", "run"]
-        more = [(command, env | {"HTTP_PORT": str(free_port())})] if who is Who.TWO_WORKERS else []
-        return [(command, env), *more]
+        return [(command, env)] * (2 if who is Who.TWO_WORKERS else 1)
     if who is Who.BARE:
         program = [sys.executable, str(FOLDER / "throughput_loop.py"), "--map", str(target.path)]
         return [([*program, *stream], own)]
