@@ -6,7 +6,7 @@ The numbers (C7 …) are those of the complaints in the notes on the Kinesis Cli
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
 import pytest
@@ -25,6 +25,7 @@ from simplu_worker.local.kinesis_model import Options
 
 OWN_TRY_S = 0.05  # of looking, here
 CALM = Plan(replica_count=4, stream_shard_count=16, key_count=32)
+KEYS = [f"key-{number}" for number in range(32)]  # of which some come to each of 8 stream shards
 
 
 def play(
@@ -72,6 +73,25 @@ def is_all_read(world: World) -> bool:
 def lost_in(logs: list[structlog.typing.EventDict]) -> list[str]:
     """Return the stream shards whose lease was lost."""
     return [entry["stream_shard_id"] for entry in logs if entry["event"] == "lease.lost"]
+
+
+def put_one(world: World, key: str, number: int) -> str:
+    """Put an operation; return the stream shard that it came to."""
+    world.put(key, [world.operation(key, f"one-{number}", str(number))])
+    return world.ledger.puts[-1].origin.stream_shard_id or ""
+
+
+async def waits_while_put(world: World, keys: Sequence[str], *, for_s: float) -> dict[str, float]:
+    """Put an operation every 50 ms; return for how many seconds one of each stream shard waited at most."""
+    waits: dict[str, float] = {}
+    for number in range(round(for_s / 0.05)):
+        waits.setdefault(put_one(world, keys[number % len(keys)], number), 0.0)
+        await asyncio.sleep(0.05)
+        for stream_shard_id, longest_s in waits.items():
+            put = world.ledger.first_unsettled(stream_shard_id)
+            if put is not None:
+                waits[stream_shard_id] = max(longest_s, (world.loop.utc() - put.origin.arrived_at).total_seconds())
+    return waits
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -177,6 +197,49 @@ def test_leases_are_even_soon_and_stay_when_a_replica_joins() -> None:
         assert moves == 6
 
     play(Plan(replica_count=5, stream_shard_count=40), work)
+
+
+@pytest.mark.parametrize("seed", range(16, 33))
+def test_no_other_stream_shard_waits_when_leases_go_to_a_replica_that_joins(seed: int) -> None:
+    """Who took a lease writes its row in each shard; whose it was finds that, and lets nobody wait for an answer."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        await asyncio.sleep(world.draws.uniform(0, 10))
+        before = world.owners()
+        world.start_replica()
+        waits = await waits_while_put(world, KEYS, for_s=20.0)
+        await settle_down(world)
+        stayed = [key for key, owner in world.owners().items() if owner == before[key]]
+
+        assert len(stayed) == 4
+        assert max(waits[key] for key in stayed) <= 2.0
+
+    play(Plan(replica_count=1, stream_shard_count=8, key_count=32), work, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(9, 25))
+def test_no_other_stream_shard_waits_when_a_row_is_not_as_it_was_left_and_dynamodb_is_down(seed: int) -> None:
+    """Whose lease it is cannot be asked for then; that takes seconds, and is a matter of that row alone."""
+
+    async def work(world: World) -> None:
+        places = {key: put_one(world, key, -number) for number, key in enumerate(KEYS)}
+        await until_well(world)
+        await asyncio.sleep(world.draws.uniform(0, 10))
+        lost_from = put_one(world, KEYS[0], len(KEYS))
+        await until_well(world)
+        world.network.down.add("dynamodb")
+        world.shards.fail_over(world.shards.tenants[world.tenant_of(KEYS[0])].shard_id, 1)
+        assert world.ledger.unsettled() == [lost_from]
+        others = [key for key, place in places.items() if place != lost_from]
+        waits = await waits_while_put(world, others, for_s=6.0)
+        world.network.down.clear()
+        await settle_down(world)
+
+        assert len(waits) == 7
+        assert max(waits.values()) <= 2.0
+
+    play(Plan(replica_count=1, stream_shard_count=8, key_count=32), work, seed=seed)
 
 
 @pytest.mark.parametrize("trouble", [Trouble(throttled=0.5), Trouble(answer_lost=0.5), Trouble(request_lost=0.5)])

@@ -89,7 +89,7 @@ class ReaderFacts(msgspec.Struct, frozen=True):
     by holding *taken_over*, from *checkpoint* on.
     *progress* is how far all is, *ahead* how far all but those whom it owes what is older (without `owed_from`).
     *first_since* finds the place before the first record that arrived since an instant (None: there is none), *confirm*
-    makes sure that the lease is still its own.
+    tells whether the lease is still its own.
     """
 
     stream_name: str
@@ -101,7 +101,7 @@ class ReaderFacts(msgspec.Struct, frozen=True):
     progress: Callable[[], Progress]
     ahead: Callable[[], Said | None]
     first_since: Callable[[datetime], Awaitable[Mark | None]]
-    confirm: Callable[[], Awaitable[None]]
+    confirm: Callable[[], Awaitable[bool]]
     lineage: Callable[[], Lineage]
     started_at: datetime | None
 
@@ -184,9 +184,9 @@ class Contacts:
                 changed = await self._router.touch(contact.shard_id, [self.claim(contact)])
                 contact.is_adopted = not changed
 
-    async def confirm(self) -> None:
-        """Make sure that the lease is still the reader's, as far as anybody answers."""
-        await self._facts.confirm()
+    async def confirm(self) -> bool:
+        """Tell whether the lease is still the reader's, as far as anybody answers."""
+        return await self._facts.confirm()
 
     async def adopt(self, contact: Contact) -> Refill | None:
         """Read what the shard knows, and return what has to be read again of the stream; None when nothing has.

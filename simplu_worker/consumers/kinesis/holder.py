@@ -32,7 +32,7 @@ RENEWALS_PER_DURATION: Final = 3
 TRIES_PER_DURATION: Final = 30  # of a renewal that fails: half of them may, and the lease is still kept
 RETRY_PAUSE_S: Final = 1.0
 
-Confirm: TypeAlias = Callable[[], Awaitable[None]]
+Confirm: TypeAlias = Callable[[], Awaitable[bool]]
 EndCheck: TypeAlias = Callable[[tuple[ChildShard, ...]], Awaitable[bool]]
 
 log = structlog.get_logger(__name__)
@@ -71,6 +71,7 @@ class LeaseHolder:
         self._sync = sync
         self._renewed_at = loop_time()
         self._is_ended = False
+        self._is_over = False
         self._has_news = asyncio.Event()  # for the lease row
         self._is_renewed = asyncio.Event()
         self.reader: StreamShardReader | None = None
@@ -115,6 +116,9 @@ class LeaseHolder:
                     await self._leave_word()
         except* _LeaseLostError:
             log.warning("lease.lost", stream_shard_id=self.lease_key)
+        finally:
+            self._is_over = True
+            self._is_renewed.set()  # it never is again: nobody is to wait for that
 
     async def _work(self, stopping: asyncio.Event) -> None:
         while (owed := await self._begin()) is None:
@@ -138,13 +142,18 @@ class LeaseHolder:
             log.warning("stream_shard.begin_deferred", stream_shard_id=self.lease_key, error=str(exc))
             return None
 
-    async def confirm(self) -> None:
-        """Renew now, and return when that is answered or takes too long; who has lost the lease is cancelled."""
-        self._is_renewed.clear()
-        self._has_news.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._duration_s / RENEWALS_PER_DURATION):
-                await self._is_renewed.wait()
+    async def confirm(self) -> bool:
+        """Renew now, and return when that is answered or takes too long: whether the lease is still held.
+
+        The reader of one that was lost is cancelled before that; only others learn it here.
+        """
+        if not self._is_over:
+            self._is_renewed.clear()
+            self._has_news.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._duration_s / RENEWALS_PER_DURATION):
+                    await self._is_renewed.wait()
+        return not self._is_over
 
     async def free_parents(self) -> None:
         """Let the reader apply what was held for parents that owe it no more; they are asked."""

@@ -71,11 +71,11 @@ class ReadingRules(msgspec.Struct, frozen=True):
 class LeaseTies(msgspec.Struct, frozen=True):
     """What a reader has by the lease under which it reads.
 
-    *confirm* makes sure, for a moment, that it is still its own; *lineage* is what the stream shard continues;
+    *confirm* tells, for the moment, whether it is still its own; *lineage* is what the stream shard continues;
     *started_at* is where reading that began, if not at its beginning.
     """
 
-    confirm: Callable[[], Awaitable[None]]
+    confirm: Callable[[], Awaitable[bool]]
     lineage: Callable[[], Lineage]
     started_at: datetime | None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
 from typing import Final, TypeAlias
 
 from simplu_worker.clock import loop_time
@@ -84,41 +83,56 @@ class PositionRounds:
             self._at_once.release()
 
     async def _look(self, shard_id: str) -> None:
-        async with AsyncExitStack() as turns:
-            watched: list[Watched] = []
+        watched: list[Watched] = []
+        try:
             for reader in self._readers():
                 contacts = reader.contacts
                 # Where something is in flight, or is being read again, the row is looked after.
                 if contacts is None or contacts.of(shard_id).turn.locked() or reader.is_refilling(shard_id):
                     continue
                 contact = contacts.of(shard_id)
-                await turns.enter_async_context(contact.turn)
+                await contact.turn.acquire()
                 watched.append((reader, contacts, contact, contacts.lineage()))
-            if not watched:
-                return
-            ids = [reader.stream_shard_id for reader, *_ in watched]
-            is_first = not all(contact.is_met for _, _, contact, _ in watched)
-            async with asyncio.timeout(LOOK_WITHIN_S):
-                standing = await self._router.standing(shard_id, self._stream_name, ids, is_first=is_first)
-            if standing is None:
-                return
-            for one in watched:
-                await self._compare(shard_id, one, standing)
-            due = [(contacts, contact) for _, contacts, contact, _ in watched if contacts.is_due(contact)]
-            if due:
-                async with asyncio.timeout(LOOK_WITHIN_S):
-                    changed = await self._router.touch(shard_id, [contacts.claim(contact) for contacts, contact in due])
-                for _, contact in due:
-                    contact.is_adopted = contact.claim not in changed
+            if watched:
+                await self._compare(shard_id, watched)
+        finally:
+            _end_turns(watched)
 
-    async def _compare(self, shard_id: str, watched: Watched, standing: Standing) -> None:
+    async def _compare(self, shard_id: str, watched: list[Watched]) -> None:
+        """Compare what a shard knows with what the readers know; leave those in *watched* whose turn has not ended.
+
+        Those whose row is as they left it wait for no other's: what is asked for those may take seconds.
+        """
+        ids = [reader.stream_shard_id for reader, *_ in watched]
+        is_first = not all(contact.is_met for _, _, contact, _ in watched)
+        async with asyncio.timeout(LOOK_WITHIN_S):
+            standing = await self._router.standing(shard_id, self._stream_name, ids, is_first=is_first)
+        if standing is None:
+            return
+        doubtful = [one for one in watched if _is_doubtful(one, standing)]
+        sure = [one for one in watched if one not in doubtful]
+        await self._touch(shard_id, sure)
+        _end_turns(sure)
+        watched[:] = doubtful
+        async with asyncio.TaskGroup() as tasks:
+            held = [tasks.create_task(_is_still_held(one), name=f"held:{one[0].stream_shard_id}") for one in doubtful]
+        for one, is_held in zip(doubtful, held, strict=True):
+            if is_held.result():
+                await self._refill(shard_id, one, standing)
+        await self._touch(shard_id, doubtful)
+
+    async def _touch(self, shard_id: str, watched: Sequence[Watched]) -> None:
+        """Write the rows that would say something else now."""
+        due = [(contacts, contact) for _, contacts, contact, _ in watched if contacts.is_due(contact)]
+        if due:
+            async with asyncio.timeout(LOOK_WITHIN_S):
+                changed = await self._router.touch(shard_id, [contacts.claim(contact) for contacts, contact in due])
+            for _, contact in due:
+                contact.is_adopted = contact.claim not in changed
+
+    async def _refill(self, shard_id: str, watched: Watched, standing: Standing) -> None:
         """Read again what a shard lacks. Where there is a lane to it, that does so, before its next batch."""
         reader, contacts, contact, lineage = watched
-        if contact.is_adopted and not contacts.is_doubtful(contact, lineage, standing):
-            return
-        if contact.is_adopted:
-            contact.is_adopted = False
-            await contacts.confirm()
         if reader.look_again(shard_id):
             return
         if lineage.ancestors:
@@ -129,3 +143,23 @@ class PositionRounds:
             contact.forget_row()
         elif refill is not None:
             reader.refill(shard_id, refill)
+
+
+def _is_doubtful(watched: Watched, standing: Standing) -> bool:
+    """Whether what is known of a row does not hold, or was never known."""
+    _, contacts, contact, lineage = watched
+    return not contact.is_adopted or contacts.is_doubtful(contact, lineage, standing)
+
+
+async def _is_still_held(watched: Watched) -> bool:
+    """Whether the lease is still the reader's; else the row is for whoever took it."""
+    _, contacts, contact, _ = watched
+    if not contact.is_adopted:
+        return True
+    contact.is_adopted = False
+    return await contacts.confirm()
+
+
+def _end_turns(watched: Sequence[Watched]) -> None:
+    for _, _, contact, _ in watched:
+        contact.turn.release()
