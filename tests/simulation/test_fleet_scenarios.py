@@ -336,6 +336,30 @@ def test_end_is_written_when_everything_before_it_was_checkpointed_already(recor
     play(Plan(), work)
 
 
+def test_end_is_not_believed_that_came_before_the_stream_shard_was_closed() -> None:
+    """Replies without an iterator, of one that is open: what was put between the last of them and its close is read."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        replies = 0
+
+        def is_false_end() -> bool:
+            nonlocal replies
+            replies += 1
+            if replies == 10:  # its reply is on its way
+                put_one(world, KEYS[0], 0)
+                split(world)
+            return replies <= 10
+
+        world.kinesis.is_false_end = is_false_end  # type: ignore[method-assign]
+        await world.until(lambda: replies > 10, within_s=60)
+        await settle_down(world)
+
+        assert world.leases()["shardId-000000000000"].checkpoint == SHARD_END
+
+    play(Plan(replica_count=1, options=Options(scaling_limits=False, update_delay_ms=0)), work)
+
+
 def test_child_is_read_from_its_checkpoint_when_its_lease_moves() -> None:
     """C2: children begin at TRIM_HORIZON, once."""
 

@@ -72,6 +72,7 @@ class LeaseHolder:
         self._renewed_at = loop_time()
         self._is_ended = False
         self._is_over = False
+        self._is_known_closed = False
         self._has_news = asyncio.Event()  # for the lease row
         self._is_renewed = asyncio.Event()
         self.reader: StreamShardReader | None = None
@@ -195,10 +196,14 @@ class LeaseHolder:
     async def _is_bare_end(self) -> bool:
         """Whether it is an end that does not name its children: that of one closed, or past its retention.
 
-        The children have leases then.
+        The children have leases then. Only by a read that began when that was known: behind one that was answered while
+        it was open, and looked like the end, more may have come before it was closed.
         """
-        listed = {shard.stream_shard_id: shard for shard in await self._sync()}
-        return self.lease_key not in listed or not listed[self.lease_key].is_open
+        is_end = self._is_known_closed
+        if not is_end:
+            listed = {shard.stream_shard_id: shard for shard in await self._sync()}
+            self._is_known_closed = self.lease_key not in listed or not listed[self.lease_key].is_open
+        return is_end
 
     async def _keep(self) -> None:
         """Renew until cancelled; raise `_LeaseLostError` when the lease is lost."""
