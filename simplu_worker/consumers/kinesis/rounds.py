@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple
 
 from simplu_worker.clock import loop_time
 from simplu_worker.consumers.kinesis.adoption import Lineage
@@ -26,7 +26,14 @@ LOOK_WITHIN_S: Final = 3.0
 ASKED_AT_ONCE: Final = 4
 ASKS_PER_S: Final = 40.0
 
-Watched: TypeAlias = tuple[StreamShardReader, Contacts, Contact, Lineage]
+
+class Watched(NamedTuple):
+    """A reader's row on one Postgres shard, in its turn."""
+
+    reader: StreamShardReader
+    contacts: Contacts
+    contact: Contact
+    lineage: Lineage
 
 
 class PositionRounds:
@@ -92,7 +99,7 @@ class PositionRounds:
                     continue
                 contact = contacts.of(shard_id)
                 await contact.turn.acquire()
-                watched.append((reader, contacts, contact, contacts.lineage()))
+                watched.append(Watched(reader, contacts, contact, contacts.lineage()))
             if watched:
                 await self._compare(shard_id, watched)
         finally:
@@ -103,19 +110,21 @@ class PositionRounds:
 
         Those whose row is as they left it wait for no other's: what is asked for those may take seconds.
         """
-        ids = [reader.stream_shard_id for reader, *_ in watched]
-        is_first = not all(contact.is_met for _, _, contact, _ in watched)
+        ids = [one.reader.stream_shard_id for one in watched]
+        is_first = not all(one.contact.is_met for one in watched)
         async with asyncio.timeout(LOOK_WITHIN_S):
             standing = await self._router.standing(shard_id, self._stream_name, ids, is_first=is_first)
         if standing is None:
             return
-        doubtful = [one for one in watched if _is_doubtful(one, standing)]
-        sure = [one for one in watched if one not in doubtful]
+        sure: list[Watched] = []
+        doubtful: list[Watched] = []
+        for one in watched:
+            (doubtful if _is_doubtful(one, standing) else sure).append(one)
         await self._touch(shard_id, sure)
         _end_turns(sure)
         watched[:] = doubtful
         async with asyncio.TaskGroup() as tasks:
-            held = [tasks.create_task(_is_still_held(one), name=f"held:{one[0].stream_shard_id}") for one in doubtful]
+            held = [tasks.create_task(_is_still_held(one), name=f"held:{shard_id}") for one in doubtful]
         for one, is_held in zip(doubtful, held, strict=True):
             if is_held.result():
                 await self._refill(shard_id, one, standing)
@@ -123,12 +132,12 @@ class PositionRounds:
 
     async def _touch(self, shard_id: str, watched: Sequence[Watched]) -> None:
         """Write the rows that would say something else now."""
-        due = [(contacts, contact) for _, contacts, contact, _ in watched if contacts.is_due(contact)]
+        due = [one for one in watched if one.contacts.is_due(one.contact)]
         if due:
             async with asyncio.timeout(LOOK_WITHIN_S):
-                changed = await self._router.touch(shard_id, [contacts.claim(contact) for contacts, contact in due])
-            for _, contact in due:
-                contact.is_adopted = contact.claim not in changed
+                changed = await self._router.touch(shard_id, [one.contacts.claim(one.contact) for one in due])
+            for one in due:
+                one.contact.is_adopted = one.contact.claim not in changed
 
     async def _refill(self, shard_id: str, watched: Watched, standing: Standing) -> None:
         """Read again what a shard lacks. Where there is a lane to it, that does so, before its next batch."""
@@ -147,19 +156,18 @@ class PositionRounds:
 
 def _is_doubtful(watched: Watched, standing: Standing) -> bool:
     """Whether what is known of a row does not hold, or was never known."""
-    _, contacts, contact, lineage = watched
-    return not contact.is_adopted or contacts.is_doubtful(contact, lineage, standing)
+    contact = watched.contact
+    return not contact.is_adopted or watched.contacts.is_doubtful(contact, watched.lineage, standing)
 
 
 async def _is_still_held(watched: Watched) -> bool:
     """Whether the lease is still the reader's; else the row is for whoever took it."""
-    _, contacts, contact, _ = watched
-    if not contact.is_adopted:
+    if not watched.contact.is_adopted:
         return True
-    contact.is_adopted = False
-    return await contacts.confirm()
+    watched.contact.is_adopted = False
+    return await watched.contacts.confirm()
 
 
 def _end_turns(watched: Sequence[Watched]) -> None:
-    for _, _, contact, _ in watched:
-        contact.turn.release()
+    for one in watched:
+        one.contact.turn.release()
