@@ -212,7 +212,7 @@ def machine() -> Machine:
 
 def show(results: Results, console: Console) -> None:
     """Print all of it for people."""
-    table = Table("", "stream shards", "shards", "synchronous_commit", "records/s", "client µs", "Postgres µs", "MiB")
+    table = Table("", "stream shards", "shards", "synchronous_commit", "records/s", "client µs", "Postgres µs", "MB")
     for line in results.lines():
         table.add_row(*line)
     console.print(table)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from throughput_more import Orders
-from throughput_results import BARE, LANES, MIB, SEQUENCE, WORKER, Results, spread
+from throughput_results import BARE, LANES, MB, SEQUENCE, WORKER, Results, spread
 from throughput_runs import Cell, Range, Who, of
 
 from simplu_worker.local.bounds import number
@@ -71,7 +71,7 @@ def figures(results: Results) -> str:
                 "records/s",
                 "client, µs a record",
                 "Postgres, µs a record",
-                "memory, MiB",
+                "memory, MB",
             ],
             results.lines(),
         ),
@@ -104,7 +104,7 @@ def _further(results: Results) -> str:
         told = f"p50 {p50}, p99 {p99}, longest {most}; {latency.client_cores:.1%} of a core"
         rows.append([f"arrival to commit at {latency.rate:,.0f} records/s", told])
     if (idle := results.idle) is not None:
-        told = f"{idle.client_cores:.1%} of a core, Postgres {idle.server_cores:.1%}; {idle.rss_bytes / MIB:.0f} MiB"
+        told = f"{idle.client_cores:.1%} of a core, Postgres {idle.server_cores:.1%}; {idle.rss_bytes / MB:.0f} MB"
         rows.append([f"idle with {idle.stream_shards} stream shards", told])
     if results.starts:
         rows.append(["start to ready", spread(Range.of(results.starts), 2) + " s"])

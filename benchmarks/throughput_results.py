@@ -10,7 +10,7 @@ from throughput_runs import Cell, Range, Run, Who, of, ratios
 
 from simplu_worker.local.bounds import Bound
 
-MIB = 1024 * 1024
+MB = 1_000_000
 THEIRS = 4  # stream shards that async-kinesis is measured with
 WORKER = Cell(Who.WORKER, 32)
 BARE = Cell(Who.BARE, 32)
@@ -26,8 +26,8 @@ CLIENT_MOST_OF_LANES = 8 / 138  # the same, where async-kinesis took 138 µs: wh
 P99_MOST_S = 0.3
 IDLE_MOST = 0.02
 READY_MOST_S = 1.0
-RSS_MOST_MIB = 200.0
-GROWTH_MOST_MIB = 10.0
+RSS_MOST_MB = 200.0
+GROWTH_MOST_MB = 10.0
 LINEAR_LEAST = 0.85
 REPLICAS_CPU_MOST, REPLICAS_RATE_LEAST = 1.15, 0.9
 
@@ -73,7 +73,7 @@ class Results(msgspec.Struct, rename="camel"):
                 spread(of(self.runs, cell, lambda run: run.rate), 0),
                 spread(of(self.runs, cell, lambda run: run.client_us), 1),
                 spread(of(self.runs, cell, lambda run: run.server_us), 1),
-                spread(of(self.runs, cell, lambda run: run.rss_most_bytes / MIB), 0),
+                spread(of(self.runs, cell, lambda run: run.rss_most_bytes / MB), 0),
             ]
             for cell in self.cells()
         ]
@@ -117,10 +117,10 @@ class Results(msgspec.Struct, rename="camel"):
                 for commit in ("on", "off")
                 if (ratio := self.cost_ratio(commit)) is not None
             ]
-            rss = max(run.rss_most_bytes for run in full) / MIB
-            found.append(Bound("memory at full speed", rss, most=RSS_MOST_MIB, unit="MiB"))
-            growth = Range.of([(run.rss_most_bytes - run.rss_begin_bytes) / MIB for run in full]).median
-            found.append(Bound("its growth while the backlog is read", growth, most=GROWTH_MOST_MIB, unit="MiB"))
+            rss = max(run.rss_most_bytes for run in full) / MB
+            found.append(Bound("memory at full speed", rss, most=RSS_MOST_MB, unit="MB"))
+            growth = Range.of([(run.rss_most_bytes - run.rss_begin_bytes) / MB for run in full]).median
+            found.append(Bound("its growth while the backlog is read", growth, most=GROWTH_MOST_MB, unit="MB"))
         if self.latency is not None:
             what = f"p99 from arrival to commit at {self.latency.rate:.0f}/s"
             found.append(Bound(what, self.latency.p99_s, most=P99_MOST_S, unit="s"))
