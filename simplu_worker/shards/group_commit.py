@@ -19,7 +19,7 @@ from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.claims import Claim, PositionChangedError
 
 GROUP_LEAST_COUNT: Final = 4000  # operations that may go together, however slow the shard is
-GROUP_MAX_COUNT: Final = 9000  # the same, however fast; more only in one batch
+GROUP_MAX_COUNT: Final = 7500  # the same, however fast; more only in one batch
 GROUP_MAX_BYTES: Final = 4 * 1024 * 1024  # of records; the same
 GROUP_MAX_S: Final = 0.75  # of a transaction, as far as the last one tells: readers take a shard for late after 1 s
 
