@@ -11,8 +11,6 @@ from throughput_more import Orders
 from throughput_results import BARE, LANES, MB, SEQUENCE, WORKER, Results, spread
 from throughput_runs import Cell, Range, Who, of
 
-from simplu_worker.local.bounds import number
-
 PICTURE = Path("images") / "performance.svg"
 MARK = "<!-- {name}: written by {command} -->"
 END_MARK = "<!-- end of {name} -->"
@@ -85,15 +83,7 @@ def figures(results: Results) -> str:
 
 
 def _targets(results: Results) -> str:
-    rows = [
-        [
-            bound.what,
-            results.spelled(bound) or number(bound.value, bound.unit),
-            str(bound),
-            "kept" if bound.is_kept else "**missed**",
-        ]
-        for bound in results.bounds()
-    ]
+    rows = [[one.what, one.measured, str(one), "kept" if one.is_kept else "**missed**"] for one in results.targets()]
     return table_of(["target", "measured", "wanted", ""], rows)
 
 

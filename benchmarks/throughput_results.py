@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 from throughput_more import Idle, Latency, Orders
 from throughput_runs import Cell, Range, Run, Who, of, ratios
 
-from simplu_worker.local.bounds import Bound
+from simplu_worker.local.bounds import Bound, number
 
 MB = 1_000_000
 THEIRS = 4  # stream shards that async-kinesis is measured with
@@ -41,6 +42,23 @@ class Machine(msgspec.Struct, frozen=True):
     python: str
     commit: str
     load: float
+
+
+@dataclass(frozen=True, slots=True)
+class Target(Bound):
+    """A bound, and how what was measured is spelled where it is the middle of several rounds."""
+
+    spelled: str = ""
+
+    @property
+    def measured(self) -> str:
+        """What was measured, for people."""
+        return self.spelled or number(self.value, self.unit)
+
+
+def target(what: str, rounds: Range, *, digits: int = 2, unit: str = "", **limits: float) -> Target:
+    """Return the target that the middle of *rounds* is to keep."""
+    return Target(what, rounds.median, **limits, unit=unit, spelled=f"{spread(rounds, digits)} {unit}".rstrip())
 
 
 class Results(msgspec.Struct, rename="camel"):
@@ -83,55 +101,47 @@ class Results(msgspec.Struct, rename="camel"):
         found = of(self.runs, cell, value)
         return None if found is None else found.median
 
-    def ratio(self, commit: str, other: Cell) -> Range | None:
-        """Return the worker's rate ÷ another's, both committing so."""
-        return ratios(self.runs, WORKER._replace(commit=commit), other._replace(commit=commit))
-
-    def cost_ratio(self, commit: str) -> Range | None:
-        """Return the worker's processor time a record ÷ that of async-kinesis in lanes, both committing so."""
-        cells = WORKER._replace(commit=commit), LANES._replace(commit=commit)
-        return ratios(self.runs, *cells, lambda run: run.client_us)
-
-    def bounds(self) -> list[Bound]:
+    def targets(self) -> list[Target]:
         """Return every target that something was measured for."""
-        stalled = [Bound("runs in which somebody got nowhere", len(self.stalls), most=0)] if self.runs else []
-        return [*self._rate_bounds(), *self._cost_bounds(), *self._linear_bounds(), *self._replica_bounds(), *stalled]
-
-    def _rate_bounds(self) -> list[Bound]:
-        found = []
-        for commit in ("on", "off"):
-            for other, least in ((LANES, LEAST_OF_LANES), (SEQUENCE, LEAST_OF_SEQUENCE), (BARE, LEAST_OF_BARE)):
-                if (ratio := self.ratio(commit, other)) is not None:
-                    what = f"worker ÷ {other.who}, synchronous_commit {commit}"
-                    found.append(Bound(what, ratio.median, least=least))
+        found = [*self._rate_targets(), *self._cost_targets(), *self._linear_targets(), *self._replica_targets()]
+        if self.runs:
+            found.append(Target("runs in which somebody got nowhere", len(self.stalls), most=0))
         return found
 
-    def _cost_bounds(self) -> list[Bound]:
+    def _rate_targets(self) -> list[Target]:
+        return [
+            target(f"worker ÷ {other.who}, synchronous_commit {commit}", ratio, least=least)
+            for commit in ("on", "off")
+            for other, least in ((LANES, LEAST_OF_LANES), (SEQUENCE, LEAST_OF_SEQUENCE), (BARE, LEAST_OF_BARE))
+            if (ratio := ratios(self.runs, WORKER._replace(commit=commit), other._replace(commit=commit))) is not None
+        ]
+
+    def _cost_targets(self) -> list[Target]:
         found = []
         full = [run for run in self.runs if run.cell in {WORKER, WORKER._replace(commit="off")}]
         if full:
-            client_us = Range.of([run.client_us for run in full]).median
-            found.append(Bound("processor time of the worker a record", client_us, most=CLIENT_MOST_US, unit="µs"))
-            found += [
-                Bound(_cost_of(commit), ratio.median, most=CLIENT_MOST_OF_LANES)
-                for commit in ("on", "off")
-                if (ratio := self.cost_ratio(commit)) is not None
-            ]
+            client_us = Range.of([run.client_us for run in full])
+            found.append(target("processor time of the worker a record", client_us, most=CLIENT_MOST_US, unit="µs"))
+            for commit in ("on", "off"):
+                cells = WORKER._replace(commit=commit), LANES._replace(commit=commit)
+                if (ratio := ratios(self.runs, *cells, lambda run: run.client_us)) is not None:
+                    what = f"the same ÷ that of {LANES.who}, synchronous_commit {commit}"
+                    found.append(target(what, ratio, most=CLIENT_MOST_OF_LANES, digits=3))
             rss = max(run.rss_most_bytes for run in full) / MB
-            found.append(Bound("memory at full speed", rss, most=RSS_MOST_MB, unit="MB"))
-            growth = Range.of([(run.rss_most_bytes - run.rss_begin_bytes) / MB for run in full]).median
-            found.append(Bound("its growth while the backlog is read", growth, most=GROWTH_MOST_MB, unit="MB"))
+            found.append(Target("memory at full speed", rss, most=RSS_MOST_MB, unit="MB"))
+            growth = Range.of([(run.rss_most_bytes - run.rss_begin_bytes) / MB for run in full])
+            found.append(target("its growth while the backlog is read", growth, most=GROWTH_MOST_MB, unit="MB"))
         if self.latency is not None:
             what = f"p99 from arrival to commit at {self.latency.rate:.0f}/s"
-            found.append(Bound(what, self.latency.p99_s, most=P99_MOST_S, unit="s"))
+            found.append(Target(what, self.latency.p99_s, most=P99_MOST_S, unit="s"))
         if self.idle is not None:
             what = f"idle with {self.idle.stream_shards} stream shards, of a core"
-            found.append(Bound(what, self.idle.client_cores, most=IDLE_MOST))
+            found.append(Target(what, self.idle.client_cores, most=IDLE_MOST))
         if self.starts:
-            found.append(Bound("start to ready", Range.of(self.starts).median, most=READY_MOST_S, unit="s"))
+            found.append(target("start to ready", Range.of(self.starts), most=READY_MOST_S, unit="s"))
         return found
 
-    def _linear_bounds(self) -> list[Bound]:
+    def _linear_targets(self) -> list[Target]:
         """Twice the stream shards, twice the rate, until the core is full: then the most that was reached."""
         rates = {
             cell.stream_shards: rate
@@ -143,33 +153,21 @@ class Results(msgspec.Struct, rename="camel"):
             return []
         full = max(rates.values())
         return [
-            Bound(f"rate with {count} stream shards ÷ {count} × that with one, or the most", share, least=LINEAR_LEAST)
+            Target(f"rate with {count} stream shards ÷ {count} × that with one, or the most", share, least=LINEAR_LEAST)
             for count, rate in sorted(rates.items())
             if count > 1 and count <= 16
             for share in (rate / min(count * rates[1], full),)
         ]
 
-    def _replica_bounds(self) -> list[Bound]:
+    def _replica_targets(self) -> list[Target]:
         if not self.replicas:
             return []
-        rate = Range.of([two.rate / one.rate for one, two in self.replicas]).median
-        cost = Range.of([two.client_us / one.client_us for one, two in self.replicas]).median
+        rate = Range.of([two.rate / one.rate for one, two in self.replicas])
+        cost = Range.of([two.client_us / one.client_us for one, two in self.replicas])
         return [
-            Bound("two replicas ÷ one: rate", rate, least=REPLICAS_RATE_LEAST),
-            Bound("two replicas ÷ one: processor time a record", cost, most=REPLICAS_CPU_MOST),
+            target("two replicas ÷ one: rate", rate, least=REPLICAS_RATE_LEAST),
+            target("two replicas ÷ one: processor time a record", cost, most=REPLICAS_CPU_MOST),
         ]
-
-    def spelled(self, bound: Bound) -> str | None:
-        """Return a measured ratio with its spread over the rounds; None for what has none."""
-        for commit in ("on", "off"):
-            for other in (LANES, SEQUENCE, BARE):
-                if bound.what == f"worker ÷ {other.who}, synchronous_commit {commit}":
-                    return spread(self.ratio(commit, other), 2)
-            if bound.what == _cost_of(commit):
-                return spread(self.cost_ratio(commit), 3)
-        if bound.what == "start to ready":
-            return spread(Range.of(self.starts), 2) + " s"
-        return None
 
 
 def spread(found: Range | None, digits: int) -> str:
@@ -178,10 +176,6 @@ def spread(found: Range | None, digits: int) -> str:
         return "–"
     least, median, most = (f"{value:,.{digits}f}" for value in found)
     return median if least == most else f"{median} ({least} to {most})"
-
-
-def _cost_of(commit: str) -> str:
-    return f"the same ÷ that of {LANES.who}, synchronous_commit {commit}"
 
 
 def _order(run: Run) -> tuple[int, int, Sequence[str], int]:
