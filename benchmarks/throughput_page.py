@@ -98,9 +98,10 @@ def _further(results: Results) -> str:
         rows.append([f"idle with {idle.stream_shards} stream shards", told])
     if results.starts:
         rows.append(["start to ready", spread(Range.of(results.starts), 2) + " s"])
-    for one, two in results.replicas:
-        told = f"{one.rate:,.0f} and {two.rate:,.0f} records/s, {one.client_us:.1f} and {two.client_us:.1f} µs a record"
-        rows.append([f"one and two replicas on {one.stream_shards} stream shards", told])
+    for runs in zip(*results.replicas, strict=True):
+        rate, client_us = Range.of([run.rate for run in runs]), Range.of([run.client_us for run in runs])
+        told = f"{spread(rate, 0)} records/s, {spread(client_us, 1)} µs a record"
+        rows.append([f"{runs[0].who} on {runs[0].stream_shards} stream shards, {len(runs)} rounds", told])
     rows += [[f"SQS order events, {one.latency_ms} ms more a call", _orders(one)] for one in results.orders]
     return table_of(["further", ""], rows) if rows else ""
 
