@@ -18,7 +18,6 @@ from simplu_worker.aws import Client
 from simplu_worker.clock import UtcClock, utc_now
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
 from simplu_worker.consumers.kinesis.adoption import Lineage
-from simplu_worker.consumers.kinesis.holder import Confirm
 from simplu_worker.consumers.kinesis.leases import Ahead, HashRange
 from simplu_worker.consumers.kinesis.positions import Position
 from simplu_worker.consumers.kinesis.prefetch import Prefetch
@@ -42,11 +41,6 @@ PATIENCE_S = 20.0
 PREFETCH_MAX_BYTES = 64 * 1024 * 1024
 RULES = ReadingRules(operation_max_bytes=100_000, list_result_limit=1000, tenant_wait=WAIT)
 ONLY = "shardId-000000000000"
-
-
-async def _confirm() -> bool:
-    """Nobody else has the lease: there is none."""
-    return True
 
 
 class World:
@@ -117,7 +111,6 @@ class World:
         is_end: Callable[[tuple[ChildShard, ...]], Awaitable[bool]] | None = None,
         lineage: Lineage | None = None,
         stream_shard_id: str = ONLY,
-        confirm: Confirm = _confirm,
         utc: UtcClock = utc_now,
     ) -> AsyncIterator[StreamShardReader]:
         """Run a reader for as long as the context, which ends when it has drained."""
@@ -134,7 +127,7 @@ class World:
             rules=rules,
             account=(prefetch or Prefetch(PREFETCH_MAX_BYTES)).open(),
             is_end=is_end,
-            ties=LeaseTies(confirm, lambda: lineage or Lineage(), started_at=None),
+            ties=LeaseTies(_confirm, lambda: lineage or Lineage(), started_at=None),
             draw=lambda: 0.0,  # the shortest back-offs
             utc=utc,
         )
@@ -146,6 +139,11 @@ class World:
             finally:
                 stopping.set()
         await reader.leave_word()
+
+
+async def _confirm() -> bool:
+    """Nobody else has the lease: there is none."""
+    return True
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -25,12 +26,13 @@ class KinesisService:
     def __init__(self, network: Network, options: Options) -> None:
         self.network = network
         self.account = Account(options)
-        self.false_ends = 0.0  # chance of a reply that looks like an end and is none
+        self.is_false_end: Callable[[], bool] = self._draws_false_end  # whether the next reply looks like one
+        self.false_ends = 0.0  # chance of that
         self._was_false = False
         self._actions = Actions(self.account)
 
-    def is_false_end(self) -> bool:
-        """Whether the next reply is to look like an end: never twice in a row."""
+    def _draws_false_end(self) -> bool:
+        """Never twice in a row."""
         self._was_false = not self._was_false and self.network.draws.random() < self.false_ends
         return self._was_false
 

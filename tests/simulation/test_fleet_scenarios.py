@@ -351,7 +351,7 @@ def test_end_is_not_believed_that_came_before_the_stream_shard_was_closed() -> N
                 split(world)
             return replies <= 10
 
-        world.kinesis.is_false_end = is_false_end  # type: ignore[method-assign]
+        world.kinesis.is_false_end = is_false_end
         await world.until(lambda: replies > 10, within_s=60)
         await settle_down(world)
 

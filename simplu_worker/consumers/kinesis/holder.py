@@ -199,11 +199,11 @@ class LeaseHolder:
         The children have leases then. Only by a read that began when that was known: behind one that was answered while
         it was open, and looked like the end, more may have come before it was closed.
         """
-        is_end = self._is_known_closed
-        if not is_end:
-            listed = {shard.stream_shard_id: shard for shard in await self._sync()}
-            self._is_known_closed = self.lease_key not in listed or not listed[self.lease_key].is_open
-        return is_end
+        if self._is_known_closed:
+            return True
+        listed = {shard.stream_shard_id: shard for shard in await self._sync()}
+        self._is_known_closed = self.lease_key not in listed or not listed[self.lease_key].is_open
+        return False
 
     async def _keep(self) -> None:
         """Renew until cancelled; raise `_LeaseLostError` when the lease is lost."""
