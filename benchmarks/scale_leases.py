@@ -21,8 +21,8 @@ from simplu_worker.consumers.kinesis.fleet import (
     TAKEN_AT_ONCE,
 )
 from simplu_worker.consumers.kinesis.holder import RENEWALS_PER_DURATION
-from simplu_worker.consumers.kinesis.leases import HashRange, Lease, Observation, observe
-from simplu_worker.consumers.kinesis.positions import Position
+from simplu_worker.consumers.kinesis.leases import Lease, Observation, observe
+from simplu_worker.consumers.kinesis.positions import HashRange, Position
 
 SEED = 3
 TAKE_S = 0.005  # a conditional write

@@ -12,7 +12,7 @@ from shard_cases import fetch
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.migrations import migration_of
 from simplu_worker.shards.pools import ShardPool
-from simplu_worker.shards.queries import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.upgrade import CONNECTIONS, UPGRADE_DEADLINES, Doing, Tell, Upgrader
 
 NEXT = SCHEMA_VERSION + 1

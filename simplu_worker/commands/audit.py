@@ -13,7 +13,7 @@ from simplu_worker.commands.long_list import LongList
 from simplu_worker.commands.needs import require
 from simplu_worker.daemon import open_business_info, open_shards
 from simplu_worker.settings import Settings
-from simplu_worker.shards.queries import BUSINESS_TYPES
+from simplu_worker.shards.sql_files import BUSINESS_TYPES
 
 COLUMNS: Final = ("business", "location", "difference", "detail")
 ATTEMPTS: Final = 5  # of each request: a scan that is throttled once need not begin anew

@@ -12,9 +12,10 @@ import msgspec
 
 from simplu_worker.consumers.kinesis.aggregation import SubRecord, deaggregate
 from simplu_worker.consumers.kinesis.stream import NewRecord
-from simplu_worker.consumers.letters import DeadLetter, FifoIds, tenant_of
+from simplu_worker.consumers.letters import DeadLetter, tenant_of
 from simplu_worker.consumers.sqs.envelopes import unwrapped
 from simplu_worker.consumers.sqs.order_messages import decode_order
+from simplu_worker.consumers.sqs.queue import FifoIds
 from simplu_worker.operations.decode import (
     decode_operation,
     derived_request_id,

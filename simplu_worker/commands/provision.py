@@ -23,7 +23,7 @@ from simplu_worker.shards.admission import TenantState
 from simplu_worker.shards.directory import Absence
 from simplu_worker.shards.first_use import BEFORE_ANY_CONTROL
 from simplu_worker.shards.provisioning import Answer, Provisioner, ProvisionRequest, ProvisionResult
-from simplu_worker.shards.queries import BUSINESS_TYPES
+from simplu_worker.shards.sql_files import BUSINESS_TYPES
 
 COLUMNS: Final = ("business", "location", "type", "step", "detail")
 ATTEMPTS: Final = 5  # of each request: a scan that is throttled once need not begin anew

@@ -19,8 +19,14 @@ from simplu_worker.consumers.kinesis.leases import Lease
 from simplu_worker.consumers.kinesis.positions import SHARD_END, Position
 from simplu_worker.consumers.kinesis.prefetch import Prefetch
 from simplu_worker.consumers.kinesis.reader import ReadingRules, StreamShardReader
-from simplu_worker.consumers.kinesis.shard_tree import StreamShard
-from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, AtTimestamp, Start, Stream, TrimHorizon
+from simplu_worker.consumers.kinesis.stream import (
+    AtSequenceNumber,
+    AtTimestamp,
+    Start,
+    Stream,
+    StreamShard,
+    TrimHorizon,
+)
 from simplu_worker.daemon import open_lease_table, open_shards, open_stream, reading_rules
 from simplu_worker.metrics import instruments
 from simplu_worker.settings import Settings

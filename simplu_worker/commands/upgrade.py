@@ -25,7 +25,7 @@ from simplu_worker.settings import Settings
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.migrations import Upgrade
 from simplu_worker.shards.pools import Pools
-from simplu_worker.shards.queries import SCHEMA_VERSION
+from simplu_worker.shards.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.survey import LIMITS, ask_all
 from simplu_worker.shards.upgrade import CONNECTIONS, UPGRADE_DEADLINES, Doing, Upgrader, read_upgrade
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, assert_never
 
 import msgspec
 
+from simplu_worker.consumers.sqs.queue import FifoIds
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source, tenant_id_of
 
 ERROR_MAX_BYTES: Final = 2048
@@ -67,13 +68,6 @@ class ReadLetter(msgspec.Struct, frozen=True, gc=False):
 
 class NoLetterError(Exception):
     """The text is no dead letter; says what was expected, without what is in it."""
-
-
-class FifoIds(msgspec.Struct, frozen=True):
-    """What a FIFO queue wants to know of a message."""
-
-    group_id: str
-    deduplication_id: str
 
 
 def letter_of(rejected: Rejected, record: bytes, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:

@@ -34,8 +34,9 @@ from simplu_worker.shards.deadlines import Deadlines
 from simplu_worker.shards.locator import Locator
 from simplu_worker.shards.migrations import pause_s
 from simplu_worker.shards.pools import Connection, ShardPool
-from simplu_worker.shards.queries import ADOPTION, QUERIES
+from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.shard_errors import LostRaceError, ShardUnavailableError
+from simplu_worker.shards.sql_files import ADOPTION
 
 # A lock that is waited for holds off the other program too: not for long. Reading a whole table takes what it takes.
 ADOPTION_DEADLINES: Final = Deadlines(lock_s=2.0, statement_s=86_400.0, reply_s=86_460.0)

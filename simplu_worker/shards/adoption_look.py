@@ -24,8 +24,9 @@ from simplu_worker.shards.business_info import UnreadableBusinessError
 from simplu_worker.shards.businesses import Business
 from simplu_worker.shards.locator import Locator
 from simplu_worker.shards.pools import Connection
-from simplu_worker.shards.queries import ADOPTION, BUSINESS_TYPES, QUERIES
+from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.schema import make_schema
+from simplu_worker.shards.sql_files import ADOPTION, BUSINESS_TYPES
 
 OURS: Final = "simplu_adoption"  # the namespace of our tables until they are where they belong
 

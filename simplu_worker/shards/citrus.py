@@ -23,7 +23,6 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.address import SHARD_ID_MAX, ShardAddress
 from simplu_worker.shards.address_book import AddressBook
 from simplu_worker.shards.citrus_breaker import CitrusBreaker
-from simplu_worker.shards.health import Capacity
 
 REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards
 RETRY_AFTER_MAX_S: Final = 30.0
@@ -33,6 +32,14 @@ log = structlog.get_logger(__name__)
 
 # Retries are counted here, where their endpoint is known.
 stamina.instrumentation.set_on_retry_hooks(())
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """What Citrus says of a shard's capacity; None where it does not say."""
+
+    tenant_count: int | None = None
+    tenant_max: int | None = None
+    accepts_new: bool | None = None
 
 
 class CitrusUnavailableError(TryAgainLaterError):

@@ -14,8 +14,8 @@ from typing import Final
 from simplu_worker.clock import loop_time
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.citrus import Citrus
-from simplu_worker.shards.health import Capacity, usage_of
+from simplu_worker.shards.citrus import Capacity, Citrus
+from simplu_worker.shards.health import usage_of
 from simplu_worker.shards.health_book import HealthBook
 
 POLL_S: Final = 60.0

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.citrus import Capacity
 
 VERSION_MIN: Final = 140000  # contract §10: PostgreSQL 14 or newer
 
@@ -103,14 +104,6 @@ class Finding(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return self.detail
-
-
-class Capacity(msgspec.Struct, frozen=True):
-    """What Citrus says of a shard's capacity; None where it does not say."""
-
-    tenant_count: int | None = None
-    tenant_max: int | None = None
-    accepts_new: bool | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):

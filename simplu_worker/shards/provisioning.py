@@ -30,9 +30,9 @@ from simplu_worker.shards.homes import EarlierHomeSilentError, Home
 from simplu_worker.shards.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.shards.locator import Locator
 from simplu_worker.shards.pools import Pools
-from simplu_worker.shards.queries import BUSINESS_TYPES
 from simplu_worker.shards.safe_commits import SafeCommits
 from simplu_worker.shards.schema import ensure_schema
+from simplu_worker.shards.sql_files import BUSINESS_TYPES
 from simplu_worker.shards.tenant_rows import DEFAULT_ROW, Row, RowAnswer, TenantToMake, make_rows
 from simplu_worker.shards.turns import Turns
 

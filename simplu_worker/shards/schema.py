@@ -8,8 +8,9 @@ import structlog
 
 from simplu_worker.shards.migrations import ShardSchema, digest_of, in_one_transaction, refusal_of
 from simplu_worker.shards.pools import Connection, ShardPool
-from simplu_worker.shards.queries import BUSINESS_TYPES, MIGRATIONS, QUERIES, SCHEMA_VERSION
+from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.shard_errors import ShardUnavailableError
+from simplu_worker.shards.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 
 log = structlog.get_logger(__name__)
 

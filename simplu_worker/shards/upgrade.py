@@ -34,9 +34,10 @@ from simplu_worker.shards.migrations import (
     steps_of,
 )
 from simplu_worker.shards.pools import Connection, ShardPool
-from simplu_worker.shards.queries import BUSINESS_TYPES, MIGRATIONS, QUERIES
+from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.schema import read_schema
 from simplu_worker.shards.shard_errors import LostRaceError, ShardUnavailableError
+from simplu_worker.shards.sql_files import BUSINESS_TYPES, MIGRATIONS
 
 CONNECTIONS: Final = 3  # of an upgrade to one shard: one has the lock, one works, and one sees whom that waits for
 LOOK_S: Final = 0.5  # how often it is looked whom a statement waits for

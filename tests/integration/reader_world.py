@@ -18,12 +18,11 @@ from simplu_worker.aws import Client
 from simplu_worker.clock import UtcClock, utc_now
 from simplu_worker.consumers.dead_letters import DeadLetterQueue
 from simplu_worker.consumers.kinesis.adoption import Lineage
-from simplu_worker.consumers.kinesis.leases import Ahead, HashRange
-from simplu_worker.consumers.kinesis.positions import Position
+from simplu_worker.consumers.kinesis.leases import Ahead
+from simplu_worker.consumers.kinesis.positions import HashRange, Position
 from simplu_worker.consumers.kinesis.prefetch import Prefetch
 from simplu_worker.consumers.kinesis.reader import LeaseTies, ReadingRules, StreamShardReader
-from simplu_worker.consumers.kinesis.shard_tree import ChildShard
-from simplu_worker.consumers.kinesis.stream import Start, Stream, TrimHorizon
+from simplu_worker.consumers.kinesis.stream import ChildShard, Start, Stream, TrimHorizon
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.local import citrus as local_citrus
 from simplu_worker.local.loopback import until

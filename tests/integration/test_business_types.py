@@ -21,7 +21,8 @@ from sql_reading import views_of
 
 from simplu_worker.shards.migrations import statements_of
 from simplu_worker.shards.pools import Connection, ShardPool
-from simplu_worker.shards.queries import BUSINESS_TYPES, QUERIES
+from simplu_worker.shards.queries import QUERIES
+from simplu_worker.shards.sql_files import BUSINESS_TYPES
 
 VIEWS = {name: views_of(text) for name, text in BUSINESS_TYPES.items()}
 VIEW_CASES = [pytest.param(name, *view, id=view[0]) for name, views in VIEWS.items() for view in views]

@@ -15,9 +15,9 @@ from prometheus_client import REGISTRY
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.local.citrus import Citrus as LocalCitrus
 from simplu_worker.local.loopback import until
-from simplu_worker.shards.citrus import Citrus, CitrusUnavailableError, open_citrus
+from simplu_worker.shards.citrus import Capacity, Citrus, CitrusUnavailableError, open_citrus
 from simplu_worker.shards.citrus_watch import CitrusWatch
-from simplu_worker.shards.health import Capacity, Problem, Usage
+from simplu_worker.shards.health import Problem, Usage
 from simplu_worker.shards.health_book import HealthBook
 
 SOON_S = 10.0

@@ -18,7 +18,8 @@ from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.packing import SEPARATOR
 from simplu_worker.shards.pools import Connection, ShardPool
-from simplu_worker.shards.queries import BUSINESS_TYPES, QUERIES
+from simplu_worker.shards.queries import QUERIES
+from simplu_worker.shards.sql_files import BUSINESS_TYPES
 from simplu_worker.shards.writer import RESULT_MAX_BYTES, SUCCEEDED
 
 VIEWS = {name: views_of(text) for name, text in BUSINESS_TYPES.items()}

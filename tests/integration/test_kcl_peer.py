@@ -18,8 +18,8 @@ from msgspec.structs import replace
 from simplu_worker.aws import Client
 from simplu_worker.consumers.kinesis.balancing import plan_takes
 from simplu_worker.consumers.kinesis.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases import HashRange, Lease, Observation, observe
-from simplu_worker.consumers.kinesis.positions import LATEST, SHARD_END, Position
+from simplu_worker.consumers.kinesis.leases import Lease, Observation, observe
+from simplu_worker.consumers.kinesis.positions import LATEST, SHARD_END, HashRange, Position
 
 KEY, CHILDREN = "shardId-000000000003", ("shardId-000000000008", "shardId-000000000009")
 AT = "49590338271490256608559692538361571095921575989136588898"

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from simplu_worker.aws import Client, ThrottledError
 from simplu_worker.consumers.kinesis.lease_table import OWNER_INDEX, LeaseTable
-from simplu_worker.consumers.kinesis.leases import Ahead, HashRange, Lease
-from simplu_worker.consumers.kinesis.positions import SHARD_END, TRIM_HORIZON, Position
+from simplu_worker.consumers.kinesis.leases import Ahead, Lease
+from simplu_worker.consumers.kinesis.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
 

@@ -17,7 +17,7 @@ from shard_cases import NO_CHECKS, TenantCase
 from simplu_worker.local.model import canonical, merge_patch, parse_json
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.pools import Connection, ShardPool
-from simplu_worker.shards.queries import MIGRATIONS
+from simplu_worker.shards.sql_files import MIGRATIONS
 from simplu_worker.shards.writer import SUCCEEDED
 
 NAMES = st.sampled_from(["", "a", "b", "A", "é", "$", "0", '"', "\\", "a.b"])

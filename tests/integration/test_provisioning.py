@@ -26,9 +26,9 @@ from simplu_worker.shards.directory import Directory
 from simplu_worker.shards.locator import StaticMap
 from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.provisioning import Provisioner, ProvisionRequest, ProvisionResult, ShardNotAllowedError
-from simplu_worker.shards.queries import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.shard_errors import ShardUnavailableError, StatementFailedError
 from simplu_worker.shards.shard_map import MappedShard, ShardMap
+from simplu_worker.shards.sql_files import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.writer import SUCCEEDED
 
 REQUESTED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -34,8 +34,7 @@ from simplu_worker.clock import utc_now
 from simplu_worker.consumers.kinesis import lanes
 from simplu_worker.consumers.kinesis.positions import Position
 from simplu_worker.consumers.kinesis.prefetch import Prefetch
-from simplu_worker.consumers.kinesis.shard_tree import ChildShard
-from simplu_worker.consumers.kinesis.stream import AfterSequenceNumber, AtSequenceNumber, Stream
+from simplu_worker.consumers.kinesis.stream import AfterSequenceNumber, AtSequenceNumber, ChildShard, Stream
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.shards.deadlines import DEADLINES
 

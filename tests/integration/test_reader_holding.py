@@ -27,8 +27,8 @@ from shard_databases import QUICK, ShardMaker, copy_shard
 
 from simplu_worker.clock import utc_now
 from simplu_worker.consumers.kinesis import dispatcher, holds, waiting
-from simplu_worker.consumers.kinesis.leases import Ahead, HashRange
-from simplu_worker.consumers.kinesis.positions import Position
+from simplu_worker.consumers.kinesis.leases import Ahead
+from simplu_worker.consumers.kinesis.positions import HashRange, Position
 from simplu_worker.consumers.kinesis.prefetch import Prefetch
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, TrimHorizon

@@ -12,9 +12,10 @@ from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.deadlines import Deadlines
 from simplu_worker.shards.migrations import digest_of
 from simplu_worker.shards.pools import Pools, ShardPool
-from simplu_worker.shards.queries import BUSINESS_TYPES, MIGRATIONS, QUERIES, SCHEMA_VERSION
+from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.schema import SchemaState, check_schema, ensure_schema
 from simplu_worker.shards.shard_errors import LostRaceError, ShardUnavailableError
+from simplu_worker.shards.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 
 
 async def state_of(pool: ShardPool) -> SchemaState:

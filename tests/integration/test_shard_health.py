@@ -38,8 +38,8 @@ from simplu_worker.shards.health_book import HealthBook
 from simplu_worker.shards.pools import Pools, ShardPool
 from simplu_worker.shards.probe import probe_shard
 from simplu_worker.shards.prober import Prober, look
-from simplu_worker.shards.queries import SCHEMA_VERSION
 from simplu_worker.shards.shard_errors import ShardUnavailableError
+from simplu_worker.shards.sql_files import SCHEMA_VERSION
 
 HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
 SOON_S = 20.0  # on a busy machine

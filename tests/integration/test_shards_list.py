@@ -26,8 +26,8 @@ from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.health import Seen, Usage, judge, usage_of
 from simplu_worker.shards.health_book import HealthBook
 from simplu_worker.shards.prober import look
-from simplu_worker.shards.queries import SCHEMA_VERSION
 from simplu_worker.shards.roll_call import Listed, RollCall, call_roll
+from simplu_worker.shards.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.survey import Limits
 from simplu_worker.views import Replica, views_of
 

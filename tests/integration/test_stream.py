@@ -12,18 +12,19 @@ import pytest
 from aws_endpoints import ScriptedAws, client_of
 
 from simplu_worker.aws import Client, ThrottledError
-from simplu_worker.consumers.kinesis.leases import HashRange
-from simplu_worker.consumers.kinesis.shard_tree import ChildShard, StreamShard
+from simplu_worker.consumers.kinesis.positions import HashRange
 from simplu_worker.consumers.kinesis.stream import (
     AfterSequenceNumber,
     AtSequenceNumber,
     AtTimestamp,
+    ChildShard,
     ExpiredIteratorError,
     Latest,
     Reply,
     Start,
     Stream,
     StreamGoneError,
+    StreamShard,
     TrimHorizon,
 )
 from simplu_worker.errors import RefusedError, TryAgainLaterError

@@ -12,7 +12,7 @@ from shard_databases import ShardMaker
 from upgrades import BAKERY, INDEX, NEXT, Watcher, indexes, upgrade_pool, upgrader, versions
 
 from simplu_worker.shards.pools import ShardPool
-from simplu_worker.shards.queries import MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.sql_files import MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.upgrade import CONNECTIONS, UPGRADE_DEADLINES, Upgrader
 
 

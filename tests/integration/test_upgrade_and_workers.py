@@ -16,9 +16,10 @@ from simplu_worker.shards.health import ShardProbe
 from simplu_worker.shards.migrations import Migration, Upgrade, in_one_transaction
 from simplu_worker.shards.pools import ShardPool
 from simplu_worker.shards.prober import look
-from simplu_worker.shards.queries import MIGRATIONS, QUERIES, SCHEMA_VERSION
+from simplu_worker.shards.queries import QUERIES
 from simplu_worker.shards.schema import SchemaState, check_schema
 from simplu_worker.shards.shard_errors import ShardUnavailableError
+from simplu_worker.shards.sql_files import MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.upgrade import Upgrader
 
 

@@ -19,8 +19,8 @@ from simplu_worker.local.loopback import HOST, until
 from simplu_worker.local.postgres import PostgresServer
 from simplu_worker.shards.address import ShardAddress
 from simplu_worker.shards.pools import ShardPool
-from simplu_worker.shards.queries import SCHEMA_VERSION
 from simplu_worker.shards.shard_errors import ShardUnavailableError
+from simplu_worker.shards.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.upgrade import CONNECTIONS, UPGRADE_DEADLINES
 
 

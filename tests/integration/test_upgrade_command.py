@@ -15,7 +15,7 @@ from simplu_worker.commands.upgrade import Report, Standing, UpgradeProgress, de
 from simplu_worker.errors import RefusedError
 from simplu_worker.settings import Settings, load_settings
 from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.queries import MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.sql_files import MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.upgrade import Blocker, Doing
 
 TITLE = "ALTER TABLE tenants ADD COLUMN note text"

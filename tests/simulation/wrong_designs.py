@@ -14,12 +14,7 @@ from msgspec.structs import replace
 from simulated_shards import SHARD_IDS, PostgresShards
 from simulated_world import FleetMaker, Weather, World
 
-from simplu_worker.consumers.kinesis.adoption import (
-    Lineage,
-    ParentRecords,
-    unread_ancestors,
-    without_what_is_owed,
-)
+from simplu_worker.consumers.kinesis.adoption import Lineage, unread_ancestors, without_what_is_owed
 from simplu_worker.consumers.kinesis.catch_up import CatchUpReader, CatchUps
 from simplu_worker.consumers.kinesis.contacts import Contact, Contacts, Refill
 from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
@@ -29,12 +24,13 @@ from simplu_worker.consumers.kinesis.holder import Confirm, EndCheck, LeaseHolde
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Holds, Target
 from simplu_worker.consumers.kinesis.intake import Intake
 from simplu_worker.consumers.kinesis.lanes import Entry, Lane
-from simplu_worker.consumers.kinesis.leases import Ahead, HashRange, Lease
-from simplu_worker.consumers.kinesis.positions import Mark, Position
+from simplu_worker.consumers.kinesis.leases import Ahead, Lease
+from simplu_worker.consumers.kinesis.parent_records import ParentRecords
+from simplu_worker.consumers.kinesis.positions import HashRange, Mark, Position
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
 from simplu_worker.consumers.kinesis.rounds import PositionRounds
-from simplu_worker.consumers.kinesis.shard_tree import ChildShard, child_leases, owed_by_parents
-from simplu_worker.consumers.kinesis.stream import Record, Reply, Stream
+from simplu_worker.consumers.kinesis.shard_tree import child_leases, owed_by_parents
+from simplu_worker.consumers.kinesis.stream import ChildShard, Record, Reply, Stream
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.letters import DeadLetter
 from simplu_worker.consumers.owed import Owed

@@ -12,22 +12,20 @@ from hypothesis import strategies as st
 
 from simplu_worker.consumers.kinesis.adoption import (
     CLOCK_MARGIN,
-    HORIZON,
     Ancestor,
     Lineage,
-    ParentRecords,
     Place,
     lineage_of,
     mark_of,
-    merged,
     names_of,
     owed_place,
     text_of,
     unread_ancestors,
     without_what_is_owed,
 )
-from simplu_worker.consumers.kinesis.leases import HashRange, Lease
-from simplu_worker.consumers.kinesis.positions import SHARD_END, TRIM_HORIZON, Mark, Position
+from simplu_worker.consumers.kinesis.leases import Lease
+from simplu_worker.consumers.kinesis.parent_records import HORIZON, ParentRecords, merged
+from simplu_worker.consumers.kinesis.positions import SHARD_END, TRIM_HORIZON, HashRange, Mark, Position
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, AtTimestamp
 from simplu_worker.shards.claims import Standing, StreamPosition
 

@@ -17,7 +17,7 @@ from simplu_worker.consumers.kinesis.aggregation import (
     lies_within,
     outside_error,
 )
-from simplu_worker.consumers.kinesis.leases import HashRange
+from simplu_worker.consumers.kinesis.positions import HashRange
 
 HASH_KEY_MAX = 2**128 - 1
 WHOLE_STREAM = HashRange(0, HASH_KEY_MAX)

@@ -16,7 +16,7 @@ from kpl_aggregates import Packed, aggregate, bytes_field, number_field, packed_
 from requires import require
 
 from simplu_worker.consumers.kinesis.aggregation import SubRecord, deaggregate, hash_key_of, lies_within, outside_error
-from simplu_worker.consumers.kinesis.leases import HashRange
+from simplu_worker.consumers.kinesis.positions import HashRange
 
 hash_keys = st.integers(0, 2**128 - 1).map(str)
 

@@ -12,8 +12,8 @@ from shard_probes import WELL
 
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.address import ShardAddress
+from simplu_worker.shards.citrus import Capacity
 from simplu_worker.shards.health import (
-    Capacity,
     Health,
     Problem,
     Seen,

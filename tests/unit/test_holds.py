@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from simplu_worker.consumers.kinesis import holds as holds_module
 from simplu_worker.consumers.kinesis import tenant_set
-from simplu_worker.consumers.kinesis.adoption import ParentRecords
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Holds, Reason, Target
+from simplu_worker.consumers.kinesis.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.positions import Mark, Position, is_behind, lowest
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from kpl_aggregates import aggregate
 
 from simplu_worker.consumers.kinesis.intake import Arrival, Intake
-from simplu_worker.consumers.kinesis.leases import HashRange
-from simplu_worker.consumers.kinesis.positions import Mark, Position
+from simplu_worker.consumers.kinesis.positions import HashRange, Mark, Position
 from simplu_worker.consumers.kinesis.stream import Record
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
 

@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.leases import (
     Ahead,
-    HashRange,
     Lease,
     Observation,
     UnreadableLeaseError,
@@ -22,7 +21,7 @@ from simplu_worker.consumers.kinesis.leases import (
     takeable,
     worker_id,
 )
-from simplu_worker.consumers.kinesis.positions import LATEST, SHARD_END, TRIM_HORIZON, Position
+from simplu_worker.consumers.kinesis.positions import LATEST, SHARD_END, TRIM_HORIZON, HashRange, Position
 
 ME = "host:1:me"
 DURATION_S = 10.0

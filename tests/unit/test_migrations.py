@@ -23,7 +23,7 @@ from simplu_worker.shards.migrations import (
     statements_of,
     steps_of,
 )
-from simplu_worker.shards.queries import BUSINESS_TYPES, MIGRATIONS
+from simplu_worker.shards.sql_files import BUSINESS_TYPES, MIGRATIONS
 
 BUILD = "CREATE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON tenants (created_at)"
 PIECES = (

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import simplu_worker
-from simplu_worker.shards.queries import BUSINESS_TYPES, MIGRATIONS, QUERIES, SCHEMA_VERSION, named_queries
+from simplu_worker.shards.queries import QUERIES, named_queries
+from simplu_worker.shards.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 
 PACKAGE = Path(simplu_worker.__file__).parent
 SQL = PACKAGE / "shards" / "sql"

@@ -11,19 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.leases import HashRange, Lease
+from simplu_worker.consumers.kinesis.leases import Lease
 from simplu_worker.consumers.kinesis.positions import (
     AT_TIMESTAMP,
     LATEST,
     SHARD_END,
     TRIM_HORIZON,
+    HashRange,
     Position,
 )
 from simplu_worker.consumers.kinesis.shard_tree import (
     HASH_KEY_LAST,
-    ChildShard,
     InitialPosition,
-    StreamShard,
     child_leases,
     first_leases,
     hole_in,
@@ -34,6 +33,7 @@ from simplu_worker.consumers.kinesis.shard_tree import (
     removable,
     unfinished_parents,
 )
+from simplu_worker.consumers.kinesis.stream import ChildShard, StreamShard
 
 INSTANT = datetime(2026, 1, 31, 9, tzinfo=UTC)
 

@@ -10,7 +10,8 @@ import pytest
 from sql_reading import Arm, Token, arms_of, statements_of, tables_of, tokens_of, unbound
 
 import simplu_worker
-from simplu_worker.shards.queries import BUSINESS_TYPES, MIGRATIONS, QUERIES
+from simplu_worker.shards.queries import QUERIES
+from simplu_worker.shards.sql_files import BUSINESS_TYPES, MIGRATIONS
 
 SQL = Path(simplu_worker.__file__).parent / "shards" / "sql"
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.leases import HashRange, Lease
-from simplu_worker.consumers.kinesis.positions import SHARD_END, TRIM_HORIZON, Mark, Position
+from simplu_worker.consumers.kinesis.leases import Lease
+from simplu_worker.consumers.kinesis.parent_records import HORIZON, ParentRecords
+from simplu_worker.consumers.kinesis.positions import SHARD_END, TRIM_HORIZON, HashRange, Mark, Position
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, AtTimestamp, Start
 from simplu_worker.consumers.kinesis.tenant_set import TENANT
 from simplu_worker.shards.claims import Standing, StreamPosition
 
 CLOCK_MARGIN: Final = timedelta(seconds=1)  # arrivals are rounded
-HORIZON: Final = datetime(1970, 1, 1, tzinfo=UTC)  # the oldest record there is (Kinesis API reference, AT_TIMESTAMP)
 
 
 class Ancestor(msgspec.Struct, frozen=True):
@@ -55,15 +55,6 @@ def lineage_of(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str])
             waiting += known.parents
     are_ended = all(leases[key].checkpoint == SHARD_END for key in ancestors)
     return Lineage(lease.parents & ancestors.keys(), ancestors, are_ended)
-
-
-class ParentRecords(msgspec.Struct, frozen=True):
-    """What has to be read again of an ancestor, to its end: from *start* on, and only what is behind *after*."""
-
-    stream_shard_id: str
-    start: Start
-    after: Position | None
-    hash_range: HashRange | None
 
 
 Place: TypeAlias = Mark | datetime | None  # behind a record; before the first that arrived since; none
@@ -157,24 +148,6 @@ def without_what_is_owed(standing: Standing, waits_for: Callable[[AbstractSet[st
         for key, row in standing.rows.items()
     }
     return msgspec.structs.replace(standing, rows=rows)
-
-
-def merged(one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]) -> tuple[ParentRecords, ...]:
-    """Return what covers both, in order: a stream shard has a higher id than those that it continues."""
-    found = {records.stream_shard_id: records for records in one}
-    for records in other:
-        known = found.get(records.stream_shard_id)
-        if known is None or (known.after is not None and records.after is not None and records.after < known.after):
-            found[records.stream_shard_id] = records
-        elif known != records and (known.after is None or records.after is None):
-            start = AtTimestamp(HORIZON)  # which of the two is lower cannot be told
-            found[records.stream_shard_id] = msgspec.structs.replace(known, start=start, after=None)
-    return tuple(found[key] for key in sorted(found))
-
-
-def includes(one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]) -> bool:
-    """Tell whether *one* has all records that *other* has."""
-    return set(merged(one, other)) == set(one)
 
 
 def _records_of(

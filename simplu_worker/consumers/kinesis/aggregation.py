@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.leases import HashRange
+from simplu_worker.consumers.kinesis.positions import HashRange
 
 # The error of an aggregate that does not lie within its stream shard: one dead letter for all of it.
 OUTSIDE: Final = (

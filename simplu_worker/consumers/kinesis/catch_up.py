@@ -16,12 +16,12 @@ import structlog
 
 from simplu_worker.clock import loop_time
 from simplu_worker.consumers.backoff import backoff_s
-from simplu_worker.consumers.kinesis.adoption import ParentRecords
 from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
 from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.holds import NOWHERE, CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.intake import Arrival, Intake
 from simplu_worker.consumers.kinesis.lanes import BATCH_MAX_BYTES, BATCH_MAX_COUNT, Entry
+from simplu_worker.consumers.kinesis.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.positions import SHARD_END, Mark, Position, is_behind
 from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, Record, Start
 from simplu_worker.consumers.pauses import first_of, pause

@@ -16,7 +16,6 @@ import structlog
 from simplu_worker.clock import UtcClock, loop_time
 from simplu_worker.consumers.kinesis.adoption import (
     Lineage,
-    ParentRecords,
     Place,
     owed_place,
     text_of,
@@ -24,6 +23,7 @@ from simplu_worker.consumers.kinesis.adoption import (
     without_what_is_owed,
 )
 from simplu_worker.consumers.kinesis.holds import Holds
+from simplu_worker.consumers.kinesis.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.positions import SHARD_END, Mark, is_behind
 from simplu_worker.consumers.kinesis.tenant_set import TENANT
 from simplu_worker.errors import TryAgainLaterError

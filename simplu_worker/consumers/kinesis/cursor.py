@@ -10,13 +10,12 @@ from typing import Final
 import structlog
 
 from simplu_worker.clock import loop_time
-from simplu_worker.consumers.kinesis.lanes import ENTRY_OVERHEAD_BYTES
 from simplu_worker.consumers.kinesis.pacing import CatchUpPacing, Pacing, ReadBudget
-from simplu_worker.consumers.kinesis.prefetch import Account
-from simplu_worker.consumers.kinesis.shard_tree import ChildShard
+from simplu_worker.consumers.kinesis.prefetch import ENTRY_OVERHEAD_BYTES, Account
 from simplu_worker.consumers.kinesis.stream import (
     AfterSequenceNumber,
     AtSequenceNumber,
+    ChildShard,
     ExpiredIteratorError,
     Reply,
     Start,

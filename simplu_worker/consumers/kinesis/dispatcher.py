@@ -16,10 +16,10 @@ from typing import Final
 import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
-from simplu_worker.consumers.kinesis.adoption import ParentRecords
 from simplu_worker.consumers.kinesis.contacts import Contacts, ReaderFacts, Refill
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Holds, Reason, Target
 from simplu_worker.consumers.kinesis.lanes import Entry, Lane, cost_bytes_of
+from simplu_worker.consumers.kinesis.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.positions import Mark, is_behind, lowest
 from simplu_worker.consumers.kinesis.prefetch import Account
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet

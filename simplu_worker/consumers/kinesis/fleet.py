@@ -17,13 +17,14 @@ import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.dead_letters import LetterStore
-from simplu_worker.consumers.kinesis.adoption import HORIZON, Lineage, lineage_of
+from simplu_worker.consumers.kinesis.adoption import Lineage, lineage_of
 from simplu_worker.consumers.kinesis.balancing import next_expiry, plan_takes
 from simplu_worker.consumers.kinesis.holder import Confirm, EndCheck, LeaseHolder, start_of
 from simplu_worker.consumers.kinesis.lease_maker import LeaseMaker
 from simplu_worker.consumers.kinesis.lease_table import KclLeader, LeaseTable
-from simplu_worker.consumers.kinesis.leases import Ahead, HashRange, Lease, Observation, observe
-from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON
+from simplu_worker.consumers.kinesis.leases import Ahead, Lease, Observation, observe
+from simplu_worker.consumers.kinesis.parent_records import HORIZON
+from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, HashRange
 from simplu_worker.consumers.kinesis.prefetch import Prefetch
 from simplu_worker.consumers.kinesis.reader import LeaseTies, ReadingRules, StreamShardReader
 from simplu_worker.consumers.kinesis.rounds import PositionRounds

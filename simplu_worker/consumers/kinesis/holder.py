@@ -21,8 +21,15 @@ from simplu_worker.consumers.kinesis.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases import Ahead, Lease
 from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Position
 from simplu_worker.consumers.kinesis.reader import StreamShardReader
-from simplu_worker.consumers.kinesis.shard_tree import ChildShard, StreamShard, child_leases
-from simplu_worker.consumers.kinesis.stream import AtSequenceNumber, AtTimestamp, Start, TrimHorizon
+from simplu_worker.consumers.kinesis.shard_tree import child_leases
+from simplu_worker.consumers.kinesis.stream import (
+    AtSequenceNumber,
+    AtTimestamp,
+    ChildShard,
+    Start,
+    StreamShard,
+    TrimHorizon,
+)
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.moments import shared_moment
 from simplu_worker.consumers.pauses import pause

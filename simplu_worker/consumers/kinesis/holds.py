@@ -19,7 +19,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from simplu_worker.consumers.kinesis.adoption import ParentRecords, includes, merged
+from simplu_worker.consumers.kinesis.parent_records import ParentRecords, includes, merged
 from simplu_worker.consumers.kinesis.positions import Mark, Position, is_behind, lowest
 from simplu_worker.consumers.kinesis.tenant_set import TenantSet
 from simplu_worker.consumers.owed import Owed

@@ -9,8 +9,7 @@ from sys import intern
 from typing import Final, TypeAlias
 
 from simplu_worker.consumers.kinesis.aggregation import MAGIC, SubRecord, deaggregate, lies_within, outside_error
-from simplu_worker.consumers.kinesis.leases import HashRange
-from simplu_worker.consumers.kinesis.positions import Mark, Place, Position
+from simplu_worker.consumers.kinesis.positions import HashRange, Mark, Place, Position
 from simplu_worker.consumers.kinesis.stream import Record
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source

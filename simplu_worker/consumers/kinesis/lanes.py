@@ -22,6 +22,7 @@ from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.backoff import backoff_s
 from simplu_worker.consumers.kinesis.contacts import Contact, Contacts, Refill
 from simplu_worker.consumers.kinesis.positions import Mark
+from simplu_worker.consumers.kinesis.prefetch import ENTRY_OVERHEAD_BYTES
 from simplu_worker.consumers.letters import DeadLetter
 from simplu_worker.consumers.outcomes import by_outcome, count_outcomes
 from simplu_worker.consumers.owed import Owed
@@ -34,7 +35,6 @@ from simplu_worker.shards.router import Router
 
 BATCH_MAX_COUNT: Final = 2000
 BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation has more
-ENTRY_OVERHEAD_BYTES: Final = 640  # what an operation costs in memory beside its record
 RETRY_BASE_S: Final = 0.2
 RETRY_MAX_S: Final = 0.5
 HOLD_AFTER_S: Final = 1.0  # a shard that did not take a batch for so long is held: a restart of its pooler is shorter

@@ -14,15 +14,8 @@ from simplu_worker.clock import UtcClock
 from simplu_worker.consumers.kinesis.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases import Lease
 from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, TRIM_HORIZON
-from simplu_worker.consumers.kinesis.shard_tree import (
-    InitialPosition,
-    StreamShard,
-    first_leases,
-    hole_in,
-    is_torn,
-    missing_leases,
-)
-from simplu_worker.consumers.kinesis.stream import AtTimestamp, Latest, Stream, TrimHorizon
+from simplu_worker.consumers.kinesis.shard_tree import InitialPosition, first_leases, hole_in, is_torn, missing_leases
+from simplu_worker.consumers.kinesis.stream import AtTimestamp, Latest, Stream, StreamShard, TrimHorizon
 from simplu_worker.errors import TryAgainLaterError
 
 log = structlog.get_logger(__name__)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.positions import SHARD_END, Position
+from simplu_worker.consumers.kinesis.positions import SHARD_END, HashRange, Position
 
 Row: TypeAlias = Mapping[str, Mapping[str, Any]]  # an item as DynamoDB sends it: {"leaseCounter": {"N": "7"}}
 
@@ -26,13 +26,6 @@ HELD = "simpluHeld"
 
 class UnreadableLeaseError(ValueError):
     """A row that ought to be a lease and cannot be read as one."""
-
-
-class HashRange(msgspec.Struct, frozen=True, gc=False):
-    """The hash keys of a stream shard, both ends inclusive."""
-
-    first: int
-    last: int
 
 
 class Ahead(msgspec.Struct, frozen=True, gc=False):

@@ -15,6 +15,13 @@ _BEYOND_EVERY_SEQUENCE_NUMBER = 10**129
 BEFORE_ALL_PARTS: Final = -1  # in place of a sub-sequence number
 
 
+class HashRange(msgspec.Struct, frozen=True, gc=False):
+    """The hash keys of a stream shard, both ends inclusive."""
+
+    first: int
+    last: int
+
+
 class Position(msgspec.Struct, frozen=True, order=True, gc=False):
     """A record's place in its stream shard, or one of the four sentinels below.
 

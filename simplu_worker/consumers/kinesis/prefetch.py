@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+ENTRY_OVERHEAD_BYTES: Final = 640  # what an operation costs in memory beside its record
 READ_ROOM_MOST_BYTES: Final = 4 * 1024 * 1024
 
 

@@ -21,7 +21,7 @@ import structlog
 
 from simplu_worker.clock import UtcClock, loop_time, utc_now
 from simplu_worker.consumers.dead_letters import LetterStore
-from simplu_worker.consumers.kinesis.adoption import Lineage, ParentRecords
+from simplu_worker.consumers.kinesis.adoption import Lineage
 from simplu_worker.consumers.kinesis.catch_up import CatchUpReader, CatchUps
 from simplu_worker.consumers.kinesis.contacts import Contacts, Progress, ReaderFacts, Refill, Said
 from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
@@ -29,14 +29,15 @@ from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.intake import Arrival, Intake
 from simplu_worker.consumers.kinesis.lanes import BATCH_MAX_COUNT, Entry
-from simplu_worker.consumers.kinesis.leases import Ahead, HashRange
+from simplu_worker.consumers.kinesis.leases import Ahead
 from simplu_worker.consumers.kinesis.pacing import Pacing
-from simplu_worker.consumers.kinesis.positions import SHARD_END, Mark, Marks, Position
+from simplu_worker.consumers.kinesis.parent_records import ParentRecords
+from simplu_worker.consumers.kinesis.positions import SHARD_END, HashRange, Mark, Marks, Position
 from simplu_worker.consumers.kinesis.prefetch import Account
-from simplu_worker.consumers.kinesis.shard_tree import ChildShard
 from simplu_worker.consumers.kinesis.stream import (
     AtSequenceNumber,
     AtTimestamp,
+    ChildShard,
     ExpiredIteratorError,
     Record,
     Start,

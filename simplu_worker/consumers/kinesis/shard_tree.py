@@ -11,34 +11,12 @@ from datetime import datetime
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.leases import HashRange, Lease
-from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Position
+from simplu_worker.consumers.kinesis.leases import Lease
+from simplu_worker.consumers.kinesis.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, HashRange, Position
+from simplu_worker.consumers.kinesis.stream import ChildShard, StreamShard
 
 HASH_KEY_LAST = 2**128 - 1
 UNREAD = frozenset({TRIM_HORIZON, AT_TIMESTAMP, LATEST})  # checkpoints of a lease of which nothing was read
-
-
-class StreamShard(msgspec.Struct, frozen=True):
-    """A stream shard as ListShards tells it; *parents* may name stream shards that are past their retention."""
-
-    stream_shard_id: str
-    parents: frozenset[str]
-    hash_range: HashRange
-    starting_sequence_number: str
-    ending_sequence_number: str | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether records can still be written to it."""
-        return self.ending_sequence_number is None
-
-
-class ChildShard(msgspec.Struct, frozen=True):
-    """A stream shard that continues one read to its end."""
-
-    stream_shard_id: str
-    parents: frozenset[str]
-    hash_range: HashRange
 
 
 class InitialPosition(msgspec.Struct, frozen=True):

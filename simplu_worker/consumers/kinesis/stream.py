@@ -12,8 +12,7 @@ import msgspec
 import structlog
 
 from simplu_worker.aws import AWS_ERRORS, DECODERS, Client, ThrottledError, error_code, translate
-from simplu_worker.consumers.kinesis.leases import HashRange
-from simplu_worker.consumers.kinesis.shard_tree import ChildShard, StreamShard
+from simplu_worker.consumers.kinesis.positions import HashRange
 from simplu_worker.errors import RefusedError, TryAgainLaterError
 from simplu_worker.metrics.instruments import KINESIS_GET_RECORDS, KINESIS_THROTTLED
 
@@ -21,6 +20,29 @@ log = structlog.get_logger(__name__)
 
 READY_STATES = frozenset({"ACTIVE", "UPDATING"})
 STATE_POLL_INTERVAL_S = 0.5  # DescribeStreamSummary: 20 a second and account
+
+
+class StreamShard(msgspec.Struct, frozen=True):
+    """A stream shard as ListShards tells it; *parents* may name stream shards that are past their retention."""
+
+    stream_shard_id: str
+    parents: frozenset[str]
+    hash_range: HashRange
+    starting_sequence_number: str
+    ending_sequence_number: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether records can still be written to it."""
+        return self.ending_sequence_number is None
+
+
+class ChildShard(msgspec.Struct, frozen=True):
+    """A stream shard that continues one read to its end."""
+
+    stream_shard_id: str
+    parents: frozenset[str]
+    hash_range: HashRange
 
 
 class ExpiredIteratorError(TryAgainLaterError):

@@ -20,7 +20,6 @@ import structlog
 
 from simplu_worker.aws import Client, translated
 from simplu_worker.consumers.backoff import backoff_s
-from simplu_worker.consumers.letters import FifoIds
 from simplu_worker.consumers.sqs.envelopes import unwrapped
 from simplu_worker.errors import TryAgainLaterError
 from simplu_worker.operations.operation import Origin, Source
@@ -34,6 +33,13 @@ DELETE_TRIES: Final = 5
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
+
+
+class FifoIds(msgspec.Struct, frozen=True):
+    """What a FIFO queue wants to know of a message."""
+
+    group_id: str
+    deduplication_id: str
 
 
 class Message(msgspec.Struct, frozen=True):
