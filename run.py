@@ -326,14 +326,13 @@ def lint(_args: List[str]) -> None:
 
 def bench(args: List[str]) -> None:
     """Run the benchmark of that name; further arguments go to it."""
-    files = sorted(name[:-3] for name in os.listdir(os.path.join(ROOT, "benchmarks")) if name.endswith(".py"))
-    names = [name for name in files if "_" not in name]  # the others are parts of them
+    names = sorted(name.split(".")[0] for name in os.listdir(os.path.join(ROOT, "benchmarks")) if name[0] not in "_.")
     if not args or args[0] not in names:
         stop("Expected one of " + ", ".join(names))
     if args[0] == "throughput":
         ensure(BENCH_VENV, "bench")
     ensure(VENV, "local")
-    become([in_venv("python"), os.path.join("benchmarks", args[0] + ".py"), *args[1:]])
+    become([in_venv("python"), "-m", "benchmarks." + args[0], *args[1:]])
 
 
 def setup(_args: List[str]) -> None:

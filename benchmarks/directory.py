@@ -1,6 +1,6 @@
 """500 databases, 10,000 tenants: what it takes to know where they live, to write to all, and to stay fresh.
 
-    python benchmarks/directory.py [--databases 500] [--tenants 10000] [--max-connections 100]
+    python -m benchmarks.directory [--databases 500] [--tenants 10000] [--max-connections 100]
 
 Starts a few Postgres servers with the databases, and a local Citrus. Directory, pools and router run in a process of
 their own, as they do in the worker. Every tenant is found once (cold), looked up again (warm), and written to. Then all
@@ -32,23 +32,23 @@ import uvloop
 from prometheus_client import REGISTRY
 from rich.console import Console
 from rich.table import Table
+from support.load.targets import MIB, Bound, number
+from support.processes.resource_usage import rss_bytes
 
-from simplu_worker.clock import loop_time
 from simplu_worker.errors import TryAgainLaterError
-from simplu_worker.local.bounds import MIB, Bound, number
-from simplu_worker.local.citrus import Citrus as LocalCitrus
-from simplu_worker.local.postgres import PostgresServer, Programs
-from simplu_worker.local.usage import rss_bytes
-from simplu_worker.local.watchdog import ProcessGroup
+from simplu_worker.local.postgres.server import PostgresServer, Programs
+from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_worker.local.stack.citrus_server import Citrus as LocalCitrus
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Source
-from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.citrus import open_citrus
-from simplu_worker.shards.directory import Directory
-from simplu_worker.shards.pools import Pools, ShardPool
-from simplu_worker.shards.route_refresh import ASKS_PER_S, RouteRefresh
-from simplu_worker.shards.router import Router
-from simplu_worker.shards.schema import ensure_schema
+from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.routing.citrus import open_citrus
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.route_refresh import ASKS_PER_S, RouteRefresh
+from simplu_worker.shards.schema.schema_check import ensure_schema
+from simplu_worker.timing.clock import loop_time
 
 RSS_MAX_MIB = 400.0
 TURN_MAX_MS = 100.0

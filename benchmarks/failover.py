@@ -1,6 +1,6 @@
 """How soon the stream shards of a replica that goes away are read again: killed, stopped in order, frozen.
 
-    python benchmarks/failover.py [--replicas 4] [--stream-shards 16] [--lease-duration 10] [--rounds 2]
+    python -m benchmarks.failover [--replicas 4] [--stream-shards 16] [--lease-duration 10] [--rounds 2]
 
 Starts the embedded stack and the replicas, keeps a small load on every stream shard, and prints for each way to go
 away how long no record of the affected stream shards was committed: from the signal to the first commit after it.
@@ -25,11 +25,11 @@ import asyncpg
 from rich.console import Console
 from rich.table import Table
 
-from simplu_worker.local.loopback import until
-from simplu_worker.local.producer import create_tenants, open_client
-from simplu_worker.local.stack import Stack
-from simplu_worker.local.worker_process import WorkerProcess
-from simplu_worker.local.workload import Tenant, make_tenants
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.workload.producer import create_tenants, open_client
+from simplu_worker.local.workload.workload import Tenant, make_tenants
 
 RESOURCE_TYPES = 64  # so many keys that every stream shard has some
 BALANCE_WITHIN_S = 60.0

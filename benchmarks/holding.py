@@ -1,8 +1,8 @@
 """What trouble costs the others: one Postgres shard lost under load, a growing backlog, tenants that nobody knows.
 
-    python benchmarks/holding.py [--rate 2000] [--seconds 60] [--freeze-seconds 60]
-    python benchmarks/holding.py --backlog 1000000
-    python benchmarks/holding.py --unknown-tenants 100000
+    python -m benchmarks.holding [--rate 2000] [--seconds 60] [--freeze-seconds 60]
+    python -m benchmarks.holding --backlog 1000000
+    python -m benchmarks.holding --unknown-tenants 100000
 
 Starts the embedded stack, a worker and the producers, each a process of its own. The first phase is the control: the
 same load with all well. The next ones are set beside it: operations a second and arrival → committed, both from the
@@ -21,14 +21,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from rich.console import Console
+from support.load.chain_checker import held
+from support.load.operation_chains import Plan
+from support.load.targets import Bound, Results
+from support.load.testbed import Flow, ProvingGround
 
-from simplu_worker.local.bounds import Bound, Results
-from simplu_worker.local.chain_checker import held
-from simplu_worker.local.chains import Plan
-from simplu_worker.local.loopback import until
-from simplu_worker.local.postgres import PostgresServer
-from simplu_worker.local.proving_ground import Flow, ProvingGround
-from simplu_worker.local.workload import Tenant
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.workload.workload import Tenant
 
 P99_MOST_RATIO = 2.0
 RATE_LEAST_RATIO = 0.9

@@ -1,6 +1,6 @@
 """What each trouble of one Postgres shard costs the others, and how soon the shard goes on when it is back.
 
-    python benchmarks/isolation.py [--rate 400] [--seconds 12] [--rounds 1] [--troubles down,frozen] [--json]
+    python -m benchmarks.isolation [--rate 400] [--seconds 12] [--rounds 1] [--troubles down,frozen] [--json]
 
 Starts the embedded stack, a worker and a producer, each a process of its own. Each trouble has a control just before
 it: the same load with all well. Set beside it are, of tenants on the shards that are well, operations a second and
@@ -30,13 +30,11 @@ from typing import Any
 import asyncpg
 from rich.console import Console
 from rich.table import Table
-
-from simplu_worker.local.bounds import MISSING, Bound, number, ratio_of
-from simplu_worker.local.chain_checker import completed_count, held
-from simplu_worker.local.chains import Plan
-from simplu_worker.local.loopback import until
-from simplu_worker.local.postgres import PostgresServer
-from simplu_worker.local.postgres_faults import (
+from support.load.chain_checker import completed_count, held
+from support.load.operation_chains import Plan
+from support.load.targets import MISSING, Bound, number, ratio_of
+from support.load.testbed import Flow, Measured, ProvingGround
+from support.postgres.faults import (
     frozen,
     in_recovery,
     is_writable,
@@ -47,8 +45,10 @@ from simplu_worker.local.postgres_faults import (
     without_connections,
     without_disk,
 )
-from simplu_worker.local.proving_ground import Flow, Measured, ProvingGround
-from simplu_worker.local.small_disk import NoDiskError
+from support.postgres.small_disk import NoDiskError
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import until
 
 P99_MOST_RATIO = 2.0
 RATE_LEAST_RATIO = 0.9

@@ -1,6 +1,6 @@
 """Order events a second, beside a naive loop: receive, apply in one transaction each, delete one by one.
 
-    python benchmarks/orders.py [--events 10000] [--groups 500] [--runs 3] [--latency-ms 5] [--least-ratio 10]
+    python -m benchmarks.orders [--events 10000] [--groups 500] [--runs 3] [--latency-ms 5] [--least-ratio 10]
 
 Starts the embedded stack. Each run fills a FIFO queue and lets the naive loop work it off, then fills another with as
 many groups and lets one worker, just started, do so: the same queue server, shards, tenants and kinds of events. The
@@ -31,21 +31,21 @@ from typing import Any, Self
 import asyncpg
 from rich.console import Console
 from rich.table import Table
+from support.load.order_checker import compare_orders, first_commit_at
+from support.load.order_plan import OrderPlan
+from support.load.targets import Bound
+from support.load.testbed import process_name
+from support.processes.resource_usage import cpu_seconds
 
-from simplu_worker.local.bounds import Bound
-from simplu_worker.local.checker import tenants_on, urls_of
-from simplu_worker.local.loopback import until
-from simplu_worker.local.order_checker import compare_orders, first_commit_at
-from simplu_worker.local.order_events import Event, Taken, send_events
-from simplu_worker.local.order_plan import OrderPlan
-from simplu_worker.local.producer import create_tenants, open_client
-from simplu_worker.local.proving_ground import process_name
-from simplu_worker.local.sqs_faults import ClearFaults, Fault
-from simplu_worker.local.sqs_server import control
-from simplu_worker.local.stack import Stack
-from simplu_worker.local.usage import cpu_seconds
-from simplu_worker.local.worker_process import WorkerProcess
-from simplu_worker.local.workload import Tenant, make_tenants
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.sqs.faults import ClearFaults, Fault
+from simplu_worker.local.sqs.server import control
+from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.verify.shard_checker import tenants_on, urls_of
+from simplu_worker.local.workload.order_events import Event, Taken, send_events
+from simplu_worker.local.workload.producer import create_tenants, open_client
+from simplu_worker.local.workload.workload import Tenant, make_tenants
 
 LEAST_RATIO = 10.0
 CALLS = ("ReceiveMessage", "DeleteMessage", "DeleteMessageBatch", "ChangeMessageVisibilityBatch")

@@ -1,6 +1,6 @@
 """Tenants provisioned in a burst, on empty shards, as users have it done: by messages on the control queue.
 
-    python benchmarks/provisioning.py [--tenants 200] [--shards 4] [--replicas 1] [--most-seconds 30] [--json]
+    python -m benchmarks.provisioning [--tenants 200] [--shards 4] [--replicas 1] [--most-seconds 30] [--json]
 
 Starts an embedded stack whose shards are empty databases, and a worker with nothing but its queues. Then all
 `SHARD_CREATION` messages are sent at once. Printed is how long it took from the first of them until every tenant was
@@ -25,12 +25,12 @@ import asyncpg
 from rich.console import Console
 from rich.table import Table
 
-from simplu_worker.local.loopback import until
-from simplu_worker.local.postgres import PostgresServer
-from simplu_worker.local.producer import create_tenants, open_client
-from simplu_worker.local.stack import Stack
-from simplu_worker.local.worker_process import WorkerProcess
-from simplu_worker.local.workload import Tenant
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.workload.producer import create_tenants, open_client
+from simplu_worker.local.workload.workload import Tenant
 
 WITHIN_S = 120.0
 STOP_WITHIN_S = 35.0

@@ -1,6 +1,6 @@
 """What the row costs that each batch writes beside its effects, of how far the stream shard got.
 
-    python benchmarks/writing.py [--seconds 50] [--rounds 6] [--sizes 1 10 100 1000] [--least-ratio 0.9]
+    python -m benchmarks.writing [--seconds 50] [--rounds 6] [--sizes 1 10 100 1000] [--least-ratio 0.9]
 
 Starts one Postgres server, with fsync as in production: the shared one of the tests has it off. It has twins: two
 shards with the same tenants, which get the same batches in turn, one of them with the reader's row and one without; a
@@ -35,20 +35,20 @@ import structlog
 import uvloop
 from rich.console import Console
 from rich.table import Table
+from support.load.targets import Bound, number
+from support.processes.resource_usage import cpu_seconds
 
-from simplu_worker.local import documents
-from simplu_worker.local.bounds import Bound, number
-from simplu_worker.local.loopback import until
-from simplu_worker.local.postgres import PostgresServer, Programs
-from simplu_worker.local.usage import cpu_seconds
-from simplu_worker.local.watchdog import ProcessGroup
+from simplu_worker.local.postgres.server import PostgresServer, Programs
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_worker.local.workload import documents
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Source
-from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.claims import Claim
-from simplu_worker.shards.pools import ShardPool
-from simplu_worker.shards.schema import ensure_schema
-from simplu_worker.shards.writer import ShardWriter
+from simplu_worker.shards.apply.position_claims import Claim
+from simplu_worker.shards.apply.writer import ShardWriter
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.schema_check import ensure_schema
 
 LEAST_RATIO = 0.9
 BOUND_FROM_SIZE = 100  # a smaller batch is one of a reader that has little to do

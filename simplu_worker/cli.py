@@ -15,13 +15,13 @@ from cyclopts import App, CycloptsError, Parameter, validators
 from rich.console import Console
 
 from simplu_worker import __version__
-from simplu_worker.environment import apply_env_file, prepare_aws_environment
+from simplu_worker.config.environment import apply_env_file, prepare_aws_environment
+from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.errors import ConfigurationError, WorkerError
-from simplu_worker.log import configure_logging, flush_logging, scrub_text
-from simplu_worker.settings import Settings, load_settings
+from simplu_worker.telemetry.log import configure_logging, flush_logging, scrub_text
 
 if TYPE_CHECKING:  # each command loads what it needs when it runs
-    from simplu_worker.commands.letter_plan import Filters
+    from simplu_worker.commands.dead_letters.replay_plan import Filters
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIGURATION = 0, 1, 2, 78  # 78: EX_CONFIG of sysexits.h
 
@@ -104,7 +104,7 @@ def stack(
         `moto` has moto serve Kinesis and SQS too, as it does DynamoDB.
     """
     _require_local()
-    from simplu_worker.local.stack import run_stack  # noqa: PLC0415
+    from simplu_worker.local.stack.stack import run_stack  # noqa: PLC0415
 
     return _run(run_stack(env_file, shards, aws=aws))
 
@@ -127,7 +127,7 @@ def demo(*, operations: int = 20_000, tenants: int = 10, shards: int = 3, replic
         Stay up at the end for a look around.
     """
     _require_local()
-    from simplu_worker.local.demo import run_demo  # noqa: PLC0415
+    from simplu_worker.local.demo.demo import run_demo  # noqa: PLC0415
 
     return _run(
         run_demo(
@@ -144,7 +144,7 @@ def demo(*, operations: int = 20_000, tenants: int = 10, shards: int = 3, replic
 @app.command
 def check(*, env_file: EnvFile = None, as_json: AsJson = False) -> int:
     """Ask every dependency once; print what answers and what is odd."""
-    from simplu_worker.commands.check import check  # noqa: PLC0415
+    from simplu_worker.commands.check.check import check  # noqa: PLC0415
 
     return _command(lambda settings: check(settings, as_json=as_json), env_file, for_run=True)
 
@@ -167,7 +167,7 @@ def show_operation(
     tenant
         Its business and location; without them all shards are asked.
     """
-    from simplu_worker.commands.operations import show_operation  # noqa: PLC0415
+    from simplu_worker.commands.stream.send import show_operation  # noqa: PLC0415
 
     return _command(lambda settings: show_operation(settings, request_id, tenant, as_json=as_json), env_file)
 
@@ -196,7 +196,7 @@ def send_operations(
     force
         Send bad lines too; the worker makes dead letters of them.
     """
-    from simplu_worker.commands.operations import SendOptions, read_lines, send_operations  # noqa: PLC0415
+    from simplu_worker.commands.stream.send import SendOptions, read_lines, send_operations  # noqa: PLC0415
 
     options = SendOptions(wait=wait, timeout_s=timeout, force=force)
     path = None if file == "-" else Path(file)
@@ -206,7 +206,7 @@ def send_operations(
 @tenants.command(name="list")
 def list_tenants(*, env_file: EnvFile = None, as_json: AsJson = False) -> int:
     """Print the tenants of all shards."""
-    from simplu_worker.commands.tenants import list_tenants  # noqa: PLC0415
+    from simplu_worker.commands.tenants.show import list_tenants  # noqa: PLC0415
 
     return _command(lambda settings: list_tenants(settings, as_json=as_json), env_file)
 
@@ -214,7 +214,7 @@ def list_tenants(*, env_file: EnvFile = None, as_json: AsJson = False) -> int:
 @tenants.command(name="show")
 def show_tenant(business: str, location: str, /, *, env_file: EnvFile = None, as_json: AsJson = False) -> int:
     """Print what the shards have of one tenant, and where it is routed."""
-    from simplu_worker.commands.tenants import show_tenant  # noqa: PLC0415
+    from simplu_worker.commands.tenants.show import show_tenant  # noqa: PLC0415
 
     return _command(lambda settings: show_tenant(settings, business, location, as_json=as_json), env_file)
 
@@ -242,7 +242,7 @@ def provision_tenant(
     apply
         Carry the plan out.
     """
-    from simplu_worker.commands.provision import provision_listed, provision_tenant  # noqa: PLC0415
+    from simplu_worker.commands.tenants.provision import provision_listed, provision_tenant  # noqa: PLC0415
 
     if from_business_info and (business, location, business_type) == (None, None, None):
         return _command(lambda settings: provision_listed(settings, apply=apply, as_json=as_json), env_file)
@@ -258,7 +258,7 @@ def provision_tenant(
 @tenants.command(name="audit")
 def audit_tenants(*, env_file: EnvFile = None, as_json: AsJson = False) -> int:
     """Compare business-info, Citrus and the tenants of all shards; print what differs."""
-    from simplu_worker.commands.audit import audit_tenants  # noqa: PLC0415
+    from simplu_worker.commands.tenants.audit import audit_tenants  # noqa: PLC0415
 
     return _command(lambda settings: audit_tenants(settings, as_json=as_json), env_file)
 
@@ -266,7 +266,7 @@ def audit_tenants(*, env_file: EnvFile = None, as_json: AsJson = False) -> int:
 @shards.command(name="list")
 def list_shards(*, env_file: EnvFile = None, as_json: AsJson = False) -> int:
     """Print every known shard: how it fares, and how full it is."""
-    from simplu_worker.commands.shards import list_shards  # noqa: PLC0415
+    from simplu_worker.commands.shards.show import list_shards  # noqa: PLC0415
 
     return _command(lambda settings: list_shards(settings, as_json=as_json), env_file)
 
@@ -290,7 +290,7 @@ def upgrade_shards(
     timeout
         Seconds to try to get the locks for one step at most.
     """
-    from simplu_worker.commands.upgrade import upgrade_shards  # noqa: PLC0415
+    from simplu_worker.commands.shards.upgrade import upgrade_shards  # noqa: PLC0415
 
     return _command(
         lambda settings: upgrade_shards(settings, shard, apply=apply, timeout_s=timeout, as_json=as_json), env_file
@@ -313,7 +313,7 @@ def route_keys(
     with_shards
         Print also how many would move if the map had this many shards; without keys, of 10,000 that stand for them.
     """
-    from simplu_worker.commands.route import route_keys  # noqa: PLC0415
+    from simplu_worker.commands.shards.route import route_keys  # noqa: PLC0415
 
     unknown = next((key for key in keys if key.startswith("--")), None)
     if unknown is not None or (not keys and with_shards is None):
@@ -353,8 +353,8 @@ def adopt_shard(
     leave_faulty
         Leave rows in the old table that cannot be resources.
     """
-    from simplu_worker.commands.adopt import AdoptOptions, Carry, adopt_shard  # noqa: PLC0415
-    from simplu_worker.shards.adoption_plan import Choices, Duplicates  # noqa: PLC0415
+    from simplu_worker.commands.shards.adopt import AdoptOptions, Carry, adopt_shard  # noqa: PLC0415
+    from simplu_worker.shards.adoption.plan import Choices, Duplicates  # noqa: PLC0415
 
     if prepare and apply:
         print("shards adopt: expected --prepare or --apply, got both", file=sys.stderr)  # noqa: T201  (for the person)
@@ -410,7 +410,7 @@ def list_dead_letters(
     records
         Print what is in the records too.
     """
-    from simplu_worker.commands.dead_letters import ListOptions, list_letters  # noqa: PLC0415
+    from simplu_worker.commands.dead_letters.command import ListOptions, list_letters  # noqa: PLC0415
 
     options = ListOptions(limit=limit, records=records)
     return _letter_command(
@@ -439,8 +439,8 @@ def replay_dead_letters(
     force
         Send also what would come back as a dead letter.
     """
-    from simplu_worker.commands.dead_letters import replay_letters  # noqa: PLC0415
-    from simplu_worker.commands.letter_replaying import ReplayOptions  # noqa: PLC0415
+    from simplu_worker.commands.dead_letters.command import replay_letters  # noqa: PLC0415
+    from simplu_worker.commands.dead_letters.replay import ReplayOptions  # noqa: PLC0415
 
     options = ReplayOptions(apply=apply, force=force, limit=limit)
     return _letter_command(
@@ -459,7 +459,7 @@ def replay(
     start
         When to start, as ISO 8601; no offset means UTC.
     """
-    from simplu_worker.commands.replay import replay  # noqa: PLC0415
+    from simplu_worker.commands.stream.replay import replay  # noqa: PLC0415
 
     instant = _instant("--from", start)
     if instant is None:
@@ -495,7 +495,7 @@ def _instant(option: str, text: str) -> datetime | None:
 def _letter_command(
     given: LetterFilters | None, command: Callable[[Settings, Filters], Coroutine[Any, Any, int]], env_file: Path | None
 ) -> int:
-    from simplu_worker.commands.letter_plan import Filters  # noqa: PLC0415
+    from simplu_worker.commands.dead_letters.replay_plan import Filters  # noqa: PLC0415
     from simplu_worker.operations.operation import DeadLetterReason, Source  # noqa: PLC0415
 
     given = given or LetterFilters()

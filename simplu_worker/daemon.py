@@ -20,50 +20,50 @@ from urllib.parse import quote
 import structlog
 
 from simplu_worker import __version__
-from simplu_worker.aws import Client, open_client
-from simplu_worker.consumers.dead_letters import DeadLetterQueue
-from simplu_worker.consumers.kinesis.fleet import Fleet
-from simplu_worker.consumers.kinesis.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases import worker_id
-from simplu_worker.consumers.kinesis.prefetch import Prefetch
-from simplu_worker.consumers.kinesis.reader import ReadingRules
-from simplu_worker.consumers.kinesis.stream import Stream
-from simplu_worker.consumers.retention import LogWindow
-from simplu_worker.consumers.sqs.control import ControlHandler
-from simplu_worker.consumers.sqs.orders import OrderHandler, open_orders
-from simplu_worker.consumers.sqs.priority import GiveWay
-from simplu_worker.consumers.sqs.queue import POLL_MARGIN_S, Queue
-from simplu_worker.consumers.sqs.receiver import POLL_WAIT_S, Handler, Limits, QueueReceiver
-from simplu_worker.consumers.sqs.redrive import RedriveRules
+from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Queue
+from simplu_worker.business_info.table import BusinessInfo
+from simplu_worker.cache.cache import Cache, CacheDesk, open_cache
+from simplu_worker.cache.invalidations import OnChange, ignore_changes
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.leases.lease import worker_id
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReadingRules
+from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.source_retention import LogWindow
+from simplu_worker.consumers.sqs.control.handler import ControlHandler
+from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.receive.priority import GiveWay
+from simplu_worker.consumers.sqs.receive.receiver import POLL_WAIT_S, Handler, Limits, QueueReceiver
+from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
+from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import ConfigurationError, RefusedError, WorkerError
-from simplu_worker.memory import settle_in
+from simplu_worker.memory_tuning import settle_in
 from simplu_worker.metrics import instruments
-from simplu_worker.metrics.http import open_http
-from simplu_worker.notify import SystemdNotifier
-from simplu_worker.settings import Settings
-from simplu_worker.shards.business_info import BusinessInfo
-from simplu_worker.shards.cache import Cache, CacheDesk, open_cache
-from simplu_worker.shards.citrus import Citrus, open_citrus
-from simplu_worker.shards.citrus_watch import CitrusWatch
-from simplu_worker.shards.deletion import TenantDeletion
-from simplu_worker.shards.destruction import Destroyer
-from simplu_worker.shards.directory import Directory
-from simplu_worker.shards.first_use import FindsBusiness, FirstUse
-from simplu_worker.shards.health_book import HealthBook
-from simplu_worker.shards.invalidations import OnChange, ignore_changes
-from simplu_worker.shards.locator import Locator, StaticMap
-from simplu_worker.shards.map_reload import MapReload, note_no_map
-from simplu_worker.shards.pools import Pools
-from simplu_worker.shards.prober import Prober
-from simplu_worker.shards.provisioning import Provisioner
-from simplu_worker.shards.resource_changes import ResourceChanges
-from simplu_worker.shards.retention import LogRetention
-from simplu_worker.shards.route_refresh import RouteRefresh
-from simplu_worker.shards.router import Router
-from simplu_worker.shards.safe_commits import SafeCommits
-from simplu_worker.shards.shard_map import MappedShard, ShardMap, read_shard_map
-from simplu_worker.shards.unconfirmed import Unconfirmed
-from simplu_worker.views import Replica, views_of
+from simplu_worker.shards.apply.commit_safety import SafeCommits
+from simplu_worker.shards.apply.log_retention import LogRetention
+from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.health.citrus_watch import CitrusWatch
+from simplu_worker.shards.health.prober import Prober
+from simplu_worker.shards.health.registry import HealthBook
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.citrus import Citrus, open_citrus
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.locator import Locator, StaticMap
+from simplu_worker.shards.routing.route_refresh import RouteRefresh
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, read_shard_map
+from simplu_worker.shards.routing.shard_map_reload import MapReload, note_no_map
+from simplu_worker.shards.tenants.confirmation_sweep import Unconfirmed
+from simplu_worker.shards.tenants.deletion import TenantDeletion
+from simplu_worker.shards.tenants.destruction import Destroyer
+from simplu_worker.shards.tenants.first_use import FindsBusiness, FirstUse
+from simplu_worker.shards.tenants.provisioning import Provisioner
+from simplu_worker.shards.tenants.resource_changes import ResourceChanges
+from simplu_worker.status.replica import Replica, views_of
+from simplu_worker.status.server import open_http
+from simplu_worker.telemetry.systemd import SystemdNotifier
 
 KINESIS_READ_TIMEOUT_S: Final = 5.0
 HEARTBEAT_S: Final = 0.5

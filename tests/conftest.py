@@ -14,17 +14,17 @@ from weakref import WeakSet
 
 import hypothesis
 import pytest
-from aws_endpoints import CREDENTIALS, running_moto
-from requires import require
-from shard_cases import TenantCase, add_tenant
-from shard_databases import SHARD_ID, ShardMaker, Shelf, copy_shard, make_template
+from support.aws.endpoints import CREDENTIALS, running_moto
+from support.postgres.databases import SHARD_ID, ShardMaker, Shelf, copy_shard, make_template
+from support.postgres.tenant_cases import TenantCase, add_tenant
+from support.requires import require
 
-from simplu_worker.local.loopback import StackError
-from simplu_worker.local.postgres import PostgresServer, Programs, find_postgres_bin
-from simplu_worker.local.watchdog import ProcessGroup
-from simplu_worker.shards.address import ShardAddress
-from simplu_worker.shards.connecting import ShardConnection
-from simplu_worker.shards.pools import ShardPool
+from simplu_worker.local.postgres.server import PostgresServer, Programs, find_postgres_bin
+from simplu_worker.local.processes.loopback import StackError
+from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.connector import ShardConnection
+from simplu_worker.shards.postgres.pool import ShardPool
 
 # Examples may take as long as a server takes. Where every run has to come to the same result, so do the examples.
 hypothesis.settings.register_profile("simplu", deadline=None)

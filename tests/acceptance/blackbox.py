@@ -26,13 +26,13 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from simplu_worker.local.checker import urls_of
-from simplu_worker.local.display import Display, print_differences, result_table
-from simplu_worker.local.loopback import until
-from simplu_worker.local.trial import Load, Snapshot, Trial
-from simplu_worker.local.watchdog import ProcessGroup, running_processes, send_signal, with_descendants
-from simplu_worker.local.worker_process import WorkerProcess
-from simplu_worker.local.workload import ALL_KINDS, Shares
+from simplu_worker.local.demo.display import Display, print_differences, result_table
+from simplu_worker.local.demo.trial import Load, Snapshot, Trial
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.watchdog import ProcessGroup, running_processes, send_signal, with_descendants
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.verify.shard_checker import urls_of
+from simplu_worker.local.workload.workload import ALL_KINDS, Shares
 
 STOP_WITHIN_S = 35.0
 IDLE_S = 60.0

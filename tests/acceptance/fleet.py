@@ -21,14 +21,14 @@ from collections.abc import Awaitable, Callable
 
 from rich.console import Console
 
-from simplu_worker.local.display import Display, print_differences, result_table
-from simplu_worker.local.kinesis_faults import SetOptions
-from simplu_worker.local.kinesis_server import control
-from simplu_worker.local.loopback import until
-from simplu_worker.local.postgres import PostgresServer
-from simplu_worker.local.stack import Stack
-from simplu_worker.local.trial import Load, Snapshot, Trial
-from simplu_worker.local.worker_process import WorkerProcess
+from simplu_worker.local.demo.display import Display, print_differences, result_table
+from simplu_worker.local.demo.trial import Load, Snapshot, Trial
+from simplu_worker.local.kinesis.faults import SetOptions
+from simplu_worker.local.kinesis.server import control
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.stack.stack import Stack
 
 STOP_WITHIN_S = 35.0
 RESHARD_WITHIN_S = 60.0

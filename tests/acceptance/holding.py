@@ -15,12 +15,12 @@ import asyncio
 import sys
 
 from rich.console import Console
+from support.load.chain_checker import held
+from support.load.operation_chains import Plan
+from support.load.targets import Bound, Results
+from support.load.testbed import Flow, ProvingGround
 
-from simplu_worker.local.bounds import Bound, Results
-from simplu_worker.local.chain_checker import held
-from simplu_worker.local.chains import Plan
-from simplu_worker.local.proving_ground import Flow, ProvingGround
-from simplu_worker.local.workload import Tenant
+from simplu_worker.local.workload.workload import Tenant
 
 PROMPT_S = 2.0
 CHILDREN_WITHIN_S = 10.0  # the parents' leases say what is owed, the children's are made and taken

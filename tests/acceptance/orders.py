@@ -28,20 +28,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from blackbox import postgres_pids, read_env_file, stack_of
+from acceptance.blackbox import postgres_pids, read_env_file, stack_of
 from rich.console import Console
 from rich.table import Table
+from support.load.order_checker import Found, compare_orders, order_count
+from support.load.order_plan import OrderPlan, Planned
 
-from simplu_worker.local.checker import LetterBox, tenants_on, urls_of
-from simplu_worker.local.comparison import percentile
-from simplu_worker.local.loopback import until
-from simplu_worker.local.order_checker import Found, compare_orders, order_count
-from simplu_worker.local.order_events import Event, Taken, send_events
-from simplu_worker.local.order_plan import OrderPlan, Planned
-from simplu_worker.local.producer import create_tenants, open_client
-from simplu_worker.local.watchdog import ProcessGroup, send_signal
-from simplu_worker.local.worker_process import WorkerProcess
-from simplu_worker.local.workload import make_tenants
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.watchdog import ProcessGroup, send_signal
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.verify.comparison import percentile
+from simplu_worker.local.verify.shard_checker import LetterBox, tenants_on, urls_of
+from simplu_worker.local.workload.order_events import Event, Taken, send_events
+from simplu_worker.local.workload.producer import create_tenants, open_client
+from simplu_worker.local.workload.workload import make_tenants
 
 PRODUCER = Path(__file__).with_name("orders_producer.cjs")
 NODE_PACKAGES = Path(__file__).resolve().parents[2] / ".tools" / "node_modules"

@@ -31,15 +31,15 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
+from acceptance.struck_shard import How, Struck, left_by, request_ids, row, value
 from rich.console import Console
 from rich.table import Table
-from struck_shard import How, Struck, left_by, request_ids, row, value
+from support.load.operation_chains import Plan
+from support.load.targets import Bound, number
+from support.load.testbed import Flow, ProvingGround
 
-from simplu_worker.local.bounds import Bound, number
-from simplu_worker.local.chains import Plan
-from simplu_worker.local.loopback import until
-from simplu_worker.local.postgres import PostgresServer
-from simplu_worker.local.proving_ground import Flow, ProvingGround
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import until
 
 SHARDS = 3
 TENANTS_PER_SHARD = 4

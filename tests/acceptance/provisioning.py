@@ -30,10 +30,10 @@ import asyncpg
 from rich.console import Console
 
 from simplu_worker import cli
-from simplu_worker.local.citrus import Citrus
-from simplu_worker.local.loopback import HOST
-from simplu_worker.local.postgres import PostgresServer, Programs
-from simplu_worker.local.watchdog import ProcessGroup
+from simplu_worker.local.postgres.server import PostgresServer, Programs
+from simplu_worker.local.processes.loopback import HOST
+from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_worker.local.stack.citrus_server import Citrus
 
 API_KEY = "acceptance"
 MOMENTS = ("before", "after")
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=1, help="kill at every so many steps")
     parser.add_argument("--rounds", type=int, default=20, help="of two at a time")
     parser.add_argument("--seed", type=int, default=7)
-    processes.set_forkserver_preload(["simplu_worker.commands.tenants", "simplu_worker.daemon"])
+    processes.set_forkserver_preload(["simplu_worker.commands.tenants.show", "simplu_worker.daemon"])
     sys.exit(asyncio.run(run(parser.parse_args())))
 
 

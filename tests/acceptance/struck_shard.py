@@ -8,11 +8,11 @@ from typing import Any
 
 import asyncpg
 import msgspec
+from support.load.testbed import ProvingGround
+from support.postgres.standby import StandbyServer
 
-from simplu_worker.local.loopback import HOST, free_port
-from simplu_worker.local.postgres import PostgresServer
-from simplu_worker.local.proving_ground import ProvingGround
-from simplu_worker.local.standby import StandbyServer
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import HOST, free_port
 
 IDS_SQL = "SELECT request_id FROM operations"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from scene import Chain, Scene, eventually, item_of, partition_key, record_of
+from support.full_stack import Chain, Scene, eventually, item_of, partition_key, record_of
 
-from simplu_worker.local.workload import Tenant
+from simplu_worker.local.workload.workload import Tenant
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT_S = 2.0  # from arrival to commit, behind bad input

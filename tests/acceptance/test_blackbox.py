@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from simplu_worker.local.watchdog import running_processes, with_descendants
+from simplu_worker.local.processes.watchdog import running_processes, with_descendants
 
 BLACKBOX = Path(__file__).with_name("blackbox.py")
 STACK_READY_S = 60.0

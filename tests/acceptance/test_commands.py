@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 import pytest_asyncio
 
-from simplu_worker.local.loopback import HOST, free_port
-from simplu_worker.local.stack import Stack
-from simplu_worker.local.worker_process import INHERITED, WorkerProcess
+from simplu_worker.local.processes.loopback import HOST, free_port
+from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess
+from simplu_worker.local.stack.stack import Stack
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -22,15 +22,15 @@ import pytest
 import pytest_asyncio
 
 from simplu_worker import __version__
-from simplu_worker.local.aws import STREAM_NAME
-from simplu_worker.local.checker import tenants_on, urls_of
-from simplu_worker.local.loopback import HOST, until
-from simplu_worker.local.producer import create_tenants
-from simplu_worker.local.stack import Stack
-from simplu_worker.local.trial import Load, Snapshot, Trial
-from simplu_worker.local.watchdog import running_processes, with_descendants
-from simplu_worker.local.worker_process import INHERITED, WorkerProcess, tail_of
-from simplu_worker.local.workload import Tenant
+from simplu_worker.local.demo.trial import Load, Snapshot, Trial
+from simplu_worker.local.processes.loopback import HOST, until
+from simplu_worker.local.processes.watchdog import running_processes, with_descendants
+from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess, tail_of
+from simplu_worker.local.stack.aws import STREAM_NAME
+from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.verify.shard_checker import tenants_on, urls_of
+from simplu_worker.local.workload.producer import create_tenants
+from simplu_worker.local.workload.workload import Tenant
 
 in_stacks_loop = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,13 +13,13 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from fault_proxy import FaultProxy, http_answer
-from lying_citrus import Lie
-from scene import Chain, Scene, item_of, partition_key, record_of
+from support.citrus.lying_citrus import Lie
+from support.full_stack import Chain, Scene, item_of, partition_key, record_of
+from support.network.fault_proxy import FaultProxy, http_answer
 
-from simplu_worker.local.loopback import until
-from simplu_worker.local.postgres import PostgresServer
-from simplu_worker.local.worker_process import WorkerProcess
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.worker_process import WorkerProcess
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]  # together they take over a minute
 BYSTANDER_S = 5.0  # for what has nothing to do with the trouble, and is put while it lasts

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_commands import Terminal, operation, text_of
+from acceptance.test_commands import Terminal, operation, text_of
 
-from simplu_worker.local.aws import put_businesses
-from simplu_worker.local.loopback import until
-from simplu_worker.local.producer import open_client
-from simplu_worker.local.stack import Stack
-from simplu_worker.local.worker_process import WorkerProcess, tail_of
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.worker_process import WorkerProcess, tail_of
+from simplu_worker.local.stack.aws import put_businesses
+from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.workload.producer import open_client
 
 WITHIN_S = 20.0
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from simplu_worker.local.stack import Stack
-from simplu_worker.local.trial import Load, Snapshot, Trial
-from simplu_worker.local.worker_process import WorkerProcess
+from simplu_worker.local.demo.trial import Load, Snapshot, Trial
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.stack.stack import Stack
 
 FLEET = Path(__file__).parent / "fleet.py"
 ARGUMENTS = ["--operations", "2500", "--stream-shards", "4", "--rate", "100", "--lease-duration", "2"]

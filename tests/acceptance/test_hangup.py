@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.local.checker import tenants_on
-from simplu_worker.local.loopback import until
-from simplu_worker.local.stack import Stack
-from simplu_worker.local.trial import Load, Snapshot, Trial, TrialResult
-from simplu_worker.local.worker_process import INHERITED, WorkerProcess, tail_of
+from simplu_worker.local.demo.trial import Load, Snapshot, Trial, TrialResult
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess, tail_of
+from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.verify.shard_checker import tenants_on
 
 SHARD_IDS = ("shard-1", "shard-2", "shard-3")
 PATIENCE_S = 20.0

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from requires import require
+from support.requires import require
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "isolation.py"
 RUN_S = 400.0

@@ -7,9 +7,9 @@ from typing import Any
 
 import aiohttp
 
-from simplu_worker.local.loopback import until
-from simplu_worker.local.stack import Stack
-from simplu_worker.local.worker_process import WorkerProcess
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.stack.stack import Stack
 
 QUEUES = (
     "SQS_SHARD_CREATION_QUEUE_URL",

@@ -15,15 +15,15 @@ from typing import Any, Self
 import asyncpg
 import pytest
 import pytest_asyncio
-from requires import ROOT, require
-from test_blackbox import running_stack
+from acceptance.test_blackbox import running_stack
+from support.requires import ROOT, require
 
-from simplu_worker.local.checker import tenants_on, urls_of
-from simplu_worker.local.loopback import until
-from simplu_worker.local.producer import create_tenants, open_client
-from simplu_worker.local.stack import Stack
-from simplu_worker.local.worker_process import WorkerProcess, tail_of
-from simplu_worker.local.workload import Tenant
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.worker_process import WorkerProcess, tail_of
+from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.verify.shard_checker import tenants_on, urls_of
+from simplu_worker.local.workload.producer import create_tenants, open_client
+from simplu_worker.local.workload.workload import Tenant
 
 in_rooms_loop = pytest.mark.asyncio(loop_scope="module")
 

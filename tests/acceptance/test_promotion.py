@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from requires import require
+from support.postgres.standby import COPY_PROGRAM, can_copy
+from support.requires import require
 
-from simplu_worker.local.loopback import StackError
-from simplu_worker.local.postgres import find_postgres_bin
-from simplu_worker.local.standby import COPY_PROGRAM, can_copy
+from simplu_worker.local.postgres.server import find_postgres_bin
+from simplu_worker.local.processes.loopback import StackError
 
 PROMOTION = Path(__file__).with_name("promotion.py")
 RUN_S = 300.0

@@ -19,14 +19,14 @@ from urllib.parse import quote, quote_plus, unquote
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from fault_proxy import http_answer
-from scene import Chain, Scene, item_of, partition_key, record_of
+from support.full_stack import Chain, Scene, item_of, partition_key, record_of
+from support.network.fault_proxy import http_answer
 
-from simplu_worker.local.loopback import HOST, free_port, until
-from simplu_worker.local.postgres import PostgresServer
-from simplu_worker.local.producer import create_tenants
-from simplu_worker.local.worker_process import INHERITED, WorkerProcess
-from simplu_worker.local.workload import Tenant
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import HOST, free_port, until
+from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess
+from simplu_worker.local.workload.producer import create_tenants
+from simplu_worker.local.workload.workload import Tenant
 
 in_scenes_loop = pytest.mark.asyncio(loop_scope="module")
 HELD_S = 15.0

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from requires import ROOT
+from support.requires import ROOT
 
-BENCHMARK = ROOT / "benchmarks" / "throughput.py"
-SCALE = ROOT / "benchmarks" / "scale.py"
+BENCHMARK = ROOT / "benchmarks" / "throughput"
+SCALE = ROOT / "benchmarks" / "scale"
 SMALL = ("--quick", "--only", "rates", "--who", "worker", "bare loop", "--records", "20000", "--seconds", "0.5")
 PAGE = "before\n<!-- {0}: written by `{1}` -->\nold\n<!-- end of {0} -->\nafter\n"
 RUN_S = 150.0

@@ -10,15 +10,15 @@ import aiohttp
 import asyncpg
 import pytest
 import pytest_asyncio
-from redis_server import PASSWORD, RedisServer
-from scene import item_of, record_of
+from support.full_stack import item_of, record_of
+from support.redis.server import PASSWORD, RedisServer
 
-from simplu_worker.local.checker import tenants_on, urls_of
-from simplu_worker.local.loopback import until
-from simplu_worker.local.producer import create_tenants, open_client, put_items
-from simplu_worker.local.stack import Stack
-from simplu_worker.local.worker_process import WorkerProcess, tail_of
-from simplu_worker.local.workload import Tenant
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.worker_process import WorkerProcess, tail_of
+from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.verify.shard_checker import tenants_on, urls_of
+from simplu_worker.local.workload.producer import create_tenants, open_client, put_items
+from simplu_worker.local.workload.workload import Tenant
 
 in_place_loop = pytest.mark.asyncio(loop_scope="module")
 

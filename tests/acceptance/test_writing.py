@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from requires import ROOT
+from support.requires import ROOT
 
 BENCHMARK = ROOT / "benchmarks" / "writing.py"
 SMALL = ("--seconds", "0.5", "--rounds", "1", "--sizes", "1", "100", "--tenants", "10", "--writes", "100")

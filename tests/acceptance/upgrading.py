@@ -26,13 +26,13 @@ from typing import Any
 import aiohttp
 import asyncpg
 from rich.console import Console
+from support.load.operation_chains import Plan
+from support.load.targets import Bound, Results
+from support.load.testbed import ProvingGround
 
 import simplu_worker
-from simplu_worker.local.bounds import Bound, Results
-from simplu_worker.local.chains import Plan
-from simplu_worker.local.loopback import until
-from simplu_worker.local.proving_ground import ProvingGround
-from simplu_worker.local.worker_process import INHERITED, WorkerProcess
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess
 
 PACKAGE = Path(simplu_worker.__file__).parent
 SQL = Path("shards/sql")

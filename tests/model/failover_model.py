@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from failover_readers import A, PlainReaders, Readers, WholeReaders
-from failover_rows import NEW, NO_ROW, NO_TOKEN, OUTDATED, TO_ADOPT, TO_COME, Row, names_of
-from reader_model import Scene
+from model.failover_readers import A, PlainReaders, Readers, WholeReaders
+from model.failover_rows import NEW, NO_ROW, NO_TOKEN, OUTDATED, TO_ADOPT, TO_COME, Row, names_of
+from model.reader_model import Scene
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
-from reader_model import AGREED, FREE, CatchUp, Move, Reader, ReaderModel, Scene
+from model.reader_model import AGREED, FREE, CatchUp, Move, Reader, ReaderModel, Scene
 
 A = 0  # the shard that fails over
 

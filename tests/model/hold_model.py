@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from reader_model import AGREED, Reader, ReaderModel, Rules, Scene
+from model.reader_model import AGREED, Reader, ReaderModel, Rules, Scene
 
 
 @dataclass(frozen=True, slots=True)

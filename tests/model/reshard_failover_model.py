@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from failover_readers import PlainReaders
-from failover_rows import NEW, NO_ROW, OUTDATED, TO_ADOPT, TO_COME, Row, names_of
-from reader_model import Scene
+from model.failover_readers import PlainReaders
+from model.failover_rows import NEW, NO_ROW, OUTDATED, TO_ADOPT, TO_COME, Row, names_of
+from model.reader_model import Scene
 
 
 @dataclass(frozen=True, slots=True)

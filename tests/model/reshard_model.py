@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from reader_model import AGREED as AGREED_READER
-from reader_model import FREE, Reader, ReaderModel, Scene
+from model.reader_model import AGREED as AGREED_READER
+from model.reader_model import FREE, Reader, ReaderModel, Scene
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,24 +7,26 @@ from __future__ import annotations
 
 from typing import Any
 
-import failover_model
-import giving_up_model
-import hold_model
-import letters_model
 import pytest
-import reader_model
-import reshard_failover_model
-import reshard_model
-from failover_model import FailoverModel
-from failover_model import Rules as RowRules
-from giving_up_model import GivingUpModel
-from hold_model import HoldModel
-from letters_model import LettersModel
-from reader_model import Scene
-from reshard_failover_model import ReshardFailoverModel
-from reshard_failover_model import Rules as ChildRules
-from reshard_model import ReshardModel
-from search import Model, Violation, search
+from model import (
+    failover_model,
+    giving_up_model,
+    hold_model,
+    letters_model,
+    reader_model,
+    reshard_failover_model,
+    reshard_model,
+)
+from model.failover_model import FailoverModel
+from model.failover_model import Rules as RowRules
+from model.giving_up_model import GivingUpModel
+from model.hold_model import HoldModel
+from model.letters_model import LettersModel
+from model.reader_model import Scene
+from model.reshard_failover_model import ReshardFailoverModel
+from model.reshard_failover_model import Rules as ChildRules
+from model.reshard_model import ReshardModel
+from model.search import Model, Violation, search
 
 # Tenant a, and tenant b whose Postgres shard is in trouble, whose row is not active, or whose shard is a's as well.
 SHARD_DOWN = {"shards": "AB", "trouble": "B"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from search import Violation, search
+from model.search import Violation, search
 
 
 class Counter:

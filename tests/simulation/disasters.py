@@ -9,10 +9,10 @@ from typing import Any
 
 import structlog
 from botocore.exceptions import ClientError
-from simulated_kinesis import STREAM
-from simulated_network import Trouble
-from simulated_shards import CITRUS, LETTERS, SHARD_IDS
-from simulated_world import Weather, World
+from simulation.simulated_kinesis import STREAM
+from simulation.simulated_network import Trouble
+from simulation.simulated_shards import CITRUS, LETTERS, SHARD_IDS
+from simulation.simulated_world import Weather, World
 
 REPLICAS_MAX = 4
 SERVICES = (*SHARD_IDS, *SHARD_IDS, CITRUS, LETTERS, "dynamodb", "kinesis")

@@ -10,10 +10,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from simulated_shards import PostgresShards, RecordKey, record_key
+from simulation.simulated_shards import PostgresShards, RecordKey, record_key
 
-from simplu_worker.consumers.kinesis.leases import Lease, lease_of
-from simplu_worker.consumers.kinesis.positions import SHARD_END, Position
+from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
 

@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import Any, NoReturn, TypeAlias
 
 from botocore.exceptions import ClientError, ReadTimeoutError
-from simulated_network import Network
+from simulation.simulated_network import Network
 
 Row: TypeAlias = Mapping[str, Any]
 Watch: TypeAlias = Callable[[str, Row | None, Row | None], None]  # key, row before, row after

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 from botocore.exceptions import ClientError, ReadTimeoutError
-from simulated_network import Network
-from virtual_time import EPOCH
+from simulation.simulated_network import Network
+from simulation.virtual_time import EPOCH
 
-from simplu_worker.consumers.kinesis.stream import decode_get_records
-from simplu_worker.local.kinesis_actions import Actions
-from simplu_worker.local.kinesis_errors import KinesisError
-from simplu_worker.local.kinesis_model import Account, Options, Stream
+from simplu_worker.consumers.kinesis.stream.client import decode_get_records
+from simplu_worker.local.kinesis.actions import Actions
+from simplu_worker.local.kinesis.errors import KinesisError
+from simplu_worker.local.kinesis.model import Account, Options, Stream
 
 SERVICE = "kinesis"
 STREAM = "operations"

@@ -12,7 +12,7 @@ from random import Random
 from typing import TypeVar
 
 import msgspec
-from virtual_time import VirtualLoop
+from simulation.virtual_time import VirtualLoop
 
 T = TypeVar("T")
 

@@ -14,18 +14,18 @@ from typing import TypeAlias
 from uuid import uuid4
 
 import msgspec
-from simulated_network import Network
+from simulation.simulated_network import Network
 
-from simplu_worker.clock import loop_time
-from simplu_worker.consumers.dead_letters import DeadLetter
-from simplu_worker.consumers.pauses import pause
+from simplu_worker.dead_letters.queue import DeadLetter
 from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, admit
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Origin, Outcome
-from simplu_worker.shards.admission import HOLD, TenantRow, TenantState, admit
-from simplu_worker.shards.claims import Claim, PositionChangedError, Standing, StreamPosition
-from simplu_worker.shards.directory import Absence
-from simplu_worker.shards.router import Router
-from simplu_worker.shards.shard_errors import ShardUnavailableError
+from simplu_worker.shards.apply.position_claims import Claim, PositionChangedError, Standing, StreamPosition
+from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.routing.directory import Absence
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.waits import pause
 
 LogKey: TypeAlias = tuple[str, str]  # tenant, request id
 RecordKey: TypeAlias = tuple[str, str, int]  # stream shard, sequence number, place in its aggregate

@@ -13,25 +13,25 @@ from random import Random
 from typing import Any, TypeAlias
 
 import msgspec
-from kpl_aggregates import aggregate
-from ledger import Ledger
-from simulated_dynamodb import DynamoDb
-from simulated_kinesis import STREAM, KinesisClient, KinesisService
-from simulated_network import Network
-from simulated_shards import SHARD_IDS, PostgresShards, SimulatedDeadLetters, SimulatedRouter, Tenant
-from virtual_time import EPOCH, Process, VirtualLoop
+from simulation.ledger import Ledger
+from simulation.simulated_dynamodb import DynamoDb
+from simulation.simulated_kinesis import STREAM, KinesisClient, KinesisService
+from simulation.simulated_network import Network
+from simulation.simulated_shards import SHARD_IDS, PostgresShards, SimulatedDeadLetters, SimulatedRouter, Tenant
+from simulation.virtual_time import EPOCH, Process, VirtualLoop
+from support.aws.kpl_aggregates import aggregate
 
-from simplu_worker.consumers.kinesis import holds, tenant_set
-from simplu_worker.consumers.kinesis.fleet import Fleet
-from simplu_worker.consumers.kinesis.holds import TENANT_HOLDS_MAX
-from simplu_worker.consumers.kinesis.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases import Lease, lease_of, worker_id
-from simplu_worker.consumers.kinesis.positions import SHARD_END
-from simplu_worker.consumers.kinesis.prefetch import Prefetch
-from simplu_worker.consumers.kinesis.reader import ReadingRules
-from simplu_worker.consumers.kinesis.stream import Stream
-from simplu_worker.consumers.kinesis.tenant_set import NAMES_MAX
-from simplu_worker.local.kinesis_model import Options
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.holding import holds, tenant_set
+from simplu_worker.consumers.kinesis.holding.holds import TENANT_HOLDS_MAX
+from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX
+from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of, worker_id
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReadingRules
+from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
+from simplu_worker.local.kinesis.model import Options
 
 APPLICATION = "simplu"
 LOOK_EVERY_S = 0.25

@@ -9,14 +9,14 @@ import asyncio
 from collections.abc import Callable
 from random import Random
 
-from disasters import draw_trouble, storm, strike
 from msgspec.structs import replace
-from simulated_network import Trouble
-from simulated_world import FleetMaker, Plan, ViolationError, Weather, World, a_world
+from simulation.disasters import draw_trouble, storm, strike
+from simulation.simulated_network import Trouble
+from simulation.simulated_world import FleetMaker, Plan, ViolationError, Weather, World, a_world
 
-from simplu_worker.consumers.kinesis.fleet import Fleet
-from simplu_worker.consumers.kinesis.positions import SHARD_END
-from simplu_worker.local.kinesis_model import Options
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
+from simplu_worker.local.kinesis.model import Options
 
 WELL_WITHIN_S = 60.0
 UNKNOWN_AFTER_S = 330.0  # for records of tenants that never come: 60 s, and a few looks at those held together

@@ -1,6 +1,6 @@
 """SQS in virtual time: the model of the local SQS behind a client's calls, so that hours pass in milliseconds.
 
-The model is the one that `local/sqs_server.py` serves, whose conformance tests hold it against other servers.
+The model is the one that `local/sqs/server.py` serves, whose conformance tests hold it against other servers.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from random import Random
 from typing import Any, Concatenate, ParamSpec
 
 from botocore.exceptions import ClientError, ConnectionClosedError
-from virtual_time import VirtualLoop
+from simulation.virtual_time import VirtualLoop
 
-from simplu_worker.consumers.letters import DeadLetter
-from simplu_worker.consumers.sqs.queue import Message, Queue
-from simplu_worker.consumers.sqs.receiver import Handler, QueueReceiver
-from simplu_worker.consumers.sqs.verdicts import Done, Verdict
+from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver
+from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
+from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import TryAgainLaterError
-from simplu_worker.local.sqs_actions import Actions
-from simplu_worker.local.sqs_errors import SqsError
-from simplu_worker.local.sqs_faults import Fault, Faults
-from simplu_worker.local.sqs_model import Account
+from simplu_worker.local.sqs.actions import Actions
+from simplu_worker.local.sqs.errors import SqsError
+from simplu_worker.local.sqs.faults import Fault, Faults
+from simplu_worker.local.sqs.model import Account
 
 EPOCH_MS = 1_767_225_600_000
 LATENCY_S = 0.01

@@ -11,17 +11,17 @@ from random import Random
 
 import pytest
 import structlog
-from disasters import merge, scale, split
 from msgspec.structs import replace
-from simulated_network import Trouble
-from simulated_shards import SHARD_IDS, Tenant
-from simulated_world import APPLICATION, FleetMaker, Plan, Replica, ViolationError, World, a_world
-from simulation import produce, settle_down, stop_all
-from wrong_designs import WRONG_DESIGNS
+from simulation.disasters import merge, scale, split
+from simulation.simulated_network import Trouble
+from simulation.simulated_shards import SHARD_IDS, Tenant
+from simulation.simulated_world import APPLICATION, FleetMaker, Plan, Replica, ViolationError, World, a_world
+from simulation.simulation import produce, settle_down, stop_all
+from simulation.wrong_designs import WRONG_DESIGNS
 
-from simplu_worker.consumers.kinesis.fleet import Fleet
-from simplu_worker.consumers.kinesis.positions import SHARD_END
-from simplu_worker.local.kinesis_model import Options
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
+from simplu_worker.local.kinesis.model import Options
 
 OWN_TRY_S = 0.05  # of looking, here
 CALM = Plan(replica_count=4, stream_shard_count=16, key_count=32)

@@ -9,10 +9,10 @@ from random import Random
 
 import pytest
 import structlog
-from kcl_peer import KclPeer, number, reference_row
-from simulated_world import APPLICATION, Plan, World, a_world
-from simulation import settle_down, stop_all
-from virtual_time import Process
+from simulation.simulated_world import APPLICATION, Plan, World, a_world
+from simulation.simulation import settle_down, stop_all
+from simulation.virtual_time import Process
+from support.aws.kcl_peer import KclPeer, number, reference_row
 
 FAILOVER_S = 10.0
 COORDINATOR = f"{APPLICATION}-CoordinatorState"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from sqs_world import Desk, World, virtually
+from simulation.sqs_world import Desk, World, virtually
 
-from simplu_worker.consumers.kinesis.fleet import Fleet
-from simplu_worker.consumers.sqs.receiver import LONGEST_TURN_S, QueueReceiver
-from simplu_worker.local.sqs_faults import Fault
-from simplu_worker.monitoring import Monitoring
-from simplu_worker.views import DRAIN_MARGIN_S, FLEET_TURN_MAX_S, Replica
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
+from simplu_worker.local.sqs.faults import Fault
+from simplu_worker.status.queues import Monitoring
+from simplu_worker.status.replica import DRAIN_MARGIN_S, FLEET_TURN_MAX_S, Replica
 
 
 class FleetThatTurned:

@@ -12,16 +12,24 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from sqs_world import Desk, Letters, World, virtually
+from simulation.sqs_world import Desk, Letters, World, virtually
 from structlog.testing import capture_logs
 
-from simplu_worker.consumers.sqs.groups import Limits
-from simplu_worker.consumers.sqs.queue import Message
-from simplu_worker.consumers.sqs.receiver import LONGEST_TURN_S, QueueReceiver
-from simplu_worker.consumers.sqs.redrive import RedriveRules
-from simplu_worker.consumers.sqs.verdicts import Bury, Done, Later, Verdict, Wait, after_trouble, after_unexpected
+from simplu_worker.aws.sqs_queue import Message
+from simplu_worker.consumers.sqs.receive.group_scheduler import Limits
+from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
+from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
+from simplu_worker.consumers.sqs.receive.verdicts import (
+    Bury,
+    Done,
+    Later,
+    Verdict,
+    Wait,
+    after_trouble,
+    after_unexpected,
+)
 from simplu_worker.errors import TryAgainLaterError
-from simplu_worker.local.sqs_faults import Fault
+from simplu_worker.local.sqs.faults import Fault
 from simplu_worker.metrics.instruments import (
     SQS_IN_FLIGHT,
     SQS_POLLS_REPLACED,

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from random import Random
 
 import pytest
-from sqs_world import Letters, World, virtually
+from simulation.sqs_world import Letters, World, virtually
 
-from simplu_worker.consumers.sqs.groups import Limits
-from simplu_worker.consumers.sqs.queue import Message, Queue
-from simplu_worker.consumers.sqs.verdicts import Bury, Done, Later, Verdict, Wait
-from simplu_worker.local.sqs_faults import Fault
+from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.consumers.sqs.receive.group_scheduler import Limits
+from simplu_worker.consumers.sqs.receive.verdicts import Bury, Done, Later, Verdict, Wait
+from simplu_worker.local.sqs.faults import Fault
 from simplu_worker.metrics.instruments import outcomes_of
 from simplu_worker.operations.operation import DeadLetterReason
 

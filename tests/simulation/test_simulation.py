@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 
 import pytest
 import structlog
-from simulated_world import ViolationError, Weather
-from simulation import simulate
+from simulation.simulated_world import ViolationError, Weather
+from simulation.simulation import simulate
+from simulation.wrong_designs import WRONG_DESIGNS, WrongDesign
 from structlog.types import EventDict, WrappedLogger
-from wrong_designs import WRONG_DESIGNS, WrongDesign
 
 IS_CI = os.environ.get("REQUIRE_ALL") == "1"
 SEEDS = os.environ.get("SIMULATION_SEED", "0:4000" if IS_CI else "0:400")

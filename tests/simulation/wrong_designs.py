@@ -9,32 +9,32 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from disasters import fail_over, kill, split
 from msgspec.structs import replace
-from simulated_shards import SHARD_IDS, PostgresShards
-from simulated_world import FleetMaker, Weather, World
+from simulation.disasters import fail_over, kill, split
+from simulation.simulated_shards import SHARD_IDS, PostgresShards
+from simulation.simulated_world import FleetMaker, Weather, World
 
-from simplu_worker.consumers.kinesis.adoption import Lineage, unread_ancestors, without_what_is_owed
-from simplu_worker.consumers.kinesis.catch_up import CatchUpReader, CatchUps
-from simplu_worker.consumers.kinesis.contacts import Contact, Contacts, Refill
-from simplu_worker.consumers.kinesis.cursor import Cursor, StreamShardReads
-from simplu_worker.consumers.kinesis.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.fleet import Fleet
-from simplu_worker.consumers.kinesis.holder import Confirm, EndCheck, LeaseHolder
-from simplu_worker.consumers.kinesis.holds import CatchUp, Hold, Holds, Target
-from simplu_worker.consumers.kinesis.intake import Intake
-from simplu_worker.consumers.kinesis.lanes import Entry, Lane
-from simplu_worker.consumers.kinesis.leases import Ahead, Lease
-from simplu_worker.consumers.kinesis.parent_records import ParentRecords
-from simplu_worker.consumers.kinesis.positions import HashRange, Mark, Position
-from simplu_worker.consumers.kinesis.reader import StreamShardReader
-from simplu_worker.consumers.kinesis.rounds import PositionRounds
-from simplu_worker.consumers.kinesis.shard_tree import child_leases, owed_by_parents
-from simplu_worker.consumers.kinesis.stream import ChildShard, Record, Reply, Stream
-from simplu_worker.consumers.kinesis.tenant_set import TenantSet
-from simplu_worker.consumers.letters import DeadLetter
-from simplu_worker.consumers.owed import Owed
-from simplu_worker.shards.claims import Standing
+from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import Entry, Lane
+from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardReads
+from simplu_worker.consumers.kinesis.fetch.record_decoder import Intake
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck, LeaseHolder
+from simplu_worker.consumers.kinesis.fleet.position_sync import PositionRounds
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
+from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, Target
+from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.leases.lease import Ahead, Lease
+from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, owed_by_parents
+from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, unread_ancestors, without_what_is_owed
+from simplu_worker.consumers.kinesis.recovery.shard_positions import Contact, Contacts, Refill
+from simplu_worker.consumers.kinesis.stream.client import ChildShard, Record, Reply, Stream
+from simplu_worker.consumers.kinesis.stream.positions import HashRange, Mark, Position
+from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.shards.apply.position_claims import Standing
 
 OPEN_AFTER_S = 1.5  # a world is open then
 

@@ -1,5 +1,5 @@
 -- The statements of one batch, in the order in which its transaction runs them (READ COMMITTED). What comes for each
--- operation of a batch comes as texts, each a column, joined by the separator $1 (shards/packing.py). They are cut in a
+-- operation of a batch comes as texts, each a column, joined by the separator $1 (shards/postgres/column_packing.py). They are cut in a
 -- select list, in step, where a shorter one goes on as NULL: in FROM each would be kept as a table of its own first,
 -- which takes half as long again.
 

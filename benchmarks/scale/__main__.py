@@ -1,0 +1,283 @@
+"""A large fleet on paper and in simulation: requests, connections, memory, failover, money, and what breaks first.
+
+    python -m benchmarks.scale [--stream-shards 1000] [--shards 500] [--tenants 10000] [--replicas 50] [--write]
+
+What can be counted is counted from the worker's own constants. Who takes which lease when is simulated in virtual time
+with the worker's own rules (`observe`, `plan_takes`, `next_expiry`): a start of all replicas, the loss of some, more of
+them. What one look at the lease table costs is measured. With `--write` it goes into docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from botocore.session import get_session
+from rich.console import Console
+from rich.markdown import Markdown
+
+from benchmarks.scale.leases import Fleet, Outcome, Table, leases_of, simulate
+from benchmarks.throughput.page import table_of, with_part
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.fetch.pacing import IDLE_INTERVAL_S, READ_INTERVAL_S
+from simplu_worker.consumers.kinesis.fleet.lease_holder import RENEWALS_PER_DURATION
+from simplu_worker.consumers.kinesis.fleet.position_sync import ASKS_PER_S, INTERVAL_S
+from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
+from simplu_worker.consumers.kinesis.leases.lease import Observation, lease_of, observe, row_of
+from simplu_worker.consumers.kinesis.recovery.shard_positions import TOUCH_AFTER_S
+from simplu_worker.shards.health.probe_schedule import WELL
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+LOOKS = 20
+SECONDS_A_MONTH = 730 * 3600
+READ_UNIT_BYTES = 4096  # of DynamoDB: half a unit where it may be a second old
+WRITE_UNIT_BYTES = 1024
+PUT_RECORDS_PER_S = 1000  # Kinesis quotas: a stream shard takes no more
+BACKEND_MIB = 10  # of a Postgres connection with prepared statements and a warm catalogue
+RECORD_US, TRANSACTION_US = 8.0, 400.0  # processor time of the worker: `make bench`, and `bench writing` with 1 a batch
+TYPES_A_TENANT = 3  # partition keys are a tenant and a type
+
+# List prices of us-east-1 in US dollars, 2025; look them up before you budget with them.
+STREAM_SHARD_HOUR = 0.015
+PUT_UNITS_MILLION = 0.014
+WRITE_UNITS_MILLION, READ_UNITS_MILLION = 0.625, 0.125  # DynamoDB on demand
+CPU_HOUR, GIB_HOUR = 0.04048, 0.004445  # Fargate
+
+
+def measure_table(fleet: Fleet) -> Table:
+    """Return what DynamoDB counts for one scan, and what it costs here, with the parser that the worker has."""
+    owned = [
+        msgspec.structs.replace(lease, owner=f"worker-7c9d8b6f5d-abcde:1:{number % fleet.replicas:08x}")
+        for number, lease in enumerate(leases_of(fleet.stream_shards))
+    ]
+    rows = [row_of(lease) for lease in owned]
+    row_bytes = sum(sum(len(name) + _size(value) for name, value in row.items()) for row in rows) / len(rows)
+    body = json.dumps({"Items": rows, "Count": len(rows)}).encode()
+    session = get_session()
+    shape = session.get_service_model("dynamodb").operation_model("Scan").output_shape
+    parser = session.get_component("response_parser_factory").create_parser("json")
+    known: dict[str, Observation] = {}
+    began = time.process_time()
+    for look in range(LOOKS):
+        reply = parser.parse({"body": body, "headers": {}, "status_code": 200}, shape)
+        found = [lease for row in reply["Items"] if (lease := lease_of(row))]
+        known = observe(known, found, now=look)
+        plan_takes(known, held=set(), now=look, lease_duration_s=fleet.lease_duration_s, me="me", draw=0.5)
+    look_s = (time.process_time() - began) / LOOKS
+    units = math.ceil(row_bytes * len(rows) / READ_UNIT_BYTES) / 2
+    return Table(row_bytes, units, look_s)
+
+
+def _size(value: dict[str, Any]) -> int:
+    ((kind, held),) = value.items()
+    if kind == "N":
+        return (len(held) + 1) // 2 + 1
+    return sum(map(len, held)) if kind == "SS" else len(held)
+
+
+class Load(NamedTuple):
+    """What a fleet asks of others, a second; *lanes* are the Postgres shards that a stream shard writes to."""
+
+    looks: float
+    read_units: float
+    renewals: float
+    write_units: float
+    lanes: float
+
+
+def keys_of(fleet: Fleet) -> float:
+    """Return how many partition keys a stream shard has."""
+    return fleet.tenants * TYPES_A_TENANT / fleet.stream_shards
+
+
+def load_of(fleet: Fleet, table: Table) -> Load:
+    """Return what *fleet* asks of DynamoDB, and of how many Postgres shards a stream shard has tenants."""
+    looks = fleet.replicas / table.pause_s(fleet.lease_duration_s)
+    renewals = fleet.stream_shards * RENEWALS_PER_DURATION / fleet.lease_duration_s
+    return Load(
+        looks=looks,
+        read_units=looks * table.read_units,
+        renewals=renewals,
+        write_units=renewals * math.ceil(table.row_bytes / WRITE_UNIT_BYTES),
+        lanes=fleet.shards * (1 - (1 - 1 / fleet.shards) ** keys_of(fleet)),
+    )
+
+
+def report(fleet: Fleet, table: Table, outcomes: Sequence[Outcome]) -> str:
+    """Return all of it as Markdown."""
+    load = load_of(fleet, table)
+    batches = table_of(
+        ["records/s in all", "a lane", "operations a transaction", "worker cores in all", "a replica"],
+        [_batch_line(rate, fleet, load.lanes) for rate in (10_000, 100_000, PUT_RECORDS_PER_S * fleet.stream_shards)],
+    )
+    failover = table_of(
+        ["what happens", "every lease is held after", "evenly after", "takes", "refused", "looks"],
+        [
+            [one.name, _seconds(one.all_held_s), _seconds(one.even_s), str(one.takes), str(one.refused), str(one.scans)]
+            for one in outcomes
+        ],
+    )
+    money = table_of(["a month, US dollars", "", "how"], _money(fleet, load))
+    return "\n\n".join(
+        [
+            (
+                f"{fleet.stream_shards:,} stream shards, {fleet.shards:,} Postgres shards, {fleet.tenants:,} tenants, "
+                f"{fleet.replicas} replicas, leases of {fleet.lease_duration_s:g} s, every other setting as it comes."
+            ),
+            _counted(fleet, table, load),
+            (
+                "A reader sends a Postgres shard one batch at a time, and what a reply brings for it is one batch: the "
+                f"more pairs of stream shard and Postgres shard, the smaller. At {RECORD_US:g} µs a record and "
+                f"{TRANSACTION_US:g} µs a transaction of processor time:"
+            ),
+            batches,
+            "Leases in simulation, with the worker's own rules; requests take no time there:",
+            failover,
+            money,
+        ]
+    )
+
+
+def _counted(fleet: Fleet, table: Table, load: Load) -> str:
+    """Return what can be counted."""
+    settings = Settings.model_fields
+    pool, budget = settings["database_pool_size"].default, settings["database_max_connections"].default
+    prefetch_mib = settings["prefetch_max_bytes"].default / 2**20
+    pause_s = table.pause_s(fleet.lease_duration_s)
+    each = min(pool * fleet.shards, budget)
+    a_shard = each * fleet.replicas / fleet.shards
+    round_s = fleet.shards / ASKS_PER_S + INTERVAL_S
+    probe_s = WELL.between_s(fleet.shards)
+    busy, idle = fleet.stream_shards / READ_INTERVAL_S, fleet.stream_shards / IDLE_INTERVAL_S
+    return table_of(
+        ["what", "how much", "from"],
+        [
+            [
+                "GetRecords, the stream in use",
+                f"{busy:,.0f}/s",
+                f"every {READ_INTERVAL_S * 1000:.0f} ms a stream shard",
+            ],
+            ["GetRecords, the stream idle", f"{idle:,.0f}/s", f"every {IDLE_INTERVAL_S:g} s"],
+            [
+                "looks at the lease table",
+                f"{load.looks:,.0f}/s, {load.read_units:,.0f} read units/s",
+                (
+                    f"{table.row_bytes:.0f} bytes a row, {table.read_units:.0f} units a scan, "
+                    f"each replica every {pause_s:.1f} s"
+                ),
+            ],
+            [
+                "renewals, with the checkpoint",
+                f"{load.renewals:,.0f}/s, {load.write_units:,.0f} write units/s",
+                f"{RENEWALS_PER_DURATION} in {fleet.lease_duration_s:g} s",
+            ],
+            [
+                "a look costs a replica",
+                f"{table.look_s * 1000:.0f} ms, {table.look_s / pause_s:.1%} of a core",
+                "measured here",
+            ],
+            [
+                "connections",
+                (
+                    f"{each} a replica, {each * fleet.replicas:,} in all, "
+                    f"{a_shard:.0f} a shard, {min(pool, each) * fleet.replicas} at most"
+                ),
+                "`DATABASE_MAX_CONNECTIONS`, `DATABASE_POOL_SIZE`",
+            ],
+            [
+                "memory of those on a shard",
+                (
+                    f"{a_shard * BACKEND_MIB / 1024:.1f} GiB, "
+                    f"{pool * fleet.replicas * BACKEND_MIB / 1024:.1f} GiB at most"
+                ),
+                f"{BACKEND_MIB} MiB each",
+            ],
+            [
+                "memory of a replica for what is read",
+                f"{prefetch_mib:.0f} MiB, {prefetch_mib * fleet.replicas / fleet.stream_shards:.1f} a stream shard",
+                "`PREFETCH_MAX_BYTES`",
+            ],
+            [
+                "rows of `stream_positions`",
+                f"{fleet.stream_shards:,} a shard, {fleet.stream_shards * fleet.shards:,} in all",
+                "one a stream shard",
+            ],
+            [
+                "a round over all shards",
+                (
+                    f"{round_s:.0f} s a replica, {fleet.replicas / round_s:.1f} looks/s at each shard; "
+                    f"probes {fleet.replicas / probe_s:.1f}/s"
+                ),
+                f"rounds at {ASKS_PER_S:g}/s; rows touched after {TOUCH_AFTER_S:g} s",
+            ],
+            [
+                "Postgres shards that a stream shard writes to",
+                f"{load.lanes:.0f}",
+                f"{keys_of(fleet):.0f} partition keys each: {TYPES_A_TENANT} types a tenant",
+            ],
+        ],
+    )
+
+
+def _batch_line(rate: float, fleet: Fleet, lanes: float) -> list[str]:
+    """Return what batches are at *rate*: those of a reply, which comes every READ_INTERVAL_S, if there are any."""
+    pairs = lanes * fleet.stream_shards
+    due = rate / pairs * READ_INTERVAL_S
+    size = due / (1 - math.exp(-due))
+    cores = rate * (RECORD_US + TRANSACTION_US / size) / 1e6
+    return [f"{rate:,.0f}", f"{rate / pairs:.2f}/s", f"{size:.1f}", f"{cores:.1f}", f"{cores / fleet.replicas:.2f}"]
+
+
+def _money(fleet: Fleet, load: Load) -> list[list[str]]:
+    hours = SECONDS_A_MONTH / 3600
+    put_units = 100_000 * SECONDS_A_MONTH / 1e6
+    lines = [
+        ("Kinesis, stream shards", fleet.stream_shards * STREAM_SHARD_HOUR * hours, f"{STREAM_SHARD_HOUR} an hour"),
+        ("Kinesis, 100,000 records/s put", put_units * PUT_UNITS_MILLION, f"{PUT_UNITS_MILLION} a million"),
+        (
+            "DynamoDB, looks",
+            load.read_units * SECONDS_A_MONTH / 1e6 * READ_UNITS_MILLION,
+            f"{READ_UNITS_MILLION} a million",
+        ),
+        (
+            "DynamoDB, renewals",
+            load.write_units * SECONDS_A_MONTH / 1e6 * WRITE_UNITS_MILLION,
+            f"{WRITE_UNITS_MILLION} a million",
+        ),
+        ("replicas, 1 vCPU and 0.5 GiB", fleet.replicas * (CPU_HOUR + GIB_HOUR / 2) * hours, "Fargate"),
+    ]
+    return [[what, f"{dollars:,.0f}", how] for what, dollars, how in lines]
+
+
+def _seconds(value: float | None) -> str:
+    return "not within the simulation" if value is None else f"{value:.1f} s"
+
+
+def main() -> None:
+    """Count, simulate, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stream-shards", type=int, default=1000)
+    parser.add_argument("--shards", type=int, default=500)
+    parser.add_argument("--tenants", type=int, default=10_000)
+    parser.add_argument("--replicas", type=int, default=50)
+    parser.add_argument("--lease-duration", type=float, default=10.0, help="seconds")
+    parser.add_argument("--write", action="store_true", help="put it into docs/performance.md")
+    parser.add_argument("--page", type=Path, default=PAGE, help="another page to put it into")
+    given = parser.parse_args()
+    fleet = Fleet(given.stream_shards, given.shards, given.tenants, given.replicas, given.lease_duration)
+    table = measure_table(fleet)
+    text = report(fleet, table, simulate(fleet, table))
+    Console().print(Markdown(text))
+    if given.write:
+        page = given.page.read_text(encoding="utf-8")
+        given.page.write_text(with_part(page, "scale", "python3 run.py bench scale --write", text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How AWS is asked: clients, errors, the door to SQS, DynamoDB tables."""

@@ -1,0 +1,29 @@
+"""A look at a DynamoDB table, whoever's it is."""
+
+from __future__ import annotations
+
+import msgspec
+
+from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
+
+
+class TableSummary(msgspec.Struct, frozen=True):
+    """What a table says of itself; *key* are the names of its key's attributes, the partition key first."""
+
+    status: str
+    key: tuple[str, ...]
+
+
+async def describe_table(client: Client, name: str) -> TableSummary | None:
+    """Return what table *name* says of itself; None when it does not exist.
+
+    Raises TryAgainLaterError or RefusedError when DynamoDB gives no answer.
+    """
+    try:
+        table = (await client.describe_table(TableName=name))["Table"]
+    except AWS_ERRORS as exc:
+        if error_code(exc) == "ResourceNotFoundException":
+            return None
+        raise translate(exc) from exc
+    parts = sorted(table["KeySchema"], key=lambda part: str(part["KeyType"]))  # HASH before RANGE
+    return TableSummary(status=table["TableStatus"], key=tuple(part["AttributeName"] for part in parts))

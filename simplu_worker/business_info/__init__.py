@@ -1,0 +1,1 @@
+"""The door to the business-info table, and what its items mean."""

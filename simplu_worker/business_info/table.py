@@ -1,0 +1,192 @@
+"""The door to business-info, the DynamoDB table of business metadata: which types and locations businesses have.
+
+Read only. One business is looked up at a time and remembered, for whoever meets its first operation; all are scanned,
+or looked up a page at a time, by commands for people.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import product
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
+from simplu_worker.business_info.items import Business, Item, UnreadableItemError, business_of, id_of
+from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
+from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
+from simplu_worker.timing.clock import loop_time
+
+FRESH_S: Final = 300.0  # for a business that is there: its type does not change
+ABSENT_FRESH_S: Final = 5.0  # for one that is not: it may just be made
+REMEMBERED_MAX: Final = 10_000
+ASKED_AT_ONCE: Final = 8
+PAGE_SIZE: Final = 500
+BATCH_MAX: Final = 100  # BatchGetItem's quota
+BATCH_TRIES: Final = 6
+BATCH_REST_S: Final = 0.1  # doubled each time, for the keys that DynamoDB did not get to
+READ: Final = {
+    "ProjectionExpression": "#id, #type, #business_type, #locations",
+    "ExpressionAttributeNames": {
+        "#id": "id",
+        "#type": "type",
+        "#business_type": "businessType",
+        "#locations": "locations",
+    },
+}
+
+for _labels in product(("get_item", "batch_get_item", "scan"), ("ok", "error")):
+    DYNAMODB_REQUEST.labels(*_labels)
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """An item that is no business, with what is wrong with it."""
+
+    id: str | None
+    problem: str
+
+
+class UnreadableBusinessError(RefusedError):
+    """The item of a business cannot be read; a person has to mend it."""
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """What business-info said of one business, and when it was asked."""
+
+    found: Business | Unreadable | None
+    asked_at: float
+
+    def is_fresh(self, now: float, max_age_s: float) -> bool:
+        """Whether it may still be given."""
+        most_s = max_age_s if isinstance(self.found, Business) else min(max_age_s, ABSENT_FRESH_S)
+        return now - self.asked_at <= most_s
+
+
+class _Asking:
+    """The callers that want one business now: one of them asks, the others share the answer."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.callers = 0
+        self.answer: _Answer | WorkerError | None = None  # of the first who was not cancelled
+
+
+class BusinessInfo:
+    """The table *table*, over *client*. All methods raise `TryAgainLaterError` or `RefusedError` as DynamoDB does."""
+
+    def __init__(self, client: Client, table: str, *, clock: Callable[[], float] = loop_time) -> None:
+        self._client = client
+        self._table = table
+        self._clock = clock
+        self._remembered: dict[str, _Answer] = {}  # the longest not asked for first
+        self._asking: dict[str, _Asking] = {}
+        self._places = asyncio.Semaphore(ASKED_AT_ONCE)
+
+    def __repr__(self) -> str:
+        return f"BusinessInfo({self._table!r}, remembered={len(self._remembered)}, asking={len(self._asking)})"
+
+    async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
+        """Return a business, or None when there is none; asked for at most *max_age_s* ago, "none" at most 5 s ago.
+
+        Of many callers for one business at once one asks. Raises `UnreadableBusinessError` for an item that is no
+        business.
+        """
+        answer = self._remembered.get(business_id)
+        if answer is None or not answer.is_fresh(self._clock(), max_age_s):
+            answer = await self._shared(business_id)
+        if isinstance(answer.found, Unreadable):
+            raise UnreadableBusinessError(f"business-info, business {business_id!r}: {answer.found.problem}")
+        return answer.found
+
+    async def find_all(self, business_ids: Sequence[str]) -> dict[str, Business | Unreadable | None]:
+        """Return what the table has of each of *business_ids* now; nothing is remembered."""
+        found: dict[str, Business | Unreadable | None] = dict.fromkeys(business_ids)
+        keys = list(found)
+        for start in range(0, len(keys), BATCH_MAX):
+            for item in await self._batch(keys[start : start + BATCH_MAX]):
+                business = _read(item)
+                if business.id is not None:
+                    found[business.id] = business
+        return found
+
+    async def pages(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[list[Business | Unreadable]]:
+        """Yield everything in the table, at most *page_size* at a time; what changes meanwhile may be missed."""
+        page: dict[str, Any] = {}
+        while True:
+            reply = await self._call("scan", TableName=self._table, Limit=page_size, **READ, **page)
+            yield [_read(item) for item in reply["Items"]]
+            if not reply.get("LastEvaluatedKey"):
+                return
+            page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
+
+    async def _shared(self, business_id: str) -> _Answer:
+        asking = self._asking.setdefault(business_id, _Asking())
+        asking.callers += 1
+        try:
+            async with asking.turn:
+                answer = asking.answer
+                if answer is None:
+                    answer = asking.answer = await self._asked(business_id)
+        finally:
+            asking.callers -= 1
+            if not asking.callers:
+                del self._asking[business_id]
+        if isinstance(answer, WorkerError):
+            raise answer
+        return answer
+
+    async def _asked(self, business_id: str) -> _Answer | WorkerError:
+        async with self._places:
+            asked_at = self._clock()
+            try:
+                reply = await self._call("get_item", TableName=self._table, Key={"id": {"S": business_id}}, **READ)
+            except (TryAgainLaterError, RefusedError) as exc:
+                return exc
+        item = reply.get("Item")
+        answer = _Answer(None if item is None else _read(item), asked_at)
+        self._remembered.pop(business_id, None)
+        if len(self._remembered) >= REMEMBERED_MAX:
+            del self._remembered[next(iter(self._remembered))]
+        self._remembered[business_id] = answer
+        return answer
+
+    async def _batch(self, business_ids: Sequence[str]) -> list[Item]:
+        items: list[Item] = []
+        asked = {self._table: {"Keys": [{"id": {"S": business_id}} for business_id in business_ids], **READ}}
+        for attempt in range(BATCH_TRIES):
+            reply = await self._call("batch_get_item", RequestItems=asked)
+            for found in reply["Responses"].values():  # under the table's name, where it was given by its ARN too
+                items += found
+            asked = reply.get("UnprocessedKeys") or {}
+            if not asked:
+                return items
+            await asyncio.sleep(BATCH_REST_S * 2**attempt)
+        raise TryAgainLaterError(f"table {self._table}: not all keys were read in {BATCH_TRIES} tries, it is throttled")
+
+    async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Make one request, measured, with DynamoDB's errors translated."""
+        started_at = time.perf_counter()
+        outcome = "error"
+        try:
+            reply: dict[str, Any] = await getattr(self._client, operation)(**arguments)
+            outcome = "ok"
+        except AWS_ERRORS as exc:
+            if error_code(exc) == "ResourceNotFoundException":
+                raise RefusedError(
+                    f"table {self._table}: expected business-info, it does not exist; "
+                    "create it, or set DYNAMODB_BUSINESS_INFO_TABLE to yours"
+                ) from exc
+            raise translate(exc) from exc
+        finally:
+            DYNAMODB_REQUEST.labels(operation, outcome).observe(time.perf_counter() - started_at)
+        return reply
+
+
+def _read(item: Item) -> Business | Unreadable:
+    try:
+        return business_of(item)
+    except UnreadableItemError as exc:
+        return Unreadable(id_of(item), str(exc))

@@ -1,0 +1,1 @@
+"""Drops from Redis what was changed on a shard."""

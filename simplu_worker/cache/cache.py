@@ -1,0 +1,370 @@
+"""Keep the cache in Redis true to the shards (contract §8): after each commit, and never on the way of one.
+
+Whoever commits calls `changed`, which only takes a note. `run` tells Redis, in pipelines: of each resource once, the
+epoch first whenever everything is in doubt (`Doubt`). Every new connection is such a doubt. The first one of a process
+too: the process before it may have been killed between a commit and its invalidation, and what became of those notes
+nobody knows. A stop in order first tells what is left (`flush`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from simplu_worker.cache.invalidations import (
+    ENTRY_PREFIX,
+    EPOCH_KEY,
+    PREFIX,
+    VERSION_PREFIX,
+    WAITING_MAX_BYTES,
+    Batch,
+    Doubt,
+    Invalidations,
+    ResourceKey,
+    pause_s,
+    versions_of,
+)
+from simplu_worker.errors import ConfigurationError, TryAgainLaterError
+from simplu_worker.metrics import instruments
+from simplu_worker.timing.clock import utc_now
+
+if TYPE_CHECKING:
+    from simplu_worker.cache.redis_commands import RedisCommands, Told
+
+REPLY_TIMEOUT_S: Final = 2.0
+PING_S: Final = 5.0  # so that a Redis that went away is noticed when nothing is written
+LOOK_S: Final = 5.0  # for counting keys
+CLEAR_S: Final = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+class Cache:
+    """The invalidations of one process on their way to Redis. Made without a connection; to be closed."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        waiting_max_bytes: int = WAITING_MAX_BYTES,
+        reply_timeout_s: float = REPLY_TIMEOUT_S,
+        ping_s: float = PING_S,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._redis = redis_commands(url, on_connect=self._note_connection, reply_timeout_s=reply_timeout_s)
+        self._invalidations = Invalidations(max_bytes=waiting_max_bytes)
+        self._ping_s = ping_s
+        self._draw = draw
+        self._changed = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._sending_count = 0
+        self._counts = dict.fromkeys(instruments.CACHE_OUTCOMES, 0)
+        self._connection_count = 0
+        self._failure_count = 0
+        self._unreachable_since: float | None = None
+        self._last_error: str | None = None
+        self._is_overflow_told = False
+        self._epoch: int | None = None
+        self._epoch_moved_at: datetime | None = None
+        self._epoch_moved_for: str | None = None
+        self._sweep_cursor: int | None = None
+        self._swept_count = 0
+        self._swept_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        state = "reachable" if self.is_reachable else f"unreachable ({self._last_error})"
+        return f"Cache({state}, {self._invalidations!r}, sending {self._sending_count})"
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether Redis took what it was last told; before the first time it is not known, and true."""
+        return self._unreachable_since is None
+
+    def changed(self, keys: Iterable[ResourceKey]) -> None:
+        """Note that resources were changed: to be called after the commit. Never waits and never raises."""
+        self._note_dropped(self._invalidations.add(keys))
+        if self._invalidations:
+            self._changed.set()
+            self._settled.clear()
+
+    def replica_ended(self) -> None:
+        """Note that another replica ended, perhaps killed between a commit and its invalidation."""
+        self._invalidations.doubt(Doubt.TAKEN_OVER)
+        self._changed.set()
+        self._settled.clear()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.close()
+
+    async def run(self) -> None:
+        """Tell Redis what has changed, until cancelled; while it is out of reach, ask now and then."""
+        while True:
+            try:
+                await self._take_turn()
+            except TryAgainLaterError as exc:
+                self._lost(exc)
+                await asyncio.sleep(pause_s(self._failure_count, draw=self._draw()))
+            else:
+                self._reached()
+
+    async def flush(self, within_s: float) -> None:
+        """Wait until all is told that was noted; not when Redis is out of reach: the next process moves the epoch."""
+        if self.is_reachable:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await self._settled.wait()
+        if not self._settled.is_set():
+            log.warning("cache.not_flushed", resource_count=len(self._invalidations) + self._sending_count)
+
+    async def _take_turn(self) -> None:
+        """Do the next thing there is to do, or wait for one."""
+        self._changed.clear()
+        if self._connection_count == 0 or not self.is_reachable:
+            await self._redis.ping()  # connects: the doubt that this is comes before what is told then
+        if self._invalidations:
+            await self._tell()
+        if self._sweep_cursor is not None:
+            await self._sweep(self._sweep_cursor)
+        if self._invalidations:
+            return
+        self._settled.set()
+        if self._sweep_cursor is not None or not self.is_reachable:
+            return  # it is reachable now, and that is to be said before the wait
+        try:
+            async with asyncio.timeout(self._ping_s):
+                await self._changed.wait()
+        except TimeoutError:
+            await self._redis.ping()
+
+    async def _tell(self) -> None:
+        batch = self._invalidations.take()
+        self._sending_count = len(batch.keys)
+        is_told = False
+        try:
+            told = await self._redis.tell(
+                move_epoch=batch.doubt is not None,
+                entries=[key.entry for key in batch.keys],
+                versions=versions_of(batch.keys),
+            )
+            is_told = True
+        finally:  # cancelled, too: `flush` may still be asked
+            self._sending_count = 0
+            if not is_told:
+                self._count("retried", len(batch.keys))
+                self._note_dropped(self._invalidations.put_back(batch))
+            instruments.CACHE_WAITING.set(len(self._invalidations))
+        self._note(batch, told)
+
+    def _note(self, batch: Batch, told: Told) -> None:
+        if batch.doubt is not None:
+            self._epoch, self._epoch_moved_at, self._epoch_moved_for = told.epoch, utc_now(), batch.doubt
+            log.info("cache.epoch_moved", redis=self._redis.place, epoch=told.epoch, reason=batch.doubt)
+            if batch.doubt.covers_entries:
+                self._sweep_cursor = 0
+        refused = set(told.refused)
+        failed = sum(key.entry in refused or key.version in refused for key in batch.keys)
+        self._count("failed", failed)
+        self._count("done", len(batch.keys) - failed)
+        if refused:
+            self._invalidations.doubt(Doubt.REFUSED)
+            log.warning("cache.refused", redis=self._redis.place, key_count=len(refused), error=told.error)
+
+    async def _sweep(self, cursor: int) -> None:
+        """Delete some of the entries of single resources that may be from before the epoch."""
+        after, keys = await self._redis.scan(cursor, ENTRY_PREFIX)
+        self._swept_count += await self._redis.delete(keys)
+        if self._sweep_cursor == cursor:
+            self._sweep_cursor = after or None
+        if self._sweep_cursor is None:
+            self._swept_at = utc_now()
+
+    def _lost(self, exc: TryAgainLaterError) -> None:
+        self._failure_count += 1
+        self._last_error = str(exc)
+        if self._unreachable_since is None:
+            self._unreachable_since = time.monotonic()
+            log.warning("cache.unreachable", redis=self._redis.place, error=str(exc))
+        if self._sweep_cursor is not None:  # the doubt of the next connection begins it anew
+            self._sweep_cursor = 0
+        instruments.CACHE_UNREACHABLE.set(time.monotonic() - self._unreachable_since)
+        instruments.CACHE_WAITING.set(len(self._invalidations))
+
+    def _reached(self) -> None:
+        self._failure_count = 0
+        self._is_overflow_told = False
+        instruments.CACHE_WAITING.set(len(self._invalidations))
+        if self._unreachable_since is not None:
+            outage_s = round(time.monotonic() - self._unreachable_since, 1)
+            self._unreachable_since = None
+            instruments.CACHE_UNREACHABLE.set(0)
+            log.info("cache.recovered", redis=self._redis.place, outage_s=outage_s)
+
+    def _note_connection(self) -> None:
+        """Put all in doubt: nobody knows what became of the connection before this one, or of the process before."""
+        self._invalidations.doubt(Doubt.RECONNECTED if self._connection_count else Doubt.STARTED)
+        self._connection_count += 1
+        self._changed.set()
+
+    def _note_dropped(self, number: int) -> None:
+        self._count("dropped", number)
+        if number and not self._is_overflow_told:
+            self._is_overflow_told = True
+            log.warning("cache.overflowed", redis=self._redis.place, resource_count=number)
+
+    def _count(self, outcome: str, number: int) -> None:
+        if number:
+            self._counts[outcome] += number
+            instruments.CACHE_INVALIDATIONS.labels(outcome).inc(number)
+
+    def note_epoch(self, epoch: int) -> None:
+        """Note that the epoch was moved by somebody who wanted the cache cleared."""
+        self._epoch, self._epoch_moved_at, self._epoch_moved_for = epoch, utc_now(), "cleared"
+
+    def summary(self) -> dict[str, Any]:
+        """Return what this process knows of itself, without asking Redis."""
+        return {
+            "reachable": self.is_reachable,
+            "redis": self._redis.place,
+            "lastError": self._last_error,
+            "waiting": len(self._invalidations) + self._sending_count,
+            "waitingBytes": self._invalidations.size_bytes,
+            "invalidations": dict(self._counts),
+            "connections": self._connection_count,
+            "epoch": self._epoch,
+            "epochMovedAt": None if self._epoch_moved_at is None else self._epoch_moved_at.isoformat(),
+            "epochMovedFor": self._epoch_moved_for,
+            "sweeping": self._sweep_cursor is not None,
+            "sweptEntries": self._swept_count,
+            "sweptAt": None if self._swept_at is None else self._swept_at.isoformat(),
+        }
+
+
+class CacheDesk:
+    """What people may ask of the cache and do to it, beside the invalidations and never in their way.
+
+    Only keys of ours are seen and touched.
+    """
+
+    def __init__(self, cache: Cache, redis: RedisCommands) -> None:
+        self._cache = cache
+        self._redis = redis
+
+    async def stats(self) -> dict[str, Any]:
+        """Return what is known here and, unless it is out of reach, what Redis says of itself; never raises.
+
+        Hits and misses are the server's, for all who use it: readers ask Redis, not us.
+        """
+        stats = self._cache.summary()
+        try:
+            about = await self._redis.about()
+            counts, is_complete = await self._counted()
+        except TryAgainLaterError as exc:
+            return stats | {"server": None, "keys": None, "error": str(exc)}
+        hits, misses = about.get("keyspace_hits"), about.get("keyspace_misses")
+        server = {
+            "version": about.get("redis_version"),
+            "uptimeSeconds": about.get("uptime_in_seconds"),
+            "usedMemoryBytes": about.get("used_memory"),
+            "maxMemoryBytes": about.get("maxmemory"),
+            "evictionPolicy": about.get("maxmemory_policy"),
+            "evictedKeys": about.get("evicted_keys"),
+            "clients": about.get("connected_clients"),
+            "hits": hits,
+            "misses": misses,
+            "hitRatio": round(hits / (hits + misses), 4) if hits is not None and misses and hits + misses else None,
+            "epoch": about["epoch"],
+        }
+        return stats | {"server": server, "keys": counts | {"complete": is_complete}, "error": None}
+
+    async def keys(self, limit: int) -> tuple[list[str], bool]:
+        """Return at most *limit* of our keys, sorted, and whether these are all. Raises `TryAgainLaterError`."""
+        found: set[str] = set()
+        async for keys in self._scanned(LOOK_S):
+            if keys is None or len(found | set(keys)) > limit:
+                found.update(keys or ())
+                return sorted(found)[:limit], False
+            found.update(keys)
+        return sorted(found), True
+
+    async def clear(self) -> dict[str, Any]:
+        """Move the epoch and delete all our entries; return the count, the epoch, and whether the end was reached.
+
+        Versions and the epoch stay: counted anew from 0 they would come by numbers that stale lists may still have.
+        Raises `TryAgainLaterError`.
+        """
+        epoch = await self._redis.move_epoch()
+        self._cache.note_epoch(epoch)
+        deleted = 0
+        is_complete = True
+        async for keys in self._scanned(CLEAR_S):
+            if keys is None:
+                is_complete = False
+                break
+            deleted += await self._redis.delete([key for key in keys if not _is_counter(key)])
+        log.info("cache.cleared", redis=self._redis.place, key_count=deleted, epoch=epoch, is_complete=is_complete)
+        return {"deleted": deleted, "epoch": epoch, "complete": is_complete}
+
+    async def _counted(self) -> tuple[dict[str, int], bool]:
+        counts = {"resources": 0, "versions": 0, "others": 0}
+        async for keys in self._scanned(LOOK_S):
+            if keys is None:
+                return counts, False
+            for key in keys:
+                if key.startswith(ENTRY_PREFIX):
+                    counts["resources"] += 1
+                elif key.startswith(VERSION_PREFIX):
+                    counts["versions"] += 1
+                elif key != EPOCH_KEY:
+                    counts["others"] += 1
+        return counts, True
+
+    async def _scanned(self, within_s: float) -> AsyncIterator[list[str] | None]:
+        """Yield our keys, some at a time; None, and no more, when *within_s* have passed before the end."""
+        end = time.monotonic() + within_s
+        cursor, keys = await self._redis.scan(0, PREFIX)
+        yield keys
+        while cursor:
+            if time.monotonic() >= end:
+                yield None
+                return
+            cursor, keys = await self._redis.scan(cursor, PREFIX)
+            yield keys
+
+
+def _is_counter(key: str) -> bool:
+    return key == EPOCH_KEY or key.startswith(VERSION_PREFIX)
+
+
+def redis_commands(
+    url: str, *, on_connect: Callable[[], None] | None = None, reply_timeout_s: float = REPLY_TIMEOUT_S
+) -> RedisCommands:
+    """Return the way to Redis; no connection is made yet. Raises ConfigurationError without the package for it."""
+    try:
+        from simplu_worker.cache.redis_commands import RedisCommands  # noqa: PLC0415 - the package is an extra
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(
+            f"REDIS_URL: expected the extra `cache` to be installed, got no module {exc.name}; "
+            "install simplu-worker[cache]"
+        ) from None
+    return RedisCommands(url, on_connect=on_connect, reply_timeout_s=reply_timeout_s)
+
+
+@contextlib.asynccontextmanager
+async def open_cache(url: str) -> AsyncIterator[tuple[Cache, CacheDesk]]:
+    """Open the cache for a worker: what invalidates, and what people ask, each with connections of its own."""
+    async with AsyncExitStack() as stack:
+        cache = Cache(url)
+        stack.push_async_callback(cache.close)
+        commands = redis_commands(url)
+        stack.push_async_callback(commands.close)
+        yield cache, CacheDesk(cache, commands)

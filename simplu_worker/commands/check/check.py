@@ -1,0 +1,345 @@
+"""`check`: ask every dependency once, at the same time, and say what answered and what is odd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from functools import partial
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from rich.text import Text
+
+from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
+from simplu_worker.aws.sqs_queue import Queue
+from simplu_worker.cache.cache import redis_commands
+from simplu_worker.commands.check.findings import Facts, Finding, findings, hours
+from simplu_worker.commands.output.display import print_json, print_line, print_table
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
+from simplu_worker.consumers.sqs.receive.redrive_rules import redrive_policy
+from simplu_worker.daemon import Shards, open_shards
+from simplu_worker.errors import WorkerError
+from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, Seen, judge
+from simplu_worker.shards.health.probe import probe_shard
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.citrus import Citrus
+from simplu_worker.telemetry.log import scrub_text
+
+DEADLINE_S: Final = 10.0
+READ_TIMEOUT_S: Final = 8.0  # a service that hangs is then named by its own error
+LEASE_KEY: Final = ("leaseKey",)
+BUSINESS_INFO_KEY: Final = ("id",)
+T = TypeVar("T")
+
+STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+class Status(StrEnum):
+    """How a dependency did."""
+
+    OK = "ok"
+    WARNING = "warning"  # not as it should be, and nothing needs it now
+    FAILED = "failed"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What one dependency answered."""
+
+    result: str
+    status: Status = Status.OK
+
+
+class Dependency(msgspec.Struct, frozen=True):
+    """One line of the table."""
+
+    dependency: str
+    address: str
+    status: Status
+    result: str
+    seconds: float
+
+
+class Report(msgspec.Struct, frozen=True):
+    """All of it."""
+
+    dependencies: list[Dependency]
+    odd: list[Finding]
+
+
+async def check(settings: Settings, *, as_json: bool) -> int:
+    """Examine everything that *settings* name and print it; return 0 when all that is needed answers, else 1."""
+    report = scrubbed(await examine(settings))
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report)
+    return 1 if any(dependency.status is Status.FAILED for dependency in report.dependencies) else 0
+
+
+def print_report(report: Report) -> None:
+    """Print the table, and a line for everything odd."""
+    rows = [
+        (
+            dependency.dependency,
+            dependency.address,
+            Text(dependency.status, STYLES[dependency.status]),
+            dependency.result,
+            f"{dependency.seconds * 1000:.0f} ms",
+        )
+        for dependency in report.dependencies
+    ]
+    print_table(("dependency", "address", "status", "result", "time"), rows)
+    print_line("odd:" if report.odd else "nothing odd", "bold")
+    for finding in report.odd:
+        print_line(f"  {finding}")
+
+
+def scrubbed(report: Report) -> Report:
+    """Return *report* with every secret masked that an address or the error of a library may hold."""
+    return Report(
+        dependencies=[
+            msgspec.structs.replace(
+                dependency, address=scrub_text(dependency.address), result=scrub_text(dependency.result)
+            )
+            for dependency in report.dependencies
+        ],
+        odd=[Finding(*map(scrub_text, (finding.about, finding.problem, finding.advice))) for finding in report.odd],
+    )
+
+
+async def examine(settings: Settings) -> Report:
+    """Ask all dependencies. Raises ConfigurationError only; whatever else fails is in the report."""
+    once = settings.model_copy(update={"citrus_retry_attempts": 1})
+    examination = Examination(settings)
+    async with AsyncExitStack() as stack:
+        shards = await stack.enter_async_context(open_shards(once))
+        clients = {
+            service: examination.watch_clock(
+                service,
+                await stack.enter_async_context(
+                    open_client(
+                        service, region=settings.aws_region, endpoint_url=endpoint_url, read_timeout_s=READ_TIMEOUT_S
+                    )
+                ),
+            )
+            for service, endpoint_url in (
+                ("kinesis", None),
+                ("sqs", None),
+                ("dynamodb", settings.dynamodb_endpoint),
+            )
+        }
+        answers = await all_of(
+            [
+                examination.kinesis(clients["kinesis"]),
+                examination.dynamodb(clients["dynamodb"]),
+                examination.sqs(clients["sqs"]),
+                examination.shards(shards),
+                examination.cache(),
+            ]
+        )
+    dependencies = [dependency for answer in answers for dependency in answer]
+    return Report(dependencies, findings(examination.facts, settings))
+
+
+class Examination:
+    """Asks, and gathers in `facts` what the dependencies say of themselves."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.facts = Facts()
+        self._settings = settings
+
+    def watch_clock(self, service: str, client: Client) -> Client:
+        """Note how far the clock of *service* is from ours at each of its answers, errors included."""
+
+        def note(parsed: dict[str, Any], **_: object) -> None:
+            date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+            if date is not None and (skew_s := skew_of(date, now=datetime.now(UTC))) is not None:
+                self.facts.skews_s[f"clock of {service}"] = skew_s
+
+        client.meta.events.register("after-call", note)
+        return client
+
+    async def kinesis(self, client: Client) -> list[Dependency]:
+        """Ask for the stream, where there is one."""
+        name = self._settings.kinesis_stream_name
+        if name is None:
+            return []
+        stream = Stream(client, name)
+        return [await contact("stream", place_of(client, stream.name), lambda: self._stream(stream))]
+
+    async def _stream(self, stream: Stream) -> Answer:
+        try:
+            summary = await stream.summary()
+        except StreamGoneError:
+            if self._settings.kinesis_create_stream:
+                return Answer("does not exist, will be created")
+            return Answer("does not exist; create it, or set KINESIS_CREATE_STREAM=true", Status.FAILED)
+        self.facts.retentions[f"stream {stream.name}"] = summary.retention
+        count, kept = summary.open_stream_shard_count, hours(summary.retention)
+        return Answer(f"{summary.status.lower()}, {count} open stream shards, records kept for {kept}")
+
+    async def dynamodb(self, client: Client) -> list[Dependency]:
+        """Ask for the lease table, where there are leases, and for business-info."""
+        leases, info = self._settings.kinesis_application_name, self._settings.dynamodb_business_info_table
+        asked = [contact("business-info", place_of(client, info), lambda: self._business_info(client, info))]
+        if self._settings.kinesis_stream_name is not None:
+            asked.insert(0, contact("lease table", place_of(client, leases), lambda: _lease_table(client, leases)))
+        return await all_of(asked)
+
+    async def _business_info(self, client: Client, name: str) -> Answer:
+        amiss = Status.FAILED if self._settings.provision_on_first_use else Status.WARNING
+        try:
+            table = await describe_table(client, name)
+        except WorkerError as exc:
+            return Answer(str(exc), amiss)
+        if table is None:
+            self.facts.missing_tables[f"table {name}"] = "create it, or set DYNAMODB_BUSINESS_INFO_TABLE to yours"
+            return Answer("does not exist", amiss)
+        if table.key != BUSINESS_INFO_KEY:
+            return Answer(f"expected a table with the key id, got the key {', '.join(table.key)}", amiss)
+        return Answer(table.status.lower())
+
+    async def sqs(self, client: Client) -> list[Dependency]:
+        """Ask for every queue."""
+        asked = []
+        for name, url in (
+            ("control queue", self._settings.sqs_shard_creation_queue_url),
+            ("order events", self._settings.sqs_order_events_queue_url),
+            ("priority order events", self._settings.sqs_priority_queue_url),
+        ):
+            if url is not None:
+                asked.append(contact(name, url, partial(self._source_queue, Queue(client, url))))
+        if (url := self._settings.sqs_dead_letter_queue_url) is not None:
+            letters = Queue(client, url)
+            asked.append(contact("dead letters", url, lambda: self._dead_letters(letters)))
+        return await all_of(asked)
+
+    async def _source_queue(self, queue: Queue) -> Answer:
+        attributes = await queue.attributes()
+        self.facts.queues[f"queue {queue.name}"] = attributes
+        if attributes.retention_s is not None:
+            self.facts.retentions[f"queue {queue.name}"] = timedelta(seconds=attributes.retention_s)
+        if (policy := redrive_policy(attributes.redrive_policy)) is not None:
+            with contextlib.suppress(WorkerError):  # nothing of ours needs it
+                target = await queue.neighbour(policy.target_name)
+                self.facts.redrive_targets[f"queue {queue.name}"] = await target.attributes()
+        return Answer(f"answers, {attributes.visible_count} waiting, {attributes.in_flight_count} in flight")
+
+    async def _dead_letters(self, queue: Queue) -> Answer:
+        attributes = await queue.attributes()
+        if attributes.retention_s is not None:
+            self.facts.dead_letters_retention = timedelta(seconds=attributes.retention_s)
+        return Answer(f"answers, {attributes.visible_count} waiting")
+
+    async def shards(self, shards: Shards) -> list[Dependency]:
+        """Ask Citrus for the shards, where it names them, and then every shard."""
+        known: list[ShardAddress] = []
+
+        async def ask_citrus() -> Answer:
+            known.extend(await shards.locator.shards())
+            return Answer(f"answers, {len(known)} shards")
+
+        asked = []
+        if isinstance(shards.locator, Citrus):
+            asked.append(await contact("Citrus", self._settings.citrus_server_url or "", ask_citrus))
+        else:
+            known = await shards.locator.shards()
+        self.facts.shard_count = len(known)
+        return asked + await all_of([self._shard(shards, address) for address in known])
+
+    async def cache(self) -> list[Dependency]:
+        """Ask Redis, where there is one: operations go on without it."""
+        url = self._settings.redis_url
+        if url is None:
+            return []
+        redis = redis_commands(url.get_secret_value())
+
+        async def ask() -> Answer:
+            try:
+                about = await redis.about()
+            except WorkerError as exc:
+                return Answer(str(exc), Status.WARNING)
+            self.facts.eviction_policy = about.get("maxmemory_policy")
+            return Answer(f"Redis {about.get('redis_version')}, epoch {about['epoch'] or 0}")
+
+        try:
+            return [await contact("Redis", redis.place, ask)]
+        finally:
+            await redis.close()
+
+    async def _shard(self, shards: Shards, address: ShardAddress) -> Dependency:
+        name = f"shard {address.shard_id}"
+        if not address.is_active:
+            self.facts.inactive_shards.append(name)
+
+        async def ask() -> Answer:
+            probe = await probe_shard(shards.pools.pool(address))
+            self.facts.skews_s[name] = probe.skew_s
+            for finding in judge(Seen(probe=probe)).findings:
+                if finding.problem in TAKES_NO_OPERATIONS:
+                    return Answer(f"shard {address.shard_id}: {finding}", Status.FAILED)
+            if probe.schema_version is None:
+                self.facts.empty_shards.append(name)
+                return Answer(f"PostgreSQL {probe.server_version}, empty: made at first provisioning")
+            return Answer(
+                f"PostgreSQL {probe.server_version}, schema {probe.schema_version}, {probe.tenant_count} tenants"
+            )
+
+        return await contact(name, address.place, ask)
+
+
+async def contact(dependency: str, address: str, ask: Callable[[], Awaitable[Answer]]) -> Dependency:
+    """Ask one dependency, for at most DEADLINE_S."""
+    started = time.perf_counter()
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            answer = await ask()
+    except TimeoutError:
+        answer = Answer(f"no answer within {DEADLINE_S:g} s", Status.FAILED)
+    except WorkerError as exc:
+        answer = Answer(str(exc), Status.FAILED)
+    return Dependency(dependency, address, answer.status, answer.result, round(time.perf_counter() - started, 4))
+
+
+async def all_of(asked: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all at once; return their answers in order."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one) for one in asked]
+    return [task.result() for task in tasks]
+
+
+async def _lease_table(client: Client, name: str) -> Answer:
+    table: TableSummary | None = await describe_table(client, name)
+    if table is None:
+        return Answer("does not exist, will be created")
+    if table.key != LEASE_KEY:
+        return Answer(
+            f"expected a lease table with the key leaseKey, got the key {', '.join(table.key)}; "
+            "set KINESIS_APPLICATION_NAME to a name that no other table has",
+            Status.FAILED,
+        )
+    return Answer(table.status.lower())
+
+
+def place_of(client: Client, name: str) -> str:
+    """Return the endpoint of *client*, without credentials, and *name*."""
+    url = urlsplit(str(client.meta.endpoint_url))
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}/{name}"
+
+
+def skew_of(date: str, *, now: datetime) -> float | None:
+    """Return by how many seconds the clock that wrote an HTTP `Date` header is ahead; None when it is no date."""
+    try:
+        written = parsedate_to_datetime(date)
+    except ValueError:
+        return None
+    return (written.replace(tzinfo=written.tzinfo or UTC) - now).total_seconds()

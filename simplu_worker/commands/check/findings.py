@@ -1,0 +1,143 @@
+"""What is odd about a configuration that works, and what to do about it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+
+from simplu_worker.aws.sqs_queue import QueueAttributes
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, redrive_policy, unfit
+from simplu_worker.operations.retention_rules import effective_retention
+
+RECEIVES_MAX: Final = 1000  # a message that ends the worker comes back that often
+SKEW_MAX_S: Final = 30.0
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that is odd: about what, what it is, and what to do."""
+
+    about: str
+    problem: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.about}: {self.problem}; {self.advice}"
+
+
+@dataclass
+class Facts:
+    """What the dependencies said of themselves; what did not answer is not in here."""
+
+    retentions: dict[str, timedelta] = field(default_factory=dict)  # of sources, by their names for people
+    queues: dict[str, QueueAttributes] = field(default_factory=dict)  # of sources
+    redrive_targets: dict[str, QueueAttributes] = field(default_factory=dict)  # where SQS moves their messages
+    dead_letters_retention: timedelta | None = None
+    missing_tables: dict[str, str] = field(default_factory=dict)  # name → why it is wanted
+    shard_count: int = 0
+    empty_shards: list[str] = field(default_factory=list)
+    inactive_shards: list[str] = field(default_factory=list)
+    skews_s: dict[str, float] = field(default_factory=dict)  # their clock less ours
+    eviction_policy: str | None = None  # of Redis
+
+
+def findings(facts: Facts, settings: Settings) -> list[Finding]:
+    """Return everything that is odd."""
+    return [
+        *_of_queues(facts, settings),
+        *_of_retentions(facts, settings),
+        *_of_shards(facts, settings),
+        *_of_cache(facts),
+        *_of_clocks(facts),
+        *_of_settings(facts, settings),
+    ]
+
+
+def _of_queues(facts: Facts, settings: Settings) -> Iterator[Finding]:
+    rules = RedriveRules(try_count=len(settings.sqs_retry_delays_seconds) + 1, grace_s=settings.shutdown_grace_seconds)
+    for name, queue in facts.queues.items():
+        policy = redrive_policy(queue.redrive_policy)
+        if policy is None:
+            yield Finding(
+                name, "no redrive policy, a message that nobody can handle comes back for ever", "give the queue one"
+            )
+        elif policy.max_receive_count > RECEIVES_MAX:
+            yield Finding(
+                name,
+                f"maxReceiveCount {policy.max_receive_count}, a message that ends the worker does so that often",
+                f"set {RECEIVES_MAX} or fewer",
+            )
+        for problem in unfit(queue, facts.redrive_targets.get(name), rules):
+            yield Finding(name, problem, "change the queue's settings, or those of the worker")
+
+
+def _of_retentions(facts: Facts, settings: Settings) -> Iterator[Finding]:
+    configured = timedelta(hours=settings.operation_retention_hours)
+    letters = facts.dead_letters_retention
+    for name, retention in facts.retentions.items():
+        effective = effective_retention(configured, [retention])
+        if effective is not None and effective > configured:
+            yield Finding(
+                name,
+                f"keeps records for {hours(retention)}, OPERATION_RETENTION_HOURS is {hours(configured)}: "
+                f"it will be raised to {hours(effective)}",
+                f"set OPERATION_RETENTION_HOURS to {effective.total_seconds() / 3600:g} or more",
+            )
+        if letters is not None and letters < retention:
+            yield Finding(
+                name,
+                f"keeps records for {hours(retention)}, the queue of dead letters for {hours(letters)} only",
+                "raise the MessageRetentionPeriod of the queue of dead letters",
+            )
+
+
+def _of_cache(facts: Facts) -> Iterator[Finding]:
+    policy = facts.eviction_policy or ""
+    if policy.startswith("allkeys"):
+        yield Finding(
+            "Redis",
+            f"maxmemory-policy {policy}, it may evict versions and the epoch: lists that were stale come back",
+            "set a volatile policy or noeviction, and give entries a time to live",
+        )
+
+
+def _of_shards(facts: Facts, settings: Settings) -> Iterator[Finding]:
+    for name in facts.empty_shards:
+        yield Finding(name, "no schema yet", "nothing to do: it is made with the first tenant")
+    for name in facts.inactive_shards:
+        yield Finding(name, "marked inactive by Citrus, its tenants wait", "ask those who run Citrus")
+    connections = facts.shard_count * settings.database_pool_size
+    if connections > settings.database_max_connections:
+        yield Finding(
+            "connections",
+            f"DATABASE_POOL_SIZE {settings.database_pool_size} × {facts.shard_count} shards = {connections}, "
+            f"DATABASE_MAX_CONNECTIONS is {settings.database_max_connections}",
+            "lower the one or raise the other, unless few shards are busy at a time",
+        )
+
+
+def _of_clocks(facts: Facts) -> Iterator[Finding]:
+    for name, skew_s in facts.skews_s.items():
+        if abs(skew_s) > SKEW_MAX_S:
+            direction = "ahead of" if skew_s > 0 else "behind"
+            yield Finding(
+                name,
+                f"its clock is {abs(skew_s):.0f} s {direction} ours",
+                "synchronise both with NTP: holds and retentions are counted by clocks",
+            )
+
+
+def _of_settings(facts: Facts, settings: Settings) -> Iterator[Finding]:
+    if settings.api_token is None:
+        yield Finding("API_TOKEN", "not set, the protected pages answer 403", "set it to see /status")
+    for name, why in facts.missing_tables.items():
+        yield Finding(name, "does not exist", why)
+
+
+def hours(duration: timedelta) -> str:
+    """Return *duration* in hours, for people."""
+    return f"{duration.total_seconds() / 3600:g} h"

@@ -1,0 +1,169 @@
+"""The dead-letter queue, looked at without taking from it.
+
+What was read is hidden from others for a short time, claimed again while this goes on, and given back at the end.
+Killed in between, it is there again when that time is over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+from tempfile import SpooledTemporaryFile
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+import msgspec
+
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message, Queue, QueueAttributes
+from simplu_worker.commands.dead_letters.replay_plan import hidden_s
+from simplu_worker.commands.output.display import print_note
+from simplu_worker.commands.stream.put_records import Progress
+from simplu_worker.errors import WorkerError
+
+POLL_WAIT_S: Final = 1  # a long poll asks all of SQS's servers, however short it is
+LAST_POLLS: Final = 2  # polls in a row without anything new that end the reading
+IN_HAND_MAX: Final = 100_000  # a queue has at most 120,000 messages in flight: SQS developer guide
+KEPT_IN_MEMORY_BYTES: Final = 16 * 1024 * 1024
+
+
+class Place(NamedTuple):
+    """Where a text is in the spool."""
+
+    at: int
+    size_bytes: int
+
+
+class Spool:
+    """Texts kept for a while: those that are few in memory, more in a file without a name."""
+
+    def __init__(self) -> None:
+        self._file = SpooledTemporaryFile(max_size=KEPT_IN_MEMORY_BYTES)  # noqa: SIM115  (closed by close)
+
+    def put(self, text: str) -> Place:
+        """Keep *text*."""
+        at = self._file.seek(0, 2)
+        return Place(at, self._file.write(text.encode("utf-8", "surrogatepass")))
+
+    def get(self, place: Place) -> str:
+        """Return the text at *place*."""
+        self._file.seek(place.at)
+        return self._file.read(place.size_bytes).decode("utf-8", "surrogatepass")
+
+    def close(self) -> None:
+        """Forget all."""
+        self._file.close()
+
+
+class LetterBox:
+    """What the dead-letter queue *queue* holds, for as long as the context."""
+
+    def __init__(self, queue: Queue, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._queue = queue
+        self._clock = clock
+        self._hand: dict[str, Message] = {}  # by message id; without their bodies
+        self._due: dict[str, float] = {}  # when each is to be claimed again, the next one first
+        self.read_count = 0
+
+    def __repr__(self) -> str:
+        return f"LetterBox({self._queue.name!r}, {len(self._hand)} in hand)"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._give_back()
+
+    @property
+    def name(self) -> str:
+        """The queue's name."""
+        return self._queue.name
+
+    @property
+    def is_fifo(self) -> bool:
+        """Whether the queue keeps groups in order: of one it shows what one poll brings, until that is gone."""
+        return self._queue.is_fifo
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more can be in hand."""
+        return len(self._hand) >= IN_HAND_MAX
+
+    async def attributes(self) -> QueueAttributes:
+        """Return what the queue says of itself."""
+        return await self._queue.attributes()
+
+    async def messages(self) -> AsyncGenerator[Message, None]:
+        """Yield what is in the queue and was not yielded before, each once, until nothing new comes."""
+        without_new = 0
+        while without_new < LAST_POLLS and not self.is_full:
+            await self.keep()
+            seconds = hidden_s(len(self._hand) + BATCH_MAX_COUNT)
+            received = await self._queue.receive(wait_s=POLL_WAIT_S, max_messages=BATCH_MAX_COUNT, visibility_s=seconds)
+            new = [message for message in received if message.message_id not in self._hand]
+            self._note_hidden(received, seconds)
+            without_new = 0 if new else without_new + 1
+            self.read_count += len(new)
+            for message in new:
+                yield message
+
+    async def keep(self) -> None:
+        """Claim what is in hand again where half of its time is over. To be called often."""
+        now = self._clock()
+        due: list[str] = []
+        for message_id, at in self._due.items():
+            if at > now:
+                break
+            due.append(message_id)
+        if due:
+            messages = [self._hand[message_id] for message_id in due]
+            seconds = hidden_s(len(self._hand))
+            self._note_hidden(messages, seconds)
+            try:
+                await self._queue.change_visibility(messages, seconds)
+            except WorkerError as exc:
+                print_note(f"{len(messages)} letters could not be kept hidden from others: {exc}")
+
+    async def delete(self, message_ids: Iterable[str]) -> set[str]:
+        """Delete letters; return the ids of those that are still there."""
+        messages = [self._hand[message_id] for message_id in message_ids]
+        try:
+            left = await self._queue.delete(messages)
+        except WorkerError as exc:
+            print_note(f"{len(messages)} letters could not be deleted: {exc}")
+            left = messages
+        left_ids = {message.message_id for message in left}
+        for message in messages:
+            if message.message_id not in left_ids:
+                del self._hand[message.message_id]
+                self._due.pop(message.message_id, None)
+        return left_ids
+
+    def _note_hidden(self, messages: Iterable[Message], seconds: int) -> None:
+        due = self._clock() + seconds / 2
+        for message in messages:
+            self._hand[message.message_id] = msgspec.structs.replace(message, body="")
+            self._due.pop(message.message_id, None)
+            self._due[message.message_id] = due
+
+    async def _give_back(self) -> None:
+        messages = list(self._hand.values())
+        self._hand.clear()
+        self._due.clear()
+        try:
+            await self._queue.change_visibility(messages, 0)
+        except WorkerError as exc:
+            print_note(f"letters stay hidden from others for up to {hidden_s(len(messages))} s: {exc}")
+
+
+async def read_box(box: LetterBox, expected: int) -> AsyncGenerator[Message, None]:
+    """Yield what `messages` does, and show how far it is of about *expected*."""
+    count = 0
+    with Progress("read", expected) as progress:
+        async with aclosing(box.messages()) as messages:
+            async for message in messages:
+                yield message
+                count += 1
+                progress.show(count)

@@ -1,0 +1,297 @@
+"""`dead-letters list` and `dead-letters replay`."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from rich.text import Text
+
+from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.commands.dead_letters.browse import LetterBox, read_box
+from simplu_worker.commands.dead_letters.replay import Fate, Replaying, ReplayOptions, Status
+from simplu_worker.commands.dead_letters.replay_plan import Filters, LeftReason, Rules
+from simplu_worker.commands.dead_letters.resend import Sender
+from simplu_worker.commands.output.display import print_json, print_note, print_table, shortened
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.dead_letters.letter import DeadLetter, NoLetterError, ReadLetter, read_letter, tenant_of
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.operations.operation import Source
+
+SQS_ATTEMPTS: Final = 3
+PUT_TIMEOUT_S: Final = 30.0  # a request of 5 MiB over a slow line
+PUT_ATTEMPTS: Final = 3
+SHOWN_RECORDS_MAX_BYTES: Final = 64 * 1024 * 1024
+ERROR_SHOWN_LENGTH: Final = 80
+RECORD_SHOWN_LENGTH: Final = 200
+QUEUES: Final = {  # by setting: whether it holds order events
+    "sqs_shard_creation_queue_url": False,
+    "sqs_order_events_queue_url": True,
+    "sqs_priority_queue_url": True,
+}
+
+
+STYLES: Final = {Status.SENT: "green", Status.WOULD_SEND: "", Status.LEFT: "red"}
+
+
+class ListOptions(NamedTuple):
+    """How to list."""
+
+    limit: int
+    records: bool
+
+
+async def list_letters(settings: Settings, filters: Filters, options: ListOptions, *, as_json: bool) -> int:
+    """Print the dead letters that are meant, at most so many, and leave them where they are."""
+    rows: list[dict[str, Any]] = []
+    strange: list[dict[str, str]] = []
+    room_bytes = SHOWN_RECORDS_MAX_BYTES
+    is_cut = False
+    async with _open_box(settings) as box:
+        looked = await _look_first(box)
+        async with aclosing(read_box(box, looked.visible_count)) as messages:
+            async for message in messages:
+                try:
+                    read = read_letter(message.body)
+                except NoLetterError as exc:
+                    if filters.is_all:
+                        strange.append({"messageId": message.message_id, "problem": str(exc)})
+                    continue
+                if not filters.match(read.letter):
+                    continue
+                if len(rows) == options.limit or room_bytes < 0:
+                    is_cut = True
+                    break
+                rows.append(_row(message, read, with_record=options.records))
+                room_bytes -= len(message.body) if options.records else 0
+        hidden = 0 if is_cut else _note_hidden(looked, box)
+        behind = await _count_behind(box)
+    rows.sort(key=lambda row: row["failedAt"])
+    if as_json:
+        answer = {"letters": rows, "notLetters": strange, "isCut": is_cut, "hidden": hidden, "behind": behind}
+        print_json(answer)
+    else:
+        _print_rows(rows, with_record=options.records)
+        _print_strange(strange)
+        if is_cut:
+            print_note(f"there are more than these {len(rows)}; see --limit")
+    return 0
+
+
+async def replay_letters(settings: Settings, filters: Filters, options: ReplayOptions, *, as_json: bool) -> int:
+    """Send what the dead letters that are meant are about to where it came from, and delete them; or print the plan.
+
+    Returns 1 unless all that is meant was, or would be, sent.
+    """
+    fates: list[Fate] = []
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(_open_sqs(settings))
+        box = await stack.enter_async_context(LetterBox(Queue(client, _letters_url(settings))))
+        sender = await _open_sender(stack, settings, client, options)
+        looked = await _look_first(box)
+        started_at = datetime.now(UTC)
+        newest: datetime | None = None
+        while True:
+            limit = None if options.limit is None else options.limit - sum(_is_meant(fate) for fate in fates)
+            with closing(Replaying(box, sender, options)) as replaying:
+                await replaying.read(filters, looked.visible_count, newest=newest)
+                found = await replaying.run(limit)
+            fates += found
+            # In a FIFO queue others come to light once those before them are deleted; what came since stays.
+            newest = started_at
+            if not (box.is_fifo and any(fate.status is Status.SENT for fate in found)):
+                break
+        if box.is_full:
+            print_note("more letters than one run can hold; run it again for the rest")
+        hidden = _note_hidden(looked, box)
+        behind = 0 if options.apply else await _count_behind(box)
+    _print_fates(fates, hidden, behind, options, as_json=as_json)
+    is_all = all(fate.status is not Status.LEFT for fate in fates)
+    return 0 if is_all and not hidden else 1
+
+
+class Looked(NamedTuple):
+    """What the queue said of itself before it was read, by SQS's estimates."""
+
+    visible_count: int
+    in_flight_count: int
+
+    def hidden(self, read_count: int) -> int:
+        """Return how many were not shown to whoever read so many: estimates lag, but what was read was there."""
+        return min(self.in_flight_count, max(0, self.visible_count + self.in_flight_count - read_count))
+
+
+def _is_meant(fate: Fate) -> bool:
+    return fate.why is not LeftReason.NOT_A_LETTER
+
+
+def _letters_url(settings: Settings) -> str:
+    if settings.sqs_dead_letter_queue_url is None:
+        raise ConfigurationError("SQS_DEAD_LETTER_QUEUE_URL: expected the queue of dead letters, got nothing; set it")
+    return settings.sqs_dead_letter_queue_url
+
+
+@asynccontextmanager
+async def _open_sqs(settings: Settings) -> AsyncIterator[Client]:
+    async with open_client("sqs", region=settings.aws_region, max_attempts=SQS_ATTEMPTS) as client:
+        yield client
+
+
+@asynccontextmanager
+async def _open_box(settings: Settings) -> AsyncIterator[LetterBox]:
+    url = _letters_url(settings)
+    async with _open_sqs(settings) as client, LetterBox(Queue(client, url)) as box:
+        yield box
+
+
+async def _open_sender(stack: AsyncExitStack, settings: Settings, client: Client, options: ReplayOptions) -> Sender:
+    stream = None
+    if settings.kinesis_stream_name is not None:
+        kinesis = open_client(
+            "kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S, max_attempts=PUT_ATTEMPTS
+        )
+        stream = Stream(await stack.enter_async_context(kinesis), settings.kinesis_stream_name)
+    urls = {name: getattr(settings, name) for name in QUEUES}
+    queues = {name: Queue(client, url) for name, url in urls.items() if url is not None}
+    rules = Rules(
+        stream=None if stream is None else stream.name,
+        queues={queue.name: QUEUES[name] for name, queue in queues.items()},
+        operation_max_bytes=settings.operation_max_bytes,
+        list_result_limit=settings.list_result_limit,
+        force=options.force,
+    )
+    return Sender(stream, {queue.name: queue for queue in queues.values()}, rules)
+
+
+async def _look_first(box: LetterBox) -> Looked:
+    """Ask the queue what it holds, and say what this command does to it."""
+    attributes = await box.attributes()
+    print_note(f"queue {box.name}: letters are hidden from others while this looks at them, and given back at the end")
+    if attributes.redrive_policy is not None:
+        print_note("the queue has a redrive policy of its own: each look counts as a receive")
+    return Looked(attributes.visible_count, attributes.in_flight_count)
+
+
+def _note_hidden(looked: Looked, box: LetterBox) -> int:
+    count = looked.hidden(box.read_count)
+    if count:
+        print_note(
+            f"{count} letters were hidden from this command: another one is at work, or was killed a short while ago; "
+            "they come back by themselves, then run this again"
+        )
+    return count
+
+
+async def _count_behind(box: LetterBox) -> int:
+    """Return how many a FIFO queue keeps back behind those that were looked at."""
+    if not box.is_fifo:
+        return 0
+    behind = (await box.attributes()).visible_count
+    if behind:
+        print_note(f"{behind} letters are behind these in their groups: a FIFO queue shows at most ten of a group")
+    return behind
+
+
+def _row(message: Message, read: ReadLetter, *, with_record: bool) -> dict[str, Any]:
+    letter, origin = read.letter, read.letter.origin
+    tenant = tenant_of(letter)
+    position = {"streamShard": origin.stream_shard_id} if origin.source is Source.KINESIS else {}
+    row = {
+        "messageId": message.message_id,
+        "failedAt": letter.failed_at,
+        "reason": letter.reason,
+        "error": letter.error,
+        "source": origin.source,
+        "name": origin.name,
+        **position,
+        "sequenceNumber": origin.sequence_number,
+        "subSequenceNumber": origin.sub_sequence_number,
+        "sourceMessageId": origin.message_id,
+        "groupId": origin.group_id,
+        "partitionKey": origin.partition_key,
+        "arrivedAt": origin.arrived_at,
+        "businessId": tenant and tenant[0],
+        "locationId": tenant and tenant[1],
+        "requestId": letter.request_id,
+        "resourceId": letter.resource_id,
+        "attempts": letter.attempts,
+        "recordBytes": len(letter.record) if read.whole is None else read.whole.size_bytes,
+        "truncated": read.whole is not None,
+    }
+    return row | (_record_members(letter) if with_record else {})
+
+
+def _record_members(letter: DeadLetter) -> dict[str, Any]:
+    attributes = {} if letter.message_attributes is None else {"messageAttributes": letter.message_attributes}
+    try:
+        return {"record": letter.record.decode(), **attributes}
+    except UnicodeDecodeError:
+        return {"recordBase64": base64.b64encode(letter.record).decode(), **attributes}
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]], *, with_record: bool) -> None:
+    columns = ["failed", "reason", "source", "position", "tenant", "request id", "bytes", "error"]
+    print_table(
+        [*columns, "record"] if with_record else columns, (list(_cells(row, with_record=with_record)) for row in rows)
+    )
+    counts = Counter(row["reason"] for row in rows)
+    print_note(", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no dead letters")
+
+
+def _cells(row: Mapping[str, Any], *, with_record: bool) -> Iterator[object]:
+    position = row.get("streamShard"), row["sequenceNumber"], row["sourceMessageId"]
+    yield row["failedAt"].isoformat(timespec="seconds")
+    yield row["reason"]
+    yield f"{row['source']} {row['name']}"
+    yield " ".join(part for part in position if part)
+    yield " ".join(part for part in (row["businessId"], row["locationId"]) if part)
+    yield row["requestId"]
+    yield row["recordBytes"]
+    yield shortened(row["error"], ERROR_SHOWN_LENGTH)
+    if with_record:
+        yield shortened(row.get("record") or row.get("recordBase64") or "", RECORD_SHOWN_LENGTH)
+
+
+def _print_strange(strange: Sequence[Mapping[str, str]]) -> None:
+    for one in strange:
+        print_note(f"message {one['messageId']} is no dead letter: {one['problem']}")
+
+
+def _print_fates(
+    fates: Sequence[Fate], hidden_count: int, behind: int, options: ReplayOptions, *, as_json: bool
+) -> None:
+    counts = Counter(fate.status for fate in fates)
+    if as_json:
+        answer = {
+            "applied": options.apply,
+            "sent": counts[Status.SENT],
+            "wouldSend": counts[Status.WOULD_SEND],
+            "left": counts[Status.LEFT],
+            "hidden": hidden_count,
+            "behind": behind,
+            "letters": fates,
+        }
+        print_json(answer)
+        return
+    alike = Counter((fate.status, fate.source, fate.name, fate.reason, fate.why) for fate in fates)
+    details = {(fate.reason, fate.why): fate.detail for fate in reversed(fates)}
+    rows = [
+        (
+            count,
+            reason,
+            " ".join(filter(None, (source, name))),
+            Text(status, STYLES[status]),
+            why,
+            details[reason, why],
+        )
+        for (status, source, name, reason, why), count in alike.items()
+    ]
+    print_table(("letters", "reason", "source", "what became of them" if options.apply else "plan", "why", ""), rows)
+    if not options.apply:
+        print_note("nothing was sent; --apply does it")

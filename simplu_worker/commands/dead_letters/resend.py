@@ -1,0 +1,140 @@
+"""Send what dead letters are about to where it came from. Sent first, its letter is deleted after that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from simplu_worker.aws.sqs_queue import Outgoing, Queue
+from simplu_worker.commands.dead_letters.replay_plan import (
+    Left,
+    LeftReason,
+    Request,
+    Resend,
+    Rules,
+    puts_of,
+    resend_of,
+    where_to,
+)
+from simplu_worker.commands.stream.put_records import put_records
+from simplu_worker.consumers.kinesis.stream.aggregation import deaggregate
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Record, Stream
+from simplu_worker.dead_letters.letter import DeadLetter, ReadLetter
+from simplu_worker.errors import RefusedError
+from simplu_worker.operations.operation import Source
+
+SEND_TRIES: Final = 4
+RETRY_S: Final = 0.2
+FETCH_POLLS: Final = 5  # a reply may be empty though there are records
+
+
+class Sender:
+    """Sends to the stream and the queues that are configured."""
+
+    def __init__(self, stream: Stream | None, queues: Mapping[str, Queue], rules: Rules) -> None:
+        self._stream = stream
+        self._queues = queues
+        self._rules = rules
+
+    async def resend_of(self, read: ReadLetter) -> Resend | Left:
+        """Return what is sent for a letter, or why it is left. Raises TryAgainLaterError of the stream's trouble."""
+        letter = read.letter
+        if (nowhere := where_to(letter, self._rules)) is not None:
+            return nowhere
+        if read.whole is not None:
+            record = await self._fetch(read)
+            if isinstance(record, Left):
+                return record
+            letter = msgspec.structs.replace(letter, record=record)
+        return resend_of(letter, self._rules)
+
+    async def send(self, request: Request) -> dict[int, Left]:
+        """Send *request*; return what was refused, by its place in it. Raises TryAgainLaterError of trouble."""
+        resends = request.resends
+        if not resends:
+            return {}
+        try:
+            return await self._send(resends)
+        except RefusedError as exc:
+            if len(resends) == 1:
+                return {0: _refused(str(exc))}
+        refused: dict[int, Left] = {}
+        for place, resend in enumerate(resends):  # whatever one has, the others do not share it
+            try:
+                alone = await self._send([resend])
+            except RefusedError as exc:
+                alone = {0: _refused(str(exc))}
+            if 0 in alone:
+                refused[place] = alone[0]
+        return refused
+
+    async def _send(self, resends: Sequence[Resend]) -> dict[int, Left]:
+        if resends[0].source is Source.KINESIS:
+            assert self._stream is not None  # noqa: S101  (where_to saw to it)
+            for records in puts_of(record for resend in resends for record in resend.records):
+                await put_records(self._stream, records)
+            return {}
+        return await self._send_messages(self._queues[resends[0].name], resends)
+
+    async def _send_messages(self, queue: Queue, resends: Sequence[Resend]) -> dict[int, Left]:
+        """Send messages, and those again that the queue did not take; no two are of one group."""
+        places = list(range(len(resends)))
+        refused: dict[int, Left] = {}
+        for try_count in range(1, SEND_TRIES + 1):
+            unsent = await queue.send(list(_outgoing([resends[place] for place in places], queue)))
+            refused = {places[entry.index]: _refused(f"SendMessageBatch: {entry.code}") for entry in unsent}
+            places = list(refused)
+            if not places:
+                break
+            if try_count < SEND_TRIES:
+                await asyncio.sleep(RETRY_S * try_count)
+        return refused
+
+    async def _fetch(self, read: ReadLetter) -> bytes | Left:
+        """Return the whole record of a letter that has only its beginning."""
+        letter, whole = read.letter, read.whole
+        if letter.origin.source is Source.SQS or self._stream is None or whole is None:
+            return _gone("a message that was too long for its letter, and is nowhere else")
+        record = await self._read(self._stream, letter)
+        if record is None:
+            return _gone(f"the stream {self._stream.name} keeps it no more")
+        parts = deaggregate(record.data) or ()
+        number = letter.origin.sub_sequence_number
+        candidates = [record.data, *(part.data for part in parts if part.sub_sequence_number == number)]
+        found = [data for data in candidates if whole.is_of(data)]
+        return found[0] if found else _gone("what the stream has at its place is something else")
+
+    async def _read(self, stream: Stream, letter: DeadLetter) -> Record | None:
+        origin = letter.origin
+        place = AtSequenceNumber(origin.sequence_number or "")
+        try:
+            iterator: str | None = await stream.iterator(origin.stream_shard_id or "", place)
+            for _ in range(FETCH_POLLS):
+                if iterator is None:
+                    break
+                reply = await stream.get_records(iterator, limit=1)
+                if reply.records:
+                    record = reply.records[0]
+                    return record if record.sequence_number == origin.sequence_number else None
+                iterator = reply.next_iterator
+        except RefusedError:
+            return None  # past its retention, also of its stream shard
+        return None
+
+
+def _outgoing(resends: Iterable[Resend], queue: Queue) -> Iterable[Outgoing]:
+    for resend in resends:
+        assert resend.message is not None  # noqa: S101  (it is for a queue)
+        fifo = resend.message.fifo if queue.is_fifo else None
+        yield Outgoing(body=resend.message.body, fifo=fifo, attributes=resend.message.attributes)
+
+
+def _refused(error: str) -> Left:
+    return Left(LeftReason.SEND_REFUSED, error)
+
+
+def _gone(what: str) -> Left:
+    return Left(LeftReason.RECORD_GONE, f"its letter has only the beginning of the record; {what}")

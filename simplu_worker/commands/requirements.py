@@ -1,0 +1,17 @@
+"""What a command needs of the configuration beyond its being right."""
+
+from __future__ import annotations
+
+from simplu_worker.config.settings import ROUTES, Settings
+from simplu_worker.errors import ConfigurationError
+
+
+def require(settings: Settings, *, routes: bool = False, stream: bool = False) -> None:
+    """Raise ConfigurationError, naming every variable, unless what is asked for is configured."""
+    problems = []
+    if stream and settings.kinesis_stream_name is None:
+        problems.append("KINESIS_STREAM_NAME: expected the stream to put operations on, got nothing; set it")
+    if routes and not any(getattr(settings, name.lower()) for name in ROUTES):
+        problems.append(f"{ROUTES[0]}: expected a way to find shards, {' or '.join(ROUTES)}, got none; set one")
+    if problems:
+        raise ConfigurationError(*problems)

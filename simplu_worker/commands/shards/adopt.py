@@ -1,0 +1,252 @@
+"""`shards adopt`: what there is to be taken over from another program, and taking it over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table, shortened
+from simplu_worker.commands.requirements import require
+from simplu_worker.config.settings import Settings
+from simplu_worker.daemon import open_business_info, open_shards
+from simplu_worker.errors import RefusedError
+from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopted, Adopter, Progress
+from simplu_worker.shards.adoption.plan import Choices, Layout, Owner, Plan
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool, register_secret_of
+from simplu_worker.shards.routing.locator import Locator
+
+SHOWN_MAX: Final = 50  # lines of each table, for people
+CELL_MAX: Final = 80
+TOLD_S: Final = 10.0  # between two lines about how far it is, where there is no terminal
+LAYOUTS: Final = {
+    Layout.JOINED_IDS: "business and location in one column",
+    Layout.TWO_IDS: "business and location in two columns",
+}
+
+
+class Carry(StrEnum):
+    """How much is carried out."""
+
+    NOTHING = "planned"
+    COPY = "copied"
+    ALL = "adopted"
+
+
+class AdoptOptions(msgspec.Struct, frozen=True):
+    """What a person wants to be done, and chose."""
+
+    carry: Carry
+    choices: Choices
+
+
+async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, *, as_json: bool) -> int:
+    """Print what an adoption would do, or do it; return 1 where something stands in its way."""
+    require(settings, routes=True)
+    async with open_shards(settings) as shards, open_business_info(settings, attempts=3) as business_info:
+        address = await _address_of(shards.locator, shard_id)
+        register_secret_of(address)
+        pool = ShardPool(address, size=1, deadlines=ADOPTION_DEADLINES)
+        try:
+            with AdoptionProgress() as progress:
+                adopter = Adopter(pool, shards.locator, business_info, tell=progress.tell)
+                plan = await adopter.plan()
+                if isinstance(plan, Adopted):
+                    return _print_adopted(plan, as_json=as_json, was="before")
+                refusals = plan.refusals(options.choices)
+                if options.carry is Carry.ALL and not refusals:
+                    return _print_adopted(await adopter.adopt(plan, options.choices), as_json=as_json, was="now")
+                if options.carry is Carry.COPY and not plan.found.names_in_the_way:
+                    await adopter.copy(plan, options.choices)
+                    state = Carry.COPY
+                else:
+                    state = Carry.NOTHING
+        finally:
+            await pool.close()
+    if as_json:
+        print_json({"shardId": shard_id, "state": state} | plan_members(plan, refusals))
+    else:
+        print_plan(plan, refusals, state)
+    # What only has to be chosen before the swap is no failure of a copy.
+    return 0 if state is Carry.COPY or not refusals else 1
+
+
+async def _address_of(locator: Locator, shard_id: str) -> ShardAddress:
+    known = {address.shard_id: address for address in await locator.shards()}
+    if shard_id not in known:
+        raise RefusedError(f"expected a shard out of {', '.join(sorted(known))}; got {shard_id}")
+    if (refusal := known[shard_id].refusal) is not None:
+        raise RefusedError(refusal)
+    return known[shard_id]
+
+
+def _print_adopted(adopted: Adopted, *, as_json: bool, was: str) -> int:
+    if as_json:
+        print_json(
+            {
+                "shardId": adopted.shard_id,
+                "state": Carry.ALL,
+                "rows": adopted.row_count,
+                "tenants": adopted.tenant_count,
+                "oldTable": adopted.old_table,
+            }
+        )
+        return 0
+    print_line(
+        f"shard {adopted.shard_id}: adopted {was}, {adopted.row_count} rows of {adopted.tenant_count} tenants; "
+        f"the old table is {adopted.old_table}"
+    )
+    return 0
+
+
+def plan_members(plan: Plan, refusals: list[str]) -> dict[str, Any]:
+    """Return a plan for programs."""
+    found = plan.found
+    return {
+        "layout": plan.layout,
+        "begun": plan.is_begun,
+        "rows": plan.row_count,
+        "tenants": [_tenant(plan, owner) for owner in plan.resolved],
+        "unresolved": [_tenant(plan, owner) | {"reason": owner.problem} for owner in plan.unresolved],
+        "duplicates": {
+            "count": plan.duplicate_count,
+            "first": [
+                {
+                    "tenant": plan.owners[rows.source_key].name,
+                    "resourceType": rows.resource_type,
+                    "resourceId": rows.resource_id,
+                    "rows": rows.row_count,
+                    "oldIds": rows.old_ids,
+                }
+                for rows in found.duplicates
+            ],
+        },
+        "faulty": {
+            "count": found.fault_counts.total(),
+            "first": [{"oldId": row.old_id, "reason": row.fault} for row in found.faulty],
+        },
+        "namesInTheWay": found.names_in_the_way,
+        "refusals": refusals,
+    }
+
+
+def _tenant(plan: Plan, owner: Owner) -> dict[str, Any]:
+    members = {
+        "name": owner.source.key,
+        "businessId": owner.business_id,
+        "locationId": owner.location_id,
+        "businessType": owner.business_type,
+        "rows": plan.found.row_counts[owner.source.key],
+    }
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def print_plan(plan: Plan, refusals: list[str], state: Carry) -> None:
+    """Print a plan for people, and what comes next."""
+    found = plan.found
+    print_line(
+        f"shard {plan.shard_id}: a table resources of another program, {LAYOUTS[plan.layout]}; "
+        f"{plan.row_count} rows of {len(plan.resolved)} tenants can be taken"
+    )
+    _print_some(
+        ("business", "location", "type", "rows"),
+        [
+            (one.business_id, one.location_id, one.business_type, found.row_counts[one.source.key])
+            for one in plan.resolved
+        ],
+        "tenants",
+    )
+    _print_some(
+        ("unresolved", "rows", "why"),
+        [(one.name, found.row_counts[one.source.key], one.problem) for one in plan.unresolved],
+        "unresolved tenants",
+    )
+    _print_some(
+        ("several rows of", "type", "id", "rows", "old ids, oldest first"),
+        [
+            (
+                plan.owners[rows.source_key].name,
+                rows.resource_type,
+                rows.resource_id,
+                rows.row_count,
+                ", ".join(map(str, rows.old_ids)),
+            )
+            for rows in found.duplicates
+        ],
+        "resources with several rows",
+        count=found.duplicate_counts.total(),
+    )
+    _print_some(
+        ("old id", "cannot be taken, because"),
+        [(row.old_id, row.fault) for row in found.faulty],
+        "rows that cannot be taken",
+        count=found.fault_counts.total(),
+    )
+    if plan.is_begun:
+        print_note("a copy was begun before; it goes on where it was")
+    for refusal in refusals:
+        print_note(f"before the swap: {refusal}")
+    match state:
+        case Carry.COPY:
+            print_note("copied, and kept up to date; stop the other program, then --apply swaps the names")
+        case _ if not refusals:
+            print_note("nothing was changed; --prepare copies while the other program goes on, --apply does it all")
+        case _:
+            print_note("nothing was changed")
+
+
+def _print_some(columns: Iterable[str], rows: list[tuple[object, ...]], what: str, *, count: int | None = None) -> None:
+    if not rows:
+        return
+    shown = [tuple(shortened(str(cell or ""), CELL_MAX) for cell in row) for row in rows[:SHOWN_MAX]]
+    print_table(list(columns), shown)
+    more = (len(rows) if count is None else count) - len(shown)
+    if more > 0:
+        print_note(f"and {more} more {what}; --json names more of them")
+
+
+class AdoptionProgress:
+    """How far an adoption is, on stderr: a bar on a terminal, elsewhere a line every ten seconds."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._told_at = clock()
+        console = Console(stderr=True, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+        self._bars = (
+            Bars(*columns, TimeElapsedColumn(), console=console, transient=True) if console.is_terminal else None
+        )
+        self._task = None if self._bars is None else self._bars.add_task("looking at the old table", total=None)
+
+    def __repr__(self) -> str:
+        return f"AdoptionProgress(is_terminal={self._bars is not None})"
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def tell(self, progress: Progress) -> None:
+        """Show *progress*."""
+        if self._bars is not None and self._task is not None:
+            self._bars.update(
+                self._task, description=str(progress.step), completed=progress.done, total=progress.total or None
+            )
+        elif self._clock() - self._told_at >= TOLD_S:
+            self._told_at = self._clock()
+            share = f", {progress.done / progress.total:.0%}" if progress.total else ""
+            print_note(f"{progress.step}{share}")

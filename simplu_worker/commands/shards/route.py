@@ -1,0 +1,187 @@
+"""`shards route`: where keys go, and how many of them would go elsewhere with another number of shards."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table
+from simplu_worker.commands.requirements import require
+from simplu_worker.config.settings import Settings
+from simplu_worker.daemon import open_shards
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.shards.routing.locator import Locator, StaticMap
+from simplu_worker.shards.routing.shard_map import ShardMap
+from simplu_worker.telemetry.log import scrub_text
+
+SAMPLE_COUNT: Final = 10_000
+ROWS_MAX: Final = 1000  # of a table; a program is given all
+ASKED_AT_ONCE: Final = 16
+SHARDS_MAX: Final = 100_000
+NEW: Final = " (new)"
+
+
+class KeyRoute(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Where one key goes; *retired* are the shards it fell on before, in turn."""
+
+    key: str
+    shard_id: str | None = None
+    pinned: bool = False
+    retired: tuple[str, ...] = ()
+    with_shards: str | None = None  # where it would go
+    inactive: bool = False
+    odd: str | None = None  # why nobody says where it goes
+
+    @property
+    def would_move(self) -> bool:
+        """Whether it would go elsewhere."""
+        return self.with_shards is not None and self.with_shards != self.shard_id
+
+    @property
+    def way(self) -> str:
+        """Say how it came there."""
+        parts = ["pinned"] if self.pinned else []
+        parts += [f"past {', '.join(self.retired)} (retired)"] if self.retired else []
+        parts += ["inactive: its operations are held"] if self.inactive else []
+        return "; ".join([*parts, self.odd] if self.odd else parts)
+
+
+def read_keys(words: Sequence[str]) -> list[str]:
+    """Return the keys that are given, each once; `-` stands for those on stdin, one a line."""
+    keys: dict[str, None] = {}
+    for word in words:
+        lines = (line.rstrip("\r\n") for line in sys.stdin) if word == "-" else [word]
+        keys.update(dict.fromkeys(line for line in lines if line))
+    for key in keys:
+        if any("\ud800" <= character <= "\udfff" for character in key):
+            raise RefusedError("key: expected UTF-8, got other bytes")
+    return list(keys)
+
+
+async def route_keys(settings: Settings, words: Sequence[str], with_shards: int | None, *, as_json: bool) -> int:
+    """Print where keys go, by the map or by Citrus; return 1 when nobody says of one where it goes."""
+    require(settings, routes=True)
+    keys = read_keys(words)
+    if words and not keys:
+        raise RefusedError("KEY: expected at least one, got none on stdin")
+    async with open_shards(settings) as shards:
+        locator = shards.locator
+        if isinstance(locator, StaticMap):
+            routes = routes_by(locator.map, keys or sample_keys(), with_shards)
+            shard_ids = [shard.shard_id for shard in locator.map.shards]
+        elif with_shards is not None:
+            raise RefusedError("--with-shards: expected a map of shards (SHARD_MAP_FILE); Citrus places each by itself")
+        else:
+            routes = await _asked(locator, keys)
+            shard_ids = []
+    summary = None if with_shards is None else summary_of(routes, shard_ids, with_shards)
+    if as_json:
+        shown = routes if keys else []
+        print_json({"routes": shown} | ({} if summary is None else {"withShards": summary}))
+    else:
+        _print(routes if keys else [], summary)
+    return 1 if any(route.shard_id is None for route in routes) else 0
+
+
+def sample_keys(count: int = SAMPLE_COUNT) -> list[str]:
+    """Return keys that stand for those of tenants; the same ones each time."""
+    return [f"business-{number}-location-{number % 3}" for number in range(count)]
+
+
+def routes_by(shard_map: ShardMap, keys: Iterable[str], with_shards: int | None) -> list[KeyRoute]:
+    """Return where *keys* go by a map, and would go if it had *with_shards* shards: its first ones, or more of them."""
+    other = None if with_shards is None else _resized(shard_map, with_shards)
+    routes = []
+    for key in keys:
+        fall = shard_map.fall(key)
+        routes.append(
+            KeyRoute(
+                key,
+                shard_id=fall.shard.shard_id,
+                pinned=fall.is_pinned,
+                retired=tuple(dict.fromkeys(shard.shard_id for shard in fall.retired)),
+                with_shards=None if other is None else other.place(key).shard_id,
+            )
+        )
+    return routes
+
+
+def _resized(shard_map: ShardMap, count: int) -> ShardMap:
+    if not 1 <= count <= SHARDS_MAX:
+        raise RefusedError(f"--with-shards: expected 1 to {SHARDS_MAX}, got {count}")
+    resized = shard_map.resized(count)
+    if all(shard.retired for shard in resized.shards):
+        raise RefusedError(f"--with-shards: expected a shard that is not retired among the first {count}")
+    return resized
+
+
+def summary_of(routes: Sequence[KeyRoute], shard_ids: Sequence[str], count: int) -> dict[str, Any]:
+    """Return how many of *routes* would move, and how many keys each shard has and would have."""
+    before = Counter(route.shard_id for route in routes)
+    after = Counter(route.with_shards for route in routes)
+    moved = sum(route.would_move for route in routes)
+    new = sorted({name for name in after if name is not None} - set(shard_ids), key=lambda name: (len(name), name))
+    return {
+        "shards": count,
+        "keys": len(routes),
+        "moved": moved,
+        "movedShare": round(moved / len(routes), 4) if routes else 0.0,
+        "perShard": [
+            {"shardId": name, "isNew": name not in before and name in new, "before": before[name], "after": after[name]}
+            for name in (*shard_ids, *new)
+        ],
+    }
+
+
+async def _asked(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:
+    """Ask for each of *keys* where it is registered."""
+    if not keys:
+        raise RefusedError("expected keys, as Citrus says of each where it is; give some, or - for those on stdin")
+    routes: dict[str, KeyRoute] = {}
+    at_once = asyncio.Semaphore(ASKED_AT_ONCE)
+
+    async def ask(key: str) -> None:
+        async with at_once:
+            try:
+                address = await locator.locate(key)
+            except (TryAgainLaterError, RefusedError) as exc:
+                routes[key] = KeyRoute(key, odd=scrub_text(str(exc)))
+                return
+        if address is None:
+            routes[key] = KeyRoute(key, odd="not registered")
+        else:
+            routes[key] = KeyRoute(key, shard_id=address.shard_id, inactive=not address.is_active)
+
+    async with asyncio.TaskGroup() as tasks:
+        for key in keys:
+            tasks.create_task(ask(key), name=f"route:{key}")
+    return [routes[key] for key in keys]
+
+
+def _print(routes: Sequence[KeyRoute], summary: dict[str, Any] | None) -> None:
+    columns = ["key", "shard", "how"]
+    if summary is not None:
+        columns.insert(2, f"with {summary['shards']}")
+    if routes:
+        rows = [(route.key, route.shard_id, route.with_shards, route.way) for route in routes[:ROWS_MAX]]
+        print_table(columns, rows if summary is not None else [(key, shard, way) for key, shard, _, way in rows])
+    if len(routes) > ROWS_MAX:
+        print_note(f"{len(routes) - ROWS_MAX} more keys: --json has them all")
+    if summary is None:
+        return
+    counts = [
+        (one["shardId"] + (NEW if one["isNew"] else ""), one["before"], one["after"])
+        for one in summary["perShard"]
+        if one["before"] or one["after"]
+    ]
+    print_table(["shard", "keys now", f"with {summary['shards']}"], counts)
+    kind = "keys" if routes else "sample keys"
+    print_line(
+        f"{summary['moved']} of {summary['keys']} {kind} would move with {summary['shards']} shards "
+        f"({summary['movedShare']:.1%})"
+    )

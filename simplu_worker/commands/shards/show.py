@@ -1,0 +1,92 @@
+"""`shards list`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from rich.text import Text
+
+from simplu_worker.commands.output.display import print_json, print_note, print_table
+from simplu_worker.commands.requirements import require
+from simplu_worker.config.settings import Settings
+from simplu_worker.daemon import open_shards
+from simplu_worker.shards.health.all_shards import Listed, call_roll
+from simplu_worker.shards.health.assessment import Health, State
+from simplu_worker.status.replica import shard_view
+from simplu_worker.telemetry.log import scrub_text
+
+COLUMNS: Final = (
+    "shard",
+    "place",
+    "state",
+    "role",
+    "response",
+    "PostgreSQL",
+    "schema",
+    "tenants",
+    "usage",
+    "connections",
+    "lag",
+    "odd",
+)
+STYLES: Final = {State.HEALTHY: "green", State.DEGRADED: "yellow", State.LOST: "bold red"}
+
+
+async def list_shards(settings: Settings, *, as_json: bool) -> int:
+    """Look at every shard that Citrus or the map names, and print them; return 1 when one did not answer."""
+    require(settings, routes=True)
+    async with open_shards(settings) as shards:
+        listed = await call_roll(shards.locator, shards.pools)
+    silent = [shard.address.shard_id for shard in listed if shard.is_silent]
+    if as_json:
+        print_json({"shards": [_members(shard) for shard in listed], "shardsWithoutAnswer": silent})
+    else:
+        print_table(COLUMNS, [_row(shard) for shard in listed])
+        if silent:
+            print_note(f"no answer from: {', '.join(silent)}")
+    return 1 if silent else 0
+
+
+def _members(shard: Listed) -> dict[str, Any]:
+    view = {name: value for name, value in shard_view(shard).items() if value is not None}
+    return view | ({"odd": [scrub_text(one) for one in view["odd"]]} if "odd" in view else {})
+
+
+def _row(shard: Listed) -> tuple[object, ...]:
+    view = _members(shard)
+    state = shard.health.state
+    return (
+        view["shardId"],
+        view["place"],
+        Text(state, STYLES.get(state, "")),
+        view.get("role"),
+        None if "responseMs" not in view else f"{view['responseMs']:.1f} ms",
+        view.get("serverVersion"),
+        view.get("schemaVersion"),
+        view.get("tenantCount"),
+        _usage(shard.health),
+        _part(view.get("connectionsUsed"), view.get("connectionsMax")),
+        _lag(view),
+        "; ".join(view.get("odd", ())),
+    )
+
+
+def _usage(health: Health) -> str | None:
+    """Return the tenants that Citrus counts, the room for them, and how full that makes it."""
+    usage = health.seen.usage
+    if usage.ratio is None:
+        return None
+    return f"{usage.ratio:.0%} of {usage.tenant_max}"
+
+
+def _part(used: int | None, most: int | None) -> str | None:
+    return None if used is None or most is None else f"{used}/{most}"
+
+
+def _lag(view: dict[str, Any]) -> str | None:
+    """Return how far a standby is behind, or the standbys of a primary."""
+    parts = [f"{view['replicationLagSeconds']:.1f} s"] if "replicationLagSeconds" in view else []
+    parts += [f"{view['replicationLagBytes']} bytes"] if "replicationLagBytes" in view else []
+    if view.get("standbys"):
+        parts.append(f"{view['standbys']} standby" + ("s" if view["standbys"] > 1 else ""))
+    return ", ".join(parts) or None

@@ -1,0 +1,252 @@
+"""`shards upgrade`: what each shard's schema lacks, and bringing it up to date while workers go on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+from simplu_worker.commands.output.display import print_json, print_note, print_table, printable, shortened
+from simplu_worker.commands.requirements import require
+from simplu_worker.config.settings import Settings
+from simplu_worker.daemon import open_shards
+from simplu_worker.errors import RefusedError, WorkerError
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.shard_query import LIMITS, ask_all
+from simplu_worker.shards.schema.migrations import Upgrade
+from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_DEADLINES, Doing, Upgrader, read_upgrade
+from simplu_worker.telemetry.log import scrub_text
+
+SHARDS_AT_ONCE: Final = 4
+WAIT_TOLD_S: Final = 10.0  # between two lines about what a shard waits for
+TITLE_MAX_LENGTH: Final = 70
+DOING_MAX_LENGTH: Final = 160
+COLUMNS: Final = ("shard", "place", "state", "schema", "to", "migrations", "business types", "workers", "error")
+
+
+class Standing(StrEnum):
+    """How a shard's schema stands."""
+
+    CURRENT = "current"
+    BEHIND = "behind"
+    EMPTY = "empty"  # it gets the newest with its first tenant
+    UPGRADED = "upgraded"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+STYLES: Final = {Standing.BEHIND: "yellow", Standing.UPGRADED: "green", Standing.REFUSED: "red", Standing.FAILED: "red"}
+BAD: Final = {Standing.REFUSED, Standing.FAILED}
+
+
+class Report(msgspec.Struct, frozen=True):
+    """One shard, and what is or was to be done there."""
+
+    address: ShardAddress
+    standing: Standing
+    upgrade: Upgrade | None = None
+    error: str | None = None
+
+
+async def upgrade_shards(
+    settings: Settings, shard_ids: Sequence[str], *, apply: bool, timeout_s: float, as_json: bool
+) -> int:
+    """Print what the schemas of *shard_ids*, or of all shards, lack; with *apply* do it. Return 1 when one failed."""
+    require(settings, routes=True)
+    async with open_shards(settings) as shards:
+        known = await shards.locator.shards()
+    addresses = _chosen(known, shard_ids)
+    async with Pools(size=CONNECTIONS, deadlines=UPGRADE_DEADLINES) as pools:
+        reports = await _look(pools, addresses)
+        if apply:
+            reports = await _apply(pools, reports, timeout_s=timeout_s)
+    if as_json:
+        members = [_members(report) for report in reports]
+        print_json({"schemaVersion": SCHEMA_VERSION, "applied": apply, "shards": members})
+    else:
+        print_table(COLUMNS, [_row(report) for report in reports])
+        if not apply and any(report.standing is Standing.BEHIND for report in reports):
+            print_note("nothing was changed; --apply does it, while workers go on")
+    return 1 if any(report.standing in BAD for report in reports) else 0
+
+
+def _chosen(known: Sequence[ShardAddress], shard_ids: Sequence[str]) -> list[ShardAddress]:
+    """Return the shards that are meant, in order of their ids. Raises `RefusedError` for one that nobody knows."""
+    by_id = {address.shard_id: address for address in known}
+    unknown = sorted(set(shard_ids) - by_id.keys())
+    if unknown:
+        raise RefusedError(f"expected shards out of {', '.join(sorted(by_id))}; got {', '.join(unknown)}")
+    return [by_id[shard_id] for shard_id in sorted(set(shard_ids) or by_id)]
+
+
+async def _look(pools: Pools, addresses: Sequence[ShardAddress]) -> list[Report]:
+    """Ask every shard what it lacks."""
+
+    async def ask(address: ShardAddress) -> Report:
+        try:
+            async with pools.pool(address).connection() as connection:
+                return _report(address, await read_upgrade(connection, address.shard_id))
+        except WorkerError as exc:
+            return _failed(address, exc)
+
+    answers = await ask_all(addresses, ask)
+    late = f"no answer within {LIMITS.answer_s:g} s"
+    return [answers.get(address.shard_id, Report(address, Standing.FAILED, error=late)) for address in addresses]
+
+
+async def _apply(pools: Pools, reports: Sequence[Report], *, timeout_s: float) -> list[Report]:
+    """Upgrade those that are behind, a few at once; what fails on one does not stop the others."""
+    behind = [report.address for report in reports if report.standing is Standing.BEHIND]
+    turns = asyncio.Semaphore(SHARDS_AT_ONCE)
+    done: dict[str, Report] = {}
+
+    async def upgrade(address: ShardAddress, progress: UpgradeProgress) -> None:
+        shard_id = address.shard_id
+        async with turns:
+            try:
+                upgrader = Upgrader(pools.pool(address), tell=partial(progress.tell, shard_id), patience_s=timeout_s)
+                report = _report(address, await upgrader.run(), is_done=True)
+            except WorkerError as exc:
+                report = _failed(address, exc)
+        done[shard_id] = report
+        progress.end(report)
+
+    with UpgradeProgress(len(behind)) as progress:
+        async with asyncio.TaskGroup() as tasks:
+            for address in behind:
+                tasks.create_task(upgrade(address, progress), name=f"upgrade:{address.shard_id}")
+    return [done.get(report.address.shard_id, report) for report in reports]
+
+
+def _report(address: ShardAddress, upgrade: Upgrade | None, *, is_done: bool = False) -> Report:
+    if upgrade is None:
+        return Report(address, Standing.EMPTY)
+    if upgrade.refusal is not None:
+        return Report(address, Standing.REFUSED, upgrade, upgrade.refusal)
+    if not upgrade.is_needed:
+        return Report(address, Standing.CURRENT, upgrade)
+    return Report(address, Standing.UPGRADED if is_done else Standing.BEHIND, upgrade)
+
+
+def _failed(address: ShardAddress, exc: WorkerError) -> Report:
+    error = scrub_text(str(exc))
+    for prefix in (f"shard {address.shard_id} at {address.place}: ", f"shard {address.shard_id}: "):
+        error = error.removeprefix(prefix)
+    return Report(address, Standing.FAILED, error=error)
+
+
+def _members(report: Report) -> dict[str, Any]:
+    members: dict[str, Any] = {
+        "shardId": report.address.shard_id,
+        "place": report.address.place,
+        "state": report.standing,
+        "error": report.error,
+    }
+    if (upgrade := report.upgrade) is not None:
+        members |= {
+            "schemaVersion": upgrade.schema.version,
+            "targetVersion": upgrade.version,
+            "migrations": [f"{one.version:04} {one.name}" for one in upgrade.migrations],
+            "businessTypes": list(upgrade.business_types),
+            "worksFrom": upgrade.works_from,
+        }
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _row(report: Report) -> tuple[object, ...]:
+    upgrade = report.upgrade
+    head = (report.address.shard_id, report.address.place, Text(report.standing, STYLES.get(report.standing, "")))
+    if upgrade is None:
+        return (*head, None, None, None, None, None, report.error)
+    return (
+        *head,
+        upgrade.schema.version,
+        upgrade.version if upgrade.is_needed else None,
+        ", ".join(one.name for one in upgrade.migrations),
+        ", ".join(upgrade.business_types),
+        _workers(upgrade),
+        report.error,
+    )
+
+
+def _workers(upgrade: Upgrade) -> str | None:
+    """Return the schema versions of the workers that work with the shard once it is upgraded."""
+    if upgrade.version is None:
+        return None
+    return f"{upgrade.version if upgrade.works_from is None else upgrade.works_from} and newer"
+
+
+class UpgradeProgress:
+    """How far each shard is, on stderr: bars on a terminal, elsewhere a line where there is something to tell."""
+
+    def __init__(self, shard_count: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._shard_count = shard_count
+        self._clock = clock
+        self._ended_count = 0
+        self._tasks: dict[str, Any] = {}
+        self._told_at: dict[str, float] = {}
+        console = Console(stderr=True, highlight=False)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[doing]}", markup=False),
+        )
+        self._bars = RichProgress(*columns, console=console, transient=True) if console.is_terminal else None
+
+    def __repr__(self) -> str:
+        return f"UpgradeProgress({self._ended_count} of {self._shard_count})"
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._all = self._bars.add_task("shards", total=self._shard_count, doing="")
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def tell(self, shard_id: str, doing: Doing) -> None:
+        """Show what a shard is at."""
+        if self._bars is not None:
+            if shard_id not in self._tasks:
+                self._tasks[shard_id] = self._bars.add_task(printable(shard_id), total=doing.count, doing="")
+            text = shortened(described(doing), DOING_MAX_LENGTH)
+            self._bars.update(self._tasks[shard_id], total=doing.count, completed=doing.done_count, doing=text)
+        elif doing.waits_for and self._clock() - self._told_at.get(shard_id, float("-inf")) >= WAIT_TOLD_S:
+            self._told_at[shard_id] = self._clock()
+            print_note(f"{shard_id}: {described(doing)}")
+
+    def end(self, report: Report) -> None:
+        """Show that a shard is done with."""
+        shard_id = report.address.shard_id
+        self._ended_count += 1
+        if self._bars is None:
+            print_note(f"{shard_id}: {report.standing} ({self._ended_count} of {self._shard_count})")
+            return
+        self._bars.advance(self._all)
+        if shard_id in self._tasks:
+            self._bars.remove_task(self._tasks.pop(shard_id))
+
+
+def described(doing: Doing) -> str:
+    """Return what an upgrade is at, in a line."""
+    share = "" if doing.share is None else f" {doing.share:.0%}"
+    waits = f", waits for {', '.join(map(str, doing.waits_for))}" if doing.waits_for else ""
+    return printable(f"{shortened(doing.title, TITLE_MAX_LENGTH)}{share}{waits}")

@@ -1,0 +1,1 @@
+"""`simplu-worker operations` and `simplu-worker replay`."""

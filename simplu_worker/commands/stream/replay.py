@@ -1,0 +1,163 @@
+"""`replay`: read the stream again from a time. The log drops what was applied; what was not, is applied."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import Final
+
+import structlog
+from rich.console import Console
+
+from simplu_worker.commands.output.display import print_json, print_table
+from simplu_worker.commands.requirements import require
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReadingRules, StreamShardReader
+from simplu_worker.consumers.kinesis.stream.client import (
+    AtSequenceNumber,
+    AtTimestamp,
+    Start,
+    Stream,
+    StreamShard,
+    TrimHorizon,
+)
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
+from simplu_worker.daemon import open_lease_table, open_shards, open_stream, reading_rules
+from simplu_worker.dead_letters.queue import DeadLetter
+from simplu_worker.metrics import instruments
+from simplu_worker.shards.gateway import Router
+
+LOOK_INTERVAL_S: Final = 0.25
+SHOWN_EVERY: Final = 8  # looks
+
+log = structlog.get_logger(__name__)
+
+
+class CountedLetters:
+    """Counts what would be dead letters: they were stored when the records were read for the first time."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:  # noqa: ARG002
+        """Count *letters* by reason."""
+        self.counts.update(letter.reason for letter in letters)
+
+
+async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
+    """Read every stream shard from *start* to its tip, parents before their children; print what became of it.
+
+    Needs no lease and moves no checkpoint. Readers beside it do no harm, nor does it to them, because it starts no
+    later than what they owe: of one key nothing is applied before what came before it (architecture, idea 2).
+    """
+    require(settings, routes=True, stream=True)
+    letters = CountedLetters()
+    async with AsyncExitStack() as stack:
+        shards = await stack.enter_async_context(open_shards(settings))
+        stream = await stack.enter_async_context(open_stream(settings))
+        table = await stack.enter_async_context(open_lease_table(settings))
+        leases = {lease.lease_key: lease for lease in await table.scan()}
+        prefetch = Prefetch(settings.prefetch_max_bytes)
+        replaying = _Replay(stream, shards.router, letters, reading_rules(settings), prefetch, start, leases)
+        for generation in generations(await stream.list_stream_shards()):
+            await replaying.read(generation)
+    outcomes = instruments.totals(instruments.OPERATIONS, "outcome")
+    answer = {"outcomes": outcomes, "deadLetters": dict(letters.counts), "leftWaiting": replaying.left_waiting}
+    if as_json:
+        print_json(answer)
+    else:
+        rows = sorted(outcomes.items())
+        rows += [(f"no operation: {reason}", count) for reason, count in sorted(letters.counts.items())]
+        rows += [("left held: shards or tenants", replaying.left_waiting)] if replaying.left_waiting else []
+        print_table(("what became of the records", "count"), rows)
+    return 1 if replaying.left_waiting else 0
+
+
+def generations(stream_shards: Sequence[StreamShard]) -> Iterator[list[StreamShard]]:
+    """Yield the stream shards so that each comes after its parents, as many as possible at a time."""
+    left = {shard.stream_shard_id: shard for shard in stream_shards}
+    while left:
+        ready = [shard for shard in left.values() if not shard.parents & left.keys()]
+        for shard in ready:
+            del left[shard.stream_shard_id]
+        yield ready
+
+
+class _Replay:
+    def __init__(
+        self,
+        stream: Stream,
+        router: Router,
+        letters: CountedLetters,
+        rules: ReadingRules,
+        prefetch: Prefetch,
+        start: datetime,
+        leases: Mapping[str, Lease],
+    ) -> None:
+        self._stream = stream
+        self._router = router
+        self._letters = letters
+        self._start = start
+        self._leases = leases
+        self._rules = rules
+        self._prefetch = prefetch
+        self.left_waiting = 0
+
+    async def read(self, generation: Sequence[StreamShard]) -> None:
+        """Read these stream shards at the same time, each to its tip or end."""
+        async with asyncio.TaskGroup() as tasks:
+            for shard in generation:
+                tasks.create_task(self._read(shard), name=f"replay:{shard.stream_shard_id}")
+
+    async def _read(self, shard: StreamShard) -> None:
+        reader = StreamShardReader(
+            self._stream,
+            shard.stream_shard_id,
+            await self._start_of(shard),
+            router=self._router,
+            dead_letters=self._letters,
+            rules=self._rules,
+            account=self._prefetch.open(),
+        )
+        stopping = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(reader.run(stopping), name=f"read:{shard.stream_shard_id}")
+            looks = 0
+            while not reading.done() and not reader.is_through:
+                await asyncio.sleep(LOOK_INTERVAL_S)
+                looks += 1
+                if looks % SHOWN_EVERY == 0:
+                    _show(shard, reader)
+            stopping.set()
+        self.left_waiting += len(reader.holds())
+
+    async def _start_of(self, shard: StreamShard) -> Start:
+        """Return where to begin: at the time asked for, or where its readers owe something, whichever is earlier."""
+        lease = self._leases.get(shard.stream_shard_id)
+        if lease is None or lease.checkpoint.is_sentinel:
+            ended = lease is not None and lease.checkpoint == SHARD_END
+            return AtTimestamp(self._start) if ended else TrimHorizon()
+        iterator: str | None = await self._stream.iterator(shard.stream_shard_id, AtTimestamp(self._start))
+        while iterator is not None:
+            reply = await self._stream.get_records(iterator, limit=1)
+            if reply.records:
+                first = Position.of(reply.records[0].sequence_number)
+                if first <= lease.checkpoint:
+                    return AtTimestamp(self._start)
+                break
+            if not reply.millis_behind:
+                break
+            iterator = reply.next_iterator
+            await asyncio.sleep(LOOK_INTERVAL_S)
+        return AtSequenceNumber(lease.checkpoint.checkpoint)
+
+
+def _show(shard: StreamShard, reader: StreamShardReader) -> None:
+    trouble = f": {reader.trouble}" if reader.trouble else ""
+    lag = "unknown" if reader.lag_s is None else f"{reader.lag_s:.0f} s"
+    Console(stderr=True, highlight=False).print(f"{shard.stream_shard_id}: {lag} to go{trouble}", markup=False)

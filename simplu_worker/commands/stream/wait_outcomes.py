@@ -1,0 +1,137 @@
+"""What became of operations that were sent: asked of the logs of all shards until each is there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.commands.stream.input_lines import Line
+from simplu_worker.commands.stream.put_records import Progress
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.operations.operation import Operation, Rejected
+from simplu_worker.shards.gateway import Router
+
+POLL_MIN_S: Final = 0.25
+POLL_REST: Final = 4  # a poll may take a fifth of the time
+ASKED_AT_ONCE: Final = 5000
+REUSED: Final = "request_id_reused"
+
+Key = tuple[str, str]
+"""A tenant's id and a request id."""
+
+
+class Status(StrEnum):
+    """What became of one line."""
+
+    NOT_SENT = "not sent"
+    SENT = "sent"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    UNKNOWN = "unknown"  # not in the log in time: held, waiting, or a dead letter
+
+
+class Fate(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """One line and what became of it; *result* is JSON text as Postgres wrote it."""
+
+    line: int
+    status: Status
+    request_id: str | None = None
+    operation: str | None = None
+    business_id: str | None = None
+    location_id: str | None = None
+    resource_type: str | None = None
+    resource_id: str | None = None
+    shard_id: str | None = None
+    error: str | None = None
+    result: msgspec.Raw | None = None
+
+
+async def wait_for_outcomes(
+    router: Router, lines: Sequence[Line], timeout_s: float, progress: Progress
+) -> tuple[dict[Key, dict[str, Any]], list[str]]:
+    """Ask until every line that is an operation is in a log, for at most *timeout_s*.
+
+    Returns the rows of the logs, each with its `shard_id`, and the shards that did not answer at the last time.
+    """
+    deadline = time.monotonic() + timeout_s
+    pending = {line.key for line in lines if line.key is not None}
+    rows: dict[Key, dict[str, Any]] = {}
+    while True:
+        started = time.monotonic()
+        found, silent = await _ask(router, pending)
+        rows |= found
+        pending -= found.keys()
+        progress.show(len(rows))
+        left_s = deadline - time.monotonic()
+        if not pending or left_s <= 0:
+            return rows, silent
+        await asyncio.sleep(min(left_s, max(POLL_MIN_S, POLL_REST * (time.monotonic() - started))))
+
+
+async def _ask(router: Router, keys: Iterable[Key]) -> tuple[dict[Key, dict[str, Any]], list[str]]:
+    ordered = sorted(keys)
+    rows: dict[Key, dict[str, Any]] = {}
+    silent: set[str] = set()
+    for first in range(0, len(ordered), ASKED_AT_ONCE):
+        some = ordered[first : first + ASKED_AT_ONCE]
+        try:
+            survey = await router.survey("find_operations", [key[0] for key in some], [key[1] for key in some])
+        except TryAgainLaterError:
+            continue  # whoever names the shards is down: asked again with the next poll
+        silent |= set(survey.silent)
+        rows |= {(row["tenant_id"], row["request_id"]): row | {"shard_id": shard_id} for shard_id, row in survey.rows}
+    return rows, sorted(silent)
+
+
+def fates_of(
+    sent: Iterable[Line], unsent: Iterable[Line], rows: Mapping[Key, Mapping[str, Any]], *, waited: bool
+) -> list[Fate]:
+    """Return what became of each line, in order; *rows* are what the logs have of them."""
+    fates = [_fate(line, rows.get(line.key) if line.key else None, waited=waited) for line in sent]
+    return fates + [_described(line, Status.NOT_SENT) for line in unsent]
+
+
+def _fate(line: Line, row: Mapping[str, Any] | None, *, waited: bool) -> Fate:
+    if isinstance(line.decoded, Rejected) or not waited:
+        return _described(line, Status.SENT)
+    if row is None:
+        return _described(line, Status.UNKNOWN)
+    if bytes(row["digest"]) != line.decoded.digest:
+        fate = _described(line, Status.FAILED)
+        return msgspec.structs.replace(fate, shard_id=row["shard_id"], error=REUSED)
+    return msgspec.structs.replace(
+        _described(line, Status(row["status"])),
+        shard_id=row["shard_id"],
+        error=row["error"],
+        result=None if row["result"] is None else msgspec.Raw(row["result"].encode()),
+    )
+
+
+def _described(line: Line, status: Status) -> Fate:
+    match line.decoded:
+        case Operation() as operation:
+            return Fate(
+                line=line.number,
+                status=status,
+                request_id=operation.request_id,
+                operation=operation.kind,
+                business_id=operation.business_id,
+                location_id=operation.location_id,
+                resource_type=operation.resource_type,
+                resource_id=operation.resource_id,
+            )
+        case Rejected() as bad:
+            return Fate(
+                line=line.number,
+                status=status,
+                request_id=bad.request_id,
+                business_id=bad.business_id,
+                location_id=bad.location_id,
+                resource_id=bad.resource_id,
+                error=f"{bad.reason}: {bad.error}",
+            )

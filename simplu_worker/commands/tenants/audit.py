@@ -1,0 +1,61 @@
+"""`tenants audit`: business-info × Citrus × the tenants of all shards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from simplu_worker.commands.output.display import print_line, print_note
+from simplu_worker.commands.output.streamed_list import LongList
+from simplu_worker.commands.requirements import require
+from simplu_worker.commands.tenants.audit_rules import Difference, Subject, differences
+from simplu_worker.commands.tenants.inventory import PAGE_SIZE, Census
+from simplu_worker.config.settings import Settings
+from simplu_worker.daemon import open_business_info, open_shards
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+
+COLUMNS: Final = ("business", "location", "difference", "detail")
+ATTEMPTS: Final = 5  # of each request: a scan that is throttled once need not begin anew
+
+
+async def audit_tenants(settings: Settings, *, as_json: bool, page_size: int = PAGE_SIZE) -> int:
+    """Print every difference; return 1 when there is one, or when a shard did not answer."""
+    require(settings, routes=True)
+    counts: Counter[str] = Counter()
+    shown: LongList[Difference] = LongList("differences", COLUMNS, _row, as_json=as_json)
+    async with open_business_info(settings, attempts=ATTEMPTS) as business_info, open_shards(settings) as shards:
+        census = Census(business_info, shards, page_size=page_size)
+
+        def note(found: Sequence[Difference]) -> None:
+            counts.update(difference.kind.value for difference in found)
+            shown.add(found)
+
+        listed_count = 0
+        async for page in census.listed():
+            listed_count += len(page.tenants)
+            note(page.unreadable)
+            note(_of_all(await census.subjects(page.tenants)))
+        async for unlisted in census.unlisted():
+            note(_of_all(unlisted))
+    silent = sorted(census.silent)
+    shown.end({"counts": dict(sorted(counts.items())), "tenantsListed": listed_count, "shardsWithoutAnswer": silent})
+    if not as_json:
+        _print_summary(counts, listed_count, silent)
+    return 1 if counts or silent else 0
+
+
+def _of_all(subjects: Sequence[Subject]) -> list[Difference]:
+    known = sorted(BUSINESS_TYPES)
+    return [difference for subject in subjects for difference in differences(subject, known_types=known)]
+
+
+def _row(difference: Difference) -> tuple[object, ...]:
+    return difference.business_id, difference.location_id, difference.kind, difference.detail
+
+
+def _print_summary(counts: Counter[str], listed_count: int, silent: Sequence[str]) -> None:
+    found = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no difference"
+    print_line(f"{listed_count} tenants in business-info: {found}")
+    if silent:
+        print_note(f"no answer from: {', '.join(silent)}; what is there was not compared")

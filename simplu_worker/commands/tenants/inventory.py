@@ -1,0 +1,183 @@
+"""Gather what business-info, Citrus or the map, and the shards say of tenants: a page at a time, in bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.business_info.items import Business
+from simplu_worker.business_info.table import BusinessInfo, Unreadable
+from simplu_worker.commands.tenants.audit_rules import Difference, Kind, Listing, Row, Subject
+from simplu_worker.daemon import Shards
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.operations.admission import TenantState
+from simplu_worker.operations.operation import is_id, tenant_id_of
+from simplu_worker.shards.postgres.address import AddressRefusedError, ShardAddress
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+
+PAGE_SIZE: Final = 500
+LOCATED_AT_ONCE: Final = 16
+
+
+class ListedTenant(msgspec.Struct, frozen=True):
+    """A tenant as business-info lists it."""
+
+    business_id: str
+    location_id: str
+    listing: Listing
+
+    @property
+    def tenant_id(self) -> str:
+        """The id of the tenant."""
+        return tenant_id_of(self.business_id, self.location_id)
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Some of what business-info lists, and what of it cannot be read."""
+
+    tenants: list[ListedTenant]
+    unreadable: list[Difference]
+
+
+class Census:
+    """Asks *business_info* and *shards*; `silent` are the shards that gave no answer so far."""
+
+    def __init__(self, business_info: BusinessInfo, shards: Shards, *, page_size: int = PAGE_SIZE) -> None:
+        self._business_info = business_info
+        self._page_size = page_size
+        self._shards = shards
+        self.silent: set[str] = set()
+
+    async def listed(self) -> AsyncIterator[Page]:
+        """Yield what business-info lists, about a page of tenants at a time."""
+        tenants: list[ListedTenant] = []
+        async for businesses in self._business_info.pages(page_size=self._page_size):
+            unreadable: list[Difference] = []
+            for business in businesses:
+                unreadable += problems_of(business)
+                if isinstance(business, Business):
+                    tenants += listed_of(business)
+            while len(tenants) >= self._page_size or unreadable:
+                yield Page(tenants[: self._page_size], unreadable)
+                tenants, unreadable = tenants[self._page_size :], []
+        if tenants:
+            yield Page(tenants, [])
+
+    async def subjects(self, tenants: Sequence[ListedTenant], *, located: bool = True) -> list[Subject]:
+        """Return all that is known of *tenants*, in their order; where they belong only with *located*."""
+        return await self._subjects(
+            [(tenant.business_id, tenant.location_id, tenant.listing) for tenant in tenants], located=located
+        )
+
+    async def unlisted(self) -> AsyncIterator[list[Subject]]:
+        """Yield the tenants that live on a shard and are not in business-info, a page of a shard at a time.
+
+        Each once, with the first of the shards where it lives.
+        """
+        for address in await self._shards.locator.shards():
+            async for rows in self._pages_of(address):
+                subjects = await self._not_listed(rows)
+                yield [subject for subject in subjects if _first_home(subject) in {None, address.shard_id}]
+
+    async def located(self, tenant_id: str) -> tuple[str | None, str | None]:
+        """Return the shard that is named for a tenant; None and why where that may not be used, or twice None."""
+        try:
+            address = await self._shards.locator.locate(tenant_id)
+        except AddressRefusedError as exc:
+            return None, str(exc)
+        return (None if address is None else address.shard_id), None
+
+    async def _subjects(self, tenants: Sequence[tuple[str, str, Listing | None]], *, located: bool) -> list[Subject]:
+        ids = [tenant_id_of(business_id, location_id) for business_id, location_id, _ in tenants]
+        rows, silent = await self._rows(ids)
+        names = await self._names(ids) if located else {}
+        subjects = []
+        for tenant_id, (business_id, location_id, listing) in zip(ids, tenants, strict=True):
+            shard_id, refusal = names.get(tenant_id, (None, None))
+            subject = Subject(business_id, location_id, listing, rows.get(tenant_id, []), shard_id, refusal, silent)
+            subjects.append(subject)
+        return subjects
+
+    async def _rows(self, tenant_ids: Sequence[str]) -> tuple[Mapping[str, list[Row]], list[str]]:
+        """Return the rows of tenants on all shards by id, and the shards that did not answer."""
+        survey = await self._shards.router.survey("find_tenants", list(tenant_ids))
+        self.silent.update(survey.silent)
+        rows: defaultdict[str, list[Row]] = defaultdict(list)
+        for shard_id, row in sorted(survey.rows, key=lambda found: found[0]):
+            rows[row["id"]].append(_row(shard_id, row))
+        return rows, survey.silent
+
+    async def _names(self, tenant_ids: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
+        named: dict[str, tuple[str | None, str | None]] = {}
+        left = iter(dict.fromkeys(tenant_ids))
+
+        async def locate() -> None:
+            for tenant_id in left:
+                named[tenant_id] = await self.located(tenant_id)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(LOCATED_AT_ONCE):
+                    tasks.create_task(locate(), name=f"census:{number}")
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # one is enough: without Citrus there is no audit
+        return named
+
+    async def _pages_of(self, address: ShardAddress) -> AsyncIterator[list[Row]]:
+        """Yield the tenants of one shard in pages; nothing more once it does not answer."""
+        after = ""
+        while True:
+            try:
+                async with self._shards.pools.pool(address).connection() as connection:
+                    if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
+                        return
+                    rows = await connection.fetch(QUERIES["page_tenants"], after, self._page_size)
+            except TryAgainLaterError:
+                self.silent.add(address.shard_id)
+                return
+            yield [_row(address.shard_id, dict(row)) for row in rows]
+            if len(rows) < self._page_size:
+                return
+            after = rows[-1]["id"]
+
+    async def _not_listed(self, rows: Sequence[Row]) -> list[Subject]:
+        """Return the tenants of *rows* that live there and are not in business-info."""
+        living = [row for row in rows if row.state in {TenantState.ACTIVE, TenantState.FENCED}]
+        ids = sorted({row.business_id for row in living if is_id(row.business_id)})
+        businesses = await self._business_info.find_all(ids)
+        absent = [row for row in living if not _is_listed(businesses.get(row.business_id), row.location_id)]
+        if not absent:
+            return []
+        return await self._subjects([(row.business_id, row.location_id, None) for row in absent], located=True)
+
+
+def listed_of(business: Business) -> list[ListedTenant]:
+    """Return the tenants of a business, in order of location."""
+    return [
+        ListedTenant(business.id, location_id, Listing(business.business_type, location_id not in business.inactive))
+        for location_id in sorted(business.locations)
+    ]
+
+
+def problems_of(business: Business | Unreadable) -> list[Difference]:
+    """Return what of an item of business-info cannot be read."""
+    problems = [business.problem] if isinstance(business, Unreadable) else business.problems
+    return [Difference(Kind.UNREADABLE, problem, business.id) for problem in problems]
+
+
+def _is_listed(business: Business | Unreadable | None, location_id: str) -> bool:
+    """Whether business-info has a location; nobody knows where its business cannot be read, which is said apart."""
+    return isinstance(business, Unreadable) or (business is not None and location_id in business.locations)
+
+
+def _first_home(subject: Subject) -> str | None:
+    return min((home.shard_id for home in subject.homes), default=None)
+
+
+def _row(shard_id: str, row: Mapping[str, Any]) -> Row:
+    return Row(shard_id, row["business_id"], row["location_id"], row["business_type"], TenantState(row["state"]))

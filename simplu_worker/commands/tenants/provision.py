@@ -1,0 +1,179 @@
+"""`tenants provision`: one tenant, or all that business-info lists and no shard has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from simplu_worker.commands.output.display import print_json, print_line, print_note
+from simplu_worker.commands.output.streamed_list import LongList
+from simplu_worker.commands.requirements import require
+from simplu_worker.commands.tenants.audit_rules import Kind, Subject
+from simplu_worker.commands.tenants.inventory import PAGE_SIZE, Census, Page
+from simplu_worker.commands.tenants.show import checked_tenant_id
+from simplu_worker.config.settings import Settings
+from simplu_worker.daemon import Shards, open_business_info, open_shards
+from simplu_worker.errors import WorkerError
+from simplu_worker.operations.admission import TenantState
+from simplu_worker.shards.routing.directory import Absence
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+from simplu_worker.shards.tenants.first_use import BEFORE_ANY_CONTROL
+from simplu_worker.shards.tenants.provisioning import Answer, Provisioner, ProvisionRequest, ProvisionResult
+
+COLUMNS: Final = ("business", "location", "type", "step", "detail")
+ATTEMPTS: Final = 5  # of each request: a scan that is throttled once need not begin anew
+
+
+class Step(StrEnum):
+    """What is to be done, or was done, about a tenant that business-info lists."""
+
+    MAKE = "make"
+    MADE = "made"
+    UNREADABLE = "unreadable"
+    REFUSED = "refused"  # by a rule that no other try changes
+    LEFT = "left"  # it was destroyed, or is on its way: that is a person's to decide
+    UNKNOWN = "unknown"  # a shard that may have it does not answer
+    FAILED = "failed"
+
+
+TROUBLES: Final = frozenset({Step.UNREADABLE, Step.REFUSED, Step.UNKNOWN, Step.FAILED})
+
+
+class Planned(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A tenant that business-info lists as active, and that does not simply live where it should."""
+
+    step: Step
+    business_id: str | None = None
+    location_id: str | None = None
+    business_type: str | None = None
+    detail: str | None = None
+
+
+async def provision_tenant(
+    settings: Settings, business_id: str, location_id: str, business_type: str, *, as_json: bool
+) -> int:
+    """Register the tenant and make it on its shard, unless it is there; return 1 when a newer message forbids it."""
+    require(settings, routes=True)
+    tenant_id = checked_tenant_id(business_id, location_id)
+    request = ProvisionRequest(business_id, location_id, business_type, requested_at=datetime.now(UTC))
+    async with open_shards(settings) as shards:
+        result = await shards.provisioner.provision(request)
+        shard_id = await _shard_of(shards, tenant_id)
+    if as_json:
+        print_json({"businessId": business_id, "locationId": location_id, "result": result, "shardId": shard_id})
+    else:
+        print_line(f"{result}: {business_id} {location_id}, {business_type}, on shard {shard_id or 'unknown'}")
+    if result is ProvisionResult.STALE:
+        print_note("a newer control message was applied to the tenant: nothing was changed")
+    return 1 if result is ProvisionResult.STALE else 0
+
+
+async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, page_size: int = PAGE_SIZE) -> int:
+    """Make every active tenant of business-info that no shard has, or with *apply* false say so; idempotent.
+
+    None that was destroyed is made again, and any control message counts as newer. Returns 1 when one of them cannot be
+    made, or not now.
+    """
+    require(settings, routes=True)
+    counts: Counter[Step] = Counter()
+    there_count = 0
+    shown: LongList[Planned] = LongList("tenants", COLUMNS, _row, as_json=as_json)
+    async with open_business_info(settings, attempts=ATTEMPTS) as business_info, open_shards(settings) as shards:
+        census = Census(business_info, shards, page_size=page_size)
+        async for page in census.listed():
+            planned = await _plan(census, page)
+            there_count += sum(tenant.listing.is_active for tenant in page.tenants) + len(page.unreadable)
+            there_count -= len(planned)
+            if apply:
+                planned = await _carried_out(shards.provisioner, planned)
+            counts.update(one.step for one in planned)
+            shown.add(planned)
+    steps = {step.value: count for step, count in sorted(counts.items())}
+    shown.end({"counts": steps, "there": there_count, "shardsWithoutAnswer": sorted(census.silent)})
+    if not as_json:
+        said = "".join(f", {count} {step}" for step, count in steps.items())
+        print_line(f"{there_count} there{said}")
+        if counts[Step.MAKE]:
+            print_note("nothing was changed; --apply makes them")
+    return 1 if TROUBLES & counts.keys() else 0
+
+
+def plan_of(subject: Subject) -> Planned | None:
+    """Return what to do about a tenant that business-info lists as active; None where a shard has it."""
+    listing = subject.listing
+    business_type = None if listing is None else listing.business_type
+
+    def planned(step: Step, detail: str | None = None) -> Planned:
+        return Planned(step, subject.business_id, subject.location_id, business_type, detail)
+
+    if subject.taker is not None:
+        taker = subject.taker
+        return planned(Step.REFUSED, f"its id is taken by business {taker.business_id}, location {taker.location_id}")
+    if subject.homes and all(home.state != TenantState.DESTROYING for home in subject.homes):
+        return None
+    if subject.own:
+        row = subject.own[0]
+        return planned(Step.LEFT, f"it is {row.state} on shard {row.shard_id}")
+    if business_type not in BUSINESS_TYPES:
+        return planned(Step.REFUSED, f"expected one of {', '.join(sorted(BUSINESS_TYPES))}")
+    if subject.silent:
+        return planned(Step.UNKNOWN, f"no answer from {', '.join(subject.silent)}")
+    return planned(Step.MAKE)
+
+
+async def _plan(census: Census, page: Page) -> list[Planned]:
+    """Return the plan for a page; who is registered already is asked only of those that are to be made."""
+    subjects = await census.subjects([tenant for tenant in page.tenants if tenant.listing.is_active], located=False)
+    planned = [Planned(Step.UNREADABLE, one.business_id, detail=one.detail) for one in page.unreadable]
+    ids: set[str] = set()
+    for subject in subjects:
+        step = plan_of(subject)
+        if step is not None and step.step is Step.MAKE and subject.tenant_id in ids:
+            detail = f"another business and location that are listed have its id {subject.tenant_id}: {Kind.ID_TAKEN}"
+            step = msgspec.structs.replace(step, step=Step.REFUSED, detail=detail)
+        ids.add(subject.tenant_id)
+        if step is not None:
+            planned.append(step)
+    return planned
+
+
+async def _carried_out(provisioner: Provisioner, planned: Sequence[Planned]) -> list[Planned]:
+    """Make those of *planned* that are to be made; return all, with what became of them."""
+    wanted = [(one, request) for one in planned if (request := _request_of(one)) is not None]
+    answers = await provisioner.provision_all([request for _, request in wanted])
+    results = {id(one): _result_of(one, answer) for (one, _), answer in zip(wanted, answers, strict=True)}
+    return [results.get(id(one), one) for one in planned]
+
+
+def _request_of(planned: Planned) -> ProvisionRequest | None:
+    match planned:
+        case Planned(step=Step.MAKE, business_id=str(business), location_id=str(location), business_type=str(kind)):
+            return ProvisionRequest(business, location, kind, BEFORE_ANY_CONTROL)
+        case _:
+            return None
+
+
+def _result_of(planned: Planned, answer: Answer) -> Planned:
+    match answer:
+        case WorkerError():
+            return msgspec.structs.replace(planned, step=Step.FAILED, detail=str(answer))
+        case Exception():
+            raise answer  # a bug
+        case ProvisionResult.PROVISIONED:
+            return msgspec.structs.replace(planned, step=Step.MADE)
+        case _:
+            return msgspec.structs.replace(planned, step=Step.MADE, detail="by somebody else, meanwhile")
+
+
+async def _shard_of(shards: Shards, tenant_id: str) -> str | None:
+    found = await shards.router.find(tenant_id)
+    return None if isinstance(found, Absence) else found
+
+
+def _row(planned: Planned) -> tuple[object, ...]:
+    return planned.business_id, planned.location_id, planned.business_type, planned.step, planned.detail

@@ -1,0 +1,86 @@
+"""`tenants list` and `show`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table
+from simplu_worker.commands.requirements import require
+from simplu_worker.config.settings import Settings
+from simplu_worker.daemon import open_shards
+from simplu_worker.errors import RefusedError
+from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
+from simplu_worker.shards.routing.shard_query import Survey
+from simplu_worker.status.replica import tenant_view
+
+COLUMNS = {
+    "businessId": "business",
+    "locationId": "location",
+    "businessType": "type",
+    "state": "state",
+    "shardId": "shard",
+    "createdAt": "created",
+}
+COUNTS = {"resources": "resources", "operations": "operations"}
+
+
+async def list_tenants(settings: Settings, *, as_json: bool) -> int:
+    """Print every tenant of every shard; return 1 when a shard did not answer."""
+    require(settings, routes=True)
+    async with open_shards(settings) as shards:
+        survey = await shards.router.survey("list_tenants")
+    _print(_views(survey), survey.silent, as_json=as_json)
+    return 1 if survey.silent else 0
+
+
+async def show_tenant(settings: Settings, business_id: str, location_id: str, *, as_json: bool) -> int:
+    """Print what Citrus or the map and every shard say of one tenant; return 1 when no shard has it."""
+    require(settings, routes=True)
+    tenant_id = checked_tenant_id(business_id, location_id)
+    async with open_shards(settings) as shards:
+        named = await shards.locator.locate(tenant_id)
+        survey = await shards.router.survey("show_tenant", tenant_id)
+    views = _views(survey)
+    found = [view for view in views if (view["businessId"], view["locationId"]) == (business_id, location_id)]
+    routed = "not registered" if named is None else f"routed to shard {named.shard_id}"
+    if found or as_json:
+        _print(found, survey.silent, as_json=as_json, namedShardId=None if named is None else named.shard_id)
+    if not as_json:
+        print_line(f"{business_id} {location_id}: {routed}")
+    if not found:
+        print_note(f"no shard that answered has the tenant {business_id} {location_id}")
+    for view in views:
+        if view not in found:
+            print_note(
+                f"shard {view['shardId']}: its id {tenant_id} is taken by {view['businessId']} {view['locationId']}"
+            )
+    return 0 if found else 1
+
+
+def checked_tenant_id(business_id: str, location_id: str) -> str:
+    """Return the id of a tenant whose names came from the command line; raise `RefusedError` when they can be none."""
+    for name, value in {"business": business_id, "location": location_id}.items():
+        if not is_id(value):
+            raise RefusedError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, got {len(value)}")
+    return tenant_id_of(business_id, location_id)
+
+
+def _views(survey: Survey) -> list[dict[str, Any]]:
+    views = [tenant_view(shard_id, row) for shard_id, row in survey.rows]
+    return sorted(views, key=lambda view: (view["businessId"], view["locationId"], view["shardId"]))
+
+
+def _print(views: list[dict[str, Any]], silent: list[str], *, as_json: bool, **more: object) -> None:
+    if as_json:
+        shown = [{name: value for name, value in view.items() if value is not None} for view in views]
+        print_json({"tenants": shown, **more, "shardsWithoutAnswer": silent})
+        return
+    columns = COLUMNS | (COUNTS if any(view["resources"] is not None for view in views) else {})
+    print_table(list(columns.values()), [[_cell(view[name]) for name in columns] for view in views])
+    if silent:
+        print_note(f"no answer from: {', '.join(silent)}")
+
+
+def _cell(value: object) -> object:
+    return value.isoformat(timespec="seconds") if isinstance(value, datetime) else value

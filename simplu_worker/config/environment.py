@@ -1,0 +1,179 @@
+"""What lies around the settings: env files, secrets in files, and the variables that botocore reads by itself.
+
+The order for a command: `apply_env_file`, then `settings.load_settings`, then `prepare_aws_environment`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.telemetry.log import register_secret
+
+OWN_SECRETS = ("CITRUS_API_KEY", "DATABASE_PASSWORD", "REDIS_URL", "API_TOKEN")
+AWS_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+SECRETS = OWN_SECRETS + AWS_SECRETS
+
+SECRET_MAX_BYTES = 65536  # a NAME_FILE that names a device or a log must not fill the memory
+
+# A value that begins with a quote is read as the shell reads it: words beside each other are one value, which is how
+# shlex.quote writes a quote inside quotes. Any other value stands as it is, up to " #". python-dotenv is not used here:
+# it knows no adjoining words, takes \' inside single quotes for an escape, and only logs the lines it drops.
+_QUOTED_WORD = r"""'[^']*'|"(?:[^"\\]|\\.)*"|\\.|[^\s'"\\]"""
+_STATEMENT = re.compile(
+    rf"""[ \t]*(?:export[ \t]+)?(?P<name>[^\s='"\#]+)[ \t]*=[ \t]*
+         (?:(?P<quoted>(?=['"])(?:{_QUOTED_WORD})+)(?:[ \t]+\#[^\n]*)?[ \t]*
+           |(?P<plain>(?!['"])[^\n]*))
+         (?:\n|\Z)""",
+    re.VERBOSE | re.DOTALL,
+)
+_NOTHING = re.compile(r"[^\S\n]*(?:#[^\n]*)?(?:\n|\Z)")
+_WORD = re.compile(
+    r"""'(?P<single>[^']*)'|"(?P<double>(?:[^"\\]|\\.)*)"|\\(?P<escaped>.)|(?P<bare>[^\s'"\\])""", re.DOTALL
+)
+_DOUBLE_QUOTE_ESCAPE = re.compile(r'\\([$`"\\\n])')  # POSIX shell, 2.2.3: any other backslash stays
+_COMMENT = re.compile(r"(?:^|\s)#.*")
+
+
+def parse_env(text: str) -> tuple[dict[str, str], list[int]]:
+    """Return the variables of an env file's *text* and the numbers of the lines that are none.
+
+    The last of several values of a name counts, as in a shell. Nothing is interpolated.
+    """
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    variables: dict[str, str] = {}
+    bad_lines: list[int] = []
+    at = 0
+    while at < len(text):
+        if nothing := _NOTHING.match(text, at):
+            at = nothing.end()
+        elif (statement := _STATEMENT.match(text, at)) and "\0" not in statement[0]:
+            variables[statement["name"]] = _value_of(statement)
+            at = statement.end()
+        else:
+            bad_lines.append(text.count("\n", 0, at) + 1)
+            at = text.find("\n", at) + 1 or len(text)
+    return variables, bad_lines
+
+
+def _value_of(statement: re.Match[str]) -> str:
+    if statement["quoted"] is None:
+        return _COMMENT.sub("", statement["plain"]).strip()
+    return "".join(_unquoted(word) for word in _WORD.finditer(statement["quoted"]))
+
+
+def _unquoted(word: re.Match[str]) -> str:
+    if word["double"] is not None:
+        return _DOUBLE_QUOTE_ESCAPE.sub(lambda escape: escape[1].strip("\n"), word["double"])
+    return word["single"] or word["escaped"] or word["bare"] or ""
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """Return the variables of the env file at *path*: as `stack` writes it, a shell's, or a `.env`.
+
+    Raises ConfigurationError when it cannot be read or has lines that are not `NAME=value`; their text is not shown.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, ValueError) as exc:
+        raise ConfigurationError(
+            f"--env-file: expected a readable UTF-8 file, got {str(path)!r} ({_why(exc)})"
+        ) from None
+    variables, bad_lines = parse_env(text)
+    if bad_lines:
+        raise ConfigurationError(
+            *(
+                f"--env-file: expected NAME=value in {path}, line {line}; quote the value or comment it"
+                for line in bad_lines
+            )
+        )
+    return variables
+
+
+def apply_env_file(path: Path, environ: MutableMapping[str, str]) -> None:
+    """Set in *environ* what the env file at *path* has and *environ* has not, or has empty.
+
+    A secret that the environment gives as NAME hides NAME_FILE of the file, and the other way round.
+    """
+    given = {name for name, value in environ.items() if value}
+    for secret in SECRETS:
+        if not given.isdisjoint(twins := {secret, f"{secret}_FILE"}):
+            given |= twins
+    for name, value in read_env_file(path).items():
+        if name not in given:
+            environ[name] = value
+
+
+def secret_values(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return every secret that *environ* has, as a value or by NAME_FILE, and the problems met.
+
+    Registers each with the log, so that none is ever written there.
+    """
+    values: dict[str, str] = {}
+    problems: list[str] = []
+    for name in SECRETS:
+        value, path = environ.get(name), environ.get(f"{name}_FILE")
+        if value and path:
+            problems.append(f"{name}: expected either {name} or {name}_FILE, got both; unset one")
+        elif path:
+            try:
+                values[name] = _read_secret(Path(path))
+            except (OSError, ValueError) as exc:
+                problems.append(
+                    f"{name}_FILE: expected a readable file with the secret in it, got {path!r} ({_why(exc)})"
+                )
+        if value:
+            values[name] = value
+    for name, value in values.items():
+        if name == "REDIS_URL":
+            register_secret(_password_of(value))
+        elif name != "AWS_ACCESS_KEY_ID":  # it names a key and opens nothing; with local servers it is an ordinary word
+            register_secret(value)
+    return values, problems
+
+
+def _password_of(url: str) -> str:
+    """Return the secret part of a URL: errors about its host and port stay readable."""
+    return url.partition("://")[2].rpartition("@")[0].partition(":")[2]
+
+
+def _read_secret(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(SECRET_MAX_BYTES + 1)
+    if len(content) > SECRET_MAX_BYTES:
+        raise ValueError(f"larger than {SECRET_MAX_BYTES} bytes")
+    if not (secret := content.decode().rstrip("\r\n")):
+        raise ValueError("empty")
+    return secret
+
+
+def prepare_aws_environment(environ: MutableMapping[str, str]) -> None:
+    """Change *environ* so that botocore finds in it what the contract says: empty is unset, and NAME_FILE works.
+
+    Idempotent. Call it after `load_settings`, which reports the problems that this raises as ConfigurationError.
+    """
+    for name in [name for name, value in environ.items() if name.startswith("AWS_") and not value]:
+        del environ[name]  # botocore takes an empty AWS_PROFILE for a profile without a name
+    values, problems = secret_values({name: environ[name] for name in _aws_names(environ)})
+    if problems:
+        raise ConfigurationError(*problems)
+    for name, value in values.items():
+        environ[name] = value
+        environ.pop(f"{name}_FILE", None)
+
+
+def _aws_names(environ: Mapping[str, str]) -> Iterator[str]:
+    for secret in AWS_SECRETS:
+        yield from (name for name in (secret, f"{secret}_FILE") if name in environ)
+
+
+def _why(exc: OSError | ValueError) -> str:
+    match exc:
+        case UnicodeDecodeError():
+            return "not UTF-8"  # its own text shows bytes of the file
+        case OSError(strerror=str() as reason):
+            return reason
+        case _:
+            return str(exc)

@@ -1,0 +1,390 @@
+"""The configuration: typed, from environment variables, every problem reported at once (contract §2)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
+
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from simplu_worker.config.environment import OWN_SECRETS, secret_values
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.telemetry.log import scrub_text
+
+SHOWN_VALUE_MAX_LENGTH = 100
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a variable must hold, where its type and bounds do not say it."""
+
+    text: str
+
+
+def _http_url(value: str) -> str:
+    url = urlsplit(value)
+    if url.scheme not in {"http", "https"} or not url.hostname or url.port == 0 or "@" in value:
+        raise ValueError("not an http(s) URL")
+    if re.search(r"[\s\x00-\x1f\x7f]", value):  # urlsplit drops some of these unseen
+        raise ValueError("white space")
+    return value
+
+
+def _server_url(value: str) -> str:
+    url = urlsplit(_http_url(value))
+    if url.query or url.fragment:
+        raise ValueError("a path is appended to it")
+    return value.rstrip("/")
+
+
+def _position(value: Any) -> Any:
+    if not isinstance(value, str) or value in {"TRIM_HORIZON", "LATEST"}:
+        return value
+    moment = datetime.fromisoformat(value)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment < datetime(1970, 1, 1, tzinfo=UTC):
+        raise ValueError("Kinesis counts from 1970")
+    return moment
+
+
+def _items(value: Any) -> Any:
+    return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
+
+
+def _level(value: Any) -> Any:
+    return {"warn": "warning"}.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+
+def _visible_ascii(secret: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
+        raise ValueError("it goes into a header")
+    return secret
+
+
+def _redis_url(secret: SecretStr) -> SecretStr:
+    value = secret.get_secret_value()
+    url = urlsplit(value)
+    place = url.path if url.scheme == "unix" else url.hostname
+    if url.scheme not in {"redis", "rediss", "unix"} or not place or re.search(r"[\s\x00-\x1f\x7f]", value):
+        raise ValueError("not a URL of Redis")
+    if url.scheme != "unix" and url.port == 0:
+        raise ValueError("port 0")
+    return secret
+
+
+def _existing_file(path: Path) -> Path:
+    if not _is_file(path):
+        raise ValueError("no file")
+    return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a folder that we may not enter
+        return False
+
+
+_STREAM = r"^(arn:[\w-]+:kinesis:[\w-]+:\d{12}:stream/)?[a-zA-Z0-9_.-]{1,128}$"
+_TABLE = r"^(arn:[\w-]+:dynamodb:[\w-]+:\d{12}:table/)?[a-zA-Z0-9_.-]{3,255}$"
+_WORD = r"^[^\s@]+$"
+
+ServerUrl = Annotated[
+    str, AfterValidator(_server_url), Expected("an http(s) URL without credentials, query and fragment")
+]
+QueueUrl = Annotated[str, AfterValidator(_http_url), Expected("the http(s) URL of a queue, without credentials")]
+HeaderSecret = Annotated[SecretStr, AfterValidator(_visible_ascii), Expected("visible ASCII characters without spaces")]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url), Expected("a redis://, rediss:// or unix:// URL")]
+MapFile = Annotated[Path, AfterValidator(_existing_file), Expected("the path of a file that exists")]
+HostPattern = Annotated[str, Field(pattern=r"^[^\s@/,]+$")]
+RetryDelay = Annotated[float, Field(ge=0, le=43200)]  # SQS: a message is invisible for at most 12 hours
+
+
+class Settings(BaseSettings):
+    """The whole configuration. An attribute is the lower-case name of its variable; units are the variable's."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    aws_region: Annotated[str | None, Expected("the name of a region, such as eu-central-1")] = Field(
+        default=None,
+        pattern=r"^[a-z0-9-]+$",
+        description="Region of every AWS client; else `AWS_DEFAULT_REGION`, else the profile's.",
+    )
+    dynamodb_endpoint: ServerUrl | None = Field(
+        default=None, description="Endpoint of DynamoDB (business-info and leases); wins over the standard overrides."
+    )
+
+    kinesis_stream_name: Annotated[str | None, Expected("the name or ARN of a stream")] = Field(
+        default=None, pattern=_STREAM, description="Stream of resource operations, name or ARN; unset: Kinesis is off."
+    )
+    kinesis_shard_count: int = Field(
+        default=1, ge=1, le=10_000, description="Stream shards when the worker creates the stream."
+    )
+    kinesis_create_stream: bool = Field(
+        default=True, description="Create the stream at startup when it does not exist."
+    )
+    kinesis_application_name: Annotated[
+        str, Expected("the name of a DynamoDB table, 3 to 255 of a-z A-Z 0-9 _ . -")
+    ] = Field(
+        default="simplu-worker",
+        pattern=r"^[a-zA-Z0-9_.-]{3,255}$",
+        description="Name of the DynamoDB lease table, as with the Kinesis Client Library.",
+    )
+    kinesis_initial_position: Annotated[
+        Literal["TRIM_HORIZON", "LATEST"] | datetime,
+        BeforeValidator(_position),
+        Expected("TRIM_HORIZON, LATEST or an ISO 8601 time"),
+    ] = Field(
+        default="TRIM_HORIZON",
+        description="Where a stream shard without a checkpoint is begun: `TRIM_HORIZON`, `LATEST` or an ISO 8601 time.",
+    )
+    kinesis_lease_duration_seconds: float = Field(
+        default=10, ge=1, le=3600, description="A lease not renewed for this long can be taken by another replica."
+    )
+    prefetch_max_bytes: int = Field(
+        default=67_108_864,
+        ge=1_048_576,
+        le=68_719_476_736,
+        description="Most bytes read ahead and not yet applied, per replica.",
+    )
+
+    sqs_shard_creation_queue_url: QueueUrl | None = Field(default=None, description="The control queue; unset: off.")
+    sqs_order_events_queue_url: QueueUrl | None = Field(
+        default=None, description="Queue of order events, FIFO or standard; unset: off."
+    )
+    sqs_priority_queue_url: QueueUrl | None = Field(
+        default=None, description="Another queue of order events, polled first; unset: off."
+    )
+    sqs_dead_letter_queue_url: QueueUrl | None = Field(
+        default=None, description="Queue that dead letters are sent to; required when any source is on."
+    )
+    sqs_retry_delays_seconds: Annotated[
+        tuple[RetryDelay, ...], BeforeValidator(_items), Expected("comma-separated seconds, each between 0 and 43200")
+    ] = Field(
+        default=(1, 5, 15),
+        max_length=100,
+        description="Delay before each further try after an unexpected error; then the message is a dead letter.",
+    )
+
+    citrus_server_url: ServerUrl | None = Field(default=None, description="Address of the shard manager.")
+    citrus_api_key: HeaderSecret | None = Field(default=None, description="Sent to Citrus as `Authorization: Bearer`.")
+    citrus_timeout: int = Field(default=5000, ge=1, le=600_000, description="Milliseconds for one request to Citrus.")
+    citrus_retry_attempts: int = Field(default=3, ge=1, le=100, description="Tries in all, backing off with jitter.")
+    shard_map_file: MapFile | None = Field(
+        default=None,
+        description="Static routing by jump consistent hash instead of Citrus; not together with `CITRUS_SERVER_URL`. "
+        "Read anew on SIGHUP.",
+    )
+
+    database_host: Annotated[str | None, Expected("a host name, an address or a socket's folder")] = Field(
+        default=None,
+        pattern=r"^[^\s@?]+$",
+        description="The only shard, when neither Citrus nor a map file is set; `DATABASE_*` is ignored beside either.",
+    )
+    database_port: int = Field(default=5432, ge=1, le=65535, description="Port of the only shard.")
+    database_username: str | None = Field(default=None, description="User at the only shard.")
+    database_password: SecretStr | None = Field(default=None, description="Password at the only shard.")
+    database_name: str | None = Field(default=None, description="Database at the only shard.")
+    database_allowed_hosts: Annotated[
+        tuple[HostPattern, ...], BeforeValidator(_items), Expected("comma-separated host patterns")
+    ] = Field(
+        default=(),
+        description="Comma-separated host patterns that a connection string may name; others are refused. Unset: any.",
+    )
+    database_pool_size: int = Field(default=4, ge=1, le=1000, description="Most connections to one shard, per replica.")
+    database_max_connections: int = Field(
+        default=200, ge=1, le=100_000, description="Most connections in all, per replica; idle pools give theirs back."
+    )
+
+    dynamodb_business_info_table: Annotated[str, Expected("the name or ARN of a DynamoDB table")] = Field(
+        default="business-info", pattern=_TABLE, description="Table of business metadata, key `id`."
+    )
+    provision_on_first_use: bool = Field(
+        default=False,
+        description="Provision a tenant that Citrus knows and no shard has, at its first operation, "
+        "with the type from business-info.",
+    )
+    tenant_wait_seconds: float = Field(
+        default=900, gt=0, le=31_536_000, description="How long operations of an unregistered tenant are held."
+    )
+    tenant_destroy_grace_hours: float = Field(
+        default=168,
+        ge=0,
+        le=876_000,
+        description="Time between `SHARD_DESTRUCTION` and the deletion of the tenant's rows.",
+    )
+    operation_retention_hours: float = Field(
+        default=360,
+        ge=1,
+        le=876_000,
+        description="How long rows of `operations` are kept, the de-duplication window; "
+        "raised to the longest retention of any source and 24 hours.",
+    )
+    operation_max_bytes: int = Field(
+        default=10_485_760, ge=1, le=67_108_864, description="A larger record is a dead letter `too_large`."
+    )
+    list_result_limit: int = Field(default=1000, ge=1, le=100_000, description="Most rows that one `list` returns.")
+
+    redis_url: RedisUrl | None = Field(
+        default=None, description="Cache in which what was changed is invalidated; unset: off."
+    )
+
+    http_host: Annotated[str, Expected("a host name or an address")] = Field(
+        default="0.0.0.0",  # noqa: S104 - the contract's default: probes and scrapers come from other hosts
+        pattern=_WORD,
+        description="Address that health, metrics and status listen on.",
+    )
+    http_port: int = Field(
+        default=8080, ge=0, le=65535, description="Port of health, metrics and status; 0: any free one."
+    )
+    api_token: HeaderSecret | None = Field(
+        default=None, description="Bearer token for the protected pages; unset: those answer 403."
+    )
+    allow_destructive_http: bool = Field(
+        default=False, description="Lets the protected `DELETE`s empty a queue or the cache; else those answer 403."
+    )
+
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = Field(
+        default="info", description="Least level that is logged; `debug` shows each Kinesis and SQS call."
+    )
+    log_format: Literal["json", "console"] = Field(
+        default="json", description="`json` for machines, `console` for people."
+    )
+    shutdown_grace_seconds: float = Field(default=25, gt=0, le=3600, description="Time to drain at SIGTERM.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the names are pydantic-settings'
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values from arguments only: `load_settings` is handed the environment, and no other is read unseen."""
+        return (init_settings,)
+
+
+def load_settings(environ: Mapping[str, str], *, for_run: bool = True) -> Settings:
+    """Return the settings in *environ*; names it does not know are ignored, for the environment is shared.
+
+    With *for_run* what `run` cannot do without must be there; without it, for commands that need less, only what is
+    there must be right. Registers every secret with the log. Raises ConfigurationError with every problem.
+    """
+    given = {name: value for name, value in environ.items() if value}
+    if region := given.get("AWS_REGION", given.get("AWS_DEFAULT_REGION")):
+        given["AWS_REGION"] = region
+    secrets, problems = secret_values(given)
+    texts = {name: given[name] for name in map(str.upper, Settings.model_fields) if name in given} | {
+        name: secrets[name] for name in OWN_SECRETS if name in secrets
+    }
+    settings = None
+    try:
+        settings = Settings(**{name.lower(): value for name, value in texts.items()})  # type: ignore[arg-type]
+    except ValidationError as exc:
+        names = dict.fromkeys(str(error["loc"][0]) for error in exc.errors(include_input=False, include_context=False))
+        problems += [_problem(name, texts[name.upper()]) for name in names]
+    problems += contradictions(given)
+    problems += omissions(given) if for_run else ()
+    if problems or settings is None:
+        raise ConfigurationError(*dict.fromkeys(map(scrub_text, problems)))
+    return settings
+
+
+SOURCE_QUEUES = ("SQS_SHARD_CREATION_QUEUE_URL", "SQS_ORDER_EVENTS_QUEUE_URL", "SQS_PRIORITY_QUEUE_URL")
+SOURCES = ("KINESIS_STREAM_NAME", *SOURCE_QUEUES)
+ROUTES = ("CITRUS_SERVER_URL", "SHARD_MAP_FILE", "DATABASE_HOST")
+
+
+def contradictions(given: Mapping[str, str]) -> Iterator[str]:
+    """Yield a problem for each pair of variables in *given* that cannot be meant together. Values may be wrong."""
+    queues = {name: given[name].rstrip("/") for name in SOURCE_QUEUES if name in given}
+    for first, second in combinations(queues, 2):
+        if queues[first] == queues[second]:
+            yield f"{second}: expected another queue than {first}, got the same; one would take the other's messages"
+    dead_letters = given.get("SQS_DEAD_LETTER_QUEUE_URL", "").rstrip("/")
+    for name, url in queues.items():
+        if url == dead_letters:
+            yield (
+                f"SQS_DEAD_LETTER_QUEUE_URL: expected another queue than {name}, got the same; "
+                "dead letters would be read again"
+            )
+    if "CITRUS_SERVER_URL" in given and "SHARD_MAP_FILE" in given:
+        yield "SHARD_MAP_FILE: expected either CITRUS_SERVER_URL or SHARD_MAP_FILE, got both; unset one"
+    if routing_of(given) == "DATABASE_HOST":
+        for name in ("DATABASE_NAME", "DATABASE_USERNAME"):
+            if name not in given:
+                yield f"{name}: expected a value, since DATABASE_HOST is the only shard, got nothing; set it"
+
+
+def omissions(given: Mapping[str, str]) -> Iterator[str]:
+    """Yield a problem for each thing that `run` needs and *given* lacks."""
+    sources = [name for name in SOURCES if name in given]
+    if not sources:
+        yield f"{SOURCES[0]}: expected a source, {' or '.join(SOURCES)}, got none; set one"
+    if sources and "SQS_DEAD_LETTER_QUEUE_URL" not in given:
+        yield (
+            "SQS_DEAD_LETTER_QUEUE_URL: expected the URL of a queue for dead letters, "
+            f"since {' and '.join(sources)} is set, got nothing; set it"
+        )
+    if sources and "AWS_REGION" not in given and not _has_aws_profile(given):
+        yield "AWS_REGION: expected the name of a region, got nothing; set it, or AWS_DEFAULT_REGION, or AWS_PROFILE"
+    if routing_of(given) is None:
+        yield f"{ROUTES[0]}: expected a way to find shards, {' or '.join(ROUTES)}, got none; set one"
+
+
+def routing_of(given: Mapping[str, str]) -> str | None:
+    """Return the variable that decides where tenants live; the first of them wins over those after it."""
+    return next((name for name in ROUTES if name in given), None)
+
+
+def _has_aws_profile(given: Mapping[str, str]) -> bool:
+    """Whether a profile may name the region; only botocore, asked by the caller, knows whether it does."""
+    if not {"AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE"}.isdisjoint(given):
+        return True
+    return "HOME" in given and _is_file(Path(given["HOME"], ".aws", "config"))
+
+
+def _problem(name: str, value: str) -> str:
+    """Say what the field *name* expected and got; a secret is never shown, nor what may hold one."""
+    if name.upper() in OWN_SECRETS:
+        got = "something else, which is not shown"
+    elif "@" in value:
+        got = "a value with @, which is not shown as it may hold a password"
+    else:
+        got = repr(scrub_text(value))
+        got = got if len(got) <= SHOWN_VALUE_MAX_LENGTH else f"{got[:SHOWN_VALUE_MAX_LENGTH]}…"
+    return f"{name.upper()}: expected {expected_of(Settings.model_fields[name])}, got {got}"
+
+
+def expected_of(field: FieldInfo) -> str:
+    """Return what *field* must hold, in words: its own, or those of its type and bounds."""
+    parts = (*field.metadata, field.annotation)
+    while parts:
+        if own := next((part for part in parts if isinstance(part, Expected)), None):
+            return own.text
+        parts = tuple(inner for part in parts for inner in (*getattr(part, "__metadata__", ()), *get_args(part)))
+    if field.annotation is bool:
+        return "true or false"
+    if field.annotation in {int, float}:
+        return _bounds_of(field)
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(", ".join(get_args(field.annotation)).rsplit(", ", 1))
+    return "text"
+
+
+def _bounds_of(field: FieldInfo) -> str:
+    kind = "an integer" if field.annotation is int else "a number"
+    low = next((bound.ge for bound in field.metadata if isinstance(bound, Ge)), None)
+    above = next((bound.gt for bound in field.metadata if isinstance(bound, Gt)), None)
+    high = next(bound.le for bound in field.metadata if isinstance(bound, Le))
+    return f"{kind} between {low} and {high}" if above is None else f"{kind} above {above}, at most {high}"

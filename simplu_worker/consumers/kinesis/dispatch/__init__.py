@@ -1,0 +1,1 @@
+"""From a decoded operation to the lane of its Postgres shard."""

@@ -1,0 +1,484 @@
+"""Where the operations of one stream shard are until they are settled: in a lane, in the waiting room, or held.
+
+The main reader and the catch-ups send through the same lanes and the same waiting room, so that a tenant's operations
+stay in order whoever read them. What cannot be applied now is dropped from memory and held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+
+from simplu_worker.consumers.kinesis.dispatch.route_lookup import WaitingRoom
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import Entry, Lane, cost_bytes_of
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Account
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
+from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, Reason, Target
+from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.recovery.shard_positions import Contacts, ReaderFacts, Refill
+from simplu_worker.consumers.kinesis.stream.positions import Mark, is_behind, lowest
+from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.operations.unknown_tenants import is_overdue
+from simplu_worker.shards.gateway import Router
+from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
+
+TENANTS_REMEMBERED: Final = 10_000
+STUCK_QUEUE_MAX_BYTES: Final = 1024 * 1024  # behind a batch that may never be answered
+FAILING_RETRIES_S: Final = (1.0, 5.0, 15.0)  # before each further try of an operation that failed by itself
+FAILING_TENANTS_MAX: Final = 3
+FAILURES_REMEMBERED: Final = 1000
+BUCKET_REST_FIRST_S: Final = 5.0  # between two looks at tenants that are held together, longer each time
+BUCKET_REST_MAX_S: Final = 300.0
+OVERDUE_INTERVAL_S: Final = 60.0  # between two catch-ups of a tenant that is not registered
+
+log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """The lanes, the waiting room and the holds of one reader."""
+
+    def __init__(
+        self,
+        name: str,
+        router: Router,
+        account: Account,
+        *,
+        tenant_wait: timedelta,
+        store: Callable[[Sequence[DeadLetter]], Awaitable[None]],
+        facts: ReaderFacts | None,
+        draw: Callable[[], float] = random.random,
+        utc: UtcClock = utc_now,
+    ) -> None:
+        """*name* is the stream shard's; *store* returns when letters are stored.
+
+        Without *facts* no Postgres shard is told how far the stream shard got.
+        """
+        self._name = name
+        self._router = router
+        self._account = account
+        self._tenant_wait = tenant_wait
+        self._store = store
+        self._draw = draw
+        self._utc = utc
+        self.holds = Holds()
+        self.contacts = None if facts is None else Contacts(router, self.holds, facts, tenant_wait=tenant_wait, utc=utc)
+        self.room = WaitingRoom(router, self, tenant_wait=tenant_wait, draw=draw, utc=utc)
+        self._lanes: dict[str, Lane] = {}
+        self._lane_of: dict[str, Lane] = {}  # by tenant: where its entries are, or went last
+        self._failures: dict[str, tuple[str | None, int, int]] = {}  # by tenant: the operation, how often it failed
+        self._tasks = asyncio.TaskGroup()
+        self._ending = asyncio.Event()
+        self._gathering = _Letters()
+        self._storing = asyncio.Lock()
+        self._bucket_rests_from = 0.0
+        self._bucket_rest_s = BUCKET_REST_FIRST_S
+        self.has_settled = asyncio.Event()
+        self.has_ready = asyncio.Event()  # a hold can be caught up
+        self.has_arrivals = asyncio.Event()  # an operation was sent; cleared by who waits for it
+
+    def __repr__(self) -> str:
+        return f"Dispatcher({self._name}, {list(self._lanes.values())}, {self.room!r}, {self.holds!r})"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no operation is in hand."""
+        return not any(map(len, self._lanes.values())) and not self.room.entries()
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether there is nothing to look at by the clock; `has_arrivals` is set when there may be."""
+        return not self.holds.all() and self.is_empty
+
+    def entries(self) -> list[Entry]:
+        """Return all that is in hand."""
+        return [entry for lane in self._lanes.values() for entry in lane.entries()] + self.room.entries()
+
+    def owed_tenants(self) -> TenantSet:
+        """Return everyone of whom something is held or in hand."""
+        tenants = self.holds.tenants()
+        for entry in self.entries():
+            tenants.add(entry.operation.tenant_id)
+        return tenants
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a batch has been in flight for so long that it may never be answered."""
+        return any(lane.is_stuck for lane in self._lanes.values())
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether some of what is read next could go on at once, or a lane is late: others must not wait with it."""
+        return not self._lanes or any(not len(lane) or lane.is_late for lane in self._lanes.values())
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether anything is in hand that does not wait for a Postgres shard without an answer."""
+        return bool(self.room.entries()) or any(len(lane) and not lane.is_stuck for lane in self._lanes.values())
+
+    def is_lane_idle(self, shard_id: str) -> bool:
+        """Whether no batch to a Postgres shard is in flight."""
+        lane = self._lanes.get(shard_id)
+        return lane is None or lane.is_idle
+
+    def start(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
+        """Work in *tasks* until *ending*; then batches in flight are finished and the rest stays owed."""
+        self._tasks = tasks
+        self._ending = ending
+        tasks.create_task(self.room.run(ending), name=f"waiting:{self._name}")
+
+    def send(self, entries: Sequence[Entry]) -> None:
+        """Send operations of one reader on their way, each behind those of its tenant that are in hand.
+
+        Those of a tenant that is held must come from a catch-up of its hold. All of a tenant go together: where that
+        gets it held, they are all dropped, and none stays that would be sent before the others are read again.
+        """
+        self._account.take(cost_bytes_of(entries))
+        self.has_arrivals.set()
+        room = self.room if len(self.room) else ()
+        by_lane: defaultdict[Lane, list[Entry]] = defaultdict(list)
+        without_lane: defaultdict[str, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            tenant_id = entry.operation.tenant_id
+            lane = self._lane_of.get(tenant_id)
+            if lane is None or tenant_id in room:
+                without_lane[tenant_id].append(entry)
+            else:
+                by_lane[lane].append(entry)
+        for lane, own in by_lane.items():
+            self._put(lane, own)
+        for tenant_id, own in without_lane.items():
+            if tenant_id in room:
+                self._put_into_room(tenant_id, own)
+            elif (shard_id := self._router.remembered(tenant_id)) is not None:
+                self.let_go(tenant_id, shard_id, own)
+            else:
+                self.room.put(tenant_id, own)
+
+    def shard_id_of(self, tenant_id: str) -> str | None:
+        """Return the id of the Postgres shard to which a tenant's next operation would go; None when nobody knows."""
+        lane = self._lane_of.get(tenant_id)
+        return self._router.remembered(tenant_id) if lane is None else lane.shard_id
+
+    def _put_into_room(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+        """Append operations of one reader to those of their tenant that wait.
+
+        What is read again for a whole shard comes first: what others have put there before it will come once more.
+        """
+        owed = entries[0].owed
+        hold = self.holds.whole_of(owed)
+        waiting = [] if hold is None else self.room.take(tenant_id)
+        others = [one for one in waiting if one.owed is not owed]
+        own: Sequence[Entry] = [*(one for one in waiting if one.owed is owed), *entries]
+        if hold is not None and others:
+            own = self._without(hold, others, own)
+        if own:
+            self.room.put(tenant_id, own)
+
+    def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[Entry]) -> None:
+        """Put all that is in hand of a tenant into the lane of its shard; later operations follow there.
+
+        But for what was read again for another shard as a whole, when nobody knew where the tenant lives.
+        """
+        own: list[Entry] = []
+        strays: list[Entry] = []
+        for entry in entries:
+            is_stray = self.holds.is_stray(entry.owed, entry.ticket, tenant_id, shard_id)
+            (strays if is_stray else own).append(entry)
+        self.holds.note_placed(tenant_id)
+        if strays:
+            self._leave_out(strays)
+        if not own:
+            return
+        lane = self._lane(shard_id)
+        if len(self._lane_of) >= TENANTS_REMEMBERED:  # those with nothing in hand can be looked up again
+            self._lane_of = {tenant: one for tenant, one in self._lane_of.items() if len(one)}
+        self._lane_of[tenant_id] = lane
+        self._put(lane, own)
+
+    def _lane(self, shard_id: str) -> Lane:
+        lane = self._lanes.get(shard_id)
+        if lane is None:
+            tries = len(FAILING_RETRIES_S) + 1
+            lane = Lane(
+                shard_id,
+                self._router,
+                self,
+                contacts=self.contacts,
+                tries_max=tries,
+                draw=self._draw,
+                utc=self._utc,
+            )
+            self._lanes[shard_id] = lane
+            self._tasks.create_task(lane.run(self._ending), name=f"lane:{self._name}:{shard_id}")
+        return lane
+
+    def _put(self, lane: Lane, entries: Sequence[Entry]) -> None:
+        hold = self.holds.for_shard(lane.shard_id)
+        if hold is None:
+            lane.put(entries)
+        elif hold.catch_up is None:
+            self.hold_shard(lane.shard_id, entries)
+        elif hold.is_whole:
+            self._put_whole(lane, hold, hold.catch_up, entries)
+        else:
+            lane.put(entries)
+
+    def _put_whole(self, lane: Lane, hold: Hold, catch_up: CatchUp, entries: Sequence[Entry]) -> None:
+        """Put into the lane what *catch_up* sends, which reads again for all tenants of the shard, and drop the rest.
+
+        It will come to that, or has sent it already. Where it has passed it without, it begins again before that, and
+        what it sent meanwhile is dropped as well: it would be too early.
+        """
+        others = [entry for entry in entries if entry.owed is not catch_up.owed]
+        own = [entry for entry in entries if entry.owed is catch_up.owed]
+        lane.put(self._without(hold, others, own))
+
+    def _without(self, hold: Hold, others: Sequence[Entry], own: Sequence[Entry]) -> Sequence[Entry]:
+        """Drop *others*, to be read again for a hold; return what may be sent of its *own*, which was read for it.
+
+        Nothing, where its catch-up has passed one of the others and not sent it: it begins again, before that.
+        """
+        parents = self._parents_of(others)
+        dropped = list(others)
+        if any((parents or _is_passed(hold, entry)) and not _is_covered(hold, entry, parents) for entry in others):
+            dropped += own
+            hold.lower(lowest(entry.before for entry in dropped), _first_arrival(dropped))
+            self.holds.need_parents(hold, parents, [entry.operation.tenant_id for entry in others])
+            self._make_ready(hold)
+        for tenant_id in {entry.operation.tenant_id for entry in others}:
+            self.holds.join(hold, tenant_id)
+        self._leave_out(dropped)
+        return () if len(dropped) > len(others) else own
+
+    def _parents_of(self, entries: Iterable[Entry]) -> tuple[ParentRecords, ...]:
+        """Return what is to come before everything else for those to whom it was just being sent."""
+        for entry in entries:
+            if parents := self.holds.parents_of(entry.owed):
+                return parents
+        return ()
+
+    def refill(self, shard_id: str, refill: Refill, entries: Sequence[Entry]) -> None:
+        """Have the stream read again for all tenants of a Postgres shard; *entries*, all its lane has, are dropped.
+
+        To be called in the step in which that was decided, with nothing in flight.
+        """
+        before = lowest([refill.before, *(entry.before for entry in entries)])
+        arrived_at = self._utc() if before is None else before.arrived_at
+        hold = self.holds.hold_whole(shard_id, before, arrived_at, parents=refill.parents, now=loop_time())
+        for tenant_id in sorted({entry.operation.tenant_id for entry in entries}):
+            self.holds.join(hold, tenant_id)
+        self._leave_out(entries)
+        self._make_ready(hold)
+
+    def begin_again(self, hold: Hold, before: Mark | None, tenant_ids: Iterable[str]) -> None:
+        """Have the shard of *hold* read for again from *before* on: *tenant_ids* live there, and were left out.
+
+        Where one of them has something on its way to another shard, it is left out again until that has come back.
+        """
+        for tenant_id in tenant_ids:
+            lane = self._lane_of.get(tenant_id)
+            if lane is not None and not any(entry.operation.tenant_id == tenant_id for entry in lane.entries()):
+                del self._lane_of[tenant_id]
+        hold.lower(before, hold.arrived_at)
+        self._make_ready(hold)
+
+    def parents_read(self, catch_up: CatchUp) -> None:
+        """Note that all that came before a catch-up's own records is applied, or held with what comes before it."""
+        catch_up.is_at_parents = False
+        for hold in catch_up.holds:
+            hold.parents = ()
+        if self.contacts is not None and not self.holds.has_parents:
+            for hold in catch_up.holds:
+                if hold.is_whole:
+                    self.contacts.parents_read(hold.name)
+
+    def look_again(self, shard_id: str) -> bool:
+        """Have the lane to a Postgres shard read its row there anew; False when there is no lane."""
+        lane = self._lanes.get(shard_id)
+        if lane is not None:
+            lane.look_again()
+        return lane is not None
+
+    def put_back(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+        """Take back all entries of a tenant from its lane: its shard says that it does not live there now."""
+        self._lane_of.pop(tenant_id, None)
+        self.room.put(tenant_id, entries)
+
+    def is_held(self, shard_id: str) -> bool:
+        """Whether a Postgres shard is held and nothing may be sent there."""
+        return self.holds.of_shard(shard_id) is not None
+
+    def hold_shard(self, shard_id: str, entries: Sequence[Entry]) -> None:
+        """Hold a Postgres shard, from the first of *entries* on; all of them are dropped."""
+        tenants = sorted({entry.operation.tenant_id for entry in entries})
+        before, arrived_at = lowest(entry.before for entry in entries), _first_arrival(entries)
+        parents = self._parents_of(entries)  # as long as they are known by the hold that is left
+        hold = self.holds.hold_shard(shard_id, tenants, before, arrived_at, now=loop_time())
+        self.holds.need_parents(hold, parents, tenants)
+        if self.is_lane_idle(shard_id):
+            for tenant_id in tenants:
+                self._lane_of.pop(tenant_id, None)
+        self._leave_out(entries)
+
+    def hold_tenant(self, entries: Sequence[Entry], reason: str, *, shard_id: str | None) -> bool:
+        """Hold the tenant of *entries*, from the first of them on; return whether it is held by itself.
+
+        It is held with all others of the Postgres shard *shard_id* where that does not answer.
+        """
+        if shard_id is not None:
+            self.hold_shard(shard_id, entries)
+            return False
+        return self._hold_tenant(entries, reason).target is Target.TENANT
+
+    def moved(self, hold: Hold, tenant_id: str) -> None:
+        """Catch up a tenant of a Postgres shard that is held: it has another shard now."""
+        own = self.holds.hold_tenant(tenant_id, hold.reason, hold.reached, hold.arrived_at, now=loop_time())
+        self.holds.need_parents(own, hold.parents, [tenant_id])
+        if own.target is Target.TENANT:
+            self._make_ready(own)
+
+    def _hold_tenant(self, entries: Sequence[Entry], reason: str) -> Hold:
+        tenant_id = entries[0].operation.tenant_id
+        before, arrived_at = lowest(entry.before for entry in entries), _first_arrival(entries)
+        parents = self._parents_of(entries)
+        hold = self.holds.hold_tenant(tenant_id, reason, before, arrived_at, now=loop_time())
+        self.holds.need_parents(hold, parents, [tenant_id])
+        self._lane_of.pop(tenant_id, None)
+        self._leave_out(entries)
+        return hold
+
+    def is_asked_for(self, tenant_id: str) -> bool:
+        """Whether a tenant is held because it has no shard, and not being caught up."""
+        hold = self.holds.of(tenant_id)
+        return hold is not None and hold.target is Target.TENANT and hold.catch_up is None and not hold.is_ready
+
+    def found(self, tenant_id: str) -> None:
+        """Catch up a held tenant, which has a shard now."""
+        hold = self.holds.of(tenant_id)
+        if hold is not None and hold.target is Target.TENANT and hold.catch_up is None:
+            self._make_ready(hold)
+
+    def not_registered(self, tenant_id: str, asked_at: datetime) -> None:
+        """Catch up a held tenant where it has operations that are overdue; they become dead letters there."""
+        hold = self.holds.of(tenant_id)
+        if hold is None or not self.is_asked_for(tenant_id) or loop_time() < hold.next_try:
+            return
+        if is_overdue(hold.arrived_at, now=asked_at, tenant_wait=self._tenant_wait):
+            hold.next_try = loop_time() + min(OVERDUE_INTERVAL_S, self._tenant_wait.total_seconds())
+            self._make_ready(hold)
+
+    def failed(self, entry: Entry) -> int:
+        """Note that an operation failed by itself once more; return how often now.
+
+        Where many tenants fail it is the shard after all, say a trigger that refuses every row: nothing is given up.
+        """
+        origin = entry.operation.origin
+        known = self._failures.get(entry.operation.tenant_id)
+        place = (origin.sequence_number, origin.sub_sequence_number)
+        times = 1 + (known[2] if known is not None and known[:2] == place else 0)
+        while len(self._failures) >= FAILURES_REMEMBERED:
+            del self._failures[next(iter(self._failures))]
+        self._failures[entry.operation.tenant_id] = *place, times
+        is_mass = sum(hold.reason == Reason.FAILING for hold in self.holds.all()) > FAILING_TENANTS_MAX
+        return min(times, len(FAILING_RETRIES_S)) if is_mass else times
+
+    def hold_failing(self, entries: Sequence[Entry]) -> None:
+        """Hold the tenant of *entries*, the first of which failed by itself, to try it again later."""
+        *_, times = self._failures.get(entries[0].operation.tenant_id, (1,))
+        hold = self._hold_tenant(entries, Reason.FAILING)
+        hold.next_try = loop_time() + FAILING_RETRIES_S[min(times, len(FAILING_RETRIES_S)) - 1]
+
+    def _make_ready(self, hold: Hold) -> None:
+        hold.is_ready = True
+        self.has_ready.set()
+
+    def look(self) -> None:
+        """Make ready what is due by the clock; to be called a few times a second."""
+        now = loop_time()
+        holds = self.holds.all()
+        for hold in holds:
+            if hold.reason == Reason.FAILING and hold.catch_up is None and now >= hold.next_try:
+                self._make_ready(hold)
+        buckets = [hold for hold in holds if hold.target is Target.BUCKET]
+        if not buckets:
+            self._bucket_rest_s = BUCKET_REST_FIRST_S
+        if not buckets or any(hold.catch_up or hold.is_ready for hold in buckets):
+            self._bucket_rests_from = now
+        elif now - self._bucket_rests_from >= self._bucket_rest_s:
+            self._bucket_rest_s = min(BUCKET_REST_MAX_S, 2 * self._bucket_rest_s)
+            self._make_ready(buckets[0])
+
+    def relieve(self, *, is_memory_short: bool) -> None:
+        """Hold what waits behind a batch that may never be answered, so that it takes no more memory.
+
+        The batch itself is waited for, unless others need the memory.
+        """
+        for lane in self._lanes.values():
+            if not lane.is_stuck:
+                continue
+            if (is_memory_short or lane.queued_bytes > STUCK_QUEUE_MAX_BYTES) and (queue := lane.take_queue()):
+                log.warning("shard.held", shard_id=lane.shard_id, operations=len(queue), error="no answer yet")
+                self.hold_shard(lane.shard_id, queue)
+            if is_memory_short:
+                lane.give_up_batch()
+
+    async def settle(self, entries: Sequence[Entry], letters: Sequence[DeadLetter]) -> None:
+        """Pass over *entries*, once their dead letters, if any, are stored.
+
+        Letters that come while others are being stored are stored with all that came meanwhile.
+        """
+        if letters:
+            batch = self._gathering
+            batch.letters += letters
+            async with self._storing:
+                if not batch.are_stored:  # by whoever had the turn before
+                    self._gathering = _Letters()
+                    await self._store(batch.letters)
+                    batch.are_stored = True
+        self._drop(entries)
+
+    def _leave_out(self, entries: Sequence[Entry]) -> None:
+        """Let go of entries that are to be read again for a hold; a catch-up that sent them has not sent all then."""
+        for entry in entries:
+            self.holds.note_left_out(entry.owed, entry.operation.tenant_id)
+        self._drop(entries)
+
+    def _drop(self, entries: Sequence[Entry]) -> None:
+        """Let go of entries that are done with, or held: whoever read them owes them no more."""
+        tickets: defaultdict[Owed[Mark], list[int]] = defaultdict(list)
+        for entry in entries:
+            tickets[entry.owed].append(entry.ticket)
+        for owed, own in tickets.items():
+            owed.done(own)
+        self._account.give(cost_bytes_of(entries))
+        self.has_settled.set()
+
+
+class _Letters:
+    """Letters that are stored together."""
+
+    def __init__(self) -> None:
+        self.letters: list[DeadLetter] = []
+        self.are_stored = False
+
+
+def _is_passed(hold: Hold, entry: Entry) -> bool:
+    """Tell whether the catch-up of *hold* is behind where *entry* is in the stream."""
+    return hold.reached is not None and is_behind(hold.reached, entry.before)
+
+
+def _is_covered(hold: Hold, entry: Entry, parents: tuple[ParentRecords, ...]) -> bool:
+    """Tell whether the catch-up of *hold* sends *entry*, which is of *parents* or comes later, by itself."""
+    catch_up = hold.catch_up
+    return catch_up is not None and catch_up.covers(entry.operation.tenant_id, entry.before, parents)
+
+
+def _first_arrival(entries: Iterable[Entry]) -> datetime:
+    return min(entry.operation.origin.arrived_at for entry in entries)

@@ -1,0 +1,358 @@
+"""A lane: the operations of one reader on their way to one Postgres shard, in order.
+
+Why order is kept for each tenant: its entries are in one place at a time, either in one lane, first in first out with
+one batch in flight, or in the waiting room. They change places all at once, in order; and what is taken out of both to
+be held is read again from the stream, from the first of it on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime
+from itertools import accumulate
+from typing import Final, Protocol, assert_never
+
+import msgspec
+import structlog
+
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import ENTRY_OVERHEAD_BYTES
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
+from simplu_worker.consumers.kinesis.recovery.shard_positions import Contact, Contacts, Refill
+from simplu_worker.consumers.kinesis.stream.positions import Mark
+from simplu_worker.consumers.outcome_counts import by_outcome, count_outcomes
+from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.metrics import instruments
+from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, Outcome
+from simplu_worker.shards.apply.position_claims import PositionChangedError
+from simplu_worker.shards.gateway import Router
+from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
+from simplu_worker.timing.waits import first_of, pause
+
+BATCH_MAX_COUNT: Final = 2000
+BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation has more
+RETRY_BASE_S: Final = 0.2
+RETRY_MAX_S: Final = 0.5
+HOLD_AFTER_S: Final = 1.0  # a shard that did not take a batch for so long is held: a restart of its pooler is shorter
+LATE_AFTER_S: Final = 1.0
+STUCK_AFTER_S: Final = 2.0  # a batch in flight for so long may never be answered
+
+DONE: Final = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
+
+log = structlog.get_logger(__name__)
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One operation in a reader's hands, the record it came from, and its ticket at whoever read it."""
+
+    ticket: int
+    operation: Operation
+    record: bytes
+    owed: Owed[Mark]
+
+    @property
+    def before(self) -> Mark | None:
+        """The last position before it."""
+        return self.owed.before(self.ticket)
+
+    def letter(self, reason: DeadLetterReason, error: str, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
+        """Return its dead letter."""
+        return DeadLetter(
+            reason=reason,
+            error=error,
+            origin=self.operation.origin,
+            failed_at=failed_at,
+            attempts=attempts,
+            record=self.record,
+            request_id=self.operation.request_id,
+            resource_id=self.operation.resource_id,
+            business_id=self.operation.business_id,
+            location_id=self.operation.location_id,
+        )
+
+
+def cost_bytes_of(entries: Collection[Entry]) -> int:
+    """Return what *entries* count for against the memory a replica may take: records, their data as text, the rest."""
+    return 2 * sum([entry.operation.size_bytes for entry in entries]) + ENTRY_OVERHEAD_BYTES * len(entries)
+
+
+class Keeper(Protocol):
+    """Who takes from a lane what does not go on through it."""
+
+    async def settle(self, entries: Sequence[Entry], letters: Sequence[DeadLetter]) -> None:
+        """Pass over *entries*, once *letters* are stored."""
+
+    def put_back(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+        """Take back all entries of a tenant: the shard says that it does not live there now."""
+
+    def hold_shard(self, shard_id: str, entries: Sequence[Entry]) -> None:
+        """Hold a shard that does not take operations, from the first of *entries* on."""
+
+    def is_held(self, shard_id: str) -> bool:
+        """Whether the shard is held already."""
+
+    def failed(self, entry: Entry) -> int:
+        """Note that an operation failed by itself once more; return how often now."""
+
+    def refill(self, shard_id: str, refill: Refill, entries: Sequence[Entry]) -> None:
+        """Have the stream read again for all tenants of the shard; *entries*, all that the lane has, are dropped."""
+
+    def hold_failing(self, entries: Sequence[Entry]) -> None:
+        """Hold the tenant of *entries*, the first of which failed by itself, to try it again later."""
+
+
+class Lane:
+    """The entries of one reader for one shard: first in, first out, one batch in flight."""
+
+    def __init__(
+        self,
+        shard_id: str,
+        router: Router,
+        keeper: Keeper,
+        *,
+        contacts: Contacts | None,
+        tries_max: int,
+        draw: Callable[[], float] = random.random,
+        utc: UtcClock = utc_now,
+    ) -> None:
+        """*tries_max* is how often an operation that fails by itself is tried before it is given up.
+
+        Without *contacts* the shard is not told how far the stream shard got.
+        """
+        self.shard_id = shard_id
+        self._router = router
+        self._keeper = keeper
+        self._contacts = contacts
+        self._looks_again = False  # at what the shard knows of the stream shard
+        self._tries_max = tries_max
+        self._draw = draw
+        self._utc = utc
+        self._queue: list[Entry] = []
+        self._batch: list[Entry] = []  # in flight, or being sent where its outcomes say
+        self._flight: asyncio.Timeout | None = None
+        self._sent_at = 0.0
+        self._failing_since: float | None = None
+        self._failure_count = 0
+        self._has_work = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"Lane({self.shard_id}, batch={len(self._batch)}, queue={len(self._queue)})"
+
+    def __len__(self) -> int:
+        return len(self._batch) + len(self._queue)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no batch of it is in flight, nor being sent where its outcomes say."""
+        return not self._batch
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether its batch has been in flight for so long that it may never be answered.
+
+        Not while the shard takes those of others: then it waits for its turn.
+        """
+        if self._flight is None:
+            return False
+        return loop_time() - max(self._sent_at, self._router.took_at(self.shard_id)) > STUCK_AFTER_S
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it takes longer than others should wait for: its batch is not answered, or letters are stored."""
+        if self._flight is None:
+            return bool(self._batch) or self._failing_since is not None
+        return self._failing_since is not None or loop_time() - self._sent_at > LATE_AFTER_S
+
+    @property
+    def queued_bytes(self) -> int:
+        """What the entries behind the batch take in memory."""
+        return cost_bytes_of(self._queue)
+
+    def entries(self) -> list[Entry]:
+        """Return what it holds, the batch included."""
+        return [*self._batch, *self._queue]
+
+    def put(self, entries: Iterable[Entry]) -> None:
+        """Append entries, in their order."""
+        self._queue.extend(entries)
+        self._has_work.set()
+
+    def take_queue(self) -> list[Entry]:
+        """Take out what is behind the batch."""
+        queue, self._queue = self._queue, []
+        return queue
+
+    def look_again(self) -> None:
+        """Read what the shard knows before the next batch, or now where there is none."""
+        self._looks_again = True
+        self._has_work.set()
+
+    def give_up_batch(self) -> None:
+        """Wait no more for the batch in flight: whether it was committed is then unknown."""
+        if self._flight is not None and not self._flight.expired():
+            self._flight.reschedule(loop_time())
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Apply batch after batch until *stopping*; then the batch in flight is finished and the rest stays owed."""
+        while not await self._idle_until(stopping):
+            self._batch, self._looks_again = self._next_batch(), False
+            try:
+                outcomes = await self._applied([entry.operation for entry in self._batch])
+            except PositionChangedError:
+                await self._put_back_and_doubt()
+                continue
+            except TryAgainLaterError as exc:
+                await self._defer(exc, stopping)
+                continue
+            self._failing_since, self._failure_count = None, 0
+            # Of the batch as it is now: a refill has emptied it.
+            count_outcomes([entry.operation for entry in self._batch], outcomes, now=self._utc())
+            await self._disperse(outcomes)
+            self._batch = []
+
+    async def _idle_until(self, stopping: asyncio.Event) -> bool:
+        """Wait for work or the end; return whether it is the end."""
+        while not self._queue and not self._looks_again and not stopping.is_set():
+            self._has_work.clear()
+            await first_of(self._has_work, stopping)
+        return stopping.is_set()
+
+    def _next_batch(self) -> list[Entry]:
+        batch = self._queue[:BATCH_MAX_COUNT]
+        ends = list(accumulate([entry.operation.size_bytes for entry in batch]))
+        del batch[max(1, bisect_right(ends, BATCH_MAX_BYTES)) :]
+        del self._queue[: len(batch)]
+        return batch
+
+    async def _applied(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """Apply the batch and return what became of it; nothing, where all is to be read again from the stream."""
+        self._sent_at = loop_time()
+        try:
+            async with asyncio.timeout(None) as self._flight:
+                if self._contacts is None:
+                    return await self._router.apply(self.shard_id, operations)
+                contact = self._contacts.of(self.shard_id)
+                async with contact.turn:
+                    if not contact.is_adopted and await self._is_refilled(self._contacts, contact):
+                        return []
+                    if not operations:
+                        return []
+                    return await self._router.apply(self.shard_id, operations, claim=self._contacts.claim(contact))
+        except TimeoutError:
+            raise TryAgainLaterError(f"shard {self.shard_id}: given up, its memory was needed") from None
+        finally:
+            self._flight = None
+
+    async def _is_refilled(self, contacts: Contacts, contact: Contact) -> bool:
+        """Read what the shard knows; where that is behind, have the stream read again. Then the lane is empty."""
+        refill = await contacts.adopt(contact)
+        if refill is None:
+            return False
+        entries = [*self._batch, *self.take_queue()]
+        self._batch = []
+        self._keeper.refill(self.shard_id, refill, entries)
+        return True
+
+    async def _put_back_and_doubt(self) -> None:
+        """Put the batch back: the row is another reader's, or of a server that lacks something. It is to be read first.
+
+        By who still has the lease: of two readers each would make the other read the stream again.
+        """
+        log.warning("position.changed", shard_id=self.shard_id, operations=len(self._batch))
+        self._queue[:0] = self._batch
+        self._batch = []
+        if self._contacts is not None:
+            self._contacts.of(self.shard_id).is_adopted = False
+            await self._contacts.confirm()
+
+    async def _defer(self, exc: TryAgainLaterError, stopping: asyncio.Event) -> None:
+        """Try the batch again soon, or hold the shard when it has not taken any for some time."""
+        self._failing_since = self._failing_since or self._sent_at
+        self._failure_count += 1
+        instruments.RETRIES.labels("kinesis", "shard_unavailable").inc()
+        if loop_time() - self._failing_since >= HOLD_AFTER_S or self._keeper.is_held(self.shard_id):
+            entries = [*self._batch, *self.take_queue()]
+            self._batch, self._failing_since = [], None
+            if not entries:
+                return
+            log.warning("shard.held", shard_id=self.shard_id, operations=len(entries), error=str(exc))
+            self._keeper.hold_shard(self.shard_id, entries)
+            return
+        self._queue[:0] = self._batch
+        self._batch = []
+        delay_s = backoff_s(self._failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
+        log.warning("batch.deferred", shard_id=self.shard_id, retry_in_s=round(delay_s, 2), error=str(exc))
+        await pause(delay_s, until=stopping)
+
+    async def _disperse(self, outcomes: Sequence[Outcome]) -> None:
+        """Send each entry of the batch where its outcome says, and what is behind it with it."""
+        if {outcome.disposition for outcome in by_outcome(self._batch, outcomes)} <= DONE:
+            await self._keeper.settle(self._batch, [])
+            return
+        settled: list[Entry] = []
+        letters: list[DeadLetter] = []
+        held: dict[str, list[Entry]] = {}
+        failing: dict[str, tuple[Entry, str]] = {}
+        for entry, outcome in zip(self._batch, outcomes, strict=True):
+            match outcome.disposition:
+                case Disposition.APPLIED | Disposition.DUPLICATE:
+                    settled.append(entry)
+                case Disposition.DEAD_LETTER:
+                    settled.append(entry)
+                    reason, error = outcome.reason or DeadLetterReason.INVALID_MESSAGE, outcome.error or ""
+                    letters.append(entry.letter(reason, error, failed_at=self._utc()))
+                case Disposition.HOLD:
+                    held.setdefault(entry.operation.tenant_id, []).append(entry)
+                case Disposition.UNEXPECTED:
+                    failing[entry.operation.tenant_id] = entry, outcome.error or ""
+                case _:
+                    assert_never(outcome.disposition)
+        for tenant_id, (entry, error) in failing.items():
+            if await self._given_up(entry, error):
+                settled.append(entry)
+            else:
+                self._keeper.hold_failing([entry, *held.pop(tenant_id, ()), *self._taken(tenant_id)])
+        for tenant_id, entries in held.items():
+            self._keeper.put_back(tenant_id, [*entries, *self._taken(tenant_id)])
+        await self._keeper.settle(settled, letters)
+
+    async def _given_up(self, entry: Entry, error: str) -> bool:
+        """Give up an operation that failed by itself too often: its letter is stored, then its row is marked.
+
+        Not if its shard does not take the mark: then it is tried again, and so are the letter and the row.
+        """
+        attempts = self._keeper.failed(entry)
+        ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
+        if attempts < self._tries_max:
+            instruments.RETRIES.labels("kinesis", "failing").inc()
+            log.warning("operation.failing", shard_id=self.shard_id, attempts=attempts, error=error, **ids)
+            return False
+        reason = DeadLetterReason.RETRIES_EXHAUSTED
+        letter = entry.letter(reason, f"it failed {attempts} times: {error}", failed_at=self._utc(), attempts=attempts)
+        await self._keeper.settle([], [letter])
+        try:
+            outcome = await self._marked(entry.operation)
+        except TryAgainLaterError:
+            return False
+        count_outcomes([entry.operation], [outcome], now=self._utc())
+        log.error("operation.given_up", shard_id=self.shard_id, attempts=attempts, error=error, **ids)
+        return outcome.disposition is not Disposition.HOLD
+
+    async def _marked(self, operation: Operation) -> Outcome:
+        """Leave the row of an operation that is given up."""
+        if self._contacts is None:
+            return await self._router.give_up(self.shard_id, operation)
+        contact = self._contacts.of(self.shard_id)
+        async with contact.turn:
+            return await self._router.give_up(self.shard_id, operation, claim=self._contacts.claim(contact))
+
+    def _taken(self, tenant_id: str) -> list[Entry]:
+        """Take a tenant's entries out of the queue."""
+        taken = [entry for entry in self._queue if entry.operation.tenant_id == tenant_id]
+        if taken:
+            self._queue = [entry for entry in self._queue if entry.operation.tenant_id != tenant_id]
+        return taken

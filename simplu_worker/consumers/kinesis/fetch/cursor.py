@@ -1,0 +1,182 @@
+"""Read on from one place of a stream shard: iterators, pacing, memory, and what to do when a read fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from simplu_worker.consumers.kinesis.fetch.pacing import CatchUpPacing, Pacing, ReadBudget
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import ENTRY_OVERHEAD_BYTES, Account
+from simplu_worker.consumers.kinesis.stream.client import (
+    AfterSequenceNumber,
+    AtSequenceNumber,
+    ChildShard,
+    ExpiredIteratorError,
+    Reply,
+    Start,
+    Stream,
+    StreamGoneError,
+)
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.metrics import instruments
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.waits import pause
+
+READ_MOST_BYTES: Final = 1024 * 1024  # five a second are more than the quota; larger replies only take more memory
+EXPIRY_MARGIN: Final = timedelta(minutes=1)
+BARE_ENDS_BELIEVED: Final = 3
+
+log = structlog.get_logger(__name__)
+
+
+class StreamShardReads:
+    """What all who read one stream shard share: the stream, its quota, and the turn, for reads never overlap."""
+
+    def __init__(self, stream: Stream, stream_shard_id: str, account: Account, draw: Callable[[], float]) -> None:
+        self.stream = stream
+        self.stream_shard_id = stream_shard_id
+        self.account = account
+        self.draw = draw
+        self.budget = ReadBudget()
+        self.turn = asyncio.Lock()
+        self.is_gone = False  # the stream shard is past its retention: nothing is left to read
+
+
+class Cursor:
+    """One place in a stream shard, from which it reads on."""
+
+    def __init__(
+        self,
+        reads: StreamShardReads,
+        start: Start,
+        pacing: Pacing | CatchUpPacing,
+        *,
+        kind: str,
+        retention: timedelta | None = None,
+    ) -> None:
+        """*kind* is a label of the metrics. With the stream's *retention* it says when records were gone unread."""
+        self._reads = reads
+        self._start = start
+        self._pacing = pacing
+        self._read_count = instruments.KINESIS_READS.labels(kind)
+        self._record_count = instruments.KINESIS_READ_RECORDS.labels(kind)
+        self._byte_count = instruments.KINESIS_READ_BYTES.labels(kind)
+        self._retention = retention
+        self._iterator: str | None = None
+        self._held_bytes = 0
+        self._bare_ends = 0  # in a row, with no record between them
+        self.millis_behind: int | None = None
+        self.replied_at = 0.0
+        self.is_at_end = False  # as the last reply had it; the next read would find out whether it stays so
+        self.child_shards: tuple[ChildShard, ...] = ()
+        self.trouble: str | None = None
+        self.refusal: str | None = None  # the trouble, where only a person can end it
+        self.is_gone = False  # the stream shard is not there any more
+
+    async def read(self, stopping: asyncio.Event) -> Reply | None:
+        """Read once, when it is time; None when that failed, or *stopping* was set, or there is no memory for it.
+
+        The reply counts as memory in use until `let_go`, or until the next read.
+        """
+        self.let_go()
+        while True:
+            if await pause(self._pacing.delay_s(loop_time()), until=stopping):
+                return None
+            async with self._reads.turn:
+                if self._pacing.delay_s(loop_time()) > 0:
+                    continue  # another was faster
+                room_bytes = self._reads.account.room_bytes
+                return await self._read_into(room_bytes) if room_bytes else None
+
+    def let_go(self) -> None:
+        """Note that what the last reply brought was sent on its way."""
+        self._reads.account.give(self._held_bytes)
+        self._held_bytes = 0
+
+    async def _read_into(self, room_bytes: int) -> Reply | None:
+        """Read what fits into memory, as far as that can be known."""
+        limit = self._pacing.limit(min(room_bytes // 2, READ_MOST_BYTES))
+        limit = max(1, min(limit, room_bytes // (2 * ENTRY_OVERHEAD_BYTES)))
+        self._held_bytes = self._reads.budget.expected_bytes(limit) + limit * ENTRY_OVERHEAD_BYTES
+        self._pacing.started(loop_time())
+        self._reads.account.take(self._held_bytes)
+        reply = await self._read(limit)
+        size_bytes = 0 if reply is None else reply.size_bytes
+        self._reads.account.correct(self._held_bytes, size_bytes)
+        self._held_bytes = size_bytes
+        return reply
+
+    async def _read(self, limit: int) -> Reply | None:
+        try:
+            if self._iterator is None:
+                self._iterator = await self._reads.stream.iterator(self._reads.stream_shard_id, self._start)
+            reply = await self._reads.stream.get_records(self._iterator, limit=limit)
+        except ExpiredIteratorError:
+            self._iterator = None
+            return None
+        except (TryAgainLaterError, RefusedError) as exc:
+            self._note_trouble(exc)
+            return None
+        self.trouble = self.refusal = None
+        self._note(reply)
+        return reply
+
+    def _note(self, reply: Reply) -> None:
+        now = loop_time()
+        self._look_for_expiry(reply)
+        self._pacing.replied(
+            now, record_count=len(reply.records), size_bytes=reply.size_bytes, millis_behind=reply.millis_behind
+        )
+        self.millis_behind, self.replied_at = reply.millis_behind, now
+        self._iterator = reply.next_iterator
+        self.child_shards = reply.child_shards
+        self.is_at_end = self._is_end(reply)
+        if reply.records:
+            self._start = AfterSequenceNumber(reply.records[-1].sequence_number)
+        self._read_count.inc()
+        self._record_count.inc(len(reply.records))
+        self._byte_count.inc(reply.size_bytes)
+
+    def _is_end(self, reply: Reply) -> bool:
+        """Tell whether a reply is the last one of a closed stream shard; that names its children.
+
+        The KCL takes an end without children for invalid and asks again. Some emulators never name them, so here it is
+        believed when nothing else comes.
+        """
+        if reply.next_iterator is not None or reply.child_shards:
+            self._bare_ends = 0
+            return reply.next_iterator is None
+        self._bare_ends = 1 if reply.records else self._bare_ends + 1
+        return self._bare_ends >= BARE_ENDS_BELIEVED
+
+    def _note_trouble(self, exc: Exception) -> None:
+        self.trouble = str(exc)
+        self.refusal = self.trouble if isinstance(exc, RefusedError) else None
+        self.is_gone = isinstance(exc, StreamGoneError)
+        self._pacing.failed(loop_time(), self._reads.draw())
+        instruments.RETRIES.labels("kinesis", "read_failed").inc()
+        if self.refusal is None:
+            log.warning("stream_shard.unread", stream_shard_id=self._reads.stream_shard_id, error=str(exc))
+        else:
+            log.error("stream_shard.refused", stream_shard_id=self._reads.stream_shard_id, error=str(exc))
+
+    def _look_for_expiry(self, reply: Reply) -> None:
+        """Say so, once, when the first reply is as far behind the tip as records are kept.
+
+        Then records right after the place to start from may be gone unread. Kinesis goes on with the oldest it has.
+        """
+        retention, self._retention = self._retention, None
+        if retention is None or reply.millis_behind is None or not isinstance(self._start, AtSequenceNumber):
+            return
+        if timedelta(milliseconds=reply.millis_behind) >= retention - EXPIRY_MARGIN:
+            instruments.KINESIS_EXPIRED.inc()
+            log.error(
+                "stream_shard.records_expired",
+                stream_shard_id=self._reads.stream_shard_id,
+                checkpoint=self._start.sequence_number,
+                retention_hours=retention.total_seconds() / 3600,
+            )

@@ -1,0 +1,97 @@
+"""What the records of one stream shard hold: operations, or what can never be one. Pure, the same for every reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from itertools import dropwhile
+from sys import intern
+from typing import Final, TypeAlias
+
+from simplu_worker.consumers.kinesis.stream.aggregation import MAGIC, SubRecord, deaggregate, lies_within, outside_error
+from simplu_worker.consumers.kinesis.stream.client import Record
+from simplu_worker.consumers.kinesis.stream.positions import HashRange, Mark, Place, Position
+from simplu_worker.operations.decode import decode_operation
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
+
+KINESIS: Final = Source.KINESIS  # looked up once: an enum answers slowly
+
+Arrival: TypeAlias = tuple[Place, bytes, Operation | Rejected]
+"""One record, or one of those in an aggregate: its place, its bytes, and what they are."""
+
+
+class Intake:
+    """Takes apart and decodes the records of one stream shard."""
+
+    def __init__(
+        self,
+        stream_name: str,
+        stream_shard_id: str,
+        *,
+        operation_max_bytes: int,
+        list_result_limit: int,
+        hash_range: HashRange | None = None,
+    ) -> None:
+        """*hash_range* is the stream shard's; None when it is not known."""
+        self._stream_name = stream_name
+        self._stream_shard_id = stream_shard_id
+        self._operation_max_bytes = operation_max_bytes
+        self._list_result_limit = list_result_limit
+        self._hash_range = hash_range
+
+    def arrivals(self, records: list[Record], *, after: Position | None = None) -> Iterator[Arrival]:
+        """Yield what *records* hold, in their order; of the first of them only what is behind *after*.
+
+        Takes each out of *records*: the memory of one that is decoded is the next one's. An aggregate of which a part
+        belongs to another stream shard is refused as a whole.
+        """
+        arrivals = self._all_arrivals(records)
+        return arrivals if after is None else dropwhile(lambda one: Mark.of(one[0]).position <= after, arrivals)
+
+    def _all_arrivals(self, records: list[Record]) -> Iterator[Arrival]:
+        # Done for every record: whatever is the same for all of them is looked up once.
+        stream_name, stream_shard_id = self._stream_name, self._stream_shard_id
+        max_bytes, list_limit = self._operation_max_bytes, self._list_result_limit
+        arrived_at: datetime | None = None  # one object for all that arrive at one instant
+        records.reverse()
+        while records:
+            record = records.pop()
+            if record.arrived_at != arrived_at:
+                arrived_at = record.arrived_at
+            data = record.data
+            if data.startswith(MAGIC) and (subs := deaggregate(data)) is not None:
+                yield from self._sub_arrivals(record, subs)
+                continue
+            number, key = record.sequence_number, intern(record.partition_key)
+            origin = Origin(KINESIS, stream_name, arrived_at, stream_shard_id, number, 0, key)
+            yield origin, data, decode_operation(data, origin, max_bytes, list_limit)
+
+    def _sub_arrivals(self, record: Record, subs: Sequence[SubRecord]) -> Iterator[Arrival]:
+        if self._hash_range is not None and not lies_within(subs, self._hash_range):
+            yield self._refused(record, subs, self._hash_range)
+            return
+        for sub in subs:
+            origin = self._origin(record, sub.sub_sequence_number, sub.partition_key)
+            decoded = decode_operation(sub.data, origin, self._operation_max_bytes, self._list_result_limit)
+            yield origin, sub.data, decoded
+
+    def _refused(self, record: Record, subs: Sequence[SubRecord], hash_range: HashRange) -> Arrival:
+        """Return an aggregate of which a part belongs to another stream shard.
+
+        At the place of its last part, so that it is not passed over where only some were done with.
+        """
+        origin = self._origin(record, 0, record.partition_key)
+        error = outside_error(subs, hash_range)
+        mark = Mark(record.sequence_number, subs[-1].sub_sequence_number, record.arrived_at)
+        return mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, error, origin)
+
+    def _origin(self, record: Record, sub_sequence_number: int, partition_key: str) -> Origin:
+        return Origin(
+            source=KINESIS,
+            name=self._stream_name,
+            arrived_at=record.arrived_at,
+            stream_shard_id=self._stream_shard_id,
+            sequence_number=record.sequence_number,
+            sub_sequence_number=sub_sequence_number,
+            partition_key=intern(partition_key),
+        )

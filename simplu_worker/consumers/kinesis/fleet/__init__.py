@@ -1,0 +1,1 @@
+"""The replicas that share a stream: who reads which stream shard."""

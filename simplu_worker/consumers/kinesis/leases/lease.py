@@ -1,0 +1,226 @@
+"""What a row of the lease table means, and which leases may be taken.
+
+The table is the Kinesis Client Library's own. Why taking is safe: a lease changes hands only by a write that expects
+the counter last seen, so of two takers one wins; whether an owner is alive is told by its counter moving, by the local
+monotonic clock alone, so clocks that differ between machines do no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import msgspec
+
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, HashRange, Position
+
+Row: TypeAlias = Mapping[str, Mapping[str, Any]]  # an item as DynamoDB sends it: {"leaseCounter": {"N": "7"}}
+
+ENTITY_TYPE = "LEASE"
+STARTED_AT = "simpluStartedAt"
+OWED = "simpluOwed"
+READ_TO = "simpluReadTo"
+HELD = "simpluHeld"
+
+
+class UnreadableLeaseError(ValueError):
+    """A row that ought to be a lease and cannot be read as one."""
+
+
+class Ahead(msgspec.Struct, frozen=True, gc=False):
+    """How far a reader is ahead of its checkpoint, because some tenants are held.
+
+    Up to *read_to* nothing is owed to anyone who is not in *held* (`TenantSet.targets`).
+    """
+
+    read_to: Position
+    held: frozenset[str]
+
+
+class Lease(msgspec.Struct, frozen=True, gc=False):
+    """A row of the lease table as read (KCL `DynamoDBLeaseSerializer`).
+
+    *checkpoint* is, as with the KCL, the last position that is done with. *checkpoint_owner* is set while a KCL 3.x
+    leader moves the lease gracefully. *started_at* is ours: the instant from which on this application reads the stream
+    shard, noted when its lease was first taken. Where that pinned LATEST or AT_TIMESTAMP, every reader starts there
+    until there is a checkpoint. *owed* is ours too: whom a stream shard that is read to its end still owes something
+    (`TenantSet.targets`), None until it is. So is *ahead*.
+    Attributes not here survive, because every later write names what it changes.
+    """
+
+    lease_key: str
+    checkpoint: Position
+    counter: int = 0
+    owner: str | None = None
+    owner_switches: int = 0
+    parents: frozenset[str] = frozenset()
+    children: frozenset[str] = frozenset()
+    hash_range: HashRange | None = None
+    pending_checkpoint: Position | None = None
+    checkpoint_owner: str | None = None
+    started_at: datetime | None = None
+    owed: frozenset[str] | None = None
+    ahead: Ahead | None = None
+
+
+class Observation(msgspec.Struct, frozen=True, gc=False):
+    """A lease as the last scan found it, and the monotonic time at which its counter was first seen to be this."""
+
+    lease: Lease
+    unchanged_since: float
+
+
+def worker_id(host: str, pid: int, token: str) -> str:
+    """Return the id under which a process owns leases; a fresh random *token* keeps two processes from sharing one."""
+    return f"{host}:{pid}:{token}"
+
+
+def observe(previous: Mapping[str, Observation], leases: Iterable[Lease], *, now: float) -> dict[str, Observation]:
+    """Return what is known after a scan that found *leases*, by lease key.
+
+    A lease not seen before counts as renewed now, so a fresh process waits a full lease duration before it takes the
+    lease of an owner that it never saw alive. Leases no longer in the table are forgotten.
+    """
+    observations: dict[str, Observation] = {}
+    for lease in leases:
+        known = previous.get(lease.lease_key)
+        unmoved = known is not None and known.lease.counter == lease.counter
+        observations[lease.lease_key] = Observation(lease, known.unchanged_since if known and unmoved else now)
+    return observations
+
+
+def takeable(
+    observations: Mapping[str, Observation],
+    *,
+    held: Collection[str],
+    now: float,
+    lease_duration_s: float,
+    me: str,
+) -> list[Lease]:
+    """Return the leases that may be taken now: free ones first, then those unchanged for longest.
+
+    Free are leases without owner, and those stamped *me* that this process does not hold (a take whose answer was
+    lost: nobody else reads them). Others may be taken once unchanged for longer than *lease_duration_s*. Never those
+    of *held* (lease keys), nor finished ones.
+    """
+    candidates = [
+        observation
+        for lease_key, observation in observations.items()
+        if lease_key not in held and observation.lease.checkpoint != SHARD_END
+    ]
+    free = [one.lease for one in candidates if one.lease.owner in (None, me)]
+    expired = [
+        one for one in candidates if one.lease.owner not in (None, me) and now - one.unchanged_since > lease_duration_s
+    ]
+    expired.sort(key=lambda one: one.unchanged_since)
+    return free + [one.lease for one in expired]
+
+
+def is_own_landed_write(lease: Lease, row: Lease, *, me: str) -> bool:
+    """Tell whether *row*, found where *lease* was expected, is the work of an earlier try of *me* with that lease.
+
+    A write whose answer was lost has landed after all, so its repetition fails. Nobody but the owner moves the counter
+    and leaves the owner, so one step of it is our own.
+    """
+    return row.owner == me and row.counter == lease.counter + 1
+
+
+def lease_of(row: Row) -> Lease | None:
+    """Read a row of the lease table; `None` for rows that are not leases (KCL 3.5 keeps its own beside them).
+
+    Raises UnreadableLeaseError when an attribute is missing or of another type or form than the KCL's.
+    """
+    if "entityType" in row and row["entityType"].get("S") != ENTITY_TYPE:
+        return None
+    try:
+        return Lease(
+            lease_key=_required(row, "leaseKey", "S"),
+            checkpoint=_position(row, "checkpoint"),
+            counter=int(_required(row, "leaseCounter", "N")),
+            owner=_optional(row, "leaseOwner", "S") or None,
+            owner_switches=int(_optional(row, "ownerSwitchesSinceCheckpoint", "N") or 0),
+            parents=frozenset(_optional(row, "parentShardId", "SS") or ()),
+            children=frozenset(_optional(row, "childShardIds", "SS") or ()),
+            hash_range=_hash_range(row),
+            pending_checkpoint=_position(row, "pendingCheckpoint") if "pendingCheckpoint" in row else None,
+            checkpoint_owner=_optional(row, "checkpointOwner", "S") or None,
+            started_at=_instant(row, STARTED_AT),
+            owed=frozenset(_optional(row, OWED, "SS") or ()) or None,
+            ahead=_ahead(row),
+        )
+    except UnreadableLeaseError:
+        raise
+    except ValueError as exc:  # a number or a position that is none
+        raise UnreadableLeaseError(str(exc)) from exc
+
+
+def row_of(lease: Lease) -> dict[str, dict[str, Any]]:
+    """Return the row that creates *lease*. What is empty is left out: DynamoDB has no empty sets, the KCL no nulls."""
+    row: dict[str, dict[str, Any]] = {
+        "leaseKey": {"S": lease.lease_key},
+        "leaseCounter": {"N": str(lease.counter)},
+        "ownerSwitchesSinceCheckpoint": {"N": str(lease.owner_switches)},
+        "checkpoint": {"S": lease.checkpoint.checkpoint},
+        "checkpointSubSequenceNumber": {"N": str(lease.checkpoint.sub_sequence_number)},
+        "entityType": {"S": ENTITY_TYPE},
+    }
+    if lease.owner:
+        row["leaseOwner"] = {"S": lease.owner}
+    if lease.parents:
+        row["parentShardId"] = {"SS": sorted(lease.parents)}
+    if lease.children:
+        row["childShardIds"] = {"SS": sorted(lease.children)}
+    if lease.hash_range:
+        row["startingHashKey"] = {"S": str(lease.hash_range.first)}
+        row["endingHashKey"] = {"S": str(lease.hash_range.last)}
+    if lease.started_at:
+        row[STARTED_AT] = {"S": lease.started_at.isoformat()}
+    if lease.owed:
+        row[OWED] = {"SS": sorted(lease.owed)}
+    if lease.ahead:
+        row |= attributes_of(lease.ahead)
+    return row
+
+
+def attributes_of(ahead: Ahead) -> dict[str, dict[str, Any]]:
+    """Return the attributes of a lease row that say how far its reader is ahead."""
+    read_to = f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}"
+    return {READ_TO: {"S": read_to}, HELD: {"SS": sorted(ahead.held)}}
+
+
+def _optional(row: Row, name: str, kind: str) -> Any:
+    value = row.get(name)
+    if value is None or "NULL" in value:
+        return None
+    if kind not in value:
+        raise UnreadableLeaseError(f"{name}: expected type {kind}, came {'/'.join(value)}")
+    return value[kind]
+
+
+def _required(row: Row, name: str, kind: str) -> Any:
+    value = _optional(row, name, kind)
+    if value is None:
+        raise UnreadableLeaseError(f"{name}: expected a value of type {kind}, came none")
+    return value
+
+
+def _position(row: Row, name: str) -> Position:
+    sub_sequence_number = _optional(row, f"{name}SubSequenceNumber", "N")
+    return Position.parse(_required(row, name, "S"), int(sub_sequence_number or 0))
+
+
+def _instant(row: Row, name: str) -> datetime | None:
+    text = _optional(row, name, "S")
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def _ahead(row: Row) -> Ahead | None:
+    held = frozenset(_optional(row, HELD, "SS") or ())
+    sequence_number, _, sub_sequence_number = (_optional(row, READ_TO, "S") or "").partition("/")
+    return Ahead(Position.of(sequence_number, int(sub_sequence_number)), held) if held and sequence_number else None
+
+
+def _hash_range(row: Row) -> HashRange | None:
+    first, last = _optional(row, "startingHashKey", "S"), _optional(row, "endingHashKey", "S")
+    return HashRange(int(first), int(last)) if first and last else None

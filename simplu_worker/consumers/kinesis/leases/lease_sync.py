@@ -1,0 +1,98 @@
+"""Make the leases of a stream: all of them on an empty table, later those that are missing.
+
+Every creation is conditional, so replicas that do it at the same time do no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import structlog
+
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.shard_tree import (
+    InitialPosition,
+    first_leases,
+    hole_in,
+    is_torn,
+    missing_leases,
+)
+from simplu_worker.consumers.kinesis.stream.client import AtTimestamp, Latest, Stream, StreamShard, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.positions import AT_TIMESTAMP, LATEST, TRIM_HORIZON
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.timing.clock import UtcClock
+
+log = structlog.get_logger(__name__)
+
+
+class LeaseMaker:
+    """Creates leases from listings. Both methods raise TryAgainLaterError or RefusedError when the doors do."""
+
+    def __init__(self, stream: Stream, table: LeaseTable, position: str | datetime, *, utc: UtcClock) -> None:
+        """*position* is `KINESIS_INITIAL_POSITION`."""
+        self._stream = stream
+        self._table = table
+        self._position = position
+        self._utc = utc
+
+    async def create_at_start(self, leases: Sequence[Lease]) -> list[Lease]:
+        """Create the leases that are missing at the start, where a scan found *leases*; return all."""
+        initial = self._initial()
+        if not leases:
+            first = first_leases(await self._listing_at(initial), initial)
+            # Those of a replica that was faster count: after a reshard in between, ours would be a second beginning.
+            leases = await self._table.scan(is_consistent=True)
+            if not leases:
+                return await self._create(first)
+        return [*leases, *await self._create(await self._missing(leases, await self._whole_listing()))]
+
+    async def _missing(self, leases: Sequence[Lease], listing: Sequence[StreamShard]) -> list[Lease]:
+        """Return the leases to be created beside *leases*.
+
+        Where some seem to be missing the table is read again as it is: what an eventually consistent scan does not show
+        may be there, and a stream shard whose parent has a lease begins elsewhere than one whose parent has none.
+        """
+        if missing_leases(listing, {lease.lease_key for lease in leases}, self._initial()):
+            leases = await self._table.scan(is_consistent=True)
+        return missing_leases(listing, {lease.lease_key for lease in leases}, self._initial())
+
+    async def _create(self, wanted: Sequence[Lease]) -> list[Lease]:
+        created = [lease for lease in wanted if await self._table.create(lease)]
+        for lease in created:
+            log.info("lease.created", stream_shard_id=lease.lease_key, checkpoint=lease.checkpoint.checkpoint)
+        return created
+
+    async def sync(self) -> list[StreamShard]:
+        """Create the leases that a listing shows to be missing; return the listing."""
+        leases = await self._table.scan()
+        listing = await self._whole_listing()
+        await self._create(await self._missing(leases, listing))
+        return listing
+
+    def _initial(self) -> InitialPosition:
+        if isinstance(self._position, datetime):
+            return InitialPosition(AT_TIMESTAMP, self._position)
+        if self._position == "LATEST":
+            return InitialPosition(LATEST, self._utc())
+        return InitialPosition(TRIM_HORIZON)
+
+    async def _listing_at(self, initial: InitialPosition) -> list[StreamShard]:
+        """Return the stream shards at the initial position; they must cover all hash keys."""
+        at: TrimHorizon | Latest | AtTimestamp = TrimHorizon()
+        if initial.checkpoint == LATEST:
+            at = Latest()
+        elif initial.started_at is not None:
+            at = AtTimestamp(initial.started_at)
+        stream_shards = await self._stream.list_stream_shards(at)
+        hole = hole_in([shard.hash_range for shard in stream_shards])
+        if hole is not None:
+            raise TryAgainLaterError(f"stream {self._stream.name}: no stream shard for the hash keys from {hole.first}")
+        return stream_shards
+
+    async def _whole_listing(self) -> list[StreamShard]:
+        stream_shards = await self._stream.list_stream_shards()
+        if is_torn(stream_shards):
+            raise TryAgainLaterError(f"stream {self._stream.name} was resharded while it was listed")
+        return stream_shards

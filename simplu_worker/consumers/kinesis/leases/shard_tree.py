@@ -1,0 +1,183 @@
+"""The tree of stream shards: which leases are missing, whom a lease waits for, which are no longer needed. Pure.
+
+Source of the rules: the Kinesis Client Library's HierarchicalShardSyncer (which leases), BlockOnParentShardTask (whom
+to wait for), PeriodicShardSyncManager (holes) and LeaseCleanupManager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.stream.client import ChildShard, StreamShard
+from simplu_worker.consumers.kinesis.stream.positions import (
+    AT_TIMESTAMP,
+    LATEST,
+    SHARD_END,
+    TRIM_HORIZON,
+    HashRange,
+    Position,
+)
+
+HASH_KEY_LAST = 2**128 - 1
+UNREAD = frozenset({TRIM_HORIZON, AT_TIMESTAMP, LATEST})  # checkpoints of a lease of which nothing was read
+
+
+class InitialPosition(msgspec.Struct, frozen=True):
+    """Where to start when nothing was read yet; *started_at* pins LATEST and AT_TIMESTAMP to an instant."""
+
+    checkpoint: Position
+    started_at: datetime | None = None
+
+
+def first_leases(stream_shards: Iterable[StreamShard], initial: InitialPosition) -> list[Lease]:
+    """Return the leases of an empty table: one for each stream shard that ListShards gave for the position."""
+    return [_lease(shard, initial) for shard in _in_order(stream_shards)]
+
+
+def missing_leases(
+    stream_shards: Collection[StreamShard], leases: Collection[str], initial: InitialPosition
+) -> list[Lease]:
+    """Return the leases to be created beside *leases* (lease keys), so that every open stream shard will be read.
+
+    A stream shard that descends from a leased one starts at its beginning, and so do the ancestors between them: its
+    records follow those of the leased one. Others start at the initial position; with LATEST only the open ones, with
+    TRIM_HORIZON and AT_TIMESTAMP their oldest ancestors that are still there.
+    """
+    walk = _Walk(stream_shards, leases, initial)
+    for shard in stream_shards:
+        if shard.is_open and shard.stream_shard_id not in leases:
+            walk.want(shard, is_descendant=walk.is_included(shard))
+    return [walk.wanted[shard.stream_shard_id] for shard in _in_order(stream_shards) if walk.wants(shard)]
+
+
+class _Walk:
+    """One walk from the open stream shards up to leased ancestors, or to the oldest."""
+
+    def __init__(self, stream_shards: Iterable[StreamShard], leases: Collection[str], initial: InitialPosition) -> None:
+        self._by_id = {shard.stream_shard_id: shard for shard in stream_shards}
+        self._leases = leases
+        self._initial = initial
+        self._included: dict[str, bool] = {}
+        self.wanted: dict[str, Lease] = {}
+
+    def wants(self, shard: StreamShard) -> bool:
+        return shard.stream_shard_id in self.wanted
+
+    def want(self, shard: StreamShard, *, is_descendant: bool) -> None:
+        starts_at_its_beginning = is_descendant and self._initial.checkpoint != AT_TIMESTAMP
+        position = InitialPosition(TRIM_HORIZON) if starts_at_its_beginning else self._initial
+        self.wanted.setdefault(shard.stream_shard_id, _lease(shard, position))
+
+    def is_included(self, shard: StreamShard) -> bool:
+        """Say whether *shard* continues something that is read; want its ancestors where it does."""
+        known = self._included.get(shard.stream_shard_id)
+        if known is None:
+            known = self._included[shard.stream_shard_id] = self._include(shard)
+        return known
+
+    def _include(self, shard: StreamShard) -> bool:
+        if shard.stream_shard_id in self._leases:
+            return True
+        parents = [self._by_id[parent] for parent in sorted(shard.parents) if parent in self._by_id]
+        continued = [parent for parent in parents if self.is_included(parent)]
+        if not continued:
+            return self._initial.checkpoint != LATEST
+        for parent in parents:
+            if parent.stream_shard_id not in self._leases:
+                self.want(parent, is_descendant=parent in continued)
+        return True
+
+
+def child_leases(children: Iterable[ChildShard]) -> list[Lease]:
+    """Return the leases of the children of a stream shard read to its end: always from their beginning."""
+    return [
+        Lease(
+            lease_key=child.stream_shard_id,
+            checkpoint=TRIM_HORIZON,
+            parents=child.parents,
+            hash_range=child.hash_range,
+        )
+        for child in children
+    ]
+
+
+def unfinished_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> list[str]:
+    """Return the parents that must be finished, or list what they still owe, before *lease* is read.
+
+    A parent without a lease is read by nobody, and one past its retention (*gone*) has nothing left to read. One that
+    lists what it owes is read to its end: the child holds whom it lists (`owed_by_parents`) and nobody else.
+    """
+    return [parent.lease_key for parent in _parents_at_work(lease, leases, gone) if parent.owed is None]
+
+
+def owed_by_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> frozenset[str]:
+    """Return whom *lease* must hold from its first record: all that its parents list as owed (`TenantSet.targets`).
+
+    Empty when no parent owes anything; it says nothing of parents that list nothing yet (`unfinished_parents`).
+    """
+    return frozenset[str]().union(*(parent.owed or () for parent in _parents_at_work(lease, leases, gone)))
+
+
+def is_torn(stream_shards: Collection[StreamShard]) -> bool:
+    """Whether a listing was torn by a reshard between its pages: an open child beside a parent that is open too."""
+    opened = {shard.stream_shard_id for shard in stream_shards if shard.is_open}
+    return any(shard.parents & opened for shard in stream_shards)
+
+
+def hole_in(ranges: Iterable[HashRange]) -> HashRange | None:
+    """Return the first hash keys that no range covers; None when all are covered."""
+    next_key = 0
+    for covered in sorted(ranges, key=lambda one: one.first):
+        if covered.first > next_key:
+            return HashRange(next_key, covered.first - 1)
+        next_key = max(next_key, covered.last + 1)
+    return None if next_key > HASH_KEY_LAST else HashRange(next_key, HASH_KEY_LAST)
+
+
+def hole_in_leases(leases: Iterable[Lease]) -> HashRange | None:
+    """Return the first hash keys that no unfinished lease covers. Leases of unknown range make it None."""
+    ranges = [lease.hash_range for lease in leases if lease.checkpoint != SHARD_END]
+    return None if None in ranges else hole_in([one for one in ranges if one is not None])
+
+
+def removable(leases: Mapping[str, Lease], gone: Collection[str]) -> list[Lease]:
+    """Return the finished leases that nobody needs: past their retention, with children that were begun, and no parent.
+
+    Leases of *gone* stream shards that were not finished are not among them: they lost records, and whoever holds them
+    says so.
+    """
+    return [
+        lease
+        for key, lease in sorted(leases.items())
+        if lease.checkpoint == SHARD_END
+        and key in gone
+        and not lease.parents & leases.keys()
+        and not any(child.checkpoint in UNREAD for child in leases.values() if key in child.parents)
+    ]
+
+
+def _parents_at_work(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> list[Lease]:
+    """Return the leases of the parents that are not finished and of which something can still be read."""
+    return [
+        leases[parent]
+        for parent in sorted(lease.parents)
+        if parent in leases and parent not in gone and leases[parent].checkpoint != SHARD_END
+    ]
+
+
+def _lease(shard: StreamShard, position: InitialPosition) -> Lease:
+    return Lease(
+        lease_key=shard.stream_shard_id,
+        checkpoint=position.checkpoint,
+        parents=shard.parents,
+        hash_range=shard.hash_range,
+        started_at=position.started_at,
+    )
+
+
+def _in_order(stream_shards: Iterable[StreamShard]) -> Sequence[StreamShard]:
+    return sorted(stream_shards, key=lambda shard: (int(shard.starting_sequence_number), shard.stream_shard_id))

@@ -1,0 +1,222 @@
+"""Take apart the records that the Kinesis Producer Library packs many of its users' records into.
+
+The format (KPL, `aggregation-format.md`) is magic, protobuf message, MD5 of the message:
+
+    AggregatedRecord { repeated string partition_key_table = 1; repeated string explicit_hash_key_table = 2;
+                       repeated Record records = 3; }
+    Record { required uint64 partition_key_index = 1; optional uint64 explicit_hash_key_index = 2;
+             required bytes data = 3; repeated Tag tags = 4; }
+
+Why nothing is lost: either all of an aggregate is understood, or the record is taken as it came. An aggregate that does
+not belong to its stream shard is not applied, as with the KCL, but it is not dropped either: it is one dead letter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable
+from typing import Final
+
+import msgspec
+
+from simplu_worker.consumers.kinesis.stream.positions import HashRange
+
+# The error of an aggregate that does not lie within its stream shard: one dead letter for all of it.
+OUTSIDE: Final = (
+    "aggregate: expected sub-records whose hash keys are all its stream shard's, got some of another's; none of them "
+    "was applied. The Kinesis Producer Library sends those again by itself that belong elsewhere, other producers "
+    "nothing: send all of them again, each as a record of its own with its requestId, and what was applied already is "
+    "dropped. A producer without the library must pack for one stream shard at a time, or not at all"
+)
+
+MAGIC: Final = b"\xf3\x89\x9a\xc2"
+_MAGIC_BYTES: Final = 4
+_DIGEST_BYTES: Final = 16
+_HASH_KEY_MAX: Final = (1 << 128) - 1  # Kinesis API reference, ExplicitHashKey
+_HASH_KEY_MAX_DIGITS: Final = 39
+
+# Protobuf encoding: a tag is the field's number << 3 | its wire type; a varint has 7 bits a byte, the lowest first.
+_VARINT: Final = 0
+_LENGTH_DELIMITED: Final = 2
+_FIXED_BYTES: Final = {1: 8, 5: 4}  # by wire type
+_TAG_MAX: Final = (1 << 32) - 1
+_VARINT_MAX: Final = (1 << 64) - 1
+_VARINT_MAX_SHIFT: Final = 70  # after ten bytes
+
+_PARTITION_KEY: Final = 1 << 3 | _LENGTH_DELIMITED
+_EXPLICIT_HASH_KEY: Final = 2 << 3 | _LENGTH_DELIMITED
+_RECORD: Final = 3 << 3 | _LENGTH_DELIMITED
+_FIELDS_OF_AGGREGATE: Final = frozenset({_PARTITION_KEY, _EXPLICIT_HASH_KEY, _RECORD})
+
+_PARTITION_KEY_INDEX: Final = 1 << 3 | _VARINT
+_EXPLICIT_HASH_KEY_INDEX: Final = 2 << 3 | _VARINT
+_DATA: Final = 3 << 3 | _LENGTH_DELIMITED
+_FIELDS_OF_RECORD: Final = frozenset({_PARTITION_KEY_INDEX, _EXPLICIT_HASH_KEY_INDEX, _DATA})
+
+
+class SubRecord(msgspec.Struct, frozen=True, gc=False):
+    """One user's record of an aggregate; *sub_sequence_number* counts from 0 in the order they were packed."""
+
+    partition_key: str
+    explicit_hash_key: str | None
+    data: bytes
+    sub_sequence_number: int
+
+
+class _MalformedError(ValueError):
+    """The bytes are no AggregatedRecord."""
+
+
+def deaggregate(data: bytes) -> list[SubRecord] | None:
+    """Return the sub-records of an aggregate, at least one; `None` for an ordinary record, to be taken as it is.
+
+    Ordinary is whatever is not an aggregate to the last byte: no magic, another MD5, no valid protobuf, a required
+    field missing, an index beyond its table, a partition key that is no UTF-8, an explicit hash key that no stream has,
+    no record in it. The KCL delivers what comes before a bad index and drops the rest; here nothing is dropped.
+    Never raises, whatever the bytes.
+    """
+    if not data.startswith(MAGIC) or len(data) <= _MAGIC_BYTES + _DIGEST_BYTES:
+        return None
+    message = data[_MAGIC_BYTES:-_DIGEST_BYTES]
+    if hashlib.md5(message, usedforsecurity=False).digest() != data[-_DIGEST_BYTES:]:
+        return None
+    try:
+        return _sub_records(message) or None
+    except (_MalformedError, IndexError, UnicodeDecodeError):  # IndexError: bytes that end early, or a bad table index
+        return None
+
+
+def hash_key_of(sub: SubRecord) -> int:
+    """Return the hash key that decides on the sub-record's stream shard: the explicit one, else the MD5 of its key."""
+    if sub.explicit_hash_key is not None:
+        return int(sub.explicit_hash_key)
+    return int.from_bytes(hashlib.md5(sub.partition_key.encode(), usedforsecurity=False).digest())
+
+
+def lies_within(subs: Iterable[SubRecord], hash_range: HashRange | None) -> bool:
+    """Tell whether all of *subs* belong to the stream shard of *hash_range*; where that is not known they do.
+
+    The KCL discards a whole aggregate when this is false (`AggregatorUtil.deaggregate`): packed for one stream shard,
+    it landed in another one, as on its way during a reshard. To apply it would be out of order: a sub-record outside
+    has its place in the stream shard of its own hash key, where later ones of its partition key are read, perhaps
+    before it, and to where the KPL sends it again. Who packs without regard to stream shards (aws-kinesis-agg) sends
+    nothing again, nor does the KPL those within, which it counts as delivered (`Retrier`): hence the dead letter.
+    """
+    return hash_range is None or all(_is_within(sub, hash_range) for sub in _with_distinct_keys(subs))
+
+
+def outside_error(subs: Iterable[SubRecord], hash_range: HashRange) -> str:
+    """Return OUTSIDE with what came instead; no partition key is named, for errors are logged."""
+    subs = list(subs)
+    outside = [sub for sub in subs if not _is_within(sub, hash_range)]
+    return (
+        f"{OUTSIDE} ({len(outside)} of {len(subs)} sub-records lie outside {hash_range.first} to {hash_range.last}, "
+        f"the first is number {outside[0].sub_sequence_number} with hash key {hash_key_of(outside[0])})"
+    )
+
+
+def _is_within(sub: SubRecord, hash_range: HashRange) -> bool:
+    return hash_range.first <= hash_key_of(sub) <= hash_range.last
+
+
+def _with_distinct_keys(subs: Iterable[SubRecord]) -> Collection[SubRecord]:
+    return {(sub.partition_key, sub.explicit_hash_key): sub for sub in subs}.values()  # many records, few keys
+
+
+# The two loops read varints of one byte, nearly all, themselves: a call for each would cost as much as the rest.
+
+
+def _sub_records(message: bytes) -> list[SubRecord]:
+    partition_keys: list[str] = []
+    hash_keys: list[str] = []
+    records: list[bytes] = []  # read at the end: the tables may come behind them
+    at, end = 0, len(message)
+    while at < end:
+        tag = message[at]
+        at += 1
+        if tag > 0x7F:
+            tag, at = _varint(message, at - 1)
+        if tag not in _FIELDS_OF_AGGREGATE:
+            at = _after(message, at, tag)
+            continue
+        length = message[at]
+        at += 1
+        if length > 0x7F:
+            length, at = _varint(message, at - 1)
+        value = message[at : at + length]
+        at += length
+        if tag == _RECORD:
+            records.append(value)
+        elif tag == _PARTITION_KEY:
+            partition_keys.append(value.decode())
+        else:
+            hash_keys.append(_hash_key(value))
+    if at > end:
+        raise _MalformedError
+    return [_sub_record(record, number, partition_keys, hash_keys) for number, record in enumerate(records)]
+
+
+def _sub_record(record: bytes, number: int, partition_keys: list[str], hash_keys: list[str]) -> SubRecord:
+    key_index: int | None = None
+    hash_key_index: int | None = None
+    data: bytes | None = None
+    at, end = 0, len(record)
+    while at < end:  # of a field that comes twice the last one counts, as protobuf has it
+        tag = record[at]
+        at += 1
+        if tag > 0x7F:
+            tag, at = _varint(record, at - 1)
+        if tag not in _FIELDS_OF_RECORD:
+            at = _after(record, at, tag)
+            continue
+        value = record[at]
+        at += 1
+        if value > 0x7F:
+            value, at = _varint(record, at - 1)
+        if tag == _DATA:
+            data = record[at : at + value]
+            at += value
+        elif tag == _PARTITION_KEY_INDEX:
+            key_index = value
+        else:
+            hash_key_index = value
+    if at > end or key_index is None or data is None:
+        raise _MalformedError
+    hash_key = None if hash_key_index is None else hash_keys[hash_key_index]
+    return SubRecord(partition_keys[key_index], hash_key, data, number)
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """Return the unsigned number at *at* and where it ends; what has more than 64 bits is refused."""
+    byte = message[at]
+    value = byte & 0x7F
+    shift = 7
+    while byte > 0x7F and shift < _VARINT_MAX_SHIFT:
+        at += 1
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        shift += 7
+    if byte > 0x7F or value > _VARINT_MAX:
+        raise _MalformedError
+    return value, at + 1
+
+
+def _after(message: bytes, at: int, tag: int) -> int:
+    """Return where the value of an unknown field ends, which may be beyond the message: the caller looks."""
+    if tag >> 3 == 0 or tag > _TAG_MAX:
+        raise _MalformedError
+    wire_type = tag & 7
+    if wire_type == _VARINT:
+        return _varint(message, at)[1]
+    if wire_type == _LENGTH_DELIMITED:
+        length, at = _varint(message, at)
+        return at + length
+    if wire_type in _FIXED_BYTES:
+        return at + _FIXED_BYTES[wire_type]
+    raise _MalformedError  # groups, which this format never had, and wire types that protobuf does not know
+
+
+def _hash_key(value: bytes) -> str:
+    if not value.isdigit() or len(value) > _HASH_KEY_MAX_DIGITS or int(value) > _HASH_KEY_MAX:
+        raise _MalformedError
+    return value.decode()

@@ -1,0 +1,359 @@
+"""The door to Kinesis: one stream, its stream shards and their records."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeAlias, assert_never
+
+import msgspec
+import structlog
+
+from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, ThrottledError, error_code, translate
+from simplu_worker.consumers.kinesis.stream.positions import HashRange
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.metrics.instruments import KINESIS_GET_RECORDS, KINESIS_THROTTLED
+
+log = structlog.get_logger(__name__)
+
+READY_STATES = frozenset({"ACTIVE", "UPDATING"})
+STATE_POLL_INTERVAL_S = 0.5  # DescribeStreamSummary: 20 a second and account
+
+
+class StreamShard(msgspec.Struct, frozen=True):
+    """A stream shard as ListShards tells it; *parents* may name stream shards that are past their retention."""
+
+    stream_shard_id: str
+    parents: frozenset[str]
+    hash_range: HashRange
+    starting_sequence_number: str
+    ending_sequence_number: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether records can still be written to it."""
+        return self.ending_sequence_number is None
+
+
+class ChildShard(msgspec.Struct, frozen=True):
+    """A stream shard that continues one read to its end."""
+
+    stream_shard_id: str
+    parents: frozenset[str]
+    hash_range: HashRange
+
+
+class ExpiredIteratorError(TryAgainLaterError):
+    """The iterator is older than five minutes; ask for a new one, after the last record read."""
+
+
+class StreamGoneError(RefusedError):
+    """The stream, or the stream shard, does not exist: never did, was deleted, or is past its retention."""
+
+
+class AtSequenceNumber(msgspec.Struct, frozen=True):
+    """Start with this record."""
+
+    sequence_number: str
+
+
+class AfterSequenceNumber(msgspec.Struct, frozen=True):
+    """Start with the record behind this one."""
+
+    sequence_number: str
+
+
+class TrimHorizon(msgspec.Struct, frozen=True):
+    """Start with the oldest record that is kept."""
+
+
+class Latest(msgspec.Struct, frozen=True):
+    """Start with the next record to come."""
+
+
+class AtTimestamp(msgspec.Struct, frozen=True):
+    """Start with the first record that arrived at this instant (with a time zone) or later."""
+
+    instant: datetime
+
+
+Start: TypeAlias = AtSequenceNumber | AfterSequenceNumber | TrimHorizon | Latest | AtTimestamp
+
+
+class Record(
+    msgspec.Struct,
+    frozen=True,
+    gc=False,
+    rename={
+        "sequence_number": "SequenceNumber",
+        "partition_key": "PartitionKey",
+        "data": "Data",
+        "arrived_at": "ApproximateArrivalTimestamp",
+    },
+):
+    """A record as Kinesis gives it; *arrived_at* (UTC) is approximate and the same for every reader."""
+
+    sequence_number: str
+    partition_key: str
+    data: bytes
+    arrived_at: datetime
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What one GetRecords brought, in stream order; empty is normal, also behind the tip.
+
+    *next_iterator* is `None` at the end of a closed stream shard, whose *child_shards* then follow. *millis_behind* is
+    the reply's distance from the tip of the stream, not the age of a record. *size_bytes* is what the quota counts.
+    """
+
+    records: list[Record]
+    next_iterator: str | None
+    millis_behind: int | None
+    child_shards: tuple[ChildShard, ...]
+    size_bytes: int
+
+
+class StreamSummary(msgspec.Struct, frozen=True):
+    """What the stream says of itself; *retention* is how long it keeps a record."""
+
+    status: str
+    retention: timedelta
+    open_stream_shard_count: int
+
+
+class NewRecord(msgspec.Struct, frozen=True):
+    """A record to be put."""
+
+    partition_key: str
+    data: bytes
+
+
+class Stream:
+    """The stream *name_or_arn*; every method is one or a few requests over *client*.
+
+    All raise ThrottledError, another TryAgainLaterError, StreamGoneError or another RefusedError.
+    """
+
+    def __init__(self, client: Client, name_or_arn: str) -> None:
+        self._client = client
+        self._arn = {"StreamARN": name_or_arn} if name_or_arn.startswith("arn:") else {}
+        self._key = self._arn or {"StreamName": name_or_arn}
+        self.name = name_or_arn.rpartition("/")[2]  # arn:aws:kinesis:region:account:stream/name
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.name}>"
+
+    async def ensure(self, *, create: bool, shard_count: int) -> None:
+        """Wait until the stream can be read, having created it when missing and *create*; idempotent among replicas.
+
+        Raises StreamGoneError when it is missing and must not be created.
+        """
+        while (status := await self._status()) not in READY_STATES:
+            if status is not None:
+                await asyncio.sleep(STATE_POLL_INTERVAL_S)
+            elif create:
+                await self._create(shard_count)
+            else:
+                raise StreamGoneError(
+                    f"stream {self.name}: expected it to exist, it does not; create it, or set KINESIS_CREATE_STREAM",
+                )
+
+    async def summary(self) -> StreamSummary:
+        """Return what the stream says of itself."""
+        raw = await self._describe()
+        return StreamSummary(
+            status=raw["StreamStatus"],
+            retention=timedelta(hours=raw["RetentionPeriodHours"]),
+            open_stream_shard_count=raw["OpenShardCount"],
+        )
+
+    async def put(self, records: Sequence[NewRecord]) -> list[NewRecord]:
+        """Put up to 500 *records* (5 MiB) with one request; return those that the stream did not take.
+
+        Between records of one request the stream keeps no order when it refuses some of them.
+        """
+        entries = [{"Data": record.data, "PartitionKey": record.partition_key} for record in records]
+        if len(entries) == 1:
+            await self._call("put_record", **self._key, **entries[0])
+            return []
+        reply = await self._call("put_records", **self._key, Records=entries)
+        return [record for record, entry in zip(records, reply["Records"], strict=True) if entry.get("ErrorCode")]
+
+    async def list_stream_shards(self, at: TrimHorizon | Latest | AtTimestamp | None = None) -> list[StreamShard]:
+        """Return the stream shards that still hold records, open and closed; with *at*, those that were open then."""
+        first_page = self._key | _shard_filter(at)
+        found: list[StreamShard] = []
+        page: dict[str, Any] = first_page
+        while True:
+            try:
+                reply = await self._call("list_shards", **page)
+            except _ExpiredTokenError:
+                found, page = [], first_page  # it was valid for 300 s; from the first page again
+                continue
+            found += [_stream_shard(raw) for raw in reply["Shards"]]
+            if not reply.get("NextToken"):
+                return found
+            page = {"NextToken": reply["NextToken"]}  # beside it, the stream's name is refused
+
+    async def iterator(self, stream_shard_id: str, start: Start) -> str:
+        """Return an iterator for `get_records`, valid for five minutes."""
+        reply = await self._call("get_shard_iterator", ShardId=stream_shard_id, **self._key, **_iterator_type(start))
+        return str(reply["ShardIterator"])
+
+    async def get_records(self, iterator: str, *, limit: int) -> Reply:
+        """Read up to *limit* records (at most 10,000, and 10 MiB). Raises ExpiredIteratorError, too."""
+        with KINESIS_GET_RECORDS.time():
+            raw = await self._call("get_records", ShardIterator=iterator, Limit=limit, **self._arn)
+        reply = _reply(raw)
+        log.debug(
+            "records.read",
+            stream=self.name,
+            record_count=len(reply.records),
+            size_bytes=reply.size_bytes,
+            millis_behind=reply.millis_behind,
+        )
+        return reply
+
+    async def _status(self) -> str | None:
+        try:
+            return str((await self._describe())["StreamStatus"])
+        except StreamGoneError:
+            return None
+
+    async def _describe(self) -> dict[str, Any]:
+        reply = await self._call("describe_stream_summary", **self._key)
+        description: dict[str, Any] = reply["StreamDescriptionSummary"]
+        return description
+
+    async def _create(self, shard_count: int) -> None:
+        try:
+            await self._call("create_stream", StreamName=self.name, ShardCount=shard_count)
+        except _InUseError:
+            return  # another replica was faster
+        log.info("stream.created", stream=self.name, stream_shard_count=shard_count)
+
+    async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Make one request, with Kinesis's errors translated."""
+        started_at = time.perf_counter()
+        code = ""
+        try:
+            reply: dict[str, Any] = await getattr(self._client, operation)(**arguments)
+        except AWS_ERRORS as exc:
+            code = error_code(exc) or type(exc).__name__
+            error = self._error_of(exc)
+            if isinstance(error, ThrottledError):
+                KINESIS_THROTTLED.inc()
+            raise error from exc
+        finally:
+            duration_s = round(time.perf_counter() - started_at, 4)
+            log.debug("kinesis.called", operation=operation, error=code or None, duration_s=duration_s)
+        return reply
+
+    def _error_of(self, exc: Exception) -> Exception:
+        match error_code(exc):
+            case "ExpiredIteratorException":
+                return ExpiredIteratorError(f"stream {self.name}: the iterator expired")
+            case "ExpiredNextTokenException":
+                return _ExpiredTokenError(f"stream {self.name}: the list of stream shards expired between two pages")
+            case "ResourceInUseException":
+                return _InUseError(f"stream {self.name} is being created, changed or deleted")
+            case "ResourceNotFoundException":
+                return StreamGoneError(f"stream {self.name}: expected it, or its stream shard, to exist; {exc}")
+        return translate(exc)
+
+
+class _ExpiredTokenError(TryAgainLaterError):
+    """The next page can no longer be asked for."""
+
+
+class _InUseError(TryAgainLaterError):
+    """The stream is in a state that does not allow this now."""
+
+
+def _iterator_type(start: Start) -> dict[str, Any]:
+    match start:
+        case AtSequenceNumber(sequence_number):
+            return {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "StartingSequenceNumber": sequence_number}
+        case AfterSequenceNumber(sequence_number):
+            return {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "StartingSequenceNumber": sequence_number}
+        case TrimHorizon():
+            return {"ShardIteratorType": "TRIM_HORIZON"}
+        case Latest():
+            return {"ShardIteratorType": "LATEST"}
+        case AtTimestamp(instant):
+            return {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": instant}
+        case _:
+            assert_never(start)
+
+
+def _shard_filter(at: TrimHorizon | Latest | AtTimestamp | None) -> dict[str, Any]:
+    match at:
+        case None:
+            return {}
+        case TrimHorizon():
+            return {"ShardFilter": {"Type": "AT_TRIM_HORIZON"}}
+        case Latest():
+            return {"ShardFilter": {"Type": "AT_LATEST"}}
+        case AtTimestamp(instant):
+            return {"ShardFilter": {"Type": "AT_TIMESTAMP", "Timestamp": instant}}
+        case _:
+            assert_never(at)
+
+
+def _stream_shard(raw: dict[str, Any]) -> StreamShard:
+    parents = (raw.get("ParentShardId"), raw.get("AdjacentParentShardId"))
+    sequence_numbers = raw["SequenceNumberRange"]
+    return StreamShard(
+        stream_shard_id=raw["ShardId"],
+        parents=frozenset(parent for parent in parents if parent),
+        hash_range=_hash_range(raw),
+        starting_sequence_number=sequence_numbers["StartingSequenceNumber"],
+        ending_sequence_number=sequence_numbers.get("EndingSequenceNumber"),
+    )
+
+
+def _child_shard(raw: dict[str, Any]) -> ChildShard:
+    return ChildShard(raw["ShardId"], frozenset(raw.get("ParentShards", ())), _hash_range(raw))
+
+
+def _hash_range(raw: dict[str, Any]) -> HashRange:
+    hash_keys = raw["HashKeyRange"]
+    return HashRange(int(hash_keys["StartingHashKey"]), int(hash_keys["EndingHashKey"]))
+
+
+class _GetRecords(msgspec.Struct, rename="pascal"):
+    records: list[Record]
+    next_shard_iterator: str | None = None
+    millis_behind_latest: int | None = None
+    child_shards: list[dict[str, Any]] | None = None
+
+
+_get_records_decoder = msgspec.json.Decoder(_GetRecords, strict=False)  # times are numbers: seconds of the epoch
+
+
+def decode_get_records(body: bytes) -> dict[str, Any]:
+    """Return a reply of GetRecords as botocore would, but with `Record`s as its records. Raises msgspec.DecodeError."""
+    reply = _get_records_decoder.decode(body)
+    return {
+        "Records": reply.records,
+        "NextShardIterator": reply.next_shard_iterator,
+        "MillisBehindLatest": reply.millis_behind_latest,
+        "ChildShards": reply.child_shards,
+    }
+
+
+DECODERS["GetRecordsOutput"] = decode_get_records
+
+
+def _reply(raw: dict[str, Any]) -> Reply:
+    records: list[Record] = raw["Records"]
+    return Reply(
+        records=records,
+        # At the end of a closed stream shard the member is null or missing, depending on who answers.
+        next_iterator=raw.get("NextShardIterator") or None,
+        millis_behind=raw.get("MillisBehindLatest"),
+        child_shards=tuple(_child_shard(child) for child in raw.get("ChildShards") or ()),
+        size_bytes=sum([len(record.data) + len(record.partition_key) for record in records]),
+    )

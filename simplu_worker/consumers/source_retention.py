@@ -1,0 +1,66 @@
+"""How long the sources keep their records, and so how long the log of operations must be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import structlog
+
+from simplu_worker.aws.sqs_queue import Queue
+from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.operations.retention_rules import effective_retention
+
+log = structlog.get_logger(__name__)
+
+
+class LogWindow:
+    """The retention of the log: *configured*, or longer where a source's own asks for it."""
+
+    def __init__(self, configured: timedelta, *, stream: Stream | None, queues: Sequence[Queue]) -> None:
+        self._configured = configured
+        self._stream = stream
+        self._queues = tuple(queues)
+        self._told: timedelta | None = configured
+
+    def __repr__(self) -> str:
+        return f"LogWindow(configured={self._configured}, stream={self._stream}, queues={list(self._queues)})"
+
+    async def read(self) -> timedelta | None:
+        """Ask every source anew, for an operator may change it any time; None while one of them does not say."""
+        retentions = [await self._of_queue(queue) for queue in self._queues]
+        if self._stream is not None:
+            retentions.append(await self._of_stream(self._stream))
+        effective = effective_retention(self._configured, retentions)
+        if effective not in {None, self._told}:
+            self._told = effective
+            log.warning(
+                "retention.raised",
+                configured_h=_hours(self._configured),
+                effective_h=_hours(effective or self._configured),
+                advice="set OPERATION_RETENTION_HOURS to it, or shorten the retention of the source",
+            )
+        return effective
+
+    async def _of_stream(self, stream: Stream) -> timedelta | None:
+        try:
+            return (await stream.summary()).retention
+        except (TryAgainLaterError, RefusedError) as exc:
+            log.warning("retention.unknown", stream=stream.name, error=str(exc))
+            return None
+
+    async def _of_queue(self, queue: Queue) -> timedelta | None:
+        try:
+            retention_s = (await queue.attributes()).retention_s
+        except (TryAgainLaterError, RefusedError) as exc:
+            log.warning("retention.unknown", queue=queue.name, error=str(exc))
+            return None
+        if retention_s is None:
+            log.warning("retention.unknown", queue=queue.name, error="the queue does not say")
+            return None
+        return timedelta(seconds=retention_s)
+
+
+def _hours(retention: timedelta) -> float:
+    return round(retention.total_seconds() / 3600, 2)

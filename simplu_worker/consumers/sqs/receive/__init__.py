@@ -1,0 +1,1 @@
+"""Messages from a queue to a handler, and back or away."""

@@ -1,0 +1,70 @@
+"""What of a queue's own settings does not fit how it is consumed. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.aws.sqs_queue import QueueAttributes
+
+# A message that waits for a dependency is received about once in two minutes, so this is an outage of some hours.
+TROUBLE_RECEIVES: Final = 100
+
+
+class RedriveRules(msgspec.Struct, frozen=True):
+    """How the queue is consumed: tries after unexpected errors, the first included, and the time a drain may take."""
+
+    try_count: int
+    grace_s: float
+
+
+class RedrivePolicy(msgspec.Struct, frozen=True):
+    """Where SQS itself moves a message, and after how many receives."""
+
+    target_name: str
+    max_receive_count: int
+
+
+def redrive_policy(text: str | None) -> RedrivePolicy | None:
+    """Read the attribute RedrivePolicy; None where there is none, or none that can be read."""
+    try:
+        found: Any = json.loads(text or "null")
+        return RedrivePolicy(
+            target_name=str(found["deadLetterTargetArn"]).rpartition(":")[2],
+            max_receive_count=int(found["maxReceiveCount"]),
+        )
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def unfit(queue: QueueAttributes, target: QueueAttributes | None, rules: RedriveRules) -> Iterator[str]:
+    """Yield a sentence for each thing that does not fit; *target* is where the queue's own policy moves messages.
+
+    SQS counts a receive whoever had it and for whatever reason it ended, so its policy knows nothing of why.
+    """
+    policy = redrive_policy(queue.redrive_policy)
+    if policy is not None and policy.max_receive_count < rules.try_count:
+        yield (
+            f"maxReceiveCount {policy.max_receive_count} is lower than the {rules.try_count} tries of "
+            f"SQS_RETRY_DELAYS_SECONDS: SQS moves a message to {policy.target_name} before its tries are over"
+        )
+    elif policy is not None and policy.max_receive_count < TROUBLE_RECEIVES:
+        yield (
+            f"maxReceiveCount {policy.max_receive_count}: SQS moves messages to {policy.target_name} when a dependency "
+            f"is in trouble for longer than about {2 * policy.max_receive_count} min; set {TROUBLE_RECEIVES} or more"
+        )
+    if queue.visibility_timeout_s < rules.grace_s:
+        yield (
+            f"visibility timeout {queue.visibility_timeout_s} s is shorter than SHUTDOWN_GRACE_SECONDS, "
+            f"{rules.grace_s:g} s: what a killed worker had is with another before it would have ended"
+        )
+    if policy is None or target is None or policy.target_name.endswith(".fifo"):  # there the clock starts anew
+        return
+    if target.retention_s is not None and queue.retention_s is not None and target.retention_s <= queue.retention_s:
+        yield (
+            f"{policy.target_name} keeps messages for {target.retention_s} s, the queue itself for {queue.retention_s} "
+            f"s: the time in the queue counts there too, so that what was old is gone soon after it was moved"
+        )

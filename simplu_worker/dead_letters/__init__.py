@@ -1,0 +1,1 @@
+"""What a dead letter is, and the queue that stores it."""

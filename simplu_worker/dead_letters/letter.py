@@ -1,0 +1,341 @@
+"""Write dead letters as the contract wants them (§6), within the size that their queue takes, and read them. Pure.
+
+A letter is ASCII, so its length is its size, and no character that SQS refuses can be in it. The record goes in as the
+first of these that fits: as it is, compressed, its beginning with the size and hash of the whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, assert_never
+
+import msgspec
+
+from simplu_worker.aws.sqs_queue import FifoIds
+from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source, tenant_id_of
+
+ERROR_MAX_BYTES: Final = 2048
+EXCERPT_BYTES: Final = 64 * 1024  # contract §6
+UNPACKED_MAX_BYTES: Final = 64 * 1024 * 1024  # several times what any source delivers: letters may be forged
+TENANT_ATTRIBUTES: Final = ("BusinessId", "LocationId")  # contract §5
+
+
+class DeadLetter(msgspec.Struct, frozen=True, gc=False):
+    """A record that is given up, and why.
+
+    *request_id* and *resource_id* are the effective ones, so that a replay is de-duplicated like any redelivery.
+    *error* must not quote the record: it is logged. *attempts* counts the tries, the first one included.
+    *message_attributes* and *deduplication_id* are what an SQS message had beside its body.
+    """
+
+    reason: DeadLetterReason
+    error: str
+    origin: Origin
+    failed_at: datetime
+    attempts: int
+    record: bytes
+    request_id: str | None = None
+    resource_id: str | None = None
+    business_id: str | None = None
+    location_id: str | None = None
+    message_attributes: Mapping[str, str] | None = None
+    deduplication_id: str | None = None
+
+
+class Whole(msgspec.Struct, frozen=True, gc=False):
+    """The record of which a letter has only the beginning."""
+
+    size_bytes: int
+    sha256: str
+
+    def is_of(self, record: bytes) -> bool:
+        """Tell whether *record* is the one."""
+        return len(record) == self.size_bytes and hashlib.sha256(record).hexdigest() == self.sha256
+
+
+class ReadLetter(msgspec.Struct, frozen=True, gc=False):
+    """A letter as it was read; with *whole*, the letter's record is only the beginning of it."""
+
+    letter: DeadLetter
+    whole: Whole | None = None
+
+
+class NoLetterError(Exception):
+    """The text is no dead letter; says what was expected, without what is in it."""
+
+
+def letter_of(rejected: Rejected, record: bytes, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
+    """Return the dead letter of a *record* that was rejected for what is in it."""
+    return DeadLetter(
+        reason=rejected.reason,
+        error=rejected.error,
+        origin=rejected.origin,
+        failed_at=failed_at,
+        attempts=attempts,
+        record=record,
+        request_id=rejected.request_id,
+        resource_id=rejected.resource_id,
+        business_id=rejected.business_id,
+        location_id=rejected.location_id,
+    )
+
+
+def encode_letter(letter: DeadLetter, max_bytes: int) -> str:
+    """Return *letter* as ASCII JSON of at most *max_bytes*.
+
+    Where not even the letter without its record fits (ids of hundreds of characters against a queue that takes 1 KiB),
+    it is returned in that smallest form: the queue's refusal then says what is wrong.
+    """
+    head = _head(letter)
+    if len(letter.record) <= max_bytes:  # escaping only adds
+        text = _json({**head, **_text_or_base64(letter.record, letter.record)})
+        if len(text) <= max_bytes:
+            return text
+    text = _json({**head, "recordGzip": _base64(gzip.compress(letter.record, mtime=0))})
+    return text if len(text) <= max_bytes else _excerpted(head, letter.record, max_bytes)
+
+
+def read_letter(body: str) -> ReadLetter:
+    """Read what `encode_letter` wrote, now or in an earlier version; raises NoLetterError for anything else."""
+    try:
+        wire = msgspec.convert(json.loads(body), _Wire)
+        letter = DeadLetter(
+            reason=wire.reason,
+            error=wire.error,
+            origin=_origin_of(wire.source),
+            failed_at=wire.failed_at.astimezone(UTC),
+            attempts=wire.attempts,
+            record=_record_of(wire),
+            request_id=wire.request_id,
+            resource_id=wire.resource_id,
+            business_id=wire.business_id,
+            location_id=wire.location_id,
+            message_attributes=wire.source.message_attributes,
+            deduplication_id=wire.source.deduplication_id,
+        )
+    except msgspec.ValidationError as exc:
+        raise NoLetterError(str(exc)) from None
+    except RecursionError:
+        raise NoLetterError("expected a flat JSON object, got one that is nested deep") from None
+    except (ValueError, OverflowError, zlib.error) as exc:
+        # Not its text: that of JSON's and of UnicodeDecodeError may quote.
+        raise NoLetterError(f"expected the JSON of a dead letter, got {type(exc).__name__}") from None
+    if not wire.truncated:
+        return ReadLetter(letter)
+    if wire.record_bytes is None or wire.record_sha256 is None:
+        raise NoLetterError("expected recordBytes and recordSha256 beside truncated")
+    return ReadLetter(letter, Whole(wire.record_bytes, wire.record_sha256))
+
+
+def tenant_of(letter: DeadLetter) -> tuple[str, str] | None:
+    """Return business and location, from the record or its attributes where the letter does not name them itself."""
+    if letter.business_id is not None and letter.location_id is not None:
+        return letter.business_id, letter.location_id
+    try:
+        ids = msgspec.json.decode(letter.record, type=_Ids)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        ids = _Ids()
+    attributes = letter.message_attributes or {}
+    found = [
+        own if own is not None else in_record if isinstance(in_record, str) else attributes.get(name)
+        for own, in_record, name in zip(
+            (letter.business_id, letter.location_id),
+            (ids.business_id, ids.location_id),
+            TENANT_ATTRIBUTES,
+            strict=True,
+        )
+    ]
+    return None if found[0] is None or found[1] is None else (found[0], found[1])
+
+
+def fifo_ids(letter: DeadLetter) -> FifoIds:
+    """Return the group that keeps the letters of one key in order, and an id that one position and reason share.
+
+    Both are hashes: group ids take 128 characters of a small alphabet, and keys have any.
+    """
+    origin = letter.origin
+    tenant = tenant_id_of(letter.business_id or "", letter.location_id or "")
+    group = origin.partition_key or origin.group_id or tenant
+    position = (
+        origin.name,
+        origin.stream_shard_id,
+        origin.sequence_number,
+        origin.sub_sequence_number,
+        origin.message_id,
+        letter.reason,
+    )
+    return FifoIds(group_id=_hash(group), deduplication_id=_hash(_json(position)))
+
+
+def _head(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "reason": letter.reason,
+        "error": letter.error.encode("utf-8", "replace")[:ERROR_MAX_BYTES].decode("utf-8", "ignore"),
+        "source": _source(letter),
+        "failedAt": _utc(letter.failed_at),
+        "attempts": letter.attempts,
+        "requestId": letter.request_id,
+        "resourceId": letter.resource_id,
+    } | _present({"businessId": letter.business_id, "locationId": letter.location_id})
+
+
+def _source(letter: DeadLetter) -> dict[str, Any]:
+    origin = letter.origin
+    match origin.source:
+        case Source.KINESIS:
+            return {
+                "kind": origin.source,
+                "stream": origin.name,
+                "streamShard": origin.stream_shard_id,
+                "sequenceNumber": origin.sequence_number,
+                "subSequenceNumber": origin.sub_sequence_number,
+                "partitionKey": origin.partition_key,
+                "arrivedAt": _utc(origin.arrived_at),
+            }
+        case Source.SQS:
+            return {
+                "kind": origin.source,
+                "queue": origin.name,
+                "messageId": origin.message_id,
+                "groupId": origin.group_id,
+                "arrivedAt": _utc(origin.arrived_at),
+            } | _present(
+                {
+                    "sequenceNumber": origin.sequence_number,
+                    "deduplicationId": letter.deduplication_id,
+                    "messageAttributes": dict(letter.message_attributes or {}) or None,
+                }
+            )
+        case _:
+            assert_never(origin.source)
+
+
+def _excerpted(head: Mapping[str, Any], record: bytes, max_bytes: int) -> str:
+    facts = {
+        "recordBytes": len(record),
+        "recordSha256": hashlib.sha256(record).hexdigest(),
+        "truncated": True,
+    }
+    text = _json({**head, **_text_or_base64(record, record[:EXCERPT_BYTES]), **facts})
+    if len(text) <= max_bytes:
+        return text
+    room = max_bytes - len(_json({**head, "recordBase64": "", **facts}))
+    excerpt = record[: min(EXCERPT_BYTES, max(room, 0) // 4 * 3)]
+    text = _json({**head, "recordBase64": _base64(excerpt), **facts})
+    if len(text) <= max_bytes:
+        return text
+    # Without what a replay would send beside the record: there is no replay of a message that is not here as a whole.
+    source = {name: value for name, value in head["source"].items() if name != "messageAttributes"}
+    return _json({**head, "source": source, "error": "", "recordBase64": "", **facts})
+
+
+def _text_or_base64(record: bytes, excerpt: bytes) -> dict[str, str]:
+    """Write *excerpt*, the beginning of *record*, as text if all of the record is text.
+
+    A character that the cut went through is left out.
+    """
+    try:
+        record.decode()
+    except UnicodeDecodeError:
+        return {"recordBase64": _base64(excerpt)}
+    return {"record": excerpt.decode("utf-8", "ignore")}
+
+
+class _WireSource(msgspec.Struct, rename="camel"):
+    """Members of `source`, those of both kinds."""
+
+    kind: Source
+    arrived_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    stream: str = ""
+    stream_shard: str | None = None
+    sequence_number: str | None = None
+    sub_sequence_number: int = 0
+    partition_key: str | None = None
+    queue: str = ""
+    message_id: str | None = None
+    group_id: str | None = None
+    deduplication_id: str | None = None
+    message_attributes: dict[str, str] | None = None
+
+
+class _Wire(msgspec.Struct, rename="camel"):
+    """Members of a letter."""
+
+    reason: DeadLetterReason
+    source: _WireSource
+    failed_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    error: str = ""
+    attempts: int = 1
+    request_id: str | None = None
+    resource_id: str | None = None
+    business_id: str | None = None
+    location_id: str | None = None
+    record: str | None = None
+    record_base64: str | None = None
+    record_gzip: str | None = None
+    record_bytes: int | None = None
+    record_sha256: str | None = None
+    truncated: bool = False
+
+
+class _Ids(msgspec.Struct, rename="camel"):
+    """What a record says of its tenant."""
+
+    business_id: object = None
+    location_id: object = None
+
+
+def _origin_of(source: _WireSource) -> Origin:
+    of_stream = source.kind is Source.KINESIS
+    return Origin(
+        source=source.kind,
+        name=source.stream if of_stream else source.queue,
+        arrived_at=source.arrived_at.astimezone(UTC),
+        stream_shard_id=source.stream_shard,
+        sequence_number=source.sequence_number,
+        sub_sequence_number=source.sub_sequence_number,
+        partition_key=source.partition_key,
+        message_id=source.message_id,
+        group_id=source.group_id,
+    )
+
+
+def _record_of(wire: _Wire) -> bytes:
+    if wire.record is not None:
+        return wire.record.encode()
+    if wire.record_base64 is not None:
+        return base64.b64decode(wire.record_base64, validate=True)
+    if wire.record_gzip is None:
+        raise NoLetterError("expected record, recordBase64 or recordGzip")
+    unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)  # 16: as gzip
+    record = unpacking.decompress(base64.b64decode(wire.record_gzip, validate=True), UNPACKED_MAX_BYTES)
+    if not unpacking.eof:
+        raise NoLetterError(f"expected a whole record of at most {UNPACKED_MAX_BYTES} bytes under recordGzip")
+    return record
+
+
+def _present(members: Mapping[str, object]) -> dict[str, object]:
+    """Return those of *members* that there are: what older versions did not write stays out of most letters."""
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"

@@ -1,0 +1,159 @@
+"""Store dead letters: nothing that is given up is lost, so storing never gives up (contract §6).
+
+Safe because `store` returns only when the queue has confirmed every letter, and the caller passes a record over only
+after that. A letter whose confirmation got lost is stored twice: harmless, a replay is de-duplicated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import structlog
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Outgoing, Queue
+from simplu_worker.dead_letters.letter import DeadLetter, encode_letter, fifo_ids
+from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
+from simplu_worker.metrics.instruments import DEAD_LETTERS
+from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.waits import pause
+
+__all__ = ["DeadLetter", "DeadLetterQueue", "LetterStore"]
+
+MAX_MESSAGE_DEFAULT_BYTES: Final = 262_144  # what every queue took before August 2025
+BATCH_MIN_BYTES: Final = 262_144  # a batch as a whole may be that long even where one message may not
+IN_THREAD_BYTES: Final = 262_144  # compressing more would hold the event loop for tens of milliseconds
+TENANTS_NAMED_MAX: Final = 5  # in the log, of one batch
+POSITIONS_NAMED_MAX: Final = 10
+RETRY_BASE_S: Final = 0.5
+RETRY_MAX_S: Final = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+class LetterStore(Protocol):
+    """What a reader hands its dead letters to."""
+
+    async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
+        """Return when all *letters* are stored; raise TryAgainLaterError when *stopping* is set before."""
+
+
+class DeadLetterQueue:
+    """The queue of dead letters at *url*. One for all sources; `store` may be called many times at once."""
+
+    def __init__(self, client: Client, url: str, *, draw: Callable[[], float] = random.random) -> None:
+        self.queue = Queue(client, url)
+        self._draw = draw
+        self._max_bytes = MAX_MESSAGE_DEFAULT_BYTES
+
+    def __repr__(self) -> str:
+        return f"DeadLetterQueue({self.queue.name!r}, max_bytes={self._max_bytes})"
+
+    async def open(self) -> None:
+        """Read how long a message may be; without an answer the default counts until something fails."""
+        try:
+            attributes = await self.queue.attributes()
+        except (TryAgainLaterError, RefusedError) as exc:
+            log.warning("dead_letter.queue_unread", queue=self.queue.name, error=str(exc))
+        else:
+            self._max_bytes = attributes.max_message_bytes or MAX_MESSAGE_DEFAULT_BYTES
+
+    async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
+        """Store all *letters*, however long it takes.
+
+        Raises TryAgainLaterError when *stopping* is set and the queue still does not take them: their records must then
+        be left unacknowledged, and come again.
+        """
+        batch_count = BATCH_MAX_COUNT
+        failure_count = 0
+        while True:
+            left, error = await self._store_round(letters, batch_count)
+            if error is None:
+                return
+            failure_count = failure_count + 1 if len(left) == len(letters) else 1
+            if isinstance(error, RefusedError):
+                batch_count = 1  # whatever one letter has, the others do not share it
+            letters = left
+            delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
+            log.warning(
+                "dead_letter.deferred",
+                queue=self.queue.name,
+                count=len(letters),
+                failure_count=failure_count,
+                retry_in_s=round(delay_s, 1),
+                error=str(error),
+            )
+            if await pause(delay_s, until=stopping):
+                raise TryAgainLaterError(f"stopping with {len(letters)} dead letters not stored: {error}")
+            await self.open()  # a limit that was unknown, or lowered, may be what was wrong
+
+    async def _store_round(
+        self, letters: Sequence[DeadLetter], batch_count: int
+    ) -> tuple[list[DeadLetter], WorkerError | None]:
+        """Send each letter once, in order; return what was not stored, and why the last of it was not.
+
+        Stops at a call that fails as a whole: the next one would meet the same.
+        """
+        left: list[DeadLetter] = []
+        error: WorkerError | None = None
+        position = 0
+        while position < len(letters):
+            bodies = await self._encode_batch(letters, position, batch_count)
+            batch = letters[position : position + len(bodies)]
+            try:
+                unsent = await self.queue.send([self._outgoing(*pair) for pair in zip(batch, bodies, strict=True)])
+            except (TryAgainLaterError, RefusedError) as exc:
+                return [*left, *letters[position:]], exc
+            if unsent:
+                error = RefusedError(f"SendMessageBatch: {len(unsent)} of {len(batch)} entries: {unsent[-1].code}")
+            unsent_indexes = {entry.index for entry in unsent}
+            left += [letter for index, letter in enumerate(batch) if index in unsent_indexes]
+            self._note_stored([letter for index, letter in enumerate(batch) if index not in unsent_indexes])
+            position += len(bodies)
+        return left, error
+
+    async def _encode_batch(self, letters: Sequence[DeadLetter], position: int, batch_count: int) -> list[str]:
+        """Encode letters from *position* on, as many as one call takes; at least one."""
+        bodies: list[str] = []
+        room_bytes = max(BATCH_MIN_BYTES, self._max_bytes)
+        for letter in letters[position : position + batch_count]:
+            body = await self._encode(letter)
+            room_bytes -= len(body)
+            if bodies and room_bytes < 0:
+                break
+            bodies.append(body)
+        return bodies
+
+    async def _encode(self, letter: DeadLetter) -> str:
+        if len(letter.record) < IN_THREAD_BYTES:
+            return encode_letter(letter, self._max_bytes)
+        return await asyncio.to_thread(encode_letter, letter, self._max_bytes)
+
+    def _outgoing(self, letter: DeadLetter, body: str) -> Outgoing:
+        return Outgoing(body=body, fifo=fifo_ids(letter) if self.queue.is_fifo else None)
+
+    def _note_stored(self, letters: Sequence[DeadLetter]) -> None:
+        """Count and log what was stored: a line for each reason and tenant, or for each reason of many tenants."""
+        alike: defaultdict[tuple[str, str | None, str | None], list[DeadLetter]] = defaultdict(list)
+        is_for_many = len({(letter.business_id, letter.location_id) for letter in letters}) > TENANTS_NAMED_MAX
+        for letter in letters:
+            tenant = (None, None) if is_for_many else (letter.business_id, letter.location_id)
+            alike[letter.reason, *tenant].append(letter)
+        for (reason, business_id, location_id), group in alike.items():
+            DEAD_LETTERS.labels(reason).inc(len(group))
+            positions = [letter.origin.sequence_number or letter.origin.message_id for letter in group]
+            log.warning(
+                "dead_letter.stored",
+                reason=reason,
+                business_id=business_id,
+                location_id=location_id,
+                source=group[0].origin.source,
+                name=group[0].origin.name,
+                count=len(group),
+                positions=positions[:POSITIONS_NAMED_MAX] if is_for_many else positions,
+                error=group[0].error,
+            )

@@ -1,0 +1,221 @@
+"""One whole load against a running stack and worker: tenants, records, the wait until applied, the comparison."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.stack.aws import put_businesses
+from simplu_worker.local.verify.comparison import Report
+from simplu_worker.local.verify.shard_checker import Checker, LetterBox, Progress, tenants_on, urls_of
+from simplu_worker.local.workload.order_events import Event, Taken, send_events
+from simplu_worker.local.workload.order_workload import OrderItem, OrderWorkload
+from simplu_worker.local.workload.producer import Position, create_tenants, open_client, put_items, wait_for_stream
+from simplu_worker.local.workload.workload import ALL_KINDS, STRESS_COUNT, Item, Shares, Tenant, Workload, make_tenants
+
+TICK_S = 0.5
+TENANTS_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What to send. *run* sets the tenants' ids apart from those of other runs against the same stack.
+
+    *late_tenants* are registered only when half of the records are put; *unregistered* ones never are. *stress* adds
+    the records of extreme size and depth. *rate* is the most records a second. *orders* are order events, beside them.
+    """
+
+    operations: int
+    seed: int
+    run: str
+    tenants: int = 10
+    late_tenants: int = 0
+    unregistered: int = 0
+    kinds: tuple[str, ...] = ALL_KINDS
+    shares: Shares = field(default_factory=Shares)
+    stress: bool = False
+    rate: float | None = None
+    orders: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How far a trial is. *progress* is `None` before the shards were first asked."""
+
+    phase: str
+    produced: int
+    total: int
+    elapsed_s: float
+    progress: Progress | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """How a trial ended. *orders* of what was produced are order events.
+
+    *elapsed_s* is from the first record put to the last one seen applied.
+    """
+
+    report: Report
+    progress: Progress
+    produced: int
+    elapsed_s: float
+    put: Mapping[Position, Item]
+    orders: int = 0
+
+
+class Trial:
+    """Runs one load. *env* is called anew for each look: Citrus may open another shard meanwhile."""
+
+    def __init__(
+        self,
+        load: Load,
+        env: Callable[[], Mapping[str, str]],
+        *,
+        on_tick: Callable[[Snapshot], Awaitable[None]],
+        timeout_s: float = 600.0,
+        idle_s: float = 60.0,
+    ) -> None:
+        self.load = load
+        tenants = make_tenants(load.tenants, run=load.run)
+        never = [Tenant(f"nobody-{load.run}-{number}", "nowhere", "gym") for number in range(load.unregistered)]
+        self.workload = Workload(load.seed, tenants, kinds=load.kinds, shares=load.shares, unregistered=never)
+        self._env = env
+        self._on_tick = on_tick
+        self._timeout_s = timeout_s
+        self._idle_s = idle_s
+        early = self.workload.tenants[: load.tenants - load.late_tenants]
+        self._orders = OrderWorkload(load.seed, early, self.workload.model)
+        closing_count = self.workload.closing_count()
+        self._total = load.operations + closing_count + (STRESS_COUNT if load.stress else 0) + load.orders
+        self._phase = "starting"
+        self._produced = 0
+        self._started_at: float | None = None
+        self._progress: Progress | None = None
+
+    async def run(self) -> TrialResult:
+        """Send everything, wait, compare; safe to cancel at any time."""
+        env = self._env()
+        async with AsyncExitStack() as stack:
+            kinesis = await stack.enter_async_context(open_client("kinesis", env))
+            sqs = await stack.enter_async_context(open_client("sqs", env))
+            letters_sqs = await stack.enter_async_context(open_client("sqs", env))
+            box = LetterBox(letters_sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
+            checker = Checker(lambda: urls_of(self._env()), self.workload.model, box)
+            async with asyncio.TaskGroup() as tasks:
+                around = [
+                    tasks.create_task(box.collect(), name="letters"),
+                    tasks.create_task(self._tick(checker), name="ticks"),
+                ]
+                result = await self._work(kinesis, sqs, checker)
+                for task in around:
+                    task.cancel()
+        return result
+
+    async def _work(self, kinesis: Any, sqs: Any, checker: Checker) -> TrialResult:
+        env, load, workload = self._env(), self.load, self.workload
+        clock = asyncio.get_running_loop().time
+        foreign = await tenants_on(urls_of(env))
+        queue_url, stream = env["SQS_SHARD_CREATION_QUEUE_URL"], env["KINESIS_STREAM_NAME"]
+        early = workload.tenants[: len(workload.tenants) - load.late_tenants]
+        late = workload.tenants[len(early) :]
+        self._phase = "registering"
+        await wait_for_stream(kinesis, stream)
+        await self._put_businesses(env)
+        await create_tenants(sqs, queue_url, early, seed=load.seed)
+        await self._wait_for_tenants(early)
+        self._phase = "producing"
+        self._started_at = clock()
+
+        def note(pairs: Sequence[tuple[Position, Item]]) -> None:
+            checker.note_put(pairs)
+            self._produced += len(pairs)
+
+        async with asyncio.TaskGroup() as tasks:
+            if load.orders:
+                tasks.create_task(self._send_orders(sqs, checker), name="orders")
+            items = self._items()
+            await put_items(kinesis, stream, _first(items, load.operations // 2), on_put=note, rate=load.rate)
+            if late:
+                await create_tenants(sqs, queue_url, late, seed=load.seed)
+            await put_items(kinesis, stream, items, on_put=note, rate=load.rate)
+        self._phase = "applying"
+        progress = await checker.wait_until_applied(
+            timeout_s=self._timeout_s, idle_s=self._idle_s, on_progress=self._note_progress
+        )
+        elapsed_s = clock() - self._started_at
+        self._phase = "comparing"
+        report = await checker.compare(foreign=foreign)
+        return TrialResult(report, progress, self._produced, elapsed_s, checker.put, load.orders)
+
+    async def _put_businesses(self, env: Mapping[str, str]) -> None:
+        """List the tenants in business-info, where there is one: what came first in the references' world."""
+        table = env.get("DYNAMODB_BUSINESS_INFO_TABLE")
+        if table is None:
+            return
+        endpoint = {"AWS_ENDPOINT_URL_DYNAMODB": env["DYNAMODB_ENDPOINT"]} if "DYNAMODB_ENDPOINT" in env else {}
+        businesses: dict[str, tuple[str, list[str]]] = {}
+        for tenant in self.workload.tenants:
+            businesses.setdefault(tenant.business_id, (tenant.business_type, []))[1].append(tenant.location_id)
+        async with open_client("dynamodb", {**env, **endpoint}) as dynamodb:
+            await put_businesses(dynamodb, table, businesses)
+
+    def _items(self) -> Iterator[Item]:
+        if self.load.stress:
+            yield from self.workload.stress()
+        yield from self.workload.items(self.load.operations)
+
+    async def _send_orders(self, sqs: Any, checker: Checker) -> None:
+        """Send the order events, the urgent groups' to the priority queue."""
+        env, items = self._env(), list(self._orders.items(self.load.orders))
+        for name, is_urgent in (("SQS_ORDER_EVENTS_QUEUE_URL", False), ("SQS_PRIORITY_QUEUE_URL", True)):
+            queue_url, chosen = env[name], [item for item in items if item.is_urgent == is_urgent]
+            by_event = {id(item.event): item for item in chosen}
+
+            def note(event: Event, taken: Taken, *, name: str = queue_name(queue_url), by: Any = by_event) -> None:
+                item: OrderItem = by[id(event)]
+                record = Item(event.group_id, event.body.encode(), item.verdict)
+                checker.note_put([((name, taken.message_id), record)])
+                checker.note_window(item.moment, taken.earliest, taken.latest)
+                self._produced += 1
+
+            await send_events(sqs, queue_url, (item.event for item in chosen), on_sent=note)
+
+    async def _wait_for_tenants(self, tenants: Iterable[Tenant]) -> None:
+        """Wait until the worker has provisioned *tenants*, but not for ever: the comparison says what is missing."""
+        wanted = {tenant.tenant_id for tenant in tenants}
+
+        async def all_there() -> bool:
+            return wanted <= await tenants_on(urls_of(self._env()))
+
+        await until(all_there, within_s=TENANTS_TIMEOUT_S)
+
+    def _note_progress(self, progress: Progress) -> None:
+        self._progress = progress
+
+    async def _tick(self, checker: Checker) -> None:
+        while True:
+            if self._phase == "producing":  # later phases ask anyway
+                self._progress = await checker.progress()
+            await self._on_tick(self.snapshot())
+            await asyncio.sleep(TICK_S)
+
+    def snapshot(self) -> Snapshot:
+        """Return how far the trial is."""
+        now = asyncio.get_running_loop().time()
+        elapsed_s = 0.0 if self._started_at is None else now - self._started_at
+        return Snapshot(self._phase, self._produced, self._total, elapsed_s, self._progress)
+
+
+def queue_name(queue_url: str) -> str:
+    """Return the name of the queue at *queue_url*."""
+    return queue_url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _first(items: Iterator[Item], count: int) -> Iterator[Item]:
+    for _, item in zip(range(count), items, strict=False):
+        yield item

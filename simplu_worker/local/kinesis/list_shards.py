@@ -1,0 +1,96 @@
+"""ListShards of the local Kinesis: filters and pages. Does no I/O.
+
+Every page is made from the stream as it then is, as in AWS: a reshard between two pages is seen on the second, while
+the first still shows the parent as open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from simplu_worker.local.kinesis.errors import KinesisError, in_use, invalid
+from simplu_worker.local.kinesis.model import Account, Stream
+from simplu_worker.local.kinesis.requests import ListShards
+from simplu_worker.local.kinesis.stream_shard import StreamShard
+from simplu_worker.local.kinesis.tokens import PageToken, seal, unseal
+
+LISTABLE = frozenset({"ACTIVE", "UPDATING"})  # API_ListShards, ResourceInUseException
+
+
+def list_page(
+    account: Account, request: ListShards, stream_of: Callable[[ListShards], Stream], now_ms: int
+) -> tuple[Sequence[StreamShard], str | None]:
+    """Return the stream shards of one page and the token of the next one, if there is one (API_ListShards)."""
+    if request.next_token is None:
+        stream = stream_of(request)
+        if (born := request.stream_creation_timestamp) is not None and round(born * 1000) != stream.born_ms:
+            raise KinesisError("ResourceNotFoundException", f"stream {stream.name} was not created at {born}")
+        asked = _asked(request, stream, now_ms)
+    else:
+        asked = _continued(account, request, now_ms)
+        stream = account.find(asked.stream)
+        if stream.born_ms != asked.born_ms:
+            raise KinesisError("ResourceNotFoundException", f"stream {asked.stream} was deleted and made anew")
+    if stream.status not in LISTABLE:
+        raise in_use(f"stream {stream.name} is {stream.status}")
+    listed = [
+        one
+        for one in stream.stream_shards.values()
+        if one.stream_shard_id > asked.after and _is_asked(one, stream, asked)
+    ]
+    page = listed[: min(request.max_results, account.options.page_size)]
+    if len(page) == len(listed):
+        return page, None
+    return page, seal(_next_page(asked, page[-1], now_ms))
+
+
+def _asked(request: ListShards, stream: Stream, now_ms: int) -> PageToken:
+    shard_filter = request.shard_filter
+    filter_type = shard_filter.type if shard_filter else "FROM_TRIM_HORIZON"
+    filter_ms = 0
+    after = request.exclusive_start_shard_id or ""
+    if shard_filter and filter_type == "AFTER_SHARD_ID":
+        if shard_filter.shard_id is None:
+            raise invalid("ShardFilter AFTER_SHARD_ID: expected a ShardId")
+        after = max(after, shard_filter.shard_id)
+    if shard_filter and filter_type in {"AT_TIMESTAMP", "FROM_TIMESTAMP"}:
+        if shard_filter.timestamp is None:
+            raise invalid(f"ShardFilter {filter_type}: expected a Timestamp")
+        filter_ms = round(shard_filter.timestamp * 1000)
+    return PageToken(stream.name, stream.born_ms, after, filter_type, filter_ms, now_ms)
+
+
+def _continued(account: Account, request: ListShards, now_ms: int) -> PageToken:
+    """Return what the token of *request* asks for: all but MaxResults is in it, and refused beside it."""
+    if request.stream_name or request.exclusive_start_shard_id or request.stream_creation_timestamp:
+        raise invalid("NextToken and StreamName cannot be provided together")
+    if request.shard_filter:
+        raise invalid("NextToken and ShardFilter cannot be provided together")
+    token = unseal(request.next_token or "")
+    if not isinstance(token, PageToken):
+        raise invalid("NextToken is not one that ListShards gave")
+    if now_ms - token.issued_ms > account.options.page_token_ttl_ms:
+        raise KinesisError("ExpiredNextTokenException", f"the token was given {now_ms - token.issued_ms} ms ago")
+    return token
+
+
+def _next_page(asked: PageToken, last: StreamShard, now_ms: int) -> PageToken:
+    return PageToken(
+        asked.stream, asked.born_ms, last.stream_shard_id, asked.filter_type, asked.filter_ms, issued_ms=now_ms
+    )
+
+
+def _is_asked(stream_shard: StreamShard, stream: Stream, asked: PageToken) -> bool:
+    """Return whether the filter wants *stream_shard* (API_ShardFilter); times before the trim horizon mean that one."""
+    opened_ms, closed_ms = stream_shard.opened_ms, stream_shard.closed_ms
+    at_ms = max(asked.filter_ms, stream.trim_horizon_ms)
+    match asked.filter_type:
+        case "AT_LATEST":
+            return closed_ms is None
+        case "AT_TRIM_HORIZON":
+            return opened_ms <= stream.trim_horizon_ms
+        case "AT_TIMESTAMP":
+            return opened_ms <= at_ms and (closed_ms is None or closed_ms >= at_ms)
+        case "FROM_TIMESTAMP":
+            return closed_ms is None or closed_ms >= at_ms
+    return True  # FROM_TRIM_HORIZON, AFTER_SHARD_ID

@@ -1,0 +1,1 @@
+"""Processes of the embedded stack and how they serve HTTP."""

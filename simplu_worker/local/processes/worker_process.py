@@ -1,0 +1,148 @@
+"""Workers as the outside sees them: processes with an environment, a log, HTTP endpoints and an exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import aiohttp
+
+from simplu_worker.local.processes.loopback import HOST, free_port
+from simplu_worker.local.processes.watchdog import ProcessGroup
+
+READY_TIMEOUT_S = 60.0
+POLL_S = 0.1
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=2)
+LOG_TAIL_LINES = 30
+INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "LOG_LEVEL")
+LAG_SAMPLE = re.compile(r"^simplu_kinesis_lag_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+
+
+class WorkerEndedError(Exception):
+    """A worker ended when it should run, or did not become ready, or ended otherwise than it should."""
+
+
+class WorkerProcess:
+    """One `simplu-worker run`. *group* ends it with this process; nothing of the user's own settings reaches it.
+
+    Its log goes with the group's folder unless *log_path* names another place.
+    """
+
+    def __init__(
+        self, group: ProcessGroup, env: Mapping[str, str], *, number: int = 0, log_path: Path | None = None
+    ) -> None:
+        # The first one has the port that the stack's environment names, so that it can be told to people.
+        self.port = int(env["HTTP_PORT"]) if number == 0 else free_port()
+        self.log_path = log_path or group.directory / f"worker-{number}.log"
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        self._group = group
+        self._env = inherited | dict(env) | {"HTTP_PORT": str(self.port)}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"WorkerProcess(port={self.port}, pid={self.pid}, log={self.log_path})"
+
+    @property
+    def url(self) -> str:
+        """Where its HTTP endpoints are."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, `None` when it is not running."""
+        return None if self._process is None or self._process.poll() is not None else self._process.pid
+
+    def start(self) -> None:
+        """Start it; its log is appended to."""
+        self._process = self._group.spawn(
+            [sys.executable, "-m", "simplu_worker", "run"], log_path=self.log_path, env=self._env
+        )
+
+    async def wait_ready(self) -> None:
+        """Wait until `/readyz` says 200.
+
+        Raises:
+            WorkerEndedError: it ended, or was not ready within a minute.
+
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + READY_TIMEOUT_S
+        async with aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as session:
+            while not await _answers_200(session, f"{self.url}/readyz"):
+                self.check_running()
+                if loop.time() > deadline:
+                    raise WorkerEndedError(f"the worker is not ready after {READY_TIMEOUT_S:.0f} s{self._tail()}")
+                await asyncio.sleep(POLL_S)
+
+    def check_running(self) -> None:
+        """Raise `WorkerEndedError`, with the end of its log, unless it runs."""
+        if self._process is None or (status := self._process.poll()) is not None:
+            raise WorkerEndedError(f"the worker ended with status {status} while it should run{self._tail()}")
+
+    def kill(self) -> None:
+        """Kill it with -9."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it runs."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    async def stop(self, *, within_s: float) -> None:
+        """Send SIGTERM and wait for its end.
+
+        Raises:
+            WorkerEndedError: it did not end within *within_s*, or with another status than 0.
+
+        """
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        deadline = asyncio.get_running_loop().time() + within_s
+        while (status := self._process.poll()) is None:
+            if asyncio.get_running_loop().time() > deadline:
+                raise WorkerEndedError(f"the worker did not end within {within_s:.0f} s of SIGTERM{self._tail()}")
+            await asyncio.sleep(POLL_S)
+        if status != 0:
+            raise WorkerEndedError(
+                f"expected the worker to end with status 0 after SIGTERM, got {status}{self._tail()}"
+            )
+
+    async def kinesis_lag_s(self) -> float | None:
+        """Return the largest lag of its stream shards by its metrics, `None` when it does not say."""
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as session,
+                session.get(f"{self.url}/metrics") as answer,
+            ):
+                text = await answer.text()
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+        return max((float(sample) for sample in LAG_SAMPLE.findall(text)), default=None)
+
+    def _tail(self) -> str:
+        return f"; its log ends with:\n{tail_of(self.log_path)}"
+
+
+def tail_of(path: Path) -> str:
+    """Return the last lines of a log."""
+    if not path.exists():
+        return "(nothing)"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-LOG_TAIL_LINES:]) or "(nothing)"
+
+
+async def _answers_200(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(url) as answer:
+            return answer.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False

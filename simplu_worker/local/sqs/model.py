@@ -1,0 +1,188 @@
+"""The queues of the local SQS, and what goes from one to another: redrive and move tasks. Does no I/O.
+
+The time is handed in as *now_ms* and must not go backwards; new ids come from the function that is handed in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import msgspec
+
+from simplu_worker.local.sqs.errors import SqsError, invalid, no_queue
+from simplu_worker.local.sqs.message import Message
+from simplu_worker.local.sqs.queue import Queue
+from simplu_worker.local.sqs.queue_settings import FIFO_SUFFIX, settings_of, shown
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")  # API_CreateQueue, QueueName
+MOVES_PER_SECOND = 500  # API_StartMessageMoveTask: the most there is
+MOVE_STEP_MS = 10
+TASKS_SHOWN = 10  # API_ListMessageMoveTasks
+
+
+class Options(msgspec.Struct, forbid_unknown_fields=True):
+    """What may be set, at the start and while running."""
+
+    # A poll whose client went away goes on until its time is over, and what it takes stays hidden: aws-sdk-js 2350.
+    polls_outlive_clients: bool = False
+
+
+class MoveTask:
+    """A task that moves what is in a dead-letter queue, a little in every step of time."""
+
+    def __init__(self, handle: str, source: Queue, destination: Queue | None, *, rate: int | None, now_ms: int) -> None:
+        self.handle = handle
+        self.source = source
+        self.destination = destination
+        self.rate = rate
+        self.started_ms = now_ms
+        self.moved_count = 0
+        self.to_move_count = source.visible_count
+        self.status = "RUNNING"
+
+    def __repr__(self) -> str:
+        return f"MoveTask({self.source.name}, {self.status}, {self.moved_count} of {self.to_move_count})"
+
+    def allowed(self, now_ms: int) -> int:
+        """Return how many more may be moved by now."""
+        rate = self.rate or MOVES_PER_SECOND
+        return min((now_ms - self.started_ms) * rate // 1000, self.to_move_count) - self.moved_count
+
+
+class Account:
+    """All queues, by name."""
+
+    def __init__(self, *, new_id: Callable[[], str], options: Options | None = None) -> None:
+        self.options = options or Options()
+        self.queues: dict[str, Queue] = {}
+        self.tasks: list[MoveTask] = []
+        self._new_id = new_id
+        self._made_count = 0
+
+    def __repr__(self) -> str:
+        return f"Account({list(self.queues.values())})"
+
+    def settle(self, now_ms: int) -> None:
+        """Let the move tasks get on."""
+        for task in self.tasks:
+            if task.status == "RUNNING":
+                self._move(task, now_ms)
+
+    def next_due_ms(self, queue: Queue, now_ms: int) -> int | None:
+        """Return when something may come into *queue* by itself."""
+        if any(task.status == "RUNNING" for task in self.tasks):
+            return now_ms + MOVE_STEP_MS
+        return queue.next_due_ms
+
+    def create(self, name: str, attributes: dict[str, str], now_ms: int) -> Queue:
+        """Make a queue, or find it if it is there with these attributes (API_CreateQueue)."""
+        if not NAME.fullmatch(name.removesuffix(FIFO_SUFFIX)) or len(name) > 80:
+            text = "Can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length"
+            raise SqsError("InvalidParameterValueException", text)
+        settings = settings_of(attributes, name)
+        if queue := self.queues.get(name):
+            there = shown(queue.settings)
+            if any(there.get(attribute) != value for attribute, value in attributes.items()):
+                raise SqsError("QueueNameExists", f"A queue named {name} exists with other attributes.")
+            return queue
+        self._made_count += 1
+        queue = Queue(name, settings, number=self._made_count, now_ms=now_ms, new_id=self._new_id)
+        self.queues[name] = queue
+        return queue
+
+    def find(self, name: str) -> Queue:
+        """Return a queue. Raises QueueDoesNotExist."""
+        if queue := self.queues.get(name):
+            return queue
+        raise no_queue()
+
+    def find_arn(self, arn: str) -> Queue:
+        """Return a queue by its ARN. Raises ResourceNotFoundException."""
+        if (queue := self._by_arn(arn)) is not None:
+            return queue
+        raise SqsError("ResourceNotFoundException", f"The resource that you specified for {arn} doesn't exist.")
+
+    def delete(self, name: str) -> None:
+        """Delete a queue and all in it, at once; in AWS it takes up to a minute (API_DeleteQueue)."""
+        del self.queues[self.find(name).name]
+
+    def receive(
+        self,
+        queue: Queue,
+        now_ms: int,
+        *,
+        limit: int = 1,
+        visibility_s: int | None = None,
+        attempt_id: str | None = None,
+    ) -> list[Message]:
+        """Take messages; those received too often go to the dead-letter queue instead, if there is one.
+
+        "Using dead-letter queues in Amazon SQS"; the copy keeps its id and its time, but in a FIFO queue both the
+        time and the deduplication id are new: the latter is the message's id.
+        """
+        self.settle(now_ms)
+        redrive = queue.settings.redrive
+        letters = None if redrive is None else self._by_arn(redrive.dead_letter_target_arn)
+        most = redrive.max_receive_count if redrive is not None and letters is not None else None
+        received = queue.receive(
+            now_ms, limit=limit, visibility_s=visibility_s, max_receive_count=most, attempt_id=attempt_id
+        )
+        if letters is not None:
+            for message in received.exhausted:
+                _bury(message, queue, letters, now_ms)
+        return received.messages
+
+    def start_move(self, source_arn: str, destination_arn: str | None, rate: int | None, now_ms: int) -> MoveTask:
+        """Begin to move dead letters (API_StartMessageMoveTask); without *destination_arn* to where they came from."""
+        source = self.find_arn(source_arn)
+        destination = None if destination_arn is None else self.find_arn(destination_arn)
+        if rate is not None and not 1 <= rate <= MOVES_PER_SECOND:
+            reason = f"Must be between 1 and {MOVES_PER_SECOND}."
+            raise invalid("MaxNumberOfMessagesPerSecond", rate, reason)
+        policies = [queue.settings.redrive for queue in self.queues.values()]
+        if not any(policy is not None and policy.dead_letter_target_arn == source_arn for policy in policies):
+            text = "Source queue must be configured as a Dead Letter Queue."
+            raise SqsError("InvalidParameterValueException", text)
+        if any(task.source is source and task.status == "RUNNING" for task in self.tasks):
+            text = "There is already a task running. Only one active task is allowed for a source queue arn."
+            raise SqsError("InvalidParameterValueException", text)
+        source.settle(now_ms)
+        task = MoveTask(self._new_id(), source, destination, rate=rate, now_ms=now_ms)
+        self.tasks.insert(0, task)
+        self.settle(now_ms)
+        return task
+
+    def moves_of(self, source_arn: str, most: int, now_ms: int) -> list[MoveTask]:
+        """Return the tasks of a dead-letter queue, the newest first (API_ListMessageMoveTasks)."""
+        source = self.find_arn(source_arn)
+        self.settle(now_ms)
+        return [task for task in self.tasks if task.source is source][: min(most, TASKS_SHOWN)]
+
+    def _by_arn(self, arn: str) -> Queue | None:
+        queue = self.queues.get(arn.rpartition(":")[2])
+        return queue if queue is not None and queue.arn == arn else None
+
+    def _move(self, task: MoveTask, now_ms: int) -> None:
+        """Move as many as the rate allows by now: they are new messages, sent now."""
+        allowed = task.allowed(now_ms)
+        messages = task.source.take_out(allowed, now_ms) if allowed > 0 else []
+        for message in messages:
+            destination = task.destination or self._by_arn(message.source_arn or "")
+            if destination is None:
+                task.status = "FAILED"
+            else:
+                destination.add(message.content, now_ms)
+                task.moved_count += 1
+        if task.status == "RUNNING" and (task.moved_count >= task.to_move_count or len(messages) < allowed):
+            task.status = "COMPLETED"
+
+
+def _bury(message: Message, queue: Queue, letters: Queue, now_ms: int) -> None:
+    content = message.content
+    if letters.is_fifo:
+        content = msgspec.structs.replace(content, deduplication_id=message.message_id)
+    letter = letters.add(content, now_ms, message_id=message.message_id)
+    letter.sent_ms = now_ms if letters.is_fifo else message.sent_ms
+    letter.source_arn = queue.arn
+    letter.receive_count, letter.first_received_ms = message.receive_count, message.first_received_ms

@@ -1,0 +1,298 @@
+"""A queue of the local SQS. Does no I/O; the time is handed in as *now_ms* and must not go backwards.
+
+What happens by itself in AWS (a delay or a visibility timeout ends) happens here when `settle` is called: every method
+that is handed the time does so first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from simplu_worker.local.sqs.delivery_order import AnyOrder, GroupOrder, Order
+from simplu_worker.local.sqs.errors import SqsError, invalid
+from simplu_worker.local.sqs.message import Content, Message, Receipt, State, sealed, unsealed
+from simplu_worker.local.sqs.queue_settings import MAX_VISIBILITY_S, Settings
+
+REGION, ACCOUNT_ID = "us-east-1", "123456789012"
+DEDUPLICATION_MS = 300_000  # "Using the message deduplication ID"
+ATTEMPT_MS = 300_000  # API_ReceiveMessage, ReceiveRequestAttemptId
+PURGE_INTERVAL_MS = 60_000  # API_PurgeQueue
+
+T = TypeVar("T")
+
+
+class Received(NamedTuple):
+    """What one receive took, and what it found to have been received too often: that is not in the queue any more."""
+
+    messages: list[Message]
+    exhausted: list[Message]
+
+
+class Sent(NamedTuple):
+    """What the sender of a message is told."""
+
+    message_id: str
+    sequence_number: str
+
+
+class Attempt(NamedTuple):
+    """What a receive with a ReceiveRequestAttemptId was answered with: messages, and the number of that receive."""
+
+    until_ms: int
+    messages: Sequence[tuple[Message, int]]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the same may be answered again: nothing of it was deleted, changed, or is visible again."""
+        return all(
+            message.state is State.IN_FLIGHT and message.receipt == receipt and message.change_count == 0
+            for message, receipt in self.messages
+        )
+
+
+class Queue:
+    """One queue. *number* tells it from all others, earlier ones of its name included."""
+
+    def __init__(self, name: str, settings: Settings, *, number: int, now_ms: int, new_id: Callable[[], str]) -> None:
+        self.name = name
+        self.arn = f"arn:aws:sqs:{REGION}:{ACCOUNT_ID}:{name}"
+        self.settings = settings
+        self.number = number
+        self.born_ms = self.changed_ms = now_ms
+        self._new_id = new_id
+        self._order: Order = GroupOrder() if settings.fifo_queue else AnyOrder()
+        self._messages: dict[int, Message] = {}
+        self._hidden: list[tuple[int, int, Message]] = []  # by the time they are due; may name what has changed since
+        self._next_number = self._next_receipt = self._next_ticket = 1
+        self._sent: dict[str, tuple[int, Sent]] = {}  # by deduplication id, until when; in order of time
+        self._attempts: dict[str, Attempt] = {}
+        self._purged_ms: int | None = None
+        self.counts = dict.fromkeys(State, 0)
+
+    def __repr__(self) -> str:
+        return f"Queue({self.name}, {self.visible_count} visible, {self.in_flight_count} in flight)"
+
+    @property
+    def is_fifo(self) -> bool:
+        """Whether it keeps the order within groups."""
+        return self.settings.fifo_queue
+
+    @property
+    def visible_count(self) -> int:
+        """How many messages a receive may be given, those behind a locked head included."""
+        return self.counts[State.VISIBLE]
+
+    @property
+    def in_flight_count(self) -> int:
+        """How many messages are received and neither deleted nor visible again."""
+        return self.counts[State.IN_FLIGHT]
+
+    @property
+    def delayed_count(self) -> int:
+        """How many messages are not to be received yet."""
+        return self.counts[State.DELAYED]
+
+    @property
+    def next_due_ms(self) -> int | None:
+        """When the next message becomes visible by itself; perhaps earlier than true."""
+        return self._hidden[0][0] if self._hidden else None
+
+    def settle(self, now_ms: int) -> None:
+        """Let everything happen that is due."""
+        while self._hidden and self._hidden[0][0] <= now_ms:
+            _, ticket, message = heapq.heappop(self._hidden)
+            if message.ticket == ticket:
+                self._show(message)
+        _forget(self._sent, now_ms, lambda sent: sent[0])
+        _forget(self._attempts, now_ms, lambda attempt: attempt.until_ms)
+
+    def send(self, content: Content, now_ms: int, *, delay_s: int | None = None) -> Sent:
+        """Add a message unless it repeats an earlier one, which may be deleted already (API_SendMessage)."""
+        self.settle(now_ms)
+        repeated = self._sent.get(content.deduplication_id) if self.is_fifo and content.deduplication_id else None
+        if repeated is not None:
+            return repeated[1]
+        message = self.add(content, now_ms, delay_s=delay_s)
+        sent = Sent(message.message_id, message.sequence_number)
+        if content.deduplication_id is not None:
+            self._sent[content.deduplication_id] = (now_ms + DEDUPLICATION_MS, sent)
+        return sent
+
+    def add(self, content: Content, now_ms: int, *, delay_s: int | None = None, message_id: str = "") -> Message:
+        """Add a message whatever came before."""
+        message = Message(content, message_id=message_id or self._new_id(), number=self._next_number, sent_ms=now_ms)
+        self._next_number += 1
+        self._messages[message.number] = message
+        delay_s = self.settings.delay_seconds if delay_s is None else delay_s
+        self.counts[State.VISIBLE] += 1
+        if delay_s:
+            self._hide(message, State.DELAYED, now_ms + delay_s * 1000)
+        else:
+            self._order.add(message)
+        return message
+
+    def receive(
+        self,
+        now_ms: int,
+        *,
+        limit: int,
+        visibility_s: int | None,
+        max_receive_count: int | None,
+        attempt_id: str | None,
+    ) -> Received:
+        """Take up to *limit* messages (API_ReceiveMessage); the same ones again for the same *attempt_id*."""
+        self.settle(now_ms)
+        visibility_s = self.settings.visibility_timeout if visibility_s is None else visibility_s
+        due_ms = now_ms + visibility_s * 1000
+        if attempt_id is not None and (attempt := self._attempts.get(attempt_id)) and attempt.holds:
+            messages = [message for message, _ in attempt.messages]
+            for message in messages:
+                self._hide(message, State.IN_FLIGHT, due_ms)
+            return Received(messages, [])
+        taken = Received([], [])
+
+        def accept(message: Message) -> bool:
+            if max_receive_count is not None and message.receive_count >= max_receive_count:
+                self._remove(message)
+                taken.exhausted.append(message)
+                return False
+            self._take(message, now_ms, due_ms)
+            taken.messages.append(message)
+            return True
+
+        self._order.take(limit, accept)
+        if attempt_id is not None and taken.messages:
+            self._attempts.pop(attempt_id, None)
+            receipts = [(message, message.receipt) for message in taken.messages]
+            self._attempts[attempt_id] = Attempt(now_ms + ATTEMPT_MS, receipts)
+        if not visibility_s:
+            self.settle(now_ms)
+        return taken
+
+    def handle_of(self, message: Message) -> str:
+        """Return the receipt handle of the last receive of *message*."""
+        return sealed(Receipt(self.number, message.number, message.receipt))
+
+    def delete(self, handle: str, now_ms: int) -> None:
+        """Delete a message (API_DeleteMessage).
+
+        A standard queue takes a handle that has expired, and one of an earlier receive without any effect; a FIFO queue
+        refuses both. A message that is gone already is deleted in either.
+        """
+        self.settle(now_ms)
+        receipt = unsealed(handle, self.number)
+        message = self._messages.get(receipt.number)
+        if message is None:
+            return
+        if self.is_fifo and (message.receipt != receipt.receipt or message.state is not State.IN_FLIGHT):
+            raise expired(handle)
+        if message.receipt == receipt.receipt:
+            self._remove(message)
+
+    def change_visibility(self, handle: str, visibility_s: int, now_ms: int) -> None:
+        """Let a message be visible again *visibility_s* from now (API_ChangeMessageVisibility)."""
+        if not 0 <= visibility_s <= MAX_VISIBILITY_S:
+            raise invalid("VisibilityTimeout", visibility_s, f"Must be between 0 and {MAX_VISIBILITY_S}.")
+        self.settle(now_ms)
+        receipt = unsealed(handle, self.number)
+        message = self._messages.get(receipt.number)
+        if message is None or (message.receipt != receipt.receipt and not self.is_fifo):
+            reason = "Message does not exist or is not available for visibility timeout change."
+            raise invalid("ReceiptHandle", handle, reason)
+        if message.receipt != receipt.receipt or (self.is_fifo and message.state is not State.IN_FLIGHT):
+            raise expired(handle)
+        if message.state is not State.IN_FLIGHT:
+            raise SqsError("MessageNotInflight", "The specified message isn't in flight.")
+        due_ms = now_ms + visibility_s * 1000
+        # "The 12-hour limit starts when Amazon SQS receives the ReceiveMessage request"; more is refused, not cut.
+        if due_ms > message.received_ms + MAX_VISIBILITY_S * 1000:
+            reason = f"Total VisibilityTimeout for the message is beyond the limit [{MAX_VISIBILITY_S} seconds]"
+            raise invalid("VisibilityTimeout", visibility_s, reason)
+        message.change_count += 1
+        self._hide(message, State.IN_FLIGHT, due_ms)
+        self.settle(now_ms)
+
+    def change_settings(self, settings: Settings, now_ms: int) -> None:
+        """Put *settings* into effect: for what is sent and received from now on (API_SetQueueAttributes)."""
+        self.settings, self.changed_ms = settings, now_ms
+
+    def purge(self, now_ms: int) -> None:
+        """Delete all messages, those in flight included (API_PurgeQueue)."""
+        if self._purged_ms is not None and now_ms - self._purged_ms < PURGE_INTERVAL_MS:
+            text = f"Only one PurgeQueue operation on {self.name} is allowed every {PURGE_INTERVAL_MS // 1000} seconds."
+            raise SqsError("PurgeQueueInProgress", text)
+        self._purged_ms = now_ms
+        self._hidden.clear()
+        self._order.clear()
+        for message in self._messages.values():
+            self._count(message, State.GONE)
+            message.ticket = 0
+        self._messages.clear()
+
+    def expire_receipts(self, now_ms: int) -> None:
+        """Let the visibility timeout of everything in flight end now."""
+        self.settle(now_ms)
+        for message in self._messages.values():
+            if message.state is State.IN_FLIGHT:
+                self._show(message)
+
+    def show_again(self, handle: str) -> None:
+        """Let a message that was just received be visible at once; whoever has received it does not know."""
+        message = self._messages.get(unsealed(handle, self.number).number)
+        if message is not None and message.state is State.IN_FLIGHT:
+            self._show(message)
+
+    def take_out(self, limit: int, now_ms: int) -> list[Message]:
+        """Take messages out for good, those of locked groups excepted."""
+        taken = self.receive(now_ms, limit=limit, visibility_s=1, max_receive_count=None, attempt_id=None).messages
+        for message in taken:
+            self._remove(message)
+        return taken
+
+    def _take(self, message: Message, now_ms: int, due_ms: int) -> None:
+        message.receipt, self._next_receipt = self._next_receipt, self._next_receipt + 1
+        message.receive_count += 1
+        message.received_ms = now_ms
+        message.first_received_ms = message.first_received_ms or now_ms
+        message.change_count = 0
+        self._hide(message, State.IN_FLIGHT, due_ms)
+
+    def _hide(self, message: Message, state: State, due_ms: int) -> None:
+        self._count(message, state)
+        message.due_ms = due_ms
+        message.ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
+        heapq.heappush(self._hidden, (due_ms, message.ticket, message))
+
+    def _show(self, message: Message) -> None:
+        was_in_flight = message.state is State.IN_FLIGHT
+        self._count(message, State.VISIBLE)
+        message.ticket = 0
+        if was_in_flight:
+            self._order.release(message)
+        self._order.add(message)
+
+    def _remove(self, message: Message) -> None:
+        was_in_flight = message.state is State.IN_FLIGHT
+        self._count(message, State.GONE)
+        message.ticket = 0
+        del self._messages[message.number]
+        if was_in_flight:
+            self._order.release(message)
+
+    def _count(self, message: Message, state: State) -> None:
+        self.counts[message.state] -= 1
+        self.counts[state] += 1
+        message.state = state
+
+
+def _forget(kept: dict[str, T], now_ms: int, until_ms: Callable[[T], int]) -> None:
+    """Drop what is over from *kept*, which is in order of time."""
+    while kept and until_ms(kept[first := next(iter(kept))]) <= now_ms:
+        del kept[first]
+
+
+def expired(handle: str) -> SqsError:
+    """Return what a FIFO queue says of a handle whose visibility timeout has passed."""
+    return invalid("ReceiptHandle", handle, "The receipt handle has expired.")

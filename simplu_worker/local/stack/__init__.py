@@ -1,0 +1,1 @@
+"""`simplu-worker stack`: Postgres, AWS and Citrus together."""

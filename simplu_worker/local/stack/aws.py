@@ -1,0 +1,189 @@
+"""The AWS side of the embedded stack: our Kinesis and SQS, and moto, as child processes, and what is made in them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession, get_session
+
+from simplu_worker.local.processes.loopback import HOST, StackError, free_port, port_is_free, until
+from simplu_worker.local.processes.watchdog import ProcessGroup
+
+REGION = "us-east-1"
+ACCESS_KEY_ID = "simplu-local"
+SECRET_ACCESS_KEY = "simplu-local-secret"  # noqa: S105  # moto takes any
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY}
+STREAM_NAME = "resources-operations"
+BUSINESS_INFO_TABLE = "business-info"
+RECORD_MAX_KIB = 10 * 1024  # the most a stream may be made to take; what the worker refuses itself is beyond
+VISIBILITY_TIMEOUT_S = 30
+MAX_RECEIVE_COUNT = 1000  # a dependency's trouble of hours must not make a dead letter
+START_TIMEOUT_S = 30.0
+PORT_ATTEMPTS = 5
+BATCH_MAX = 25  # BatchWriteItem's quota
+MOTO_LISTENS = b"moto.started"
+KINESIS_LISTENS = b"kinesis.started"
+SQS_LISTENS = b"sqs.started"
+
+
+@dataclass(frozen=True)
+class QueueUrls:
+    """Where the queues are."""
+
+    shard_creation: str
+    order_events: str
+    priority: str
+    dead_letters: str
+
+
+async def start_moto(group: ProcessGroup) -> str:
+    """Start moto in *group*, wait until it listens, and return its endpoint URL."""
+    missing = [package for package in ("moto", "flask", "flask_cors") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise StackError(f"the local AWS needs {', '.join(missing)}: install simplu-worker[local]")
+    program = [sys.executable, "-P", "-m", "simplu_worker.local.stack.moto_server", "--port"]
+    return await _started(group, "moto", program, MOTO_LISTENS)
+
+
+async def start_kinesis(group: ProcessGroup) -> str:
+    """Start our Kinesis in *group*, wait until it listens, and return its endpoint URL."""
+    program = [sys.executable, "-m", "simplu_worker.local.kinesis.server", "--port"]
+    return await _started(group, "kinesis", program, KINESIS_LISTENS)
+
+
+async def start_sqs(group: ProcessGroup) -> str:
+    """Start our SQS in *group*, wait until it listens, and return its endpoint URL."""
+    program = [sys.executable, "-m", "simplu_worker.local.sqs.server", "--port"]
+    return await _started(group, "sqs", program, SQS_LISTENS)
+
+
+async def _started(group: ProcessGroup, name: str, program: Sequence[str], listens: bytes) -> str:
+    """Start *program* with a free port as its last argument; return its URL once its log says that it listens."""
+    log_path = group.directory / f"{name}.log"
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MOTO_"))}
+    env = environ | CREDENTIALS | {"AWS_DEFAULT_REGION": REGION, "MOTO_ACCOUNT_ID": "123456789012"}
+    for _ in range(PORT_ATTEMPTS):
+        port = free_port()
+        log_path.write_bytes(b"")
+        process = group.spawn([*program, str(port)], log_path=log_path, env=env)
+
+        # The log and not a request: a request might be answered by another program that was faster to take the port.
+        async def settled(process: subprocess.Popen[bytes] = process) -> bool:
+            return listens in log_path.read_bytes() or process.poll() is not None
+
+        if not await until(settled, within_s=START_TIMEOUT_S):
+            raise StackError(f"{name} does not listen after {START_TIMEOUT_S:.0f} s")
+        if process.poll() is None:
+            return f"http://{HOST}:{port}"
+        if port_is_free(port):
+            break
+    raise StackError(f"{name} ended at its start: {log_path.read_text(errors='replace')[-300:]}")
+
+
+@functools.cache
+def _session() -> AioSession:
+    """One for all clients: each would read the services' models anew."""
+    return get_session()
+
+
+def aws_client(service: str, endpoint_url: str) -> AbstractAsyncContextManager[Any]:
+    """Return a client of the local AWS, to be entered; nothing of the user's AWS settings is used."""
+    client: AbstractAsyncContextManager[Any] = _session().create_client(
+        service,
+        region_name=REGION,
+        endpoint_url=endpoint_url,
+        aws_access_key_id=ACCESS_KEY_ID,
+        aws_secret_access_key=SECRET_ACCESS_KEY,
+        config=AioConfig(proxies={}),
+    )
+    return client
+
+
+async def create_resources(endpoint_url: str, kinesis_url: str, sqs_url: str, *, stream_shards: int = 4) -> QueueUrls:
+    """Create the queues, the stream of *stream_shards* and the business-info table in an empty local AWS."""
+    async with asyncio.TaskGroup() as tasks:
+        queues = tasks.create_task(_create_queues(sqs_url))
+        tasks.create_task(_create_stream(kinesis_url, stream_shards))
+        tasks.create_task(_create_table(endpoint_url))
+    return queues.result()
+
+
+async def _create_queues(endpoint_url: str) -> QueueUrls:
+    async with aws_client("sqs", endpoint_url) as sqs:
+
+        async def create(name: str, **attributes: str) -> str:
+            attributes = {"VisibilityTimeout": str(VISIBILITY_TIMEOUT_S)} | attributes
+            return str((await sqs.create_queue(QueueName=name, Attributes=attributes))["QueueUrl"])
+
+        async def create_with_redrive(name: str, redrive_name: str, **attributes: str) -> str:
+            redrive_url = await create(redrive_name, **attributes)
+            described = await sqs.get_queue_attributes(QueueUrl=redrive_url, AttributeNames=["QueueArn"])
+            redrive = {"deadLetterTargetArn": described["Attributes"]["QueueArn"], "maxReceiveCount": MAX_RECEIVE_COUNT}
+            return await create(name, RedrivePolicy=json.dumps(redrive), **attributes)
+
+        fifo = {"FifoQueue": "true", "ContentBasedDeduplication": "true"}
+        return QueueUrls(
+            shard_creation=await create_with_redrive("shard-creation", "shard-creation-redrive"),
+            order_events=await create_with_redrive("order-events.fifo", "order-events-redrive.fifo", **fifo),
+            priority=await create_with_redrive("order-events-priority.fifo", "order-events-redrive.fifo", **fifo),
+            dead_letters=await create("dead-letters"),
+        )
+
+
+async def _create_stream(endpoint_url: str, stream_shards: int) -> None:
+    async with aws_client("kinesis", endpoint_url) as kinesis:
+        await kinesis.create_stream(StreamName=STREAM_NAME, ShardCount=stream_shards, MaxRecordSizeInKiB=RECORD_MAX_KIB)
+
+        async def active() -> bool:
+            described = await kinesis.describe_stream_summary(StreamName=STREAM_NAME)
+            return bool(described["StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE")
+
+        if not await until(active, within_s=START_TIMEOUT_S):
+            raise StackError(f"stream {STREAM_NAME} is not active after {START_TIMEOUT_S:.0f} s")
+
+
+async def put_businesses(dynamodb: Any, table: str, businesses: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+    """Put each of *businesses*, its type and locations, into business-info, as the references' service would."""
+    items = [
+        {
+            "id": {"S": business_id},
+            "name": {"S": f"Business {business_id}"},
+            "type": {"S": business_type},
+            "locations": {
+                "L": [
+                    {"M": {"id": {"S": location}, "name": {"S": location}, "active": {"BOOL": True}}}
+                    for location in locations
+                ]
+            },
+            "settings": {"M": {}},
+            "permissions": {"M": {}},
+            "createdAt": {"S": "2026-01-01T00:00:00Z"},
+            "updatedAt": {"S": "2026-01-01T00:00:00Z"},
+        }
+        for business_id, (business_type, locations) in businesses.items()
+    ]
+    for first in range(0, len(items), BATCH_MAX):
+        requests = {table: [{"PutRequest": {"Item": item}} for item in items[first : first + BATCH_MAX]]}
+        while requests:
+            requests = (await dynamodb.batch_write_item(RequestItems=requests))["UnprocessedItems"]
+
+
+async def _create_table(endpoint_url: str) -> None:
+    async with aws_client("dynamodb", endpoint_url) as dynamodb:
+        await dynamodb.create_table(
+            TableName=BUSINESS_INFO_TABLE,
+            KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+            BillingMode="PAY_PER_REQUEST",
+        )

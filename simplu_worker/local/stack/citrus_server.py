@@ -1,0 +1,232 @@
+"""A local Citrus: the shard manager of contract §7 over a registry in memory, placing tenants by capacity."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from simplu_worker.local.processes.http_serving import serving
+
+MAX_BUSINESSES = 3
+REGISTRATION_FIELDS = ("businessId", "locationId", "businessType", "shardKey")
+
+
+@dataclass
+class CitrusShard:
+    """A shard as Citrus knows it; *is_active* may be set to say that it takes no work now."""
+
+    shard_id: str
+    connection_string: str
+    max_businesses: int = MAX_BUSINESSES
+    is_active: bool = True
+    tenants: set[str] = field(default_factory=set)
+
+    def __repr__(self) -> str:
+        # Without the connection string: it holds a password.
+        usage = f"{len(self.tenants)}/{self.max_businesses}"
+        return f"CitrusShard({self.shard_id}, {usage}, {'active' if self.is_active else 'inactive'})"
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another tenant may be placed here."""
+        return self.is_active and len(self.tenants) < self.max_businesses
+
+
+@dataclass
+class CitrusRegistry:
+    """Which tenant lives where. *shards* by id in the order they came; *homes* by shard key. Does no I/O."""
+
+    shards: dict[str, CitrusShard] = field(default_factory=dict)
+    homes: dict[str, CitrusShard] = field(default_factory=dict)
+
+    def add_shard(self, shard_id: str, connection_string: str, *, max_businesses: int = MAX_BUSINESSES) -> CitrusShard:
+        """Add an empty shard."""
+        shard = self.shards[shard_id] = CitrusShard(shard_id, connection_string, max_businesses)
+        return shard
+
+    def with_room(self) -> CitrusShard | None:
+        """Return the first shard that may take another tenant."""
+        return next((shard for shard in self.shards.values() if shard.has_room), None)
+
+    def place(self, shard_key: str, shard: CitrusShard) -> None:
+        """Make *shard* the tenant's home, in place of its earlier one."""
+        if earlier := self.homes.get(shard_key):
+            earlier.tenants.discard(shard_key)
+        shard.tenants.add(shard_key)
+        self.homes[shard_key] = shard
+
+    def forget(self, shard_key: str) -> None:
+        """Have no home for the tenant any more."""
+        if shard := self.homes.pop(shard_key, None):
+            shard.tenants.discard(shard_key)
+
+
+@dataclass
+class CitrusFaults:
+    """What is wrong with a Citrus on purpose; to be changed while it serves."""
+
+    latency_s: float = 0.0
+    is_away: bool = False  # every request is cut without a word
+    status: int | None = None  # of every answer
+    retry_after_s: int | None = None  # beside such a status
+    lies: dict[str, str | None] = field(default_factory=dict)  # by shard key: the shard id named; None: unregistered
+    forgets: bool = False  # a registration, as soon as it was answered
+    wavers: bool = False  # it names the next shard with every answer, full or not
+
+
+def registration_problem(body: object) -> str | None:
+    """Return what is wrong with the body of a registration, or none."""
+    if not isinstance(body, dict):
+        return "expected a JSON object"
+    for name in REGISTRATION_FIELDS:
+        if not isinstance(body.get(name), str) or not body[name]:
+            return f"expected {name} as a string that is not empty"
+    if body["shardKey"] != (expected := f"{body['businessId']}-{body['locationId']}"):
+        return f"expected shardKey {expected!r}"
+    return None
+
+
+class Citrus:
+    """The HTTP side. *make_shard* is awaited for (shard id, connection string) when all shards are full."""
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        make_shard: Callable[[], Awaitable[tuple[str, str]]],
+        max_businesses: int = MAX_BUSINESSES,
+    ) -> None:
+        self.registry = CitrusRegistry()
+        self.faults = CitrusFaults()
+        self._authorization = f"Bearer {api_key}".encode()
+        self._make_shard = make_shard
+        self._max_businesses = max_businesses
+        self._wavered: CitrusShard | None = None
+        self._placing = asyncio.Lock()  # one placement at a time: never two new shards for one lack of room
+
+    def __repr__(self) -> str:
+        return f"Citrus({list(self.registry.shards.values())})"
+
+    def add_shard(self, shard_id: str, connection_string: str) -> CitrusShard:
+        """Add an empty shard of the usual capacity."""
+        return self.registry.add_shard(shard_id, connection_string, max_businesses=self._max_businesses)
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[str]:
+        """Serve on a free port of loopback; yields the base URL."""
+        async with serving(self._application(), shutdown_timeout_s=1.0) as url:
+            yield url
+
+    def _application(self) -> web.Application:
+        application = web.Application(middlewares=[self._misbehave, self._authorize])
+        application.add_routes(
+            [
+                web.get("/api/shard/{shard_key}", self._look_up),
+                web.put("/api/shard/{shard_key}", self._repoint),
+                web.post("/api/register", self._register),
+                web.get("/api/shards/health", self._list_shards),
+                web.get("/api/shard/{shard_id}/capacity", self._show_capacity),
+            ]
+        )
+        return application
+
+    @web.middleware
+    async def _misbehave(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        faults = self.faults
+        if faults.latency_s:
+            await asyncio.sleep(faults.latency_s)
+        if faults.is_away and request.transport is not None:
+            request.transport.abort()
+        if faults.status is not None:
+            wish = {} if faults.retry_after_s is None else {"Retry-After": str(faults.retry_after_s)}
+            return web.json_response({"error": "told to fail"}, status=faults.status, headers=wish)
+        return await handler(request)
+
+    @web.middleware
+    async def _authorize(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        # As bytes: a header may hold anything, and comparing text with other than ASCII raises.
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(given, self._authorization):
+            return _refusal(401, "expected Authorization: Bearer with the API key")
+        return await handler(request)
+
+    async def _look_up(self, request: web.Request) -> web.Response:
+        shard_key = request.match_info["shard_key"]
+        shard = self.registry.homes.get(shard_key)
+        if self.faults.wavers and shard is not None:
+            shard = self._next(shard)
+            self.registry.place(shard_key, shard)
+        if shard_key in self.faults.lies:
+            shard = self.registry.shards.get(self.faults.lies[shard_key] or "")
+        return web.json_response(_described(shard)) if shard else _refusal(404, "this shard key is not registered")
+
+    async def _register(self, request: web.Request) -> web.Response:
+        body = await _json_of(request)
+        if problem := registration_problem(body):
+            return _refusal(400, problem)
+        shard_key = body["shardKey"]
+        async with self._placing:
+            if shard_key in self.registry.homes:
+                return _refusal(409, "this shard key is registered already")
+            shard = self.registry.with_room() or self.add_shard(*await self._make_shard())
+            if self.faults.wavers:
+                shard = self._wavered = self._next(self._wavered or shard)
+            self.registry.place(shard_key, shard)
+            if self.faults.forgets:
+                self.registry.forget(shard_key)
+        return web.json_response(_described(shard), status=201)
+
+    def _next(self, shard: CitrusShard) -> CitrusShard:
+        shards = list(self.registry.shards.values())
+        return shards[(shards.index(shard) + 1) % len(shards)] if shard in shards else shards[0]
+
+    async def _repoint(self, request: web.Request) -> web.Response:
+        body = await _json_of(request)
+        shard_key = request.match_info["shard_key"]
+        shard = self.registry.shards.get(str(body.get("shardId"))) if isinstance(body, dict) else None
+        if shard is None:
+            return _refusal(400, "expected shardId of a known shard")
+        if shard_key not in self.registry.homes:
+            return _refusal(404, "this shard key is not registered")
+        self.registry.place(shard_key, shard)
+        return web.json_response(_described(shard))
+
+    async def _list_shards(self, _request: web.Request) -> web.Response:
+        return web.json_response([_described(shard) for shard in self.registry.shards.values()])
+
+    async def _show_capacity(self, request: web.Request) -> web.Response:
+        shard = self.registry.shards.get(request.match_info["shard_id"])
+        if shard is None:
+            return _refusal(404, "there is no such shard")
+        return web.json_response(_described(shard) | {"canAcceptNewBusiness": shard.has_room})
+
+
+async def _json_of(request: web.Request) -> Any:
+    try:
+        return json.loads(await request.read())
+    except ValueError:
+        return None
+
+
+def _described(shard: CitrusShard) -> dict[str, object]:
+    return {
+        "shardId": shard.shard_id,
+        "connectionString": shard.connection_string,
+        "isActive": shard.is_active,
+        "lastHealthCheck": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "businessCount": len(shard.tenants),
+        "maxBusinesses": shard.max_businesses,
+    }
+
+
+def _refusal(status: int, message: str) -> web.Response:
+    return web.json_response({"error": message}, status=status)

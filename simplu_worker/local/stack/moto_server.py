@@ -1,0 +1,79 @@
+"""moto as a program, behind a server that keeps connections open, as AWS does.
+
+    python -m simplu_worker.local.stack.moto_server --port 4568
+
+moto's own server closes a connection after each reply. Then every request opens one, which is a good part of what it
+costs, and no client is ever tried on a connection that was used before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import structlog
+from aiohttp import web
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.test import EnvironBuilder, run_wsgi_app
+
+from simplu_worker.local.processes.http_serving import serving, told_to_stop
+
+log = structlog.get_logger(__name__)
+
+THREADS: Final = 64  # a long poll takes one for as long as it waits
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+
+
+class MotoServer:
+    """The HTTP side of moto, which answers a request by a call that blocks."""
+
+    def __init__(self) -> None:
+        self._application = DomainDispatcherApplication(create_backend_app)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="moto")
+
+    def __repr__(self) -> str:
+        return f"MotoServer({THREADS} threads)"
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """Answer one request."""
+        builder = EnvironBuilder(
+            path=request.rel_url.raw_path,
+            query_string=request.rel_url.raw_query_string,
+            base_url=f"http://{request.host}/",
+            method=request.method,
+            headers=list(request.headers.items()),
+            data=await request.read(),
+        )
+        loop = asyncio.get_running_loop()
+        status, headers, body = await loop.run_in_executor(self._threads, self._call, builder)
+        return web.Response(body=body, status=status, headers=headers)
+
+    def _call(self, builder: EnvironBuilder) -> tuple[int, list[tuple[str, str]], bytes]:
+        chunks, status, headers = run_wsgi_app(self._application, builder.get_environ(), buffered=True)
+        body = b"".join(chunks)
+        return int(status.split()[0]), [pair for pair in headers if pair[0].lower() != "content-length"], body
+
+
+async def run(port: int) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    stopped = told_to_stop()
+    application = web.Application(client_max_size=MAX_BODY_BYTES)
+    application.router.add_route("*", "/{path:.*}", MotoServer().answer)
+    async with serving(application, port) as url:
+        log.info("moto.started", url=url)
+        await stopped.wait()
+    os._exit(0)  # a poll that waits in its thread would hold up the end
+
+
+def main() -> None:
+    """Run the server as a program."""
+    parser = argparse.ArgumentParser(prog="moto_server", description="moto, on connections that are kept open.")
+    parser.add_argument("--port", type=int, required=True, help="of loopback; 0 takes a free one and logs it")
+    asyncio.run(run(parser.parse_args().port))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Compares every row of every shard with what was sent."""

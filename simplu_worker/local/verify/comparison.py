@@ -1,0 +1,318 @@
+"""What the shards and the dead-letter queue hold, set against the model: every difference in one readable line."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from simplu_worker.local.workload.producer import Position
+from simplu_worker.local.workload.reference_model import (
+    DERIVED_ID_PREFIX,
+    Effect,
+    JsonValue,
+    LogEntry,
+    Model,
+    Row,
+    TenantModel,
+    canonical,
+    parse_json,
+    parse_timestamp,
+)
+from simplu_worker.local.workload.workload import Item
+
+DEFAULT_ROW = ("settings", "default")  # contract §10: made by provisioning, one a tenant
+SHOWN_CHARS = 160
+TIME_STEP = timedelta(milliseconds=1)  # SentTimestamp is in whole ones
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A row of `resources`; *data* is jsonb's text."""
+
+    tenant_id: str
+    business_type: str
+    resource_type: str
+    resource_id: str
+    data: str
+    date: datetime
+    last_updated: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOperation:
+    """A row of `operations`; *result* is jsonb's text. *latency_s* is arrival → committed."""
+
+    tenant_id: str
+    request_id: str
+    kind: str
+    resource_type: str
+    resource_id: str | None
+    status: str
+    error: str | None
+    result: str | None
+    requested_at: datetime
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTenant:
+    """A row of `tenants`."""
+
+    tenant_id: str
+    business_id: str
+    location_id: str
+    business_type: str
+    state: str
+
+
+@dataclass(slots=True)
+class ShardContent:
+    """All that one shard holds; *name* stands for it in reports and has no secret."""
+
+    name: str
+    tenants: list[StoredTenant] = field(default_factory=list)
+    rows: list[StoredRow] = field(default_factory=list)
+    operations: list[StoredOperation] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter; *record* is `None` when it was cut."""
+
+    reason: str
+    position: Position
+    record: bytes | None
+
+
+@dataclass(slots=True)
+class Report:
+    """What a comparison found."""
+
+    differences: list[str] = field(default_factory=list)
+    rows_compared: int = 0
+    operations_compared: int = 0
+    succeeded: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    letters: Counter[str] = field(default_factory=Counter)
+    rows_per_shard: dict[str, int] = field(default_factory=dict)
+    latencies_s: list[float] = field(default_factory=list)
+
+
+def compare(
+    model: Model,
+    shards: Sequence[ShardContent],
+    put: Mapping[Position, Item],
+    letters: Iterable[Letter],
+    *,
+    foreign: frozenset[str] = frozenset(),
+) -> Report:
+    """Compare everything; *foreign* are ids of tenants that were there before and are left out."""
+    report = Report()
+    homes = _homes(model, shards, foreign, report)
+    for shard in shards:
+        report.rows_per_shard[shard.name] = len(shard.rows)
+        living = {tenant.tenant_id for tenant in shard.tenants}
+        owners = {row.tenant_id for row in shard.rows} | {row.tenant_id for row in shard.operations}
+        report.differences += [
+            f"{stray}: has rows on {shard.name}, which has no such tenant" for stray in sorted(owners - living)
+        ]
+    for tenant_id, tenant in model.tenants.items():
+        for shard in homes.get(tenant_id, ()):
+            rows = [row for row in shard.rows if row.tenant_id == tenant_id]
+            operations = [operation for operation in shard.operations if operation.tenant_id == tenant_id]
+            report.differences += _row_differences(tenant_id, tenant, rows)
+            report.differences += _operation_differences(tenant_id, tenant, operations)
+            report.rows_compared += len(rows)
+            report.operations_compared += len(operations)
+            report.succeeded += sum(operation.status == "succeeded" for operation in operations)
+            report.failed.update(str(operation.error) for operation in operations if operation.status != "succeeded")
+            report.latencies_s += [operation.latency_s for operation in operations]
+    report.differences += _letter_differences(model, shards, put, list(letters), report.letters)
+    report.latencies_s.sort()
+    return report
+
+
+def known_times(
+    model: Model, shards: Sequence[ShardContent], windows: Mapping[datetime, tuple[datetime, datetime]]
+) -> dict[datetime, datetime]:
+    """Return the times that the shards say for moments in the model, where each is in its window; else its begin."""
+    times = {moment: earliest for moment, (earliest, _) in windows.items()}
+    for shard in shards:
+        for row in shard.operations:
+            tenant = model.tenants.get(row.tenant_id)
+            entry = tenant.log.get(row.request_id) if tenant is not None else None
+            if entry is None or entry.requested_at not in windows:
+                continue
+            earliest, latest = windows[entry.requested_at]
+            if earliest - TIME_STEP <= row.requested_at <= latest:
+                times[entry.requested_at] = row.requested_at
+    return times
+
+
+def _homes(
+    model: Model, shards: Sequence[ShardContent], foreign: frozenset[str], report: Report
+) -> dict[str, list[ShardContent]]:
+    """Return the shards on which each tenant lives, and note those with none or several."""
+    homes: dict[str, list[ShardContent]] = defaultdict(list)
+    for shard in shards:
+        for stored in shard.tenants:
+            expected = model.tenants.get(stored.tenant_id)
+            if expected is not None:
+                homes[stored.tenant_id].append(shard)
+                wanted = (expected.business_id, expected.location_id, expected.business_type, "active")
+                got = (stored.business_id, stored.location_id, stored.business_type, stored.state)
+                report.differences += _unequal(f"{stored.tenant_id}: row of tenants on {shard.name}", wanted, got)
+            elif stored.tenant_id not in foreign:
+                report.differences.append(f"{stored.tenant_id}: a tenant on {shard.name} that nobody registered")
+    for tenant_id in model.tenants:
+        names = [shard.name for shard in homes.get(tenant_id, ())]
+        if len(names) != 1:
+            report.differences.append(f"{tenant_id}: expected on one shard, is on {len(names)}: {', '.join(names)}")
+    return homes
+
+
+def _row_differences(tenant_id: str, tenant: TenantModel, stored: Sequence[StoredRow]) -> Iterator[str]:
+    named = {(row.resource_type, row.resource_id): row for row in stored}
+    derived = [row for row in stored if row.resource_id.startswith(DERIVED_ID_PREFIX)]
+    for row in derived:
+        del named[row.resource_type, row.resource_id]
+    if named.pop(DEFAULT_ROW, None) is None:
+        yield f"{tenant_id}: expected one default row settings/default, there is none"
+    yield from _key_differences(f"{tenant_id}: resource", tenant.rows, named)
+    for key, row in named.items():
+        if (expected := tenant.rows.get(key)) is not None:
+            yield from _unequal(f"{tenant_id}: resource {key}", _spelt(expected, tenant), _spelt_stored(row))
+    expected_derived = Counter((kind, _spelt(row, tenant)) for kind, row in tenant.derived_rows)
+    got_derived = Counter((row.resource_type, _spelt_stored(row)) for row in derived)
+    yield from _unequal(f"{tenant_id}: resources without ids of their own", expected_derived, got_derived)
+
+
+def _spelt(row: Row, tenant: TenantModel) -> tuple[str, ...]:
+    return (canonical(row.data), row.date.isoformat(), row.last_updated.isoformat(), tenant.business_type)
+
+
+def _spelt_stored(row: StoredRow) -> tuple[str, ...]:
+    data = canonical(parse_json(row.data))
+    return (data, row.date.isoformat(), row.last_updated.isoformat(), row.business_type)
+
+
+def _operation_differences(tenant_id: str, tenant: TenantModel, stored: Sequence[StoredOperation]) -> Iterator[str]:
+    named = {row.request_id: row for row in stored if not row.request_id.startswith(DERIVED_ID_PREFIX)}
+    expected = tenant.log | {key: entry for key, entry in tenant.undecided.items() if key in named}
+    yield from _key_differences(f"{tenant_id}: operation", expected, named)
+    for request_id, row in named.items():
+        if (entry := expected.get(request_id)) is not None:
+            yield from _unequal(f"{tenant_id}: operation {request_id}", _entry_spelt(entry), _operation_spelt(row))
+    derived = [row for row in stored if row.request_id.startswith(DERIVED_ID_PREFIX)]
+    for row in derived:
+        if row.resource_id is not None and row.resource_id.startswith(DERIVED_ID_PREFIX):
+            yield from _unequal(f"{tenant_id}: id of an unnamed create", row.request_id, row.resource_id)
+    yield from _unequal(
+        f"{tenant_id}: operations without requestId",
+        Counter(_entry_spelt(entry) for entry in tenant.derived),
+        Counter(_operation_spelt(row) for row in derived),
+    )
+
+
+def _entry_spelt(entry: LogEntry) -> tuple[str, ...]:
+    return _operation_parts(entry, entry.result)
+
+
+def _operation_spelt(row: StoredOperation) -> tuple[str, ...]:
+    return _operation_parts(row, None if row.result is None else parse_json(row.result))
+
+
+def _operation_parts(row: LogEntry | StoredOperation, result: JsonValue) -> tuple[str, ...]:
+    resource_id = row.resource_id
+    if resource_id is not None and resource_id.startswith(DERIVED_ID_PREFIX):
+        resource_id = None
+    spelt = canonical(_with_equal_times(result))
+    return (
+        row.kind,
+        row.resource_type,
+        str(resource_id),
+        row.status,
+        str(row.error),
+        row.requested_at.isoformat(),
+        spelt,
+    )
+
+
+def _with_equal_times(result: JsonValue) -> JsonValue:
+    """Spell the times of a result in one way; the contract does not say in which of ISO 8601's they come."""
+    if not isinstance(result, dict):
+        return result
+    if isinstance(items := result.get("items"), list):
+        return result | {"items": [_with_equal_times(item) for item in items]}
+    times = {name: result[name] for name in ("date", "lastUpdated") if name in result}
+    return result | {name: parse_timestamp(str(text)).isoformat() for name, text in times.items()}
+
+
+def _letter_differences(
+    model: Model,
+    shards: Sequence[ShardContent],
+    put: Mapping[Position, Item],
+    letters: Sequence[Letter],
+    counts: Counter[str],
+) -> Iterator[str]:
+    stored = {row.request_id for shard in shards for row in shard.operations}
+    undecided = {key for tenant in model.tenants.values() for key in tenant.undecided}
+    found: dict[Position, set[str]] = defaultdict(set)
+    for letter in letters:
+        item = put.get(letter.position)
+        if item is None:
+            continue  # another producer's
+        if letter.reason not in found[letter.position]:
+            counts[letter.reason] += 1
+        found[letter.position].add(letter.reason)
+        if letter.record is not None and letter.record != item.record:
+            yield f"dead letter of {letter.position}: another record than the one put there"
+    for position, item in put.items():
+        reasons = found.get(position, set())
+        if item.verdict.effect is Effect.EITHER:
+            if not reasons and not undecided & stored:
+                yield f"record at {position}: expected a dead letter or a failed row, got neither"
+        elif item.verdict.effect is Effect.REJECTED and not reasons:
+            yield f"record at {position}: expected a dead letter {_either(item)}, got none: {_shown(item.record)}"
+            continue
+        if extra := reasons - item.verdict.reasons:
+            expected = _either(item)
+            yield f"record at {position}: expected {expected}, got a dead letter {sorted(extra)}: {_shown(item.record)}"
+
+
+def _either(item: Item) -> str:
+    return " or ".join(sorted(item.verdict.reasons)) or f"none ({item.verdict.effect})"
+
+
+def _key_differences(what: str, expected: Mapping[Key, object], got: Mapping[Key, object]) -> Iterator[str]:
+    for key in expected.keys() - got.keys():
+        yield f"{what} {key}: expected, and is missing: {_shown(expected[key])}"
+    for key in got.keys() - expected.keys():
+        yield f"{what} {key}: not expected, and is there: {_shown(got[key])}"
+
+
+def _unequal(what: str, expected: object, got: object) -> list[str]:
+    if expected == got:
+        return []
+    if isinstance(expected, Counter) and isinstance(got, Counter):
+        expected, got = expected - got, got - expected
+    if isinstance(expected, tuple) and isinstance(got, tuple):
+        unequal = [number for number, pair in enumerate(zip(expected, got, strict=True)) if pair[0] != pair[1]]
+        expected, got = tuple(expected[number] for number in unequal), tuple(got[number] for number in unequal)
+    return [f"{what}: expected {_shown(expected)}, got {_shown(got)}"]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}… ({len(text)} characters)"
+
+
+def percentile(sorted_values: Sequence[float], share: float) -> float | None:
+    """Return the value below which *share* of *sorted_values* lie, `None` of none."""
+    if not sorted_values:
+        return None
+    return sorted_values[min(len(sorted_values) - 1, int(share * len(sorted_values)))]

@@ -1,0 +1,245 @@
+"""The outside that looks: reads every shard and the dead-letter queue, and waits until all is applied."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+from botocore.exceptions import ClientError
+
+from simplu_worker.local.verify.comparison import (
+    Letter,
+    Report,
+    ShardContent,
+    StoredOperation,
+    StoredRow,
+    StoredTenant,
+    compare,
+    known_times,
+)
+from simplu_worker.local.workload.producer import Position
+from simplu_worker.local.workload.reference_model import Effect, Model
+from simplu_worker.local.workload.workload import Item
+
+POLL_INTERVAL_S = 0.5
+QUERY_TIMEOUT_S = 60.0
+# Long enough that no letter is read again and again, short enough that it is there for who looks after us.
+LETTER_VISIBILITY_S = 60
+COLLECTORS = 3
+COLLECTOR_PAUSE_S = 0.2
+TENANTS_SQL = "SELECT id, business_id, location_id, business_type, state FROM tenants ORDER BY id"
+ROWS_SQL = """
+SELECT id, "businessType", "resourceName", "resourceId", data::text AS data, date, "lastUpdated" FROM resources
+"""
+OPERATIONS_SQL = """
+SELECT tenant_id, request_id, operation, resource_type, resource_id, status, error, result::text AS result,
+       requested_at, extract(epoch FROM completed_at - received_at)::float8 AS latency_s
+FROM operations
+"""
+COUNT_SQL = """
+SELECT (SELECT count(*) FROM operations WHERE tenant_id = ANY ($1)),
+       (SELECT count(*) FROM resources WHERE id = ANY ($1))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCounts:
+    """How many rows one shard has of the tenants asked for; `None` when it did not answer."""
+
+    name: str
+    operations: int | None
+    rows: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the worker got."""
+
+    expected: int
+    settled: int
+    shards: tuple[ShardCounts, ...]
+    letters: int
+
+    @property
+    def done(self) -> bool:
+        """Whether everything that leaves a trace has left it."""
+        return self.settled >= self.expected
+
+
+class LetterBox:
+    """Reads dead letters while the work goes on, and leaves them in the queue."""
+
+    def __init__(self, sqs: Any, queue_url: str) -> None:
+        self._sqs = sqs
+        self._queue_url = queue_url
+        self._letters: dict[str, Letter] = {}
+
+    @property
+    def letters(self) -> tuple[Letter, ...]:
+        """The letters read so far."""
+        return tuple(self._letters.values())
+
+    @property
+    def positions(self) -> set[Position]:
+        """The positions of the records they are about."""
+        return {letter.position for letter in self._letters.values()}
+
+    async def collect(self) -> None:
+        """Read for ever; end it by cancelling. Several at a time: the local SQS gives out few a second to one."""
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(COLLECTORS):
+                tasks.create_task(self._collect(), name=f"letters:{number}")
+
+    async def _collect(self) -> None:
+        while True:
+            try:
+                await self.read_once(wait_s=1)
+            except ClientError:  # moto's threads race, and one of them loses
+                await asyncio.sleep(COLLECTOR_PAUSE_S)
+
+    async def read_once(self, *, wait_s: int) -> int:
+        """Read up to ten letters, waiting up to *wait_s* for the first; return how many were new."""
+        answer = await self._sqs.receive_message(
+            QueueUrl=self._queue_url,
+            MaxNumberOfMessages=10,
+            WaitTimeSeconds=wait_s,
+            VisibilityTimeout=LETTER_VISIBILITY_S,
+        )
+        before = len(self._letters)
+        for message in answer.get("Messages", ()):
+            self._letters.setdefault(message["MessageId"], parse_letter(message["Body"]))
+        return len(self._letters) - before
+
+
+def parse_letter(body: str) -> Letter:
+    """Read a dead letter's body (contract §6)."""
+    letter = json.loads(body)
+    source = letter.get("source") or {}
+    if source.get("kind") == "sqs":
+        position = (source.get("queue") or "", source.get("messageId") or "")
+    else:
+        position = (source.get("streamShard") or "", source.get("sequenceNumber") or "")
+    record: bytes | None = None
+    if letter.get("truncated"):
+        record = None
+    elif (text := letter.get("record")) is not None:
+        record = str(text).encode()
+    elif (encoded := letter.get("recordBase64")) is not None:
+        record = base64.b64decode(encoded)
+    elif (packed := letter.get("recordGzip")) is not None:
+        record = gzip.decompress(base64.b64decode(packed))
+    return Letter(letter["reason"], position, record)
+
+
+class Checker:
+    """Asks the shards at *urls*, which is called anew each time because Citrus may open another shard meanwhile."""
+
+    def __init__(self, urls: Callable[[], Sequence[str]], model: Model, letters: LetterBox) -> None:
+        self.put: dict[Position, Item] = {}
+        self.windows: dict[datetime, tuple[datetime, datetime]] = {}
+        self._urls = urls
+        self._model = model
+        self._letters = letters
+
+    def note_put(self, pairs: Iterable[tuple[Position, Item]]) -> None:
+        """Remember what was put where: dead letters name their record by its position."""
+        self.put.update(pairs)
+
+    def note_window(self, moment: datetime, earliest: datetime, latest: datetime) -> None:
+        """Remember between which times something came whose time the model does not know, but for *moment*."""
+        self.windows[moment] = (earliest, latest)
+
+    def expected_count(self) -> int:
+        """Return how many traces, rows of `operations` and dead letters, the records put so far must leave."""
+        traces = (Effect.LOGGED, Effect.REJECTED, Effect.EITHER)
+        return sum(item.verdict.effect in traces for item in self.put.values())
+
+    async def progress(self) -> Progress:
+        """Ask every shard how far it is; one that does not answer counts as nothing."""
+        tenant_ids = list(self._model.tenants)
+        counts = [await count_shard(url, tenant_ids) for url in self._urls()]
+        letters = len(self._letters.positions & self.put.keys())
+        applied = sum(count.operations or 0 for count in counts)
+        return Progress(self.expected_count(), applied + letters, tuple(counts), letters)
+
+    async def wait_until_applied(
+        self, *, timeout_s: float, idle_s: float, on_progress: Callable[[Progress], None] | None = None
+    ) -> Progress:
+        """Wait until every record put has left its trace; give up after *timeout_s*, or *idle_s* without a change."""
+        clock = asyncio.get_running_loop().time
+        start = changed = clock()
+        progress = await self.progress()
+        while not progress.done and clock() - start < timeout_s and clock() - changed < idle_s:
+            await asyncio.sleep(POLL_INTERVAL_S)
+            now = await self.progress()
+            if now.settled != progress.settled:
+                changed = clock()
+            progress = now
+            if on_progress is not None:
+                on_progress(progress)
+        return progress
+
+    async def compare(self, *, foreign: frozenset[str] = frozenset()) -> Report:
+        """Read everything and compare it with the model, see `comparison.compare`."""
+        contents = [await read_shard(url) for url in self._urls()]
+        self._model.retime(known_times(self._model, contents, self.windows))
+        return compare(self._model, contents, self.put, self._letters.letters, foreign=foreign)
+
+
+async def tenants_on(urls: Sequence[str]) -> frozenset[str]:
+    """Return the ids of all tenants that the shards have now."""
+    contents = [await read_shard(url) for url in urls]
+    return frozenset(tenant.tenant_id for content in contents for tenant in content.tenants)
+
+
+async def count_shard(url: str, tenant_ids: Sequence[str]) -> ShardCounts:
+    """Count one shard's rows of *tenant_ids*; nothing where it has no schema yet or does not answer."""
+    name = shard_name(url)
+    try:
+        connection = await asyncpg.connect(url, timeout=2, command_timeout=5)
+    except (OSError, TimeoutError, asyncpg.PostgresError):
+        return ShardCounts(name, None, None)
+    try:
+        row = await connection.fetchrow(COUNT_SQL, tenant_ids)
+    except asyncpg.UndefinedTableError:
+        return ShardCounts(name, 0, 0)
+    except (OSError, TimeoutError, asyncpg.PostgresError):
+        return ShardCounts(name, None, None)
+    finally:
+        connection.terminate()
+    return ShardCounts(name, row[0], row[1]) if row is not None else ShardCounts(name, 0, 0)
+
+
+async def read_shard(url: str) -> ShardContent:
+    """Read all of one shard in one snapshot; empty where it has no schema yet."""
+    content = ShardContent(shard_name(url))
+    connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
+    try:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            if await connection.fetchval("SELECT to_regclass('operations')") is None:
+                return content
+            content.tenants = [StoredTenant(*row.values()) for row in await connection.fetch(TENANTS_SQL)]
+            content.rows = [StoredRow(*row.values()) for row in await connection.fetch(ROWS_SQL)]
+            content.operations = [StoredOperation(*row.values()) for row in await connection.fetch(OPERATIONS_SQL)]
+    finally:
+        await connection.close()
+    return content
+
+
+def shard_name(url: str) -> str:
+    """Name a shard without its user and password."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port}{parts.path}"
+
+
+def urls_of(env: Mapping[str, str]) -> list[str]:
+    """Return the shards' connection strings as the stack's environment lists them."""
+    return env["STACK_POSTGRES_URLS"].split()

@@ -1,0 +1,1 @@
+"""Operations and messages to send, and a model of what they do."""

@@ -1,0 +1,203 @@
+"""A repeatable stream of order events for many tenants and groups, each with what the model says must come of it.
+
+The time of an order event is when the queue took it, which nobody knows before. So each has a moment of its own here,
+which stands for that time in the model until it is known (`Model.retime`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+from simplu_worker.local.workload import documents
+from simplu_worker.local.workload.order_events import Event, members_of, poison
+from simplu_worker.local.workload.reference_model import Effect, Model, Request, Verdict
+from simplu_worker.local.workload.workload import Tenant
+
+ORDER_TYPE = "order"
+GROUPS = 20
+URGENT_GROUPS = 2  # of these, by the priority queue
+MOMENTS_FROM = datetime(1900, 1, 1, tzinfo=UTC)  # far from every time that anything else has
+KINDS = {"create": "CREATE", "patch": "UPDATE", "delete": "DELETE"}
+WEIGHTS = (55, 38, 7)
+# Characters that SQS takes are those of XML: SendMessage in its API reference.
+NOT_SENDABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True, slots=True)
+class OrderItem:
+    """An event to send, what must come of it, and the *moment* that stands for its time."""
+
+    event: Event
+    verdict: Verdict
+    moment: datetime
+    is_urgent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    tenant: Tenant
+    request: Request
+    event: Event
+
+
+class OrderWorkload:
+    """Makes order events for *tenants*, which *model* knows; all of one order and one request id are in one group."""
+
+    def __init__(self, seed: int, tenants: Sequence[Tenant], model: Model) -> None:
+        self._random = Random(f"orders of {seed}")  # noqa: S311 - repeatable load, nothing secret
+        self._tenants = tuple(tenants)
+        self._model = model
+        self._number = 0
+        self._sent: list[_Sent] = []
+        self._orders: dict[tuple[str, int], list[str]] = defaultdict(list)  # by tenant and group, deleted ones too
+
+    def items(self, count: int) -> Iterator[OrderItem]:
+        """Yield *count* events, at least one for each group; the last of a group is a fresh `CREATE`."""
+        for _ in range(count - GROUPS):
+            yield self._next()
+        for group in range(GROUPS):
+            yield self._fresh(self._random.choice(self._tenants), group, "create")
+
+    def _next(self) -> OrderItem:
+        makers: list[tuple[float, Callable[[Tenant, int], OrderItem]]] = [
+            (0.03, self._poison),
+            (0.02, self._impossible),
+            (0.01, self._unstorable),
+        ]
+        if self._sent:
+            makers += [(0.03, self._again), (0.01, self._reuse)]
+        tenant, group = self._random.choice(self._tenants), self._random.randrange(GROUPS)
+        draw = self._random.random()
+        for share, make in makers:
+            draw -= share
+            if draw < 0:
+                return make(tenant, group)
+        return self._fresh(tenant, group, self._random.choices(tuple(KINDS), WEIGHTS)[0])
+
+    def _fresh(self, tenant: Tenant, group: int, kind: str) -> OrderItem:
+        orders = self._orders[tenant.tenant_id, group]
+        if not orders:
+            kind = "create"
+        order_id = self._new_id() if kind == "create" else self._random.choice(orders)
+        return self._send(tenant, group, kind, order_id, self._data(kind))
+
+    def _impossible(self, tenant: Tenant, group: int) -> OrderItem:
+        """Make what is there, or change what never was."""
+        orders = self._orders[tenant.tenant_id, group]
+        if orders and self._random.random() < 0.5:
+            return self._send(tenant, group, "create", self._random.choice(orders), self._data("create"))
+        return self._send(tenant, group, self._random.choice(("patch", "delete")), self._new_id(), self._data("patch"))
+
+    def _unstorable(self, tenant: Tenant, group: int) -> OrderItem:
+        return self._send(tenant, group, "create", self._new_id(), self._random.choice(documents.UNSTORABLE))
+
+    def _again(self, tenant: Tenant, group: int) -> OrderItem:
+        """Send an earlier event once more, as a producer that missed the answer; the queue takes it for another."""
+        named = [sent for sent in self._sent if sent.request.request_id != sent.event.deduplication_id]
+        if not named:
+            return self._fresh(tenant, group, "create")
+        sent = self._random.choice(named)
+        event = replace(sent.event, deduplication_id=self._own_id())
+        return self._item(event, self._model.apply(sent.request), self._moment())
+
+    def _reuse(self, _tenant: Tenant, _group: int) -> OrderItem:
+        """Send another event under an id that was used."""
+        sent = self._random.choice(self._sent)
+        data = '{"another": "event"}'
+        group_id, order_id = sent.event.group_id, str(sent.request.resource_id)
+        members = members_of(
+            "CREATE",
+            order_id,
+            {"another": "event"},
+            group_id=group_id,
+            deduplication_id=sent.request.request_id,
+            tenant=sent.tenant,
+        )
+        event = Event(group_id, self._own_id(), json.dumps(members))
+        request = replace(sent.request, kind="create", data=data)
+        return self._item(event, self._model.apply(request), self._moment())
+
+    def _poison(self, tenant: Tenant, group: int) -> OrderItem:
+        own_id, group_id, told = self._own_id(), _group_id(group), self._random.random() < 0.5
+        members = members_of(
+            "CREATE",
+            "never",
+            {"never": "kept"},
+            group_id=group_id,
+            deduplication_id=None,
+            tenant=None if told else tenant,
+        )
+        event = Event(group_id, own_id, json.dumps(members), tenant if told else None)
+        spoilt, reasons = poison(self._random.getrandbits(16), members, event)
+        return self._item(spoilt, Verdict(Effect.REJECTED, reasons), self._moment())
+
+    def _send(self, tenant: Tenant, group: int, kind: str, order_id: str, data: str) -> OrderItem:
+        random, own_id, moment = self._random, self._own_id(), self._moment()
+        named = None if random.random() < 0.3 else f"{random.choice(('order', 'заказ', 'o 🛒'))}-{own_id}"
+        told = random.random() < 0.6
+        members = members_of(
+            KINDS[kind],
+            order_id,
+            None,
+            group_id=_group_id(group),
+            deduplication_id=named,
+            tenant=None if told else tenant,
+        )
+        data = _sendable(data)
+        texts = {
+            name: _sendable(json.dumps(text, ensure_ascii=random.random() < 0.5)) for name, text in members.items()
+        }
+        texts["data"] = "{}" if kind == "delete" else data
+        pairs = [f'"{name}": {text}' for name, text in texts.items()]
+        random.shuffle(pairs)
+        body = "".join(("{", ",\n".join(pairs), "}"))
+        event = Event(_group_id(group), own_id, body, tenant if told else None)
+        request = Request(
+            kind,
+            tenant.business_id,
+            tenant.location_id,
+            ORDER_TYPE,
+            order_id,
+            moment,
+            named or own_id,
+            None if kind == "delete" else data,
+        )
+        if kind == "create":
+            self._orders[tenant.tenant_id, group].append(order_id)
+        self._sent.append(_Sent(tenant, request, event))
+        return self._item(event, self._model.apply(request), moment)
+
+    def _item(self, event: Event, verdict: Verdict, moment: datetime) -> OrderItem:
+        return OrderItem(event, verdict, moment, is_urgent=event.group_id in URGENT_GROUP_IDS)
+
+    def _data(self, kind: str) -> str:
+        return documents.document(self._random) if kind == "create" else documents.patch_document(self._random)
+
+    def _new_id(self) -> str:
+        self._number += 1
+        return documents.resource_id(self._random, ORDER_TYPE, self._number)
+
+    def _own_id(self) -> str:
+        return f"{self._random.getrandbits(64):016x}"
+
+    def _moment(self) -> datetime:
+        self._number += 1
+        return MOMENTS_FROM + timedelta(seconds=self._number)
+
+
+def _group_id(group: int) -> str:
+    return f"orders-{group}"
+
+
+def _sendable(text: str) -> str:
+    """Write what SQS does not take as JSON's escapes."""
+    return NOT_SENDABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+URGENT_GROUP_IDS = frozenset(map(_group_id, range(URGENT_GROUPS)))

@@ -1,0 +1,123 @@
+"""What there is to be adopted: the other program's table, whose rows are in it, and who they are."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from simplu_worker.business_info.items import Business
+from simplu_worker.business_info.table import UnreadableBusinessError
+from simplu_worker.errors import RefusedError
+from simplu_worker.operations.operation import is_id, tenant_id_of
+from simplu_worker.shards.adoption.plan import (
+    NAMED_MAX,
+    Answers,
+    DuplicateRows,
+    FaultyRow,
+    Found,
+    Layout,
+    Owner,
+    Source,
+    layout_of,
+    owner_of,
+)
+from simplu_worker.shards.postgres.pool import Connection
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.schema.schema_check import make_schema
+from simplu_worker.shards.schema.sql_files import ADOPTION, BUSINESS_TYPES
+
+OURS: Final = "simplu_adoption"  # the namespace of our tables until they are where they belong
+
+
+class RefusedAdoptionError(RefusedError):
+    """There is nothing to adopt, or not in this way; a person has to do something first."""
+
+    def __init__(self, shard_id: str, *problems: str) -> None:
+        super().__init__("\n".join(f"shard {shard_id}: {problem}" for problem in problems))
+
+
+class FindsBusiness(Protocol):
+    """Who knows the businesses: business-info."""
+
+    async def find(self, business_id: str) -> Business | None:
+        """Return a business, or None; raise `RefusedError` when its item cannot be read."""
+
+
+class OldTable(msgspec.Struct, frozen=True):
+    """The other program's table."""
+
+    oid: int
+    home: str
+    layout: Layout
+
+
+async def find_old_table(connection: Connection, shard_id: str) -> OldTable:
+    """Return the table to be adopted; raise `RefusedAdoptionError` where there is none that can be."""
+    row = await connection.fetchrow(QUERIES["find_old_table"])
+    if row is None:
+        raise RefusedAdoptionError(
+            shard_id, "expected a table resources of another program, got none; it cannot be adopted"
+        )
+    layout = layout_of(dict(zip(row["columns"], row["types"], strict=True)))
+    if not isinstance(layout, Layout):
+        raise RefusedAdoptionError(shard_id, layout)
+    if not row["is_plain"]:
+        raise RefusedAdoptionError(shard_id, "expected resources to be a table without partitions or descendants")
+    if not (row["is_owner"] and row["may_create"]):
+        raise RefusedAdoptionError(
+            shard_id,
+            "expected a role that owns the table resources and may create schemas in the database and tables "
+            "beside it; use the role of the other program in the connection string, or grant that",
+        )
+    return OldTable(row["oid"], row["home"], layout)
+
+
+async def begin_adoption(connection: Connection, shard_id: str, old_table: OldTable) -> None:
+    """Make our tables and the books of the adoption, within a transaction."""
+    await connection.execute(ADOPTION["books"])
+    await connection.execute(QUERIES["work_in"], OURS)
+    await make_schema(connection, shard_id)
+    await connection.execute(QUERIES["work_in"], old_table.home)
+    await connection.execute(ADOPTION[old_table.layout])
+    await connection.execute(QUERIES["begin_adoption"], shard_id, old_table.oid, old_table.home)
+
+
+async def read_found(connection: Connection) -> Found:
+    """Return what the old table has; reads all of it, twice."""
+    found = Found()
+    found.names_in_the_way = [row["name"] for row in await connection.fetch(QUERIES["find_names_in_the_way"])]
+    for row in await connection.fetch(QUERIES["count_old_rows"]):
+        found.note_rows(source_of(row), row["fault"], row["row_count"])
+    async for row in connection.cursor(QUERIES["list_duplicates"], prefetch=1000):
+        found.note_duplicate(
+            DuplicateRows(row["source"], row["resource_type"], row["resource_id"], row["row_count"], row["ids"])
+        )
+    if found.fault_counts:
+        rows = await connection.fetch(QUERIES["first_faults"], NAMED_MAX)
+        found.faulty = [FaultyRow(row["id"], row["fault"]) for row in rows]
+    return found
+
+
+async def find_owner(source: Source, shard_id: str, locator: Locator, business_info: FindsBusiness) -> Owner:
+    """Ask business-info and the locator who a source is; raise `TryAgainLaterError` where they do not answer."""
+    businesses: dict[str, Business | str | None] = {}
+    for business_id, location_id in source.candidates:
+        if is_id(business_id) and is_id(location_id) and business_id not in businesses:
+            try:
+                businesses[business_id] = await business_info.find(business_id)
+            except UnreadableBusinessError as exc:
+                businesses[business_id] = str(exc)
+    named = None
+    if any(isinstance(business, Business) for business in businesses.values()):
+        named = await locator.locate(tenant_id_of(*source.candidates[0]))
+    answers = Answers(businesses, None if named is None else named.shard_id)
+    return owner_of(source, answers, shard_id=shard_id, types=BUSINESS_TYPES)
+
+
+def source_of(row: Any) -> Source | None:
+    """Return whose a row of the old table is; None where it does not say."""
+    if row["source"] is None:
+        return None
+    return Source(row["source"], row["business_id"], row["location_id"])

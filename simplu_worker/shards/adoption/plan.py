@@ -1,0 +1,273 @@
+"""What the adoption of another program's table needs: who its rows belong to, and what stands in the way. Pure.
+
+Both layouts of the TypeScript worker: business and location in one column or in two, data as jsonb or as text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from simplu_worker.business_info.items import Business, why_not
+from simplu_worker.operations.operation import is_id, tenant_id_of
+
+NAMED_MAX: Final = 1000  # duplicates, and rows that cannot be taken, that a plan names
+
+NEEDED: Final = {
+    "id": {"bigint", "integer"},
+    "resource_type": {"character varying", "text"},
+    "resource_id": {"character varying", "text"},
+    "data": {"jsonb", "json", "text", "character varying"},
+    "created_at": {"timestamp with time zone", "timestamp without time zone"},
+    "updated_at": {"timestamp with time zone", "timestamp without time zone"},
+}
+TEXTS: Final = {"character varying", "text"}
+
+
+class Layout(StrEnum):
+    """How the old table names a tenant; also the name of the script that puts its rows into our words."""
+
+    JOINED_IDS = "rows_of_joined_ids"
+    TWO_IDS = "rows_of_two_ids"
+
+
+class Duplicates(StrEnum):
+    """Which of several rows of one resource is taken."""
+
+    NEWEST = "newest"
+    OLDEST = "oldest"
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Whose rows are in the old table, in its own words: *key* alone, or business and location too."""
+
+    key: str
+    business_id: str | None = None
+    location_id: str | None = None
+
+    @property
+    def candidates(self) -> list[tuple[str, str]]:
+        """The businesses and locations that it may mean; of an id with several `-` the text does not tell which."""
+        if self.business_id is not None and self.location_id is not None:
+            return [(self.business_id, self.location_id)]
+        places = [place for place, char in enumerate(self.key) if char == "-"]
+        return [(self.key[:place], self.key[place + 1 :]) for place in places]
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """What was asked about a source: the businesses of its candidates, by id, and the shard that its tenant is on.
+
+    A business is its problem, a text, where its item cannot be read.
+    """
+
+    businesses: Mapping[str, Business | str | None]
+    named_shard_id: str | None
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """The tenant that a source is; or, with *problem*, why it is none that can be taken over."""
+
+    source: Source
+    business_id: str | None = None
+    location_id: str | None = None
+    business_type: str | None = None
+    problem: str | None = None
+
+    @property
+    def tenant_id(self) -> str | None:
+        """The tenant's id, unless there is a problem."""
+        if self.problem is not None or self.business_id is None or self.location_id is None:
+            return None
+        return tenant_id_of(self.business_id, self.location_id)
+
+    @property
+    def name(self) -> str:
+        """What to call it: business and location where they are known, else what the old table says."""
+        if self.business_id is not None and self.location_id is not None:
+            return f"{self.business_id} {self.location_id}"
+        return self.source.key
+
+
+class DuplicateRows(msgspec.Struct, frozen=True):
+    """Several old rows of one resource; *old_ids* are the first of them, the oldest first."""
+
+    source_key: str
+    resource_type: str
+    resource_id: str
+    row_count: int
+    old_ids: Sequence[int]
+
+
+class FaultyRow(msgspec.Struct, frozen=True):
+    """An old row that cannot be a resource, and why."""
+
+    old_id: int
+    fault: str
+
+
+class Choices(msgspec.Struct, frozen=True):
+    """What a person said about what must not be decided silently."""
+
+    duplicates: Duplicates | None = None
+    leave_unresolved: bool = False
+    leave_faulty: bool = False
+
+
+class Found(msgspec.Struct):
+    """What is in the old table. *row_counts* by source, of rows that can be taken; *duplicate_counts* in the same way.
+
+    *duplicates* and *faulty* name the first `NAMED_MAX`.
+    """
+
+    row_counts: Counter[str] = msgspec.field(default_factory=Counter)
+    fault_counts: Counter[str] = msgspec.field(default_factory=Counter)
+    duplicate_counts: Counter[str] = msgspec.field(default_factory=Counter)
+    duplicates: list[DuplicateRows] = []
+    faulty: list[FaultyRow] = []
+    sources: dict[str, Source] = {}
+    names_in_the_way: list[str] = []
+
+    def note_rows(self, source: Source | None, fault: str | None, row_count: int) -> None:
+        """Note rows of one source, or of none, with or without a fault."""
+        if fault is not None:
+            self.fault_counts[fault] += row_count
+        elif source is not None:
+            self.row_counts[source.key] += row_count
+            self.sources[source.key] = source
+
+    def note_duplicate(self, rows: DuplicateRows) -> None:
+        """Note a resource of several rows."""
+        self.duplicate_counts[rows.source_key] += 1
+        if len(self.duplicates) < NAMED_MAX:
+            self.duplicates.append(rows)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What an adoption would do."""
+
+    shard_id: str
+    layout: Layout
+    found: Found
+    owners: Mapping[str, Owner]
+    is_begun: bool = False
+
+    @property
+    def resolved(self) -> list[Owner]:
+        """Whose rows can be taken, by name."""
+        return sorted((owner for owner in self.owners.values() if owner.problem is None), key=lambda one: one.name)
+
+    @property
+    def unresolved(self) -> list[Owner]:
+        """Whose rows cannot, by name."""
+        return sorted((owner for owner in self.owners.values() if owner.problem is not None), key=lambda one: one.name)
+
+    @property
+    def row_count(self) -> int:
+        """How many rows can be taken, of several of one resource all."""
+        return sum(self.found.row_counts[owner.source.key] for owner in self.resolved)
+
+    @property
+    def duplicate_count(self) -> int:
+        """Of how many resources that can be taken there are several rows."""
+        return sum(self.found.duplicate_counts[owner.source.key] for owner in self.resolved)
+
+    def refusals(self, choices: Choices) -> list[str]:
+        """Return what has to be done, or chosen, before the names are swapped; each says how."""
+        refusals = []
+        if names := self.found.names_in_the_way:
+            refusals.append(
+                f"expected no other {', '.join(names)} where our tables go; rename what has that name there"
+            )
+        if self.unresolved and not choices.leave_unresolved:
+            row_count = sum(self.found.row_counts[owner.source.key] for owner in self.unresolved)
+            refusals.append(
+                f"unresolved tenants: {len(self.unresolved)}, with {row_count} rows; see why and mend it, "
+                "or leave their rows in the old table with --leave-unresolved"
+            )
+        if self.duplicate_count and choices.duplicates is None:
+            refusals.append(
+                f"resources with several rows: {self.duplicate_count}; mend them, "
+                "or choose which row is taken with --duplicates newest or --duplicates oldest"
+            )
+        if (fault_count := self.found.fault_counts.total()) and not choices.leave_faulty:
+            refusals.append(
+                f"rows that cannot be resources: {fault_count}; mend them, "
+                "or leave them in the old table with --leave-faulty"
+            )
+        return refusals
+
+
+def layout_of(columns: Mapping[str, str]) -> Layout | str:
+    """Return the layout of a table with *columns*, types by name; or, as text, what was expected and what came."""
+    needed = dict(NEEDED)
+    if "business_location_id" in columns:
+        layout, needed["business_location_id"] = Layout.JOINED_IDS, TEXTS
+    else:
+        layout, needed["business_id"], needed["location_id"] = Layout.TWO_IDS, TEXTS, TEXTS
+    for name, types in needed.items():
+        if columns.get(name) not in types:
+            came = f"of type {columns[name]}" if name in columns else "none"
+            wanted = "business_location_id, or business_id and location_id," if name == "business_id" else name
+            return f"expected a table resources with a column {wanted} of type {' or '.join(sorted(types))}, got {came}"
+    return layout
+
+
+def owner_of(source: Source, answers: Answers, *, shard_id: str, types: Iterable[str]) -> Owner:
+    """Return the tenant that *source* is: the one pair that business-info knows and that is routed to this shard."""
+
+    def unresolved(problem: str, pair: tuple[str, str] | None = None) -> Owner:
+        business_id, location_id = pair or (source.business_id, source.location_id)
+        return Owner(source, business_id, location_id, problem=problem)
+
+    businesses = answers.businesses
+    for business_id, _ in source.candidates:
+        if isinstance(problem := businesses.get(business_id), str):
+            return unresolved(problem)
+    known = {
+        (business_id, location_id): business
+        for business_id, location_id in source.candidates
+        if isinstance(business := businesses.get(business_id), Business) and location_id in business.locations
+    }
+    if not known:
+        return unresolved(_why_unknown(source, businesses))
+    if len(known) > 1:
+        return unresolved(f"it can be any of {', '.join(' '.join(pair) for pair in known)}")
+    ((pair, business),) = known.items()
+    if business.business_type not in types:
+        return unresolved(
+            f"its type in business-info, {business.business_type[:64]!r}, is none of {', '.join(sorted(types))}", pair
+        )
+    if answers.named_shard_id is None:
+        return unresolved("it is not registered; register it on this shard", pair)
+    if answers.named_shard_id != shard_id:
+        return unresolved(f"it is routed to shard {answers.named_shard_id}; route it to this one", pair)
+    return Owner(source, *pair, business.business_type)
+
+
+def without_collisions(owners: Iterable[Owner]) -> dict[str, Owner]:
+    """Return *owners* by source; such as share an id with a problem: `a-b` + `c` is `a` + `b-c` (contract §10)."""
+    by_key = {owner.source.key: owner for owner in owners}
+    counts = Counter(owner.tenant_id for owner in by_key.values() if owner.tenant_id is not None)
+    return {
+        key: owner
+        if owner.tenant_id is None or counts[owner.tenant_id] == 1
+        else msgspec.structs.replace(owner, problem=f"another business and location have its id {owner.tenant_id}")
+        for key, owner in by_key.items()
+    }
+
+
+def _why_unknown(source: Source, businesses: Mapping[str, Business | str | None]) -> str:
+    candidates = [pair for pair in source.candidates if all(is_id(part) for part in pair)]
+    if not candidates:
+        return "it is no business and location of 1 to 128 characters each"
+    there = [business_id for business_id, _ in candidates if businesses.get(business_id) is not None]
+    if len(candidates) == 1 or not there:
+        (business_id, location_id), business = candidates[0], businesses.get(candidates[0][0])
+        if len(candidates) == 1 and not isinstance(business, str):
+            return why_not(business, location_id) or f"business {business_id} is not in business-info"
+        return "none of the businesses that it may be of is in business-info"
+    return f"business-info has {', '.join(there)}, which has no such location"

@@ -1,0 +1,1 @@
+"""Applying a batch in one transaction, with its log and positions."""

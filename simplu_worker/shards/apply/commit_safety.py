@@ -1,0 +1,223 @@
+"""Wait until what was committed to a shard is as safe as that shard can make it: before messages are deleted for it.
+
+Why it holds, whatever happens between the commit and the look at it: the look shows, in one answer of one server, that
+the operations are in its log, or that it is the same run of the server that the transaction itself noted. A replica
+without them that took the server's place, or a crash before they reached the disk, is thereby found, and the messages
+come again. From then on positions of the write-ahead log are compared, and only while the server stays the same.
+
+Those who wait are asked for together: one statement for all of them, again after a growing pause while a standby is
+behind, and none while nobody waits. Nothing is remembered of a server that could be out of date.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
+
+import msgspec
+import structlog
+
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.metrics import instruments
+from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.apply.durability import CommitSafety, Facts, Server, Standby, StandbyWatch
+from simplu_worker.shards.postgres.pool import Connection, Pools
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.timing.clock import loop_time
+
+PAUSE_FIRST_S: Final = 0.002  # a standby near by has a commit on disk within milliseconds
+PAUSE_MAX_S: Final = 0.1
+WRITE_S: Final = 5.0  # for the commit that waits for the standbys which the server names
+CANCEL_S: Final = 3.0
+WORSE: Final = frozenset({CommitSafety.LAGGING, CommitSafety.UNKNOWN})
+
+Key: TypeAlias = tuple[str, str]  # tenant id and request id
+
+log = structlog.get_logger(__name__)
+_standbys = msgspec.json.Decoder(tuple[Standby, ...])
+
+
+class _Wait(msgspec.Struct, eq=False):
+    """Commits that somebody waits for: those that wrote *keys* into the log, or were made on *server*."""
+
+    keys: Sequence[Key] = ()
+    server: Server | None = None
+    position: int | None = None  # once it was looked for: all of them are in front of it
+    is_over: bool = False
+    error: TryAgainLaterError | None = None
+
+    def end(self, error: TryAgainLaterError | None = None) -> None:
+        """Answer it."""
+        self.is_over, self.error = True, error
+
+
+class SafeCommits:
+    """Knows how safe the commits on the shards of *pools* are."""
+
+    def __init__(self, pools: Pools, *, write_s: float = WRITE_S, clock: Callable[[], float] = loop_time) -> None:
+        self._pools = pools
+        self._write_s = write_s
+        self._clock = clock
+        self._shards: dict[str, _ShardCommits] = {}
+
+    def __repr__(self) -> str:
+        return f"SafeCommits({self._shards})"
+
+    async def of_operations(self, shard_id: str, operations: Sequence[Operation]) -> None:
+        """Wait until operations that are in a shard's log are safe there.
+
+        Raises `TryAgainLaterError` when that cannot be known, or they are there no more: apply them again.
+        """
+        if operations:
+            keys = [(operation.tenant_id, operation.request_id) for operation in operations]
+            await self._make_safe(shard_id, _Wait(keys=keys))
+
+    async def of_transaction(self, shard_id: str, server: Server) -> None:
+        """Wait until a transaction that was committed is safe; *server* is what `note_server` said in it.
+
+        Raises as `of_operations`: then the transaction is to be made again.
+        """
+        await self._make_safe(shard_id, _Wait(server=server))
+
+    async def _make_safe(self, shard_id: str, wait: _Wait) -> None:
+        shard = self._shards.get(shard_id)
+        if shard is None:
+            shard = self._shards[shard_id] = _ShardCommits(shard_id, self._pools, self._write_s, self._clock)
+        started = self._clock()
+        await shard.make_safe(wait)
+        instruments.SHARD_COMMIT_WAIT.labels(shard_id).observe(self._clock() - started)
+
+
+class _ShardCommits:
+    """Those who wait for one shard. One of them looks for all; when it is through, or cancelled, the next one does."""
+
+    def __init__(self, shard_id: str, pools: Pools, write_s: float, clock: Callable[[], float]) -> None:
+        self._shard_id = shard_id
+        self._pools = pools
+        self._write_s = write_s
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._waits: list[_Wait] = []
+        self._watch = StandbyWatch()
+        self._told: tuple[CommitSafety, list[str]] | None = None
+
+    def __repr__(self) -> str:
+        return f"_ShardCommits({len(self._waits)} waiting, {self._watch!r})"
+
+    async def make_safe(self, wait: _Wait) -> None:
+        self._waits.append(wait)
+        try:
+            async with self._turn:
+                pause_s = PAUSE_FIRST_S
+                while not wait.is_over:
+                    await self._look_for_all()
+                    if not wait.is_over:
+                        await asyncio.sleep(pause_s)
+                        pause_s = min(2 * pause_s, PAUSE_MAX_S)
+        finally:
+            if not wait.is_over:  # cancelled
+                self._waits.remove(wait)
+        if wait.error is not None:
+            raise wait.error
+
+    async def _look_for_all(self) -> None:
+        waits = self._waits.copy()  # those that come while we look began after the look
+        try:
+            await self._look(waits)
+        except TryAgainLaterError as exc:
+            for wait in waits:
+                wait.end(exc)
+        self._waits = [wait for wait in self._waits if not wait.is_over]
+
+    async def _look(self, waits: Sequence[_Wait]) -> None:
+        """Ask the server once, and answer those of *waits* that can be."""
+        new = [wait for wait in waits if wait.position is None]
+        async with self._pools.at(self._shard_id).connection() as connection:
+            facts, gone = await _looked(connection, new)
+            self._watch.note(facts, now=self._clock())
+            self._tell()
+            servers = {facts.server}
+            if facts.needs_write and (new or facts.is_synchronous):
+                server, gone_since = await self._write(connection, new)
+                servers.add(server)
+                gone |= gone_since
+        for wait in waits:
+            noted = wait.server or facts.server
+            if id(wait) in gone or servers != {noted}:
+                wait.end(self._trouble("has another server now, or lost its last commits"))
+                continue
+            if wait.position is None:
+                wait.server, wait.position = noted, facts.position
+            if facts.is_synchronous or not self._watch.lacking(wait.position):
+                wait.end()
+
+    async def _write(self, connection: Connection, new: Sequence[_Wait]) -> tuple[Server, set[int]]:
+        """Commit something behind all that was committed; return who did, and which of *new* are gone meanwhile."""
+        warnings: list[object] = []
+
+        def note(_: object, message: object) -> None:
+            warnings.append(message)
+
+        connection.add_log_listener(note)
+        try:
+            row = await connection.fetchrow(QUERIES["write_behind_commits"], *_keys(new), timeout=self._write_s)
+        except TimeoutError:
+            # Not left to hang there: each would keep a connection of the server until the standby is back.
+            with contextlib.suppress(Exception):
+                await connection.close(timeout=CANCEL_S)
+            raise self._trouble(f"did not confirm a commit within {self._write_s:g} s") from None
+        finally:
+            connection.remove_log_listener(note)
+        if row is None or warnings:
+            raise self._trouble("did not wait for its standbys: the wait was cancelled")
+        return _server(row), _gone(row, new)
+
+    def _trouble(self, what: str) -> TryAgainLaterError:
+        return TryAgainLaterError(f"shard {self._shard_id} {what}")
+
+    def _tell(self) -> None:
+        """Say how safe commits are, once for every change."""
+        safety, counted = self._watch.safety, self._watch.counted
+        if (safety, counted) == self._told:
+            return
+        self._told = safety, counted
+        for one in CommitSafety:
+            instruments.SHARD_COMMIT_SAFETY.labels(self._shard_id, one).set(one is safety)
+        tell = log.warning if safety in WORSE else log.info
+        tell("commit_safety.changed", shard_id=self._shard_id, safety=safety, standbys=counted)
+
+
+async def note_server(connection: Connection) -> Server:
+    """Return the server on which the transaction of *connection* is made, for `SafeCommits.of_transaction`."""
+    row = await connection.fetchrow(QUERIES["note_server"])
+    return _server(row)
+
+
+async def _looked(connection: Connection, new: Sequence[_Wait]) -> tuple[Facts, set[int]]:
+    row: Any = await connection.fetchrow(QUERIES["look_at_commits"], *_keys(new))
+    facts = Facts(
+        server=_server(row),
+        position=row["position"],
+        synchronous_commit=row["synchronous_commit"],
+        synchronous_standby_names=row["synchronous_standby_names"],
+        fsync=row["fsync"],
+        standbys=_standbys.decode(row["standbys"]),
+    )
+    return facts, _gone(row, new)
+
+
+def _keys(waits: Sequence[_Wait]) -> tuple[list[str], list[str]]:
+    keys = [key for wait in waits for key in wait.keys]
+    return [tenant_id for tenant_id, _ in keys], [request_id for _, request_id in keys]
+
+
+def _server(row: Any) -> Server:
+    return Server(row["timeline"], row["started_at"])
+
+
+def _gone(row: Any, waits: Sequence[_Wait]) -> set[int]:
+    """Return the ids of those of *waits* that have a key which is not in the log."""
+    owners = [id(wait) for wait in waits for _ in wait.keys]
+    return {owners[place] for place in row["missing"]}

@@ -1,0 +1,175 @@
+"""Group commit: batches that wait for the same Postgres shard go in one transaction.
+
+A transaction costs about as much for a hundred operations as for one: round trips, locks of tenants, a flush of the
+WAL. Readers of many stream shards have small batches, and there are few connections; so who comes while none is free
+is taken along by the next transaction that begins. Nobody waits for company: with a connection free a batch goes at
+once. The faster the shard, the more go together: all of them wait for the slowest, and locks are held that long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain, islice
+from typing import Final
+
+from simplu_worker.operations.operation import Operation, Outcome
+from simplu_worker.shards.apply.position_claims import Claim, PositionChangedError
+from simplu_worker.timing.clock import loop_time
+
+GROUP_LEAST_COUNT: Final = 4000  # operations that may go together, however slow the shard is
+GROUP_MAX_COUNT: Final = 7500  # the same, however fast; more only in one batch
+GROUP_MAX_BYTES: Final = 4 * 1024 * 1024  # of records; the same
+GROUP_MAX_S: Final = 0.75  # of a transaction, as far as the last one tells: readers take a shard for late after 1 s
+
+
+class Batch:
+    """Operations, in effect applied one by one in their order, and what is claimed in each transaction of theirs."""
+
+    def __init__(self, operations: Sequence[Operation], claims: Sequence[Claim] = ()) -> None:
+        self.operations = operations
+        self.claims = claims
+
+    def close(self) -> None:
+        """Take nothing more along; to be called when a transaction for it has begun, before a look at what it has."""
+
+
+class Part:
+    """One caller's batch, and where its outcomes are waited for; None: it is to be applied by itself."""
+
+    def __init__(self, operations: Sequence[Operation], claim: Claim | None) -> None:
+        self.operations = operations
+        self.claims = () if claim is None else (claim,)
+        self.size_bytes = sum([operation.size_bytes for operation in operations])
+        self.outcomes: asyncio.Future[list[Outcome] | None] = asyncio.get_running_loop().create_future()
+
+
+class Group(Batch):
+    """The batch of those who wait when its first transaction begins: *take* is called then, once."""
+
+    def __init__(self, take: Callable[[], list[Part]], clock: Callable[[], float]) -> None:
+        super().__init__(())
+        self.parts: list[Part] = []
+        self.began_at = 0.0
+        self._clock = clock
+        self._take: Callable[[], list[Part]] | None = take
+
+    def __repr__(self) -> str:
+        return f"Group({len(self.parts)} parts, {len(self.operations)} operations)"
+
+    def close(self) -> None:
+        """Take along who waits, at the first call."""
+        if self._take is not None:
+            take, self._take = self._take, None
+            self.began_at = self._clock()
+            self.parts = take()
+            self.operations = list(chain.from_iterable(part.operations for part in self.parts))
+            self.claims = [claim for part in self.parts for claim in part.claims]
+
+
+def group_count(count: int, took_s: float) -> int:
+    """Return how many operations may go together on a shard that took so long for *count* of them."""
+    if count * GROUP_MAX_S >= GROUP_MAX_COUNT * took_s:
+        return GROUP_MAX_COUNT
+    return max(GROUP_LEAST_COUNT, int(count * GROUP_MAX_S / took_s))
+
+
+class GroupCommit:
+    """Those who wait for one Postgres shard."""
+
+    def __init__(
+        self, apply: Callable[[Batch], Awaitable[list[Outcome]]], *, clock: Callable[[], float] = loop_time
+    ) -> None:
+        """*apply* applies a batch, in one transaction or several, and closes it in the first of them."""
+        self._apply = apply
+        self._clock = clock
+        self._count_max = GROUP_LEAST_COUNT
+        self._waiting: deque[Part] = deque()
+        self._boarding: asyncio.Task[None] | None = None  # whose transaction has not begun
+        self._groups: dict[asyncio.Task[None], Group] = {}  # all that are under way
+
+    def __repr__(self) -> str:
+        return f"GroupCommit({len(self._waiting)} waiting, {list(self._groups.values())})"
+
+    async def apply(self, operations: Sequence[Operation], claim: Claim | None) -> list[Outcome]:
+        """Apply a batch, alone or together with others, and return what became of its operations.
+
+        Raises what *apply* does. A caller that is cancelled learns nothing of what was committed; the others go on.
+        """
+        part = Part(operations, claim)
+        self._waiting.append(part)
+        self._board()
+        try:
+            outcomes = await part.outcomes
+        except asyncio.CancelledError:
+            self._leave(part)
+            raise
+        return await self._apply(Batch(part.operations, part.claims)) if outcomes is None else outcomes
+
+    def _board(self) -> None:
+        """Begin a transaction for those who wait, unless one is about to."""
+        if self._waiting and self._boarding is None:
+            group = Group(self._take, self._clock)
+            task = asyncio.get_running_loop().create_task(self._run(group), name="group commit")
+            self._boarding = task
+            self._groups[task] = group
+            task.add_done_callback(self._groups.pop)
+
+    def _take(self) -> list[Part]:
+        """Return who goes with the transaction that has begun; for the others another one is to begin."""
+        parts: list[Part] = []
+        count = size_bytes = 0
+        while self._waiting:
+            count += len(self._waiting[0].operations)
+            size_bytes += self._waiting[0].size_bytes
+            if parts and (count > self._count_max or size_bytes > GROUP_MAX_BYTES):
+                break
+            parts.append(self._waiting.popleft())
+        self._boarding = None
+        self._board()
+        return parts
+
+    async def _run(self, group: Group) -> None:
+        try:
+            outcomes = await self._apply(group)
+        except BaseException as exc:
+            self._failed(group, exc)
+            if not isinstance(exc, Exception):
+                raise
+        else:
+            if outcomes:
+                self._count_max = group_count(len(outcomes), self._clock() - group.began_at)
+            rest = iter(outcomes)
+            for part in group.parts:
+                own = list(islice(rest, len(part.operations)))
+                if not part.outcomes.done():
+                    part.outcomes.set_result(own)
+
+    def _failed(self, group: Group, exc: BaseException) -> None:
+        """Tell those whose group failed, or, where no transaction began, all who wait."""
+        if self._boarding is asyncio.current_task():
+            self._boarding = None
+            group.parts, self._waiting = list(self._waiting), deque()
+        is_of_one = isinstance(exc, PositionChangedError) and len(group.parts) > 1
+        for part in group.parts:
+            if part.outcomes.done():
+                continue
+            if is_of_one:  # whose it is, each of them finds out
+                part.outcomes.set_result(None)
+            elif isinstance(exc, asyncio.CancelledError):
+                part.outcomes.cancel()
+            else:
+                part.outcomes.set_exception(exc)
+
+    def _leave(self, part: Part) -> None:
+        """Go on without a caller that was cancelled; a transaction for which nobody waits any more is given up."""
+        if part in self._waiting:
+            self._waiting.remove(part)
+            if not self._waiting and self._boarding is not None:
+                self._boarding.cancel()
+                self._boarding = None
+            return
+        for task, group in self._groups.items():
+            if part in group.parts and all(one.outcomes.cancelled() for one in group.parts):
+                task.cancel()

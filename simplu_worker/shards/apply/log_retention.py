@@ -1,0 +1,102 @@
+"""Forget old rows of the operation log, gently: in small statements with long pauses, and never on a shard in trouble.
+
+Safe because a row goes only when no source can still hold its record: `window` says how long that is, and None while
+nobody knows. Replicas may do this at the same time; what one of them holds locked the others leave alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.operations.retention_rules import rest_s
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+
+TURN_S: Final = 60.0
+STATEMENT_MAX_ROWS: Final = 1000
+SHARDS_AT_ONCE: Final = 8
+
+log = structlog.get_logger(__name__)
+
+
+class LogRetention:
+    """Keeps the logs of all shards of *pools* as short as *window* allows, which is asked at every turn."""
+
+    def __init__(
+        self,
+        pools: Pools,
+        window: Callable[[], Awaitable[timedelta | None]],
+        *,
+        turn_s: float = TURN_S,
+        statement_max_rows: int = STATEMENT_MAX_ROWS,
+    ) -> None:
+        self._pools = pools
+        self._window = window
+        self._turn_s = turn_s
+        self._statement_max_rows = statement_max_rows
+        self._places = asyncio.Semaphore(SHARDS_AT_ONCE)
+
+    async def run(self) -> None:
+        """Take turns until cancelled; one turn at a time, and none begins sooner than a turn's length after another."""
+        while True:
+            started = time.monotonic()
+            await self.take_turn()
+            await asyncio.sleep(max(0.0, started + self._turn_s - time.monotonic()))
+
+    async def take_turn(self) -> dict[str, int]:
+        """Delete what is old on every shard, or what of it a turn's length allows; return the counts by shard id."""
+        pools = list(self._pools.by_shard_id().values())
+        retention = await self._window() if pools else None
+        if retention is None:
+            return {}
+        async with asyncio.TaskGroup() as tasks:
+            turns = {
+                pool.address.shard_id: tasks.create_task(
+                    self._forget(pool, retention), name=f"retention:{pool.address.shard_id}"
+                )
+                for pool in pools
+            }
+        counts = {shard_id: turn.result() for shard_id, turn in turns.items() if turn.result()}
+        if counts:
+            log.info(
+                "operations.forgotten",
+                operation_count=sum(counts.values()),
+                shards=counts,
+                retention_h=round(retention.total_seconds() / 3600, 2),
+            )
+        return counts
+
+    async def _forget(self, pool: ShardPool, retention: timedelta) -> int:
+        end = time.monotonic() + self._turn_s
+        count = 0
+        while pool.is_healthy and time.monotonic() < end:
+            try:
+                async with self._places:
+                    started = time.monotonic()
+                    deleted = await self._delete(pool, retention)
+                    busy_s = time.monotonic() - started
+            except TryAgainLaterError as exc:
+                log.debug("retention.deferred", shard_id=pool.address.shard_id, error=str(exc))
+                break
+            count += deleted
+            if deleted < self._statement_max_rows:
+                break
+            await asyncio.sleep(rest_s(busy_s))
+        return count
+
+    async def _delete(self, pool: ShardPool, retention: timedelta) -> int:
+        async with pool.transaction() as connection:
+            if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
+                return 0
+            status: str = await connection.execute(
+                QUERIES["forget_operations"], retention.total_seconds(), self._statement_max_rows
+            )
+        return int(status.rpartition(" ")[2])  # "DELETE 1000"

@@ -1,0 +1,134 @@
+"""The rows that a batch leaves in the operation log, written before any of its effects in the same transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from simplu_worker.operations.operation import Failure, Operation
+from simplu_worker.shards.apply.redelivery import Encounter, LoggedRow, encounter
+from simplu_worker.shards.postgres.column_packing import packed
+from simplu_worker.shards.postgres.errors import LostRaceError
+from simplu_worker.shards.postgres.pool import Connection
+from simplu_worker.shards.postgres.queries import QUERIES
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """An operation that takes the place of a row that was given up: the one which the transaction *seen_xid* wrote."""
+
+    operation: Operation
+    failure: Failure | None
+    seen_xid: str
+
+
+async def write_log(
+    connection: Connection, operations: Sequence[Operation], failures: Mapping[int, Failure | None]
+) -> dict[int, Encounter]:
+    """Write the rows of *operations*; return what each that is there before is to its row, by its place.
+
+    *failures*, by the same, are what is known of some before they are tried. A row that was given up becomes its
+    replay's. Raises `LostRaceError` when a row changes between two looks at it.
+    """
+    if not operations:
+        return {}
+    origins = [operation.origin for operation in operations]
+    instants = {origin.arrived_at for origin in origins}  # many arrive at the same one
+    arrivals = {arrived_at: arrived_at.isoformat() for arrived_at in instants}
+    status = await connection.execute(
+        QUERIES["log_operations"],
+        *packed(
+            [
+                [operation.tenant_id for operation in operations],
+                [operation.request_id for operation in operations],
+                [operation.kind for operation in operations],
+                [operation.resource_type for operation in operations],
+                [operation.resource_id or "" for operation in operations],
+            ],
+            [
+                [failures.get(place) or "" for place in range(len(operations))] if failures else [],
+                [origin.source for origin in origins],
+                [origin.stream_shard_id or "" for origin in origins],
+                [origin.sequence_number or "" for origin in origins],
+                [operation.requested_at for operation in operations],
+                [arrivals[origin.arrived_at] for origin in origins],
+            ],
+        ),
+        b"".join([operation.digest for operation in operations]),
+    )
+    if status == f"INSERT 0 {len(operations)}":
+        return {}
+    rows = await _fetch_logged(connection, operations)
+    if len(rows) < len(operations):
+        raise LostRaceError("a row of the log was deleted for its age between two looks at it")
+    encounters, replays = _compared(operations, failures, rows)
+    if replays:
+        await _replace_given_up(connection, replays)
+    return encounters
+
+
+async def _fetch_logged(connection: Connection, operations: Sequence[Operation]) -> list[Any]:
+    tenant_ids = [operation.tenant_id for operation in operations]
+    request_ids = [operation.request_id for operation in operations]
+    rows: list[Any] = await connection.fetch(QUERIES["logged_operations"], tenant_ids, request_ids)
+    return rows
+
+
+async def known_in_log(connection: Connection, operations: Sequence[Operation]) -> list[bool]:
+    """Tell for each of *operations* whether the log has it."""
+    if not operations:
+        return []
+    rows = await _fetch_logged(connection, operations)
+    digests = {(row["tenant_id"], row["request_id"]): row["digest"] for row in rows}
+    return [digests.get((operation.tenant_id, operation.request_id)) == operation.digest for operation in operations]
+
+
+def _compared(
+    operations: Sequence[Operation], failures: Mapping[int, Failure | None], rows: Iterable[Any]
+) -> tuple[dict[int, Encounter], list[Replay]]:
+    """Return, by place, what *operations* are to the *rows* that were there before, and the replays among them."""
+    by_key = {(row["tenant_id"], row["request_id"]): row for row in rows}
+    fresh = {key for key, row in by_key.items() if row["is_fresh"]}
+    logged = {key: _logged(row) for key, row in by_key.items()}
+    encounters: dict[int, Encounter] = {}
+    replays: list[Replay] = []
+    for place, operation in enumerate(operations):
+        key = (operation.tenant_id, operation.request_id)
+        if key in fresh:
+            fresh.discard(key)  # a second one in this batch is not the one that was written
+            continue
+        encounters[place] = encounter(operation, logged[key])
+        if encounters[place] is Encounter.REPLAY:
+            failure = failures.get(place)
+            logged[key] = LoggedRow.of(operation, failure)  # a second one in this batch meets the first
+            replays.append(Replay(operation, failure, by_key[key]["xid"]))
+    return encounters, replays
+
+
+def _logged(row: Any) -> LoggedRow:
+    return LoggedRow(
+        digest=row["digest"],
+        error=row["error"],
+        source=row["source"],
+        stream_shard_id=row["stream_shard_id"],
+        sequence_number=row["sequence_number"],
+    )
+
+
+async def _replace_given_up(connection: Connection, replays: Sequence[Replay]) -> None:
+    operations = [replay.operation for replay in replays]
+    status = await connection.execute(
+        QUERIES["replace_given_up"],
+        [operation.tenant_id for operation in operations],
+        [operation.request_id for operation in operations],
+        [replay.seen_xid for replay in replays],
+        [replay.failure for replay in replays],
+        [operation.origin.source for operation in operations],
+        [operation.origin.stream_shard_id for operation in operations],
+        [operation.origin.sequence_number for operation in operations],
+        [operation.requested_at for operation in operations],
+        [operation.origin.arrived_at for operation in operations],
+    )
+    if status != f"UPDATE {len(operations)}":
+        raise LostRaceError("a row that was given up was replaced between two looks at it")

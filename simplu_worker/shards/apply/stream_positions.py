@@ -1,0 +1,95 @@
+"""How far each stream shard got, kept in every shard beside the effects (architecture, idea 8).
+
+Why nothing is lost when a shard comes back without its last commits: the row is written in the transaction of each
+batch, so it is never newer than the effects that it speaks of; and it is written only over a row whose random token the
+reader knows. A reader that finds another token reads the row, and has the shard's tenants read again from there on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+from simplu_worker.shards.apply.position_claims import Claim, PositionChangedError, Standing, StreamPosition
+from simplu_worker.shards.postgres.pool import Connection
+from simplu_worker.shards.postgres.queries import QUERIES
+
+
+async def write_positions(connection: Connection, claims: Sequence[tuple[Claim, str]]) -> list[Claim]:
+    """Write what claims say, each with the token given, within the transaction of their batch.
+
+    Returns those whose rows are not as their readers left them: nothing is written there. In order of the rows, so that
+    two transactions cannot deadlock here.
+    """
+    in_order = sorted(claims, key=lambda pair: _place(pair[0]))
+    moves = [(*_said(claim), seen, token) for claim, token in in_order if (seen := _seen(claim, token))]
+    rows = await connection.fetchmany(QUERIES["move_position"], moves) if moves else ()
+    written = {(row["stream"], row["stream_shard_id"]) for row in rows}
+    for claim, token in in_order:
+        if not _seen(claim, token):
+            status = await connection.execute(QUERIES["begin_position"], *_said(claim), token, claim.moves)
+            if status.endswith(" 1"):
+                written.add(_place(claim))
+    return [claim for claim, _ in in_order if _place(claim) not in written]
+
+
+def position_changed(claims: Sequence[Claim]) -> PositionChangedError:
+    """Return the error for *claims* whose rows are not as their readers left them."""
+    names = ", ".join(claim.stream_shard_id for claim in claims)
+    return PositionChangedError(f"stream shard {names}: its position was written by somebody else")
+
+
+def _place(claim: Claim) -> tuple[str, str]:
+    return claim.stream, claim.stream_shard_id
+
+
+def _seen(claim: Claim, token: str) -> list[str]:
+    """Return the tokens that the row may have, besides the one that is to be written."""
+    return [known for known in claim.tokens if known != token]
+
+
+def _said(claim: Claim) -> tuple[object, ...]:
+    held = claim.held and list(claim.held)
+    return (*_place(claim), claim.owed_from, claim.owed_since, claim.read_to, held, claim.parents_done)
+
+
+async def mark_position(connection: Connection, claim: Claim) -> bool:
+    """Leave a new token, known to nobody, in the row of *claim*; return whether its reader knew the one that it had."""
+    place, token = (claim.stream, claim.stream_shard_id), str(uuid4())
+    status = await connection.execute(QUERIES["mark_known_position"], *place, token, claim.tokens)
+    if status.endswith(" 1"):
+        return True
+    await connection.execute(QUERIES["mark_position"], *place, token)
+    return False
+
+
+async def read_standing(
+    connection: Connection, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool
+) -> Standing:
+    """Return what a shard knows of stream shards; how its tenants came is asked for where that may matter."""
+    if not is_first:
+        rows = await _read_positions(connection, stream, stream_shard_ids)
+        if len(rows) == len(stream_shard_ids) and all(row.parents_done for row in rows.values()):
+            return Standing(rows, None)
+    (came,) = await connection.fetch(QUERIES["tenants_came"])
+    rows = await _read_positions(connection, stream, stream_shard_ids)  # no older than what is known of moves
+    return Standing(rows, came["first_at"], came["moved_in_s"], came["moves"])
+
+
+async def _read_positions(
+    connection: Connection, stream: str, stream_shard_ids: Sequence[str]
+) -> dict[str, StreamPosition]:
+    rows = await connection.fetch(QUERIES["read_positions"], stream, list(stream_shard_ids))
+    return {row["stream_shard_id"]: _position(row) for row in rows}
+
+
+def _position(row: Any) -> StreamPosition:
+    return StreamPosition(
+        owed_from=row["owed_from"],
+        owed_since=row["owed_since"],
+        parents_done=row["parents_done"],
+        token=row["token"],
+        read_to=row["read_to"],
+        held=tuple(row["held"] or ()),
+    )

@@ -1,0 +1,450 @@
+"""Apply a batch of operations to the shard their tenants live on, exactly once, in one transaction.
+
+Why it is exactly once: the log rows are written before any effect, in the same transaction, and only operations whose
+row this transaction wrote are applied. A batch that is tried again, by whomever, finds the rows of what was committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack
+from datetime import timedelta
+from itertools import accumulate, chain, pairwise
+from typing import Final
+
+import msgspec
+import structlog
+
+from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, admit, admits_all, is_too_late
+from simplu_worker.operations.operation import (
+    READING_KINDS,
+    DeadLetterReason,
+    Disposition,
+    Failure,
+    Operation,
+    Outcome,
+)
+from simplu_worker.operations.waves import plan_waves
+from simplu_worker.shards.apply.group_commit import Batch, GroupCommit
+from simplu_worker.shards.apply.operation_log import known_in_log, write_log
+from simplu_worker.shards.apply.position_claims import Claim, Standing
+from simplu_worker.shards.apply.redelivery import Encounter
+from simplu_worker.shards.apply.stream_positions import mark_position, position_changed, read_standing, write_positions
+from simplu_worker.shards.postgres.column_packing import packed
+from simplu_worker.shards.postgres.errors import (
+    InvalidDataError,
+    LostRaceError,
+    ShardUnavailableError,
+    StatementFailedError,
+)
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.single_flight import SharedLook
+from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+
+RESULT_MAX_BYTES = 1024 * 1024  # contract §3: a list over 1 MiB is result_too_large
+RACES_MAX = 5
+RACE_PAUSE_MAX_S = 0.1
+
+SUCCEEDED = Outcome(disposition=Disposition.APPLIED)
+DUPLICATE = Outcome(disposition=Disposition.DUPLICATE)
+INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)
+GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
+REUSED = Outcome(
+    disposition=Disposition.DEAD_LETTER,
+    reason=DeadLetterReason.REQUEST_ID_REUSED,
+    error="requestId: expected one not used before by a different operation; send it again under a new one",
+)
+
+NOTHING_KNOWN: Final[Mapping[int, Outcome]] = {}
+KNOWN = {Encounter.REDELIVERY: DUPLICATE, Encounter.REUSE: REUSED}  # what the log had is not applied
+STOPPING = frozenset({Disposition.HOLD, Disposition.UNEXPECTED})  # no later one of the tenant may be applied
+
+log = structlog.get_logger(__name__)
+
+
+class ShardWriter:
+    """Applies batches to one shard."""
+
+    def __init__(self, pool: ShardPool, *, tenant_wait: timedelta, draw: Callable[[], float] = random.random) -> None:
+        self._pool = pool
+        self._tenant_wait = tenant_wait
+        self._draw = draw
+        self._is_checked_for: object = None
+        self._shared_look = SharedLook(self._look)
+        self._group_commit = GroupCommit(self._apply)
+
+    async def apply(self, operations: Sequence[Operation], claim: Claim | None = None) -> list[Outcome]:
+        """Apply *operations*, in effect one by one in their order, and return what became of each.
+
+        With *claim*, every transaction also writes that into the reader's row, and is rolled back with
+        `PositionChangedError` where that is not as the reader left it.
+
+        Operations that Postgres refuses are found among the others. Those whose data it refuses fail alone, and the
+        tenant's later ones are applied; one that fails for a reason nobody foresaw is UNEXPECTED, and its tenant's
+        later ones are held.
+        Raises `ShardUnavailableError`: then nothing is known of what was committed, and the same batch may be tried
+        again.
+        """
+        await self._check(self._pool.connection)
+        return await self._group_commit.apply(operations, claim)
+
+    async def give_up(self, operation: Operation, claim: Claim | None = None) -> Outcome:
+        """Write the row of an operation that will not be tried again; idempotent.
+
+        Returns what its tenant's row or the log says instead, where they do. Raises as `apply`.
+        """
+        await self._check(self._pool.connection)
+        batch = Batch([operation], () if claim is None else [claim])
+        try:
+            (outcome,) = await self._committed(self._attempt(batch, {0: GIVEN_UP}))
+        except InvalidDataError as exc:
+            raise self._unwritable(exc) from exc
+        return outcome
+
+    async def probe(self) -> None:
+        """Make sure that the shard can take operations now; many who ask at once share one look.
+
+        Raises `TryAgainLaterError` when not.
+        """
+        await self._shared_look()
+
+    async def _look(self) -> None:
+        await self._pool.probe()
+        await self._check(self._pool.fresh_connection)
+
+    async def standing(
+        self, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
+    ) -> Standing | None:
+        """Return what the shard knows of stream shards; None where it has no schema, and so no tenant, yet.
+
+        *is_first* is for who asks it for the first time, and has to know how its tenants came. Raises
+        `ShardUnavailableError`, also where another shard answers.
+        """
+        async with self._pool.connection() as connection:
+            if not await self._has_schema(connection):
+                return None
+            return await read_standing(connection, stream, stream_shard_ids, is_first=is_first)
+
+    async def who_is_here(self, tenant_ids: Sequence[str]) -> set[str]:
+        """Return which of the tenants live on the shard. Raises `ShardUnavailableError`, as `standing` does."""
+        async with self._pool.connection() as connection:
+            if not await self._has_schema(connection):
+                return set()
+            rows = await connection.fetch(QUERIES["find_tenants"], list(tenant_ids))
+        return {row["id"] for row in rows if row["state"] in {TenantState.ACTIVE, TenantState.FENCED}}
+
+    async def adopt(self, claim: Claim, ancestors: Sequence[str], *, is_first: bool = False) -> Standing | None:
+        """Return what the shard knows of a claim's stream shard and its ancestors, and leave a new token in its row.
+
+        In one transaction: otherwise what an ancestor's row said might be lost, and nothing would tell the reader of
+        the stream shard. Raises and returns None as `standing` does.
+        """
+        async with self._pool.transaction() as connection:
+            if not await self._has_schema(connection):
+                return None
+            is_as_left = await mark_position(connection, claim)
+            ids = [claim.stream_shard_id, *ancestors]
+            standing = await read_standing(connection, claim.stream, ids, is_first=is_first)
+            return msgspec.structs.replace(standing, is_as_left=is_as_left)
+
+    async def touch(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Write *claims* beside no effect; return those whose rows are not as their readers left them.
+
+        Not waited for on the disk: what is lost of it is claimed again. Raises `ShardUnavailableError`.
+        """
+        with ExitStack() as attempts:
+            tokens = [attempts.enter_context(claim.attempt()) for claim in claims]
+            async with self._pool.transaction() as connection:
+                await connection.execute(QUERIES["need_not_be_on_disk"])
+                return await write_positions(connection, list(zip(claims, tokens, strict=True)))
+
+    async def forget_positions(self, stream: str, stream_shard_ids: Sequence[str]) -> None:
+        """Delete the rows of stream shards past their retention. Raises `ShardUnavailableError`."""
+        async with self._pool.connection() as connection:
+            if await self._has_schema(connection):
+                await connection.execute(QUERIES["forget_positions"], stream, list(stream_shard_ids))
+
+    async def _apply(self, batch: Batch, verdicts: Mapping[int, Outcome] = NOTHING_KNOWN) -> list[Outcome]:
+        """Apply *batch*, again and again with what was found of the operations that made it fail.
+
+        *verdicts* are what is known of some before they are tried, by their place.
+        """
+        while True:
+            attempt = self._attempt(batch, verdicts)
+            try:
+                return await self._committed(attempt)
+            except InvalidDataError as exc:
+                found = await self._refused(attempt, exc)
+                is_timeout = False
+            except StatementFailedError as exc:
+                found = await self._failed(attempt, exc)
+                is_timeout = exc.is_timeout
+            if not found:
+                return await self._apply_parts(attempt, cuts(attempt.suspects, is_timeout=is_timeout))
+            verdicts = {**verdicts, **found}
+
+    async def _apply_parts(self, attempt: Attempt, places: Sequence[int]) -> list[Outcome]:
+        """Apply a batch, cut at *places*, part by part.
+
+        What stops a tenant in one part holds it in the next ones, or a tenant that comes back between two transactions
+        would have its operations out of order.
+        """
+        operations, verdicts = attempt.batch.operations, attempt.verdicts
+        outcomes = [HOLD] * len(operations)
+        stopped: set[str] = set()
+        for start, end in pairwise([0, *places, len(operations)]):
+            part = [place for place in range(start, end) if operations[place].tenant_id not in stopped]
+            known = {number: verdicts[place] for number, place in enumerate(part) if place in verdicts}
+            batch = Batch([operations[place] for place in part], attempt.batch.claims)
+            for place, outcome in zip(part, await self._apply(batch, known) if part else (), strict=True):
+                outcomes[place] = outcome
+                if outcome.disposition in STOPPING:
+                    stopped.add(operations[place].tenant_id)
+        return outcomes
+
+    async def _refused(self, attempt: Attempt, exc: InvalidDataError) -> dict[int, Outcome]:
+        """Return the places of the operations whose data Postgres refuses, or nothing when that is yet to be found.
+
+        Those that it cannot even parse are found by asking for all at once.
+        """
+        undecided = set(range(len(attempt.batch.operations))).difference(attempt.verdicts)
+        found = undecided.intersection(await self._unstorable(attempt.batch.operations))
+        if not found and len(attempt.suspects) < 2:
+            found = undecided.intersection(attempt.suspects)
+            if not found:  # not even begun, or a row of the log itself
+                raise self._unwritable(exc) from exc
+        for place in sorted(found):
+            ids = _ids(attempt.batch.operations[place])
+            log.info("operation.refused", shard_id=self._pool.address.shard_id, error=str(exc), **ids)
+        return dict.fromkeys(found, INVALID_DATA)
+
+    async def _failed(self, attempt: Attempt, exc: StatementFailedError) -> dict[int, Outcome]:
+        """Return the place of the operation that fails by itself, or nothing when that is yet to be found.
+
+        Raises *exc* when no operation can be at fault, and `ShardUnavailableError` when the shard does not work.
+        """
+        if not attempt.suspects:
+            raise exc
+        if len(attempt.suspects) > 1:
+            return {}
+        await self._pool.probe()
+        return {attempt.suspects[0]: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
+
+    async def _unstorable(self, operations: Sequence[Operation]) -> list[int]:
+        """Return the places of the operations whose text is JSON that Postgres does not take."""
+        texts = [operation.data if operation.query is None else operation.query.members for operation in operations]
+        async with self._pool.connection() as connection:
+            rows = await connection.fetch(QUERIES["find_unstorable"], texts)
+        return [row["position"] for row in rows]
+
+    async def _check(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
+        """Check identity and schema at the first contact and after every change of address."""
+        if self._is_checked_for is self._pool.address:
+            return
+        async with connect() as connection:
+            if not await self._has_schema(connection):
+                shard_id = self._pool.address.shard_id
+                raise ShardUnavailableError(f"shard {shard_id}: its database is empty; no tenant is provisioned yet")
+
+    async def _has_schema(self, connection: Connection) -> bool:
+        """Tell whether the shard has our schema; looked at until it has, once for each address.
+
+        Raises `ShardUnavailableError` when it is not to be touched. Whose database it is every new connection asks.
+        """
+        address = self._pool.address
+        if self._is_checked_for is not address:
+            if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
+                return False
+            self._is_checked_for = address
+        return True
+
+    def _attempt(self, batch: Batch, verdicts: Mapping[int, Outcome]) -> Attempt:
+        return Attempt(batch, verdicts, tenant_wait=self._tenant_wait)
+
+    async def _committed(self, attempt: Attempt) -> list[Outcome]:
+        for _ in range(RACES_MAX):
+            attempt.suspects = ()
+            try:
+                with ExitStack() as claimed:
+                    async with self._pool.transaction() as connection:
+                        return await attempt.apply(connection, claimed)
+            except LostRaceError:
+                await asyncio.sleep(self._draw() * RACE_PAUSE_MAX_S)
+        raise ShardUnavailableError(f"shard {self._pool.address.shard_id}: a batch lost {RACES_MAX} races in a row")
+
+    def _unwritable(self, exc: InvalidDataError) -> ShardUnavailableError:
+        return ShardUnavailableError(f"shard {self._pool.address.shard_id}: refuses a row of the log: {exc}")
+
+
+def cuts(suspects: Sequence[int], *, is_timeout: bool) -> list[int]:
+    """Return where to cut a batch, to find the one of several *suspects* that makes it fail.
+
+    In two, each with half of the suspects. But a part with the culprit of a timeout takes as long as the whole did, so
+    there each suspect is a part of its own: they need little more time than together, and the wait is had once.
+    """
+    if is_timeout:
+        return sorted({place + offset for place in suspects for offset in (0, 1)})
+    return [suspects[len(suspects) // 2]]
+
+
+class Attempt:
+    """One try at a batch; may be made again after a lost race.
+
+    `suspects` are, after an error, the places of the operations that it can be due to: those of the statement that
+    failed. None when it cannot be due to any.
+    """
+
+    def __init__(
+        self, batch: Batch, verdicts: Mapping[int, Outcome] = NOTHING_KNOWN, *, tenant_wait: timedelta
+    ) -> None:
+        self.batch = batch
+        self.verdicts = verdicts
+        self.suspects: Sequence[int] = ()
+        self._tenant_wait = tenant_wait
+
+    def __repr__(self) -> str:
+        return f"Attempt({len(self.batch.operations)} operations, {len(self.suspects)} suspects)"
+
+    async def apply(self, connection: Connection, claimed: ExitStack) -> list[Outcome]:
+        """Apply the batch within the transaction of *connection*; how that ends, *claimed* tells its claims."""
+        self.batch.close()
+        operations = self.batch.operations
+        if not operations:
+            return []
+        claims = [(claim, claimed.enter_context(claim.attempt())) for claim in self.batch.claims]
+        if changed := await write_positions(connection, claims):
+            raise position_changed(changed)
+        tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
+        decided = self._decided(tenants)
+        await self._pass_over_known(connection, tenants, decided)
+        logged: Sequence[int] = range(len(operations))
+        failures: dict[int, Failure | None] = {}
+        if decided:
+            logged = [place for place in logged if place not in decided or leaves_row(decided[place])]
+            failures = {number: decided[place].failure for number, place in enumerate(logged) if place in decided}
+        self.suspects = logged
+        met = await write_log(connection, _at(logged, operations), failures)
+        decided |= {logged[number]: KNOWN[one] for number, one in met.items() if one in KNOWN}
+        applied = [place for place in logged if place not in decided] if decided else logged
+        self.suspects = applied
+        for place, failure in await self._apply_waves(connection, tenants, applied):
+            decided[place] = Outcome(disposition=Disposition.APPLIED, failure=failure)
+        self.suspects = logged  # a deferred trigger speaks at the commit
+        outcomes = [SUCCEEDED] * len(operations)
+        for place, outcome in decided.items():
+            outcomes[place] = outcome
+        return outcomes
+
+    def _decided(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
+        """Return, by place, what becomes of operations without their being applied; what stops a tenant holds it."""
+        if not self.verdicts and admits_all(self.batch.operations, tenants, tenant_wait=self._tenant_wait):
+            return {}
+        decided: dict[int, Outcome] = {}
+        stopped: set[str] = set()
+        for place, operation in enumerate(self.batch.operations):
+            tenant_id = operation.tenant_id
+            admitted = admit(operation, tenants.get(tenant_id), tenant_wait=self._tenant_wait)
+            outcome = HOLD if tenant_id in stopped else admitted or self.verdicts.get(place)
+            if outcome is not None:
+                decided[place] = outcome
+                if outcome.disposition in STOPPING:
+                    stopped.add(tenant_id)
+        return decided
+
+    async def _pass_over_known(
+        self, connection: Connection, tenants: Mapping[str, TenantRow], decided: dict[int, Outcome]
+    ) -> None:
+        """Make duplicates of those that came too late for their tenant and are in the log all the same.
+
+        They were decided before the tenant was made anew, or were sent again from their dead letter.
+        """
+        operations = self.batch.operations
+        late = [
+            place
+            for place, outcome in decided.items()
+            if outcome.reason is DeadLetterReason.UNKNOWN_TENANT and self._is_too_late(operations[place], tenants)
+        ]
+        known = await known_in_log(connection, [operations[place] for place in late])
+        for place, is_known in zip(late, known, strict=True):
+            if is_known:
+                decided[place] = DUPLICATE
+
+    def _is_too_late(self, operation: Operation, tenants: Mapping[str, TenantRow]) -> bool:
+        return is_too_late(operation, tenants.get(operation.tenant_id), tenant_wait=self._tenant_wait)
+
+    async def _apply_waves(
+        self, connection: Connection, tenants: Mapping[str, TenantRow], applied: Sequence[int]
+    ) -> list[tuple[int, Failure]]:
+        """Apply the operations *applied*, wave after wave in one go; return which could not take effect, and why."""
+        operations = _at(applied, self.batch.operations)
+        waves = [(*wave.reads, *wave.writes) for wave in plan_waves(operations)]
+        if not waves:
+            return []
+        starts = accumulate(map(len, waves), initial=0)
+        arguments = [
+            _columns(start, [operations[place] for place in wave], tenants)
+            for start, wave in zip(starts, waves, strict=False)
+        ]
+        rows = await connection.fetchmany(QUERIES["apply_wave"], arguments)
+        in_turn = list(chain.from_iterable(waves))
+        return [(applied[in_turn[row["place"]]], Failure(row["error"])) for row in rows]
+
+
+def _at(places: Sequence[int], operations: Sequence[Operation]) -> Sequence[Operation]:
+    """Return the operations at *places*, which are in order: nearly always all of them."""
+    return operations if len(places) == len(operations) else [operations[place] for place in places]
+
+
+async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:
+    rows = await connection.fetch(QUERIES["lock_tenants"], list(tenant_ids))
+    return {
+        row["id"]: TenantRow(
+            business_id=row["business_id"],
+            location_id=row["location_id"],
+            business_type=row["business_type"],
+            state=TenantState(row["state"]),
+            created_at=row["created_at"],
+            moved_to=row["moved_to"],
+        )
+        for row in rows
+    }
+
+
+def _columns(start: int, wave: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
+    """Return the arguments of `apply_wave` for one wave, reads first; *start* is where the wave before ended."""
+    queries = [operation.query for operation in wave if operation.kind in READING_KINDS]
+    separator, *columns = packed(
+        [
+            [operation.tenant_id for operation in wave],
+            [operation.request_id for operation in wave],
+            [operation.kind for operation in wave],
+            [operation.resource_type for operation in wave],
+            [operation.resource_id or "" for operation in wave],
+            [tenants[operation.tenant_id].business_type for operation in wave],
+        ],
+        [
+            [operation.data or (operation.query.members if operation.query else "") for operation in wave],
+            [operation.requested_at for operation in wave],
+            [query.days.first.isoformat() if query and query.days.first else "" for query in queries],
+            [query.days.last.isoformat() if query and query.days.last else "" for query in queries],
+            [str(query.page) if query else "" for query in queries],
+            [str(query.limit) if query else "" for query in queries],
+        ],
+    )
+    return separator, RESULT_MAX_BYTES, start, *columns
+
+
+def leaves_row(outcome: Outcome) -> bool:
+    """Tell whether an operation of which this is known before it is tried leaves a row in the log."""
+    return outcome.disposition is Disposition.APPLIED
+
+
+def _ids(operation: Operation) -> dict[str, str]:
+    return {
+        "business_id": operation.business_id,
+        "location_id": operation.location_id,
+        "request_id": operation.request_id,
+    }

@@ -1,0 +1,1 @@
+"""How shards are doing."""

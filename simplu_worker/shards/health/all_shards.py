@@ -1,0 +1,76 @@
+"""How every known shard fares now: all are looked at, and those that do not answer are in it too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from simplu_worker.shards.health.assessment import Health, Problem, Seen, ShardProbe, ShardSilence, judge, usage_of
+from simplu_worker.shards.health.prober import look
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.routing.shard_query import LIMITS, Limits, ask_all
+from simplu_worker.timing.clock import loop_time
+
+FRESH_S: Final = 2.0  # how long the answer to one is everybody's: each look is a connection
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """One known shard, and how it fares."""
+
+    address: ShardAddress
+    health: Health
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it did not answer."""
+        return Problem.NO_ANSWER in self.health.problems
+
+
+async def call_roll(locator: Locator, pools: Pools, *, limits: Limits = LIMITS) -> list[Listed]:
+    """Look at every known shard; return them in order of their ids.
+
+    Raises what *locator* raises when it does not name the shards.
+    """
+
+    async def ask(shard: ShardAddress) -> ShardProbe | ShardSilence:
+        return ShardSilence(shard.refusal) if shard.refusal is not None else await look(pools.pool(shard))
+
+    known = sorted(await locator.shards(), key=lambda shard: shard.shard_id)
+    looks = await ask_all(known, ask, limits=limits)
+    return [Listed(shard, _judged(shard, looks, limits)) for shard in known]
+
+
+def _judged(shard: ShardAddress, looks: Mapping[str, ShardProbe | ShardSilence], limits: Limits) -> Health:
+    usage = usage_of(shard)
+    match looks.get(shard.shard_id):
+        case ShardProbe() as probe:
+            return judge(Seen(probe=probe, usage=usage))
+        case ShardSilence(error):
+            return judge(Seen(error=error, usage=usage))
+        case _:
+            return judge(Seen(error=f"no answer within {limits.all_s:g} s, with all shards asked", usage=usage))
+
+
+class RollCall:
+    """Calls the roll once for all who ask at the same time, or a moment later."""
+
+    def __init__(self, locator: Locator, pools: Pools, *, clock: Callable[[], float] = loop_time) -> None:
+        self._locator = locator
+        self._pools = pools
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._called_at = float("-inf")
+        self._listed: list[Listed] = []
+
+    async def __call__(self) -> list[Listed]:
+        """Return every known shard and how it fares. Raises as `call_roll` does."""
+        async with self._turn:
+            if self._clock() - self._called_at > FRESH_S:
+                self._listed = await call_roll(self._locator, self._pools)
+                self._called_at = self._clock()
+            return self._listed

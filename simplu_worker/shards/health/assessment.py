@@ -1,0 +1,264 @@
+"""How a shard fares, judged by what was seen of it. Pure.
+
+What is amiss begins at one mark and ends at a lower one, so that a shard at the mark is not told of at every look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from enum import StrEnum
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.citrus import Capacity
+
+VERSION_MIN: Final = 140000  # contract §10: PostgreSQL 14 or newer
+
+
+class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
+    """What a shard says of itself.
+
+    *schema_version* and *tenant_count* are None on an empty one; these and all that have a default are None when they
+    could not be seen: not asked for, not permitted, or too slow (*is_cut_short*). *refusal* is why no worker may work
+    on the database, *trouble* what its last use here met although it answers. Of *connections_max*, the nearest limit,
+    *connections_used* are taken. The lag is that of a standby, or on a primary that of its standby furthest behind.
+    *skew_s* is its clock less ours.
+    """
+
+    server_version: str
+    version_number: int
+    is_standby: bool
+    is_read_only: bool
+    skew_s: float
+    connect_s: float
+    response_s: float
+    is_cut_short: bool = False
+    connections_used: int | None = None
+    connections_max: int | None = None
+    standby_count: int | None = None
+    lag_s: float | None = None
+    lag_bytes: int | None = None
+    refusal: str | None = None
+    trouble: str | None = None
+    schema_version: int | None = None
+    tenant_count: int | None = None
+
+
+class ShardSilence(msgspec.Struct, frozen=True):
+    """That a shard did not answer, and why; or *is_refusal*, that no worker may work on what did."""
+
+    error: str
+    is_refusal: bool = False
+
+
+class Mark(NamedTuple):
+    """At more than *begins* something is amiss, until it is at *ends* or less."""
+
+    begins: float
+    ends: float
+
+
+RESPONSE_S: Final = Mark(1.0, 0.5)
+LAG_S: Final = Mark(30.0, 15.0)
+CONNECTIONS_RATIO: Final = Mark(0.9, 0.8)
+USAGE_RATIO: Final = Mark(0.8, 0.8)  # tenants come one by one
+
+
+class State(StrEnum):
+    """How a shard fares, in a word."""
+
+    UNKNOWN = "unknown"  # not yet looked at
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"  # it answers, and something is amiss
+    LOST = "lost"  # it does not answer, or no worker may work on it
+
+
+Role: TypeAlias = Literal["primary", "standby", "read-only"]
+
+
+class Problem(StrEnum):
+    """What is amiss."""
+
+    NO_ANSWER = "no_answer"
+    REFUSED = "refused"
+    READ_ONLY = "read_only"
+    FAILING = "failing"
+    SLOW = "slow"
+    LAGGING = "lagging"
+    CONNECTIONS = "connections"
+    USAGE = "usage"
+    INACTIVE = "inactive"
+
+
+LOST: Final = frozenset({Problem.NO_ANSWER, Problem.REFUSED})
+TAKES_NO_OPERATIONS: Final = LOST | {Problem.READ_ONLY, Problem.FAILING}
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that is amiss, and what about it, for people."""
+
+    problem: Problem
+    detail: str
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What Citrus says of a shard's room; None where it does not say."""
+
+    tenant_count: int | None = None
+    tenant_max: int | None = None
+    is_active: bool = True
+    accepts_new: bool | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Tenants over the room for them; None when that is not known."""
+        if self.tenant_count is None or self.tenant_max is None:
+            return None
+        return self.tenant_count / self.tenant_max if self.tenant_max > 0 else 1.0
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What is known of a shard: its last look, or why that had no answer, and what Citrus says. All may be missing."""
+
+    probe: ShardProbe | None = None
+    error: str | None = None
+    usage: Usage = Usage()
+    is_refusal: bool = False  # the error
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What was seen of a shard, and what is amiss."""
+
+    seen: Seen = Seen()
+    findings: Sequence[Finding] = ()
+
+    @property
+    def problems(self) -> frozenset[Problem]:
+        """The kinds of what is amiss."""
+        return frozenset(finding.problem for finding in self.findings)
+
+    @property
+    def state(self) -> State:
+        """How it fares."""
+        if self.problems & LOST:
+            return State.LOST
+        if self.seen.probe is None:
+            return State.UNKNOWN
+        return State.DEGRADED if self.findings else State.HEALTHY
+
+    @property
+    def takes_operations(self) -> bool | None:
+        """Whether operations can be applied there; None when it was not looked at."""
+        return None if self.state is State.UNKNOWN else not self.problems & TAKES_NO_OPERATIONS
+
+
+def usage_of(address: ShardAddress, capacity: Capacity | None = None) -> Usage:
+    """Return what Citrus says of a shard's room in its list, and in its answer about the shard, which is newer."""
+    if capacity is None:
+        return Usage(address.tenant_count, address.tenant_max, address.is_active)
+    return Usage(
+        address.tenant_count if capacity.tenant_count is None else capacity.tenant_count,
+        address.tenant_max if capacity.tenant_max is None else capacity.tenant_max,
+        address.is_active,
+        capacity.accepts_new,
+    )
+
+
+def judge(seen: Seen, before: Collection[Problem] = ()) -> Health:
+    """Return how a shard fares that had the problems *before*."""
+    return Health(seen, tuple(findings(seen, before)))
+
+
+def findings(seen: Seen, before: Collection[Problem]) -> Iterator[Finding]:
+    """Return what is amiss, the worst first; what was amiss *before* goes on to the lower mark."""
+    if seen.error is not None:
+        yield Finding(Problem.REFUSED if seen.is_refusal else Problem.NO_ANSWER, seen.error)
+    elif seen.probe is not None:
+        yield from _of_probe(seen.probe, before)
+    if not seen.usage.is_active:
+        yield Finding(Problem.INACTIVE, "Citrus marks it inactive")
+    ratio = seen.usage.ratio
+    if ratio is not None and _is_amiss(ratio, USAGE_RATIO, is_so=Problem.USAGE in before):
+        count, room = seen.usage.tenant_count, seen.usage.tenant_max
+        yield Finding(Problem.USAGE, f"{count} tenants in room for {room}")
+
+
+def unfit(probe: ShardProbe) -> str | None:
+    """Return why no worker may or can work on a shard that answers; None when one can."""
+    if probe.version_number < VERSION_MIN:
+        return f"expected PostgreSQL {VERSION_MIN // 10000} or newer, got {probe.server_version}; upgrade it"
+    return probe.refusal
+
+
+def role_of(probe: ShardProbe) -> Role:
+    """Return what the server is."""
+    return "standby" if probe.is_standby else "read-only" if probe.is_read_only else "primary"
+
+
+def connections_ratio(probe: ShardProbe) -> float | None:
+    """Return the connections in use over the most there may be; None when that could not be seen."""
+    if probe.connections_used is None or probe.connections_max is None:
+        return None
+    return probe.connections_used / max(probe.connections_max, 1)
+
+
+def _of_probe(probe: ShardProbe, before: Collection[Problem]) -> Iterator[Finding]:
+    if (refusal := unfit(probe)) is not None:
+        yield Finding(Problem.REFUSED, refusal)
+    if probe.is_read_only:
+        server = "a standby" if probe.is_standby else "a read-only server"
+        yield Finding(
+            Problem.READ_ONLY,
+            f"expected a server that can be written to, got {server}; let its connection string name the primary",
+        )
+    elif probe.trouble is not None:
+        yield Finding(Problem.FAILING, f"it answers, and its last use failed: {probe.trouble}")
+    if probe.is_cut_short:
+        yield Finding(Problem.SLOW, "it answers, but was too slow to say all that it was asked")
+    elif _is_amiss(probe.response_s, RESPONSE_S, is_so=Problem.SLOW in before):
+        yield Finding(Problem.SLOW, f"it takes {probe.response_s:.1f} s for an answer")
+    if probe.lag_s is not None and _is_amiss(probe.lag_s, LAG_S, is_so=Problem.LAGGING in before):
+        whose = "it is" if probe.is_standby else "its standby is"
+        yield Finding(Problem.LAGGING, f"{whose} {probe.lag_s:.0f} s behind")
+    ratio = connections_ratio(probe)
+    if ratio is not None and _is_amiss(ratio, CONNECTIONS_RATIO, is_so=Problem.CONNECTIONS in before):
+        yield Finding(
+            Problem.CONNECTIONS, f"{probe.connections_used} of {probe.connections_max} connections are in use"
+        )
+
+
+def _is_amiss(value: float, mark: Mark, *, is_so: bool) -> bool:
+    return value > (mark.ends if is_so else mark.begins)
+
+
+def health_view(health: Health) -> dict[str, Any]:
+    """Return how a shard fares as JSON shows it; what is not known is left out."""
+    probe, usage = health.seen.probe, health.seen.usage
+    members: dict[str, Any] = {
+        "state": health.state,
+        "takesOperations": health.takes_operations,
+        "problems": [finding.problem for finding in health.findings] or None,
+        "odd": [finding.detail for finding in health.findings] or None,
+        "usage": None if usage.ratio is None else round(usage.ratio, 4),
+        "acceptsNew": usage.accepts_new,
+    }
+    if probe is not None:
+        members |= {
+            "role": role_of(probe),
+            "responseMs": round(probe.response_s * 1000, 2),
+            "connectMs": round(probe.connect_s * 1000, 2),
+            "serverVersion": probe.server_version,
+            "schemaVersion": probe.schema_version,
+            "tenantCount": probe.tenant_count,
+            "connectionsUsed": probe.connections_used,
+            "connectionsMax": probe.connections_max,
+            "standbys": probe.standby_count,
+            "replicationLagSeconds": probe.lag_s,
+            "replicationLagBytes": probe.lag_bytes,
+        }
+    return {name: value for name, value in members.items() if value is not None}

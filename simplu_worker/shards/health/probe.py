@@ -1,0 +1,115 @@
+"""A look at one shard beside its pool: its server, its connections, its schema, its tenants. Changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import asyncpg
+
+from simplu_worker.errors import WorkerError
+from simplu_worker.shards.health.assessment import ShardProbe
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+
+LOOK_S: Final = 2.4  # within `Deadlines.probe_s`: a shard that is slow has answered, and is not lost
+
+
+class _NotWellError(WorkerError):
+    """Ends a look without a word to the pool of how the shard fares: it answers, and that is not all there is to it."""
+
+
+async def probe_shard(pool: ShardPool, *, counts_tenants: bool = True, within_s: float = LOOK_S) -> ShardProbe:
+    """Connect to a shard beside its pool and look at it; what it did not say after *within_s* is left out.
+
+    A pool that took its shard for lost goes on doing so: to say that it is back is for `ShardPool.probe`. Raises
+    `ShardUnavailableError` when the shard does not answer.
+    """
+    try:
+        return await _looked(pool, pool.fresh_connection(), counts_tenants=counts_tenants, within_s=within_s)
+    except ShardUnavailableError as exc:
+        if not isinstance(exc.__cause__, asyncpg.TooManyConnectionsError) or not pool.counts()["idle"]:
+            raise
+        # There is no connection left for a look, and the shard goes on by those that the pool has.
+        try:
+            async with asyncio.timeout(2 * within_s):
+                return await _looked(
+                    pool, pool.connection(), counts_tenants=counts_tenants, within_s=within_s, is_used=True
+                )
+        except TimeoutError:
+            raise exc from None
+
+
+async def _looked(
+    pool: ShardPool,
+    opening: AbstractAsyncContextManager[Connection],
+    *,
+    counts_tenants: bool,
+    within_s: float,
+    is_used: bool = False,
+) -> ShardProbe:
+    """Look on a connection; *is_used* says that it is one of the pool, whose use is as good as any."""
+    started = time.perf_counter()
+    seen: dict[str, Any] = {}
+    with contextlib.suppress(_NotWellError):
+        async with opening as connection:
+            seen |= await _server(connection, connected_s=time.perf_counter() - started)
+            try:
+                async with asyncio.timeout(max(0.0, started + within_s - time.perf_counter())):
+                    await _details(connection, pool.address.shard_id, seen, counts_tenants=counts_tenants)
+            except TimeoutError:
+                seen["is_cut_short"] = True
+            if seen.get("is_cut_short") or seen["is_read_only"] or not (is_used or pool.is_healthy):
+                raise _NotWellError
+    return ShardProbe(**seen)
+
+
+async def _server(connection: Connection, *, connected_s: float) -> dict[str, Any]:
+    asked_at, started = datetime.now(UTC), time.perf_counter()
+    server = await connection.fetchrow(QUERIES["probe_server"])
+    response_s = time.perf_counter() - started
+    if server is None:
+        raise ShardUnavailableError("expected one row about the server, got none")
+    return {
+        "server_version": server["version"].partition(" ")[0],
+        "version_number": server["version_number"],
+        "is_standby": server["is_standby"],
+        "is_read_only": server["is_read_only"],
+        "skew_s": (server["clock"] - asked_at).total_seconds() - response_s / 2,
+        "connect_s": connected_s,
+        "response_s": response_s,
+    }
+
+
+async def _details(connection: Connection, shard_id: str, seen: dict[str, Any], *, counts_tenants: bool) -> None:
+    """Add to *seen* what is no condition for working on the shard, the most wanted first."""
+    try:
+        state = await check_schema(connection, shard_id)
+    except ShardUnavailableError as exc:
+        seen["refusal"] = str(exc).removeprefix(f"shard {shard_id}: ")
+    else:
+        if state is SchemaState.READY:
+            identity = await connection.fetchrow(QUERIES["read_identity"])
+            seen["schema_version"] = None if identity is None else identity["version"]
+    await _add(connection, "probe_connections", {"used": "connections_used", "room": "connections_max"}, seen)
+    lag = {"lag_s": "lag_s", "lag_bytes": "lag_bytes", "standby_count": "standby_count"}
+    await _add(connection, "probe_standby" if seen["is_standby"] else "probe_primary", lag, seen)
+    if counts_tenants and seen.get("schema_version") is not None:
+        seen["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
+
+
+async def _add(connection: Connection, query: str, names: dict[str, str], seen: dict[str, Any]) -> None:
+    try:
+        row = await connection.fetchrow(QUERIES[query])
+    except asyncpg.PostgresError:
+        if connection.is_closed():
+            raise
+        return  # some hosted servers lack such a function, or permit it to nobody: no fault of the shard
+    if row is not None:
+        seen |= {name: row[column] for column, name in names.items()}

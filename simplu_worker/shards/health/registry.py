@@ -1,0 +1,148 @@
+"""What is known of the health of each shard: kept for people, set as metrics, and told in the log when it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import structlog
+from msgspec.structs import replace
+
+from simplu_worker.metrics import instruments
+from simplu_worker.shards.health.assessment import (
+    Health,
+    Problem,
+    Seen,
+    ShardProbe,
+    ShardSilence,
+    State,
+    Usage,
+    connections_ratio,
+    judge,
+)
+
+SHARDS_MAX: Final = 2000  # of those that Citrus alone speaks of: each is some series of metrics
+
+log = structlog.get_logger(__name__)
+
+
+class HealthBook:
+    """One entry for each shard that is looked at or that Citrus speaks of; an entry goes when neither is so any more.
+
+    Setting a metric costs something only when something was learned, or when metrics are read.
+    """
+
+    def __init__(self) -> None:
+        self._health: dict[str, Health] = {}
+        self._looked_at: set[str] = set()
+        self._spoken_of: set[str] = set()
+        self._problem_counts = dict.fromkeys(Problem, 0)
+
+    def __repr__(self) -> str:
+        return f"HealthBook(looked_at={len(self._looked_at)}, spoken_of={len(self._spoken_of)})"
+
+    @property
+    def by_shard_id(self) -> Mapping[str, Health]:
+        """What is known, by shard id."""
+        return self._health
+
+    def begin(self, shard_id: str) -> None:
+        """Keep what is seen of a shard from now on."""
+        self._looked_at.add(shard_id)
+        self._health.setdefault(shard_id, Health())
+
+    def end(self, shard_id: str) -> None:
+        """Forget what was seen of a shard that is looked at no more."""
+        if shard_id not in self._looked_at:
+            return
+        self._looked_at.discard(shard_id)
+        self._learn(shard_id, Seen(usage=self._entry(shard_id).seen.usage))
+        instruments.remove_looks_at_shard(shard_id)
+        self._drop_if_unknown(shard_id)
+
+    def note_look(self, shard_id: str, probe: ShardProbe | ShardSilence) -> None:
+        """Note what a look has seen; what is not in it stays as it was: the count of tenants, or all of a silent one.
+
+        Does nothing before `begin` and after `end`.
+        """
+        if shard_id not in self._looked_at:
+            return
+        before = self._entry(shard_id).seen
+        if isinstance(probe, ShardSilence):
+            self._learn(shard_id, replace(before, error=probe.error, is_refusal=probe.is_refusal))
+            return
+        if probe.tenant_count is None and before.probe is not None and probe.schema_version is not None:
+            probe = replace(probe, tenant_count=before.probe.tenant_count)
+        instruments.SHARD_RESPONSE.labels(shard_id).observe(probe.response_s)
+        self._learn(shard_id, replace(before, probe=probe, error=None, is_refusal=False))
+
+    def note_usages(self, usages: Mapping[str, Usage]) -> None:
+        """Note what Citrus tells of all the shards it knows."""
+        known = {*list(usages)[:SHARDS_MAX], *(self._looked_at & usages.keys())}
+        for shard_id in self._spoken_of - known:
+            self._spoken_of.discard(shard_id)
+            self._learn(shard_id, replace(self._entry(shard_id).seen, usage=Usage()))
+            self._drop_if_unknown(shard_id)
+        self._spoken_of |= known
+        for shard_id in known:
+            self.note_usage(shard_id, usages[shard_id])
+
+    def note_usage(self, shard_id: str, usage: Usage) -> None:
+        """Note what Citrus tells of one of those shards."""
+        entry = self._entry(shard_id)
+        if shard_id in self._spoken_of and usage != entry.seen.usage:
+            self._learn(shard_id, replace(entry.seen, usage=usage))
+
+    def _entry(self, shard_id: str) -> Health:
+        return self._health.get(shard_id, Health())
+
+    def _learn(self, shard_id: str, seen: Seen) -> None:
+        before = self._entry(shard_id)
+        now = judge(seen, before.problems)
+        self._health[shard_id] = now
+        self._count(before, now)
+        self._set_gauges(shard_id, now)
+        _tell(shard_id, before, now)
+
+    def _drop_if_unknown(self, shard_id: str) -> None:
+        if shard_id in self._looked_at or shard_id in self._spoken_of:
+            return
+        self._count(self._health.pop(shard_id, Health()), Health())
+        instruments.remove_shard(shard_id)
+
+    def _count(self, before: Health, now: Health) -> None:
+        for problem in before.problems ^ now.problems:
+            self._problem_counts[problem] += 1 if problem in now.problems else -1
+            instruments.SHARD_PROBLEMS.labels(problem).set(self._problem_counts[problem])
+
+    def _set_gauges(self, shard_id: str, health: Health) -> None:
+        probe, usage = health.seen.probe, health.seen.usage
+        if (takes_operations := health.takes_operations) is not None:
+            instruments.SHARD_HEALTHY.labels(shard_id).set(takes_operations)
+        is_seen = probe is not None and health.seen.error is None
+        own_count = None if probe is None else probe.tenant_count
+        instruments.set_or_remove(instruments.SHARD_USAGE, shard_id, usage.ratio)
+        instruments.set_or_remove(
+            instruments.SHARD_TENANTS, shard_id, usage.tenant_count if own_count is None else own_count
+        )
+        instruments.set_or_remove(
+            instruments.SHARD_REPLICATION_LAG, shard_id, probe.lag_s if probe is not None and is_seen else None
+        )
+        instruments.set_or_remove(
+            instruments.SHARD_CONNECTIONS_RATIO,
+            shard_id,
+            connections_ratio(probe) if probe is not None and is_seen else None,
+        )
+
+
+def _tell(shard_id: str, before: Health, now: Health) -> None:
+    """Log what is amiss when it changes, once; and when nothing is amiss any more."""
+    if before.problems == now.problems:
+        return
+    details = [str(finding) for finding in now.findings]
+    if now.state is State.LOST:
+        log.warning("shard.lost", shard_id=shard_id, problems=details)
+    elif now.findings:
+        log.warning("shard.degraded", shard_id=shard_id, problems=details)
+    elif now.state is State.HEALTHY:
+        log.info("shard.restored", shard_id=shard_id)

@@ -1,0 +1,1 @@
+"""The door to Postgres: connections, pools, errors, queries."""

@@ -1,0 +1,188 @@
+"""How a connection to a shard is made: host by host, and no farther than to the database of that very shard."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+
+from simplu_worker.shards.postgres.address import Place, ShardAddress, places_of
+from simplu_worker.shards.postgres.errors import WrongShardError
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.timing.clock import loop_time
+
+STATEMENT_CACHE_SIZE: Final = 100  # statements a connection keeps prepared; asyncpg's own default
+USER_TIMEOUT_MS: Final = 10_000  # until a connection is given up on which what was sent is not acknowledged
+# Of an idle connection, so that one whose other end is gone does not look like a good one: first after 10 s, then
+# every 5 s, and dead after three.
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+
+
+class Target(StrEnum):
+    """What a server has to be, in the words of libpq's `target_session_attrs`."""
+
+    ANY = "any"
+    READ_WRITE = "read-write"
+    READ_ONLY = "read-only"
+    PRIMARY = "primary"
+    STANDBY = "standby"
+    PREFER_STANDBY = "prefer-standby"
+
+
+IS_TARGET: Final[Mapping[Target, Callable[[asyncpg.Record], bool]]] = {
+    Target.ANY: lambda _: True,
+    Target.READ_WRITE: lambda server: not server["is_read_only"],
+    Target.READ_ONLY: lambda server: bool(server["is_read_only"]),
+    Target.PRIMARY: lambda server: not server["is_standby"],
+    Target.STANDBY: lambda server: bool(server["is_standby"]),
+}
+
+
+class ShardConnection(asyncpg.Connection):
+    """A connection to a shard, with what its pool notes of it."""
+
+    __slots__ = ("generation", "is_read_only", "opened_at", "place")
+
+    generation: int
+    is_read_only: bool
+    opened_at: float
+    place: Place
+
+    def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
+        super().__init__(protocol, transport, *rest)
+        keep_alive(transport.get_extra_info("socket"))
+
+
+def keep_alive(endpoint: socket.socket) -> None:
+    """Let the system find out, in seconds, that the other end of a connection is gone without a word."""
+    if endpoint.family == socket.AF_UNIX:
+        return
+    endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in [*KEEPALIVE.items(), ("TCP_USER_TIMEOUT", USER_TIMEOUT_MS)]:
+        if hasattr(socket, name):  # not every system has each of them
+            endpoint.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+class Connector:
+    """Opens connections to one address, and remembers what it learned on the way.
+
+    Which of several hosts was a good one: it is tried first. And whether a pooler is in front of them: there nothing is
+    prepared, as the next transaction may meet another server, which knows nothing of it.
+    """
+
+    def __init__(self, address: ShardAddress, *, reply_s: float) -> None:
+        self._address = address
+        self._reply_s = reply_s
+        self._places: list[Place] = []
+        self.has_pooler = False
+
+    def __repr__(self) -> str:
+        return f"Connector({self._address!r}, has_pooler={self.has_pooler})"
+
+    async def connect(self, *, within_s: float) -> ShardConnection:
+        """Open a connection to the first of the hosts that is what is wanted.
+
+        Each has its share of the time that is left. Raises the last one's error: `WrongShardError`, `TimeoutError`,
+        `OSError`, and asyncpg's and whatever else an address that is no good brings about.
+        """
+        if not self._places:
+            self._places = places_of(self._address.connection_string)
+        end = loop_time() + within_s
+        error: Exception | None = None
+        attempts = attempts_at(self._places, target_of(self._address.connection_string, self._places))
+        for left, (place, target) in zip(range(len(attempts), 0, -1), attempts, strict=True):
+            try:
+                async with asyncio.timeout((end - loop_time()) / left):
+                    connection = await self._connect_to(place, target)
+            except TimeoutError as exc:
+                self.put_last(place)  # it costs most
+                error = exc
+            except Exception as exc:  # noqa: BLE001  # the next host may do; which is the caller's to tell, if none does
+                error = exc
+            else:
+                self._places = [place, *(other for other in self._places if other != place)]
+                return connection
+        raise error or ValueError("expected a host")
+
+    def put_last(self, place: Place) -> None:
+        """Try a host only when all others were tried."""
+        self._places = [*(other for other in self._places if other != place), place]
+
+    async def _connect_to(self, place: Place, target: Target) -> ShardConnection:
+        prepares = not self.has_pooler
+        connection = await self._opened(place)
+        try:
+            server = await _look_around(connection)
+            if prepares and server["pid"] != connection.get_server_pid():
+                self.has_pooler = True
+                connection.terminate()
+                connection = await self._opened(place)
+                server = await _look_around(connection)
+            self._check(server, target)
+        except BaseException:
+            connection.terminate()
+            raise
+        connection.is_read_only = server["is_read_only"]
+        return connection
+
+    async def _opened(self, place: Place) -> ShardConnection:
+        connection = await asyncpg.connect(
+            self._address.connection_string,
+            host=place.host or None,
+            port=place.port,
+            target_session_attrs=asyncpg.connect_utils.SessionAttribute.any,  # looked at here, in the one look
+            command_timeout=self._reply_s,
+            statement_cache_size=0 if self.has_pooler else STATEMENT_CACHE_SIZE,
+            connection_class=ShardConnection,
+        )
+        connection.opened_at = loop_time()
+        connection.place = place
+        return connection
+
+    def _check(self, server: asyncpg.Record, target: Target) -> None:
+        shard_id = server.get("shard_id", self._address.shard_id)  # a database without a schema is nobody's yet
+        if shard_id != self._address.shard_id:
+            came = "no identity" if shard_id is None else f"the database of shard {shard_id}"
+            raise WrongShardError(
+                f"shard {self._address.shard_id}: its connection string leads to {came}; correct it in the map",
+                shard_id=self._address.shard_id,
+            )
+        if not IS_TARGET[target](server):
+            raise asyncpg.TargetServerAttributeNotMatched(f"expected a server that is {target}")
+
+
+async def _look_around(connection: ShardConnection) -> asyncpg.Record:
+    try:
+        return await _fetch_unnamed(connection, QUERIES["look_around"])
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
+        return await _fetch_unnamed(connection, QUERIES["look_around_without_schema"])
+
+
+async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Record:
+    """Fetch one row by a statement without a name: one with a name would stay on a server behind a pooler."""
+    statement = await connection.prepare(query, name="")
+    row = await statement.fetchrow()
+    assert row is not None  # noqa: S101  # a SELECT without FROM
+    return row
+
+
+def target_of(connection_string: str, places: Sequence[Place]) -> Target:
+    """Return what a server has to be; of several hosts, where nothing is said, the one that takes writes.
+
+    Raises `ValueError` for what is none of libpq's words.
+    """
+    wanted = parse_qs(urlsplit(connection_string).query).get("target_session_attrs")
+    if wanted:
+        return Target(wanted[-1])
+    return Target.READ_WRITE if len(places) > 1 else Target.ANY
+
+
+def attempts_at(places: Sequence[Place], target: Target) -> list[tuple[Place, Target]]:
+    """Return which hosts to try in turn, and as what."""
+    targets = [Target.STANDBY, Target.ANY] if target is Target.PREFER_STANDBY else [target]
+    return [(place, target) for target in targets for place in places]

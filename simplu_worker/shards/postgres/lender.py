@@ -1,0 +1,268 @@
+"""The connections to one shard, and those who wait for one: first come, first served.
+
+Lending and giving back touch nothing but memory. The one that went last is lent first, so that those that are not
+needed stay idle, and are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
+
+from simplu_worker.shards.postgres.connection_budget import Budget, Party
+from simplu_worker.shards.postgres.connector import ShardConnection
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.timing.clock import loop_time
+
+SWEEPS: Final = 4  # in the time that a connection may be idle
+
+Opener: TypeAlias = Callable[[], Awaitable[ShardConnection]]
+
+
+class SharedBudget(Budget[ShardConnection]):
+    """The budget of all pools that share it; closes what was idle for *idle_s*."""
+
+    def __init__(self, max_connections: int, *, idle_s: float) -> None:
+        super().__init__(max_connections)
+        self._idle_s = idle_s
+        self._timer: asyncio.TimerHandle | None = None
+
+    def lay_down(self, party: Party[ShardConnection], connection: ShardConnection, now: float) -> None:
+        """Note that a connection became idle, and look after it."""
+        super().lay_down(party, connection, now)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._idle_s / SWEEPS, self._sweep)
+
+    def close(self) -> None:
+        """Look after nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _sweep(self) -> None:
+        now = loop_time()
+        for party, connection in self.idle_before(now - self._idle_s):
+            self.pick_up(connection)
+            party.close_idle(connection)
+            self.give_place_back(party, now)
+        self.settle(now)
+        self._timer = None
+        if self.has_idle:
+            self._timer = asyncio.get_running_loop().call_later(self._idle_s / SWEEPS, self._sweep)
+
+
+class Lender:
+    """Lends the connections to one shard, which *open_one* opens, at most *size* at once and within *budget*."""
+
+    def __init__(self, open_one: Opener, *, size: int, budget: SharedBudget) -> None:
+        self._open_one = open_one
+        self._size = size
+        self._budget = budget
+        self._idle: list[ShardConnection] = []
+        self._lent: dict[ShardConnection, float] = {}  # since when; the longest lent first
+        self._waiters: deque[asyncio.Future[ShardConnection | None]] = deque()  # None: it may open one
+        self._generation = 0
+        self._all_back: asyncio.Event | None = None  # somebody waits for it
+        self.open_count = 0
+
+    def __repr__(self) -> str:
+        return f"Lender({self.counts()})"
+
+    def counts(self) -> dict[str, int]:
+        """Return how many connections are open and idle, and how many wait for one."""
+        return {"open": self.open_count, "idle": len(self._idle), "waiting": len(self._waiters)}
+
+    @property
+    def has_connections(self) -> bool:
+        """Whether there is one, lent or idle."""
+        return bool(self._lent or self._idle)
+
+    @property
+    def lent_since(self) -> float | None:
+        """Since when the connection that was lent longest ago is."""
+        return next(iter(self._lent.values()), None)
+
+    async def borrow(self, *, within_s: float) -> ShardConnection:
+        """Return a connection, to be given back.
+
+        Raises `TimeoutError` when there is none in time, and as *open_one* does.
+        """
+        now = loop_time()
+        while self._idle:
+            connection = self._idle.pop()
+            self._budget.pick_up(connection)
+            if not connection.is_closed():
+                self._lent[connection] = now
+                return connection
+            self._ended(now)
+        async with asyncio.timeout(within_s):
+            if self._waiters or self.open_count >= self._size or not self._take_place(now):
+                turn = await self._turn()
+                if turn is not None:
+                    return turn
+            return await self._opened()
+
+    def give_back(self, connection: ShardConnection) -> None:
+        """Take a connection back, to lend it on; one that was ended, or may not be used any more, ends."""
+        now = loop_time()
+        if not self.take_out(connection):
+            return
+        is_good = not connection.is_closed() and connection.generation == self._generation
+        if not is_good or connection.is_in_transaction():
+            self._end(connection, now)
+        elif not self._waiters:
+            self._lay_down(connection, now)
+        elif self._budget.has_to_give_way(self, used_s=now - connection.opened_at):
+            self._end(connection, now)
+        else:
+            self._hand_on(connection, now)
+            self._budget.settle(now)  # others may have become idle for long enough meanwhile
+
+    def take_out(self, connection: ShardConnection) -> bool:
+        """Take a connection back that is to end; its place is taken until `ended`. False where it was not lent."""
+        if self._lent.pop(connection, None) is None:
+            return False
+        if self._all_back is not None and not self._lent:
+            self._all_back.set()
+        return True
+
+    def ended(self) -> None:
+        """Give back the place of one that was taken out and has ended."""
+        self._ended(loop_time())
+
+    def expire(self) -> None:
+        """End what is idle now, and what is lent when it is given back."""
+        self._generation += 1
+        now = loop_time()
+        for connection in self._idle:
+            self._budget.pick_up(connection)
+            connection.terminate()
+        ended, self._idle = len(self._idle), []
+        for _ in range(ended):
+            self._ended(now)
+
+    def end_lent(self, *, before: float) -> None:
+        """End the connections that were lent before then; those who have them find out by an error."""
+        for connection, since in self._lent.items():
+            if since <= before:
+                connection.terminate()
+
+    def turn_away(self, error: Callable[[], Exception]) -> None:
+        """Let everybody who waits fail with an error of their own."""
+        waiters, self._waiters = self._waiters, deque()
+        self._budget.withdraw(self)
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(error())
+
+    async def close(self, *, within_s: float) -> None:
+        """End everything; what is lent is waited for that long."""
+        self.turn_away(lambda: ShardUnavailableError("the pool is being closed"))
+        self.expire()
+        try:
+            if self._lent:
+                self._all_back = asyncio.Event()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(within_s):
+                        await self._all_back.wait()
+        finally:
+            self._all_back = None
+            self.end_lent(before=float("inf"))
+
+    # What the budget asks of a party.
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether somebody waits, and it has fewer connections than it may."""
+        return bool(self._waiters) and self.open_count < self._size
+
+    def open_another(self) -> bool:
+        """Let the first who waits open a connection."""
+        waiter = self._next_waiter()
+        if waiter is None:
+            return False
+        self.open_count += 1
+        waiter.set_result(None)
+        return True
+
+    def close_idle(self, connection: ShardConnection) -> None:
+        """Close one that is idle."""
+        self._idle.remove(connection)
+        self.open_count -= 1
+        connection.terminate()
+
+    def _take_place(self, now: float) -> bool:
+        if not self._budget.take_place(self, now):
+            return False
+        self.open_count += 1
+        return True
+
+    async def _turn(self) -> ShardConnection | None:
+        waiter: asyncio.Future[ShardConnection | None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            return await waiter
+        except BaseException:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:  # both at the same moment
+                self._return(waiter.result())
+            raise
+        finally:
+            if not self._waiters:
+                self._budget.withdraw(self)
+
+    def _return(self, turn: ShardConnection | None) -> None:
+        if turn is None:
+            self._ended(loop_time())
+        else:
+            self.give_back(turn)
+
+    async def _opened(self) -> ShardConnection:
+        generation = self._generation
+        try:
+            connection = await self._open_one()
+        except BaseException:
+            self._ended(loop_time())
+            raise
+        connection.generation = generation
+        connection.add_termination_listener(self._on_terminated)
+        self._lent[connection] = loop_time()
+        return connection
+
+    def _lay_down(self, connection: ShardConnection, now: float) -> None:
+        self._idle.append(connection)
+        self._budget.lay_down(self, connection, now)
+
+    def _hand_on(self, connection: ShardConnection, now: float) -> None:
+        waiter = self._next_waiter()
+        if waiter is None:
+            self._lay_down(connection, now)
+            return
+        self._lent[connection] = now
+        waiter.set_result(connection)
+
+    def _next_waiter(self) -> asyncio.Future[ShardConnection | None] | None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():  # it was cancelled, and does not know it yet
+                return waiter
+        return None
+
+    def _end(self, connection: ShardConnection, now: float) -> None:
+        connection.terminate()
+        self._ended(now)
+
+    def _ended(self, now: float) -> None:
+        self.open_count -= 1
+        self._budget.give_place_back(self, now)
+
+    def _on_terminated(self, connection: object) -> None:
+        """Take out one that ended while it was idle: its server went, or closed it."""
+        if isinstance(connection, ShardConnection) and connection in self._idle:
+            self._idle.remove(connection)
+            self._budget.pick_up(connection)
+            self._ended(loop_time())

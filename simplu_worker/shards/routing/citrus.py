@@ -1,0 +1,347 @@
+"""The door to Citrus, the shard manager: who lives where (contract §7)."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Annotated, Any, Final
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+import stamina
+import structlog
+from yarl import URL
+
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.metrics import instruments
+from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.postgres.address import SHARD_ID_MAX, ShardAddress
+from simplu_worker.shards.routing.address_book import AddressBook
+from simplu_worker.shards.routing.citrus_breaker import CitrusBreaker
+from simplu_worker.timing.clock import loop_time
+
+REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards
+RETRY_AFTER_MAX_S: Final = 30.0
+RETRY_AFTER_IN_CALL_MAX_S: Final = 2.0  # a longer one is for all calls, and no caller waits for it
+
+log = structlog.get_logger(__name__)
+
+# Retries are counted here, where their endpoint is known.
+stamina.instrumentation.set_on_retry_hooks(())
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """What Citrus says of a shard's capacity; None where it does not say."""
+
+    tenant_count: int | None = None
+    tenant_max: int | None = None
+    accepts_new: bool | None = None
+
+
+class CitrusUnavailableError(TryAgainLaterError):
+    """Citrus did not answer, or not in a way that can be understood.
+
+    *is_silence* when it gave no answer at all, or said that it cannot: a reason to leave it alone for a moment.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, is_silence: bool = False) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.is_silence = is_silence
+
+
+class CitrusDeniedError(TryAgainLaterError):
+    """Citrus refuses the API key (401 or 403): only a person can mend it, but nothing is wrong with the message."""
+
+
+class Registration(msgspec.Struct, frozen=True):
+    """The shard that a tenant is registered on, and whether it was registered just now, for the first time."""
+
+    address: ShardAddress
+    is_new: bool
+
+
+_ShardId = Annotated[str, msgspec.Meta(min_length=1, max_length=SHARD_ID_MAX, pattern=r"^[^\x00-\x1f\x7f]*$")]
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+
+
+class _Reply(msgspec.Struct, rename="camel"):
+    shard_id: _ShardId
+    connection_string: str
+    is_active: bool = True
+    business_count: _Count | None = None
+    max_businesses: _Count | None = None
+
+    @property
+    def address(self) -> ShardAddress:
+        return ShardAddress(
+            shard_id=self.shard_id,
+            connection_string=self.connection_string,
+            is_active=self.is_active,
+            tenant_count=self.business_count,
+            tenant_max=self.max_businesses,
+        )
+
+
+class _CapacityReply(msgspec.Struct, rename="camel"):
+    shard_id: _ShardId
+    business_count: _Count | None = None
+    max_businesses: _Count | None = None
+    can_accept_new_business: bool | None = None
+
+
+class Citrus:
+    """A client of one Citrus. Every call is tried *attempts* times in all, backing off with jitter.
+
+    Every call raises `CitrusUnavailableError` or `CitrusDeniedError` when there is no answer to be had, and
+    `RefusedError` for an address that may not be used. While Citrus is silent most calls raise at once, and one every
+    few seconds finds out whether it is back. Addresses are those of `book`.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        *,
+        attempts: int,
+        allowed_hosts: tuple[str, ...],
+        clock: Callable[[], float] = loop_time,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._session = session
+        self._attempts = attempts
+        self._allowed_hosts = allowed_hosts
+        self._clock = clock
+        self._draw = draw
+        # One for each question: a Citrus that cannot say how its shards fare may still know where tenants live.
+        self._breakers: defaultdict[str, CitrusBreaker] = defaultdict(CitrusBreaker)
+        self.book = AddressBook()
+        self.trouble: str | None = None  # why the last call had no answer
+        self.is_denied = False
+
+    async def locate(self, tenant_id: str) -> ShardAddress | None:
+        """Return the shard that the tenant is registered on; None is a definite "not registered"."""
+        status, reply = await self._ask("get_shard", "GET", f"api/shard/{quote(tenant_id, safe='')}", _Reply)
+        return None if status == 404 else self._settled(reply)
+
+    async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:
+        """Register a tenant, or learn where it was registered before (409)."""
+        tenant_id = tenant_id_of(business_id, location_id)
+        message = {
+            "businessId": business_id,
+            "locationId": location_id,
+            "businessType": business_type,
+            "shardKey": tenant_id,
+        }
+        status, reply = await self._ask("register", "POST", "api/register", _Reply, message)
+        if status != 409:
+            return Registration(self._settled(reply), is_new=True)
+        address = await self.locate(tenant_id)
+        if address is None:
+            raise CitrusUnavailableError("Citrus says 409 to register and 404 to the question where")
+        return Registration(address, is_new=False)
+
+    async def shards(self) -> list[ShardAddress]:
+        """Return every shard that Citrus knows; one whose address may not be used says so, and has none."""
+        status, replies = await self._ask("shards_health", "GET", "api/shards/health", list[_Reply])
+        if status == 404:
+            raise CitrusUnavailableError("Citrus shards_health: expected 200, got 404")
+        return self._listed(replies)
+
+    def _listed(self, replies: Iterable[_Reply]) -> list[ShardAddress]:
+        shards: dict[str, ShardAddress] = {}
+        for reply in replies:  # the first entry of a shard counts, should there be two
+            shards.setdefault(reply.shard_id, reply.address.usable(self._allowed_hosts))
+        return [self.book.settle(shard) for shard in shards.values()]
+
+    async def homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
+        """Return where each tenant may live or have lived: on every shard."""
+        return dict.fromkeys(tenant_ids, await self.shards())
+
+    async def elsewhere(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:  # noqa: ARG002
+        """Return no further shards: every one of them is a home."""
+        return {}
+
+    async def overview(self) -> list[ShardAddress] | None:
+        """Return what `shards` does, for people; None when Citrus has no such answer. See `_ask_aside`."""
+        replies = await self._ask_aside("shards_health", "api/shards/health", list[_Reply])
+        return None if replies is None else self._listed(replies)
+
+    async def capacity(self, shard_id: str) -> Capacity | None:
+        """Return the room of a shard, for people; None when Citrus has no such answer. See `_ask_aside`."""
+        reply = await self._ask_aside("capacity", f"api/shard/{quote(shard_id, safe='')}/capacity", _CapacityReply)
+        if reply is None:
+            return None
+        if reply.shard_id != shard_id:
+            raise CitrusUnavailableError("Citrus capacity: expected the shard that was asked about, got another one")
+        return Capacity(reply.business_count, reply.max_businesses, reply.can_accept_new_business)
+
+    def _settled(self, reply: _Reply) -> ShardAddress:
+        return self.book.settle(reply.address.checked(self._allowed_hosts))
+
+    async def _ask(
+        self, endpoint: str, method: str, path: str, type_: type[Any], message: Any = None
+    ) -> tuple[int, Any]:
+        """Return the status of the answer and, where that says ok, its body as *type_*."""
+
+        async def ask() -> tuple[int, Any]:
+            return await self._ask_with_retries(endpoint, method, path, type_, message)
+
+        return await self._guarded(endpoint, ask)
+
+    async def _guarded(self, endpoint: str, ask: Callable[[], Awaitable[tuple[int, Any]]]) -> tuple[int, Any]:
+        """Do *ask*, unless there were no answers lately; one caller then finds out whether there are some again."""
+        breaker = self._breakers[endpoint]
+        ticket = breaker.begin(self._clock())
+        if ticket is None:
+            error = f"Citrus {endpoint}: not asked now, as it gives no answers"
+            rests_s = breaker.rests_s(self._clock()) or None
+            raise (CitrusDeniedError if self.is_denied else CitrusUnavailableError)(error, retry_after_s=rests_s)
+        try:
+            answer = await ask()
+        except (TryAgainLaterError, RefusedError) as exc:
+            if isinstance(exc, CitrusDeniedError) or (isinstance(exc, CitrusUnavailableError) and exc.is_silence):
+                self._note_silence(breaker, ticket, exc)
+            else:  # nonsense, or a refusal: it is there, and others may fare better
+                breaker.succeeded(ticket)
+            raise
+        except BaseException:
+            breaker.gave_up(ticket)
+            raise
+        breaker.succeeded(ticket)
+        return answer
+
+    def _note_silence(self, breaker: CitrusBreaker, ticket: int, exc: TryAgainLaterError) -> None:
+        if breaker.failed(ticket, self._clock(), draw=self._draw(), at_least_s=exc.retry_after_s or 0.0):
+            log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.rests_s(self._clock()), 2))
+
+    async def _ask_aside(self, endpoint: str, path: str, type_: type[Any]) -> Any:
+        """Return an answer that no route needs, asked for once; None for 404.
+
+        What goes wrong with it is no trouble of those who ask for routes; that the key is accepted is good news.
+        """
+        status, reply = await self._guarded(endpoint, lambda: self._ask_once(endpoint, "GET", path, type_))
+        if self.is_denied:
+            self.trouble, self.is_denied = None, False
+        return None if status == 404 else reply
+
+    async def _ask_with_retries(
+        self, endpoint: str, method: str, path: str, type_: type[Any], message: Any
+    ) -> tuple[int, Any]:
+        attempts = stamina.retry_context(
+            on=_pause_before_retry, attempts=self._attempts, timeout=None, wait_initial=0.1, wait_max=5, wait_jitter=0.2
+        )
+        try:
+            async for attempt in attempts:
+                with attempt:
+                    if attempt.num > 1:
+                        instruments.RETRIES.labels("citrus", endpoint).inc()
+                    answer = await self._ask_once(endpoint, method, path, type_, message)
+        except TryAgainLaterError as exc:
+            self.trouble, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
+            raise
+        self.trouble, self.is_denied = None, False
+        return answer
+
+    async def _ask_once(
+        self, endpoint: str, method: str, path: str, type_: type[Any], message: Any = None
+    ) -> tuple[int, Any]:
+        started = time.perf_counter()
+        outcome = "error"
+        try:
+            # The path is encoded already: a key may hold a slash or a percent sign.
+            # Not redirected: whoever answers elsewhere is not the one that was asked, and must not see the key.
+            async with self._session.request(
+                method, URL(path, encoded=True), json=message, allow_redirects=False
+            ) as response:
+                body = await _whole(response)
+                judged = _judge(endpoint, response)
+                reply = _decoded(endpoint, body, type_) if judged == "ok" else None
+                outcome = judged
+        except TimeoutError as exc:
+            outcome = "timeout"
+            raise CitrusUnavailableError(
+                f"Citrus {endpoint}: no answer within CITRUS_TIMEOUT", is_silence=True
+            ) from exc
+        except aiohttp.ClientError as exc:
+            raise CitrusUnavailableError(f"Citrus {endpoint}: {type(exc).__name__}", is_silence=True) from exc
+        else:
+            return response.status, reply
+        finally:
+            instruments.CITRUS_REQUEST.labels(endpoint, outcome).observe(time.perf_counter() - started)
+
+
+@contextlib.asynccontextmanager
+async def open_citrus(
+    url: str,
+    *,
+    api_key: str | None,
+    timeout_s: float,
+    attempts: int,
+    allowed_hosts: tuple[str, ...],
+    clock: Callable[[], float] = loop_time,
+) -> AsyncIterator[Citrus]:
+    """Open a client with one keep-alive session to the Citrus at *url*."""
+    headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+    async with aiohttp.ClientSession(
+        base_url=URL(url.rstrip("/") + "/"),
+        headers=headers,
+        timeout=aiohttp.ClientTimeout(total=timeout_s),
+        cookie_jar=aiohttp.DummyCookieJar(),
+    ) as session:
+        yield Citrus(session, attempts=attempts, allowed_hosts=allowed_hosts, clock=clock)
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for part in response.content.iter_any():
+        body += part
+        if len(body) > REPLY_MAX_BYTES:
+            raise CitrusUnavailableError(f"Citrus answered with more than {REPLY_MAX_BYTES} bytes")
+    return bytes(body)
+
+
+def _judge(endpoint: str, response: aiohttp.ClientResponse) -> str:
+    """Return the outcome by status; raise for those that are no answer."""
+    match response.status:
+        case 200 | 201:
+            return "ok"
+        case 404 if endpoint == "get_shard":
+            # A proxy's 404 is a page; only Citrus's own says that the tenant is not registered.
+            if "json" in response.content_type:
+                return "not_found"
+            raise CitrusUnavailableError(f"Citrus {endpoint}: expected JSON, got 404 with {response.content_type}")
+        case 404 if endpoint in {"shards_health", "capacity"}:
+            return "not_found"
+        case 409 if endpoint == "register":
+            return "conflict"
+        case 401 | 403:
+            raise CitrusDeniedError(f"Citrus {endpoint}: {response.status}; check CITRUS_API_KEY")
+        case 400 | 422:
+            raise RefusedError(f"Citrus {endpoint}: {response.status}, it does not accept the request")
+        case status:
+            wish = response.headers.get("Retry-After", "")
+            raise CitrusUnavailableError(
+                f"Citrus {endpoint}: expected 200, got {status}",
+                retry_after_s=min(float(wish), RETRY_AFTER_MAX_S) if wish.isdecimal() else None,
+                is_silence=status == 429 or status >= 500,
+            )
+
+
+def _pause_before_retry(exc: Exception) -> bool | float:
+    """Say whether to retry, or after how many seconds (stamina's backoff hook)."""
+    if not isinstance(exc, CitrusUnavailableError):
+        return False
+    if exc.retry_after_s is None:
+        return True
+    return exc.retry_after_s if exc.retry_after_s <= RETRY_AFTER_IN_CALL_MAX_S else False
+
+
+def _decoded(endpoint: str, body: bytes, type_: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        error = f"Citrus {endpoint}: expected JSON with shardId and connectionString, got something else ({exc})"
+        raise CitrusUnavailableError(error) from None

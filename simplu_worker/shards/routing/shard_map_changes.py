@@ -1,0 +1,53 @@
+"""What a shard map that is read anew changes, and whether that may be: tenants live where the old one put them. Pure.
+
+Where a tenant may have lived is told by the order of the shards (`ShardMap.homes`), so each keeps its place. And one is
+left out only after it was retired in every worker's map: else one worker makes tenants on it that another looks for
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, at_most
+
+
+class MapChange(msgspec.Struct, frozen=True):
+    """The shards that a new map adds, has at another address, and leaves out; the last as the old one has them."""
+
+    added: tuple[MappedShard, ...] = ()
+    readdressed: tuple[MappedShard, ...] = ()
+    left: tuple[MappedShard, ...] = ()
+
+
+def change_of(old: ShardMap, new: ShardMap) -> MapChange:
+    """Return what *new* changes."""
+    before = {shard.shard_id: shard for shard in old.shards}
+    after = {shard.shard_id for shard in new.shards}
+    return MapChange(
+        added=tuple(shard for shard in new.shards if shard.shard_id not in before),
+        readdressed=tuple(
+            shard
+            for shard in new.shards
+            if shard.shard_id in before and shard.addresses != before[shard.shard_id].addresses
+        ),
+        left=tuple(shard for shard in old.shards if shard.shard_id not in after),
+    )
+
+
+def refusals_of(old: ShardMap, new: ShardMap) -> list[str]:
+    """Return why *new* may not take the place of *old* in a worker that is at work; empty when it may."""
+    places = {shard.shard_id: place for place, shard in enumerate(old.shards, start=1)}
+    moved = [
+        f"shard {shard.shard_id}: expected at place {places[shard.shard_id]} of the list, as before, got {place}; "
+        'add shards at the end only, and mark one that is to take no more tenants "retired"'
+        for place, shard in enumerate(new.shards, start=1)
+        if places.get(shard.shard_id, place) != place
+    ]
+    left = [
+        f'shard {shard.shard_id}: expected, as it was not marked "retired" before; '
+        "mark it, reload every worker, move its tenants, and leave it out then"
+        for shard in change_of(old, new).left
+        if not shard.retired
+    ]
+    return at_most(moved) + at_most(left)

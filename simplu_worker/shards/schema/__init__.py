@@ -1,0 +1,1 @@
+"""The schema of a shard, and its upgrades."""

@@ -1,0 +1,90 @@
+"""The schema of a shard: made on an empty one, checked on every other before anything is read or written there."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import structlog
+
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.migrations import ShardSchema, digest_of, in_one_transaction, refusal_of
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+
+log = structlog.get_logger(__name__)
+
+
+class SchemaState(StrEnum):
+    """What a shard is when it may be used at all."""
+
+    READY = "ready"
+    EMPTY = "empty"
+
+
+async def read_schema(connection: Connection, shard_id: str) -> ShardSchema | None:
+    """Return which schema this database has, without its business types; None where it is empty.
+
+    Raises `ShardUnavailableError` for another shard's database, and for another program's tables.
+    """
+    is_ours, is_empty = await connection.fetchrow(QUERIES["has_schema"]) or (False, False)
+    if not is_ours:
+        if is_empty:
+            return None
+        raise ShardUnavailableError(
+            f"shard {shard_id}: expected an empty database or our schema, got another program's tables; "
+            "give it an empty database, or take over what is there with `simplu-worker shards adopt`"
+        )
+    identity = await connection.fetchrow(QUERIES["read_identity"])
+    if identity is None or identity["shard_id"] != shard_id:
+        came = "no identity" if identity is None else f"the database of shard {identity['shard_id']}"
+        raise ShardUnavailableError(f"shard {shard_id}: its connection string leads to {came}; correct it in the map")
+    return ShardSchema(identity["version"], identity["works_from"])
+
+
+async def check_schema(connection: Connection, shard_id: str) -> SchemaState:
+    """Return whether this database has our schema or nothing; raise when it is not to be touched.
+
+    Raises `ShardUnavailableError` as `read_schema` does, and for a schema version that this worker does not work on
+    (contract §10).
+    """
+    schema = await read_schema(connection, shard_id)
+    if schema is None:
+        return SchemaState.EMPTY
+    refusal = refusal_of(schema, worker_version=SCHEMA_VERSION)
+    if refusal is not None:
+        raise ShardUnavailableError(f"shard {shard_id}: {refusal}")
+    return SchemaState.READY
+
+
+async def ensure_schema(pool: ShardPool) -> None:
+    """Make the schema if the shard is empty; idempotent, also when many workers do it at once.
+
+    Raises as `check_schema` does.
+    """
+    shard_id = pool.address.shard_id
+    async with pool.connection() as connection:
+        if await check_schema(connection, shard_id) is SchemaState.READY:
+            return
+    async with pool.transaction() as connection:
+        await connection.execute(QUERIES["lock_schema"])
+        if await check_schema(connection, shard_id) is SchemaState.READY:
+            return
+        await make_schema(connection, shard_id)
+    log.info("schema.created", shard_id=shard_id, version=SCHEMA_VERSION)
+
+
+async def make_schema(connection: Connection, shard_id: str) -> None:
+    """Make tables, business types, their records and the identity in the current namespace, within a transaction."""
+    for migration in MIGRATIONS:
+        await _execute(connection, migration.text)
+        await connection.execute(QUERIES["record_migration"], migration.version, migration.name, migration.works_from)
+    for name, text in BUSINESS_TYPES.items():
+        await _execute(connection, text)
+        await connection.execute(QUERIES["record_business_type"], name, digest_of(text))
+    await connection.execute(QUERIES["record_identity"], shard_id)
+
+
+async def _execute(connection: Connection, text: str) -> None:
+    """Run the statements of a file."""
+    await connection.execute(in_one_transaction(text))

@@ -1,0 +1,290 @@
+"""The upgrade of a shard's schema while workers go on: short locks, no transaction around what takes long.
+
+Why it is safe to kill at any instruction: every statement may be run again, what was done is recorded after it, and an
+index that was left half built is dropped and built anew. Two upgrades of one shard exclude each other by an advisory
+lock, held by a transaction of its own that does and sees nothing, so that it works through a pooler too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Final, TypeAlias, TypeVar
+
+import asyncpg
+import msgspec
+import structlog
+
+from simplu_worker.errors import WorkerError
+from simplu_worker.shards.postgres.errors import LostRaceError, ShardUnavailableError
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.schema.migrations import (
+    Migration,
+    ShardSchema,
+    Statement,
+    Step,
+    Upgrade,
+    digest_of,
+    dropped,
+    pause_s,
+    plan_upgrade,
+    steps_of,
+)
+from simplu_worker.shards.schema.schema_check import read_schema
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
+from simplu_worker.timing.clock import loop_time
+
+CONNECTIONS: Final = 3  # of an upgrade to one shard: one has the lock, one works, and one sees whom that waits for
+LOOK_S: Final = 0.5  # how often it is looked whom a statement waits for
+BUILD_MAX_S: Final = 7 * 86_400.0  # of a statement that runs outside a transaction: it ends when it ends
+PATIENCE_S: Final = 600.0
+# A worker's batches queue up behind a statement that waits for a table: not for longer than a batch may take.
+UPGRADE_DEADLINES: Final = Deadlines(lock_s=2.0)
+ANOTHER: Final = "another upgrade of this shard"
+
+Result = TypeVar("Result")
+
+log = structlog.get_logger(__name__)
+
+
+class Blocker(msgspec.Struct, frozen=True):
+    """A session that a statement waits for; *pid* is 0 for a prepared transaction. None: not for us to see."""
+
+    pid: int
+    application: str | None = None
+    role: str | None = None
+    backend_type: str | None = None
+    state: str | None = None
+    since_s: float | None = None  # how old its transaction is
+
+    def __str__(self) -> str:
+        if self.pid == 0:
+            return "a prepared transaction"
+        what = self.application or (self.backend_type if self.backend_type != "client backend" else None)
+        since = None if self.since_s is None else f"for {self.since_s:.0f} s"
+        of_role = f"of {self.role}" if self.role else None
+        return f"pid {self.pid} ({', '.join(part for part in (what, of_role, self.state, since) if part)})"
+
+
+class Doing(msgspec.Struct, frozen=True):
+    """What an upgrade is at: a statement, *share* of it where that is known, and whom it waits for."""
+
+    title: str
+    done_count: int
+    count: int
+    share: float | None = None
+    waits_for: Sequence[Blocker] = ()
+
+
+Tell: TypeAlias = Callable[[Doing], None]
+
+
+async def read_upgrade(
+    connection: Connection,
+    shard_id: str,
+    *,
+    migrations: Sequence[Migration] = MIGRATIONS,
+    types: Mapping[str, str] = BUSINESS_TYPES,
+) -> Upgrade | None:
+    """Return what the shard of *connection* lacks; None where it is empty.
+
+    Raises `ShardUnavailableError` as `read_schema` does.
+    """
+    schema = await read_schema(connection, shard_id)
+    if schema is None:
+        return None
+    rows = await connection.fetch(QUERIES["read_digests"])
+    digests = {row["name"]: row["digest"] for row in rows}
+    return plan_upgrade(ShardSchema(schema.version, schema.works_from, digests), migrations, types)
+
+
+class Upgrader:
+    """Upgrades the shard of *pool*, which has room for two connections; *tell* is told what it is at.
+
+    For locks it tries again and again until one statement has waited *patience_s*.
+    """
+
+    def __init__(
+        self,
+        pool: ShardPool,
+        *,
+        tell: Tell = lambda _: None,
+        patience_s: float = PATIENCE_S,
+        migrations: Sequence[Migration] = MIGRATIONS,
+        types: Mapping[str, str] = BUSINESS_TYPES,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._pool = pool
+        self._tell = tell
+        self._patience_s = patience_s
+        self._migrations = migrations
+        self._types = types
+        self._draw = draw
+        self._doing = Doing("", 0, 0)
+        self._waited_for: Sequence[Blocker] = ()  # by the last statement, when it was last seen to wait
+
+    def __repr__(self) -> str:
+        return f"Upgrader({self._pool.address.shard_id}, {self._doing})"
+
+    async def run(self) -> Upgrade | None:
+        """Do what the shard lacks, and return what that was; None where it is empty. Idempotent.
+
+        Raises `ShardUnavailableError` when the shard does not answer, refuses a statement, or does not get a lock.
+        """
+        return await self._patiently(self._run_alone)
+
+    async def _run_alone(self) -> Upgrade | None:
+        async with self._lock() as guard:
+            async with self._pool.connection() as connection:
+                upgrade = await read_upgrade(
+                    connection, self._pool.address.shard_id, migrations=self._migrations, types=self._types
+                )
+            if upgrade is None or not upgrade.is_needed:
+                return upgrade
+            files = [migration.text for migration in upgrade.migrations]
+            files += [self._types[name] for name in upgrade.business_types]
+            self._show(Doing("", 0, sum(len(steps_of(text)) for text in files)))
+            for migration in upgrade.migrations:
+                await self._run_file(guard, migration.text)
+                await self._record("record_migration", migration.version, migration.name, migration.works_from)
+            for name in upgrade.business_types:
+                await self._run_file(guard, self._types[name])
+                await self._record("record_business_type", name, digest_of(self._types[name]))
+        log.info(
+            "schema.upgraded",
+            shard_id=self._pool.address.shard_id,
+            version_before=upgrade.schema.version,
+            version=upgrade.version,
+            business_types=list(upgrade.business_types),
+        )
+        return upgrade
+
+    @contextlib.asynccontextmanager
+    async def _lock(self) -> AsyncIterator[Connection]:
+        """Lend the connection that keeps other upgrades of this shard away. Raises `LostRaceError` when one runs.
+
+        It is not to be used: an index that is built CONCURRENTLY waits for the end of every transaction in which it
+        met an older snapshot, and this one ends last.
+        """
+        async with self._pool.transaction() as guard:
+            await guard.execute(QUERIES["keep_no_snapshot"])
+            if not await guard.fetchval(QUERIES["try_lock_schema"]):
+                raise LostRaceError(f"shard {self._pool.address.shard_id}: {ANOTHER} is under way")
+            # In the simple protocol, and last: the portal of what was asked before keeps its snapshot until then.
+            await guard.execute(QUERIES["may_be_idle"])
+            yield guard
+
+    async def _run_file(self, guard: Connection, text: str) -> None:
+        for step in steps_of(text):
+            if guard.is_closed():
+                shard_id = self._pool.address.shard_id
+                raise ShardUnavailableError(f"shard {shard_id}: the server has ended the connection with the lock")
+            title = step.statements[0].title
+            if step.is_concurrent:
+                await self._patiently(partial(self._run_outside, step.statements[0]))
+            else:
+                await self._patiently(partial(self._run_inside, step))
+            self._show(Doing(title, self._doing.done_count + 1, self._doing.count))
+
+    async def _run_inside(self, step: Step) -> None:
+        """Run the statements of *step* in one transaction."""
+        async with self._pool.transaction() as connection:
+            for statement in step.statements:
+                await self._execute(connection, statement)
+
+    async def _run_outside(self, statement: Statement) -> None:
+        """Run *statement* outside a transaction; what it did not finish the last time is removed before."""
+        if statement.index is not None and await self._is_half_built(statement, statement.index):
+            await self._run_outside(dropped(statement.index))
+        async with self._pool.connection() as connection:
+            await connection.execute(QUERIES["lift_timeouts"])
+            try:
+                await self._execute(connection, statement, within_s=BUILD_MAX_S)
+            except asyncpg.PostgresError:
+                if not connection.is_closed():
+                    await connection.execute(QUERIES["restore_timeouts"])
+                raise
+            await connection.execute(QUERIES["restore_timeouts"])
+
+    async def _is_half_built(self, statement: Statement, index: str) -> bool:
+        """Tell whether *index* is there and no good, once nobody builds it any more."""
+        while True:
+            async with self._pool.connection() as connection:
+                row = await connection.fetchrow(QUERIES["read_index"], index)
+            if row is None or row["is_valid"]:
+                return False
+            if not row["builders"]:
+                return True
+            builders = [Blocker(pid, "builds the same index") for pid in row["builders"]]
+            self._show(self._at(statement, waits_for=builders))
+            await asyncio.sleep(LOOK_S)
+
+    async def _execute(self, connection: Connection, statement: Statement, *, within_s: float | None = None) -> None:
+        """Run one statement, and look meanwhile whom it waits for."""
+        self._show(self._at(statement))
+        self._waited_for = ()
+        error: Exception | None = None
+        async with asyncio.TaskGroup() as tasks:
+            watch = tasks.create_task(self._watch(statement), name=f"watch:{self._pool.address.shard_id}")
+            try:
+                await connection.execute(statement.text, timeout=within_s)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
+                error = exc  # raised outside the group, which would wrap it
+            watch.cancel()  # behind a small pooler it may be waiting for the very server that this one has
+        if error is not None:
+            raise error
+
+    async def _watch(self, statement: Statement) -> None:
+        """Tell whom *statement* waits for, and how far it is, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(WorkerError):  # a look is not worth an upgrade
+                async with self._pool.connection() as connection:
+                    doing = await self._looked(connection, statement)
+                    # A look at the instant at which the statement gives up finds it waiting for nobody.
+                    self._waited_for = doing.waits_for or self._waited_for
+                    self._show(doing)
+
+    async def _looked(self, connection: Connection, statement: Statement) -> Doing:
+        blockers = await connection.fetch(QUERIES["find_blockers"], statement.text)
+        build = await connection.fetchrow(QUERIES["read_build"], statement.text) if statement.index else None
+        share = None if build is None else build["share"]
+        return self._at(statement, share=share, waits_for=[Blocker(**row) for row in blockers])
+
+    async def _record(self, query: str, *values: object) -> None:
+        async with self._pool.transaction() as connection:
+            await connection.execute(QUERIES[query], *values)
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
+        """Make *attempt* again and again while it loses against others; return what it returns.
+
+        Raises `ShardUnavailableError` when that goes on for too long.
+        """
+        shard_id, started, tries = self._pool.address.shard_id, loop_time(), 0
+        while True:
+            tries += 1
+            try:
+                return await attempt()
+            except LostRaceError as exc:
+                blockers = [str(blocker) for blocker in self._waited_for]
+                log.info("schema.upgrade_blocked", shard_id=shard_id, error=str(exc), tries=tries, blockers=blockers)
+                if loop_time() - started >= self._patience_s:
+                    title = self._doing.title or ANOTHER
+                    whom = f"; it waits for {', '.join(blockers)}" if blockers else ""
+                    raise ShardUnavailableError(
+                        f"shard {shard_id}: expected a lock within {self._patience_s:.0f} s, got none "
+                        f"for: {title}{whom}; end what holds it, or try again later: it goes on where it stopped"
+                    ) from exc
+            await asyncio.sleep(pause_s(tries, draw=self._draw()))
+
+    def _at(self, statement: Statement, *, share: float | None = None, waits_for: Sequence[Blocker] = ()) -> Doing:
+        return Doing(statement.title, self._doing.done_count, self._doing.count, share, waits_for)
+
+    def _show(self, doing: Doing) -> None:
+        self._doing = doing
+        self._tell(doing)

@@ -1,0 +1,171 @@
+"""Delete what destroyed tenants have, when their grace time is over: gently, and never on a shard in trouble.
+
+Safe because each step holds the tenant's row to what it was found to be: a tenant that was taken back, or made again
+after another replica's deletion had come to its end, loses nothing. From the first deletion on nobody can take the
+tenant back any more (`deletion_began_at`). Its log goes by the log's own retention, and its row stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from datetime import timedelta
+from typing import Any, Final
+
+import structlog
+
+from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.operations.retention_rules import rest_s
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+
+TURN_S: Final = 60.0
+SWEEP_S: Final = 900.0  # how often shards are asked that nobody uses: each costs a connection
+STATEMENT_MAX_ROWS: Final = 1000
+SHARDS_AT_ONCE: Final = 8
+
+log = structlog.get_logger(__name__)
+
+
+class TenantDeletion:
+    """Deletes the resources of the tenants that are to be destroyed, *grace* after that was said, on every shard."""
+
+    def __init__(
+        self,
+        locator: Locator,
+        pools: Pools,
+        grace: timedelta,
+        *,
+        turn_s: float = TURN_S,
+        statement_max_rows: int = STATEMENT_MAX_ROWS,
+        on_change: OnChange = ignore_changes,
+    ) -> None:
+        self._locator = locator
+        self._pools = pools
+        self._grace = grace
+        self._turn_s = turn_s
+        self._statement_max_rows = statement_max_rows
+        self._on_change = on_change
+        self._places = asyncio.Semaphore(SHARDS_AT_ONCE)
+        self._swept_at: float | None = None
+
+    async def run(self) -> None:
+        """Take turns until cancelled; one turn at a time, and none begins sooner than a turn's length after another."""
+        while True:
+            started = time.monotonic()
+            await self.take_turn()
+            await asyncio.sleep(max(0.0, started + self._turn_s - time.monotonic()))
+
+    async def take_turn(self) -> int:
+        """Delete what is due, or what of it a turn's length allows; return how many tenants are destroyed by that."""
+        pools = await self._due_pools()
+        async with asyncio.TaskGroup() as tasks:
+            turns = [
+                tasks.create_task(self._delete_on(pool), name=f"deletion:{pool.address.shard_id}") for pool in pools
+            ]
+        return sum(turn.result() for turn in turns)
+
+    async def _due_pools(self) -> list[ShardPool]:
+        """Return the pools in use and, now and then, those of all shards: one may have none but destroyed tenants."""
+        now = time.monotonic()
+        if self._swept_at is None or now >= self._swept_at + SWEEP_S:
+            try:
+                shards = await self._locator.shards()
+            except (TryAgainLaterError, RefusedError) as exc:
+                log.debug("deletion.shards_unknown", error=str(exc))
+            else:
+                self._swept_at = now
+                for shard in shards:
+                    if shard.refusal is None:
+                        self._pools.pool(shard)
+        return [pool for pool in self._pools.by_shard_id().values() if pool.is_healthy]
+
+    async def _delete_on(self, pool: ShardPool) -> int:
+        end = time.monotonic() + self._turn_s
+        count = 0
+        try:
+            async with self._places:
+                tenants = await self._due(pool)
+            for tenant in tenants:
+                try:
+                    count += await self._delete(pool, tenant, end=end)
+                except (LostRaceError, StatementFailedError) as exc:  # this tenant's; the others go on
+                    log.warning(
+                        "tenant.not_deleted",
+                        business_id=tenant["business_id"],
+                        location_id=tenant["location_id"],
+                        shard_id=pool.address.shard_id,
+                        error=str(exc),
+                    )
+        except TryAgainLaterError as exc:
+            log.debug("deletion.deferred", shard_id=pool.address.shard_id, error=str(exc))
+        return count
+
+    async def _due(self, pool: ShardPool) -> list[dict[str, Any]]:
+        """Return the tenants to delete from, each marked as begun unless somebody holds its row for long."""
+        grace_s = self._grace.total_seconds()
+        async with pool.transaction() as connection:
+            if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
+                return []
+            tenants = [dict(row) for row in await connection.fetch(QUERIES["find_deletions"], grace_s)]
+        for tenant in tenants:
+            with contextlib.suppress(LostRaceError):  # then `_delete` finds it not begun: the next turn looks again
+                async with pool.transaction() as connection:
+                    await connection.execute(QUERIES["begin_deletion"], tenant["id"], grace_s)
+        return tenants
+
+    async def _delete(self, pool: ShardPool, tenant: dict[str, Any], *, end: float) -> bool:
+        """Delete a tenant's resources; tell whether this came to their end, and ended the tenant."""
+        row_count = 0
+        limit = self._statement_max_rows
+        while time.monotonic() < end:
+            started = time.monotonic()
+            try:
+                async with self._places:
+                    deleted = await self._delete_some(pool, tenant["id"], limit)
+                    is_last = deleted is not None and deleted < limit and await self._ended(pool, tenant["id"])
+            except StatementFailedError as exc:
+                if not exc.is_timeout or limit == 1:
+                    raise
+                limit = max(limit // 10, 1)  # rows may be of 10 MB each
+                continue
+            if deleted is None:
+                return False
+            row_count += deleted
+            if is_last:
+                log.info(
+                    "tenant.destroyed",
+                    business_id=tenant["business_id"],
+                    location_id=tenant["location_id"],
+                    shard_id=pool.address.shard_id,
+                    resource_count=row_count,
+                )
+                return True
+            if not deleted:
+                return False  # another replica has the rest in hand
+            await asyncio.sleep(rest_s(time.monotonic() - started))
+        return False
+
+    async def _delete_some(self, pool: ShardPool, tenant_id: str, limit: int) -> int | None:
+        """Delete up to *limit* rows; None when the tenant is not one to delete from any more."""
+        keys: list[ResourceKey] = []
+        try:
+            async with pool.transaction() as connection:
+                if await connection.fetchrow(QUERIES["lock_deletion"], tenant_id) is None:
+                    return None
+                rows = await connection.fetch(QUERIES["delete_resources"], tenant_id, limit)
+                keys += (ResourceKey(tenant_id, row["resource_type"], row["resource_id"]) for row in rows)
+        finally:  # a commit whose answer is lost took them too, and nobody will find them again
+            self._on_change(keys)
+        return len(keys)
+
+    async def _ended(self, pool: ShardPool, tenant_id: str) -> bool:
+        # In a transaction of its own: two that hold the row for their deletion could not both change it.
+        async with pool.transaction() as connection:
+            status: str = await connection.execute(QUERIES["end_deletion"], tenant_id)
+        return status == "UPDATE 1"

@@ -1,0 +1,263 @@
+"""Make tenants: registered with Citrus, then their rows on the shards named, then confirmed; idempotent.
+
+A missing row is never by itself a reason to make one: an earlier home that still has the tenant would then be split
+from the new one for ever (contract §4). So earlier homes are asked first, and while one cannot answer, nobody is made.
+
+Three steps, each of which may be the last before a crash. *Registered*: Citrus names a shard; the next try is told
+where (409). *Provisioned*: tenant and default row are there, in one commit; the next try finds them. *Confirmed*:
+nobody made the tenant elsewhere meanwhile (`confirming`); the row says whether that is known, or the next try asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from enum import StrEnum
+from typing import Final, TypeAlias
+
+import structlog
+
+from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
+from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
+from simplu_worker.metrics import instruments
+from simplu_worker.operations.operation import ID_MAX, is_id
+from simplu_worker.shards.apply.commit_safety import SafeCommits
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.postgres.address import AddressRefusedError, ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.citrus import Registration
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.routing.tenant_homes import EarlierHomeSilentError, Home
+from simplu_worker.shards.schema.schema_check import ensure_schema
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+from simplu_worker.shards.tenants.coalescing import Turns
+from simplu_worker.shards.tenants.control_rules import Step
+from simplu_worker.shards.tenants.home_confirmation import Confirmer, Placed, UndoneError
+from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, Row, RowAnswer, TenantToMake, make_rows
+
+REGISTERED_AT_ONCE: Final = 16
+
+log = structlog.get_logger(__name__)
+
+
+class ShardNotAllowedError(TryAgainLaterError):
+    """The shard that is named may not be used: a person has to mend its address or `DATABASE_ALLOWED_HOSTS`."""
+
+
+class ProvisionRequest(TenantToMake, frozen=True):
+    """A tenant to be made, as a `SHARD_CREATION` or a person asks for it."""
+
+
+class ProvisionResult(StrEnum):
+    """What became of the request."""
+
+    PROVISIONED = "provisioned"
+    EXISTED = "existed"
+    RESTORED = "restored"  # it was to be destroyed, and is not
+    STALE = "stale"  # a newer control message was applied to the tenant before
+
+
+RESULTS: Final = {
+    Step.MAKE: ProvisionResult.PROVISIONED,
+    Step.REMAKE: ProvisionResult.PROVISIONED,
+    Step.RESTORE: ProvisionResult.RESTORED,
+    Step.NOTE: ProvisionResult.EXISTED,
+    Step.STALE: ProvisionResult.STALE,
+}
+# The others were there before, and confirmed.
+TO_CONFIRM: Final = frozenset({ProvisionResult.PROVISIONED, ProvisionResult.EXISTED})
+
+Answer: TypeAlias = ProvisionResult | Exception
+
+
+class Provisioner:
+    """Provisions tenants on the shards that the locator names."""
+
+    def __init__(
+        self,
+        locator: Locator,
+        directory: Directory,
+        pools: Pools,
+        *,
+        on_change: OnChange = ignore_changes,
+        commits: SafeCommits | None = None,
+    ) -> None:
+        self._locator = locator
+        self._directory = directory
+        self._pools = pools
+        self._on_change = on_change
+        self._commits = commits or SafeCommits(pools)
+        self.confirmer = Confirmer(locator, pools, on_change=on_change, on_doubt=directory.forget)
+        self._turns: dict[str, Turns[ProvisionRequest, RowAnswer]] = {}  # by shard id
+
+    async def provision(self, request: ProvisionRequest) -> ProvisionResult:
+        """Make the tenant unless it is there; it then is as safe as its shard can make it.
+
+        Raises `RefusedError` for what can never work (unknown business type, another tenant's id) and
+        `TryAgainLaterError` while somebody who must be asked does not answer, or names a shard that may not be used.
+        """
+        (answer,) = await self.provision_all([request])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[Answer]:
+        """Make many tenants, each at most once among *requests*; return for each what `provision` returns or raises.
+
+        What one of them meets is none of the others' trouble. Those that are asked for at the same time, by other
+        calls, are made with them, in one transaction a shard.
+        """
+        answers = await self._made(requests)
+        undone = [request for request in requests if isinstance(answers[request.tenant_id], UndoneError)]
+        if undone:  # they are somewhere else, and found there
+            answers |= await self._made(undone)
+        for answer in answers.values():
+            _count(answer)
+        return [answers[request.tenant_id] for request in requests]
+
+    async def _made(self, requests: Sequence[ProvisionRequest]) -> dict[str, Answer]:
+        answers: dict[str, Answer] = {}
+        placed = await self._placed(requests, answers)
+        by_shard: dict[str, tuple[ShardAddress, list[ProvisionRequest]]] = {}
+        for request in requests:
+            if (place := placed.get(request.tenant_id)) is not None:
+                by_shard.setdefault(place.shard.shard_id, (place.shard, []))[1].append(request)
+        async with asyncio.TaskGroup() as tasks:
+            for shard_id, (shard, wanted) in by_shard.items():
+                tasks.create_task(self._make_on(shard, wanted, answers), name=f"provision:{shard_id}")
+        answers |= await self.confirmer.confirm(
+            [place for tenant_id, place in placed.items() if answers[tenant_id] in TO_CONFIRM]
+        )
+        return answers
+
+    async def _placed(self, requests: Sequence[ProvisionRequest], answers: dict[str, Answer]) -> Mapping[str, Placed]:
+        """Return the shard on which each tenant is to be, or is; put those without one into *answers*."""
+        named: dict[str, Registration] = {}
+        at_once = asyncio.Semaphore(REGISTERED_AT_ONCE)
+
+        async def register(request: ProvisionRequest) -> None:
+            async with at_once:
+                try:
+                    named[request.tenant_id] = await self._registered(request)
+                except Exception as exc:  # noqa: BLE001  # one request's; the others go on
+                    answers[request.tenant_id] = exc
+
+        async with asyncio.TaskGroup() as tasks:
+            for request in requests:
+                tasks.create_task(register(request), name=f"register:{request.tenant_id}")
+        homes = await self._directory.homes(
+            {tenant_id: registration.address for tenant_id, registration in named.items()}
+        )
+        placed = {}
+        for request in requests:
+            tenant_id = request.tenant_id
+            if tenant_id not in named:
+                continue
+            home, registration = homes[tenant_id], named[tenant_id]
+            # A name given just now cannot have another home unless Citrus has forgotten one: those that answer are
+            # asked, and one that is down keeps nobody new waiting.
+            is_passed_over = registration.is_new and isinstance(home, EarlierHomeSilentError)
+            if isinstance(home, WorkerError) and not is_passed_over:
+                answers[tenant_id] = home
+                continue
+            placed[tenant_id] = Placed(
+                request.business_id,
+                request.location_id,
+                request.business_type,
+                home.address if isinstance(home, Home) else registration.address,
+                is_new=registration.is_new,
+            )
+        return placed
+
+    async def _registered(self, request: ProvisionRequest) -> Registration:
+        check_request(request)
+        try:
+            registered = await self._locator.register(request.business_id, request.location_id, request.business_type)
+        except AddressRefusedError as exc:
+            raise ShardNotAllowedError(str(exc)) from exc
+        if not registered.address.is_active:
+            raise TryAgainLaterError(f"shard {registered.address.shard_id} is not active")
+        return registered
+
+    async def _make_on(
+        self, shard: ShardAddress, requests: Sequence[ProvisionRequest], answers: dict[str, Answer]
+    ) -> None:
+        turns = self._turns.get(shard.shard_id)
+        if turns is None:
+            turns = self._turns[shard.shard_id] = Turns(lambda wanted: self._make_rows(shard.shard_id, wanted))
+        try:
+            self._pools.pool(shard)
+            rows = await turns.bring(requests)
+        except Exception as exc:  # noqa: BLE001  # these requests'; those of other shards go on
+            answers |= {request.tenant_id: exc for request in requests}
+            return
+        made: dict[str, Answer] = {}
+        for request, row in zip(requests, rows, strict=True):
+            self._directory.forget(request.tenant_id)
+            made[request.tenant_id] = RESULTS[row.step] if isinstance(row, Row) else row
+            _note(request, shard, made[request.tenant_id])
+        # Of one that existed, too: that it was made may have been said to nobody.
+        self._on_change(
+            ResourceKey(tenant_id, *DEFAULT_ROW) for tenant_id, answer in made.items() if answer in TO_CONFIRM
+        )
+        answers |= await self._when_safe(shard.shard_id, made, {row.server for row in rows if isinstance(row, Row)})
+
+    async def _make_rows(self, shard_id: str, wanted: Sequence[ProvisionRequest]) -> list[RowAnswer]:
+        """Make all that has come for one shard, with one look at its schema."""
+        try:
+            pool = self._pools.at(shard_id)
+            await ensure_schema(pool)
+            return await make_rows(pool, wanted)
+        except Exception as exc:  # noqa: BLE001  # an answer to each that has come
+            return [exc] * len(wanted)
+
+    async def _when_safe(
+        self, shard_id: str, made: Mapping[str, Answer], servers: Collection[Server]
+    ) -> Mapping[str, Answer]:
+        """Return what *made* says once it is safe; until then each is to be asked for again, and will be found made."""
+        try:
+            for server in servers:
+                await self._commits.of_transaction(shard_id, server)
+        except TryAgainLaterError as exc:
+            return {tenant_id: answer if isinstance(answer, Exception) else exc for tenant_id, answer in made.items()}
+        return made
+
+
+def check_request(request: ProvisionRequest) -> None:
+    """Raise `RefusedError` for what can never be made: before anybody is told of it."""
+    for name, value in {"businessId": request.business_id, "locationId": request.location_id}.items():
+        if not is_id(value):
+            raise RefusedError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8 without U+0000, got {len(value)}")
+    check_business_type(request.business_type)
+
+
+def check_business_type(business_type: str) -> None:
+    """Raise `RefusedError`, naming the known ones, when there is no such business type."""
+    if business_type not in BUSINESS_TYPES:
+        known = ", ".join(sorted(BUSINESS_TYPES))
+        raise RefusedError(f"businessType: expected one of {known}, got {business_type[:64]!r}")
+
+
+def _note(request: ProvisionRequest, shard: ShardAddress, answer: Answer) -> None:
+    if isinstance(answer, ProvisionResult) and answer is not ProvisionResult.STALE:
+        log.info(
+            "tenant.provisioned",
+            business_id=request.business_id,
+            location_id=request.location_id,
+            business_type=request.business_type,
+            shard_id=shard.shard_id,
+            result=answer,
+        )
+
+
+def _count(answer: Answer) -> None:
+    match answer:
+        case Exception():
+            instruments.PROVISIONING.labels("failed").inc()
+        case ProvisionResult.PROVISIONED:
+            instruments.PROVISIONING.labels("succeeded").inc()
+        case ProvisionResult.EXISTED | ProvisionResult.RESTORED:
+            instruments.PROVISIONING.labels("existed").inc()
+        case ProvisionResult.STALE:
+            pass

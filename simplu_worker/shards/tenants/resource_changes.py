@@ -1,0 +1,178 @@
+"""What control messages do to a tenant's resources: another id for one, and the rows of its first administrator.
+
+Serialised against operations as batches are against each other: the tenant's row is locked `FOR SHARE` and must say
+`active`, so that nothing is written behind a mover's fence or a destruction. Only operations write to `operations`
+(contract §10), so a move that is under way has to learn of these changes in another way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import TypeAlias
+
+from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.operations.admission import TenantState
+from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.apply.commit_safety import SafeCommits, note_server
+from simplu_worker.shards.postgres.address import AddressRefusedError
+from simplu_worker.shards.postgres.errors import InvalidDataError, ShardUnavailableError
+from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.routing.directory import Absence, Directory
+from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.tenants.control_rules import is_theirs, taken
+from simplu_worker.shards.tenants.provisioning import ShardNotAllowedError, check_business_type
+
+Change: TypeAlias = "Callable[[Connection], Awaitable[ChangeResult]]"
+
+
+class ChangeResult(StrEnum):
+    """What became of a change."""
+
+    APPLIED = "applied"
+    EXISTED = "existed"  # it was so already
+    TENANT_DESTROYED = "tenant_destroyed"
+    UNKNOWN_TENANT = "unknown_tenant"  # no shard has the tenant; it may still be on its way
+    MISSING = "missing"  # there is no such resource; it may still be on its way
+
+
+class ResourceChanges:
+    """Changes resources of tenants where they live; then that is as safe as a shard can make it. Idempotent.
+
+    All raise `RefusedError` for what can never work, and `TryAgainLaterError` while somebody who must be asked does not
+    answer, or the tenant is being moved.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        pools: Pools,
+        *,
+        on_change: OnChange = ignore_changes,
+        commits: SafeCommits | None = None,
+    ) -> None:
+        self._directory = directory
+        self._pools = pools
+        self._on_change = on_change
+        self._commits = commits or SafeCommits(pools)
+
+    async def rename(
+        self,
+        business_id: str,
+        location_id: str,
+        *,
+        resource_type: str,
+        old_id: str,
+        new_id: str,
+        additional_data: str | None,
+        requested_at: datetime,
+    ) -> ChangeResult:
+        """Give a resource another id, and merge *additional_data*, a JSON object's text, into it.
+
+        When there is only one of the new id it is done: what was to be merged may have been changed since, and is not
+        merged again. Refused when there are both.
+        """
+        tenant_id = tenant_id_of(business_id, location_id)
+
+        async def change(connection: Connection) -> ChangeResult:
+            key = (tenant_id, resource_type)
+            text_of_time = requested_at.isoformat()  # as text: asyncpg makes infinities of the extremes
+            status = await connection.execute(
+                QUERIES["rename_resource"], *key, old_id, new_id, additional_data, text_of_time
+            )
+            if status == "UPDATE 1":
+                return ChangeResult.APPLIED
+            rows = await connection.fetch(QUERIES["find_resource_ids"], *key, [old_id, new_id])
+            found = {row["resource_id"] for row in rows}
+            if found == {old_id, new_id}:
+                raise RefusedError(
+                    "oldResourceId, newResourceId: there is a resource of each id; "
+                    "delete one of them, or send another newResourceId"
+                )
+            if old_id in found:
+                raise TryAgainLaterError("the resource came just now")
+            return ChangeResult.EXISTED if found else ChangeResult.MISSING
+
+        keys = [ResourceKey(tenant_id, resource_type, resource_id) for resource_id in (old_id, new_id)]
+        return await self._change(business_id, location_id, change, keys)
+
+    async def add_admin(
+        self,
+        business_id: str,
+        location_id: str,
+        *,
+        business_type: str,
+        email: str,
+        user_id: str,
+        requested_at: datetime,
+    ) -> ChangeResult:
+        """Make the administrator's `role` and staff resource, each unless it is there.
+
+        Their kind goes by the tenant's own business type; the *business_type* sent must be a known one.
+        """
+        check_business_type(business_type)
+        tenant_id = tenant_id_of(business_id, location_id)
+        keys: list[ResourceKey] = []
+
+        async def change(connection: Connection) -> ChangeResult:
+            status = await connection.execute(QUERIES["add_admin"], tenant_id, user_id, email, requested_at.isoformat())
+            staff_type = await connection.fetchval(QUERIES["find_staff_type"], tenant_id)
+            keys[:] = (ResourceKey(tenant_id, resource_type, user_id) for resource_type in ("role", staff_type))
+            return ChangeResult.EXISTED if status == "INSERT 0 0" else ChangeResult.APPLIED
+
+        return await self._change(business_id, location_id, change, keys)
+
+    async def _change(
+        self, business_id: str, location_id: str, change: Change, keys: Sequence[ResourceKey]
+    ) -> ChangeResult:
+        """Do *change* where the tenant lives; of what was done before, too, the cache learns: it may not know."""
+        pool = await self._pool_of(tenant_id_of(business_id, location_id))
+        if pool is None:
+            return ChangeResult.UNKNOWN_TENANT
+        try:
+            async with pool.transaction() as connection:
+                if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
+                    raise ShardUnavailableError(f"shard {pool.address.shard_id}: its database is empty")
+                result = await self._changed(connection, business_id, location_id, change)
+                server = await note_server(connection)
+        except InvalidDataError as exc:
+            raise RefusedError(f"additionalData: expected what Postgres can store, got {exc}") from exc
+        if result in {ChangeResult.APPLIED, ChangeResult.EXISTED}:
+            self._on_change(keys)
+        await self._commits.of_transaction(pool.address.shard_id, server)
+        return result
+
+    async def _changed(
+        self, connection: Connection, business_id: str, location_id: str, change: Change
+    ) -> ChangeResult:
+        tenant_id = tenant_id_of(business_id, location_id)
+        row = await connection.fetchrow(QUERIES["lock_tenants"], [tenant_id])
+        if row is None:
+            self._directory.forget(tenant_id)
+            raise TryAgainLaterError("the tenant does not live there any more")
+        if not is_theirs(row, business_id, location_id):
+            raise taken(tenant_id)
+        match TenantState(row["state"]):
+            case TenantState.ACTIVE:
+                return await change(connection)
+            case TenantState.DESTROYING | TenantState.DESTROYED:
+                return ChangeResult.TENANT_DESTROYED
+            case _:
+                self._directory.forget(tenant_id)
+                raise TryAgainLaterError("the tenant is being moved")
+
+    async def _pool_of(self, tenant_id: str) -> ShardPool | None:
+        try:
+            found = await self._directory.find(tenant_id)
+        except AddressRefusedError as exc:
+            raise ShardNotAllowedError(str(exc)) from exc
+        match found:
+            case Absence.UNREGISTERED | Absence.NOT_HERE:
+                return None
+            case Absence.INACTIVE:
+                raise TryAgainLaterError("the tenant's shard is not active, or the tenant is being moved")
+            case _:
+                return self._pools.pool(found)

@@ -1,0 +1,174 @@
+"""Make the rows of tenants on one shard: each whole or not at all, and none twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Final, TypeAlias
+
+import msgspec
+
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.apply.commit_safety import note_server
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.tenants.control_rules import ControlledTenant, Step, step_of_creation, trouble_of
+
+DEFAULT_ROW: Final = ("settings", "default")  # resource type and id of the row that `add_default_rows` adds
+TRANSACTION_MAX_TENANTS: Final = 100  # so that one stays far below the 30 s that make its created_at worthless
+
+
+class TenantToMake(msgspec.Struct, frozen=True):
+    """A tenant that is to be on a shard."""
+
+    business_id: str
+    location_id: str
+    business_type: str
+    requested_at: datetime
+
+    @property
+    def tenant_id(self) -> str:
+        """The tenant's id."""
+        return tenant_id_of(self.business_id, self.location_id)
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What was done about one tenant, on which server; its transaction is committed."""
+
+    step: Step
+    server: Server
+
+
+RowAnswer: TypeAlias = "Row | Exception"
+
+
+async def make_rows(pool: ShardPool, wanted: Sequence[TenantToMake]) -> list[RowAnswer]:
+    """Make tenants, or see that they are there; return for each, in order, what was done or what it met."""
+    answers: list[RowAnswer] = [TryAgainLaterError("not made")] * len(wanted)
+    for places in batches_of(wanted):
+        made = await _made(pool, [wanted[place] for place in places])
+        for place in places:
+            answers[place] = made[wanted[place].tenant_id]
+    return answers
+
+
+def batches_of(wanted: Sequence[TenantToMake], size: int = TRANSACTION_MAX_TENANTS) -> Iterator[list[int]]:
+    """Yield the places of *wanted* that go into one transaction: in order, at most *size*, and no tenant twice."""
+    left = list(range(len(wanted)))
+    while left:
+        taken: dict[str, int] = {}
+        for place in left:
+            if len(taken) < size:
+                taken.setdefault(wanted[place].tenant_id, place)
+        batch = list(taken.values())
+        yield batch
+        chosen = set(batch)
+        left = [place for place in left if place not in chosen]
+
+
+async def _made(pool: ShardPool, wanted: Sequence[TenantToMake]) -> dict[str, RowAnswer]:
+    """Make tenants in one transaction, or in smaller ones when one of them makes it fail."""
+    try:
+        async with pool.transaction() as connection:
+            missing = await _missing_types(connection, wanted)
+            made = await _make_tenants(connection, [one for one in wanted if one.business_type not in missing])
+            server = await note_server(connection)
+    except (StatementFailedError, InvalidDataError, LostRaceError) as exc:
+        if len(wanted) == 1:
+            return {wanted[0].tenant_id: exc}
+        half = len(wanted) // 2
+        return await _made(pool, wanted[:half]) | await _made(pool, wanted[half:])
+    except Exception as exc:  # noqa: BLE001  # an answer like any other: nothing was made
+        return {one.tenant_id: exc for one in wanted}
+    answers: dict[str, RowAnswer] = {
+        one.tenant_id: TryAgainLaterError(
+            f"shard {pool.address.shard_id}: expected the business type {one.business_type}, got a schema without it;"
+            f" run: simplu-worker shards upgrade {pool.address.shard_id} --apply"
+        )
+        for one in wanted
+        if one.business_type in missing
+    }
+    return answers | {tenant_id: trouble_of(step, tenant_id) or Row(step, server) for tenant_id, step in made.items()}
+
+
+async def _missing_types(connection: Connection, wanted: Sequence[TenantToMake]) -> set[str]:
+    types = sorted({one.business_type for one in wanted})
+    return {row["name"] for row in await connection.fetch(QUERIES["find_missing_types"], types)}
+
+
+async def _make_tenants(connection: Connection, wanted: Sequence[TenantToMake]) -> dict[str, Step]:
+    """Insert the tenants' rows within the transaction of *connection*, or see that they are there."""
+    by_id = {one.tenant_id: one for one in wanted}
+    steps = await _steps(connection, wanted)
+    made = set(await _make(connection, [by_id[tenant_id] for tenant_id in _of(steps, Step.MAKE)]))
+    # What was not there a moment ago, and is now: somebody else has just made it.
+    steps |= await _steps(
+        connection, [by_id[tenant_id] for tenant_id in _of(steps, Step.MAKE) if tenant_id not in made]
+    )
+    if not made.issuperset(_of(steps, Step.MAKE)):
+        raise LostRaceError("a tenant's row came and went away")
+    for step, query in ((Step.RESTORE, "restore_tenants"), (Step.NOTE, "note_control")):
+        if noted := _of(steps, step):
+            await connection.execute(QUERIES[query], noted, [_text_of_time(by_id[tenant_id]) for tenant_id in noted])
+    await _make_again(connection, [by_id[tenant_id] for tenant_id in _of(steps, Step.REMAKE)])
+    return steps
+
+
+async def _steps(connection: Connection, wanted: Sequence[TenantToMake]) -> dict[str, Step]:
+    if not wanted:
+        return {}
+    rows = await connection.fetch(QUERIES["lock_tenants_for_control"], [one.tenant_id for one in wanted])
+    tenants = {row["id"]: ControlledTenant.of(row) for row in rows}
+    return {
+        one.tenant_id: step_of_creation(tenants.get(one.tenant_id), one.business_id, one.location_id, one.requested_at)
+        for one in wanted
+    }
+
+
+def _of(steps: Mapping[str, Step], step: Step) -> list[str]:
+    return sorted(tenant_id for tenant_id, its in steps.items() if its is step)
+
+
+async def _make(connection: Connection, wanted: Sequence[TenantToMake]) -> list[str]:
+    """Insert rows of new tenants; return the ids of those that were not there."""
+    if not wanted:
+        return []
+    rows = await connection.fetch(
+        QUERIES["make_tenants"],
+        [one.tenant_id for one in wanted],
+        [one.business_id for one in wanted],
+        [one.location_id for one in wanted],
+        [one.business_type for one in wanted],
+        [_text_of_time(one) for one in wanted],
+    )
+    made = {row["id"] for row in rows}
+    await _add_default_rows(connection, [one for one in wanted if one.tenant_id in made])
+    return sorted(made)
+
+
+async def _make_again(connection: Connection, wanted: Sequence[TenantToMake]) -> None:
+    if wanted:
+        await connection.execute(QUERIES["remake_tenants"], *_kinds_and_times(wanted))
+        await _add_default_rows(connection, wanted)
+
+
+async def _add_default_rows(connection: Connection, wanted: Sequence[TenantToMake]) -> None:
+    if wanted:
+        await connection.execute(QUERIES["add_default_rows"], *_kinds_and_times(wanted))
+    if not await connection.fetchval(QUERIES["is_registration_in_time"]):
+        raise TryAgainLaterError("the registering transaction took over 30 s")
+
+
+def _kinds_and_times(wanted: Sequence[TenantToMake]) -> tuple[list[str], list[str], list[str]]:
+    return (
+        [one.tenant_id for one in wanted],
+        [one.business_type for one in wanted],
+        [_text_of_time(one) for one in wanted],
+    )
+
+
+def _text_of_time(one: TenantToMake) -> str:
+    return one.requested_at.isoformat()  # as text: asyncpg makes infinities of the extremes

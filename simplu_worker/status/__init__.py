@@ -1,0 +1,1 @@
+"""The HTTP server, the status page, and the views behind them."""

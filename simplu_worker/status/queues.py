@@ -1,0 +1,213 @@
+"""The references' monitoring points (contract §9): the queues as SQS tells of them, what handles them, and the cache.
+
+A queue or a cache that does not answer is part of what is shown: no answer here waits for long. No text of a dependency
+goes out unscrubbed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import structlog
+
+from simplu_worker.aws.clients import ThrottledError
+from simplu_worker.aws.sqs_queue import QueueAttributes
+from simplu_worker.cache.cache import Cache, CacheDesk
+from simplu_worker.consumers.sqs.orders.handler import OrderHandler
+from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
+from simplu_worker.consumers.sqs.receive.redrive_rules import redrive_policy
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.metrics import instruments
+from simplu_worker.status.server import Answer
+from simplu_worker.telemetry.log import scrub, scrub_text
+
+ANSWER_WITHIN_S: Final = 3.0  # below what a page or a probe waits for an answer
+PURGE_INTERVAL_S: Final = 60  # SQS API reference, PurgeQueue
+KEYS_MAX: Final = 1000  # shown at a time
+NO_CACHE: Final = "no cache is configured: set REDIS_URL and restart"
+
+log = structlog.get_logger(__name__)
+
+
+class WatchedQueue(Protocol):
+    """What is asked of a queue. Both raise TryAgainLaterError and RefusedError."""
+
+    @property
+    def is_fifo(self) -> bool:
+        """Whether it keeps order within groups."""
+
+    async def attributes(self) -> QueueAttributes:
+        """Return what SQS says of it now."""
+
+    async def purge(self) -> None:
+        """Delete all that is in it. Raises ThrottledError when that was done less than a minute ago."""
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """What the monitoring points look at.
+
+    *queues* are all that the worker is configured with, the dead letters' too, by name; *receivers* and *orders* (the
+    handlers of order events) those of them that it consumes, by the same names. *cache* and *cache_desk* are there
+    when there is a cache.
+    """
+
+    receivers: Mapping[str, QueueReceiver] = field(default_factory=dict)
+    queues: Mapping[str, WatchedQueue] = field(default_factory=dict)
+    orders: Mapping[str, OrderHandler] = field(default_factory=dict)
+    cache: Cache | None = None
+    cache_desk: CacheDesk | None = None
+
+    def consumed(self) -> list[dict[str, Any]]:
+        """Return the queues that are consumed as last seen; nothing is asked."""
+        return [{"name": name} | _seen(receiver) for name, receiver in self.receivers.items()]
+
+    def cache_state(self) -> dict[str, Any] | None:
+        """Return how the cache fares as last seen; None without one."""
+        if self.cache is None:
+            return None
+        summary = self.cache.summary()
+        return {
+            "state": "ok" if summary["reachable"] else scrub_text(summary["lastError"] or "unreachable"),
+            "waiting": summary["waiting"],
+            "invalidations": summary["invalidations"],
+            "epoch": summary["epoch"],
+            "epochMovedAt": summary["epochMovedAt"],
+            "epochMovedFor": summary["epochMovedFor"],
+        }
+
+    async def sqs_stats(self) -> Answer:
+        """Answer `GET /sqs/stats`: each queue as SQS tells of it now."""
+        rows: dict[str, dict[str, Any]] = {}
+        async with asyncio.TaskGroup() as tasks:
+            for name, queue in self.queues.items():
+                tasks.create_task(self._ask(name, queue, rows))
+        return 200, {"queues": [rows[name] for name in self.queues]}
+
+    async def handler_stats(self) -> Answer:
+        """Answer `GET /handler/stats`: the queues, and what was done with what came."""
+        _, queues = await self.sqs_stats()
+        return 200, queues | {
+            "handlers": [
+                {"queue": name, **_handled(receiver), "onTheirWay": self._on_their_way(name)}
+                for name, receiver in self.receivers.items()
+            ],
+            "retries": instruments.totals(instruments.RETRIES, "reason"),
+            "operations": instruments.totals(instruments.OPERATIONS, "outcome"),
+            "deadLetters": instruments.totals(instruments.DEAD_LETTERS, "reason"),
+            "cache": self.cache_state(),
+        }
+
+    async def purge(self, name: str) -> Answer:
+        """Answer `DELETE /sqs/purge`: delete all that is in a queue. What is in hand is handled all the same."""
+        queue = self.queues.get(name)
+        if queue is None:
+            known = ", ".join(self.queues) or "none"
+            return 404, {"error": f"the worker is not configured with this queue; with these it is: {known}"}
+        try:
+            await queue.purge()
+        except ThrottledError:
+            error = f"SQS purges a queue once in {PURGE_INTERVAL_S} s at most; ask again after that"
+            return 429, {"error": error, "queue": name, "retryAfterSeconds": PURGE_INTERVAL_S}
+        except (TryAgainLaterError, RefusedError, OSError) as exc:
+            return 503, {"error": scrub_text(str(exc)), "queue": name}
+        log.warning("queue.purged", queue=name)
+        return 202, {"queue": name, "emptyWithinSeconds": PURGE_INTERVAL_S}
+
+    async def cache_stats(self) -> Answer:
+        """Answer `GET /cache/stats`; a cache that does not answer is a fact as well."""
+        if self.cache_desk is None:
+            return 200, {"enabled": False}
+        return 200, {"enabled": True} | scrub(await self.cache_desk.stats())
+
+    async def cache_keys(self) -> Answer:
+        """Answer `GET /cache/keys`."""
+        if self.cache_desk is None:
+            return 404, {"error": NO_CACHE}
+        try:
+            keys, are_all = await self.cache_desk.keys(KEYS_MAX)
+        except TryAgainLaterError as exc:
+            return 503, {"error": scrub_text(str(exc))}
+        return 200, {"keys": keys, "count": len(keys), "hasMore": not are_all}
+
+    async def clear_cache(self) -> Answer:
+        """Answer `DELETE /cache/clear`."""
+        if self.cache_desk is None:
+            return 404, {"error": NO_CACHE}
+        try:
+            return 200, await self.cache_desk.clear()
+        except TryAgainLaterError as exc:
+            return 503, {"error": scrub_text(str(exc))}
+
+    async def _ask(self, name: str, queue: WatchedQueue, rows: dict[str, dict[str, Any]]) -> None:
+        receiver = self.receivers.get(name)
+        row: dict[str, Any] = {"name": name, "isFifo": queue.is_fifo, "consumed": receiver is not None, "error": None}
+        if receiver is not None:
+            row |= _seen(receiver)
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                row |= _told(await queue.attributes())
+        except (TryAgainLaterError, RefusedError, OSError) as exc:  # a timeout is an OSError
+            row["error"] = scrub_text(str(exc)) or f"no answer within {ANSWER_WITHIN_S:g} s"
+        rows[name] = row
+
+    def _on_their_way(self, name: str) -> dict[str, int] | None:
+        handler = self.orders.get(name)
+        return None if handler is None else handler.stats()
+
+
+def _told(queue: QueueAttributes) -> dict[str, Any]:
+    """Return what SQS says of a queue; the counts are its estimates."""
+    policy = redrive_policy(queue.redrive_policy)
+    return {
+        "visible": queue.visible_count,
+        "inFlight": queue.in_flight_count,
+        "delayed": queue.delayed_count,
+        "visibilityTimeoutSeconds": queue.visibility_timeout_s,
+        "retentionSeconds": queue.retention_s,
+        "maxMessageBytes": queue.max_message_bytes,
+        "redrive": policy and {"queue": policy.target_name, "maxReceiveCount": policy.max_receive_count},
+    }
+
+
+def _seen(receiver: QueueReceiver) -> dict[str, Any]:
+    """Return a queue as its receiver saw it last, and what of it is in hand."""
+    stats = receiver.stats()
+    return {
+        "state": scrub_text(stats["state"]),
+        "visible": stats["visible"],
+        "inFlight": stats["inFlight"],
+        "delayed": stats["delayed"],
+        "inHand": stats["inHand"],
+        "oldestInHandSeconds": stats["oldestInHandS"],
+        "outcomes": stats["outcomes"],
+    }
+
+
+def _handled(receiver: QueueReceiver) -> dict[str, Any]:
+    """Return what a receiver and its handler are about, and have done."""
+    stats = receiver.stats()
+    return {
+        "state": scrub_text(stats["state"]),
+        "inHand": stats["inHand"],
+        "inHandBytes": stats["inHandBytes"],
+        "inHandLimit": stats["inHandLimit"],
+        "queued": stats["queued"],
+        "handling": stats["handling"],
+        "waiting": stats["waiting"],
+        "deleting": stats["deleting"],
+        "oldestInHandSeconds": stats["oldestInHandS"],
+        "received": stats["received"],
+        "handled": stats["handled"],
+        "handlingSeconds": stats["handlingS"],
+        "calls": stats["calls"],
+        "outcomes": stats["outcomes"],
+        "polls": stats["polls"],
+        "pollsWanted": stats["pollsWanted"],
+        "pollsReplaced": stats["pollsReplaced"],
+        "heartbeatLateSeconds": stats["heartbeatLateS"],
+        "lastTurnSeconds": stats["lastTurnS"],
+    }

@@ -1,0 +1,347 @@
+"""What the worker shows of itself: health, status, operations, tenants, shards. Read-only, built from the parts.
+
+What the references call monitoring points, and what they empty, is in `monitoring`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker import __version__
+from simplu_worker.cache.cache import Cache, CacheDesk
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.sqs.orders.handler import OrderHandler
+from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.metrics import instruments
+from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.health.all_shards import Listed, RollCall
+from simplu_worker.shards.health.assessment import Health, health_view
+from simplu_worker.shards.health.registry import HealthBook
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.routing.citrus import Citrus
+from simplu_worker.shards.routing.directory import Absence
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.status.queues import Monitoring, WatchedQueue
+from simplu_worker.status.server import Answer, Views
+from simplu_worker.telemetry.log import recent_errors, scrub_text
+from simplu_worker.timing.clock import loop_time
+
+HEALTH_IN_SHORT: Final = (
+    "state",
+    "role",
+    "responseMs",
+    "tenantCount",
+    "usage",
+    "connectionsUsed",
+    "connectionsMax",
+    "replicationLagSeconds",
+    "odd",
+)
+FLEET_TURN_MAX_S: Final = 60.0  # a scan, a listing and their time-outs take half of it
+DRAIN_MARGIN_S: Final = 10.0  # past the grace time, at which the daemon cuts the drain: to cancel and to close
+
+
+@dataclass
+class Replica:
+    """This process as its views see it; the parts are there once it has started.
+
+    *grace_s* is what it has to drain, once *stopping* is set.
+    """
+
+    name: str
+    stopping: asyncio.Event
+    grace_s: float = float("inf")
+    started_at: float = field(default_factory=time.monotonic)
+    router: Router | None = None
+    pools: Pools | None = None
+    locator: Locator | None = None
+    fleet: Fleet | None = None
+    health: HealthBook = field(default_factory=HealthBook)
+    roll_call: RollCall | None = None
+    monitoring: Monitoring = field(default_factory=Monitoring)
+    _drain_seen_at: float | None = None
+
+    def start(
+        self,
+        router: Router,
+        pools: Pools,
+        locator: Locator,
+        fleet: Fleet | None,
+        receivers: Mapping[str, QueueReceiver],
+        *,
+        queues: Mapping[str, WatchedQueue] | None = None,
+        orders: Mapping[str, OrderHandler] | None = None,
+        cache: Cache | None = None,
+        cache_desk: CacheDesk | None = None,
+        health: HealthBook | None = None,
+    ) -> None:
+        """Show these from now on; for *receivers* and what follows see `Monitoring`."""
+        self.router, self.pools, self.locator, self.fleet = router, pools, locator, fleet
+        self.health = health or HealthBook()
+        self.roll_call = RollCall(locator, pools)
+        self.monitoring = Monitoring(receivers, queues or {}, orders or {}, cache, cache_desk)
+
+    def not_live(self) -> str | None:
+        """Return which loop is stuck; None when a restart would not help.
+
+        In a drain, loops end one after the other and turn no more: then only the drain itself can be stuck.
+        """
+        now = loop_time()
+        if self.stopping.is_set():
+            return self._stuck_drain(now)
+        for name, receiver in self.monitoring.receivers.items():
+            if now - receiver.last_turn > 2 * LONGEST_TURN_S:
+                return f"queue {name}: one of its loops has not turned for {now - receiver.last_turn:.0f} s"
+        turned_at = float("inf") if self.fleet is None else self.fleet.last_turn
+        if now - turned_at > FLEET_TURN_MAX_S:
+            return f"leases: the loop has not turned for {now - turned_at:.0f} s"
+        return None
+
+    def _stuck_drain(self, now: float) -> str | None:
+        if self._drain_seen_at is None:  # whoever asks does so every few seconds
+            self._drain_seen_at = now
+        drained_s = now - self._drain_seen_at
+        if drained_s <= self.grace_s + DRAIN_MARGIN_S:
+            return None
+        return f"drain: not ended after {drained_s:.0f} s, with {self.grace_s:g} s of grace"
+
+    def not_ready(self) -> str | None:
+        """Return why no work can be done now; None when the sources are consumed."""
+        if self.router is None:
+            return "starting"
+        if self.stopping.is_set():
+            return "draining"
+        if isinstance(self.locator, Citrus) and self.locator.is_denied:
+            return self.locator.trouble
+        if self.fleet is not None:  # the stream is the work: a queue beside it neither makes up for it nor ends it
+            return self._stream_trouble(self.fleet)
+        receivers = self.monitoring.receivers
+        troubles = [f"queue {name}: {one.last_error}" for name, one in receivers.items() if one.last_error]
+        return "; ".join(troubles) if len(troubles) == len(receivers) else None
+
+    def _stream_trouble(self, fleet: Fleet) -> str | None:
+        if fleet.trouble or not fleet.is_set_up:
+            return fleet.trouble or "the stream is being opened"
+        return next((reader.refusal for reader in fleet.readers() if reader.refusal), None)
+
+    def refresh_gauges(self) -> None:
+        """Set the gauges that no single event sets."""
+        if self.fleet is not None:
+            self._refresh_stream_gauges(self.fleet)
+
+    def _refresh_stream_gauges(self, fleet: Fleet) -> None:
+        readers = fleet.readers()
+        targets: set[tuple[str, str, str]] = set()  # one that is held in several stream shards is one target
+        ages = dict.fromkeys(instruments.HELD_REASONS, 0.0)
+        for reader in readers:
+            for hold in reader.holds():
+                targets.add((hold.reason, hold.target, hold.name))
+                ages[hold.reason] = max(ages[hold.reason], reader.held_age_s(hold))
+            name = reader.stream_shard_id
+            instruments.KINESIS_LAG.labels(name).set(reader.lag_s or 0.0)
+            instruments.HELD_RETENTION.labels(name).set(reader.held_retention_ratio)
+            instruments.CATCH_UP_LAG.labels(name).set(reader.catch_up_lag_s)
+        counts = Counter(reason for reason, _, _ in targets)
+        for reason, age_s in ages.items():
+            instruments.HELD_TARGETS.labels(reason).set(counts[reason])
+            instruments.HELD_AGE.labels(reason).set(age_s)
+        instruments.CATCH_UPS.set(sum(reader.catch_up_count for reader in readers))
+        instruments.PREFETCH_BYTES.set(fleet.prefetch.used_bytes)
+        instruments.PREFETCH_MAX_BYTES.set(fleet.prefetch.max_bytes)
+
+    def status(self) -> dict[str, Any]:
+        """Return everything at once, for people and their tools."""
+        readers = self.fleet.readers() if self.fleet else []
+        return {
+            "replica": self.name,
+            "version": __version__,
+            "uptime_s": round(time.monotonic() - self.started_at, 1),
+            "ready": self.not_ready() or True,
+            "sources": self._sources(),
+            "queues": self.monitoring.consumed(),
+            "streamShards": self.fleet.status() if self.fleet else [],
+            "shards": self._shards(),
+            "held": [{"streamShard": r.stream_shard_id} | target for r in readers for target in r.held()],
+            "prefetch": self.fleet
+            and {
+                "usedBytes": self.fleet.prefetch.used_bytes,
+                "maxBytes": self.fleet.prefetch.max_bytes,
+            },
+            "cache": self.monitoring.cache_state(),
+            "recentErrors": recent_errors(),
+            "counters": {
+                "operations": instruments.totals(instruments.OPERATIONS, "outcome"),
+                "deadLetters": instruments.totals(instruments.DEAD_LETTERS, "reason"),
+                "provisioned": instruments.totals(instruments.PROVISIONING, "outcome"),
+            },
+            "citrus": self.locator.trouble or "ok" if isinstance(self.locator, Citrus) else None,
+        }
+
+    def _sources(self) -> list[dict[str, Any]]:
+        queues = [
+            {"kind": "sqs", "name": name, "state": receiver.last_error or "polling", "inHand": receiver.in_hand}
+            for name, receiver in self.monitoring.receivers.items()
+        ]
+        if self.fleet is None:
+            return queues
+        return [{"kind": "kinesis", "name": self.fleet.stream_name, "state": self.fleet.trouble or "reading"}, *queues]
+
+    def _shards(self) -> list[dict[str, Any]]:
+        """Return the shards in use as last seen; nothing is asked."""
+        return [
+            _pool_view(pool) | _in_short(health_view(self.health.by_shard_id.get(shard_id, Health())))
+            for shard_id, pool in sorted((self.pools.by_shard_id() if self.pools else {}).items())
+        ]
+
+    def handler_status(self) -> dict[str, Any]:
+        """Return whether the worker works (contract §9, `GET /handler/status`)."""
+        trouble = self.not_ready()
+        return {
+            "running": trouble is None,
+            "state": "running" if trouble is None else trouble if trouble in {"starting", "draining"} else "waiting",
+            "reason": trouble and scrub_text(trouble),
+            "replica": self.name,
+            "version": __version__,
+            "uptimeSeconds": round(time.monotonic() - self.started_at, 1),
+            "sources": self._sources(),
+        }
+
+    async def operation(self, request_id: str, business_id: str | None, location_id: str | None) -> Answer:
+        """Answer `GET /operations/{requestId}` (contract §9)."""
+        if self.router is None:
+            return 503, {"error": "starting"}
+        tenant_id = None if business_id is None else tenant_id_of(business_id, location_id or "")
+        silent: list[str] = []
+        try:
+            found, silent = await self.router.operation(request_id, tenant_id)
+        except (TryAgainLaterError, RefusedError) as exc:
+            return 503, {"error": str(exc)}
+        if found is not None:
+            return 200, msgspec.to_builtins(found, builtin_types=(msgspec.Raw,)) | _named(silent)
+        if self._is_pending(request_id, tenant_id):
+            return 200, {"requestId": request_id, "status": "pending"} | _named(silent)
+        lags = [reader.lag_of(tenant_id) for reader in (self.fleet.readers() if self.fleet else [])]
+        lag_s = max((lag for lag in lags if lag is not None), default=None)
+        return 404, {"requestId": request_id, "status": "unknown", "lagSeconds": lag_s} | _named(silent)
+
+    def _is_pending(self, request_id: str, tenant_id: str | None) -> bool:
+        readers = self.fleet.readers() if self.fleet else []
+        handlers: list[StreamShardReader | OrderHandler] = [*readers, *self.monitoring.orders.values()]
+        return any(handler.has_in_hand(request_id, tenant_id) for handler in handlers)
+
+    async def tenant(self, business_id: str, location_id: str) -> Answer:
+        """Answer `GET /tenants/{businessId}/{locationId}`."""
+        if self.router is None:
+            return 503, {"error": "starting"}
+        try:
+            found = await self.router.tenant(tenant_id_of(business_id, location_id))
+        except (TryAgainLaterError, RefusedError) as exc:
+            return 503, {"error": str(exc)}
+        if isinstance(found, Absence):
+            return 404, {"businessId": business_id, "locationId": location_id, "state": found}
+        shard_id, row = found
+        if (row["business_id"], row["location_id"]) != (business_id, location_id):  # another pair with the same id
+            return 404, {"businessId": business_id, "locationId": location_id, "state": Absence.UNREGISTERED}
+        return 200, tenant_view(shard_id, row)
+
+    async def shards(self) -> Answer:
+        """Answer `GET /shards`: every known shard as it is now, all asked at once; those without answer are named."""
+        if self.roll_call is None:
+            return 503, {"error": "starting"}
+        try:
+            listed = await self.roll_call()
+        except (TryAgainLaterError, RefusedError) as exc:
+            return 503, {"error": str(exc)}
+        pools = self.pools.by_shard_id() if self.pools else {}
+        silent = [shard.address.shard_id for shard in listed if shard.is_silent]
+        views = [shard_view(shard) | _pool_view(pools.get(shard.address.shard_id)) for shard in listed]
+        return 200, {"shards": views} | _named(silent)
+
+
+def views_of(replica: Replica) -> Views:
+    """Return what the HTTP server shows of *replica*."""
+    return Views(
+        live=replica.not_live,
+        ready=replica.not_ready,
+        refresh_gauges=replica.refresh_gauges,
+        status=replica.status,
+        operation=replica.operation,
+        tenant=replica.tenant,
+        shards=replica.shards,
+        sqs_stats=_once_started(replica, Monitoring.sqs_stats),
+        handler_status=replica.handler_status,
+        handler_stats=_once_started(replica, Monitoring.handler_stats),
+        cache_stats=_once_started(replica, Monitoring.cache_stats),
+        cache_keys=_once_started(replica, Monitoring.cache_keys),
+        purge=_once_started(replica, Monitoring.purge),
+        clear_cache=_once_started(replica, Monitoring.clear_cache),
+    )
+
+
+def _once_started(replica: Replica, ask: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
+    """Return a view that asks what *replica* monitors by then."""
+
+    async def answer(*args: str) -> Answer:
+        if replica.router is None:
+            return 503, {"error": "starting"}
+        return await ask(replica.monitoring, *args)
+
+    return answer
+
+
+def tenant_view(shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tenant's row as JSON shows it."""
+    return {
+        "businessId": row["business_id"],
+        "locationId": row["location_id"],
+        "businessType": row["business_type"],
+        "state": row["state"],
+        "shardId": shard_id,
+        "movedTo": row["moved_to"],
+        "createdAt": row["created_at"],
+        "resources": row.get("resource_count"),
+        "operations": row.get("operation_count"),
+    }
+
+
+def shard_view(shard: Listed) -> dict[str, Any]:
+    """Return a known shard as JSON shows it."""
+    address = shard.address
+    return {
+        "shardId": address.shard_id,
+        "place": address.place,
+        "isActive": address.is_active,
+        "tenants": address.tenant_count,
+        "maxTenants": address.tenant_max,
+    } | health_view(shard.health)
+
+
+def _in_short(view: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a shard's health fits into a row of the status page; `/shards` has all of it."""
+    return {name: view[name] for name in HEALTH_IN_SHORT if name in view}
+
+
+def _pool_view(pool: ShardPool | None) -> dict[str, Any]:
+    if pool is None:
+        return {}
+    return {
+        "shardId": pool.address.shard_id,
+        "place": pool.address.place,
+        "healthy": pool.is_healthy,
+        "error": pool.last_error,
+        "connections": pool.counts(),
+    }
+
+
+def _named(silent: list[str]) -> dict[str, Any]:
+    return {"shardsWithoutAnswer": silent} if silent else {}

@@ -1,0 +1,319 @@
+"""Logging: one line an event on stdout, for our own events and for libraries alike, scrubbed and folded.
+
+Every event of any logger goes through one `_Output`: secrets are scrubbed, repeats folded, then it is rendered. What is
+scrubbed are texts that look like a secret (a password in a URL, a bearer token) and every secret that was registered.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date
+from math import isfinite
+from typing import Any, Literal, TextIO
+from urllib.parse import quote, quote_plus, unquote
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from simplu_worker.telemetry.log_folding import Facts, RepeatFold
+
+MASK = "***"
+SECRET_MIN_LENGTH = 6  # a shorter one would blank ordinary words
+TEXT_MAX_LENGTH = 16_384
+SCRUBBED_TEXT_MAX_LENGTH = 32_768  # cut before scrubbing, so that a huge text costs no seconds
+DEPTH_MAX = 6
+GROUP_MAX_LENGTH = 20
+# Bodies and signatures are in what these log at debug; our own doors log each call without them.
+RECENT_MAX = 20
+RECENT_LEVELS = frozenset({"warning", "error", "critical"})
+ABOUT = ("shard_id", "stream_shard_id", "queue", "stream", "table", "business_id")
+LIBRARIES_NEVER_AT_DEBUG = ("aiobotocore", "boto3", "botocore", "urllib3")
+
+# Every repetition is bounded: texts of strangers come through here, and none may stop the event loop.
+_SECRET_NAME = (
+    r"(?:password|passwd|pwd|secret|api_?-?key|api_?token|access_?key|session_?token|security-token)[\w-]{0,40}"  # noqa: S105 - a pattern
+)
+_SECRET_VALUE = r"""(?:'(?:[^'\\]|\\.){0,4096}'|"(?:[^"\\]|\\.){0,4096}"|\S+)"""  # noqa: S105 - a pattern
+_SECRET_KEY = re.compile(rf"[\w-]*{_SECRET_NAME}|authorization", re.IGNORECASE)
+_PATTERNS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        # Up to the last @ of the word: a password that was not percent-encoded may itself hold any of @ / : ? #.
+        r"(?P<kept>\b[a-z][a-z0-9+.-]{0,20}://[^\s:/?#@]{0,256}:)\S{0,2048}(?=@)",
+        r"""(?P<kept>\bauthorization\\{0,4}["']?\s{0,4}[:=]\s{0,4})[^\r\n]+""",
+        r"(?P<kept>\bbearer\s{1,4})\S{6,}",
+        rf"(?P<kept>{_SECRET_NAME}\s{{0,4}}=\s{{0,4}}){_SECRET_VALUE}",  # key=value of libpq, shells and queries
+        rf"""(?P<kept>{_SECRET_NAME}\\{{0,4}}["']\s{{0,4}}:\s{{0,4}}\\{{0,4}}){_SECRET_VALUE}""",  # JSON, a dict
+    )
+)
+
+
+class _Secrets:
+    """The secrets known by value, in every spelling that a text may show them in."""
+
+    def __init__(self) -> None:
+        self._spellings: set[str] = set()
+        self._pattern: re.Pattern[str] | None = None
+
+    def add(self, value: str) -> None:
+        for text in {value, unquote(value)}:
+            if len(text) < SECRET_MIN_LENGTH:
+                continue
+            self._spellings |= {text, *(encode(text, errors="backslashreplace") for encode in (quote, quote_plus))}
+            self._spellings.add(quote(text, safe="", errors="backslashreplace"))
+            self._spellings |= {repr(text)[1:-1], json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+        # The longest first: one secret may begin with another.
+        longest_first = sorted(self._spellings, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    def mask(self, text: str) -> str:
+        return self._pattern.sub(MASK, text) if self._pattern else text
+
+
+_secrets = _Secrets()
+
+
+def register_secret(value: str) -> None:
+    """Never let *value* into the log from now on; one shorter than SECRET_MIN_LENGTH is not looked for. Idempotent."""
+    _secrets.add(value)
+
+
+def scrub_text(text: str) -> str:
+    """Return *text* with every secret in it masked, and cut when it is very long."""
+    text = text[:SCRUBBED_TEXT_MAX_LENGTH]
+    for pattern in _PATTERNS:
+        text = pattern.sub(rf"\g<kept>{MASK}", text)
+    text = _secrets.mask(text)
+    return text if len(text) <= TEXT_MAX_LENGTH else f"{text[:TEXT_MAX_LENGTH]}… ({len(text)} characters)"
+
+
+def scrub(value: Any, *, depth: int = DEPTH_MAX) -> Any:
+    """Return *value* as what JSON knows, every text in it scrubbed; values under a secret's name are masked whole."""
+    match value:
+        case None | bool() | int():
+            return value
+        case str():
+            return scrub_text(value)
+        case Mapping() if depth:
+            return {scrub_text(str(key)): _scrub_member(key, member, depth - 1) for key, member in value.items()}
+        case list() | tuple() | set() | frozenset() if depth:
+            return [scrub(member, depth=depth - 1) for member in value]
+        case Mapping() | list() | tuple() | set() | frozenset():
+            return "…"
+        case _:
+            return _scrub_single(value)
+
+
+def _scrub_single(value: object) -> Any:
+    match value:
+        case float():
+            return value if isfinite(value) else str(value)
+        case date():
+            return value.isoformat()
+        case BaseException():
+            return scrub_text(f"{type(value).__name__}: {value}")
+        case _:
+            return scrub_text(repr(value))
+
+
+def _scrub_member(key: object, member: Any, depth: int) -> Any:
+    if member is not None and _SECRET_KEY.fullmatch(str(key)):
+        return MASK
+    return scrub(member, depth=depth)
+
+
+def describe_exception(exc: BaseException, *, with_traceback: bool) -> Facts:
+    """Return the type, the scrubbed message and, for a group, what is in it; the traceback where it was asked for."""
+    facts: Facts = {"type": type(exc).__name__, "message": scrub_text(str(exc))}
+    if isinstance(exc, BaseExceptionGroup):
+        facts["exceptions"] = [
+            describe_exception(inner, with_traceback=False) for inner in exc.exceptions[:GROUP_MAX_LENGTH]
+        ]
+    if with_traceback:
+        facts["traceback"] = scrub_text("".join(traceback.format_exception(exc)))
+    return facts
+
+
+Render = Callable[[Facts], str]
+
+
+def render_json(facts: Facts) -> str:
+    """Return *facts* as one line of JSON, ASCII only, so that any terminal and any collector can take it."""
+    return json.dumps(facts)
+
+
+def _console(stream: TextIO) -> Render:
+    renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=32)
+
+    def render(facts: Facts) -> str:
+        if exception := facts.get("exception"):
+            facts = facts | {"exception": exception.get("traceback") or "\n".join(_lines_of(exception))}
+        return str(renderer(None, "", dict(facts)))
+
+    return render
+
+
+def _lines_of(exception: Facts) -> Iterator[str]:
+    yield f"{exception['type']}: {exception['message']}"
+    for inner in exception.get("exceptions", ()):
+        yield from (f"  {line}" for line in _lines_of(inner))
+
+
+class _Output:
+    """The one way out: scrub, fold, render, write. Events may come from several threads."""
+
+    def __init__(self, stream: TextIO, render: Render, clock: Callable[[], float]) -> None:
+        self._stream = stream
+        self._render = render
+        self._clock = clock
+        self._fold = RepeatFold()
+        self.recent: deque[Facts] = deque(maxlen=RECENT_MAX)
+        self._lock = threading.RLock()  # re-entrant: the garbage collector may run a __del__ that logs
+
+    def write(self, event: Facts) -> None:
+        # Scrubbed before it is folded: a folded event must not keep an exception's frames, and what they hold, alive.
+        facts = _scrubbed(event)
+        with self._lock:
+            self._write_lines(self._fold.admit(facts, self._clock()))
+
+    def flush(self) -> None:
+        with self._lock:
+            self._write_lines(self._fold.flush())
+
+    def _write_lines(self, events: Iterable[Facts]) -> None:
+        lines = ""
+        for event in events:
+            lines += f"{self._render(event)}\n"
+            if event["level"] in RECENT_LEVELS:
+                self.recent.append(event)
+        if lines:
+            self._stream.write(lines)
+            self._stream.flush()
+
+
+def _scrubbed(event: Facts) -> Facts:
+    head = {name: scrub(event[name]) for name in ("timestamp", "level", "logger", "event") if name in event}
+    rest = {name: value for name, value in event.items() if name not in head and name != "exc_info"}
+    facts: Facts = head | scrub(rest)
+    if isinstance(exc := event.get("exc_info"), BaseException):
+        facts["exception"] = describe_exception(exc, with_traceback=event["level"] in {"error", "critical"})
+    return facts
+
+
+_output: _Output | None = None
+
+
+def _exception_itself(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Turn the forms of `exc_info` (True, an exception, sys.exc_info()) into the exception."""
+    exc_info = event.pop("exc_info", None)
+    if exc_info and not isinstance(exc_info, BaseException):
+        exc_info = exc_info[1] if isinstance(exc_info, tuple) else sys.exc_info()[1]
+    if exc_info:
+        event["exc_info"] = exc_info
+    return event
+
+
+class _NamedLogger:
+    """What structlog's bound loggers end in: it only adds the name, and hands on."""
+
+    def __init__(self, *names: str) -> None:
+        self._name = names[0] if names else "simplu_worker"
+
+    def _hand_on(self, /, **event: Any) -> None:
+        if _output is not None:
+            _output.write({"logger": self._name, **event})
+
+    debug = info = warning = error = critical = _hand_on
+
+
+class _LibraryHandler(logging.Handler):
+    """Hands what libraries log by the standard library's logging to the one output."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        facts: EventDict = {
+            "logger": record.name,
+            "level": record.levelname.lower(),
+            "event": _message_of(record),
+            "exc_info": record.exc_info,
+        }
+        for processor in _PROCESSORS:
+            facts = processor(None, "", facts)
+        if _output is not None:
+            _output.write(dict(facts))
+
+
+def _message_of(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except (TypeError, ValueError, KeyError):  # the library's arguments do not fit its format
+        return str(record.msg)
+
+
+_PROCESSORS: tuple[Callable[[WrappedLogger, str, EventDict], EventDict], ...] = (
+    structlog.contextvars.merge_contextvars,
+    structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
+    _exception_itself,
+)
+
+
+def configure_logging(
+    level: str,
+    fmt: Literal["json", "console"],
+    *,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Send what is logged at *level* or above to *stream* (stdout when `None`), libraries from `warning` on.
+
+    At `debug` libraries log at `debug` too, but for those whose debug output holds what is sent and received.
+    Loggers that were used before keep their level, for structlog caches it.
+    """
+    global _output  # noqa: PLW0603 - loggers are global, and so is where they write to
+    stream = stream or sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")  # a character the terminal lacks must not end the process
+    _output = _Output(stream, render_json if fmt == "json" else _console(stream), clock)
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, *_PROCESSORS],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=_NamedLogger,
+        cache_logger_on_first_use=True,
+    )
+    root = logging.getLogger()
+    root.handlers = [_LibraryHandler()]
+    root.setLevel(logging.DEBUG if threshold == logging.DEBUG else max(threshold, logging.WARNING))
+    for library in LIBRARIES_NEVER_AT_DEBUG:
+        logging.getLogger(library).setLevel(logging.INFO if threshold == logging.DEBUG else logging.NOTSET)
+
+
+def recent_errors() -> list[Facts]:
+    """Return the last warnings and errors as they were written, newest first, each with how often it came."""
+    if _output is None:
+        return []
+    return [
+        {
+            "at": event["timestamp"],
+            "level": event["level"],
+            "event": event["event"],
+            "about": next((event[name] for name in ABOUT if name in event), None),
+            "error": event.get("error") or event.get("reason"),
+            "count": 1 + event.get("repeated", 0),
+        }
+        for event in reversed(list(_output.recent))
+    ]
+
+
+def flush_logging() -> None:
+    """Write what is still folded; called last of all."""
+    if _output is not None:
+        _output.flush()

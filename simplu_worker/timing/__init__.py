@@ -1,0 +1,1 @@
+"""Clocks, back-off and waits."""

@@ -1,0 +1,629 @@
+"""A shard that another program has written becomes ours: every row, nobody else's, and nothing is ever dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import fetch
+from support.requires import ROOT
+from support.typescript_worker import WRITTEN_AT, TypescriptShard
+
+from simplu_worker.business_info.items import Business
+from simplu_worker.business_info.table import UnreadableBusinessError
+from simplu_worker.commands.shards.adopt import Carry, plan_members, print_plan
+from simplu_worker.errors import RefusedError, WorkerError
+from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopted, Adopter, Progress, Step
+from simplu_worker.shards.adoption.plan import Choices, Duplicates, Plan
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
+
+PAGE = ROOT / "docs" / "adopting.md"
+CLINIC = ("clinic", "main")
+DASHED = ("9f0c-11", "x-2")  # of whose id the text does not say where it ends
+GYM = ("gym", "west")
+BUSINESSES = {
+    "clinic": Business("clinic", "dental", frozenset({"main"})),
+    "9f0c-11": Business("9f0c-11", "hotel", frozenset({"x-2", "x-3"})),
+    "9f0c": Business("9f0c", "gym", frozenset({"elsewhere"})),
+    "gym": Business("gym", "gym", frozenset({"west"})),
+}
+TAKE_ALL = Choices(duplicates=Duplicates.NEWEST, leave_unresolved=True, leave_faulty=True)
+
+
+@dataclass
+class Names:
+    """A locator that puts every tenant on one shard, but for those of *elsewhere*: on another, or on none."""
+
+    address: ShardAddress
+    elsewhere: dict[str, str | None] = field(default_factory=dict)
+
+    async def locate(self, tenant_id: str) -> ShardAddress | None:
+        """Return the shard of a tenant."""
+        if tenant_id in self.elsewhere:
+            shard_id = self.elsewhere[tenant_id]
+            return None if shard_id is None else ShardAddress(shard_id, "postgresql://nobody@nowhere/none")
+        return self.address
+
+
+@dataclass
+class Businesses:
+    """A business-info."""
+
+    known: dict[str, Business] = field(default_factory=lambda: dict(BUSINESSES))
+    unreadable: set[str] = field(default_factory=set)
+
+    async def find(self, business_id: str) -> Business | None:
+        """Return a business."""
+        if business_id in self.unreadable:
+            raise UnreadableBusinessError(f"business-info, business {business_id!r}: type: expected one")
+        return self.known.get(business_id)
+
+
+class Case:
+    """A shard of the TypeScript worker, and what adopts it."""
+
+    def __init__(self, address: ShardAddress, old: TypescriptShard) -> None:
+        self.old = old
+        self.names = Names(address)
+        self.businesses = Businesses()
+        self.pool = ShardPool(address, size=2, deadlines=ADOPTION_DEADLINES)
+
+    def adopter(self, *, tell: Callable[[Progress], None] = lambda _: None, copied_at_once: int = 3) -> Adopter:
+        """Return an adopter; without *copied_at_once*, one that needs many transactions."""
+        return Adopter(
+            self.pool,
+            self.names,  # type: ignore[arg-type]  # all that is asked of a locator
+            self.businesses,
+            tell=tell,
+            quiet_s=0.01,
+            copied_at_once=copied_at_once,
+            draw=lambda: 0.01,
+        )
+
+    async def plan(self) -> Plan:
+        """Return the plan."""
+        plan = await self.adopter().plan()
+        assert isinstance(plan, Plan)
+        return plan
+
+    async def adopt(self, choices: Choices = TAKE_ALL) -> Adopted:
+        """Adopt it all."""
+        adopter = self.adopter()
+        plan = await adopter.plan()
+        return plan if isinstance(plan, Adopted) else await adopter.adopt(plan, choices)
+
+    async def resources(self) -> dict[tuple[str, str, str], Any]:
+        """Return the data of our resources, without default rows."""
+        rows = await fetch(
+            self.pool, 'SELECT id, "resourceName", "resourceId", data::text FROM resources ORDER BY 1, 2, 3'
+        )
+        return {
+            (row["id"], row["resourceName"], row["resourceId"]): json.loads(row["data"])
+            for row in rows
+            if row["resourceName"] != "settings"
+        }
+
+
+@asynccontextmanager
+async def case_of(address: ShardAddress, **layout: Any) -> AsyncIterator[Case]:
+    """Make the old table on *address*."""
+    connection = await asyncpg.connect(address.connection_string)
+    case = Case(address, TypescriptShard(connection, **layout))
+    try:
+        await case.old.make()
+        yield case
+    finally:
+        await case.pool.close()
+        await connection.close()
+
+
+@pytest.fixture
+async def case(make_shard: ShardMaker) -> AsyncIterator[Case]:
+    """Give a shard of the TypeScript worker, without rows."""
+    async with case_of(await make_shard("shard-1", is_empty=True)) as case:
+        yield case
+
+
+async def tables(case: Case) -> set[str]:
+    """Return the names of all tables, with their namespace."""
+    rows = await fetch(
+        case.pool, "SELECT schemaname || '.' || tablename AS name FROM pg_tables WHERE schemaname !~ '^(pg_|inf)'"
+    )
+    return {row["name"] for row in rows}
+
+
+@pytest.mark.parametrize("tenant_columns", ["joined", "two"])
+@pytest.mark.parametrize("data_type", ["JSONB", "TEXT"])
+async def test_adopt_takes_every_row_when_the_table_is_of_any_layout(
+    make_shard: ShardMaker, tenant_columns: str, data_type: str
+) -> None:
+    """Tenant, type, id and document stay; `date` and `lastUpdated` are those of the old row; the shard is then ours."""
+    address, is_joined = await make_shard("shard-1", is_empty=True), tenant_columns == "joined"
+    async with case_of(address, is_joined=is_joined, data_type=data_type) as case:
+        updated_at = WRITTEN_AT + timedelta(days=3)
+        await case.old.insert(
+            CLINIC, "patient", "pa2402-00001", '{"price": 1234567890.123456789012345678, "name": "Ána"}',
+            at=WRITTEN_AT, updated_at=updated_at,
+        )  # fmt: skip
+        await case.old.insert(DASHED, "room", "1-2", {"beds": 2})
+
+        adopted = await case.adopt(Choices())
+
+        assert adopted == Adopted("shard-1", row_count=2, tenant_count=2)
+        rows = await fetch(
+            case.pool,
+            'SELECT id, "businessType", "resourceId", date, "lastUpdated", data::text FROM resources'
+            " WHERE \"resourceName\" = 'patient'",
+        )
+        assert [list(row.values())[:5] for row in rows] == [
+            ["clinic-main", "dental", "pa2402-00001", WRITTEN_AT, updated_at]
+        ]
+        assert "1234567890.123456789012345678" in rows[0]["data"]
+        tenants = await fetch(
+            case.pool, "SELECT id, business_id, location_id, business_type, state, created_at FROM tenants ORDER BY id"
+        )
+        assert tenants == [
+            {"id": "9f0c-11-x-2", "business_id": "9f0c-11", "location_id": "x-2", "business_type": "hotel",
+             "state": "active", "created_at": updated_at},
+            {"id": "clinic-main", "business_id": "clinic", "location_id": "main", "business_type": "dental",
+             "state": "active", "created_at": updated_at},
+        ]  # fmt: skip
+        async with case.pool.connection() as connection:
+            assert await check_schema(connection, "shard-1") is SchemaState.READY
+        assert len(await fetch(case.pool, "SELECT FROM resources_before_adoption")) == 2
+
+
+async def test_adopted_shard_has_all_that_a_fresh_one_has(case: Case, make_shard: ShardMaker) -> None:
+    """Tables, views, indexes, functions, policies, constraints: those of `ensure_schema`, under the same names."""
+    await case.old.insert(CLINIC, "patient", "p-1", {})
+    fresh = ShardPool(await make_shard("shard-2", is_empty=True), size=1)
+    await ensure_schema(fresh)
+
+    await case.adopt()
+
+    query = """
+        SELECT relkind::text AS kind, relname::text AS name, relrowsecurity::text AS more
+        FROM pg_class WHERE relnamespace = 'public'::regnamespace
+        UNION ALL
+        SELECT 'f', proname, pg_get_function_arguments(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+        UNION ALL
+        SELECT 'c', conname, pg_get_constraintdef(oid)
+        FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
+        UNION ALL
+        SELECT 'p', policyname, tablename || coalesce(qual, '') FROM pg_policies WHERE schemaname = 'public'
+        UNION ALL
+        SELECT 'v', viewname, pg_get_viewdef(viewname::regclass) FROM pg_views WHERE schemaname = 'public'
+        UNION ALL
+        SELECT 'i', indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
+    """
+    wanted = {tuple(row.values()) for row in await fetch(fresh, query)}
+    got = {tuple(row.values()) for row in await fetch(case.pool, query)}
+    await fresh.close()
+    assert wanted - got == set()
+    assert {name for _, name, _ in got - wanted} == {
+        "resources_before_adoption",
+        "resources_pkey_before_adoption",
+        "resources_id_seq",
+        *(f"idx_resources_{name}" for name in ("type", "resource_id", "dates", "created_at", "business_location")),
+    }
+    assert not await fetch(case.pool, "SELECT FROM pg_trigger WHERE NOT tgisinternal")
+    assert not await fetch(case.pool, "SELECT FROM pg_namespace WHERE nspname = 'simplu_adoption'")
+
+
+async def test_plan_changes_nothing_and_says_what_stands_in_the_way(
+    case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whose rows cannot be taken, which resources are there twice, which rows are bad: all named, with what to do."""
+    twice = [await case.old.insert(CLINIC, "patient", "p-1", {"n": n}) for n in range(2)]
+    await case.old.insert(("who", "knows"), "patient", "p-1", {})
+    await case.old.insert(("gym", "east"), "member", "m-1", {})
+    await case.old.insert(GYM, "member", "m-1", {})
+    bad = await case.old.insert(CLINIC, "patient", "p-2", "[1]")
+    nameless = await case.old.insert(CLINIC, "patient", "", {})
+    case.names.elsewhere["gym-west"] = "shard-2"
+    before = await tables(case)
+
+    plan = await case.plan()
+
+    assert await tables(case) == before == {"public.resources"}
+    assert [(owner.name, owner.business_type) for owner in plan.resolved] == [("clinic main", "dental")]
+    assert (plan.row_count, plan.duplicate_count) == (2, 1)
+    assert {owner.name: owner.problem for owner in plan.unresolved} == {
+        "who-knows": "its business is not in business-info",
+        "gym-east": "its business in business-info has no such location",
+        "gym west": "it is routed to shard shard-2; route it to this one",
+    }
+    (duplicates,) = plan.found.duplicates
+    assert (duplicates.resource_id, duplicates.old_ids) == ("p-1", twice)
+    assert {row.old_id for row in plan.found.faulty} == {bad, nameless}
+    assert len(plan.refusals(Choices())) == 3
+    shown = json.loads(msgspec.json.encode(plan_members(plan, plan.refusals(Choices()))))
+    assert shown["tenants"] == [
+        {"name": "clinic-main", "businessId": "clinic", "locationId": "main", "businessType": "dental", "rows": 2}
+    ]
+    assert {tenant["name"] for tenant in shown["unresolved"]} == {"gym-east", "gym-west", "who-knows"}
+    assert shown["duplicates"] == {
+        "count": 1,
+        "first": [
+            {"tenant": "clinic main", "resourceType": "patient", "resourceId": "p-1", "rows": 2, "oldIds": twice}
+        ],
+    }
+    assert [row["oldId"] for row in shown["faulty"]["first"]] == [bad, nameless]
+    print_plan(plan, plan.refusals(Choices()), Carry.NOTHING)
+    printed = capfd.readouterr()
+    assert all(word in printed.out for word in ("clinic", "who-knows", "p-1", str(bad), "no JSON object"))
+    assert "--leave-unresolved" in printed.err
+    with pytest.raises(RefusedError, match=r"--leave-unresolved(?s:.)*--duplicates newest(?s:.)*--leave-faulty"):
+        await case.adopter().adopt(plan, Choices())
+    assert await tables(case) == before
+
+
+@pytest.mark.parametrize(("choice", "n"), [(Duplicates.NEWEST, 3), (Duplicates.OLDEST, 1)])
+async def test_adopt_takes_the_row_that_was_chosen_when_there_are_several(
+    case: Case, choice: Duplicates, n: int
+) -> None:
+    """By the time they were updated, and by their id where that is the same; the others stay in the old table."""
+    at = WRITTEN_AT
+    await case.old.insert(CLINIC, "patient", "p-1", {"n": 2}, updated_at=at + timedelta(hours=1))
+    await case.old.insert(CLINIC, "patient", "p-1", {"n": 1}, updated_at=at)
+    for _ in range(4):
+        await case.old.insert(CLINIC, "patient", "other", {}, updated_at=at)
+    await case.old.insert(CLINIC, "patient", "p-1", {"n": 3}, updated_at=at + timedelta(hours=1))
+
+    await case.adopt(Choices(duplicates=choice))
+
+    assert (await case.resources())["clinic-main", "patient", "p-1"] == {"n": n}
+    assert len(await fetch(case.pool, "SELECT FROM resources_before_adoption")) == 7
+
+
+async def test_adopt_leaves_in_the_old_table_what_cannot_be_taken(case: Case) -> None:
+    """Only where that was chosen; everything else is taken."""
+    await case.old.insert(CLINIC, "patient", "p-1", {})
+    await case.old.insert(CLINIC, "patient", "p-2", "7")
+    await case.old.insert(("who", "knows"), "patient", "p-1", {})
+
+    await case.adopt(Choices(leave_unresolved=True, leave_faulty=True))
+
+    assert set(await case.resources()) == {("clinic-main", "patient", "p-1")}
+    assert await fetch(case.pool, "SELECT id FROM tenants") == [{"id": "clinic-main"}]
+    assert len(await fetch(case.pool, "SELECT FROM resources_before_adoption")) == 3
+
+
+async def test_adopt_follows_what_the_other_program_does_after_the_copy(case: Case) -> None:
+    """Inserts, updates, deletes, another id, another tenant, a duplicate that goes: ours is as the old table is."""
+    for number in range(8):
+        await case.old.insert(CLINIC, "patient", f"p-{number}", {"n": number})
+    await case.old.insert(CLINIC, "patient", "p-7", {"n": "newer"})
+    await case.old.connection.execute("UPDATE resources SET id = -3 WHERE resource_id = 'p-6'")
+    adopter = case.adopter()
+    plan = await case.plan()
+    await adopter.copy(plan, Choices())
+
+    await case.old.insert(GYM, "member", "m-1", {"new": True})
+    await case.old.replace(CLINIC, "patient", "p-1", {"n": 100})
+    await case.old.delete(CLINIC, "patient", "p-2")
+    await case.old.connection.execute("UPDATE resources SET resource_id = 'renamed' WHERE resource_id = 'p-3'")
+    await case.old.connection.execute("UPDATE resources SET id = 4711 WHERE resource_id = 'p-4'")
+    await case.old.connection.execute("DELETE FROM resources WHERE data ->> 'n' = 'newer'")
+    await case.old.delete(CLINIC, "patient", "p-5")
+    await case.old.insert(CLINIC, "patient", "p-5", {"n": "again"})
+    await case.adopt(Choices())
+
+    assert await case.resources() == {
+        ("clinic-main", "patient", "p-0"): {"n": 0},
+        ("clinic-main", "patient", "p-1"): {"n": 100},
+        ("clinic-main", "patient", "renamed"): {"n": 3},
+        ("clinic-main", "patient", "p-4"): {"n": 4},
+        ("clinic-main", "patient", "p-5"): {"n": "again"},
+        ("clinic-main", "patient", "p-6"): {"n": 6},
+        ("clinic-main", "patient", "p-7"): {"n": 7},
+        ("gym-west", "member", "m-1"): {"new": True},
+    }
+
+
+async def test_adopt_takes_nothing_of_before_when_the_old_table_was_truncated(case: Case) -> None:
+    """What is gone there is gone here."""
+    for number in range(8):
+        await case.old.insert(CLINIC, "patient", f"p-{number}", {"n": number})
+    await case.adopter().copy(await case.plan(), Choices())
+    await case.old.connection.execute("TRUNCATE resources")
+    await case.old.insert(CLINIC, "patient", "p-9", {})
+
+    await case.adopt(Choices())
+
+    assert set(await case.resources()) == {("clinic-main", "patient", "p-9")}
+
+
+async def test_adopt_refuses_when_the_other_program_still_writes(case: Case) -> None:
+    """It would fail after the swap; what is copied is kept, and the next run needs little."""
+    await case.old.insert(CLINIC, "patient", "p-1", {})
+    tasks: list[asyncio.Task[int]] = []
+
+    def tell(progress: Progress) -> None:
+        if progress.step is Step.WATCHING:
+            tasks.append(asyncio.create_task(case.old.insert(CLINIC, "patient", f"w-{len(tasks)}", {})))
+
+    adopter = Adopter(case.pool, case.names, case.businesses, tell=tell, quiet_s=0.5)  # type: ignore[arg-type]
+    with pytest.raises(RefusedError, match="stop it, and run this again"):
+        await adopter.adopt(await case.plan(), Choices())
+    await asyncio.gather(*tasks)
+
+    assert {"public.resources"} == {name for name in await tables(case) if name.startswith("public.")}
+    await case.adopt(Choices())
+    assert len(await case.resources()) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "choices"),
+    [
+        ("UPDATE resources SET resource_id = 'p-1'", Choices()),
+        ("UPDATE resources SET data = '[]' WHERE resource_id = 'p-2'", Choices()),
+        ("UPDATE resources SET business_location_id = 'who-knows' WHERE resource_id = 'p-2'", Choices()),
+    ],
+)
+async def test_adopt_swaps_nothing_when_what_was_planned_is_no_longer_so(
+    case: Case, change: str, choices: Choices
+) -> None:
+    """A duplicate, a bad row, an unknown tenant that came after the plan is nobody's choice; another plan names it."""
+    await case.old.insert(CLINIC, "patient", "p-1", {})
+    await case.old.insert(CLINIC, "patient", "p-2", {})
+    adopter, plan = case.adopter(), await case.plan()
+    await adopter.copy(plan, choices)
+    await case.old.connection.execute(change)
+
+    with pytest.raises(RefusedError, match="run this again"):
+        await adopter.adopt(plan, choices)
+
+    assert len((await case.plan()).refusals(choices)) == 1
+    await case.adopt(TAKE_ALL)
+
+
+async def test_adopt_takes_rows_anew_when_their_tenant_is_another_one_than_before(case: Case) -> None:
+    """Between a copy and the swap tenants may be registered, change their type, or turn out to be elsewhere."""
+    for tenant in (CLINIC, GYM, DASHED):
+        await case.old.insert(tenant, "patient", "p-1", {})
+    case.names.elsewhere = {"gym-west": None}
+    await case.adopter().copy(await case.plan(), Choices(leave_unresolved=True))
+
+    case.names.elsewhere = {"9f0c-11-x-2": "shard-2"}
+    case.businesses.known["clinic"] = Business("clinic", "hotel", frozenset({"main"}))
+    await case.adopt(Choices(leave_unresolved=True))
+
+    assert set(await case.resources()) == {("clinic-main", "patient", "p-1"), ("gym-west", "patient", "p-1")}
+    types = await fetch(case.pool, 'SELECT DISTINCT id, "businessType" AS type FROM resources ORDER BY 1')
+    assert [(row["id"], row["type"]) for row in types] == [("clinic-main", "hotel"), ("gym-west", "gym")]
+
+
+async def test_adopt_takes_the_other_duplicates_when_the_choice_changes(case: Case) -> None:
+    """A copy was made by one choice, the swap by another."""
+    for n in range(3):
+        await case.old.insert(CLINIC, "patient", "p-1", {"n": n})
+    await case.adopter().copy(await case.plan(), Choices(duplicates=Duplicates.OLDEST))
+
+    await case.adopt(Choices(duplicates=Duplicates.NEWEST))
+
+    assert await case.resources() == {("clinic-main", "patient", "p-1"): {"n": 2}}
+
+
+class KilledError(WorkerError):
+    """The process ends here."""
+
+
+async def test_adopt_goes_on_where_it_was_when_it_was_killed_anywhere(case: Case) -> None:
+    """After each of its transactions; every row is there once in the end."""
+    for number in range(20):
+        await case.old.insert((CLINIC, GYM)[number % 2], "patient", f"p-{number}", {"n": number})
+    ends = iter(range(1, 100))
+
+    def killed_after(count: int) -> Callable[[Progress], None]:
+        steps: Iterator[int] = iter(range(count))
+
+        def tell(_: Progress) -> None:
+            if next(steps, None) is None:
+                raise KilledError
+
+        return tell
+
+    runs = 0
+    while True:
+        runs += 1
+        adopter = case.adopter(tell=killed_after(next(ends)), copied_at_once=2)
+        with suppress(KilledError):
+            plan = await adopter.plan()
+            if isinstance(plan, Adopted):
+                break
+            await case.old.replace(CLINIC, "patient", "p-0", {"n": runs})
+            await adopter.adopt(plan, Choices())
+
+    assert runs > 5
+    resources = await case.resources()
+    assert len(resources) == 20
+    assert resources["clinic-main", "patient", "p-0"] == {"n": runs - 1}
+
+
+async def test_adopt_is_done_once_when_two_do_it(case: Case) -> None:
+    """They share the work, and both say what was adopted."""
+    for number in range(30):
+        await case.old.insert(CLINIC, "patient", f"p-{number}", {"n": number})
+
+    first, second = await asyncio.gather(case.adopt(Choices()), case.adopt(Choices()))
+
+    assert first == second == Adopted("shard-1", row_count=30, tenant_count=1)
+    assert len(await case.resources()) == 30
+
+
+async def test_adopt_again_changes_nothing_and_says_what_was_adopted(case: Case) -> None:
+    """Idempotent."""
+    await case.old.insert(CLINIC, "patient", "p-1", {})
+    adopted = await case.adopt()
+    before = await fetch(case.pool, "SELECT oid FROM pg_class ORDER BY oid")
+
+    assert await case.adopter().plan() == adopted
+    assert await fetch(case.pool, "SELECT oid FROM pg_class ORDER BY oid") == before
+
+
+async def test_adopt_makes_an_empty_shard_ours_when_the_old_table_has_no_rows(case: Case) -> None:
+    """Nobody has written yet."""
+    assert await case.adopt(Choices()) == Adopted("shard-1", row_count=0, tenant_count=0)
+
+    async with case.pool.connection() as connection:
+        assert await check_schema(connection, "shard-1") is SchemaState.READY
+
+
+async def test_other_program_goes_on_with_its_own_rights_while_it_is_copied(case: Case) -> None:
+    """It may write to its table and to nothing else; what it does is noted all the same."""
+    role = f"other_{case.pool.address.place.rpartition('/')[2]}"
+    await case.old.insert(CLINIC, "patient", "p-1", {"n": 1})
+    await case.adopter().copy(await case.plan(), Choices())
+    await case.old.connection.execute(f"""
+        CREATE ROLE {role};
+        GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON resources TO {role};
+        GRANT USAGE ON SEQUENCE resources_id_seq TO {role};
+        SET ROLE {role}
+    """)
+    try:
+        await case.old.replace(CLINIC, "patient", "p-1", {"n": 2})
+        await case.old.insert(CLINIC, "patient", "p-2", {"n": 3})
+    finally:
+        await case.old.connection.execute(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")
+
+    await case.adopt(Choices())
+
+    assert [row["n"] for row in (await case.resources()).values()] == [2, 3]
+
+
+async def test_copy_is_taken_back_by_the_statement_of_the_page(case: Case) -> None:
+    """Before the swap: nothing of it stays, the other program goes on, and another copy can begin."""
+    (statement,) = re.findall(r"`(DROP SCHEMA simplu_adoption, [^`]+)`", PAGE.read_text(encoding="utf-8"))
+    await case.old.insert(CLINIC, "patient", "p-1", {})
+    await case.adopter().copy(await case.plan(), Choices())
+
+    await case.old.connection.execute(statement)
+
+    assert await tables(case) == {"public.resources"}
+    assert not await fetch(case.pool, "SELECT FROM pg_trigger WHERE NOT tgisinternal")
+    await case.old.insert(CLINIC, "patient", "p-2", {})
+    assert (await case.adopt(Choices())).row_count == 2
+
+
+async def test_workers_touch_nothing_while_a_shard_is_being_adopted(case: Case) -> None:
+    """Until the swap it is another program's, and the error names the way to adopt it."""
+    await case.old.insert(CLINIC, "patient", "p-1", {})
+    await case.adopter().copy(await case.plan(), Choices())
+
+    with pytest.raises(ShardUnavailableError, match="shards adopt"):
+        await ensure_schema(case.pool)
+
+
+async def test_adopt_does_not_overwrite_the_default_row_when_the_other_program_has_one(case: Case) -> None:
+    """Every tenant has the one row `settings`/`default` afterwards."""
+    await case.old.insert(CLINIC, "settings", "default", {"mine": True})
+    await case.old.insert(GYM, "member", "m-1", {})
+
+    await case.adopt()
+
+    rows = await fetch(
+        case.pool, "SELECT id, data::text FROM resources WHERE \"resourceName\" = 'settings' ORDER BY id"
+    )
+    assert [row["id"] for row in rows] == ["clinic-main", "gym-west"]
+    assert json.loads(rows[0]["data"]) == {"mine": True}
+
+
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [
+        ("CREATE TABLE tenants (id int)", "expected no other tenants"),
+        ("CREATE TYPE moves AS ENUM ('a')", "expected no other moves"),
+        ("CREATE TABLE resources_before_adoption (id int)", "expected no other resources_before_adoption"),
+    ],
+)
+async def test_plan_names_what_is_in_the_way_of_our_tables(case: Case, statement: str, says: str) -> None:
+    """Another program's tables of the same names are not touched, and nothing is begun."""
+    await case.old.connection.execute(statement)
+    plan = await case.plan()
+
+    assert [refusal for refusal in plan.refusals(TAKE_ALL) if says in refusal]
+    with pytest.raises(RefusedError, match=says):
+        await case.adopter().copy(plan, TAKE_ALL)
+    assert "simplu_adoption_log.adoption" not in await tables(case)
+
+
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [
+        ("DROP TABLE resources; CREATE TABLE resources (id int)", "a column resource_type"),
+        ("DROP TABLE resources; CREATE TABLE others (id int)", "expected a table resources"),
+        ("DROP TABLE resources", "it is empty"),
+        ("CREATE TABLE more () INHERITS (resources)", "without partitions or descendants"),
+    ],
+)
+async def test_plan_refuses_what_it_does_not_know(case: Case, statement: str, says: str) -> None:
+    """Only a table like that of the TypeScript worker is taken over."""
+    await case.old.connection.execute(statement)
+
+    with pytest.raises(RefusedError, match=says):
+        await case.plan()
+
+
+async def test_plan_refuses_a_shard_that_is_ours(shard: ShardPool) -> None:
+    """There is nothing to adopt."""
+    adopter = Adopter(shard, Names(shard.address), Businesses())  # type: ignore[arg-type]
+
+    with pytest.raises(RefusedError, match="its schema is ours"):
+        await adopter.plan()
+
+
+async def test_plan_refuses_a_shard_that_is_being_adopted_as_another_one(case: Case) -> None:
+    """A connection string that leads to the wrong database."""
+    await case.old.insert(CLINIC, "patient", "p-1", {})
+    await case.adopter().copy(await case.plan(), Choices())
+    pool = ShardPool(ShardAddress("shard-2", case.pool.address.connection_string), size=1)
+
+    with pytest.raises(RefusedError, match="as shard shard-1"):
+        await Adopter(pool, case.names, case.businesses).plan()  # type: ignore[arg-type]
+    await pool.close()
+
+
+async def test_plan_holds_an_unreadable_business_against_its_tenants_alone(case: Case) -> None:
+    """It is named, and the others are planned."""
+    await case.old.insert(CLINIC, "patient", "p-1", {})
+    await case.old.insert(GYM, "member", "m-1", {})
+    case.businesses.unreadable = {"gym"}
+
+    plan = await case.plan()
+
+    assert [owner.name for owner in plan.resolved] == ["clinic main"]
+    assert "type: expected one" in (plan.unresolved[0].problem or "")
+
+
+async def test_swap_waits_for_no_one_longer_than_a_lock_may_take(case: Case) -> None:
+    """A transaction that uses the old table holds the swap off; it is tried again, and then that one is named."""
+    await case.old.insert(CLINIC, "patient", "p-1", {})
+    plan = await case.plan()
+    await case.adopter().copy(plan, Choices())
+    pool = ShardPool(case.pool.address, size=1, deadlines=type(ADOPTION_DEADLINES)(lock_s=0.05))
+    adopter = Adopter(pool, case.names, case.businesses, quiet_s=0, attempts=2, draw=lambda: 0.0)  # type: ignore[arg-type]
+
+    async with case.old.connection.transaction():
+        await case.old.connection.execute("SELECT FROM resources")
+        with pytest.raises(
+            ShardUnavailableError, match=r"end the transactions that use it \(pid \d+: .*idle in transaction\)"
+        ):
+            await adopter.adopt(plan, Choices())
+
+    await adopter.adopt(plan, Choices())
+    await pool.close()
+    assert len(await case.resources()) == 1

@@ -1,0 +1,390 @@
+"""Messages are deleted only for commits as safe as their shard can make them, with real standbys that hang or go."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+from support.postgres.databases import ShardMaker, copy_shard, database_of, execute
+from support.postgres.standby_pair import (
+    Pair,
+    eventually,
+    require_postgres,
+    restored,
+    running_pair,
+    sender_count_is,
+    start_pair,
+    use_slot,
+)
+from support.postgres.tenant_cases import add_tenant, fetch, operation, writer_of
+
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.apply.commit_safety import SafeCommits, note_server
+from simplu_worker.shards.apply.durability import GRACE_S, KEEPS_UP_S, CommitSafety, Server
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+
+SHARD_ID = "shard-1"
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def _pair() -> Iterator[Pair]:
+    yield from running_pair()
+
+
+@pytest.fixture
+async def pair(_pair: Pair) -> AsyncIterator[Pair]:
+    """Give a pair that both run on."""
+    async for pair in restored(_pair):
+        yield pair
+
+
+class CountingPools(Pools):
+    """Pools that count how often somebody who waits for a commit has looked: that is who asks for them all."""
+
+    look_count = 0
+
+    def by_shard_id(self) -> Mapping[str, ShardPool]:
+        """Count."""
+        self.look_count += 1
+        return super().by_shard_id()
+
+
+class Shard:
+    """One shard, what waits for its commits, and a clock that a test can put forward."""
+
+    def __init__(self, pools: CountingPools, pool: ShardPool, tasks: asyncio.TaskGroup) -> None:
+        self.pools = pools
+        self.pool = pool
+        self.skipped_s = 0.0
+        self.commits = SafeCommits(pools, clock=lambda: asyncio.get_running_loop().time() + self.skipped_s)
+        self._tasks = tasks
+
+    async def applied(self, count: int = 1) -> list[Operation]:
+        """Return operations that were committed just now."""
+        operations = [operation("create", f"r{next(_numbers)}", "{}") for _ in range(count)]
+        outcomes = await writer_of(self.pool).apply(operations)
+        assert {outcome.disposition for outcome in outcomes} == {"applied"}
+        return operations
+
+    async def are_safe(self, operations: Sequence[Operation]) -> None:
+        """Return once they are."""
+        async with asyncio.timeout(20):
+            await self.commits.of_operations(SHARD_ID, operations)
+
+    def wait_for(self, operations: Sequence[Operation]) -> asyncio.Task[None]:
+        """Wait for them meanwhile."""
+        return self._tasks.create_task(self.are_safe(operations))
+
+    async def looks_in_vain(self, *tasks: asyncio.Task[None]) -> None:
+        """Return after some looks that told none of *tasks* that its commit is safe."""
+        seen = self.pools.look_count
+        await eventually(lambda: self.pools.look_count >= seen + 3)
+        assert [task for task in tasks if task.done()] == []
+
+    async def note_server(self) -> Server:
+        """Return the server as a transaction notes it."""
+        async with self.pool.transaction() as connection:
+            return await note_server(connection)
+
+    @property
+    def safety(self) -> list[str]:
+        """What the metric says."""
+        name = "simplu_shard_commit_safety"
+        return [one for one in CommitSafety if REGISTRY.get_sample_value(name, {"shard_id": SHARD_ID, "safety": one})]
+
+
+@asynccontextmanager
+async def open_shard(address: ShardAddress) -> AsyncIterator[Shard]:
+    """Open a shard."""
+    async with CountingPools(size=4) as pools, asyncio.TaskGroup() as tasks:
+        yield Shard(pools, pools.pool(address), tasks)
+
+
+@pytest.fixture
+async def shard(pair: Pair) -> AsyncIterator[Shard]:
+    """Give a shard on the primary, with the usual tenant."""
+    async with open_shard(await copy_shard(pair.primary)) as shard:
+        await add_tenant(shard.pool)
+        yield shard
+
+
+def as_role(address: ShardAddress, role: str) -> ShardAddress:
+    """Return the address for another role."""
+    place = address.connection_string.rpartition("@")[2]
+    return ShardAddress(address.shard_id, f"postgresql://{role}@{place}")
+
+
+@pytest.fixture
+async def plain_role(pair: Pair) -> AsyncIterator[str]:
+    """Give a role that may read and write the tables of every database, and see nothing else."""
+    await execute(pair.primary.url, "CREATE ROLE plain LOGIN; GRANT pg_read_all_data, pg_write_all_data TO plain")
+    yield "plain"
+    await execute(pair.primary.url, "DROP ROLE plain")
+
+
+# Without a standby
+
+
+async def test_commit_is_safe_at_once_on_a_server_without_a_standby(make_shard: ShardMaker) -> None:
+    """One look; what the server has on disk is all there is. The servers of tests have not even that."""
+    async with open_shard(await make_shard()) as shard:
+        await add_tenant(shard.pool)
+        await shard.are_safe(await shard.applied(3))
+        await shard.commits.of_transaction(SHARD_ID, await shard.note_server())
+        assert (shard.pools.look_count, shard.safety) == (2, ["volatile"])
+
+
+async def test_operation_that_is_not_in_the_log_is_not_safe(make_shard: ShardMaker) -> None:
+    """The server lost it, or is another one: whoever waits has to apply it again; others are none the wiser."""
+    async with open_shard(await make_shard()) as shard:
+        await add_tenant(shard.pool)
+        known, lost = await shard.applied(2), [*await shard.applied(), operation("create", "never", "{}")]
+        results = await asyncio.gather(*(shard.are_safe(one) for one in (known, lost)), return_exceptions=True)
+        assert [str(result) for result in results] == [
+            "None",
+            f"shard {SHARD_ID} has another server now, or lost its last commits",
+        ]
+
+
+async def test_transaction_of_another_server_is_not_safe(make_shard: ShardMaker) -> None:
+    """One that a server noted which has gone, or was restarted, is to be made again."""
+    async with open_shard(await make_shard()) as shard:
+        server = await shard.note_server()
+        for other in (
+            Server("00000009", server.started_at),
+            Server(server.timeline, server.started_at - timedelta(seconds=1)),
+        ):
+            with pytest.raises(TryAgainLaterError, match="has another server now"):
+                await shard.commits.of_transaction(SHARD_ID, other)
+
+
+async def test_commits_are_on_disk_where_none_waits_for_it_by_default(shard: Shard, pair: Pair) -> None:
+    """With `synchronous_commit` off a commit behind them is made to wait; a transaction of ours waits by itself."""
+    database = database_of(shard.pool.address)
+    await pair.configure("wal_writer_delay", "10s")
+    await execute(pair.primary.url, f"ALTER DATABASE {database} SET synchronous_commit = off")
+    try:
+        async with open_shard(shard.pool.address) as unhurried:
+            at_end = "SELECT pg_current_wal_insert_lsn()::text AS position"
+            flushed = "SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn AS is_flushed"
+            operations = await unhurried.applied()
+            (end,) = await fetch(unhurried.pool, at_end)
+            assert await fetch(unhurried.pool, flushed, end["position"]) == [{"is_flushed": False}]
+            await unhurried.are_safe(operations)
+            assert await fetch(unhurried.pool, flushed, end["position"]) == [{"is_flushed": True}]
+            assert unhurried.safety == ["replicated"]
+
+            async with unhurried.pool.transaction() as connection:
+                await note_server(connection)
+                assert await connection.fetchval("SHOW synchronous_commit") == "local"
+            assert await fetch(unhurried.pool, "SHOW synchronous_commit") == [{"synchronous_commit": "off"}]
+    finally:
+        await pair.configure("wal_writer_delay", None)
+
+
+async def test_server_that_tells_no_positions_is_not_asked_for_them(shard: Shard) -> None:
+    """Aurora answers such a question with an error, and keeps its commits otherwise."""
+    await execute(shard.pool.address.connection_string, "CREATE FUNCTION aurora_version() RETURNS text RETURN '16.1'")
+    server = await shard.note_server()
+    assert server.timeline == ""
+    await shard.commits.of_transaction(SHARD_ID, server)
+    await shard.are_safe(await shard.applied())
+    with pytest.raises(TryAgainLaterError, match="lost its last commits"):
+        await shard.are_safe([operation("create", "never", "{}")])
+
+
+# With a standby
+
+
+async def test_commit_is_safe_once_the_standby_has_it(shard: Shard, pair: Pair) -> None:
+    """Nobody is told while the standby hangs, whoever asks, and everybody as soon as it goes on."""
+    await shard.are_safe(await shard.applied())
+    assert shard.safety == ["replicated"]
+    pair.standby.suspend()
+    tasks = [shard.wait_for(await shard.applied()) for _ in range(3)]
+    await shard.looks_in_vain(*tasks)
+    pair.standby.resume()
+    await asyncio.gather(*tasks)
+    assert shard.safety == ["replicated"]
+
+
+async def test_many_wait_with_one_look(shard: Shard, pair: Pair) -> None:
+    """Not a statement for each message: those who come together are answered together, also while all wait."""
+    pair.standby.suspend()
+    batches = [await shard.applied() for _ in range(20)]
+    tasks = [shard.wait_for(batch) for batch in batches for _ in range(10)]
+    await shard.looks_in_vain(*tasks)
+    seen = shard.pools.look_count
+    pair.standby.resume()
+    await asyncio.gather(*tasks)
+    assert shard.pools.look_count - seen < 100  # not one for each
+
+
+async def test_others_go_on_waiting_when_the_one_who_looks_is_cancelled(shard: Shard, pair: Pair) -> None:
+    """The next one looks for all."""
+    pair.standby.suspend()
+    first, *others = [shard.wait_for(await shard.applied()) for _ in range(3)]
+    await shard.looks_in_vain(first, *others)
+    first.cancel()
+    await shard.looks_in_vain(*others)
+    assert first.cancelled()
+    pair.standby.resume()
+    await asyncio.gather(*others)
+
+
+async def test_standby_that_hangs_for_a_minute_is_not_waited_for(shard: Shard, pair: Pair) -> None:
+    """It must not stop a queue for ever; it is said once, and once more when it keeps up again."""
+    with capture_logs() as logs:
+        await shard.are_safe(await shard.applied())
+        pair.standby.suspend()
+        operations = await shard.applied()
+        task = shard.wait_for(operations)
+        await shard.looks_in_vain(task)
+        shard.skipped_s += KEEPS_UP_S
+        await shard.looks_in_vain(task)
+        shard.skipped_s += GRACE_S
+        await task
+        assert shard.safety == ["lagging"]
+        await shard.are_safe(await shard.applied())
+        pair.standby.resume()
+        await pair.standby.catch_up()
+        shard.skipped_s += KEEPS_UP_S
+        await shard.are_safe(await shard.applied())
+    told = [
+        (one["log_level"], one["safety"], len(one["standbys"]))
+        for one in logs
+        if one["event"] == "commit_safety.changed"
+    ]
+    assert told == [("info", "replicated", 1), ("warning", "lagging", 0), ("info", "replicated", 1)]
+
+
+async def test_named_standby_confirms_for_those_who_do_not_wait_for_it_by_default(shard: Shard, pair: Pair) -> None:
+    """The server's owner names whom commits are to reach: nobody is told while that one hangs, for however long."""
+    database = database_of(shard.pool.address)
+    await execute(pair.primary.url, f"ALTER DATABASE {database} SET synchronous_commit = local")
+    await pair.standby.make_synchronous()
+    try:
+        async with open_shard(shard.pool.address) as named:
+            await named.are_safe(await named.applied())
+            assert named.safety == ["synchronous"]
+            pair.standby.suspend()
+            operations = await named.applied()
+            with pytest.raises(TryAgainLaterError, match=r"shard-1 did not confirm a commit within 0\.5 s"):
+                await SafeCommits(named.pools, write_s=0.5).of_operations(SHARD_ID, operations)
+
+            waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+            async def is_waited() -> bool:
+                return bool(await fetch(named.pool, waiting))
+
+            assert not await is_waited()
+            task = asyncio.ensure_future(named.are_safe(operations))
+            assert await until(is_waited, within_s=20)
+            await fetch(named.pool, f"SELECT pg_cancel_backend(pid) FROM ({waiting}) AS waiting")
+            with pytest.raises(TryAgainLaterError, match="the wait was cancelled"):
+                await task
+
+            pair.standby.resume()
+            await named.are_safe(operations)
+    finally:
+        pair.standby.resume()
+        await pair.configure("synchronous_standby_names", None)
+
+
+async def test_standby_that_may_not_be_seen_is_said_and_not_waited_for(
+    shard: Shard, pair: Pair, plain_role: str
+) -> None:
+    """Without pg_monitor a standby shows how far it is only by its slot; that is enough."""
+    with capture_logs() as logs:
+        async with open_shard(as_role(shard.pool.address, plain_role)) as blind:
+            await blind.are_safe(await blind.applied())
+            assert blind.safety == ["unknown"]
+            await execute(pair.primary.url, "GRANT pg_monitor TO plain")
+            await blind.are_safe(await blind.applied())
+            assert blind.safety == ["replicated"]
+    told = [(one["log_level"], one["safety"]) for one in logs if one["event"] == "commit_safety.changed"]
+    assert told == [("warning", "unknown"), ("info", "replicated")]
+
+
+async def test_slot_shows_how_far_a_standby_is_without_any_right(shard: Shard, pair: Pair, plain_role: str) -> None:
+    """Its restart_lsn is what the standby has on disk, and may be seen by everybody."""
+    await execute(pair.primary.url, "SELECT pg_create_physical_replication_slot('follower')")
+    await use_slot(pair, "follower")
+    try:
+        async with open_shard(as_role(shard.pool.address, plain_role)) as sighted:
+            await sighted.are_safe(await sighted.applied())
+            assert sighted.safety == ["replicated"]
+            pair.standby.suspend()
+            task = sighted.wait_for(await sighted.applied())
+            await sighted.looks_in_vain(task)
+            pair.standby.resume()
+            await task
+    finally:
+        pair.standby.resume()
+        await use_slot(pair, "")
+        await execute(pair.primary.url, "SELECT pg_drop_replication_slot('follower')")
+
+
+async def test_receivers_that_cannot_be_promoted_are_not_waited_for(shard: Shard, pair: Pair) -> None:
+    """A logical subscriber, and a program that keeps the log, say nothing of a failover, and are often far behind."""
+    copies = pair.primary._folder / "copies"
+    copies.mkdir()
+    copies.chmod(0o777)
+    address = ["-h", "127.0.0.1", "-p", str(pair.primary.port), "-U", "postgres"]
+    await execute(pair.primary.url, "CREATE PUBLICATION news")
+    await execute(pair.primary.url, "SELECT pg_create_logical_replication_slot('far', 'pgoutput')")
+    keeper = pair.primary._spawn("pg_receivewal", *address, "-D", str(copies))
+    options = ["-S", "far", "-d", "safe", "-f", "-", "--start", "-o", "proto_version=1", "-o", "publication_names=news"]
+    reader = pair.primary._spawn("pg_recvlogical", *address, *options)
+    try:
+        await sender_count_is(pair, 3)
+        with capture_logs() as logs:
+            await shard.are_safe(await shard.applied())
+        (told,) = logs
+        assert (told["safety"], len(told["standbys"])) == ("replicated", 1)
+    finally:
+        for process in (keeper, reader):
+            process.kill()
+            process.wait()
+        await sender_count_is(pair, 1)
+        await execute(pair.primary.url, "SELECT pg_drop_replication_slot('far'); DROP PUBLICATION news")
+
+
+# A failover between the commit and the look at it
+
+
+async def test_promoted_standby_without_the_last_commits_is_found_out() -> None:
+    """Neither operations nor a transaction are taken for safe on a server that does not have them."""
+    require_postgres()
+    with ProcessGroup() as group:
+        pair = await start_pair(group)
+        address = await copy_shard(pair.primary)
+        async with open_shard(address) as shard:
+            await add_tenant(shard.pool)
+            kept, server = await shard.applied(), await shard.note_server()
+            await shard.are_safe(kept)
+            await pair.standby.fall_behind()
+            lost = await shard.applied()
+            await pair.primary.kill()
+            await pair.standby.promote()
+            there = pair.standby.url_of(database_of(address))
+            shard.pools.pool(ShardAddress(SHARD_ID, there))
+
+            with pytest.raises(TryAgainLaterError, match="lost its last commits"):
+                await shard.are_safe(lost)
+            with pytest.raises(TryAgainLaterError, match="has another server now"):
+                await shard.commits.of_transaction(SHARD_ID, server)
+            await shard.are_safe(kept)
+            assert shard.safety == ["volatile"]

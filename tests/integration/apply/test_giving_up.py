@@ -1,0 +1,372 @@
+"""Operations that are given up, and the replays of their dead letters: each takes effect once, and in order."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import (
+    ARRIVED_AT,
+    NO_CHECKS,
+    STREAM_SHARD_ID,
+    TENANT,
+    TenantCase,
+    add_tenant,
+    failed,
+    fetch,
+    log_row,
+    operation,
+)
+from support.postgres.trouble import Line, calm, make_touchy, shut_gate, waiters
+
+from simplu_worker.operations.admission import DESTROYED, HOLD
+from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Outcome, Source
+from simplu_worker.shards.apply.writer import DUPLICATE, GIVEN_UP, REUSED, SUCCEEDED
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import ShardPool
+
+NOT_FOUND = failed(Failure.NOT_FOUND)
+R1 = ("patient", "r1")
+
+
+def replayed(sent: Operation, sequence_number: str | None, *, source: Source = Source.KINESIS) -> Operation:
+    """Return the same operation from another place, an hour later."""
+    origin = msgspec.structs.replace(
+        sent.origin,
+        source=source,
+        stream_shard_id=STREAM_SHARD_ID if source is Source.KINESIS else None,
+        sequence_number=sequence_number,
+        arrived_at=sent.origin.arrived_at + timedelta(hours=1),
+    )
+    later = datetime.fromisoformat(sent.requested_at) + timedelta(hours=1)
+    return msgspec.structs.replace(sent, origin=origin, requested_at=later.isoformat())
+
+
+@pytest.fixture
+def sent(tenant: TenantCase) -> Operation:
+    """Give an operation that will be given up."""
+    return tenant.operation("create", data={"v": 1}, sequence_number="100")
+
+
+async def test_give_up_leaves_a_marked_row_and_no_effect(tenant: TenantCase, sent: Operation) -> None:
+    """The row has the operation's position, by which whoever reads its record again knows it; twice is once."""
+    assert await tenant.give_up(sent) == GIVEN_UP == failed(Failure.RETRIES_EXHAUSTED)
+    before = await tenant.everything()
+
+    row = await log_row(tenant, sent.request_id)
+    assert (row["status"], row["error"], row["result"]) == ("failed", "retries_exhausted", None)
+    assert (row["source"], row["stream_shard_id"], row["sequence_number"]) == ("kinesis", STREAM_SHARD_ID, "100")
+    assert (row["received_at"], row["digest"], row["operation"]) == (ARRIVED_AT, sent.digest, "create")
+    assert await tenant.give_up(sent) == DUPLICATE
+    assert await tenant.apply(sent) == [DUPLICATE]
+    assert await tenant.apply(sent, sent) == [DUPLICATE, DUPLICATE]
+    assert await tenant.resources() == {}
+    assert await tenant.everything() == before
+
+
+async def test_give_up_changes_nothing_when_another_reader_applied_the_operation(
+    tenant: TenantCase, sent: Operation
+) -> None:
+    """What has its row stays as it is, and another operation under the request id is told."""
+    await tenant.apply(sent)
+    before = await tenant.everything()
+
+    assert await tenant.give_up(sent) == DUPLICATE
+    assert await tenant.give_up(replayed(sent, "200")) == DUPLICATE
+    assert await tenant.give_up(tenant.operation("delete", request_id=sent.request_id)) == REUSED
+
+    assert await tenant.everything() == before
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [("fenced", HOLD), ("moved", HOLD), ("incoming", HOLD), ("destroying", DESTROYED), ("destroyed", DESTROYED)],
+)
+async def test_give_up_obeys_the_tenants_row(
+    tenant: TenantCase, sent: Operation, state: str, expected: Outcome
+) -> None:
+    """The shard has the last word here too: a tenant that does not live there gets no row."""
+    await tenant.set_state(state)
+
+    assert await tenant.give_up(sent) == expected
+
+    assert await tenant.log() == ({} if expected is HOLD else {sent.request_id: ("failed", "tenant_destroyed")})
+
+
+async def test_give_up_writes_nothing_when_the_tenant_is_unknown(tenant: TenantCase) -> None:
+    """No row of the tenant is a hold; a tenant that came too late for the operation, a dead letter."""
+    stranger = TenantCase(tenant.pool, ("nobody", "nowhere"))
+    young = TenantCase(tenant.pool, (tenant.ids[0], "young"))
+    await add_tenant(tenant.pool, young.ids, created_at=datetime(2027, 1, 1, tzinfo=UTC))
+
+    assert await stranger.give_up(stranger.operation("delete")) == HOLD
+    assert (await young.give_up(young.operation("delete"))).reason is DeadLetterReason.UNKNOWN_TENANT
+
+    assert (await stranger.log(), await young.log()) == ({}, {})
+
+
+async def test_give_up_waits_for_a_fence(tenant: TenantCase, sent: Operation) -> None:
+    """The tenant's row is held as by a batch: a mover's fence comes before the row or after it, never between."""
+    mover = await asyncpg.connect(tenant.pool.address.connection_string)
+    await mover.execute("BEGIN")
+    await mover.execute("UPDATE tenants SET state = 'fenced' WHERE id = $1", tenant.tenant_id)
+
+    async with asyncio.TaskGroup() as tasks:
+        giving_up = tasks.create_task(tenant.give_up(sent))
+        await waiters(mover)
+        await mover.execute("COMMIT")
+
+    assert giving_up.result() == HOLD
+    assert await tenant.log() == {}
+    await mover.close()
+
+
+@pytest.mark.parametrize("after", [True, False], ids=["after it", "before it"])
+async def test_give_up_can_be_tried_again_when_the_line_is_cut_at_the_commit(
+    make_shard: ShardMaker, *, after: bool
+) -> None:
+    """Whether the row was written is unknown; the same again says it."""
+    async with Line(await make_shard()).opened() as line:
+        pool = ShardPool(line.address, size=2)
+        case = TenantCase(pool, TENANT)
+        await add_tenant(pool, TENANT)
+        bad = case.operation("create", data={})
+        await case.apply(case.operation("list", None))
+        line.cut_after_commit, line.cut_before_commit = after, not after
+
+        with pytest.raises(ShardUnavailableError):
+            await case.give_up(bad)
+
+        assert await case.give_up(bad) == (DUPLICATE if after else GIVEN_UP)
+        await pool.close()
+
+
+@pytest.mark.parametrize(("source", "sequence_number"), [(Source.KINESIS, "1000"), (Source.SQS, None)])
+async def test_replay_takes_the_place_of_what_was_given_up(
+    tenant: TenantCase, sent: Operation, source: Source, sequence_number: str | None
+) -> None:
+    """It is applied as if fresh, its row says all about it, and both records are redeliveries from then on."""
+    await tenant.give_up(sent)
+    given_up = await log_row(tenant, sent.request_id)
+    replay = replayed(sent, sequence_number, source=source)
+
+    assert await tenant.apply(replay) == [SUCCEEDED]
+
+    assert await tenant.resources() == {R1: {"v": 1}}
+    row = await log_row(tenant, sent.request_id)
+    assert (row["status"], row["error"]) == ("succeeded", None)
+    assert (row["source"], row["sequence_number"]) == (source, sequence_number)
+    assert (row["stream_shard_id"] is None) == (source is Source.SQS)
+    assert row["received_at"] - given_up["received_at"] == timedelta(hours=1)
+    assert row["requested_at"] - given_up["requested_at"] == timedelta(hours=1)
+    assert row["completed_at"] > given_up["completed_at"]
+    assert int(row["xid"]) > int(given_up["xid"])
+    before = await tenant.everything()
+    assert await tenant.apply(sent, replay) == [DUPLICATE, DUPLICATE]
+    assert await tenant.give_up(replay) == DUPLICATE
+    assert await tenant.everything() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "expected"),
+    [
+        ("create", '{"v": "\\u0000"}', failed(Failure.INVALID_DATA)),
+        ("update", {"v": 1}, NOT_FOUND),
+        ("read", None, NOT_FOUND),
+        ("list", None, SUCCEEDED),
+    ],
+)
+async def test_replay_leaves_its_own_outcome(tenant: TenantCase, kind: str, data: Any, expected: Outcome) -> None:
+    """Whatever the replay comes to is the operation's outcome for ever."""
+    first = tenant.operation(kind, None if kind == "list" else "r1", data, sequence_number="100")
+    await tenant.give_up(first)
+
+    assert await tenant.apply(replayed(first, "200")) == [expected]
+
+    assert (await tenant.log())[first.request_id][1] == expected.failure
+    assert (await tenant.result(first) is not None) == (kind == "list")
+    assert await tenant.apply(replayed(first, "300")) == [DUPLICATE]
+
+
+async def test_replay_comes_to_tenant_destroyed_when_the_tenant_is(tenant: TenantCase, sent: Operation) -> None:
+    """A destroyed tenant's log still says what became of the last try."""
+    await tenant.give_up(sent)
+    await tenant.set_state("destroying")
+
+    assert await tenant.apply(replayed(sent, "200")) == [DESTROYED]
+    assert await tenant.log() == {sent.request_id: ("failed", "tenant_destroyed")}
+
+
+async def test_replay_under_a_used_request_id_is_told_when_it_is_another_operation(
+    tenant: TenantCase, sent: Operation
+) -> None:
+    """A row that was given up is nobody else's."""
+    await tenant.give_up(sent)
+    other = tenant.operation("create", data={"v": 2}, request_id=sent.request_id, sequence_number="200")
+
+    assert await tenant.apply(other) == [REUSED]
+    assert await tenant.apply(other, replayed(sent, "300"), other) == [REUSED, SUCCEEDED, REUSED]
+    assert await tenant.resources() == {R1: {"v": 1}}
+
+
+async def test_replays_in_one_batch_are_applied_once_and_in_order(tenant: TenantCase, sent: Operation) -> None:
+    """Of several with one request id the first replay is applied, in its place of the batch; the rest are dropped."""
+    gone = tenant.operation("patch", data={"w": 1}, sequence_number="101")
+    await tenant.give_up(sent)
+    await tenant.give_up(gone)
+    fresh = tenant.operation("update", data={"v": 2}, sequence_number="400")
+    batch = [sent, replayed(sent, "200"), fresh, replayed(gone, "500"), replayed(sent, "600"), gone, fresh]
+
+    outcomes = await tenant.apply(*batch)
+
+    assert outcomes == [DUPLICATE, SUCCEEDED, SUCCEEDED, SUCCEEDED, DUPLICATE, DUPLICATE, DUPLICATE]
+    assert await tenant.resources() == {R1: {"v": 2, "w": 1}}
+    assert (await log_row(tenant, sent.request_id))["sequence_number"] == "200"
+    assert await tenant.apply(*batch) == [DUPLICATE] * len(batch)
+
+
+async def test_replay_can_be_given_up_as_well(tenant: TenantCase, sent: Operation) -> None:
+    """The row then has the replay's position; neither record is applied any more, and the next replay is."""
+    replay = replayed(sent, "200")
+    await tenant.give_up(sent)
+
+    assert await tenant.give_up(replay) == GIVEN_UP
+
+    assert (await log_row(tenant, sent.request_id))["sequence_number"] == "200"
+    assert await tenant.apply(sent, replay) == [DUPLICATE, DUPLICATE]
+    assert await tenant.give_up(sent) == DUPLICATE
+    assert await tenant.apply(replayed(sent, "300")) == [SUCCEEDED]
+
+
+async def test_replay_stays_a_replay_when_it_fails_by_itself_again(make_shard: ShardMaker) -> None:
+    """What rolls its batch back rolls back that it took the row's place, too."""
+    pool = ShardPool(await make_shard(), size=2)
+    await make_touchy(pool)
+    case = TenantCase(pool, TENANT)
+    await add_tenant(pool, TENANT)
+    bad = case.operation("create", data={"raise": "P0001"}, sequence_number="100")
+    after = case.operation("create", "r2", {})
+    (outcome,) = await case.apply(bad)
+    assert outcome.disposition is Disposition.UNEXPECTED
+    await case.give_up(bad)
+    assert await case.apply(bad, after) == [DUPLICATE, SUCCEEDED]
+
+    again, held = await case.apply(replayed(bad, "200"), case.operation("delete", "r2"))
+
+    assert (again, held) == (outcome, HOLD)
+    assert await case.log() == {
+        bad.request_id: ("failed", "retries_exhausted"),
+        after.request_id: ("succeeded", None),
+    }
+    await calm(pool)
+    assert await case.apply(replayed(bad, "300")) == [SUCCEEDED]
+    await pool.close()
+
+
+@pytest.mark.parametrize("number", ["200", "300"], ids=["one record", "two replays"])
+async def test_replay_is_applied_once_when_two_readers_apply_it_at_once(shard: ShardPool, number: str) -> None:
+    """Both see the row that was given up; the second to lock it finds another one, looks again, and is dropped."""
+    case = TenantCase(shard, TENANT)
+    await add_tenant(shard, TENANT)
+    first, second = (case.operation("create", name, {}, sequence_number="100") for name in ("r1", "r2"))
+    for one in (first, second):
+        await case.give_up(one)
+
+    async with shut_gate(shard) as gate, asyncio.TaskGroup() as tasks:
+        # In contrary order, which must not be that of the locks.
+        readers = [
+            tasks.create_task(case.apply(replayed(first, "200"), replayed(second, "201"))),
+            tasks.create_task(case.apply(replayed(second, f"{number}1"), replayed(first, number))),
+        ]
+        await waiters(gate.holder, "locktype = 'advisory'", count=2)
+        await gate.open()
+
+    outcomes = sorted(str(task.result()) for task in readers)
+    assert outcomes == sorted([str([DUPLICATE] * 2), str([SUCCEEDED] * 2)])
+    assert sorted(await case.resources()) == [R1, ("patient", "r2")]
+
+
+async def test_replay_looks_again_when_the_row_it_would_replace_changes_meanwhile(tenant: TenantCase) -> None:
+    """It waits for whoever holds the row; only one that is still as it was is replaced, else all is looked at anew."""
+    rival = await asyncpg.connect(tenant.pool.address.connection_string)
+    changes = {
+        "SELECT FROM operations WHERE request_id = $1": SUCCEEDED,
+        "UPDATE operations SET error = NULL, xid = pg_current_xact_id() WHERE request_id = $1": DUPLICATE,
+        "UPDATE operations SET sequence_number = '999', xid = pg_current_xact_id() WHERE request_id = $1": DUPLICATE,
+        "DELETE FROM operations WHERE request_id = $1": SUCCEEDED,
+    }
+    for number, (change, expected) in enumerate(changes.items()):
+        sent = tenant.operation("create", f"r{number}", {}, sequence_number="100")
+        await tenant.give_up(sent)
+        await rival.execute("BEGIN")
+        await rival.execute("SELECT FROM operations WHERE request_id = $1 FOR UPDATE", sent.request_id)
+
+        async with asyncio.TaskGroup() as tasks:
+            applying = tasks.create_task(tenant.apply(replayed(sent, "200")))
+            await waiters(rival)  # it has seen the row, and would replace it
+            await rival.execute(change, sent.request_id)
+            await rival.execute("COMMIT")
+
+        assert applying.result() == [expected], change
+        assert (("patient", f"r{number}") in await tenant.resources()) == (expected == SUCCEEDED)
+    await rival.close()
+
+
+@dataclass
+class Known:
+    """What the log must say of one request id."""
+
+    place: int
+    is_given_up: bool
+
+
+STEPS = st.lists(
+    st.tuples(st.booleans(), st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6)), min_size=1, max_size=5)),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=60, suppress_health_check=NO_CHECKS)
+@given(steps=STEPS)
+async def test_log_lets_each_operation_take_effect_once_whatever_is_given_up_and_replayed(
+    tenant: TenantCase, steps: list[tuple[bool, list[tuple[int, int]]]]
+) -> None:
+    """Batches and giving up, of records of three operations at any places, in any order."""
+    known: dict[int, Known] = {}
+    await fetch(tenant.pool, "DELETE FROM resources WHERE id = $1", tenant.tenant_id)
+    await fetch(tenant.pool, "DELETE FROM operations WHERE tenant_id = $1", tenant.tenant_id)
+
+    def expected(name: int, place: int, *, is_given_up: bool) -> Outcome:
+        row = known.get(name)
+        if row is not None and not (row.is_given_up and place > row.place):
+            return DUPLICATE
+        known[name] = Known(place, is_given_up)
+        return GIVEN_UP if is_given_up else SUCCEEDED
+
+    for is_given_up, records in steps:
+        sent = [
+            operation("create", f"r{name}", {}, tenant=tenant.ids, request_id=f"{name}", sequence_number=f"{place}")
+            for name, place in records
+        ]
+        outcomes = [await tenant.give_up(one) for one in sent] if is_given_up else await tenant.apply(*sent)
+        assert outcomes == [expected(*record, is_given_up=is_given_up) for record in records]
+
+    applied = {name for name, row in known.items() if not row.is_given_up}
+    assert set(await tenant.resources()) == {("patient", f"r{name}") for name in applied}
+    rows = await fetch(
+        tenant.pool,
+        "SELECT request_id, sequence_number, error FROM operations WHERE tenant_id = $1",
+        tenant.tenant_id,
+    )
+    assert {
+        int(row["request_id"]): Known(int(row["sequence_number"]), row["error"] is not None) for row in rows
+    } == known

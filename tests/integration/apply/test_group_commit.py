@@ -1,0 +1,225 @@
+"""Batches that wait for the same shard go in one transaction, and each caller sees what it would have seen alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import STREAM, TENANT_MADE_AT, TenantCase, add_tenant, fetch, writer_of
+from support.postgres.trouble import make_touchy
+
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
+from simplu_worker.shards.apply.group_commit import GROUP_LEAST_COUNT, GROUP_MAX_BYTES, GROUP_MAX_COUNT
+from simplu_worker.shards.apply.position_claims import Claim, PositionChangedError
+from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import ShardPool
+
+READERS = 8
+INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)
+
+
+@pytest.fixture
+async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
+    """Give an active tenant on a shard with one connection."""
+    pool = ShardPool(await make_shard(), size=1)
+    await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
+    yield TenantCase(pool, ("clinic", "main"))
+    await pool.close()
+
+
+def claims(tokens: Sequence[str] = ()) -> list[Claim]:
+    """Return what so many readers of stream shards claim."""
+    return [Claim(STREAM, f"shardId-{number:012}", owed_from="7/0", tokens=list(tokens)) for number in range(READERS)]
+
+
+async def together(
+    case: TenantCase, writer: ShardWriter, batches: Sequence[Sequence[Operation]], claimed: Sequence[Claim | None]
+) -> list[list[Outcome] | BaseException]:
+    """Have all batches wait for the shard's only connection, then let it go; return what came of each."""
+    await writer.apply([case.operation("list", None)])  # the first contact is over
+    async with case.pool.connection():
+        waiting = [
+            asyncio.create_task(writer.apply(batch, claim)) for batch, claim in zip(batches, claimed, strict=True)
+        ]
+        await asyncio.sleep(0.01)
+    return await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def transactions(case: TenantCase) -> list[int]:
+    """Return how many creates each transaction has committed."""
+    query = "SELECT count(*) FROM operations WHERE operation = 'create' GROUP BY xid ORDER BY 1"
+    return [row["count"] for row in await fetch(case.pool, query)]
+
+
+def creates(case: TenantCase, reader: int, count: int = 3) -> list[Operation]:
+    """Return a batch of one reader, each operation on a resource of its own."""
+    return [case.operation("create", f"r{reader}-{number}", {"n": number}) for number in range(count)]
+
+
+async def test_batches_that_wait_go_in_one_transaction(case: TenantCase) -> None:
+    """With the positions of all their readers."""
+    outcomes = await together(case, writer_of(case.pool), [creates(case, one) for one in range(READERS)], claims())
+
+    assert outcomes == [[SUCCEEDED] * 3] * READERS
+    assert await transactions(case) == [3 * READERS]
+    rows = await fetch(case.pool, "SELECT stream_shard_id, owed_from FROM stream_positions ORDER BY 1")
+    assert [tuple(row.values()) for row in rows] == [(claim.stream_shard_id, claim.owed_from) for claim in claims()]
+
+
+async def test_readers_move_their_positions_together_again_and_again(case: TenantCase) -> None:
+    """Each knows the token that the last transaction has left."""
+    writer, claimed = writer_of(case.pool), claims()
+    for turn in range(3):
+        for claim in claimed:
+            claim.owed_from = f"{turn}/0"
+        batches = [creates(case, 10 * turn + one, 1) for one in range(READERS)]
+        assert await together(case, writer, batches, claimed) == [[SUCCEEDED]] * READERS
+
+    assert await transactions(case) == [READERS] * 3
+    rows = await fetch(case.pool, "SELECT token::text, owed_from FROM stream_positions ORDER BY stream_shard_id")
+    assert [(row["owed_from"], [row["token"]]) for row in rows] == [("2/0", claim.tokens) for claim in claimed]
+
+
+async def test_group_is_no_larger_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
+    """What does not fit goes with the next transaction; one batch always goes."""
+    sizes = [GROUP_LEAST_COUNT - 1, 1, 1, GROUP_MAX_COUNT + 1, 2]
+    batches = [creates(case, reader, size) for reader, size in enumerate(sizes)]
+
+    outcomes = await together(case, writer_of(case.pool), batches, [None] * len(sizes))
+
+    assert outcomes == [[SUCCEEDED] * size for size in sizes]
+    assert await transactions(case) == sorted([GROUP_LEAST_COUNT, 1, GROUP_MAX_COUNT + 1, 2])
+
+
+async def test_group_has_no_more_bytes_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
+    """Whatever is in memory, a statement is not larger than that."""
+    sizes = [GROUP_MAX_BYTES // 2, GROUP_MAX_BYTES // 4, GROUP_MAX_BYTES // 2, GROUP_MAX_BYTES, 1]
+    batches = [[case.operation("create", f"r{size}-{n}", {"text": "x" * size})] for n, size in enumerate(sizes)]
+
+    outcomes = await together(case, writer_of(case.pool), batches, [None] * len(sizes))
+
+    assert outcomes == [[SUCCEEDED]] * len(sizes)
+    assert await transactions(case) == [1, 1, 1, 2]
+
+
+async def test_batch_goes_at_once_when_a_connection_is_free(make_shard: ShardMaker) -> None:
+    """Nobody waits for company, or for a transaction of others."""
+    pool = ShardPool(await make_shard(), size=3)
+    await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
+    case, writer = TenantCase(pool, ("clinic", "main")), writer_of(pool)
+    await writer.apply([case.operation("create", "r1", {})])
+    async with pool.transaction() as connection:
+        await connection.execute("SELECT FROM resources FOR UPDATE")
+        stuck = asyncio.create_task(writer.apply([case.operation("update", "r1", {})]))
+        await asyncio.sleep(0.05)
+        assert await writer.apply(creates(case, 1)) == [SUCCEEDED] * 3
+        assert not stuck.done()
+    assert await stuck == [SUCCEEDED]
+    await pool.close()
+
+
+async def test_reader_whose_position_was_changed_fails_alone(case: TenantCase) -> None:
+    """The others are applied, each by itself."""
+    claimed = claims()
+    claimed[3].tokens = ["00000000-0000-0000-0000-000000000001"]
+
+    outcomes = await together(case, writer_of(case.pool), [creates(case, one) for one in range(READERS)], claimed)
+
+    assert isinstance(outcomes.pop(3), PositionChangedError)
+    assert outcomes == [[SUCCEEDED] * 3] * (READERS - 1)
+    assert await transactions(case) == [3] * (READERS - 1)
+
+
+async def test_operation_that_cannot_be_stored_fails_alone(case: TenantCase) -> None:
+    """Whoever's batch it is in."""
+    batches = [creates(case, one) for one in range(READERS)]
+    batches[5][1] = case.operation("create", "bad", '{"a": "\\u0000"}')
+
+    outcomes = await together(case, writer_of(case.pool), batches, claims())
+
+    assert outcomes.pop(5) == [SUCCEEDED, INVALID_DATA, SUCCEEDED]
+    assert outcomes == [[SUCCEEDED] * 3] * (READERS - 1)
+
+
+async def test_operation_that_fails_by_itself_holds_its_tenant_in_all_batches_behind_it(case: TenantCase) -> None:
+    """As within one batch: the tenant's later ones are not applied before it."""
+    await add_tenant(case.pool, ("clinic", "other"), created_at=TENANT_MADE_AT)
+    other = TenantCase(case.pool, ("clinic", "other"))
+    await make_touchy(case.pool)
+    batches = [
+        creates(case, 0),
+        [case.operation("create", "bad", {"raise": "P0001"})],
+        creates(case, 2),
+        creates(other, 3),
+    ]
+
+    first, second, third, fourth = await together(case, writer_of(case.pool), batches, [None] * 4)
+
+    assert (first, fourth) == ([SUCCEEDED] * 3, [SUCCEEDED] * 3)
+    assert isinstance(second, list)
+    assert second[0].disposition is Disposition.UNEXPECTED
+    assert isinstance(third, list)
+    assert {one.disposition for one in third} == {Disposition.HOLD}
+
+
+async def test_caller_that_is_cancelled_leaves_the_others_alone(case: TenantCase) -> None:
+    """While it waits: nothing of its batch is applied."""
+    writer = writer_of(case.pool)
+    await writer.apply([case.operation("list", None)])
+    async with case.pool.connection():
+        waiting = [asyncio.create_task(writer.apply(creates(case, one))) for one in range(3)]
+        await asyncio.sleep(0.01)
+        waiting[1].cancel()
+        await asyncio.sleep(0.01)
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert outcomes[0] == outcomes[2] == [SUCCEEDED] * 3
+    assert isinstance(outcomes[1], asyncio.CancelledError)
+    assert await transactions(case) == [6]
+
+
+async def test_transaction_is_given_up_when_all_its_callers_are(make_shard: ShardMaker) -> None:
+    """Not when one is left; then its connection ends, and is nobody's."""
+    pool = ShardPool(await make_shard(), size=2)
+    await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
+    case, writer = TenantCase(pool, ("clinic", "main")), writer_of(pool)
+    await writer.apply([case.operation("list", None)])
+    async with pool.connection() as locking:
+        await locking.execute("BEGIN; LOCK TABLE resources")
+        waiting = [asyncio.create_task(writer.apply(creates(case, one))) for one in range(2)]
+        await asyncio.sleep(0.1)
+        waiting[0].cancel()
+        await asyncio.sleep(0.1)
+        assert (pool.counts()["idle"], waiting[1].done()) == (0, False)
+        waiting[1].cancel()
+
+        async def is_free() -> bool:
+            return pool.counts() == {"open": 1, "idle": 0, "waiting": 0}
+
+        assert await until(is_free, within_s=5)
+        await locking.execute("ROLLBACK")
+    assert await asyncio.gather(*waiting, return_exceptions=True)
+    assert await transactions(case) == []
+    assert await writer.apply(creates(case, 0)) == [SUCCEEDED] * 3
+    await pool.close()
+
+
+async def test_all_who_wait_learn_that_no_transaction_could_begin(case: TenantCase) -> None:
+    """And the next batch is tried anew."""
+    writer = writer_of(case.pool)
+    await writer.apply([case.operation("list", None)])
+    address = case.pool.address
+    async with case.pool.connection():
+        waiting = [asyncio.create_task(writer.apply(creates(case, one))) for one in range(3)]
+        await asyncio.sleep(0.01)
+        await asyncio.wait_for(case.pool.close(), 10)
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert [type(outcome) for outcome in outcomes] == [ShardUnavailableError] * 3
+    again = writer_of(ShardPool(address, size=1))
+    assert await again.apply(creates(case, 0)) == [SUCCEEDED] * 3
+    await again._pool.close()

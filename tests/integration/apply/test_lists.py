@@ -1,0 +1,217 @@
+"""`list` and `read`: filters, pages, bounds, and that they see what came before them and nothing after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.postgres.tenant_cases import TenantCase, failed
+
+from simplu_worker.operations.operation import Failure
+from simplu_worker.shards.apply.writer import RESULT_MAX_BYTES, SUCCEEDED
+
+DOCUMENTS = {
+    "absent": {},
+    "array": {"v": [1, 2]},
+    "false": {"v": False},
+    "nested": {"v": {"a": 1, "b": {"c": None}}},
+    "null": {"v": None},
+    "one": {"v": 1},
+    "text-one": {"v": "1"},
+    "two-members": {"v": 1, "w": "x"},
+}
+
+
+async def listed(tenant: TenantCase, **members: Any) -> Any:
+    """Return the result of a `list`."""
+    asked = tenant.operation("list", None, **members)
+    assert await tenant.apply(asked) == [SUCCEEDED]
+    return await tenant.result(asked)
+
+
+async def ids_listed(tenant: TenantCase, **members: Any) -> list[str]:
+    """Return the ids of the items of a `list`."""
+    return [item["resourceId"] for item in (await listed(tenant, **members))["items"]]
+
+
+async def test_list_filters_by_equality_of_top_level_members(tenant: TenantCase) -> None:
+    """A filter's value equals the row's as JSON values do: 1 is 1.0, null is a value, containing is not enough."""
+    await tenant.apply(*(tenant.operation("create", name, data) for name, data in DOCUMENTS.items()))
+    await tenant.apply(tenant.operation("create", "stranger", {"v": 1}, resource_type="other"))
+    expected = {
+        "{}": sorted(DOCUMENTS),
+        '{"v": 1}': ["one", "two-members"],
+        '{"v": 1.00}': ["one", "two-members"],
+        '{"v": 10e-1}': ["one", "two-members"],
+        '{"v": "1"}': ["text-one"],
+        '{"v": null}': ["null"],
+        '{"v": false}': ["false"],
+        '{"v": [1, 2]}': ["array"],
+        '{"v": [2, 1]}': [],
+        '{"v": [1]}': [],
+        '{"v": {"b": {"c": null}, "a": 1.0}}': ["nested"],
+        '{"v": {"a": 1}}': [],
+        '{"v": {}}': [],
+        '{"v": 1, "w": "x"}': ["two-members"],
+        '{"v": 1, "absent": null}': [],
+        '{"v": 2, "v": 1}': ["one", "two-members"],
+        '{"v\' OR true --": 1}': [],
+    }
+
+    assert {filters: await ids_listed(tenant, filters=filters) for filters in expected} == expected
+
+
+async def test_list_filters_by_day_of_creation(tenant: TenantCase) -> None:
+    """`date` is one UTC day, `startDate` and `endDate` bound it, both inclusive; a filter of null is none."""
+    times = {
+        "a": "2026-02-28T23:59:59.999999Z",
+        "b": "2026-03-01T00:00:00Z",
+        "c": "2026-03-01T23:59:59.999999Z",
+        "d": "2026-03-02T00:59:00+01:00",
+        "e": "2026-03-02T00:00:00Z",
+        "first": "0001-01-01",
+        "last": "9999-12-31T23:59:59.999999Z",
+    }
+    await tenant.apply(*(tenant.operation("create", name, {}, timestamp=time) for name, time in times.items()))
+    await tenant.apply(tenant.operation("patch", "a", {"late": 1}, timestamp="2026-03-01T12:00:00Z"))
+    expected = {
+        '{"date": "2026-03-01"}': ["b", "c", "d"],
+        '{"date": "2026-03-01T22:00:00Z"}': ["b", "c", "d"],
+        '{"startDate": "2026-03-01"}': ["b", "c", "d", "e", "last"],
+        '{"endDate": "2026-03-01"}': ["a", "b", "c", "d", "first"],
+        '{"startDate": "2026-03-01", "endDate": "2026-03-02"}': ["b", "c", "d", "e"],
+        '{"startDate": "2026-03-02", "endDate": "2026-03-01"}': [],
+        '{"startDate": "2026-03-02", "date": "2026-03-01"}': [],
+        '{"date": null}': sorted(times),
+        '{"date": "2026-03-01", "late": 1}': [],
+        '{"date": "2026-02-28", "late": 1}': ["a"],
+        '{"startDate": "0001-01-01", "endDate": "9999-12-31"}': sorted(times),
+        '{"date": "0001-01-01"}': ["first"],
+        '{"date": "9999-12-31"}': ["last"],
+    }
+
+    assert {filters: await ids_listed(tenant, filters=filters) for filters in expected} == expected
+
+
+async def test_list_pages_in_order_of_resource_id(tenant: TenantCase) -> None:
+    """Pages follow each other in byte order of the ids, whatever order they were made in; only the last has no more."""
+    ids = ["r10", "r2", "R1", "é", "r1", "𝒓", "empty", " "]
+    await tenant.apply(*(tenant.operation("create", name, {"n": name}) for name in ids))
+    in_order = sorted(name for name in ids)
+
+    pages = [await listed(tenant, pagination={"page": page, "limit": 3}) for page in (1, 2, 3, 4)]
+
+    assert [[item["resourceId"] for item in page["items"]] for page in pages] == [
+        in_order[:3],
+        in_order[3:6],
+        in_order[6:],
+        [],
+    ]
+    assert [(page["page"], page["limit"], page["hasMore"]) for page in pages] == [
+        (1, 3, True),
+        (2, 3, True),
+        (3, 3, False),
+        (4, 3, False),
+    ]
+    assert [page["hasMore"] for page in (await listed(tenant, pagination={"limit": 8}), await listed(tenant))] == [
+        False,
+        False,
+    ]
+
+
+async def test_list_clamps_its_limit(tenant: TenantCase) -> None:
+    """No list returns more than LIST_RESULT_LIMIT rows, and says which limit it used; far pages are only empty."""
+    await tenant.apply(*(tenant.operation("create", f"r{number}", {}) for number in range(5)))
+
+    clamped = await listed(tenant, pagination={"limit": 10**30}, list_limit=2)
+    far = await listed(tenant, pagination={"page": 10**30, "limit": 10**30})
+
+    assert (len(clamped["items"]), clamped["limit"], clamped["hasMore"]) == (2, 2, True)
+    assert (far["items"], far["hasMore"]) == ([], False)
+
+
+async def test_read_and_list_show_a_resource_in_full(tenant: TenantCase) -> None:
+    """The result has data as stored and both times in UTC."""
+    reading = tenant.operation("read")
+    listing = tenant.operation("list", None)
+    await tenant.apply(
+        tenant.operation("create", data='{"b": 1.10, "a": [null]}', timestamp="2026-03-01T01:00:00.25+02:00"),
+        tenant.operation("patch", data='{"c": "é"}', timestamp="2026-03-05"),
+        reading,
+        listing,
+    )
+    item = {
+        "resourceId": "r1",
+        "data": {"a": [None], "b": pytest.approx(1.1), "c": "é"},
+        "date": "2026-02-28T23:00:00.250000Z",
+        "lastUpdated": "2026-03-05T00:00:00.000000Z",
+    }
+
+    read = await tenant.result(reading)
+    assert str(read["data"]["b"]) == "1.10"
+    read["data"]["b"] = float(read["data"]["b"])
+    assert read == item
+    assert len((await tenant.result(listing))["items"]) == 1
+
+
+async def test_read_and_list_see_the_writes_before_them_and_none_after(tenant: TenantCase) -> None:
+    """Within one batch a reading operation stands where it was sent."""
+    readings = [tenant.operation("read") for _ in range(3)]
+    listings = [tenant.operation("list", None, filters='{"v": 2}') for _ in range(3)]
+
+    outcomes = await tenant.apply(
+        listings[0],
+        readings[0],
+        tenant.operation("create", data={"v": 1}),
+        readings[1],
+        listings[1],
+        tenant.operation("create", "r2", data={"v": 2}),
+        tenant.operation("patch", data={"v": 2}),
+        listings[2],
+        readings[2],
+        tenant.operation("delete"),
+    )
+
+    assert [outcome for outcome in outcomes if outcome != SUCCEEDED] == [failed(Failure.NOT_FOUND)]
+    results = [await tenant.result(reading) for reading in readings]
+    assert [result and result["data"] for result in results] == [None, {"v": 1}, {"v": 2}]
+    pages = [await tenant.result(listing) for listing in listings]
+    assert [[item["resourceId"] for item in page["items"]] for page in pages] == [[], [], ["r1", "r2"]]
+
+
+async def test_list_fails_when_its_result_is_over_the_bound(tenant: TenantCase) -> None:
+    """A result of more than 1 MiB is `result_too_large` with no result; a page that fits is given."""
+    big = {"text": "x" * 400_000}
+    await tenant.apply(*(tenant.operation("create", name, big) for name in ("a", "b", "c")))
+    all_three = tenant.operation("list", None)
+
+    assert await tenant.apply(all_three) == [failed(Failure.RESULT_TOO_LARGE)]
+
+    assert await tenant.result(all_three) is None
+    assert (await tenant.log())[all_three.request_id] == ("failed", "result_too_large")
+    page = await listed(tenant, pagination={"limit": 2})
+    assert ([item["resourceId"] for item in page["items"]], page["hasMore"]) == (["a", "b"], True)
+
+
+async def test_list_counts_the_bound_in_bytes_of_the_whole_result(tenant: TenantCase) -> None:
+    """Exactly 1 MiB of JSON text still fits, one byte more does not."""
+    await tenant.apply(tenant.operation("create", data={"text": ""}))
+    frame = tenant.operation("list", None)
+    await tenant.apply(frame)
+    async with tenant.pool.connection() as connection:
+        length = await connection.fetchval(
+            "SELECT octet_length(result::text) FROM operations WHERE tenant_id = $1 AND request_id = $2",
+            tenant.tenant_id,
+            frame.request_id,
+        )
+    room = RESULT_MAX_BYTES - length
+
+    outcomes = await tenant.apply(
+        tenant.operation("update", data={"text": "é" * (room // 2) + "x" * (room % 2)}),
+        tenant.operation("list", None),
+        tenant.operation("update", data={"text": "é" * (room // 2) + "x" * (room % 2 + 1)}),
+        tenant.operation("list", None),
+        tenant.operation("read"),
+    )
+
+    assert outcomes == [SUCCEEDED] * 3 + [failed(Failure.RESULT_TOO_LARGE), SUCCEEDED]

@@ -1,0 +1,249 @@
+"""The log of operations is kept as long as any source keeps its records, and made smaller gently."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from structlog.testing import capture_logs
+from support.aws.endpoints import ScriptedAws, client_of
+from support.postgres.databases import QUICK, ShardMaker, execute
+
+from simplu_worker.aws.dynamodb_tables import describe_table
+from simplu_worker.aws.sqs_queue import Queue
+from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream, StreamSummary
+from simplu_worker.consumers.source_retention import LogWindow
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.shards.apply.log_retention import LogRetention
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.queries import QUERIES
+
+DAY = timedelta(days=1)
+ADD_ROWS = """
+INSERT INTO operations (
+    tenant_id, request_id, operation, resource_type, status, digest, source, requested_at, received_at, completed_at
+)
+SELECT 'b-l', $1::text || number, 'create', 'order', 'succeeded', '\\x01', 'kinesis', '2020-01-01', now(),
+    now() - make_interval(secs => $2)
+FROM generate_series(1, $3::int) AS number
+"""
+
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+
+@pytest.fixture
+async def pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:  # closed before its shards are given back
+    """Give pools that wait for nobody long."""
+    async with Pools(size=2, deadlines=QUICK) as opened:
+        yield opened
+
+
+def keeps(retention: timedelta | None) -> Any:
+    """Return a window that is always the same."""
+
+    async def window() -> timedelta | None:
+        return retention
+
+    return window
+
+
+async def add_rows(address: ShardAddress, name: str, *, age: timedelta, count: int) -> None:
+    """Put rows of that age into a shard's log."""
+    await execute(address.connection_string, ADD_ROWS, name, age.total_seconds(), count)
+
+
+async def left_on(address: ShardAddress) -> int:
+    """Return how many rows the log of a shard has."""
+    connection = await asyncpg.connect(address.connection_string)
+    try:
+        return int(await connection.fetchval("SELECT count(*) FROM operations"))
+    finally:
+        await connection.close()
+
+
+async def test_retention_forgets_rows_by_completion_and_keeps_the_rest(pools: Pools, make_shard: ShardMaker) -> None:
+    """Rows completed longer ago than the window go, on every shard, in several statements; the event counts them."""
+    shards = [await make_shard(name) for name in ("shard-1", "shard-2", "shard-3")]
+    for number, address in enumerate(shards):
+        pools.pool(address)
+        await add_rows(address, "old", age=15 * DAY + timedelta(minutes=1), count=25 * number)
+        await add_rows(address, "young", age=15 * DAY - timedelta(minutes=1), count=3)
+    with capture_logs() as logs:
+        counts = await LogRetention(pools, keeps(15 * DAY), statement_max_rows=10).take_turn()
+    assert counts == {"shard-2": 25, "shard-3": 50}
+    assert [await left_on(address) for address in shards] == [3, 3, 3]
+    events = [event for event in logs if event["event"] == "operations.forgotten"]
+    assert [(event["operation_count"], event["shards"]) for event in events] == [(75, counts)]
+
+
+async def test_retention_forgets_nothing_when_the_window_is_unknown(pools: Pools, make_shard: ShardMaker) -> None:
+    """While a source does not say how long it keeps its records, every row stays."""
+    address = await make_shard()
+    pools.pool(address)
+    await add_rows(address, "old", age=400 * DAY, count=5)
+    assert await LogRetention(pools, keeps(None)).take_turn() == {}
+    assert await left_on(address) == 5
+
+
+async def test_retention_leaves_rows_alone_when_somebody_holds_them(pools: Pools, make_shard: ShardMaker) -> None:
+    """A row that another transaction has locked is passed over, and not waited for."""
+    address = await make_shard()
+    pools.pool(address)
+    await add_rows(address, "old", age=20 * DAY, count=5)
+    holder = await asyncpg.connect(address.connection_string)
+    try:
+        async with holder.transaction():
+            await holder.execute("SELECT FROM operations WHERE request_id = 'old1' FOR UPDATE")
+            assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {"shard-1": 4}
+    finally:
+        await holder.close()
+    assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {"shard-1": 1}
+
+
+async def test_retention_ends_its_turn_in_time_and_goes_on_with_the_next(pools: Pools, make_shard: ShardMaker) -> None:
+    """A turn that has no time left stops after the statement at hand; nothing is lost by that."""
+    address = await make_shard()
+    pools.pool(address)
+    await add_rows(address, "old", age=20 * DAY, count=25)
+    assert await LogRetention(pools, keeps(15 * DAY), turn_s=0.001, statement_max_rows=10).take_turn() == {
+        "shard-1": 10
+    }
+
+    async def is_empty() -> bool:
+        return await left_on(address) == 0
+
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(LogRetention(pools, keeps(15 * DAY), turn_s=0.1).run())
+        assert await until(is_empty, within_s=10)
+        running.cancel()
+
+
+async def test_retention_passes_over_shards_that_are_not_to_be_touched(pools: Pools, make_shard: ShardMaker) -> None:
+    """An empty database has no log, and one that says it is another shard keeps its own."""
+    empty, other = await make_shard("shard-1", is_empty=True), await make_shard("shard-9")
+    await add_rows(other, "old", age=20 * DAY, count=5)
+    pools.pool(empty)
+    pools.pool(ShardAddress("shard-2", other.connection_string))
+    assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {}
+    assert await left_on(other) == 5
+
+
+async def test_retention_goes_on_with_other_shards_when_one_is_down(
+    pools: Pools, make_shard: ShardMaker, breakable_server: PostgresServer
+) -> None:
+    """The shard that is down is met once; from then on it is left alone until somebody finds it well again."""
+    well = await make_shard("shard-1")
+    down = ShardAddress("shard-2", breakable_server.url)
+    for address in (well, down):
+        pools.pool(address)
+    await breakable_server.stop()
+    await add_rows(well, "old", age=20 * DAY, count=5)
+    assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {"shard-1": 5}
+    assert not pools.pool(down).is_healthy
+
+
+async def test_forgetting_does_not_read_the_table_when_nothing_is_old(pools: Pools, make_shard: ShardMaker) -> None:
+    """After deleted rows' pages were filled again, a look for old rows reads a few pages and not all of them."""
+    address = await make_shard()
+    pools.pool(address)
+    await add_rows(address, "old", age=20 * DAY, count=20_000)
+    await LogRetention(pools, keeps(15 * DAY), statement_max_rows=30_000).take_turn()
+    await execute(address.connection_string, "VACUUM operations")
+    await add_rows(address, "new", age=timedelta(0), count=20_000)
+    await execute(address.connection_string, "VACUUM ANALYZE operations")
+    connection = await asyncpg.connect(address.connection_string)
+    try:
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {QUERIES['forget_operations']}"
+        ((plan,),) = await connection.fetch(explain.replace("$1", "1296000").replace("$2", "1000"))
+        pages = int(await connection.fetchval("SELECT relpages FROM pg_class WHERE relname = 'operations'"))
+    finally:
+        await connection.close()
+    (measured,) = json.loads(plan)
+    read_pages = measured["Plan"]["Shared Hit Blocks"] + measured["Plan"]["Shared Read Blocks"]
+    assert pages > 200
+    assert read_pages < 100
+
+
+async def test_window_is_raised_to_the_longest_source_and_says_so_once(endpoint_url: str) -> None:
+    """Stream and queues are asked each time; the warning comes when the answer changes."""
+    async with client_of("sqs", endpoint_url) as sqs, client_of("kinesis", endpoint_url) as kinesis:
+        await kinesis.create_stream(StreamName="window", ShardCount=1)
+        stream = Stream(kinesis, "window")
+        await stream.ensure(create=False, shard_count=1)
+        created = await sqs.create_queue(QueueName="window", Attributes={"MessageRetentionPeriod": "345600"})
+        window = LogWindow(2 * DAY, stream=stream, queues=[Queue(sqs, created["QueueUrl"])])
+        with capture_logs() as logs:
+            first = [await window.read(), await window.read()]
+            await kinesis.increase_stream_retention_period(StreamName="window", RetentionPeriodHours=168)
+            second = [await window.read(), await window.read()]
+    assert first + second == [5 * DAY, 5 * DAY, 8 * DAY, 8 * DAY]
+    raised = [(event["configured_h"], event["effective_h"]) for event in logs if event["event"] == "retention.raised"]
+    assert raised == [(48, 120), (48, 192)]
+
+
+async def test_window_is_unknown_when_a_source_does_not_say(endpoint_url: str) -> None:
+    """A queue or a stream that is gone, refuses or is out of reach makes it unknown, and the log says which."""
+    async with client_of("sqs", endpoint_url) as sqs, client_of("kinesis", "http://127.0.0.1:1") as kinesis:
+        queue = Queue(sqs, (await sqs.create_queue(QueueName="known"))["QueueUrl"])
+        gone = Queue(sqs, queue.url.replace("known", "gone"))
+        silent = Stream(kinesis, "silent")
+        with capture_logs() as logs:
+            windows = [
+                await LogWindow(15 * DAY, stream=None, queues=[queue]).read(),
+                await LogWindow(15 * DAY, stream=None, queues=[queue, gone]).read(),
+                await LogWindow(15 * DAY, stream=silent, queues=[queue]).read(),
+            ]
+    assert windows == [15 * DAY, None, None]
+    unknown = [event.get("queue", event.get("stream")) for event in logs if event["event"] == "retention.unknown"]
+    assert unknown == ["gone", "silent"]
+
+
+async def test_stream_tells_its_retention_and_takes_records(endpoint_url: str) -> None:
+    """The summary has what `check` and the retention need; records that are taken are not returned."""
+    async with client_of("kinesis", endpoint_url) as kinesis:
+        await kinesis.create_stream(StreamName="put", ShardCount=2)
+        stream = Stream(kinesis, "put")
+        await stream.ensure(create=False, shard_count=1)
+        assert await stream.summary() == StreamSummary("ACTIVE", DAY, 2)
+        assert await stream.put([NewRecord("a", b"1"), NewRecord("b", b"2")]) == []
+        assert await stream.put([NewRecord("a", b"3")]) == []
+
+
+async def test_stream_returns_the_records_that_it_did_not_take() -> None:
+    """A request may be refused in part, or as a whole."""
+    aws = ScriptedAws()
+    aws.answer({"FailedRecordCount": 1, "Records": [{"ErrorCode": "InternalFailure"}, {"SequenceNumber": "1"}]})
+    aws.refuse("ProvisionedThroughputExceededException")
+    async with aws.running() as url, client_of("kinesis", url) as kinesis:
+        records = [NewRecord("a", b"1"), NewRecord("b", b"2")]
+        assert await Stream(kinesis, "s").put(records) == records[:1]
+        with pytest.raises(TryAgainLaterError):
+            await Stream(kinesis, "s").put(records[:1])
+
+
+async def test_describe_table_tells_the_key_or_that_there_is_none(endpoint_url: str) -> None:
+    """The partition key comes first, however the service lists the parts; None for a table that does not exist."""
+    async with client_of("dynamodb", endpoint_url) as dynamodb:
+        names = ("part", "sort")
+        await dynamodb.create_table(
+            TableName="two",
+            BillingMode="PAY_PER_REQUEST",
+            AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in names],
+            KeySchema=[
+                {"AttributeName": "part", "KeyType": "HASH"},
+                {"AttributeName": "sort", "KeyType": "RANGE"},
+            ],
+        )
+        table = await describe_table(dynamodb, "two")
+        assert table is not None
+        assert table.key == names
+        assert await describe_table(dynamodb, "none") is None

@@ -1,0 +1,343 @@
+"""Applying operations to a shard: every kind, in every situation, with the rows and the log it leaves."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from support.postgres.tenant_cases import (
+    ARRIVED_AT,
+    STREAM_SHARD_ID,
+    TENANT_WAIT,
+    TenantCase,
+    add_tenant,
+    failed,
+    fetch,
+    log_row,
+    operation,
+)
+
+from simplu_worker.operations.admission import HOLD
+from simplu_worker.operations.decode import parse_timestamp, utc_text
+from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Source
+from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import ShardPool
+
+DATA = '{"name": "Ann", "age": 30, "address": {"city": "Oslo", "zip": "0150"}}'
+STORED = {"name": "Ann", "age": Decimal(30), "address": {"city": "Oslo", "zip": "0150"}}
+LATER = "2026-03-01T12:00:05.5Z"
+R1 = ("patient", "r1")
+
+# kind → members of an operation on `r1`, another content under the same request id, and `r1` afterwards
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
+    "create": ({"data": DATA}, {"data": '{"name": "Bob"}'}, STORED),
+    "update": ({"data": '{"a": 1}'}, {"data": '{"a": 1.0}'}, {"a": Decimal(1)}),
+    "patch": (
+        {"data": '{"age": null, "address": {"zip": null, "street": "Main"}, "x": [null]}'},
+        {"data": '{"age": null}'},
+        {"name": "Ann", "address": {"city": "Oslo", "street": "Main"}, "x": [None]},
+    ),
+    "delete": ({}, {"resource_id": "r2"}, None),
+    "read": ({}, {"resource_id": "r2"}, STORED),
+    "list": ({"resource_id": None}, {"resource_id": None, "filters": '{"age": 30}'}, STORED),
+}
+CANNOT = dict.fromkeys(("update", "patch", "delete", "read"), Failure.NOT_FOUND) | {"create": Failure.ALREADY_EXISTS}
+
+
+async def prepare(tenant: TenantCase, kind: str) -> None:
+    """Make `r1`, but for a `create`."""
+    if kind != "create":
+        assert await tenant.apply(tenant.operation("create", data=DATA)) == [SUCCEEDED]
+
+
+def of_kind(tenant: TenantCase, kind: str, **members: Any) -> Operation:
+    """Return an operation of the table above."""
+    return tenant.operation(kind, **(KINDS[kind][0] | {"timestamp": LATER} | members))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_writer_applies_and_logs_an_operation_when_it_is_fresh(tenant: TenantCase, kind: str) -> None:
+    """A fresh operation has its effect, and leaves one row of the log that says all about it."""
+    await prepare(tenant, kind)
+    fresh = of_kind(tenant, kind, sequence_number="49590338271490256608559692538361571095921575989136588898")
+
+    assert await tenant.apply(fresh) == [SUCCEEDED]
+
+    assert (await tenant.resources()).get(R1) == KINDS[kind][2]
+    row = await log_row(tenant, fresh.request_id)
+    assert abs(datetime.now(UTC) - row.pop("completed_at")) < timedelta(minutes=5)
+    assert int(row.pop("xid")) > 0
+    assert (row.pop("result") is not None) == (kind in {"read", "list"})
+    assert row == {
+        "tenant_id": tenant.tenant_id,
+        "request_id": fresh.request_id,
+        "operation": kind,
+        "resource_type": "patient",
+        "resource_id": None if kind == "list" else "r1",
+        "status": "succeeded",
+        "error": None,
+        "digest": fresh.digest,
+        "source": "kinesis",
+        "stream_shard_id": STREAM_SHARD_ID,
+        "sequence_number": "49590338271490256608559692538361571095921575989136588898",
+        "requested_at": datetime(2026, 3, 1, 12, 0, 5, 500_000, tzinfo=UTC),
+        "received_at": ARRIVED_AT,
+        "xact": "committed",
+    }
+
+
+@pytest.mark.parametrize("kind", CANNOT)
+async def test_writer_logs_a_failure_when_the_resource_is_not_as_it_must_be(tenant: TenantCase, kind: str) -> None:
+    """What cannot take effect is an outcome in the log with its error, and changes no resource."""
+    if kind == "create":
+        await tenant.apply(tenant.operation("create", data='{"first": true}'))
+    before = await tenant.resources()
+    conflicting = of_kind(tenant, kind)
+
+    assert await tenant.apply(conflicting) == [failed(CANNOT[kind])]
+
+    assert await tenant.resources() == before
+    row = await log_row(tenant, conflicting.request_id)
+    assert (row["status"], row["error"], row["result"]) == ("failed", CANNOT[kind], None)
+    assert row["digest"] == conflicting.digest
+
+
+@pytest.mark.parametrize("conflicting", [False, True], ids=["succeeded", "failed"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_writer_changes_nothing_when_an_operation_is_redelivered(
+    tenant: TenantCase, kind: str, *, conflicting: bool
+) -> None:
+    """The same operation again, from wherever and with whatever timestamp, is dropped: also when it had failed."""
+    if (kind == "create") == conflicting:
+        await tenant.apply(tenant.operation("create", data=DATA))
+    first = of_kind(tenant, kind)
+    again = of_kind(tenant, kind, request_id=first.request_id, timestamp="2026-03-02", source=Source.SQS)
+    await tenant.apply(first)
+    before = await tenant.everything()
+
+    assert await tenant.apply(again) == [DUPLICATE]
+    assert await tenant.apply(again, again) == [DUPLICATE, DUPLICATE]
+
+    assert await tenant.everything() == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_writer_applies_once_when_an_operation_comes_twice_in_one_batch(tenant: TenantCase, kind: str) -> None:
+    """The first of two is applied and logged with its own position, the second is dropped."""
+    await prepare(tenant, kind)
+    first = of_kind(tenant, kind, sequence_number="1")
+    second = of_kind(tenant, kind, request_id=first.request_id, sequence_number="2")
+
+    assert await tenant.apply(first, second) == [SUCCEEDED, DUPLICATE]
+
+    assert (await log_row(tenant, first.request_id))["sequence_number"] == "1"
+    assert (await tenant.resources()).get(R1) == KINDS[kind][2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_writer_makes_a_dead_letter_when_a_request_id_is_used_for_something_else(
+    tenant: TenantCase, kind: str
+) -> None:
+    """Another operation under a used request id is told, never dropped, and changes nothing: also within one batch."""
+    await prepare(tenant, kind)
+    first = of_kind(tenant, kind)
+    other = of_kind(tenant, kind, request_id=first.request_id, **KINDS[kind][1])
+
+    assert await tenant.apply(first, other) == [SUCCEEDED, REUSED]
+    before = await tenant.everything()
+    assert await tenant.apply(other) == [REUSED]
+    assert await tenant.apply(other, first, other) == [REUSED, DUPLICATE, REUSED]
+
+    assert await tenant.everything() == before
+    assert (await tenant.resources()).get(R1) == KINDS[kind][2]
+
+
+async def test_writer_keeps_the_same_request_id_apart_for_two_tenants(tenant: TenantCase) -> None:
+    """A request id identifies an operation within its tenant."""
+    other = TenantCase(tenant.pool, (tenant.ids[0], "other"))
+    await add_tenant(tenant.pool, other.ids)
+
+    outcomes = await tenant.apply(
+        tenant.operation("create", data={"a": 1}, request_id="same"),
+        other.operation("create", data={"a": 2}, request_id="same"),
+    )
+
+    assert outcomes == [SUCCEEDED, SUCCEEDED]
+    assert [await tenant.resources(), await other.resources()] == [{R1: {"a": 1}}, {R1: {"a": 2}}]
+
+
+async def test_writer_dates_a_resource_by_the_operations_timestamps(tenant: TenantCase) -> None:
+    """`date` is the create's timestamp and stays, `lastUpdated` the last writer's, never the clock's."""
+    await tenant.apply(
+        tenant.operation("create", data={"a": 1}, timestamp="2020-02-29T23:59:59.999999+02:00"),
+        tenant.operation("update", data={"a": 2}, timestamp="9999-12-31T23:59:59.999999Z"),
+        tenant.operation("create", "r2", data={}, timestamp="0001-01-01"),
+        tenant.operation("patch", "r2", data={"b": 1}, timestamp="1969-07-20T20:17:40Z"),
+    )
+
+    query = """SELECT "resourceId", "businessType", date::text, "lastUpdated"::text FROM resources WHERE id = $1"""
+    async with tenant.pool.transaction() as connection:
+        await connection.execute("SET LOCAL timezone = 'UTC'")
+        rows = [tuple(row) for row in await connection.fetch(query + ' ORDER BY "resourceId"', tenant.tenant_id)]
+    assert rows == [
+        ("r1", "dental", "2020-02-29 21:59:59.999999+00", "9999-12-31 23:59:59.999999+00"),
+        ("r2", "dental", "0001-01-01 00:00:00+00", "1969-07-20 20:17:40+00"),
+    ]
+
+
+async def test_writer_takes_ids_of_the_greatest_length(tenant: TenantCase) -> None:
+    """Ids of as many characters as the contract allows fit the keys, each character four bytes long."""
+    ids = ("🏨" * 128, "🦷" * 128)
+    case = TenantCase(tenant.pool, ids)
+    await add_tenant(tenant.pool, ids)
+    longest = {"resource_type": "🛏" * 128, "request_id": "🔑" * 128}
+
+    assert await case.apply(case.operation("create", "🧑" * 256, data={"a": 1}, **longest)) == [SUCCEEDED]
+
+    assert await case.resources() == {("🛏" * 128, "🧑" * 256): {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    "text", ["a'b", '"; DROP TABLE tenants; --', "../../etc", "%2F\\", "$1", "NULL", "\u0001", " "]
+)
+async def test_writer_keeps_ids_as_they_are(tenant: TenantCase, text: str) -> None:
+    """Quotes, SQL and path characters in ids are only text."""
+    assert await tenant.apply(tenant.operation("create", text, data={text: text}, resource_type=text)) == [SUCCEEDED]
+
+    assert await tenant.resources() == {(text, text): {text: text}}
+
+
+async def test_writer_keeps_data_as_jsonb_does(tenant: TenantCase) -> None:
+    """No number loses a digit, and of two members with one name the last counts."""
+    big = "123456789012345678901234567890.123456789012345678901234567890"
+    text = f'{{"b": {big}, "a": 1.50, "a": 9223372036854775808, "aa": -0.0, "é": "\\u00e9\\ud83c\\udfe8"}}'
+
+    await tenant.apply(tenant.operation("create", data=text))
+
+    (row,) = await fetch(tenant.pool, "SELECT data::text FROM resources WHERE id = $1", tenant.tenant_id)
+    assert row["data"] == f'{{"a": 9223372036854775808, "b": {big}, "aa": 0.0, "é": "é🏨"}}'
+
+
+HELD_STATES = ("incoming", "ready", "fenced", "moved")
+DESTROYED_STATES = ("destroying", "destroyed")
+
+
+async def test_writer_holds_operations_when_the_shard_has_no_row_of_the_tenant(tenant: TenantCase) -> None:
+    """An operation of a tenant that is not here is neither applied nor logged."""
+    stranger = TenantCase(tenant.pool, ("nobody", "nowhere"))
+
+    assert await tenant.apply(stranger.operation("create", data={}), tenant.operation("create", data={})) == [
+        HOLD,
+        SUCCEEDED,
+    ]
+    assert await stranger.everything() == [[], []]
+
+
+@pytest.mark.parametrize("state", HELD_STATES)
+async def test_writer_holds_operations_when_the_tenant_is_on_the_move(tenant: TenantCase, state: str) -> None:
+    """Only `active` takes operations; what is held leaves nothing, and is applied when the tenant is back."""
+    waiting = tenant.operation("create", data={"a": 1})
+    await tenant.set_state(state)
+
+    assert await tenant.apply(waiting, waiting) == [HOLD, HOLD]
+    assert await tenant.everything() == [[], []]
+
+    await tenant.set_state("active")
+    assert await tenant.apply(waiting) == [SUCCEEDED]
+
+
+@pytest.mark.parametrize("state", DESTROYED_STATES)
+async def test_writer_logs_tenant_destroyed_when_the_tenant_is(tenant: TenantCase, state: str) -> None:
+    """Operations of a destroyed tenant end with that outcome; a redelivery is one, another content is told."""
+    await tenant.apply(tenant.operation("create", data={"a": 1}))
+    await tenant.set_state(state)
+    late = tenant.operation("update", data={"a": 2})
+    other = tenant.operation("delete", request_id=late.request_id)
+
+    assert await tenant.apply(late, tenant.operation("read"), late, other) == [
+        failed(Failure.TENANT_DESTROYED),
+        failed(Failure.TENANT_DESTROYED),
+        DUPLICATE,
+        REUSED,
+    ]
+
+    assert await tenant.resources() == {R1: {"a": 1}}
+    assert (await tenant.log())[late.request_id] == ("failed", "tenant_destroyed")
+
+
+async def test_writer_refuses_an_operation_when_another_tenant_has_the_same_id(tenant: TenantCase) -> None:
+    """`a-b`+`c` and `a`+`b-c` have one id: the row says whose it is, the other's operations are dead letters."""
+    business, location = tenant.ids
+    owner = TenantCase(tenant.pool, (business, f"{location}-x"))
+    other = TenantCase(tenant.pool, (f"{business}-{location}", "x"))
+    await add_tenant(tenant.pool, owner.ids)
+
+    mine, refused = await tenant.apply(owner.operation("create", data={}), other.operation("delete"))
+
+    assert mine == SUCCEEDED
+    assert (refused.disposition, refused.reason) == (Disposition.DEAD_LETTER, DeadLetterReason.UNKNOWN_TENANT)
+    assert owner.tenant_id in str(refused.error)
+    assert len(await owner.log()) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "waited", "is_dead"),
+    [
+        (Source.KINESIS, TENANT_WAIT, True),
+        (Source.KINESIS, TENANT_WAIT - timedelta(microseconds=1), False),
+        (Source.SQS, TENANT_WAIT * 10, False),
+    ],
+)
+async def test_writer_gives_up_an_operation_when_it_came_too_long_before_its_tenant(
+    tenant: TenantCase, source: Source, waited: timedelta, *, is_dead: bool
+) -> None:
+    """Arrival + wait ≤ created_at is unknown_tenant for every reader for ever (idea 7); only streams have readers."""
+    young = TenantCase(tenant.pool, (tenant.ids[0], "young"))
+    await add_tenant(tenant.pool, young.ids, created_at=ARRIVED_AT + waited)
+
+    (outcome,) = await tenant.apply(young.operation("create", data={}, source=source))
+
+    assert outcome.reason == (DeadLetterReason.UNKNOWN_TENANT if is_dead else None)
+    assert len(await young.log()) == (0 if is_dead else 1)
+
+
+async def test_writer_refuses_to_write_when_the_database_is_another_shards(shard: ShardPool) -> None:
+    """Identity is checked before the first write: also after the address changed."""
+    await add_tenant(shard)
+    await fetch(shard, "UPDATE shard_meta SET shard_id = 'another'")
+    case = TenantCase(shard, ("clinic", "main"))
+
+    with pytest.raises(ShardUnavailableError, match=r"shard shard-1: .* the database of shard another"):
+        await case.apply(operation("create", data={}))
+
+    assert await case.everything() == [[], []]
+
+
+def test_outcomes_of_the_log_are_told_apart() -> None:
+    """A duplicate is passed over in silence, a reuse is a dead letter with a text for people."""
+    assert (DUPLICATE.disposition, DUPLICATE.reason) == (Disposition.DUPLICATE, None)
+    assert (REUSED.disposition, REUSED.reason) == (Disposition.DEAD_LETTER, DeadLetterReason.REQUEST_ID_REUSED)
+    assert "requestId" in str(REUSED.error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("2026-01-31T09:00:00Z", "2026-01-31T09:00:00.1Z", "2026-01-31T09:00:00.123Z", "2026-01-31T09:00:00.123456Z"),
+        *(
+            "2026-01-31T09:00:00.1234567Z",
+            "0001-01-01T00:00:00Z",
+            "9999-12-31T23:59:59.999999Z",
+            "2024-02-29T23:59:59Z",
+        ),
+        *("2026-W05-6T09:00:00Z", "2026-01-31T09:00Z", "20260131T090000Z", "2026-01-31T10:30:00+01:30", "2026-01-31"),
+    ],
+)
+async def test_time_is_the_same_for_postgres_whether_or_not_its_text_is_kept(tenant: TenantCase, text: str) -> None:
+    """Texts of the usual form go there as they came."""
+    rows = await fetch(tenant.pool, "SELECT $1::text::timestamptz AS at", utc_text(text))
+
+    assert rows == [{"at": parse_timestamp(text)}]

@@ -1,0 +1,254 @@
+"""Operations that fail by themselves while their shard works: found, blamed alone, and nothing overtakes them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY
+from support.postgres.databases import ShardMaker, database_of, execute
+from support.postgres.tenant_cases import NO_CHECKS, TENANT, TenantCase, add_tenant, failed, fetch
+from support.postgres.trouble import calm, make_touchy
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.operations.admission import HOLD
+from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
+from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+
+RAISED = Outcome(disposition=Disposition.UNEXPECTED, error="RaiseError (P0001)")
+TIMED_OUT = Outcome(disposition=Disposition.UNEXPECTED, error="QueryCanceledError (57014)")
+INVALID_DATA = failed(Failure.INVALID_DATA)
+BAD = {"raise": "P0001"}
+SLOW = {"sleep": 5}
+
+
+@pytest.fixture
+async def touchy(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
+    """Give a shard that fails by itself at some operations, with a statement's deadline of half a second."""
+    pool = ShardPool(await make_shard(), size=4, deadlines=Deadlines(statement_s=0.5))
+    await make_touchy(pool)
+    yield pool
+    await pool.close()
+
+
+async def case_on(pool: ShardPool, location: str = TENANT[1]) -> TenantCase:
+    """Return an active tenant on a shard of the test's own."""
+    case = TenantCase(pool, (TENANT[0], location))
+    await add_tenant(pool, case.ids)
+    return case
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("P0001", "RaiseError (P0001)"),
+        ("23514", "CheckViolationError (23514)"),
+        ("XX000", "InternalServerError (XX000)"),
+        ("21000", "CardinalityViolationError (21000)"),
+        ("57014", "QueryCanceledError (57014)"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["create", "update"])
+async def test_writer_blames_an_operation_when_it_fails_by_itself(
+    touchy: ShardPool, kind: str, code: str, error: str
+) -> None:
+    """It is UNEXPECTED and told by class and code alone; it leaves no row and no effect, and the shard is well."""
+    case = await case_on(touchy)
+    if kind == "update":
+        await case.apply(case.operation("create", data={"v": 1}))
+    before = await case.everything()
+
+    (outcome,) = await case.apply(case.operation(kind, data={"raise": code}))
+
+    assert outcome == Outcome(disposition=Disposition.UNEXPECTED, error=error)
+    assert await case.everything() == before
+    assert touchy.is_healthy
+    labels = {"shard_id": touchy.address.shard_id, "kind": "statement"}
+    assert REGISTRY.get_sample_value("simplu_shard_errors_total", labels)
+
+
+async def test_writer_holds_only_the_tenants_later_operations_when_one_fails_by_itself(touchy: ShardPool) -> None:
+    """What came before it is applied, what comes behind it is held, and other tenants notice nothing."""
+    case, other = await case_on(touchy), await case_on(touchy, "other")
+    bad = case.operation("create", "r2", BAD)
+    batch = [
+        case.operation("create", data={"v": 1}),
+        other.operation("create", data={"v": 1}),
+        case.operation("list", None),
+        bad,
+        other.operation("update", data={"v": 2}),
+        case.operation("update", data={"v": 2}),
+        case.operation("read", "r1"),
+        other.operation("list", None),
+    ]
+
+    outcomes = await case.apply(*batch)
+
+    assert outcomes == [SUCCEEDED] * 3 + [RAISED, SUCCEEDED, HOLD, HOLD, SUCCEEDED]
+    assert await case.resources() == {("patient", "r1"): {"v": 1}}
+    assert await other.resources() == {("patient", "r1"): {"v": 2}}
+    assert len(await case.log()) == 2
+
+    await calm(touchy)
+    assert await case.apply(bad, *batch[5:7]) == [SUCCEEDED] * 3
+
+
+async def test_writer_tells_the_kinds_of_fault_apart_when_a_batch_has_several(touchy: ShardPool) -> None:
+    """Refused data fail alone and hold nobody; of a tenant only the first operation that fails by itself is blamed."""
+    case, other, slow = await case_on(touchy), await case_on(touchy, "other"), await case_on(touchy, "slow")
+    batch = [
+        case.operation("create", "r1", '{"v": "\\u0000"}'),
+        other.operation("create", "r1", BAD),
+        case.operation("create", "r2", {"raise": "22000"}),
+        slow.operation("create", "r1", {"v": 1}),
+        slow.operation("create", "r2", SLOW),
+        case.operation("create", "r3", {"v": 3}),
+        other.operation("create", "r2", BAD),
+        slow.operation("create", "r3", {"v": 3}),
+        case.operation("create", "r4", BAD),
+        case.operation("create", "r5", {"v": 5}),
+    ]
+
+    assert await case.apply(*batch) == [
+        INVALID_DATA,
+        RAISED,
+        INVALID_DATA,
+        SUCCEEDED,
+        TIMED_OUT,
+        SUCCEEDED,
+        HOLD,
+        HOLD,
+        RAISED,
+        HOLD,
+    ]
+    assert sorted(await case.resources()) == [("patient", "r3")]
+    assert await other.everything() == [[], []]
+
+
+async def test_writer_blames_an_operation_when_only_the_commit_shows_it(make_shard: ShardMaker) -> None:
+    """A deferred constraint of the owner's speaks at the commit: the batch is halved all the same."""
+    pool = ShardPool(await make_shard(), size=2)
+    await make_touchy(pool, deferred=True)
+    case, other = await case_on(pool), await case_on(pool, "other")
+    batch = [case.operation("create", f"r{number}", BAD if number == 3 else {}) for number in range(5)]
+
+    # The list is the last statement before the commit, and no more at fault than the others.
+    outcomes = await case.apply(*batch, other.operation("create", data={}), other.operation("list", None))
+
+    assert outcomes == [SUCCEEDED, SUCCEEDED, SUCCEEDED, RAISED, HOLD, SUCCEEDED, SUCCEEDED]
+    await pool.close()
+
+
+@settings(max_examples=40, suppress_health_check=NO_CHECKS)
+@given(faults=st.lists(st.sampled_from(["", "", "", "bad", "unstorable"]), min_size=1, max_size=24), data=st.data())
+async def test_writer_blames_the_first_of_each_tenant_whatever_the_batch(
+    touchy: ShardPool, faults: list[str], data: st.DataObject
+) -> None:
+    """As one by one: up to the first that fails by itself all is applied or invalid, behind it all is held."""
+    await fetch(touchy, "DELETE FROM resources")
+    await fetch(touchy, "DELETE FROM operations")
+    await fetch(touchy, "DELETE FROM tenants")
+    cases = [await case_on(touchy, location) for location in ("a", "b", "c")]
+    documents: dict[str, Any] = {"": {"v": 1}, "bad": BAD, "unstorable": '{"v": 1e200000}'}
+    verdicts = {"": SUCCEEDED, "bad": RAISED, "unstorable": INVALID_DATA}
+    batch: list[Operation] = []
+    expected: list[Outcome] = []
+    stopped: set[str] = set()
+    for number, fault in enumerate(faults):
+        case = data.draw(st.sampled_from(cases))
+        batch.append(case.operation("create", f"r{number}", documents[fault]))
+        expected.append(HOLD if case.tenant_id in stopped else verdicts[fault])
+        if fault == "bad":
+            stopped.add(case.tenant_id)
+
+    assert await cases[0].apply(*batch) == expected
+
+    log = [entry for case in cases for entry in await case.log()]
+    assert len(log) == sum(outcome.disposition is Disposition.APPLIED for outcome in expected)
+    again = [DUPLICATE if outcome.disposition is Disposition.APPLIED else outcome for outcome in expected]
+    assert await cases[0].apply(*batch) == again
+
+
+async def test_writer_has_the_wait_twice_when_one_of_many_takes_too_long(touchy: ShardPool) -> None:
+    """The batch waits for the deadline once and the culprit alone once more, not once for each halving."""
+    case, other = await case_on(touchy), await case_on(touchy, "other")
+    batch = [other.operation("create", f"r{number}", {"v": number}) for number in range(60)]
+    batch[40] = case.operation("create", data=SLOW)
+    started = time.monotonic()
+
+    outcomes = await case.apply(*batch)
+
+    assert outcomes == [SUCCEEDED] * 40 + [TIMED_OUT] + [SUCCEEDED] * 19
+    assert time.monotonic() - started < 2.0  # 2 × 0.5 s and sixty small transactions; six halvings would be 3.5 s
+    assert len(await other.resources()) == 59
+
+
+async def test_writer_blames_at_once_when_one_operation_alone_was_to_be_applied(touchy: ShardPool) -> None:
+    """Of a batch whose others are in the log already there is nothing to find out."""
+    case, other = await case_on(touchy), await case_on(touchy, "other")
+    known = [case.operation("create", data={"v": 0}), other.operation("create", data={"v": 0})]
+    assert await case.apply(*known) == [SUCCEEDED] * 2
+    started = time.monotonic()
+
+    assert await case.apply(*known, case.operation("update", data=SLOW)) == [DUPLICATE, DUPLICATE, TIMED_OUT]
+
+    assert time.monotonic() - started < 0.9
+
+
+async def test_writer_blames_nobody_when_many_are_merely_slow_together(touchy: ShardPool) -> None:
+    """A batch whose operations need more than the deadline together, and little each, is applied one by one."""
+    case = await case_on(touchy)
+    batch = [case.operation("create", f"r{number}", {"sleep": 0.1}) for number in range(8)]
+
+    assert await case.apply(*batch) == [SUCCEEDED] * 8
+
+
+@pytest.mark.parametrize("moment", ["lock_tenants", "begin"])
+async def test_writer_blames_nobody_when_the_failing_statement_has_no_operation_in_it(
+    make_shard: ShardMaker, moment: str
+) -> None:
+    """Before the log is written no operation can be at fault: it is the shard that cannot take the batch."""
+    deadlines = Deadlines(statement_s=0.3, lock_s=5.0 if moment == "lock_tenants" else 1e9)
+    pool = ShardPool(await make_shard(), size=2, deadlines=deadlines)
+    case = await case_on(pool)
+    async with pool.connection() as rival, rival.transaction():
+        await rival.execute("SELECT FROM tenants FOR UPDATE")
+
+        with pytest.raises(ShardUnavailableError, match=r"57014|22023"):
+            await case.apply(case.operation("create", data={}), case.operation("read"))
+    await pool.close()
+
+
+async def test_writer_blames_nobody_when_the_shard_does_not_work(
+    make_shard: ShardMaker, postgres_server: PostgresServer
+) -> None:
+    """An operation that fails by itself is not at fault while the shard does not answer a trivial question."""
+    pool = ShardPool(await make_shard(), size=1)
+    await make_touchy(pool)
+    case = await case_on(pool)
+    setting = f"ALTER DATABASE {database_of(pool.address)} ALLOW_CONNECTIONS"
+    # The pool's one connection stays, and no other is let in.
+    await execute(postgres_server.url_of("postgres"), f"{setting} false")
+
+    with pytest.raises(ShardUnavailableError, match=r"ObjectNotInPrerequisiteStateError \(55000\)"):
+        await case.apply(case.operation("create", data=BAD))
+
+    await execute(postgres_server.url_of("postgres"), f"{setting} true")
+    await pool.close()
+
+
+async def test_writer_fails_as_the_shard_when_the_log_itself_refuses_a_row(touchy: ShardPool) -> None:
+    """An operation whose row cannot even be written as failed is nothing that could be passed over."""
+    case = await case_on(touchy)
+    await fetch(touchy, "ALTER TABLE operations ADD CHECK (1 / (length(request_id) - 3) > -10)")
+    poisonous = case.operation("create", data={}, request_id="abc")
+
+    with pytest.raises(ShardUnavailableError, match=r"refuses a row of the log: DivisionByZeroError \(22012\)"):
+        await case.apply(case.operation("create", "r2", {}), poisonous)

@@ -1,0 +1,547 @@
+"""How far a stream shard got, written with each batch: only by who knows the row, and together with the effects."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import (
+    ARRIVED_AT,
+    STREAM,
+    STREAM_SHARD_ID,
+    TENANT_MADE_AT,
+    TenantCase,
+    add_tenant,
+    fetch,
+    writer_of,
+)
+from support.postgres.trouble import Line, calm, make_touchy, shut_gate, waiters
+
+from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Outcome
+from simplu_worker.shards.apply.position_claims import Claim, PositionChangedError, Standing, StreamPosition
+from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import ShardPool
+
+PARENT = "shardId-000000000001"
+UNEXPECTED = Outcome(disposition=Disposition.UNEXPECTED, error="RaiseError (P0001)")
+INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)
+GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
+
+
+@pytest.fixture
+async def case(shard: ShardPool) -> TenantCase:
+    """Give an active tenant on a shard of the test's own."""
+    await add_tenant(shard, ("clinic", "main"), created_at=TENANT_MADE_AT)
+    return TenantCase(shard, ("clinic", "main"))
+
+
+@pytest.fixture
+def writer(case: TenantCase) -> ShardWriter:
+    """Give a writer to that shard."""
+    return writer_of(case.pool)
+
+
+def claim_of(stream_shard_id: str = STREAM_SHARD_ID, owed_from: str = "7/0", **members: Any) -> Claim:
+    """Return what a reader that saw no row is going to write."""
+    return Claim(STREAM, stream_shard_id, owed_from=owed_from, **members)
+
+
+def said(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row but for where it belongs."""
+    return {name: value for name, value in row.items() if name not in {"stream", "stream_shard_id"}}
+
+
+async def rows(pool: ShardPool) -> dict[str, dict[str, Any]]:
+    """Return all rows, by stream shard; of the stream that is written here."""
+    found = await fetch(pool, "SELECT *, token::text FROM stream_positions")
+    assert {row["stream"] for row in found} <= {STREAM}
+    return {row["stream_shard_id"]: said(row) for row in found}
+
+
+async def position(pool: ShardPool, stream_shard_id: str = STREAM_SHARD_ID) -> str | None:
+    """Return what a row says is owed; None where there is none."""
+    found = (await rows(pool)).get(stream_shard_id)
+    return None if found is None else found["owed_from"]
+
+
+async def take_away(pool: ShardPool, stream_shard_id: str = STREAM_SHARD_ID) -> str:
+    """Write the row as another reader does; return its token."""
+    token = str(uuid.uuid4())
+    query = "UPDATE stream_positions SET token = $2::uuid, owed_from = '99/0' WHERE stream_shard_id = $1"
+    await fetch(pool, query, stream_shard_id, token)
+    return token
+
+
+async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_next(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """All that the claim says is in it, under a token that only who wrote it knows."""
+    claim = claim_of(owed_since=ARRIVED_AT, read_to="9/1", held=("tenant:a-x", "slots:AA"), parents_done=True)
+    assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
+
+    first = (await rows(case.pool))[STREAM_SHARD_ID]
+    assert first == {
+        "owed_from": "7/0",
+        "owed_since": ARRIVED_AT,
+        "read_to": "9/1",
+        "held": ["tenant:a-x", "slots:AA"],
+        "parents_done": True,
+        "token": claim.tokens[0],
+    }
+    assert len(claim.tokens) == 1
+
+    claim.owed_from, claim.owed_since = "8/0", ARRIVED_AT + timedelta(seconds=1)
+    claim.read_to, claim.held, claim.parents_done = None, None, False
+    assert await writer.apply([case.operation("update", data={})], claim) == [SUCCEEDED]
+
+    assert (await rows(case.pool))[STREAM_SHARD_ID] == {
+        "owed_from": "8/0",
+        "owed_since": ARRIVED_AT + timedelta(seconds=1),
+        "read_to": None,
+        "held": None,
+        "parents_done": False,
+        "token": claim.tokens[0],
+    }
+    assert claim.tokens != [first["token"]]
+
+
+async def test_writer_writes_no_row_without_a_claim(case: TenantCase, writer: ShardWriter) -> None:
+    """What comes from elsewhere than a stream says nothing of one."""
+    assert await writer.apply([case.operation("create", data={})]) == [SUCCEEDED]
+    assert await rows(case.pool) == {}
+
+
+@pytest.mark.parametrize("known", ["no row", "a row"])
+async def test_writer_applies_nothing_when_the_row_is_another_readers(
+    case: TenantCase, writer: ShardWriter, known: str
+) -> None:
+    """Neither effects nor log nor row; what the reader knows of the row stays as it was."""
+    claim, other = claim_of(), claim_of(owed_from="6/0")
+    if known == "a row":
+        await writer.apply([case.operation("create", "r0", {})], claim)
+        other.tokens = list(claim.tokens)
+    tokens = list(claim.tokens)
+    await writer.apply([case.operation("create", "r1", {})], other)
+    before = await case.everything(), await rows(case.pool)
+
+    claim.owed_from = "8/0"
+    operations = [case.operation("create", "r2", {}), case.operation("update", "r1", {"v": 2})]
+    with pytest.raises(PositionChangedError, match=STREAM_SHARD_ID):
+        await writer.apply(operations, claim)
+
+    assert (await case.everything(), await rows(case.pool)) == before
+    assert claim.tokens == tokens
+    assert await position(case.pool) == "6/0"
+
+
+async def test_writer_makes_no_row_when_a_tenant_was_moved_here_since_the_reader_saw_that_there_is_none(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """The tenant may lack what its shard had lost; no row can have told the reader, and none that it makes may hide it.
+
+    Tenants that are made here meanwhile lack nothing.
+    """
+    standing = await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True)
+    assert standing is not None
+    claim = claim_of(moves=standing.moves)
+    await add_tenant(case.pool, ("clinic", "moved"), created_at=TENANT_MADE_AT)
+    await fetch(case.pool, "UPDATE tenants SET epoch = 2, state_changed_at = now() WHERE location_id = 'moved'")
+
+    with pytest.raises(PositionChangedError, match=STREAM_SHARD_ID):
+        await writer.apply([case.operation("create", data={})], claim)
+    assert await writer.touch([claim]) == [claim]
+    assert (await rows(case.pool), await case.resources()) == ({}, {})
+
+    standing = await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True)
+    assert standing is not None
+    claim = claim_of(moves=standing.moves)
+    await add_tenant(case.pool, ("clinic", "new"), created_at=TENANT_MADE_AT)
+    assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
+
+
+async def test_writer_applies_nothing_when_the_row_that_a_reader_knew_is_gone(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """A server without it lacks what was applied as well."""
+    claim = claim_of()
+    await writer.apply([case.operation("create", data={})], claim)
+    await fetch(case.pool, "DELETE FROM stream_positions")
+    before = await case.everything()
+
+    with pytest.raises(PositionChangedError):
+        await writer.apply([case.operation("update", data={"v": 1})], claim)
+
+    assert (await case.everything(), await rows(case.pool)) == (before, {})
+
+
+async def test_writer_lets_only_one_of_two_readers_write_that_saw_the_same_row(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """The second waits for the first and then finds another row, whether there was one before or not."""
+    for owed_from in ("7/0", "8/0"):
+        seen = [row["token"] for row in (await rows(case.pool)).values()]
+        first, second = claim_of(owed_from=owed_from, tokens=list(seen)), claim_of(owed_from="1/0", tokens=list(seen))
+        name = owed_from.partition("/")[0]
+        async with shut_gate(case.pool) as gate, asyncio.TaskGroup() as tasks:
+            winning = tasks.create_task(writer.apply([case.operation("create", f"w{name}", {})], first))
+            await gate.reached()
+            losing = tasks.create_task(_refused(writer, [case.operation("create", f"l{name}", {})], second))
+            await waiters(gate.holder, count=2)
+            await gate.open()
+        await fetch(case.pool, "DROP FUNCTION wait_at_gate CASCADE")
+        assert (winning.result(), losing.result()) == ([SUCCEEDED], True)
+        assert await position(case.pool) == owed_from
+        assert second.tokens == seen
+    assert sorted(name for _, name in await case.resources()) == ["w7", "w8"]
+
+
+async def _refused(writer: ShardWriter, operations: list[Any], claim: Claim) -> bool:
+    try:
+        await writer.apply(operations, claim)
+    except PositionChangedError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("after", [True, False], ids=["committed", "not committed"])
+@pytest.mark.parametrize("known", ["no row", "a row"])
+async def test_reader_goes_on_when_it_does_not_know_whether_its_batch_was_committed(
+    make_shard: ShardMaker, known: str, *, after: bool
+) -> None:
+    """Either row is its own; only one that began a row cannot tell that there is none from a row that was lost."""
+    async with Line(await make_shard()).opened() as line:
+        pool = ShardPool(line.address, size=2)
+        await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
+        case, writer, claim = TenantCase(pool, ("clinic", "main")), writer_of(pool), claim_of()
+        await writer.apply([case.operation("list", None)], claim if known == "a row" else None)
+        before = list(claim.tokens)
+        batch = [case.operation("create", data={"v": 0}), case.operation("patch", data={"w": 1})]
+        claim.owed_from = "8/0"
+        line.cut_after_commit, line.cut_before_commit = after, not after
+        with pytest.raises(ShardUnavailableError):
+            await writer.apply(batch, claim)
+        assert claim.tokens[:-1] == before
+        assert await position(pool) == ("8/0" if after else "7/0" if before else None)
+
+        claim.owed_from = "9/0"
+        if not after and not before:
+            with pytest.raises(PositionChangedError):
+                await writer.apply(batch, claim)
+            claim.tokens = []  # after a look
+        assert await writer.apply(batch, claim) == [DUPLICATE if after else SUCCEEDED] * 2
+        assert await position(pool) == "9/0"
+        assert len(claim.tokens) == 1
+        await pool.close()
+
+
+async def test_reader_goes_on_when_its_connection_is_ended_within_the_batch(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """The server ends it, say at a restart: the row is the one before, which the reader knows still."""
+    claim = claim_of()
+    await writer.apply([case.operation("create", data={})], claim)
+    batch = [case.operation("update", data={"v": 1})]
+    claim.owed_from = "8/0"
+
+    async with shut_gate(case.pool) as gate, asyncio.TaskGroup() as tasks:
+        applying = tasks.create_task(_outcome(writer, batch, claim))
+        await gate.reached()
+        await gate.holder.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+        )
+        assert isinstance(await applying, ShardUnavailableError)
+        await gate.open()
+
+    assert (len(claim.tokens), await position(case.pool)) == (2, "7/0")
+    assert await writer.apply(batch, claim) == [SUCCEEDED]
+    assert (len(claim.tokens), await position(case.pool)) == (1, "8/0")
+
+
+async def _outcome(writer: ShardWriter, operations: list[Any], claim: Claim) -> object:
+    try:
+        return await writer.apply(operations, claim)
+    except ShardUnavailableError as exc:
+        return exc
+
+
+async def test_attempt_that_was_given_up_writes_nothing_when_it_comes_late(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """The batch that was sent after it has committed, and the row that it expects is no more: nothing is overtaken."""
+    claim = claim_of()
+    await writer.apply([case.operation("create", data={"v": 0})], claim)
+    seen = list(claim.tokens)
+    late = Claim(STREAM, STREAM_SHARD_ID, owed_from="7/0", tokens=seen)
+    claim.owed_from = "8/0"
+    assert await writer.apply([case.operation("update", data={"v": 1})], claim) == [SUCCEEDED]
+
+    with pytest.raises(PositionChangedError):
+        await writer.apply([case.operation("update", data={"v": -1})], late)
+
+    assert await case.resources() == {("patient", "r1"): {"v": 1}}
+    assert await position(case.pool) == "8/0"
+
+
+@pytest.mark.parametrize(
+    ("bad", "outcome"),
+    [({"raise": "22000"}, INVALID_DATA), ({"raise": "P0001"}, UNEXPECTED)],
+    ids=["data that are refused", "it fails by itself"],
+)
+async def test_writer_writes_the_row_with_each_part_of_a_batch(
+    make_shard: ShardMaker, bad: dict[str, str], outcome: Outcome
+) -> None:
+    """What a batch is cut into are transactions of their own; each knows the row that the one before it left."""
+    pool = ShardPool(await make_shard(), size=2)
+    await make_touchy(pool)
+    await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
+    await add_tenant(pool, ("clinic", "other"), created_at=TENANT_MADE_AT)
+    case, other = TenantCase(pool, ("clinic", "main")), TenantCase(pool, ("clinic", "other"))
+    await fetch(pool, "CREATE TABLE written (token uuid, xid xid8)")
+    await fetch(
+        pool,
+        """
+        CREATE FUNCTION note_written() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO written VALUES (NEW.token, pg_current_xact_id()); RETURN NULL; END $$
+        """,
+    )
+    await fetch(
+        pool,
+        "CREATE TRIGGER written AFTER INSERT OR UPDATE ON stream_positions"
+        " FOR EACH ROW EXECUTE FUNCTION note_written()",
+    )
+    claim = claim_of()
+    batch = [
+        (case if number == 5 else other).operation("create", f"r{number}", bad if number == 5 else {})
+        for number in range(8)
+    ]
+
+    outcomes = await writer_of(pool).apply(batch, claim)
+
+    assert outcomes == [SUCCEEDED] * 5 + [outcome] + [SUCCEEDED] * 2
+    written = await fetch(pool, "SELECT token::text, xid FROM written")
+    transactions = {row["xid"] for row in await fetch(pool, "SELECT xid FROM operations")}
+    assert len(transactions) > 1
+    assert transactions <= {row["xid"] for row in written}
+    assert len({row["token"] for row in written}) == len(written)
+    assert claim.tokens == [(await rows(pool))[STREAM_SHARD_ID]["token"]]
+    await calm(pool)
+    await pool.close()
+
+
+async def test_writer_stops_between_two_parts_when_the_row_is_another_readers_by_then(
+    make_shard: ShardMaker,
+) -> None:
+    """The first part is applied, and said to be owed as before; nothing of the second is."""
+    pool = ShardPool(await make_shard(), size=2)
+    await make_touchy(pool)
+    await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
+    case, claim = TenantCase(pool, ("clinic", "main")), claim_of()
+    await fetch(
+        pool,
+        """
+        CREATE FUNCTION steal() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN UPDATE stream_positions SET token = gen_random_uuid(); RETURN NULL; END $$
+        """,
+    )
+    await fetch(
+        pool,
+        "CREATE TRIGGER steal AFTER INSERT ON resources FOR EACH ROW WHEN (NEW.\"resourceId\" = 'r1')"
+        " EXECUTE FUNCTION steal()",
+    )
+    batch = [case.operation("create", f"r{number}", {"raise": "22000"} if number == 6 else {}) for number in range(8)]
+
+    with pytest.raises(PositionChangedError):
+        await writer_of(pool).apply(batch, claim)
+
+    assert sorted(name for _, name in await case.resources()) == ["r0", "r1", "r2", "r3"]
+    assert await position(pool) == "7/0"
+    await pool.close()
+
+
+async def test_writer_writes_the_row_with_an_operation_that_is_given_up(case: TenantCase, writer: ShardWriter) -> None:
+    """Its row in the log is as much of the shard as an effect; without the own row it is not written."""
+    claim = claim_of()
+    bad = case.operation("create", data={})
+    assert await writer.give_up(bad, claim) == GIVEN_UP
+    assert (await position(case.pool), len(claim.tokens)) == ("7/0", 1)
+
+    claim.owed_from = "8/0"
+    assert await writer.give_up(bad, claim) == DUPLICATE
+    assert await position(case.pool) == "8/0"
+
+    await take_away(case.pool)
+    other = case.operation("create", data={})
+    with pytest.raises(PositionChangedError):
+        await writer.give_up(other, claim)
+    assert list(await case.log()) == [bad.request_id]
+
+
+async def test_touch_writes_what_is_its_readers_and_says_what_is_not(case: TenantCase, writer: ShardWriter) -> None:
+    """Rows of several stream shards at once: what is another's keeps none of the others from being written."""
+    known, new, stolen, gone = (claim_of(f"shardId-{number}") for number in range(4))
+    for claim in (known, stolen, gone):
+        assert await writer.touch([claim]) == []
+    token = await take_away(case.pool, "shardId-2")
+    await fetch(case.pool, "DELETE FROM stream_positions WHERE stream_shard_id = 'shardId-3'")
+    for claim in (known, new, stolen, gone):
+        claim.owed_from = "8/0"
+
+    assert await writer.touch([gone, stolen, new, known]) == [stolen, gone]
+
+    found = await rows(case.pool)
+    assert {key: row["owed_from"] for key, row in found.items()} == {
+        "shardId-0": "8/0",
+        "shardId-1": "8/0",
+        "shardId-2": "99/0",
+    }
+    assert found["shardId-2"]["token"] == token
+    assert [claim.tokens for claim in (known, new)] == [[found[f"shardId-{n}"]["token"]] for n in (0, 1)]
+    assert await writer.touch([]) == []
+
+
+async def test_touch_leaves_the_rows_in_doubt_when_nobody_answers(make_shard: ShardMaker) -> None:
+    """As a batch does; and then the same reader goes on."""
+    async with Line(await make_shard()).opened() as line:
+        pool = ShardPool(line.address, size=2)
+        await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
+        writer, claims = writer_of(pool), [claim_of("shardId-0"), claim_of("shardId-1")]
+        await writer.touch(claims)
+        for cut_after in (True, False):
+            line.cut_after_commit, line.cut_before_commit = cut_after, not cut_after
+            with pytest.raises(ShardUnavailableError):
+                await writer.touch(claims)
+            assert [len(claim.tokens) for claim in claims] == [2, 2]
+            assert await writer.touch(claims) == []
+        await pool.close()
+
+
+async def test_standing_is_all_that_a_shard_knows(case: TenantCase, writer: ShardWriter) -> None:
+    """The rows that are asked for; and the first tenant, where one of them is not there."""
+    unmoved = partial(Standing, moves="")
+    assert await writer.standing(STREAM, [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
+    claim = claim_of(owed_since=ARRIVED_AT, read_to="9/1", held=("tenant:a-x",), parents_done=True)
+    await writer.touch([claim, claim_of("shardId-9")])
+    row = StreamPosition("7/0", ARRIVED_AT, True, claim.tokens[0], read_to="9/1", held=("tenant:a-x",))
+
+    assert await writer.standing(STREAM, [STREAM_SHARD_ID]) == Standing({STREAM_SHARD_ID: row}, None)
+    assert await writer.standing(STREAM, [STREAM_SHARD_ID, PARENT]) == unmoved({STREAM_SHARD_ID: row}, TENANT_MADE_AT)
+    assert await writer.standing("another-stream", [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
+    assert await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True) == unmoved(
+        {STREAM_SHARD_ID: row}, TENANT_MADE_AT
+    )
+    await fetch(case.pool, "DELETE FROM tenants")
+    assert await writer.standing(STREAM, [PARENT]) == unmoved({}, None)
+
+
+async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCase, writer: ShardWriter) -> None:
+    """Who meets the shard for the first time may have sent that tenant something elsewhere, which is lost."""
+    for name, moved_ago in (("earlier", "1 hour"), ("later", "20 minutes")):
+        await add_tenant(case.pool, (name, "main"), created_at=TENANT_MADE_AT)
+        query = "UPDATE tenants SET epoch = 2, state_changed_at = clock_timestamp() - $2::text::interval WHERE id = $1"
+        await fetch(case.pool, query, f"{name}-main", moved_ago)
+    await writer.touch([claim_of(parents_done=True)])
+
+    asked_later = await writer.standing(STREAM, [STREAM_SHARD_ID])
+    asked_first = await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True)
+    adopted = await writer.adopt(claim_of(), [], is_first=True)
+
+    assert asked_later is not None
+    assert asked_later.moved_in_s is None
+    for standing in (asked_first, adopted):
+        assert standing is not None
+        assert standing.moved_in_s == pytest.approx(1200, abs=60)
+
+
+async def test_shard_says_who_lives_there(case: TenantCase, writer: ShardWriter) -> None:
+    """Who is fenced does, who was moved or destroyed does not, nor who never came."""
+    states = ("active", "fenced", "incoming", "ready", "moved", "destroying", "destroyed")
+    for state in states:
+        await add_tenant(case.pool, (state, "main"), created_at=TENANT_MADE_AT)
+        await fetch(case.pool, "UPDATE tenants SET state = $2 WHERE id = $1", f"{state}-main", state)
+
+    here = await writer.who_is_here([*(f"{state}-main" for state in states), "never-came"])
+
+    assert here == {"active-main", "fenced-main"}
+    assert await writer.who_is_here([]) == set()
+
+
+async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: TenantCase, writer: ShardWriter) -> None:
+    """What the rows of the ancestors say is lost only together with it; who knew the row before has to look."""
+    claim, parents = claim_of(owed_since=ARRIVED_AT, parents_done=True), claim_of(PARENT, "SHARD_END")
+    await writer.touch([claim, parents])
+
+    standing = await writer.adopt(claim, [PARENT, "shardId-9"])
+
+    assert standing is not None
+    assert standing.is_as_left
+    found = await rows(case.pool)
+    adopted = standing.rows[STREAM_SHARD_ID]
+    assert adopted == StreamPosition("7/0", ARRIVED_AT, True, found[STREAM_SHARD_ID]["token"])
+    assert adopted.token not in claim.tokens
+    assert standing.rows[PARENT].token in parents.tokens
+    assert (sorted(standing.rows), standing.first_tenant_at) == ([STREAM_SHARD_ID, PARENT], TENANT_MADE_AT)
+    with pytest.raises(PositionChangedError):
+        await writer.apply([case.operation("create", data={})], claim)
+    again = await writer.adopt(claim, [PARENT])
+    assert again is not None
+    assert not again.is_as_left
+    claim.tokens = [again.rows[STREAM_SHARD_ID].token]
+    assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
+
+
+async def test_adoption_makes_a_row_that_says_nothing_where_there_is_none(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """From its token it can be told afterwards whether what was read is still so."""
+    standing = await writer.adopt(claim_of(), [PARENT])
+
+    assert standing is not None
+    assert not standing.is_as_left
+    row = standing.rows[STREAM_SHARD_ID]
+    assert row == StreamPosition("TRIM_HORIZON", None, False, row.token)
+    assert (await rows(case.pool))[STREAM_SHARD_ID]["token"] == row.token
+    assert standing.first_tenant_at == TENANT_MADE_AT
+    with pytest.raises(PositionChangedError):
+        await writer.apply([case.operation("create", data={})], claim_of())
+
+
+async def test_shard_without_a_schema_knows_nothing(make_shard: ShardMaker) -> None:
+    """There is no tenant on it yet; nothing is written, and nothing fails."""
+    pool = ShardPool(await make_shard(is_empty=True), size=1)
+    writer = writer_of(pool)
+
+    assert await writer.standing(STREAM, [STREAM_SHARD_ID]) is None
+    assert await writer.adopt(claim_of(), [PARENT]) is None
+    await writer.forget_positions(STREAM, [STREAM_SHARD_ID])
+    await pool.close()
+
+
+async def test_positions_of_stream_shards_past_their_retention_are_forgotten(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """Those that are named, of that stream; doing it again does nothing."""
+    await writer.touch([claim_of(f"shardId-{number}") for number in range(3)])
+    await writer.forget_positions("another-stream", ["shardId-0"])
+    assert sorted(await rows(case.pool)) == ["shardId-0", "shardId-1", "shardId-2"]
+
+    for _ in range(2):
+        await writer.forget_positions(STREAM, ["shardId-0", "shardId-2", "shardId-9"])
+        assert sorted(await rows(case.pool)) == ["shardId-1"]
+
+
+async def test_dead_letter_is_part_of_a_batch_that_moves_the_row(case: TenantCase, writer: ShardWriter) -> None:
+    """A batch of which nothing is applied is passed over as well."""
+    claim = claim_of()
+    early = case.operation("create", data={}, arrived_at=TENANT_MADE_AT - timedelta(days=1))
+
+    (outcome,) = await writer.apply([early], claim)
+
+    assert outcome.reason is DeadLetterReason.UNKNOWN_TENANT
+    assert await position(case.pool) == "7/0"
+    assert await case.log() == {}

@@ -1,0 +1,271 @@
+"""What holds for any operations in any batches: the shard ends as a model that takes them one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.postgres.tenant_cases import NO_CHECKS, TenantCase, add_tenant, fetch, in_batches, operation, writer_of
+
+from simplu_worker.local.workload.reference_model import Effect, Model, Request, Verdict, canonical, parse_json
+from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
+from simplu_worker.shards.apply.writer import DUPLICATE, REUSED
+from simplu_worker.shards.postgres.pool import ShardPool
+
+_example_numbers = itertools.count(1)
+
+VALUES = st.sampled_from(["1", "1.0", "10e-1", "2", "null", "true", '"x"', '"1"', "[]", "[1]", "{}", '{"n": 1}'])
+BAD_VALUES = st.sampled_from(['"\\u0000"', "1e200000"])
+MEMBERS = st.sampled_from(["a", "b", "c"])
+DAYS = st.sampled_from(["2026-02-28", "2026-03-01", "2026-03-02"])
+TIMES = st.sampled_from(
+    ["2026-02-28T23:59:59.999999Z", "2026-03-01", "2026-03-01T23:30:00-01:00", "2026-03-02T00:30+01:00"]
+)
+
+
+def objects(values: st.SearchStrategy[str], *, min_size: int = 0) -> st.SearchStrategy[str]:
+    """Return JSON objects as text, of a few members."""
+    members = st.dictionaries(MEMBERS, values, min_size=min_size, max_size=3)
+    return members.map(lambda pairs: "{" + ", ".join(f'"{name}": {value}' for name, value in pairs.items()) + "}")
+
+
+DOCUMENTS = objects(VALUES)
+PATCHES = objects(st.one_of(VALUES, objects(VALUES)))
+FILTERS = st.builds(
+    lambda members, days: json.dumps(json.loads(members) | days) if days else members,
+    objects(VALUES),
+    st.dictionaries(st.sampled_from(["date", "startDate", "endDate"]), DAYS, max_size=2),
+)
+PAGES = st.builds(lambda page, limit: json.dumps({"page": page, "limit": limit}), st.integers(1, 3), st.integers(1, 3))
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Request:
+    """Return any operation on a handful of resources, now and then under a request id that others use as well."""
+    kind = draw(st.sampled_from(["create"] * 3 + ["update", "patch", "patch", "delete", "read", "list", "list"]))
+    data = filters = pagination = None
+    if kind in {"create", "update", "patch"}:
+        good = PATCHES if kind == "patch" else DOCUMENTS
+        data = draw(good if draw(st.integers(0, 15)) else objects(BAD_VALUES, min_size=1))
+    if kind == "list":
+        filters, pagination = draw(st.none() | FILTERS), draw(st.none() | PAGES)
+    return Request(
+        kind=kind,
+        business_id="",
+        location_id=draw(st.sampled_from(["north", "south"])),
+        resource_type=draw(st.sampled_from(["patient", "visit"])),
+        resource_id=None if kind == "list" else draw(st.sampled_from(["r1", "r2", "r10"])),
+        timestamp=datetime.fromisoformat("2026-03-01T12:00:00+00:00"),
+        request_id=draw(st.none() | st.sampled_from(["twice", "thrice"])),
+        data=data,
+        filters=filters,
+        pagination=pagination,
+    )
+
+
+class Example:
+    """Two tenants of their own on the shard, and the model of them."""
+
+    def __init__(self, pool: ShardPool) -> None:
+        self.pool = pool
+        self.business_id = f"example-{next(_example_numbers)}"
+        self.model = Model(list_result_limit=2)
+        self.tenants = [TenantCase(pool, (self.business_id, location)) for location in ("north", "south")]
+
+    async def prepare(self, drawn: Sequence[tuple[Request, str]]) -> list[tuple[Request, Operation]]:
+        """Make the tenants and return the drawn requests as operations of them."""
+        for tenant in self.tenants:
+            await add_tenant(self.pool, tenant.ids)
+            self.model.add_tenant(*tenant.ids, "dental")
+        return [self._owned(request, time, number) for number, (request, time) in enumerate(drawn)]
+
+    def _owned(self, request: Request, time: str, number: int) -> tuple[Request, Operation]:
+        sent = operation(
+            request.kind,
+            request.resource_id,
+            request.data,
+            tenant=(self.business_id, request.location_id),
+            resource_type=request.resource_type,
+            request_id=request.request_id or f"own-{number}",
+            timestamp=time,
+            filters=request.filters,
+            pagination=request.pagination,
+            list_limit=2,
+        )
+        timestamp = datetime.fromisoformat(sent.requested_at)
+        meant = replace(request, business_id=self.business_id, request_id=sent.request_id, timestamp=timestamp)
+        return meant, sent
+
+    def expected(self, request: Request) -> Outcome:
+        """Apply *request* to the model and return the outcome that it must have on the shard."""
+        match self.model.apply(request):
+            case Verdict(Effect.LOGGED):
+                entry = self.model.tenants[request.tenant_id].log[str(request.request_id)]
+                return Outcome(disposition=Disposition.APPLIED, failure=Failure(entry.error) if entry.error else None)
+            case Verdict(Effect.DROPPED):
+                return DUPLICATE
+            case _:
+                return REUSED
+
+    async def compare(self) -> None:
+        """Compare every row of both tenants with the model."""
+        for tenant in self.tenants:
+            model = self.model.tenants[tenant.tenant_id]
+            rows = await fetch(
+                self.pool,
+                'SELECT "resourceName", "resourceId", data::text, date, "lastUpdated" FROM resources WHERE id = $1',
+                tenant.tenant_id,
+            )
+            assert {
+                (row["resourceName"], row["resourceId"]): (
+                    canonical(parse_json(row["data"])),
+                    row["date"],
+                    row["lastUpdated"],
+                )
+                for row in rows
+            } == {key: (canonical(row.data), row.date, row.last_updated) for key, row in model.rows.items()}
+            log = await fetch(
+                self.pool,
+                "SELECT request_id, operation, error, result::text, requested_at FROM operations WHERE tenant_id = $1",
+                tenant.tenant_id,
+            )
+            assert {
+                row["request_id"]: (row["operation"], row["error"], comparable(row["result"]), row["requested_at"])
+                for row in log
+            } == {
+                request_id: (entry.kind, entry.error, comparable(entry.result), entry.requested_at)
+                for request_id, entry in model.log.items()
+            }
+
+
+def comparable(result: Any) -> str | None:
+    """Return one text for equal results, however they spell a time."""
+    if result is None:
+        return None
+    parsed = parse_json(result) if isinstance(result, str) else result
+    assert isinstance(parsed, dict)
+    items = parsed.get("items", [parsed])
+    assert isinstance(items, list)
+    for item in items:
+        assert isinstance(item, dict)
+        for name in ("date", "lastUpdated"):
+            item[name] = datetime.fromisoformat(str(item[name])).isoformat()
+    return canonical(parsed)
+
+
+DRAWN = st.lists(st.tuples(requests(), TIMES), min_size=1, max_size=25)
+SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=4)
+
+
+@settings(max_examples=100, suppress_health_check=NO_CHECKS)
+@given(drawn=DRAWN, sizes=SIZES)
+async def test_writer_equals_one_by_one_application_whatever_the_batches(
+    tenant: TenantCase, drawn: list[tuple[Request, str]], sizes: list[int]
+) -> None:
+    """Outcomes, rows, dates, log and results are those of the model, wherever the batches were cut."""
+    example = Example(tenant.pool)
+    both = await example.prepare(drawn)
+    expected = [example.expected(request) for request, _ in both]
+    writer = writer_of(tenant.pool)
+
+    outcomes = [
+        outcome for batch in in_batches([sent for _, sent in both], sizes) for outcome in await writer.apply(batch)
+    ]
+
+    assert outcomes == expected
+    await example.compare()
+
+
+@settings(max_examples=40, suppress_health_check=NO_CHECKS)
+@given(drawn=DRAWN, sizes=SIZES, others=SIZES)
+async def test_writer_applies_each_operation_once_when_two_readers_send_the_same(
+    tenant: TenantCase, drawn: list[tuple[Request, str]], sizes: list[int], others: list[int]
+) -> None:
+    """Two readers of one stream shard, each in order, each in batches of its own, leave what one alone would."""
+    example = Example(tenant.pool)
+    both = await example.prepare(drawn)
+    for request, _ in both:
+        example.expected(request)
+    operations = [sent for _, sent in both]
+
+    async def read(batches: list[list[Operation]]) -> list[Outcome]:
+        writer = writer_of(tenant.pool)
+        return [outcome for batch in batches for outcome in await writer.apply(batch)]
+
+    async with asyncio.TaskGroup() as tasks:
+        readers = [tasks.create_task(read(in_batches(operations, cut))) for cut in (sizes, others)]
+
+    await example.compare()
+    applied = sum(outcome.disposition is Disposition.APPLIED for reader in readers for outcome in reader.result())
+    assert applied == example.model.logged_count()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text("ab", max_size=2),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=1), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """Merge as the pseudo-code of RFC 7396, section 2, says, line by line."""
+    if isinstance(patch, dict):
+        if not isinstance(target, dict):
+            target = {}
+        for name, value in patch.items():
+            if value is None:
+                if name in target:
+                    del target[name]
+            else:
+                target[name] = merge_patch(target.get(name), value)
+        return target
+    return patch
+
+
+async def merged(pool: ShardPool, target: Any, patch: Any) -> Any:
+    """Merge as the shard does."""
+    query = "SELECT simplu_merge_patch($1::jsonb, $2::jsonb)::text AS merged"
+    (row,) = await fetch(pool, query, json.dumps(target), json.dumps(patch))
+    return json.loads(row["merged"])
+
+
+@settings(max_examples=400, suppress_health_check=NO_CHECKS)
+@given(target=JSON, patch=JSON)
+async def test_merge_patch_equals_the_rfc_for_any_documents(tenant: TenantCase, target: Any, patch: Any) -> None:
+    """The SQL function is RFC 7396's MergePatch."""
+    assert await merged(tenant.pool, target, patch) == merge_patch(json.loads(json.dumps(target)), patch)
+
+
+@pytest.mark.parametrize(
+    ("target", "patch", "expected"),
+    [
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b"}, {"a": None}, {}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        (["a", "b"], ["c", "d"], ["c", "d"]),
+        ({"a": "b"}, ["c"], ["c"]),
+        ({"a": "foo"}, None, None),
+        ({"a": "foo"}, "bar", "bar"),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ],
+)
+async def test_merge_patch_does_as_the_rfcs_examples(
+    tenant: TenantCase, target: Any, patch: Any, expected: Any
+) -> None:
+    """The examples of RFC 7396, appendix A."""
+    assert await merged(tenant.pool, target, patch) == expected

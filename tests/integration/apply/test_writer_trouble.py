@@ -1,0 +1,419 @@
+"""What a batch comes to when Postgres refuses its data, races are lost, commits are not heard of, or a server goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+from prometheus_client import REGISTRY
+from support.postgres.databases import QUICK, ShardMaker, copy_shard, execute
+from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch
+from support.postgres.trouble import Line, shut_gate, waiters
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.operations.admission import HOLD
+from simplu_worker.operations.operation import Disposition, Failure, Operation
+from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+
+INVALID_DATA = failed(Failure.INVALID_DATA)
+R1 = ("patient", "r1")
+TENANT = ("clinic", "main")
+
+UNSTORABLE = {
+    "U+0000": '{"a": "x\\u0000y"}',
+    "U+0000 in a name": '{"a\\u0000": 1}',
+    "lone surrogate": '{"a": ["\\ud800"]}',
+    "overflow": '{"a": {"b": 1e200000}}',
+    "underflow": '{"a": 1e-200000}',
+}
+
+
+async def case_on(pool: ShardPool) -> TenantCase:
+    """Return an active tenant on a shard of the test's own."""
+    await add_tenant(pool, TENANT)
+    return TenantCase(pool, TENANT)
+
+
+def races_lost(pool: ShardPool) -> float:
+    """Return how many races were lost on a shard so far."""
+    labels = {"shard_id": pool.address.shard_id, "kind": "lost_race"}
+    return REGISTRY.get_sample_value("simplu_shard_errors_total", labels) or 0.0
+
+
+async def lost_races(pool: ShardPool, count: float) -> bool:
+    """Tell whether so many races were lost."""
+    return races_lost(pool) >= count
+
+
+@pytest.mark.parametrize("data", UNSTORABLE.values(), ids=UNSTORABLE)
+@pytest.mark.parametrize("kind", ["create", "update", "patch"])
+@pytest.mark.parametrize("exists", [True, False], ids=["there", "not there"])
+async def test_writer_fails_an_operation_when_postgres_cannot_store_its_data(
+    tenant: TenantCase, kind: str, data: str, *, exists: bool
+) -> None:
+    """It is `invalid_data`, whether its resource is there or not; a redelivery is one, and nothing is changed."""
+    if exists:
+        await tenant.apply(tenant.operation("create", data={"kept": 1}))
+    before = await tenant.resources()
+    bad = tenant.operation(kind, data=data)
+
+    assert await tenant.apply(bad) == [INVALID_DATA]
+    assert await tenant.apply(bad) == [DUPLICATE]
+
+    assert (await tenant.log())[bad.request_id] == ("failed", "invalid_data")
+    assert await tenant.resources() == before
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["there", "not there"])
+async def test_writer_fails_a_list_when_postgres_cannot_read_its_filters(tenant: TenantCase, *, exists: bool) -> None:
+    """Filters that jsonb refuses are `invalid_data`, whether there is anything to filter or not."""
+    if exists:
+        await tenant.apply(tenant.operation("create", data={"a": 1}))
+
+    assert await tenant.apply(tenant.operation("list", None, filters='{"a": "\\u0000"}')) == [INVALID_DATA]
+
+
+def deep(operation: Operation, depth: int) -> Operation:
+    """Return *operation* with data nested so deep."""
+    return msgspec.structs.replace(operation, data='{"a":' * depth + "1" + "}" * depth)
+
+
+async def test_writer_fails_an_operation_when_its_data_is_nested_too_deep_for_the_server(tenant: TenantCase) -> None:
+    """Data deeper than the server's stack are `invalid_data`, and hurt nothing else of the batch."""
+    batch = [
+        tenant.operation("create", data={"a": 1}),
+        deep(tenant.operation("create", "r2", data={}), 100_000),
+        tenant.operation("patch", data={"b": 2}),
+    ]
+
+    assert await tenant.apply(*batch) == [SUCCEEDED, INVALID_DATA, SUCCEEDED]
+    assert await tenant.resources() == {R1: {"a": 1, "b": 2}}
+
+
+async def test_writer_stores_and_merges_data_as_deep_as_a_record_may_be(tenant: TenantCase) -> None:
+    """What passes the decoder's bound is not refused by the server, a patch of a patch of a patch included."""
+    create, patch = tenant.operation("create", data={}), tenant.operation("patch", data={})
+
+    assert await tenant.apply(deep(create, 510), deep(patch, 510)) == [SUCCEEDED, SUCCEEDED]
+
+
+@pytest.fixture
+async def refusing(shard: ShardPool) -> TenantCase:
+    """Give a tenant on a shard that refuses resources with a member `refused`, though they are fine as JSON."""
+    await fetch(
+        shard,
+        """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN RAISE 'refused' USING ERRCODE = 'data_exception'; END $$
+        """,
+    )
+    await fetch(
+        shard,
+        "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON resources FOR EACH ROW WHEN (NEW.data ? 'refused')"
+        " EXECUTE FUNCTION refuse()",
+    )
+    return await case_on(shard)
+
+
+async def check_fifty(tenant: TenantCase, places: tuple[int, ...], bad: str) -> None:
+    """Apply fifty writes of one resource, *bad* at *places*, each with a list behind it; check what each came to."""
+    data = [bad if place in places else f'{{"v": {place}}}' for place in range(50)]
+    batch = [
+        tenant.operation("update" if place else "create", data=data[place], request_id=f"write-{place}")
+        for place in range(50)
+    ]
+    lists = [tenant.operation("list", None) for _ in range(50)]
+    both = [one for pair in zip(batch, lists, strict=True) for one in pair]
+
+    outcomes = await tenant.apply(*both)
+
+    others = failed(Failure.NOT_FOUND) if 0 in places else SUCCEEDED
+    expected = [INVALID_DATA if place in places else others for place in range(50)]
+    if 0 in places and "refused" in bad:  # only what would be stored is refused
+        expected = [INVALID_DATA, *([others] * 49)]
+    assert outcomes[::2] == expected
+    seen, last = [], None
+    for place in range(50):
+        last = place if expected[place] == SUCCEEDED else last
+        seen.append(last)
+    results = [await tenant.result(one) for one in lists]
+    assert [[item["data"]["v"] for item in page["items"]] for page in results] == [
+        [] if value is None else [value] for value in seen
+    ]
+    assert await tenant.apply(*both) == [DUPLICATE] * 100
+
+
+@pytest.mark.parametrize("places", [(0,), (49,), (24, 25), (3, 17, 31, 48)])
+async def test_writer_applies_all_others_in_order_when_some_of_a_batch_are_unstorable(
+    tenant: TenantCase, places: tuple[int, ...]
+) -> None:
+    """Of a batch of fifty only what Postgres cannot store fails; all others are applied, in their order."""
+    await check_fifty(tenant, places, '{"v": 1e200000}')
+
+
+@pytest.mark.parametrize("places", [(0,), (3, 24, 25, 48)])
+async def test_writer_applies_all_others_in_order_when_some_of_a_batch_are_refused(
+    refusing: TenantCase, places: tuple[int, ...]
+) -> None:
+    """What is refused for a reason that only applying it shows is found by halving, and fails alone as well."""
+    await check_fifty(refusing, places, '{"refused": 1}')
+
+
+@pytest.mark.parametrize("bad_data", ['{"v": "\\u0000"}', '{"refused": 1}'])
+async def test_writer_makes_the_same_of_a_reuse_when_its_batch_is_cut(refusing: TenantCase, bad_data: str) -> None:
+    """First and second under one request id keep their parts, on whichever side of a cut they come to lie."""
+    first = refusing.operation("create", data={"v": 1})
+    other = refusing.operation("update", data={"v": 2}, request_id=first.request_id)
+    bad = refusing.operation("create", "r2", data=bad_data)
+    good_under_the_bad_id = refusing.operation("create", "r2", data={"v": 3}, request_id=bad.request_id)
+
+    outcomes = await refusing.apply(first, bad, other, first, good_under_the_bad_id, bad)
+
+    assert outcomes == [SUCCEEDED, INVALID_DATA, REUSED, DUPLICATE, REUSED, DUPLICATE]
+    assert await refusing.resources() == {R1: {"v": 1}}
+
+
+async def test_writer_lets_nothing_overtake_when_a_held_tenant_comes_back_between_two_halves(
+    refusing: TenantCase,
+) -> None:
+    """A tenant that is held in the first half is held in the second, even if it takes operations again by then."""
+    held = TenantCase(refusing.pool, ("held", "main"))
+    await add_tenant(held.pool, held.ids, state="fenced")
+    await fetch(
+        held.pool,
+        f"""
+        CREATE FUNCTION come_back() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN UPDATE tenants SET state = 'active' WHERE id = '{held.tenant_id}'; RETURN NULL; END $$
+        """,
+    )
+    await fetch(
+        held.pool,
+        "CREATE TRIGGER come_back AFTER INSERT ON operations FOR EACH ROW WHEN (NEW.request_id = 'come back')"
+        " EXECUTE FUNCTION come_back()",
+    )
+    create, update = held.operation("create", data={"v": 1}), held.operation("update", data={"v": 2})
+    turn = refusing.operation("create", data={}, request_id="come back")
+    bad = refusing.operation("create", "r2", data='{"refused": 1}')
+
+    assert await held.apply(create, turn, bad, update) == [HOLD, SUCCEEDED, INVALID_DATA, HOLD]
+
+    assert await held.apply(create, update) == [SUCCEEDED, SUCCEEDED]
+    assert await held.resources() == {R1: {"v": 2}}
+
+
+async def test_writer_tries_again_when_it_is_the_victim_of_a_deadlock(make_shard: ShardMaker) -> None:
+    """Postgres ends one of two transactions that wait for each other; the batch runs again and is applied once."""
+    address = await make_shard()
+    await execute(
+        address.connection_string,
+        f"ALTER DATABASE {address.connection_string.rpartition('/')[2]} SET deadlock_timeout = '300ms'",
+    )
+    pool = ShardPool(address, size=4)
+    case = await case_on(pool)
+    await case.apply(case.operation("create", "a", {"v": 0}), case.operation("create", "b", {"v": 0}))
+    lost = races_lost(pool)
+    rival = await asyncpg.connect(address.connection_string)
+    # The rival would find the deadlock last, so it is the writer that goes.
+    await rival.execute("SET deadlock_timeout = '60s'")
+    lock = 'UPDATE resources SET data = data WHERE id = $1 AND "resourceId" = $2'
+
+    async with rival.transaction():
+        await rival.execute(lock, case.tenant_id, "b")
+        # Two waves: the first locks `a`, the second waits for the rival's `b`.
+        batch = [
+            case.operation("update", "a", {"v": 1}),
+            case.operation("list", None),
+            case.operation("update", "b", {"v": 1}),
+        ]
+        async with asyncio.TaskGroup() as tasks:
+            applying = tasks.create_task(case.apply(*batch))
+            await waiters(rival)
+            await rival.execute(lock, case.tenant_id, "a")
+            await rival.execute("COMMIT")
+            await rival.execute("BEGIN")
+
+    assert applying.result() == [SUCCEEDED] * 3
+    assert races_lost(pool) == lost + 1
+    assert await case.resources() == {("patient", "a"): {"v": 1}, ("patient", "b"): {"v": 1}}
+    await rival.close()
+    await pool.close()
+
+
+@pytest.fixture
+async def hurried(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
+    """Give a shard of whose locks nobody waits long."""
+    pool = ShardPool(await make_shard(), size=4, deadlines=Deadlines(lock_s=0.1))
+    yield pool
+    await pool.close()
+
+
+async def test_writer_tries_again_when_a_lock_was_not_to_be_had(hurried: ShardPool) -> None:
+    """A lock timeout is a lost race: once the tenant's row is free the batch is applied."""
+    case = await case_on(hurried)
+    lost = races_lost(hurried)
+    rival = await asyncpg.connect(hurried.address.connection_string)
+    await rival.execute("BEGIN")
+    await rival.execute("SELECT FROM tenants FOR UPDATE")
+
+    async with asyncio.TaskGroup() as tasks:
+        applying = tasks.create_task(case.apply(case.operation("create", data={"v": 1})))
+        assert await until(lambda: lost_races(hurried, lost + 2), within_s=5)
+        await rival.execute("ROLLBACK")
+
+    assert applying.result() == [SUCCEEDED]
+    await rival.close()
+
+
+async def test_writer_gives_the_batch_back_when_it_loses_every_race(hurried: ShardPool) -> None:
+    """After a few races the shard counts as unable to take the batch, and nothing of it was applied."""
+    case = await case_on(hurried)
+    rival = await asyncpg.connect(hurried.address.connection_string)
+    await rival.execute("BEGIN")
+    await rival.execute("SELECT FROM tenants FOR UPDATE")
+
+    with pytest.raises(ShardUnavailableError, match="lost 5 races"):
+        await case.apply(case.operation("create", data={}))
+
+    await rival.close()
+    assert await case.everything() == [[], []]
+
+
+async def test_writer_tries_again_when_a_row_of_the_log_goes_between_two_looks(shard: ShardPool) -> None:
+    """A row that retention deletes just now is there for the insert and gone for the question whose it is."""
+    case = await case_on(shard)
+    old, new = case.operation("create", data={"v": 1}), case.operation("create", "r2", {"v": 2})
+    await case.apply(old)
+    lost = races_lost(shard)
+
+    async with shut_gate(shard) as gate, asyncio.TaskGroup() as tasks:
+        applying = tasks.create_task(case.apply(old, new))
+        await gate.reached()
+        await gate.holder.execute("DELETE FROM operations WHERE request_id = $1", old.request_id)
+        await gate.open()
+
+    assert applying.result() == [failed(Failure.ALREADY_EXISTS), SUCCEEDED]  # beyond the window it is a new one
+    assert races_lost(shard) == lost
+
+
+@pytest.mark.parametrize("after", [True, False], ids=["after it", "before it"])
+async def test_writer_asks_the_log_when_the_line_is_cut_at_the_commit(make_shard: ShardMaker, *, after: bool) -> None:
+    """Whether the commit took place is unknown; the same batch again is dropped or applied, as the log says."""
+    async with Line(await make_shard()).opened() as line:
+        pool = ShardPool(line.address, size=2)
+        case = await case_on(pool)
+        batch = [case.operation("create", data={"v": 0}), case.operation("patch", data={"w": 1})]
+        assert await case.apply(case.operation("list", None)) == [SUCCEEDED]
+        line.cut_after_commit, line.cut_before_commit = after, not after
+
+        with pytest.raises(ShardUnavailableError, match=rf"shard shard-1 at 127\.0\.0\.1:{line.port}/"):
+            await case.apply(*batch)
+
+        assert await case.apply(*batch) == [DUPLICATE if after else SUCCEEDED] * 2
+        assert await case.resources() == {R1: {"v": 0, "w": 1}}
+        await pool.close()
+
+
+@pytest.fixture
+async def fragile(breakable_server: PostgresServer) -> AsyncIterator[ShardPool]:
+    """Give a shard on a server of its own that may be harmed."""
+    pool = ShardPool(await copy_shard(breakable_server), size=2)
+    yield pool
+    await pool.close()
+
+
+async def test_writer_applies_once_when_the_server_is_killed_within_a_batch(
+    fragile: ShardPool, breakable_server: PostgresServer
+) -> None:
+    """A server that dies in the middle of a batch has committed nothing of it; after its start all is applied."""
+    case = await case_on(fragile)
+    batch = [case.operation("create", data={"v": 1}), case.operation("create", "r2", {"v": 2})]
+
+    async with asyncio.TaskGroup() as tasks, shut_gate(fragile) as gate:
+        applying = tasks.create_task(unavailable(case, batch))
+        await gate.reached()
+        await breakable_server.kill()
+        assert "shard shard-1 at" in await applying
+        assert "ConnectionRefusedError" in await unavailable(case, batch)
+    await breakable_server.start()
+
+    assert await case.apply(*batch) == [SUCCEEDED, SUCCEEDED]
+    assert await case.apply(*batch) == [DUPLICATE, DUPLICATE]
+    assert await case.resources() == {R1: {"v": 1}, ("patient", "r2"): {"v": 2}}
+
+
+async def unavailable(case: TenantCase, batch: list[Operation]) -> str:
+    """Apply *batch* where that cannot be, and return the error's text."""
+    with pytest.raises(ShardUnavailableError) as caught:
+        await case.apply(*batch)
+    return str(caught.value)
+
+
+async def test_writer_gives_up_a_server_when_it_hangs(breakable_server: PostgresServer) -> None:
+    """A frozen server is given up in time, with an open connection and without; afterwards all is applied once."""
+    pool = ShardPool(await copy_shard(breakable_server), size=2, deadlines=QUICK)
+    case = await case_on(pool)
+    batch = [case.operation("create", data={"v": 1}), case.operation("patch", data={"v": 2})]
+    breakable_server.suspend()
+
+    async with asyncio.timeout(10):
+        errors = [await unavailable(case, batch) for _ in range(2)]
+
+    assert [error.rpartition(": ")[2] for error in errors] == ["TimeoutError", "TimeoutError"]
+    breakable_server.resume()
+    outcomes = await case.apply(*batch)
+    assert {outcome.disposition for outcome in outcomes} <= {Disposition.APPLIED, Disposition.DUPLICATE}
+    assert await case.resources() == {R1: {"v": 2}}
+    assert len(await case.log()) == 2
+    await pool.close()
+
+
+async def test_writer_gives_the_batch_back_when_the_server_is_read_only(
+    make_shard: ShardMaker, postgres_server: PostgresServer
+) -> None:
+    """A former primary takes no writes: the shard is unavailable, and no operation is at fault."""
+    address = await make_shard()
+    pool = ShardPool(address, size=1)
+    case = await case_on(pool)
+    database = address.connection_string.rpartition("/")[2]
+    setting = f"ALTER DATABASE {database} SET default_transaction_read_only"
+    await execute(postgres_server.url_of("postgres"), f"{setting} = on")
+    fresh = TenantCase(ShardPool(address, size=1), case.ids)
+    batch = [fresh.operation("create", data={"v": 1}), fresh.operation("read")]
+
+    assert "ReadOnlySQLTransactionError (25006)" in await unavailable(fresh, batch)
+
+    await fresh.pool.close()
+    await execute(postgres_server.url_of("postgres"), f"{setting} = off")
+    again = TenantCase(ShardPool(address, size=1), case.ids)
+    assert await again.apply(*batch) == [SUCCEEDED, SUCCEEDED]
+    await again.pool.close()
+    await pool.close()
+
+
+async def test_writer_gives_the_batch_back_when_the_database_is_empty(make_shard: ShardMaker) -> None:
+    """Where no schema was made nobody lives yet."""
+    pool = ShardPool(await make_shard(is_empty=True), size=1)
+    case = TenantCase(pool, TENANT)
+
+    assert "its database is empty" in await unavailable(case, [case.operation("create", data={})])
+    await pool.close()
+
+
+async def test_writer_gives_the_batch_back_when_an_argument_shows_that_the_shard_is_not_ours(
+    shard: ShardPool,
+) -> None:
+    """A shard that refuses what should work is unavailable: nothing of a batch is ever blamed for it."""
+    case = await case_on(shard)
+    batch: list[Any] = [case.operation("create", data={})]
+    assert await case.apply(*batch) == [SUCCEEDED]
+    await fetch(shard, "ALTER TABLE operations RENAME COLUMN digest TO fingerprint")
+
+    assert "UndefinedColumnError (42703)" in await unavailable(case, [case.operation("delete")])

@@ -1,0 +1,170 @@
+"""Business-info: looked up once for all who want to know, remembered for a while, scanned a page at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from support.aws.endpoints import ScriptedAws, client_of
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.business_info.items import Business
+from simplu_worker.business_info.table import ABSENT_FRESH_S, FRESH_S, BusinessInfo, Unreadable, UnreadableBusinessError
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.local.stack.aws import put_businesses
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+TABLE = "business-info"
+CLINIC = Business("clinic", "dental", frozenset({"main"}))
+ITEM = {"id": {"S": "clinic"}, "type": {"S": "dental"}, "locations": {"L": [{"M": {"id": {"S": "main"}}}]}}
+_numbers = itertools.count(1)
+
+
+class Clock:
+    """A clock that stands."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.now
+
+
+@asynccontextmanager
+async def scripted(clock: Clock | None = None) -> AsyncIterator[tuple[ScriptedAws, BusinessInfo]]:
+    """Open business-info at a server that answers by a script."""
+    aws = ScriptedAws()
+    async with aws.running() as url, client_of("dynamodb", url) as client:
+        yield aws, BusinessInfo(client, TABLE, clock=clock or Clock())
+
+
+@pytest.fixture
+async def dynamodb(endpoint_url: str) -> AsyncIterator[Client]:
+    """Give a client of moto's DynamoDB."""
+    async with client_of("dynamodb", endpoint_url) as client:
+        yield client
+
+
+async def make_table(dynamodb: Client) -> str:
+    """Make an empty table of one's own."""
+    name = f"business-info-{next(_numbers)}"
+    await dynamodb.create_table(
+        TableName=name,
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    return name
+
+
+async def test_find_reads_what_the_references_write(dynamodb: Client) -> None:
+    """Type and locations of a business that is there; None of one that is not; the whole table in pages."""
+    table = await make_table(dynamodb)
+    businesses = {f"b-{number}": ("gym", [f"l-{number}", "é 1"]) for number in range(60)}
+    await put_businesses(dynamodb, table, businesses)
+    await dynamodb.put_item(TableName=table, Item={"id": {"S": "odd"}})
+    info = BusinessInfo(dynamodb, table)
+
+    assert await info.find("b-7") == Business("b-7", "gym", frozenset({"l-7", "é 1"}))
+    assert await info.find("nobody") is None
+    with pytest.raises(UnreadableBusinessError, match="business 'odd': type: expected the business's type"):
+        await info.find("odd")
+    pages = [page async for page in info.pages(page_size=25)]
+    assert max(map(len, pages)) <= 25
+    found = {business.id: business for page in pages for business in page}
+    assert found.keys() == {*businesses, "odd"}
+    assert found["b-7"] == Business("b-7", "gym", frozenset({"l-7", "é 1"}))
+    assert isinstance(found["odd"], Unreadable)
+    looked_up = await info.find_all([*businesses, "nobody", "odd", *(f"none-{number}" for number in range(100))])
+    assert {name: business for name, business in looked_up.items() if business is not None} == found
+
+
+async def test_find_remembers_a_business_for_minutes_and_its_absence_for_seconds() -> None:
+    """A type does not change; a business that is just being made must not stay unknown."""
+    clock = Clock()
+    async with scripted(clock) as (aws, info):
+        aws.answer({"Item": ITEM})
+        aws.answer({})
+        assert [await info.find("clinic"), await info.find("nobody")] == [CLINIC, None]
+        clock.now += ABSENT_FRESH_S
+        assert [await info.find("clinic"), await info.find("nobody")] == [CLINIC, None]
+        assert len(aws.requests) == 2
+        clock.now += 0.1
+        aws.answer({"Item": ITEM})
+        assert await info.find("nobody") == CLINIC
+        clock.now += FRESH_S - ABSENT_FRESH_S
+        aws.answer({})
+        assert await info.find("clinic") is None
+        assert len(aws.requests) == 4
+
+
+async def test_find_asks_anew_when_its_caller_wants_it_fresher() -> None:
+    """Who misses a location asks for what was added to the business a moment ago."""
+    clock = Clock()
+    async with scripted(clock) as (aws, info):
+        aws.answer({"Item": ITEM})
+        await info.find("clinic")
+        clock.now += ABSENT_FRESH_S + 0.1
+        aws.answer({"Item": {**ITEM, "type": {"S": "gym"}}})
+        assert (await info.find("clinic", max_age_s=ABSENT_FRESH_S)) == Business("clinic", "gym", CLINIC.locations)
+        assert (await info.find("clinic")) == Business("clinic", "gym", CLINIC.locations)
+        assert len(aws.requests) == 2
+
+
+async def test_find_asks_once_for_many_who_want_the_same() -> None:
+    """Whoever comes while the question is on its way has its answer, an error too; who comes after that asks again."""
+    async with scripted() as (aws, info):
+        aws.refuse("InternalServerError", status=500)
+        answers = await asyncio.gather(*(info.find("clinic") for _ in range(20)), return_exceptions=True)
+        assert {type(answer) for answer in answers} == {TryAgainLaterError}
+        aws.answer({"Item": ITEM})
+        assert await asyncio.gather(*(info.find("clinic") for _ in range(20))) == [CLINIC] * 20
+        assert len(aws.requests) == 2
+
+
+async def test_find_is_asked_again_when_who_asked_was_cancelled() -> None:
+    """A caller that gives up leaves the question to the next, not an answer that never comes."""
+    async with scripted() as (aws, info):
+        aws.answer({"Item": ITEM})
+        aws.answer({"Item": ITEM})
+        first = asyncio.ensure_future(info.find("clinic"))
+        second = asyncio.ensure_future(info.find("clinic"))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await second == CLINIC
+        assert repr(info) == "BusinessInfo('business-info', remembered=1, asking=0)"
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "says"),
+    [
+        ("ResourceNotFoundException", RefusedError, "set DYNAMODB_BUSINESS_INFO_TABLE to yours"),
+        ("AccessDeniedException", RefusedError, "GetItem: AccessDeniedException"),
+        ("ProvisionedThroughputExceededException", TryAgainLaterError, "GetItem"),
+    ],
+)
+async def test_find_raises_our_errors(code: str, error: type[Exception], says: str) -> None:
+    """By DynamoDB's code; nothing of it is remembered."""
+    async with scripted() as (aws, info):
+        aws.refuse(code)
+        with pytest.raises(error, match=says):
+            await info.find("clinic")
+        aws.answer({"Item": ITEM})
+        assert await info.find("clinic") == CLINIC
+
+
+async def test_find_all_asks_again_for_keys_that_were_not_reached() -> None:
+    """BatchGetItem may leave keys out; those are asked for again, and no business is called absent for it."""
+    async with scripted() as (aws, info):
+        keys: dict[str, Any] = {TABLE: {"Keys": [{"id": {"S": "clinic"}}]}}
+        aws.answer({"Responses": {TABLE: []}, "UnprocessedKeys": keys})
+        aws.answer({"Responses": {TABLE: [ITEM]}})
+        assert await info.find_all(["clinic", "nobody"]) == {"clinic": CLINIC, "nobody": None}
+        assert [operation for operation, _ in aws.requests] == ["BatchGetItem"] * 2
+        assert aws.requests[1][1]["RequestItems"] == keys

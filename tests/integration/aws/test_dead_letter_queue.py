@@ -1,0 +1,194 @@
+"""Dead letters reach their queue, however long it refuses or is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.aws.endpoints import ScriptedAws, client_of
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.dead_letters.queue import DeadLetter, DeadLetterQueue
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.metrics.instruments import DEAD_LETTERS
+from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
+
+QUEUE_NUMBERS = itertools.count(1)
+
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+
+@pytest.fixture
+async def client(endpoint_url: str) -> AsyncIterator[Client]:
+    """Open a client of moto."""
+    async with client_of("sqs", endpoint_url) as opened:
+        yield opened
+
+
+async def new_url(client: Client, suffix: str = "", **attributes: str) -> str:
+    """Make an empty queue."""
+    name = f"dead-letters-{next(QUEUE_NUMBERS)}{suffix}"
+    return str((await client.create_queue(QueueName=name, Attributes=attributes))["QueueUrl"])
+
+
+async def stored(client: Client, url: str, count: int) -> list[dict[str, Any]]:
+    """Receive *count* letters."""
+    messages: list[dict[str, Any]] = []
+    async with asyncio.timeout(10):
+        while len(messages) < count:
+            answer = await client.receive_message(
+                QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=1, MessageSystemAttributeNames=["All"]
+            )
+            messages += answer.get("Messages", [])
+            if url.endswith(".fifo"):
+                for message in answer.get("Messages", []):
+                    await client.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+    return messages
+
+
+def letter(number: int = 1, record: bytes = b"{}", *, tenant: str = "b") -> DeadLetter:
+    """Return a letter about the record at *number*."""
+    origin = Origin(
+        source=Source.KINESIS,
+        name="stream",
+        arrived_at=datetime(2026, 1, 2, tzinfo=UTC),
+        stream_shard_id="shardId-0",
+        sequence_number=str(number),
+        partition_key="key",
+    )
+    return DeadLetter(
+        reason=DeadLetterReason.INVALID_JSON,
+        error="expected JSON",
+        origin=origin,
+        failed_at=datetime(2026, 1, 2, tzinfo=UTC),
+        attempts=1,
+        record=record,
+        business_id=tenant,
+        location_id="l",
+    )
+
+
+async def test_store_returns_when_all_letters_are_in_the_queue(client: Client) -> None:
+    """More letters than one call takes are all stored, counted, and logged by tenant without their records."""
+    url = await new_url(client)
+    letters = DeadLetterQueue(client, url)
+    await letters.open()
+    counted = DEAD_LETTERS.labels("invalid_json")._value.get()
+    with capture_logs() as logs:
+        await letters.store([letter(n, b'"private"', tenant=f"b{n % 2}") for n in range(23)], stopping=asyncio.Event())
+    bodies = [json.loads(message["Body"]) for message in await stored(client, url, 23)]
+    assert {body["source"]["sequenceNumber"] for body in bodies} == {str(n) for n in range(23)}
+    assert DEAD_LETTERS.labels("invalid_json")._value.get() == counted + 23
+    assert {(entry["event"], entry["business_id"]) for entry in logs} == {
+        ("dead_letter.stored", "b0"),
+        ("dead_letter.stored", "b1"),
+    }
+    assert (sum(entry["count"] for entry in logs), "private" in str(logs)) == (23, False)
+
+
+async def test_store_of_nothing_asks_nobody() -> None:
+    """An empty batch needs no queue."""
+    async with client_of("sqs", "http://127.0.0.1:1") as client:
+        await DeadLetterQueue(client, "http://127.0.0.1:1/1/q").store([], stopping=asyncio.Event())
+
+
+async def test_store_waits_while_the_queue_refuses(client: Client) -> None:
+    """A refusal is not the end: once the queue is there, the letter is in it."""
+    url = await new_url(client)
+    await client.delete_queue(QueueUrl=url)
+    letters = DeadLetterQueue(client, url, draw=lambda: 0.0)
+    with capture_logs() as logs:
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            storing = tasks.create_task(letters.store([letter()], stopping=asyncio.Event()))
+            while not any(entry["event"] == "dead_letter.deferred" for entry in logs):  # noqa: ASYNC110  # a log
+                await asyncio.sleep(0.02)
+            assert not storing.done()
+            await client.create_queue(QueueName=url.rsplit("/", 1)[-1])
+    assert len(await stored(client, url, 1)) == 1
+
+
+async def test_store_raises_when_stopped_before_all_is_stored() -> None:
+    """At a stop the caller learns that its records must not be passed over."""
+    stopping = asyncio.Event()
+    stopping.set()
+    async with client_of("sqs", "http://127.0.0.1:1") as client:
+        letters = DeadLetterQueue(client, "http://127.0.0.1:1/1/q")
+        with pytest.raises(TryAgainLaterError, match="1 dead letters not stored"):
+            await letters.store([letter()], stopping=stopping)
+
+
+async def test_store_still_stores_when_stopping_and_the_queue_answers(client: Client) -> None:
+    """A stop by itself keeps no letter out of a queue that works."""
+    url, stopping = await new_url(client), asyncio.Event()
+    stopping.set()
+    await DeadLetterQueue(client, url).store([letter()], stopping=stopping)
+    assert len(await stored(client, url, 1)) == 1
+
+
+async def test_store_sends_failed_entries_again_alone() -> None:
+    """Of a batch taken in part, the rest is sent again one by one, and nothing twice."""
+    aws = ScriptedAws()
+    async with aws.running() as url, client_of("sqs", url) as client:
+        letters = DeadLetterQueue(client, f"{url}/1/q", draw=lambda: 0.0)
+        failed = [{"Id": name, "SenderFault": False, "Code": "InternalError"} for name in ("0", "2")]
+        aws.answer({"Successful": [], "Failed": failed})
+        aws.answer({"Attributes": {"MaximumMessageSize": "262144"}})
+        aws.answer({"Successful": [], "Failed": []})
+        aws.answer({"Successful": [], "Failed": []})
+        await letters.store([letter(n) for n in range(3)], stopping=asyncio.Event())
+    sent = [
+        [json.loads(entry["MessageBody"])["source"]["sequenceNumber"] for entry in body["Entries"]]
+        for operation, body in aws.requests
+        if operation == "SendMessageBatch"
+    ]
+    assert sent == [["0", "1", "2"], ["0"], ["2"]]
+
+
+async def test_store_keeps_a_call_within_what_one_takes() -> None:
+    """Letters that are too long together go in several calls, in order."""
+    aws = ScriptedAws()
+    noise = random.Random(1)
+    async with aws.running() as url, client_of("sqs", url) as client:
+        letters = DeadLetterQueue(client, f"{url}/1/q")
+        for _ in range(3):
+            aws.answer({"Successful": [], "Failed": []})
+        await letters.store([letter(n, noise.randbytes(90_000)) for n in range(5)], stopping=asyncio.Event())
+    sizes = [sum(len(entry["MessageBody"]) for entry in body["Entries"]) for _, body in aws.requests]
+    assert ([len(body["Entries"]) for _, body in aws.requests], max(sizes) <= 262_144) == ([2, 2, 1], True)
+
+
+async def test_store_fits_letters_to_the_queue(client: Client) -> None:
+    """The queue's own limit counts, also one that is learnt only from a refusal."""
+    url = await new_url(client, MaximumMessageSize="4096")
+    record = random.Random(1).randbytes(20_000)
+    await DeadLetterQueue(client, url, draw=lambda: 0.0).store([letter(1, record)], stopping=asyncio.Event())
+    (message,) = await stored(client, url, 1)
+    body = json.loads(message["Body"])
+    assert (len(message["Body"]) <= 4096, body["truncated"], body["recordBytes"]) == (True, True, 20_000)
+
+
+async def test_store_compresses_a_record_of_megabytes(client: Client) -> None:
+    """A record longer than any message is kept whole where compression allows it."""
+    url = await new_url(client)
+    await DeadLetterQueue(client, url).store([letter(1, b'{"a":"b"}' * 1_000_000)], stopping=asyncio.Event())
+    (message,) = await stored(client, url, 1)
+    assert "recordGzip" in json.loads(message["Body"])
+
+
+async def test_store_names_group_and_position_to_a_fifo_queue(client: Client) -> None:
+    """In a FIFO queue the letters of one key are one group, and a letter stored twice is there once."""
+    url = await new_url(client, ".fifo", FifoQueue="true")
+    letters = DeadLetterQueue(client, url)
+    for number in (1, 2, 2, 3):
+        await letters.store([letter(number)], stopping=asyncio.Event())
+    messages = await stored(client, url, 3)
+    numbers = [json.loads(message["Body"])["source"]["sequenceNumber"] for message in messages]
+    assert (numbers, len({message["Attributes"]["MessageGroupId"] for message in messages})) == (["1", "2", "3"], 1)

@@ -1,0 +1,690 @@
+"""The cache follows the shards: after every commit, through trouble of Redis, and never on the way of a commit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+from support.citrus.cases import RoutedShards, routed_shards
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, fetch, operation
+from support.postgres.trouble import Line
+from support.redis.server import PASSWORD, RedisServer
+
+from simplu_worker.cache.cache import Cache, CacheDesk, open_cache, redis_commands
+from simplu_worker.cache.invalidations import KEY_OVERHEAD_BYTES, ResourceKey
+from simplu_worker.cache.redis_commands import CacheUnavailableError
+from simplu_worker.commands.check.check import Examination
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import ConfigurationError, TryAgainLaterError
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.tenants.deletion import TenantDeletion
+from simplu_worker.shards.tenants.provisioning import Provisioner, ProvisionRequest, ProvisionResult
+from simplu_worker.shards.tenants.resource_changes import ChangeResult, ResourceChanges
+from simplu_worker.telemetry.log import scrub_text
+
+PATIENCE_S = 15.0
+AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
+TENANT_ID = "-".join(TENANT)
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[ProcessGroup]:
+    """Give what ends the servers of this module."""
+    with ProcessGroup() as group:
+        yield group
+
+
+@pytest.fixture
+async def redis(group: ProcessGroup) -> AsyncIterator[RedisServer]:
+    """Give an empty Redis."""
+    server = RedisServer(group)
+    await server.start()
+    yield server
+    server.kill()
+
+
+@contextlib.asynccontextmanager
+async def running(url: str, **options: Any) -> AsyncIterator[Cache]:
+    """Run a cache as the worker does, but for shorter waits."""
+    cache = Cache(url, **({"reply_timeout_s": 0.3, "ping_s": 0.2} | options))
+    task = asyncio.create_task(cache.run())
+    try:
+        yield cache
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await cache.close()
+
+
+async def eventually(ask: Callable[[], bool]) -> None:
+    """Wait until the answer is yes."""
+
+    async def answer() -> bool:
+        return ask()
+
+    assert await until(answer, within_s=PATIENCE_S)
+
+
+async def is_so(ask: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until the answer is yes."""
+    assert await until(ask, within_s=PATIENCE_S)
+
+
+async def settled(cache: Cache) -> None:
+    """Wait until nothing is left to tell, and all that was in doubt is swept."""
+
+    def is_settled() -> bool:
+        summary = cache.summary()
+        return bool(summary["epoch"] and cache.is_reachable and not summary["waiting"] and not summary["sweeping"])
+
+    await eventually(is_settled)
+
+
+def key(number: int | str = 1, resource_type: str = "patient") -> ResourceKey:
+    """Return the key of a resource of the tenant."""
+    return ResourceKey(TENANT_ID, resource_type, f"r{number}")
+
+
+async def put(redis: RedisServer, *keys: ResourceKey) -> None:
+    """Put entries into the cache as a reader does."""
+    for one in keys:
+        await redis.ask("SET", one.entry, "stale?")
+
+
+async def fill(redis: RedisServer, count: int) -> None:
+    """Put keys of others there."""
+    await redis.ask("MSET", *(word for number in range(count) for word in (f"simplu-not-ours:{number}", "1")))
+
+
+async def epoch_of(redis: RedisServer) -> int:
+    """Return the epoch as readers see it."""
+    return int(await redis.ask("GET", "simplu:epoch") or 0)
+
+
+async def version_of(redis: RedisServer, one: ResourceKey) -> int:
+    """Return the version of a type as readers see it."""
+    return int(await redis.ask("GET", one.version) or 0)
+
+
+def events(logs: Iterable[Any]) -> list[str]:
+    """Return the names of the events but for the routine ones."""
+    return [entry["event"] for entry in logs if entry["event"].startswith("cache.")]
+
+
+# Telling
+
+
+async def test_cache_drops_what_changed_and_nothing_else(redis: RedisServer) -> None:
+    """The entry is deleted and the version of its type counted up; other entries, types and keys stay."""
+    async with running(redis.url) as cache:
+        await settled(cache)
+        epoch = await epoch_of(redis)
+        await put(redis, key(1), key(2), key(1, "room"))
+        cache.changed([key(1), key(1), key(3)])
+        await settled(cache)
+
+        assert await redis.ask("EXISTS", key(1).entry) == 0
+        assert await redis.ask("EXISTS", key(2).entry, key(1, "room").entry) == 2
+        assert (await version_of(redis, key(1)), await version_of(redis, key(1, "room"))) == (1, 0)
+        assert await epoch_of(redis) == epoch
+        assert cache.summary()["invalidations"] == {"done": 2, "failed": 0, "retried": 0, "dropped": 0}
+
+
+async def test_cache_moves_the_epoch_and_sweeps_when_a_process_starts(redis: RedisServer) -> None:
+    """The one before it may have been killed between a commit and its invalidation, with notes nobody else has."""
+    entries = [key(number) for number in range(50)]
+    await redis.ask("SET", "simplu:epoch", "7")
+    await redis.ask("MSET", "simplu:list:7:0:clinic", "[]", "others", "1")
+    await put(redis, *entries)
+    with capture_logs() as logs:
+        async with running(redis.url) as cache:
+            await settled(cache)
+
+    assert await epoch_of(redis) == 8
+    assert sorted(await redis.ask("KEYS", "*")) == ["others", "simplu:epoch", "simplu:list:7:0:clinic"]
+    assert cache.summary()["sweptEntries"] == 50
+    (moved,) = [entry for entry in logs if entry["event"] == "cache.epoch_moved"]
+    assert (moved["reason"], moved["epoch"], moved["redis"]) == ("started", 8, redis.place)
+
+
+async def test_cache_keeps_on_when_it_has_swept_among_many_keys_of_others(redis: RedisServer) -> None:
+    """A sweep goes step by step through all keys of the server, and invalidations go on between its steps."""
+    await fill(redis, 30_000)
+    await put(redis, *(key(number) for number in range(100)))
+    async with running(redis.url) as cache:
+        cache.changed(key(number) for number in range(200, 1500))
+        await settled(cache)
+        assert await redis.ask("DBSIZE") == 30_000 + 2
+        assert cache.summary()["invalidations"]["done"] == 1300
+
+
+# Trouble
+
+
+async def test_cache_loses_nothing_when_redis_is_killed_and_comes_back(redis: RedisServer) -> None:
+    """The epoch is moved when it is back, what waits is told, and the outage is told of once."""
+    with capture_logs() as logs:
+        async with running(redis.url) as cache:
+            await settled(cache)
+            await put(redis, key(1), key(2), key(3))
+            await redis.ask("SET", key(1).version, "7")
+            epoch = await epoch_of(redis)
+            await redis.ask("SAVE")
+            cache.changed([key(3)])
+            await settled(cache)
+            redis.kill()
+            cache.changed([key(1)])
+            await eventually(lambda: not cache.is_reachable)
+            cache.changed([key(2)])
+            await asyncio.sleep(0.5)  # some tries
+            assert cache.summary()["waiting"] == 2
+            await redis.start()  # with what it had at the save, the entry that was deleted since among it
+            await settled(cache)
+
+            assert await epoch_of(redis) > epoch
+            assert await version_of(redis, key(1)) > 7
+            assert await redis.ask("EXISTS", *(key(number).entry for number in (1, 2, 3))) == 0
+    assert events(logs) == ["cache.epoch_moved", "cache.unreachable", "cache.epoch_moved", "cache.recovered"]
+    assert PASSWORD not in json.dumps(logs, default=str)
+
+
+async def test_cache_notices_a_restart_of_redis_when_nothing_is_written(redis: RedisServer) -> None:
+    """It may have come back with what it had before: entries that were deleted since."""
+    async with running(redis.url) as cache:
+        await settled(cache)
+        await put(redis, key(1))
+        await redis.ask("SAVE")
+        redis.kill()
+        await redis.start()
+        await is_so(lambda: _is_gone(redis, key(1)))
+        await settled(cache)
+        assert await epoch_of(redis) >= 1
+        assert cache.summary()["epochMovedFor"] == "reconnected"
+
+
+async def test_cache_goes_on_when_redis_hung(redis: RedisServer) -> None:
+    """What was sent and not answered is sent again, over a new connection, and the epoch is moved."""
+    async with running(redis.url) as cache:
+        await settled(cache)
+        epoch = await epoch_of(redis)
+        await put(redis, key(1), key(2))
+        redis.freeze()
+        cache.changed([key(1)])
+        await eventually(lambda: not cache.is_reachable)
+        cache.changed([key(2)])
+        redis.thaw()
+        await settled(cache)
+
+        assert await redis.ask("EXISTS", key(1).entry, key(2).entry) == 0
+        assert await epoch_of(redis) > epoch
+        assert await version_of(redis, key(1)) >= 1
+        counts = cache.summary()["invalidations"]
+        assert (counts["done"], counts["retried"]) == (2, 1)
+
+
+async def test_cache_starts_without_redis(group: ProcessGroup) -> None:
+    """A worker does not need it; when it comes it is told."""
+    redis = RedisServer(group)
+    with capture_logs() as logs:
+        async with running(redis.url) as cache:
+            cache.changed([key(1)])
+            await eventually(lambda: not cache.is_reachable)
+            await redis.start()
+            await settled(cache)
+            assert (await epoch_of(redis), await version_of(redis, key(1))) == (1, 1)
+    redis.kill()
+    assert events(logs) == ["cache.unreachable", "cache.epoch_moved", "cache.recovered"]
+
+
+async def test_cache_makes_up_for_what_it_had_no_room_for(redis: RedisServer) -> None:
+    """Memory is bounded while Redis is away: then all is in doubt, lists and entries; said once an outage."""
+    with capture_logs() as logs:
+        async with running(redis.url, waiting_max_bytes=10 * (KEY_OVERHEAD_BYTES + 100)) as cache:
+            await settled(cache)
+            epoch = await epoch_of(redis)
+            await put(redis, *(key(number) for number in range(100)))
+            redis.freeze()
+            for number in range(100):
+                cache.changed([key(number)])
+                await asyncio.sleep(0)
+            assert cache.summary()["waitingBytes"] <= 10 * (KEY_OVERHEAD_BYTES + 100)
+            redis.thaw()
+            await settled(cache)
+
+            assert await epoch_of(redis) > epoch
+            assert await redis.ask("KEYS", "simplu:resource:*") == []
+    counts = cache.summary()["invalidations"]
+    assert counts["dropped"] > 0
+    assert counts["dropped"] + counts["done"] == 100
+    assert events(logs).count("cache.overflowed") == 1
+
+
+async def test_cache_moves_the_epoch_when_a_version_is_no_number(redis: RedisServer) -> None:
+    """Somebody wrote over it: the other keys of the batch are told, and lists are made up for by the epoch."""
+    with capture_logs() as logs:
+        async with running(redis.url) as cache:
+            await settled(cache)
+            epoch = await epoch_of(redis)
+            await redis.ask("SET", key(1).version, "none")
+            await redis.ask("RPUSH", key(1, "room").version, "none")
+            cache.changed([key(1), key(1, "room"), key(1, "order")])
+            await is_so(lambda: _is_epoch(redis, epoch + 1))
+            await settled(cache)
+
+            assert await version_of(redis, key(1, "order")) == 1
+            assert cache.is_reachable
+    counts = cache.summary()["invalidations"]
+    assert (counts["failed"], counts["done"]) == (2, 1)
+    (refused,) = [entry for entry in logs if entry["event"] == "cache.refused"]
+    assert refused["key_count"] == 2
+    assert "r1" not in json.dumps(refused)
+
+
+@pytest.mark.parametrize("trouble", ["read-only", "out of memory", "not allowed", "wrong password"])
+async def test_cache_waits_while_redis_takes_nothing(redis: RedisServer, trouble: str) -> None:
+    """Trouble of the whole server is an outage, whatever its error: nothing is lost, and the epoch is moved."""
+    begin = {
+        "read-only": ("REPLICAOF", "127.0.0.1", "1"),
+        "out of memory": ("CONFIG", "SET", "maxmemory", "1"),
+        "not allowed": ("ACL", "SETUSER", "worker", "-incr"),
+        "wrong password": ("ACL", "SETUSER", "worker", "resetpass", ">another"),
+    }[trouble]
+    end = {
+        "read-only": ("REPLICAOF", "NO", "ONE"),
+        "out of memory": ("CONFIG", "SET", "maxmemory", "0"),
+        "not allowed": ("ACL", "SETUSER", "worker", "+incr"),
+        "wrong password": ("ACL", "SETUSER", "worker", f">{PASSWORD}"),
+    }[trouble]
+    await redis.ask("ACL", "SETUSER", "worker", "on", f">{PASSWORD}", "~*", "+@all")
+    url = redis.url.replace("redis://:", "redis://worker:")
+    with capture_logs() as logs:
+        async with running(url) as cache:
+            await settled(cache)
+            await redis.ask(*begin)
+            if trouble == "wrong password":
+                await redis.ask("CLIENT", "KILL", "USER", "worker")
+            cache.changed([key(1)])
+            await eventually(lambda: not cache.is_reachable)
+            assert cache.summary()["waiting"] == 1
+            epoch = await epoch_of(redis)
+            await redis.ask(*end)
+            await settled(cache)
+            assert await epoch_of(redis) > epoch
+            assert await version_of(redis, key(1)) >= 1
+    assert events(logs).count("cache.unreachable") == 1
+    assert PASSWORD not in json.dumps(logs, default=str)
+
+
+# Stopping
+
+
+async def test_flush_waits_until_all_is_told(redis: RedisServer) -> None:
+    """A stop in order leaves nothing behind."""
+    async with running(redis.url) as cache:
+        cache.changed(key(number) for number in range(2000))
+        await cache.flush(PATIENCE_S)
+        assert cache.summary()["waiting"] == 0
+        assert cache.summary()["invalidations"]["done"] == 2000
+
+
+async def test_flush_does_not_wait_for_a_redis_that_is_gone(redis: RedisServer) -> None:
+    """What is left is said: the next process moves the epoch."""
+    async with running(redis.url) as cache:
+        await settled(cache)
+        redis.kill()
+        cache.changed([key(1)])
+        await eventually(lambda: not cache.is_reachable)
+        started = time.monotonic()
+        with capture_logs() as logs:
+            await cache.flush(PATIENCE_S)
+        assert time.monotonic() - started < 1
+    (entry,) = logs
+    assert (entry["event"], entry["resource_count"]) == ("cache.not_flushed", 1)
+
+
+async def test_flush_ends_in_time_when_redis_hangs(redis: RedisServer) -> None:
+    """The drain has its own end."""
+    async with running(redis.url, reply_timeout_s=3) as cache:
+        await settled(cache)
+        redis.freeze()
+        cache.changed([key(1)])
+        with capture_logs() as logs:
+            await cache.flush(0.1)
+    assert events(logs) == ["cache.not_flushed"]
+
+
+# Who commits
+
+
+@pytest.fixture
+async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
+    """Give one shard behind a local Citrus, with an active tenant registered on it."""
+    async with routed_shards([await make_shard("shard-1")]) as routed:
+        routed.register(TENANT, "shard-1")
+        await add_tenant(pool_of(routed))
+        yield routed
+
+
+def pool_of(routed: RoutedShards) -> ShardPool:
+    """Return the pool of the one shard."""
+    shard = routed.citrus.registry.shards["shard-1"]
+    return routed.pools.pool(ShardAddress("shard-1", shard.connection_string))
+
+
+def router_of(routed: RoutedShards, cache: Cache, pools: Pools | None = None) -> Router:
+    """Return a router that tells the cache."""
+    return Router(
+        routed.directory, routed.locator, pools or routed.pools, tenant_wait=TENANT_WAIT, on_change=cache.changed
+    )
+
+
+async def _is_gone(redis: RedisServer, one: ResourceKey) -> bool:
+    return bool(await redis.ask("EXISTS", one.entry) == 0)
+
+
+async def _is_epoch(redis: RedisServer, epoch: int) -> bool:
+    return await epoch_of(redis) >= epoch
+
+
+async def test_router_tells_the_cache_what_was_written(routed: RoutedShards, redis: RedisServer) -> None:
+    """Writes that took effect, and redelivered ones: before the crash nobody may have said it."""
+    create = operation("create", "r1", {"n": 1})
+    others = [operation("patch", "r2", {}), operation("read", "r3"), operation("list", None)]
+    async with running(redis.url) as cache:
+        router = router_of(routed, cache)
+        await settled(cache)
+        await put(redis, key(1), key(2), key(3))
+        await router.find(TENANT_ID)
+        assert (await router.apply("shard-1", [create, *others]))[0] == SUCCEEDED
+        await settled(cache)
+        assert await redis.ask("EXISTS", key(1).entry) == 0
+        assert await redis.ask("EXISTS", key(2).entry, key(3).entry) == 2  # not found, only read
+
+        await put(redis, key(1))
+        assert await router.apply("shard-1", [create]) == [DUPLICATE]
+        await settled(cache)
+        assert await redis.ask("EXISTS", key(1).entry) == 0
+        assert await version_of(redis, key(1)) == 2
+
+
+async def test_router_tells_the_cache_when_the_answer_to_a_commit_was_lost(
+    make_shard: ShardMaker, redis: RedisServer
+) -> None:
+    """Nobody knows that it was committed until the batch is sent again and found in the log."""
+    address = await make_shard("shard-1")
+    async with Line(address).opened() as line, routed_shards([line.address]) as routed, running(redis.url) as cache:
+        routed.register(TENANT, "shard-1")
+        await add_tenant(pool_of(routed))
+        router = router_of(routed, cache)
+        await router.find(TENANT_ID)
+        await settled(cache)
+        await put(redis, key(1))
+        create = operation("create", "r1", {"n": 1})
+        line.cut_after_commit = True
+        with pytest.raises(ShardUnavailableError):
+            await router.apply("shard-1", [create])
+        assert await redis.ask("EXISTS", key(1).entry) == 1
+        await is_so(lambda: _is_applied(router, [create]))
+        await settled(cache)
+        assert await redis.ask("EXISTS", key(1).entry) == 0
+
+
+async def _is_applied(router: Router, operations: list[Any]) -> bool:
+    try:
+        return await router.apply("shard-1", operations) == [DUPLICATE]
+    except ShardUnavailableError:
+        return False
+
+
+async def test_commits_take_no_longer_when_redis_hangs(routed: RoutedShards, redis: RedisServer) -> None:
+    """It is not on the way of a commit: neither frozen nor gone."""
+
+    async def seconds(router: Router, count: int = 40) -> float:
+        """Return the median time of a batch."""
+        times = []
+        for _ in range(count):
+            batch = [operation("create", None, {"n": 1}) for _ in range(5)]
+            started = time.monotonic()
+            assert await router.apply("shard-1", batch) == [SUCCEEDED] * 5
+            times.append(time.monotonic() - started)
+        return sorted(times)[count // 2]
+
+    async with running(redis.url, reply_timeout_s=2) as cache:
+        router = router_of(routed, cache)
+        await router.find(TENANT_ID)
+        await settled(cache)
+        await seconds(router, 10)
+        usual_s = await seconds(router)
+        await settled(cache)
+        redis.freeze()
+        frozen_s = await seconds(router)
+        assert cache.summary()["waiting"] == 200
+        redis.kill()
+        gone_s = await seconds(router)
+    assert max(frozen_s, gone_s) < 3 * usual_s + 0.1  # a reply is waited for 2 s
+
+
+async def test_renames_and_administrators_tell_the_cache(routed: RoutedShards, redis: RedisServer) -> None:
+    """Both ids of a rename, and both rows of an administrator; when they are redelivered too."""
+    ids = [("patient", "old"), ("patient", "new"), ("role", "u-1"), ("doctor", "u-1")]
+    row = await fetch(pool_of(routed), "SELECT staff_resource_type FROM business_types WHERE name = 'dental'")
+    ids[3] = (row[0]["staff_resource_type"], "u-1")
+    keys = [ResourceKey(TENANT_ID, *one) for one in ids]
+    async with running(redis.url) as cache:
+        changes = ResourceChanges(routed.directory, routed.pools, on_change=cache.changed)
+        await TenantCase(pool_of(routed), TENANT).apply(operation("create", "old", {}))
+        await settled(cache)
+        for result in (ChangeResult.APPLIED, ChangeResult.EXISTED):
+            await put(redis, *keys)
+            renamed = await changes.rename(
+                *TENANT, resource_type="patient", old_id="old", new_id="new", additional_data=None, requested_at=AT
+            )
+            added = await changes.add_admin(
+                *TENANT, business_type="dental", email="a@b.example", user_id="u-1", requested_at=AT
+            )
+            assert (renamed, added) == (result, result)
+            await settled(cache)
+            assert await redis.ask("EXISTS", *(one.entry for one in keys)) == 0
+        missing = await changes.rename(
+            *TENANT, resource_type="patient", old_id="no", new_id="none", additional_data=None, requested_at=AT
+        )
+        assert missing is ChangeResult.MISSING
+        assert cache.summary()["waiting"] == 0
+
+
+async def test_deletion_of_a_tenant_tells_the_cache(routed: RoutedShards, redis: RedisServer) -> None:
+    """Of every row that it deletes, of whatever type."""
+    case = TenantCase(pool_of(routed), TENANT)
+    await case.apply(*(operation("create", f"r{number}", {}) for number in range(25)))
+    await routed.destroyer.destroy(*TENANT, AT)
+    async with running(redis.url) as cache:
+        await settled(cache)
+        await put(redis, *(key(number) for number in range(25)))
+        deletion = TenantDeletion(
+            routed.locator, routed.pools, timedelta(), statement_max_rows=10, on_change=cache.changed
+        )
+        assert await deletion.take_turn() == 1
+        await settled(cache)
+        assert await redis.ask("KEYS", "simplu:resource:*") == []
+        assert await version_of(redis, key()) >= 1
+
+
+async def test_provisioning_tells_the_cache_of_the_default_row(routed: RoutedShards, redis: RedisServer) -> None:
+    """A reader may have remembered that there is none."""
+    one = ResourceKey("gym-main", "settings", "default")
+    request = ProvisionRequest(business_id="gym", location_id="main", business_type="gym", requested_at=AT)
+    async with running(redis.url) as cache:
+        provisioner = Provisioner(routed.locator, routed.directory, routed.pools, on_change=cache.changed)
+        await settled(cache)
+        for expected in (ProvisionResult.PROVISIONED, ProvisionResult.EXISTED):
+            await put(redis, one)
+            assert await provisioner.provision(request) is expected
+            await settled(cache)
+            assert await redis.ask("EXISTS", one.entry) == 0
+
+
+# People
+
+
+@pytest.fixture
+async def desk(redis: RedisServer) -> AsyncIterator[CacheDesk]:
+    """Give what people ask, of a cache that has settled."""
+    async with open_cache(redis.url) as (cache, desk), running_task(cache):
+        await settled(cache)
+        yield desk
+
+
+@contextlib.asynccontextmanager
+async def running_task(cache: Cache) -> AsyncIterator[None]:
+    """Run a cache that somebody else closes."""
+    task = asyncio.create_task(cache.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_stats_say_what_is_known_here_and_there(redis: RedisServer, desk: CacheDesk) -> None:
+    """Ours are the counts of invalidations; hits and misses are the server's, for readers ask it and not us."""
+    await put(redis, key(1), key(2))
+    await redis.ask("MSET", key().version, "3", "simplu:list:1", "[]", "others", "1")
+    await redis.ask("GET", key(1).entry)
+    await redis.ask("GET", "nothing")
+    stats = await desk.stats()
+
+    assert (stats["reachable"], stats["error"], stats["epoch"], stats["redis"]) == (True, None, 1, redis.place)
+    assert stats["keys"] == {"resources": 2, "versions": 1, "others": 1, "complete": True}
+    assert stats["server"]["epoch"] == "1"
+    assert stats["server"]["hits"] >= 1
+    assert stats["server"]["misses"] >= 1
+    assert stats["server"]["evictionPolicy"] == "noeviction"
+    assert PASSWORD not in json.dumps(stats)
+    json.dumps(stats)
+
+
+async def test_stats_are_given_when_redis_is_gone(redis: RedisServer, desk: CacheDesk) -> None:
+    """What is known here is all the more of interest then."""
+    redis.kill()
+    stats = await desk.stats()
+    assert (stats["server"], stats["keys"]) == (None, None)
+    assert "ConnectionError" in stats["error"]
+    with pytest.raises(TryAgainLaterError):
+        await desk.keys(10)
+    with pytest.raises(TryAgainLaterError):
+        await desk.clear()
+
+
+async def test_keys_are_ours_only_and_bounded(redis: RedisServer, desk: CacheDesk) -> None:
+    """Names, sorted; and whether there are more."""
+    await fill(redis, 3000)
+    await put(redis, key(1), key(2))
+    assert await desk.keys(10) == (["simplu:epoch", key(1).entry, key(2).entry], True)
+    names, are_all = await desk.keys(2)
+    assert (len(names), are_all) == (2, False)
+
+
+async def test_clear_deletes_our_entries_and_moves_the_epoch(redis: RedisServer, desk: CacheDesk) -> None:
+    """Counters stay, for counted anew they would come by the numbers of stale lists; keys of others are not touched."""
+    await fill(redis, 3000)
+    await put(redis, *(key(number) for number in range(20)))
+    await redis.ask("MSET", key().version, "3", "simplu:list:1", "[]")
+    assert await desk.clear() == {"deleted": 21, "epoch": 2, "complete": True}
+    assert sorted(await redis.ask("KEYS", "simplu:*")) == ["simplu:epoch", key().version]
+    assert await redis.ask("DBSIZE") == 3002
+    assert (await desk.stats())["epochMovedFor"] == "cleared"
+
+
+async def test_check_asks_redis_once(redis: RedisServer) -> None:
+    """Without it operations go on: a warning, and never its password."""
+    assert await Examination(Settings()).cache() == []
+    examination = Examination(Settings(redis_url=SecretStr(redis.url)))
+    (answer,) = await examination.cache()
+    assert (answer.dependency, answer.address, answer.status) == ("Redis", redis.place, "ok")
+    assert examination.facts.eviction_policy == "noeviction"
+    redis.kill()
+    (answer,) = await examination.cache()
+    assert (answer.address, answer.status) == (redis.place, "warning")
+    assert PASSWORD not in answer.result
+
+
+# The door
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("redis://user:a-long-password@cache.example", "cache.example:6379"),
+        ("rediss://cache.example:7000/3?password=a-long-password", "cache.example:7000/3"),
+        ("redis://[::1]:7000/3", "[::1]:7000/3"),
+        ("unix:///run/redis.sock?db=1", "/run/redis.sock"),
+    ],
+)
+async def test_redis_is_named_without_its_credentials(url: str, place: str) -> None:
+    """Neither by what is logged nor by a repr; a password among the options is known to the log too."""
+    commands = redis_commands(url)
+    assert commands.place == place
+    assert repr(commands) == f"RedisCommands({place})"
+    if "a-long-password" in url:
+        assert "a-long-password" not in scrub_text("text with a-long-password in it")
+    await commands.close()
+
+
+async def test_redis_url_with_options_nobody_knows_is_refused() -> None:
+    """Without showing it: it may hold a password."""
+    with pytest.raises(ConfigurationError) as caught:
+        redis_commands("redis://:pass-word@host/0?nonsense=1")
+    assert "pass-word" not in str(caught.value)
+    assert caught.value.problems[0].startswith("REDIS_URL: ")
+
+
+def test_redis_url_without_the_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an extra: what to install is said."""
+    monkeypatch.delitem(sys.modules, "simplu_worker.cache.redis_commands")
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    with pytest.raises(ConfigurationError, match=r"^REDIS_URL: .*install simplu-worker\[cache\]$"):
+        redis_commands("redis://host")
+
+
+async def test_redis_errors_name_no_key(redis: RedisServer) -> None:
+    """Their texts go into the log."""
+    commands = redis_commands(redis.url)
+    await redis.ask("SET", "simplu:epoch", "secret-name")
+    with pytest.raises(CacheUnavailableError) as caught:
+        await commands.tell(move_epoch=True, entries=["simplu:resource:a:b:r1"], versions=["simplu:version:a:b"])
+    assert "r1" not in str(caught.value)
+    await commands.close()
+
+
+async def test_cache_is_void_when_another_replica_ended_without_giving_back_its_leases(redis: RedisServer) -> None:
+    """It may have been killed between a commit and its invalidation, and nobody would commit that operation again."""
+    async with running(redis.url) as cache:
+        await settled(cache)
+        before = await epoch_of(redis)
+        await put(redis, key())
+
+        cache.replica_ended()
+        await eventually(lambda: cache.summary()["epochMovedFor"] == "taken_over")
+        await settled(cache)
+
+        assert await epoch_of(redis) == before + 1
+        assert await redis.ask("EXISTS", key().entry) == 0

@@ -1,0 +1,579 @@
+"""`dead-letters list` and `replay` against a real queue, a real stream, and a shard that applies what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import msgspec
+import pytest
+from structlog.testing import capture_logs
+from support.aws.endpoints import REGION, client_of
+from support.aws.kinesis_endpoints import kinesis_servers
+from support.aws.kpl_aggregates import aggregate
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import fetch
+from support.reader_world import MARGIN, WAIT, World, eventually, open_world, reaches, record
+
+from simplu_worker.aws.sqs_queue import Queue
+from simplu_worker.commands.dead_letters import browse, command
+from simplu_worker.commands.dead_letters.browse import LetterBox
+from simplu_worker.commands.dead_letters.command import ListOptions, list_letters, replay_letters
+from simplu_worker.commands.dead_letters.replay import ReplayOptions
+from simplu_worker.commands.dead_letters.replay_plan import Filters
+from simplu_worker.commands.stream import put_records
+from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.consumers.kinesis.stream.client import Stream, TrimHorizon
+from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.dead_letters.queue import DeadLetterQueue
+from simplu_worker.operations.decode import decode_operation
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
+from simplu_worker.timing.clock import utc_now
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+APPLY = ReplayOptions(apply=True, force=False, limit=None)
+FORCE = ReplayOptions(apply=True, force=True, limit=None)
+PLAN = ReplayOptions(apply=False, force=False, limit=None)
+LIST = ListOptions(limit=1000, records=False)
+ALL = Filters()
+INVALID = DeadLetterReason.INVALID_JSON
+GIVEN_UP = DeadLetterReason.RETRIES_EXHAUSTED
+
+
+@pytest.fixture(scope="module")
+def kinesis_url() -> Iterator[str]:
+    """Run our Kinesis server for the tests of this module."""
+    with kinesis_servers() as servers:
+        yield servers.url_of("ours")
+
+
+@pytest.fixture
+async def world(endpoint_url: str, kinesis_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Give a world whose stream is on our server; its queues are moto's."""
+    async with open_world(endpoint_url, make_shard) as world, client_of("kinesis", kinesis_url) as kinesis:
+        world.kinesis = kinesis
+        world.stream = Stream(kinesis, f"stream-{uuid4()}")
+        await world.stream.ensure(create=True, shard_count=1)
+        yield world
+
+
+class Ended(NamedTuple):
+    """How a command ended: its exit status, and its JSON."""
+
+    status: int
+    json: Any
+
+
+class Bench:
+    """Runs the commands with the settings of a world."""
+
+    def __init__(self, world: World, capfd: pytest.CaptureFixture[str]) -> None:
+        self.world = world
+        self.more: dict[str, str] = {}
+        self._capfd = capfd
+
+    @property
+    def settings(self) -> Settings:
+        """What the commands are configured with."""
+        env = {
+            "AWS_REGION": REGION,
+            "KINESIS_STREAM_NAME": self.world.stream.name,
+            "SQS_DEAD_LETTER_QUEUE_URL": self.world.queue_url,
+            "OPERATION_MAX_BYTES": "100000",
+        }
+        return load_settings(env | self.more, for_run=False)
+
+    async def replay(self, options: ReplayOptions = APPLY, filters: Filters = ALL) -> Ended:
+        """Run `dead-letters replay --json`."""
+        self._capfd.readouterr()
+        with capture_logs():  # which go to stderr when the command runs as a process
+            status = await replay_letters(self.settings, filters, options, as_json=True)
+        return Ended(status, json.loads(self._capfd.readouterr().out))
+
+    async def shown(self, options: ListOptions = LIST, filters: Filters = ALL) -> Ended:
+        """Run `dead-letters list --json`."""
+        self._capfd.readouterr()
+        with capture_logs():
+            status = await list_letters(self.settings, filters, options, as_json=True)
+        return Ended(status, json.loads(self._capfd.readouterr().out))
+
+    async def store(self, *letters: DeadLetter, url: str | None = None) -> None:
+        """Store letters as the worker does."""
+        await DeadLetterQueue(self.world.sqs, url or self.world.queue_url).store(letters, stopping=asyncio.Event())
+
+    async def count(self, url: str | None = None) -> tuple[int, int]:
+        """Return how many messages a queue shows, and how many it hides."""
+        attributes = await Queue(self.world.sqs, url or self.world.queue_url).attributes()
+        return attributes.visible_count, attributes.in_flight_count
+
+    async def new_queue(self, name: str, **attributes: str) -> str:
+        """Make a queue; return its URL."""
+        made = await self.world.sqs.create_queue(QueueName=f"{uuid4()}-{name}", Attributes=attributes)
+        return str(made["QueueUrl"])
+
+    async def records(self) -> list[bytes]:
+        """Return all that is in the stream."""
+        (shard,) = await self.world.stream.list_stream_shards()
+        iterator = await self.world.stream.iterator(shard.stream_shard_id, TrimHorizon())
+        return [one.data for one in (await self.world.stream.get_records(iterator, limit=10_000)).records]
+
+
+@pytest.fixture
+def bench(
+    world: World,
+    endpoint_url: str,
+    kinesis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Bench:
+    """Give a bench whose commands find the world's endpoints in the environment."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint_url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", kinesis_url)
+    monkeypatch.setattr(browse, "POLL_WAIT_S", 0)  # moto has but one server, which knows at once
+    return Bench(world, capfd)
+
+
+def letter(
+    bench: Bench,
+    data: bytes,
+    number: str = "1",
+    *,
+    reason: DeadLetterReason = GIVEN_UP,
+    failed_at: datetime = datetime(2026, 1, 2, tzinfo=UTC),
+    **origin: Any,
+) -> DeadLetter:
+    """Return a letter about a record of the world's stream."""
+    place: dict[str, Any] = {
+        "source": Source.KINESIS,
+        "name": bench.world.stream.name,
+        "arrived_at": datetime(2026, 1, 1, tzinfo=UTC),
+        "stream_shard_id": "shardId-000000000000",
+        "sequence_number": number,
+        "partition_key": "key",
+    }
+    return DeadLetter(
+        reason=reason, error="", origin=Origin(**place | origin), failed_at=failed_at, attempts=4, record=data
+    )
+
+
+def without_id(data: bytes) -> bytes:
+    """Return a record without request id and resource id."""
+    members = json.loads(data)
+    return json.dumps({name: members[name] for name in members if name not in {"requestId", "resourceId"}}).encode()
+
+
+@asynccontextmanager
+async def late_reader(world: World) -> AsyncIterator[Any]:
+    """Run a reader for which all tenants that are not there have been waited for."""
+    async with world.reading(utc=lambda: utc_now() + WAIT + MARGIN + timedelta(seconds=5)) as reader:
+        yield reader
+
+
+async def test_replayed_operations_are_applied_exactly_once(bench: Bench) -> None:
+    """Unknown tenant, letters, tenant made, replay: applied in order, with the ids they had; again: nothing changes."""
+    world = bench.world
+    sent = [
+        record("create", "late-x", 1),
+        record("update", "late-x", 2),
+        without_id(record("create", "late-x", 3)),
+        record("patch", "late-x", 4),
+    ]
+    numbers = await world.put(*sent)
+    async with late_reader(world) as reader:
+        await reaches(reader, numbers[-1])
+    listed = await bench.shown()
+    assert [row["reason"] for row in listed.json["letters"]] == ["unknown_tenant"] * 4
+    assert {row["locationId"] for row in listed.json["letters"]} == {"x"}
+    derived = next(row for row in listed.json["letters"] if row["sequenceNumber"] == numbers[2])["requestId"]
+
+    await world.provision("late-x", "shard-1")
+    shard = await world.shard("shard-1")
+    planned = await bench.replay(PLAN)
+    assert (planned.status, planned.json["wouldSend"], planned.json["sent"]) == (0, 4, 0)
+    assert (await bench.count(), len(await bench.records())) == ((4, 0), 4)
+    done = await bench.replay()
+    assert (done.status, done.json["sent"], done.json["left"]) == (0, 4, 0)
+    assert await bench.count() == (0, 0)
+    put_again = (await bench.records())[4:]
+    assert [put_again[place] for place in (0, 1, 3)] == [sent[place] for place in (0, 1, 3)]
+
+    for _ in range(2):
+        async with world.reading() as reader:
+            await eventually(lambda: reader.is_through)
+        rows = await fetch(shard, "SELECT request_id, status, resource_id FROM operations ORDER BY sequence_number")
+        assert [(row["request_id"], row["status"]) for row in rows] == [
+            ("late-x-1", "succeeded"),
+            ("late-x-2", "succeeded"),
+            (derived, "succeeded"),
+            ("late-x-4", "succeeded"),
+        ]
+        assert rows[2]["resource_id"] == derived
+        data = await fetch(shard, "SELECT data FROM resources WHERE \"resourceId\" = 'r1'")
+        assert [json.loads(row["data"])["number"] for row in data] == [4]
+    assert (await world.letters()) == []
+
+
+async def test_replay_killed_between_send_and_delete_sends_again_what_is_dropped(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is lost: the letters are there again; and nothing is applied twice, with or without an id of its own."""
+    world = bench.world
+    await world.provision("a-x", "shard-1")
+    data = [record("create", "a-x", 1), without_id(record("create", "a-x", 2))]
+    await bench.store(*(letter(bench, one, str(number)) for number, one in enumerate(data, 1)))
+
+    class KilledError(BaseException):
+        """As abrupt as a kill can be in a test."""
+
+    async def killed(self: LetterBox, message_ids: Any) -> set[str]:
+        raise KilledError
+
+    async def nothing(self: LetterBox) -> None:
+        """Give nothing back: that is what a kill does."""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(browse, "hidden_s", lambda count: 2)
+        patch.setattr(LetterBox, "delete", killed)
+        patch.setattr(LetterBox, "_give_back", nothing)
+        with pytest.raises(KilledError):
+            await bench.replay()
+    assert len(await bench.records()) >= 1
+    too_early = await bench.replay()
+    assert (too_early.status, too_early.json["hidden"], too_early.json["sent"]) == (1, 2, 0)
+    async with asyncio.timeout(10):
+        while await bench.count() != (2, 0):  # noqa: ASYNC110  (the queue's clock)
+            await asyncio.sleep(0.1)
+    done = await bench.replay()
+    assert (done.status, done.json["sent"]) == (0, 2)
+    assert await bench.count() == (0, 0)
+    assert len(await bench.records()) >= 3
+
+    async with world.reading() as reader:
+        await eventually(lambda: reader.is_through)
+    rows = await fetch(await world.shard("shard-1"), "SELECT status FROM operations")
+    assert [row["status"] for row in rows] == ["succeeded"] * 2
+    assert await world.letters() == []
+
+
+@pytest.mark.parametrize("has_id", [True, False])
+async def test_replayed_operation_takes_the_place_of_the_one_given_up(bench: Bench, *, has_id: bool) -> None:
+    """Its row is marked; the replay replaces it, once, though its letter is stored twice and sent in two runs."""
+    world = bench.world
+    await world.provision("a-x", "shard-1")
+    data = record("create", "a-x", 1, resource_id="r1")
+    data = data if has_id else without_id(data)
+    (number,) = await world.put(data)
+    given_up = letter(bench, data, number, reason=GIVEN_UP)
+    operation = decode_operation(data, given_up.origin, max_bytes=10_000, list_limit=10)
+    assert isinstance(operation, Operation)
+    await world.router.give_up("shard-1", operation)
+    for _ in range(2):
+        await bench.store(given_up)
+        assert (await bench.replay()).status == 0
+    shard = await world.shard("shard-1")
+    for _ in range(2):
+        async with world.reading() as reader:
+            await eventually(lambda: reader.is_through)
+        rows = await fetch(shard, "SELECT request_id, status, error FROM operations")
+        assert [tuple(row.values()) for row in rows] == [(operation.request_id, "succeeded", None)]
+        assert len(await fetch(shard, "SELECT FROM resources WHERE \"resourceName\" = 'class'")) == 1
+    assert await world.letters() == []
+
+
+async def test_list_prints_what_is_meant_and_leaves_all_of_it(bench: Bench) -> None:
+    """Filters, the order of failing, no contents unless asked for; foreign messages are named."""
+    secret = {"note": "private"}
+    moments = [datetime(2026, 1, day, tzinfo=UTC) for day in (3, 1, 2)]
+    await bench.store(
+        *(
+            letter(bench, record("create", f"t{n}-x", n, data=secret), str(n), failed_at=moment)
+            for n, moment in enumerate(moments)
+        ),
+        letter(bench, b"\xffprivate", "9", reason=DeadLetterReason.INVALID_JSON, failed_at=moments[0]),
+    )
+    await bench.world.sqs.send_message(QueueUrl=bench.world.queue_url, MessageBody='{"private": 1}')
+    for _ in range(2):
+        listed = await bench.shown()
+        assert [row["failedAt"][:10] for row in listed.json["letters"]] == [
+            "2026-01-01",
+            "2026-01-02",
+            "2026-01-03",
+            "2026-01-03",
+        ]
+        assert (listed.status, len(listed.json["notLetters"]), listed.json["isCut"]) == (0, 1, False)
+        assert "private" not in json.dumps(listed.json)
+        assert await bench.count() == (5, 0)
+    some = await bench.shown(
+        ListOptions(limit=10, records=True),
+        Filters(tenant=("t1", "x"), since=moments[1], until=moments[2], source=Source.KINESIS),
+    )
+    (row,) = some.json["letters"]
+    assert json.loads(row["record"])["data"] == secret
+    assert (row["businessId"], row["streamShard"], some.json["notLetters"]) == ("t1", "shardId-000000000000", [])
+    invalid = await bench.shown(ListOptions(10, records=True), Filters(reasons=frozenset({INVALID})))
+    assert [row["recordBase64"] for row in invalid.json["letters"]] == ["/3ByaXZhdGU="]
+    cut = await bench.shown(ListOptions(limit=2, records=False))
+    assert (len(cut.json["letters"]), cut.json["isCut"]) == (2, True)
+    assert await bench.count() == (5, 0)
+
+
+async def test_tables_are_printed_for_people(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    """Counts, reasons and the way on; nothing of the records."""
+    data = record("create", "a-x", 1, data={"note": "private"})
+    await bench.store(letter(bench, data), letter(bench, b"{private", "2", reason=DeadLetterReason.INVALID_JSON))
+    assert await list_letters(bench.settings, ALL, LIST, as_json=False) == 0
+    listed = capfd.readouterr()
+    assert "retries_exhausted" in listed.out
+    assert "hidden from others" in listed.err
+    assert await replay_letters(bench.settings, ALL, PLAN, as_json=False) == 1
+    planned = capfd.readouterr()
+    assert "would send" in planned.out
+    assert "would_come_back" in planned.out
+    assert "nothing was sent; --apply does it" in planned.err
+    assert "private" not in listed.out + listed.err + planned.out + planned.err
+
+
+async def test_replay_sends_in_order_of_the_source_and_each_record_once(bench: Bench) -> None:
+    """However the queue mixes them: by number; a letter stored twice is sent once, and both are deleted."""
+    letters = [letter(bench, record("update", "a-x", n), str(n)) for n in range(1, 41)]
+    await bench.store(*letters[::-1], *letters[:5])
+    done = await bench.replay()
+    assert (done.status, done.json["sent"]) == (0, 45)
+    sent = [int(json.loads(data)["requestId"].rpartition("-")[2]) for data in await bench.records()]
+    assert sent == list(range(1, 41))
+    assert await bench.count() == (0, 0)
+
+
+async def test_replay_leaves_by_name_what_is_not_meant_or_cannot_go(bench: Bench) -> None:
+    """Status 1 and a reason for each that stays; forced, what would come back goes too."""
+    good = letter(bench, record("create", "a-x", 1), "1")
+    await bench.store(
+        good,
+        letter(bench, record("create", "a-x", 2), "2", name="another"),
+        letter(bench, b"{", "3", reason=DeadLetterReason.INVALID_JSON),
+        letter(bench, record("create", "b-x", 4), "4"),
+    )
+    await bench.world.sqs.send_message(QueueUrl=bench.world.queue_url, MessageBody="nonsense")
+    done = await bench.replay(filters=Filters(tenant=("a", "x")))
+    assert (done.status, done.json["sent"], done.json["left"]) == (1, 1, 1)
+    rest = await bench.replay(ReplayOptions(apply=False, force=False, limit=None))
+    why = sorted(fate.get("why", fate["status"]) for fate in rest.json["letters"])
+    assert (rest.status, why) == (1, ["not_a_letter", "source_not_configured", "would send", "would_come_back"])
+    forced = await bench.replay(FORCE, Filters(reasons=frozenset({DeadLetterReason.INVALID_JSON})))
+    assert (forced.status, forced.json["sent"]) == (0, 1)
+    assert (await bench.records())[-1] == b"{"
+    one = await bench.replay(ReplayOptions(apply=True, force=False, limit=1))
+    assert one.json["sent"] + one.json["left"] == 2  # the first of the letters, and what is none
+    nothing = await bench.replay(filters=Filters(tenant=("nobody", "x")))
+    assert (nothing.status, nothing.json["letters"]) == (0, [])
+
+
+async def test_replay_takes_a_truncated_record_from_the_stream(bench: Bench) -> None:
+    """By its position, also out of an aggregate, if it is what the letter says; a message, or what is gone, is left."""
+    world = bench.world
+    noise = hashlib.shake_256(b"n").hexdigest(30_000)
+    big = [record("create", "a-x", n, resource_id=f"r{n}", data={"noise": noise[n:]}) for n in range(3)]
+    packed = aggregate([("key", None, big[0]), ("key", None, big[1])])
+    whole, part, other = await world.put(big[2], packed, big[0])
+    small = await bench.new_queue("letters", MaximumMessageSize="2000")
+    bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = small
+    await bench.store(
+        letter(bench, big[2], whole),
+        letter(bench, big[1], part, sub_sequence_number=1),
+        letter(bench, big[1], other),  # something else is there
+        letter(bench, big[1], "77" * 20),  # and nothing at all
+        url=small,
+    )
+    done = await bench.replay()
+    assert (done.status, done.json["sent"], done.json["left"]) == (1, 2, 2)
+    assert {fate["why"] for fate in done.json["letters"] if fate["status"] == "left"} == {"record_gone"}
+    assert (await bench.records())[3:] == [big[2], big[1]]
+
+
+async def test_replay_takes_an_aggregate_apart_that_lay_outside(bench: Bench) -> None:
+    """Its records go one by one, each applied once."""
+    world = bench.world
+    await world.provision("a-x", "shard-1")
+    parts = [record("create", "a-x", n, resource_id=f"r{n}") for n in range(3)]
+    packed = aggregate([(f"k{n}", None, part) for n, part in enumerate(parts)])
+    await bench.store(letter(bench, packed, reason=DeadLetterReason.INVALID_MESSAGE))
+    done = await bench.replay()
+    assert (done.status, await bench.records()) == (0, parts)
+    async with world.reading() as reader:
+        await eventually(lambda: reader.is_through)
+    rows = await fetch(await world.shard("shard-1"), "SELECT status FROM operations")
+    assert [row["status"] for row in rows] == ["succeeded"] * 3
+
+
+async def received(bench: Bench, url: str, count: int) -> list[dict[str, Any]]:
+    """Take *count* messages out of a queue, as they come."""
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(10):
+        while len(found) < count:
+            reply = await bench.world.sqs.receive_message(
+                QueueUrl=url,
+                MaxNumberOfMessages=1,
+                WaitTimeSeconds=1,
+                MessageAttributeNames=["All"],
+                MessageSystemAttributeNames=["All"],
+            )
+            for message in reply.get("Messages", []):
+                await bench.world.sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+                found.append(message)
+    return found
+
+
+async def test_replay_sends_messages_to_their_queues(bench: Bench) -> None:
+    """Same body and attributes; to a FIFO queue in order, in their groups, and once however often it is run."""
+    control = await bench.new_queue("control")
+    orders = await bench.new_queue("orders.fifo", FifoQueue="true")
+    bench.more["SQS_SHARD_CREATION_QUEUE_URL"] = control
+    one = letter(
+        bench,
+        b'{"businessId":"b"}',
+        source=Source.SQS,
+        name=control.rpartition("/")[2],
+        message_id="m-0",
+        partition_key=None,
+    )
+    attributes = {"MessageType": "SHARD_CREATION", "other": "ż"}
+    await bench.store(msgspec.structs.replace(one, message_attributes=attributes))
+    done = await bench.replay()
+    assert (done.status, done.json["sent"]) == (0, 1)
+    (message,) = await received(bench, control, 1)
+    assert message["Body"] == '{"businessId":"b"}'
+    assert {name: value["StringValue"] for name, value in message["MessageAttributes"].items()} == attributes
+
+    bench.more["SQS_ORDER_EVENTS_QUEUE_URL"] = orders
+    event = {"type": "UPDATE", "businessId": "b", "locationId": "l"}
+    events = [
+        letter(
+            bench,
+            json.dumps(event | {"orderId": f"o-{n % 2}", "data": {"n": n}}).encode(),
+            str(1000 + n),
+            source=Source.SQS,
+            name=orders.rpartition("/")[2],
+            message_id=f"m-{n}",
+            group_id=f"g-{n % 2}",
+            partition_key=None,
+        )
+        for n in range(24)
+    ]
+    events = [msgspec.structs.replace(event, request_id=f"d-{n}") for n, event in enumerate(events)]
+    for _ in range(2):  # as after a kill: within five minutes SQS drops the second
+        await bench.store(*events[::-1])
+        done = await bench.replay()
+        assert (done.status, done.json["sent"]) == (0, 24)
+    assert (await bench.count(orders))[0] == 24
+    messages = await received(bench, orders, 24)
+    for group in range(2):
+        bodies = [
+            json.loads(message["Body"])
+            for message in messages
+            if message["Attributes"]["MessageGroupId"] == f"g-{group}"
+        ]
+        assert [body["data"]["n"] for body in bodies] == list(range(group, 24, 2))
+        assert [body["deduplicationId"] for body in bodies] == [f"d-{n}" for n in range(group, 24, 2)]
+
+
+async def test_replay_empties_a_fifo_queue_of_letters(bench: Bench) -> None:
+    """Which shows no more than a poll of a group until that is deleted: round by round, in order."""
+    letters = await bench.new_queue("letters.fifo", FifoQueue="true")
+    bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = letters
+    await bench.store(*(letter(bench, record("update", "a-x", n), str(n)) for n in range(1, 36)), url=letters)
+    listed = await bench.shown()
+    assert len(listed.json["letters"]) + listed.json["behind"] == 35
+    done = await bench.replay()
+    assert (done.status, done.json["sent"]) == (0, 35)
+    sent = [int(json.loads(data)["requestId"].rpartition("-")[2]) for data in await bench.records()]
+    assert sent == list(range(1, 36))
+    assert await bench.count(letters) == (0, 0)
+
+
+async def test_replay_stops_by_name_when_the_stream_is_in_trouble(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was not sent is given back, named, and there at once for the next run."""
+    monkeypatch.setattr(put_records, "RETRY_MAX_S", 0.01)
+    monkeypatch.setattr(command, "PUT_ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", "http://127.0.0.1:1")
+    await bench.store(*(letter(bench, record("create", "a-x", n), str(n)) for n in range(3)))
+    done = await bench.replay()
+    assert (done.status, done.json["sent"]) == (1, 0)
+    assert {fate["why"] for fate in done.json["letters"]} == {"not_reached"}
+    assert await bench.count() == (3, 0)
+
+
+async def test_replay_says_that_letters_are_hidden_from_it(bench: Bench) -> None:
+    """Another command holds them, or one that was killed: not everything was seen, so the status is 1."""
+    await bench.store(letter(bench, record("create", "a-x", 1)))
+    reply = await bench.world.sqs.receive_message(QueueUrl=bench.world.queue_url, VisibilityTimeout=30)
+    done = await bench.replay()
+    assert (done.status, done.json["hidden"], done.json["letters"]) == (1, 1, [])
+    (message,) = reply["Messages"]
+    await bench.world.sqs.change_message_visibility(
+        QueueUrl=bench.world.queue_url, ReceiptHandle=message["ReceiptHandle"], VisibilityTimeout=0
+    )
+    assert (await bench.replay()).status == 0
+
+
+async def test_box_claims_letters_again_and_gives_them_back(bench: Bench) -> None:
+    """While they are looked at nobody else gets them; after the half of their time they are claimed again."""
+    now = 0.0
+    await bench.store(*(letter(bench, b"{}", str(n)) for n in range(25)))
+    async with LetterBox(Queue(bench.world.sqs, bench.world.queue_url), clock=lambda: now) as box:
+        assert len([message async for message in box.messages()]) == 25
+        assert await bench.count() == (0, 25)
+        due = dict(box._due)
+        now = 31.0
+        await box.keep()
+        assert all(box._due[name] > due[name] for name in due)
+        assert await bench.count() == (0, 25)
+        left = await box.delete(list(due)[:5])
+        assert (left, repr(box).endswith("20 in hand)")) == (set(), True)
+    assert await bench.count() == (20, 0)
+
+
+async def test_commands_work_as_processes(bench: Bench) -> None:
+    """JSON alone on stdout; status 2 for a time that is none, 78 without the queue, 1 when something is left."""
+    await bench.store(
+        letter(bench, record("create", "a-x", 1)),
+        letter(bench, b"{", "2", reason=INVALID),
+    )
+    env = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "PATH"))}
+    env |= {
+        "AWS_REGION": REGION,
+        "KINESIS_STREAM_NAME": bench.world.stream.name,
+        "SQS_DEAD_LETTER_QUEUE_URL": bench.world.queue_url,
+    }
+
+    async def run(*words: str, **more: str) -> tuple[int | None, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "simplu_worker", "dead-letters", *words),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=env | more,
+        )
+        out, err = await process.communicate()
+        assert b"Traceback" not in err
+        return process.returncode, out.decode(), err.decode()
+
+    status, out, _ = await run("list", "--json", "--reason", "invalid_json", "--reason", "too_large", "--records")
+    assert (status, [row["record"] for row in json.loads(out)["letters"]]) == (0, ["{"])
+    async with asyncio.TaskGroup() as tasks:
+        wrong = [tasks.create_task(run(*words)) for words in (("replay", "--since", "now"), ("list", "--reason", "x"))]
+        unset = tasks.create_task(run("list", SQS_DEAD_LETTER_QUEUE_URL=""))
+    assert [task.result()[0] for task in (*wrong, unset)] == [2, 2, 78]
+    status, out, err = await run("replay", "--apply", "--tenant", "a", "x", "--until", "2026-01-03")
+    assert (status, "sent" in out, "hidden from others" in err) == (0, True, True)
+    status, out, _ = await run("replay", "--apply", "--json")
+    assert (status, json.loads(out)["left"]) == (1, 1)

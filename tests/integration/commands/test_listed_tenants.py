@@ -1,0 +1,301 @@
+"""`tenants provision --from-business-info` and `tenants audit`: business-info, Citrus and real shards compared."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.aws.endpoints import CREDENTIALS, REGION, client_of
+from support.citrus.cases import API_KEY, silent
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import add_tenant, fetch
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.commands.output.streamed_list import LongList
+from simplu_worker.commands.tenants.audit import audit_tenants
+from simplu_worker.commands.tenants.provision import provision_listed
+from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.local.stack.aws import put_businesses
+from simplu_worker.local.stack.citrus_server import Citrus
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class World:
+    """A table of one's own, a Citrus, and shards."""
+
+    dynamodb: Client
+    table: str
+    citrus: Citrus
+    settings: Settings
+    pools: dict[str, ShardPool]
+
+    async def enlist(self, business_id: str, business_type: str, *locations: str) -> None:
+        """Put a business into business-info."""
+        await put_businesses(self.dynamodb, self.table, {business_id: (business_type, locations)})
+
+    async def close(self, business_id: str, location_id: str) -> None:
+        """Put a business whose only location is not active."""
+        location = {"M": {"id": {"S": location_id}, "active": {"BOOL": False}}}
+        item = {"id": {"S": business_id}, "type": {"S": "gym"}, "locations": {"L": [location]}}
+        await self.dynamodb.put_item(TableName=self.table, Item=item)
+
+    def register(self, shard_id: str, *names: tuple[str, str]) -> None:
+        """Register tenants with Citrus."""
+        for name in names:
+            self.citrus.registry.place("-".join(name), self.citrus.registry.shards[shard_id])
+
+    async def add(self, shard_id: str, *names: tuple[str, str], **row: Any) -> None:
+        """Put rows on a shard."""
+        for name in names:
+            await add_tenant(self.pools[shard_id], name, **row)
+
+    async def live(self, name: tuple[str, str], shard_id: str = "shard-1", **row: Any) -> None:
+        """Let a tenant live as it should, but for its row."""
+        self.register(shard_id, name)
+        await self.add(shard_id, name, **row)
+
+    async def tenants(self, shard_id: str) -> list[tuple[Any, ...]]:
+        """Return the tenants of a shard."""
+        rows = await fetch(
+            self.pools[shard_id], "SELECT id, business_type, state, extract(year FROM control_at) AS year FROM tenants"
+        )
+        return sorted((row["id"], row["business_type"], row["state"], int(row["year"])) for row in rows)
+
+
+@pytest.fixture
+async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Give such a world with two shards."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
+
+    async def make() -> tuple[str, str]:
+        raise AssertionError("all shards are full")
+
+    citrus = Citrus(api_key=API_KEY, make_shard=make, max_businesses=1000)
+    for shard in shards:
+        citrus.add_shard(shard.shard_id, shard.connection_string)
+    table = f"businesses-{next(_numbers)}"
+    pools = {shard.shard_id: ShardPool(shard, size=1) for shard in shards}
+    async with citrus.serve() as url, client_of("dynamodb", endpoint_url) as dynamodb:
+        await dynamodb.create_table(
+            TableName=table,
+            KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
+        env = {
+            **CREDENTIALS,
+            "AWS_REGION": REGION,
+            "DYNAMODB_ENDPOINT": endpoint_url,
+            "DYNAMODB_BUSINESS_INFO_TABLE": table,
+            "CITRUS_SERVER_URL": url,
+            "CITRUS_API_KEY": API_KEY,
+        }
+        yield World(dynamodb, table, citrus, load_settings(env, for_run=False), pools)
+    for pool in pools.values():
+        await pool.close()
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Keep the log away from what is printed."""
+    with capture_logs():
+        yield
+
+
+async def audited(world: World, capsys: pytest.CaptureFixture[str]) -> tuple[int, set[tuple[Any, ...]], dict[str, Any]]:
+    """Audit; return the exit status, the differences without their details, and all that was printed."""
+    status = await audit_tenants(world.settings, as_json=True, page_size=3)
+    printed = json.loads(capsys.readouterr().out)
+    found = [
+        (one["kind"], *(one[name] for name in ("businessId", "locationId") if name in one))
+        for one in printed["differences"]
+    ]
+    assert len(found) == len(set(found)), "a difference was named twice"
+    return status, set(found), printed
+
+
+async def test_audit_finds_nothing_when_all_agree(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 0, and the count of what was compared."""
+    await world.enlist("good", "dental", "main", "side")
+    await world.live(("good", "main"))
+    await world.live(("good", "side"), "shard-2")
+    await world.close("closed", "main")
+
+    status, found, printed = await audited(world, capsys)
+
+    assert (status, found) == (0, set())
+    assert printed == {"differences": [], "counts": {}, "tenantsListed": 3, "shardsWithoutAnswer": []}
+    assert await audit_tenants(world.settings, as_json=False) == 0
+    assert "3 tenants in business-info: no difference" in capsys.readouterr().out
+
+
+async def test_audit_names_every_difference(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each by its kind and tenant, once, whatever the page it is on; status 1."""
+    await world.enlist("good", "dental", "main")
+    await world.live(("good", "main"))
+    await world.enlist("new", "dental", "main")
+    await world.enlist("named", "gym", "main")
+    world.register("shard-1", ("named", "main"))
+    await world.add("shard-1", ("stray", "main"))
+    world.register("shard-2", ("stray", "main"))
+    await world.add("shard-2", ("lost", "main"))
+    await world.enlist("typed", "gym", "main")
+    await world.live(("typed", "main"))
+    await world.close("closed", "main")
+    await world.live(("closed", "main"), business_type="gym")
+    await world.enlist("a", "dental", "b-c")
+    await world.enlist("a-b", "dental", "c")
+    await world.live(("a-b", "c"))
+    await world.enlist("split", "dental", "main")
+    await world.live(("split", "main"))
+    await world.add("shard-2", ("split", "main"))
+    await world.live(("torn", "main"))
+    await world.add("shard-2", ("torn", "main"))
+    await world.enlist("gone", "dental", "main")
+    await world.live(("gone", "main"), state="destroyed")
+    await world.live(("past", "main"), state="destroyed")
+    await world.enlist("odd", "spa", "main")
+    await world.dynamodb.put_item(TableName=world.table, Item={"id": {"S": "broken"}})
+
+    status, found, printed = await audited(world, capsys)
+
+    assert status == 1
+    assert found == {
+        ("no_row", "new", "main"),
+        ("not_in_citrus", "new", "main"),
+        ("no_row", "named", "main"),
+        ("shard_differs", "stray", "main"),
+        ("not_in_business_info", "stray", "main"),
+        ("not_in_business_info", "lost", "main"),
+        ("not_in_citrus", "lost", "main"),
+        ("type_differs", "typed", "main"),
+        ("location_inactive", "closed", "main"),
+        ("id_taken", "a", "b-c"),
+        ("two_homes", "split", "main"),
+        ("two_homes", "torn", "main"),
+        ("not_in_business_info", "torn", "main"),
+        ("destroyed", "gone", "main"),
+        ("unknown_type", "odd", "main"),
+        ("no_row", "odd", "main"),
+        ("not_in_citrus", "odd", "main"),
+        ("unreadable", "broken"),
+    }
+    assert printed["counts"]["not_in_business_info"] == 3
+    assert sum(printed["counts"].values()) == len(found)
+    assert await audit_tenants(world.settings, as_json=False) == 1
+    table = capsys.readouterr().out
+    assert "shard shard-1 has its id a-b-c for business a-b, location c" in table
+    assert "it lives on shard shard-1 and shard-2" in table
+
+
+async def test_audit_calls_nothing_missing_that_a_silent_shard_may_have(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shard is named, the status is 1, and what was found elsewhere is compared."""
+    down = silent("shard-3")
+    world.citrus.add_shard(down.shard_id, down.connection_string)
+    await world.enlist("there", "dental", "main")
+    world.register("shard-3", ("there", "main"))
+    await world.enlist("typed", "gym", "main")
+    await world.live(("typed", "main"))
+
+    status, found, printed = await audited(world, capsys)
+
+    assert (status, found) == (1, {("type_differs", "typed", "main")})
+    assert printed["shardsWithoutAnswer"] == ["shard-3"]
+
+
+async def test_provision_plans_and_then_makes_what_no_shard_has(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The plan changes nothing; `--apply` makes it, as old as can be; the second time nothing is left to do."""
+    await world.enlist("chain", "hotel", *(f"l-{number:02}" for number in range(20)))
+    await world.enlist("there", "dental", "main")
+    await world.live(("there", "main"), "shard-2")
+    world.register("shard-2", ("chain", "l-00"))
+    await world.close("closed", "main")
+
+    assert await provision_listed(world.settings, apply=False, as_json=False, page_size=4) == 0
+    said = capsys.readouterr()
+    assert "1 there, 20 make" in said.out
+    assert "nothing was changed; --apply makes them" in said.err
+    assert await world.tenants("shard-1") == []
+
+    assert await provision_listed(world.settings, apply=True, as_json=True, page_size=4) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["counts"], printed["there"]) == ({"made": 20}, 1)
+    assert {one["businessType"] for one in printed["tenants"]} == {"hotel"}
+    made = await world.tenants("shard-1")
+    assert made == [(f"chain-l-{number:02}", "hotel", "active", 1970) for number in range(1, 20)]
+    assert ("chain-l-00", "hotel", "active", 1970) in await world.tenants("shard-2")
+
+    assert await provision_listed(world.settings, apply=True, as_json=True, page_size=4) == 0
+    assert json.loads(capsys.readouterr().out) == {"tenants": [], "counts": {}, "there": 21, "shardsWithoutAnswer": []}
+    assert await audit_tenants(world.settings, as_json=False) == 0
+
+
+async def test_provision_leaves_alone_what_is_not_its_to_decide(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A destroyed tenant, an id that is taken, an unknown type and an item that cannot be read are named; status 1."""
+    await world.enlist("gone", "dental", "main")
+    await world.add("shard-2", ("gone", "main"), state="destroyed")
+    await world.enlist("ending", "dental", "main")
+    await world.live(("ending", "main"), state="destroying")
+    await world.live(("a-b", "c"))
+    await world.enlist("a", "dental", "b-c")
+    await world.enlist("x-y", "dental", "z")
+    await world.enlist("x", "dental", "y-z")
+    await world.enlist("odd", "spa", "main")
+    await world.dynamodb.put_item(TableName=world.table, Item={"id": {"S": "broken"}})
+    before = [await world.tenants("shard-1"), await world.tenants("shard-2")]
+
+    assert await provision_listed(world.settings, apply=True, as_json=True, page_size=4) == 1
+
+    printed = json.loads(capsys.readouterr().out)
+    steps = {one["businessId"]: one["step"] for one in printed["tenants"]}
+    twins = {steps.pop("x-y"), steps.pop("x")}
+    assert twins == {"made", "refused"}
+    assert steps == {"gone": "left", "ending": "left", "a": "refused", "odd": "refused", "broken": "unreadable"}
+    after = [await world.tenants("shard-1"), await world.tenants("shard-2")]
+    assert [row for row in after[0] if row[0] != "x-y-z"] == before[0]
+    assert after[1] == before[1]
+
+
+async def test_provision_makes_nobody_while_a_shard_is_silent(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may have them: they are named, and the shard; status 1."""
+    down: ShardAddress = silent("shard-3")
+    world.citrus.add_shard(down.shard_id, down.connection_string)
+    await world.enlist("new", "dental", "main")
+
+    assert await provision_listed(world.settings, apply=True, as_json=False) == 1
+
+    assert "no answer from shard-3" in capsys.readouterr().out
+    assert await world.tenants("shard-1") == []
+    assert world.citrus.registry.homes == {}
+
+
+def test_long_list_shows_a_person_its_first_rows_only(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is not shown is counted, and kept nowhere; as JSON all of it is there."""
+    for as_json in (False, True):
+        shown: LongList[dict[str, int]] = LongList("rows", ["n"], lambda row: [row["n"]], as_json=as_json, table_max=2)
+        shown.add([{"n": 1}, {"n": 2}])
+        shown.add({"n": number} for number in range(3, 8))
+        shown.end({"done": True})
+        said = capsys.readouterr()
+        if as_json:
+            assert json.loads(said.out) == {"rows": [{"n": number} for number in range(1, 8)], "done": True}
+        else:
+            assert "and 5 more; --json prints all" in said.err
+            assert "7" not in said.out

@@ -1,0 +1,237 @@
+"""Every known shard as it is now: as a command, over HTTP, and those that do not answer are named."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from support.citrus.cases import RoutedShards, routed_shards, silent
+from support.postgres.databases import QUICK, ShardMaker, copy_shard
+from support.postgres.faults import frozen
+from support.postgres.probes import WELL
+from support.postgres.tenant_cases import TENANT, add_tenant
+
+from simplu_worker.commands.shards import show as command
+from simplu_worker.commands.shards.show import list_shards
+from simplu_worker.commands.tenants.show import list_tenants
+from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.shards.health import all_shards
+from simplu_worker.shards.health.all_shards import Listed, RollCall, call_roll
+from simplu_worker.shards.health.assessment import Seen, Usage, judge, usage_of
+from simplu_worker.shards.health.prober import look
+from simplu_worker.shards.health.registry import HealthBook
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.shard_query import Limits
+from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.status.replica import Replica, views_of
+
+HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
+
+
+def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
+    """Return the settings of a worker with a static map of *shards*."""
+    listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string} for shard in shards]
+    path = folder / "map.json"
+    path.write_text(json.dumps({"shards": listed}))
+    return load_settings({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)}, for_run=False)
+
+
+def replica_of(routed: RoutedShards, book: HealthBook | None = None) -> Replica:
+    """Return a replica that shows these shards."""
+    replica = Replica("replica-1", asyncio.Event())
+    replica.start(routed.router, routed.pools, routed.locator, None, {}, health=book)
+    return replica
+
+
+def by_id(shards: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return *shards* by their ids."""
+    return {shard["shardId"]: shard for shard in shards}
+
+
+async def test_roll_call_has_every_shard_and_says_of_each_how_it_fares(make_shard: ShardMaker) -> None:
+    """Those that answer, that do not, and that must not be asked; in order of their ids."""
+    good = await make_shard("a-good")
+    async with routed_shards([silent("d-down"), good], tenants_per_shard=10, deadlines=HURRIED) as routed:
+        routed.citrus.registry.shards["d-down"].is_active = False
+        listed = await call_roll(routed.locator, routed.pools)
+    assert [(one.address.shard_id, one.is_silent, str(one.health.state)) for one in listed] == [
+        ("a-good", False, "healthy"),
+        ("d-down", True, "lost"),
+    ]
+    assert listed[0].health.seen.usage == Usage(0, 10)
+    assert [str(finding.problem) for finding in listed[1].health.findings] == ["no_answer", "inactive"]
+
+
+async def test_roll_call_names_a_shard_whose_address_may_not_be_used(make_shard: ShardMaker) -> None:
+    """It is asked nothing."""
+    async with routed_shards([await make_shard("shard-1")]) as routed:
+        refused = ShardAddress("shard-2", "", refusal="host x is not in DATABASE_ALLOWED_HOSTS")
+
+        class Names:
+            async def shards(self) -> list[ShardAddress]:
+                return [*await routed.locator.shards(), refused]
+
+        listed = await call_roll(Names(), routed.pools)  # type: ignore[arg-type]  # all that is asked of a locator
+    assert [str(finding) for finding in listed[1].health.findings] == ["host x is not in DATABASE_ALLOWED_HOSTS"]
+
+
+async def test_roll_call_ends_when_its_time_is_up(breakable_server: PostgresServer) -> None:
+    """Whatever hangs."""
+    address = await copy_shard(breakable_server)
+    shards = [ShardAddress(f"shard-{number}", address.connection_string) for number in range(8)]
+    async with routed_shards(shards) as routed, frozen(breakable_server):
+        listed = await call_roll(routed.locator, routed.pools, limits=Limits(answer_s=0.5, all_s=0.8, at_once=4))
+        assert {str(one.health.findings[0]) for one in listed} == {"no answer within 0.8 s, with all shards asked"}
+
+
+async def test_roll_is_called_once_for_all_who_ask_together(make_shard: ShardMaker) -> None:
+    """Each look is a connection; a moment later the shards are asked anew."""
+    now = 100.0
+    async with routed_shards([await make_shard("shard-1")]) as routed:
+        call = RollCall(routed.locator, routed.pools, clock=lambda: now)
+        answers = await asyncio.gather(*(call() for _ in range(20)))
+        assert all(answer is answers[0] for answer in answers)
+        now += all_shards.FRESH_S + 0.1
+        assert await call() is not answers[0]
+
+
+async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: ShardMaker) -> None:
+    """What the pool knows is in it too, and no secret is."""
+    good = await make_shard("shard-1")
+    async with routed_shards([good, silent("shard-2")], deadlines=HURRIED) as routed:
+        await add_tenant(routed.pools.pool(good))
+        status, answer = await views_of(replica_of(routed)).shards()
+    shards = by_id(answer["shards"])
+    assert (status, answer["shardsWithoutAnswer"]) == (200, ["shard-2"])
+    assert (
+        shards["shard-1"] | {"state": "healthy", "tenantCount": 1, "isActive": True, "role": "primary"}
+        == shards["shard-1"]
+    )
+    assert (shards["shard-2"]["state"], shards["shard-2"]["healthy"]) == ("lost", False)
+    assert "secret-word" not in json.dumps(answer)
+
+
+async def test_shards_view_says_that_it_cannot_when_nobody_names_the_shards() -> None:
+    """503, and before the start too."""
+    assert (await views_of(Replica("replica-1", asyncio.Event())).shards())[0] == 503
+
+    class Silent:
+        async def shards(self) -> list[ShardAddress]:
+            raise TryAgainLaterError("Citrus shards_health: no answer")
+
+    replica = Replica("replica-1", asyncio.Event())
+    replica.roll_call = RollCall(Silent(), None)  # type: ignore[arg-type]  # all that is asked of them
+    assert await views_of(replica).shards() == (503, {"error": "Citrus shards_health: no answer"})
+
+
+async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: ShardMaker) -> None:
+    """The page reads it every two seconds."""
+    good = await make_shard("shard-1")
+    book = HealthBook()
+    async with routed_shards([good, silent("shard-2")], deadlines=HURRIED) as routed:
+        replica = replica_of(routed, book)
+        assert replica.status()["shards"] == []
+        pool = routed.pools.pool(good)
+        assert replica.status()["shards"][0]["state"] == "unknown"
+        book.begin("shard-1")
+        book.note_look("shard-1", await look(pool))
+        (shown,) = replica.status()["shards"]
+        book.end("shard-1")
+    assert shown["state"] == "healthy"
+    assert {"role", "responseMs", "tenantCount", "connections", "connectionsMax", "healthy"} <= shown.keys()
+
+
+async def test_operation_view_names_the_silent_shards_when_all_are_asked(make_shard: ShardMaker) -> None:
+    """The answer of those that did is not withheld."""
+    async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
+        status, answer = await replica_of(routed).operation("never-seen", None, None)
+    assert (status, answer["status"], answer["shardsWithoutAnswer"]) == (404, "unknown", ["shard-2"])
+
+
+async def test_shards_list_prints_json_and_fails_when_a_shard_is_silent(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """0 when all answer, else 1; passwords are in no place."""
+    good = await make_shard("shard-1")
+    assert await list_shards(settings_of(tmp_path, good), as_json=True) == 0
+    answer = json.loads(capfd.readouterr().out)
+    (shard,) = answer["shards"]
+    assert answer["shardsWithoutAnswer"] == []
+    assert {name: shard[name] for name in ("shardId", "state", "role", "schemaVersion", "tenantCount")} == {
+        "shardId": "shard-1",
+        "state": "healthy",
+        "role": "primary",
+        "schemaVersion": SCHEMA_VERSION,
+        "tenantCount": 0,
+    }
+    assert await list_shards(settings_of(tmp_path, good, silent("shard-2")), as_json=True) == 1
+    out = capfd.readouterr().out
+    assert json.loads(out)["shardsWithoutAnswer"] == ["shard-2"]
+    assert by_id(json.loads(out)["shards"])["shard-2"]["odd"] == ["ConnectionRefusedError"]
+    assert "secret-word" not in out
+
+
+async def test_shards_list_prints_a_table(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line a shard, with what is odd."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True), silent("shard-3")]
+    assert await list_shards(settings_of(tmp_path, *shards), as_json=False) == 1
+    printed = capfd.readouterr()
+    lines = [line for line in printed.out.splitlines() if "shard-" in line]
+    assert [("healthy" in line, "lost" in line) for line in lines] == [(True, False), (True, False), (False, True)]
+    assert "ConnectionRefusedError" in lines[2]
+    assert "/97" in lines[0]
+    assert "no answer from: shard-3" in printed.err
+    assert "secret-word" not in printed.out + printed.err
+
+
+async def test_tenants_list_names_the_silent_shards(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And prints the tenants of the others."""
+    good = await make_shard("shard-1")
+    async with routed_shards([good]) as routed:
+        await add_tenant(routed.pools.pool(good))
+    assert await list_tenants(settings_of(tmp_path, good, silent("shard-2")), as_json=True) == 1
+    answer = json.loads(capfd.readouterr().out)
+    assert [(tenant["businessId"], tenant["locationId"]) for tenant in answer["tenants"]] == [TENANT]
+    assert answer["shardsWithoutAnswer"] == ["shard-2"]
+
+
+def test_row_shows_room_and_lag_as_people_read_them() -> None:
+    """What is not known is left out."""
+    address = ShardAddress("s", "postgresql://u:p@h:1/d", tenant_count=9, tenant_max=10)
+    lagging = msgspec.structs.replace(WELL, standby_count=2, lag_s=31.25, lag_bytes=2048)
+    row = command._row(Listed(address, judge(Seen(probe=lagging, usage=usage_of(address)))))
+    assert dict(zip(command.COLUMNS, map(str, row), strict=True)) == {
+        "shard": "s",
+        "place": "h:1/d",
+        "state": "degraded",
+        "role": "primary",
+        "response": "1.0 ms",
+        "PostgreSQL": "17.2",
+        "schema": "1",
+        "tenants": "3",
+        "usage": "90% of 10",
+        "connections": "5/97",
+        "lag": "31.2 s, 2048 bytes, 2 standbys",
+        "odd": "its standby is 31 s behind; 9 tenants in room for 10",
+    }
+    unknown = dict(zip(command.COLUMNS, command._row(Listed(address, judge(Seen(error="TimeoutError")))), strict=True))
+    assert {name for name, cell in unknown.items() if cell is None} == {
+        "role",
+        "response",
+        "PostgreSQL",
+        "schema",
+        "tenants",
+        "usage",
+        "connections",
+        "lag",
+    }

@@ -1,0 +1,183 @@
+"""`shards upgrade`: the plan, what it does, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.citrus.cases import silent
+from support.postgres.databases import ShardMaker, execute
+
+from simplu_worker.commands.shards.upgrade import Report, Standing, UpgradeProgress, described, upgrade_shards
+from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.errors import RefusedError
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.schema.upgrade import Blocker, Doing
+
+TITLE = "ALTER TABLE tenants ADD COLUMN note text"
+BLOCKER = Blocker(4711, "nightly-report", "analyst", "client backend", "idle in transaction", 61.4)
+
+
+def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
+    """Return the settings of a worker with a static map of *shards*."""
+    listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string} for shard in shards]
+    path = folder / "map.json"
+    path.write_text(json.dumps({"shards": listed}))
+    return load_settings({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)}, for_run=False)
+
+
+async def answer_of(
+    capfd: pytest.CaptureFixture[str], settings: Settings, *shard_ids: str, apply: bool = False
+) -> tuple[int, dict[str, Any]]:
+    """Return the status of the command, and what it printed about each shard."""
+    capfd.readouterr()
+    status = await upgrade_shards(settings, shard_ids, apply=apply, timeout_s=10, as_json=True)
+    out = capfd.readouterr().out  # with the log, which is not set up here
+    answer = json.loads(out[out.index('{\n  "schemaVersion"') :])
+    assert answer["schemaVersion"] == SCHEMA_VERSION
+    assert answer["applied"] == apply
+    return status, {shard["shardId"]: shard for shard in answer["shards"]}
+
+
+def states_of(shards: dict[str, Any]) -> dict[str, str]:
+    """Return how the schemas stand."""
+    return {shard_id: shard["state"] for shard_id, shard in shards.items()}
+
+
+async def lose(address: ShardAddress, *, business_type: str = "gym") -> None:
+    """Have a shard lack the last migration, and the file of a type."""
+    await execute(address.connection_string, f"DELETE FROM schema_migrations WHERE version = {SCHEMA_VERSION}")
+    await execute(address.connection_string, f"UPDATE business_types SET digest = '' WHERE name = '{business_type}'")
+
+
+async def test_shards_upgrade_plans_first_and_then_does_it(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Every shard, or those that are named; a second time finds nothing to do."""
+    current, empty = await make_shard("a-current"), await make_shard("b-empty", is_empty=True)
+    behind = [await make_shard("c-behind"), await make_shard("d-behind")]
+    for address in behind:
+        await lose(address)
+    settings = settings_of(tmp_path, current, empty, *behind)
+
+    plan = await answer_of(capfd, settings)
+    named = await answer_of(capfd, settings, "d-behind", apply=True)
+    done = await answer_of(capfd, settings, apply=True)
+    again = await answer_of(capfd, settings)
+
+    assert [status for status, _ in (plan, named, done, again)] == [0, 0, 0, 0]
+    expected = {"a-current": "current", "b-empty": "empty", "c-behind": "behind", "d-behind": "behind"}
+    assert states_of(plan[1]) == expected
+    last = MIGRATIONS[-1]
+    assert plan[1]["c-behind"] == {
+        "shardId": "c-behind",
+        "place": behind[0].place,
+        "state": "behind",
+        "schemaVersion": SCHEMA_VERSION - 1,
+        "targetVersion": SCHEMA_VERSION,
+        "migrations": [f"{last.version:04} {last.name}"],
+        "businessTypes": ["gym"],
+        "worksFrom": last.works_from,
+    }
+    assert states_of(named[1]) == {"d-behind": "upgraded"}
+    assert states_of(done[1]) == expected | {"c-behind": "upgraded", "d-behind": "current"}
+    assert states_of(again[1]) == expected | {"c-behind": "current", "d-behind": "current"}
+
+
+async def test_shards_upgrade_fails_for_the_shards_that_cannot_be_upgraded_alone(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that is newer, one that does not answer, one with another program's tables; the others are upgraded."""
+    newer, strange = await make_shard("a-newer"), await make_shard("b-strange", is_empty=True)
+    behind = await make_shard("c-behind")
+    await execute(newer.connection_string, "INSERT INTO schema_migrations (version, name) VALUES (99, 'later')")
+    await execute(strange.connection_string, "CREATE TABLE orders (id int)")
+    await lose(behind)
+    settings = settings_of(tmp_path, newer, strange, behind, silent("d-down"))
+
+    status, shards = await answer_of(capfd, settings, apply=True)
+
+    assert status == 1
+    assert states_of(shards) == {
+        "a-newer": "refused",
+        "b-strange": "failed",
+        "c-behind": "upgraded",
+        "d-down": "failed",
+    }
+    assert "got 99; a schema never goes backwards" in shards["a-newer"]["error"]
+    assert "another program's tables" in shards["b-strange"]["error"]
+    assert shards["d-down"]["error"] == "ConnectionRefusedError"
+
+
+async def test_shards_upgrade_prints_a_table_and_what_to_do(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """For people: the answer on stdout, what else there is to say on stderr, and no password in either."""
+    behind = await make_shard("shard-1")
+    await lose(behind)
+    settings = settings_of(tmp_path, behind)
+
+    assert await upgrade_shards(settings, (), apply=False, timeout_s=10, as_json=False) == 0
+    planned = capfd.readouterr()
+    assert await upgrade_shards(settings, (), apply=True, timeout_s=10, as_json=False) == 0
+    done = capfd.readouterr()
+
+    assert "behind" in planned.out
+    assert MIGRATIONS[-1].name in planned.out
+    assert f"{MIGRATIONS[-1].works_from} and newer" in planned.out
+    assert "nothing was changed; --apply does it" in planned.err
+    assert "upgraded" in done.out
+    assert "shard-1: upgraded (1 of 1)" in done.err
+    assert "postgresql://" not in planned.out + planned.err + done.out + done.err
+
+
+async def test_shards_upgrade_refuses_a_shard_that_nobody_knows(make_shard: ShardMaker, tmp_path: Path) -> None:
+    """And names those that there are."""
+    settings = settings_of(tmp_path, await make_shard("shard-1"))
+
+    with pytest.raises(RefusedError, match="expected shards out of shard-1; got shard-9"):
+        await upgrade_shards(settings, ("shard-1", "shard-9"), apply=True, timeout_s=10, as_json=False)
+
+
+@pytest.mark.parametrize(
+    ("doing", "text"),
+    [
+        (Doing(TITLE, 0, 3), TITLE),
+        (Doing(TITLE, 0, 3, share=0.345), f"{TITLE} 34%"),
+        (
+            Doing(TITLE, 0, 3, waits_for=[BLOCKER]),
+            f"{TITLE}, waits for pid 4711 (nightly-report, of analyst, idle in transaction, for 61 s)",
+        ),
+        (
+            Doing(TITLE, 0, 3, waits_for=[Blocker(0), Blocker(12, "", None, "autovacuum worker", "active")]),
+            f"{TITLE}, waits for a prepared transaction, pid 12 (autovacuum worker, active)",
+        ),
+        (Doing(TITLE, 0, 3, waits_for=[Blocker(12, "\x1b[2J")]), f"{TITLE}, waits for pid 12 (\\x1b[2J)"),
+    ],
+)
+def test_doing_is_described_in_a_line(doing: Doing, text: str) -> None:
+    """What, how far, and whom it waits for; a name is a stranger's, and does nothing to a terminal."""
+    assert described(doing) == text
+
+
+def test_progress_says_now_and_then_whom_a_shard_waits_for_when_it_is_no_terminal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A line at once, then every ten seconds, and one at the end of each shard."""
+    now = [0.0]
+    waiting = Doing(TITLE, 0, 3, waits_for=[BLOCKER])
+    with UpgradeProgress(2, clock=lambda: now[0]) as progress:
+        for now[0] in (0.0, 5.0, 9.9, 10.0, 12.0):
+            progress.tell("shard-1", waiting)
+            progress.tell("shard-1", Doing(TITLE, 1, 3))
+        progress.tell("shard-2", waiting)
+        for shard_id, standing in (("shard-1", Standing.UPGRADED), ("shard-2", Standing.FAILED)):
+            progress.end(Report(ShardAddress(shard_id, ""), standing))
+    lines: Sequence[str] = capfd.readouterr().err.splitlines()
+
+    assert [line.partition(":")[0] for line in lines] == ["shard-1", "shard-1", "shard-2", "shard-1", "shard-2"]
+    assert lines[-1] == "shard-2: failed (2 of 2)"

@@ -1,0 +1,216 @@
+"""Whether a shard can take operations now: asked beside the pool, in seconds, once for all who want to know."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from support.citrus.cases import RoutedShards, routed_shards, silent
+from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
+from support.postgres.trouble import Line, nobody_is_left
+
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.operations.admission import HOLD
+from simplu_worker.shards.apply.writer import DUPLICATE, GIVEN_UP, SUCCEEDED
+from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.single_flight import SharedLook
+
+HURRIED = msgspec.structs.replace(QUICK, probe_s=0.5)
+
+
+@pytest.fixture
+async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
+    """Give a shard behind a local Citrus, with a tenant on it that the router has found."""
+    async with routed_shards([await make_shard()], deadlines=HURRIED) as routed:
+        await add_tenant(pool_of(routed))
+        routed.register(TENANT, "shard-1")
+        await routed.router.find("-".join(TENANT))
+        yield routed
+
+
+def pool_of(routed: RoutedShards) -> ShardPool:
+    """Return the shard's pool."""
+    return routed.pools.pool(ShardAddress("shard-1", routed.citrus.registry.shards["shard-1"].connection_string))
+
+
+def forget_looks(pool: ShardPool) -> None:
+    """Let the answer of before be an old one."""
+    pool._shared_look = SharedLook(pool._look)
+
+
+async def amiss(router: Router) -> str:
+    """Probe the shard, which must not work, and return what it says."""
+    with pytest.raises(TryAgainLaterError) as caught:
+        await router.probe("shard-1")
+    return str(caught.value)
+
+
+async def test_router_gives_up_an_operation_on_a_shard(routed: RoutedShards) -> None:
+    """Through the router as through the writer; where the tenant went it is asked for anew."""
+    case = TenantCase(pool_of(routed), TENANT)
+    bad, late = case.operation("create", data={}), case.operation("delete")
+
+    assert await routed.router.give_up("shard-1", bad) == GIVEN_UP
+    assert await routed.router.give_up("shard-1", bad) == DUPLICATE
+    found, _ = await routed.router.operation(bad.request_id, case.tenant_id)
+    assert found is not None
+    assert (found.status, found.error) == ("failed", "retries_exhausted")
+
+    assert routed.router.remembered(case.tenant_id) == "shard-1"
+    await case.set_state("moved")
+    assert await routed.router.give_up("shard-1", late) == HOLD
+    assert routed.router.remembered(case.tenant_id) is None
+
+
+async def test_probe_says_nothing_when_the_shard_works(routed: RoutedShards) -> None:
+    """Also while every connection of the pool is in use; its own is gone afterwards."""
+    pool = pool_of(routed)
+    async with pool.connection() as one, pool.connection():
+        await routed.router.probe("shard-1")
+        others = await one.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state <> 'idle'"
+        )
+    assert others == 1
+    assert pool.is_healthy
+
+
+async def test_probe_is_one_connection_when_many_readers_ask_at_once(make_shard: ShardMaker) -> None:
+    """The shard meets one of them, and at the first contact another that looks whose database it is."""
+    async with Line(await make_shard()).opened() as line, routed_shards([line.address]) as routed:
+        for expected in (2, 3):
+            forget_looks(pool_of(routed))
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(64):
+                    tasks.create_task(routed.router.probe("shard-1"))
+            assert line.connection_count == expected
+            routed.router._writer("shard-1")._shared_look = SharedLook(routed.router._writer("shard-1")._look)
+
+
+async def test_probe_raises_in_time_when_the_server_is_frozen(breakable_server: PostgresServer) -> None:
+    """By a deadline of its own, with all connections of the pool stuck; once it goes on the shard is well."""
+    async with Pools(size=1, deadlines=HURRIED) as pools:
+        pool = pools.pool(await copy_shard(breakable_server))
+        case = TenantCase(pool, TENANT)
+        await add_tenant(pool, TENANT)
+        breakable_server.suspend()
+
+        async def stuck() -> None:
+            with pytest.raises(ShardUnavailableError):
+                await case.apply(case.operation("create", data={}))
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(stuck())
+            await asyncio.sleep(0)
+            started = time.monotonic()
+            with pytest.raises(ShardUnavailableError, match="TimeoutError"):
+                await pool.probe()
+            assert time.monotonic() - started < 1.0
+        assert (pool.is_healthy, pool.last_error) == (False, "TimeoutError")
+        breakable_server.resume()
+
+        forget_looks(pool)
+        await pool.probe()
+        assert (pool.is_healthy, pool.last_error) == (True, None)
+        assert await case.apply(case.operation("list", None)) == [SUCCEEDED]
+
+
+async def test_probe_raises_when_nobody_listens_at_the_address(make_shard: ShardMaker) -> None:
+    """A look tells how a shard is that nobody uses; its answer holds for a moment, whatever is found out meanwhile."""
+    async with Pools(size=1) as pools:
+        down = silent("shard-1")
+        pool = pools.pool(down)
+        with pytest.raises(ShardUnavailableError, match="ConnectionRefusedError"):
+            await pool.probe()
+        assert (pool.is_healthy, pool.last_error) == (False, "ConnectionRefusedError")
+
+        pools.pool(await make_shard())
+        with pytest.raises(ShardUnavailableError, match="ConnectionRefusedError"):
+            await pool.probe()  # within the moment for which the old answer holds
+        assert (pool.is_healthy, pool.last_error) == (False, "ConnectionRefusedError")
+        forget_looks(pool)
+        await pool.probe()
+        assert (pool.is_healthy, pool.last_error) == (True, None)
+
+
+async def test_probe_raises_when_the_server_is_read_only(routed: RoutedShards, postgres_server: PostgresServer) -> None:
+    """A former primary that answers takes no operations."""
+    setting = f"ALTER DATABASE {database_of(pool_of(routed).address)} SET default_transaction_read_only"
+    await execute(postgres_server.url_of("postgres"), f"{setting} = on")
+
+    assert "ReadOnlySQLTransactionError (25006)" in await amiss(routed.router)
+
+    assert not pool_of(routed).is_healthy
+
+
+async def test_probe_raises_when_the_database_is_not_the_shards(make_shard: ShardMaker) -> None:
+    """What no batch could be applied to is no shard that works, until its first batch was."""
+    wrong = ShardAddress("shard-1", (await make_shard("shard-9")).connection_string)
+    for address, expected in (
+        (wrong, "leads to the database of shard shard-9"),
+        (await make_shard(is_empty=True), "its database is empty"),
+    ):
+        async with routed_shards([address]) as routed:
+            pool_of(routed)
+            assert expected in await amiss(routed.router)
+            assert pool_of(routed).is_healthy is (address is not wrong)  # an empty one answers
+
+
+async def test_probe_raises_when_the_server_refuses_the_connection_for_any_reason(make_shard: ShardMaker) -> None:
+    """What is said when connecting is never said of a statement, or of data."""
+    address = await make_shard()
+    for option in ("application_name=x%00y", "target_session_attrs=standby", "work_mem=x"):
+        pool = ShardPool(ShardAddress("shard-1", f"{address.connection_string}?{option}"), size=1)
+        with pytest.raises(ShardUnavailableError):
+            await pool.probe()
+        with pytest.raises(ShardUnavailableError):
+            await fetch(pool, "SELECT 1")
+        await pool.close()
+    assert pool.last_error == "InvalidParameterValueError (22023)"
+
+
+async def test_pool_connects_anew_when_a_probe_finds_that_the_shard_is_back(make_shard: ShardMaker) -> None:
+    """Connections of before the trouble may lead nowhere."""
+    pool = ShardPool(await make_shard(), size=1)
+    old = await fetch(pool, "SELECT pg_backend_pid()")
+    with pytest.raises(ShardUnavailableError):
+        await fetch(pool, "SELECT FROM no_such_table")
+    assert await fetch(pool, "SELECT pg_backend_pid()") == old  # in use it was found to work
+    with pytest.raises(ShardUnavailableError):
+        await fetch(pool, "SELECT FROM no_such_table")
+
+    await pool.probe()
+
+    assert await fetch(pool, "SELECT pg_backend_pid()") != old
+    await pool.close()
+
+
+async def test_probe_leaves_no_connection_when_it_is_cancelled(make_shard: ShardMaker) -> None:
+    """Wherever it is cancelled."""
+    address = await make_shard()
+    pool = ShardPool(address, size=1)
+    for number in range(20):
+        async with asyncio.TaskGroup() as tasks:
+            probing = tasks.create_task(pool.probe())
+            for _ in range(number):
+                await asyncio.sleep(0.0005)
+            probing.cancel()
+    await pool.probe()
+
+    assert await nobody_is_left(address)
+
+
+async def test_probe_says_nothing_when_an_operation_can_be_applied(routed: RoutedShards) -> None:
+    """After it returned a batch is taken."""
+    case = TenantCase(pool_of(routed), TENANT)
+
+    await routed.router.probe("shard-1")
+
+    assert await routed.router.apply("shard-1", [case.operation("create", data={})]) == [SUCCEEDED]

@@ -1,0 +1,406 @@
+"""Real shards looked at: what they say of themselves, and what comes of it when they are in trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+
+import asyncpg
+import msgspec
+import pytest
+from prometheus_client import REGISTRY
+from support.citrus.cases import silent
+from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
+from support.postgres.faults import frozen, in_recovery, killed, read_only, without_connections
+from support.postgres.standby import StandbyServer, can_copy
+from support.postgres.tenant_cases import add_tenant, fetch
+from support.postgres.trouble import nobody_is_left
+from support.requires import require
+
+from simplu_worker.local.postgres.server import PostgresServer, Programs
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_worker.shards.health.assessment import (
+    Health,
+    Problem,
+    Role,
+    Seen,
+    ShardProbe,
+    ShardSilence,
+    State,
+    judge,
+    role_of,
+)
+from simplu_worker.shards.health.probe import probe_shard
+from simplu_worker.shards.health.prober import Prober, look
+from simplu_worker.shards.health.registry import HealthBook
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+
+HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
+SOON_S = 20.0  # on a busy machine
+
+Sees = Callable[[Health], bool]
+
+
+@pytest.fixture
+async def pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:  # closed before its shards are given back
+    """Give pools whose looks end after a second."""
+    async with Pools(size=2, deadlines=HURRIED) as pools:
+        yield pools
+
+
+@contextlib.asynccontextmanager
+async def looking(pools: Pools) -> AsyncIterator[HealthBook]:
+    """Let a prober run, and give what it writes into."""
+    book = HealthBook()
+    async with asyncio.TaskGroup() as tasks:
+        prober = tasks.create_task(Prober(pools, book).run())
+        yield book
+        prober.cancel()
+    for shard_id in list(book.by_shard_id):
+        book.end(shard_id)
+
+
+async def comes_to(book: HealthBook, shard_id: str, sees: Sees) -> Health:
+    """Wait until the book has it about a shard."""
+
+    async def seen() -> bool:
+        return sees(book.by_shard_id.get(shard_id, Health()))
+
+    assert await until(seen, within_s=SOON_S), book.by_shard_id.get(shard_id)
+    return book.by_shard_id[shard_id]
+
+
+async def well(pools: Pools, address: ShardAddress) -> ShardProbe:
+    """Look at a shard, which must answer."""
+    seen = await look(pools.pool(address))
+    assert isinstance(seen, ShardProbe), seen
+    return seen
+
+
+def is_(state: State) -> Sees:
+    """Return what is true of a shard in that state."""
+    return lambda health: health.state is state
+
+
+async def test_look_tells_what_a_shard_is(pools: Pools, make_shard: ShardMaker) -> None:
+    """Its server, its connections, its schema and tenants; nothing is changed, and no connection stays."""
+    address = await make_shard()
+    await add_tenant(pools.pool(address))
+    await add_tenant(pools.pool(address), ("gone", "main"), state="destroyed")
+    probe = await well(pools, address)
+    assert (probe.schema_version, probe.tenant_count, probe.refusal) == (SCHEMA_VERSION, 1, None)
+    assert (role_of(probe), probe.standby_count, probe.lag_s) == ("primary", 0, None)
+    assert probe.connections_used is not None
+    assert probe.connections_used >= 1
+    assert probe.connections_max == 97  # 100, of which 3 are for superusers
+    assert probe.version_number >= 140000
+    assert probe.server_version.startswith(str(probe.version_number // 10000))
+    assert abs(probe.skew_s) < 5
+    assert 0 < probe.response_s < 1
+    assert not probe.is_cut_short
+    assert await nobody_is_left(address, "state <> 'idle'")
+
+
+async def test_look_does_not_count_tenants_when_it_is_not_asked_to(pools: Pools, make_shard: ShardMaker) -> None:
+    """That reads a table."""
+    probe = await probe_shard(pools.pool(await make_shard()), counts_tenants=False)
+    assert (probe.schema_version, probe.tenant_count) == (SCHEMA_VERSION, None)
+
+
+async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
+    pools: Pools, make_shard: ShardMaker
+) -> None:
+    """An empty one is well; another program's, or another shard's, is lost."""
+    empty, others = await make_shard("empty", is_empty=True), await make_shard("others", is_empty=True)
+    await execute(others.connection_string, "CREATE TABLE theirs (id int)")
+    wrong = ShardAddress("wrong", (await make_shard("right")).connection_string)
+    probe = await well(pools, empty)
+    assert (probe.schema_version, probe.tenant_count, judge(Seen(probe=probe)).state) == (None, None, State.HEALTHY)
+    probe = await well(pools, others)
+    assert probe.refusal is not None
+    assert "another program's tables" in probe.refusal
+    assert judge(Seen(probe=probe)).state is State.LOST
+    book = HealthBook()
+    book.begin("wrong")
+    book.note_look("wrong", await look(pools.pool(wrong)))
+    health = book.by_shard_id["wrong"]
+    assert health.state is State.LOST
+    assert health.problems == {Problem.REFUSED}
+    assert str(health.findings[0]).startswith("its connection string leads to the database of shard right")
+    book.end("wrong")
+
+
+async def test_look_does_not_take_a_shard_for_well_when_its_writes_are_refused(
+    pools: Pools, make_shard: ShardMaker
+) -> None:
+    """It sees nothing of a full disk; and it is no reason to call the shard back."""
+    pool = pools.pool(await make_shard())
+    with pytest.raises(ShardUnavailableError):
+        async with pool.transaction() as connection:
+            await connection.execute("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$")
+
+    health = judge(Seen(probe=await well(pools, pool.address)))
+
+    assert health.problems == {Problem.FAILING}
+    assert (health.state, health.takes_operations) == (State.DEGRADED, False)
+    assert str(health.findings[0]).endswith("DiskFullError (53100)")
+    assert not pool.is_healthy
+    async with pool.transaction() as connection:
+        await connection.execute("SELECT 1")
+    assert judge(Seen(probe=await well(pools, pool.address))).state is State.HEALTHY
+
+
+async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
+    pools: Pools, make_shard: ShardMaker, postgres_server: PostgresServer
+) -> None:
+    """It answers, and takes no operations."""
+    address = await make_shard()
+    pool = pools.pool(address)
+    setting = f"ALTER DATABASE {database_of(address)} SET default_transaction_read_only"
+    await execute(postgres_server.url_of("postgres"), f"{setting} = on")
+    probe = await well(pools, address)
+    assert (role_of(probe), pool.is_healthy) == ("read-only", False)
+    assert judge(Seen(probe=probe)).problems == {Problem.READ_ONLY}
+    await execute(postgres_server.url_of("postgres"), f"{setting} = off")
+
+    async def is_back() -> bool:  # the answer of the pool's own look is everybody's for a moment
+        await look(pool)
+        return pool.is_healthy
+
+    assert await until(is_back, within_s=SOON_S)
+
+
+async def test_look_sees_what_there_is_to_see_when_its_role_may_see_little(
+    pools: Pools, make_shard: ShardMaker
+) -> None:
+    """All connections count, and the nearest limit is that of the role."""
+    address = await make_shard()
+    role = f"little_{database_of(address)}"
+    await execute(address.connection_string, f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 4")
+    for grant in (f"USAGE ON SCHEMA public TO {role}", f"SELECT ON ALL TABLES IN SCHEMA public TO {role}"):
+        await execute(address.connection_string, f"GRANT {grant}")
+    theirs = address.connection_string.replace("//postgres:", f"//{role}:")
+    holder = await asyncpg.connect(address.connection_string)
+    own = await asyncpg.connect(theirs)
+    try:
+        probe = await well(pools, ShardAddress("shard-1", theirs))
+        assert (probe.connections_used, probe.connections_max) == (2, 4)
+        assert (probe.standby_count, probe.refusal) == (0, None)
+    finally:
+        await own.close()
+        await holder.close()
+        await pools.pool(ShardAddress("shard-1", theirs)).close()
+        await execute(address.connection_string, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_look_goes_on_when_a_function_is_not_permitted(pools: Pools, breakable_server: PostgresServer) -> None:
+    """Some hosted servers lack some: what they would say is left out, and the shard is well."""
+    address = await copy_shard(breakable_server)
+    await execute(address.connection_string, "CREATE ROLE curious LOGIN")
+    await execute(address.connection_string, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO curious")
+    await execute(address.connection_string, "REVOKE SELECT ON pg_stat_replication, pg_stat_activity FROM public")
+    theirs = ShardAddress("shard-1", address.connection_string.replace("//postgres:", "//curious:"))
+    try:
+        probe = await well(pools, theirs)
+    finally:
+        await execute(address.connection_string, "GRANT SELECT ON pg_stat_replication, pg_stat_activity TO public")
+    assert (probe.connections_max, probe.standby_count, probe.lag_s) == (None, None, None)
+    assert judge(Seen(probe=probe)).state is State.HEALTHY
+    assert pools.pool(theirs).is_healthy
+
+
+async def test_look_is_on_a_connection_of_the_pool_when_no_other_is_to_be_had(
+    pools: Pools, make_shard: ShardMaker
+) -> None:
+    """A shard whose connections are used up goes on by those that are open: it is not lost."""
+    address = await make_shard()
+    role = f"single_{database_of(address)}"
+    await execute(address.connection_string, f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
+    await execute(address.connection_string, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    theirs = ShardAddress("shard-1", address.connection_string.replace("//postgres:", f"//{role}:"))
+    pool = pools.pool(theirs)
+    try:
+        await fetch(pool, "SELECT 1")
+        probe = await well(pools, theirs)
+        assert (probe.connections_used, probe.connections_max, probe.schema_version) == (1, 1, SCHEMA_VERSION)
+        assert judge(Seen(probe=probe)).problems == {Problem.CONNECTIONS}
+        assert health_of(pool) == (True, None)
+        async with pool.connection():  # now it has none to spare
+            assert isinstance(await look(pool), ShardSilence)
+    finally:
+        await pool.close()
+        await execute(address.connection_string, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_look_says_what_it_has_seen_when_the_shard_is_slow(pools: Pools, make_shard: ShardMaker) -> None:
+    """A shard that answers is not lost, though not all of its answers come in time."""
+    address = await make_shard()
+    pool = pools.pool(address)
+    await fetch(pool, "SELECT 1")
+    async with held_lock(address, "tenants"):
+        probe = await probe_shard(pool, within_s=0.5)
+    assert (probe.is_cut_short, probe.schema_version, probe.tenant_count) == (True, SCHEMA_VERSION, None)
+    assert judge(Seen(probe=probe)).problems == {Problem.SLOW}
+    assert (pool.is_healthy, pool.last_error) == (True, None)
+    assert await nobody_is_left(address, "state <> 'idle'")
+
+
+@contextlib.asynccontextmanager
+async def held_lock(address: ShardAddress, table: str) -> AsyncIterator[None]:
+    """Let everybody who reads a table wait."""
+    connection = await asyncpg.connect(address.connection_string)
+    try:
+        await connection.execute(f"BEGIN; LOCK TABLE {table}")
+        yield
+    finally:
+        connection.terminate()
+
+
+async def test_look_says_nothing_of_health_when_it_is_cancelled(pools: Pools, make_shard: ShardMaker) -> None:
+    """Wherever it is, and no connection is left."""
+    address = await make_shard()
+    pool = pools.pool(address)
+    for number in range(15):
+        looking = asyncio.ensure_future(look(pool))
+        for _ in range(number):
+            await asyncio.sleep(0.001)
+        looking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await looking
+    assert (pool.is_healthy, pool.last_error) == (True, None)
+    assert await nobody_is_left(address)
+
+
+async def test_look_shows_a_standby_that_nobody_feeds(pools: Pools, breakable_server: PostgresServer) -> None:
+    """It can be read, and is no place to write to."""
+    address = await copy_shard(breakable_server)
+    async with in_recovery(breakable_server):
+        probe = await well(pools, address)
+        health = judge(Seen(probe=probe))
+        assert (role_of(probe), health.takes_operations) == ("standby", False)
+        assert Problem.READ_ONLY in health.problems
+    assert role_of(await well(pools, address)) == "primary"
+
+
+async def test_look_shows_how_far_a_standby_is_behind() -> None:
+    """From the standby, and from its primary, in seconds and bytes."""
+    with ProcessGroup() as group:
+        programs = Programs.find(group.directory)
+        require("pg_basebackup", found=can_copy(programs.folder), how="install simplu-worker[local]")
+        primary = PostgresServer(group, programs, database="fed")
+        await primary.start()
+        standby = StandbyServer(group, programs, primary, name="follower")
+        await standby.start()
+        await standby.wait_streaming()
+        await standby.catch_up()
+        async with Pools(size=1) as pools:
+            roles: list[Role] = []
+            for shard_id, server in (("primary", primary), ("standby", standby)):
+                probe = await well(pools, ShardAddress(shard_id, server.url))
+                assert judge(Seen(probe=probe)).problems <= {Problem.READ_ONLY}
+                roles.append(role_of(probe))
+                assert (probe.lag_bytes or 0) < 10_000_000
+                assert probe.standby_count == (1 if server is primary else 0)
+            assert roles == ["primary", "standby"]
+            await standby.fall_behind()
+            await execute(primary.url, "CREATE TABLE missed AS SELECT generate_series(1, 1000) AS number")
+            probe = await well(pools, ShardAddress("standby", standby.url))
+            assert probe.lag_s is None or probe.lag_s > 0
+            assert (await well(pools, ShardAddress("primary", primary.url))).standby_count == 0
+
+
+async def test_prober_looks_at_every_pool_soon_and_forgets_those_that_are_gone(
+    pools: Pools, make_shard: ShardMaker
+) -> None:
+    """What it sees is shown as metrics, with the connections of the pool as they are when metrics are read."""
+    pool = pools.pool(await make_shard("prober-1"))
+    async with looking(pools) as book:
+        await comes_to(book, "prober-1", is_(State.HEALTHY))
+        labels = {"shard_id": "prober-1"}
+        assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 1
+        assert REGISTRY.get_sample_value("simplu_shard_tenants", labels) == 0
+        connections = "simplu_shard_connections"
+        async with pool.connection():
+            assert REGISTRY.get_sample_value(connections, labels | {"state": "used"}) == 1
+        assert REGISTRY.get_sample_value(connections, labels | {"state": "used"}) == 0
+        assert REGISTRY.get_sample_value(connections, labels | {"state": "idle"}) == 1
+        del pools._pools["prober-1"]
+
+        async def is_forgotten() -> bool:
+            return "prober-1" not in book.by_shard_id
+
+        assert await until(is_forgotten, within_s=SOON_S)
+        assert REGISTRY.get_sample_value(connections, labels | {"state": "used"}) is None
+    await pool.close()
+
+
+@pytest.mark.parametrize("trouble", [killed, frozen, read_only, without_connections])
+async def test_prober_sees_trouble_and_its_end_within_two_seconds(
+    trouble: Callable[[PostgresServer], contextlib.AbstractAsyncContextManager[None]],
+    pools: Pools,
+    breakable_server: PostgresServer,
+    make_shard: ShardMaker,
+) -> None:
+    """Other shards are looked at meanwhile; nobody needs to use the shard."""
+    pool = pools.pool(await copy_shard(breakable_server))
+    other = pools.pool(await make_shard("shard-2"))
+    async with looking(pools) as book:
+        await comes_to(book, "shard-1", is_(State.HEALTHY))
+        async with trouble(breakable_server):
+            await notice(pool)
+            health = await comes_to(book, "shard-1", lambda health: health.takes_operations is False)
+            assert health.problems == {Problem.READ_ONLY if trouble is read_only else Problem.NO_ANSWER}
+            assert health_of(pool)[0] is False
+            seen = await look(other)
+            assert isinstance(seen, ShardProbe)
+            assert other.is_healthy
+        ended = time.monotonic()
+        await comes_to(book, "shard-1", is_(State.HEALTHY))
+        took_s = time.monotonic() - ended
+    assert health_of(pool) == (True, None)
+    assert took_s < 4.0  # 2 s, and a busy machine
+
+
+def health_of(pool: ShardPool) -> tuple[bool, str | None]:
+    """Return what the pool thinks of its shard."""
+    return pool.is_healthy, pool.last_error
+
+
+async def notice(pool: ShardPool) -> None:
+    """Use a shard that is in trouble, as work would; the prober alone would see it within ten seconds."""
+
+    async def fails() -> bool:
+        with contextlib.suppress(Exception):
+            await pool.probe()
+        return not pool.is_healthy
+
+    assert await until(fails, within_s=SOON_S)
+
+
+async def test_prober_looks_at_others_while_many_shards_hang(
+    pools: Pools, breakable_server: PostgresServer, make_shard: ShardMaker
+) -> None:
+    """A look that waits holds up no other."""
+    hanging = await copy_shard(breakable_server)
+    for number in range(30):
+        pools.pool(ShardAddress(f"hanging-{number}", hanging.connection_string))
+    async with frozen(breakable_server), looking(pools) as book:
+        await comes_to(book, "hanging-0", is_(State.LOST))
+        pools.pool(await make_shard("shard-9"))
+        added = time.monotonic()
+        await comes_to(book, "shard-9", is_(State.HEALTHY))
+        assert time.monotonic() - added < 10.0  # its first turn comes within six and a half
+
+
+async def test_look_names_why_nobody_answers(pools: Pools) -> None:
+    """Without the connection string."""
+    seen = await look(pools.pool(silent("shard-1")))
+    assert isinstance(seen, ShardSilence)
+    assert seen.error.startswith("ConnectionRefusedError")
+    assert "secret-word" not in seen.error

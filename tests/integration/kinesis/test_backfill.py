@@ -1,0 +1,355 @@
+"""A Postgres shard that comes back without its last commits loses nothing: what it lacks is read again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+from support.aws.kinesis_endpoints import kinesis_servers
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import fetch
+from support.reader_world import (
+    ONLY,
+    RULES,
+    World,
+    chain,
+    eventually,
+    logs,
+    mixed,
+    open_world,
+    outcomes,
+    reaches,
+    record,
+)
+
+from simplu_worker.consumers.kinesis.fleet import position_sync
+from simplu_worker.consumers.kinesis.fleet.position_sync import PositionRounds
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.recovery import shard_positions
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import Ancestor, Lineage
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
+from simplu_worker.consumers.kinesis.stream.positions import Position
+from simplu_worker.metrics import instruments
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.timing.clock import loop_time
+
+_AT_ONCE_AHEAD = msgspec.structs.replace(RULES, ahead_from_s=0.0)
+TABLES = ("operations", "resources", "stream_positions")
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+
+@pytest.fixture(scope="module")
+def kinesis_url() -> Iterator[str]:
+    """Run our Kinesis, whose stream shards can be split."""
+    with kinesis_servers() as servers:
+        yield servers.url_of("ours")
+
+
+@pytest.fixture
+async def world(endpoint_url: str, kinesis_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Give a world with two tenants on one shard, and one on another."""
+    async with open_world(endpoint_url, make_shard, kinesis_url=kinesis_url) as world:
+        await world.provision("a-x", "shard-1")
+        await world.provision("b-x", "shard-1")
+        await world.provision("c-x", "shard-2")
+        yield world
+
+
+@pytest.fixture(autouse=True)
+def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look after idle shards more often than every few seconds."""
+    monkeypatch.setattr(position_sync, "INTERVAL_S", 0.1)
+    monkeypatch.setattr(shard_positions, "TOUCH_AFTER_S", 0.2)
+
+
+class Memory:
+    """What a replica has of a shard, that is promoted without what came later."""
+
+    def __init__(self, pool: ShardPool, rows: dict[str, list[Any]]) -> None:
+        self._pool = pool
+        self._rows = rows
+
+    @classmethod
+    async def of(cls, pool: ShardPool) -> Memory:
+        """Remember all that the worker writes."""
+        return cls(pool, {table: await fetch(pool, f"SELECT * FROM {table}") for table in TABLES})
+
+    async def promote(self) -> None:
+        """Forget all that came later, in one step."""
+        async with self._pool.transaction() as connection:
+            for table, rows in self._rows.items():
+                await connection.execute(f"DELETE FROM {table}")
+                for row in rows:
+                    places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+                    await connection.execute(f"INSERT INTO {table} VALUES ({places})", *row.values())
+
+
+def refills(shard_id: str) -> float:
+    """Return how often a shard was read for again."""
+    return float(instruments.SHARD_REFILLS.labels(shard_id)._value.get())
+
+
+@asynccontextmanager
+async def looked_after(world: World, *readers: StreamShardReader) -> AsyncIterator[PositionRounds]:
+    """Look after what idle shards know."""
+    looking = PositionRounds(world.router, world.stream.name, lambda: readers)
+    stopping = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(looking.run(stopping))
+        try:
+            yield looking
+        finally:
+            stopping.set()
+
+
+async def all_succeeded(pool: ShardPool, **counts: int) -> None:
+    """Wait until every tenant's log has as many rows, all succeeded."""
+    for tenant, count in counts.items():
+        await logs(pool, f"{tenant}-x", count)
+
+
+async def test_what_a_shard_lost_is_applied_again_before_anything_new(world: World) -> None:
+    """The next batch finds another row than it left, and all tenants of the shard are read again, in order."""
+    shard, other = await world.shard("shard-1"), await world.shard("shard-2")
+    async with world.reading() as reader:
+        await world.put(*mixed(chain("a-x", 6), chain("b-x", 6), chain("c-x", 6)))
+        await all_succeeded(shard, a=6, b=6)
+        memory = await Memory.of(shard)
+        numbers = await world.put(
+            *mixed(chain("a-x", 30, first=6), chain("b-x", 30, first=6), chain("c-x", 30, first=6))
+        )
+        await all_succeeded(shard, a=36, b=36)
+        await reaches(reader, numbers[-1])
+        before = reader.checkpoint
+        await memory.promote()
+        assert len(await outcomes(shard, "b-x")) == 6
+        numbers = await world.put(*mixed(chain("a-x", 3, first=36), chain("c-x", 3, first=36)))
+        await all_succeeded(shard, a=39, b=36)
+        await reaches(reader, numbers[-1])
+        assert before is not None
+        assert reader.checkpoint is not None
+        assert reader.checkpoint > before
+        assert reader.held() == []
+    await all_succeeded(other, c=39)
+    assert await world.letters() == []
+
+
+async def test_what_an_idle_shard_lost_is_applied_again(world: World) -> None:
+    """Nothing is sent there any more; the rounds find that its row is not as it was left."""
+    shard = await world.shard("shard-1")
+    async with world.reading() as reader, looked_after(world, reader):
+        await world.put(*chain("a-x", 3))
+        await all_succeeded(shard, a=3)
+        memory = await Memory.of(shard)
+        numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30)))
+        await reaches(reader, numbers[-1])
+        await memory.promote()
+        await all_succeeded(shard, a=33, b=30)
+
+
+async def test_what_was_lost_while_nobody_read_is_applied_again(world: World) -> None:
+    """Who takes the lease reads the row first, also where its own records are for others."""
+    shard = await world.shard("shard-1")
+    async with world.reading() as reader:
+        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
+        await all_succeeded(shard, a=3, b=3)
+        memory = await Memory.of(shard)
+        numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30, first=3)))
+        await reaches(reader, numbers[-1])
+    await memory.promote()
+    following = world.reading(AtSequenceNumber(numbers[-1]), done=reader.checkpoint)
+    async with following as reader, looked_after(world, reader):
+        await all_succeeded(shard, a=33, b=33)
+
+
+async def test_first_commits_that_were_lost_with_the_row_are_applied_again(world: World) -> None:
+    """No row says nothing of how far anybody got: it is read from the time of the first tenant on."""
+    shard = await world.shard("shard-1")
+    memory = await Memory.of(shard)
+    async with world.reading() as reader:
+        numbers = await world.put(*mixed(chain("a-x", 12), chain("b-x", 12)))
+        await reaches(reader, numbers[-1])
+    await memory.promote()
+    async with world.reading(AtSequenceNumber(numbers[-1]), done=reader.checkpoint) as reader:
+        await world.put(*chain("a-x", 3, first=12))
+        await all_succeeded(shard, a=15, b=12)
+
+
+async def test_shard_is_read_for_again_for_tenants_too_of_whom_others_believe_that_they_live_elsewhere(
+    world: World,
+) -> None:
+    """A route may be older than a move; the shard says itself who lives there."""
+    shard = await world.shard("shard-1")
+    async with world.reading() as reader:
+        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3), chain("c-x", 3)))
+        await all_succeeded(shard, a=3, b=3)
+        memory = await Memory.of(shard)
+        numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("c-x", 30, first=3)))
+        await reaches(reader, numbers[-1])
+    await memory.promote()
+    world.router._directory.routes.put("a-x", "shard-2", now=loop_time(), draw=0.5)
+    async with world.reading(AtSequenceNumber(numbers[-1]), done=reader.checkpoint):
+        await world.put(*chain("b-x", 3, first=3))
+        await all_succeeded(shard, a=33, b=6)
+
+
+async def test_second_loss_while_the_first_is_made_good_loses_nothing(world: World) -> None:
+    """What the catch-up of a refill applied is claimed as little as everything else."""
+    shard = await world.shard("shard-1")
+    async with world.reading() as reader:
+        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
+        await all_succeeded(shard, a=3, b=3)
+        memory = await Memory.of(shard)
+        for first in range(3, 93, 30):
+            numbers = await world.put(*mixed(chain("a-x", 30, first=first), chain("b-x", 30, first=first)))
+            await reaches(reader, numbers[-1])
+            await memory.promote()
+        await world.put(*mixed(chain("a-x", 3, first=93), chain("b-x", 3, first=93)))
+        await eventually(lambda: bool(reader.held()))
+        await memory.promote()
+        await world.put(*mixed(chain("a-x", 3, first=96), chain("b-x", 3, first=96)))
+        await all_succeeded(shard, a=99, b=99)
+
+
+async def test_reader_that_stopped_in_order_leaves_nothing_to_be_read_again(world: World) -> None:
+    """Its last word to each shard is its checkpoint, where the next one begins."""
+    shard = await world.shard("shard-1")
+    async with world.reading() as reader, looked_after(world, reader):
+        await world.put(*mixed(chain("a-x", 30), chain("c-x", 30)))
+        await all_succeeded(shard, a=30)
+        numbers = await world.put(*chain("c-x", 30, first=30))
+        await reaches(reader, numbers[-1])
+    before = refills("shard-1"), refills("shard-2")
+    following = world.reading(AtSequenceNumber(numbers[-1]), done=reader.checkpoint)
+    async with following as reader, looked_after(world, reader):
+        await world.put(*mixed(chain("a-x", 3, first=30), chain("c-x", 3, first=60)))
+        await all_succeeded(shard, a=33)
+        await all_succeeded(await world.shard("shard-2"), c=63)
+    assert (refills("shard-1"), refills("shard-2")) == before
+
+
+async def test_two_readers_of_one_stream_shard_apply_everything_once_and_in_order(world: World) -> None:
+    """Each finds the other's rows and reads again; the log drops what the other applied."""
+    shard, other = await world.shard("shard-1"), await world.shard("shard-2")
+    async with world.reading(), world.reading():
+        for first in range(0, 60, 6):
+            some = mixed(*(chain(tenant, 6, first=first) for tenant in ("a-x", "b-x", "c-x")))
+            await world.put(*some)
+            await asyncio.sleep(0)
+        await all_succeeded(shard, a=60, b=60)
+        await all_succeeded(other, c=60)
+    assert await world.letters() == []
+
+
+async def test_others_are_not_read_again_when_the_next_reader_begins_with_a_long_hold(world: World) -> None:
+    """A row says whom the stream shard owes what is older than what it owes all others."""
+    shard, other = await world.shard("shard-1"), await world.shard("shard-2")
+    await fetch(other, "UPDATE tenants SET state = 'fenced' WHERE id = 'c-x' RETURNING id")
+    async with world.reading(rules=_AT_ONCE_AHEAD) as reader:
+        await world.put(*mixed(chain("a-x", 30), chain("c-x", 30)))
+        await all_succeeded(shard, a=30)
+        await eventually(lambda: bool(reader.held()))
+        await asyncio.sleep(shard_positions.AHEAD_FRESH_S)
+        await world.put(*chain("a-x", 30, first=30))
+        await all_succeeded(shard, a=60)
+        await eventually(lambda: reader.ahead is not None)
+    ahead, done = reader.ahead, reader.checkpoint
+    assert ahead is not None
+    assert ahead.held == TenantSet(["c-x"]).targets()
+    row = await fetch(shard, "SELECT read_to, held FROM stream_positions")
+    assert [(one["read_to"] is not None, one["held"]) for one in row] == [(True, ["tenant:c-x"])]
+    before = refills("shard-1")
+    await fetch(other, "UPDATE tenants SET state = 'active' WHERE id = 'c-x' RETURNING id")
+    start = None if done is None else AtSequenceNumber(done.checkpoint)
+    async with world.reading(start, done=done, ahead=ahead, rules=_AT_ONCE_AHEAD) as reader:
+        await world.put(*mixed(chain("a-x", 3, first=60), chain("c-x", 3, first=30)))
+        await all_succeeded(shard, a=63)
+        await all_succeeded(other, c=33)
+    assert refills("shard-1") == before
+
+
+async def test_tenant_that_waits_during_a_refill_gets_what_was_lost_before_anything_else(world: World) -> None:
+    """A fence on the shard that lost something holds the tenant from the first of its operations that it lacks."""
+    shard = await world.shard("shard-1")
+    async with world.reading() as reader:
+        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
+        await all_succeeded(shard, a=3, b=3)
+        memory = await Memory.of(shard)
+        numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30, first=3)))
+        await reaches(reader, numbers[-1])
+        await memory.promote()
+        await fetch(shard, "UPDATE tenants SET state = 'fenced' WHERE id = 'b-x' RETURNING id")
+        await world.put(*mixed(chain("a-x", 3, first=33), chain("b-x", 3, first=33)))
+        await all_succeeded(shard, a=36)
+        await eventually(lambda: [hold["target"] for hold in reader.held()] == ["tenant b-x"])
+        assert len(await outcomes(shard, "b-x")) == 3
+        await fetch(shard, "UPDATE tenants SET state = 'active' WHERE id = 'b-x' RETURNING id")
+        await all_succeeded(shard, a=36, b=36)
+
+
+async def test_operation_that_was_given_up_is_given_up_again_when_its_row_is_lost(world: World) -> None:
+    """The row of what was given up is as much of the shard as any other."""
+    shard = await world.shard("shard-1")
+    async with world.reading() as reader:
+        await world.put(*chain("a-x", 3))
+        await all_succeeded(shard, a=3)
+        memory = await Memory.of(shard)
+        bad = record("create", "a-x", 3, data={"text": "\x00"})
+        numbers = await world.put(bad, *chain("b-x", 3))
+        await reaches(reader, numbers[-1])
+        await memory.promote()
+        await world.put(*chain("b-x", 3, first=3))
+        await all_succeeded(shard, b=6)
+        assert await outcomes(shard, "a-x") == ["succeeded"] * 3 + ["invalid_data"]
+
+
+async def test_position_of_a_reader_at_its_end_says_so(world: World) -> None:
+    """Who continues the stream shard has nothing to read again of it then."""
+    shard = await world.shard("shard-1")
+    async with world.reading(is_end=_is_end) as reader:
+        await world.put(*chain("a-x", 30))
+        await all_succeeded(shard, a=30)
+        await world.kinesis.split_shard(StreamName=world.stream.name, ShardToSplit=ONLY, NewStartingHashKey=str(2**127))
+        await eventually(lambda: reader.is_finished)
+
+    rows = await fetch(shard, "SELECT owed_from, parents_done FROM stream_positions")
+    assert [tuple(row.values()) for row in rows] == [("SHARD_END", True)]
+
+
+async def test_child_reads_of_its_parent_what_a_shard_lacks_before_its_own(world: World) -> None:
+    """The shard lost the end of the parent, and there is no reader of that any more."""
+    shard = await world.shard("shard-1")
+    async with world.reading(is_end=_is_end) as reader:
+        await world.put(*chain("a-x", 3))
+        await all_succeeded(shard, a=3)
+        memory = await Memory.of(shard)
+        await world.put(*chain("a-x", 30, first=3))
+        await all_succeeded(shard, a=33)
+        await world.kinesis.split_shard(StreamName=world.stream.name, ShardToSplit=ONLY, NewStartingHashKey=str(2**127))
+        await eventually(lambda: reader.is_finished)
+    await memory.promote()
+    lineage = Lineage(frozenset([ONLY]), {ONLY: Ancestor(frozenset(), None, None)}, are_ended=True)
+    listed = await world.kinesis.list_shards(StreamName=world.stream.name)
+    children = [one["ShardId"] for one in listed["Shards"] if one.get("ParentShardId") == ONLY]
+    reading = [world.reading(stream_shard_id=child, lineage=lineage) for child in children]
+    async with reading[0] as one, reading[1] as two:
+        await world.put(*chain("a-x", 3, first=33))
+        await all_succeeded(shard, a=36)
+        await eventually(lambda: not one.held() and not two.held())
+    rows = await fetch(shard, "SELECT parents_done FROM stream_positions WHERE stream_shard_id <> $1", ONLY)
+    assert True in [row["parents_done"] for row in rows]
+
+
+async def _is_end(_: Sequence[object]) -> bool:
+    return True
+
+
+def test_position_before_all_parts_of_a_record_is_before_the_first() -> None:
+    """An aggregate's parts all come behind it."""
+    assert Position(7, -1) < Position(7, 0)

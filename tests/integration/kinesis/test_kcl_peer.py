@@ -1,0 +1,375 @@
+"""One lease table, shared with a worker of the Kinesis Client Library 2.x: take-over, mixing, hand-back, row by row."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from msgspec.structs import replace
+from support.aws.endpoints import CREDENTIALS, client_of, running_moto
+from support.aws.kcl_peer import KclPeer, Row, number, reference_row
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
+from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, observe
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.stream.positions import LATEST, SHARD_END, HashRange, Position
+
+KEY, CHILDREN = "shardId-000000000003", ("shardId-000000000008", "shardId-000000000009")
+AT = "49590338271490256608559692538361571095921575989136588898"
+LATER = "49590338271490256608559692538361571095921575989136588999"
+OURS = "host:1:ours"
+DURATION_S = 10.0
+# Attributes that the KCL 2.x writes, what 3.x adds, and our own.
+KNOWN_TO_THE_KCL = {
+    "leaseKey",
+    "leaseOwner",
+    "leaseCounter",
+    "ownerSwitchesSinceCheckpoint",
+    "checkpoint",
+    "checkpointSubSequenceNumber",
+    "pendingCheckpoint",
+    "pendingCheckpointSubSequenceNumber",
+    "pendingCheckpointState",
+    "parentShardId",
+    "childShardIds",
+    "startingHashKey",
+    "endingHashKey",
+}
+OUR_OWN = {"entityType", "simpluStartedAt", "simpluOwed"}
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+class Shared:
+    """A table of its own for a test, and both kinds of workers on it."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.table = LeaseTable(client, f"leases-{uuid4()}")
+        self.clock = Clock()
+        self.kcl = self.peer("kcl-a:uuid")
+
+    def __repr__(self) -> str:
+        return f"Shared({self.table!r}, {self.kcl!r})"
+
+    def peer(self, me: str, seed: int = 1) -> KclPeer:
+        """Return a worker of the KCL."""
+        return KclPeer(self.client, self.table.name, me, now=self.clock, failover_s=DURATION_S, draws=Random(seed))
+
+    async def row(self, lease_key: str = KEY) -> Row:
+        """Return a row as it is."""
+        reply = await self.client.get_item(
+            TableName=self.table.name, Key={"leaseKey": {"S": lease_key}}, ConsistentRead=True
+        )
+        row: Row = reply["Item"]
+        return row
+
+    async def put(self, row: Row) -> None:
+        """Write a row as it is given."""
+        await self.client.put_item(TableName=self.table.name, Item=row)
+
+    async def lease(self, lease_key: str = KEY) -> Lease:
+        """Return our reading of a row."""
+        found = await self.table.find(lease_key)
+        assert found is not None
+        return found
+
+
+@pytest.fixture(scope="module")
+def endpoint_url() -> Iterator[str]:
+    """Run one moto for the tests of this file."""
+    with running_moto() as url:
+        yield url
+
+
+@pytest.fixture
+async def shared(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shared]:
+    """Return an empty table to share."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    async with client_of("dynamodb", endpoint_url) as client:
+        one = Shared(client)
+        await one.table.ensure()
+        yield one
+
+
+async def test_table_of_a_kcl_application_is_taken_over_as_it_is(shared: Shared) -> None:
+    """Owner, counter and switches are changed, nothing else: also not what we do not know."""
+    before = reference_row(KEY, AT, owner="kcl-a:uuid", counter=4711) | {
+        "checkpointSubSequenceNumber": number(7),
+        "parentShardId": {"SS": ["shardId-000000000000"]},
+        "startingHashKey": {"S": "0"},
+        "endingHashKey": {"S": "17"},
+        "throughputKBps": {"N": "1.5"},
+        "tomorrow": {"M": {"a": {"BOOL": True}}},
+    }
+    await shared.put(before)
+    taken = await shared.table.take(await shared.lease(), OURS)
+
+    assert taken == Lease(
+        KEY,
+        Position(int(AT), 7),
+        counter=4712,
+        owner=OURS,
+        owner_switches=1,
+        parents=frozenset({"shardId-000000000000"}),
+        hash_range=HashRange(0, 17),
+    )
+    changed = {"leaseOwner": {"S": OURS}, "leaseCounter": number(4712), "ownerSwitchesSinceCheckpoint": number(1)}
+    assert await shared.row() == before | changed
+
+
+async def test_prepared_checkpoint_is_seen_and_ends_with_the_first_of_ours(shared: Shared) -> None:
+    """It survives take and renewal: whoever has it may still commit it."""
+    await shared.kcl.create(reference_row(KEY, AT))
+    await shared.kcl.take(await shared.row())
+    await shared.kcl.prepare_checkpoint(KEY, LATER, b"state")
+    taken = await shared.table.take(await shared.lease(), OURS)
+    assert taken is not None
+    renewed = await shared.table.renew(taken)
+    assert renewed is not None
+    kept = [name for name in await shared.row() if name.startswith("pending")]
+    await shared.table.renew(renewed, Position(int(LATER)))
+    left = [name for name in await shared.row() if name.startswith("pending")]
+
+    assert renewed.pending_checkpoint == Position(int(LATER))
+    assert (len(kept), left) == (3, [])
+
+
+async def test_rows_that_are_no_leases_are_left_alone(shared: Shared) -> None:
+    """The KCL 3.5 keeps its leader, workers and migrations in the lease table."""
+    others = [
+        {
+            "leaseKey": {"S": name},
+            "entityType": {"S": kind},
+            "leaseOwner": {"S": "x"},
+            "checkpoint": {"S": "TRIM_HORIZON"},
+        }
+        for name, kind in (
+            ("Leader", "LEADER"),
+            ("Migration3.0", "CLIENT_VERSION_MIGRATION"),
+            ("worker", "WORKER_METRIC_STATS"),
+            ("account:stream:1", "STREAM"),
+        )
+    ]
+    for row in others:
+        await shared.put(row)
+    await shared.kcl.create(reference_row(KEY, AT))
+
+    assert [lease.lease_key for lease in await shared.table.scan()] == [KEY]
+    assert [await shared.row(row["leaseKey"]["S"]) for row in others] == others
+
+
+async def test_peer_resumes_from_our_checkpoint_when_the_lease_is_handed_back(shared: Shared) -> None:
+    """With the sub-sequence number, without an owner, and with nothing in the row that the KCL would stumble over."""
+    await shared.table.create(Lease(KEY, LATEST, started_at=datetime(2026, 1, 31, tzinfo=UTC)))
+    taken = await shared.table.take(await shared.lease(), OURS)
+    assert taken is not None
+    renewed = await shared.table.renew(taken, Position(int(AT), 3))
+    assert renewed is not None
+    await shared.table.release(renewed, Position(int(LATER), 5))
+    row = await shared.row()
+    took = await shared.kcl.take_some()
+
+    assert "leaseOwner" not in row
+    assert set(row) <= KNOWN_TO_THE_KCL | OUR_OWN
+    assert [name for name, value in row.items() if not next(iter(value.values()))] == []
+    assert took == [KEY]
+    held = shared.kcl.held[KEY]
+    assert (held["checkpoint"], held["checkpointSubSequenceNumber"]) == ({"S": LATER}, number(5))
+    assert await shared.kcl.checkpoint(KEY, LATER, 6)
+
+
+async def test_finished_lease_names_its_children_when_it_is_handed_back(shared: Shared) -> None:
+    """The KCL cleans it up by them; and it takes no lease of ours for unfinished."""
+    await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
+    taken = await shared.table.take(await shared.lease(), OURS)
+    assert taken is not None
+    await shared.table.note_facts(replace(taken, children=frozenset(CHILDREN)))
+    await shared.table.release(taken, SHARD_END)
+    row = await shared.row()
+
+    assert (row["checkpoint"], row["childShardIds"]) == ({"S": "SHARD_END"}, {"SS": sorted(CHILDREN)})
+    assert set(row) <= KNOWN_TO_THE_KCL | OUR_OWN
+
+
+async def test_list_of_what_is_owed_stays_in_the_row_whatever_the_peer_writes(shared: Shared) -> None:
+    """The KCL does not know it: its children wait for SHARD_END, ours for the list or that."""
+    owed = frozenset({"tenant:b-l", "tenant:c-l"})
+    await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
+    taken = await shared.table.take(await shared.lease(), OURS)
+    assert taken is not None
+    renewed = await shared.table.renew(taken, owed=owed)
+    assert renewed is not None
+    await shared.table.release(renewed)
+    lists = [(await shared.lease()).owed]
+    took = await shared.kcl.take_some()
+    for write in (
+        shared.kcl.renew(KEY),
+        shared.kcl.checkpoint(KEY, LATER, 6),
+        shared.kcl.prepare_checkpoint(KEY, LATER, b"state"),
+        shared.kcl.checkpoint(KEY, "SHARD_END", children=CHILDREN),
+        shared.kcl.evict(KEY),
+    ):
+        assert await write
+        lists.append((await shared.lease()).owed)
+    finished = await shared.lease()
+
+    assert took == [KEY]
+    assert lists == [owed] * 6
+    assert (finished.checkpoint, finished.owner) == (SHARD_END, None)
+
+
+async def test_finished_lease_of_the_peer_is_finished_for_us(shared: Shared) -> None:
+    """Its children may begin."""
+    await shared.kcl.create(reference_row(KEY, AT))
+    await shared.kcl.take(await shared.row())
+    await shared.kcl.checkpoint(KEY, "SHARD_END", children=CHILDREN)
+    lease = await shared.lease()
+
+    assert (lease.checkpoint, lease.children) == (SHARD_END, frozenset(CHILDREN))
+
+
+async def test_late_checkpoint_of_either_side_changes_nothing_after_the_other_took_the_lease(shared: Shared) -> None:
+    """C5, C12: the counter has moved, whoever moved it."""
+    await shared.kcl.create(reference_row(KEY, AT))
+    await shared.kcl.take(await shared.row())
+    by_us = await shared.table.take(await shared.lease(), OURS)
+    assert by_us is not None
+    late_of_peer = await shared.kcl.checkpoint(KEY, LATER)
+    await shared.kcl.take(await shared.row())
+    late_of_ours = await shared.table.renew(by_us, Position(int(LATER)))
+    late_release = await shared.table.release(by_us, SHARD_END)
+
+    assert (late_of_peer, late_of_ours, late_release) == (False, None, False)
+    assert (await shared.lease()).checkpoint == Position(int(AT))
+
+
+async def test_renewal_whose_answer_was_lost_is_known_again_by_both(shared: Shared) -> None:
+    """C6: what landed is no loss; the peer looks at its own row as we do at ours."""
+    await shared.kcl.create(reference_row(KEY, AT))
+    await shared.kcl.take(await shared.row())
+    stale = dict(shared.kcl.held[KEY])
+    await shared.kcl.renew(KEY)
+    shared.kcl.held[KEY] = stale
+
+    assert await shared.kcl.renew(KEY) is True
+    by_us = await shared.table.take(await shared.lease(), OURS)
+    assert by_us is not None
+    landed = await shared.table.renew(by_us)
+    assert await shared.table.renew(by_us) == landed
+
+
+async def test_row_that_the_peer_deleted_does_not_come_back(shared: Shared) -> None:
+    """DeleteLeaseThenUpdateLeaseWithMetaInfo: no write of ours makes half a row."""
+    await shared.kcl.create(reference_row(KEY, AT))
+    taken = await shared.table.take(await shared.lease(), OURS)
+    assert taken is not None
+    await shared.kcl.delete(KEY)
+    await shared.table.note_facts(replace(taken, children=frozenset(CHILDREN)))
+
+    assert await shared.table.renew(taken, Position(int(LATER))) is None
+    assert await shared.table.release(taken) is False
+    assert await shared.table.find(KEY) is None
+
+
+async def test_lease_has_one_owner_when_both_kinds_try_at_once(shared: Shared) -> None:
+    """The condition is the same: of takers that saw one counter, one gets it."""
+    await shared.kcl.create(reference_row(KEY, AT))
+    row, lease = await shared.row(), await shared.lease()
+    peers = [shared.peer(f"kcl-{count}:uuid") for count in range(4)]
+    async with asyncio.TaskGroup() as tasks:
+        by_peers = [tasks.create_task(peer.take(row)) for peer in peers]
+        by_ours = [tasks.create_task(shared.table.take(lease, f"host:{count}:x")) for count in range(4)]
+    winners = [one.result() for one in by_peers].count(True) + sum(one.result() is not None for one in by_ours)
+
+    assert winners == 1
+    assert (await shared.lease()).counter == 1
+
+
+class OurTaker:
+    """Our decisions and our table, a pass at a time; the fleet that runs them is tried in the simulation."""
+
+    def __init__(self, shared: Shared, me: str) -> None:
+        self.me = me
+        self.held: dict[str, Lease] = {}
+        self._shared = shared
+        self._observations: dict[str, Observation] = {}
+        self._draws = Random(me)
+
+    async def renew_all(self) -> None:
+        """Renew what it holds; forget what it lost."""
+        for lease_key, lease in list(self.held.items()):
+            renewed = await self._shared.table.renew(lease)
+            if renewed is None:
+                del self.held[lease_key]
+            else:
+                self.held[lease_key] = renewed
+
+    async def take_some(self) -> list[str]:
+        """Scan, decide and take."""
+        now = self._shared.clock()
+        self._observations = observe(self._observations, await self._shared.table.scan(), now=now)
+        wanted = plan_takes(
+            self._observations,
+            held=self.held,
+            now=now,
+            lease_duration_s=DURATION_S,
+            me=self.me,
+            draw=self._draws.random(),
+        )
+        taken = [await self._shared.table.take(lease, self.me) for lease in wanted]
+        self.held |= {lease.lease_key: lease for lease in taken if lease is not None}
+        return [lease.lease_key for lease in taken if lease is not None]
+
+
+async def passes(shared: Shared, workers: list[KclPeer | OurTaker], count: int) -> int:
+    """Let all workers renew every 3 s of the clock and take every 6 s; return how many leases changed hands at last."""
+    moves = 0
+    for turn in range(count):
+        for worker in workers:
+            await worker.renew_all()
+        shared.clock.now += 3.0
+        if turn % 2:
+            moves = sum([len(await worker.take_some()) for worker in workers])
+    return moves
+
+
+async def owners(shared: Shared) -> Counter[Any]:
+    """Return how many leases each has."""
+    return Counter(lease.owner for lease in await shared.table.scan())
+
+
+async def test_leases_are_shared_evenly_by_both_kinds_and_stay(shared: Shared) -> None:
+    """Live mixing: two of theirs, two of ours join; then one of theirs dies."""
+    for count in range(10):
+        await shared.table.create(Lease(f"shardId-{count:012}", Position(17)))
+    kcl_b = shared.peer("kcl-b:uuid", seed=2)
+    ours = [OurTaker(shared, "host:1:x"), OurTaker(shared, "host:2:y")]
+    await passes(shared, [shared.kcl, kcl_b], 16)
+    alone = await owners(shared)
+    moves = await passes(shared, [shared.kcl, kcl_b, *ours], 20)
+    together = await owners(shared)
+    await passes(shared, [shared.kcl, *ours], 20)
+    held = [set(shared.kcl.held), *(set(worker.held) for worker in ours)]
+
+    assert sorted(alone.values()) == [5, 5]
+    assert (sorted(together.values()), moves) == ([2, 2, 3, 3], 0)
+    assert sorted((await owners(shared)).values()) == [3, 3, 4]
+    assert sum(map(len, held)) == len(set.union(*held)) == 10

@@ -1,0 +1,515 @@
+"""The lease table in a real DynamoDB API: every write is conditional, and nothing of others is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import structlog
+from msgspec.structs import replace
+from support.aws.endpoints import CREDENTIALS, ScriptedAws, client_of, running_moto
+
+from simplu_worker.aws.clients import Client, ThrottledError
+from simplu_worker.consumers.kinesis.leases.lease import Ahead, Lease
+from simplu_worker.consumers.kinesis.leases.lease_table import OWNER_INDEX, LeaseTable
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
+
+ME, OTHER = "host:1:me", "host:2:other"
+NEW = Lease(
+    "shardId-000000000001",
+    TRIM_HORIZON,
+    parents=frozenset({"shardId-000000000000"}),
+    hash_range=HashRange(0, 2**128 - 1),
+)
+
+
+@pytest.fixture(scope="module")
+def endpoint_url() -> Iterator[str]:
+    """Run one moto for the tests of this file; each makes its own table."""
+    with running_moto() as url:
+        yield url
+
+
+@pytest.fixture
+async def dynamodb(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
+    """Open a client of that moto."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    async with client_of("dynamodb", endpoint_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def table(dynamodb: Client) -> LeaseTable:
+    """Return an empty lease table."""
+    table = LeaseTable(dynamodb, f"leases-{uuid4()}")
+    await table.ensure()
+    return table
+
+
+@pytest.fixture
+async def taken(table: LeaseTable) -> Lease:
+    """Return the one lease of the table, owned by ME."""
+    await table.create(NEW)
+    lease = await table.take(NEW, ME)
+    assert lease is not None
+    return lease
+
+
+async def row_in(dynamodb: Client, table: LeaseTable) -> dict[str, Any]:
+    """Return the row of the lease NEW as DynamoDB has it."""
+    reply = await dynamodb.get_item(TableName=table.name, Key={"leaseKey": {"S": NEW.lease_key}}, ConsistentRead=True)
+    row: dict[str, Any] = reply["Item"]
+    return row
+
+
+async def lease_in(table: LeaseTable) -> Lease:
+    """Return the lease NEW as it is."""
+    lease = await table.find(NEW.lease_key)
+    assert lease is not None
+    return lease
+
+
+async def test_table_is_made_as_the_kcl_expects_it(dynamodb: Client, table: LeaseTable) -> None:
+    """Hash key leaseKey, on demand, and the index for which a KCL 3.x would wait."""
+    described = (await dynamodb.describe_table(TableName=table.name))["Table"]
+    index = described["GlobalSecondaryIndexes"][0]
+
+    assert described["KeySchema"] == [{"AttributeName": "leaseKey", "KeyType": "HASH"}]
+    assert described["BillingModeSummary"]["BillingMode"] == "PAY_PER_REQUEST"
+    assert index["IndexName"] == OWNER_INDEX
+    assert [(part["AttributeName"], part["KeyType"]) for part in index["KeySchema"]] == [
+        ("leaseOwner", "HASH"),
+        ("leaseKey", "RANGE"),
+    ]
+    assert index["Projection"]["ProjectionType"] == "KEYS_ONLY"
+
+
+async def test_table_is_made_once_when_many_replicas_start_together(dynamodb: Client) -> None:
+    """Whoever comes late finds the table, and its rows stay."""
+    table = LeaseTable(dynamodb, f"leases-{uuid4()}")
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(5):
+            tasks.create_task(table.ensure())
+    await table.create(NEW)
+    await table.ensure()
+
+    assert await table.scan() == [NEW]
+
+
+async def test_table_is_refused_when_its_key_is_another(dynamodb: Client) -> None:
+    """An application name that names some other table is a person's mistake, and nothing is written there."""
+    name = f"orders-{uuid4()}"
+    await dynamodb.create_table(
+        TableName=name,
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+    )
+
+    with pytest.raises(RefusedError, match="KINESIS_APPLICATION_NAME"):
+        await LeaseTable(dynamodb, name).ensure()
+
+
+async def test_lease_is_created_once_with_the_attributes_of_the_kcl(dynamodb: Client, table: LeaseTable) -> None:
+    """A second creation changes nothing."""
+    created = [await table.create(NEW), await table.create(replace(NEW, checkpoint=SHARD_END))]
+
+    assert created == [True, False]
+    assert await row_in(dynamodb, table) == {
+        "leaseKey": {"S": "shardId-000000000001"},
+        "leaseCounter": {"N": "0"},
+        "ownerSwitchesSinceCheckpoint": {"N": "0"},
+        "checkpoint": {"S": "TRIM_HORIZON"},
+        "checkpointSubSequenceNumber": {"N": "0"},
+        "parentShardId": {"SS": ["shardId-000000000000"]},
+        "startingHashKey": {"S": "0"},
+        "endingHashKey": {"S": str(2**128 - 1)},
+        "entityType": {"S": "LEASE"},
+    }
+
+
+async def test_scan_returns_leases_and_leaves_out_rows_of_other_kinds_and_garbage(
+    dynamodb: Client,
+    table: LeaseTable,
+) -> None:
+    """One bad row stops nobody, and is logged once."""
+    await table.create(NEW)
+    for row in (
+        {"leaseKey": {"S": "Leader"}, "entityType": {"S": "LEADER"}},
+        {"leaseKey": {"S": "garbage"}, "leaseCounter": {"S": "many"}},
+    ):
+        await dynamodb.put_item(TableName=table.name, Item=row)
+
+    with structlog.testing.capture_logs() as logs:
+        scans = [await table.scan(), await table.scan()]
+
+    assert scans == [[NEW], [NEW]]
+    assert [(entry["event"], entry["lease_key"]) for entry in logs] == [("lease.unreadable", "garbage")]
+
+
+async def test_scan_reads_all_pages(dynamodb: Client, table: LeaseTable) -> None:
+    """DynamoDB gives 1 MB at a time."""
+    leases = [replace(NEW, lease_key=f"shardId-{number:012}") for number in range(4)]
+    for lease in leases:
+        await table.create(lease)
+        await dynamodb.update_item(  # three such rows do not fit a page
+            TableName=table.name,
+            Key={"leaseKey": {"S": lease.lease_key}},
+            UpdateExpression="SET filler = :filler",
+            ExpressionAttributeValues={":filler": {"S": "x" * 390_000}},
+        )
+
+    assert sorted(await table.scan(), key=lambda lease: lease.lease_key) == leases
+
+
+async def test_take_has_one_winner_when_many_try(table: LeaseTable) -> None:
+    """Of takers that saw the same counter one gets the lease. One after another: moto's conditions race (rarely)."""
+    await table.create(NEW)
+    tries = [await table.take(NEW, f"host:{number}:x") for number in range(10)]
+    winners = [lease for lease in tries if lease is not None]
+
+    assert len(winners) == 1
+    assert await table.scan() == winners
+    assert winners[0] == replace(NEW, owner=winners[0].owner, counter=1, owner_switches=1)
+
+
+async def test_take_is_refused_when_the_owner_has_renewed_meanwhile(table: LeaseTable, taken: Lease) -> None:
+    """A stale scan takes nothing from a living owner."""
+    renewed = await table.renew(taken)
+
+    assert await table.take(taken, OTHER) is None
+    assert await table.scan() == [renewed]
+
+
+async def test_take_counts_switches_of_the_owner(dynamodb: Client, table: LeaseTable, taken: Lease) -> None:
+    """The KCL counts changes of hands since the last checkpoint, and ends a graceful hand-over by a take."""
+    await dynamodb.update_item(
+        TableName=table.name,
+        Key={"leaseKey": {"S": NEW.lease_key}},
+        UpdateExpression="SET checkpointOwner = :owner",
+        ExpressionAttributeValues={":owner": {"S": ME}},
+    )
+    by_me = await table.take(taken, ME)
+    assert by_me is not None
+    by_other = await table.take(by_me, OTHER)
+
+    assert by_me == replace(taken, counter=2)
+    assert by_other == replace(taken, counter=3, owner=OTHER, owner_switches=2)
+
+
+async def test_renewal_and_checkpoint_are_one_write(table: LeaseTable, taken: Lease) -> None:
+    """The counter moves with and without a checkpoint; a checkpoint ends the count of switches."""
+    renewed = await table.renew(taken)
+    assert renewed is not None
+    checkpointed = await table.renew(renewed, Position(17, 3))
+
+    assert renewed == replace(taken, counter=2)
+    assert checkpointed == replace(taken, counter=3, checkpoint=Position(17, 3), owner_switches=0)
+    assert await table.scan() == [checkpointed]
+
+
+async def test_checkpoint_leaves_attributes_of_others_alone_and_ends_a_prepared_one(
+    dynamodb: Client,
+    table: LeaseTable,
+    taken: Lease,
+) -> None:
+    """What the KCL, or whoever comes after it, keeps in the row survives all our writes."""
+    await dynamodb.update_item(
+        TableName=table.name,
+        Key={"leaseKey": {"S": NEW.lease_key}},
+        UpdateExpression="SET throughputKBps = :one, tomorrow = :map, pendingCheckpoint = :text, "
+        "pendingCheckpointSubSequenceNumber = :one, pendingCheckpointState = :bytes",
+        ExpressionAttributeValues={
+            ":one": {"N": "1"},
+            ":map": {"M": {"a": {"BOOL": True}}},
+            ":text": {"S": "5"},
+            ":bytes": {"B": b"state"},
+        },
+    )
+    renewed = await table.renew(taken)
+    assert renewed is not None
+    assert renewed.pending_checkpoint == Position(5, 1)
+    checkpointed = await table.renew(renewed, Position(17))
+    assert checkpointed is not None
+    await table.release(checkpointed, Position(18))
+    row = await row_in(dynamodb, table)
+
+    assert row["throughputKBps"] == {"N": "1"}
+    assert row["tomorrow"] == {"M": {"a": {"BOOL": True}}}
+    assert row["checkpoint"] == {"S": "18"}
+    assert [name for name in row if name.startswith("pending")] == []
+
+
+@pytest.mark.parametrize("checkpoint", [None, Position(17)])
+async def test_renewal_tells_that_the_lease_is_lost_when_another_took_it(
+    table: LeaseTable,
+    taken: Lease,
+    checkpoint: Position | None,
+) -> None:
+    """The new owner's row stays as it is: a late checkpoint writes nothing."""
+    by_other = await table.take(taken, OTHER)
+
+    assert await table.renew(taken, checkpoint) is None
+    assert await table.scan() == [by_other]
+
+
+async def test_renewal_tells_that_the_lease_is_lost_when_its_row_was_deleted(
+    dynamodb: Client,
+    table: LeaseTable,
+    taken: Lease,
+) -> None:
+    """No write brings a deleted row back."""
+    await dynamodb.delete_item(TableName=table.name, Key={"leaseKey": {"S": NEW.lease_key}})
+
+    assert await table.renew(taken, Position(17)) is None
+    assert await table.take(taken, ME) is None
+    assert await table.release(taken, Position(17)) is False
+    assert await table.scan() == []
+
+
+@pytest.mark.parametrize(
+    ("landed", "repeated", "expected_counter", "expected_checkpoint"),
+    [
+        (None, None, 2, TRIM_HORIZON),
+        (Position(17), Position(17), 2, Position(17)),
+        (Position(17), None, 2, Position(17)),
+        (Position(17), Position(20), 3, Position(20)),
+        (None, Position(20), 3, Position(20)),
+        (SHARD_END, Position(20), 2, SHARD_END),
+    ],
+)
+async def test_renewal_whose_answer_was_lost_is_recognised_when_repeated(
+    table: LeaseTable,
+    taken: Lease,
+    landed: Position | None,
+    repeated: Position | None,
+    expected_counter: int,
+    expected_checkpoint: Position,
+) -> None:
+    """A write of ours that had landed is no loss of the lease; a higher checkpoint goes over it, a lower does not."""
+    await table.renew(taken, landed)
+
+    renewed = await table.renew(taken, repeated)
+
+    assert renewed is not None
+    assert (renewed.counter, renewed.checkpoint) == (expected_counter, expected_checkpoint)
+    assert await table.scan() == [renewed]
+
+
+OWED, LESS_OWED = frozenset({"tenant:b-l", "tenant:c-l"}), frozenset({"tenant:b-l"})
+
+
+async def test_renewal_sets_what_is_owed_in_the_same_write(dynamodb: Client, table: LeaseTable, taken: Lease) -> None:
+    """With a checkpoint and without; it stays until another is given, and a new owner finds it."""
+    first = await table.renew(taken, Position(17), owed=OWED)
+    assert first is not None
+    row = await row_in(dynamodb, table)
+    second = await table.renew(first, Position(18))
+    assert second is not None
+    third = await table.renew(second, owed=frozenset())
+    assert third is not None
+    fourth = await table.renew(third, owed=LESS_OWED)
+    by_other = await table.take(fourth, OTHER) if fourth else None
+
+    assert first == replace(taken, counter=2, checkpoint=Position(17), owner_switches=0, owed=OWED)
+    assert {kind: set(names) for kind, names in row["simpluOwed"].items()} == {"SS": OWED}
+    assert second == replace(first, counter=3, checkpoint=Position(18))
+    assert third == replace(second, counter=4)
+    assert fourth == replace(third, counter=5, owed=LESS_OWED)
+    assert by_other == replace(fourth, counter=6, owner=OTHER, owner_switches=1)
+    assert await table.scan() == [by_other]
+
+
+async def test_lease_that_is_finished_or_released_may_keep_its_list(table: LeaseTable, taken: Lease) -> None:
+    """Whoever takes it up goes on with the list; with SHARD_END nobody looks at it."""
+    renewed = await table.renew(taken, owed=OWED)
+    assert renewed is not None
+    await table.release(renewed)
+    retaken = await table.take(await lease_in(table), ME)
+    assert retaken is not None
+    await table.release(retaken, SHARD_END)
+    finished = await lease_in(table)
+
+    assert retaken.owed == OWED
+    assert (finished.checkpoint, finished.owner, finished.owed) == (SHARD_END, None, OWED)
+
+
+async def test_list_of_what_is_owed_is_not_written_when_another_took_the_lease(table: LeaseTable, taken: Lease) -> None:
+    """A late list would let children run ahead of what the new owner still owes."""
+    by_other = await table.take(taken, OTHER)
+
+    assert await table.renew(taken, Position(17), owed=OWED) is None
+    assert await table.scan() == [by_other]
+
+
+@pytest.mark.parametrize(
+    ("landed", "repeated", "expected_counter", "expected"),
+    [
+        pytest.param((None, OWED), (None, OWED), 2, (TRIM_HORIZON, OWED), id="the same list"),
+        pytest.param((None, None), (None, OWED), 3, (TRIM_HORIZON, OWED), id="no list"),
+        pytest.param((None, OWED), (None, LESS_OWED), 3, (TRIM_HORIZON, LESS_OWED), id="another list"),
+        pytest.param((None, OWED), (None, None), 2, (TRIM_HORIZON, OWED), id="a list, none is wanted now"),
+        pytest.param((Position(17), None), (Position(17), OWED), 3, (Position(17), OWED), id="the checkpoint only"),
+        pytest.param((None, OWED), (Position(17), OWED), 3, (Position(17), OWED), id="the list only"),
+        pytest.param((Position(17), OWED), (Position(17), OWED), 2, (Position(17), OWED), id="both"),
+        pytest.param((Position(17), OWED), (Position(20), LESS_OWED), 3, (Position(20), LESS_OWED), id="both old"),
+        pytest.param((Position(20), OWED), (Position(17), LESS_OWED), 3, (Position(20), LESS_OWED), id="past it"),
+    ],
+)
+async def test_renewal_writes_its_list_over_an_earlier_try_that_landed_without_it(
+    table: LeaseTable,
+    taken: Lease,
+    landed: tuple[Position | None, frozenset[str] | None],
+    repeated: tuple[Position | None, frozenset[str] | None],
+    expected_counter: int,
+    expected: tuple[Position, frozenset[str]],
+) -> None:
+    """What is renewed has the list that was given last and the highest checkpoint, whatever became of the first try."""
+    await table.renew(taken, landed[0], owed=landed[1])
+
+    renewed = await table.renew(taken, repeated[0], owed=repeated[1])
+
+    assert renewed is not None
+    assert (renewed.counter, (renewed.checkpoint, renewed.owed)) == (expected_counter, expected)
+    assert await table.scan() == [renewed]
+
+
+async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fails(dynamodb: Client) -> None:
+    """The lease is kept, and what is returned does not claim the list."""
+    aws = ScriptedAws()
+    aws.refuse("ConditionalCheckFailedException")
+    row = {"leaseKey": {"S": "a"}, "leaseCounter": {"N": "6"}, "leaseOwner": {"S": ME}, "checkpoint": {"S": "17"}}
+    aws.answer({"Item": row})
+    aws.refuse("InternalServerError", status=500)
+    lease = Lease("a", TRIM_HORIZON, counter=5, owner=ME)
+    async with aws.running() as url, client_of("dynamodb", url) as client:
+        renewed = await LeaseTable(client, "leases").renew(lease, Position(17), owed=OWED)
+    last = aws.requests[-1][1]
+
+    assert renewed == Lease("a", Position(17), counter=6, owner=ME)
+    assert [operation for operation, _ in aws.requests] == ["UpdateItem", "GetItem", "UpdateItem"]
+    assert last["UpdateExpression"] == "SET leaseCounter = :next, simpluOwed = :owed"
+    assert last["ExpressionAttributeValues"][":owed"] == {"SS": sorted(OWED)}
+
+
+async def test_take_whose_answer_was_lost_is_recognised_when_repeated(table: LeaseTable, taken: Lease) -> None:
+    """The lease is ours, once."""
+    assert await table.take(NEW, ME) == taken
+
+
+async def test_release_frees_the_lease_with_its_last_checkpoint(
+    dynamodb: Client,
+    table: LeaseTable,
+    taken: Lease,
+) -> None:
+    """The owner is absent then, not empty; the counter moves; a repetition does no harm."""
+    released = [await table.release(taken, Position(17)), await table.release(taken, Position(17))]
+    row = await row_in(dynamodb, table)
+
+    assert released == [True, True]
+    assert "leaseOwner" not in row
+    assert await table.scan() == [replace(taken, owner=None, counter=2, checkpoint=Position(17), owner_switches=0)]
+
+
+async def test_release_keeps_the_checkpoint_when_none_is_given(table: LeaseTable, taken: Lease) -> None:
+    """A lease can be given back without having read anything, also while a renewal is in flight."""
+    await table.renew(taken, Position(17))
+
+    assert await table.release(taken) is True
+    assert await table.scan() == [replace(taken, owner=None, counter=3, checkpoint=Position(17), owner_switches=0)]
+
+
+async def test_release_changes_nothing_when_another_took_the_lease(table: LeaseTable, taken: Lease) -> None:
+    """A late release takes nothing from the new owner."""
+    by_other = await table.take(taken, OTHER)
+
+    assert await table.release(taken, Position(17)) is False
+    assert await table.scan() == [by_other]
+
+
+async def test_renewal_asks_for_the_row_when_the_refusal_does_not_bring_it(dynamodb: Client) -> None:
+    """DynamoDB Local, and others, refuse without the row: it is read, consistently."""
+    aws = ScriptedAws()
+    aws.refuse("ConditionalCheckFailedException")
+    row = {"leaseKey": {"S": "a"}, "leaseCounter": {"N": "6"}, "leaseOwner": {"S": ME}, "checkpoint": {"S": "17"}}
+    aws.answer({"Item": row})
+    async with aws.running() as url, client_of("dynamodb", url) as client:
+        renewed = await LeaseTable(client, "leases").renew(Lease("a", TRIM_HORIZON, counter=5, owner=ME), Position(17))
+
+    assert renewed == Lease("a", Position(17), counter=6, owner=ME)
+    assert [operation for operation, _ in aws.requests] == ["UpdateItem", "GetItem"]
+    assert aws.requests[1][1]["ConsistentRead"] is True
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("ProvisionedThroughputExceededException", 400, ThrottledError),
+        ("InternalServerError", 500, TryAgainLaterError),
+        ("TransactionConflictException", 400, TryAgainLaterError),
+        ("AccessDeniedException", 400, RefusedError),
+        ("ValidationException", 400, RefusedError),
+        ("ResourceNotFoundException", 400, RefusedError),
+    ],
+)
+async def test_errors_of_dynamodb_become_ours_and_are_counted(
+    dynamodb: Client,
+    code: str,
+    status: int,
+    expected: type[Exception],
+) -> None:
+    """By code, and with one try: the caller's loop decides when to ask again."""
+    before = request_count("scan", "error")
+    aws = ScriptedAws()
+    aws.refuse(code, status=status)
+    async with aws.running() as url, client_of("dynamodb", url) as client:
+        with pytest.raises(expected):
+            await LeaseTable(client, "leases").scan()
+
+    assert len(aws.requests) == 1
+    assert request_count("scan", "error") - before == 1
+
+
+async def test_table_is_out_of_reach_when_nobody_listens(dynamodb: Client) -> None:
+    """A connection that cannot be made is trouble that passes."""
+    async with ScriptedAws().running() as url:
+        pass
+    async with client_of("dynamodb", url) as client:
+        with pytest.raises(TryAgainLaterError):
+            await LeaseTable(client, "leases").scan()
+
+
+def request_count(operation: str, outcome: str) -> float:
+    """Return how many requests were measured so far."""
+    samples = DYNAMODB_REQUEST.labels(operation, outcome)._child_samples()
+    return next(sample.value for sample in samples if sample.name == "_count")
+
+
+async def test_renew_notes_how_far_the_reader_is_ahead_and_removes_it(table: LeaseTable) -> None:
+    """In the same write as the checkpoint; left as it is by who says nothing of it; kept by a release and a take."""
+    ahead = Ahead(Position(40, 2), frozenset({"tenant:a-x"}))
+    await table.create(Lease("a", TRIM_HORIZON))
+    taken = await table.take(Lease("a", TRIM_HORIZON), ME)
+    assert taken is not None
+    noted = await table.renew(taken, Position(17), ahead=ahead)
+    assert noted is not None
+    kept = await table.renew(noted)
+    assert (noted.ahead, kept and kept.ahead) == (ahead, ahead)
+    assert kept is not None
+
+    assert await table.renew(noted, Position(17), ahead=ahead) == kept  # an answer that was lost
+    await table.release(kept, Position(18), ahead=ahead)
+    found = await table.find("a")
+    assert found is not None
+    retaken = await table.take(found, ME)
+    assert retaken is not None
+    assert (retaken.checkpoint, retaken.ahead) == (Position(18), ahead)
+    cleared = await table.renew(retaken, Position(50), ahead=None)
+    assert cleared is not None
+    assert (cleared.checkpoint, cleared.ahead) == (Position(50), None)

@@ -1,0 +1,428 @@
+"""What cannot be applied is held and read again from the stream, while everybody else goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+
+import pytest
+from support.aws.kpl_aggregates import aggregate
+from support.postgres.databases import QUICK, ShardMaker, copy_shard
+from support.postgres.tenant_cases import fetch
+from support.postgres.trouble import calm, make_touchy
+from support.reader_world import (
+    MARGIN,
+    WAIT,
+    World,
+    chain,
+    eventually,
+    logs,
+    mixed,
+    open_world,
+    outcomes,
+    reaches,
+    record,
+)
+
+from simplu_worker.consumers.kinesis.dispatch import dispatcher, route_lookup
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.holding import holds
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.leases.lease import Ahead
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.shards.postgres.statement_timeouts import DEADLINES
+from simplu_worker.timing.clock import utc_now
+
+MIB = 1024 * 1024
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+
+@pytest.fixture
+async def world(request: pytest.FixtureRequest, endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Give a world without tenants; its deadlines may be given as the fixture's parameter."""
+    async with open_world(endpoint_url, make_shard, deadlines=getattr(request, "param", QUICK)) as world:
+        yield world
+
+
+@pytest.fixture(autouse=True)
+def _quick_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let those who are held be asked for more often than every few seconds."""
+    monkeypatch.setattr(route_lookup, "RETRY_MAX_S", 0.25)
+
+
+def what_is_held(reader: StreamShardReader) -> list[tuple[str, str, str]]:
+    """Return target, reason and state of everything held."""
+    return sorted((held["target"], held["reason"], held["state"]) for held in reader.held())
+
+
+def padded(tenant: str, count: int, size_bytes: int, *, first: int = 0) -> list[bytes]:
+    """Return creations of resources of their own, each of about *size_bytes*."""
+    return [
+        record("create", tenant, number, resource_id=f"r{number}", data={"filler": "x" * size_bytes})
+        for number in range(first, first + count)
+    ]
+
+
+async def test_others_go_on_when_a_shard_is_killed_under_load(world: World, breakable_server: PostgresServer) -> None:
+    """Nothing is kept in memory for it; what was held is applied in order when the shard is back."""
+    broken = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
+    await world.provision("a-x", "shard-1")
+    await world.provision("b-x", "shard-3")
+    shard = await world.shard("shard-1")
+
+    async with world.reading(prefetch=Prefetch(MIB)) as reader:
+        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
+        await logs(broken, "b-x", 3)
+        await breakable_server.kill()
+        numbers = await world.put(*mixed(chain("a-x", 300, first=3), chain("b-x", 300, first=3)))
+        await logs(shard, "a-x", 303)
+        await eventually(lambda: what_is_held(reader) == [("shard shard-3", "shard_unavailable", "held")])
+        await world.put(*mixed(chain("a-x", 30, first=303), chain("b-x", 30, first=303)))
+        await logs(shard, "a-x", 333, within_s=3)
+        await eventually(lambda: reader._account.held_bytes == 0)
+        assert not reader.has_in_hand("b-x-3", None)
+        assert reader.checkpoint == Position.of(numbers[0])
+
+        await breakable_server.start()
+        more = await world.put(*mixed(chain("a-x", 3, first=333), chain("b-x", 3, first=333)))
+        await reaches(reader, more[-1])
+        assert reader.held() == []
+
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 336
+    assert await outcomes(broken, "b-x") == ["succeeded"] * 336
+    assert await world.letters() == []
+
+
+@pytest.mark.parametrize("world", [DEADLINES], indirect=True)
+async def test_queue_behind_a_batch_without_an_answer_is_held_when_it_grows(
+    world: World, breakable_server: PostgresServer
+) -> None:
+    """The batch itself is waited for; more than a mebibyte behind it is not kept in memory."""
+    frozen = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
+    await world.provision("a-x", "shard-1")
+    await world.provision("b-x", "shard-3")
+    shard = await world.shard("shard-1")
+
+    async with world.reading() as reader:
+        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
+        await logs(frozen, "b-x", 3)
+        breakable_server.suspend()
+        await world.put(record("create", "b-x", 3, resource_id="r3"))
+        await eventually(lambda: reader.has_in_hand("b-x-3", None))
+        await world.put(*padded("b-x", 60, 30_000, first=4), *chain("a-x", 3, first=3))
+        await eventually(lambda: reader._account.held_bytes > MIB)
+        await logs(shard, "a-x", 6)
+        await eventually(lambda: reader._account.held_bytes < 64 * 1024)
+        assert what_is_held(reader) == [("shard shard-3", "shard_unavailable", "held")]
+        assert reader.has_in_hand("b-x-3", None)
+
+        breakable_server.resume()
+        numbers = await world.put(record("create", "b-x", 64, resource_id="r64"))
+        await reaches(reader, numbers[-1])
+
+    assert await outcomes(frozen, "b-x") == ["succeeded"] * 65
+
+
+async def test_tenant_gets_all_of_its_operations_when_it_is_registered_late(world: World) -> None:
+    """However many there are, in order, and its neighbour has not waited."""
+    await world.provision("a-x", "shard-1")
+    shard = await world.shard("shard-1")
+    await world.put(*chain("late-x", 5000), *chain("a-x", 3))
+
+    async with world.reading() as reader:
+        await logs(shard, "a-x", 3)
+        await eventually(lambda: what_is_held(reader) == [("tenant late-x", "unregistered", "held")])
+        assert reader.checkpoint is None
+        assert reader._dispatcher.entries() == []
+        await eventually(lambda: reader._account.held_bytes == 0)  # a read under way counts for what it may bring
+        await world.provision("late-x", "shard-1")
+        numbers = await world.put(*chain("late-x", 1, first=5000))
+        await reaches(reader, numbers[-1])
+
+    assert await outcomes(shard, "late-x") == ["succeeded"] * 5001
+    assert await world.letters() == []
+
+
+async def test_tenants_held_together_are_applied_when_they_are_registered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More tenants than are held each by itself share a bucket, and each gets its own in order."""
+    monkeypatch.setattr(holds, "TENANT_HOLDS_MAX", 3)
+    monkeypatch.setattr(dispatcher, "BUCKET_REST_FIRST_S", 0.5)
+    tenants = [f"new{number}-x" for number in range(20)]
+    await world.provision("a-x", "shard-1")
+    shard = await world.shard("shard-1")
+    await world.put(*mixed(*(chain(tenant, 3) for tenant in tenants)))
+
+    async with world.reading() as reader:
+        await eventually(lambda: sum(held["tenants"] for held in reader.held()) == len(tenants))
+        targets = sorted(held["target"].split()[0] for held in reader.held())
+        assert targets in (["bucket", "tenant", "tenant", "tenant"], ["bucket", "bucket", "tenant", "tenant", "tenant"])
+        await world.put(*mixed(*(chain(tenant, 3, first=3) for tenant in tenants)), *chain("a-x", 3))
+        await logs(shard, "a-x", 3)
+        assert reader.checkpoint is None
+        for number, tenant in enumerate(tenants):
+            await world.provision(tenant, f"shard-{1 + number % 2}")
+        numbers = await world.put(*(record("list", tenant, 6) for tenant in tenants))
+        await reaches(reader, numbers[-1])
+        assert reader.held() == []
+
+    for number, tenant in enumerate(tenants):
+        assert await outcomes(await world.shard(f"shard-{1 + number % 2}"), tenant) == ["succeeded"] * 7
+    assert await world.letters() == []
+
+
+async def test_held_operations_become_dead_letters_each_at_its_own_time(world: World) -> None:
+    """Not a millisecond early; what is younger stays held, and is applied when the tenant comes after all (idea 7)."""
+    now: datetime | None = None
+    (old,) = await world.put(record("create", "nobody-x", 0))
+    await asyncio.sleep(0.1)
+    (young,) = await world.put(record("create", "nobody-x", 1))
+
+    async with world.reading(utc=lambda: now or utc_now()) as reader:
+        await eventually(lambda: bool(reader.held()))
+        (hold,) = reader.holds()
+        now = hold.arrived_at + WAIT + MARGIN - timedelta(milliseconds=1)
+        room = reader._dispatcher.room
+        asked = room._tenants["nobody-x"].failure_count
+        await eventually(lambda: room._tenants["nobody-x"].failure_count >= asked + 2)
+        assert reader.checkpoint is None
+        assert await world.letters() == []
+
+        now += timedelta(milliseconds=1)
+        await reaches(reader, old)
+        await eventually(lambda: what_is_held(reader) == [("tenant nobody-x", "unregistered", "held")])
+        (letter,) = await world.letters()
+        assert (letter["reason"], letter["source"]["sequenceNumber"]) == ("unknown_tenant", old)
+
+        await world.provision("nobody-x", "shard-1")
+        await reaches(reader, young)
+
+    rows = await fetch(await world.shard("shard-1"), "SELECT request_id, status FROM operations")
+    assert [(row["request_id"], row["status"]) for row in rows] == [("nobody-x-1", "succeeded")]
+    assert await world.letters() == []
+
+
+async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its last try: a dead letter, a marked row, and then its tenant's later operations; nobody else waited."""
+    monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.3, 0.4, 0.5))
+    for tenant in ("a-x", "b-x"):
+        await world.provision(tenant, "shard-1")
+    shard = await world.shard("shard-1")
+    await make_touchy(shard)
+    bad = record("create", "a-x", 3, resource_id="r2", data={"raise": "P0001"})
+    later = [record(kind, "a-x", number) for number, kind in enumerate(("create", "update", "delete"), start=4)]
+    await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)), bad)
+
+    async with world.reading() as reader:
+        await eventually(lambda: ("tenant a-x", "failing", "held") in what_is_held(reader))
+        await world.put(*mixed(later, chain("b-x", 3, first=3)))
+        await logs(shard, "b-x", 6)
+        assert await outcomes(shard, "a-x") == ["succeeded"] * 3
+        numbers = await world.put(record("list", "a-x", 7))
+        await reaches(reader, numbers[-1])
+        assert await outcomes(shard, "a-x") == [*["succeeded"] * 3, "retries_exhausted", *["succeeded"] * 4]
+        (letter,) = await world.letters()
+        assert (letter["reason"], letter["requestId"], letter["attempts"]) == ("retries_exhausted", "a-x-3", 4)
+        assert letter["error"] == "it failed 4 times: RaiseError (P0001)"
+
+        await calm(shard)
+        (replayed,) = await world.put(bad)
+        await reaches(reader, replayed)
+
+    rows = await fetch(shard, "SELECT status, sequence_number FROM operations WHERE request_id = 'a-x-3'")
+    assert [(row["status"], row["sequence_number"]) for row in rows] == [("succeeded", replayed)]
+    assert await fetch(shard, "SELECT id FROM resources WHERE \"resourceId\" = 'r2'") == [{"id": "a-x"}]
+    assert await world.letters() == []
+
+
+async def test_operation_that_fails_by_itself_is_applied_when_it_stops_failing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its last try: then there is no dead letter, and what came behind it follows in order."""
+    monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.3,) * 50)
+    await world.provision("a-x", "shard-1")
+    shard = await world.shard("shard-1")
+    await make_touchy(shard)
+    numbers = await world.put(
+        record("create", "a-x", 0, resource_id="r2", data={"raise": "P0001"}), *chain("a-x", 600, first=3)
+    )
+
+    async with world.reading() as reader:
+        await eventually(lambda: bool(reader.held()))
+        assert reader.checkpoint is None
+        await calm(shard)
+        await reaches(reader, numbers[-1])
+
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 601
+    assert await world.letters() == []
+
+
+@pytest.mark.parametrize("is_listed_by_slot", [False, True])
+async def test_child_holds_what_its_parents_owe_until_they_owe_it_no_more(
+    world: World, *, is_listed_by_slot: bool
+) -> None:
+    """From its first record on, and nobody else; each tenant is freed by itself."""
+    tenants = ["a-x", "b-x", "p-x", "q-x"]
+    for tenant in tenants:
+        await world.provision(tenant, "shard-1")
+    shard = await world.shard("shard-1")
+    owed = TenantSet(["p-x", "q-x"])
+    if is_listed_by_slot:
+        owed = TenantSet.of_targets(owed.targets(limit=0))
+    await world.put(*mixed(*(chain(tenant, 3) for tenant in tenants)))
+
+    async with world.reading(owed_by_parents=owed) as reader:
+        await logs(shard, "a-x", 3)
+        await logs(shard, "b-x", 3)
+        assert what_is_held(reader) == [("parents", "reshard", "held")]
+        assert (reader.checkpoint, reader.waits_for_parents) == (None, True)
+
+        reader.free_parents(TenantSet(["q-x"]))
+        await world.put(*mixed(*(chain(tenant, 3, first=3) for tenant in tenants)))
+        await logs(shard, "p-x", 6)
+        await logs(shard, "a-x", 6)
+        assert (await outcomes(shard, "q-x"), reader.checkpoint) == ([], None)
+        await eventually(lambda: what_is_held(reader) == [("parents", "reshard", "held")])
+
+        reader.free_parents(TenantSet())
+        numbers = await world.put(*mixed(*(chain(tenant, 3, first=6) for tenant in tenants)))
+        await reaches(reader, numbers[-1])
+        assert (reader.held(), reader.waits_for_parents) == ([], False)
+
+    for tenant in tenants:
+        assert await outcomes(shard, tenant) == ["succeeded"] * 9
+
+
+async def test_reader_begins_where_its_predecessor_was_and_catches_up_what_that_held(world: World) -> None:
+    """Where it was is said again from the first renewal on: the next successor, soon after, needs it as much."""
+    await world.provision("a-x", "shard-1")
+    await world.provision("p-x", "shard-1")
+    shard = await world.shard("shard-1")
+    numbers = await world.put(*chain("p-x", 3))
+    ahead = Ahead(Position.of(numbers[-1]), frozenset({"tenant:p-x"}))
+
+    async with world.reading(ahead=ahead) as reader:
+        assert (reader.ahead, reader.checkpoint) == (ahead, None)
+        numbers = await world.put(*mixed(chain("a-x", 3), chain("p-x", 3, first=3)))
+        await reaches(reader, numbers[-1])
+        assert reader.ahead is None
+
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 3
+    assert await outcomes(shard, "p-x") == ["succeeded"] * 6
+
+
+async def test_next_reader_goes_on_with_what_was_held_when_the_first_stops(
+    world: World, breakable_server: PostgresServer
+) -> None:
+    """The checkpoint is before every hold; of what lies behind it nothing is lost and nothing applied twice."""
+    broken = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
+    await world.provision("a-x", "shard-1")
+    await world.provision("b-x", "shard-3")
+    await world.provision("c-x", "shard-1")
+    shard = await world.shard("shard-1")
+    first = await world.put(*mixed(chain("a-x", 3), chain("b-x", 3), chain("c-x", 3)))
+
+    async with world.reading() as reader:
+        await reaches(reader, first[-1])
+        await breakable_server.kill()
+        await fetch(shard, "UPDATE tenants SET state = 'fenced' WHERE id = 'c-x' RETURNING id")
+        ahead = await world.put(*chain("a-x", 3, first=3))
+        await logs(shard, "a-x", 6)
+        tail = mixed(*(chain(tenant, 30, first=3) for tenant in ("b-x", "c-x")), chain("late-x", 30))
+        await world.put(*tail, *chain("a-x", 3, first=6))
+        await logs(shard, "a-x", 9)
+        await eventually(lambda: len(reader.held()) == 3)
+        assert what_is_held(reader) == [
+            ("shard shard-3", "shard_unavailable", "held"),
+            ("tenant c-x", "inactive", "held"),
+            ("tenant late-x", "unregistered", "held"),
+        ]
+        assert reader.checkpoint == Position.of(ahead[-1])
+
+    assert reader.checkpoint == Position.of(ahead[-1])
+    await breakable_server.start()
+    await broken.probe()  # it was cut off: nobody is sent there before a look
+    await fetch(shard, "UPDATE tenants SET state = 'active' WHERE id = 'c-x' RETURNING id")
+    await world.provision("late-x", "shard-3")
+    async with world.reading(AtSequenceNumber(ahead[-1]), done=reader.checkpoint) as reader:
+        numbers = await world.put(*mixed(*(chain(tenant, 3, first=33) for tenant in ("b-x", "c-x"))))
+        await reaches(reader, numbers[-1])
+
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 9
+    assert await outcomes(broken, "b-x") == ["succeeded"] * 36
+    assert await outcomes(shard, "c-x") == ["succeeded"] * 36
+    assert await outcomes(broken, "late-x") == ["succeeded"] * 30
+    assert await world.letters() == []
+
+
+async def test_aggregate_of_another_stream_shard_is_one_dead_letter(world: World) -> None:
+    """None of it is applied, what is around it is, also when it comes again through a catch-up."""
+    await world.provision("a-x", "shard-1")
+    shard = await world.shard("shard-1")
+    stray = aggregate([("key", None, one) for one in chain("a-x", 3, first=3)])
+    numbers = await world.put(*chain("late-x", 3), *chain("a-x", 3), stray, *chain("a-x", 3, first=6))
+
+    async with world.reading(hash_range=HashRange(0, 0)) as reader:
+        await logs(shard, "a-x", 6)
+        await eventually(lambda: bool(reader.held()))
+        await world.provision("late-x", "shard-1")
+        await reaches(reader, numbers[-1])
+
+    (letter,) = await world.letters()
+    assert (letter["reason"], letter["source"]["sequenceNumber"]) == ("invalid_message", numbers[6])
+    assert "3 of 3 sub-records lie outside" in letter["error"]
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 6
+    assert await outcomes(shard, "late-x") == ["succeeded"] * 3
+
+
+async def test_reader_goes_on_when_every_record_is_larger_than_its_memory(world: World) -> None:
+    """One after the other, by the main reader and by a catch-up."""
+    await world.provision("a-x", "shard-1")
+    shard = await world.shard("shard-1")
+    await world.put(*mixed(padded("a-x", 2, 60_000), padded("late-x", 2, 60_000)))
+
+    async with world.reading(TrimHorizon(), prefetch=Prefetch(16 * 1024)) as reader:
+        await logs(shard, "a-x", 2)
+        await eventually(lambda: what_is_held(reader) == [("tenant late-x", "unregistered", "held")])
+        await world.provision("late-x", "shard-1")
+        numbers = await world.put(*padded("late-x", 1, 60_000, first=2))
+        await reaches(reader, numbers[-1])
+        await eventually(lambda: reader._account.held_bytes == 0)
+
+    assert await outcomes(shard, "late-x") == ["succeeded"] * 3
+
+
+@pytest.mark.parametrize("world", [DEADLINES], indirect=True)
+async def test_batch_without_an_answer_is_held_when_its_memory_is_needed(
+    world: World, breakable_server: PostgresServer
+) -> None:
+    """Whether it was committed is not known, so it is read again like the rest; others do not wait for its answer."""
+    frozen = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
+    await world.provision("a-x", "shard-1")
+    await world.provision("b-x", "shard-3")
+    shard = await world.shard("shard-1")
+
+    async with world.reading(prefetch=Prefetch(256 * 1024)) as reader:
+        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
+        await logs(frozen, "b-x", 3)
+        breakable_server.suspend()
+        await world.put(*padded("b-x", 20, 30_000, first=3))
+        await eventually(lambda: reader.status()["state"] == "waits for memory")
+        await world.put(*chain("a-x", 3, first=3))
+        await logs(shard, "a-x", 6)
+        await eventually(lambda: reader._account.held_bytes == 0)
+        assert what_is_held(reader) == [("shard shard-3", "shard_unavailable", "held")]
+
+        breakable_server.resume()
+        numbers = await world.put(record("create", "b-x", 23, resource_id="r23"))
+        await reaches(reader, numbers[-1])
+
+    assert await outcomes(frozen, "b-x") == ["succeeded"] * 24

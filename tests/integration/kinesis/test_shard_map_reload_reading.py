@@ -1,0 +1,77 @@
+"""Readers at work while a shard leaves the map: what was for it goes where its tenants live then, in order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+from support.postgres.databases import ShardMaker, copy_shard
+from support.postgres.tenant_cases import add_tenant
+from support.reader_world import World, chain, eventually, logs, open_world
+
+from simplu_worker.consumers.kinesis.dispatch import route_lookup
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.local.postgres.server import PostgresServer
+
+TENANT = ("b", "x")
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+
+@pytest.fixture
+async def world(endpoint_url: str, make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """Give a world without tenants, where those who are held are asked for often."""
+    monkeypatch.setattr(route_lookup, "RETRY_MAX_S", 0.25)
+    async with open_world(endpoint_url, make_shard) as world:
+        yield world
+
+
+def leave(world: World, shard_id: str) -> None:
+    """Do what a reload does with a shard that is not in the map any more."""
+    del world.citrus.registry.shards[shard_id]
+    world.pools.leave([shard_id])
+    world.router._directory.renamed([shard_id])
+
+
+def what_is_held(reader: StreamShardReader) -> list[tuple[str, str]]:
+    """Return target and reason of everything held."""
+    return sorted((held["target"], held["reason"]) for held in reader.held())
+
+
+async def test_what_is_on_its_way_to_a_shard_that_leaves_is_applied_where_its_tenant_lives(world: World) -> None:
+    """The lane that the tenant had is told that nobody lives there, and lets it go."""
+    await world.provision("b-x", "shard-2")
+    old, new = await world.shard("shard-2"), await world.shard("shard-1")
+    async with world.reading() as reader:
+        await world.put(*chain("b-x", 3))
+        await logs(old, "b-x", 3)
+        await add_tenant(new, TENANT, created_at=datetime.now(UTC))
+        world.citrus.registry.place("b-x", world.citrus.registry.shards["shard-1"])
+        leave(world, "shard-2")
+        await world.put(*chain("b-x", 30, first=3))
+        await logs(new, "b-x", 30)
+        await eventually(lambda: not reader.held())
+    await old.close()
+
+
+async def test_what_is_held_for_a_shard_that_leaves_is_held_by_tenant_then(
+    world: World, breakable_server: PostgresServer
+) -> None:
+    """Nobody waits for the shard any more; who has a home later is caught up there."""
+    broken = world.add_shard(await copy_shard(breakable_server, shard_id="shard-2"))
+    await world.provision("b-x", "shard-2")
+    new = await world.shard("shard-1")
+    async with world.reading() as reader:
+        await world.put(*chain("b-x", 3))
+        await logs(broken, "b-x", 3)
+        await breakable_server.kill()
+        await world.put(*chain("b-x", 30, first=3))
+        await eventually(lambda: what_is_held(reader) == [("shard shard-2", "shard_unavailable")])
+        world.citrus.registry.place("b-x", world.citrus.registry.shards["shard-1"])
+        leave(world, "shard-2")
+        await eventually(lambda: what_is_held(reader) == [("tenant b-x", "not_here")])
+        await add_tenant(new, TENANT, created_at=datetime.now(UTC))
+        await logs(new, "b-x", 30)
+        await eventually(lambda: not reader.held())
+    await broken.close()

@@ -1,0 +1,295 @@
+"""The stream in a real Kinesis API, and what only AWS itself answers, as its API reference writes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from support.aws.endpoints import ScriptedAws, client_of
+
+from simplu_worker.aws.clients import Client, ThrottledError
+from simplu_worker.consumers.kinesis.stream.client import (
+    AfterSequenceNumber,
+    AtSequenceNumber,
+    AtTimestamp,
+    ChildShard,
+    ExpiredIteratorError,
+    Latest,
+    Reply,
+    Start,
+    Stream,
+    StreamGoneError,
+    StreamShard,
+    TrimHorizon,
+)
+from simplu_worker.consumers.kinesis.stream.positions import HashRange
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.metrics.instruments import KINESIS_THROTTLED
+
+LAST_HASH_KEY = 2**128 - 1
+
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+
+@pytest.fixture
+async def kinesis(endpoint_url: str) -> AsyncIterator[Client]:
+    """Open a client of that moto."""
+    async with client_of("kinesis", endpoint_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def stream(kinesis: Client) -> Stream:
+    """Return a stream of one stream shard that holds the records 0, 1 and 2."""
+    stream = Stream(kinesis, f"stream-{uuid4()}")
+    await stream.ensure(create=True, shard_count=1)
+    for number in range(3):
+        await kinesis.put_record(StreamName=stream.name, PartitionKey=f"key-{number}", Data=str(number).encode())
+    return stream
+
+
+@pytest.fixture
+def aws() -> ScriptedAws:
+    """Return a service without a script yet."""
+    return ScriptedAws()
+
+
+@pytest.fixture
+async def scripted(aws: ScriptedAws) -> AsyncIterator[Stream]:
+    """Return a stream that answers by the script of *aws*."""
+    async with aws.running() as url, client_of("kinesis", url) as client:
+        yield Stream(client, "scripted")
+
+
+async def read(stream: Stream, start: Start, *, limit: int = 100) -> Reply:
+    """Read once, from the first stream shard."""
+    shard = (await stream.list_stream_shards())[0]
+    return await stream.get_records(await stream.iterator(shard.stream_shard_id, start), limit=limit)
+
+
+async def test_stream_is_created_once_when_many_replicas_start_together(kinesis: Client) -> None:
+    """Whoever comes late finds it."""
+    stream = Stream(kinesis, f"stream-{uuid4()}")
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(5):
+            tasks.create_task(stream.ensure(create=True, shard_count=2))
+
+    shards = await stream.list_stream_shards()
+
+    assert [shard.hash_range for shard in shards] == [HashRange(0, 2**127 - 1), HashRange(2**127, LAST_HASH_KEY)]
+    assert [(shard.is_open, shard.parents) for shard in shards] == [(True, frozenset())] * 2
+
+
+async def test_stream_is_gone_when_it_is_missing_and_must_not_be_created(kinesis: Client) -> None:
+    """The error names the stream and what to do."""
+    with pytest.raises(StreamGoneError, match=r"absent.*KINESIS_CREATE_STREAM"):
+        await Stream(kinesis, "absent").ensure(create=False, shard_count=1)
+
+
+async def test_stream_waits_until_it_can_be_read(scripted: Stream, aws: ScriptedAws) -> None:
+    """Created by another meanwhile, and not active at once."""
+    aws.refuse("ResourceNotFoundException")
+    aws.refuse("ResourceInUseException")
+    for status in ("CREATING", "ACTIVE"):
+        aws.answer({"StreamDescriptionSummary": {"StreamStatus": status}})
+
+    await scripted.ensure(create=True, shard_count=3)
+
+    assert [operation for operation, _ in aws.requests] == [
+        "DescribeStreamSummary",
+        "CreateStream",
+        "DescribeStreamSummary",
+        "DescribeStreamSummary",
+    ]
+    assert aws.requests[1][1] == {"StreamName": "scripted", "ShardCount": 3}
+
+
+async def test_stream_may_be_named_by_its_arn(kinesis: Client, stream: Stream) -> None:
+    """The same records by the same short name."""
+    described = await kinesis.describe_stream_summary(StreamName=stream.name)
+    by_arn = Stream(kinesis, described["StreamDescriptionSummary"]["StreamARN"])
+    await by_arn.ensure(create=False, shard_count=1)
+
+    assert by_arn.name == stream.name
+    assert (await read(by_arn, TrimHorizon())).records == (await read(stream, TrimHorizon())).records
+
+
+async def test_stream_shards_name_their_parents_after_a_split_and_a_merge(kinesis: Client, stream: Stream) -> None:
+    """A split has one parent, a merge two; what was split or merged is closed."""
+    root = (await stream.list_stream_shards())[0].stream_shard_id
+    await kinesis.split_shard(StreamName=stream.name, ShardToSplit=root, NewStartingHashKey=str(2**127))
+    children = [shard.stream_shard_id for shard in await stream.list_stream_shards() if shard.is_open]
+    await kinesis.merge_shards(StreamName=stream.name, ShardToMerge=children[0], AdjacentShardToMerge=children[1])
+
+    shards = {shard.stream_shard_id: shard for shard in await stream.list_stream_shards()}
+    merged = next(shard for shard in shards.values() if shard.is_open)
+
+    assert [shards[child].parents for child in children] == [frozenset({root})] * 2
+    assert merged.parents == frozenset(children)
+    assert merged.hash_range == HashRange(0, LAST_HASH_KEY)
+    assert len(shards) == 4
+
+
+def raw_shard(number: int, **more: Any) -> dict[str, Any]:
+    """Return a stream shard as Kinesis tells it."""
+    return {
+        "ShardId": f"shardId-{number:012}",
+        "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": str(LAST_HASH_KEY)},
+        "SequenceNumberRange": {"StartingSequenceNumber": "495"},
+    } | more
+
+
+def shard_of(number: int) -> StreamShard:
+    """Return the same as we read it."""
+    return StreamShard(f"shardId-{number:012}", frozenset(), HashRange(0, LAST_HASH_KEY), "495")
+
+
+async def test_list_of_stream_shards_goes_on_with_nothing_but_the_token(scripted: Stream, aws: ScriptedAws) -> None:
+    """API_ListShards: with NextToken, StreamName must not be sent."""
+    aws.answer({"Shards": [raw_shard(0)], "NextToken": "more"})
+    aws.answer({"Shards": [raw_shard(1)]})
+
+    assert await scripted.list_stream_shards() == [shard_of(0), shard_of(1)]
+    assert [arguments for _, arguments in aws.requests] == [{"StreamName": "scripted"}, {"NextToken": "more"}]
+
+
+async def test_list_of_stream_shards_starts_again_when_its_token_expired(scripted: Stream, aws: ScriptedAws) -> None:
+    """API_ListShards: a token lives 300 s. No stream shard is told twice."""
+    aws.answer({"Shards": [raw_shard(0)], "NextToken": "old"})
+    aws.refuse("ExpiredNextTokenException")
+    aws.answer({"Shards": [raw_shard(0)], "NextToken": "new"})
+    aws.answer({"Shards": [raw_shard(1)]})
+
+    assert await scripted.list_stream_shards() == [shard_of(0), shard_of(1)]
+
+
+async def test_records_come_in_order_with_their_facts(stream: Stream) -> None:
+    """Bytes as they were put, and an arrival in UTC."""
+    before = datetime.now(UTC)
+    reply = await read(stream, TrimHorizon())
+
+    assert [(record.partition_key, record.data) for record in reply.records] == [
+        ("key-0", b"0"),
+        ("key-1", b"1"),
+        ("key-2", b"2"),
+    ]
+    assert all(abs(record.arrived_at - before) < timedelta(seconds=30) for record in reply.records)
+    assert {record.arrived_at.tzinfo for record in reply.records} == {UTC}
+    assert (reply.millis_behind, reply.size_bytes, reply.child_shards) == (0, 18, ())
+
+
+async def test_records_are_read_on_from_the_next_iterator(stream: Stream) -> None:
+    """A limit cuts; the next iterator goes on behind it; the tip is empty."""
+    replies = [await read(stream, TrimHorizon(), limit=2)]
+    for _ in range(2):
+        iterator = replies[-1].next_iterator
+        assert iterator is not None
+        replies.append(await stream.get_records(iterator, limit=2))
+
+    assert [[record.data for record in reply.records] for reply in replies] == [[b"0", b"1"], [b"2"], []]
+
+
+@pytest.mark.parametrize(
+    ("start_at", "expected"),
+    [
+        (lambda records: AtSequenceNumber(records[1].sequence_number), [b"1", b"2"]),
+        (lambda records: AfterSequenceNumber(records[1].sequence_number), [b"2"]),
+        (lambda _: Latest(), []),
+        (lambda _: AtTimestamp(datetime.now(UTC) - timedelta(hours=1)), [b"0", b"1", b"2"]),
+        (lambda _: AtTimestamp(datetime.now(UTC) + timedelta(hours=1)), []),
+    ],
+)
+async def test_iterator_starts_where_it_is_told(stream: Stream, start_at: Any, expected: list[bytes]) -> None:
+    """Each kind of start, on a stream shard of three records."""
+    records = (await read(stream, TrimHorizon())).records
+
+    reply = await read(stream, start_at(records))
+
+    assert [record.data for record in reply.records] == expected
+
+
+@pytest.mark.parametrize("ending", [{}, {"NextShardIterator": None}])
+async def test_reply_has_no_next_iterator_at_the_end_of_a_closed_stream_shard(
+    scripted: Stream,
+    aws: ScriptedAws,
+    ending: dict[str, None],
+) -> None:
+    """The member is null or missing; the children are named with both parents of a merge."""
+    parents = ["shardId-000000000000", "shardId-000000000001"]
+    child = raw_shard(2, ParentShards=parents)
+    aws.answer({"Records": [], "ChildShards": [child]} | ending)
+
+    reply = await scripted.get_records("iterator", limit=10)
+
+    children = (ChildShard("shardId-000000000002", frozenset(parents), HashRange(0, LAST_HASH_KEY)),)
+    assert reply == Reply([], next_iterator=None, millis_behind=None, child_shards=children, size_bytes=0)
+
+
+async def test_reply_has_arrivals_in_utc_when_kinesis_writes_them_as_numbers(
+    scripted: Stream,
+    aws: ScriptedAws,
+) -> None:
+    """AWS sends seconds since the epoch, to the millisecond."""
+    record = {
+        "SequenceNumber": "495",
+        "PartitionKey": "key",
+        "Data": "e30=",
+        "ApproximateArrivalTimestamp": 1790000000.125,
+    }
+    aws.answer({"Records": [record], "NextShardIterator": "next", "MillisBehindLatest": 7})
+
+    reply = await scripted.get_records("iterator", limit=10)
+
+    assert reply.records[0].arrived_at == datetime(2026, 9, 21, 14, 13, 20, 125000, UTC)
+    assert (reply.records[0].data, reply.next_iterator, reply.millis_behind) == (b"{}", "next", 7)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("ExpiredIteratorException", 400, ExpiredIteratorError),
+        ("ProvisionedThroughputExceededException", 400, ThrottledError),
+        ("KMSThrottlingException", 400, ThrottledError),
+        ("ResourceNotFoundException", 400, StreamGoneError),
+        ("ResourceInUseException", 400, TryAgainLaterError),
+        ("InternalFailure", 500, TryAgainLaterError),
+        ("ServiceUnavailable", 503, TryAgainLaterError),
+        ("AccessDeniedException", 400, RefusedError),
+        ("InvalidArgumentException", 400, RefusedError),
+        ("SomethingNew", 400, RefusedError),
+    ],
+)
+async def test_errors_of_kinesis_become_ours_by_their_code(
+    scripted: Stream,
+    aws: ScriptedAws,
+    code: str,
+    status: int,
+    expected: type[Exception],
+) -> None:
+    """API_GetRecords and the common errors; asked once, and throttling is counted."""
+    before = KINESIS_THROTTLED._value.get()
+    aws.refuse(code, status=status)
+
+    with pytest.raises(expected) as raised:
+        await scripted.get_records("iterator", limit=10)
+
+    assert type(raised.value) is expected or expected in (TryAgainLaterError, RefusedError)
+    assert len(aws.requests) == 1
+    assert KINESIS_THROTTLED._value.get() - before == (expected is ThrottledError)
+
+
+async def test_stream_shard_is_gone_when_the_stream_does_not_have_it(stream: Stream) -> None:
+    """Past its retention, or never there."""
+    with pytest.raises(StreamGoneError):
+        await stream.iterator("shardId-000000000099", TrimHorizon())
+
+
+async def test_wrong_calls_are_bugs_and_are_not_translated(stream: Stream) -> None:
+    """What the service's model does not allow never was an answer of Kinesis."""
+    with pytest.raises(Exception, match="Parameter validation failed"):
+        await stream.get_records("iterator", limit=0)

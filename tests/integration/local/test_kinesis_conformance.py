@@ -1,0 +1,478 @@
+"""The local Kinesis beside two others, by the same tests, so that no misreading of the API is ours alone.
+
+A server is left out where it is known not to do as the API reference says; which page says so is with each test.
+
+| what                                          | ours | moto | kinesis-mock | why not                                 |
+|-----------------------------------------------|------|------|--------------|-----------------------------------------|
+| put and get; the five types of iterators      | yes  | yes  | yes          |                                         |
+| iterators used again; MillisBehindLatest      | yes  | yes  | yes          |                                         |
+| MD5 of the partition key; even hash ranges    | yes  | yes  | yes          |                                         |
+| unknown and doubled streams; stream shards    | yes  | yes  | yes          |                                         |
+| description, retention, deletion, ARN         | yes  | yes  | yes          |                                         |
+| both parents of a merge; UpdateShardCount     | yes  | yes  | yes          |                                         |
+| 501 records are refused                       | yes  | yes  | no           | takes them                              |
+| 1 MiB and a byte is refused                   | yes  | no   | yes          | takes it                                |
+| records stay in the parent; 56 digits         | yes  | no   | yes          | moves them; numbers 1, 2, 3             |
+| the end of a closed stream shard, ChildShards | yes  | no   | yes          | no end, no children                     |
+| filters by state and by time; pages           | yes  | no   | yes          | filters ignored; tokens refused         |
+| half and double as limits                     | yes  | no   | yes          | no limits                               |
+| writers at once                               | yes  | no   | yes          | loses records                           |
+| filter AT_TRIM_HORIZON                        | yes  | no   | no           | ignored; gives all there are            |
+| garbage as iterator, as sequence number       | yes  | no   | no           | both: 500, and taken                    |
+
+Quotas, expiry and torn pages are in none of the others: see test_kinesis_model and test_kinesis_server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import pytest
+from botocore.exceptions import ClientError
+from support.aws.endpoints import CREDENTIALS, client_of
+from support.aws.kinesis_endpoints import Servers, kinesis_servers
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.local.processes.loopback import until
+
+HASH_KEYS = 2**128
+Test = TypeVar("Test", bound=Callable[..., Any])
+
+
+def on(*names: str) -> Callable[[Test], Test]:
+    """Run a test against each of these servers."""
+    mark: Callable[[Test], Test] = pytest.mark.parametrize("endpoint_url", names, indirect=True)
+    return mark
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    """Keep the servers for the tests of this file; each test makes its own stream."""
+    with kinesis_servers() as servers:
+        yield servers
+
+
+class Stream:
+    """A stream of its own for one test."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.name = f"stream-{uuid4()}"
+
+    async def create(self, shard_count: int = 1) -> None:
+        """Make it, and wait until it is there."""
+        await self.client.create_stream(StreamName=self.name, ShardCount=shard_count)
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Wait until it is ACTIVE."""
+
+        async def active() -> bool:
+            described = await self.client.describe_stream_summary(StreamName=self.name)
+            return bool(described["StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE")
+
+        assert await until(active, within_s=10)
+
+    async def put(self, *texts: str, hash_key: int = 0) -> list[str]:
+        """Put records one by one; return their sequence numbers."""
+        put = [
+            await self.client.put_record(
+                StreamName=self.name, PartitionKey="key", Data=text.encode(), ExplicitHashKey=str(hash_key)
+            )
+            for text in texts
+        ]
+        return [one["SequenceNumber"] for one in put]
+
+    async def shards(self, **more: Any) -> list[dict[str, Any]]:
+        """Return the stream shards."""
+        return list((await self.client.list_shards(StreamName=self.name, **more))["Shards"])
+
+    async def numbers(self, **more: Any) -> list[int]:
+        """Return the last digits of the stream shards."""
+        return sorted(int(shard["ShardId"][-1]) for shard in await self.shards(**more))
+
+    async def iterator(self, kind: str = "TRIM_HORIZON", *, shard: int = 0, **more: Any) -> str:
+        """Return an iterator."""
+        answer = await self.client.get_shard_iterator(
+            StreamName=self.name, ShardId=shard_id(shard), ShardIteratorType=kind, **more
+        )
+        return str(answer["ShardIterator"])
+
+    async def read(self, iterator: str) -> list[str]:
+        """Return what the records of one answer say."""
+        return texts_of(await self.client.get_records(ShardIterator=iterator))
+
+    async def split(self, shard: int, hash_key: int) -> None:
+        """Split a stream shard."""
+        await self.client.split_shard(
+            StreamName=self.name, ShardToSplit=shard_id(shard), NewStartingHashKey=str(hash_key)
+        )
+        await self.settled()
+
+    async def merge(self, lower: int, upper: int) -> None:
+        """Merge two stream shards."""
+        await self.client.merge_shards(
+            StreamName=self.name, ShardToMerge=shard_id(lower), AdjacentShardToMerge=shard_id(upper)
+        )
+        await self.settled()
+
+    async def scale(self, count: int) -> None:
+        """Change the number of open stream shards."""
+        await self.client.update_shard_count(
+            StreamName=self.name, TargetShardCount=count, ScalingType="UNIFORM_SCALING"
+        )
+        await self.settled()
+
+
+@pytest.fixture
+def endpoint_url(request: pytest.FixtureRequest, servers: Servers) -> str:
+    """Return where the server of the test's parameter listens."""
+    return servers.url_of(request.param)
+
+
+@pytest.fixture
+async def stream(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stream]:
+    """Return a stream that is not made yet."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    async with client_of("kinesis", endpoint_url) as client:
+        yield Stream(client)
+
+
+def shard_id(index: int) -> str:
+    """Return the id of a stream shard."""
+    return f"shardId-{index:012d}"
+
+
+def texts_of(answer: dict[str, Any]) -> list[str]:
+    """Return what the records say."""
+    return [record.data.decode() for record in answer["Records"]]
+
+
+def ranges_of(shards: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Return the hash ranges, in order."""
+    keys = (shard["HashKeyRange"] for shard in shards)
+    return sorted((int(one["StartingHashKey"]), int(one["EndingHashKey"])) for one in keys)
+
+
+async def code_of(awaitable: Any) -> str:
+    """Return the code of the error with which a call is refused."""
+    with pytest.raises(ClientError) as caught:
+        await awaitable
+    return str(caught.value.response["Error"]["Code"])
+
+
+ALL = ("ours", "moto", "kinesis-mock")
+
+
+@on(*ALL)
+async def test_records_are_read_as_they_were_put(stream: Stream) -> None:
+    """PutRecords answers in order, GetRecords gives bytes, keys, numbers and times."""
+    await stream.create()
+    entries = [{"PartitionKey": f"k-{number}", "Data": bytes([number, 0, 255])} for number in range(5)]
+    put = await stream.client.put_records(StreamName=stream.name, Records=entries)
+    answer = await stream.client.get_records(ShardIterator=await stream.iterator())
+    read = answer["Records"]
+    assert put["FailedRecordCount"] == 0
+    assert [{"PartitionKey": one.partition_key, "Data": one.data} for one in read] == entries
+    assert [one.sequence_number for one in read] == [one["SequenceNumber"] for one in put["Records"]]
+    assert all(one.arrived_at.tzinfo for one in read)
+    numbers = [int(one.sequence_number) for one in read]
+    assert numbers == sorted(set(numbers))
+
+
+@on(*ALL)
+async def test_iterators_start_where_they_say(stream: Stream) -> None:
+    """The five types of API_GetShardIterator."""
+    await stream.create()
+    numbers = await stream.put("a", "b")
+    await asyncio.sleep(0.02)  # a later millisecond
+    numbers += await stream.put("c")
+    latest = await stream.iterator("LATEST")
+    await stream.put("d")
+    answer = await stream.client.get_records(ShardIterator=await stream.iterator())
+    at = answer["Records"][2].arrived_at - timedelta(milliseconds=5)
+    iterators = [
+        await stream.iterator(),
+        await stream.iterator("AT_SEQUENCE_NUMBER", StartingSequenceNumber=numbers[1]),
+        await stream.iterator("AFTER_SEQUENCE_NUMBER", StartingSequenceNumber=numbers[1]),
+        await stream.iterator("AT_TIMESTAMP", Timestamp=at),
+        latest,
+    ]
+    read = [await stream.read(iterator) for iterator in iterators]
+    assert read == [list("abcd"), list("bcd"), list("cd"), list("cd"), ["d"]]
+
+
+@on(*ALL)
+async def test_iterator_can_be_used_again(stream: Stream) -> None:
+    """An iterator is a place, not a cursor."""
+    await stream.create()
+    await stream.put("a", "b")
+    iterator = await stream.iterator()
+    first = await stream.client.get_records(ShardIterator=iterator, Limit=1)
+    again = await stream.client.get_records(ShardIterator=iterator, Limit=1)
+    assert [texts_of(first), texts_of(again)] == [["a"], ["a"]]
+    assert await stream.read(first["NextShardIterator"]) == ["b"]
+
+
+@on("ours", "moto")
+async def test_put_records_takes_500(stream: Stream) -> None:
+    """API_PutRecords."""
+    await stream.create()
+    entries = [{"PartitionKey": "k", "Data": b"x"}] * 501
+    assert (await stream.client.put_records(StreamName=stream.name, Records=entries[1:]))["FailedRecordCount"] == 0
+    assert await code_of(stream.client.put_records(StreamName=stream.name, Records=entries)) == "ValidationException"
+
+
+@on(*ALL)
+async def test_millis_behind_latest_falls_to_zero(stream: Stream) -> None:
+    """API_GetRecords: how far the answer is from the tip."""
+    await stream.create()
+    for text in "abcd":
+        await stream.put(text)
+        await asyncio.sleep(0.05)
+    behind, iterator = [], await stream.iterator()
+    for _ in range(4):
+        answer = await stream.client.get_records(ShardIterator=iterator, Limit=1)
+        behind.append(answer["MillisBehindLatest"])
+        iterator = answer["NextShardIterator"]
+    assert behind == sorted(set(behind), reverse=True)
+    assert behind[-1] == 0
+
+
+@on(*ALL)
+async def test_partition_key_decides_by_its_md5(stream: Stream) -> None:
+    """API_PutRecord: "an MD5 hash function is used to map partition keys to 128-bit integer values"."""
+    await stream.create(5)
+    size = HASH_KEYS // 5
+    keys = [f"key-{number}" for number in range(40)]
+    hashes = [int.from_bytes(hashlib.md5(key.encode()).digest(), "big") for key in keys]
+    entries = [{"PartitionKey": key, "Data": b"x"} for key in keys]
+    put = await stream.client.put_records(StreamName=stream.name, Records=entries)
+    expected = [shard_id(min(hash_key // size, 4)) for hash_key in hashes]
+    assert [one["ShardId"] for one in put["Records"]] == expected
+
+
+@on(*ALL)
+async def test_new_stream_covers_all_hash_keys_evenly(stream: Stream) -> None:
+    """API_CreateStream."""
+    await stream.create(3)
+    size = HASH_KEYS // 3
+    ranges = ranges_of(await stream.shards())
+    assert ranges == [(0, size - 1), (size, 2 * size - 1), (2 * size, HASH_KEYS - 1)]
+
+
+@on(*ALL)
+async def test_what_is_not_there_is_not_found(stream: Stream) -> None:
+    """ResourceNotFoundException for a stream, and for a stream shard; ResourceInUseException for a second stream."""
+    missing = await code_of(stream.client.describe_stream_summary(StreamName=stream.name))
+    await stream.create()
+    missing_shard = await code_of(stream.iterator(shard=7))
+    assert [missing, missing_shard] == ["ResourceNotFoundException"] * 2
+    again = stream.client.create_stream(StreamName=stream.name, ShardCount=1)
+    assert await code_of(again) == "ResourceInUseException"
+
+
+@on(*ALL)
+async def test_stream_is_described_and_deleted(stream: Stream) -> None:
+    """API_DescribeStream(Summary), retention, API_DeleteStream."""
+    await stream.create(2)
+    for hours in (48, 24):
+        change = "increase" if hours > 24 else "decrease"
+        call = getattr(stream.client, f"{change}_stream_retention_period")
+        await call(StreamName=stream.name, RetentionPeriodHours=hours)
+        summary = (await stream.client.describe_stream_summary(StreamName=stream.name))["StreamDescriptionSummary"]
+        assert (summary["RetentionPeriodHours"], summary["OpenShardCount"]) == (hours, 2)
+    described = (await stream.client.describe_stream(StreamARN=summary["StreamARN"], Limit=1))["StreamDescription"]
+    assert ([one["ShardId"] for one in described["Shards"]], described["HasMoreShards"]) == ([shard_id(0)], True)
+    await stream.client.delete_stream(StreamName=stream.name)
+
+    async def gone() -> bool:
+        return stream.name not in (await stream.client.list_streams(Limit=1000))["StreamNames"]
+
+    assert await until(gone, within_s=5)
+
+
+@on(*ALL)
+async def test_merged_child_has_both_parents(stream: Stream) -> None:
+    """API_MergeShards."""
+    await stream.create(2)
+    await stream.merge(0, 1)
+    child = (await stream.shards())[-1]
+    assert (child["ParentShardId"], child["AdjacentParentShardId"]) == (shard_id(0), shard_id(1))
+    assert ranges_of([child]) == [(0, HASH_KEYS - 1)]
+
+
+@on("ours", "kinesis-mock")
+async def test_records_of_a_parent_stay_in_it(stream: Stream) -> None:
+    """After a split the parent still has what it had, and what comes later is in the child, under greater numbers."""
+    await stream.create()
+    before = await stream.put("a", "b")
+    await stream.split(0, HASH_KEYS // 2)
+    after = await stream.put("c")
+    assert [await stream.read(await stream.iterator(shard=shard)) for shard in (0, 1, 2)] == [["a", "b"], ["c"], []]
+    assert int(before[-1]) < int(after[0])
+    assert [len(number) for number in before + after] == [56] * 3
+
+
+@on("ours", "kinesis-mock")
+async def test_closed_stream_shard_ends_with_its_children(stream: Stream) -> None:
+    """API_GetRecords: when all is read, no NextShardIterator, and ChildShards; for earlier iterators, too."""
+    await stream.create()
+    earlier = await stream.iterator("LATEST")
+    await stream.put("a", "b")
+    await stream.split(0, HASH_KEYS // 2)
+    for iterator in (earlier, await stream.iterator()):
+        texts, following, answer = list[str](), iterator, dict[str, Any]()
+        while following and len(texts) < 5:
+            answer = await stream.client.get_records(ShardIterator=following, Limit=1)
+            texts += texts_of(answer)
+            following = answer.get("NextShardIterator")
+        assert texts == ["a", "b"]
+        children = sorted(answer["ChildShards"], key=lambda child: str(child["ShardId"]))
+        assert [child["ParentShards"] for child in children] == [[shard_id(0)]] * 2
+        assert ranges_of(children) == [(0, HASH_KEYS // 2 - 1), (HASH_KEYS // 2, HASH_KEYS - 1)]
+
+
+@on("ours", "kinesis-mock")
+async def test_both_parents_of_a_merge_end_with_the_same_child(stream: Stream) -> None:
+    """API_ChildShard: ParentShards has both."""
+    await stream.create(2)
+    await stream.merge(0, 1)
+    for shard in (0, 1):
+        answer = await stream.client.get_records(ShardIterator=await stream.iterator(shard=shard))
+        assert answer.get("NextShardIterator") is None
+        assert [child["ShardId"] for child in answer["ChildShards"]] == [shard_id(2)]
+        assert sorted(answer["ChildShards"][0]["ParentShards"]) == [shard_id(0), shard_id(1)]
+
+
+@on("ours", "kinesis-mock")
+async def test_shard_filters_choose_by_state(stream: Stream) -> None:
+    """API_ShardFilter: AT_LATEST, AFTER_SHARD_ID, FROM_TRIM_HORIZON."""
+    await stream.create(2)
+    await stream.split(0, 100)
+    filters = [{"Type": "AT_LATEST"}, {"Type": "AFTER_SHARD_ID", "ShardId": shard_id(1)}, {"Type": "FROM_TRIM_HORIZON"}]
+    listed = [await stream.numbers(ShardFilter=one) for one in filters]
+    assert listed == [[1, 2, 3], [2, 3], [0, 1, 2, 3]]
+
+
+@on("ours")
+async def test_shard_filter_finds_what_was_open_at_the_trim_horizon(stream: Stream) -> None:
+    """API_ShardFilter: AT_TRIM_HORIZON, "all the shards that were open at TRIM_HORIZON"."""
+    await stream.create(2)
+    await asyncio.sleep(0.01)  # a later millisecond
+    await stream.split(0, 100)
+    assert await stream.numbers(ShardFilter={"Type": "AT_TRIM_HORIZON"}) == [0, 1]
+
+
+@on("ours", "kinesis-mock")
+async def test_shard_filters_choose_by_time(stream: Stream, endpoint_url: str, servers: Servers) -> None:
+    """API_ShardFilter: AT_TIMESTAMP, FROM_TIMESTAMP."""
+    step_s = servers.clock_step_s(endpoint_url)
+    await stream.create()
+    await stream.put("a")
+    await asyncio.sleep(step_s)
+    await stream.split(0, HASH_KEYS // 2)
+    await asyncio.sleep(step_s * 2)
+    await stream.put("b")
+    times = []
+    for shard in (0, 1):
+        answer = await stream.client.get_records(ShardIterator=await stream.iterator(shard=shard))
+        times.append(answer["Records"][0].arrived_at)
+    filters = [{"Type": kind, "Timestamp": at} for kind in ("AT_TIMESTAMP", "FROM_TIMESTAMP") for at in times]
+    assert [await stream.numbers(ShardFilter=one) for one in filters] == [[0], [1, 2], [0, 1, 2], [1, 2]]
+
+
+@on("ours", "kinesis-mock")
+async def test_list_of_stream_shards_comes_in_pages(stream: Stream) -> None:
+    """API_ListShards: MaxResults and NextToken, beside which StreamName is refused."""
+    await stream.create(5)
+    page = await stream.client.list_shards(StreamName=stream.name, MaxResults=2)
+    pages = [page]
+    while "NextToken" in page:
+        last_token = page["NextToken"]
+        page = await stream.client.list_shards(NextToken=page["NextToken"], MaxResults=2)
+        pages.append(page)
+    ids = [[int(shard["ShardId"][-1]) for shard in one["Shards"]] for one in pages]
+    assert ids == [[0, 1], [2, 3], [4]]
+    both = stream.client.list_shards(NextToken=last_token, StreamName=stream.name)
+    assert await code_of(both) == "InvalidArgumentException"
+
+
+@on(*ALL)
+async def test_shard_count_is_doubled_and_halved(stream: Stream) -> None:
+    """API_UpdateShardCount: equal ranges, and every stream shard that was left has children."""
+    await stream.create(2)
+    for count in (4, 2, 1):
+        await stream.scale(count)
+        shards = await stream.shards()
+        left = [one for one in shards if "EndingSequenceNumber" not in one["SequenceNumberRange"]]
+        ranges = ranges_of(left)
+        assert [ranges[0][0], *(end + 1 for _, end in ranges)] == [*(start for start, _ in ranges), HASH_KEYS]
+        # Not to the last one: which of two equal ranges gets a remainder is nowhere written.
+        assert [round((end - start) * count / HASH_KEYS, 9) for start, end in ranges] == [1] * count
+        parents = {one.get(name) for one in shards for name in ("ParentShardId", "AdjacentParentShardId")} - {None}
+        closed = {one["ShardId"] for one in shards if one not in left}
+        assert parents == closed
+
+
+@on("ours", "kinesis-mock")
+async def test_shard_count_at_most_doubles(stream: Stream) -> None:
+    """API_UpdateShardCount: "scale up to more than double", "scale down below half"."""
+    await stream.create(4)
+    for count in (9, 1):
+        call = stream.client.update_shard_count(
+            StreamName=stream.name, TargetShardCount=count, ScalingType="UNIFORM_SCALING"
+        )
+        assert await code_of(call) == "InvalidArgumentException"
+
+
+@on("ours")
+async def test_iterator_is_refused_when_it_is_garbage(stream: Stream) -> None:
+    """API_GetRecords."""
+    await stream.create()
+    assert await code_of(stream.client.get_records(ShardIterator="garbage")) == "InvalidArgumentException"
+
+
+@on("ours")
+async def test_sequence_number_is_refused_when_it_is_garbage(stream: Stream) -> None:
+    """API_GetShardIterator."""
+    await stream.create()
+    code = await code_of(stream.iterator("AT_SEQUENCE_NUMBER", StartingSequenceNumber="17"))
+    assert code == "InvalidArgumentException"
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body")
+@on("ours", "kinesis-mock")
+async def test_record_has_its_largest_size(stream: Stream) -> None:
+    """API_PutRecord: 1 MiB unless the stream allows more."""
+    await stream.create()
+    code = await code_of(stream.put("x" * (1024 * 1024 + 1)))
+    assert code in {"InvalidArgumentException", "ValidationException"}
+
+
+@on("ours", "kinesis-mock")
+async def test_writers_at_once_lose_nothing(stream: Stream) -> None:
+    """Each record is there once, and in its writer's order."""
+    await stream.create()
+
+    async def write(writer: int) -> None:
+        for start in range(0, 300, 50):
+            entries = [{"PartitionKey": "k", "Data": f"{writer}-{n}".encode()} for n in range(start, start + 50)]
+            await stream.client.put_records(StreamName=stream.name, Records=entries)
+
+    async with asyncio.TaskGroup() as tasks:
+        for writer in range(4):
+            tasks.create_task(write(writer))
+    read, iterator, texts = list[str](), await stream.iterator(), ["first"]
+    while texts:
+        answer = await stream.client.get_records(ShardIterator=iterator)
+        texts, iterator = texts_of(answer), answer["NextShardIterator"]
+        read += texts
+    by_writer = [[text for text in read if text.startswith(f"{writer}-")] for writer in range(4)]
+    assert by_writer == [[f"{writer}-{number}" for number in range(300)] for writer in range(4)]

@@ -1,0 +1,285 @@
+"""The local Kinesis over HTTP, as a client of AWS sees it: its protocol, and what its control path makes it do."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from botocore.exceptions import BotoCoreError, ClientError
+from support.aws.endpoints import CREDENTIALS, client_of
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, ExpiredIteratorError, Stream, TrimHorizon
+from simplu_worker.local.kinesis.faults import (
+    AdvanceClock,
+    ClearFaults,
+    ExpireIterators,
+    Fault,
+    ForceStatus,
+    SetOptions,
+    Trim,
+)
+from simplu_worker.local.kinesis.model import Options
+from simplu_worker.local.kinesis.server import control, serve_kinesis
+from simplu_worker.local.processes.loopback import free_port, until
+from simplu_worker.local.processes.watchdog import ProcessGroup
+
+NAME = "stream"
+SHARD = "shardId-000000000000"
+SPLIT = {
+    "action": "SplitShard",
+    "request": {"StreamName": NAME, "ShardToSplit": SHARD, "NewStartingHashKey": str(2**126)},
+}
+
+
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+async def url() -> AsyncIterator[str]:
+    """Run an empty server of our own."""
+    async with serve_kinesis(options=Options(create_delay_ms=0, update_delay_ms=0, delete_delay_ms=0)) as url:
+        yield url
+
+
+@pytest.fixture
+async def kinesis(url: str) -> AsyncIterator[Client]:
+    """Open a client of that server, in which there is a stream of two stream shards."""
+    async with client_of("kinesis", url) as client:
+        await client.create_stream(StreamName=NAME, ShardCount=2)
+        yield client
+
+
+async def put(kinesis: Client, data: bytes) -> str:
+    """Put a record into the first stream shard; return its sequence number."""
+    answer = await kinesis.put_record(StreamName=NAME, PartitionKey="k", Data=data, ExplicitHashKey="0")
+    return str(answer["SequenceNumber"])
+
+
+async def iterator(kinesis: Client) -> str:
+    """Return an iterator at the start of the first stream shard."""
+    answer = await kinesis.get_shard_iterator(StreamName=NAME, ShardId=SHARD, ShardIteratorType="TRIM_HORIZON")
+    return str(answer["ShardIterator"])
+
+
+async def kept(kinesis: Client) -> list[bytes]:
+    """Return the data of the first stream shard."""
+    answer = await kinesis.get_records(ShardIterator=await iterator(kinesis))
+    return [record.data for record in answer["Records"]]
+
+
+async def has_called(url: str, action: str) -> bool:
+    """Return whether the server has been asked for *action*."""
+    return action in (await control(url))["calls"]
+
+
+async def code_of(awaitable: Any) -> tuple[str, int]:
+    """Return the code and the HTTP status with which a call is refused."""
+    with pytest.raises(ClientError) as caught:
+        await awaitable
+    response = caught.value.response
+    return response["Error"]["Code"], response["ResponseMetadata"]["HTTPStatusCode"]
+
+
+async def test_records_come_back_byte_for_byte(kinesis: Client) -> None:
+    """Any bytes, any key, in order, with the number that the put was answered with."""
+    keys, data = ["k", "ключ", 'quoted "k"\n', "k" * 256], [b"", bytes(range(256)), b"\xff\xfe", b"text"]
+    entries = [{"PartitionKey": k, "Data": d, "ExplicitHashKey": "0"} for k, d in zip(keys, data, strict=True)]
+    answer = await kinesis.put_records(StreamName=NAME, Records=entries)
+    read = (await kinesis.get_records(ShardIterator=await iterator(kinesis)))["Records"]
+    assert [(one.partition_key, one.data) for one in read] == list(zip(keys, data, strict=True))
+    assert [one.sequence_number for one in read] == [one["SequenceNumber"] for one in answer["Records"]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault(action="PutRecord", kind="throttle"), ("ProvisionedThroughputExceededException", 400)),
+        (Fault(action="PutRecord", kind="fail"), ("InternalFailure", 500)),
+        (
+            Fault(action="PutRecord", kind="fail", code="KMSDisabledException", status=400),
+            ("KMSDisabledException", 400),
+        ),
+    ],
+)
+async def test_fault_refuses_the_next_calls_only(
+    url: str, kinesis: Client, fault: Fault, expected: tuple[str, int]
+) -> None:
+    """A fault is for its count of calls, and is forgotten then."""
+    await control(url, fault)
+    assert await code_of(put(kinesis, b"refused")) == expected
+    await put(kinesis, b"taken")
+    assert await kept(kinesis) == [b"taken"]
+
+
+@pytest.mark.parametrize(("applied", "expected"), [(False, []), (True, [b"cut"])])
+async def test_cut_loses_the_request_or_only_its_answer(
+    url: str, kinesis: Client, *, applied: bool, expected: list[bytes]
+) -> None:
+    """The client cannot tell whether what it asked for was done."""
+    await control(url, Fault(action="PutRecord", kind="cut", applied=applied))
+    with pytest.raises(BotoCoreError):
+        await put(kinesis, b"cut")
+    assert await kept(kinesis) == expected
+
+
+async def test_hang_lasts_until_the_faults_are_cleared(url: str, kinesis: Client) -> None:
+    """Until then there is no answer; after it, the call goes on."""
+    await control(url, Fault(action="PutRecord", kind="hang"))
+    async with asyncio.TaskGroup() as tasks:
+        late = tasks.create_task(put(kinesis, b"late"))
+        assert await until(lambda: has_called(url, "PutRecord"), within_s=5)
+        assert await kept(kinesis) == []
+        await control(url, ClearFaults())
+        await late
+    assert await kept(kinesis) == [b"late"]
+
+
+async def test_server_stops_while_a_call_hangs() -> None:
+    """A hanging call does not keep the server from ending; its client hears of the end."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    async with client_of("kinesis", url) as client, asyncio.TaskGroup() as tasks:
+
+        async def hang() -> None:
+            with pytest.raises(BotoCoreError):
+                await client.list_streams()
+
+        async with serve_kinesis(port):
+            await control(url, Fault(action="ListStreams", kind="hang"))
+            tasks.create_task(hang())
+            assert await until(lambda: has_called(url, "ListStreams"), within_s=5)
+
+
+async def test_delay_answers_late(url: str, kinesis: Client) -> None:
+    """The answer comes, after its delay."""
+    await control(url, Fault(action="PutRecord", kind="delay", delay_ms=100))
+    started_at = asyncio.get_running_loop().time()
+    await put(kinesis, b"late")
+    assert asyncio.get_running_loop().time() - started_at >= 0.1
+
+
+async def test_empty_answers_are_behind_and_lose_nothing(url: str, kinesis: Client) -> None:
+    """Answers without records, far from the tip, before those with some."""
+    await put(kinesis, b"a")
+    await control(url, Fault(action="GetRecords", kind="empty", count=2), AdvanceClock(ms=5000))
+    answers, place = [], await iterator(kinesis)
+    for _ in range(3):
+        answers.append(await kinesis.get_records(ShardIterator=place))
+        place = answers[-1]["NextShardIterator"]
+    assert [len(answer["Records"]) for answer in answers] == [0, 0, 1]
+    behind_ms = [answer["MillisBehindLatest"] for answer in answers]
+    assert behind_ms[0] >= 5000
+    assert behind_ms[2] == 0
+
+
+async def test_pages_are_torn_by_a_reshard_between_them(url: str, kinesis: Client) -> None:
+    """The first page shows the parent as open, the second its children: a tree that never was."""
+    await control(url, SetOptions({"page_size": 1}), Fault(action="ListShards", kind="then", then=SPLIT))
+    torn = await Stream(kinesis, NAME).list_stream_shards()
+    whole = await Stream(kinesis, NAME).list_stream_shards()
+    assert [one.is_open for one in torn] == [True, True, True, True]
+    assert [one.is_open for one in whole] == [False, True, True, True]
+
+
+async def test_iterators_expire_by_the_clock_and_on_demand(url: str, kinesis: Client) -> None:
+    """Both without waiting."""
+    stream = Stream(kinesis, NAME)
+    for command in (AdvanceClock(ms=300_001), ExpireIterators()):
+        place = await stream.iterator(SHARD, TrimHorizon())
+        await control(url, command)
+        with pytest.raises(ExpiredIteratorError):
+            await stream.get_records(place, limit=1)
+
+
+async def test_trimmed_records_are_skipped(url: str, kinesis: Client) -> None:
+    """A number that is gone means the next record."""
+    numbers = [await put(kinesis, data) for data in (b"a", b"b", b"c")]
+    await control(url, Trim(stream=NAME, stream_shard_id=SHARD, keep=1))
+    stream = Stream(kinesis, NAME)
+    reply = await stream.get_records(await stream.iterator(SHARD, AtSequenceNumber(numbers[0])), limit=10)
+    assert [record.data for record in reply.records] == [b"c"]
+
+
+async def test_status_is_forced_and_given_back(url: str, kinesis: Client) -> None:
+    """A stream that is not ACTIVE or UPDATING is not listed."""
+    await control(url, ForceStatus(NAME, "CREATING"))
+    assert await code_of(kinesis.list_shards(StreamName=NAME)) == ("ResourceInUseException", 400)
+    await control(url, ForceStatus(NAME, None))
+    assert len((await kinesis.list_shards(StreamName=NAME))["Shards"]) == 2
+
+
+async def test_sixth_read_of_a_second_is_throttled_unless_throttling_is_off(url: str, kinesis: Client) -> None:
+    """API_GetRecords: five transactions a second and stream shard."""
+    place = await iterator(kinesis)
+    for _ in range(5):
+        await kinesis.get_records(ShardIterator=place)
+    throttled = ("ProvisionedThroughputExceededException", 400)
+    assert await code_of(kinesis.get_records(ShardIterator=place)) == throttled
+    await control(url, SetOptions({"read_throttling": False}))
+    assert (await kinesis.get_records(ShardIterator=place))["Records"] == []
+
+
+async def test_reader_sees_the_end_of_a_stream_shard_through_our_door(kinesis: Client) -> None:
+    """The worker's own client of Kinesis understands the end, and both parents of a merge."""
+    await kinesis.merge_shards(StreamName=NAME, ShardToMerge=SHARD, AdjacentShardToMerge=f"{SHARD[:-1]}1")
+    stream = Stream(kinesis, NAME)
+    reply = await stream.get_records(await stream.iterator(SHARD, TrimHorizon()), limit=1)
+    assert reply.next_iterator is None
+    assert [child.parents for child in reply.child_shards] == [{SHARD, f"{SHARD[:-1]}1"}]
+
+
+@pytest.mark.parametrize("body", [b"", b"[", b'{"do": "dance"}', b'{"do": "set", "options": {"tempo": 1}}'])
+async def test_control_refuses_what_it_does_not_know(url: str, body: bytes) -> None:
+    """A mistyped command is an error, not a fault that never comes."""
+    async with ClientSession() as session, session.post(f"{url}/_control", data=body) as reply:
+        assert (reply.status, list(await reply.json())) == (400, ["error"])
+
+
+async def test_four_writers_at_once_lose_nothing(kinesis: Client) -> None:
+    """20,000 records by four writers are all there, each once, in every writer's order."""
+
+    async def write(writer: int) -> None:
+        for start in range(0, 5000, 500):
+            entries = [
+                {"PartitionKey": str(writer), "Data": f"{writer}-{n}".encode()} for n in range(start, start + 500)
+            ]
+            assert (await kinesis.put_records(StreamName=NAME, Records=entries))["FailedRecordCount"] == 0
+
+    async with asyncio.TaskGroup() as tasks:
+        for writer in range(4):
+            tasks.create_task(write(writer))
+    stream, read = Stream(kinesis, NAME), []
+    for one in await stream.list_stream_shards():
+        place: str | None = await stream.iterator(one.stream_shard_id, TrimHorizon())
+        while place is not None:
+            reply = await stream.get_records(place, limit=10_000)
+            read += [record.data.decode() for record in reply.records]
+            place = reply.next_iterator if reply.records else None
+    by_writer = [[text for text in read if text.startswith(f"{writer}-")] for writer in range(4)]
+    assert by_writer == [[f"{writer}-{number}" for number in range(5000)] for writer in range(4)]
+
+
+async def test_program_serves_until_it_is_told_to_stop() -> None:
+    """As a child it answers on its port, and SIGTERM ends it in order."""
+    port = free_port()
+    argv = [sys.executable, "-m", "simplu_worker.local.kinesis.server", "--port", str(port), "--no-throttling"]
+    with ProcessGroup() as group:
+        log_path = group.directory / "kinesis.log"
+        process = group.spawn(argv, log_path=log_path)
+
+        async def started() -> bool:
+            return b"kinesis.started" in log_path.read_bytes()
+
+        assert await until(started, within_s=20)
+        assert (await control(f"http://127.0.0.1:{port}"))["options"]["read_throttling"] is False
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0

@@ -1,0 +1,197 @@
+"""Each fault of an embedded Postgres server is the one that it claims to be, and is gone without a trace afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import asyncpg
+import pytest
+from support.postgres.faults import (
+    Connection,
+    frozen,
+    in_recovery,
+    is_writable,
+    killed,
+    on_small_disk,
+    read_only,
+    slowed,
+    without_connections,
+    without_disk,
+)
+from support.postgres.small_disk import NoDiskError, SmallDisk, small_disk
+from support.requires import require
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.watchdog import ProcessGroup
+
+WRITE = "INSERT INTO notes SELECT repeat('x', 1000)"
+MANY_WRITES = "INSERT INTO notes SELECT repeat('x', 1000) FROM generate_series(1, 10000)"
+TRACES_SQL = """
+SELECT (SELECT count(*) FROM pg_proc WHERE proname = 'be_slow')
+    + (SELECT count(*) FROM pg_tablespace WHERE spcname NOT LIKE 'pg\\_%')
+    + (SELECT count(*) FROM pg_class WHERE reltablespace <> 0 AND NOT relisshared)
+    + (SELECT count(*) FROM pg_file_settings WHERE sourcefile LIKE '%auto.conf')
+"""
+DISK_BYTES = 16 * 1024 * 1024
+SOON_S = 20.0
+
+
+@pytest.fixture
+async def server(breakable_server: PostgresServer) -> AsyncIterator[PostgresServer]:
+    """Give a server with a table, in which nothing may be left of a fault."""
+    await _execute(breakable_server, "CREATE TABLE notes (text text)")
+    yield breakable_server
+    connection = await asyncpg.connect(breakable_server.url)
+    try:
+        assert await connection.fetchval(TRACES_SQL) == 0
+        await connection.execute("DROP TABLE notes")
+    finally:
+        await connection.close()
+
+
+async def _execute(server: PostgresServer, statement: str) -> None:
+    connection = await asyncpg.connect(server.url, timeout=SOON_S)
+    try:
+        await connection.execute(statement)
+    finally:
+        connection.terminate()
+
+
+async def _connected(server: PostgresServer, around: AsyncExitStack) -> Connection:
+    connection = await asyncpg.connect(server.url)
+    around.callback(connection.terminate)
+    return connection
+
+
+async def test_server_refuses_connections_when_it_is_killed(server: PostgresServer) -> None:
+    """It is down, and at the end it is back on its port."""
+    async with killed(server):
+        with pytest.raises(ConnectionError):
+            await _execute(server, WRITE)
+
+    assert await is_writable(server, WRITE)
+
+
+async def test_server_answers_nothing_when_it_is_frozen(server: PostgresServer) -> None:
+    """Connections are taken by the system and never answered; at the end they are."""
+    async with frozen(server):
+        writing = asyncio.create_task(_execute(server, WRITE))
+        done, _ = await asyncio.wait({writing}, timeout=0.3)
+        assert not done
+
+    await writing
+
+
+async def test_server_refuses_writes_when_it_is_read_only(server: PostgresServer) -> None:
+    """Of connections old and new, with the code that a former primary has, too."""
+    async with AsyncExitStack() as around:
+        old = await _connected(server, around)
+        async with read_only(server):
+            assert await until(lambda: _is_refused(old), within_s=SOON_S)
+            with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+                await _execute(server, WRITE)
+            assert not await is_writable(server, WRITE)
+
+        assert await is_writable(server, WRITE)
+        assert await until(lambda: _works(old), within_s=SOON_S)
+
+
+async def test_server_refuses_writes_when_it_is_a_standby(server: PostgresServer) -> None:
+    """It says that it is one; promoted, it has what it had."""
+    await _execute(server, WRITE)
+    async with in_recovery(server):
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await _execute(server, WRITE)
+        assert await _value(server, "SELECT pg_is_in_recovery()") == 1
+
+    assert await is_writable(server, WRITE)
+    assert await _value(server, "SELECT count(*) FROM notes") == 2
+
+
+async def test_statement_takes_longer_when_a_server_is_slowed(server: PostgresServer) -> None:
+    """Each that writes the table, by as much as was said, and no other."""
+    loop = asyncio.get_running_loop()
+    async with slowed(server, "notes", statement_s=0.3):
+        started = loop.time()
+        await _execute(server, WRITE)
+        assert loop.time() - started >= 0.3
+        assert await _value(server, "SELECT count(*) FROM pg_trigger WHERE tgname = 'be_slow'") == 1
+
+
+async def test_server_takes_no_connection_when_all_are_taken(server: PostgresServer) -> None:
+    """Not even a superuser's; those that others had are ended."""
+    async with AsyncExitStack() as around:
+        old = await _connected(server, around)
+        async with without_connections(server):
+            assert await until(lambda: _is_closed(old), within_s=SOON_S)
+            with pytest.raises(asyncpg.TooManyConnectionsError):
+                await _execute(server, WRITE)
+
+    assert await until(lambda: is_writable(server, WRITE), within_s=SOON_S)
+
+
+async def test_server_refuses_what_needs_room_when_its_disk_is_full(server: PostgresServer) -> None:
+    """It answers all the same, and takes everything again when there is room."""
+    with ProcessGroup() as group:
+        async with AsyncExitStack() as around:
+            disk = await _enter_disk(around, server, group)
+            async with without_disk(server, disk, "notes"):
+                with pytest.raises(asyncpg.DiskFullError):
+                    await _execute(server, MANY_WRITES)
+                assert await _value(server, "SELECT count(*) FROM notes") == 0
+            assert disk.free_bytes > DISK_BYTES / 2
+            assert await is_writable(server, WRITE)
+
+        assert not disk.is_mounted
+        assert await _value(server, "SELECT count(*) FROM notes") == 1
+
+
+async def test_disk_goes_when_the_process_group_ends(tmp_path: Path) -> None:
+    """However its program ends: the group ends the one who keeps it."""
+    group = ProcessGroup()
+    try:
+        disk = await small_disk(group, tmp_path / "disk", DISK_BYTES).__aenter__()
+    except NoDiskError as reason:
+        require("the right to mount", found=False, how=str(reason))
+        raise
+    assert disk.is_mounted
+
+    await asyncio.to_thread(group.close)
+
+    assert not disk.is_mounted
+
+
+async def _enter_disk(around: AsyncExitStack, server: PostgresServer, group: ProcessGroup) -> SmallDisk:
+    try:
+        return await around.enter_async_context(on_small_disk(server, group, DISK_BYTES))
+    except NoDiskError as reason:
+        require("the right to mount", found=False, how=str(reason))
+        raise
+
+
+async def _value(server: PostgresServer, query: str) -> int:
+    connection = await asyncpg.connect(server.url)
+    try:
+        return int(await connection.fetchval(query))
+    finally:
+        await connection.close()
+
+
+async def _works(connection: Connection) -> bool:
+    try:
+        await connection.execute(WRITE)
+    except asyncpg.ReadOnlySQLTransactionError:
+        return False
+    return True
+
+
+async def _is_refused(connection: Connection) -> bool:
+    return not await _works(connection)
+
+
+async def _is_closed(connection: Connection) -> bool:
+    return connection.is_closed()

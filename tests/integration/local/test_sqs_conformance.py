@@ -1,0 +1,721 @@
+"""The local SQS beside two others, by the same tests, so that no misreading of the API is ours alone.
+
+A server is left out where it is known not to do as the API reference says; which page says so is with each test.
+
+| what                                            | ours | moto | ministack | why not                                |
+|-------------------------------------------------|------|------|-----------|----------------------------------------|
+| what a message carries; MD5; sizes; delays      | yes  | yes  | yes       |                                        |
+| long polls; visibility; counts; receipts        | yes  | yes  | yes       |                                        |
+| batches that fail in part, and as a whole       | yes  | yes  | yes       |                                        |
+| group locks; order; ids of FIFO queues          | yes  | yes  | yes       |                                        |
+| dead-letter queues; lists, URLs, missing queues | yes  | yes  | yes       |                                        |
+| forbidden characters                            | yes  | no   | yes       | takes them                             |
+| order after a visibility timeout                | yes  | no   | yes       | gives later ones first                 |
+| sequence numbers; DeadLetterQueueSourceArn      | yes  | no   | yes       | has none                               |
+| repetitions of deleted messages are dropped     | yes  | no   | yes       | takes them                             |
+| earlier receipts in FIFO queues                 | yes  | no   | yes       | takes them                             |
+| receivers at once                               | yes  | no   | yes       | gives a message out twice              |
+| deletes again, and by an earlier receipt        | yes  | yes  | no        | refuses both                           |
+| 12 hours from the receive; waits over 20 s      | yes  | yes  | no        | takes the sum; waits                   |
+| a second purge within a minute                  | yes  | yes  | no        | takes it                               |
+| MessageNotInflight; expired receipts in FIFO    | yes  | no   | no        | take them                              |
+| attributes count to a message's size            | yes  | no   | no        | do not count them                      |
+| unknown attributes of a queue                   | yes  | no   | no        | take them                              |
+| ReceiveRequestAttemptId                         | yes  | no   | no        | ignored                                |
+| move tasks                                      | yes  | no   | no        | 500; unknown                           |
+
+Faults and the control path are in none of the others: see test_sqs_server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import pytest
+from botocore.exceptions import ClientError
+from support.aws.endpoints import CREDENTIALS, client_of
+from support.aws.sqs_endpoints import Servers, sqs_servers
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.local.processes.loopback import until
+
+Test = TypeVar("Test", bound=Callable[..., Any])
+ALL = ("ours", "moto", "ministack")
+HOURS_12_S = 43_200
+
+
+def on(*names: str) -> Callable[[Test], Test]:
+    """Run a test against each of these servers."""
+    mark: Callable[[Test], Test] = pytest.mark.parametrize("endpoint_url", names, indirect=True)
+    return mark
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    """Keep the servers for the tests of this file; each test makes its own queues."""
+    with sqs_servers() as servers:
+        yield servers
+
+
+@pytest.fixture
+def endpoint_url(servers: Servers, request: pytest.FixtureRequest) -> str:
+    """Give the endpoint of the server that the test is for."""
+    return servers.url_of(request.param)
+
+
+@pytest.fixture
+async def client(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
+    """Open a client of that server."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    async with client_of("sqs", endpoint_url) as opened:
+        yield opened
+
+
+class Queue:
+    """A queue of its own for one test."""
+
+    def __init__(self, client: Client, url: str) -> None:
+        self.client = client
+        self.url = url
+
+    @classmethod
+    async def make(cls, client: Client, *, fifo: bool = False, **attributes: str) -> Queue:
+        """Make an empty queue."""
+        name = f"queue-{uuid4()}" + (".fifo" if fifo else "")
+        if fifo:
+            attributes["FifoQueue"] = "true"
+        made = await client.create_queue(QueueName=name, Attributes=attributes)
+        return cls(client, made["QueueUrl"])
+
+    @classmethod
+    async def make_with_redrive(cls, client: Client, most: int, *, fifo: bool = False) -> tuple[Queue, Queue]:
+        """Make a queue and its dead-letter queue."""
+        letters = await cls.make(client, fifo=fifo)
+        policy = {"deadLetterTargetArn": await letters.attribute("QueueArn"), "maxReceiveCount": str(most)}
+        return await cls.make(client, fifo=fifo, RedrivePolicy=json.dumps(policy)), letters
+
+    async def attribute(self, name: str) -> str:
+        """Return one attribute."""
+        answer = await self.client.get_queue_attributes(QueueUrl=self.url, AttributeNames=[name])
+        return str(answer["Attributes"][name])
+
+    async def counts(self) -> tuple[int, int, int]:
+        """Return how many messages are visible, in flight and delayed."""
+        answer = await self.client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])
+        found = answer["Attributes"]
+        return (
+            int(found["ApproximateNumberOfMessages"]),
+            int(found["ApproximateNumberOfMessagesNotVisible"]),
+            int(found["ApproximateNumberOfMessagesDelayed"]),
+        )
+
+    async def send(self, *bodies: str, **more: Any) -> None:
+        """Send messages one by one; in a FIFO queue the first letter is the group, the body the deduplication id."""
+        for body in bodies:
+            ids = {"MessageGroupId": body[0], "MessageDeduplicationId": body} if self.url.endswith(".fifo") else {}
+            await self.client.send_message(QueueUrl=self.url, MessageBody=body, **(ids | more))
+
+    async def receive(self, most: int = 10, **more: Any) -> list[dict[str, Any]]:
+        """Receive once, without a wait unless told."""
+        more = {"WaitTimeSeconds": 0} | more
+        answer = await self.client.receive_message(
+            QueueUrl=self.url,
+            MaxNumberOfMessages=most,
+            MessageAttributeNames=["All"],
+            MessageSystemAttributeNames=["All"],
+            **more,
+        )
+        return list(answer.get("Messages", []))
+
+    async def bodies(self, most: int = 10, **more: Any) -> list[str]:
+        """Receive once; return the bodies."""
+        return [message["Body"] for message in await self.receive(most, **more)]
+
+    async def delete(self, message: dict[str, Any]) -> None:
+        """Delete a message."""
+        await self.client.delete_message(QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"])
+
+    async def change(self, message: dict[str, Any], visibility_s: int) -> None:
+        """Let a message be visible again after a time."""
+        await self.client.change_message_visibility(
+            QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"], VisibilityTimeout=visibility_s
+        )
+
+    async def delete_batch(self, handles: dict[str, str]) -> dict[str, Any]:
+        """Delete by receipt handles, each with an id; return the answer."""
+        entries = [{"Id": name, "ReceiptHandle": handle} for name, handle in handles.items()]
+        answer: dict[str, Any] = await self.client.delete_message_batch(QueueUrl=self.url, Entries=entries)
+        return answer
+
+
+async def code_of(awaitable: Any) -> str:
+    """Return the code with which a call is refused, as the query protocol had it."""
+    with pytest.raises(ClientError) as caught:
+        await awaitable
+    return str(caught.value.response["Error"]["Code"])
+
+
+def count_of(message: dict[str, Any]) -> int:
+    """Return how often a message was received."""
+    return int(message["Attributes"]["ApproximateReceiveCount"])
+
+
+# What a message carries
+
+
+@on(*ALL)
+async def test_message_comes_as_it_was_sent(client: Client) -> None:
+    """Body, attributes and digests are those that were sent, and the times are in milliseconds."""
+    queue = await Queue.make(client)
+    body = 'Zażółć {"a": "\\u0000"} \U0001f600\t\r\n'
+    attributes = {
+        "Kind": {"DataType": "String", "StringValue": "ORDER"},
+        "Count": {"DataType": "Number.int", "StringValue": "7"},
+        "Bytes": {"DataType": "Binary", "BinaryValue": b"\x00\xff"},
+    }
+    sent = await client.send_message(QueueUrl=queue.url, MessageBody=body, MessageAttributes=attributes)
+    (message,) = await queue.receive()
+    digest = hashlib.md5(body.encode()).hexdigest()
+    assert (message["Body"], message["MessageAttributes"]) == (body, attributes)
+    assert (sent["MD5OfMessageBody"], message["MD5OfBody"]) == (digest, digest)
+    assert sent["MD5OfMessageAttributes"] == "97500c99d3d4fd82bae40cd874a2cb0e"  # all three agree
+    assert message["MessageId"] == sent["MessageId"]
+    system = message["Attributes"]
+    assert 0 <= int(system["ApproximateFirstReceiveTimestamp"]) - int(system["SentTimestamp"]) < 10_000
+
+
+@on("ours", "ministack")
+async def test_message_with_a_forbidden_character_is_refused(client: Client) -> None:
+    """API_SendMessage, MessageBody: only characters that XML allows."""
+    queue = await Queue.make(client)
+    assert await code_of(queue.send("a\x00b")) == "InvalidMessageContents"
+    assert await code_of(queue.send("a\ufffeb")) == "InvalidMessageContents"
+
+
+@on(*ALL)
+async def test_message_is_refused_when_too_large(client: Client) -> None:
+    """A queue may take less than the most that there is."""
+    queue = await Queue.make(client, MaximumMessageSize="1024")
+    await queue.send("x" * 1024)
+    assert await code_of(queue.send("x" * 1025)) == "InvalidParameterValue"
+
+
+@on("ours")
+async def test_message_is_too_large_with_its_attributes(client: Client) -> None:
+    """See "Amazon SQS message metadata": name, type and value of attributes are part of the size."""
+    queue = await Queue.make(client, MaximumMessageSize="1024")
+    attribute = {"a": {"DataType": "String", "StringValue": "v"}}
+    await queue.send("x" * (1024 - len("aStringv")), MessageAttributes=attribute)
+    assert await code_of(queue.send("x" * 1020, MessageAttributes=attribute)) == "InvalidParameterValue"
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")  # aiohttp's, of the client
+@on(*ALL)
+async def test_queue_takes_a_mebibyte_by_default(client: Client) -> None:
+    """Since August 2025: "Amazon SQS message quotas"."""
+    queue = await Queue.make(client)
+    assert await queue.attribute("MaximumMessageSize") == str(1024 * 1024)
+    await queue.send("x" * 1024 * 1024)
+    entries = [{"Id": str(n), "MessageBody": "x" * 512 * 1024} for n in range(3)]
+    refused = client.send_message_batch(QueueUrl=queue.url, Entries=entries)
+    assert await code_of(refused) == "AWS.SimpleQueueService.BatchRequestTooLong"
+
+
+# Waiting
+
+
+@on(*ALL)
+async def test_poll_waits_and_ends_with_the_first_message(client: Client) -> None:
+    """API_ReceiveMessage, WaitTimeSeconds; by default the queue's own."""
+    loop = asyncio.get_running_loop()
+    queue = await Queue.make(client, ReceiveMessageWaitTimeSeconds="1")
+    started = loop.time()
+    answer = await client.receive_message(QueueUrl=queue.url)
+    assert (answer.get("Messages"), 0.9 < loop.time() - started < 3) == (None, True)
+    async with asyncio.TaskGroup() as tasks:
+        poll = tasks.create_task(queue.bodies(WaitTimeSeconds=9))
+        await asyncio.sleep(0.3)
+        await queue.send("here")
+        started = loop.time()
+    assert (poll.result(), loop.time() - started < 2) == (["here"], True)
+
+
+@on(*ALL)
+async def test_delayed_message_comes_later(client: Client) -> None:
+    """By its own delay or by the queue's; it is counted apart."""
+    queue = await Queue.make(client, DelaySeconds="1")
+    await queue.send("late")
+    await queue.send("at once", DelaySeconds=0)
+    assert await queue.counts() == (1, 0, 1)
+    assert await queue.bodies() == ["at once"]
+    assert await queue.bodies(WaitTimeSeconds=5) == ["late"]
+
+
+# Visibility
+
+
+@on(*ALL)
+async def test_message_comes_again_when_its_visibility_timeout_ends(client: Client) -> None:
+    """The message is the same, its count has grown, the first time is kept, and the receipt handle is new."""
+    queue = await Queue.make(client, VisibilityTimeout="1")
+    await queue.send("a")
+    (first,) = await queue.receive()
+    assert (await queue.receive(), await queue.counts()) == ([], (0, 1, 0))
+    (second,) = await queue.receive(WaitTimeSeconds=5)
+    assert (second["MessageId"], count_of(first), count_of(second)) == (first["MessageId"], 1, 2)
+    assert second["ReceiptHandle"] != first["ReceiptHandle"]
+    times = [message["Attributes"]["ApproximateFirstReceiveTimestamp"] for message in (first, second)]
+    assert times[0] == times[1]
+
+
+@on(*ALL)
+async def test_receive_has_a_visibility_timeout_of_its_own(client: Client) -> None:
+    """API_ReceiveMessage, VisibilityTimeout: for those messages alone; with 0 they come again at once."""
+    queue = await Queue.make(client, VisibilityTimeout="600")
+    await queue.send("a")
+    assert await queue.bodies(VisibilityTimeout=0) == ["a"]
+    assert await queue.bodies(VisibilityTimeout=1) == ["a"]
+    assert await queue.bodies() == []
+    assert await queue.bodies(WaitTimeSeconds=5) == ["a"]
+
+
+@on(*ALL)
+async def test_visibility_can_be_ended_and_prolonged(client: Client) -> None:
+    """API_ChangeMessageVisibility counts from now; 0 gives the message back."""
+    queue = await Queue.make(client, VisibilityTimeout="1")
+    await queue.send("a")
+    (message,) = await queue.receive()
+    await queue.change(message, 0)
+    (message,) = await queue.receive()
+    await queue.change(message, 600)
+    assert await queue.bodies(WaitTimeSeconds=2) == []
+
+
+@on("ours")
+async def test_visibility_is_refused_when_the_message_is_not_in_flight(client: Client) -> None:
+    """API_ChangeMessageVisibility, MessageNotInflight."""
+    queue = await Queue.make(client)
+    await queue.send("a")
+    (message,) = await queue.receive()
+    await queue.change(message, 0)
+    assert await code_of(queue.change(message, 30)) == "AWS.SimpleQueueService.MessageNotInflight"
+
+
+@on("ours", "moto")
+async def test_visibility_is_refused_beyond_12_hours_from_the_receive(client: Client) -> None:
+    """What is too long is refused, not cut: "Amazon SQS visibility timeout"."""
+    queue = await Queue.make(client)
+    await queue.send("a")
+    (message,) = await queue.receive()
+    assert await code_of(queue.change(message, HOURS_12_S + 1)) == "InvalidParameterValue"
+    await asyncio.sleep(1.1)
+    assert await code_of(queue.change(message, HOURS_12_S)) == "InvalidParameterValue"
+    await queue.change(message, HOURS_12_S - 60)
+
+
+# Deletes
+
+
+@on("ours", "moto")
+async def test_delete_works_once_and_again(client: Client) -> None:
+    """API_DeleteMessage: deleting a message that is gone is no error."""
+    queue = await Queue.make(client)
+    await queue.send("a")
+    (message,) = await queue.receive()
+    await queue.delete(message)
+    await queue.delete(message)
+    assert await queue.counts() == (0, 0, 0)
+
+
+@on(*ALL)
+async def test_delete_works_on_a_standard_queue_when_the_receipt_has_expired(client: Client) -> None:
+    """The last receipt handle of a message that is visible again still deletes it."""
+    queue = await Queue.make(client)
+    await queue.send("a")
+    (message,) = await queue.receive()
+    await queue.change(message, 0)
+    await queue.delete(message)
+    assert await queue.counts() == (0, 0, 0)
+
+
+@on("ours", "moto")
+async def test_delete_with_an_earlier_receipt_is_no_error_on_a_standard_queue(client: Client) -> None:
+    """API_DeleteMessage: with an old handle "the delete request succeeds, but the message might not be deleted"."""
+    queue = await Queue.make(client)
+    await queue.send("a")
+    (first,) = await queue.receive(VisibilityTimeout=0)
+    (second,) = await queue.receive()
+    await queue.delete(first)
+    await queue.delete(second)
+    assert await queue.counts() == (0, 0, 0)
+
+
+@on(*ALL)
+async def test_delete_refuses_what_is_no_receipt_handle(client: Client) -> None:
+    """API_DeleteMessage, ReceiptHandleIsInvalid."""
+    queue = await Queue.make(client)
+    wrong = client.delete_message(QueueUrl=queue.url, ReceiptHandle="no such handle")
+    assert await code_of(wrong) == "ReceiptHandleIsInvalid"
+
+
+@on(*ALL)
+async def test_batch_delete_fails_in_part(client: Client) -> None:
+    """Entries are answered one by one; a refused one does not keep the others from being deleted."""
+    queue = await Queue.make(client)
+    await queue.send("a", "b")
+    handles = [message["ReceiptHandle"] for message in await queue.receive()]
+    answer = await queue.delete_batch({"x": handles[0], "wrong": "no such handle", "y": handles[1]})
+    assert [entry["Id"] for entry in answer["Successful"]] == ["x", "y"]
+    failed = [(entry["Id"], entry["SenderFault"], entry["Code"]) for entry in answer["Failed"]]
+    assert (failed, await queue.counts()) == ([("wrong", True, "ReceiptHandleIsInvalid")], (0, 0, 0))
+
+
+@on(*ALL)
+async def test_batch_change_fails_in_part(client: Client) -> None:
+    """Entries are answered one by one."""
+    queue = await Queue.make(client)
+    await queue.send("a")
+    (message,) = await queue.receive()
+    entries = [
+        {"Id": "x", "ReceiptHandle": message["ReceiptHandle"], "VisibilityTimeout": 0},
+        {"Id": "wrong", "ReceiptHandle": "no such handle", "VisibilityTimeout": 0},
+    ]
+    answer = await client.change_message_visibility_batch(QueueUrl=queue.url, Entries=entries)
+    assert [entry["Id"] for entry in answer["Successful"]] == ["x"]
+    assert [(entry["Id"], entry["Code"]) for entry in answer["Failed"]] == [("wrong", "ReceiptHandleIsInvalid")]
+    assert await queue.counts() == (1, 0, 0)
+
+
+@on(*ALL)
+@pytest.mark.parametrize(
+    ("ids", "code"),
+    [
+        ([], "EmptyBatchRequest"),
+        ([str(number) for number in range(11)], "TooManyEntriesInBatchRequest"),
+        (["a", "a"], "BatchEntryIdsNotDistinct"),
+        (["a b"], "InvalidBatchEntryId"),
+    ],
+)
+async def test_batch_is_refused_as_a_whole(client: Client, ids: list[str], code: str) -> None:
+    """1 to 10 entries, each with an id of its own that has only letters, digits, hyphens and underscores."""
+    queue = await Queue.make(client)
+    entries = [{"Id": name, "MessageBody": "x"} for name in ids]
+    refused = client.send_message_batch(QueueUrl=queue.url, Entries=entries)
+    assert await code_of(refused) == f"AWS.SimpleQueueService.{code}"
+
+
+# Groups
+
+
+@on(*ALL)
+async def test_group_is_locked_while_one_of_it_is_in_flight(client: Client) -> None:
+    """Others are served meanwhile; a delete lets the group go on."""
+    queue = await Queue.make(client, fifo=True)
+    await queue.send("A0", "B0", "A1", "A2")
+    (first,) = await queue.receive(1)
+    assert (first["Body"], first["Attributes"]["MessageGroupId"]) == ("A0", "A")
+    assert await queue.bodies() == ["B0"]
+    assert await queue.bodies() == []
+    await queue.delete(first)
+    assert await queue.bodies() == ["A1", "A2"]
+
+
+@on(*ALL)
+async def test_group_waits_for_its_head_when_later_ones_are_given_back(client: Client) -> None:
+    """Messages given back come again only when the one before them is through, and then in order."""
+    queue = await Queue.make(client, fifo=True)
+    await queue.send("A0", "A1", "A2")
+    messages = await queue.receive()
+    for message in messages[1:]:
+        await queue.change(message, 0)
+    assert await queue.bodies() == []
+    await queue.change(messages[0], 0)
+    assert await queue.bodies() == ["A0", "A1", "A2"]
+
+
+@on("ours", "ministack")
+async def test_group_keeps_its_order_after_the_visibility_timeout(client: Client) -> None:
+    """What was received and not deleted comes again before what was behind it."""
+    queue = await Queue.make(client, fifo=True, VisibilityTimeout="1")
+    await queue.send(*(f"A{number}" for number in range(6)))
+    assert await queue.bodies(4) == ["A0", "A1", "A2", "A3"]
+    assert await queue.bodies(WaitTimeSeconds=5) == [f"A{number}" for number in range(6)]
+
+
+@on(*ALL)
+async def test_many_groups_come_each_in_its_order(client: Client) -> None:
+    """Whatever is mixed in one receive, each group's messages come in the order sent."""
+    queue = await Queue.make(client, fifo=True)
+    await queue.send(*(f"{'ABC'[number % 3]}{number}" for number in range(24)))
+    received: list[str] = []
+    while messages := await queue.receive(7):
+        received += [message["Body"] for message in messages]
+        for message in messages:
+            await queue.delete(message)
+    groups = [[int(body[1:]) for body in received if body[0] == group] for group in "ABC"]
+    assert groups == [list(range(start, 24, 3)) for start in range(3)]
+
+
+@on("ours", "ministack")
+async def test_sequence_numbers_grow(client: Client) -> None:
+    """The sender and the receiver are told the same number."""
+    queue = await Queue.make(client, fifo=True)
+    sent = [
+        await client.send_message(
+            QueueUrl=queue.url, MessageBody=body, MessageGroupId=body[0], MessageDeduplicationId=body
+        )
+        for body in ("A0", "B0", "A1")
+    ]
+    numbers = [message["SequenceNumber"] for message in sent]
+    received = {message["Body"]: message["Attributes"]["SequenceNumber"] for message in await queue.receive()}
+    assert numbers == sorted(numbers, key=int) == [received[body] for body in ("A0", "B0", "A1")]
+    assert len(set(numbers)) == 3
+
+
+@on("ours", "ministack")
+async def test_repeated_message_is_dropped_for_five_minutes(client: Client) -> None:
+    """By its deduplication id, or by its text where the queue says so; deleted messages count too."""
+    queue = await Queue.make(client, fifo=True, ContentBasedDeduplication="true")
+    ids = {"QueueUrl": queue.url, "MessageGroupId": "A"}
+    first = await client.send_message(MessageBody="x", **ids)
+    (message,) = await queue.receive()
+    await queue.delete(message)
+    again = await client.send_message(MessageBody="x", **ids)
+    assert (again["MessageId"], await queue.bodies()) == (first["MessageId"], [])
+    await client.send_message(MessageBody="x", MessageDeduplicationId="1", **ids)
+    await client.send_message(MessageBody="y", MessageDeduplicationId="1", **ids)
+    assert await queue.bodies() == ["x"]
+
+
+@on(*ALL)
+async def test_fifo_queue_wants_its_ids(client: Client) -> None:
+    """API_SendMessage: MessageGroupId always, MessageDeduplicationId unless by content; no delay of its own."""
+    queue = await Queue.make(client, fifo=True)
+    no_group = client.send_message(QueueUrl=queue.url, MessageBody="x", MessageDeduplicationId="1")
+    assert await code_of(no_group) == "MissingParameter"
+    no_id = client.send_message(QueueUrl=queue.url, MessageBody="x", MessageGroupId="A")
+    assert await code_of(no_id) == "InvalidParameterValue"
+    assert await code_of(queue.send("A0", DelaySeconds=5)) == "InvalidParameterValue"
+
+
+@on(*ALL)
+async def test_group_id_does_not_lock_in_a_standard_queue(client: Client) -> None:
+    """See "Amazon SQS fair queues": there it only names a tenant."""
+    queue = await Queue.make(client)
+    await queue.send("a", "b", MessageGroupId="tenant")
+    assert (await queue.bodies(1), await queue.bodies(1)) == (["a"], ["b"])
+
+
+@on("ours", "ministack")
+async def test_earlier_receipt_is_refused_by_a_fifo_queue(client: Client) -> None:
+    """Once the message was received again, neither a delete nor a change of visibility by the first handle works."""
+    queue = await Queue.make(client, fifo=True)
+    await queue.send("A0")
+    (first,) = await queue.receive(VisibilityTimeout=0)
+    (second,) = await queue.receive()
+    for refused in (queue.delete(first), queue.change(first, 30)):
+        assert await code_of(refused) in {"InvalidParameterValue", "ReceiptHandleIsInvalid"}
+    (failed,) = (await queue.delete_batch({"x": first["ReceiptHandle"]}))["Failed"]
+    await queue.delete(second)
+    assert (failed["SenderFault"], await queue.counts()) == (True, (0, 0, 0))
+
+
+@on("ours")
+async def test_expired_receipt_is_refused_by_a_fifo_queue(client: Client) -> None:
+    """Nobody need have received the message again: localstack pull request 12442, which asked AWS."""
+    queue = await Queue.make(client, fifo=True)
+    await queue.send("A0")
+    (message,) = await queue.receive(VisibilityTimeout=1)
+    assert await until(lambda: visible(queue, 1), within_s=5)
+    assert await code_of(queue.delete(message)) == "InvalidParameterValue"
+    assert await code_of(queue.change(message, 30)) == "InvalidParameterValue"
+    (failed,) = (await queue.delete_batch({"x": message["ReceiptHandle"]}))["Failed"]
+    assert (failed["SenderFault"], await queue.bodies()) == (True, ["A0"])
+
+
+async def visible(queue: Queue, count: int) -> bool:
+    """Tell whether *count* messages are visible."""
+    return (await queue.counts())[0] == count
+
+
+@on("ours")
+async def test_receive_attempt_gives_the_same_again(client: Client) -> None:
+    """API_ReceiveMessage, ReceiveRequestAttemptId: messages and handles; a new id waits for the group."""
+    queue = await Queue.make(client, fifo=True)
+    await queue.send("A0", "A1", "B0")
+    first = await queue.receive(2, ReceiveRequestAttemptId="1")
+    assert await queue.receive(2, ReceiveRequestAttemptId="1") == first
+    assert await queue.bodies(ReceiveRequestAttemptId="2") == ["B0"]
+
+
+@on("ours")
+async def test_receive_attempt_is_void_once_a_message_was_changed(client: Client) -> None:
+    """Then the same id receives anew."""
+    queue = await Queue.make(client, fifo=True)
+    await queue.send("A0", "A1", "B0")
+    (first,) = await queue.receive(1, ReceiveRequestAttemptId="1")
+    await queue.delete(first)
+    assert await queue.bodies(ReceiveRequestAttemptId="1") == ["A1", "B0"]
+
+
+# Dead letters
+
+
+@on(*ALL)
+@pytest.mark.parametrize("fifo", [False, True])
+async def test_message_goes_to_the_dead_letter_queue_when_received_too_often(client: Client, *, fifo: bool) -> None:
+    """It goes at the receive after the last one allowed, and keeps its id and its attributes."""
+    queue, letters = await Queue.make_with_redrive(client, 2, fifo=fifo)
+    attributes = {"Kind": {"DataType": "String", "StringValue": "ORDER"}}
+    await queue.send("A0", MessageAttributes=attributes)
+    (message,) = await queue.receive(VisibilityTimeout=0)
+    assert await queue.bodies(VisibilityTimeout=0) == ["A0"]
+    assert await queue.bodies() == []
+    (letter,) = await letters.receive()
+    assert (letter["MessageId"], letter["MessageAttributes"]) == (message["MessageId"], attributes)
+    assert await queue.counts() == (0, 0, 0)
+
+
+@on("ours", "ministack")
+async def test_dead_letter_names_its_source(client: Client) -> None:
+    """API_ReceiveMessage, DeadLetterQueueSourceArn."""
+    queue, letters = await Queue.make_with_redrive(client, 1)
+    await queue.send("a")
+    assert (await queue.bodies(VisibilityTimeout=0), await queue.bodies()) == (["a"], [])
+    (letter,) = await letters.receive()
+    assert letter["Attributes"]["DeadLetterQueueSourceArn"] == await queue.attribute("QueueArn")
+
+
+@on("ours")
+async def test_move_task_sends_dead_letters_back(client: Client) -> None:
+    """API_StartMessageMoveTask: to where they came from, as new messages; one task at a time for a queue."""
+    queue, letters = await Queue.make_with_redrive(client, 1)
+    await queue.send("a", "b")
+    before = await queue.receive(VisibilityTimeout=0)
+    assert await queue.bodies() == []
+    arn = await letters.attribute("QueueArn")
+    await client.start_message_move_task(SourceArn=arn, MaxNumberOfMessagesPerSecond=4)
+    assert await code_of(client.start_message_move_task(SourceArn=arn)) == "InvalidParameterValue"
+
+    async def completed() -> bool:
+        (task,) = (await client.list_message_move_tasks(SourceArn=arn))["Results"]
+        moved = (task["ApproximateNumberOfMessagesMoved"], task["ApproximateNumberOfMessagesToMove"])
+        return (task["Status"], moved) == ("COMPLETED", (2, 2))
+
+    assert await until(completed, within_s=5)
+    after = await queue.receive()
+    assert sorted(message["Body"] for message in after) == ["a", "b"]
+    assert not {message["MessageId"] for message in after} & {message["MessageId"] for message in before}
+    assert [count_of(message) for message in after] == [1, 1]
+
+
+@on("ours")
+async def test_move_task_is_for_dead_letter_queues_alone(client: Client) -> None:
+    """API_StartMessageMoveTask: the source is one, and it exists."""
+    queue = await Queue.make(client)
+    arn = await queue.attribute("QueueArn")
+    assert await code_of(client.start_message_move_task(SourceArn=arn)) == "InvalidParameterValue"
+    assert await code_of(client.start_message_move_task(SourceArn=arn + "x")) == "ResourceNotFoundException"
+
+
+# Queues
+
+
+@on(*ALL)
+async def test_missing_queue_is_not_found(client: Client) -> None:
+    """By its model's name, and by the code of the query protocol."""
+    queue = await Queue.make(client)
+    await client.delete_queue(QueueUrl=queue.url)
+    for call in (queue.receive(), queue.send("x"), queue.counts(), client.get_queue_url(QueueName="missing")):
+        with pytest.raises(client.exceptions.QueueDoesNotExist) as caught:
+            await call
+        assert caught.value.response["Error"]["Code"] == "AWS.SimpleQueueService.NonExistentQueue"
+
+
+@on(*ALL)
+async def test_queue_is_found_by_its_name(client: Client) -> None:
+    """It is listed by its first letters; made again with the same attributes, it is the same."""
+    queue = await Queue.make(client, VisibilityTimeout="77")
+    name = queue.url.rpartition("/")[2]
+    assert (await client.get_queue_url(QueueName=name))["QueueUrl"] == queue.url
+    assert (await client.list_queues(QueueNamePrefix=name))["QueueUrls"] == [queue.url]
+    assert not (await client.list_queues(QueueNamePrefix="missing")).get("QueueUrls")
+    again = await client.create_queue(QueueName=name, Attributes={"VisibilityTimeout": "77"})
+    assert again["QueueUrl"] == queue.url
+    other = client.create_queue(QueueName=name, Attributes={"VisibilityTimeout": "78"})
+    assert await code_of(other) == "QueueAlreadyExists"
+
+
+@on(*ALL)
+async def test_attributes_can_be_changed(client: Client) -> None:
+    """They hold from then on; unknown names and values are refused."""
+    queue = await Queue.make(client)
+    await client.set_queue_attributes(QueueUrl=queue.url, Attributes={"VisibilityTimeout": "1"})
+    assert await queue.attribute("VisibilityTimeout") == "1"
+    await queue.send("a")
+    assert (await queue.bodies(), await queue.bodies(WaitTimeSeconds=5)) == (["a"], ["a"])
+
+
+@on("ours")
+async def test_attributes_are_refused_when_wrong(client: Client) -> None:
+    """API_SetQueueAttributes, InvalidAttributeName and InvalidAttributeValue."""
+    queue = await Queue.make(client)
+    unknown = client.set_queue_attributes(QueueUrl=queue.url, Attributes={"Nonsense": "1"})
+    assert await code_of(unknown) == "InvalidAttributeName"
+    wrong = client.set_queue_attributes(QueueUrl=queue.url, Attributes={"VisibilityTimeout": "50000"})
+    assert await code_of(wrong) == "InvalidAttributeValue"
+
+
+@on("ours", "moto")
+async def test_purge_empties_the_queue(client: Client) -> None:
+    """API_PurgeQueue: messages in flight too; a second one within a minute is refused."""
+    queue = await Queue.make(client)
+    await queue.send("a", "b")
+    await queue.receive(1)
+    await client.purge_queue(QueueUrl=queue.url)
+    assert await queue.counts() == (0, 0, 0)
+    again = client.purge_queue(QueueUrl=queue.url)
+    assert await code_of(again) == "AWS.SimpleQueueService.PurgeQueueInProgress"
+
+
+@on(*ALL)
+@pytest.mark.parametrize("count", [0, 11])
+async def test_receive_takes_one_to_ten_messages(client: Client, count: int) -> None:
+    """API_ReceiveMessage, MaxNumberOfMessages."""
+    queue = await Queue.make(client)
+    refused = client.receive_message(QueueUrl=queue.url, MaxNumberOfMessages=count)
+    assert await code_of(refused) == "InvalidParameterValue"
+
+
+@on("ours", "moto")
+async def test_receive_waits_20_seconds_at_most(client: Client) -> None:
+    """API_ReceiveMessage, WaitTimeSeconds."""
+    queue = await Queue.make(client)
+    refused = client.receive_message(QueueUrl=queue.url, WaitTimeSeconds=21)
+    assert await code_of(refused) == "InvalidParameterValue"
+
+
+@on("ours", "ministack")
+async def test_receivers_at_once_get_each_message_once(client: Client) -> None:
+    """Nothing is lost, and nothing comes twice within the visibility timeout."""
+    queue, seen = await Queue.make(client, VisibilityTimeout="300"), Counter[str]()
+    for start in range(0, 400, 10):
+        entries = [{"Id": str(number), "MessageBody": f"{start + number}"} for number in range(10)]
+        await client.send_message_batch(QueueUrl=queue.url, Entries=entries)
+
+    async def receive() -> None:
+        while messages := await queue.receive():
+            seen.update(message["Body"] for message in messages)
+            await queue.delete_batch({str(n): message["ReceiptHandle"] for n, message in enumerate(messages)})
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(receive())
+    assert (len(seen), set(seen.values()), await queue.counts()) == (400, {1}, (0, 0, 0))

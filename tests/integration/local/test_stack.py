@@ -1,0 +1,415 @@
+"""The embedded stack for real: it comes up, its parts fail alone, and nothing of it is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import aiohttp
+import asyncpg
+import pytest
+import pytest_asyncio
+from yarl import URL
+
+from simplu_worker.local.postgres import server as postgres
+from simplu_worker.local.postgres.server import PostgresServer, Programs, find_postgres_bin
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.watchdog import ProcessGroup, running_processes, send_signal
+from simplu_worker.local.stack.citrus_server import Citrus
+from simplu_worker.local.stack.stack import Stack
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+STACK_PROGRAM = """
+import asyncio, json, sys
+from pathlib import Path
+from simplu_worker.local.stack.stack import Stack, run_stack
+
+async def hold():
+    async with Stack(shards=2) as stack:
+        stack.servers["shard-2"].suspend()
+        print(json.dumps({"pids": sorted(stack.group.pids), "directory": str(stack.group.directory)}), flush=True)
+        await asyncio.Event().wait()
+
+sys.exit(asyncio.run(run_stack(Path(sys.argv[1]), 1) if sys.argv[1:] else hold()))
+"""
+
+
+class Answer(NamedTuple):
+    """What Citrus said."""
+
+    status: int
+    body: Any
+
+
+class CitrusDoor(NamedTuple):
+    """Where Citrus is, and the key to it."""
+
+    url: str
+    key: str
+
+    async def ask(self, method: str, path: str, body: object = None) -> Answer:
+        """Send one request; *path* is taken as it is, percent-encoded."""
+        async with (
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.key}"}) as session,
+            session.request(method, URL(self.url + path, encoded=True), json=body) as response,
+        ):
+            return Answer(response.status, await response.json())
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack() -> AsyncIterator[Stack]:
+    """Give one stack to the tests that leave it as they found it."""
+    async with Stack(shards=3) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def other_stack() -> AsyncIterator[Stack]:
+    """Give a second stack, whose shards may be filled."""
+    async with Stack(shards=3) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def server() -> AsyncIterator[PostgresServer]:
+    """Give a Postgres server alone, for what would harm others."""
+    with ProcessGroup() as group:
+        alone = PostgresServer(group, Programs.find(group.directory), database="alone")
+        await alone.start()
+        yield alone
+
+
+def command_line_of(server: PostgresServer) -> str:
+    """Return the server's arguments as the process list shows them."""
+    listing = ["ps", "-ww", "-o", "args=", "-p", str(server.pid)]
+    return subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+
+
+def pid_listening_on(port: int | None) -> int:
+    """Return the Postgres server with that port on its command line."""
+    listing = subprocess.run(["ps", "-axww", "-o", "pid=,args="], capture_output=True, text=True, check=True)
+    return next(int(line.split()[0]) for line in listing.stdout.splitlines() if f"/postgres -p {port} " in line)
+
+
+@contextlib.contextmanager
+def program(*arguments: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the program above as a process of its own, and kill it at the end."""
+    command = [sys.executable, "-c", STACK_PROGRAM, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return what is in a folder, hidden files too."""
+    return [path.name for path in folder.iterdir()]
+
+
+def is_left(pids: set[int], *paths: Path) -> bool:
+    """Return whether one of the processes runs or one of the paths exists."""
+    running = {process.pid for process in running_processes()}
+    return bool(pids & running) or any(path.exists() for path in paths)
+
+
+def registration(business_id: str, location_id: str = "x") -> dict[str, str]:
+    """Return the body that registers a tenant."""
+    key = f"{business_id}-{location_id}"
+    return {"businessId": business_id, "locationId": location_id, "businessType": "gym", "shardKey": key}
+
+
+async def answer_of(url: str, *, timeout_s: float = 5.0) -> object:
+    """Ask a Postgres server something over a connection of its own."""
+    connection = await asyncpg.connect(url, timeout=timeout_s)
+    try:
+        return await connection.fetchval("SELECT current_database()")
+    finally:
+        await connection.close(timeout=timeout_s)
+
+
+async def test_stack_answers_on_all_parts(stack: Stack) -> None:
+    """Once the stack is entered, each Postgres server, the stream, the queues, the table and Citrus answer."""
+    urls = stack.env["STACK_POSTGRES_URLS"].split()
+    assert [await answer_of(url) for url in urls] == ["shard_1", "shard_2", "shard_3"]
+    assert len({server.pid for server in stack.servers.values()}) == 3
+    async with stack.aws_client("kinesis") as kinesis:
+        listed = await kinesis.list_shards(StreamName=stack.env["KINESIS_STREAM_NAME"])
+        assert len(listed["Shards"]) == 4
+    async with stack.aws_client("sqs") as sqs:
+        for source in ("SHARD_CREATION", "ORDER_EVENTS", "PRIORITY", "DEAD_LETTER"):
+            asked = await sqs.get_queue_attributes(
+                QueueUrl=stack.env[f"SQS_{source}_QUEUE_URL"], AttributeNames=["All"]
+            )
+            found = asked["Attributes"]
+            assert found["VisibilityTimeout"] == "30"
+            assert ("RedrivePolicy" in found) is (source != "DEAD_LETTER")
+            assert found.get("FifoQueue") == ("true" if source in {"ORDER_EVENTS", "PRIORITY"} else None)
+    async with stack.aws_client("dynamodb") as dynamodb:
+        described = await dynamodb.describe_table(TableName=stack.env["DYNAMODB_BUSINESS_INFO_TABLE"])
+        assert described["Table"]["KeySchema"] == [{"AttributeName": "id", "KeyType": "HASH"}]
+    health = await CitrusDoor(stack.citrus_url, stack.citrus_api_key).ask("GET", "/api/shards/health")
+    assert [shard["connectionString"] for shard in health.body] == urls
+
+
+async def test_postgres_listens_on_loopback_alone_with_its_port_on_the_command_line(stack: Stack) -> None:
+    """A shard can be found by its port in the process list, and from nowhere but this machine."""
+    server = stack.servers["shard-1"]
+    assert f" -p {server.port} " in command_line_of(server)
+    connection = await asyncpg.connect(server.url)
+    assert await connection.fetchval("SHOW listen_addresses") == "127.0.0.1"
+    await connection.close()
+
+
+async def test_citrus_refuses_when_the_key_is_wrong(stack: Stack) -> None:
+    """Without the API key nothing is told, not even whether a path exists."""
+    for key in ("", "wrong", "\u00e9"):
+        assert (await CitrusDoor(stack.citrus_url, key).ask("GET", "/api/shards/health")).status == 401
+        assert (await CitrusDoor(stack.citrus_url, key).ask("GET", "/nothing")).status == 401
+
+
+async def test_citrus_makes_a_fourth_shard_when_three_are_full(other_stack: Stack, tmp_path: Path) -> None:
+    """The tenth tenant gets a new Postgres server, once, and the environment file learns of it."""
+    file = tmp_path / "env"
+    other_stack.write_env_file(file)
+    door = CitrusDoor(other_stack.citrus_url, other_stack.citrus_api_key)
+    async with asyncio.TaskGroup() as tasks:
+        bodies = [registration(f"business{number}") for number in range(11)]
+        asked = [tasks.create_task(door.ask("POST", "/api/register", body)) for body in bodies]
+    placed = [task.result() for task in asked]
+    assert [answer.status for answer in placed] == [201] * 11
+    homes = sorted(answer.body["shardId"] for answer in placed)
+    assert homes == ["shard-1"] * 3 + ["shard-2"] * 3 + ["shard-3"] * 3 + ["shard-4"] * 2
+    assert await answer_of(other_stack.servers["shard-4"].url) == "shard_4"
+    assert environment_by_shell(file)["STACK_POSTGRES_URLS"].split()[3] == other_stack.servers["shard-4"].url
+
+
+async def never() -> tuple[str, str]:
+    """Stand for the making of a shard where none is wanted."""
+    raise AssertionError
+
+
+@pytest.mark.parametrize("business_id", ["acme", "a/b", "%2F %25", "ü+?#&=", "..", "日本-", "a/capacity"])
+async def test_citrus_speaks_the_contract_from_registration_to_move(business_id: str) -> None:
+    """Look-up, registration, capacity and re-pointing give what contract §7 names, for any key."""
+    citrus = Citrus(api_key="key", make_shard=never, max_businesses=1)
+    for number in (1, 2):
+        citrus.add_shard(f"shard-{number}", f"postgresql://u:p@h/{number}")
+    body = registration(business_id)
+    path = "/api/shard/" + quote(body["shardKey"], safe="")
+    async with citrus.serve() as url:
+        door = CitrusDoor(url, "key")
+        assert (await door.ask("GET", path)).status == 404
+        assert (await door.ask("POST", "/api/register", body | {"shardKey": ""})).status == 400
+        made = await door.ask("POST", "/api/register", body)
+        assert made.body | {"lastHealthCheck": ""} == {
+            "shardId": "shard-1",
+            "connectionString": "postgresql://u:p@h/1",
+            "isActive": True,
+            "lastHealthCheck": "",
+            "businessCount": 1,
+            "maxBusinesses": 1,
+        }
+        assert (await door.ask("GET", path)).body.keys() == made.body.keys()
+        assert (await door.ask("POST", "/api/register", body)).status == 409
+        capacity = [await door.ask("GET", f"/api/shard/shard-{number}/capacity") for number in (1, 2, 9)]
+        assert [answer.body.get("canAcceptNewBusiness") for answer in capacity] == [False, True, None]
+        assert [answer.status for answer in capacity] == [200, 200, 404]
+        assert (await door.ask("PUT", path, {"shardId": "shard-2"})).status == 200
+        assert (await door.ask("GET", path)).body["shardId"] == "shard-2"
+        assert (await door.ask("PUT", path, {"shardId": "shard-9"})).status == 400
+        assert (await door.ask("PUT", "/api/shard/nobody-x", {"shardId": "shard-2"})).status == 404
+
+
+def environment_by_shell(file: Path) -> dict[str, str]:
+    """Return what a shell has in its environment after it read *file*, less what it had."""
+    script = f"set -a; . {shlex.quote(str(file))}; env -0"
+    shell = subprocess.run(["sh", "-c", script], capture_output=True, check=True, env={"PATH": os.environ["PATH"]})
+    pairs = dict(entry.split("=", 1) for entry in shell.stdout.decode().split("\0") if entry)
+    return {name: value for name, value in pairs.items() if name not in {"PATH", "PWD", "OLDPWD", "SHLVL", "_"}}
+
+
+async def test_env_file_is_private_and_a_shell_reads_what_the_stack_means(stack: Stack, tmp_path: Path) -> None:
+    """The file holds secrets: mode 0600, nothing beside it; and it is removed only while it is the stack's own."""
+    file = tmp_path / "stack env"
+    stack.write_env_file(file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert environment_by_shell(file) == stack.env
+    assert names_in(tmp_path) == [file.name]
+    stack.remove_env_file()
+    assert not file.exists()
+    stack.write_env_file(file)
+    file.write_text("OTHER=1\n")
+    stack.remove_env_file()
+    assert file.exists()
+
+
+async def test_killed_server_leaves_the_others_answering_and_comes_back(stack: Stack) -> None:
+    """Each shard is a process of its own; after kill -9 it starts on the same port with all that was committed."""
+    one, other = stack.servers["shard-1"], stack.servers["shard-2"]
+    open_connection = await asyncpg.connect(one.url)
+    await open_connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+    url = one.url
+    await one.kill()
+    with pytest.raises(OSError):  # noqa: PT011  # refused, whatever the system's word for it
+        await answer_of(one.url)
+    assert await answer_of(other.url) == "shard_2"
+    assert await stack.start_ended_servers() == ["shard-1"]
+    assert one.url == url
+    connection = await asyncpg.connect(url)
+    assert await connection.fetchval("SELECT answer FROM kept") == 42
+    await connection.execute("DROP TABLE kept")
+    await connection.close()
+    open_connection.terminate()
+
+
+async def test_suspended_server_hangs_until_it_is_resumed(server: PostgresServer) -> None:
+    """A paused server neither refuses nor answers, and afterwards goes on as if nothing had been."""
+    server.suspend()
+    with pytest.raises(TimeoutError):
+        await answer_of(server.url, timeout_s=0.3)
+    server.resume()
+    assert await answer_of(server.url) == "alone"
+
+
+async def test_stopped_server_starts_again_on_the_same_address(server: PostgresServer) -> None:
+    """An orderly stop, of a paused server too, keeps data and port; databases made later are kept as well."""
+    url = await server.create_database('odd "name"')
+    server.suspend()
+    await server.stop()
+    assert not server.is_running
+    await server.start()
+    assert url == server.url_of('odd "name"')
+    connection = await asyncpg.connect(server.url)
+    assert await connection.fetchval("SELECT count(*) FROM pg_database WHERE datname = $1", 'odd "name"') == 1
+    await connection.close()
+
+
+async def test_server_takes_another_port_when_its_own_is_taken(server: PostgresServer) -> None:
+    """Between the choice of a port and its use somebody may be faster."""
+    rival = PostgresServer(server._group, server._programs, database="rival")
+    rival.port = server.port
+    await rival.start()
+    assert rival.port != server.port
+    assert [await answer_of(each.url) for each in (server, rival)] == ["alone", "rival"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another user for Postgres")
+async def test_server_runs_as_nobody_when_a_user_namespace_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Root without `unshare` starts Postgres as user nobody, from a copy where nobody cannot reach the programs."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    package = find_postgres_bin().parent.parent
+    for folder in (package, *package.parent.glob(f"{package.name}*.libs")):
+        (private / folder.name).symlink_to(folder)
+    hidden = private / package.name / find_postgres_bin().parent.name / "bin"
+    monkeypatch.setattr(postgres, "find_postgres_bin", lambda: hidden)
+    with ProcessGroup() as group:
+        programs = Programs.find(group.directory, unshare="/bin/false")
+        assert programs.user == "nobody"
+        assert programs.folder.is_relative_to(group.directory)
+        server = PostgresServer(group, programs, database="modest")
+        await server.start()
+        assert await answer_of(server.url) == "modest"
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert not group.directory.exists()
+
+
+async def test_two_stacks_live_side_by_side(stack: Stack, other_stack: Stack) -> None:
+    """Two runs on one machine share nothing: no port, no folder, no secret."""
+    secrets = (
+        "STACK_POSTGRES_URLS",
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_SQS",
+        "CITRUS_SERVER_URL",
+        "HTTP_PORT",
+        "CITRUS_API_KEY",
+        "API_TOKEN",
+    )
+    for name in secrets:
+        assert not set(stack.env[name].split()) & set(other_stack.env[name].split())
+    assert stack.group.directory != other_stack.group.directory
+    assert [await answer_of(each.servers["shard-1"].url) for each in (stack, other_stack)] == ["shard_1"] * 2
+
+
+async def test_nothing_is_left_when_the_parent_is_killed() -> None:
+    """Kill -9 of the process that entered the stack ends all of it, a paused server too, and removes its folder."""
+    with program() as parent:
+        assert parent.stdout is not None
+        started = json.loads(parent.stdout.readline())
+        pids, directory = set(started["pids"]), Path(started["directory"])
+        assert len(pids) > 8  # two servers with their children, the AWS, the watchdog
+        assert is_left(set(), directory)
+
+    async def gone() -> bool:
+        return not is_left(pids, directory)
+
+    assert await until(gone, within_s=5.0)
+
+
+async def test_group_ends_a_child_that_ignores_every_request(tmp_path: Path) -> None:
+    """Who does not go when asked is killed, descendants in sessions of their own included."""
+    script = "trap '' INT TERM; setsid sh -c 'trap \"\" INT TERM; sleep 60' & echo ready; sleep 60; sleep 60"
+    with ProcessGroup() as group:
+        log = tmp_path / "log"
+        child = group.spawn(["sh", "-c", script], log_path=log)
+
+        async def ready() -> bool:
+            return log.read_text() != "" and len(group.pids) >= 5
+
+        assert await until(ready, within_s=5.0)
+        pids = group.pids
+        started = time.monotonic()
+    assert time.monotonic() - started < 6.0
+    assert child.returncode == -signal.SIGKILL
+    assert not is_left(pids, group.directory)
+
+
+async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupted(tmp_path: Path) -> None:
+    """`stack` takes a stale file away, writes its own once all answers, starts what was killed, and leaves nothing."""
+    file = tmp_path / "env"
+    file.write_text("API_TOKEN=stale\n")
+    with program(str(file), TMPDIR=str(tmp_path)) as command:
+
+        async def written() -> bool:
+            return file.exists() and "stale" not in file.read_text()
+
+        assert await until(written, within_s=20.0)
+        env = environment_by_shell(file)
+        url = URL(env["STACK_POSTGRES_URLS"])
+        killed = {pid_listening_on(url.port)}
+        send_signal(killed, signal.SIGKILL)
+
+        async def ended() -> bool:
+            return not is_left(killed)
+
+        assert await until(ended, within_s=5.0)
+        command.send_signal(signal.SIGUSR1)
+
+        async def answered() -> bool:
+            with contextlib.suppress(OSError, asyncpg.PostgresError):
+                return await answer_of(str(url)) == "shard_1"
+            return False
+
+        assert await until(answered, within_s=20.0)
+        command.send_signal(signal.SIGINT)
+        shown, _ = command.communicate(timeout=20)
+    assert command.returncode == 0
+    assert f"simplu-worker run --env-file {file}" in shown
+    assert not [name for name in ("API_TOKEN", "CITRUS_API_KEY", "STACK_POSTGRES_URLS") if env[name] in shown]
+    assert names_in(tmp_path) == []

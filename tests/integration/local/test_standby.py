@@ -1,0 +1,113 @@
+"""A streaming standby for real: it follows, falls behind, and takes the place of the server it was copied from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from support.postgres.standby import StandbyServer, can_copy
+from support.requires import require
+
+from simplu_worker.local.postgres.server import PostgresServer, Programs, find_postgres_bin
+from simplu_worker.local.processes.loopback import StackError
+from simplu_worker.local.processes.watchdog import ProcessGroup
+
+
+@pytest.fixture
+async def standby() -> AsyncIterator[StandbyServer]:
+    """Give a standby that streams from a server with a table of numbers."""
+    try:
+        find_postgres_bin()
+    except StackError as exc:
+        require("a Postgres server", found=False, how=str(exc))
+    with ProcessGroup() as group:
+        programs = Programs.find(group.directory)
+        require("pg_basebackup", found=can_copy(programs.folder), how="install simplu-worker[local]")
+        primary = PostgresServer(group, programs, database="kept")
+        await primary.start()
+        await run(primary, "CREATE TABLE numbers (n int)")
+        follower = StandbyServer(group, programs, primary, name="follower")
+        await follower.start()
+        await follower.wait_streaming()
+        yield follower
+
+
+async def run(server: PostgresServer, statement: str) -> None:
+    """Run a statement on a connection of its own."""
+    connection = await asyncpg.connect(server.url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def numbers_of(server: PostgresServer) -> list[int]:
+    """Return what is in the table."""
+    connection = await asyncpg.connect(server.url)
+    try:
+        return [row[0] for row in await connection.fetch("SELECT n FROM numbers ORDER BY n")]
+    finally:
+        await connection.close()
+
+
+async def test_standby_has_all_and_takes_no_writes_when_it_has_caught_up(standby: StandbyServer) -> None:
+    """What the primary has committed is there to be read, and only to be read."""
+    await run(standby.primary, "INSERT INTO numbers VALUES (1)")
+    await standby.catch_up()
+    assert await numbers_of(standby) == [1]
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        await run(standby, "INSERT INTO numbers VALUES (2)")
+
+
+async def test_standby_lacks_what_was_committed_after_it_fell_behind_when_promoted(standby: StandbyServer) -> None:
+    """The commits of a primary that nobody received are gone with it, and its successor goes on without them."""
+    await run(standby.primary, "INSERT INTO numbers VALUES (1)")
+    await standby.catch_up()
+    await standby.fall_behind()
+    await run(standby.primary, "INSERT INTO numbers VALUES (2)")
+    await standby.primary.kill()
+    await standby.promote()
+    await run(standby, "INSERT INTO numbers VALUES (3)")
+    assert await numbers_of(standby) == [1, 3]
+
+
+async def test_standby_of_a_promoted_one_takes_the_place_of_the_first(standby: StandbyServer) -> None:
+    """Servers take turns: each one's successor is made where its predecessor was, also after a restart."""
+    first = standby.primary
+    await first.discard()
+    await standby.promote()
+    await standby.kill()
+    await standby.start()
+    next_one = StandbyServer(standby._group, standby._programs, standby, name="next", port=first.port)
+    await next_one.start()
+    await next_one.wait_streaming()
+    await run(standby, "INSERT INTO numbers VALUES (1)")
+    await standby.discard()
+    await next_one.promote()
+    await run(next_one, "INSERT INTO numbers VALUES (2)")
+    assert await numbers_of(next_one) == [1, 2]
+    assert next_one.url == first.url
+
+
+async def test_commit_waits_for_a_synchronous_standby_when_that_falls_behind(standby: StandbyServer) -> None:
+    """A commit is not told to anybody before the standby has it, so none that was told is lost."""
+    await standby.make_synchronous()
+    await run(standby.primary, "INSERT INTO numbers VALUES (1)")
+    await standby.fall_behind()
+    connection = await asyncpg.connect(standby.primary.url)
+    with pytest.raises(TimeoutError):
+        await connection.execute("INSERT INTO numbers VALUES (2)", timeout=0.3)
+    connection.terminate()
+    await standby.primary.kill()
+    await standby.promote()
+    await run(standby, "INSERT INTO numbers VALUES (3)")
+    assert await numbers_of(standby) == [1, 3]
+
+
+async def test_standby_says_so_when_it_cannot_be_copied(standby: StandbyServer) -> None:
+    """A primary that is down is named by what pg_basebackup said, within the time of a start."""
+    await standby.primary.kill()
+    another = StandbyServer(standby._group, standby._programs, standby.primary, name="another")
+    with pytest.raises(StackError, match="pg_basebackup of Postgres another failed"):
+        await another.start()

@@ -1,0 +1,390 @@
+"""The door to Postgres: what becomes of connections, which errors come out, and that no secret is among them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import traceback
+from pathlib import Path
+
+import asyncpg
+import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
+from support.postgres.trouble import Line, backends, nobody_is_left
+
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import HOST, free_port
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import (
+    InvalidDataError,
+    LostRaceError,
+    ShardUnavailableError,
+    StatementFailedError,
+)
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.pool_state import REFUSAL_COUNTS_S
+from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.telemetry.log import MASK, scrub_text
+
+PASSWORD = "swordfish-7/@:x"
+ENCODED_PASSWORD = "swordfish-7%2F%40%3Ax"
+
+
+async def ask(pool: ShardPool, query: str = "SELECT 1") -> object:
+    """Ask a shard for one value."""
+    async with pool.connection() as connection:
+        return await connection.fetchval(query)
+
+
+async def test_pool_opens_connections_only_when_used_and_keeps_them(make_shard: ShardMaker) -> None:
+    """A pool costs nothing before its first use, at most its size after it, and nothing when it was closed."""
+    address = await make_shard()
+    pool = ShardPool(address, size=2)
+    assert (pool.counts(), await backends(address)) == ({"open": 0, "idle": 0, "waiting": 0}, 0)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(6):
+            tasks.create_task(ask(pool, "SELECT pg_sleep(0.05)"))
+
+    assert (pool.counts(), await backends(address)) == ({"open": 2, "idle": 2, "waiting": 0}, 2)
+    await pool.close()
+    assert await nobody_is_left(address)
+
+
+async def test_pool_is_unavailable_when_no_connection_becomes_free(make_shard: ShardMaker) -> None:
+    """Waiting for a connection is bounded."""
+    pool = ShardPool(await make_shard(), size=1, deadlines=Deadlines(acquire_s=0.1))
+    async with pool.connection():
+        with pytest.raises(ShardUnavailableError, match="TimeoutError"):
+            await ask(pool)
+    assert await ask(pool) == 1
+    await pool.close()
+
+
+async def test_transaction_is_bounded_and_its_settings_end_with_it(shard: ShardPool) -> None:
+    """Deadlines hold within a transaction and leave nothing on the connection: it may be a pooler's."""
+    query = "SELECT current_setting('lock_timeout') || ' ' || current_setting('plan_cache_mode')"
+    async with shard.transaction() as connection:
+        within = await connection.fetchval(query)
+
+    assert within == "5s force_generic_plan"
+    assert await ask(shard, query) == "0 auto"
+
+
+async def test_transaction_leaves_nothing_when_its_user_fails(shard: ShardPool) -> None:
+    """Errors of ours and of the server roll it back and keep the connection; a bug ends the connection."""
+    await ask(shard, "CREATE TABLE numbers (n int)")
+
+    async def insert(*, then: str = "SELECT 1", error: Exception | None = None) -> None:
+        async with shard.transaction() as connection:
+            await connection.execute("INSERT INTO numbers VALUES (1)")
+            await connection.execute(then)
+            if error is not None:
+                raise error
+
+    for error in (TryAgainLaterError("later"), RuntimeError("bug")):
+        with pytest.raises(type(error)):
+            await insert(error=error)
+    with pytest.raises(InvalidDataError, match=r"DivisionByZeroError \(22012\)"):
+        await insert(then="SELECT 1 / 0")
+
+    assert await ask(shard, "SELECT count(*) FROM numbers") == 0
+    assert await nobody_is_left(shard.address, "state LIKE 'idle in transaction%'")
+
+
+async def test_transaction_can_be_used_again_when_its_opening_failed(shard: ShardPool) -> None:
+    """A setting that the server refuses after BEGIN gives no connection back in the aborted transaction."""
+    complaints: list[str] = []  # asyncpg's, of a connection that comes back within a transaction
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    broken = ShardPool(shard.address, size=1, deadlines=Deadlines(lock_s=1e9))
+
+    for _ in range(2):
+        with pytest.raises(InvalidDataError, match=r"InvalidParameterValueError \(22023\)"):
+            async with broken.transaction():
+                pytest.fail("it was opened")
+
+    assert complaints == []
+    assert await ask(broken) == 1
+    await broken.close()
+
+
+async def test_pool_ends_the_connection_when_its_use_is_cancelled(make_shard: ShardMaker) -> None:
+    """Wherever a transaction is cancelled, no connection goes back in the middle of it, and all or nothing is there."""
+    address = await make_shard()
+    pool = ShardPool(address, size=2)
+    await ask(pool, "CREATE TABLE pairs (n int)")
+
+    async def insert_pair(number: int) -> None:
+        async with pool.transaction() as connection:
+            await connection.execute("INSERT INTO pairs VALUES ($1)", number)
+            await connection.execute("INSERT INTO pairs VALUES ($1)", number)
+
+    for number in range(60):
+        async with asyncio.TaskGroup() as tasks:
+            inserting = tasks.create_task(insert_pair(number))
+            for _ in range(number % 30):
+                await asyncio.sleep(0)
+                if number >= 30:
+                    await asyncio.sleep(0.0005)
+            inserting.cancel()
+        assert await ask(pool, "SELECT pg_current_xact_id_if_assigned() IS NULL") is True
+
+    assert await ask(pool, "SELECT count(*) FROM (SELECT n FROM pairs GROUP BY n HAVING count(*) <> 2) AS odd") == 0
+    assert await nobody_is_left(address, "state LIKE 'idle in transaction%'")
+    await pool.close()
+
+
+async def test_pool_is_at_hand_again_when_a_use_took_too_long(shard: ShardPool) -> None:
+    """A query that is cancelled at its deadline takes its connection with it, not its place in the pool."""
+    for _ in range(5):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await ask(shard, "SELECT pg_sleep(1)")
+
+    assert await ask(shard) == 1
+
+
+async def test_pool_follows_its_address_when_that_changes(make_shard: ShardMaker) -> None:
+    """The next connection goes to the new place; one in use ends when it is given back."""
+    old, new = await make_shard(), await make_shard()
+    async with Line(new).opened() as line, Pools(size=2) as pools:
+        pool = pools.pool(old)
+        async with pool.connection() as in_use:
+            assert pools.pool(line.address) is pool
+            assert await ask(pool, "SELECT current_database()") == database_of(new)
+            assert await in_use.fetchval("SELECT current_database()") == database_of(old)
+        assert await ask(pool, "SELECT current_database()") == database_of(new)
+        assert await nobody_is_left(old)
+        assert f":{line.port}/" in repr(pool)
+
+
+async def test_pool_keeps_its_deadlines_when_its_address_changes(make_shard: ShardMaker) -> None:
+    """A server that does not answer in time is given up, at the new place as at the old one."""
+    deadlines = Deadlines(reply_s=0.3)
+    async with Pools(size=1, deadlines=deadlines) as pools:
+        for address in (await make_shard(), await make_shard()):
+            async with asyncio.timeout(5):
+                with pytest.raises(ShardUnavailableError, match="TimeoutError"):
+                    await ask(pools.pool(address), "SELECT pg_sleep(60)")
+
+
+async def test_pool_says_that_it_is_healthy_again_when_it_is(make_shard: ShardMaker) -> None:
+    """Health and the last error follow what was met, in the metrics too."""
+    address = await make_shard("shard-health")
+    labels = {"shard_id": "shard-health"}
+    async with Pools(size=1) as pools:
+        pool = pools.pool(at_port(address, free_port()))
+        with pytest.raises(ShardUnavailableError):
+            await ask(pool)
+        assert (pool.is_healthy, pool.last_error) == (False, "ConnectionRefusedError")
+        assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 0
+
+        await ask(pools.pool(address))
+
+        assert (pool.is_healthy, pool.last_error) == (True, None)
+        assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 1
+
+
+@pytest.mark.parametrize(
+    ("trouble", "look_is_enough"),
+    [
+        ("CREATE TABLE refused ()", True),
+        ("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$", False),
+        ("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege'; END $$", False),
+    ],
+)
+async def test_pool_is_not_healthy_again_by_a_read_when_a_write_was_refused(
+    make_shard: ShardMaker, trouble: str, *, look_is_enough: bool
+) -> None:
+    """A commit makes it so, once; a look only where it would see that writes are refused, or when it is long ago."""
+    pool = ShardPool(await make_shard(), size=2)
+
+    async def refused() -> None:
+        async with pool.connection() as connection:
+            await connection.execute("SET default_transaction_read_only = on")
+        with pytest.raises(ShardUnavailableError):
+            await ask(pool, trouble)
+
+    with capture_logs() as logs:
+        await refused()
+        pool._lender.expire()
+        assert await ask(pool) == 1
+        async with pool.fresh_connection() as connection:
+            await connection.fetchval("SELECT 1")
+        assert (pool.is_healthy, pool.last_error is None) == (False, False)
+        await pool.probe()
+        assert (pool.is_healthy, pool.last_error is None) == (look_is_enough, look_is_enough)
+        async with pool.transaction() as connection:
+            await connection.execute("SELECT 1")
+        assert (pool.is_healthy, pool.last_error) == (True, None)
+    assert [entry["event"] for entry in logs].count("shard.recovered") == 1
+
+    await refused()
+    assert pool._condition._refused_at is not None
+    pool._condition._refused_at -= REFUSAL_COUNTS_S
+    pool._condition.seen_writable()
+    assert pool.is_healthy
+    await pool.close()
+
+
+def at_port(address: ShardAddress, port: int) -> ShardAddress:
+    """Return the same database at another port."""
+    head, _, tail = address.connection_string.rpartition(":")
+    return ShardAddress(address.shard_id, f"{head}:{port}/{tail.partition('/')[2]}")
+
+
+async def test_pool_blames_the_data_when_an_argument_cannot_be_encoded(shard: ShardPool) -> None:
+    """What never can succeed is no trouble of the shard's, which would be tried again for ever."""
+    with pytest.raises(InvalidDataError, match="DataError"):
+        async with shard.connection() as connection:
+            await connection.fetchval("SELECT $1::text", "\ud800")
+
+    assert shard.is_healthy
+
+
+@pytest.mark.parametrize(
+    ("statement", "error"),
+    [
+        ("SELECT '\\u0000'::jsonb", InvalidDataError),
+        ("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$", LostRaceError),
+        ("DO $$ BEGIN RAISE SQLSTATE '53100'; END $$", ShardUnavailableError),
+        ("DO $$ BEGIN RAISE SQLSTATE '57014'; END $$", StatementFailedError),
+        ("DO $$ BEGIN RAISE 'no'; END $$", StatementFailedError),
+        ("SELECT * FROM no_such_table", ShardUnavailableError),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", ShardUnavailableError),
+    ],
+)
+async def test_pool_translates_errors_of_the_server(shard: ShardPool, statement: str, error: type[Exception]) -> None:
+    """Callers decide by class alone, and the connection or its successor works on."""
+    with pytest.raises(error) as caught:
+        async with shard.transaction() as connection:
+            await connection.execute(statement)
+
+    assert type(caught.value) is error
+    assert await ask(shard) == 1
+
+
+BAD_PLACES = [
+    "127.0.0.1:99999/d",
+    "127.0.0.1:x/d",
+    "127.0.0.1:1,/d",
+    "127.0.0.1:1/d?sslmode=bogus",
+    "127.0.0.1:1/d?sslmode=verify-full&sslrootcert=/nowhere/root.crt",
+    "127.0.0.1:1/d?target_session_attrs=bogus",
+    "nowhere.invalid/d",
+    f"{'a' * 70}.invalid/d",
+    "[::1:1/d",
+    "\u2100/d",
+    "127.0.0.1:1",
+]
+
+
+@pytest.mark.parametrize("place", BAD_PLACES)
+async def test_pool_is_unavailable_when_its_address_is_no_good(place: str) -> None:
+    """Whatever an address does to the libraries is trouble of that shard, told without its password."""
+    pool = ShardPool(ShardAddress("shard-9", f"postgresql://u:{ENCODED_PASSWORD}@{place}"), size=1, deadlines=QUICK)
+
+    with pytest.raises(ShardUnavailableError, match="shard shard-9") as caught:
+        await ask(pool)
+
+    shown = "".join([*traceback.format_exception(caught.value), str(pool.last_error)])
+    assert "swordfish" not in shown
+    await pool.close()
+
+
+@pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"\x00" * 64, b"R\x00\x00\x00\x08"])
+async def test_pool_is_unavailable_when_something_else_answers(greeting: bytes) -> None:
+    """A server that does not speak Postgres's protocol is an unavailable shard, not a bug."""
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(greeting)
+        with contextlib.suppress(OSError):
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(greet, HOST, 0)
+    url = f"postgresql://u:p@{HOST}:{server.sockets[0].getsockname()[1]}/d"
+    pool = ShardPool(ShardAddress("shard-9", url), size=1, deadlines=QUICK)
+    with pytest.raises(ShardUnavailableError, match="shard shard-9"):
+        await ask(pool)
+    await pool.close()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_pool_is_unavailable_when_the_server_is_not_what_the_address_asks_for(make_shard: ShardMaker) -> None:
+    """`target_session_attrs` is asked of the server, and one that is not so is passed over."""
+    address = await make_shard()
+    wanted = ShardAddress("shard-1", f"{address.connection_string}?target_session_attrs=standby")
+    pool = ShardPool(wanted, size=1)
+    with pytest.raises(ShardUnavailableError, match="TargetServerAttributeNotMatched"):
+        await ask(pool)
+    await pool.close()
+
+
+def put_first(path: Path, line: str) -> None:
+    """Put a line before all others of a file."""
+    path.write_text(line + path.read_text())
+
+
+async def test_pool_shows_no_password_when_the_server_refuses_it(breakable_server: PostgresServer) -> None:
+    """A wrong password or database is told by its code and place; the password is nowhere, and unknown to the log."""
+    address = await copy_shard(breakable_server)
+    superuser = await asyncpg.connect(address.connection_string)
+    await superuser.execute("CREATE ROLE guest LOGIN PASSWORD 'another'")
+    put_first(Path(await superuser.fetchval("SHOW hba_file")), "host all guest all scram-sha-256\n")
+    await superuser.execute("SELECT pg_reload_conf()")
+    await superuser.close()
+    place = f"{HOST}:{breakable_server.port}"
+    expected = {
+        f"postgresql://guest:{ENCODED_PASSWORD}@{place}/{database_of(address)}": "InvalidPasswordError (28P01)",
+        f"postgresql://postgres:{ENCODED_PASSWORD}@{place}/nowhere": "InvalidCatalogNameError (3D000)",
+    }
+    async with Pools(size=1) as pools:
+        for url, error in expected.items():
+            pool = pools.pool(ShardAddress("shard-1", url))
+            with pytest.raises(ShardUnavailableError) as caught:
+                await ask(pool)
+
+            assert str(caught.value) == f"shard shard-1 at {place}/{url.rpartition('/')[2]}: {error}"
+            shown = "".join([*traceback.format_exception(caught.value), repr(pool), repr(pool.address)])
+            assert "swordfish" not in shown
+        assert scrub_text(f"x {PASSWORD} y {ENCODED_PASSWORD}") == f"x {MASK} y {MASK}"
+    assert REGISTRY.get_sample_value("simplu_shard_errors_total", {"shard_id": "shard-1", "kind": "broken"})
+
+
+async def test_pools_refuse_an_address_that_may_not_be_used(make_shard: ShardMaker) -> None:
+    """An address that was refused opens nothing and spoils no pool that works."""
+    address = await make_shard()
+    refused = ShardAddress("shard-1", "postgresql://u:p@evil.example/d").usable(("*.internal",))
+    async with Pools(size=1) as pools:
+        pool = pools.pool(address)
+
+        with pytest.raises(ShardUnavailableError, match=r"evil\.example is not in DATABASE_ALLOWED_HOSTS"):
+            pools.pool(refused)
+
+        assert (pool.address, await ask(pool)) == (address, 1)
+
+
+async def test_pools_close_in_time_when_a_server_hangs(breakable_server: PostgresServer) -> None:
+    """A frozen shard does not hold up the end."""
+    address = await copy_shard(breakable_server)
+    async with asyncio.timeout(5), Pools(size=2, deadlines=QUICK) as pools:
+        await ask(pools.pool(address))
+        breakable_server.suspend()
+
+
+async def test_pool_works_on_when_its_server_was_restarted(breakable_server: PostgresServer) -> None:
+    """Connections that died with their server are replaced without an error."""
+    address = await copy_shard(breakable_server)
+    async with Pools(size=2) as pools:
+        await ask(pools.pool(address))
+        await breakable_server.kill()
+        await breakable_server.start()
+        await execute(address.connection_string, "SELECT 1")
+
+        assert await ask(pools.pool(address)) == 1

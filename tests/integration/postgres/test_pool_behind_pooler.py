@@ -1,0 +1,124 @@
+"""Prepared statements that do not hold: behind PgBouncer in transaction mode, and after a change of the schema."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from support.postgres.databases import ShardMaker, database_of
+from support.postgres.pooler import running_pooler
+from support.postgres.tenant_cases import TenantCase, add_tenant
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import HOST
+from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import LostRaceError
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+
+SETTINGS = {"auth_type": "any", "pool_mode": "transaction", "default_pool_size": 2}
+
+
+@pytest.fixture
+async def pooled(make_shard: ShardMaker, postgres_server: PostgresServer) -> AsyncIterator[ShardAddress]:
+    """Give a shard behind a pooler."""
+    address = await make_shard()
+    async with running_pooler(postgres_server, SETTINGS) as port:
+        yield ShardAddress(address.shard_id, f"postgresql://guest@{HOST}:{port}/{database_of(address)}")
+
+
+async def test_pools_work_through_a_pooler_in_transaction_mode(pooled: ShardAddress) -> None:
+    """Several workers share its few connections to the server: every transaction may meet another one."""
+    async with Pools(size=4) as one, Pools(size=4) as other:
+        cases = [TenantCase(pools.pool(pooled), (f"clinic-{n}", "main")) for n in range(3) for pools in (one, other)]
+        for case in cases[::2]:
+            await add_tenant(case.pool, case.ids)
+
+        async def apply(case: TenantCase) -> None:
+            for number in range(8):
+                name = f"r{number}-{id(case)}"
+                operations = [case.operation("create", name, {"n": number}), case.operation("read", name)]
+                assert await case.apply(*operations) == [SUCCEEDED, SUCCEEDED]
+
+        async with asyncio.TaskGroup() as tasks:
+            for case in cases:
+                tasks.create_task(apply(case))
+        for pools in (one, other):
+            pool = pools.pool(pooled)
+            await pool.probe()
+            assert (pool._connector.has_pooler, pool.is_healthy) == (True, True)
+
+
+async def test_pool_takes_no_server_for_a_pooler(shard: ShardPool) -> None:
+    """There statements stay prepared."""
+    async with shard.connection() as connection:
+        for _ in range(2):
+            await connection.fetchval("SELECT 42")
+        assert await connection.fetchval("SELECT count(*) FROM pg_prepared_statements") >= 1
+    assert not shard._connector.has_pooler
+
+
+async def test_pool_prepares_nothing_any_more_when_a_prepared_statement_is_gone(shard: ShardPool) -> None:
+    """Whoever took it away would do so again; the transaction is one to be tried again, on other connections."""
+
+    async def twice() -> None:
+        async with shard.transaction() as connection:
+            await connection.fetchval("SELECT 42")
+            await connection.execute("DEALLOCATE ALL")
+            await connection.fetchval("SELECT 42")
+
+    with pytest.raises(LostRaceError, match=r"InvalidSQLStatementNameError \(26000\)"):
+        await twice()
+    assert shard.counts()["open"] == 0
+
+    await twice()
+    assert shard.is_healthy
+
+
+@pytest.mark.parametrize("change", ["ALTER TABLE things ALTER n TYPE text", "ALTER TABLE things ADD m int"])
+async def test_pool_meets_a_change_of_the_schema_once(shard: ShardPool, change: str) -> None:
+    """The first transaction after it is to be tried again, and all connections have forgotten what they prepared."""
+
+    async def read() -> int:
+        async with shard.transaction() as connection:
+            return len(await connection.fetch("SELECT * FROM things"))
+
+    async with shard.connection() as connection:
+        await connection.execute("CREATE TABLE things (n int)")
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(20):
+            tasks.create_task(read())
+    assert shard.counts()["open"] > 1
+    async with shard.connection() as connection:
+        await connection.execute(change)
+
+    with pytest.raises(LostRaceError, match=r"InvalidCachedStatementError \(0A000\)"):
+        await read()
+
+    assert [await read() for _ in range(8)] == [0] * 8
+
+
+async def test_pool_tries_again_when_a_type_changed_under_a_statement(shard: ShardPool) -> None:
+    """What asyncpg knows of a type is out of date: nothing is wrong with the shard."""
+    async with shard.connection() as connection:
+        await connection.execute("CREATE TYPE pair AS (a int, b int)")
+        await connection.execute("CREATE TABLE pairs (p pair)")
+        await connection.execute("INSERT INTO pairs VALUES ((1, 2))")
+
+    async def read() -> object:
+        async with shard.transaction() as connection:
+            return await connection.fetchval("SELECT p FROM pairs")
+
+    await read()
+    other = ShardPool(shard.address, size=1)
+    async with other.connection() as connection:
+        await connection.execute("ALTER TYPE pair ADD ATTRIBUTE c text")
+        await connection.execute("UPDATE pairs SET p = (1, 2, 'x')")
+    await other.close()
+
+    with pytest.raises(LostRaceError, match="OutdatedSchemaCacheError"):
+        await read()
+
+    assert await read() == (1, 2, "x")
+    assert shard.is_healthy

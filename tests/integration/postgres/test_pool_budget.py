@@ -1,0 +1,268 @@
+"""Many shards within few connections: never more than allowed, nobody is kept from their turn, nothing hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+import asyncpg
+import msgspec
+import pytest
+from support.postgres.databases import QUICK, ShardMaker
+from support.postgres.shard_line import TOO_MANY, ShardLine
+
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+
+
+@pytest.fixture
+async def empty(make_shard: ShardMaker) -> ShardAddress:
+    """Give a database that is nobody's, and so may be any number of shards'."""
+    return await make_shard(is_empty=True)
+
+
+def shards(pools: Pools, address: ShardAddress, count: int) -> list[ShardPool]:
+    """Return the pools of so many shards, all of one database."""
+    return [pools.pool(ShardAddress(f"shard-{n}", address.connection_string)) for n in range(count)]
+
+
+async def use(pool: ShardPool, seconds: float = 0.0) -> None:
+    """Use a connection for so long."""
+    async with pool.connection() as connection:
+        await connection.execute("SELECT pg_sleep($1)", seconds)
+
+
+async def all_come_back(pooled: list[ShardPool]) -> bool:
+    """Wait until nobody uses or waits for a connection: one whose use was cancelled ends when its server let go."""
+
+    async def have_come_back() -> bool:
+        return all(count["open"] == count["idle"] and not count["waiting"] for count in map(ShardPool.counts, pooled))
+
+    return await until(have_come_back, within_s=5)
+
+
+@contextlib.asynccontextmanager
+async def watched(address: ShardAddress) -> AsyncIterator[list[int]]:
+    """Count a database's backends again and again; gives the counts."""
+    counts: list[int] = []
+    is_over = False
+
+    async def watch() -> None:
+        observer = await asyncpg.connect(address.connection_string)
+        while not is_over:
+            counts.append(
+                await observer.fetchval(
+                    "SELECT count(*) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+        await observer.close()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(watch())
+        try:
+            yield counts
+        finally:
+            is_over = True
+
+
+@pytest.mark.parametrize(
+    ("shard_count", "max_connections"), [(60, 1), (120, 10), pytest.param(500, 50, marks=pytest.mark.slow)]
+)
+async def test_pools_serve_every_shard_when_there_are_few_connections(
+    empty: ShardAddress, shard_count: int, max_connections: int
+) -> None:
+    """With several who ask at each of them at once, and again when all are served."""
+    async with watched(empty) as counts, Pools(size=4, max_connections=max_connections) as pools:
+        for _ in range(2):
+            async with asyncio.TaskGroup() as tasks:
+                for pool in shards(pools, empty, shard_count):
+                    for _ in range(3):
+                        tasks.create_task(use(pool))
+            opened = [pool.counts()["open"] for pool in pools.by_shard_id().values()]
+            assert sum(opened) <= max_connections
+    # One that was closed is gone for us before it is for the server.
+    assert max(counts) <= max_connections + max(10, max_connections // 2)
+
+
+async def test_pools_serve_a_shard_with_one_who_asks_beside_one_with_a_crowd(empty: ShardAddress) -> None:
+    """A crowd at one shard keeps nobody else waiting for longer than a turn of each."""
+    async with Pools(size=2, max_connections=2) as pools:
+        crowd, *others = shards(pools, empty, 6)
+        is_over = False
+
+        async def press() -> None:
+            while not is_over:
+                await use(crowd, 0.001)
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(50):
+                tasks.create_task(press())
+            await asyncio.sleep(0.2)
+            waited = []
+            for pool in others:
+                started = time.monotonic()
+                await use(pool)
+                waited.append(time.monotonic() - started)
+            is_over = True
+        assert max(waited) < 2.0
+
+
+async def test_pools_take_the_connection_that_was_idle_longest(empty: ShardAddress) -> None:
+    """A shard that was used just now keeps what it has."""
+    async with Pools(size=2, max_connections=2) as pools:
+        first, second, third = shards(pools, empty, 3)
+        for pool in (first, second):
+            await use(pool)
+        await use(first)
+
+        await use(third)
+
+        assert [pool.counts()["open"] for pool in (first, second, third)] == [1, 0, 1]
+
+
+async def test_pools_let_a_shard_grow_when_others_have_done_without_for_a_while(empty: ShardAddress) -> None:
+    """One connection it has at once; more when those of the others were not used for a turn."""
+    async with Pools(size=4, max_connections=4) as pools:
+        one, other = shards(pools, empty, 2)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(4):
+                tasks.create_task(use(one, 0.1))
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(12):
+                tasks.create_task(use(other, 0.2))
+            await asyncio.sleep(0.1)
+            assert [pool.counts()["open"] for pool in (one, other)] == [3, 1]
+
+        assert [pool.counts()["open"] for pool in (one, other)] == [0, 4]
+
+
+async def test_pools_say_that_all_are_in_use_when_nobody_can_give(empty: ShardAddress) -> None:
+    """By the deadline for waiting; the shard is not blamed, and has its turn as soon as there is one."""
+    async with Pools(size=1, max_connections=1, deadlines=Deadlines(acquire_s=0.1)) as pools:
+        one, other = shards(pools, empty, 2)
+        async with one.connection():
+            with pytest.raises(ShardUnavailableError, match="all connections are in use"):
+                await use(other)
+            assert (other.is_healthy, other.counts()["waiting"]) == (True, 0)
+        await use(other)
+
+
+async def test_pools_give_the_places_of_a_shard_that_hangs_to_others(empty: ShardAddress) -> None:
+    """After the deadline for an answer at the latest."""
+    deadlines = msgspec.structs.replace(QUICK, reply_s=0.5, acquire_s=5.0)
+    async with ShardLine(empty) as line, Pools(size=2, max_connections=2, deadlines=deadlines) as pools:
+        hanging = pools.pool(line.address)
+        (other,) = shards(pools, empty, 1)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(2):
+                tasks.create_task(use(hanging, 0.05))
+        with line.blackhole():
+
+            async def hang() -> None:
+                with contextlib.suppress(ShardUnavailableError):
+                    await use(hanging)
+
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(20):
+                    tasks.create_task(hang())
+                await asyncio.sleep(0)
+                started = time.monotonic()
+                await use(other)
+                assert time.monotonic() - started < 1.5
+
+
+async def test_pools_lose_no_place_when_uses_are_cancelled(empty: ShardAddress) -> None:
+    """Wherever: while waiting, connecting, asking, or giving back."""
+    async with Pools(size=2, max_connections=3) as pools:
+        pooled = shards(pools, empty, 6)
+        for number in range(40):
+            async with asyncio.TaskGroup() as tasks:
+                using = [tasks.create_task(use(pool, 0.002)) for pool in pooled for _ in range(2)]
+                await asyncio.sleep(number * 0.0005)
+                for task in using[number % 3 :: 3]:
+                    task.cancel()
+
+        counts = [pool.counts() for pool in pooled]
+        assert sum(count["open"] for count in counts) == pools._budget.open_count <= 3
+        assert await all_come_back(pooled)
+        async with asyncio.TaskGroup() as tasks:
+            for pool in pooled:
+                tasks.create_task(use(pool))
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_pools_keep_count_whatever_happens_to_their_lines(empty: ShardAddress, seed: int) -> None:
+    """Lines that are cut, swallow, are slow or say no, users that are cancelled: in the end every place is there."""
+    draw = random.Random(seed)
+    deadlines = msgspec.structs.replace(QUICK, connect_s=0.2, acquire_s=0.5, reply_s=0.2, cancel_s=0.1, probe_s=0.2)
+    async with ShardLine(empty) as line, Pools(size=2, max_connections=3, deadlines=deadlines) as pools:
+        pooled = [
+            *shards(pools, empty, 2),
+            *(pools.pool(ShardAddress(f"far-{n}", line.address.connection_string)) for n in range(3)),
+        ]
+
+        async def try_to_use(pool: ShardPool) -> None:
+            with contextlib.suppress(ShardUnavailableError):
+                await use(pool, draw.choice([0.0, 0.001, 0.02]))
+
+        for _ in range(12):
+            async with asyncio.TaskGroup() as tasks:
+                using = [tasks.create_task(try_to_use(draw.choice(pooled))) for _ in range(12)]
+                await asyncio.sleep(draw.random() * 0.02)
+                faults: list[Callable[[], contextlib.AbstractContextManager[None]]]
+                faults = [
+                    line.blackhole,
+                    partial(line.slow, 0.05),
+                    partial(line.saying, TOO_MANY),
+                    contextlib.nullcontext,
+                ]
+                with draw.choice(faults)():
+                    await asyncio.sleep(draw.random() * 0.1)
+                    if draw.random() < 0.5:
+                        line.cut()
+                    for task in draw.sample(using, 3):
+                        task.cancel()
+                    await asyncio.sleep(draw.random() * 0.2)
+
+        counts = [pool.counts() for pool in pooled]
+        assert sum(count["open"] for count in counts) == pools._budget.open_count <= 3
+        assert await all_come_back(pooled)
+        for pool in pooled:
+            await pool.probe()
+            await use(pool)
+
+
+async def test_pools_have_a_size_within_the_budget(empty: ShardAddress) -> None:
+    """A pool that is allowed more than all together have gets that many."""
+    async with Pools(size=9, max_connections=2) as pools:
+        (pool,) = shards(pools, empty, 1)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(5):
+                tasks.create_task(use(pool, 0.01))
+
+        async def two_are_open() -> bool:
+            return pool.counts() == {"open": 2, "idle": 2, "waiting": 0}
+
+        assert await until(two_are_open, within_s=5)
+
+
+async def test_pools_cost_little_for_shards_that_nobody_uses() -> None:
+    """Five hundred of them cost a megabyte or two, and no connection."""
+    tracemalloc.start()
+    try:
+        async with Pools(size=4, max_connections=200) as pools:
+            before = tracemalloc.get_traced_memory()[0]
+            shards(pools, ShardAddress("", "postgresql://u:p@db.internal/d"), 500)
+            assert (tracemalloc.get_traced_memory()[0] - before) / 500 < 5000
+    finally:
+        tracemalloc.stop()

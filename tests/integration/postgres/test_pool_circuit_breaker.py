@@ -1,0 +1,172 @@
+"""A pool whose shard is gone fails fast, gives up what hangs, and is back within two seconds of the shard."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from support.postgres.databases import QUICK, ShardMaker, copy_shard
+from support.postgres.pool_trouble import HURRIED, PATIENT_S, ask, forget_looks, nothing_is_open, unavailable, within
+from support.postgres.shard_line import STARTING_UP, TOO_MANY, ShardLine
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.shards.postgres.circuit_breaker import FAILURES_MAX
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+
+
+@pytest.fixture
+async def line(make_shard: ShardMaker) -> AsyncIterator[ShardLine]:
+    """Give a line to a shard."""
+    async with ShardLine(await make_shard()) as line:
+        yield line
+
+
+@pytest.fixture
+async def pool(line: ShardLine) -> AsyncIterator[ShardPool]:
+    """Give the pool of a shard at the other end of the line, which has a connection already."""
+    pool = ShardPool(line.address, size=2, deadlines=HURRIED)
+    await ask(pool)
+    yield pool
+    await pool.close()
+
+
+async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(line: ShardLine, pool: ShardPool) -> None:
+    """After a few failures nobody is sent there any more, until a probe gets through; then everybody is."""
+    async with line.refusing():
+        assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+        for _ in range(FAILURES_MAX):
+            assert await unavailable(pool) == "ConnectionRefusedError"
+        assert "Breaker(open" in repr(pool)
+    connection_count = line.connection_count
+
+    with within(0, 0.2):
+        assert await unavailable(pool) == "ConnectionRefusedError"
+    assert line.connection_count == connection_count
+    await pool.probe()
+    assert (await ask(pool), pool.is_healthy, pool.last_error) == (1, True, None)
+
+
+async def test_pool_finds_out_by_itself_that_its_shard_is_back(line: ShardLine, pool: ShardPool) -> None:
+    """Within two seconds, also where nobody probes: one of those who ask does."""
+    async with line.refusing():
+        for _ in range(FAILURES_MAX):
+            await unavailable(pool)
+
+    async def answers() -> bool:
+        try:
+            return await ask(pool) == 1
+        except ShardUnavailableError:
+            return False
+
+    with within(0, 2.0):
+        assert await until(answers, within_s=PATIENT_S)
+
+
+async def test_pool_ends_what_hangs_when_it_is_known_that_the_shard_does_not_answer(line: ShardLine) -> None:
+    """Its connections are needed elsewhere; those who waited for one are told as well."""
+    deadlines = msgspec.structs.replace(QUICK, reply_s=60.0, acquire_s=60.0, probe_s=0.2)
+    pool = ShardPool(line.address, size=1, deadlines=deadlines)
+    await ask(pool)
+    async with asyncio.TaskGroup() as tasks:
+        with line.blackhole():
+            asking = tasks.create_task(unavailable(pool))
+            waiting = tasks.create_task(unavailable(pool))
+            await asyncio.sleep(0.05)
+            pool._lender._lent = dict.fromkeys(pool._lender._lent, -60.0)  # as if for long
+            pool._condition._breaker.answered(-60.0)
+            with pytest.raises(ShardUnavailableError):
+                await pool.probe()
+            with within(0, 1.0):
+                assert await asking == "ConnectionDoesNotExistError (08003)"
+                assert await waiting == "TimeoutError"
+    assert pool.counts() == {"open": 0, "idle": 0, "waiting": 0}
+    await pool.close()
+
+
+async def test_pool_counts_a_server_that_is_starting_as_one_that_is_not_there(line: ShardLine) -> None:
+    """It is looked at by one at a time, and used as soon as it is ready."""
+    pool = ShardPool(line.address, size=1, deadlines=HURRIED)
+    with line.saying(STARTING_UP):
+        for _ in range(FAILURES_MAX + 1):
+            assert await unavailable(pool) == "CannotConnectNowError (57P03)"
+        assert line.connection_count == FAILURES_MAX
+    await pool.probe()
+    assert await ask(pool) == 1
+    await pool.close()
+
+
+async def test_pool_uses_what_it_has_when_the_server_is_full(line: ShardLine, pool: ShardPool) -> None:
+    """Whoever needs one more is told; the shard is not cut off, and a probe says that it works."""
+    with line.saying(TOO_MANY):
+        async with pool.connection():
+            for _ in range(FAILURES_MAX + 1):
+                assert await unavailable(pool) == "TooManyConnectionsError (53300)"
+            with pytest.raises(ShardUnavailableError, match="TooManyConnectionsError"):
+                await pool.probe()  # there is none to ask on
+            assert pool.is_healthy  # by the one it has
+        forget_looks(pool)
+
+        await pool.probe()
+
+        assert (await ask(pool), pool.is_healthy, pool.counts()["open"]) == (1, True, 1)
+
+
+async def test_probe_tells_of_a_server_that_is_full_and_takes_no_writes(line: ShardLine, pool: ShardPool) -> None:
+    """On the connection that there is."""
+    async with pool.connection() as connection:
+        await connection.execute("SET default_transaction_read_only = on")
+    with line.saying(TOO_MANY), pytest.raises(ShardUnavailableError, match="ReadOnlySQLTransactionError"):
+        await pool.probe()
+
+
+async def test_pool_does_not_cut_off_a_shard_that_answers_with_errors(pool: ShardPool) -> None:
+    """Statements that fail, data that is refused and a server that takes no writes say nothing of the way."""
+    for code in ("23505", "22P05", "25006", "53100", "57014", "P0001", "42501", "40001") * 2:
+        with contextlib.suppress(Exception):
+            await ask(pool, f"DO $$ BEGIN RAISE SQLSTATE '{code}'; END $$")
+    assert "Breaker(closed, failures=0)" in repr(pool)
+
+
+async def test_pool_begins_anew_when_it_is_repointed(line: ShardLine, make_shard: ShardMaker) -> None:
+    """What was known of the old address says nothing of the new one."""
+    async with Pools(size=1, deadlines=HURRIED) as pools, line.refusing():
+        pool = pools.pool(line.address)
+        for _ in range(FAILURES_MAX):
+            await unavailable(pool)
+
+        assert await ask(pools.pool(await make_shard())) == 1
+
+
+async def test_pool_is_used_again_within_two_seconds_when_a_frozen_server_goes_on(
+    breakable_server: PostgresServer,
+) -> None:
+    """By those who probe every second, with every connection stuck; one slow statement before that says nothing."""
+    pool = ShardPool(await copy_shard(breakable_server), size=2, deadlines=Deadlines(probe_s=0.5, connect_s=0.5))
+    await ask(pool)
+    breakable_server.suspend()
+
+    async def stuck() -> None:
+        with contextlib.suppress(ShardUnavailableError):
+            await ask(pool)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(2):
+            tasks.create_task(stuck())
+        for _ in range(FAILURES_MAX):
+            forget_looks(pool)
+            with pytest.raises(ShardUnavailableError, match="TimeoutError"):
+                await pool.probe()
+        with within(0, 0.2):
+            assert await unavailable(pool) == "TimeoutError"
+        breakable_server.resume()
+        with within(0, 2.0):
+            forget_looks(pool)
+            await pool.probe()
+            assert await ask(pool) == 1
+    await pool.close()

@@ -1,0 +1,265 @@
+"""Strings with several hosts: which one is used, what another costs that is down, and never another shard's."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+
+import asyncpg
+import msgspec
+import pytest
+from support.postgres.databases import QUICK, SHARD_ID, TEMPLATE, execute
+from support.postgres.pool_trouble import within
+from support.postgres.shard_line import STARTING_UP, ShardLine
+from support.postgres.trouble import nobody_is_left
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.schema_check import ensure_schema
+
+HURRIED = msgspec.structs.replace(QUICK, connect_s=1.0, probe_s=1.0)
+DEAF_S = 0.5  # the share of one of two hosts
+
+_numbers = itertools.count(1)
+
+
+class Pair:
+    """A database of the same name on two servers, each behind a line; the first server may be harmed."""
+
+    def __init__(self, addresses: list[ShardAddress], lines: list[ShardLine]) -> None:
+        self.addresses = addresses
+        self.first, self.second = lines
+
+    def pool(self, option: str = "") -> ShardPool:
+        """Return a pool to whichever of both is what is wanted."""
+        head, _, tail = self.addresses[0].connection_string.rpartition("@")
+        database = tail.partition("/")[2]
+        url = f"{head}@{self.first.place},{self.second.place}/{database}{option}"
+        return ShardPool(ShardAddress(SHARD_ID, url), size=2, deadlines=HURRIED)
+
+
+@pytest.fixture
+async def pair(breakable_server: PostgresServer, postgres_server: PostgresServer) -> AsyncIterator[Pair]:
+    """Give such a pair; both take writes."""
+    name = f"pair_{next(_numbers)}"
+    addresses = [
+        ShardAddress(SHARD_ID, await server.create_database(name, template=TEMPLATE))
+        for server in (breakable_server, postgres_server)
+    ]
+    async with contextlib.AsyncExitStack() as stack:
+        yield Pair(addresses, [await stack.enter_async_context(ShardLine(address)) for address in addresses])
+    await execute(postgres_server.url_of("postgres"), f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def port_of(pool: ShardPool) -> int:
+    """Return the port of the server that the pool uses."""
+    async with pool.connection() as connection:
+        return int(await connection.fetchval("SELECT current_setting('port')"))
+
+
+async def unavailable(pool: ShardPool) -> str:
+    """Ask a shard that cannot answer, and return what it came to."""
+    with pytest.raises(ShardUnavailableError) as caught:
+        await port_of(pool)
+    return str(caught.value)
+
+
+async def make_read_only(server: PostgresServer, *, is_on: bool) -> None:
+    """Let a server take no writes, on connections that are there as well, or take them again."""
+    setting = "SET default_transaction_read_only = on" if is_on else "RESET default_transaction_read_only"
+    expected = "on" if is_on else "off"
+    connection = await asyncpg.connect(server.url_of("postgres"))
+    await connection.execute("SET default_transaction_read_only = off")
+    await connection.execute(f"ALTER SYSTEM {setting}")
+    await connection.execute("SELECT pg_reload_conf()")
+    await connection.execute("RESET default_transaction_read_only")
+
+    async def is_so() -> bool:
+        return bool(await connection.fetchval("SHOW default_transaction_read_only") == expected)
+
+    assert await until(is_so, within_s=10)
+    await connection.close()
+
+
+async def test_pool_uses_the_second_host_at_once_when_the_first_refuses(
+    pair: Pair, postgres_server: PostgresServer
+) -> None:
+    """Nobody waits for a host that says no."""
+    pool = pair.pool()
+    async with pair.first.refusing():
+        with within(0, DEAF_S):
+            assert await port_of(pool) == postgres_server.port
+    await pool.close()
+
+
+async def test_pool_uses_the_second_host_at_once_when_the_first_is_starting(
+    pair: Pair, postgres_server: PostgresServer
+) -> None:
+    """Nor for one that is not ready."""
+    pool = pair.pool()
+    with pair.first.saying(STARTING_UP), within(0, DEAF_S):
+        assert await port_of(pool) == postgres_server.port
+    await pool.close()
+
+
+async def test_pool_uses_the_second_host_in_time_when_the_first_is_frozen(
+    pair: Pair, breakable_server: PostgresServer, postgres_server: PostgresServer
+) -> None:
+    """The first costs its share of the time, once: it comes last from then on, until the other one fails."""
+    pool = pair.pool()
+    with pair.first.blackhole():
+        with within(DEAF_S, 2 * DEAF_S):
+            assert await port_of(pool) == postgres_server.port
+        count = pair.first.connection_count
+        with within(0, DEAF_S):
+            await pool.probe()
+            async with pool.connection(), pool.connection():
+                pass
+        assert pair.first.connection_count == count
+    async with pair.second.refusing():
+        await pool.close()
+        assert await port_of(pool) == breakable_server.port
+    await pool.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "is_first"),
+    [
+        ("", False),
+        ("?target_session_attrs=read-write", False),
+        ("?target_session_attrs=any", True),
+        ("?target_session_attrs=read-only", True),
+        ("?target_session_attrs=primary", True),  # which takes no writes, but is none that follows another
+        ("?target_session_attrs=prefer-standby", True),  # none is one
+    ],
+)
+async def test_pool_uses_the_host_that_is_what_is_wanted(
+    pair: Pair, breakable_server: PostgresServer, postgres_server: PostgresServer, option: str, *, is_first: bool
+) -> None:
+    """Where several are named and nothing is said, one that takes writes."""
+    await make_read_only(breakable_server, is_on=True)
+    pool = pair.pool(option)
+    try:
+        assert await port_of(pool) == (breakable_server if is_first else postgres_server).port
+    finally:
+        await make_read_only(breakable_server, is_on=False)
+        await pool.close()
+
+
+async def test_pool_is_unavailable_when_no_host_is_what_is_wanted(pair: Pair) -> None:
+    """It says so at once."""
+    pool = pair.pool("?target_session_attrs=standby")
+    with within(0, DEAF_S):
+        assert "TargetServerAttributeNotMatched" in await unavailable(pool)
+    await pool.close()
+
+
+async def test_pool_leaves_a_host_that_takes_no_writes_any_more(
+    pair: Pair, breakable_server: PostgresServer, postgres_server: PostgresServer
+) -> None:
+    """A former primary is told by its first refusal; no connection to it is used again."""
+    pool = pair.pool()
+    async with pool.connection() as one, pool.connection() as other:
+        assert one.place == other.place
+    await make_read_only(breakable_server, is_on=True)
+
+    async def knows() -> bool:
+        async with pool.connection() as one, pool.connection() as other:
+            settings = [await connection.fetchval("SHOW transaction_read_only") for connection in (one, other)]
+        return settings == ["on", "on"]
+
+    try:
+        assert await until(knows, within_s=10)
+        with pytest.raises(ShardUnavailableError, match="ReadOnlySQLTransactionError"):
+            async with pool.transaction() as connection:
+                await connection.execute("DELETE FROM tenants")
+
+        assert pool.counts() == {"open": 0, "idle": 0, "waiting": 0}
+        assert await nobody_is_left(pair.addresses[0])
+        async with pool.transaction() as connection:
+            await connection.execute("DELETE FROM tenants")
+        assert await port_of(pool) == postgres_server.port
+        await pool.probe()
+    finally:
+        await make_read_only(breakable_server, is_on=False)
+        await pool.close()
+
+
+async def test_pool_follows_when_its_server_dies_and_the_other_takes_writes(
+    pair: Pair, breakable_server: PostgresServer, postgres_server: PostgresServer
+) -> None:
+    """At the first probe after that; before, nobody is told that the shard is there."""
+    database = pair.addresses[0].connection_string.rpartition("/")[2]
+    setting = f"ALTER DATABASE {database} SET default_transaction_read_only"
+    await execute(postgres_server.url_of("postgres"), f"{setting} = on")
+    pool = pair.pool()
+    assert await port_of(pool) == breakable_server.port
+    await breakable_server.kill()
+
+    for _ in range(3):
+        await unavailable(pool)
+    await execute(postgres_server.url_of("postgres"), f"{setting} = off")
+    pool._shared_look._looked_at = None
+    await pool.probe()
+
+    assert await port_of(pool) == postgres_server.port
+    assert pool.is_healthy
+    await pool.close()
+
+
+async def test_pool_passes_over_a_host_that_leads_to_another_shard(pair: Pair, postgres_server: PostgresServer) -> None:
+    """Before anybody can write there; where no other is left the error says what is wrong."""
+    await execute(pair.addresses[0].connection_string, "UPDATE shard_meta SET shard_id = 'shard-9'")
+    pool = pair.pool()
+    assert await port_of(pool) == postgres_server.port
+    async with pair.second.refusing():
+        await pool.close()
+        assert "its connection string leads to the database of shard shard-9" in await unavailable(
+            ShardPool(ShardAddress(SHARD_ID, pair.first.address.connection_string), size=1)
+        )
+
+
+async def test_pool_uses_no_connection_to_another_shards_database_when_a_name_is_given_away(
+    pair: Pair, breakable_server: PostgresServer
+) -> None:
+    """The same string, yesterday right, leads elsewhere today: what is connected to is looked at each time."""
+    await execute(pair.addresses[1].connection_string, "UPDATE shard_meta SET shard_id = 'shard-9'")
+    pool = ShardPool(pair.first.address, size=1, deadlines=HURRIED)
+    assert await port_of(pool) == breakable_server.port
+    pair.first.lead_to(pair.addresses[1])
+    assert await port_of(pool) == breakable_server.port  # on the connection of before
+    await pool.close()
+
+    for _ in range(5):
+        assert "leads to the database of shard shard-9" in await unavailable(pool)
+    assert (pool.is_healthy, pool.last_error) == (False, "WrongShardError")
+
+    pair.first.lead_to(pair.addresses[0])
+    assert await port_of(pool) == breakable_server.port
+    assert pool.is_healthy
+    await pool.close()
+
+
+@pytest.mark.parametrize("statement", ["", "CREATE TABLE shard_meta (id int)"])
+async def test_pool_leads_to_an_empty_database_so_that_it_can_be_set_up(
+    postgres_server: PostgresServer, statement: str
+) -> None:
+    """A database without an identity is nobody's yet; what else is in there is the schema's to judge."""
+    name = f"pair_{next(_numbers)}"
+    url = await postgres_server.create_database(name)
+    if statement:
+        await execute(url, statement)
+    pool = ShardPool(ShardAddress("shard-7", url), size=1)
+    assert await port_of(pool) == postgres_server.port
+    if not statement:
+        await ensure_schema(pool)
+        await pool.close()
+        assert await port_of(pool) == postgres_server.port
+        stranger = ShardPool(ShardAddress("shard-8", url), size=1)
+        assert "the database of shard shard-7" in await unavailable(stranger)
+    await pool.close()
+    await execute(postgres_server.url_of("postgres"), f"DROP DATABASE {name} WITH (FORCE)")

@@ -1,0 +1,286 @@
+"""A pool and the network: what is lost, late, cut or swallowed costs a bounded time, and nobody gets it afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from prometheus_client import REGISTRY
+from support.postgres.databases import ShardMaker
+from support.postgres.pool_trouble import HURRIED, PATIENT_S, ask, nothing_is_open, unavailable, within
+from support.postgres.shard_line import ShardLine
+from support.postgres.trouble import backends, nobody_is_left
+
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.connector import KEEPALIVE, USER_TIMEOUT_MS, keep_alive
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import STOPS_AT_CLOSE_S, Pools, ShardPool
+
+
+@pytest.fixture
+async def line(make_shard: ShardMaker) -> AsyncIterator[ShardLine]:
+    """Give a line to a shard."""
+    async with ShardLine(await make_shard()) as line:
+        yield line
+
+
+@pytest.fixture
+async def pool(line: ShardLine) -> AsyncIterator[ShardPool]:
+    """Give the pool of a shard at the other end of the line, which has a connection already."""
+    pool = ShardPool(line.address, size=2, deadlines=HURRIED)
+    await ask(pool)
+    yield pool
+    await pool.close()
+
+
+async def test_pool_gives_an_answer_up_in_time_when_the_line_swallows_everything(
+    line: ShardLine, pool: ShardPool
+) -> None:
+    """After the deadline, with no second wait for giving the connection back; its place is free a moment later."""
+    with line.blackhole():
+        with within(0.5, 0.9):
+            assert await unavailable(pool) == "TimeoutError"
+        with within(0, 0.9):
+            assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+
+    assert await ask(pool) == 1
+
+
+async def test_pool_gives_a_connect_up_in_time_when_the_line_swallows_everything(line: ShardLine) -> None:
+    """Where there is no connection yet, by the deadline for connecting."""
+    pool = ShardPool(line.address, size=1, deadlines=HURRIED)
+    with line.blackhole(), within(0.5, 0.9):
+        assert await unavailable(pool) == "TimeoutError"
+    assert await ask(pool) == 1
+    await pool.close()
+
+
+async def test_pool_stops_the_server_when_a_use_is_cancelled(make_shard: ShardMaker) -> None:
+    """The task ends in a moment, and with it what the server did for it."""
+    address = await make_shard()
+    pool = ShardPool(address, size=1)
+    sleeping = "query LIKE 'SELECT pg_sleep%' AND state = 'active'"
+
+    async def asleep() -> bool:
+        return await backends(address, sleeping) == 1
+
+    async with asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(ask(pool, "SELECT pg_sleep(60)"))
+        assert await until(asleep, within_s=PATIENT_S)
+        with within(0, 0.9):
+            asking.cancel()
+            await asyncio.wait([asking])
+
+    assert await nobody_is_left(address, sleeping)
+    assert asking.cancelled()
+    assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+    await pool.close()
+
+
+async def test_pool_ends_a_cancelled_use_in_time_when_the_line_swallows_everything(
+    line: ShardLine, pool: ShardPool
+) -> None:
+    """At once, so that a stop of the worker does not hang; nor is a pool that is closed waited for."""
+    async with asyncio.TaskGroup() as tasks:
+        with line.blackhole():
+            asking = tasks.create_task(ask(pool))
+            await asyncio.sleep(0.05)
+            with within(0, 0.2):
+                asking.cancel()
+                await asyncio.wait([asking])
+            assert (asking.cancelled(), pool.counts()["open"]) == (True, 1)  # for `Deadlines.cancel_s` at most
+            with within(0, STOPS_AT_CLOSE_S + 0.2):
+                await pool.close()
+    assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+
+
+async def test_pool_stops_the_server_when_an_answer_takes_too_long(make_shard: ShardMaker) -> None:
+    """What nobody waits for any more does not go on there."""
+    address = await make_shard()
+    pool = ShardPool(address, size=1, deadlines=HURRIED)
+
+    assert await unavailable(pool, "SELECT pg_sleep(60)") == "TimeoutError"
+
+    assert await nobody_is_left(address, "query LIKE 'SELECT pg_sleep%' AND state = 'active'")
+    assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+    await pool.close()
+
+
+async def test_pool_closes_in_time_when_a_connection_is_in_use(line: ShardLine, pool: ShardPool) -> None:
+    """Those that are idle at once, those in use after a while, in a blackhole as well."""
+
+    async def hang() -> None:
+        with line.blackhole():
+            await unavailable(pool)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(hang())
+        await asyncio.sleep(0.05)
+        with within(0.3, 0.9):
+            await pool.close()
+    assert pool.counts() == {"open": 0, "idle": 0, "waiting": 0}
+
+
+async def test_pool_waits_for_a_use_to_end_when_it_is_closed(make_shard: ShardMaker) -> None:
+    """Not longer than it takes."""
+    pool = ShardPool(await make_shard(), size=1)
+    async with asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(ask(pool, "SELECT pg_sleep(0.2)"))
+        await asyncio.sleep(0.1)
+        with within(0, 2.0):
+            await pool.close()
+    assert asking.result() is None or asking.done()
+    assert pool.counts()["open"] == 0
+
+
+async def test_pool_is_bounded_when_one_who_has_a_connection_asks_for_another(make_shard: ShardMaker) -> None:
+    """A deadlock of many such ends by the deadline for waiting; and is said to be no fault of the server's."""
+    pool = ShardPool(await make_shard("shard-nested"), size=2, deadlines=HURRIED)
+    messages = []
+
+    async def nested() -> None:
+        async with pool.connection():
+            await asyncio.sleep(0.05)
+            with pytest.raises(ShardUnavailableError) as caught:
+                await ask(pool)
+            messages.append(str(caught.value))
+            await asyncio.sleep(0.2)
+
+    async with asyncio.timeout(PATIENT_S), asyncio.TaskGroup() as tasks:
+        for _ in range(2):
+            tasks.create_task(nested())
+
+    assert all("all connections are in use: TimeoutError" in message for message in messages)
+    assert (len(messages), pool.is_healthy, await ask(pool)) == (2, True, 1)
+    labels = {"shard_id": "shard-nested", "kind": "busy"}
+    assert REGISTRY.get_sample_value("simplu_shard_errors_total", labels) == 2
+    await pool.close()
+
+
+async def test_pool_serves_in_the_order_of_asking(make_shard: ShardMaker) -> None:
+    """First come, first served: nobody waits longer than those before."""
+    pool = ShardPool(await make_shard(), size=3)
+    served = []
+
+    async def use(number: int) -> None:
+        async with pool.connection() as connection:
+            served.append(number)
+            await connection.execute("SELECT pg_sleep(0.001)")
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(100):
+            tasks.create_task(use(number))
+        await asyncio.sleep(0)
+        assert pool.counts() == {"open": 3, "idle": 0, "waiting": 97}
+
+    # The first three open their connections, each in its own time.
+    assert [number for number in served if number > 2] == list(range(3, 100))
+    assert pool.counts() == {"open": 3, "idle": 3, "waiting": 0}
+    await pool.close()
+
+
+@pytest.mark.parametrize("when", ["waits", "has its turn"])
+async def test_pool_loses_no_place_when_one_who_waits_is_cancelled(make_shard: ShardMaker, when: str) -> None:
+    """Neither before a connection is there nor at the moment it is handed on."""
+    pool = ShardPool(await make_shard(), size=1)
+    async with asyncio.TaskGroup() as tasks:
+        async with pool.connection():
+            waiting = tasks.create_task(ask(pool))
+            behind = tasks.create_task(ask(pool))
+            await asyncio.sleep(0.01)
+            if when == "waits":
+                waiting.cancel()
+        waiting.cancel()  # in the same step as it got the connection, unless before
+
+    assert (waiting.cancelled(), behind.result()) == (True, 1)
+    assert pool.counts() == {"open": 1, "idle": 1, "waiting": 0}
+    await pool.close()
+
+
+async def test_pool_asks_the_server_nothing_but_what_its_users_do(line: ShardLine, pool: ShardPool) -> None:
+    """Taking a connection and giving it back costs no message, and the same connection is used again."""
+    await ask(pool, "SELECT 2")
+    line.asked.clear()
+    for _ in range(10):
+        await ask(pool, "SELECT 2")
+
+    assert (len(line.asked), line.connection_count) == (10, 1)
+
+
+async def test_pool_does_not_lend_a_connection_that_was_cut_while_it_was_idle(line: ShardLine, pool: ShardPool) -> None:
+    """It goes, and its place is free, as soon as it is known; nobody meets an error."""
+    for end in (line.cut, line.half_close):
+        before = line.connection_count
+        end()
+        assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+        assert (await ask(pool), pool.is_healthy, line.connection_count) == (1, True, before + 1)
+
+
+async def test_pool_replaces_a_connection_that_is_cut_in_the_middle_of_its_use(
+    line: ShardLine, pool: ShardPool
+) -> None:
+    """Its user finds out at once, nobody else does."""
+    async with asyncio.TaskGroup() as tasks:
+        for end in (line.cut, line.half_close):
+            asking = tasks.create_task(unavailable(pool, "SELECT pg_sleep(0.4)"))
+            await asyncio.sleep(0.1)
+            with within(0, 0.3):
+                end()
+                assert await asking in {"ConnectionDoesNotExistError (08003)", "ConnectionDoesNotExistError"}
+            assert await ask(pool) == 1
+
+
+async def test_pool_takes_its_time_when_the_line_is_slow(line: ShardLine, pool: ShardPool) -> None:
+    """A shard that is slow but answers is neither unhealthy nor cut off."""
+    with line.slow(0.05):
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(6):
+                tasks.create_task(ask(pool))
+    assert pool.is_healthy
+    assert "Breaker(closed, failures=0)" in repr(pool)
+
+
+async def test_pool_grows_only_as_needed_and_closes_what_is_idle(make_shard: ShardMaker) -> None:
+    """Connections that nobody needs any more go after a while; those of before are lent first."""
+    address = await make_shard()
+    async with Pools(size=4, deadlines=msgspec.structs.replace(HURRIED, idle_s=0.3)) as pools:
+        pool = pools.pool(address)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(4):
+                tasks.create_task(ask(pool, "SELECT pg_sleep(0.05)"))
+        assert pool.counts()["open"] == 4
+
+        async def has(count: int) -> bool:
+            await ask(pool)
+            return pool.counts()["open"] == count
+
+        assert await until(lambda: has(1), within_s=PATIENT_S)
+        assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+        assert await nobody_is_left(address)
+
+
+async def test_pool_lets_the_system_watch_over_its_sockets(make_shard: ShardMaker) -> None:
+    """A connection whose other end is gone without a word ends in seconds, whether idle or asked."""
+    pool = ShardPool(await make_shard(), size=1)
+    async with pool.connection() as connection:
+        endpoint = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+        wanted = {name: value for name, value in KEEPALIVE.items() if hasattr(socket, name)}
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            wanted["TCP_USER_TIMEOUT"] = USER_TIMEOUT_MS
+        came = {name: endpoint.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in wanted}
+        assert (came, endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) == (wanted, 1)
+    await pool.close()
+    with socket.socket(socket.AF_UNIX) as local:
+        keep_alive(local)  # has none of these
+
+
+async def test_pools_cost_nothing_for_shards_that_are_down(line: ShardLine, make_shard: ShardMaker) -> None:
+    """Nothing is opened before it is used, so one dead shard keeps nobody from starting."""
+    async with line.refusing(), Pools(size=4) as pools:
+        dead = pools.pool(ShardAddress("dead", line.address.connection_string))
+        assert await ask(pools.pool(await make_shard())) == 1
+        assert dead.counts() == {"open": 0, "idle": 0, "waiting": 0}

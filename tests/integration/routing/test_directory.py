@@ -1,0 +1,345 @@
+"""Where a tenant lives: asked once by many, confirmed by the shard, followed where it moved, forgotten when wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from structlog.testing import capture_logs
+from support.citrus.cases import (
+    SHARD,
+    RoutedShards,
+    ScriptedCitrus,
+    no_reply,
+    reply,
+    requests_to,
+    routed_shards,
+    silent,
+)
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, add_tenant, fetch
+
+from simplu_worker.errors import RefusedError
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.citrus import CitrusUnavailableError
+from simplu_worker.shards.routing.directory import Absence, Directory
+from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
+from simplu_worker.shards.routing.tenant_homes import EarlierHomeSilentError, Home
+
+TENANT_ID = "-".join(TENANT)
+
+
+@pytest.fixture
+async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
+    """Give two shards behind a local Citrus."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
+    async with routed_shards(shards) as routed:
+        yield routed
+
+
+async def put(routed: RoutedShards, shard_id: str, state: str = "active", moved_to: str | None = None) -> None:
+    """Put the tenant's row on one of the shards."""
+    shard = next(shard for shard in await routed.locator.shards() if shard.shard_id == shard_id)
+    await add_tenant(routed.pools.pool(shard), state=state, moved_to=moved_to)
+
+
+async def found(routed: RoutedShards) -> str:
+    """Return the shard id, or the absence, that the directory finds."""
+    answer = await routed.directory.find(TENANT_ID)
+    return answer.shard_id if isinstance(answer, ShardAddress) else f"absent: {answer}"
+
+
+async def test_find_asks_once_when_many_want_the_same_tenant(routed: RoutedShards) -> None:
+    """A hundred callers at once are one request to Citrus, and later ones are none."""
+    routed.register(TENANT, "shard-1")
+    await put(routed, "shard-1")
+    before = requests_to("get_shard")
+
+    answers = await asyncio.gather(*(found(routed) for _ in range(100)))
+
+    assert set(answers) == {"shard-1"}
+    assert await found(routed) == "shard-1"
+    assert requests_to("get_shard") - before == 1
+    assert repr(routed.directory) == "Directory(routes=1, asking=0)"
+    remembered = routed.directory.remembered(TENANT_ID)
+    assert remembered is not None
+    assert remembered.shard_id == "shard-1"
+
+
+async def test_find_shares_an_absence_that_is_fresh_for_everybody(routed: RoutedShards) -> None:
+    """Of a hundred callers the first asks; the others share one answer that was begun after they came."""
+    before = requests_to("get_shard")
+
+    answers = await asyncio.gather(*(found(routed) for _ in range(100)))
+
+    assert set(answers) == {"absent: unregistered"}
+    assert requests_to("get_shard") - before == 2
+    assert await found(routed) == "absent: unregistered"  # never remembered
+    assert requests_to("get_shard") - before == 3
+    assert repr(routed.directory) == "Directory(routes=0, asking=0)"
+
+
+async def test_find_shares_trouble_when_many_want_the_same_tenant() -> None:
+    """While Citrus is down a hundred callers do not wait for a hundred tries one after another."""
+    citrus = ScriptedCitrus(reply({}, status=500))
+    async with citrus.opened() as client, Pools(size=1) as pools:
+        directory = Directory(client, pools)
+
+        answers = await asyncio.gather(*(directory.find(TENANT_ID) for _ in range(100)), return_exceptions=True)
+
+        assert {type(answer) for answer in answers} == {CitrusUnavailableError}
+        assert len(citrus.requests) == 2
+        assert repr(directory) == "Directory(routes=0, asking=0)"
+
+
+async def test_find_goes_on_for_the_others_when_the_one_who_asks_is_cancelled() -> None:
+    """Somebody else asks then, and nobody waits for an answer that will not come."""
+    citrus = ScriptedCitrus(no_reply(), reply({"error": "not registered"}, status=404))
+    async with citrus.opened() as client, Pools(size=1) as pools:
+        directory = Directory(client, pools)
+        async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+            asking = [tasks.create_task(directory.find(TENANT_ID)) for _ in range(3)]
+            assert await until(citrus.was_asked, within_s=5)
+            asking[0].cancel()
+
+        assert [task.result() for task in asking[1:]] == [Absence.UNREGISTERED] * 2
+        assert len(citrus.requests) == 2
+        assert repr(directory) == "Directory(routes=0, asking=0)"
+
+
+async def test_find_asks_anew_when_a_tenant_was_forgotten(routed: RoutedShards) -> None:
+    """What was found is believed until a shard says otherwise."""
+    routed.register(TENANT, "shard-1")
+    await put(routed, "shard-1")
+    await found(routed)
+    before = requests_to("get_shard")
+
+    routed.directory.forget(TENANT_ID)
+    routed.directory.forget("unknown-tenant")
+
+    assert routed.directory.remembered(TENANT_ID) is None
+    assert await found(routed) == "shard-1"
+    assert requests_to("get_shard") - before == 1
+
+
+async def test_find_follows_the_shards_when_citrus_names_another(routed: RoutedShards) -> None:
+    """A map that differs from the shards is logged, and the shard that has the row is right."""
+    routed.register(TENANT, "shard-1")
+    await put(routed, "shard-2")
+
+    with capture_logs() as logs:
+        assert await found(routed) == "shard-2"
+
+    (conflict,) = [entry for entry in logs if entry["event"] == "route.conflict"]
+    assert (conflict["named_shard_id"], conflict["shard_id"], conflict["log_level"]) == (
+        "shard-1",
+        "shard-2",
+        "warning",
+    )
+
+
+async def test_find_believes_the_named_shard_when_another_has_an_old_row(routed: RoutedShards) -> None:
+    """The named shard's own row counts, whatever is left elsewhere."""
+    routed.register(TENANT, "shard-1")
+    await put(routed, "shard-1")
+    await put(routed, "shard-2")
+
+    assert await found(routed) == "shard-1"
+
+
+async def test_find_says_not_here_when_no_shard_has_a_row(routed: RoutedShards) -> None:
+    """Registered, and not provisioned yet; a destroyed row elsewhere is nobody's home."""
+    routed.register(TENANT, "shard-1")
+    assert await found(routed) == "absent: not_here"
+
+    await put(routed, "shard-2", "destroyed")
+    assert await found(routed) == "absent: not_here"
+    assert routed.directory.remembered(TENANT_ID) is None
+
+
+async def test_find_says_not_here_when_the_named_shard_is_empty(make_shard: ShardMaker) -> None:
+    """A shard without a schema has nobody."""
+    async with routed_shards([await make_shard("shard-1", is_empty=True)]) as routed:
+        routed.register(TENANT, "shard-1")
+        assert await found(routed) == "absent: not_here"
+
+
+async def test_find_follows_a_tenant_where_it_moved(routed: RoutedShards) -> None:
+    """`moved_to` leads to the shard that has the tenant now, before Citrus knows."""
+    routed.register(TENANT, "shard-1")
+    await put(routed, "shard-1", "moved", moved_to="shard-2")
+    await put(routed, "shard-2")
+
+    assert await found(routed) == "shard-2"
+
+
+@pytest.mark.parametrize("moved_to", ["shard-2", "shard-99"])
+async def test_find_waits_when_a_tenant_moved_where_it_is_not(routed: RoutedShards, moved_to: str) -> None:
+    """A pointer to a shard without the row, or to none, is trouble: nobody may make the tenant anew."""
+    routed.register(TENANT, "shard-1")
+    await put(routed, "shard-1", "moved", moved_to=moved_to)
+
+    with pytest.raises(ShardUnavailableError, match=f"moved from shard shard-1 to {moved_to}, which has no row"):
+        await found(routed)
+
+
+async def test_find_ends_when_moves_lead_round_in_a_circle(routed: RoutedShards) -> None:
+    """Two shards that point at each other hold the tenant, and end nobody's patience."""
+    routed.register(TENANT, "shard-1")
+    await put(routed, "shard-1", "moved", moved_to="shard-2")
+    await put(routed, "shard-2", "moved", moved_to="shard-1")
+
+    async with asyncio.timeout(5):
+        assert await found(routed) == "absent: inactive"
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("active", "shard-1"),
+        ("destroying", "shard-1"),  # the shard itself gives the outcome
+        ("destroyed", "shard-1"),
+        ("fenced", "absent: inactive"),
+        ("incoming", "absent: inactive"),
+        ("ready", "absent: inactive"),
+    ],
+)
+async def test_find_returns_the_shard_as_the_tenants_state_says(
+    routed: RoutedShards, state: str, expected: str
+) -> None:
+    """A tenant on the move is held; one that is destroyed has its shard, which ends its operations."""
+    routed.register(TENANT, "shard-1")
+    await put(routed, "shard-1", state)
+
+    assert await found(routed) == expected
+
+
+async def test_find_holds_a_tenant_when_its_shard_is_not_active(routed: RoutedShards) -> None:
+    """`isActive: false` is asked again, and not remembered."""
+    routed.register(TENANT, "shard-1")
+    await put(routed, "shard-1")
+    shard = routed.citrus.registry.shards["shard-1"]
+
+    shard.is_active = False
+    assert await found(routed) == "absent: inactive"
+    shard.is_active = True
+    assert await found(routed) == "shard-1"
+
+
+async def test_find_waits_when_a_shard_that_may_be_home_does_not_answer(make_shard: ShardMaker) -> None:
+    """Neither the named shard nor another that is down is taken for "no row"; a row elsewhere is an answer."""
+    up, down = await make_shard("shard-1"), silent("shard-2")
+    async with routed_shards([up, down]) as routed:
+        routed.register(TENANT, "shard-2")
+        with pytest.raises(ShardUnavailableError, match="shard shard-2 at 127"):
+            await found(routed)
+        routed.register(TENANT, "shard-1")
+        with pytest.raises(ShardUnavailableError, match="shard shard-2 at 127"):
+            await found(routed)
+    async with routed_shards([await make_shard("shard-3"), up, down]) as routed:
+        routed.register(TENANT, "shard-3")
+        await put(routed, "shard-1")
+        assert await found(routed) == "shard-1"
+
+
+async def test_find_is_refused_when_the_address_may_not_be_used() -> None:
+    """The error is the caller's, once for each: a shard elsewhere is not looked for."""
+    async with (
+        ScriptedCitrus(reply(SHARD)).opened(allowed_hosts=("*.example",)) as client,
+        Pools(size=1) as pools,
+    ):
+        with pytest.raises(RefusedError, match="DATABASE_ALLOWED_HOSTS"):
+            await Directory(client, pools).find(TENANT_ID)
+
+
+async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) -> None:
+    """Every shard is asked once for all; what one tenant meets is not the others' trouble."""
+    async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2"), silent("shard-3")]) as routed:
+        first, second, third = await routed.locator.shards()
+        for shard, location, state in (
+            (first, "here", "active"),
+            (second, "there", "active"),
+            (second, "gone", "destroyed"),
+            (first, "ended", "destroyed"),
+        ):
+            await add_tenant(routed.pools.pool(shard), ("b", location), state=state)
+        await add_tenant(routed.pools.pool(first), ("b", "moved"), state="moved", moved_to="shard-2")
+        await add_tenant(routed.pools.pool(second), ("b", "moved"))
+        names = ("here", "there", "gone", "ended", "moved", "nowhere")
+        before = requests_to("shards_health")
+
+        homes = await routed.directory.homes({f"b-{name}": first for name in names} | {"b-silent": third})
+
+        assert requests_to("shards_health") == before + 1  # for earlier homes; by then all are known
+        found = {
+            name.removeprefix("b-"): home.address.shard_id for name, home in homes.items() if isinstance(home, Home)
+        }
+        assert found == {"here": "shard-1", "there": "shard-2", "moved": "shard-2"}
+        silent_ones = {name for name, home in homes.items() if isinstance(home, EarlierHomeSilentError)}
+        assert silent_ones == {"b-gone", "b-ended", "b-nowhere"}
+        assert type(homes["b-silent"]) is ShardUnavailableError  # the one that is named
+        del routed.citrus.registry.shards["shard-3"]
+        homes = await routed.directory.homes({f"b-{name}": first for name in ("gone", "ended", "nowhere")})
+        ended = homes.pop("b-ended")
+        assert isinstance(ended, Home)
+        assert ended.tenant["state"] == "destroyed"
+        assert homes == {"b-gone": None, "b-nowhere": None}
+
+
+async def test_homes_prefers_a_living_row_when_the_named_shard_has_a_destroyed_one(make_shard: ShardMaker) -> None:
+    """A destroyed row is nobody's home, also where the tenant is named to live."""
+    async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
+        first, second = await routed.locator.shards()
+        await add_tenant(routed.pools.pool(first), state="destroyed")
+        await add_tenant(routed.pools.pool(second))
+
+        home = (await routed.directory.homes({TENANT_ID: first}))[TENANT_ID]
+
+        assert isinstance(home, Home)
+        assert home.address == second
+
+
+async def test_homes_gives_those_that_were_found_when_citrus_does_not_name_earlier_ones(make_shard: ShardMaker) -> None:
+    """The error is that of the tenants it was asked for."""
+    address = await make_shard("shard-1")
+    async with ScriptedCitrus(reply(status=503)).opened() as client, Pools(size=1) as pools:
+        await add_tenant(pools.pool(address))
+
+        homes = await Directory(client, pools).homes({TENANT_ID: address, "no-row": address})
+
+        assert isinstance(homes[TENANT_ID], Home)
+        assert isinstance(homes["no-row"], CitrusUnavailableError)
+
+
+async def test_find_uses_the_new_address_when_a_shard_has_moved_to_another_place(make_shard: ShardMaker) -> None:
+    """What Citrus says of a shard's place is followed at the next question."""
+    async with routed_shards([silent("shard-1")]) as routed:
+        routed.register(TENANT, "shard-1")
+        with pytest.raises(ShardUnavailableError):
+            await found(routed)
+        routed.citrus.registry.shards["shard-1"].connection_string = (await make_shard("shard-1")).connection_string
+        await put(routed, "shard-1")
+
+        assert await found(routed) == "shard-1"
+
+
+async def test_find_asks_the_earlier_homes_of_a_static_map(make_shard: ShardMaker) -> None:
+    """With a map the tenant is found on the shard its key had when there were fewer shards."""
+    shards = [await make_shard(f"shard-{number}") for number in (1, 2)]
+    mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
+    locator = StaticMap(ShardMap(shards=mapped))
+    tenant = next(("b", str(number)) for number in range(100) if locator.map.place(f"b-{number}").shard_id == "shard-2")
+    async with Pools(size=1) as pools:
+        await add_tenant(pools.pool(shards[0]), tenant)
+        directory = Directory(locator, pools)
+
+        answer = await directory.find("-".join(tenant))
+
+        assert isinstance(answer, ShardAddress)
+        assert answer.shard_id == "shard-1"
+        assert await fetch(pools.pool(shards[1]), "SELECT * FROM tenants") == []

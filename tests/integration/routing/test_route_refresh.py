@@ -1,0 +1,423 @@
+"""Routes are kept fresh behind everybody's back, and serve on while Citrus is away; its lies misplace nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+from support.citrus.cases import RoutedShards, requests_to, routed_shards, silent
+from support.postgres.databases import QUICK, SHARD_ID, ShardMaker, copy_shard, execute
+from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, add_tenant_at, fetch
+
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.routing.directory import Absence, Directory
+from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.route_cache import FRESH_S
+from simplu_worker.shards.routing.route_refresh import RouteRefresh
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
+
+TENANT_ID = "-".join(TENANT)
+LATE_S = 2 * FRESH_S
+
+
+@dataclass
+class Clock:
+    """The directory's time, in seconds."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        """Return it."""
+        return self.now
+
+
+@dataclass(frozen=True)
+class World:
+    """Two shards behind a local Citrus, a tenant found on the first, and the time."""
+
+    routed: RoutedShards
+    clock: Clock
+
+    def pool(self, shard_id: str) -> ShardPool:
+        """Return the pool of a shard."""
+        shard = self.routed.citrus.registry.shards[shard_id]
+        return self.routed.pools.pool(ShardAddress(shard_id, shard.connection_string))
+
+    async def later(self, seconds: float) -> bool:
+        """Let time pass, look at the tenant, and ask for it if it is due; return whether there was an answer."""
+        self.clock.now += seconds
+        self.routed.refresh.look()
+        self.routed.router.remembered(TENANT_ID)
+        return await self.routed.refresh.refresh_next()
+
+    async def found(self) -> str:
+        """Return the shard id, or the absence, of the tenant asked for anew."""
+        return await self.routed.router.find_again(TENANT_ID)
+
+
+@pytest.fixture
+async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Give the world with its tenant found."""
+    clock = Clock()
+    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
+    async with routed_shards(shards, clock=clock) as routed:
+        world = World(routed, clock)
+        routed.register(TENANT, "shard-1")
+        await add_tenant(world.pool("shard-1"))
+        assert await routed.router.find(TENANT_ID) == "shard-1"
+        yield world
+
+
+@contextlib.asynccontextmanager
+async def running(refresh: RouteRefresh) -> AsyncIterator[None]:
+    """Let routes be refreshed meanwhile."""
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(refresh.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+
+def soon(is_so: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    """Return *is_so* as `until` wants it."""
+
+    async def look() -> bool:
+        return is_so()
+
+    return look
+
+
+async def test_a_route_past_its_freshness_is_served_and_asked_for_once(world: World) -> None:
+    """Not before it is, not by those who use it, and not again until it is past it again."""
+    before = requests_to("get_shard")
+    assert not await world.later(FRESH_S / 2)
+    assert await world.later(LATE_S)
+    assert not await world.later(0)
+
+    assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+    assert requests_to("get_shard") - before == 1
+
+
+async def test_known_tenants_are_served_and_new_ones_held_while_citrus_is_away_for_an_hour(world: World) -> None:
+    """It is said once, and when it is over."""
+    world.routed.citrus.faults.is_away = True
+    with capture_logs() as logs:
+        for _ in range(12):
+            assert not await world.later(300)
+            assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+        with pytest.raises(TryAgainLaterError):
+            await world.routed.router.find("new-tenant")
+        world.routed.citrus.faults.is_away = False
+        assert await world.later(60)
+
+    assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+    told = [entry for entry in logs if entry["event"].startswith("routes.")]
+    assert [entry["event"] for entry in told] == ["routes.stale", "routes.refreshed"]
+    assert told[1]["after_s"] == pytest.approx(3600 - 300 + 60)
+
+
+@pytest.mark.parametrize("status", [401, 403, 418, 429, 503])
+async def test_known_tenants_are_served_while_citrus_refuses_to_answer(world: World, status: int) -> None:
+    """Whatever it says instead; a new tenant is held, and not taken for unregistered."""
+    world.routed.citrus.faults.status = status
+    world.routed.citrus.faults.retry_after_s = 20
+    assert not await world.later(LATE_S)
+    assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+    with pytest.raises(TryAgainLaterError):
+        await world.routed.router.find("new-tenant")
+
+
+async def test_known_tenants_wait_for_nobody_while_citrus_is_slow(world: World) -> None:
+    """The question is behind their back, and one that never ends keeps no other from being asked."""
+    world.routed.citrus.faults.latency_s = 3600
+    world.clock.now += LATE_S
+    async with running(world.routed.refresh):
+        before = requests_to("get_shard")
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            async with asyncio.timeout(0.05):
+                assert await world.routed.router.find(TENANT_ID) == "shard-1"
+        assert "due=0" in repr(world.routed.refresh)  # it is being asked for
+        assert requests_to("get_shard") == before
+
+
+async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away(world: World) -> None:
+    """It was held for a moment, as in a move: its shard says that it is still there, or where it went."""
+    world.routed.citrus.faults.is_away = True
+    pool = world.pool("shard-1")
+    assert await world.found() == "shard-1"
+    await fetch(pool, "UPDATE tenants SET state = 'fenced'")
+    assert await world.found() == Absence.INACTIVE
+    await fetch(pool, "UPDATE tenants SET state = 'active'")
+    assert await world.found() == "shard-1"
+
+    await world.routed.directory.find(TENANT_ID)
+    world.routed.citrus.faults.is_away = False
+    await world.routed.locator.shards()
+    world.routed.citrus.faults.is_away = True
+    await add_tenant(world.pool("shard-2"))
+    await fetch(pool, "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
+    assert await world.found() == "shard-2"
+
+    await fetch(world.pool("shard-2"), "DELETE FROM tenants")
+    with pytest.raises(TryAgainLaterError, match="Citrus"):
+        await world.found()
+
+
+@pytest.mark.parametrize("named", ["shard-2", None])
+async def test_a_route_stays_when_citrus_lies_and_the_shard_has_the_tenant(world: World, named: str | None) -> None:
+    """Another shard, or none: it is a conflict in the log and nothing else."""
+    world.routed.citrus.faults.lies[TENANT_ID] = named
+    with capture_logs() as logs:
+        assert await world.later(LATE_S)
+        assert await world.found() == "shard-1"
+
+    assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+    conflicts = [entry for entry in logs if entry["event"] == "route.conflict"]
+    assert [(entry["named_shard_id"], entry["shard_id"]) for entry in conflicts] == [(named, "shard-1")] * 2
+
+
+async def test_a_citrus_that_flips_is_followed_only_where_the_shards_say_so(world: World) -> None:
+    """Of two shards that are named in turns one has the tenant, and its operations go there."""
+    case = TenantCase(world.pool("shard-1"), TENANT)
+    for number in range(6):
+        world.routed.citrus.faults.lies[TENANT_ID] = f"shard-{number % 2 + 1}"
+        assert await world.later(LATE_S)
+        shard_id = world.routed.router.remembered(TENANT_ID)
+        assert shard_id == "shard-1"
+        create = case.operation("create", f"r{number}", data={})
+        assert await world.routed.router.apply(shard_id, [create]) == [SUCCEEDED]
+
+
+async def test_a_route_is_given_up_when_citrus_and_the_shard_agree_that_it_is_wrong(world: World) -> None:
+    """The next operation finds where the tenant is now."""
+    await add_tenant(world.pool("shard-2"))
+    await fetch(world.pool("shard-1"), "DELETE FROM tenants")
+    world.routed.register(TENANT, "shard-2")
+
+    assert await world.later(LATE_S)
+    assert world.routed.router.remembered(TENANT_ID) is None
+    assert await world.routed.router.find(TENANT_ID) == "shard-2"
+
+
+async def test_a_route_is_given_up_when_its_shard_is_marked_inactive(world: World) -> None:
+    """The tenant is held then, as one that is found for the first time is."""
+    world.routed.citrus.registry.shards["shard-1"].is_active = False
+    assert await world.later(LATE_S)
+    assert await world.routed.router.find(TENANT_ID) == Absence.INACTIVE
+
+
+async def test_a_route_stays_when_citrus_differs_and_the_shard_says_nothing(world: World) -> None:
+    """Whoever is down is not thereby elsewhere."""
+    world.routed.citrus.registry.shards["shard-1"].connection_string = silent("shard-1").connection_string
+    world.pool("shard-1")
+    world.routed.citrus.faults.lies[TENANT_ID] = "shard-2"
+    assert await world.later(LATE_S)
+    assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+
+
+async def test_a_route_stays_when_citrus_names_an_address_that_may_not_be_used(world: World) -> None:
+    """It is told, and asked again when it is past its freshness again."""
+    world.routed.locator._allowed_hosts = ("*.internal",)  # type: ignore[attr-defined]
+    with capture_logs() as logs:
+        assert await world.later(LATE_S)
+    assert not await world.later(0)
+    assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+    (refused,) = [entry for entry in logs if entry["event"] == "route.refused"]
+    assert "DATABASE_ALLOWED_HOSTS" in refused["error"]
+
+
+async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, make_shard: ShardMaker) -> None:
+    """Another shard's database, an empty one, none at all, one that is read-only: each is tried and left."""
+    shard = world.routed.citrus.registry.shards["shard-1"]
+    right = shard.connection_string
+    other, empty, standby = (
+        await make_shard("shard-9"),
+        await make_shard("shard-1", is_empty=True),
+        await make_shard("shard-1"),
+    )
+    database = standby.connection_string.rpartition("/")[2]
+    await execute(standby.connection_string, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    case, errors = TenantCase(world.pool("shard-1"), TENANT), []
+    for number, wrong in enumerate((other, empty, silent("shard-1"), standby)):
+        shard.connection_string = wrong.connection_string
+        with capture_logs() as logs:
+            assert await world.later(LATE_S)
+            await world.routed.directory.repointing.follow("shard-1")
+        errors += [entry["error"] for entry in logs if entry["event"] == "shard.address_refused"]
+        assert "secret-word" not in repr(logs)
+        create = case.operation("create", f"r{number}", data={})
+        assert await world.routed.router.apply("shard-1", [create]) == [SUCCEEDED]
+        assert REGISTRY.get_sample_value("simplu_shard_healthy", {"shard_id": "shard-1"}) == 1
+
+    assert world.routed.pools.by_shard_id()["shard-1"].address.connection_string == right
+    for error, part in zip(errors, ("the database of shard shard-9", "empty", "Connect", "read-only"), strict=True):
+        assert part in error
+
+
+async def test_a_shard_in_trouble_is_asked_for_once_and_followed_for_all_its_tenants(
+    make_shard: ShardMaker,
+) -> None:
+    """Within a second or so, and nobody asked for any of its tenants."""
+    old, new = await make_shard("shard-1"), await make_shard("shard-1")
+    async with routed_shards([old], deadlines=QUICK) as routed:
+        tenants = [("clinic", str(number)) for number in range(20)]
+        pool = routed.pools.pool(old)
+        for tenant in tenants:
+            routed.register(tenant, "shard-1")
+            await add_tenant(pool, tenant)
+            await add_tenant_at(new, tenant)
+            await routed.router.find("-".join(tenant))
+        before = requests_to("get_shard") + requests_to("shards_health")
+        routed.citrus.registry.shards["shard-1"].connection_string = new.connection_string
+        async with running(routed.refresh):
+            pool.is_healthy = False  # as after any failure
+            started = asyncio.get_running_loop().time()
+            assert await until(soon(lambda: pool.address.connection_string == new.connection_string), within_s=5)
+            took_s = asyncio.get_running_loop().time() - started
+            assert await until(soon(lambda: pool.is_healthy), within_s=5)
+
+        assert took_s < 2
+        assert requests_to("get_shard") + requests_to("shards_health") - before <= 3
+        for tenant in tenants:
+            create = TenantCase(pool, tenant).operation("create", data={})
+            assert await routed.router.apply("shard-1", [create]) == [SUCCEEDED]
+
+
+async def test_many_shards_in_trouble_are_one_question(make_shard: ShardMaker) -> None:
+    """The list of all, not one for each."""
+    addresses = [await make_shard(f"shard-{number}") for number in range(6)]
+    async with routed_shards(addresses) as routed:
+        for number, address in enumerate(addresses):
+            routed.register(("b", str(number)), address.shard_id)
+            await add_tenant(routed.pools.pool(address), ("b", str(number)))
+            await routed.router.find(f"b-{number}")
+        before = requests_to("get_shard"), requests_to("shards_health")
+        for pool in routed.pools.by_shard_id().values():
+            pool.is_healthy = False
+        await routed.refresh.ask_about_troubles()
+        await routed.refresh.ask_about_troubles()  # not their turn again
+
+        assert (requests_to("get_shard") - before[0], requests_to("shards_health") - before[1]) == (0, 1)
+        for pool in routed.pools.by_shard_id().values():
+            pool.is_healthy = True
+        await routed.refresh.ask_about_troubles()
+        assert "in trouble: []" in repr(routed.refresh)
+
+
+async def test_an_absence_may_be_a_few_seconds_old_where_the_caller_says_so(world: World) -> None:
+    """A tenant that nobody knows costs one request for many operations; who needs a fresh answer gets one."""
+    directory = world.routed.directory
+    before = requests_to("get_shard")
+    for _ in range(10):
+        assert await directory.find("nobody-here", absence_max_age_s=5.0) is Absence.UNREGISTERED
+    assert requests_to("get_shard") - before == 1
+    world.clock.now += 5.1
+    assert await directory.find("nobody-here", absence_max_age_s=5.0) is Absence.UNREGISTERED
+    assert requests_to("get_shard") - before == 2
+    world.routed.register(("nobody", "here"), "shard-2")
+    await add_tenant(world.pool("shard-2"), ("nobody", "here"))
+    answer = await directory.find("nobody-here")
+    assert isinstance(answer, ShardAddress)
+    answer = await directory.find("nobody-here", absence_max_age_s=5.0)
+    assert isinstance(answer, ShardAddress)
+
+
+async def test_other_shards_are_asked_once_in_seconds_for_those_that_their_own_does_not_have(world: World) -> None:
+    """And for many at once; a row that comes to the named shard meanwhile is seen at once."""
+    tenants = [("none", str(number)) for number in range(20)]
+    for tenant in tenants:
+        world.routed.register(tenant, "shard-2")
+    before = requests_to("shards_health")
+
+    answers = await asyncio.gather(*(world.routed.router.find("-".join(tenant)) for tenant in tenants))
+    assert set(answers) == {Absence.NOT_HERE}
+    sweeps = requests_to("shards_health") - before
+    assert sweeps <= 6
+    answers = await asyncio.gather(*(world.routed.router.find("-".join(tenant)) for tenant in tenants))
+    assert requests_to("shards_health") - before == sweeps
+
+    await add_tenant(world.pool("shard-2"), tenants[0])
+    assert await world.routed.router.find("none-0") == "shard-2"
+    await add_tenant(world.pool("shard-1"), tenants[1])
+    assert await world.routed.router.find("none-1") == Absence.NOT_HERE
+    world.clock.now += 5.1
+    assert await world.routed.router.find("none-1") == "shard-1"
+
+
+async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_not(make_shard: ShardMaker) -> None:
+    """Tried while the shard does not answer, used once it takes writes; the first start finds it, too."""
+    replica, old = await make_shard("shard-1"), silent("shard-1")
+    database = replica.connection_string.rpartition("/")[2]
+    shard_map = ShardMap(shards=(MappedShard("shard-1", old.connection_string, replica.connection_string),))
+    locator = StaticMap(shard_map)
+    await add_tenant_at(replica)
+    await execute(replica.connection_string, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    async with Pools(size=1, deadlines=QUICK) as pools:
+        directory = Directory(locator, pools)
+        router = Router(directory, locator, pools, tenant_wait=TENANT_WAIT)
+        async with running(RouteRefresh(directory, locator, pools)):
+            with capture_logs() as logs:
+                with pytest.raises(TryAgainLaterError):
+                    await router.find(TENANT_ID)
+                assert await until(soon(lambda: any("read-only" in str(one.get("error")) for one in logs)), within_s=5)
+            promotion = f"BEGIN READ WRITE; ALTER DATABASE {database} RESET default_transaction_read_only; COMMIT"
+            await execute(replica.connection_string, promotion)
+            assert await until(soon(lambda: directory.repointing.is_well("shard-1")), within_s=10)
+        assert await router.find(TENANT_ID) == "shard-1"
+        (address,) = await locator.shards()
+        assert address.connection_string == replica.connection_string
+        create = TenantCase(pools.pool(address), TENANT).operation("create", data={})
+        assert await router.apply("shard-1", [create]) == [SUCCEEDED]
+
+
+async def test_a_killed_shard_is_followed_to_where_citrus_names_it_then(
+    make_shard: ShardMaker, breakable_server: PostgresServer
+) -> None:
+    """Its old address is asked in vain, the new one is learned by itself, and the next batch goes there."""
+    old, new = await copy_shard(breakable_server), await make_shard()
+    async with routed_shards([old], deadlines=QUICK) as routed:
+        routed.register(TENANT, SHARD_ID)
+        pool = routed.pools.pool(old)
+        await add_tenant(pool)
+        await add_tenant_at(new)
+        assert await routed.router.find(TENANT_ID) == SHARD_ID
+        create = TenantCase(pool, TENANT).operation("create", data={})
+        async with running(routed.refresh):
+            await breakable_server.kill()
+            with pytest.raises(TryAgainLaterError):
+                await routed.router.apply(SHARD_ID, [create])
+            assert routed.router.remembered(TENANT_ID) == SHARD_ID
+            routed.citrus.registry.shards[SHARD_ID].connection_string = new.connection_string
+            assert await until(soon(lambda: pool.address.connection_string == new.connection_string), within_s=10)
+            assert await until(soon(lambda: pool.is_healthy), within_s=10)
+            assert await routed.router.apply(SHARD_ID, [create]) == [SUCCEEDED]
+
+
+async def test_a_replica_of_the_map_is_left_alone_while_the_primary_takes_writes(make_shard: ShardMaker) -> None:
+    """An error more is no failover, even where the replica would take writes, as a copy by logical replication does."""
+    primary, copy = await make_shard("shard-1"), await make_shard("shard-1")
+    locator = StaticMap(ShardMap(shards=(MappedShard("shard-1", primary.connection_string, copy.connection_string),)))
+    async with Pools(size=1, deadlines=QUICK) as pools:
+        directory = Directory(locator, pools)
+        pool = pools.pool(primary)
+        await add_tenant(pool)
+        assert isinstance(await directory.find(TENANT_ID), ShardAddress)
+        pool.is_healthy = False
+        await directory.repointing.follow("shard-1")
+
+        assert pool.address.connection_string == primary.connection_string
+        assert pool.is_healthy
+        assert directory.repointing.due() == []

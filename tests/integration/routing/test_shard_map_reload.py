@@ -1,0 +1,250 @@
+"""Another shard map while at work: it holds from one step to the next, and no tenant is split or lost by it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+from support.citrus.cases import silent
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import add_tenant, fetch
+from support.shard_map_world import Shards, World, row_counts, tenant_on, worker, write_map
+
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.routing.directory import Absence
+from simplu_worker.shards.routing.shard_map_reload import note_no_map
+from simplu_worker.shards.tenants.provisioning import ProvisionRequest, ProvisionResult
+
+
+@pytest.fixture
+async def shards(make_shard: ShardMaker) -> Shards:
+    """Give three shards."""
+    return await make_shard("shard-1"), await make_shard("shard-2"), await make_shard("shard-3")
+
+
+@pytest.fixture
+async def world(shards: Shards, tmp_path: Path) -> AsyncIterator[World]:
+    """Give a worker whose map has the first two of them."""
+    write_map(tmp_path / "map.json", *shards[:2])
+    async with worker(tmp_path / "map.json") as world:
+        yield world
+
+
+def reload_count(outcome: str) -> float:
+    """Return how often a map came to *outcome*."""
+    return REGISTRY.get_sample_value("simplu_shard_map_reloads_total", {"outcome": outcome}) or 0.0
+
+
+async def test_reload_places_new_tenants_by_the_new_map_and_leaves_the_others_where_they_are(
+    world: World, shards: Shards
+) -> None:
+    """A shard that is added takes its share of new keys; those of before are found, and a conflict is said."""
+    old, new = tenant_on(2, 3, before=0), tenant_on(2, 3, before=0, number=1)
+    assert await world.provision(old) is ProvisionResult.PROVISIONED
+    assert await world.found(old) == "shard-1"
+
+    said = await world.reload(*shards)
+
+    assert (said["event"], said["log_level"]) == ("shard_map.reloaded", "info")
+    assert (said["shard_count"], said["added"], said["left"]) == (3, ["shard-3"], [])
+    assert said["moved_route_count"] == 1
+    assert world.router.remembered("-".join(old)) == "shard-1"
+    with capture_logs() as logs:
+        assert await world.refresh.refresh_next()  # in line, though its route was fresh
+        assert not await world.refresh.refresh_next()
+        assert await world.found(old) == "shard-1"
+    assert {(line["event"], line["named_shard_id"], line["shard_id"]) for line in logs} == {
+        ("route.conflict", "shard-3", "shard-1")
+    }
+    assert await world.provision(old) is ProvisionResult.EXISTED
+    assert await world.provision(new) is ProvisionResult.PROVISIONED
+    assert await world.found(new) == "shard-3"
+    assert await row_counts(shards, "-".join(old)) == [1, 0, 0]
+
+
+BAD_FILES = {
+    "no JSON": b'{"shards": [{"shardId": "shard-1", "connectionString": "postgresql://u:correct-horse@h',
+    "no shards": b'{"shards": []}',
+    "another host": b'{"shards": [{"shardId": "shard-1", "connectionString": "mysql://u:correct-horse@evil/d"}]}',
+}
+
+
+@pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES.keys())
+async def test_reload_refuses_a_bad_file_and_goes_on_by_the_map_before(world: World, content: bytes) -> None:
+    """With an error that says why, and no secret in it."""
+    tenant, refused = tenant_on(0, 2), reload_count("refused")
+    await world.provision(tenant)
+    world.path.write_bytes(content)
+
+    said = await world.hang_up()
+
+    assert (said["event"], said["log_level"]) == ("shard_map.refused", "error")
+    assert all(problem.startswith("SHARD_MAP_FILE: ") for problem in said["problems"])
+    assert "correct-horse" not in str(said)
+    assert reload_count("refused") == refused + 1
+    assert await world.found(tenant) == "shard-1"
+    assert [shard.shard_id for shard in await world.locator.shards()] == ["shard-1", "shard-2"]
+
+
+async def test_reload_refuses_a_file_that_is_gone_and_takes_it_when_it_is_back(world: World, shards: Shards) -> None:
+    """Whoever replaces it in two steps may send the signal in between."""
+    applied = reload_count("applied")
+    world.path.unlink()
+    assert "No such file" in (await world.hang_up())["problems"][0]
+
+    assert (await world.reload(*shards))["event"] == "shard_map.reloaded"
+    assert reload_count("applied") == applied + 1
+
+
+async def test_reload_refuses_shards_in_another_order(world: World, shards: Shards) -> None:
+    """Where a key may have lived is told by the order alone."""
+    said = await world.reload(*shards[1::-1])
+
+    assert said["event"] == "shard_map.refused"
+    assert "shard shard-2: expected at place 2" in said["problems"][0]
+
+
+async def test_reload_follows_a_pin_to_where_the_tenant_was_moved(world: World, shards: Shards) -> None:
+    """Published after the move: the route is asked for anew at once, and there is no conflict."""
+    tenant = tenant_on(0, 2)
+    await world.provision(tenant)
+    assert await world.found(tenant) == "shard-1"
+    await add_tenant(world.pools.pool(shards[1]), tenant)
+    await fetch(world.pools.at("shard-1"), "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
+
+    said = await world.reload(*shards[:2], pins={"-".join(tenant): "shard-2"})
+    with capture_logs() as logs:
+        assert await world.refresh.refresh_next()
+        assert world.router.remembered("-".join(tenant)) is None
+        assert await world.found(tenant) == "shard-2"
+
+    assert said["moved_route_count"] == 1
+    assert logs == []
+
+
+async def test_reload_uses_another_address_once_the_shard_is_found_there(
+    world: World, shards: Shards, make_shard: ShardMaker
+) -> None:
+    """A wrong one does nothing to a shard that works; the right one is used from the next connection on."""
+    tenant = tenant_on(0, 2)
+    await world.provision(tenant)
+    pool = world.pools.at("shard-1")
+    other = ShardAddress("shard-1", shards[2].connection_string)  # another shard's database
+    copy = await make_shard("shard-1")
+
+    with capture_logs() as logs:
+        assert (await world.reload(other, shards[1]))["readdressed"] == ["shard-1"]
+    await world.directory.repointing.follow("shard-1")
+    assert pool.address.connection_string == shards[0].connection_string
+    assert shards[2].connection_string not in str(logs)
+
+    await world.reload(copy, shards[1], replicas={"shard-1": shards[0].connection_string})
+    assert await world.found(tenant) == "shard-1"  # as long as nobody has looked there
+    await world.directory.repointing.follow("shard-1")
+    assert pool.address.connection_string == copy.connection_string
+    assert await world.found(tenant) == Absence.NOT_HERE  # a copy made before the tenant
+    assert world.locator.book.contested() == ["shard-1"]  # its replica, should it fail
+
+
+async def test_reload_uses_another_address_at_once_where_the_shard_was_never_found(
+    shards: Shards, tmp_path: Path
+) -> None:
+    """A mistake in the first map is mended without a restart."""
+    write_map(tmp_path / "map.json", silent("shard-1"))
+    async with worker(tmp_path / "map.json") as world:
+        with pytest.raises(ShardUnavailableError):
+            await world.found(("clinic", "1"))
+        await world.reload(shards[0])
+
+        assert world.pools.at("shard-1").address == shards[0]
+        await world.pools.at("shard-1").probe()
+        assert await world.found(("clinic", "1")) == Absence.NOT_HERE
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_a_tenant_whose_pin_is_taken_away_is_not_made_again(
+    world: World, shards: Shards, *, is_restarted: bool
+) -> None:
+    """Nor by a worker that never saw the pin: every shard that answers is asked, and its word is followed."""
+    tenant = tenant_on(0, 2)
+    await world.reload(*shards[:2], pins={"-".join(tenant): "shard-2"})
+    await world.provision(tenant)
+    await world.reload(*shards[:2])
+    async with worker(world.path) as restarted:
+        of_now = restarted if is_restarted else world
+        assert await of_now.provision(tenant) is ProvisionResult.EXISTED
+        assert await of_now.found(tenant) == "shard-2"
+    assert await row_counts(shards, "-".join(tenant)) == [0, 1, 0]
+
+
+async def test_a_tenant_of_a_retired_shard_is_not_made_again_while_that_is_silent(
+    shards: Shards, tmp_path: Path
+) -> None:
+    """The place a key had before its shard was retired is one of its homes: it must answer."""
+    write_map(tmp_path / "map.json", shards[0], silent("shard-2"), retired=("shard-2",))
+    async with worker(tmp_path / "map.json") as world:
+        with pytest.raises(ShardUnavailableError, match="shard-2"):
+            await world.provision(tenant_on(1, 2))
+        assert await world.provision(tenant_on(0, 2)) is ProvisionResult.PROVISIONED  # nobody waits for the silent one
+
+
+def histories(seed: int, count: int) -> Iterator[tuple[int, tuple[str, ...], dict[str, str]]]:
+    """Yield maps that a person may write one after another: how many shards, the retired ones, the pins."""
+    draw = random.Random(seed)
+    size = 1
+    for _ in range(count):
+        size = min(3, size + draw.choice((0, 0, 1)))
+        names = [f"shard-{number}" for number in range(1, size + 1)]
+        retired = tuple(name for name in names if draw.random() < 0.3)
+        pins = {f"clinic-{draw.randrange(40)}": draw.choice(names) for _ in range(draw.randrange(4))}
+        yield size, retired if len(retired) < size else (), pins
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_no_tenant_is_split_whatever_maps_follow_each_other(shards: Shards, tmp_path: Path, seed: int) -> None:
+    """Added, retired, taken back, pinned and not: each tenant is made once, by whichever worker, and found there."""
+    tenants = [("clinic", f"{number}") for number in range(40)]
+    path = tmp_path / "map.json"
+    write_map(path, shards[0])
+    async with worker(path) as one:
+        for size, retired, pins in histories(seed, 8):
+            assert (await one.reload(*shards[:size], retired=retired, pins=pins))["event"] == "shard_map.reloaded"
+            draw = random.Random(f"{seed} {size} {pins}")
+            requests = [ProvisionRequest(*tenant, "dental", datetime.now(UTC)) for tenant in draw.sample(tenants, k=10)]
+            async with worker(path) as another:
+                for made_by in (one, another):
+                    answers = await made_by.provisioner.provision_all(requests)
+                    assert set(answers) <= {ProvisionResult.PROVISIONED, ProvisionResult.EXISTED}
+                for request in requests:
+                    ids = (request.business_id, request.location_id)
+                    assert await one.found(ids) == await another.found(ids)
+    pools = [ShardPool(shard, size=1) for shard in shards]
+    made = [row["id"] for pool in pools for row in await fetch(pool, "SELECT id FROM tenants")]
+    for pool in pools:
+        await pool.close()
+    assert len(made) == len(set(made)) > 20
+
+
+async def test_a_hangup_without_a_map_is_said_and_nothing_else() -> None:
+    """It ends no process."""
+    wanted = asyncio.Event()
+    wanted.set()
+
+    async def was_taken() -> bool:
+        return not wanted.is_set()
+
+    with capture_logs() as logs:
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(note_no_map(wanted))
+            assert await until(was_taken, within_s=5)
+            task.cancel()
+    assert logs == [{"event": "shard_map.unused", "log_level": "info"}]

@@ -1,0 +1,154 @@
+"""A shard that leaves the map: only an empty one may, and it is never written to again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.citrus.cases import silent
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import fetch, operation
+from support.shard_map_world import Shards, World, row_counts, tenant_on, worker, write_map
+
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.operations.admission import HOLD
+from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.routing.directory import Absence
+
+
+@pytest.fixture
+async def shards(make_shard: ShardMaker) -> Shards:
+    """Give three shards."""
+    return await make_shard("shard-1"), await make_shard("shard-2"), await make_shard("shard-3")
+
+
+@pytest.fixture
+async def world(shards: Shards, tmp_path: Path) -> AsyncIterator[World]:
+    """Give a worker whose map has the first two of them."""
+    write_map(tmp_path / "map.json", *shards[:2])
+    async with worker(tmp_path / "map.json") as world:
+        yield world
+
+
+async def test_reload_lets_a_shard_leave_only_when_it_was_retired_and_says_that_it_is_empty(
+    world: World, shards: Shards
+) -> None:
+    """Else tenants would be lost from sight; and a silent one says nothing."""
+    tenant = tenant_on(1, 2)
+    await world.provision(tenant)
+
+    assert 'not marked "retired"' in (await world.reload(shards[0]))["problems"][0]
+    assert (await world.reload(*shards[:2], retired=("shard-2",)))["event"] == "shard_map.reloaded"
+    assert await world.found(tenant) == "shard-2"  # retired: it takes no new ones, and keeps its own
+    assert "as it has 1 tenants" in (await world.reload(shards[0]))["problems"][0]
+    await fetch(world.pools.at("shard-2"), "UPDATE tenants SET state = 'moved', moved_to = 'shard-1'")
+
+    said = await world.reload(shards[0])
+
+    assert (said["event"], said["left"]) == ("shard_map.reloaded", ["shard-2"])
+
+
+async def test_reload_keeps_a_shard_that_does_not_say_whether_it_is_empty(shards: Shards, tmp_path: Path) -> None:
+    """No answer is not "none"."""
+    down = silent("shard-2")
+    write_map(tmp_path / "map.json", shards[0], down, retired=("shard-2",))
+    async with worker(tmp_path / "map.json") as world:
+        said = await world.reload(shards[0])
+
+    assert said["event"] == "shard_map.refused"
+    assert "shard shard-2: expected, as it does not say" in said["problems"][0]
+
+
+async def left(world: World, shards: Shards) -> tuple[str, str]:
+    """Have a shard leave on which a tenant was found; return the tenant."""
+    tenant = tenant_on(1, 2)
+    await world.provision(tenant)
+    assert await world.found(tenant) == "shard-2"
+    await world.reload(*shards[:2], retired=("shard-2",))
+    await fetch(world.pools.at("shard-2"), "DELETE FROM tenants")
+    assert (await world.reload(shards[0]))["left"] == ["shard-2"]
+    return tenant
+
+
+async def test_a_shard_that_left_is_never_written_to(world: World, shards: Shards) -> None:
+    """Whoever still comes with operations is told that nobody lives there, and whoever names it gets no connection."""
+    pool = world.pools.pool(shards[1])
+    tenant = await left(world, shards)
+    create = operation("create", "r1", {}, tenant=tenant)
+
+    assert world.router.remembered("-".join(tenant)) is None
+    assert await world.router.apply("shard-2", [create, create]) == [HOLD, HOLD]
+    assert await world.router.give_up("shard-2", create) == HOLD
+    await world.router.probe("shard-2")  # nobody waits for it: what was held for it is asked for by tenant
+    assert await world.found(tenant) == Absence.NOT_HERE
+    assert await world.router.shard_ids() == ["shard-1"]
+    for use in (
+        lambda: world.router.standing("shard-2", "stream", ["shardId-0"]),
+        lambda: world.router.touch("shard-2", []),
+        lambda: world.router.make_safe("shard-2", [create]),
+        lambda: world.directory.home("-".join(tenant), shards[1]),
+        pool.probe,
+        lambda: fetch(pool, "SELECT 1"),
+    ):
+        with pytest.raises(TryAgainLaterError):
+            await use()
+    assert pool.counts()["open"] == 0
+
+
+async def test_a_shard_that_left_may_come_back(world: World, shards: Shards) -> None:
+    """With connections of its own, also for those who have sent there before."""
+    tenant = await left(world, shards)
+    assert (await world.reload(*shards[:2]))["added"] == ["shard-2"]
+
+    await world.provision(tenant)
+
+    assert await world.found(tenant) == "shard-2"
+    assert await world.apply("shard-2", tenant) == [SUCCEEDED]
+
+
+async def test_what_is_in_flight_on_a_shard_that_leaves_is_ended_and_not_cut(world: World, shards: Shards) -> None:
+    """Its connections are closed when they are given back; nobody else waits for that."""
+    await world.reload(*shards[:2], retired=("shard-2",))
+    pool = world.pools.pool(shards[1])
+    wanted = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(world.map_reload.run(wanted))
+        async with pool.transaction() as connection:
+            write_map(world.path, shards[0])
+            wanted.set()
+            assert await until(partial(_is_gone, world, "shard-2"), within_s=5)
+            await add_tenant_on(connection)
+            write_map(world.path, shards[0], shards[1])
+            wanted.set()  # another reload, while the first one's shard drains
+            assert await until(partial(_is_listed, world, "shard-2"), within_s=5)
+            assert pool.counts()["open"] == 1
+        assert await until(partial(_is_closed, pool), within_s=5)
+        running.cancel()
+    assert world.pools.pool(shards[1]) is not pool
+    assert await row_counts(shards, "in-flight") == [0, 1, 0]
+
+
+async def add_tenant_on(connection: Any) -> None:
+    """Make a row within a transaction."""
+    await connection.execute(
+        "INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)"
+        " VALUES ('in-flight', 'in', 'flight', 'dental', 'moved', now(), now())"
+    )
+
+
+async def _is_gone(world: World, shard_id: str) -> bool:
+    return world.pools.has_left(shard_id)
+
+
+async def _is_listed(world: World, shard_id: str) -> bool:
+    return world.locator.map.shard(shard_id) is not None
+
+
+async def _is_closed(pool: ShardPool) -> bool:
+    return pool.counts()["open"] == 0

@@ -1,0 +1,218 @@
+"""Business types on a shard: views with types, indexes that are used, and updates that stay on their page."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.postgres.databases import ShardMaker
+from support.postgres.sql_text import views_of
+from support.postgres.tenant_cases import NO_CHECKS, TenantCase, fetch
+
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.migrations import statements_of
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+
+VIEWS = {name: views_of(text) for name, text in BUSINESS_TYPES.items()}
+VIEW_CASES = [pytest.param(name, *view, id=view[0]) for name, views in VIEWS.items() for view in views]
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
+    | st.from_regex(
+        r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?)?(Z|[+-][0-9:]{2,6})?\Z"
+    )
+    | st.from_regex(r"\A[+-]?[0-9]{1,30}([.][0-9]{1,5})?([eE][+-]?[0-9]{1,4})?\Z")
+    | st.sampled_from(
+        ["now", "infinity", "NaN", "2026-02-30", "2024-02-29", "0000-01-01", "true", "٣", "1_000", "0x1F"]
+    ),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=2),
+    max_leaves=3,
+)
+CASTS = """
+SELECT simplu_timestamptz($1::text::jsonb), simplu_numeric($1::text::jsonb),
+    simplu_integer($1::text::jsonb), simplu_boolean($1::text::jsonb)
+"""
+
+_numbers = itertools.count(1)
+
+
+@asynccontextmanager
+async def transaction_undone(pool: ShardPool) -> AsyncIterator[Connection]:
+    """Lend a connection whose changes are rolled back."""
+    async with pool.connection() as connection:
+        await connection.execute("BEGIN")
+        try:
+            yield connection
+        finally:
+            await connection.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize(("name", "view", "singular", "plural"), VIEW_CASES)
+async def test_view_shows_its_resources_with_types_and_no_others(
+    tenant: TenantCase, name: str, view: str, singular: str, plural: str
+) -> None:
+    """Singular or plural, of that type of business alone; columns that Postgres can compare and add up."""
+    await fetch(tenant.pool, "UPDATE tenants SET business_type = $2 WHERE id = $1", tenant.tenant_id, name)
+    await tenant.apply(
+        tenant.operation("create", "a", {}, resource_type=singular),
+        tenant.operation("create", "b", {}, resource_type=plural),
+        tenant.operation("create", "c", {}, resource_type="other"),
+    )
+
+    rows = await fetch(tenant.pool, f'SELECT * FROM {view} WHERE id = $1 ORDER BY "resourceId"', tenant.tenant_id)
+    async with tenant.pool.connection() as connection:
+        columns = {
+            column.name: column.type.name
+            for column in (await connection.prepare(f"SELECT * FROM {view}")).get_attributes()
+        }
+
+    assert [row["resourceId"] for row in rows] == ["a", "b"]
+    assert list(columns)[:5] == ["id", "resourceId", "data", "date", "lastUpdated"]
+    assert set(list(columns.values())[5:]) <= {"text", "timestamptz", "numeric", "int8", "bool"}
+    assert all(value is None for row in rows for value in list(row.values())[5:])
+    other = next(one for one in VIEWS if one != name)
+    await fetch(tenant.pool, 'UPDATE resources SET "businessType" = $2 WHERE id = $1', tenant.tenant_id, other)
+    assert await fetch(tenant.pool, f"SELECT * FROM {view} WHERE id = $1", tenant.tenant_id) == []
+
+
+async def test_views_give_values_of_their_types(tenant: TenantCase) -> None:
+    """What a document says as text or number is a time, a number, a truth."""
+    appointment = {
+        "patientName": "Ana",
+        "appointmentTime": "2026-03-02T10:30:00+01:00",
+        "durationMinutes": "30",
+        "confirmed": True,
+    }
+    await tenant.apply(
+        tenant.operation("create", "a1", appointment, resource_type="appointment"),
+        tenant.operation("create", "a2", {"appointmentDate": "2026-03-04"}, resource_type="appointments"),
+        tenant.operation("create", "t1", '{"price": 120.50, "durationMinutes": 1e1}', resource_type="treatment"),
+    )
+
+    appointments = await fetch(tenant.pool, "SELECT * FROM dental_appointments WHERE id = $1", tenant.tenant_id)
+    (treatment,) = await fetch(tenant.pool, "SELECT * FROM dental_treatments WHERE id = $1", tenant.tenant_id)
+    shown = {
+        row["resourceId"]: (row["appointment_time"], row["duration_minutes"], row["confirmed"]) for row in appointments
+    }
+
+    assert shown == {
+        "a1": (datetime(2026, 3, 2, 9, 30, tzinfo=UTC), 30, True),
+        "a2": (datetime(2026, 3, 4, tzinfo=UTC), None, None),
+    }
+    assert (treatment["price"], treatment["duration_minutes"]) == (Decimal("120.50"), 10)
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ('"2026-03-02T10:30:00.123456Z"', [datetime(2026, 3, 2, 10, 30, 0, 123456, UTC), None, None, None]),
+        ('"2026-03-02 10:30"', [datetime(2026, 3, 2, 10, 30, tzinfo=UTC), None, None, None]),
+        ('"2026-03-02T10:30:00-0530"', [datetime(2026, 3, 2, 16, tzinfo=UTC), None, None, None]),
+        ('"2024-02-29"', [datetime(2024, 2, 29, tzinfo=UTC), None, None, None]),
+        ('"2026-02-29"', [None] * 4),
+        ('"2026-04-31T00:00"', [None] * 4),
+        ('"2026-03-02T24:00"', [None] * 4),
+        ('"2026-03-02T10:30+15:00"', [None] * 4),
+        ('"0000-01-01"', [None] * 4),
+        ('"now"', [None] * 4),
+        ('"infinity"', [None] * 4),
+        ("1.50", [None, Decimal("1.50"), None, None]),
+        ("15e-1", [None, Decimal("1.5"), None, None]),
+        ('"1.5"', [None, Decimal("1.5"), None, None]),
+        ("1.0", [None, Decimal("1.0"), 1, None]),
+        ('"-7"', [None, Decimal(-7), -7, None]),
+        (str(2**63), [None, Decimal(2**63), None, None]),
+        (f'"{10**40}"', [None, Decimal(10**40), None, None]),
+        ('"1e9999"', [None] * 4),
+        ('"NaN"', [None] * 4),
+        ('" 1"', [None] * 4),
+        ("true", [None, None, None, True]),
+        ('"false"', [None, None, None, False]),
+        ('"yes"', [None] * 4),
+        ("null", [None] * 4),
+        ("[1]", [None] * 4),
+        ('{"a": "2026-03-02"}', [None] * 4),
+    ],
+)
+async def test_value_is_null_when_it_is_not_of_the_type(tenant: TenantCase, document: str, expected: list[Any]) -> None:
+    """As a time, a number, a whole number, a truth: whatever the session's time zone and date style are."""
+    async with transaction_undone(tenant.pool) as connection:
+        await connection.execute("SET LOCAL timezone = 'Asia/Kolkata'; SET LOCAL datestyle = 'SQL, DMY'")
+        row = await connection.fetchrow(CASTS, document)
+
+    assert list(row or ()) == expected
+
+
+@settings(max_examples=60, suppress_health_check=NO_CHECKS)
+@given(values=st.lists(JSON_VALUES, min_size=1, max_size=40))
+async def test_views_never_fail_whatever_the_documents_hold(tenant: TenantCase, values: list[Any]) -> None:
+    """One odd value makes one null, in every typed column of every view."""
+    members = {member for text in BUSINESS_TYPES.values() for member in re.findall(r"data ->>? '(\w+)'", text)}
+    documents = [json.dumps(dict.fromkeys(members, value)) for value in values]
+    async with transaction_undone(tenant.pool) as connection:
+        for name, views in VIEWS.items():
+            for view, singular, _ in views:
+                await connection.execute(
+                    "INSERT INTO resources SELECT $1, $2, $3, place::text, document::jsonb, now(), now()"
+                    " FROM unnest($4::text[]) WITH ORDINALITY AS sent (document, place)",
+                    tenant.tenant_id,
+                    name,
+                    singular,
+                    documents,
+                )
+                rows = await connection.fetch(f"SELECT * FROM {view} WHERE id = $1", tenant.tenant_id)
+                assert len(rows) == len(values)
+
+
+async def test_business_type_changes_nothing_when_it_is_applied_again(make_shard: ShardMaker) -> None:
+    """Views stay the same relations, with the rights that were given on them, and go by their readers' rights."""
+    pool = ShardPool(await make_shard(), size=1)
+    role = f"reader_of_views_{next(_numbers)}"
+    await fetch(pool, f"CREATE ROLE {role}")
+    await fetch(pool, f"GRANT SELECT ON dental_patients TO {role}")
+    state = (
+        "SELECT oid, relname, relacl, reloptions FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
+    )
+    before = await fetch(pool, state)
+
+    for text in BUSINESS_TYPES.values():
+        for statement in statements_of(text):
+            await fetch(pool, statement.text)
+
+    assert await fetch(pool, state) == before
+    await fetch(pool, f"DROP OWNED BY {role}")
+    await fetch(pool, f"DROP ROLE {role}")
+    await pool.close()
+
+
+async def test_business_type_of_a_new_file_works_when_its_text_is_applied(tenant: TenantCase) -> None:
+    """All that a type needs is in its file: here one for car repair shops, made of the one for gyms."""
+    text = BUSINESS_TYPES["gym"].replace("gym", "garage").replace("member", "car").replace("trainer", "mechanic")
+    async with transaction_undone(tenant.pool) as connection:
+        for statement in statements_of(text):
+            if not statement.is_concurrent:  # the index is there
+                await connection.execute(statement.text)
+        await connection.execute(QUERIES["add_default_rows"], [tenant.tenant_id], ["garage"], ["2026-03-01T00:00:00Z"])
+
+        rows = await connection.fetch("SELECT * FROM resources WHERE id = $1", tenant.tenant_id)
+
+        assert [(row["businessType"], row["resourceName"], row["resourceId"]) for row in rows] == [
+            ("garage", "settings", "default")
+        ]
+        assert await connection.fetch("SELECT * FROM garage_cars WHERE id = $1", tenant.tenant_id) == []
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await connection.fetch("SELECT * FROM garage_members")

@@ -1,0 +1,224 @@
+"""The indexes of `resources` and `tenants`: used by `list` and by the views, and no hindrance to heap-only updates."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from support.postgres.databases import ShardMaker, copy_shard
+from support.postgres.sql_text import views_of
+from support.postgres.tenant_cases import TenantCase, add_tenant, fetch, writer_of
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.apply.writer import RESULT_MAX_BYTES, SUCCEEDED
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.column_packing import SEPARATOR
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+
+VIEWS = {name: views_of(text) for name, text in BUSINESS_TYPES.items()}
+VIEW_CASES = [pytest.param(view[0], id=view[0]) for views in VIEWS.values() for view in views]
+
+DAY = timedelta(days=1)
+FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
+BIG, SMALL = "clinic-big", "clinic-small"
+FILL = """
+INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT
+    tenant, $1, name, 'r' || lpad(number::text, 6, '0'),
+    jsonb_build_object('patientId', number % 100, 'name', 'someone', 'status', 'open', 'note', repeat('x', 100)),
+    timestamptz '2026-01-01 00:00+00' + (number * 7919 % 365) * interval '1 day', now()
+FROM (VALUES ('clinic-big', 5000), ('clinic-small', 300)) AS tenants (tenant, count)
+CROSS JOIN unnest($2::text[]) AS names (name)
+CROSS JOIN LATERAL generate_series(1, count) AS number
+"""
+FILL_TENANTS = """
+INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)
+SELECT format('business-%s-%s', number, place), format('business-%s', number), place, 'gym', 'active', now(), now()
+FROM generate_series(1, 1000) AS number, unnest(ARRAY['a', 'b', 'c']) AS place
+"""
+
+
+@pytest.fixture(scope="module")
+def filled_address(postgres_server: PostgresServer) -> Callable[[], Awaitable[ShardAddress]]:
+    """Give what returns the address of a shard with some ten thousand rows of each type, made once."""
+    made: list[ShardAddress] = []
+
+    async def address() -> ShardAddress:
+        if not made:
+            made.append(await copy_shard(postgres_server))
+            pool = ShardPool(made[0], size=1)
+            for tenant in (BIG, SMALL):
+                await add_tenant(pool, tuple(tenant.split("-")))  # type: ignore[arg-type]
+            for name, views in VIEWS.items():
+                await fetch(pool, FILL, name, [view[1] for view in views])
+            await fetch(pool, FILL_TENANTS)
+            for table in ("resources", "tenants"):
+                await fetch(pool, f"VACUUM ANALYZE {table}")
+            await pool.close()
+        return made[0]
+
+    return address
+
+
+@pytest.fixture
+async def filled(filled_address: Callable[[], Awaitable[ShardAddress]]) -> AsyncIterator[ShardPool]:
+    """Give the pool of that shard; a test changes nothing there."""
+    pool = ShardPool(await filled_address(), size=1)
+    yield pool
+    await pool.close()
+
+
+async def explained(connection: Connection, query: str, *arguments: Any) -> dict[str, Any]:
+    """Run *query* and return its plan."""
+    text = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {query}", *arguments)
+    plan: dict[str, Any] = json.loads(text)[0]["Plan"]
+    return plan
+
+
+def scans(plan: dict[str, Any], table: str = "resources") -> list[tuple[str, int]]:
+    """Return by which index *table* was read, "" for none, and how many rows of it were looked at."""
+    mine = []
+    if plan.get("Relation Name") == table and plan["Actual Loops"] and plan["Node Type"] != "ModifyTable":
+        looked_at = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+        index = plan.get("Index Name") or (plan["Plans"][0]["Index Name"] if "Plans" in plan else "")
+        mine.append((index, int(looked_at)))
+    return mine + [scan for inner in plan.get("Plans", ()) for scan in scans(inner, table)]
+
+
+def days(first: int, count: int) -> tuple[datetime, datetime]:
+    """Return the bounds of *count* days, inclusive."""
+    return FIRST_DAY + first * DAY, FIRST_DAY + (first + count) * DAY - timedelta(microseconds=1)
+
+
+LISTS = [
+    # tenant, filters, first and last date, page; the index, and the most rows that may be looked at for 100 items
+    pytest.param(BIG, "{}", (None, None), 1, "resources_pkey", 101, id="all"),
+    pytest.param(BIG, "{}", (None, None), 3, "resources_pkey", 301, id="a later page"),
+    pytest.param(BIG, '{"status": "open"}', (None, None), 1, "resources_pkey", 101, id="what most have"),
+    pytest.param(BIG, '{"patientId": 7}', (None, None), 1, "resources_pkey", 5000, id="what few have"),
+    pytest.param(BIG, "{}", days(59, 1), 1, "resources_by_date", 14, id="a day"),
+    pytest.param(SMALL, "{}", days(59, 1), 1, "resources_by_date", 2, id="a day of few"),
+    pytest.param(BIG, "{}", days(31, 31), 1, "resources_by_date", 430, id="a month"),
+    pytest.param(BIG, '{"patientId": 7}', days(31, 31), 1, "resources_by_date", 430, id="a month, and what few have"),
+    pytest.param(BIG, "{}", (FIRST_DAY + 30 * DAY, None), 1, "resources_pkey", 130, id="from a day on"),
+    pytest.param(BIG, "{}", (FIRST_DAY, FIRST_DAY + 365 * DAY), 1, "resources_pkey", 101, id="a year"),
+]
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize(("tenant_id", "filters", "dates", "page", "index", "most"), LISTS)
+async def test_list_looks_at_no_more_rows_than_it_must(
+    filled: ShardPool,
+    mode: str,
+    tenant_id: str,
+    filters: str,
+    dates: tuple[datetime | None, datetime | None],
+    page: int,
+    index: str,
+    most: int,
+) -> None:
+    """In order of id it stops when the page is full; days are looked up by date; in any kind of plan."""
+    async with filled.connection() as connection:
+        await connection.execute("BEGIN")
+        await connection.execute(f"SET LOCAL plan_cache_mode = {mode}")
+        await connection.execute(
+            "INSERT INTO operations (tenant_id, request_id, operation, resource_type, status, digest, source,"
+            " requested_at, received_at) VALUES ($1, 'r', 'list', 'appointment', 'succeeded', '', 'x', now(), now())",
+            tenant_id,
+        )
+        columns = [tenant_id, "r", "list", "appointment", "", "gym", filters, "2026-01-31T09:00:00Z"]
+        columns += [date.isoformat() if date else "" for date in dates] + [str(page), "100"]
+        plan = await explained(connection, QUERIES["apply_wave"], SEPARATOR, RESULT_MAX_BYTES, 0, *columns)
+        await connection.execute("ROLLBACK")
+
+    ((used, looked_at),) = scans(plan)
+    assert (used, looked_at <= most) == (index, True), looked_at
+
+
+async def test_wave_is_planned_for_few_operations_on_tables_of_any_size(make_shard: ShardMaker) -> None:
+    """Made when they are empty and nothing is known of them, the plan is used while they grow: it takes the indexes."""
+    pool = ShardPool(await make_shard(), size=1)
+    async with pool.connection() as connection:
+        await connection.execute("BEGIN; SET LOCAL plan_cache_mode = force_generic_plan")
+        await connection.execute(f"PREPARE wave AS {QUERIES['apply_wave']}")
+        rows = await connection.fetch(f"EXPLAIN EXECUTE wave ({', '.join(['NULL'] * 15)})")
+        await connection.execute("ROLLBACK; DEALLOCATE wave")
+    await pool.close()
+
+    assert not [row[0] for row in rows if "Seq Scan on resources" in row[0]]
+
+
+@pytest.mark.parametrize("view", VIEW_CASES)
+async def test_view_is_read_by_an_index_when_the_tenant_is_named(filled: ShardPool, view: str) -> None:
+    """One resource, all of them, or those of some days: never by a look at other tenants' rows."""
+    by_key = f"SELECT * FROM {view} WHERE id = $1 AND \"resourceId\" = 'r000007'"
+    by_day = f"SELECT * FROM {view} WHERE id = $1 AND date >= $2 AND date < $3 ORDER BY date"
+    async with filled.connection() as connection:
+        ((key_index, key_rows),) = scans(await explained(connection, by_key, BIG))
+        ((day_index, day_rows),) = scans(await explained(connection, by_day, BIG, *days(59, 3)))
+        ((all_index, all_rows),) = scans(await explained(connection, f"SELECT * FROM {view} WHERE id = $1", SMALL))
+
+    assert (key_index, key_rows <= 1) == ("resources_pkey", True)
+    assert (day_index, day_rows <= 42) == ("resources_by_date", True)
+    assert (all_index.startswith("resources_"), all_rows <= 300) == (True, True)
+
+
+async def test_locations_of_a_business_are_found_by_their_index(filled: ShardPool) -> None:
+    """Not by a look at every tenant of the shard."""
+    async with filled.connection() as connection:
+        plan = await explained(connection, QUERIES["find_locations"], "business-7")
+
+    assert scans(plan, "tenants") == [("tenants_business_id", 3)]
+
+
+async def updates(pool: ShardPool, batches: list[list[Operation]]) -> tuple[int, int]:
+    """Apply *batches* and return how many rows of `resources` were updated, and how many of them heap-only."""
+    counts = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'resources'"
+    (before,) = await fetch(pool, counts)
+    writer = writer_of(pool)
+    for batch in batches:
+        assert await writer.apply(batch) == [SUCCEEDED] * len(batch)
+    async with pool.connection() as connection:
+        if connection.get_server_version().major >= 15:
+            await connection.execute("SELECT pg_stat_force_next_flush()")
+    (after,) = await fetch(pool, counts)
+    return after["n_tup_upd"] - before["n_tup_upd"], after["n_tup_hot_upd"] - before["n_tup_hot_upd"]
+
+
+async def test_updates_stay_on_their_page_with_all_our_indexes_and_not_with_one_on_last_updated(
+    make_shard: ShardMaker,
+) -> None:
+    """Measured: every update is heap-only; an index on a column that each write changes takes that to none."""
+    pool = ShardPool(await make_shard(), size=1)
+    await add_tenant(pool)
+    case = TenantCase(pool, ("clinic", "main"))
+    ids = [f"r{number}" for number in range(300)]
+    data = {"name": "someone", "status": "open", "note": "x" * 150}
+    await case.apply(*(case.operation("create", one, data, resource_type="appointment") for one in ids))
+
+    def rewritten(times: int) -> list[list[Operation]]:
+        return [
+            [
+                case.operation(
+                    kind, one, {**data, "status": kind}, resource_type="appointment", timestamp=f"2026-03-{day}"
+                )
+                for one in ids[start::20]
+            ]
+            for day, kind in zip(range(10, 10 + 2 * times), itertools.cycle(["patch", "update"]), strict=False)
+            for start in range(20)
+        ]
+
+    with_ours = await updates(pool, rewritten(3))
+    await fetch(pool, 'CREATE INDEX by_last_updated ON resources ("lastUpdated")')
+    with_another = await updates(pool, rewritten(1))
+
+    assert with_ours == (1800, 1800)
+    assert with_another == (600, 0)
+    await pool.close()

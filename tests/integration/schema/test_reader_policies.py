@@ -1,0 +1,267 @@
+"""Readers' roles: a shard shows each the tenant it names and no other, and the worker's role all (docs/reading.md)."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+from support.postgres.databases import ShardMaker, execute
+from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch, operation, writer_of
+from support.requires import ROOT
+
+from simplu_worker.operations.operation import Failure
+from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+
+PAGE = ROOT / "docs" / "reading.md"
+TENANTS = (("clinic", "main"), ("smile", "center"))
+DATA = {
+    ("clinic-main", "patient", "p1"): '{"name": "Ana"}',
+    ("clinic-main", "appointment", "a1"): """
+        {"patientName": "Ana", "appointmentTime": "2026-03-02T10:30:00+01:00", "durationMinutes": 30}""",
+    ("clinic-main", "appointment", "a2"): """
+        {"patientName": "Ana", "appointmentTime": "tomorrow", "durationMinutes": "long"}""",
+    ("clinic-main", "settings", "default"): "{}",
+    ("smile-center", "patient", "p1"): '{"name": "Ben"}',
+    ("smile-center", "patients", "p2"): '{"name": "Cleo"}',
+}
+TABLES = "resources, operations, tenants, moves, stream_positions, dental_patients"
+
+RoleMaker = Callable[..., Awaitable[str]]  # (*statements with {role}) -> the role's connection string
+
+_numbers = itertools.count(1)
+
+
+def url_as(role: str, address: ShardAddress) -> str:
+    """Return the connection string by which *role* comes to a shard; the server trusts whoever comes from here."""
+    parts = urlsplit(address.connection_string)
+    return urlunsplit(parts._replace(netloc=f"{role}@{parts.hostname}:{parts.port}"))
+
+
+@pytest.fixture
+async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
+    """Give a shard with the two tenants of the page, and an operation and a journal row of each."""
+    pool = ShardPool(await make_shard(), size=2)
+    for tenant in TENANTS:
+        await add_tenant(pool, tenant)
+        await writer_of(pool).apply([operation("read", "nobody", tenant=tenant)])
+        await fetch(pool, "INSERT INTO moves VALUES ($1, 'elsewhere', 1, 'copy')", "-".join(tenant))
+    for key, data in DATA.items():
+        await fetch(
+            pool,
+            'INSERT INTO resources (id, "resourceName", "resourceId", data, "businessType", date, "lastUpdated")'
+            " VALUES ($1, $2, $3, $4::text::jsonb, 'dental', now(), now())",
+            *key,
+            data,
+        )
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+async def make_role(shard: ShardPool) -> AsyncIterator[RoleMaker]:
+    """Give what makes a role that may log in, for as long as the test runs."""
+    made: list[str] = []
+
+    async def make(*statements: str) -> str:
+        role = f"role_{next(_numbers)}"
+        await fetch(shard, f"CREATE ROLE {role} LOGIN")
+        made.append(role)
+        for statement in statements:
+            await fetch(shard, statement.format(role=role))
+        return url_as(role, shard.address)
+
+    yield make
+    await drop_roles(shard, made)
+
+
+async def drop_roles(shard: ShardPool, roles: Sequence[str]) -> None:
+    """Drop *roles* with all that they were given."""
+    for role in roles:
+        await fetch(shard, f"DROP OWNED BY {role}")
+        await fetch(shard, f"DROP ROLE {role}")
+
+
+async def seen(url: str, query: str, *, tenant: str | None = None) -> list[Any]:
+    """Return what *query* gives whoever comes by *url*, naming *tenant*: its first column, in order."""
+    connection = await asyncpg.connect(url)
+    try:
+        if tenant is not None:
+            await connection.execute("SELECT set_config('simplu.tenant', $1, false)", tenant)
+        return sorted(row[0] for row in await connection.fetch(query))
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("SELECT id FROM resources", ["clinic-main"] * 4),
+        ("SELECT id FROM resources WHERE id = 'smile-center'", []),
+        ("SELECT id FROM resources WHERE id = 'smile-center' OR true", ["clinic-main"] * 4),
+        ("SELECT tenant_id FROM operations", ["clinic-main"]),
+        ("SELECT id FROM tenants", ["clinic-main"]),
+        ("SELECT id FROM dental_patients", ["clinic-main"]),
+        ("SELECT other.id FROM tenants JOIN resources AS other ON other.id <> tenants.id", []),
+        ("SELECT tenant_id FROM moves", []),
+        ("SELECT stream FROM stream_positions", []),
+    ],
+)
+async def test_reader_sees_one_tenant_when_it_names_that(
+    shard: ShardPool, make_role: RoleMaker, query: str, expected: list[str]
+) -> None:
+    """Whatever its query says, in every table it may read and through the views; of the worker's journals nothing."""
+    reader = await make_role(f"GRANT SELECT ON {TABLES} TO {{role}}")
+
+    assert await seen(reader, query, tenant="clinic-main") == expected
+    assert await seen(reader, query, tenant="") == []
+    assert await seen(reader, query) == []
+
+
+async def test_reader_is_shown_nothing_of_others_when_its_own_function_would_tell(
+    shard: ShardPool, make_role: RoleMaker
+) -> None:
+    """The policy comes before any condition of the query that could give a row away."""
+    reader = await make_role(f"GRANT SELECT ON {TABLES} TO {{role}}")
+    told: list[str] = []
+    connection = await asyncpg.connect(reader)
+    connection.add_log_listener(lambda _, message: told.append(message.message))
+    await connection.execute("SET simplu.tenant = 'clinic-main'")
+    await connection.execute(
+        "CREATE FUNCTION pg_temp.tell(id text) RETURNS boolean LANGUAGE plpgsql COST 0.0001"
+        " AS 'BEGIN RAISE NOTICE ''%'', id; RETURN true; END'"
+    )
+
+    await connection.fetch("SELECT FROM resources WHERE pg_temp.tell(id)")
+    await connection.fetch("SELECT FROM dental_patients WHERE pg_temp.tell(id)")
+
+    await connection.close()
+    assert set(told) == {"clinic-main"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO resources SELECT * FROM resources",
+        "UPDATE resources SET data = '{}'",
+        "DELETE FROM resources",
+        "ALTER TABLE resources DISABLE ROW LEVEL SECURITY",
+    ],
+)
+async def test_reader_changes_nothing(make_role: RoleMaker, statement: str) -> None:
+    """Policies let nobody do what no right lets him."""
+    connection = await asyncpg.connect(await make_role(f"GRANT SELECT ON {TABLES} TO {{role}}"))
+
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await connection.execute(statement)
+    await connection.close()
+
+
+async def test_every_table_and_view_is_bounded_when_it_has_rows_of_tenants(shard: ShardPool) -> None:
+    """The tables without row-level security are known to have nothing of tenants; all views go by their readers."""
+    tables = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+    views = "SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace"
+    async with shard.connection() as connection:
+        is_old = connection.get_server_version().major < 15
+
+    open_tables = {row["relname"] for row in await fetch(shard, f"{tables} AND NOT relrowsecurity")}
+    open_views = await fetch(shard, f"{views} AND NOT coalesce('security_invoker=true' = ANY(reloptions), false)")
+
+    assert open_tables == {"business_types", "schema_migrations", "shard_meta"}
+    assert open_views == [] or is_old
+
+
+async def test_worker_does_all_when_it_owns_no_table(shard: ShardPool, make_role: RoleMaker) -> None:
+    """A role that may write the tables sees and writes every tenant; the policies are none of its business."""
+    url = await make_role("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+    pool = ShardPool(ShardAddress(shard.address.shard_id, url), size=1)
+
+    for ids in TENANTS:
+        tenant = TenantCase(pool, ids)
+        listing = tenant.operation("list", None, resource_type="patient")
+        outcomes = await tenant.apply(
+            tenant.operation("create", "p9", {"a": 1}),
+            tenant.operation("create", "p1", {}),
+            tenant.operation("patch", "p9", {"b": 2}),
+            tenant.operation("delete", "p1"),
+            listing,
+        )
+
+        assert outcomes == [SUCCEEDED, failed(Failure.ALREADY_EXISTS), *[SUCCEEDED] * 3]
+        assert [item["resourceId"] for item in (await tenant.result(listing))["items"]] == ["p9"]
+    assert await seen(url, "SELECT tenant_id FROM moves") == ["clinic-main", "smile-center"]
+    await pool.close()
+
+
+async def test_reader_has_its_tenant_looked_up_when_its_query_names_it_too(
+    shard: ShardPool, make_role: RoleMaker
+) -> None:
+    """The policy alone would have the table searched; the tenant in the query is found by the index, in views too."""
+    reader = await make_role(f"GRANT SELECT ON {TABLES} TO {{role}}")
+    connection = await asyncpg.connect(reader)
+    await connection.execute("SET simplu.tenant = 'clinic-main'; SET enable_seqscan = off")
+
+    for relation in ("resources", "dental_patients"):
+        plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN SELECT * FROM {relation} WHERE id = 'x'"))
+        assert re.search(r"Index Cond: .*id = 'x'", plan), plan
+    await connection.close()
+
+
+def as_table(rows: Sequence[asyncpg.Record]) -> str:
+    """Return *rows* as the page shows them."""
+    texts = [["" if value is None else str(value) for value in row.values()] for row in rows]
+    names = list(rows[0].keys())
+    widths = [max(len(text) for text in column) for column in zip(names, *texts, strict=True)]
+    lines = [" | ".join(map(str.ljust, row, widths)).rstrip() for row in [names, *texts]]
+    return "\n".join([lines[0], "-+-".join("-" * width for width in widths), *lines[1:]])
+
+
+async def run(connection: asyncpg.Connection[Any], block: str) -> str:
+    """Run the statements of a block and return what the last one with rows gives."""
+    shown = ""
+    for statement in filter(None, map(str.strip, block.split(";"))):
+        if statement.startswith("SELECT"):
+            shown = as_table(await connection.fetch(statement))
+        else:
+            await connection.execute(statement)
+    return shown
+
+
+async def test_page_for_readers_is_true(shard: ShardPool) -> None:
+    """Each block of docs/reading.md does, run in their order by the roles it names, what the page shows."""
+    page = PAGE.read_text(encoding="utf-8")
+    blocks = re.findall(r"(?ms)^```sql\n-- as (\w+)\n(.*?)^```\n(?:\n```text\n(.*?)\n```)?", page)
+    roles = {role for _, block, _ in blocks for role in re.findall(r"CREATE ROLE (\w+)", block)}
+    try:
+        for role, block, expected in blocks:
+            connection = await asyncpg.connect(url_as(role, shard.address))
+            try:
+                assert await run(connection, block) == expected
+            finally:
+                await connection.close()
+    finally:
+        await drop_roles(shard, sorted(roles))
+
+    assert len(blocks) == page.count("```sql") >= 10
+    assert roles == {"clinic_site", "main_reports", "reporting"}
+
+
+async def test_reader_with_a_policy_of_its_own_sees_all_before_and_after_the_upgrade(
+    shard: ShardPool, make_role: RoleMaker
+) -> None:
+    """Such a policy may be made while the shard has none, and the upgrade then takes nothing from that reader."""
+    reader = await make_role(
+        "GRANT SELECT ON resources TO {role}", "CREATE POLICY {role} ON resources FOR SELECT TO {role} USING (true)"
+    )
+    await execute(shard.address.connection_string, "ALTER TABLE resources DISABLE ROW LEVEL SECURITY")
+    before = await seen(reader, "SELECT id FROM resources")
+
+    await execute(shard.address.connection_string, "ALTER TABLE resources ENABLE ROW LEVEL SECURITY")
+
+    assert await seen(reader, "SELECT id FROM resources") == before == ["clinic-main"] * 4 + ["smile-center"] * 2

@@ -1,0 +1,189 @@
+"""The schema of a shard: made once on an empty database, and a reason to touch nothing anywhere else."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import fetch
+
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import LostRaceError, ShardUnavailableError
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.schema.migrations import digest_of
+from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+
+
+async def state_of(pool: ShardPool) -> SchemaState:
+    """Return what `check_schema` says of a shard."""
+    async with pool.connection() as connection:
+        return await check_schema(connection, pool.address.shard_id)
+
+
+async def test_ensure_schema_makes_everything_when_the_database_is_empty(make_shard: ShardMaker) -> None:
+    """An empty shard gets the tables, every business type, its identity, and the record of its migrations."""
+    async with Pools(size=1) as pools:
+        pool = pools.pool(await make_shard("shard-7", is_empty=True))
+
+        assert await state_of(pool) is SchemaState.EMPTY
+        await ensure_schema(pool)
+
+        assert await state_of(pool) is SchemaState.READY
+        assert await fetch(pool, "SELECT shard_id FROM shard_meta") == [{"shard_id": "shard-7"}]
+        versions = [row["version"] for row in await fetch(pool, "SELECT version FROM schema_migrations ORDER BY 1")]
+        assert versions == [migration.version for migration in MIGRATIONS]
+        rows = await fetch(pool, "SELECT name, digest FROM business_types")
+        types = {row["name"] for row in rows}
+        assert {row["name"]: row["digest"] for row in rows} == {
+            name: digest_of(text) for name, text in BUSINESS_TYPES.items()
+        }
+        views = {row["viewname"].partition("_")[0] for row in await fetch(pool, "SELECT viewname FROM pg_views")}
+        assert types <= views
+
+
+async def test_ensure_schema_changes_nothing_when_it_is_there(shard: ShardPool) -> None:
+    """A second time makes nothing anew."""
+    before = await fetch(shard, "SELECT oid FROM pg_class ORDER BY oid")
+
+    await ensure_schema(shard)
+
+    assert await fetch(shard, "SELECT oid FROM pg_class ORDER BY oid") == before
+
+
+async def test_ensure_schema_makes_it_once_when_many_do_it_at_once(make_shard: ShardMaker) -> None:
+    """Workers that meet an empty shard at the same moment make one schema, and none of them fails."""
+    address = await make_shard("shard-7", is_empty=True)
+    replicas = [ShardPool(address, size=1) for _ in range(5)]
+
+    async with asyncio.TaskGroup() as tasks:
+        for replica in replicas:
+            tasks.create_task(ensure_schema(replica))
+
+    assert await fetch(replicas[0], "SELECT count(*) FROM schema_migrations") == [{"count": len(MIGRATIONS)}]
+    for replica in replicas:
+        await replica.close()
+
+
+async def test_ensure_schema_leaves_nothing_when_it_fails_half_way(make_shard: ShardMaker) -> None:
+    """What was made before an error goes with it."""
+    async with Pools(size=1) as pools:
+        pool = pools.pool(await make_shard("shard-7", is_empty=True))
+        await fetch(pool, "CREATE TYPE moves AS (a int)")  # no table, so the shard counts as empty
+
+        with pytest.raises(ShardUnavailableError, match=r"\(42\w+\)"):
+            await ensure_schema(pool)
+
+        await fetch(pool, "DROP TYPE moves")
+        assert await state_of(pool) is SchemaState.EMPTY
+
+
+async def test_ensure_schema_can_be_tried_again_when_another_takes_too_long(make_shard: ShardMaker) -> None:
+    """Waiting in vain for another worker's transaction is a lost race, which callers take for "try again later"."""
+    address = await make_shard("shard-7", is_empty=True)
+    async with Pools(size=1) as others, Pools(size=1, deadlines=Deadlines(lock_s=0.05)) as pools:
+        async with others.pool(address).transaction() as connection:
+            await connection.execute(QUERIES["lock_schema"])
+
+            with pytest.raises(LostRaceError, match="shard-7"):
+                await ensure_schema(pools.pool(address))
+
+        await ensure_schema(pools.pool(address))
+        assert await state_of(pools.pool(address)) is SchemaState.READY
+
+
+async def test_check_schema_refuses_another_shards_database(make_shard: ShardMaker) -> None:
+    """A connection string that leads to another shard's database is not to be used, and the error names both."""
+    address = await make_shard("shard-2")
+    async with Pools(size=1) as pools:
+        pool = pools.pool(ShardAddress("shard-1", address.connection_string))
+
+        with pytest.raises(ShardUnavailableError, match=r"shard shard-1: .* the database of shard shard-2"):
+            await state_of(pool)
+        with pytest.raises(ShardUnavailableError, match=r"shard shard-1: .* the database of shard shard-2"):
+            await ensure_schema(pool)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE resources (id int)",
+        "CREATE VIEW resources AS SELECT 1",
+        "CREATE SEQUENCE ids",
+        "CREATE TABLE schema_migrations (version text)",  # many frameworks have a table of that name
+    ],
+)
+async def test_check_schema_refuses_another_programs_tables(make_shard: ShardMaker, statement: str) -> None:
+    """A database with anything of another program in it is left alone."""
+    async with Pools(size=1) as pools:
+        pool = pools.pool(await make_shard("shard-7", is_empty=True))
+        await fetch(pool, statement)
+
+        with pytest.raises(ShardUnavailableError, match="another program's tables"):
+            await ensure_schema(pool)
+
+
+async def test_check_schema_calls_a_database_empty_when_only_an_extension_has_put_something_there(
+    make_shard: ShardMaker,
+) -> None:
+    """Hosted Postgres comes with extensions whose views lie in the public schema."""
+    async with Pools(size=1) as pools:
+        pool = pools.pool(await make_shard("shard-7", is_empty=True))
+        await fetch(pool, "CREATE EXTENSION pg_buffercache")
+
+        assert await state_of(pool) is SchemaState.EMPTY
+
+
+LATER = "INSERT INTO schema_migrations (version, name, works_from) VALUES"
+NEXT, AFTER_NEXT = SCHEMA_VERSION + 1, SCHEMA_VERSION + 2
+
+
+@pytest.mark.parametrize(
+    ("statement", "came"),
+    [
+        (f"{LATER} ({NEXT}, 'later', NULL)", f"got {NEXT}; run a worker"),
+        (
+            f"{LATER} ({NEXT}, 'one', {SCHEMA_VERSION}), ({AFTER_NEXT}, 'two', {NEXT})",
+            f"got {AFTER_NEXT}; run a worker of schema version {NEXT} or newer",
+        ),
+        (
+            f"UPDATE schema_migrations SET version = version - {SCHEMA_VERSION + 1}",
+            "got -1; run a worker of that version or upgrade the shard",
+        ),
+        ("DELETE FROM schema_migrations", "got none"),
+    ],
+)
+async def test_check_schema_refuses_a_version_it_does_not_work_on(shard: ShardPool, statement: str, came: str) -> None:
+    """What the newest migration says counts; the error says which version came and what to do."""
+    await fetch(shard, statement)
+
+    with pytest.raises(ShardUnavailableError, match=came):
+        await state_of(shard)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        f"DELETE FROM schema_migrations WHERE version = {SCHEMA_VERSION}",
+        f"{LATER} ({NEXT}, 'later', {SCHEMA_VERSION})",
+        f"{LATER} ({NEXT}, 'one', NULL), ({AFTER_NEXT}, 'two', 1)",
+    ],
+)
+async def test_check_schema_takes_the_version_before_and_later_ones_that_work_with_it(
+    shard: ShardPool, statement: str
+) -> None:
+    """So workers and shards can be upgraded one by one, in either order."""
+    await fetch(shard, statement)
+
+    assert await state_of(shard) is SchemaState.READY
+
+
+async def test_check_schema_refuses_a_shard_without_an_identity(shard: ShardPool) -> None:
+    """Tables like ours without an identity are nobody's shard."""
+    await fetch(shard, "DELETE FROM shard_meta")
+
+    with pytest.raises(ShardUnavailableError, match="no identity"):
+        await state_of(shard)

@@ -1,0 +1,138 @@
+"""The upgrade of a shard: what it does, what it leaves alone, and that it may be run again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import add_tenant, fetch
+from support.postgres.upgrades import BAKERY, INDEX, NEXT, Watcher, indexes, upgrade_pool, upgrader, versions
+
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_DEADLINES, Upgrader
+
+
+@pytest.fixture
+async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
+    """Give the pool of an upgrade to a fresh shard."""
+    async with upgrade_pool(await make_shard()) as pool:
+        yield pool
+
+
+async def test_upgrade_does_what_the_shard_lacks_and_records_it(pool: ShardPool) -> None:
+    """In the order of the file, told step by step; the second time there is nothing to do."""
+    watcher = Watcher(lambda doing: doing.done_count == doing.count > 0)
+
+    done = await upgrader(pool, tell=watcher).run()
+
+    assert done is not None
+    assert [migration.version for migration in done.migrations] == [NEXT]
+    assert (await versions(pool))[-1] == (NEXT, SCHEMA_VERSION)
+    assert await fetch(pool, "SELECT obj_description('tenants_age'::regclass)") == [{"obj_description": "made"}]
+    assert [one["is_valid"] for one in await indexes(pool, "tenants_age")] == [True]
+    assert list(dict.fromkeys(doing.done_count for doing in watcher.told)) == [0, 1, 2, 3]
+    again = await upgrader(pool).run()
+    assert again is not None
+    assert not again.is_needed
+
+
+async def test_upgrade_works_from_the_first_schema_to_the_last(make_shard: ShardMaker) -> None:
+    """And comes to the same tables, indexes, functions, views and policies as a shard that is made today."""
+    old = ShardPool(await make_shard("shard-1", is_empty=True), size=CONNECTIONS, deadlines=UPGRADE_DEADLINES)
+    new = ShardPool(await make_shard("shard-2"), size=2)
+    async with old.transaction() as connection:
+        await connection.execute(MIGRATIONS[0].text)
+        await connection.execute("INSERT INTO shard_meta (shard_id) VALUES ('shard-1')")
+        await connection.execute("INSERT INTO schema_migrations (version, name) VALUES (1, 'first_schema')")
+
+    await Upgrader(old).run()
+
+    assert await catalogue(old) == await catalogue(new)
+    for one in (old, new):
+        await one.close()
+
+
+async def catalogue(pool: ShardPool) -> list[Any]:
+    """Return what a shard is made of, as text."""
+    queries = (
+        "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'public'",
+        "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'",
+        "SELECT proname, prosrc, proparallel::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
+        "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public'",
+        "SELECT tablename, policyname, qual FROM pg_policies",
+        "SELECT relname, relrowsecurity, reloptions FROM pg_class WHERE relnamespace = 'public'::regnamespace",
+        "SELECT version, name, works_from FROM schema_migrations",
+        "SELECT name, default_settings::text, digest FROM business_types",
+    )
+    return [sorted(map(str, await fetch(pool, query))) for query in queries]
+
+
+async def test_upgrade_applies_the_files_of_types_that_are_new_or_others(pool: ShardPool) -> None:
+    """A new type is a new file and nothing else; one that was changed is applied again."""
+    first = await upgrader(pool, types={"bakery": BAKERY}).run()
+    second = await upgrader(pool, types={"bakery": BAKERY}).run()
+    third = await upgrader(pool, types={"bakery": f"-- Bread.\n{BAKERY}"}).run()
+
+    assert [None if done is None else list(done.business_types) for done in (first, second, third)] == [
+        ["bakery"],
+        [],
+        ["bakery"],
+    ]
+    assert await fetch(pool, "SELECT staff_resource_type FROM business_types WHERE name = 'bakery'") == [
+        {"staff_resource_type": "baker"}
+    ]
+
+
+async def test_upgrade_changes_nothing_on_an_empty_shard(make_shard: ShardMaker) -> None:
+    """Its schema comes with its first tenant."""
+    pool = ShardPool(await make_shard("shard-7", is_empty=True), size=2)
+
+    assert await upgrader(pool).run() is None
+
+    assert await fetch(pool, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
+    await pool.close()
+
+
+async def test_upgrade_refuses_to_go_backwards(pool: ShardPool) -> None:
+    """A shard that is newer is left as it is, with its types."""
+    await upgrader(pool, types={"bakery": BAKERY}).run()
+
+    older = await Upgrader(pool, types={"dental": "SELECT 1"}).run()
+
+    assert older is not None
+    assert older.refusal is not None
+    assert f"got {NEXT}; a schema never goes backwards" in older.refusal
+    assert (await versions(pool))[-1] == (NEXT, SCHEMA_VERSION)
+
+
+async def test_upgrade_goes_on_where_it_stopped_when_a_statement_fails(pool: ShardPool) -> None:
+    """What was done stays, and is not recorded before all of it is done."""
+    broken = f"{INDEX}; CREATE TABLE IF NOT EXISTS notes (a int); SELECT 1 / (SELECT count(*) FROM tenants);"
+
+    with pytest.raises(Exception, match=r"22012|shard-1"):
+        await upgrader(pool, broken).run()
+
+    assert len(await versions(pool)) == SCHEMA_VERSION
+    assert await fetch(pool, "SELECT to_regclass('notes')::text AS name") == [{"name": None}]
+    assert [one["is_valid"] for one in await indexes(pool, "tenants_age")] == [True]
+    await add_tenant(pool)
+    await upgrader(pool, broken).run()
+    assert (await versions(pool))[-1] == (NEXT, None)
+
+
+async def test_upgrade_runs_once_when_two_are_started_at_once(make_shard: ShardMaker) -> None:
+    """The second one waits for the first, and finds nothing left to do."""
+    address = await make_shard()
+    pools = [ShardPool(address, size=CONNECTIONS, deadlines=UPGRADE_DEADLINES) for _ in range(2)]
+
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(upgrader(pool).run()) for pool in pools]
+
+    results = [one.result() for one in running]
+    assert sorted(upgrade.is_needed for upgrade in results if upgrade is not None) == [False, True]
+    for pool in pools:
+        await pool.close()

@@ -1,0 +1,194 @@
+"""An upgrade and those beside it: whom it waits for, what a killed one has left, and a pooler in between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+from support.postgres.databases import ShardMaker, database_of
+from support.postgres.pooler import running_pooler
+from support.postgres.tenant_cases import add_tenant, fetch
+from support.postgres.upgrades import INDEX, NEXT, WITHIN_S, Watcher, indexes, upgrade_pool, upgrader, versions
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import HOST, until
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_DEADLINES
+
+
+@pytest.fixture
+async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
+    """Give the pool of an upgrade to a fresh shard."""
+    async with upgrade_pool(await make_shard()) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def stranger(pool: ShardPool) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """Give a connection of another program to the shard."""
+    connection = await asyncpg.connect(
+        pool.address.connection_string, server_settings={"application_name": "nightly-report"}
+    )
+    yield connection
+    connection.terminate()
+
+
+async def test_upgrade_lets_others_pass_and_names_whom_it_waits_for(
+    pool: ShardPool, stranger: asyncpg.Connection[Any]
+) -> None:
+    """A table that another session has locked is tried for again and again, each time for a short while."""
+    watcher = Watcher(lambda doing: bool(doing.waits_for))
+    async with asyncio.TaskGroup() as tasks:
+        transaction = stranger.transaction()
+        await transaction.start()
+        await stranger.execute("LOCK TABLE tenants IN ROW SHARE MODE")
+        running = tasks.create_task(upgrader(pool, tell=watcher).run())
+        (blocker,) = (await watcher.wait()).waits_for
+        await transaction.rollback()
+        done = await running
+
+    assert blocker.pid == stranger.get_server_pid()
+    assert str(blocker).startswith(f"pid {blocker.pid} (nightly-report, of ")
+    assert "idle in transaction, for 0 s" in str(blocker) or "idle in transaction, for" in str(blocker)
+    assert done is not None
+    assert (await versions(pool))[-1] == (NEXT, SCHEMA_VERSION)
+
+
+async def test_upgrade_gives_up_when_a_lock_is_not_to_be_had(
+    pool: ShardPool, stranger: asyncpg.Connection[Any]
+) -> None:
+    """The error says what it was for, who has it, and what to do."""
+    hurried = ShardPool(pool.address, size=CONNECTIONS, deadlines=replace(UPGRADE_DEADLINES, lock_s=1.0))
+    async with stranger.transaction():
+        await stranger.execute("LOCK TABLE tenants IN ROW SHARE MODE")
+        with pytest.raises(
+            ShardUnavailableError,
+            match=r"expected a lock within 0 s, got none for: ALTER TABLE tenants .*waits for pid \d+ \(nightly-report",
+        ):
+            await upgrader(hurried, patience_s=0.0).run()
+    await hurried.close()
+    assert len(await versions(pool)) == SCHEMA_VERSION
+
+
+async def test_upgrade_builds_an_index_whatever_the_defaults_of_the_database(
+    pool: ShardPool, stranger: asyncpg.Connection[Any]
+) -> None:
+    """It waits for older snapshots as long as they last, its own lock has none, and no limit of the role ends it."""
+    name = pool.address.connection_string.rpartition("/")[2]
+    defaults = {
+        "default_transaction_isolation": "'repeatable read'",
+        "statement_timeout": "'300ms'",
+        "lock_timeout": "'200ms'",
+    }
+    for setting, value in defaults.items():
+        await stranger.execute(f"ALTER DATABASE {name} SET {setting} = {value}")
+    watcher = Watcher(lambda doing: bool(doing.waits_for))
+    async with asyncio.TaskGroup() as tasks:
+        snapshot = stranger.transaction(isolation="repeatable_read")
+        await snapshot.start()
+        await stranger.fetch("SELECT count(*) FROM tenants")
+        running = tasks.create_task(upgrader(pool, f"{INDEX};", tell=watcher).run())
+        (blocker,) = (await watcher.wait()).waits_for
+        await snapshot.rollback()
+        await running
+
+    assert blocker.pid == stranger.get_server_pid()
+    assert [one["is_valid"] for one in await indexes(pool, "tenants_age")] == [True]
+    shown = {tuple((await fetch(pool, f"SHOW {setting}"))[0].values()) for setting in ("statement_timeout",)}
+    assert shown == {("300ms",)}
+
+
+async def test_upgrade_builds_an_index_anew_when_it_was_left_half_built(pool: ShardPool) -> None:
+    """The server keeps what a failed build leaves, and never uses it."""
+    for location in ("north", "south"):
+        await add_tenant(pool, ("clinic", location))
+    unique = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON tenants (created_at)"
+    with contextlib.suppress(Exception):
+        await fetch(pool, unique)
+    (left,) = await indexes(pool, "tenants_age")
+    assert not left["is_valid"]
+
+    await upgrader(pool).run()
+
+    (built,) = await indexes(pool, "tenants_age")
+    assert built["is_valid"]
+    assert built["oid"] != left["oid"]
+
+
+async def test_upgrade_waits_for_a_build_that_a_killed_one_has_left_to_the_server(
+    pool: ShardPool, stranger: asyncpg.Connection[Any]
+) -> None:
+    """The server goes on with the statement of a client that is gone; its index is taken as it is then."""
+    killed = await asyncpg.connect(pool.address.connection_string)
+    watcher = Watcher(lambda doing: any(one.application == "builds the same index" for one in doing.waits_for))
+    async with asyncio.TaskGroup() as tasks:
+        snapshot = stranger.transaction(isolation="repeatable_read")
+        await snapshot.start()
+        await stranger.fetch("SELECT count(*) FROM tenants")
+        building = tasks.create_task(killed.execute(INDEX))
+        await until_built(pool)
+        running = tasks.create_task(upgrader(pool, f"{INDEX};", tell=watcher).run())
+        await watcher.wait()
+        (begun,) = await indexes(pool, "tenants_age")
+        await snapshot.rollback()
+        await building
+        await running
+    killed.terminate()
+
+    assert not begun["is_valid"]
+    assert await indexes(pool, "tenants_age") == [begun | {"is_valid": True}]
+    assert (await versions(pool))[-1] == (NEXT, None)
+
+
+async def until_built(pool: ShardPool) -> None:
+    """Wait until somebody builds an index."""
+
+    async def is_built() -> bool:
+        return bool(await fetch(pool, "SELECT 1 FROM pg_stat_progress_create_index WHERE index_relid <> 0"))
+
+    assert await until(is_built, within_s=WITHIN_S)
+
+
+async def test_upgrade_can_be_cancelled_and_run_again(pool: ShardPool, stranger: asyncpg.Connection[Any]) -> None:
+    """Ctrl-C ends the statement on the server too, and nobody waits for the lock of the one that was ended."""
+    watcher = Watcher(lambda doing: bool(doing.waits_for))
+    snapshot = stranger.transaction(isolation="repeatable_read")
+    await snapshot.start()
+    await stranger.fetch("SELECT count(*) FROM tenants")
+    running = asyncio.create_task(upgrader(pool, tell=watcher).run())
+    await watcher.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await snapshot.rollback()
+
+    done = await upgrader(pool).run()
+
+    assert done is not None
+    assert done.is_needed
+    assert [one["is_valid"] for one in await indexes(pool, "tenants_age")] == [True]
+
+
+async def test_upgrade_works_through_a_pooler_in_transaction_mode(
+    make_shard: ShardMaker, postgres_server: PostgresServer
+) -> None:
+    """Also where that has no third connection for a look: nothing waits for one."""
+    address = await make_shard()
+    settings = {"auth_type": "any", "pool_mode": "transaction", "default_pool_size": 2}
+    async with running_pooler(postgres_server, settings) as port:
+        place = f"postgresql://guest@{HOST}:{port}/{database_of(address)}"
+        async with upgrade_pool(ShardAddress(address.shard_id, place)) as pool:
+            done = await upgrader(pool).run()
+
+            assert done is not None
+            assert done.is_needed
+            assert (await versions(pool))[-1] == (NEXT, SCHEMA_VERSION)
+            assert [one["is_valid"] for one in await indexes(pool, "tenants_age")] == [True]

@@ -1,0 +1,214 @@
+"""Messages of queues are done once their commits are as safe as their shard can make them, not before."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from support.citrus.cases import RoutedShards, routed_shards
+from support.postgres.databases import ShardMaker, copy_shard
+from support.postgres.standby_pair import Pair, eventually, restored, running_pair
+from support.postgres.tenant_cases import TENANT, TENANT_WAIT, add_tenant, fetch, operation, writer_of
+
+from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.receive.verdicts import Done, Later, Verdict, Wait
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.apply.commit_safety import SafeCommits
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.tenants.provisioning import Provisioner, ProvisionRequest
+
+SHARD_ID = "shard-1"
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def _pair() -> Iterator[Pair]:
+    yield from running_pair()
+
+
+@pytest.fixture
+async def pair(_pair: Pair) -> AsyncIterator[Pair]:
+    """Give a pair that both run on."""
+    async for pair in restored(_pair):
+        yield pair
+
+
+def order(business_id: str, order_id: str) -> Message:
+    """Return the message of a new order, the first of its group."""
+    return Message(
+        message_id=f"message-{business_id}-{order_id}",
+        receipt_handle="receipt",
+        body=json.dumps({"type": "CREATE", "orderId": order_id, "data": {}}),
+        attributes={"BusinessId": business_id, "LocationId": "main"},
+        sent_at=AT,
+        receive_count=1,
+        group_id=f"{business_id}-{order_id}",
+        deduplication_id=f"event-{order_id}",
+    )
+
+
+def open_handler(router: Router) -> AbstractAsyncContextManager[OrderHandler]:
+    """Open a handler of order events whose back-off has no chance in it."""
+    return open_orders(
+        router,
+        Queue(None, "http://127.0.0.1/000000000000/orders.fifo"),
+        operation_max_bytes=100_000,
+        tenant_wait=TENANT_WAIT,
+        retry_delays_s=(1.0,),
+        draw=lambda: 0.0,
+    )
+
+
+async def xids_of(pool: ShardPool) -> dict[str, str]:
+    """Return the transactions that applied a shard's orders."""
+    rows = await fetch(pool, "SELECT resource_id, xid::text FROM operations")
+    return {row["resource_id"]: row["xid"] for row in rows}
+
+
+async def test_orders_are_done_once_they_are_safe_and_applied_meanwhile(pair: Pair, make_shard: ShardMaker) -> None:
+    """A standby that hangs delays no effect and no other shard; nothing is applied twice for it."""
+    addresses = [await copy_shard(pair.primary, "shard-1"), await make_shard("shard-2")]
+    async with routed_shards(addresses) as routed:
+        pools = [routed.pools.pool(address) for address in addresses]
+        for business_id, pool in zip(("ann", "bob"), pools, strict=True):
+            await add_tenant(pool, (business_id, "main"))
+            routed.register((business_id, "main"), pool.address.shard_id)
+        async with open_handler(routed.router) as handler:
+            assert await handler.handle([order("ann", "o1"), order("bob", "o1")]) == [Done(), Done()]
+            pair.standby.suspend()
+            first, elsewhere, second = order("ann", "o2"), order("bob", "o2"), order("ann", "o3")
+            waiting, done = await handler.handle([first, elsewhere])
+            assert (type(waiting), done) == (Wait, Done())
+            (waiting,) = await handler.handle([second])
+            assert isinstance(waiting, Wait)
+
+            async def all_are_applied() -> bool:
+                return (await xids_of(pools[0])).keys() == {"o1", "o2", "o3"}
+
+            assert await until(all_are_applied, within_s=20)
+            applied = await xids_of(pools[0])
+            assert isinstance((await handler.handle([first]))[0], Wait)
+
+            pair.standby.resume()
+            await eventually(lambda: handler.stats()["shard-1"] == 0)
+            assert await handler.handle([first, second]) == [Done(), Done()]
+            assert await xids_of(pools[0]) == applied
+
+
+class UnknowingRouter(Router):
+    """Meets *error* where it is to know whether commits are safe, until `error` is taken away."""
+
+    error: Exception | None = None
+
+    async def make_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
+        """Raise it."""
+        if self.error is not None:
+            raise self.error
+        await super().make_safe(shard_id, operations)
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [(TryAgainLaterError("nobody knows"), Wait(0.5)), (ZeroDivisionError(), Later(1))],
+    ids=["trouble", "a bug"],
+)
+async def test_orders_come_again_when_their_commit_cannot_be_known_to_be_safe(
+    make_shard: ShardMaker, error: Exception, verdict: Verdict
+) -> None:
+    """They are found applied then, and what is behind one in its group has waited for it."""
+    address = await make_shard()
+    async with routed_shards([address]) as routed:
+        pool = routed.pools.pool(address)
+        await add_tenant(pool, ("ann", "main"))
+        routed.register(("ann", "main"), SHARD_ID)
+        router = UnknowingRouter(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
+        async with open_handler(router) as handler:
+            first, second, other = order("ann", "o1"), order("ann", "o2"), order("ann", "o3")
+            second = msgspec.structs.replace(second, group_id=first.group_id)
+            router.error = error
+            assert await handler.handle([first, second, other]) == [verdict, Later(0), verdict]
+            applied = await xids_of(pool)
+            assert applied.keys() == {"o1", "o2", "o3"}
+            router.error = None
+            assert (await handler.handle([first, second, other]))[::2] == [Done()] * 2
+            assert await handler.handle([second]) == [Done()]
+            assert await xids_of(pool) == applied
+
+
+CONTROLS = ["create", "create again", "rename", "admin", "destroy", "destroy all"]
+
+
+@pytest.mark.parametrize("what", CONTROLS)
+async def test_control_messages_are_done_once_they_are_safe(pair: Pair, what: str) -> None:
+    """Each of them waits for the standby, also when all it finds is that it was done before."""
+    address = await copy_shard(pair.primary)
+    async with routed_shards([address]) as routed:
+        pool = routed.pools.pool(address)
+        if what != "create":
+            await add_tenant(pool)
+            routed.register(TENANT, SHARD_ID)
+            assert isinstance(await routed.directory.find("-".join(TENANT)), ShardAddress)
+            await writer_of(pool).apply([operation("create", "r1", "{}")])
+        pair.standby.suspend()
+        task = asyncio.ensure_future(change(routed, what))
+        await eventually(lambda: "1 waiting" in repr([*commits_of(routed)]))
+        assert not task.done()
+        pair.standby.resume()
+        async with asyncio.timeout(20):
+            assert await task in {"provisioned", "existed", "applied", "destroying"}
+
+
+def commits_of(routed: RoutedShards) -> Iterator[SafeCommits]:
+    """Yield what waits for commits."""
+    for part in (routed.provisioner, routed.changes, routed.destroyer):
+        yield part._commits
+
+
+async def change(routed: RoutedShards, what: str) -> str:
+    """Do what a control message asks for; return what became of it."""
+    match what:
+        case "create" | "create again":
+            return await routed.provisioner.provision(ProvisionRequest(*TENANT, "dental", AT))
+        case "rename":
+            return await routed.changes.rename(
+                *TENANT, resource_type="patient", old_id="r1", new_id="r2", additional_data=None, requested_at=AT
+            )
+        case "admin":
+            return await routed.changes.add_admin(
+                *TENANT, business_type="dental", email="ann@clinic.example", user_id="u1", requested_at=AT
+            )
+        case "destroy":
+            return await routed.destroyer.destroy(*TENANT, AT + timedelta(days=1))
+        case _:
+            (result,) = (await routed.destroyer.destroy_all(TENANT[0], AT + timedelta(days=1))).values()
+            return result
+
+
+async def test_control_message_comes_again_when_its_commit_cannot_be_known_to_be_safe(pair: Pair) -> None:
+    """The tenant is made; its message is put off, and finds it made."""
+    address = await copy_shard(pair.primary)
+    async with routed_shards([address]) as routed:
+        request = ProvisionRequest(*TENANT, "dental", AT)
+        commits = UnknowingCommits(routed.pools)
+        provisioner = Provisioner(routed.locator, routed.directory, routed.pools, commits=commits)
+        assert [str(answer) for answer in await provisioner.provision_all([request])] == ["nobody knows"]
+        assert await routed.provisioner.provision_all([request]) == ["existed"]
+
+
+class UnknowingCommits(SafeCommits):
+    """Never knows that a commit is safe."""
+
+    async def of_transaction(self, shard_id: str, server: Server) -> None:
+        """Say so."""
+        raise TryAgainLaterError("nobody knows")

@@ -1,0 +1,476 @@
+"""What becomes of control messages, in order and all at once, with scripted shards and with real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.citrus.cases import RoutedShards, routed_shards, silent
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TenantCase, fetch
+
+from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.consumers.sqs.control.handler import AT_ONCE, ControlHandler
+from simplu_worker.consumers.sqs.receive.verdicts import Bury, Done, Later, Verdict, Wait
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.citrus import CitrusDeniedError
+from simplu_worker.shards.tenants.deletion import TenantDeletion
+from simplu_worker.shards.tenants.destruction import DestructionResult
+from simplu_worker.shards.tenants.provisioning import Answer, ProvisionRequest, ProvisionResult, ShardNotAllowedError
+from simplu_worker.shards.tenants.resource_changes import ChangeResult
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+WAIT = timedelta(seconds=900)
+TYPES = {
+    "create": "SHARD_CREATION",
+    "destroy": "SHARD_DESTRUCTION",
+    "destroy_all": "SHARD_DESTRUCTION",
+    "rename": "UPDATE_RESOURCE_ID",
+    "admin": "ADMIN_ACCOUNT_CREATION",
+}
+TROUBLE = TryAgainLaterError("the shard is down")
+
+_numbers = itertools.count(1)
+
+
+def message(
+    what: str,
+    location: str = "1",
+    *,
+    minute: int = 0,
+    group: str | None = None,
+    age: timedelta = timedelta(),
+    tries: int = 1,
+    **members: Any,
+) -> Message:
+    """Return a message about business b at *location*, requested at *minute* of an hour."""
+    body = {
+        "businessId": "b",
+        "locationId": location,
+        "businessType": "dental",
+        "timestamp": f"2026-03-01T10:{minute:02}:00Z",
+        "action": what,
+        "resourceType": "patient",
+        "oldResourceId": "old",
+        "newResourceId": "new",
+        "adminEmail": "ann@clinic.example",
+        "adminUserId": "u-1",
+    }
+    return Message(
+        message_id=f"m{next(_numbers)}",
+        receipt_handle="r",
+        body=json.dumps(body | members),
+        attributes={"MessageType": TYPES.get(what, what)},
+        sent_at=NOW - age,
+        receive_count=tries,
+        group_id=group,
+    )
+
+
+class Desk:
+    """Answers every call by a script, by default well, and keeps what was asked in the order in which it ended."""
+
+    def __init__(self) -> None:
+        self.script: dict[tuple[str, str], deque[Any]] = {}
+        self.asked: list[str] = []
+        self.batches: list[int] = []
+        self.at_once = self.most_at_once = 0
+
+    def says(self, call: str, location: str, *answers: object) -> None:
+        """Answer *call* about *location* with each of *answers* in turn."""
+        self.script.setdefault((call, location), deque()).extend(answers)
+
+    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[Answer]:
+        """Provision."""
+        self.batches.append(len(requests))
+        return [self._answer("create", request.location_id, ProvisionResult.PROVISIONED) for request in requests]
+
+    async def destroy(self, business_id: str, location_id: str, requested_at: datetime) -> DestructionResult:
+        """Destroy one."""
+        result: DestructionResult = await self._call("destroy", location_id, DestructionResult.DESTROYING)
+        return result
+
+    async def destroy_all(self, business_id: str, requested_at: datetime) -> Mapping[str, DestructionResult]:
+        """Destroy all."""
+        results: dict[str, DestructionResult] = await self._call("destroy_all", "", {"1": DestructionResult.DESTROYING})
+        return results
+
+    async def rename(self, business_id: str, location_id: str, **_: Any) -> ChangeResult:
+        """Rename."""
+        result: ChangeResult = await self._call("rename", location_id, ChangeResult.APPLIED)
+        return result
+
+    async def add_admin(self, business_id: str, location_id: str, **_: Any) -> ChangeResult:
+        """Make the administrator's rows."""
+        result: ChangeResult = await self._call("admin", location_id, ChangeResult.APPLIED)
+        return result
+
+    async def _call(self, call: str, location: str, well: Any) -> Any:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0)
+        self.at_once -= 1
+        answer = self._answer(call, location, well)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _answer(self, call: str, location: str, well: Any) -> Any:
+        self.asked.append(f"{call} {location}".strip())
+        script = self.script.get((call, location))
+        return script.popleft() if script else well
+
+
+def handler(desk: Any = None, *, fifo: bool = False, routed: RoutedShards | None = None) -> ControlHandler:
+    """Return a handler of *desk*, or of real shards."""
+    return ControlHandler(
+        routed.provisioner if routed else desk,
+        routed.destroyer if routed else desk,
+        routed.changes if routed else desk,
+        Queue(None, "http://sqs/000/control" + (".fifo" if fifo else "")),
+        retry_delays_s=(1, 5),
+        tenant_wait=WAIT,
+        draw=lambda: 0.0,
+        clock=lambda: NOW,
+    )
+
+
+def kinds(verdicts: Sequence[Verdict]) -> list[type]:
+    """Return what kind each verdict is of."""
+    return [type(verdict) for verdict in verdicts]
+
+
+# Results
+
+
+@pytest.mark.parametrize(
+    ("what", "results"),
+    [
+        ("create", [ProvisionResult.PROVISIONED, ProvisionResult.EXISTED, ProvisionResult.RESTORED]),
+        ("destroy", [DestructionResult.DESTROYING, DestructionResult.EXISTED]),
+        ("rename", [ChangeResult.APPLIED, ChangeResult.EXISTED, ChangeResult.TENANT_DESTROYED]),
+        ("admin", [ChangeResult.APPLIED, ChangeResult.EXISTED, ChangeResult.TENANT_DESTROYED]),
+    ],
+)
+async def test_message_is_done_when_it_is_applied(what: str, results: list[Any]) -> None:
+    """Whatever it came to is logged with its type and tenant."""
+    desk = Desk()
+    desk.says(what, "1", *results)
+    with capture_logs() as logs:
+        verdicts = [(await handler(desk).handle([message(what)]))[0] for _ in results]
+    assert verdicts == [Done()] * len(results)
+    facts = [(entry["event"], entry["type"], entry["location_id"], entry["result"]) for entry in logs]
+    assert facts == [("control.applied", TYPES[what], "1", result) for result in results]
+
+
+@pytest.mark.parametrize(("what", "stale"), [("create", ProvisionResult.STALE), ("destroy", DestructionResult.STALE)])
+async def test_message_is_done_and_logged_when_it_is_stale(what: str, stale: Any) -> None:
+    """An older message than the newest applied is acknowledged."""
+    desk = Desk()
+    desk.says(what, "1", stale)
+    with capture_logs() as logs:
+        assert await handler(desk).handle([message(what)]) == [Done()]
+    assert [(entry["event"], entry["business_id"], entry["type"]) for entry in logs] == [
+        ("control.stale", "b", TYPES[what])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("results", "event"),
+    [
+        ({"1": DestructionResult.STALE, "2": DestructionResult.DESTROYING}, "control.applied"),
+        ({"1": DestructionResult.STALE, "2": DestructionResult.EXISTED}, "control.applied"),
+        ({"1": DestructionResult.STALE}, "control.stale"),
+        ({}, "control.deferred"),
+    ],
+)
+async def test_destruction_of_a_business_is_what_its_locations_come_to(
+    results: dict[str, DestructionResult], event: str
+) -> None:
+    """Done when any is destroyed, stale when all were newer; without a location it waits as for a tenant."""
+    desk = Desk()
+    desk.says("destroy_all", "", results)
+    with capture_logs() as logs:
+        (verdict,) = await handler(desk).handle([message("destroy_all")])
+    assert isinstance(verdict, Wait if event == "control.deferred" else Done)
+    assert logs[-1]["event"] == event
+    assert [entry["counts"] for entry in logs if entry["event"] == "control.destroyed_all"] == (
+        [{name: list(results.values()).count(DestructionResult(name)) for name in sorted(set(results.values()))}]
+        if results
+        else []
+    )
+
+
+@pytest.mark.parametrize("what", list(TYPES))
+async def test_trouble_makes_a_message_wait_and_never_a_letter(what: str) -> None:
+    """For as long as it lasts, at most a minute at a time, whatever the configured delays; said once a batch."""
+    desk = Desk()
+    waits = []
+    with capture_logs() as logs:
+        for tries in (1, 3, 50):
+            desk.says(what, "" if what == "destroy_all" else "1", TROUBLE)
+            (verdict,) = await handler(desk).handle([message(what, tries=tries, age=WAIT * 1000)])
+            waits.append(verdict)
+    assert waits == [Wait(0.5), Wait(2.0), Wait(30.0)]
+    assert [(entry["event"], entry["error"]) for entry in logs] == [("control.deferred", "the shard is down")] * 3
+
+
+async def test_trouble_of_many_is_logged_once_for_each_error() -> None:
+    """A batch that meets one silent Citrus says so once, and with how many messages."""
+    desk = Desk()
+    for number in range(30):
+        desk.says("create", str(number), TryAgainLaterError("one" if number < 20 else "two"))
+    with capture_logs() as logs:
+        verdicts = await handler(desk).handle([message("create", str(number)) for number in range(30)])
+    assert kinds(verdicts) == [Wait] * 30
+    assert [(entry["error"], entry["message_count"]) for entry in logs] == [("one", 20), ("two", 10)]
+
+
+@pytest.mark.parametrize("error", [ShardNotAllowedError("not allowed"), CitrusDeniedError("401")])
+async def test_trouble_that_only_a_person_can_mend_is_loud(error: Exception) -> None:
+    """The message waits all the same; the log says it as an error."""
+    desk = Desk()
+    desk.says("create", "1", error)
+    with capture_logs() as logs:
+        assert kinds(await handler(desk).handle([message("create")])) == [Wait]
+    assert [(entry["event"], entry["log_level"], entry["error"]) for entry in logs] == [
+        ("control.blocked", "error", str(error))
+    ]
+
+
+@pytest.mark.parametrize("what", list(TYPES))
+async def test_refused_message_is_a_dead_letter_with_the_refusal(what: str) -> None:
+    """What can never work says why, and names the tenant."""
+    desk = Desk()
+    desk.says(what, "" if what == "destroy_all" else "1", RefusedError("expected something else"))
+    location = None if what == "destroy_all" else "1"
+    with capture_logs() as logs:
+        verdicts = await handler(desk).handle([message(what)])
+    assert verdicts == [Bury("invalid_message", "expected something else", "b", location)]  # type: ignore[arg-type]
+    assert [(entry["event"], entry["error"]) for entry in logs] == [("control.refused", "expected something else")]
+
+
+@pytest.mark.parametrize("what", list(TYPES))
+async def test_unexpected_error_is_tried_again_then_given_up_without_its_text(what: str) -> None:
+    """By the configured delays and the receives; the log has the traceback."""
+    desk = Desk()
+    verdicts = []
+    for tries in (1, 2, 3):
+        desk.says(what, "" if what == "destroy_all" else "1", KeyError("secret"))
+        verdicts += await handler(desk).handle([message(what, tries=tries)])
+    assert verdicts[:2] == [Later(1), Later(5)]
+    assert isinstance(verdicts[2], Bury)
+    assert (verdicts[2].reason, verdicts[2].business_id, "secret" in verdicts[2].error) == (
+        "retries_exhausted",
+        "b",
+        False,
+    )
+
+
+async def test_bug_in_provisioning_a_batch_is_every_ones_own() -> None:
+    """Each of the batch is tried again by its own receives; the other messages are not touched by it."""
+
+    class Broken(Desk):
+        async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[Answer]:
+            raise KeyError("a bug")
+
+    batch = [message("create", "1"), message("create", "2", tries=3), message("admin", "3")]
+    assert kinds(await handler(Broken()).handle(batch)) == [Later, Bury, Done]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"), [("{", "invalid_json"), ('{"businessType":1}', "invalid_message"), ("{}", "unknown_type")]
+)
+async def test_invalid_message_is_a_dead_letter_and_nobody_sees_it(body: str, reason: str) -> None:
+    """What is no control message is not tried."""
+    desk = Desk()
+    bad = Message("m", "r", body, {}, NOW, 1, None)
+    (verdict,) = await handler(desk).handle([bad])
+    assert isinstance(verdict, Bury)
+    assert (verdict.reason, desk.asked) == (reason, [])
+
+
+# Waiting for what is not there
+
+
+@pytest.mark.parametrize(
+    ("what", "absent", "reason"),
+    [
+        ("destroy", DestructionResult.UNKNOWN, "unknown_tenant"),
+        ("destroy_all", {}, "unknown_tenant"),
+        ("admin", ChangeResult.UNKNOWN_TENANT, "unknown_tenant"),
+        ("rename", ChangeResult.UNKNOWN_TENANT, "unknown_tenant"),
+        ("rename", ChangeResult.MISSING, "retries_exhausted"),
+    ],
+)
+async def test_message_waits_for_what_is_not_there_then_is_given_up(what: str, absent: Any, reason: str) -> None:
+    """A tenant or a resource may be on its way: for TENANT_WAIT_SECONDS from the message's sending on."""
+    desk = Desk()
+    ages = [timedelta(), WAIT - timedelta(seconds=3), WAIT - timedelta(seconds=0.1), WAIT]
+    verdicts = []
+    for age in ages:
+        desk.says(what, "" if what == "destroy_all" else "1", absent)
+        verdicts += await handler(desk).handle([message(what, age=age, tries=20)])
+    assert verdicts[:3] == [Wait(30.0), Wait(3.0), Wait(1.0)]
+    assert isinstance(verdicts[3], Bury)
+    assert (verdicts[3].reason, verdicts[3].business_id) == (reason, "b")
+    assert "within 900 s (TENANT_WAIT_SECONDS)" in verdicts[3].error
+
+
+# Order
+
+
+async def test_messages_about_one_tenant_keep_their_order_and_others_go_together() -> None:
+    """Creations of different tenants are one call; what is about one tenant comes one after the other."""
+    desk = Desk()
+    batch = [
+        message("create", "1"),
+        message("create", "2"),
+        message("destroy", "1"),
+        message("admin", "2"),
+        message("create", "3"),
+        message("create", "1"),
+        message("destroy_all"),
+        message("create", "2"),
+    ]
+    assert await handler(desk).handle(batch) == [Done()] * 8
+    assert desk.batches == [3, 1, 1]
+    assert desk.asked == [
+        "create 1",
+        "create 2",
+        "create 3",
+        "destroy 1",
+        "admin 2",
+        "create 1",
+        "destroy_all",
+        "create 2",
+    ]
+
+
+async def test_messages_of_many_tenants_are_handled_at_once_up_to_a_bound() -> None:
+    """A hundred renames need not wait for each other, and do not all begin at once."""
+    desk = Desk()
+    verdicts = await handler(desk).handle([message("rename", str(number)) for number in range(100)])
+    assert verdicts == [Done()] * 100
+    assert desk.most_at_once == AT_ONCE
+
+
+async def test_message_behind_one_that_waits_is_not_applied() -> None:
+    """About the same tenant it waits as long; about its whole business too; others do not wait."""
+    desk = Desk()
+    desk.says("create", "1", TROUBLE)
+    desk.says("admin", "2", KeyError("x"))
+    batch = [
+        message("create", "1"),
+        message("admin", "1"),
+        message("admin", "2"),
+        message("rename", "2"),
+        message("admin", "3"),
+        message("destroy_all"),
+        message("create", "4"),
+    ]
+    verdicts = await handler(desk).handle(batch)
+    assert verdicts == [Wait(0.5), Wait(0.5), Later(1), Later(1), Done(), Wait(0.5), Wait(0.5)]
+    assert desk.asked == ["create 1", "admin 2", "admin 3"]
+
+
+async def test_message_behind_a_buried_one_is_applied() -> None:
+    """What can never work holds back nobody."""
+    desk = Desk()
+    desk.says("create", "1", RefusedError("no"))
+    batch = [message("create", "1", group="g"), message("admin", "1", group="g"), message("NO_TYPE", group="g")]
+    assert kinds(await handler(desk, fifo=True).handle([*batch, message("admin", "2", group="g")])) == [
+        Bury,
+        Done,
+        Bury,
+        Done,
+    ]
+
+
+async def test_later_ones_of_a_group_go_back_when_one_of_it_is_not_decided() -> None:
+    """At once, so that the group waits for nothing but its head; another group's about that tenant wait with it."""
+    desk = Desk()
+    desk.says("create", "1", TROUBLE)
+    batch = [
+        message("create", "1", group="g"),
+        message("create", "2", group="g"),
+        message("NO_TYPE", group="g"),
+        message("admin", "1", group="h"),
+        message("create", "3", group="h"),
+        message("create", "4", group="i"),
+    ]
+    verdicts = await handler(desk, fifo=True).handle(batch)
+    assert verdicts == [Wait(0.5), Later(0), Later(0), Wait(0.5), Later(0), Done()]
+    assert desk.asked == ["create 1", "create 4"]
+
+
+async def test_groups_of_a_standard_queue_say_nothing_about_order() -> None:
+    """There a group id is for fairness between tenants only."""
+    desk = Desk()
+    desk.says("create", "1", TROUBLE)
+    batch = [message("create", "1", group="g"), message("create", "2", group="g")]
+    assert await handler(desk).handle(batch) == [Wait(0.5), Done()]
+
+
+async def test_empty_call_is_no_trouble() -> None:
+    """Nothing to handle, nothing to say."""
+    assert await handler(Desk()).handle([]) == []
+
+
+# Real shards
+
+
+async def test_life_of_a_tenant_from_creation_to_destruction_and_back(make_shard: ShardMaker) -> None:
+    """One batch in order, redelivered whole: the tenant ends as the newest message says, and nothing is twice."""
+    address = await make_shard("shard-1", is_empty=True)
+    async with routed_shards([address]) as routed:
+        control = handler(routed=routed)
+        life = [
+            message("create", minute=1),
+            message("admin", minute=2),
+            message("rename", minute=3, resourceType="role", oldResourceId="u-1", newResourceId="u-2"),
+            message("create", "2", minute=3),
+            message("destroy", minute=4),
+            message("create", minute=5),
+            message("destroy", minute=4),
+        ]
+        case = TenantCase(routed.pools.pool(address), ("b", "1"))
+        assert await control.handle(life) == [Done()] * len(life)
+        assert set(await case.resources()) == {("settings", "default"), ("medic", "u-1"), ("role", "u-2")}
+        assert await states(case) == {"b-1": "active", "b-2": "active"}
+
+        # The rename finds both ids now, for the administrator's role was made again: that is for a person to decide.
+        assert kinds(await control.handle(life)) == [Done, Done, Bury, Done, Done, Done, Done]
+        assert await states(case) == {"b-1": "active", "b-2": "active"}
+
+        everything = [message("destroy_all", minute=6), message("admin", minute=7)]
+        assert await control.handle(everything) == [Done(), Done()]
+        assert await states(case) == {"b-1": "destroying", "b-2": "destroying"}
+        assert await TenantDeletion(routed.locator, routed.pools, timedelta()).take_turn() == 2
+        assert await control.handle([message("create", minute=6), message("create", "2", minute=8)]) == [Done()] * 2
+        assert await states(case) == {"b-1": "destroyed", "b-2": "active"}
+        assert await fetch(case.pool, "SELECT * FROM operations") == []
+
+
+async def test_destruction_of_a_business_waits_for_a_silent_shard_and_others_do_not(make_shard: ShardMaker) -> None:
+    """`destroy_all` needs every shard's answer; other businesses' messages of the same batch are done."""
+    address = await make_shard("shard-1")
+    async with routed_shards([address, silent("shard-2")]) as routed:
+        control = handler(routed=routed)
+        batch = [message("create"), message("destroy_all"), message("create", businessId="c")]
+        assert kinds(await control.handle(batch)) == [Done, Wait, Done]
+        case = TenantCase(routed.pools.pool(ShardAddress("shard-1", address.connection_string)), ("b", "1"))
+        assert await states(case) == {"b-1": "active", "c-1": "active"}
+
+
+async def states(case: TenantCase) -> dict[str, str]:
+    """Return the states of all tenants of a shard."""
+    return {row["id"]: row["state"] for row in await fetch(case.pool, "SELECT id, state FROM tenants")}

@@ -1,0 +1,246 @@
+"""The control queue from message to delete or dead letter: a real server, and shards that keep what they were asked."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.aws.endpoints import client_of
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.aws.sqs_queue import Queue
+from simplu_worker.consumers.sqs.control.handler import ControlHandler
+from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
+from simplu_worker.dead_letters.queue import DeadLetterQueue
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.shards.tenants.destruction import DestructionResult
+from simplu_worker.shards.tenants.provisioning import Answer, ProvisionRequest, ProvisionResult
+from simplu_worker.shards.tenants.resource_changes import ChangeResult
+
+QUEUE_NUMBERS = itertools.count(1)
+CREATION = {"businessId": "b", "locationId": "l", "businessType": "dental", "timestamp": "2026-01-02T03:04:05Z"}
+
+
+class RecordingShards:
+    """Answers by a script, then well, and keeps what it was asked to provision."""
+
+    def __init__(self, *script: ProvisionResult | Exception) -> None:
+        self.requests: list[ProvisionRequest] = []
+        self._script = deque(script)
+
+    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[Answer]:
+        """Answer each with the next of the script."""
+        self.requests += requests
+        return [self._script.popleft() if self._script else ProvisionResult.PROVISIONED for _ in requests]
+
+    async def destroy(self, *_: object) -> DestructionResult:
+        """Destroy a tenant that no shard has."""
+        return DestructionResult.UNKNOWN
+
+    async def destroy_all(self, *_: object) -> dict[str, DestructionResult]:
+        """Destroy the one location of any business."""
+        return {"l": DestructionResult.DESTROYING}
+
+    async def rename(self, *_: object, **__: object) -> ChangeResult:
+        """Rename."""
+        return ChangeResult.APPLIED
+
+    async def add_admin(self, *_: object, **__: object) -> ChangeResult:
+        """Make the administrator's rows."""
+        return ChangeResult.APPLIED
+
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+
+class Desk:
+    """A control queue with its dead letters, and what a test asks of them."""
+
+    def __init__(self, client: Client, control: Queue, letters: Queue) -> None:
+        self.client = client
+        self.control = control
+        self.letters = letters
+
+    async def send(self, body: str, **attributes: str) -> None:
+        """Put a message into the control queue."""
+        named = {name: {"DataType": "String", "StringValue": text} for name, text in attributes.items()}
+        await self.client.send_message(QueueUrl=self.control.url, MessageBody=body, MessageAttributes=named)
+
+    async def counts(self) -> tuple[int, int, int]:
+        """Return how many control messages are visible and in flight, and how many dead letters there are."""
+        control, letters = await self.control.attributes(), await self.letters.attributes()
+        return control.visible_count, control.in_flight_count, letters.visible_count
+
+    async def reaches(self, *expected: int) -> None:
+        """Wait until `counts` are as *expected*."""
+        await until(lambda: self._are(expected))
+
+    async def letter(self) -> dict[str, Any]:
+        """Take one dead letter."""
+        (message,) = await self.letters.receive(wait_s=1, max_messages=1)
+        body: dict[str, Any] = json.loads(message.body)
+        return body
+
+    async def _are(self, expected: tuple[int, ...]) -> bool:
+        return await self.counts() == expected
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until *condition* holds."""
+    async with asyncio.timeout(15):
+        while not await condition():  # noqa: ASYNC110  # the server has nothing to await
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def desk(endpoint_url: str) -> AsyncIterator[Desk]:
+    """Two new queues."""
+    async with client_of("sqs", endpoint_url) as client:
+        number = next(QUEUE_NUMBERS)
+        urls = [
+            (await client.create_queue(QueueName=f"{name}-{number}"))["QueueUrl"] for name in ("control", "letters")
+        ]
+        yield Desk(client, *(Queue(client, url) for url in urls))
+
+
+@asynccontextmanager
+async def consuming(
+    desk: Desk, shards: RecordingShards, *, stop_wait_s: float = 0.05, tenant_wait: timedelta = timedelta()
+) -> AsyncIterator[list[Any]]:
+    """Consume the control queue; yield the log, and drain at the end."""
+    stopping = asyncio.Event()
+    handler = ControlHandler(
+        shards, shards, shards, desk.control, retry_delays_s=(0, 0), tenant_wait=tenant_wait, draw=lambda: 0.0
+    )
+    letters = DeadLetterQueue(desk.client, desk.letters.url)
+    receiver = QueueReceiver(desk.control, handler, letters, poll_wait_s=1, stop_wait_s=stop_wait_s)
+    with capture_logs() as logs:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            tasks.create_task(receiver.run(stopping))
+            yield logs
+            stopping.set()
+
+
+def logged(logs: list[Any], event: str) -> list[dict[str, Any]]:
+    """Return the entries of one event."""
+    return [entry for entry in logs if entry["event"] == event]
+
+
+async def test_creation_is_provisioned_and_deleted(desk: Desk) -> None:
+    """A `SHARD_CREATION` reaches the provisioner as sent, is logged with its tenant, and is gone."""
+    shards = RecordingShards()
+    await desk.send(json.dumps(CREATION), MessageType="SHARD_CREATION")
+    async with consuming(desk, shards) as logs:
+        await desk.reaches(0, 0, 0)
+    (request,) = shards.requests
+    assert (request.tenant_id, request.business_type, request.requested_at.isoformat()) == (
+        "b-l",
+        "dental",
+        "2026-01-02T03:04:05+00:00",
+    )
+    (entry,) = logged(logs, "control.applied")
+    assert (entry["business_id"], entry["location_id"], entry["result"]) == ("b", "l", "provisioned")
+
+
+async def test_stale_creation_is_acknowledged(desk: Desk) -> None:
+    """An older message than the newest applied is deleted and logged as such."""
+    await desk.send(json.dumps(CREATION))
+    async with consuming(desk, RecordingShards(ProvisionResult.STALE)) as logs:
+        await desk.reaches(0, 0, 0)
+    assert [entry["business_id"] for entry in logged(logs, "control.stale")] == ["b"]
+
+
+async def test_refused_creation_becomes_a_dead_letter_with_the_refusal(desk: Desk) -> None:
+    """What the provisioner refuses for good is a dead letter that says why, and is logged with its tenant."""
+    await desk.send(json.dumps(CREATION | {"businessType": "zoo"}))
+    async with consuming(desk, RecordingShards(RefusedError("expected one of dental, gym, hotel"))) as logs:
+        await desk.reaches(0, 0, 1)
+    letter = await desk.letter()
+    assert (letter["reason"], letter["error"]) == ("invalid_message", "expected one of dental, gym, hotel")
+    assert (letter["source"]["kind"], letter["source"]["queue"]) == ("sqs", desk.control.name)
+    assert (json.loads(letter["record"])["businessType"], letter["attempts"]) == ("zoo", 1)
+    (entry,) = logged(logs, "control.refused")
+    assert (entry["business_id"], entry["error"]) == ("b", "expected one of dental, gym, hotel")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"), [("{", "invalid_json"), ('{"businessType":1}', "invalid_message"), ("{}", "unknown_type")]
+)
+async def test_invalid_message_becomes_a_dead_letter(desk: Desk, body: str, reason: str) -> None:
+    """What is no control message is a dead letter with its text; the provisioner never sees it."""
+    shards = RecordingShards()
+    await desk.send(body)
+    async with consuming(desk, shards):
+        await desk.reaches(0, 0, 1)
+    letter = await desk.letter()
+    assert (letter["reason"], letter["record"], shards.requests) == (reason, body, [])
+
+
+async def test_creation_comes_again_when_a_dependency_is_in_trouble(desk: Desk) -> None:
+    """Trouble puts the message off, and it is never a dead letter, whatever the configured delays."""
+    shards = RecordingShards(*(TryAgainLaterError("citrus is down") for _ in range(2)))
+    await desk.send(json.dumps(CREATION))
+    async with consuming(desk, shards) as logs:
+        await desk.reaches(0, 0, 0)
+    assert (len(shards.requests), await desk.counts()) == (3, (0, 0, 0))
+    assert [entry["error"] for entry in logged(logs, "control.deferred")] == ["citrus is down"] * 2
+
+
+async def test_creation_becomes_a_dead_letter_after_the_last_delay(desk: Desk) -> None:
+    """An error nobody foresaw is tried again by the configured delays, then given up without its text."""
+    shards = RecordingShards(*(KeyError("secret") for _ in range(3)))
+    await desk.send(json.dumps(CREATION))
+    async with consuming(desk, shards) as logs:
+        await desk.reaches(0, 0, 1)
+    letter = await desk.letter()
+    assert (letter["reason"], letter["attempts"], "secret" in letter["error"]) == ("retries_exhausted", 3, False)
+    assert len(logged(logs, "control.failed")) == 3
+
+
+@pytest.mark.parametrize(
+    ("control_type", "members"),
+    [
+        ("SHARD_DESTRUCTION", {"action": "destroy_all"}),
+        ("UPDATE_RESOURCE_ID", {"resourceType": "patient", "oldResourceId": "a", "newResourceId": "b"}),
+        ("ADMIN_ACCOUNT_CREATION", {"adminEmail": "ann@clinic.example", "adminUserId": "u-1"}),
+    ],
+)
+async def test_other_types_are_applied_and_deleted(desk: Desk, control_type: str, members: dict[str, str]) -> None:
+    """Every type of the contract is logged with its tenant, without the person or the data, and is gone."""
+    await desk.send(json.dumps(CREATION | members), MessageType=control_type)
+    async with consuming(desk, RecordingShards()) as logs:
+        await desk.reaches(0, 0, 0)
+    (entry,) = logged(logs, "control.applied")
+    assert (entry["business_id"], entry["type"], "ann" in str(logs)) == ("b", control_type, False)
+
+
+async def test_message_becomes_a_dead_letter_when_its_tenant_does_not_come(desk: Desk) -> None:
+    """After TENANT_WAIT_SECONDS a message about nobody is a letter, with the tenant that it names."""
+    await desk.send(json.dumps(CREATION | {"action": "destroy"}), MessageType="SHARD_DESTRUCTION")
+    async with consuming(desk, RecordingShards()):
+        await desk.reaches(0, 0, 1)
+    letter = await desk.letter()
+    assert (letter["reason"], json.loads(letter["record"])["action"]) == ("unknown_tenant", "destroy")
+
+
+async def test_message_waits_while_the_dead_letter_queue_refuses(desk: Desk) -> None:
+    """A message is not deleted before its dead letter is stored; at a stop it is given back."""
+    await desk.client.delete_queue(QueueUrl=desk.letters.url)
+    await desk.send("{")
+    async with consuming(desk, RecordingShards(), stop_wait_s=3) as logs:
+        await until(lambda: deferred(logs))
+    (again,) = await desk.control.receive(wait_s=1, max_messages=1)
+    assert (again.body, again.receive_count) == ("{", 2)
+
+
+async def deferred(logs: list[Any]) -> bool:
+    """Tell whether a dead letter waits for its queue."""
+    return bool(logged(logs, "dead_letter.deferred"))

@@ -1,0 +1,559 @@
+"""Order events from messages to verdicts, on real shards: order within a group, exactly once, nobody kept waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+from support.citrus.cases import RoutedShards, requests_to, routed_shards
+from support.postgres.databases import ShardMaker, copy_shard
+from support.postgres.tenant_cases import NO_CHECKS, TENANT_WAIT, add_tenant, fetch
+from support.postgres.trouble import calm, make_touchy, shut_gate
+
+from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.receive.verdicts import Bury, Done, Later, Verdict, Wait
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Outcome
+from simplu_worker.shards.apply.position_claims import Claim
+from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.timing.clock import UtcClock
+
+URL = "http://127.0.0.1/000000000000/"
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+RETRY_DELAYS_S = (1.0, 5.0)
+HOMES = {"ann": "shard-1", "bob": "shard-2", "cat": "shard-1"}  # by business id
+UNDECIDED = (Later, Wait)
+BAD = {"raise": "P0001"}
+
+_numbers = itertools.count(1)
+
+
+def message(
+    business_id: str,
+    order_id: str,
+    type_: str = "CREATE",
+    data: dict[str, Any] | None = None,
+    *,
+    group: str | None = "g",
+    sent_at: datetime = NOW,
+    receive_count: int = 1,
+    deduplication_id: str | None = None,
+    body: str | None = None,
+) -> Message:
+    """Return a message as received, the next of its queue."""
+    number = next(_numbers)
+    event = {"type": type_, "orderId": order_id, "data": {} if data is None else data}
+    return Message(
+        message_id=f"message-{number}",
+        receipt_handle=f"receipt-{number}",
+        body=json.dumps(event) if body is None else body,
+        attributes={"BusinessId": business_id, "LocationId": "main"},
+        sent_at=sent_at,
+        receive_count=receive_count,
+        group_id=group,
+        deduplication_id=deduplication_id or f"event-{number}",
+        sequence_number=f"{number:020}",
+    )
+
+
+def received_again(sent: Message, **changes: Any) -> Message:
+    """Return the same message, received once more."""
+    changes = {"receive_count": sent.receive_count + 1} | changes
+    return msgspec.structs.replace(sent, receipt_handle=f"receipt-{next(_numbers)}", **changes)
+
+
+def steps(business_id: str, order_id: str, count: int, *, group: str) -> list[Message]:
+    """Return messages that make an order and then count it up."""
+    kinds = itertools.chain(["CREATE"], itertools.repeat("UPDATE"))
+    return [message(business_id, order_id, next(kinds), {"n": n}, group=group) for n in range(count)]
+
+
+class Desk:
+    """Shards with tenants, a handler, and what a test asks of them."""
+
+    def __init__(self, routed: RoutedShards, handler: OrderHandler) -> None:
+        self.routed = routed
+        self.handler = handler
+        self.now = NOW
+
+    def pool(self, shard_id: str) -> ShardPool:
+        """Return the pool of a shard."""
+        shard = self.routed.citrus.registry.shards[shard_id]
+        return self.routed.pools.pool(ShardAddress(shard_id, shard.connection_string))
+
+    async def handle(self, *messages: Message) -> list[Verdict]:
+        """Hand messages over in one call."""
+        return await self.handler.handle(messages)
+
+    async def done(self, *messages: Message) -> None:
+        """Hand messages over again and again until all are done."""
+        async with asyncio.timeout(20):
+            while await self.handle(*messages) != [Done()] * len(messages):  # noqa: ASYNC110  # nothing to await
+                await asyncio.sleep(0.05)
+
+    async def orders(self, business_id: str) -> dict[str, Any]:
+        """Return the tenant's orders by id."""
+        query = 'SELECT "resourceId", data::text FROM resources WHERE id = $1 AND "resourceName" = $2'
+        rows = await fetch(self.pool(HOMES[business_id]), query, f"{business_id}-main", "order")
+        return {row["resourceId"]: json.loads(row["data"]) for row in rows}
+
+    async def log(self, business_id: str) -> list[dict[str, Any]]:
+        """Return the tenant's log, oldest first."""
+        query = "SELECT request_id, error, xid::text, source FROM operations WHERE tenant_id = $1 ORDER BY request_id"
+        return await fetch(self.pool(HOMES[business_id]), query, f"{business_id}-main")
+
+
+def open_handler(router: Router, queue: str, *, utc: UtcClock) -> AbstractAsyncContextManager[OrderHandler]:
+    """Open a handler whose back-off has no chance in it."""
+    return open_orders(
+        router,
+        Queue(None, URL + queue),
+        operation_max_bytes=100_000,
+        tenant_wait=TENANT_WAIT,
+        retry_delays_s=RETRY_DELAYS_S,
+        draw=lambda: 0.0,
+        utc=utc,
+    )
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until *condition* holds."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  # nothing there is to be awaited
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def open_desk(shards: Sequence[ShardAddress], *, queue: str = "orders.fifo") -> AsyncIterator[Desk]:
+    """Open a handler in front of *shards*, with the tenants of HOMES."""
+    async with routed_shards(shards) as routed:
+        desk: Desk | None = None
+        async with open_handler(routed.router, queue, utc=lambda: NOW if desk is None else desk.now) as handler:
+            desk = Desk(routed, handler)
+            for business_id, shard_id in HOMES.items():
+                await add_tenant(desk.pool(shard_id), (business_id, "main"))
+                routed.register((business_id, "main"), shard_id)
+            yield desk
+
+
+@pytest.fixture
+async def desk(make_shard: ShardMaker) -> AsyncIterator[Desk]:
+    """Give two shards, three tenants and the handler of a FIFO queue."""
+    async with open_desk([await make_shard("shard-1"), await make_shard("shard-2")]) as desk:
+        yield desk
+
+
+@pytest.fixture
+async def standard_desk(make_shard: ShardMaker) -> AsyncIterator[Desk]:
+    """Give the same for a standard queue."""
+    async with open_desk([await make_shard("shard-1"), await make_shard("shard-2")], queue="orders") as desk:
+        yield desk
+
+
+async def test_orders_are_applied_many_in_one_transaction_for_each_shard(desk: Desk) -> None:
+    """A call over two shards and many groups takes one transaction on each, once it is known who lives where."""
+    await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
+    before = {row["xid"] for business_id in HOMES for row in await desk.log(business_id)}
+    messages = [
+        one for number in range(20) for one in steps(list(HOMES)[number % 3], f"o{number}", 3, group=f"g{number}")
+    ]
+
+    assert await desk.handle(*messages) == [Done()] * 60
+
+    xids: defaultdict[str, set[str]] = defaultdict(set)
+    for business_id, shard_id in HOMES.items():
+        orders = await desk.orders(business_id)
+        assert {order["n"] for name, order in orders.items() if name != "first"} == {2}
+        xids[shard_id] |= {row["xid"] for row in await desk.log(business_id)} - before
+    assert {shard_id: len(found) for shard_id, found in xids.items()} == {"shard-1": 1, "shard-2": 1}
+
+
+async def test_orders_are_created_patched_and_deleted(desk: Desk) -> None:
+    """CREATE inserts, UPDATE merges, DELETE removes; what cannot is an outcome, and the message is done."""
+    messages = [
+        message("ann", "o1", "CREATE", {"status": "new", "note": "x"}),
+        message("ann", "o1", "UPDATE", {"status": "paid", "note": None}),
+        message("ann", "o2", "CREATE", {}),
+        message("ann", "o2", "DELETE"),
+        message("ann", "o3", "UPDATE", {"status": "paid"}),
+        message("ann", "o4", "CREATE", {"note": "\0"}),
+    ]
+    assert await desk.handle(*messages) == [Done()] * 6
+    assert await desk.orders("ann") == {"o1": {"status": "paid"}}
+    assert sorted(row["error"] or "" for row in await desk.log("ann")) == ["", "", "", "", "invalid_data", "not_found"]
+    assert {row["source"] for row in await desk.log("ann")} == {"sqs"}
+
+
+async def test_order_is_applied_once_when_it_is_received_again(desk: Desk) -> None:
+    """A redelivery, and another message with the same deduplication id and content, change nothing."""
+    labels = {"source": "sqs", "operation": "create", "outcome": "duplicate"}
+    count = REGISTRY.get_sample_value("simplu_operations_total", labels) or 0
+    first = message("ann", "o1", "CREATE", {"n": 1}, deduplication_id="same")
+    assert await desk.handle(first) == [Done()]
+    assert await desk.handle(message("ann", "o1", "UPDATE", {"n": 2})) == [Done()]
+
+    again = message("ann", "o1", "CREATE", {"n": 1}, deduplication_id="same")
+    assert await desk.handle(received_again(first), again) == [Done(), Done()]
+
+    assert await desk.orders("ann") == {"o1": {"n": 2}}
+    assert REGISTRY.get_sample_value("simplu_operations_total", labels) == count + 2
+
+
+async def test_order_is_a_dead_letter_when_its_deduplication_id_was_used_before(desk: Desk) -> None:
+    """A different operation under a used id is refused, never dropped; its group goes on."""
+    used = message("ann", "o1", "CREATE", {"n": 1}, deduplication_id="same")
+    reused = message("ann", "o1", "UPDATE", {"n": 2}, deduplication_id="same")
+    verdicts = await desk.handle(used, reused, message("ann", "o1", "UPDATE", {"n": 3}))
+    assert verdicts[::2] == [Done(), Done()]
+    assert isinstance(verdicts[1], Bury)
+    assert (verdicts[1].reason, verdicts[1].request_id, verdicts[1].resource_id, verdicts[1].mark) == (
+        DeadLetterReason.REQUEST_ID_REUSED,
+        "same",
+        "o1",
+        None,
+    )
+    assert await desk.orders("ann") == {"o1": {"n": 3}}
+
+
+async def test_poison_in_the_middle_of_a_group_is_buried_and_the_others_are_applied(desk: Desk) -> None:
+    """What never will be an operation is a dead letter at once, with the ids it has, and holds nobody back."""
+    messages = steps("ann", "o1", 4, group="g")
+    messages[2] = message("ann", "o1", body='{"type":"UPDATE","orderId":"o1","deduplicationId":"p"}', group="g")
+    verdicts = await desk.handle(*messages)
+    assert [type(verdict) for verdict in verdicts] == [Done, Done, Bury, Done]
+    assert verdicts[2] == Bury(
+        DeadLetterReason.INVALID_MESSAGE,
+        "data: required, expected an object",
+        business_id="ann",
+        location_id="main",
+        request_id="p",
+        resource_id="o1",
+    )
+    assert await desk.orders("ann") == {"o1": {"n": 3}}
+
+
+async def test_group_of_several_tenants_is_applied_in_its_order(desk: Desk) -> None:
+    """While an earlier tenant's shard has not taken its operation, no later one of the group is applied anywhere."""
+    await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
+    await fetch(desk.pool("shard-2"), "UPDATE tenants SET state = 'fenced'")
+    mixed = [message(business_id, "o1", data={"n": 1}, group="mixed") for business_id in ("ann", "bob", "cat", "ann")]
+    alone = message("cat", "o2", group="alone")
+
+    verdicts = await desk.handle(*mixed, alone)
+
+    assert verdicts[0] == Done()
+    assert isinstance(verdicts[1], Wait)
+    assert verdicts[2:] == [Later(0), Later(0), Done()]
+    assert [sorted(await desk.orders(business_id)) for business_id in HOMES] == [
+        ["first", "o1"],
+        ["first"],
+        ["first", "o2"],
+    ]
+
+    await fetch(desk.pool("shard-2"), "UPDATE tenants SET state = 'active'")
+    assert await desk.handle(*map(received_again, mixed[1:])) == [Done()] * 3
+
+
+async def test_standard_queue_promises_no_order_within_a_group_id(standard_desk: Desk) -> None:
+    """There a group id is for fairness: a message that waits keeps no other waiting."""
+    desk = standard_desk
+    await fetch(desk.pool("shard-2"), "UPDATE tenants SET state = 'fenced'")
+    verdicts = await desk.handle(*(message(business_id, "o1") for business_id in ("bob", "ann", "cat")))
+    assert isinstance(verdicts[0], Wait)
+    assert verdicts[1:] == [Done(), Done()]
+
+
+async def test_unregistered_tenant_is_waited_for_and_given_up_when_overdue(desk: Desk) -> None:
+    """It comes again until a "not registered" asked for after the wait and a minute; then letters, in their order."""
+    early, late = NOW - TENANT_WAIT - timedelta(seconds=60), NOW - TENANT_WAIT
+    fresh = message("dan", "o1", sent_at=late, group="fresh")
+    with capture_logs() as logs:
+        assert await desk.handle(fresh, message("ann", "o1", group="other")) == [Later(1), Done()]
+    (entry,) = [entry for entry in logs if entry["event"] == "orders.deferred"]
+    assert (entry["count"], entry["business_id"], entry["error"]) == (1, "dan", "its tenant is unregistered")
+    desk.now += timedelta(seconds=50)
+    assert await desk.handle(received_again(fresh, receive_count=9)) == [Later(10)]
+
+    overdue = [message("dan", f"o{number}", sent_at=early) for number in range(2)]
+    behind = [message("dan", "o3", sent_at=NOW), message("ann", "o3")]
+    verdicts = await desk.handle(*overdue, *behind)
+
+    assert all(isinstance(verdict, Bury) for verdict in verdicts[:2])
+    assert [verdict.reason for verdict in verdicts if isinstance(verdict, Bury)] == ["unknown_tenant"] * 2
+    assert verdicts[2:] == [Wait(0.0), Wait(0.0)]
+    assert "o3" not in await desk.orders("ann")
+
+
+async def test_unregistered_tenant_costs_one_question_when_it_sends_much(desk: Desk) -> None:
+    """For seconds; but for what is to be given up it is asked for now."""
+    early = NOW - TENANT_WAIT - timedelta(seconds=60)
+    before = requests_to("get_shard")
+    for number in range(5):
+        assert await desk.handle(message("eve", f"o{number}")) == [Later(1)]
+    assert requests_to("get_shard") == before + 1
+
+    (verdict,) = await desk.handle(message("eve", "o9", sent_at=early))
+    assert isinstance(verdict, Bury)
+    assert requests_to("get_shard") == before + 2
+
+
+async def test_order_that_fails_by_itself_is_tried_again_and_holds_back_its_group_alone(desk: Desk) -> None:
+    """By the configured delays; other groups of the same tenant, in the same transaction, are applied."""
+    await make_touchy(desk.pool("shard-1"))
+    failing = [message("ann", "o1", data=BAD, group="bad"), message("ann", "o2", group="bad")]
+    others = [*steps("ann", "o3", 3, group="good"), message("cat", "o4", group="good-too")]
+
+    for receive_count, delay_s in ((1, 1), (2, 5)):
+        tried = [received_again(one, receive_count=receive_count) for one in failing]
+        assert await desk.handle(*tried, *others) == [Later(delay_s), Later(0), *[Done()] * 4]
+
+    assert await desk.orders("ann") == {"o3": {"n": 2}}
+
+
+async def test_group_that_is_larger_than_a_batch_stops_where_one_of_it_fails(desk: Desk) -> None:
+    """What is behind it is not applied in the next batch either; another group in that batch is."""
+    await make_touchy(desk.pool("shard-1"))
+    text = "x" * 90_000
+    large = [message("ann", f"o{number}", data={"text": text}, group="large") for number in range(15)]
+    large[3] = message("ann", "o3", data=BAD, group="large")
+    verdicts = await desk.handle(*large, message("ann", "small", group="small"))
+    assert verdicts == [Done()] * 3 + [Later(1)] + [Later(0)] * 11 + [Done()]
+    assert sorted(await desk.orders("ann")) == ["o0", "o1", "o2", "small"]
+
+
+async def test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind_the_letter(desk: Desk) -> None:
+    """First the letter, then the marked row, then the next of the group; a replay of the letter takes effect."""
+    await make_touchy(desk.pool("shard-1"))
+    bad, behind = message("ann", "o1", data=BAD), message("ann", "o2")
+
+    verdict, held = await desk.handle(received_again(bad, receive_count=3), behind)
+
+    assert isinstance(verdict, Bury)
+    assert (verdict.reason, verdict.request_id, verdict.resource_id) == (
+        "retries_exhausted",
+        bad.deduplication_id,
+        "o1",
+    )
+    assert verdict.error == "it failed 3 times: RaiseError (P0001)"
+    assert held == Wait(0.0)
+    assert await desk.log("ann") == []
+    assert verdict.mark is not None
+    await verdict.mark()
+    assert [row["error"] for row in await desk.log("ann")] == ["retries_exhausted"]
+    assert await desk.handle(behind) == [Done()]
+    assert await desk.handle(received_again(bad)) == [Done()]
+    assert sorted(await desk.orders("ann")) == ["o2"]
+
+    await calm(desk.pool("shard-1"))
+    replay = message("ann", "o1", data=BAD, deduplication_id=bad.deduplication_id, sent_at=NOW + timedelta(hours=1))
+    assert await desk.handle(replay) == [Done()]
+    assert sorted(await desk.orders("ann")) == ["o1", "o2"]
+
+
+async def test_mark_is_refused_when_the_tenant_is_on_the_move(desk: Desk) -> None:
+    """The row belongs where the tenant lives: the message comes again, and is asked for anew."""
+    await make_touchy(desk.pool("shard-1"))
+    (verdict,) = await desk.handle(message("ann", "o1", data=BAD, receive_count=3))
+    assert isinstance(verdict, Bury)
+    assert verdict.mark is not None
+    await fetch(desk.pool("shard-1"), "UPDATE tenants SET state = 'fenced'")
+    with pytest.raises(TryAgainLaterError):
+        await verdict.mark()
+
+
+async def test_shard_that_does_not_answer_keeps_nobody_else_waiting(desk: Desk) -> None:
+    """What its shard has not decided waits in hand, its operation stays on its way, and is applied once."""
+    await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
+    stuck, behind = steps("bob", "o1", 2, group="stuck")
+    async with shut_gate(desk.pool("shard-2")) as gate:
+        started = time.monotonic()
+        verdicts = await desk.handle(stuck, behind, message("ann", "o1", group="free"))
+        assert time.monotonic() - started < 4
+        assert [type(verdict) for verdict in verdicts] == [Wait, Later, Done]
+        assert desk.handler.has_in_hand(stuck.deduplication_id or "", "bob-main")
+        started = time.monotonic()
+        again, other = received_again(stuck, receive_count=1), message("bob", "o2", group="x")
+        verdicts = await desk.handle(again, behind, other, message("cat", "o2", group="y"))
+        assert time.monotonic() - started < 1
+        assert [type(verdict) for verdict in verdicts] == [Wait, Later, Wait, Done]
+        await gate.open()
+        await eventually(lambda: not desk.handler.has_in_hand(stuck.deduplication_id or "", None))
+        assert await desk.handle(again, behind) == [Done(), Done()]
+        await eventually(lambda: not desk.handler.has_in_hand(other.deduplication_id or "", None))
+    assert (await desk.orders("bob"))["o1"] == {"n": 1}
+    assert len(await desk.log("bob")) == 4
+
+
+async def test_orders_are_applied_when_their_shard_is_back(
+    make_shard: ShardMaker, breakable_server: PostgresServer
+) -> None:
+    """A shard that is down is trouble, not the message's fault: it waits with back-off, however often it came."""
+    breakable = await copy_shard(breakable_server, "shard-2")
+    async with open_desk([await make_shard("shard-1"), breakable]) as desk:
+        await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
+        chain = steps("bob", "o1", 3, group="down")
+        await breakable_server.kill()
+        verdicts: list[Verdict] = []
+        for receive_count in (1, 50):
+            tried = [received_again(one, receive_count=receive_count) for one in chain]
+            verdicts = await desk.handle(*tried, message("ann", f"o{receive_count}", group="up"))
+            assert [type(verdict) for verdict in verdicts] == [Wait, Later, Later, Done]
+        assert verdicts[0] == Wait(30.0)
+        await breakable_server.start()
+        await desk.done(*chain)
+        assert await desk.orders("bob") == {"first": {}, "o1": {"n": 2}}
+
+
+async def test_orders_follow_their_tenant_when_it_moved_from_a_shard_that_is_gone(
+    make_shard: ShardMaker, breakable_server: PostgresServer
+) -> None:
+    """While a shard does not answer, Citrus is asked for its tenants again."""
+    breakable = await copy_shard(breakable_server, "shard-2")
+    async with open_desk([await make_shard("shard-1"), breakable]) as desk:
+        await desk.handle(message("bob", "first"))
+        await breakable_server.kill()
+        order = message("bob", "o1")
+        assert isinstance((await desk.handle(order))[0], Wait)
+        await add_tenant(desk.pool("shard-1"), ("bob", "main"))
+        desk.routed.register(("bob", "main"), "shard-1")
+        await desk.done(order)
+        query = 'SELECT "resourceId" FROM resources WHERE id = $1'
+        assert await fetch(desk.pool("shard-1"), query, "bob-main") == [{"resourceId": "o1"}]
+
+
+class CrashingRouter(Router):
+    """A router with a bug that one order meets."""
+
+    async def apply(
+        self, shard_id: str, operations: Sequence[Operation], *, claim: Claim | None = None
+    ) -> list[Outcome]:
+        """Apply, but for that."""
+        if any(operation.resource_id == "o-bug" for operation in operations):
+            raise ZeroDivisionError("a secret")
+        return await super().apply(shard_id, operations, claim=claim)
+
+
+async def test_bug_that_one_order_meets_ends_no_other(desk: Desk) -> None:
+    """It is found among those it came with, tried again by the delays, then a letter; only its group waits for it."""
+    routed = desk.routed
+    router = CrashingRouter(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
+    async with open_handler(router, "orders.fifo", utc=lambda: NOW) as handler:
+        bug = message("ann", "o-bug", group="bad")
+        others = [message("ann", f"o{number}", group=f"good-{number}") for number in range(3)]
+        with capture_logs() as logs:
+            verdicts = await handler.handle([*others[:2], bug, message("ann", "o9", group="bad"), others[2]])
+        assert verdicts == [Done(), Done(), Later(1), Later(0), Done()]
+        (entry,) = [entry for entry in logs if entry["event"] == "order.failed"]
+        assert (entry["message_id"], entry["error"]) == (bug.message_id, "ZeroDivisionError")
+        (verdict,) = await handler.handle([received_again(bug, receive_count=3)])
+        assert isinstance(verdict, Bury)
+        assert (verdict.reason, verdict.error) == ("retries_exhausted", "it failed 3 times: ZeroDivisionError")
+    assert sorted(await desk.orders("ann")) == ["o0", "o1", "o2"]
+
+
+class GatedCitrus:
+    """Citrus, but its answers wait until `gate` is set."""
+
+    def __init__(self, citrus: Locator) -> None:
+        self.gate = asyncio.Event()
+        self.register, self.homes, self.shards = citrus.register, citrus.homes, citrus.shards
+        self.elsewhere = citrus.elsewhere
+        self.book = citrus.book
+        self._citrus = citrus
+
+    async def locate(self, tenant_id: str) -> ShardAddress | None:
+        """Answer in the end."""
+        await self.gate.wait()
+        return await self._citrus.locate(tenant_id)
+
+
+async def test_slow_answers_of_citrus_are_not_waited_for_and_count_when_they_come(desk: Desk) -> None:
+    """Tenants that were found go on; those that were not wait in hand, and are not asked for twice."""
+    routed = desk.routed
+    citrus = GatedCitrus(routed.locator)
+    router = Router(Directory(citrus, routed.pools), citrus, routed.pools, tenant_wait=TENANT_WAIT)
+    async with open_handler(router, "orders.fifo", utc=lambda: NOW) as handler:
+        lost = message("dan", "o1", sent_at=NOW - TENANT_WAIT - timedelta(seconds=60), group="lost")
+        orders = [message("bob", "o1", group="slow"), lost]
+        verdicts = await handler.handle(orders)
+        assert [type(verdict) for verdict in verdicts] == [Wait, Wait]
+        citrus.gate.set()
+        await eventually(lambda: router.remembered("bob-main") is not None)
+        verdicts = await handler.handle(orders)
+        assert [type(verdict) for verdict in verdicts] == [Done, Bury]
+
+
+class Group:
+    """One message group as SQS and a receiver keep it: a message that is not decided is received again."""
+
+    def __init__(self, name: str, business_ids: Sequence[str], poison: Sequence[bool]) -> None:
+        self.name = name
+        self.places = list(enumerate(business_ids))
+        self.left: list[Message] = []
+        for (place, business_id), is_poisoned in zip(self.places, poison, strict=True):
+            self.left.append(message(business_id, f"{name}-{place}", data={"n": place}, group=name))
+            if is_poisoned:
+                self.left.append(message(business_id, "x", body="{", group=name))
+
+    def settle(self, verdicts: dict[str, Verdict]) -> None:
+        """Take away what is decided."""
+        undecided = [one for one in self.left if isinstance(verdicts.get(one.message_id, Later(0)), UNDECIDED)]
+        self.left = [received_again(one) for one in undecided]
+
+    async def applied_count(self, desk: Desk) -> int:
+        """Assert that what is applied of the group is its beginning; return how much that is."""
+        orders = {business_id: await desk.orders(business_id) for business_id in HOMES}
+        is_applied = [f"{self.name}-{place}" in orders[business_id] for place, business_id in self.places]
+        assert is_applied == sorted(is_applied, reverse=True)
+        return sum(is_applied)
+
+
+TENANTS = st.lists(st.sampled_from(sorted(HOMES)), min_size=6, max_size=6)
+POISON = st.lists(st.booleans(), min_size=6, max_size=6)
+
+
+@given(
+    st.lists(st.tuples(TENANTS, POISON), min_size=1, max_size=3),
+    st.lists(
+        st.tuples(st.sampled_from([None, "shard-1", "shard-2"]), st.lists(st.integers(0, 6), min_size=3, max_size=3)),
+        max_size=6,
+    ),
+)
+@settings(max_examples=25, suppress_health_check=NO_CHECKS)
+async def test_groups_keep_their_order_whatever_happens_to_them(
+    desk: Desk, plans: list[tuple[list[str], list[bool]]], calls: list[tuple[str | None, list[int]]]
+) -> None:
+    """Any tenants, groups and calls, tenants that come and go: each group's effects are in its order, and complete."""
+    groups = [Group(f"group-{next(_numbers)}", *plan) for plan in plans]
+    for fenced, counts in [*calls, *[(None, [12] * 3)] * 2]:
+        if fenced is not None:
+            await fetch(desk.pool(fenced), "UPDATE tenants SET state = 'fenced'")
+        call = [one for group, count in zip(groups, counts, strict=False) for one in group.left[:count]]
+        verdicts = await desk.handle(*call)
+        if fenced is not None:
+            await fetch(desk.pool(fenced), "UPDATE tenants SET state = 'active'")
+        by_id = {one.message_id: verdict for one, verdict in zip(call, verdicts, strict=True)}
+        for group in groups:
+            group.settle(by_id)
+            await group.applied_count(desk)
+    assert [group.left for group in groups] == [[]] * len(groups)
+    assert [await group.applied_count(desk) for group in groups] == [6] * len(groups)

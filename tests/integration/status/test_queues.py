@@ -1,0 +1,427 @@
+"""The references' monitoring points, over HTTP: from a real queue, a receiver at work, and a cache."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+import pytest
+from aiohttp import ClientSession
+from structlog.testing import capture_logs
+from support.aws.endpoints import client_of
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.cache.cache import Cache, CacheDesk
+from simplu_worker.config.settings import load_settings
+from simplu_worker.consumers.sqs.orders.handler import OrderHandler
+from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
+from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
+from simplu_worker.daemon import open_shards
+from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.local.sqs.faults import Fault
+from simplu_worker.local.sqs.server import SqsServer
+from simplu_worker.status.queues import KEYS_MAX
+from simplu_worker.status.replica import Replica, views_of
+from simplu_worker.status.server import open_http
+from simplu_worker.telemetry.log import register_secret
+
+TOKEN = "token-of-the-monitoring-points"
+QUEUE_NUMBERS = itertools.count(1)
+SHARD = {"DATABASE_HOST": "127.0.0.1", "DATABASE_PORT": "1", "DATABASE_NAME": "d", "DATABASE_USERNAME": "u"}
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+
+class Desk:
+    """A handler that answers when it is let."""
+
+    def __init__(self) -> None:
+        self.is_open = asyncio.Event()
+        self.is_busy = asyncio.Event()
+
+    async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
+        """Wait until it is let; all is done."""
+        self.is_busy.set()
+        await self.is_open.wait()
+        return [Done() for _ in messages]
+
+
+class NoLetters:
+    """A store of dead letters that gets none."""
+
+    async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
+        """Refuse."""
+        raise AssertionError(letters)
+
+
+class OneOrder:
+    """A handler of orders that has one on its way."""
+
+    def has_in_hand(self, request_id: str, tenant_id: str | None) -> bool:
+        """Whether it is that one."""
+        return request_id == "event-1" and tenant_id in {None, "a-b"}
+
+    def stats(self) -> dict[str, int]:
+        """Return where it is on its way to."""
+        return {"shard-1": 1}
+
+
+class FakeRedis:
+    """The commands of Redis that people's questions need, on a set of keys; *trouble* is raised by all of them."""
+
+    place = "redis.example:6379/0"
+
+    def __init__(self, *keys: str) -> None:
+        self.stored = set(keys)
+        self.trouble: Exception | None = None
+
+    async def scan(self, cursor: int, prefix: str) -> tuple[int, list[str]]:
+        """Return all keys at once."""
+        self._check()
+        assert cursor == 0
+        return 0, [key for key in self.stored if key.startswith(prefix)]
+
+    async def delete(self, keys: Sequence[str]) -> int:
+        """Delete keys."""
+        self._check()
+        count = len(self.stored.intersection(keys))
+        self.stored.difference_update(keys)
+        return count
+
+    async def move_epoch(self) -> int:
+        """Move it to 8."""
+        self._check()
+        return 8
+
+    async def about(self) -> dict[str, Any]:
+        """Return some of INFO."""
+        self._check()
+        return {"redis_version": "7.0", "keyspace_hits": 3, "keyspace_misses": 1, "epoch": "7"}
+
+    def _check(self) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+
+
+@dataclass
+class Site:
+    """A replica behind HTTP, and what it consumes."""
+
+    server: SqsServer
+    client: Client
+    session: ClientSession
+    url: str
+    replica: Replica
+    queue: Queue
+    letters: Queue
+    desk: Desk
+
+    async def ask(self, path: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
+        """Return status and JSON of a path."""
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with self.session.request(method, f"{self.url}{path}", headers=headers) as response:
+            return response.status, msgspec.json.decode(await response.read())
+
+    async def send(self, queue: Queue, count: int) -> None:
+        """Put messages into *queue*, of as many groups."""
+        for number in range(count):
+            group = {"MessageGroupId": f"g{number}"} if queue.is_fifo else {}
+            await self.client.send_message(QueueUrl=queue.url, MessageBody=f"{number}", **group)
+
+    async def row_of(self, queue: Queue, path: str = "/sqs/stats", member: str = "queues") -> dict[str, Any]:
+        """Return what *path* shows of one queue."""
+        _, answer = await self.ask(path)
+        (row,) = [row for row in answer[member] if queue.name in {row.get("name"), row.get("queue")}]
+        return dict(row)
+
+    async def shown(
+        self, condition: Callable[[dict[str, Any]], bool], path: str = "/sqs/stats", member: str = "queues"
+    ) -> dict[str, Any]:
+        """Return what *path* shows of the queue that is consumed, once *condition* holds."""
+        async with asyncio.timeout(10):
+            while not condition(row := await self.row_of(self.queue, path, member)):  # noqa: ASYNC110  # it is asked for over HTTP
+                await asyncio.sleep(0.02)
+        return row
+
+    def monitor(self, *, cache: FakeRedis | None = None, orders: Mapping[str, OrderHandler] | None = None) -> None:
+        """Add a cache, or handlers of orders."""
+        replica, known = self.replica, Cache("redis://redis.example:6379/0")  # no connection is made
+        assert replica.router
+        assert replica.pools
+        assert replica.locator
+        replica.start(
+            replica.router,
+            replica.pools,
+            replica.locator,
+            None,
+            replica.monitoring.receivers,
+            queues=replica.monitoring.queues,
+            orders=orders,
+            cache=None if cache is None else known,
+            cache_desk=None if cache is None else CacheDesk(known, cast(Any, cache)),
+        )
+
+
+async def new_queue(client: Client, *, is_fifo: bool = False, **attributes: str) -> Queue:
+    """Make an empty queue."""
+    fifo = {"FifoQueue": "true", "ContentBasedDeduplication": "true"} if is_fifo else {}
+    name = f"watched-{next(QUEUE_NUMBERS)}" + (".fifo" if is_fifo else "")
+    answer = await client.create_queue(QueueName=name, Attributes=attributes | fifo)
+    return Queue(client, answer["QueueUrl"])
+
+
+@asynccontextmanager
+async def consumed(receiver: QueueReceiver, desk: Desk) -> AsyncIterator[None]:
+    """Run *receiver*; at the end let its handler go on, stop it, and wait until it has drained."""
+    stopping = asyncio.Event()
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        tasks.create_task(receiver.run(stopping))
+        yield
+        desk.is_open.set()
+        stopping.set()
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    """Give a replica that consumes one FIFO queue, whose handler answers when the test lets it."""
+    server, desk = SqsServer(), Desk()
+    replica = Replica("replica-1", asyncio.Event())
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(client_of("sqs", await stack.enter_async_context(server.serve())))
+        letters = await new_queue(client)
+        queue = await new_queue(client, is_fifo=True, VisibilityTimeout="40")
+        receiver = QueueReceiver(queue, desk, NoLetters(), poll_wait_s=1, stop_wait_s=2.0)
+        shards = await stack.enter_async_context(open_shards(load_settings(SHARD, for_run=False)))
+        watched = {queue.name: queue, letters.name: letters}
+        replica.start(shards.router, shards.pools, shards.locator, None, {queue.name: receiver}, queues=watched)
+        http = open_http("127.0.0.1", 0, token=TOKEN, views=views_of(replica), allow_destructive=True)
+        port = await stack.enter_async_context(http)
+        session = await stack.enter_async_context(ClientSession())
+        await stack.enter_async_context(consumed(receiver, desk))
+        yield Site(server, client, session, f"http://127.0.0.1:{port}", replica, queue, letters, desk)
+
+
+# The queues
+
+
+async def test_sqs_stats_shows_each_queue_as_sqs_tells_of_it_now(site: Site) -> None:
+    """Messages visible, in flight and delayed are read when they are asked for, of the dead letters' queue too."""
+    await site.send(site.letters, 3)
+    await site.letters.receive(wait_s=1, max_messages=1)
+    await site.client.send_message(QueueUrl=site.letters.url, MessageBody="late", DelaySeconds=900)
+    row = await site.row_of(site.letters)
+    assert {name: row[name] for name in ("isFifo", "consumed", "error", "visible", "inFlight", "delayed")} == {
+        "isFifo": False,
+        "consumed": False,
+        "error": None,
+        "visible": 2,
+        "inFlight": 1,
+        "delayed": 1,
+    }
+
+
+async def test_sqs_stats_shows_what_is_in_hand_of_a_queue_that_is_consumed(site: Site) -> None:
+    """What the worker has in hand is there beside what SQS counts, with the age of the oldest."""
+    await site.send(site.queue, 2)
+    row = await site.shown(lambda row: row["inHand"] == 2)
+    assert (row["consumed"], row["isFifo"], row["state"]) == (True, True, "polling")
+    assert (row["visible"], row["inFlight"], row["visibilityTimeoutSeconds"]) == (0, 2, 40)
+    assert row["oldestInHandSeconds"] > 0
+
+
+async def test_sqs_stats_shows_where_the_queue_itself_moves_messages(site: Site) -> None:
+    """The redrive policy is named by its queue, not by an ARN with an account in it."""
+    arn = (await site.client.get_queue_attributes(QueueUrl=site.letters.url, AttributeNames=["QueueArn"]))["Attributes"]
+    policy = msgspec.json.encode({"deadLetterTargetArn": arn["QueueArn"], "maxReceiveCount": 4}).decode()
+    redriven = await new_queue(site.client, RedrivePolicy=policy)
+    cast(dict[str, Any], site.replica.monitoring.queues)[redriven.name] = redriven
+    assert (await site.row_of(redriven))["redrive"] == {"queue": site.letters.name, "maxReceiveCount": 4}
+
+
+@pytest.mark.parametrize("kind", ["fail", "cut"])
+async def test_sqs_stats_names_what_is_wrong_when_a_queue_does_not_answer(site: Site, kind: Any) -> None:
+    """One queue in trouble keeps none of the others from being shown, and what was seen of it last stays."""
+    await site.send(site.letters, 1)
+    site.server.command(Fault(action="GetQueueAttributes", kind=kind, queue=site.queue.name))
+    row = await site.row_of(site.queue)
+    assert (row["consumed"], row["inHand"], bool(row["error"])) == (True, 0, True)
+    assert (await site.row_of(site.letters))["visible"] == 1
+
+
+async def test_purge_empties_the_queue_that_is_named(site: Site) -> None:
+    """All that is in the queue is gone, in flight too; no other queue is touched; the log tells."""
+    site.desk.is_open.set()
+    other = await new_queue(site.client)
+    cast(dict[str, Any], site.replica.monitoring.queues)[other.name] = other
+    await site.send(other, 3)
+    await site.send(site.letters, 3)
+    await site.letters.receive(wait_s=1, max_messages=1)
+    with capture_logs() as logs:
+        status, answer = await site.ask(f"/sqs/purge?queue={site.letters.name}", "DELETE")
+    assert (status, answer) == (202, {"queue": site.letters.name, "emptyWithinSeconds": 60})
+    row = await site.row_of(site.letters)
+    assert (row["visible"], row["inFlight"]) == (0, 0)
+    assert (await site.row_of(other))["visible"] == 3
+    assert [(line["queue"], line["log_level"]) for line in logs if line["event"] == "queue.purged"] == [
+        (site.letters.name, "warning")
+    ]
+
+
+async def test_purge_is_429_when_the_queue_was_purged_less_than_a_minute_ago(site: Site) -> None:
+    """SQS takes one purge of a queue in 60 s: the answer says so, and when to ask again."""
+    path = f"/sqs/purge?queue={site.letters.name}"
+    assert (await site.ask(path, "DELETE"))[0] == 202
+    status, answer = await site.ask(path, "DELETE")
+    assert (status, answer["retryAfterSeconds"]) == (429, 60)
+    assert "once in 60 s" in answer["error"]
+
+
+async def test_purge_is_404_when_the_worker_is_not_configured_with_the_queue(site: Site) -> None:
+    """A queue that exists is out of reach all the same; the answer names those that are not."""
+    foreign = await new_queue(site.client)
+    await site.send(foreign, 1)
+    status, answer = await site.ask(f"/sqs/purge?queue={foreign.name}", "DELETE")
+    assert (status, (await foreign.attributes()).visible_count) == (404, 1)
+    assert answer["error"].endswith(f": {site.queue.name}, {site.letters.name}")
+
+
+async def test_purge_is_503_when_sqs_is_in_trouble(site: Site) -> None:
+    """What could not be asked for is said, not passed over."""
+    site.server.command(Fault(action="PurgeQueue", kind="cut"))
+    status, answer = await site.ask(f"/sqs/purge?queue={site.letters.name}", "DELETE")
+    assert (status, answer["queue"], bool(answer["error"])) == (503, site.letters.name, True)
+
+
+# The handler
+
+
+async def test_handler_status_says_whether_the_worker_works(site: Site) -> None:
+    """Running while its sources are consumed, and draining once a stop has come."""
+    _, running = await site.ask("/handler/status")
+    site.replica.stopping.set()
+    _, draining = await site.ask("/handler/status")
+    assert (running["running"], running["state"], running["reason"]) == (True, "running", None)
+    assert (draining["running"], draining["state"], draining["reason"]) == (False, "draining", "draining")
+    assert [source["name"] for source in running["sources"]] == [site.queue.name]
+
+
+async def test_handler_stats_shows_queues_and_what_was_done(site: Site) -> None:
+    """What is with the handler, what it has done, and how it ended; the queues are those of /sqs/stats."""
+    await site.send(site.queue, 3)
+    await site.desk.is_busy.wait()
+    at_work = await site.row_of(site.queue, "/handler/stats", "handlers")
+    site.desk.is_open.set()
+    row = await site.shown(lambda row: row["outcomes"]["deleted"] == 3, "/handler/stats", "handlers")
+    assert at_work["handling"] > 0
+    assert (row["handled"], row["received"], row["inHand"], row["outcomes"]["retried"]) == (3, 3, 0, 0)
+    assert row["handlingSeconds"] > 0
+    assert {"heartbeatLateSeconds", "pollsReplaced", "lastTurnSeconds", "oldestInHandSeconds"} <= row.keys()
+    _, answer = await site.ask("/handler/stats")
+    assert [queue["name"] for queue in answer["queues"]] == [site.queue.name, site.letters.name]
+    assert {"retries", "operations", "deadLetters"} <= answer.keys()
+
+
+async def test_operation_is_pending_while_an_order_handler_has_it(site: Site) -> None:
+    """An order event on its way to a shard is in hand, as an operation from the stream is."""
+    site.monitor(orders={site.queue.name: cast(OrderHandler, OneOrder())})
+    asked = [("event-1", None), ("event-1", "a-b"), ("event-1", "a-c"), ("event-2", None)]
+    assert [site.replica._is_pending(*one) for one in asked] == [True, True, False, False]
+    assert (await site.row_of(site.queue, "/handler/stats", "handlers"))["onTheirWay"] == {"shard-1": 1}
+
+
+async def test_status_shows_each_queue_that_is_consumed(site: Site) -> None:
+    """Depth, in flight, oldest age and outcomes are in /status, as last seen, without asking SQS."""
+    row = await site.shown(lambda row: row["visible"] is not None, "/status")
+    assert {"state", "visible", "inFlight", "delayed", "inHand", "oldestInHandSeconds", "outcomes"} <= row.keys()
+
+
+# The cache
+
+
+async def test_cache_is_not_enabled_without_one(site: Site) -> None:
+    """Its stats say so, and there is nothing to list or clear; the answers name the setting."""
+    assert await site.ask("/cache/stats") == (200, {"enabled": False})
+    for path, method in (("/cache/keys", "GET"), ("/cache/clear", "DELETE")):
+        status, answer = await site.ask(path, method)
+        assert (status, "REDIS_URL" in answer["error"]) == (404, True)
+    assert (await site.ask("/status"))[1]["cache"] is None
+
+
+async def test_cache_stats_shows_the_worker_and_the_server(site: Site) -> None:
+    """What was invalidated is the worker's, hits and misses are the server's."""
+    site.monitor(cache=FakeRedis("simplu:resource:a-b:order:1", "simplu:epoch", "another:key"))
+    status, answer = await site.ask("/cache/stats")
+    assert (status, answer["enabled"], answer["redis"]) == (200, True, "redis.example:6379/0")
+    assert (answer["server"]["hits"], answer["server"]["hitRatio"], answer["keys"]["resources"]) == (3, 0.75, 1)
+    assert (await site.ask("/status"))[1]["cache"]["state"] == "ok"
+
+
+async def test_cache_keys_are_ours_and_not_more_than_can_be_read(site: Site) -> None:
+    """Keys of others in the same Redis are not shown; what is left out is told."""
+    names = [f"simplu:resource:a-b:order:{number:05}" for number in range(KEYS_MAX + 1)]
+    redis = FakeRedis(*names[:2], "another:key")
+    site.monitor(cache=redis)
+    assert await site.ask("/cache/keys") == (200, {"keys": names[:2], "count": 2, "hasMore": False})
+    redis.stored.update(names)
+    _, answer = await site.ask("/cache/keys")
+    assert (len(answer["keys"]), answer["count"], answer["hasMore"]) == (KEYS_MAX, KEYS_MAX, True)
+
+
+async def test_cache_is_cleared_of_our_keys_alone(site: Site) -> None:
+    """Keys of others stay; the answer says how many went."""
+    redis = FakeRedis("simplu:resource:a-b:order:1", "simplu:epoch", "another:key")
+    site.monitor(cache=redis)
+    status, answer = await site.ask("/cache/clear", "DELETE")
+    assert (status, answer["deleted"], answer["complete"]) == (200, 1, True)
+    assert redis.stored == {"simplu:epoch", "another:key"}
+
+
+async def test_cache_in_trouble_is_shown_without_secrets(site: Site) -> None:
+    """Out of reach is a fact of the stats and no answer elsewhere; its text is scrubbed."""
+    register_secret("password-of-the-cache")
+    redis = FakeRedis()
+    redis.trouble = TryAgainLaterError("no connection to redis://:password-of-the-cache@redis.example")
+    site.monitor(cache=redis)
+    answers = [await site.ask(path, method) for path, method in (
+        ("/cache/stats", "GET"), ("/cache/keys", "GET"), ("/cache/clear", "DELETE")
+    )]  # fmt: skip
+    assert [status for status, _ in answers] == [200, 503, 503]
+    assert all("no connection" in answer["error"] for _, answer in answers)
+    assert "password-of-the-cache" not in str(answers)
+
+
+# Before the start
+
+
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        ("/sqs/stats", "GET"),
+        ("/handler/stats", "GET"),
+        ("/cache/stats", "GET"),
+        ("/cache/keys", "GET"),
+        ("/sqs/purge?queue=a", "DELETE"),
+        ("/cache/clear", "DELETE"),
+    ],
+)
+async def test_monitoring_point_is_503_before_the_start(path: str, method: str) -> None:
+    """Before the parts are there nothing is known: neither that there is no cache, nor which queues there are."""
+    views = views_of(Replica("replica-1", asyncio.Event()))
+    http = open_http("127.0.0.1", 0, token=TOKEN, views=views, allow_destructive=True)
+    async with http as port, ClientSession() as session:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with session.request(method, f"http://127.0.0.1:{port}{path}", headers=headers) as response:
+            assert (response.status, await response.json()) == (503, {"error": "starting"})
+
+
+async def test_handler_status_is_starting_before_the_start() -> None:
+    """Whoever asks early learns that it is on its way."""
+    status = Replica("replica-1", asyncio.Event()).handler_status()
+    assert (status["running"], status["state"]) == (False, "starting")

@@ -1,0 +1,445 @@
+"""Destroying tenants: said at once, done after the grace time in small steps, and taken back until then."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from structlog.testing import capture_logs
+from support.citrus.cases import RoutedShards, ScriptedCitrus, reply, requests_to, routed_shards, silent
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, failed, fetch
+from support.postgres.trouble import waiters
+
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.operations.operation import Failure
+from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.tenants.deletion import TenantDeletion
+from simplu_worker.shards.tenants.destruction import Destroyer, DestructionResult
+from simplu_worker.shards.tenants.provisioning import ProvisionRequest, ProvisionResult, ShardNotAllowedError
+
+DESTROYED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
+GRACE = timedelta(hours=168)
+NO_GRACE = timedelta()
+ADD_RESOURCES = """
+INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT $1, 'dental', 'patient', number::text, '{}', now(), now() FROM generate_series(1, $2::int) AS number
+"""
+
+
+@pytest.fixture
+async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
+    """Give two shards behind a local Citrus, with a tenant of three resources registered on the first."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
+    async with routed_shards(shards) as routed:
+        routed.register(TENANT, "shard-1")
+        await add_tenant(pool_of(routed))
+        await fetch(pool_of(routed), ADD_RESOURCES, "clinic-main", 3)
+        yield routed
+
+
+def pool_of(routed: RoutedShards, shard_id: str = "shard-1") -> ShardPool:
+    """Return the pool of one of the shards."""
+    shard = routed.citrus.registry.shards[shard_id]
+    return routed.pools.pool(ShardAddress(shard_id, shard.connection_string))
+
+
+async def states(routed: RoutedShards, shard_id: str = "shard-1") -> dict[str, str]:
+    """Return the states of the tenants of a shard."""
+    return {row["id"]: row["state"] for row in await fetch(pool_of(routed, shard_id), "SELECT id, state FROM tenants")}
+
+
+async def destroy(
+    routed: RoutedShards, tenant: tuple[str, str] = TENANT, *, at: datetime = DESTROYED_AT
+) -> DestructionResult:
+    """Destroy a tenant as a message does."""
+    return await routed.destroyer.destroy(*tenant, at)
+
+
+def deletion(routed: RoutedShards, grace: timedelta = NO_GRACE, **options: Any) -> TenantDeletion:
+    """Return what deletes destroyed tenants' rows."""
+    return TenantDeletion(routed.locator, routed.pools, grace, **options)
+
+
+# Beginning
+
+
+async def test_destroy_ends_operations_at_once_and_keeps_the_rows(routed: RoutedShards) -> None:
+    """From the commit on operations end `tenant_destroyed`; nothing is deleted yet, and Citrus is not told."""
+    case = TenantCase(pool_of(routed), TENANT)
+    with capture_logs() as logs:
+        assert await destroy(routed) is DestructionResult.DESTROYING
+
+    assert await case.apply(case.operation("create", "r9", {})) == [failed(Failure.TENANT_DESTROYED)]
+    assert len(await case.resources()) == 3
+    (row,) = await fetch(case.pool, "SELECT state, control_at, state_changed_at, created_at FROM tenants")
+    assert abs(datetime.now(UTC) - row.pop("state_changed_at")) < timedelta(minutes=1)
+    assert row == {"state": "destroying", "control_at": DESTROYED_AT, "created_at": TENANT_MADE_AT}
+    assert list(routed.citrus.registry.homes) == ["clinic-main"]
+    (entry,) = [entry for entry in logs if entry["event"] == "tenant.destroying"]
+    assert (entry["business_id"], entry["location_id"], entry["shard_id"]) == ("clinic", "main", "shard-1")
+
+
+async def test_destroy_changes_nothing_when_it_is_redelivered(routed: RoutedShards) -> None:
+    """The grace time begins once; a newer destruction is only remembered, an older one is stale."""
+    await destroy(routed)
+    (before,) = await fetch(pool_of(routed), "SELECT state_changed_at FROM tenants")
+    newer = DESTROYED_AT + timedelta(days=1)
+
+    results = [await destroy(routed, at=at) for at in (DESTROYED_AT, newer, DESTROYED_AT)]
+
+    assert results == [DestructionResult.EXISTED, DestructionResult.EXISTED, DestructionResult.STALE]
+    (row,) = await fetch(pool_of(routed), "SELECT control_at, state_changed_at FROM tenants")
+    assert row == before | {"control_at": newer}
+
+
+async def test_destroy_is_stale_when_a_newer_creation_was_applied(routed: RoutedShards) -> None:
+    """A destruction of before the newest creation does nothing."""
+    assert await destroy(routed, at=TENANT_MADE_AT - timedelta(seconds=1)) is DestructionResult.STALE
+    assert await states(routed) == {"clinic-main": "active"}
+
+
+async def test_destroy_says_unknown_when_every_shard_was_asked_and_has_no_row(routed: RoutedShards) -> None:
+    """Neither registered nor anywhere: whoever asked decides what to do about that."""
+    assert await destroy(routed, ("no", "one")) is DestructionResult.UNKNOWN
+    routed.register(("no", "one"), "shard-2")
+    assert await destroy(routed, ("no", "one")) is DestructionResult.UNKNOWN
+
+
+async def test_destroy_finds_the_home_when_citrus_names_another_or_none(routed: RoutedShards) -> None:
+    """The shards have the last word: an earlier home, the shard it moved to, one that Citrus has forgotten."""
+    away, moved, lost = ("a", "way"), ("mo", "ved"), ("lo", "st")
+    routed.register(away, "shard-1")
+    routed.register(moved, "shard-1")
+    await add_tenant(pool_of(routed), moved, state="moved", moved_to="shard-2")
+    for tenant in (away, moved, lost):
+        await add_tenant(pool_of(routed, "shard-2"), tenant)
+
+    assert [await destroy(routed, tenant) for tenant in (away, moved, lost)] == [DestructionResult.DESTROYING] * 3
+
+    assert await states(routed, "shard-2") == dict.fromkeys(("a-way", "mo-ved", "lo-st"), "destroying")
+    assert await states(routed) == {"clinic-main": "active", "mo-ved": "moved"}
+
+
+async def test_destroy_waits_when_somebody_who_must_be_asked_is_silent(make_shard: ShardMaker) -> None:
+    """A silent shard may be the home; an inactive one is asked later."""
+    async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
+        routed.register(TENANT, "shard-2")
+        with pytest.raises(ShardUnavailableError, match="shard shard-2"):
+            await destroy(routed)
+        with pytest.raises(ShardUnavailableError, match="shard shard-2"):
+            await destroy(routed, ("not", "registered"))
+        routed.citrus.registry.shards["shard-2"].is_active = False
+        with pytest.raises(TryAgainLaterError, match="shard shard-2 is not active"):
+            await destroy(routed)
+
+
+async def test_destroy_waits_when_citrus_names_a_host_that_is_not_allowed() -> None:
+    """As with a creation: an operator can mend it."""
+    evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
+    async with ScriptedCitrus(reply(evil)).opened(allowed_hosts=("db",)) as client, Pools(size=1) as pools:
+        with pytest.raises(ShardNotAllowedError, match=r"evil\.example"):
+            await Destroyer(client, Directory(client, pools), pools).destroy(*TENANT, DESTROYED_AT)
+
+
+async def test_destroy_is_refused_when_another_tenant_has_the_id(routed: RoutedShards) -> None:
+    """`a-b` at `c` is not destroyed in the name of `a` at `b-c`."""
+    await add_tenant(pool_of(routed), ("a-b", "c"))
+    with pytest.raises(RefusedError, match="'a-b-c' is taken"):
+        await destroy(routed, ("a", "b-c"))
+    assert (await states(routed))["a-b-c"] == "active"
+
+
+async def test_destroy_waits_for_a_batch_under_way_and_for_no_later_one(make_shard: ShardMaker) -> None:
+    """What a batch began before is committed whole; what comes after finds the tenant destroyed."""
+    async with routed_shards([await make_shard("shard-1")], deadlines=Deadlines()) as routed:
+        routed.register(TENANT, "shard-1")
+        case = TenantCase(pool_of(routed), TENANT)
+        await add_tenant(case.pool)
+        batch = await asyncpg.connect(case.pool.address.connection_string)
+        watcher = await asyncpg.connect(case.pool.address.connection_string)
+        await batch.execute("BEGIN")
+        await batch.execute("SELECT FROM tenants FOR SHARE")
+        async with asyncio.TaskGroup() as tasks:
+            destroying = tasks.create_task(destroy(routed))
+            await waiters(watcher)
+            await batch.execute(ADD_RESOURCES, "clinic-main", 1)
+            await batch.execute("COMMIT")
+        assert destroying.result() is DestructionResult.DESTROYING
+        assert await case.apply(case.operation("create", "r2", {})) == [failed(Failure.TENANT_DESTROYED)]
+        assert len(await case.resources()) == 1
+        await batch.close()
+        await watcher.close()
+
+
+# Every location of a business
+
+
+async def test_destroy_all_destroys_every_location_on_every_shard(routed: RoutedShards) -> None:
+    """Each by its own row: what is newer, or is another business's, stays; a row left by a move says nothing."""
+    await add_tenant(pool_of(routed), ("clinic", "newer"), created_at=DESTROYED_AT + timedelta(days=1))
+    await add_tenant(pool_of(routed), ("clinic", "moved"), state="moved", moved_to="shard-2")
+    await add_tenant(pool_of(routed), ("clinic", "again"), state="destroyed")
+    await add_tenant(pool_of(routed), ("clinic-a", "b"))
+    for location in ("moved", "second", "again"):
+        await add_tenant(pool_of(routed, "shard-2"), ("clinic", location))
+
+    results = await routed.destroyer.destroy_all("clinic", DESTROYED_AT)
+
+    assert results == {
+        "main": DestructionResult.DESTROYING,
+        "newer": DestructionResult.STALE,
+        "moved": DestructionResult.DESTROYING,
+        "second": DestructionResult.DESTROYING,
+        "again": DestructionResult.DESTROYING,
+    }
+    assert await states(routed) == {
+        "clinic-main": "destroying",
+        "clinic-newer": "active",
+        "clinic-moved": "moved",
+        "clinic-again": "destroyed",
+        "clinic-a-b": "active",
+    }
+    assert set((await states(routed, "shard-2")).values()) == {"destroying"}
+    again = await routed.destroyer.destroy_all("clinic", DESTROYED_AT)
+    assert again == results | dict.fromkeys(("main", "moved", "second", "again"), DestructionResult.EXISTED)
+    assert await routed.destroyer.destroy_all("nobody", DESTROYED_AT) == {}
+
+
+async def test_destroy_all_begins_nothing_when_a_shard_is_silent(make_shard: ShardMaker) -> None:
+    """Every shard must answer: one that does not may have a location; an empty one has none."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True), silent("shard-3")]
+    async with routed_shards(shards) as routed:
+        await add_tenant(pool_of(routed))
+        with pytest.raises(ShardUnavailableError, match="shard shard-3"):
+            await routed.destroyer.destroy_all("clinic", DESTROYED_AT)
+        assert await states(routed) == {"clinic-main": "active"}
+
+        del routed.citrus.registry.shards["shard-3"]
+        assert await routed.destroyer.destroy_all("clinic", DESTROYED_AT) == {"main": DestructionResult.DESTROYING}
+
+
+async def test_destroy_all_waits_when_a_location_is_being_moved(routed: RoutedShards) -> None:
+    """The others are destroyed, and the message comes again for the one that is not at home anywhere yet."""
+    await add_tenant(pool_of(routed), ("clinic", "second"), state="fenced")
+    with pytest.raises(TryAgainLaterError, match="being moved"):
+        await routed.destroyer.destroy_all("clinic", DESTROYED_AT)
+    assert await states(routed) == {"clinic-main": "destroying", "clinic-second": "fenced"}
+
+    await fetch(pool_of(routed), "UPDATE tenants SET state = 'moved', moved_to = 'shard-2' WHERE state = 'fenced'")
+    with pytest.raises(ShardUnavailableError, match="no row of them"):
+        await routed.destroyer.destroy_all("clinic", DESTROYED_AT)
+
+
+# The deletion
+
+
+async def test_deletion_deletes_nothing_before_the_grace_time_is_over(routed: RoutedShards) -> None:
+    """By the shard's own clock, from the destruction on; an active tenant is never touched."""
+    await add_tenant(pool_of(routed), ("still", "there"))
+    await fetch(pool_of(routed), ADD_RESOURCES, "still-there", 2)
+    await destroy(routed)
+    age = "UPDATE tenants SET state_changed_at = now() - $1::interval WHERE id = 'clinic-main'"
+
+    await fetch(pool_of(routed), age, GRACE - timedelta(minutes=1))
+    assert await deletion(routed, GRACE).take_turn() == 0
+    assert await fetch(pool_of(routed), "SELECT count(*) FROM resources") == [{"count": 5}]
+
+    await fetch(pool_of(routed), age, GRACE + timedelta(minutes=1))
+    with capture_logs() as logs:
+        assert await deletion(routed, GRACE).take_turn() == 1
+    assert await states(routed) == {"clinic-main": "destroyed", "still-there": "active"}
+    assert await fetch(pool_of(routed), "SELECT DISTINCT id FROM resources") == [{"id": "still-there"}]
+    (entry,) = [entry for entry in logs if entry["event"] == "tenant.destroyed"]
+    assert (entry["location_id"], entry["shard_id"], entry["resource_count"]) == ("main", "shard-1", 3)
+
+
+async def test_deletion_keeps_row_and_log_and_the_tenant_can_be_made_again(routed: RoutedShards) -> None:
+    """The row says destroyed, the log stays for its own retention, and a creation too old stays stale."""
+    case = TenantCase(pool_of(routed), TENANT)
+    applied = case.operation("create", "r9", {})
+    assert await case.apply(applied) == [SUCCEEDED]
+    await destroy(routed)
+    assert await deletion(routed).take_turn() == 1
+    assert await case.resources() == {}
+    assert set(await case.log()) == {applied.request_id}
+    assert await case.apply(case.operation("read", "r9")) == [failed(Failure.TENANT_DESTROYED)]
+
+    old = ProvisionRequest(*TENANT, "dental", DESTROYED_AT)
+    assert await routed.provisioner.provision(old) is ProvisionResult.STALE
+    new = ProvisionRequest(*TENANT, "dental", DESTROYED_AT + timedelta(seconds=1))
+    assert await routed.provisioner.provision(new) is ProvisionResult.PROVISIONED
+    assert await deletion(routed).take_turn() == 0
+    assert list(await case.resources()) == [("settings", "default")]
+
+
+async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed: RoutedShards) -> None:
+    """A turn that has no time left stops; what was begun is never taken back, and the next turn goes on."""
+    await fetch(pool_of(routed), ADD_RESOURCES.replace("number::text", "'more-' || number"), "clinic-main", 25)
+    await destroy(routed)
+    assert await deletion(routed, turn_s=0.001, statement_max_rows=10).take_turn() == 0
+    left = (await fetch(pool_of(routed), "SELECT count(*) FROM resources"))[0]["count"]
+    assert left in {18, 28}  # no statement, or one
+    again = ProvisionRequest(*TENANT, "dental", DESTROYED_AT + timedelta(days=1))
+    with pytest.raises(TryAgainLaterError, match="rows are being deleted"):
+        await routed.provisioner.provision(again)
+
+    assert await deletion(routed, statement_max_rows=10).take_turn() == 1
+    assert await states(routed) == {"clinic-main": "destroyed"}
+    assert await routed.provisioner.provision(again) is ProvisionResult.PROVISIONED
+
+
+async def test_deletion_takes_fewer_rows_when_a_statement_takes_too_long(make_shard: ShardMaker) -> None:
+    """Rows may be large: a statement that meets its deadline is tried with a tenth of the rows."""
+    async with routed_shards([await make_shard("shard-1")], deadlines=Deadlines(statement_s=0.3)) as routed:
+        routed.register(TENANT, "shard-1")
+        pool = pool_of(routed)
+        await add_tenant(pool)
+        await fetch(pool, ADD_RESOURCES, "clinic-main", 30)
+        await fetch(
+            pool,
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN PERFORM pg_sleep(5) FROM gone HAVING count(*) > 10; RETURN NULL; END $$",
+        )
+        await fetch(
+            pool,
+            "CREATE TRIGGER slow AFTER DELETE ON resources REFERENCING OLD TABLE AS gone"
+            " FOR EACH STATEMENT EXECUTE FUNCTION slow()",
+        )
+        await destroy(routed)
+        assert await deletion(routed, statement_max_rows=100, turn_s=20).take_turn() == 1
+        assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": 0}]
+
+
+async def test_deletion_goes_on_with_other_tenants_when_one_cannot_be_deleted(routed: RoutedShards) -> None:
+    """What a shard's owner forbids for one tenant is said, and is tried again in every turn."""
+    pool = pool_of(routed)
+    await add_tenant(pool, ("x", "1"))
+    await fetch(pool, ADD_RESOURCES, "x-1", 3)
+    routed.register(("x", "1"), "shard-1")
+    await fetch(pool, "CREATE TABLE guard (a text, b text, c text, FOREIGN KEY (a, b, c) REFERENCES resources)")
+    await fetch(pool, "INSERT INTO guard VALUES ('clinic-main', 'patient', '1')")
+    await destroy(routed)
+    await destroy(routed, ("x", "1"))
+    with capture_logs() as logs:
+        assert await deletion(routed).take_turn() == 1
+    assert await states(routed) == {"clinic-main": "destroying", "x-1": "destroyed"}
+    assert [entry["location_id"] for entry in logs if entry["event"] == "tenant.not_deleted"] == ["main"]
+    await fetch(pool, "DROP TABLE guard")
+    assert await deletion(routed).take_turn() == 1
+
+
+async def test_deletion_by_two_replicas_at_once_ends_the_tenant_once(make_shard: ShardMaker) -> None:
+    """Both delete, neither waits for the other, and one of them says that it is over."""
+    address = await make_shard("shard-1")
+    async with routed_shards([address]) as one, routed_shards([address]) as other:
+        one.register(TENANT, "shard-1")
+        await add_tenant(pool_of(one))
+        await fetch(pool_of(one), ADD_RESOURCES, "clinic-main", 300)
+        await destroy(one)
+        with capture_logs() as logs:
+            async with asyncio.TaskGroup() as tasks:
+                for routed in (one, other):
+                    tasks.create_task(deletion(routed, statement_max_rows=20).take_turn())
+            await deletion(one).take_turn()  # when each left the last rows to the other
+        assert await states(one) == {"clinic-main": "destroyed"}
+        assert len([entry for entry in logs if entry["event"] == "tenant.destroyed"]) == 1
+
+
+async def test_tenant_is_destroyed_and_made_again_under_load_without_a_trace(make_shard: ShardMaker) -> None:
+    """Batches go on all the time: nothing of before is there after, and what is applied after is not deleted."""
+    async with routed_shards([await make_shard("shard-1")], deadlines=Deadlines()) as routed:
+        routed.register(TENANT, "shard-1")
+        await add_tenant(pool_of(routed))
+        load = ShardPool(pool_of(routed).address, size=4)
+        case = TenantCase(load, TENANT)
+        is_over = asyncio.Event()
+
+        async def put(name: str) -> None:
+            for number in itertools.count():
+                if is_over.is_set():
+                    return
+                ids = [f"{name}-{number}-{place}" for place in range(20)]
+                await case.apply(*(case.operation("create", one, {}, arrived_at=datetime.now(UTC)) for one in ids))
+
+        async def applied() -> list[dict[str, Any]]:
+            query = "SELECT resource_id FROM operations JOIN tenants ON tenant_id = id WHERE status = 'succeeded'"
+            return await fetch(load, f"{query} AND completed_at > created_at ORDER BY 1")
+
+        async def some_are_applied() -> bool:
+            return len(await applied()) > 100
+
+        async with asyncio.TaskGroup() as tasks:
+            for name in "abc":
+                tasks.create_task(put(name))
+            assert await until(some_are_applied, within_s=10)
+            assert await destroy(routed) is DestructionResult.DESTROYING
+            assert await deletion(routed, statement_max_rows=50, turn_s=20).take_turn() == 1
+            assert await case.resources() == {}
+            again = ProvisionRequest(*TENANT, "dental", DESTROYED_AT + timedelta(days=1))
+            assert await routed.provisioner.provision(again) is ProvisionResult.PROVISIONED
+            assert await deletion(routed).take_turn() == 0
+            assert await until(some_are_applied, within_s=10)
+            is_over.set()
+
+        resources = sorted(resource_id for kind, resource_id in await case.resources() if kind == "patient")
+        assert resources == [row["resource_id"] for row in await applied()]
+        failed_count = await fetch(load, "SELECT count(*) FROM operations WHERE error = 'tenant_destroyed'")
+        assert failed_count[0]["count"] > 0
+        await load.close()
+
+
+async def test_deletion_leaves_a_tenant_alone_that_was_made_again_meanwhile(routed: RoutedShards) -> None:
+    """A replica that found the tenant due before another's deletion ended, and it was made again, deletes nothing."""
+    late = deletion(routed)
+    await destroy(routed)
+    (due,) = await late._due(pool_of(routed))
+    assert await deletion(routed).take_turn() == 1
+    again = ProvisionRequest(*TENANT, "dental", DESTROYED_AT + timedelta(days=1))
+    assert await routed.provisioner.provision(again) is ProvisionResult.PROVISIONED
+
+    assert await late._delete(pool_of(routed), due, end=float("inf")) is False
+    assert await states(routed) == {"clinic-main": "active"}
+    assert await fetch(pool_of(routed), "SELECT count(*) FROM resources") == [{"count": 1}]
+
+
+async def test_deletion_goes_on_with_other_shards_when_one_is_down(make_shard: ShardMaker) -> None:
+    """Shards that nobody has used yet are asked too; empty, silent and refused ones keep nobody waiting."""
+    well = await make_shard("shard-1")
+    shards = [well, await make_shard("shard-2", is_empty=True), silent("shard-3")]
+    async with Pools(size=1) as pools:
+        await add_tenant(pools.pool(well), state="destroying")
+    async with routed_shards(shards) as routed:
+        its = deletion(routed)
+        assert await its.take_turn() == 1
+        assert await states(routed) == {"clinic-main": "destroyed"}
+        before = requests_to("shards_health")
+        assert await its.take_turn() == 0
+        assert requests_to("shards_health") == before  # those that nobody uses are asked now and then only
+
+
+async def test_deletion_runs_beside_everything_until_it_is_cancelled(routed: RoutedShards) -> None:
+    """Turn after turn, also while Citrus gives no answer: then on the shards that are known."""
+    await destroy(routed)
+    for shard in routed.citrus.registry.shards.values():
+        shard.connection_string = "no-address"  # Citrus says nothing that could be used
+
+    async def is_destroyed() -> bool:
+        return await fetch(known, "SELECT state FROM tenants") == [{"state": "destroyed"}]
+
+    known = routed.pools.by_shard_id()["shard-1"]
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(deletion(routed, turn_s=0.05).run())
+        assert await until(is_destroyed, within_s=10)
+        running.cancel()

@@ -1,0 +1,243 @@
+"""Tenants that Citrus knows and no shard has, at their first operation: made once, and only for a good reason."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.citrus.cases import RoutedShards, routed_shards, silent
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch, operation
+
+from simplu_worker.business_info.items import Business
+from simplu_worker.business_info.table import FRESH_S
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.operations.operation import Disposition
+from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.routing.directory import Absence
+from simplu_worker.shards.tenants.first_use import BEFORE_ANY_CONTROL, FirstUse, TenantNotMadeError
+from simplu_worker.shards.tenants.provisioning import ProvisionRequest, ProvisionResult
+
+NAME = ("clinic", "main")
+ID = "clinic-main"
+CLINIC = Business("clinic", "dental", frozenset({"main", "closed"}), frozenset({"closed"}))
+
+
+class Businesses:
+    """Business-info from a dictionary; raises `error` while it is set, and notes how fresh it was to be."""
+
+    def __init__(self, *businesses: Business) -> None:
+        self.known = {business.id: business for business in businesses}
+        self.error: Exception | None = None
+        self.ages: list[float] = []
+
+    async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
+        """Return what is known."""
+        self.ages.append(max_age_s)
+        if self.error is not None:
+            raise self.error
+        return self.known.get(business_id)
+
+
+@dataclass(frozen=True)
+class World:
+    """Shards behind a local Citrus, and a router that makes tenants at their first use."""
+
+    routed: RoutedShards
+    businesses: Businesses
+    router: Router
+
+    def pool(self, shard_id: str) -> ShardPool:
+        """Return the pool of a shard."""
+        shard = self.routed.citrus.registry.shards[shard_id]
+        return self.routed.pools.pool(ShardAddress(shard_id, shard.connection_string))
+
+    async def tenants(self, shard_id: str) -> list[dict[str, Any]]:
+        """Return the tenants of a shard."""
+        query = "SELECT id, business_id, business_type, state, control_at FROM tenants ORDER BY id"
+        return await fetch(self.pool(shard_id), query)
+
+    async def use(self, *names: tuple[str, str]) -> str | Absence:
+        """Do what a consumer does about operations of *names*, which give one id."""
+        tenant_id = "-".join(names[0])
+        found = await self.router.find(tenant_id)
+        return await self.router.make_at_first_use(tenant_id, names) if found is Absence.NOT_HERE else found
+
+
+@asynccontextmanager
+async def open_world(shards: list[ShardAddress], *businesses: Business) -> AsyncIterator[World]:
+    """Open such a world."""
+    async with routed_shards(shards) as routed:
+        info = Businesses(*businesses)
+        first_use = FirstUse(info, routed.provisioner, routed.locator, routed.pools)
+        router = Router(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT, first_use=first_use)
+        yield World(routed, info, router)
+
+
+@pytest.fixture
+async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Give two shards, and a business with an active location and one that is not."""
+    async with open_world([await make_shard("shard-1"), await make_shard("shard-2")], CLINIC) as world:
+        yield world
+
+
+async def why(world: World, *names: tuple[str, str]) -> str:
+    """Return why no tenant is made."""
+    with pytest.raises(TenantNotMadeError) as caught:
+        await world.use(*names)
+    return str(caught.value)
+
+
+async def test_tenant_is_made_at_its_first_use_where_citrus_names_it(world: World) -> None:
+    """With the type of business-info, and older than any control message; its operations are taken at once."""
+    world.routed.register(NAME, "shard-2")
+
+    assert await world.use(NAME) == "shard-2"
+
+    assert await world.tenants("shard-1") == []
+    assert await world.tenants("shard-2") == [
+        {
+            "id": ID,
+            "business_id": "clinic",
+            "business_type": "dental",
+            "state": "active",
+            "control_at": BEFORE_ANY_CONTROL,
+        }
+    ]
+    first = operation("create", data={"name": "Ann"}, arrived_at=datetime.now(UTC))
+    assert [outcome.disposition for outcome in await world.router.apply("shard-2", [first])] == [Disposition.APPLIED]
+    assert await world.use(NAME) == "shard-2"
+
+
+async def test_any_control_message_counts_as_newer_than_a_first_use(world: World) -> None:
+    """A creation finds the tenant there and is noted, a destruction destroys it."""
+    world.routed.register(NAME, "shard-1")
+    await world.use(NAME)
+    at = datetime(1971, 1, 1, tzinfo=UTC)
+
+    assert await world.routed.provisioner.provision(ProvisionRequest(*NAME, "dental", at)) is ProvisionResult.EXISTED
+    assert (await world.tenants("shard-1"))[0]["control_at"] == at
+    await world.routed.destroyer.destroy(*NAME, at + timedelta(seconds=1))
+    assert (await world.tenants("shard-1"))[0]["state"] == "destroying"
+    assert await world.use(NAME) == "shard-1"  # which tells its operations so
+    assert (await world.tenants("shard-1"))[0]["state"] == "destroying"
+
+
+async def test_nothing_is_made_when_citrus_does_not_know_the_tenant(world: World) -> None:
+    """Business-info alone is no reason: registering is somebody else's to do."""
+    assert await world.use(NAME) is Absence.UNREGISTERED
+    assert world.businesses.ages == []
+
+
+async def test_nothing_is_made_when_it_is_not_wanted(world: World) -> None:
+    """Without `PROVISION_ON_FIRST_USE` the tenant waits for its `SHARD_CREATION`."""
+    world.routed.register(NAME, "shard-1")
+    assert await world.routed.router.make_at_first_use(ID, [NAME]) is Absence.NOT_HERE
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (("nobody", "main"), "its business is not in business-info"),
+        (("clinic", "elsewhere"), "its business in business-info has no such location"),
+        (("clinic", "closed"), "its location is not active in business-info"),
+        (("spa", "main"), "businessType: expected one of dental, gym, hotel, got 'spa'"),
+    ],
+)
+async def test_nothing_is_made_when_business_info_gives_no_reason(
+    world: World, name: tuple[str, str], expected: str
+) -> None:
+    """The reason is told to who asks, and logged once; when business-info is mended the tenant is made."""
+    world.businesses.known["spa"] = Business("spa", "spa", frozenset({"main"}))
+    world.routed.register(name, "shard-1")
+
+    with capture_logs() as logs:
+        assert {await why(world, name) for _ in range(3)} == {expected}
+
+    told = [line for line in logs if line["event"] == "tenant.not_provisioned"]
+    assert [(line["business_id"], line["location_id"], line["error"]) for line in told] == [(*name, expected)]
+    assert await world.tenants("shard-1") == []
+    world.businesses.known[name[0]] = Business(name[0], "gym", frozenset({name[1]}))
+    assert await world.use(name) == "shard-1"
+
+
+async def test_location_that_is_not_remembered_is_asked_for_anew(world: World) -> None:
+    """What is remembered of a business for minutes is no reason to refuse a location that it has by now."""
+    world.routed.register(("clinic", "closed"), "shard-1")
+    await why(world, ("clinic", "closed"))
+    assert world.businesses.ages == [FRESH_S, 5.0]
+
+
+async def test_nothing_is_made_when_the_tenant_was_destroyed_on_another_shard(world: World) -> None:
+    """A destroyed row is nobody's home, but only a control message brings its tenant back."""
+    await add_tenant(world.pool("shard-2"), NAME, state="destroyed")
+    world.routed.register(NAME, "shard-1")
+
+    assert await why(world, NAME) == "it was destroyed on shard shard-2; only a SHARD_CREATION makes it again"
+    assert await world.tenants("shard-1") == []
+
+
+async def test_nothing_is_made_while_a_shard_that_may_have_it_does_not_answer(make_shard: ShardMaker) -> None:
+    """Neither by the router, which must ask it, nor by what makes tenants."""
+    async with open_world([await make_shard("shard-1"), silent("shard-2")], CLINIC) as world:
+        world.routed.register(NAME, "shard-1")
+        with pytest.raises(TryAgainLaterError, match="shard-2"):
+            await world.use(NAME)
+        with pytest.raises(TenantNotMadeError, match="no answer from shards that may have it: shard-2"):
+            await world.router.make_at_first_use(ID, [NAME])
+        assert await world.tenants("shard-1") == []
+
+
+async def test_trouble_with_business_info_is_told_and_passes(world: World) -> None:
+    """An error is a reason like any other, said again when it is another one."""
+    world.routed.register(NAME, "shard-1")
+    with capture_logs() as logs:
+        for error in ("slow down", "slow down", "no access"):
+            world.businesses.error = TryAgainLaterError(error)
+            assert await why(world, NAME) == error
+    assert [line["error"] for line in logs if line["event"] == "tenant.not_provisioned"] == ["slow down", "no access"]
+    world.businesses.error = None
+    assert await world.use(NAME) == "shard-1"
+
+
+async def test_name_that_business_info_knows_is_made_when_two_give_one_id(world: World) -> None:
+    """`a-b`+`c` and `a`+`b-c` have one id: whichever is listed is made, whoever sends first."""
+    world.businesses.known["a-b"] = Business("a-b", "gym", frozenset({"c"}))
+    world.routed.register(("a-b", "c"), "shard-1")
+
+    assert await world.use(("a", "b-c"), ("a-b", "c")) == "shard-1"
+    assert [row["business_id"] for row in await world.tenants("shard-1")] == ["a-b"]
+
+
+async def test_tenants_that_come_together_are_made_together(world: World) -> None:
+    """A burst takes a few looks at the shards, and each tenant is made once, however many ask for it."""
+    names = [(f"b-{number}", "main") for number in range(40)]
+    for name in names:
+        world.businesses.known[name[0]] = Business(name[0], "hotel", frozenset({"main"}))
+        world.routed.register(name, "shard-1")
+
+    found = await asyncio.gather(*(world.use(name) for name in names * 3))
+
+    assert found == ["shard-1"] * 120
+    assert len(await world.tenants("shard-1")) == 40
+    groups = await fetch(world.pool("shard-1"), "SELECT count(DISTINCT xmin::text) FROM tenants")
+    assert groups[0]["count"] <= 8
+    defaults = await fetch(world.pool("shard-1"), "SELECT count(*) FROM resources WHERE \"resourceName\" = 'settings'")
+    assert defaults == [{"count": 40}]
+
+
+async def test_others_are_made_when_who_makes_them_is_cancelled(world: World) -> None:
+    """Whoever gives up leaves the rest of the group to the next in line."""
+    world.routed.register(NAME, "shard-1")
+    tasks = [asyncio.ensure_future(world.router.make_at_first_use(ID, [NAME])) for _ in range(2)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    assert await tasks[1] == "shard-1"

@@ -1,0 +1,222 @@
+"""Tenants that were made on two shards: one home is undone, never one with something to lose, whoever looks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import asyncpg
+import pytest
+from structlog.testing import capture_logs
+from support.citrus.cases import RoutedShards, routed_shards, silent
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, add_tenant, fetch
+from support.postgres.trouble import waiters
+from support.postgres.unfinished_tenants import AT, TENANT_ID, address_of, homes, make_unfinished, pool_of
+
+from simplu_worker.cache.invalidations import ResourceKey
+from simplu_worker.shards.postgres.errors import LostRaceError
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
+from simplu_worker.shards.tenants.confirmation_sweep import Unconfirmed
+from simplu_worker.shards.tenants.home_confirmation import Confirmer, Placed, TenantSplitError, UndoneError
+from simplu_worker.shards.tenants.provisioning import ProvisionRequest, ProvisionResult
+
+REQUEST = ProvisionRequest(*TENANT, "dental", AT)
+SETTINGS = ResourceKey(TENANT_ID, "settings", "default")
+
+
+@pytest.fixture
+async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
+    """Give two shards behind a local Citrus, which fills the first one first."""
+    async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
+        yield routed
+
+
+async def confirmed(routed: RoutedShards, shard_id: str) -> Exception | None:
+    """Confirm the tenant on one of the shards."""
+    confirmer = Confirmer(routed.locator, routed.pools)
+    place = Placed(*TENANT, "dental", address_of(routed, shard_id))
+    return (await confirmer.confirm([place])).get(TENANT_ID)
+
+
+async def test_confirm_tells_the_other_one_when_its_home_was_undone(routed: RoutedShards) -> None:
+    """Whoever made the home that is gone finds that out, and tries again."""
+    routed.register(TENANT, "shard-2")
+    await make_unfinished(pool_of(routed, "shard-2"))
+
+    assert isinstance(await confirmed(routed, "shard-1"), UndoneError)
+    assert await routed.provisioner.provision(REQUEST) is ProvisionResult.EXISTED
+    assert await homes(routed) == {"shard-2": ("active", True, 1)}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [
+        ({}, {}, "shard-1"),
+        ({}, {"touched": True}, "shard-2"),
+        ({"touched": True}, {}, "shard-1"),
+        ({}, {"confirmed": True}, "shard-2"),
+        ({"touched": True}, {"confirmed": True}, "shard-1"),
+    ],
+)
+@pytest.mark.parametrize("asked_on", ["shard-1", "shard-2"])
+async def test_confirm_comes_to_the_same_from_either_home(
+    routed: RoutedShards, first: dict[str, bool], second: dict[str, bool], kept: str, asked_on: str
+) -> None:
+    """Whoever looks, what has operations stays, then what is confirmed, then what was made first."""
+    routed.register(TENANT, "shard-1")
+    await make_unfinished(pool_of(routed, "shard-1"), age_s=60.0, **first)
+    await make_unfinished(pool_of(routed, "shard-2"), **second)
+
+    trouble = await confirmed(routed, asked_on)
+
+    if second == {"confirmed": True} and asked_on == "shard-2":  # there is nothing to do about that one
+        assert trouble is None
+        trouble = await confirmed(routed, "shard-1")
+    assert isinstance(trouble, UndoneError | None)
+    left = await homes(routed)
+    assert list(left) == [kept]
+    assert left[kept][2] == 1 + int(bool({**first, **second}.get("touched")))
+
+
+async def test_confirm_undoes_nothing_when_both_homes_have_something_to_lose(routed: RoutedShards) -> None:
+    """A person is called, again and again, and both stay as they are."""
+    routed.register(TENANT, "shard-1")
+    for shard_id in ("shard-1", "shard-2"):
+        await make_unfinished(pool_of(routed, shard_id), touched=True)
+    before = await homes(routed)
+
+    for _ in range(2):
+        with capture_logs() as logs, pytest.raises(TenantSplitError, match="rows on the shards shard-1, shard-2"):
+            await routed.provisioner.provision(REQUEST)
+        (entry,) = [entry for entry in logs if entry["event"] == "tenant.split"]
+        assert (entry["log_level"], entry["shard_ids"]) == ("error", ["shard-1", "shard-2"])
+    assert await homes(routed) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        """UPDATE resources SET data = data || '{"locale": "nb"}'""",
+        """UPDATE resources SET "lastUpdated" = now()""",
+        """INSERT INTO resources SELECT id, "businessType", 'role', 'admin', '{}', date, date FROM resources""",
+        "UPDATE tenants SET state = 'fenced', state_changed_at = now() WHERE epoch = 1",
+        "UPDATE tenants SET state = 'destroying', state_changed_at = now() WHERE epoch = 1",
+    ],
+)
+async def test_confirm_keeps_what_more_than_provisioning_wrote_to(routed: RoutedShards, change: str) -> None:
+    """Control messages leave no row in the log, but what they did is seen."""
+    routed.register(TENANT, "shard-1")
+    await make_unfinished(pool_of(routed, "shard-1"), age_s=60.0)
+    await make_unfinished(pool_of(routed, "shard-2"))
+    await fetch(pool_of(routed, "shard-2"), change)
+
+    assert isinstance(await confirmed(routed, "shard-1"), UndoneError)
+    assert list(await homes(routed)) == ["shard-2"]
+
+
+async def test_confirm_waits_for_a_batch_and_keeps_what_it_wrote(routed: RoutedShards) -> None:
+    """A home that was untouched when it was seen, and is not any more once its row is held, stays."""
+    routed.register(TENANT, "shard-1")
+    await make_unfinished(pool_of(routed, "shard-1"), age_s=60.0)
+    await make_unfinished(pool_of(routed, "shard-2"))
+    batch = await asyncpg.connect(address_of(routed, "shard-2").connection_string)
+    await batch.execute("BEGIN")
+    await batch.execute("SELECT FROM tenants FOR SHARE")
+    task = asyncio.create_task(confirmed(routed, "shard-1"))
+    await waiters(batch)
+    await batch.execute(
+        "INSERT INTO resources SELECT id, \"businessType\", 'patient', 'r1', '{}', date, date FROM resources"
+    )
+    await batch.execute("COMMIT")
+    await batch.close()
+
+    assert isinstance(await task, LostRaceError)
+    assert list(await homes(routed)) == ["shard-1", "shard-2"]
+    assert isinstance(await confirmed(routed, "shard-1"), UndoneError)
+    assert await homes(routed) == {"shard-2": ("active", False, 2)}
+
+
+async def test_confirm_leaves_a_tenant_destroyed_that_was_made_again(routed: RoutedShards) -> None:
+    """What was there before it was made again stays: its row, and its log."""
+    routed.register(TENANT, "shard-1")
+    await make_unfinished(pool_of(routed, "shard-1"), age_s=60.0)
+    await make_unfinished(pool_of(routed, "shard-2"), epoch=2)
+
+    assert await confirmed(routed, "shard-1") is None
+    assert await homes(routed) == {"shard-1": ("active", True, 1), "shard-2": ("destroyed", True, 0)}
+
+
+@pytest.mark.parametrize("state", ["destroyed", "incoming", "ready", "moved"])
+async def test_confirm_has_no_rival_in_a_row_where_nobody_lives(routed: RoutedShards, state: str) -> None:
+    """The row of a tenant that was destroyed, comes by a move or has gone by one to this very shard is no home."""
+    routed.register(TENANT, "shard-1")
+    await make_unfinished(pool_of(routed, "shard-1"))
+    await add_tenant(pool_of(routed, "shard-2"), state=state, moved_to="shard-1" if state == "moved" else None)
+
+    assert await confirmed(routed, "shard-1") is None
+    assert await homes(routed) == {"shard-1": ("active", True, 1), "shard-2": (state, True, 0)}
+
+
+async def test_confirm_follows_a_move_to_a_shard_that_is_no_earlier_home(make_shard: ShardMaker) -> None:
+    """With a map only some shards are asked; where a tenant moved from there is asked too."""
+    shards = [await make_shard(f"shard-{number}") for number in (1, 2, 3)]
+    mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
+    shard_map = ShardMap(shards=mapped)
+    names = {tuple(shard.shard_id for shard in shard_map.homes(f"b-{number}")): number for number in range(200)}
+    tenant = ("b", str(names["shard-2", "shard-1"]))
+    locator = StaticMap(shard_map)
+    async with Pools(size=1) as pools:
+        for shard, state, moved_to in (
+            (shards[0], "moved", "shard-3"),
+            (shards[2], "active", None),
+        ):
+            await add_tenant(pools.pool(shard), tenant, state=state, moved_to=moved_to)
+        second = pools.pool(shards[1])
+        await fetch(
+            second,
+            "INSERT INTO tenants SELECT $1, $2, $3, 'gym', 'active', 1, NULL, now(), now(), now(), NULL",
+            "-".join(tenant),
+            *tenant,
+        )
+        troubles = await Confirmer(locator, pools).confirm([Placed(*tenant, "gym", shards[1])])
+
+        assert isinstance(troubles["-".join(tenant)], UndoneError)
+        assert await fetch(second, "SELECT * FROM tenants") == []
+
+
+async def test_unconfirmed_confirms_what_was_made_while_a_shard_was_silent(make_shard: ShardMaker) -> None:
+    """A new tenant does not wait for it; when it is back, and has the tenant since long ago, that one stays."""
+    async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
+        with capture_logs() as logs:
+            assert await routed.provisioner.provision(REQUEST) is ProvisionResult.PROVISIONED
+        (entry,) = [entry for entry in logs if entry["event"] == "tenants.unconfirmed"]
+        assert (entry["count"], entry["log_level"]) == (1, "warning")
+        unconfirmed = Unconfirmed(routed.provisioner.confirmer, routed.pools, overdue=timedelta(0))
+        assert await unconfirmed.take_turn() == 1
+
+        address = await make_shard("shard-2")
+        routed.citrus.registry.shards["shard-2"].connection_string = address.connection_string
+        await add_tenant(routed.pools.pool(address))
+        assert await Unconfirmed(routed.provisioner.confirmer, routed.pools).take_turn() == 0  # not overdue yet
+        assert await unconfirmed.take_turn() == 1  # it was undone
+        assert await unconfirmed.take_turn() == 0
+        assert await homes(routed) == {"shard-2": ("active", True, 0)}
+
+
+async def test_unconfirmed_gives_the_rest_a_turn_when_a_shard_is_in_trouble(make_shard: ShardMaker) -> None:
+    """A shard that has no tables, or another one's, does not end the turn."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True), await make_shard("shard-3")]
+    async with routed_shards(shards) as routed:
+        routed.register(TENANT, "shard-1")
+        await make_unfinished(pool_of(routed, "shard-1"), age_s=3600)
+        pool_of(routed, "shard-2")
+        await fetch(pool_of(routed, "shard-3"), "UPDATE shard_meta SET shard_id = 'another'")
+        unconfirmed = Unconfirmed(routed.provisioner.confirmer, routed.pools)
+        assert await unconfirmed.take_turn() == 1
+
+        await fetch(pool_of(routed, "shard-3"), "UPDATE shard_meta SET shard_id = 'shard-3'")
+        assert await unconfirmed.take_turn() == 0

@@ -1,0 +1,508 @@
+"""Making tenants: once, whole or not at all, and never a second time anywhere else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+from support.citrus.cases import RoutedShards, ScriptedCitrus, reply, routed_shards, silent
+from support.postgres.databases import ShardMaker, database_of, execute
+from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, failed, fetch
+from support.postgres.trouble import Line
+
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.operations.operation import Failure, Operation
+from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ShardUnavailableError, StatementFailedError
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
+from simplu_worker.shards.tenants.provisioning import (
+    Provisioner,
+    ProvisionRequest,
+    ProvisionResult,
+    ShardNotAllowedError,
+)
+
+REQUESTED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SETTINGS = ("settings", "default")
+BUSINESS_TYPE_NAMES = sorted(BUSINESS_TYPES)
+
+
+def request(
+    tenant: tuple[str, str] = TENANT, business_type: str = "dental", at: datetime = REQUESTED_AT
+) -> ProvisionRequest:
+    """Return what a `SHARD_CREATION` asks for."""
+    return ProvisionRequest(*tenant, business_type, at)
+
+
+@pytest.fixture
+async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
+    """Give two shards behind a local Citrus, which fills the first one first."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
+    async with routed_shards(shards) as routed:
+        yield routed
+
+
+def pool_of(routed: RoutedShards, shard_id: str) -> ShardPool:
+    """Return the pool of one of the shards."""
+    shard = routed.citrus.registry.shards[shard_id]
+    return routed.pools.pool(ShardAddress(shard_id, shard.connection_string))
+
+
+async def tenants(routed: RoutedShards, shard_id: str) -> list[dict[str, Any]]:
+    """Return the tenants of one of the shards."""
+    return await fetch(
+        pool_of(routed, shard_id), "SELECT id, business_type, state, control_at FROM tenants ORDER BY id"
+    )
+
+
+def provisioned(outcome: str) -> float:
+    """Return how many tenants were provisioned with that outcome so far."""
+    return REGISTRY.get_sample_value("simplu_provisioning_total", {"outcome": outcome}) or 0.0
+
+
+@pytest.mark.parametrize("business_type", sorted(BUSINESS_TYPES))
+async def test_provision_makes_tenant_and_default_row(routed: RoutedShards, business_type: str) -> None:
+    """A new tenant is active where Citrus placed it, with exactly one row, and takes operations at once."""
+    before = provisioned("succeeded")
+    with capture_logs() as logs:
+        result = await routed.provisioner.provision(request(business_type=business_type))
+
+    assert result is ProvisionResult.PROVISIONED
+    (row,) = await fetch(pool_of(routed, "shard-1"), "SELECT * FROM tenants")
+    assert abs(datetime.now(UTC) - row.pop("created_at")) < timedelta(minutes=1)
+    assert abs(datetime.now(UTC) - row.pop("state_changed_at")) < timedelta(minutes=1)
+    assert row == {
+        "id": "clinic-main",
+        "business_id": "clinic",
+        "location_id": "main",
+        "business_type": business_type,
+        "state": "active",
+        "epoch": 1,
+        "moved_to": None,
+        "control_at": REQUESTED_AT,
+        "deletion_began_at": None,
+    }
+    (default,) = await fetch(pool_of(routed, "shard-1"), "SELECT *, data::text FROM resources")
+    assert (default["resourceName"], default["resourceId"]) == SETTINGS
+    assert (default["businessType"], default["date"], default["lastUpdated"]) == (
+        business_type,
+        REQUESTED_AT,
+        REQUESTED_AT,
+    )
+    assert await tenants(routed, "shard-2") == []
+    assert provisioned("succeeded") == before + 1
+    (entry,) = [entry for entry in logs if entry["event"] == "tenant.provisioned"]
+    assert (entry["business_id"], entry["location_id"], entry["shard_id"]) == ("clinic", "main", "shard-1")
+    assert await fetch(pool_of(routed, "shard-1"), "SELECT * FROM operations") == []  # only operations write there
+    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
+    fresh = case.operation("read", "default", resource_type="settings", arrived_at=datetime.now(UTC))
+    assert await case.apply(fresh) == [SUCCEEDED]
+
+
+async def test_provision_changes_nothing_when_it_is_redelivered(routed: RoutedShards) -> None:
+    """A second time is fine, and never overwrites or brings back what operations made of the default row."""
+    await routed.provisioner.provision(request())
+    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
+    before = provisioned("existed")
+
+    def now(kind: str, data: Any = None) -> Operation:
+        return case.operation(kind, "default", data, resource_type="settings", arrived_at=datetime.now(UTC))
+
+    assert await case.apply(now("patch", {"locale": "nb"})) == [SUCCEEDED]
+    changed = await case.resources()
+    assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
+    assert await case.resources() == changed
+    assert await case.apply(now("delete")) == [SUCCEEDED]
+    assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
+    assert await case.resources() == {}
+    assert provisioned("existed") == before + 2
+
+
+async def test_provision_remembers_the_newest_control_message(routed: RoutedShards) -> None:
+    """An older message than the newest applied is stale; the same and newer ones find the tenant there."""
+    newer, older = REQUESTED_AT + timedelta(microseconds=1), REQUESTED_AT - timedelta(days=1)
+    await routed.provisioner.provision(request())
+
+    results = [await routed.provisioner.provision(request(at=at)) for at in (newer, REQUESTED_AT, older, newer)]
+
+    assert results == [
+        ProvisionResult.EXISTED,
+        ProvisionResult.STALE,
+        ProvisionResult.STALE,
+        ProvisionResult.EXISTED,
+    ]
+    assert [row["control_at"] for row in await tenants(routed, "shard-1")] == [newer]
+
+
+async def test_provision_takes_the_first_and_the_last_time_there_is(routed: RoutedShards) -> None:
+    """Timestamps at the ends of the calendar are kept as they are, and not taken for infinity."""
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    await routed.provisioner.provision(request(at=first))
+    assert await routed.provisioner.provision(request(at=last)) is ProvisionResult.EXISTED
+
+    query = "SELECT isfinite(control_at) AS is_finite FROM tenants UNION ALL SELECT isfinite(date) FROM resources"
+    assert await fetch(pool_of(routed, "shard-1"), query) == [{"is_finite": True}] * 2
+
+
+async def test_provision_is_refused_when_the_business_type_is_unknown(routed: RoutedShards) -> None:
+    """The error names the known types, and Citrus is not told of a tenant that cannot be made."""
+    before = provisioned("failed")
+    with pytest.raises(RefusedError, match="businessType: expected one of dental, gym, hotel, got 'spa'"):
+        await routed.provisioner.provision(request(business_type="spa"))
+
+    assert routed.citrus.registry.homes == {}
+    assert provisioned("failed") == before + 1
+
+
+async def test_provision_is_refused_when_another_tenant_has_the_same_id(routed: RoutedShards) -> None:
+    """`a-b`+`c` and `a`+`b-c` have one id: the second to come is refused, and the first stays as it is."""
+    await routed.provisioner.provision(request(("a-b", "c")))
+    before = await tenants(routed, "shard-1")
+
+    for at in (REQUESTED_AT, REQUESTED_AT - timedelta(days=1), REQUESTED_AT + timedelta(days=1)):
+        with pytest.raises(RefusedError, match="'a-b-c' is taken by another business and location"):
+            await routed.provisioner.provision(request(("a", "b-c"), at=at))
+
+    assert await tenants(routed, "shard-1") == before
+
+
+async def test_provision_makes_the_schema_once_when_two_come_to_an_empty_shard(make_shard: ShardMaker) -> None:
+    """Tenants that are made at the same time on an empty shard are all there, and the schema is one."""
+    address = await make_shard("shard-1", is_empty=True)
+    made = [("b", str(number)) for number in range(4)]
+    async with routed_shards([address]) as one, routed_shards([address]) as other:
+        async with asyncio.TaskGroup() as tasks:
+            for number, tenant in enumerate(made * 2):
+                replica = (one, other)[number % 2]
+                tasks.create_task(replica.provisioner.provision(request(tenant)))
+
+        assert [row["id"] for row in await tenants(one, "shard-1")] == ["-".join(tenant) for tenant in made]
+        pool = pool_of(one, "shard-1")
+        assert await fetch(pool, "SELECT count(*) FROM schema_migrations") == [{"count": len(MIGRATIONS)}]
+        assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": len(made)}]
+
+
+async def test_provision_goes_on_when_it_was_killed_after_the_registration(routed: RoutedShards) -> None:
+    """Registered and not made: Citrus says 409, all shards are asked, and the tenant is made where it was named."""
+    routed.register(TENANT, "shard-2")
+
+    assert await routed.provisioner.provision(request()) is ProvisionResult.PROVISIONED
+
+    assert (len(await tenants(routed, "shard-1")), len(await tenants(routed, "shard-2"))) == (0, 1)
+
+
+@pytest.mark.parametrize("is_registered", [True, False])
+async def test_provision_makes_nothing_when_the_tenant_lives_elsewhere(
+    routed: RoutedShards, *, is_registered: bool
+) -> None:
+    """A tenant that another shard has is found there, also when Citrus has forgotten it: there is never a second."""
+    await add_tenant(pool_of(routed, "shard-2"))
+    if is_registered:
+        routed.register(TENANT, "shard-1")
+
+    assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
+
+    assert await tenants(routed, "shard-1") == []
+    assert [row["control_at"] for row in await tenants(routed, "shard-2")] == [REQUESTED_AT]
+
+
+async def test_provision_makes_the_tenant_when_another_shard_has_only_a_destroyed_one(routed: RoutedShards) -> None:
+    """A destroyed row is nobody's home."""
+    await add_tenant(pool_of(routed, "shard-2"), state="destroyed")
+
+    assert await routed.provisioner.provision(request()) is ProvisionResult.PROVISIONED
+    assert len(await tenants(routed, "shard-1")) == 1
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+async def test_provision_waits_for_a_silent_shard_only_when_the_tenant_was_registered_before(
+    make_shard: ShardMaker, *, is_empty: bool
+) -> None:
+    """Behind a 409 every shard may be the home and has to answer; a name given just now keeps nobody waiting."""
+    async with routed_shards([await make_shard("shard-1", is_empty=is_empty), silent("shard-2")]) as routed:
+        routed.register(TENANT, "shard-1")
+        with pytest.raises(ShardUnavailableError, match="shard shard-2"):
+            await routed.provisioner.provision(request())
+
+        new = ("new", "one")
+        assert await routed.provisioner.provision(request(new)) is ProvisionResult.PROVISIONED
+        assert [row["id"] for row in await tenants(routed, "shard-1")] == ["new-one"]
+        with pytest.raises(ShardUnavailableError, match="shard shard-2"):
+            await routed.provisioner.provision(request())
+
+
+async def test_provision_finds_the_home_when_another_shard_is_silent(make_shard: ShardMaker) -> None:
+    """A row that was found is an answer; who is silent besides does not matter."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2"), silent("shard-3")]
+    async with routed_shards(shards) as routed:
+        routed.register(TENANT, "shard-1")
+        await add_tenant(pool_of(routed, "shard-2"))
+
+        assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
+
+
+async def test_provision_waits_when_the_named_shard_is_silent_or_not_active(make_shard: ShardMaker) -> None:
+    """Nothing is made anywhere else instead."""
+    async with routed_shards([silent("shard-1"), await make_shard("shard-2")], tenants_per_shard=1) as routed:
+        with pytest.raises(ShardUnavailableError, match="shard shard-1"):
+            await routed.provisioner.provision(request())
+        routed.citrus.registry.shards["shard-1"].is_active = False
+        with pytest.raises(TryAgainLaterError, match="shard shard-1 is not active"):
+            await routed.provisioner.provision(request())
+
+        assert await tenants(routed, "shard-2") == []
+
+
+async def test_provision_waits_when_the_list_of_shards_has_one_that_may_not_be_used(make_shard: ShardMaker) -> None:
+    """An address that is not allowed is a home that cannot be asked; it does not make the message a dead letter."""
+    address = await make_shard("shard-1")
+    named = {"shardId": "shard-1", "connectionString": address.connection_string}
+    evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
+    before = (reply({}, status=409), reply(named), reply([named, evil]))
+    new = (reply(named), reply([evil]), reply(named), reply([evil]))  # the last two when it is to be confirmed
+    citrus = ScriptedCitrus(*before, *new)
+    async with citrus.opened(allowed_hosts=("127.0.0.1",)) as client, Pools(size=1) as pools:
+        provisioner = Provisioner(client, Directory(client, pools), pools)
+
+        with pytest.raises(ShardUnavailableError, match=r"evil\.example is not in DATABASE_ALLOWED_HOSTS") as caught:
+            await provisioner.provision(request())
+        assert "secret-word" not in str(caught.value)
+
+        assert await provisioner.provision(request()) is ProvisionResult.PROVISIONED
+
+
+async def test_provision_leaves_nothing_when_it_is_cut_off_half_way(routed: RoutedShards) -> None:
+    """Tenant and default row come together or not at all; the next try makes both."""
+    pool = pool_of(routed, "shard-1")
+    await fetch(pool, "ALTER TABLE resources ADD CONSTRAINT nothing CHECK (false)")
+    with pytest.raises(ShardUnavailableError, match=r"CheckViolationError \(23514\)"):
+        await routed.provisioner.provision(request())
+    assert await tenants(routed, "shard-1") == []
+
+    await fetch(pool, "ALTER TABLE resources DROP CONSTRAINT nothing")
+    assert await routed.provisioner.provision(request()) is ProvisionResult.PROVISIONED
+
+
+async def test_provision_is_undone_when_its_transaction_took_too_long(
+    make_shard: ShardMaker, postgres_server: PostgresServer
+) -> None:
+    """`created_at` is the transaction's clock: one that took 30 s is not to be believed, and aborts."""
+    address = await make_shard("shard-1")
+    await execute(
+        address.connection_string,
+        "CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql"
+        " AS $$ SELECT pg_catalog.clock_timestamp() + interval '30 seconds' $$",
+    )
+    path = f"ALTER DATABASE {database_of(address)} SET search_path = public, pg_catalog"
+    await execute(postgres_server.url_of("postgres"), path)
+    async with routed_shards([address]) as routed:
+        with pytest.raises(TryAgainLaterError, match="took over 30 s"):
+            await routed.provisioner.provision(request())
+
+        assert await tenants(routed, "shard-1") == []
+        assert await fetch(pool_of(routed, "shard-1"), "SELECT * FROM resources") == []
+
+
+async def test_provision_waits_when_another_transaction_holds_the_tenant(make_shard: ShardMaker) -> None:
+    """A lost race is tried again later, as every trouble of a shard's is."""
+    address = await make_shard("shard-1")
+    async with routed_shards([address], deadlines=Deadlines(lock_s=0.1)) as routed:
+        await add_tenant(pool_of(routed, "shard-1"))
+        rival = await asyncpg.connect(address.connection_string)
+        await rival.execute("BEGIN")
+        await rival.execute("SELECT FROM tenants FOR UPDATE")
+
+        with pytest.raises(TryAgainLaterError, match=r"shard shard-1: LockNotAvailableError \(55P03\)"):
+            await routed.provisioner.provision(request())
+
+        await rival.close()
+        assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
+
+
+async def test_provision_takes_a_destruction_back_when_it_is_newer(routed: RoutedShards) -> None:
+    """In the grace time the tenant is active again as it was: same rows, same `created_at`."""
+    routed.register(TENANT, "shard-1")
+    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
+    await add_tenant(case.pool)
+    assert await case.apply(case.operation("create", "r1", {"n": 1})) == [SUCCEEDED]
+    await case.set_state("destroying")
+
+    assert await routed.provisioner.provision(request(at=TENANT_MADE_AT)) is ProvisionResult.STALE
+    assert [row["state"] for row in await tenants(routed, "shard-1")] == ["destroying"]
+    assert await routed.provisioner.provision(request()) is ProvisionResult.RESTORED
+    assert await routed.provisioner.provision(request()) is ProvisionResult.EXISTED
+
+    (row,) = await fetch(case.pool, "SELECT state, control_at, created_at, epoch FROM tenants")
+    assert row == {"state": "active", "control_at": REQUESTED_AT, "created_at": TENANT_MADE_AT, "epoch": 1}
+    assert await case.resources() == {("patient", "r1"): {"n": Decimal(1)}}
+
+
+async def test_provision_waits_when_rows_are_being_deleted(routed: RoutedShards) -> None:
+    """Once the deletion has begun there is no way back: the tenant is made again when it is over."""
+    routed.register(TENANT, "shard-1")
+    pool = pool_of(routed, "shard-1")
+    await add_tenant(pool, state="destroying")
+    await fetch(pool, "UPDATE tenants SET deletion_began_at = now()")
+
+    with pytest.raises(TryAgainLaterError, match="rows are being deleted"):
+        await routed.provisioner.provision(request())
+    assert await routed.provisioner.provision(request(at=TENANT_MADE_AT)) is ProvisionResult.STALE
+
+
+async def test_provision_makes_a_destroyed_tenant_again(routed: RoutedShards) -> None:
+    """It is as new: of the type that is asked for now, with its default row, and a `created_at` of now."""
+    routed.register(TENANT, "shard-1")
+    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
+    await add_tenant(case.pool, state="destroyed")
+
+    assert await routed.provisioner.provision(request(at=TENANT_MADE_AT)) is ProvisionResult.STALE
+    assert await routed.provisioner.provision(request(business_type="gym")) is ProvisionResult.PROVISIONED
+    assert await routed.provisioner.provision(request(business_type="gym")) is ProvisionResult.EXISTED
+
+    (row,) = await fetch(case.pool, "SELECT state, business_type, control_at, epoch, created_at FROM tenants")
+    assert abs(datetime.now(UTC) - row.pop("created_at")) < timedelta(minutes=1)
+    assert row == {"state": "active", "business_type": "gym", "control_at": REQUESTED_AT, "epoch": 2}
+    assert list(await case.resources()) == [SETTINGS]
+
+
+async def test_operations_of_before_are_not_applied_when_the_tenant_was_made_again(routed: RoutedShards) -> None:
+    """What the log knows stays a duplicate, and what nobody had applied in time is nobody's any more (idea 7)."""
+    routed.register(TENANT, "shard-1")
+    case = TenantCase(pool_of(routed, "shard-1"), TENANT)
+    await add_tenant(case.pool)
+    applied, late = case.operation("create", "r1", {}), case.operation("create", "r2", {})
+    meanwhile, young = (case.operation("create", name, {}, arrived_at=datetime.now(UTC)) for name in ("r3", "r4"))
+    assert await case.apply(applied) == [SUCCEEDED]
+    await fetch(case.pool, "UPDATE tenants SET state = 'destroyed'")
+    await fetch(case.pool, "DELETE FROM resources")
+    assert await case.apply(meanwhile) == [failed(Failure.TENANT_DESTROYED)]
+    assert await routed.provisioner.provision(request()) is ProvisionResult.PROVISIONED
+
+    outcomes = await case.apply(applied, late, meanwhile, young)
+
+    assert [outcome.disposition for outcome in outcomes] == ["duplicate", "dead_letter", "duplicate", "applied"]
+    assert outcomes[1].reason == "unknown_tenant"
+    assert set(await case.resources()) == {SETTINGS, ("patient", "r4")}
+
+
+async def test_provision_waits_when_citrus_names_a_host_that_is_not_allowed(make_shard: ShardMaker) -> None:
+    """An operator can mend it, so the message waits; earlier ones of the same batch are made."""
+    address = await make_shard("shard-1")
+    named = {"shardId": "shard-1", "connectionString": address.connection_string}
+    evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
+    citrus = ScriptedCitrus(reply(evil), reply(evil), reply(named), reply([named]), reply(named), reply([named]))
+    async with citrus.opened(allowed_hosts=("127.0.0.1",)) as client, Pools(size=1) as pools:
+        provisioner = Provisioner(client, Directory(client, pools), pools)
+        with pytest.raises(ShardNotAllowedError, match=r"evil\.example is not in DATABASE_ALLOWED_HOSTS") as caught:
+            await provisioner.provision(request())
+        assert "secret-word" not in str(caught.value)
+
+        answers = await provisioner.provision_all([request(("a", "1")), request(("a", "2"))])
+        assert isinstance(answers[0], ShardNotAllowedError)
+        assert answers[1] is ProvisionResult.PROVISIONED
+
+
+async def test_provision_all_makes_many_in_one_transaction_a_shard(make_shard: ShardMaker) -> None:
+    """Tenants of one batch are made together on each shard; a second time finds all of them."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True)]
+    requests = [request(("b", f"{number:02}"), BUSINESS_TYPE_NAMES[number % 3]) for number in range(40)]
+    async with routed_shards(shards, tenants_per_shard=20) as routed:
+        assert await routed.provisioner.provision_all(requests) == [ProvisionResult.PROVISIONED] * 40
+        for shard_id in ("shard-1", "shard-2"):
+            pool = pool_of(routed, shard_id)
+            counts = "SELECT count(*), count(DISTINCT xmin::text) AS transactions, count(DISTINCT created_at) AS times"
+            assert await fetch(pool, f"{counts} FROM tenants") == [{"count": 20, "transactions": 1, "times": 1}]
+            assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": 20}]
+
+        assert await routed.provisioner.provision_all(requests) == [ProvisionResult.EXISTED] * 40
+
+
+async def test_provision_all_makes_the_others_when_some_cannot_be_made(make_shard: ShardMaker) -> None:
+    """A bad type, a taken id, a row that the shard refuses, a silent shard: each is the trouble of its own tenant."""
+    async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
+        pool = pool_of(routed, "shard-1")
+        await fetch(pool, "ALTER TABLE tenants ADD CONSTRAINT picky CHECK (location_id <> 'bad')")
+        await add_tenant(pool, ("a-b", "c"))
+        routed.register(("far", "away"), "shard-2")
+        names = [("x", "1"), ("x", "bad"), ("a", "b-c"), ("x", "spa"), ("far", "away"), ("x", "2"), ("x", "3")]
+        requests = [request(name, "spa" if name[1] == "spa" else "dental") for name in names]
+        before = provisioned("failed")
+
+        answers = await routed.provisioner.provision_all(requests)
+
+        kinds = [answer if isinstance(answer, ProvisionResult) else type(answer) for answer in answers]
+        made = ProvisionResult.PROVISIONED
+        assert kinds == [made, StatementFailedError, RefusedError, RefusedError, ShardUnavailableError, made, made]
+        assert [row["id"] for row in await tenants(routed, "shard-1")] == ["a-b-c", "x-1", "x-2", "x-3"]
+        assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": 3}]
+        assert provisioned("failed") == before + 4
+        await fetch(pool, "ALTER TABLE tenants DROP CONSTRAINT picky")
+
+
+@pytest.mark.parametrize(("moment", "again"), [("before", "provisioned"), ("after", "existed")])
+async def test_provision_all_is_whole_or_nothing_when_the_line_is_cut_at_the_commit(
+    make_shard: ShardMaker, moment: str, again: str
+) -> None:
+    """Nothing is known then: all of the batch come again, and find all of it there, or nothing."""
+    address = await make_shard("shard-1")
+    requests = [request(("b", str(number))) for number in range(5)]
+    async with Line(address).opened() as line, routed_shards([line.address]) as routed:
+        line.cut_before_commit, line.cut_after_commit = moment == "before", moment == "after"
+        answers = await routed.provisioner.provision_all(requests)
+        assert [type(answer) for answer in answers] == [ShardUnavailableError] * 5
+
+        assert await routed.provisioner.provision_all(requests) == [ProvisionResult(again)] * 5
+        assert len(await tenants(routed, "shard-1")) == 5
+        assert await fetch(pool_of(routed, "shard-1"), "SELECT count(*) FROM resources") == [{"count": 5}]
+
+
+async def test_provision_all_makes_each_once_when_two_replicas_do_it_at_once(make_shard: ShardMaker) -> None:
+    """The same batch twice at the same time, in different orders: each is made by one of the two."""
+    address = await make_shard("shard-1")
+    requests = [request(("b", f"{number:02}")) for number in range(30)]
+    async with routed_shards([address]) as one, routed_shards([address]) as other, asyncio.TaskGroup() as tasks:
+        answers = [
+            tasks.create_task(one.provisioner.provision_all(requests)),
+            tasks.create_task(other.provisioner.provision_all(requests[::-1])),
+        ]
+    pairs = zip(answers[0].result(), answers[1].result()[::-1], strict=True)
+    assert {tuple(sorted(str(answer) for answer in pair)) for pair in pairs} == {("existed", "provisioned")}
+
+
+async def test_provision_asks_earlier_homes_of_a_static_map(make_shard: ShardMaker) -> None:
+    """With a map nobody knows whether the tenant is new: each shard its key ever had must answer, and no other."""
+    first, second = await make_shard("shard-1"), await make_shard("shard-2")
+    third = silent("shard-3")
+    mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in (first, second, third))
+    shard_map = ShardMap(shards=mapped)
+    by_homes: dict[tuple[str, ...], tuple[str, str]] = {}
+    for number in range(200):
+        homes = tuple(shard.shard_id for shard in shard_map.homes(f"b-{number}"))
+        by_homes.setdefault(homes, ("b", str(number)))
+    locator = StaticMap(shard_map)
+    async with Pools(size=1) as pools:
+        provisioner = Provisioner(locator, Directory(locator, pools), pools)
+
+        on_second = by_homes["shard-2", "shard-1"]
+        await add_tenant(pools.pool(first), on_second)
+        assert await provisioner.provision(request(on_second)) is ProvisionResult.EXISTED
+        on_first = by_homes["shard-1",]
+        assert await provisioner.provision(request(on_first)) is ProvisionResult.PROVISIONED
+        with pytest.raises(ShardUnavailableError, match="shard shard-3"):
+            await provisioner.provision(request(by_homes["shard-3", "shard-1"]))
+
+        assert await fetch(pools.pool(second), "SELECT * FROM tenants") == []

@@ -1,0 +1,244 @@
+"""The last step of provisioning: one home for every tenant, whatever Citrus says, and nobody's data undone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.citrus.cases import RoutedShards, requests_to, routed_shards, silent
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, add_tenant, fetch
+from support.postgres.unfinished_tenants import AT, TENANT_ID, homes, make_unfinished, pool_of
+
+from simplu_worker.cache.invalidations import ResourceKey
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.tenants.provisioning import Answer, Provisioner, ProvisionRequest, ProvisionResult
+
+REQUEST = ProvisionRequest(*TENANT, "dental", AT)
+SETTINGS = ResourceKey(TENANT_ID, "settings", "default")
+
+
+@pytest.fixture
+async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
+    """Give two shards behind a local Citrus, which fills the first one first."""
+    async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
+        yield routed
+
+
+class Meddler:
+    """A locator behind which something happens whenever a tenant's shard is about to be asked for."""
+
+    def __init__(self, inner: Locator, before: Callable[[], Awaitable[None]]) -> None:
+        self._inner = inner
+        self._before = before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def locate(self, tenant_id: str) -> ShardAddress | None:
+        """Let it happen, and ask."""
+        await self._before()
+        return await self._inner.locate(tenant_id)
+
+
+def meddled(routed: RoutedShards, before: Callable[[], Awaitable[None]], changed: list[ResourceKey]) -> Provisioner:
+    """Return a provisioner, to whose tenants *before* happens when they are made and about to be confirmed."""
+    locator: Any = Meddler(routed.locator, before)
+    return Provisioner(locator, routed.directory, routed.pools, on_change=changed.extend)
+
+
+async def test_provision_confirms_a_new_tenant(routed: RoutedShards) -> None:
+    """Shards are asked before and after the commit, and Citrus whether it still knows."""
+    lists, questions = requests_to("shards_health"), requests_to("get_shard")
+
+    assert await routed.provisioner.provision(REQUEST) is ProvisionResult.PROVISIONED
+
+    assert await homes(routed) == {"shard-1": ("active", True, 1)}
+    assert (requests_to("shards_health"), requests_to("get_shard")) == (lists + 2, questions + 1)
+
+
+async def test_provision_registers_again_what_citrus_has_forgotten(routed: RoutedShards) -> None:
+    """Registered, made, forgotten: Citrus is told again, and its word does not move the tenant."""
+
+    async def forget() -> None:
+        routed.citrus.registry.homes.pop(TENANT_ID, None)
+        routed.citrus.registry.shards["shard-1"].is_active = False  # so that it names the other one
+
+    provisioner = meddled(routed, forget, [])
+    assert await provisioner.provision(REQUEST) is ProvisionResult.PROVISIONED
+
+    assert await homes(routed) == {"shard-1": ("active", True, 1)}
+    assert routed.citrus.registry.homes[TENANT_ID].shard_id == "shard-2"
+    assert await routed.provisioner.provision(REQUEST) is ProvisionResult.EXISTED
+
+
+@pytest.mark.parametrize("age_s", [3600.0, -3600.0])
+async def test_provision_keeps_one_home_when_citrus_changed_its_answer(routed: RoutedShards, age_s: float) -> None:
+    """Another replica, sent to the other shard, made it there at the same time: the later one is undone, for both."""
+    changed: list[ResourceKey] = []
+
+    async def make_elsewhere() -> None:
+        if routed.citrus.registry.homes[TENANT_ID].shard_id == "shard-1":
+            routed.register(TENANT, "shard-2")
+            await make_unfinished(pool_of(routed, "shard-2"), age_s=age_s)
+
+    with capture_logs() as logs:
+        result = await meddled(routed, make_elsewhere, changed).provision(REQUEST)
+
+    kept, undone = ("shard-2", "shard-1") if age_s > 0 else ("shard-1", "shard-2")
+    assert await homes(routed) == {kept: ("active", True, 1)}
+    assert result is (ProvisionResult.EXISTED if age_s > 0 else ProvisionResult.PROVISIONED)
+    (entry,) = [entry for entry in logs if entry["event"] == "tenant.undone"]
+    assert (entry["shard_id"], entry["kept_shard_id"], entry["log_level"]) == (undone, kept, "warning")
+    assert changed.count(SETTINGS) == (3 if age_s > 0 else 2)  # made, undone, found
+    assert await routed.router.find(TENANT_ID) == kept
+
+
+async def test_provision_goes_on_when_it_was_killed_before_the_confirmation(make_shard: ShardMaker) -> None:
+    """The same message finds the tenant made and not confirmed: it then does what was left, or waits."""
+    async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
+        routed.register(TENANT, "shard-1")
+        await make_unfinished(pool_of(routed, "shard-1"))
+        with pytest.raises(ShardUnavailableError, match="shard shard-2"):
+            await routed.provisioner.provision(REQUEST)
+
+        routed.citrus.registry.shards["shard-2"].connection_string = (await make_shard("shard-2")).connection_string
+        assert await routed.provisioner.provision(REQUEST) is ProvisionResult.EXISTED
+        assert await homes(routed) == {"shard-1": ("active", True, 1)}
+
+
+async def test_provision_all_leaves_one_home_each_when_two_replicas_are_sent_to_two_shards(
+    make_shard: ShardMaker,
+) -> None:
+    """Both were told 409 and a shard of their own, at the same time: every tenant has one home in the end, for both."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
+    requests = [ProvisionRequest("b", f"{number:02}", "gym", AT) for number in range(20)]
+    async with routed_shards(shards) as one, routed_shards(shards[::-1]) as other:
+        for routed, shard_id in ((one, "shard-1"), (other, "shard-2")):
+            for request in requests:
+                routed.register((request.business_id, request.location_id), shard_id)
+
+        async def provisioned(routed: RoutedShards) -> list[Answer]:
+            answers: list[Answer] = [TryAgainLaterError("not asked")]
+            while any(isinstance(answer, TryAgainLaterError) for answer in answers):
+                answers = await routed.provisioner.provision_all(requests)
+            return answers
+
+        async with asyncio.TaskGroup() as tasks:
+            both = [tasks.create_task(provisioned(routed)) for routed in (one, other)]
+        assert all(isinstance(answer, ProvisionResult) for task in both for answer in task.result())
+
+        query = "SELECT id, state_changed_at <> created_at AS is_confirmed FROM tenants"
+        rows = [row for shard_id in ("shard-1", "shard-2") for row in await fetch(pool_of(one, shard_id), query)]
+        assert sorted(row["id"] for row in rows) == [request.tenant_id for request in requests]
+        assert all(row["is_confirmed"] for row in rows)
+
+
+async def test_provision_all_puts_single_calls_into_few_transactions(make_shard: ShardMaker) -> None:
+    """Tenants that come one by one, at the same time, are made and confirmed together, and see to the schema once."""
+    address = await make_shard("shard-1", is_empty=True)
+    async with routed_shards([address]) as routed, asyncio.TaskGroup() as tasks:
+        for number in range(60):
+            tasks.create_task(routed.provisioner.provision(ProvisionRequest("b", str(number), "gym", AT)))
+    async with routed_shards([address]) as routed:
+        counts = "count(*), count(DISTINCT created_at) AS made, count(DISTINCT xmin::text) AS confirmed"
+        (row,) = await fetch(pool_of(routed, "shard-1"), f"SELECT {counts} FROM tenants")
+        assert row["count"] == 60
+        assert row["made"] <= 15
+        assert row["confirmed"] <= 30
+
+
+async def test_provision_waits_when_the_shard_lacks_the_business_type(routed: RoutedShards) -> None:
+    """Its schema was made before there was such a type; the others of the batch are made."""
+    await fetch(pool_of(routed, "shard-1"), "DELETE FROM business_types WHERE name = 'gym'")
+
+    answers = await routed.provisioner.provision_all(
+        [ProvisionRequest("b", name, business_type, AT) for name, business_type in (("1", "gym"), ("2", "hotel"))]
+    )
+
+    assert isinstance(answers[0], TryAgainLaterError)
+    assert "simplu-worker shards upgrade shard-1 --apply" in str(answers[0])
+    assert answers[1] is ProvisionResult.PROVISIONED
+    assert [row["id"] for row in await fetch(pool_of(routed, "shard-1"), "SELECT id FROM tenants")] == ["b-2"]
+
+
+@pytest.mark.parametrize(
+    ("tenant", "complaint"),
+    [
+        (("", "main"), "businessId"),
+        (("clinic", "x" * 129), "locationId"),
+        (("clinic\0", "main"), "businessId"),
+        (("clinic", "\ud800"), "locationId"),
+    ],
+)
+async def test_provision_is_refused_when_an_id_cannot_be_stored(
+    routed: RoutedShards, tenant: tuple[str, str], complaint: str
+) -> None:
+    """Before Citrus is told of it."""
+    with pytest.raises(RefusedError, match=f"{complaint}: expected 1 to 128 characters"):
+        await routed.provisioner.provision(ProvisionRequest(*tenant, "dental", AT))
+    assert routed.citrus.registry.homes == {}
+
+
+async def test_provision_makes_nothing_twice_when_a_destroyed_row_is_named(routed: RoutedShards) -> None:
+    """The named shard has the row of a tenant that was destroyed there and lives elsewhere since: it is found."""
+    routed.register(TENANT, "shard-1")
+    await add_tenant(pool_of(routed, "shard-1"), state="destroyed")
+    await add_tenant(pool_of(routed, "shard-2"))
+
+    assert await routed.provisioner.provision(REQUEST) is ProvisionResult.EXISTED
+    assert await homes(routed) == {"shard-1": ("destroyed", True, 0), "shard-2": ("active", True, 0)}
+
+
+async def test_provisioner_uses_the_directory_it_is_given(routed: RoutedShards) -> None:
+    """A tenant that was asked for before it was there is found as soon as it is made."""
+    directory = Directory(routed.locator, routed.pools)
+    assert await directory.find(TENANT_ID) == "unregistered"
+
+    assert await Provisioner(routed.locator, directory, routed.pools).provision(REQUEST) == "provisioned"
+
+    found = await directory.find(TENANT_ID, absence_max_age_s=60.0)
+    assert isinstance(found, ShardAddress)
+    assert found.shard_id == "shard-1"
+
+
+@pytest.mark.parametrize(("forgets", "wavers"), [(True, False), (False, True), (True, True)])
+async def test_provision_leaves_one_home_when_citrus_forgets_and_changes_its_answers(
+    routed: RoutedShards, *, forgets: bool, wavers: bool
+) -> None:
+    """Many that ask for the same tenants at once end with one home for each, whatever they were told."""
+    faults = routed.citrus.faults
+    faults.forgets, faults.wavers = forgets, wavers
+    requests = [ProvisionRequest("b", str(number), "gym", AT) for number in range(5)]
+
+    async def provision(request: ProvisionRequest) -> None:
+        while isinstance((await routed.provisioner.provision_all([request]))[0], TryAgainLaterError):
+            pass
+
+    async with asyncio.TaskGroup() as tasks:
+        for request in requests * 4:
+            tasks.create_task(provision(request))
+
+    query = "SELECT id, state_changed_at <> created_at AS is_confirmed FROM tenants"
+    rows = [row for shard_id in ("shard-1", "shard-2") for row in await fetch(pool_of(routed, shard_id), query)]
+    assert sorted(row["id"] for row in rows) == [request.tenant_id for request in requests]
+    assert all(row["is_confirmed"] for row in rows)
+
+
+async def test_provision_makes_the_first_to_come_when_citrus_knows_a_stranger_by_the_same_id(
+    routed: RoutedShards,
+) -> None:
+    """Citrus says 409 for `a` `b-c`, as it has `a-b` `c` by the same key: it has no row, and the second is refused."""
+    routed.register(("a-b", "c"), "shard-2")
+
+    assert await routed.provisioner.provision(ProvisionRequest("a", "b-c", "gym", AT)) is ProvisionResult.PROVISIONED
+    with pytest.raises(RefusedError, match="'a-b-c' is taken by another business and location"):
+        await routed.provisioner.provision(ProvisionRequest("a-b", "c", "gym", AT))
+    assert [row["location_id"] for row in await fetch(pool_of(routed, "shard-2"), "SELECT * FROM tenants")] == ["b-c"]

@@ -1,0 +1,295 @@
+"""Renaming a resource, and the rows of a tenant's first administrator: beside operations, and never half."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import pytest
+from support.citrus.cases import RoutedShards, ScriptedCitrus, reply, routed_shards, silent
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import ARRIVED_AT, TENANT, TenantCase, add_tenant, failed, fetch
+from support.postgres.trouble import waiters
+
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.operations.operation import Failure
+from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.tenants.provisioning import ShardNotAllowedError
+from simplu_worker.shards.tenants.resource_changes import ChangeResult, ResourceChanges
+
+REQUESTED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
+    """Give one shard behind a local Citrus, with an active tenant registered on it."""
+    async with routed_shards([await make_shard("shard-1")]) as routed:
+        routed.register(TENANT, "shard-1")
+        await add_tenant(case_of(routed).pool)
+        yield routed
+
+
+def case_of(routed: RoutedShards, tenant: tuple[str, str] = TENANT) -> TenantCase:
+    """Return a tenant of the one shard."""
+    shard = routed.citrus.registry.shards["shard-1"]
+    return TenantCase(routed.pools.pool(ShardAddress("shard-1", shard.connection_string)), tenant)
+
+
+async def rename(
+    routed: RoutedShards,
+    old_id: str = "old",
+    new_id: str = "new",
+    additional_data: str | None = None,
+    *,
+    tenant: tuple[str, str] = TENANT,
+) -> ChangeResult:
+    """Rename a patient as a message does."""
+    return await routed.changes.rename(
+        *tenant,
+        resource_type="patient",
+        old_id=old_id,
+        new_id=new_id,
+        additional_data=additional_data,
+        requested_at=REQUESTED_AT,
+    )
+
+
+async def add_admin(
+    routed: RoutedShards, business_type: str = "dental", *, tenant: tuple[str, str] = TENANT
+) -> ChangeResult:
+    """Make an administrator's rows as a message does."""
+    return await routed.changes.add_admin(
+        *tenant, business_type=business_type, email="ann.lee@clinic.example", user_id="u-1", requested_at=REQUESTED_AT
+    )
+
+
+async def made(routed: RoutedShards, *resource_ids: str, data: str = '{"name": "Ann", "tags": {"a": 1}}') -> TenantCase:
+    """Create patients, and return their tenant."""
+    case = case_of(routed)
+    operations = [case.operation("create", resource_id, data) for resource_id in resource_ids]
+    assert await case.apply(*operations) == [SUCCEEDED] * len(operations)
+    return case
+
+
+# Renaming
+
+
+async def test_rename_gives_the_resource_another_id_and_merges(routed: RoutedShards) -> None:
+    """Everything else stays; members are merged as a `patch` merges them, and no number loses a digit."""
+    case = await made(routed, "old", data='{"name": "Ann", "tags": {"a": 1, "b": 2}, "drop": 1}')
+    more = '{"tags": {"a": null, "c": 1.000000000000000000000000000001}, "drop": null, "number": "ap2403-00017"}'
+
+    assert await rename(routed, additional_data=more) is ChangeResult.APPLIED
+
+    query = 'SELECT "resourceId", "businessType", data::text, date, "lastUpdated" FROM resources'
+    (row,) = await fetch(case.pool, query)
+    assert row == {
+        "resourceId": "new",
+        "businessType": "dental",
+        "data": '{"name": "Ann", "tags": {"b": 2, "c": 1.000000000000000000000000000001}, "number": "ap2403-00017"}',
+        "date": ARRIVED_AT,
+        "lastUpdated": REQUESTED_AT,
+    }
+    assert len(await case.log()) == 1  # only operations write there
+
+
+async def test_rename_changes_nothing_when_it_is_redelivered(routed: RoutedShards) -> None:
+    """It is done; what was merged may have been changed since, and is not merged again."""
+    case = await made(routed, "old")
+    await rename(routed, additional_data='{"name": "Bea"}')
+    assert await case.apply(case.operation("patch", "new", {"name": "Cid"})) == [SUCCEEDED]
+    before = await case.everything()
+
+    assert await rename(routed, additional_data='{"name": "Bea"}') is ChangeResult.EXISTED
+    assert await case.everything() == before
+
+
+async def test_rename_is_refused_when_there_is_a_resource_of_each_id(routed: RoutedShards) -> None:
+    """Neither is overwritten, and the error says what to do."""
+    case = await made(routed, "old", "new")
+    before = await case.everything()
+    with pytest.raises(RefusedError, match="a resource of each id; delete one of them"):
+        await rename(routed)
+    assert await case.everything() == before
+
+
+async def test_rename_says_missing_when_there_is_neither(routed: RoutedShards) -> None:
+    """One of another type, or of another tenant, is not it."""
+    case = await made(routed)
+    await case.apply(case.operation("create", "old", {}, resource_type="visit"))
+    assert await rename(routed) is ChangeResult.MISSING
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\u0000"}', '{"a": 1e999999}', '{"a": "\\ud800"}'])
+async def test_rename_is_refused_when_postgres_cannot_store_what_is_added(routed: RoutedShards, text: str) -> None:
+    """The message is at fault; the resource stays as it was."""
+    case = await made(routed, "old")
+    before = await case.everything()
+    with pytest.raises(RefusedError, match="additionalData: expected what Postgres can store"):
+        await rename(routed, additional_data=text)
+    assert await case.everything() == before
+
+
+async def test_rename_and_operations_come_one_after_the_other(routed: RoutedShards) -> None:
+    """A batch that waits for the rename finds the new id alone: no row is lost, and none is there twice."""
+    case = await made(routed, "old")
+    rival = await asyncpg.connect(case.pool.address.connection_string)
+    watcher = await asyncpg.connect(case.pool.address.connection_string)
+    await rival.execute("BEGIN")
+    await rival.execute("UPDATE resources SET data = data || '{\"n\": 1}'")
+    async with asyncio.TaskGroup() as tasks:
+        renaming = tasks.create_task(rename(routed))
+        await waiters(watcher)
+        patching = tasks.create_task(case.apply(case.operation("patch", "old", {"late": True})))
+        await waiters(watcher, count=2)
+        await rival.execute("COMMIT")
+    await rival.close()
+    await watcher.close()
+
+    assert renaming.result() is ChangeResult.APPLIED
+    assert patching.result() == [failed(Failure.NOT_FOUND)]
+    ((key, data),) = (await case.resources()).items()
+    assert (key, isinstance(data, dict) and sorted(data)) == (("patient", "new"), ["n", "name", "tags"])
+
+
+async def test_renames_beside_batches_lose_nothing(routed: RoutedShards) -> None:
+    """Many renames and batches at once over the same rows: each is done or tried again, none twice."""
+    case = await made(routed, *(f"old-{number}" for number in range(20)))
+
+    async def renamed(number: int) -> ChangeResult:
+        while True:
+            try:
+                return await rename(routed, f"old-{number}", f"new-{number}", f'{{"n": {number}}}')
+            except TryAgainLaterError:  # a deadlock: the message would come again
+                await asyncio.sleep(0.01)
+
+    async def touched(order: int) -> None:
+        ids = [f"{name}-{number}" for number in range(20)[::order] for name in ("old", "new")]
+        await case.apply(*(case.operation("patch", resource_id, {f"by{order}": 1}) for resource_id in ids))
+
+    async with asyncio.TaskGroup() as tasks:
+        renaming = [tasks.create_task(renamed(number)) for number in range(20)]
+        for order in (1, -1, 1, -1):
+            tasks.create_task(touched(order))
+
+    assert {task.result() for task in renaming} == {ChangeResult.APPLIED}
+    resources = await case.resources()
+    assert set(resources) == {("patient", f"new-{number}") for number in range(20)}
+    assert all(isinstance(data, dict) and "n" in data for data in resources.values())
+
+
+# The administrator
+
+
+@pytest.mark.parametrize(("business_type", "staff"), [("dental", "medic"), ("gym", "trainer"), ("hotel", "staff")])
+async def test_admin_gets_a_role_and_a_staff_resource(make_shard: ShardMaker, business_type: str, staff: str) -> None:
+    """Both have the user's id; which kind of staff goes by the tenant's own business type."""
+    async with routed_shards([await make_shard("shard-1")]) as routed:
+        routed.register(TENANT, "shard-1")
+        case = case_of(routed)
+        await add_tenant(case.pool, business_type=business_type)
+
+        assert await add_admin(routed) is ChangeResult.APPLIED
+
+        assert await case.resources() == {
+            ("role", "u-1"): {"name": "Administrator", "status": "active", "permissions": ["*"]},
+            (staff, "u-1"): {
+                f"{staff}Name": "ann.lee",
+                "email": "ann.lee@clinic.example",
+                "phone": "",
+                "role": "Administrator",
+                "status": "active",
+            },
+        }
+        query = 'SELECT DISTINCT "businessType", date, "lastUpdated" FROM resources'
+        assert await fetch(case.pool, query) == [
+            {"businessType": business_type, "date": REQUESTED_AT, "lastUpdated": REQUESTED_AT}
+        ]
+        assert await case.log() == {}
+
+
+async def test_admin_is_never_overwritten(routed: RoutedShards) -> None:
+    """What operations made of the rows stays, and one that is missing is made."""
+    case = case_of(routed)
+    await add_admin(routed)
+    patch = case.operation("patch", "u-1", {"phone": "123"}, resource_type="medic")
+    delete = case.operation("delete", "u-1", resource_type="role")
+    assert await case.apply(patch, delete) == [SUCCEEDED] * 2
+
+    assert await add_admin(routed) is ChangeResult.APPLIED
+    resources: Any = await case.resources()
+    assert (resources["medic", "u-1"]["phone"], ("role", "u-1") in resources) == ("123", True)
+    assert await add_admin(routed) is ChangeResult.EXISTED
+
+
+async def test_admin_is_refused_when_the_business_type_is_unknown(routed: RoutedShards) -> None:
+    """The error names the known types."""
+    with pytest.raises(RefusedError, match="expected one of dental, gym, hotel, got 'spa'"):
+        await add_admin(routed, "spa")
+
+
+# Where the tenant is
+
+
+@pytest.mark.parametrize("change", [rename, add_admin])
+async def test_change_goes_by_the_state_of_the_tenant(routed: RoutedShards, change: Any) -> None:
+    """Destroyed: acknowledged without effect. On the move: it waits. Unknown: whoever asked decides."""
+    case = await made(routed, "old")
+    before = await case.resources()
+    for state in ("destroying", "destroyed"):
+        await case.set_state(state)
+        assert await change(routed) is ChangeResult.TENANT_DESTROYED
+    for state in ("fenced", "incoming", "ready"):
+        await case.set_state(state)
+        with pytest.raises(TryAgainLaterError, match="moved"):
+            await change(routed)
+        with pytest.raises(TryAgainLaterError, match="not active, or the tenant is being moved"):
+            await change(routed)  # by then the directory knows
+    assert await case.resources() == before
+
+    assert await change(routed, tenant=("no", "one")) is ChangeResult.UNKNOWN_TENANT
+    routed.register(("not", "here"), "shard-1")
+    assert await change(routed, tenant=("not", "here")) is ChangeResult.UNKNOWN_TENANT
+
+
+@pytest.mark.parametrize("change", [rename, add_admin])
+async def test_change_is_refused_when_another_tenant_has_the_id(routed: RoutedShards, change: Any) -> None:
+    """`a` at `b-c` does not write into what is `a-b`'s at `c`."""
+    await add_tenant(case_of(routed).pool, ("a-b", "c"))
+    routed.register(("a", "b-c"), "shard-1")
+    with pytest.raises(RefusedError, match="'a-b-c' is taken"):
+        await change(routed, tenant=("a", "b-c"))
+
+
+@pytest.mark.parametrize("change", [rename, add_admin])
+async def test_change_waits_when_the_shard_is_silent_or_the_row_is_gone(change: Any, make_shard: ShardMaker) -> None:
+    """Nothing is known then; the directory asks anew the next time."""
+    async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
+        routed.register(("far", "away"), "shard-2")
+        with pytest.raises(ShardUnavailableError, match="shard shard-2"):
+            await change(routed, tenant=("far", "away"))
+
+        routed.register(TENANT, "shard-1")
+        case = case_of(routed)
+        await add_tenant(case.pool)
+        await case.apply(case.operation("create", "new", {}))
+        assert await change(routed) in {ChangeResult.EXISTED, ChangeResult.APPLIED}
+        await fetch(case.pool, "DELETE FROM tenants")
+        with pytest.raises(TryAgainLaterError, match="does not live there any more"):
+            await change(routed)
+
+
+async def test_change_waits_when_citrus_names_a_host_that_is_not_allowed() -> None:
+    """An operator can mend it."""
+    evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
+    async with ScriptedCitrus(reply(evil)).opened(allowed_hosts=("db",)) as client, Pools(size=1) as pools:
+        changes = ResourceChanges(Directory(client, pools), pools)
+        with pytest.raises(ShardNotAllowedError, match=r"evil\.example"):
+            await changes.add_admin(*TENANT, business_type="gym", email="a@b", user_id="u-1", requested_at=REQUESTED_AT)

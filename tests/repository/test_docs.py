@@ -1,0 +1,195 @@
+"""What people read names what is there: log events, metrics, alerts, commands, files."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+from support.requires import ROOT
+
+from simplu_worker.cli import app
+
+PACKAGE = ROOT / "simplu_worker"
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
+EVENT = r"[a-z]+(?:_[a-z]+)*\.[a-z]+(?:_[a-z]+)*"
+ALWAYS_THERE = {"--help", "-h", "--version"}
+
+
+def modules() -> list[Path]:
+    """Return the files whose events are the worker's; the embedded stack is not the worker."""
+    return sorted(path for path in PACKAGE.rglob("*.py") if "local" not in path.relative_to(PACKAGE).parts)
+
+
+def events_in(tree: ast.AST) -> Iterator[tuple[str, set[str]]]:
+    """Yield each event that *tree* logs, with its levels; either may go through one local name."""
+    assigned: defaultdict[str, list[ast.expr]] = defaultdict(list)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    assigned[target.id].append(node.value)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args and (levels := levels_of(node.func, assigned)):
+            first = node.args[0]
+            texts = assigned[first.id] if isinstance(first, ast.Name) else [first]
+            found = {one.value for text in texts for one in ast.walk(text) if isinstance(one, ast.Constant)}
+            events = {event for event in found if isinstance(event, str)}
+            assert events, f"line {node.lineno}: expected the event as a literal, got {ast.unparse(first)}"
+            yield from ((event, levels) for event in events)
+
+
+def levels_of(function: ast.expr, assigned: Mapping[str, list[ast.expr]]) -> set[str]:
+    """Return the levels at which a call of *function* logs; none when it does not log."""
+    if isinstance(function, ast.Name):
+        return {level for value in assigned.get(function.id, ()) for level in levels_named_in(value)}
+    return set(levels_named_in(function)) if isinstance(function, ast.Attribute) else set()
+
+
+def levels_named_in(expression: ast.expr) -> Iterator[str]:
+    """Yield the level of each `log.<level>` in *expression*."""
+    for node in ast.walk(expression):
+        if isinstance(node, ast.Attribute) and node.attr in LEVELS:
+            logger = ast.unparse(node.value)
+            if logger == "log" or logger.startswith("structlog.get_logger("):
+                yield LEVELS[node.attr]
+
+
+@cache
+def logged_events() -> dict[str, set[str]]:
+    """Return the levels of every event in the package, by event."""
+    events: defaultdict[str, set[str]] = defaultdict(set)
+    for path in modules():
+        for event, levels in events_in(ast.parse(path.read_text(encoding="utf-8"))):
+            events[event] |= levels
+    return dict(events)
+
+
+def catalogued_events() -> list[tuple[str, set[str]]]:
+    """Return each row of the catalogue: the event and its levels."""
+    page = (DOCS / "events.md").read_text(encoding="utf-8")
+    rows = re.findall(rf"^\| `({EVENT})` \| ([a-z ]+) \|", page, flags=re.MULTILINE)
+    return [(event, set(levels.split(" or "))) for event, levels in rows]
+
+
+def headings(page: Path) -> list[str]:
+    """Return the headings of *page*, code left out."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+
+
+def anchor_of(heading: str) -> str:
+    """Return the anchor that a heading has on GitHub."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def commands_of(node: object = app, name: str = "") -> dict[str, set[str]]:
+    """Return the options of every command that does something, by its words."""
+    inner = [word for word in node if word not in ALWAYS_THERE]  # type: ignore[attr-defined]
+    if inner:
+        return {
+            words: options
+            for word in inner
+            for words, options in commands_of(node[word], f"{name} {word}".strip()).items()  # type: ignore[index]
+        }
+    arguments = node.assemble_argument_collection()  # type: ignore[attr-defined]
+    return {name: {option for argument in arguments for option in argument.names} | ALWAYS_THERE}
+
+
+def command_lines(page: Path) -> list[str]:
+    """Return what follows `simplu-worker` wherever *page* shows a command line."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.findall(
+        r"\bsimplu-worker ([a-z][^\n`'|)<;…]*)", "\n".join(re.findall(r"```sh\n.*?```|`[^`\n]+`", text, re.DOTALL))
+    )
+
+
+def test_events_are_in_the_catalogue_and_only_those_that_exist() -> None:
+    """docs/events.md has one row for each event of the package."""
+    assert sorted(logged_events()) == sorted(event for event, _ in catalogued_events())
+
+
+@pytest.mark.parametrize(("event", "levels"), [pytest.param(*row, id=row[0]) for row in catalogued_events()])
+def test_catalogue_names_the_level_at_which_an_event_is_logged(event: str, levels: set[str]) -> None:
+    """An operator filters by level, so the catalogue's is the code's."""
+    assert logged_events()[event] == levels
+
+
+@pytest.mark.parametrize("event", sorted(logged_events()))
+def test_event_is_a_noun_and_what_became_of_it(event: str) -> None:
+    """Events are `noun.past_verb`, in lower case, so that they can be searched for."""
+    assert re.fullmatch(EVENT, event)
+
+
+def test_metrics_are_all_described() -> None:
+    """docs/operating.md has every metric that is defined, and no other."""
+    tree = ast.parse((PACKAGE / "metrics" / "instruments.py").read_text(encoding="utf-8"))
+    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    defined = {name for name in names if re.fullmatch(r"simplu_[a-z_]+", name)}
+    described = set(re.findall(r"`(simplu_[a-z_]+)", (DOCS / "operating.md").read_text(encoding="utf-8")))
+    assert described == defined
+
+
+def test_alerts_have_a_runbook_each() -> None:
+    """docs/operating.md has a section for each alert, and none for an alert that is gone."""
+    rules = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8")
+    page = (DOCS / "operating.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^### (\w+)$", section, flags=re.MULTILINE) == re.findall(r"- alert: (\w+)", rules)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "operating.md"], ids=lambda page: page.name)
+def test_command_lines_name_commands_and_options_that_exist(page: Path) -> None:
+    """What a newcomer copies works: each command and each option is the program's."""
+    commands = commands_of()
+    for line in command_lines(page):
+        words = line.split()
+        known = [words[:count] for count in (2, 1) if " ".join(words[:count]) in commands]
+        assert known, f"no such command: simplu-worker {line}"
+        options = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert options <= commands[" ".join(known[0])], f"simplu-worker {line}"
+
+
+def test_readme_names_every_command() -> None:
+    """A command that nobody finds is not there."""
+    named = {" ".join(line.split()[:count]) for line in command_lines(ROOT / "README.md") for count in (1, 2)}
+    assert not commands_of().keys() - named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    """Links within the repository are relative, and their files and anchors are there."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"https?:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in map(anchor_of, headings(target)), link
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_make_targets_that_are_named_exist(page: Path) -> None:
+    """`make X` is a target, and run.py knows it too, for those without make."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    text = page.read_text(encoding="utf-8")
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) <= targets
+    script = (ROOT / "run.py").read_text(encoding="utf-8")
+    assert all(f'"{name}"' in script for name in re.findall(r"run\.py ([a-z]+)", text))
+
+
+def test_images_are_used_and_have_a_text() -> None:
+    """Every picture is shown somewhere, with words for those who do not see it."""
+    shown = {
+        (page.parent / path).resolve()
+        for page in PAGES
+        for words, path in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+        if words
+    }
+    assert shown == {path.resolve() for path in (DOCS / "images").iterdir()}

@@ -1,0 +1,65 @@
+"""The pins in requirements/*.txt install the same everywhere: hashes, no addresses, everything the project names."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from support.requires import ROOT
+
+FILES = sorted((ROOT / "requirements").glob("*.txt"), key=lambda path: path.name)
+PIN = re.compile(r"(?P<name>[a-z0-9.-]+)==(?P<version>[^ ]+)(?: ; [^\\]+)?")
+HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
+
+
+def pins(path: Path) -> dict[str, tuple[str, list[str]]]:
+    """Return version and remaining words of each pin of *path* by name; any other line fails the test."""
+    text = "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("#"))
+    found: dict[str, tuple[str, list[str]]] = {}
+    for logical_line in text.replace("\\\n", "\x00").splitlines():
+        first, *rest = (part.strip() for part in logical_line.split("\x00"))
+        pin = PIN.fullmatch(first)
+        assert pin, f"{path.name}: expected name==version, got {first!r}"
+        found[canonicalize_name(pin["name"])] = (pin["version"], rest)
+    return found
+
+
+def wanted() -> dict[str, list[str]]:
+    """Return by lock file what pyproject.toml wants in it."""
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups: dict[str, list[str]] = project["dependency-groups"]
+    extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
+    worker: list[str] = project["project"]["dependencies"] + extras["cache"]
+    local = worker + extras["local"] + groups["build"]
+    return {"worker": worker, "local": local, "dev": local + groups["test"] + groups["lint"], "build": groups["build"]}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_requirements_have_nothing_but_hashed_pins_in(path: Path) -> None:
+    """Each pin has hashes, and there is no address, index or other option."""
+    without = {name: rest for name, (_, rest) in pins(path).items() if not rest or not all(map(HASH.fullmatch, rest))}
+    assert without == {}
+
+
+@pytest.mark.parametrize("name", wanted())
+def test_requirements_satisfy_the_project_in(name: str) -> None:
+    """Each dependency of pyproject.toml is pinned to a version it allows; else `make lock` was forgotten."""
+    pinned = pins(ROOT / "requirements" / f"{name}.txt")
+    unsatisfied = []
+    for requirement in map(Requirement, wanted()[name]):
+        version, _ = pinned.get(canonicalize_name(requirement.name), ("", []))
+        if not version or not requirement.specifier.contains(version):
+            unsatisfied.append(str(requirement))
+    assert unsatisfied == []
+
+
+@pytest.mark.parametrize(("smaller", "larger"), [("worker", "local"), ("local", "dev")])
+def test_requirements_agree_between(smaller: str, larger: str) -> None:
+    """A larger set pins all of a smaller one to the same versions: an environment with `dev` also serves `local`."""
+    pinned = [{n: v for n, (v, _) in pins(ROOT / "requirements" / f"{s}.txt").items()} for s in (smaller, larger)]
+    assert pinned[0].items() <= pinned[1].items()

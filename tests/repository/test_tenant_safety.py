@@ -1,0 +1,200 @@
+"""Every SQL file: no statement touches rows of a tenant that is not named (invariant 7), and readers are bounded."""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from support.postgres.sql_text import Arm, Token, arms_of, statements_of, tables_of, tokens_of, unbound
+
+import simplu_worker
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
+
+SQL = Path(simplu_worker.__file__).parent / "shards" / "sql"
+
+# The column that names the tenant, of each table that has rows of tenants.
+TENANT_COLUMNS = {"tenants": "id", "resources": "id", "operations": "tenant_id", "moves": "tenant_id"}
+OF_NO_TENANT = {
+    "business_types": "what every tenant of a type begins with",
+    "schema_migrations": "the shard's own",
+    "shard_meta": "the shard's own",
+    "stream_positions": "of the stream; the tenants that it names are the reader's to know",
+}
+BEING_MADE = {f"simplu_adoption.{table}": column for table, column in TENANT_COLUMNS.items()}
+
+# Queries about more than the tenants they are given, each with the reason why it must be.
+NOT_OF_ONE_TENANT = {
+    "add_adopted_default_rows": "the tenants of a shard that is being adopted: nobody else's are in those tables",
+    "count_living_tenants": "the count alone, for a shard that is to leave the map",
+    "count_tenants": "the count alone, for capacity",
+    "find_deletions": "what a shard has to delete, whosever it is",
+    "find_locations": "contract §4: `destroy_all` is for every location of a business",
+    "find_operation_of_any_tenant": "contract §9: without the tenant all shards are asked",
+    "find_unconfirmed": "what a provisioning that was killed has left, whosever it is",
+    "begin_position": "how the tenants came, for what is known of a stream shard",
+    "tenants_came": "times alone, of the first and of the last that was moved here",
+    "forget_operations": "rows go by their age, whosever they are",
+    "list_tenants": "contract §1: `tenants list`",
+    "page_tenants": "contract §1: `tenants audit`",
+}
+# What is not a named query, by folder.
+SCRIPTS = {
+    "migrations": "makes the tables; may touch no row in them",
+    "business_types": "makes views of all tenants, for readers' roles to be bounded in",
+    "adoption": "about another program's table; may touch no row of ours",
+}
+
+
+def unnamed(sql: str) -> set[str]:
+    """Return the tables of *sql* whose rows are those of anybody."""
+    columns = TENANT_COLUMNS | BEING_MADE
+    return {table for arm in all_arms(sql) for table, _ in unbound(arm, columns)}
+
+
+def all_arms(sql: str) -> list[Arm]:
+    """Return the arms of every statement in *sql*."""
+    return [arm for statement in statements_of(sql) for arm in arms_of(statement)]
+
+
+def bodies_of(tokens: tuple[Token, ...]) -> list[str]:
+    """Return the code in functions and DO blocks."""
+    return [token.text.strip("$") for token in tokens if token.kind == "body"]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM resources WHERE id = $1",
+        "SELECT * FROM resources AS r WHERE $1 = r.id AND (r.date > $2 OR r.date IS NULL)",
+        "SELECT * FROM resources WHERE id = ANY($1::text[])",
+        "SELECT * FROM resources WHERE CASE WHEN date > $2 OR date < $3 THEN false ELSE true END AND id = $1",
+        "SELECT * FROM unnest($1::text[]) AS sent (id) JOIN tenants ON tenants.id = sent.id",
+        "SELECT * FROM operations JOIN unnest($1::text[]) AS sent (tenant_id) USING (tenant_id)",
+        "SELECT * FROM unnest($1::text[]) AS sent (id) LEFT JOIN tenants ON tenants.id = sent.id",
+        "SELECT * FROM tenants, resources WHERE tenants.id = $1 AND resources.id = tenants.id",
+        "SELECT (SELECT count(*) FROM resources WHERE resources.id = tenants.id) FROM tenants WHERE tenants.id = $1",
+        "WITH wave AS (SELECT * FROM unnest($1::text[])) DELETE FROM resources USING wave WHERE resources.id = wave.id",
+        "UPDATE tenants SET state = 'x' FROM wave WHERE tenants.id = wave.id",
+        "INSERT INTO resources (id, data) SELECT tenants.id, $2 FROM tenants WHERE id = $1 ON CONFLICT (id) DO NOTHING",
+        "DELETE FROM resources WHERE ctid = ANY(ARRAY(SELECT ctid FROM resources WHERE id = $1 LIMIT $2 FOR UPDATE))",
+        "SELECT 1 FROM business_types WHERE name IS DISTINCT FROM $1 FOR UPDATE",
+        "SELECT 'FROM resources' -- FROM resources",
+    ],
+)
+def test_statement_is_taken_for_one_of_given_tenants_when_it_narrows_every_table(sql: str) -> None:
+    """By an argument, by a batch, or by a table that is narrowed itself."""
+    assert unnamed(sql) == set()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM resources",
+        "SELECT * FROM resources WHERE id = $1 OR date > $2",
+        "SELECT * FROM resources WHERE NOT id = $1",
+        "SELECT * FROM resources WHERE id <> $1",
+        "SELECT * FROM resources WHERE id = id",
+        "SELECT id = $1 FROM resources",
+        "SELECT * FROM resources WHERE 'id = $1' <> '' -- id = $1",
+        'SELECT * FROM resources WHERE "resourceId" = $1',
+        "SELECT * FROM resources r WHERE lower(id) = $1",
+        "SELECT * FROM resources WHERE CASE WHEN id = $1 THEN false ELSE true END",
+        "SELECT * FROM resources WHERE id = ANY(SELECT id FROM tenants)",
+        "SELECT * FROM tenants JOIN resources ON resources.id = tenants.id",
+        "SELECT * FROM resources LEFT JOIN wave ON resources.id = wave.id",
+        "SELECT * FROM resources WHERE id = $1 UNION ALL SELECT * FROM resources",
+        "SELECT * FROM resources WHERE id = $1 AND EXISTS (SELECT FROM resources WHERE date = $2)",
+        "WITH r AS (SELECT * FROM resources) SELECT * FROM r WHERE id = $1",
+        "WITH gone AS (DELETE FROM resources) SELECT $1",
+        "SELECT * FROM wave CROSS JOIN LATERAL (SELECT * FROM resources WHERE resources.date = wave.date) AS r",
+        "UPDATE resources SET id = $1",
+        "INSERT INTO resources (id) SELECT id FROM resources",
+        "INSERT INTO resources SELECT $1",
+        "DELETE FROM resources WHERE ctid = ANY(ARRAY(SELECT ctid FROM resources LIMIT $1))",
+        "DELETE FROM simplu_adoption.resources USING wave",
+    ],
+)
+def test_statement_is_not_taken_for_one_of_given_tenants_when_a_table_is_open(sql: str) -> None:
+    """However it looks: what is in an OR, in text, among the columns or on the wrong side of a join narrows nothing."""
+    assert unnamed(sql) & {"resources", "simplu_adoption.resources"}
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_query_names_the_tenant_when_it_is_about_tenants_rows(name: str) -> None:
+    """Invariant 7: every table of tenants' rows in it is narrowed to a tenant that is handed in or locked."""
+    assert bool(unnamed(QUERIES[name])) == (name in NOT_OF_ONE_TENANT)
+
+
+def test_exceptions_are_queries_that_exist() -> None:
+    """The list above stays short and true."""
+    assert NOT_OF_ONE_TENANT.keys() <= QUERIES.keys()
+
+
+def test_every_table_has_a_column_that_names_the_tenant_or_no_tenants_rows() -> None:
+    """A table that a migration adds is one or the other, and says so here."""
+    made = {table for migration in MIGRATIONS for table in re.findall(r"CREATE TABLE (\w+)", migration.text)}
+
+    assert made == TENANT_COLUMNS.keys() | OF_NO_TENANT.keys()
+
+
+def test_every_sql_file_is_looked_at() -> None:
+    """What is in a folder of its own has a rule of its own."""
+    assert {file.relative_to(SQL).parts[0] for file in SQL.rglob("*.sql")} == {"queries", *SCRIPTS}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(file, id=file.name) for folder in sorted(SCRIPTS) for file in sorted((SQL / folder).glob("*.sql"))],
+)
+def test_script_touches_no_tenants_rows(file: Path) -> None:
+    """Neither its statements nor the functions it makes; but for views, which are looked at below."""
+    text = file.read_text(encoding="utf-8")
+    code = [text, *(body for statement in statements_of(text) for body in bodies_of(statement))]
+    changing = [
+        arm
+        for part in code
+        for statement in statements_of(part)
+        if "VIEW" not in [token.text for token in statement[:4]]
+        for arm in arms_of(statement)
+    ]
+    touched = {table for arm in changing for table in tables_of(arm)}
+
+    assert not touched & TENANT_COLUMNS.keys()
+
+
+@pytest.mark.parametrize("name", BUSINESS_TYPES)
+def test_view_shows_whose_each_row_is(name: str) -> None:
+    """Its first column is the tenant's id, so that a reader can name one; it is of one type of business."""
+    views = re.findall(r"CREATE OR REPLACE VIEW (\w+) AS(.*?);", BUSINESS_TYPES[name], re.DOTALL)
+
+    for view, query in views:
+        (arm,) = all_arms(query)
+        tokens = tokens_of(query)
+        assert view.startswith(f"{name}_")
+        assert [token.text for token in tokens[:2]] == ["SELECT", "id"]
+        assert set(arm.tables.values()) == {"resources"}
+        assert re.search(rf"WHERE \"businessType\" = '{name}' AND \"resourceName\" IN", query)
+        assert f"ALTER VIEW {view} SET (security_invoker = true);" in BUSINESS_TYPES[name]
+    assert len(views) >= 3
+
+
+@pytest.mark.parametrize("table", [*TENANT_COLUMNS, "stream_positions"])
+def test_table_with_tenants_in_it_has_policies(table: str) -> None:
+    """Readers' roles are bounded by the shard itself; roles that may write are not (docs/reading.md)."""
+    text = MIGRATIONS[1].text
+
+    assert f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;" in text
+    assert re.search(rf"CREATE POLICY simplu_writer ON {table}\s+USING \(\(SELECT has_table_privilege", text)
+    if f"CREATE POLICY simplu_reader ON {table}" in text:
+        column = TENANT_COLUMNS[table]
+        assert f"ON {table} FOR SELECT USING ({column} = current_setting('simplu.tenant', true));" in text
+
+
+def test_policies_are_made_in_the_order_in_which_a_batch_takes_its_tables() -> None:
+    """Else the upgrade of a shard in use and a batch could wait for each other."""
+    taken = re.findall(r"^(?:ALTER TABLE|DROP POLICY IF EXISTS \w+ ON) (\w+)", MIGRATIONS[1].text, re.MULTILINE)
+
+    assert [table for table, _ in groupby(taken)] == ["stream_positions", "tenants", "operations", "resources", "moves"]

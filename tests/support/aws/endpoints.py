@@ -1,0 +1,68 @@
+"""Endpoints for tests of what speaks to AWS: moto as a child process, and a server that answers by a script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from aiohttp import web
+
+from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_worker.local.stack.aws import CREDENTIALS, REGION, start_moto
+
+__all__ = ["CREDENTIALS", "REGION", "ScriptedAws", "client_of", "running_moto"]
+
+
+@contextmanager
+def running_moto() -> Iterator[str]:
+    """Run an empty moto for as long as the context; yield its endpoint URL."""
+    with ProcessGroup() as group:
+        yield asyncio.run(start_moto(group))
+
+
+@asynccontextmanager
+async def client_of(service: str, endpoint_url: str) -> AsyncIterator[Client]:
+    """Open a client as the worker does."""
+    async with open_client(service, region=REGION, endpoint_url=endpoint_url) as client:
+        yield client
+
+
+class ScriptedAws:
+    """A service of AWS's JSON protocol: gives the answers of `script` in order and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.script: deque[tuple[int, dict[str, Any]]] = deque()
+
+    def answer(self, body: dict[str, Any]) -> None:
+        """Answer the next request with *body*."""
+        self.script.append((200, body))
+
+    def refuse(self, code: str, *, status: int = 400) -> None:
+        """Answer the next request with an error."""
+        self.script.append((status, {"__type": f"com.amazonaws.example#{code}", "message": "as scripted"}))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        """Listen on a free port of loopback; yield the endpoint URL."""
+        application = web.Application()
+        application.router.add_post("/", self._answer)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        operation = request.headers["X-Amz-Target"].rpartition(".")[2]
+        self.requests.append((operation, json.loads(await request.read())))
+        status, body = self.script.popleft()
+        return web.json_response(body, status=status, content_type="application/x-amz-json-1.1")

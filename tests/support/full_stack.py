@@ -1,0 +1,362 @@
+"""What tests of trouble play on: a stack, one worker behind proxies, and changes whose order can be told afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, TypeVar
+
+import aiohttp
+import asyncpg
+import pytest
+from support.citrus.lying_citrus import LyingCitrus
+from support.network.fault_proxy import FaultProxy
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.verify.comparison import Letter
+from simplu_worker.local.verify.shard_checker import LetterBox
+from simplu_worker.local.workload.producer import Position, create_tenants, open_client, put_items
+from simplu_worker.local.workload.reference_model import Effect, Verdict
+from simplu_worker.local.workload.workload import Item, Tenant
+
+POLL_S = 0.05
+QUERY_TIMEOUT_S = 3.0
+TENANT_S = 20.0
+LOG_SQL = """
+SELECT request_id, status, error, (result->'data'->>'n')::int AS n, completed_at,
+       extract(epoch FROM completed_at - received_at)::float8 AS latency_s
+FROM operations WHERE tenant_id = $1
+"""
+ROW_SQL = """SELECT (data->>'n')::int FROM resources WHERE id = $1 AND "resourceName" = $2 AND "resourceId" = $3"""
+
+T = TypeVar("T")
+
+_numbers = itertools.count(1)
+
+
+async def eventually(ask: Callable[[], Awaitable[T]], *, within_s: float) -> T:
+    """Ask again and again until the answer is true, and return it; raises TimeoutError."""
+    async with asyncio.timeout(within_s):
+        while True:
+            if answer := await ask():
+                return answer
+            await asyncio.sleep(POLL_S)
+
+
+def record_of(tenant: Tenant, operation: str, request_id: str | None, **members: Any) -> dict[str, Any]:
+    """Return a valid record's members (contract §3), but for what *members* spoil."""
+    record: dict[str, Any] = {
+        "operation": operation,
+        "businessId": tenant.business_id,
+        "locationId": tenant.location_id,
+        "resourceType": "note",
+        "timestamp": "2025-01-31T09:00:00Z",
+    }
+    return record | ({} if request_id is None else {"requestId": request_id}) | members
+
+
+def item_of(key: str, record: bytes | dict[str, Any]) -> Item:
+    """Return what puts *record*, bytes or members, under the partition key *key*."""
+    data = record if isinstance(record, bytes) else json.dumps(record).encode()
+    return Item(key, data, Verdict(Effect.LOGGED))
+
+
+def partition_key(stream_shard: int) -> str:
+    """Return a new key that falls on the first (0) or second (1) of two stream shards."""
+    keys = (f"key-{next(_numbers)}" for _ in itertools.count())
+    return next(key for key in keys if hashlib.md5(key.encode()).digest()[0] >> 7 == stream_shard)
+
+
+@dataclass
+class Chain:
+    """The changes of one resource, each followed by a read: the reads' results tell the order they were applied in."""
+
+    tenant: Tenant
+    key: str = field(default_factory=lambda: partition_key(next(_numbers) % 2))
+    resource_id: str = field(default_factory=lambda: f"chain-{next(_numbers)}")
+    expected: dict[str, tuple[str, str | None, int | None]] = field(default_factory=dict)  # by request id
+    last: int = -1
+
+    def next(self, count: int = 10) -> list[Item]:
+        """Return the next *count* changes and reads."""
+        return [item for _ in range(count) for item in self._change()]
+
+    def _change(self) -> Iterator[Item]:
+        self.last += 1
+        kind = "patch" if self.last else "create"
+        yield self._item(kind, None, data={"n": self.last})
+        yield self._item("read", self.last)
+
+    def _item(self, kind: str, read: int | None, **members: Any) -> Item:
+        request_id = f"{self.resource_id}-{len(self.expected)}"
+        self.expected[request_id] = ("succeeded", None, read)
+        return item_of(self.key, record_of(self.tenant, kind, request_id, resourceId=self.resource_id, **members))
+
+
+class Scene:
+    """The stack, the worker, and the proxies between them."""
+
+    def __init__(self, *, aws: Literal["local", "moto"] = "local", env: Mapping[str, str] | None = None) -> None:
+        """*env* is for the worker alone, and wins."""
+        self._more_env = dict(env or {})
+        self.stack = Stack(shards=3, stream_shards=2, tenants_per_shard=1000, aws=aws)
+        self.homes: dict[str, PostgresServer] = {}  # by tenant id
+        self.steady: list[Tenant] = []  # one on each shard, known to the worker
+        self._spare: list[Tenant] = []
+        self._run = secrets.token_hex(3)
+        self._exit = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        enter = self._exit.enter_async_context
+        await enter(self.stack)
+        env = self.stack.env
+        aws_url = env["AWS_ENDPOINT_URL"]
+        self.kinesis_line = await enter(FaultProxy(env.get("AWS_ENDPOINT_URL_KINESIS", aws_url)))
+        self.dynamodb_line = await enter(FaultProxy(env["DYNAMODB_ENDPOINT"]))
+        self.sqs_line = await enter(FaultProxy(env.get("AWS_ENDPOINT_URL_SQS", aws_url)))
+        self.citrus = await enter(LyingCitrus(self.stack.citrus_url))
+        self.citrus_line = await enter(FaultProxy(self.citrus.url))
+        self.kinesis = await enter(open_client("kinesis", env))
+        self.sqs = await enter(open_client("sqs", env))
+        self.dynamodb = await enter(open_client("dynamodb", env))
+        self.letter_box = LetterBox(self.sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
+        self.http = await enter(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)))
+        # A message that a cut poll was given comes again after that time.
+        await self.sqs.set_queue_attributes(
+            QueueUrl=env["SQS_SHARD_CREATION_QUEUE_URL"], Attributes={"VisibilityTimeout": "4"}
+        )
+        self.worker_env = env | self._troubled_env() | self._more_env
+        self.worker = WorkerProcess(self.stack.group, self.worker_env)
+        self.worker.start()
+        await self.worker.wait_ready()
+        self.steady = await self.make_tenants(1)
+        chains = [Chain(tenant) for tenant in self.steady]
+        await self.put(*chains)
+        await self.settled(*chains, within_s=TENANT_S)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exit.aclose()
+
+    def _troubled_env(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL_KINESIS": self.kinesis_line.url,
+            "AWS_ENDPOINT_URL_SQS": self.sqs_line.url,
+            "DYNAMODB_ENDPOINT": self.dynamodb_line.url,
+            "CITRUS_SERVER_URL": self.citrus_line.url,
+            "CITRUS_TIMEOUT": "1000",
+            "DATABASE_ALLOWED_HOSTS": "127.0.0.1",
+            "KINESIS_LEASE_DURATION_SECONDS": "2",
+        }
+
+    @property
+    def servers(self) -> list[PostgresServer]:
+        """The Postgres servers, in order of their shards."""
+        return list(self.stack.servers.values())
+
+    @property
+    def stream(self) -> str:
+        """The name of the stream."""
+        return self.stack.env["KINESIS_STREAM_NAME"]
+
+    # Tenants
+
+    async def make_tenants(self, per_shard: int) -> list[Tenant]:
+        """Register tenants, *per_shard* on each shard in turn, and wait until the worker has made them."""
+        tenants = [self.new_tenant() for _ in range(per_shard * len(self.servers))]
+        await self.register(tenants)
+        await self.provisioned(tenants, within_s=TENANT_S)
+        return tenants
+
+    async def fresh_tenants(self) -> list[Tenant]:
+        """Return tenants, one on each shard, of which the worker has forgotten where they live."""
+        if not self._spare:
+            self._spare = await self.make_tenants(4)
+        taken, self._spare = self._spare[:3], self._spare[3:]
+        return taken
+
+    def new_tenant(self) -> Tenant:
+        """Return a tenant that nobody knows."""
+        return Tenant(f"clinic-{self._run}-{next(_numbers)}", "main", "dental")
+
+    async def register(self, tenants: Sequence[Tenant]) -> None:
+        """Have Citrus place *tenants* on the shards in turn, and ask the worker to make them."""
+        shards = list(self.stack.citrus.registry.shards.values())
+        for number, tenant in enumerate(tenants):
+            shard = shards[number % len(shards)]
+            self.stack.citrus.registry.place(tenant.tenant_id, shard)
+            self.homes[tenant.tenant_id] = self.stack.servers[shard.shard_id]
+        await create_tenants(self.sqs, self.stack.env["SQS_SHARD_CREATION_QUEUE_URL"], tenants)
+
+    async def provisioned(self, tenants: Iterable[Tenant], *, within_s: float) -> None:
+        """Wait until the shards have *tenants*."""
+        left = list(tenants)
+
+        async def all_there() -> bool:
+            while left and await self._has(left[-1]):
+                left.pop()
+            return not left
+
+        await eventually(all_there, within_s=within_s)
+
+    async def _has(self, tenant: Tenant) -> bool:
+        """Tell whether its shard has the tenant; before its first one it has not even the table."""
+        try:
+            query = "SELECT EXISTS (SELECT FROM tenants WHERE id = $1)"
+            return bool(await self.fetchval(tenant, query, tenant.tenant_id))
+        except asyncpg.UndefinedTableError:
+            return False
+
+    @asynccontextmanager
+    async def connected(self, tenant: Tenant) -> AsyncIterator[asyncpg.Connection[Any]]:
+        """Connect to the tenant's shard."""
+        connection = await asyncpg.connect(self.homes[tenant.tenant_id].url, timeout=QUERY_TIMEOUT_S)
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    async def fetchval(self, tenant: Tenant, query: str, *arguments: Any) -> Any:
+        """Ask the tenant's shard for one value."""
+        async with self.connected(tenant) as connection:
+            return await connection.fetchval(query, *arguments)
+
+    # Operations
+
+    async def put(self, *what: Chain | Item) -> list[Position]:
+        """Put items, and the next ten changes of chains, on the stream; return where each went."""
+        positions: list[Position] = []
+        items = [item for one in what for item in (one.next() if isinstance(one, Chain) else [one])]
+        await put_items(
+            self.kinesis, self.stream, items, on_put=lambda pairs: positions.extend(position for position, _ in pairs)
+        )
+        return positions
+
+    async def log_of(self, tenant: Tenant) -> dict[str, asyncpg.Record]:
+        """Return the tenant's rows of `operations`, by request id."""
+        async with self.connected(tenant) as connection:
+            rows = await connection.fetch(LOG_SQL, tenant.tenant_id, timeout=QUERY_TIMEOUT_S)
+        return {row["request_id"]: row for row in rows}
+
+    async def logged_all(
+        self, tenant: Tenant, request_ids: Iterable[str], *, within_s: float
+    ) -> dict[str, asyncpg.Record]:
+        """Wait until the tenant's log has *request_ids*; return it."""
+        wanted = set(request_ids)
+
+        async def whole_log() -> dict[str, asyncpg.Record]:
+            log = await self.log_of(tenant)
+            return log if wanted <= log.keys() else {}
+
+        return await eventually(whole_log, within_s=within_s)
+
+    async def is_settled(self, chain: Chain) -> bool:
+        """Tell whether all that was put of *chain* is in the log."""
+        return chain.expected.keys() <= (await self.log_of(chain.tenant)).keys()
+
+    async def settled(self, *chains: Chain, within_s: float) -> None:
+        """Wait until all that was put of *chains* is in the log; then what was read must be what was written before."""
+
+        async def all_settled() -> bool:
+            return all([await self.is_settled(chain) for chain in chains])
+
+        try:
+            await eventually(all_settled, within_s=within_s)
+        except TimeoutError:
+            self.worker.check_running()
+            pytest.fail(f"not applied within {within_s} s; {await self.status()}")
+        for chain in chains:
+            log = await self.log_of(chain.tenant)
+            got = {name: (log[name]["status"], log[name]["error"], log[name]["n"]) for name in chain.expected}
+            assert got == chain.expected
+            row = await self.fetchval(chain.tenant, ROW_SQL, chain.tenant.tenant_id, "note", chain.resource_id)
+            assert row == chain.last
+
+    async def untouched(self, *chains: Chain) -> bool:
+        """Tell whether nothing of *chains* is in the log yet."""
+        return not [chain for chain in chains if chain.expected.keys() & (await self.log_of(chain.tenant)).keys()]
+
+    # What the worker says
+
+    async def readiness(self, worker: WorkerProcess | None = None) -> tuple[int, str]:
+        """Return the status and text of `/readyz`."""
+        async with self.http.get(f"{(worker or self.worker).url}/readyz") as answer:
+            return answer.status, await answer.text()
+
+    async def becomes_ready(self, status: int, *, within_s: float, worker: WorkerProcess | None = None) -> str:
+        """Wait until `/readyz` answers with *status*; return its text."""
+
+        async def said() -> str:
+            now, text = await self.readiness(worker)
+            return text if now == status else ""
+
+        return await eventually(said, within_s=within_s)
+
+    async def status(self) -> Any:
+        """Return `/status`."""
+        headers = {"Authorization": f"Bearer {self.stack.env['API_TOKEN']}"}
+        async with self.http.get(f"{self.worker.url}/status", headers=headers) as answer:
+            return await answer.json()
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """Return the value of a metric, 0 without a sample."""
+        async with self.http.get(f"{self.worker.url}/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        samples = [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
+        return sum(float(line.rpartition(" ")[2]) for line in samples if all(pair in line for pair in wanted))
+
+    def log(self, *, since: int = 0) -> list[dict[str, Any]]:
+        """Return the worker's log from byte *since* on."""
+        text = self.worker.log_path.read_bytes()[since:].decode()
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    @property
+    def log_end(self) -> int:
+        """The length of the worker's log now, for `log(since=…)`."""
+        return self.worker.log_path.stat().st_size
+
+    async def logged(self, event: str, *, since: int, within_s: float, **facts: str) -> dict[str, Any]:
+        """Wait until the worker logs *event* with *facts*; return all of its facts."""
+
+        async def line() -> dict[str, Any]:
+            lines = self.log(since=since)
+            return next((line for line in lines if line["event"] == event and facts.items() <= line.items()), {})
+
+        return await eventually(line, within_s=within_s)
+
+    # What is left behind
+
+    async def checkpoint(self, stream_shard_id: str) -> int:
+        """Return the sequence number in the lease table, 0 for TRIM_HORIZON."""
+        answer = await self.dynamodb.scan(TableName=self.stack.env["KINESIS_APPLICATION_NAME"], ConsistentRead=True)
+        by_key = {row["leaseKey"]["S"]: row["checkpoint"]["S"] for row in answer["Items"] if "checkpoint" in row}
+        return int(by_key[stream_shard_id]) if by_key[stream_shard_id].isdecimal() else 0
+
+    async def checkpoint_passes(self, position: Position, *, within_s: float) -> None:
+        """Wait until the lease table says that *position* is done with."""
+        stream_shard_id, sequence_number = position
+
+        async def passed() -> bool:
+            return await self.checkpoint(stream_shard_id) >= int(sequence_number)
+
+        await eventually(passed, within_s=within_s)
+
+    async def letters_of(self, positions: Iterable[Position], *, within_s: float) -> dict[Position, Letter]:
+        """Wait until there are dead letters of the records at *positions*; return them."""
+        wanted = set(positions)
+
+        async def all_read() -> bool:
+            await self.letter_box.read_once(wait_s=0)
+            return wanted <= self.letter_box.positions
+
+        await eventually(all_read, within_s=within_s)
+        return {letter.position: letter for letter in self.letter_box.letters if letter.position in wanted}

@@ -1,0 +1,168 @@
+"""What the shards hold of plans of chains, set against what they must hold, row by row as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+from support.load.operation_chains import Numbers, Plan
+
+QUERY_TIMEOUT_S = 120.0
+FETCH_COUNT = 5000
+OPERATIONS_SQL = """
+SELECT tenant_id, request_id, operation, resource_id, status, error,
+       (result->'data'->>'n')::int AS n, (result->'data'->>'made')::int AS made
+FROM operations
+"""
+ROWS_SQL = """
+SELECT id, "resourceName" AS type, "resourceId" AS name, (data->>'n')::int AS n, (data->>'made')::int AS made
+FROM resources WHERE "resourceName" <> 'settings'
+"""
+LATENCIES_SQL = """
+SELECT extract(epoch FROM completed_at - received_at)::float8 FROM operations
+WHERE received_at >= $1 AND received_at < $2 AND starts_with(request_id, $3 || '-')
+"""
+COMPLETED_SQL = """
+SELECT count(*) FROM operations
+WHERE completed_at >= $1 AND completed_at < $2 AND starts_with(request_id, $3 || '-')
+"""
+HELD_SQL = """
+SELECT count(*) AS count, max(completed_at) AS last_at FROM operations WHERE received_at < $1 AND completed_at >= $1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """The first *count* operations of a plan were put; *homes* are the shards' URLs by tenant id."""
+
+    plan: Plan
+    count: int
+    homes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Operations that were held at some time. *seconds* is until the last of them was committed, none without any."""
+
+    count: int
+    seconds: float | None
+
+
+async def differences(urls: Sequence[str], puts: Sequence[Put]) -> list[str]:
+    """Compare every row of every shard; one line for each kind of difference, with an example."""
+    found = _Found(puts)
+    for url in urls:
+        connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
+        try:
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                async for row in connection.cursor(OPERATIONS_SQL, prefetch=FETCH_COUNT):
+                    found.operation(url, row)
+                async for row in connection.cursor(ROWS_SQL, prefetch=FETCH_COUNT):
+                    found.resource(url, row)
+        finally:
+            await connection.close()
+    return list(found.lines())
+
+
+class _Found:
+    def __init__(self, puts: Sequence[Put]) -> None:
+        self._puts = puts
+        self._seen = [bytearray(put.count) for put in puts]
+        self._left = [put.plan.left(put.count) for put in puts]
+        self._kinds: dict[str, tuple[int, str]] = {}
+
+    def _note(self, kind: str, example: object) -> None:
+        count, first = self._kinds.get(kind, (0, str(example)))
+        self._kinds[kind] = (count + 1, first)
+
+    def operation(self, url: str, row: asyncpg.Record) -> None:
+        """Compare one row of `operations`."""
+        for put, seen in zip(self._puts, self._seen, strict=True):
+            number = put.plan.number_of(row["request_id"])
+            if number is None:
+                continue
+            if number >= put.count:
+                self._note("operations that were never put", row)
+                return
+            if seen[number]:
+                self._note("operations done twice", row)
+            seen[number] = 1
+            wanted = put.plan.row(number)
+            if put.homes[wanted.tenant_id] != url:
+                self._note("operations on another shard than their tenant's", row)
+            got_result = None if row["operation"] != "read" else (row["n"], row["made"])
+            got = (row["tenant_id"], row["operation"], row["resource_id"], row["status"], row["error"], got_result)
+            expected = (wanted.tenant_id, wanted.kind, wanted.resource_id, "succeeded", None, wanted.result)
+            if got != expected:
+                self._note("operations with another outcome than in the order put", f"{row}, expected {expected}")
+            return
+        self._note("operations of nobody's", row)
+
+    def resource(self, url: str, row: asyncpg.Record) -> None:
+        """Compare one row of `resources`."""
+        key = (row["id"], row["type"], row["name"])
+        numbers: Numbers = (row["n"], row["made"])
+        for put, left in zip(self._puts, self._left, strict=True):
+            if key in left:
+                if put.homes[row["id"]] != url:
+                    self._note("resources on another shard than their tenant's", key)
+                if (wanted := left.pop(key)) != numbers:
+                    self._note("resources with other content", f"{key}: {numbers}, expected {wanted}")
+                return
+        self._note("resources that should not be there", key)
+
+    def lines(self) -> Iterator[str]:
+        """Say what was not as it must be."""
+        for put, seen, left in zip(self._puts, self._seen, self._left, strict=True):
+            if missing := seen.count(0):
+                self._note(f"{missing} operations of {put.plan.name!r} lost", put.plan.row(seen.index(0)))
+            if left:
+                self._note(f"{len(left)} resources of {put.plan.name!r} missing", next(iter(left)))
+        for kind, (count, example) in self._kinds.items():
+            yield f"{kind} ({count}), such as {example}"
+
+
+async def operation_count(url: str) -> int:
+    """Return how many operations a shard has; 0 before it has tables."""
+    try:
+        return int(await _value(url, "SELECT count(*) FROM operations"))
+    except asyncpg.UndefinedTableError:
+        return 0
+
+
+async def latencies_s(urls: Sequence[str], plan: Plan, begin: datetime, end: datetime) -> list[float]:
+    """Return arrival → committed of the plan's operations that arrived in that time, in order of size."""
+    found: list[float] = []
+    for url in urls:
+        connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
+        try:
+            found += [row[0] for row in await connection.fetch(LATENCIES_SQL, begin, end, plan.name)]
+        finally:
+            await connection.close()
+    return sorted(found)
+
+
+async def completed_count(urls: Sequence[str], plan: Plan, begin: datetime, end: datetime) -> int:
+    """Return how many of the plan's operations were committed in that time."""
+    return sum([int(await _value(url, COMPLETED_SQL, begin, end, plan.name)) for url in urls])
+
+
+async def held(url: str, at: datetime) -> Held:
+    """Return which operations of a shard had arrived and were not committed *at* that time."""
+    connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
+    try:
+        count, last_at = await connection.fetchrow(HELD_SQL, at) or (0, None)
+    finally:
+        await connection.close()
+    return Held(count, None if last_at is None else (last_at - at).total_seconds())
+
+
+async def _value(url: str, query: str, *arguments: object) -> Any:
+    connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
+    try:
+        return await connection.fetchval(query, *arguments)
+    finally:
+        await connection.close()

@@ -1,0 +1,123 @@
+"""A producer in a process of its own, so that it costs the one that measures nothing.
+
+    python -m support.load.chain_producer PLAN.json
+
+puts the operations of a plan, one request after the other, until it has put as many as it is told or gets SIGTERM. Each
+line that it writes says how many it has put.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from support.load.operation_chains import Plan
+
+from simplu_worker.local.processes.worker_process import tail_of
+from simplu_worker.local.workload.producer import Position, open_client, put_items
+from simplu_worker.local.workload.workload import Item
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from simplu_worker.local.processes.watchdog import ProcessGroup
+
+POLL_S = 0.1
+STOP_WITHIN_S = 30.0
+LINE_BYTES = 32  # more than one line
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a producer is told. *rate* is the most records a second, *count* how many in all; none: no end."""
+
+    plan: Plan
+    stream: str
+    rate: float | None = None
+    count: int | None = None
+
+
+class ProducerFailedError(Exception):
+    """A producer ended otherwise than it should."""
+
+
+class ChainProducer:
+    """The process, seen from the one that started it; *group* ends it with this one."""
+
+    def __init__(self, group: ProcessGroup, env: Mapping[str, str], order: Order) -> None:
+        self._log_path = group.directory / f"producer-{order.plan.name}.log"
+        order_path = self._log_path.with_suffix(".json")
+        order_path.write_bytes(msgspec.json.encode(order))
+        argv = [sys.executable, "-m", "support.load.chain_producer", str(order_path)]
+        inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}
+        self._process: subprocess.Popen[bytes] = group.spawn(argv, log_path=self._log_path, env=inherited | dict(env))
+
+    def __repr__(self) -> str:
+        return f"ChainProducer(pid={self._process.pid}, put_count={self.put_count})"
+
+    @property
+    def put_count(self) -> int:
+        """How many records it has put, but for those of the request that is on its way."""
+        with self._log_path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LINE_BYTES))
+            lines = log.read().split(b"\n")
+        return int(lines[-2]) if len(lines) > 1 and lines[-2].isdigit() else 0
+
+    def check(self) -> None:
+        """Raise `ProducerFailedError` when it has failed."""
+        if self._process.poll():
+            raise ProducerFailedError(f"a producer failed; its log ends with:\n{tail_of(self._log_path)}")
+
+    async def done(self, *, within_s: float) -> int:
+        """Wait until it has put all; return how many."""
+        deadline = asyncio.get_running_loop().time() + within_s
+        while self._process.poll() is None:
+            if asyncio.get_running_loop().time() > deadline:
+                raise ProducerFailedError(f"a producer has put only {self.put_count} within {within_s:.0f} s")
+            await asyncio.sleep(POLL_S)
+        self.check()
+        return self.put_count
+
+    async def stop(self) -> int:
+        """Let it end after the request that is on its way; return how many records it has put."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        return await self.done(within_s=STOP_WITHIN_S)
+
+
+async def produce(order: Order) -> None:
+    """Put what *order* says until SIGTERM."""
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    put_count = 0
+
+    def items() -> Iterator[Item]:
+        number = 0
+        while not stopping.is_set() and number != order.count:
+            yield order.plan.item(number)
+            number += 1
+
+    def note(pairs: Sequence[tuple[Position, Item]]) -> None:
+        nonlocal put_count
+        put_count += len(pairs)
+        sys.stdout.write(f"{put_count}\n")
+        sys.stdout.flush()
+
+    async with open_client("kinesis", os.environ) as kinesis:
+        await put_items(kinesis, order.stream, items(), on_put=note, rate=order.rate)
+
+
+def main() -> None:
+    """Run the producer as a program."""
+    order = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Order)
+    asyncio.run(produce(order))
+
+
+if __name__ == "__main__":
+    main()

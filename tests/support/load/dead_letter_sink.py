@@ -1,0 +1,78 @@
+"""A dead-letter queue that takes as many letters as come: moto takes seconds a call once a queue holds thousands.
+
+It stands before an SQS and answers for one queue itself; everything else is passed on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import ClientSession, web
+
+from simplu_worker.local.processes.http_serving import serving
+from simplu_worker.local.verify.comparison import Letter
+from simplu_worker.local.verify.shard_checker import parse_letter
+
+TARGET_PREFIX = "AmazonSQS."
+CONTENT_TYPE = "application/x-amz-json-1.0"
+MAX_BODY_BYTES = 4 * 1024 * 1024
+ATTRIBUTES = {"MaximumMessageSize": "262144", "MessageRetentionPeriod": "345600", "VisibilityTimeout": "30"}
+PASSED_ON = ("Content-Type", "X-Amz-Target", "Authorization", "X-Amz-Date", "X-Amz-Security-Token")
+
+
+class LetterSink:
+    """The queue at *queue_url* of the SQS at *endpoint_url*. Letters are kept here, in the order they came."""
+
+    def __init__(self, endpoint_url: str, queue_url: str) -> None:
+        self.letters: list[Letter] = []
+        self._endpoint_url = endpoint_url
+        self._queue_url = queue_url
+
+    def __repr__(self) -> str:
+        return f"LetterSink({self._queue_url}, {len(self.letters)} letters)"
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[str]:
+        """Serve on a free port of loopback; yields the endpoint URL for SQS."""
+        application = web.Application(client_max_size=MAX_BODY_BYTES)
+        application.router.add_post("/{path:.*}", self._answer)
+        async with (
+            ClientSession() as self._session,
+            serving(application, shutdown_timeout_s=1.0, handler_cancellation=True) as url,
+        ):
+            yield url
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        asked = json.loads(body or b"{}")
+        if asked.get("QueueUrl") != self._queue_url:
+            return await self._pass_on(request, body)
+        match request.headers.get("X-Amz-Target", "").removeprefix(TARGET_PREFIX):
+            case "SendMessage":
+                return _reply(self._take(asked))
+            case "SendMessageBatch":
+                return _reply({"Successful": [{"Id": one["Id"]} | self._take(one) for one in asked["Entries"]]})
+            case "GetQueueAttributes":
+                return _reply({"Attributes": ATTRIBUTES})
+            case _:
+                return await self._pass_on(request, body)
+
+    def _take(self, message: dict[str, Any]) -> dict[str, str]:
+        text = message["MessageBody"]
+        self.letters.append(parse_letter(text))
+        digest = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+        return {"MessageId": str(uuid.uuid4()), "MD5OfMessageBody": digest}
+
+    async def _pass_on(self, request: web.Request, body: bytes) -> web.Response:
+        headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
+        async with self._session.post(self._endpoint_url + request.path_qs, data=body, headers=headers) as answer:
+            return web.Response(body=await answer.read(), status=answer.status, content_type=answer.content_type)
+
+
+def _reply(answer: dict[str, Any]) -> web.Response:
+    return web.Response(body=json.dumps(answer).encode(), content_type=CONTENT_TYPE)

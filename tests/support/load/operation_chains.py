@@ -1,0 +1,127 @@
+"""Operations whose outcome follows from their number alone: for loads too long to be remembered.
+
+The operations of one resource, its chain, go round create, patch, read, delete. Whatever is lost, done twice or out of
+order leaves another status, another result or another row behind, and the log and the rows tell.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from simplu_worker.local.workload.reference_model import Effect, Verdict
+from simplu_worker.local.workload.workload import Item, Tenant
+
+CYCLE = ("create", "patch", "read", "delete")
+FIRST_MOMENT = datetime(2025, 1, 1, tzinfo=UTC)
+LOGGED = Verdict(Effect.LOGGED)
+
+Numbers = tuple[int, int]
+"""What a resource holds: `n` and `made`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of `operations` as it must be. *result* is what a `read` must have found."""
+
+    tenant_id: str
+    kind: str
+    resource_id: str
+    result: Numbers | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Operation after operation, endlessly, over all chains in turn; *name* sets its ids apart from other plans'.
+
+    Each tenant has *types* resource types, so as many partition keys, and *resources* of each. *padding_bytes* makes
+    each record that carries data longer.
+    """
+
+    name: str
+    tenants: tuple[Tenant, ...]
+    types: int = 8
+    resources: int = 16
+    padding_bytes: int = 0
+
+    @property
+    def chain_count(self) -> int:
+        """How many resources it changes."""
+        return len(self.tenants) * self.types * self.resources
+
+    def items(self, count: int) -> Iterator[Item]:
+        """Yield the first *count* operations as records to put."""
+        return (self.item(number) for number in range(count))
+
+    def item(self, number: int) -> Item:
+        """Return the operation of that *number* as a record to put."""
+        step, chain = divmod(number, self.chain_count)
+        tenant, resource_type = self._tenant(chain), self._type(chain)
+        message: dict[str, Any] = {
+            "operation": CYCLE[step % len(CYCLE)],
+            "businessId": tenant.business_id,
+            "locationId": tenant.location_id,
+            "resourceType": resource_type,
+            "resourceId": self.resource_id(chain),
+            "requestId": f"{self.name}-{number}",
+            "timestamp": (FIRST_MOMENT + timedelta(seconds=step)).isoformat(),
+        }
+        padding = {"text": "x" * self.padding_bytes} if self.padding_bytes else {}
+        if message["operation"] == "create":
+            message["data"] = {"n": step, "made": step} | padding
+        elif message["operation"] == "patch":
+            message["data"] = {"n": step} | padding
+        return Item(f"{tenant.tenant_id}-{resource_type}", json.dumps(message).encode(), LOGGED)
+
+    def number_of(self, request_id: str) -> int | None:
+        """Return the number of the operation with *request_id*; none when it is not of this plan."""
+        name, _, number = request_id.rpartition("-")
+        return int(number) if name == self.name and number.isdecimal() else None
+
+    def row(self, number: int) -> Row:
+        """Return what the operation of that *number* must leave in the log; every one succeeds."""
+        step, chain = divmod(number, self.chain_count)
+        kind = CYCLE[step % len(CYCLE)]
+        result = _after(step - 1) if kind == "read" else None
+        return Row(self._tenant(chain).tenant_id, kind, self.resource_id(chain), result)
+
+    def resource_id(self, chain: int) -> str:
+        """Return the id of a chain's resource."""
+        return f"{self.name}-{chain}"
+
+    def left(self, count: int) -> dict[tuple[str, str, str], Numbers]:
+        """Return the resources that are left after *count* operations, by tenant, type and id."""
+        rows: dict[tuple[str, str, str], Numbers] = {}
+        for chain in range(min(count, self.chain_count)):
+            last_step = (count - chain - 1) // self.chain_count
+            if (numbers := _after(last_step)) is not None:
+                rows[self._tenant(chain).tenant_id, self._type(chain), self.resource_id(chain)] = numbers
+        return rows
+
+    def count_of(self, tenant_ids: frozenset[str], count: int) -> int:
+        """Return how many of the first *count* operations are those tenants'."""
+        rounds, rest = divmod(count, len(self.tenants))
+        chosen = [tenant.tenant_id in tenant_ids for tenant in self.tenants]
+        return rounds * sum(chosen) + sum(chosen[:rest])
+
+    def _tenant(self, chain: int) -> Tenant:
+        return self.tenants[chain % len(self.tenants)]
+
+    def _type(self, chain: int) -> str:
+        return f"type-{chain // len(self.tenants) % self.types}"
+
+
+def _after(step: int) -> Numbers | None:
+    """Return what a chain's resource holds after *step*."""
+    match CYCLE[step % len(CYCLE)]:
+        case "create":
+            return step, step
+        case "patch":
+            return step, step - 1
+        case "read":
+            return step - 1, step - 2
+        case _:
+            return None

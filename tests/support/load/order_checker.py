@@ -1,0 +1,186 @@
+"""What the shards and the dead-letter queue hold of a plan of order events, set against what they must hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+from support.load.order_plan import OrderPlan, Planned, Step
+
+from simplu_worker.local.verify.comparison import Letter
+
+QUERY_TIMEOUT_S = 120.0
+OPERATIONS_SQL = """
+SELECT tenant_id, request_id, operation, resource_id, status, error, source, sequence_number,
+       xid::text::bigint AS xid, received_at, completed_at
+FROM operations WHERE resource_type = 'order' AND tenant_id = ANY ($1)
+"""
+ROWS_SQL = """
+SELECT id, "resourceId" AS order_id, data::text FROM resources WHERE "resourceName" = 'order' AND id = ANY ($1)
+"""
+COUNT_SQL = """
+SELECT count(*) FROM operations WHERE resource_type = 'order' AND tenant_id = ANY ($1)
+"""
+FIRST_SQL = """
+SELECT min(completed_at) FROM operations WHERE resource_type = 'order' AND starts_with(request_id, $1 || '-')
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found: *differences* have a line for each kind, with an example."""
+
+    differences: Sequence[str]
+    latencies_s: Sequence[float]
+    first_at: datetime | None
+    last_at: datetime | None
+    repeated_letters: int
+
+
+async def order_count(urls: Sequence[str], plan: OrderPlan) -> int:
+    """Return how many events of the plan's tenants are in the log; a shard that does not answer has none."""
+    count = 0
+    for url in urls:
+        try:
+            connection = await asyncpg.connect(url, timeout=2, command_timeout=5)
+        except (OSError, TimeoutError, asyncpg.PostgresError):
+            continue
+        try:
+            count += await connection.fetchval(COUNT_SQL, _tenant_ids(plan))
+        except (OSError, TimeoutError, asyncpg.PostgresError):
+            continue
+        finally:
+            connection.terminate()
+    return count
+
+
+async def first_commit_at(urls: Sequence[str], plan: OrderPlan) -> datetime | None:
+    """Return when the first event of the plan was written."""
+    times = []
+    for url in urls:
+        connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
+        try:
+            times.append(await connection.fetchval(FIRST_SQL, plan.name))
+        finally:
+            await connection.close()
+    return min((time for time in times if time is not None), default=None)
+
+
+async def compare_orders(
+    urls: Sequence[str], plans: Sequence[OrderPlan], sent: Mapping[str, Planned], letters: Iterable[Letter]
+) -> Found:
+    """Compare every order, every log entry and every dead letter.
+
+    *plans* are all that were sent for their tenants, and *sent* those of their events that may have a dead letter, by
+    message id.
+    """
+    operations, rows = [], []
+    tenant_ids = sorted({tenant_id for plan in plans for tenant_id in _tenant_ids(plan)})
+    for url in urls:
+        connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
+        try:
+            operations += await connection.fetch(OPERATIONS_SQL, tenant_ids)
+            rows += await connection.fetch(ROWS_SQL, tenant_ids)
+        finally:
+            await connection.close()
+    lines = _Lines()
+    _compare_log(lines, [step for plan in plans for step in plan.steps], operations)
+    _compare_rows(lines, {key: row for plan in plans for key, row in plan.rows().items()}, rows)
+    repeated = _compare_letters(lines, sent, letters)
+    times = [row["completed_at"] for row in operations]
+    return Found(
+        differences=list(lines),
+        latencies_s=sorted((row["completed_at"] - row["received_at"]).total_seconds() for row in operations),
+        first_at=min(times, default=None),
+        last_at=max(times, default=None),
+        repeated_letters=repeated,
+    )
+
+
+class _Lines:
+    """Differences by kind, each with its first example."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, tuple[int, str]] = {}
+
+    def note(self, kind: str, example: object) -> None:
+        count, first = self._kinds.get(kind, (0, str(example)))
+        self._kinds[kind] = (count + 1, first)
+
+    def __iter__(self) -> Iterator[str]:
+        for kind, (count, example) in self._kinds.items():
+            yield f"{kind} ({count}), such as {example}"
+
+
+def _compare_log(lines: _Lines, steps: Sequence[Step], operations: Sequence[asyncpg.Record]) -> None:
+    wanted = {(step.tenant_id, step.request_id): step for step in steps}
+    found: dict[tuple[str, str], asyncpg.Record] = {}
+    for row in operations:
+        key = (row["tenant_id"], row["request_id"])
+        if key in found:
+            lines.note("events applied on two shards", key)
+        found[key] = row
+        step = wanted.get(key)
+        if step is None:
+            lines.note("operations of nobody's", row)
+            continue
+        expected = (step.kind, step.order_id, "succeeded", None, "sqs")
+        got = (row["operation"], row["resource_id"], row["status"], row["error"], row["source"])
+        if got != expected:
+            lines.note("events with another outcome than in the order sent", f"{key}: {got}, expected {expected}")
+    for key in wanted.keys() - found.keys():
+        lines.note("events lost", key)
+    _compare_order(lines, [(step, found[key]) for key, step in wanted.items() if key in found])
+
+
+def _compare_order(lines: _Lines, pairs: Sequence[tuple[Step, asyncpg.Record]]) -> None:
+    """Each group's events come in their order: by the transactions that wrote them, and by the queue's numbers."""
+    last: dict[str, tuple[Step, asyncpg.Record]] = {}
+    for step, row in pairs:  # in the order of the plan
+        if (before := last.get(step.group_id)) is not None:
+            earlier = before[1]
+            if row["xid"] < earlier["xid"]:
+                lines.note("events committed before an earlier one of their group", (before[0], step))
+            if int(row["sequence_number"]) <= int(earlier["sequence_number"]):
+                lines.note("events that the queue numbered before an earlier one of their group", (before[0], step))
+        last[step.group_id] = (step, row)
+
+
+def _compare_rows(lines: _Lines, wanted: dict[tuple[str, str], Any], rows: Sequence[asyncpg.Record]) -> None:
+    for row in rows:
+        key = (row["id"], row["order_id"])
+        expected, got = wanted.pop(key, None), json.loads(row["data"])
+        if expected is None:
+            lines.note("orders that should not be there", key)
+        elif got != expected:
+            lines.note("orders with other content", f"{key}: {got}, expected {expected}")
+    for key in wanted:
+        lines.note("orders missing", key)
+
+
+def _compare_letters(lines: _Lines, sent: Mapping[str, Planned], letters: Iterable[Letter]) -> int:
+    found: dict[str, set[str]] = {}
+    repeated = 0
+    for letter in letters:
+        message_id = letter.position[1]
+        planned = sent.get(message_id)
+        if planned is None:
+            continue  # another producer's
+        repeated += letter.reason in found.get(message_id, set())
+        found.setdefault(message_id, set()).add(letter.reason)
+        if letter.record is not None and letter.record != planned.event.body.encode():
+            lines.note("dead letters with another body than was sent", message_id)
+        if letter.reason not in planned.reasons:
+            lines.note("dead letters that should not be", f"{letter}, expected {set(planned.reasons) or 'none'}")
+    for message_id, planned in sent.items():
+        if planned.reasons and message_id not in found:
+            lines.note("poison without a dead letter", planned)
+    return repeated
+
+
+def _tenant_ids(plan: OrderPlan) -> list[str]:
+    return [tenant.tenant_id for tenant in plan.tenants]

@@ -1,0 +1,156 @@
+"""Order events of many groups whose rows and log follow from the plan: what is lost, doubled or overtaken shows.
+
+Each group has one order that is changed step by step. A step writes its own mark and takes away the one before it, so a
+step that came late leaves its mark for ever. Every tenth step makes or takes away another order beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from simplu_worker.local.workload.order_events import Event, Members, members_of, poison
+from simplu_worker.local.workload.workload import Tenant
+
+ROUND = 10  # events of a group: one of them is about the other order
+AGAIN_SHARE = 0.02  # half of them with another deduplication id of the message, half with the same
+REUSED = frozenset({"request_id_reused"})
+KINDS = {"CREATE": "create", "UPDATE": "patch", "DELETE": "delete"}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A row of the log as it must be: the event of that *number* in its group, and all that follows from it."""
+
+    tenant_id: str
+    request_id: str
+    group_id: str
+    number: int
+    kind: str
+    order_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An event, and what it must come to: a step, dead letters with one of *reasons*, or nothing beyond an earlier one.
+
+    *is_dropped* is one that the queue itself drops.
+    """
+
+    event: Event
+    step: Step | None = None
+    reasons: frozenset[str] = frozenset()
+    is_dropped: bool = False
+
+
+class OrderPlan:
+    """*count* events over *groups*, *poison_percent* of them poison; *name* sets its ids apart from other plans'."""
+
+    def __init__(
+        self, name: str, tenants: Sequence[Tenant], *, count: int, groups: int, poison_percent: float = 0, seed: int = 0
+    ) -> None:
+        self.name = name
+        self.tenants = tuple(tenants)
+        self.group_count = groups
+        self._random = Random(seed)
+        self._last: dict[int, Planned] = {}  # by group: its last step
+        self._step_counts: Counter[int] = Counter()
+        self.planned = tuple(self._plan(count, poison_percent))
+        self.steps = [one.step for one in self.planned if one.step is not None]
+        self.poison_count = sum(bool(one.reasons) for one in self.planned)
+
+    def __repr__(self) -> str:
+        return f"OrderPlan({self.name!r}, {len(self.planned)} events, {self.poison_count} poison)"
+
+    def rows(self) -> dict[tuple[str, str], Any]:
+        """Return the orders that are left, by tenant and id."""
+        rows: dict[tuple[str, str], Any] = {}
+        for number in range(self.group_count):
+            tenant_id = self._tenant(number).tenant_id
+            if not (count := self._step_counts[number]):
+                continue
+            last = _change_number(count - 1)
+            rows[tenant_id, self._order_id(number)] = {"n": last, "steps": {str(last): True}}
+            if count % (2 * ROUND) // ROUND:
+                rows[tenant_id, self._beside_id(number)] = {"n": 0}
+        return rows
+
+    def _plan(self, count: int, poison_percent: float) -> Iterator[Planned]:
+        random = self._random
+        bad = set(random.sample(range(count), round(count * poison_percent / 100)))
+        order = list(range(self.group_count))
+        bad_number = 0
+        for place in range(count):
+            if place % self.group_count == 0:
+                random.shuffle(order)
+            group = order[place % self.group_count]
+            last = self._last.get(group)
+            if place in bad:
+                yield self._poison(bad_number, group, place, last)
+                bad_number += 1
+            elif last is not None and random.random() < AGAIN_SHARE:
+                yield self._again(last, place)
+            else:
+                self._last[group] = self._next(group)
+                yield self._last[group]
+
+    def _next(self, group: int) -> Planned:
+        number = self._step_counts[group]
+        self._step_counts[group] += 1
+        if (number + 1) % ROUND == 0:
+            is_there = number // ROUND % 2 == 1
+            kind, order_id, data = ("DELETE" if is_there else "CREATE"), self._beside_id(group), {"n": 0}
+            return self._planned(group, number, kind, order_id, {} if is_there else data)
+        change = _change_number(number)
+        if change == 0:
+            return self._planned(group, number, "CREATE", self._order_id(group), {"n": 0, "steps": {"0": True}})
+        steps = {str(change - 1): None, str(change): True}
+        return self._planned(group, number, "UPDATE", self._order_id(group), {"n": change, "steps": steps})
+
+    def _planned(self, group: int, number: int, kind: str, order_id: str, data: Members) -> Planned:
+        event, _ = self._event(group, f"{self.name}-{group}-{number}", kind, order_id, data)
+        tenant_id = self._tenant(group).tenant_id
+        return Planned(event, Step(tenant_id, event.deduplication_id, event.group_id, number, KINDS[kind], order_id))
+
+    def _again(self, last: Planned, place: int) -> Planned:
+        """Send the last event of a group once more: nothing may come of it."""
+        event = last.event
+        if place % 2 and "deduplicationId" in json.loads(event.body):
+            again = Event(event.group_id, f"{self.name}-again-{place}", event.body, event.tenant)
+            return Planned(again)
+        return Planned(event, is_dropped=True)
+
+    def _poison(self, number: int, group: int, place: int, last: Planned | None) -> Planned:
+        own_id = f"{self.name}-bad-{place}"
+        event, members = self._event(group, own_id, "CREATE", f"{self.name}-never-{place}", {"never": "kept"})
+        if number % 6 == 5 and last is not None:
+            body = json.dumps(members | {"deduplicationId": last.event.deduplication_id})
+            return Planned(Event(event.group_id, own_id, body, event.tenant), reasons=REUSED)
+        spoilt, reasons = poison(number, members, event)
+        return Planned(spoilt, reasons=reasons)
+
+    def _event(self, group: int, own_id: str, kind: str, order_id: str, data: Members) -> tuple[Event, Members]:
+        """Return an event whose tenant and id are told in one of the ways, each group in its own."""
+        tenant, group_id = self._tenant(group), f"{self.name}-{group}"
+        in_body = tenant if group % 3 == 0 else None
+        named = own_id if group % 2 == 0 else None
+        members = members_of(kind, order_id, data, group_id=group_id, deduplication_id=named, tenant=in_body)
+        return Event(group_id, own_id, json.dumps(members), None if in_body else tenant), members
+
+    def _tenant(self, group: int) -> Tenant:
+        return self.tenants[group % len(self.tenants)]
+
+    def _order_id(self, group: int) -> str:
+        return f"{self.name}-order-{group}"
+
+    def _beside_id(self, group: int) -> str:
+        return f"{self.name}-beside-{group}"
+
+
+def _change_number(number: int) -> int:
+    """Return which change of the group's own order its event of that *number* is, or the last one before it."""
+    return number - (number + 1) // ROUND

@@ -1,0 +1,143 @@
+"""What was measured set against what was promised, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+from support.load.testbed import Measured
+
+MIB = 1024 * 1024
+MISSING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A promise: *value* is at most *most* and at least *least*. No value, as when nothing was applied, breaks it."""
+
+    what: str
+    value: float | None
+    most: float = math.inf
+    least: float = -math.inf
+    unit: str = ""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the promise was kept."""
+        return self.value is not None and self.least <= self.value <= self.most
+
+    def __str__(self) -> str:
+        limits = [f"≤ {self.most:g}"] if self.most < math.inf else []
+        limits += [f"≥ {self.least:g}"] if self.least > -math.inf else []
+        return f"{' and '.join(limits)} {self.unit}".rstrip()
+
+
+@dataclass
+class Results:
+    """Everything that a run came to. *control* is the phase with which the others are compared."""
+
+    title: str
+    phases: list[Measured] = field(default_factory=list)
+    bounds: list[Bound] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    facts: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def control(self) -> Measured:
+        """The phase in which all was well: the first one."""
+        return self.phases[0]
+
+    @property
+    def status(self) -> int:
+        """The exit status: 1 when a bound was not kept or a row is not as it must be."""
+        return 0 if not self.differences and all(bound.is_kept for bound in self.bounds) else 1
+
+    def bound_latency(self, measured: Measured, *, most_ratio: float, least_ratio: float) -> None:
+        """Promise that *measured* is not much slower and does not get through much less than the control."""
+        name = measured.phase.name
+        ratio = ratio_of(measured.p99_s, self.control.p99_s)
+        self.bounds.append(Bound(f"{name}: p99 ÷ control's", ratio, most=most_ratio))
+        ratio = ratio_of(measured.rate, self.control.rate)
+        self.bounds.append(Bound(f"{name}: throughput ÷ control's", ratio, least=least_ratio))
+
+    def bound_memory(self, growth_mib: float) -> None:
+        """Promise that no phase takes more than *growth_mib* beyond the control."""
+        before = self.control.rss_bytes
+        for measured in self.phases[1:]:
+            now = measured.rss_bytes
+            growth = None if before is None or now is None else (now.most - before.most) / MIB
+            self.bounds.append(
+                Bound(f"{measured.phase.name}: growth of the worker", growth, most=growth_mib, unit="MiB")
+            )
+
+    def print(self, console: Console) -> None:
+        """Print tables for people."""
+        console.print(self._phase_table())
+        console.print(self._processor_table())
+        table = Table("bound", "measured", "promised", "")
+        for bound in self.bounds:
+            kept = "kept" if bound.is_kept else "[bold red]MISSED[/]"
+            table.add_row(bound.what, number(bound.value, bound.unit), str(bound), kept)
+        console.print(table)
+        for what, value in self.facts.items():
+            console.print(f"{what}: {number(value)}")
+        console.print(f"lost, done twice, out of order or misplaced: {len(self.differences) or 'nothing'}")
+        for difference in self.differences:
+            console.print(f"  {difference}", markup=False, soft_wrap=True)
+
+    def _phase_table(self) -> Table:
+        table = Table("phase", "seconds", "operations/s", "p50", "p99", "longest", "worker MiB: least, median, most")
+        table.title = self.title
+        for one in self.phases:
+            rss = one.rss_bytes
+            memory = (rss.least, rss.median, rss.most) if rss else ()
+            table.add_row(
+                one.phase.name,
+                f"{one.phase.seconds:.0f}",
+                f"{one.rate:.0f} ({number(ratio_of(one.rate, self.control.rate))}×)",
+                number(one.p50_s, "s"),
+                f"{number(one.p99_s, 's')} ({number(ratio_of(one.p99_s, self.control.p99_s))}×)",
+                number(one.longest_s, "s"),
+                "  ".join(f"{size / MIB:.0f}" for size in memory) or MISSING,
+            )
+        return table
+
+    def _processor_table(self) -> Table:
+        names = list(dict.fromkeys(name for one in self.phases for name in one.phase.processors))
+        table = Table("processors used", *names)
+        for one in self.phases:
+            table.add_row(one.phase.name, *(f"{one.phase.processors.get(name, 0):.2f}" for name in names))
+        return table
+
+    def as_json(self) -> str:
+        """Return all of it for programs."""
+        bounds = [
+            {"what": bound.what, "value": bound.value, "bound": str(bound), "kept": bound.is_kept}
+            for bound in self.bounds
+        ]
+        return json.dumps(
+            {
+                "title": self.title,
+                "phases": [one.as_json() for one in self.phases],
+                "bounds": bounds,
+                "facts": self.facts,
+                "differences": self.differences,
+            },
+            indent=2,
+        )
+
+
+def ratio_of(value: float | None, to: float | None) -> float | None:
+    """Return *value* ÷ *to*, none when that says nothing."""
+    return None if value is None or not to else value / to
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Spell a number for people."""
+    if value is None:
+        return MISSING
+    digits = 0 if abs(value) >= 100 else 3 if abs(value) < 1 else 2
+    return f"{value:.{digits}f} {unit}".rstrip()

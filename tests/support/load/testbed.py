@@ -1,0 +1,303 @@
+"""A stack, a worker and producers, each a process of its own, and phases that are set beside each other afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from support.load.chain_checker import Put, completed_count, differences, latencies_s, operation_count
+from support.load.chain_producer import ChainProducer, Order
+from support.load.dead_letter_sink import LetterSink
+from support.load.operation_chains import Plan
+from support.processes.resource_usage import MemorySampler, Range, cpu_seconds
+
+from simplu_worker.local.kinesis.faults import SetOptions
+from simplu_worker.local.kinesis.server import control
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.verify.comparison import Letter, percentile
+from simplu_worker.local.verify.shard_checker import tenants_on
+from simplu_worker.local.workload.producer import create_tenants, open_client
+from simplu_worker.local.workload.workload import Tenant
+
+TENANTS_WITHIN_S = 60.0
+STOP_WITHIN_S = 35.0
+POLL_S = 1.0
+STREAM_MEMORY_BYTES = 8 * 1024**3  # nothing may be trimmed unread: a loss must be the worker's
+MANY = 1_000_000  # tenants a shard: Citrus is told where each lives
+PROCESS_NAMES = {
+    "kinesis_server": "Kinesis",
+    "sqs_server": "SQS",
+    "chain_producer": "producers",
+    "simplu_worker run": "worker",
+    "postgres": "Postgres",
+    "moto": "DynamoDB",
+    "watchdog": "watchdog",
+}
+
+
+@dataclass(eq=False)
+class Flow:
+    """A plan and the process that puts its operations."""
+
+    plan: Plan
+    producer: ChainProducer
+    is_checked: bool  # whether what is put is to be applied
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of time, and what processes used in it: processor time by name, as shares of one processor."""
+
+    name: str
+    begin: datetime
+    end: datetime
+    processors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """How long it was."""
+        return (self.end - self.begin).total_seconds()
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured in a phase. *rate* is committed operations a second; durations are arrival → committed."""
+
+    phase: Phase
+    rate: float
+    p50_s: float | None
+    p99_s: float | None
+    longest_s: float | None
+    rss_bytes: Range | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for `--json`."""
+        rss = self.rss_bytes
+        return {
+            "phase": self.phase.name,
+            "seconds": self.phase.seconds,
+            "operationsPerSecond": self.rate,
+            "p50Seconds": self.p50_s,
+            "p99Seconds": self.p99_s,
+            "longestSeconds": self.longest_s,
+            "rssBytes": None if rss is None else {"min": rss.least, "median": rss.median, "max": rss.most},
+            "processors": dict(self.phase.processors),
+        }
+
+
+class ProvingGround:
+    """Everything is up while the context is entered; each shard has *tenants_per_shard* tenants from the start.
+
+    With no *replicas* the caller starts the workers and registers the tenants.
+    """
+
+    def __init__(
+        self,
+        *,
+        shards: int = 4,
+        stream_shards: int = 8,
+        tenants_per_shard: int = 10,
+        replicas: int = 1,
+        worker_env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.stack = Stack(shards=shards, stream_shards=stream_shards, tenants_per_shard=MANY)
+        self.homes: dict[str, str] = {}  # the shards' URLs by tenant id
+        self.tenants: dict[str, list[Tenant]] = {}  # by shard id
+        self.flows: list[Flow] = []
+        self.phases: list[Phase] = []
+        self.workers: list[WorkerProcess] = []
+        self._tenants_per_shard = tenants_per_shard
+        self._replicas = replicas
+        self._worker_env = dict(worker_env or {})
+        self._exit = AsyncExitStack()
+
+    def __repr__(self) -> str:
+        return f"ProvingGround({self.stack!r}, {self.flows}, phases={[phase.name for phase in self.phases]})"
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as entered:
+            await entered.enter_async_context(self.stack)
+            options = {"memory_max_bytes": STREAM_MEMORY_BYTES}
+            await control(self.stack.kinesis_url, SetOptions(options=options))
+            env = self.stack.env
+            self._sink = LetterSink(env["AWS_ENDPOINT_URL_SQS"], env["SQS_DEAD_LETTER_QUEUE_URL"])
+            self._sqs_url = await entered.enter_async_context(self._sink.serve())
+            for _ in range(self._replicas):
+                await self.start_worker()
+            self.memory = MemorySampler(lambda: self.worker.pid)
+            await self._make_tenants()
+            self._exit = entered.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for server in self.stack.servers.values():
+            server.resume()
+        await self._exit.aclose()
+
+    async def start_worker(self, env: Mapping[str, str] | None = None) -> None:
+        """Start another replica, with *env* beside what all have; no value takes one away."""
+        worker_env = self.stack.env | {"AWS_ENDPOINT_URL_SQS": self._sqs_url} | self._worker_env | dict(env or {})
+        worker = WorkerProcess(self.stack.group, worker_env, number=len(self.workers))
+        worker.start()
+        await worker.wait_ready()
+        self.workers.append(worker)
+
+    @property
+    def worker(self) -> WorkerProcess:
+        """The first replica, of which the memory is measured."""
+        return self.workers[0]
+
+    @property
+    def urls(self) -> list[str]:
+        """The shards' URLs."""
+        return [server.url for server in self.stack.servers.values()]
+
+    def server(self, number: int = 0) -> PostgresServer:
+        """Return the Postgres server of that number, from 0."""
+        return list(self.stack.servers.values())[number]
+
+    def tenants_of(self, *servers: PostgresServer) -> tuple[Tenant, ...]:
+        """Return the tenants of *servers*, all servers' without any, one of each in turn."""
+        wanted = [server.url for server in servers] or self.urls
+        columns = [self.tenants[shard_id] for shard_id, server in self.stack.servers.items() if server.url in wanted]
+        return tuple(tenant for row in zip(*columns, strict=True) for tenant in row)
+
+    def urls_without(self, server: PostgresServer) -> list[str]:
+        """Return the URLs of all shards but one."""
+        return [url for url in self.urls if url != server.url]
+
+    # Tenants
+
+    async def _make_tenants(self) -> None:
+        registry = self.stack.citrus.registry
+        for shard_id, server in self.stack.servers.items():
+            tenants = [Tenant(f"clinic-{shard_id}-{one}", "main", "dental") for one in range(self._tenants_per_shard)]
+            self.tenants[shard_id] = tenants
+            for tenant in tenants:
+                registry.place(tenant.tenant_id, registry.shards[shard_id])
+                self.homes[tenant.tenant_id] = server.url
+        if self.workers:
+            await self.register(self.tenants_of())
+
+    async def register(self, tenants: Sequence[Tenant]) -> None:
+        """Send their `SHARD_CREATION` and wait until the shards have them; new ones go to the first shard."""
+        env = self.stack.env
+        for tenant in tenants:
+            self.homes.setdefault(tenant.tenant_id, self.server().url)
+        async with open_client("sqs", env) as sqs:
+            await create_tenants(sqs, env["SQS_SHARD_CREATION_QUEUE_URL"], tenants)
+        wanted = {tenant.tenant_id for tenant in tenants}
+
+        async def all_there() -> bool:
+            return wanted <= await tenants_on(self.urls)
+
+        if not await until(all_there, within_s=TENANTS_WITHIN_S):
+            raise SystemExit(f"{len(tenants)} tenants are not on their shards after {TENANTS_WITHIN_S:g} s")
+
+    # Load
+
+    def start_flow(self, plan: Plan, *, rate: float | None, count: int | None = None, is_checked: bool = True) -> Flow:
+        """Start a producer. With *is_checked* all that it puts has to be applied in the end."""
+        order = Order(plan, self.stack.env["KINESIS_STREAM_NAME"], rate, count)
+        flow = Flow(plan, ChainProducer(self.stack.group, self.stack.env, order), is_checked)
+        self.flows.append(flow)
+        return flow
+
+    async def applied(self, urls: Sequence[str], *, within_s: float) -> bool:
+        """Wait until the shards at *urls* have all that the flows have put so far; false if they have not."""
+        wanted = {url: self._expected_count(url) for url in urls}
+        deadline = asyncio.get_running_loop().time() + within_s
+        while wanted:
+            self.check()
+            for url, count in list(wanted.items()):
+                if await operation_count(url) >= count:
+                    del wanted[url]
+            if wanted and asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(POLL_S if wanted else 0)
+        return True
+
+    def _expected_count(self, url: str) -> int:
+        tenant_ids = frozenset(tenant_id for tenant_id, home in self.homes.items() if home == url)
+        return sum(flow.plan.count_of(tenant_ids, flow.producer.put_count) for flow in self.flows if flow.is_checked)
+
+    def check(self) -> None:
+        """Raise when a worker or a producer has ended that should run."""
+        for worker in self.workers:
+            worker.check_running()
+        for flow in self.flows:
+            flow.producer.check()
+
+    # Phases
+
+    @asynccontextmanager
+    async def phase(self, name: str) -> AsyncIterator[None]:
+        """Take the time that the context is entered for a phase."""
+        before, begin = self._processor_seconds(), datetime.now(UTC)
+        yield
+        self.check()
+        end, after = datetime.now(UTC), self._processor_seconds()
+        seconds = (end - begin).total_seconds()
+        # Less than before: a backend has ended.
+        shares = {one: max(0.0, used - before[one]) / seconds for one, used in after.most_common()}
+        self.phases.append(Phase(name, begin, end, shares))
+
+    def _processor_seconds(self) -> Counter[str]:
+        return cpu_seconds({*self.stack.group.pids, os.getpid()}, process_name)
+
+    async def measured(self, phase: Phase, plan: Plan, urls: Sequence[str]) -> Measured:
+        """Return what came of the plan's operations on the shards at *urls*; ask when they are applied."""
+        durations = await latencies_s(urls, plan, phase.begin, phase.end)
+        count = await completed_count(urls, plan, phase.begin, phase.end)
+        return Measured(
+            phase,
+            rate=count / phase.seconds,
+            p50_s=percentile(durations, 0.5),
+            p99_s=percentile(durations, 0.99),
+            longest_s=durations[-1] if durations else None,
+            rss_bytes=self.memory.between(phase.begin, phase.end),
+        )
+
+    async def reshard(self, count: int, *, within_s: float = 60.0) -> None:
+        """Have the stream split or merged to *count* stream shards."""
+        name = self.stack.env["KINESIS_STREAM_NAME"]
+        async with self.stack.aws_client("kinesis") as kinesis:
+
+            async def active() -> bool:
+                summary = (await kinesis.describe_stream_summary(StreamName=name))["StreamDescriptionSummary"]
+                return bool(summary["StreamStatus"] == "ACTIVE")
+
+            await kinesis.update_shard_count(StreamName=name, TargetShardCount=count, ScalingType="UNIFORM_SCALING")
+            if not await until(active, within_s=within_s):
+                raise SystemExit(f"the stream is not active {within_s:g} s after a reshard")
+
+    # Verdict
+
+    async def differences(self) -> list[str]:
+        """Return what is not as the plans say: lost, done twice, out of order, misplaced."""
+        puts = [Put(flow.plan, flow.producer.put_count, self.homes) for flow in self.flows if flow.is_checked]
+        return await differences(self.urls, puts)
+
+    @property
+    def letters(self) -> Sequence[Letter]:
+        """The dead letters that the worker has stored."""
+        return self._sink.letters
+
+    async def stop_workers(self) -> None:
+        """End the replicas with SIGTERM; each must end with status 0."""
+        for worker in self.workers:
+            await worker.stop(within_s=STOP_WITHIN_S)
+
+
+def process_name(line: str) -> str:
+    """Name a process of the stack by its command line."""
+    return next((name for part, name in PROCESS_NAMES.items() if part in line), "this, Citrus")

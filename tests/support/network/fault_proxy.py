@@ -1,0 +1,116 @@
+"""A TCP proxy on loopback that makes a network's and a server's faults on demand, without changing either end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from support.network.tcp_line import PART_BYTES, TcpLine
+
+from simplu_worker.local.processes.loopback import HOST
+
+CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+
+
+def http_answer(status: int, body: bytes, *headers: str, content_type: str = "application/x-amz-json-1.1") -> bytes:
+    """Return a whole HTTP answer, as `FaultProxy.answering` gives it."""
+    lines = [f"HTTP/1.1 {status} As Scripted", f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, *headers, "Connection: close", "", ""]).encode() + body
+
+
+class FaultProxy(TcpLine):
+    """Passes everything on to *target_url*, but for the fault that is being made. Enter it to listen."""
+
+    def __init__(self, target_url: str) -> None:
+        super().__init__()
+        target = urlsplit(target_url)
+        self._target = (target.hostname or HOST, target.port or 80)
+        self._swallowed: bytes | None = None  # what a request holds that is not passed on now; b"": every one
+        self._changed = asyncio.Event()
+        self._answer: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"FaultProxy(port={self.port}, target={self._target}, connections={len(self._connections)})"
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://{HOST}:{self.port}"
+
+    @contextlib.contextmanager
+    def silent(self, about: bytes = b"") -> Iterator[None]:
+        """Swallow requests, of connections old and new, that hold *about*; they are passed on at the end."""
+        self._swallowed = about
+        try:
+            yield
+        finally:
+            self._swallowed = None
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    @contextlib.contextmanager
+    def answering(self, answer: bytes) -> Iterator[None]:
+        """Give every request *answer* instead of asking the target."""
+        self.cut()
+        self._answer = answer
+        try:
+            yield
+        finally:
+            self._answer = None
+
+    async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        self._connections.add(to_client)
+        to_server: asyncio.StreamWriter | None = None
+        try:
+            if self._answer is not None:
+                await _read_request(client)
+                to_client.write(self._answer)
+                await to_client.drain()
+                to_client.close()
+                return
+            server, to_server = await asyncio.open_connection(*self._target)
+            self._connections.add(to_server)
+            ways = (self._pass_requests(client, to_server), _pass(server, to_client))
+            async with asyncio.TaskGroup() as tasks:
+                passing = [tasks.create_task(way) for way in ways]
+                await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
+                for task in passing:
+                    task.cancel()
+        except OSError:
+            pass  # either end is gone: so is the other
+        finally:
+            for writer in filter(None, (to_client, to_server)):
+                self._connections.discard(writer)
+                writer.close()
+
+    async def _pass_requests(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while part := await _read(source):
+            while self._swallowed is not None and self._swallowed in part:
+                await self._changed.wait()
+            if self._latency_s:
+                await asyncio.sleep(self._latency_s)
+            target.write(part)
+
+
+async def _pass(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    while part := await _read(source):
+        target.write(part)
+        with contextlib.suppress(OSError):
+            await target.drain()
+
+
+async def _read(source: asyncio.StreamReader) -> bytes:
+    try:
+        return await source.read(PART_BYTES)
+    except OSError:  # cut
+        return b""
+
+
+async def _read_request(client: asyncio.StreamReader) -> None:
+    with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        head = await client.readuntil(b"\r\n\r\n")
+        length = CONTENT_LENGTH.search(head)
+        await client.readexactly(int(length[1]) if length else 0)

@@ -1,0 +1,64 @@
+"""A TCP line on loopback between a client and a server: the faults that any line can have, whatever it carries."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Self
+
+from simplu_worker.local.processes.loopback import HOST, free_port
+
+PART_BYTES = 65_536
+
+
+class TcpLine:
+    """Listens while it is entered; who derives from it says in `_serve` what passes, and notes its connections."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._latency_s = 0.0
+
+    async def __aenter__(self) -> Self:
+        await self._listen()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._hang_up()
+
+    def cut(self) -> None:
+        """Cut every connection now, in the middle of whatever it carries; new ones work."""
+        for writer in self._connections:
+            writer.transport.abort()
+        self._connections.clear()
+
+    @contextlib.asynccontextmanager
+    async def refusing(self) -> AsyncIterator[None]:
+        """Cut everything and refuse connections."""
+        self._hang_up()
+        try:
+            yield
+        finally:
+            await self._listen()
+
+    @contextlib.contextmanager
+    def slow(self, latency_s: float) -> Iterator[None]:
+        """Pass every part of what is asked on that late."""
+        self._latency_s = latency_s
+        try:
+            yield
+        finally:
+            self._latency_s = 0.0
+
+    async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        raise NotImplementedError
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._serve, HOST, self.port)
+
+    def _hang_up(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self.cut()

@@ -1,0 +1,131 @@
+"""Databases for tests, as copies of one template that the worker's own code has made.
+
+A copy takes most of a second on a slow disk, so a copy that a test has left as it was but for rows is used again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.schema.schema_check import ensure_schema
+
+SHARD_ID = "shard-1"
+TEMPLATE = "template_shard"
+# For servers that will not answer: short enough not to be waited for, long enough for a busy machine.
+QUICK = Deadlines(connect_s=1.0, acquire_s=2.0, lock_s=0.5, statement_s=1.0, reply_s=1.5, close_s=0.5)
+
+ShardMaker = Callable[..., Awaitable[ShardAddress]]  # (shard_id, *, is_empty=False)
+
+_numbers = itertools.count(1)
+
+
+async def make_template(server: PostgresServer) -> None:
+    """Make the database that `copy_shard` copies."""
+    pool = ShardPool(ShardAddress(SHARD_ID, await server.create_database(TEMPLATE)), size=1)
+    await ensure_schema(pool)
+    await pool.close()
+
+
+async def copy_shard(server: PostgresServer, shard_id: str = SHARD_ID, *, is_empty: bool = False) -> ShardAddress:
+    """Make a database on *server* and return its address: a shard with our schema and no tenant, or nothing at all."""
+    name = f"shard_{next(_numbers)}"
+    url = await server.create_database(name, template="template1" if is_empty else TEMPLATE)
+    if shard_id != SHARD_ID and not is_empty:
+        await execute(url, "UPDATE shard_meta SET shard_id = $1", shard_id)
+    return ShardAddress(shard_id=shard_id, connection_string=url)
+
+
+async def execute(url: str, statement: str, *arguments: Any) -> None:
+    """Run one statement on a connection of its own."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement, *arguments)
+    finally:
+        await connection.close()
+
+
+# Everything a test may have changed that is not a row of the tables below.
+FINGERPRINT = """
+SELECT md5(concat_ws(' ',
+    (SELECT string_agg(attrelid::text || attname || atttypid::text, ',' ORDER BY attrelid, attnum)
+     FROM pg_attribute WHERE attnum > 0),
+    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_proc),
+    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_constraint),
+    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_trigger),
+    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_type),
+    (SELECT count(*) FROM pg_db_role_setting WHERE setdatabase IN (0, (
+        SELECT oid FROM pg_database WHERE datname = current_database()))),
+    {rows}
+))
+"""
+ROWS = """
+    (SELECT string_agg(version::text, ',') FROM schema_migrations),
+    (SELECT string_agg(name, ',') FROM business_types),
+    (SELECT count(*) FROM shard_meta)
+"""
+EMPTYING = "".join(
+    f"DELETE FROM {table};" for table in ("tenants", "resources", "operations", "stream_positions", "moves")
+)
+OTHERS_END = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+class Shelf:
+    """Copies of the template, and empty databases, that can be used again."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self._shelved: dict[bool, list[str]] = {False: [], True: []}  # connection strings, by whether it is empty
+        self._fingerprints: dict[bool, str] = {}
+
+    async def take(self, shard_id: str, *, is_empty: bool) -> ShardAddress:
+        """Return the address of a database like a fresh one."""
+        shelved = self._shelved[is_empty]
+        if not shelved:
+            address = await copy_shard(self._server, shard_id, is_empty=is_empty)
+            if is_empty not in self._fingerprints:
+                self._fingerprints[is_empty] = await self._reset(address.connection_string, is_empty=is_empty)
+        else:
+            address = ShardAddress(shard_id=shard_id, connection_string=shelved.pop())
+        if not is_empty:
+            await execute(address.connection_string, "UPDATE shard_meta SET shard_id = $1", shard_id)
+        return address
+
+    async def give_back(self, address: ShardAddress, *, is_empty: bool) -> None:
+        """Empty a database and keep it, or drop it when more than rows of it were changed."""
+        url = address.connection_string
+        try:
+            is_as_it_was = await self._reset(url, is_empty=is_empty) == self._fingerprints[is_empty]
+        except asyncpg.PostgresError:
+            is_as_it_was = False
+        if is_as_it_was:
+            self._shelved[is_empty].append(url)
+        else:
+            await execute(self._server.url_of("postgres"), f"DROP DATABASE {database_of(address)} WITH (FORCE)")
+
+    async def _reset(self, url: str, *, is_empty: bool) -> str:
+        connection = await asyncpg.connect(url)
+        try:
+            await connection.execute(OTHERS_END)
+            if is_empty:
+                await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+            else:
+                await connection.execute(EMPTYING)
+            return str(await connection.fetchval(FINGERPRINT.format(rows="1" if is_empty else ROWS)))
+        finally:
+            await connection.close()
+
+
+def database_of(address: ShardAddress) -> str:
+    """Return the name of a shard's database."""
+    return address.connection_string.rpartition("/")[2]

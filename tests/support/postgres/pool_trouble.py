@@ -1,0 +1,50 @@
+"""What tests of a pool in trouble share: short deadlines, users that are told no, and how long things take."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from support.postgres.databases import QUICK
+
+from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.single_flight import SharedLook
+
+HURRIED = msgspec.structs.replace(QUICK, acquire_s=1.0, connect_s=0.5, reply_s=0.5, cancel_s=0.5, probe_s=0.5)
+PATIENT_S = 5.0
+
+
+async def ask(pool: ShardPool, query: str = "SELECT 1") -> object:
+    """Ask a shard for one value."""
+    async with pool.connection() as connection:
+        return await connection.fetchval(query)
+
+
+async def unavailable(pool: ShardPool, query: str = "SELECT 1") -> str:
+    """Ask a shard that cannot answer, and return what it came to."""
+    with pytest.raises(ShardUnavailableError) as caught:
+        await ask(pool, query)
+    assert caught.value.shard_id == pool.address.shard_id
+    return str(caught.value).rpartition(": ")[2]
+
+
+@contextlib.contextmanager
+def within(least_s: float, most_s: float) -> Iterator[None]:
+    """Require that what is done takes so long."""
+    started = time.monotonic()
+    yield
+    assert least_s <= time.monotonic() - started < most_s
+
+
+async def nothing_is_open(pool: ShardPool) -> bool:
+    """Tell whether the pool has no connection."""
+    return pool.counts()["open"] == 0
+
+
+def forget_looks(pool: ShardPool) -> None:
+    """Let the answer of before be an old one."""
+    pool._shared_look = SharedLook(pool._look)

@@ -1,0 +1,123 @@
+"""A TCP line to a Postgres server that does what networks do: delays, cuts, closes one way, or swallows everything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import Iterator
+from urllib.parse import urlsplit, urlunsplit
+
+from support.network.tcp_line import PART_BYTES, TcpLine
+
+from simplu_worker.local.processes.loopback import HOST
+from simplu_worker.shards.postgres.address import ShardAddress
+
+ASKS_FOR_TLS = struct.pack("!ii", 8, 80877103)
+STARTING_UP = ("57P03", "the database system is starting up")
+TOO_MANY = ("53300", "sorry, too many clients already")
+
+
+class ShardLine(TcpLine):
+    """Passes everything on between its port and a server, but for the fault that is being made. Enter it to listen."""
+
+    def __init__(self, address: ShardAddress) -> None:
+        super().__init__()
+        self._address = address
+        self._target = urlsplit(address.connection_string)
+        self._passing = asyncio.Event()
+        self._passing.set()
+        self._refusal: tuple[str, str] | None = None
+        self.connection_count = 0
+        self.asked: list[bytes] = []  # what was sent to the server, part by part
+
+    def __repr__(self) -> str:
+        return f"ShardLine(port={self.port}, connections={len(self._connections)})"
+
+    @property
+    def place(self) -> str:
+        """Host and port of this end."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def address(self) -> ShardAddress:
+        """The shard's address at this end of the line."""
+        netloc = f"{self._target.netloc.rpartition('@')[0]}@{self.place}"
+        return ShardAddress(self._address.shard_id, urlunsplit(self._target._replace(netloc=netloc)))
+
+    async def __aexit__(self, *_: object) -> None:
+        self._passing.set()
+        await super().__aexit__()
+
+    @contextlib.contextmanager
+    def blackhole(self) -> Iterator[None]:
+        """Swallow everything, both ways, and take connections without a word; what waits goes on at the end."""
+        self._passing.clear()
+        try:
+            yield
+        finally:
+            self._passing.set()
+
+    @contextlib.contextmanager
+    def saying(self, refusal: tuple[str, str]) -> Iterator[None]:
+        """Say no to every new connection, as a server does that is starting, or full."""
+        self._refusal = refusal
+        try:
+            yield
+        finally:
+            self._refusal = None
+
+    def lead_to(self, address: ShardAddress) -> None:
+        """Lead new connections to another server, as a name does that was given to another machine."""
+        self._target = urlsplit(address.connection_string)
+
+    def half_close(self) -> None:
+        """Say on every connection that nothing more will come, and go on taking what is sent."""
+        for writer in self._connections:
+            if writer.can_write_eof():
+                writer.write_eof()
+
+    async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        self.connection_count += 1
+        self._connections.add(to_client)
+        if self._refusal is not None:
+            if await client.read(PART_BYTES) == ASKS_FOR_TLS:
+                to_client.write(b"N")
+                await client.read(PART_BYTES)
+            to_client.write(error_message(*self._refusal))
+            to_client.close()
+            return
+        try:
+            await self._passing.wait()
+            server, to_server = await asyncio.open_connection(HOST, self._target.port)
+        except OSError:
+            to_client.transport.abort()
+            return
+        self._connections.add(to_server)
+        async with asyncio.TaskGroup() as tasks:
+            ways = [
+                tasks.create_task(way)
+                for way in (self._pass(client, to_server, is_asking=True), self._pass(server, to_client))
+            ]
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
+        for writer in (to_client, to_server):
+            writer.transport.abort()
+
+    async def _pass(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_asking: bool = False
+    ) -> None:
+        with contextlib.suppress(OSError):  # cut
+            while part := await source.read(PART_BYTES):
+                if is_asking:
+                    self.asked.append(part)
+                    await asyncio.sleep(self._latency_s)
+                await self._passing.wait()
+                target.write(part)
+
+
+def error_message(code: str, text: str) -> bytes:
+    """Return what a server says instead of taking a connection."""
+    fields = f"SFATAL\0VFATAL\0C{code}\0M{text}\0\0".encode()
+    return b"E" + struct.pack("!i", 4 + len(fields)) + fields

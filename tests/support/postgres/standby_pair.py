@@ -1,0 +1,106 @@
+"""A server with a standby that streams from it, for tests that let the standby hang, or take the server's place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+import asyncpg
+from support.postgres.databases import execute, make_template
+from support.postgres.standby import StandbyServer, can_copy
+from support.requires import require
+
+from simplu_worker.local.postgres.server import PostgresServer, Programs, find_postgres_bin
+from simplu_worker.local.processes.loopback import StackError, until
+from simplu_worker.local.processes.watchdog import ProcessGroup
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A server with a standby that streams from it."""
+
+    primary: PostgresServer
+    standby: StandbyServer
+
+    async def configure(self, name: str, value: str | None) -> None:
+        """Change a setting of the primary, or take the change back."""
+        change = f"RESET {name}" if value is None else f"SET {name} = '{value}'"
+        await execute(self.primary.url, f"ALTER SYSTEM {change}")
+        await execute(self.primary.url, "SELECT pg_reload_conf()")
+
+
+async def start_pair(group: ProcessGroup) -> Pair:
+    """Start both."""
+    programs = Programs.find(group.directory)
+    require("pg_basebackup", found=can_copy(programs.folder), how="install simplu-worker[local]")
+    primary = PostgresServer(group, programs, database="safe")
+    await primary.start()
+    await execute(primary.url, "ALTER SYSTEM SET wal_level = logical")
+    await primary.stop()
+    await primary.start()
+    await make_template(primary)
+    standby = StandbyServer(group, programs, primary, name="follower")
+    await standby.start()
+    await standby.wait_streaming()
+    return Pair(primary, standby)
+
+
+def require_postgres() -> None:
+    """Skip where there is none."""
+    try:
+        find_postgres_bin()
+    except StackError as exc:
+        require("a Postgres server", found=False, how=str(exc))
+
+
+def running_pair() -> Iterator[Pair]:
+    """Yield a pair for the tests of a module."""
+    require_postgres()
+    with ProcessGroup() as group:
+        yield asyncio.run(start_pair(group))
+
+
+async def restored(pair: Pair) -> AsyncIterator[Pair]:
+    """Yield a pair to a test, both of which run on; the next one finds it as it was."""
+    yield pair
+    pair.standby.resume()
+    await pair.standby.wait_streaming()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until *condition* holds."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  # nothing there is to be awaited
+            await asyncio.sleep(0.01)
+
+
+async def use_slot(pair: Pair, name: str) -> None:
+    """Let the standby stream by a slot, or by none, from now on."""
+    before = await senders(pair)
+    await execute(pair.standby.url, f"ALTER SYSTEM SET primary_slot_name = '{name}'")
+    await execute(pair.standby.url, "SELECT pg_reload_conf()")
+
+    async def streams_anew() -> bool:
+        return await senders(pair) not in ([], before)
+
+    assert await until(streams_anew, within_s=20)
+    await pair.standby.wait_streaming()
+
+
+async def sender_count_is(pair: Pair, count: int) -> None:
+    """Return when so many stream."""
+
+    async def is_so() -> bool:
+        return len(await senders(pair)) == count
+
+    assert await until(is_so, within_s=20), await senders(pair)
+
+
+async def senders(pair: Pair) -> list[int]:
+    """Return the processes of the primary that stream."""
+    connection = await asyncpg.connect(pair.primary.url)
+    try:
+        return [row["pid"] for row in await connection.fetch("SELECT pid FROM pg_stat_replication")]
+    finally:
+        await connection.close()

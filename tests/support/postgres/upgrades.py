@@ -1,0 +1,93 @@
+"""Upgrades of a shard as tests run them: from the schema of today to one that comes after it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from support.postgres.tenant_cases import fetch
+
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.migrations import migration_of
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_DEADLINES, Doing, Tell, Upgrader
+
+NEXT = SCHEMA_VERSION + 1
+INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON tenants (created_at)"
+TEXT = f"""
+-- works-from: {SCHEMA_VERSION}
+ALTER TABLE tenants ADD COLUMN IF NOT EXISTS note text;
+CREATE OR REPLACE FUNCTION noted(note text) RETURNS text LANGUAGE sql AS $$ SELECT note; $$;
+{INDEX};
+COMMENT ON INDEX tenants_age IS 'made';
+"""
+BAKERY = """
+CREATE INDEX CONCURRENTLY IF NOT EXISTS resources_bakery ON resources (id) WHERE "businessType" = 'bakery';
+INSERT INTO business_types (name, default_settings, staff_resource_type) VALUES ('bakery', '{}', 'baker')
+ON CONFLICT (name) DO NOTHING;
+"""
+WITHIN_S = 30.0
+
+
+@asynccontextmanager
+async def upgrade_pool(address: ShardAddress) -> AsyncIterator[ShardPool]:
+    """Open the pool of an upgrade."""
+    pool = ShardPool(address, size=CONNECTIONS, deadlines=UPGRADE_DEADLINES)
+    yield pool
+    await pool.close()
+
+
+def upgrader(
+    pool: ShardPool,
+    text: str = TEXT,
+    *,
+    types: dict[str, str] | None = None,
+    tell: Tell = lambda _: None,
+    patience_s: float = 60.0,
+) -> Upgrader:
+    """Return what takes a shard of today to one with *text*."""
+    migrations = [*MIGRATIONS, migration_of(NEXT, "later", text)]
+    return Upgrader(
+        pool,
+        tell=tell,
+        patience_s=patience_s,
+        migrations=migrations,
+        types=BUSINESS_TYPES | (types or {}),
+        draw=lambda: 0.0,
+    )
+
+
+class Watcher:
+    """Takes what an upgrade tells, for one who waits for something of it."""
+
+    def __init__(self, wanted: Callable[[Doing], bool]) -> None:
+        self._wanted = wanted
+        self.told: list[Doing] = []
+        self.seen = asyncio.Event()
+
+    def __call__(self, doing: Doing) -> None:
+        """Take it."""
+        self.told.append(doing)
+        if self._wanted(doing):
+            self.seen.set()
+
+    async def wait(self) -> Doing:
+        """Return what was wanted, once it was told."""
+        async with asyncio.timeout(WITHIN_S):
+            await self.seen.wait()
+        return next(doing for doing in self.told if self._wanted(doing))
+
+
+async def indexes(pool: ShardPool, name: str) -> list[dict[str, Any]]:
+    """Return oid and validity of an index, if there is one."""
+    query = "SELECT indexrelid::int AS oid, indisvalid AS is_valid FROM pg_index WHERE indexrelid = to_regclass($1)"
+    return await fetch(pool, query, name)
+
+
+async def versions(pool: ShardPool) -> list[tuple[int, int | None]]:
+    """Return what the shard says of its migrations."""
+    rows = await fetch(pool, "SELECT version, works_from FROM schema_migrations ORDER BY version")
+    return [(row["version"], row["works_from"]) for row in rows]

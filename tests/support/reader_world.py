@@ -1,0 +1,237 @@
+"""The reader of one stream shard with everything real behind it, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from support.aws.endpoints import client_of
+from support.postgres.databases import QUICK, ShardMaker
+from support.postgres.tenant_cases import fetch
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.leases.lease import Ahead
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import LeaseTies, ReadingRules, StreamShardReader
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
+from simplu_worker.consumers.kinesis.stream.client import ChildShard, Start, Stream, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
+from simplu_worker.dead_letters.queue import DeadLetterQueue
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.stack import citrus_server as local_citrus
+from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.routing.citrus import open_citrus
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.tenants.provisioning import Provisioner, ProvisionRequest
+from simplu_worker.timing.clock import UtcClock, utc_now
+
+WAIT = timedelta(seconds=900)
+MARGIN = timedelta(seconds=60)
+PATIENCE_S = 20.0
+PREFETCH_MAX_BYTES = 64 * 1024 * 1024
+RULES = ReadingRules(operation_max_bytes=100_000, list_result_limit=1000, tenant_wait=WAIT)
+ONLY = "shardId-000000000000"
+
+
+class World:
+    """A stream of one stream shard, a dead-letter queue, Citrus, and the way to the shards that it knows."""
+
+    def __init__(
+        self, kinesis: Client, sqs: Client, queue_url: str, citrus: local_citrus.Citrus, make_shard: ShardMaker
+    ) -> None:
+        self.stream = Stream(kinesis, f"stream-{uuid4()}")
+        self.kinesis = kinesis
+        self.sqs = sqs
+        self.queue_url = queue_url
+        self.citrus = citrus
+        self._make_shard = make_shard
+        self.pools: Pools
+        self.router: Router
+        self.provisioner: Provisioner
+
+    def add_shard(self, address: ShardAddress) -> ShardPool:
+        """Make a shard known to Citrus."""
+        self.citrus.add_shard(address.shard_id, address.connection_string)
+        return self.pools.pool(address)
+
+    async def shard(self, shard_id: str) -> ShardPool:
+        """Return a shard, made when it is first asked for."""
+        if shard_id not in self.citrus.registry.shards:
+            self.add_shard(await self._make_shard(shard_id))
+        return self.pools.by_shard_id()[shard_id]
+
+    async def provision(self, tenant: str, shard_id: str) -> None:
+        """Register a tenant (`business-location`) on one shard and make it there."""
+        await self.shard(shard_id)
+        business_id, _, location_id = tenant.partition("-")
+        self.citrus.registry.place(tenant, self.citrus.registry.shards[shard_id])
+        await self.provisioner.provision(ProvisionRequest(business_id, location_id, "gym", datetime.now(UTC)))
+
+    async def put(self, *records: bytes) -> list[str]:
+        """Put records in their order; return their sequence numbers."""
+        numbers: list[str] = []
+        at_once = 500 if max(map(len, records), default=0) < 1000 else 10
+        for first in range(0, len(records), at_once):
+            entries = [{"Data": one, "PartitionKey": "key"} for one in records[first : first + at_once]]
+            reply = await self.kinesis.put_records(StreamName=self.stream.name, Records=entries)
+            numbers += [one["SequenceNumber"] for one in reply["Records"]]
+        return numbers
+
+    async def letters(self) -> list[dict[str, Any]]:
+        """Take all dead letters out of their queue."""
+        found: list[dict[str, Any]] = []
+        while True:
+            reply = await self.sqs.receive_message(QueueUrl=self.queue_url, MaxNumberOfMessages=10, WaitTimeSeconds=0)
+            if not (messages := reply.get("Messages")):
+                return found
+            found += [json.loads(message["Body"]) for message in messages]
+
+    @asynccontextmanager
+    async def reading(
+        self,
+        start: Start | None = None,
+        *,
+        done: Position | None = None,
+        queue_url: str | None = None,
+        rules: ReadingRules = RULES,
+        prefetch: Prefetch | None = None,
+        hash_range: HashRange | None = None,
+        owed_by_parents: TenantSet | None = None,
+        ahead: Ahead | None = None,
+        is_end: Callable[[tuple[ChildShard, ...]], Awaitable[bool]] | None = None,
+        lineage: Lineage | None = None,
+        stream_shard_id: str = ONLY,
+        utc: UtcClock = utc_now,
+    ) -> AsyncIterator[StreamShardReader]:
+        """Run a reader for as long as the context, which ends when it has drained."""
+        reader = StreamShardReader(
+            self.stream,
+            stream_shard_id,
+            start or TrimHorizon(),
+            done=done,
+            hash_range=hash_range,
+            owed_by_parents=owed_by_parents,
+            ahead=ahead,
+            router=self.router,
+            dead_letters=DeadLetterQueue(self.sqs, queue_url or self.queue_url, draw=lambda: 0.0),
+            rules=rules,
+            account=(prefetch or Prefetch(PREFETCH_MAX_BYTES)).open(),
+            is_end=is_end,
+            ties=LeaseTies(_confirm, lambda: lineage or Lineage(), started_at=None),
+            draw=lambda: 0.0,  # the shortest back-offs
+            utc=utc,
+        )
+        stopping = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(reader.run(stopping))
+            try:
+                yield reader
+            finally:
+                stopping.set()
+        await reader.leave_word()
+
+
+async def _confirm() -> bool:
+    """Nobody else has the lease: there is none."""
+    return True
+
+
+@asynccontextmanager
+async def open_world(
+    endpoint_url: str, make_shard: ShardMaker, *, kinesis_url: str | None = None, deadlines: Deadlines = QUICK
+) -> AsyncIterator[World]:
+    """Make a world without tenants for as long as the context."""
+
+    async def no_more_shards() -> tuple[str, str]:
+        raise AssertionError("the tests place their tenants themselves")
+
+    citrus = local_citrus.Citrus(api_key="a-key-for-tests", make_shard=no_more_shards)
+    async with AsyncExitStack() as stack:
+        kinesis = await stack.enter_async_context(client_of("kinesis", kinesis_url or endpoint_url))
+        sqs = await stack.enter_async_context(client_of("sqs", endpoint_url))
+        queue = await sqs.create_queue(QueueName=f"letters-{uuid4()}")
+        world = World(kinesis, sqs, queue["QueueUrl"], citrus, make_shard)
+        url = await stack.enter_async_context(citrus.serve())
+        locator = await stack.enter_async_context(
+            open_citrus(url, api_key="a-key-for-tests", timeout_s=5, attempts=1, allowed_hosts=())
+        )
+        world.pools = await stack.enter_async_context(Pools(size=4, deadlines=deadlines))
+        directory = Directory(locator, world.pools)
+        world.router = Router(directory, locator, world.pools, tenant_wait=WAIT)
+        world.provisioner = Provisioner(locator, directory, world.pools)
+        await world.stream.ensure(create=True, shard_count=1)
+        yield world
+
+
+def record(kind: str, tenant: str, number: int, *, resource_id: str = "r1", **more: Any) -> bytes:
+    """Return a record of a tenant (`business-location`)."""
+    business_id, _, location_id = tenant.partition("-")
+    members = {
+        "operation": kind,
+        "businessId": business_id,
+        "locationId": location_id,
+        "resourceType": "class",
+        "resourceId": resource_id,
+        "timestamp": "2026-01-31T09:00:00Z",
+        "requestId": f"{tenant}-{number}",
+        "data": {"number": number},
+    }
+    return json.dumps(members | more).encode()
+
+
+def chain(tenant: str, count: int, *, first: int = 0) -> list[bytes]:
+    """Return operations of one resource that all succeed in this order, and in no other: made, changed, removed."""
+    kinds = ("create", "update", "delete")
+    return [record(kinds[number % 3], tenant, number) for number in range(first, first + count)]
+
+
+def mixed(*chains: Sequence[bytes]) -> list[bytes]:
+    """Return the records of equally long chains in turn."""
+    return [one for together in zip(*chains, strict=True) for one in together]
+
+
+async def outcomes(pool: ShardPool, tenant: str) -> list[str]:
+    """Return what the shard's log says of a tenant's operations, in the order of their numbers.
+
+    Fail when a later number was applied in an earlier transaction.
+    """
+    rows = await fetch(
+        pool, "SELECT request_id, status, error, xid::text::bigint AS xid FROM operations WHERE tenant_id = $1", tenant
+    )
+    rows.sort(key=lambda row: int(row["request_id"].rpartition("-")[2]))
+    transactions = [row["xid"] for row in rows]
+    assert transactions == sorted(transactions)
+    return [row["error"] or row["status"] for row in rows]
+
+
+async def eventually(is_so: Callable[[], bool], *, within_s: float = PATIENCE_S) -> None:
+    """Wait until *is_so*, and fail when it never is."""
+
+    async def ask() -> bool:
+        return is_so()
+
+    assert await until(ask, within_s=within_s)
+
+
+async def reaches(reader: StreamShardReader, sequence_number: str) -> None:
+    """Wait until the reader's checkpoint is at *sequence_number*."""
+    await eventually(lambda: reader.checkpoint == Position.of(sequence_number))
+
+
+async def logs(pool: ShardPool, tenant: str, count: int, *, within_s: float = PATIENCE_S) -> None:
+    """Wait until a tenant's log has *count* rows, all succeeded."""
+
+    async def ask() -> bool:
+        return len(await outcomes(pool, tenant)) >= count
+
+    assert await until(ask, within_s=within_s), await outcomes(pool, tenant)
+    assert await outcomes(pool, tenant) == ["succeeded"] * count

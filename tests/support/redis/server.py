@@ -1,0 +1,81 @@
+"""A real `redis-server` for tests: on a free port, with nothing kept, that may be killed, frozen and started again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from typing import Any
+
+import redis.asyncio
+from support.requires import required_program
+
+from simplu_worker.local.processes.loopback import HOST, free_port, until
+from simplu_worker.local.processes.watchdog import ProcessGroup
+
+PASSWORD = "secret-word-of-redis"
+START_TIMEOUT_S = 10.0
+
+
+class RedisServer:
+    """One server process; *group* ends it with this process."""
+
+    def __init__(self, group: ProcessGroup, *options: str) -> None:
+        self._program = required_program("redis-server", how="apt-get install redis-server")
+        self._group = group
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+
+    def __repr__(self) -> str:
+        return f"RedisServer(port={self.port}, pid={self._process.pid if self._process else None})"
+
+    @property
+    def url(self) -> str:
+        """The URL with the password."""
+        return f"redis://:{PASSWORD}@{HOST}:{self.port}/0"
+
+    @property
+    def place(self) -> str:
+        """Where it is, as our log says it."""
+        return f"{HOST}:{self.port}/0"
+
+    async def start(self) -> None:
+        """Start it and wait until it answers: empty, or with what it had at the last `SAVE`."""
+        directory = self._group.directory
+        self._process = self._group.spawn(
+            [
+                *(self._program, "--port", str(self.port), "--bind", HOST, "--requirepass", PASSWORD),
+                *("--save", "", "--appendonly", "no", "--dir", str(directory), "--dbfilename", f"{self.port}.rdb"),
+                *self._options,
+            ],
+            log_path=directory / f"redis-{self.port}.log",
+        )
+        assert await until(self._answers, within_s=START_TIMEOUT_S), (directory / f"redis-{self.port}.log").read_text()
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def freeze(self) -> None:
+        """Let it hang: connections are accepted by the system, and nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on with what it was sent meanwhile."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    async def ask(self, *command: str) -> Any:
+        """Send one command over a connection of its own, and return its reply."""
+        client = redis.asyncio.Redis.from_url(self.url, decode_responses=True, socket_timeout=2)
+        async with client:
+            return await client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def _answers(self) -> bool:
+        try:
+            return bool(await self.ask("PING"))
+        except (redis.exceptions.RedisError, OSError):
+            return False

@@ -1,0 +1,89 @@
+"""Every pin can be installed on every system we name, without a compiler."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Any
+
+import pytest
+from packaging.tags import Tag, compatible_tags, cpython_tags, mac_platforms
+from packaging.utils import parse_wheel_filename
+from support.requires import ROOT, require, required_program
+
+# glibc 2.28 is Debian 10, Ubuntu 20.04 and RHEL 8; macOS 14 is the oldest that Apple still mends.
+PLATFORMS = {
+    machine: [f"manylinux_2_{minor}_{machine}" for minor in range(28, 16, -1)] + [f"manylinux2014_{machine}"]
+    for machine in ("x86_64", "aarch64")
+} | {"macos_arm64": list(mac_platforms((14, 0), "arm64"))}
+PYTHONS = ((3, 11), (3, 12), (3, 13))
+LOCKS = ("dev", "tools", "ministack", "bench", "build")  # dev contains worker and local
+UNREACHABLE = ("error sending request", "Failed to fetch", "dns error")
+
+
+def tags_of(platform: str, python: tuple[int, int]) -> set[Tag]:
+    """Return the wheel tags that *python* on *platform* takes."""
+    names = PLATFORMS[platform]
+    interpreter = "cp{}{}".format(*python)
+    return {*cpython_tags(python, platforms=names), *compatible_tags(python, interpreter, names)}
+
+
+def missing(files: dict[str, list[str]], tags: set[Tag]) -> list[str]:
+    """Return the packages of *files* (wheel file names by package) without a wheel for *tags*."""
+    return [name for name, wheels in files.items() if not any(parse_wheel_filename(w)[3] & tags for w in wheels)]
+
+
+def pinned_wheels(packages: Iterable[dict[str, Any]], hashes: set[str]) -> dict[str, list[str]]:
+    """Return the wheel file names of each package, those alone whose hash is among *hashes*."""
+    return {
+        package["name"]: [
+            wheel.get("name") or PurePosixPath(wheel["url"]).name
+            for wheel in package.get("wheels", [])
+            if wheel["hashes"]["sha256"] in hashes
+        ]
+        for package in packages
+    }
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_pins_have_a_wheel_for_each_system_and_python(lock: str) -> None:
+    """Each pin has a wheel with one of the lock's hashes for Linux and macOS and each supported Python."""
+    uv = required_program("uv", how="python3 run.py tools")
+    path = ROOT / "requirements" / f"{lock}.txt"
+    command = [uv, "pip", "compile", str(path), "--no-deps", "--universal", "--python-version", "3.11"]
+    command += ["--python", sys.executable, "--format", "pylock.toml", "--no-header", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    offline = done.returncode != 0 and any(sign in done.stderr for sign in UNREACHABLE)
+    require("the package index", found=not offline, how="a network that reaches it")
+    assert done.returncode == 0, done.stderr
+    hashes = set(re.findall("sha256:([0-9a-f]{64})", path.read_text()))
+    files = pinned_wheels(tomllib.loads(done.stdout)["packages"], hashes)
+    wanting = {
+        f"{platform} {python}": names
+        for platform in PLATFORMS
+        for python in PYTHONS
+        if (names := missing(files, tags_of(platform, python)))
+    }
+    assert wanting == {}
+
+
+@pytest.mark.parametrize(
+    ("wheel", "platform", "python", "expected"),
+    [
+        ("a-1-py3-none-any.whl", "aarch64", (3, 13), []),
+        ("a-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", "x86_64", (3, 11), []),
+        ("a-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", "x86_64", (3, 12), ["a"]),
+        ("a-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", "aarch64", (3, 11), ["a"]),
+        ("a-1-cp39-abi3-macosx_11_0_arm64.whl", "macos_arm64", (3, 13), []),
+        ("a-1-cp313-cp313-macosx_15_0_arm64.whl", "macos_arm64", (3, 13), ["a"]),
+    ],
+)
+def test_missing_names_packages_without_a_wheel(
+    wheel: str, platform: str, python: tuple[int, int], expected: list[str]
+) -> None:
+    """A wheel counts only for the systems and Pythons in its name."""
+    assert missing({"a": [wheel]}, tags_of(platform, python)) == expected

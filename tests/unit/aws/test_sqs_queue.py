@@ -1,0 +1,145 @@
+"""Messages as SQS writes them, malformed ones and those in SNS's envelope included."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.aws.sns_envelope import unwrapped
+from simplu_worker.aws.sqs_queue import Message, Queue, read_message
+
+WHOLE: dict[str, Any] = {
+    "MessageId": "m",
+    "ReceiptHandle": "h",
+    "Body": "b",
+    "Attributes": {
+        "SentTimestamp": "1767225600123",
+        "ApproximateReceiveCount": "3",
+        "MessageGroupId": "g",
+        "MessageDeduplicationId": "d",
+        "SequenceNumber": "18800000000000000256",
+    },
+    "MessageAttributes": {"A": {"StringValue": "1", "DataType": "String"}},
+}
+
+
+def test_message_is_read_with_all_its_facts() -> None:
+    """Everything that SQS tells of a message."""
+    assert read_message(WHOLE) == Message(
+        message_id="m",
+        receipt_handle="h",
+        body="b",
+        attributes={"A": "1"},
+        sent_at=datetime(2026, 1, 1, 0, 0, 0, 123_000, tzinfo=UTC),
+        receive_count=3,
+        group_id="g",
+        deduplication_id="d",
+        sequence_number="18800000000000000256",
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"Attributes": None},
+        {"Attributes": []},
+        {"Attributes": {"SentTimestamp": "soon", "ApproximateReceiveCount": "many"}},
+        {"Attributes": {"SentTimestamp": "9" * 40, "ApproximateReceiveCount": "-1"}},
+        {"Attributes": {"SentTimestamp": None, "ApproximateReceiveCount": [], "MessageGroupId": 7}},
+        {"MessageAttributes": "x"},
+        {"MessageAttributes": {"A": None, "B": {"StringValue": 5}, "C": {"BinaryValue": b"\0"}}},
+        {"Body": None},
+        {"Body": 7},
+    ],
+)
+def test_message_is_read_whatever_its_attributes_are(change: dict[str, Any]) -> None:
+    """A field that is missing or of another type has its default: the message itself can still be decided."""
+    message = read_message(WHOLE | change)
+    assert message is not None
+    assert (message.message_id, message.receive_count >= 1, message.try_count >= 1) == ("m", True, True)
+    assert all(isinstance(text, str) for text in message.attributes.values())
+
+
+@pytest.mark.parametrize(
+    "change", [{"MessageId": None}, {"MessageId": ""}, {"ReceiptHandle": None}, {"ReceiptHandle": 5}]
+)
+def test_message_without_its_ids_is_passed_over(change: dict[str, Any]) -> None:
+    """What cannot be deleted cannot be handled: it is left to its redrive policy."""
+    assert read_message(WHOLE | change) is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(WHOLE["Attributes"])), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(WHOLE)), JSON))
+def test_message_is_read_or_passed_over_whatever_comes(change: dict[str, Any]) -> None:
+    """No answer of SQS ends the loop that receives."""
+    read_message(WHOLE | change)
+
+
+def test_origin_of_a_standard_queue_has_the_time_for_a_sequence_number() -> None:
+    """A replay, sent later, has a higher one than what it replays."""
+    queue = Queue(None, "http://x/1/q")
+    fifo = read_message(WHOLE)
+    standard = read_message(WHOLE | {"Attributes": {"SentTimestamp": "1767225600123"}})
+    assert fifo is not None
+    assert standard is not None
+    assert queue.origin_of(fifo).sequence_number == "18800000000000000256"
+    assert queue.origin_of(standard).sequence_number == "1767225600123"
+
+
+def test_size_counts_body_and_attributes_in_bytes() -> None:
+    """What a message takes in hand is its text as UTF-8."""
+    message = read_message(WHOLE | {"Body": "żó\ud800"})
+    assert message is not None
+    assert message.size_bytes == 2 + 2 + 3 + 2
+
+
+ENVELOPE = {
+    "Type": "Notification",
+    "MessageId": "n",
+    "Message": '{"a": 1}',
+    "MessageAttributes": {"A": {"Type": "String", "Value": "sns"}, "B": {"Type": "String", "Value": "2"}, "C": 3},
+}
+
+
+def test_envelope_of_sns_is_taken_off() -> None:
+    """The message is what SNS was sent, with its attributes; those of SQS itself win."""
+    assert unwrapped(json.dumps(ENVELOPE), {"A": "own"}) == ('{"a": 1}', {"A": "own", "B": "2"})
+    message = read_message(WHOLE | {"Body": json.dumps(ENVELOPE)})
+    assert message is not None
+    assert (message.body, message.attributes) == ('{"a": 1}', {"A": "1", "B": "2"})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "{",
+        '["Notification"]',
+        '{"Type": "Notification"',
+        '{"Type": "Notification"}',
+        '{"Type": "Notification", "Message": {"a": 1}}',
+        '{"Type": "SubscriptionConfirmation", "Message": "x", "Note": "Notification"}',
+        '{"type": "Notification", "Message": "x"}',
+        '"Notification"' + "[" * 100_000,
+    ],
+)
+def test_what_is_no_envelope_stays_as_it_is(body: str) -> None:
+    """Whoever decodes it says what is wrong with it."""
+    assert unwrapped(body, {"A": "1"}) == (body, {"A": "1"})
+
+
+def test_envelope_with_malformed_attributes_is_taken_off_all_the_same() -> None:
+    """Attributes of wrong types are left out."""
+    body = json.dumps(ENVELOPE | {"MessageAttributes": ["x"]})
+    assert unwrapped(body, {}) == ('{"a": 1}', {})

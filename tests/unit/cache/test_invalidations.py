@@ -1,0 +1,185 @@
+"""What Redis is told, each thing once and within bounds, and when the whole cache is in doubt."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.postgres.tenant_cases import failed, operation
+
+from simplu_worker.cache.invalidations import (
+    BATCH_MAX_KEYS,
+    KEY_OVERHEAD_BYTES,
+    PAUSE_MAX_S,
+    PAUSE_S,
+    Batch,
+    Doubt,
+    Invalidations,
+    ResourceKey,
+    pause_s,
+    touched,
+    versions_of,
+)
+from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Outcome
+from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+
+HOLD = Outcome(disposition=Disposition.HOLD)
+LETTER = Outcome(disposition=Disposition.DEAD_LETTER, reason=DeadLetterReason.REQUEST_ID_REUSED)
+UNEXPECTED = Outcome(disposition=Disposition.UNEXPECTED, error="?")
+
+
+def key(number: int, resource_type: str = "patient") -> ResourceKey:
+    """Return one of many keys of the same size."""
+    return ResourceKey("clinic-main", resource_type, f"{number:04}")
+
+
+SIZE_BYTES = KEY_OVERHEAD_BYTES + 4 * len("clinic-mainpatient0000")
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome", "is_touched"),
+    [
+        ("create", SUCCEEDED, True),
+        ("update", SUCCEEDED, True),
+        ("patch", SUCCEEDED, True),
+        ("delete", SUCCEEDED, True),
+        ("delete", DUPLICATE, True),
+        ("read", SUCCEEDED, False),
+        ("list", SUCCEEDED, False),
+        ("read", DUPLICATE, False),
+        ("create", failed(Failure.ALREADY_EXISTS), False),
+        ("patch", failed(Failure.RETRIES_EXHAUSTED), False),
+        ("create", HOLD, False),
+        ("create", LETTER, False),
+        ("create", UNEXPECTED, False),
+    ],
+)
+def test_touched_is_what_was_written_now_or_before(kind: str, outcome: Outcome, *, is_touched: bool) -> None:
+    """Writes that took effect, and duplicates of writes: nobody knows whether the cache was told of those."""
+    data = "{}" if kind in {"create", "update", "patch"} else None
+    one = operation(kind, None if kind == "list" else "r1", data)
+
+    expected = [ResourceKey("clinic-main", "patient", "r1")] if is_touched else []
+    assert list(touched([one], [outcome])) == expected
+
+
+def test_keys_are_those_of_the_contract() -> None:
+    """Readers know these names."""
+    one = ResourceKey("clinic-main", "patient", "r:1")
+    assert (one.entry, one.version) == ("simplu:resource:clinic-main:patient:r:1", "simplu:version:clinic-main:patient")
+
+
+def test_versions_are_counted_up_once_a_batch() -> None:
+    """Once for each type of each tenant, however many of its resources changed."""
+    keys = [key(1), key(2), key(3, "room"), ResourceKey("other-main", "room", "1"), key(4)]
+    assert versions_of(keys) == [
+        "simplu:version:clinic-main:patient",
+        "simplu:version:clinic-main:room",
+        "simplu:version:other-main:room",
+    ]
+
+
+def test_invalidations_wait_once_each_in_their_order() -> None:
+    """What changes again while it waits is told once; what changes after it was taken is told again."""
+    waiting = Invalidations()
+    waiting.add([key(1), key(2), key(1)])
+    assert (len(waiting), waiting.size_bytes) == (2, 2 * SIZE_BYTES)
+
+    assert waiting.take() == Batch(None, [key(1), key(2)])
+    waiting.add([key(1)])
+    assert waiting.take() == Batch(None, [key(1)])
+    assert (bool(waiting), waiting.size_bytes) == (False, 0)
+
+
+def test_invalidations_are_taken_in_batches_of_a_bounded_size() -> None:
+    """A pipeline has an end."""
+    waiting = Invalidations()
+    waiting.add(key(number) for number in range(BATCH_MAX_KEYS + 1))
+    assert [len(waiting.take().keys), len(waiting.take().keys)] == [BATCH_MAX_KEYS, 1]
+
+
+def test_invalidations_put_all_in_doubt_when_there_is_no_room() -> None:
+    """What waits is forgotten, and the epoch makes up for it."""
+    waiting = Invalidations(max_bytes=3 * SIZE_BYTES)
+    assert waiting.add(map(key, range(3))) == 0
+    assert waiting.add(map(key, range(5))) == 4
+    assert (len(waiting), waiting.size_bytes) == (1, SIZE_BYTES)
+    assert waiting.take() == Batch(Doubt.OVERFLOWED, [key(4)])
+
+
+def test_invalidations_put_back_are_told_again() -> None:
+    """With their doubt; what came in meanwhile waits once."""
+    waiting = Invalidations()
+    waiting.doubt(Doubt.STARTED)
+    waiting.add([key(1), key(2)])
+    batch = waiting.take()
+    waiting.add([key(2), key(3)])
+
+    assert waiting.put_back(batch) == 0
+    assert waiting.take() == Batch(Doubt.STARTED, [key(2), key(3), key(1)])
+
+
+@pytest.mark.parametrize(
+    ("doubts", "expected"),
+    [
+        ([], None),
+        ([Doubt.REFUSED], Doubt.REFUSED),
+        ([Doubt.REFUSED, Doubt.OVERFLOWED], Doubt.OVERFLOWED),
+        ([Doubt.OVERFLOWED, Doubt.REFUSED], Doubt.OVERFLOWED),
+        ([Doubt.STARTED, Doubt.RECONNECTED], Doubt.STARTED),
+    ],
+)
+def test_doubt_that_covers_more_stays(doubts: list[Doubt], expected: Doubt | None) -> None:
+    """Entries of single resources are swept for every doubt but that about a version alone."""
+    waiting = Invalidations()
+    for doubt in doubts:
+        waiting.doubt(doubt)
+    assert waiting.take().doubt is expected
+    assert [doubt for doubt in Doubt if not doubt.covers_entries] == [Doubt.REFUSED]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.lists(st.integers(0, 30), max_size=8)),
+            st.tuples(st.just("take"), st.integers(1, 10)),
+            st.tuples(st.just("fail"), st.integers(1, 10)),
+        ),
+        max_size=40,
+    )
+)
+def test_invalidations_forget_nothing_but_with_a_doubt(steps: list[tuple[str, list[int] | int]]) -> None:
+    """A key that was added is taken after that, or all is in doubt after that; and there is never more than fits."""
+    waiting = Invalidations(max_bytes=12 * SIZE_BYTES)
+    owed: set[ResourceKey] = set()
+    for what, argument in steps:
+        if isinstance(argument, list):
+            waiting.add(key(number) for number in argument)
+            owed |= {key(number) for number in argument}
+        else:
+            batch = waiting.take(argument)
+            if what == "fail":
+                waiting.put_back(batch)
+            else:
+                owed = set() if batch.doubt else owed - set(batch.keys)
+        assert waiting.size_bytes == len(waiting) * SIZE_BYTES <= 12 * SIZE_BYTES
+    rest = waiting.take(1000)
+    assert rest.doubt is not None or owed <= set(rest.keys)
+
+
+def test_invalidations_after_a_doubt_was_taken_are_still_told() -> None:
+    """The doubt covers what was there before it, not what comes after."""
+    waiting = Invalidations(max_bytes=SIZE_BYTES)
+    waiting.add([key(1), key(2)])
+    assert waiting.take().doubt is Doubt.OVERFLOWED
+    waiting.add([key(3)])
+    assert waiting.take() == Batch(None, [key(3)])
+
+
+@pytest.mark.parametrize(
+    ("failure_count", "draw", "expected_s"),
+    [(1, 0.0, PAUSE_S / 2), (1, 1.0, PAUSE_S), (3, 1.0, 4 * PAUSE_S), (100, 0.0, PAUSE_MAX_S / 2)],
+)
+def test_pause_doubles_up_to_seconds(failure_count: int, draw: float, expected_s: float) -> None:
+    """Replicas that lost Redis together do not come back all at once."""
+    assert pause_s(failure_count, draw=draw) == pytest.approx(expected_s)

@@ -1,0 +1,380 @@
+"""Which dead letters a replay means, in what order it sends them, and what exactly it sends."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.aws.kpl_aggregates import aggregate
+
+from simplu_worker.commands.dead_letters.replay_plan import (
+    REQUEST_LIMITS,
+    Filters,
+    Left,
+    LeftReason,
+    Request,
+    Resend,
+    Rules,
+    hidden_s,
+    order_of,
+    place_of,
+    puts_of,
+    resend_of,
+)
+from simplu_worker.consumers.kinesis.stream.client import NewRecord
+from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.operations.decode import decode_operation, derived_request_id
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
+
+FAILED_AT = datetime(2026, 1, 2, tzinfo=UTC)
+STREAM = Origin(
+    source=Source.KINESIS,
+    name="operations",
+    arrived_at=datetime(2026, 1, 1, tzinfo=UTC),
+    stream_shard_id="shardId-0",
+    sequence_number="100",
+    partition_key="b-l-patient",
+)
+ORDERS = Origin(
+    source=Source.SQS,
+    name="orders.fifo",
+    arrived_at=datetime(2026, 1, 1, tzinfo=UTC),
+    sequence_number="200",
+    message_id="m-1",
+    group_id="g-1",
+)
+CONTROL = msgspec.structs.replace(ORDERS, name="control", group_id=None, sequence_number=None)
+RULES = Rules(
+    stream="operations",
+    queues={"orders.fifo": True, "control": False},
+    operation_max_bytes=10_000,
+    list_result_limit=1000,
+)
+FORCED = msgspec.structs.replace(RULES, force=True)
+VALID: dict[str, Any] = {
+    "operation": "create",
+    "businessId": "b",
+    "locationId": "l",
+    "resourceType": "patient",
+    "timestamp": "2026-01-01T00:00:00Z",
+    "data": {"n": 1},
+}
+
+
+def letter(
+    record: bytes | dict[str, Any] = VALID,
+    *,
+    origin: Origin = STREAM,
+    reason: DeadLetterReason = DeadLetterReason.UNKNOWN_TENANT,
+    **members: Any,
+) -> DeadLetter:
+    """Return a letter about *record*."""
+    data = record if isinstance(record, bytes) else json.dumps(record).encode()
+    whole: dict[str, Any] = {"error": "", "failed_at": FAILED_AT, "attempts": 1} | members
+    return DeadLetter(reason=reason, origin=origin, record=data, **whole)
+
+
+def sent_for(one: DeadLetter, rules: Rules = RULES) -> Resend:
+    """Return what is sent for a letter that is."""
+    resend = resend_of(one, rules)
+    assert isinstance(resend, Resend), resend
+    return resend
+
+
+def left_for(one: DeadLetter, rules: Rules = RULES) -> LeftReason:
+    """Return why a letter is left that is."""
+    left = resend_of(one, rules)
+    assert isinstance(left, Left), left
+    return left.why
+
+
+# Filters and order
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(), True),
+        (Filters(reasons=frozenset({DeadLetterReason.UNKNOWN_TENANT, DeadLetterReason.TOO_LARGE})), True),
+        (Filters(reasons=frozenset({DeadLetterReason.TOO_LARGE})), False),
+        (Filters(source=Source.KINESIS), True),
+        (Filters(source=Source.SQS), False),
+        (Filters(tenant=("b", "l")), True),
+        (Filters(tenant=("b", "other")), False),
+        (Filters(since=FAILED_AT), True),
+        (Filters(since=FAILED_AT + timedelta(microseconds=1)), False),
+        (Filters(until=FAILED_AT), False),
+        (Filters(until=FAILED_AT + timedelta(microseconds=1)), True),
+        (Filters(since=FAILED_AT, tenant=("b", "other")), False),
+    ],
+)
+def test_filters_mean_what_all_of_them_mean(filters: Filters, expected: bool) -> None:  # noqa: FBT001
+    """Several reasons are alternatives; everything else is narrowed by each further filter."""
+    assert filters.match(letter()) is expected
+
+
+def test_letters_are_ordered_by_source_and_place() -> None:
+    """Sequence numbers are numbers, not text; sub-sequence numbers come after; a queue without them goes by time."""
+    places = [("9", 0), ("10", 0), ("10", 1), ("10", 2), ("200", 0), ("1000", 0)]
+    in_stream = [
+        msgspec.structs.replace(STREAM, sequence_number=number, sub_sequence_number=sub) for number, sub in places
+    ]
+    in_queue = [
+        msgspec.structs.replace(CONTROL, arrived_at=FAILED_AT + timedelta(seconds=n), message_id=str(n))
+        for n in range(3)
+    ]
+    expected = [letter(origin=origin) for origin in [*in_stream, *in_queue]]
+    mixed = [*expected[1::2], *expected[::2]]
+    assert sorted(mixed, key=order_of) == expected
+
+
+def test_letters_of_one_place_are_one_and_others_are_not() -> None:
+    """A letter stored twice is sent once; without a place, only the very same record is the same."""
+    again = letter(failed_at=FAILED_AT + timedelta(hours=1), attempts=4)
+    nowhere = msgspec.structs.replace(ORDERS, message_id=None, sequence_number=None)
+    assert place_of(letter()) == place_of(again)
+    others = [
+        letter(origin=msgspec.structs.replace(STREAM, sub_sequence_number=1)),
+        letter(origin=msgspec.structs.replace(STREAM, stream_shard_id="shardId-1")),
+        letter(origin=ORDERS),
+        letter(b"one", origin=nowhere),
+        letter(b"other", origin=nowhere),
+    ]
+    assert len({place_of(one) for one in [letter(), *others]}) == 6
+
+
+# To the stream
+
+
+def test_record_with_a_request_id_is_sent_as_it_is() -> None:
+    """Byte for byte, under its partition key."""
+    data = json.dumps(VALID | {"requestId": "mine"}, indent=3).encode()
+    assert list(sent_for(letter(data)).records) == [NewRecord("b-l-patient", data)]
+
+
+def test_record_without_one_is_sent_with_the_id_it_had() -> None:
+    """Read at its new place it is the same operation: id, resource, digest."""
+    one = letter()
+    (sent,) = sent_for(one).records
+    elsewhere = msgspec.structs.replace(STREAM, sequence_number="900")
+    before, after = (
+        decode_operation(data, origin, max_bytes=10_000, list_limit=1000)
+        for data, origin in ((one.record, STREAM), (sent.data, elsewhere))
+    )
+    assert isinstance(before, Operation)
+    assert isinstance(after, Operation)
+    assert (after.request_id, after.resource_id, after.digest) == (before.request_id, before.resource_id, before.digest)
+
+
+def test_replayed_record_that_failed_again_keeps_the_first_id() -> None:
+    """A letter about a record that a replay sent is sent unchanged: its id is that of its first place."""
+    (sent,) = sent_for(letter()).records
+    later = msgspec.structs.replace(STREAM, sequence_number="900")
+    (again,) = sent_for(letter(sent.data, origin=later)).records
+    assert again == sent
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (b"{", DeadLetterReason.INVALID_JSON),
+        ({"operation": "create"}, DeadLetterReason.INVALID_MESSAGE),
+        (VALID | {"requestId": "r", "data": {"a": "x" * 10_000}}, DeadLetterReason.TOO_LARGE),
+        (VALID | {"data": {"a": "x" * 9_800}}, DeadLetterReason.UNKNOWN_TENANT),  # no room for its request id
+        (VALID | {"requestId": "r"}, DeadLetterReason.REQUEST_ID_REUSED),
+    ],
+)
+def test_record_that_would_come_back_is_left_unless_forced(
+    record: bytes | dict[str, Any], reason: DeadLetterReason
+) -> None:
+    """What is wrong with it is in its own bytes or in the log; forced, it goes as it is."""
+    one = letter(record, reason=reason)
+    assert left_for(one) is LeftReason.WOULD_COME_BACK
+    assert [sent.data for sent in sent_for(one, FORCED).records] == [one.record]
+
+
+def test_record_that_is_valid_by_now_is_sent() -> None:
+    """OPERATION_MAX_BYTES was raised, say: what counts is what the worker would make of it today."""
+    sent = sent_for(letter(VALID | {"requestId": "r"}, reason=DeadLetterReason.TOO_LARGE))
+    assert len(sent.records) == 1
+
+
+def test_aggregate_is_taken_apart_and_its_records_are_sent_in_order() -> None:
+    """Each under its own key; what of it is no operation goes along and becomes a letter of its own."""
+    parts = [json.dumps(VALID | {"requestId": f"r{n}"}).encode() for n in range(3)] + [b"bad"]
+    whole = aggregate([("k1", None, parts[0]), ("k2", None, parts[1]), ("k1", None, parts[2]), ("k2", None, parts[3])])
+    sent = sent_for(letter(whole, reason=DeadLetterReason.INVALID_MESSAGE))
+    assert [(one.partition_key, one.data) for one in sent.records] == list(
+        zip(["k1", "k2", "k1", "k2"], parts, strict=True)
+    )
+    assert [len(put) for put in puts_of(sent.records)] == [2, 2]
+
+
+def test_aggregate_without_request_ids_is_left_unless_forced() -> None:
+    """Its producer may have sent them again itself, under ids of other places; forced, each has that of its place."""
+    whole = aggregate([("k1", None, json.dumps(VALID).encode()), ("k1", None, json.dumps(VALID).encode())])
+    one = letter(whole, reason=DeadLetterReason.INVALID_MESSAGE)
+    assert left_for(one) is LeftReason.WITHOUT_REQUEST_IDS
+    ids = [json.loads(sent.data)["requestId"] for sent in sent_for(one, FORCED).records]
+    assert ids == [derived_request_id(msgspec.structs.replace(STREAM, sub_sequence_number=n)) for n in range(2)]
+
+
+@pytest.mark.parametrize("name", ["another", "orders.fifo"])
+def test_letter_of_a_source_that_is_not_configured_is_left(name: str) -> None:
+    """Sent to where it came from, or nowhere."""
+    assert left_for(letter(origin=msgspec.structs.replace(STREAM, name=name)), FORCED) is (
+        LeftReason.SOURCE_NOT_CONFIGURED
+    )
+    unknown = letter(origin=msgspec.structs.replace(ORDERS, name="operations"))
+    assert left_for(unknown, FORCED) is LeftReason.SOURCE_NOT_CONFIGURED
+
+
+# To a queue
+
+EVENT: dict[str, Any] = {"type": "CREATE", "orderId": "o-1", "data": {"n": 1}, "businessId": "b", "locationId": "l"}
+GIVEN_UP = DeadLetterReason.RETRIES_EXHAUSTED
+
+
+def test_message_is_sent_as_it_was() -> None:
+    """Same body, attributes and group; but not the same de-duplication id, for SQS would drop it, and it be lost."""
+    attributes = {"MessageType": "SHARD_CREATION"}
+    one = letter(b'{"a": 1}', origin=CONTROL, reason=GIVEN_UP, message_attributes=attributes, deduplication_id="d-1")
+    message = sent_for(one).message
+    assert message is not None
+    assert (message.body, dict(message.attributes)) == ('{"a": 1}', attributes)
+    fifo = letter(EVENT | {"deduplicationId": "d-1"}, origin=ORDERS, reason=GIVEN_UP, deduplication_id="d-1")
+    sent = sent_for(fifo)
+    assert sent.message is not None
+    assert sent.message.body.encode() == fifo.record
+    assert (sent.group, sent.message.fifo.group_id) == ("g-1", "g-1")
+    assert sent.message.fifo.deduplication_id != "d-1"
+
+
+def test_message_has_the_same_new_id_whenever_it_is_sent_again() -> None:
+    """Killed between send and delete, and run again: SQS drops the second. Another message has another."""
+    first, again, other = (
+        sent_for(letter(EVENT, origin=origin, reason=GIVEN_UP, failed_at=failed_at)).message
+        for origin, failed_at in (
+            (ORDERS, FAILED_AT),
+            (ORDERS, FAILED_AT + timedelta(days=1)),
+            (msgspec.structs.replace(ORDERS, message_id="m-2"), FAILED_AT),
+        )
+    )
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert first.fifo == again.fifo
+    assert first.fifo.deduplication_id != other.fifo.deduplication_id
+
+
+@pytest.mark.parametrize(
+    ("members", "effective", "expected"),
+    [
+        ({}, "d-1", "d-1"),
+        ({"deduplicationId": None}, "d-1", "d-1"),
+        ({"deduplicationId": "own"}, "own", "own"),
+        ({"deduplicationId": "own", "data": {"lone": "\ud800"}}, "own", "own"),
+        ({}, None, "m-1"),
+    ],
+)
+def test_order_event_is_sent_with_its_request_id(members: dict[str, Any], effective: str | None, expected: str) -> None:
+    """An event whose id was its message's gets it into its body."""
+    message = sent_for(letter(EVENT | members, origin=ORDERS, reason=GIVEN_UP, request_id=effective)).message
+    assert message is not None
+    body = json.loads(message.body)
+    assert body.get("deduplicationId") == expected
+    assert {name: body[name] for name in EVENT} == {**EVENT, "data": body["data"]}
+
+
+def test_order_event_from_sns_is_sent_out_of_its_envelope() -> None:
+    """The id has to go into the event itself; the envelope's attributes go along, the message's own win."""
+    found = {"BusinessId": {"Type": "String", "Value": "b"}, "LocationId": {"Type": "String", "Value": "outer"}}
+    event = {name: value for name, value in EVENT.items() if name not in {"businessId", "locationId"}}
+    envelope = {"Type": "Notification", "Message": json.dumps(event), "MessageAttributes": found}
+    one = letter(envelope, origin=ORDERS, reason=GIVEN_UP, request_id="d-1", message_attributes={"LocationId": "inner"})
+    message = sent_for(one).message
+    assert message is not None
+    assert json.loads(message.body) == event | {"deduplicationId": "d-1"}
+    assert message.attributes == {"BusinessId": "b", "LocationId": "inner"}
+
+
+@pytest.mark.parametrize("body", [b"[1]", b"nonsense", b'{"Type":"Notification","Message":7,"deduplicationId":"d"}'])
+def test_message_that_is_no_event_is_sent_as_it_is_when_forced(body: bytes) -> None:
+    """Forced, it comes back as the same letter; nothing is made up."""
+    one = letter(body, origin=ORDERS, reason=DeadLetterReason.INVALID_JSON, request_id="d-1")
+    assert left_for(one) is LeftReason.WOULD_COME_BACK
+    message = sent_for(one, FORCED).message
+    assert message is not None
+    assert message.body.encode() == body
+
+
+@pytest.mark.parametrize("reason", DeadLetterReason)
+def test_message_is_left_when_its_reason_lasts(reason: DeadLetterReason) -> None:
+    """Only what can have been mended outside the message is sent without force; of orders today's rules decide."""
+    for origin, sent in (
+        (CONTROL, {"retries_exhausted", "unknown_tenant"}),
+        (ORDERS, set(DeadLetterReason) - {DeadLetterReason.REQUEST_ID_REUSED}),
+    ):
+        assert isinstance(resend_of(letter(EVENT, origin=origin, reason=reason), RULES), Resend) == (reason in sent)
+
+
+def test_message_that_is_no_text_is_left() -> None:
+    """SQS takes text only."""
+    assert left_for(letter(b"\xff", origin=CONTROL, reason=GIVEN_UP)) is LeftReason.SEND_REFUSED
+
+
+# Requests
+
+
+def resend(group: str, size: int = 10, *, source: Source = Source.KINESIS, count: int = 1) -> Resend:
+    """Return something to be sent."""
+    return Resend(source=source, name="n", group=group, records=[NewRecord(group, b"x" * size)] * count)
+
+
+@given(
+    items=st.lists(
+        st.tuples(
+            st.sampled_from("abc"),
+            st.sampled_from([1, 100_000, 2_000_000, 5_000_000]),
+            st.sampled_from(Source),
+            st.integers(1, 3),
+        ),
+        max_size=40,
+    )
+)
+def test_requests_keep_order_and_limits(items: list[tuple[str, int, Source, int]]) -> None:
+    """All goes out, once, in order; no group twice in a request, and none is too large unless one alone is."""
+    requests = [Request()]
+    resends = [resend(group, size, source=source, count=count) for group, size, source, count in items]
+    for one in resends:
+        if not requests[-1].takes(one):
+            requests.append(Request())
+        requests[-1].add(one)
+    assert [one for request in requests for one in request.resends] == resends
+    for request in requests:
+        groups = [one.group for one in request.resends]
+        assert len(groups) == len(set(groups))
+        if len(request.resends) > 1:
+            most_count, most_bytes = REQUEST_LIMITS[request.resends[0].source]
+            assert len({one.source for one in request.resends}) == 1
+            assert sum(one.size_bytes for one in request.resends) <= most_bytes
+            assert all(len(one.records) == 1 for one in request.resends)
+            assert len(request.resends) <= most_count
+
+
+@given(records=st.lists(st.builds(NewRecord, st.sampled_from("abcd"), st.sampled_from([b"x", b"x" * 1_500_000]))))
+def test_puts_keep_order_and_no_key_twice(records: list[NewRecord]) -> None:
+    """As a request of PutRecords is taken: in any order when some of it are refused."""
+    puts = list(puts_of(records))
+    assert [record for put in puts for record in put] == records
+    assert all(len({record.partition_key for record in put}) == len(put) for put in puts)
+
+
+def test_letters_are_hidden_shortly_and_longer_only_for_very_many() -> None:
+    """A minute after a kill they are back; a hundred thousand take longer to claim again."""
+    assert [hidden_s(count) for count in (0, 10, 1_000, 100_000, 10**9)] == [60, 60, 140, 8_060, 43_200]

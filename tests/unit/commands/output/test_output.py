@@ -1,0 +1,117 @@
+"""What commands print: fates of lines, tables that do nothing to a terminal, JSON that loses no digit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from unit.commands.stream.test_input_lines import WHOLE, read, text_of
+
+from simplu_worker.commands.check.check import Dependency, Report, Status, place_of, scrubbed, skew_of
+from simplu_worker.commands.check.findings import Finding
+from simplu_worker.commands.output.display import print_json, print_table, printable
+from simplu_worker.commands.requirements import require
+from simplu_worker.commands.stream.input_lines import Line
+from simplu_worker.commands.stream.wait_outcomes import fates_of
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.operations.operation import Operation
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def row_of(line: Line, **changes: object) -> dict[str, Any]:
+    """Return what a log has of *line*."""
+    assert isinstance(line.decoded, Operation)
+    row = {"status": "succeeded", "error": None, "result": None, "digest": line.decoded.digest, "shard_id": "s-1"}
+    return row | changes
+
+
+def test_fates_of_says_of_each_line_what_became_of_it() -> None:
+    """Succeeded, failed with its error, reused by another operation, not heard of, bad, and not sent: in that order."""
+    numbers = itertools.count(1)
+    lines = read(text_of(*(WHOLE | {"requestId": f"r{next(numbers)}"} for _ in range(4)), b"bad", WHOLE))
+    keys = [line.key for line in lines[:3]]
+    rows = [
+        row_of(lines[0], result='{"n": 1.0}'),
+        row_of(lines[1], status="failed", error="already_exists"),
+        row_of(lines[2], digest=b"another"),
+    ]
+    found = {key: row for key, row in zip(keys, rows, strict=True) if key is not None}
+    fates = fates_of(lines[:5], lines[5:], found, waited=True)
+    assert [(fate.line, fate.status, fate.error) for fate in fates[:4]] == [
+        (1, "succeeded", None),
+        (2, "failed", "already_exists"),
+        (3, "failed", "request_id_reused"),
+        (4, "unknown", None),
+    ]
+    assert fates[0].result == msgspec.Raw(b'{"n": 1.0}')
+    assert [(fate.line, fate.status) for fate in fates[4:]] == [(5, "sent"), (6, "not sent")]
+
+
+def test_printable_shows_what_would_steer_a_terminal() -> None:
+    """Control characters, line ends and lone surrogates of strangers' ids are shown as escapes; all else stays."""
+    assert printable("a\x1b[2J\nü\udc80") == "a\\x1b[2J\\nü\\udc80"
+    assert printable(None) == ""
+
+
+def test_print_table_takes_no_markup_and_folds_nothing_for_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """A cell in brackets is text, and a long one stays on one line where stdout is no terminal."""
+    print_table(("id",), [["[red]" + "x" * 300]])
+    assert "[red]" + "x" * 300 in capsys.readouterr().out
+
+
+def test_print_json_keeps_the_text_of_results(capsys: pytest.CaptureFixture[str]) -> None:
+    """What Postgres wrote stays: no number loses a digit."""
+    print_json({"result": msgspec.Raw(b'{"n": 1.10000000000000000000000001}'), "at": NOW})
+    out = capsys.readouterr().out
+    assert "1.10000000000000000000000001" in out
+    assert json.loads(out)["at"] == "2026-03-01T12:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("date", "expected"),
+    [
+        ("Sun, 01 Mar 2026 12:00:31 GMT", 31.0),
+        ("Sun, 01 Mar 2026 11:00:00 -0000", -3600.0),
+        ("yesterday", None),
+        ("", None),
+    ],
+)
+def test_skew_of_compares_a_date_header_with_our_clock(date: str, expected: float | None) -> None:
+    """Ahead is positive; what is no date says nothing."""
+    assert skew_of(date, now=NOW) == expected
+
+
+def test_place_of_shows_no_credentials() -> None:
+    """An endpoint may have been given with user and password."""
+
+    class Meta:
+        endpoint_url = "https://user:secret@kinesis.example:443/"
+
+    class Client:
+        meta = Meta
+
+    assert place_of(Client, "stream") == "https://kinesis.example:443/stream"
+
+
+def test_scrubbed_masks_every_text_of_a_report() -> None:
+    """Whatever a library put into an error, a password in a URL does not come out."""
+    secret = "http://user:hunter22@host/"
+    report = Report([Dependency("d", secret, Status.FAILED, f"no {secret}", 0.1)], [Finding(secret, secret, secret)])
+    assert b"hunter22" not in msgspec.json.encode(scrubbed(report))
+
+
+def test_require_names_every_variable_that_a_command_lacks() -> None:
+    """Both problems at once, each with its variable; nothing when all is there."""
+    with pytest.raises(ConfigurationError) as raised:
+        require(Settings(), routes=True, stream=True)
+    assert [problem.partition(":")[0] for problem in raised.value.problems] == [
+        "KINESIS_STREAM_NAME",
+        "CITRUS_SERVER_URL",
+    ]
+    require(Settings(kinesis_stream_name="s", database_host="h"), routes=True, stream=True)

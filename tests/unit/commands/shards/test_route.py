@@ -1,0 +1,232 @@
+"""`shards route`: by the map as an independent reading of the contract has it, and by Citrus."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.citrus.cases import API_KEY, ScriptedCitrus, reply
+
+from simplu_worker.cli import app
+from simplu_worker.commands.shards.route import SAMPLE_COUNT, read_keys, route_keys, sample_keys
+from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.errors import ConfigurationError, RefusedError
+from simplu_worker.local.processes.loopback import HOST
+from simplu_worker.local.stack.citrus_server import Citrus as LocalCitrus
+from simplu_worker.shards.routing.shard_map import jump
+
+URL = "postgresql://user:correct-horse@db{}.internal:5432/shard"
+KEYS = [f"clinic-{number}" for number in range(200)]
+
+
+def settings_of(
+    folder: Path, count: int, *, retired: frozenset[int] = frozenset(), pins: dict[str, str] | None = None
+) -> Settings:
+    """Return the settings of a worker with a static map of *count* shards."""
+    shards = [
+        {"shardId": f"shard-{number}", "connectionString": URL.format(number), "retired": number in retired}
+        for number in range(count)
+    ]
+    path = folder / "map.json"
+    path.write_text(json.dumps({"shards": shards, "tenants": pins or {}}))
+    return load_settings({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)}, for_run=False)
+
+
+def read_by_hand(key: str, count: int, retired: frozenset[int]) -> list[str]:
+    """Return the shards a key falls on in turn (contract §7), the last of which takes it."""
+    way = [jump(key, count)]
+    while way[-1] in retired:
+        way.append(jump(f"{key}#{len(way)}", count))
+    return [f"shard-{number}" for number in way]
+
+
+async def printed(
+    settings: Settings, *words: str, with_shards: int | None = None, capfd: pytest.CaptureFixture[str]
+) -> Any:
+    """Return what the command prints as JSON, with its exit status."""
+    status = await route_keys(settings, words, with_shards, as_json=True)
+    out = capfd.readouterr().out
+    assert "correct-horse" not in out
+    return json.loads(out) | {"status": status}
+
+
+async def test_route_names_the_shard_of_each_key_and_the_way_there(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Pins first, then the hash, past retired shards; in the order in which they were asked for, each once."""
+    retired = frozenset({1, 3})
+    settings = settings_of(tmp_path, 5, retired=retired, pins={"clinic-7": "shard-3"})
+
+    said = await printed(settings, *KEYS, KEYS[0], capfd=capfd)
+
+    assert said["status"] == 0
+    assert [route["key"] for route in said["routes"]] == KEYS
+    for route in said["routes"]:
+        if route["key"] == "clinic-7":
+            assert route == {"key": "clinic-7", "shardId": "shard-3", "pinned": True}
+        else:
+            *passed, shard_id = read_by_hand(route["key"], 5, retired)
+            assert (route["shardId"], route.get("retired", [])) == (shard_id, list(dict.fromkeys(passed)))
+
+
+async def test_route_tells_what_would_move_when_a_shard_is_added(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only to the new shard, and about one in the new number of them."""
+    settings = settings_of(tmp_path, 4, pins={KEYS[0]: "shard-2"})
+
+    said = await printed(settings, *KEYS, with_shards=5, capfd=capfd)
+
+    moved = {key for key in KEYS[1:] if jump(key, 4) != jump(key, 5)}
+    assert {route["key"] for route in said["routes"] if route["withShards"] != route["shardId"]} == moved
+    assert {route["withShards"] for route in said["routes"] if route["key"] in moved} == {"new-1"}
+    summary = said["withShards"]
+    assert (summary["shards"], summary["keys"], summary["moved"]) == (5, len(KEYS), len(moved))
+    assert summary["movedShare"] == pytest.approx(len(moved) / len(KEYS), abs=1e-4)
+    assert [one["shardId"] for one in summary["perShard"]] == ["shard-0", "shard-1", "shard-2", "shard-3", "new-1"]
+    assert [one["isNew"] for one in summary["perShard"]] == [False] * 4 + [True]
+    assert sum(one["before"] for one in summary["perShard"]) == len(KEYS)
+    assert summary["perShard"][-1]["after"] == len(moved)
+
+
+async def test_route_estimates_by_sample_keys_where_none_are_given(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The same ones each time; fewer shards move those of the last one."""
+    said = await printed(settings_of(tmp_path, 8), with_shards=7, capfd=capfd)
+
+    assert said["routes"] == []
+    assert said["withShards"]["keys"] == SAMPLE_COUNT
+    assert said["withShards"]["moved"] == sum(jump(key, 8) == 7 for key in sample_keys())
+    assert said["withShards"]["movedShare"] == pytest.approx(1 / 8, abs=0.015)
+    assert said["withShards"]["perShard"][-1] == {
+        "shardId": "shard-7",
+        "isNew": False,
+        "before": said["withShards"]["moved"],
+        "after": 0,
+    }
+
+
+async def test_route_prints_a_table_and_a_sentence_for_people(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Long lists are cut, and it says so; what an id does to a terminal is shown and not done."""
+    settings = settings_of(tmp_path, 3, pins={"pin-ned": "shard-1"})
+    assert await route_keys(settings, ["pin-ned", "ev\x1bil"], 4, as_json=False) == 0
+    out = capfd.readouterr().out
+    assert "pinned" in out
+    assert "with 4" in out
+    assert "keys would move with 4 shards" in out
+    assert "\x1b" not in out
+
+    await route_keys(settings, [f"k-{number}" for number in range(1500)], None, as_json=False)
+    printed = capfd.readouterr()
+    assert printed.out.count("shard-") == 1000
+    assert "500 more keys" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("count", "retired", "with_shards", "expected"),
+    [
+        (3, {0}, 1, "a shard that is not retired among the first 1"),
+        (3, set(), 0, "expected 1 to 100000, got 0"),
+        (3, set(), 10**6, "expected 1 to 100000"),
+    ],
+)
+async def test_route_refuses_a_number_of_shards_that_no_map_can_have(
+    tmp_path: Path, count: int, retired: set[int], with_shards: int, expected: str
+) -> None:
+    """And says what was expected."""
+    with pytest.raises(RefusedError, match=expected):
+        await route_keys(settings_of(tmp_path, count, retired=frozenset(retired)), [], with_shards, as_json=True)
+
+
+def test_keys_are_read_from_stdin_where_a_dash_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One a line, in place of the dash; each once."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("b-1\r\n\nc-1\na-1\n"))
+
+    assert read_keys(["a-1", "-", "d-1"]) == ["a-1", "b-1", "c-1", "d-1"]
+    with pytest.raises(RefusedError, match="UTF-8"):
+        read_keys(["\udcff"])
+
+
+async def test_route_refuses_an_empty_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An estimate by other keys is not what was asked for."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    with pytest.raises(RefusedError, match="got none on stdin"):
+        await route_keys(settings_of(tmp_path, 2), ["-"], 3, as_json=True)
+
+
+@pytest.mark.parametrize("words", [(), ("a-b", "--with-shard", "3")])
+def test_route_is_wrong_usage_without_keys_and_with_an_unknown_option(
+    words: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 2, and what was expected; an option that is mistyped is no key."""
+    assert app(["shards", "route", *words], result_action="return_value") == 2
+    assert "KEY: expected at least one" in capfd.readouterr().err
+
+
+async def test_route_asks_for_a_way_to_find_shards() -> None:
+    """By the names of the variables."""
+    with pytest.raises(ConfigurationError, match="SHARD_MAP_FILE"):
+        await route_keys(load_settings({"AWS_REGION": "eu-west-1"}, for_run=False), ["a-b"], None, as_json=True)
+
+
+async def test_route_goes_by_database_variables_as_a_map_of_one(capfd: pytest.CaptureFixture[str]) -> None:
+    """All keys are there."""
+    env = {
+        "AWS_REGION": "eu-west-1",
+        "DATABASE_HOST": "db.internal",
+        "DATABASE_USERNAME": "user",
+        "DATABASE_PASSWORD": "correct-horse",
+        "DATABASE_NAME": "shard",
+    }
+    said = await printed(load_settings(env, for_run=False), *KEYS[:3], with_shards=2, capfd=capfd)
+
+    assert {route["shardId"] for route in said["routes"]} == {"database"}
+
+
+def citrus_settings(url: str) -> Settings:
+    """Return the settings of a worker with Citrus."""
+    env = {"AWS_REGION": "eu-west-1", "CITRUS_SERVER_URL": url, "CITRUS_API_KEY": API_KEY, "CITRUS_RETRY_ATTEMPTS": "1"}
+    return load_settings(env, for_run=False)
+
+
+async def test_route_asks_citrus_where_keys_are_registered(capfd: pytest.CaptureFixture[str]) -> None:
+    """Exit status 1 when one is not; a shard that is marked inactive is said."""
+
+    async def make_shard() -> tuple[str, str]:
+        raise AssertionError
+
+    citrus = LocalCitrus(api_key=API_KEY, make_shard=make_shard, max_businesses=10)
+    for number in (1, 2):
+        citrus.add_shard(f"shard-{number}", f"postgresql://user:correct-horse@{HOST}:1/shard_{number}")
+    for key, shard_id in {"a-1": "shard-1", "b/1": "shard-2"}.items():
+        citrus.registry.place(key, citrus.registry.shards[shard_id])
+    citrus.registry.shards["shard-2"].is_active = False
+    async with citrus.serve() as url:
+        said = await printed(citrus_settings(url), "a-1", "b/1", capfd=capfd)
+        unknown = await printed(citrus_settings(url), "a-1", "c-1", capfd=capfd)
+        with pytest.raises(RefusedError, match="--with-shards"):
+            await route_keys(citrus_settings(url), ["a-1"], 3, as_json=True)
+
+    assert said["routes"] == [
+        {"key": "a-1", "shardId": "shard-1"},
+        {"key": "b/1", "shardId": "shard-2", "inactive": True},
+    ]
+    assert (said["status"], unknown["status"]) == (0, 1)
+    assert unknown["routes"][1] == {"key": "c-1", "odd": "not registered"}
+
+
+async def test_route_says_of_which_keys_citrus_gives_no_answer(capfd: pytest.CaptureFixture[str]) -> None:
+    """The others are shown."""
+    scripted = ScriptedCitrus(reply(status=503))
+    async with scripted.opened():
+        said = await printed(citrus_settings(scripted.url), "a-1", capfd=capfd)
+
+    assert said["status"] == 1
+    assert said["routes"][0]["key"] == "a-1"
+    assert "503" in said["routes"][0]["odd"] or "Citrus" in said["routes"][0]["odd"]

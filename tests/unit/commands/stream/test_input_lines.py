@@ -1,0 +1,129 @@
+"""JSON lines made ready for the stream: what is filled in, what stays, and how they are cut into requests."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.commands.stream import input_lines as lines_module
+from simplu_worker.commands.stream.input_lines import Line, completed, lines_of, requests_of
+from simplu_worker.operations.operation import Operation, Rejected
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+WHOLE = {
+    "operation": "create",
+    "businessId": "b",
+    "locationId": "l",
+    "resourceType": "order",
+    "resourceId": "o-1",
+    "data": {},
+    "timestamp": "2026-01-01T00:00:00Z",
+    "requestId": "r-1",
+}
+
+
+def text_of(*records: dict[str, Any] | bytes) -> bytes:
+    """Return JSON lines."""
+    return b"\n".join(record if isinstance(record, bytes) else json.dumps(record).encode() for record in records)
+
+
+def read(text: bytes, *, max_bytes: int = 10_000) -> list[Line]:
+    """Read *text* with ids that count up."""
+    numbers = itertools.count(1)
+    return lines_of(text, now=NOW, new_id=lambda: f"new-{next(numbers)}", max_bytes=max_bytes, list_limit=100)
+
+
+def without(*names: str) -> dict[str, Any]:
+    """Return a whole record without some members."""
+    return {name: value for name, value in WHOLE.items() if name not in names}
+
+
+def test_lines_of_leaves_a_whole_record_as_it_is() -> None:
+    """Not a byte of a record that lacks nothing changes, but for white space around it."""
+    record = b'{ "requestId":"r", "operation" : "delete","businessId":"b","locationId":"l","resourceType":"t", '
+    record += b'"resourceId":"\\u00e9","timestamp":"2026-01-01" }'
+    (line,) = read(b"  " + record + b"\r\n")
+    assert (line.number, line.record, line.partition_key, line.key) == (1, record, "b-l-t", ("b-l", "r"))
+
+
+@pytest.mark.parametrize("absent", [without("requestId", "timestamp"), WHOLE | {"requestId": None, "timestamp": None}])
+def test_lines_of_fills_in_request_id_and_timestamp_when_they_are_missing(absent: dict[str, Any]) -> None:
+    """Missing or null: a new id and now; what goes onto the stream has both."""
+    (line,) = read(text_of(absent))
+    expected = {**WHOLE, "requestId": "new-1", "timestamp": "2026-03-01T12:00:00Z"}
+    assert json.loads(line.record) == expected
+    assert line.key == ("b-l", "new-1")
+
+
+def test_completed_keeps_every_digit_of_the_data() -> None:
+    """What is filled in does not touch the other members' bytes."""
+    data = b'{"n": 1.10000000000000000000000001, "e": 1E400, "s": "\\ud800"}'
+    record = b'{"data":' + data + b"}"
+    assert completed(record, {"requestId": "x"}) == b'{"data":' + data + b',"requestId":"x"}'
+
+
+@pytest.mark.parametrize("record", [b"nonsense", b"[1]", b"\xff", b'{"a":', b"[" * 5000])
+def test_completed_leaves_what_is_no_object(record: bytes) -> None:
+    """A record that is no JSON object is the worker's to refuse, as it came."""
+    assert completed(record, {"requestId": "x"}) == record
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (b"nonsense", "invalid_json"),
+        (without("businessId"), "invalid_message"),
+        (WHOLE | {"operation": "upsert"}, "invalid_message"),
+        (WHOLE | {"requestId": "simplu:1"}, "invalid_message"),
+        (WHOLE | {"data": {"x": "x" * 10_000}}, "too_large"),
+    ],
+)
+def test_lines_of_refuses_what_the_worker_refuses(record: dict[str, Any] | bytes, reason: str) -> None:
+    """The rules are the worker's own, and the line's number is the file's, empty lines counted."""
+    good, bad = read(text_of(WHOLE, b"", b"  ", record))
+    assert isinstance(good.decoded, Operation)
+    assert isinstance(bad.decoded, Rejected)
+    assert (bad.number, bad.decoded.reason, bad.key) == (4, reason, None)
+
+
+def test_lines_of_refuses_a_request_id_of_another_operation() -> None:
+    """The same line twice is a redelivery; another operation under its id would be a dead letter."""
+    again, other, elsewhere = WHOLE, WHOLE | {"resourceId": "o-2"}, WHOLE | {"resourceId": "o-2", "locationId": "m"}
+    decoded = [line.decoded for line in read(text_of(WHOLE, again, other, elsewhere))]
+    reasons = [one.reason if isinstance(one, Rejected) else None for one in decoded]
+    assert reasons == [None, None, "request_id_reused", None]
+
+
+def test_partition_key_is_hashed_when_kinesis_would_not_take_it() -> None:
+    """Kinesis takes 256 characters; three ids may be longer together."""
+    long = WHOLE | {"businessId": "b" * 128, "locationId": "l" * 128}
+    keys = [line.partition_key for line in read(text_of(long, long | {"resourceType": "x"}, long))]
+    assert [len(key) for key in keys] == [64, 64, 64]
+    assert keys[0] == keys[2] != keys[1]
+
+
+@given(
+    names=st.lists(st.sampled_from("abcdef"), max_size=60),
+    most=st.integers(min_value=1, max_value=10),
+    most_bytes=st.integers(min_value=100, max_value=2000),
+)
+def test_requests_of_keeps_order_within_bounds_and_each_key_once(names: list[str], most: int, most_bytes: int) -> None:
+    """All lines in their order, no request too long, and no key twice in one; only a single record may be too large."""
+    lines = read(text_of(*(WHOLE | {"resourceType": name, "requestId": f"r{n}"} for n, name in enumerate(names))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines_module, "REQUEST_MAX_RECORDS", most)
+        patch.setattr(lines_module, "REQUEST_MAX_BYTES", most_bytes)
+        requests = list(requests_of(lines))
+    assert [line for request in requests for line in request] == lines
+    for request in requests:
+        keys = [line.partition_key for line in request]
+        size_bytes = sum(len(line.record) + len(line.partition_key) for line in request)
+        assert 1 <= len(request) <= most
+        assert len(set(keys)) == len(keys)
+        assert size_bytes <= most_bytes or len(request) == 1

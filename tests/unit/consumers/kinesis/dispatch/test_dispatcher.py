@@ -1,0 +1,64 @@
+"""When a dispatcher is at rest: then nobody looks at it by the clock, so whatever comes must say so."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import Entry
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
+from simplu_worker.consumers.kinesis.stream.positions import Mark
+from simplu_worker.operations.operation import Operation, OperationKind, Origin, Source
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Lost:
+    """A router that knows no tenant."""
+
+    def remembered(self, _tenant_id: str) -> None:
+        """Know nothing."""
+
+
+def entry() -> Entry:
+    """Return an operation as the main reader sends it."""
+    operation = Operation(
+        kind=OperationKind.CREATE,
+        business_id="b",
+        location_id="l",
+        tenant_id="b-l",
+        resource_type="order",
+        resource_id="o",
+        request_id="r",
+        data="{}",
+        query=None,
+        requested_at=NOW.isoformat(),
+        digest=b"",
+        origin=Origin(Source.KINESIS, "stream", NOW),
+        size_bytes=2,
+    )
+    owed = Owed[Mark]()
+    return Entry(owed.take(Mark.right_before("1", NOW)), operation, b"", owed)
+
+
+async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
+    """From then on, until it is settled, there is something to look at: it may wait, be stuck, or be held."""
+    dispatcher = Dispatcher(
+        "shard-1",
+        cast("Any", Lost()),
+        Prefetch(2**20).open(),
+        tenant_wait=timedelta(seconds=900),
+        store=cast("Any", None),
+        facts=None,
+    )
+    assert (dispatcher.is_at_rest, dispatcher.has_arrivals.is_set()) == (True, False)
+
+    dispatcher.send([entry()])
+    assert (dispatcher.is_at_rest, dispatcher.has_arrivals.is_set()) == (False, True)
+
+    held = dispatcher.room.take("b-l")
+    dispatcher.hold_tenant(held, "not_here", shard_id=None)
+    assert dispatcher.is_empty
+    assert not dispatcher.is_at_rest

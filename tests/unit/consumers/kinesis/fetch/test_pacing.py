@@ -1,0 +1,434 @@
+"""When to read a stream shard next: early enough, and never more than Kinesis allows."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simplu_worker.consumers.kinesis.fetch.pacing import READ_BYTES_PER_S, CatchUpPacing, Pacing, ReadBudget
+from simplu_worker.local.kinesis.quotas import MAX_REPLY_BYTES, ReadQuota
+
+MIB = 1024 * 1024
+SLACK_S = 1e-6  # of floating point
+
+
+def after_reply(
+    *,
+    record_count: int = 0,
+    size_bytes: int = 0,
+    millis_behind: int | None = 0,
+) -> Pacing:
+    """Return the pacing of a reader whose first read started at 100 s and was answered within 20 ms."""
+    pacing = Pacing(ReadBudget())
+    pacing.started(100.0)
+    pacing.replied(100.02, record_count=record_count, size_bytes=size_bytes, millis_behind=millis_behind)
+    return pacing
+
+
+def test_pacing_reads_at_once_when_nothing_was_read_yet() -> None:
+    """The first read does not wait."""
+    assert Pacing(ReadBudget()).delay_s(100.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("pacing", "now", "earliest", "latest"),
+    [
+        pytest.param(after_reply(), 100.02, 101.0, 101.05, id="idle: within 1.1 s with the time of a request"),
+        pytest.param(after_reply(record_count=1, size_bytes=99), 100.02, 100.2, 100.25, id="busy: within 300 ms"),
+        pytest.param(after_reply(record_count=1, size_bytes=99), 160.0, 160.0, 160.0, id="busy for a minute"),
+        pytest.param(after_reply(millis_behind=5), 100.02, 100.2, 100.25, id="behind, over a gap: in a hurry"),
+        pytest.param(after_reply(millis_behind=None), 100.02, 101.0, 101.05, id="no word of the tip: idle"),
+        pytest.param(
+            after_reply(record_count=9000, size_bytes=10 * MIB, millis_behind=5),
+            101.0,
+            105.0,
+            105.05,
+            id="10 MiB are paid for before the next read",
+        ),
+        pytest.param(after_reply(record_count=1), 200.0, 200.0, 200.0, id="late: at once"),
+    ],
+)
+def test_pacing_starts_the_next_read_in_time(pacing: Pacing, now: float, earliest: float, latest: float) -> None:
+    """A record is seen within 300 ms on a busy stream shard and within 1.1 s on an idle one."""
+    assert earliest <= now + pacing.delay_s(now) <= latest
+
+
+def test_idle_stream_shards_are_read_together_whenever_each_was_read_first() -> None:
+    """What one read takes is less right after another; no read is much later than a second after the one before."""
+    starts = []
+    for first in (100.0, 100.02, 100.04, 100.06):
+        pacing, now = Pacing(ReadBudget()), first
+        for _ in range(3):
+            pacing.started(now)
+            pacing.replied(now + 0.01, record_count=0, size_bytes=0, millis_behind=0)
+            assert 0.9 < pacing.delay_s(now) <= 1.01
+            now += pacing.delay_s(now)
+        starts.append(now)
+
+    assert starts == pytest.approx([starts[0]] * 4, abs=1e-6)
+
+
+def test_pacing_falls_idle_when_no_record_came_for_a_minute() -> None:
+    """A stream shard is busy for a minute after its last record."""
+    pacing = after_reply(record_count=1)
+    delays = []
+    for now in (159.0, 161.0):
+        pacing.started(now)
+        pacing.replied(now, record_count=0, size_bytes=0, millis_behind=0)
+        delays.append(round(pacing.delay_s(now), 3))
+
+    assert delays == [0.205, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("failure_count", "longest_s"),
+    [(1, 0.5), (2, 1.0), (3, 2.0), (4, 4.0), (5, 5.0), (60, 5.0)],
+)
+def test_pacing_backs_off_with_full_jitter_when_throttled(failure_count: int, longest_s: float) -> None:
+    """Each throttled read in a row doubles the wait up to 5 s; the draw says how much of it is waited."""
+    waits = []
+    for draw in (1.0, 0.5):
+        pacing = after_reply(millis_behind=1)
+        for _ in range(failure_count - 1):
+            pacing.failed(0.0, 0.0)
+        pacing.failed(200.0, draw)
+        waits.append(pacing.delay_s(200.0))
+
+    assert waits == pytest.approx([longest_s, longest_s / 2])
+
+
+def test_pacing_forgets_failures_when_a_read_succeeds() -> None:
+    """The next trouble starts with the short wait again."""
+    pacing = after_reply(millis_behind=1)
+    for _ in range(5):
+        pacing.failed(200.0, 1.0)
+    pacing.started(300.0)
+    pacing.replied(300.0, record_count=0, size_bytes=0, millis_behind=1)
+    pacing.failed(400.0, 1.0)
+
+    assert pacing.delay_s(400.0) == pytest.approx(0.5)
+
+
+steps = st.tuples(
+    st.floats(0.0, 1.5),  # how long the read takes
+    st.floats(0.0, 0.5),  # how late the reader comes
+    st.one_of(st.none(), st.integers(0, 10 * MIB)),  # what it brings; None = throttled
+    st.booleans(),  # behind
+    st.floats(0.0, 1.0),  # the draw
+)
+
+
+@given(st.lists(steps, max_size=60))
+def test_pacing_never_exceeds_the_quotas_whatever_is_answered(
+    schedule: list[tuple[float, float, int | None, bool, float]],
+) -> None:
+    """No second holds more than 5 starts, and replies average to 2 MiB/s."""
+    pacing = Pacing(ReadBudget())
+    now = 0.0
+    starts: list[float] = []
+    sizes: list[int] = []
+    for duration_s, late_s, size_bytes, behind, draw in schedule:
+        now += pacing.delay_s(now) + late_s
+        starts.append(now)
+        pacing.started(now)
+        now += duration_s
+        sizes.append(size_bytes or 0)
+        if size_bytes is None:
+            pacing.failed(now, draw)
+        else:
+            pacing.replied(now, record_count=size_bytes, size_bytes=size_bytes, millis_behind=int(behind))
+
+    assert_five_starts_a_second(starts)
+    for first in range(len(starts)):
+        total = 0
+        for size_bytes, next_start in zip(sizes[first:], starts[first + 1 :], strict=False):
+            total += size_bytes
+            assert total <= READ_BYTES_PER_S * (next_start - starts[first] + SLACK_S)
+
+
+def assert_five_starts_a_second(starts: list[float]) -> None:
+    """Assert that no second, counted from anywhere, holds six of *starts*."""
+    assert all(later - earlier > 1.0 for earlier, later in zip(starts, starts[5:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("replies", "main_limit", "catch_up_limit"),
+    [
+        pytest.param([], 500, 500, id="nothing is known: few"),
+        pytest.param([(0, 0)], 500, 500, id="an empty reply says nothing"),
+        pytest.param([(10, 10 * 1024)], 512, 1024, id="records of 1 KiB"),
+        pytest.param([(1000, 1000 * 10)], 10_000, 10_000, id="small ones: the most there is"),
+        pytest.param([(1, 8 * MIB)], 1, 1, id="large ones: one at a time"),
+        pytest.param([(10, 10 * 1024), (10, 40 * 1024)], 128, 256, id="larger ones: at once"),
+        pytest.param([(10, 40 * 1024), (10, 20 * 1024)], 170, 341, id="smaller ones: slowly"),
+    ],
+)
+def test_limit_follows_the_size_of_records(
+    replies: list[tuple[int, int]], main_limit: int, catch_up_limit: int
+) -> None:
+    """While catch-ups run a reply of theirs has about 1 MiB, and one of the main reader half of that."""
+    budget = ReadBudget()
+    main = Pacing(budget)
+    for record_count, size_bytes in replies:
+        main.replied(0.0, record_count=record_count, size_bytes=size_bytes, millis_behind=0)
+    assert main.limit() == 10_000
+    with budget.catching_up(0.0) as catch_up:
+        assert (main.limit(), catch_up.limit()) == (main_limit, catch_up_limit)
+
+
+def test_limit_keeps_to_the_room_that_is_left() -> None:
+    """Where the memory for what is read ahead is short, fewer records are asked for, at least one."""
+    budget = ReadBudget()
+    main = Pacing(budget)
+    main.replied(0.0, record_count=10, size_bytes=10 * 1024, millis_behind=0)
+    with budget.catching_up(0.0) as catch_up:
+        assert [catch_up.limit(room) for room in (64 * MIB, 100 * 1024, 0)] == [1024, 100, 1]
+    assert [main.limit(room) for room in (64 * MIB, MIB, 100 * 1024, 0)] == [10_000, 1024, 100, 1]
+
+
+def test_expected_reply_is_of_that_many_records_and_no_more_than_kinesis_gives() -> None:
+    """It is what a reader reserves before it reads."""
+    budget = ReadBudget()
+    assert (budget.expected_bytes(500), budget.expected_bytes(10_000)) == (500 * 2048, 10 * MIB)
+    Pacing(budget).replied(0.0, record_count=10, size_bytes=1000, millis_behind=0)
+    assert budget.expected_bytes(10_000) == 1_000_000
+
+
+def test_catch_up_is_counted_while_it_runs() -> None:
+    """Leaving the block ends its share."""
+    budget = ReadBudget()
+    with budget.catching_up(0.0), budget.catching_up(0.0):
+        assert repr(budget) == "<ReadBudget opens -inf, paid -inf, 2 catch-ups, 0 failures>"
+    assert not budget.catch_ups
+
+
+def test_pacing_shows_where_it_is() -> None:
+    """For whoever debugs it."""
+    budget = ReadBudget()
+    main = Pacing(budget)
+    main.started(1.0)
+    assert repr(main).startswith("<Pacing started 1.000, behind False, <ReadBudget opens -inf")
+    with budget.catching_up(1.0) as catch_up:
+        catch_up.started(2.0)
+        assert repr(catch_up).startswith("<CatchUpPacing started 2.000, <ReadBudget opens -inf")
+
+
+def test_catch_ups_have_all_starts_when_the_main_reader_has_ended() -> None:
+    """At the end of a stream shard that was in use nothing is kept free for a reader that reads no more."""
+    budget = ReadBudget()
+    main = Pacing(budget)
+    main.started(0.0)
+    main.replied(0.0, record_count=1, size_bytes=1, millis_behind=0)
+    main.ended()
+    with budget.catching_up(0.0) as catch_up:
+        now, starts = 0.0, []
+        for _ in range(9):
+            now += catch_up.delay_s(now)
+            starts.append(now)
+            catch_up.started(now)
+            catch_up.replied(now, record_count=1, size_bytes=1)
+    assert [later - earlier for earlier, later in pairwise(starts)] == pytest.approx([0.26] * 8)
+
+
+def test_catch_up_leaves_the_trouble_of_a_read_to_all() -> None:
+    """A refusal means the stream shard, so that the main reader backs off too."""
+    budget = ReadBudget()
+    main = Pacing(budget)
+    with budget.catching_up(0.0) as catch_up:
+        catch_up.started(10.0)
+        catch_up.failed(10.0, 1.0)
+        assert (main.delay_s(10.0), catch_up.delay_s(10.0)) == pytest.approx((0.5, 0.5))
+
+
+@dataclass
+class Read:
+    """A read that was made: who, from when to when, and what it brought."""
+
+    reader: int  # 0 = the main reader
+    started_at: float
+    replied_at: float
+    size_bytes: int
+
+
+@dataclass
+class World:
+    """A stream shard with its quota, read by the main reader and catch-ups as the shell has it: one read at a time.
+
+    A reader that finds the stream shard taken queues, and goes back to waiting when at its turn it may not start any
+    more.
+    """
+
+    duration_s: Callable[[], float]
+    counted_at: Callable[[], float] = lambda: 0.5  # between start and reply
+    record_bytes: Callable[[], int] = lambda: 1024
+    main_bytes: Callable[[float], float] = lambda _: 0.0  # what waits for the main reader, by the time since it read
+    fails: Callable[[], bool] = lambda: False
+    late_s: Callable[[], float] = lambda: 0.0  # of a timer
+    quota: ReadQuota = field(default_factory=ReadQuota)
+    refused: list[float] = field(default_factory=list)
+
+    def run(self, until: float, catch_up_count: int) -> list[Read]:
+        """Let everyone read until then; return the reads."""
+        budget = ReadBudget()
+        reads: list[Read] = []
+        with ExitStack() as stack:
+            readers: list[Pacing | CatchUpPacing] = [Pacing(budget)]
+            readers += [stack.enter_context(budget.catching_up(0.0)) for _ in range(catch_up_count)]
+            numbers = count()
+            turns = [(0.0, next(numbers), reader) for reader in range(len(readers))]  # a heap, by time
+            free_at = main_read_at = 0.0
+            while turns[0][0] <= until:
+                now, _, reader = heapq.heappop(turns)
+                delay_s = readers[reader].delay_s(now)
+                if now < free_at:
+                    heapq.heappush(turns, (free_at, next(numbers), reader))
+                elif delay_s > SLACK_S:
+                    heapq.heappush(turns, (now + delay_s + self.late_s(), next(numbers), reader))
+                else:
+                    waiting_bytes = float("inf") if reader else self.main_bytes(now - main_read_at)
+                    main_read_at = main_read_at if reader else now
+                    reads.append(self.read(readers[reader], reader, now, waiting_bytes))
+                    free_at = reads[-1].replied_at
+                    # A little later: whoever waits for the stream shard has it before the one that gives it up.
+                    heapq.heappush(turns, (free_at + SLACK_S, next(numbers), reader))
+        return reads
+
+    def read(self, pacing: Pacing | CatchUpPacing, reader: int, now: float, waiting_bytes: float) -> Read:
+        """Make one read, which Kinesis counts at some time between start and reply."""
+        duration_s = self.duration_s()
+        counted_ms = int((now + duration_s * self.counted_at()) * 1000)
+        replied_at = now + duration_s
+        limit = pacing.limit()
+        pacing.started(now)
+        if not self.quota.allows(counted_ms):
+            self.refused.append(now)
+            pacing.failed(replied_at, 1.0)
+            return Read(reader, now, replied_at, 0)
+        if self.fails():
+            pacing.failed(replied_at, 0.5)
+            return Read(reader, now, replied_at, 0)
+        one = self.record_bytes()
+        wanted = min(limit, waiting_bytes // one)
+        fitting = min(wanted, MAX_REPLY_BYTES // one)
+        size_bytes = int(fitting * one)
+        self.quota.count(size_bytes, counted_ms, was_full=fitting < wanted or size_bytes >= MAX_REPLY_BYTES)
+        behind = 1000 if waiting_bytes > size_bytes + one else 0
+        pacing.replied(replied_at, record_count=int(fitting), size_bytes=size_bytes, millis_behind=behind)
+        return Read(reader, now, replied_at, size_bytes)
+
+
+def gaps(starts: list[float]) -> list[float]:
+    """Return how far apart *starts* are."""
+    return [later - earlier for earlier, later in pairwise(starts)]
+
+
+def starts_of(reads: list[Read], reader: int | None = None) -> list[float]:
+    """Return when the reads of *reader*, or of all, started."""
+    return [read.started_at for read in reads if reader in {None, read.reader}]
+
+
+LATENCIES = [0.005, 0.02, 0.05, 0.09]
+
+
+@pytest.mark.parametrize("duration_s", LATENCIES)
+@pytest.mark.parametrize("bytes_per_s", [20 * 1024, 800 * 1024])
+@pytest.mark.parametrize("late_s", [0.0, 0.005])
+def test_main_reader_in_use_starts_in_time_when_catch_ups_run(
+    duration_s: float, bytes_per_s: int, late_s: float
+) -> None:
+    """A record is seen within 300 ms beside four catch-ups, also when nearly as much comes as can be written."""
+    rng = random.Random(1)
+    world = World(
+        duration_s=lambda: rng.uniform(duration_s / 2, duration_s),
+        main_bytes=lambda since_s: since_s * bytes_per_s,
+        late_s=lambda: rng.uniform(0.0, late_s),
+    )
+    reads = world.run(60.0, catch_up_count=4)
+
+    assert_five_starts_a_second(starts_of(reads))
+    assert world.refused == []
+    assert max(gaps([at for at in starts_of(reads, 0) if at > 5.0])) <= 0.3
+    catch_up_bytes = [sum(read.size_bytes for read in reads if read.reader == one) for one in range(1, 5)]
+    assert sum(catch_up_bytes) <= 60 * MIB + MIB
+    assert sum(catch_up_bytes) >= 45 * MIB
+    assert max(catch_up_bytes) - min(catch_up_bytes) <= 3 * MIB
+
+
+@pytest.mark.parametrize("duration_s", [0.02, 0.2, 0.4])
+def test_catch_ups_get_their_turn_whatever_a_read_takes(duration_s: float) -> None:
+    """Where reads take longer than the gaps of the main reader all are read in turns."""
+    world = World(duration_s=lambda: duration_s, main_bytes=lambda since_s: since_s * 10_000)
+    reads = world.run(60.0, catch_up_count=4)
+
+    assert world.refused == []
+    assert max(gaps([at for at in starts_of(reads, 0) if at > 5.0])) <= 0.3 + 2 * duration_s
+    assert min(Counter(read.reader for read in reads)[reader] for reader in range(1, 5)) >= 6
+
+
+@pytest.mark.parametrize(("record_bytes", "catch_up_reads"), [(40, 180), (1024, 100)])
+def test_catch_ups_have_nearly_all_when_the_main_reader_is_idle(record_bytes: int, catch_up_reads: int) -> None:
+    """They read about every 0.26 s, or as fast as the bytes allow, and the main reader once a second."""
+    world = World(duration_s=lambda: 0.02, record_bytes=lambda: record_bytes)
+    reads = world.run(60.0, catch_up_count=4)
+
+    assert_five_starts_a_second(starts_of(reads))
+    assert world.refused == []
+    assert max(gaps(starts_of(reads, 0))) <= 1.1
+    assert len(reads) - len(starts_of(reads, 0)) >= catch_up_reads
+
+
+def test_both_go_on_when_the_main_reader_is_behind() -> None:
+    """Neither takes it all: the catch-ups have at most half, and both have a good part."""
+    world = World(duration_s=lambda: 0.05, main_bytes=lambda _: float("inf"))
+    reads = world.run(120.0, catch_up_count=4)
+    main_bytes = sum(read.size_bytes for read in reads if not read.reader)
+    catch_up_bytes = sum(read.size_bytes for read in reads if read.reader)
+
+    assert world.refused == []
+    assert catch_up_bytes <= 121 * MIB
+    assert (main_bytes >= 100 * MIB, catch_up_bytes >= 60 * MIB) == (True, True)
+    assert main_bytes + catch_up_bytes >= 210 * MIB
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    catch_up_count=st.integers(0, 4),
+    duration_most_s=st.sampled_from([0.01, 0.1, 0.4, 2.0]),
+    record_bytes=st.lists(st.sampled_from([60, 1000, 20_000, 200_000, MIB]), min_size=1, max_size=4),
+    main_bytes_per_s=st.sampled_from([0.0, 100.0, 1e5, 1e6, 1e9]),
+    failing=st.sampled_from([0.0, 0.1]),
+)
+def test_reads_are_never_refused_whatever_comes(
+    *,
+    seed: int,
+    catch_up_count: int,
+    duration_most_s: float,
+    record_bytes: list[int],
+    main_bytes_per_s: float,
+    failing: float,
+) -> None:
+    """Sizes that change, reads that take long or fail: Kinesis' quota is kept to, and every reader reads."""
+    rng = random.Random(seed)
+    world = World(
+        duration_s=lambda: rng.uniform(0.001, duration_most_s),
+        counted_at=rng.random if duration_most_s <= 0.4 else lambda: 1.0,
+        record_bytes=lambda: rng.choice(record_bytes),
+        main_bytes=lambda since_s: since_s * main_bytes_per_s * rng.choice([0, 1, 1, 3]),
+        late_s=lambda: rng.uniform(0.0, 0.02),
+        fails=lambda: rng.random() < failing,
+    )
+    reads = world.run(120.0, catch_up_count)
+
+    assert world.refused == []
+    assert_five_starts_a_second(starts_of(reads))
+    assert {read.reader for read in reads} == set(range(catch_up_count + 1))

@@ -1,0 +1,179 @@
+"""The memory for what is read ahead: bounded, divided fairly, and nobody is shut out."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Account, Prefetch
+
+MAX = 1000
+
+
+def accounts_holding(prefetch: Prefetch, *held: int) -> list[Account]:
+    """Return accounts of *prefetch* that hold so much each."""
+    accounts = [prefetch.open() for _ in held]
+    for account, size_bytes in zip(accounts, held, strict=True):
+        account.take(size_bytes)
+    return accounts
+
+
+@pytest.mark.parametrize(
+    ("held", "rooms"),
+    [
+        pytest.param([0], [1000], id="alone: all of it"),
+        pytest.param([600], [400], id="alone: up to all of it"),
+        pytest.param([1000], [0], id="full"),
+        pytest.param([1400], [0], id="over: a record was larger than expected"),
+        pytest.param([0, 0], [750, 750], id="two: a quarter is the other's"),
+        pytest.param([499, 0], [251, 501], id="less than half is used: anyone may go on"),
+        pytest.param([500, 0], [0, 500], id="half is used: one has its fair share, the other has not"),
+        pytest.param([200, 300], [300, 200], id="half is used: up to a fair share"),
+        pytest.param([750, 0], [0, 250], id="one has all it may: the other's part is there"),
+        pytest.param([125, 125, 125, 125], [125] * 4, id="four with the same: the rest for any, up to a fair share"),
+        pytest.param([625, 0, 0, 0], [0, 125, 125, 125], id="one has all it may: the others share the rest"),
+        pytest.param([1001, 0], [0, 0], id="over: nobody"),
+    ],
+)
+def test_prefetch_leaves_room(held: list[int], rooms: list[int]) -> None:
+    """A reader may take all that others have no right to, and a fair share once half is used."""
+    accounts = accounts_holding(Prefetch(MAX), *held)
+
+    assert [account.room_bytes for account in accounts] == rooms
+
+
+@pytest.mark.parametrize(
+    ("held", "short"),
+    [
+        pytest.param([0], [False], id="alone: nothing to wait for"),
+        pytest.param([250], [False], id="alone: three quarters are free"),
+        pytest.param([251], [True], id="alone: a read would be small"),
+        pytest.param([375, 0], [False, False], id="two: three quarters of a half are enough"),
+        pytest.param([376, 0], [True, False], id="two: a read would be small for one of them"),
+        pytest.param([400, 100], [True, False], id="two: half is used, and one has more than a quarter of its half"),
+        pytest.param([0, 1000], [True, True], id="two: nothing is left"),
+    ],
+)
+def test_account_is_short_when_a_read_would_be_a_small_one(held: list[int], short: list[bool]) -> None:
+    """Three quarters of a fair share are waited for, unless nothing is held."""
+    accounts = accounts_holding(Prefetch(MAX), *held)
+
+    assert [account.is_short for account in accounts] == short
+
+
+def test_account_has_the_bytes_of_the_reply_when_it_is_corrected() -> None:
+    """What was reserved is replaced by what came, more or less."""
+    prefetch = Prefetch(MAX)
+    (account,) = accounts_holding(prefetch, 100)
+    account.correct(100, 20)
+    account.take(50)
+    account.correct(50, 80)
+
+    assert (account.held_bytes, prefetch.used_bytes) == (100, 100)
+
+
+def test_account_may_take_a_record_larger_than_everything_when_it_holds_nothing() -> None:
+    """Such a record passes; nobody reads until it is given back."""
+    prefetch = Prefetch(MAX)
+    first, second = accounts_holding(prefetch, 0, 0)
+    assert first.room_bytes > 0
+    first.take(10 * MAX)
+    assert (first.room_bytes, second.room_bytes) == (0, 0)
+    first.give(10 * MAX)
+    assert (first.room_bytes, second.room_bytes) == (750, 750)
+
+
+def test_account_gives_everything_back_when_it_is_closed() -> None:
+    """Also what was set aside for it; what comes afterwards changes nothing."""
+    prefetch = Prefetch(MAX)
+    first, second = accounts_holding(prefetch, 300, 100)
+    for _ in range(2):
+        first.close()
+    first.take(7)
+    first.give(9)
+    assert (prefetch.used_bytes, first.room_bytes, second.room_bytes) == (100, 0, 900)
+    assert (repr(prefetch), repr(first)) == ("<Prefetch 100 of 1000 bytes, 1 accounts>", "<Account closed>")
+    assert repr(second) == "<Account 100 bytes, room for 900>"
+
+
+def test_account_refuses_to_give_more_than_it_holds() -> None:
+    """That would be someone else's."""
+    (account,) = accounts_holding(Prefetch(MAX), 5)
+    with pytest.raises(ValueError, match="at most 5 bytes, got 6"):
+        account.give(6)
+
+
+class PrefetchMachine(RuleBasedStateMachine):
+    """Readers come, reserve where there is room, get a reply of at most that, apply it, and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prefetch = Prefetch(MAX)
+        self.accounts: list[Account] = []
+        self.reserved: list[tuple[Account, int]] = []
+
+    @rule()
+    def open(self) -> None:
+        """Begin to read another stream shard."""
+        self.accounts.append(self.prefetch.open())
+
+    @precondition(lambda self: self.accounts)
+    @rule(data=st.data(), wanted=st.integers(1, 400))
+    def reserve(self, data: st.DataObject, wanted: int) -> None:
+        """Read where there is room: what there is room for, but at least a record."""
+        account = data.draw(st.sampled_from(self.accounts))
+        room_bytes = account.room_bytes
+        if room_bytes:
+            record = data.draw(st.integers(1, 300))
+            expected = max(record, min(wanted, room_bytes))
+            account.take(expected)
+            self.reserved.append((account, expected))
+
+    @precondition(lambda self: self.reserved)
+    @rule(data=st.data())
+    def reply(self, data: st.DataObject) -> None:
+        """Get the reply to one of the reads."""
+        account, expected = self.reserved.pop(data.draw(st.integers(0, len(self.reserved) - 1)))
+        account.correct(expected, data.draw(st.integers(0, expected)))
+
+    @precondition(lambda self: self.accounts)
+    @rule(data=st.data())
+    def apply(self, data: st.DataObject) -> None:
+        """Settle some of what a reader holds."""
+        account = data.draw(st.sampled_from(self.accounts))
+        reserved = sum(size for one, size in self.reserved if one is account)
+        account.give(data.draw(st.integers(0, account.held_bytes - reserved)))
+
+    @precondition(lambda self: self.accounts)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        """End a reader."""
+        account = self.accounts.pop(data.draw(st.integers(0, len(self.accounts) - 1)))
+        self.reserved = [(one, size) for one, size in self.reserved if one is not account]
+        account.close()
+
+    @invariant()
+    def accounts_add_up(self) -> None:
+        """Find that what is used is what the accounts hold, and none holds less than nothing."""
+        assert self.prefetch.used_bytes == sum(account.held_bytes for account in self.accounts)
+        assert all(account.held_bytes >= 0 for account in self.accounts)
+
+    @invariant()
+    def total_is_bounded(self) -> None:
+        """At most one expected reply is over the bound."""
+        assert self.prefetch.used_bytes <= MAX + 300
+
+    @invariant()
+    def someone_may_read(self) -> None:
+        """When nothing is held everyone may read, and nobody who holds nothing is shut out below the bound."""
+        rooms = [account.room_bytes for account in self.accounts]
+        if not self.prefetch.used_bytes:
+            assert all(rooms)
+        if 2 * self.prefetch.used_bytes < MAX:
+            assert any(rooms) or not rooms
+
+
+TestPrefetch = PrefetchMachine.TestCase
+TestPrefetch.settings = settings(max_examples=50, stateful_step_count=40)

@@ -1,0 +1,190 @@
+"""What is in the records of a stream shard, and where each part of them has its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.aws.kpl_aggregates import aggregate
+
+from simplu_worker.consumers.kinesis.fetch.record_decoder import Arrival, Intake
+from simplu_worker.consumers.kinesis.stream.client import Record
+from simplu_worker.consumers.kinesis.stream.positions import HashRange, Mark, Position
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
+
+STREAM, STREAM_SHARD_ID = "resources-operations", "shardId-000000000007"
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+WHOLE = HashRange(0, (1 << 128) - 1)
+
+
+def intake(hash_range: HashRange | None = None, *, operation_max_bytes: int = 10_000) -> Intake:
+    """Return the intake of a stream shard."""
+    return Intake(
+        STREAM,
+        STREAM_SHARD_ID,
+        operation_max_bytes=operation_max_bytes,
+        list_result_limit=1000,
+        hash_range=hash_range,
+    )
+
+
+def data(name: str) -> bytes:
+    """Return an operation of one resource."""
+    members = {
+        "operation": "delete",
+        "businessId": "a",
+        "locationId": "x",
+        "resourceType": "class",
+        "resourceId": name,
+        "timestamp": "2026-01-31T09:00:00Z",
+    }
+    return json.dumps(members).encode()
+
+
+def record(number: int, content: bytes, *, key: str = "a-x") -> Record:
+    """Return a record, one a second."""
+    return Record(str(number), key, content, START + timedelta(seconds=number))
+
+
+def packed(number: int, *names: str, key: str = "a-x") -> Record:
+    """Return an aggregate of operations."""
+    return record(number, aggregate([(key, None, data(name)) for name in names]), key="of the aggregate")
+
+
+def places(arrivals: Sequence[Arrival]) -> list[Position]:
+    """Return where they are."""
+    return [Mark.of(place).position for place, _, _ in arrivals]
+
+
+def hash_key(partition_key: str) -> int:
+    """Return the hash key of a partition key."""
+    return int.from_bytes(hashlib.md5(partition_key.encode()).digest())
+
+
+def test_each_that_reads_sees_its_own_arrivals() -> None:
+    """The main reader and the catch-ups take turns, also in the middle of an aggregate."""
+    one = intake(WHOLE)
+    first = one.arrivals([record(1, data("r1")), packed(1, "r2", "r3"), record(1, data("r4"))])
+    second = one.arrivals([record(2, data("r1")), packed(2, "r2", "r3"), record(2, data("r4"))])
+
+    by_turns = [decoded.origin.arrived_at for both in zip(first, second, strict=True) for _, _, decoded in both]
+
+    assert by_turns == [START + timedelta(seconds=number) for number in (1, 2)] * 4
+
+
+def test_intake_tells_where_each_operation_came_from() -> None:
+    """A record by itself and each of an aggregate: its own place, bytes and partition key, and the record's arrival."""
+    records = [record(1, data("r1")), packed(2, "r2", "r3", key="b")]
+
+    arrivals = list(intake(WHOLE).arrivals(records))
+
+    assert [content for _, content, _ in arrivals] == [data("r1"), data("r2"), data("r3")]
+    origins = [decoded.origin for _, _, decoded in arrivals]
+    assert origins == [
+        Origin(
+            source=Source.KINESIS,
+            name=STREAM,
+            arrived_at=START + timedelta(seconds=number),
+            stream_shard_id=STREAM_SHARD_ID,
+            sequence_number=str(number),
+            sub_sequence_number=sub,
+            partition_key=key,
+        )
+        for number, sub, key in ((1, 0, "a-x"), (2, 0, "b"), (2, 1, "b"))
+    ]
+    assert places(arrivals) == [Position(1), Position(2), Position(2, 1)]
+    assert [one.resource_id for _, _, one in arrivals if isinstance(one, Operation)] == ["r1", "r2", "r3"]
+
+
+def test_operations_of_one_aggregate_get_ids_of_their_own_when_they_bring_none() -> None:
+    """Derived from the place, sub-sequence number included, so whoever reads them again comes to the same."""
+    first, again = (list(intake().arrivals([packed(2, "r1", "r1", "r1")])) for _ in range(2))
+
+    ids = [decoded.request_id for _, _, decoded in first]
+    assert len(set(ids)) == 3
+    assert ids == [decoded.request_id for _, _, decoded in again]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"not json", DeadLetterReason.INVALID_JSON),
+        (b"", DeadLetterReason.INVALID_JSON),
+        (b"{}", DeadLetterReason.INVALID_MESSAGE),
+        (b" " * 10_001, DeadLetterReason.TOO_LARGE),
+    ],
+)
+def test_intake_passes_on_what_is_no_operation(content: bytes, reason: DeadLetterReason) -> None:
+    """With its reason and place, alone or in an aggregate, whose other operations are as good as ever."""
+    whole = aggregate([("k", None, data("r1")), ("k", None, content), ("k", None, data("r2"))])
+
+    arrivals = list(intake(WHOLE).arrivals([record(1, content), record(2, whole)]))
+
+    rejected = [
+        (Mark.of(place).position, decoded.reason, record)
+        for place, record, decoded in arrivals
+        if isinstance(decoded, Rejected)
+    ]
+    assert rejected == [(Position(1), reason, content), (Position(2, 1), reason, content)]
+    assert len(arrivals) == 4
+
+
+@pytest.mark.parametrize("outside", [{0}, {1}, {2}, {0, 1, 2}])
+def test_intake_refuses_an_aggregate_as_a_whole_when_a_part_belongs_elsewhere(outside: set[int]) -> None:
+    """One dead letter with all its bytes, at the place of its last part, and not one of its operations.
+
+    Whoever was done with some of its parts, before the hash range was known, comes to it all the same.
+    """
+    inside_key, outside_key = hash_key("inside"), hash_key("outside")
+    here = HashRange(inside_key, inside_key)
+    content = aggregate(
+        [("outside" if number in outside else "inside", None, data(f"r{number}")) for number in range(3)]
+    )
+    assert outside_key != inside_key
+
+    arrivals = list(intake(here).arrivals([record(1, content, key="inside"), record(2, data("r9"))]))
+
+    assert places(arrivals) == [Position(1, 2), Position(2)]
+    assert places(list(intake(here).arrivals([record(1, content, key="inside")], after=Position(1, 1)))) == [
+        Position(1, 2)
+    ]
+    _, bytes_of_all, refused = arrivals[0]
+    assert bytes_of_all == content
+    assert isinstance(refused, Rejected)
+    assert (refused.reason, refused.origin.partition_key) == (DeadLetterReason.INVALID_MESSAGE, "inside")
+    assert f"({len(outside)} of 3 sub-records lie outside" in refused.error
+
+
+def test_intake_takes_every_aggregate_when_the_hash_range_is_not_known() -> None:
+    """As a plain record is taken, whatever its partition key: Kinesis has placed it."""
+    elsewhere = HashRange(hash_key("a-x") + 1, hash_key("a-x") + 1)
+
+    assert places(list(intake().arrivals([packed(1, "r1", "r2")]))) == [Position(1), Position(1, 1)]
+    assert places(list(intake(elsewhere).arrivals([record(1, data("r1"))]))) == [Position(1)]
+
+
+SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=5)  # of aggregates, one after the other; 1 is a plain record
+
+
+@given(sizes=SIZES, first=st.integers(0, 6), sub=st.integers(0, 4))
+def test_intake_passes_over_exactly_what_was_done(sizes: list[int], first: int, sub: int) -> None:
+    """All that is not behind the position is left out, wherever it lies, and nothing else."""
+    done = Position(first, sub)
+    records = [
+        record(number, data("r1")) if size == 1 else packed(number, *(f"r{part}" for part in range(size)))
+        for number, size in enumerate(sizes, start=1)
+    ]
+    everything = [Position(number, part) for number, size in enumerate(sizes, start=1) for part in range(size)]
+
+    assert places(list(intake().arrivals(list(records)))) == everything
+    assert places(list(intake().arrivals(records, after=done))) == [one for one in everything if one > done]
+
+
+def test_intake_gives_nothing_when_there_are_no_records() -> None:
+    """An empty reply is a reply."""
+    assert list(intake().arrivals([], after=Position(3))) == []

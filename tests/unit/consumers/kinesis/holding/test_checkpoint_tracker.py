@@ -1,0 +1,124 @@
+"""What a stream shard still owes: the checkpoint never passes a record that is not done."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
+
+
+class OwedMachine(RuleBasedStateMachine):
+    """Takes records and finishes any of them in any order, beside a plain list of what is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owed: Owed[str] = Owed()
+        self.is_done: list[bool] = []
+        self.records: dict[int, int] = {}  # by ticket
+
+    @initialize(has_beginning=st.booleans())
+    def begin(self, has_beginning: bool) -> None:  # noqa: FBT001 - as hypothesis gives it
+        """Begin behind a position, or at the beginning."""
+        if has_beginning:
+            self.owed = Owed("position 0")
+            self.is_done = [True]
+
+    @rule(count=st.integers(1, 5))
+    def take(self, count: int) -> None:
+        """Read a few records."""
+        for _ in range(count):
+            record = len(self.is_done)
+            ticket = self.owed.take(f"position {record}")
+            assert ticket == len(self.records)
+            assert self.owed.before(ticket) == (f"position {record - 1}" if record else None)
+            self.records[ticket] = record
+            self.is_done.append(False)
+
+    @rule(count=st.integers(0, 5))
+    def take_all(self, count: int) -> None:
+        """Read as many at once."""
+        records = range(len(self.is_done), len(self.is_done) + count)
+        tickets = self.owed.take_all([f"position {record}" for record in records])
+        assert tickets == range(len(self.records), len(self.records) + count)
+        befores = [self.owed.before(ticket) for ticket in tickets]
+        assert befores == [f"position {record - 1}" if record else None for record in records]
+        self.records |= dict(zip(tickets, records, strict=True))
+        self.is_done += [False] * count
+
+    @rule(count=st.integers(1, 3))
+    def pass_over(self, count: int) -> None:
+        """Read a few that are another's."""
+        for _ in range(count):
+            self.owed.pass_over(f"position {len(self.is_done)}")
+            self.is_done.append(True)
+
+    @precondition(lambda self: not all(self.is_done))
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        """Finish some of those that are not."""
+        left = [ticket for ticket, record in self.records.items() if not self.is_done[record]]
+        tickets = data.draw(st.lists(st.sampled_from(left), unique=True))
+        self.owed.done(iter(tickets))
+        for ticket in tickets:
+            self.is_done[self.records[ticket]] = True
+
+    @invariant()
+    def checkpoint_is_before_the_first_owed(self) -> None:
+        """Exactly there: not past it, and not behind it either."""
+        first_owed = self.is_done.index(False) if False in self.is_done else len(self.is_done)
+        assert self.owed.checkpoint == (f"position {first_owed - 1}" if first_owed else None)
+        assert self.owed.first == (f"position {first_owed}" if first_owed < len(self.is_done) else None)
+        assert len(self.owed) == self.is_done.count(False)
+        assert self.owed.last == (f"position {len(self.is_done) - 1}" if self.is_done else None)
+
+
+TestOwed = OwedMachine.TestCase
+TestOwed.settings = settings(max_examples=30, stateful_step_count=30)
+
+
+@given(st.permutations(range(12)))
+def test_checkpoint_is_the_last_position_when_all_are_done(order: list[int]) -> None:
+    """Whatever came last; and nothing is kept of what is done."""
+    owed: Owed[int] = Owed()
+    tickets = [owed.take(position) for position in range(12)]
+
+    for number in order:
+        owed.done([tickets[number]])
+
+    assert (owed.checkpoint, owed.first, len(owed)) == (11, None, 0)
+    assert repr(owed) == "Owed(checkpoint=11, owed=0, read=12)"
+
+
+def test_nothing_is_owed_at_first() -> None:
+    """And there is no checkpoint to write."""
+    owed: Owed[int] = Owed()
+
+    assert (owed.checkpoint, owed.first, owed.last, len(owed)) == (None, None, None, 0)
+
+
+def test_checkpoint_is_where_it_begins_until_something_is_read() -> None:
+    """And stays there while the first record is owed, whatever is passed over behind it."""
+    owed = Owed("position 7")
+    assert (owed.checkpoint, owed.last, len(owed)) == ("position 7", "position 7", 0)
+
+    ticket = owed.take("position 8")
+    owed.pass_over("position 9")
+    assert (owed.checkpoint, owed.before(ticket), owed.last) == ("position 7", "position 7", "position 9")
+
+    owed.done([ticket])
+    assert owed.checkpoint == "position 9"
+
+
+def test_record_is_done_once() -> None:
+    """Twice would take another's place among those that are left."""
+    owed: Owed[int] = Owed()
+    first, second, _ = owed.take_all([1, 2, 3])
+    owed.done([second])
+
+    with pytest.raises(KeyError):
+        owed.done([second])
+    owed.done([first])
+    assert (owed.checkpoint, owed.first, len(owed)) == (2, 3, 1)

@@ -1,0 +1,1028 @@
+"""What a reader holds: nothing is lost or overtaken, whatever happens, and the checkpoint passes nothing owed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from simplu_worker.consumers.kinesis.holding import holds as holds_module
+from simplu_worker.consumers.kinesis.holding import tenant_set
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
+from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, Reason, Target
+from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
+from simplu_worker.consumers.kinesis.stream.positions import Mark, Position, is_behind, lowest
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+TENANTS = ("a-x", "b-x", "c-x", "d-x", "e-x", "f-x")
+SHARDS = ("shard-1", "shard-2")
+ROUNDS_MAX = 200  # of everybody doing all they can, until all is settled
+
+
+def mark(number: int) -> Mark:
+    """Return the place of the record with this number, one a second."""
+    return Mark(str(number), 0, START + timedelta(seconds=number))
+
+
+def at(found: Mark | None) -> int:
+    """Return the number of a record; 0 for the beginning."""
+    return 0 if found is None else int(found.sequence_number)
+
+
+@contextmanager
+def small_sets(*, names_max: int = 2, tenant_holds_max: int = 2, slots: int = 8) -> Iterator[None]:
+    """Let sets be slots early, slots be shared, and the bucket be used."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tenant_set, "NAMES_MAX", names_max)
+        patch.setattr(tenant_set, "SLOTS", slots)
+        patch.setattr(tenant_set, "ROW_SLOTS", slots)
+        patch.setattr(holds_module, "TENANT_HOLDS_MAX", tenant_holds_max)
+        yield
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """An operation in hand, of the record with this number."""
+
+    number: int
+    tenant: str
+    owed: Owed[Mark]
+    ticket: int
+
+    @property
+    def before(self) -> Mark | None:
+        """The last position before it."""
+        return self.owed.before(self.ticket)
+
+    def drop(self) -> None:
+        """Owe it no more."""
+        self.owed.done([self.ticket])
+
+
+class Lane:
+    """What is on its way to one Postgres shard: a batch in flight and what is behind it."""
+
+    def __init__(self) -> None:
+        self.batch: list[Entry] = []
+        self.queue: list[Entry] = []
+
+    def entries(self) -> list[Entry]:
+        """Return all of it, in order."""
+        return [*self.batch, *self.queue]
+
+
+class Reader:
+    """A reader as its dispatcher uses the holds, without I/O: a lane for each shard and none for who is asked for.
+
+    It knows the truth: which operations were applied, and what was sent when.
+    """
+
+    def __init__(self, holds: Holds) -> None:
+        self.holds = holds
+        self.main: Owed[Mark] = Owed()
+        self.stream: list[str] = []  # the tenant of each record, from number 1 on
+        self.home = dict(zip(TENANTS, SHARDS * len(TENANTS), strict=False))
+        self.lanes = {shard_id: Lane() for shard_id in SHARDS}
+        self.catch_ups: list[CatchUp] = []
+        self.sent: set[int] = set()
+        self.settled: set[int] = set()
+        self.owed_by_parents: set[str] = set()
+        self.now = 0.0
+
+    # What the dispatcher does
+
+    def read(self, tenant: str) -> None:
+        """Let the main reader come to the next record, which is of *tenant*."""
+        self.stream.append(tenant)
+        number = len(self.stream)
+        if self.holds.of(tenant) is not None:
+            self.main.pass_over(mark(number))
+        else:
+            self.send(Entry(number, tenant, self.main, self.main.take(mark(number))))
+
+    def lane_of(self, tenant: str) -> str:
+        """Return where the tenant's operations are, or else where it lives."""
+        for shard_id, lane in self.lanes.items():
+            if any(entry.tenant == tenant for entry in lane.entries()):
+                return shard_id
+        return self.home[tenant]
+
+    def send(self, entry: Entry) -> None:
+        """Put an operation into its lane, or hold it with the shard."""
+        shard_id = self.lane_of(entry.tenant)
+        if self.holds.of_shard(shard_id) is not None:
+            self.hold_shard(shard_id, [entry])
+            return
+        before = [number for number in self.numbers_of(entry.tenant) if number < entry.number]
+        assert set(before) <= self.sent, f"{entry.number} of {entry.tenant} is sent before one of {before}"
+        assert entry.tenant not in self.owed_by_parents, f"{entry.tenant}: its parents owe it something"
+        self.sent.add(entry.number)
+        self.lanes[shard_id].queue.append(entry)
+
+    def hold_shard(self, shard_id: str, entries: Sequence[Entry]) -> None:
+        """Hold a shard from the first of *entries* on."""
+        tenants = sorted({entry.tenant for entry in entries})
+        before = lowest(entry.before for entry in entries)
+        self.holds.hold_shard(shard_id, tenants, before, mark(entries[0].number).arrived_at, now=self.tick())
+        for entry in entries:
+            entry.drop()
+
+    def hold_tenant(self, entries: Sequence[Entry]) -> None:
+        """Hold the tenant of *entries*, from the first of them on."""
+        before = lowest(entry.before for entry in entries)
+        arrived_at = mark(entries[0].number).arrived_at
+        self.holds.hold_tenant(entries[0].tenant, "unregistered", before, arrived_at, now=self.tick())
+        for entry in entries:
+            entry.drop()
+
+    def tick(self) -> float:
+        """Return a later time."""
+        self.now += 1
+        return self.now
+
+    # What happens to lanes
+
+    def begin_batch(self, shard_id: str, count: int) -> None:
+        """Send a batch; one is in flight at a time."""
+        lane = self.lanes[shard_id]
+        if not lane.batch:
+            lane.batch, lane.queue = lane.queue[:count], lane.queue[count:]
+
+    def applied(self, shard_id: str) -> None:
+        """Settle the batch in flight."""
+        lane = self.lanes[shard_id]
+        for entry in lane.batch:
+            self.settle(entry)
+        lane.batch = []
+
+    def settle(self, entry: Entry) -> None:
+        """Apply an operation, which is no news if it was applied before."""
+        before = {number for number in self.numbers_of(entry.tenant) if number < entry.number}
+        assert before <= self.settled, f"{entry.number} of {entry.tenant} is applied before one of {before}"
+        self.settled.add(entry.number)
+        entry.drop()
+
+    def failed(self, shard_id: str) -> None:
+        """Let the shard fail: its lane is emptied into a hold."""
+        lane = self.lanes[shard_id]
+        if entries := lane.entries():
+            lane.batch, lane.queue = [], []
+            self.hold_shard(shard_id, entries)
+
+    def relieved(self, shard_id: str) -> None:
+        """Drop what is behind a batch that is not answered."""
+        lane = self.lanes[shard_id]
+        if lane.batch and lane.queue:
+            queue, lane.queue = lane.queue, []
+            self.hold_shard(shard_id, queue)
+
+    def refused(self, shard_id: str, tenant: str, count: int) -> None:
+        """Apply the batch but for a tenant's operations after the first *count*, which does not live there now."""
+        lane = self.lanes[shard_id]
+        own = [entry for entry in lane.batch if entry.tenant == tenant][count:]
+        for entry in lane.batch:
+            if entry not in own:
+                self.settle(entry)
+        lane.batch = []
+        if own:
+            own += [entry for entry in lane.queue if entry.tenant == tenant]
+            lane.queue = [entry for entry in lane.queue if entry.tenant != tenant]
+            self.hold_tenant(own)
+
+    # What happens to holds
+
+    def begin(self, wanted: Sequence[Hold]) -> None:
+        """Begin a catch-up of those of *wanted* that can be caught up now."""
+        ready = [hold for hold in wanted if hold.catch_up is None and self.may_begin(hold)]
+        if ready:
+            self.catch_ups.append(self.holds.begin(ready))
+
+    def may_begin(self, hold: Hold) -> bool:
+        """Whether a hold's target is back, with no batch to it in flight."""
+        if hold.target is Target.SHARD:
+            return not self.lanes[hold.name].batch
+        return hold.target is not Target.PARENTS or hold.is_ready
+
+    def advance(self, catch_up: CatchUp, count: int) -> None:
+        """Let a catch-up come to its next records, or meet the main reader."""
+        for _ in range(count):
+            if not catch_up.holds:
+                return
+            main, last = self.main.last, catch_up.owed.last
+            if main is None or not is_behind(main, last):
+                self.holds.meet(catch_up)
+                return
+            number = at(last) + 1
+            here, tenant = mark(number), self.stream[number - 1]
+            if self.holds.is_for(tenant, catch_up) and not self.holds.is_sent_by_another(tenant, here, catch_up):
+                self.send(Entry(number, tenant, catch_up.owed, catch_up.owed.take(here)))
+            else:
+                catch_up.owed.pass_over(here)
+
+    def free_parents(self, still_owed: Iterable[str], *, by_slot: bool = False) -> None:
+        """Let the parents owe no more than *still_owed*."""
+        self.owed_by_parents.intersection_update(still_owed)
+        self.holds.free_parents(listed(TenantSet(self.owed_by_parents), by_slot=by_slot), now=self.tick())
+
+    # What is true
+
+    def numbers_of(self, tenant: str) -> list[int]:
+        """Return the records of a tenant that were dispatched."""
+        return [number for number, one in enumerate(self.stream, start=1) if one == tenant]
+
+    def in_hand(self) -> set[int]:
+        """Return the records in lanes."""
+        return {entry.number for lane in self.lanes.values() for entry in lane.entries()}
+
+    def check(self) -> None:
+        """See that every operation is settled, in hand, or still to come through a hold."""
+        in_hand = self.in_hand()
+        for number, tenant in enumerate(self.stream, start=1):
+            if number in self.settled or number in in_hand:
+                continue
+            covering = [hold for hold in self.holds.all() if tenant in hold.tenants]
+            assert any(is_behind(mark(number), hold.reached) for hold in covering), f"{number} of {tenant} is lost"
+        unsettled = set(range(1, len(self.stream) + 1)) - self.settled
+        floor = at(self.holds.floor(self.main.checkpoint))
+        assert floor < min(unsettled, default=len(self.stream) + 1), "the checkpoint passes what is owed"
+        listed = self.holds.tenants()
+        for tenant in TENANTS:
+            is_held = any(tenant in hold.tenants for hold in self.holds.all())
+            found = self.holds.of(tenant)
+            assert is_held == (found is not None), f"{tenant} is held and not known to be"
+            assert found is None or found in self.holds.all()
+            assert not is_held or tenant in listed
+        if self.holds.is_settled():
+            assert not self.holds.all()
+            assert floor == at(self.main.checkpoint)
+
+    def finish(self) -> None:
+        """Let everything be back and see that everything is settled, and no more is held."""
+        self.free_parents(())
+        for _ in range(ROUNDS_MAX):
+            for shard_id in SHARDS:
+                self.begin_batch(shard_id, 100)
+                self.applied(shard_id)
+            for catch_up in self.catch_ups:
+                self.advance(catch_up, 1000)
+            self.begin(self.holds.all())
+            self.check()
+            if self.holds.is_settled() and not self.in_hand():
+                break
+        assert self.settled == set(range(1, len(self.stream) + 1))
+        assert (len(self.holds), self.holds.is_settled()) == (0, True)
+        assert at(self.holds.floor(self.main.checkpoint)) == len(self.stream)
+
+
+def by_name(owed: TenantSet) -> TenantSet:
+    """List tenants as they are."""
+    return owed
+
+
+def by_slot(owed: TenantSet) -> TenantSet:
+    """List tenants as a lease row does when there are many of them."""
+    return TenantSet.of_targets(owed.targets(limit=0))
+
+
+def listed(owed: TenantSet, *, by_slot: bool) -> TenantSet:
+    """Return what the children read of it in a lease row."""
+    return TenantSet.of_targets(owed.targets(limit=0 if by_slot else 200))
+
+
+class Scene(msgspec.Struct, frozen=True):
+    """Where a history begins."""
+
+    names_max: int
+    tenant_holds_max: int
+    owed: frozenset[str]  # by the parents
+    is_owed_by_slot: bool
+
+
+class Step(msgspec.Struct, frozen=True):
+    """Something that happens to a reader; what it happens to is chosen by numbers."""
+
+    what: str
+    one: int
+    other: int
+    count: int
+
+
+# Each as often as it is here: most of what happens should change something.
+STEPS = (
+    *("read",) * 4,
+    *("begin_batch", "catch_up") * 2,
+    *("advance",) * 6,
+    *("applied", "failed", "failed", "relieved", "refused", "refused", "move", "free_parents"),
+)
+small_numbers = st.integers(0, 63)
+steps = st.lists(
+    st.builds(Step, st.sampled_from(STEPS), small_numbers, small_numbers, st.integers(1, 5)), min_size=20, max_size=100
+)
+scenes = st.builds(
+    Scene,
+    names_max=st.integers(0, 3),
+    tenant_holds_max=st.integers(0, 2),
+    owed=st.one_of(st.just(frozenset[str]()), st.frozensets(st.sampled_from(TENANTS))),
+    is_owed_by_slot=st.booleans(),
+)
+
+
+def live(scene: Scene, history: Sequence[Step], make_holds: Callable[[], Holds] = Holds) -> None:
+    """Let everything of *history* happen to a reader, and see after each step and in the end that all is well."""
+    with small_sets(names_max=scene.names_max, tenant_holds_max=scene.tenant_holds_max):
+        reader = Reader(make_holds())
+        if scene.owed:
+            reader.owed_by_parents = set(scene.owed)
+            owed = listed(TenantSet(scene.owed), by_slot=scene.is_owed_by_slot)
+            reader.holds.hold_parents(owed, None, START, now=0.0)
+        for step in history:
+            happen(reader, step)
+            reader.check()
+        reader.finish()
+
+
+def happen(reader: Reader, step: Step) -> None:
+    """Let one step happen, if it can."""
+    if step.what in {"read", "move", "catch_up", "advance", "free_parents"}:
+        happen_to_reading(reader, step)
+    else:
+        happen_to_lane(reader, step, SHARDS[step.other % len(SHARDS)])
+
+
+def happen_to_reading(reader: Reader, step: Step) -> None:
+    """Read on, or let something be over, or move a tenant."""
+    held = reader.holds.all()
+    running = [catch_up for catch_up in reader.catch_ups if catch_up.holds]
+    match step.what:
+        case "read":
+            for count in range(step.count):
+                reader.read(TENANTS[(step.one + count * step.other) % len(TENANTS)])
+        case "move":
+            reader.home[TENANTS[step.one % len(TENANTS)]] = SHARDS[step.other % len(SHARDS)]
+        case "catch_up" if held:
+            reader.begin([hold for place, hold in enumerate(held) if step.one >> place % 6 & 1])
+        case "advance" if running:
+            reader.advance(running[step.one % len(running)], step.count)
+        case "free_parents":
+            still_owed = [tenant for place, tenant in enumerate(TENANTS) if step.one >> place & 1]
+            reader.free_parents(still_owed, by_slot=bool(step.other % 2))
+
+
+def happen_to_lane(reader: Reader, step: Step, shard_id: str) -> None:
+    """Send a batch, answer it, or do not."""
+    match step.what:
+        case "begin_batch":
+            reader.begin_batch(shard_id, step.count)
+        case "applied":
+            reader.applied(shard_id)
+        case "failed":
+            reader.failed(shard_id)
+        case "relieved":
+            reader.relieved(shard_id)
+        case "refused" if own := [entry.tenant for entry in reader.lanes[shard_id].batch]:
+            reader.refused(shard_id, own[step.one % len(own)], step.count - 1)
+
+
+@settings(max_examples=150)
+@given(scenes, steps)
+def test_holds_keep_their_promise_whatever_happens(scene: Scene, history: list[Step]) -> None:
+    """Nothing is lost, first sends are in order, the checkpoint passes nothing owed, and all ends in the end."""
+    live(scene, history)
+
+
+class _Deferential(Holds):
+    """Leaves an operation to any other hold, also to one that has passed it."""
+
+    def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp, shard_id: str | None = None) -> bool:
+        others = [hold for hold in self.all() if tenant_id in hold.tenants]
+        return any(hold.catch_up is not catch_up for hold in others)
+
+
+class _Pushy(Holds):
+    """Sends what another hold has yet to come to."""
+
+    def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp, shard_id: str | None = None) -> bool:
+        return False
+
+
+class _Literal(Holds):
+    """Knows those only whom it has by name."""
+
+    def of(self, tenant_id: str) -> Hold | None:
+        return self._by_name.get(tenant_id)
+
+
+class _Forgetful(Holds):
+    """Does not owe what its catch-ups have sent."""
+
+    def floor(self, main: Mark | None) -> Mark | None:
+        return lowest([main, *(hold.before for hold in self.all() if hold.catch_up is None)])
+
+
+class _Impatient(Holds):
+    """Frees everyone as soon as the parents have settled anything."""
+
+    def free_parents(self, owed: TenantSet, *, now: float) -> bool:
+        return super().free_parents(TenantSet(), now=now)
+
+
+class _Lowering(Holds):
+    """Lowers a hold to what failed last, forgetting how far its catch-up was."""
+
+    def hold_shard(
+        self, shard_id: str, tenants: Iterable[str], before: Mark | None, arrived_at: datetime, *, now: float
+    ) -> Hold:
+        hold = super().hold_shard(shard_id, tenants, before, arrived_at, now=now)
+        hold.before = before
+        return hold
+
+
+@pytest.mark.parametrize("make_holds", [_Deferential, _Pushy, _Literal, _Forgetful, _Impatient, _Lowering])
+def test_histories_tell_a_wrong_design(make_holds: Callable[[], Holds]) -> None:
+    """Or they would prove nothing: each of these breaks the promise in one of them."""
+
+    @settings(max_examples=2000, phases=[Phase.generate], database=None, derandomize=True, print_blob=False)
+    @given(scenes, steps)
+    def search(scene: Scene, history: list[Step]) -> None:
+        live(scene, history, make_holds)
+
+    with pytest.raises(AssertionError):
+        search()
+
+
+def held(holds: Holds) -> dict[str, tuple[list[str], int]]:
+    """Return the tenants of every hold, by name, and the place it starts behind."""
+    return {f"{hold.target} {hold.name}".strip(): (sorted(hold.tenants.names), at(hold.before)) for hold in holds.all()}
+
+
+def hold_shard(holds: Holds, shard_id: str, tenants: Iterable[str], before: int) -> Hold:
+    """Hold a shard from behind this record on."""
+    return holds.hold_shard(shard_id, tenants, mark(before) if before else None, START, now=0.0)
+
+
+def hold_tenant(holds: Holds, tenant: str, before: int, reason: str = "unregistered") -> Hold:
+    """Hold a tenant from behind this record on."""
+    return holds.hold_tenant(tenant, reason, mark(before) if before else None, START, now=0.0)
+
+
+def pass_over(catch_up: CatchUp, *, to: int) -> None:
+    """Let a catch-up pass over records that are nothing to it."""
+    for number in range(at(catch_up.owed.last) + 1, to + 1):
+        catch_up.owed.pass_over(mark(number))
+
+
+def test_tenant_is_in_one_hold_by_name_the_one_that_it_came_to_last() -> None:
+    """What it was in before has it no more, and ends when it was the last there."""
+    holds = Holds()
+    hold_tenant(holds, "a-x", 5)
+    assert held(holds) == {"tenant a-x": (["a-x"], 5)}
+
+    hold_shard(holds, "shard-1", ["a-x", "b-x"], 3)
+    assert held(holds) == {"shard shard-1": (["a-x", "b-x"], 3)}
+
+    hold_tenant(holds, "b-x", 2)
+    assert held(holds) == {"shard shard-1": (["a-x"], 3), "tenant b-x": (["b-x"], 2)}
+    found = holds.of("b-x")
+    assert found is not None
+    assert (found.name, holds.of("c-x"), len(holds)) == ("b-x", None, 2)
+
+
+@pytest.mark.parametrize(("second", "expected"), [(3, 3), (7, 5), (0, 0)])
+def test_hold_starts_where_the_lowest_of_its_failures_was(second: int, expected: int) -> None:
+    """Whatever failed first; and it waits to be ready anew."""
+    holds = Holds()
+    hold = hold_shard(holds, "shard-1", ["a-x"], 5)
+    hold.is_ready = True
+
+    assert hold_shard(holds, "shard-1", ["b-x"], second) is hold
+    assert (at(hold.before), hold.is_ready, sorted(hold.tenants.names)) == (expected, False, ["a-x", "b-x"])
+
+
+@pytest.mark.parametrize(
+    ("reached", "failed", "expected"),
+    [
+        pytest.param(9, 7, 7, id="what failed was sent before"),
+        pytest.param(6, 8, 6, id="what failed was the main reader's, which is further"),
+        pytest.param(2, 8, 2, id="the catch-up began with another hold, below its own start"),
+    ],
+)
+def test_hold_that_fails_in_catch_up_starts_where_the_catch_up_was(reached: int, failed: int, expected: int) -> None:
+    """Or lower, where what failed was; the catch-up goes on with its other holds, or with none."""
+    holds = Holds()
+    hold, other = hold_shard(holds, "shard-1", ["a-x"], 5), hold_tenant(holds, "b-x", 0)
+    catch_up = holds.begin([hold, other])
+    pass_over(catch_up, to=reached)
+    assert holds.of_shard("shard-1") is None
+
+    hold_shard(holds, "shard-1", ["a-x"], failed)
+
+    assert (at(hold.before), hold.catch_up, catch_up.holds) == (expected, None, [other])
+    assert holds.of_shard("shard-1") is hold
+    assert (holds.is_for("a-x", catch_up), holds.is_for("b-x", catch_up)) == (False, True)
+
+
+def test_catch_up_starts_at_the_lowest_of_its_holds() -> None:
+    """At the beginning, where one of them does."""
+    holds = Holds()
+    first, second, third = hold_tenant(holds, "a-x", 5), hold_tenant(holds, "b-x", 3), hold_tenant(holds, "c-x", 0)
+
+    assert at(holds.begin([first, second]).start) == 3
+    assert holds.begin([third]).start is None
+
+
+def test_floor_is_the_lowest_of_everything_owed() -> None:
+    """The main reader, holds that wait, catch-ups, and what they sent after they have ended."""
+    holds = Holds()
+    assert (holds.floor(mark(9)), holds.floor(None)) == (mark(9), None)
+
+    hold = hold_tenant(holds, "a-x", 4)
+    hold_tenant(holds, "b-x", 6)
+    assert (at(holds.floor(mark(9))), at(holds.floor(mark(2)))) == (4, 2)
+
+    catch_up = holds.begin([hold])
+    ticket = catch_up.owed.take(mark(5))
+    pass_over(catch_up, to=9)
+    assert at(holds.floor(mark(9))) == 4
+
+    holds.meet(catch_up)
+    assert (at(holds.floor(mark(9))), holds.of("a-x"), holds.is_settled()) == (4, None, False)
+
+    catch_up.owed.done([ticket])
+    assert at(holds.floor(mark(9))) == 6
+    hold_b = holds.of("b-x")
+    assert hold_b is not None
+    holds.release(hold_b)
+    assert (holds.floor(mark(9)), holds.is_settled()) == (mark(9), True)
+
+
+def test_tenants_beyond_those_held_by_themselves_share_a_bucket() -> None:
+    """One that is being caught up takes nobody more in: those come into the next."""
+    with small_sets(names_max=10, tenant_holds_max=1, slots=1024):
+        holds = Holds()
+        for number, tenant in enumerate(("a-x", "b-x", "c-x"), start=5):
+            hold_tenant(holds, tenant, number)
+        assert held(holds) == {"tenant a-x": (["a-x"], 5), "bucket 0": (["b-x", "c-x"], 6)}
+
+        first = holds.begin([hold for hold in holds.all() if hold.target is Target.BUCKET])
+        hold_tenant(holds, "d-x", 8)
+        hold_tenant(holds, "c-x", 7)
+        assert held(holds)["bucket 1"] == (["c-x", "d-x"], 6)  # where the catch-up of the first one is
+        assert (holds.is_for("b-x", first), holds.is_for("c-x", first)) == (True, False)
+
+        second = holds.begin([hold for hold in holds.all() if hold.name == "1"])
+        hold_tenant(holds, "e-x", 9)
+        assert held(holds)["bucket 2"] == (["e-x"], 9)
+
+        for catch_up in (first, second):
+            holds.meet(catch_up)
+        hold_tenant(holds, "a-x", 3)
+        hold_tenant(holds, "f-x", 9)
+        assert held(holds) == {"tenant a-x": (["a-x"], 3), "bucket 2": (["e-x", "f-x"], 9)}
+
+
+@pytest.mark.parametrize(
+    ("named", "slotted", "is_left"),
+    [
+        pytest.param(5, 9, True, id="its own hold has yet to come to it"),
+        pytest.param(8, 9, False, id="both are past it"),
+        pytest.param(0, 9, True, id="its own hold starts at the beginning"),
+    ],
+)
+def test_operation_of_a_tenant_in_two_holds_is_left_to_the_one_that_is_behind(
+    named: int,
+    slotted: int,
+    is_left: bool,  # noqa: FBT001 - a table
+) -> None:
+    """Of all holds that have a tenant, by name or by slot, the last to come to a record sends it."""
+    with small_sets(names_max=1, slots=8):
+        holds = Holds()
+        shard = hold_shard(holds, "shard-1", TENANTS, 2)
+        hold_tenant(holds, "a-x", named)
+        catch_up = holds.begin([shard])
+        pass_over(catch_up, to=slotted - 1)
+
+        assert (shard.tenants.is_named, "a-x" in shard.tenants) == (False, True)
+        assert holds.is_sent_by_another("a-x", mark(8), catch_up) is is_left
+        assert not holds.is_sent_by_another("b-x", mark(8), catch_up)
+
+
+def test_tenant_is_held_by_slot_when_its_hold_has_too_many_names() -> None:
+    """Nobody is forgotten on the way, and those who share a slot wait too."""
+    with small_sets(names_max=2, slots=8):
+        holds = Holds()
+        hold = hold_shard(holds, "shard-1", TENANTS[:2], 3)
+        assert [holds.of(tenant) for tenant in TENANTS[:2]] == [hold] * 2
+
+        hold_shard(holds, "shard-1", TENANTS[2:4], 4)
+        assert (hold.tenants.is_named, at(hold.before)) == (False, 3)
+        assert [holds.of(tenant) for tenant in TENANTS[:4]] == [hold] * 4
+        assert all(tenant in holds.tenants() for tenant in TENANTS[:4])
+        sharing = [f"{number}-y" for number in range(100) if f"{number}-y" in hold.tenants]
+        assert sharing
+        assert all(holds.of(tenant) is hold for tenant in sharing)
+
+        holds.release(hold)
+        assert [holds.of(tenant) for tenant in (*TENANTS, *sharing)] == [None] * (len(TENANTS) + len(sharing))
+
+
+@pytest.mark.parametrize("is_held_by_slot", [False, True])
+@pytest.mark.parametrize("is_listed_by_slot", [False, True])
+def test_parents_free_exactly_those_that_they_owe_no_more(*, is_held_by_slot: bool, is_listed_by_slot: bool) -> None:
+    """Each part from the first record on; what is owed still is not ready, however it is written."""
+    holds = Holds()
+    holds.hold_parents(listed(TenantSet(["a-x", "b-x", "c-x"]), by_slot=is_held_by_slot), None, START, now=0.0)
+    holds.free_parents(listed(TenantSet(["c-x"]), by_slot=is_listed_by_slot), now=1.0)
+    holds.free_parents(listed(TenantSet(["b-x", "c-x"]), by_slot=is_listed_by_slot), now=2.0)  # an older answer
+
+    (freed,) = [hold for hold in holds.all() if hold.is_ready]
+    (kept,) = [hold for hold in holds.all() if not hold.is_ready]
+    assert (freed.before, kept.before, kept.name) == (None, None, "")
+    assert ["a-x" in freed.tenants, "b-x" in freed.tenants, "c-x" in kept.tenants] == [True] * 3
+    assert ["a-x" in kept.tenants, "b-x" in kept.tenants] == [False] * 2
+    catch_up = holds.begin([freed])
+    pass_over(catch_up, to=9)
+    assert not (holds.is_for("c-x", catch_up) and not holds.is_sent_by_another("c-x", mark(10), catch_up))
+    holds.meet(catch_up)
+    assert (holds.of("a-x"), holds.of("c-x"), holds.floor(mark(9))) == (None, kept, None)
+
+    holds.free_parents(TenantSet(), now=3.0)
+    assert [hold.is_ready for hold in holds.all()] == [True]
+
+
+def test_parents_free_nobody_twice() -> None:
+    """Without a hold of theirs, or with the same answer again, nothing changes."""
+    holds = Holds()
+    holds.free_parents(TenantSet(), now=1.0)
+    hold = holds.hold_parents(TenantSet(["a-x"]), None, START, now=0.0)
+    holds.free_parents(TenantSet(["a-x", "b-x"]), now=2.0)
+
+    assert (holds.all(), hold.is_ready, hold.reason) == ([hold], False, Reason.RESHARD)
+    assert repr(holds) == "Holds([Hold(parents , reshard, held, before=None)])"
+
+
+# A Postgres shard that is held as a whole
+
+PARENTS = (ParentRecords("parent", AtSequenceNumber("2"), Position(2), None),)
+
+
+def hold_whole(holds: Holds, before: int, *, parents: tuple[ParentRecords, ...] = ()) -> Hold:
+    """Hold all of shard-1 from behind this record on."""
+    return holds.hold_whole("shard-1", mark(before) if before else None, START, parents=parents, now=0.0)
+
+
+def test_whole_shard_is_held_ready_and_no_place_for_anything_new() -> None:
+    """It answers, so it is caught up at once; until that begins, and after it, nothing goes there but through it."""
+    holds = Holds()
+    hold = hold_whole(holds, 5, parents=PARENTS)
+
+    assert (hold.is_whole, hold.is_ready, hold.reason, at(hold.before)) == (True, True, Reason.REFILL, 5)
+    assert (holds.of_shard("shard-1"), holds.whole("shard-1"), holds.whole("shard-2")) == (hold, hold, None)
+    assert (holds.has_whole, holds.has_parents, hold.parents) == (True, True, PARENTS)
+
+    catch_up = holds.begin([hold])
+    assert (holds.of_shard("shard-1"), holds.whole("shard-1")) == (None, hold)
+    pass_over(catch_up, to=9)
+    holds.meet(catch_up)
+    assert (holds.whole("shard-1"), holds.has_whole, holds.has_parents) == (None, False, False)
+
+
+def test_whole_shard_takes_over_what_was_held_of_it_already() -> None:
+    """From the lower of both places on; what a catch-up of it was at begins again."""
+    holds = Holds()
+    hold = hold_shard(holds, "shard-1", ["a-x"], 5)
+    catch_up = holds.begin([hold])
+    pass_over(catch_up, to=8)
+
+    assert hold_whole(holds, 3) is hold
+    assert (at(hold.before), hold.catch_up, catch_up.holds) == (3, None, [])
+    assert (hold.is_whole, hold.is_ready, hold.reason) == (True, True, Reason.REFILL)
+    assert sorted(hold.tenants.names) == ["a-x"]
+
+    hold_shard(holds, "shard-1", ["b-x"], 7)  # it does not answer, after all
+    assert (hold.is_whole, hold.is_ready, at(hold.before), sorted(hold.tenants.names)) == (
+        True,
+        False,
+        3,
+        ["a-x", "b-x"],
+    )
+
+
+def test_shard_that_is_held_for_another_reason_is_not_whole() -> None:
+    """It holds those that it did not take."""
+    holds = Holds()
+    hold = hold_shard(holds, "shard-1", ["a-x"], 5)
+
+    assert (holds.whole("shard-1"), holds.has_whole, hold.is_whole) == (None, False, False)
+    assert not holds.is_for("b-x", holds.begin([hold]), "shard-1")
+
+
+@pytest.mark.parametrize(
+    ("tenant", "shard_id", "expected"),
+    [
+        pytest.param("a-x", "shard-1", True, id="known by name, and lives there"),
+        pytest.param("a-x", "shard-2", True, id="known by name: its route is no news"),
+        pytest.param("b-x", "shard-1", True, id="never met, and lives there"),
+        pytest.param("b-x", "shard-2", False, id="lives elsewhere"),
+        pytest.param("b-x", None, True, id="nobody knows where it lives"),
+        pytest.param("c-x", "shard-1", True, id="held by itself, and lives there"),
+        pytest.param("c-x", "shard-2", False, id="held by itself"),
+    ],
+)
+def test_catch_up_of_a_whole_shard_is_for_who_lives_there(tenant: str, shard_id: str | None, *, expected: bool) -> None:
+    """By the route, which the catch-up looks up; or by name, as with every other hold."""
+    holds = Holds()
+    hold = hold_whole(holds, 5)
+    holds.join(hold, "a-x")
+    own = hold_tenant(holds, "c-x", 6)
+    catch_up, other = holds.begin([hold]), holds.begin([own])
+
+    assert holds.is_for(tenant, catch_up, shard_id) is expected
+    assert holds.is_for(tenant, other, shard_id) is (tenant == "c-x")
+
+
+def test_what_was_sent_for_a_whole_shard_is_a_stray_when_its_tenant_lives_elsewhere() -> None:
+    """Only where nobody knew that when it was sent, and the tenant has not become one of the hold's since."""
+    holds = Holds()
+    hold = hold_whole(holds, 5)
+    catch_up, other = holds.begin([hold]), holds.begin([hold_tenant(holds, "c-x", 6)])
+    catch_up.unplaced.update({"a-x": {0}, "b-x": {1}})
+    holds.join(hold, "b-x")
+
+    asked = [(ticket, tenant, shard_id) for ticket in range(3) for tenant in TENANTS for shard_id in SHARDS]
+    strays = [one for one in asked if holds.is_stray(catch_up.owed, *one)]
+
+    assert strays == [(0, "a-x", "shard-2")]
+    assert not holds.is_stray(other.owed, 0, "a-x", "shard-2")
+
+
+def test_operation_of_a_tenant_that_is_held_by_itself_is_left_to_that_hold_which_is_behind() -> None:
+    """Both will come to it: the later one sends it, as with holds of any kind."""
+    holds = Holds()
+    hold, own = hold_whole(holds, 2), hold_tenant(holds, "c-x", 6)
+    catch_up = holds.begin([hold])
+    pass_over(catch_up, to=6)
+
+    assert not holds.is_sent_by_another("c-x", mark(6), catch_up)
+    assert holds.is_sent_by_another("c-x", mark(7), catch_up)
+    own_catch_up = holds.begin([own])
+    assert not holds.is_sent_by_another("c-x", mark(6), own_catch_up)
+
+
+def test_whole_hold_is_found_by_the_catch_up_at_work_for_it() -> None:
+    """Only while it is at work for that: what it sent before the hold was lowered is anybody's."""
+    holds = Holds()
+    hold, own = hold_whole(holds, 5), hold_tenant(holds, "c-x", 6)
+    assert holds.whole_of(Owed()) is None
+    catch_up, other = holds.begin([hold]), holds.begin([own])
+
+    assert (holds.whole_of(catch_up.owed), holds.whole_of(other.owed), holds.whole_of(Owed())) == (hold, None, None)
+
+    hold.lower(mark(4), START)
+    assert holds.whole_of(catch_up.owed) is None
+
+
+def test_whole_hold_stays_when_its_last_known_tenant_leaves_it() -> None:
+    """There are others, whom nobody knows by name."""
+    holds = Holds()
+    hold = hold_whole(holds, 5)
+    holds.join(hold, "a-x")
+    own = hold_tenant(holds, "a-x", 7)
+
+    assert holds.all() == [hold, own]
+    assert (holds.whole("shard-1"), len(hold.tenants), holds.by_name("a-x")) == (hold, 0, own)
+    assert (holds.of("a-x"), at(holds.floor(mark(9)))) == (own, 5)
+
+    other = hold_shard(holds, "shard-2", ["a-x"], 8)
+    assert holds.all() == [hold, other]
+
+
+def test_whole_shard_is_owed_from_its_place_on() -> None:
+    """The checkpoint does not pass it, though nobody is in it by name; nor what was sent of it."""
+    holds = Holds()
+    hold = hold_whole(holds, 4)
+    assert (at(holds.floor(mark(9))), holds.is_settled(), len(holds.tenants())) == (4, False, 0)
+
+    catch_up = holds.begin([hold])
+    ticket = catch_up.owed.take(mark(5))
+    pass_over(catch_up, to=9)
+    holds.meet(catch_up)
+    assert (at(holds.floor(mark(9))), holds.is_settled(), len(holds)) == (4, False, 0)
+
+    catch_up.owed.done([ticket])
+    assert (at(holds.floor(mark(9))), holds.is_settled()) == (9, True)
+
+
+@pytest.mark.parametrize(
+    ("reached", "before", "is_taken"),
+    [
+        pytest.param(4, 6, True, id="it has not come to it"),
+        pytest.param(6, 6, True, id="it is just there"),
+        pytest.param(7, 6, False, id="it has passed it"),
+        pytest.param(4, 0, False, id="it starts at the beginning"),
+    ],
+)
+def test_catch_up_takes_along_what_begins_where_it_has_not_been(reached: int, before: int, *, is_taken: bool) -> None:
+    """One reading is enough for both."""
+    holds = Holds()
+    catch_up = holds.begin([hold_tenant(holds, "a-x", 2)])
+    pass_over(catch_up, to=reached)
+    hold = hold_tenant(holds, "b-x", before)
+
+    assert holds.begin_behind(catch_up, hold) is is_taken
+    assert (hold.catch_up is catch_up, hold in catch_up.holds) == (is_taken, is_taken)
+
+
+def test_catch_up_that_has_lost_all_its_holds_takes_none_along() -> None:
+    """It ends, and would read nothing more for it."""
+    holds = Holds()
+    first, later = hold_tenant(holds, "a-x", 2), hold_tenant(holds, "b-x", 6)
+    catch_up = holds.begin([first])
+    first.lower(mark(1), START)
+
+    assert (holds.begin_behind(catch_up, later), later.catch_up) == (False, None)
+
+
+@pytest.mark.parametrize("is_reading_parents", [True, False])
+def test_hold_with_parents_is_caught_up_from_them_on(*, is_reading_parents: bool) -> None:
+    """Neither is it taken along, for it begins before all records; nor does a catch-up at the parents take others."""
+    holds = Holds()
+    first = hold_whole(holds, 2, parents=PARENTS if is_reading_parents else ())
+    later = holds.hold_whole("shard-2", mark(6), START, parents=() if is_reading_parents else PARENTS, now=0.0)
+    catch_up = holds.begin([first])
+
+    assert catch_up.is_at_parents is is_reading_parents
+    assert catch_up.parents == first.parents
+    assert (holds.begin_behind(catch_up, later), later.catch_up) == (False, None)
+
+
+def test_what_is_before_a_catch_ups_records_is_known_while_it_reads_that() -> None:
+    """Whatever is held of what it sent then has to begin there as well; of what it sends later, not."""
+    holds = Holds()
+    catch_up = holds.begin([hold_whole(holds, 5, parents=PARENTS)])
+    assert (holds.parents_of(catch_up.owed), holds.parents_of(Owed())) == (PARENTS, ())
+
+    catch_up.is_at_parents = False
+    assert holds.parents_of(catch_up.owed) == ()
+
+
+def test_what_is_before_a_catch_ups_records_is_known_when_its_hold_was_begun_again() -> None:
+    """What it sent is still in hand, and may be held after that: by then no hold is its own any more."""
+    holds = Holds()
+    catch_up = holds.begin([hold_whole(holds, 5, parents=PARENTS)])
+    catch_up.owed.take_at_last()
+    hold_whole(holds, 5)
+
+    assert (catch_up.holds, holds.parents_of(catch_up.owed)) == ([], PARENTS)
+
+
+def test_operation_of_a_parent_is_left_to_who_comes_to_it_later() -> None:
+    """A tenant held meanwhile has what its parents owed it still before it; not by a hold that reads less of them."""
+    holds = Holds()
+    catch_up = holds.begin([hold_whole(holds, 5, parents=PARENTS)])
+    own, _, less = (hold_tenant(holds, tenant_id, 6) for tenant_id in TENANTS[:3])
+    own.parents, less.parents = PARENTS, (ParentRecords("parent", AtSequenceNumber("3"), Position(3), None),)
+
+    def is_left(tenant_id: str, number: int = 4, *, by: CatchUp = catch_up) -> bool:
+        return holds.is_of_parents_and_sent_by_another(tenant_id, "parent", Position(number), by)
+
+    assert [is_left(tenant_id) for tenant_id in TENANTS[:4]] == [True, False, False, False]
+    own_catch_up = holds.begin([own])
+    catch_up.parents_at["parent"] = own_catch_up.parents_at["parent"] = Position(4)
+    assert not is_left("a-x", by=own_catch_up)
+    assert [is_left("a-x", number) for number in (4, 5)] == [False, True]
+
+
+def test_two_who_have_a_tenant_in_slots_do_not_leave_what_its_parents_owed_it_to_each_other() -> None:
+    """What one has sent is dropped for the other, which has a whole shard and cannot leave it to the first again."""
+    with small_sets(names_max=1, tenant_holds_max=0, slots=64):
+        holds = Holds()
+        whole = hold_whole(holds, 5, parents=PARENTS)
+        bucket = hold_tenant(holds, "a-x", 6)
+        hold_tenant(holds, "b-x", 6)
+        bucket.parents = PARENTS
+        both = [holds.begin([one]) for one in (bucket, whole)]
+        for tenant_id in TENANTS[:2]:
+            holds.join(whole, tenant_id)
+
+        def is_left(by: CatchUp) -> bool:
+            left = holds.is_of_parents_and_sent_by_another("a-x", "parent", Position(4), by)
+            by.parents_at["parent"] = Position(4)
+            return left
+
+        assert [is_left(catch_up) for catch_up in both] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("shard_id", "is_left_out", "other_before", "is_left"),
+    [
+        pytest.param("shard-1", False, 5, False, id="sends all that the other will"),
+        pytest.param("shard-1", False, 4, True, id="begins behind the other"),
+        pytest.param("shard-1", True, 5, True, id="has left something out"),
+        pytest.param("shard-3", False, 5, True, id="the tenant lives elsewhere"),
+        pytest.param(None, False, 5, True, id="nobody knows where the tenant lives"),
+    ],
+)
+def test_two_whole_shards_do_not_leave_their_own_tenants_to_each_other(
+    shard_id: str | None, other_before: int, *, is_left_out: bool, is_left: bool
+) -> None:
+    """Each would find in its lane what the other sent and it had not, and begin again, for ever."""
+    with small_sets(names_max=1, slots=64):
+        holds = Holds()
+        first = hold_whole(holds, 5, parents=PARENTS)
+        second = holds.hold_whole("shard-2", mark(other_before), START, parents=PARENTS, now=0.0)
+        for hold in (first, second):
+            for tenant_id in TENANTS[:2]:
+                holds.join(hold, tenant_id)
+        catch_up, _ = holds.begin([first]), holds.begin([second])
+        if is_left_out:
+            holds.note_left_out(catch_up.owed, "a-x")
+
+        assert [
+            holds.is_of_parents_and_sent_by_another("a-x", "parent", Position(4), catch_up, shard_id),
+            holds.is_sent_by_another("a-x", mark(9), catch_up, shard_id),
+        ] == [is_left] * 2
+
+
+@pytest.mark.parametrize("is_listed_by_slot", [False, True])
+def test_parents_free_nobody_who_is_held_by_name_elsewhere(*, is_listed_by_slot: bool) -> None:
+    """Who waits for its shard with what was read again of its parents is caught up by that hold, and no earlier."""
+    holds = Holds()
+    hold = holds.hold_parents(listed(TenantSet(["a-x", "b-x", "c-x", "d-x"]), by_slot=False), None, START, now=0.0)
+    own = hold_tenant(holds, "a-x", 3)
+    whole = hold_whole(holds, 4)
+    holds.join(whole, "c-x")
+    assert sorted(hold.tenants.names) == ["b-x", "d-x"]
+
+    assert holds.free_parents(listed(TenantSet(["c-x", "d-x"]), by_slot=is_listed_by_slot), now=1.0)
+
+    (freed,) = [one for one in holds.all() if one.target is Target.PARENTS and one.is_ready]
+    (kept,) = [one for one in holds.all() if one.target is Target.PARENTS and not one.is_ready]
+    assert ([name in freed.tenants for name in TENANTS[:4]], freed.parents) == ([False, True, False, False], ())
+    assert [name in kept.tenants for name in TENANTS[:4]] == [False, False, False, True]
+    assert [holds.by_name(name) for name in ("a-x", "c-x")] == [own, whole]
+    assert not holds.free_parents(listed(TenantSet(["c-x", "d-x"]), by_slot=is_listed_by_slot), now=2.0)
+
+
+def test_parents_in_slots_leave_who_is_held_by_name_to_the_later_hold() -> None:
+    """Slots cannot let go of one tenant: it is in both, and its own hold is behind."""
+    with small_sets(names_max=4, slots=64):
+        holds = Holds()
+        holds.hold_parents(TenantSet.of_targets(TenantSet(TENANTS).targets(limit=0)), None, START, now=0.0)
+        own = hold_tenant(holds, "a-x", 3)
+        assert holds.free_parents(TenantSet(), now=1.0)
+        (freed,) = [one for one in holds.all() if one.target is Target.PARENTS]
+        catch_up = holds.begin([freed])
+        pass_over(catch_up, to=3)
+
+        assert holds.of("a-x") is own
+        assert holds.is_sent_by_another("a-x", mark(4), catch_up)
+
+
+def hold_what_a_parent_owed(holds: Holds, target: Target, catch_up: CatchUp) -> Hold:
+    """Hold a tenant by a record of a parent: that counts as being where the catch-up of its own records begins."""
+    if target is Target.TENANT:
+        return holds.hold_tenant("a-x", "inactive", catch_up.owed.last, START, now=0.0)
+    return holds.hold_shard("shard-2", ["a-x"], catch_up.owed.last, START, now=0.0)
+
+
+def test_tenant_in_slots_gets_its_parents_records_before_its_own() -> None:
+    """Slots cannot let go of it: they leave to the hold that reads the parents' records what is behind those."""
+    with small_sets(names_max=4, slots=64):
+        holds = Holds()
+        holds.hold_parents(TenantSet.of_targets(TenantSet(TENANTS).targets(limit=0)), None, START, now=0.0)
+        own = hold_tenant(holds, "a-x", 10)
+        others = hold_tenant(holds, "b-x", 10)
+
+        holds.need_parents(own, PARENTS, ["a-x"])
+        holds.need_parents(others, (), ["b-x"])
+
+        assert (own.parents, own.before, at(others.before)) == (PARENTS, None, 10)
+        assert holds.free_parents(TenantSet(["a-x"]), now=1.0)
+        (freed,) = [one for one in holds.all() if one.target is Target.PARENTS]
+        catch_up = holds.begin([freed])
+        assert (holds.is_sent_by_another("a-x", mark(3), catch_up), "a-x" in freed.tenants) == (True, True)
+        assert not holds.is_sent_by_another("b-x", mark(3), catch_up)
+
+
+@pytest.mark.parametrize("reached", [0, 4])
+@pytest.mark.parametrize("target", [Target.TENANT, Target.SHARD])
+def test_tenant_takes_along_what_another_hold_still_owed_it(target: Target, reached: int) -> None:
+    """What its parents owed it is read before its own records, from wherever on others need those."""
+    holds = Holds()
+    holds.hold_predecessors(TenantSet(["a-x", "b-x"]), None, START, now=0.0)
+    (predecessors,) = holds.all()
+    if reached:
+        pass_over(holds.begin([predecessors]), to=reached)
+    catch_up = holds.begin([hold_whole(holds, 10, parents=PARENTS)])
+
+    own = hold_what_a_parent_owed(holds, target, catch_up)
+
+    assert (holds.by_name("a-x"), at(own.before)) == (own, reached)
+    assert sorted(predecessors.tenants.names) == ["b-x"]
+    assert at(predecessors.reached) == reached

@@ -1,0 +1,324 @@
+"""Sets of tenants: nobody who was added is ever missing, whatever is done with them, and memory is bounded."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from base64 import b64encode
+from collections.abc import Callable, Iterable
+from functools import partial
+from operator import attrgetter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX, ROW_SLOTS, SLOTS, TARGETS_MAX, TenantSet
+
+SMALL, ROW, LARGE = 8, ROW_SLOTS, SLOTS  # sizes of bitmaps; in the small one almost everybody shares a slot
+CROWD = [f"crowd-{number}" for number in range(NAMES_MAX + 1)]
+POOL = [f"b{number}-l{number % 7}" for number in range(40)]
+
+
+def bitmap_of(slots: Iterable[int], size: int) -> str:
+    """Return a target that lists slots of a bitmap."""
+    bits = sum(1 << slot for slot in set(slots))
+    return "slots:" + b64encode(zlib.compress(bits.to_bytes(size // 8, "little"))).decode()
+
+
+def in_slots(names: Iterable[str], size: int) -> TenantSet:
+    """Return the set that knows these tenants by slots of a bitmap of this size."""
+    return TenantSet.of_targets([bitmap_of((zlib.crc32(name.encode()) % size for name in names), size)])
+
+
+def sharing_a_slot(size: int) -> tuple[str, str]:
+    """Return two tenants that no bitmap of this size tells apart."""
+    seen: dict[int, str] = {}
+    for number in range(size * 8):
+        name = f"tenant-{number}"
+        other = seen.setdefault(zlib.crc32(name.encode()) % size, name)
+        if other != name:
+            return other, name
+    raise AssertionError("no two tenants share a slot")
+
+
+def members(tenants: TenantSet) -> set[str]:
+    """Return who of the pool is in a set."""
+    return {name for name in POOL if name in tenants}
+
+
+names = st.frozensets(st.sampled_from(POOL), max_size=12)
+KINDS: list[Callable[[Iterable[str]], TenantSet]] = [
+    TenantSet,
+    *(partial(in_slots, size=size) for size in (SMALL, ROW, LARGE)),
+]
+kinds = st.sampled_from(KINDS)
+
+
+@st.composite
+def tenant_sets(draw: st.DrawFn) -> tuple[TenantSet, frozenset[str]]:
+    """Return a set, named or of slots, and who was put into it."""
+    added, later = draw(names), draw(names)
+    tenants = draw(kinds)(added)
+    for name in later:
+        tenants.add(name)
+    return tenants, added | later
+
+
+@given(tenant_sets())
+def test_set_has_everybody_who_was_added_and_exactly_those_while_it_knows_names(
+    given_set: tuple[TenantSet, frozenset[str]],
+) -> None:
+    """A tenant that is forgotten would overtake itself; one too many only waits."""
+    tenants, added = given_set
+
+    assert members(tenants) >= added
+    assert bool(tenants) == bool(added)
+    if tenants.is_named:
+        assert members(tenants) == tenants.names == added
+        assert len(tenants) == len(added)
+    else:
+        assert tenants.names == frozenset()
+        assert 0 < len(tenants) <= len(added)
+
+
+@given(tenant_sets(), tenant_sets())
+def test_update_has_whoever_was_in_either(
+    one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
+) -> None:
+    """By name or by slot; what is added stays as it was."""
+    tenants, others = one[0], other[0]
+    before, added = members(tenants), members(others)
+    is_precise = tenants.is_named or not others.is_named  # else names are put into the slots that are there
+
+    tenants.update(others)
+
+    assert members(tenants) >= before | added
+    assert not is_precise or members(tenants) == before | added
+    assert members(others) == added
+
+
+@given(tenant_sets(), tenant_sets())
+def test_minus_keeps_whoever_is_not_in_the_other(
+    one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
+) -> None:
+    """So each tenant of a set is in the difference or in what was taken away; and nobody comes along."""
+    tenants, others = one[0], other[0]
+    before, added = members(tenants), members(others)
+    is_exact = tenants.is_named or not others.is_named
+
+    left = tenants.minus(others)
+
+    assert before - added <= members(left) <= before
+    assert not is_exact or members(left) == before - added
+    assert (members(tenants), members(others)) == (before, added)
+
+
+@given(tenant_sets(), tenant_sets())
+def test_narrowing_keeps_exactly_who_is_in_both(
+    one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
+) -> None:
+    """By name where either knows names."""
+    tenants, others = one[0], other[0]
+    both = members(tenants) & members(others)
+
+    narrowed = tenants.narrowed_to(others)
+
+    assert members(narrowed) == both
+    assert narrowed.is_named or not (tenants.is_named or others.is_named)
+
+
+@given(tenant_sets(), st.sampled_from([0, 3, TARGETS_MAX]))
+def test_targets_name_everybody_when_they_are_read_back(
+    given_set: tuple[TenantSet, frozenset[str]], limit: int
+) -> None:
+    """What a parent's lease row lists is what its children hold, or more."""
+    tenants, _ = given_set
+    targets = tenants.targets(limit)
+    read = TenantSet.of_targets(targets)
+
+    assert members(read) >= members(tenants)
+    assert (targets == frozenset()) == (not tenants)
+    assert len(targets) == (len(tenants) if read.is_named else 1)
+    assert read.targets(limit) == targets
+    if read.is_named:
+        assert read == tenants
+
+
+@given(tenant_sets(), tenant_sets())
+def test_targets_of_several_parents_are_read_together(
+    one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
+) -> None:
+    """A child of a merge holds what either parent owes, named or not."""
+    both = TenantSet.of_targets(one[0].targets() | other[0].targets(limit=3))
+    apart = [TenantSet.of_targets(targets) for targets in (one[0].targets(), other[0].targets(limit=3))]
+
+    assert members(both) >= one[1] | other[1]
+    assert members(both) == members(apart[0]) | members(apart[1])
+
+
+@settings(max_examples=20)
+@given(names, names, kinds)
+def test_set_has_everybody_when_it_grows_beyond_its_names(
+    before: frozenset[str], after: frozenset[str], kind: Callable[[Iterable[str]], TenantSet]
+) -> None:
+    """Whether they come one by one or as a set, and however that one knows them."""
+    one_by_one, at_once = TenantSet(before), TenantSet(before)
+    for name in [*CROWD, *after]:
+        one_by_one.add(name)
+    at_once.update(TenantSet(CROWD))
+    at_once.update(kind(after))
+
+    for tenants in (one_by_one, at_once):
+        assert not tenants.is_named
+        assert members(tenants) >= before | after
+        assert all(name in tenants for name in CROWD)
+
+
+def test_set_goes_over_to_slots_with_the_first_name_too_many() -> None:
+    """Up to there it tells tenants apart, and forgets one that is taken out."""
+    tenants = TenantSet(CROWD[:NAMES_MAX])
+    at_the_most = (tenants.is_named, len(tenants), len(tenants.names), CROWD[-1] in tenants)
+    tenants.add(CROWD[0])
+    again = tenants.is_named
+    tenants.add(CROWD[-1])
+
+    assert at_the_most == (True, NAMES_MAX, NAMES_MAX, False)
+    assert again
+    assert (tenants.is_named, len(tenants.names)) == (False, 0)
+    assert NAMES_MAX - 10 < len(tenants) <= NAMES_MAX + 1
+
+
+def test_set_takes_no_more_memory_when_many_more_tenants_are_added() -> None:
+    """Bounded by the bitmap, not by the number of tenants."""
+    tenants = TenantSet(CROWD)
+    bitmap = attrgetter("_bitmap")
+    before = sys.getsizeof(bitmap(tenants))
+    for number in range(50_000):
+        tenants.add(f"{number}-{number}")
+    tenants.update(in_slots(POOL, SMALL))
+
+    assert sys.getsizeof(bitmap(tenants)) == before < 1.01 * SLOTS / 8
+    assert len(tenants.targets()) == 1
+    assert sum(map(len, tenants.targets())) < 6000
+
+
+@pytest.mark.parametrize("size", [SMALL, ROW, LARGE])
+def test_discard_takes_out_a_name_and_leaves_a_slot(size: int) -> None:
+    """Another tenant may share the slot, and would be forgotten."""
+    one, other = sharing_a_slot(size)
+    named, slots = TenantSet([one, other]), in_slots([one, other], size)
+    for tenants in (named, slots):
+        tenants.discard(one)
+        tenants.discard("nobody")
+
+    assert named == TenantSet([other])
+    assert (one in slots, other in slots) == (True, True)
+
+
+@pytest.mark.parametrize("size", [SMALL, ROW, LARGE])
+def test_tenants_that_share_a_slot_stay_together(size: int) -> None:
+    """Names take nothing from slots; slots take whoever shares them, who then waits with those."""
+    one, other = sharing_a_slot(size)
+    named, slots = TenantSet([one]), in_slots([other], size)
+
+    assert one in slots
+    assert other in slots.minus(named)
+    assert not named.minus(slots)
+    assert not slots.minus(in_slots([one], size))
+    assert slots.narrowed_to(named) == named.narrowed_to(slots) == named
+
+
+def test_set_has_no_bit_for_sure_when_nothing_is_left_of_its_slots() -> None:
+    """Then it is as a new one: empty, and of names."""
+    slots = in_slots(POOL, ROW)
+    for left in (slots.minus(slots), slots.narrowed_to(TenantSet()), TenantSet.of_targets([bitmap_of((), ROW)])):
+        assert left == TenantSet()
+        assert (bool(left), len(left), left.is_named, left.targets()) == (False, 0, True, frozenset())
+
+
+@pytest.mark.parametrize(("size", "smaller"), [(LARGE, ROW), (ROW, SMALL), (LARGE, SMALL)])
+def test_bitmaps_of_two_sizes_meet_in_the_larger(size: int, smaller: int) -> None:
+    """The slot of a smaller one is that of the larger modulo its size, so the larger loses no precision."""
+    large, small = in_slots(POOL[:20], size), in_slots(POOL[20:21], smaller)
+    strangers = [f"stranger-{number}" for number in range(200)]
+
+    union = TenantSet()
+    union.update(large)
+    union.update(small)
+
+    assert [name for name in strangers if name in union] == [
+        name for name in strangers if name in large or name in small
+    ]
+    assert len(union.minus(small)) + len(union.narrowed_to(small)) == len(union)
+    assert len(small.minus(large)) > size // smaller - 21
+
+
+@pytest.mark.parametrize(
+    ("names", "limit", "expected"),
+    [
+        ([], 200, set()),
+        (["b-l"], 200, {"tenant:b-l"}),
+        (["b-l", "tenant:x"], 2, {"tenant:b-l", "tenant:tenant:x"}),
+        (["slots:x", "ü-✓"], 2, {"tenant:slots:x", "tenant:ü-✓"}),
+    ],
+)
+def test_targets_are_names_up_to_the_limit(names: list[str], limit: int, expected: set[str]) -> None:
+    """Whatever a tenant is called, it is read back as that."""
+    assert TenantSet(names).targets(limit) == expected
+    assert TenantSet.of_targets(expected) == TenantSet(names)
+
+
+def test_targets_are_one_folded_bitmap_beyond_the_limit() -> None:
+    """The same for every process, so that what is in the row already is not written again."""
+    names = POOL[:3]
+    expected = {bitmap_of((zlib.crc32(name.encode()) % ROW_SLOTS for name in names), ROW_SLOTS)}
+
+    assert TenantSet(names).targets(limit=2) == expected
+    assert in_slots(names, LARGE).targets() == expected
+    assert in_slots(names, ROW).targets() == expected
+    assert in_slots(names, SMALL).targets() == in_slots(names, SMALL).targets()
+
+
+def packed(data: bytes) -> str:
+    """Return a target with these bytes as its bitmap."""
+    return "slots:" + b64encode(zlib.compress(data)).decode()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "",
+        "tenant:",
+        "b-l",
+        "shard:1",
+        "Tenant:b-l",
+        "slots:",
+        "slots:%%%",
+        "slots:é",
+        "slots:" + b64encode(b"no zlib").decode(),
+        "slots:" + b64encode(zlib.compress(bytes(4096))[:-1]).decode(),
+        "slots:" + b64encode(zlib.compress(bytes(4096)) + b"more").decode(),
+        pytest.param(packed(b""), id="no bytes"),
+        pytest.param(packed(bytes(3)), id="no power of two"),
+        pytest.param(packed(bytes(SLOTS // 4)), id="twice the slots"),
+        pytest.param(packed(bytes(10_000_000)), id="a bomb"),
+    ],
+)
+def test_target_is_refused_when_it_is_not_understood(target: str) -> None:
+    """To pass over it would let a listed tenant run ahead."""
+    with pytest.raises(ValueError, match=r"expected|[Bb]ase64|ASCII|padding"):
+        TenantSet.of_targets(["tenant:b-l", target])
+
+
+@pytest.mark.parametrize(
+    ("tenants", "expected"),
+    [
+        (TenantSet(["b", "a"]), "TenantSet(2 names)"),
+        (TenantSet.of_targets([bitmap_of([3, 5], 8)]), "TenantSet(2 of 8 slots)"),
+    ],
+)
+def test_set_shows_how_much_it_has(tenants: TenantSet, expected: str) -> None:
+    """Its debugging view, which names no tenant."""
+    assert repr(tenants) == expected
+    assert tenants != expected

@@ -1,0 +1,208 @@
+"""Which leases a replica takes: the KCL's cases by name, and that the counts become even and stay so."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from simplu_worker.consumers.kinesis.leases.balancing import next_expiry, plan_takes
+from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON
+
+ME, BAR, BAZ = "foo", "bar", "baz"
+DURATION_S = 10.0
+NOW = 100.0
+FRESH, EXPIRED, VERY_OLD = NOW - 1.0, NOW - 10.5, NOW - 30.5
+
+
+def seen(owners: str | Iterable[str | None], *, since: float = FRESH, first: int = 0) -> dict[str, Observation]:
+    """Return one observation for each owner: leases 0, 1, 2 … from *first*."""
+    return {
+        f"{number:03}": Observation(Lease(f"{number:03}", TRIM_HORIZON, counter=7, owner=owner), since)
+        for number, owner in enumerate(owners, start=first)
+    }
+
+
+def takes(observations: Mapping[str, Observation], *, me: str = ME, draw: float = 0.0, now: float = NOW) -> list[str]:
+    """Return the keys of the leases that *me* takes, who holds what it owns."""
+    held = [key for key, one in observations.items() if one.lease.owner == me]
+    wanted = plan_takes(observations, held=held, now=now, lease_duration_s=DURATION_S, me=me, draw=draw)
+    return [lease.lease_key for lease in wanted]
+
+
+def test_simple_lease_take() -> None:
+    """What nobody owns is taken (KCL testSimpleLeaseTake)."""
+    assert takes(seen([None])) == ["000"]
+
+
+def test_not_take_updated_lease() -> None:
+    """The lease of an owner that renews is its own (KCL testNotTakeUpdatedLease)."""
+    assert takes(seen([BAR])) == []
+
+
+def test_take_expired_lease() -> None:
+    """A counter that did not move for longer than the duration means that the owner is gone; not one tick before."""
+    assert takes(seen([BAR], since=NOW - DURATION_S)) == []
+    assert takes(seen([BAR], since=EXPIRED)) == ["000"]
+
+
+def test_take_own_lease() -> None:
+    """A lease stamped with this replica's name that it does not hold is taken at once (KCL testTakeOwnLease)."""
+    wanted = plan_takes(seen([ME]), held=(), now=NOW, lease_duration_s=DURATION_S, me=ME, draw=0.0)
+
+    assert [lease.lease_key for lease in wanted] == ["000"]
+
+
+def test_not_take_new_owned_lease() -> None:
+    """An owner seen for the first time has the whole duration (KCL testNotTakeNewOwnedLease)."""
+    assert takes(seen([BAR], since=NOW)) == []
+
+
+def test_non_greedy_take() -> None:
+    """One of three replicas takes a third of what is free (KCL testNonGreedyTake)."""
+    observations = seen([None] * 4) | seen([BAR, BAZ], first=4)
+
+    assert takes(observations) == ["000", "001"]
+
+
+def test_very_old_lease_taker() -> None:
+    """What nobody took for three durations is taken beyond the even share (KCL testVeryOldLeaseTaker)."""
+    crashed = seen(["gone", "gone"], since=VERY_OLD, first=4)
+    expired = seen(["gone", "gone"], since=EXPIRED, first=4)
+
+    assert takes(seen([ME, ME, ME, BAR]) | crashed) == ["004", "005"]
+    assert takes(seen([ME, ME, ME, BAR]) | expired) == []
+
+
+def test_no_steal_when_off_by_one() -> None:
+    """Counts that differ by one are even (KCL testNoStealWhenOffByOne; C11)."""
+    assert takes(seen([ME, BAR, BAR])) == []
+    assert takes(seen([ME, ME, ME, BAR])) == []
+
+
+@pytest.mark.parametrize(("draw", "expected"), [(0.0, "001"), (0.5, "003"), (0.999, "005")])
+def test_steal(draw: float, expected: str) -> None:
+    """One lease of the fullest owner, which one the draw says (KCL testSteal: foo 0, bar 1, baz 5)."""
+    assert takes(seen([BAR, BAZ, BAZ, BAZ, BAZ, BAZ]), draw=draw) == [expected]
+
+
+def test_no_steal_when_expired_leases() -> None:
+    """As long as leases are free, nobody loses one (KCL testNoStealWhenExpiredLeases)."""
+    observations = seen([BAZ] * 4) | seen(["gone"], since=EXPIRED, first=4)
+
+    assert takes(observations) == ["004"]
+
+
+def test_finished_leases_count_for_nobody() -> None:
+    """C9: they fill no share, are not taken, and are not a reason to steal."""
+    finished = {
+        key: Observation(replace(one.lease, checkpoint=SHARD_END), one.unchanged_since)
+        for key, one in seen([None, BAR, BAR, BAR], first=10).items()
+    }
+
+    assert takes(seen([ME, BAR]) | finished) == []
+    assert takes(seen([None, None]) | finished) == ["000", "001"]
+
+
+def test_all_is_taken_in_one_pass_when_the_replica_is_alone() -> None:
+    """C10: 64 stream shards at the first scan."""
+    assert len(takes(seen([None] * 64))) == 64
+
+
+def test_replicas_that_start_together_try_different_leases_first() -> None:
+    """Of two that decide for the same lease only one wins; the draw spreads them."""
+    observations = seen([None] * 4) | seen([BAR], first=4)
+
+    assert takes(observations, draw=0.0)[0] != takes(observations, draw=0.5)[0]
+
+
+def test_more_replicas_than_leases_leave_some_without() -> None:
+    """Nothing is taken from an owner of one."""
+    assert takes(seen([BAR, BAZ, "qux"])) == []
+
+
+def test_five_leases_of_three_replicas_stay_for_a_hundred_passes() -> None:
+    """C11: target rounding must not make replicas trade a lease."""
+    observations = seen([ME, ME, BAR, BAR, BAZ])
+
+    moves = [takes(observations, me=me, draw=step / 100) for step in range(100) for me in (ME, BAR, BAZ)]
+    assert moves == [[]] * 300
+
+
+owners_of_leases = st.lists(st.sampled_from([None, "gone", "a", "b", "c", "d"]), min_size=1, max_size=40)
+draws = st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=50)
+
+
+@settings(max_examples=200)
+@given(owners=owners_of_leases, replicas=st.permutations("abcd"), count=st.integers(1, 4), chance=draws)
+def test_counts_become_even_with_few_moves_and_stay_so(
+    owners: list[str | None], replicas: list[str], count: int, chance: list[float]
+) -> None:
+    """Replicas that decide one after another, each from a fresh scan, end within one of each other, and then rest."""
+    alive = replicas[:count]
+    table = dict(enumerate(owners))
+    moves = passes = 0
+    while True:
+        moves_before = moves
+        for me in alive:
+            passes += 1
+            scan = _scan(table, alive)
+            for key in takes(scan, me=me, draw=chance[passes % len(chance)]):
+                table[int(key)] = me
+                moves += 1
+        if moves == moves_before:
+            break
+        assert moves <= len(owners) * 3, "it must come to rest"
+    counts = Counter(table.values())
+
+    assert set(table.values()) <= set(alive)
+    assert max(counts[me] for me in alive) - min(counts[me] for me in alive) <= 1
+
+
+@settings(max_examples=100)
+@given(lease_count=st.integers(0, 60), count=st.integers(1, 6), chance=draws)
+def test_moves_are_those_needed_when_one_replica_joins(lease_count: int, count: int, chance: list[float]) -> None:
+    """C10: from even counts, a newcomer gets its share one lease at a time, and nothing else moves."""
+    alive = [f"r{number}" for number in range(count)]
+    table: dict[int, str | None] = {number: alive[number % count] for number in range(lease_count)}
+    moves = 0
+    for step in range(lease_count + 1):
+        for me in [*alive, "new"]:
+            for key in takes(_scan(table, [*alive, "new"]), me=me, draw=chance[step % len(chance)]):
+                table[int(key)] = me
+                moves += 1
+
+    assert moves == lease_count // (count + 1)
+
+
+def _scan(table: Mapping[int, str | None], alive: Iterable[str]) -> dict[str, Observation]:
+    """Return what a scan sees: the leases of owners that are not *alive* are expired."""
+    found: dict[str, Observation] = {}
+    for number, owner in table.items():
+        since = FRESH if owner is None or owner in alive else EXPIRED
+        found |= seen([owner], since=since, first=number)
+    return found
+
+
+def test_next_expiry_is_that_of_the_first_lease_of_another() -> None:
+    """Own leases, free ones and finished ones do not expire for this replica."""
+    finished = Observation(Lease("009", SHARD_END, owner=BAR), NOW - 9.0)
+    observations = (
+        seen([ME], since=NOW - 9.0)
+        | seen([None], since=NOW - 8.0, first=1)
+        | seen([BAR], since=NOW - 4.0, first=2)
+        | seen([BAZ], since=NOW - 5.0, first=3)
+        | {"009": finished}
+    )
+
+    assert next_expiry(observations, held={"000"}, lease_duration_s=DURATION_S) == NOW + 5.0
+
+
+def test_next_expiry_is_none_when_others_hold_nothing() -> None:
+    """Then the next scan comes at its time."""
+    assert next_expiry(seen([ME, None]), held={"000"}, lease_duration_s=DURATION_S) is None

@@ -1,0 +1,278 @@
+"""What a row of the lease table means, and which leases may be taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from simplu_worker.consumers.kinesis.leases.lease import (
+    Ahead,
+    Lease,
+    Observation,
+    UnreadableLeaseError,
+    is_own_landed_write,
+    lease_of,
+    observe,
+    row_of,
+    takeable,
+    worker_id,
+)
+from simplu_worker.consumers.kinesis.stream.positions import LATEST, SHARD_END, TRIM_HORIZON, HashRange, Position
+
+ME = "host:1:me"
+DURATION_S = 10.0
+
+# As the KCL 2.x leaves a row after a checkpoint (reference row of the KCL notes), an attribute of 3.x beside it.
+KCL_ROW: dict[str, dict[str, Any]] = {
+    "leaseKey": {"S": "shardId-000000000003"},
+    "leaseOwner": {"S": "host-a:uuid"},
+    "leaseCounter": {"N": "4711"},
+    "ownerSwitchesSinceCheckpoint": {"N": "2"},
+    "checkpoint": {"S": "49590338271490256608559692538361571095921575989136588898"},
+    "checkpointSubSequenceNumber": {"N": "7"},
+    "parentShardId": {"SS": ["shardId-000000000000", "shardId-000000000001"]},
+    "childShardIds": {"SS": ["shardId-000000000009"]},
+    "startingHashKey": {"S": "0"},
+    "endingHashKey": {"S": "340282366920938463463374607431768211455"},
+    "throughputKBps": {"N": "1.5"},
+    "pendingCheckpoint": {"S": "TRIM_HORIZON"},
+    "checkpointOwner": {"S": "host-b:uuid"},
+}
+KCL_LEASE = Lease(
+    lease_key="shardId-000000000003",
+    checkpoint=Position(49590338271490256608559692538361571095921575989136588898, 7),
+    counter=4711,
+    owner="host-a:uuid",
+    owner_switches=2,
+    parents=frozenset({"shardId-000000000000", "shardId-000000000001"}),
+    children=frozenset({"shardId-000000000009"}),
+    hash_range=HashRange(0, 2**128 - 1),
+    pending_checkpoint=TRIM_HORIZON,
+    checkpoint_owner="host-b:uuid",
+)
+MINIMAL_ROW: dict[str, dict[str, Any]] = {
+    "leaseKey": {"S": "shardId-000000000000"},
+    "leaseCounter": {"N": "0"},
+    "checkpoint": {"S": "LATEST"},
+}
+
+
+def test_lease_reads_a_row_of_the_kcl() -> None:
+    """Every attribute that the KCL writes is understood."""
+    assert lease_of(KCL_ROW) == KCL_LEASE
+
+
+def test_lease_reads_a_row_of_the_kcl_when_only_the_oldest_attributes_are_there() -> None:
+    """Rows of KCL 1.x have neither hash keys nor children, and no parents at the root."""
+    assert lease_of(MINIMAL_ROW) == Lease("shardId-000000000000", LATEST)
+
+
+@pytest.mark.parametrize(
+    ("entity_type", "is_lease"),
+    [
+        ({"S": "LEASE"}, True),
+        ({"S": "STREAM"}, False),
+        ({"S": "LEADER"}, False),
+        ({"S": "WORKER_METRIC_STATS"}, False),
+        ({"N": "1"}, False),
+    ],
+)
+def test_row_is_a_lease_only_if_its_entity_type_says_so(entity_type: dict[str, str], is_lease: bool) -> None:  # noqa: FBT001  # a column of the table
+    """KCL 3.5 keeps rows of other kinds in the table; they are nobody's lease."""
+    assert (lease_of(MINIMAL_ROW | {"entityType": entity_type}) is not None) == is_lease
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("leaseCounter", None),
+        ("leaseCounter", {"S": "1"}),
+        ("leaseCounter", {"N": "1.5"}),
+        ("checkpoint", None),
+        ("checkpoint", {"S": "nonsense"}),
+        ("checkpoint", {"N": "5"}),
+        ("checkpointSubSequenceNumber", {"N": "-1"}),
+        ("leaseOwner", {"N": "1"}),
+        ("parentShardId", {"S": "shardId-000000000000"}),
+        ("startingHashKey", {"S": "zero"}),
+        ("simpluOwed", {"S": "tenant:b-l"}),
+        ("simpluOwed", {"L": [{"S": "tenant:b-l"}]}),
+        ("leaseKey", None),
+    ],
+)
+def test_lease_is_unreadable_when_an_attribute_is_not_as_the_kcl_writes_it(
+    attribute: str,
+    value: dict[str, str] | None,
+) -> None:
+    """A garbage row is named as such, and is not taken for something else."""
+    row = {name: given for name, given in (KCL_ROW | {attribute: value}).items() if given is not None}
+
+    with pytest.raises(UnreadableLeaseError):
+        lease_of(row)
+
+
+def test_lease_is_read_when_a_prepared_checkpoint_has_the_wrong_type() -> None:
+    """The KCL itself writes a number where it means bytes (`pendingCheckpointState`): it is not looked at."""
+    assert lease_of(KCL_ROW | {"pendingCheckpointState": {"N": "0"}}) == KCL_LEASE
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({}, None),
+        ({"simpluOwed": {"NULL": True}}, None),
+        ({"simpluOwed": {"SS": ["tenant:b-l", "tenant:c-l"]}}, frozenset({"tenant:b-l", "tenant:c-l"})),
+    ],
+)
+def test_lease_lists_what_is_owed_when_its_row_does(
+    attributes: dict[str, dict[str, Any]], expected: frozenset[str] | None
+) -> None:
+    """No list is no empty list: its children wait."""
+    lease = lease_of(MINIMAL_ROW | attributes)
+
+    assert lease == Lease("shardId-000000000000", LATEST, owed=expected)
+
+
+keys = st.sampled_from([f"shardId-{number:012}" for number in range(5)])
+texts = st.text(min_size=1, max_size=5)
+leases = st.builds(
+    Lease,
+    keys,
+    st.one_of(st.sampled_from([TRIM_HORIZON, LATEST, SHARD_END]), st.builds(Position, st.integers(0, 10**56))),
+    counter=st.integers(0, 3),
+    owner=st.one_of(st.none(), texts, st.just(ME)),
+    owner_switches=st.integers(0, 3),
+    parents=st.frozensets(texts, max_size=2),
+    children=st.frozensets(texts, max_size=2),
+    hash_range=st.one_of(st.none(), st.builds(HashRange, st.integers(0, 2**64), st.integers(2**64, 2**128 - 1))),
+    owed=st.one_of(st.none(), st.frozensets(texts, min_size=1, max_size=3)),
+)
+
+
+@given(leases)
+def test_lease_survives_its_row_whatever_it_is(lease: Lease) -> None:
+    """A lease that we create is read as it was meant, and the row has no empty text or set in it."""
+    row = row_of(lease)
+
+    assert lease_of(row) == lease
+    assert [name for name, value in row.items() if not next(iter(value.values()))] == []
+    assert row["entityType"] == {"S": "LEASE"}
+
+
+def test_row_has_no_list_of_what_is_owed_when_there_is_none() -> None:
+    """DynamoDB has no empty sets, and what owes nothing is finished."""
+    assert "simpluOwed" not in row_of(Lease("a", LATEST))
+    assert "simpluOwed" not in row_of(Lease("a", LATEST, owed=frozenset()))
+
+
+def test_observation_remembers_since_when_the_counter_has_not_moved() -> None:
+    """A new lease counts as renewed when first seen; a moved counter counts from the scan that found it moved."""
+    lease = Lease("a", LATEST, counter=1, owner="other")
+    moved = replace(lease, counter=2)
+
+    first = observe({}, [lease], now=100.0)
+    second = observe(first, [lease], now=105.0)
+    third = observe(second, [moved], now=109.0)
+    gone = observe(third, [], now=110.0)
+
+    assert first == {"a": Observation(lease, 100.0)}
+    assert second == {"a": Observation(lease, 100.0)}
+    assert third == {"a": Observation(moved, 109.0)}
+    assert gone == {}
+
+
+@pytest.mark.parametrize(
+    ("lease", "age_s", "held", "expected"),
+    [
+        (Lease("a", LATEST), 0.0, (), True),
+        (Lease("a", LATEST, owner="other"), 0.0, (), False),
+        (Lease("a", LATEST, owner="other"), DURATION_S, (), False),
+        (Lease("a", LATEST, owner="other"), DURATION_S + 0.001, (), True),
+        (Lease("a", LATEST, owner=ME), 0.0, (), True),
+        (Lease("a", LATEST, owner=ME), 0.0, ("a",), False),
+        (Lease("a", LATEST, owner=ME), DURATION_S * 2, ("a",), False),
+        (Lease("a", SHARD_END), 0.0, (), False),
+        (Lease("a", SHARD_END, owner="other"), DURATION_S * 2, (), False),
+    ],
+)
+def test_lease_is_takeable_when_free_or_not_renewed_for_the_lease_duration(
+    lease: Lease,
+    age_s: float,
+    held: tuple[str, ...],
+    expected: bool,  # noqa: FBT001  # a column of the table
+) -> None:
+    """Free leases at once, others after the duration, held and finished ones never."""
+    observations = {"a": Observation(lease, 1000.0)}
+
+    taken = takeable(observations, held=held, now=1000.0 + age_s, lease_duration_s=DURATION_S, me=ME)
+
+    assert taken == ([lease] if expected else [])
+
+
+def test_takeable_leases_come_free_first_then_longest_unchanged() -> None:
+    """Where not all can be taken, those are taken that have waited longest."""
+    observations = {
+        "young": Observation(Lease("young", LATEST, owner="other"), 20.0),
+        "old": Observation(Lease("old", LATEST, owner="other"), 10.0),
+        "free": Observation(Lease("free", LATEST), 50.0),
+    }
+
+    taken = takeable(observations, held=(), now=100.0, lease_duration_s=DURATION_S, me=ME)
+
+    assert [lease.lease_key for lease in taken] == ["free", "old", "young"]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.floats(0.0, 5.0), st.dictionaries(keys, leases)), max_size=8))
+def test_lease_is_never_taken_from_an_owner_whose_counter_was_seen_to_move_within_the_duration(
+    scans: list[tuple[float, dict[str, Lease]]],
+) -> None:
+    """A lease of another is only taken if every scan of a full duration found it alike, whatever was scanned when."""
+    now = 0.0
+    seen: list[tuple[float, dict[str, Lease]]] = []
+    observations: dict[str, Observation] = {}
+    for pause_s, found in scans:
+        now += pause_s
+        scan = {key: replace(lease, lease_key=key) for key, lease in found.items()}
+        seen.append((now, scan))
+        observations = observe(observations, scan.values(), now=now)
+        for lease in takeable(observations, held=(), now=now, lease_duration_s=DURATION_S, me=ME):
+            if lease.owner in (None, ME):
+                continue
+            window = [one for at, one in seen if at >= now - DURATION_S]
+            assert len(window) < len(seen), "it was not even seen for the duration"
+            assert {one[lease.lease_key].counter for one in window} == {lease.counter}
+
+
+@pytest.mark.parametrize(
+    ("owner", "counter", "expected"),
+    [(ME, 6, True), (ME, 5, False), (ME, 7, False), ("other", 6, False), (None, 6, False)],
+)
+def test_row_is_our_own_landed_write_when_we_own_it_and_it_is_one_step_on(
+    owner: str | None,
+    counter: int,
+    expected: bool,  # noqa: FBT001  # a column of the table
+) -> None:
+    """One step of the counter under our own name is the write whose answer was lost."""
+    lease = Lease("a", LATEST, counter=5, owner=ME)
+
+    assert is_own_landed_write(lease, replace(lease, owner=owner, counter=counter), me=ME) == expected
+
+
+def test_worker_id_names_host_and_process_and_is_unique_by_its_token() -> None:
+    """A person finds the process; two processes never share the id."""
+    assert worker_id("web-1", 42, "9f3c") == "web-1:42:9f3c"
+
+
+def test_lease_says_how_far_its_reader_is_ahead_when_the_row_does() -> None:
+    """Both attributes together; one without the other is nothing."""
+    ahead = Ahead(Position(17, 3), frozenset({"tenant:a-x", "tenant:b-y"}))
+    row = row_of(Lease("a", Position(5), ahead=ahead))
+
+    assert row["simpluReadTo"] == {"S": "17/3"}
+    assert lease_of(row) == Lease("a", Position(5), ahead=ahead)
+    assert lease_of({name: value for name, value in row.items() if name != "simpluHeld"}) == Lease("a", Position(5))

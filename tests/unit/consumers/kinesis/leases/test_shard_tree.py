@@ -1,0 +1,407 @@
+"""Which leases the tree of stream shards wants, whom a lease waits for, and which leases nobody needs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.shard_tree import (
+    HASH_KEY_LAST,
+    InitialPosition,
+    child_leases,
+    first_leases,
+    hole_in,
+    hole_in_leases,
+    is_torn,
+    missing_leases,
+    owed_by_parents,
+    removable,
+    unfinished_parents,
+)
+from simplu_worker.consumers.kinesis.stream.client import ChildShard, StreamShard
+from simplu_worker.consumers.kinesis.stream.positions import (
+    AT_TIMESTAMP,
+    LATEST,
+    SHARD_END,
+    TRIM_HORIZON,
+    HashRange,
+    Position,
+)
+
+INSTANT = datetime(2026, 1, 31, 9, tzinfo=UTC)
+
+
+def name(number: int) -> str:
+    """Return the id of a stream shard as Kinesis gives it."""
+    return f"shardId-{number:012}"
+
+
+def shard(number: int, parents: Iterable[int], hash_range: HashRange, *, is_open: bool) -> StreamShard:
+    """Return a stream shard as ListShards tells it."""
+    return StreamShard(
+        name(number),
+        frozenset(map(name, parents)),
+        hash_range,
+        starting_sequence_number=str(1000 + number),
+        ending_sequence_number=None if is_open else str(2000 + number),
+    )
+
+
+def _tenth(first: int, last: int) -> HashRange:
+    """Return the hash keys from one tenth of all to another."""
+    step = (HASH_KEY_LAST + 1) // 10
+    return HashRange(first * step, HASH_KEY_LAST if last == 9 else (last + 1) * step - 1)
+
+
+# The KCL's example (docs/lease-lifecycle.md), each line an epoch; 4, 8, 9 and 10 are open:
+#   0 1 2 3 4   5
+#   \\ / \\ / |   |
+#    6   7  4   5
+#     \\ /   |  / \\
+#      8    4 9  10
+TREE = [
+    shard(0, (), _tenth(0, 0), is_open=False),
+    shard(1, (), _tenth(1, 1), is_open=False),
+    shard(2, (), _tenth(2, 2), is_open=False),
+    shard(3, (), _tenth(3, 3), is_open=False),
+    shard(4, (), _tenth(4, 5), is_open=True),
+    shard(5, (), _tenth(6, 9), is_open=False),
+    shard(6, (0, 1), _tenth(0, 1), is_open=False),
+    shard(7, (2, 3), _tenth(2, 3), is_open=False),
+    shard(8, (6, 7), _tenth(0, 3), is_open=True),
+    shard(9, (5,), _tenth(6, 7), is_open=True),
+    shard(10, (5,), _tenth(8, 9), is_open=True),
+]
+LATEST_POSITION, FIRST, THEN = "LATEST", "TRIM_HORIZON", "AT_TIMESTAMP"
+INITIAL = {
+    LATEST_POSITION: InitialPosition(LATEST, INSTANT),
+    FIRST: InitialPosition(TRIM_HORIZON),
+    THEN: InitialPosition(AT_TIMESTAMP, INSTANT),
+}
+
+
+def wanted(leases: Iterable[int], initial: str = FIRST, shards: Collection[StreamShard] = TREE) -> dict[int, str]:
+    """Return the leases that are missing, by number, and where they start."""
+    missing = missing_leases(shards, {name(number) for number in leases}, INITIAL[initial])
+    return {int(lease.lease_key[-12:]): lease.checkpoint.checkpoint for lease in missing}
+
+
+# What the KCL creates at once comes first; the others follow these, and the KCL creates them when their parents end.
+# Ours are made together, so that a child whose parents are read by different replicas is never without its lease.
+@pytest.mark.parametrize(
+    ("leases", "initial", "expected"),
+    [
+        ((4, 5, 7), LATEST_POSITION, {6: LATEST_POSITION} | dict.fromkeys((8, 9, 10), FIRST)),
+        ((4, 5, 7), FIRST, dict.fromkeys((0, 1), FIRST) | dict.fromkeys((6, 8, 9, 10), FIRST)),
+        ((4, 5, 7), THEN, dict.fromkeys((0, 1), THEN) | dict.fromkeys((6, 8, 9, 10), THEN)),
+        ((4, 8, 9, 10), LATEST_POSITION, {}),
+        ((4, 8, 9, 10), FIRST, {}),
+        ((4, 8, 9), LATEST_POSITION, {10: LATEST_POSITION}),
+        ((4, 8, 9), FIRST, {5: FIRST, 10: FIRST}),
+        ((0, 4, 9, 10), LATEST_POSITION, {1: LATEST_POSITION, 6: FIRST, 7: LATEST_POSITION, 8: FIRST}),
+        ((0, 1, 2, 3, 4, 5), LATEST_POSITION, dict.fromkeys((6, 7, 8, 9, 10), FIRST)),
+        ((), LATEST_POSITION, dict.fromkeys((4, 8, 9, 10), LATEST_POSITION)),
+        ((), FIRST, dict.fromkeys(range(11), FIRST)),
+        ((), THEN, dict.fromkeys(range(11), THEN)),
+    ],
+)
+def test_missing_leases_are_those_that_close_the_gaps(
+    leases: tuple[int, ...], initial: str, expected: dict[int, str]
+) -> None:
+    """A descendant of what is leased starts at its beginning, others at the initial position (reference §2.1)."""
+    assert wanted(leases, initial) == expected
+
+
+def test_missing_leases_come_in_the_order_in_which_they_are_to_be_created() -> None:
+    """Parents before children: whoever sees the lease of a child finds those of its parents."""
+    assert list(wanted(())) == sorted(wanted(()))
+
+
+def test_missing_lease_carries_what_the_listing_says() -> None:
+    """Parents, hash range, and the instant of the initial position."""
+    lease = missing_leases(TREE, {name(n) for n in (4, 8, 9)}, INITIAL[THEN])[-1]
+
+    assert lease == Lease(
+        name(10), AT_TIMESTAMP, parents=frozenset({name(5)}), hash_range=_tenth(8, 9), started_at=INSTANT
+    )
+
+
+def test_parents_that_are_past_their_retention_are_not_wanted() -> None:
+    """They are not in the listing, although their children name them."""
+    assert wanted((4, 9, 10), FIRST, TREE[4:]) == dict.fromkeys((6, 7, 8), FIRST)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> list[StreamShard]:
+    """Return the listing of a stream after random reshards, the oldest maybe past their retention."""
+    random = Random(draw(st.integers(0, 2**32)))
+    edges = sorted(random.sample(range(1, 1000), draw(st.integers(0, 5))))
+    keys = [(HASH_KEY_LAST + 1) // 1000 * edge for edge in edges]
+    starts = [0, *keys]
+    opened = [
+        shard(number, (), HashRange(first, after - 1), is_open=True)
+        for number, (first, after) in enumerate(zip(starts, [*keys, HASH_KEY_LAST + 1], strict=True))
+    ]
+    closed: list[StreamShard] = []
+    number = len(opened)
+    for _ in range(draw(st.integers(0, 12))):
+        at = random.randrange(len(opened))
+        if random.random() < 0.5 and at + 1 < len(opened):
+            parents = opened[at : at + 2]
+            ranges = [HashRange(parents[0].hash_range.first, parents[1].hash_range.last)]
+        else:
+            parents = opened[at : at + 1]
+            whole = parents[0].hash_range
+            middle = (whole.first + whole.last) // 2
+            ranges = [HashRange(whole.first, middle), HashRange(middle + 1, whole.last)]
+        closed += [StreamShard(**{**_fields(parent), "ending_sequence_number": "9"}) for parent in parents]
+        children = [
+            StreamShard(
+                name(number + place), frozenset(p.stream_shard_id for p in parents), one, str(1000 + number + place)
+            )
+            for place, one in enumerate(ranges)
+        ]
+        number += len(children)
+        opened[at : at + len(parents)] = children
+    closed.sort(key=lambda one: one.stream_shard_id)
+    return closed[draw(st.integers(0, len(closed))) :] + opened
+
+
+def _fields(one: StreamShard) -> dict[str, Any]:
+    return {field: getattr(one, field) for field in one.__struct_fields__}
+
+
+@settings(max_examples=300)
+@given(tree=trees(), initial=st.sampled_from(sorted(INITIAL)), leased=st.randoms(use_true_random=False))
+def test_every_open_stream_shard_has_a_lease_when_the_missing_ones_are_created(
+    tree: list[StreamShard], initial: str, leased: Random
+) -> None:
+    """Whatever was leased before; nothing is missing then, and each parent's lease is created before its child's."""
+    before = {one.stream_shard_id for one in tree if leased.random() < 0.3}
+
+    missing = missing_leases(tree, before, INITIAL[initial])
+    created = [lease.lease_key for lease in missing]
+    after = before | set(created)
+
+    assert {one.stream_shard_id for one in tree if one.is_open} <= after
+    assert missing_leases(tree, after, INITIAL[initial]) == []
+    assert before.isdisjoint(created)
+    for place, lease in enumerate(missing):
+        assert not lease.parents & set(created[place:])
+
+
+@settings(max_examples=300)
+@given(tree=trees(), initial=st.sampled_from(sorted(INITIAL)), leased=st.randoms(use_true_random=False))
+def test_whoever_continues_something_leased_waits_for_it(tree: list[StreamShard], initial: str, leased: Random) -> None:
+    """No gap of leases between a child and an ancestor that is read: it would begin before the ancestor is done."""
+    by_id = {one.stream_shard_id: one for one in tree}
+    before = {key for key in by_id if leased.random() < 0.3}
+    missing = {lease.lease_key: lease for lease in missing_leases(tree, before, INITIAL[initial])}
+    after = before | missing.keys()
+
+    def is_read(key: str) -> bool:
+        return key in after or any(map(is_read, by_id[key].parents & by_id.keys()))
+
+    for lease in missing.values():
+        assert [parent for parent in lease.parents & by_id.keys() - after if is_read(parent)] == []
+        if initial == LATEST_POSITION and any(map(is_read, lease.parents & before)):
+            assert lease.checkpoint == TRIM_HORIZON
+
+
+def test_first_leases_are_one_for_each_stream_shard_listed_open_or_closed() -> None:
+    """At the initial position, in the order of their sequence numbers."""
+    leases = first_leases(reversed(TREE[:6]), INITIAL[LATEST_POSITION])
+
+    assert [lease.lease_key for lease in leases] == [name(number) for number in range(6)]
+    assert {(lease.checkpoint, lease.started_at) for lease in leases} == {(LATEST, INSTANT)}
+
+
+def test_leases_of_children_start_at_their_beginning() -> None:
+    """Also where the initial position is LATEST: what came between the creation and the take would be lost."""
+    child = ChildShard(name(8), frozenset({name(6), name(7)}), _tenth(0, 3))
+
+    assert child_leases([child]) == [
+        Lease(name(8), TRIM_HORIZON, parents=frozenset({name(6), name(7)}), hash_range=_tenth(0, 3))
+    ]
+
+
+READ = Position(17)
+CHILD = Lease("child", TRIM_HORIZON, parents=frozenset({"left", "right"}))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "gone", "expected"),
+    [
+        (READ, READ, (), ["left", "right"]),
+        (SHARD_END, READ, (), ["right"]),
+        (TRIM_HORIZON, SHARD_END, (), ["left"]),
+        (SHARD_END, SHARD_END, (), []),
+        (None, READ, (), ["right"]),
+        (None, None, (), []),
+        (READ, SHARD_END, ("left",), []),
+        (READ, READ, ("left",), ["right"]),
+    ],
+)
+def test_child_waits_for_both_parents_that_are_read(
+    left: Position | None, right: Position | None, gone: tuple[str, ...], expected: list[str]
+) -> None:
+    """Not for one without a lease, nor for one past its retention (BlockOnParentShardTask; C23)."""
+    leases = {key: Lease(key, at) for key, at in (("left", left), ("right", right)) if at is not None}
+
+    assert unfinished_parents(CHILD, leases, gone) == expected
+
+
+def test_lease_without_parents_waits_for_nobody() -> None:
+    """The first stream shards of a stream."""
+    assert unfinished_parents(Lease("a", TRIM_HORIZON), {}, ()) == []
+    assert owed_by_parents(Lease("a", TRIM_HORIZON), {}, ()) == frozenset()
+
+
+A, B, C = "tenant:a-l", "tenant:b-l", "slots:eJw="
+LISTS_A, LISTS_BC = frozenset({A}), frozenset({B, C})
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "gone", "waits_for", "holds"),
+    [
+        pytest.param((READ, LISTS_A), (READ, LISTS_BC), (), [], {A, B, C}, id="both list"),
+        pytest.param((READ, LISTS_A), (READ, LISTS_A), (), [], {A}, id="both list one tenant"),
+        pytest.param((READ, LISTS_A), (READ, None), (), ["right"], {A}, id="one lists and one is read"),
+        pytest.param((READ, LISTS_A), (SHARD_END, None), (), [], {A}, id="one lists and one is finished"),
+        pytest.param((READ, LISTS_A), None, (), [], {A}, id="one lists and one has no lease"),
+        pytest.param((TRIM_HORIZON, LISTS_A), (READ, LISTS_BC), (), [], {A, B, C}, id="nothing is done yet"),
+        pytest.param((SHARD_END, LISTS_A), (READ, LISTS_BC), (), [], {B, C}, id="finished with its list left"),
+        pytest.param((SHARD_END, LISTS_A), (SHARD_END, LISTS_BC), (), [], set(), id="both finished"),
+        pytest.param((READ, LISTS_A), (READ, LISTS_BC), ("left",), [], {B, C}, id="past its retention"),
+        pytest.param((READ, None), (READ, LISTS_BC), ("left",), [], {B, C}, id="past it without a list"),
+        pytest.param((READ, None), (READ, None), (), ["left", "right"], set(), id="none lists"),
+        pytest.param(None, None, (), [], set(), id="no leases"),
+    ],
+)
+def test_child_waits_for_no_parent_that_lists_what_it_owes_and_holds_all_that_is_listed(
+    left: tuple[Position, frozenset[str] | None] | None,
+    right: tuple[Position, frozenset[str] | None] | None,
+    gone: tuple[str, ...],
+    waits_for: list[str],
+    holds: set[str],
+) -> None:
+    """A Postgres shard that is lost stops its own tenants in the children, and no others."""
+    parents = {"left": left, "right": right}
+    leases = {key: Lease(key, at[0], owed=at[1]) for key, at in parents.items() if at is not None}
+
+    assert unfinished_parents(CHILD, leases, gone) == waits_for
+    assert owed_by_parents(CHILD, leases, gone) == holds
+
+
+def test_child_holds_nothing_of_stream_shards_that_are_not_its_parents() -> None:
+    """Their tenants are in other hash keys, or in its parents' lists as well."""
+    leases = {"left": Lease("left", READ, owed=LISTS_A), "other": Lease("other", READ, owed=LISTS_BC)}
+
+    assert owed_by_parents(CHILD, leases, ()) == LISTS_A
+
+
+def test_listing_is_torn_when_a_parent_is_open() -> None:
+    """C30: a reshard came between two pages of the list."""
+    parent, child = shard(0, (), _tenth(0, 9), is_open=True), shard(1, (0,), _tenth(0, 4), is_open=True)
+    ended = shard(0, (), _tenth(0, 9), is_open=False)
+
+    assert is_torn([parent, child])
+    assert not is_torn([ended, child])
+    assert not is_torn([child])
+    assert not is_torn(TREE)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "expected"),
+    [
+        ([_tenth(0, 9)], None),
+        ([_tenth(5, 9), _tenth(0, 4)], None),
+        ([_tenth(0, 6), _tenth(4, 9), _tenth(5, 5)], None),
+        ([], _tenth(0, 9)),
+        ([_tenth(1, 9)], _tenth(0, 0)),
+        ([_tenth(0, 8)], _tenth(9, 9)),
+        ([_tenth(0, 3), _tenth(6, 9)], _tenth(4, 5)),
+        ([_tenth(0, 1), _tenth(3, 3), _tenth(5, 9)], _tenth(2, 2)),
+        ([HashRange(0, HASH_KEY_LAST - 1)], HashRange(HASH_KEY_LAST, HASH_KEY_LAST)),
+        ([HashRange(1, HASH_KEY_LAST)], HashRange(0, 0)),
+    ],
+)
+def test_hole_is_the_first_hash_keys_that_nothing_covers(ranges: list[HashRange], expected: HashRange | None) -> None:
+    """In any order, and with overlaps (PeriodicShardSyncManagerTest)."""
+    assert hole_in(ranges) == expected
+
+
+@settings(max_examples=300)
+@given(tree=trees())
+def test_open_stream_shards_of_a_tree_have_no_hole(tree: list[StreamShard]) -> None:
+    """Splits and merges keep all hash keys covered; without one of them there is a hole, and it is that one's."""
+    opened = [one.hash_range for one in tree if one.is_open]
+
+    assert hole_in(opened) is None
+    assert [hole_in([one for one in opened if one != left_out]) for left_out in opened] == opened
+
+
+def lease(key: str, checkpoint: Position, *parents: str, hash_range: HashRange | None = None) -> Lease:
+    """Return a lease."""
+    return Lease(key, checkpoint, parents=frozenset(parents), hash_range=hash_range)
+
+
+def lists(key: str, checkpoint: Position, *parents: str) -> Lease:
+    """Return a lease that lists what is owed."""
+    return Lease(key, checkpoint, parents=frozenset(parents), owed=LISTS_A)
+
+
+def test_hole_in_leases_is_what_no_unfinished_lease_covers() -> None:
+    """In the midst of a reshard that is normal: the parent is finished and a child has no lease yet."""
+    parent = lease("a", SHARD_END, hash_range=_tenth(0, 9))
+    left, right = lease("b", READ, "a", hash_range=_tenth(0, 4)), lease("c", READ, "a", hash_range=_tenth(5, 9))
+
+    assert hole_in_leases([parent, left]) == _tenth(5, 9)
+    assert hole_in_leases([parent, left, right]) is None
+
+
+def test_hole_in_leases_is_unknown_while_a_range_is() -> None:
+    """The KCL 1.x writes no hash ranges; they are filled in from a listing."""
+    assert hole_in_leases([lease("a", READ), lease("b", READ, hash_range=_tenth(0, 1))]) is None
+
+
+# LeaseCleanupManagerTest, and here a lease stays until its stream shard is past its retention as well.
+@pytest.mark.parametrize(
+    ("leases", "gone", "expected"),
+    [
+        pytest.param([lease("p", SHARD_END), lease("c", READ, "p")], ["p"], ["p"], id="child was begun"),
+        pytest.param([lease("p", SHARD_END), lease("c", SHARD_END, "p")], ["p"], ["p"], id="child is finished"),
+        pytest.param([lease("p", SHARD_END), lease("c", READ, "p")], [], [], id="still in the stream"),
+        pytest.param([lease("p", SHARD_END), lease("c", TRIM_HORIZON, "p")], ["p"], [], id="child at TRIM_HORIZON"),
+        pytest.param([lease("p", SHARD_END), lease("c", AT_TIMESTAMP, "p")], ["p"], [], id="child at AT_TIMESTAMP"),
+        pytest.param(
+            [lease("p", SHARD_END), lease("c", READ, "p"), lease("d", TRIM_HORIZON, "p")], ["p"], [], id="one of two"
+        ),
+        pytest.param(
+            [lease("g", SHARD_END), lease("p", SHARD_END, "g"), lease("c", READ, "p")],
+            ["g", "p"],
+            ["g"],
+            id="parents are still there",
+        ),
+        pytest.param([lease("p", READ), lease("c", READ, "p")], ["p"], [], id="not finished"),
+        pytest.param([lists("p", READ), lease("c", READ, "p")], ["p"], [], id="not finished but lists what it owes"),
+        pytest.param([lists("p", SHARD_END), lease("c", READ, "p")], ["p"], ["p"], id="finished with its list left"),
+        pytest.param([lists("p", SHARD_END), lists("c", READ, "p")], ["p"], ["p"], id="child lists what it owes"),
+        pytest.param([lease("p", SHARD_END)], ["p"], ["p"], id="no child has a lease"),
+        pytest.param([], ["p"], [], id="nothing there"),
+    ],
+)
+def test_finished_lease_is_removable_when_nobody_needs_it(
+    leases: list[Lease], gone: list[str], expected: list[str]
+) -> None:
+    """Past its retention, with children that were begun, and after its own parents."""
+    found = removable({one.lease_key: one for one in leases}, gone)
+
+    assert [one.lease_key for one in found] == expected

@@ -1,0 +1,184 @@
+"""When a Postgres shard that is held is asked whether it is back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+
+from simplu_worker.consumers.kinesis.holding.holds import Hold, Reason, Target
+from simplu_worker.consumers.kinesis.reader import catch_up
+from simplu_worker.consumers.kinesis.reader.catch_up import (
+    LOOK_INTERVAL_S,
+    PROBE_BASE_S,
+    PROBE_MAX_S,
+    RELAPSE_S,
+    CatchUps,
+)
+
+
+class Way:
+    """A router that knows whether the shard is up, and reads that draw the longest pauses."""
+
+    def __init__(self) -> None:
+        self.up = False
+
+    def is_up(self, shard_id: str) -> bool:
+        """Whether it is up."""
+        return self.up
+
+    def draw(self) -> float:
+        """Draw."""
+        return 1.0
+
+
+class Waiting:
+    """A hold of a shard, by a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.way = Way()
+        monkeypatch.setattr(catch_up, "loop_time", lambda: self.now)
+        self.catch_ups = CatchUps(cast("Any", self.way), cast("Any", None), cast("Any", self.way), cast("Any", None))
+        self.hold_again()
+
+    def hold_again(self) -> None:
+        """Hold it anew, as who is caught up is let go."""
+        arrived_at = datetime(2026, 1, 1, tzinfo=UTC)
+        self.hold = Hold(
+            Target.SHARD, "shard-1", Reason.SHARD_UNAVAILABLE, before=None, arrived_at=arrived_at, now=self.now
+        )
+
+    def asked(self) -> None:
+        """Note that it was asked, in vain."""
+        self.hold.attempts += 1
+        self.hold.next_try = self.now + self.catch_ups._delay_s(self.hold)
+
+    def is_due(self) -> bool:
+        """Whether it is asked now."""
+        return self.catch_ups._is_due(self.hold)
+
+    def made_ready(self) -> None:
+        """Note that it answered."""
+        self.asked()
+        self.catch_ups._probed["shard-1"].ready_at = self.now
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> Waiting:
+    """Give a hold."""
+    return Waiting(monkeypatch)
+
+
+def test_shard_is_asked_again_within_the_longest_pause(waiting: Waiting) -> None:
+    """However often it was asked."""
+    assert waiting.is_due()
+    for _ in range(50):
+        waiting.asked()
+        assert not waiting.is_due()
+        waiting.now += PROBE_MAX_S
+        assert waiting.is_due()
+
+
+def test_shard_is_asked_at_once_when_anybody_finds_it_back(waiting: Waiting) -> None:
+    """Once, and not for as long as it is said to be well."""
+    waiting.asked()
+    assert not waiting.is_due()
+    waiting.way.up = True
+    assert waiting.is_due()
+    waiting.asked()
+    assert not waiting.is_due()
+
+
+def test_shard_is_asked_ever_later_when_it_answers_and_takes_nothing(waiting: Waiting) -> None:
+    """Whatever its looks say; otherwise the stream would be read again and again for it."""
+    pauses = []
+    for _ in range(4):
+        while not waiting.is_due():
+            waiting.now += 0.01
+        waiting.made_ready()
+        waiting.way.up = False
+        waiting.now += RELAPSE_S / 2
+        waiting.hold_again()
+        held_at = waiting.now
+        waiting.is_due()
+        waiting.way.up = True
+        while not waiting.is_due():
+            waiting.now += 0.01
+        pauses.append(round(waiting.now - held_at, 1))
+    assert pauses == pytest.approx([PROBE_BASE_S, 2 * PROBE_BASE_S, PROBE_MAX_S, PROBE_MAX_S], abs=0.1)
+
+
+def test_shard_is_asked_at_once_when_it_is_held_again_after_long(waiting: Waiting) -> None:
+    """That is another trouble."""
+    waiting.is_due()
+    waiting.made_ready()
+    waiting.now += RELAPSE_S
+    waiting.hold_again()
+    assert waiting.is_due()
+
+
+class Looked:
+    """What a catch-up loop looks at: a dispatcher that counts looks, and holds nothing; and reads with memory."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.is_at_rest = True
+        self.is_short = False
+        self.has_ready = asyncio.Event()
+        self.has_arrivals = asyncio.Event()
+        self.holds = self.account = self
+
+    def all(self) -> list[Hold]:
+        """Return no holds."""
+        return []
+
+    def relieve(self, *, is_memory_short: bool) -> None:
+        """Do nothing."""
+
+    def look(self) -> None:
+        """Note that it was looked."""
+        self.looks += 1
+
+    async def looks_within(self, seconds: float) -> int:
+        """Return how often it was looked in that time."""
+        before = self.looks
+        await asyncio.sleep(seconds)
+        return self.looks - before
+
+
+@pytest.fixture
+async def looked() -> AsyncIterator[Looked]:
+    """Run the loop over what is given, to its end."""
+    looked, ending = Looked(), asyncio.Event()
+    one = cast("Any", looked)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        tasks.create_task(CatchUps(one, one, one, one).run(ending))
+        await asyncio.sleep(0)
+        yield looked
+        ending.set()
+
+
+async def test_nothing_is_looked_at_by_the_clock_while_at_rest(looked: Looked) -> None:
+    """A stream shard on which nothing comes takes no time; its end is seen all the same."""
+    assert await looked.looks_within(3 * LOOK_INTERVAL_S) == 0
+
+
+async def test_looks_begin_when_an_operation_arrives_and_end_when_it_is_settled(looked: Looked) -> None:
+    """It may be stuck, or be held, without anything that says so. Also the second time."""
+    for _ in range(2):
+        looked.is_at_rest = False
+        looked.has_arrivals.set()
+        assert await looked.looks_within(3.5 * LOOK_INTERVAL_S) >= 3
+        looked.is_at_rest = True
+        await looked.looks_within(1.5 * LOOK_INTERVAL_S)
+        assert await looked.looks_within(2 * LOOK_INTERVAL_S) == 0
+
+
+async def test_hold_that_is_ready_is_looked_at_while_at_rest(looked: Looked) -> None:
+    """A refill may be wanted though nothing has come."""
+    looked.has_ready.set()
+    assert await looked.looks_within(LOOK_INTERVAL_S / 2) == 1

@@ -1,0 +1,429 @@
+"""What a shard may lack, by what its rows say: the lowest place that is sure, and no lower without need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON, ParentRecords, merged
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
+    CLOCK_MARGIN,
+    Ancestor,
+    Lineage,
+    Place,
+    lineage_of,
+    mark_of,
+    names_of,
+    owed_place,
+    text_of,
+    unread_ancestors,
+    without_what_is_owed,
+)
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Mark, Position
+from simplu_worker.shards.apply.position_claims import Standing, StreamPosition
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SINCE = NOW - timedelta(minutes=5)
+MADE_AT = NOW - timedelta(hours=1)
+WAIT = timedelta(seconds=900)
+FIRST = MADE_AT - WAIT - CLOCK_MARGIN  # nothing older was ever applied
+LOWER, UPPER = HashRange(0, 9), HashRange(10, 19)
+
+numbers = st.integers(min_value=0, max_value=10**129 - 1)
+marks = st.builds(Mark, numbers.map(str), st.integers(min_value=-1, max_value=10_000), st.just(SINCE))
+
+
+def row(
+    owed_from: str,
+    *,
+    read_to: str | None = None,
+    held: tuple[str, ...] = (),
+    parents_done: bool = False,
+    owed_since: datetime | None = SINCE,
+) -> StreamPosition:
+    """Return a row that says so."""
+    return StreamPosition(owed_from, owed_since, parents_done, "token", read_to=read_to, held=held)
+
+
+def at(number: int, part: int = 0) -> Mark:
+    """Return the place of a record's part."""
+    return Mark(str(number), part, SINCE)
+
+
+def covering(*expected: str) -> Callable[[AbstractSet[str], Mark | None], bool]:
+    """Return a reader's answer: it holds these, from behind record 5 on or from the beginning."""
+    return lambda names, owed_from: names <= set(expected) and owed_from in {at(5), None}
+
+
+def place_of(
+    found: StreamPosition | None,
+    *,
+    first_tenant_at: datetime | None = MADE_AT,
+    started_at: datetime | None = None,
+    held: tuple[str, ...] = (),
+) -> Place:
+    """Ask for the place behind which something may be lacking, where a reader holds these."""
+    return owed_place(
+        found,
+        first_tenant_at,
+        tenant_wait=WAIT,
+        started_at=started_at,
+        covers=covering(*held),
+        now=NOW,
+    )
+
+
+@given(marks)
+def test_position_in_a_row_is_the_one_that_was_written(mark: Mark) -> None:
+    """Whatever its size, an aggregate's part or the place before all of them."""
+    assert mark_of(text_of(mark), SINCE) == mark
+
+
+@pytest.mark.parametrize("text", ["", "TRIM_HORIZON", "SHARD_END", "5", "x/0", "5/x", "05/0", "-1/0", "5/0/0"])
+def test_text_that_is_no_position_is_refused(text: str) -> None:
+    """Nobody goes on from a place that was guessed."""
+    with pytest.raises(ValueError, match=r"."):
+        mark_of(text, SINCE)
+
+
+def test_beginning_is_written_as_the_horizon() -> None:
+    """It is what a row says from which nothing can be left out."""
+    assert text_of(None) == TRIM_HORIZON.checkpoint
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ((), frozenset[str]()),
+        (("tenant:a-x", "tenant:b-x"), frozenset(["a-x", "b-x"])),
+        (("tenant:tenant:a",), frozenset(["tenant:a"])),
+        (("tenant:a-x", "slots:AAAA"), None),
+    ],
+)
+def test_names_are_only_those_of_targets_that_name(targets: tuple[str, ...], expected: frozenset[str] | None) -> None:
+    """Slots may stand for anybody."""
+    assert names_of(targets) == expected
+
+
+@pytest.mark.parametrize(
+    ("first_tenant_at", "started_at", "expected"),
+    [
+        pytest.param(None, None, None, id="nobody lives there"),
+        pytest.param(None, NOW, None, id="nobody lives there, and reading began later"),
+        pytest.param(MADE_AT, None, FIRST, id="nothing arrived before the first tenant, less the wait"),
+        pytest.param(MADE_AT, FIRST - WAIT, FIRST, id="reading began before that"),
+        pytest.param(MADE_AT, NOW, NOW, id="reading began later"),
+    ],
+)
+def test_shard_without_a_row_may_lack_what_came_since_its_first_tenant(
+    first_tenant_at: datetime | None, started_at: datetime | None, expected: Place
+) -> None:
+    """The row is lost as easily as everything else; the tenants that are there tell the rest."""
+    assert place_of(None, first_tenant_at=first_tenant_at, started_at=started_at) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        pytest.param(row("SHARD_END"), None, id="the end"),
+        pytest.param(row("SHARD_END", read_to="9/0", held=("tenant:a-x",)), None, id="the end, whatever else"),
+        pytest.param(row("5/0"), at(5), id="a record"),
+        pytest.param(row("5/3"), at(5, 3), id="a part of one"),
+        pytest.param(row("5/-1"), at(5, -1), id="the place before a record"),
+        pytest.param(row("5/0", owed_since=None), Mark("5", 0, NOW), id="nobody noted when it arrived"),
+        pytest.param(row("5/0", read_to="9/1"), at(9, 1), id="nobody is owed what is older"),
+        pytest.param(row("5/0", read_to="9/1", held=("tenant:a-x",)), at(9, 1), id="the reader holds who is"),
+        pytest.param(row("5/0", read_to="9/1", held=("tenant:b-x",)), at(5), id="it does not hold them"),
+        pytest.param(row("5/0", read_to="9/1", held=("tenant:a-x", "tenant:b-x")), at(5), id="not all of them"),
+        pytest.param(row("4/0", read_to="9/1", held=("tenant:a-x",)), at(4), id="it holds them from too late on"),
+        pytest.param(row("5/0", held=("tenant:a-x",)), at(5), id="how far all others are is not said"),
+        pytest.param(row("5/0", read_to="9/1", held=("slots:AAAA",)), at(5), id="nobody knows whom it means"),
+    ],
+)
+def test_shard_may_lack_what_its_row_says(found: StreamPosition, expected: Place) -> None:
+    """The higher of two places only where the reader itself sees to those who are owed what is between."""
+    assert place_of(found, held=("a-x",)) == expected
+
+
+@pytest.mark.parametrize(("started_at", "expected"), [(None, HORIZON), (NOW, NOW)])
+@pytest.mark.parametrize("held", [("tenant:b-x",), ("slots:AAAA",)])
+def test_row_that_says_nothing_is_one_of_the_beginning(
+    held: tuple[str, ...], started_at: datetime | None, expected: datetime
+) -> None:
+    """Where reading began, and not before, for there nobody read."""
+    for found in (row("TRIM_HORIZON"), row("TRIM_HORIZON", read_to="9/0", held=held)):
+        assert place_of(found, first_tenant_at=None, started_at=started_at, held=("a-x",)) == expected
+
+
+def test_row_of_the_beginning_tells_how_far_all_others_are() -> None:
+    """Somebody may have been held since the first record of all."""
+    found = row("TRIM_HORIZON", read_to="9/0", held=("tenant:a-x",))
+    assert place_of(found, started_at=NOW, held=("a-x",)) == at(9)
+
+
+@given(st.one_of(st.none(), marks), st.one_of(st.none(), marks), st.booleans())
+def test_place_is_never_behind_what_the_row_says(
+    owed_from: Mark | None,
+    read_to: Mark | None,
+    covers: bool,  # noqa: FBT001 - drawn
+) -> None:
+    """Behind `owed_from` only as far as `read_to`, and only where the rest is seen to."""
+    found = row(text_of(owed_from), read_to=None if read_to is None else text_of(read_to), held=("tenant:a-x",))
+    place = owed_place(found, None, tenant_wait=WAIT, started_at=None, covers=lambda *_: covers, now=NOW)
+    assert place == (read_to if covers and read_to is not None else owed_from or HORIZON)
+
+
+# A family: `child` continues `left` and `right`, which both continue `old`.
+
+FAMILY = {
+    "left": Ancestor(frozenset(["old"]), LOWER, None),
+    "right": Ancestor(frozenset(["old"]), UPPER, None),
+    "old": Ancestor(frozenset(), None, None),
+}
+
+
+def unread(
+    rows: Mapping[str, StreamPosition],
+    *,
+    ancestors: Mapping[str, Ancestor] = FAMILY,
+    parents: tuple[str, ...] = ("left", "right"),
+    first_tenant_at: datetime | None = MADE_AT,
+    waited_for: frozenset[str] = frozenset(),
+) -> list[tuple[str, object, Position | None]]:
+    """Return what is to be read again of the ancestors: whose, from where on, and behind what."""
+    lineage = Lineage(frozenset(parents), ancestors)
+    standing = Standing(dict(rows), first_tenant_at)
+    rest = without_what_is_owed(standing, waited_for.issuperset) if waited_for else standing
+    found = unread_ancestors(lineage, rest, tenant_wait=WAIT)
+    for records in found:
+        assert records.hash_range == ancestors[records.stream_shard_id].hash_range
+    return [(records.stream_shard_id, records.start, records.after) for records in found]
+
+
+ALL_OF = AtTimestamp(FIRST)
+END, DONE = row("SHARD_END"), row("SHARD_END", parents_done=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        pytest.param(
+            {}, [("old", ALL_OF, None), ("left", ALL_OF, None), ("right", ALL_OF, None)], id="it knows nothing"
+        ),
+        pytest.param({"left": DONE, "right": DONE}, [], id="it has everything"),
+        pytest.param({"left": END, "right": END, "old": END}, [], id="it has, and nobody noted that old was done"),
+        pytest.param(
+            {"left": END, "right": END}, [("old", ALL_OF, None)], id="only what the parents continue is lacking"
+        ),
+        pytest.param(
+            {"left": END, "right": DONE, "old": row("7/2")},
+            [("old", AtSequenceNumber("7"), Position(7, 2))],
+            id="one parent did not see to old",
+        ),
+        pytest.param(
+            {"left": row("8/0", parents_done=True), "right": DONE},
+            [("left", AtSequenceNumber("8"), Position(8))],
+            id="a parent that had seen to old lacks its own end",
+        ),
+        pytest.param(
+            {"left": row("8/0"), "right": DONE, "old": row("7/-1")},
+            [("old", AtSequenceNumber("7"), Position(7, -1)), ("left", AtSequenceNumber("8"), Position(8))],
+            id="old first, from right before its record on",
+        ),
+        pytest.param(
+            {"left": row("TRIM_HORIZON"), "right": DONE, "old": END},
+            [("left", AtTimestamp(HORIZON), None)],
+            id="a row that says nothing is older than every tenant",
+        ),
+        pytest.param(
+            {"left": row("8/0", read_to="12/0", held=("tenant:a",), parents_done=True), "right": DONE},
+            [("left", AtSequenceNumber("8"), Position(8))],
+            id="how far a parent's others were is no help where its own are not waited for",
+        ),
+    ],
+)
+def test_ancestors_are_read_again_where_their_rows_do_not_say_that_all_is_there(
+    rows: Mapping[str, StreamPosition], expected: list[tuple[str, object, Position | None]]
+) -> None:
+    """Each once, those that it continues first, and only up to those that had seen to theirs."""
+    assert unread(rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("read_to", "expected"),
+    [
+        pytest.param("12/0", [("left", AtSequenceNumber("8"), Position(8))], id="it was on its way"),
+        pytest.param("SHARD_END", [], id="it was at its end"),
+    ],
+)
+def test_what_an_ancestor_owes_to_those_waited_for_is_its_own_affair(
+    read_to: str, expected: list[tuple[str, object, Position | None]]
+) -> None:
+    """All others had everything once it was at its end; one that it owes and nobody waits for makes it read whole."""
+    rows = {"left": row("8/0", read_to=read_to, held=("tenant:a", "tenant:b"), parents_done=True), "right": DONE}
+
+    assert unread(rows, waited_for=frozenset({"a", "b", "c"})) == expected
+    assert unread(rows, waited_for=frozenset({"a"})) == [("left", AtSequenceNumber("8"), Position(8))]
+
+
+def test_ancestors_are_nothing_to_a_shard_without_tenants() -> None:
+    """Nothing was ever applied there, whatever its rows say; and of some ancestors alone too much would be read."""
+    assert unread({}, first_tenant_at=None) == []
+    assert unread({"left": row("8/0")}, first_tenant_at=None) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "started_at", "expected"),
+    [
+        pytest.param(None, NOW, NOW, id="no row, reading began later than the first tenant"),
+        pytest.param(None, HORIZON, FIRST, id="no row, reading began earlier"),
+        pytest.param(row("TRIM_HORIZON"), NOW, NOW, id="a row that says nothing"),
+    ],
+)
+def test_ancestor_is_not_read_again_before_where_it_was_read(
+    found: StreamPosition | None, started_at: datetime, expected: datetime
+) -> None:
+    """What came before a stream shard's start was never to be applied."""
+    ancestors = {"left": Ancestor(frozenset(), LOWER, started_at)}
+    rows = {} if found is None else {"left": found}
+    assert unread(rows, ancestors=ancestors, parents=("left",)) == [("left", AtTimestamp(expected), None)]
+
+
+def test_parents_that_cannot_be_read_are_passed_over() -> None:
+    """Whoever is past its retention is no ancestor any more."""
+    assert unread({}, ancestors={}) == []
+    assert unread({}, ancestors={"left": FAMILY["left"]}) == [("left", ALL_OF, None)]
+
+
+row_texts = st.sampled_from(["none", "TRIM_HORIZON", "SHARD_END", "8/0"])
+
+
+@given(
+    st.dictionaries(st.integers(0, 9), st.frozensets(st.integers(0, 9), max_size=2), max_size=10),
+    st.dictionaries(st.integers(0, 9), st.tuples(row_texts, st.booleans())),
+)
+def test_ancestors_are_read_again_whole_lines_at_a_time_and_parents_first(
+    tree: dict[int, frozenset[int]], said: dict[int, tuple[str, bool]]
+) -> None:
+    """Left out is only who says that it had everything, or is behind one that says so of its parents."""
+    parents_of = {key: frozenset(str(one) for one in some if one < key) for key, some in tree.items()}
+    ancestors = {str(key): Ancestor(parents, None, None) for key, parents in parents_of.items()}
+    rows = {str(key): row(text, parents_done=done) for key, (text, done) in said.items() if text != "none"}
+    lineage = Lineage(frozenset(ancestors), ancestors)
+    standing = Standing({key: found for key, found in rows.items() if key in ancestors}, MADE_AT)
+
+    found = [records.stream_shard_id for records in unread_ancestors(lineage, standing, tenant_wait=WAIT)]
+
+    assert len(found) == len(set(found))
+    assert set(found) == {key for key in ancestors if key not in rows or rows[key].owed_from != "SHARD_END"}
+    for key in found:
+        if key not in rows or not rows[key].parents_done:
+            before = found[: found.index(key)]
+            assert ancestors[key].parents & set(found) <= set(before)
+
+
+def lease(key: str, *parents: str, checkpoint: Position = SHARD_END, started_at: datetime | None = None) -> Lease:
+    """Return a lease of a stream shard with these parents."""
+    return Lease(key, checkpoint, parents=frozenset(parents), hash_range=LOWER, started_at=started_at)
+
+
+def test_lineage_has_all_that_can_still_be_read() -> None:
+    """Each by what its lease says of it; those without a lease, and those that are gone, end the line."""
+    leases = {
+        one.lease_key: one
+        for one in (
+            lease("left", "old", "unleased"),
+            lease("right", "old", started_at=SINCE),
+            lease("old", "gone"),
+            lease("gone", "oldest"),
+            lease("oldest"),
+        )
+    }
+    lineage = lineage_of(lease("child", "left", "right", "gone"), leases, ["gone"])
+
+    assert lineage == Lineage(
+        frozenset(["left", "right"]),
+        {
+            "left": Ancestor(frozenset(["old", "unleased"]), LOWER, None),
+            "right": Ancestor(frozenset(["old"]), LOWER, SINCE),
+            "old": Ancestor(frozenset(["gone"]), LOWER, None),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "expected"),
+    [
+        ({}, True),
+        ({"left": SHARD_END, "old": SHARD_END}, True),
+        ({"left": Position(5), "old": SHARD_END}, False),
+        ({"left": SHARD_END, "old": Position(5)}, False),
+    ],
+)
+def test_lineage_has_ended_when_all_of_it_has(checkpoints: dict[str, Position], *, expected: bool) -> None:
+    """One that is still owed by keeps it open, however far back it is."""
+    parents = {"left": ["old"], "old": []}
+    leases = {key: lease(key, *parents[key], checkpoint=checkpoint) for key, checkpoint in checkpoints.items()}
+
+    assert lineage_of(lease("child", "left"), leases, ()).are_ended is expected
+
+
+def records(key: str, after: int | None = None, *, since: datetime = FIRST) -> ParentRecords:
+    """Return what is to be read again of a stream shard."""
+    if after is None:
+        return ParentRecords(key, AtTimestamp(since), None, LOWER)
+    return ParentRecords(key, AtSequenceNumber(str(after)), Position(after), LOWER)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        pytest.param([], [], [], id="nothing"),
+        pytest.param([records("s-1", 5)], [], [records("s-1", 5)], id="one"),
+        pytest.param([records("s-2", 5)], [records("s-1")], [records("s-1"), records("s-2", 5)], id="in their order"),
+        pytest.param([records("s-1", 5)], [records("s-1", 100)], [records("s-1", 5)], id="the lower of two places"),
+        pytest.param([records("s-1")], [records("s-1")], [records("s-1")], id="the same instant"),
+        pytest.param([records("s-1", 5)], [records("s-1")], [records("s-1", since=HORIZON)], id="a place, an instant"),
+        pytest.param(
+            [records("s-1", since=SINCE)], [records("s-1")], [records("s-1", since=HORIZON)], id="two instants"
+        ),
+    ],
+)
+def test_what_two_lack_is_read_from_the_lower_place_on(
+    one: list[ParentRecords], other: list[ParentRecords], expected: list[ParentRecords]
+) -> None:
+    """Of each stream shard all that either lacks, whichever came first; where that cannot be told, all of it."""
+    assert merged(tuple(one), tuple(other)) == tuple(expected)
+    assert merged(tuple(other), tuple(one)) == tuple(expected)
+
+
+some_records = st.lists(
+    st.builds(records, st.sampled_from(["s-1", "s-2", "s-3"]), st.one_of(st.none(), st.integers(0, 200))),
+    unique_by=lambda found: found.stream_shard_id,
+).map(tuple)
+
+
+@given(some_records, some_records)
+def test_what_two_lack_together_leaves_out_nothing_of_either(
+    one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]
+) -> None:
+    """Nor does it name a stream shard twice, or an older one behind a newer one."""
+    found = merged(one, other)
+    keys = [both.stream_shard_id for both in found]
+
+    assert keys == sorted({records.stream_shard_id for records in (*one, *other)})
+    by_key = {both.stream_shard_id: both for both in found}
+    for lacking in (*one, *other):
+        both = by_key[lacking.stream_shard_id]
+        if lacking.after is None:
+            assert both.after is None
+        else:
+            assert both.after is None or both.after <= lacking.after
+    assert merged(found, one) == merged(found, other) == found

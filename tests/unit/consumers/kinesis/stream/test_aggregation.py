@@ -1,0 +1,299 @@
+"""Taking KPL aggregates apart: everything in them, or the record as it came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from support.aws.kpl_aggregates import (
+    MAGIC,
+    Packed,
+    aggregate,
+    bytes_field,
+    number_field,
+    packed_record,
+    sealed,
+    varint,
+)
+
+from simplu_worker.consumers.kinesis.stream.aggregation import (
+    OUTSIDE,
+    SubRecord,
+    deaggregate,
+    hash_key_of,
+    lies_within,
+    outside_error,
+)
+from simplu_worker.consumers.kinesis.stream.positions import HashRange
+
+HASH_KEY_MAX = 2**128 - 1
+WHOLE_STREAM = HashRange(0, HASH_KEY_MAX)
+MD5_OF_A = 0x0CC175B9C0F1B6A831C399E269772661  # RFC 1321, A.5
+
+# Two records: key "k0", data "one"; key "k1", explicit hash key "7", data "".
+LITERAL = bytes.fromhex(
+    "f3899ac2"
+    "0a026b30"  # partition_key_table: "k0"
+    "0a026b31"  # partition_key_table: "k1"
+    "120137"  # explicit_hash_key_table: "7"
+    "1a0708001a036f6e65"  # record: key 0, data "one"
+    "1a06080110001a00"  # record: key 1, hash key 0, data ""
+    "e44ed176c39e4269ee4800445b746d1c"  # MD5 of the message
+)
+LITERAL_RECORDS = [("k0", None, b"one"), ("k1", "7", b"")]
+LITERAL_MESSAGE = LITERAL[4:-16]
+
+hash_keys = st.integers(0, HASH_KEY_MAX).map(str)
+records = st.lists(
+    st.tuples(
+        st.text(max_size=8), st.none() | hash_keys, st.binary(max_size=20) | st.binary(min_size=120, max_size=300)
+    ),
+    min_size=1,
+    max_size=12,
+)
+KEYS = bytes_field(1, b"k0") + bytes_field(1, b"k1")
+ONE = packed_record(0, None, b"one")
+FIELDS_OF_ONE = ONE[2:]
+ENTRY = [SubRecord("k0", None, b"one", 0)]
+
+
+def taken_apart(data: bytes) -> list[SubRecord] | None:
+    """Take *data* apart; the record's own partition key has no say in it."""
+    return deaggregate(data)
+
+
+def changed_in_one_byte(data: bytes) -> list[bytes]:
+    """Return every text that differs from *data* in one byte."""
+    return [
+        data[:at] + bytes([value]) + data[at + 1 :]
+        for at, was in enumerate(data)
+        for value in range(256)
+        if value != was
+    ]
+
+
+def assert_is_sound(subs: list[SubRecord] | None) -> None:
+    """Assert that what came of any bytes is `None`, or numbered records that the whole stream holds."""
+    if subs is None:
+        return
+    assert [sub.sub_sequence_number for sub in subs] == list(range(len(subs)))
+    assert subs != []
+    assert lies_within(subs, WHOLE_STREAM)
+
+
+def sub_records(packed: Sequence[Packed]) -> list[SubRecord]:
+    """Return what comes of an aggregate of *packed*."""
+    return [SubRecord(key, hash_key, data, number) for number, (key, hash_key, data) in enumerate(packed)]
+
+
+def test_aggregate_is_taken_apart_when_written_byte_by_byte() -> None:
+    """Both records come in order, numbered from 0; the one without an explicit hash key has none."""
+    assert taken_apart(LITERAL) == sub_records(LITERAL_RECORDS)
+
+
+def test_aggregate_written_for_tests_is_the_literal_one() -> None:
+    """What the tests pack with is held to the same bytes."""
+    assert aggregate(LITERAL_RECORDS) == LITERAL
+
+
+@given(records)
+def test_aggregate_comes_back_as_it_was_packed_whatever_was_packed(packed: list[Packed]) -> None:
+    """Keys, explicit hash keys, data and order survive."""
+    assert taken_apart(aggregate(packed)) == sub_records(packed)
+
+
+def test_aggregate_is_taken_apart_when_it_is_large() -> None:
+    """Indices, lengths and tables beyond one and two bytes of a varint."""
+    packed = [(f"key-{number}", str(number), b"x" * 20_000 * (number % 2)) for number in range(300)]
+    assert taken_apart(aggregate(packed)) == sub_records(packed)
+
+
+UNKNOWN = {
+    "varint": number_field(9, 2**64 - 1),
+    "64 bits": varint(9 << 3 | 1) + b"12345678",
+    "bytes": bytes_field(9, b"\x1a\x05" * 100),
+    "32 bits": varint(9 << 3 | 5) + b"1234",
+    "the largest field number": number_field(2**29 - 1, 1),
+    "a known field of another wire type": number_field(3, 1) + varint(1 << 3 | 5) + b"1234",
+}
+
+
+@pytest.mark.parametrize("unknown", UNKNOWN.values(), ids=UNKNOWN)
+def test_aggregate_is_taken_apart_when_it_has_unknown_fields(unknown: bytes) -> None:
+    """Whoever adds a field to the format breaks nothing: before, between and behind, outside and inside a record."""
+    record = bytes_field(3, unknown + number_field(1, 0) + unknown + bytes_field(3, b"one") + unknown)
+    assert taken_apart(sealed(unknown + KEYS + unknown + record + unknown)) == ENTRY
+
+
+VALID = {
+    "tags": KEYS + packed_record(0, None, b"one", bytes_field(4, bytes_field(1, b"tag") + bytes_field(2, b"value"))),
+    "records before the tables": ONE + KEYS,
+    "fields of a record the other way round": KEYS + bytes_field(3, bytes_field(3, b"one") + number_field(1, 0)),
+    "keys that no record uses": KEYS + bytes_field(2, b"17") + ONE,
+    "a field twice: the last counts": KEYS + packed_record(2, None, b"other", FIELDS_OF_ONE),
+    "a varint longer than needed": KEYS + bytes_field(3, b"\x88\x00\x80\x80\x00\x9a\x00\x83\x00one"),
+    "a varint of ten bytes": KEYS + bytes_field(3, b"\x08" + b"\x80" * 9 + b"\x00" + bytes_field(3, b"one")),
+}
+
+
+@pytest.mark.parametrize("message", VALID.values(), ids=VALID)
+def test_aggregate_is_taken_apart_when_protobuf_allows(message: bytes) -> None:
+    """Every spelling of the same message reads the same."""
+    assert taken_apart(sealed(message)) == ENTRY
+
+
+HASH_KEY = number_field(2, 0)
+ORDINARY = {
+    "empty": b"",
+    "JSON": b'{"operation":"read"}',
+    "the magic alone": MAGIC,
+    "a text that starts with the magic": MAGIC + b" is where my text starts, and it goes on",
+    "magic and digest of nothing": sealed(b""),
+    "keys without a record": sealed(KEYS),
+    "a text with the right digest": sealed(b"not protobuf, but someone digested it"),
+    "another magic": b"\xf3\x89\x9a\xc3" + LITERAL[4:],
+    "no digest": LITERAL[:-16],
+    "a byte behind it": LITERAL + b"\x00",
+    "a byte before it": b"\x00" + LITERAL,
+    "a record without a partition key": sealed(KEYS + ONE + packed_record(None, None, b"two")),
+    "a record without data": sealed(KEYS + ONE + packed_record(0, None, None)),
+    "an empty record": sealed(KEYS + ONE + bytes_field(3, b"")),
+    "data of another wire type": sealed(KEYS + bytes_field(3, number_field(1, 0) + number_field(3, 1))),
+    "a packed index": sealed(KEYS + bytes_field(3, bytes_field(1, b"\x00") + bytes_field(3, b"one"))),
+    "a key index beyond its table": sealed(KEYS + ONE + packed_record(2, None, b"two")),
+    "a hash key index beyond its table": sealed(KEYS + ONE + packed_record(0, 0, b"two")),
+    "an index of -1": sealed(KEYS + ONE + packed_record(2**64 - 1, None, b"two")),
+    "an index of 65 bits": sealed(KEYS + ONE + packed_record(2**64, None, b"two")),
+    "an index of eleven bytes": sealed(KEYS + bytes_field(3, b"\x08" + b"\x80" * 10 + b"\x00" + bytes_field(3, b""))),
+    "an index of a megabyte": sealed(KEYS + bytes_field(3, b"\x08" + b"\xff" * 2**20 + b"\x00")),
+    "an unknown number of 65 bits": sealed(KEYS + ONE + number_field(9, 2**64)),
+    "a length of -1": sealed(KEYS + ONE + b"\x1a" + varint(2**64 - 1) + b"x"),
+    "a record beyond the end": sealed(KEYS + ONE + b"\x1a\x08" + b"\x08\x00\x1a\x03two"),
+    "data beyond its record": sealed(KEYS + b"\x1a\x07\x08\x00\x1a\x04two" + ONE),
+    "a key beyond the end": sealed(ONE + KEYS[:-1]),
+    "a tag at the end": sealed(KEYS + ONE + b"\x1a"),
+    "half a varint at the end": sealed(KEYS + ONE + b"\x1a\x80"),
+    "unknown bytes beyond the end": sealed(KEYS + ONE + varint(9 << 3 | 2) + b"\x05four"),
+    "unknown 64 bits beyond the end": sealed(KEYS + ONE + varint(9 << 3 | 1) + b"1234567"),
+    "unknown 32 bits beyond the end": sealed(KEYS + ONE + varint(9 << 3 | 5) + b"123"),
+    "unknown bytes beyond their record": sealed(KEYS + packed_record(0, None, b"", b"\x4a\x05four") + ONE),
+    "a group": sealed(KEYS + ONE + varint(9 << 3 | 3) + varint(9 << 3 | 4)),
+    "the end of a group": sealed(KEYS + ONE + varint(9 << 3 | 4)),
+    "wire type 6": sealed(KEYS + ONE + varint(9 << 3 | 6)),
+    "wire type 7": sealed(KEYS + ONE + varint(9 << 3 | 7)),
+    "field 0": sealed(KEYS + ONE + bytes_field(0, b"")),
+    "a field number too large": sealed(KEYS + ONE + number_field(2**29, 1)),
+    "a partition key that is no UTF-8": sealed(bytes_field(1, b"\xff") + ONE),
+    "a partition key with a surrogate": sealed(bytes_field(1, b"\xed\xa0\x80") + ONE),
+    **{
+        f"the explicit hash key {text!r}": sealed(KEYS + bytes_field(2, text) + packed_record(0, 0, b"one"))
+        for text in (b"", b"-1", b"+1", b"1_0", b" 1", b"1.5", b"hash", b"\xff", b"0" * 5000, b"%d" % 2**128)
+    },
+}
+
+
+@pytest.mark.parametrize("data", ORDINARY.values(), ids=ORDINARY)
+def test_record_is_ordinary_when_it_is(data: bytes) -> None:
+    """No part of it is handed out, and nothing is raised."""
+    assert taken_apart(data) is None
+
+
+def test_record_is_ordinary_when_any_byte_of_an_aggregate_changed() -> None:
+    """The digest sees every change of a single byte, to any other value."""
+    assert [data for data in changed_in_one_byte(LITERAL) if taken_apart(data) is not None] == []
+
+
+def test_record_is_ordinary_when_an_aggregate_is_cut_short() -> None:
+    """At any length, with the digest it had and with the one it ought to have."""
+    assert [at for at in range(len(LITERAL)) if taken_apart(LITERAL[:at]) is not None] == []
+    smaller_aggregate = LITERAL_MESSAGE.index(ONE) + len(ONE)  # cut between the two records
+    valid = [at for at in range(len(LITERAL_MESSAGE)) if taken_apart(sealed(LITERAL_MESSAGE[:at])) is not None]
+    assert valid == [smaller_aggregate]
+
+
+def test_nothing_is_raised_when_any_byte_of_an_aggregate_changed_and_the_digest_with_it() -> None:
+    """What such a message says is its own affair, but it is whole: each record has a key and a hash key."""
+    for message in changed_in_one_byte(LITERAL_MESSAGE):
+        assert_is_sound(taken_apart(sealed(message)))
+
+
+@given(st.binary(max_size=200) | st.lists(st.sampled_from([KEYS, ONE, HASH_KEY, b"\x1a", b"\x80"])).map(b"".join))
+@example(b"\xff" * 100)
+def test_nothing_is_raised_when_the_message_is_anything(message: bytes) -> None:
+    """Neither with a digest nor without."""
+    assert taken_apart(message) is None
+    assert_is_sound(taken_apart(sealed(message)))
+
+
+@pytest.mark.parametrize(
+    ("sub", "expected"),
+    [
+        (SubRecord("a", None, b"", 0), MD5_OF_A),
+        (SubRecord("", None, b"", 0), 0xD41D8CD98F00B204E9800998ECF8427E),  # RFC 1321, A.5
+        (SubRecord("a", "0", b"", 0), 0),
+        (SubRecord("a", "007", b"", 0), 7),
+        (SubRecord("a", str(HASH_KEY_MAX), b"", 0), HASH_KEY_MAX),
+    ],
+)
+def test_hash_key_is_the_explicit_one_or_the_md5_of_the_partition_key(sub: SubRecord, expected: int) -> None:
+    """As Kinesis has it: MD5 as an unsigned number of 128 bits, the highest byte first."""
+    assert hash_key_of(sub) == expected
+
+
+@pytest.mark.parametrize(
+    ("subs", "hash_range", "expected"),
+    [
+        ([("a", None)], HashRange(MD5_OF_A, MD5_OF_A), True),
+        ([("a", None)], HashRange(0, MD5_OF_A - 1), False),
+        ([("a", None)], HashRange(MD5_OF_A + 1, HASH_KEY_MAX), False),
+        ([("a", "5")], HashRange(5, 9), True),
+        ([("a", "9")], HashRange(5, 9), True),
+        ([("a", "4")], HashRange(5, 9), False),
+        ([("a", "10")], HashRange(5, 9), False),
+        ([("a", "5"), ("a", "6"), ("a", "10")], HashRange(5, 9), False),
+        ([("a", "10"), ("a", "5"), ("a", "6")], HashRange(5, 9), False),
+        ([("a", "5"), ("a", None)], HashRange(5, 9), False),
+        ([], HashRange(5, 9), True),
+    ],
+)
+def test_aggregate_lies_within_a_stream_shard_when_every_record_does(
+    subs: list[tuple[str, str | None]], hash_range: HashRange, *, expected: bool
+) -> None:
+    """Both ends of the range are inclusive, and one record outside is enough, wherever it stands."""
+    packed = [SubRecord(key, hash_key, b"", number) for number, (key, hash_key) in enumerate(subs)]
+    assert lies_within(packed, hash_range) is expected
+    assert lies_within(packed, None) is True
+
+
+def test_aggregate_is_taken_when_the_hash_range_is_not_known() -> None:
+    """A lease of an old KCL says nothing of it, and nothing speaks against the aggregate."""
+    subs = taken_apart(LITERAL)
+    assert subs is not None
+    assert (lies_within(subs, None), lies_within(subs, HashRange(7, 7))) == (True, False)
+
+
+@given(records, st.integers(0, HASH_KEY_MAX), st.integers(0, HASH_KEY_MAX))
+def test_aggregate_lies_within_exactly_one_of_three_or_in_none(packed: list[Packed], one: int, other: int) -> None:
+    """Whatever was packed and wherever a stream is split, it belongs to one stream shard or is an error for each."""
+    first, last = sorted((one, other))
+    ranges = [HashRange(0, first), HashRange(first + 1, last), HashRange(last + 1, HASH_KEY_MAX)]
+    subs = taken_apart(aggregate(packed))
+    assert subs is not None
+    keys = {hash_key_of(sub) for sub in subs}
+    for hash_range in ranges:
+        is_within = lies_within(subs, hash_range)
+        assert is_within is all(hash_range.first <= key <= hash_range.last for key in keys)
+        assert is_within or f" of {len(subs)} sub-records lie outside" in outside_error(subs, hash_range)
+
+
+def test_outside_error_says_what_was_expected_what_came_and_what_to_do() -> None:
+    """It quotes neither keys nor data of the record."""
+    subs = taken_apart(aggregate([("key-a", "5", b"data"), ("key-b", "10", b"data"), ("key-c", "11", b"data")]))
+    assert subs is not None
+    error = outside_error(subs, HashRange(5, 9))
+    assert error == f"{OUTSIDE} (2 of 3 sub-records lie outside 5 to 9, the first is number 1 with hash key 10)"
+    assert ("expected" in error, "got" in error, "send all of them again" in error) == (True, True, True)
+    assert not any(word in error for word in ("key-a", "key-b", "key-c", "data"))
+    assert len(error) < 1024

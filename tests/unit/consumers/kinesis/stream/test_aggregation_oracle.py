@@ -1,0 +1,176 @@
+"""The KPL's format as AWS's own library has it: the same bytes, the same records."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.aws.kpl_aggregates import Packed, aggregate, bytes_field, number_field, packed_record, sealed, varint
+from support.requires import require
+
+from simplu_worker.consumers.kinesis.stream.aggregation import (
+    SubRecord,
+    deaggregate,
+    hash_key_of,
+    lies_within,
+    outside_error,
+)
+from simplu_worker.consumers.kinesis.stream.positions import HashRange
+
+hash_keys = st.integers(0, 2**128 - 1).map(str)
+
+
+def packed_with(hash_keys: st.SearchStrategy[str | None]) -> st.SearchStrategy[list[Packed]]:
+    """Return what is to be packed, with explicit hash keys from *hash_keys*."""
+    data = st.binary(max_size=20) | st.binary(min_size=120, max_size=300)
+    return st.lists(st.tuples(st.text(max_size=8), hash_keys, data), min_size=1, max_size=12)
+
+
+class Oracle:
+    """aws-kinesis-agg, AWS's own library for the format; it needs protobuf, and six without saying so."""
+
+    def __init__(self) -> None:
+        path = sys.path[:]  # it puts its own folder before everything else
+        try:
+            self._aggregator: Any = importlib.import_module("aws_kinesis_agg.aggregator")
+            self._deaggregator: Any = importlib.import_module("aws_kinesis_agg.deaggregator")
+        finally:
+            sys.path[:] = path
+
+    def aggregate(self, packed: Sequence[Packed]) -> bytes:
+        """Pack *packed* as the library does."""
+        packer = self._aggregator.RecordAggregator()
+        for key, hash_key, data in packed:
+            assert packer.add_user_record(key, data, hash_key) is None
+        data = packer.clear_and_get().get_contents()[2]
+        assert isinstance(data, bytes)
+        return data
+
+    def hash_key_of_first(self, packed: Sequence[Packed]) -> int:
+        """Return the hash key that the library wants an aggregate of *packed* to be put under."""
+        packer = self._aggregator.RecordAggregator()
+        for key, hash_key, data in packed:
+            assert packer.add_user_record(key, data, hash_key) is None
+        key, hash_key, _ = packer.clear_and_get().get_contents()
+        return int(hash_key) if hash_key is not None else int.from_bytes(hashlib.md5(key.encode()).digest())
+
+    def parse(self, message: bytes) -> list[SubRecord] | None:
+        """Read *message* with protobuf and the tables as they are meant; `None` when that fails.
+
+        Not with the library's own de-aggregator: that gives hash key 0 to records that have none.
+        """
+        parsed = self._deaggregator.messages_pb2.AggregatedRecord()
+        try:
+            parsed.ParseFromString(message)
+            return [self._sub_record(parsed, number, record) for number, record in enumerate(parsed.records)]
+        except (self._deaggregator.google.protobuf.message.DecodeError, IndexError, UnicodeDecodeError):
+            return None
+
+    def _sub_record(self, parsed: Any, number: int, record: Any) -> SubRecord:
+        has_hash_key = record.HasField("explicit_hash_key_index")
+        hash_key = parsed.explicit_hash_key_table[record.explicit_hash_key_index] if has_hash_key else None
+        return SubRecord(parsed.partition_key_table[record.partition_key_index], hash_key, record.data, number)
+
+    def deaggregate(self, data: bytes) -> list[SubRecord]:
+        """Take *data* apart as the library does."""
+        record = {"SequenceNumber": "1", "PartitionKey": "k", "ApproximateArrivalTimestamp": 0, "Data": data}
+        found = [sub["kinesis"] for sub in self._deaggregator.iter_deaggregate_records(record, data_format="Boto3")]
+        decode = self._deaggregator.base64.b64decode
+        return [
+            SubRecord(sub["partitionKey"], sub["explicitHashKey"], decode(sub["data"]), sub["subSequenceNumber"])
+            for sub in found
+        ]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    """AWS's library, where it is installed."""
+    found = importlib.util.find_spec("aws_kinesis_agg") is not None
+    require("aws-kinesis-agg", found=found, how="install requirements/dev.txt")
+    return Oracle()
+
+
+def sub_records(packed: Sequence[Packed]) -> list[SubRecord]:
+    """Return what comes of an aggregate of *packed*."""
+    return [SubRecord(key, hash_key, data, number) for number, (key, hash_key, data) in enumerate(packed)]
+
+
+@given(packed=packed_with(st.none() | hash_keys))
+def test_aggregate_of_the_library_is_taken_apart_whatever_was_packed(oracle: Oracle, packed: list[Packed]) -> None:
+    """What the library packs comes back as it was packed, and the tests pack the same bytes."""
+    data = oracle.aggregate(packed)
+
+    assert deaggregate(data) == sub_records(packed)
+    assert aggregate(packed) == data
+
+
+@given(packed=packed_with(st.none()) | packed_with(hash_keys))
+def test_library_takes_apart_what_the_tests_pack_when_all_or_none_have_hash_keys(
+    oracle: Oracle, packed: list[Packed]
+) -> None:
+    """And finds the same. Where some have none it reports the first hash key of the table, which nobody gave them."""
+    data = aggregate(packed)
+
+    assert oracle.deaggregate(data) == deaggregate(data)
+
+
+@given(packed=packed_with(st.none() | hash_keys), split_at=st.integers(0, 2**128 - 2))
+def test_aggregate_of_the_library_is_applied_in_the_stream_shard_that_all_of_it_belongs_to(
+    oracle: Oracle, packed: list[Packed], split_at: int
+) -> None:
+    """It is put under its first record's hash key; with a record of the other stream shard in it, it is an error."""
+    put_under = oracle.hash_key_of_first(packed)
+    hash_range = HashRange(0, split_at) if put_under <= split_at else HashRange(split_at + 1, 2**128 - 1)
+    subs = deaggregate(oracle.aggregate(packed))
+    assert subs is not None
+
+    others = [sub for sub in subs if (hash_key_of(sub) <= split_at) != (put_under <= split_at)]
+
+    assert hash_key_of(subs[0]) == put_under
+    assert lies_within(subs, hash_range) is (not others)
+    assert not others or f"({len(others)} of {len(subs)} sub-records lie outside" in outside_error(subs, hash_range)
+
+
+PIECES = [
+    bytes_field(1, b"k0"),
+    bytes_field(1, b"\xff"),
+    bytes_field(2, b"7"),
+    packed_record(0, None, b"data"),
+    packed_record(0, 0, b"x" * 200),
+    packed_record(1, None, b""),
+    packed_record(1, 1, b"", number_field(1, 0) + number_field(2, 0)),
+    packed_record(None, None, b"data"),
+    packed_record(0, None, None, varint(9 << 3 | 1) + b"12345678" + bytes_field(3, b"later")),
+    number_field(9, 2**64 - 1),
+    number_field(3, 1),
+    varint(9 << 3 | 5) + b"1234",
+    bytes_field(0, b""),
+    b"\x1a",
+    b"\x80",
+    b"\x00",
+    b"\x1b",
+]
+
+
+@given(
+    pieces=st.lists(st.sampled_from(PIECES) | st.binary(max_size=3), max_size=12),
+    changes=st.lists(st.tuples(st.integers(0, 100), st.integers(0, 255)), max_size=2),
+)
+def test_message_is_read_as_protobuf_reads_it_whatever_it_is(
+    oracle: Oracle, pieces: list[bytes], changes: list[tuple[int, int]]
+) -> None:
+    """What we take apart is what protobuf finds in it, to the last record."""
+    message = bytearray(b"".join(pieces))
+    for at, value in changes:
+        message[at : at + 1] = bytes([value])
+
+    subs = deaggregate(sealed(bytes(message)))
+
+    assert subs is None or subs == oracle.parse(bytes(message))

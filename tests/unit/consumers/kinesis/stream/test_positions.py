@@ -1,0 +1,145 @@
+"""Positions in a stream shard: order, and the way to the lease table and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.consumers.kinesis.stream.positions import (
+    AT_TIMESTAMP,
+    LATEST,
+    SHARD_END,
+    TRIM_HORIZON,
+    Mark,
+    Marks,
+    Position,
+    is_behind,
+    lowest,
+)
+from simplu_worker.operations.operation import Origin, Source
+
+numbers = st.integers(min_value=0, max_value=10**129 - 1)
+positions = st.one_of(
+    st.builds(Position, numbers, st.integers(min_value=0, max_value=10_000)),
+    st.sampled_from([AT_TIMESTAMP, TRIM_HORIZON, LATEST, SHARD_END]),
+)
+marks = st.builds(
+    Mark, numbers.map(str), st.integers(min_value=0, max_value=3), st.just(datetime(2026, 1, 2, tzinfo=UTC))
+)
+near = st.builds(
+    Mark,
+    st.sampled_from(["0", "9", "10", "99", "100"]),
+    st.integers(min_value=0, max_value=2),
+    st.just(datetime(2026, 1, 2, tzinfo=UTC)),
+)
+
+
+def test_positions_are_ordered_as_the_kcl_orders_them() -> None:
+    """AT_TIMESTAMP < TRIM_HORIZON < LATEST < any number < SHARD_END; ties go by sub-sequence number."""
+    expected = [
+        AT_TIMESTAMP,
+        TRIM_HORIZON,
+        LATEST,
+        Position.of("0"),
+        Position.of("9"),
+        Position.of("9", 3),
+        Position.of("10"),
+        Position.of("49590338271490256608559692538361571095921575989136588898"),
+        Position.of("9" * 129),
+        SHARD_END,
+    ]
+
+    backwards = expected[::-1]
+
+    assert sorted(backwards) == expected
+
+
+@given(numbers, numbers)
+def test_positions_compare_as_big_integers_for_any_two_sequence_numbers(one: int, other: int) -> None:
+    """Never as text: "9" comes before "10"."""
+    assert (Position.of(str(one)) < Position.of(str(other))) == (one < other)
+
+
+@given(positions)
+def test_position_survives_the_lease_row_whatever_it_is(position: Position) -> None:
+    """What is written as checkpoint and sub-sequence number is read as the same position."""
+    assert Position.parse(position.checkpoint, position.sub_sequence_number) == position
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "position"),
+    [
+        ("TRIM_HORIZON", TRIM_HORIZON),
+        ("LATEST", LATEST),
+        ("AT_TIMESTAMP", AT_TIMESTAMP),
+        ("SHARD_END", SHARD_END),
+        ("17", Position(17, 5)),
+    ],
+)
+def test_position_reads_sentinels_verbatim_and_numbers_with_their_sub_sequence_number(
+    checkpoint: str,
+    position: Position,
+) -> None:
+    """A sentinel has no sub-sequence number, whatever stands beside it."""
+    assert Position.parse(checkpoint, 5) == position
+    assert position.checkpoint == checkpoint
+    assert position.is_sentinel == checkpoint.isupper()
+
+
+@pytest.mark.parametrize("text", ["", "-1", "007", "1e3", "1_000", "٣", "shard_end", "1" * 130, " 1"])
+def test_position_is_refused_when_it_is_no_sequence_number(text: str) -> None:
+    """Only what Kinesis could have given is a sequence number."""
+    with pytest.raises(ValueError, match="expected a sequence number"):
+        Position.of(text)
+
+
+def test_position_is_refused_when_its_sub_sequence_number_is_negative() -> None:
+    """Sub-sequence numbers count from 0."""
+    with pytest.raises(ValueError, match="expected a sub-sequence number"):
+        Position.of("1", -1)
+
+
+@given(st.one_of(marks, near), st.one_of(marks, near))
+def test_mark_is_behind_another_exactly_when_its_position_is(one: Mark, other: Mark) -> None:
+    """Marks compare by their digits, which comes to the same as comparing big integers."""
+    assert is_behind(one, other) == (one.position > other.position)
+    assert one.position == Position(int(one.sequence_number), one.sub_sequence_number)
+
+
+@given(near)
+def test_every_mark_is_behind_the_beginning_and_none_behind_itself(mark: Mark) -> None:
+    """None stands for the beginning, before the record with the lowest number too."""
+    assert is_behind(mark, None)
+    assert not is_behind(mark, mark)
+
+
+@given(st.lists(near, min_size=1))
+def test_lowest_is_one_of_the_marks_with_none_before_it(found: Sequence[Mark]) -> None:
+    """In whatever order they come, from any iterable."""
+    first = lowest(iter(found))
+
+    assert first in found
+    assert first is not None
+    assert not any(is_behind(first, mark) for mark in found)
+
+
+@given(st.lists(st.one_of(st.none(), near)), st.integers(min_value=0, max_value=9))
+def test_lowest_is_the_beginning_when_one_of_them_is(found: list[Mark | None], place: int) -> None:
+    """It is before every record, wherever it stands."""
+    found.insert(place, None)
+
+    assert lowest(found) is None
+
+
+def test_marks_are_made_of_places_when_they_are_asked_for() -> None:
+    """As many as there are places, each with what its place says."""
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    origins = [Origin(Source.KINESIS, "s", now, "shardId-000000000000", str(number), 1, "key") for number in (7, 8, 9)]
+    made = Marks(origins)
+
+    assert list(made) == [Mark(str(number), 1, now) for number in (7, 8, 9)]
+    assert (len(made), made[-1], list(made[1:])) == (3, Mark("9", 1, now), list(made)[1:])

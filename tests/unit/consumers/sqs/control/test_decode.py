@@ -1,0 +1,251 @@
+"""Control messages: their type, their members, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.consumers.sqs.control.decode import (
+    AdminAccount,
+    Control,
+    ControlType,
+    ResourceRename,
+    ShardCreation,
+    ShardDestruction,
+    decode_control,
+    tenant_id_of_control,
+)
+from simplu_worker.consumers.sqs.receive.verdicts import Bury, Later, Wait, after_trouble, after_unexpected
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source
+
+ORIGIN = Origin(source=Source.SQS, name="control", arrived_at=datetime(2026, 1, 2, tzinfo=UTC), message_id="m")
+CREATION = {"businessId": "b", "locationId": "l", "businessType": "dental", "timestamp": "2026-01-02T03:04:05+02:00"}
+REQUESTED_AT = datetime(2026, 1, 2, 1, 4, 5, tzinfo=UTC)
+CREATED = ShardCreation(business_id="b", location_id="l", business_type="dental", requested_at=REQUESTED_AT)
+TENANT = {name: CREATION[name] for name in ("businessId", "locationId", "timestamp")}
+BODIES: dict[ControlType, dict[str, Any]] = {
+    ControlType.SHARD_CREATION: CREATION,
+    ControlType.SHARD_DESTRUCTION: TENANT | {"action": "destroy"},
+    ControlType.UPDATE_RESOURCE_ID: TENANT
+    | {"resourceType": "order", "oldResourceId": "temporary", "newResourceId": "final"},
+    ControlType.ADMIN_ACCOUNT_CREATION: CREATION
+    | {"adminEmail": "ann@clinic.example", "adminUserId": "u-1", "domainLabel": "clinic"},
+}
+
+
+def body(control_type: ControlType = ControlType.SHARD_CREATION, /, **members: Any) -> str:
+    """Return the body of a message of that type with *members* changed."""
+    return json.dumps({**BODIES[control_type], **members})
+
+
+def decode(control_type: ControlType, **members: Any) -> Control | Rejected:
+    """Decode a message of that type with *members* changed."""
+    return decode_control(body(control_type, **members), {"MessageType": control_type}, ORIGIN)
+
+
+@pytest.mark.parametrize(
+    ("text", "attributes"),
+    [
+        (body(), {"MessageType": "SHARD_CREATION"}),
+        (body(messageType="SHARD_CREATION"), {}),
+        (body(messageType="UPDATE_RESOURCE_ID"), {"MessageType": "SHARD_CREATION"}),
+        (body(), {}),
+        (body(messageType=None, adminEmail=None), {}),
+        (body(shardId="", connectionString="", other=[1, {"a": 2}]), {}),
+    ],
+)
+def test_creation_is_decoded_wherever_its_type_is_named(text: str, attributes: dict[str, str]) -> None:
+    """The attribute names the type, else the body, else its members do; extras are ignored."""
+    assert decode_control(text, attributes, ORIGIN) == CREATED
+
+
+def test_creation_keeps_the_wish_for_a_shard_but_does_not_show_its_password() -> None:
+    """The connection string is there for the provisioner, and in no log."""
+    decoded = decode_control(body(shardId="s-1", connectionString="postgres://u:hidden@h/d"), {}, ORIGIN)
+    assert isinstance(decoded, ShardCreation)
+    assert (decoded.shard_id, decoded.connection_string) == ("s-1", "postgres://u:hidden@h/d")
+    assert "hidden" not in repr(decoded)
+
+
+@pytest.mark.parametrize(
+    ("members", "location_id", "tenant_id"),
+    [
+        ({}, "l", "b-l"),
+        ({"action": "destroy_all"}, None, None),
+        ({"action": "destroy_all", "locationId": None}, None, None),
+        ({"action": "destroy_all", "locationId": ""}, None, None),
+    ],
+)
+def test_destruction_is_of_one_location_or_of_all(
+    members: dict[str, Any], location_id: str | None, tenant_id: str | None
+) -> None:
+    """`destroy_all` is about the business, whatever location it names besides."""
+    destruction = decode(ControlType.SHARD_DESTRUCTION, **members)
+    assert isinstance(destruction, ShardDestruction)
+    assert destruction == ShardDestruction("b", location_id, REQUESTED_AT)
+    assert (destruction.type, tenant_id_of_control(destruction)) == (ControlType.SHARD_DESTRUCTION, tenant_id)
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ("null", None),
+        ("{}", "{}"),
+        (
+            '{"n": 1.000000000000000000000000000001, "n2": 1e400}',
+            '{"n": 1.000000000000000000000000000001, "n2": 1e400}',
+        ),
+    ],
+)
+def test_rename_keeps_what_is_to_be_merged_as_it_came(sent: str, expected: str | None) -> None:
+    """No number of `additionalData` loses a digit."""
+    text = body(ControlType.UPDATE_RESOURCE_ID)[:-1] + f', "additionalData": {sent}}}'
+    rename = decode_control(text, {"MessageType": "UPDATE_RESOURCE_ID"}, ORIGIN)
+    assert rename == ResourceRename("b", "l", "order", "temporary", "final", expected, REQUESTED_AT)
+
+
+def test_admin_account_is_decoded_and_does_not_show_the_person() -> None:
+    """Email and user id are there for the resources, and in no log."""
+    admin = decode(ControlType.ADMIN_ACCOUNT_CREATION)
+    assert admin == AdminAccount("b", "l", "dental", "ann@clinic.example", "u-1", REQUESTED_AT)
+    assert decode(ControlType.ADMIN_ACCOUNT_CREATION, domainLabel=None) == admin
+    assert "ann" not in repr(admin)
+
+
+@pytest.mark.parametrize(
+    ("control_type", "members", "named"),
+    [
+        (ControlType.SHARD_DESTRUCTION, {"action": None}, "action"),
+        (ControlType.SHARD_DESTRUCTION, {"action": "secret"}, "action: expected destroy or destroy_all"),
+        (ControlType.SHARD_DESTRUCTION, {"locationId": None}, "locationId"),
+        (ControlType.SHARD_DESTRUCTION, {"locationId": ""}, "locationId"),
+        (ControlType.SHARD_DESTRUCTION, {"locationId": "x" * 129}, "locationId"),
+        (ControlType.SHARD_DESTRUCTION, {"locationId": "a\0"}, "locationId"),
+        (ControlType.SHARD_DESTRUCTION, {"businessId": ""}, "businessId"),
+        (ControlType.SHARD_DESTRUCTION, {"timestamp": None}, "timestamp"),
+        (ControlType.UPDATE_RESOURCE_ID, {"resourceType": ""}, "resourceType"),
+        (ControlType.UPDATE_RESOURCE_ID, {"resourceType": "a\ud800"}, "resourceType"),
+        (ControlType.UPDATE_RESOURCE_ID, {"oldResourceId": "x" * 257}, "oldResourceId"),
+        (ControlType.UPDATE_RESOURCE_ID, {"newResourceId": "x" * 257}, "newResourceId"),
+        (ControlType.UPDATE_RESOURCE_ID, {"newResourceId": "a\0"}, "newResourceId"),
+        (ControlType.UPDATE_RESOURCE_ID, {"newResourceId": "temporary"}, "two different ids"),
+        (ControlType.UPDATE_RESOURCE_ID, {"additionalData": [1]}, "additionalData: expected an object"),
+        (ControlType.UPDATE_RESOURCE_ID, {"timestamp": "soon"}, "timestamp"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"adminEmail": ""}, "adminEmail"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"adminEmail": "x" * 321}, "adminEmail"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"adminEmail": "a\0"}, "adminEmail"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"adminUserId": None}, "adminUserId"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"adminUserId": "x" * 257}, "adminUserId"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"businessType": 1}, "businessType"),
+        (ControlType.ADMIN_ACCOUNT_CREATION, {"locationId": ["l"]}, "locationId"),
+    ],
+)
+def test_message_of_each_type_is_rejected_naming_the_member(
+    control_type: ControlType, members: dict[str, Any], named: str
+) -> None:
+    """What no try can mend is an invalid message that says which member, and does not quote it."""
+    rejected = decode(control_type, **members)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.reason, named in rejected.error) == (DeadLetterReason.INVALID_MESSAGE, True)
+    assert "secret" not in rejected.error
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "named"),
+    [
+        ("", DeadLetterReason.INVALID_JSON, "JSON"),
+        ("{", DeadLetterReason.INVALID_JSON, "JSON"),
+        (b"\xff{}", DeadLetterReason.INVALID_JSON, "UTF-8"),
+        ("[" * 100_000, DeadLetterReason.INVALID_JSON, "deep"),
+        ("[]", DeadLetterReason.INVALID_MESSAGE, "object"),
+        (body(businessId=1), DeadLetterReason.INVALID_MESSAGE, "businessId"),
+        (body(businessId=""), DeadLetterReason.INVALID_MESSAGE, "businessId"),
+        (body(locationId="x" * 129), DeadLetterReason.INVALID_MESSAGE, "locationId"),
+        (body(locationId="a\0b"), DeadLetterReason.INVALID_MESSAGE, "locationId"),
+        (body(businessId="a\ud800"), DeadLetterReason.INVALID_MESSAGE, "businessId"),
+        (body(timestamp="yesterday"), DeadLetterReason.INVALID_MESSAGE, "timestamp"),
+        (body(timestamp="0001-01-01T00:00:00+02:00"), DeadLetterReason.INVALID_MESSAGE, "timestamp"),
+        ('{"businessType":"dental"}', DeadLetterReason.INVALID_MESSAGE, "businessId"),
+        ("{}", DeadLetterReason.UNKNOWN_TYPE, "SHARD_CREATION, SHARD_DESTRUCTION"),
+        (body(adminEmail="a@b"), DeadLetterReason.UNKNOWN_TYPE, "MessageType"),
+        (body(messageType="SHARD_CREATE"), DeadLetterReason.UNKNOWN_TYPE, "'SHARD_CREATE'"),
+        (body(messageType=7), DeadLetterReason.UNKNOWN_TYPE, "'7'"),
+    ],
+)
+def test_message_is_rejected_naming_what_was_expected(text: str | bytes, reason: DeadLetterReason, named: str) -> None:
+    """What can never be a control message says why."""
+    rejected = decode_control(text, {}, ORIGIN)
+    assert isinstance(rejected, Rejected)
+    assert (reason, True) == (rejected.reason, named in rejected.error)
+
+
+def test_rejected_message_carries_the_ids_that_could_be_read() -> None:
+    """The log and the dead letter name the tenant where the message does."""
+    rejected = decode_control(body(timestamp=1), {}, ORIGIN)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.business_id, rejected.location_id, rejected.origin) == ("b", "l", ORIGIN)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+MEMBERS = st.sampled_from([*{name for members in BODIES.values() for name in members}, "messageType", "additionalData"])
+
+
+@given(
+    text=st.binary(max_size=50)
+    | st.text(max_size=50)
+    | st.text(alphabet=st.characters(), max_size=20)
+    | st.builds(
+        lambda known, members: json.dumps(BODIES[known] | members),
+        st.sampled_from(ControlType),
+        st.dictionaries(MEMBERS, JSON_VALUES, max_size=3),
+    ),
+    attributes=st.dictionaries(
+        st.sampled_from(["MessageType", "Other"]), st.text(max_size=20) | st.sampled_from(ControlType), max_size=2
+    ),
+)
+def test_decoding_decides_whatever_comes(text: str | bytes, attributes: dict[str, str]) -> None:
+    """Any bytes, any text, any attributes: a decision, never an exception."""
+    assert isinstance(decode_control(text, attributes, ORIGIN), Control | Rejected)
+
+
+@pytest.mark.parametrize(
+    ("try_count", "retry_after_s", "draw", "expected"),
+    [
+        (1, None, 0.0, 0.5),
+        (3, None, 0.5, 3.0),
+        (7, None, 0.5, 45.0),
+        (500, None, 0.0, 30.0),
+        (1, 20.0, 0.0, 20.0),
+        (1, 9e9, 0.0, 60.0),
+    ],
+)
+def test_trouble_puts_off_up_to_a_minute(
+    try_count: int, retry_after_s: float | None, draw: float, expected: float
+) -> None:
+    """A dependency's trouble never ends in a dead letter, only in longer pauses."""
+    trouble = TryAgainLaterError("down", retry_after_s=retry_after_s)
+    assert Wait(expected) == after_trouble(trouble, try_count=try_count, draw=draw)
+
+
+@pytest.mark.parametrize(("receive_count", "expected"), [(0, 1), (1, 1), (2, 5), (3, 16)])
+def test_unexpected_error_follows_the_configured_delays(receive_count: int, expected: int) -> None:
+    """Each further try has its own delay, in whole seconds as SQS takes them."""
+    delays_s = (1.0, 5.0, 15.5)
+    assert Later(expected) == after_unexpected(KeyError("x"), receive_count=receive_count, delays_s=delays_s)
+
+
+def test_unexpected_error_gives_up_after_the_last_delay_without_its_text() -> None:
+    """After the last delay the message is a dead letter, which names the kind of error only."""
+    verdict = after_unexpected(KeyError("secret"), receive_count=4, delays_s=(1.0, 5.0, 15.0))
+    assert isinstance(verdict, Bury)
+    assert (verdict.reason, "secret" in verdict.error) == (DeadLetterReason.RETRIES_EXHAUSTED, False)

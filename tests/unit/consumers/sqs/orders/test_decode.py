@@ -1,0 +1,251 @@
+"""What becomes of an order message: every rule of contract §5, and that nothing else can come of any text."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.consumers.sqs.orders.decode import decode_order
+from simplu_worker.operations.decode import NESTING_MAX, decode_operation
+from simplu_worker.operations.operation import (
+    DeadLetterReason,
+    Operation,
+    OperationKind,
+    Origin,
+    Rejected,
+    Source,
+)
+
+MAX_BYTES = 2_000_000
+SENT_AT = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
+ORIGIN = Origin(
+    source=Source.SQS,
+    name="orders.fifo",
+    arrived_at=SENT_AT,
+    sequence_number="18870266373861887232",
+    message_id="6f1b0c9a-0000-4000-8000-000000000001",
+    group_id="orders",
+)
+TENANT = {"BusinessId": "clinic", "LocationId": "main"}
+KINDS = {"CREATE": OperationKind.CREATE, "UPDATE": OperationKind.PATCH, "DELETE": OperationKind.DELETE}
+
+
+def event(type_: str = "CREATE", **members: Any) -> dict[str, Any]:
+    """Return the members of a valid event, with *members* put over them; those given as `...` are left out."""
+    valid: dict[str, Any] = {
+        "type": type_,
+        "orderId": "order-1",
+        "data": {"total": 12.50} if type_ != "DELETE" else {},
+        "groupId": "orders",
+        "deduplicationId": "event-1",
+    }
+    return {name: value for name, value in (valid | members).items() if value is not ...}
+
+
+def decode(
+    body: str,
+    attributes: dict[str, str] | None = None,
+    *,
+    deduplication_id: str | None = "own-1",
+    max_bytes: int = MAX_BYTES,
+) -> Operation | Rejected:
+    """Decode as the handler does."""
+    attributes = TENANT if attributes is None else attributes
+    return decode_order(body, attributes, ORIGIN, deduplication_id=deduplication_id, max_bytes=max_bytes)
+
+
+def decoded(type_: str = "CREATE", **members: Any) -> Operation:
+    """Return the operation that the event with *members* is."""
+    operation = decode(json.dumps(event(type_, **members)))
+    assert isinstance(operation, Operation), operation
+    return operation
+
+
+def rejected(body: str, attributes: dict[str, str] | None = None) -> Rejected:
+    """Return why *body* is none."""
+    refusal = decode(body, attributes)
+    assert isinstance(refusal, Rejected), refusal
+    return refusal
+
+
+@pytest.mark.parametrize("type_", KINDS)
+def test_order_event_is_an_operation_on_an_order(type_: str) -> None:
+    """Each type is its kind of operation; the time is when the message was sent, the data the text as it came."""
+    members = ['"orderId":"order-1"', f'"type":"{type_}"', '"data" : {"n": 1.50,"n":18446744073709551616123}']
+    body = f'{{{",".join(members)},"deduplicationId":"event-1", "groupId":7}}'
+
+    operation = decode(body)
+
+    assert isinstance(operation, Operation)
+    assert operation == Operation(
+        kind=KINDS[type_],
+        business_id="clinic",
+        location_id="main",
+        tenant_id="clinic-main",
+        resource_type="order",
+        resource_id="order-1",
+        request_id="event-1",
+        data=None if type_ == "DELETE" else '{"n": 1.50,"n":18446744073709551616123}',
+        query=None,
+        requested_at=SENT_AT.isoformat(),
+        digest=operation.digest,
+        origin=ORIGIN,
+        size_bytes=len(body),
+    )
+
+
+@pytest.mark.parametrize("type_", KINDS)
+def test_order_event_has_the_digest_of_the_same_operation_from_the_stream(type_: str) -> None:
+    """Under one request id the same change is a redelivery, whichever source it came from."""
+    data = '{"total": 1.0}'
+    body = f'{{"type":"{type_}","orderId":"o","data":{data},"deduplicationId":"d"}}'
+    record = (
+        f'{{"operation":"{KINDS[type_]}","businessId":"clinic","locationId":"main","resourceType":"order",'
+        f'"resourceId":"o","requestId":"d","timestamp":"2020-01-01","data":{data}}}'
+    )
+
+    order = decode(body)
+    operation = decode_operation(record.encode(), ORIGIN, max_bytes=MAX_BYTES, list_limit=10)
+
+    assert isinstance(order, Operation)
+    assert isinstance(operation, Operation)
+    assert order.digest == operation.digest
+
+
+@pytest.mark.parametrize("data", [..., None, {}, {"why": "duplicate"}])
+def test_deletion_needs_no_data(data: object) -> None:
+    """A DELETE comes with data or without."""
+    assert decoded("DELETE", data=data).data is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "own", "expected"),
+    [
+        ("event-1", "own-1", "event-1"),
+        (..., "own-1", "own-1"),
+        (None, "own-1", "own-1"),
+        (..., None, ORIGIN.message_id),
+        ("event-1", None, "event-1"),
+    ],
+)
+def test_request_id_is_the_deduplication_id(sent: object, own: str | None, expected: str) -> None:
+    """The body's, else the message's own, else, in a standard queue, the message's id."""
+    operation = decode(json.dumps(event(deduplicationId=sent)), deduplication_id=own)
+    assert isinstance(operation, Operation)
+    assert operation.request_id == expected
+
+
+@pytest.mark.parametrize(
+    ("attributes", "members"),
+    [
+        ({"BusinessId": "b", "LocationId": "l"}, {}),
+        ({}, {"businessId": "b", "locationId": "l"}),
+        ({"BusinessId": "b"}, {"locationId": "l"}),
+        ({"BusinessId": "b", "LocationId": "l"}, {"businessId": "b", "locationId": "l"}),
+        ({"BusinessId": "", "LocationId": "l"}, {"businessId": "b", "locationId": None}),
+    ],
+)
+def test_tenant_is_taken_from_attributes_or_members(attributes: dict[str, str], members: dict[str, Any]) -> None:
+    """Either place will do, for each of the two ids."""
+    operation = decode(json.dumps(event(**members)), attributes)
+    assert isinstance(operation, Operation)
+    assert (operation.business_id, operation.location_id, operation.tenant_id) == ("b", "l", "b-l")
+
+
+INVALID = [
+    ("{", {}, "invalid_json"),
+    ("", {}, "invalid_json"),
+    ('{"type":"CREATE"} x', {}, "invalid_json"),
+    ('{"type":"CREATE","data":' + "[" * (NESTING_MAX + 1) + "]" * (NESTING_MAX + 1) + "}", {}, "invalid_json"),
+    ('"\ud800"', {}, "invalid_json"),
+    ("[]", {}, "invalid_message"),
+    ("5", {}, "invalid_message"),
+    ("{}", {}, "unknown_type"),
+    ('{"type":"PAY","orderId":5}', {}, "unknown_type"),
+    ('{"type":"create"}', {}, "unknown_type"),
+    ('{"type":7}', {}, "unknown_type"),
+    ('{"type":null}', {}, "unknown_type"),
+    (event(orderId=...), {}, "invalid_message"),
+    (event(orderId=5), {}, "invalid_message"),
+    (event(orderId=""), {}, "invalid_message"),
+    (event(orderId="o" * 257), {}, "invalid_message"),
+    (event(orderId="o\0"), {}, "invalid_message"),
+    ('{"type":"DELETE","orderId":"\\ud800","deduplicationId":"d"}', {}, "invalid_message"),
+    (event(data=...), {}, "invalid_message"),
+    (event(data=[1]), {}, "invalid_message"),
+    (event("UPDATE", data=None), {}, "invalid_message"),
+    (event("DELETE", data="text"), {}, "invalid_message"),
+    (event(deduplicationId="d" * 129), {}, "invalid_message"),
+    (event(deduplicationId=""), {}, "invalid_message"),
+    (event(deduplicationId="d\0"), {}, "invalid_message"),
+    (event(deduplicationId="simplu:1"), {}, "invalid_message"),
+    (event(businessId="b" * 129), {}, "invalid_message"),
+    (event(businessId=1), {}, "invalid_message"),
+    (event(businessId="elsewhere"), {}, "invalid_message"),
+    (event(), {"LocationId": ""}, "invalid_message"),
+    (event(), {"LocationId": "l" * 129}, "invalid_message"),
+    (event(), {"LocationId": "l\0"}, "invalid_message"),
+    (event(), {"LocationId": "l\udc00"}, "invalid_message"),
+]
+
+
+@pytest.mark.parametrize(("body", "attributes", "reason"), INVALID)
+def test_message_is_refused_when_it_breaks_a_rule(
+    body: str | dict[str, Any], attributes: dict[str, str], reason: str
+) -> None:
+    """The reason is its kind of fault, and the error does not quote the message."""
+    refusal = rejected(body if isinstance(body, str) else json.dumps(body), TENANT | attributes)
+    assert refusal.reason == reason
+    assert refusal.origin is ORIGIN
+    assert all(quoted not in refusal.error for quoted in ("PAY", "elsewhere", "bbb", "ooo", "ddd", "lll"))
+
+
+def test_message_is_refused_unread_when_it_is_too_large() -> None:
+    """`OPERATION_MAX_BYTES` bounds the body, in bytes."""
+    body = json.dumps(event(data={"name": "é"}), ensure_ascii=False)
+    size_bytes = len(body.encode())
+    assert isinstance(decode(body, max_bytes=size_bytes), Operation)
+    refusal = decode(body, max_bytes=size_bytes - 1)
+    assert isinstance(refusal, Rejected)
+    assert (refusal.reason, refusal.request_id) == (DeadLetterReason.TOO_LARGE, "own-1")
+
+
+def test_refusal_carries_the_ids_that_could_be_read() -> None:
+    """Its dead letter names tenant, order and the effective request id."""
+    refusal = rejected(json.dumps(event(data="none", deduplicationId=...)), {"BusinessId": "b"})
+    ids = (refusal.business_id, refusal.location_id, refusal.request_id, refusal.resource_id)
+    assert ids == ("b", None, "own-1", "order-1")
+    refusal = rejected(json.dumps(event("PAY", businessId="x", locationId="y")), {})
+    ids = (refusal.business_id, refusal.location_id, refusal.request_id, refusal.resource_id)
+    assert ids == ("x", "y", "event-1", "order-1")
+
+
+@given(
+    st.one_of(
+        st.text(st.characters(codec=None)),
+        st.dictionaries(
+            st.sampled_from(["type", "orderId", "data", "deduplicationId", "businessId", "locationId", "groupId"]),
+            st.one_of(
+                st.none(),
+                st.integers(),
+                st.text(st.characters(codec=None)),
+                st.sampled_from([*KINDS, {}, [], {"a": 1}]),
+            ),
+        ).map(json.dumps),
+    ),
+    st.dictionaries(st.sampled_from(["BusinessId", "LocationId", "x"]), st.text(st.characters(codec=None))),
+)
+def test_message_is_decided_whatever_its_text(body: str, attributes: dict[str, str]) -> None:
+    """An operation whose texts Postgres can hold, or a reason; never an exception, and twice the same."""
+    decision = decode(body, attributes)
+    assert decision == decode(body, attributes)
+    if isinstance(decision, Operation):
+        texts = (decision.business_id, decision.location_id, decision.request_id, decision.resource_id or "")
+        for text in texts:
+            assert "\0" not in text
+            text.encode()

@@ -1,0 +1,375 @@
+"""Which messages may be handled now, in which order, and what goes back together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.aws.sqs_messages import message
+
+from simplu_worker.aws.sqs_queue import Message
+from simplu_worker.consumers.sqs.receive.group_scheduler import TROUBLE_IN_HAND_S, Groups, Limits, Settled
+from simplu_worker.consumers.sqs.receive.verdicts import Bury, Done, Later, Verdict, Wait
+from simplu_worker.operations.operation import DeadLetterReason
+
+LIMITS = Limits(message_count=100, batch_count=10)
+BURY = Bury(DeadLetterReason.INVALID_JSON, "no JSON")
+
+
+def fifo(*names: str) -> Groups:
+    """Return the lanes of a FIFO queue with these messages; the first letter of a name is its group."""
+    groups = Groups(is_fifo=True)
+    groups.add(message(name, group=name[0]) for name in names)
+    return groups
+
+
+def names(messages: Sequence[Message]) -> list[str]:
+    """Return the ids of *messages*."""
+    return [one.message_id for one in messages]
+
+
+def call(groups: Groups, *, now: float = 0.0, limits: Limits = LIMITS) -> list[Message]:
+    """Return the next call."""
+    return groups.next_call(limits, now=now)
+
+
+def settle(
+    groups: Groups,
+    messages: Sequence[Message],
+    *verdicts: Verdict,
+    now: float = 0.0,
+    lost: str = "",
+    limits: Limits = LIMITS,
+    may_wait: bool = True,
+) -> Settled:
+    """Settle a call; the messages of which the ids are in *lost* are ours no more."""
+    lost_ids = lost.split()
+    return groups.settle(
+        messages,
+        verdicts,
+        now=now,
+        limits=limits,
+        is_ours=lambda one: one.message_id not in lost_ids,
+        may_wait=may_wait,
+    )
+
+
+def back(settled: Settled) -> list[tuple[str, float]]:
+    """Return what goes back, by id."""
+    return [(one.message_id, delay_s) for one, delay_s in settled.back]
+
+
+# Order
+
+
+def test_group_is_handled_in_order_and_others_beside_it() -> None:
+    """One call takes the messages of a group in order; while it lasts the group has no other."""
+    groups = fifo("a1", "a2", "b1", "a3")
+    first = call(groups, limits=Limits(batch_count=3))
+    assert names(first) == ["a1", "a2", "b1"]
+    groups.add([message("b2", group="b"), message("c1", group="c")])
+    second = call(groups)
+    assert names(second) == ["c1"]
+    settle(groups, first, Done(), Done(), Done())
+    assert names(call(groups)) == ["a3", "b2"]
+
+
+def test_standard_queue_has_no_order_whatever_its_group_ids() -> None:
+    """A group id on a standard queue names a fair share of it, and blocks nothing."""
+    groups = Groups(is_fifo=False)
+    groups.add([message("a1", group="a"), message("a2", group="a")])
+    assert (names(call(groups, limits=Limits(batch_count=1))), names(call(groups))) == (["a1"], ["a2"])
+
+
+def test_t21_later_messages_of_a_failed_group_are_not_started() -> None:
+    """T21: of 1, 2 (fails), 3, the third is never started before the second is decided."""
+    groups = fifo("a1", "a2", "a3")
+    first = call(groups, limits=Limits(batch_count=2))
+    settled = settle(groups, first, Done(), Later(5))
+    assert (names(settled.done), back(settled)) == (["a1"], [("a3", 0.0), ("a2", 5.0)])
+    assert call(groups) == []
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "done", "expected"),
+    [
+        ([Later(5), Later(0), Later(0)], "", [("a4", 0), ("a2", 0), ("a3", 0), ("a1", 5)]),
+        ([Done(), Later(5), Later(0)], "a1", [("a4", 0), ("a3", 0), ("a2", 5)]),
+        ([Later(5), Done(), Later(0)], "a2", [("a4", 0), ("a3", 0), ("a1", 5)]),
+        ([Done(), Done(), Later(0)], "a1 a2", [("a4", 0), ("a3", 0)]),
+        ([Later(5), Wait(9), Done()], "a3", [("a4", 0), ("a2", 0), ("a1", 5)]),
+    ],
+)
+def test_t22_rest_of_a_failed_group_goes_back_together(
+    verdicts: list[Verdict], done: str, expected: list[tuple[str, float]]
+) -> None:
+    """T22: the head gets its delay, the others of its group 0, together, and the head last: it locks the group."""
+    groups = fifo("a1", "a2", "a3", "a4")
+    settled = settle(groups, call(groups, limits=Limits(batch_count=3)), *verdicts)
+    assert (names(settled.done), back(settled)) == (done.split(), expected)
+    assert (groups.queued_count, groups.handling_count, call(groups)) == (0, 0, [])
+    assert settled.retried_count == 1
+
+
+def test_t23_poison_head_is_buried_before_its_group_goes_on() -> None:
+    """T23: a message that can never be handled lets its group go on, but not before its letter is stored."""
+    groups = fifo("a1", "a2", "a3")
+    first = call(groups, limits=Limits(batch_count=2))
+    settled = settle(groups, first, BURY, Wait(0.0))
+    assert (names([one for one, _ in settled.bury]), call(groups)) == (["a1"], [])
+    groups.decided([first[0]])
+    assert names(call(groups)) == ["a2", "a3"]
+
+
+def test_group_waits_for_its_head_and_is_handled_in_order_again() -> None:
+    """A head that waits keeps those behind it in hand; all come again when its time is over."""
+    groups = fifo("a1", "a2", "a3", "b1")
+    first = call(groups, limits=Limits(batch_count=3))
+    assert names(first) == ["a1", "a2", "b1"]
+    settled = settle(groups, first, Wait(4.0), Later(0), Done(), now=10.0)
+    assert (back(settled), groups.next_wait_in(11.0), call(groups, now=13.9)) == ([], 3.0, [])
+    again = call(groups, now=14.0)
+    assert names(again) == ["a1", "a2", "a3"]
+    assert [one.wait_count for one in again] == [1, 0, 0]
+
+
+def test_wait_goes_back_to_the_queue_after_a_minute_in_hand() -> None:
+    """A dependency that stays in trouble sends the message back, with those behind it."""
+    groups, now, waits = fifo("a1", "a2"), 0.0, 0
+    while not back(settled := settle(groups, call(groups, now=now), Wait(8.0), Later(0), now=now)):
+        now += 8.0
+        waits += 1
+    assert (back(settled), waits * 8.0 <= TROUBLE_IN_HAND_S < (waits + 1) * 8.0) == ([("a2", 0.0), ("a1", 8.0)], True)
+
+
+def test_wait_goes_back_when_half_of_the_hand_waits() -> None:
+    """Those that wait leave half of the hand to others, counted with what is behind them."""
+    groups = fifo(*(f"{letter}{number}" for letter in "abcd" for number in range(2)))
+    limits = Limits(message_count=8, batch_count=4)
+    first = call(groups, limits=limits)
+    settled = settle(groups, first, *[Wait(1.0)] * 4, limits=limits)
+    assert (len(settled.back), len(groups.waiting())) == (4, 4)
+
+
+def test_wait_goes_back_when_its_bytes_fill_half_of_the_hand() -> None:
+    """Large messages that wait leave half of the bytes to others too."""
+    groups = Groups(is_fifo=False)
+    groups.add([message("a", body="x" * 60), message("b", body="x" * 60)])
+    limits = Limits(byte_count=200)
+    settled = settle(groups, call(groups), Wait(1.0), Wait(1.0), limits=limits)
+    assert back(settled) == [("b", 1.0)]
+
+
+def test_wait_goes_back_at_a_stop() -> None:
+    """Nothing waits in a worker that stops."""
+    groups = fifo("a1")
+    assert back(settle(groups, call(groups), Wait(1.5), may_wait=False)) == [("a1", 2.0)]
+
+
+# What was lost
+
+
+def test_lost_message_is_not_carried_out_and_sends_back_what_is_behind_it() -> None:
+    """The verdict on a lost message does not count; it comes again, and so those behind it have to as well."""
+    groups = fifo("a1", "a2", "a3")
+    settled = settle(groups, call(groups, limits=Limits(batch_count=2)), Done(), Later(3), lost="a1")
+    assert (names(settled.lost), settled.done, back(settled)) == (["a1"], [], [("a3", 0.0), ("a2", 3.0)])
+
+
+def test_lost_message_leaves_with_those_behind_it_when_it_is_queued() -> None:
+    """Those before a lost message stay, those behind it leave."""
+    groups = fifo("a1", "a2", "a3", "b1")
+    assert names(groups.leave(message("a2", group="a"))) == ["a3"]
+    assert names(call(groups)) == ["a1", "b1"]
+
+
+def test_lost_message_stays_in_its_lane_while_it_is_handled() -> None:
+    """The handler cannot be stopped, so its group gets no other call before it has ended."""
+    groups = fifo("a1", "a2")
+    first = call(groups, limits=Limits(batch_count=1))
+    assert names(groups.leave(first[0])) == ["a2"]
+    groups.add([message("a2", group="a", handle="newer")])
+    assert call(groups) == []
+    settle(groups, first, Done(), lost="a1")
+    assert groups.handling_count == 0
+
+
+# Calls
+
+
+def test_call_keeps_to_its_limits() -> None:
+    """A call has at most so many messages and bytes; one that is larger than that goes alone."""
+    groups = Groups(is_fifo=False)
+    groups.add(message(str(number), body="x" * size) for number, size in enumerate((10, 10, 10, 99, 10)))
+    limits = Limits(batch_count=3, batch_bytes=25)
+    assert [names(call(groups, limits=limits)) for _ in range(4)] == [["0", "1"], ["2"], ["3"], ["4"]]
+
+
+def test_call_takes_one_of_each_group_before_a_second() -> None:
+    """Groups share a call; what room they leave goes to the long ones, in order."""
+    groups = fifo("a1", "a2", "a3", "b1", "c1", "c2")
+    assert names(call(groups, limits=Limits(batch_count=5))) == ["a1", "a2", "b1", "c1", "c2"]
+
+
+def test_unstarted_leaves_but_for_what_is_to_be_kept() -> None:
+    """At a stop what is queued leaves, those of a group in order; what is kept stays with what is before it."""
+    groups = fifo("a1", "a2", "a3", "b1", "b2", "c1")
+    call(groups, limits=Limits(batch_count=1))
+    assert names(groups.take_unstarted(lambda one: one.message_id == "b1")) == ["a2", "a3", "b2", "c1"]
+    assert names(call(groups)) == ["b1"]
+
+
+def test_t24_thousand_groups_over_eight_slots_starve_none() -> None:
+    """T24: with a thousand groups, one of them endless, each is handled once before any is a second time."""
+    groups = Groups(is_fifo=True)
+    limits = Limits(batch_count=1, call_count=8)
+    groups.add(message(f"busy-{number}", group="busy") for number in range(1000))
+    for group in range(1000):
+        groups.add(message(f"{group}-{number}", group=str(group)) for number in range(2))
+    turns: defaultdict[str, list[int]] = defaultdict(list)
+    open_calls: list[list[Message]] = []
+    for turn in range(2002):
+        while len(open_calls) == limits.call_count:
+            ended = open_calls.pop(0)
+            settle(groups, ended, *[Done()] * len(ended))
+        open_calls.append(call(groups, limits=limits))
+        turns[str(open_calls[-1][0].group_id)].append(turn)
+    assert {group: len(turns_of) for group, turns_of in turns.items()} == dict.fromkeys(turns, 2)
+    waits = [later - earlier for earlier, later in turns.values()]
+    assert max(waits) <= 1001 + limits.call_count
+
+
+# Whatever happens
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> list[tuple[str, int]]:
+    """Return steps and numbers that decide what exactly they do."""
+    steps = st.sampled_from(["add", "add", "call", "call", "settle", "settle", "decide", "lose", "tick"])
+    return draw(st.lists(st.tuples(steps, st.integers(0, 10_000)), max_size=60))
+
+
+@pytest.mark.parametrize("is_fifo", [True, False])
+@given(script=scripts())
+def test_t31_permits_all_come_back_and_order_holds_whatever_happens(
+    script: list[tuple[str, int]], *, is_fifo: bool
+) -> None:
+    """T31: each message is in one place; a group has one call at a time, in order; in the end everything is out."""
+    World(is_fifo=is_fifo).play(script)
+
+
+class World:
+    """Lanes, and who has which message of them."""
+
+    def __init__(self, *, is_fifo: bool) -> None:
+        self.groups = Groups(is_fifo=is_fifo)
+        self.is_fifo = is_fifo
+        self.now = 0.0
+        self.number = 0
+        self.inside: set[str] = set()  # added, and not yet decided or back
+        self.calls: list[list[Message]] = []
+        self.buried: list[Message] = []
+        self.limits = Limits(message_count=10, batch_count=4, call_count=3)
+
+    def play(self, script: list[tuple[str, int]]) -> None:  # noqa: C901  # one branch a step
+        """Do what *script* says, then let everything end."""
+        for step, number in script:
+            match step:
+                case "add":
+                    self.add(number)
+                case "call" if len(self.calls) < self.limits.call_count:
+                    self.call()
+                case "settle" if self.calls:
+                    self.settle(self.calls.pop(number % len(self.calls)), number)
+                case "decide" if self.buried:
+                    self.decide(number)
+                case "lose" if self.inside:
+                    self.lose(sorted(self.inside)[number % len(self.inside)])
+                case _:
+                    self.now += number / 500
+            self.check()
+        while self.calls or self.buried or self.inside:
+            self.now += 100.0
+            for one in self.calls:
+                self.end(one)
+            self.calls.clear()
+            while self.buried:
+                self.decide(0)
+            if self.inside:
+                self.call()
+                assert self.calls, "what is inside can be handled at some time"
+        assert (self.groups.queued_count, self.groups.handling_count, self.groups._lanes) == (0, 0, {})
+
+    def add(self, number: int) -> None:
+        """Add a few messages."""
+        for _ in range(number % 4 + 1):
+            self.number += 1
+            name = f"{'abc'[number % 3]}-{self.number:05}"
+            self.inside.add(name)
+            self.groups.add([message(name, group=name[0])])
+
+    def call(self) -> None:
+        """Begin a call."""
+        messages = self.groups.next_call(self.limits, now=self.now)
+        assert len(messages) <= self.limits.batch_count
+        if messages:
+            by_group: defaultdict[str, list[str]] = defaultdict(list)
+            for one in messages:
+                by_group[one.message_id[0]].append(one.message_id)
+            if self.is_fifo:
+                busy = {one.message_id[0] for other in [*self.calls, self.buried] for one in other}
+                assert not busy & by_group.keys(), "a group has one call at a time"
+                for group, ids in by_group.items():
+                    first = sorted(name for name in self.inside if name[0] == group)[: len(ids)]
+                    assert ids == first, "nothing is handled before what is in front of it"
+            self.calls.append(messages)
+
+    def settle(self, messages: list[Message], number: int) -> None:
+        """End a call with verdicts that *number* decides."""
+        kinds: list[Verdict] = [Done(), BURY, Later(3), Wait(2.0), Done(), Done()]
+        verdicts = [kinds[number // 6**place % 6] for place in range(len(messages))]
+        lost = {one.message_id for place, one in enumerate(messages) if number // 7**place % 7 == 0}
+        settled = self.groups.settle(
+            messages,
+            verdicts,
+            now=self.now,
+            limits=self.limits,
+            is_ours=lambda one: one.message_id not in lost,
+        )
+        gone = [*settled.done, *settled.lost, *(one for one, _ in settled.back)]
+        assert len({one.message_id for one in gone}) == len(gone)
+        self.inside -= {one.message_id for one in gone}
+        self.buried += [one for one, _ in settled.bury]
+
+    def end(self, messages: list[Message]) -> None:
+        """End a call well."""
+        settled = self.groups.settle(
+            messages, [Done()] * len(messages), now=self.now, limits=self.limits, is_ours=lambda _: True
+        )
+        self.inside -= {one.message_id for one in settled.done}
+
+    def decide(self, number: int) -> None:
+        """Let a letter be stored."""
+        one = self.buried.pop(number % len(self.buried))
+        self.groups.decided([one])
+        self.inside.discard(one.message_id)
+
+    def lose(self, name: str) -> None:
+        """Lose the lease of one; its call, if it has one, goes on."""
+        one = message(name, group=name[0])
+        was_queued = self.groups.is_queued(one)
+        behind = self.groups.leave(one)
+        self.inside -= {other.message_id for other in behind}
+        if was_queued:
+            self.inside.discard(name)
+
+    def check(self) -> None:
+        """Check that what is inside is queued, with a handler, or being buried, and in one of these only."""
+        with_handlers = {one.message_id for messages in self.calls for one in messages}
+        buried = {one.message_id for one in self.buried}
+        assert not with_handlers & buried
+        assert self.groups.handling_count == len(with_handlers) + len(buried)
+        assert self.groups.queued_count == len(self.inside) - len(with_handlers) - len(buried)

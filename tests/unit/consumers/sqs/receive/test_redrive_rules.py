@@ -1,0 +1,71 @@
+"""What of a queue's own settings does not fit how it is consumed."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from simplu_worker.aws.sqs_queue import QueueAttributes
+from simplu_worker.consumers.sqs.receive.redrive_rules import RedrivePolicy, RedriveRules, redrive_policy, unfit
+
+RULES = RedriveRules(try_count=4, grace_s=25.0)
+QUEUE = QueueAttributes(
+    visibility_timeout_s=30,
+    max_message_bytes=None,
+    retention_s=345_600,
+    visible_count=0,
+    in_flight_count=0,
+    delayed_count=0,
+    redrive_policy=None,
+)
+
+
+def policy(receives: object, target: str = "letters") -> str:
+    """Return a policy as SQS writes it."""
+    return json.dumps({"deadLetterTargetArn": f"arn:aws:sqs:r:1:{target}", "maxReceiveCount": receives})
+
+
+def problems(target_retention_s: int | None = None, **members: object) -> list[str]:
+    """Return the first word of each problem."""
+    target = None if target_retention_s is None else msgspec.structs.replace(QUEUE, retention_s=target_retention_s)
+    return [text.split()[0].rstrip(":") for text in unfit(msgspec.structs.replace(QUEUE, **members), target, RULES)]
+
+
+@pytest.mark.parametrize(
+    ("found", "members"),
+    [
+        ([], {}),
+        ([], {"redrive_policy": policy(1000)}),
+        (["maxReceiveCount"], {"redrive_policy": policy(3)}),
+        (["maxReceiveCount"], {"redrive_policy": policy("3")}),
+        (["maxReceiveCount"], {"redrive_policy": policy(4)}),
+        (["visibility"], {"visibility_timeout_s": 24}),
+        ([], {"visibility_timeout_s": 25}),
+        ([], {"redrive_policy": policy(1000), "target_retention_s": 1_209_600}),
+        (["letters"], {"redrive_policy": policy(1000), "target_retention_s": 345_600}),
+        ([], {"redrive_policy": policy(1000, "letters.fifo"), "target_retention_s": 345_600}),
+        (["maxReceiveCount", "visibility"], {"redrive_policy": policy(1), "visibility_timeout_s": 1}),
+    ],
+)
+def test_unfit_settings_are_told(found: list[str], members: dict[str, object]) -> None:
+    """Too few receives for the tries, or for a dependency's trouble; a short timeout; letters that are soon gone."""
+    assert problems(**members) == found  # type: ignore[arg-type]
+
+
+def test_policy_with_room_for_the_tries_but_not_for_trouble_says_so() -> None:
+    """SQS counts every receive: those that a dependency's trouble costs as well."""
+    (text,) = unfit(msgspec.structs.replace(QUEUE, redrive_policy=policy(10)), None, RULES)
+    assert "in trouble for longer than about 20 min" in text
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", policy("many"), '{"maxReceiveCount": 3}'])
+def test_policy_that_cannot_be_read_is_none(text: str | None) -> None:
+    """What is no policy is treated as none."""
+    assert redrive_policy(text) is None
+
+
+def test_policy_names_its_target() -> None:
+    """The queue's name is the end of its ARN."""
+    assert redrive_policy(policy("7")) == RedrivePolicy("letters", 7)

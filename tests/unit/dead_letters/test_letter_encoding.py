@@ -1,0 +1,216 @@
+"""Dead letters: what is in one, and how it is made to fit its queue."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import random
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.dead_letters.letter import DeadLetter, encode_letter, fifo_ids, letter_of
+from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source
+from simplu_worker.timing.backoff import backoff_s
+
+KINESIS = Origin(
+    source=Source.KINESIS,
+    name="resources-operations",
+    arrived_at=datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC),
+    stream_shard_id="shardId-000000000000",
+    sequence_number="49590338271490256608559692538361571095921575989136588898",
+    sub_sequence_number=3,
+    partition_key="b-l-patient",
+)
+SQS = Origin(
+    source=Source.SQS,
+    name="control",
+    arrived_at=datetime(2026, 1, 2, 5, 4, 5, tzinfo=timezone(timedelta(hours=2))),
+    message_id="m-1",
+)
+
+
+def letter(record: bytes = b"{}", *, origin: Origin = KINESIS, error: str = "expected an object") -> DeadLetter:
+    """Return a letter about *record*."""
+    return DeadLetter(
+        reason=DeadLetterReason.INVALID_MESSAGE,
+        error=error,
+        origin=origin,
+        failed_at=datetime(2026, 1, 2, 3, 4, 6, tzinfo=UTC),
+        attempts=1,
+        record=record,
+        request_id="r-1",
+        resource_id="p-1",
+    )
+
+
+def decoded(text: str) -> dict[str, Any]:
+    """Return what a reader of the letter gets, having checked that it is ASCII."""
+    assert text.isascii()
+    value: dict[str, Any] = json.loads(text)
+    return value
+
+
+def test_letter_has_the_members_of_the_contract_for_kinesis() -> None:
+    """A letter of a Kinesis record carries its whole position and the effective ids."""
+    expected = {
+        "reason": "invalid_message",
+        "error": "expected an object",
+        "source": {
+            "kind": "kinesis",
+            "stream": "resources-operations",
+            "streamShard": "shardId-000000000000",
+            "sequenceNumber": "49590338271490256608559692538361571095921575989136588898",
+            "subSequenceNumber": 3,
+            "partitionKey": "b-l-patient",
+            "arrivedAt": "2026-01-02T03:04:05.678000Z",
+        },
+        "failedAt": "2026-01-02T03:04:06Z",
+        "attempts": 1,
+        "requestId": "r-1",
+        "resourceId": "p-1",
+        "record": '{"a":1}',
+    }
+    assert expected == decoded(encode_letter(letter(b'{"a":1}'), 262_144))
+
+
+def test_letter_names_the_queue_and_message_for_sqs() -> None:
+    """A letter of an SQS message names its queue, and leaves out what only streams have."""
+    expected = {
+        "kind": "sqs",
+        "queue": "control",
+        "messageId": "m-1",
+        "groupId": None,
+        "arrivedAt": "2026-01-02T03:04:05Z",
+    }
+    assert expected == decoded(encode_letter(letter(origin=SQS), 262_144))["source"]
+
+
+@pytest.mark.parametrize("text", ["plain", "żółć 漢字 🦷", 'quote " backslash \\ \x00\x01\x1f\x7f \ufffe\uffff \u2028'])
+def test_letter_keeps_text_as_text_when_the_record_is_utf8(text: str) -> None:
+    """Any UTF-8 record is there as text, and no character that SQS refuses is in the letter."""
+    encoded = encode_letter(letter(text.encode()), 262_144)
+    assert (text, True) == (decoded(encoded)["record"], all(" " <= character <= "~" for character in encoded))
+
+
+def test_letter_takes_base64_when_the_record_is_not_utf8() -> None:
+    """Bytes that are no text are kept exactly."""
+    record = b"\xff\xfe{"
+    members = decoded(encode_letter(letter(record), 262_144))
+    assert (record, False) == (base64.b64decode(members["recordBase64"]), "record" in members)
+
+
+def test_letter_takes_gzip_when_the_text_is_too_long() -> None:
+    """A record that fits only when compressed is compressed, always to the same bytes."""
+    record = b'{"name":"anna"}' * 50_000
+    encoded = encode_letter(letter(record), 262_144)
+    members = decoded(encoded)
+    assert record == gzip.decompress(base64.b64decode(members["recordGzip"]))
+    assert (encoded, False, False) == (
+        encode_letter(letter(record), 262_144),
+        "record" in members,
+        "truncated" in members,
+    )
+
+
+def test_letter_takes_gzip_when_only_the_escapes_make_it_too_long() -> None:
+    """What counts is the letter as sent: text of three bytes a character takes six when escaped."""
+    record = ("漢" * 60_000).encode()
+    assert "recordGzip" in decoded(encode_letter(letter(record), 262_144))
+
+
+def test_letter_keeps_the_first_64_kib_when_nothing_else_fits() -> None:
+    """A record too long even when compressed leaves its beginning, its size and its hash."""
+    record = random.Random(1).randbytes(1_000_000)  # bytes that do not compress
+    members = decoded(encode_letter(letter(record), 262_144))
+    assert (record[:65_536], 1_000_000, hashlib.sha256(record).hexdigest(), True) == (
+        base64.b64decode(members["recordBase64"]),
+        members["recordBytes"],
+        members["recordSha256"],
+        members["truncated"],
+    )
+
+
+def test_letter_cuts_text_between_characters_when_truncated() -> None:
+    """The beginning of a text stays text: the character across the cut is left out."""
+    noise = random.Random(2)  # text that does not compress
+    text = "x" + "".join(chr(noise.randrange(0x4E00, 0x9FFF)) for _ in range(300_000))
+    members = decoded(encode_letter(letter(text.encode()), 262_144))
+    assert (text[:21_846], 900_001) == (members["record"], members["recordBytes"])
+
+
+def test_letter_takes_base64_when_the_escapes_of_the_excerpt_do_not_fit() -> None:
+    """64 KiB of control characters would be 384 KiB of escapes; base64 holds them."""
+    noise = random.Random(3)  # text that does not compress
+    record = bytes(noise.randrange(1, 32) for _ in range(65_536))
+    record += "".join(chr(noise.randrange(0x4E00, 0x9FFF)) for _ in range(200_000)).encode()
+    members = decoded(encode_letter(letter(record), 262_144))
+    assert record[:65_536] == base64.b64decode(members["recordBase64"])
+
+
+def test_letter_cuts_its_error_when_it_is_long() -> None:
+    """An error is at most 2 KiB, cut between characters; lone surrogates do not break it."""
+    members = decoded(encode_letter(letter(error="ż" * 5_000 + "\ud800"), 262_144))
+    assert members["error"] == "ż" * 1_024
+
+
+def test_letter_of_a_rejected_record_carries_what_could_be_read() -> None:
+    """The ids that the decoder found go into the letter."""
+    rejected = Rejected(
+        reason=DeadLetterReason.INVALID_MESSAGE,
+        error="businessId: expected a string",
+        origin=SQS,
+        location_id="l",
+        request_id="r",
+    )
+    made = letter_of(rejected, b"x", failed_at=KINESIS.arrived_at)
+    assert (
+        made.reason,
+        made.location_id,
+        made.request_id,
+        made.business_id,
+        made.attempts,
+    ) == ("invalid_message", "l", "r", None, 1)
+
+
+@given(record=st.binary(max_size=6_000), max_bytes=st.integers(1_024, 8_000), error=st.text(max_size=200))
+def test_letter_fits_and_gives_the_record_back(record: bytes, max_bytes: int, error: str) -> None:
+    """Whatever the record, the letter fits, and holds the record or says how much of it is missing."""
+    encoded = encode_letter(letter(record, error=error), max_bytes)
+    members = decoded(encoded)
+    if "recordGzip" in members:
+        got = gzip.decompress(base64.b64decode(members["recordGzip"]))
+    elif "recordBase64" in members:
+        got = base64.b64decode(members["recordBase64"])
+    else:
+        got = members["record"].encode()
+    assert len(encoded) <= max(max_bytes, 2_000)
+    if "truncated" in members:
+        assert record.startswith(got)
+        assert (len(record), hashlib.sha256(record).hexdigest()) == (members["recordBytes"], members["recordSha256"])
+    else:
+        assert record == got
+
+
+def test_fifo_ids_are_legal_and_the_same_for_one_position() -> None:
+    """The group follows the key, the de-duplication id the position; both are short and plain."""
+    first, again = fifo_ids(letter(b"a")), fifo_ids(letter(b"b"))
+    other = fifo_ids(letter(origin=SQS))
+    assert first == again
+    assert (len(first.group_id), len(first.deduplication_id)) == (64, 64)
+    assert first.group_id != other.group_id
+    assert first.deduplication_id != other.deduplication_id
+
+
+@pytest.mark.parametrize(
+    ("failure_count", "draw", "expected"),
+    [(0, 0.0, 0.25), (1, 0.0, 0.25), (1, 1.0, 0.5), (2, 0.0, 0.5), (7, 1.0, 30.0), (10_000, 0.5, 22.5)],
+)
+def test_backoff_doubles_up_to_its_cap(failure_count: int, draw: float, expected: float) -> None:
+    """The pause doubles with every failure, within the upper half of its span, and stops at the cap."""
+    assert expected == backoff_s(failure_count, draw=draw, base_s=0.5, most_s=30.0)

@@ -1,0 +1,195 @@
+"""Dead letters are read back as they were written, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.dead_letters import letter
+from simplu_worker.dead_letters.letter import (
+    ERROR_MAX_BYTES,
+    DeadLetter,
+    NoLetterError,
+    Whole,
+    encode_letter,
+    read_letter,
+    tenant_of,
+)
+from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
+
+MOMENTS = st.datetimes(
+    datetime(1990, 1, 1),  # noqa: DTZ001  (hypothesis adds the zone)
+    datetime(2200, 1, 1),  # noqa: DTZ001
+    timezones=st.sampled_from([UTC, timezone(timedelta(hours=-7))]),
+)
+TEXTS = st.text(max_size=12)
+MAYBE = st.none() | TEXTS
+KINESIS = st.builds(
+    Origin,
+    source=st.just(Source.KINESIS),
+    name=TEXTS,
+    arrived_at=MOMENTS,
+    stream_shard_id=MAYBE,
+    sequence_number=MAYBE,
+    sub_sequence_number=st.integers(0, 99),
+    partition_key=MAYBE,
+)
+SQS = st.builds(
+    Origin,
+    source=st.just(Source.SQS),
+    name=TEXTS,
+    arrived_at=MOMENTS,
+    sequence_number=MAYBE,
+    message_id=MAYBE,
+    group_id=MAYBE,
+)
+COMMON: dict[str, Any] = {
+    "reason": st.sampled_from(DeadLetterReason),
+    "error": st.text(max_size=30),
+    "failed_at": MOMENTS,
+    "attempts": st.integers(1, 99),
+    "record": st.binary(max_size=4000) | st.text(max_size=2000).map(str.encode),
+    "request_id": MAYBE,
+    "resource_id": MAYBE,
+    "business_id": MAYBE,
+    "location_id": MAYBE,
+}
+LETTERS = st.builds(DeadLetter, origin=KINESIS, **COMMON) | st.builds(
+    DeadLetter,
+    origin=SQS,
+    message_attributes=st.none() | st.dictionaries(TEXTS, TEXTS, min_size=1, max_size=10),
+    deduplication_id=MAYBE,
+    **COMMON,
+)
+LETTER = DeadLetter(
+    reason=DeadLetterReason.UNKNOWN_TENANT,
+    error="expected a tenant",
+    origin=Origin(source=Source.KINESIS, name="s", arrived_at=datetime(2026, 1, 1, tzinfo=UTC)),
+    failed_at=datetime(2026, 1, 2, tzinfo=UTC),
+    attempts=1,
+    record=b"{}",
+)
+
+
+@given(letter=LETTERS, max_bytes=st.sampled_from([1500, 3000, 262_144]))
+def test_letter_is_read_as_it_was_written(letter: DeadLetter, max_bytes: int) -> None:
+    """Text, base64, gzip, or a beginning with size and hash of the whole: all that it says comes back."""
+    text = encode_letter(letter, max_bytes)
+    members = json.loads(text)
+    read = read_letter(text)
+    if "truncated" in members:
+        assert read.whole == Whole(len(letter.record), hashlib.sha256(letter.record).hexdigest())
+        assert read.whole.is_of(letter.record)
+        assert letter.record.startswith(read.letter.record)
+        left_out = {"record", "error", "message_attributes"}  # the last two only where not even they fit
+    else:
+        assert read.whole is None
+        left_out = set()
+    for name in letter.__struct_fields__:
+        if name not in left_out:
+            assert getattr(read.letter, name) == getattr(letter, name), name
+
+
+def test_letter_is_read_with_every_way_to_hold_its_record() -> None:
+    """The four forms, each met for what it is."""
+    noise = hashlib.shake_256(b"x").digest(100_000)
+    cases = {
+        "record": b"text",
+        "recordBase64": b"\xff\x00",
+        "recordGzip": b"a" * 100_000,
+        "truncated": noise,
+    }
+    for member, record in cases.items():
+        text = encode_letter(msgspec.structs.replace(LETTER, record=record), 80_000)
+        assert member in json.loads(text)
+        read = read_letter(text)
+        assert (read.letter.record == record) == (read.whole is None)
+
+
+def test_letter_cuts_the_error_and_is_read() -> None:
+    """What was cut when it was written stays cut."""
+    read = read_letter(encode_letter(msgspec.structs.replace(LETTER, error="x" * 5000), 262_144))
+    assert read.letter.error == "x" * ERROR_MAX_BYTES
+
+
+WRITTEN = json.loads(encode_letter(LETTER, 262_144))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '"text"',
+        "[" * 100_000,
+        json.dumps(WRITTEN | {"reason": "bad_mood"}),
+        json.dumps(WRITTEN | {"source": {"kind": "kafka", "arrivedAt": "2026-01-01T00:00:00Z"}}),
+        json.dumps(WRITTEN | {"failedAt": "2026-01-01T00:00:00"}),
+        json.dumps(WRITTEN | {"failedAt": "yesterday"}),
+        json.dumps({name: value for name, value in WRITTEN.items() if name != "record"}),
+        json.dumps(WRITTEN | {"record": "\ud800"}),
+        json.dumps(WRITTEN | {"record": None, "recordBase64": "%"}),
+        json.dumps(WRITTEN | {"record": None, "recordBase64": "ż"}),
+        json.dumps(WRITTEN | {"record": None, "recordGzip": "AAAA"}),
+        json.dumps(WRITTEN | {"record": None, "recordGzip": base64.b64encode(gzip.compress(b"x")[:-3]).decode()}),
+        json.dumps(WRITTEN | {"truncated": True}),
+        json.dumps({"operation": "create", "businessId": "private", "locationId": "l"}),
+    ],
+)
+def test_reading_refuses_what_is_no_letter_without_quoting_it(body: str) -> None:
+    """Messages that SQS itself moved there, half letters, letters of a later version."""
+    with pytest.raises(NoLetterError) as caught:
+        read_letter(body)
+    assert "private" not in str(caught.value)
+
+
+@given(body=st.text(max_size=200) | st.recursive(st.none() | st.text(max_size=5), st.lists).map(json.dumps))
+def test_reading_raises_nothing_else_whatever_the_text(body: str) -> None:
+    """A stranger's message ends no command."""
+    with pytest.raises(NoLetterError):
+        read_letter(body)
+
+
+def test_reading_unpacks_no_more_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes that unpack to gigabytes are refused."""
+    monkeypatch.setattr(letter, "UNPACKED_MAX_BYTES", 1000)
+    packed = {name: base64.b64encode(gzip.compress(b"a" * size)).decode() for name, size in (("ok", 999), ("no", 1001))}
+    read = read_letter(json.dumps(WRITTEN | {"record": None, "recordGzip": packed["ok"]}))
+    assert read.letter.record == b"a" * 999
+    with pytest.raises(NoLetterError, match="at most 1000 bytes"):
+        read_letter(json.dumps(WRITTEN | {"record": None, "recordGzip": packed["no"]}))
+
+
+@pytest.mark.parametrize(
+    ("own", "record", "attributes", "expected"),
+    [
+        (("b", "l"), b'{"businessId":"x"}', None, ("b", "l")),
+        ((None, None), b'{"businessId":"b","locationId":"l"}', None, ("b", "l")),
+        ((None, None), b'{"orderId":"1"}', {"BusinessId": "b", "LocationId": "l"}, ("b", "l")),
+        (("b", None), b'{"locationId":7}', {"LocationId": "l"}, ("b", "l")),
+        (("b", None), b"\xff", None, None),
+        ((None, None), b'{"businessId":"b"', None, None),
+    ],
+)
+def test_tenant_of_a_letter_is_found_in_the_letter_its_record_or_its_attributes(
+    own: tuple[str | None, str | None],
+    record: bytes,
+    attributes: dict[str, str] | None,
+    expected: tuple[str, str] | None,
+) -> None:
+    """Older letters do not name their tenant; of what cannot be read there is none."""
+    letter = msgspec.structs.replace(
+        LETTER, business_id=own[0], location_id=own[1], record=record, message_attributes=attributes
+    )
+    assert tenant_of(letter) == expected

@@ -1,0 +1,648 @@
+"""The local Kinesis without its HTTP: streams, quotas, tokens, reshards and faults, with the time handed in."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simplu_worker.local.kinesis.actions import Actions
+from simplu_worker.local.kinesis.errors import KinesisError
+from simplu_worker.local.kinesis.faults import Fault, Faults
+from simplu_worker.local.kinesis.model import HOUR_MS, Account, Options
+from simplu_worker.local.kinesis.quotas import MIB, ReadQuota, WriteQuota
+from simplu_worker.local.kinesis.reshard import HASH_KEYS, HashRange, Merge, Split, equal_ranges, scaling_steps
+from simplu_worker.local.kinesis.tokens import (
+    IteratorToken,
+    PageToken,
+    SequenceNumber,
+    parse_sequence_number,
+    seal,
+    sequence_number,
+    unseal,
+)
+
+START_MS = 1_700_000_000_000
+NAME = "stream"
+
+
+class Kinesis:
+    """The API of an account with one active stream, at a time that the test sets."""
+
+    def __init__(self, shard_count: int = 1, **options: Any) -> None:
+        options = {"create_delay_ms": 0, "update_delay_ms": 0, "delete_delay_ms": 0, "read_throttling": False} | options
+        self.account = Account(Options(**options))
+        self.actions = Actions(self.account)
+        self.now_ms = START_MS
+        self("CreateStream", ShardCount=shard_count)
+
+    def __call__(self, action: str, **request: Any) -> dict[str, Any]:
+        """Do one action on the stream, unless the request names another or goes on from a token."""
+        if not request.keys() & {"StreamARN", "NextToken", "ShardIterator"} and action != "ListStreams":
+            request.setdefault("StreamName", NAME)
+        asked = self.actions.decode(action, json.dumps(request).encode())
+        answer = json.loads(self.actions.answer(action, asked, self.now_ms) or b"{}")
+        assert isinstance(answer, dict)
+        return answer
+
+    def put(self, key: str, text: str, **more: Any) -> dict[str, Any]:
+        """Put one record."""
+        return self("PutRecord", PartitionKey=key, Data=base64.b64encode(text.encode()).decode(), **more)
+
+    def iterator(self, shard: int = 0, kind: str = "TRIM_HORIZON", **more: Any) -> str:
+        """Return an iterator."""
+        answer = self("GetShardIterator", ShardId=shard_id(shard), ShardIteratorType=kind, **more)
+        return str(answer["ShardIterator"])
+
+    def texts(self, iterator: str) -> list[str]:
+        """Return what the records of one answer say."""
+        return texts_of(self("GetRecords", ShardIterator=iterator))
+
+    def listed(self, **more: Any) -> list[str]:
+        """Return the last digits of the stream shards that ListShards gives."""
+        return [shard["ShardId"][-2:] for shard in self("ListShards", **more)["Shards"]]
+
+
+def shard_id(index: int) -> str:
+    """Return the id of a stream shard."""
+    return f"shardId-{index:012d}"
+
+
+def texts_of(answer: dict[str, Any]) -> list[str]:
+    """Return what the records say."""
+    return [base64.b64decode(record["Data"]).decode() for record in answer["Records"]]
+
+
+def refusal(kinesis: Kinesis, action: str, **request: Any) -> str:
+    """Return the code of the error with which the action is refused."""
+    with pytest.raises(KinesisError) as caught:
+        kinesis(action, **request)
+    return caught.value.code
+
+
+# Numbers and tokens
+
+
+@given(st.integers(0, 2**36 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**36 - 1))
+def test_sequence_number_says_what_it_was_made_of(made_s: int, index: int, ordinal: int, second: int) -> None:
+    """A sequence number has 56 digits and can be read back."""
+    parts = SequenceNumber(made_s, index, ordinal, second)
+    text = str(sequence_number(parts))
+    assert (len(text), parse_sequence_number(text)) == (56, parts)
+
+
+@pytest.mark.parametrize("text", ["0", "1", "49", str(2**185), "9" * 56, "9" * 128])
+def test_sequence_number_is_refused_when_it_is_not_of_our_form(text: str) -> None:
+    """Any other number is known for one."""
+    assert parse_sequence_number(text) is None
+
+
+def test_token_survives_the_way_to_the_client_and_back() -> None:
+    """Both kinds of tokens are told apart, and are short enough for API_GetRecords (512)."""
+    iterator = IteratorToken("s" * 128, START_MS, shard_id(1), 10**12, START_MS, 7)
+    page = PageToken(NAME, START_MS, shard_id(1), "AT_LATEST", 0, START_MS)
+    assert [unseal(seal(iterator)), unseal(seal(page))] == [iterator, page]
+    assert len(seal(iterator)) <= 512
+
+
+@given(st.text(max_size=100))
+def test_token_is_refused_when_it_is_garbage(text: str) -> None:
+    """What was not sealed here is nothing."""
+    assert unseal(text) is None
+    assert unseal(base64.b64encode(text.encode()).decode()) is None
+
+
+# Hash ranges
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 1000])
+def test_equal_ranges_cover_all_hash_keys(count: int) -> None:
+    """No hole, no overlap, from 0 to 2^128-1."""
+    ranges = equal_ranges(count)
+    assert [ranges[0].start, ranges[-1].end, len(ranges)] == [0, HASH_KEYS - 1, count]
+    assert [one.end + 1 for one in ranges[:-1]] == [one.start for one in ranges[1:]]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "splits", "merges"),
+    [(1, 2, 1, 0), (2, 4, 2, 0), (4, 2, 0, 2), (3, 6, 3, 0), (6, 3, 0, 3), (2, 3, 2, 1), (3, 2, 1, 2), (4, 4, 0, 0)],
+)
+def test_scaling_takes_as_few_steps_as_it_can(before: int, after: int, splits: int, merges: int) -> None:
+    """Only ranges that are not there yet are made; thirds and sixths count as the same in spite of their rounding."""
+    steps = scaling_steps(equal_ranges(before), after)
+    kinds = [type(step) for step in steps]
+    assert (kinds.count(Split), kinds.count(Merge)) == (splits, merges)
+
+
+# Quotas
+
+
+def test_read_quota_allows_five_reads_a_second() -> None:
+    """API_GetRecords: five transactions a second; at an even pace of 200 ms none is refused."""
+    quota = ReadQuota()
+    assert [quota.allows(START_MS) for _ in range(7)] == [True] * 5 + [False] * 2
+    paced = ReadQuota()
+    assert all(paced.allows(START_MS + 200 * number) for number in range(50))
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "was_full", "closed_ms"),
+    [(MIB, False, 0), (2 * MIB, False, 1), (4 * MIB, False, 1001), (10 * MIB, True, 5000)],
+)
+def test_read_quota_closes_for_as_long_as_the_answer_was_large(size_bytes: int, was_full: bool, closed_ms: int) -> None:  # noqa: FBT001
+    """API_GetRecords: 2 MiB a second; an answer of 10 MiB closes the stream shard for five seconds."""
+    quota = ReadQuota()
+    assert quota.allows(START_MS)
+    quota.count(size_bytes, START_MS, was_full=was_full)
+    if closed_ms:
+        assert not quota.allows(START_MS + closed_ms - 1)
+    assert quota.allows(START_MS + closed_ms)
+
+
+def test_write_quota_counts_records_and_bytes() -> None:
+    """API_PutRecords: 1,000 records and 1 MiB a second; a larger record passes when nothing else was put."""
+    small, large = WriteQuota(), WriteQuota()
+    assert [small.allows(1, START_MS) for _ in range(1001)] == [True] * 1000 + [False]
+    assert [large.allows(3 * MIB, START_MS + at_ms) for at_ms in (0, 1000, 2000, 3000)] == [True, False, False, True]
+
+
+# Putting and reading
+
+
+def test_iterators_start_where_they_say() -> None:
+    """The five types of API_GetShardIterator."""
+    kinesis = Kinesis()
+    numbers = []
+    for text in "abc":
+        numbers.append(kinesis.put("key", text)["SequenceNumber"])
+        kinesis.now_ms += 1000
+    latest = kinesis.iterator(kind="LATEST")
+    kinesis.put("key", "d")
+    at, after = (
+        kinesis.iterator(kind=kind, StartingSequenceNumber=numbers[1])
+        for kind in ("AT_SEQUENCE_NUMBER", "AFTER_SEQUENCE_NUMBER")
+    )
+    by_time = kinesis.iterator(kind="AT_TIMESTAMP", Timestamp=START_MS / 1000 + 0.5)
+    read = [kinesis.texts(iterator) for iterator in (kinesis.iterator(), at, after, by_time, latest)]
+    assert read == [list("abcd"), list("bcd"), list("cd"), list("bcd"), ["d"]]
+
+
+def test_iterator_is_refused_when_its_arguments_make_no_sense() -> None:
+    """API_GetShardIterator: unknown stream shard, foreign number, a time to come."""
+    kinesis = Kinesis(2)
+    number = kinesis.put("key", "a", ExplicitHashKey="0")["SequenceNumber"]
+    at = {"ShardIteratorType": "AT_SEQUENCE_NUMBER"}
+    table: list[tuple[str, dict[str, Any]]] = [
+        ("ResourceNotFoundException", {"ShardId": shard_id(9), "ShardIteratorType": "LATEST"}),
+        ("InvalidArgumentException", {"ShardId": shard_id(1), "StartingSequenceNumber": number, **at}),
+        ("InvalidArgumentException", {"ShardId": shard_id(0), "StartingSequenceNumber": "17", **at}),
+        ("InvalidArgumentException", {"ShardId": shard_id(0), **at}),
+        (
+            "InvalidArgumentException",
+            {"ShardId": shard_id(0), "ShardIteratorType": "AT_TIMESTAMP", "Timestamp": START_MS / 1000 + 1},
+        ),
+        ("ValidationException", {"ShardId": shard_id(0), "ShardIteratorType": "MIDDLE"}),
+    ]
+    assert [refusal(kinesis, "GetShardIterator", **request) for _, request in table] == [code for code, _ in table]
+
+
+@pytest.mark.parametrize(
+    ("code", "action", "request_"),
+    [
+        ("InvalidArgumentException", "GetRecords", {"ShardIterator": "garbage"}),
+        ("InvalidArgumentException", "GetRecords", {"ShardIterator": "garbage", "Limit": 10_001}),
+        ("ValidationException", "PutRecords", {"Records": [{"PartitionKey": "k", "Data": ""}] * 501}),
+        ("InvalidArgumentException", "PutRecord", {"PartitionKey": "k", "Data": "", "ExplicitHashKey": str(HASH_KEYS)}),
+        ("SerializationException", "PutRecord", {"PartitionKey": "k", "Data": "?"}),
+        (
+            "InvalidArgumentException",
+            "PutRecord",
+            {"PartitionKey": "k", "Data": base64.b64encode(bytes(MIB)).decode()},
+        ),
+        (
+            "InvalidArgumentException",
+            "PutRecords",
+            {"Records": [{"PartitionKey": "k", "Data": base64.b64encode(bytes(MIB - 1)).decode()}] * 11},
+        ),
+        ("ResourceNotFoundException", "DescribeStreamSummary", {"StreamName": "other"}),
+        ("ResourceInUseException", "CreateStream", {"ShardCount": 1}),
+        ("UnknownOperationException", "PutEverything", {}),
+    ],
+)
+def test_request_is_refused_as_the_api_reference_says(code: str, action: str, request_: dict[str, Any]) -> None:
+    """The errors of each action's page."""
+    assert refusal(Kinesis(), action, **request_) == code
+
+
+def test_reading_goes_by_number_and_by_size() -> None:
+    """API_GetRecords: no more than Limit, no more than 10 MiB, and never nothing when there is something."""
+    kinesis = Kinesis()
+    for number in range(15):
+        kinesis.put("k", str(number % 10) * (MIB - 1))
+    assert len(kinesis("GetRecords", ShardIterator=kinesis.iterator(), Limit=3)["Records"]) == 3
+    first = kinesis("GetRecords", ShardIterator=kinesis.iterator())
+    second = kinesis("GetRecords", ShardIterator=first["NextShardIterator"])
+    assert [len(first["Records"]), len(second["Records"])] == [10, 5]
+    kinesis.account.streams[NAME].find(shard_id(0)).trim(4)
+    assert len(kinesis.texts(kinesis.iterator())) == 10
+
+
+def test_read_throttling_closes_a_stream_shard_for_all_its_readers() -> None:
+    """API_GetRecords: the quota is the stream shard's, not the reader's; other stream shards are not concerned."""
+    kinesis = Kinesis(2, read_throttling=True)
+    iterators = [kinesis.iterator(0), kinesis.iterator(0), kinesis.iterator(1)]
+    for number in range(5):
+        kinesis.texts(iterators[number % 2])
+    assert refusal(kinesis, "GetRecords", ShardIterator=iterators[0]) == "ProvisionedThroughputExceededException"
+    assert kinesis.texts(iterators[2]) == []
+    kinesis.now_ms += 200
+    assert kinesis.texts(iterators[0]) == []
+
+
+def test_answer_of_ten_mebibytes_closes_the_stream_shard_for_five_seconds() -> None:
+    """API_GetRecords: subsequent calls made within the next 5 seconds throw."""
+    kinesis = Kinesis(read_throttling=True)
+    for _ in range(11):
+        kinesis.put("k", "x" * (MIB - 1))
+    full = kinesis("GetRecords", ShardIterator=kinesis.iterator())
+    kinesis.now_ms += 4999
+    code = refusal(kinesis, "GetRecords", ShardIterator=full["NextShardIterator"])
+    assert code == "ProvisionedThroughputExceededException"
+    kinesis.now_ms += 1
+    assert len(kinesis.texts(full["NextShardIterator"])) == 1
+
+
+def test_write_throttling_refuses_single_records() -> None:
+    """API_PutRecords: a refused record has an ErrorCode in its place, and those of other stream shards pass."""
+    kinesis = Kinesis(2, write_throttling=True)
+    data = base64.b64encode(bytes(MIB - 100)).decode()
+    hash_keys = ["0", "0", str(HASH_KEYS - 1)]
+    entries = [{"PartitionKey": "k", "Data": data, "ExplicitHashKey": hash_key} for hash_key in hash_keys]
+    answer = kinesis("PutRecords", Records=entries)
+    assert answer["FailedRecordCount"] == 1
+    codes = [result.get("ErrorCode") for result in answer["Records"]]
+    assert codes == [None, "ProvisionedThroughputExceededException", None]
+
+
+def test_millis_behind_is_the_distance_of_the_answer_from_the_tip() -> None:
+    """API_GetRecords: 0 when nothing is left, else the age of the last record given."""
+    kinesis = Kinesis()
+    for text in "abc":
+        kinesis.put("k", text)
+        kinesis.now_ms += 1000
+    behind, iterator = [], kinesis.iterator()
+    for _ in range(3):
+        answer = kinesis("GetRecords", ShardIterator=iterator, Limit=1)
+        behind.append(answer["MillisBehindLatest"])
+        iterator = answer["NextShardIterator"]
+    assert behind == [3000, 2000, 0]
+
+
+def test_iterator_expires_after_five_minutes_and_on_demand() -> None:
+    """API_GetShardIterator: five minutes after it was returned, used or not."""
+    kinesis = Kinesis()
+    iterator = kinesis.iterator()
+    kinesis.now_ms += 300_000
+    assert kinesis.texts(iterator) == []
+    kinesis.now_ms += 1
+    assert refusal(kinesis, "GetRecords", ShardIterator=iterator) == "ExpiredIteratorException"
+    fresh = kinesis.iterator()
+    kinesis.account.expire_iterators()
+    assert refusal(kinesis, "GetRecords", ShardIterator=fresh) == "ExpiredIteratorException"
+
+
+def test_records_go_when_their_retention_is_over() -> None:
+    """API_IncreaseStreamRetentionPeriod: 24 hours at first; reading goes on with the oldest that is left."""
+    kinesis = Kinesis()
+    kinesis.put("k", "a")
+    iterator = kinesis.iterator()
+    kinesis("IncreaseStreamRetentionPeriod", RetentionPeriodHours=48)
+    kinesis.now_ms += 25 * HOUR_MS
+    kinesis.put("k", "b")
+    assert kinesis.texts(kinesis.iterator()) == ["a", "b"]
+    kinesis("DecreaseStreamRetentionPeriod", RetentionPeriodHours=24)
+    assert kinesis.texts(kinesis.iterator()) == ["b"]
+    assert refusal(kinesis, "GetRecords", ShardIterator=iterator) == "ExpiredIteratorException"
+    assert refusal(kinesis, "DecreaseStreamRetentionPeriod", RetentionPeriodHours=23) == "InvalidArgumentException"
+
+
+def test_memory_is_bounded_by_trimming_the_oldest_records() -> None:
+    """The oldest go first, wherever they are; the newest stay; positions do not change."""
+    kinesis = Kinesis(2, memory_max_bytes=100_000)
+    for number in range(1000):
+        kinesis.now_ms += 1
+        kinesis.put("k", str(number), ExplicitHashKey="0" if number < 500 else str(HASH_KEYS - 1))
+    stream = kinesis.account.streams[NAME]
+    left = kinesis.texts(kinesis.iterator(0)) + kinesis.texts(kinesis.iterator(1))
+    assert left == [str(number) for number in range(1000 - len(left), 1000)]
+    assert 100 < len(left) == 1000 - stream.trimmed_for_memory
+    assert sum(shard.stored_bytes for shard in stream.stream_shards.values()) <= 100_000
+
+
+# States
+
+
+def test_stream_goes_through_its_states_in_its_time() -> None:
+    """CREATING, ACTIVE, UPDATING, DELETING; what a state does not allow is refused."""
+    delays = {"create_delay_ms": 100, "update_delay_ms": 100, "delete_delay_ms": 100}
+    kinesis = Kinesis(2, **delays)
+
+    def status() -> str:
+        return str(kinesis("DescribeStreamSummary")["StreamDescriptionSummary"]["StreamStatus"])
+
+    seen = [status()]
+    assert refusal(kinesis, "ListShards") == "ResourceInUseException"
+    assert refusal(kinesis, "PutRecord", PartitionKey="k", Data="") == "ResourceNotFoundException"
+    kinesis.now_ms += 100
+    seen.append(status())
+    kinesis("MergeShards", ShardToMerge=shard_id(1), AdjacentShardToMerge=shard_id(0))
+    seen.append(status())
+    assert kinesis.listed() == ["00", "01"]
+    assert refusal(kinesis, "UpdateShardCount", TargetShardCount=2, ScalingType="UNIFORM_SCALING") == (
+        "ResourceInUseException"
+    )
+    kinesis.now_ms += 100
+    seen.append(status())
+    kinesis("DeleteStream")
+    seen.append(status())
+    kinesis.now_ms += 100
+    assert seen == ["CREATING", "ACTIVE", "UPDATING", "ACTIVE", "DELETING"]
+    assert refusal(kinesis, "DescribeStreamSummary") == "ResourceNotFoundException"
+
+
+def test_stream_is_found_by_its_arn() -> None:
+    """Every action takes StreamARN in place of StreamName."""
+    kinesis = Kinesis()
+    arn = kinesis("DescribeStream")["StreamDescription"]["StreamARN"]
+    assert kinesis("ListShards", StreamARN=arn) == kinesis("ListShards")
+    assert kinesis("ListStreams")["StreamSummaries"][0]["StreamARN"] == arn
+
+
+# Reshards
+
+
+def test_split_gives_each_half_a_child_and_leaves_the_records() -> None:
+    """API_SplitShard: the new key starts the upper child; the parent keeps its records and takes no more."""
+    kinesis = Kinesis()
+    before = kinesis.put("k", "before", ExplicitHashKey="7")
+    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
+    after = [kinesis.put("k", "after", ExplicitHashKey=str(key)) for key in (HASH_KEYS // 2 - 1, HASH_KEYS // 2)]
+    assert [one["ShardId"] for one in after] == [shard_id(1), shard_id(2)]
+    assert int(before["SequenceNumber"]) < min(int(one["SequenceNumber"]) for one in after)
+    assert [kinesis.texts(kinesis.iterator(number)) for number in range(3)] == [["before"], ["after"], ["after"]]
+    shards = kinesis("ListShards")["Shards"]
+    assert [shard.get("ParentShardId") for shard in shards] == [None, shard_id(0), shard_id(0)]
+    ended = ["EndingSequenceNumber" in shard["SequenceNumberRange"] for shard in shards]
+    assert ended == [True, False, False]
+
+
+def test_children_have_greater_numbers_than_their_parents_however_soon_they_follow() -> None:
+    """Forty generations within one millisecond."""
+    kinesis = Kinesis()
+    for _ in range(20):
+        stream = kinesis.account.streams[NAME]
+        lower = stream.open_stream_shards[0]
+        stream.split(lower.stream_shard_id, lower.hash_range.end // 2)
+        assert covered(kinesis) == (0, HASH_KEYS - 1)
+        first, second = stream.open_stream_shards[:2]
+        stream.merge(first.stream_shard_id, second.stream_shard_id)
+        assert covered(kinesis) == (0, HASH_KEYS - 1)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_merge_gives_the_child_both_parents(order: tuple[int, int]) -> None:
+    """API_MergeShards: the one that was named first is the parent, the other the adjacent parent."""
+    kinesis = Kinesis(2)
+    first, second = (shard_id(index) for index in order)
+    kinesis("MergeShards", ShardToMerge=first, AdjacentShardToMerge=second)
+    child = kinesis("ListShards")["Shards"][-1]
+    assert [child["ParentShardId"], child["AdjacentParentShardId"]] == [first, second]
+    assert child["HashKeyRange"] == {"StartingHashKey": "0", "EndingHashKey": str(HASH_KEYS - 1)}
+
+
+def test_reshard_is_refused_when_it_is_not_possible() -> None:
+    """Not adjacent, closed, unknown, outside its range, more than double, less than half."""
+    kinesis = Kinesis(3)
+    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey="10")
+    table: list[tuple[str, str, dict[str, Any]]] = [
+        ("InvalidArgumentException", "MergeShards", {"ShardToMerge": shard_id(3), "AdjacentShardToMerge": shard_id(2)}),
+        ("ResourceInUseException", "MergeShards", {"ShardToMerge": shard_id(0), "AdjacentShardToMerge": shard_id(1)}),
+        ("ResourceInUseException", "SplitShard", {"ShardToSplit": shard_id(0), "NewStartingHashKey": "5"}),
+        ("ResourceNotFoundException", "SplitShard", {"ShardToSplit": shard_id(9), "NewStartingHashKey": "5"}),
+        ("InvalidArgumentException", "SplitShard", {"ShardToSplit": shard_id(3), "NewStartingHashKey": "10"}),
+        ("InvalidArgumentException", "UpdateShardCount", {"TargetShardCount": 9, "ScalingType": "UNIFORM_SCALING"}),
+        ("InvalidArgumentException", "UpdateShardCount", {"TargetShardCount": 1, "ScalingType": "UNIFORM_SCALING"}),
+    ]
+    assert [refusal(kinesis, action, **request) for _, action, request in table] == [code for code, _, _ in table]
+
+
+def test_end_of_a_closed_stream_shard_names_its_children() -> None:
+    """API_GetRecords: after the last records NextShardIterator is missing, and ChildShards are there."""
+    kinesis = Kinesis()
+    kinesis.put("k", "a")
+    open_answer = kinesis("GetRecords", ShardIterator=kinesis.iterator())
+    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
+    last = kinesis("GetRecords", ShardIterator=kinesis.iterator())
+    ends = [kinesis("GetRecords", ShardIterator=answer["NextShardIterator"]) for answer in (open_answer, last)]
+    for end in ends:
+        assert (end["Records"], "NextShardIterator" in end) == ([], False)
+        assert [child["ShardId"] for child in end["ChildShards"]] == [shard_id(1), shard_id(2)]
+        assert [child["ParentShards"] for child in end["ChildShards"]] == [[shard_id(0)]] * 2
+    assert "ChildShards" not in last
+
+
+def test_end_comes_with_the_last_records_and_as_null_when_that_is_set() -> None:
+    """Both forms are met in the wild."""
+    kinesis = Kinesis(end_with_last_records=True, null_next_iterator=True)
+    kinesis.put("k", "a")
+    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
+    answer = kinesis("GetRecords", ShardIterator=kinesis.iterator())
+    assert (texts_of(answer), answer["NextShardIterator"], len(answer["ChildShards"])) == (["a"], None, 2)
+
+
+def test_closed_stream_shards_are_forgotten_after_the_retention() -> None:
+    """API_ListShards: expired ones are not listed, but their children still name them as parents."""
+    kinesis = Kinesis()
+    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
+    kinesis.now_ms += 24 * HOUR_MS + 1
+    assert kinesis.listed() == ["01", "02"]
+    assert kinesis("ListShards")["Shards"][0]["ParentShardId"] == shard_id(0)
+    assert refusal(kinesis, "GetShardIterator", ShardId=shard_id(0), ShardIteratorType="TRIM_HORIZON") == (
+        "ResourceNotFoundException"
+    )
+
+
+# ListShards
+
+
+def test_shard_filters_choose_by_state_and_time() -> None:
+    """API_ShardFilter."""
+    kinesis = Kinesis(2)
+    kinesis.now_ms += 10_000
+    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey="10")
+    kinesis.now_ms += 10_000
+    kinesis("SplitShard", ShardToSplit=shard_id(1), NewStartingHashKey=str(HASH_KEYS - 10))
+    start_s = START_MS / 1000
+    table: list[tuple[dict[str, Any], list[str]]] = [
+        ({"Type": "AT_LATEST"}, ["02", "03", "04", "05"]),
+        ({"Type": "AT_TRIM_HORIZON"}, ["00", "01"]),
+        ({"Type": "FROM_TRIM_HORIZON"}, ["00", "01", "02", "03", "04", "05"]),
+        ({"Type": "AFTER_SHARD_ID", "ShardId": shard_id(3)}, ["04", "05"]),
+        ({"Type": "AT_TIMESTAMP", "Timestamp": start_s}, ["00", "01"]),
+        ({"Type": "AT_TIMESTAMP", "Timestamp": start_s - 99}, ["00", "01"]),
+        ({"Type": "AT_TIMESTAMP", "Timestamp": start_s + 15}, ["01", "02", "03"]),
+        ({"Type": "AT_TIMESTAMP", "Timestamp": start_s + 25}, ["02", "03", "04", "05"]),
+        ({"Type": "FROM_TIMESTAMP", "Timestamp": start_s + 15}, ["01", "02", "03", "04", "05"]),
+    ]
+    assert [kinesis.listed(ShardFilter=shard_filter) for shard_filter, _ in table] == [ids for _, ids in table]
+    assert refusal(kinesis, "ListShards", ShardFilter={"Type": "AT_TIMESTAMP"}) == "InvalidArgumentException"
+
+
+def test_pages_keep_their_filter_and_show_a_reshard_between_them() -> None:
+    """API_ListShards: each page shows the stream as it is then, so the first still has the parent as open."""
+    kinesis = Kinesis(4)
+    latest = {"Type": "AT_LATEST"}
+    first = kinesis("ListShards", MaxResults=2, ShardFilter=latest)
+    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey="10")
+    kinesis("SplitShard", ShardToSplit=shard_id(3), NewStartingHashKey=str(HASH_KEYS - 10))
+    second = kinesis("ListShards", NextToken=first["NextToken"], MaxResults=3)
+    third = kinesis("ListShards", NextToken=second["NextToken"])
+    ids = [[shard["ShardId"][-1] for shard in page["Shards"]] for page in (first, second, third)]
+    assert ids == [["0", "1"], ["2", "4", "5"], ["6", "7"]]
+    assert "NextToken" not in third
+
+
+def test_page_token_is_refused_when_it_is_old_or_not_alone() -> None:
+    """API_ListShards: 300 seconds, and neither StreamName nor a filter beside it."""
+    kinesis = Kinesis(2)
+    token = kinesis("ListShards", MaxResults=1)["NextToken"]
+    codes = [
+        refusal(kinesis, "ListShards", NextToken=token, StreamName=NAME),
+        refusal(kinesis, "ListShards", NextToken=token, ShardFilter={"Type": "AT_LATEST"}),
+        refusal(kinesis, "ListShards", NextToken="garbage"),
+    ]
+    assert codes == ["InvalidArgumentException"] * 3
+    kinesis.now_ms += 300_001
+    assert refusal(kinesis, "ListShards", NextToken=token) == "ExpiredNextTokenException"
+
+
+# Faults
+
+
+def test_faults_are_taken_in_order_and_count_down() -> None:
+    """A fault meets its own action only, and its own stream shard where it names one."""
+    faults = Faults()
+    faults.add(Fault(action="GetRecords", kind="throttle", count=2))
+    faults.add(Fault(action="GetRecords", kind="fail", stream_shard_id="a"))
+    taken = [faults.take(action, shard) for action, shard in [("PutRecord", None), *[("GetRecords", "b")] * 3]]
+    assert [fault and fault.kind for fault in taken] == [None, "throttle", "throttle", None]
+    fault = faults.take("GetRecords", "a")
+    assert fault is not None
+    assert (repr(fault.error()), faults.waiting) == ("KinesisError(InternalFailure: failed on demand)", [])
+
+
+# All of it at random
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.integers(0, 9)),
+        st.tuples(st.just("split"), st.integers(0, 99)),
+        st.tuples(st.just("merge"), st.integers(0, 99)),
+        st.tuples(st.just("scale"), st.integers(1, 9)),
+        st.tuples(st.just("wait"), st.integers(1, 40)),
+    ),
+    max_size=60,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 4), operations, st.booleans())
+def test_reader_that_follows_parents_before_children_reads_everything_once_and_in_order(
+    shard_count: int,
+    steps: list[tuple[str, int]],
+    end_with_last_records: bool,  # noqa: FBT001
+) -> None:
+    """Whatever is split and merged, the open hash ranges cover everything once, and nothing is lost or doubled."""
+    kinesis = Kinesis(shard_count, update_delay_ms=30, end_with_last_records=end_with_last_records)
+    put: dict[str, list[str]] = defaultdict(list)
+    for number, (action, argument) in enumerate(steps):
+        if action == "put":
+            key = f"key-{argument}"
+            kinesis.put(key, str(number))
+            put[key].append(str(number))
+        elif action == "wait":
+            kinesis.now_ms += argument
+        else:
+            reshard(kinesis, action, argument)
+        assert covered(kinesis) == (0, HASH_KEYS - 1)
+    kinesis.now_ms += 100
+    assert read_tree(kinesis) == put
+
+
+def reshard(kinesis: Kinesis, action: str, argument: int) -> None:
+    """Do what the stream allows just now."""
+    stream = kinesis.account.streams[NAME]
+    stream.settle(kinesis.now_ms)
+    if stream.status != "ACTIVE":
+        return
+    open_shards = list(stream.open_stream_shards)
+    at = argument % len(open_shards)
+    if action == "scale":
+        count = len(open_shards)
+        stream.scale(min(max(argument, (count + 1) // 2), count * 2))
+    elif action == "split":
+        start, end = open_shards[at].hash_range
+        if end - start > 100:
+            stream.split(open_shards[at].stream_shard_id, start + (end - start) * (argument + 1) // 101)
+    elif at:
+        stream.merge(open_shards[at].stream_shard_id, open_shards[at - 1].stream_shard_id)
+
+
+def covered(kinesis: Kinesis) -> tuple[int, int]:
+    """Return what the open hash ranges cover together. Fails at a hole, an overlap, or numbers below the parents'."""
+    stream = kinesis.account.streams[NAME]
+    stream.settle(kinesis.now_ms)
+    for parent in stream.stream_shards.values():
+        ending = int(parent.ending_sequence_number or 0)
+        assert all(int(child.starting_sequence_number) > ending for child in parent.child_shards)
+    ranges = [shard.hash_range for shard in stream.open_stream_shards]
+    assert [HashRange(*one).end + 1 for one in ranges[:-1]] == [one.start for one in ranges[1:]]
+    assert {shard.stream_shard_id for shard in stream.open_stream_shards} == {
+        shard.stream_shard_id for shard in stream.stream_shards.values() if shard.is_open
+    }
+    return ranges[0].start, ranges[-1].end
+
+
+def read_tree(kinesis: Kinesis) -> dict[str, list[str]]:
+    """Read from the trim horizon; what comes after an end is learned from its ChildShards alone."""
+    read: dict[str, list[str]] = defaultdict(list)
+    last_numbers: dict[str, int] = defaultdict(int)
+    first = kinesis("ListShards", ShardFilter={"Type": "AT_TRIM_HORIZON"})["Shards"]
+    due = {shard["ShardId"]: set[str]() for shard in first}
+    ended: set[str] = set()
+    while ready := [one for one, parents in due.items() if parents <= ended]:
+        shard = ready[0]
+        del due[shard]
+        answer: dict[str, Any] = {"NextShardIterator": kinesis.iterator(int(shard[-12:]))}
+        while answer.get("NextShardIterator") and not ("Records" in answer and is_drained(kinesis, shard, answer)):
+            answer = kinesis("GetRecords", ShardIterator=answer["NextShardIterator"], Limit=3)
+            for record in answer["Records"]:
+                key, number = record["PartitionKey"], int(record["SequenceNumber"])
+                assert last_numbers[key] < number
+                last_numbers[key] = number
+                read[key].append(base64.b64decode(record["Data"]).decode())
+        for child in answer.get("ChildShards", []):
+            due[child["ShardId"]] = set(child["ParentShards"])
+        ended.add(shard)
+    assert due == {}
+    return read
+
+
+def is_drained(kinesis: Kinesis, shard: str, answer: dict[str, Any]) -> bool:
+    """Return whether an open stream shard has nothing more to read."""
+    return kinesis.account.streams[NAME].find(shard).is_open and answer["MillisBehindLatest"] == 0

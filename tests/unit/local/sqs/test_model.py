@@ -1,0 +1,203 @@
+"""The local SQS without its server: time is handed in, so what takes hours is tried in no time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.local.sqs.errors import SqsError
+from simplu_worker.local.sqs.message import Message, content_of
+from simplu_worker.local.sqs.model import Account
+from simplu_worker.local.sqs.queue import Queue
+from simplu_worker.local.sqs.requests import Entry
+
+HOUR_MS = 3_600_000
+
+
+def new_account() -> Account:
+    """Return an account without queues, whose ids are 1, 2, 3 …."""
+    numbers = itertools.count(1)
+    return Account(new_id=lambda: str(next(numbers)))
+
+
+def new_queue(account: Account, name: str = "queue.fifo", **attributes: str) -> Queue:
+    """Make a queue at time 0."""
+    if name.endswith(".fifo"):
+        attributes["FifoQueue"] = "true"
+    return account.create(name, attributes, 0)
+
+
+def send(queue: Queue, *bodies: str, now_ms: int = 0) -> None:
+    """Send messages; the first letter is the group, the body the deduplication id."""
+    for body in bodies:
+        entry = Entry(message_body=body)
+        if queue.is_fifo:
+            entry.message_group_id, entry.message_deduplication_id = body[0], body
+        queue.send(content_of(entry, is_fifo=queue.is_fifo, by_content=False), now_ms)
+
+
+def bodies(messages: list[Message]) -> list[str]:
+    """Return what *messages* say."""
+    return [message.content.body for message in messages]
+
+
+def test_receive_attempt_puts_the_visibility_timeout_back() -> None:
+    """The same id gives the same receipts; from then on they are hidden for the whole time again."""
+    account = new_account()
+    queue = new_queue(account)
+    send(queue, "A0", "A1")
+    first = account.receive(queue, 0, limit=10, visibility_s=30, attempt_id="1")
+    handles = [queue.handle_of(message) for message in first]
+    again = account.receive(queue, 20_000, limit=10, visibility_s=30, attempt_id="1")
+    assert ([queue.handle_of(message) for message in again], again[0].receive_count) == (handles, 1)
+    assert account.receive(queue, 49_999) == []
+    assert bodies(account.receive(queue, 50_000, limit=10)) == ["A0", "A1"]
+
+
+@pytest.mark.parametrize("what", ["deleted", "changed", "expired"])
+def test_receive_attempt_is_void_once_something_happened_to_a_message(what: str) -> None:
+    """Then the id is as good as a new one."""
+    account = new_account()
+    queue = new_queue(account)
+    send(queue, "A0", "A1")
+    first = account.receive(queue, 0, limit=1, visibility_s=30, attempt_id="1")
+    handle = queue.handle_of(first[0])
+    match what:
+        case "deleted":
+            queue.delete(handle, 1000)
+        case "changed":
+            queue.change_visibility(handle, 60, 1000)
+        case "expired":
+            queue.settle(30_000)
+    again = account.receive(queue, 30_000, limit=1, visibility_s=30, attempt_id="1")
+    assert bodies(again) == {"deleted": ["A1"], "changed": [], "expired": ["A0"]}[what]
+    assert not again or queue.handle_of(again[0]) != handle
+
+
+def test_receive_attempt_is_kept_for_five_minutes() -> None:
+    """After that the same id waits for the group like any other."""
+    account = new_account()
+    queue = new_queue(account)
+    send(queue, "A0")
+    account.receive(queue, 0, visibility_s=600, attempt_id="1")
+    assert bodies(account.receive(queue, 299_999, visibility_s=600, attempt_id="1")) == ["A0"]
+    assert account.receive(queue, 300_000, visibility_s=600, attempt_id="1") == []
+
+
+def test_repetition_is_taken_after_five_minutes() -> None:
+    """The interval counts from the first of them."""
+    queue = new_queue(new_account())
+    send(queue, "A0", now_ms=0)
+    send(queue, "A0", now_ms=299_999)
+    assert queue.visible_count == 1
+    send(queue, "A0", now_ms=300_000)
+    assert queue.visible_count == 2
+
+
+def test_visibility_ends_12_hours_after_the_receive_at_most() -> None:
+    """A heartbeat beyond that is refused and changes nothing; a new receive has 12 hours of its own."""
+    account = new_account()
+    queue = new_queue(account, "queue")
+    send(queue, "a")
+    (message,) = account.receive(queue, 0)
+    for half_hour in range(23):
+        queue.change_visibility(queue.handle_of(message), 3600, half_hour * HOUR_MS // 2)
+    with pytest.raises(SqsError, match=r"beyond the limit \[43200 seconds\]"):
+        queue.change_visibility(queue.handle_of(message), 2, 12 * HOUR_MS - 1000)
+    (message,) = account.receive(queue, 12 * HOUR_MS)
+    queue.change_visibility(queue.handle_of(message), 43_200, 12 * HOUR_MS)
+
+
+def test_move_task_keeps_to_its_rate() -> None:
+    """So many a second, none of what is in flight, and it ends when there is no more."""
+    account = new_account()
+    letters = new_queue(account, "letters")
+    policy = json.dumps({"deadLetterTargetArn": letters.arn, "maxReceiveCount": 1})
+    queue = new_queue(account, "queue", RedrivePolicy=policy)
+    send(queue, *map(str, range(25)))
+    for _ in range(6):
+        account.receive(queue, 0, limit=10, visibility_s=0)
+    assert (letters.visible_count, queue.visible_count) == (25, 0)
+    account.receive(letters, 0, limit=5)
+    task = account.start_move(letters.arn, None, 10, 0)
+    for now_ms, count, status in ((500, 5, "RUNNING"), (1000, 10, "RUNNING"), (9000, 20, "COMPLETED")):
+        account.settle(now_ms)
+        assert (queue.visible_count, task.status) == (count, status)
+
+
+def test_dead_letter_of_a_group_does_not_lock_it() -> None:
+    """The group goes on behind it, within the same receive."""
+    account = new_account()
+    letters = new_queue(account, "letters.fifo")
+    policy = json.dumps({"deadLetterTargetArn": letters.arn, "maxReceiveCount": 1})
+    queue = new_queue(account, RedrivePolicy=policy)
+    send(queue, "A0")
+    account.receive(queue, 0, visibility_s=0)
+    send(queue, "A1", "A2")
+    assert bodies(account.receive(queue, 0, limit=10)) == ["A1", "A2"]
+    (letter,) = account.receive(letters, 0)
+    assert (letter.content.body, letter.content.group_id, letter.receive_count) == ("A0", "A", 2)
+
+
+@dataclass
+class Book:
+    """What is to be so, kept by simple lists: what of each group is not deleted, and what is in flight."""
+
+    left: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    in_flight: dict[str, str] = field(default_factory=dict)  # receipt handle by body
+
+    def locked(self, group: str) -> bool:
+        """Tell whether one of the group is in flight."""
+        return any(body[0] == group for body in self.in_flight)
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.sampled_from("ABC")),
+        st.tuples(st.just("receive"), st.integers(1, 10)),
+        st.tuples(st.sampled_from(["delete", "give back"]), st.integers(0, 100)),
+        st.tuples(st.just("expire"), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@given(steps=steps)
+def test_groups_keep_their_order_whatever_happens(steps: list[tuple[str, str | int]]) -> None:
+    """A receive gives the head of each group that is not locked, with what follows it, as many as it asks for."""
+    account, book, now_ms = new_account(), Book(), 0
+    queue = new_queue(account, VisibilityTimeout="30")
+    for number, (step, argument) in enumerate(steps):
+        match step, argument:
+            case "send", str(group):
+                send(queue, f"{group}{number}", now_ms=now_ms)
+                book.left[group].append(f"{group}{number}")
+            case "receive", int(most):
+                due = {group: left for group, left in book.left.items() if not book.locked(group)}
+                messages = account.receive(queue, now_ms, limit=most)
+                assert len(messages) == min(most, sum(map(len, due.values())))
+                received = bodies(messages)
+                for group in "ABC":
+                    of_group = [body for body in received if body[0] == group]
+                    assert of_group == due.get(group, [])[: len(of_group)]
+                book.in_flight |= {message.content.body: queue.handle_of(message) for message in messages}
+            case "expire", _:
+                now_ms += 30_000
+                book.in_flight.clear()
+            case _, int(which) if book.in_flight:
+                body = sorted(book.in_flight)[which % len(book.in_flight)]
+                handle = book.in_flight.pop(body)
+                if step == "delete":
+                    queue.delete(handle, now_ms)
+                    book.left[body[0]].remove(body)
+                else:
+                    queue.change_visibility(handle, 0, now_ms)
+        queue.settle(now_ms)
+        left_count = sum(map(len, book.left.values()))
+        assert (queue.in_flight_count, queue.visible_count) == (len(book.in_flight), left_count - len(book.in_flight))

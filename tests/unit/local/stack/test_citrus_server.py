@@ -1,0 +1,66 @@
+"""Where the local Citrus places tenants, and what it says about a registration's body."""
+
+from __future__ import annotations
+
+import pytest
+
+from simplu_worker.local.stack.citrus_server import CitrusRegistry, registration_problem
+
+GOOD = {"businessId": "acme", "locationId": "north", "businessType": "gym", "shardKey": "acme-north"}
+
+
+def registry_of(*sizes: int) -> CitrusRegistry:
+    """Return a registry whose shards shard-1, shard-2, ... take three and hold that many tenants."""
+    registry = CitrusRegistry()
+    for number, size in enumerate(sizes, start=1):
+        shard = registry.add_shard(f"shard-{number}", "postgresql://u:secret@h/d", max_businesses=3)
+        for tenant in range(size):
+            registry.place(f"tenant{number}-{tenant}", shard)
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [((0, 0), "shard-1"), ((2, 0), "shard-1"), ((3, 0), "shard-2"), ((3, 3), None), ((), None)],
+)
+def test_registry_fills_shards_in_the_order_they_came(sizes: tuple[int, ...], expected: str | None) -> None:
+    """The first active shard with room takes the next tenant; none has room when all are full."""
+    shard = registry_of(*sizes).with_room()
+    assert (shard.shard_id if shard else None) == expected
+
+
+def test_registry_passes_over_a_shard_when_it_is_inactive() -> None:
+    """A shard that takes no work now gets no new tenant."""
+    registry = registry_of(0, 0)
+    registry.shards["shard-1"].is_active = False
+    assert registry.with_room() is registry.shards["shard-2"]
+
+
+def test_place_moves_the_count_when_a_tenant_has_a_home() -> None:
+    """A tenant counts on one shard only, its newest."""
+    registry = registry_of(2, 0)
+    registry.place("tenant1-0", registry.shards["shard-2"])
+    assert [len(shard.tenants) for shard in registry.shards.values()] == [1, 1]
+    assert registry.homes["tenant1-0"].shard_id == "shard-2"
+
+
+def test_shard_repr_keeps_the_secret() -> None:
+    """What ends in a log or a test report holds no connection string."""
+    assert repr(registry_of(2).shards["shard-1"]) == "CitrusShard(shard-1, 2/3, active)"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (GOOD, None),
+        (GOOD | {"more": 1}, None),
+        (None, "expected a JSON object"),
+        ([GOOD], "expected a JSON object"),
+        (GOOD | {"locationId": ""}, "expected locationId as a string that is not empty"),
+        (GOOD | {"businessType": 7}, "expected businessType as a string that is not empty"),
+        (GOOD | {"shardKey": "acme-south"}, "expected shardKey 'acme-north'"),
+    ],
+)
+def test_registration_problem_names_what_is_wrong(body: object, expected: str | None) -> None:
+    """A registration needs four strings, the shard key made of the two ids."""
+    assert registration_problem(body) == expected

@@ -1,0 +1,186 @@
+"""Order events for trials: they are what they are said to be, and what went wrong with a group's events must show."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+from support.load.order_plan import REUSED, OrderPlan, Planned
+
+from simplu_worker.consumers.sqs.orders.decode import decode_order
+from simplu_worker.local.verify.comparison import ShardContent, StoredOperation, known_times
+from simplu_worker.local.workload.order_events import Event
+from simplu_worker.local.workload.order_workload import NOT_SENDABLE, OrderItem, OrderWorkload
+from simplu_worker.local.workload.reference_model import Effect, Model, Request, parse_json
+from simplu_worker.local.workload.workload import make_tenants
+from simplu_worker.operations.operation import Operation, Origin, Rejected, Source
+
+TENANTS = make_tenants(3, run="t")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def _decoded(event: Event) -> Operation | Rejected:
+    origin = Origin(source=Source.SQS, name="orders.fifo", arrived_at=NOW, message_id="m", group_id=event.group_id)
+    return decode_order(
+        event.body, event.attributes, origin, deduplication_id=event.deduplication_id, max_bytes=1024 * 1024
+    )
+
+
+def _model() -> Model:
+    model = Model()
+    for tenant in TENANTS:
+        model.add_tenant(tenant.business_id, tenant.location_id, tenant.business_type)
+    return model
+
+
+def _request(event: Event) -> Request:
+    operation = _decoded(event)
+    assert isinstance(operation, Operation)
+    return Request(
+        str(operation.kind),
+        operation.business_id,
+        operation.location_id,
+        operation.resource_type,
+        operation.resource_id,
+        NOW,
+        operation.request_id,
+        operation.data,
+    )
+
+
+def _outcome(planned: list[Planned]) -> tuple[object, object]:
+    """Return the rows that are left and the failures, when these are applied in this order."""
+    model = _model()
+    for one in planned:
+        model.apply(_request(one.event))
+    rows = {(name, key[1]): row.data for name, one in model.tenants.items() for key, row in one.rows.items()}
+    errors = {(name, key): entry.error for name, one in model.tenants.items() for key, entry in one.log.items()}
+    return rows, errors
+
+
+def test_plan_holds_what_it_says_when_its_events_are_decoded() -> None:
+    """A step is the operation that is looked for, poison is refused for its reason, and nothing else is sent."""
+    plan = OrderPlan("p", TENANTS, count=2000, groups=50, poison_percent=10)
+    assert plan.poison_count == 200
+    seen = set[tuple[str, str]]()
+    for one in plan.planned:
+        decoded = _decoded(one.event)
+        if isinstance(decoded, Rejected):
+            assert decoded.reason in one.reasons, one
+            continue
+        key = (decoded.tenant_id, decoded.request_id)
+        if one.step is not None:
+            assert (str(decoded.kind), decoded.resource_id, *key) == (
+                one.step.kind,
+                one.step.order_id,
+                one.step.tenant_id,
+                one.step.request_id,
+            )
+            assert key not in seen
+            seen.add(key)
+        else:
+            assert key in seen
+            assert one.reasons in (frozenset(), REUSED)
+    assert len(seen) == len(plan.steps)
+
+
+def test_plan_leaves_the_rows_that_it_says_when_its_steps_are_applied_in_order() -> None:
+    """What is expected of the shards follows from the events."""
+    plan = OrderPlan("p", TENANTS, count=700, groups=20)
+    rows, errors = _outcome([one for one in plan.planned if one.step is not None])
+    expected = {key: parse_json(json.dumps(row)) for key, row in plan.rows().items()}
+    assert rows == expected
+    assert isinstance(errors, dict)
+    assert set(errors.values()) == {None}
+
+
+@pytest.mark.parametrize("wrong", ["swapped", "lost", "late"])
+def test_plan_shows_it_when_events_of_an_order_are_in_another_order(wrong: str) -> None:
+    """Two neighbours swapped, one lost, or one applied again behind the next: another row or outcome is left."""
+    plan = OrderPlan("p", TENANTS, count=24, groups=1)
+    steps = [one for one in plan.planned if one.step is not None]
+    right = _outcome(steps)
+    by_order = defaultdict(list)
+    for place, one in enumerate(steps):
+        assert one.step is not None
+        by_order[one.step.order_id].append(place)
+    pairs = [pair for places in by_order.values() for pair in pairwise(places)]
+    assert len(pairs) > 15
+    for first, second in pairs:
+        other = list(steps)
+        match wrong:
+            case "swapped":
+                other[first], other[second] = other[second], other[first]
+            case "lost":
+                del other[first]
+            case _:
+                again = replace(steps[first].event, deduplication_id="again")
+                body = {name: value for name, value in json.loads(again.body).items() if name != "deduplicationId"}
+                other.insert(second + 1, replace(steps[first], event=replace(again, body=json.dumps(body))))
+        assert _outcome(other) != right, (first, second)
+
+
+def _items(count: int = 3000) -> tuple[Model, list[OrderItem]]:
+    model = _model()
+    return model, list(OrderWorkload(7, TENANTS, model).items(count))
+
+
+def test_order_workload_agrees_with_the_decoder() -> None:
+    """What the model expects as a dead letter for its own sake is refused, and everything else is an operation."""
+    _, items = _items()
+    assert {item.verdict.effect for item in items} == {Effect.LOGGED, Effect.DROPPED, Effect.REJECTED}
+    for item in items:
+        decoded = _decoded(item.event)
+        if isinstance(decoded, Rejected):
+            assert decoded.reason in item.verdict.reasons
+        elif item.verdict.effect is Effect.REJECTED:
+            assert item.verdict.reasons == REUSED
+
+
+def test_order_workload_is_kept_in_order_by_its_groups() -> None:
+    """All events of an order, and all under one id, are in one group; and SQS takes every character."""
+    _, items = _items()
+    groups = defaultdict[tuple[str, str, str], set[str]](set)
+    for item in items:
+        assert not NOT_SENDABLE.search(item.event.body)
+        decoded = _decoded(item.event)
+        if isinstance(decoded, Operation):
+            groups["order", decoded.tenant_id, decoded.resource_id or ""].add(item.event.group_id)
+            groups["request", decoded.tenant_id, decoded.request_id].add(item.event.group_id)
+    assert {len(one) for one in groups.values()} == {1}
+
+
+def test_order_workload_is_the_same_when_its_seed_is() -> None:
+    """A run can be repeated."""
+    assert _items(300)[1] == _items(300)[1]
+
+
+@pytest.mark.parametrize(("off_s", "taken_s"), [(0.0, 0.0), (1.0, 1.0), (-0.0005, -0.0005), (1.5, 0.0), (-1.0, 0.0)])
+def test_time_of_an_event_is_taken_from_its_row_only_within_its_window(off_s: float, taken_s: float) -> None:
+    """A row's time has to be when the queue took the event."""
+    model, items = _items(60)
+    item = next(item for item in items if item.verdict.effect is Effect.LOGGED)
+    request = _request(item.event)
+    stored = StoredOperation(
+        request.tenant_id,
+        str(request.request_id),
+        request.kind,
+        "order",
+        request.resource_id,
+        "succeeded",
+        None,
+        None,
+        NOW + timedelta(seconds=off_s),
+        0.1,
+    )
+    window = {item.moment: (NOW, NOW + timedelta(seconds=1))}
+    times = known_times(model, [ShardContent("s", operations=[stored])], window)
+    assert times == {item.moment: NOW + timedelta(seconds=taken_s)}
+
+    model.retime(times)
+    entry = model.tenants[request.tenant_id].log[str(request.request_id)]
+    assert entry.requested_at == times[item.moment]

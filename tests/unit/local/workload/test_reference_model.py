@@ -1,0 +1,428 @@
+"""The model of the contract, the records made for it, and the comparison that finds what differs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simplu_worker.local.verify.comparison import (
+    Letter,
+    Report,
+    ShardContent,
+    StoredOperation,
+    StoredRow,
+    StoredTenant,
+    compare,
+    percentile,
+)
+from simplu_worker.local.verify.shard_checker import parse_letter
+from simplu_worker.local.workload.producer import Position, creation_message, overtaken_keys, requests_of
+from simplu_worker.local.workload.reference_model import (
+    Effect,
+    JsonValue,
+    LogEntry,
+    Model,
+    Request,
+    Row,
+    TenantModel,
+    Verdict,
+    canonical,
+    matches,
+    merge_patch,
+    parse_json,
+    parse_timestamp,
+    storable,
+)
+from simplu_worker.local.workload.workload import Item, Tenant, Workload, encode, make_tenants
+
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+CREATE = Request("create", "b", "l", "patient", "p1", NOON, "r1", '{"a": 1, "b": {"c": 2}}')
+REUSED = Verdict(Effect.REJECTED, frozenset({"request_id_reused"}))
+
+json_values: st.SearchStrategy[JsonValue] = st.recursive(
+    st.none() | st.booleans() | st.text() | st.decimals(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,
+)
+
+
+def _model() -> Model:
+    model = Model()
+    model.add_tenant("b", "l", "dental")
+    return model
+
+
+def _outcomes(model: Model) -> dict[str, str | None]:
+    return {request_id: entry.error for request_id, entry in model.tenants["b-l"].log.items()}
+
+
+def test_model_applies_each_kind_when_the_resource_is_there() -> None:
+    """Create, update, patch and delete do what contract §3 says, and keep the day of creation."""
+    model = _model()
+    later = NOON.replace(hour=13)
+    model.apply(CREATE)
+    model.apply(replace(CREATE, kind="patch", request_id="r2", data='{"a": null, "b": {"d": [1]}}', timestamp=later))
+    row = model.tenants["b-l"].rows["patient", "p1"]
+    assert row == Row({"b": {"c": Decimal(2), "d": [Decimal(1)]}}, NOON, later)
+    model.apply(replace(CREATE, kind="update", request_id="r3", data="{}"))
+    assert model.tenants["b-l"].rows["patient", "p1"].data == {}
+    model.apply(replace(CREATE, kind="delete", request_id="r4", data=None))
+    assert model.tenants["b-l"].rows == {}
+    assert _outcomes(model) == {"r1": None, "r2": None, "r3": None, "r4": None}
+
+
+@pytest.mark.parametrize("kind", ["update", "patch", "delete", "read"])
+def test_model_fails_with_not_found_when_the_resource_is_not_there(kind: str) -> None:
+    """What cannot take effect is an outcome."""
+    model = _model()
+    assert Verdict(Effect.LOGGED) == model.apply(replace(CREATE, kind=kind, data=None if kind == "read" else "{}"))
+    assert _outcomes(model) == {"r1": "not_found"}
+
+
+def test_model_drops_a_redelivery_and_rejects_another_operation_when_the_request_id_was_used() -> None:
+    """The timestamp does not tell operations apart; the bytes of the data do."""
+    model = _model()
+    model.apply(CREATE)
+    assert Verdict(Effect.DROPPED) == model.apply(replace(CREATE, timestamp=NOON.replace(year=2025)))
+    assert model.apply(replace(CREATE, data='{"a": 1, "b": {"c":  2}}')) == REUSED
+    assert model.apply(replace(CREATE, kind="update")) == REUSED
+    assert model.apply(replace(CREATE, resource_id=None)) == REUSED
+    assert Verdict(Effect.HELD) == model.apply(replace(CREATE, business_id="unknown"))
+    assert _outcomes(model) == {"r1": None}
+
+
+def test_model_fails_with_already_exists_and_invalid_data_when_they_apply() -> None:
+    """A second create fails, data that jsonb refuses fails, and both leave the rows alone."""
+    model = _model()
+    model.apply(CREATE)
+    model.apply(replace(CREATE, request_id="r2"))
+    model.apply(replace(CREATE, request_id="r3", kind="update", data='{"a": "\\u0000"}'))
+    assert _outcomes(model) == {"r1": None, "r2": "already_exists", "r3": "invalid_data"}
+
+
+def test_model_uses_the_request_id_or_counts_when_a_create_has_no_id() -> None:
+    """A create without `resourceId` takes its `requestId`; without both, the id is the worker's own."""
+    model = _model()
+    model.apply(replace(CREATE, resource_id=None))
+    model.apply(replace(CREATE, resource_id=None, request_id=None))
+    tenant = model.tenants["b-l"]
+    assert list(tenant.rows) == [("patient", "r1")]
+    assert [kind for kind, _ in tenant.derived_rows] == ["patient"]
+    assert model.logged_count() == 2
+
+
+def test_model_pages_in_order_of_ids_when_it_lists() -> None:
+    """Rows come by resourceId, cut to the page, and say whether more follow."""
+    model = _model()
+    for number, name in enumerate(("b", "a", "ä", "B")):
+        model.apply(
+            replace(CREATE, resource_id=name, request_id=f"c{number}", data=f'{{"n": {number}.0, "odd": true}}')
+        )
+    listing = replace(CREATE, kind="list", resource_id=None, data=None, request_id="l1")
+    model.apply(replace(listing, pagination='{"page": 1, "limit": 3}', filters='{"odd": true}'))
+    result = model.tenants["b-l"].log["l1"].result
+    assert isinstance(result, dict)
+    items = result["items"]
+    assert isinstance(items, list)
+    assert [item["resourceId"] for item in items if isinstance(item, dict)] == ["B", "a", "b"]
+    assert result["hasMore"] is True
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, True),
+        ({"n": Decimal("1.0")}, True),
+        ({"n": True}, False),
+        ({"missing": None}, False),
+        ({"none": None}, True),
+        ({"date": "2024-05-01"}, True),
+        ({"date": "2024-05-02"}, False),
+        ({"startDate": "2024-05-01", "endDate": "2024-05-01"}, True),
+        ({"startDate": "2024-05-02"}, False),
+        ({"endDate": "2024-04-30"}, False),
+    ],
+)
+def test_matches_compares_as_json_does_when_filtered(filters: dict[str, JsonValue], *, expected: bool) -> None:
+    """Members are equal as JSON values; days are the row's in UTC."""
+    assert expected is matches(Row({"n": Decimal(1), "none": None}, NOON, NOON), filters)
+
+
+@settings(max_examples=40)
+@given(json_values)
+def test_canonical_is_the_same_when_json_is_written_and_read(value: JsonValue) -> None:
+    """What is equal for jsonb has one canonical text, whatever way it was spelt."""
+    assert canonical(parse_json(_spelt(value))) == canonical(value)
+
+
+@given(st.integers(), st.integers(-30, 30))
+def test_canonical_number_is_the_same_when_zeros_trail(number: int, exponent: int) -> None:
+    """Numbers are compared by value, with all their digits."""
+    padded = Decimal(f"{number}e{exponent}")
+    assert canonical(padded) == canonical(Decimal(f"{number}000e{exponent - 3}"))
+    assert (canonical(padded) == canonical(Decimal(number))) == (padded == number)
+
+
+@settings(max_examples=40)
+@given(json_values, json_values)
+def test_merge_patch_leaves_no_null_and_is_idempotent_when_applied_again(target: JsonValue, patch: JsonValue) -> None:
+    """RFC 7396: applying a patch twice is applying it once, and nothing of the patch's nulls stays."""
+    once = merge_patch(target, patch)
+    assert canonical(merge_patch(once, patch)) == canonical(once)
+
+
+@pytest.mark.parametrize(
+    ("target", "patch", "expected"),
+    [
+        ('{"a":"b"}', '{"a":"c"}', '{"a":"c"}'),
+        ('{"a":"b","b":"c"}', '{"a":null}', '{"b":"c"}'),
+        ('{"a":["b"]}', '{"a":"c"}', '{"a":"c"}'),
+        ('{"a":{"b":"c"}}', '{"a":{"b":"d","c":null}}', '{"a":{"b":"d"}}'),
+        ('{"a":[{"b":"c"}]}', '{"a":[1]}', '{"a":[1]}'),
+        ('["a","b"]', '["c","d"]', '["c","d"]'),
+        ('{"a":"foo"}', "null", "null"),
+        ('{"e":null}', '{"a":1}', '{"e":null,"a":1}'),
+        ("[1,2]", '{"a":"b","c":null}', '{"a":"b"}'),
+        ("{}", '{"a":{"bb":{"ccc":null}}}', '{"a":{"bb":{}}}'),
+    ],
+)
+def test_merge_patch_gives_the_rfc_s_results_when_given_its_examples(target: str, patch: str, expected: str) -> None:
+    """The table of RFC 7396, appendix A."""
+    assert parse_json(expected) == merge_patch(parse_json(target), parse_json(patch))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [('"\\u0000"', False), ('"\\ud800"', False), ('"\\ud83e\\uddb7"', True), ("1e131071", True), ("1e131072", False)],
+)
+def test_storable_knows_what_jsonb_refuses_when_asked(text: str, *, expected: bool) -> None:
+    """U+0000, lone surrogates and numbers beyond numeric cannot be kept."""
+    assert expected is storable(parse_json(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2024-05-01", datetime(2024, 5, 1, tzinfo=UTC)),
+        ("2024-05-01T12:00:00", NOON),
+        ("2024-05-01T14:00:00+02:00", NOON),
+        ("2024-05-01T12:00:00.000Z", NOON),
+    ],
+)
+def test_parse_timestamp_takes_utc_when_no_offset_is_given(text: str, expected: datetime) -> None:
+    """No offset is UTC, a date alone is midnight."""
+    assert expected == parse_timestamp(text)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32))
+def test_encode_gives_the_same_operation_when_spelt_again(seed: int) -> None:
+    """A retry may look different as bytes, but names, content and data are spelt alike."""
+    random = Random(seed)
+    record, again = encode(CREATE, "2024-05-01", random), encode(CREATE, "2025-05-01", random)
+    ignored = {"timestamp", "traceId"}
+    first, second = ({k: v for k, v in json.loads(text).items() if k not in ignored} for text in (record, again))
+    assert first == second
+    assert str(CREATE.data).encode() in record
+
+
+def test_workload_repeats_itself_when_the_seed_is_the_same() -> None:
+    """A failed run can be repeated exactly."""
+    first, second = (list(_workload().items(300)) for _ in range(2))
+    assert first == second
+
+
+def test_workload_brings_every_kind_of_record_when_long_enough() -> None:
+    """All shares are there: retries, conflicts, every outcome and every reason."""
+    workload = _workload()
+    effects = Counter(item.verdict.effect for item in workload.items(2500))
+    assert set(effects) == {Effect.LOGGED, Effect.DROPPED, Effect.REJECTED, Effect.HELD}
+    log = [entry for tenant in workload.model.tenants.values() for entry in tenant.log.values()]
+    assert {entry.error for entry in log} == {None, "already_exists", "not_found", "invalid_data"}
+    assert workload.model.logged_count() == effects[Effect.LOGGED]
+
+
+def test_workload_fits_the_quotas_when_cut_into_requests() -> None:
+    """Requests keep the order, and none passes PutRecords' quotas."""
+    items = list(_workload().items(1200))
+    requests = list(requests_of(items))
+    assert [item for request in requests for item in request] == items
+    assert all(len(request) <= 500 for request in requests)
+    assert all(len(item.partition_key) <= 256 for item in items)
+
+
+def test_overtaken_keys_are_found_when_a_later_record_was_taken() -> None:
+    """Only a refusal before a success of the same key loses the order."""
+    results = [("a", True), ("a", False), ("b", False), ("b", True), ("a", False), ("c", True)]
+    assert {"b"} == overtaken_keys(results)
+
+
+def test_creation_message_gives_its_type_in_each_way_when_asked() -> None:
+    """Contract §4 knows three ways to say `SHARD_CREATION`."""
+    messages = [creation_message(Tenant("b", "l", "gym"), way=way, now=NOON) for way in range(3)]
+    assert ["MessageAttributes" in message for message in messages] == [True, False, False]
+    assert ["messageType" in json.loads(message["MessageBody"]) for message in messages] == [False, True, False]
+
+
+def test_parse_letter_reads_the_record_when_it_is_text_or_base64() -> None:
+    """A letter names its record by position and carries it."""
+    source = {"kind": "kinesis", "streamShard": "s-0", "sequenceNumber": "17"}
+    body = json.dumps({"reason": "invalid_json", "source": source, "recordBase64": "/w=="})
+    assert Letter("invalid_json", ("s-0", "17"), b"\xff") == parse_letter(body)
+
+
+def test_compare_finds_nothing_when_the_shards_hold_what_the_model_holds() -> None:
+    """A worker without a mistake gives no difference, and everything was looked at."""
+    workload, put, shards, letters = _perfect_run()
+    report = compare(workload.model, shards, put, letters)
+    assert report.differences == []
+    assert report.operations_compared == workload.model.logged_count()
+    assert report.rows_compared == sum(len(shard.rows) for shard in shards)
+    assert sum(report.letters.values()) == len(letters)
+
+
+def _lose_row(shards: list[ShardContent]) -> None:
+    shards[0].rows.pop()
+
+
+def _change_row(shards: list[ShardContent]) -> None:
+    shards[0].rows[-1] = replace(shards[0].rows[-1], data='{"other": 1}')
+
+
+def _change_date(shards: list[ShardContent]) -> None:
+    shards[0].rows[-1] = replace(shards[0].rows[-1], last_updated=NOON)
+
+
+def _lose_operation(shards: list[ShardContent]) -> None:
+    shards[0].operations.pop()
+
+
+def _change_error(shards: list[ShardContent]) -> None:
+    shards[0].operations[0] = replace(shards[0].operations[0], error="surprise")
+
+
+def _double_tenant(shards: list[ShardContent]) -> None:
+    shards[1].tenants.append(shards[0].tenants[0])
+
+
+def _strange_tenant(shards: list[ShardContent]) -> None:
+    shards[1].tenants.append(replace(shards[0].tenants[0], tenant_id="who-knows"))
+
+
+def _stray_row(shards: list[ShardContent]) -> None:
+    shards[1].rows.append(replace(shards[0].rows[-1], tenant_id="who-knows"))
+
+
+def _lose_default_row(shards: list[ShardContent]) -> None:
+    shards[0].rows = [row for row in shards[0].rows if row.resource_type != "settings"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _lose_row,
+        _change_row,
+        _change_date,
+        _lose_operation,
+        _change_error,
+        _double_tenant,
+        _strange_tenant,
+        _stray_row,
+        _lose_default_row,
+    ],
+)
+def test_compare_finds_the_difference_when_a_shard_is_wrong(spoil: object) -> None:
+    """Each way in which a worker can be wrong is seen."""
+    workload, put, shards, letters = _perfect_run()
+    assert callable(spoil)
+    spoil(shards)
+    assert compare(workload.model, shards, put, letters).differences != []
+
+
+def test_compare_finds_the_difference_when_letters_are_wrong() -> None:
+    """A missing letter, a wrong reason, another record and a letter nobody should have written are all seen."""
+    workload, put, shards, letters = _perfect_run()
+
+    def differences(changed: list[Letter]) -> int:
+        return len(compare(workload.model, shards, put, changed).differences)
+
+    logged = next(position for position, item in put.items() if item.verdict.effect is Effect.LOGGED)
+    assert differences(letters[1:]) == 1
+    assert differences([replace(letters[0], reason="surprise"), *letters[1:]]) == 1
+    assert differences([replace(letters[0], record=b"another"), *letters[1:]]) == 1
+    assert differences([*letters, Letter("invalid_json", logged, None)]) == 1
+    assert differences([*letters, letters[0]]) == 0
+
+
+def test_percentile_takes_the_value_when_there_is_one() -> None:
+    """No value of nothing, the upper one of many."""
+    assert percentile([], 0.5) is None
+    assert percentile([float(number) for number in range(100)], 0.99) == 99.0
+    assert Report().differences == []
+
+
+def _spelt(value: JsonValue) -> str:
+    match value:
+        case Decimal():
+            return str(value)
+        case list():
+            return f"[{' , '.join(map(_spelt, value))}]"
+        case dict():
+            return f"{{{','.join(f'{json.dumps(name)} : {_spelt(member)}' for name, member in value.items())}}}"
+        case _:
+            return json.dumps(value)
+
+
+def _workload() -> Workload:
+    return Workload(7, make_tenants(4, run="t"), unregistered=[Tenant("no", "body", "gym")])
+
+
+def _perfect_run() -> tuple[Workload, dict[Position, Item], list[ShardContent], list[Letter]]:
+    """Return what a worker without a mistake leaves of a small load, two tenants a shard."""
+    workload = _workload()
+    put = {("shard", str(number)): item for number, item in enumerate(workload.items(400))}
+    letters = [
+        Letter(min(item.verdict.reasons), position, item.record)
+        for position, item in put.items()
+        if item.verdict.effect is Effect.REJECTED
+    ]
+    shards = [ShardContent("one"), ShardContent("two")]
+    for number, (tenant_id, tenant) in enumerate(workload.model.tenants.items()):
+        _fill(shards[number // 2], tenant_id, tenant)
+    return workload, put, shards, letters
+
+
+def _fill(shard: ShardContent, tenant_id: str, tenant: TenantModel) -> None:
+    kind = tenant.business_type
+    shard.tenants.append(StoredTenant(tenant_id, tenant.business_id, tenant.location_id, kind, "active"))
+    shard.rows.append(StoredRow(tenant_id, kind, "settings", "default", "{}", NOON, NOON))
+    derived = {(name, f"simplu:{number}"): row for number, (name, row) in enumerate(tenant.derived_rows)}
+    for (name, resource_id), row in (tenant.rows | derived).items():
+        stored = StoredRow(tenant_id, kind, name, resource_id, _spelt(row.data), row.date, row.last_updated)
+        shard.rows.append(stored)
+    named = tenant.log | {f"simplu:{number}": entry for number, entry in enumerate(tenant.derived)}
+    shard.operations += [_stored(tenant_id, request_id, entry) for request_id, entry in named.items()]
+
+
+def _stored(tenant_id: str, request_id: str, entry: LogEntry) -> StoredOperation:
+    resource_id = request_id if entry.kind == "create" and entry.resource_id is None else entry.resource_id
+    return StoredOperation(
+        tenant_id,
+        request_id,
+        entry.kind,
+        entry.resource_type,
+        resource_id,
+        entry.status,
+        entry.error,
+        None if entry.result is None else _spelt(entry.result),
+        entry.requested_at,
+        0.01,
+    )

@@ -1,0 +1,267 @@
+"""The metrics: names and labels as the contract has them, zeros from the start, and the batch histogram."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics import parser as openmetrics_parser
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from simplu_worker.consumers.kinesis.holding.holds import Reason
+from simplu_worker.metrics import instruments
+from simplu_worker.metrics.instruments import BatchHistogram
+from simplu_worker.operations.operation import DeadLetterReason, Failure, OperationKind, Source
+from simplu_worker.shards.routing.directory import Absence
+
+CONTRACT = {
+    "simplu_build_info": ("gauge", ["version", "python"]),
+    "simplu_operations": ("counter", ["source", "operation", "outcome"]),
+    "simplu_retries": ("counter", ["source", "reason"]),
+    "simplu_kinesis_lag_seconds": ("gauge", ["stream_shard"]),
+    "simplu_kinesis_leases": ("gauge", ["state"]),
+    "simplu_kinesis_get_records_seconds": ("histogram", []),
+    "simplu_kinesis_throttled": ("counter", []),
+    "simplu_held_targets": ("gauge", ["reason"]),
+    "simplu_sqs_messages": ("counter", ["queue", "outcome"]),
+    "simplu_sqs_in_flight": ("gauge", ["queue"]),
+    "simplu_sqs_queue_depth": ("gauge", ["queue"]),
+    "simplu_dead_letters": ("counter", ["reason"]),
+    "simplu_shard_response_seconds": ("histogram", ["shard_id"]),
+    "simplu_shard_errors": ("counter", ["shard_id", "kind"]),
+    "simplu_shard_connections": ("gauge", ["shard_id", "state"]),
+    "simplu_shard_healthy": ("gauge", ["shard_id"]),
+    "simplu_shard_usage_ratio": ("gauge", ["shard_id"]),
+    "simplu_shard_tenants": ("gauge", ["shard_id"]),
+    "simplu_citrus_request_seconds": ("histogram", ["endpoint", "outcome"]),
+    "simplu_dynamodb_request_seconds": ("histogram", ["operation", "outcome"]),
+    "simplu_shard_map_reloads": ("counter", ["outcome"]),
+    "simplu_provisioning": ("counter", ["outcome"]),
+    "simplu_cache_invalidations": ("counter", ["outcome"]),
+    "simplu_event_loop_lag_seconds": ("gauge", []),
+    "simplu_moves": ("counter", ["outcome"]),
+}
+BEYOND_THE_CONTRACT = {
+    "simplu_shard_refills": ("counter", ["shard_id"]),
+    "simplu_shard_connections_ratio": ("gauge", ["shard_id"]),
+    "simplu_shard_replication_lag_seconds": ("gauge", ["shard_id"]),
+    "simplu_shard_problems": ("gauge", ["problem"]),
+    "simplu_cache_waiting": ("gauge", []),
+    "simplu_cache_unreachable_seconds": ("gauge", []),
+    "simplu_kinesis_lease_takes": ("counter", ["how"]),
+    "simplu_kinesis_lease_renewal_age_seconds": ("gauge", []),
+    "simplu_kinesis_expired_positions": ("counter", []),
+    "simplu_kinesis_reads": ("counter", ["reader"]),
+    "simplu_kinesis_read_bytes": ("counter", ["reader"]),
+    "simplu_kinesis_read_records": ("counter", ["reader"]),
+    "simplu_held_age_seconds": ("gauge", ["reason"]),
+    "simplu_held_retention_ratio": ("gauge", ["stream_shard"]),
+    "simplu_catch_ups": ("gauge", []),
+    "simplu_catch_up_lag_seconds": ("gauge", ["stream_shard"]),
+    "simplu_prefetch_bytes": ("gauge", []),
+    "simplu_prefetch_max_bytes": ("gauge", []),
+    "simplu_sqs_oldest_in_hand_seconds": ("gauge", ["queue"]),
+    "simplu_sqs_lease_margin_seconds": ("histogram", ["queue"]),
+    "simplu_sqs_heartbeat_lateness_seconds": ("histogram", ["queue"]),
+    "simplu_sqs_stale_receipts": ("counter", ["queue", "call"]),
+    "simplu_sqs_polls": ("gauge", ["queue"]),
+    "simplu_sqs_polls_replaced": ("counter", ["queue"]),
+    "simplu_shard_commit_safety": ("gauge", ["shard_id", "safety"]),
+    "simplu_shard_commit_wait_seconds": ("histogram", ["shard_id"]),
+}
+
+
+def openmetrics_of(registry: CollectorRegistry) -> str:
+    """Return what *registry* exposes as OpenMetrics."""
+    exposed: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]  # untyped vendor code
+    return exposed.decode()
+
+
+def test_metrics_have_the_names_types_and_labels_of_the_contract() -> None:
+    """Dashboards rely on names and labels, so that a change of one is a change of the contract."""
+    defined = {
+        metric._name: (metric._type, list(metric._labelnames))
+        for metric in vars(instruments).values()
+        if isinstance(metric, MetricWrapperBase)
+    }
+    assert defined == CONTRACT | BEYOND_THE_CONTRACT
+
+
+def test_label_values_are_those_of_the_operations_package() -> None:
+    """The metrics import nothing of ours, so that this is where both are held together."""
+    assert list(Source) == list(instruments.SOURCES)
+    assert list(OperationKind) == list(instruments.OPERATION_KINDS)
+    assert list(DeadLetterReason) == list(instruments.DEAD_LETTER_REASONS)
+    assert set(Failure) <= set(instruments.OPERATION_OUTCOMES)
+
+
+@pytest.mark.parametrize(
+    ("series", "names", "values"),
+    [
+        (
+            "simplu_operations_total",
+            ("source", "operation", "outcome"),
+            (instruments.SOURCES, instruments.OPERATION_KINDS, instruments.OPERATION_OUTCOMES),
+        ),
+        ("simplu_operation_latency_seconds_count", ("source",), (instruments.SOURCES,)),
+        ("simplu_dead_letters_total", ("reason",), (instruments.DEAD_LETTER_REASONS,)),
+        ("simplu_held_targets", ("reason",), (instruments.HELD_REASONS,)),
+        ("simplu_held_age_seconds", ("reason",), (instruments.HELD_REASONS,)),
+        ("simplu_shard_problems", ("problem",), (instruments.SHARD_PROBLEM_KINDS,)),
+        ("simplu_kinesis_reads_total", ("reader",), (instruments.STREAM_READERS,)),
+        ("simplu_kinesis_read_bytes_total", ("reader",), (instruments.STREAM_READERS,)),
+        ("simplu_kinesis_read_records_total", ("reader",), (instruments.STREAM_READERS,)),
+        ("simplu_catch_ups", (), ()),
+        ("simplu_prefetch_bytes", (), ()),
+        ("simplu_kinesis_leases", ("state",), (instruments.LEASE_STATES,)),
+        ("simplu_provisioning_total", ("outcome",), (instruments.PROVISIONING_OUTCOMES,)),
+        ("simplu_shard_map_reloads_total", ("outcome",), (instruments.SHARD_MAP_OUTCOMES,)),
+        (
+            "simplu_citrus_request_seconds_count",
+            ("endpoint", "outcome"),
+            (instruments.CITRUS_ENDPOINTS, instruments.CITRUS_OUTCOMES),
+        ),
+    ],
+)
+def test_known_label_sets_exist_before_anything_was_counted(
+    series: str, names: tuple[str, ...], values: tuple[Iterable[str], ...]
+) -> None:
+    """Each known label set is there from the start, so that `rate()` sees the first error."""
+    absent = [
+        combination
+        for combination in product(*values)
+        if REGISTRY.get_sample_value(series, dict(zip(names, combination, strict=True))) is None
+    ]
+    assert absent == []
+
+
+def test_series_of_a_queue_exist_when_it_is_started_at_zero() -> None:
+    """A queue is known only at start; from then on its outcomes are there."""
+    instruments.start_queue_at_zero("control-of-this-test")
+    counted = [
+        REGISTRY.get_sample_value("simplu_sqs_messages_total", {"queue": "control-of-this-test", "outcome": outcome})
+        for outcome in instruments.SQS_OUTCOMES
+    ]
+    assert counted == [0] * len(instruments.SQS_OUTCOMES)
+    assert instruments.outcomes_of("control-of-this-test") == dict.fromkeys(instruments.SQS_OUTCOMES, 0)
+
+
+@pytest.mark.parametrize(
+    ("gauge", "series"),
+    [
+        (instruments.KINESIS_LAG, "simplu_kinesis_lag_seconds"),
+        (instruments.HELD_RETENTION, "simplu_held_retention_ratio"),
+        (instruments.CATCH_UP_LAG, "simplu_catch_up_lag_seconds"),
+    ],
+)
+def test_remove_stream_shard_drops_its_series_and_no_other(gauge: Gauge, series: str) -> None:
+    """A stream shard that ended leaves no stale value behind, and removing it twice is fine."""
+    gauge.labels("shardId-test-1").set(5)
+    gauge.labels("shardId-test-2").set(6)
+    instruments.remove_stream_shard("shardId-test-1")
+    instruments.remove_stream_shard("shardId-test-1")
+    values = [REGISTRY.get_sample_value(series, {"stream_shard": f"shardId-test-{number}"}) for number in (1, 2)]
+    instruments.remove_stream_shard("shardId-test-2")
+    assert values == [None, 6]
+
+
+def test_remove_stream_shard_drops_every_series_that_names_one() -> None:
+    """A metric by stream shard that is new is not forgotten there."""
+    by_stream_shard = [
+        metric
+        for metric in vars(instruments).values()
+        if isinstance(metric, MetricWrapperBase) and metric._labelnames == ("stream_shard",)
+    ]
+    for metric in by_stream_shard:
+        metric.labels("shardId-test-3")
+    instruments.remove_stream_shard("shardId-test-3")
+    assert "shardId-test-3" not in generate_latest().decode()
+    assert len(by_stream_shard) == 3
+
+
+def test_remove_shard_drops_every_series_that_names_it() -> None:
+    """A metric by shard that is new is not forgotten there, and removing it twice is fine."""
+    by_shard = [
+        metric
+        for metric in vars(instruments).values()
+        if isinstance(metric, MetricWrapperBase) and metric._labelnames[:1] == ("shard_id",)
+    ]
+    for shard_id in ("removed-1", "removed-2"):
+        for metric in by_shard:
+            metric.labels(shard_id, *[instruments.CONNECTION_STATES[0] for _ in metric._labelnames[1:]])
+    instruments.remove_shard("removed-1")
+    instruments.remove_shard("removed-1")
+    shown = generate_latest().decode()
+    assert ("removed-1" in shown, "removed-2" in shown) == (False, True)
+    instruments.remove_shard("removed-2")
+
+
+def test_build_info_is_one_with_the_version() -> None:
+    """What runs can be joined to any other metric."""
+    instruments.set_build_info("9.9.9-test")
+    families = {family.name: family for family in parse_text(generate_latest().decode())}
+    samples = [sample for sample in families["simplu_build_info"].samples if sample.labels["version"] == "9.9.9-test"]
+    assert [sample.value for sample in samples] == [1]
+
+
+def test_metrics_have_no_created_series() -> None:
+    """Nothing reads them, and they would double what is scraped."""
+    ours = [line for line in generate_latest().decode().splitlines() if "simplu_" in line]
+    assert [line for line in ours if "_created" in line] == []
+
+
+@given(batches=st.lists(st.lists(st.sampled_from([0.0, 0.0625, 0.5, 0.75, 1.0, 1.5, 2.0, 64.0])), max_size=5))
+def test_batch_histogram_shows_what_the_clients_own_histogram_shows(batches: list[list[float]]) -> None:
+    """Whatever the batches, the text is that of a Histogram which saw the values one by one."""
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    batch_histogram = BatchHistogram(
+        "t_seconds", "Time.", label="source", label_values=["a"], buckets=(0.5, 1.0, 2.0), registry=ours
+    )
+    one_by_one = Histogram("t_seconds", "Time.", ["source"], buckets=(0.5, 1.0, 2.0), registry=theirs)
+    one_by_one.labels("a")
+    for batch in batches:
+        batch_histogram.observe_many("a", Counter(batch).items())
+        for value in batch:
+            one_by_one.labels("a").observe(value)
+    assert generate_latest(theirs) == generate_latest(ours)
+    assert openmetrics_of(theirs) == openmetrics_of(ours)
+
+
+def test_batch_histogram_counts_a_negative_value_as_zero() -> None:
+    """The clocks of a source and of the worker differ, but a histogram's sum never falls."""
+    registry = CollectorRegistry()
+    histogram = BatchHistogram("t_seconds", "Time.", label="source", buckets=(0.5,), registry=registry)
+    histogram.observe_many("new", [(-3.0, 1), (1.0, 1)])
+    assert registry.get_sample_value("t_seconds_sum", {"source": "new"}) == 1.0
+    assert registry.get_sample_value("t_seconds_bucket", {"source": "new", "le": "0.5"}) == 1
+
+
+def test_batch_histogram_refuses_a_name_that_is_taken() -> None:
+    """Two metrics of one name would make a scrape that Prometheus refuses."""
+    registry = CollectorRegistry()
+    BatchHistogram("t_seconds", "Time.", label="source", buckets=(0.5,), registry=registry)
+    with pytest.raises(ValueError, match="Duplicated"):
+        Histogram("t_seconds", "Time.", registry=registry)
+
+
+def test_all_metrics_parse_in_both_formats() -> None:
+    """Prometheus reads what is exposed, in the old format and in OpenMetrics, with the same names."""
+    text = parse_text(generate_latest().decode())
+    families = openmetrics_parser.text_string_to_metric_families(  # type: ignore[no-untyped-call]  # untyped vendor code
+        openmetrics_of(REGISTRY)
+    )
+    expected = {*CONTRACT, "simplu_operation_latency_seconds"}
+    assert expected <= {family.name for family in text}
+    assert expected <= {family.name for family in families}
+
+
+def test_held_reasons_are_all_that_a_hold_may_have() -> None:
+    """The gauges have a series for each; one that is missing would end the worker."""
+    assert sorted(instruments.HELD_REASONS) == sorted([*Reason, *Absence])

@@ -1,0 +1,109 @@
+"""What a shard's row of a tenant decides about its operations."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from simplu_worker.operations.admission import TenantRow, TenantState, admit
+from simplu_worker.operations.operation import (
+    DeadLetterReason,
+    Disposition,
+    Failure,
+    Operation,
+    OperationKind,
+    Origin,
+    Outcome,
+    Source,
+)
+
+WAIT = timedelta(seconds=900)
+CREATED_AT = datetime(2026, 1, 31, 9, tzinfo=UTC)
+HOLD = Outcome(disposition=Disposition.HOLD)
+DESTROYED = Outcome(disposition=Disposition.APPLIED, failure=Failure.TENANT_DESTROYED)
+
+
+def operation(*, arrived_at: datetime = CREATED_AT, source: Source = Source.KINESIS) -> Operation:
+    """Return an operation of business a-b at location c."""
+    return Operation(
+        kind=OperationKind.DELETE,
+        business_id="a-b",
+        location_id="c",
+        tenant_id="a-b-c",
+        resource_type="t",
+        resource_id="1",
+        request_id="r",
+        data=None,
+        query=None,
+        requested_at=CREATED_AT.isoformat(),
+        digest=b"",
+        origin=Origin(source=source, name="stream", arrived_at=arrived_at),
+        size_bytes=0,
+    )
+
+
+def tenant(state: TenantState = TenantState.ACTIVE, *, business_id: str = "a-b", location_id: str = "c") -> TenantRow:
+    """Return a row that was made at CREATED_AT."""
+    return TenantRow(
+        business_id=business_id, location_id=location_id, business_type="gym", state=state, created_at=CREATED_AT
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (TenantState.ACTIVE, None),
+        (TenantState.INCOMING, HOLD),
+        (TenantState.READY, HOLD),
+        (TenantState.FENCED, HOLD),
+        (TenantState.MOVED, HOLD),
+        (TenantState.DESTROYING, DESTROYED),
+        (TenantState.DESTROYED, DESTROYED),
+    ],
+)
+@pytest.mark.parametrize("source", list(Source))
+def test_state_of_the_tenant_decides(state: TenantState, expected: Outcome | None, source: Source) -> None:
+    """Only an active tenant's operations are applied; those of a destroyed one leave their row."""
+    assert admit(operation(source=source), tenant(state), tenant_wait=WAIT) == expected
+
+
+def test_operation_is_held_when_the_shard_has_no_row() -> None:
+    """However long it waited: this shard may just be the wrong one."""
+    early = operation(arrived_at=CREATED_AT - 2 * WAIT)
+
+    assert admit(early, None, tenant_wait=WAIT) == HOLD
+
+
+@pytest.mark.parametrize("state", list(TenantState))
+def test_operation_is_a_dead_letter_when_its_id_is_anothers(state: TenantState) -> None:
+    """`a-b` at `c` and `a` at `b-c` have the same id; the row stays, so every reader says the same."""
+    outcome = admit(operation(), tenant(state, business_id="a", location_id="b-c"), tenant_wait=WAIT)
+
+    assert outcome is not None
+    assert (outcome.disposition, outcome.reason) == (Disposition.DEAD_LETTER, DeadLetterReason.UNKNOWN_TENANT)
+    assert "a-b-c" in (outcome.error or "")
+
+
+@pytest.mark.parametrize("state", list(TenantState))
+@pytest.mark.parametrize(
+    ("arrived_before", "is_late"),
+    [(WAIT, True), (WAIT + timedelta(days=1), True), (WAIT - timedelta(microseconds=1), False), (-WAIT, False)],
+)
+def test_operation_is_a_dead_letter_when_its_tenant_came_too_late(
+    state: TenantState,
+    arrived_before: timedelta,
+    is_late: bool,  # noqa: FBT001
+) -> None:
+    """At arrival + wait ≤ created_at another reader may have given it up; so nobody applies it any more (idea 7)."""
+    outcome = admit(operation(arrived_at=CREATED_AT - arrived_before), tenant(state), tenant_wait=WAIT)
+
+    came_too_late = outcome is not None and outcome.reason is DeadLetterReason.UNKNOWN_TENANT
+    assert came_too_late == is_late
+
+
+def test_message_of_a_queue_is_never_too_late() -> None:
+    """It is in its queue until it is applied: nobody passes it over for its age."""
+    message = operation(arrived_at=CREATED_AT - 2 * WAIT, source=Source.SQS)
+
+    assert admit(message, tenant(), tenant_wait=WAIT) is None

@@ -1,0 +1,901 @@
+"""What becomes of a record's bytes: every rule of contract §3, and that nothing else can come of any bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+import tracemalloc
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import simplu_worker
+from simplu_worker.operations.decode import (
+    NESTING_MAX,
+    decode_operation,
+    derived_request_id,
+    nesting_of,
+    parse_timestamp,
+    replace_lone_surrogates,
+)
+from simplu_worker.operations.operation import (
+    DayRange,
+    DeadLetterReason,
+    ListQuery,
+    Operation,
+    OperationKind,
+    Origin,
+    Rejected,
+    Source,
+)
+
+MAX_BYTES = 20_000_000
+LIST_LIMIT = 1000
+ORIGIN = Origin(
+    source=Source.KINESIS,
+    name="resources-operations",
+    arrived_at=datetime(2026, 1, 31, 9, tzinfo=UTC),
+    stream_shard_id="shardId-000000000000",
+    sequence_number="49590338271490256608559692538361571095921575989136588898",
+)
+KINDS_WITH_DATA = ("create", "update", "patch")
+KINDS_WITH_ID = ("update", "patch", "delete", "read")
+WRITTEN_DAY = datetime(2026, 1, 31, tzinfo=UTC)
+
+
+def message(kind: str = "create", **members: Any) -> dict[str, Any]:
+    """Return the members of a valid record, with *members* put over them; those given as `...` are left out."""
+    valid: dict[str, Any] = {
+        "operation": kind,
+        "businessId": "clinic",
+        "locationId": "main",
+        "resourceType": "appointment",
+        "resourceId": "a-1",
+        "data": {"room": 4},
+        "timestamp": "2026-01-31T09:00:00Z",
+        "requestId": "request-1",
+    }
+    if kind not in KINDS_WITH_DATA:
+        del valid["data"]
+    return {name: value for name, value in (valid | members).items() if value is not ...}
+
+
+def decode(record: bytes, origin: Origin = ORIGIN) -> Operation | Rejected:
+    """Decode with the limits of these tests."""
+    return decode_operation(record, origin, max_bytes=MAX_BYTES, list_limit=LIST_LIMIT)
+
+
+def decoded(kind: str = "create", **members: Any) -> Operation:
+    """Return the operation that the record with *members* is."""
+    operation = decode(json.dumps(message(kind, **members)).encode())
+    assert isinstance(operation, Operation), operation
+    return operation
+
+
+def rejected(kind: str = "create", **members: Any) -> Rejected:
+    """Return why the record with *members* is none."""
+    refusal = decode(json.dumps(message(kind, **members)).encode())
+    assert isinstance(refusal, Rejected), refusal
+    return refusal
+
+
+def with_text(name: str, text: str, kind: str = "create") -> bytes:
+    """Return a record whose member *name* is *text*, JSON or not."""
+    members = {member: json.dumps(value) for member, value in message(kind).items()} | {name: text}
+    inside = ", ".join(f'"{member}": {value}' for member, value in members.items())
+    return f"{{{inside}}}".encode()
+
+
+def test_operation_holds_what_the_record_says() -> None:
+    """Every member, the position it came from, and the record's size."""
+    record = b' {"operation":"create", "businessId":"clinic","locationId":"main","resourceType":"appointment",\n'
+    record += b'"resourceId":"a-1","data" : {"n": 1.50,"n":18446744073709551616123} ,"timestamp":"2026-01-31",'
+    record += b'"requestId":"request-1","traceId":[null]} '
+
+    operation = decode(record)
+
+    assert isinstance(operation, Operation)
+    assert operation == Operation(
+        kind=OperationKind.CREATE,
+        business_id="clinic",
+        location_id="main",
+        tenant_id="clinic-main",
+        resource_type="appointment",
+        resource_id="a-1",
+        request_id="request-1",
+        data='{"n": 1.50,"n":18446744073709551616123}',
+        query=None,
+        requested_at=WRITTEN_DAY.isoformat(),
+        digest=operation.digest,
+        origin=ORIGIN,
+        size_bytes=len(record),
+    )
+
+
+@pytest.mark.parametrize("kind", list(OperationKind))
+def test_kind_is_the_records_operation(kind: OperationKind) -> None:
+    """All six; only those that need data keep it, and only a list asks a question."""
+    operation = decoded(kind, data={"room": 4})
+
+    assert operation.kind is kind
+    assert operation.data == ('{"room": 4}' if kind in KINDS_WITH_DATA else None)
+    assert (operation.query is not None) == (kind is OperationKind.LIST)
+    assert operation.resource_id == (None if kind is OperationKind.LIST else "a-1")
+
+
+@pytest.mark.parametrize("name", ["destroy", "CREATE", "", "create ", "créate"])
+def test_kind_is_refused_when_it_is_unknown(name: str) -> None:
+    """The error names the known ones."""
+    refusal = rejected(name)
+
+    assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
+    assert "create, update, patch, delete, list, read" in refusal.error
+
+
+REQUIRED = [
+    *((kind, name) for kind in OperationKind for name in ("businessId", "locationId", "resourceType", "timestamp")),
+    *((kind, "data") for kind in KINDS_WITH_DATA),
+    *((kind, "resourceId") for kind in KINDS_WITH_ID),
+]
+
+
+@pytest.mark.parametrize("value", [..., None])
+@pytest.mark.parametrize(("kind", "name"), REQUIRED)
+def test_record_is_refused_when_a_required_member_is_missing_or_null(kind: str, name: str, value: Any) -> None:
+    """The error names the member, and the letter still has the ids that could be read."""
+    refusal = rejected(kind, **{name: value})
+
+    assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
+    assert name in refusal.error
+    assert (refusal.request_id, refusal.origin) == ("request-1", ORIGIN)
+
+
+def test_operation_itself_is_required() -> None:
+    """Nothing is guessed."""
+    assert "operation" in rejected(operation=...).error
+
+
+OPTIONAL = [
+    *((kind, name) for kind in ("delete", "list", "read") for name in ("data", "filters", "pagination")),
+    *((kind, name) for kind in KINDS_WITH_DATA for name in ("filters", "pagination")),
+    ("create", "resourceId"),
+    ("list", "resourceId"),
+    *((kind, "requestId") for kind in OperationKind),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), OPTIONAL)
+def test_null_counts_as_absent(kind: str, name: str) -> None:
+    """For every member that may be missing, in digest too: serialisers write one for every unset member."""
+    assert decoded(kind, **{name: None}) == msgspec.structs.replace(
+        decoded(kind, **{name: ...}), size_bytes=len(json.dumps(message(kind, **{name: None})))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "longest"),
+    [("businessId", 128), ("locationId", 128), ("resourceType", 128), ("requestId", 128), ("resourceId", 256)],
+)
+@pytest.mark.parametrize("character", ["x", "é", "漢", "🏨"])
+def test_ids_are_measured_in_characters(name: str, longest: int, character: str) -> None:
+    """From one to the longest, whatever a character takes in UTF-8 or as an escape."""
+    for length in (1, 127, 128, longest):
+        for ascii_only in (True, False):
+            record = json.dumps(message(**{name: character * length}), ensure_ascii=ascii_only).encode()
+            assert isinstance(decode(record), Operation), length
+    for length in (0, longest + 1):
+        refusal = rejected(**{name: character * length})
+        assert (refusal.reason, name in refusal.error) == (DeadLetterReason.INVALID_MESSAGE, True)
+
+
+WRONG_TYPES: dict[str, list[Any]] = {
+    "operation": [1, True, [], {}],
+    "businessId": [7, 1.5, False, [], {}, ["clinic"]],
+    "locationId": [7, {}],
+    "resourceType": [7, {}],
+    "resourceId": [7, {}],
+    "requestId": [7, {}],
+    "timestamp": [1_700_000_000, 1.5, [], {}],
+    "data": [[], "text", 3, 1.5, True, False, "", "{}"],
+    "filters": [[], "text", 3, True],
+    "pagination": [[], "text", 3, True, {"page": "1"}, {"limit": 1.5}, {"page": True}, {"page": 1.0}, {"limit": []}],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG_TYPES.items() for value in values])
+def test_record_is_refused_when_a_member_has_a_wrong_type(name: str, value: Any) -> None:
+    """Nothing is converted; the error names the member and not its value."""
+    refusal = rejected("list" if name in {"filters", "pagination"} else "create", **{name: value})
+
+    assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
+    assert re.search(rf"\b{name}\b", refusal.error)
+
+
+@pytest.mark.parametrize("record", [b"[]", b'"create"', b"null", b"42", b"true", b"[{}]", b"1e999"])
+def test_record_is_refused_when_it_is_no_object(record: bytes) -> None:
+    """JSON, but not a message."""
+    refusal = decode(record)
+
+    assert isinstance(refusal, Rejected)
+    assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
+
+
+def test_unknown_members_are_ignored() -> None:
+    """Whatever is in them; they are not part of the operation."""
+    noise: dict[str, Any] = {"traceId": "\ud800", "data2": {"a": [1, {}]}, "business_id": "other", "": None}
+
+    assert decoded(**noise).digest == decoded().digest
+
+
+def test_last_of_two_members_counts() -> None:
+    """As with PostgreSQL's jsonb and most parsers."""
+    record = json.dumps(message()).replace('"a-1"', '"a-0", "resourceId": "a-1"').encode()
+    operation = decode(record)
+
+    assert isinstance(operation, Operation)
+    assert operation.resource_id == "a-1"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-01-31T09:00:00Z", datetime(2026, 1, 31, 9, tzinfo=UTC)),
+        ("2026-01-31t09:00:00z", datetime(2026, 1, 31, 9, tzinfo=UTC)),
+        ("2026-01-31T09:00:00", datetime(2026, 1, 31, 9, tzinfo=UTC)),
+        ("2026-01-31 09:00:00", datetime(2026, 1, 31, 9, tzinfo=UTC)),
+        ("2026-01-31T09:00Z", datetime(2026, 1, 31, 9, tzinfo=UTC)),
+        ("2026-01-31T09Z", datetime(2026, 1, 31, 9, tzinfo=UTC)),
+        ("20260131T090000Z", datetime(2026, 1, 31, 9, tzinfo=UTC)),
+        ("2026-W05-6T09:00:00Z", datetime(2026, 1, 31, 9, tzinfo=UTC)),
+        ("2026-01-31T09:00:00.5Z", datetime(2026, 1, 31, 9, 0, 0, 500_000, UTC)),
+        ("2026-01-31T09:00:00,123456Z", datetime(2026, 1, 31, 9, 0, 0, 123_456, UTC)),
+        ("2026-01-31T09:00:00.123456789Z", datetime(2026, 1, 31, 9, 0, 0, 123_456, UTC)),
+        ("2026-01-31T10:30:00+01:30", datetime(2026, 1, 31, 9, tzinfo=UTC)),
+        ("2026-01-31T10:30:00+0130", datetime(2026, 1, 31, 9, tzinfo=UTC)),
+        ("2026-01-31T08:00:00-01", datetime(2026, 1, 31, 9, tzinfo=UTC)),
+        ("2026-02-01T08:59:00+23:59", datetime(2026, 1, 31, 9, tzinfo=UTC)),
+        ("2026-01-31", WRITTEN_DAY),
+        ("20260131", WRITTEN_DAY),
+        ("2026-W05-6", WRITTEN_DAY),
+        ("2024-02-29", datetime(2024, 2, 29, tzinfo=UTC)),
+        ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC)),
+        ("0001-01-01T00:00:00-00:01", datetime(1, 1, 1, 0, 1, tzinfo=UTC)),
+        ("9999-12-31T23:59:59.999999Z", datetime(9999, 12, 31, 23, 59, 59, 999_999, UTC)),
+        ("9999-12-31T23:59:59+00:01", datetime(9999, 12, 31, 23, 58, 59, tzinfo=UTC)),
+    ],
+)
+def test_timestamp_is_read_as_utc(text: str, expected: datetime) -> None:
+    """No offset is UTC, a date alone its midnight; beyond the microsecond it is cut."""
+    parsed = parse_timestamp(text)
+
+    assert (parsed, parsed.tzinfo) == (expected, UTC)
+    assert parse_timestamp(decoded(timestamp=text).requested_at) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", "soon", "now", "1700000000", "2026", "2026-01", "2026-1-31", "26-01-31", "31.01.2026", "01/31/2026"),
+        *("2026-13-01", "2026-00-01", "2026-02-29", "2026-01-32", "2026-W54-1", "2026-01-31T25:00Z"),
+        *("2026-01-31T09:60Z", "2026-01-31T09:00:60Z", "2026-01-31T09:00:00+24:00", "2026-01-31T09:00Z+01:00"),
+        *(" 2026-01-31", "2026-01-31 ", "2026-01-31T", "2026-01-31Z", "2026-01-31T09:00:00 UTC", "+2026-01-31"),
+        *("0000-01-01", "10000-01-01T00:00:00Z", "-0001-01-01", "0001-01-01T00:00:00+00:01"),
+        *("9999-12-31T23:59:59-00:01", "２０２６-01-31", "2026-01-31T09:00:00−01:00", "2026-01-31\0", "P1D"),
+    ],
+)
+def test_timestamp_is_refused_when_it_is_not_iso_8601_in_range(text: str) -> None:
+    """The year counts in UTC."""
+    assert rejected(timestamp=text) == Rejected(
+        reason=DeadLetterReason.INVALID_MESSAGE,
+        error="timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z",
+        origin=ORIGIN,
+        business_id="clinic",
+        location_id="main",
+        request_id="request-1",
+        resource_id="a-1",
+    )
+
+
+def test_request_id_is_refused_when_it_has_the_prefix_of_derived_ones() -> None:
+    """However it is spelled; elsewhere, or in another case, the word is free."""
+    for text in ('"simplu:mine"', '"simplu:"', '"\\u0073implu:mine"'):
+        refusal = decode(with_text("requestId", text))
+        assert isinstance(refusal, Rejected)
+        assert (refusal.reason, "requestId" in refusal.error) == (DeadLetterReason.INVALID_MESSAGE, True)
+    for text in ("simplu", "Simplu:mine", "my-simplu:"):
+        assert decoded(requestId=text).request_id == text
+
+
+def test_request_id_is_derived_from_the_position_when_the_record_has_none() -> None:
+    """The same for every reading of one position, whatever arrives when; another for every other position."""
+    positions = {
+        "name": "other-stream",
+        "stream_shard_id": "shardId-000000000001",
+        "sequence_number": "49590338271490256608559692538361571095921575989136588899",
+        "sub_sequence_number": 1,
+    }
+    again = msgspec.structs.replace(ORIGIN, arrived_at=datetime.now(UTC), partition_key="another")
+    others = [msgspec.structs.replace(ORIGIN, **{name: value}) for name, value in positions.items()]
+
+    ids = [derived_request_id(origin) for origin in (ORIGIN, *others)]
+
+    assert derived_request_id(again) == ids[0]
+    assert len(set(ids)) == 5
+    assert all(re.fullmatch(r"simplu:[0-9a-f]{64}", one) for one in ids)
+    assert decoded(requestId=...).request_id == ids[0]
+
+
+@given(st.tuples(st.text(), st.text(), st.integers(0)), st.tuples(st.text(), st.text(), st.integers(0)))
+@example(("a\0b", "c", 1), ("a", "b\0c", 1))
+@example(("1", "1", 1), ("1", "11", 1))
+def test_derived_ids_differ_when_positions_do(one: tuple[str, str, int], other: tuple[str, str, int]) -> None:
+    """No part of a position runs into the next, for names as AWS allows them."""
+    one_id, other_id = (
+        derived_request_id(
+            msgspec.structs.replace(
+                ORIGIN,
+                stream_shard_id=re.sub(r"[^\w-]", "", shard, flags=re.ASCII),
+                sequence_number=re.sub(r"\D", "", number, flags=re.ASCII),
+                sub_sequence_number=sub,
+            )
+        )
+        for shard, number, sub in (one, other)
+    )
+    shown = [
+        (re.sub(r"[^\w-]", "", shard, flags=re.ASCII), re.sub(r"\D", "", number, flags=re.ASCII), sub)
+        for shard, number, sub in (one, other)
+    ]
+
+    assert (one_id == other_id) == (shown[0] == shown[1])
+
+
+def test_create_takes_its_request_id_when_it_has_no_resource_id() -> None:
+    """The effective one: derived where the record has none either."""
+    assert decoded(resourceId=...).resource_id == "request-1"
+    assert decoded(resourceId=..., requestId=...).resource_id == derived_request_id(ORIGIN)
+
+
+@pytest.mark.parametrize("text", [r"\u0000", r"a\u0000b", r"\ud800", r"\uDFFF", r"\uDe00\uD83d", r"\ud83d\ud83d\ude00"])
+@pytest.mark.parametrize("name", ["businessId", "locationId", "resourceType", "resourceId", "requestId"])
+def test_ids_are_refused_when_they_hold_what_text_cannot(name: str, text: str) -> None:
+    """U+0000 and lone surrogates, after an even count of backslashes; the letter names the member."""
+    for backslashes in ("", r"\\", r"\\\\"):
+        refusal = decode(with_text(name, f'"{backslashes}{text}"'))
+        assert isinstance(refusal, Rejected), backslashes
+        assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
+        assert name in refusal.error
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"\\u0000", r"\u0000"),
+        (r"\\ud800", r"\ud800"),
+        (r"\\\\\\uDFFF", r"\\\uDFFF"),
+        (r"\ud83d\ude00", "😀"),
+        (r"\uD83D\uDE00", "😀"),
+        (r"\\\ud83d\ude00", "\\😀"),
+        (r"\u00e9\/\"", 'é/"'),
+    ],
+)
+def test_ids_are_kept_when_only_their_spelling_looks_dangerous(text: str, expected: str) -> None:
+    """An escaped backslash before a `u` is no escape, and a pair of surrogates is a character."""
+    operation = decode(with_text("resourceId", f'"{text}"'))
+
+    assert isinstance(operation, Operation)
+    assert operation.resource_id == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "kept"),
+    [
+        (r'{"a": "\u0000"}', r'{"a": "\u0000"}'),
+        (r'{"a": "\uD800"}', r'{"a": "\u0000"}'),
+        (r'{"\udfff": 1}', r'{"\u0000": 1}'),
+        (r'{"a": "\\ud800"}', r'{"a": "\\ud800"}'),
+        ('{"a": 1e999999}', '{"a": 1e999999}'),
+    ],
+)
+def test_data_that_postgres_will_refuse_is_an_operation(data: str, kept: str) -> None:
+    """It has to leave its row, with the outcome `invalid_data`."""
+    for kind in KINDS_WITH_DATA:
+        operation = decode(with_text("data", data, kind))
+        assert isinstance(operation, Operation)
+        assert operation.data == kept
+
+
+NOT_JSON: list[bytes] = [
+    b"",
+    b" ",
+    b"\n",
+    b"not json at all",
+    b"{",
+    b"}",
+    b'{"operation": "create", ',
+    b'{"operation": "create"} and more',
+    b'{"operation": "create"}{}',
+    b"{'operation': 'create'}",
+    b'{operation: "create"}',
+    b'{"operation": NaN}',
+    b'{"operation": create}',
+    b'{"operation" "create"}',
+    b'{"operation": "create",}',
+    b"\xef\xbb\xbf{}",
+    b"\xff\xfe{\x00}\x00",
+    b"\x1f\x8b\x08\x00",
+    b'{"a": "\x00"}',
+    b'{"a": "\n"}',
+    b'{"a": "\\q"}',
+    b'{"a": "\\u12"}',
+    b'{"a": "\\ud800\\u12"}',
+    b'{"a": 01}',
+    b'{"a": 1.}',
+    b'{"a": .5}',
+    b'{"a": +1}',
+    b'{"a": -Infinity}',
+    b'{"a": [1,]}',
+    b'{"a": "\xff"}',
+    b'{"a": "\xed\xa0\x80"}',
+    b'{"a": "\xc0\x80"}',
+    b'{"a": "\xf4\x90\x80\x80"}',
+    b'{"a": "caf\xe9"}',
+    b'{"\xc3": 1}',
+]
+
+
+@pytest.mark.parametrize("record", NOT_JSON)
+def test_record_is_invalid_json_when_it_is_no_json_text_in_utf_8(record: bytes) -> None:
+    """Of any kind; also inside what would be data, filters, or nothing of ours."""
+    refusal = decode(record)
+    assert isinstance(refusal, Rejected)
+    assert (refusal.reason, refusal.business_id) == (DeadLetterReason.INVALID_JSON, None)
+
+    valid = json.dumps(message("list", filters={"x": "@@"}, data={"x": "@@"}, noise={"x": "@@"})).encode()
+    for position in range(3):
+        parts = valid.split(b'{"x": "@@"}')
+        parts[position : position + 2] = [parts[position] + b'{"x": ' + record + b"," + parts[position + 1]]
+        inside = decode(b'{"x": 1}'.join(parts))
+        assert isinstance(inside, Rejected)
+        assert inside.reason is DeadLetterReason.INVALID_JSON
+
+
+@pytest.mark.parametrize("name", ["data", "filters"])
+@pytest.mark.parametrize("character", ["\x1e", "\x1f"])
+@pytest.mark.parametrize("text", ['{{"a": "{0}"}}', '{{"{0}": 1}}', '{{{0}"a": 1}}', '{{"a": [1,{0} 2]}}'])
+def test_json_with_a_character_of_separators_is_none(name: str, character: str, text: str) -> None:
+    """Batches are joined by them, and JSON is not looked through for them (shards/postgres/column_packing.py)."""
+    refusal = decode(with_text(name, text.format(character), "create" if name == "data" else "list"))
+
+    assert isinstance(refusal, Rejected)
+    assert refusal.reason is DeadLetterReason.INVALID_JSON
+
+
+def test_invalid_json_wins_when_a_record_has_other_faults_before_it() -> None:
+    """The first fault met must not hide that the text is no JSON at all."""
+    for start in (b'{"businessId": 5, ', rb'{"businessId": "\ud800", '):
+        refusal = decode(start + b'"locationId": }')
+        assert isinstance(refusal, Rejected)
+        assert refusal.reason is DeadLetterReason.INVALID_JSON
+
+
+def nested(depth: int, opening: str = "[", closing: str = "]") -> str:
+    """Return JSON nested *depth* deep, in an object."""
+    return '{"a": ' + opening * (depth - 1) + closing * (depth - 1) + "}"
+
+
+@pytest.mark.parametrize("name", ["data", "noise", "filters"])
+def test_nesting_is_allowed_up_to_its_bound(name: str) -> None:
+    """The record itself is the first level; far deeper is the same as one too deep, in any member."""
+    kind = "list" if name == "filters" else "create"
+    assert isinstance(decode(with_text(name, nested(NESTING_MAX - 1), kind)), Operation)
+    for depth in (NESTING_MAX, 10_000, 100_000):
+        for opening, closing in (("[", "]"), ('{"a":', "}")):
+            deep = nested(depth, opening, closing).replace(":}", ":1}")
+            refusal = decode(with_text(name, deep, kind))
+            assert isinstance(refusal, Rejected)
+            assert refusal.reason is DeadLetterReason.INVALID_JSON
+            assert refusal.error == "expected JSON nested at most 512 deep, got deeper"
+
+
+def test_brackets_in_strings_are_not_nesting() -> None:
+    """Nor are those that a quote, escaped or not, seems to let out."""
+    for text in ("[" * 10_000, '"' + "{[" * 10_000, "\\" + "[" * 10_000, '\\"' + "[" * 10_000, '["' * 5_000):
+        operation = decoded(data={"a": text, text: [text, text]})
+        assert operation.data is not None
+        assert json.loads(operation.data) == {"a": text, text: [text, text]}
+
+
+def depth_of(value: object) -> int:
+    """Return how deep *value* is nested, the slow way."""
+    match value:
+        case dict():
+            return 1 + max(map(depth_of, value.values()), default=0)
+        case list():
+            return 1 + max(map(depth_of, value), default=0)
+        case _:
+            return 0
+
+
+TEXTS = st.text(st.sampled_from(list('[]{}"\\, a\nué漢😀\0\ud800\udc00')), max_size=8)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(TEXTS, children, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(JSON_VALUES, st.booleans())
+def test_nesting_of_is_the_depth_of_the_value(value: object, indented: bool) -> None:  # noqa: FBT001
+    """For any JSON text."""
+    text = json.dumps(value, indent=1 if indented else None)
+
+    assert nesting_of(text.encode()) == depth_of(value)
+
+
+@given(st.text(st.sampled_from(list("\\ud83d\\ude00dDFfx")), max_size=24) | TEXTS.map(json.dumps))
+def test_lone_surrogates_are_replaced_and_nothing_else(text: str) -> None:
+    """Each by the escape of U+0000: what JSON makes of the text is otherwise the same."""
+    record = replace_lone_surrogates(text.encode()).decode()
+    try:
+        before = json.loads(f'"{text}"')
+    except ValueError:
+        return
+    after = json.loads(f'"{record}"')
+
+    assert len(record) == len(text)
+    assert after == re.sub("[\ud800-\udfff]", "\0", before)
+
+
+def test_record_is_too_large_when_it_passes_the_bound() -> None:
+    """By a byte, whatever is in it; at the bound it is read."""
+    record = json.dumps(message()).encode()
+
+    at_bound = decode_operation(record, ORIGIN, max_bytes=len(record), list_limit=LIST_LIMIT)
+    beyond = decode_operation(record, ORIGIN, max_bytes=len(record) - 1, list_limit=LIST_LIMIT)
+
+    assert isinstance(at_bound, Operation)
+    assert beyond == Rejected(
+        reason=DeadLetterReason.TOO_LARGE,
+        error=f"expected at most {len(record) - 1} bytes (OPERATION_MAX_BYTES), got {len(record)}",
+        origin=ORIGIN,
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'"' + b"[" * 2_000_000 + b'"',
+        b'["' + rb"\"" * 1_000_000 + b'"]',
+        b"[" * 2_000_000,
+        b'["",' + b'["["],' * 320_000 + b"1]",
+        b'"' + rb"\"" * 1_000_000 + rb"\ud800" + b'"',
+        b'{"":0},' * 280_000,
+    ],
+    ids=["brackets in a string", "escapes", "deep", "strings of brackets", "a lone surrogate", "objects"],
+)
+def test_decoding_is_cheap_when_a_record_is_megabytes_of_trouble(body: bytes) -> None:
+    """The event loop stands still meanwhile: for up to 0.1 s where it takes 0.05 s to count to a million."""
+    record = b'{"data": ' + body + b"}"
+    assert _least_s(lambda: decode(record)) < 10 * _least_s(_count_to_a_million)
+
+
+def _count_to_a_million() -> None:
+    assert sum(1 for _ in range(1_000_000)) == 1_000_000
+
+
+def _least_s(work: Callable[[], object]) -> float:
+    """Return the least processor time of three runs: what else the machine does only adds to it."""
+
+    def once() -> float:
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+
+    return min(once() for _ in range(3))
+
+
+def test_nesting_takes_no_memory_for_what_is_in_strings() -> None:
+    """A record of ten megabytes may come on every stream shard at once."""
+    record = b'{"data": ["' + b"[" * 1_000_000 + rb"\"" * 500_000 + b'"]}'
+    tracemalloc.start()
+
+    assert nesting_of(record) == 2
+
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 4 * len(record)
+
+
+@pytest.mark.parametrize(
+    ("pagination", "expected"),
+    [
+        (..., (1, 100)),
+        ({}, (1, 100)),
+        ({"page": 3}, (3, 100)),
+        ({"limit": 7}, (1, 7)),
+        ({"page": None, "limit": None}, (1, 100)),
+        ({"page": 1, "limit": 1, "cursor": "x"}, (1, 1)),
+        ({"limit": LIST_LIMIT}, (1, LIST_LIMIT)),
+        ({"limit": LIST_LIMIT + 1}, (1, LIST_LIMIT)),
+        ({"page": 10**30, "limit": 10**30}, (2**31, LIST_LIMIT)),
+    ],
+)
+def test_pagination_has_defaults_and_bounds(pagination: Any, expected: tuple[int, int]) -> None:
+    """First page, 100 rows; the limit is clamped, a page beyond all tables stays within what Postgres counts."""
+    query = decoded("list", pagination=pagination).query
+
+    assert query is not None
+    assert (query.page, query.limit) == expected
+
+
+@pytest.mark.parametrize("pagination", [{"page": 0}, {"limit": 0}, {"page": -1}, {"limit": -5}])
+def test_pagination_is_refused_below_one(pagination: Any) -> None:
+    """The error names the member."""
+    refusal = rejected("list", pagination=pagination)
+
+    assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
+    assert all(name in refusal.error for name in ("pagination", *pagination))
+
+
+def day_bounds(first: str | None, last: str | None) -> DayRange:
+    """Return the range from the midnight of *first* to the last microsecond of *last*."""
+    return DayRange(
+        first=None if first is None else datetime.fromisoformat(f"{first}T00:00:00+00:00"),
+        last=None if last is None else datetime.fromisoformat(f"{last}T23:59:59.999999+00:00"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"date": "2026-01-31"}, ("2026-01-31", "2026-01-31")),
+        ({"startDate": "2026-01-01"}, ("2026-01-01", None)),
+        ({"endDate": "2026-01-31"}, (None, "2026-01-31")),
+        ({"startDate": "2026-01-01", "endDate": "2026-01-31"}, ("2026-01-01", "2026-01-31")),
+        ({"date": "2026-01-15", "startDate": "2026-01-01", "endDate": "2026-01-31"}, ("2026-01-15", "2026-01-15")),
+        ({"date": "2026-01-15", "startDate": "2026-01-20"}, ("2026-01-20", "2026-01-15")),
+        ({"date": "2026-01-31T23:30:00-01:00"}, ("2026-02-01", "2026-02-01")),
+        ({"date": None, "startDate": None}, (None, None)),
+        ({"date": "0001-01-01"}, ("0001-01-01", "0001-01-01")),
+        ({"endDate": "9999-12-31"}, (None, "9999-12-31")),
+    ],
+)
+def test_day_filters_bound_the_date(filters: Any, expected: tuple[str | None, str | None]) -> None:
+    """Days of UTC, both ends inclusive; together they must all hold; none of them is compared with data."""
+    query = decoded("list", filters=filters | {"status": "open"}).query
+
+    assert query == ListQuery(members='{"status":"open"}', days=day_bounds(*expected))
+
+
+@pytest.mark.parametrize("value", ["", "soon", 20260131, True, [], {}, "2026-02-30", "\ud800", "\0", 1e9])
+@pytest.mark.parametrize("name", ["date", "startDate", "endDate"])
+def test_day_filters_are_refused_when_they_are_no_day(name: str, value: Any) -> None:
+    """The error names the filter."""
+    refusal = rejected("list", filters={name: value})
+
+    assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
+    assert f"filters.{name}" in refusal.error
+
+
+def test_filters_keep_the_text_of_their_values() -> None:
+    """No number loses a digit; of two of one name the last counts, as in jsonb."""
+    text = '{"n": 1.50000000000000000000001, "o" : {"b":1, "a" : [ ]}, "z": null, "n": 18446744073709551617}'
+    operation = decode(with_text("filters", text, "list"))
+
+    assert isinstance(operation, Operation)
+    assert operation.query is not None
+    assert operation.query.members == '{"n":18446744073709551617,"o":{"b":1, "a" : [ ]},"z":null}'
+
+
+def test_filters_and_pagination_are_not_looked_into_when_nothing_is_listed() -> None:
+    """A create with a date that is none is a create: only an object is asked for."""
+    for kind in ("create", "read", "delete"):
+        assert decoded(kind, filters={"date": 3}, pagination={"page": 0}).query is None
+
+
+PARTS: list[tuple[str, dict[str, Any]]] = [
+    ("create", {"resourceType": "room"}),
+    ("create", {"resourceId": "a-2"}),
+    ("create", {"resourceId": ...}),
+    ("create", {"data": {"room": 5}}),
+    ("create", {"filters": {"a": 1}}),
+    ("create", {"pagination": {"page": 1}}),
+    ("create", {"filters": {}, "pagination": {}}),
+    ("create", {"filters": {}}),
+    ("create", {"pagination": {}}),
+    ("update", {}),
+    ("patch", {}),
+    ("delete", {}),
+    ("delete", {"data": {"room": 4}}),
+    ("read", {}),
+    ("list", {}),
+    ("list", {"resourceId": ...}),
+]
+
+
+def test_digest_differs_when_any_part_of_the_operation_does() -> None:
+    """Kind, type, resource id as sent, and the bytes of data, filters and pagination; a version comes first."""
+    digests = [decoded().digest, *(decoded(kind, **members).digest for kind, members in PARTS)]
+
+    assert len(set(digests)) == len(digests)
+    assert {(len(digest), digest[0]) for digest in digests} == {(33, 1)}
+
+
+def test_digest_is_over_the_bytes_of_data_as_sent() -> None:
+    """Equal as JSON is not enough: that would have to be computed alike by every version for ever."""
+    digests = set()
+    for data in (
+        '{"a": 1, "b": 2}',
+        '{"b": 2, "a": 1}',
+        '{"a":1,"b":2}',
+        '{"a": 1.0, "b": 2}',
+        '{"\\u0061": 1, "b": 2}',
+    ):
+        operation = decode(with_text("data", data))
+        assert isinstance(operation, Operation)
+        digests.add(operation.digest)
+
+    assert len(digests) == 5
+
+
+def test_digest_is_the_same_when_only_the_delivery_differs() -> None:
+    """A retry with a new timestamp, in other order and spacing, with noise, from another position."""
+    retry = message(timestamp="2027-01-01", noise=1)
+    record = (
+        json.dumps(dict(reversed(retry.items())), indent=2).encode().replace(b'{\n    "room": 4\n  }', b'{"room": 4}')
+    )
+
+    retried = decode(record, msgspec.structs.replace(ORIGIN, sequence_number="1", source=Source.SQS))
+
+    assert isinstance(retried, Operation)
+    assert retried.digest == decoded().digest
+
+
+def test_digest_is_what_earlier_versions_wrote() -> None:
+    """Frozen: the rows of a shard outlive the version that wrote them."""
+    parts = b'6,11,3,11,0,0\0create\0appointment\0a-1\0{"room": 4}\0\0'
+
+    assert decoded().digest == b"\x01" + hashlib.sha256(parts).digest()
+
+
+@given(st.lists(st.binary(max_size=4) | st.sampled_from([b"", b"\0", b",", b"1", b"null"]), min_size=6, max_size=6))
+def test_digest_keeps_its_parts_apart(parts: list[bytes]) -> None:
+    """Moving bytes from one part to the next is another operation."""
+    from simplu_worker.operations.decode import digest_of
+
+    one = digest_of(OperationKind.LIST, "t", parts[1].hex(), *parts[3:])
+    shifted = [parts[3] + parts[4][:1], parts[4][1:], parts[5]]
+    other = digest_of(OperationKind.LIST, "t", parts[1].hex(), *shifted)
+
+    assert (one == other) == (shifted == parts[3:])
+
+
+def is_json(text: str) -> bool:
+    """Whether Python's parser takes *text*; NaN and the infinities are its own."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        json.loads(text, parse_constant=refuse, parse_int=str, parse_float=str)
+    except ValueError:
+        return False
+    return True
+
+
+VALID_RECORDS = [
+    json.dumps(message(kind, filters={"a": [1, {"b": "x\\"}], "date": "2026-01-31"}, pagination={"page": 1})).encode()
+    for kind in OperationKind
+]
+SPLICES = st.sampled_from(
+    [
+        b'"',
+        b"\\",
+        b"\\u0000",
+        b"\\ud800",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b"null",
+        b"\xff",
+        b"\x00",
+        b"1e9",
+        b"-",
+        b" ",
+    ]
+)
+
+
+@st.composite
+def mutated_records(draw: st.DrawFn) -> bytes:
+    """Draw a valid record with a few bytes cut out and others put in."""
+    record = draw(st.sampled_from(VALID_RECORDS))
+    for _ in range(draw(st.integers(0, 4))):
+        position = draw(st.integers(0, len(record)))
+        cut = draw(st.integers(0, 3))
+        record = record[:position] + draw(SPLICES | st.binary(max_size=3)) + record[position + cut :]
+    return record
+
+
+@given(st.binary(max_size=200) | mutated_records() | JSON_VALUES.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_an_operation_or_a_reason(record: bytes) -> None:
+    """Never an exception; and the reason is `invalid_json` exactly for what is no JSON text."""
+    result = decode(record)
+
+    try:
+        text = record.decode()
+    except UnicodeDecodeError:
+        text = ""
+    is_invalid_json = isinstance(result, Rejected) and result.reason is DeadLetterReason.INVALID_JSON
+    assert is_invalid_json == (not is_json(text))
+
+
+MEMBER_VALUES = st.fixed_dictionaries(
+    {},
+    optional={
+        name: JSON_VALUES | st.sampled_from(["2026-01-31", "create", "list", "read", "x" * 128, {}, {"page": 1}])
+        for name in (*message(), "filters", "pagination")
+    },
+)
+
+
+@given(st.sampled_from(list(OperationKind)), MEMBER_VALUES)
+def test_any_members_are_an_operation_or_a_reason(kind: str, members: dict[str, Any]) -> None:
+    """What is accepted keeps the contract's bounds, and *data* is what the record says."""
+    record = json.dumps(message(kind) | members, ensure_ascii=True).encode()
+    result = decode(record)
+    if isinstance(result, Rejected):
+        assert result.reason is DeadLetterReason.INVALID_MESSAGE
+        return
+    sent = json.loads(record)
+
+    assert all(1 <= len(sent[name]) <= 128 for name in ("businessId", "locationId", "resourceType"))
+    assert result.resource_id is None or 1 <= len(result.resource_id) <= 256
+    assert "\0" not in result.tenant_id + result.resource_type + (result.resource_id or "") + result.request_id
+    if result.kind in KINDS_WITH_DATA:
+        expected = json.dumps(sent["data"]).encode()
+        assert (result.data or "").encode() == replace_lone_surrogates(expected)
+
+
+@given(st.dictionaries(TEXTS, JSON_VALUES, max_size=4), st.sampled_from([None, 0, 3]), st.booleans())
+def test_data_is_kept_as_the_bytes_it_came_as(data: dict[str, Any], indent: int | None, ascii_only: bool) -> None:  # noqa: FBT001
+    """With its spaces, escapes and order."""
+    try:
+        text = json.dumps(data, indent=indent, ensure_ascii=ascii_only)
+        record = with_text("data", f" {text}\n")
+    except UnicodeEncodeError:  # a lone surrogate cannot be written but as an escape
+        return
+    result = decode(record)
+
+    assert isinstance(result, Operation)
+    assert (result.data or "").encode() == replace_lone_surrogates(text.encode())
+
+
+def test_error_never_quotes_the_record() -> None:
+    """It is logged; only the name of an operation that is none may be in it."""
+    secret = "4111-1111"
+    members = ("businessId", "locationId", "resourceType", "resourceId", "requestId", "timestamp", "data", "filters")
+    for name in members:
+        for value in ([secret], {secret: secret}, secret * 40, f"\0{secret}", 5):
+            result = decode(json.dumps(message("list", **{name: value})).encode())
+            if isinstance(result, Rejected):
+                assert secret not in result.error, name
+
+
+def test_patterns_have_no_possessive_quantifiers_and_atomic_groups() -> None:
+    """Python 3.11.2, Debian 12's, takes some of them wrongly: a record would be decided differently there."""
+    package = Path(simplu_worker.__file__).parent
+    suspicious = re.compile(r"[\])}][*+?]\+|\(\?>")
+    found = [str(file) for file in package.rglob("*.py") if suspicious.search(file.read_text(encoding="utf-8"))]
+    assert found == []

@@ -1,0 +1,172 @@
+"""Whose rows another program has written, and what stands in the way of taking them over."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.business_info.items import Business
+from simplu_worker.shards.adoption.plan import (
+    NAMED_MAX,
+    Answers,
+    Choices,
+    DuplicateRows,
+    Duplicates,
+    Found,
+    Layout,
+    Owner,
+    Plan,
+    Source,
+    layout_of,
+    owner_of,
+    without_collisions,
+)
+
+JOINED = {
+    "id": "bigint",
+    "business_location_id": "character varying",
+    "resource_type": "character varying",
+    "resource_id": "character varying",
+    "data": "jsonb",
+    "start_date": "date",
+    "created_at": "timestamp with time zone",
+    "updated_at": "timestamp with time zone",
+    "shard_id": "character varying",
+}
+TWO = {name: type_ for name, type_ in JOINED.items() if name != "business_location_id"} | {
+    "business_id": "character varying",
+    "location_id": "character varying",
+}
+CLINIC = Business("clinic", "dental", frozenset({"main", "b-c"}))
+DASHED = Business("clinic-b", "dental", frozenset({"c"}))
+UNTYPED = Business("clinic", "bakery", frozenset({"main"}))
+TYPES = {"dental", "gym", "hotel"}
+
+
+def owner(source: Source, *businesses: Business | str, shard_id: str | None = "shard-1") -> Owner:
+    """Return who *source* is by these businesses; a text is what is wrong with the item of the business `clinic`."""
+    known = {"clinic" if isinstance(one, str) else one.id: one for one in businesses}
+    return owner_of(source, Answers(known, shard_id), shard_id="shard-1", types=TYPES)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (JOINED, Layout.JOINED_IDS),
+        (TWO, Layout.TWO_IDS),
+        (JOINED | {"data": "text"}, Layout.JOINED_IDS),
+        (TWO | JOINED, Layout.JOINED_IDS),
+    ],
+)
+def test_layout_is_known_by_the_columns(columns: dict[str, str], expected: Layout) -> None:
+    """Business and location in one column or in two; data as jsonb or as text; other columns do not matter."""
+    assert layout_of(columns) is expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({}, "a column id of type bigint or integer, got none"),
+        (JOINED | {"id": "uuid"}, "a column id of type bigint or integer, got of type uuid"),
+        (JOINED | {"data": "bytea"}, "got of type bytea"),
+        ({name: type_ for name, type_ in TWO.items() if name != "business_id"}, "business_location_id, or business_id"),
+    ],
+)
+def test_layout_says_what_was_expected_when_it_is_another_table(columns: dict[str, str], says: str) -> None:
+    """A table of the same name may be anybody's."""
+    assert says in layout_of(columns)
+
+
+@given(business_id=st.text("ab-", min_size=1, max_size=6), location_id=st.text("ab-", min_size=1, max_size=6))
+def test_candidates_have_every_pair_that_makes_the_id(business_id: str, location_id: str) -> None:
+    """An id with several `-` cannot be split by its text: each of them may be the one between."""
+    candidates = Source(f"{business_id}-{location_id}").candidates
+
+    assert (business_id, location_id) in candidates
+    assert {"-".join(pair) for pair in candidates} == {f"{business_id}-{location_id}"}
+    assert len(candidates) == f"{business_id}-{location_id}".count("-")
+
+
+def test_owner_is_the_one_pair_that_business_info_knows() -> None:
+    """By its locations, whatever else is in the id."""
+    found = owner(Source("clinic-b-c"), CLINIC)
+
+    assert (found.business_id, found.location_id, found.business_type) == ("clinic", "b-c", "dental")
+    assert (found.tenant_id, found.problem, found.name) == ("clinic-b-c", None, "clinic b-c")
+
+
+@pytest.mark.parametrize(
+    ("source", "businesses", "shard_id", "says"),
+    [
+        (Source("clinic-b-c"), (CLINIC, DASHED), "shard-1", "it can be any of clinic b-c, clinic-b c"),
+        (Source("clinic-main"), (), "shard-1", "its business is not in business-info"),
+        (Source("clinic-x-y"), (), "shard-1", "none of the businesses that it may be of"),
+        (Source("clinic-x-y"), (CLINIC,), "shard-1", "business-info has clinic, which has no such location"),
+        (Source("clinic-east"), (CLINIC,), "shard-1", "no such location"),
+        (Source("clinic"), (CLINIC,), "shard-1", "no business and location"),
+        (Source("-"), (CLINIC,), "shard-1", "no business and location"),
+        (Source("b" * 129 + "-x"), (), "shard-1", "no business and location"),
+        (Source("clinic-main"), (UNTYPED,), "shard-1", "'bakery', is none of dental, gym, hotel"),
+        (Source("clinic-main"), ("clinic: no type",), "shard-1", "clinic: no type"),
+        (Source("clinic-main"), (CLINIC,), None, "it is not registered"),
+        (Source("clinic-main"), (CLINIC,), "shard-2", "it is routed to shard shard-2"),
+        (Source("['clinic','x']", "clinic", "x"), (CLINIC,), "shard-1", "no such location"),
+    ],
+)
+def test_owner_has_a_problem_when_it_is_not_certain(
+    source: Source, businesses: tuple[Business | str, ...], shard_id: str | None, says: str
+) -> None:
+    """Nothing is guessed: what a person has to mend is said."""
+    found = owner(source, *businesses, shard_id=shard_id)
+
+    assert says in (found.problem or "")
+    assert found.tenant_id is None
+
+
+def test_owners_of_one_id_are_none_when_they_are_two_pairs() -> None:
+    """`a-b` + `c` and `a` + `b-c` give the same id (contract §10): neither is taken."""
+    one, other = Source("1", "clinic", "b-c"), Source("2", "clinic-b", "c")
+    owners = without_collisions([owner(one, CLINIC), owner(other, DASHED), owner(Source("clinic-main"), CLINIC)])
+
+    assert [found.problem is None for found in owners.values()] == [False, False, True]
+    assert "another business and location" in (owners["1"].problem or "")
+
+
+def plan(found: Found, *owners: Owner) -> Plan:
+    """Return a plan of a table with these owners, of one row each."""
+    for one in owners:
+        found.note_rows(one.source, None, 1)
+    return Plan("shard-1", Layout.JOINED_IDS, found, {one.source.key: one for one in owners})
+
+
+def test_plan_refuses_only_what_was_not_chosen() -> None:
+    """Unresolved tenants, duplicates, and bad rows each have their option; names in the way have none."""
+    found = Found(names_in_the_way=["tenants"])
+    found.note_rows(None, "it names no tenant", 3)
+    found.note_duplicate(DuplicateRows("clinic-main", "patient", "p-1", 2, [1, 2]))
+    found.note_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
+    made = plan(found, owner(Source("clinic-main"), CLINIC), owner(Source("who-knows")))
+
+    assert (made.row_count, made.duplicate_count) == (1, 1)
+    assert len(made.refusals(Choices())) == 4
+    assert [text.split()[0] for text in made.refusals(Choices(Duplicates.OLDEST, True, True))] == ["expected"]
+    assert len(made.refusals(Choices(leave_unresolved=True, leave_faulty=True))) == 2
+
+
+def test_plan_refuses_nothing_when_all_can_be_taken() -> None:
+    """Duplicates of a tenant that is left where it is are nobody's choice."""
+    found = Found()
+    found.note_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
+    made = plan(found, owner(Source("clinic-main"), CLINIC), owner(Source("who-knows")))
+
+    assert made.refusals(Choices(leave_unresolved=True)) == []
+
+
+def test_found_names_a_bounded_number_of_duplicates() -> None:
+    """All are counted."""
+    found = Found()
+    for number in range(NAMED_MAX + 5):
+        found.note_duplicate(DuplicateRows("clinic-main", "patient", str(number), 2, []))
+
+    assert (len(found.duplicates), found.duplicate_counts.total()) == (NAMED_MAX, NAMED_MAX + 5)

@@ -1,0 +1,147 @@
+"""The tokens that a reader's row may have: those of what it knows, and of what it was not told the end of."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.shards.apply.position_claims import DOUBTS_MAX, Claim, PositionChangedError
+from simplu_worker.shards.postgres.errors import (
+    InvalidDataError,
+    LostRaceError,
+    ShardUnavailableError,
+    StatementFailedError,
+)
+
+ROLLED_BACK = [
+    PositionChangedError("it is another's"),
+    LostRaceError("a deadlock"),
+    InvalidDataError("no jsonb"),
+    StatementFailedError("a trigger", error="RaiseError (P0001)", is_timeout=False),
+]
+UNKNOWN = [
+    ShardUnavailableError("the line was cut"),
+    TryAgainLaterError("no answer"),
+    TimeoutError(),
+    asyncio.CancelledError(),
+]
+
+
+def claim(*tokens: str) -> Claim:
+    """Return a claim of a reader whose row may have these tokens."""
+    return Claim("stream", "shardId-0", tokens=list(tokens))
+
+
+def attempt(one: Claim, exc: BaseException | None = None) -> str:
+    """Try to write a claim, with this end; return the token that was to be written."""
+    with nullcontext() if exc is None else pytest.raises(type(exc)), one.attempt() as token:
+        assert one.tokens[-1] == token
+        end(exc)
+    return token
+
+
+def end(exc: BaseException | None) -> None:
+    """Let a transaction end well, or with this."""
+    if exc is not None:
+        raise exc
+
+
+@pytest.mark.parametrize("tokens", [(), ("read",), ("read", "doubt", "another")])
+def test_token_is_the_only_one_after_a_commit(tokens: tuple[str, ...]) -> None:
+    """An attempt whose end was not known cannot come after it: it expects a row that is no more."""
+    one = claim(*tokens)
+    token = attempt(one)
+
+    assert one.tokens == [token]
+    assert attempt(one) != token
+
+
+@pytest.mark.parametrize("exc", ROLLED_BACK, ids=lambda exc: type(exc).__name__)
+@pytest.mark.parametrize("tokens", [(), ("read",), ("read", "doubt")])
+def test_token_is_none_of_them_after_what_was_rolled_back_for_sure(tokens: tuple[str, ...], exc: Exception) -> None:
+    """The row is as it was."""
+    one = claim(*tokens)
+    attempt(one, exc)
+
+    assert one.tokens == list(tokens)
+
+
+@pytest.mark.parametrize("exc", UNKNOWN, ids=lambda exc: type(exc).__name__)
+@pytest.mark.parametrize("tokens", [(), ("read",), ("read", "doubt")])
+def test_token_is_one_more_while_nobody_knows_whether_it_was_written(
+    tokens: tuple[str, ...], exc: BaseException
+) -> None:
+    """Either is the reader's own row."""
+    one = claim(*tokens)
+    token = attempt(one, exc)
+
+    assert one.tokens == [*tokens, token]
+
+
+def test_tokens_are_those_of_the_last_known_row_and_of_the_last_doubts() -> None:
+    """However long a shard is not heard of they stay few; the first is never given up for them."""
+    one = claim("read")
+    doubts = [attempt(one, ShardUnavailableError("no answer")) for _ in range(3 * DOUBTS_MAX)]
+
+    assert one.tokens[0] == "read"
+    assert one.tokens[1:] == doubts[-DOUBTS_MAX - 1 :]
+
+
+def test_claims_have_their_own_tokens() -> None:
+    """What one shard's row may have is nothing to another's."""
+    one, other = claim(), claim()
+    attempt(one, ShardUnavailableError("no answer"))
+
+    assert (len(one.tokens), other.tokens) == (1, [])
+
+
+def test_attempts_of_many_claims_end_alike() -> None:
+    """They are one transaction: each may be written, or each is."""
+    many = [claim("a"), claim("b")]
+    with many[0].attempt() as first, many[1].attempt() as second:
+        assert first != second
+    assert [one.tokens for one in many] == [[first], [second]]
+
+
+@given(st.lists(st.sampled_from(["committed", "rolled back", "lost before", "lost after"]), max_size=DOUBTS_MAX))
+def test_row_is_always_known_by_one_of_the_tokens(ends: list[str]) -> None:
+    """Whatever became of those before, while nobody else writes the row the next attempt expects it."""
+    row = "read"
+    one = claim(row)
+    for end in ends:
+        assert row in one.tokens
+        match end:
+            case "committed":
+                row = attempt(one)
+            case "rolled back":
+                attempt(one, LostRaceError("a deadlock"))
+            case "lost before":
+                attempt(one, ShardUnavailableError("no answer"))
+            case _:
+                row = attempt(one, ShardUnavailableError("no answer"))
+    assert row in one.tokens
+
+
+def test_attempt_that_was_given_up_and_is_written_leaves_the_doubts_that_came_after_it() -> None:
+    """The row has its token, or already that of a later one."""
+    one = claim("read")
+    with one.attempt() as given_up:
+        later = attempt(one, ShardUnavailableError("no answer"))
+
+    assert one.tokens == [given_up, later]
+
+
+@pytest.mark.parametrize("exc", [None, *ROLLED_BACK, *UNKNOWN], ids=lambda exc: type(exc).__name__)
+def test_attempt_that_was_given_up_is_none_of_them_once_a_later_one_was_written(exc: BaseException | None) -> None:
+    """The later one would not have been written over a row that it did not know, nor this one over that."""
+    one = claim("read")
+    with nullcontext() if exc is None else pytest.raises(type(exc)), one.attempt():
+        later = attempt(one)
+        end(exc)
+
+    assert one.tokens == [later]

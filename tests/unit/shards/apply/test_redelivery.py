@@ -1,0 +1,66 @@
+"""What an operation is to the row that its request id has in the log."""
+
+from __future__ import annotations
+
+import pytest
+from support.postgres.tenant_cases import STREAM_SHARD_ID, operation
+
+from simplu_worker.operations.operation import Failure, Source
+from simplu_worker.shards.apply.redelivery import Encounter, LoggedRow, encounter
+
+DIGEST = operation("delete").digest
+GIVEN_UP = Failure.RETRIES_EXHAUSTED
+
+
+def row(
+    *,
+    digest: bytes = DIGEST,
+    error: str | None = GIVEN_UP,
+    source: Source = Source.KINESIS,
+    stream_shard_id: str | None = STREAM_SHARD_ID,
+    sequence_number: str | None = "99",
+) -> LoggedRow:
+    """Return a row of the log, that of an operation that was given up unless it says otherwise."""
+    return LoggedRow(digest, error, source, stream_shard_id, sequence_number)
+
+
+FROM_SQS = row(source=Source.SQS, stream_shard_id=None, sequence_number=None)
+
+
+@pytest.mark.parametrize(
+    ("logged", "source", "sequence_number", "expected"),
+    [
+        (row(), Source.KINESIS, "99", Encounter.REDELIVERY),  # the record itself, read again
+        (row(), Source.KINESIS, "100", Encounter.REPLAY),
+        (row(sequence_number="9"), Source.KINESIS, "10", Encounter.REPLAY),  # numbers, not texts
+        (row(), Source.KINESIS, "98", Encounter.REDELIVERY),  # what was given up before its replay was
+        # Its replay was in a child, and was given up there: the parent's new reader meets the record itself again.
+        (row(stream_shard_id="shardId-000000000001"), Source.KINESIS, "98", Encounter.REDELIVERY),
+        (row(stream_shard_id="shardId-000000000001"), Source.KINESIS, "100", Encounter.REPLAY),
+        (row(), Source.SQS, None, Encounter.REPLAY),
+        (FROM_SQS, Source.KINESIS, "1", Encounter.REPLAY),
+        (FROM_SQS, Source.SQS, None, Encounter.REDELIVERY),
+        (row(error=None), Source.KINESIS, "100", Encounter.REDELIVERY),
+        (row(error=Failure.INVALID_DATA), Source.KINESIS, "100", Encounter.REDELIVERY),
+        (row(error=Failure.TENANT_DESTROYED), Source.SQS, None, Encounter.REDELIVERY),
+        (row(digest=b"another"), Source.KINESIS, "99", Encounter.REUSE),
+        (row(digest=b"another"), Source.KINESIS, "100", Encounter.REUSE),
+        (row(digest=b"another", error=None), Source.SQS, None, Encounter.REUSE),
+    ],
+)
+def test_encounter_is_a_replay_only_when_what_was_given_up_comes_from_a_later_place(
+    logged: LoggedRow, source: Source, sequence_number: str | None, expected: Encounter
+) -> None:
+    """Same digest, a row marked `retries_exhausted`, and another source position (idea 7)."""
+    sent = operation("delete", source=source, sequence_number=sequence_number)
+
+    assert encounter(sent, logged) is expected
+
+
+@pytest.mark.parametrize("source", Source)
+def test_encounter_is_a_redelivery_when_it_meets_the_row_of_the_same_record(source: Source) -> None:
+    """Whatever the record's failure was: giving up twice is giving up once."""
+    sent = operation("delete", source=source)
+
+    for failure in (None, *Failure):
+        assert encounter(sent, LoggedRow.of(sent, failure)) is Encounter.REDELIVERY

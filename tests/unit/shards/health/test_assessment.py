@@ -1,0 +1,180 @@
+"""How a shard fares, judged by what was seen of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.postgres.probes import WELL
+
+from simplu_worker.metrics import instruments
+from simplu_worker.shards.health.assessment import (
+    Health,
+    Problem,
+    Seen,
+    ShardProbe,
+    State,
+    Usage,
+    health_view,
+    judge,
+    unfit,
+    usage_of,
+)
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.citrus import Capacity
+
+
+def with_(**members: Any) -> ShardProbe:
+    """Return the look at a shard that is well but for *members*."""
+    return msgspec.structs.replace(WELL, **members)
+
+
+@pytest.mark.parametrize(
+    ("probe", "expected", "state", "takes_operations"),
+    [
+        (WELL, [], State.HEALTHY, True),
+        (with_(schema_version=None, tenant_count=None), [], State.HEALTHY, True),
+        (with_(connections_used=None, connections_max=None, standby_count=None), [], State.HEALTHY, True),
+        (with_(is_read_only=True), [Problem.READ_ONLY], State.DEGRADED, False),
+        (with_(trouble="DiskFullError (53100)"), [Problem.FAILING], State.DEGRADED, False),
+        (with_(is_read_only=True, is_standby=True, lag_s=2.0), [Problem.READ_ONLY], State.DEGRADED, False),
+        (
+            with_(is_read_only=True, is_standby=True, lag_s=31.0),
+            [Problem.READ_ONLY, Problem.LAGGING],
+            State.DEGRADED,
+            False,
+        ),
+        (with_(lag_s=30.0, standby_count=1), [], State.HEALTHY, True),
+        (with_(lag_s=30.1, standby_count=1), [Problem.LAGGING], State.DEGRADED, True),
+        (with_(response_s=1.1), [Problem.SLOW], State.DEGRADED, True),
+        (with_(is_cut_short=True), [Problem.SLOW], State.DEGRADED, True),
+        (with_(connections_used=90, connections_max=100), [], State.HEALTHY, True),
+        (with_(connections_used=91, connections_max=100), [Problem.CONNECTIONS], State.DEGRADED, True),
+        (with_(connections_used=1, connections_max=0), [Problem.CONNECTIONS], State.DEGRADED, True),
+        (with_(version_number=130009), [Problem.REFUSED], State.LOST, False),
+        (with_(refusal="another program's tables", schema_version=None), [Problem.REFUSED], State.LOST, False),
+    ],
+)
+def test_shard_is_judged_by_what_it_says_of_itself(
+    probe: ShardProbe, expected: list[Problem], state: State, *, takes_operations: bool
+) -> None:
+    """What is amiss is named, and whether operations can be applied all the same."""
+    health = judge(Seen(probe=probe))
+    assert [finding.problem for finding in health.findings] == expected
+    assert (health.state, health.takes_operations) == (state, takes_operations)
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        (Usage(), []),
+        (Usage(tenant_count=5), []),
+        (Usage(tenant_count=80, tenant_max=100), []),
+        (Usage(tenant_count=81, tenant_max=100), [Problem.USAGE]),
+        (Usage(tenant_count=0, tenant_max=0), [Problem.USAGE]),
+        (Usage(is_active=False), [Problem.INACTIVE]),
+        (Usage(9, 9, is_active=False), [Problem.INACTIVE, Problem.USAGE]),
+    ],
+)
+def test_shard_is_judged_by_what_citrus_says(usage: Usage, expected: list[Problem]) -> None:
+    """Over 80 % of the room, or marked inactive; nothing of it keeps operations away."""
+    health = judge(Seen(probe=WELL, usage=usage))
+    assert [finding.problem for finding in health.findings] == expected
+    assert health.takes_operations
+
+
+def test_shard_without_an_answer_is_lost_whatever_it_said_before() -> None:
+    """What was seen earlier is kept, and proves nothing now."""
+    health = judge(Seen(probe=with_(is_read_only=True), error="TimeoutError"))
+    assert (health.state, health.takes_operations) == (State.LOST, False)
+    assert [str(finding) for finding in health.findings] == ["TimeoutError"]
+
+
+def test_shard_that_nobody_looked_at_is_unknown() -> None:
+    """Citrus alone does not know."""
+    health = judge(Seen(usage=Usage(1, 10)))
+    assert (health.state, health.takes_operations, Health().state) == (State.UNKNOWN, None, State.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("problem", "begins", "goes_on", "ends"),
+    [
+        (Problem.CONNECTIONS, {"connections_used": 95}, {"connections_used": 80}, {"connections_used": 77}),
+        (Problem.LAGGING, {"lag_s": 31.0}, {"lag_s": 16.0}, {"lag_s": 15.0}),
+        (Problem.SLOW, {"response_s": 1.1}, {"response_s": 0.6}, {"response_s": 0.5}),
+    ],
+)
+def test_problem_goes_on_to_the_lower_mark(
+    problem: Problem, begins: dict[str, Any], goes_on: dict[str, Any], ends: dict[str, Any]
+) -> None:
+    """A shard at the mark is not well and amiss in turns."""
+    health = judge(Seen(probe=with_(**goes_on)))
+    assert health.problems == frozenset()
+    for members, expected in ((begins, {problem}), (goes_on, {problem}), (ends, set())):
+        health = judge(Seen(probe=with_(**members)), health.problems)
+        assert health.problems == expected
+
+
+@given(
+    lags=st.lists(st.floats(min_value=0, max_value=60), max_size=30),
+)
+def test_problem_changes_only_when_a_mark_is_passed(lags: list[float]) -> None:
+    """Between the marks it is as it was before."""
+    problems: frozenset[Problem] = frozenset()
+    for lag_s in lags:
+        now = judge(Seen(probe=with_(lag_s=lag_s)), problems).problems
+        if 15.0 < lag_s <= 30.0:
+            assert now == problems
+        else:
+            assert now == ({Problem.LAGGING} if lag_s > 30.0 else frozenset())
+        problems = now
+
+
+def test_usage_is_of_the_newer_answer_where_it_says_something() -> None:
+    """The list has all shards; the answer about one is newer, and may say less."""
+    listed = ShardAddress("s", "postgresql://h/d", is_active=False, tenant_count=3, tenant_max=10)
+    assert usage_of(listed) == Usage(3, 10, is_active=False)
+    assert usage_of(listed, Capacity()) == Usage(3, 10, is_active=False)
+    assert usage_of(listed, Capacity(4, 20, accepts_new=True)) == Usage(4, 20, is_active=False, accepts_new=True)
+
+
+def test_unfit_names_what_was_expected_and_what_came() -> None:
+    """A person can tell what to do."""
+    assert unfit(WELL) is None
+    assert unfit(with_(version_number=130001, server_version="13.1")) == (
+        "expected PostgreSQL 14 or newer, got 13.1; upgrade it"
+    )
+
+
+def test_health_view_leaves_out_what_is_not_known() -> None:
+    """Nothing is shown as 0 that was not seen."""
+    assert health_view(Health()) == {"state": "unknown"}
+    view = health_view(judge(Seen(probe=with_(is_standby=True, is_read_only=True, lag_s=1.5), usage=Usage(9, 10))))
+    assert view == {
+        "state": "degraded",
+        "takesOperations": False,
+        "problems": ["read_only", "usage"],
+        "odd": [
+            "expected a server that can be written to, got a standby; let its connection string name the primary",
+            "9 tenants in room for 10",
+        ],
+        "usage": 0.9,
+        "role": "standby",
+        "responseMs": 1.0,
+        "connectMs": 10.0,
+        "serverVersion": "17.2",
+        "schemaVersion": 1,
+        "tenantCount": 3,
+        "connectionsUsed": 5,
+        "connectionsMax": 97,
+        "standbys": 0,
+        "replicationLagSeconds": 1.5,
+    }
+
+
+def test_problem_kinds_are_those_of_the_metrics() -> None:
+    """The metrics import nothing of ours, so that this is where both are held together."""
+    assert list(Problem) == list(instruments.SHARD_PROBLEM_KINDS)

@@ -1,0 +1,226 @@
+"""What a Citrus says of its shards, polled: also one that is slow, wrong, lies, or knows only half of the questions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from prometheus_client import REGISTRY
+from support.citrus.cases import API_KEY, SHARD, Reply, ScriptedCitrus, no_reply, reply
+from support.citrus.lying_citrus import LyingCitrus
+
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.stack.citrus_server import Citrus as LocalCitrus
+from simplu_worker.shards.health.assessment import Problem, Usage
+from simplu_worker.shards.health.citrus_watch import CitrusWatch
+from simplu_worker.shards.health.registry import HealthBook
+from simplu_worker.shards.routing.citrus import Capacity, Citrus, CitrusUnavailableError, open_citrus
+
+SOON_S = 10.0
+NAMES = ("watched-1", "watched-2")
+
+
+@pytest.fixture
+def registry() -> LocalCitrus:
+    """Give a local Citrus with two shards that have room for ten tenants each."""
+
+    async def make_shard() -> tuple[str, str]:
+        raise AssertionError("nobody registers")
+
+    local = LocalCitrus(api_key=API_KEY, make_shard=make_shard, max_businesses=10)
+    for name in NAMES:
+        local.add_shard(name, f"postgresql://postgres@127.0.0.1:1/{name}")
+    return local
+
+
+@pytest.fixture
+async def lying(registry: LocalCitrus) -> AsyncIterator[LyingCitrus]:
+    """Give a server in front of it that can lie."""
+    async with registry.serve() as url, LyingCitrus(url) as lying:
+        yield lying
+
+
+@contextlib.asynccontextmanager
+async def client_of(url: str, *, timeout_s: float = 5.0) -> AsyncIterator[Citrus]:
+    """Give the worker's client."""
+    async with open_citrus(url, api_key=API_KEY, timeout_s=timeout_s, attempts=3, allowed_hosts=()) as citrus:
+        yield citrus
+
+
+@contextlib.asynccontextmanager
+async def watching(citrus: Citrus) -> AsyncIterator[HealthBook]:
+    """Poll it, over a hundred times as often as a worker does."""
+    book = HealthBook()
+    async with asyncio.TaskGroup() as tasks:
+        polling = tasks.create_task(CitrusWatch(citrus, book, poll_s=0.2, denied_poll_s=0.2, ask_pause_s=0.01).run())
+        try:
+            yield book
+        finally:
+            polling.cancel()
+    book.note_usages({})
+
+
+async def comes_to(book: HealthBook, expected: dict[str, Usage]) -> None:
+    """Wait until that is in the book."""
+
+    async def is_there() -> bool:
+        return {name: health.seen.usage for name, health in book.by_shard_id.items()} == expected
+
+    assert await until(is_there, within_s=SOON_S), dict(book.by_shard_id)
+
+
+def fill(registry: LocalCitrus, name: str, count: int) -> None:
+    """Register tenants on a shard."""
+    for number in range(count):
+        registry.registry.place(f"clinic-{name}-{number}", registry.registry.shards[name])
+
+
+async def test_watch_shows_how_full_shards_are(registry: LocalCitrus, lying: LyingCitrus) -> None:
+    """As a metric and a problem from over 80 % on, until there is more room; an inactive shard is one too."""
+    async with client_of(lying.url) as citrus, watching(citrus) as book:
+        empty = Usage(0, 10, accepts_new=True)
+        await comes_to(book, dict.fromkeys(NAMES, empty))
+        fill(registry, "watched-1", 9)
+        await comes_to(book, {"watched-1": Usage(9, 10, accepts_new=True), "watched-2": empty})
+        assert REGISTRY.get_sample_value("simplu_shard_usage_ratio", {"shard_id": "watched-1"}) == 0.9
+        assert book.by_shard_id["watched-1"].problems == {Problem.USAGE}
+        registry.registry.shards["watched-2"].is_active = False
+        await comes_to(
+            book,
+            {
+                "watched-1": Usage(9, 10, accepts_new=True),
+                "watched-2": Usage(0, 10, is_active=False, accepts_new=False),
+            },
+        )
+        assert book.by_shard_id["watched-2"].problems == {Problem.INACTIVE}
+        del registry.registry.shards["watched-1"]
+        await comes_to(book, {"watched-2": Usage(0, 10, is_active=False, accepts_new=False)})
+
+
+async def test_watch_asks_a_citrus_hardly_ever_again_that_does_not_know_the_question(
+    registry: LocalCitrus, lying: LyingCitrus
+) -> None:
+    """One 404 is enough; what its list says is shown."""
+
+    def knows_no_capacity(request: web.Request) -> web.Response | None:
+        return web.Response(status=404, text="<html>") if request.path.endswith("/capacity") else None
+
+    async with client_of(lying.url) as citrus:
+        with lying.lying(knows_no_capacity):
+            async with watching(citrus) as book:
+                await comes_to(book, dict.fromkeys(NAMES, Usage(0, 10)))
+                assert await until(lambda: has_asked(lying, "capacity", 1), within_s=SOON_S)
+                polls = len(lying.asked_at("health"))
+                assert await until(lambda: has_asked(lying, "health", polls + 5), within_s=SOON_S)
+        assert len(lying.asked_at("capacity")) == 1
+        assert (citrus.trouble, citrus.is_denied) == (None, False)
+
+
+async def has_asked(lying: LyingCitrus, text: str, count: int) -> bool:
+    """Tell whether that was asked so often."""
+    return len(lying.asked_at(text)) >= count
+
+
+async def test_watch_does_not_ask_again_when_there_is_no_list() -> None:
+    """A Citrus without the list is asked again after an hour."""
+    citrus = ScriptedCitrus(reply({"error": "no such path"}, status=404))
+    async with citrus.opened(attempts=3) as client, watching(client) as book:
+        assert await until(citrus.was_asked, within_s=SOON_S)
+        await asyncio.sleep(0.5)
+        assert dict(book.by_shard_id) == {}
+    assert citrus.requests == [("GET", "/api/shards/health")]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(b"<html>"),
+        reply({"shards": []}),
+        reply([SHARD | {"businessCount": -1}]),
+        reply([SHARD | {"businessCount": "many"}]),
+        reply([SHARD | {"maxBusinesses": 10**30}]),
+        reply([SHARD | {"shardId": "a\nb"}]),
+        reply([SHARD | {"shardId": ""}]),
+        reply({"error": "no"}, status=500),
+        reply({"error": "no"}, status=401),
+        reply({"error": "no"}, status=422),
+        reply(b"[" * 100_000),
+    ],
+)
+async def test_watch_keeps_what_was_said_when_the_answer_is_none(answer: Reply) -> None:
+    """Nonsense is no news, and does no harm to those who need a route."""
+    citrus = ScriptedCitrus(reply([SHARD]), answer)
+    async with citrus.opened(attempts=3) as client, watching(client) as book:
+        await comes_to(book, {"shard-a": Usage(3, 10)})
+        count = len(citrus.requests)
+
+        async def was_asked_more() -> bool:
+            return len(citrus.requests) >= count + 4
+
+        assert await until(was_asked_more, within_s=SOON_S)
+        await comes_to(book, {"shard-a": Usage(3, 10)})
+        assert (client.trouble, client.is_denied) == (None, False)
+
+
+async def test_watch_holds_up_no_route_when_the_polled_answers_do_not_come() -> None:
+    """Time-outs of what nobody waits for are no reason to leave Citrus alone."""
+    located = {**SHARD, "shardId": "shard-a"}
+    is_silent = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if "health" in request.path or "capacity" in request.path:
+            return await (no_reply() if is_silent.is_set() else reply([SHARD]))(request)
+        return await reply(located)(request)
+
+    citrus = ScriptedCitrus(answer)
+    async with citrus.opened(attempts=3, timeout_s=0.2) as client, watching(client) as book:
+        await comes_to(book, {"shard-a": Usage(3, 10)})
+        is_silent.set()
+        polls = polls_of(citrus)
+
+        async def was_asked_more() -> bool:
+            return polls_of(citrus) >= polls + 8
+
+        assert await until(was_asked_more, within_s=SOON_S)
+        found = await client.locate("clinic-main")
+        assert found is not None
+        assert found.shard_id == "shard-a"
+        assert (client.trouble, client.is_denied) == (None, False)
+
+
+def polls_of(citrus: ScriptedCitrus) -> int:
+    """Return how often it was polled."""
+    return sum("/api/shard" in path and path != "/api/shard/clinic-main" for _, path in citrus.requests)
+
+
+async def test_watch_notices_that_a_key_is_good_again(registry: LocalCitrus, lying: LyingCitrus) -> None:
+    """Also when nobody needs a route just then."""
+    async with client_of(lying.url) as citrus:
+        with lying.lying(lambda _: web.Response(status=401)):
+            with pytest.raises(TryAgainLaterError):
+                await citrus.locate("any-tenant")
+            assert citrus.is_denied
+        async with watching(citrus):
+
+            async def is_welcome() -> bool:
+                return not citrus.is_denied
+
+            assert await until(is_welcome, within_s=SOON_S)
+
+
+async def test_capacity_is_that_of_the_shard_that_was_asked_about() -> None:
+    """Its id goes percent-encoded into the path; another shard's answer is none."""
+    answer = {"shardId": "a/b", "businessCount": 3, "maxBusinesses": 10, "canAcceptNewBusiness": False}
+    citrus = ScriptedCitrus(reply(answer), reply({**answer, "shardId": "c"}), reply(None, status=404), no_reply())
+    async with citrus.opened(timeout_s=0.5) as client:
+        assert await client.capacity("a/b") == Capacity(3, 10, accepts_new=False)
+        with pytest.raises(CitrusUnavailableError, match="got another one"):
+            await client.capacity("a/b")
+        assert await client.capacity("a/b") is None
+        with pytest.raises(CitrusUnavailableError, match="no answer within"):
+            await client.capacity("a/b")
+    assert citrus.requests == [("GET", "/api/shard/a%2Fb/capacity")] * 4

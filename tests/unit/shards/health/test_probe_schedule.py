@@ -1,0 +1,114 @@
+"""When to look at which shard."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.shards.health.probe_schedule import FAILING, JITTER, WELL, Pace, ProbeSchedule
+
+LOOK_S = 0.02
+
+
+def looks(schedule: ProbeSchedule, *, failing: set[str], seconds: float, seed: int = 1) -> list[tuple[float, str]]:
+    """Let time pass, each look taking a moment; return when which shard was looked at."""
+    random_numbers = random.Random(seed)
+    seen: list[tuple[float, str]] = []
+    now = 0.0
+    while now < seconds:
+        for shard_id in schedule.take_due(now):
+            seen.append((now, shard_id))
+            schedule.looked(shard_id, fails=shard_id in failing, now=now + LOOK_S, draw=random_numbers.random())
+        now += max(0.001, schedule.wait_s(now, at_most=0.5))
+    return seen
+
+
+def schedule_of(count: int, *, seed: int = 1) -> ProbeSchedule:
+    """Return a schedule of that many shards, all added at 0."""
+    random_numbers = random.Random(seed)
+    schedule = ProbeSchedule()
+    for number in range(count):
+        schedule.add(f"s{number}", now=0.0, draw=random_numbers.random())
+    return schedule
+
+
+def test_shard_is_looked_at_soon_and_then_about_every_ten_seconds() -> None:
+    """The first look does not wait for its turn."""
+    times = [at for at, _ in looks(schedule_of(1), failing=set(), seconds=100)]
+    assert times[0] <= 1.0
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert all(10 * (1 - JITTER) <= gap <= 10 * (1 + JITTER) + 0.1 for gap in gaps)
+    assert len({round(gap, 2) for gap in gaps}) > 3
+
+
+def test_shard_that_fails_is_looked_at_about_every_second() -> None:
+    """So that it is known to be back within two."""
+    times = [at for at, shard_id in looks(schedule_of(10), failing={"s3"}, seconds=30) if shard_id == "s3"]
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) < 1.5
+
+
+@pytest.mark.parametrize(("count", "failing_count"), [(500, 0), (500, 500), (500, 30), (40, 40)])
+def test_looks_a_second_are_bounded_when_there_are_many(count: int, failing_count: int) -> None:
+    """In any second, and each shard is looked at all the same."""
+    failing = {f"s{number}" for number in range(failing_count)}
+    seen = looks(schedule_of(count), failing=failing, seconds=180)
+    assert {shard_id for _, shard_id in seen} == {f"s{number}" for number in range(count)}
+    for second in range(5, 180, 5):
+        burst = [at for at, _ in seen if second <= at < second + 5]
+        assert len(burst) / 5 <= (WELL.looks_a_second + FAILING.looks_a_second) * 1.5
+
+
+def test_shard_in_hand_is_not_due_again_before_it_was_looked_at() -> None:
+    """One look at a time for each, however long it takes."""
+    schedule = schedule_of(1)
+    assert schedule.take_due(1.0) == ["s0"]
+    schedule.hasten("s0", now=1.0)
+    assert schedule.take_due(1000.0) == []
+    schedule.looked("s0", fails=False, now=1000.0, draw=0.5)
+    assert schedule.take_due(1010.1) == ["s0"]
+
+
+def test_shard_is_hastened_once_when_it_fails_between_two_looks() -> None:
+    """The look that follows says how it goes on."""
+    schedule = schedule_of(1)
+    schedule.take_due(1.0)
+    schedule.looked("s0", fails=False, now=1.0, draw=0.5)
+    schedule.hasten("s0", now=2.0)
+    schedule.hasten("s0", now=2.0)
+    schedule.hasten("unknown", now=2.0)
+    assert (schedule.wait_s(2.0, at_most=5.0), schedule.take_due(2.0)) == (0.0, ["s0"])
+    schedule.looked("s0", fails=True, now=2.1, draw=0.5)
+    schedule.hasten("s0", now=2.2)  # it is known
+    assert schedule.take_due(2.9) == []
+    assert schedule.take_due(3.2) == ["s0"]
+
+
+def test_shard_that_was_removed_is_not_looked_at() -> None:
+    """Also when it was in hand; added again it has one turn."""
+    schedule = schedule_of(2)
+    (first, *_) = schedule.take_due(2.0)
+    schedule.remove(first)
+    schedule.looked(first, fails=True, now=2.0, draw=0.0)
+    assert list(schedule.shard_ids) == [{"s0": "s1", "s1": "s0"}[first]]
+    schedule.add(first, now=2.0, draw=0.0)
+    schedule.remove(first)
+    schedule.add(first, now=3.0, draw=0.0)
+    assert schedule.take_due(100.0) == [first]
+
+
+def test_empty_schedule_waits_as_long_as_it_may() -> None:
+    """Nothing is due."""
+    assert ProbeSchedule().wait_s(5.0, at_most=0.5) == 0.5
+
+
+@given(st.integers(min_value=1, max_value=2000))
+def test_pace_is_the_interval_or_the_share_whichever_is_slower(count: int) -> None:
+    """No more looks a second than the pace has, no shard more often than its interval."""
+    pace = Pace(10.0, looks_a_second=10.0)
+    between_s = pace.between_s(count)
+    assert between_s >= 10.0
+    assert count / between_s <= 10.0

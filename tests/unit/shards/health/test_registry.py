@@ -1,0 +1,141 @@
+"""What is kept of the health of shards, what of it is shown as metrics, and what is told in the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import REGISTRY, generate_latest
+from structlog.testing import capture_logs
+from support.postgres.probes import WELL
+from unit.shards.health.test_assessment import with_
+
+from simplu_worker.metrics import instruments
+from simplu_worker.shards.health.assessment import Problem, ShardSilence, State, Usage
+from simplu_worker.shards.health.registry import SHARDS_MAX, HealthBook
+
+SHARD = "book-test-1"
+SILENCE = ShardSilence("TimeoutError")
+
+
+@pytest.fixture
+def book() -> Iterator[HealthBook]:
+    """Give a book in which one shard is looked at."""
+    book = HealthBook()
+    book.begin(SHARD)
+    yield book
+    book.note_usages({})
+    for shard_id in list(book.by_shard_id):
+        book.end(shard_id)
+
+
+def gauge(name: str, shard_id: str = SHARD) -> float | None:
+    """Return what a gauge of a shard shows."""
+    return REGISTRY.get_sample_value(f"simplu_shard_{name}", {"shard_id": shard_id})
+
+
+def counted(problem: Problem) -> float | None:
+    """Return how many shards have a problem, as the metrics show it."""
+    return REGISTRY.get_sample_value("simplu_shard_problems", {"problem": problem})
+
+
+def test_book_shows_what_a_look_has_seen(book: HealthBook) -> None:
+    """Each gauge has its number, and a lag only where there is one."""
+    book.note_look(SHARD, with_(connections_used=48, connections_max=96, tenant_count=7))
+    shown = {name: gauge(name) for name in ("healthy", "connections_ratio", "tenants", "usage_ratio")}
+    assert shown == {"healthy": 1, "connections_ratio": 0.5, "tenants": 7, "usage_ratio": None}
+    assert gauge("replication_lag_seconds") is None
+    assert gauge("response_seconds_count") == 1
+    book.note_look(SHARD, with_(is_read_only=True, is_standby=True, lag_s=3.5))
+    assert (gauge("healthy"), gauge("replication_lag_seconds")) == (0, 3.5)
+
+
+def test_book_shows_nothing_stale_of_a_silent_shard(book: HealthBook) -> None:
+    """What it said is kept for people, and is no number any more."""
+    book.note_look(SHARD, with_(lag_s=3.5, tenant_count=7))
+    book.note_look(SHARD, SILENCE)
+    shown = [gauge(name) for name in ("healthy", "replication_lag_seconds", "connections_ratio", "tenants")]
+    assert shown == [0, None, None, 7]
+    seen = book.by_shard_id[SHARD].seen
+    assert seen.probe is not None
+    assert (seen.error, seen.probe.lag_s) == ("TimeoutError", 3.5)
+
+
+def test_book_keeps_the_count_of_tenants_when_a_look_did_not_count(book: HealthBook) -> None:
+    """They are counted now and then."""
+    book.note_look(SHARD, with_(tenant_count=7))
+    book.note_look(SHARD, with_(tenant_count=None))
+    assert gauge("tenants") == 7
+    book.note_look(SHARD, with_(tenant_count=None, schema_version=None))  # its database was emptied
+    assert gauge("tenants") is None
+
+
+def test_book_tells_once_when_something_changes(book: HealthBook) -> None:
+    """Not at every look, and not when only a number does."""
+    with capture_logs() as logs:
+        for probe in (WELL, WELL, SILENCE, SILENCE, WELL, with_(lag_s=40.0), with_(lag_s=50.0)):
+            book.note_look(SHARD, probe)
+        book.note_usages({SHARD: Usage(9, 10)})
+        book.note_usage(SHARD, Usage(10, 10))
+        book.note_usage(SHARD, Usage(1, 10))
+        book.note_look(SHARD, WELL)
+    assert [(log["event"], log["log_level"], log.get("problems")) for log in logs] == [
+        ("shard.lost", "warning", ["TimeoutError"]),
+        ("shard.restored", "info", None),
+        ("shard.degraded", "warning", ["its standby is 40 s behind"]),
+        ("shard.degraded", "warning", ["its standby is 50 s behind", "9 tenants in room for 10"]),
+        ("shard.degraded", "warning", ["its standby is 50 s behind"]),
+        ("shard.restored", "info", None),
+    ]
+    assert {log["shard_id"] for log in logs} == {SHARD}
+
+
+def test_book_counts_the_shards_with_a_problem(book: HealthBook) -> None:
+    """By kind, up and down, also when such a shard goes."""
+    before = counted(Problem.READ_ONLY) or 0
+    book.begin("book-test-2")
+    for shard_id in (SHARD, "book-test-2"):
+        book.note_look(shard_id, with_(is_read_only=True))
+    assert counted(Problem.READ_ONLY) == before + 2
+    book.note_look(SHARD, WELL)
+    book.end("book-test-2")
+    assert counted(Problem.READ_ONLY) == before
+
+
+def test_book_drops_every_series_of_a_shard_that_is_known_no_more(book: HealthBook) -> None:
+    """Neither looked at nor spoken of: a metric by shard that is new is not forgotten there."""
+    book.note_look(SHARD, with_(lag_s=1.0))
+    book.note_usages({SHARD: Usage(1, 2)})
+    instruments.SHARD_ERRORS.labels(SHARD, "connection").inc()
+    for state in instruments.CONNECTION_STATES:
+        instruments.SHARD_CONNECTIONS.labels(SHARD, state).set(1)
+    book.end(SHARD)
+    assert (gauge("healthy"), gauge("tenants"), gauge("usage_ratio")) == (None, 1, 0.5)
+    book.note_usages({})
+    assert SHARD not in generate_latest().decode()
+    assert SHARD not in book.by_shard_id
+
+
+def test_book_takes_nothing_of_a_look_that_ends_after_its_shard_went(book: HealthBook) -> None:
+    """It would stay for ever."""
+    book.end(SHARD)
+    book.note_look(SHARD, WELL)
+    book.note_usage(SHARD, Usage(1, 2))
+    book.end(SHARD)
+    assert SHARD not in book.by_shard_id
+    assert SHARD not in generate_latest().decode()
+
+
+def test_book_does_not_grow_when_citrus_lies() -> None:
+    """What Citrus alone speaks of is bounded, and gone when it is spoken of no more."""
+    book = HealthBook()
+    book.begin("last")
+    book.note_usages({f"lie-{number}": Usage(1, 2) for number in range(SHARDS_MAX + 100)} | {"last": Usage(1, 2)})
+    assert len(book.by_shard_id) == SHARDS_MAX + 1
+    assert book.by_shard_id["last"].seen.usage == Usage(1, 2)
+    assert book.by_shard_id["lie-0"].state is State.UNKNOWN
+    book.note_usages({"lie-5000": Usage(1, 2)})
+    assert sorted(book.by_shard_id) == ["last", "lie-5000"]
+    book.note_usages({})
+    book.end("last")
+    assert dict(book.by_shard_id) == {}

@@ -1,0 +1,293 @@
+"""Where a shard is: what may be connected to is what was checked, and no password is ever shown."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from simplu_worker.errors import RefusedError
+from simplu_worker.shards.postgres.address import OPTION_VALUES, ShardAddress, hosts_of, places_of
+from simplu_worker.shards.postgres.connector import Target
+
+SECRET = "correct-horse"
+asyncpg_utils: Any = import_module("asyncpg.connect_utils")  # its stubs leave out the private function
+LOCAL = ("*.internal", "10.0.0.?", "::1", "db")
+
+
+def address(connection_string: str, shard_id: str = "shard-1") -> ShardAddress:
+    """Return the address of a shard."""
+    return ShardAddress(shard_id=shard_id, connection_string=connection_string)
+
+
+def connected_hosts(connection_string: str) -> list[str]:
+    """Return the hosts that asyncpg would connect to."""
+    hosts, _ = asyncpg_utils._parse_connect_dsn_and_args(
+        dsn=connection_string,
+        host=None,
+        port=None,
+        user=None,
+        password=None,
+        passfile=None,
+        database=None,
+        ssl=None,
+        service=None,
+        servicefile=None,
+        direct_tls=None,
+        server_settings=None,
+        target_session_attrs=None,
+        krbsrvname=None,
+        gsslib=None,
+    )
+    return [host if isinstance(host, str) else host[0] for host in hosts]
+
+
+@pytest.mark.parametrize(
+    ("connection_string", "hosts"),
+    [
+        (f"postgresql://user:{SECRET}@a.internal:5432/shard", ["a.internal"]),
+        (f"postgres://user:{SECRET}@a.internal/shard", ["a.internal"]),
+        ("postgresql://a.internal/shard", ["a.internal"]),
+        ("postgresql://user@A.Internal/shard", ["a.internal"]),
+        (f"POSTGRESQL://user:{SECRET}@a.internal/shard", ["a.internal"]),
+        (f"postgresql://user:{SECRET}@10.0.0.7:1/shard", ["10.0.0.7"]),
+        (f"postgresql://user:{SECRET}@[::1]:65535/shard", ["::1"]),
+        (f"postgresql://user:{SECRET}@[::1]/shard", ["::1"]),
+        (f"postgresql://user:{SECRET}@a.internal:5432,b.internal:5433/shard", ["a.internal", "b.internal"]),
+        # Only the first may be in brackets: newer patches of Python refuse others, and asyncpg with them.
+        (f"postgresql://user:{SECRET}@[::1]:5433,a.internal,db/shard", ["::1", "a.internal", "db"]),
+        (f"postgresql://user:{SECRET}%40%2F%3F%23%3A@a.internal/shard", ["a.internal"]),
+        (f"postgresql://us%40er:{SECRET}@a.internal/sh%40rd", ["a.internal"]),
+        (f"postgresql://user:{SECRET}@%61.internal/shard", ["a.internal"]),
+        (f"postgresql://user:{SECRET}@a.internal/shard?sslmode=require&application_name=x", ["a.internal"]),
+        (f"postgresql://user:{SECRET}@a.internal/shard?target_session_attrs=read-write", ["a.internal"]),
+        (f"postgresql://user:{SECRET}@a.internal/{'d' * 63}?application_name={'x' * 63}", ["a.internal"]),
+        (f"postgresql://user:{SECRET}%20with%20spaces@a.internal/shard", ["a.internal"]),
+    ],
+)
+def test_address_is_usable_when_all_its_hosts_are_allowed(connection_string: str, hosts: list[str]) -> None:
+    """Patterns match without regard to case; asyncpg goes to these hosts and no other."""
+    one = address(connection_string)
+
+    assert one.checked(LOCAL) is one
+    assert one.checked(()) is one
+    assert hosts_of(connection_string) == hosts
+    assert [host.lower() for host in connected_hosts(connection_string)] == hosts
+    assert SECRET not in one.place + repr(one) + str(one)
+
+
+@pytest.mark.parametrize(
+    "connection_string",
+    [
+        "",
+        "nonsense",
+        f"mysql://user:{SECRET}@a.internal/shard",
+        f"http://user:{SECRET}@a.internal/shard",
+        f"user={SECRET} host=a.internal dbname=shard",
+        f"postgresql:user:{SECRET}@a.internal/shard",
+        f"postgresql:///shard?password={SECRET}",
+        f"postgresql://user:{SECRET}@/shard",
+        f"postgresql://user:{SECRET}@:5432/shard",
+        f"postgresql://user:{SECRET}@a.internal",
+        f"postgresql://user:{SECRET}@a.internal/",
+        f"postgresql://user:{SECRET}@a.internal,/shard",
+        f"postgresql://user:{SECRET}@,a.internal/shard",
+        f"postgresql://user:{SECRET}@::1/shard",
+        f"postgresql://user:{SECRET}@[::1/shard",
+        f"postgresql://user:{SECRET}@a.internal:port/shard",
+        f"postgresql://user:{SECRET}@a.internal:0/shard",
+        f"postgresql://user:{SECRET}@a.internal:65536/shard",
+        f"postgresql://user:{SECRET}@a.internal:-1/shard",
+        f"postgresql://user:{SECRET}@a.internal:５432/shard",
+        f"postgresql://user:{SECRET}@a internal/shard",
+        f"postgresql://user:{SECRET}@a%00.internal/shard",
+        f"postgresql://user:{SECRET}@a%0A.internal/shard",
+        f"postgresql://user:{SECRET}@a.internal/shard?sslmode",
+        f"postgresql://user:{SECRET}@a.internal/shard?&",
+        f"postgresql://user:{SECRET}@a.internal/{'x' * 4096}",
+    ],
+)
+def test_address_is_refused_when_it_is_not_a_whole_connection_string(connection_string: str) -> None:
+    """Before anything is touched; asyncpg's own errors for some of these would come with the first connection."""
+    with pytest.raises(RefusedError, match="connection string of shard shard-1: expected ") as raised:
+        address(connection_string).checked(())
+
+    assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "connection_string",
+    [
+        f"postgresql://user:{SECRET}@evil.com/shard",
+        f"postgresql://user:{SECRET}@a.internal.evil.com/shard",
+        f"postgresql://user:{SECRET}@a.internal,evil.com/shard",
+        f"postgresql://user:{SECRET}@evil.com,a.internal/shard",
+        f"postgresql://user:{SECRET}@[::2]/shard",
+        f"postgresql://user:{SECRET}@%2Ftmp/shard",
+    ],
+)
+def test_address_is_refused_when_one_of_its_hosts_is_not_allowed(connection_string: str) -> None:
+    """The error names the host; without a list any host is allowed."""
+    with pytest.raises(RefusedError, match="is not in DATABASE_ALLOWED_HOSTS") as raised:
+        address(connection_string).checked(LOCAL)
+
+    assert SECRET not in str(raised.value)
+    address(connection_string).checked(())
+
+
+@pytest.mark.parametrize(
+    "connection_string",
+    [
+        f"postgresql://user@evil.com:5432,{SECRET}@a.internal/shard",
+        f"postgresql://user:{SECRET}@evil.com@a.internal/shard",
+        f"postgresql://db:1/{SECRET}@a.internal/shard",
+        f"postgresql://db:1?application_name={SECRET}@a.internal/shard",
+        f"postgresql://db/x?application_name={SECRET}@a.internal",
+        f"postgresql://db/x#{SECRET}@a.internal/shard",
+        f"postgresql://db/x@evil.com:{SECRET}",
+    ],
+)
+def test_address_is_refused_when_libraries_may_differ_on_its_host(connection_string: str) -> None:
+    """With asyncpg the host comes behind the first @, with others behind the last: a way around the list."""
+    with pytest.raises(RefusedError) as raised:
+        address(connection_string).checked(LOCAL)
+
+    assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["host=evil.com", "port=1", "user=x", "password=correct-horse", "options=-c%20x", "search_path=x", "HOST=x", "a=b"],
+)
+def test_address_is_refused_when_it_has_another_option(option: str) -> None:
+    """It would lead to another host than the checked one, or become a setting of the session."""
+    with pytest.raises(RefusedError, match=f"option {option.partition('=')[0]} is not allowed") as raised:
+        address(f"postgresql://user:{SECRET}@a.internal/shard?sslmode=require&{option}").checked(())
+
+    assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize(("shard_id", "is_usable"), [("", False), ("x", True), ("é" * 128, True), ("x" * 129, False)])
+def test_address_needs_an_id_of_bounded_length(shard_id: str, is_usable: bool) -> None:  # noqa: FBT001
+    """It becomes a label of metrics."""
+    one = address("postgresql://db/shard", shard_id)
+    if is_usable:
+        assert one.checked(()) is one
+        return
+    with pytest.raises(RefusedError, match="shard id: expected 1 to 128 characters"):
+        one.checked(())
+
+
+def test_place_shows_where_without_who() -> None:
+    """For people: hosts, ports, database."""
+    shown = address(f"postgresql://user:{SECRET}@a.internal:5432,b.internal/shard?sslmode=require").place
+
+    assert shown == "a.internal:5432,b.internal/shard"
+
+
+PIECES = (
+    "postgresql:// user : secret @ / ? # , [ ] ::1 db evil.com a.internal %40 %2F %00 % é \\ "
+    "5432 99999 = & host sslmode require shard"
+)
+
+
+@given(st.lists(st.sampled_from([*PIECES.split(), " ", "\n"]), max_size=14), st.sampled_from([(), LOCAL]))
+@example(["@", "evil.com", ":", "5432", ",", "user", "@", "db", "/", "shard"], LOCAL)
+def test_any_text_is_refused_or_leads_only_where_it_was_checked(
+    pieces: list[str], allowed_hosts: tuple[str, ...]
+) -> None:
+    """Whatever is checked as the hosts is what asyncpg connects to, and it takes the text without an error."""
+    one = address("postgresql://user:" + "".join(pieces))
+    try:
+        one.checked(allowed_hosts)
+    except RefusedError:
+        return
+    assert [host.lower() for host in connected_hosts(one.connection_string)] == hosts_of(one.connection_string)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_good"),
+    [
+        ("/run/secrets/shards", True),
+        ("/run/secrets/with%20space", True),
+        ("secrets", False),
+        ("", False),
+        ("~/.pgpass", False),
+        ("/run/../etc/x", False),
+        ("/run/x%0Ay", False),
+        ("/run/x%00y", False),
+    ],
+)
+def test_address_takes_the_whole_path_of_a_file_with_passwords(path: str, *, is_good: bool) -> None:
+    """Another one would be another file wherever the worker is started."""
+    one = address(f"postgresql://user@a.internal/shard?passfile={path}")
+    if is_good:
+        assert one.checked(()) is one
+        return
+    with pytest.raises(RefusedError, match="option passfile: expected the whole path of a file"):
+        one.checked(())
+
+
+def test_places_are_hosts_with_their_ports() -> None:
+    """As they are written, for a socket's folder is not what it is in lower case."""
+    assert places_of("postgresql://u:p@A.internal:1,[::1]:2,%2FRun%2Fpg,b/shard") == [
+        ("A.internal", 1),
+        ("::1", 2),
+        ("/Run/pg", None),
+        ("b", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("connection_string", "complaint"),
+    [
+        (f"postgresql://us%00options%00-c%20x:{SECRET}@a.internal/shard", "user: expected no control characters"),
+        (f"postgresql://user:{SECRET}%00@a.internal/shard", "password: expected no control characters"),
+        (f"postgresql://user:{SECRET}@a.internal/shard%00options%00x", "database: expected no control characters"),
+        (f"postgresql://user:{SECRET}@a.internal/sh%0Aard", "database: expected no control characters"),
+        (f"postgresql://user:{SECRET}@a.in\nternal/shard", "expected no control characters"),
+        (f"postgresql://us\ter:{SECRET}@a.internal/shard", "expected no control characters"),
+        (f"postgresql://{'u' * 64}:{SECRET}@a.internal/shard", "user: expected at most 63 bytes"),
+        (f"postgresql://user:{SECRET}@a.internal/{'é' * 32}", "database: expected at most 63 bytes"),
+        (f"postgresql://user:{SECRET}@{','.join(['a.internal'] * 17)}/shard", "expected at most 16 hosts, got 17"),
+        (f"postgresql://user:{SECRET}@a.internal/shard?sslmode=none", "option sslmode: expected one of disable, "),
+        (
+            f"postgresql://user:{SECRET}@a.internal/shard?target_session_attrs=master",
+            "option target_session_attrs: expected one of any, ",
+        ),
+        (
+            f"postgresql://user:{SECRET}@a.internal/shard?sslmode=require&sslmode=disable",
+            "option sslmode: expected it once",
+        ),
+        (
+            f"postgresql://user:{SECRET}@a.internal/shard?sslrootcert=root.crt",
+            "option sslrootcert: expected the whole path of a file",
+        ),
+        (
+            f"postgresql://user:{SECRET}@a.internal/shard?application_name={'x' * 64}",
+            "option application_name: expected at most 63 bytes",
+        ),
+        (
+            f"postgresql://user:{SECRET}@a.internal/shard?application_name=a%00b",
+            "option application_name: expected at most 63 bytes that can be printed",
+        ),
+    ],
+)
+def test_address_is_refused_when_it_would_not_be_what_it_looks_like(connection_string: str, complaint: str) -> None:
+    """A name that the server cuts off, or a setting of the session smuggled into another one's value."""
+    with pytest.raises(RefusedError) as raised:
+        address(connection_string).checked(())
+
+    assert str(raised.value).startswith(f"connection string of shard shard-1: {complaint}")
+    assert SECRET not in str(raised.value)
+
+
+def test_address_takes_the_words_of_the_libraries() -> None:
+    """Those that are checked are those that are understood when a connection is made."""
+    assert set(OPTION_VALUES["target_session_attrs"]) == set(Target)
+    assert set(OPTION_VALUES["sslmode"]) == {
+        mode.name.replace("_", "-") for mode in import_module("asyncpg.connect_utils").SSLMode
+    }

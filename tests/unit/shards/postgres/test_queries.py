@@ -1,0 +1,114 @@
+"""The SQL files: named, and with `$n` arguments only (invariant 6)."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import simplu_worker
+from simplu_worker.shards.postgres.queries import QUERIES, named_queries
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+
+PACKAGE = Path(simplu_worker.__file__).parent
+SQL = PACKAGE / "shards" / "sql"
+
+STATEMENT_METHODS = {"execute", "executemany", "fetch", "fetchrow", "fetchval", "fetchmany", "prepare", "cursor"}
+
+
+def without_comments(sql: str) -> str:
+    """Return *sql* without `--` comments."""
+    return re.sub(r"--.*$", "", sql, flags=re.MULTILINE)
+
+
+def test_named_queries_are_split_at_their_names() -> None:
+    """What is before the first name belongs to nobody."""
+    text = "-- About.\n\n-- name: one\n-- Says one.\nSELECT 1;\n\n-- name: two\nSELECT 2;\n"
+
+    assert named_queries(text) == {"one": "-- Says one.\nSELECT 1;", "two": "SELECT 2;"}
+    assert named_queries("-- nothing yet\n") == {}
+
+
+def test_every_query_file_holds_named_queries_of_its_own() -> None:
+    """No name twice, nothing nameless but comments, and all of them are known."""
+    names: list[str] = []
+    for file in sorted((SQL / "queries").iterdir()):
+        text = file.read_text()
+        queries = named_queries(text)
+        assert file.suffix == ".sql"
+        assert queries, file.name
+        assert without_comments(text.partition("-- name:")[0]).strip() == "", file.name
+        names += re.findall(r"^--\s*name:\s*(\w+)\s*$", text, re.MULTILINE)
+    assert sorted(names) == sorted(QUERIES)
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_query_is_one_statement_with_numbered_arguments(name: str) -> None:
+    """From $1 on without a gap; no other way to put a value in, no quote that a format could fill."""
+    sql = without_comments(QUERIES[name]).strip()
+    numbers = {int(number) for number in re.findall(r"\$(\d+)", sql)}
+
+    assert sql.endswith(";")
+    assert sql.count(";") == 1
+    assert numbers == set(range(1, len(numbers) + 1))
+    assert not re.search(r"%[sd(]|\{\w*\}|\|\|\s*\$|\bEXECUTE\b", re.sub(r"'[^']*'", "''", sql))
+
+
+def statements_of(file: Path) -> list[str]:
+    """Return the first argument, as Python text, of every call in *file* that may run SQL."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    return [
+        ast.unparse(call.args[0])
+        for call in calls
+        if isinstance(call.func, ast.Attribute) and call.func.attr in STATEMENT_METHODS and call.args
+    ]
+
+
+def test_no_query_is_built_in_python() -> None:
+    """Invariant 6: what is run comes from the SQL files, or is a constant of the door to Postgres itself."""
+    allowed = {
+        "shards/schema/schema_check.py": {"in_one_transaction(text)"},  # migrations and business types, from their files
+        "shards/schema/upgrade.py": {"statement.text"},  # the same
+        # Scripts, from their files too.
+        "shards/adoption/discovery.py": {"ADOPTION['books']", "ADOPTION[old_table.layout]"},
+        "shards/adoption/adopter.py": {"ADOPTION['watch']", "ADOPTION['hold_old_table']", "ADOPTION['swap']"},
+        "shards/postgres/connector.py": {"query"},  # of the SQL files, prepared without a name
+        "shards/postgres/pool.py": {"self._deadlines.begin", "'ROLLBACK'", "'COMMIT'", "'SELECT 1'"},
+    }
+    inside = [path for path in PACKAGE.rglob("*.py") if "local" not in path.relative_to(PACKAGE).parts]
+    odd = {
+        f"{file.relative_to(PACKAGE)}: {statement}"
+        for file in inside
+        for statement in statements_of(file)
+        if not statement.startswith("QUERIES[")
+        and statement not in allowed.get(file.relative_to(PACKAGE).as_posix(), set())
+    }
+
+    assert sum(len(statements_of(file)) for file in inside) > 10
+    assert odd == set()
+
+
+def test_migrations_are_numbered_without_a_gap() -> None:
+    """Forward only, and the last one is the version of the schema."""
+    versions = [migration.version for migration in MIGRATIONS]
+
+    assert versions == list(range(1, SCHEMA_VERSION + 1))
+    assert len(list((SQL / "migrations").iterdir())) == len(versions)
+
+
+@pytest.mark.parametrize("name", BUSINESS_TYPES)
+def test_business_type_has_its_row_and_index(name: str) -> None:
+    """Contract §10: each in one file, in which nothing has to be said but once."""
+    sql = without_comments(BUSINESS_TYPES[name])
+
+    assert f"VALUES ('{name}'," in sql
+    assert "ON CONFLICT (name) DO UPDATE" in sql
+    assert 'CREATE INDEX CONCURRENTLY IF NOT EXISTS resources_by_date ON resources (id, date, "resourceName");' in sql
+    assert not re.search(r"CREATE (?!OR REPLACE|INDEX CONCURRENTLY IF NOT EXISTS)|\bDROP\b", sql)
+
+
+def test_business_types_are_those_of_the_contract() -> None:
+    """A new type is a new file, and nothing else has to be changed for it."""
+    assert set(BUSINESS_TYPES) >= {"dental", "gym", "hotel"}

@@ -1,0 +1,351 @@
+"""The door to Citrus against a real server that answers well, wrongly, slowly, and not at all."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from typing import Any
+
+import pytest
+from support.citrus.cases import API_KEY, CONNECTION_STRING, SHARD, Reply, ScriptedCitrus, half_a_reply, no_reply, reply
+
+from simplu_worker.errors import RefusedError
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.citrus import (
+    REPLY_MAX_BYTES,
+    CitrusDeniedError,
+    CitrusUnavailableError,
+    Registration,
+    open_citrus,
+)
+from simplu_worker.shards.routing.citrus_breaker import REST_BASE_S, REST_MAX_S
+
+ADDRESS = ShardAddress("shard-a", CONNECTION_STRING, is_active=True, tenant_count=3, tenant_max=10)
+NOT_FOUND = reply({"error": "not registered"}, status=404)
+HTML = b"<html><body>Please log in</body></html>"
+
+
+async def test_locate_returns_the_shard_that_citrus_names() -> None:
+    """The answer's members become an address, further ones are ignored, and the key goes as a bearer token."""
+    citrus = ScriptedCitrus(reply(SHARD))
+    async with citrus.opened() as client:
+        assert await client.locate("clinic-main") == ADDRESS
+        assert (client.trouble, client.is_denied) == (None, False)
+
+    assert citrus.requests == [("GET", "/api/shard/clinic-main")]
+    assert citrus.authorizations == {f"Bearer {API_KEY}"}
+
+
+async def test_locate_needs_no_more_than_id_and_connection_string() -> None:
+    """A Citrus that says less is understood, and a shard that is not active is told as such."""
+    least = {"shardId": "shard-a", "connectionString": CONNECTION_STRING}
+    citrus = ScriptedCitrus(reply(least), reply(least | {"isActive": False}))
+    async with citrus.opened() as client:
+        assert await client.locate("a-b") == ShardAddress("shard-a", CONNECTION_STRING)
+        assert await client.locate("a-b") == ShardAddress("shard-a", CONNECTION_STRING, is_active=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        ("a/b-c", "/api/shard/a%2Fb-c"),
+        ("100%-x", "/api/shard/100%25-x"),
+        ("%2F-x", "/api/shard/%252F-x"),
+        ("naïve-漢字", "/api/shard/na%C3%AFve-%E6%BC%A2%E5%AD%97"),
+        ("🏨-🏨", "/api/shard/%F0%9F%8F%A8-%F0%9F%8F%A8"),
+        ("..-..", "/api/shard/..-.."),
+        ("../..-x", "/api/shard/..%2F..-x"),
+        ("a?b=c#d-x", "/api/shard/a%3Fb%3Dc%23d-x"),
+        ("a b-+", "/api/shard/a%20b-%2B"),
+        ("http://x-y", "/api/shard/http%3A%2F%2Fx-y"),
+        ("\u0001\\'\"-;", "/api/shard/%01%5C%27%22-%3B"),
+    ],
+)
+async def test_locate_encodes_the_key_in_the_path(key: str, path: str) -> None:
+    """Whatever a key holds, it is one segment of the path and arrives as it is."""
+    citrus = ScriptedCitrus(reply(SHARD))
+    async with citrus.opened() as client:
+        await client.locate(key)
+
+    assert citrus.requests == [("GET", path)]
+
+
+async def test_locate_says_not_registered_only_when_citrus_does() -> None:
+    """A 404 with JSON is definite; a 404 with a page is a proxy's and says nothing about the tenant."""
+    citrus = ScriptedCitrus(NOT_FOUND, reply(HTML, status=404, content_type="text/html"))
+    async with citrus.opened() as client:
+        assert await client.locate("a-b") is None
+        assert client.trouble is None
+        with pytest.raises(CitrusUnavailableError, match="expected JSON, got 404 with text/html"):
+            await client.locate("a-b")
+        assert client.trouble
+
+
+NO_ANSWERS: dict[str, tuple[Reply, str]] = {
+    "html": (reply(HTML, content_type="text/html"), "expected JSON"),
+    "html that says it is json": (reply(HTML), "expected JSON"),
+    "nothing": (reply(b""), "expected JSON"),
+    "not utf-8": (reply(b'{"shardId": "\xff", "connectionString": ""}'), "expected JSON"),
+    "a list": (reply([SHARD]), "Expected `object`, got `array`"),
+    "wrong types": (reply(SHARD | {"shardId": 7}), r"Expected `str`, got `int` - at `\$.shardId`"),
+    "a member missing": (reply({"shardId": "shard-a"}), "missing required field `connectionString`"),
+    "null": (reply(SHARD | {"connectionString": None}), "Expected `str`, got `null`"),
+    "nested without end": (reply(b"[" * 100_000), "expected JSON"),
+    "too long": (reply(b'"' + b"x" * REPLY_MAX_BYTES + b'"'), f"more than {REPLY_MAX_BYTES} bytes"),
+    "half of it": (half_a_reply(b'{"shardId": "shard-a", '), "ClientPayloadError"),
+    "500": (reply({"error": "oops"}, status=500), "expected 200, got 500"),
+    "503 html": (reply(HTML, status=503, content_type="text/html"), "expected 200, got 503"),
+    "204": (reply(b"", status=204), "expected 200, got 204"),
+    "409": (reply({}, status=409), "expected 200, got 409"),
+    "304": (reply(b"", status=304), "expected 200, got 304"),
+    "isActive null": (reply(SHARD | {"isActive": None}), r"Expected `bool`, got `null`"),
+    "an id that would break lines": (reply(SHARD | {"shardId": "a\nb"}), "matching regex"),
+    "no id": (reply(SHARD | {"shardId": ""}), "length >= 1"),
+    "an id without end": (reply(SHARD | {"shardId": "a" * 129}), "length <= 128"),
+    "half a character": (reply(b'{"shardId": "\\ud800", "connectionString": "x"}'), "expected JSON"),
+    "a negative count": (reply(SHARD | {"businessCount": -1}), "`int` >= 0"),
+    "a count that is no number": (reply(SHARD | {"maxBusinesses": "many"}), "got `str`"),
+    "packed without end": (
+        reply(gzip.compress(b'"' + b"x" * 20 * REPLY_MAX_BYTES + b'"'), Content_Encoding="gzip"),
+        f"more than {REPLY_MAX_BYTES} bytes|Citrus get_shard: ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("answer", "error"), NO_ANSWERS.values(), ids=NO_ANSWERS)
+async def test_locate_has_no_answer_when_citrus_talks_nonsense(answer: Reply, error: str) -> None:
+    """What cannot be understood is trouble, to be asked again; the error says what came without its content."""
+    async with ScriptedCitrus(answer).opened() as client:
+        with pytest.raises(CitrusUnavailableError, match=error) as caught:
+            await client.locate("a-b")
+
+        assert client.trouble == str(caught.value)
+        assert "secret-word" not in str(caught.value)
+
+
+async def test_citrus_is_asked_again_when_it_had_no_answer() -> None:
+    """Trouble is retried as often as configured, nonsense too; the first good answer counts and ends the trouble."""
+    citrus = ScriptedCitrus(reply({}, status=500), reply(HTML), half_a_reply(b"{"), reply(SHARD), reply({}, status=502))
+    async with citrus.opened(attempts=4) as client:
+        assert await client.locate("a-b") == ADDRESS
+        assert client.trouble is None
+        assert len(citrus.requests) == 4
+    async with citrus.opened(attempts=2) as client:
+        with pytest.raises(CitrusUnavailableError):
+            await client.locate("a-b")
+        assert len(citrus.requests) == 6
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_citrus_is_loud_and_not_asked_again_when_it_refuses_the_key(status: int) -> None:
+    """A wrong key is for a person: it says so without the key, and nothing is wrong with the message."""
+    citrus = ScriptedCitrus(reply(HTML, status=status, content_type="text/html"), reply(SHARD))
+    async with citrus.opened(attempts=3) as client:
+        with pytest.raises(CitrusDeniedError, match=f"{status}; check CITRUS_API_KEY") as caught:
+            await client.locate("a-b")
+        assert client.is_denied
+        assert API_KEY not in str(caught.value)
+        assert len(citrus.requests) == 1
+
+        await client.locate("a-b")
+        assert (client.trouble, client.is_denied) == (None, False)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_citrus_is_not_followed_where_it_redirects(status: int) -> None:
+    """Whoever answers elsewhere was not asked, and must not see the key."""
+    other = ScriptedCitrus(reply(SHARD))
+    async with other.opened():
+        citrus = ScriptedCitrus(reply(b"", status=status, Location=f"{other.url}/api/shard/a-b"))
+        async with citrus.opened() as client:
+            with pytest.raises(CitrusUnavailableError, match=f"expected 200, got {status}"):
+                await client.locate("a-b")
+    assert other.requests == []
+
+
+async def test_citrus_is_left_alone_while_it_is_silent_and_asked_by_one_when_it_may_be_back() -> None:
+    """Callers learn at once when to come again; what a silent endpoint does not answer, others may."""
+    citrus = ScriptedCitrus(*[reply({}, status=503)] * 3, reply([SHARD]), reply({}, status=503), reply(SHARD))
+    now = 0.0
+    async with citrus.opened(clock=lambda: now) as client:
+        for _ in range(3):
+            with pytest.raises(CitrusUnavailableError, match="got 503"):
+                await client.locate("a-b")
+        for _ in range(10):
+            with pytest.raises(CitrusUnavailableError, match="not asked now") as caught:
+                await client.locate("a-b")
+            assert caught.value.retry_after_s is not None
+            assert 0 < caught.value.retry_after_s <= REST_BASE_S
+        assert len(citrus.requests) == 3
+        assert await client.shards() == [ADDRESS]
+        now += REST_BASE_S
+        with pytest.raises(CitrusUnavailableError, match="got 503"):
+            await client.locate("a-b")
+        now += REST_MAX_S
+        assert await client.locate("a-b") == ADDRESS
+        assert await client.locate("c-d") == ADDRESS
+    assert len(citrus.requests) == 7
+
+
+async def test_citrus_is_asked_on_while_it_talks_nonsense_of_some_tenants() -> None:
+    """It is there: what is wrong with one tenant's entry keeps no other from being found."""
+    citrus = ScriptedCitrus(*[reply(HTML)] * 5, reply({}, status=400), *[reply(HTML)] * 5, reply(SHARD))
+    async with citrus.opened() as client:
+        for _ in range(11):
+            with pytest.raises((CitrusUnavailableError, RefusedError)):
+                await client.locate("a-b")
+        assert await client.locate("c-d") == ADDRESS
+
+
+async def test_citrus_gives_no_second_address_to_a_shard_that_it_lists_twice() -> None:
+    """The first one counts."""
+    citrus = ScriptedCitrus(reply([SHARD, SHARD | {"connectionString": "postgresql://u:secret-word@other/d"}]))
+    async with citrus.opened() as client:
+        assert await client.shards() == [ADDRESS]
+
+
+async def test_citrus_that_sets_cookies_does_not_get_them_back() -> None:
+    """Every request says who we are by the key alone."""
+    citrus = ScriptedCitrus(reply(SHARD, Set_Cookie="session=1"), reply(SHARD))
+    async with citrus.opened() as client:
+        await client.locate("a-b")
+        await client.locate("a-b")
+    assert citrus.cookies == {None}
+
+
+async def test_citrus_is_given_the_time_it_asks_for() -> None:
+    """A short `Retry-After` is waited for; a longer one is told to all callers at once; a date is not understood."""
+    citrus = ScriptedCitrus(
+        reply({}, status=429, Retry_After="1"),
+        reply(SHARD),
+        reply({}, status=503, Retry_After="Sun, 01 Mar 2026 12:00:00 GMT"),
+        reply({}, status=429, Retry_After="17"),
+    )
+    async with citrus.opened(attempts=2) as client:
+        started = time.monotonic()
+        assert await client.locate("a-b") == ADDRESS
+        assert 0.9 < time.monotonic() - started < 3
+    async with citrus.opened(attempts=1) as client:
+        with pytest.raises(CitrusUnavailableError) as caught:
+            await client.locate("a-b")
+        assert caught.value.retry_after_s is None
+    async with citrus.opened(attempts=3) as client:
+        with pytest.raises(CitrusUnavailableError, match="got 429") as caught:
+            await client.locate("a-b")
+        assert caught.value.retry_after_s == 17.0
+        with pytest.raises(CitrusUnavailableError, match="not asked now") as caught:
+            await client.locate("another")
+        assert caught.value.retry_after_s == pytest.approx(17.0, abs=2)
+    assert len(citrus.requests) == 4
+
+
+async def test_citrus_is_not_waited_for_when_it_is_slow() -> None:
+    """An answer that takes longer than CITRUS_TIMEOUT is none."""
+    async with ScriptedCitrus(no_reply()).opened(timeout_s=0.1) as client:
+        with pytest.raises(CitrusUnavailableError, match="no answer within CITRUS_TIMEOUT"):
+            await client.locate("a-b")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://nowhere.invalid:80"])
+async def test_citrus_has_no_answer_when_it_is_not_there(url: str) -> None:
+    """A refused connection and an unknown host are trouble of Citrus's."""
+    async with open_citrus(url, api_key=None, timeout_s=2, attempts=1, allowed_hosts=()) as client:
+        with pytest.raises(CitrusUnavailableError, match="Citrus shards_health: "):
+            await client.shards()
+
+
+REGISTRATION = {"businessId": "a/b", "locationId": "ö", "businessType": "gym", "shardKey": "a/b-ö"}
+
+
+@pytest.mark.parametrize("status", [200, 201])
+async def test_register_returns_the_shard_when_the_tenant_is_new(status: int) -> None:
+    """200 and 201 say that the name was given just now."""
+    citrus = ScriptedCitrus(reply(SHARD, status=status))
+    async with citrus.opened() as client:
+        assert await client.register("a/b", "ö", "gym") == Registration(ADDRESS, is_new=True)
+
+    assert (citrus.requests, citrus.bodies) == ([("POST", "/api/register")], [REGISTRATION])
+
+
+async def test_register_asks_where_when_the_tenant_is_registered() -> None:
+    """A 409 is fine: the shard is the one that Citrus names for the key."""
+    citrus = ScriptedCitrus(reply(HTML, status=409, content_type="text/html"), reply(SHARD))
+    async with citrus.opened() as client:
+        assert await client.register("a/b", "ö", "gym") == Registration(ADDRESS, is_new=False)
+
+    assert citrus.requests == [("POST", "/api/register"), ("GET", "/api/shard/a%2Fb-%C3%B6")]
+
+
+async def test_register_has_no_answer_when_citrus_contradicts_itself() -> None:
+    """Registered already, and nowhere: neither is believed."""
+    async with ScriptedCitrus(reply({}, status=409), NOT_FOUND).opened() as client:
+        with pytest.raises(CitrusUnavailableError, match="409 to register and 404"):
+            await client.register("a", "b", "gym")
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_register_is_refused_when_citrus_does_not_accept_the_request(status: int) -> None:
+    """What Citrus finds wrong with the request will be wrong again; it is not asked a second time."""
+    citrus = ScriptedCitrus(reply({}, status=status))
+    async with citrus.opened(attempts=3) as client:
+        with pytest.raises(RefusedError, match=f"{status}, it does not accept"):
+            await client.register("a", "b", "gym")
+    assert len(citrus.requests) == 1
+
+
+async def test_register_has_no_answer_when_citrus_does_not_know_the_path() -> None:
+    """A 404 to register is no answer to the question."""
+    async with ScriptedCitrus(NOT_FOUND).opened() as client:
+        with pytest.raises(CitrusUnavailableError, match="expected 200, got 404"):
+            await client.register("a", "b", "gym")
+
+
+@pytest.mark.parametrize(
+    "connection_string",
+    [
+        "postgresql://u:secret-word@evil.example/d",
+        "postgresql://u:secret-word@db.internal,evil.example/d",
+        "postgresql://u:secret-word@db.internal/d?host=evil.example",
+        "mysql://u:secret-word@db.internal/d",
+        "",
+    ],
+)
+async def test_citrus_is_not_followed_to_a_host_that_is_not_allowed(connection_string: str) -> None:
+    """A connection string to a host outside DATABASE_ALLOWED_HOSTS is refused without its password."""
+    citrus = ScriptedCitrus(reply(SHARD | {"connectionString": connection_string}))
+    async with citrus.opened(allowed_hosts=("*.internal",)) as client:
+        for asking in (client.locate("a-b"), client.register("a", "b", "gym")):
+            with pytest.raises(RefusedError, match="connection string of shard shard-a") as caught:
+                await asking
+            assert "secret-word" not in str(caught.value)
+
+
+async def test_shards_lists_all_and_marks_those_that_may_not_be_used() -> None:
+    """One bad entry does not hide the others: it stays in the list as a shard that gives no answer."""
+    bad: dict[str, Any] = {"shardId": "shard-b", "connectionString": "postgresql://u:secret-word@evil.example/d"}
+    citrus = ScriptedCitrus(reply([SHARD, bad]))
+    async with citrus.opened(allowed_hosts=("*.internal",)) as client:
+        good, refused = await client.shards()
+
+    assert citrus.requests == [("GET", "/api/shards/health")]
+    assert good == ADDRESS
+    assert (refused.shard_id, refused.connection_string) == ("shard-b", "")
+    assert "evil.example is not in DATABASE_ALLOWED_HOSTS" in str(refused.refusal)
+
+
+async def test_shards_has_no_answer_when_one_entry_is_nonsense() -> None:
+    """A list with an entry that cannot be read might lack anybody's home."""
+    async with ScriptedCitrus(reply([SHARD, {"shardId": "shard-b"}])).opened() as client:
+        with pytest.raises(CitrusUnavailableError, match=r"\$\[1\]"):
+            await client.shards()
+
+
+async def test_citrus_under_a_path_of_a_server_is_asked_there() -> None:
+    """CITRUS_SERVER_URL may have a path, with a slash at its end or without."""
+    citrus = ScriptedCitrus(reply([]))
+    async with citrus.opened():
+        for url in (f"{citrus.url}/shards/v1", f"{citrus.url}/shards/v1/"):
+            async with open_citrus(url, api_key=None, timeout_s=2, attempts=1, allowed_hosts=()) as other:
+                assert await other.shards() == []
+
+    assert citrus.requests == [("GET", "/shards/v1/api/shards/health")] * 2

@@ -1,0 +1,344 @@
+"""Static routing: the hash as published, the map as the contract has it, and bad maps refused whole."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+from collections import Counter
+from itertools import count as numbers
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.shards.routing.shard_map import (
+    MappedShard,
+    ShardMap,
+    buckets,
+    jump,
+    jump_hash,
+    parse_shard_map,
+    read_shard_map,
+)
+
+URL = "postgresql://user:correct-horse@db{}.internal:5432/shard"
+KEYS = st.integers(0, 2**64 - 1)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+def shard(number: int, **more: Any) -> dict[str, Any]:
+    """Return a shard as the file writes it."""
+    return {"shardId": f"shard-{number}", "connectionString": URL.format(number)} | more
+
+
+def map_of(count: int, *, retired: frozenset[int] = frozenset(), tenants: dict[str, str] | None = None) -> ShardMap:
+    """Return a map of shards 0 to *count* - 1."""
+    shards = [shard(number, retired=number in retired) for number in range(count)]
+    return parse_shard_map(json.dumps({"shards": shards, "tenants": tenants or {}}).encode(), ())
+
+
+def names(shards: list[MappedShard]) -> list[str]:
+    """Return the ids of *shards*."""
+    return [one.shard_id for one in shards]
+
+
+def paper_hash(key: int, buckets: int) -> int:
+    """Return the bucket of *key* as figure 1 of the paper computes it, in C++ and with C's numbers.
+
+    `b = -1, j = 0; while (j < num_buckets) { b = j; key = key * 2862933555777941757ULL + 1;
+    j = (b + 1) * (double(1LL << 31) / double((key >> 33) + 1)); } return b;`
+    """
+    state, b, j = ctypes.c_uint64(key), ctypes.c_int64(-1), ctypes.c_int64(0)
+    while j.value < buckets:
+        b.value = j.value
+        state = ctypes.c_uint64(state.value * 2862933555777941757 + 1)
+        j.value = int(ctypes.c_double((b.value + 1) * (float(1 << 31) / float((state.value >> 33) + 1))).value)
+    return b.value
+
+
+def paper_place(key: str, count: int, retired: frozenset[int] = frozenset()) -> int:
+    """Return the place of *key* among *count* shards as contract §7 says it, by nothing of ours."""
+    for attempt in numbers():
+        text = key + ("" if attempt == 0 else f"#{attempt}")
+        number = paper_hash(int(hashlib.md5(text.encode()).hexdigest()[:16], 16), count)
+        if number not in retired:
+            return number
+    raise AssertionError
+
+
+FROZEN = {
+    "b1-l1": [0, 1, 1, 1, 1, 10, 22],
+    "b1-l2": [0, 0, 0, 3, 3, 12, 98],
+    "dental-42-loc-7": [0, 1, 2, 2, 4, 4, 4],
+    "": [0, 1, 1, 3, 3, 11, 11],
+    "naïve-漢字": [0, 0, 0, 0, 0, 8, 31],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "count", "expected"),
+    [
+        (1, 1, 0),
+        (42, 57, 43),
+        (0xDEAD10CC, 1, 0),
+        (0xDEAD10CC, 666, 361),
+        (256, 1024, 520),
+        (10, 1024, 751),
+        (0, 1_000_000, 0),
+        (2**64 - 1, 10, 9),
+        (10863919174838991, 11, 6),
+        (2016238256797177309, 11, 3),
+        (1673758223894951030, 11, 5),
+        (2, 100001, 80343),
+        (2201, 100001, 22152),
+        (2202, 100001, 15018),
+    ],
+)
+def test_jump_hash_is_the_published_one(key: int, count: int, expected: int) -> None:
+    """The vectors of dgryski/go-jump and of Guava's tests."""
+    assert jump_hash(key, count) == expected
+
+
+def test_jump_hash_is_the_published_one_for_many_keys() -> None:
+    """Guava: consistentHash(0..19, 100)."""
+    expected = [0, 55, 62, 8, 45, 59, 86, 97, 82, 59, 73, 37, 17, 56, 86, 21, 90, 37, 38, 83]
+
+    assert [jump_hash(key, 100) for key in range(20)] == expected
+
+
+@given(KEYS, st.integers(1, 100_000))
+def test_jump_hash_is_the_papers(key: int, count: int) -> None:
+    """For every key and number of buckets what the C++ of Lamping and Veach gives."""
+    assert jump_hash(key, count) == paper_hash(key, count)
+
+
+@given(KEYS, st.integers(1, 2000))
+def test_buckets_are_those_of_every_smaller_number(key: int, count: int) -> None:
+    """In the order in which the key had them while the number grew."""
+    assert buckets(key, count) == sorted({paper_hash(key, fewer) for fewer in range(1, count + 1)})
+
+
+@given(st.integers(1, 60), st.integers(0, 10**6))
+def test_jump_hash_moves_no_more_keys_than_the_new_bucket_takes(count: int, seed: int) -> None:
+    """Of many keys 1 in count + 1 moves when one bucket is added: five deviations are met by no run."""
+    keys = [f"tenant-{seed}-{number}" for number in range(2000)]
+    moved = sum(jump(key, count) != jump(key, count + 1) for key in keys)
+    share = 1 / (count + 1)
+
+    assert abs(moved - len(keys) * share) <= 5 * (len(keys) * share * (1 - share)) ** 0.5
+
+
+@given(KEYS, st.integers(1, 5000))
+def test_jump_hash_moves_a_key_only_to_the_new_bucket(key: int, count: int) -> None:
+    """When one is added at the end, a key stays or goes there; so adding a shard moves 1/n of the tenants."""
+    assert jump_hash(key, count + 1) in {jump_hash(key, count), count}
+
+
+@given(KEYS, st.integers(1, 5000))
+def test_jump_hash_is_a_bucket(key: int, count: int) -> None:
+    """One of those there are."""
+    assert 0 <= jump_hash(key, count) < count
+
+
+def test_jump_hash_spreads_keys_evenly() -> None:
+    """Ten thousand tenants on ten shards: each near its share."""
+    counts = Counter(jump(f"business-{number}-main", 10) for number in range(10_000))
+
+    assert all(850 < counts[bucket] < 1150 for bucket in range(10))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(1, 100))
+def test_jump_takes_the_first_eight_bytes_of_the_keys_md5(key: str, count: int) -> None:
+    """Big-endian, of its UTF-8 (contract §7)."""
+    expected = int(hashlib.md5(key.encode()).hexdigest()[:16], 16)
+
+    assert jump(key, count) == jump_hash(expected, count)
+
+
+def test_jump_is_frozen() -> None:
+    """Where a key falls must never change: tenants live there."""
+    assert {key: [jump(key, count) for count in (1, 2, 3, 4, 8, 16, 100)] for key in FROZEN} == FROZEN
+
+
+@given(st.text(max_size=20), st.integers(1, 20), st.sets(st.integers(0, 19)))
+def test_place_is_a_shard_that_is_not_retired(key: str, count: int, retired: set[int]) -> None:
+    """As long as there is one; and it is where the key falls when nothing is retired on its way."""
+    key = key.encode("utf-8", "ignore").decode()
+    retired = {number for number in retired if number < count}
+    if len(retired) == count:
+        retired.pop()
+    place = map_of(count, retired=frozenset(retired)).place(key)
+    attempts = [jump(f"{key}#{attempt}" if attempt else key, count) for attempt in range(400)]
+
+    assert place.shard_id == f"shard-{next(number for number in attempts if number not in retired)}"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.integers(1, 12), st.integers(0, 11))
+def test_retiring_a_shard_moves_only_its_own_keys(key: str, count: int, retired: int) -> None:
+    """All others stay where they are."""
+    before = map_of(count).place(key)
+    if count > 1 and retired < count and before.shard_id != f"shard-{retired}":
+        assert map_of(count, retired=frozenset({retired})).place(key) == before
+
+
+def test_pinned_tenant_is_where_its_pin_says() -> None:
+    """Also on a retired shard: the pin is a person's word."""
+    shard_map = map_of(4, retired=frozenset({2}), tenants={"a-b": "shard-2", "c-d": "shard-0"})
+
+    assert shard_map.place("a-b").shard_id == "shard-2"
+    assert shard_map.place("c-d").shard_id == "shard-0"
+    assert shard_map.place("e-f").shard_id != "shard-2"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.integers(1, 12))
+def test_homes_are_every_place_a_key_had_while_the_map_grew(key: str, count: int) -> None:
+    """Contract §4: the pins, and the shards of every smaller number of shards; its place now comes first."""
+    shard_map = map_of(count)
+    homes = shard_map.homes(key)
+
+    assert homes[0] == shard_map.place(key)
+    assert set(names(homes)) == {f"shard-{jump(key, fewer)}" for fewer in range(1, count + 1)}
+    assert len(set(names(homes))) == len(homes)
+
+
+@given(TEXTS, st.data())
+def test_homes_are_every_place_a_key_had_while_shards_were_added_and_retired(key: str, data: st.DataObject) -> None:
+    """Whatever the order, for a shard that is retired now was none once."""
+    count, retired = 1, frozenset[int]()
+    had = {paper_place(key, count)}
+    for _ in range(data.draw(st.integers(0, 6))):
+        if data.draw(st.booleans()):
+            count += data.draw(st.integers(1, 3))
+        else:
+            retired |= data.draw(st.sets(st.integers(0, count - 1), max_size=3))
+            if len(retired) == count:
+                count += 1
+        had.add(paper_place(key, count, retired))
+    homes = names(map_of(count, retired=retired).homes(key))
+
+    assert homes[0] == f"shard-{paper_place(key, count, retired)}"
+    assert {f"shard-{number}" for number in had} <= set(homes)
+
+
+@given(TEXTS, st.integers(1, 12), st.sets(st.integers(0, 11)))
+def test_fall_tells_the_way_past_retired_shards(key: str, count: int, retired: set[int]) -> None:
+    """Each of them in turn, and the shard that an independent reading of the contract gives."""
+    gone = frozenset(number for number in retired if number < count)
+    if len(gone) == count:
+        gone -= {0}
+    fall = map_of(count, retired=gone).fall(key)
+
+    assert fall.shard.shard_id == f"shard-{paper_place(key, count, gone)}"
+    assert not fall.is_pinned
+    assert all(one.retired for one in fall.retired)
+    first = f"shard-{paper_place(key, count)}"
+    assert [fall.shard.shard_id, *names(list(fall.retired))][-1 if not fall.retired else 1] == first
+
+
+def test_resized_map_has_the_first_shards_or_new_ones_at_its_end() -> None:
+    """New ones have names that no shard has, and pins hold as far as their shard is there."""
+    shard_map = ShardMap(
+        shards=tuple(MappedShard(name, "") for name in ("a", "new-1", "c")), tenants={"x-y": "a", "u-v": "c"}
+    )
+
+    assert names(list(shard_map.resized(5).shards)) == ["a", "new-1", "c", "new-2", "new-3"]
+    assert names(list(shard_map.resized(2).shards)) == ["a", "new-1"]
+    assert shard_map.resized(2).place("x-y").shard_id == "a"
+    assert shard_map.resized(2).place("u-v").shard_id == ("a", "new-1")[paper_place("u-v", 2)]
+
+
+def test_homes_begin_with_the_pin_and_hold_the_hashed_place_too() -> None:
+    """The tenant may have been there before it was pinned."""
+    key = next(f"key-{number}" for number in range(100) if jump(f"key-{number}", 3) == 2)
+    homes = map_of(3, tenants={key: "shard-0"}).homes(key)
+
+    assert names(homes)[0] == "shard-0"
+    assert "shard-2" in names(homes)
+
+
+def test_map_is_read_from_its_file(tmp_path: Path) -> None:
+    """As contract §7 writes it; a replica, pins and retired are optional."""
+    path = tmp_path / "map.json"
+    replica = URL.format("-replica")
+    path.write_text(json.dumps({"shards": [shard(0), shard(1, retired=True, replicaConnectionString=replica)]}))
+
+    shard_map = read_shard_map(path, ("db*.internal",))
+
+    assert names(list(shard_map.shards)) == ["shard-0", "shard-1"]
+    assert [one.retired for one in shard_map.shards] == [False, True]
+    assert shard_map.shards[1].replica_connection_string == replica
+    assert shard_map.shards[0].address.connection_string == URL.format(0)
+    assert shard_map.tenants == {}
+
+
+BAD_MAPS: list[tuple[str, Any, list[str]]] = [
+    ("no shard", {"shards": []}, ["at least one shard"]),
+    ("all retired", {"shards": [shard(0, retired=True)]}, ["not retired"]),
+    ("twice", {"shards": [shard(0), shard(1), shard(0)]}, ["shard shard-0: listed twice"]),
+    (
+        "one place for two",
+        {"shards": [shard(0), shard(1, connectionString=URL.format(0).replace("user", "other"))]},
+        ["shard shard-1: expected a database of its own, got that of shard shard-0"],
+    ),
+    ("pin to nowhere", {"shards": [shard(0)], "tenants": {"a-b": "shard-9"}}, ["tenant a-b: pinned to shard-9"]),
+    ("no id", {"shards": [shard(0, shardId="")]}, ["shard id"]),
+    ("other scheme", {"shards": [shard(0, connectionString="mysql://u:correct-horse@h/d")]}, ["shard-0", "postgresql"]),
+    ("empty", {"shards": [shard(0, connectionString="")]}, ["shard-0", "postgresql"]),
+    ("host", {"shards": [shard(0, connectionString="postgresql://u:correct-horse@evil/d")]}, ["evil"]),
+    ("replica", {"shards": [shard(0, replicaConnectionString="postgresql://u:correct-horse@evil/d")]}, ["evil"]),
+    ("option", {"shards": [shard(0, connectionString=URL.format(0) + "?options=x")]}, ["options"]),
+    ("unknown member", {"shards": [shard(0)], "shardz": []}, ["shardz"]),
+    ("unknown member of a shard", {"shards": [shard(0, weight=3)]}, ["weight"]),
+    ("missing member", {"shards": [{"shardId": "shard-0"}]}, ["connectionString"]),
+    ("wrong type", {"shards": [shard(0, connectionString=["correct-horse"])]}, ["connectionString"]),
+    ("no object", [], ["object"]),
+    (
+        "many pins to nowhere",
+        {"shards": [shard(0)], "tenants": {f"a-{number}": "shard-9" for number in range(100)}},
+        ["tenant a-9: pinned to shard-9", "and 90 more like that"],
+    ),
+    (
+        "many at once",
+        {
+            "shards": [shard(0), shard(0), shard(1, connectionString="postgresql://u:correct-horse@evil/d")],
+            "tenants": {"a-b": "shard-8", "c-d": "shard-9"},
+        },
+        ["shard-0: listed twice", "shard-8", "shard-9", "evil"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), [bad[1:] for bad in BAD_MAPS], ids=[bad[0] for bad in BAD_MAPS])
+def test_bad_map_is_refused_with_every_problem_and_no_secret(content: Any, expected: list[str]) -> None:
+    """Each problem in a line that names the variable."""
+    with pytest.raises(ConfigurationError) as raised:
+        parse_shard_map(json.dumps(content).encode(), ("*.internal",))
+
+    assert all(problem.startswith("SHARD_MAP_FILE: ") for problem in raised.value.problems)
+    assert [text for text in expected if text not in str(raised.value)] == []
+    assert "correct-horse" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"shards": [' + b"[" * 100_000])
+def test_bad_map_is_refused_when_it_is_no_json(content: bytes) -> None:
+    """Whatever is in the file."""
+    with pytest.raises(ConfigurationError, match="SHARD_MAP_FILE: "):
+        parse_shard_map(content, ())
+
+
+def test_map_is_refused_when_its_file_cannot_be_read(tmp_path: Path) -> None:
+    """The error says which file and why."""
+    with pytest.raises(ConfigurationError, match=r"SHARD_MAP_FILE: .*absent\.json: No such file"):
+        read_shard_map(tmp_path / "absent.json", ())
+
+
+def test_map_never_shows_a_connection_string() -> None:
+    """In no representation."""
+    shard_map = map_of(2)
+
+    for shown in (repr(shard_map), str(shard_map), f"{shard_map.shards[0]}", repr(shard_map.shards[0].address)):
+        assert "correct-horse" not in shown

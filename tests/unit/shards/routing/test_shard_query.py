@@ -1,0 +1,90 @@
+"""All shards asked the same: many at once, each under a deadline, and all of them under one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.shard_query import Limits, ask_all
+
+SHARDS = [ShardAddress(f"s{number}", "") for number in range(10)]
+PATIENT = Limits(answer_s=60.0, all_s=60.0, at_once=64)
+
+
+class Asked:
+    """Shards that answer when they are let, and count how many are asked at a time."""
+
+    def __init__(self, *, mute: frozenset[str] = frozenset()) -> None:
+        self.mute = mute
+        self.at_once = 0
+        self.at_once_max = 0
+
+    async def __call__(self, shard: ShardAddress) -> str:
+        """Answer with the shard's id, or never."""
+        self.at_once += 1
+        self.at_once_max = max(self.at_once_max, self.at_once)
+        try:
+            await (asyncio.Event().wait() if shard.shard_id in self.mute else asyncio.sleep(0))
+        finally:
+            self.at_once -= 1
+        return shard.shard_id
+
+
+async def test_answers_come_from_all_who_give_one() -> None:
+    """Those that give none are left out, and delay nobody but the end."""
+
+    async def ask(shard: ShardAddress) -> str:
+        if shard.shard_id == "s3":
+            raise TryAgainLaterError("down")
+        return shard.shard_id
+
+    answers = await ask_all(SHARDS, ask, limits=PATIENT)
+    assert answers == {shard.shard_id: shard.shard_id for shard in SHARDS if shard.shard_id != "s3"}
+
+
+async def test_as_many_are_asked_at_once_as_may_be() -> None:
+    """With hundreds each is a connection."""
+    asked = Asked()
+    assert len(await ask_all(SHARDS, asked, limits=Limits(60.0, 60.0, at_once=3))) == 10
+    assert asked.at_once_max == 3
+
+
+async def test_silent_shard_is_given_up_after_its_deadline() -> None:
+    """And makes way for the next."""
+    asked = Asked(mute=frozenset({"s0", "s1"}))
+    answers = await ask_all(SHARDS, asked, limits=Limits(answer_s=0.05, all_s=60.0, at_once=2))
+    assert sorted(answers) == [f"s{number}" for number in range(2, 10)]
+
+
+async def test_all_is_over_after_the_deadline_of_all() -> None:
+    """Those whose turn has not come gave no answer either; what came is kept."""
+    asked = Asked(mute=frozenset({"s1", "s2", "s3"}))
+    answers = await ask_all(SHARDS, asked, limits=Limits(answer_s=60.0, all_s=0.1, at_once=1))
+    assert list(answers) == ["s0"]
+    assert asked.at_once == 0
+
+
+async def test_unknown_error_is_raised() -> None:
+    """It is a bug and no silence."""
+
+    async def ask(_: ShardAddress) -> str:
+        raise RuntimeError
+
+    with pytest.raises(ExceptionGroup):
+        await ask_all(SHARDS[:1], ask, limits=PATIENT)
+
+
+async def test_cancelled_survey_asks_nobody_any_more() -> None:
+    """Whoever wanted it is gone."""
+    asked = Asked(mute=frozenset(shard.shard_id for shard in SHARDS))
+    asking = asyncio.ensure_future(ask_all(SHARDS, asked, limits=PATIENT))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert asked.at_once == len(SHARDS)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert asked.at_once == 0

@@ -1,0 +1,221 @@
+"""Files of SQL as an upgrade takes them, and what a shard lacks."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.shards.schema.migrations import (
+    PAUSE_MAX_S,
+    PAUSE_MIN_S,
+    Migration,
+    ShardSchema,
+    digest_of,
+    dropped,
+    in_one_transaction,
+    migration_of,
+    pause_s,
+    plan_upgrade,
+    refusal_of,
+    statements_of,
+    steps_of,
+)
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
+
+BUILD = "CREATE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON tenants (created_at)"
+PIECES = (
+    "SELECT 1",
+    "SELECT 'a;b'",
+    "SELECT 'it''s; one'",
+    "SELECT E'a\\';b'",
+    'SELECT ";" FROM t',
+    "SELECT 1 -- not; two\n + 1",
+    "SELECT /* not; two */ 2",
+    "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS $$ SELECT 1; SELECT 2; $$",
+    "DO $body$ BEGIN PERFORM $$;$$; END $body$",
+    "COMMENT ON TABLE t IS 'made CONCURRENTLY; so to speak'",
+    BUILD,
+    "DROP INDEX CONCURRENTLY IF EXISTS old",
+)
+FIRST, SECOND = Migration(1, "first", ""), Migration(2, "second", "", works_from=1)
+THIRD = Migration(3, "third", "", works_from=2)
+TYPES = {"dental": "SELECT 1", "gym": "SELECT 2"}
+DIGESTS = {name: digest_of(text) for name, text in TYPES.items()}
+
+
+@given(st.lists(st.sampled_from(PIECES)), st.sampled_from([";", " ;\n\n", ";\n-- said; here\n", "; /* ; */ "]))
+def test_statements_are_split_at_the_semicolons_between_them(pieces: list[str], between: str) -> None:
+    """Those in strings, names, comments and functions are of the statement, and comments before one are nobody's."""
+    text = "-- About; this.\n" + between.join(pieces)
+
+    assert [statement.text for statement in statements_of(text)] == pieces
+
+
+@given(st.lists(st.sampled_from(PIECES)))
+def test_steps_keep_the_order_and_only_what_is_concurrent_is_alone(pieces: list[str]) -> None:
+    """The statements between two that are CONCURRENTLY are one transaction."""
+    steps = steps_of(";\n".join(pieces))
+
+    assert [statement.text for step in steps for statement in step.statements] == pieces
+    assert all(len(step.statements) == 1 for step in steps if step.is_concurrent)
+    assert not any(statement.is_concurrent for step in steps if not step.is_concurrent for statement in step.statements)
+    assert all(one.is_concurrent or two.is_concurrent for one, two in pairwise(steps))
+
+
+@given(st.lists(st.sampled_from(PIECES)))
+def test_nothing_is_concurrent_in_one_transaction(pieces: list[str]) -> None:
+    """The word goes, and every other character stays; also where it is text and no word of SQL."""
+    text = ";\n".join(pieces)
+    expected = text.replace("INDEX CONCURRENTLY ", "INDEX ")
+
+    assert in_one_transaction(text) == expected
+    assert not any(statement.is_concurrent for statement in statements_of(expected))
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (BUILD, "tenants_age"),
+        ("create unique index concurrently if not exists one on t (a)", "one"),
+        ("DROP INDEX CONCURRENTLY IF EXISTS one", None),
+        ("REINDEX INDEX CONCURRENTLY one", None),
+    ],
+)
+def test_statement_names_the_index_that_it_builds(statement: str, index: str | None) -> None:
+    """So that one that was left half built is found and dropped."""
+    (found,) = statements_of(statement)
+
+    assert found.is_concurrent
+    assert found.index == index
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE INDEX CONCURRENTLY one ON t (a)",
+        "CREATE INDEX CONCURRENTLY ON t (a)",
+        'CREATE INDEX CONCURRENTLY IF NOT EXISTS "One" ON t (a)',
+    ],
+)
+def test_statement_is_refused_when_its_index_could_not_be_built_again(statement: str) -> None:
+    """An upgrade that was killed is run again: it must know the name, and not fail on what is there."""
+    with pytest.raises(ValueError, match="expected CREATE INDEX CONCURRENTLY IF NOT EXISTS"):
+        statements_of(statement)
+
+
+def test_dropped_index_is_dropped_concurrently() -> None:
+    """Nobody waits for it either."""
+    assert dropped("one") == statements_of("DROP INDEX CONCURRENTLY IF EXISTS one")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "works_from"),
+    [
+        ("-- About.\n-- works-from: 1\nSELECT 1;", 1),
+        ("-- works-from: 12\n\n-- About.\nSELECT 1;", 12),
+        ("SELECT 1;\n-- works-from: 1\nSELECT 2;", None),
+        ("SELECT '\n-- works-from: 1\n';", None),
+        ("-- It works-from: 1 on.\nSELECT 1;", None),
+        ("", None),
+    ],
+)
+def test_migration_says_which_workers_work_with_it_before_its_first_statement(
+    text: str, works_from: int | None
+) -> None:
+    """A line of its own; without one it is the workers of its own version."""
+    assert migration_of(2, "two", text) == Migration(2, "two", text, works_from)
+
+
+@pytest.mark.parametrize(
+    ("worker", "version", "works_from", "works"),
+    [
+        (1, 1, None, True),
+        (2, 2, None, True),
+        (2, 1, None, True),  # the one before, whatever it says of older ones
+        (3, 1, None, False),
+        (2, 3, None, False),
+        (2, 3, 2, True),
+        (1, 3, 2, False),
+        (1, 3, 1, True),
+        (2, 4, 2, True),
+        (2, 2, 2, True),
+        (2, None, None, False),
+    ],
+)
+def test_worker_works_on_its_version_the_one_before_and_later_ones_that_say_so(
+    worker: int, version: int | None, works_from: int | None, *, works: bool
+) -> None:
+    """Contract §10; the refusal says what was expected, what came, and what to do."""
+    refusal = refusal_of(ShardSchema(version, works_from), worker_version=worker)
+
+    assert (refusal is None) == works
+    assert refusal is None or (f"expected schema version {worker}" in refusal or "got 1" in refusal)
+
+
+@pytest.mark.parametrize(
+    ("version", "migrations", "works_from"), [(1, [SECOND, THIRD], 2), (2, [THIRD], 2), (3, [], 2)]
+)
+def test_plan_has_the_migrations_after_the_shards_version(
+    version: int, migrations: list[Migration], works_from: int
+) -> None:
+    """In order, up to the newest."""
+    plan = plan_upgrade(ShardSchema(version, 2, DIGESTS), [FIRST, SECOND, THIRD], TYPES)
+
+    assert plan.migrations == migrations
+    assert plan.business_types == []
+    assert plan.is_needed == bool(migrations)
+    assert (plan.version, plan.works_from, plan.refusal) == (3, works_from, None)
+
+
+@pytest.mark.parametrize(
+    ("digests", "types"),
+    [
+        ({}, ["dental", "gym"]),
+        (DIGESTS | {"gym": "another"}, ["gym"]),
+        (DIGESTS | {"gym": None}, ["gym"]),
+        (DIGESTS | {"bakery": "of a newer worker"}, []),
+    ],
+)
+def test_plan_has_the_types_whose_files_are_others(digests: dict[str, str | None], types: list[str]) -> None:
+    """New ones, changed ones, and those of which nobody knows; what we have no file of is left alone."""
+    plan = plan_upgrade(ShardSchema(1, None, digests), [FIRST], TYPES)
+
+    assert plan.business_types == types
+    assert plan.is_needed == bool(types)
+    assert plan.version == 1
+
+
+@pytest.mark.parametrize(("version", "came"), [(4, "got 4; a schema never goes backwards"), (None, "got none")])
+def test_plan_refuses_a_shard_that_is_newer_or_says_nothing(version: int | None, came: str) -> None:
+    """Nothing is done there, its types' files included: ours are the older ones."""
+    plan = plan_upgrade(ShardSchema(version), [FIRST, SECOND, THIRD], TYPES)
+
+    assert plan.refusal is not None
+    assert came in plan.refusal
+    assert not plan.is_needed
+
+
+@given(st.integers(1, 50), st.floats(0, 1))
+def test_pause_grows_to_its_most_and_is_never_as_short_as_half_of_it(tries: int, draw: float) -> None:
+    """Those who were held up by the wait for a lock have time to catch up."""
+    whole = min(PAUSE_MIN_S * 2 ** (tries - 1), PAUSE_MAX_S)
+
+    assert whole / 2 <= pause_s(tries, draw=draw) <= whole
+
+
+def test_later_migrations_can_be_run_again() -> None:
+    """What makes or removes something says what to do where that was done before."""
+    for statement in [statement for migration in MIGRATIONS[1:] for statement in statements_of(migration.text)]:
+        words = statement.text.upper().split()
+        if words[0] in {"CREATE", "DROP"} and words[1] != "POLICY":
+            assert "IF" in words or words[1:3] == ["OR", "REPLACE"], statement.title
+
+
+@pytest.mark.parametrize("text", [*(migration.text for migration in MIGRATIONS), *BUSINESS_TYPES.values()])
+def test_files_are_made_of_statements(text: str) -> None:
+    """Nothing in a migration's or a type's file is beyond what an upgrade understands."""
+    assert statements_of(text)
+    assert not any(statement.is_concurrent for statement in statements_of(in_one_transaction(text)))

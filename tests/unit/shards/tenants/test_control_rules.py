@@ -1,0 +1,129 @@
+"""What a control message does to a tenant's row, in every state and whatever came before."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+
+from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.operations.admission import TenantState
+from simplu_worker.shards.tenants.control_rules import (
+    ControlledTenant,
+    Step,
+    step_of_creation,
+    step_of_destruction,
+    trouble_of,
+)
+
+CONTROL_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+TICK = timedelta(microseconds=1)
+OLDER, SAME, NEWER = CONTROL_AT - TICK, CONTROL_AT, CONTROL_AT + TICK
+MOVING = (TenantState.INCOMING, TenantState.READY, TenantState.FENCED, TenantState.MOVED)
+
+
+def tenant(state: TenantState, *, is_deletion_begun: bool = False) -> ControlledTenant:
+    """Return a row of business a-b at location c whose newest control message was of CONTROL_AT."""
+    return ControlledTenant("a-b", "c", state, CONTROL_AT, is_deletion_begun)
+
+
+@pytest.mark.parametrize(
+    ("row", "older", "same", "newer"),
+    [
+        (None, Step.MAKE, Step.MAKE, Step.MAKE),
+        (tenant(TenantState.ACTIVE), Step.STALE, Step.NOTE, Step.NOTE),
+        (tenant(TenantState.DESTROYING), Step.STALE, Step.STALE, Step.RESTORE),
+        (tenant(TenantState.DESTROYING, is_deletion_begun=True), Step.STALE, Step.STALE, Step.WAIT_FOR_DELETION),
+        (tenant(TenantState.DESTROYED), Step.STALE, Step.STALE, Step.REMAKE),
+        *((tenant(state), Step.STALE, Step.WAIT_FOR_MOVE, Step.WAIT_FOR_MOVE) for state in MOVING),
+    ],
+)
+def test_creation_decides_by_state_and_by_what_is_newer(
+    row: ControlledTenant | None, older: Step, same: Step, newer: Step
+) -> None:
+    """A creation makes, keeps, takes back or makes again; what is not newer than a destruction is stale."""
+    steps = [step_of_creation(row, "a-b", "c", at) for at in (OLDER, SAME, NEWER)]
+    assert steps == [older, same, newer]
+
+
+@pytest.mark.parametrize(
+    ("row", "older", "same", "newer"),
+    [
+        (tenant(TenantState.ACTIVE), Step.STALE, Step.DESTROY, Step.DESTROY),
+        (tenant(TenantState.DESTROYING), Step.STALE, Step.NOTE, Step.NOTE),
+        (tenant(TenantState.DESTROYING, is_deletion_begun=True), Step.STALE, Step.NOTE, Step.NOTE),
+        (tenant(TenantState.DESTROYED), Step.STALE, Step.NOTE, Step.NOTE),
+        *((tenant(state), Step.STALE, Step.WAIT_FOR_MOVE, Step.WAIT_FOR_MOVE) for state in MOVING),
+    ],
+)
+def test_destruction_decides_by_state_and_by_what_is_newer(
+    row: ControlledTenant, older: Step, same: Step, newer: Step
+) -> None:
+    """A destruction begins once; an older one is stale, and one in the midst of a move waits."""
+    steps = [step_of_destruction(row, "a-b", "c", at) for at in (OLDER, SAME, NEWER)]
+    assert steps == [older, same, newer]
+
+
+@pytest.mark.parametrize("state", list(TenantState))
+@pytest.mark.parametrize("at", [OLDER, SAME, NEWER])
+def test_message_does_nothing_to_another_tenant_with_the_same_id(state: TenantState, at: datetime) -> None:
+    """`a-b` at `c` and `a` at `b-c` have one id: the second to come is refused, however new."""
+    assert step_of_creation(tenant(state), "a", "b-c", at) is Step.TAKEN
+    assert step_of_destruction(tenant(state), "a", "b-c", at) is Step.TAKEN
+
+
+def test_steps_that_cannot_be_taken_say_why() -> None:
+    """One that can never be is refused, one that cannot be now is tried again; the others are no trouble."""
+    kinds = {step: type(trouble_of(step, "a-b-c")) for step in Step}
+    assert {step: kind for step, kind in kinds.items() if kind is not type(None)} == {
+        Step.TAKEN: RefusedError,
+        Step.WAIT_FOR_MOVE: TryAgainLaterError,
+        Step.WAIT_FOR_DELETION: TryAgainLaterError,
+    }
+
+
+STATES = {
+    Step.MAKE: TenantState.ACTIVE,
+    Step.REMAKE: TenantState.ACTIVE,
+    Step.RESTORE: TenantState.ACTIVE,
+    Step.DESTROY: TenantState.DESTROYING,
+}
+
+
+def after(row: ControlledTenant | None, message: tuple[str, datetime]) -> ControlledTenant | None:
+    """Return the row after one message, as the statements leave it; the deletion never begins."""
+    kind, at = message
+    if kind == "create":
+        step = step_of_creation(row, "a-b", "c", at)
+    elif row is None:
+        return None  # the tenant is unknown: the message waits
+    else:
+        step = step_of_destruction(row, "a-b", "c", at)
+    if step is Step.STALE:
+        return row
+    state = STATES.get(step) or (row.state if row else TenantState.ACTIVE)
+    return ControlledTenant("a-b", "c", state, max(at, row.control_at) if row else at)
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([("create", OLDER), ("destroy", SAME), ("create", NEWER)], TenantState.ACTIVE),
+        ([("create", OLDER), ("create", SAME), ("destroy", NEWER)], TenantState.DESTROYING),
+        ([("create", OLDER), ("destroy", SAME), ("create", SAME)], TenantState.DESTROYING),
+        ([("create", OLDER), ("destroy", OLDER), ("destroy", NEWER)], TenantState.DESTROYING),
+    ],
+)
+def test_tenant_ends_the_same_whatever_the_order_and_however_often(
+    messages: list[tuple[str, datetime]], expected: TenantState
+) -> None:
+    """Messages come in any order and twice; the newest decides, and of two of one instant the destruction."""
+    for order in itertools.permutations(messages):
+        row: ControlledTenant | None = after(None, messages[0])  # a destruction waits until the tenant is there
+        for message in (*order, *order):
+            row = after(row, message)
+        assert row is not None
+        assert row.state == expected, order
+        assert msgspec.structs.asdict(row)["control_at"] == max(at for _, at in messages)

@@ -1,0 +1,420 @@
+"""The HTTP server as a client sees it: paths, protection, errors, metrics in both formats, the page."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import ClientSession
+from prometheus_client.openmetrics import parser as openmetrics_parser
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from structlog.testing import capture_logs
+from yarl import URL
+
+from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that /metrics must show
+from simplu_worker.status.server import Views, open_http
+
+TOKEN = "tokén-1"
+AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
+MONITORING = ["/sqs/stats", "/handler/status", "/handler/stats", "/cache/stats", "/cache/keys"]
+PROTECTED = ["/status", "/shards", "/operations/r1", "/tenants/b/l", *MONITORING]
+DESTRUCTIVE = ["/sqs/purge?queue=orders.fifo", "/cache/clear"]
+OPEN = ["/", "/livez", "/healthz", "/readyz", "/metrics"]
+
+
+@dataclass
+class Daemon:
+    """What stands behind the views: the answers to give, and what was asked."""
+
+    live: str | None = None
+    ready: str | None = None
+    asked: list[tuple[str | None, ...]] = field(default_factory=list)
+
+    def views(self) -> Views:
+        """Return views of this."""
+        return Views(
+            live=lambda: self.live,
+            ready=lambda: self.ready,
+            refresh_gauges=lambda: self.asked.append(("refresh_gauges",)),
+            status=lambda: {"replica": "worker-1", "ready": self.ready},
+            operation=self.operation,
+            tenant=self.tenant,
+            shards=self.shards,
+            sqs_stats=lambda: self.answer("/sqs/stats"),
+            handler_status=lambda: {"path": "/handler/status"},
+            handler_stats=lambda: self.answer("/handler/stats"),
+            cache_stats=lambda: self.answer("/cache/stats"),
+            cache_keys=lambda: self.answer("/cache/keys"),
+            purge=self.purge,
+            clear_cache=self.clear_cache,
+        )
+
+    async def answer(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Answer with the path that was asked."""
+        return 200, {"path": path}
+
+    async def purge(self, queue: str) -> tuple[int, dict[str, Any]]:
+        """Answer as for a queue that was purged just now."""
+        self.asked.append(("purge", queue))
+        return 429, {"error": "once in 60 s", "retryAfterSeconds": 60}
+
+    async def clear_cache(self) -> tuple[int, dict[str, Any]]:
+        """Answer as if there were two keys."""
+        self.asked.append(("clear_cache",))
+        return 200, {"cleared": 2}
+
+    async def operation(
+        self, request_id: str, business_id: str | None, location_id: str | None
+    ) -> tuple[int, dict[str, Any]]:
+        """Answer as for an operation that no shard knows."""
+        self.asked.append((request_id, business_id, location_id))
+        return 404, {"status": "unknown", "lagSeconds": 0.5}
+
+    async def tenant(self, business_id: str, location_id: str) -> tuple[int, dict[str, Any]]:
+        """Answer with JSON text as a shard keeps it."""
+        self.asked.append((business_id, location_id))
+        return 200, {"big": msgspec.Raw(b"123456789012345678901234567890")}
+
+    async def shards(self) -> tuple[int, dict[str, Any]]:
+        """Answer with no shards."""
+        return 200, {"shards": []}
+
+
+class Site:
+    """A client of one running server."""
+
+    def __init__(self, session: ClientSession, port: int) -> None:
+        self.session = session
+        self.port = port
+
+    async def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body; *path* goes out as it is."""
+        url = URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)
+        async with self.session.request(method, url, headers=headers) as response:
+            return response.status, dict(response.headers), await response.read()
+
+
+@pytest.fixture
+def daemon() -> Daemon:
+    """Return what the server shows."""
+    return Daemon()
+
+
+@pytest.fixture
+async def site(daemon: Daemon) -> AsyncIterator[Site]:
+    """Yield a client of a server with a token."""
+    async with open_http("127.0.0.1", 0, token=TOKEN, views=daemon.views()) as port, ClientSession() as session:
+        yield Site(session, port)
+
+
+@pytest.fixture
+async def loose_site(daemon: Daemon) -> AsyncIterator[Site]:
+    """Yield a client of a server with a token that lets itself be emptied."""
+    http = open_http("127.0.0.1", 0, token=TOKEN, views=daemon.views(), allow_destructive=True)
+    async with http as port, ClientSession() as session:
+        yield Site(session, port)
+
+
+@pytest.mark.parametrize("path", ["/livez", "/healthz", "/readyz"])
+async def test_health_is_200_when_nothing_is_wrong(site: Site, path: str) -> None:
+    """A probe needs no token."""
+    status, _, body = await site.ask(path)
+    assert (status, msgspec.json.decode(body)) == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("/livez", "no batch for 60 s"), ("/healthz", "no batch for 60 s"), ("/readyz", "draining")],
+)
+async def test_health_is_503_with_the_reason_when_something_is_wrong(
+    site: Site, daemon: Daemon, path: str, reason: str
+) -> None:
+    """Liveness and readiness each have their own reason."""
+    daemon.live, daemon.ready = "no batch for 60 s", "draining"
+    status, _, body = await site.ask(path)
+    assert (status, msgspec.json.decode(body)) == (503, {"status": "unavailable", "reason": reason})
+
+
+@pytest.mark.parametrize("accept", ["", "text/plain", "*/*", "text/plain;version=0.0.4"])
+async def test_metrics_are_prometheus_text_when_openmetrics_is_not_accepted(site: Site, accept: str) -> None:
+    """The content type is what Prometheus 3 insists on, and the text parses."""
+    status, headers, body = await site.ask("/metrics", Accept=accept)
+    names = {family.name for family in parse_text(body.decode())}
+    assert (status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert {"simplu_operations", "simplu_operation_latency_seconds", "python_gc_objects_collected"} <= names
+
+
+async def test_metrics_are_as_they_are_when_asked_for(site: Site, daemon: Daemon) -> None:
+    """Gauges that no event sets are set before they are shown, and only then."""
+    await site.ask("/livez")
+    assert daemon.asked == []
+    await site.ask("/metrics")
+    assert daemon.asked == [("refresh_gauges",)]
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text",
+        "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.4,*/*;q=0.1",
+    ],
+)
+async def test_metrics_are_openmetrics_when_accepted(site: Site, accept: str) -> None:
+    """What a scraper that prefers OpenMetrics gets is OpenMetrics to the last line."""
+    status, headers, body = await site.ask("/metrics", Accept=accept)
+    families = openmetrics_parser.text_string_to_metric_families(  # type: ignore[no-untyped-call]  # untyped vendor code
+        body.decode()
+    )
+    assert status == 200
+    assert headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    assert {"simplu_operations", "simplu_operation_latency_seconds"} <= {family.name for family in families}
+
+
+@pytest.mark.parametrize("path", PROTECTED)
+@pytest.mark.parametrize(
+    "authorization",
+    [None, "", "Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", "Bearer tok\u00e8n-1"],
+)
+async def test_protected_path_is_401_without_the_right_token(
+    site: Site, daemon: Daemon, path: str, authorization: str | None
+) -> None:
+    """No view is asked for a client that cannot name the token, and the answer names the scheme."""
+    headers = {} if authorization is None else {"Authorization": authorization}
+    status, answered, body = await site.ask(path, **headers)
+    assert (status, daemon.asked) == (401, [])
+    assert answered["WWW-Authenticate"].startswith('Bearer realm="simplu-worker"')
+    assert list(msgspec.json.decode(body)) == ["error"]
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
+async def test_status_is_shown_when_the_token_is_right(site: Site, scheme: str) -> None:
+    """The scheme's name has no case; the token may hold any characters."""
+    status, _, body = await site.ask("/status", Authorization=f"{scheme} {TOKEN}")
+    assert (status, msgspec.json.decode(body)) == (200, {"replica": "worker-1", "ready": None})
+
+
+@pytest.mark.parametrize("token", [None, ""])
+@pytest.mark.parametrize("path", PROTECTED)
+async def test_protected_path_is_403_when_no_token_is_configured(daemon: Daemon, path: str, token: str | None) -> None:
+    """Without a token nobody gets in, the empty token included, and the answer says what to set."""
+    async with open_http("127.0.0.1", 0, token=token, views=daemon.views()) as port, ClientSession() as session:
+        status, _, body = await Site(session, port).ask(path, Authorization="Bearer ")
+    assert status == 403
+    assert "API_TOKEN" in msgspec.json.decode(body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/operations/r1", ("r1", None, None)),
+        ("/operations/r1?businessId=&locationId=", ("r1", None, None)),
+        ("/operations/a%2Fb%2fc%252Fd%20e?businessId=b%2F1&locationId=l+%C3%A9", ("a/b/c%2Fd e", "b/1", "l é")),
+        ("/operations/%7Bx%7D%3F%23%25+?locationId=%26&businessId=%3D", ("{x}?#%+", "=", "&")),
+        ("/operations/simplu:0123?businessId=1&locationId=2", ("simplu:0123", "1", "2")),
+    ],
+)
+async def test_operation_is_asked_with_the_decoded_ids(
+    site: Site, daemon: Daemon, path: str, expected: tuple[str | None, ...]
+) -> None:
+    """Ids are percent-decoded once, slashes in them included, and the view's status and JSON are the answer."""
+    status, _, body = await site.ask(path, **AUTHORIZED)
+    assert daemon.asked == [expected]
+    assert (status, msgspec.json.decode(body)) == (404, {"status": "unknown", "lagSeconds": 0.5})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/operations/r?businessId=b",
+        "/operations/r?locationId=l",
+        "/operations/r?businessId=b&locationId=",
+        "/operations/r%00",
+        "/operations/r?businessId=b%00&locationId=l",
+        "/tenants/b/%00",
+    ],
+)
+async def test_ids_are_refused_when_they_cannot_be_meant(site: Site, daemon: Daemon, path: str) -> None:
+    """Half a tenant, or a character that Postgres cannot hold, is the client's mistake."""
+    status, _, body = await site.ask(path, **AUTHORIZED)
+    assert (status, daemon.asked) == (400, [])
+    assert msgspec.json.decode(body)["error"].startswith("expected")
+
+
+async def test_tenant_is_asked_with_the_decoded_ids(site: Site, daemon: Daemon) -> None:
+    """Both ids may hold slashes; JSON text of a view keeps its digits."""
+    status, headers, body = await site.ask("/tenants/b%2F1/l%2f2", **AUTHORIZED)
+    assert (status, daemon.asked) == (200, [("b/1", "l/2")])
+    assert headers["Content-Type"].startswith("application/json")
+    assert body == b'{"big":123456789012345678901234567890}'
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "/operations", "/operations/", "/operations/a/b", "/tenants/b", "/tenants/b/l/", "/status/"]
+)
+async def test_unknown_path_is_404_in_json(site: Site, path: str) -> None:
+    """What is not in the contract is not there, token or not."""
+    status, _, body = await site.ask(path)
+    assert (status, msgspec.json.decode(body)) == (404, {"error": "there is nothing at this path"})
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/", "/metrics", "/status", "/operations/a%2Fb"])
+async def test_other_methods_are_405(site: Site, path: str, method: str) -> None:
+    """What shows is asked with GET or HEAD; the answer says so."""
+    status, headers, body = await site.ask(path, method, **AUTHORIZED)
+    assert (status, headers["Allow"]) == (405, "GET,HEAD")
+    assert msgspec.json.decode(body) == {"error": f"expected GET or HEAD, got {method}"}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "OPTIONS"])
+@pytest.mark.parametrize("path", DESTRUCTIVE)
+async def test_nothing_is_emptied_when_the_method_is_not_delete(
+    loose_site: Site, daemon: Daemon, path: str, method: str
+) -> None:
+    """A link, a prefetch or a form cannot empty anything."""
+    status, headers, body = await loose_site.ask(path, method, **AUTHORIZED)
+    assert (status, headers["Allow"], daemon.asked) == (405, "DELETE", [])
+    if method != "HEAD":
+        assert msgspec.json.decode(body) == {"error": f"expected DELETE, got {method}"}
+
+
+@pytest.mark.parametrize("path", MONITORING)
+async def test_monitoring_point_answers_with_its_view(site: Site, path: str) -> None:
+    """Each path of the references has a view of its own."""
+    status, _, body = await site.ask(path, **AUTHORIZED)
+    assert (status, msgspec.json.decode(body)) == (200, {"path": path})
+
+
+@pytest.mark.parametrize("path", DESTRUCTIVE)
+async def test_nothing_is_emptied_when_that_is_not_allowed(site: Site, daemon: Daemon, path: str) -> None:
+    """The token alone does not let anybody delete; the answer says what does."""
+    status, _, body = await site.ask(path, "DELETE", **AUTHORIZED)
+    assert (status, daemon.asked) == (403, [])
+    assert "ALLOW_DESTRUCTIVE_HTTP" in msgspec.json.decode(body)["error"]
+
+
+@pytest.mark.parametrize("path", DESTRUCTIVE)
+async def test_nothing_is_emptied_without_the_right_token(loose_site: Site, daemon: Daemon, path: str) -> None:
+    """What is allowed to whoever has the token is allowed to nobody else, who does not learn that it is."""
+    statuses = [
+        (await loose_site.ask(path, "DELETE"))[0],
+        (await loose_site.ask(path, "DELETE", Authorization="Bearer wrong"))[0],
+    ]
+    assert (statuses, daemon.asked) == ([401, 401], [])
+
+
+@pytest.mark.parametrize("path", DESTRUCTIVE)
+async def test_nothing_is_emptied_when_no_token_is_configured(daemon: Daemon, path: str) -> None:
+    """Without a token nobody gets in, whatever else is allowed."""
+    http = open_http("127.0.0.1", 0, token=None, views=daemon.views(), allow_destructive=True)
+    async with http as port, ClientSession() as session:
+        status, _, _ = await Site(session, port).ask(path, "DELETE", Authorization="Bearer ")
+    assert (status, daemon.asked) == (403, [])
+
+
+async def test_purge_is_asked_with_the_decoded_name(loose_site: Site, daemon: Daemon) -> None:
+    """The queue's name is decoded once; when to ask again is in the header too."""
+    status, headers, _ = await loose_site.ask("/sqs/purge?queue=a%2Fb%20c.fifo", "DELETE", **AUTHORIZED)
+    assert (status, headers["Retry-After"]) == (429, "60")
+    assert daemon.asked == [("purge", "a/b c.fifo")]
+
+
+@pytest.mark.parametrize("query", ["", "?queue=", "?queue=a&queue=b", "?name=a"])
+async def test_purge_is_refused_when_it_does_not_name_one_queue(loose_site: Site, daemon: Daemon, query: str) -> None:
+    """Which queue to empty is never guessed."""
+    status, _, body = await loose_site.ask(f"/sqs/purge{query}", "DELETE", **AUTHORIZED)
+    assert (status, daemon.asked) == (400, [])
+    assert "/sqs/stats" in msgspec.json.decode(body)["error"]
+
+
+async def test_cache_is_cleared_when_that_is_allowed(loose_site: Site, daemon: Daemon) -> None:
+    """With the token and the leave to do so, the view is asked once."""
+    status, _, body = await loose_site.ask("/cache/clear", "DELETE", **AUTHORIZED)
+    assert (status, msgspec.json.decode(body), daemon.asked) == (200, {"cleared": 2}, [("clear_cache",)])
+
+
+@pytest.mark.parametrize("path", [*OPEN, *PROTECTED, "/nowhere"])
+async def test_head_has_the_status_of_get_and_no_body(site: Site, path: str) -> None:
+    """A HEAD is a GET that sends the headers only."""
+    got = await site.ask(path, **AUTHORIZED)
+    status, headers, body = await site.ask(path, "HEAD", **AUTHORIZED)
+    assert (status, headers["Content-Type"], body) == (got[0], got[1]["Content-Type"], b"")
+
+
+@pytest.mark.parametrize("path", [*OPEN, *PROTECTED, "/nowhere"])
+async def test_every_answer_is_neither_stored_nor_sniffed(site: Site, path: str) -> None:
+    """Whatever the path and the outcome, the safe headers are there and versions are not."""
+    _, headers, _ = await site.ask(path)
+    assert (headers["Cache-Control"], headers["X-Content-Type-Options"]) == ("no-store", "nosniff")
+    assert headers["Server"] == "simplu-worker"
+
+
+async def test_failing_view_is_500_without_detail(daemon: Daemon) -> None:
+    """A bug's text may hold anything, so that it goes to the log and not to the client; the next answer is fine."""
+
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("postgres://user:secret@host")
+
+    views = replace(daemon.views(), status=fail)
+    with capture_logs() as logs:
+        async with open_http("127.0.0.1", 0, token=TOKEN, views=views) as port, ClientSession() as session:
+            status, _, body = await Site(session, port).ask("/status", **AUTHORIZED)
+            next_status, _, _ = await Site(session, port).ask("/livez")
+    assert (status, next_status) == (500, 200)
+    assert b"secret" not in body
+    assert [(entry["path"], entry["exc_info"]) for entry in logs if entry["event"] == "http.failed"] == [
+        ("/status", True)
+    ]
+
+
+async def test_page_runs_only_what_is_in_it(site: Site) -> None:
+    """The policy names the page's own script and style by their hashes; nothing comes from elsewhere."""
+    status, headers, body = await site.ask("/")
+    page = body.decode()
+    policy = headers["Content-Security-Policy"]
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for element in ("script", "style"):
+        inline = re.findall(rf"<{element}[^>]*>(.*?)</{element}>", page, flags=re.DOTALL)
+        hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in inline]
+        assert [f"{element}-src 'sha256-{one}'" in policy for one in hashes] == [True]
+    assert re.findall(r"https?://|//[a-z]+\.[a-z]| on[a-z]+=| style=", page) == []
+
+
+async def test_page_holds_no_secret(site: Site) -> None:
+    """The page is open to everybody; the token is what a person types."""
+    _, _, body = await site.ask("/")
+    assert TOKEN.encode() not in body
+
+
+async def test_server_stops_at_once_when_a_connection_is_kept_alive(daemon: Daemon) -> None:
+    """An idle connection of a scraper does not delay the shutdown, and the port is free again after it."""
+    async with ClientSession() as session:
+        async with open_http("127.0.0.1", 0, token=TOKEN, views=daemon.views()) as port:
+            await Site(session, port).ask("/livez")
+            silent, writer = await asyncio.open_connection("127.0.0.1", port)
+            started = time.monotonic()
+        stopped_after_s = time.monotonic() - started
+        assert await silent.read() == b""
+        writer.close()
+        async with open_http("127.0.0.1", port, token=TOKEN, views=daemon.views()) as again:
+            assert (port, 200) == (again, (await Site(session, again).ask("/livez"))[0])
+    assert stopped_after_s < 0.9
+
+
+async def test_server_says_so_when_the_port_is_taken(daemon: Daemon) -> None:
+    """A second server on one port is an error at its start, not a silent half."""
+    async with open_http("127.0.0.1", 0, token=TOKEN, views=daemon.views()) as port:
+        with pytest.raises(OSError, match=str(port)):
+            async with open_http("127.0.0.1", port, token=TOKEN, views=daemon.views()):
+                pass

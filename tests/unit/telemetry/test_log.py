@@ -1,0 +1,312 @@
+"""The log: one line an event, secrets scrubbed wherever they are, repeats folded."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.telemetry import log as log_module
+from simplu_worker.telemetry.log import configure_logging, flush_logging, register_secret, scrub, scrub_text
+from simplu_worker.telemetry.log_folding import FOLDED_LEVELS, Facts, RepeatFold
+
+PLANTED = "s3cret-of/the'day%40\\x"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_secrets() -> Iterator[None]:
+    """Keep the secrets of these tests out of all others."""
+    before, log_module._secrets = log_module._secrets, log_module._Secrets()
+    yield
+    log_module._secrets = before
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """Configure the log at `info`, and undo it afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    monkeypatch.setattr(log_module, "_secrets", log_module._Secrets())
+    configure_logging("info", "json", stream=(stream := io.StringIO()), clock=lambda: 0.0)
+    yield stream
+    structlog.reset_defaults()
+    root.handlers = handlers
+    root.setLevel(level)
+    monkeypatch.setattr(log_module, "_output", None)
+
+
+def _lines_of(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def _logger(name: str = "simplu_worker.test") -> Any:
+    return structlog.get_logger(name)
+
+
+def test_log_writes_one_json_line_with_facts_when_an_event_comes(stream: io.StringIO) -> None:
+    """Time in UTC, level, logger, event, then the facts."""
+    _logger().info("batch.applied", shard_id="a", operation_count=3, at=None, odd="\ud800\u2028")
+    _logger().debug("batch.planned")
+    (line,) = _lines_of(stream)
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "level": "info",
+        "logger": "simplu_worker.test",
+        "event": "batch.applied",
+        "shard_id": "a",
+        "operation_count": 3,
+        "at": None,
+        "odd": "\ud800\u2028",
+    }
+
+
+def test_log_takes_libraries_from_warning_on(stream: io.StringIO) -> None:
+    """Libraries are in the same form, scrubbed; their info is not shown, and odd arguments do no harm."""
+    register_secret(PLANTED)
+    logging.getLogger("asyncpg").info("connected")
+    logging.getLogger("asyncpg").warning("lost %s", PLANTED)
+    odd = logging.LogRecord("aiohttp.server", logging.ERROR, "", 0, "odd %d", ("x",), None)
+    log_module._LibraryHandler().emit(odd)  # not by its logger: pytest's own handler would refuse it
+    assert [(line["level"], line["logger"], line["event"]) for line in _lines_of(stream)] == [
+        ("warning", "asyncpg", "lost ***"),
+        ("error", "aiohttp.server", "odd %d"),
+    ]
+
+
+def test_log_keeps_bodies_of_aws_calls_out_when_debug(stream: io.StringIO) -> None:
+    """At debug botocore stays at info, whose debug output has bodies and signatures in it."""
+    configure_logging("debug", "json", stream=stream)
+    logging.getLogger("botocore.endpoint").debug("body")
+    logging.getLogger("botocore.credentials").info("found")
+    logging.getLogger("asyncpg").debug("seen")
+    _logger().debug("stream.read")
+    assert [line["event"] for line in _lines_of(stream)] == ["found", "seen", "stream.read"]
+
+
+def test_log_is_readable_when_console(stream: io.StringIO) -> None:
+    """A person gets a plain line, and the exceptions inside a group below it."""
+    configure_logging("info", "console", stream=stream)
+    register_secret(PLANTED)
+    _logger().warning(
+        "shard.lost", shard_id="a", exc_info=ExceptionGroup("two", [ValueError(PLANTED), OSError("gone")])
+    )
+    text = stream.getvalue()
+    assert "shard.lost" in text
+    assert "shard_id=a" in text
+    assert "  ValueError: ***\n  OSError: gone" in text
+    assert PLANTED not in text
+
+
+SCRUBBED = [
+    ("postgresql://user:pa55word@host:5432/db", "postgresql://user:***@host:5432/db"),
+    ("at postgres://u:p@ss:w/o#rd?@host/db now", "at postgres://u:***@host/db now"),
+    ("redis://:pa55word@host", "redis://:***@host"),
+    ("http://host:8080/path is fine", "http://host:8080/path is fine"),
+    ("host=h password=pa55word dbname=d", "host=h password=*** dbname=d"),
+    ("host=h password = 'pa55 \\'word' dbname=d", "host=h password = *** dbname=d"),
+    ("postgres://h/db?user=u&password=pa55word", "postgres://h/db?user=u&password=***"),
+    ("PGPASSWORD=pa55word psql", "PGPASSWORD=*** psql"),
+    ("AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7", "AWS_SECRET_ACCESS_KEY=***"),
+    ('{"password": "pa55 word", "a": 1}', '{"password": ***, "a": 1}'),
+    ("{'apiKey': 'pa55word', 'a': 1}", "{'apiKey': ***, 'a': 1}"),
+    ('"{\\"password\\":\\"pa55word\\"}"', '"{\\"password\\":\\***'),
+    ("Authorization: Bearer abcdef.ghi", "Authorization: ***"),
+    ("'Authorization': 'AWS4-HMAC-SHA256 Credential=AKIA/x, Signature=abc'", "'Authorization': ***"),
+    ("sent Bearer abcdef.ghi to", "sent Bearer *** to"),
+    ("API_TOKEN: expected visible ASCII", "API_TOKEN: expected visible ASCII"),
+    ("password authentication failed for user", "password authentication failed for user"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), SCRUBBED)
+def test_scrubbing_masks_what_looks_like_a_secret(text: str, expected: str) -> None:
+    """Passwords in URLs and DSNs, tokens and keys are masked; the rest stays readable."""
+    assert expected == scrub_text(text)
+
+
+def test_scrubbing_reaches_into_every_value(stream: io.StringIO) -> None:
+    """Nested values, keys, bytes, sets, exceptions and objects are all looked through; odd values become text."""
+    register_secret(PLANTED)
+    register_secret("short")
+
+    class Thing:
+        def __repr__(self) -> str:
+            return f"Thing({PLANTED!r})"
+
+    value = {
+        PLANTED: [PLANTED, (PLANTED, {"deep": {PLANTED}})],
+        "bytes": PLANTED.encode(),
+        "object": Thing(),
+        "exception": ValueError(PLANTED),
+        "quoted": quote(PLANTED, safe=""),
+        "api_key": "unregistered",
+        "password": None,
+        "number": float("nan"),
+        "text": "short",
+    }
+    assert scrub(value) == {
+        "***": ["***", ["***", {"deep": ["***"]}]],
+        "bytes": 'b"***"',
+        "object": 'Thing("***")',
+        "exception": "ValueError: ***",
+        "quoted": "***",
+        "api_key": "***",
+        "password": None,
+        "number": "nan",
+        "text": "short",
+    }
+
+
+def test_scrubbing_ends_when_a_value_contains_itself() -> None:
+    """A value that holds itself is cut at a depth."""
+    value: list[object] = []
+    value.append(value)
+    assert scrub(value, depth=2) == [["…"]]
+
+
+@given(before=st.text(), after=st.text(), secret=st.text("ab%2/'\"\\é", min_size=6))
+def test_scrubbing_leaves_no_registered_secret_in_any_text(before: str, after: str, secret: str) -> None:
+    """Whatever surrounds it, a registered secret is not in the text afterwards, nor as repr or JSON shows it."""
+    secrets = log_module._Secrets()
+    secrets.add(secret)
+    for shown in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret)):
+        assert shown not in secrets.mask(f"{before}{shown}{after}")
+
+
+HOSTILE = ["a.", "a://b:", "password='", "secret", "authorization", "Bearer ", "x", "@", "\\'", "://:@ "]
+
+
+@pytest.mark.parametrize("part", HOSTILE)
+def test_scrubbing_is_quick_when_a_text_is_hostile(part: str) -> None:
+    """A megabyte of any beginning of a pattern costs no more than a fraction of a second."""
+    started = time.perf_counter()
+    scrub_text(part * (1_000_000 // len(part)))
+    assert time.perf_counter() - started < 1
+
+
+def test_exceptions_are_written_with_type_and_scrubbed_message(stream: io.StringIO) -> None:
+    """A warning has type and message, an error the traceback too, all scrubbed, causes and groups included."""
+    register_secret(PLANTED)
+    try:
+        _fail()
+    except ExceptionGroup:
+        _logger().warning("shard.lost", exc_info=True, error=PLANTED)
+        _logger().exception("task.failed", facts={"a": [PLANTED]})
+    warning, error = _lines_of(stream)
+    expected = {
+        "type": "ExceptionGroup",
+        "message": "tasks (1 sub-exception)",
+        "exceptions": [{"type": "ValueError", "message": "***"}],
+    }
+    assert expected == warning["exception"]
+    assert "OSError: dsn postgres://u:***@h" in error["exception"]["traceback"]
+    assert PLANTED not in "".join(map(str, [warning, error]))
+    assert "exc_info" not in error
+
+
+def _fail() -> None:
+    raise ExceptionGroup("tasks", [ValueError(PLANTED)]) from OSError(f"dsn postgres://u:{PLANTED}@h")
+
+
+def _event(name: str = "shard.lost", level: str = "warning", **facts: Any) -> Facts:
+    return {"event": name, "level": level, **facts}
+
+
+def test_fold_writes_the_first_and_then_a_count_when_a_warning_repeats() -> None:
+    """The first is written at once; its repeats once the window ends, by whatever event comes next."""
+    fold = RepeatFold(window_s=10)
+    assert [_event(n=1)] == fold.admit(_event(n=1), 0)
+    assert fold.admit(_event(n=2), 1) == []
+    assert fold.admit(_event(n=3), 9.9) == []
+    assert repr(fold) == "RepeatFold(1 windows, 2 repeats)"
+    assert [_event(n=3, repeated=2), _event("x", "info")] == fold.admit(_event("x", "info"), 10)
+    assert [_event(n=4)] == fold.admit(_event(n=4), 11)
+
+
+def test_fold_writes_one_line_a_window_when_a_storm_goes_on() -> None:
+    """A warning every second for 35 seconds is four lines whose counts add up."""
+    fold = RepeatFold(window_s=10)
+    lines = [line for second in range(35) for line in fold.admit(_event(), second)] + fold.flush()
+    assert [line.get("repeated") for line in lines] == [None, 10, 10, 10, 4]
+
+
+def test_fold_writes_an_event_as_new_when_its_window_ended_without_repeats() -> None:
+    """The same warning a minute later is no repeat."""
+    fold = RepeatFold(window_s=10)
+    fold.admit(_event(), 0)
+    assert [_event()] == fold.admit(_event(), 60)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"shard_id": "b"},
+        {"source": "sqs"},
+        {"tenant_id": "t"},
+        {"error": "OSError: x"},
+        {"logger": "x"},
+        {"event": "y"},
+        {"level": "error"},
+        {"exception": {"type": "ValueError"}},
+    ],
+)
+def test_fold_keeps_apart_what_is_not_the_same(other: Facts) -> None:
+    """Another shard, source, tenant, error class, logger, event or level is another thing."""
+    fold = RepeatFold()
+    fold.admit(_event(), 0)
+    assert [_event() | other] == fold.admit(_event() | other, 0)
+
+
+def test_fold_ignores_the_message_when_the_error_class_is_the_same() -> None:
+    """Only the class of an error counts."""
+    fold = RepeatFold()
+    fold.admit(_event(error="OSError: host a"), 0)
+    assert fold.admit(_event(error="OSError: host b"), 0) == []
+
+
+def test_fold_gives_up_the_oldest_when_it_is_full() -> None:
+    """What is remembered is bounded, and what gives way is still counted."""
+    fold = RepeatFold(max_keys=1)
+    fold.admit(_event("a"), 0)
+    fold.admit(_event("a"), 0)
+    assert [_event("a", repeated=1), _event("b")] == fold.admit(_event("b"), 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["info", "warning"]), st.floats(0, 20)), max_size=60))
+def test_fold_loses_no_event_whatever_comes(comings: list[tuple[str, str, float]]) -> None:
+    """Lines written, each counted as often as it says, are the events that came."""
+    fold, now, lines = RepeatFold(window_s=10, max_keys=2), 0.0, list[Facts]()
+    for name, level, pause in comings:
+        now += pause
+        lines += fold.admit(_event(name, level), now)
+    lines += fold.flush()
+    for name in "abc":
+        for level in ("info", "warning"):
+            came = sum((name, level) == coming[:2] for coming in comings)
+            written = [line for line in lines if (line["event"], line["level"]) == (name, level)]
+            assert came == sum(line.get("repeated", 1) for line in written)
+            assert level in FOLDED_LEVELS or all("repeated" not in line for line in written)
+
+
+def test_flush_writes_what_is_folded_when_the_process_ends(stream: io.StringIO) -> None:
+    """Nothing that was counted is lost at exit."""
+    for _ in range(3):
+        _logger().warning("shard.lost", shard_id="a")
+        _logger().info("batch.applied")
+    flush_logging()
+    assert [(line["event"], line.get("repeated")) for line in _lines_of(stream)] == [
+        ("shard.lost", None),
+        ("batch.applied", None),
+        ("batch.applied", None),
+        ("batch.applied", None),
+        ("shard.lost", 2),
+    ]

@@ -1,0 +1,86 @@
+"""What systemd hears; the socket is a real one, because a datagram on it is the whole interface."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from simplu_worker.telemetry.systemd import SystemdNotifier
+
+
+@pytest.fixture
+def systemd() -> Iterator[tuple[str, socket.socket]]:
+    """Yield the path of a socket and the socket; under /tmp, since a Unix socket's path may have 104 bytes only."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="notify-") as folder:
+        path = str(Path(folder) / "s")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.bind(path)
+            sock.settimeout(1)
+            yield path, sock
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (SystemdNotifier.ready, b"READY=1"),
+        (SystemdNotifier.stopping, b"STOPPING=1"),
+        (SystemdNotifier.watchdog, b"WATCHDOG=1"),
+        (lambda notifier: notifier.status("lag 3 s,\nREADY=1 größer"), "STATUS=lag 3 s, READY=1 größer".encode()),
+    ],
+)
+def test_notifier_sends_one_assignment_per_call(
+    systemd: tuple[str, socket.socket], call: Callable[[SystemdNotifier], None], expected: bytes
+) -> None:
+    """Each call is one datagram with one assignment, whatever a status text holds."""
+    path, sock = systemd
+    call(SystemdNotifier({"NOTIFY_SOCKET": path}))
+    assert expected == sock.recv(1000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract socket names are Linux's")
+def test_notifier_sends_when_the_socket_has_an_abstract_name() -> None:
+    """A leading @ is the zero byte of an abstract name."""
+    name = f"simplu-worker-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind("\0" + name)
+        sock.settimeout(1)
+        SystemdNotifier({"NOTIFY_SOCKET": "@" + name}).ready()
+        assert sock.recv(1000) == b"READY=1"
+
+
+@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1"}])
+def test_notifier_does_nothing_when_there_is_no_unix_socket(environ: dict[str, str]) -> None:
+    """Outside systemd every call is without effect and nobody watches."""
+    notifier = SystemdNotifier({**environ, "WATCHDOG_USEC": "30000000"})
+    notifier.ready()
+    notifier.watchdog()
+    assert notifier.watchdog_interval_s is None
+
+
+def test_notifier_drops_the_message_when_nobody_listens() -> None:
+    """A socket that is gone is systemd's trouble and never the worker's."""
+    SystemdNotifier({"NOTIFY_SOCKET": "/nowhere/at/all"}).ready()
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"WATCHDOG_USEC": "30000000"}, 15.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 15.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "-5"}, None),
+        ({"WATCHDOG_USEC": "²"}, None),
+        ({}, None),
+    ],
+)
+def test_watchdog_interval_is_half_of_what_systemd_allows(environ: dict[str, str], expected: float | None) -> None:
+    """The interval is half of WATCHDOG_USEC, and only where it is meant for this process."""
+    assert expected == SystemdNotifier({"NOTIFY_SOCKET": "/run/x", **environ}).watchdog_interval_s
