@@ -32,16 +32,16 @@ import uvloop
 from prometheus_client import REGISTRY
 from rich.console import Console
 from rich.table import Table
-from support.load.targets import MIB, Bound, number
+from support.load.targets import MIB, PerformanceTarget, number
 from support.processes.resource_usage import rss_bytes
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer, Programs
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.local.stack.citrus_server import Citrus as LocalCitrus
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Source
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import open_citrus
@@ -241,7 +241,7 @@ async def phases_of(
 class Inside:
     """The process whose memory and stalls are measured."""
 
-    def __init__(self, order: dict[str, Any], directory: Directory, router: Router, pools: Pools) -> None:
+    def __init__(self, order: dict[str, Any], directory: Directory, router: ShardGateway, pools: Pools) -> None:
         self._order = order
         self._directory = directory
         self._router = router
@@ -349,7 +349,7 @@ class Inside:
 
     async def find_one_new(self) -> int:
         """Ask for a tenant that was not found before; return how many were, which is none while Citrus is away."""
-        with suppress(TryAgainLaterError):
+        with suppress(RetryableError):
             await self._router.find("bench-nobody")
             return 1
         return 0
@@ -380,7 +380,7 @@ async def work(order: dict[str, Any]) -> None:
         asyncio.TaskGroup() as tasks,
     ):
         directory = Directory(citrus, pools, clock=clock)
-        router = Router(directory, citrus, pools, tenant_wait=timedelta(minutes=15))
+        router = ShardGateway(directory, citrus, pools, tenant_wait=timedelta(minutes=15))
         inside = Inside(order, directory, router, pools)
         inside.watch_collections()
         around = [
@@ -444,27 +444,31 @@ def rss_bytes_of_self() -> int | None:
     return rss_bytes(os.getpid())
 
 
-def bounds_of(phases: Sequence[Phase], arguments: argparse.Namespace) -> Iterable[Bound]:
+def bounds_of(phases: Sequence[Phase], arguments: argparse.Namespace) -> Iterable[PerformanceTarget]:
     """Yield what is promised of the phases."""
     by_name = {phase.name: phase for phase in phases}
     tenants = arguments.tenants
-    yield Bound("tenants found where they are", by_name["cold"].count, most=tenants, least=tenants)
-    yield Bound("found cold", by_name["cold"].rate, least=COLD_LEAST_PER_S, unit="/s")
-    yield Bound("looked up warm", by_name["warm"].rate, least=LOOKUPS_LEAST_PER_S, unit="/s")
-    yield Bound("operations applied", by_name["writes"].count, most=tenants, least=tenants)
+    yield PerformanceTarget("tenants found where they are", by_name["cold"].count, most=tenants, least=tenants)
+    yield PerformanceTarget("found cold", by_name["cold"].rate, least=COLD_LEAST_PER_S, unit="/s")
+    yield PerformanceTarget("looked up warm", by_name["warm"].rate, least=LOOKUPS_LEAST_PER_S, unit="/s")
+    yield PerformanceTarget("operations applied", by_name["writes"].count, most=tenants, least=tenants)
     for name in ("Citrus well", "Citrus slow", "Citrus away", "Citrus back"):
-        yield Bound(f"{name}: tenants served", by_name[name].count, most=tenants, least=tenants)
+        yield PerformanceTarget(f"{name}: tenants served", by_name[name].count, most=tenants, least=tenants)
         rate = by_name[name].citrus_requests / by_name[name].seconds
-        yield Bound(f"{name}: requests to Citrus", rate, most=1.2 * ASKS_PER_S, unit="/s")
-    yield Bound("new tenants told apart while Citrus is away", by_name["new, Citrus away"].count, most=0)
-    yield Bound("connections", max(one.connections for one in phases), most=arguments.max_connections)
-    yield Bound("memory", max(one.rss_mib for one in phases), most=arguments.rss_mib, unit="MiB")
-    yield Bound("most processor time of a turn", max(one.turn_ms for one in phases), most=arguments.turn_ms, unit="ms")
+        yield PerformanceTarget(f"{name}: requests to Citrus", rate, most=1.2 * ASKS_PER_S, unit="/s")
+    yield PerformanceTarget("new tenants told apart while Citrus is away", by_name["new, Citrus away"].count, most=0)
+    yield PerformanceTarget("connections", max(one.connections for one in phases), most=arguments.max_connections)
+    yield PerformanceTarget("memory", max(one.rss_mib for one in phases), most=arguments.rss_mib, unit="MiB")
+    yield PerformanceTarget(
+        "most processor time of a turn", max(one.turn_ms for one in phases), most=arguments.turn_ms, unit="ms"
+    )
     if arguments.stall_ms is not None:
-        yield Bound("longest stall", max(one.stall_ms for one in phases), most=arguments.stall_ms, unit="ms")
+        yield PerformanceTarget(
+            "longest stall", max(one.stall_ms for one in phases), most=arguments.stall_ms, unit="ms"
+        )
 
 
-def show(phases: Sequence[Phase], bounds: Sequence[Bound], console: Console) -> None:
+def show(phases: Sequence[Phase], bounds: Sequence[PerformanceTarget], console: Console) -> None:
     """Print all of it for people."""
     table = Table(
         "phase",
@@ -490,7 +494,7 @@ def show(phases: Sequence[Phase], bounds: Sequence[Bound], console: Console) -> 
     console.print(table)
 
 
-def as_json(phases: Sequence[Phase], bounds: Sequence[Bound]) -> str:
+def as_json(phases: Sequence[Phase], bounds: Sequence[PerformanceTarget]) -> str:
     """Return all of it for programs."""
     return json.dumps(
         {

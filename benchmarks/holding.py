@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager
 from rich.console import Console
 from support.load.chain_checker import held
 from support.load.operation_chains import Plan
-from support.load.targets import Bound, Results
+from support.load.targets import PerformanceTarget, Results
 from support.load.testbed import Flow, ProvingGround
 
 from simplu_worker.local.postgres.server import PostgresServer
@@ -112,7 +112,9 @@ async def freeze(arguments: argparse.Namespace, console: Console) -> Results:
         kept = await held(lost.url, frozen.end)
     results.facts["operations held"] = kept.count
     results.bound_latency(results.phases[1], most_ratio=arguments.p99_ratio, least_ratio=RATE_LEAST_RATIO)
-    results.bounds.append(Bound("last held operation, after it came back", kept.seconds, HELD_WITHIN_S, unit="s"))
+    results.bounds.append(
+        PerformanceTarget("last held operation, after it came back", kept.seconds, HELD_WITHIN_S, unit="s")
+    )
     results.bound_memory(arguments.rss_growth_mib or RSS_GROWTH_MIB)
     return results
 
@@ -141,7 +143,7 @@ async def grow_backlog(arguments: argparse.Namespace, console: Console) -> Resul
         async with ground.phase("backlog grows"):
             await backlog.producer.done(within_s=patience_s)
             reached = await ground.applied(ground.urls_without(lost), within_s=patience_s)
-        results_so_far = Bound("others applied all while it was away", float(reached), least=1)
+        results_so_far = PerformanceTarget("others applied all while it was away", float(reached), least=1)
         async with ground.phase("backlog stays"):
             await asyncio.sleep(arguments.seconds)
         console.print("it comes back")
@@ -156,7 +158,9 @@ async def grow_backlog(arguments: argparse.Namespace, console: Console) -> Resul
     results.facts["operations held"] = kept.count
     results.facts["seconds until the last of them was applied"] = kept.seconds
     results.bounds.append(results_so_far)
-    results.bounds.append(Bound("backlog stays: p99 of the others", results.phases[2].p99_s, PROMPT_S, unit="s"))
+    results.bounds.append(
+        PerformanceTarget("backlog stays: p99 of the others", results.phases[2].p99_s, PROMPT_S, unit="s")
+    )
     results.bound_memory(arguments.rss_growth_mib or RSS_GROWTH_MIB)
     return results
 
@@ -200,11 +204,15 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> Resul
     reasons = Counter(letter.reason for letter in {letter.position: letter for letter in letters}.values())
     numbers = {plan.number_of(str(json.loads(one.record or b"{}").get("requestId"))) for one in letters}
     results.facts["dead letters, those of a redelivery too"] = len(letters)
-    results.bounds.append(Bound("dead letters unknown_tenant", reasons["unknown_tenant"], most=count, least=count))
-    results.bounds.append(Bound("records with one", len(numbers & set(range(count))), most=count, least=count))
+    results.bounds.append(
+        PerformanceTarget("dead letters unknown_tenant", reasons["unknown_tenant"], most=count, least=count)
+    )
+    results.bounds.append(
+        PerformanceTarget("records with one", len(numbers & set(range(count))), most=count, least=count)
+    )
     for measured in results.phases[1:]:
         name = measured.phase.name
-        results.bounds.append(Bound(f"{name}: p99 of the others", measured.p99_s, PROMPT_S, unit="s"))
+        results.bounds.append(PerformanceTarget(f"{name}: p99 of the others", measured.p99_s, PROMPT_S, unit="s"))
     results.bound_memory(arguments.rss_growth_mib or RSS_GROWTH_UNKNOWN_MIB)
     return results
 
@@ -227,7 +235,7 @@ async def concluded(ground: ProvingGround, title: str, steady: Flow) -> Results:
     applied = await ground.applied(ground.urls, within_s=APPLIED_WITHIN_S)
     urls = ground.urls_without(ground.server())
     results = Results(title, [await ground.measured(phase, steady.plan, urls) for phase in ground.phases])
-    results.bounds.append(Bound("all was applied in the end", float(applied), least=1))
+    results.bounds.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
     results.differences = await ground.differences()
     all_known = all(flow.is_checked for flow in ground.flows)
     if strays := [one for one in ground.letters if all_known or one.reason != "unknown_tenant"]:

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from support.load.chain_checker import completed_count, held
 from support.load.operation_chains import Plan
-from support.load.targets import MISSING, Bound, number, ratio_of
+from support.load.targets import MISSING, PerformanceTarget, number, ratio_of
 from support.load.testbed import Flow, Measured, ProvingGround
 from support.postgres.faults import (
     frozen,
@@ -284,18 +284,20 @@ async def first_s(url: str, back_at: datetime) -> float | None:
     return seconds
 
 
-def bounds_of(runs: Sequence[Run], arguments: argparse.Namespace) -> Iterable[Bound]:
+def bounds_of(runs: Sequence[Run], arguments: argparse.Namespace) -> Iterable[PerformanceTarget]:
     """Yield what is promised of each trouble: costs by the median of its rounds, the return by the slowest."""
     for name in dict.fromkeys(one.trouble for one in runs):
         same = [one for one in runs if one.trouble == name]
         rate, p99 = median(one.rate_ratio for one in same), median(one.p99_ratio for one in same)
-        yield Bound(f"{name}: throughput of the others ÷ control's", rate, least=arguments.rate_ratio)
-        yield Bound(f"{name}: p99 of the others ÷ control's", p99, most=arguments.p99_ratio)
+        yield PerformanceTarget(f"{name}: throughput of the others ÷ control's", rate, least=arguments.rate_ratio)
+        yield PerformanceTarget(f"{name}: p99 of the others ÷ control's", p99, most=arguments.p99_ratio)
         if held_up := [one for one in same if one.held_count]:
             first = max(one.first_s or 0.0 for one in held_up)
             last = max(one.last_s or 0.0 for one in held_up)
-            yield Bound(f"{name}: the shard goes on when it is back", first, arguments.first_seconds, unit="s")
-            yield Bound(f"{name}: it has caught up", last, arguments.last_seconds, unit="s")
+            yield PerformanceTarget(
+                f"{name}: the shard goes on when it is back", first, arguments.first_seconds, unit="s"
+            )
+            yield PerformanceTarget(f"{name}: it has caught up", last, arguments.last_seconds, unit="s")
 
 
 def median(values: Iterable[float | None]) -> float | None:
@@ -307,7 +309,7 @@ def median(values: Iterable[float | None]) -> float | None:
 def print_results(
     console: Console,
     runs: Sequence[Run],
-    bounds: Sequence[Bound],
+    bounds: Sequence[PerformanceTarget],
     skipped: Mapping[str, str],
     differences: Sequence[str],
 ) -> None:

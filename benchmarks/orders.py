@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from support.load.order_checker import compare_orders, first_commit_at
 from support.load.order_plan import OrderPlan
-from support.load.targets import Bound
+from support.load.targets import PerformanceTarget
 from support.load.testbed import process_name
 from support.processes.resource_usage import cpu_seconds
 
@@ -131,7 +131,7 @@ async def run(arguments: argparse.Namespace) -> int:
         differences = await bench.differences()
     judged = [pair for pair in pairs if pair[0].latency_ms == arguments.latency_ms]
     what = f"median worker ÷ median naive loop at {arguments.latency_ms} ms a call"
-    bound = Bound(what, ratio_of(judged), least=arguments.least_ratio)
+    bound = PerformanceTarget(what, ratio_of(judged), least=arguments.least_ratio)
     show(pairs, bound, differences, console)
     if arguments.json:
         sys.stdout.write(as_json(pairs, bound, differences) + "\n")
@@ -309,7 +309,7 @@ class Bench:
 
 
 def show(
-    pairs: Sequence[tuple[Measured, Measured]], bound: Bound, differences: Sequence[str], console: Console
+    pairs: Sequence[tuple[Measured, Measured]], bound: PerformanceTarget, differences: Sequence[str], console: Console
 ) -> None:
     """Print all runs for people."""
     names = ("this, Citrus", "worker", "Postgres", "SQS")
@@ -328,7 +328,7 @@ def show(
         console.print(f"  {difference}", markup=False, soft_wrap=True)
 
 
-def as_json(pairs: Sequence[tuple[Measured, Measured]], bound: Bound, differences: Sequence[str]) -> str:
+def as_json(pairs: Sequence[tuple[Measured, Measured]], bound: PerformanceTarget, differences: Sequence[str]) -> str:
     """Return all of it for programs."""
     runs = [
         {

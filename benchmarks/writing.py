@@ -35,7 +35,7 @@ import structlog
 import uvloop
 from rich.console import Console
 from rich.table import Table
-from support.load.targets import Bound, number
+from support.load.targets import PerformanceTarget, number
 from support.processes.resource_usage import cpu_seconds
 
 from simplu_worker.local.postgres.server import PostgresServer, Programs
@@ -44,7 +44,7 @@ from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.local.workload import documents
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Source
-from simplu_worker.shards.apply.position_claims import Claim
+from simplu_worker.shards.apply.position_claims import PositionClaim
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -237,7 +237,7 @@ class Twins:
     def __init__(self, commit: str, pools: Sequence[ShardPool], tenants: int) -> None:
         self.commit = commit
         self.pools = tuple(pools)
-        self.claim = Claim(STREAM, STREAM_SHARD_ID)
+        self.claim = PositionClaim(STREAM, STREAM_SHARD_ID)
         writers = [ShardWriter(pool, tenant_wait=timedelta(minutes=15)) for pool in pools]
         self._with_row = writers[0]
         self._turns = list(zip(KINDS, writers, strict=True))
@@ -336,7 +336,7 @@ async def run(arguments: argparse.Namespace) -> int:
         for twins, size in cells
     ]
     bounds = [
-        Bound(
+        PerformanceTarget(
             f"{one.size} operations a batch, synchronous_commit {one.commit}: with the row ÷ without",
             one.ratio,
             least=arguments.least_ratio,
@@ -409,7 +409,7 @@ async def fetch(url: str, query: str) -> asyncpg.Record:
 
 def show(
     summaries: Sequence[Summary],
-    bounds: Sequence[Bound],
+    bounds: Sequence[PerformanceTarget],
     row: Mapping[str, float],
     differences: Sequence[str],
     console: Console,
@@ -445,7 +445,10 @@ def show(
 
 
 def as_json(
-    summaries: Sequence[Summary], bounds: Sequence[Bound], row: Mapping[str, float], differences: Sequence[str]
+    summaries: Sequence[Summary],
+    bounds: Sequence[PerformanceTarget],
+    row: Mapping[str, float],
+    differences: Sequence[str],
 ) -> str:
     """Return all of it for programs."""
     return json.dumps(

@@ -353,14 +353,14 @@ def adopt_shard(
     leave_faulty
         Leave rows in the old table that cannot be resources.
     """
-    from simplu_worker.commands.shards.adopt import AdoptOptions, Carry, adopt_shard  # noqa: PLC0415
+    from simplu_worker.commands.shards.adopt import AdoptMode, AdoptOptions, adopt_shard  # noqa: PLC0415
     from simplu_worker.shards.adoption.plan import Choices, Duplicates  # noqa: PLC0415
 
     if prepare and apply:
         print("shards adopt: expected --prepare or --apply, got both", file=sys.stderr)  # noqa: T201  (for the person)
         return EXIT_USAGE
     options = AdoptOptions(
-        carry=Carry.ALL if apply else Carry.COPY if prepare else Carry.NOTHING,
+        carry=AdoptMode.ALL if apply else AdoptMode.COPY if prepare else AdoptMode.NOTHING,
         choices=Choices(None if duplicates is None else Duplicates(duplicates), leave_unresolved, leave_faulty),
     )
     return _command(lambda settings: adopt_shard(settings, shard, options, as_json=as_json), env_file)

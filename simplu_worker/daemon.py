@@ -30,24 +30,24 @@ from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.leases.lease import worker_id
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReadingRules
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.source_retention import LogWindow
 from simplu_worker.consumers.sqs.control.handler import ControlHandler
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
-from simplu_worker.consumers.sqs.receive.priority import GiveWay
-from simplu_worker.consumers.sqs.receive.receiver import POLL_WAIT_S, Handler, Limits, QueueReceiver
+from simplu_worker.consumers.sqs.receive.priority import PriorityGate
+from simplu_worker.consumers.sqs.receive.receiver import POLL_WAIT_S, Handler, QueueReceiver, SchedulerLimits
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 from simplu_worker.dead_letters.queue import DeadLetterQueue
-from simplu_worker.errors import ConfigurationError, RefusedError, WorkerError
-from simplu_worker.memory_tuning import settle_in
+from simplu_worker.errors import ConfigurationError, PermanentError, WorkerError
+from simplu_worker.memory_tuning import tune_allocator
 from simplu_worker.metrics import instruments
-from simplu_worker.shards.apply.commit_safety import SafeCommits
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.log_retention import LogRetention
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.prober import Prober
-from simplu_worker.shards.health.registry import HealthBook
+from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import Citrus, open_citrus
 from simplu_worker.shards.routing.directory import Directory
@@ -61,7 +61,7 @@ from simplu_worker.shards.tenants.destruction import Destroyer
 from simplu_worker.shards.tenants.first_use import FindsBusiness, FirstUse
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
-from simplu_worker.status.replica import Replica, views_of
+from simplu_worker.status.replica import ReplicaStatus, views_of
 from simplu_worker.status.server import open_http
 from simplu_worker.telemetry.systemd import SystemdNotifier
 
@@ -69,7 +69,7 @@ KINESIS_READ_TIMEOUT_S: Final = 5.0
 HEARTBEAT_S: Final = 0.5
 FLUSH_S: Final = 2.0  # at a stop, for what the cache is yet to be told
 DRAIN_SHARE: Final = 0.8  # of the grace time, for what is in flight; the rest is for giving leases and messages back
-QUEUE_LIMITS: Final = Limits(message_count=600, batch_count=200)  # fuller batches, fewer transactions
+QUEUE_LIMITS: Final = SchedulerLimits(message_count=600, batch_count=200)  # fuller batches, fewer transactions
 CALLS_A_QUEUE: Final = 16  # deletes, heartbeats and give-backs of one queue at a time
 ONLY_SHARD_ID: Final = "database"  # the id of the one shard that DATABASE_* name
 
@@ -83,7 +83,7 @@ class Shards:
     locator: Locator
     pools: Pools
     directory: Directory
-    router: Router
+    router: ShardGateway
     provisioner: Provisioner
     destroyer: Destroyer
     changes: ResourceChanges
@@ -116,13 +116,13 @@ async def open_shards(
         locator = await stack.enter_async_context(_open_locator(settings))
         directory = Directory(locator, pools)
         tenant_wait = timedelta(seconds=settings.tenant_wait_seconds)
-        commits = SafeCommits(pools)
+        commits = ReplicationWaiter(pools)
         provisioner = Provisioner(locator, directory, pools, on_change=on_change, commits=commits)
         yield Shards(
             locator=locator,
             pools=pools,
             directory=directory,
-            router=Router(
+            router=ShardGateway(
                 directory,
                 locator,
                 pools,
@@ -156,7 +156,7 @@ async def _open_locator(settings: Settings) -> AsyncIterator[Locator]:
         shard = MappedShard(shard_id=ONLY_SHARD_ID, connection_string=_only_connection_string(settings))
         try:
             shard.address.checked(allowed_hosts)
-        except RefusedError as exc:
+        except PermanentError as exc:
             raise ConfigurationError(f"DATABASE_HOST: {exc}") from None
         yield StaticMap(ShardMap(shards=(shard,)))
 
@@ -181,7 +181,7 @@ async def run_worker(settings: Settings) -> None:
     instruments.set_build_info(__version__)
     notifier = SystemdNotifier(os.environ)
     token = settings.api_token
-    replica = Replica(
+    replica = ReplicaStatus(
         name=worker_id(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
         stopping=stopping,
         grace_s=settings.shutdown_grace_seconds,
@@ -208,7 +208,7 @@ async def run_worker(settings: Settings) -> None:
             open_shards(settings, on_change=on_change, business_info=business_info)
         )
         consumers = await _open_consumers(stack, settings, shards, replica.name, cache)
-        health = HealthBook()
+        health = HealthRegistry()
         replica.start(
             shards.router,
             shards.pools,
@@ -221,7 +221,7 @@ async def run_worker(settings: Settings) -> None:
             cache_desk=cache_desk,
             health=health,
         )
-        settle_in()
+        tune_allocator()
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
         async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as tasks:
             around = [
@@ -369,7 +369,7 @@ async def _open_receivers(
                 retry_delays_s=retry_delays_s,
             )
         )
-        first = add(queue, handler, None if first is None else GiveWay(partial(_is_busy, first)))
+        first = add(queue, handler, None if first is None else PriorityGate(partial(_is_busy, first)))
 
 
 def _is_busy(receiver: QueueReceiver) -> bool:
@@ -424,9 +424,9 @@ async def open_business_info(settings: Settings, *, attempts: int = 1) -> AsyncI
         yield BusinessInfo(client, settings.dynamodb_business_info_table)
 
 
-def reading_rules(settings: Settings) -> ReadingRules:
+def reading_rules(settings: Settings) -> ReaderSettings:
     """Return what the settings say about reading."""
-    return ReadingRules(
+    return ReaderSettings(
         operation_max_bytes=settings.operation_max_bytes,
         list_result_limit=settings.list_result_limit,
         tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
@@ -434,7 +434,7 @@ def reading_rules(settings: Settings) -> ReadingRules:
     )
 
 
-async def _heartbeat(notifier: SystemdNotifier, replica: Replica) -> None:
+async def _heartbeat(notifier: SystemdNotifier, replica: ReplicaStatus) -> None:
     """Measure how late the event loop is, and tell systemd."""
     is_ready_told = False
     watchdog_at = 0.0

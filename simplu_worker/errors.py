@@ -11,7 +11,7 @@ class WorkerError(Exception):
     """Base of every error that this package raises on purpose."""
 
 
-class TryAgainLaterError(WorkerError):
+class RetryableError(WorkerError):
     """A dependency is in trouble; nothing is wrong with the record, and the same call may succeed later.
 
     *retry_after_s* is the dependency's own wish, where it stated one.
@@ -22,7 +22,7 @@ class TryAgainLaterError(WorkerError):
         self.retry_after_s = retry_after_s
 
 
-class RefusedError(WorkerError):
+class PermanentError(WorkerError):
     """The dependency understood and said no; asking the same again gives the same answer."""
 
 

@@ -17,7 +17,7 @@ _TRIM_ABOVE: Final = 64 * _MIB  # what is in hand by default: PREFETCH_MAX_BYTES
 _MAP_ABOVE: Final = 32 * _MIB  # glibc takes no higher bound
 
 
-def settle_in() -> None:
+def tune_allocator() -> None:
     """Take what there is for permanent, and keep what is let go of for what comes next. To be called once started.
 
     Replies and the arguments of statements are blocks of a megabyte. glibc gives such back to the kernel and gets them

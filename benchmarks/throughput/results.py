@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from support.load.targets import Bound, number
+from support.load.targets import PerformanceTarget, number
 
 from benchmarks.throughput.measures import Idle, Latency, Orders
 from benchmarks.throughput.runs import Cell, Range, Run, Who, of, ratios
@@ -45,7 +45,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Target(Bound):
+class Target(PerformanceTarget):
     """A bound, and how what was measured is spelled where it is the middle of several rounds."""
 
     spelled: str = ""

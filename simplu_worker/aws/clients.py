@@ -24,7 +24,7 @@ from botocore.parsers import ResponseParserError
 from botocore.useragent import UserAgentString
 from botocore.utils import parse_timestamp
 
-from simplu_worker.errors import ConfigurationError, RefusedError, TryAgainLaterError, WorkerError
+from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 
 Client: TypeAlias = Any  # botocore makes its clients at run time from the service's model: there is no class to name
 
@@ -101,7 +101,7 @@ CREDENTIALS_ERRORS: tuple[type[Exception], ...] = (
 DECODERS: dict[str, Callable[[bytes], dict[str, Any]]] = {}
 
 
-class ThrottledError(TryAgainLaterError):
+class ThrottledError(RetryableError):
     """The service answered that it is asked too often; wait longer each time."""
 
 
@@ -162,9 +162,11 @@ def translate(exc: Exception) -> WorkerError:
     if isinstance(exc, botocore_errors.ClientError):
         return _answer_of_service(exc)
     if isinstance(exc, CREDENTIALS_ERRORS):
-        return RefusedError(f"no usable AWS credentials: expected them in the environment, a profile or a role; {exc}")
+        return PermanentError(
+            f"no usable AWS credentials: expected them in the environment, a profile or a role; {exc}"
+        )
     if isinstance(exc, PASSING_ERRORS):
-        return TryAgainLaterError(f"{type(exc).__name__}: {exc}")
+        return RetryableError(f"{type(exc).__name__}: {exc}")
     raise exc
 
 
@@ -184,8 +186,8 @@ def _answer_of_service(exc: botocore_errors.ClientError) -> WorkerError:
     if code in THROTTLING_CODES or status == 429:
         return ThrottledError(message)
     if code in PASSING_CODES or status >= 500:
-        return TryAgainLaterError(message)
-    return RefusedError(message)
+        return RetryableError(message)
+    return PermanentError(message)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ class TableSummary(msgspec.Struct, frozen=True):
 async def describe_table(client: Client, name: str) -> TableSummary | None:
     """Return what table *name* says of itself; None when it does not exist.
 
-    Raises TryAgainLaterError or RefusedError when DynamoDB gives no answer.
+    Raises RetryableError or PermanentError when DynamoDB gives no answer.
     """
     try:
         table = (await client.describe_table(TableName=name))["Table"]

@@ -9,7 +9,7 @@ from typing import Final
 _MARK: Final = '"Notification"'
 
 
-def unwrapped(body: str, attributes: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+def unwrap(body: str, attributes: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     """Return the message in *body* with its attributes; both as they are where there is no envelope.
 
     Those of the SQS message itself win over those that SNS wrote.

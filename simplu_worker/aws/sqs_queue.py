@@ -1,9 +1,9 @@
 """The door to SQS: one queue's calls, as our types and our errors.
 
 A batch call of SQS answers for each entry by itself, so the batch calls here return the entries that did not get
-through, and raise only for what concerns the whole call: TryAgainLaterError (network, throttling, trouble of SQS) and
-RefusedError (no such queue, no permission, too large). What SQS says of a message is read field by field: a field that
-is missing or of another type has a default, and only a message that could never be deleted is passed over.
+through, and raise only for what concerns the whole call: RetryableError (network, throttling, trouble of SQS) and
+PermanentError (no such queue, no permission, too large). A message is read field by field: a field that is missing or
+of another type has a default, and only a message that could never be deleted is passed over.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.clients import Client, translated
-from simplu_worker.aws.sns_envelope import unwrapped
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.aws.sns_envelope import unwrap
+from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Origin, Source
 from simplu_worker.timing.backoff import backoff_s
 
@@ -72,7 +72,7 @@ class Message(msgspec.Struct, frozen=True):
         return sum(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in texts)
 
 
-class Failure(msgspec.Struct, frozen=True):
+class BatchFailure(msgspec.Struct, frozen=True):
     """An entry of a batch call that failed; *is_ours* when SQS finds the entry at fault, and not itself."""
 
     message: Message
@@ -235,7 +235,7 @@ class Queue:
             lost += [failure.message for failure in failures]
         return lost
 
-    async def change_visibility_batch(self, changes: Sequence[tuple[Message, int]]) -> list[Failure]:
+    async def change_visibility_batch(self, changes: Sequence[tuple[Message, int]]) -> list[BatchFailure]:
         """Let each message come again after its seconds, in one call of at most BATCH_MAX_COUNT; return what failed."""
         entries = [
             {"Id": str(index), "ReceiptHandle": message.receipt_handle, "VisibilityTimeout": visibility_s}
@@ -245,7 +245,7 @@ class Queue:
             answer = await self._client.change_message_visibility_batch(QueueUrl=self.url, Entries=entries)
         return _failures(answer, [message for message, _ in changes])
 
-    async def delete_batch(self, messages: Sequence[Message]) -> list[Failure]:
+    async def delete_batch(self, messages: Sequence[Message]) -> list[BatchFailure]:
         """Delete *messages* in one call of at most BATCH_MAX_COUNT; return what failed."""
         # Places as ids: a message id twice in one call would have SQS refuse all of it.
         entries = [
@@ -269,7 +269,7 @@ class Queue:
         for attempt in range(1, DELETE_TRIES + 1):
             try:
                 failures = await self.delete_batch(messages)
-            except TryAgainLaterError:
+            except RetryableError:
                 if attempt == DELETE_TRIES:
                     raise
             else:
@@ -295,7 +295,7 @@ def read_message(item: Mapping[str, Any]) -> Message | None:
         name: _text(_mapping(value), "StringValue") for name, value in _mapping(item.get("MessageAttributes")).items()
     }
     own = {name: text for name, text in texts.items() if text is not None}
-    body, attributes = unwrapped(_text(item, "Body") or "", own)
+    body, attributes = unwrap(_text(item, "Body") or "", own)
     return Message(
         message_id=message_id,
         receipt_handle=receipt_handle,
@@ -316,10 +316,10 @@ def batches(items: Iterable[T]) -> Iterator[list[T]]:
         yield batch
 
 
-def _failures(answer: Mapping[str, Any], messages: Sequence[Message]) -> list[Failure]:
+def _failures(answer: Mapping[str, Any], messages: Sequence[Message]) -> list[BatchFailure]:
     by_id = {str(index): message for index, message in enumerate(messages)}
     return [
-        Failure(by_id[item["Id"]], str(item.get("Code", "")), bool(item.get("SenderFault")))
+        BatchFailure(by_id[item["Id"]], str(item.get("Code", "")), bool(item.get("SenderFault")))
         for item in answer.get("Failed") or []
         if item.get("Id") in by_id
     ]

@@ -16,7 +16,7 @@ import msgspec
 
 from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
 from simplu_worker.business_info.items import Business, Item, UnreadableItemError, business_of, id_of
-from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
 from simplu_worker.timing.clock import loop_time
 
@@ -49,7 +49,7 @@ class Unreadable(msgspec.Struct, frozen=True):
     problem: str
 
 
-class UnreadableBusinessError(RefusedError):
+class UnreadableBusinessError(PermanentError):
     """The item of a business cannot be read; a person has to mend it."""
 
 
@@ -75,7 +75,7 @@ class _Asking:
 
 
 class BusinessInfo:
-    """The table *table*, over *client*. All methods raise `TryAgainLaterError` or `RefusedError` as DynamoDB does."""
+    """The table *table*, over *client*. All methods raise `RetryableError` or `PermanentError` as DynamoDB does."""
 
     def __init__(self, client: Client, table: str, *, clock: Callable[[], float] = loop_time) -> None:
         self._client = client
@@ -143,7 +143,7 @@ class BusinessInfo:
             asked_at = self._clock()
             try:
                 reply = await self._call("get_item", TableName=self._table, Key={"id": {"S": business_id}}, **READ)
-            except (TryAgainLaterError, RefusedError) as exc:
+            except (RetryableError, PermanentError) as exc:
                 return exc
         item = reply.get("Item")
         answer = _Answer(None if item is None else _read(item), asked_at)
@@ -164,7 +164,7 @@ class BusinessInfo:
             if not asked:
                 return items
             await asyncio.sleep(BATCH_REST_S * 2**attempt)
-        raise TryAgainLaterError(f"table {self._table}: not all keys were read in {BATCH_TRIES} tries, it is throttled")
+        raise RetryableError(f"table {self._table}: not all keys were read in {BATCH_TRIES} tries, it is throttled")
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """Make one request, measured, with DynamoDB's errors translated."""
@@ -175,7 +175,7 @@ class BusinessInfo:
             outcome = "ok"
         except AWS_ERRORS as exc:
             if error_code(exc) == "ResourceNotFoundException":
-                raise RefusedError(
+                raise PermanentError(
                     f"table {self._table}: expected business-info, it does not exist; "
                     "create it, or set DYNAMODB_BUSINESS_INFO_TABLE to yours"
                 ) from exc

@@ -1,9 +1,8 @@
-"""Keep the cache in Redis true to the shards (contract §8): after each commit, and never on the way of one.
+"""Keep the cache in Redis true to the shards (contract §8), after each commit and without delaying one.
 
-Whoever commits calls `changed`, which only takes a note. `run` tells Redis, in pipelines: of each resource once, the
-epoch first whenever everything is in doubt (`Doubt`). Every new connection is such a doubt. The first one of a process
-too: the process before it may have been killed between a commit and its invalidation, and what became of those notes
-nobody knows. A stop in order first tells what is left (`flush`).
+After a commit, call `changed`: it only records the keys. `run` sends them to Redis in pipelines, each resource once.
+At every new connection the epoch is moved first (`InvalidationScope`), at the first one of a process too: the process
+before it may have been killed between a commit and its invalidation. An orderly stop sends the rest (`flush`).
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from simplu_worker.cache.invalidations import (
     PREFIX,
     VERSION_PREFIX,
     WAITING_MAX_BYTES,
-    Batch,
-    Doubt,
+    InvalidationBatch,
     Invalidations,
+    InvalidationScope,
     ResourceKey,
     pause_s,
     versions_of,
 )
-from simplu_worker.errors import ConfigurationError, TryAgainLaterError
+from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.clock import utc_now
 
 if TYPE_CHECKING:
-    from simplu_worker.cache.redis_commands import RedisCommands, Told
+    from simplu_worker.cache.redis_commands import InvalidationReply, RedisCommands
 
 REPLY_TIMEOUT_S: Final = 2.0
 PING_S: Final = 5.0  # so that a Redis that went away is noticed when nothing is written
@@ -98,7 +97,7 @@ class Cache:
 
     def replica_ended(self) -> None:
         """Note that another replica ended, perhaps killed between a commit and its invalidation."""
-        self._invalidations.doubt(Doubt.TAKEN_OVER)
+        self._invalidations.doubt(InvalidationScope.TAKEN_OVER)
         self._changed.set()
         self._settled.clear()
 
@@ -111,7 +110,7 @@ class Cache:
         while True:
             try:
                 await self._take_turn()
-            except TryAgainLaterError as exc:
+            except RetryableError as exc:
                 self._lost(exc)
                 await asyncio.sleep(pause_s(self._failure_count, draw=self._draw()))
             else:
@@ -165,7 +164,7 @@ class Cache:
             instruments.CACHE_WAITING.set(len(self._invalidations))
         self._note(batch, told)
 
-    def _note(self, batch: Batch, told: Told) -> None:
+    def _note(self, batch: InvalidationBatch, told: InvalidationReply) -> None:
         if batch.doubt is not None:
             self._epoch, self._epoch_moved_at, self._epoch_moved_for = told.epoch, utc_now(), batch.doubt
             log.info("cache.epoch_moved", redis=self._redis.place, epoch=told.epoch, reason=batch.doubt)
@@ -176,7 +175,7 @@ class Cache:
         self._count("failed", failed)
         self._count("done", len(batch.keys) - failed)
         if refused:
-            self._invalidations.doubt(Doubt.REFUSED)
+            self._invalidations.doubt(InvalidationScope.REFUSED)
             log.warning("cache.refused", redis=self._redis.place, key_count=len(refused), error=told.error)
 
     async def _sweep(self, cursor: int) -> None:
@@ -188,7 +187,7 @@ class Cache:
         if self._sweep_cursor is None:
             self._swept_at = utc_now()
 
-    def _lost(self, exc: TryAgainLaterError) -> None:
+    def _lost(self, exc: RetryableError) -> None:
         self._failure_count += 1
         self._last_error = str(exc)
         if self._unreachable_since is None:
@@ -211,7 +210,9 @@ class Cache:
 
     def _note_connection(self) -> None:
         """Put all in doubt: nobody knows what became of the connection before this one, or of the process before."""
-        self._invalidations.doubt(Doubt.RECONNECTED if self._connection_count else Doubt.STARTED)
+        self._invalidations.doubt(
+            InvalidationScope.RECONNECTED if self._connection_count else InvalidationScope.STARTED
+        )
         self._connection_count += 1
         self._changed.set()
 
@@ -268,7 +269,7 @@ class CacheDesk:
         try:
             about = await self._redis.about()
             counts, is_complete = await self._counted()
-        except TryAgainLaterError as exc:
+        except RetryableError as exc:
             return stats | {"server": None, "keys": None, "error": str(exc)}
         hits, misses = about.get("keyspace_hits"), about.get("keyspace_misses")
         server = {
@@ -287,7 +288,7 @@ class CacheDesk:
         return stats | {"server": server, "keys": counts | {"complete": is_complete}, "error": None}
 
     async def keys(self, limit: int) -> tuple[list[str], bool]:
-        """Return at most *limit* of our keys, sorted, and whether these are all. Raises `TryAgainLaterError`."""
+        """Return at most *limit* of our keys, sorted, and whether these are all. Raises `RetryableError`."""
         found: set[str] = set()
         async for keys in self._scanned(LOOK_S):
             if keys is None or len(found | set(keys)) > limit:
@@ -300,7 +301,7 @@ class CacheDesk:
         """Move the epoch and delete all our entries; return the count, the epoch, and whether the end was reached.
 
         Versions and the epoch stay: counted anew from 0 they would come by numbers that stale lists may still have.
-        Raises `TryAgainLaterError`.
+        Raises `RetryableError`.
         """
         epoch = await self._redis.move_epoch()
         self._cache.note_epoch(epoch)

@@ -52,7 +52,7 @@ def ignore_changes(_keys: Iterable[ResourceKey]) -> None:
     """Do nothing: there is no cache."""
 
 
-class Doubt(StrEnum):
+class InvalidationScope(StrEnum):
     """Why the whole cache may be stale."""
 
     STARTED = "started"  # the process before this one may have been killed between a commit and its invalidation
@@ -64,7 +64,7 @@ class Doubt(StrEnum):
     @property
     def covers_entries(self) -> bool:
         """Whether entries of single resources may be stale too, and not only lists."""
-        return self is not Doubt.REFUSED
+        return self is not InvalidationScope.REFUSED
 
 
 def touched(operations: Sequence[Operation], outcomes: Sequence[Outcome]) -> Iterator[ResourceKey]:
@@ -94,10 +94,10 @@ def pause_s(failure_count: int, *, draw: float) -> float:
     return span_s * (0.5 + draw / 2)
 
 
-class Batch(NamedTuple):
+class InvalidationBatch(NamedTuple):
     """What goes to Redis at once: a doubt, when there is one, is settled first."""
 
-    doubt: Doubt | None
+    doubt: InvalidationScope | None
     keys: list[ResourceKey]
 
 
@@ -107,7 +107,7 @@ class Invalidations:
     def __init__(self, *, max_bytes: int = WAITING_MAX_BYTES) -> None:
         self._waiting: dict[ResourceKey, None] = {}
         self._max_bytes = max_bytes
-        self._doubt: Doubt | None = None
+        self._doubt: InvalidationScope | None = None
         self.size_bytes = 0
 
     def __repr__(self) -> str:
@@ -134,25 +134,25 @@ class Invalidations:
                     dropped += len(self._waiting)
                     self._waiting.clear()
                     self.size_bytes = 0
-                    self.doubt(Doubt.OVERFLOWED)
+                    self.doubt(InvalidationScope.OVERFLOWED)
         return dropped
 
-    def doubt(self, why: Doubt) -> None:
+    def doubt(self, why: InvalidationScope) -> None:
         """Note that all may be stale; of several reasons one that covers more stays."""
         if self._doubt is None or not self._doubt.covers_entries:
             self._doubt = why
 
-    def take(self, max_count: int = BATCH_MAX_KEYS) -> Batch:
+    def take(self, max_count: int = BATCH_MAX_KEYS) -> InvalidationBatch:
         """Take out what to send next; what comes in meanwhile waits for a batch after it."""
         keys = list(islice(self._waiting, max_count))
         for key in keys:
             del self._waiting[key]
             self.size_bytes -= _size_bytes(key)
-        batch = Batch(self._doubt, keys)
+        batch = InvalidationBatch(self._doubt, keys)
         self._doubt = None
         return batch
 
-    def put_back(self, batch: Batch) -> int:
+    def put_back(self, batch: InvalidationBatch) -> int:
         """Take in again what could not be sent, or of which nobody knows; return as `add`."""
         if batch.doubt is not None:
             self.doubt(batch.doubt)

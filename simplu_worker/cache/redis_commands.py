@@ -18,18 +18,18 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from simplu_worker.cache.invalidations import EPOCH_KEY
-from simplu_worker.errors import ConfigurationError, TryAgainLaterError
+from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.telemetry.log import register_secret, scrub_text
 
 CALL_TIMEOUT_S: Final = 5.0  # for all replies of a pipeline together
 SCAN_COUNT: Final = 1000
 
 
-class CacheUnavailableError(TryAgainLaterError):
+class CacheUnavailableError(RetryableError):
     """Redis does not answer, or takes nothing from us now."""
 
 
-class Told(NamedTuple):
+class InvalidationReply(NamedTuple):
     """What Redis made of a batch; *epoch* when it was moved, and the keys that it refuses, with why."""
 
     epoch: int | None
@@ -76,7 +76,7 @@ class RedisCommands:
         async with self._asking():
             await self._client.ping()
 
-    async def tell(self, *, move_epoch: bool, entries: Sequence[str], versions: Sequence[str]) -> Told:
+    async def tell(self, *, move_epoch: bool, entries: Sequence[str], versions: Sequence[str]) -> InvalidationReply:
         """Move the epoch first, if that is asked for, then delete *entries* and count *versions* up: one round trip.
 
         A command that fails keeps none of the others from being done.
@@ -98,7 +98,9 @@ class RedisCommands:
         refused = [version for version, reply in zip(versions, counted, strict=True) if isinstance(reply, Exception)]
         if entries and isinstance(replies[int(move_epoch)], Exception):
             refused += entries
-        return Told(int(replies[0]) if move_epoch else None, refused, _text_of(troubles[0]) if troubles else None)
+        return InvalidationReply(
+            int(replies[0]) if move_epoch else None, refused, _text_of(troubles[0]) if troubles else None
+        )
 
     async def move_epoch(self) -> int:
         """Move the epoch; return the new one."""

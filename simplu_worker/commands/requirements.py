@@ -6,7 +6,7 @@ from simplu_worker.config.settings import ROUTES, Settings
 from simplu_worker.errors import ConfigurationError
 
 
-def require(settings: Settings, *, routes: bool = False, stream: bool = False) -> None:
+def require_settings(settings: Settings, *, routes: bool = False, stream: bool = False) -> None:
     """Raise ConfigurationError, naming every variable, unless what is asked for is configured."""
     problems = []
     if stream and settings.kinesis_stream_name is None:

@@ -9,7 +9,7 @@ import structlog
 
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.consumers.kinesis.stream.client import Stream
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.retention_rules import effective_retention
 
 log = structlog.get_logger(__name__)
@@ -46,14 +46,14 @@ class LogWindow:
     async def _of_stream(self, stream: Stream) -> timedelta | None:
         try:
             return (await stream.summary()).retention
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             log.warning("retention.unknown", stream=stream.name, error=str(exc))
             return None
 
     async def _of_queue(self, queue: Queue) -> timedelta | None:
         try:
             retention_s = (await queue.attributes()).retention_s
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             log.warning("retention.unknown", queue=queue.name, error=str(exc))
             return None
         if retention_s is None:

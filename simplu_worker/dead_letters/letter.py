@@ -70,7 +70,7 @@ class NoLetterError(Exception):
     """The text is no dead letter; says what was expected, without what is in it."""
 
 
-def letter_of(rejected: Rejected, record: bytes, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
+def dead_letter_of(rejected: Rejected, record: bytes, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
     """Return the dead letter of a *record* that was rejected for what is in it."""
     return DeadLetter(
         reason=rejected.reason,

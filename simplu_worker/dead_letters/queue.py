@@ -17,10 +17,10 @@ import structlog
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Outgoing, Queue
 from simplu_worker.dead_letters.letter import DeadLetter, encode_letter, fifo_ids
-from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics.instruments import DEAD_LETTERS
 from simplu_worker.timing.backoff import backoff_s
-from simplu_worker.timing.waits import pause
+from simplu_worker.timing.waits import sleep_or_event
 
 __all__ = ["DeadLetter", "DeadLetterQueue", "LetterStore"]
 
@@ -39,7 +39,7 @@ class LetterStore(Protocol):
     """What a reader hands its dead letters to."""
 
     async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
-        """Return when all *letters* are stored; raise TryAgainLaterError when *stopping* is set before."""
+        """Return when all *letters* are stored; raise RetryableError when *stopping* is set before."""
 
 
 class DeadLetterQueue:
@@ -57,7 +57,7 @@ class DeadLetterQueue:
         """Read how long a message may be; without an answer the default counts until something fails."""
         try:
             attributes = await self.queue.attributes()
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             log.warning("dead_letter.queue_unread", queue=self.queue.name, error=str(exc))
         else:
             self._max_bytes = attributes.max_message_bytes or MAX_MESSAGE_DEFAULT_BYTES
@@ -65,7 +65,7 @@ class DeadLetterQueue:
     async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
         """Store all *letters*, however long it takes.
 
-        Raises TryAgainLaterError when *stopping* is set and the queue still does not take them: their records must then
+        Raises RetryableError when *stopping* is set and the queue still does not take them: their records must then
         be left unacknowledged, and come again.
         """
         batch_count = BATCH_MAX_COUNT
@@ -75,7 +75,7 @@ class DeadLetterQueue:
             if error is None:
                 return
             failure_count = failure_count + 1 if len(left) == len(letters) else 1
-            if isinstance(error, RefusedError):
+            if isinstance(error, PermanentError):
                 batch_count = 1  # whatever one letter has, the others do not share it
             letters = left
             delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
@@ -87,8 +87,8 @@ class DeadLetterQueue:
                 retry_in_s=round(delay_s, 1),
                 error=str(error),
             )
-            if await pause(delay_s, until=stopping):
-                raise TryAgainLaterError(f"stopping with {len(letters)} dead letters not stored: {error}")
+            if await sleep_or_event(delay_s, until=stopping):
+                raise RetryableError(f"stopping with {len(letters)} dead letters not stored: {error}")
             await self.open()  # a limit that was unknown, or lowered, may be what was wrong
 
     async def _store_round(
@@ -106,10 +106,10 @@ class DeadLetterQueue:
             batch = letters[position : position + len(bodies)]
             try:
                 unsent = await self.queue.send([self._outgoing(*pair) for pair in zip(batch, bodies, strict=True)])
-            except (TryAgainLaterError, RefusedError) as exc:
+            except (RetryableError, PermanentError) as exc:
                 return [*left, *letters[position:]], exc
             if unsent:
-                error = RefusedError(f"SendMessageBatch: {len(unsent)} of {len(batch)} entries: {unsent[-1].code}")
+                error = PermanentError(f"SendMessageBatch: {len(unsent)} of {len(batch)} entries: {unsent[-1].code}")
             unsent_indexes = {entry.index for entry in unsent}
             left += [letter for index, letter in enumerate(batch) if index in unsent_indexes]
             self._note_stored([letter for index, letter in enumerate(batch) if index not in unsent_indexes])

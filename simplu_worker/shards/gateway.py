@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from simplu_worker.cache.invalidations import OnChange, ignore_changes, touched
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable
-from simplu_worker.shards.apply.commit_safety import SafeCommits
-from simplu_worker.shards.apply.position_claims import Claim, Standing
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.position_claims import PositionClaim, StoredPositions
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -41,7 +41,7 @@ class LoggedOperation(msgspec.Struct, frozen=True, rename="camel", omit_defaults
     result: msgspec.Raw | None = None
 
 
-class Router:
+class ShardGateway:
     """The one way from the consumers to the shards."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Router:
         *,
         tenant_wait: timedelta,
         on_change: OnChange = ignore_changes,
-        commits: SafeCommits | None = None,
+        commits: ReplicationWaiter | None = None,
         first_use: FirstUse | None = None,
     ) -> None:
         self._directory = directory
@@ -60,7 +60,7 @@ class Router:
         self._pools = pools
         self._tenant_wait = tenant_wait
         self._on_change = on_change
-        self._commits = commits or SafeCommits(pools)
+        self._commits = commits or ReplicationWaiter(pools)
         self._first_use = first_use
         self._writers: dict[str, tuple[ShardPool, ShardWriter]] = {}
         self._took_at: dict[str, float] = {}
@@ -100,12 +100,12 @@ class Router:
         return await self.find(tenant_id)
 
     async def apply(
-        self, shard_id: str, operations: Sequence[Operation], *, claim: Claim | None = None
+        self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
     ) -> list[Outcome]:
         """Apply *operations* to a shard, in effect one by one in order; return what became of each.
 
         Tenants whose operations are to be held are asked for anew the next time. With *claim*, the reader's row there
-        is written with them. Raises `TryAgainLaterError` when the shard cannot take the batch: nothing is then known of
+        is written with them. Raises `RetryableError` when the shard cannot take the batch: nothing is then known of
         it, and the same batch may be tried again; `PositionChangedError` when the row has to be read first.
         """
         if self._pools.has_left(shard_id):
@@ -125,12 +125,12 @@ class Router:
     async def make_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
         """Wait until operations that were applied, or found applied, are as safe as their shard can make them.
 
-        For what comes from a queue, and is gone with its message. Raises `TryAgainLaterError` when the shard does not
+        For what comes from a queue, and is gone with its message. Raises `RetryableError` when the shard does not
         say so, or has lost them: then they are to be applied again.
         """
         await self._commits.of_operations(shard_id, operations)
 
-    async def give_up(self, shard_id: str, operation: Operation, *, claim: Claim | None = None) -> Outcome:
+    async def give_up(self, shard_id: str, operation: Operation, *, claim: PositionClaim | None = None) -> Outcome:
         """Leave the row of an operation that is given up, `retries_exhausted`, after which later ones may be applied.
 
         Idempotent; to be called when its dead letter is stored. Returns APPLIED with that failure when this call wrote
@@ -144,7 +144,7 @@ class Router:
         return outcome
 
     async def probe(self, shard_id: str) -> None:
-        """Make sure, within seconds, that a shard can take operations now; raise `TryAgainLaterError` when it cannot.
+        """Make sure, within seconds, that a shard can take operations now; raise `RetryableError` when it cannot.
 
         Of many who ask at once one looks, and its answer is everybody's for a moment. One that left the map is waited
         for by nobody: it takes what there is, and says of all of it that its tenants do not live there.
@@ -157,7 +157,7 @@ class Router:
 
         Raises nothing.
         """
-        with contextlib.suppress(TryAgainLaterError, RefusedError):
+        with contextlib.suppress(RetryableError, PermanentError):
             for address in await self._locator.shards():
                 if address.refusal is None:
                     self._pools.pool(address)
@@ -165,33 +165,33 @@ class Router:
 
     async def standing(
         self, shard_id: str, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
-    ) -> Standing | None:
+    ) -> StoredPositions | None:
         """Return what a shard knows of stream shards; None where it has no tenant yet.
 
-        *is_first* is for who asks it for the first time. Raises `TryAgainLaterError` when it does not answer.
+        *is_first* is for who asks it for the first time. Raises `RetryableError` when it does not answer.
         """
         return await self._writer(shard_id).standing(stream, stream_shard_ids, is_first=is_first)
 
     async def adopt(
-        self, shard_id: str, claim: Claim, ancestors: Sequence[str], *, is_first: bool = False
-    ) -> Standing | None:
+        self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
+    ) -> StoredPositions | None:
         """Return what `standing` would, and make sure that what it says of ancestors cannot be lost without a trace."""
         return await self._writer(shard_id).adopt(claim, ancestors, is_first=is_first)
 
     async def who_is_here(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
         """Return which of the tenants live on a shard, as it says itself; other places of theirs are forgotten.
 
-        Raises `TryAgainLaterError` when the shard does not answer.
+        Raises `RetryableError` when the shard does not answer.
         """
         here = await self._writer(shard_id).who_is_here(tenant_ids)
         for tenant_id in here:
             self._directory.forget(tenant_id)
         return here
 
-    async def touch(self, shard_id: str, claims: Sequence[Claim]) -> list[Claim]:
+    async def touch(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
         """Write *claims* into the rows of their readers; return those whose rows have to be read first.
 
-        Raises `TryAgainLaterError` when the shard does not answer.
+        Raises `RetryableError` when the shard does not answer.
         """
         return await self._writer(shard_id).touch(claims)
 

@@ -19,7 +19,7 @@ from simplu_worker.cache.cache import Cache, CacheDesk
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.redrive_rules import redrive_policy
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.status.server import Answer
 from simplu_worker.telemetry.log import scrub, scrub_text
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 
 class WatchedQueue(Protocol):
-    """What is asked of a queue. Both raise TryAgainLaterError and RefusedError."""
+    """What is asked of a queue. Both raise RetryableError and PermanentError."""
 
     @property
     def is_fifo(self) -> bool:
@@ -112,7 +112,7 @@ class Monitoring:
         except ThrottledError:
             error = f"SQS purges a queue once in {PURGE_INTERVAL_S} s at most; ask again after that"
             return 429, {"error": error, "queue": name, "retryAfterSeconds": PURGE_INTERVAL_S}
-        except (TryAgainLaterError, RefusedError, OSError) as exc:
+        except (RetryableError, PermanentError, OSError) as exc:
             return 503, {"error": scrub_text(str(exc)), "queue": name}
         log.warning("queue.purged", queue=name)
         return 202, {"queue": name, "emptyWithinSeconds": PURGE_INTERVAL_S}
@@ -129,7 +129,7 @@ class Monitoring:
             return 404, {"error": NO_CACHE}
         try:
             keys, are_all = await self.cache_desk.keys(KEYS_MAX)
-        except TryAgainLaterError as exc:
+        except RetryableError as exc:
             return 503, {"error": scrub_text(str(exc))}
         return 200, {"keys": keys, "count": len(keys), "hasMore": not are_all}
 
@@ -139,7 +139,7 @@ class Monitoring:
             return 404, {"error": NO_CACHE}
         try:
             return 200, await self.cache_desk.clear()
-        except TryAgainLaterError as exc:
+        except RetryableError as exc:
             return 503, {"error": scrub_text(str(exc))}
 
     async def _ask(self, name: str, queue: WatchedQueue, rows: dict[str, dict[str, Any]]) -> None:
@@ -150,7 +150,7 @@ class Monitoring:
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 row |= _told(await queue.attributes())
-        except (TryAgainLaterError, RefusedError, OSError) as exc:  # a timeout is an OSError
+        except (RetryableError, PermanentError, OSError) as exc:  # a timeout is an OSError
             row["error"] = scrub_text(str(exc)) or f"no answer within {ANSWER_WITHIN_S:g} s"
         rows[name] = row
 

@@ -20,13 +20,13 @@ from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.shards.gateway import Router
-from simplu_worker.shards.health.all_shards import Listed, RollCall
+from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.health.all_shards import Listed, ShardInspector
 from simplu_worker.shards.health.assessment import Health, health_view
-from simplu_worker.shards.health.registry import HealthBook
+from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import Citrus
 from simplu_worker.shards.routing.directory import Absence
@@ -52,7 +52,7 @@ DRAIN_MARGIN_S: Final = 10.0  # past the grace time, at which the daemon cuts th
 
 
 @dataclass
-class Replica:
+class ReplicaStatus:
     """This process as its views see it; the parts are there once it has started.
 
     *grace_s* is what it has to drain, once *stopping* is set.
@@ -62,18 +62,18 @@ class Replica:
     stopping: asyncio.Event
     grace_s: float = float("inf")
     started_at: float = field(default_factory=time.monotonic)
-    router: Router | None = None
+    router: ShardGateway | None = None
     pools: Pools | None = None
     locator: Locator | None = None
     fleet: Fleet | None = None
-    health: HealthBook = field(default_factory=HealthBook)
-    roll_call: RollCall | None = None
+    health: HealthRegistry = field(default_factory=HealthRegistry)
+    roll_call: ShardInspector | None = None
     monitoring: Monitoring = field(default_factory=Monitoring)
     _drain_seen_at: float | None = None
 
     def start(
         self,
-        router: Router,
+        router: ShardGateway,
         pools: Pools,
         locator: Locator,
         fleet: Fleet | None,
@@ -83,12 +83,12 @@ class Replica:
         orders: Mapping[str, OrderHandler] | None = None,
         cache: Cache | None = None,
         cache_desk: CacheDesk | None = None,
-        health: HealthBook | None = None,
+        health: HealthRegistry | None = None,
     ) -> None:
         """Show these from now on; for *receivers* and what follows see `Monitoring`."""
         self.router, self.pools, self.locator, self.fleet = router, pools, locator, fleet
-        self.health = health or HealthBook()
-        self.roll_call = RollCall(locator, pools)
+        self.health = health or HealthRegistry()
+        self.roll_call = ShardInspector(locator, pools)
         self.monitoring = Monitoring(receivers, queues or {}, orders or {}, cache, cache_desk)
 
     def not_live(self) -> str | None:
@@ -224,7 +224,7 @@ class Replica:
         silent: list[str] = []
         try:
             found, silent = await self.router.operation(request_id, tenant_id)
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             return 503, {"error": str(exc)}
         if found is not None:
             return 200, msgspec.to_builtins(found, builtin_types=(msgspec.Raw,)) | _named(silent)
@@ -245,7 +245,7 @@ class Replica:
             return 503, {"error": "starting"}
         try:
             found = await self.router.tenant(tenant_id_of(business_id, location_id))
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             return 503, {"error": str(exc)}
         if isinstance(found, Absence):
             return 404, {"businessId": business_id, "locationId": location_id, "state": found}
@@ -260,7 +260,7 @@ class Replica:
             return 503, {"error": "starting"}
         try:
             listed = await self.roll_call()
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             return 503, {"error": str(exc)}
         pools = self.pools.by_shard_id() if self.pools else {}
         silent = [shard.address.shard_id for shard in listed if shard.is_silent]
@@ -268,7 +268,7 @@ class Replica:
         return 200, {"shards": views} | _named(silent)
 
 
-def views_of(replica: Replica) -> Views:
+def views_of(replica: ReplicaStatus) -> Views:
     """Return what the HTTP server shows of *replica*."""
     return Views(
         live=replica.not_live,
@@ -288,7 +288,7 @@ def views_of(replica: Replica) -> Views:
     )
 
 
-def _once_started(replica: Replica, ask: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
+def _once_started(replica: ReplicaStatus, ask: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
     """Return a view that asks what *replica* monitors by then."""
 
     async def answer(*args: str) -> Answer:

@@ -24,7 +24,7 @@ from urllib.parse import quote, quote_plus, unquote
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-from simplu_worker.telemetry.log_folding import Facts, RepeatFold
+from simplu_worker.telemetry.log_folding import Facts, LogDeduplicator
 
 MASK = "***"
 SECRET_MIN_LENGTH = 6  # a shorter one would blank ordinary words
@@ -175,7 +175,7 @@ class _Output:
         self._stream = stream
         self._render = render
         self._clock = clock
-        self._fold = RepeatFold()
+        self._fold = LogDeduplicator()
         self.recent: deque[Facts] = deque(maxlen=RECENT_MAX)
         self._lock = threading.RLock()  # re-entrant: the garbage collector may run a __del__ that logs
 

@@ -40,7 +40,7 @@ class _Window:
         return [] if self.newest is None else [{**self.newest, "repeated": self.repeated}]
 
 
-class RepeatFold:
+class LogDeduplicator:
     """Fold warnings and errors that repeat: the first is written at once, the others once a window, with their number.
 
     Pure: *now* is handed in. At most *max_keys* events are remembered; the oldest gives way.
@@ -61,7 +61,7 @@ class RepeatFold:
         """
         if event.get("level") not in FOLDED_LEVELS:
             return [*self._due(now), event]
-        key = fold_key(event)
+        key = dedup_key(event)
         window = self._windows.get(key)
         if window and (window.newest or now < window.ends_at):
             window.repeated += 1
@@ -93,7 +93,7 @@ class RepeatFold:
         return due
 
 
-def fold_key(event: Mapping[str, Any]) -> tuple[str, ...]:
+def dedup_key(event: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what makes *event* the same as another: its FOLD_FACTS and the class of its exception or `error`."""
     exception = event.get("exception")
     error_class = exception["type"] if exception else str(event.get("error", "")).partition(":")[0]

@@ -13,7 +13,7 @@ EARLY_S: Final = 0.01  # what was begun so little before its moment was begun at
 INTERVAL_LEAST_S: Final = 10 * GRID_S  # less than that is kept as it is: the grid takes nearly GRID_S off
 
 
-def shared_moment(since: float, interval_s: float) -> float:
+def aligned_time(since: float, interval_s: float) -> float:
     """Return when to do it again: at the last shared moment up to *interval_s*, or EARLY_S more, after *since*.
 
     What is begun at one, up to EARLY_S early or a little late, comes to the one that is *interval_s* later.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 
-async def pause(seconds: float, *, until: asyncio.Event) -> bool:
+async def sleep_or_event(seconds: float, *, until: asyncio.Event) -> bool:
     """Wait for *seconds*, or less when *until* is set; return whether it is."""
-    await first_of(until, within_s=seconds)
+    await wait_any(until, within_s=seconds)
     return until.is_set()
 
 
-async def first_of(*events: asyncio.Event, within_s: float | None = None) -> None:
+async def wait_any(*events: asyncio.Event, within_s: float | None = None) -> None:
     """Wait until one of *events* is set, or for *within_s*; at once when one is set already.
 
     Without a task for each event, which `asyncio.wait` would need, and without the cancellation by which

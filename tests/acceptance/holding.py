@@ -17,7 +17,7 @@ import sys
 from rich.console import Console
 from support.load.chain_checker import held
 from support.load.operation_chains import Plan
-from support.load.targets import Bound, Results
+from support.load.targets import PerformanceTarget, Results
 from support.load.testbed import Flow, ProvingGround
 
 from simplu_worker.local.workload.workload import Tenant
@@ -80,7 +80,7 @@ async def late_tenant(ground: ProvingGround, steady: Flow, arguments: argparse.N
     async with ground.phase("afterwards"):
         await asyncio.sleep(arguments.seconds)
     results = await concluded(ground, steady, f"a tenant registered {arguments.operations} operations late")
-    results.bounds.append(Bound("held ones applied after the registration", float(reached), least=1))
+    results.bounds.append(PerformanceTarget("held ones applied after the registration", float(reached), least=1))
     bound_promptness(results, restarted=arguments.kill_worker)
     return results
 
@@ -112,8 +112,12 @@ async def reshard(ground: ProvingGround, steady: Flow, arguments: argparse.Names
     kept = await held(lost.url, resumed_at)
     results.facts["operations held"] = kept.count
     for name, value in reached.items():
-        results.bounds.append(Bound(f"others applied all while it was frozen: {name}", float(value), least=1))
-    results.bounds.append(Bound("last held operation, after SIGCONT", kept.seconds, HELD_WITHIN_S, unit="s"))
+        results.bounds.append(
+            PerformanceTarget(f"others applied all while it was frozen: {name}", float(value), least=1)
+        )
+    results.bounds.append(
+        PerformanceTarget("last held operation, after SIGCONT", kept.seconds, HELD_WITHIN_S, unit="s")
+    )
     bound_promptness(results, restarted=arguments.kill_worker)
     return results
 
@@ -132,7 +136,7 @@ async def concluded(ground: ProvingGround, steady: Flow, title: str) -> Results:
     applied = await ground.applied(ground.urls, within_s=APPLIED_WITHIN_S)
     urls = ground.urls_without(ground.server())
     results = Results(title, [await ground.measured(phase, steady.plan, urls) for phase in ground.phases])
-    results.bounds.append(Bound("all was applied in the end", float(applied), least=1))
+    results.bounds.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
     results.differences = await ground.differences()
     if ground.letters:
         results.differences.append(f"{len(ground.letters)} dead letters, such as {ground.letters[0]}")
@@ -144,9 +148,11 @@ def bound_promptness(results: Results, *, restarted: bool) -> None:
     for measured in results.phases[1:]:
         name = measured.phase.name
         if not restarted:
-            results.bounds.append(Bound(f"{name}: p99 of the others", measured.p99_s, PROMPT_S, unit="s"))
+            results.bounds.append(PerformanceTarget(f"{name}: p99 of the others", measured.p99_s, PROMPT_S, unit="s"))
         longest = CHILDREN_WITHIN_S + (LEASE_DURATION_S if restarted else 0)
-        results.bounds.append(Bound(f"{name}: longest of the others", measured.longest_s, longest, unit="s"))
+        results.bounds.append(
+            PerformanceTarget(f"{name}: longest of the others", measured.longest_s, longest, unit="s")
+        )
 
 
 if __name__ == "__main__":

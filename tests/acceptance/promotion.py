@@ -35,7 +35,7 @@ from acceptance.struck_shard import How, Struck, left_by, request_ids, row, valu
 from rich.console import Console
 from rich.table import Table
 from support.load.operation_chains import Plan
-from support.load.targets import Bound, number
+from support.load.targets import PerformanceTarget, number
 from support.load.testbed import Flow, ProvingGround
 
 from simplu_worker.local.postgres.server import PostgresServer
@@ -147,7 +147,7 @@ class Scenario:
         self._console = console
         self._split = False
         self._promotions: list[Promotion] = []
-        self._bounds: list[Bound] = []
+        self._bounds: list[PerformanceTarget] = []
         self._differences: list[str] = []
 
     async def run(self) -> None:
@@ -161,7 +161,7 @@ class Scenario:
             self._console.print(f"{one + 1}: {promotion}")
         await others.producer.stop()
         applied = await ground.applied(ground.urls, within_s=self._arguments.within)
-        self._bounds.append(Bound("all was applied in the end", float(applied), least=1))
+        self._bounds.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
         self._differences = await ground.differences()
         if ground.letters:
             self._differences.append(f"{len(ground.letters)} dead letters, such as {ground.letters[0]}")

@@ -27,7 +27,7 @@ import aiohttp
 import asyncpg
 from rich.console import Console
 from support.load.operation_chains import Plan
-from support.load.targets import Bound, Results
+from support.load.targets import PerformanceTarget, Results
 from support.load.testbed import ProvingGround
 
 import simplu_worker
@@ -218,13 +218,13 @@ class Scenario:
         self.results.phases = [await ground.measured(phase, plan, ground.urls) for phase in ground.phases]
         for measured in self.results.phases[1:]:
             what = f"longest, {measured.phase.name}"
-            self.results.bounds.append(Bound(what, measured.longest_s, LONGEST_S, unit="s"))
+            self.results.bounds.append(PerformanceTarget(what, measured.longest_s, LONGEST_S, unit="s"))
         self.results.differences += await ground.differences()
         if ground.letters:
             self.results.differences.append(f"{len(ground.letters)} dead letters, such as {ground.letters[0]}")
 
     def _expect(self, what: str, *, met: bool) -> None:
-        self.results.bounds.append(Bound(what, float(met), least=1))
+        self.results.bounds.append(PerformanceTarget(what, float(met), least=1))
 
     def _say(self, text: str) -> None:
         self._console.print(text)

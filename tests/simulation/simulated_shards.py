@@ -17,15 +17,20 @@ import msgspec
 from simulation.simulated_network import Network
 
 from simplu_worker.dead_letters.queue import DeadLetter
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, admit
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Origin, Outcome
-from simplu_worker.shards.apply.position_claims import Claim, PositionChangedError, Standing, StreamPosition
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.apply.position_claims import (
+    PositionChangedError,
+    PositionClaim,
+    StoredPositions,
+    StreamPosition,
+)
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.routing.directory import Absence
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import pause
+from simplu_worker.timing.waits import sleep_or_event
 
 LogKey: TypeAlias = tuple[str, str]  # tenant, request id
 RecordKey: TypeAlias = tuple[str, str, int]  # stream shard, sequence number, place in its aggregate
@@ -86,7 +91,9 @@ class PostgresShards:
             raise ShardUnavailableError("it does not answer", shard_id=tenant.shard_id)
         return tenant.shard_id if tenant.is_active else Absence.INACTIVE
 
-    def transact(self, shard_id: str, operations: Sequence[Operation], claim: Claim | None = None) -> list[Outcome]:
+    def transact(
+        self, shard_id: str, operations: Sequence[Operation], claim: PositionClaim | None = None
+    ) -> list[Outcome]:
         """Apply a batch in one transaction; behind one that fails by itself, its tenant's others are not applied."""
         self._begin(shard_id, claim)
         outcomes: list[Outcome] = []
@@ -103,16 +110,16 @@ class PostgresShards:
         found = [self.tenants[tenant_id] for tenant_id in tenant_ids]
         return {one.tenant_id for one in found if one.created_at is not None and one.shard_id == shard_id}
 
-    def standing(self, shard_id: str, stream_shard_ids: Sequence[str]) -> Standing:
+    def standing(self, shard_id: str, stream_shard_ids: Sequence[str]) -> StoredPositions:
         """Return what a shard knows of stream shards."""
         rows = {key: self.positions[shard_id, key] for key in stream_shard_ids if (shard_id, key) in self.positions}
         made = [one.created_at for one in self.tenants.values() if one.created_at and one.shard_id == shard_id]
         now = self.network.loop.time()
         came = [one.moved_at for one in self.tenants.values() if one.shard_id == shard_id]
         moved = [now - at for at in came if at is not None]
-        return Standing(rows, min(made, default=None), min(moved, default=None), self._moves(shard_id))
+        return StoredPositions(rows, min(made, default=None), min(moved, default=None), self._moves(shard_id))
 
-    def adopt(self, shard_id: str, claim: Claim, ancestors: Sequence[str], token: str) -> Standing:
+    def adopt(self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], token: str) -> StoredPositions:
         """Return what a shard knows, and leave another token in the row of the claim."""
         place = shard_id, claim.stream_shard_id
         before = self.positions.get(place)
@@ -123,7 +130,7 @@ class PostgresShards:
         is_as_left = before is not None and before.token in claim.tokens
         return msgspec.structs.replace(standing, is_as_left=is_as_left)
 
-    def touch(self, shard_id: str, claims: Sequence[Claim]) -> list[str]:
+    def touch(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[str]:
         """Write claims; return the stream shards whose rows are not as they were left."""
         changed = []
         for claim in claims:
@@ -167,7 +174,7 @@ class PostgresShards:
         self._history[source].clear()
         self._history[shard_id].clear()
 
-    def _begin(self, shard_id: str, claim: Claim | None) -> None:
+    def _begin(self, shard_id: str, claim: PositionClaim | None) -> None:
         """Begin a transaction with the write of its claim, whose last token is the new one."""
         if claim is None:
             self._history[shard_id].append(Transaction([]))
@@ -193,7 +200,7 @@ class PostgresShards:
         """Return what is another text once a tenant was moved to a shard."""
         return " ".join(str(one.moved_at) for one in self.tenants.values() if one.shard_id == shard_id and one.moved_at)
 
-    def give_up(self, shard_id: str, operation: Operation, claim: Claim | None = None) -> Outcome:
+    def give_up(self, shard_id: str, operation: Operation, claim: PositionClaim | None = None) -> Outcome:
         """Leave the row of an operation that is given up."""
         self._begin(shard_id, claim)
         outcome = admit(operation, self._row(shard_id, operation), tenant_wait=self._tenant_wait)
@@ -237,7 +244,7 @@ class PostgresShards:
         return TenantRow(operation.business_id, operation.location_id, "gym", state, tenant.created_at)
 
 
-class SimulatedRouter(Router):
+class SimulatedRouter(ShardGateway):
     """One replica's way to the shards; it remembers where it found a tenant."""
 
     def __init__(self, shards: PostgresShards) -> None:
@@ -262,7 +269,7 @@ class SimulatedRouter(Router):
         return found
 
     async def apply(
-        self, shard_id: str, operations: Sequence[Operation], *, claim: Claim | None = None
+        self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
     ) -> list[Outcome]:
         """Apply a batch; a lost answer leaves open whether it was committed."""
         with nullcontext() if claim is None else claim.attempt():
@@ -280,7 +287,7 @@ class SimulatedRouter(Router):
         """Ask whether a shard is there."""
         await self._shards.network.ask(shard_id, lambda: None, lost=_lost)
 
-    async def give_up(self, shard_id: str, operation: Operation, *, claim: Claim | None = None) -> Outcome:
+    async def give_up(self, shard_id: str, operation: Operation, *, claim: PositionClaim | None = None) -> Outcome:
         """Mark an operation as given up."""
         with nullcontext() if claim is None else claim.attempt():
             said = _said(claim)
@@ -294,12 +301,14 @@ class SimulatedRouter(Router):
 
     async def standing(
         self, shard_id: str, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
-    ) -> Standing:
+    ) -> StoredPositions:
         """Ask what a shard knows of stream shards."""
         wanted = list(stream_shard_ids)
         return await self._shards.network.ask(shard_id, lambda: self._shards.standing(shard_id, wanted), lost=_lost)
 
-    async def adopt(self, shard_id: str, claim: Claim, ancestors: Sequence[str], *, is_first: bool = False) -> Standing:
+    async def adopt(
+        self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
+    ) -> StoredPositions:
         """Ask the same, and leave another token."""
         wanted, token, known = list(ancestors), str(uuid4()), msgspec.structs.replace(claim)
         return await self._shards.network.ask(
@@ -315,7 +324,7 @@ class SimulatedRouter(Router):
             self._remembered.pop(tenant_id, None)
         return here
 
-    async def touch(self, shard_id: str, claims: Sequence[Claim]) -> list[Claim]:
+    async def touch(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
         """Write claims beside no effect."""
         with ExitStack() as attempts:
             for claim in claims:
@@ -342,13 +351,13 @@ class SimulatedDeadLetters:
         self._shards = shards
 
     async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
-        """Store, however long it takes; raise TryAgainLaterError when it is to stop first."""
+        """Store, however long it takes; raise RetryableError when it is to stop first."""
         while True:
             try:
                 return await self._shards.network.ask(LETTERS, lambda: self._shards.store(letters), lost=_lost)
-            except TryAgainLaterError as exc:
-                if await pause(STORE_RETRY_S, until=stopping):
-                    raise TryAgainLaterError(f"stopping: {exc}") from exc
+            except RetryableError as exc:
+                if await sleep_or_event(STORE_RETRY_S, until=stopping):
+                    raise RetryableError(f"stopping: {exc}") from exc
 
 
 def record_key(origin: Origin) -> RecordKey:
@@ -356,7 +365,7 @@ def record_key(origin: Origin) -> RecordKey:
     return origin.stream_shard_id or "", origin.sequence_number or "", origin.sub_sequence_number
 
 
-def _said(claim: Claim | None) -> Claim | None:
+def _said(claim: PositionClaim | None) -> PositionClaim | None:
     """Return what a claim says when it is sent; the last of its tokens is the new one."""
     return None if claim is None else msgspec.structs.replace(claim, tokens=list(claim.tokens))
 
@@ -370,4 +379,4 @@ def _order(position: str) -> tuple[int, str, int]:
 
 
 def _lost() -> Exception:
-    return TryAgainLaterError("no answer")
+    return RetryableError("no answer")

@@ -22,7 +22,7 @@ from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.sqs.actions import Actions
 from simplu_worker.local.sqs.errors import SqsError
 from simplu_worker.local.sqs.faults import Fault, Faults
@@ -193,7 +193,7 @@ class Letters:
         """Store them when it works; raise at a stop before."""
         while not self.works.is_set():
             if stopping.is_set():
-                raise TryAgainLaterError("the dead-letter queue is down")
+                raise RetryableError("the dead-letter queue is down")
             await asyncio.sleep(0.5)
         self.stored += letters
 

@@ -11,7 +11,7 @@ from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
 from simplu_worker.local.sqs.faults import Fault
 from simplu_worker.status.queues import Monitoring
-from simplu_worker.status.replica import DRAIN_MARGIN_S, FLEET_TURN_MAX_S, Replica
+from simplu_worker.status.replica import DRAIN_MARGIN_S, FLEET_TURN_MAX_S, ReplicaStatus
 
 
 class FleetThatTurned:
@@ -21,9 +21,9 @@ class FleetThatTurned:
         self.last_turn = last_turn
 
 
-def replica_of(stopping: asyncio.Event, grace_s: float = 25.0, **receivers: QueueReceiver) -> Replica:
+def replica_of(stopping: asyncio.Event, grace_s: float = 25.0, **receivers: QueueReceiver) -> ReplicaStatus:
     """Return a replica that consumes queues, by their names."""
-    return Replica("r", stopping, grace_s=grace_s, monitoring=Monitoring(receivers=receivers))
+    return ReplicaStatus("r", stopping, grace_s=grace_s, monitoring=Monitoring(receivers=receivers))
 
 
 @virtually

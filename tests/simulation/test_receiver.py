@@ -16,19 +16,19 @@ from simulation.sqs_world import Desk, Letters, World, virtually
 from structlog.testing import capture_logs
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.receive.group_scheduler import Limits
+from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 from simplu_worker.consumers.sqs.receive.verdicts import (
-    Bury,
     Done,
-    Later,
+    RetryHeld,
+    ReturnToQueue,
+    ToDeadLetter,
     Verdict,
-    Wait,
     after_trouble,
     after_unexpected,
 )
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.sqs.faults import Fault
 from simplu_worker.metrics.instruments import (
     SQS_IN_FLIGHT,
@@ -38,8 +38,8 @@ from simplu_worker.metrics.instruments import (
 )
 from simplu_worker.operations.operation import DeadLetterReason
 
-BURY = Bury(DeadLetterReason.INVALID_JSON, "no JSON")
-ONE_BY_ONE = Limits(batch_count=1, call_count=1)
+BURY = ToDeadLetter(DeadLetterReason.INVALID_JSON, "no JSON")
+ONE_BY_ONE = SchedulerLimits(batch_count=1, call_count=1)
 
 
 def bodies(count: int, prefix: str = "") -> list[str]:
@@ -82,7 +82,7 @@ async def test_t2_no_handler_starts_once_the_receiver_has_ended(world: World) ->
     """T2: when `run` returns, nothing of the receiver is left that could use what is closed after it."""
     queue, desk = world.queue(), Desk(takes_s=0.3)
     await world.send(queue, *bodies(300))
-    async with world.receiving(queue, desk, limits=Limits(batch_count=5)) as running:
+    async with world.receiving(queue, desk, limits=SchedulerLimits(batch_count=5)) as running:
         await asyncio.sleep(1)
     handled, calls = len(desk.handled), len(world.calls)
     await asyncio.sleep(600)
@@ -118,7 +118,7 @@ async def test_t5_what_was_not_begun_goes_back_at_once_and_what_was_is_finished(
     """T5: of ten received, two begun: the two end and are deleted, the eight go back in one call with visibility 0."""
     queue, desk = world.queue(), Desk(takes_s=12)
     await world.send(queue, *bodies(10))
-    async with world.receiving(queue, desk, limits=Limits(batch_count=1, call_count=2)) as running:
+    async with world.receiving(queue, desk, limits=SchedulerLimits(batch_count=1, call_count=2)) as running:
         await world.until(lambda: desk.busy_count == 2)
         running.stopping.set()
         await asyncio.sleep(6)
@@ -132,9 +132,11 @@ async def test_t5_what_was_not_begun_goes_back_at_once_and_what_was_is_finished(
 @virtually
 async def test_t6_nothing_goes_back_before_the_last_poll_has_ended(world: World) -> None:
     """T6: a dying receiver does not take again what it gave back, and sends no copies."""
-    queue, desk = world.queue(), Desk(lambda _: Later(0), takes_s=1)
+    queue, desk = world.queue(), Desk(lambda _: ReturnToQueue(0), takes_s=1)
     await world.send(queue, *bodies(25))
-    async with world.receiving(queue, desk, limits=Limits(message_count=8, batch_count=4, call_count=1)) as running:
+    async with world.receiving(
+        queue, desk, limits=SchedulerLimits(message_count=8, batch_count=4, call_count=1)
+    ) as running:
         await world.until(lambda: desk.busy_count == 1)
         running.stopping.set()
         stopped_at = world.loop.time()
@@ -151,7 +153,7 @@ async def test_t7_rolling_restart_under_load_makes_no_dead_letter(world: World) 
     letters = world.queue(is_fifo=True)
     policy = json.dumps({"deadLetterTargetArn": world.arn_of(letters), "maxReceiveCount": "2"})
     queue, desk = world.queue(is_fifo=True, RedrivePolicy=policy), Desk(takes_s=0.4)
-    limits = Limits(message_count=30, batch_count=3, call_count=2)
+    limits = SchedulerLimits(message_count=30, batch_count=3, call_count=2)
 
     async def load() -> None:
         for number in range(1200):
@@ -256,7 +258,7 @@ async def test_t12_two_thousand_in_hand_are_claimed_in_time_by_tens(world: World
     """T12: with 2,000 in hand and 30 s, claims go out in full batches, spread, and none is lost."""
     queue, desk = world.queue(VisibilityTimeout="30"), Desk(takes_s=90)
     await world.send(queue, *bodies(2000))
-    limits = Limits(message_count=2000, batch_count=100, call_count=20, poll_count=8)
+    limits = SchedulerLimits(message_count=2000, batch_count=100, call_count=20, poll_count=8)
     async with world.receiving(queue, desk, limits=limits) as running:
         await world.until(lambda: running.receiver.in_hand == 2000)
         await world.until(lambda: world.counts(queue)[1] < 2000)
@@ -276,7 +278,7 @@ async def test_t12_message_whose_lease_was_lost_is_not_deleted(world: World) -> 
     world.faults.add(Fault(action="ChangeMessageVisibilityBatch", kind="fail", count=12))
     await world.send(queue, "a")
     with capture_logs() as logs:
-        async with world.receiving(queue, desk, limits=Limits(message_count=1)) as running:
+        async with world.receiving(queue, desk, limits=SchedulerLimits(message_count=1)) as running:
             await world.emptied(queue)
     assert desk.receive_counts == [1, 2]
     assert outcomes(running.receiver) == {"lease_lost": 1, "deleted": 1}
@@ -289,7 +291,7 @@ async def test_t12_message_whose_lease_was_lost_is_not_started(world: World) -> 
     queue, desk = world.queue(is_fifo=True, VisibilityTimeout="6"), Desk(takes_s=15)
     world.faults.add(Fault(action="ChangeMessageVisibilityBatch", kind="fail", count=10))
     await world.send(queue, "a1", "a2", "a3")
-    async with world.receiving(queue, desk, limits=Limits(message_count=3, batch_count=1)) as running:
+    async with world.receiving(queue, desk, limits=SchedulerLimits(message_count=3, batch_count=1)) as running:
         await world.until(lambda: desk.busy_count == 1)
         desk.takes_s = 0
         await world.emptied(queue)
@@ -301,7 +303,7 @@ async def test_t12_message_whose_lease_was_lost_is_not_started(world: World) -> 
 @virtually
 async def test_t13_no_claim_follows_when_a_message_has_gone_back(world: World) -> None:
     """T13: the claim that is under way ends before a message goes back, and there is none after it."""
-    queue, desk = world.queue(VisibilityTimeout="3"), Desk(lambda _: Later(600), takes_s=0.95)
+    queue, desk = world.queue(VisibilityTimeout="3"), Desk(lambda _: ReturnToQueue(600), takes_s=0.95)
     world.faults.add(Fault(action="ChangeMessageVisibilityBatch", kind="delay", delay_ms=400))
     await world.send(queue, "a")
     async with world.receiving(queue, desk):
@@ -315,7 +317,7 @@ async def test_t14_delete_with_an_expired_handle_is_counted_and_does_no_harm(wor
     """T14: a FIFO queue refuses it: `stale_receipt`, and the message comes again, as a redelivery."""
     queue, desk = world.queue(is_fifo=True), Desk(takes_s=1)
     await world.send(queue, "a")
-    async with world.receiving(queue, desk, limits=Limits(message_count=1)) as running:
+    async with world.receiving(queue, desk, limits=SchedulerLimits(message_count=1)) as running:
         await world.until(lambda: desk.busy_count == 1)
         world.account.find(queue.name).expire_receipts(world.now_ms())
         await world.emptied(queue)
@@ -329,7 +331,7 @@ async def test_t15_message_is_given_up_at_twelve_hours(world: World) -> None:
     queue, desk = world.queue(VisibilityTimeout="5000"), Desk(takes_s=44_000)
     await world.send(queue, "a")
     with capture_logs() as logs:
-        async with world.receiving(queue, desk, limits=Limits(message_count=1)) as running:
+        async with world.receiving(queue, desk, limits=SchedulerLimits(message_count=1)) as running:
             await world.until(lambda: desk.busy_count == 1)
             desk.takes_s = 0
             await world.emptied(queue)
@@ -341,7 +343,7 @@ async def test_t15_message_is_given_up_at_twelve_hours(world: World) -> None:
 @virtually
 async def test_t15_delay_is_cut_to_what_is_left_of_twelve_hours(world: World) -> None:
     """T15: a delay that would reach past twelve hours after the receive is cut, not refused."""
-    queue, desk = world.queue(VisibilityTimeout="5000"), Desk(lambda _: Later(43_200), takes_s=600)
+    queue, desk = world.queue(VisibilityTimeout="5000"), Desk(lambda _: ReturnToQueue(43_200), takes_s=600)
     await world.send(queue, "a")
     async with world.receiving(queue, desk):
         await world.until(lambda: desk.ended_at > 0)
@@ -374,7 +376,7 @@ async def test_t16_trouble_backs_off_up_to_a_minute_for_as_long_as_it_lasts(worl
     def verdict(message: Message) -> Verdict:
         if world.loop.time() >= ends_at:
             return Done()
-        return after_trouble(TryAgainLaterError("down"), try_count=message.try_count, draw=world.draws.random())
+        return after_trouble(RetryableError("down"), try_count=message.try_count, draw=world.draws.random())
 
     desk = Desk(verdict)
     await world.send(queue, "a")
@@ -468,7 +470,7 @@ async def test_t19_message_is_not_deleted_before_its_letter_is_stored(world: Wor
 async def test_bury_marks_after_the_letter_and_before_the_delete(world: World) -> None:
     """What is given up is marked between its letter and its delete; trouble in that makes the message come again."""
     queue, letters, order = world.queue(), Letters(), list[str]()
-    troubles = [TryAgainLaterError("shard down"), KeyError("bug"), None]
+    troubles = [RetryableError("shard down"), KeyError("bug"), None]
 
     async def mark() -> None:
         await asyncio.sleep(0)
@@ -476,7 +478,7 @@ async def test_bury_marks_after_the_letter_and_before_the_delete(world: World) -
         if (trouble := troubles.pop(0)) is not None:
             raise trouble
 
-    verdict = Bury(DeadLetterReason.RETRIES_EXHAUSTED, "x", request_id="r", resource_id="s", mark=mark)
+    verdict = ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, "x", request_id="r", resource_id="s", mark=mark)
     desk = Desk(lambda _: verdict)
     await world.send(queue, "a")
     with capture_logs() as logs:
@@ -494,7 +496,7 @@ async def test_bury_marks_after_the_letter_and_before_the_delete(world: World) -
 @virtually
 async def test_t22_group_is_blocked_by_its_failed_head_only(world: World) -> None:
     """T22: after the second of ten fails, the group goes on after that one's delay, not after a visibility timeout."""
-    queue, failures = world.queue(is_fifo=True, VisibilityTimeout="900"), [Later(5)]
+    queue, failures = world.queue(is_fifo=True, VisibilityTimeout="900"), [ReturnToQueue(5)]
 
     def verdict(message: Message) -> Verdict:
         return failures.pop() if message.body == "a1" and failures else Done()
@@ -503,13 +505,13 @@ async def test_t22_group_is_blocked_by_its_failed_head_only(world: World) -> Non
         async def handle(self, messages: Any) -> list[Verdict]:
             verdicts = await super().handle(messages)
             return [
-                Later(0) if any(isinstance(one, Later) for one in verdicts[:place]) else verdict
+                ReturnToQueue(0) if any(isinstance(one, ReturnToQueue) for one in verdicts[:place]) else verdict
                 for place, verdict in enumerate(verdicts)
             ]
 
     desk = Orders(verdict)
     await world.send(queue, *(f"a{number}" for number in range(10)), "b0")
-    async with world.receiving(queue, desk, limits=Limits(batch_count=4)):
+    async with world.receiving(queue, desk, limits=SchedulerLimits(batch_count=4)):
         await world.emptied(queue)
     last = {body: place for place, body in enumerate(desk.bodies) if body != "b0"}
     assert sorted(last, key=lambda body: last[body]) == [f"a{number}" for number in range(10)]
@@ -523,7 +525,7 @@ async def test_t24_thousand_groups_over_eight_slots_all_get_their_turn(world: Wo
     await world.send(queue, *bodies(400), group="busy")
     for group in range(1000):
         await world.send(queue, f"{group}-a", f"{group}-b", group=f"g{group}")
-    limits = Limits(message_count=100, batch_count=1, call_count=8)
+    limits = SchedulerLimits(message_count=100, batch_count=1, call_count=8)
     async with world.receiving(queue, desk, limits=limits):
         await world.emptied(queue)
     first: dict[str | None, float] = {}
@@ -642,14 +644,16 @@ async def test_t29_idle_queue_is_alive_and_well(world: World) -> None:
 async def test_t31_gauge_and_permits_are_back_after_any_mix(world: World) -> None:
     """T31: after successes, failures, waits, lost leases and a cancelled call nothing is in hand or counted."""
     queue = world.queue(VisibilityTimeout="4")
-    verdicts: list[Verdict] = [Done(), Later(1), Wait(0.5), BURY, Done()]
+    verdicts: list[Verdict] = [Done(), ReturnToQueue(1), RetryHeld(0.5), BURY, Done()]
     desk = Desk(lambda _: verdicts[world.draws.randrange(5)], takes_s=0.5)
     world.faults.add(Fault(action="ChangeMessageVisibilityBatch", kind="fail", count=6))
     world.faults.add(Fault(action="DeleteMessageBatch", kind="entries", entries=2, count=9))
     world.faults.add(Fault(action="DeleteMessageBatch", kind="cut", count=4, applied=True))
     world.faults.add(Fault(action="ReceiveMessage", kind="cut", count=2, applied=True))
     await world.send(queue, *bodies(400))
-    async with world.receiving(queue, desk, limits=Limits(message_count=40, batch_count=3, call_count=4)) as running:
+    async with world.receiving(
+        queue, desk, limits=SchedulerLimits(message_count=40, batch_count=3, call_count=4)
+    ) as running:
         await asyncio.sleep(3)
         world.account.find(queue.name).expire_receipts(world.now_ms())
         await world.emptied(queue)
@@ -677,10 +681,14 @@ async def test_t34_hand_is_bounded_when_the_handler_is_slow(world: World) -> Non
     """T34: however much waits in the queue, no more is in hand than the limits say, in messages and in bytes."""
     queue, desk = world.queue(), Desk(takes_s=None)
     await world.send(queue, *(body * 250 for body in bodies(500)))
-    async with world.receiving(queue, desk, drain_s=1, limits=Limits(message_count=50, poll_count=4)) as running:
+    async with world.receiving(
+        queue, desk, drain_s=1, limits=SchedulerLimits(message_count=50, poll_count=4)
+    ) as running:
         await asyncio.sleep(30)
         assert (running.receiver.in_hand, world.counts(queue)) == (50, (450, 50))
-    async with world.receiving(queue, desk, drain_s=1, limits=Limits(byte_count=50_000, poll_count=4)) as running:
+    async with world.receiving(
+        queue, desk, drain_s=1, limits=SchedulerLimits(byte_count=50_000, poll_count=4)
+    ) as running:
         await asyncio.sleep(30)
         assert 40_000 < running.receiver.stats()["inHandBytes"] <= 60_000
 
@@ -692,7 +700,7 @@ async def test_t34_hand_is_bounded_when_the_handler_is_slow(world: World) -> Non
 async def test_polls_become_more_under_load_and_one_again_when_idle(world: World) -> None:
     """Another poll is started when one came back full, up to the limit; an empty one leaves a single poll."""
     queue, desk = world.queue(), Desk()
-    async with world.receiving(queue, desk, limits=Limits(poll_count=3)) as running:
+    async with world.receiving(queue, desk, limits=SchedulerLimits(poll_count=3)) as running:
         await asyncio.sleep(12)
         assert running.receiver.stats()["polls"] == 1
         await world.send(queue, *bodies(1000))
@@ -763,7 +771,7 @@ async def test_gate_is_awaited_before_each_poll(world: World) -> None:
 @virtually
 async def test_wait_that_is_over_goes_on_waiting_for_a_free_call(world: World) -> None:
     """With every call taken, a message that has waited long enough is handled when one ends, and nothing spins."""
-    queue, waits = world.queue(), [Wait(1.0)]
+    queue, waits = world.queue(), [RetryHeld(1.0)]
 
     class Slow(Desk):
         async def handle(self, messages: Any) -> list[Verdict]:
@@ -783,11 +791,11 @@ async def test_wait_that_is_over_goes_on_waiting_for_a_free_call(world: World) -
 async def test_waiting_heads_leave_half_of_the_hand_to_others(world: World) -> None:
     """Groups in trouble go back to the queue rather than fill the hand: the others are handled at once."""
     queue = world.queue(is_fifo=True)
-    desk = Desk(lambda message: Wait(5.0) if message.body.startswith("bad") else Done())
+    desk = Desk(lambda message: RetryHeld(5.0) if message.body.startswith("bad") else Done())
     for number in range(60):
         await world.send(queue, f"bad{number}", group=f"bad{number}")
     await world.send(queue, *bodies(100, "good"), group="good")
-    async with world.receiving(queue, desk, limits=Limits(message_count=20, batch_count=10)):
+    async with world.receiving(queue, desk, limits=SchedulerLimits(message_count=20, batch_count=10)):
         await world.until(lambda: sum(body.startswith("good") for body in desk.bodies) == 100, within_s=30)
 
 
@@ -825,7 +833,7 @@ async def test_stats_tell_what_is_in_hand_and_what_became_of_the_rest(world: Wor
     """The monitoring points show the real queue, hand, handlers and outcomes."""
     queue, desk = world.queue(), Desk(takes_s=20)
     await world.send(queue, *bodies(7))
-    async with world.receiving(queue, desk, limits=Limits(batch_count=2, call_count=1)) as running:
+    async with world.receiving(queue, desk, limits=SchedulerLimits(batch_count=2, call_count=1)) as running:
         await asyncio.sleep(10)
         stats = running.receiver.stats()
         assert (stats["inHand"], stats["handling"], stats["queued"], stats["received"]) == (7, 2, 5, 7)

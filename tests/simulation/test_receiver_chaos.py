@@ -10,15 +10,15 @@ import pytest
 from simulation.sqs_world import Letters, World, virtually
 
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.consumers.sqs.receive.group_scheduler import Limits
-from simplu_worker.consumers.sqs.receive.verdicts import Bury, Done, Later, Verdict, Wait
+from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
+from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
 from simplu_worker.local.sqs.faults import Fault
 from simplu_worker.metrics.instruments import outcomes_of
 from simplu_worker.operations.operation import DeadLetterReason
 
 GROUP_COUNT, MESSAGE_COUNT, REPLICA_COUNT = 12, 240, 3
 CALM_AFTER_S = 60.0
-BURY = Bury(DeadLetterReason.INVALID_JSON, "poison")
+BURY = ToDeadLetter(DeadLetterReason.INVALID_JSON, "poison")
 ACTIONS = ("ReceiveMessage", "DeleteMessageBatch", "ChangeMessageVisibilityBatch", "GetQueueAttributes")
 
 
@@ -52,8 +52,8 @@ class Shop:
         try:
             for message in messages:
                 await asyncio.sleep(self._ledger.draws.expovariate(20))
-                verdict = Later(0) if message.group_id in behind else self._verdict(message)
-                if isinstance(verdict, Later | Wait):
+                verdict = ReturnToQueue(0) if message.group_id in behind else self._verdict(message)
+                if isinstance(verdict, ReturnToQueue | RetryHeld):
                     behind.add(message.group_id)
                 elif isinstance(verdict, Done):
                     self._ledger.applied.setdefault(message.body)
@@ -66,7 +66,13 @@ class Shop:
         draw = self._ledger.draws.random()
         if self._ledger.poisoned(message.body):
             return BURY
-        return Later(self._ledger.draws.randrange(3)) if draw < 0.03 else Wait(draw) if draw < 0.08 else Done()
+        return (
+            ReturnToQueue(self._ledger.draws.randrange(3))
+            if draw < 0.03
+            else RetryHeld(draw)
+            if draw < 0.08
+            else Done()
+        )
 
 
 async def disturb(world: World, queue: Queue, letters: Letters) -> None:
@@ -109,7 +115,7 @@ async def disturb(world: World, queue: Queue, letters: Letters) -> None:
 
 async def replica(world: World, queue: Queue, ledger: Ledger, letters: Letters) -> None:
     """Run one receiver after another: stopped well, or killed at any moment."""
-    limits = Limits(message_count=40, batch_count=6, call_count=3, poll_count=2)
+    limits = SchedulerLimits(message_count=40, batch_count=6, call_count=3, poll_count=2)
     while world.counts(queue) != (0, 0) or world.loop.time() < CALM_AFTER_S:
         stopping = asyncio.Event()
         receiver = world.receiver(queue, Shop(ledger), letters, limits=limits, poll_wait_s=2, stop_wait_s=3, drain_s=4)

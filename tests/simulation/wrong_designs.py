@@ -15,13 +15,13 @@ from simulation.simulated_shards import SHARD_IDS, PostgresShards
 from simulation.simulated_world import FleetMaker, Weather, World
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import Entry, Lane
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation, ShardLane
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardReads
-from simplu_worker.consumers.kinesis.fetch.record_decoder import Intake
+from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck, LeaseHolder
-from simplu_worker.consumers.kinesis.fleet.position_sync import PositionRounds
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
+from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, Target
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
@@ -29,12 +29,12 @@ from simplu_worker.consumers.kinesis.leases.lease import Ahead, Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, owed_by_parents
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
-from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, unread_ancestors, without_what_is_owed
-from simplu_worker.consumers.kinesis.recovery.shard_positions import Contact, Contacts, Refill
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, ignoring_pending, unread_ancestors
+from simplu_worker.consumers.kinesis.recovery.shard_positions import Backfill, ShardPosition, ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Record, Reply, Stream
-from simplu_worker.consumers.kinesis.stream.positions import HashRange, Mark, Position
+from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.shards.apply.position_claims import Standing
+from simplu_worker.shards.apply.position_claims import StoredPositions
 
 OPEN_AFTER_S = 1.5  # a world is open then
 
@@ -68,7 +68,7 @@ class _CarelessReader(StreamShardReader):
 
 
 class _GullibleReader(StreamShardReader):
-    def _read_parent(self, records: ParentRecords) -> tuple[StreamShardReads, Intake]:
+    def _read_parent(self, records: ParentRecords) -> tuple[StreamShardReads, RecordDecoder]:
         reads, intake = super()._read_parent(records)
         reads.stream = copy(reads.stream)
         reads.stream.__class__ = _StreamOfNamedEnds
@@ -98,22 +98,22 @@ class _BoastfulReader(StreamShardReader):
 
 
 class _HastyDispatcher(Dispatcher):
-    async def settle(self, entries: Sequence[Entry], letters: Sequence[DeadLetter]) -> None:
+    async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
         self._drop(entries)
         await super().settle((), letters)
 
 
 class _LooseDispatcher(Dispatcher):
-    def put_back(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+    def put_back(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         self.room.put(tenant_id, entries[:1])
         self._lane_of[tenant_id].put(entries[1:])
 
 
 class _UngatedDispatcher(Dispatcher):
-    def _put_whole(self, lane: Lane, hold: Hold, catch_up: CatchUp, entries: Sequence[Entry]) -> None:
+    def _put_whole(self, lane: ShardLane, hold: Hold, catch_up: CatchUp, entries: Sequence[QueuedOperation]) -> None:
         lane.put(entries)
 
-    def _put_into_room(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+    def _put_into_room(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         self.room.put(tenant_id, entries)
 
 
@@ -128,12 +128,12 @@ class _ForgetfulHolds(Holds):
 
 
 class _PresentHolds(Holds):
-    def parents_of(self, owed: Owed[Mark]) -> tuple[ParentRecords, ...]:
+    def parents_of(self, owed: CheckpointTracker[RecordPosition]) -> tuple[ParentRecords, ...]:
         return next((one.parents for one in self._catch_ups if one.owed is owed and one.is_at_parents), ())
 
 
 class _StraightHolds(Holds):
-    def is_stray(self, owed: Owed[Mark], ticket: int, tenant_id: str, shard_id: str) -> bool:
+    def is_stray(self, owed: CheckpointTracker[RecordPosition], ticket: int, tenant_id: str, shard_id: str) -> bool:
         return False
 
 
@@ -175,42 +175,44 @@ class _HastyCatchUps(CatchUps):
         await super()._run(reader, ending)
 
 
-class _SettledContacts(Contacts):
-    async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
+class _SettledContacts(ShardPositions):
+    async def adopt_by(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> Backfill | None:
         return await super().adopt_by(contact, lineage, replace(standing, moved_in_s=None))
 
 
-class _UnwaryContacts(Contacts):
-    async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
+class _UnwaryContacts(ShardPositions):
+    async def adopt_by(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> Backfill | None:
         return await super().adopt_by(contact, lineage, replace(standing, moves=None))
 
 
-class _ForwardContacts(Contacts):
-    async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
+class _ForwardContacts(ShardPositions):
+    async def adopt_by(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> Backfill | None:
         refill = await super().adopt_by(contact, lineage, standing)
         return None if refill is None else replace(refill, before=self._facts.progress().owed_from)
 
 
-class _LowContacts(Contacts):
-    async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
+class _LowContacts(ShardPositions):
+    async def adopt_by(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> Backfill | None:
         self._facts = replace(self._facts, dispatch=lambda: self._facts.progress().owed_from)
         return await super().adopt_by(contact, lineage, standing)
 
 
-class _RashContacts(Contacts):
-    async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
+class _RashContacts(ShardPositions):
+    async def adopt_by(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> Backfill | None:
         refill = await super().adopt_by(contact, lineage, standing)
         contact.claim.parents_done = True
         return refill
 
 
-class _SparingContacts(Contacts):
-    def _unread_ancestors(self, lineage: Lineage, standing: Standing, *, is_alone: bool) -> tuple[ParentRecords, ...]:
-        rest = without_what_is_owed(standing, self._holds.wait_for_parents)
+class _SparingContacts(ShardPositions):
+    def _unread_ancestors(
+        self, lineage: Lineage, standing: StoredPositions, *, is_alone: bool
+    ) -> tuple[ParentRecords, ...]:
+        rest = ignoring_pending(standing, self._holds.wait_for_parents)
         return unread_ancestors(lineage, rest, tenant_wait=self._tenant_wait)
 
 
-class _NoRounds(PositionRounds):
+class _NoRounds(PositionSync):
     async def run(self, stopping: asyncio.Event) -> None:
         """Leave idle shards alone."""
 
@@ -228,7 +230,7 @@ class _SlackHolds(Holds):
 
 class _LateHolds(Holds):
     def hold_shard(
-        self, shard_id: str, tenants: Iterable[str], before: Mark | None, arrived_at: datetime, *, now: float
+        self, shard_id: str, tenants: Iterable[str], before: RecordPosition | None, arrived_at: datetime, *, now: float
     ) -> Hold:
         known = self._holds.get((Target.SHARD, shard_id))
         if known is not None:
@@ -305,7 +307,7 @@ def _with_reader(
     dispatcher_class: type[Dispatcher] = Dispatcher,
     holds_class: type[Holds] = Holds,
     catch_ups_class: type[CatchUps] = CatchUps,
-    contacts_class: type[Contacts] | None = Contacts,
+    contacts_class: type[ShardPositions] | None = ShardPositions,
 ) -> FleetMaker:
     class WrongFleet(Fleet):
         def _reader(self, lease: Lease, owed: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:

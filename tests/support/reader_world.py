@@ -18,14 +18,14 @@ from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Ahead
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import LeaseTies, ReadingRules, StreamShardReader
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import LeaseContext, ReaderSettings, StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Start, Stream, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.local.stack import citrus_server as local_citrus
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
@@ -38,7 +38,7 @@ WAIT = timedelta(seconds=900)
 MARGIN = timedelta(seconds=60)
 PATIENCE_S = 20.0
 PREFETCH_MAX_BYTES = 64 * 1024 * 1024
-RULES = ReadingRules(operation_max_bytes=100_000, list_result_limit=1000, tenant_wait=WAIT)
+RULES = ReaderSettings(operation_max_bytes=100_000, list_result_limit=1000, tenant_wait=WAIT)
 ONLY = "shardId-000000000000"
 
 
@@ -55,7 +55,7 @@ class World:
         self.citrus = citrus
         self._make_shard = make_shard
         self.pools: Pools
-        self.router: Router
+        self.router: ShardGateway
         self.provisioner: Provisioner
 
     def add_shard(self, address: ShardAddress) -> ShardPool:
@@ -102,7 +102,7 @@ class World:
         *,
         done: Position | None = None,
         queue_url: str | None = None,
-        rules: ReadingRules = RULES,
+        rules: ReaderSettings = RULES,
         prefetch: Prefetch | None = None,
         hash_range: HashRange | None = None,
         owed_by_parents: TenantSet | None = None,
@@ -126,7 +126,7 @@ class World:
             rules=rules,
             account=(prefetch or Prefetch(PREFETCH_MAX_BYTES)).open(),
             is_end=is_end,
-            ties=LeaseTies(_confirm, lambda: lineage or Lineage(), started_at=None),
+            ties=LeaseContext(_confirm, lambda: lineage or Lineage(), started_at=None),
             draw=lambda: 0.0,  # the shortest back-offs
             utc=utc,
         )
@@ -166,7 +166,7 @@ async def open_world(
         )
         world.pools = await stack.enter_async_context(Pools(size=4, deadlines=deadlines))
         directory = Directory(locator, world.pools)
-        world.router = Router(directory, locator, world.pools, tenant_wait=WAIT)
+        world.router = ShardGateway(directory, locator, world.pools, tenant_wait=WAIT)
         world.provisioner = Provisioner(locator, directory, world.pools)
         await world.stream.ensure(create=True, shard_count=1)
         yield world

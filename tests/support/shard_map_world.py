@@ -16,7 +16,7 @@ from support.postgres.databases import QUICK
 from support.postgres.tenant_cases import TENANT_WAIT, fetch, operation
 
 from simplu_worker.operations.operation import Outcome
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.directory import Absence, Directory
@@ -47,7 +47,7 @@ class World:
     locator: StaticMap
     pools: Pools
     directory: Directory
-    router: Router
+    router: ShardGateway
     provisioner: Provisioner
     refresh: RouteRefresh
     map_reload: MapReload
@@ -114,7 +114,7 @@ async def worker(path: Path) -> AsyncIterator[World]:
             locator=locator,
             pools=pools,
             directory=directory,
-            router=Router(directory, locator, pools, tenant_wait=TENANT_WAIT),
+            router=ShardGateway(directory, locator, pools, tenant_wait=TENANT_WAIT),
             provisioner=Provisioner(locator, directory, pools),
             refresh=RouteRefresh(directory, locator, pools),
             map_reload=MapReload(read, locator, directory, pools),

@@ -10,7 +10,7 @@ from support.requires import require
 
 FAULTS = """
 import gc, resource, sys
-from simplu_worker.memory_tuning import settle_in
+from simplu_worker.memory_tuning import tune_allocator
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -19,7 +19,7 @@ def fill():
     blocks = [bytearray(b"x") * 1_000_000 for _ in range(20)]
 
 if sys.argv[1] == "settled":
-    settle_in()
+    tune_allocator()
 fill()
 before = faults()
 for _ in range(10):

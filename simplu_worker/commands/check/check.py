@@ -21,7 +21,7 @@ from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.cache.cache import redis_commands
-from simplu_worker.commands.check.findings import Facts, Finding, findings, hours
+from simplu_worker.commands.check.findings import CheckFacts, Finding, findings, hours
 from simplu_worker.commands.output.display import print_json, print_line, print_table
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
@@ -43,7 +43,7 @@ T = TypeVar("T")
 STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
-class Status(StrEnum):
+class CheckStatus(StrEnum):
     """How a dependency did."""
 
     OK = "ok"
@@ -55,7 +55,7 @@ class Answer(msgspec.Struct, frozen=True):
     """What one dependency answered."""
 
     result: str
-    status: Status = Status.OK
+    status: CheckStatus = CheckStatus.OK
 
 
 class Dependency(msgspec.Struct, frozen=True):
@@ -63,12 +63,12 @@ class Dependency(msgspec.Struct, frozen=True):
 
     dependency: str
     address: str
-    status: Status
+    status: CheckStatus
     result: str
     seconds: float
 
 
-class Report(msgspec.Struct, frozen=True):
+class CheckReport(msgspec.Struct, frozen=True):
     """All of it."""
 
     dependencies: list[Dependency]
@@ -82,10 +82,10 @@ async def check(settings: Settings, *, as_json: bool) -> int:
         print_json(report)
     else:
         print_report(report)
-    return 1 if any(dependency.status is Status.FAILED for dependency in report.dependencies) else 0
+    return 1 if any(dependency.status is CheckStatus.FAILED for dependency in report.dependencies) else 0
 
 
-def print_report(report: Report) -> None:
+def print_report(report: CheckReport) -> None:
     """Print the table, and a line for everything odd."""
     rows = [
         (
@@ -103,9 +103,9 @@ def print_report(report: Report) -> None:
         print_line(f"  {finding}")
 
 
-def scrubbed(report: Report) -> Report:
+def scrubbed(report: CheckReport) -> CheckReport:
     """Return *report* with every secret masked that an address or the error of a library may hold."""
-    return Report(
+    return CheckReport(
         dependencies=[
             msgspec.structs.replace(
                 dependency, address=scrub_text(dependency.address), result=scrub_text(dependency.result)
@@ -116,7 +116,7 @@ def scrubbed(report: Report) -> Report:
     )
 
 
-async def examine(settings: Settings) -> Report:
+async def examine(settings: Settings) -> CheckReport:
     """Ask all dependencies. Raises ConfigurationError only; whatever else fails is in the report."""
     once = settings.model_copy(update={"citrus_retry_attempts": 1})
     examination = Examination(settings)
@@ -147,14 +147,14 @@ async def examine(settings: Settings) -> Report:
             ]
         )
     dependencies = [dependency for answer in answers for dependency in answer]
-    return Report(dependencies, findings(examination.facts, settings))
+    return CheckReport(dependencies, findings(examination.facts, settings))
 
 
 class Examination:
     """Asks, and gathers in `facts` what the dependencies say of themselves."""
 
     def __init__(self, settings: Settings) -> None:
-        self.facts = Facts()
+        self.facts = CheckFacts()
         self._settings = settings
 
     def watch_clock(self, service: str, client: Client) -> Client:
@@ -182,7 +182,7 @@ class Examination:
         except StreamGoneError:
             if self._settings.kinesis_create_stream:
                 return Answer("does not exist, will be created")
-            return Answer("does not exist; create it, or set KINESIS_CREATE_STREAM=true", Status.FAILED)
+            return Answer("does not exist; create it, or set KINESIS_CREATE_STREAM=true", CheckStatus.FAILED)
         self.facts.retentions[f"stream {stream.name}"] = summary.retention
         count, kept = summary.open_stream_shard_count, hours(summary.retention)
         return Answer(f"{summary.status.lower()}, {count} open stream shards, records kept for {kept}")
@@ -196,7 +196,7 @@ class Examination:
         return await all_of(asked)
 
     async def _business_info(self, client: Client, name: str) -> Answer:
-        amiss = Status.FAILED if self._settings.provision_on_first_use else Status.WARNING
+        amiss = CheckStatus.FAILED if self._settings.provision_on_first_use else CheckStatus.WARNING
         try:
             table = await describe_table(client, name)
         except WorkerError as exc:
@@ -267,7 +267,7 @@ class Examination:
             try:
                 about = await redis.about()
             except WorkerError as exc:
-                return Answer(str(exc), Status.WARNING)
+                return Answer(str(exc), CheckStatus.WARNING)
             self.facts.eviction_policy = about.get("maxmemory_policy")
             return Answer(f"Redis {about.get('redis_version')}, epoch {about['epoch'] or 0}")
 
@@ -286,7 +286,7 @@ class Examination:
             self.facts.skews_s[name] = probe.skew_s
             for finding in judge(Seen(probe=probe)).findings:
                 if finding.problem in TAKES_NO_OPERATIONS:
-                    return Answer(f"shard {address.shard_id}: {finding}", Status.FAILED)
+                    return Answer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)
             if probe.schema_version is None:
                 self.facts.empty_shards.append(name)
                 return Answer(f"PostgreSQL {probe.server_version}, empty: made at first provisioning")
@@ -304,9 +304,9 @@ async def contact(dependency: str, address: str, ask: Callable[[], Awaitable[Ans
         async with asyncio.timeout(DEADLINE_S):
             answer = await ask()
     except TimeoutError:
-        answer = Answer(f"no answer within {DEADLINE_S:g} s", Status.FAILED)
+        answer = Answer(f"no answer within {DEADLINE_S:g} s", CheckStatus.FAILED)
     except WorkerError as exc:
-        answer = Answer(str(exc), Status.FAILED)
+        answer = Answer(str(exc), CheckStatus.FAILED)
     return Dependency(dependency, address, answer.status, answer.result, round(time.perf_counter() - started, 4))
 
 
@@ -325,7 +325,7 @@ async def _lease_table(client: Client, name: str) -> Answer:
         return Answer(
             f"expected a lease table with the key leaseKey, got the key {', '.join(table.key)}; "
             "set KINESIS_APPLICATION_NAME to a name that no other table has",
-            Status.FAILED,
+            CheckStatus.FAILED,
         )
     return Answer(table.status.lower())
 

@@ -30,7 +30,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class Facts:
+class CheckFacts:
     """What the dependencies said of themselves; what did not answer is not in here."""
 
     retentions: dict[str, timedelta] = field(default_factory=dict)  # of sources, by their names for people
@@ -45,7 +45,7 @@ class Facts:
     eviction_policy: str | None = None  # of Redis
 
 
-def findings(facts: Facts, settings: Settings) -> list[Finding]:
+def findings(facts: CheckFacts, settings: Settings) -> list[Finding]:
     """Return everything that is odd."""
     return [
         *_of_queues(facts, settings),
@@ -57,7 +57,7 @@ def findings(facts: Facts, settings: Settings) -> list[Finding]:
     ]
 
 
-def _of_queues(facts: Facts, settings: Settings) -> Iterator[Finding]:
+def _of_queues(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     rules = RedriveRules(try_count=len(settings.sqs_retry_delays_seconds) + 1, grace_s=settings.shutdown_grace_seconds)
     for name, queue in facts.queues.items():
         policy = redrive_policy(queue.redrive_policy)
@@ -75,7 +75,7 @@ def _of_queues(facts: Facts, settings: Settings) -> Iterator[Finding]:
             yield Finding(name, problem, "change the queue's settings, or those of the worker")
 
 
-def _of_retentions(facts: Facts, settings: Settings) -> Iterator[Finding]:
+def _of_retentions(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     configured = timedelta(hours=settings.operation_retention_hours)
     letters = facts.dead_letters_retention
     for name, retention in facts.retentions.items():
@@ -95,7 +95,7 @@ def _of_retentions(facts: Facts, settings: Settings) -> Iterator[Finding]:
             )
 
 
-def _of_cache(facts: Facts) -> Iterator[Finding]:
+def _of_cache(facts: CheckFacts) -> Iterator[Finding]:
     policy = facts.eviction_policy or ""
     if policy.startswith("allkeys"):
         yield Finding(
@@ -105,7 +105,7 @@ def _of_cache(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _of_shards(facts: Facts, settings: Settings) -> Iterator[Finding]:
+def _of_shards(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     for name in facts.empty_shards:
         yield Finding(name, "no schema yet", "nothing to do: it is made with the first tenant")
     for name in facts.inactive_shards:
@@ -120,7 +120,7 @@ def _of_shards(facts: Facts, settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _of_clocks(facts: Facts) -> Iterator[Finding]:
+def _of_clocks(facts: CheckFacts) -> Iterator[Finding]:
     for name, skew_s in facts.skews_s.items():
         if abs(skew_s) > SKEW_MAX_S:
             direction = "ahead of" if skew_s > 0 else "behind"
@@ -131,7 +131,7 @@ def _of_clocks(facts: Facts) -> Iterator[Finding]:
             )
 
 
-def _of_settings(facts: Facts, settings: Settings) -> Iterator[Finding]:
+def _of_settings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     if settings.api_token is None:
         yield Finding("API_TOKEN", "not set, the protected pages answer 403", "set it to see /status")
     for name, why in facts.missing_tables.items():

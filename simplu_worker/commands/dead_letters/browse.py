@@ -18,7 +18,7 @@ import msgspec
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message, Queue, QueueAttributes
 from simplu_worker.commands.dead_letters.replay_plan import hidden_s
 from simplu_worker.commands.output.display import print_note
-from simplu_worker.commands.stream.put_records import Progress
+from simplu_worker.commands.stream.put_records import PutProgress
 from simplu_worker.errors import WorkerError
 
 POLL_WAIT_S: Final = 1  # a long poll asks all of SQS's servers, however short it is
@@ -27,7 +27,7 @@ IN_HAND_MAX: Final = 100_000  # a queue has at most 120,000 messages in flight: 
 KEPT_IN_MEMORY_BYTES: Final = 16 * 1024 * 1024
 
 
-class Place(NamedTuple):
+class LetterPosition(NamedTuple):
     """Where a text is in the spool."""
 
     at: int
@@ -40,12 +40,12 @@ class Spool:
     def __init__(self) -> None:
         self._file = SpooledTemporaryFile(max_size=KEPT_IN_MEMORY_BYTES)  # noqa: SIM115  (closed by close)
 
-    def put(self, text: str) -> Place:
+    def put(self, text: str) -> LetterPosition:
         """Keep *text*."""
         at = self._file.seek(0, 2)
-        return Place(at, self._file.write(text.encode("utf-8", "surrogatepass")))
+        return LetterPosition(at, self._file.write(text.encode("utf-8", "surrogatepass")))
 
-    def get(self, place: Place) -> str:
+    def get(self, place: LetterPosition) -> str:
         """Return the text at *place*."""
         self._file.seek(place.at)
         return self._file.read(place.size_bytes).decode("utf-8", "surrogatepass")
@@ -55,7 +55,7 @@ class Spool:
         self._file.close()
 
 
-class LetterBox:
+class DeadLetterBrowser:
     """What the dead-letter queue *queue* holds, for as long as the context."""
 
     def __init__(self, queue: Queue, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -158,10 +158,10 @@ class LetterBox:
             print_note(f"letters stay hidden from others for up to {hidden_s(len(messages))} s: {exc}")
 
 
-async def read_box(box: LetterBox, expected: int) -> AsyncGenerator[Message, None]:
+async def read_box(box: DeadLetterBrowser, expected: int) -> AsyncGenerator[Message, None]:
     """Yield what `messages` does, and show how far it is of about *expected*."""
     count = 0
-    with Progress("read", expected) as progress:
+    with PutProgress("read", expected) as progress:
         async with aclosing(box.messages()) as messages:
             async for message in messages:
                 yield message

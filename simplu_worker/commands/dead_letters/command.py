@@ -13,10 +13,10 @@ from rich.text import Text
 
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.commands.dead_letters.browse import LetterBox, read_box
-from simplu_worker.commands.dead_letters.replay import Fate, Replaying, ReplayOptions, Status
+from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser, read_box
+from simplu_worker.commands.dead_letters.replay import DeadLetterReplay, ReplayOptions, ReplayOutcome, ReplayStatus
 from simplu_worker.commands.dead_letters.replay_plan import Filters, LeftReason, Rules
-from simplu_worker.commands.dead_letters.resend import Sender
+from simplu_worker.commands.dead_letters.resend import DeadLetterResender
 from simplu_worker.commands.output.display import print_json, print_note, print_table, shortened
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream
@@ -37,7 +37,7 @@ QUEUES: Final = {  # by setting: whether it holds order events
 }
 
 
-STYLES: Final = {Status.SENT: "green", Status.WOULD_SEND: "", Status.LEFT: "red"}
+STYLES: Final = {ReplayStatus.SENT: "green", ReplayStatus.WOULD_SEND: "", ReplayStatus.LEFT: "red"}
 
 
 class ListOptions(NamedTuple):
@@ -89,34 +89,34 @@ async def replay_letters(settings: Settings, filters: Filters, options: ReplayOp
 
     Returns 1 unless all that is meant was, or would be, sent.
     """
-    fates: list[Fate] = []
+    fates: list[ReplayOutcome] = []
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(_open_sqs(settings))
-        box = await stack.enter_async_context(LetterBox(Queue(client, _letters_url(settings))))
+        box = await stack.enter_async_context(DeadLetterBrowser(Queue(client, _letters_url(settings))))
         sender = await _open_sender(stack, settings, client, options)
         looked = await _look_first(box)
         started_at = datetime.now(UTC)
         newest: datetime | None = None
         while True:
             limit = None if options.limit is None else options.limit - sum(_is_meant(fate) for fate in fates)
-            with closing(Replaying(box, sender, options)) as replaying:
+            with closing(DeadLetterReplay(box, sender, options)) as replaying:
                 await replaying.read(filters, looked.visible_count, newest=newest)
                 found = await replaying.run(limit)
             fates += found
             # In a FIFO queue others come to light once those before them are deleted; what came since stays.
             newest = started_at
-            if not (box.is_fifo and any(fate.status is Status.SENT for fate in found)):
+            if not (box.is_fifo and any(fate.status is ReplayStatus.SENT for fate in found)):
                 break
         if box.is_full:
             print_note("more letters than one run can hold; run it again for the rest")
         hidden = _note_hidden(looked, box)
         behind = 0 if options.apply else await _count_behind(box)
     _print_fates(fates, hidden, behind, options, as_json=as_json)
-    is_all = all(fate.status is not Status.LEFT for fate in fates)
+    is_all = all(fate.status is not ReplayStatus.LEFT for fate in fates)
     return 0 if is_all and not hidden else 1
 
 
-class Looked(NamedTuple):
+class QueueDepth(NamedTuple):
     """What the queue said of itself before it was read, by SQS's estimates."""
 
     visible_count: int
@@ -127,7 +127,7 @@ class Looked(NamedTuple):
         return min(self.in_flight_count, max(0, self.visible_count + self.in_flight_count - read_count))
 
 
-def _is_meant(fate: Fate) -> bool:
+def _is_meant(fate: ReplayOutcome) -> bool:
     return fate.why is not LeftReason.NOT_A_LETTER
 
 
@@ -144,13 +144,15 @@ async def _open_sqs(settings: Settings) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def _open_box(settings: Settings) -> AsyncIterator[LetterBox]:
+async def _open_box(settings: Settings) -> AsyncIterator[DeadLetterBrowser]:
     url = _letters_url(settings)
-    async with _open_sqs(settings) as client, LetterBox(Queue(client, url)) as box:
+    async with _open_sqs(settings) as client, DeadLetterBrowser(Queue(client, url)) as box:
         yield box
 
 
-async def _open_sender(stack: AsyncExitStack, settings: Settings, client: Client, options: ReplayOptions) -> Sender:
+async def _open_sender(
+    stack: AsyncExitStack, settings: Settings, client: Client, options: ReplayOptions
+) -> DeadLetterResender:
     stream = None
     if settings.kinesis_stream_name is not None:
         kinesis = open_client(
@@ -166,19 +168,19 @@ async def _open_sender(stack: AsyncExitStack, settings: Settings, client: Client
         list_result_limit=settings.list_result_limit,
         force=options.force,
     )
-    return Sender(stream, {queue.name: queue for queue in queues.values()}, rules)
+    return DeadLetterResender(stream, {queue.name: queue for queue in queues.values()}, rules)
 
 
-async def _look_first(box: LetterBox) -> Looked:
+async def _look_first(box: DeadLetterBrowser) -> QueueDepth:
     """Ask the queue what it holds, and say what this command does to it."""
     attributes = await box.attributes()
     print_note(f"queue {box.name}: letters are hidden from others while this looks at them, and given back at the end")
     if attributes.redrive_policy is not None:
         print_note("the queue has a redrive policy of its own: each look counts as a receive")
-    return Looked(attributes.visible_count, attributes.in_flight_count)
+    return QueueDepth(attributes.visible_count, attributes.in_flight_count)
 
 
-def _note_hidden(looked: Looked, box: LetterBox) -> int:
+def _note_hidden(looked: QueueDepth, box: DeadLetterBrowser) -> int:
     count = looked.hidden(box.read_count)
     if count:
         print_note(
@@ -188,7 +190,7 @@ def _note_hidden(looked: Looked, box: LetterBox) -> int:
     return count
 
 
-async def _count_behind(box: LetterBox) -> int:
+async def _count_behind(box: DeadLetterBrowser) -> int:
     """Return how many a FIFO queue keeps back behind those that were looked at."""
     if not box.is_fifo:
         return 0
@@ -264,15 +266,15 @@ def _print_strange(strange: Sequence[Mapping[str, str]]) -> None:
 
 
 def _print_fates(
-    fates: Sequence[Fate], hidden_count: int, behind: int, options: ReplayOptions, *, as_json: bool
+    fates: Sequence[ReplayOutcome], hidden_count: int, behind: int, options: ReplayOptions, *, as_json: bool
 ) -> None:
     counts = Counter(fate.status for fate in fates)
     if as_json:
         answer = {
             "applied": options.apply,
-            "sent": counts[Status.SENT],
-            "wouldSend": counts[Status.WOULD_SEND],
-            "left": counts[Status.LEFT],
+            "sent": counts[ReplayStatus.SENT],
+            "wouldSend": counts[ReplayStatus.WOULD_SEND],
+            "left": counts[ReplayStatus.LEFT],
             "hidden": hidden_count,
             "behind": behind,
             "letters": fates,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.commands.dead_letters.browse import LetterBox, Place, Spool, read_box
+from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser, LetterPosition, Spool, read_box
 from simplu_worker.commands.dead_letters.replay_plan import (
     Filters,
     Left,
@@ -24,14 +24,14 @@ from simplu_worker.commands.dead_letters.replay_plan import (
     order_of,
     place_of,
 )
-from simplu_worker.commands.dead_letters.resend import Sender
-from simplu_worker.commands.stream.put_records import Progress
+from simplu_worker.commands.dead_letters.resend import DeadLetterResender
+from simplu_worker.commands.stream.put_records import PutProgress
 from simplu_worker.dead_letters.letter import DeadLetter, NoLetterError, read_letter
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import DeadLetterReason, Source
 
 
-class Status(StrEnum):
+class ReplayStatus(StrEnum):
     """What became of one letter, or would."""
 
     SENT = "sent"
@@ -58,14 +58,14 @@ class Held(msgspec.Struct, frozen=True):
     group: str
     place: str
     order: OrderKey
-    text: Place
+    text: LetterPosition
 
 
-class Fate(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class ReplayOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """One message of the queue and what became of it; *why* and *detail* when it was left."""
 
     message_id: str
-    status: Status
+    status: ReplayStatus
     reason: DeadLetterReason | None = None
     source: Source | None = None
     name: str | None = None
@@ -74,16 +74,16 @@ class Fate(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     detail: str | None = None
 
 
-class Replaying:
+class DeadLetterReplay:
     """One pass over what the queue shows: read it, then send in order."""
 
-    def __init__(self, box: LetterBox, sender: Sender, options: ReplayOptions) -> None:
+    def __init__(self, box: DeadLetterBrowser, sender: DeadLetterResender, options: ReplayOptions) -> None:
         self._box = box
         self._sender = sender
         self._options = options
         self._spool = Spool()
         self._found: list[Held] = []
-        self._fates: list[Fate] = []
+        self._fates: list[ReplayOutcome] = []
         self._copies: defaultdict[str, list[Held]] = defaultdict(list)
         self._stuck: set[tuple[str, str]] = set()  # source names and groups of which something was not sent
 
@@ -102,19 +102,21 @@ class Replaying:
                 except NoLetterError as exc:
                     if filters.is_all:
                         why = LeftReason.NOT_A_LETTER
-                        self._fates.append(Fate(message.message_id, Status.LEFT, why=why, detail=str(exc)))
+                        self._fates.append(
+                            ReplayOutcome(message.message_id, ReplayStatus.LEFT, why=why, detail=str(exc))
+                        )
                     continue
                 if filters.match(letter):
                     self._found.append(self._held(message, letter))
 
-    async def run(self, limit: int | None) -> list[Fate]:
+    async def run(self, limit: int | None) -> list[ReplayOutcome]:
         """Send the first *limit* of what was read, in order; return what became of each."""
         for held in sorted(self._found, key=lambda held: held.order)[:limit]:
             self._copies[held.place].append(held)
         leaders = [copies[0] for copies in self._copies.values()]
         request, requested = Request(), list[Held]()
         done = 0
-        with Progress("sent" if self._options.apply else "looked through", len(leaders)) as progress:
+        with PutProgress("sent" if self._options.apply else "looked through", len(leaders)) as progress:
             try:
                 for held in leaders:
                     await self._box.keep()
@@ -133,7 +135,7 @@ class Replaying:
                     requested.append(held)
                 await self._send(request, requested)
                 progress.show(done + len(requested))
-            except TryAgainLaterError as exc:
+            except RetryableError as exc:
                 self._leave_rest(leaders, f"stopped by trouble: {exc}")
         return self._fates
 
@@ -146,7 +148,7 @@ class Replaying:
         """Send, then delete the letters: what is killed in between is sent again, and dropped by its request id."""
         if not self._options.apply:
             for held in requested:
-                self._note(held, Status.WOULD_SEND)
+                self._note(held, ReplayStatus.WOULD_SEND)
             return
         refused = await self._sender.send(request)
         sent = [held for place, held in enumerate(requested) if place not in refused]
@@ -156,7 +158,7 @@ class Replaying:
         copies = [copy.message_id for held in sent for copy in self._copies[held.place]]
         kept = await self._box.delete(copies)
         for held in sent:
-            self._note(held, Status.SENT, kept=kept)
+            self._note(held, ReplayStatus.SENT, kept=kept)
 
     def _held(self, message: Message, letter: DeadLetter) -> Held:
         return Held(
@@ -174,16 +176,16 @@ class Replaying:
     def _is_stuck(self, held: Held) -> bool:
         return (held.name, held.group) in self._stuck
 
-    def _note(self, held: Held, status: Status, *, kept: set[str] | frozenset[str] = frozenset()) -> None:
+    def _note(self, held: Held, status: ReplayStatus, *, kept: set[str] | frozenset[str] = frozenset()) -> None:
         for copy in self._copies[held.place]:
             fate = _fate(copy, status)
             if copy.message_id in kept:
                 detail = "it was sent, but the queue did not delete its letter; sent again, it would be dropped"
-                fate = _fate(copy, Status.LEFT, Left(LeftReason.NOT_DELETED, detail))
+                fate = _fate(copy, ReplayStatus.LEFT, Left(LeftReason.NOT_DELETED, detail))
             self._fates.append(fate)
 
     def _leave(self, held: Held, left: Left) -> None:
-        self._fates += [_fate(copy, Status.LEFT, left) for copy in self._copies[held.place]]
+        self._fates += [_fate(copy, ReplayStatus.LEFT, left) for copy in self._copies[held.place]]
 
     def _leave_rest(self, leaders: Sequence[Held], why: str) -> None:
         told = {fate.message_id for fate in self._fates}
@@ -192,8 +194,8 @@ class Replaying:
                 self._leave(held, Left(LeftReason.NOT_REACHED, why))
 
 
-def _fate(held: Held, status: Status, left: Left | None = None) -> Fate:
-    return Fate(
+def _fate(held: Held, status: ReplayStatus, left: Left | None = None) -> ReplayOutcome:
+    return ReplayOutcome(
         message_id=held.message_id,
         status=status,
         reason=held.reason,

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.aws.sns_envelope import unwrapped
+from simplu_worker.aws.sns_envelope import unwrap
 from simplu_worker.aws.sqs_queue import FifoIds
 from simplu_worker.consumers.kinesis.stream.aggregation import SubRecord, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
@@ -326,7 +326,7 @@ def _order_event(
     letter: DeadLetter, body: str, attributes: Mapping[str, str], rules: Rules
 ) -> tuple[str, dict[str, str]] | Left:
     """Return an order event with its request id in its body, out of SNS's envelope, or why it is none."""
-    event, found = unwrapped(body, attributes)
+    event, found = unwrap(body, attributes)
     own_id = letter.request_id or letter.deduplication_id
     decoded = decode_order(event, found, letter.origin, deduplication_id=own_id, max_bytes=rules.operation_max_bytes)
     if isinstance(decoded, Rejected):

@@ -23,7 +23,7 @@ from simplu_worker.commands.stream.put_records import put_records
 from simplu_worker.consumers.kinesis.stream.aggregation import deaggregate
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Record, Stream
 from simplu_worker.dead_letters.letter import DeadLetter, ReadLetter
-from simplu_worker.errors import RefusedError
+from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import Source
 
 SEND_TRIES: Final = 4
@@ -31,7 +31,7 @@ RETRY_S: Final = 0.2
 FETCH_POLLS: Final = 5  # a reply may be empty though there are records
 
 
-class Sender:
+class DeadLetterResender:
     """Sends to the stream and the queues that are configured."""
 
     def __init__(self, stream: Stream | None, queues: Mapping[str, Queue], rules: Rules) -> None:
@@ -40,7 +40,7 @@ class Sender:
         self._rules = rules
 
     async def resend_of(self, read: ReadLetter) -> Resend | Left:
-        """Return what is sent for a letter, or why it is left. Raises TryAgainLaterError of the stream's trouble."""
+        """Return what is sent for a letter, or why it is left. Raises RetryableError of the stream's trouble."""
         letter = read.letter
         if (nowhere := where_to(letter, self._rules)) is not None:
             return nowhere
@@ -52,20 +52,20 @@ class Sender:
         return resend_of(letter, self._rules)
 
     async def send(self, request: Request) -> dict[int, Left]:
-        """Send *request*; return what was refused, by its place in it. Raises TryAgainLaterError of trouble."""
+        """Send *request*; return what was refused, by its place in it. Raises RetryableError of trouble."""
         resends = request.resends
         if not resends:
             return {}
         try:
             return await self._send(resends)
-        except RefusedError as exc:
+        except PermanentError as exc:
             if len(resends) == 1:
                 return {0: _refused(str(exc))}
         refused: dict[int, Left] = {}
         for place, resend in enumerate(resends):  # whatever one has, the others do not share it
             try:
                 alone = await self._send([resend])
-            except RefusedError as exc:
+            except PermanentError as exc:
                 alone = {0: _refused(str(exc))}
             if 0 in alone:
                 refused[place] = alone[0]
@@ -120,7 +120,7 @@ class Sender:
                     record = reply.records[0]
                     return record if record.sequence_number == origin.sequence_number else None
                 iterator = reply.next_iterator
-        except RefusedError:
+        except PermanentError:
             return None  # past its retention, also of its stream shard
         return None
 

@@ -15,7 +15,7 @@ TABLE_MAX: Final = 1000  # rows that a person looks through
 T = TypeVar("T")
 
 
-class LongList(Generic[T]):
+class StreamedList(Generic[T]):
     """The member *name* of a JSON object, or a table of *columns* whose cells *row* gives."""
 
     def __init__(

@@ -14,11 +14,11 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table, shortened
-from simplu_worker.commands.requirements import require
+from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.daemon import open_business_info, open_shards
-from simplu_worker.errors import RefusedError
-from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopted, Adopter, Progress
+from simplu_worker.errors import PermanentError
+from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopted, Adopter, AdoptionReporter
 from simplu_worker.shards.adoption.plan import Choices, Layout, Owner, Plan
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool, register_secret_of
@@ -33,7 +33,7 @@ LAYOUTS: Final = {
 }
 
 
-class Carry(StrEnum):
+class AdoptMode(StrEnum):
     """How much is carried out."""
 
     NOTHING = "planned"
@@ -44,13 +44,13 @@ class Carry(StrEnum):
 class AdoptOptions(msgspec.Struct, frozen=True):
     """What a person wants to be done, and chose."""
 
-    carry: Carry
+    carry: AdoptMode
     choices: Choices
 
 
 async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, *, as_json: bool) -> int:
     """Print what an adoption would do, or do it; return 1 where something stands in its way."""
-    require(settings, routes=True)
+    require_settings(settings, routes=True)
     async with open_shards(settings) as shards, open_business_info(settings, attempts=3) as business_info:
         address = await _address_of(shards.locator, shard_id)
         register_secret_of(address)
@@ -62,13 +62,13 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
                 if isinstance(plan, Adopted):
                     return _print_adopted(plan, as_json=as_json, was="before")
                 refusals = plan.refusals(options.choices)
-                if options.carry is Carry.ALL and not refusals:
+                if options.carry is AdoptMode.ALL and not refusals:
                     return _print_adopted(await adopter.adopt(plan, options.choices), as_json=as_json, was="now")
-                if options.carry is Carry.COPY and not plan.found.names_in_the_way:
+                if options.carry is AdoptMode.COPY and not plan.found.names_in_the_way:
                     await adopter.copy(plan, options.choices)
-                    state = Carry.COPY
+                    state = AdoptMode.COPY
                 else:
-                    state = Carry.NOTHING
+                    state = AdoptMode.NOTHING
         finally:
             await pool.close()
     if as_json:
@@ -76,15 +76,15 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
     else:
         print_plan(plan, refusals, state)
     # What only has to be chosen before the swap is no failure of a copy.
-    return 0 if state is Carry.COPY or not refusals else 1
+    return 0 if state is AdoptMode.COPY or not refusals else 1
 
 
 async def _address_of(locator: Locator, shard_id: str) -> ShardAddress:
     known = {address.shard_id: address for address in await locator.shards()}
     if shard_id not in known:
-        raise RefusedError(f"expected a shard out of {', '.join(sorted(known))}; got {shard_id}")
+        raise PermanentError(f"expected a shard out of {', '.join(sorted(known))}; got {shard_id}")
     if (refusal := known[shard_id].refusal) is not None:
-        raise RefusedError(refusal)
+        raise PermanentError(refusal)
     return known[shard_id]
 
 
@@ -93,7 +93,7 @@ def _print_adopted(adopted: Adopted, *, as_json: bool, was: str) -> int:
         print_json(
             {
                 "shardId": adopted.shard_id,
-                "state": Carry.ALL,
+                "state": AdoptMode.ALL,
                 "rows": adopted.row_count,
                 "tenants": adopted.tenant_count,
                 "oldTable": adopted.old_table,
@@ -149,7 +149,7 @@ def _tenant(plan: Plan, owner: Owner) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
-def print_plan(plan: Plan, refusals: list[str], state: Carry) -> None:
+def print_plan(plan: Plan, refusals: list[str], state: AdoptMode) -> None:
     """Print a plan for people, and what comes next."""
     found = plan.found
     print_line(
@@ -195,7 +195,7 @@ def print_plan(plan: Plan, refusals: list[str], state: Carry) -> None:
     for refusal in refusals:
         print_note(f"before the swap: {refusal}")
     match state:
-        case Carry.COPY:
+        case AdoptMode.COPY:
             print_note("copied, and kept up to date; stop the other program, then --apply swaps the names")
         case _ if not refusals:
             print_note("nothing was changed; --prepare copies while the other program goes on, --apply does it all")
@@ -240,7 +240,7 @@ class AdoptionProgress:
         if self._bars is not None:
             self._bars.stop()
 
-    def tell(self, progress: Progress) -> None:
+    def tell(self, progress: AdoptionReporter) -> None:
         """Show *progress*."""
         if self._bars is not None and self._task is not None:
             self._bars.update(

@@ -11,10 +11,10 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table
-from simplu_worker.commands.requirements import require
+from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.daemon import open_shards
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.routing.shard_map import ShardMap
 from simplu_worker.telemetry.log import scrub_text
@@ -59,23 +59,25 @@ def read_keys(words: Sequence[str]) -> list[str]:
         keys.update(dict.fromkeys(line for line in lines if line))
     for key in keys:
         if any("\ud800" <= character <= "\udfff" for character in key):
-            raise RefusedError("key: expected UTF-8, got other bytes")
+            raise PermanentError("key: expected UTF-8, got other bytes")
     return list(keys)
 
 
 async def route_keys(settings: Settings, words: Sequence[str], with_shards: int | None, *, as_json: bool) -> int:
     """Print where keys go, by the map or by Citrus; return 1 when nobody says of one where it goes."""
-    require(settings, routes=True)
+    require_settings(settings, routes=True)
     keys = read_keys(words)
     if words and not keys:
-        raise RefusedError("KEY: expected at least one, got none on stdin")
+        raise PermanentError("KEY: expected at least one, got none on stdin")
     async with open_shards(settings) as shards:
         locator = shards.locator
         if isinstance(locator, StaticMap):
             routes = routes_by(locator.map, keys or sample_keys(), with_shards)
             shard_ids = [shard.shard_id for shard in locator.map.shards]
         elif with_shards is not None:
-            raise RefusedError("--with-shards: expected a map of shards (SHARD_MAP_FILE); Citrus places each by itself")
+            raise PermanentError(
+                "--with-shards: expected a map of shards (SHARD_MAP_FILE); Citrus places each by itself"
+            )
         else:
             routes = await _asked(locator, keys)
             shard_ids = []
@@ -113,10 +115,10 @@ def routes_by(shard_map: ShardMap, keys: Iterable[str], with_shards: int | None)
 
 def _resized(shard_map: ShardMap, count: int) -> ShardMap:
     if not 1 <= count <= SHARDS_MAX:
-        raise RefusedError(f"--with-shards: expected 1 to {SHARDS_MAX}, got {count}")
+        raise PermanentError(f"--with-shards: expected 1 to {SHARDS_MAX}, got {count}")
     resized = shard_map.resized(count)
     if all(shard.retired for shard in resized.shards):
-        raise RefusedError(f"--with-shards: expected a shard that is not retired among the first {count}")
+        raise PermanentError(f"--with-shards: expected a shard that is not retired among the first {count}")
     return resized
 
 
@@ -141,7 +143,7 @@ def summary_of(routes: Sequence[KeyRoute], shard_ids: Sequence[str], count: int)
 async def _asked(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:
     """Ask for each of *keys* where it is registered."""
     if not keys:
-        raise RefusedError("expected keys, as Citrus says of each where it is; give some, or - for those on stdin")
+        raise PermanentError("expected keys, as Citrus says of each where it is; give some, or - for those on stdin")
     routes: dict[str, KeyRoute] = {}
     at_once = asyncio.Semaphore(ASKED_AT_ONCE)
 
@@ -149,7 +151,7 @@ async def _asked(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:
         async with at_once:
             try:
                 address = await locator.locate(key)
-            except (TryAgainLaterError, RefusedError) as exc:
+            except (RetryableError, PermanentError) as exc:
                 routes[key] = KeyRoute(key, odd=scrub_text(str(exc)))
                 return
         if address is None:

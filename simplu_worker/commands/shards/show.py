@@ -7,11 +7,11 @@ from typing import Any, Final
 from rich.text import Text
 
 from simplu_worker.commands.output.display import print_json, print_note, print_table
-from simplu_worker.commands.requirements import require
+from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.daemon import open_shards
-from simplu_worker.shards.health.all_shards import Listed, call_roll
-from simplu_worker.shards.health.assessment import Health, State
+from simplu_worker.shards.health.all_shards import Listed, inspect_all_shards
+from simplu_worker.shards.health.assessment import Health, ShardState
 from simplu_worker.status.replica import shard_view
 from simplu_worker.telemetry.log import scrub_text
 
@@ -29,14 +29,14 @@ COLUMNS: Final = (
     "lag",
     "odd",
 )
-STYLES: Final = {State.HEALTHY: "green", State.DEGRADED: "yellow", State.LOST: "bold red"}
+STYLES: Final = {ShardState.HEALTHY: "green", ShardState.DEGRADED: "yellow", ShardState.LOST: "bold red"}
 
 
 async def list_shards(settings: Settings, *, as_json: bool) -> int:
     """Look at every shard that Citrus or the map names, and print them; return 1 when one did not answer."""
-    require(settings, routes=True)
+    require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
-        listed = await call_roll(shards.locator, shards.pools)
+        listed = await inspect_all_shards(shards.locator, shards.pools)
     silent = [shard.address.shard_id for shard in listed if shard.is_silent]
     if as_json:
         print_json({"shards": [_members(shard) for shard in listed], "shardsWithoutAnswer": silent})

@@ -17,16 +17,16 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from simplu_worker.commands.output.display import print_json, print_note, print_table, printable, shortened
-from simplu_worker.commands.requirements import require
+from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.daemon import open_shards
-from simplu_worker.errors import RefusedError, WorkerError
+from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.routing.shard_query import LIMITS, ask_all
+from simplu_worker.shards.routing.shard_query import LIMITS, query_all_shards
 from simplu_worker.shards.schema.migrations import Upgrade
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
-from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_DEADLINES, Doing, Upgrader, read_upgrade
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_DEADLINES, UpgradeActivity, Upgrader, read_upgrade
 from simplu_worker.telemetry.log import scrub_text
 
 SHARDS_AT_ONCE: Final = 4
@@ -36,7 +36,7 @@ DOING_MAX_LENGTH: Final = 160
 COLUMNS: Final = ("shard", "place", "state", "schema", "to", "migrations", "business types", "workers", "error")
 
 
-class Standing(StrEnum):
+class UpgradeStatus(StrEnum):
     """How a shard's schema stands."""
 
     CURRENT = "current"
@@ -47,15 +47,20 @@ class Standing(StrEnum):
     FAILED = "failed"
 
 
-STYLES: Final = {Standing.BEHIND: "yellow", Standing.UPGRADED: "green", Standing.REFUSED: "red", Standing.FAILED: "red"}
-BAD: Final = {Standing.REFUSED, Standing.FAILED}
+STYLES: Final = {
+    UpgradeStatus.BEHIND: "yellow",
+    UpgradeStatus.UPGRADED: "green",
+    UpgradeStatus.REFUSED: "red",
+    UpgradeStatus.FAILED: "red",
+}
+BAD: Final = {UpgradeStatus.REFUSED, UpgradeStatus.FAILED}
 
 
-class Report(msgspec.Struct, frozen=True):
+class UpgradeReport(msgspec.Struct, frozen=True):
     """One shard, and what is or was to be done there."""
 
     address: ShardAddress
-    standing: Standing
+    standing: UpgradeStatus
     upgrade: Upgrade | None = None
     error: str | None = None
 
@@ -64,7 +69,7 @@ async def upgrade_shards(
     settings: Settings, shard_ids: Sequence[str], *, apply: bool, timeout_s: float, as_json: bool
 ) -> int:
     """Print what the schemas of *shard_ids*, or of all shards, lack; with *apply* do it. Return 1 when one failed."""
-    require(settings, routes=True)
+    require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         known = await shards.locator.shards()
     addresses = _chosen(known, shard_ids)
@@ -77,40 +82,42 @@ async def upgrade_shards(
         print_json({"schemaVersion": SCHEMA_VERSION, "applied": apply, "shards": members})
     else:
         print_table(COLUMNS, [_row(report) for report in reports])
-        if not apply and any(report.standing is Standing.BEHIND for report in reports):
+        if not apply and any(report.standing is UpgradeStatus.BEHIND for report in reports):
             print_note("nothing was changed; --apply does it, while workers go on")
     return 1 if any(report.standing in BAD for report in reports) else 0
 
 
 def _chosen(known: Sequence[ShardAddress], shard_ids: Sequence[str]) -> list[ShardAddress]:
-    """Return the shards that are meant, in order of their ids. Raises `RefusedError` for one that nobody knows."""
+    """Return the shards that are meant, in order of their ids. Raises `PermanentError` for one that nobody knows."""
     by_id = {address.shard_id: address for address in known}
     unknown = sorted(set(shard_ids) - by_id.keys())
     if unknown:
-        raise RefusedError(f"expected shards out of {', '.join(sorted(by_id))}; got {', '.join(unknown)}")
+        raise PermanentError(f"expected shards out of {', '.join(sorted(by_id))}; got {', '.join(unknown)}")
     return [by_id[shard_id] for shard_id in sorted(set(shard_ids) or by_id)]
 
 
-async def _look(pools: Pools, addresses: Sequence[ShardAddress]) -> list[Report]:
+async def _look(pools: Pools, addresses: Sequence[ShardAddress]) -> list[UpgradeReport]:
     """Ask every shard what it lacks."""
 
-    async def ask(address: ShardAddress) -> Report:
+    async def ask(address: ShardAddress) -> UpgradeReport:
         try:
             async with pools.pool(address).connection() as connection:
                 return _report(address, await read_upgrade(connection, address.shard_id))
         except WorkerError as exc:
             return _failed(address, exc)
 
-    answers = await ask_all(addresses, ask)
+    answers = await query_all_shards(addresses, ask)
     late = f"no answer within {LIMITS.answer_s:g} s"
-    return [answers.get(address.shard_id, Report(address, Standing.FAILED, error=late)) for address in addresses]
+    return [
+        answers.get(address.shard_id, UpgradeReport(address, UpgradeStatus.FAILED, error=late)) for address in addresses
+    ]
 
 
-async def _apply(pools: Pools, reports: Sequence[Report], *, timeout_s: float) -> list[Report]:
+async def _apply(pools: Pools, reports: Sequence[UpgradeReport], *, timeout_s: float) -> list[UpgradeReport]:
     """Upgrade those that are behind, a few at once; what fails on one does not stop the others."""
-    behind = [report.address for report in reports if report.standing is Standing.BEHIND]
+    behind = [report.address for report in reports if report.standing is UpgradeStatus.BEHIND]
     turns = asyncio.Semaphore(SHARDS_AT_ONCE)
-    done: dict[str, Report] = {}
+    done: dict[str, UpgradeReport] = {}
 
     async def upgrade(address: ShardAddress, progress: UpgradeProgress) -> None:
         shard_id = address.shard_id
@@ -130,24 +137,24 @@ async def _apply(pools: Pools, reports: Sequence[Report], *, timeout_s: float) -
     return [done.get(report.address.shard_id, report) for report in reports]
 
 
-def _report(address: ShardAddress, upgrade: Upgrade | None, *, is_done: bool = False) -> Report:
+def _report(address: ShardAddress, upgrade: Upgrade | None, *, is_done: bool = False) -> UpgradeReport:
     if upgrade is None:
-        return Report(address, Standing.EMPTY)
+        return UpgradeReport(address, UpgradeStatus.EMPTY)
     if upgrade.refusal is not None:
-        return Report(address, Standing.REFUSED, upgrade, upgrade.refusal)
+        return UpgradeReport(address, UpgradeStatus.REFUSED, upgrade, upgrade.refusal)
     if not upgrade.is_needed:
-        return Report(address, Standing.CURRENT, upgrade)
-    return Report(address, Standing.UPGRADED if is_done else Standing.BEHIND, upgrade)
+        return UpgradeReport(address, UpgradeStatus.CURRENT, upgrade)
+    return UpgradeReport(address, UpgradeStatus.UPGRADED if is_done else UpgradeStatus.BEHIND, upgrade)
 
 
-def _failed(address: ShardAddress, exc: WorkerError) -> Report:
+def _failed(address: ShardAddress, exc: WorkerError) -> UpgradeReport:
     error = scrub_text(str(exc))
     for prefix in (f"shard {address.shard_id} at {address.place}: ", f"shard {address.shard_id}: "):
         error = error.removeprefix(prefix)
-    return Report(address, Standing.FAILED, error=error)
+    return UpgradeReport(address, UpgradeStatus.FAILED, error=error)
 
 
-def _members(report: Report) -> dict[str, Any]:
+def _members(report: UpgradeReport) -> dict[str, Any]:
     members: dict[str, Any] = {
         "shardId": report.address.shard_id,
         "place": report.address.place,
@@ -165,7 +172,7 @@ def _members(report: Report) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
-def _row(report: Report) -> tuple[object, ...]:
+def _row(report: UpgradeReport) -> tuple[object, ...]:
     upgrade = report.upgrade
     head = (report.address.shard_id, report.address.place, Text(report.standing, STYLES.get(report.standing, "")))
     if upgrade is None:
@@ -222,7 +229,7 @@ class UpgradeProgress:
         if self._bars is not None:
             self._bars.stop()
 
-    def tell(self, shard_id: str, doing: Doing) -> None:
+    def tell(self, shard_id: str, doing: UpgradeActivity) -> None:
         """Show what a shard is at."""
         if self._bars is not None:
             if shard_id not in self._tasks:
@@ -233,7 +240,7 @@ class UpgradeProgress:
             self._told_at[shard_id] = self._clock()
             print_note(f"{shard_id}: {described(doing)}")
 
-    def end(self, report: Report) -> None:
+    def end(self, report: UpgradeReport) -> None:
         """Show that a shard is done with."""
         shard_id = report.address.shard_id
         self._ended_count += 1
@@ -245,7 +252,7 @@ class UpgradeProgress:
             self._bars.remove_task(self._tasks.pop(shard_id))
 
 
-def described(doing: Doing) -> str:
+def described(doing: UpgradeActivity) -> str:
     """Return what an upgrade is at, in a line."""
     share = "" if doing.share is None else f" {doing.share:.0%}"
     waits = f", waits for {', '.join(map(str, doing.waits_for))}" if doing.waits_for else ""

@@ -19,7 +19,7 @@ PARTITION_KEY_MAX: Final = 256  # Kinesis API reference
 _members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class Line(msgspec.Struct, frozen=True):
+class InputLine(msgspec.Struct, frozen=True):
     """One line with something in it, counted from 1: the record to put, and what the worker will make of it."""
 
     number: int
@@ -35,13 +35,15 @@ class Line(msgspec.Struct, frozen=True):
         return self.decoded.tenant_id, self.decoded.request_id
 
 
-def lines_of(text: bytes, *, now: datetime, new_id: Callable[[], str], max_bytes: int, list_limit: int) -> list[Line]:
+def lines_of(
+    text: bytes, *, now: datetime, new_id: Callable[[], str], max_bytes: int, list_limit: int
+) -> list[InputLine]:
     """Return the lines of *text*; a missing `requestId` is taken from *new_id*, a missing `timestamp` is *now*.
 
     Every other byte stays as it is. A request id of another operation before is refused, as the worker would.
     """
     origin = Origin(source=Source.KINESIS, name="", arrived_at=now)
-    lines: list[Line] = []
+    lines: list[InputLine] = []
     digests: dict[tuple[str, str], bytes] = {}
     for number, raw in enumerate(text.split(b"\n"), 1):
         if not raw.strip():
@@ -52,7 +54,7 @@ def lines_of(text: bytes, *, now: datetime, new_id: Callable[[], str], max_bytes
             earlier = digests.setdefault((decoded.tenant_id, decoded.request_id), decoded.digest)
             if earlier != decoded.digest:
                 decoded = _reused(decoded)
-        lines.append(Line(number, record, partition_key_of(decoded, number), decoded))
+        lines.append(InputLine(number, record, partition_key_of(decoded, number), decoded))
     return lines
 
 
@@ -79,12 +81,12 @@ def partition_key_of(decoded: Operation | Rejected, number: int) -> str:
     return key if len(key) <= PARTITION_KEY_MAX else hashlib.sha256(key.encode()).hexdigest()
 
 
-def requests_of(lines: Iterable[Line]) -> Iterator[list[Line]]:
+def requests_of(lines: Iterable[InputLine]) -> Iterator[list[InputLine]]:
     """Cut *lines* into requests of PutRecords, none with two records of one partition key.
 
     A request that is refused in part takes its other records in any order; so no key has an order to lose within one.
     """
-    request: list[Line] = []
+    request: list[InputLine] = []
     keys: set[str] = set()
     size_bytes = 0
     for line in lines:

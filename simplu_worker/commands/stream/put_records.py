@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-from simplu_worker.commands.stream.input_lines import Line, requests_of
+from simplu_worker.commands.stream.input_lines import InputLine, requests_of
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream
-from simplu_worker.errors import TryAgainLaterError, WorkerError
+from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.timing.backoff import backoff_s
 
 TRIES_MAX: Final = 8  # in a row, without a record taken
@@ -24,7 +24,7 @@ RETRY_MAX_S: Final = 5.0
 LINE_INTERVAL_S: Final = 2.0
 
 
-class Progress:
+class PutProgress:
     """How many of *total* are done, on stderr: a bar on a terminal, elsewhere a line now and then."""
 
     def __init__(self, what: str, total: int) -> None:
@@ -67,7 +67,9 @@ class Progress:
             self._console.print(f"{self._what}: {done} of {self._total}")
 
 
-async def put_lines(stream: Stream, lines: Sequence[Line], progress: Progress) -> tuple[int, WorkerError | None]:
+async def put_lines(
+    stream: Stream, lines: Sequence[InputLine], progress: PutProgress
+) -> tuple[int, WorkerError | None]:
     """Put *lines* in their order, one request at a time; return how many were put, and why not all.
 
     A request whose answer was lost is put again: the log drops the second record, for it has the same request id.
@@ -89,8 +91,8 @@ async def put_records(stream: Stream, records: Sequence[NewRecord]) -> None:
     while records:
         try:
             refused = await stream.put(records)
-            error: TryAgainLaterError = TryAgainLaterError(f"stream {stream.name} takes no more records now")
-        except TryAgainLaterError as exc:
+            error: RetryableError = RetryableError(f"stream {stream.name} takes no more records now")
+        except RetryableError as exc:
             refused, error = list(records), exc
         failure_count = failure_count + 1 if len(refused) == len(records) else 1
         if refused and failure_count == TRIES_MAX:

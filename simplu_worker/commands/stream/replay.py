@@ -13,11 +13,11 @@ import structlog
 from rich.console import Console
 
 from simplu_worker.commands.output.display import print_json, print_table
-from simplu_worker.commands.requirements import require
+from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReadingRules, StreamShardReader
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings, StreamShardReader
 from simplu_worker.consumers.kinesis.stream.client import (
     AtSequenceNumber,
     AtTimestamp,
@@ -30,7 +30,7 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.daemon import open_lease_table, open_shards, open_stream, reading_rules
 from simplu_worker.dead_letters.queue import DeadLetter
 from simplu_worker.metrics import instruments
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 
 LOOK_INTERVAL_S: Final = 0.25
 SHOWN_EVERY: Final = 8  # looks
@@ -55,7 +55,7 @@ async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
     Needs no lease and moves no checkpoint. Readers beside it do no harm, nor does it to them, because it starts no
     later than what they owe: of one key nothing is applied before what came before it (architecture, idea 2).
     """
-    require(settings, routes=True, stream=True)
+    require_settings(settings, routes=True, stream=True)
     letters = CountedLetters()
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(settings))
@@ -92,9 +92,9 @@ class _Replay:
     def __init__(
         self,
         stream: Stream,
-        router: Router,
+        router: ShardGateway,
         letters: CountedLetters,
-        rules: ReadingRules,
+        rules: ReaderSettings,
         prefetch: Prefetch,
         start: datetime,
         leases: Mapping[str, Lease],

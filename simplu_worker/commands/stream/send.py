@@ -20,20 +20,25 @@ from simplu_worker.commands.output.display import (
     print_table,
     shortened,
 )
-from simplu_worker.commands.requirements import require
-from simplu_worker.commands.stream.input_lines import Line, lines_of
-from simplu_worker.commands.stream.put_records import Progress, put_lines
-from simplu_worker.commands.stream.wait_outcomes import Fate, Key, Status, fates_of, wait_for_outcomes
+from simplu_worker.commands.requirements import require_settings
+from simplu_worker.commands.stream.input_lines import InputLine, lines_of
+from simplu_worker.commands.stream.put_records import PutProgress, put_lines
+from simplu_worker.commands.stream.wait_outcomes import Key, SendOutcome, SendStatus, fates_of, wait_for_outcomes
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.daemon import open_shards
-from simplu_worker.errors import RefusedError, WorkerError
+from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.operations.operation import Rejected, tenant_id_of
 
 RESULT_SHOWN_LENGTH: Final = 60
 PUT_TIMEOUT_S: Final = 30.0  # a request of 5 MiB over a slow line
 PUT_ATTEMPTS: Final = 3
-STYLES: Final = {Status.SUCCEEDED: "green", Status.FAILED: "red", Status.UNKNOWN: "yellow", Status.NOT_SENT: "red"}
+STYLES: Final = {
+    SendStatus.SUCCEEDED: "green",
+    SendStatus.FAILED: "red",
+    SendStatus.UNKNOWN: "yellow",
+    SendStatus.NOT_SENT: "red",
+}
 
 
 class SendOptions(NamedTuple):
@@ -46,11 +51,11 @@ class SendOptions(NamedTuple):
 
 async def show_operation(settings: Settings, request_id: str, tenant: tuple[str, str] | None, *, as_json: bool) -> int:
     """Print what the log has of one operation, asking all shards where the *tenant* is not known; 1: not found."""
-    require(settings, routes=True)
+    require_settings(settings, routes=True)
     try:
         "".join([request_id, *(tenant or ())]).encode()
     except UnicodeEncodeError:  # bytes of the command line that are none
-        raise RefusedError("request id, tenant: expected UTF-8") from None
+        raise PermanentError("request id, tenant: expected UTF-8") from None
     tenant_id = None if tenant is None else tenant_id_of(*tenant)
     async with open_shards(settings) as shards:
         found, silent = await shards.router.operation(request_id, tenant_id)
@@ -79,7 +84,7 @@ async def send_operations(settings: Settings, text: bytes, options: SendOptions,
 
     Nothing is put when one of them is bad, unless `force`. Returns 1 when one was bad, not put, failed or not heard of.
     """
-    require(settings, stream=True, routes=options.wait)
+    require_settings(settings, stream=True, routes=options.wait)
     lines = lines_of(
         text,
         now=datetime.now(UTC),
@@ -93,14 +98,16 @@ async def send_operations(settings: Settings, text: bytes, options: SendOptions,
         return 1
     fates, silent = await _send(settings, lines, options)
     _print_fates(fates, silent, as_json=as_json)
-    expected = {Status.SUCCEEDED} if options.wait else {Status.SENT}
+    expected = {SendStatus.SUCCEEDED} if options.wait else {SendStatus.SENT}
     return 0 if not bad and all(fate.status in expected for fate in fates) else 1
 
 
-async def _send(settings: Settings, lines: Sequence[Line], options: SendOptions) -> tuple[list[Fate], list[str]]:
+async def _send(
+    settings: Settings, lines: Sequence[InputLine], options: SendOptions
+) -> tuple[list[SendOutcome], list[str]]:
     client = open_client("kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S, max_attempts=PUT_ATTEMPTS)
     async with client as kinesis:
-        with Progress("put", len(lines)) as progress:
+        with PutProgress("put", len(lines)) as progress:
             sent_count, trouble = await put_lines(Stream(kinesis, settings.kinesis_stream_name or ""), lines, progress)
     if trouble is not None:
         print_note(f"{sent_count} of {len(lines)} were put, then: {trouble}")
@@ -109,7 +116,7 @@ async def _send(settings: Settings, lines: Sequence[Line], options: SendOptions)
     silent: list[str] = []
     if options.wait and sent:
         async with open_shards(settings) as shards:
-            with Progress("in the log", len(sent)) as progress:
+            with PutProgress("in the log", len(sent)) as progress:
                 rows, silent = await wait_for_outcomes(shards.router, sent, options.timeout_s, progress)
     return fates_of(sent, unsent, rows, waited=options.wait), silent
 
@@ -123,7 +130,7 @@ def _print_bad(bad: dict[int, Rejected], *, as_json: bool) -> None:
     print_note("nothing was sent; mend the lines, or send all with --force")
 
 
-def _print_fates(fates: Sequence[Fate], silent: list[str], *, as_json: bool) -> None:
+def _print_fates(fates: Sequence[SendOutcome], silent: list[str], *, as_json: bool) -> None:
     if as_json:
         print_json({"operations": fates, "shardsWithoutAnswer": silent})
         return

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.commands.stream.input_lines import Line
-from simplu_worker.commands.stream.put_records import Progress
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.commands.stream.input_lines import InputLine
+from simplu_worker.commands.stream.put_records import PutProgress
+from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Operation, Rejected
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 
 POLL_MIN_S: Final = 0.25
 POLL_REST: Final = 4  # a poll may take a fifth of the time
@@ -25,7 +25,7 @@ Key = tuple[str, str]
 """A tenant's id and a request id."""
 
 
-class Status(StrEnum):
+class SendStatus(StrEnum):
     """What became of one line."""
 
     NOT_SENT = "not sent"
@@ -35,11 +35,11 @@ class Status(StrEnum):
     UNKNOWN = "unknown"  # not in the log in time: held, waiting, or a dead letter
 
 
-class Fate(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """One line and what became of it; *result* is JSON text as Postgres wrote it."""
 
     line: int
-    status: Status
+    status: SendStatus
     request_id: str | None = None
     operation: str | None = None
     business_id: str | None = None
@@ -52,7 +52,7 @@ class Fate(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 async def wait_for_outcomes(
-    router: Router, lines: Sequence[Line], timeout_s: float, progress: Progress
+    router: ShardGateway, lines: Sequence[InputLine], timeout_s: float, progress: PutProgress
 ) -> tuple[dict[Key, dict[str, Any]], list[str]]:
     """Ask until every line that is an operation is in a log, for at most *timeout_s*.
 
@@ -73,7 +73,7 @@ async def wait_for_outcomes(
         await asyncio.sleep(min(left_s, max(POLL_MIN_S, POLL_REST * (time.monotonic() - started))))
 
 
-async def _ask(router: Router, keys: Iterable[Key]) -> tuple[dict[Key, dict[str, Any]], list[str]]:
+async def _ask(router: ShardGateway, keys: Iterable[Key]) -> tuple[dict[Key, dict[str, Any]], list[str]]:
     ordered = sorted(keys)
     rows: dict[Key, dict[str, Any]] = {}
     silent: set[str] = set()
@@ -81,7 +81,7 @@ async def _ask(router: Router, keys: Iterable[Key]) -> tuple[dict[Key, dict[str,
         some = ordered[first : first + ASKED_AT_ONCE]
         try:
             survey = await router.survey("find_operations", [key[0] for key in some], [key[1] for key in some])
-        except TryAgainLaterError:
+        except RetryableError:
             continue  # whoever names the shards is down: asked again with the next poll
         silent |= set(survey.silent)
         rows |= {(row["tenant_id"], row["request_id"]): row | {"shard_id": shard_id} for shard_id, row in survey.rows}
@@ -89,33 +89,33 @@ async def _ask(router: Router, keys: Iterable[Key]) -> tuple[dict[Key, dict[str,
 
 
 def fates_of(
-    sent: Iterable[Line], unsent: Iterable[Line], rows: Mapping[Key, Mapping[str, Any]], *, waited: bool
-) -> list[Fate]:
+    sent: Iterable[InputLine], unsent: Iterable[InputLine], rows: Mapping[Key, Mapping[str, Any]], *, waited: bool
+) -> list[SendOutcome]:
     """Return what became of each line, in order; *rows* are what the logs have of them."""
     fates = [_fate(line, rows.get(line.key) if line.key else None, waited=waited) for line in sent]
-    return fates + [_described(line, Status.NOT_SENT) for line in unsent]
+    return fates + [_described(line, SendStatus.NOT_SENT) for line in unsent]
 
 
-def _fate(line: Line, row: Mapping[str, Any] | None, *, waited: bool) -> Fate:
+def _fate(line: InputLine, row: Mapping[str, Any] | None, *, waited: bool) -> SendOutcome:
     if isinstance(line.decoded, Rejected) or not waited:
-        return _described(line, Status.SENT)
+        return _described(line, SendStatus.SENT)
     if row is None:
-        return _described(line, Status.UNKNOWN)
+        return _described(line, SendStatus.UNKNOWN)
     if bytes(row["digest"]) != line.decoded.digest:
-        fate = _described(line, Status.FAILED)
+        fate = _described(line, SendStatus.FAILED)
         return msgspec.structs.replace(fate, shard_id=row["shard_id"], error=REUSED)
     return msgspec.structs.replace(
-        _described(line, Status(row["status"])),
+        _described(line, SendStatus(row["status"])),
         shard_id=row["shard_id"],
         error=row["error"],
         result=None if row["result"] is None else msgspec.Raw(row["result"].encode()),
     )
 
 
-def _described(line: Line, status: Status) -> Fate:
+def _described(line: InputLine, status: SendStatus) -> SendOutcome:
     match line.decoded:
         case Operation() as operation:
-            return Fate(
+            return SendOutcome(
                 line=line.number,
                 status=status,
                 request_id=operation.request_id,
@@ -126,7 +126,7 @@ def _described(line: Line, status: Status) -> Fate:
                 resource_id=operation.resource_id,
             )
         case Rejected() as bad:
-            return Fate(
+            return SendOutcome(
                 line=line.number,
                 status=status,
                 request_id=bad.request_id,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from simplu_worker.commands.output.display import print_line, print_note
-from simplu_worker.commands.output.streamed_list import LongList
-from simplu_worker.commands.requirements import require
+from simplu_worker.commands.output.streamed_list import StreamedList
+from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.tenants.audit_rules import Difference, Subject, differences
-from simplu_worker.commands.tenants.inventory import PAGE_SIZE, Census
+from simplu_worker.commands.tenants.inventory import PAGE_SIZE, TenantInventory
 from simplu_worker.config.settings import Settings
 from simplu_worker.daemon import open_business_info, open_shards
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
@@ -21,11 +21,11 @@ ATTEMPTS: Final = 5  # of each request: a scan that is throttled once need not b
 
 async def audit_tenants(settings: Settings, *, as_json: bool, page_size: int = PAGE_SIZE) -> int:
     """Print every difference; return 1 when there is one, or when a shard did not answer."""
-    require(settings, routes=True)
+    require_settings(settings, routes=True)
     counts: Counter[str] = Counter()
-    shown: LongList[Difference] = LongList("differences", COLUMNS, _row, as_json=as_json)
+    shown: StreamedList[Difference] = StreamedList("differences", COLUMNS, _row, as_json=as_json)
     async with open_business_info(settings, attempts=ATTEMPTS) as business_info, open_shards(settings) as shards:
-        census = Census(business_info, shards, page_size=page_size)
+        census = TenantInventory(business_info, shards, page_size=page_size)
 
         def note(found: Sequence[Difference]) -> None:
             counts.update(difference.kind.value for difference in found)

@@ -41,7 +41,7 @@ class Listing(msgspec.Struct, frozen=True):
     is_active: bool = True
 
 
-class Row(msgspec.Struct, frozen=True):
+class AuditedRow(msgspec.Struct, frozen=True):
     """What a shard says of the tenant with an id."""
 
     shard_id: str
@@ -62,7 +62,7 @@ class Subject(msgspec.Struct, frozen=True):
     business_id: str
     location_id: str
     listing: Listing | None
-    rows: Sequence[Row] = ()
+    rows: Sequence[AuditedRow] = ()
     named_shard_id: str | None = None
     refusal: str | None = None
     silent: Sequence[str] = ()
@@ -78,17 +78,17 @@ class Subject(msgspec.Struct, frozen=True):
         return self.listing is not None and self.listing.is_active
 
     @property
-    def own(self) -> list[Row]:
+    def own(self) -> list[AuditedRow]:
         """The rows that are of this business and location."""
         return [row for row in self.rows if (row.business_id, row.location_id) == (self.business_id, self.location_id)]
 
     @property
-    def homes(self) -> list[Row]:
+    def homes(self) -> list[AuditedRow]:
         """Its rows on shards where it lives."""
         return [row for row in self.own if row.state in HOME_STATES]
 
     @property
-    def taker(self) -> Row | None:
+    def taker(self) -> AuditedRow | None:
         """A row of its id that is another pair's, if any."""
         return next((row for row in self.rows if row not in self.own), None)
 
@@ -156,5 +156,5 @@ def _no_row(subject: Subject) -> str:
     return f"it is routed to shard {subject.named_shard_id}, and no shard has its row{states}"
 
 
-def _names(rows: Sequence[Row]) -> str:
+def _names(rows: Sequence[AuditedRow]) -> str:
     return " and ".join(sorted(row.shard_id for row in rows))

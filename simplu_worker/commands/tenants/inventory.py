@@ -11,9 +11,9 @@ import msgspec
 
 from simplu_worker.business_info.items import Business
 from simplu_worker.business_info.table import BusinessInfo, Unreadable
-from simplu_worker.commands.tenants.audit_rules import Difference, Kind, Listing, Row, Subject
+from simplu_worker.commands.tenants.audit_rules import AuditedRow, Difference, Kind, Listing, Subject
 from simplu_worker.daemon import Shards
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import is_id, tenant_id_of
 from simplu_worker.shards.postgres.address import AddressRefusedError, ShardAddress
@@ -44,7 +44,7 @@ class Page(msgspec.Struct, frozen=True):
     unreadable: list[Difference]
 
 
-class Census:
+class TenantInventory:
     """Asks *business_info* and *shards*; `silent` are the shards that gave no answer so far."""
 
     def __init__(self, business_info: BusinessInfo, shards: Shards, *, page_size: int = PAGE_SIZE) -> None:
@@ -103,11 +103,11 @@ class Census:
             subjects.append(subject)
         return subjects
 
-    async def _rows(self, tenant_ids: Sequence[str]) -> tuple[Mapping[str, list[Row]], list[str]]:
+    async def _rows(self, tenant_ids: Sequence[str]) -> tuple[Mapping[str, list[AuditedRow]], list[str]]:
         """Return the rows of tenants on all shards by id, and the shards that did not answer."""
         survey = await self._shards.router.survey("find_tenants", list(tenant_ids))
         self.silent.update(survey.silent)
-        rows: defaultdict[str, list[Row]] = defaultdict(list)
+        rows: defaultdict[str, list[AuditedRow]] = defaultdict(list)
         for shard_id, row in sorted(survey.rows, key=lambda found: found[0]):
             rows[row["id"]].append(_row(shard_id, row))
         return rows, survey.silent
@@ -128,7 +128,7 @@ class Census:
             raise errors.exceptions[0] from None  # one is enough: without Citrus there is no audit
         return named
 
-    async def _pages_of(self, address: ShardAddress) -> AsyncIterator[list[Row]]:
+    async def _pages_of(self, address: ShardAddress) -> AsyncIterator[list[AuditedRow]]:
         """Yield the tenants of one shard in pages; nothing more once it does not answer."""
         after = ""
         while True:
@@ -137,7 +137,7 @@ class Census:
                     if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
                         return
                     rows = await connection.fetch(QUERIES["page_tenants"], after, self._page_size)
-            except TryAgainLaterError:
+            except RetryableError:
                 self.silent.add(address.shard_id)
                 return
             yield [_row(address.shard_id, dict(row)) for row in rows]
@@ -145,7 +145,7 @@ class Census:
                 return
             after = rows[-1]["id"]
 
-    async def _not_listed(self, rows: Sequence[Row]) -> list[Subject]:
+    async def _not_listed(self, rows: Sequence[AuditedRow]) -> list[Subject]:
         """Return the tenants of *rows* that live there and are not in business-info."""
         living = [row for row in rows if row.state in {TenantState.ACTIVE, TenantState.FENCED}]
         ids = sorted({row.business_id for row in living if is_id(row.business_id)})
@@ -179,5 +179,5 @@ def _first_home(subject: Subject) -> str | None:
     return min((home.shard_id for home in subject.homes), default=None)
 
 
-def _row(shard_id: str, row: Mapping[str, Any]) -> Row:
-    return Row(shard_id, row["business_id"], row["location_id"], row["business_type"], TenantState(row["state"]))
+def _row(shard_id: str, row: Mapping[str, Any]) -> AuditedRow:
+    return AuditedRow(shard_id, row["business_id"], row["location_id"], row["business_type"], TenantState(row["state"]))

@@ -11,10 +11,10 @@ from typing import Final
 import msgspec
 
 from simplu_worker.commands.output.display import print_json, print_line, print_note
-from simplu_worker.commands.output.streamed_list import LongList
-from simplu_worker.commands.requirements import require
+from simplu_worker.commands.output.streamed_list import StreamedList
+from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.tenants.audit_rules import Kind, Subject
-from simplu_worker.commands.tenants.inventory import PAGE_SIZE, Census, Page
+from simplu_worker.commands.tenants.inventory import PAGE_SIZE, Page, TenantInventory
 from simplu_worker.commands.tenants.show import checked_tenant_id
 from simplu_worker.config.settings import Settings
 from simplu_worker.daemon import Shards, open_business_info, open_shards
@@ -29,7 +29,7 @@ COLUMNS: Final = ("business", "location", "type", "step", "detail")
 ATTEMPTS: Final = 5  # of each request: a scan that is throttled once need not begin anew
 
 
-class Step(StrEnum):
+class ProvisionStep(StrEnum):
     """What is to be done, or was done, about a tenant that business-info lists."""
 
     MAKE = "make"
@@ -41,13 +41,15 @@ class Step(StrEnum):
     FAILED = "failed"
 
 
-TROUBLES: Final = frozenset({Step.UNREADABLE, Step.REFUSED, Step.UNKNOWN, Step.FAILED})
+TROUBLES: Final = frozenset(
+    {ProvisionStep.UNREADABLE, ProvisionStep.REFUSED, ProvisionStep.UNKNOWN, ProvisionStep.FAILED}
+)
 
 
 class Planned(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """A tenant that business-info lists as active, and that does not simply live where it should."""
 
-    step: Step
+    step: ProvisionStep
     business_id: str | None = None
     location_id: str | None = None
     business_type: str | None = None
@@ -58,7 +60,7 @@ async def provision_tenant(
     settings: Settings, business_id: str, location_id: str, business_type: str, *, as_json: bool
 ) -> int:
     """Register the tenant and make it on its shard, unless it is there; return 1 when a newer message forbids it."""
-    require(settings, routes=True)
+    require_settings(settings, routes=True)
     tenant_id = checked_tenant_id(business_id, location_id)
     request = ProvisionRequest(business_id, location_id, business_type, requested_at=datetime.now(UTC))
     async with open_shards(settings) as shards:
@@ -79,12 +81,12 @@ async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, pa
     None that was destroyed is made again, and any control message counts as newer. Returns 1 when one of them cannot be
     made, or not now.
     """
-    require(settings, routes=True)
-    counts: Counter[Step] = Counter()
+    require_settings(settings, routes=True)
+    counts: Counter[ProvisionStep] = Counter()
     there_count = 0
-    shown: LongList[Planned] = LongList("tenants", COLUMNS, _row, as_json=as_json)
+    shown: StreamedList[Planned] = StreamedList("tenants", COLUMNS, _row, as_json=as_json)
     async with open_business_info(settings, attempts=ATTEMPTS) as business_info, open_shards(settings) as shards:
-        census = Census(business_info, shards, page_size=page_size)
+        census = TenantInventory(business_info, shards, page_size=page_size)
         async for page in census.listed():
             planned = await _plan(census, page)
             there_count += sum(tenant.listing.is_active for tenant in page.tenants) + len(page.unreadable)
@@ -98,7 +100,7 @@ async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, pa
     if not as_json:
         said = "".join(f", {count} {step}" for step, count in steps.items())
         print_line(f"{there_count} there{said}")
-        if counts[Step.MAKE]:
+        if counts[ProvisionStep.MAKE]:
             print_note("nothing was changed; --apply makes them")
     return 1 if TROUBLES & counts.keys() else 0
 
@@ -108,34 +110,36 @@ def plan_of(subject: Subject) -> Planned | None:
     listing = subject.listing
     business_type = None if listing is None else listing.business_type
 
-    def planned(step: Step, detail: str | None = None) -> Planned:
+    def planned(step: ProvisionStep, detail: str | None = None) -> Planned:
         return Planned(step, subject.business_id, subject.location_id, business_type, detail)
 
     if subject.taker is not None:
         taker = subject.taker
-        return planned(Step.REFUSED, f"its id is taken by business {taker.business_id}, location {taker.location_id}")
+        return planned(
+            ProvisionStep.REFUSED, f"its id is taken by business {taker.business_id}, location {taker.location_id}"
+        )
     if subject.homes and all(home.state != TenantState.DESTROYING for home in subject.homes):
         return None
     if subject.own:
         row = subject.own[0]
-        return planned(Step.LEFT, f"it is {row.state} on shard {row.shard_id}")
+        return planned(ProvisionStep.LEFT, f"it is {row.state} on shard {row.shard_id}")
     if business_type not in BUSINESS_TYPES:
-        return planned(Step.REFUSED, f"expected one of {', '.join(sorted(BUSINESS_TYPES))}")
+        return planned(ProvisionStep.REFUSED, f"expected one of {', '.join(sorted(BUSINESS_TYPES))}")
     if subject.silent:
-        return planned(Step.UNKNOWN, f"no answer from {', '.join(subject.silent)}")
-    return planned(Step.MAKE)
+        return planned(ProvisionStep.UNKNOWN, f"no answer from {', '.join(subject.silent)}")
+    return planned(ProvisionStep.MAKE)
 
 
-async def _plan(census: Census, page: Page) -> list[Planned]:
+async def _plan(census: TenantInventory, page: Page) -> list[Planned]:
     """Return the plan for a page; who is registered already is asked only of those that are to be made."""
     subjects = await census.subjects([tenant for tenant in page.tenants if tenant.listing.is_active], located=False)
-    planned = [Planned(Step.UNREADABLE, one.business_id, detail=one.detail) for one in page.unreadable]
+    planned = [Planned(ProvisionStep.UNREADABLE, one.business_id, detail=one.detail) for one in page.unreadable]
     ids: set[str] = set()
     for subject in subjects:
         step = plan_of(subject)
-        if step is not None and step.step is Step.MAKE and subject.tenant_id in ids:
+        if step is not None and step.step is ProvisionStep.MAKE and subject.tenant_id in ids:
             detail = f"another business and location that are listed have its id {subject.tenant_id}: {Kind.ID_TAKEN}"
-            step = msgspec.structs.replace(step, step=Step.REFUSED, detail=detail)
+            step = msgspec.structs.replace(step, step=ProvisionStep.REFUSED, detail=detail)
         ids.add(subject.tenant_id)
         if step is not None:
             planned.append(step)
@@ -152,7 +156,9 @@ async def _carried_out(provisioner: Provisioner, planned: Sequence[Planned]) -> 
 
 def _request_of(planned: Planned) -> ProvisionRequest | None:
     match planned:
-        case Planned(step=Step.MAKE, business_id=str(business), location_id=str(location), business_type=str(kind)):
+        case Planned(
+            step=ProvisionStep.MAKE, business_id=str(business), location_id=str(location), business_type=str(kind)
+        ):
             return ProvisionRequest(business, location, kind, BEFORE_ANY_CONTROL)
         case _:
             return None
@@ -161,13 +167,13 @@ def _request_of(planned: Planned) -> ProvisionRequest | None:
 def _result_of(planned: Planned, answer: Answer) -> Planned:
     match answer:
         case WorkerError():
-            return msgspec.structs.replace(planned, step=Step.FAILED, detail=str(answer))
+            return msgspec.structs.replace(planned, step=ProvisionStep.FAILED, detail=str(answer))
         case Exception():
             raise answer  # a bug
         case ProvisionResult.PROVISIONED:
-            return msgspec.structs.replace(planned, step=Step.MADE)
+            return msgspec.structs.replace(planned, step=ProvisionStep.MADE)
         case _:
-            return msgspec.structs.replace(planned, step=Step.MADE, detail="by somebody else, meanwhile")
+            return msgspec.structs.replace(planned, step=ProvisionStep.MADE, detail="by somebody else, meanwhile")
 
 
 async def _shard_of(shards: Shards, tenant_id: str) -> str | None:

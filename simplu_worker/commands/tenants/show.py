@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any
 
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table
-from simplu_worker.commands.requirements import require
+from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.daemon import open_shards
-from simplu_worker.errors import RefusedError
+from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
 from simplu_worker.shards.routing.shard_query import Survey
 from simplu_worker.status.replica import tenant_view
@@ -27,7 +27,7 @@ COUNTS = {"resources": "resources", "operations": "operations"}
 
 async def list_tenants(settings: Settings, *, as_json: bool) -> int:
     """Print every tenant of every shard; return 1 when a shard did not answer."""
-    require(settings, routes=True)
+    require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         survey = await shards.router.survey("list_tenants")
     _print(_views(survey), survey.silent, as_json=as_json)
@@ -36,7 +36,7 @@ async def list_tenants(settings: Settings, *, as_json: bool) -> int:
 
 async def show_tenant(settings: Settings, business_id: str, location_id: str, *, as_json: bool) -> int:
     """Print what Citrus or the map and every shard say of one tenant; return 1 when no shard has it."""
-    require(settings, routes=True)
+    require_settings(settings, routes=True)
     tenant_id = checked_tenant_id(business_id, location_id)
     async with open_shards(settings) as shards:
         named = await shards.locator.locate(tenant_id)
@@ -59,10 +59,10 @@ async def show_tenant(settings: Settings, business_id: str, location_id: str, *,
 
 
 def checked_tenant_id(business_id: str, location_id: str) -> str:
-    """Return the id of a tenant whose names came from the command line; raise `RefusedError` when they can be none."""
+    """Return the id of a tenant whose names came from the command line. Raises `PermanentError`: they can be none."""
     for name, value in {"business": business_id, "location": location_id}.items():
         if not is_id(value):
-            raise RefusedError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, got {len(value)}")
+            raise PermanentError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, got {len(value)}")
     return tenant_id_of(business_id, location_id)
 
 

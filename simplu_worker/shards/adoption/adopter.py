@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 import structlog
 
-from simplu_worker.errors import RefusedError, WorkerError
+from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.adoption.discovery import (
     OURS,
     FindsBusiness,
@@ -29,7 +29,7 @@ from simplu_worker.shards.adoption.discovery import (
     read_found,
     source_of,
 )
-from simplu_worker.shards.adoption.plan import Choices, Duplicates, Found, Owner, Plan, Source, without_collisions
+from simplu_worker.shards.adoption.plan import Choices, Duplicates, Found, OldTenant, Owner, Plan, without_collisions
 from simplu_worker.shards.postgres.errors import LostRaceError, ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -51,7 +51,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-class Step(StrEnum):
+class AdoptionStep(StrEnum):
     """What an adoption is at."""
 
     LOOKING_UP = "looking up tenants"
@@ -61,10 +61,10 @@ class Step(StrEnum):
     SWAPPING = "swapping names"
 
 
-class Progress(msgspec.Struct, frozen=True):
+class AdoptionReporter(msgspec.Struct, frozen=True):
     """How far a step got; by ids of rows where *total* is given."""
 
-    step: Step
+    step: AdoptionStep
     done: int = 0
     total: int | None = None
 
@@ -78,7 +78,7 @@ class Adopted(msgspec.Struct, frozen=True):
     old_table: str = "resources_before_adoption"
 
 
-Tell: TypeAlias = Callable[[Progress], None]
+Tell: TypeAlias = Callable[[AdoptionReporter], None]
 
 
 class _RehearsedError(WorkerError):
@@ -100,7 +100,7 @@ class _BehindError(WorkerError):
 class _UnknownSourcesError(WorkerError):
     """Rows of somebody who has not been looked up."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[OldTenant]) -> None:
         super().__init__("rows of unknown sources")
         self.sources = sources
 
@@ -138,7 +138,7 @@ class Adopter:
     async def plan(self) -> Plan | Adopted:
         """Return what there is to be adopted, or what was; nothing is changed.
 
-        Raises `RefusedError` where there is nothing to adopt, `TryAgainLaterError` while somebody who is asked does not
+        Raises `PermanentError` where there is nothing to adopt, `RetryableError` while somebody who is asked does not
         answer.
         """
         async with self._pool.connection() as connection:
@@ -177,7 +177,7 @@ class Adopter:
     async def adopt(self, plan: Plan, choices: Choices) -> Adopted:
         """Copy what is not copied yet, and give the tables their names; the other program must have been stopped.
 
-        Raises `RefusedError` where something has to be done or chosen before, or the other program still writes.
+        Raises `PermanentError` where something has to be done or chosen before, or the other program still writes.
         """
         if refusals := plan.refusals(choices):
             raise self._refused(*refusals)
@@ -190,7 +190,7 @@ class Adopter:
             log.info("shard.adopted", shard_id=self._shard_id)
         return await self._adopted()
 
-    def _refused(self, *problems: str) -> RefusedError:
+    def _refused(self, *problems: str) -> PermanentError:
         return RefusedAdoptionError(self._shard_id, *problems)
 
     async def _run(self, step: Callable[[Connection], Awaitable[T]]) -> T:
@@ -239,15 +239,15 @@ class Adopter:
             return exc.found
         raise AssertionError("a rehearsal always ends so")
 
-    async def _look_up(self, sources: Sequence[Source]) -> dict[str, Owner]:
+    async def _look_up(self, sources: Sequence[OldTenant]) -> dict[str, Owner]:
         """Return who all are who are known, with *sources*."""
         owners: list[Owner] = []
 
-        async def look_up(source: Source) -> None:
+        async def look_up(source: OldTenant) -> None:
             owners.append(await find_owner(source, self._shard_id, self._locator, self._business_info))
 
         for start in range(0, len(sources), LOOKED_UP_AT_ONCE):
-            self._tell(Progress(Step.LOOKING_UP, start, len(sources)))
+            self._tell(AdoptionReporter(AdoptionStep.LOOKING_UP, start, len(sources)))
             try:
                 async with asyncio.TaskGroup() as tasks:
                     for source in sources[start : start + LOOKED_UP_AT_ONCE]:
@@ -299,7 +299,7 @@ class Adopter:
     async def _copy_some(self, connection: Connection) -> bool:
         adoption = await self._held(connection)
         after, up_to = adoption["copied_to"], adoption["copy_to"]
-        self._tell(Progress(Step.COPYING, max(0, after), up_to))
+        self._tell(AdoptionReporter(AdoptionStep.COPYING, max(0, after), up_to))
         rows = await connection.fetch(QUERIES["next_rows"], after, up_to, self._copied_at_once)
         ids = [row["id"] for row in rows]
         if ids:
@@ -309,7 +309,7 @@ class Adopter:
 
     async def _catch_up_some(self, connection: Connection) -> bool:
         adoption = await self._held(connection)
-        self._tell(Progress(Step.CATCHING_UP))
+        self._tell(AdoptionReporter(AdoptionStep.CATCHING_UP))
         return await self._catch_up(connection, adoption, self._copied_at_once) == self._copied_at_once
 
     async def _catch_up(self, connection: Connection, adoption: Any, limit: int) -> int:
@@ -334,7 +334,7 @@ class Adopter:
         await connection.execute(QUERIES["make_resources"], *keys, adoption["newest_wins"])
         return keys
 
-    async def _learn(self, sources: Sequence[Source]) -> None:
+    async def _learn(self, sources: Sequence[OldTenant]) -> None:
         """Look up those who have come since the plan was made."""
         self._owners = await self._look_up(sources)
         self._late.sources |= {source.key: source for source in sources}
@@ -347,9 +347,9 @@ class Adopter:
         await connection.execute(QUERIES["analyze_adopted"])
 
     async def _see_that_nobody_writes(self) -> None:
-        """Raise `RefusedError` when the other program writes within a few seconds: it would fail after the swap."""
+        """Raise `PermanentError` when the other program writes within a few seconds: it would fail after the swap."""
         await self._repeat(self._catch_up_some)
-        self._tell(Progress(Step.WATCHING))
+        self._tell(AdoptionReporter(AdoptionStep.WATCHING))
         await asyncio.sleep(self._quiet_s)
         async with self._pool.connection() as connection:
             if await connection.fetchval(QUERIES["is_written"]):
@@ -360,7 +360,7 @@ class Adopter:
 
     async def _swapped(self, choices: Choices) -> bool:
         """Swap the names; return False when there was too much left to do, or somebody to be looked up."""
-        self._tell(Progress(Step.SWAPPING))
+        self._tell(AdoptionReporter(AdoptionStep.SWAPPING))
         try:
             await self._run(lambda connection: self._swap(connection, choices))
         except _BehindError:

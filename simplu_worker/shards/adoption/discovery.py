@@ -8,7 +8,7 @@ import msgspec
 
 from simplu_worker.business_info.items import Business
 from simplu_worker.business_info.table import UnreadableBusinessError
-from simplu_worker.errors import RefusedError
+from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import is_id, tenant_id_of
 from simplu_worker.shards.adoption.plan import (
     NAMED_MAX,
@@ -17,8 +17,8 @@ from simplu_worker.shards.adoption.plan import (
     FaultyRow,
     Found,
     Layout,
+    OldTenant,
     Owner,
-    Source,
     layout_of,
     owner_of,
 )
@@ -31,7 +31,7 @@ from simplu_worker.shards.schema.sql_files import ADOPTION, BUSINESS_TYPES
 OURS: Final = "simplu_adoption"  # the namespace of our tables until they are where they belong
 
 
-class RefusedAdoptionError(RefusedError):
+class RefusedAdoptionError(PermanentError):
     """There is nothing to adopt, or not in this way; a person has to do something first."""
 
     def __init__(self, shard_id: str, *problems: str) -> None:
@@ -42,7 +42,7 @@ class FindsBusiness(Protocol):
     """Who knows the businesses: business-info."""
 
     async def find(self, business_id: str) -> Business | None:
-        """Return a business, or None; raise `RefusedError` when its item cannot be read."""
+        """Return a business, or None; raise `PermanentError` when its item cannot be read."""
 
 
 class OldTable(msgspec.Struct, frozen=True):
@@ -100,8 +100,8 @@ async def read_found(connection: Connection) -> Found:
     return found
 
 
-async def find_owner(source: Source, shard_id: str, locator: Locator, business_info: FindsBusiness) -> Owner:
-    """Ask business-info and the locator who a source is; raise `TryAgainLaterError` where they do not answer."""
+async def find_owner(source: OldTenant, shard_id: str, locator: Locator, business_info: FindsBusiness) -> Owner:
+    """Ask business-info and the locator who a source is; raise `RetryableError` where they do not answer."""
     businesses: dict[str, Business | str | None] = {}
     for business_id, location_id in source.candidates:
         if is_id(business_id) and is_id(location_id) and business_id not in businesses:
@@ -116,8 +116,8 @@ async def find_owner(source: Source, shard_id: str, locator: Locator, business_i
     return owner_of(source, answers, shard_id=shard_id, types=BUSINESS_TYPES)
 
 
-def source_of(row: Any) -> Source | None:
+def source_of(row: Any) -> OldTenant | None:
     """Return whose a row of the old table is; None where it does not say."""
     if row["source"] is None:
         return None
-    return Source(row["source"], row["business_id"], row["location_id"])
+    return OldTenant(row["source"], row["business_id"], row["location_id"])

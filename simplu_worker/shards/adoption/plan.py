@@ -42,7 +42,7 @@ class Duplicates(StrEnum):
     OLDEST = "oldest"
 
 
-class Source(msgspec.Struct, frozen=True):
+class OldTenant(msgspec.Struct, frozen=True):
     """Whose rows are in the old table, in its own words: *key* alone, or business and location too."""
 
     key: str
@@ -71,7 +71,7 @@ class Answers(msgspec.Struct, frozen=True):
 class Owner(msgspec.Struct, frozen=True):
     """The tenant that a source is; or, with *problem*, why it is none that can be taken over."""
 
-    source: Source
+    source: OldTenant
     business_id: str | None = None
     location_id: str | None = None
     business_type: str | None = None
@@ -128,10 +128,10 @@ class Found(msgspec.Struct):
     duplicate_counts: Counter[str] = msgspec.field(default_factory=Counter)
     duplicates: list[DuplicateRows] = []
     faulty: list[FaultyRow] = []
-    sources: dict[str, Source] = {}
+    sources: dict[str, OldTenant] = {}
     names_in_the_way: list[str] = []
 
-    def note_rows(self, source: Source | None, fault: str | None, row_count: int) -> None:
+    def note_rows(self, source: OldTenant | None, fault: str | None, row_count: int) -> None:
         """Note rows of one source, or of none, with or without a fault."""
         if fault is not None:
             self.fault_counts[fault] += row_count
@@ -216,7 +216,7 @@ def layout_of(columns: Mapping[str, str]) -> Layout | str:
     return layout
 
 
-def owner_of(source: Source, answers: Answers, *, shard_id: str, types: Iterable[str]) -> Owner:
+def owner_of(source: OldTenant, answers: Answers, *, shard_id: str, types: Iterable[str]) -> Owner:
     """Return the tenant that *source* is: the one pair that business-info knows and that is routed to this shard."""
 
     def unresolved(problem: str, pair: tuple[str, str] | None = None) -> Owner:
@@ -260,7 +260,7 @@ def without_collisions(owners: Iterable[Owner]) -> dict[str, Owner]:
     }
 
 
-def _why_unknown(source: Source, businesses: Mapping[str, Business | str | None]) -> str:
+def _why_unknown(source: OldTenant, businesses: Mapping[str, Business | str | None]) -> str:
     candidates = [pair for pair in source.candidates if all(is_id(part) for part in pair)]
     if not candidates:
         return "it is no business and location of 1 to 128 characters each"

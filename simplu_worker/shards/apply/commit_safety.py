@@ -19,10 +19,10 @@ from typing import Any, Final, TypeAlias
 import msgspec
 import structlog
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.durability import CommitSafety, Facts, Server, Standby, StandbyWatch
+from simplu_worker.shards.apply.durability import CommitSafety, ReplicationFacts, Server, Standby, StandbyWatch
 from simplu_worker.shards.postgres.pool import Connection, Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import loop_time
@@ -46,14 +46,14 @@ class _Wait(msgspec.Struct, eq=False):
     server: Server | None = None
     position: int | None = None  # once it was looked for: all of them are in front of it
     is_over: bool = False
-    error: TryAgainLaterError | None = None
+    error: RetryableError | None = None
 
-    def end(self, error: TryAgainLaterError | None = None) -> None:
+    def end(self, error: RetryableError | None = None) -> None:
         """Answer it."""
         self.is_over, self.error = True, error
 
 
-class SafeCommits:
+class ReplicationWaiter:
     """Knows how safe the commits on the shards of *pools* are."""
 
     def __init__(self, pools: Pools, *, write_s: float = WRITE_S, clock: Callable[[], float] = loop_time) -> None:
@@ -68,7 +68,7 @@ class SafeCommits:
     async def of_operations(self, shard_id: str, operations: Sequence[Operation]) -> None:
         """Wait until operations that are in a shard's log are safe there.
 
-        Raises `TryAgainLaterError` when that cannot be known, or they are there no more: apply them again.
+        Raises `RetryableError` when that cannot be known, or they are there no more: apply them again.
         """
         if operations:
             keys = [(operation.tenant_id, operation.request_id) for operation in operations]
@@ -126,7 +126,7 @@ class _ShardCommits:
         waits = self._waits.copy()  # those that come while we look began after the look
         try:
             await self._look(waits)
-        except TryAgainLaterError as exc:
+        except RetryableError as exc:
             for wait in waits:
                 wait.end(exc)
         self._waits = [wait for wait in self._waits if not wait.is_over]
@@ -174,8 +174,8 @@ class _ShardCommits:
             raise self._trouble("did not wait for its standbys: the wait was cancelled")
         return _server(row), _gone(row, new)
 
-    def _trouble(self, what: str) -> TryAgainLaterError:
-        return TryAgainLaterError(f"shard {self._shard_id} {what}")
+    def _trouble(self, what: str) -> RetryableError:
+        return RetryableError(f"shard {self._shard_id} {what}")
 
     def _tell(self) -> None:
         """Say how safe commits are, once for every change."""
@@ -190,14 +190,14 @@ class _ShardCommits:
 
 
 async def note_server(connection: Connection) -> Server:
-    """Return the server on which the transaction of *connection* is made, for `SafeCommits.of_transaction`."""
+    """Return the server on which the transaction of *connection* is made, for `ReplicationWaiter.of_transaction`."""
     row = await connection.fetchrow(QUERIES["note_server"])
     return _server(row)
 
 
-async def _looked(connection: Connection, new: Sequence[_Wait]) -> tuple[Facts, set[int]]:
+async def _looked(connection: Connection, new: Sequence[_Wait]) -> tuple[ReplicationFacts, set[int]]:
     row: Any = await connection.fetchrow(QUERIES["look_at_commits"], *_keys(new))
-    facts = Facts(
+    facts = ReplicationFacts(
         server=_server(row),
         position=row["position"],
         synchronous_commit=row["synchronous_commit"],

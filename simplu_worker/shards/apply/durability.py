@@ -59,7 +59,7 @@ class Standby(msgspec.Struct, frozen=True):
         return self.state is None and self.flushed is None
 
 
-class Facts(msgspec.Struct, frozen=True):
+class ReplicationFacts(msgspec.Struct, frozen=True):
     """What a server said in one answer; *position* is behind every commit that could be seen then."""
 
     server: Server
@@ -88,7 +88,7 @@ class StandbyWatch:
     """Remembers, from look to look, which standbys of one server are waited for."""
 
     def __init__(self) -> None:
-        self._facts: Facts | None = None
+        self._facts: ReplicationFacts | None = None
         self._flushed: dict[str, int] = {}
         self._kept_up_at: dict[str, float] = {}
         self._positions: list[tuple[float, int]] = []  # where the log ended, and when; oldest first
@@ -96,7 +96,7 @@ class StandbyWatch:
     def __repr__(self) -> str:
         return f"StandbyWatch(kept_up_at={self._kept_up_at}, flushed={self._flushed})"
 
-    def note(self, facts: Facts, *, now: float) -> None:
+    def note(self, facts: ReplicationFacts, *, now: float) -> None:
         """Take in what the server says now; that of another run of it, or of another server, begins anew."""
         if self._facts is not None and facts.server != self._facts.server:
             self._kept_up_at.clear()

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from typing import Final
 
 from simplu_worker.operations.operation import Operation, Outcome
-from simplu_worker.shards.apply.position_claims import Claim, PositionChangedError
+from simplu_worker.shards.apply.position_claims import PositionChangedError, PositionClaim
 from simplu_worker.timing.clock import loop_time
 
 GROUP_LEAST_COUNT: Final = 4000  # operations that may go together, however slow the shard is
@@ -24,10 +24,10 @@ GROUP_MAX_BYTES: Final = 4 * 1024 * 1024  # of records; the same
 GROUP_MAX_S: Final = 0.75  # of a transaction, as far as the last one tells: readers take a shard for late after 1 s
 
 
-class Batch:
+class CommitBatch:
     """Operations, in effect applied one by one in their order, and what is claimed in each transaction of theirs."""
 
-    def __init__(self, operations: Sequence[Operation], claims: Sequence[Claim] = ()) -> None:
+    def __init__(self, operations: Sequence[Operation], claims: Sequence[PositionClaim] = ()) -> None:
         self.operations = operations
         self.claims = claims
 
@@ -38,14 +38,14 @@ class Batch:
 class Part:
     """One caller's batch, and where its outcomes are waited for; None: it is to be applied by itself."""
 
-    def __init__(self, operations: Sequence[Operation], claim: Claim | None) -> None:
+    def __init__(self, operations: Sequence[Operation], claim: PositionClaim | None) -> None:
         self.operations = operations
         self.claims = () if claim is None else (claim,)
         self.size_bytes = sum([operation.size_bytes for operation in operations])
         self.outcomes: asyncio.Future[list[Outcome] | None] = asyncio.get_running_loop().create_future()
 
 
-class Group(Batch):
+class CommitGroup(CommitBatch):
     """The batch of those who wait when its first transaction begins: *take* is called then, once."""
 
     def __init__(self, take: Callable[[], list[Part]], clock: Callable[[], float]) -> None:
@@ -79,7 +79,7 @@ class GroupCommit:
     """Those who wait for one Postgres shard."""
 
     def __init__(
-        self, apply: Callable[[Batch], Awaitable[list[Outcome]]], *, clock: Callable[[], float] = loop_time
+        self, apply: Callable[[CommitBatch], Awaitable[list[Outcome]]], *, clock: Callable[[], float] = loop_time
     ) -> None:
         """*apply* applies a batch, in one transaction or several, and closes it in the first of them."""
         self._apply = apply
@@ -87,12 +87,12 @@ class GroupCommit:
         self._count_max = GROUP_LEAST_COUNT
         self._waiting: deque[Part] = deque()
         self._boarding: asyncio.Task[None] | None = None  # whose transaction has not begun
-        self._groups: dict[asyncio.Task[None], Group] = {}  # all that are under way
+        self._groups: dict[asyncio.Task[None], CommitGroup] = {}  # all that are under way
 
     def __repr__(self) -> str:
         return f"GroupCommit({len(self._waiting)} waiting, {list(self._groups.values())})"
 
-    async def apply(self, operations: Sequence[Operation], claim: Claim | None) -> list[Outcome]:
+    async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None) -> list[Outcome]:
         """Apply a batch, alone or together with others, and return what became of its operations.
 
         Raises what *apply* does. A caller that is cancelled learns nothing of what was committed; the others go on.
@@ -105,12 +105,12 @@ class GroupCommit:
         except asyncio.CancelledError:
             self._leave(part)
             raise
-        return await self._apply(Batch(part.operations, part.claims)) if outcomes is None else outcomes
+        return await self._apply(CommitBatch(part.operations, part.claims)) if outcomes is None else outcomes
 
     def _board(self) -> None:
         """Begin a transaction for those who wait, unless one is about to."""
         if self._waiting and self._boarding is None:
-            group = Group(self._take, self._clock)
+            group = CommitGroup(self._take, self._clock)
             task = asyncio.get_running_loop().create_task(self._run(group), name="group commit")
             self._boarding = task
             self._groups[task] = group
@@ -130,7 +130,7 @@ class GroupCommit:
         self._board()
         return parts
 
-    async def _run(self, group: Group) -> None:
+    async def _run(self, group: CommitGroup) -> None:
         try:
             outcomes = await self._apply(group)
         except BaseException as exc:
@@ -146,7 +146,7 @@ class GroupCommit:
                 if not part.outcomes.done():
                     part.outcomes.set_result(own)
 
-    def _failed(self, group: Group, exc: BaseException) -> None:
+    def _failed(self, group: CommitGroup, exc: BaseException) -> None:
         """Tell those whose group failed, or, where no transaction began, all who wait."""
         if self._boarding is asyncio.current_task():
             self._boarding = None

@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.operations.retention_rules import rest_s
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -83,7 +83,7 @@ class LogRetention:
                     started = time.monotonic()
                     deleted = await self._delete(pool, retention)
                     busy_s = time.monotonic() - started
-            except TryAgainLaterError as exc:
+            except RetryableError as exc:
                 log.debug("retention.deferred", shard_id=pool.address.shard_id, error=str(exc))
                 break
             count += deleted

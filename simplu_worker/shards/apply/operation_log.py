@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from simplu_worker.operations.operation import Failure, Operation
-from simplu_worker.shards.apply.redelivery import Encounter, LoggedRow, encounter
+from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, encounter
 from simplu_worker.shards.postgres.column_packing import packed
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection
@@ -25,7 +25,7 @@ class Replay(msgspec.Struct, frozen=True):
 
 async def write_log(
     connection: Connection, operations: Sequence[Operation], failures: Mapping[int, Failure | None]
-) -> dict[int, Encounter]:
+) -> dict[int, LogMatch]:
     """Write the rows of *operations*; return what each that is there before is to its row, by its place.
 
     *failures*, by the same, are what is known of some before they are tried. A row that was given up becomes its
@@ -86,12 +86,12 @@ async def known_in_log(connection: Connection, operations: Sequence[Operation]) 
 
 def _compared(
     operations: Sequence[Operation], failures: Mapping[int, Failure | None], rows: Iterable[Any]
-) -> tuple[dict[int, Encounter], list[Replay]]:
+) -> tuple[dict[int, LogMatch], list[Replay]]:
     """Return, by place, what *operations* are to the *rows* that were there before, and the replays among them."""
     by_key = {(row["tenant_id"], row["request_id"]): row for row in rows}
     fresh = {key for key, row in by_key.items() if row["is_fresh"]}
     logged = {key: _logged(row) for key, row in by_key.items()}
-    encounters: dict[int, Encounter] = {}
+    encounters: dict[int, LogMatch] = {}
     replays: list[Replay] = []
     for place, operation in enumerate(operations):
         key = (operation.tenant_id, operation.request_id)
@@ -99,7 +99,7 @@ def _compared(
             fresh.discard(key)  # a second one in this batch is not the one that was written
             continue
         encounters[place] = encounter(operation, logged[key])
-        if encounters[place] is Encounter.REPLAY:
+        if encounters[place] is LogMatch.REPLAY:
             failure = failures.get(place)
             logged[key] = LoggedRow.of(operation, failure)  # a second one in this batch meets the first
             replays.append(Replay(operation, failure, by_key[key]["xid"]))

@@ -10,13 +10,13 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
 
 DOUBTS_MAX: Final = 20  # attempts with an unknown outcome that are remembered; of others the row has to be read
 
 
-class PositionChangedError(TryAgainLaterError):
+class PositionChangedError(RetryableError):
     """The row is not as its reader left it: it has to be read before anything is written."""
 
 
@@ -31,7 +31,7 @@ class StreamPosition(msgspec.Struct, frozen=True):
     held: tuple[str, ...] = ()
 
 
-class Standing(msgspec.Struct, frozen=True):
+class StoredPositions(msgspec.Struct, frozen=True):
     """What one shard knows of some stream shards: the rows it has, by stream shard, and when its first tenant was made.
 
     *first_tenant_at* is None where there is none yet, or that was not asked for. So is *moved_in_s*, how long ago the
@@ -47,7 +47,7 @@ class Standing(msgspec.Struct, frozen=True):
     is_as_left: bool = False
 
 
-class Claim(msgspec.Struct):
+class PositionClaim(msgspec.Struct):
     """What a reader writes into its row with the next batch, and the tokens that the row may have now.
 
     The first token is that of the last write or read known; the others are of attempts whose outcome is not. Without

@@ -14,7 +14,7 @@ import msgspec
 from simplu_worker.operations.operation import Failure, Operation, Origin
 
 
-class Encounter(StrEnum):
+class LogMatch(StrEnum):
     """What an operation is to the row that was there before it."""
 
     REDELIVERY = "redelivery"  # the same operation
@@ -38,13 +38,13 @@ class LoggedRow(msgspec.Struct, frozen=True, gc=False):
         return cls(operation.digest, failure, origin.source, origin.stream_shard_id, origin.sequence_number)
 
 
-def encounter(operation: Operation, row: LoggedRow) -> Encounter:
+def encounter(operation: Operation, row: LoggedRow) -> LogMatch:
     """Return what *operation* is to *row*, which has its tenant and request id."""
     if operation.digest != row.digest:
-        return Encounter.REUSE
+        return LogMatch.REUSE
     if row.error == Failure.RETRIES_EXHAUSTED and _is_sent_anew(operation.origin, row):
-        return Encounter.REPLAY
-    return Encounter.REDELIVERY
+        return LogMatch.REPLAY
+    return LogMatch.REDELIVERY
 
 
 def _is_sent_anew(origin: Origin, row: LoggedRow) -> bool:

@@ -11,12 +11,17 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from simplu_worker.shards.apply.position_claims import Claim, PositionChangedError, Standing, StreamPosition
+from simplu_worker.shards.apply.position_claims import (
+    PositionChangedError,
+    PositionClaim,
+    StoredPositions,
+    StreamPosition,
+)
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
 
 
-async def write_positions(connection: Connection, claims: Sequence[tuple[Claim, str]]) -> list[Claim]:
+async def write_positions(connection: Connection, claims: Sequence[tuple[PositionClaim, str]]) -> list[PositionClaim]:
     """Write what claims say, each with the token given, within the transaction of their batch.
 
     Returns those whose rows are not as their readers left them: nothing is written there. In order of the rows, so that
@@ -34,27 +39,27 @@ async def write_positions(connection: Connection, claims: Sequence[tuple[Claim, 
     return [claim for claim, _ in in_order if _place(claim) not in written]
 
 
-def position_changed(claims: Sequence[Claim]) -> PositionChangedError:
+def position_changed(claims: Sequence[PositionClaim]) -> PositionChangedError:
     """Return the error for *claims* whose rows are not as their readers left them."""
     names = ", ".join(claim.stream_shard_id for claim in claims)
     return PositionChangedError(f"stream shard {names}: its position was written by somebody else")
 
 
-def _place(claim: Claim) -> tuple[str, str]:
+def _place(claim: PositionClaim) -> tuple[str, str]:
     return claim.stream, claim.stream_shard_id
 
 
-def _seen(claim: Claim, token: str) -> list[str]:
+def _seen(claim: PositionClaim, token: str) -> list[str]:
     """Return the tokens that the row may have, besides the one that is to be written."""
     return [known for known in claim.tokens if known != token]
 
 
-def _said(claim: Claim) -> tuple[object, ...]:
+def _said(claim: PositionClaim) -> tuple[object, ...]:
     held = claim.held and list(claim.held)
     return (*_place(claim), claim.owed_from, claim.owed_since, claim.read_to, held, claim.parents_done)
 
 
-async def mark_position(connection: Connection, claim: Claim) -> bool:
+async def mark_position(connection: Connection, claim: PositionClaim) -> bool:
     """Leave a new token, known to nobody, in the row of *claim*; return whether its reader knew the one that it had."""
     place, token = (claim.stream, claim.stream_shard_id), str(uuid4())
     status = await connection.execute(QUERIES["mark_known_position"], *place, token, claim.tokens)
@@ -66,15 +71,15 @@ async def mark_position(connection: Connection, claim: Claim) -> bool:
 
 async def read_standing(
     connection: Connection, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool
-) -> Standing:
+) -> StoredPositions:
     """Return what a shard knows of stream shards; how its tenants came is asked for where that may matter."""
     if not is_first:
         rows = await _read_positions(connection, stream, stream_shard_ids)
         if len(rows) == len(stream_shard_ids) and all(row.parents_done for row in rows.values()):
-            return Standing(rows, None)
+            return StoredPositions(rows, None)
     (came,) = await connection.fetch(QUERIES["tenants_came"])
     rows = await _read_positions(connection, stream, stream_shard_ids)  # no older than what is known of moves
-    return Standing(rows, came["first_at"], came["moved_in_s"], came["moves"])
+    return StoredPositions(rows, came["first_at"], came["moved_in_s"], came["moves"])
 
 
 async def _read_positions(

@@ -27,10 +27,10 @@ from simplu_worker.operations.operation import (
     Outcome,
 )
 from simplu_worker.operations.waves import plan_waves
-from simplu_worker.shards.apply.group_commit import Batch, GroupCommit
+from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.operation_log import known_in_log, write_log
-from simplu_worker.shards.apply.position_claims import Claim, Standing
-from simplu_worker.shards.apply.redelivery import Encounter
+from simplu_worker.shards.apply.position_claims import PositionClaim, StoredPositions
+from simplu_worker.shards.apply.redelivery import LogMatch
 from simplu_worker.shards.apply.stream_positions import mark_position, position_changed, read_standing, write_positions
 from simplu_worker.shards.postgres.column_packing import packed
 from simplu_worker.shards.postgres.errors import (
@@ -41,7 +41,7 @@ from simplu_worker.shards.postgres.errors import (
 )
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.postgres.single_flight import SharedLook
+from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 
 RESULT_MAX_BYTES = 1024 * 1024  # contract §3: a list over 1 MiB is result_too_large
@@ -59,7 +59,7 @@ REUSED = Outcome(
 )
 
 NOTHING_KNOWN: Final[Mapping[int, Outcome]] = {}
-KNOWN = {Encounter.REDELIVERY: DUPLICATE, Encounter.REUSE: REUSED}  # what the log had is not applied
+KNOWN = {LogMatch.REDELIVERY: DUPLICATE, LogMatch.REUSE: REUSED}  # what the log had is not applied
 STOPPING = frozenset({Disposition.HOLD, Disposition.UNEXPECTED})  # no later one of the tenant may be applied
 
 log = structlog.get_logger(__name__)
@@ -73,10 +73,10 @@ class ShardWriter:
         self._tenant_wait = tenant_wait
         self._draw = draw
         self._is_checked_for: object = None
-        self._shared_look = SharedLook(self._look)
+        self._shared_look = SingleFlightProbe(self._look)
         self._group_commit = GroupCommit(self._apply)
 
-    async def apply(self, operations: Sequence[Operation], claim: Claim | None = None) -> list[Outcome]:
+    async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None = None) -> list[Outcome]:
         """Apply *operations*, in effect one by one in their order, and return what became of each.
 
         With *claim*, every transaction also writes that into the reader's row, and is rolled back with
@@ -91,13 +91,13 @@ class ShardWriter:
         await self._check(self._pool.connection)
         return await self._group_commit.apply(operations, claim)
 
-    async def give_up(self, operation: Operation, claim: Claim | None = None) -> Outcome:
+    async def give_up(self, operation: Operation, claim: PositionClaim | None = None) -> Outcome:
         """Write the row of an operation that will not be tried again; idempotent.
 
         Returns what its tenant's row or the log says instead, where they do. Raises as `apply`.
         """
         await self._check(self._pool.connection)
-        batch = Batch([operation], () if claim is None else [claim])
+        batch = CommitBatch([operation], () if claim is None else [claim])
         try:
             (outcome,) = await self._committed(self._attempt(batch, {0: GIVEN_UP}))
         except InvalidDataError as exc:
@@ -107,7 +107,7 @@ class ShardWriter:
     async def probe(self) -> None:
         """Make sure that the shard can take operations now; many who ask at once share one look.
 
-        Raises `TryAgainLaterError` when not.
+        Raises `RetryableError` when not.
         """
         await self._shared_look()
 
@@ -117,7 +117,7 @@ class ShardWriter:
 
     async def standing(
         self, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
-    ) -> Standing | None:
+    ) -> StoredPositions | None:
         """Return what the shard knows of stream shards; None where it has no schema, and so no tenant, yet.
 
         *is_first* is for who asks it for the first time, and has to know how its tenants came. Raises
@@ -136,7 +136,9 @@ class ShardWriter:
             rows = await connection.fetch(QUERIES["find_tenants"], list(tenant_ids))
         return {row["id"] for row in rows if row["state"] in {TenantState.ACTIVE, TenantState.FENCED}}
 
-    async def adopt(self, claim: Claim, ancestors: Sequence[str], *, is_first: bool = False) -> Standing | None:
+    async def adopt(
+        self, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
+    ) -> StoredPositions | None:
         """Return what the shard knows of a claim's stream shard and its ancestors, and leave a new token in its row.
 
         In one transaction: otherwise what an ancestor's row said might be lost, and nothing would tell the reader of
@@ -150,7 +152,7 @@ class ShardWriter:
             standing = await read_standing(connection, claim.stream, ids, is_first=is_first)
             return msgspec.structs.replace(standing, is_as_left=is_as_left)
 
-    async def touch(self, claims: Sequence[Claim]) -> list[Claim]:
+    async def touch(self, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
         """Write *claims* beside no effect; return those whose rows are not as their readers left them.
 
         Not waited for on the disk: what is lost of it is claimed again. Raises `ShardUnavailableError`.
@@ -167,7 +169,7 @@ class ShardWriter:
             if await self._has_schema(connection):
                 await connection.execute(QUERIES["forget_positions"], stream, list(stream_shard_ids))
 
-    async def _apply(self, batch: Batch, verdicts: Mapping[int, Outcome] = NOTHING_KNOWN) -> list[Outcome]:
+    async def _apply(self, batch: CommitBatch, verdicts: Mapping[int, Outcome] = NOTHING_KNOWN) -> list[Outcome]:
         """Apply *batch*, again and again with what was found of the operations that made it fail.
 
         *verdicts* are what is known of some before they are tried, by their place.
@@ -186,7 +188,7 @@ class ShardWriter:
                 return await self._apply_parts(attempt, cuts(attempt.suspects, is_timeout=is_timeout))
             verdicts = {**verdicts, **found}
 
-    async def _apply_parts(self, attempt: Attempt, places: Sequence[int]) -> list[Outcome]:
+    async def _apply_parts(self, attempt: WriteAttempt, places: Sequence[int]) -> list[Outcome]:
         """Apply a batch, cut at *places*, part by part.
 
         What stops a tenant in one part holds it in the next ones, or a tenant that comes back between two transactions
@@ -198,14 +200,14 @@ class ShardWriter:
         for start, end in pairwise([0, *places, len(operations)]):
             part = [place for place in range(start, end) if operations[place].tenant_id not in stopped]
             known = {number: verdicts[place] for number, place in enumerate(part) if place in verdicts}
-            batch = Batch([operations[place] for place in part], attempt.batch.claims)
+            batch = CommitBatch([operations[place] for place in part], attempt.batch.claims)
             for place, outcome in zip(part, await self._apply(batch, known) if part else (), strict=True):
                 outcomes[place] = outcome
                 if outcome.disposition in STOPPING:
                     stopped.add(operations[place].tenant_id)
         return outcomes
 
-    async def _refused(self, attempt: Attempt, exc: InvalidDataError) -> dict[int, Outcome]:
+    async def _refused(self, attempt: WriteAttempt, exc: InvalidDataError) -> dict[int, Outcome]:
         """Return the places of the operations whose data Postgres refuses, or nothing when that is yet to be found.
 
         Those that it cannot even parse are found by asking for all at once.
@@ -221,7 +223,7 @@ class ShardWriter:
             log.info("operation.refused", shard_id=self._pool.address.shard_id, error=str(exc), **ids)
         return dict.fromkeys(found, INVALID_DATA)
 
-    async def _failed(self, attempt: Attempt, exc: StatementFailedError) -> dict[int, Outcome]:
+    async def _failed(self, attempt: WriteAttempt, exc: StatementFailedError) -> dict[int, Outcome]:
         """Return the place of the operation that fails by itself, or nothing when that is yet to be found.
 
         Raises *exc* when no operation can be at fault, and `ShardUnavailableError` when the shard does not work.
@@ -261,10 +263,10 @@ class ShardWriter:
             self._is_checked_for = address
         return True
 
-    def _attempt(self, batch: Batch, verdicts: Mapping[int, Outcome]) -> Attempt:
-        return Attempt(batch, verdicts, tenant_wait=self._tenant_wait)
+    def _attempt(self, batch: CommitBatch, verdicts: Mapping[int, Outcome]) -> WriteAttempt:
+        return WriteAttempt(batch, verdicts, tenant_wait=self._tenant_wait)
 
-    async def _committed(self, attempt: Attempt) -> list[Outcome]:
+    async def _committed(self, attempt: WriteAttempt) -> list[Outcome]:
         for _ in range(RACES_MAX):
             attempt.suspects = ()
             try:
@@ -290,7 +292,7 @@ def cuts(suspects: Sequence[int], *, is_timeout: bool) -> list[int]:
     return [suspects[len(suspects) // 2]]
 
 
-class Attempt:
+class WriteAttempt:
     """One try at a batch; may be made again after a lost race.
 
     `suspects` are, after an error, the places of the operations that it can be due to: those of the statement that
@@ -298,7 +300,7 @@ class Attempt:
     """
 
     def __init__(
-        self, batch: Batch, verdicts: Mapping[int, Outcome] = NOTHING_KNOWN, *, tenant_wait: timedelta
+        self, batch: CommitBatch, verdicts: Mapping[int, Outcome] = NOTHING_KNOWN, *, tenant_wait: timedelta
     ) -> None:
         self.batch = batch
         self.verdicts = verdicts

@@ -13,7 +13,7 @@ from simplu_worker.shards.health.prober import look
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import LIMITS, Limits, ask_all
+from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, query_all_shards
 from simplu_worker.timing.clock import loop_time
 
 FRESH_S: Final = 2.0  # how long the answer to one is everybody's: each look is a connection
@@ -31,7 +31,7 @@ class Listed(msgspec.Struct, frozen=True):
         return Problem.NO_ANSWER in self.health.problems
 
 
-async def call_roll(locator: Locator, pools: Pools, *, limits: Limits = LIMITS) -> list[Listed]:
+async def inspect_all_shards(locator: Locator, pools: Pools, *, limits: QueryLimits = LIMITS) -> list[Listed]:
     """Look at every known shard; return them in order of their ids.
 
     Raises what *locator* raises when it does not name the shards.
@@ -41,11 +41,11 @@ async def call_roll(locator: Locator, pools: Pools, *, limits: Limits = LIMITS) 
         return ShardSilence(shard.refusal) if shard.refusal is not None else await look(pools.pool(shard))
 
     known = sorted(await locator.shards(), key=lambda shard: shard.shard_id)
-    looks = await ask_all(known, ask, limits=limits)
+    looks = await query_all_shards(known, ask, limits=limits)
     return [Listed(shard, _judged(shard, looks, limits)) for shard in known]
 
 
-def _judged(shard: ShardAddress, looks: Mapping[str, ShardProbe | ShardSilence], limits: Limits) -> Health:
+def _judged(shard: ShardAddress, looks: Mapping[str, ShardProbe | ShardSilence], limits: QueryLimits) -> Health:
     usage = usage_of(shard)
     match looks.get(shard.shard_id):
         case ShardProbe() as probe:
@@ -56,7 +56,7 @@ def _judged(shard: ShardAddress, looks: Mapping[str, ShardProbe | ShardSilence],
             return judge(Seen(error=f"no answer within {limits.all_s:g} s, with all shards asked", usage=usage))
 
 
-class RollCall:
+class ShardInspector:
     """Calls the roll once for all who ask at the same time, or a moment later."""
 
     def __init__(self, locator: Locator, pools: Pools, *, clock: Callable[[], float] = loop_time) -> None:
@@ -68,9 +68,9 @@ class RollCall:
         self._listed: list[Listed] = []
 
     async def __call__(self) -> list[Listed]:
-        """Return every known shard and how it fares. Raises as `call_roll` does."""
+        """Return every known shard and how it fares. Raises as `inspect_all_shards` does."""
         async with self._turn:
             if self._clock() - self._called_at > FRESH_S:
-                self._listed = await call_roll(self._locator, self._pools)
+                self._listed = await inspect_all_shards(self._locator, self._pools)
                 self._called_at = self._clock()
             return self._listed

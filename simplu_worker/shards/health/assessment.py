@@ -53,20 +53,20 @@ class ShardSilence(msgspec.Struct, frozen=True):
     is_refusal: bool = False
 
 
-class Mark(NamedTuple):
+class UsageMark(NamedTuple):
     """At more than *begins* something is amiss, until it is at *ends* or less."""
 
     begins: float
     ends: float
 
 
-RESPONSE_S: Final = Mark(1.0, 0.5)
-LAG_S: Final = Mark(30.0, 15.0)
-CONNECTIONS_RATIO: Final = Mark(0.9, 0.8)
-USAGE_RATIO: Final = Mark(0.8, 0.8)  # tenants come one by one
+RESPONSE_S: Final = UsageMark(1.0, 0.5)
+LAG_S: Final = UsageMark(30.0, 15.0)
+CONNECTIONS_RATIO: Final = UsageMark(0.9, 0.8)
+USAGE_RATIO: Final = UsageMark(0.8, 0.8)  # tenants come one by one
 
 
-class State(StrEnum):
+class ShardState(StrEnum):
     """How a shard fares, in a word."""
 
     UNKNOWN = "unknown"  # not yet looked at
@@ -96,7 +96,7 @@ LOST: Final = frozenset({Problem.NO_ANSWER, Problem.REFUSED})
 TAKES_NO_OPERATIONS: Final = LOST | {Problem.READ_ONLY, Problem.FAILING}
 
 
-class Finding(msgspec.Struct, frozen=True):
+class HealthFinding(msgspec.Struct, frozen=True):
     """One thing that is amiss, and what about it, for people."""
 
     problem: Problem
@@ -135,7 +135,7 @@ class Health(msgspec.Struct, frozen=True):
     """What was seen of a shard, and what is amiss."""
 
     seen: Seen = Seen()
-    findings: Sequence[Finding] = ()
+    findings: Sequence[HealthFinding] = ()
 
     @property
     def problems(self) -> frozenset[Problem]:
@@ -143,18 +143,18 @@ class Health(msgspec.Struct, frozen=True):
         return frozenset(finding.problem for finding in self.findings)
 
     @property
-    def state(self) -> State:
+    def state(self) -> ShardState:
         """How it fares."""
         if self.problems & LOST:
-            return State.LOST
+            return ShardState.LOST
         if self.seen.probe is None:
-            return State.UNKNOWN
-        return State.DEGRADED if self.findings else State.HEALTHY
+            return ShardState.UNKNOWN
+        return ShardState.DEGRADED if self.findings else ShardState.HEALTHY
 
     @property
     def takes_operations(self) -> bool | None:
         """Whether operations can be applied there; None when it was not looked at."""
-        return None if self.state is State.UNKNOWN else not self.problems & TAKES_NO_OPERATIONS
+        return None if self.state is ShardState.UNKNOWN else not self.problems & TAKES_NO_OPERATIONS
 
 
 def usage_of(address: ShardAddress, capacity: Capacity | None = None) -> Usage:
@@ -174,18 +174,18 @@ def judge(seen: Seen, before: Collection[Problem] = ()) -> Health:
     return Health(seen, tuple(findings(seen, before)))
 
 
-def findings(seen: Seen, before: Collection[Problem]) -> Iterator[Finding]:
+def findings(seen: Seen, before: Collection[Problem]) -> Iterator[HealthFinding]:
     """Return what is amiss, the worst first; what was amiss *before* goes on to the lower mark."""
     if seen.error is not None:
-        yield Finding(Problem.REFUSED if seen.is_refusal else Problem.NO_ANSWER, seen.error)
+        yield HealthFinding(Problem.REFUSED if seen.is_refusal else Problem.NO_ANSWER, seen.error)
     elif seen.probe is not None:
         yield from _of_probe(seen.probe, before)
     if not seen.usage.is_active:
-        yield Finding(Problem.INACTIVE, "Citrus marks it inactive")
+        yield HealthFinding(Problem.INACTIVE, "Citrus marks it inactive")
     ratio = seen.usage.ratio
     if ratio is not None and _is_amiss(ratio, USAGE_RATIO, is_so=Problem.USAGE in before):
         count, room = seen.usage.tenant_count, seen.usage.tenant_max
-        yield Finding(Problem.USAGE, f"{count} tenants in room for {room}")
+        yield HealthFinding(Problem.USAGE, f"{count} tenants in room for {room}")
 
 
 def unfit(probe: ShardProbe) -> str | None:
@@ -207,32 +207,32 @@ def connections_ratio(probe: ShardProbe) -> float | None:
     return probe.connections_used / max(probe.connections_max, 1)
 
 
-def _of_probe(probe: ShardProbe, before: Collection[Problem]) -> Iterator[Finding]:
+def _of_probe(probe: ShardProbe, before: Collection[Problem]) -> Iterator[HealthFinding]:
     if (refusal := unfit(probe)) is not None:
-        yield Finding(Problem.REFUSED, refusal)
+        yield HealthFinding(Problem.REFUSED, refusal)
     if probe.is_read_only:
         server = "a standby" if probe.is_standby else "a read-only server"
-        yield Finding(
+        yield HealthFinding(
             Problem.READ_ONLY,
             f"expected a server that can be written to, got {server}; let its connection string name the primary",
         )
     elif probe.trouble is not None:
-        yield Finding(Problem.FAILING, f"it answers, and its last use failed: {probe.trouble}")
+        yield HealthFinding(Problem.FAILING, f"it answers, and its last use failed: {probe.trouble}")
     if probe.is_cut_short:
-        yield Finding(Problem.SLOW, "it answers, but was too slow to say all that it was asked")
+        yield HealthFinding(Problem.SLOW, "it answers, but was too slow to say all that it was asked")
     elif _is_amiss(probe.response_s, RESPONSE_S, is_so=Problem.SLOW in before):
-        yield Finding(Problem.SLOW, f"it takes {probe.response_s:.1f} s for an answer")
+        yield HealthFinding(Problem.SLOW, f"it takes {probe.response_s:.1f} s for an answer")
     if probe.lag_s is not None and _is_amiss(probe.lag_s, LAG_S, is_so=Problem.LAGGING in before):
         whose = "it is" if probe.is_standby else "its standby is"
-        yield Finding(Problem.LAGGING, f"{whose} {probe.lag_s:.0f} s behind")
+        yield HealthFinding(Problem.LAGGING, f"{whose} {probe.lag_s:.0f} s behind")
     ratio = connections_ratio(probe)
     if ratio is not None and _is_amiss(ratio, CONNECTIONS_RATIO, is_so=Problem.CONNECTIONS in before):
-        yield Finding(
+        yield HealthFinding(
             Problem.CONNECTIONS, f"{probe.connections_used} of {probe.connections_max} connections are in use"
         )
 
 
-def _is_amiss(value: float, mark: Mark, *, is_so: bool) -> bool:
+def _is_amiss(value: float, mark: UsageMark, *, is_so: bool) -> bool:
     return value > (mark.ends if is_so else mark.begins)
 
 

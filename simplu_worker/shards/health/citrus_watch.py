@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.health.assessment import usage_of
-from simplu_worker.shards.health.registry import HealthBook
+from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import Capacity, Citrus
 from simplu_worker.timing.clock import loop_time
@@ -69,7 +69,7 @@ class CitrusWatch:
     def __init__(
         self,
         citrus: Citrus,
-        book: HealthBook,
+        book: HealthRegistry,
         *,
         poll_s: float = POLL_S,
         denied_poll_s: float = DENIED_POLL_S,
@@ -103,13 +103,13 @@ class CitrusWatch:
         while True:
             await asyncio.sleep(jittered(self._denied_poll_s, self._draw()))
             if self._citrus.is_denied:
-                with contextlib.suppress(TryAgainLaterError, RefusedError):
+                with contextlib.suppress(RetryableError, PermanentError):
                     await self._citrus.shards()
 
     async def _watch_shards(self) -> None:
         rest_s = self._poll_s
         while True:
-            with contextlib.suppress(TryAgainLaterError, RefusedError):  # what was said before stays
+            with contextlib.suppress(RetryableError, PermanentError):  # what was said before stays
                 known = await self._citrus.overview()
                 rest_s = ABSENT_S if known is None else self._poll_s
                 self._note(known or [])
@@ -133,7 +133,7 @@ class CitrusWatch:
         for shard_id in shard_ids:
             try:
                 capacity = await self._citrus.capacity(shard_id)
-            except (TryAgainLaterError, RefusedError):
+            except (RetryableError, PermanentError):
                 silence += 1
                 if silence == SILENCE_MAX:
                     return

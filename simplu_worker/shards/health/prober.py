@@ -11,12 +11,12 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from simplu_worker.errors import TryAgainLaterError, WorkerError
+from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.health.assessment import ShardProbe, ShardSilence
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.health.probe_schedule import FAILING, WELL, Pace, ProbeSchedule
-from simplu_worker.shards.health.registry import HealthBook
+from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.errors import WrongShardError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.timing.clock import loop_time
@@ -36,7 +36,7 @@ class Prober:
     def __init__(
         self,
         pools: Pools,
-        book: HealthBook,
+        book: HealthRegistry,
         *,
         well: Pace = WELL,
         failing: Pace = FAILING,
@@ -112,7 +112,7 @@ async def look(pool: ShardPool, *, counts_tenants: bool = True) -> ShardProbe | 
     if probe.refusal is not None or not probe.is_cut_short:
         pool.refusal = probe.refusal
     if probe.is_read_only == pool.is_healthy:
-        with contextlib.suppress(TryAgainLaterError):
+        with contextlib.suppress(RetryableError):
             await pool.probe()
     # Its disk is full, say: a look meets nothing of that, and only a commit tells that it is over.
     return probe if probe.is_read_only or pool.is_healthy else replace(probe, trouble=pool.last_error)

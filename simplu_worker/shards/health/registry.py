@@ -15,7 +15,7 @@ from simplu_worker.shards.health.assessment import (
     Seen,
     ShardProbe,
     ShardSilence,
-    State,
+    ShardState,
     Usage,
     connections_ratio,
     judge,
@@ -26,7 +26,7 @@ SHARDS_MAX: Final = 2000  # of those that Citrus alone speaks of: each is some s
 log = structlog.get_logger(__name__)
 
 
-class HealthBook:
+class HealthRegistry:
     """One entry for each shard that is looked at or that Citrus speaks of; an entry goes when neither is so any more.
 
     Setting a metric costs something only when something was learned, or when metrics are read.
@@ -140,9 +140,9 @@ def _tell(shard_id: str, before: Health, now: Health) -> None:
     if before.problems == now.problems:
         return
     details = [str(finding) for finding in now.findings]
-    if now.state is State.LOST:
+    if now.state is ShardState.LOST:
         log.warning("shard.lost", shard_id=shard_id, problems=details)
     elif now.findings:
         log.warning("shard.degraded", shard_id=shard_id, problems=details)
-    elif now.state is State.HEALTHY:
+    elif now.state is ShardState.HEALTHY:
         log.info("shard.restored", shard_id=shard_id)

@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import msgspec
 
-from simplu_worker.errors import RefusedError
+from simplu_worker.errors import PermanentError
 
 SHARD_ID_MAX = 128
 CONNECTION_STRING_MAX = 4096
@@ -35,11 +35,11 @@ OPTION_VALUES = {
 OPTIONS_WITH_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "passfile"})
 
 
-class AddressRefusedError(RefusedError):
+class AddressRefusedError(PermanentError):
     """Somebody names a shard whose address may not be used; the request itself is not at fault."""
 
 
-class Place(NamedTuple):
+class HostPort(NamedTuple):
     """A host and its port, as a connection string names them."""
 
     host: str
@@ -75,7 +75,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
         """
         try:
             return self.checked(allowed_hosts)
-        except RefusedError as exc:
+        except PermanentError as exc:
             shard_id = self.shard_id[:SHARD_ID_MAX]
             return msgspec.structs.replace(self, shard_id=shard_id, connection_string="", refusal=str(exc))
 
@@ -118,7 +118,7 @@ def hosts_of(connection_string: str) -> list[str]:
     return [place.host.lower() for place in places_of(connection_string)]
 
 
-def places_of(connection_string: str) -> list[Place]:
+def places_of(connection_string: str) -> list[HostPort]:
     """Return the hosts and ports that a connection string names, in order; a host is "" where it names none.
 
     Raises `ValueError` when it is no URL, or when one of the hosts or ports cannot be one.
@@ -134,7 +134,7 @@ def places_of(connection_string: str) -> list[Place]:
         host = unquote(host)  # as asyncpg does: what is checked has to be what is connected to
         if _NOT_IN_HOSTS & set(host) or not (port.isascii() and 1 <= int(port or 1) <= PORT_MAX):
             raise ValueError(f"expected hosts with ports from 1 to {PORT_MAX}")
-        places.append(Place(host, int(port) if port else None))
+        places.append(HostPort(host, int(port) if port else None))
     return places
 
 

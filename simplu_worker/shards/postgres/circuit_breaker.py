@@ -14,7 +14,7 @@ SILENCE_MAX_S: Final = 5.0  # without an answer, while somebody waits for one
 PROBE_INTERVAL_S: Final = 1.0  # so that a shard that is back is used within two seconds
 
 
-class State(StrEnum):
+class BreakerState(StrEnum):
     """Of the way to a shard."""
 
     CLOSED = "closed"  # as a switch: everything passes
@@ -34,7 +34,7 @@ class Breaker:
     """The state of the way to one shard; *now* is the event loop's time throughout."""
 
     def __init__(self) -> None:
-        self.state = State.CLOSED
+        self.state = BreakerState.CLOSED
         self._failure_count = 0
         self._answered_at = float("-inf")
         self._probe_at = 0.0
@@ -44,17 +44,17 @@ class Breaker:
 
     def admit(self, now: float) -> Admission:
         """Tell what somebody may do. One who is told to probe is the only one for a while, whatever becomes of it."""
-        if self.state is State.CLOSED:
+        if self.state is BreakerState.CLOSED:
             return Admission.ADMITTED
         if now < self._probe_at:
             return Admission.REFUSED
-        self.state = State.HALF_OPEN
+        self.state = BreakerState.HALF_OPEN
         self._probe_at = now + PROBE_INTERVAL_S
         return Admission.PROBE
 
     def answered(self, now: float) -> None:
         """Note that the shard gave an answer, whatever it said."""
-        self.state = State.CLOSED
+        self.state = BreakerState.CLOSED
         self._failure_count = 0
         self._answered_at = now
 
@@ -64,10 +64,10 @@ class Breaker:
         *asked_at* is when the longest still waiting for an answer, this one included, began to.
         """
         self._failure_count += 1
-        was_closed = self.state is State.CLOSED
+        was_closed = self.state is BreakerState.CLOSED
         silent_s = now - max(asked_at, self._answered_at)
         if was_closed and self._failure_count < FAILURES_MAX and silent_s < SILENCE_MAX_S:
             return False
-        self.state = State.OPEN
+        self.state = BreakerState.OPEN
         self._probe_at = now + PROBE_INTERVAL_S
         return was_closed

@@ -18,7 +18,7 @@ ConnectionT = TypeVar("ConnectionT", bound=Hashable)
 LentT_contra = TypeVar("LentT_contra", contravariant=True)
 
 
-class Party(Protocol[LentT_contra]):
+class PoolMember(Protocol[LentT_contra]):
     """A pool, as the budget knows it. It keeps count of its own connections."""
 
     @property
@@ -37,7 +37,7 @@ class Party(Protocol[LentT_contra]):
 
 
 class _Idle(NamedTuple, Generic[ConnectionT]):
-    owner: Party[ConnectionT]
+    owner: PoolMember[ConnectionT]
     since: float
 
 
@@ -47,7 +47,9 @@ class Budget(Generic[ConnectionT]):
     def __init__(self, max_connections: int) -> None:
         self._max = max_connections
         self._idle: dict[ConnectionT, _Idle[ConnectionT]] = {}  # the one that has been idle longest first
-        self._queue: dict[Party[ConnectionT], None] = {}  # those that wait for a place, in the order of their turns
+        self._queue: dict[
+            PoolMember[ConnectionT], None
+        ] = {}  # those that wait for a place, in the order of their turns
         self.open_count = 0
 
     def __repr__(self) -> str:
@@ -58,7 +60,7 @@ class Budget(Generic[ConnectionT]):
         """Whether a connection is idle."""
         return bool(self._idle)
 
-    def take_place(self, party: Party[ConnectionT], now: float) -> bool:
+    def take_place(self, party: PoolMember[ConnectionT], now: float) -> bool:
         """Take a place for one more connection of *party*; false when it has to wait for `open_another`.
 
         To be called when it has fewer than it may.
@@ -69,18 +71,18 @@ class Budget(Generic[ConnectionT]):
         self._queue.setdefault(party)
         return False
 
-    def withdraw(self, party: Party[ConnectionT]) -> None:
+    def withdraw(self, party: PoolMember[ConnectionT]) -> None:
         """Note that nobody of *party* waits any more."""
         self._queue.pop(party, None)
 
-    def give_place_back(self, party: Party[ConnectionT], now: float) -> None:
+    def give_place_back(self, party: PoolMember[ConnectionT], now: float) -> None:
         """Note that a connection of *party* ended, or was never made."""
         self.open_count -= 1
         if party.wants_more:
             self._queue.setdefault(party)
         self.settle(now)
 
-    def lay_down(self, party: Party[ConnectionT], connection: ConnectionT, now: float) -> None:
+    def lay_down(self, party: PoolMember[ConnectionT], connection: ConnectionT, now: float) -> None:
         """Note that a connection became idle."""
         self._idle[connection] = _Idle(party, now)
         if self._queue:
@@ -90,14 +92,14 @@ class Budget(Generic[ConnectionT]):
         """Note that a connection is idle no longer; false when it was not."""
         return self._idle.pop(connection, None) is not None
 
-    def has_to_give_way(self, party: Party[ConnectionT], *, used_s: float) -> bool:
+    def has_to_give_way(self, party: PoolMember[ConnectionT], *, used_s: float) -> bool:
         """Tell whether *party* should close a connection that it has used for so long, though somebody waits for it."""
         rival = self._next()
         if rival is None or rival is party or used_s < self._turn_s():
             return False
         return rival.open_count == 0 or rival.open_count < party.open_count - 1
 
-    def idle_before(self, moment: float) -> list[tuple[Party[ConnectionT], ConnectionT]]:
+    def idle_before(self, moment: float) -> list[tuple[PoolMember[ConnectionT], ConnectionT]]:
         """Return the connections that have been idle since before *moment*."""
         found = []
         for connection, idle in self._idle.items():
@@ -116,7 +118,7 @@ class Budget(Generic[ConnectionT]):
             elif party.wants_more:
                 self._queue[party] = None
 
-    def _next(self) -> Party[ConnectionT] | None:
+    def _next(self) -> PoolMember[ConnectionT] | None:
         while self._queue:
             party = min(self._queue, key=_open_count)
             if party.wants_more:
@@ -124,7 +126,7 @@ class Budget(Generic[ConnectionT]):
             del self._queue[party]
         return None
 
-    def _make_room(self, party: Party[ConnectionT], now: float) -> bool:
+    def _make_room(self, party: PoolMember[ConnectionT], now: float) -> bool:
         if self.open_count < self._max:
             return True
         for connection, idle in self._idle.items():
@@ -141,5 +143,5 @@ class Budget(Generic[ConnectionT]):
         return min(TURN_MAX_S, ROUND_S * self._max / max(1, len(self._queue)))
 
 
-def _open_count(party: Party[ConnectionT]) -> int:
+def _open_count(party: PoolMember[ConnectionT]) -> int:
     return party.open_count

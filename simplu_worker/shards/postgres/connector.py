@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
-from simplu_worker.shards.postgres.address import Place, ShardAddress, places_of
+from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
 from simplu_worker.shards.postgres.errors import WrongShardError
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import loop_time
@@ -23,7 +23,7 @@ USER_TIMEOUT_MS: Final = 10_000  # until a connection is given up on which what 
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 
-class Target(StrEnum):
+class TargetSessionAttrs(StrEnum):
     """What a server has to be, in the words of libpq's `target_session_attrs`."""
 
     ANY = "any"
@@ -34,12 +34,12 @@ class Target(StrEnum):
     PREFER_STANDBY = "prefer-standby"
 
 
-IS_TARGET: Final[Mapping[Target, Callable[[asyncpg.Record], bool]]] = {
-    Target.ANY: lambda _: True,
-    Target.READ_WRITE: lambda server: not server["is_read_only"],
-    Target.READ_ONLY: lambda server: bool(server["is_read_only"]),
-    Target.PRIMARY: lambda server: not server["is_standby"],
-    Target.STANDBY: lambda server: bool(server["is_standby"]),
+IS_TARGET: Final[Mapping[TargetSessionAttrs, Callable[[asyncpg.Record], bool]]] = {
+    TargetSessionAttrs.ANY: lambda _: True,
+    TargetSessionAttrs.READ_WRITE: lambda server: not server["is_read_only"],
+    TargetSessionAttrs.READ_ONLY: lambda server: bool(server["is_read_only"]),
+    TargetSessionAttrs.PRIMARY: lambda server: not server["is_standby"],
+    TargetSessionAttrs.STANDBY: lambda server: bool(server["is_standby"]),
 }
 
 
@@ -51,7 +51,7 @@ class ShardConnection(asyncpg.Connection):
     generation: int
     is_read_only: bool
     opened_at: float
-    place: Place
+    place: HostPort
 
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
         super().__init__(protocol, transport, *rest)
@@ -78,7 +78,7 @@ class Connector:
     def __init__(self, address: ShardAddress, *, reply_s: float) -> None:
         self._address = address
         self._reply_s = reply_s
-        self._places: list[Place] = []
+        self._places: list[HostPort] = []
         self.has_pooler = False
 
     def __repr__(self) -> str:
@@ -109,11 +109,11 @@ class Connector:
                 return connection
         raise error or ValueError("expected a host")
 
-    def put_last(self, place: Place) -> None:
+    def put_last(self, place: HostPort) -> None:
         """Try a host only when all others were tried."""
         self._places = [*(other for other in self._places if other != place), place]
 
-    async def _connect_to(self, place: Place, target: Target) -> ShardConnection:
+    async def _connect_to(self, place: HostPort, target: TargetSessionAttrs) -> ShardConnection:
         prepares = not self.has_pooler
         connection = await self._opened(place)
         try:
@@ -130,7 +130,7 @@ class Connector:
         connection.is_read_only = server["is_read_only"]
         return connection
 
-    async def _opened(self, place: Place) -> ShardConnection:
+    async def _opened(self, place: HostPort) -> ShardConnection:
         connection = await asyncpg.connect(
             self._address.connection_string,
             host=place.host or None,
@@ -144,7 +144,7 @@ class Connector:
         connection.place = place
         return connection
 
-    def _check(self, server: asyncpg.Record, target: Target) -> None:
+    def _check(self, server: asyncpg.Record, target: TargetSessionAttrs) -> None:
         shard_id = server.get("shard_id", self._address.shard_id)  # a database without a schema is nobody's yet
         if shard_id != self._address.shard_id:
             came = "no identity" if shard_id is None else f"the database of shard {shard_id}"
@@ -171,18 +171,22 @@ async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Rec
     return row
 
 
-def target_of(connection_string: str, places: Sequence[Place]) -> Target:
+def target_of(connection_string: str, places: Sequence[HostPort]) -> TargetSessionAttrs:
     """Return what a server has to be; of several hosts, where nothing is said, the one that takes writes.
 
     Raises `ValueError` for what is none of libpq's words.
     """
     wanted = parse_qs(urlsplit(connection_string).query).get("target_session_attrs")
     if wanted:
-        return Target(wanted[-1])
-    return Target.READ_WRITE if len(places) > 1 else Target.ANY
+        return TargetSessionAttrs(wanted[-1])
+    return TargetSessionAttrs.READ_WRITE if len(places) > 1 else TargetSessionAttrs.ANY
 
 
-def attempts_at(places: Sequence[Place], target: Target) -> list[tuple[Place, Target]]:
+def attempts_at(places: Sequence[HostPort], target: TargetSessionAttrs) -> list[tuple[HostPort, TargetSessionAttrs]]:
     """Return which hosts to try in turn, and as what."""
-    targets = [Target.STANDBY, Target.ANY] if target is Target.PREFER_STANDBY else [target]
+    targets = (
+        [TargetSessionAttrs.STANDBY, TargetSessionAttrs.ANY]
+        if target is TargetSessionAttrs.PREFER_STANDBY
+        else [target]
+    )
     return [(place, target) for target in targets for place in places]

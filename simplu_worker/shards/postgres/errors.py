@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from simplu_worker.errors import TryAgainLaterError, WorkerError
+from simplu_worker.errors import RetryableError, WorkerError
 
 
 class InvalidDataError(WorkerError):
     """Postgres cannot store something in the batch; the transaction is gone."""
 
 
-class LostRaceError(TryAgainLaterError):
+class LostRaceError(RetryableError):
     """The transaction lost a race against another one; run again at once, it may win."""
 
 
-class ShardUnavailableError(TryAgainLaterError):
+class ShardUnavailableError(RetryableError):
     """The shard cannot be used now: unreachable, starting, read-only, full, or not set up as expected.
 
     *shard_id* is given where it is the shard that does not answer, so that a probe tells when it does again.

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
-from simplu_worker.shards.postgres.connection_budget import Budget, Party
+from simplu_worker.shards.postgres.connection_budget import Budget, PoolMember
 from simplu_worker.shards.postgres.connector import ShardConnection
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
@@ -30,7 +30,7 @@ class SharedBudget(Budget[ShardConnection]):
         self._idle_s = idle_s
         self._timer: asyncio.TimerHandle | None = None
 
-    def lay_down(self, party: Party[ShardConnection], connection: ShardConnection, now: float) -> None:
+    def lay_down(self, party: PoolMember[ShardConnection], connection: ShardConnection, now: float) -> None:
         """Note that a connection became idle, and look after it."""
         super().lay_down(party, connection, now)
         if self._timer is None:
@@ -54,7 +54,7 @@ class SharedBudget(Budget[ShardConnection]):
             self._timer = asyncio.get_running_loop().call_later(self._idle_s / SWEEPS, self._sweep)
 
 
-class Lender:
+class ConnectionLender:
     """Lends the connections to one shard, which *open_one* opens, at most *size* at once and within *budget*."""
 
     def __init__(self, open_one: Opener, *, size: int, budget: SharedBudget) -> None:

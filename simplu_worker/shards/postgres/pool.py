@@ -22,10 +22,10 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import Admission
 from simplu_worker.shards.postgres.connector import Connector, ShardConnection
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
-from simplu_worker.shards.postgres.lender import Lender, SharedBudget
-from simplu_worker.shards.postgres.pool_state import READ_ONLY_STATE, Condition
+from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
+from simplu_worker.shards.postgres.pool_state import READ_ONLY_STATE, ShardAvailability
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.postgres.single_flight import SharedLook
+from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.statement_timeouts import DEADLINES, Deadlines
 from simplu_worker.telemetry.log import register_secret
 from simplu_worker.timing.clock import loop_time
@@ -60,9 +60,9 @@ class ShardPool:
         self._deadlines = deadlines
         self._budget = SharedBudget(size, idle_s=deadlines.idle_s) if budget is None else budget
         self._connector = Connector(address, reply_s=deadlines.reply_s)
-        self._lender = Lender(self._connect, size=size, budget=self._budget)
-        self._condition = Condition(address, self._lender)
-        self._shared_look = SharedLook(self._look)
+        self._lender = ConnectionLender(self._connect, size=size, budget=self._budget)
+        self._condition = ShardAvailability(address, self._lender)
+        self._shared_look = SingleFlightProbe(self._look)
         self._has_left = False
         self.refusal: str | None = None  # why a look found that this worker may not work on it: its schema, say
         self._stopping: set[asyncio.Task[None]] = set()
@@ -178,7 +178,7 @@ class ShardPool:
     async def probe(self) -> None:
         """Make sure that the server answers and takes writes; many who ask at once share one look.
 
-        Raises `TryAgainLaterError` when not.
+        Raises `RetryableError` when not.
         """
         await self._shared_look()
 

@@ -19,7 +19,7 @@ from simplu_worker.shards.postgres.errors import (
     StatementFailedError,
     WrongShardError,
 )
-from simplu_worker.shards.postgres.lender import Lender
+from simplu_worker.shards.postgres.lender import ConnectionLender
 from simplu_worker.shards.postgres.sqlstate import Meaning, meaning_of, tells_of_the_way
 from simplu_worker.timing.clock import loop_time
 
@@ -29,7 +29,7 @@ REFUSAL_COUNTS_S: Final = 30.0  # longer than those who write wait before they t
 log = structlog.get_logger(__name__)
 
 
-class Condition:
+class ShardAvailability:
     """What is known of one shard, and the translation of what is met there into our errors.
 
     After a refused write only a commit makes it healthy, or a look that saw it writable: reads go on working on a
@@ -39,7 +39,7 @@ class Condition:
     who have got no answer on one for long lose it.
     """
 
-    def __init__(self, address: ShardAddress, lender: Lender) -> None:
+    def __init__(self, address: ShardAddress, lender: ConnectionLender) -> None:
         self._address = address
         self._lender = lender
         self._breaker = Breaker()

@@ -9,15 +9,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.timing.clock import loop_time
 
 FRESH_S: Final = 0.5  # how long an answer is everybody's
 FAILED_FRESH_S: Final = 0.2
 
 
-class SharedLook:
-    """Calls *look*, which says by `TryAgainLaterError` what it found amiss, once for all who want to know.
+class SingleFlightProbe:
+    """Calls *look*, which says by `RetryableError` what it found amiss, once for all who want to know.
 
     A look that is cancelled answers nobody: the next one who waits looks anew.
     """
@@ -27,7 +27,7 @@ class SharedLook:
         self._clock = clock
         self._turn = asyncio.Lock()
         self._looked_at: float | None = None
-        self._error: TryAgainLaterError | None = None
+        self._error: RetryableError | None = None
 
     def __repr__(self) -> str:
         return f"SharedLook(looked_at={self._looked_at}, error={self._error!r})"
@@ -42,9 +42,9 @@ class SharedLook:
             if self._error is not None:
                 raise self._error
 
-    async def _found(self) -> TryAgainLaterError | None:
+    async def _found(self) -> RetryableError | None:
         try:
             await self._look()
-        except TryAgainLaterError as exc:
+        except RetryableError as exc:
             return exc
         return None

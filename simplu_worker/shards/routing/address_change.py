@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
@@ -70,7 +70,7 @@ class Repointing:
                 return
             try:
                 await self._look_at(address)
-            except TryAgainLaterError as exc:
+            except RetryableError as exc:
                 if self._book.known(shard_id) is None:
                     return  # it left meanwhile
                 self._book.refused(address, self._clock(), draw=self._draw())
@@ -82,19 +82,19 @@ class Repointing:
                 return  # it left meanwhile
             self._book.adopted(address, self._clock())
             pool = self._pools.pool(address)
-        with contextlib.suppress(TryAgainLaterError):  # its health says what came of it
+        with contextlib.suppress(RetryableError):  # its health says what came of it
             await pool.probe()
 
     async def _answers(self, shard_id: str) -> bool:
         """Whether a shard takes writes where it is: one error more does not say that its replica was promoted."""
         try:
             await self._pools.at(shard_id).probe()
-        except TryAgainLaterError:
+        except RetryableError:
             return False
         return True
 
     async def _look_at(self, address: ShardAddress) -> None:
-        """Raise `TryAgainLaterError` unless the shard is there, with its schema, and takes writes."""
+        """Raise `RetryableError` unless the shard is there, with its schema, and takes writes."""
         register_secret_of(address)
         # A pool of its own: what the trial meets is none of the trouble of the one in use.
         async with ShardPool(address, size=1).fresh_connection() as connection:

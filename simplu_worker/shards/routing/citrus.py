@@ -16,7 +16,7 @@ import stamina
 import structlog
 from yarl import URL
 
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import SHARD_ID_MAX, ShardAddress
@@ -42,7 +42,7 @@ class Capacity(msgspec.Struct, frozen=True):
     accepts_new: bool | None = None
 
 
-class CitrusUnavailableError(TryAgainLaterError):
+class CitrusUnavailableError(RetryableError):
     """Citrus did not answer, or not in a way that can be understood.
 
     *is_silence* when it gave no answer at all, or said that it cannot: a reason to leave it alone for a moment.
@@ -53,7 +53,7 @@ class CitrusUnavailableError(TryAgainLaterError):
         self.is_silence = is_silence
 
 
-class CitrusDeniedError(TryAgainLaterError):
+class CitrusDeniedError(RetryableError):
     """Citrus refuses the API key (401 or 403): only a person can mend it, but nothing is wrong with the message."""
 
 
@@ -97,7 +97,7 @@ class Citrus:
     """A client of one Citrus. Every call is tried *attempts* times in all, backing off with jitter.
 
     Every call raises `CitrusUnavailableError` or `CitrusDeniedError` when there is no answer to be had, and
-    `RefusedError` for an address that may not be used. While Citrus is silent most calls raise at once, and one every
+    `PermanentError` for an address that may not be used. While Citrus is silent most calls raise at once, and one every
     few seconds finds out whether it is back. Addresses are those of `book`.
     """
 
@@ -201,7 +201,7 @@ class Citrus:
             raise (CitrusDeniedError if self.is_denied else CitrusUnavailableError)(error, retry_after_s=rests_s)
         try:
             answer = await ask()
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             if isinstance(exc, CitrusDeniedError) or (isinstance(exc, CitrusUnavailableError) and exc.is_silence):
                 self._note_silence(breaker, ticket, exc)
             else:  # nonsense, or a refusal: it is there, and others may fare better
@@ -213,7 +213,7 @@ class Citrus:
         breaker.succeeded(ticket)
         return answer
 
-    def _note_silence(self, breaker: CitrusBreaker, ticket: int, exc: TryAgainLaterError) -> None:
+    def _note_silence(self, breaker: CitrusBreaker, ticket: int, exc: RetryableError) -> None:
         if breaker.failed(ticket, self._clock(), draw=self._draw(), at_least_s=exc.retry_after_s or 0.0):
             log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.rests_s(self._clock()), 2))
 
@@ -239,7 +239,7 @@ class Citrus:
                     if attempt.num > 1:
                         instruments.RETRIES.labels("citrus", endpoint).inc()
                     answer = await self._ask_once(endpoint, method, path, type_, message)
-        except TryAgainLaterError as exc:
+        except RetryableError as exc:
             self.trouble, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
             raise
         self.trouble, self.is_denied = None, False
@@ -320,7 +320,7 @@ def _judge(endpoint: str, response: aiohttp.ClientResponse) -> str:
         case 401 | 403:
             raise CitrusDeniedError(f"Citrus {endpoint}: {response.status}; check CITRUS_API_KEY")
         case 400 | 422:
-            raise RefusedError(f"Citrus {endpoint}: {response.status}, it does not accept the request")
+            raise PermanentError(f"Citrus {endpoint}: {response.status}, it does not accept the request")
         case status:
             wish = response.headers.get("Retry-After", "")
             raise CitrusUnavailableError(

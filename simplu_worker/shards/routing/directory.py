@@ -15,14 +15,14 @@ from typing import Final
 
 import structlog
 
-from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.address_change import Repointing
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.route_cache import Absences, Routes
-from simplu_worker.shards.routing.tenant_homes import Home, Homes
+from simplu_worker.shards.routing.route_cache import Absences, RouteCache
+from simplu_worker.shards.routing.tenant_homes import Home, TenantHomes
 from simplu_worker.timing.clock import loop_time
 
 # The shard itself gives the outcome of their operations.
@@ -73,8 +73,8 @@ class Directory:
         self._pools = pools
         self._clock = clock
         self._draw = draw
-        self._homes = Homes(locator, pools)
-        self.routes = Routes()
+        self._homes = TenantHomes(locator, pools)
+        self.routes = RouteCache()
         self.repointing = Repointing(locator.book, pools, clock=clock, draw=draw)
         self._absences = Absences()
         self._asking: dict[str, _Asking] = {}
@@ -106,7 +106,7 @@ class Directory:
         Of many callers for one tenant at once one asks, and its answer is everybody's. But no "not registered" is
         older than the call: an answer that was on its way before is not shared; unless one will do that was asked for
         up to *absence_max_age_s* before. Other absences pass soon, and are asked for each time. Raises
-        `TryAgainLaterError` when somebody who must be asked does not answer, `RefusedError` when the address named may
+        `RetryableError` when somebody who must be asked does not answer, `PermanentError` when the address named may
         not be used.
         """
         since = self._clock() - absence_max_age_s
@@ -150,7 +150,7 @@ class Directory:
         """Whether a shard says that a tenant is its own, whoever names another. While it says nothing, it has."""
         try:
             row = (await self._homes.rows(self._pools.at(shard_id).address, [tenant_id])).get(tenant_id)
-        except TryAgainLaterError:
+        except RetryableError:
             return True
         return row is not None and row["state"] in ANSWERING
 
@@ -158,7 +158,7 @@ class Directory:
         asked_at = self._clock()
         try:
             found = await self._find(tenant_id, asked_at)
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             return exc
         if isinstance(found, ShardAddress):
             self._absences.drop(tenant_id)
@@ -171,7 +171,7 @@ class Directory:
         home: Home | None
         try:
             named = await self._locator.locate(tenant_id)
-        except TryAgainLaterError:
+        except RetryableError:
             # The shard where it was last can say by itself that it still is, or where it went.
             if (home := await self._last_home(tenant_id)) is None:
                 raise
@@ -228,14 +228,14 @@ class Directory:
         return home
 
     async def home(self, tenant_id: str, named: ShardAddress) -> Home | None:
-        """Return the shard that has the tenant's row, as `homes` does. Raises `TryAgainLaterError` for no answer."""
+        """Return the shard that has the tenant's row, as `homes` does. Raises `RetryableError` for no answer."""
         home = (await self.homes({tenant_id: named}))[tenant_id]
         if isinstance(home, WorkerError):
             raise home
         return home
 
     async def homes(self, named: Mapping[str, ShardAddress]) -> dict[str, Home | WorkerError | None]:
-        """Return what `Homes.of` does."""
+        """Return what `TenantHomes.of` does."""
         return await self._homes.of(named)
 
 

@@ -14,7 +14,7 @@ from simplu_worker.shards.routing.shard_map_changes import MapChange, change_of
 
 
 class Locator(Protocol):
-    """Who names the shard of a tenant: Citrus or a static map. Both raise `TryAgainLaterError` for no answer.
+    """Who names the shard of a tenant: Citrus or a static map. Both raise `RetryableError` for no answer.
 
     `book` has the addresses to use; those that are named pass through it.
     """

@@ -31,7 +31,7 @@ class _Route(msgspec.Struct, gc=False):
     stale_at: float
 
 
-class Routes:
+class RouteCache:
     """Tenant → shard, at most *most* of them: those that were not in use for longest go first."""
 
     def __init__(self, *, most: int = ROUTES_MAX) -> None:

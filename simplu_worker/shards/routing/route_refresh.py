@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
@@ -113,17 +113,17 @@ class RouteRefresh:
             return False
         try:
             await self._directory.refresh(*due)
-        except TryAgainLaterError as exc:
+        except RetryableError as exc:
             self._directory.routes.put_back(due[0])
             self._note_silence(exc)
             return False
-        except RefusedError as exc:
+        except PermanentError as exc:
             log.warning("route.refused", shard_id=due[1], error=str(exc))
             self._directory.routes.renew(*due, now=self._clock(), draw=self._draw())
         self._end_silence()
         return True
 
-    def _note_silence(self, exc: TryAgainLaterError) -> None:
+    def _note_silence(self, exc: RetryableError) -> None:
         now = self._clock()
         if self._silent_since is None:
             self._silent_since = now
@@ -169,5 +169,5 @@ class RouteRefresh:
 
 async def _heard(question: Awaitable[object]) -> None:
     """Await an answer; one that does not come is asked for again."""
-    with contextlib.suppress(TryAgainLaterError, RefusedError):
+    with contextlib.suppress(RetryableError, PermanentError):
         await question

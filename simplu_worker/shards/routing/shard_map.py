@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from simplu_worker.errors import ConfigurationError, RefusedError
+from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
 
 _MULTIPLIER = 2862933555777941757
@@ -50,7 +50,7 @@ class MappedShard(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fi
         return [address for address in (self.address, self.replica_address) if address is not None]
 
 
-class Fall(msgspec.Struct, frozen=True):
+class Placement(msgspec.Struct, frozen=True):
     """Where a key goes, and the way it came there."""
 
     shard: MappedShard
@@ -72,18 +72,18 @@ class ShardMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the shard that *key* is pinned to or falls on."""
         return self.fall(key).shard
 
-    def fall(self, key: str) -> Fall:
+    def fall(self, key: str) -> Placement:
         """Return the shard that *key* is pinned to or falls on, and the way it came there."""
         pin = self.tenants.get(key)
         if pin is not None and (pinned := self.shard(pin)) is not None:
-            return Fall(pinned, is_pinned=True)
+            return Placement(pinned, is_pinned=True)
         retired: list[MappedShard] = []
         for attempt in range(RETIRED_HOPS_MAX):
             shard = self.shards[jump_hash(hash_of(key, attempt), len(self.shards))]
             if not shard.retired:
-                return Fall(shard, retired=tuple(retired))
+                return Placement(shard, retired=tuple(retired))
             retired.append(shard)
-        return Fall(retired[0])
+        return Placement(retired[0])
 
     def homes(self, key: str) -> list[MappedShard]:
         """Return where *key* may live: its place now, and those it had for every smaller number of shards.
@@ -187,7 +187,7 @@ def _problems(shard_map: ShardMap, allowed_hosts: tuple[str, ...]) -> list[str]:
     for address in [address for shard in shard_map.shards for address in shard.addresses]:
         try:
             address.checked(allowed_hosts)
-        except RefusedError as exc:
+        except PermanentError as exc:
             problems.append(str(exc))
     return problems
 

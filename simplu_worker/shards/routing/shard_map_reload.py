@@ -23,7 +23,7 @@ from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.routing.shard_map_changes import change_of, refusals_of
-from simplu_worker.shards.routing.shard_query import ask_all
+from simplu_worker.shards.routing.shard_query import query_all_shards
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 
 PLACED_AT_ONCE: Final = 500  # about two milliseconds, then the event loop gets its turn
@@ -91,7 +91,7 @@ class MapReload:
                 return int(await connection.fetchval(QUERIES["count_living_tenants"]))
 
         book = self._static_map.book
-        counts = await ask_all([book.known(shard.shard_id) or shard.address for shard in left], ask)
+        counts = await query_all_shards([book.known(shard.shard_id) or shard.address for shard in left], ask)
         silent = [
             f"shard {shard.shard_id}: expected, as it does not say that it has no tenants; "
             "list it until it answers, or start the worker anew to go without it unasked"

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -24,7 +24,7 @@ ASKED_AT_ONCE: Final = 64  # each is a connection, and a database of the same fe
 Answer = TypeVar("Answer")
 
 
-class Limits(msgspec.Struct, frozen=True):
+class QueryLimits(msgspec.Struct, frozen=True):
     """How long to wait for one shard and for all of them, and how many are asked at once."""
 
     answer_s: float = ANSWER_TIMEOUT_S
@@ -32,7 +32,7 @@ class Limits(msgspec.Struct, frozen=True):
     at_once: int = ASKED_AT_ONCE
 
 
-LIMITS: Final = Limits()
+LIMITS: Final = QueryLimits()
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -43,7 +43,7 @@ class Survey(msgspec.Struct, frozen=True):
 
 
 async def survey_shards(
-    locator: Locator, pools: Pools, query: str, *arguments: object, limits: Limits = LIMITS
+    locator: Locator, pools: Pools, query: str, *arguments: object, limits: QueryLimits = LIMITS
 ) -> Survey:
     """Ask every known shard *query*; one whose database is empty has no rows.
 
@@ -57,13 +57,13 @@ async def survey_shards(
             return [dict(row) for row in await connection.fetch(QUERIES[query], *arguments)]
 
     known = await locator.shards()
-    answers = await ask_all(known, ask, limits=limits)
+    answers = await query_all_shards(known, ask, limits=limits)
     rows = [(shard_id, row) for shard_id, found in answers.items() for row in found]
     return Survey(rows, sorted({shard.shard_id for shard in known} - answers.keys()))
 
 
-async def ask_all(
-    shards: Sequence[ShardAddress], ask: Callable[[ShardAddress], Awaitable[Answer]], *, limits: Limits = LIMITS
+async def query_all_shards(
+    shards: Sequence[ShardAddress], ask: Callable[[ShardAddress], Awaitable[Answer]], *, limits: QueryLimits = LIMITS
 ) -> dict[str, Answer]:
     """Return the answers by shard id, without those of shards that gave none.
 
@@ -75,7 +75,7 @@ async def ask_all(
 
     async def ask_one(shard: ShardAddress) -> None:
         async with turns:
-            with contextlib.suppress(TryAgainLaterError, TimeoutError):
+            with contextlib.suppress(RetryableError, TimeoutError):
                 async with asyncio.timeout(limits.answer_s):
                     answers[shard.shard_id] = await ask(shard)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
@@ -32,7 +32,7 @@ class Home(msgspec.Struct, frozen=True):
     tenant: dict[str, Any]
 
 
-class Homes:
+class TenantHomes:
     """Asks the shards that *locator* names."""
 
     def __init__(self, locator: Locator, pools: Pools) -> None:
@@ -52,7 +52,7 @@ class Homes:
         missing = [tenant_id for tenant_id in named if tenant_id in ended or not answers[tenant_id]]
         try:
             earlier = await self._locator.homes(missing) if missing else {}
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             return {
                 tenant_id: exc if tenant_id in missing else await self._settled(tenant_id, answers[tenant_id])
                 for tenant_id in named
@@ -71,9 +71,9 @@ class Homes:
             answers[tenant_id] = [*homes, *answers[tenant_id]]
         return {tenant_id: await self._settled(tenant_id, answers[tenant_id]) for tenant_id in named}
 
-    async def _ask(self, places: Mapping[str, Sequence[ShardAddress]]) -> dict[str, list[Home | TryAgainLaterError]]:
+    async def _ask(self, places: Mapping[str, Sequence[ShardAddress]]) -> dict[str, list[Home | RetryableError]]:
         """Ask for each tenant the shards where it may be, all at once; homes come first, "no row" is left out."""
-        found: dict[str, list[Home | TryAgainLaterError]] = {tenant_id: [] for tenant_id in places}
+        found: dict[str, list[Home | RetryableError]] = {tenant_id: [] for tenant_id in places}
         asked: dict[str, tuple[ShardAddress, list[str]]] = {}
         for tenant_id, shards in places.items():
             for shard in shards:
@@ -84,7 +84,7 @@ class Homes:
             try:
                 async with at_once:
                     rows = await self.rows(shard, tenant_ids)
-            except TryAgainLaterError as exc:
+            except RetryableError as exc:
                 for tenant_id in tenant_ids:
                     found[tenant_id].append(exc)
             else:
@@ -107,20 +107,20 @@ class Homes:
         self._locator.book.proved(address)
         return {row["id"]: dict(row) for row in rows}
 
-    async def _settled(self, tenant_id: str, found: Sequence[Home | TryAgainLaterError]) -> Home | WorkerError | None:
+    async def _settled(self, tenant_id: str, found: Sequence[Home | RetryableError]) -> Home | WorkerError | None:
         match found:
             case [Home() as home, *_]:
                 try:
                     return await self.followed(home, tenant_id)
-                except (TryAgainLaterError, RefusedError) as exc:
+                except (RetryableError, PermanentError) as exc:
                     return exc
-            case [TryAgainLaterError() as trouble, *_]:
+            case [RetryableError() as trouble, *_]:
                 return trouble
             case _:
                 return None
 
     async def followed(self, home: Home, tenant_id: str) -> Home:
-        """Return where a tenant is that moved from *home*; raise `TryAgainLaterError` when it is not there."""
+        """Return where a tenant is that moved from *home*; raise `RetryableError` when it is not there."""
         hops = 0
         while home.tenant["state"] == TenantState.MOVED and hops < MOVES_MAX:
             hops += 1
@@ -140,12 +140,12 @@ class Homes:
         return known or next((shard for shard in await self._locator.shards() if shard.shard_id == shard_id), None)
 
 
-def _counts(answer: Home | TryAgainLaterError) -> bool:
+def _counts(answer: Home | RetryableError) -> bool:
     """Tell whether an answer says, or may yet say, where a tenant lives: a destroyed row does not."""
     return not isinstance(answer, Home) or answer.tenant["state"] != TenantState.DESTROYED
 
 
-def _of_earlier(answer: Home | TryAgainLaterError) -> Home | TryAgainLaterError:
+def _of_earlier(answer: Home | RetryableError) -> Home | RetryableError:
     if isinstance(answer, Home):
         return answer
     silent = EarlierHomeSilentError(str(answer), shard_id=getattr(answer, "shard_id", None))

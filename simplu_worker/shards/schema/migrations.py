@@ -62,7 +62,7 @@ class Statement(msgspec.Struct, frozen=True):
         return self.text.splitlines()[0]
 
 
-class Step(msgspec.Struct, frozen=True):
+class MigrationStep(msgspec.Struct, frozen=True):
     """What is run in one transaction, or one statement outside any."""
 
     statements: Sequence[Statement]
@@ -157,14 +157,14 @@ def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Ma
     )
 
 
-def steps_of(text: str) -> list[Step]:
+def steps_of(text: str) -> list[MigrationStep]:
     """Return the steps that take an upgrade through a file, in order."""
-    steps: list[Step] = []
+    steps: list[MigrationStep] = []
     for statement in statements_of(text):
         if statement.is_concurrent or not steps or steps[-1].is_concurrent:
-            steps.append(Step([statement]))
+            steps.append(MigrationStep([statement]))
         else:
-            steps[-1] = Step([*steps[-1].statements, statement])
+            steps[-1] = MigrationStep([*steps[-1].statements, statement])
     return steps
 
 

@@ -25,9 +25,9 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
 from simplu_worker.shards.schema.migrations import (
     Migration,
+    MigrationStep,
     ShardSchema,
     Statement,
-    Step,
     Upgrade,
     digest_of,
     dropped,
@@ -71,7 +71,7 @@ class Blocker(msgspec.Struct, frozen=True):
         return f"pid {self.pid} ({', '.join(part for part in (what, of_role, self.state, since) if part)})"
 
 
-class Doing(msgspec.Struct, frozen=True):
+class UpgradeActivity(msgspec.Struct, frozen=True):
     """What an upgrade is at: a statement, *share* of it where that is known, and whom it waits for."""
 
     title: str
@@ -81,7 +81,7 @@ class Doing(msgspec.Struct, frozen=True):
     waits_for: Sequence[Blocker] = ()
 
 
-Tell: TypeAlias = Callable[[Doing], None]
+Tell: TypeAlias = Callable[[UpgradeActivity], None]
 
 
 async def read_upgrade(
@@ -125,7 +125,7 @@ class Upgrader:
         self._migrations = migrations
         self._types = types
         self._draw = draw
-        self._doing = Doing("", 0, 0)
+        self._doing = UpgradeActivity("", 0, 0)
         self._waited_for: Sequence[Blocker] = ()  # by the last statement, when it was last seen to wait
 
     def __repr__(self) -> str:
@@ -148,7 +148,7 @@ class Upgrader:
                 return upgrade
             files = [migration.text for migration in upgrade.migrations]
             files += [self._types[name] for name in upgrade.business_types]
-            self._show(Doing("", 0, sum(len(steps_of(text)) for text in files)))
+            self._show(UpgradeActivity("", 0, sum(len(steps_of(text)) for text in files)))
             for migration in upgrade.migrations:
                 await self._run_file(guard, migration.text)
                 await self._record("record_migration", migration.version, migration.name, migration.works_from)
@@ -189,9 +189,9 @@ class Upgrader:
                 await self._patiently(partial(self._run_outside, step.statements[0]))
             else:
                 await self._patiently(partial(self._run_inside, step))
-            self._show(Doing(title, self._doing.done_count + 1, self._doing.count))
+            self._show(UpgradeActivity(title, self._doing.done_count + 1, self._doing.count))
 
-    async def _run_inside(self, step: Step) -> None:
+    async def _run_inside(self, step: MigrationStep) -> None:
         """Run the statements of *step* in one transaction."""
         async with self._pool.transaction() as connection:
             for statement in step.statements:
@@ -250,7 +250,7 @@ class Upgrader:
                     self._waited_for = doing.waits_for or self._waited_for
                     self._show(doing)
 
-    async def _looked(self, connection: Connection, statement: Statement) -> Doing:
+    async def _looked(self, connection: Connection, statement: Statement) -> UpgradeActivity:
         blockers = await connection.fetch(QUERIES["find_blockers"], statement.text)
         build = await connection.fetchrow(QUERIES["read_build"], statement.text) if statement.index else None
         share = None if build is None else build["share"]
@@ -282,9 +282,11 @@ class Upgrader:
                     ) from exc
             await asyncio.sleep(pause_s(tries, draw=self._draw()))
 
-    def _at(self, statement: Statement, *, share: float | None = None, waits_for: Sequence[Blocker] = ()) -> Doing:
-        return Doing(statement.title, self._doing.done_count, self._doing.count, share, waits_for)
+    def _at(
+        self, statement: Statement, *, share: float | None = None, waits_for: Sequence[Blocker] = ()
+    ) -> UpgradeActivity:
+        return UpgradeActivity(statement.title, self._doing.done_count, self._doing.count, share, waits_for)
 
-    def _show(self, doing: Doing) -> None:
+    def _show(self, doing: UpgradeActivity) -> None:
         self._doing = doing
         self._tell(doing)

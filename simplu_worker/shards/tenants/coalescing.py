@@ -13,13 +13,13 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-class _Lot(Generic[Item, Answer]):
+class _Batch(Generic[Item, Answer]):
     def __init__(self) -> None:
         self.items: list[Item] = []
         self.answers: Sequence[Answer] | None = None
 
 
-class Turns(Generic[Item, Answer]):
+class Coalescer(Generic[Item, Answer]):
     """Does one lot at a time by *do*, which returns the answers in order.
 
     What *do* raises is raised to the one that had the turn, and the lot is the next one's; so is that of one who is
@@ -28,7 +28,7 @@ class Turns(Generic[Item, Answer]):
 
     def __init__(self, do: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]]) -> None:
         self._do = do
-        self._lot: _Lot[Item, Answer] = _Lot()
+        self._lot: _Batch[Item, Answer] = _Batch()
         self._turn = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -42,6 +42,6 @@ class Turns(Generic[Item, Answer]):
         async with self._turn:
             if lot.answers is None:
                 if self._lot is lot:
-                    self._lot = _Lot()
+                    self._lot = _Batch()
                 lot.answers = await self._do(lot.items)
         return lot.answers[start : start + len(items)]

@@ -13,7 +13,7 @@ from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
-from simplu_worker.shards.tenants.home_confirmation import Confirmer, Placed
+from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, Placed
 
 TURN_S: Final = 300.0
 OVERDUE: Final = timedelta(minutes=2)  # whoever made the tenant has finished by then, or never will
@@ -27,7 +27,7 @@ class Unconfirmed:
     """Looks for such tenants, *overdue* after they were made, on the shards in use. Many replicas may do so at once."""
 
     def __init__(
-        self, confirmer: Confirmer, pools: Pools, *, turn_s: float = TURN_S, overdue: timedelta = OVERDUE
+        self, confirmer: HomeConfirmer, pools: Pools, *, turn_s: float = TURN_S, overdue: timedelta = OVERDUE
     ) -> None:
         self._confirmer = confirmer
         self._pools = pools

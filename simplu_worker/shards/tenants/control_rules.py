@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 
 
@@ -39,7 +39,7 @@ class ControlledTenant(msgspec.Struct, frozen=True):
         )
 
 
-class Step(StrEnum):
+class ControlStep(StrEnum):
     """What to do about a control message."""
 
     MAKE = "make"  # there is no row
@@ -55,57 +55,59 @@ class Step(StrEnum):
 
 def step_of_creation(
     tenant: ControlledTenant | None, business_id: str, location_id: str, requested_at: datetime
-) -> Step:
+) -> ControlStep:
     """Return what a `SHARD_CREATION` of *requested_at* does."""
     if tenant is None:
-        return Step.MAKE
+        return ControlStep.MAKE
     if (tenant.business_id, tenant.location_id) != (business_id, location_id):
-        return Step.TAKEN
+        return ControlStep.TAKEN
     match tenant.state:
         case TenantState.ACTIVE:
-            return Step.STALE if requested_at < tenant.control_at else Step.NOTE
+            return ControlStep.STALE if requested_at < tenant.control_at else ControlStep.NOTE
         case TenantState.DESTROYING | TenantState.DESTROYED if requested_at <= tenant.control_at:
-            return Step.STALE
+            return ControlStep.STALE
         case TenantState.DESTROYING:
-            return Step.WAIT_FOR_DELETION if tenant.is_deletion_begun else Step.RESTORE
+            return ControlStep.WAIT_FOR_DELETION if tenant.is_deletion_begun else ControlStep.RESTORE
         case TenantState.DESTROYED:
-            return Step.REMAKE
+            return ControlStep.REMAKE
         case TenantState.INCOMING | TenantState.READY | TenantState.FENCED | TenantState.MOVED:
-            return Step.STALE if requested_at < tenant.control_at else Step.WAIT_FOR_MOVE
+            return ControlStep.STALE if requested_at < tenant.control_at else ControlStep.WAIT_FOR_MOVE
 
 
-def step_of_destruction(tenant: ControlledTenant, business_id: str, location_id: str, requested_at: datetime) -> Step:
+def step_of_destruction(
+    tenant: ControlledTenant, business_id: str, location_id: str, requested_at: datetime
+) -> ControlStep:
     """Return what a `SHARD_DESTRUCTION` of *requested_at* does."""
     if (tenant.business_id, tenant.location_id) != (business_id, location_id):
-        return Step.TAKEN
+        return ControlStep.TAKEN
     if requested_at < tenant.control_at:
-        return Step.STALE
+        return ControlStep.STALE
     match tenant.state:
         case TenantState.ACTIVE:
-            return Step.DESTROY
+            return ControlStep.DESTROY
         case TenantState.DESTROYING | TenantState.DESTROYED:
-            return Step.NOTE
+            return ControlStep.NOTE
         case TenantState.INCOMING | TenantState.READY | TenantState.FENCED | TenantState.MOVED:
             # What is noted here would not be there after the move; and a move takes minutes at most.
-            return Step.WAIT_FOR_MOVE
+            return ControlStep.WAIT_FOR_MOVE
 
 
-def trouble_of(step: Step, tenant_id: str) -> WorkerError | None:
+def trouble_of(step: ControlStep, tenant_id: str) -> WorkerError | None:
     """Return why a message cannot be applied, or cannot be applied now; None when it can."""
     match step:
-        case Step.TAKEN:
+        case ControlStep.TAKEN:
             return taken(tenant_id)
-        case Step.WAIT_FOR_MOVE:
-            return TryAgainLaterError("the tenant is being moved")
-        case Step.WAIT_FOR_DELETION:
-            return TryAgainLaterError("the tenant's rows are being deleted; it is made again after that")
+        case ControlStep.WAIT_FOR_MOVE:
+            return RetryableError("the tenant is being moved")
+        case ControlStep.WAIT_FOR_DELETION:
+            return RetryableError("the tenant's rows are being deleted; it is made again after that")
         case _:
             return None
 
 
-def taken(tenant_id: str) -> RefusedError:
+def taken(tenant_id: str) -> PermanentError:
     """Return what to say to the second of two tenants with one id."""
-    return RefusedError(
+    return PermanentError(
         f"businessId, locationId: their id {tenant_id!r} is taken by another business and location; "
         "register it under other ids"
     )

@@ -16,7 +16,7 @@ from typing import Any, Final
 import structlog
 
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.retention_rules import rest_s
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -76,7 +76,7 @@ class TenantDeletion:
         if self._swept_at is None or now >= self._swept_at + SWEEP_S:
             try:
                 shards = await self._locator.shards()
-            except (TryAgainLaterError, RefusedError) as exc:
+            except (RetryableError, PermanentError) as exc:
                 log.debug("deletion.shards_unknown", error=str(exc))
             else:
                 self._swept_at = now
@@ -102,7 +102,7 @@ class TenantDeletion:
                         shard_id=pool.address.shard_id,
                         error=str(exc),
                     )
-        except TryAgainLaterError as exc:
+        except RetryableError as exc:
             log.debug("deletion.deferred", shard_id=pool.address.shard_id, error=str(exc))
         return count
 

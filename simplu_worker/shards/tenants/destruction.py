@@ -12,10 +12,10 @@ from enum import StrEnum
 
 import structlog
 
-from simplu_worker.errors import TryAgainLaterError, WorkerError
+from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.shards.apply.commit_safety import SafeCommits, note_server
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.postgres.address import AddressRefusedError, ShardAddress
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools
@@ -23,7 +23,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
-from simplu_worker.shards.tenants.control_rules import ControlledTenant, Step, step_of_destruction, trouble_of
+from simplu_worker.shards.tenants.control_rules import ControlledTenant, ControlStep, step_of_destruction, trouble_of
 from simplu_worker.shards.tenants.provisioning import ShardNotAllowedError
 
 log = structlog.get_logger(__name__)
@@ -39,9 +39,9 @@ class DestructionResult(StrEnum):
 
 
 RESULTS = {
-    Step.DESTROY: DestructionResult.DESTROYING,
-    Step.NOTE: DestructionResult.EXISTED,
-    Step.STALE: DestructionResult.STALE,
+    ControlStep.DESTROY: DestructionResult.DESTROYING,
+    ControlStep.NOTE: DestructionResult.EXISTED,
+    ControlStep.STALE: DestructionResult.STALE,
 }
 
 
@@ -49,17 +49,17 @@ class Destroyer:
     """Marks tenants for the deletion of what they have."""
 
     def __init__(
-        self, locator: Locator, directory: Directory, pools: Pools, *, commits: SafeCommits | None = None
+        self, locator: Locator, directory: Directory, pools: Pools, *, commits: ReplicationWaiter | None = None
     ) -> None:
         self._locator = locator
         self._directory = directory
         self._pools = pools
-        self._commits = commits or SafeCommits(pools)
+        self._commits = commits or ReplicationWaiter(pools)
 
     async def destroy(self, business_id: str, location_id: str, requested_at: datetime) -> DestructionResult:
         """Destroy one tenant, where it lives now; idempotent. It then is as safe as its shard can make it.
 
-        Raises `RefusedError` when another tenant has its id, and `TryAgainLaterError` while somebody who must be asked
+        Raises `PermanentError` when another tenant has its id, and `RetryableError` while somebody who must be asked
         does not answer, or the tenant is being moved.
         """
         home = await self._home(tenant_id_of(business_id, location_id))
@@ -70,7 +70,7 @@ class Destroyer:
     async def destroy_all(self, business_id: str, requested_at: datetime) -> dict[str, DestructionResult]:
         """Destroy every tenant of a business; return what became of each by location id.
 
-        Nothing is begun before every shard has answered. Raises `TryAgainLaterError` as `destroy`, when all that can be
+        Nothing is begun before every shard has answered. Raises `RetryableError` as `destroy`, when all that can be
         destroyed is.
         """
         by_location = await self._locations(business_id)
@@ -105,7 +105,7 @@ class Destroyer:
                 return None
             named = shards[0]
         elif not named.is_active:
-            raise TryAgainLaterError(f"shard {named.shard_id} is not active")
+            raise RetryableError(f"shard {named.shard_id} is not active")
         home = await self._directory.home(tenant_id, named)
         return None if home is None else home.address
 
@@ -152,16 +152,16 @@ class Destroyer:
         async with self._pools.pool(shard).transaction() as connection:
             row = await connection.fetchrow(QUERIES["lock_tenants_for_control"], [tenant_id])
             if row is None:
-                raise TryAgainLaterError("the tenant's row went away")
+                raise RetryableError("the tenant's row went away")
             step = step_of_destruction(ControlledTenant.of(dict(row)), business_id, location_id, requested_at)
             if (trouble := trouble_of(step, tenant_id)) is not None:
                 raise trouble
-            if step is Step.DESTROY:
+            if step is ControlStep.DESTROY:
                 await connection.execute(QUERIES["destroy_tenant"], tenant_id, text_of_time)
-            elif step is Step.NOTE:
+            elif step is ControlStep.NOTE:
                 await connection.execute(QUERIES["note_control"], [tenant_id], [text_of_time])
             server = await note_server(connection)
-        if step is Step.DESTROY:
+        if step is ControlStep.DESTROY:
             log.info("tenant.destroying", business_id=business_id, location_id=location_id, shard_id=shard.shard_id)
         await self._commits.of_transaction(shard.shard_id, server)
         return RESULTS[step]

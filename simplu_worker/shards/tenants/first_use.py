@@ -16,7 +16,7 @@ import structlog
 
 from simplu_worker.business_info.items import Business, why_not
 from simplu_worker.business_info.table import ABSENT_FRESH_S, FRESH_S
-from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.pool import Pools
@@ -85,7 +85,7 @@ class FirstUse:
             try:
                 business = await self._business(business_id, location_id)
                 reason = why_not(business, location_id)
-            except (TryAgainLaterError, RefusedError) as exc:
+            except (RetryableError, PermanentError) as exc:
                 business, reason = None, str(exc)
             if business is not None and reason is None:
                 request = ProvisionRequest(business_id, location_id, business.business_type, BEFORE_ANY_CONTROL)
@@ -119,7 +119,7 @@ class FirstUse:
     async def _made(self, requests: Mapping[str, ProvisionRequest]) -> dict[str, str | None]:
         try:
             survey = await survey_shards(self._locator, self._pools, "find_tenants", list(requests))
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             return dict.fromkeys(requests, str(exc))
         if survey.silent:
             error = f"no answer from shards that may have it: {', '.join(survey.silent)}"

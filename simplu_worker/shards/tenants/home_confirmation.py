@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
-from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
@@ -28,19 +28,19 @@ from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.tenant_homes import ASKED_AT_ONCE, MOVES_MAX, Homes
-from simplu_worker.shards.tenants.coalescing import Turns
-from simplu_worker.shards.tenants.home_conflict import Claimant, settled
+from simplu_worker.shards.routing.tenant_homes import ASKED_AT_ONCE, MOVES_MAX, TenantHomes
+from simplu_worker.shards.tenants.coalescing import Coalescer
+from simplu_worker.shards.tenants.home_conflict import HomeCandidate, resolve_homes
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW
 
 log = structlog.get_logger(__name__)
 
 
-class UndoneError(TryAgainLaterError):
+class UndoneError(RetryableError):
     """What was made is undone, as the tenant was made elsewhere at the same time; the next try finds it there."""
 
 
-class TenantSplitError(TryAgainLaterError):
+class TenantSplitError(RetryableError):
     """A tenant has two homes, and both have something to lose: a person has to look."""
 
 
@@ -66,14 +66,14 @@ class _Doubt(msgspec.Struct):
     """A tenant of which it is not known yet whether it has another home."""
 
     placed: Placed
-    home: Claimant
+    home: HomeCandidate
     to_ask: dict[str, ShardAddress]  # by shard id
     asked: set[str]
-    rivals: list[Claimant] = msgspec.field(default_factory=list)
+    rivals: list[HomeCandidate] = msgspec.field(default_factory=list)
     silence: WorkerError | None = None  # of one that may be its home
 
 
-class Confirmer:
+class HomeConfirmer:
     """Confirms tenants. *on_doubt* is told of those whose routes are to be asked anew."""
 
     def __init__(
@@ -86,11 +86,11 @@ class Confirmer:
     ) -> None:
         self._locator = locator
         self._pools = pools
-        self._homes = Homes(locator, pools)
+        self._homes = TenantHomes(locator, pools)
         self._on_change = on_change
         self._on_doubt = on_doubt
         self._at_once = asyncio.Semaphore(ASKED_AT_ONCE)
-        self._notes: dict[str, Turns[tuple[str, datetime], WorkerError | None]] = {}  # by shard id
+        self._notes: dict[str, Coalescer[tuple[str, datetime], WorkerError | None]] = {}  # by shard id
 
     async def confirm(self, placed: Sequence[Placed]) -> dict[str, WorkerError]:
         """Confirm those of *placed* that are not, each tenant once; return what kept some from it, by tenant id.
@@ -111,12 +111,12 @@ class Confirmer:
         await self._note(done, homes, troubles)
         return troubles
 
-    async def _unfinished(self, placed: Iterable[Placed], troubles: dict[str, WorkerError]) -> dict[str, Claimant]:
+    async def _unfinished(self, placed: Iterable[Placed], troubles: dict[str, WorkerError]) -> dict[str, HomeCandidate]:
         """Return the rows, as they are now, of those tenants that are not confirmed."""
         by_shard: dict[str, tuple[ShardAddress, list[str]]] = {}
         for one in placed:
             by_shard.setdefault(one.shard.shard_id, (one.shard, []))[1].append(one.tenant_id)
-        found: dict[str, Claimant] = {}
+        found: dict[str, HomeCandidate] = {}
 
         async def ask(shard: ShardAddress, tenant_ids: Sequence[str]) -> None:
             answer = await self._claimants(shard, tenant_ids)
@@ -133,16 +133,18 @@ class Confirmer:
                 tasks.create_task(ask(shard, tenant_ids), name=f"confirm:{shard.shard_id}")
         return found
 
-    async def _claimants(self, shard: ShardAddress, tenant_ids: Sequence[str]) -> dict[str, Claimant] | WorkerError:
+    async def _claimants(
+        self, shard: ShardAddress, tenant_ids: Sequence[str]
+    ) -> dict[str, HomeCandidate] | WorkerError:
         try:
             async with self._at_once:
                 rows = await self._homes.rows(shard, tenant_ids, query="find_claimants")
         except WorkerError as exc:
             return exc
-        return {tenant_id: Claimant.of(shard.shard_id, row) for tenant_id, row in rows.items()}
+        return {tenant_id: HomeCandidate.of(shard.shard_id, row) for tenant_id, row in rows.items()}
 
     async def _doubts(
-        self, placed: Sequence[Placed], homes: Mapping[str, Claimant], troubles: dict[str, WorkerError]
+        self, placed: Sequence[Placed], homes: Mapping[str, HomeCandidate], troubles: dict[str, WorkerError]
     ) -> dict[str, _Doubt]:
         """Ask Citrus, or the map, again for each; return where each may have another home."""
         doubts: dict[str, _Doubt] = {}
@@ -151,7 +153,7 @@ class Confirmer:
             try:
                 async with self._at_once:
                     named = await self._named(one)
-            except TryAgainLaterError as exc:
+            except RetryableError as exc:
                 troubles[one.tenant_id] = exc
                 return
             if named is None or named.shard_id != one.shard.shard_id:
@@ -165,7 +167,7 @@ class Confirmer:
                 tasks.create_task(ask(one), name=f"ask-again:{one.tenant_id}")
         try:
             earlier = await self._locator.homes(doubts) if doubts else {}
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             troubles |= dict.fromkeys(doubts, exc)
             return {}
         for tenant_id, shards in earlier.items():
@@ -178,7 +180,7 @@ class Confirmer:
             named = await self._locator.locate(one.tenant_id)
             if named is None:
                 named = (await self._locator.register(one.business_id, one.location_id, one.business_type)).address
-        except RefusedError:  # an address that may not be used: another one than that where the tenant was made
+        except PermanentError:  # an address that may not be used: another one than that where the tenant was made
             return None
         return named
 
@@ -196,7 +198,7 @@ class Confirmer:
                 for shard, asking in by_shard.values():
                     tasks.create_task(self._ask_for_rivals(shard, asking), name=f"rivals:{shard.shard_id}")
         troubles |= {
-            tenant_id: TryAgainLaterError(f"expected at most {MOVES_MAX} moves of a tenant, got more")
+            tenant_id: RetryableError(f"expected at most {MOVES_MAX} moves of a tenant, got more")
             for tenant_id, doubt in doubts.items()
             if doubt.to_ask.keys() - doubt.asked
         }
@@ -212,21 +214,21 @@ class Confirmer:
                 if claimant.state == TenantState.MOVED and claimant.moved_to not in doubt.asked:
                     await self._follow(claimant, doubt)
 
-    async def _follow(self, moved: Claimant, doubt: _Doubt) -> None:
+    async def _follow(self, moved: HomeCandidate, doubt: _Doubt) -> None:
         try:
             target = await self._homes.address_of(moved.moved_to)
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             doubt.silence = exc
             return
         if target is None:
-            doubt.silence = TryAgainLaterError(f"a tenant moved to shard {moved.moved_to}, which nobody knows")
+            doubt.silence = RetryableError(f"a tenant moved to shard {moved.moved_to}, which nobody knows")
         else:
             doubt.to_ask[target.shard_id] = target
 
     async def _settle(self, doubt: _Doubt, troubles: dict[str, WorkerError]) -> None:
         """Undo all homes of a tenant but one."""
         one = doubt.placed
-        settlement = settled([doubt.home, *doubt.rivals])
+        settlement = resolve_homes([doubt.home, *doubt.rivals])
         shards = {**doubt.to_ask, one.shard.shard_id: one.shard}
         if settlement.kept is None:
             split = sorted(home.shard_id for home in [doubt.home, *doubt.rivals] if home.is_home)
@@ -241,7 +243,7 @@ class Confirmer:
         if doubt.home in settlement.undone:
             troubles.setdefault(one.tenant_id, _undone(one.shard.shard_id))
 
-    async def _undo(self, pool: ShardPool, one: Placed, home: Claimant, *, kept: str) -> None:
+    async def _undo(self, pool: ShardPool, one: Placed, home: HomeCandidate, *, kept: str) -> None:
         """Take back what provisioning made on one shard, if it still is what it was seen to be. Idempotent."""
         async with pool.transaction() as connection:
             # First held and then looked at: a batch that was just being applied is seen.
@@ -249,7 +251,7 @@ class Confirmer:
             row = await connection.fetchrow(QUERIES["find_claimants"], [one.tenant_id])
             if row is None:
                 return
-            if Claimant.of(home.shard_id, dict(row)) != home:
+            if HomeCandidate.of(home.shard_id, dict(row)) != home:
                 raise LostRaceError("a tenant's home changed when it was to be undone")
             for query in ("delete_default_row", "delete_tenant_made", "destroy_tenant_remade"):
                 await connection.execute(QUERIES[query], one.tenant_id)
@@ -265,7 +267,7 @@ class Confirmer:
         self._on_change([ResourceKey(one.tenant_id, *DEFAULT_ROW)])
 
     async def _note(
-        self, placed: Iterable[Placed], homes: Mapping[str, Claimant], troubles: dict[str, WorkerError]
+        self, placed: Iterable[Placed], homes: Mapping[str, HomeCandidate], troubles: dict[str, WorkerError]
     ) -> None:
         """Note that tenants are confirmed, in one transaction a shard with those of other calls."""
         by_shard: dict[str, tuple[ShardAddress, list[str]]] = {}
@@ -275,7 +277,7 @@ class Confirmer:
         async def note(shard: ShardAddress, tenant_ids: Sequence[str]) -> None:
             turns = self._notes.get(shard.shard_id)
             if turns is None:
-                turns = self._notes[shard.shard_id] = Turns(lambda noted: self._confirm_on(shard.shard_id, noted))
+                turns = self._notes[shard.shard_id] = Coalescer(lambda noted: self._confirm_on(shard.shard_id, noted))
             noted = await turns.bring([(tenant_id, homes[tenant_id].created_at) for tenant_id in tenant_ids])
             troubles.update(
                 {

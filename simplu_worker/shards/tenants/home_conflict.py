@@ -20,7 +20,7 @@ from simplu_worker.operations.admission import TenantState
 LIVING: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantState.DESTROYING})
 
 
-class Claimant(msgspec.Struct, frozen=True):
+class HomeCandidate(msgspec.Struct, frozen=True):
     """A tenant's row on one shard. *is_touched*: something but provisioning wrote to the tenant there."""
 
     shard_id: str
@@ -32,7 +32,7 @@ class Claimant(msgspec.Struct, frozen=True):
     is_touched: bool = False
 
     @classmethod
-    def of(cls, shard_id: str, row: Mapping[str, Any]) -> Claimant:
+    def of(cls, shard_id: str, row: Mapping[str, Any]) -> HomeCandidate:
         """Return what a row of `find_claimants` says."""
         return cls(
             shard_id=shard_id,
@@ -60,24 +60,24 @@ class Claimant(msgspec.Struct, frozen=True):
         return self.state == TenantState.ACTIVE and not self.is_touched
 
 
-class Settlement(msgspec.Struct, frozen=True):
+class HomeResolution(msgspec.Struct, frozen=True):
     """The home that stays, and those to undo; none stays where more than one has something to lose."""
 
-    kept: Claimant | None
-    undone: tuple[Claimant, ...] = ()
+    kept: HomeCandidate | None
+    undone: tuple[HomeCandidate, ...] = ()
 
 
-def settled(claimants: Sequence[Claimant]) -> Settlement:
+def resolve_homes(claimants: Sequence[HomeCandidate]) -> HomeResolution:
     """Return which home stays: the one that was touched, else one that was confirmed, else the first by time and shard.
 
     Nothing is undone where two have something to lose: a person has to look.
     """
     homes = [claimant for claimant in claimants if claimant.is_home]
     if sum(not home.may_be_undone for home in homes) > 1:
-        return Settlement(None)
+        return HomeResolution(None)
     ranked = sorted(homes, key=_rank)
-    return Settlement(ranked[0] if ranked else None, tuple(ranked[1:]))
+    return HomeResolution(ranked[0] if ranked else None, tuple(ranked[1:]))
 
 
-def _rank(home: Claimant) -> tuple[bool, bool, datetime, str]:
+def _rank(home: HomeCandidate) -> tuple[bool, bool, datetime, str]:
     return home.may_be_undone, not home.is_confirmed, home.created_at, home.shard_id

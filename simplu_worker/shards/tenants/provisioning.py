@@ -18,10 +18,10 @@ from typing import Final, TypeAlias
 import structlog
 
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
-from simplu_worker.errors import RefusedError, TryAgainLaterError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import ID_MAX, is_id
-from simplu_worker.shards.apply.commit_safety import SafeCommits
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import AddressRefusedError, ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
@@ -31,17 +31,17 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.tenant_homes import EarlierHomeSilentError, Home
 from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
-from simplu_worker.shards.tenants.coalescing import Turns
-from simplu_worker.shards.tenants.control_rules import Step
-from simplu_worker.shards.tenants.home_confirmation import Confirmer, Placed, UndoneError
-from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, Row, RowAnswer, TenantToMake, make_rows
+from simplu_worker.shards.tenants.coalescing import Coalescer
+from simplu_worker.shards.tenants.control_rules import ControlStep
+from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, Placed, UndoneError
+from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, RowAnswer, TenantRow, TenantToMake, make_rows
 
 REGISTERED_AT_ONCE: Final = 16
 
 log = structlog.get_logger(__name__)
 
 
-class ShardNotAllowedError(TryAgainLaterError):
+class ShardNotAllowedError(RetryableError):
     """The shard that is named may not be used: a person has to mend its address or `DATABASE_ALLOWED_HOSTS`."""
 
 
@@ -59,11 +59,11 @@ class ProvisionResult(StrEnum):
 
 
 RESULTS: Final = {
-    Step.MAKE: ProvisionResult.PROVISIONED,
-    Step.REMAKE: ProvisionResult.PROVISIONED,
-    Step.RESTORE: ProvisionResult.RESTORED,
-    Step.NOTE: ProvisionResult.EXISTED,
-    Step.STALE: ProvisionResult.STALE,
+    ControlStep.MAKE: ProvisionResult.PROVISIONED,
+    ControlStep.REMAKE: ProvisionResult.PROVISIONED,
+    ControlStep.RESTORE: ProvisionResult.RESTORED,
+    ControlStep.NOTE: ProvisionResult.EXISTED,
+    ControlStep.STALE: ProvisionResult.STALE,
 }
 # The others were there before, and confirmed.
 TO_CONFIRM: Final = frozenset({ProvisionResult.PROVISIONED, ProvisionResult.EXISTED})
@@ -81,21 +81,21 @@ class Provisioner:
         pools: Pools,
         *,
         on_change: OnChange = ignore_changes,
-        commits: SafeCommits | None = None,
+        commits: ReplicationWaiter | None = None,
     ) -> None:
         self._locator = locator
         self._directory = directory
         self._pools = pools
         self._on_change = on_change
-        self._commits = commits or SafeCommits(pools)
-        self.confirmer = Confirmer(locator, pools, on_change=on_change, on_doubt=directory.forget)
-        self._turns: dict[str, Turns[ProvisionRequest, RowAnswer]] = {}  # by shard id
+        self._commits = commits or ReplicationWaiter(pools)
+        self.confirmer = HomeConfirmer(locator, pools, on_change=on_change, on_doubt=directory.forget)
+        self._turns: dict[str, Coalescer[ProvisionRequest, RowAnswer]] = {}  # by shard id
 
     async def provision(self, request: ProvisionRequest) -> ProvisionResult:
         """Make the tenant unless it is there; it then is as safe as its shard can make it.
 
-        Raises `RefusedError` for what can never work (unknown business type, another tenant's id) and
-        `TryAgainLaterError` while somebody who must be asked does not answer, or names a shard that may not be used.
+        Raises `PermanentError` for what can never work (unknown business type, another tenant's id) and
+        `RetryableError` while somebody who must be asked does not answer, or names a shard that may not be used.
         """
         (answer,) = await self.provision_all([request])
         if isinstance(answer, Exception):
@@ -177,7 +177,7 @@ class Provisioner:
         except AddressRefusedError as exc:
             raise ShardNotAllowedError(str(exc)) from exc
         if not registered.address.is_active:
-            raise TryAgainLaterError(f"shard {registered.address.shard_id} is not active")
+            raise RetryableError(f"shard {registered.address.shard_id} is not active")
         return registered
 
     async def _make_on(
@@ -185,7 +185,7 @@ class Provisioner:
     ) -> None:
         turns = self._turns.get(shard.shard_id)
         if turns is None:
-            turns = self._turns[shard.shard_id] = Turns(lambda wanted: self._make_rows(shard.shard_id, wanted))
+            turns = self._turns[shard.shard_id] = Coalescer(lambda wanted: self._make_rows(shard.shard_id, wanted))
         try:
             self._pools.pool(shard)
             rows = await turns.bring(requests)
@@ -195,13 +195,15 @@ class Provisioner:
         made: dict[str, Answer] = {}
         for request, row in zip(requests, rows, strict=True):
             self._directory.forget(request.tenant_id)
-            made[request.tenant_id] = RESULTS[row.step] if isinstance(row, Row) else row
+            made[request.tenant_id] = RESULTS[row.step] if isinstance(row, TenantRow) else row
             _note(request, shard, made[request.tenant_id])
         # Of one that existed, too: that it was made may have been said to nobody.
         self._on_change(
             ResourceKey(tenant_id, *DEFAULT_ROW) for tenant_id, answer in made.items() if answer in TO_CONFIRM
         )
-        answers |= await self._when_safe(shard.shard_id, made, {row.server for row in rows if isinstance(row, Row)})
+        answers |= await self._when_safe(
+            shard.shard_id, made, {row.server for row in rows if isinstance(row, TenantRow)}
+        )
 
     async def _make_rows(self, shard_id: str, wanted: Sequence[ProvisionRequest]) -> list[RowAnswer]:
         """Make all that has come for one shard, with one look at its schema."""
@@ -219,24 +221,24 @@ class Provisioner:
         try:
             for server in servers:
                 await self._commits.of_transaction(shard_id, server)
-        except TryAgainLaterError as exc:
+        except RetryableError as exc:
             return {tenant_id: answer if isinstance(answer, Exception) else exc for tenant_id, answer in made.items()}
         return made
 
 
 def check_request(request: ProvisionRequest) -> None:
-    """Raise `RefusedError` for what can never be made: before anybody is told of it."""
+    """Raise `PermanentError` for what can never be made: before anybody is told of it."""
     for name, value in {"businessId": request.business_id, "locationId": request.location_id}.items():
         if not is_id(value):
-            raise RefusedError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8 without U+0000, got {len(value)}")
+            raise PermanentError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8 without U+0000, got {len(value)}")
     check_business_type(request.business_type)
 
 
 def check_business_type(business_type: str) -> None:
-    """Raise `RefusedError`, naming the known ones, when there is no such business type."""
+    """Raise `PermanentError`, naming the known ones, when there is no such business type."""
     if business_type not in BUSINESS_TYPES:
         known = ", ".join(sorted(BUSINESS_TYPES))
-        raise RefusedError(f"businessType: expected one of {known}, got {business_type[:64]!r}")
+        raise PermanentError(f"businessType: expected one of {known}, got {business_type[:64]!r}")
 
 
 def _note(request: ProvisionRequest, shard: ShardAddress, answer: Answer) -> None:

@@ -13,10 +13,10 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.shards.apply.commit_safety import SafeCommits, note_server
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.postgres.address import AddressRefusedError
 from simplu_worker.shards.postgres.errors import InvalidDataError, ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
@@ -42,7 +42,7 @@ class ChangeResult(StrEnum):
 class ResourceChanges:
     """Changes resources of tenants where they live; then that is as safe as a shard can make it. Idempotent.
 
-    All raise `RefusedError` for what can never work, and `TryAgainLaterError` while somebody who must be asked does not
+    All raise `PermanentError` for what can never work, and `RetryableError` while somebody who must be asked does not
     answer, or the tenant is being moved.
     """
 
@@ -52,12 +52,12 @@ class ResourceChanges:
         pools: Pools,
         *,
         on_change: OnChange = ignore_changes,
-        commits: SafeCommits | None = None,
+        commits: ReplicationWaiter | None = None,
     ) -> None:
         self._directory = directory
         self._pools = pools
         self._on_change = on_change
-        self._commits = commits or SafeCommits(pools)
+        self._commits = commits or ReplicationWaiter(pools)
 
     async def rename(
         self,
@@ -88,12 +88,12 @@ class ResourceChanges:
             rows = await connection.fetch(QUERIES["find_resource_ids"], *key, [old_id, new_id])
             found = {row["resource_id"] for row in rows}
             if found == {old_id, new_id}:
-                raise RefusedError(
+                raise PermanentError(
                     "oldResourceId, newResourceId: there is a resource of each id; "
                     "delete one of them, or send another newResourceId"
                 )
             if old_id in found:
-                raise TryAgainLaterError("the resource came just now")
+                raise RetryableError("the resource came just now")
             return ChangeResult.EXISTED if found else ChangeResult.MISSING
 
         keys = [ResourceKey(tenant_id, resource_type, resource_id) for resource_id in (old_id, new_id)]
@@ -139,7 +139,7 @@ class ResourceChanges:
                 result = await self._changed(connection, business_id, location_id, change)
                 server = await note_server(connection)
         except InvalidDataError as exc:
-            raise RefusedError(f"additionalData: expected what Postgres can store, got {exc}") from exc
+            raise PermanentError(f"additionalData: expected what Postgres can store, got {exc}") from exc
         if result in {ChangeResult.APPLIED, ChangeResult.EXISTED}:
             self._on_change(keys)
         await self._commits.of_transaction(pool.address.shard_id, server)
@@ -152,7 +152,7 @@ class ResourceChanges:
         row = await connection.fetchrow(QUERIES["lock_tenants"], [tenant_id])
         if row is None:
             self._directory.forget(tenant_id)
-            raise TryAgainLaterError("the tenant does not live there any more")
+            raise RetryableError("the tenant does not live there any more")
         if not is_theirs(row, business_id, location_id):
             raise taken(tenant_id)
         match TenantState(row["state"]):
@@ -162,7 +162,7 @@ class ResourceChanges:
                 return ChangeResult.TENANT_DESTROYED
             case _:
                 self._directory.forget(tenant_id)
-                raise TryAgainLaterError("the tenant is being moved")
+                raise RetryableError("the tenant is being moved")
 
     async def _pool_of(self, tenant_id: str) -> ShardPool | None:
         try:
@@ -173,6 +173,6 @@ class ResourceChanges:
             case Absence.UNREGISTERED | Absence.NOT_HERE:
                 return None
             case Absence.INACTIVE:
-                raise TryAgainLaterError("the tenant's shard is not active, or the tenant is being moved")
+                raise RetryableError("the tenant's shard is not active, or the tenant is being moved")
             case _:
                 return self._pools.pool(found)

@@ -8,14 +8,14 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.tenants.control_rules import ControlledTenant, Step, step_of_creation, trouble_of
+from simplu_worker.shards.tenants.control_rules import ControlledTenant, ControlStep, step_of_creation, trouble_of
 
 DEFAULT_ROW: Final = ("settings", "default")  # resource type and id of the row that `add_default_rows` adds
 TRANSACTION_MAX_TENANTS: Final = 100  # so that one stays far below the 30 s that make its created_at worthless
@@ -35,19 +35,19 @@ class TenantToMake(msgspec.Struct, frozen=True):
         return tenant_id_of(self.business_id, self.location_id)
 
 
-class Row(msgspec.Struct, frozen=True):
+class TenantRow(msgspec.Struct, frozen=True):
     """What was done about one tenant, on which server; its transaction is committed."""
 
-    step: Step
+    step: ControlStep
     server: Server
 
 
-RowAnswer: TypeAlias = "Row | Exception"
+RowAnswer: TypeAlias = "TenantRow | Exception"
 
 
 async def make_rows(pool: ShardPool, wanted: Sequence[TenantToMake]) -> list[RowAnswer]:
     """Make tenants, or see that they are there; return for each, in order, what was done or what it met."""
-    answers: list[RowAnswer] = [TryAgainLaterError("not made")] * len(wanted)
+    answers: list[RowAnswer] = [RetryableError("not made")] * len(wanted)
     for places in batches_of(wanted):
         made = await _made(pool, [wanted[place] for place in places])
         for place in places:
@@ -84,14 +84,16 @@ async def _made(pool: ShardPool, wanted: Sequence[TenantToMake]) -> dict[str, Ro
     except Exception as exc:  # noqa: BLE001  # an answer like any other: nothing was made
         return {one.tenant_id: exc for one in wanted}
     answers: dict[str, RowAnswer] = {
-        one.tenant_id: TryAgainLaterError(
+        one.tenant_id: RetryableError(
             f"shard {pool.address.shard_id}: expected the business type {one.business_type}, got a schema without it;"
             f" run: simplu-worker shards upgrade {pool.address.shard_id} --apply"
         )
         for one in wanted
         if one.business_type in missing
     }
-    return answers | {tenant_id: trouble_of(step, tenant_id) or Row(step, server) for tenant_id, step in made.items()}
+    return answers | {
+        tenant_id: trouble_of(step, tenant_id) or TenantRow(step, server) for tenant_id, step in made.items()
+    }
 
 
 async def _missing_types(connection: Connection, wanted: Sequence[TenantToMake]) -> set[str]:
@@ -99,25 +101,25 @@ async def _missing_types(connection: Connection, wanted: Sequence[TenantToMake])
     return {row["name"] for row in await connection.fetch(QUERIES["find_missing_types"], types)}
 
 
-async def _make_tenants(connection: Connection, wanted: Sequence[TenantToMake]) -> dict[str, Step]:
+async def _make_tenants(connection: Connection, wanted: Sequence[TenantToMake]) -> dict[str, ControlStep]:
     """Insert the tenants' rows within the transaction of *connection*, or see that they are there."""
     by_id = {one.tenant_id: one for one in wanted}
     steps = await _steps(connection, wanted)
-    made = set(await _make(connection, [by_id[tenant_id] for tenant_id in _of(steps, Step.MAKE)]))
+    made = set(await _make(connection, [by_id[tenant_id] for tenant_id in _of(steps, ControlStep.MAKE)]))
     # What was not there a moment ago, and is now: somebody else has just made it.
     steps |= await _steps(
-        connection, [by_id[tenant_id] for tenant_id in _of(steps, Step.MAKE) if tenant_id not in made]
+        connection, [by_id[tenant_id] for tenant_id in _of(steps, ControlStep.MAKE) if tenant_id not in made]
     )
-    if not made.issuperset(_of(steps, Step.MAKE)):
+    if not made.issuperset(_of(steps, ControlStep.MAKE)):
         raise LostRaceError("a tenant's row came and went away")
-    for step, query in ((Step.RESTORE, "restore_tenants"), (Step.NOTE, "note_control")):
+    for step, query in ((ControlStep.RESTORE, "restore_tenants"), (ControlStep.NOTE, "note_control")):
         if noted := _of(steps, step):
             await connection.execute(QUERIES[query], noted, [_text_of_time(by_id[tenant_id]) for tenant_id in noted])
-    await _make_again(connection, [by_id[tenant_id] for tenant_id in _of(steps, Step.REMAKE)])
+    await _make_again(connection, [by_id[tenant_id] for tenant_id in _of(steps, ControlStep.REMAKE)])
     return steps
 
 
-async def _steps(connection: Connection, wanted: Sequence[TenantToMake]) -> dict[str, Step]:
+async def _steps(connection: Connection, wanted: Sequence[TenantToMake]) -> dict[str, ControlStep]:
     if not wanted:
         return {}
     rows = await connection.fetch(QUERIES["lock_tenants_for_control"], [one.tenant_id for one in wanted])
@@ -128,7 +130,7 @@ async def _steps(connection: Connection, wanted: Sequence[TenantToMake]) -> dict
     }
 
 
-def _of(steps: Mapping[str, Step], step: Step) -> list[str]:
+def _of(steps: Mapping[str, ControlStep], step: ControlStep) -> list[str]:
     return sorted(tenant_id for tenant_id, its in steps.items() if its is step)
 
 
@@ -159,7 +161,7 @@ async def _add_default_rows(connection: Connection, wanted: Sequence[TenantToMak
     if wanted:
         await connection.execute(QUERIES["add_default_rows"], *_kinds_and_times(wanted))
     if not await connection.fetchval(QUERIES["is_registration_in_time"]):
-        raise TryAgainLaterError("the registering transaction took over 30 s")
+        raise RetryableError("the registering transaction took over 30 s")
 
 
 def _kinds_and_times(wanted: Sequence[TenantToMake]) -> tuple[list[str], list[str], list[str]]:

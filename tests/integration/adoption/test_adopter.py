@@ -21,9 +21,9 @@ from support.typescript_worker import WRITTEN_AT, TypescriptShard
 
 from simplu_worker.business_info.items import Business
 from simplu_worker.business_info.table import UnreadableBusinessError
-from simplu_worker.commands.shards.adopt import Carry, plan_members, print_plan
-from simplu_worker.errors import RefusedError, WorkerError
-from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopted, Adopter, Progress, Step
+from simplu_worker.commands.shards.adopt import AdoptMode, plan_members, print_plan
+from simplu_worker.errors import PermanentError, WorkerError
+from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopted, Adopter, AdoptionReporter, AdoptionStep
 from simplu_worker.shards.adoption.plan import Choices, Duplicates, Plan
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
@@ -81,7 +81,7 @@ class Case:
         self.businesses = Businesses()
         self.pool = ShardPool(address, size=2, deadlines=ADOPTION_DEADLINES)
 
-    def adopter(self, *, tell: Callable[[Progress], None] = lambda _: None, copied_at_once: int = 3) -> Adopter:
+    def adopter(self, *, tell: Callable[[AdoptionReporter], None] = lambda _: None, copied_at_once: int = 3) -> Adopter:
         """Return an adopter; without *copied_at_once*, one that needs many transactions."""
         return Adopter(
             self.pool,
@@ -262,11 +262,11 @@ async def test_plan_changes_nothing_and_says_what_stands_in_the_way(
         ],
     }
     assert [row["oldId"] for row in shown["faulty"]["first"]] == [bad, nameless]
-    print_plan(plan, plan.refusals(Choices()), Carry.NOTHING)
+    print_plan(plan, plan.refusals(Choices()), AdoptMode.NOTHING)
     printed = capfd.readouterr()
     assert all(word in printed.out for word in ("clinic", "who-knows", "p-1", str(bad), "no JSON object"))
     assert "--leave-unresolved" in printed.err
-    with pytest.raises(RefusedError, match=r"--leave-unresolved(?s:.)*--duplicates newest(?s:.)*--leave-faulty"):
+    with pytest.raises(PermanentError, match=r"--leave-unresolved(?s:.)*--duplicates newest(?s:.)*--leave-faulty"):
         await case.adopter().adopt(plan, Choices())
     assert await tables(case) == before
 
@@ -352,12 +352,12 @@ async def test_adopt_refuses_when_the_other_program_still_writes(case: Case) -> 
     await case.old.insert(CLINIC, "patient", "p-1", {})
     tasks: list[asyncio.Task[int]] = []
 
-    def tell(progress: Progress) -> None:
-        if progress.step is Step.WATCHING:
+    def tell(progress: AdoptionReporter) -> None:
+        if progress.step is AdoptionStep.WATCHING:
             tasks.append(asyncio.create_task(case.old.insert(CLINIC, "patient", f"w-{len(tasks)}", {})))
 
     adopter = Adopter(case.pool, case.names, case.businesses, tell=tell, quiet_s=0.5)  # type: ignore[arg-type]
-    with pytest.raises(RefusedError, match="stop it, and run this again"):
+    with pytest.raises(PermanentError, match="stop it, and run this again"):
         await adopter.adopt(await case.plan(), Choices())
     await asyncio.gather(*tasks)
 
@@ -384,7 +384,7 @@ async def test_adopt_swaps_nothing_when_what_was_planned_is_no_longer_so(
     await adopter.copy(plan, choices)
     await case.old.connection.execute(change)
 
-    with pytest.raises(RefusedError, match="run this again"):
+    with pytest.raises(PermanentError, match="run this again"):
         await adopter.adopt(plan, choices)
 
     assert len((await case.plan()).refusals(choices)) == 1
@@ -428,10 +428,10 @@ async def test_adopt_goes_on_where_it_was_when_it_was_killed_anywhere(case: Case
         await case.old.insert((CLINIC, GYM)[number % 2], "patient", f"p-{number}", {"n": number})
     ends = iter(range(1, 100))
 
-    def killed_after(count: int) -> Callable[[Progress], None]:
+    def killed_after(count: int) -> Callable[[AdoptionReporter], None]:
         steps: Iterator[int] = iter(range(count))
 
-        def tell(_: Progress) -> None:
+        def tell(_: AdoptionReporter) -> None:
             if next(steps, None) is None:
                 raise KilledError
 
@@ -556,7 +556,7 @@ async def test_plan_names_what_is_in_the_way_of_our_tables(case: Case, statement
     plan = await case.plan()
 
     assert [refusal for refusal in plan.refusals(TAKE_ALL) if says in refusal]
-    with pytest.raises(RefusedError, match=says):
+    with pytest.raises(PermanentError, match=says):
         await case.adopter().copy(plan, TAKE_ALL)
     assert "simplu_adoption_log.adoption" not in await tables(case)
 
@@ -574,7 +574,7 @@ async def test_plan_refuses_what_it_does_not_know(case: Case, statement: str, sa
     """Only a table like that of the TypeScript worker is taken over."""
     await case.old.connection.execute(statement)
 
-    with pytest.raises(RefusedError, match=says):
+    with pytest.raises(PermanentError, match=says):
         await case.plan()
 
 
@@ -582,7 +582,7 @@ async def test_plan_refuses_a_shard_that_is_ours(shard: ShardPool) -> None:
     """There is nothing to adopt."""
     adopter = Adopter(shard, Names(shard.address), Businesses())  # type: ignore[arg-type]
 
-    with pytest.raises(RefusedError, match="its schema is ours"):
+    with pytest.raises(PermanentError, match="its schema is ours"):
         await adopter.plan()
 
 
@@ -592,7 +592,7 @@ async def test_plan_refuses_a_shard_that_is_being_adopted_as_another_one(case: C
     await case.adopter().copy(await case.plan(), Choices())
     pool = ShardPool(ShardAddress("shard-2", case.pool.address.connection_string), size=1)
 
-    with pytest.raises(RefusedError, match="as shard shard-1"):
+    with pytest.raises(PermanentError, match="as shard shard-1"):
         await Adopter(pool, case.names, case.businesses).plan()  # type: ignore[arg-type]
     await pool.close()
 

@@ -24,11 +24,11 @@ from support.postgres.standby_pair import (
 )
 from support.postgres.tenant_cases import add_tenant, fetch, operation, writer_of
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.commit_safety import SafeCommits, note_server
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import GRACE_S, KEEPS_UP_S, CommitSafety, Server
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -68,7 +68,7 @@ class Shard:
         self.pools = pools
         self.pool = pool
         self.skipped_s = 0.0
-        self.commits = SafeCommits(pools, clock=lambda: asyncio.get_running_loop().time() + self.skipped_s)
+        self.commits = ReplicationWaiter(pools, clock=lambda: asyncio.get_running_loop().time() + self.skipped_s)
         self._tasks = tasks
 
     async def applied(self, count: int = 1) -> list[Operation]:
@@ -166,7 +166,7 @@ async def test_transaction_of_another_server_is_not_safe(make_shard: ShardMaker)
             Server("00000009", server.started_at),
             Server(server.timeline, server.started_at - timedelta(seconds=1)),
         ):
-            with pytest.raises(TryAgainLaterError, match="has another server now"):
+            with pytest.raises(RetryableError, match="has another server now"):
                 await shard.commits.of_transaction(SHARD_ID, other)
 
 
@@ -201,7 +201,7 @@ async def test_server_that_tells_no_positions_is_not_asked_for_them(shard: Shard
     assert server.timeline == ""
     await shard.commits.of_transaction(SHARD_ID, server)
     await shard.are_safe(await shard.applied())
-    with pytest.raises(TryAgainLaterError, match="lost its last commits"):
+    with pytest.raises(RetryableError, match="lost its last commits"):
         await shard.are_safe([operation("create", "never", "{}")])
 
 
@@ -281,8 +281,8 @@ async def test_named_standby_confirms_for_those_who_do_not_wait_for_it_by_defaul
             assert named.safety == ["synchronous"]
             pair.standby.suspend()
             operations = await named.applied()
-            with pytest.raises(TryAgainLaterError, match=r"shard-1 did not confirm a commit within 0\.5 s"):
-                await SafeCommits(named.pools, write_s=0.5).of_operations(SHARD_ID, operations)
+            with pytest.raises(RetryableError, match=r"shard-1 did not confirm a commit within 0\.5 s"):
+                await ReplicationWaiter(named.pools, write_s=0.5).of_operations(SHARD_ID, operations)
 
             waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
@@ -293,7 +293,7 @@ async def test_named_standby_confirms_for_those_who_do_not_wait_for_it_by_defaul
             task = asyncio.ensure_future(named.are_safe(operations))
             assert await until(is_waited, within_s=20)
             await fetch(named.pool, f"SELECT pg_cancel_backend(pid) FROM ({waiting}) AS waiting")
-            with pytest.raises(TryAgainLaterError, match="the wait was cancelled"):
+            with pytest.raises(RetryableError, match="the wait was cancelled"):
                 await task
 
             pair.standby.resume()
@@ -382,9 +382,9 @@ async def test_promoted_standby_without_the_last_commits_is_found_out() -> None:
             there = pair.standby.url_of(database_of(address))
             shard.pools.pool(ShardAddress(SHARD_ID, there))
 
-            with pytest.raises(TryAgainLaterError, match="lost its last commits"):
+            with pytest.raises(RetryableError, match="lost its last commits"):
                 await shard.are_safe(lost)
-            with pytest.raises(TryAgainLaterError, match="has another server now"):
+            with pytest.raises(RetryableError, match="has another server now"):
                 await shard.commits.of_transaction(SHARD_ID, server)
             await shard.are_safe(kept)
             assert shard.safety == ["volatile"]

@@ -13,7 +13,7 @@ from support.postgres.trouble import make_touchy
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
 from simplu_worker.shards.apply.group_commit import GROUP_LEAST_COUNT, GROUP_MAX_BYTES, GROUP_MAX_COUNT
-from simplu_worker.shards.apply.position_claims import Claim, PositionChangedError
+from simplu_worker.shards.apply.position_claims import PositionChangedError, PositionClaim
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -31,13 +31,19 @@ async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
     await pool.close()
 
 
-def claims(tokens: Sequence[str] = ()) -> list[Claim]:
+def claims(tokens: Sequence[str] = ()) -> list[PositionClaim]:
     """Return what so many readers of stream shards claim."""
-    return [Claim(STREAM, f"shardId-{number:012}", owed_from="7/0", tokens=list(tokens)) for number in range(READERS)]
+    return [
+        PositionClaim(STREAM, f"shardId-{number:012}", owed_from="7/0", tokens=list(tokens))
+        for number in range(READERS)
+    ]
 
 
 async def together(
-    case: TenantCase, writer: ShardWriter, batches: Sequence[Sequence[Operation]], claimed: Sequence[Claim | None]
+    case: TenantCase,
+    writer: ShardWriter,
+    batches: Sequence[Sequence[Operation]],
+    claimed: Sequence[PositionClaim | None],
 ) -> list[list[Outcome] | BaseException]:
     """Have all batches wait for the shard's only connection, then let it go; return what came of each."""
     await writer.apply([case.operation("list", None)])  # the first contact is over

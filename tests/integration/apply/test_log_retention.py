@@ -18,7 +18,7 @@ from simplu_worker.aws.dynamodb_tables import describe_table
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream, StreamSummary
 from simplu_worker.consumers.source_retention import LogWindow
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.shards.apply.log_retention import LogRetention
@@ -226,7 +226,7 @@ async def test_stream_returns_the_records_that_it_did_not_take() -> None:
     async with aws.running() as url, client_of("kinesis", url) as kinesis:
         records = [NewRecord("a", b"1"), NewRecord("b", b"2")]
         assert await Stream(kinesis, "s").put(records) == records[:1]
-        with pytest.raises(TryAgainLaterError):
+        with pytest.raises(RetryableError):
             await Stream(kinesis, "s").put(records[:1])
 
 

@@ -23,7 +23,12 @@ from support.postgres.tenant_cases import (
 from support.postgres.trouble import Line, calm, make_touchy, shut_gate, waiters
 
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Outcome
-from simplu_worker.shards.apply.position_claims import Claim, PositionChangedError, Standing, StreamPosition
+from simplu_worker.shards.apply.position_claims import (
+    PositionChangedError,
+    PositionClaim,
+    StoredPositions,
+    StreamPosition,
+)
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -47,9 +52,9 @@ def writer(case: TenantCase) -> ShardWriter:
     return writer_of(case.pool)
 
 
-def claim_of(stream_shard_id: str = STREAM_SHARD_ID, owed_from: str = "7/0", **members: Any) -> Claim:
+def claim_of(stream_shard_id: str = STREAM_SHARD_ID, owed_from: str = "7/0", **members: Any) -> PositionClaim:
     """Return what a reader that saw no row is going to write."""
-    return Claim(STREAM, stream_shard_id, owed_from=owed_from, **members)
+    return PositionClaim(STREAM, stream_shard_id, owed_from=owed_from, **members)
 
 
 def said(row: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +206,7 @@ async def test_writer_lets_only_one_of_two_readers_write_that_saw_the_same_row(
     assert sorted(name for _, name in await case.resources()) == ["w7", "w8"]
 
 
-async def _refused(writer: ShardWriter, operations: list[Any], claim: Claim) -> bool:
+async def _refused(writer: ShardWriter, operations: list[Any], claim: PositionClaim) -> bool:
     try:
         await writer.apply(operations, claim)
     except PositionChangedError:
@@ -263,7 +268,7 @@ async def test_reader_goes_on_when_its_connection_is_ended_within_the_batch(
     assert (len(claim.tokens), await position(case.pool)) == (1, "8/0")
 
 
-async def _outcome(writer: ShardWriter, operations: list[Any], claim: Claim) -> object:
+async def _outcome(writer: ShardWriter, operations: list[Any], claim: PositionClaim) -> object:
     try:
         return await writer.apply(operations, claim)
     except ShardUnavailableError as exc:
@@ -277,7 +282,7 @@ async def test_attempt_that_was_given_up_writes_nothing_when_it_comes_late(
     claim = claim_of()
     await writer.apply([case.operation("create", data={"v": 0})], claim)
     seen = list(claim.tokens)
-    late = Claim(STREAM, STREAM_SHARD_ID, owed_from="7/0", tokens=seen)
+    late = PositionClaim(STREAM, STREAM_SHARD_ID, owed_from="7/0", tokens=seen)
     claim.owed_from = "8/0"
     assert await writer.apply([case.operation("update", data={"v": 1})], claim) == [SUCCEEDED]
 
@@ -423,13 +428,13 @@ async def test_touch_leaves_the_rows_in_doubt_when_nobody_answers(make_shard: Sh
 
 async def test_standing_is_all_that_a_shard_knows(case: TenantCase, writer: ShardWriter) -> None:
     """The rows that are asked for; and the first tenant, where one of them is not there."""
-    unmoved = partial(Standing, moves="")
+    unmoved = partial(StoredPositions, moves="")
     assert await writer.standing(STREAM, [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
     claim = claim_of(owed_since=ARRIVED_AT, read_to="9/1", held=("tenant:a-x",), parents_done=True)
     await writer.touch([claim, claim_of("shardId-9")])
     row = StreamPosition("7/0", ARRIVED_AT, True, claim.tokens[0], read_to="9/1", held=("tenant:a-x",))
 
-    assert await writer.standing(STREAM, [STREAM_SHARD_ID]) == Standing({STREAM_SHARD_ID: row}, None)
+    assert await writer.standing(STREAM, [STREAM_SHARD_ID]) == StoredPositions({STREAM_SHARD_ID: row}, None)
     assert await writer.standing(STREAM, [STREAM_SHARD_ID, PARENT]) == unmoved({STREAM_SHARD_ID: row}, TENANT_MADE_AT)
     assert await writer.standing("another-stream", [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
     assert await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True) == unmoved(

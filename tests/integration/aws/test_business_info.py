@@ -14,7 +14,7 @@ from support.aws.endpoints import ScriptedAws, client_of
 from simplu_worker.aws.clients import Client
 from simplu_worker.business_info.items import Business
 from simplu_worker.business_info.table import ABSENT_FRESH_S, FRESH_S, BusinessInfo, Unreadable, UnreadableBusinessError
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.local.stack.aws import put_businesses
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
@@ -122,7 +122,7 @@ async def test_find_asks_once_for_many_who_want_the_same() -> None:
     async with scripted() as (aws, info):
         aws.refuse("InternalServerError", status=500)
         answers = await asyncio.gather(*(info.find("clinic") for _ in range(20)), return_exceptions=True)
-        assert {type(answer) for answer in answers} == {TryAgainLaterError}
+        assert {type(answer) for answer in answers} == {RetryableError}
         aws.answer({"Item": ITEM})
         assert await asyncio.gather(*(info.find("clinic") for _ in range(20))) == [CLINIC] * 20
         assert len(aws.requests) == 2
@@ -144,9 +144,9 @@ async def test_find_is_asked_again_when_who_asked_was_cancelled() -> None:
 @pytest.mark.parametrize(
     ("code", "error", "says"),
     [
-        ("ResourceNotFoundException", RefusedError, "set DYNAMODB_BUSINESS_INFO_TABLE to yours"),
-        ("AccessDeniedException", RefusedError, "GetItem: AccessDeniedException"),
-        ("ProvisionedThroughputExceededException", TryAgainLaterError, "GetItem"),
+        ("ResourceNotFoundException", PermanentError, "set DYNAMODB_BUSINESS_INFO_TABLE to yours"),
+        ("AccessDeniedException", PermanentError, "GetItem: AccessDeniedException"),
+        ("ProvisionedThroughputExceededException", RetryableError, "GetItem"),
     ],
 )
 async def test_find_raises_our_errors(code: str, error: type[Exception], says: str) -> None:

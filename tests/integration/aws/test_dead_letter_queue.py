@@ -16,7 +16,7 @@ from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.dead_letters.queue import DeadLetter, DeadLetterQueue
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.metrics.instruments import DEAD_LETTERS
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
 
@@ -121,7 +121,7 @@ async def test_store_raises_when_stopped_before_all_is_stored() -> None:
     stopping.set()
     async with client_of("sqs", "http://127.0.0.1:1") as client:
         letters = DeadLetterQueue(client, "http://127.0.0.1:1/1/q")
-        with pytest.raises(TryAgainLaterError, match="1 dead letters not stored"):
+        with pytest.raises(RetryableError, match="1 dead letters not stored"):
             await letters.store([letter()], stopping=stopping)
 
 

@@ -25,11 +25,11 @@ from simplu_worker.cache.invalidations import KEY_OVERHEAD_BYTES, ResourceKey
 from simplu_worker.cache.redis_commands import CacheUnavailableError
 from simplu_worker.commands.check.check import Examination
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import ConfigurationError, TryAgainLaterError
+from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -389,9 +389,9 @@ def pool_of(routed: RoutedShards) -> ShardPool:
     return routed.pools.pool(ShardAddress("shard-1", shard.connection_string))
 
 
-def router_of(routed: RoutedShards, cache: Cache, pools: Pools | None = None) -> Router:
+def router_of(routed: RoutedShards, cache: Cache, pools: Pools | None = None) -> ShardGateway:
     """Return a router that tells the cache."""
-    return Router(
+    return ShardGateway(
         routed.directory, routed.locator, pools or routed.pools, tenant_wait=TENANT_WAIT, on_change=cache.changed
     )
 
@@ -447,7 +447,7 @@ async def test_router_tells_the_cache_when_the_answer_to_a_commit_was_lost(
         assert await redis.ask("EXISTS", key(1).entry) == 0
 
 
-async def _is_applied(router: Router, operations: list[Any]) -> bool:
+async def _is_applied(router: ShardGateway, operations: list[Any]) -> bool:
     try:
         return await router.apply("shard-1", operations) == [DUPLICATE]
     except ShardUnavailableError:
@@ -457,7 +457,7 @@ async def _is_applied(router: Router, operations: list[Any]) -> bool:
 async def test_commits_take_no_longer_when_redis_hangs(routed: RoutedShards, redis: RedisServer) -> None:
     """It is not on the way of a commit: neither frozen nor gone."""
 
-    async def seconds(router: Router, count: int = 40) -> float:
+    async def seconds(router: ShardGateway, count: int = 40) -> float:
         """Return the median time of a batch."""
         times = []
         for _ in range(count):
@@ -588,9 +588,9 @@ async def test_stats_are_given_when_redis_is_gone(redis: RedisServer, desk: Cach
     stats = await desk.stats()
     assert (stats["server"], stats["keys"]) == (None, None)
     assert "ConnectionError" in stats["error"]
-    with pytest.raises(TryAgainLaterError):
+    with pytest.raises(RetryableError):
         await desk.keys(10)
-    with pytest.raises(TryAgainLaterError):
+    with pytest.raises(RetryableError):
         await desk.clear()
 
 

@@ -25,7 +25,7 @@ from support.reader_world import MARGIN, WAIT, World, eventually, open_world, re
 
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.commands.dead_letters import browse, command
-from simplu_worker.commands.dead_letters.browse import LetterBox
+from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser
 from simplu_worker.commands.dead_letters.command import ListOptions, list_letters, replay_letters
 from simplu_worker.commands.dead_letters.replay import ReplayOptions
 from simplu_worker.commands.dead_letters.replay_plan import Filters
@@ -234,16 +234,16 @@ async def test_replay_killed_between_send_and_delete_sends_again_what_is_dropped
     class KilledError(BaseException):
         """As abrupt as a kill can be in a test."""
 
-    async def killed(self: LetterBox, message_ids: Any) -> set[str]:
+    async def killed(self: DeadLetterBrowser, message_ids: Any) -> set[str]:
         raise KilledError
 
-    async def nothing(self: LetterBox) -> None:
+    async def nothing(self: DeadLetterBrowser) -> None:
         """Give nothing back: that is what a kill does."""
 
     with monkeypatch.context() as patch:
         patch.setattr(browse, "hidden_s", lambda count: 2)
-        patch.setattr(LetterBox, "delete", killed)
-        patch.setattr(LetterBox, "_give_back", nothing)
+        patch.setattr(DeadLetterBrowser, "delete", killed)
+        patch.setattr(DeadLetterBrowser, "_give_back", nothing)
         with pytest.raises(KilledError):
             await bench.replay()
     assert len(await bench.records()) >= 1
@@ -530,7 +530,7 @@ async def test_box_claims_letters_again_and_gives_them_back(bench: Bench) -> Non
     """While they are looked at nobody else gets them; after the half of their time they are claimed again."""
     now = 0.0
     await bench.store(*(letter(bench, b"{}", str(n)) for n in range(25)))
-    async with LetterBox(Queue(bench.world.sqs, bench.world.queue_url), clock=lambda: now) as box:
+    async with DeadLetterBrowser(Queue(bench.world.sqs, bench.world.queue_url), clock=lambda: now) as box:
         assert len([message async for message in box.messages()]) == 25
         assert await bench.count() == (0, 25)
         due = dict(box._due)

@@ -16,7 +16,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.commands.output.streamed_list import LongList
+from simplu_worker.commands.output.streamed_list import StreamedList
 from simplu_worker.commands.tenants.audit import audit_tenants
 from simplu_worker.commands.tenants.provision import provision_listed
 from simplu_worker.config.settings import Settings, load_settings
@@ -289,7 +289,9 @@ async def test_provision_makes_nobody_while_a_shard_is_silent(world: World, caps
 def test_long_list_shows_a_person_its_first_rows_only(capsys: pytest.CaptureFixture[str]) -> None:
     """What is not shown is counted, and kept nowhere; as JSON all of it is there."""
     for as_json in (False, True):
-        shown: LongList[dict[str, int]] = LongList("rows", ["n"], lambda row: [row["n"]], as_json=as_json, table_max=2)
+        shown: StreamedList[dict[str, int]] = StreamedList(
+            "rows", ["n"], lambda row: [row["n"]], as_json=as_json, table_max=2
+        )
         shown.add([{"n": 1}, {"n": 2}])
         shown.add({"n": number} for number in range(3, 8))
         shown.end({"done": True})

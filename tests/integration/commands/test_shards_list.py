@@ -19,17 +19,17 @@ from simplu_worker.commands.shards import show as command
 from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.tenants.show import list_tenants
 from simplu_worker.config.settings import Settings, load_settings
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.shards.health import all_shards
-from simplu_worker.shards.health.all_shards import Listed, RollCall, call_roll
+from simplu_worker.shards.health.all_shards import Listed, ShardInspector, inspect_all_shards
 from simplu_worker.shards.health.assessment import Seen, Usage, judge, usage_of
 from simplu_worker.shards.health.prober import look
-from simplu_worker.shards.health.registry import HealthBook
+from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.shard_query import Limits
+from simplu_worker.shards.routing.shard_query import QueryLimits
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
-from simplu_worker.status.replica import Replica, views_of
+from simplu_worker.status.replica import ReplicaStatus, views_of
 
 HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
 
@@ -42,9 +42,9 @@ def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
     return load_settings({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)}, for_run=False)
 
 
-def replica_of(routed: RoutedShards, book: HealthBook | None = None) -> Replica:
+def replica_of(routed: RoutedShards, book: HealthRegistry | None = None) -> ReplicaStatus:
     """Return a replica that shows these shards."""
-    replica = Replica("replica-1", asyncio.Event())
+    replica = ReplicaStatus("replica-1", asyncio.Event())
     replica.start(routed.router, routed.pools, routed.locator, None, {}, health=book)
     return replica
 
@@ -59,7 +59,7 @@ async def test_roll_call_has_every_shard_and_says_of_each_how_it_fares(make_shar
     good = await make_shard("a-good")
     async with routed_shards([silent("d-down"), good], tenants_per_shard=10, deadlines=HURRIED) as routed:
         routed.citrus.registry.shards["d-down"].is_active = False
-        listed = await call_roll(routed.locator, routed.pools)
+        listed = await inspect_all_shards(routed.locator, routed.pools)
     assert [(one.address.shard_id, one.is_silent, str(one.health.state)) for one in listed] == [
         ("a-good", False, "healthy"),
         ("d-down", True, "lost"),
@@ -77,7 +77,7 @@ async def test_roll_call_names_a_shard_whose_address_may_not_be_used(make_shard:
             async def shards(self) -> list[ShardAddress]:
                 return [*await routed.locator.shards(), refused]
 
-        listed = await call_roll(Names(), routed.pools)  # type: ignore[arg-type]  # all that is asked of a locator
+        listed = await inspect_all_shards(Names(), routed.pools)  # type: ignore[arg-type]  # all that is asked of a locator
     assert [str(finding) for finding in listed[1].health.findings] == ["host x is not in DATABASE_ALLOWED_HOSTS"]
 
 
@@ -86,7 +86,9 @@ async def test_roll_call_ends_when_its_time_is_up(breakable_server: PostgresServ
     address = await copy_shard(breakable_server)
     shards = [ShardAddress(f"shard-{number}", address.connection_string) for number in range(8)]
     async with routed_shards(shards) as routed, frozen(breakable_server):
-        listed = await call_roll(routed.locator, routed.pools, limits=Limits(answer_s=0.5, all_s=0.8, at_once=4))
+        listed = await inspect_all_shards(
+            routed.locator, routed.pools, limits=QueryLimits(answer_s=0.5, all_s=0.8, at_once=4)
+        )
         assert {str(one.health.findings[0]) for one in listed} == {"no answer within 0.8 s, with all shards asked"}
 
 
@@ -94,7 +96,7 @@ async def test_roll_is_called_once_for_all_who_ask_together(make_shard: ShardMak
     """Each look is a connection; a moment later the shards are asked anew."""
     now = 100.0
     async with routed_shards([await make_shard("shard-1")]) as routed:
-        call = RollCall(routed.locator, routed.pools, clock=lambda: now)
+        call = ShardInspector(routed.locator, routed.pools, clock=lambda: now)
         answers = await asyncio.gather(*(call() for _ in range(20)))
         assert all(answer is answers[0] for answer in answers)
         now += all_shards.FRESH_S + 0.1
@@ -119,21 +121,21 @@ async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: Sha
 
 async def test_shards_view_says_that_it_cannot_when_nobody_names_the_shards() -> None:
     """503, and before the start too."""
-    assert (await views_of(Replica("replica-1", asyncio.Event())).shards())[0] == 503
+    assert (await views_of(ReplicaStatus("replica-1", asyncio.Event())).shards())[0] == 503
 
     class Silent:
         async def shards(self) -> list[ShardAddress]:
-            raise TryAgainLaterError("Citrus shards_health: no answer")
+            raise RetryableError("Citrus shards_health: no answer")
 
-    replica = Replica("replica-1", asyncio.Event())
-    replica.roll_call = RollCall(Silent(), None)  # type: ignore[arg-type]  # all that is asked of them
+    replica = ReplicaStatus("replica-1", asyncio.Event())
+    replica.roll_call = ShardInspector(Silent(), None)  # type: ignore[arg-type]  # all that is asked of them
     assert await views_of(replica).shards() == (503, {"error": "Citrus shards_health: no answer"})
 
 
 async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: ShardMaker) -> None:
     """The page reads it every two seconds."""
     good = await make_shard("shard-1")
-    book = HealthBook()
+    book = HealthRegistry()
     async with routed_shards([good, silent("shard-2")], deadlines=HURRIED) as routed:
         replica = replica_of(routed, book)
         assert replica.status()["shards"] == []

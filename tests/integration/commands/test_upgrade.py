@@ -11,12 +11,18 @@ import pytest
 from support.citrus.cases import silent
 from support.postgres.databases import ShardMaker, execute
 
-from simplu_worker.commands.shards.upgrade import Report, Standing, UpgradeProgress, described, upgrade_shards
+from simplu_worker.commands.shards.upgrade import (
+    UpgradeProgress,
+    UpgradeReport,
+    UpgradeStatus,
+    described,
+    upgrade_shards,
+)
 from simplu_worker.config.settings import Settings, load_settings
-from simplu_worker.errors import RefusedError
+from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
-from simplu_worker.shards.schema.upgrade import Blocker, Doing
+from simplu_worker.shards.schema.upgrade import Blocker, UpgradeActivity
 
 TITLE = "ALTER TABLE tenants ADD COLUMN note text"
 BLOCKER = Blocker(4711, "nightly-report", "analyst", "client backend", "idle in transaction", 61.4)
@@ -139,27 +145,27 @@ async def test_shards_upgrade_refuses_a_shard_that_nobody_knows(make_shard: Shar
     """And names those that there are."""
     settings = settings_of(tmp_path, await make_shard("shard-1"))
 
-    with pytest.raises(RefusedError, match="expected shards out of shard-1; got shard-9"):
+    with pytest.raises(PermanentError, match="expected shards out of shard-1; got shard-9"):
         await upgrade_shards(settings, ("shard-1", "shard-9"), apply=True, timeout_s=10, as_json=False)
 
 
 @pytest.mark.parametrize(
     ("doing", "text"),
     [
-        (Doing(TITLE, 0, 3), TITLE),
-        (Doing(TITLE, 0, 3, share=0.345), f"{TITLE} 34%"),
+        (UpgradeActivity(TITLE, 0, 3), TITLE),
+        (UpgradeActivity(TITLE, 0, 3, share=0.345), f"{TITLE} 34%"),
         (
-            Doing(TITLE, 0, 3, waits_for=[BLOCKER]),
+            UpgradeActivity(TITLE, 0, 3, waits_for=[BLOCKER]),
             f"{TITLE}, waits for pid 4711 (nightly-report, of analyst, idle in transaction, for 61 s)",
         ),
         (
-            Doing(TITLE, 0, 3, waits_for=[Blocker(0), Blocker(12, "", None, "autovacuum worker", "active")]),
+            UpgradeActivity(TITLE, 0, 3, waits_for=[Blocker(0), Blocker(12, "", None, "autovacuum worker", "active")]),
             f"{TITLE}, waits for a prepared transaction, pid 12 (autovacuum worker, active)",
         ),
-        (Doing(TITLE, 0, 3, waits_for=[Blocker(12, "\x1b[2J")]), f"{TITLE}, waits for pid 12 (\\x1b[2J)"),
+        (UpgradeActivity(TITLE, 0, 3, waits_for=[Blocker(12, "\x1b[2J")]), f"{TITLE}, waits for pid 12 (\\x1b[2J)"),
     ],
 )
-def test_doing_is_described_in_a_line(doing: Doing, text: str) -> None:
+def test_doing_is_described_in_a_line(doing: UpgradeActivity, text: str) -> None:
     """What, how far, and whom it waits for; a name is a stranger's, and does nothing to a terminal."""
     assert described(doing) == text
 
@@ -169,14 +175,14 @@ def test_progress_says_now_and_then_whom_a_shard_waits_for_when_it_is_no_termina
 ) -> None:
     """A line at once, then every ten seconds, and one at the end of each shard."""
     now = [0.0]
-    waiting = Doing(TITLE, 0, 3, waits_for=[BLOCKER])
+    waiting = UpgradeActivity(TITLE, 0, 3, waits_for=[BLOCKER])
     with UpgradeProgress(2, clock=lambda: now[0]) as progress:
         for now[0] in (0.0, 5.0, 9.9, 10.0, 12.0):
             progress.tell("shard-1", waiting)
-            progress.tell("shard-1", Doing(TITLE, 1, 3))
+            progress.tell("shard-1", UpgradeActivity(TITLE, 1, 3))
         progress.tell("shard-2", waiting)
-        for shard_id, standing in (("shard-1", Standing.UPGRADED), ("shard-2", Standing.FAILED)):
-            progress.end(Report(ShardAddress(shard_id, ""), standing))
+        for shard_id, standing in (("shard-1", UpgradeStatus.UPGRADED), ("shard-2", UpgradeStatus.FAILED)):
+            progress.end(UpgradeReport(ShardAddress(shard_id, ""), standing))
     lines: Sequence[str] = capfd.readouterr().err.splitlines()
 
     assert [line.partition(":")[0] for line in lines] == ["shard-1", "shard-1", "shard-2", "shard-1", "shard-2"]

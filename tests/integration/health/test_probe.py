@@ -13,15 +13,15 @@ from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_o
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from support.postgres.trouble import Line, nobody_is_left
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, GIVEN_UP, SUCCEEDED
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.single_flight import SharedLook
+from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 
 HURRIED = msgspec.structs.replace(QUICK, probe_s=0.5)
 
@@ -43,12 +43,12 @@ def pool_of(routed: RoutedShards) -> ShardPool:
 
 def forget_looks(pool: ShardPool) -> None:
     """Let the answer of before be an old one."""
-    pool._shared_look = SharedLook(pool._look)
+    pool._shared_look = SingleFlightProbe(pool._look)
 
 
-async def amiss(router: Router) -> str:
+async def amiss(router: ShardGateway) -> str:
     """Probe the shard, which must not work, and return what it says."""
-    with pytest.raises(TryAgainLaterError) as caught:
+    with pytest.raises(RetryableError) as caught:
         await router.probe("shard-1")
     return str(caught.value)
 
@@ -91,7 +91,7 @@ async def test_probe_is_one_connection_when_many_readers_ask_at_once(make_shard:
                 for _ in range(64):
                     tasks.create_task(routed.router.probe("shard-1"))
             assert line.connection_count == expected
-            routed.router._writer("shard-1")._shared_look = SharedLook(routed.router._writer("shard-1")._look)
+            routed.router._writer("shard-1")._shared_look = SingleFlightProbe(routed.router._writer("shard-1")._look)
 
 
 async def test_probe_raises_in_time_when_the_server_is_frozen(breakable_server: PostgresServer) -> None:

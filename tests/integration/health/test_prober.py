@@ -29,13 +29,13 @@ from simplu_worker.shards.health.assessment import (
     Seen,
     ShardProbe,
     ShardSilence,
-    State,
+    ShardState,
     judge,
     role_of,
 )
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.health.prober import Prober, look
-from simplu_worker.shards.health.registry import HealthBook
+from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -55,9 +55,9 @@ async def pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:  # closed befor
 
 
 @contextlib.asynccontextmanager
-async def looking(pools: Pools) -> AsyncIterator[HealthBook]:
+async def looking(pools: Pools) -> AsyncIterator[HealthRegistry]:
     """Let a prober run, and give what it writes into."""
-    book = HealthBook()
+    book = HealthRegistry()
     async with asyncio.TaskGroup() as tasks:
         prober = tasks.create_task(Prober(pools, book).run())
         yield book
@@ -66,7 +66,7 @@ async def looking(pools: Pools) -> AsyncIterator[HealthBook]:
         book.end(shard_id)
 
 
-async def comes_to(book: HealthBook, shard_id: str, sees: Sees) -> Health:
+async def comes_to(book: HealthRegistry, shard_id: str, sees: Sees) -> Health:
     """Wait until the book has it about a shard."""
 
     async def seen() -> bool:
@@ -83,7 +83,7 @@ async def well(pools: Pools, address: ShardAddress) -> ShardProbe:
     return seen
 
 
-def is_(state: State) -> Sees:
+def is_(state: ShardState) -> Sees:
     """Return what is true of a shard in that state."""
     return lambda health: health.state is state
 
@@ -121,16 +121,20 @@ async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
     await execute(others.connection_string, "CREATE TABLE theirs (id int)")
     wrong = ShardAddress("wrong", (await make_shard("right")).connection_string)
     probe = await well(pools, empty)
-    assert (probe.schema_version, probe.tenant_count, judge(Seen(probe=probe)).state) == (None, None, State.HEALTHY)
+    assert (probe.schema_version, probe.tenant_count, judge(Seen(probe=probe)).state) == (
+        None,
+        None,
+        ShardState.HEALTHY,
+    )
     probe = await well(pools, others)
     assert probe.refusal is not None
     assert "another program's tables" in probe.refusal
-    assert judge(Seen(probe=probe)).state is State.LOST
-    book = HealthBook()
+    assert judge(Seen(probe=probe)).state is ShardState.LOST
+    book = HealthRegistry()
     book.begin("wrong")
     book.note_look("wrong", await look(pools.pool(wrong)))
     health = book.by_shard_id["wrong"]
-    assert health.state is State.LOST
+    assert health.state is ShardState.LOST
     assert health.problems == {Problem.REFUSED}
     assert str(health.findings[0]).startswith("its connection string leads to the database of shard right")
     book.end("wrong")
@@ -148,12 +152,12 @@ async def test_look_does_not_take_a_shard_for_well_when_its_writes_are_refused(
     health = judge(Seen(probe=await well(pools, pool.address)))
 
     assert health.problems == {Problem.FAILING}
-    assert (health.state, health.takes_operations) == (State.DEGRADED, False)
+    assert (health.state, health.takes_operations) == (ShardState.DEGRADED, False)
     assert str(health.findings[0]).endswith("DiskFullError (53100)")
     assert not pool.is_healthy
     async with pool.transaction() as connection:
         await connection.execute("SELECT 1")
-    assert judge(Seen(probe=await well(pools, pool.address))).state is State.HEALTHY
+    assert judge(Seen(probe=await well(pools, pool.address))).state is ShardState.HEALTHY
 
 
 async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
@@ -211,7 +215,7 @@ async def test_look_goes_on_when_a_function_is_not_permitted(pools: Pools, break
     finally:
         await execute(address.connection_string, "GRANT SELECT ON pg_stat_replication, pg_stat_activity TO public")
     assert (probe.connections_max, probe.standby_count, probe.lag_s) == (None, None, None)
-    assert judge(Seen(probe=probe)).state is State.HEALTHY
+    assert judge(Seen(probe=probe)).state is ShardState.HEALTHY
     assert pools.pool(theirs).is_healthy
 
 
@@ -321,7 +325,7 @@ async def test_prober_looks_at_every_pool_soon_and_forgets_those_that_are_gone(
     """What it sees is shown as metrics, with the connections of the pool as they are when metrics are read."""
     pool = pools.pool(await make_shard("prober-1"))
     async with looking(pools) as book:
-        await comes_to(book, "prober-1", is_(State.HEALTHY))
+        await comes_to(book, "prober-1", is_(ShardState.HEALTHY))
         labels = {"shard_id": "prober-1"}
         assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 1
         assert REGISTRY.get_sample_value("simplu_shard_tenants", labels) == 0
@@ -351,7 +355,7 @@ async def test_prober_sees_trouble_and_its_end_within_two_seconds(
     pool = pools.pool(await copy_shard(breakable_server))
     other = pools.pool(await make_shard("shard-2"))
     async with looking(pools) as book:
-        await comes_to(book, "shard-1", is_(State.HEALTHY))
+        await comes_to(book, "shard-1", is_(ShardState.HEALTHY))
         async with trouble(breakable_server):
             await notice(pool)
             health = await comes_to(book, "shard-1", lambda health: health.takes_operations is False)
@@ -361,7 +365,7 @@ async def test_prober_sees_trouble_and_its_end_within_two_seconds(
             assert isinstance(seen, ShardProbe)
             assert other.is_healthy
         ended = time.monotonic()
-        await comes_to(book, "shard-1", is_(State.HEALTHY))
+        await comes_to(book, "shard-1", is_(ShardState.HEALTHY))
         took_s = time.monotonic() - ended
     assert health_of(pool) == (True, None)
     assert took_s < 4.0  # 2 s, and a busy machine
@@ -391,10 +395,10 @@ async def test_prober_looks_at_others_while_many_shards_hang(
     for number in range(30):
         pools.pool(ShardAddress(f"hanging-{number}", hanging.connection_string))
     async with frozen(breakable_server), looking(pools) as book:
-        await comes_to(book, "hanging-0", is_(State.LOST))
+        await comes_to(book, "hanging-0", is_(ShardState.LOST))
         pools.pool(await make_shard("shard-9"))
         added = time.monotonic()
-        await comes_to(book, "shard-9", is_(State.HEALTHY))
+        await comes_to(book, "shard-9", is_(ShardState.HEALTHY))
         assert time.monotonic() - added < 10.0  # its first turn comes within six and a half
 
 

@@ -27,7 +27,7 @@ from support.reader_world import (
 )
 
 from simplu_worker.consumers.kinesis.fleet import position_sync
-from simplu_worker.consumers.kinesis.fleet.position_sync import PositionRounds
+from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery import shard_positions
@@ -96,9 +96,9 @@ def refills(shard_id: str) -> float:
 
 
 @asynccontextmanager
-async def looked_after(world: World, *readers: StreamShardReader) -> AsyncIterator[PositionRounds]:
+async def looked_after(world: World, *readers: StreamShardReader) -> AsyncIterator[PositionSync]:
     """Look after what idle shards know."""
-    looking = PositionRounds(world.router, world.stream.name, lambda: readers)
+    looking = PositionSync(world.router, world.stream.name, lambda: readers)
     stopping = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(looking.run(stopping))

@@ -16,7 +16,7 @@ from simplu_worker.aws.clients import Client, ThrottledError
 from simplu_worker.consumers.kinesis.leases.lease import Ahead, Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import OWNER_INDEX, LeaseTable
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
 
 ME, OTHER = "host:1:me", "host:2:other"
@@ -112,7 +112,7 @@ async def test_table_is_refused_when_its_key_is_another(dynamodb: Client) -> Non
         KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
     )
 
-    with pytest.raises(RefusedError, match="KINESIS_APPLICATION_NAME"):
+    with pytest.raises(PermanentError, match="KINESIS_APPLICATION_NAME"):
         await LeaseTable(dynamodb, name).ensure()
 
 
@@ -451,11 +451,11 @@ async def test_renewal_asks_for_the_row_when_the_refusal_does_not_bring_it(dynam
     ("code", "status", "expected"),
     [
         ("ProvisionedThroughputExceededException", 400, ThrottledError),
-        ("InternalServerError", 500, TryAgainLaterError),
-        ("TransactionConflictException", 400, TryAgainLaterError),
-        ("AccessDeniedException", 400, RefusedError),
-        ("ValidationException", 400, RefusedError),
-        ("ResourceNotFoundException", 400, RefusedError),
+        ("InternalServerError", 500, RetryableError),
+        ("TransactionConflictException", 400, RetryableError),
+        ("AccessDeniedException", 400, PermanentError),
+        ("ValidationException", 400, PermanentError),
+        ("ResourceNotFoundException", 400, PermanentError),
     ],
 )
 async def test_errors_of_dynamodb_become_ours_and_are_counted(
@@ -481,7 +481,7 @@ async def test_table_is_out_of_reach_when_nobody_listens(dynamodb: Client) -> No
     async with ScriptedAws().running() as url:
         pass
     async with client_of("dynamodb", url) as client:
-        with pytest.raises(TryAgainLaterError):
+        with pytest.raises(RetryableError):
             await LeaseTable(client, "leases").scan()
 
 

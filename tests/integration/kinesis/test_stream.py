@@ -27,7 +27,7 @@ from simplu_worker.consumers.kinesis.stream.client import (
     TrimHorizon,
 )
 from simplu_worker.consumers.kinesis.stream.positions import HashRange
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import KINESIS_THROTTLED
 
 LAST_HASH_KEY = 2**128 - 1
@@ -256,12 +256,12 @@ async def test_reply_has_arrivals_in_utc_when_kinesis_writes_them_as_numbers(
         ("ProvisionedThroughputExceededException", 400, ThrottledError),
         ("KMSThrottlingException", 400, ThrottledError),
         ("ResourceNotFoundException", 400, StreamGoneError),
-        ("ResourceInUseException", 400, TryAgainLaterError),
-        ("InternalFailure", 500, TryAgainLaterError),
-        ("ServiceUnavailable", 503, TryAgainLaterError),
-        ("AccessDeniedException", 400, RefusedError),
-        ("InvalidArgumentException", 400, RefusedError),
-        ("SomethingNew", 400, RefusedError),
+        ("ResourceInUseException", 400, RetryableError),
+        ("InternalFailure", 500, RetryableError),
+        ("ServiceUnavailable", 503, RetryableError),
+        ("AccessDeniedException", 400, PermanentError),
+        ("InvalidArgumentException", 400, PermanentError),
+        ("SomethingNew", 400, PermanentError),
     ],
 )
 async def test_errors_of_kinesis_become_ours_by_their_code(
@@ -278,7 +278,7 @@ async def test_errors_of_kinesis_become_ours_by_their_code(
     with pytest.raises(expected) as raised:
         await scripted.get_records("iterator", limit=10)
 
-    assert type(raised.value) is expected or expected in (TryAgainLaterError, RefusedError)
+    assert type(raised.value) is expected or expected in (RetryableError, PermanentError)
     assert len(aws.requests) == 1
     assert KINESIS_THROTTLED._value.get() - before == (expected is ThrottledError)
 

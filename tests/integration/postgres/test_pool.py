@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
 from support.postgres.trouble import Line, backends, nobody_is_left
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import HOST, free_port
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -85,7 +85,7 @@ async def test_transaction_leaves_nothing_when_its_user_fails(shard: ShardPool) 
             if error is not None:
                 raise error
 
-    for error in (TryAgainLaterError("later"), RuntimeError("bug")):
+    for error in (RetryableError("later"), RuntimeError("bug")):
         with pytest.raises(type(error)):
             await insert(error=error)
     with pytest.raises(InvalidDataError, match=r"DivisionByZeroError \(22012\)"):

@@ -20,7 +20,7 @@ from support.citrus.cases import (
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 
-from simplu_worker.errors import RefusedError
+from simplu_worker.errors import PermanentError
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
@@ -253,7 +253,7 @@ async def test_find_is_refused_when_the_address_may_not_be_used() -> None:
         ScriptedCitrus(reply(SHARD)).opened(allowed_hosts=("*.example",)) as client,
         Pools(size=1) as pools,
     ):
-        with pytest.raises(RefusedError, match="DATABASE_ALLOWED_HOSTS"):
+        with pytest.raises(PermanentError, match="DATABASE_ALLOWED_HOSTS"):
             await Directory(client, pools).find(TENANT_ID)
 
 

@@ -10,7 +10,7 @@ from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_tenant_at, fetch
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -177,9 +177,9 @@ async def test_router_raises_when_the_tenants_shard_does_not_answer(make_shard: 
     """Silence is not taken for "not there"."""
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
         routed.register(TENANT, "shard-2")
-        with pytest.raises(TryAgainLaterError):
+        with pytest.raises(RetryableError):
             await routed.router.tenant(TENANT_ID)
-        with pytest.raises(TryAgainLaterError):
+        with pytest.raises(RetryableError):
             await routed.router.operation("request", TENANT_ID)
 
 

@@ -14,11 +14,11 @@ from support.citrus.cases import RoutedShards, requests_to, routed_shards, silen
 from support.postgres.databases import QUICK, SHARD_ID, ShardMaker, copy_shard, execute
 from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, add_tenant_at, fetch
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.shards.apply.writer import SUCCEEDED
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.directory import Absence, Directory
@@ -117,7 +117,7 @@ async def test_known_tenants_are_served_and_new_ones_held_while_citrus_is_away_f
         for _ in range(12):
             assert not await world.later(300)
             assert world.routed.router.remembered(TENANT_ID) == "shard-1"
-        with pytest.raises(TryAgainLaterError):
+        with pytest.raises(RetryableError):
             await world.routed.router.find("new-tenant")
         world.routed.citrus.faults.is_away = False
         assert await world.later(60)
@@ -135,7 +135,7 @@ async def test_known_tenants_are_served_while_citrus_refuses_to_answer(world: Wo
     world.routed.citrus.faults.retry_after_s = 20
     assert not await world.later(LATE_S)
     assert world.routed.router.remembered(TENANT_ID) == "shard-1"
-    with pytest.raises(TryAgainLaterError):
+    with pytest.raises(RetryableError):
         await world.routed.router.find("new-tenant")
 
 
@@ -172,7 +172,7 @@ async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away
     assert await world.found() == "shard-2"
 
     await fetch(world.pool("shard-2"), "DELETE FROM tenants")
-    with pytest.raises(TryAgainLaterError, match="Citrus"):
+    with pytest.raises(RetryableError, match="Citrus"):
         await world.found()
 
 
@@ -367,10 +367,10 @@ async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_
     await execute(replica.connection_string, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     async with Pools(size=1, deadlines=QUICK) as pools:
         directory = Directory(locator, pools)
-        router = Router(directory, locator, pools, tenant_wait=TENANT_WAIT)
+        router = ShardGateway(directory, locator, pools, tenant_wait=TENANT_WAIT)
         async with running(RouteRefresh(directory, locator, pools)):
             with capture_logs() as logs:
-                with pytest.raises(TryAgainLaterError):
+                with pytest.raises(RetryableError):
                     await router.find(TENANT_ID)
                 assert await until(soon(lambda: any("read-only" in str(one.get("error")) for one in logs)), within_s=5)
             promotion = f"BEGIN READ WRITE; ALTER DATABASE {database} RESET default_transaction_read_only; COMMIT"
@@ -397,7 +397,7 @@ async def test_a_killed_shard_is_followed_to_where_citrus_names_it_then(
         create = TenantCase(pool, TENANT).operation("create", data={})
         async with running(routed.refresh):
             await breakable_server.kill()
-            with pytest.raises(TryAgainLaterError):
+            with pytest.raises(RetryableError):
                 await routed.router.apply(SHARD_ID, [create])
             assert routed.router.remembered(TENANT_ID) == SHARD_ID
             routed.citrus.registry.shards[SHARD_ID].connection_string = new.connection_string

@@ -14,7 +14,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch, operation
 from support.shard_map_world import Shards, World, row_counts, tenant_on, worker, write_map
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import SUCCEEDED
@@ -96,7 +96,7 @@ async def test_a_shard_that_left_is_never_written_to(world: World, shards: Shard
         pool.probe,
         lambda: fetch(pool, "SELECT 1"),
     ):
-        with pytest.raises(TryAgainLaterError):
+        with pytest.raises(RetryableError):
             await use()
     assert pool.counts()["open"] == 0
 

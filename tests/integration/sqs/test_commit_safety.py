@@ -17,13 +17,13 @@ from support.postgres.tenant_cases import TENANT, TENANT_WAIT, add_tenant, fetch
 
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
-from simplu_worker.consumers.sqs.receive.verdicts import Done, Later, Verdict, Wait
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, Verdict
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.commit_safety import SafeCommits
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.tenants.provisioning import Provisioner, ProvisionRequest
@@ -58,7 +58,7 @@ def order(business_id: str, order_id: str) -> Message:
     )
 
 
-def open_handler(router: Router) -> AbstractAsyncContextManager[OrderHandler]:
+def open_handler(router: ShardGateway) -> AbstractAsyncContextManager[OrderHandler]:
     """Open a handler of order events whose back-off has no chance in it."""
     return open_orders(
         router,
@@ -89,16 +89,16 @@ async def test_orders_are_done_once_they_are_safe_and_applied_meanwhile(pair: Pa
             pair.standby.suspend()
             first, elsewhere, second = order("ann", "o2"), order("bob", "o2"), order("ann", "o3")
             waiting, done = await handler.handle([first, elsewhere])
-            assert (type(waiting), done) == (Wait, Done())
+            assert (type(waiting), done) == (RetryHeld, Done())
             (waiting,) = await handler.handle([second])
-            assert isinstance(waiting, Wait)
+            assert isinstance(waiting, RetryHeld)
 
             async def all_are_applied() -> bool:
                 return (await xids_of(pools[0])).keys() == {"o1", "o2", "o3"}
 
             assert await until(all_are_applied, within_s=20)
             applied = await xids_of(pools[0])
-            assert isinstance((await handler.handle([first]))[0], Wait)
+            assert isinstance((await handler.handle([first]))[0], RetryHeld)
 
             pair.standby.resume()
             await eventually(lambda: handler.stats()["shard-1"] == 0)
@@ -106,7 +106,7 @@ async def test_orders_are_done_once_they_are_safe_and_applied_meanwhile(pair: Pa
             assert await xids_of(pools[0]) == applied
 
 
-class UnknowingRouter(Router):
+class UnknowingRouter(ShardGateway):
     """Meets *error* where it is to know whether commits are safe, until `error` is taken away."""
 
     error: Exception | None = None
@@ -120,7 +120,7 @@ class UnknowingRouter(Router):
 
 @pytest.mark.parametrize(
     ("error", "verdict"),
-    [(TryAgainLaterError("nobody knows"), Wait(0.5)), (ZeroDivisionError(), Later(1))],
+    [(RetryableError("nobody knows"), RetryHeld(0.5)), (ZeroDivisionError(), ReturnToQueue(1))],
     ids=["trouble", "a bug"],
 )
 async def test_orders_come_again_when_their_commit_cannot_be_known_to_be_safe(
@@ -137,7 +137,7 @@ async def test_orders_come_again_when_their_commit_cannot_be_known_to_be_safe(
             first, second, other = order("ann", "o1"), order("ann", "o2"), order("ann", "o3")
             second = msgspec.structs.replace(second, group_id=first.group_id)
             router.error = error
-            assert await handler.handle([first, second, other]) == [verdict, Later(0), verdict]
+            assert await handler.handle([first, second, other]) == [verdict, ReturnToQueue(0), verdict]
             applied = await xids_of(pool)
             assert applied.keys() == {"o1", "o2", "o3"}
             router.error = None
@@ -169,7 +169,7 @@ async def test_control_messages_are_done_once_they_are_safe(pair: Pair, what: st
             assert await task in {"provisioned", "existed", "applied", "destroying"}
 
 
-def commits_of(routed: RoutedShards) -> Iterator[SafeCommits]:
+def commits_of(routed: RoutedShards) -> Iterator[ReplicationWaiter]:
     """Yield what waits for commits."""
     for part in (routed.provisioner, routed.changes, routed.destroyer):
         yield part._commits
@@ -206,9 +206,9 @@ async def test_control_message_comes_again_when_its_commit_cannot_be_known_to_be
         assert await routed.provisioner.provision_all([request]) == ["existed"]
 
 
-class UnknowingCommits(SafeCommits):
+class UnknowingCommits(ReplicationWaiter):
     """Never knows that a commit is safe."""
 
     async def of_transaction(self, shard_id: str, server: Server) -> None:
         """Say so."""
-        raise TryAgainLaterError("nobody knows")
+        raise RetryableError("nobody knows")

@@ -18,8 +18,8 @@ from support.postgres.tenant_cases import TenantCase, fetch
 
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.control.handler import AT_ONCE, ControlHandler
-from simplu_worker.consumers.sqs.receive.verdicts import Bury, Done, Later, Verdict, Wait
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusDeniedError
 from simplu_worker.shards.tenants.deletion import TenantDeletion
@@ -36,7 +36,7 @@ TYPES = {
     "rename": "UPDATE_RESOURCE_ID",
     "admin": "ADMIN_ACCOUNT_CREATION",
 }
-TROUBLE = TryAgainLaterError("the shard is down")
+TROUBLE = RetryableError("the shard is down")
 
 _numbers = itertools.count(1)
 
@@ -200,7 +200,7 @@ async def test_destruction_of_a_business_is_what_its_locations_come_to(
     desk.says("destroy_all", "", results)
     with capture_logs() as logs:
         (verdict,) = await handler(desk).handle([message("destroy_all")])
-    assert isinstance(verdict, Wait if event == "control.deferred" else Done)
+    assert isinstance(verdict, RetryHeld if event == "control.deferred" else Done)
     assert logs[-1]["event"] == event
     assert [entry["counts"] for entry in logs if entry["event"] == "control.destroyed_all"] == (
         [{name: list(results.values()).count(DestructionResult(name)) for name in sorted(set(results.values()))}]
@@ -219,7 +219,7 @@ async def test_trouble_makes_a_message_wait_and_never_a_letter(what: str) -> Non
             desk.says(what, "" if what == "destroy_all" else "1", TROUBLE)
             (verdict,) = await handler(desk).handle([message(what, tries=tries, age=WAIT * 1000)])
             waits.append(verdict)
-    assert waits == [Wait(0.5), Wait(2.0), Wait(30.0)]
+    assert waits == [RetryHeld(0.5), RetryHeld(2.0), RetryHeld(30.0)]
     assert [(entry["event"], entry["error"]) for entry in logs] == [("control.deferred", "the shard is down")] * 3
 
 
@@ -227,10 +227,10 @@ async def test_trouble_of_many_is_logged_once_for_each_error() -> None:
     """A batch that meets one silent Citrus says so once, and with how many messages."""
     desk = Desk()
     for number in range(30):
-        desk.says("create", str(number), TryAgainLaterError("one" if number < 20 else "two"))
+        desk.says("create", str(number), RetryableError("one" if number < 20 else "two"))
     with capture_logs() as logs:
         verdicts = await handler(desk).handle([message("create", str(number)) for number in range(30)])
-    assert kinds(verdicts) == [Wait] * 30
+    assert kinds(verdicts) == [RetryHeld] * 30
     assert [(entry["error"], entry["message_count"]) for entry in logs] == [("one", 20), ("two", 10)]
 
 
@@ -240,7 +240,7 @@ async def test_trouble_that_only_a_person_can_mend_is_loud(error: Exception) -> 
     desk = Desk()
     desk.says("create", "1", error)
     with capture_logs() as logs:
-        assert kinds(await handler(desk).handle([message("create")])) == [Wait]
+        assert kinds(await handler(desk).handle([message("create")])) == [RetryHeld]
     assert [(entry["event"], entry["log_level"], entry["error"]) for entry in logs] == [
         ("control.blocked", "error", str(error))
     ]
@@ -250,11 +250,11 @@ async def test_trouble_that_only_a_person_can_mend_is_loud(error: Exception) -> 
 async def test_refused_message_is_a_dead_letter_with_the_refusal(what: str) -> None:
     """What can never work says why, and names the tenant."""
     desk = Desk()
-    desk.says(what, "" if what == "destroy_all" else "1", RefusedError("expected something else"))
+    desk.says(what, "" if what == "destroy_all" else "1", PermanentError("expected something else"))
     location = None if what == "destroy_all" else "1"
     with capture_logs() as logs:
         verdicts = await handler(desk).handle([message(what)])
-    assert verdicts == [Bury("invalid_message", "expected something else", "b", location)]  # type: ignore[arg-type]
+    assert verdicts == [ToDeadLetter("invalid_message", "expected something else", "b", location)]  # type: ignore[arg-type]
     assert [(entry["event"], entry["error"]) for entry in logs] == [("control.refused", "expected something else")]
 
 
@@ -266,8 +266,8 @@ async def test_unexpected_error_is_tried_again_then_given_up_without_its_text(wh
     for tries in (1, 2, 3):
         desk.says(what, "" if what == "destroy_all" else "1", KeyError("secret"))
         verdicts += await handler(desk).handle([message(what, tries=tries)])
-    assert verdicts[:2] == [Later(1), Later(5)]
-    assert isinstance(verdicts[2], Bury)
+    assert verdicts[:2] == [ReturnToQueue(1), ReturnToQueue(5)]
+    assert isinstance(verdicts[2], ToDeadLetter)
     assert (verdicts[2].reason, verdicts[2].business_id, "secret" in verdicts[2].error) == (
         "retries_exhausted",
         "b",
@@ -283,7 +283,7 @@ async def test_bug_in_provisioning_a_batch_is_every_ones_own() -> None:
             raise KeyError("a bug")
 
     batch = [message("create", "1"), message("create", "2", tries=3), message("admin", "3")]
-    assert kinds(await handler(Broken()).handle(batch)) == [Later, Bury, Done]
+    assert kinds(await handler(Broken()).handle(batch)) == [ReturnToQueue, ToDeadLetter, Done]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ async def test_invalid_message_is_a_dead_letter_and_nobody_sees_it(body: str, re
     desk = Desk()
     bad = Message("m", "r", body, {}, NOW, 1, None)
     (verdict,) = await handler(desk).handle([bad])
-    assert isinstance(verdict, Bury)
+    assert isinstance(verdict, ToDeadLetter)
     assert (verdict.reason, desk.asked) == (reason, [])
 
 
@@ -319,8 +319,8 @@ async def test_message_waits_for_what_is_not_there_then_is_given_up(what: str, a
     for age in ages:
         desk.says(what, "" if what == "destroy_all" else "1", absent)
         verdicts += await handler(desk).handle([message(what, age=age, tries=20)])
-    assert verdicts[:3] == [Wait(30.0), Wait(3.0), Wait(1.0)]
-    assert isinstance(verdicts[3], Bury)
+    assert verdicts[:3] == [RetryHeld(30.0), RetryHeld(3.0), RetryHeld(1.0)]
+    assert isinstance(verdicts[3], ToDeadLetter)
     assert (verdicts[3].reason, verdicts[3].business_id) == (reason, "b")
     assert "within 900 s (TENANT_WAIT_SECONDS)" in verdicts[3].error
 
@@ -378,19 +378,27 @@ async def test_message_behind_one_that_waits_is_not_applied() -> None:
         message("create", "4"),
     ]
     verdicts = await handler(desk).handle(batch)
-    assert verdicts == [Wait(0.5), Wait(0.5), Later(1), Later(1), Done(), Wait(0.5), Wait(0.5)]
+    assert verdicts == [
+        RetryHeld(0.5),
+        RetryHeld(0.5),
+        ReturnToQueue(1),
+        ReturnToQueue(1),
+        Done(),
+        RetryHeld(0.5),
+        RetryHeld(0.5),
+    ]
     assert desk.asked == ["create 1", "admin 2", "admin 3"]
 
 
 async def test_message_behind_a_buried_one_is_applied() -> None:
     """What can never work holds back nobody."""
     desk = Desk()
-    desk.says("create", "1", RefusedError("no"))
+    desk.says("create", "1", PermanentError("no"))
     batch = [message("create", "1", group="g"), message("admin", "1", group="g"), message("NO_TYPE", group="g")]
     assert kinds(await handler(desk, fifo=True).handle([*batch, message("admin", "2", group="g")])) == [
-        Bury,
+        ToDeadLetter,
         Done,
-        Bury,
+        ToDeadLetter,
         Done,
     ]
 
@@ -408,7 +416,7 @@ async def test_later_ones_of_a_group_go_back_when_one_of_it_is_not_decided() -> 
         message("create", "4", group="i"),
     ]
     verdicts = await handler(desk, fifo=True).handle(batch)
-    assert verdicts == [Wait(0.5), Later(0), Later(0), Wait(0.5), Later(0), Done()]
+    assert verdicts == [RetryHeld(0.5), ReturnToQueue(0), ReturnToQueue(0), RetryHeld(0.5), ReturnToQueue(0), Done()]
     assert desk.asked == ["create 1", "create 4"]
 
 
@@ -417,7 +425,7 @@ async def test_groups_of_a_standard_queue_say_nothing_about_order() -> None:
     desk = Desk()
     desk.says("create", "1", TROUBLE)
     batch = [message("create", "1", group="g"), message("create", "2", group="g")]
-    assert await handler(desk).handle(batch) == [Wait(0.5), Done()]
+    assert await handler(desk).handle(batch) == [RetryHeld(0.5), Done()]
 
 
 async def test_empty_call_is_no_trouble() -> None:
@@ -448,7 +456,7 @@ async def test_life_of_a_tenant_from_creation_to_destruction_and_back(make_shard
         assert await states(case) == {"b-1": "active", "b-2": "active"}
 
         # The rename finds both ids now, for the administrator's role was made again: that is for a person to decide.
-        assert kinds(await control.handle(life)) == [Done, Done, Bury, Done, Done, Done, Done]
+        assert kinds(await control.handle(life)) == [Done, Done, ToDeadLetter, Done, Done, Done, Done]
         assert await states(case) == {"b-1": "active", "b-2": "active"}
 
         everything = [message("destroy_all", minute=6), message("admin", minute=7)]
@@ -466,7 +474,7 @@ async def test_destruction_of_a_business_waits_for_a_silent_shard_and_others_do_
     async with routed_shards([address, silent("shard-2")]) as routed:
         control = handler(routed=routed)
         batch = [message("create"), message("destroy_all"), message("create", businessId="c")]
-        assert kinds(await control.handle(batch)) == [Done, Wait, Done]
+        assert kinds(await control.handle(batch)) == [Done, RetryHeld, Done]
         case = TenantCase(routed.pools.pool(ShardAddress("shard-1", address.connection_string)), ("b", "1"))
         assert await states(case) == {"b-1": "active", "c-1": "active"}
 

@@ -20,7 +20,7 @@ from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.consumers.sqs.control.handler import ControlHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.dead_letters.queue import DeadLetterQueue
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.tenants.destruction import DestructionResult
 from simplu_worker.shards.tenants.provisioning import Answer, ProvisionRequest, ProvisionResult
 from simplu_worker.shards.tenants.resource_changes import ChangeResult
@@ -161,7 +161,7 @@ async def test_stale_creation_is_acknowledged(desk: Desk) -> None:
 async def test_refused_creation_becomes_a_dead_letter_with_the_refusal(desk: Desk) -> None:
     """What the provisioner refuses for good is a dead letter that says why, and is logged with its tenant."""
     await desk.send(json.dumps(CREATION | {"businessType": "zoo"}))
-    async with consuming(desk, RecordingShards(RefusedError("expected one of dental, gym, hotel"))) as logs:
+    async with consuming(desk, RecordingShards(PermanentError("expected one of dental, gym, hotel"))) as logs:
         await desk.reaches(0, 0, 1)
     letter = await desk.letter()
     assert (letter["reason"], letter["error"]) == ("invalid_message", "expected one of dental, gym, hotel")
@@ -186,7 +186,7 @@ async def test_invalid_message_becomes_a_dead_letter(desk: Desk, body: str, reas
 
 async def test_creation_comes_again_when_a_dependency_is_in_trouble(desk: Desk) -> None:
     """Trouble puts the message off, and it is never a dead letter, whatever the configured delays."""
-    shards = RecordingShards(*(TryAgainLaterError("citrus is down") for _ in range(2)))
+    shards = RecordingShards(*(RetryableError("citrus is down") for _ in range(2)))
     await desk.send(json.dumps(CREATION))
     async with consuming(desk, shards) as logs:
         await desk.reaches(0, 0, 0)

@@ -25,12 +25,12 @@ from support.postgres.trouble import calm, make_touchy, shut_gate
 
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
-from simplu_worker.consumers.sqs.receive.verdicts import Bury, Done, Later, Verdict, Wait
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Outcome
-from simplu_worker.shards.apply.position_claims import Claim
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.apply.position_claims import PositionClaim
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.directory import Directory
@@ -41,7 +41,7 @@ URL = "http://127.0.0.1/000000000000/"
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 RETRY_DELAYS_S = (1.0, 5.0)
 HOMES = {"ann": "shard-1", "bob": "shard-2", "cat": "shard-1"}  # by business id
-UNDECIDED = (Later, Wait)
+UNDECIDED = (ReturnToQueue, RetryHeld)
 BAD = {"raise": "P0001"}
 
 _numbers = itertools.count(1)
@@ -122,7 +122,7 @@ class Desk:
         return await fetch(self.pool(HOMES[business_id]), query, f"{business_id}-main")
 
 
-def open_handler(router: Router, queue: str, *, utc: UtcClock) -> AbstractAsyncContextManager[OrderHandler]:
+def open_handler(router: ShardGateway, queue: str, *, utc: UtcClock) -> AbstractAsyncContextManager[OrderHandler]:
     """Open a handler whose back-off has no chance in it."""
     return open_orders(
         router,
@@ -224,7 +224,7 @@ async def test_order_is_a_dead_letter_when_its_deduplication_id_was_used_before(
     reused = message("ann", "o1", "UPDATE", {"n": 2}, deduplication_id="same")
     verdicts = await desk.handle(used, reused, message("ann", "o1", "UPDATE", {"n": 3}))
     assert verdicts[::2] == [Done(), Done()]
-    assert isinstance(verdicts[1], Bury)
+    assert isinstance(verdicts[1], ToDeadLetter)
     assert (verdicts[1].reason, verdicts[1].request_id, verdicts[1].resource_id, verdicts[1].mark) == (
         DeadLetterReason.REQUEST_ID_REUSED,
         "same",
@@ -239,8 +239,8 @@ async def test_poison_in_the_middle_of_a_group_is_buried_and_the_others_are_appl
     messages = steps("ann", "o1", 4, group="g")
     messages[2] = message("ann", "o1", body='{"type":"UPDATE","orderId":"o1","deduplicationId":"p"}', group="g")
     verdicts = await desk.handle(*messages)
-    assert [type(verdict) for verdict in verdicts] == [Done, Done, Bury, Done]
-    assert verdicts[2] == Bury(
+    assert [type(verdict) for verdict in verdicts] == [Done, Done, ToDeadLetter, Done]
+    assert verdicts[2] == ToDeadLetter(
         DeadLetterReason.INVALID_MESSAGE,
         "data: required, expected an object",
         business_id="ann",
@@ -261,8 +261,8 @@ async def test_group_of_several_tenants_is_applied_in_its_order(desk: Desk) -> N
     verdicts = await desk.handle(*mixed, alone)
 
     assert verdicts[0] == Done()
-    assert isinstance(verdicts[1], Wait)
-    assert verdicts[2:] == [Later(0), Later(0), Done()]
+    assert isinstance(verdicts[1], RetryHeld)
+    assert verdicts[2:] == [ReturnToQueue(0), ReturnToQueue(0), Done()]
     assert [sorted(await desk.orders(business_id)) for business_id in HOMES] == [
         ["first", "o1"],
         ["first"],
@@ -278,7 +278,7 @@ async def test_standard_queue_promises_no_order_within_a_group_id(standard_desk:
     desk = standard_desk
     await fetch(desk.pool("shard-2"), "UPDATE tenants SET state = 'fenced'")
     verdicts = await desk.handle(*(message(business_id, "o1") for business_id in ("bob", "ann", "cat")))
-    assert isinstance(verdicts[0], Wait)
+    assert isinstance(verdicts[0], RetryHeld)
     assert verdicts[1:] == [Done(), Done()]
 
 
@@ -287,19 +287,19 @@ async def test_unregistered_tenant_is_waited_for_and_given_up_when_overdue(desk:
     early, late = NOW - TENANT_WAIT - timedelta(seconds=60), NOW - TENANT_WAIT
     fresh = message("dan", "o1", sent_at=late, group="fresh")
     with capture_logs() as logs:
-        assert await desk.handle(fresh, message("ann", "o1", group="other")) == [Later(1), Done()]
+        assert await desk.handle(fresh, message("ann", "o1", group="other")) == [ReturnToQueue(1), Done()]
     (entry,) = [entry for entry in logs if entry["event"] == "orders.deferred"]
     assert (entry["count"], entry["business_id"], entry["error"]) == (1, "dan", "its tenant is unregistered")
     desk.now += timedelta(seconds=50)
-    assert await desk.handle(received_again(fresh, receive_count=9)) == [Later(10)]
+    assert await desk.handle(received_again(fresh, receive_count=9)) == [ReturnToQueue(10)]
 
     overdue = [message("dan", f"o{number}", sent_at=early) for number in range(2)]
     behind = [message("dan", "o3", sent_at=NOW), message("ann", "o3")]
     verdicts = await desk.handle(*overdue, *behind)
 
-    assert all(isinstance(verdict, Bury) for verdict in verdicts[:2])
-    assert [verdict.reason for verdict in verdicts if isinstance(verdict, Bury)] == ["unknown_tenant"] * 2
-    assert verdicts[2:] == [Wait(0.0), Wait(0.0)]
+    assert all(isinstance(verdict, ToDeadLetter) for verdict in verdicts[:2])
+    assert [verdict.reason for verdict in verdicts if isinstance(verdict, ToDeadLetter)] == ["unknown_tenant"] * 2
+    assert verdicts[2:] == [RetryHeld(0.0), RetryHeld(0.0)]
     assert "o3" not in await desk.orders("ann")
 
 
@@ -308,11 +308,11 @@ async def test_unregistered_tenant_costs_one_question_when_it_sends_much(desk: D
     early = NOW - TENANT_WAIT - timedelta(seconds=60)
     before = requests_to("get_shard")
     for number in range(5):
-        assert await desk.handle(message("eve", f"o{number}")) == [Later(1)]
+        assert await desk.handle(message("eve", f"o{number}")) == [ReturnToQueue(1)]
     assert requests_to("get_shard") == before + 1
 
     (verdict,) = await desk.handle(message("eve", "o9", sent_at=early))
-    assert isinstance(verdict, Bury)
+    assert isinstance(verdict, ToDeadLetter)
     assert requests_to("get_shard") == before + 2
 
 
@@ -324,7 +324,7 @@ async def test_order_that_fails_by_itself_is_tried_again_and_holds_back_its_grou
 
     for receive_count, delay_s in ((1, 1), (2, 5)):
         tried = [received_again(one, receive_count=receive_count) for one in failing]
-        assert await desk.handle(*tried, *others) == [Later(delay_s), Later(0), *[Done()] * 4]
+        assert await desk.handle(*tried, *others) == [ReturnToQueue(delay_s), ReturnToQueue(0), *[Done()] * 4]
 
     assert await desk.orders("ann") == {"o3": {"n": 2}}
 
@@ -336,7 +336,7 @@ async def test_group_that_is_larger_than_a_batch_stops_where_one_of_it_fails(des
     large = [message("ann", f"o{number}", data={"text": text}, group="large") for number in range(15)]
     large[3] = message("ann", "o3", data=BAD, group="large")
     verdicts = await desk.handle(*large, message("ann", "small", group="small"))
-    assert verdicts == [Done()] * 3 + [Later(1)] + [Later(0)] * 11 + [Done()]
+    assert verdicts == [Done()] * 3 + [ReturnToQueue(1)] + [ReturnToQueue(0)] * 11 + [Done()]
     assert sorted(await desk.orders("ann")) == ["o0", "o1", "o2", "small"]
 
 
@@ -347,14 +347,14 @@ async def test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind
 
     verdict, held = await desk.handle(received_again(bad, receive_count=3), behind)
 
-    assert isinstance(verdict, Bury)
+    assert isinstance(verdict, ToDeadLetter)
     assert (verdict.reason, verdict.request_id, verdict.resource_id) == (
         "retries_exhausted",
         bad.deduplication_id,
         "o1",
     )
     assert verdict.error == "it failed 3 times: RaiseError (P0001)"
-    assert held == Wait(0.0)
+    assert held == RetryHeld(0.0)
     assert await desk.log("ann") == []
     assert verdict.mark is not None
     await verdict.mark()
@@ -373,10 +373,10 @@ async def test_mark_is_refused_when_the_tenant_is_on_the_move(desk: Desk) -> Non
     """The row belongs where the tenant lives: the message comes again, and is asked for anew."""
     await make_touchy(desk.pool("shard-1"))
     (verdict,) = await desk.handle(message("ann", "o1", data=BAD, receive_count=3))
-    assert isinstance(verdict, Bury)
+    assert isinstance(verdict, ToDeadLetter)
     assert verdict.mark is not None
     await fetch(desk.pool("shard-1"), "UPDATE tenants SET state = 'fenced'")
-    with pytest.raises(TryAgainLaterError):
+    with pytest.raises(RetryableError):
         await verdict.mark()
 
 
@@ -388,13 +388,13 @@ async def test_shard_that_does_not_answer_keeps_nobody_else_waiting(desk: Desk) 
         started = time.monotonic()
         verdicts = await desk.handle(stuck, behind, message("ann", "o1", group="free"))
         assert time.monotonic() - started < 4
-        assert [type(verdict) for verdict in verdicts] == [Wait, Later, Done]
+        assert [type(verdict) for verdict in verdicts] == [RetryHeld, ReturnToQueue, Done]
         assert desk.handler.has_in_hand(stuck.deduplication_id or "", "bob-main")
         started = time.monotonic()
         again, other = received_again(stuck, receive_count=1), message("bob", "o2", group="x")
         verdicts = await desk.handle(again, behind, other, message("cat", "o2", group="y"))
         assert time.monotonic() - started < 1
-        assert [type(verdict) for verdict in verdicts] == [Wait, Later, Wait, Done]
+        assert [type(verdict) for verdict in verdicts] == [RetryHeld, ReturnToQueue, RetryHeld, Done]
         await gate.open()
         await eventually(lambda: not desk.handler.has_in_hand(stuck.deduplication_id or "", None))
         assert await desk.handle(again, behind) == [Done(), Done()]
@@ -416,8 +416,8 @@ async def test_orders_are_applied_when_their_shard_is_back(
         for receive_count in (1, 50):
             tried = [received_again(one, receive_count=receive_count) for one in chain]
             verdicts = await desk.handle(*tried, message("ann", f"o{receive_count}", group="up"))
-            assert [type(verdict) for verdict in verdicts] == [Wait, Later, Later, Done]
-        assert verdicts[0] == Wait(30.0)
+            assert [type(verdict) for verdict in verdicts] == [RetryHeld, ReturnToQueue, ReturnToQueue, Done]
+        assert verdicts[0] == RetryHeld(30.0)
         await breakable_server.start()
         await desk.done(*chain)
         assert await desk.orders("bob") == {"first": {}, "o1": {"n": 2}}
@@ -432,7 +432,7 @@ async def test_orders_follow_their_tenant_when_it_moved_from_a_shard_that_is_gon
         await desk.handle(message("bob", "first"))
         await breakable_server.kill()
         order = message("bob", "o1")
-        assert isinstance((await desk.handle(order))[0], Wait)
+        assert isinstance((await desk.handle(order))[0], RetryHeld)
         await add_tenant(desk.pool("shard-1"), ("bob", "main"))
         desk.routed.register(("bob", "main"), "shard-1")
         await desk.done(order)
@@ -440,11 +440,11 @@ async def test_orders_follow_their_tenant_when_it_moved_from_a_shard_that_is_gon
         assert await fetch(desk.pool("shard-1"), query, "bob-main") == [{"resourceId": "o1"}]
 
 
-class CrashingRouter(Router):
+class CrashingRouter(ShardGateway):
     """A router with a bug that one order meets."""
 
     async def apply(
-        self, shard_id: str, operations: Sequence[Operation], *, claim: Claim | None = None
+        self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
     ) -> list[Outcome]:
         """Apply, but for that."""
         if any(operation.resource_id == "o-bug" for operation in operations):
@@ -461,11 +461,11 @@ async def test_bug_that_one_order_meets_ends_no_other(desk: Desk) -> None:
         others = [message("ann", f"o{number}", group=f"good-{number}") for number in range(3)]
         with capture_logs() as logs:
             verdicts = await handler.handle([*others[:2], bug, message("ann", "o9", group="bad"), others[2]])
-        assert verdicts == [Done(), Done(), Later(1), Later(0), Done()]
+        assert verdicts == [Done(), Done(), ReturnToQueue(1), ReturnToQueue(0), Done()]
         (entry,) = [entry for entry in logs if entry["event"] == "order.failed"]
         assert (entry["message_id"], entry["error"]) == (bug.message_id, "ZeroDivisionError")
         (verdict,) = await handler.handle([received_again(bug, receive_count=3)])
-        assert isinstance(verdict, Bury)
+        assert isinstance(verdict, ToDeadLetter)
         assert (verdict.reason, verdict.error) == ("retries_exhausted", "it failed 3 times: ZeroDivisionError")
     assert sorted(await desk.orders("ann")) == ["o0", "o1", "o2"]
 
@@ -490,16 +490,16 @@ async def test_slow_answers_of_citrus_are_not_waited_for_and_count_when_they_com
     """Tenants that were found go on; those that were not wait in hand, and are not asked for twice."""
     routed = desk.routed
     citrus = GatedCitrus(routed.locator)
-    router = Router(Directory(citrus, routed.pools), citrus, routed.pools, tenant_wait=TENANT_WAIT)
+    router = ShardGateway(Directory(citrus, routed.pools), citrus, routed.pools, tenant_wait=TENANT_WAIT)
     async with open_handler(router, "orders.fifo", utc=lambda: NOW) as handler:
         lost = message("dan", "o1", sent_at=NOW - TENANT_WAIT - timedelta(seconds=60), group="lost")
         orders = [message("bob", "o1", group="slow"), lost]
         verdicts = await handler.handle(orders)
-        assert [type(verdict) for verdict in verdicts] == [Wait, Wait]
+        assert [type(verdict) for verdict in verdicts] == [RetryHeld, RetryHeld]
         citrus.gate.set()
         await eventually(lambda: router.remembered("bob-main") is not None)
         verdicts = await handler.handle(orders)
-        assert [type(verdict) for verdict in verdicts] == [Done, Bury]
+        assert [type(verdict) for verdict in verdicts] == [Done, ToDeadLetter]
 
 
 class Group:
@@ -516,7 +516,7 @@ class Group:
 
     def settle(self, verdicts: dict[str, Verdict]) -> None:
         """Take away what is decided."""
-        undecided = [one for one in self.left if isinstance(verdicts.get(one.message_id, Later(0)), UNDECIDED)]
+        undecided = [one for one in self.left if isinstance(verdicts.get(one.message_id, ReturnToQueue(0)), UNDECIDED)]
         self.left = [received_again(one) for one in undecided]
 
     async def applied_count(self, desk: Desk) -> int:

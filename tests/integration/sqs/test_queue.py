@@ -14,11 +14,11 @@ from support.aws.sqs_endpoints import sqs_servers
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import Message, Outgoing, Queue
-from simplu_worker.consumers.sqs.receive.group_scheduler import Limits
+from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
-from simplu_worker.consumers.sqs.receive.verdicts import Done, Later, Verdict
+from simplu_worker.consumers.sqs.receive.verdicts import Done, ReturnToQueue, Verdict
 from simplu_worker.dead_letters.queue import DeadLetterQueue
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import SQS_IN_FLIGHT, SQS_MESSAGES
 
 QUEUE_NUMBERS = itertools.count(1)
@@ -128,10 +128,10 @@ async def test_queue_gives_messages_back_at_once_when_visibility_is_zero(client:
 async def test_queue_refuses_when_it_does_not_exist(client: Client, server_url: str) -> None:
     """A queue that is not there is a refusal; a server that is not there is trouble."""
     queue = Queue(client, f"{server_url}/123456789012/missing")
-    with pytest.raises(RefusedError, match=r"NonExistentQueue|QueueDoesNotExist"):
+    with pytest.raises(PermanentError, match=r"NonExistentQueue|QueueDoesNotExist"):
         await queue.receive(wait_s=0, max_messages=1)
     async with client_of("sqs", "http://127.0.0.1:1") as nowhere:
-        with pytest.raises(TryAgainLaterError):
+        with pytest.raises(RetryableError):
             await Queue(nowhere, "http://127.0.0.1:1/1/q").attributes()
 
 
@@ -197,7 +197,7 @@ async def receiving(
         queue,
         desk,
         letters,
-        limits=Limits(message_count=limit, batch_count=1, call_count=limit),
+        limits=SchedulerLimits(message_count=limit, batch_count=1, call_count=limit),
         poll_wait_s=poll_wait_s,
         stop_wait_s=stop_wait_s,
         draw=lambda: 0.0,
@@ -256,7 +256,7 @@ async def test_receiver_keeps_a_message_hidden_while_it_is_in_hand(client: Clien
 
 async def test_receiver_puts_a_message_off_as_the_handler_says(client: Client) -> None:
     """A message put off is hidden for that long, whatever its heartbeat would have done."""
-    queue, desk = await new_queue(client, VisibilityTimeout="1"), Desk(Later(delay_s=600))
+    queue, desk = await new_queue(client, VisibilityTimeout="1"), Desk(ReturnToQueue(delay_s=600))
     desk.opened.set()
     await send(queue, "a")
     async with receiving(queue, desk) as (receiver, _):

@@ -18,9 +18,9 @@ from support.aws.endpoints import REGION, client_of
 
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.consumers.sqs.receive.group_scheduler import Limits
+from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
-from simplu_worker.consumers.sqs.receive.verdicts import Done, Later, Verdict
+from simplu_worker.consumers.sqs.receive.verdicts import Done, ReturnToQueue, Verdict
 from simplu_worker.dead_letters.queue import DeadLetter
 from simplu_worker.local.sqs.faults import Fault, SetOptions
 from simplu_worker.local.sqs.server import SqsServer
@@ -99,7 +99,7 @@ class Desk:
         verdicts: list[Verdict] = []
         failed: set[str | None] = set()
         for message in messages:
-            verdict = Later(0) if message.group_id in failed else self.verdict(message)
+            verdict = ReturnToQueue(0) if message.group_id in failed else self.verdict(message)
             if not isinstance(verdict, Done):
                 failed.add(message.group_id)
             else:
@@ -189,7 +189,7 @@ async def test_t14_expired_receipt_handle_is_refused_by_a_fifo_queue(sqs: Sqs) -
 
     desk = Desk(verdict)
     await sqs.send(queue, "a-1")
-    async with receiving(queue, desk, limits=Limits(message_count=1)):
+    async with receiving(queue, desk, limits=SchedulerLimits(message_count=1)):
         await sqs.emptied(queue)
     counted = {name: count for name, count in outcomes_of(queue.name).items() if count}
     assert ([one.receive_count for one in desk.handled], counted) == ([1, 2], {"stale_receipt": 1, "deleted": 1})
@@ -199,14 +199,14 @@ async def test_order_holds_in_every_group_whatever_goes_wrong(sqs: Sqs) -> None:
     """Through lost answers, partial failures, heads that fail and a visibility timeout, each group is done in order."""
     queue, failures = await sqs.queue(is_fifo=True, VisibilityTimeout="3"), itertools.count()
     bodies = [f"g{number % 30}-{number // 30:03}" for number in range(600)]
-    desk = Desk(lambda _: Later(1) if next(failures) % 97 == 50 else Done())
+    desk = Desk(lambda _: ReturnToQueue(1) if next(failures) % 97 == 50 else Done())
     for action in ("DeleteMessageBatch", "ChangeMessageVisibilityBatch"):
         sqs.fault(action, "entries", entries=3, count=3)
         sqs.fault(action, "cut", count=2, applied=True)
     sqs.fault("ReceiveMessage", "cut", count=2, applied=True)
     sqs.fault("ReceiveMessage", "fail", count=1)
     await sqs.send(queue, *bodies)
-    async with receiving(queue, desk, limits=Limits(batch_count=20, call_count=4)):
+    async with receiving(queue, desk, limits=SchedulerLimits(batch_count=20, call_count=4)):
         await reached(lambda: len(desk.handled) >= 100)
         sqs.server.account.find(queue.name).expire_receipts(sqs.server.now_ms())
         await sqs.emptied(queue)

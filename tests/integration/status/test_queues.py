@@ -24,11 +24,11 @@ from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.daemon import open_shards
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.sqs.faults import Fault
 from simplu_worker.local.sqs.server import SqsServer
 from simplu_worker.status.queues import KEYS_MAX
-from simplu_worker.status.replica import Replica, views_of
+from simplu_worker.status.replica import ReplicaStatus, views_of
 from simplu_worker.status.server import open_http
 from simplu_worker.telemetry.log import register_secret
 
@@ -118,7 +118,7 @@ class Site:
     client: Client
     session: ClientSession
     url: str
-    replica: Replica
+    replica: ReplicaStatus
     queue: Queue
     letters: Queue
     desk: Desk
@@ -192,7 +192,7 @@ async def consumed(receiver: QueueReceiver, desk: Desk) -> AsyncIterator[None]:
 async def site() -> AsyncIterator[Site]:
     """Give a replica that consumes one FIFO queue, whose handler answers when the test lets it."""
     server, desk = SqsServer(), Desk()
-    replica = Replica("replica-1", asyncio.Event())
+    replica = ReplicaStatus("replica-1", asyncio.Event())
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(client_of("sqs", await stack.enter_async_context(server.serve())))
         letters = await new_queue(client)
@@ -387,7 +387,7 @@ async def test_cache_in_trouble_is_shown_without_secrets(site: Site) -> None:
     """Out of reach is a fact of the stats and no answer elsewhere; its text is scrubbed."""
     register_secret("password-of-the-cache")
     redis = FakeRedis()
-    redis.trouble = TryAgainLaterError("no connection to redis://:password-of-the-cache@redis.example")
+    redis.trouble = RetryableError("no connection to redis://:password-of-the-cache@redis.example")
     site.monitor(cache=redis)
     answers = [await site.ask(path, method) for path, method in (
         ("/cache/stats", "GET"), ("/cache/keys", "GET"), ("/cache/clear", "DELETE")
@@ -413,7 +413,7 @@ async def test_cache_in_trouble_is_shown_without_secrets(site: Site) -> None:
 )
 async def test_monitoring_point_is_503_before_the_start(path: str, method: str) -> None:
     """Before the parts are there nothing is known: neither that there is no cache, nor which queues there are."""
-    views = views_of(Replica("replica-1", asyncio.Event()))
+    views = views_of(ReplicaStatus("replica-1", asyncio.Event()))
     http = open_http("127.0.0.1", 0, token=TOKEN, views=views, allow_destructive=True)
     async with http as port, ClientSession() as session:
         headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -423,5 +423,5 @@ async def test_monitoring_point_is_503_before_the_start(path: str, method: str) 
 
 async def test_handler_status_is_starting_before_the_start() -> None:
     """Whoever asks early learns that it is on its way."""
-    status = Replica("replica-1", asyncio.Event()).handler_status()
+    status = ReplicaStatus("replica-1", asyncio.Event()).handler_status()
     assert (status["running"], status["state"]) == (False, "starting")

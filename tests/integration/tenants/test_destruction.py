@@ -16,7 +16,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, failed, fetch
 from support.postgres.trouble import waiters
 
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.apply.writer import SUCCEEDED
@@ -141,7 +141,7 @@ async def test_destroy_waits_when_somebody_who_must_be_asked_is_silent(make_shar
         with pytest.raises(ShardUnavailableError, match="shard shard-2"):
             await destroy(routed, ("not", "registered"))
         routed.citrus.registry.shards["shard-2"].is_active = False
-        with pytest.raises(TryAgainLaterError, match="shard shard-2 is not active"):
+        with pytest.raises(RetryableError, match="shard shard-2 is not active"):
             await destroy(routed)
 
 
@@ -156,7 +156,7 @@ async def test_destroy_waits_when_citrus_names_a_host_that_is_not_allowed() -> N
 async def test_destroy_is_refused_when_another_tenant_has_the_id(routed: RoutedShards) -> None:
     """`a-b` at `c` is not destroyed in the name of `a` at `b-c`."""
     await add_tenant(pool_of(routed), ("a-b", "c"))
-    with pytest.raises(RefusedError, match="'a-b-c' is taken"):
+    with pytest.raises(PermanentError, match="'a-b-c' is taken"):
         await destroy(routed, ("a", "b-c"))
     assert (await states(routed))["a-b-c"] == "active"
 
@@ -233,7 +233,7 @@ async def test_destroy_all_begins_nothing_when_a_shard_is_silent(make_shard: Sha
 async def test_destroy_all_waits_when_a_location_is_being_moved(routed: RoutedShards) -> None:
     """The others are destroyed, and the message comes again for the one that is not at home anywhere yet."""
     await add_tenant(pool_of(routed), ("clinic", "second"), state="fenced")
-    with pytest.raises(TryAgainLaterError, match="being moved"):
+    with pytest.raises(RetryableError, match="being moved"):
         await routed.destroyer.destroy_all("clinic", DESTROYED_AT)
     assert await states(routed) == {"clinic-main": "destroying", "clinic-second": "fenced"}
 
@@ -292,7 +292,7 @@ async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed:
     left = (await fetch(pool_of(routed), "SELECT count(*) FROM resources"))[0]["count"]
     assert left in {18, 28}  # no statement, or one
     again = ProvisionRequest(*TENANT, "dental", DESTROYED_AT + timedelta(days=1))
-    with pytest.raises(TryAgainLaterError, match="rows are being deleted"):
+    with pytest.raises(RetryableError, match="rows are being deleted"):
         await routed.provisioner.provision(again)
 
     assert await deletion(routed, statement_max_rows=10).take_turn() == 1

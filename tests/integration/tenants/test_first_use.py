@@ -17,9 +17,9 @@ from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch, operat
 
 from simplu_worker.business_info.items import Business
 from simplu_worker.business_info.table import FRESH_S
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Disposition
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.directory import Absence
@@ -53,7 +53,7 @@ class World:
 
     routed: RoutedShards
     businesses: Businesses
-    router: Router
+    router: ShardGateway
 
     def pool(self, shard_id: str) -> ShardPool:
         """Return the pool of a shard."""
@@ -78,7 +78,9 @@ async def open_world(shards: list[ShardAddress], *businesses: Business) -> Async
     async with routed_shards(shards) as routed:
         info = Businesses(*businesses)
         first_use = FirstUse(info, routed.provisioner, routed.locator, routed.pools)
-        router = Router(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT, first_use=first_use)
+        router = ShardGateway(
+            routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT, first_use=first_use
+        )
         yield World(routed, info, router)
 
 
@@ -189,7 +191,7 @@ async def test_nothing_is_made_while_a_shard_that_may_have_it_does_not_answer(ma
     """Neither by the router, which must ask it, nor by what makes tenants."""
     async with open_world([await make_shard("shard-1"), silent("shard-2")], CLINIC) as world:
         world.routed.register(NAME, "shard-1")
-        with pytest.raises(TryAgainLaterError, match="shard-2"):
+        with pytest.raises(RetryableError, match="shard-2"):
             await world.use(NAME)
         with pytest.raises(TenantNotMadeError, match="no answer from shards that may have it: shard-2"):
             await world.router.make_at_first_use(ID, [NAME])
@@ -201,7 +203,7 @@ async def test_trouble_with_business_info_is_told_and_passes(world: World) -> No
     world.routed.register(NAME, "shard-1")
     with capture_logs() as logs:
         for error in ("slow down", "slow down", "no access"):
-            world.businesses.error = TryAgainLaterError(error)
+            world.businesses.error = RetryableError(error)
             assert await why(world, NAME) == error
     assert [line["error"] for line in logs if line["event"] == "tenant.not_provisioned"] == ["slow down", "no access"]
     world.businesses.error = None

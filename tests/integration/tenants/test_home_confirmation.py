@@ -21,7 +21,7 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.tenants.confirmation_sweep import Unconfirmed
-from simplu_worker.shards.tenants.home_confirmation import Confirmer, Placed, TenantSplitError, UndoneError
+from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, Placed, TenantSplitError, UndoneError
 from simplu_worker.shards.tenants.provisioning import ProvisionRequest, ProvisionResult
 
 REQUEST = ProvisionRequest(*TENANT, "dental", AT)
@@ -37,7 +37,7 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 
 async def confirmed(routed: RoutedShards, shard_id: str) -> Exception | None:
     """Confirm the tenant on one of the shards."""
-    confirmer = Confirmer(routed.locator, routed.pools)
+    confirmer = HomeConfirmer(routed.locator, routed.pools)
     place = Placed(*TENANT, "dental", address_of(routed, shard_id))
     return (await confirmer.confirm([place])).get(TENANT_ID)
 
@@ -182,7 +182,7 @@ async def test_confirm_follows_a_move_to_a_shard_that_is_no_earlier_home(make_sh
             "-".join(tenant),
             *tenant,
         )
-        troubles = await Confirmer(locator, pools).confirm([Placed(*tenant, "gym", shards[1])])
+        troubles = await HomeConfirmer(locator, pools).confirm([Placed(*tenant, "gym", shards[1])])
 
         assert isinstance(troubles["-".join(tenant)], UndoneError)
         assert await fetch(second, "SELECT * FROM tenants") == []

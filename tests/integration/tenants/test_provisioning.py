@@ -17,7 +17,7 @@ from support.postgres.databases import ShardMaker, database_of, execute
 from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, failed, fetch
 from support.postgres.trouble import Line
 
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import Failure, Operation
 from simplu_worker.shards.apply.writer import SUCCEEDED
@@ -161,7 +161,7 @@ async def test_provision_takes_the_first_and_the_last_time_there_is(routed: Rout
 async def test_provision_is_refused_when_the_business_type_is_unknown(routed: RoutedShards) -> None:
     """The error names the known types, and Citrus is not told of a tenant that cannot be made."""
     before = provisioned("failed")
-    with pytest.raises(RefusedError, match="businessType: expected one of dental, gym, hotel, got 'spa'"):
+    with pytest.raises(PermanentError, match="businessType: expected one of dental, gym, hotel, got 'spa'"):
         await routed.provisioner.provision(request(business_type="spa"))
 
     assert routed.citrus.registry.homes == {}
@@ -174,7 +174,7 @@ async def test_provision_is_refused_when_another_tenant_has_the_same_id(routed: 
     before = await tenants(routed, "shard-1")
 
     for at in (REQUESTED_AT, REQUESTED_AT - timedelta(days=1), REQUESTED_AT + timedelta(days=1)):
-        with pytest.raises(RefusedError, match="'a-b-c' is taken by another business and location"):
+        with pytest.raises(PermanentError, match="'a-b-c' is taken by another business and location"):
             await routed.provisioner.provision(request(("a", "b-c"), at=at))
 
     assert await tenants(routed, "shard-1") == before
@@ -261,7 +261,7 @@ async def test_provision_waits_when_the_named_shard_is_silent_or_not_active(make
         with pytest.raises(ShardUnavailableError, match="shard shard-1"):
             await routed.provisioner.provision(request())
         routed.citrus.registry.shards["shard-1"].is_active = False
-        with pytest.raises(TryAgainLaterError, match="shard shard-1 is not active"):
+        with pytest.raises(RetryableError, match="shard shard-1 is not active"):
             await routed.provisioner.provision(request())
 
         assert await tenants(routed, "shard-2") == []
@@ -310,7 +310,7 @@ async def test_provision_is_undone_when_its_transaction_took_too_long(
     path = f"ALTER DATABASE {database_of(address)} SET search_path = public, pg_catalog"
     await execute(postgres_server.url_of("postgres"), path)
     async with routed_shards([address]) as routed:
-        with pytest.raises(TryAgainLaterError, match="took over 30 s"):
+        with pytest.raises(RetryableError, match="took over 30 s"):
             await routed.provisioner.provision(request())
 
         assert await tenants(routed, "shard-1") == []
@@ -326,7 +326,7 @@ async def test_provision_waits_when_another_transaction_holds_the_tenant(make_sh
         await rival.execute("BEGIN")
         await rival.execute("SELECT FROM tenants FOR UPDATE")
 
-        with pytest.raises(TryAgainLaterError, match=r"shard shard-1: LockNotAvailableError \(55P03\)"):
+        with pytest.raises(RetryableError, match=r"shard shard-1: LockNotAvailableError \(55P03\)"):
             await routed.provisioner.provision(request())
 
         await rival.close()
@@ -358,7 +358,7 @@ async def test_provision_waits_when_rows_are_being_deleted(routed: RoutedShards)
     await add_tenant(pool, state="destroying")
     await fetch(pool, "UPDATE tenants SET deletion_began_at = now()")
 
-    with pytest.raises(TryAgainLaterError, match="rows are being deleted"):
+    with pytest.raises(RetryableError, match="rows are being deleted"):
         await routed.provisioner.provision(request())
     assert await routed.provisioner.provision(request(at=TENANT_MADE_AT)) is ProvisionResult.STALE
 
@@ -446,7 +446,7 @@ async def test_provision_all_makes_the_others_when_some_cannot_be_made(make_shar
 
         kinds = [answer if isinstance(answer, ProvisionResult) else type(answer) for answer in answers]
         made = ProvisionResult.PROVISIONED
-        assert kinds == [made, StatementFailedError, RefusedError, RefusedError, ShardUnavailableError, made, made]
+        assert kinds == [made, StatementFailedError, PermanentError, PermanentError, ShardUnavailableError, made, made]
         assert [row["id"] for row in await tenants(routed, "shard-1")] == ["a-b-c", "x-1", "x-2", "x-3"]
         assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": 3}]
         assert provisioned("failed") == before + 4

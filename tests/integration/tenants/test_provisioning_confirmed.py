@@ -14,7 +14,7 @@ from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.postgres.unfinished_tenants import AT, TENANT_ID, homes, make_unfinished, pool_of
 
 from simplu_worker.cache.invalidations import ResourceKey
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.routing.directory import Directory
@@ -126,8 +126,8 @@ async def test_provision_all_leaves_one_home_each_when_two_replicas_are_sent_to_
                 routed.register((request.business_id, request.location_id), shard_id)
 
         async def provisioned(routed: RoutedShards) -> list[Answer]:
-            answers: list[Answer] = [TryAgainLaterError("not asked")]
-            while any(isinstance(answer, TryAgainLaterError) for answer in answers):
+            answers: list[Answer] = [RetryableError("not asked")]
+            while any(isinstance(answer, RetryableError) for answer in answers):
                 answers = await routed.provisioner.provision_all(requests)
             return answers
 
@@ -163,7 +163,7 @@ async def test_provision_waits_when_the_shard_lacks_the_business_type(routed: Ro
         [ProvisionRequest("b", name, business_type, AT) for name, business_type in (("1", "gym"), ("2", "hotel"))]
     )
 
-    assert isinstance(answers[0], TryAgainLaterError)
+    assert isinstance(answers[0], RetryableError)
     assert "simplu-worker shards upgrade shard-1 --apply" in str(answers[0])
     assert answers[1] is ProvisionResult.PROVISIONED
     assert [row["id"] for row in await fetch(pool_of(routed, "shard-1"), "SELECT id FROM tenants")] == ["b-2"]
@@ -182,7 +182,7 @@ async def test_provision_is_refused_when_an_id_cannot_be_stored(
     routed: RoutedShards, tenant: tuple[str, str], complaint: str
 ) -> None:
     """Before Citrus is told of it."""
-    with pytest.raises(RefusedError, match=f"{complaint}: expected 1 to 128 characters"):
+    with pytest.raises(PermanentError, match=f"{complaint}: expected 1 to 128 characters"):
         await routed.provisioner.provision(ProvisionRequest(*tenant, "dental", AT))
     assert routed.citrus.registry.homes == {}
 
@@ -219,7 +219,7 @@ async def test_provision_leaves_one_home_when_citrus_forgets_and_changes_its_ans
     requests = [ProvisionRequest("b", str(number), "gym", AT) for number in range(5)]
 
     async def provision(request: ProvisionRequest) -> None:
-        while isinstance((await routed.provisioner.provision_all([request]))[0], TryAgainLaterError):
+        while isinstance((await routed.provisioner.provision_all([request]))[0], RetryableError):
             pass
 
     async with asyncio.TaskGroup() as tasks:
@@ -239,6 +239,6 @@ async def test_provision_makes_the_first_to_come_when_citrus_knows_a_stranger_by
     routed.register(("a-b", "c"), "shard-2")
 
     assert await routed.provisioner.provision(ProvisionRequest("a", "b-c", "gym", AT)) is ProvisionResult.PROVISIONED
-    with pytest.raises(RefusedError, match="'a-b-c' is taken by another business and location"):
+    with pytest.raises(PermanentError, match="'a-b-c' is taken by another business and location"):
         await routed.provisioner.provision(ProvisionRequest("a-b", "c", "gym", AT))
     assert [row["location_id"] for row in await fetch(pool_of(routed, "shard-2"), "SELECT * FROM tenants")] == ["b-c"]

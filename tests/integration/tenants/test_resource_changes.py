@@ -14,7 +14,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import ARRIVED_AT, TENANT, TenantCase, add_tenant, failed, fetch
 from support.postgres.trouble import waiters
 
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -115,7 +115,7 @@ async def test_rename_is_refused_when_there_is_a_resource_of_each_id(routed: Rou
     """Neither is overwritten, and the error says what to do."""
     case = await made(routed, "old", "new")
     before = await case.everything()
-    with pytest.raises(RefusedError, match="a resource of each id; delete one of them"):
+    with pytest.raises(PermanentError, match="a resource of each id; delete one of them"):
         await rename(routed)
     assert await case.everything() == before
 
@@ -132,7 +132,7 @@ async def test_rename_is_refused_when_postgres_cannot_store_what_is_added(routed
     """The message is at fault; the resource stays as it was."""
     case = await made(routed, "old")
     before = await case.everything()
-    with pytest.raises(RefusedError, match="additionalData: expected what Postgres can store"):
+    with pytest.raises(PermanentError, match="additionalData: expected what Postgres can store"):
         await rename(routed, additional_data=text)
     assert await case.everything() == before
 
@@ -167,7 +167,7 @@ async def test_renames_beside_batches_lose_nothing(routed: RoutedShards) -> None
         while True:
             try:
                 return await rename(routed, f"old-{number}", f"new-{number}", f'{{"n": {number}}}')
-            except TryAgainLaterError:  # a deadlock: the message would come again
+            except RetryableError:  # a deadlock: the message would come again
                 await asyncio.sleep(0.01)
 
     async def touched(order: int) -> None:
@@ -231,7 +231,7 @@ async def test_admin_is_never_overwritten(routed: RoutedShards) -> None:
 
 async def test_admin_is_refused_when_the_business_type_is_unknown(routed: RoutedShards) -> None:
     """The error names the known types."""
-    with pytest.raises(RefusedError, match="expected one of dental, gym, hotel, got 'spa'"):
+    with pytest.raises(PermanentError, match="expected one of dental, gym, hotel, got 'spa'"):
         await add_admin(routed, "spa")
 
 
@@ -248,9 +248,9 @@ async def test_change_goes_by_the_state_of_the_tenant(routed: RoutedShards, chan
         assert await change(routed) is ChangeResult.TENANT_DESTROYED
     for state in ("fenced", "incoming", "ready"):
         await case.set_state(state)
-        with pytest.raises(TryAgainLaterError, match="moved"):
+        with pytest.raises(RetryableError, match="moved"):
             await change(routed)
-        with pytest.raises(TryAgainLaterError, match="not active, or the tenant is being moved"):
+        with pytest.raises(RetryableError, match="not active, or the tenant is being moved"):
             await change(routed)  # by then the directory knows
     assert await case.resources() == before
 
@@ -264,7 +264,7 @@ async def test_change_is_refused_when_another_tenant_has_the_id(routed: RoutedSh
     """`a` at `b-c` does not write into what is `a-b`'s at `c`."""
     await add_tenant(case_of(routed).pool, ("a-b", "c"))
     routed.register(("a", "b-c"), "shard-1")
-    with pytest.raises(RefusedError, match="'a-b-c' is taken"):
+    with pytest.raises(PermanentError, match="'a-b-c' is taken"):
         await change(routed, tenant=("a", "b-c"))
 
 
@@ -282,7 +282,7 @@ async def test_change_waits_when_the_shard_is_silent_or_the_row_is_gone(change: 
         await case.apply(case.operation("create", "new", {}))
         assert await change(routed) in {ChangeResult.EXISTED, ChangeResult.APPLIED}
         await fetch(case.pool, "DELETE FROM tenants")
-        with pytest.raises(TryAgainLaterError, match="does not live there any more"):
+        with pytest.raises(RetryableError, match="does not live there any more"):
             await change(routed)
 
 

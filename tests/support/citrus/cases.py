@@ -16,7 +16,7 @@ from support.postgres.tenant_cases import TENANT_WAIT
 
 from simplu_worker.local.processes.loopback import HOST, free_port
 from simplu_worker.local.stack.citrus_server import Citrus as LocalCitrus
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
@@ -144,7 +144,7 @@ class RoutedShards:
     provisioner: Provisioner
     destroyer: Destroyer
     changes: ResourceChanges
-    router: Router
+    router: ShardGateway
     refresh: RouteRefresh
 
     def register(self, tenant: tuple[str, str], shard_id: str) -> None:
@@ -182,7 +182,7 @@ async def routed_shards(
             provisioner=Provisioner(citrus, directory, pools),
             destroyer=Destroyer(citrus, directory, pools),
             changes=ResourceChanges(directory, pools),
-            router=Router(directory, citrus, pools, tenant_wait=TENANT_WAIT),
+            router=ShardGateway(directory, citrus, pools, tenant_wait=TENANT_WAIT),
             refresh=RouteRefresh(directory, citrus, pools, clock=clock),
         )
 

@@ -15,7 +15,7 @@ MISSING = "–"
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class PerformanceTarget:
     """A promise: *value* is at most *most* and at least *least*. No value, as when nothing was applied, breaks it."""
 
     what: str
@@ -41,7 +41,7 @@ class Results:
 
     title: str
     phases: list[Measured] = field(default_factory=list)
-    bounds: list[Bound] = field(default_factory=list)
+    bounds: list[PerformanceTarget] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     facts: dict[str, float | None] = field(default_factory=dict)
 
@@ -59,9 +59,9 @@ class Results:
         """Promise that *measured* is not much slower and does not get through much less than the control."""
         name = measured.phase.name
         ratio = ratio_of(measured.p99_s, self.control.p99_s)
-        self.bounds.append(Bound(f"{name}: p99 ÷ control's", ratio, most=most_ratio))
+        self.bounds.append(PerformanceTarget(f"{name}: p99 ÷ control's", ratio, most=most_ratio))
         ratio = ratio_of(measured.rate, self.control.rate)
-        self.bounds.append(Bound(f"{name}: throughput ÷ control's", ratio, least=least_ratio))
+        self.bounds.append(PerformanceTarget(f"{name}: throughput ÷ control's", ratio, least=least_ratio))
 
     def bound_memory(self, growth_mib: float) -> None:
         """Promise that no phase takes more than *growth_mib* beyond the control."""
@@ -70,7 +70,7 @@ class Results:
             now = measured.rss_bytes
             growth = None if before is None or now is None else (now.most - before.most) / MIB
             self.bounds.append(
-                Bound(f"{measured.phase.name}: growth of the worker", growth, most=growth_mib, unit="MiB")
+                PerformanceTarget(f"{measured.phase.name}: growth of the worker", growth, most=growth_mib, unit="MiB")
             )
 
     def print(self, console: Console) -> None:

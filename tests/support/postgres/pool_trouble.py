@@ -12,7 +12,7 @@ from support.postgres.databases import QUICK
 
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.single_flight import SharedLook
+from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 
 HURRIED = msgspec.structs.replace(QUICK, acquire_s=1.0, connect_s=0.5, reply_s=0.5, cancel_s=0.5, probe_s=0.5)
 PATIENT_S = 5.0
@@ -47,4 +47,4 @@ async def nothing_is_open(pool: ShardPool) -> bool:
 
 def forget_looks(pool: ShardPool) -> None:
     """Let the answer of before be an old one."""
-    pool._shared_look = SharedLook(pool._look)
+    pool._shared_look = SingleFlightProbe(pool._look)

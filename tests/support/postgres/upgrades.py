@@ -13,7 +13,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.migrations import migration_of
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
-from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_DEADLINES, Doing, Tell, Upgrader
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_DEADLINES, Tell, UpgradeActivity, Upgrader
 
 NEXT = SCHEMA_VERSION + 1
 INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON tenants (created_at)"
@@ -63,18 +63,18 @@ def upgrader(
 class Watcher:
     """Takes what an upgrade tells, for one who waits for something of it."""
 
-    def __init__(self, wanted: Callable[[Doing], bool]) -> None:
+    def __init__(self, wanted: Callable[[UpgradeActivity], bool]) -> None:
         self._wanted = wanted
-        self.told: list[Doing] = []
+        self.told: list[UpgradeActivity] = []
         self.seen = asyncio.Event()
 
-    def __call__(self, doing: Doing) -> None:
+    def __call__(self, doing: UpgradeActivity) -> None:
         """Take it."""
         self.told.append(doing)
         if self._wanted(doing):
             self.seen.set()
 
-    async def wait(self) -> Doing:
+    async def wait(self) -> UpgradeActivity:
         """Return what was wanted, once it was told."""
         async with asyncio.timeout(WITHIN_S):
             await self.seen.wait()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.aws.sns_envelope import unwrapped
+from simplu_worker.aws.sns_envelope import unwrap
 from simplu_worker.aws.sqs_queue import Message, Queue, read_message
 
 WHOLE: dict[str, Any] = {
@@ -114,7 +114,7 @@ ENVELOPE = {
 
 def test_envelope_of_sns_is_taken_off() -> None:
     """The message is what SNS was sent, with its attributes; those of SQS itself win."""
-    assert unwrapped(json.dumps(ENVELOPE), {"A": "own"}) == ('{"a": 1}', {"A": "own", "B": "2"})
+    assert unwrap(json.dumps(ENVELOPE), {"A": "own"}) == ('{"a": 1}', {"A": "own", "B": "2"})
     message = read_message(WHOLE | {"Body": json.dumps(ENVELOPE)})
     assert message is not None
     assert (message.body, message.attributes) == ('{"a": 1}', {"A": "1", "B": "2"})
@@ -136,10 +136,10 @@ def test_envelope_of_sns_is_taken_off() -> None:
 )
 def test_what_is_no_envelope_stays_as_it_is(body: str) -> None:
     """Whoever decodes it says what is wrong with it."""
-    assert unwrapped(body, {"A": "1"}) == (body, {"A": "1"})
+    assert unwrap(body, {"A": "1"}) == (body, {"A": "1"})
 
 
 def test_envelope_with_malformed_attributes_is_taken_off_all_the_same() -> None:
     """Attributes of wrong types are left out."""
     body = json.dumps(ENVELOPE | {"MessageAttributes": ["x"]})
-    assert unwrapped(body, {}) == ('{"a": 1}', {})
+    assert unwrap(body, {}) == ('{"a": 1}', {})

@@ -12,9 +12,9 @@ from simplu_worker.cache.invalidations import (
     KEY_OVERHEAD_BYTES,
     PAUSE_MAX_S,
     PAUSE_S,
-    Batch,
-    Doubt,
+    InvalidationBatch,
     Invalidations,
+    InvalidationScope,
     ResourceKey,
     pause_s,
     touched,
@@ -85,9 +85,9 @@ def test_invalidations_wait_once_each_in_their_order() -> None:
     waiting.add([key(1), key(2), key(1)])
     assert (len(waiting), waiting.size_bytes) == (2, 2 * SIZE_BYTES)
 
-    assert waiting.take() == Batch(None, [key(1), key(2)])
+    assert waiting.take() == InvalidationBatch(None, [key(1), key(2)])
     waiting.add([key(1)])
-    assert waiting.take() == Batch(None, [key(1)])
+    assert waiting.take() == InvalidationBatch(None, [key(1)])
     assert (bool(waiting), waiting.size_bytes) == (False, 0)
 
 
@@ -104,38 +104,38 @@ def test_invalidations_put_all_in_doubt_when_there_is_no_room() -> None:
     assert waiting.add(map(key, range(3))) == 0
     assert waiting.add(map(key, range(5))) == 4
     assert (len(waiting), waiting.size_bytes) == (1, SIZE_BYTES)
-    assert waiting.take() == Batch(Doubt.OVERFLOWED, [key(4)])
+    assert waiting.take() == InvalidationBatch(InvalidationScope.OVERFLOWED, [key(4)])
 
 
 def test_invalidations_put_back_are_told_again() -> None:
     """With their doubt; what came in meanwhile waits once."""
     waiting = Invalidations()
-    waiting.doubt(Doubt.STARTED)
+    waiting.doubt(InvalidationScope.STARTED)
     waiting.add([key(1), key(2)])
     batch = waiting.take()
     waiting.add([key(2), key(3)])
 
     assert waiting.put_back(batch) == 0
-    assert waiting.take() == Batch(Doubt.STARTED, [key(2), key(3), key(1)])
+    assert waiting.take() == InvalidationBatch(InvalidationScope.STARTED, [key(2), key(3), key(1)])
 
 
 @pytest.mark.parametrize(
     ("doubts", "expected"),
     [
         ([], None),
-        ([Doubt.REFUSED], Doubt.REFUSED),
-        ([Doubt.REFUSED, Doubt.OVERFLOWED], Doubt.OVERFLOWED),
-        ([Doubt.OVERFLOWED, Doubt.REFUSED], Doubt.OVERFLOWED),
-        ([Doubt.STARTED, Doubt.RECONNECTED], Doubt.STARTED),
+        ([InvalidationScope.REFUSED], InvalidationScope.REFUSED),
+        ([InvalidationScope.REFUSED, InvalidationScope.OVERFLOWED], InvalidationScope.OVERFLOWED),
+        ([InvalidationScope.OVERFLOWED, InvalidationScope.REFUSED], InvalidationScope.OVERFLOWED),
+        ([InvalidationScope.STARTED, InvalidationScope.RECONNECTED], InvalidationScope.STARTED),
     ],
 )
-def test_doubt_that_covers_more_stays(doubts: list[Doubt], expected: Doubt | None) -> None:
+def test_doubt_that_covers_more_stays(doubts: list[InvalidationScope], expected: InvalidationScope | None) -> None:
     """Entries of single resources are swept for every doubt but that about a version alone."""
     waiting = Invalidations()
     for doubt in doubts:
         waiting.doubt(doubt)
     assert waiting.take().doubt is expected
-    assert [doubt for doubt in Doubt if not doubt.covers_entries] == [Doubt.REFUSED]
+    assert [doubt for doubt in InvalidationScope if not doubt.covers_entries] == [InvalidationScope.REFUSED]
 
 
 @given(
@@ -171,9 +171,9 @@ def test_invalidations_after_a_doubt_was_taken_are_still_told() -> None:
     """The doubt covers what was there before it, not what comes after."""
     waiting = Invalidations(max_bytes=SIZE_BYTES)
     waiting.add([key(1), key(2)])
-    assert waiting.take().doubt is Doubt.OVERFLOWED
+    assert waiting.take().doubt is InvalidationScope.OVERFLOWED
     waiting.add([key(3)])
-    assert waiting.take() == Batch(None, [key(3)])
+    assert waiting.take() == InvalidationBatch(None, [key(3)])
 
 
 @pytest.mark.parametrize(

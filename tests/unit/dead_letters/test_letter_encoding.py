@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.dead_letters.letter import DeadLetter, encode_letter, fifo_ids, letter_of
+from simplu_worker.dead_letters.letter import DeadLetter, dead_letter_of, encode_letter, fifo_ids
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source
 from simplu_worker.timing.backoff import backoff_s
 
@@ -168,7 +168,7 @@ def test_letter_of_a_rejected_record_carries_what_could_be_read() -> None:
         location_id="l",
         request_id="r",
     )
-    made = letter_of(rejected, b"x", failed_at=KINESIS.arrived_at)
+    made = dead_letter_of(rejected, b"x", failed_at=KINESIS.arrived_at)
     assert (
         made.reason,
         made.location_id,

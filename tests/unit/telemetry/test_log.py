@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from simplu_worker.telemetry import log as log_module
 from simplu_worker.telemetry.log import configure_logging, flush_logging, register_secret, scrub, scrub_text
-from simplu_worker.telemetry.log_folding import FOLDED_LEVELS, Facts, RepeatFold
+from simplu_worker.telemetry.log_folding import FOLDED_LEVELS, Facts, LogDeduplicator
 
 PLANTED = "s3cret-of/the'day%40\\x"
 
@@ -223,7 +223,7 @@ def _event(name: str = "shard.lost", level: str = "warning", **facts: Any) -> Fa
 
 def test_fold_writes_the_first_and_then_a_count_when_a_warning_repeats() -> None:
     """The first is written at once; its repeats once the window ends, by whatever event comes next."""
-    fold = RepeatFold(window_s=10)
+    fold = LogDeduplicator(window_s=10)
     assert [_event(n=1)] == fold.admit(_event(n=1), 0)
     assert fold.admit(_event(n=2), 1) == []
     assert fold.admit(_event(n=3), 9.9) == []
@@ -234,14 +234,14 @@ def test_fold_writes_the_first_and_then_a_count_when_a_warning_repeats() -> None
 
 def test_fold_writes_one_line_a_window_when_a_storm_goes_on() -> None:
     """A warning every second for 35 seconds is four lines whose counts add up."""
-    fold = RepeatFold(window_s=10)
+    fold = LogDeduplicator(window_s=10)
     lines = [line for second in range(35) for line in fold.admit(_event(), second)] + fold.flush()
     assert [line.get("repeated") for line in lines] == [None, 10, 10, 10, 4]
 
 
 def test_fold_writes_an_event_as_new_when_its_window_ended_without_repeats() -> None:
     """The same warning a minute later is no repeat."""
-    fold = RepeatFold(window_s=10)
+    fold = LogDeduplicator(window_s=10)
     fold.admit(_event(), 0)
     assert [_event()] == fold.admit(_event(), 60)
 
@@ -261,21 +261,21 @@ def test_fold_writes_an_event_as_new_when_its_window_ended_without_repeats() -> 
 )
 def test_fold_keeps_apart_what_is_not_the_same(other: Facts) -> None:
     """Another shard, source, tenant, error class, logger, event or level is another thing."""
-    fold = RepeatFold()
+    fold = LogDeduplicator()
     fold.admit(_event(), 0)
     assert [_event() | other] == fold.admit(_event() | other, 0)
 
 
 def test_fold_ignores_the_message_when_the_error_class_is_the_same() -> None:
     """Only the class of an error counts."""
-    fold = RepeatFold()
+    fold = LogDeduplicator()
     fold.admit(_event(error="OSError: host a"), 0)
     assert fold.admit(_event(error="OSError: host b"), 0) == []
 
 
 def test_fold_gives_up_the_oldest_when_it_is_full() -> None:
     """What is remembered is bounded, and what gives way is still counted."""
-    fold = RepeatFold(max_keys=1)
+    fold = LogDeduplicator(max_keys=1)
     fold.admit(_event("a"), 0)
     fold.admit(_event("a"), 0)
     assert [_event("a", repeated=1), _event("b")] == fold.admit(_event("b"), 0)
@@ -284,7 +284,7 @@ def test_fold_gives_up_the_oldest_when_it_is_full() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["info", "warning"]), st.floats(0, 20)), max_size=60))
 def test_fold_loses_no_event_whatever_comes(comings: list[tuple[str, str, float]]) -> None:
     """Lines written, each counted as often as it says, are the events that came."""
-    fold, now, lines = RepeatFold(window_s=10, max_keys=2), 0.0, list[Facts]()
+    fold, now, lines = LogDeduplicator(window_s=10, max_keys=2), 0.0, list[Facts]()
     for name, level, pause in comings:
         now += pause
         lines += fold.admit(_event(name, level), now)

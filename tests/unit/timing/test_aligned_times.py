@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.timing.aligned_times import EARLY_S, GRID_S, INTERVAL_LEAST_S, shared_moment
+from simplu_worker.timing.aligned_times import EARLY_S, GRID_S, INTERVAL_LEAST_S, aligned_time
 
 MILLISECOND_S = 0.001
 
@@ -14,7 +14,7 @@ MILLISECOND_S = 0.001
 @given(since=st.floats(0.0, 1e7), interval_s=st.floats(INTERVAL_LEAST_S, 60.0))
 def test_moment_is_in_time_and_little_early(since: float, interval_s: float) -> None:
     """By a hundredth of a second it may be late, by a tenth early."""
-    off_s = shared_moment(since, interval_s) - (since + interval_s)
+    off_s = aligned_time(since, interval_s) - (since + interval_s)
     assert EARLY_S - GRID_S - MILLISECOND_S < off_s < EARLY_S + MILLISECOND_S
 
 
@@ -24,19 +24,19 @@ def test_moment_is_in_time_and_little_early(since: float, interval_s: float) -> 
 )
 def test_moments_keep_their_distance_when_begun_a_little_early_or_late(first: float, lateness_s: list[float]) -> None:
     """No drift: a process that wakes up late makes nobody's interval longer, one that wakes up early none shorter."""
-    wanted = shared_moment(first, 1.0)
+    wanted = aligned_time(first, 1.0)
     for turn, late_s in enumerate(lateness_s, start=1):
-        assert shared_moment(wanted + turn - 1 + late_s, 1.0) == pytest.approx(wanted + turn, abs=2 * MILLISECOND_S)
+        assert aligned_time(wanted + turn - 1 + late_s, 1.0) == pytest.approx(wanted + turn, abs=2 * MILLISECOND_S)
 
 
 @given(since=st.floats(0.0, 1e6), interval_s=st.floats(INTERVAL_LEAST_S, 60.0))
 def test_moments_are_few_whenever_it_was_begun(since: float, interval_s: float) -> None:
     """That is what they are for."""
-    moment = shared_moment(since, interval_s)
+    moment = aligned_time(since, interval_s)
     assert moment == pytest.approx(round(moment / GRID_S) * GRID_S, abs=MILLISECOND_S)
 
 
 @pytest.mark.parametrize(("since", "interval_s"), [(100.03, 0.205), (100.03, 0.0), (float("-inf"), 1.0)])
 def test_short_interval_and_no_beginning_are_left_as_they_are(since: float, interval_s: float) -> None:
     """A tenth of a second counts there."""
-    assert shared_moment(since, interval_s) == since + interval_s
+    assert aligned_time(since, interval_s) == since + interval_s

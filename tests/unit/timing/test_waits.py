@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from simplu_worker.timing.waits import first_of, pause
+from simplu_worker.timing.waits import sleep_or_event, wait_any
 
 LONG_S = 60.0
 
@@ -23,7 +23,7 @@ async def test_wait_ends_when_any_of_its_events_is_set(at: int, within_s: float 
     """Whichever it is, and no event goes on keeping a waiter."""
     events = [asyncio.Event() for _ in range(3)]
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        wait = tasks.create_task(first_of(*events, within_s=within_s))
+        wait = tasks.create_task(wait_any(*events, within_s=within_s))
         await asyncio.sleep(0)
         assert [waiting_at(event) for event in events] == [1, 1, 1]
         assert not wait.done()
@@ -36,7 +36,7 @@ async def test_wait_ends_when_the_time_is_over(within_s: float) -> None:
     """Without any event."""
     event = asyncio.Event()
     async with asyncio.timeout(5):
-        await first_of(event, within_s=within_s)
+        await wait_any(event, within_s=within_s)
     assert (event.is_set(), waiting_at(event)) == (False, 0)
 
 
@@ -45,14 +45,14 @@ async def test_wait_ends_at_once_when_an_event_is_set_already() -> None:
     event, other = asyncio.Event(), asyncio.Event()
     event.set()
     with pytest.raises(StopIteration):
-        first_of(other, event).send(None)
+        wait_any(other, event).send(None)
 
 
 async def test_wait_sees_an_event_that_is_cleared_again_before_its_turn() -> None:
     """A wake-up is never lost: who clears an event and looks does so after it was woken."""
     event = asyncio.Event()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        tasks.create_task(first_of(event))
+        tasks.create_task(wait_any(event))
         await asyncio.sleep(0)
         event.set()
         event.clear()
@@ -61,7 +61,7 @@ async def test_wait_sees_an_event_that_is_cleared_again_before_its_turn() -> Non
 async def test_wait_leaves_nothing_behind_when_cancelled() -> None:
     """Neither at its events, nor in the clock."""
     event, other = asyncio.Event(), asyncio.Event()
-    wait = asyncio.create_task(first_of(event, other, within_s=LONG_S))
+    wait = asyncio.create_task(wait_any(event, other, within_s=LONG_S))
     await asyncio.sleep(0)
     wait.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -74,7 +74,7 @@ async def test_pause_says_whether_its_event_is_set(is_set: bool) -> None:  # noq
     """That is how a loop learns that it is to stop."""
     event = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        ended = tasks.create_task(pause(0.01, until=event))
+        ended = tasks.create_task(sleep_or_event(0.01, until=event))
         await asyncio.sleep(0)
         if is_set:
             event.set()

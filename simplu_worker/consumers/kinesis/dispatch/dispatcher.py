@@ -15,18 +15,18 @@ from typing import Final
 
 import structlog
 
-from simplu_worker.consumers.kinesis.dispatch.route_lookup import WaitingRoom
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import Entry, Lane, cost_bytes_of
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Account
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
+from simplu_worker.consumers.kinesis.dispatch.route_lookup import RouteLookup
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation, ShardLane, cost_bytes_of
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, Reason, Target
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.recovery.shard_positions import Contacts, ReaderFacts, Refill
-from simplu_worker.consumers.kinesis.stream.positions import Mark, is_behind, lowest
+from simplu_worker.consumers.kinesis.recovery.shard_positions import Backfill, ReaderState, ShardPositions
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition, is_behind, lowest
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.operations.unknown_tenants import is_overdue
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 
 TENANTS_REMEMBERED: Final = 10_000
@@ -47,12 +47,12 @@ class Dispatcher:
     def __init__(
         self,
         name: str,
-        router: Router,
-        account: Account,
+        router: ShardGateway,
+        account: MemoryQuota,
         *,
         tenant_wait: timedelta,
         store: Callable[[Sequence[DeadLetter]], Awaitable[None]],
-        facts: ReaderFacts | None,
+        facts: ReaderState | None,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
@@ -68,10 +68,12 @@ class Dispatcher:
         self._draw = draw
         self._utc = utc
         self.holds = Holds()
-        self.contacts = None if facts is None else Contacts(router, self.holds, facts, tenant_wait=tenant_wait, utc=utc)
-        self.room = WaitingRoom(router, self, tenant_wait=tenant_wait, draw=draw, utc=utc)
-        self._lanes: dict[str, Lane] = {}
-        self._lane_of: dict[str, Lane] = {}  # by tenant: where its entries are, or went last
+        self.contacts = (
+            None if facts is None else ShardPositions(router, self.holds, facts, tenant_wait=tenant_wait, utc=utc)
+        )
+        self.room = RouteLookup(router, self, tenant_wait=tenant_wait, draw=draw, utc=utc)
+        self._lanes: dict[str, ShardLane] = {}
+        self._lane_of: dict[str, ShardLane] = {}  # by tenant: where its entries are, or went last
         self._failures: dict[str, tuple[str | None, int, int]] = {}  # by tenant: the operation, how often it failed
         self._tasks = asyncio.TaskGroup()
         self._ending = asyncio.Event()
@@ -96,7 +98,7 @@ class Dispatcher:
         """Whether there is nothing to look at by the clock; `has_arrivals` is set when there may be."""
         return not self.holds.all() and self.is_empty
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[QueuedOperation]:
         """Return all that is in hand."""
         return [entry for lane in self._lanes.values() for entry in lane.entries()] + self.room.entries()
 
@@ -133,7 +135,7 @@ class Dispatcher:
         self._ending = ending
         tasks.create_task(self.room.run(ending), name=f"waiting:{self._name}")
 
-    def send(self, entries: Sequence[Entry]) -> None:
+    def send(self, entries: Sequence[QueuedOperation]) -> None:
         """Send operations of one reader on their way, each behind those of its tenant that are in hand.
 
         Those of a tenant that is held must come from a catch-up of its hold. All of a tenant go together: where that
@@ -142,8 +144,8 @@ class Dispatcher:
         self._account.take(cost_bytes_of(entries))
         self.has_arrivals.set()
         room = self.room if len(self.room) else ()
-        by_lane: defaultdict[Lane, list[Entry]] = defaultdict(list)
-        without_lane: defaultdict[str, list[Entry]] = defaultdict(list)
+        by_lane: defaultdict[ShardLane, list[QueuedOperation]] = defaultdict(list)
+        without_lane: defaultdict[str, list[QueuedOperation]] = defaultdict(list)
         for entry in entries:
             tenant_id = entry.operation.tenant_id
             lane = self._lane_of.get(tenant_id)
@@ -166,7 +168,7 @@ class Dispatcher:
         lane = self._lane_of.get(tenant_id)
         return self._router.remembered(tenant_id) if lane is None else lane.shard_id
 
-    def _put_into_room(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+    def _put_into_room(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Append operations of one reader to those of their tenant that wait.
 
         What is read again for a whole shard comes first: what others have put there before it will come once more.
@@ -175,19 +177,19 @@ class Dispatcher:
         hold = self.holds.whole_of(owed)
         waiting = [] if hold is None else self.room.take(tenant_id)
         others = [one for one in waiting if one.owed is not owed]
-        own: Sequence[Entry] = [*(one for one in waiting if one.owed is owed), *entries]
+        own: Sequence[QueuedOperation] = [*(one for one in waiting if one.owed is owed), *entries]
         if hold is not None and others:
             own = self._without(hold, others, own)
         if own:
             self.room.put(tenant_id, own)
 
-    def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[Entry]) -> None:
+    def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Put all that is in hand of a tenant into the lane of its shard; later operations follow there.
 
         But for what was read again for another shard as a whole, when nobody knew where the tenant lives.
         """
-        own: list[Entry] = []
-        strays: list[Entry] = []
+        own: list[QueuedOperation] = []
+        strays: list[QueuedOperation] = []
         for entry in entries:
             is_stray = self.holds.is_stray(entry.owed, entry.ticket, tenant_id, shard_id)
             (strays if is_stray else own).append(entry)
@@ -202,11 +204,11 @@ class Dispatcher:
         self._lane_of[tenant_id] = lane
         self._put(lane, own)
 
-    def _lane(self, shard_id: str) -> Lane:
+    def _lane(self, shard_id: str) -> ShardLane:
         lane = self._lanes.get(shard_id)
         if lane is None:
             tries = len(FAILING_RETRIES_S) + 1
-            lane = Lane(
+            lane = ShardLane(
                 shard_id,
                 self._router,
                 self,
@@ -219,7 +221,7 @@ class Dispatcher:
             self._tasks.create_task(lane.run(self._ending), name=f"lane:{self._name}:{shard_id}")
         return lane
 
-    def _put(self, lane: Lane, entries: Sequence[Entry]) -> None:
+    def _put(self, lane: ShardLane, entries: Sequence[QueuedOperation]) -> None:
         hold = self.holds.for_shard(lane.shard_id)
         if hold is None:
             lane.put(entries)
@@ -230,7 +232,7 @@ class Dispatcher:
         else:
             lane.put(entries)
 
-    def _put_whole(self, lane: Lane, hold: Hold, catch_up: CatchUp, entries: Sequence[Entry]) -> None:
+    def _put_whole(self, lane: ShardLane, hold: Hold, catch_up: CatchUp, entries: Sequence[QueuedOperation]) -> None:
         """Put into the lane what *catch_up* sends, which reads again for all tenants of the shard, and drop the rest.
 
         It will come to that, or has sent it already. Where it has passed it without, it begins again before that, and
@@ -240,7 +242,9 @@ class Dispatcher:
         own = [entry for entry in entries if entry.owed is catch_up.owed]
         lane.put(self._without(hold, others, own))
 
-    def _without(self, hold: Hold, others: Sequence[Entry], own: Sequence[Entry]) -> Sequence[Entry]:
+    def _without(
+        self, hold: Hold, others: Sequence[QueuedOperation], own: Sequence[QueuedOperation]
+    ) -> Sequence[QueuedOperation]:
         """Drop *others*, to be read again for a hold; return what may be sent of its *own*, which was read for it.
 
         Nothing, where its catch-up has passed one of the others and not sent it: it begins again, before that.
@@ -257,14 +261,14 @@ class Dispatcher:
         self._leave_out(dropped)
         return () if len(dropped) > len(others) else own
 
-    def _parents_of(self, entries: Iterable[Entry]) -> tuple[ParentRecords, ...]:
+    def _parents_of(self, entries: Iterable[QueuedOperation]) -> tuple[ParentRecords, ...]:
         """Return what is to come before everything else for those to whom it was just being sent."""
         for entry in entries:
             if parents := self.holds.parents_of(entry.owed):
                 return parents
         return ()
 
-    def refill(self, shard_id: str, refill: Refill, entries: Sequence[Entry]) -> None:
+    def refill(self, shard_id: str, refill: Backfill, entries: Sequence[QueuedOperation]) -> None:
         """Have the stream read again for all tenants of a Postgres shard; *entries*, all its lane has, are dropped.
 
         To be called in the step in which that was decided, with nothing in flight.
@@ -277,7 +281,7 @@ class Dispatcher:
         self._leave_out(entries)
         self._make_ready(hold)
 
-    def begin_again(self, hold: Hold, before: Mark | None, tenant_ids: Iterable[str]) -> None:
+    def begin_again(self, hold: Hold, before: RecordPosition | None, tenant_ids: Iterable[str]) -> None:
         """Have the shard of *hold* read for again from *before* on: *tenant_ids* live there, and were left out.
 
         Where one of them has something on its way to another shard, it is left out again until that has come back.
@@ -306,7 +310,7 @@ class Dispatcher:
             lane.look_again()
         return lane is not None
 
-    def put_back(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+    def put_back(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Take back all entries of a tenant from its lane: its shard says that it does not live there now."""
         self._lane_of.pop(tenant_id, None)
         self.room.put(tenant_id, entries)
@@ -315,7 +319,7 @@ class Dispatcher:
         """Whether a Postgres shard is held and nothing may be sent there."""
         return self.holds.of_shard(shard_id) is not None
 
-    def hold_shard(self, shard_id: str, entries: Sequence[Entry]) -> None:
+    def hold_shard(self, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Hold a Postgres shard, from the first of *entries* on; all of them are dropped."""
         tenants = sorted({entry.operation.tenant_id for entry in entries})
         before, arrived_at = lowest(entry.before for entry in entries), _first_arrival(entries)
@@ -327,7 +331,7 @@ class Dispatcher:
                 self._lane_of.pop(tenant_id, None)
         self._leave_out(entries)
 
-    def hold_tenant(self, entries: Sequence[Entry], reason: str, *, shard_id: str | None) -> bool:
+    def hold_tenant(self, entries: Sequence[QueuedOperation], reason: str, *, shard_id: str | None) -> bool:
         """Hold the tenant of *entries*, from the first of them on; return whether it is held by itself.
 
         It is held with all others of the Postgres shard *shard_id* where that does not answer.
@@ -344,7 +348,7 @@ class Dispatcher:
         if own.target is Target.TENANT:
             self._make_ready(own)
 
-    def _hold_tenant(self, entries: Sequence[Entry], reason: str) -> Hold:
+    def _hold_tenant(self, entries: Sequence[QueuedOperation], reason: str) -> Hold:
         tenant_id = entries[0].operation.tenant_id
         before, arrived_at = lowest(entry.before for entry in entries), _first_arrival(entries)
         parents = self._parents_of(entries)
@@ -374,7 +378,7 @@ class Dispatcher:
             hold.next_try = loop_time() + min(OVERDUE_INTERVAL_S, self._tenant_wait.total_seconds())
             self._make_ready(hold)
 
-    def failed(self, entry: Entry) -> int:
+    def failed(self, entry: QueuedOperation) -> int:
         """Note that an operation failed by itself once more; return how often now.
 
         Where many tenants fail it is the shard after all, say a trigger that refuses every row: nothing is given up.
@@ -389,7 +393,7 @@ class Dispatcher:
         is_mass = sum(hold.reason == Reason.FAILING for hold in self.holds.all()) > FAILING_TENANTS_MAX
         return min(times, len(FAILING_RETRIES_S)) if is_mass else times
 
-    def hold_failing(self, entries: Sequence[Entry]) -> None:
+    def hold_failing(self, entries: Sequence[QueuedOperation]) -> None:
         """Hold the tenant of *entries*, the first of which failed by itself, to try it again later."""
         *_, times = self._failures.get(entries[0].operation.tenant_id, (1,))
         hold = self._hold_tenant(entries, Reason.FAILING)
@@ -429,7 +433,7 @@ class Dispatcher:
             if is_memory_short:
                 lane.give_up_batch()
 
-    async def settle(self, entries: Sequence[Entry], letters: Sequence[DeadLetter]) -> None:
+    async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
         """Pass over *entries*, once their dead letters, if any, are stored.
 
         Letters that come while others are being stored are stored with all that came meanwhile.
@@ -444,15 +448,15 @@ class Dispatcher:
                     batch.are_stored = True
         self._drop(entries)
 
-    def _leave_out(self, entries: Sequence[Entry]) -> None:
+    def _leave_out(self, entries: Sequence[QueuedOperation]) -> None:
         """Let go of entries that are to be read again for a hold; a catch-up that sent them has not sent all then."""
         for entry in entries:
             self.holds.note_left_out(entry.owed, entry.operation.tenant_id)
         self._drop(entries)
 
-    def _drop(self, entries: Sequence[Entry]) -> None:
+    def _drop(self, entries: Sequence[QueuedOperation]) -> None:
         """Let go of entries that are done with, or held: whoever read them owes them no more."""
-        tickets: defaultdict[Owed[Mark], list[int]] = defaultdict(list)
+        tickets: defaultdict[CheckpointTracker[RecordPosition], list[int]] = defaultdict(list)
         for entry in entries:
             tickets[entry.owed].append(entry.ticket)
         for owed, own in tickets.items():
@@ -469,16 +473,16 @@ class _Letters:
         self.are_stored = False
 
 
-def _is_passed(hold: Hold, entry: Entry) -> bool:
+def _is_passed(hold: Hold, entry: QueuedOperation) -> bool:
     """Tell whether the catch-up of *hold* is behind where *entry* is in the stream."""
     return hold.reached is not None and is_behind(hold.reached, entry.before)
 
 
-def _is_covered(hold: Hold, entry: Entry, parents: tuple[ParentRecords, ...]) -> bool:
+def _is_covered(hold: Hold, entry: QueuedOperation, parents: tuple[ParentRecords, ...]) -> bool:
     """Tell whether the catch-up of *hold* sends *entry*, which is of *parents* or comes later, by itself."""
     catch_up = hold.catch_up
     return catch_up is not None and catch_up.covers(entry.operation.tenant_id, entry.before, parents)
 
 
-def _first_arrival(entries: Iterable[Entry]) -> datetime:
+def _first_arrival(entries: Iterable[QueuedOperation]) -> datetime:
     return min(entry.operation.origin.arrived_at for entry in entries)

@@ -18,19 +18,19 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import Entry
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation
 from simplu_worker.consumers.kinesis.holding.holds import Reason
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.operations.unknown_tenants import absence_max_age_s, is_overdue, unknown_tenant_error
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.routing.directory import Absence
 from simplu_worker.shards.tenants.first_use import TenantNotMadeError
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import first_of
+from simplu_worker.timing.waits import wait_any
 
 ASKED_AT_ONCE: Final = 64
 ASKED_LATELY: Final = 16  # of them; the others have waited for their answer for ANSWER_S
@@ -54,7 +54,7 @@ class WaitingTenant(msgspec.Struct):
     *turn* is the number under which it is on the agenda; None while it is not, or is being asked for.
     """
 
-    entries: deque[Entry]
+    entries: deque[QueuedOperation]
     waiting_since: float
     reason: str = Reason.SHARD_UNAVAILABLE
     shard_id: str | None = None  # the Postgres shard that did not answer
@@ -64,13 +64,13 @@ class WaitingTenant(msgspec.Struct):
     names: dict[tuple[str, str], None] = {}  # businesses and locations with its id, in order of their first operation
 
 
-class Host(Protocol):
+class LookupOwner(Protocol):
     """Who sends tenants here, and takes them back."""
 
-    def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[Entry]) -> None:
+    def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Send all a tenant has to the shard found."""
 
-    def hold_tenant(self, entries: Sequence[Entry], reason: str, *, shard_id: str | None) -> bool:
+    def hold_tenant(self, entries: Sequence[QueuedOperation], reason: str, *, shard_id: str | None) -> bool:
         """Hold the tenant of *entries*, from the first of them on; return whether to go on asking for it.
 
         Not where it is with all others of the Postgres shard *shard_id*, which does not answer.
@@ -85,17 +85,17 @@ class Host(Protocol):
     def not_registered(self, tenant_id: str, asked_at: datetime) -> None:
         """Catch up a held tenant, where it has operations that are overdue."""
 
-    async def settle(self, entries: Sequence[Entry], letters: Sequence[DeadLetter]) -> None:
+    async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
         """Pass over *entries*, once *letters* are stored."""
 
 
-class WaitingRoom:
+class RouteLookup:
     """Asks for the shard of each tenant by itself, with back-off."""
 
     def __init__(
         self,
-        router: Router,
-        host: Host,
+        router: ShardGateway,
+        host: LookupOwner,
         *,
         tenant_wait: timedelta,
         draw: Callable[[], float] = random.random,
@@ -146,11 +146,11 @@ class WaitingRoom:
         """Whether every tenant was asked for at least once, with no shard as the answer."""
         return all(tenant.failure_count for tenant in self._tenants.values())
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[QueuedOperation]:
         """Return all operations that wait."""
         return [entry for tenant in self._tenants.values() for entry in tenant.entries]
 
-    def take(self, tenant_id: str) -> list[Entry]:
+    def take(self, tenant_id: str) -> list[QueuedOperation]:
         """Take out what a tenant has here; the asking for it goes on for what comes next.
 
         Nothing while that is being passed over.
@@ -162,7 +162,7 @@ class WaitingRoom:
         tenant.entries.clear()
         return taken
 
-    def put(self, tenant_id: str, entries: Iterable[Entry]) -> None:
+    def put(self, tenant_id: str, entries: Iterable[QueuedOperation]) -> None:
         """Append entries of a tenant; a tenant that is new here is asked for at once."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
@@ -230,7 +230,7 @@ class WaitingRoom:
     async def _rest(self, stopping: asyncio.Event) -> None:
         """Wait until somebody arrives, is answered or is due, or may have waited long enough."""
         self._change.clear()
-        await first_of(self._change, stopping, within_s=self._rest_s())
+        await wait_any(self._change, stopping, within_s=self._rest_s())
 
     def _rest_s(self) -> float | None:
         """Return after how long to look again, though nothing changed; None while nobody is here, or on the agenda."""
@@ -279,7 +279,7 @@ class WaitingRoom:
         asked_at -= timedelta(seconds=max_age_s)
         try:
             found = await self._router.find(tenant_id, absence_max_age_s=max_age_s)
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             self._keep(tenant_id, Reason.SHARD_UNAVAILABLE, exc)
             return
         self._answered_at = loop_time()
@@ -304,7 +304,7 @@ class WaitingRoom:
         """Return the shard of a tenant that was made at its first use; or that it is not here, and why not."""
         try:
             return await self._router.make_at_first_use(tenant_id, names), None
-        except (TenantNotMadeError, TryAgainLaterError, RefusedError) as exc:
+        except (TenantNotMadeError, RetryableError, PermanentError) as exc:
             return Absence.NOT_HERE, exc
 
     def _absence_max_age_s(self, tenant_id: str, now: datetime) -> float:
@@ -325,7 +325,7 @@ class WaitingRoom:
             return
         tenant.reason, tenant.error = reason, None if exc is None else str(exc)
         tenant.shard_id = exc.shard_id if isinstance(exc, ShardUnavailableError) else None
-        wished_s = exc.retry_after_s or 0.0 if isinstance(exc, TryAgainLaterError) else 0.0
+        wished_s = exc.retry_after_s or 0.0 if isinstance(exc, RetryableError) else 0.0
         self._unasked -= not tenant.failure_count
         tenant.failure_count += 1
         most_s = max(RETRY_MAX_S, len(self._tenants) / ASKS_PER_S)

@@ -19,19 +19,19 @@ import msgspec
 import structlog
 
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import ENTRY_OVERHEAD_BYTES
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
-from simplu_worker.consumers.kinesis.recovery.shard_positions import Contact, Contacts, Refill
-from simplu_worker.consumers.kinesis.stream.positions import Mark
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.recovery.shard_positions import Backfill, ShardPosition, ShardPositions
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.consumers.outcome_counts import by_outcome, count_outcomes
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, Outcome
 from simplu_worker.shards.apply.position_claims import PositionChangedError
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import first_of, pause
+from simplu_worker.timing.waits import sleep_or_event, wait_any
 
 BATCH_MAX_COUNT: Final = 2000
 BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation has more
@@ -46,16 +46,16 @@ DONE: Final = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
 log = structlog.get_logger(__name__)
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
     """One operation in a reader's hands, the record it came from, and its ticket at whoever read it."""
 
     ticket: int
     operation: Operation
     record: bytes
-    owed: Owed[Mark]
+    owed: CheckpointTracker[RecordPosition]
 
     @property
-    def before(self) -> Mark | None:
+    def before(self) -> RecordPosition | None:
         """The last position before it."""
         return self.owed.before(self.ticket)
 
@@ -75,46 +75,46 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-def cost_bytes_of(entries: Collection[Entry]) -> int:
+def cost_bytes_of(entries: Collection[QueuedOperation]) -> int:
     """Return what *entries* count for against the memory a replica may take: records, their data as text, the rest."""
     return 2 * sum([entry.operation.size_bytes for entry in entries]) + ENTRY_OVERHEAD_BYTES * len(entries)
 
 
-class Keeper(Protocol):
+class LaneOwner(Protocol):
     """Who takes from a lane what does not go on through it."""
 
-    async def settle(self, entries: Sequence[Entry], letters: Sequence[DeadLetter]) -> None:
+    async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
         """Pass over *entries*, once *letters* are stored."""
 
-    def put_back(self, tenant_id: str, entries: Sequence[Entry]) -> None:
+    def put_back(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Take back all entries of a tenant: the shard says that it does not live there now."""
 
-    def hold_shard(self, shard_id: str, entries: Sequence[Entry]) -> None:
+    def hold_shard(self, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Hold a shard that does not take operations, from the first of *entries* on."""
 
     def is_held(self, shard_id: str) -> bool:
         """Whether the shard is held already."""
 
-    def failed(self, entry: Entry) -> int:
+    def failed(self, entry: QueuedOperation) -> int:
         """Note that an operation failed by itself once more; return how often now."""
 
-    def refill(self, shard_id: str, refill: Refill, entries: Sequence[Entry]) -> None:
+    def refill(self, shard_id: str, refill: Backfill, entries: Sequence[QueuedOperation]) -> None:
         """Have the stream read again for all tenants of the shard; *entries*, all that the lane has, are dropped."""
 
-    def hold_failing(self, entries: Sequence[Entry]) -> None:
+    def hold_failing(self, entries: Sequence[QueuedOperation]) -> None:
         """Hold the tenant of *entries*, the first of which failed by itself, to try it again later."""
 
 
-class Lane:
+class ShardLane:
     """The entries of one reader for one shard: first in, first out, one batch in flight."""
 
     def __init__(
         self,
         shard_id: str,
-        router: Router,
-        keeper: Keeper,
+        router: ShardGateway,
+        keeper: LaneOwner,
         *,
-        contacts: Contacts | None,
+        contacts: ShardPositions | None,
         tries_max: int,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
@@ -131,8 +131,8 @@ class Lane:
         self._tries_max = tries_max
         self._draw = draw
         self._utc = utc
-        self._queue: list[Entry] = []
-        self._batch: list[Entry] = []  # in flight, or being sent where its outcomes say
+        self._queue: list[QueuedOperation] = []
+        self._batch: list[QueuedOperation] = []  # in flight, or being sent where its outcomes say
         self._flight: asyncio.Timeout | None = None
         self._sent_at = 0.0
         self._failing_since: float | None = None
@@ -172,16 +172,16 @@ class Lane:
         """What the entries behind the batch take in memory."""
         return cost_bytes_of(self._queue)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[QueuedOperation]:
         """Return what it holds, the batch included."""
         return [*self._batch, *self._queue]
 
-    def put(self, entries: Iterable[Entry]) -> None:
+    def put(self, entries: Iterable[QueuedOperation]) -> None:
         """Append entries, in their order."""
         self._queue.extend(entries)
         self._has_work.set()
 
-    def take_queue(self) -> list[Entry]:
+    def take_queue(self) -> list[QueuedOperation]:
         """Take out what is behind the batch."""
         queue, self._queue = self._queue, []
         return queue
@@ -205,7 +205,7 @@ class Lane:
             except PositionChangedError:
                 await self._put_back_and_doubt()
                 continue
-            except TryAgainLaterError as exc:
+            except RetryableError as exc:
                 await self._defer(exc, stopping)
                 continue
             self._failing_since, self._failure_count = None, 0
@@ -218,10 +218,10 @@ class Lane:
         """Wait for work or the end; return whether it is the end."""
         while not self._queue and not self._looks_again and not stopping.is_set():
             self._has_work.clear()
-            await first_of(self._has_work, stopping)
+            await wait_any(self._has_work, stopping)
         return stopping.is_set()
 
-    def _next_batch(self) -> list[Entry]:
+    def _next_batch(self) -> list[QueuedOperation]:
         batch = self._queue[:BATCH_MAX_COUNT]
         ends = list(accumulate([entry.operation.size_bytes for entry in batch]))
         del batch[max(1, bisect_right(ends, BATCH_MAX_BYTES)) :]
@@ -243,11 +243,11 @@ class Lane:
                         return []
                     return await self._router.apply(self.shard_id, operations, claim=self._contacts.claim(contact))
         except TimeoutError:
-            raise TryAgainLaterError(f"shard {self.shard_id}: given up, its memory was needed") from None
+            raise RetryableError(f"shard {self.shard_id}: given up, its memory was needed") from None
         finally:
             self._flight = None
 
-    async def _is_refilled(self, contacts: Contacts, contact: Contact) -> bool:
+    async def _is_refilled(self, contacts: ShardPositions, contact: ShardPosition) -> bool:
         """Read what the shard knows; where that is behind, have the stream read again. Then the lane is empty."""
         refill = await contacts.adopt(contact)
         if refill is None:
@@ -269,7 +269,7 @@ class Lane:
             self._contacts.of(self.shard_id).is_adopted = False
             await self._contacts.confirm()
 
-    async def _defer(self, exc: TryAgainLaterError, stopping: asyncio.Event) -> None:
+    async def _defer(self, exc: RetryableError, stopping: asyncio.Event) -> None:
         """Try the batch again soon, or hold the shard when it has not taken any for some time."""
         self._failing_since = self._failing_since or self._sent_at
         self._failure_count += 1
@@ -286,17 +286,17 @@ class Lane:
         self._batch = []
         delay_s = backoff_s(self._failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
         log.warning("batch.deferred", shard_id=self.shard_id, retry_in_s=round(delay_s, 2), error=str(exc))
-        await pause(delay_s, until=stopping)
+        await sleep_or_event(delay_s, until=stopping)
 
     async def _disperse(self, outcomes: Sequence[Outcome]) -> None:
         """Send each entry of the batch where its outcome says, and what is behind it with it."""
         if {outcome.disposition for outcome in by_outcome(self._batch, outcomes)} <= DONE:
             await self._keeper.settle(self._batch, [])
             return
-        settled: list[Entry] = []
+        settled: list[QueuedOperation] = []
         letters: list[DeadLetter] = []
-        held: dict[str, list[Entry]] = {}
-        failing: dict[str, tuple[Entry, str]] = {}
+        held: dict[str, list[QueuedOperation]] = {}
+        failing: dict[str, tuple[QueuedOperation, str]] = {}
         for entry, outcome in zip(self._batch, outcomes, strict=True):
             match outcome.disposition:
                 case Disposition.APPLIED | Disposition.DUPLICATE:
@@ -320,7 +320,7 @@ class Lane:
             self._keeper.put_back(tenant_id, [*entries, *self._taken(tenant_id)])
         await self._keeper.settle(settled, letters)
 
-    async def _given_up(self, entry: Entry, error: str) -> bool:
+    async def _given_up(self, entry: QueuedOperation, error: str) -> bool:
         """Give up an operation that failed by itself too often: its letter is stored, then its row is marked.
 
         Not if its shard does not take the mark: then it is tried again, and so are the letter and the row.
@@ -336,7 +336,7 @@ class Lane:
         await self._keeper.settle([], [letter])
         try:
             outcome = await self._marked(entry.operation)
-        except TryAgainLaterError:
+        except RetryableError:
             return False
         count_outcomes([entry.operation], [outcome], now=self._utc())
         log.error("operation.given_up", shard_id=self.shard_id, attempts=attempts, error=error, **ids)
@@ -350,7 +350,7 @@ class Lane:
         async with contact.turn:
             return await self._router.give_up(self.shard_id, operation, claim=self._contacts.claim(contact))
 
-    def _taken(self, tenant_id: str) -> list[Entry]:
+    def _taken(self, tenant_id: str) -> list[QueuedOperation]:
         """Take a tenant's entries out of the queue."""
         taken = [entry for entry in self._queue if entry.operation.tenant_id == tenant_id]
         if taken:

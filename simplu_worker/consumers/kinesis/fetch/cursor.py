@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from simplu_worker.consumers.kinesis.fetch.pacing import CatchUpPacing, Pacing, ReadBudget
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import ENTRY_OVERHEAD_BYTES, Account
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import ENTRY_OVERHEAD_BYTES, MemoryQuota
 from simplu_worker.consumers.kinesis.stream.client import (
     AfterSequenceNumber,
     AtSequenceNumber,
@@ -21,10 +21,10 @@ from simplu_worker.consumers.kinesis.stream.client import (
     Stream,
     StreamGoneError,
 )
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import pause
+from simplu_worker.timing.waits import sleep_or_event
 
 READ_MOST_BYTES: Final = 1024 * 1024  # five a second are more than the quota; larger replies only take more memory
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 class StreamShardReads:
     """What all who read one stream shard share: the stream, its quota, and the turn, for reads never overlap."""
 
-    def __init__(self, stream: Stream, stream_shard_id: str, account: Account, draw: Callable[[], float]) -> None:
+    def __init__(self, stream: Stream, stream_shard_id: str, account: MemoryQuota, draw: Callable[[], float]) -> None:
         self.stream = stream
         self.stream_shard_id = stream_shard_id
         self.account = account
@@ -84,7 +84,7 @@ class Cursor:
         """
         self.let_go()
         while True:
-            if await pause(self._pacing.delay_s(loop_time()), until=stopping):
+            if await sleep_or_event(self._pacing.delay_s(loop_time()), until=stopping):
                 return None
             async with self._reads.turn:
                 if self._pacing.delay_s(loop_time()) > 0:
@@ -118,7 +118,7 @@ class Cursor:
         except ExpiredIteratorError:
             self._iterator = None
             return None
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             self._note_trouble(exc)
             return None
         self.trouble = self.refusal = None
@@ -155,7 +155,7 @@ class Cursor:
 
     def _note_trouble(self, exc: Exception) -> None:
         self.trouble = str(exc)
-        self.refusal = self.trouble if isinstance(exc, RefusedError) else None
+        self.refusal = self.trouble if isinstance(exc, PermanentError) else None
         self.is_gone = isinstance(exc, StreamGoneError)
         self._pacing.failed(loop_time(), self._reads.draw())
         instruments.RETRIES.labels("kinesis", "read_failed").inc()

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from simplu_worker.timing.aligned_times import shared_moment
+from simplu_worker.timing.aligned_times import aligned_time
 
 # Kinesis quotas: 5 GetRecords a second and stream shard. A little more than a second and a fifth of one, so that no
 # second, counted from anywhere, holds six starts, also where they arrive with some delay.
@@ -185,7 +185,7 @@ class Pacing:
             wanted = self._started_at + SHARED_INTERVAL_S
             paid_at = min(paid_at, max(self._paid_at, paid_at - AHEAD_S))
         if not self.is_busy(now):
-            wanted = shared_moment(self._started_at, IDLE_INTERVAL_S)
+            wanted = aligned_time(self._started_at, IDLE_INTERVAL_S)
         return max(wanted, budget.opens_at, paid_at)
 
     def delay_s(self, now: float) -> float:

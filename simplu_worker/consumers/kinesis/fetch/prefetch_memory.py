@@ -19,16 +19,16 @@ class Prefetch:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.used_bytes = 0
-        self._accounts: set[Account] = set()
+        self._accounts: set[MemoryQuota] = set()
         self._set_aside_bytes = 0  # for one reader
         self._unclaimed_bytes = 0  # of all that is set aside
 
     def __repr__(self) -> str:
         return f"<Prefetch {self.used_bytes} of {self.max_bytes} bytes, {len(self._accounts)} accounts>"
 
-    def open(self) -> Account:
+    def open(self) -> MemoryQuota:
         """Return a new account, which holds nothing."""
-        account = Account(self)
+        account = MemoryQuota(self)
         self._accounts.add(account)
         self._divide()
         return account
@@ -38,7 +38,7 @@ class Prefetch:
         """How much room to wait for before a read: most of a fair share, where that is not more than it is worth."""
         return min(READ_ROOM_MOST_BYTES, 3 * self.max_bytes // (4 * max(1, len(self._accounts))))
 
-    def room_bytes_of(self, account: Account) -> int:
+    def room_bytes_of(self, account: MemoryQuota) -> int:
         """Return how much more *account* may take now; 0 = nothing.
 
         All that no one else has a right to; from half of the total on no more than a fair share.
@@ -50,14 +50,14 @@ class Prefetch:
             room_bytes = min(room_bytes, fair_bytes - account.held_bytes)
         return max(0, room_bytes)
 
-    def change(self, account: Account, by_bytes: int) -> None:
+    def change(self, account: MemoryQuota, by_bytes: int) -> None:
         """Let *account* hold *by_bytes* more, or less."""
         self._unclaimed_bytes -= self._unclaimed_by(account)
         account.held_bytes += by_bytes
         self.used_bytes += by_bytes
         self._unclaimed_bytes += self._unclaimed_by(account)
 
-    def close(self, account: Account) -> None:
+    def close(self, account: MemoryQuota) -> None:
         """Take back all that *account* holds, and what was set aside for it."""
         self.change(account, -account.held_bytes)
         self._accounts.discard(account)
@@ -67,11 +67,11 @@ class Prefetch:
         self._set_aside_bytes = self.max_bytes // (2 * max(1, len(self._accounts)))
         self._unclaimed_bytes = sum(map(self._unclaimed_by, self._accounts))
 
-    def _unclaimed_by(self, account: Account) -> int:
+    def _unclaimed_by(self, account: MemoryQuota) -> int:
         return max(0, self._set_aside_bytes - account.held_bytes)
 
 
-class Account:
+class MemoryQuota:
     """What one reader holds; made by `Prefetch.open`. To be used no more once closed.
 
     Before a read its expected reply is taken, so that readers who read at the same time do not overshoot together.

@@ -10,17 +10,17 @@ from typing import Final, TypeAlias
 
 from simplu_worker.consumers.kinesis.stream.aggregation import MAGIC, SubRecord, deaggregate, lies_within, outside_error
 from simplu_worker.consumers.kinesis.stream.client import Record
-from simplu_worker.consumers.kinesis.stream.positions import HashRange, Mark, Place, Position
+from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
 
 KINESIS: Final = Source.KINESIS  # looked up once: an enum answers slowly
 
-Arrival: TypeAlias = tuple[Place, bytes, Operation | Rejected]
+Arrival: TypeAlias = tuple[HasPosition, bytes, Operation | Rejected]
 """One record, or one of those in an aggregate: its place, its bytes, and what they are."""
 
 
-class Intake:
+class RecordDecoder:
     """Takes apart and decodes the records of one stream shard."""
 
     def __init__(
@@ -46,7 +46,9 @@ class Intake:
         belongs to another stream shard is refused as a whole.
         """
         arrivals = self._all_arrivals(records)
-        return arrivals if after is None else dropwhile(lambda one: Mark.of(one[0]).position <= after, arrivals)
+        return (
+            arrivals if after is None else dropwhile(lambda one: RecordPosition.of(one[0]).position <= after, arrivals)
+        )
 
     def _all_arrivals(self, records: list[Record]) -> Iterator[Arrival]:
         # Done for every record: whatever is the same for all of them is looked up once.
@@ -82,7 +84,7 @@ class Intake:
         """
         origin = self._origin(record, 0, record.partition_key)
         error = outside_error(subs, hash_range)
-        mark = Mark(record.sequence_number, subs[-1].sub_sequence_number, record.arrived_at)
+        mark = RecordPosition(record.sequence_number, subs[-1].sub_sequence_number, record.arrived_at)
         return mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, error, origin)
 
     def _origin(self, record: Record, sub_sequence_number: int, partition_key: str) -> Origin:

@@ -17,12 +17,12 @@ import structlog
 
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
 from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck, LeaseHolder, start_of
-from simplu_worker.consumers.kinesis.fleet.position_sync import PositionRounds
+from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.balancing import next_expiry, plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Ahead, Lease, Observation, observe
-from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseMaker
+from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import KclLeader, LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import (
     hole_in_leases,
@@ -30,16 +30,16 @@ from simplu_worker.consumers.kinesis.leases.shard_tree import (
     removable,
     unfinished_parents,
 )
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import LeaseTies, ReadingRules, StreamShardReader
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import LeaseContext, ReaderSettings, StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, lineage_of
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, HashRange
 from simplu_worker.dead_letters.queue import LetterStore
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import pause
+from simplu_worker.timing.waits import sleep_or_event
 
 SCANS_PER_DURATION: Final = 10
 LOST_RACE_PAUSE_S: Final = 0.2
@@ -69,9 +69,9 @@ class Fleet:
         initial_position: str | datetime,
         create_stream: bool,
         stream_shard_count: int,
-        router: Router,
+        router: ShardGateway,
         dead_letters: LetterStore,
-        rules: ReadingRules,
+        rules: ReaderSettings,
         prefetch: Prefetch,
         on_expired: Callable[[], None] = lambda: None,
         draw: Callable[[], float] = random.random,
@@ -83,7 +83,7 @@ class Fleet:
         self._me = me
         self._lease_duration_s = lease_duration_s
         self._initial_position = initial_position
-        self._maker = LeaseMaker(stream, table, initial_position, utc=utc)
+        self._maker = LeaseSyncer(stream, table, initial_position, utc=utc)
         self._create_stream = create_stream
         self._stream_shard_count = stream_shard_count
         self._router = router
@@ -100,7 +100,7 @@ class Fleet:
         self._leader: KclLeader | None = None
         self._retention: timedelta | None = None
         self._ancestors: dict[str, Lease] = {}  # of all that was begun: not every scan shows them
-        self._rounds = PositionRounds(router, stream.name, self.readers, draw=draw)
+        self._rounds = PositionSync(router, stream.name, self.readers, draw=draw)
         self._due = {self._audit: 0.0, self._look_at_listing: 0.0, self._look_for_leader: 0.0}
         self.is_set_up = False
         self._has_lost_race = False
@@ -145,11 +145,11 @@ class Fleet:
                     await self._turn(tasks, stopping)
                     self.trouble = self._leader_trouble()
                     pause_s = self._pause_s()
-                except (TryAgainLaterError, RefusedError) as exc:
+                except (RetryableError, PermanentError) as exc:
                     self.trouble = str(exc)
                     log.error("stream.unavailable", stream=self._stream.name, error=str(exc))  # noqa: TRY400  (theirs)
                     pause_s = TROUBLE_PAUSE_S
-                await pause(pause_s, until=stopping)
+                await sleep_or_event(pause_s, until=stopping)
 
     def _pause_s(self) -> float:
         """Return how long until the next scan: sooner when a lease expires, later when scans are expensive.
@@ -200,7 +200,7 @@ class Fleet:
     async def _take_one(self, lease: Lease, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         try:
             taken = await self._table.take(lease, self._me, start_at=self._pin(lease))
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             log.warning("lease.untaken", stream_shard_id=lease.lease_key, error=str(exc))
             return
         if taken is None:
@@ -266,7 +266,7 @@ class Fleet:
             account=self.prefetch.open(),
             retention=self._retention,
             is_end=is_end,
-            ties=LeaseTies(confirm, lambda: self._lineage(lease), lease.started_at),
+            ties=LeaseContext(confirm, lambda: self._lineage(lease), lease.started_at),
             draw=self._draw,
             utc=self._utc,
         )
@@ -305,7 +305,7 @@ class Fleet:
         try:
             return TenantSet.of_targets(owed_by_parents(lease, parents, self._gone))
         except ValueError as exc:
-            raise TryAgainLaterError(f"what its parents owe cannot be read: {exc}") from exc
+            raise RetryableError(f"what its parents owe cannot be read: {exc}") from exc
 
     async def _find_ancestors(self, lease: Lease) -> None:
         """Find the leases of all that *lease* continues, and keep them: not every scan shows them."""
@@ -320,10 +320,10 @@ class Fleet:
                 waiting += sorted(ancestor.parents.difference(waiting))
 
     async def _found(self, lease_key: str) -> Lease | None:
-        """Return a lease as it is now; None when there is none. Raises `TryAgainLaterError` where it cannot be read."""
+        """Return a lease as it is now; None when there is none. Raises `RetryableError` where it cannot be read."""
         found = await self._table.find(lease_key)
         if found is None and self._table.is_unreadable(lease_key):
-            raise TryAgainLaterError(f"the lease of its ancestor {lease_key} cannot be read")
+            raise RetryableError(f"the lease of its ancestor {lease_key} cannot be read")
         return found
 
     def _leases(self) -> dict[str, Lease]:
@@ -374,7 +374,7 @@ class Fleet:
         self._put_off(self._look_for_leader, LEADER_INTERVAL_S)
         try:
             leader = await self._table.kcl_leader()
-        except RefusedError as exc:
+        except PermanentError as exc:
             log.warning("kcl_leader.unread", error=str(exc))
             leader = None
         leads = leader is not None and leader.client_version in LEADING_VERSIONS and leader.record_version != ""

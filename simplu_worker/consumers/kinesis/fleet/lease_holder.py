@@ -30,10 +30,10 @@ from simplu_worker.consumers.kinesis.stream.client import (
     TrimHorizon,
 )
 from simplu_worker.consumers.kinesis.stream.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, Position
-from simplu_worker.errors import RefusedError, TryAgainLaterError
-from simplu_worker.timing.aligned_times import shared_moment
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.timing.aligned_times import aligned_time
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import pause
+from simplu_worker.timing.waits import sleep_or_event
 
 RENEWALS_PER_DURATION: Final = 3
 TRIES_PER_DURATION: Final = 30  # of a renewal that fails: half of them may, and the lease is still kept
@@ -130,7 +130,7 @@ class LeaseHolder:
 
     async def _work(self, stopping: asyncio.Event) -> None:
         while (owed := await self._begin()) is None:
-            if await pause(self._duration_s / 10, until=stopping):
+            if await sleep_or_event(self._duration_s / 10, until=stopping):
                 return
         if stopping.is_set():
             return
@@ -146,7 +146,7 @@ class LeaseHolder:
         """Return to whom the parents still owe something; None while that cannot be known or one is being read."""
         try:
             return await self._owed_by_parents(self.lease)
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             log.warning("stream_shard.begin_deferred", stream_shard_id=self.lease_key, error=str(exc))
             return None
 
@@ -174,7 +174,7 @@ class LeaseHolder:
         """Whether the stream shard is read to its end, and its children can be begun."""
         try:
             is_end = await self._end(child_shards)
-        except (TryAgainLaterError, RefusedError) as exc:
+        except (RetryableError, PermanentError) as exc:
             log.warning("stream_shard.end_deferred", stream_shard_id=self.lease_key, error=str(exc))
             is_end = False
         if not is_end:
@@ -215,9 +215,9 @@ class LeaseHolder:
     async def _keep(self) -> None:
         """Renew until cancelled; raise `_LeaseLostError` when the lease is lost."""
         interval_s = self._duration_s / RENEWALS_PER_DURATION
-        due_at = shared_moment(loop_time(), interval_s)
+        due_at = aligned_time(loop_time(), interval_s)
         while True:
-            await pause(due_at - loop_time(), until=self._has_news)
+            await sleep_or_event(due_at - loop_time(), until=self._has_news)
             self._has_news.clear()
             started_at = loop_time()
             try:
@@ -227,7 +227,7 @@ class LeaseHolder:
                     renewed = await self._table.renew(
                         self.lease, self._progress(), owed=self._owed(), ahead=self._ahead()
                     )
-            except (TryAgainLaterError, RefusedError, TimeoutError) as exc:
+            except (RetryableError, PermanentError, TimeoutError) as exc:
                 log.warning("lease.unrenewed", stream_shard_id=self.lease_key, error=str(exc) or "no answer in time")
                 if loop_time() - self._renewed_at > self._duration_s:
                     raise _LeaseLostError from None  # without answers for so long, others may have it
@@ -237,7 +237,7 @@ class LeaseHolder:
                 raise _LeaseLostError
             self.lease, self._renewed_at = renewed, started_at
             self._is_renewed.set()
-            due_at = shared_moment(loop_time(), interval_s)
+            due_at = aligned_time(loop_time(), interval_s)
 
     async def _give_back(self) -> None:
         """Write the last checkpoint and let others take the lease at once; without an answer it just expires."""
@@ -255,7 +255,7 @@ class LeaseHolder:
         while True:
             try:
                 return await self._table.release(self.lease, checkpoint, ahead=self._ahead())
-            except (TryAgainLaterError, RefusedError) as exc:
+            except (RetryableError, PermanentError) as exc:
                 log.warning("lease.unreleased", stream_shard_id=self.lease_key, error=str(exc))
             await asyncio.sleep(self._duration_s / TRIES_PER_DURATION)
 

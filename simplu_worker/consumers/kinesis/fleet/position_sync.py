@@ -13,12 +13,12 @@ from typing import Final, NamedTuple
 
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
-from simplu_worker.consumers.kinesis.recovery.shard_positions import Contact, Contacts
-from simplu_worker.errors import RefusedError, TryAgainLaterError
-from simplu_worker.shards.apply.position_claims import Standing
-from simplu_worker.shards.gateway import Router
+from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.shards.apply.position_claims import StoredPositions
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import pause
+from simplu_worker.timing.waits import sleep_or_event
 
 INTERVAL_S: Final = 10.0
 REST_S: Final = 0.5  # at least, between two rounds
@@ -31,17 +31,17 @@ class Watched(NamedTuple):
     """A reader's row on one Postgres shard, in its turn."""
 
     reader: StreamShardReader
-    contacts: Contacts
-    contact: Contact
+    contacts: ShardPositions
+    contact: ShardPosition
     lineage: Lineage
 
 
-class PositionRounds:
+class PositionSync:
     """Goes from shard to shard. *readers* are those at work."""
 
     def __init__(
         self,
-        router: Router,
+        router: ShardGateway,
         stream_name: str,
         readers: Callable[[], Sequence[StreamShardReader]],
         *,
@@ -71,10 +71,10 @@ class PositionRounds:
                 for shard_id in await self._router.shard_ids():
                     await self._at_once.acquire()
                     tasks.create_task(self._visit(shard_id, to_forget), name=f"position:{shard_id}")
-                    if await pause(1 / ASKS_PER_S, until=stopping):
+                    if await sleep_or_event(1 / ASKS_PER_S, until=stopping):
                         break
             ends_at = loop_time() + INTERVAL_S * (0.8 + 0.4 * self._draw())
-            while loop_time() < ends_at and not await pause(min(REST_S, INTERVAL_S), until=stopping):
+            while loop_time() < ends_at and not await sleep_or_event(min(REST_S, INTERVAL_S), until=stopping):
                 if self.is_wanted:
                     break
 
@@ -84,7 +84,7 @@ class PositionRounds:
                 if to_forget:
                     await self._router.forget_positions(shard_id, self._stream_name, to_forget)
             await self._look(shard_id)
-        except (TryAgainLaterError, RefusedError, TimeoutError):
+        except (RetryableError, PermanentError, TimeoutError):
             return  # whoever needs the shard says so
         finally:
             self._at_once.release()
@@ -139,7 +139,7 @@ class PositionRounds:
             for one in due:
                 one.contact.is_adopted = one.contact.claim not in changed
 
-    async def _refill(self, shard_id: str, watched: Watched, standing: Standing) -> None:
+    async def _refill(self, shard_id: str, watched: Watched, standing: StoredPositions) -> None:
         """Read again what a shard lacks. Where there is a lane to it, that does so, before its next batch."""
         reader, contacts, contact, lineage = watched
         if reader.look_again(shard_id):
@@ -154,7 +154,7 @@ class PositionRounds:
             reader.refill(shard_id, refill)
 
 
-def _is_doubtful(watched: Watched, standing: Standing) -> bool:
+def _is_doubtful(watched: Watched, standing: StoredPositions) -> bool:
     """Whether what is known of a row does not hold, or was never known."""
     contact = watched.contact
     return not contact.is_adopted or watched.contacts.is_doubtful(contact, watched.lineage, standing)

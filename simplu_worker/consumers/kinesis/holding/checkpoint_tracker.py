@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 P = TypeVar("P")
 
 
-class _Stretch(Generic[P]):
+class _Run(Generic[P]):
     """Records that were read together, and of which some are owed; nearly always they are done with together too."""
 
     __slots__ = ("are_done", "before", "first", "left", "positions")
@@ -55,7 +55,7 @@ class _Stretch(Generic[P]):
         self.left -= 1
 
 
-class Owed(Generic[P]):
+class CheckpointTracker(Generic[P]):
     """The records of one stream shard that were read and are not done, by ticket; *P* is a position.
 
     Takes memory only for what was read together with something that is owed, however much was read and done since.
@@ -63,7 +63,7 @@ class Owed(Generic[P]):
 
     def __init__(self, last: P | None = None) -> None:
         """*last* is the position before the first record; None: there is none."""
-        self._stretches: list[_Stretch[P]] = []
+        self._stretches: list[_Run[P]] = []
         self._firsts: list[int] = []  # their first tickets, to be searched
         self._last = last
         self._next_ticket = 0
@@ -142,7 +142,7 @@ class Owed(Generic[P]):
 
     def _add(self, positions: Sequence[P | None]) -> range:
         tickets = range(self._next_ticket, self._next_ticket + len(positions))
-        self._stretches.append(_Stretch(tickets.start, self._last, positions))
+        self._stretches.append(_Run(tickets.start, self._last, positions))
         self._firsts.append(tickets.start)
         self._next_ticket = tickets.stop
         self._count += len(positions)

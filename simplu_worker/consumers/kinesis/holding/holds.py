@@ -19,10 +19,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords, includes, merged
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.stream.positions import Mark, Position, is_behind, lowest
+from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, is_behind, lowest
 
 TENANT_HOLDS_MAX: Final = 1000  # tenants held each by itself; those beyond share the bucket
 LIVE_MAX: Final = 10_000  # tenants known to be in no hold
@@ -62,7 +62,7 @@ class Hold:
         name: str,
         reason: str,
         *,
-        before: Mark | None,
+        before: RecordPosition | None,
         arrived_at: datetime,
         now: float,
         tenants: TenantSet | None = None,
@@ -87,7 +87,7 @@ class Hold:
         return f"Hold({self.target} {self.name}, {self.reason}, {state}, before={self.before})"
 
     @property
-    def reached(self) -> Mark | None:
+    def reached(self) -> RecordPosition | None:
         """The position behind which its operations are still to come: every one of them will be sent from there on."""
         return self.before if self.catch_up is None else self.catch_up.owed.last
 
@@ -96,7 +96,7 @@ class Hold:
         at = None if self.catch_up is None else self.catch_up.parents_at.get(stream_shard_id)
         return at is not None and at >= position
 
-    def lower(self, before: Mark | None, arrived_at: datetime) -> None:
+    def lower(self, before: RecordPosition | None, arrived_at: datetime) -> None:
         """Start no later than behind *before*; no catch-up is at work any more, nor is it ready for one."""
         reached = self.reached
         if self.catch_up is not None and reached is not None:
@@ -121,7 +121,7 @@ class CatchUp:
         self.left_out = TenantSet()  # of whose operations it has sent not all that it read
         self.whole_ids = {hold.name for hold in holds if hold.is_whole}  # Postgres shards
         self.unplaced: dict[str, set[int]] = {}  # by tenant: tickets of what it sent as nobody knew where that lives
-        self.owed: Owed[Mark] = Owed(self.start)
+        self.owed: CheckpointTracker[RecordPosition] = CheckpointTracker(self.start)
         for hold in holds:
             hold.catch_up = self
 
@@ -133,7 +133,7 @@ class CatchUp:
         """What is to be read again before its own records; all its holds have the same, or none."""
         return self.holds[0].parents if self.holds else ()
 
-    def covers(self, tenant_id: str, before: Mark | None, parents: tuple[ParentRecords, ...]) -> bool:
+    def covers(self, tenant_id: str, before: RecordPosition | None, parents: tuple[ParentRecords, ...]) -> bool:
         """Whether it has sent or will send all of a tenant that is behind *before* and, before that, of *parents*."""
         if tenant_id in self.left_out or not includes(self.all_parents, parents):
             return False
@@ -200,7 +200,7 @@ class Holds:
             return True
         return any(hold.catch_up is catch_up and tenant_id in hold.tenants for hold in self._slotted)
 
-    def is_stray(self, owed: Owed[Mark], ticket: int, tenant_id: str, shard_id: str) -> bool:
+    def is_stray(self, owed: CheckpointTracker[RecordPosition], ticket: int, tenant_id: str, shard_id: str) -> bool:
         """Whether what a catch-up, known by *owed*, has sent of a tenant is none of its business after all.
 
         It sends for whole Postgres shards, nobody knew where the tenant lives, and now that is found on another one.
@@ -234,7 +234,9 @@ class Holds:
             if hold.parents
         )
 
-    def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp, shard_id: str | None = None) -> bool:
+    def is_sent_by_another(
+        self, tenant_id: str, mark: RecordPosition, catch_up: CatchUp, shard_id: str | None = None
+    ) -> bool:
         """Whether *catch_up* may leave a tenant's operation to another hold, which will come to it.
 
         One that has passed it already has sent it; once more does no harm then, for everything before it was sent too.
@@ -295,7 +297,7 @@ class Holds:
                 _begin_no_later(hold, other)
 
     def hold_shard(
-        self, shard_id: str, tenants: Iterable[str], before: Mark | None, arrived_at: datetime, *, now: float
+        self, shard_id: str, tenants: Iterable[str], before: RecordPosition | None, arrived_at: datetime, *, now: float
     ) -> Hold:
         """Hold a Postgres shard with the tenants of the operations that it did not take, the first behind *before*."""
         hold = self._held(Target.SHARD, shard_id, Reason.SHARD_UNAVAILABLE, before, arrived_at, now=now)
@@ -307,7 +309,7 @@ class Holds:
     def hold_whole(
         self,
         shard_id: str,
-        before: Mark | None,
+        before: RecordPosition | None,
         arrived_at: datetime,
         *,
         parents: tuple[ParentRecords, ...],
@@ -325,7 +327,7 @@ class Holds:
         hold = self.for_shard(shard_id)
         return hold if hold is not None and hold.is_whole else None
 
-    def whole_of(self, owed: Owed[Mark]) -> Hold | None:
+    def whole_of(self, owed: CheckpointTracker[RecordPosition]) -> Hold | None:
         """Return a hold of a whole Postgres shard for which a catch-up, known by *owed*, is at work."""
         catch_up = self._catch_up_of(owed)
         return None if catch_up is None else next((hold for hold in catch_up.holds if hold.is_whole), None)
@@ -353,21 +355,21 @@ class Holds:
         """Return the hold that has a tenant by name."""
         return self._by_name.get(tenant_id)
 
-    def parents_of(self, owed: Owed[Mark]) -> tuple[ParentRecords, ...]:
+    def parents_of(self, owed: CheckpointTracker[RecordPosition]) -> tuple[ParentRecords, ...]:
         """Return what comes before everything else for those to whom a catch-up, known by *owed*, sends it just now."""
         catch_up = self._catch_up_of(owed)
         if catch_up is None or not catch_up.is_at_parents:
             return ()
         return catch_up.all_parents  # not those of its holds, which may have been begun again without it
 
-    def note_left_out(self, owed: Owed[Mark], tenant_id: str) -> None:
+    def note_left_out(self, owed: CheckpointTracker[RecordPosition], tenant_id: str) -> None:
         """Note that an operation which a catch-up, known by *owed*, has sent is to come through a hold instead."""
         catch_up = self._catch_up_of(owed)
         if catch_up is not None:
             catch_up.left_out.add(tenant_id)
 
     def hold_tenant(
-        self, tenant_id: str, reason: str, before: Mark | None, arrived_at: datetime, *, now: float
+        self, tenant_id: str, reason: str, before: RecordPosition | None, arrived_at: datetime, *, now: float
     ) -> Hold:
         """Hold a tenant; in the bucket, when too many are held already."""
         if (Target.TENANT, tenant_id) in self._holds or self._tenant_count < TENANT_HOLDS_MAX:
@@ -378,7 +380,9 @@ class Holds:
         self.join(hold, tenant_id)
         return hold
 
-    def hold_predecessors(self, tenants: TenantSet, before: Mark | None, arrived_at: datetime, *, now: float) -> None:
+    def hold_predecessors(
+        self, tenants: TenantSet, before: RecordPosition | None, arrived_at: datetime, *, now: float
+    ) -> None:
         """Hold, from the checkpoint on, what the last owner of the lease still held; it is caught up at once."""
         hold = Hold(
             Target.PREDECESSOR,
@@ -392,7 +396,9 @@ class Holds:
         hold.is_ready = True
         self._add(hold)
 
-    def hold_parents(self, tenants: TenantSet, before: Mark | None, arrived_at: datetime, *, now: float) -> Hold:
+    def hold_parents(
+        self, tenants: TenantSet, before: RecordPosition | None, arrived_at: datetime, *, now: float
+    ) -> Hold:
         """Hold, from the first record on, what the parents of the stream shard still owe.
 
         To be called behind `hold_predecessors`, for who is in both is the parents'.
@@ -462,7 +468,7 @@ class Holds:
         for hold in list(catch_up.holds):
             self.release(hold)
 
-    def floor(self, main: Mark | None) -> Mark | None:
+    def floor(self, main: RecordPosition | None) -> RecordPosition | None:
         """Return the position before which nothing is owed, where the main reader owes nothing up to *main*."""
         self._forget_settled()
         return lowest(
@@ -488,7 +494,7 @@ class Holds:
     def _forget_settled(self) -> None:
         self._catch_ups = [one for one in self._catch_ups if one.holds or len(one.owed)]
 
-    def _catch_up_of(self, owed: Owed[Mark]) -> CatchUp | None:
+    def _catch_up_of(self, owed: CheckpointTracker[RecordPosition]) -> CatchUp | None:
         """Return the catch-up that owes *owed*; None where that is the main reader, or it has settled."""
         return next((catch_up for catch_up in self._catch_ups if catch_up.owed is owed), None)
 
@@ -501,7 +507,7 @@ class Holds:
         return str(self._bucket_count)
 
     def _held(
-        self, target: Target, name: str, reason: str, before: Mark | None, arrived_at: datetime, *, now: float
+        self, target: Target, name: str, reason: str, before: RecordPosition | None, arrived_at: datetime, *, now: float
     ) -> Hold:
         hold = self._holds.get((target, name))
         if hold is None:

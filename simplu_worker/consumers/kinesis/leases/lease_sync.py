@@ -21,14 +21,14 @@ from simplu_worker.consumers.kinesis.leases.shard_tree import (
 )
 from simplu_worker.consumers.kinesis.stream.client import AtTimestamp, Latest, Stream, StreamShard, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.positions import AT_TIMESTAMP, LATEST, TRIM_HORIZON
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.timing.clock import UtcClock
 
 log = structlog.get_logger(__name__)
 
 
-class LeaseMaker:
-    """Creates leases from listings. Both methods raise TryAgainLaterError or RefusedError when the doors do."""
+class LeaseSyncer:
+    """Creates leases from listings. Both methods raise RetryableError or PermanentError when the doors do."""
 
     def __init__(self, stream: Stream, table: LeaseTable, position: str | datetime, *, utc: UtcClock) -> None:
         """*position* is `KINESIS_INITIAL_POSITION`."""
@@ -88,11 +88,11 @@ class LeaseMaker:
         stream_shards = await self._stream.list_stream_shards(at)
         hole = hole_in([shard.hash_range for shard in stream_shards])
         if hole is not None:
-            raise TryAgainLaterError(f"stream {self._stream.name}: no stream shard for the hash keys from {hole.first}")
+            raise RetryableError(f"stream {self._stream.name}: no stream shard for the hash keys from {hole.first}")
         return stream_shards
 
     async def _whole_listing(self) -> list[StreamShard]:
         stream_shards = await self._stream.list_stream_shards()
         if is_torn(stream_shards):
-            raise TryAgainLaterError(f"stream {self._stream.name} was resharded while it was listed")
+            raise RetryableError(f"stream {self._stream.name} was resharded while it was listed")
         return stream_shards

@@ -34,7 +34,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     row_of,
 )
 from simplu_worker.consumers.kinesis.stream.positions import Position
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
 
 log = structlog.get_logger(__name__)
@@ -65,7 +65,7 @@ class KclLeader(msgspec.Struct, frozen=True):
 class LeaseTable:
     """The rows of the lease table *name*; every method is one or a few requests over *client*.
 
-    All raise TryAgainLaterError or RefusedError when DynamoDB does. A write that raised TryAgainLaterError may have
+    All raise RetryableError or PermanentError when DynamoDB does. A write that raised RetryableError may have
     landed; repeating it with the same lease finds that out.
     """
 
@@ -81,7 +81,7 @@ class LeaseTable:
     async def ensure(self) -> None:
         """Create the table when it does not exist and wait until it can be used; idempotent, also among replicas.
 
-        Raises RefusedError when a table of that name is no lease table.
+        Raises PermanentError when a table of that name is no lease table.
         """
         while True:
             table = await self._describe()
@@ -188,7 +188,7 @@ class LeaseTable:
             return row
         try:
             return await self.renew(row, left, owed=owed, ahead=ahead)
-        except TryAgainLaterError:
+        except RetryableError:
             return row  # renewed it is; what is left goes with the next renewal, which will know this one's
 
     async def release(
@@ -299,7 +299,7 @@ class LeaseTable:
     def _check_key(self, table: dict[str, Any]) -> None:
         key = [(part["AttributeName"], part["KeyType"]) for part in table["KeySchema"]]
         if key != [(KEY, "HASH")]:
-            raise RefusedError(
+            raise PermanentError(
                 f"table {self.name}: expected a lease table with the key {KEY}, came the key {key}; "
                 "set KINESIS_APPLICATION_NAME to a name that no other table has",
             )
@@ -376,11 +376,11 @@ class _ConditionFailedError(Exception):
         self.row = row
 
 
-class _NotFoundError(RefusedError):
+class _NotFoundError(PermanentError):
     """The table does not exist."""
 
 
-class _InUseError(TryAgainLaterError):
+class _InUseError(RetryableError):
     """The table is in a state that does not allow this now."""
 
 

@@ -15,20 +15,20 @@ import msgspec
 import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT, Entry
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT, QueuedOperation
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardReads
-from simplu_worker.consumers.kinesis.fetch.record_decoder import Arrival, Intake
+from simplu_worker.consumers.kinesis.fetch.record_decoder import Arrival, RecordDecoder
 from simplu_worker.consumers.kinesis.holding.holds import NOWHERE, CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Record, Start
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Mark, Position, is_behind
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position, RecordPosition, is_behind
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.routing.directory import Absence
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import first_of, pause
+from simplu_worker.timing.waits import sleep_or_event, wait_any
 
 CATCH_UPS_MAX: Final = 4  # at a time; they share what the main reader leaves of the quota
 ALIKE: Final = timedelta(seconds=60)  # holds that begin so close to each other are caught up together
@@ -52,13 +52,13 @@ class CatchUpReader:
         self,
         catch_up: CatchUp,
         reads: StreamShardReads,
-        intake: Intake,
+        intake: RecordDecoder,
         dispatcher: Dispatcher,
         *,
-        router: Router,
-        main_at: Callable[[], Mark | None],
+        router: ShardGateway,
+        main_at: Callable[[], RecordPosition | None],
         beginning: tuple[Start, Position | None],
-        read_parent: Callable[[ParentRecords], tuple[StreamShardReads, Intake]],
+        read_parent: Callable[[ParentRecords], tuple[StreamShardReads, RecordDecoder]],
         retention: timedelta | None,
     ) -> None:
         """*main_at* is where the main reader is; *beginning* where it started, and what was done then.
@@ -117,7 +117,7 @@ class CatchUpReader:
                     self._meet()
                 elif self._has_sent_enough() or self._reads.account.is_short:
                     self._dispatcher.has_settled.clear()
-                    await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
+                    await sleep_or_event(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
                     await self._send_reply(reply.records, ending)
                     cursor.let_go()
@@ -133,13 +133,13 @@ class CatchUpReader:
             while self.catch_up.holds and not ending.is_set() and not cursor.is_at_end and not cursor.is_gone:
                 if self._has_sent_enough() or reads.account.is_short:
                     self._dispatcher.has_settled.clear()
-                    await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
+                    await sleep_or_event(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
                     arrivals = intake.arrivals(reply.records, after=after)
                     for count, (place, record, decoded) in enumerate(arrivals, start=1):
                         after = None
                         if isinstance(decoded, Operation):
-                            position = Mark.of(place).position
+                            position = RecordPosition.of(place).position
                             self._send_one_of_parents(records.stream_shard_id, position, record, decoded)
                         if count % DECODED_AT_ONCE == 0:
                             await asyncio.sleep(0)
@@ -152,7 +152,7 @@ class CatchUpReader:
         shard_id, is_its = self._look_up(tenant_id)
         is_sent_by_another = self._dispatcher.holds.is_of_parents_and_sent_by_another
         if is_its and not is_sent_by_another(tenant_id, parent, position, catch_up, shard_id):
-            self._send_entry(Entry(catch_up.owed.take_at_last(), operation, record, catch_up.owed))
+            self._send_entry(QueuedOperation(catch_up.owed.take_at_last(), operation, record, catch_up.owed))
         else:
             catch_up.left_out.add(tenant_id)
         catch_up.parents_at[parent] = position
@@ -161,7 +161,7 @@ class CatchUpReader:
         """Go on to the own records once all that the parents owed is applied, or held by itself."""
         while len(self.catch_up.owed) and self.catch_up.holds and not ending.is_set():
             self._dispatcher.has_settled.clear()
-            await pause(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
+            await sleep_or_event(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
         if len(self.catch_up.owed) or not self.catch_up.holds:
             return
         self._dispatcher.parents_read(self.catch_up)
@@ -205,7 +205,7 @@ class CatchUpReader:
             if arrival is None:
                 return False
             place, record, decoded = arrival
-            mark = Mark.of(place)
+            mark = RecordPosition.of(place)
             self._after = None
             self._record_count += 1
             if isinstance(decoded, Operation):
@@ -216,14 +216,14 @@ class CatchUpReader:
             if count % DECODED_AT_ONCE == 0:
                 await asyncio.sleep(0)
             while self._dispatcher.room.is_busy and not ending.is_set():  # the main reader's tenants come first
-                await pause(ROOM_WAIT_S, until=ending)
+                await sleep_or_event(ROOM_WAIT_S, until=ending)
         return True
 
-    def _send_one(self, mark: Mark, record: bytes, operation: Operation) -> None:
+    def _send_one(self, mark: RecordPosition, record: bytes, operation: Operation) -> None:
         owed, holds, tenant_id = self.catch_up.owed, self._dispatcher.holds, operation.tenant_id
         shard_id, is_its = self._look_up(tenant_id)
         if is_its and not holds.is_sent_by_another(tenant_id, mark, self.catch_up, shard_id):
-            self._send_entry(Entry(owed.take(mark), operation, record, owed))
+            self._send_entry(QueuedOperation(owed.take(mark), operation, record, owed))
         else:
             self.catch_up.left_out.add(tenant_id)
             owed.pass_over(mark)
@@ -239,14 +239,14 @@ class CatchUpReader:
             self._elsewhere.add(tenant_id)
         return shard_id, is_its
 
-    def _send_entry(self, entry: Entry) -> None:
+    def _send_entry(self, entry: QueuedOperation) -> None:
         catch_up, tenant_id = self.catch_up, entry.operation.tenant_id
         is_placed = not catch_up.whole_ids or self._dispatcher.shard_id_of(tenant_id) is not None
         if not is_placed and not self._dispatcher.holds.is_for(tenant_id, catch_up, NOWHERE):
             catch_up.unplaced.setdefault(tenant_id, set()).add(entry.ticket)
         self._dispatcher.send([entry])
 
-    async def _ask_who_is_here(self, at: Mark | None, ending: asyncio.Event) -> None:
+    async def _ask_who_is_here(self, at: RecordPosition | None, ending: asyncio.Event) -> None:
         """Ask the shards held as a whole for tenants of a reply that were left out, by routes that may be old.
 
         Where one of them lives there, the shard is read for again from *at* on, where the reply began.
@@ -255,8 +255,8 @@ class CatchUpReader:
             while hold.catch_up is self.catch_up and not ending.is_set():
                 try:
                     here = await self._router.who_is_here(hold.name, sorted(self._elsewhere))
-                except (TryAgainLaterError, RefusedError):
-                    await pause(LOOK_INTERVAL_S, until=ending)
+                except (RetryableError, PermanentError):
+                    await sleep_or_event(LOOK_INTERVAL_S, until=ending)
                     continue
                 if here and hold.catch_up is self.catch_up:
                     self._dispatcher.begin_again(hold, at, here)
@@ -277,7 +277,7 @@ class CatchUps:
 
     def __init__(
         self,
-        router: Router,
+        router: ShardGateway,
         dispatcher: Dispatcher,
         reads: StreamShardReads,
         make: Callable[[CatchUp], CatchUpReader],
@@ -310,10 +310,10 @@ class CatchUps:
                 has_ready.clear()
                 if self._dispatcher.is_at_rest:
                     has_arrivals.clear()
-                    await first_of(has_ready, has_arrivals, ending)
+                    await wait_any(has_ready, has_arrivals, ending)
                 else:
                     interval_s = PROBE_INTERVAL_S if is_probing else LOOK_INTERVAL_S
-                    await first_of(has_ready, ending, within_s=interval_s)
+                    await wait_any(has_ready, ending, within_s=interval_s)
             for probe in self._probing.values():
                 probe.cancel()
 
@@ -351,7 +351,7 @@ class CatchUps:
         hold.attempts += 1
         try:
             await self._router.probe(hold.name)
-        except (TryAgainLaterError, RefusedError):
+        except (RetryableError, PermanentError):
             await self._look_elsewhere(hold)
         else:
             if hold.catch_up is None and self._dispatcher.is_lane_idle(hold.name):
@@ -368,7 +368,7 @@ class CatchUps:
         tenant_id = names[hold.attempts % len(names)]
         try:
             found = await self._router.find_again(tenant_id)
-        except (TryAgainLaterError, RefusedError):
+        except (RetryableError, PermanentError):
             return
         if found != hold.name and not isinstance(found, Absence) and tenant_id in hold.tenants.names:
             self._dispatcher.moved(hold, tenant_id)

@@ -20,19 +20,25 @@ import msgspec
 import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_COUNT, Entry
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_COUNT, QueuedOperation
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardReads
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Account
-from simplu_worker.consumers.kinesis.fetch.record_decoder import Arrival, Intake
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
+from simplu_worker.consumers.kinesis.fetch.record_decoder import Arrival, RecordDecoder
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Ahead
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
-from simplu_worker.consumers.kinesis.recovery.shard_positions import Contacts, Progress, ReaderFacts, Refill, Said
+from simplu_worker.consumers.kinesis.recovery.shard_positions import (
+    Backfill,
+    PositionRow,
+    ReaderProgress,
+    ReaderState,
+    ShardPositions,
+)
 from simplu_worker.consumers.kinesis.stream.client import (
     AtSequenceNumber,
     AtTimestamp,
@@ -42,15 +48,21 @@ from simplu_worker.consumers.kinesis.stream.client import (
     Start,
     Stream,
 )
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, HashRange, Mark, Marks, Position
-from simplu_worker.dead_letters.letter import DeadLetter, letter_of
+from simplu_worker.consumers.kinesis.stream.positions import (
+    SHARD_END,
+    HashRange,
+    LazyPositions,
+    Position,
+    RecordPosition,
+)
+from simplu_worker.dead_letters.letter import DeadLetter, dead_letter_of
 from simplu_worker.dead_letters.queue import LetterStore
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import pause
+from simplu_worker.timing.waits import sleep_or_event
 
 WAIT_FOR_MEMORY_S: Final = 0.25
 LAST_WORD_S: Final = 0.5  # at the end, for all Postgres shards together
@@ -59,7 +71,7 @@ SAY_END_S: Final = 2.0  # at most, until what was read last is applied, held or 
 log = structlog.get_logger(__name__)
 
 
-class ReadingRules(msgspec.Struct, frozen=True):
+class ReaderSettings(msgspec.Struct, frozen=True):
     """What the settings say about reading."""
 
     operation_max_bytes: int
@@ -69,7 +81,7 @@ class ReadingRules(msgspec.Struct, frozen=True):
     drain_s: float = 20.0  # short of SHUTDOWN_GRACE_SECONDS: leases are given back after it
 
 
-class LeaseTies(msgspec.Struct, frozen=True):
+class LeaseContext(msgspec.Struct, frozen=True):
     """What a reader has by the lease under which it reads.
 
     *confirm* tells, for the moment, whether it is still its own; *lineage* is what the stream shard continues;
@@ -94,13 +106,13 @@ class StreamShardReader:
         hash_range: HashRange | None = None,
         owed_by_parents: TenantSet | None = None,
         ahead: Ahead | None = None,
-        router: Router,
+        router: ShardGateway,
         dead_letters: LetterStore,
-        rules: ReadingRules,
-        account: Account,
+        rules: ReaderSettings,
+        account: MemoryQuota,
         retention: timedelta | None = None,
         is_end: Callable[[tuple[ChildShard, ...]], Awaitable[bool]] | None = None,
-        ties: LeaseTies | None = None,
+        ties: LeaseContext | None = None,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
@@ -129,8 +141,10 @@ class StreamShardReader:
         self._utc = utc
         self._intake = self._intake_of(stream_shard_id, hash_range)
         # Its last position is that of dispatch. None is before everything: nothing is ever read that comes earlier.
-        self._owed: Owed[Mark] = Owed(None if done is None else Mark.at(done, utc()))
-        self._checkpoint_before = None if self._beginning[1] is None else Mark.at(self._beginning[1], utc())
+        self._owed: CheckpointTracker[RecordPosition] = CheckpointTracker(
+            None if done is None else RecordPosition.at(done, utc())
+        )
+        self._checkpoint_before = None if self._beginning[1] is None else RecordPosition.at(self._beginning[1], utc())
         self._reads = StreamShardReads(stream, stream_shard_id, account, draw)
         self._pacing = Pacing(self._reads.budget)
         self._cursor = Cursor(self._reads, start, self._pacing, kind="main", retention=retention)
@@ -165,7 +179,7 @@ class StreamShardReader:
         return None if mark is None or mark.is_between else mark.position
 
     @property
-    def read_to(self) -> Mark | None:
+    def read_to(self) -> RecordPosition | None:
         """The last record read; None when there was none yet."""
         return self._at()
 
@@ -323,11 +337,11 @@ class StreamShardReader:
         self._dispatcher.has_ready.set()
 
     @property
-    def contacts(self) -> Contacts | None:
+    def contacts(self) -> ShardPositions | None:
         """The rows of this reader on the Postgres shards."""
         return self._dispatcher.contacts
 
-    def refill(self, shard_id: str, refill: Refill) -> None:
+    def refill(self, shard_id: str, refill: Backfill) -> None:
         """Read again for all tenants of a Postgres shard to which nothing was sent yet."""
         self._dispatcher.refill(shard_id, refill, ())
 
@@ -371,13 +385,13 @@ class StreamShardReader:
                     await self._next_settled()
                 ending.set()
                 deadline.reschedule(loop_time() + self._rules.drain_s)
-        except* TryAgainLaterError as group:
+        except* RetryableError as group:
             # Only a stop ends it this way: dead letters that could not be stored. Their records stay owed.
             log.warning("stream_shard.left", stream_shard_id=self.stream_shard_id, error=str(group.exceptions[0]))
 
-    def _facts(self, ties: LeaseTies, ahead: Ahead | None) -> ReaderFacts:
+    def _facts(self, ties: LeaseContext, ahead: Ahead | None) -> ReaderState:
         held = TenantSet() if ahead is None else TenantSet.of_targets(ahead.held)
-        return ReaderFacts(
+        return ReaderState(
             stream_name=self._stream.name,
             stream_shard_id=self.stream_shard_id,
             began_at=self._owed.last,
@@ -404,19 +418,21 @@ class StreamShardReader:
             if self.contacts is not None:
                 await self.contacts.confirm()  # the lease, by which the children begin
 
-    def _progress(self) -> Progress:
+    def _progress(self) -> ReaderProgress:
         floor = self._dispatcher.holds.floor(self._owed.checkpoint)
-        return Progress(floor, is_finished=self.is_finished)
+        return ReaderProgress(floor, is_finished=self.is_finished)
 
-    def _said_ahead(self) -> Said | None:
+    def _said_ahead(self) -> PositionRow | None:
         """Return what `ahead` is as the Postgres shards have it; at the end that is to whom anything is owed at all."""
         if self.is_at_end:
-            return Said(read_to=SHARD_END.checkpoint, held=tuple(sorted(self._dispatcher.owed_tenants().targets())))
+            return PositionRow(
+                read_to=SHARD_END.checkpoint, held=tuple(sorted(self._dispatcher.owed_tenants().targets()))
+            )
         ahead = self.ahead
         if ahead is None:
             return None
         read_to = f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}"
-        return Said(read_to=read_to, held=tuple(sorted(ahead.held)))
+        return PositionRow(read_to=read_to, held=tuple(sorted(ahead.held)))
 
     async def leave_word(self) -> None:
         """Tell the Postgres shards, once `run` has returned, how far it got: who comes next need not read that again.
@@ -430,7 +446,7 @@ class StreamShardReader:
                 for contact in self.contacts.adopted():
                     tasks.create_task(self.contacts.leave_word(contact), name=f"last-word:{contact.shard_id}")
 
-    async def _first_since(self, instant: datetime) -> Mark | None:
+    async def _first_since(self, instant: datetime) -> RecordPosition | None:
         """Return the place before the first record that arrived since *instant*; None when there is none yet.
 
         Takes no part in the accounts of memory: all that may be in use by what waits for the answer.
@@ -439,27 +455,29 @@ class StreamShardReader:
             iterator: str | None = await self._stream.iterator(self.stream_shard_id, AtTimestamp(instant))
             with self._reads.budget.catching_up(loop_time()) as pacing:
                 while iterator is not None and not self._reads.is_gone:
-                    if await pause(pacing.delay_s(loop_time()), until=self._stopping):
-                        raise TryAgainLaterError("it is to stop")
+                    if await sleep_or_event(pacing.delay_s(loop_time()), until=self._stopping):
+                        raise RetryableError("it is to stop")
                     async with self._reads.turn:
                         pacing.started(loop_time())
                         reply = await self._stream.get_records(iterator, limit=1)
                     pacing.replied(loop_time(), record_count=len(reply.records), size_bytes=reply.size_bytes)
                     if reply.records:
-                        return Mark.right_before(reply.records[0].sequence_number, reply.records[0].arrived_at)
+                        return RecordPosition.right_before(
+                            reply.records[0].sequence_number, reply.records[0].arrived_at
+                        )
                     if not reply.millis_behind:
                         return None
                     iterator = reply.next_iterator
-        except (RefusedError, ExpiredIteratorError) as exc:
-            raise TryAgainLaterError(str(exc)) from exc
+        except (PermanentError, ExpiredIteratorError) as exc:
+            raise RetryableError(str(exc)) from exc
         return None
 
-    def _read_parent(self, records: ParentRecords) -> tuple[StreamShardReads, Intake]:
+    def _read_parent(self, records: ParentRecords) -> tuple[StreamShardReads, RecordDecoder]:
         reads = StreamShardReads(self._stream, records.stream_shard_id, self._account, self._draw)
         return reads, self._intake_of(records.stream_shard_id, records.hash_range)
 
-    def _intake_of(self, stream_shard_id: str, hash_range: HashRange | None) -> Intake:
-        return Intake(
+    def _intake_of(self, stream_shard_id: str, hash_range: HashRange | None) -> RecordDecoder:
+        return RecordDecoder(
             self._stream.name,
             stream_shard_id,
             operation_max_bytes=self._rules.operation_max_bytes,
@@ -490,18 +508,18 @@ class StreamShardReader:
         owed, holds = self._owed, self._dispatcher.holds
         while decoded := await self._decoded(arrivals):
             self._done = None
-            entries: list[Entry] = []
+            entries: list[QueuedOperation] = []
             held: list[int] = []
             is_any_held = len(holds) > 0
-            tickets = owed.take_all(Marks([place for place, _, _ in decoded]))
+            tickets = owed.take_all(LazyPositions([place for place, _, _ in decoded]))
             for ticket, (_, record, operation) in zip(tickets, decoded, strict=True):
                 if not isinstance(operation, Operation):
-                    letters.append(letter_of(operation, record, failed_at=self._utc()))
+                    letters.append(dead_letter_of(operation, record, failed_at=self._utc()))
                     buried.append(ticket)
                 elif is_any_held and holds.of(operation.tenant_id) is not None:
                     held.append(ticket)  # a catch-up will come to it
                 else:
-                    entries.append(Entry(ticket, operation, record, owed))
+                    entries.append(QueuedOperation(ticket, operation, record, owed))
             owed.done(held)
             holds.note_sent({entry.operation.tenant_id for entry in entries})
             self._dispatcher.send(entries)
@@ -538,7 +556,7 @@ class StreamShardReader:
             retention=self.retention,
         )
 
-    def _at(self) -> Mark | None:
+    def _at(self) -> RecordPosition | None:
         """Return the position of dispatch."""
         return self._owed.last
 
@@ -548,4 +566,4 @@ class StreamShardReader:
     async def _next_settled(self) -> None:
         """Wait until something is settled, or long enough to look whether to stop."""
         self._dispatcher.has_settled.clear()
-        await pause(WAIT_FOR_MEMORY_S, until=self._dispatcher.has_settled)
+        await sleep_or_event(WAIT_FOR_MEMORY_S, until=self._dispatcher.has_settled)

@@ -18,8 +18,14 @@ from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON, Pare
 from simplu_worker.consumers.kinesis.holding.tenant_set import TENANT
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp, Start
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Mark, Position
-from simplu_worker.shards.apply.position_claims import Standing, StreamPosition
+from simplu_worker.consumers.kinesis.stream.positions import (
+    SHARD_END,
+    TRIM_HORIZON,
+    HashRange,
+    Position,
+    RecordPosition,
+)
+from simplu_worker.shards.apply.position_claims import StoredPositions, StreamPosition
 
 CLOCK_MARGIN: Final = timedelta(seconds=1)  # arrivals are rounded
 
@@ -57,27 +63,27 @@ def lineage_of(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str])
     return Lineage(lease.parents & ancestors.keys(), ancestors, are_ended)
 
 
-Place: TypeAlias = Mark | datetime | None  # behind a record; before the first that arrived since; none
+Place: TypeAlias = RecordPosition | datetime | None  # behind a record; before the first that arrived since; none
 
 
-def text_of(mark: Mark | None) -> str:
+def format_position(mark: RecordPosition | None) -> str:
     """Return how a row has the position behind which something is owed; None is where reading began."""
     return TRIM_HORIZON.checkpoint if mark is None else f"{mark.sequence_number}/{mark.sub_sequence_number}"
 
 
-def mark_of(text: str, arrived_at: datetime) -> Mark:
+def parse_position(text: str, arrived_at: datetime) -> RecordPosition:
     """Return the position that a row has. Raises ValueError for what is none."""
     sequence_number, _, sub_sequence_number = text.partition("/")
-    return Mark(str(Position.of(sequence_number).number), int(sub_sequence_number), arrived_at)
+    return RecordPosition(str(Position.of(sequence_number).number), int(sub_sequence_number), arrived_at)
 
 
-def owed_place(
+def replay_start(
     row: StreamPosition | None,
     first_tenant_at: datetime | None,
     *,
     tenant_wait: timedelta,
     started_at: datetime | None,
-    covers: Callable[[AbstractSet[str], Mark | None], bool],
+    covers: Callable[[AbstractSet[str], RecordPosition | None], bool],
     now: datetime,
 ) -> Place:
     """Return behind which place the tenants of a shard may lack something; None when there is no such place.
@@ -93,10 +99,10 @@ def owed_place(
     if row.owed_from == SHARD_END.checkpoint:
         return None
     is_beginning = row.owed_from == TRIM_HORIZON.checkpoint
-    owed_from = None if is_beginning else mark_of(row.owed_from, row.owed_since or now)
+    owed_from = None if is_beginning else parse_position(row.owed_from, row.owed_since or now)
     names = names_of(row.held)
     if row.read_to is not None and names is not None and covers(names, owed_from):
-        return None if row.read_to == SHARD_END.checkpoint else mark_of(row.read_to, row.owed_since or now)
+        return None if row.read_to == SHARD_END.checkpoint else parse_position(row.read_to, row.owed_since or now)
     return owed_from or started_at or HORIZON
 
 
@@ -106,7 +112,9 @@ def names_of(targets: tuple[str, ...]) -> frozenset[str] | None:
     return names if all(target.startswith(TENANT) for target in targets) else None
 
 
-def unread_ancestors(lineage: Lineage, standing: Standing, *, tenant_wait: timedelta) -> tuple[ParentRecords, ...]:
+def unread_ancestors(
+    lineage: Lineage, standing: StoredPositions, *, tenant_wait: timedelta
+) -> tuple[ParentRecords, ...]:
     """Return which records of the ancestors a shard may lack, in the order in which they have to be applied.
 
     An ancestor whose row says SHARD_END has left nothing out; and where its row says that its parents were done, they
@@ -135,7 +143,7 @@ def unread_ancestors(lineage: Lineage, standing: Standing, *, tenant_wait: timed
     return tuple(found.values())
 
 
-def without_what_is_owed(standing: Standing, waits_for: Callable[[AbstractSet[str]], bool]) -> Standing:
+def ignoring_pending(standing: StoredPositions, waits_for: Callable[[AbstractSet[str]], bool]) -> StoredPositions:
     """Return what a shard knows, with ancestors at their end where all that they still owe is owed to some tenants.
 
     Those for whom the reader waits until the ancestors have applied it. Only of use where nothing at all is to be read
@@ -160,7 +168,7 @@ def _records_of(
     if row is not None and row.owed_from == SHARD_END.checkpoint:
         return None
     if row is not None and row.owed_from != TRIM_HORIZON.checkpoint:
-        mark = mark_of(row.owed_from, HORIZON)
+        mark = parse_position(row.owed_from, HORIZON)
         start: Start = AtSequenceNumber(mark.sequence_number)
         return ParentRecords(stream_shard_id, start, mark.position, ancestor.hash_range)
     since = ancestor.started_at or HORIZON

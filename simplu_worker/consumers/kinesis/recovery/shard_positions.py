@@ -19,16 +19,16 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import TENANT
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     Lineage,
     Place,
-    owed_place,
-    text_of,
+    format_position,
+    ignoring_pending,
+    replay_start,
     unread_ancestors,
-    without_what_is_owed,
 )
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Mark, is_behind
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, RecordPosition, is_behind
+from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
-from simplu_worker.shards.apply.position_claims import Claim, Standing, StreamPosition
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.apply.position_claims import PositionClaim, StoredPositions, StreamPosition
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time
 
 TOUCH_AFTER_S: Final = 30.0  # a row not written for so long, while the reader went on
@@ -39,14 +39,14 @@ MOVED_MARGIN_S: Final = 10.0  # between two looks at different clocks
 log = structlog.get_logger(__name__)
 
 
-class Progress(msgspec.Struct, frozen=True):
+class ReaderProgress(msgspec.Struct, frozen=True):
     """How far a reader is: behind *owed_from* something may be owed; None is where it began to read."""
 
-    owed_from: Mark | None
+    owed_from: RecordPosition | None
     is_finished: bool = False
 
 
-class Said(msgspec.Struct, frozen=True):
+class PositionRow(msgspec.Struct, frozen=True):
     """What a row says of how far a reader is; its members are those of the row."""
 
     owed_from: str = ""
@@ -54,17 +54,17 @@ class Said(msgspec.Struct, frozen=True):
     held: tuple[str, ...] | None = None
 
 
-class Refill(msgspec.Struct, frozen=True):
+class Backfill(msgspec.Struct, frozen=True):
     """What is to be read again for all tenants of a Postgres shard: first of *parents*, then behind *before*."""
 
-    before: Mark | None
+    before: RecordPosition | None
     parents: tuple[ParentRecords, ...]
 
 
-class Contact:
+class ShardPosition:
     """One reader and one Postgres shard. Whoever writes the row, or decides about it, has the turn."""
 
-    def __init__(self, shard_id: str, claim: Claim) -> None:
+    def __init__(self, shard_id: str, claim: PositionClaim) -> None:
         self.shard_id = shard_id
         self.claim = claim
         self.turn = asyncio.Lock()
@@ -82,7 +82,7 @@ class Contact:
         return f"Contact({self.shard_id}, {'adopted' if self.is_adopted else 'unknown'}, {self.claim.owed_from})"
 
 
-class ReaderFacts(msgspec.Struct, frozen=True):
+class ReaderState(msgspec.Struct, frozen=True):
     """What a reader lets its contacts ask it for.
 
     *began_at* is where its main reading began, *dispatch* where that is now; None where nothing is before it. It began
@@ -94,26 +94,26 @@ class ReaderFacts(msgspec.Struct, frozen=True):
 
     stream_name: str
     stream_shard_id: str
-    began_at: Mark | None
-    checkpoint: Mark | None
+    began_at: RecordPosition | None
+    checkpoint: RecordPosition | None
     taken_over: AbstractSet[str]
-    dispatch: Callable[[], Mark | None]
-    progress: Callable[[], Progress]
-    ahead: Callable[[], Said | None]
-    first_since: Callable[[datetime], Awaitable[Mark | None]]
+    dispatch: Callable[[], RecordPosition | None]
+    progress: Callable[[], ReaderProgress]
+    ahead: Callable[[], PositionRow | None]
+    first_since: Callable[[datetime], Awaitable[RecordPosition | None]]
     confirm: Callable[[], Awaitable[bool]]
     lineage: Callable[[], Lineage]
     started_at: datetime | None
 
 
-class Contacts:
+class ShardPositions:
     """The rows of one reader, on all Postgres shards."""
 
     def __init__(
         self,
-        router: Router,
+        router: ShardGateway,
         holds: Holds,
-        facts: ReaderFacts,
+        facts: ReaderState,
         *,
         tenant_wait: timedelta,
         utc: UtcClock,
@@ -123,26 +123,29 @@ class Contacts:
         self._facts = facts
         self._tenant_wait = tenant_wait
         self._utc = utc
-        self._contacts: dict[str, Contact] = {}
+        self._contacts: dict[str, ShardPosition] = {}
         self._began = loop_time()
-        self._ahead: tuple[float, Said | None] = (float("-inf"), None)  # without its owed_from, which is of the moment
+        self._ahead: tuple[float, PositionRow | None] = (
+            float("-inf"),
+            None,
+        )  # without its owed_from, which is of the moment
 
     def __repr__(self) -> str:
         return f"Contacts({list(self._contacts.values())})"
 
-    def of(self, shard_id: str) -> Contact:
+    def of(self, shard_id: str) -> ShardPosition:
         """Return the contact with a Postgres shard."""
         contact = self._contacts.get(shard_id)
         if contact is None:
-            claim = Claim(self._facts.stream_name, self._facts.stream_shard_id)
-            contact = self._contacts[shard_id] = Contact(shard_id, claim)
+            claim = PositionClaim(self._facts.stream_name, self._facts.stream_shard_id)
+            contact = self._contacts[shard_id] = ShardPosition(shard_id, claim)
         return contact
 
-    def adopted(self) -> list[Contact]:
+    def adopted(self) -> list[ShardPosition]:
         """Return the contacts with shards whose row is known."""
         return [contact for contact in self._contacts.values() if contact.is_adopted]
 
-    def claim(self, contact: Contact) -> Claim:
+    def claim(self, contact: ShardPosition) -> PositionClaim:
         """Return what the next write into the row says: where the reader is before it, not behind it.
 
         What a batch comes to is known too late, and an operation of it may not be applied.
@@ -154,21 +157,21 @@ class Contacts:
         contact.written_at = loop_time()
         return claim
 
-    def is_due(self, contact: Contact, *, within_s: float = TOUCH_AFTER_S) -> bool:
+    def is_due(self, contact: ShardPosition, *, within_s: float = TOUCH_AFTER_S) -> bool:
         """Tell whether a row that is known was not written for a while and would say something else now."""
         if not contact.is_adopted or loop_time() - contact.written_at < within_s:
             return False
         claim = contact.claim
-        return Said(claim.owed_from, claim.read_to, claim.held) != self._said(self._facts.progress())
+        return PositionRow(claim.owed_from, claim.read_to, claim.held) != self._said(self._facts.progress())
 
-    def _said(self, progress: Progress) -> Said:
+    def _said(self, progress: ReaderProgress) -> PositionRow:
         """Return what a row would say now: what is owed, and where some tenants are owed what is older, how far."""
         if progress.is_finished:
-            return Said(SHARD_END.checkpoint)
-        owed_from, ahead = text_of(progress.owed_from), self._fresh_ahead()
-        return Said(owed_from) if ahead is None else msgspec.structs.replace(ahead, owed_from=owed_from)
+            return PositionRow(SHARD_END.checkpoint)
+        owed_from, ahead = format_position(progress.owed_from), self._fresh_ahead()
+        return PositionRow(owed_from) if ahead is None else msgspec.structs.replace(ahead, owed_from=owed_from)
 
-    async def leave_word(self, contact: Contact) -> None:
+    async def leave_word(self, contact: ShardPosition) -> None:
         """Write how far the reader is at its end, beside no effect; not where that would have to be waited for.
 
         Nor where the row is another's, or none answers: who comes next then reads a little again.
@@ -180,7 +183,7 @@ class Contacts:
         async with contact.turn:
             if not contact.is_adopted:
                 return
-            with contextlib.suppress(TryAgainLaterError):
+            with contextlib.suppress(RetryableError):
                 changed = await self._router.touch(contact.shard_id, [self.claim(contact)])
                 contact.is_adopted = not changed
 
@@ -188,10 +191,10 @@ class Contacts:
         """Tell whether the lease is still the reader's, as far as anybody answers."""
         return await self._facts.confirm()
 
-    async def adopt(self, contact: Contact) -> Refill | None:
+    async def adopt(self, contact: ShardPosition) -> Backfill | None:
         """Read what the shard knows, and return what has to be read again of the stream; None when nothing has.
 
-        To be called in the contact's turn. Raises `TryAgainLaterError` when that cannot be found out.
+        To be called in the contact's turn. Raises `RetryableError` when that cannot be found out.
         """
         claim, lineage = contact.claim, self.lineage()  # first: what had ended before the rows were read
         shard_id, is_first = contact.shard_id, not contact.is_met
@@ -200,21 +203,21 @@ class Contacts:
         else:
             standing = await self._router.standing(shard_id, claim.stream, [claim.stream_shard_id], is_first=is_first)
         if standing is None:
-            raise TryAgainLaterError(f"shard {contact.shard_id}: it has no schema yet")
+            raise RetryableError(f"shard {contact.shard_id}: it has no schema yet")
         return await self.adopt_by(contact, lineage, standing)
 
     def lineage(self) -> Lineage:
         """Return what the stream shard continues."""
         return self._facts.lineage()
 
-    def is_doubtful(self, contact: Contact, lineage: Lineage, standing: Standing) -> bool:
+    def is_doubtful(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> bool:
         """Tell whether a row has to be read anew: it is not as it was left, or the parents have ended since."""
         row = standing.rows.get(self._facts.stream_shard_id)
         if (row.token not in contact.claim.tokens) if row is not None else contact.claim.tokens:
             return True
         return lineage.are_ended and not contact.claim.parents_done and not self._holds.has_parents
 
-    async def adopt_by(self, contact: Contact, lineage: Lineage, standing: Standing) -> Refill | None:
+    async def adopt_by(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> Backfill | None:
         """Do what `adopt` does, with an answer of the shard that is there already.
 
         At the first contact all that came since the reader began is in its hands, unless a tenant was moved here
@@ -225,7 +228,7 @@ class Contacts:
         own = self._facts.began_at if is_in_hand else self._facts.dispatch()
         before, is_as_left = None, _is_as_left(contact, row, standing)
         if own is not None and not is_as_left:
-            place = owed_place(
+            place = replay_start(
                 row,
                 standing.first_tenant_at,
                 tenant_wait=self._tenant_wait,
@@ -251,29 +254,31 @@ class Contacts:
             "shard.refilling",
             shard_id=contact.shard_id,
             stream_shard_id=self._facts.stream_shard_id,
-            owed_from=text_of(before or own),
-            read_to=text_of(own),
+            owed_from=format_position(before or own),
+            read_to=format_position(own),
             parents=[records.stream_shard_id for records in parents],
         )
-        return Refill(before or own, parents)
+        return Backfill(before or own, parents)
 
-    def _unread_ancestors(self, lineage: Lineage, standing: Standing, *, is_alone: bool) -> tuple[ParentRecords, ...]:
+    def _unread_ancestors(
+        self, lineage: Lineage, standing: StoredPositions, *, is_alone: bool
+    ) -> tuple[ParentRecords, ...]:
         """Return which records of the ancestors are to be read again; *is_alone* when nothing else is.
 
         None while the ancestors lack only what is held here until they have applied it, and nothing of that was sent
         from here, as when it is just being read again.
         """
         if is_alone and not lineage.are_ended:
-            rest = without_what_is_owed(standing, self._holds.wait_for_parents)
+            rest = ignoring_pending(standing, self._holds.wait_for_parents)
             if not unread_ancestors(lineage, rest, tenant_wait=self._tenant_wait):
                 return ()
         return unread_ancestors(lineage, standing, tenant_wait=self._tenant_wait)
 
-    def _is_moved_to(self, standing: Standing) -> bool:
+    def _is_moved_to(self, standing: StoredPositions) -> bool:
         """Whether a tenant was moved to a shard since the reader began, which may have sent it something elsewhere."""
         return standing.moved_in_s is not None and standing.moved_in_s < loop_time() - self._began + MOVED_MARGIN_S
 
-    def _covers(self, names: AbstractSet[str], owed_from: Mark | None, *, is_met: bool) -> bool:
+    def _covers(self, names: AbstractSet[str], owed_from: RecordPosition | None, *, is_met: bool) -> bool:
         """Tell whether the reader sees to it that tenants get everything behind *owed_from*.
 
         By holding them, or, before it has sent anything there, by having held them since it began.
@@ -284,7 +289,7 @@ class Contacts:
         holds = [self._holds.by_name(name) for name in names]
         return all(hold is not None and not _is_after(hold.reached, owed_from) for hold in holds)
 
-    async def _lower(self, place: Place, own: Mark) -> Mark | None:
+    async def _lower(self, place: Place, own: RecordPosition) -> RecordPosition | None:
         """Return *place* where that is before *own*, which is behind where reading began."""
         if isinstance(place, datetime):
             # Where the reader took over that is by its clock, for nobody knows when that record arrived.
@@ -298,7 +303,7 @@ class Contacts:
         contact = self.of(shard_id)
         contact.claim.parents_done = contact.claim.parents_done or (contact.is_adopted and contact.had_ended)
 
-    def doubt_parents(self) -> list[Contact]:
+    def doubt_parents(self) -> list[ShardPosition]:
         """Have the rows read anew that do not say yet that the parents are done; return whose.
 
         What they owed no more may have been lost since.
@@ -308,7 +313,7 @@ class Contacts:
             contact.is_adopted = False
         return doubtful
 
-    def _fresh_ahead(self) -> Said | None:
+    def _fresh_ahead(self) -> PositionRow | None:
         """Return whom the reader owes something older than all others, where a row has room for their names."""
         if self._holds.has_whole:
             return None  # whose tenants nobody knows by name
@@ -321,11 +326,11 @@ class Contacts:
         return said
 
 
-def _is_as_left(contact: Contact, row: StreamPosition | None, standing: Standing) -> bool:
+def _is_as_left(contact: ShardPosition, row: StreamPosition | None, standing: StoredPositions) -> bool:
     """Whether all that a reader wrote on a shard is there still, so that it need not look for what to read again."""
     return standing.is_as_left or (row is not None and row.token in contact.claim.tokens)
 
 
-def _is_after(mark: Mark | None, other: Mark | None) -> bool:
+def _is_after(mark: RecordPosition | None, other: RecordPosition | None) -> bool:
     """Whether *mark* is after *other*; None is where reading began, before everything."""
     return mark is not None and is_behind(mark, other)

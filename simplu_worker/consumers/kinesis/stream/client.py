@@ -13,7 +13,7 @@ import structlog
 
 from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, ThrottledError, error_code, translate
 from simplu_worker.consumers.kinesis.stream.positions import HashRange
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import KINESIS_GET_RECORDS, KINESIS_THROTTLED
 
 log = structlog.get_logger(__name__)
@@ -45,11 +45,11 @@ class ChildShard(msgspec.Struct, frozen=True):
     hash_range: HashRange
 
 
-class ExpiredIteratorError(TryAgainLaterError):
+class ExpiredIteratorError(RetryableError):
     """The iterator is older than five minutes; ask for a new one, after the last record read."""
 
 
-class StreamGoneError(RefusedError):
+class StreamGoneError(PermanentError):
     """The stream, or the stream shard, does not exist: never did, was deleted, or is past its retention."""
 
 
@@ -133,7 +133,7 @@ class NewRecord(msgspec.Struct, frozen=True):
 class Stream:
     """The stream *name_or_arn*; every method is one or a few requests over *client*.
 
-    All raise ThrottledError, another TryAgainLaterError, StreamGoneError or another RefusedError.
+    All raise ThrottledError, another RetryableError, StreamGoneError or another PermanentError.
     """
 
     def __init__(self, client: Client, name_or_arn: str) -> None:
@@ -264,11 +264,11 @@ class Stream:
         return translate(exc)
 
 
-class _ExpiredTokenError(TryAgainLaterError):
+class _ExpiredTokenError(RetryableError):
     """The next page can no longer be asked for."""
 
 
-class _InUseError(TryAgainLaterError):
+class _InUseError(RetryableError):
     """The stream is in a state that does not allow this now."""
 
 

@@ -60,7 +60,7 @@ class Position(msgspec.Struct, frozen=True, order=True, gc=False):
         return self.number in _SENTINEL_NAMES
 
 
-class Place(Protocol):
+class HasPosition(Protocol):
     """What tells where a record is in its stream shard, and when it arrived; of an origin that is Kinesis."""
 
     @property
@@ -76,7 +76,7 @@ class Place(Protocol):
         """Approximately, by Kinesis."""
 
 
-class Mark(msgspec.Struct, frozen=True, gc=False):
+class RecordPosition(msgspec.Struct, frozen=True, gc=False):
     """A record's place, written as it came, and when it arrived."""
 
     sequence_number: str
@@ -84,17 +84,17 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
     arrived_at: datetime
 
     @classmethod
-    def of(cls, place: Place) -> Mark:
+    def of(cls, place: HasPosition) -> RecordPosition:
         """Return the mark of a record."""
         return cls(place.sequence_number or "", place.sub_sequence_number, place.arrived_at)
 
     @classmethod
-    def at(cls, position: Position, arrived_at: datetime) -> Mark:
+    def at(cls, position: Position, arrived_at: datetime) -> RecordPosition:
         """Return the mark of a record's position."""
         return cls(position.checkpoint, position.sub_sequence_number, arrived_at)
 
     @classmethod
-    def right_before(cls, sequence_number: str, arrived_at: datetime) -> Mark:
+    def right_before(cls, sequence_number: str, arrived_at: datetime) -> RecordPosition:
         """Return the mark of the place before all that a record holds, and behind everything before it."""
         return cls(sequence_number, BEFORE_ALL_PARTS, arrived_at)
 
@@ -116,10 +116,10 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
         return len(self.sequence_number), self.sequence_number, self.sub_sequence_number
 
 
-class Marks(Sequence[Mark]):
+class LazyPositions(Sequence[RecordPosition]):
     """The marks of records, each made when it is asked for: of most of them nobody ever asks."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
+    def __init__(self, places: Sequence[HasPosition]) -> None:
         self._places = places
 
     def __repr__(self) -> str:
@@ -129,23 +129,23 @@ class Marks(Sequence[Mark]):
         return len(self._places)
 
     @overload
-    def __getitem__(self, index: int) -> Mark: ...
+    def __getitem__(self, index: int) -> RecordPosition: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Mark]: ...
+    def __getitem__(self, index: slice) -> Sequence[RecordPosition]: ...
 
-    def __getitem__(self, index: int | slice) -> Mark | Sequence[Mark]:
+    def __getitem__(self, index: int | slice) -> RecordPosition | Sequence[RecordPosition]:
         if isinstance(index, slice):
-            return Marks(self._places[index])
-        return Mark.of(self._places[index])
+            return LazyPositions(self._places[index])
+        return RecordPosition.of(self._places[index])
 
 
-def is_behind(mark: Mark, other: Mark | None) -> bool:
+def is_behind(mark: RecordPosition, other: RecordPosition | None) -> bool:
     """Whether *mark* comes after *other*; None stands for the beginning, before every record."""
     return other is None or mark.order > other.order
 
 
-def lowest(marks: Iterable[Mark | None]) -> Mark | None:
+def lowest(marks: Iterable[RecordPosition | None]) -> RecordPosition | None:
     """Return the first of *marks*, at least one; None stands for the beginning, before every record."""
     found = list(marks)
     return None if None in found else min((mark for mark in found if mark), key=lambda mark: mark.order)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 
-class Claim(msgspec.Struct, frozen=True):
+class MessageSubject(msgspec.Struct, frozen=True):
     """What a message is about: a tenant, or with *business_id* alone every tenant of a business; and its FIFO group.
 
     What cannot be read is about nothing.
@@ -17,7 +17,7 @@ class Claim(msgspec.Struct, frozen=True):
     business_id: str | None = None
     group_id: str | None = None
 
-    def meets(self, other: Claim) -> bool:
+    def meets(self, other: MessageSubject) -> bool:
         """Tell whether the two must be handled one after the other."""
         if self.group_id is not None and self.group_id == other.group_id:
             return True
@@ -28,7 +28,7 @@ class Claim(msgspec.Struct, frozen=True):
         return self.tenant_id == other.tenant_id
 
 
-def turns_of(claims: Sequence[Claim]) -> list[list[int]]:
+def turns_of(claims: Sequence[MessageSubject]) -> list[list[int]]:
     """Return the places of *claims* in turns: in one turn no two meet, and each comes after all that it has to."""
     turn_by_place: list[int] = []
     for place, claim in enumerate(claims):
@@ -40,7 +40,7 @@ def turns_of(claims: Sequence[Claim]) -> list[list[int]]:
     return turns
 
 
-def first_before(claims: Sequence[Claim], place: int, undecided: Collection[int]) -> int | None:
+def first_before(claims: Sequence[MessageSubject], place: int, undecided: Collection[int]) -> int | None:
     """Return the first of the *undecided* that the one at *place* has to wait for; one of its own group if there is.
 
     None when it may be handled.
@@ -50,6 +50,6 @@ def first_before(claims: Sequence[Claim], place: int, undecided: Collection[int]
     return next(iter(own or before), None)
 
 
-def is_of_group(claim: Claim, other: Claim) -> bool:
+def is_of_group(claim: MessageSubject, other: MessageSubject) -> bool:
     """Tell whether both are of the same FIFO group."""
     return claim.group_id is not None and claim.group_id == other.group_id

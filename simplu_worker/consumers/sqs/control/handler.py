@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.consumers.sqs.control.conflicts import Claim, first_before, is_of_group, turns_of
+from simplu_worker.consumers.sqs.control.conflicts import MessageSubject, first_before, is_of_group, turns_of
 from simplu_worker.consumers.sqs.control.decode import (
     AdminAccount,
     Control,
@@ -30,15 +30,15 @@ from simplu_worker.consumers.sqs.control.decode import (
 from simplu_worker.consumers.sqs.receive.verdicts import (
     TROUBLE_BASE_S,
     TROUBLE_MAX_S,
-    Bury,
     Done,
-    Later,
+    RetryHeld,
+    ReturnToQueue,
+    ToDeadLetter,
     Verdict,
-    Wait,
     after_trouble,
     after_unexpected,
 )
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.operations.operation import DeadLetterReason, Rejected
 from simplu_worker.shards.routing.citrus import CitrusDeniedError
@@ -60,7 +60,7 @@ class Provisions(Protocol):
     async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[Answer]:
         """Make tenants, no two the same; return for each its result, or the error that it met.
 
-        RefusedError is for what can never work, TryAgainLaterError for a dependency's trouble.
+        PermanentError is for what can never work, RetryableError for a dependency's trouble.
         """
 
 
@@ -155,7 +155,7 @@ class ControlHandler:
         claims = [self._claim(message, control) for message, control in zip(messages, decoded, strict=True)]
         verdicts: dict[int, Verdict] = {}
         for turn in turns_of(claims):
-            undecided = [place for place, verdict in verdicts.items() if not isinstance(verdict, Done | Bury)]
+            undecided = [place for place, verdict in verdicts.items() if not isinstance(verdict, Done | ToDeadLetter)]
             items: dict[int, _Item] = {}
             for place in turn:
                 control, before = decoded[place], first_before(claims, place, undecided)
@@ -169,11 +169,11 @@ class ControlHandler:
             verdicts |= dict(zip(items, self._judged(met), strict=True))
         return [verdicts[place] for place in range(len(messages))]
 
-    def _claim(self, message: Message, control: Control | Rejected) -> Claim:
+    def _claim(self, message: Message, control: Control | Rejected) -> MessageSubject:
         group_id = message.group_id if self._queue.is_fifo else None  # in others it says nothing about order
         if isinstance(control, Rejected):
-            return Claim(group_id=group_id)
-        return Claim(tenant_id_of_control(control), control.business_id, group_id)
+            return MessageSubject(group_id=group_id)
+        return MessageSubject(tenant_id_of_control(control), control.business_id, group_id)
 
     async def _meet(self, items: Sequence[_Item]) -> list[_Met]:
         """Do what *items* ask for, which are about different tenants; return what each came to."""
@@ -254,9 +254,9 @@ class ControlHandler:
 
     def _judge(self, item: _Item, result: Result | Exception) -> Verdict:
         match result:
-            case TryAgainLaterError():
+            case RetryableError():
                 return after_trouble(result, try_count=item.message.try_count, draw=self._draw())
-            case RefusedError():
+            case PermanentError():
                 return self._refused(item, DeadLetterReason.INVALID_MESSAGE, str(result))
             case Exception():
                 return self._after_unexpected(item, result)
@@ -279,7 +279,7 @@ class ControlHandler:
                 return self._refused(item, DeadLetterReason.RETRIES_EXHAUSTED, error)
             return self._refused(item, DeadLetterReason.UNKNOWN_TENANT, f"no shard had the tenant {within}")
         delay_s = backoff_s(item.message.try_count, draw=self._draw(), base_s=TROUBLE_BASE_S, most_s=TROUBLE_MAX_S)
-        return Wait(delay_s=min(delay_s, max(left.total_seconds(), TROUBLE_BASE_S)))
+        return RetryHeld(delay_s=min(delay_s, max(left.total_seconds(), TROUBLE_BASE_S)))
 
     def _after_unexpected(self, item: _Item, exc: Exception) -> Verdict:
         verdict = after_unexpected(exc, receive_count=item.message.receive_count, delays_s=self._retry_delays_s)
@@ -290,16 +290,16 @@ class ControlHandler:
             error=type(exc).__name__,
             exc_info=exc,
         )
-        if isinstance(verdict, Later):
+        if isinstance(verdict, ReturnToQueue):
             RETRIES.labels("sqs", "unexpected").inc()
             return verdict
         return self._refused(item, verdict.reason, verdict.error)
 
-    def _refused(self, item: _Item, reason: DeadLetterReason, error: str) -> Bury:
+    def _refused(self, item: _Item, reason: DeadLetterReason, error: str) -> ToDeadLetter:
         log.warning("control.refused", **self._facts(item), reason=reason, error=error)
-        return Bury(reason, error, item.control.business_id, item.control.location_id)
+        return ToDeadLetter(reason, error, item.control.business_id, item.control.location_id)
 
-    def _rejected(self, rejected: Rejected, message: Message) -> Bury:
+    def _rejected(self, rejected: Rejected, message: Message) -> ToDeadLetter:
         log.warning(
             "control.refused",
             queue=self._queue.name,
@@ -309,13 +309,13 @@ class ControlHandler:
             reason=rejected.reason,
             error=rejected.error,
         )
-        return Bury(rejected.reason, rejected.error, rejected.business_id, rejected.location_id)
+        return ToDeadLetter(rejected.reason, rejected.error, rejected.business_id, rejected.location_id)
 
     def _note_deferred(self, met: Sequence[_Met], verdicts: Sequence[Verdict]) -> None:
         """Say once a batch and error what was put off, with the first of its messages."""
-        by_error: dict[str, list[tuple[_Item, Result | Exception, Wait]]] = {}
+        by_error: dict[str, list[tuple[_Item, Result | Exception, RetryHeld]]] = {}
         for (item, result), verdict in zip(met, verdicts, strict=True):
-            if isinstance(verdict, Wait):
+            if isinstance(verdict, RetryHeld):
                 error = str(result) if isinstance(result, Exception) else result.value
                 by_error.setdefault(error, []).append((item, result, verdict))
         for error, deferred in by_error.items():
@@ -348,12 +348,12 @@ def _behind(verdict: Verdict, *, is_group: bool) -> Verdict:
     One of its group goes back together with it; another that is about the same tenant comes again with it.
     """
     match verdict:
-        case Wait() if not is_group:
+        case RetryHeld() if not is_group:
             return verdict
-        case Later(delay_s=delay_s) if not is_group:
-            return Later(max(delay_s, 1))
+        case ReturnToQueue(delay_s=delay_s) if not is_group:
+            return ReturnToQueue(max(delay_s, 1))
         case _:
-            return Later(0)
+            return ReturnToQueue(0)
 
 
 def _request(creation: ShardCreation) -> ProvisionRequest:

@@ -27,15 +27,15 @@ from simplu_worker.consumers.sqs.orders.order_lane import Answer, Crash, OrderLa
 from simplu_worker.consumers.sqs.receive.verdicts import (
     TROUBLE_BASE_S,
     TROUBLE_MAX_S,
-    Bury,
     Done,
-    Later,
+    RetryHeld,
+    ReturnToQueue,
+    ToDeadLetter,
     Verdict,
-    Wait,
     after_trouble,
     after_unexpected,
 )
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.operations.operation import (
     DeadLetterReason,
@@ -50,7 +50,7 @@ from simplu_worker.operations.unknown_tenants import (
     is_overdue,
     unknown_tenant_error,
 )
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.routing.directory import Absence
 from simplu_worker.shards.tenants.first_use import TenantNotMadeError
 from simplu_worker.timing.backoff import backoff_s
@@ -61,7 +61,7 @@ ASKED_AT_ONCE: Final = 64  # tenants whose shard is asked for
 ANSWERS_KEPT_MAX: Final = 4096
 WAIT_BASE_S: Final = 0.25
 WAIT_MAX_S: Final = 10.0  # a move pauses a tenant for far less
-BEHIND: Final = Later(0)  # another of its group, which is not decided
+BEHIND: Final = ReturnToQueue(0)  # another of its group, which is not decided
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +77,7 @@ class _Absent(msgspec.Struct, frozen=True):
         return f"its tenant is {self.why}" + (f": {self.error}" if self.error else "")
 
 
-_NoAnswer: TypeAlias = TryAgainLaterError | RefusedError | Crash
+_NoAnswer: TypeAlias = RetryableError | PermanentError | Crash
 _Home: TypeAlias = str | _Absent | _NoAnswer
 
 
@@ -111,7 +111,7 @@ class _Slot(msgspec.Struct, eq=False):
         match self.verdict:
             case Done():
                 return True
-            case Bury(mark=None, reason=reason):
+            case ToDeadLetter(mark=None, reason=reason):
                 return reason is not DeadLetterReason.UNKNOWN_TENANT
             case _:
                 return False
@@ -119,7 +119,7 @@ class _Slot(msgspec.Struct, eq=False):
 
 @asynccontextmanager
 async def open_orders(
-    router: Router,
+    router: ShardGateway,
     queue: Queue,
     *,
     operation_max_bytes: int,
@@ -151,7 +151,7 @@ class OrderHandler:
 
     def __init__(
         self,
-        router: Router,
+        router: ShardGateway,
         queue: Queue,
         tasks: asyncio.TaskGroup,
         *,
@@ -212,7 +212,7 @@ class OrderHandler:
         """Log what is put off: a line for each cause, not for each message."""
         alike: defaultdict[_Trouble, list[float]] = defaultdict(list)
         for slot in slots:
-            if slot.trouble is not None and isinstance(slot.verdict, Later | Wait):
+            if slot.trouble is not None and isinstance(slot.verdict, ReturnToQueue | RetryHeld):
                 alike[slot.trouble].append(slot.verdict.delay_s)
         for trouble, delays_s in alike.items():
             RETRIES.labels("sqs", "dependency").inc(len(delays_s))
@@ -312,7 +312,7 @@ class OrderHandler:
                     found = await self._router.make_at_first_use(operation.tenant_id, [name])
             except TenantNotMadeError as exc:
                 return _Absent(Absence.NOT_HERE, asked_at, str(exc))
-            except (TryAgainLaterError, RefusedError) as exc:
+            except (RetryableError, PermanentError) as exc:
                 return exc
             except Exception as exc:  # a bug that one tenant meets must not end the others
                 log.exception("order.failed", queue=self._queue.name, error=type(exc).__name__)
@@ -328,7 +328,7 @@ class OrderHandler:
         match home:
             case None:
                 self._wait(slot, _Trouble("no answer yet to where tenants live"))
-            case TryAgainLaterError() | RefusedError():
+            case RetryableError() | PermanentError():
                 self._in_trouble(slot, home)
             case Crash():
                 error = home.error
@@ -345,7 +345,7 @@ class OrderHandler:
         match answer:
             case None:
                 self._wait(slot, _Trouble(f"no answer yet from shard {shard_id}"))
-            case TryAgainLaterError():
+            case RetryableError():
                 self._in_trouble(slot, answer)
             case Crash():
                 error = answer.error
@@ -371,16 +371,16 @@ class OrderHandler:
             case _:
                 assert_never(outcome.disposition)
 
-    def _in_trouble(self, slot: _Slot, exc: TryAgainLaterError | RefusedError) -> None:
+    def _in_trouble(self, slot: _Slot, exc: RetryableError | PermanentError) -> None:
         slot.trouble = _Trouble(str(exc))
         # A refusal is of an address that may not be used: somebody may mend that.
-        trouble = exc if isinstance(exc, TryAgainLaterError) else TryAgainLaterError(str(exc))
+        trouble = exc if isinstance(exc, RetryableError) else RetryableError(str(exc))
         slot.verdict = after_trouble(trouble, try_count=slot.message.try_count, draw=self._draw())
 
     def _wait(self, slot: _Slot, trouble: _Trouble) -> None:
         slot.trouble = trouble
         try_count = slot.message.try_count
-        slot.verdict = Wait(backoff_s(try_count, draw=self._draw(), base_s=WAIT_BASE_S, most_s=WAIT_MAX_S))
+        slot.verdict = RetryHeld(backoff_s(try_count, draw=self._draw(), base_s=WAIT_BASE_S, most_s=WAIT_MAX_S))
 
     def _not_registered(self, slot: _Slot, operation: Operation, asked_at: datetime) -> None:
         """Let it come again until it is overdue, which only a "not registered" that was asked for later decides."""
@@ -392,13 +392,13 @@ class OrderHandler:
         rest_s = (message.sent_at + self._tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()).total_seconds()
         delay_s = backoff_s(message.try_count, draw=self._draw(), base_s=TROUBLE_BASE_S, most_s=TROUBLE_MAX_S)
         slot.trouble = _Trouble.of_tenant(operation, f"its tenant is {Absence.UNREGISTERED}")
-        slot.verdict = Later(max(1, math.ceil(min(delay_s, rest_s))))
+        slot.verdict = ReturnToQueue(max(1, math.ceil(min(delay_s, rest_s))))
 
     def _after_unexpected(
         self, message: Message, operation: Operation, shard_id: str | None, error: Exception, text: str
     ) -> Verdict:
         verdict = after_unexpected(error, receive_count=message.receive_count, delays_s=self._retry_delays_s)
-        if isinstance(verdict, Later):
+        if isinstance(verdict, ReturnToQueue):
             log.warning(
                 "operation.failing",
                 queue=self._queue.name,
@@ -414,10 +414,10 @@ class OrderHandler:
         return _bury(operation, verdict.reason, told, mark)
 
     async def _give_up(self, shard_id: str, operation: Operation, error: str) -> None:
-        """Leave the row of an operation that is given up. Raises `TryAgainLaterError` where that cannot be done now."""
+        """Leave the row of an operation that is given up. Raises `RetryableError` where that cannot be done now."""
         outcome = await self._router.give_up(shard_id, operation)
         if outcome.disposition is Disposition.HOLD:
-            raise TryAgainLaterError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
+            raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
         log.error(
             "operation.given_up",
             queue=self._queue.name,
@@ -446,14 +446,14 @@ def _hold_back(slots: Sequence[_Slot]) -> None:
     Behind a letter it is handled again as soon as that is stored, and what is to be a letter too is stored with it.
     """
     first = next(index for index, slot in enumerate(slots) if not slot.lets_pass)
-    is_letter = isinstance(slots[first].verdict, Bury)
+    is_letter = isinstance(slots[first].verdict, ToDeadLetter)
     for slot in slots[first + 1 :]:
-        if not (is_letter and isinstance(slot.verdict, Bury)):
-            slot.verdict, slot.trouble = Wait(0.0) if is_letter else BEHIND, None
+        if not (is_letter and isinstance(slot.verdict, ToDeadLetter)):
+            slot.verdict, slot.trouble = RetryHeld(0.0) if is_letter else BEHIND, None
 
 
-def _refused(rejected: Rejected) -> Bury:
-    return Bury(
+def _refused(rejected: Rejected) -> ToDeadLetter:
+    return ToDeadLetter(
         rejected.reason,
         rejected.error,
         business_id=rejected.business_id,
@@ -465,8 +465,8 @@ def _refused(rejected: Rejected) -> Bury:
 
 def _bury(
     operation: Operation, reason: DeadLetterReason, error: str, mark: Callable[[], Awaitable[object]] | None = None
-) -> Bury:
-    return Bury(
+) -> ToDeadLetter:
+    return ToDeadLetter(
         reason,
         error,
         business_id=operation.business_id,

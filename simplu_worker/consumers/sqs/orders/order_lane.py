@@ -22,9 +22,9 @@ import msgspec
 import structlog
 
 from simplu_worker.consumers.outcome_counts import count_outcomes
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.shards.gateway import Router
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 
 BATCH_MAX_COUNT: Final = 1000
@@ -41,13 +41,13 @@ class Crash(msgspec.Struct, frozen=True):
     error: Exception
 
 
-Answer: TypeAlias = Outcome | TryAgainLaterError | Crash
+Answer: TypeAlias = Outcome | RetryableError | Crash
 
 BEHIND = Outcome(disposition=Disposition.HOLD)  # of one behind another of its chain that did not get through
 IN_LOG = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
 
 
-class Entry(msgspec.Struct, frozen=True, eq=False):
+class OrderEntry(msgspec.Struct, frozen=True, eq=False):
     """The operation of one message on its way; *answer* is set once it is known."""
 
     message_id: str
@@ -60,9 +60,9 @@ class _Landing(msgspec.Struct, frozen=True, eq=False):
     """What a batch has left in the log since *landed_at*, and is yet to be safe there."""
 
     landed_at: float
-    pairs: Sequence[tuple[Entry, Outcome]]
+    pairs: Sequence[tuple[OrderEntry, Outcome]]
 
-    def answer(self, error: TryAgainLaterError | Crash | None = None) -> None:
+    def answer(self, error: RetryableError | Crash | None = None) -> None:
         """Answer each with its outcome, or with the error."""
         for entry, outcome in self.pairs:
             entry.answer.set_result(error or outcome)
@@ -72,16 +72,16 @@ class OrderLane:
     """The operations of one queue for one shard. Its flights are tasks of *tasks*, and end with them."""
 
     def __init__(
-        self, shard_id: str, router: Router, tasks: asyncio.TaskGroup, *, queue_name: str, utc: UtcClock = utc_now
+        self, shard_id: str, router: ShardGateway, tasks: asyncio.TaskGroup, *, queue_name: str, utc: UtcClock = utc_now
     ) -> None:
         self.shard_id = shard_id
         self._router = router
         self._tasks = tasks
         self._queue_name = queue_name
         self._utc = utc
-        self._entries: dict[str, Entry] = {}  # by message id: queued, in flight, or answered and not fetched
-        self._queue: deque[Entry] = deque()
-        self._batch: list[Entry] = []
+        self._entries: dict[str, OrderEntry] = {}  # by message id: queued, in flight, or answered and not fetched
+        self._queue: deque[OrderEntry] = deque()
+        self._batch: list[OrderEntry] = []
         self._flight: asyncio.Task[None] | None = None
         self._landings: dict[asyncio.Task[None], _Landing] = {}  # in order
         self._sent_at = float("inf")
@@ -108,7 +108,7 @@ class OrderLane:
         """Return what is on its way."""
         return [entry.operation for entry in (*self._batch, *self._queue)]
 
-    def submit(self, chain: str, operations: Iterable[tuple[str, Operation]]) -> list[Entry]:
+    def submit(self, chain: str, operations: Iterable[tuple[str, Operation]]) -> list[OrderEntry]:
         """Append operations of a chain, by message id, in their order; return their entries.
 
         One that is in the lane already keeps its place, or its answer, unless that says to try it again.
@@ -118,7 +118,7 @@ class OrderLane:
             self._flight = self._tasks.create_task(self._fly(), name=f"orders:{self.shard_id}")
         return entries
 
-    def collect(self, entry: Entry) -> Answer | None:
+    def collect(self, entry: OrderEntry) -> Answer | None:
         """Take the answer of an entry out of the lane; None while there is none."""
         if not entry.answer.done():
             return None
@@ -133,10 +133,10 @@ class OrderLane:
         for task in self._landings:
             task.cancel()
 
-    def _entry(self, chain: str, message_id: str, operation: Operation) -> Entry:
+    def _entry(self, chain: str, message_id: str, operation: Operation) -> OrderEntry:
         entry = self._entries.get(message_id)
         if entry is None or (entry.answer.done() and not _is_final(entry.answer.result())):
-            entry = Entry(message_id, chain, operation, asyncio.get_running_loop().create_future())
+            entry = OrderEntry(message_id, chain, operation, asyncio.get_running_loop().create_future())
             self._entries[message_id] = entry
             self._queue.append(entry)
         return entry
@@ -159,7 +159,7 @@ class OrderLane:
             if self._failure_count:
                 await self._make_sure()
             outcomes = await self._router.apply(self.shard_id, operations)
-        except TryAgainLaterError as exc:
+        except RetryableError as exc:
             self._failure_count += 1
             failed = [*self._batch, *self._queue]
             self._queue.clear()
@@ -175,8 +175,8 @@ class OrderLane:
             self._batch = []
             self._forget_unfetched()
 
-    def _next_batch(self) -> list[Entry]:
-        batch: list[Entry] = []
+    def _next_batch(self) -> list[OrderEntry]:
+        batch: list[OrderEntry] = []
         room_bytes = BATCH_MAX_BYTES
         most = 1 if self._singles else BATCH_MAX_COUNT
         while self._queue and len(batch) < most:
@@ -190,15 +190,15 @@ class OrderLane:
     async def _make_sure(self) -> None:
         """Look, within seconds, whether a shard that failed is back; if not, whether a tenant is elsewhere now.
 
-        Raises `TryAgainLaterError` while it is not.
+        Raises `RetryableError` while it is not.
         """
         try:
             await self._router.probe(self.shard_id)
-        except TryAgainLaterError:
+        except RetryableError:
             tenant_ids = list(dict.fromkeys(entry.operation.tenant_id for entry in self._batch))
             try:
                 await self._router.find_again(tenant_ids[self._failure_count % len(tenant_ids)])
-            except (TryAgainLaterError, RefusedError) as exc:
+            except (RetryableError, PermanentError) as exc:
                 log.debug("orders.not_found_again", shard_id=self.shard_id, error=str(exc))
             raise
 
@@ -231,8 +231,8 @@ class OrderLane:
         failing = [entry for entry, outcome in pairs if outcome.disposition is Disposition.UNEXPECTED]
         failing_tenants = {entry.operation.tenant_id for entry in failing}
         stopped = {entry.chain for entry in failing}
-        again: list[Entry] = []
-        landed: list[tuple[Entry, Outcome]] = []
+        again: list[OrderEntry] = []
+        landed: list[tuple[OrderEntry, Outcome]] = []
         for entry, outcome in pairs:
             is_held = outcome.disposition is Disposition.HOLD
             if is_held and entry.operation.tenant_id in failing_tenants and entry.chain not in stopped:
@@ -256,7 +256,7 @@ class OrderLane:
         """Answer a batch once it is safe; while that cannot be known its messages come again, and are found applied."""
         try:
             await self._router.make_safe(self.shard_id, [entry.operation for entry, _ in landing.pairs])
-        except TryAgainLaterError as exc:
+        except RetryableError as exc:
             landing.answer(exc)
         except Exception as exc:  # a bug must not end the others; the messages have tries, then letters
             log.exception("order.failed", queue=self._queue_name, shard_id=self.shard_id, error=type(exc).__name__)

@@ -9,12 +9,12 @@ from typing import Final
 import msgspec
 import structlog
 
-from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Failure, Message, Queue
-from simplu_worker.consumers.sqs.receive.in_flight import InHand
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, BatchFailure, Message, Queue
+from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import SQS_LEASE_MARGIN, SQS_MESSAGES, SQS_STALE_RECEIPTS
 from simplu_worker.timing.backoff import backoff_s
-from simplu_worker.timing.waits import pause
+from simplu_worker.timing.waits import sleep_or_event
 
 CALLS_AT_ONCE: Final = 8
 CALL_S: Final = 5.0
@@ -34,13 +34,13 @@ class _Finished(msgspec.Struct):
     finished_at: float
 
 
-class Deletes:
+class DeleteBatcher:
     """Deletes messages of *queue*; each is in *hand*, and so kept hidden, until it is deleted or given up."""
 
     def __init__(
         self,
         queue: Queue,
-        hand: InHand,
+        hand: InFlightMessages,
         *,
         on_gone: Callable[[], None],
         clock: Callable[[], float],
@@ -92,7 +92,7 @@ class Deletes:
                     self._in_calls |= {one.message.message_id for one in batch}
                     calls.create_task(self._delete(batch), name=f"sqs-delete:{self._queue.name}")
                 if self._pending or not nothing_more.is_set():
-                    await pause(IDLE_S, until=self._changed)
+                    await sleep_or_event(IDLE_S, until=self._changed)
                     self._changed.clear()
 
     def wake(self) -> None:
@@ -110,7 +110,7 @@ class Deletes:
         while left:
             attempt += 1
             delay_s = backoff_s(attempt, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
-            if await pause(delay_s, until=self._hurry):
+            if await sleep_or_event(delay_s, until=self._hurry):
                 self._give_up(left, "not_deleted", "the worker stops")
                 break
             left = await self._try(left)
@@ -129,15 +129,15 @@ class Deletes:
         try:
             async with asyncio.timeout(CALL_S):
                 failures = await self._queue.delete_batch(messages)
-        except (TryAgainLaterError, TimeoutError) as exc:
+        except (RetryableError, TimeoutError) as exc:
             return self._again(entries, str(exc) or "no answer")
-        except RefusedError as exc:
+        except PermanentError as exc:
             self._give_up(entries, "not_deleted", str(exc))
             return []
         return self._take_in(entries, messages, failures)
 
     def _take_in(
-        self, entries: Sequence[_Finished], messages: Sequence[Message], failures: Sequence[Failure]
+        self, entries: Sequence[_Finished], messages: Sequence[Message], failures: Sequence[BatchFailure]
     ) -> list[_Finished]:
         failed = {failure.message.message_id: failure for failure in failures}
         now = self._clock()

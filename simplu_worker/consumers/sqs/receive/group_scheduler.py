@@ -21,12 +21,12 @@ from typing import Final, assert_never
 import msgspec
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.receive.verdicts import Bury, Done, Later, Verdict, Wait
+from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
 
 TROUBLE_IN_HAND_S: Final = 60.0  # how long a message may wait in hand for a dependency before it goes back
 
 
-class Limits(msgspec.Struct, frozen=True):
+class SchedulerLimits(msgspec.Struct, frozen=True):
     """How much a receiver takes at a time. A `batch` is what one call of the handler gets."""
 
     message_count: int = 200
@@ -46,13 +46,13 @@ class Settled(msgspec.Struct):
     """
 
     done: list[Message] = msgspec.field(default_factory=list)
-    bury: list[tuple[Message, Bury]] = msgspec.field(default_factory=list)
+    bury: list[tuple[Message, ToDeadLetter]] = msgspec.field(default_factory=list)
     back: list[tuple[Message, float]] = msgspec.field(default_factory=list)
     retried_count: int = 0
     lost: list[Message] = msgspec.field(default_factory=list)
 
 
-class _Lane:
+class _GroupLane:
     """What is in hand of one group, in order: *handling* is with the handler or being buried, *queued* behind it."""
 
     __slots__ = ("handling", "is_ringed", "key", "queued", "wait_until", "waits")
@@ -74,14 +74,14 @@ class _Lane:
         return not self.queued and not self.handling
 
 
-class Groups:
+class GroupScheduler:
     """The lanes of one queue."""
 
     def __init__(self, *, is_fifo: bool) -> None:
         self._is_fifo = is_fifo
-        self._lanes: dict[str, _Lane] = {}
-        self._ring: deque[_Lane] = deque()
-        self._waiting: list[tuple[float, int, _Lane]] = []
+        self._lanes: dict[str, _GroupLane] = {}
+        self._ring: deque[_GroupLane] = deque()
+        self._waiting: list[tuple[float, int, _GroupLane]] = []
         self._numbers = itertools.count()
         self.queued_count = 0
 
@@ -103,20 +103,20 @@ class Groups:
             key = self._key(message)
             lane = self._lanes.get(key)
             if lane is None:
-                lane = self._lanes[key] = _Lane(key)
+                lane = self._lanes[key] = _GroupLane(key)
             lane.queued.append(message)
             self.queued_count += 1
             self._offer(lane)
 
-    def next_call(self, limits: Limits, *, now: float) -> list[Message]:
+    def next_call(self, limits: SchedulerLimits, *, now: float) -> list[Message]:
         """Return what to hand to the handler next, those of a group together and in order; empty for nothing now.
 
         A message that is larger than a batch may be goes alone.
         """
         self._end_waits(now)
-        taken: list[tuple[_Lane, list[Message]]] = []
+        taken: list[tuple[_GroupLane, list[Message]]] = []
         count = size = 0
-        open_lanes: deque[tuple[_Lane, list[Message]]] = deque()
+        open_lanes: deque[tuple[_GroupLane, list[Message]]] = deque()
         while count < limits.batch_count:
             entry = self._next_lane(taken, open_lanes)
             if entry is None:
@@ -143,7 +143,7 @@ class Groups:
         verdicts: Sequence[Verdict],
         *,
         now: float,
-        limits: Limits,
+        limits: SchedulerLimits,
         is_ours: Callable[[Message], bool],
         may_wait: bool = True,
     ) -> Settled:
@@ -214,7 +214,7 @@ class Groups:
     def _key(self, message: Message) -> str:
         return f"group:{message.group_id}" if self._is_fifo and message.group_id is not None else message.message_id
 
-    def _offer(self, lane: _Lane) -> None:
+    def _offer(self, lane: _GroupLane) -> None:
         """Put *lane* into the ring if it has something to handle now; forget it when it has nothing at all."""
         if lane.is_empty:
             if self._lanes.get(lane.key) is lane:
@@ -224,19 +224,19 @@ class Groups:
             self._ring.append(lane)
 
     def _next_lane(
-        self, taken: list[tuple[_Lane, list[Message]]], open_lanes: deque[tuple[_Lane, list[Message]]]
-    ) -> tuple[_Lane, list[Message]] | None:
+        self, taken: list[tuple[_GroupLane, list[Message]]], open_lanes: deque[tuple[_GroupLane, list[Message]]]
+    ) -> tuple[_GroupLane, list[Message]] | None:
         """Return the lane whose turn it is: one that has had none yet, else the first of those that have more."""
         while self._ring:
             lane = self._ring.popleft()
             lane.is_ringed = False
             if lane.is_ready:
-                entry: tuple[_Lane, list[Message]] = (lane, [])
+                entry: tuple[_GroupLane, list[Message]] = (lane, [])
                 taken.append(entry)
                 return entry
         return open_lanes.popleft() if open_lanes else None
 
-    def _started(self, lane: _Lane) -> Message:
+    def _started(self, lane: _GroupLane) -> Message:
         message = lane.queued.popleft()
         self.queued_count -= 1
         _, count = lane.waits.get(message.message_id, (0.0, 0))
@@ -244,7 +244,7 @@ class Groups:
 
     def _settle_lane(
         self,
-        lane: _Lane,
+        lane: _GroupLane,
         pairs: Sequence[tuple[Message, Verdict]],
         ours: Sequence[tuple[Message, Verdict]],
         settled: Settled,
@@ -257,9 +257,9 @@ class Groups:
         From the first that is not decided on, the others stay in hand behind it, when it waits, or go back with it.
         One that was lost comes again before those behind it may: they go back.
         """
-        undecided = [(message, verdict) for message, verdict in ours if isinstance(verdict, Later | Wait)]
+        undecided = [(message, verdict) for message, verdict in ours if isinstance(verdict, ReturnToQueue | RetryHeld)]
         head, head_verdict = undecided[0] if undecided else (None, None)
-        stays = isinstance(head_verdict, Wait) and self._may_stay(lane, head, head_verdict.delay_s, now, room)
+        stays = isinstance(head_verdict, RetryHeld) and self._may_stay(lane, head, head_verdict.delay_s, now, room)
         is_lost = len(ours) < len(pairs)
         for message, _ in pairs:
             lane.handling.pop(message.message_id, None)
@@ -267,10 +267,10 @@ class Groups:
             match verdict:
                 case Done():
                     settled.done.append(message)
-                case Bury():
+                case ToDeadLetter():
                     settled.bury.append((message, verdict))
                     lane.handling[message.message_id] = message
-                case Later() | Wait():
+                case ReturnToQueue() | RetryHeld():
                     pass
                 case _:
                     assert_never(verdict)
@@ -288,7 +288,9 @@ class Groups:
         lane.waits = {message_id: wait for message_id, wait in lane.waits.items() if message_id in staying}
         self._offer(lane)
 
-    def _keep(self, lane: _Lane, messages: Sequence[Message], verdict: Later | Wait | None, now: float) -> None:
+    def _keep(
+        self, lane: _GroupLane, messages: Sequence[Message], verdict: ReturnToQueue | RetryHeld | None, now: float
+    ) -> None:
         """Put *messages* back to the front of *lane*, to be handled again when the first has waited."""
         lane.queued.extendleft(reversed(messages))
         self.queued_count += len(messages)
@@ -299,7 +301,9 @@ class Groups:
             lane.wait_until = now + verdict.delay_s
             heapq.heappush(self._waiting, (lane.wait_until, next(self._numbers), lane))
 
-    def _may_stay(self, lane: _Lane, message: Message | None, delay_s: float, now: float, room: _Room | None) -> bool:
+    def _may_stay(
+        self, lane: _GroupLane, message: Message | None, delay_s: float, now: float, room: _Room | None
+    ) -> bool:
         """Tell whether *message* may wait in hand: not for long, and not when that keeps others out of the hand."""
         if room is None or message is None:
             return False
@@ -316,10 +320,10 @@ class Groups:
                 lane.wait_until = None
                 self._offer(lane)
 
-    def _waiting_lanes(self) -> list[_Lane]:
+    def _waiting_lanes(self) -> list[_GroupLane]:
         return [entry[2] for entry in self._waiting if _is_of(entry)]
 
-    def _unqueue(self, lane: _Lane, messages: Sequence[Message]) -> None:
+    def _unqueue(self, lane: _GroupLane, messages: Sequence[Message]) -> None:
         """Take *messages*, the last of its queue, out of *lane*."""
         for message in reversed(messages):
             lane.queued.pop()
@@ -332,7 +336,7 @@ class Groups:
 class _Room:
     """How much of the hand may wait for a dependency: half of it, so that others are not kept out."""
 
-    def __init__(self, limits: Limits, waiting: Sequence[Message]) -> None:
+    def __init__(self, limits: SchedulerLimits, waiting: Sequence[Message]) -> None:
         self._count = limits.message_count // 2 - len(waiting)
         self._bytes = limits.byte_count // 2 - sum(message.size_bytes for message in waiting)
 
@@ -345,7 +349,7 @@ class _Room:
         return True
 
 
-def _is_of(entry: tuple[float, int, _Lane]) -> bool:
+def _is_of(entry: tuple[float, int, _GroupLane]) -> bool:
     """Tell whether the lane of *entry* still waits for its moment."""
     return entry[2].wait_until == entry[0]
 

@@ -34,7 +34,7 @@ class Loss(StrEnum):
     CEILING = "ceiling"  # twelve hours have passed since the receive
 
 
-class _Lease(msgspec.Struct):
+class _VisibilityPeriod(msgspec.Struct):
     """*message* with its newest receipt handle; *due_at* is `None` while it is not to be claimed."""
 
     message: Message
@@ -48,12 +48,12 @@ class _Lease(msgspec.Struct):
         return self.received_at + VISIBILITY_MAX_S - CEILING_MARGIN_S
 
 
-class InHand:
+class InFlightMessages:
     """Received messages by id, with their leases."""
 
     def __init__(self, *, visibility_timeout_s: int) -> None:
         self.visibility_timeout_s = max(visibility_timeout_s, VISIBILITY_MIN_S)
-        self._leases: dict[str, _Lease] = {}
+        self._leases: dict[str, _VisibilityPeriod] = {}
         self.byte_count = 0
 
     def __repr__(self) -> str:
@@ -87,7 +87,7 @@ class InHand:
             else:
                 self.byte_count += message.size_bytes - known.message.size_bytes
             deadline = received_at + self.visibility_timeout_s
-            self._leases[message.message_id] = _Lease(
+            self._leases[message.message_id] = _VisibilityPeriod(
                 message, received_at, deadline, self._next_due_at(received_at, draw)
             )
         return fresh
@@ -191,7 +191,7 @@ class InHand:
             if lease is not None:
                 self.byte_count -= lease.message.size_bytes
 
-    def _same(self, message: Message) -> _Lease | None:
+    def _same(self, message: Message) -> _VisibilityPeriod | None:
         """Return the lease of *message*, if it was not received again since."""
         lease = self._leases.get(message.message_id)
         return lease if lease is not None and lease.message.receipt_handle == message.receipt_handle else None

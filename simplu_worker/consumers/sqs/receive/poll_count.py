@@ -11,7 +11,7 @@ from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT
 ATTEMPT_MAX_S: Final = 240.0  # SQS API reference, ReceiveRequestAttemptId: five minutes, less what clocks differ by
 
 
-class Attempt(msgspec.Struct, frozen=True):
+class ReceiveAttempt(msgspec.Struct, frozen=True):
     """A receive whose answer did not come: asked for again as it was, it gives the same messages."""
 
     attempt_id: str
@@ -23,7 +23,7 @@ class Attempt(msgspec.Struct, frozen=True):
         return now - self.made_at < ATTEMPT_MAX_S
 
 
-class PollPace:
+class PollCount:
     """The number of polls that shall run: one more for each that came back full, one again when one came back empty."""
 
     def __init__(self, most_count: int) -> None:
@@ -48,7 +48,7 @@ class PollPace:
         self.wanted_count = 1
 
 
-class Reserve:
+class ReceiveRetries:
     """Room in hand that polls under way may need, so that polls at one time together keep to the limits.
 
     How large the messages are that come is not known before: the largest of late stands for each.

@@ -11,13 +11,13 @@ import structlog
 
 from simplu_worker.aws.clients import ThrottledError
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue
-from simplu_worker.consumers.sqs.receive.group_scheduler import Limits
-from simplu_worker.consumers.sqs.receive.in_flight import InHand
-from simplu_worker.consumers.sqs.receive.poll_count import Attempt, PollPace, Reserve
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
+from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages
+from simplu_worker.consumers.sqs.receive.poll_count import PollCount, ReceiveAttempt, ReceiveRetries
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES, SQS_POLLS, SQS_POLLS_REPLACED
 from simplu_worker.timing.backoff import backoff_s
-from simplu_worker.timing.waits import pause
+from simplu_worker.timing.waits import sleep_or_event
 
 POLL_WAIT_S: Final = 5  # a stop waits it out; a longer one would save a few cheap requests and make stops slow
 STOP_WAIT_S: Final = POLL_WAIT_S + 1.0  # after this a poll that is parked at a stop is cut: the server is silent
@@ -29,7 +29,7 @@ RETRY_MAX_S: Final = 30.0
 log = structlog.get_logger(__name__)
 
 
-class Polls:
+class Poller:
     """Polls *queue* while there is room in *hand*, and gives what comes, with when it came, to *on_messages*.
 
     *stop_wait_s* is how long polls that are parked when the stop comes may still answer. Keep it above *poll_wait_s*:
@@ -40,9 +40,9 @@ class Polls:
     def __init__(
         self,
         queue: Queue,
-        hand: InHand,
+        hand: InFlightMessages,
         *,
-        limits: Limits,
+        limits: SchedulerLimits,
         on_messages: Callable[[Sequence[Message], float], None],
         gate: Callable[[], Awaitable[None]] | None,
         poll_wait_s: int,
@@ -63,8 +63,8 @@ class Polls:
         self._clock = clock
         self._draw = draw
         self._new_id = new_id
-        self._pace = PollPace(limits.poll_count)
-        self._reserve = Reserve(message_count=limits.message_count, byte_count=limits.byte_count)
+        self._pace = PollCount(limits.poll_count)
+        self._reserve = ReceiveRetries(message_count=limits.message_count, byte_count=limits.byte_count)
         self._parked: dict[int, asyncio.Timeout] = {}
         self._turns: dict[int, float] = {0: clock()}
         self._changed = asyncio.Event()
@@ -103,7 +103,7 @@ class Polls:
         self._changed.clear()
 
     async def _loop(self, number: int, stopping: asyncio.Event) -> None:
-        attempt: Attempt | None = None
+        attempt: ReceiveAttempt | None = None
         failure_count = 0
         while not stopping.is_set():
             self._turns[number] = self._clock()
@@ -117,7 +117,7 @@ class Polls:
                     return
             asked_count = self._ask(attempt)
             if not asked_count:
-                await pause(ROOM_WAIT_S, until=self._changed)
+                await sleep_or_event(ROOM_WAIT_S, until=self._changed)
                 continue
             attempt = self._attempt(attempt, asked_count)
             error = await self._poll(number, asked_count, attempt, stopping)
@@ -126,12 +126,12 @@ class Polls:
                     log.info("queue.recovered", queue=self._queue.name, failure_count=failure_count)
                 failure_count, attempt = 0, None
                 continue
-            if isinstance(error, ThrottledError | RefusedError):
+            if isinstance(error, ThrottledError | PermanentError):
                 attempt = None  # that is an answer: nothing was received
             failure_count += 1
             await self._back_off(error, failure_count, stopping)
 
-    def _ask(self, attempt: Attempt | None) -> int:
+    def _ask(self, attempt: ReceiveAttempt | None) -> int:
         """Return how many messages to ask for; as many as before where a receive is repeated."""
         asked_count = self._reserve.ask(in_hand_count=len(self._hand), in_hand_bytes=self._hand.byte_count)
         if asked_count and attempt is not None and attempt.is_usable(self._clock()):
@@ -139,15 +139,19 @@ class Polls:
             return attempt.max_messages
         return asked_count
 
-    def _attempt(self, attempt: Attempt | None, asked_count: int) -> Attempt | None:
+    def _attempt(self, attempt: ReceiveAttempt | None, asked_count: int) -> ReceiveAttempt | None:
         """Return the receive to make: of a FIFO queue one with an id, the one before where its answer got lost."""
         if not self._queue.is_fifo:
             return None
         now = self._clock()
-        return attempt if attempt is not None and attempt.is_usable(now) else Attempt(self._new_id(), asked_count, now)
+        return (
+            attempt
+            if attempt is not None and attempt.is_usable(now)
+            else ReceiveAttempt(self._new_id(), asked_count, now)
+        )
 
     async def _poll(
-        self, number: int, asked_count: int, attempt: Attempt | None, stopping: asyncio.Event
+        self, number: int, asked_count: int, attempt: ReceiveAttempt | None, stopping: asyncio.Event
     ) -> Exception | None:
         """Poll once; return what was wrong. A poll that a stop cut is no error."""
         messages: list[Message] = []
@@ -158,7 +162,7 @@ class Polls:
             if stopping.is_set():
                 return None
             return self._replaced()
-        except (TryAgainLaterError, RefusedError, OSError) as exc:
+        except (RetryableError, PermanentError, OSError) as exc:
             return exc
         finally:
             self._parked.pop(number, None)
@@ -174,7 +178,7 @@ class Polls:
             self.wake()
         return None
 
-    async def _receive(self, number: int, asked_count: int, attempt: Attempt | None) -> list[Message]:
+    async def _receive(self, number: int, asked_count: int, attempt: ReceiveAttempt | None) -> list[Message]:
         async with asyncio.timeout(self._poll_wait_s + self._silence_s) as deadline:
             self._parked[number] = deadline
             SQS_POLLS.labels(self._queue.name).set(len(self._parked))
@@ -185,12 +189,12 @@ class Polls:
                 attempt_id=None if attempt is None else attempt.attempt_id,
             )
 
-    def _replaced(self) -> TryAgainLaterError:
+    def _replaced(self) -> RetryableError:
         self.replaced_count += 1
         SQS_POLLS_REPLACED.labels(self._queue.name).inc()
         silent_s = self._poll_wait_s + self._silence_s
         log.warning("queue.poll_replaced", queue=self._queue.name, silent_s=silent_s)
-        return TryAgainLaterError(f"a poll of {self._poll_wait_s} s had no answer after {silent_s:g} s")
+        return RetryableError(f"a poll of {self._poll_wait_s} s had no answer after {silent_s:g} s")
 
     async def _stop_at(self, stopping: asyncio.Event) -> None:
         """When *stopping* is set, wake what rests, and end the polls under way soon."""
@@ -207,14 +211,14 @@ class Polls:
         RETRIES.labels("sqs", "receive").inc()
         delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
         note_unreachable(self._queue, exc, failure_count, delay_s)
-        await pause(delay_s, until=stopping)
+        await sleep_or_event(delay_s, until=stopping)
 
 
 def note_unreachable(queue: Queue, exc: Exception, failure_count: int, delay_s: float) -> None:
     """Log that *queue* does not answer: the 1st, 2nd, 4th, 8th … time in a row."""
     if failure_count.bit_count() > 1:
         return
-    level = log.error if isinstance(exc, RefusedError) else log.warning
+    level = log.error if isinstance(exc, PermanentError) else log.warning
     level(
         "queue.unreachable",
         queue=queue.name,

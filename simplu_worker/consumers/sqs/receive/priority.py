@@ -10,7 +10,7 @@ GIVE_WAY_MAX_S: Final = 1.0  # for one poll, so that the one that gives way is n
 LOOK_INTERVAL_S: Final = 0.05
 
 
-class GiveWay:
+class PriorityGate:
     """A gate before each poll of a queue, which is shut for a moment while *is_busy* says that another has work."""
 
     def __init__(

@@ -17,23 +17,23 @@ from typing import Any, Final, Protocol
 import structlog
 
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, VISIBILITY_DEFAULT_S, Message, Queue, QueueAttributes
-from simplu_worker.consumers.sqs.receive.deleter import Deletes
-from simplu_worker.consumers.sqs.receive.group_scheduler import Groups, Limits, Settled
-from simplu_worker.consumers.sqs.receive.in_flight import InHand
+from simplu_worker.consumers.sqs.receive.deleter import DeleteBatcher
+from simplu_worker.consumers.sqs.receive.group_scheduler import GroupScheduler, SchedulerLimits, Settled
+from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages
 from simplu_worker.consumers.sqs.receive.poller import (
     POLL_WAIT_S,
     RETRY_BASE_S,
     RETRY_MAX_S,
     SILENCE_S,
     STOP_WAIT_S,
-    Polls,
+    Poller,
     note_unreachable,
 )
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, redrive_policy, unfit
-from simplu_worker.consumers.sqs.receive.verdicts import Bury, Verdict, after_trouble
+from simplu_worker.consumers.sqs.receive.verdicts import ToDeadLetter, Verdict, after_trouble
 from simplu_worker.consumers.sqs.receive.visibility import Visibility
 from simplu_worker.dead_letters.queue import DeadLetter, LetterStore
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import (
     RETRIES,
     SQS_IN_FLIGHT,
@@ -44,9 +44,9 @@ from simplu_worker.metrics.instruments import (
     start_queue_at_zero,
 )
 from simplu_worker.timing.backoff import backoff_s
-from simplu_worker.timing.waits import pause
+from simplu_worker.timing.waits import sleep_or_event
 
-__all__ = ["LONGEST_TURN_S", "POLL_WAIT_S", "STOP_WAIT_S", "Handler", "Limits", "QueueReceiver"]
+__all__ = ["LONGEST_TURN_S", "POLL_WAIT_S", "STOP_WAIT_S", "Handler", "QueueReceiver", "SchedulerLimits"]
 
 DRAIN_S: Final = 15.0
 DEPTH_INTERVAL_S: Final = 30.0
@@ -71,7 +71,7 @@ class QueueReceiver:
     """Receives from *queue* and has *handler* handle what comes, within *limits*.
 
     At a stop, what was not begun goes back, and what was has *drain_s* to end. *rules*, when given, are held against
-    the queue's own settings at start. *gate* is awaited before each poll. For the others see `Polls`.
+    the queue's own settings at start. *gate* is awaited before each poll. For the others see `Poller`.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class QueueReceiver:
         handler: Handler,
         dead_letters: LetterStore,
         *,
-        limits: Limits | None = None,
+        limits: SchedulerLimits | None = None,
         rules: RedriveRules | None = None,
         gate: Callable[[], Awaitable[None]] | None = None,
         poll_wait_s: int = POLL_WAIT_S,
@@ -93,14 +93,14 @@ class QueueReceiver:
         self._queue = queue
         self._handler = handler
         self._dead_letters = dead_letters
-        self._limits = limits or Limits()
+        self._limits = limits or SchedulerLimits()
         self._rules = rules
         self._drain_s = drain_s
         self._clock = clock
         self._draw = draw
-        self._hand = hand = InHand(visibility_timeout_s=VISIBILITY_DEFAULT_S)
-        self._groups = Groups(is_fifo=queue.is_fifo)
-        self._deletes = Deletes(queue, hand, on_gone=self._on_gone, clock=clock, draw=draw)
+        self._hand = hand = InFlightMessages(visibility_timeout_s=VISIBILITY_DEFAULT_S)
+        self._groups = GroupScheduler(is_fifo=queue.is_fifo)
+        self._deletes = DeleteBatcher(queue, hand, on_gone=self._on_gone, clock=clock, draw=draw)
         self._visibility = Visibility(
             queue,
             hand,
@@ -109,7 +109,7 @@ class QueueReceiver:
             clock=clock,
             draw=draw,
         )
-        self._polls = Polls(
+        self._polls = Poller(
             queue,
             hand,
             limits=self._limits,
@@ -224,13 +224,13 @@ class QueueReceiver:
             self._turned_at = self._clock()
             try:
                 attributes = await self._queue.attributes()
-            except (TryAgainLaterError, RefusedError, OSError) as exc:
+            except (RetryableError, PermanentError, OSError) as exc:
                 failure_count += 1
                 self._opening_error = str(exc)
                 RETRIES.labels("sqs", "receive").inc()
                 delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
                 note_unreachable(self._queue, exc, failure_count, delay_s)
-                await pause(delay_s, until=stopping)
+                await sleep_or_event(delay_s, until=stopping)
             else:
                 self._opening_error = None
                 self._learn(attributes)
@@ -246,10 +246,10 @@ class QueueReceiver:
     async def _watch_queue(self, attributes: QueueAttributes) -> None:
         """Tell what of the queue's settings does not fit, and follow them and its depth."""
         await self._tell_unfit(attributes)
-        while not await pause(DEPTH_INTERVAL_S, until=self._ended):
+        while not await sleep_or_event(DEPTH_INTERVAL_S, until=self._ended):
             try:
                 self._learn(await self._queue.attributes())
-            except (TryAgainLaterError, RefusedError, OSError) as exc:
+            except (RetryableError, PermanentError, OSError) as exc:
                 log.debug("queue.depth_unread", queue=self._queue.name, error=str(exc))
 
     async def _tell_unfit(self, attributes: QueueAttributes) -> None:
@@ -259,7 +259,7 @@ class QueueReceiver:
         if policy is not None:
             try:
                 target = await (await self._queue.neighbour(policy.target_name)).attributes()
-            except (TryAgainLaterError, RefusedError) as exc:
+            except (RetryableError, PermanentError) as exc:
                 log.debug("queue.redrive_target_unread", queue=self._queue.name, error=str(exc))
         for problem in unfit(attributes, target, self._rules):
             log.warning("queue.redrive_unfit", queue=self._queue.name, problem=problem)
@@ -296,7 +296,7 @@ class QueueReceiver:
                 task.add_done_callback(self._calls.pop)
             # With no call to spare, whatever has waited long enough goes on waiting for one.
             wait_s = self._groups.next_wait_in(now) if self._may_start(stopping) else None
-            await pause(IDLE_S if wait_s is None else min(wait_s, IDLE_S), until=self._changed)
+            await sleep_or_event(IDLE_S if wait_s is None else min(wait_s, IDLE_S), until=self._changed)
 
     def _may_start(self, stopping: asyncio.Event) -> bool:
         has_stopped = stopping.is_set() and not self._polls_ended.is_set()
@@ -344,13 +344,13 @@ class QueueReceiver:
         if settled.bury:
             await self._bury(settled.bury, stopping)
 
-    async def _bury(self, burials: Sequence[tuple[Message, Bury]], stopping: asyncio.Event) -> None:
+    async def _bury(self, burials: Sequence[tuple[Message, ToDeadLetter]], stopping: asyncio.Event) -> None:
         """Store the letters, mark what is to be marked, and only then delete; what fails of it comes again."""
         buried: list[Message] = []
         undone: list[tuple[Message, float]] = []
         try:
             await self._dead_letters.store([self._letter(*burial) for burial in burials], stopping=stopping)
-        except TryAgainLaterError:
+        except RetryableError:
             undone = [(message, 0.0) for message, _ in burials]
         else:
             for message, verdict in burials:
@@ -367,7 +367,7 @@ class QueueReceiver:
         self._count("given_back", len(behind))
         await self._put_back([*behind, *undone])
 
-    def _letter(self, message: Message, verdict: Bury) -> DeadLetter:
+    def _letter(self, message: Message, verdict: ToDeadLetter) -> DeadLetter:
         return DeadLetter(
             reason=verdict.reason,
             error=verdict.error,
@@ -383,13 +383,13 @@ class QueueReceiver:
             deduplication_id=message.deduplication_id,
         )
 
-    async def _mark(self, message: Message, verdict: Bury) -> float | None:
+    async def _mark(self, message: Message, verdict: ToDeadLetter) -> float | None:
         """Mark what *message* asked for as given up; return after how long it is to come again when that failed."""
         if verdict.mark is None or not self._hand.is_ours(message, now=self._clock()):
             return None  # one that is lost is not deleted either: whoever has it marks it
         try:
             await verdict.mark()
-        except TryAgainLaterError as exc:
+        except RetryableError as exc:
             delay_s = after_trouble(exc, try_count=message.try_count, draw=self._draw()).delay_s
             log.warning("message.not_marked", queue=self._queue.name, message_id=message.message_id, error=str(exc))
             return delay_s
@@ -445,7 +445,7 @@ class QueueReceiver:
         await stopping.wait()
         log.info("queue.draining", queue=self._queue.name, in_hand=len(self._hand), calls=len(self._calls))
         self._changed.set()
-        if await pause(self._drain_s, until=self._ended):
+        if await sleep_or_event(self._drain_s, until=self._ended):
             return
         self._deletes.hurry()
         calls = dict(self._calls)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.timing.backoff import backoff_s
 
@@ -20,10 +20,10 @@ class Done(msgspec.Struct, frozen=True):
     """Handled for good: the message is deleted."""
 
 
-class Bury(msgspec.Struct, frozen=True):
+class ToDeadLetter(msgspec.Struct, frozen=True):
     """It can never be handled: stored as a dead letter, then deleted. *error* does not quote the message.
 
-    *mark*, when given, is awaited between the two: it writes down that the operation is given up. A TryAgainLaterError
+    *mark*, when given, is awaited between the two: it writes down that the operation is given up. A RetryableError
     from it makes the message come again.
     """
 
@@ -36,13 +36,13 @@ class Bury(msgspec.Struct, frozen=True):
     mark: Callable[[], Awaitable[object]] | None = None
 
 
-class Later(msgspec.Struct, frozen=True):
+class ReturnToQueue(msgspec.Struct, frozen=True):
     """It goes back to the queue and comes again after *delay_s*."""
 
     delay_s: int
 
 
-class Wait(msgspec.Struct, frozen=True):
+class RetryHeld(msgspec.Struct, frozen=True):
     """It stays in hand, hidden, and is handled again after *delay_s*: a dependency is in trouble for a moment.
 
     When it has waited long in hand, or much of the hand waits, it goes back to the queue as with Later.
@@ -51,25 +51,27 @@ class Wait(msgspec.Struct, frozen=True):
     delay_s: float
 
 
-Verdict: TypeAlias = Done | Bury | Later | Wait
+Verdict: TypeAlias = Done | ToDeadLetter | ReturnToQueue | RetryHeld
 
 
-def after_trouble(trouble: TryAgainLaterError, *, try_count: int, draw: float) -> Wait:
+def after_trouble(trouble: RetryableError, *, try_count: int, draw: float) -> RetryHeld:
     """Put a message off because a dependency is in trouble: for as long as that lasts, at most a minute at a time.
 
     *try_count* is the message's own; it is never given up for this.
     """
     own_s = backoff_s(try_count, draw=draw, base_s=TROUBLE_BASE_S, most_s=TROUBLE_MAX_S)
     wished_s = min(trouble.retry_after_s or 0.0, TROUBLE_MAX_S)
-    return Wait(delay_s=max(own_s, wished_s))
+    return RetryHeld(delay_s=max(own_s, wished_s))
 
 
-def after_unexpected(error: Exception, *, receive_count: int, delays_s: Sequence[float]) -> Later | Bury:
+def after_unexpected(
+    error: Exception, *, receive_count: int, delays_s: Sequence[float]
+) -> ReturnToQueue | ToDeadLetter:
     """Put a message off after an error nobody foresaw, by the configured delays; give it up after the last.
 
     Only the kind of *error* goes into the letter: its text may hold anything.
     """
     if receive_count <= len(delays_s):
-        return Later(delay_s=math.ceil(delays_s[max(receive_count, 1) - 1]))
+        return ReturnToQueue(delay_s=math.ceil(delays_s[max(receive_count, 1) - 1]))
     text = f"{type(error).__name__} at the last of {receive_count} tries; the log has the traceback"
-    return Bury(reason=DeadLetterReason.RETRIES_EXHAUSTED, error=text)
+    return ToDeadLetter(reason=DeadLetterReason.RETRIES_EXHAUSTED, error=text)

@@ -12,12 +12,12 @@ from typing import Final
 
 import structlog
 
-from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Failure, Message, Queue
-from simplu_worker.consumers.sqs.receive.in_flight import InHand, Loss
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, BatchFailure, Message, Queue
+from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages, Loss
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import SQS_HEARTBEAT_LATENESS, SQS_STALE_RECEIPTS
 from simplu_worker.timing.backoff import backoff_s
-from simplu_worker.timing.waits import pause
+from simplu_worker.timing.waits import sleep_or_event
 
 CALLS_AT_ONCE: Final = 8  # of claims; each is for ten messages, so that thousands in hand are claimed in seconds
 BEAT_MIN_PAUSE_S: Final = 0.05
@@ -40,7 +40,7 @@ class Visibility:
     def __init__(
         self,
         queue: Queue,
-        hand: InHand,
+        hand: InFlightMessages,
         *,
         on_lost: Callable[[Sequence[Message]], Sequence[Message]],
         is_being_deleted: Callable[[Message], bool],
@@ -64,7 +64,7 @@ class Visibility:
     async def keep_hidden(self, ended: asyncio.Event) -> None:
         """Claim what is in hand again, in time, until *ended* is set."""
         async with asyncio.TaskGroup() as calls:
-            while not await pause(max(self._pause_s(), BEAT_MIN_PAUSE_S), until=ended):
+            while not await sleep_or_event(max(self._pause_s(), BEAT_MIN_PAUSE_S), until=ended):
                 self.last_turn = now = self._clock()
                 if back := self.expire():
                     calls.create_task(self.put_back([(message, 0.0) for message in back]))
@@ -99,9 +99,9 @@ class Visibility:
             try:
                 async with asyncio.timeout(GIVING_BACK_S):
                     failures = await self._queue.change_visibility_batch(changes)
-            except (TryAgainLaterError, TimeoutError) as exc:
+            except (RetryableError, TimeoutError) as exc:
                 error = str(exc) or "no answer"
-            except RefusedError as exc:
+            except PermanentError as exc:
                 return str(exc)
             else:
                 self._count_stale([failure for failure in failures if failure.is_ours])
@@ -136,7 +136,7 @@ class Visibility:
         try:
             async with asyncio.timeout(max(self._hand.beat_s / 2, CALL_MIN_S)):
                 failures = await self._queue.change_visibility_batch(claims)
-        except (TryAgainLaterError, RefusedError, TimeoutError) as exc:
+        except (RetryableError, PermanentError, TimeoutError) as exc:
             self._hand.retry_soon(messages, now=self._clock())
             error = str(exc) or "no answer"
             log.warning("message.not_claimed", queue=self._queue.name, count=len(messages), error=error)
@@ -149,7 +149,7 @@ class Visibility:
         await self._note_claimed(claims, failures, sent_at)
 
     async def _note_claimed(
-        self, claims: Sequence[tuple[Message, int]], failures: Sequence[Failure], sent_at: float
+        self, claims: Sequence[tuple[Message, int]], failures: Sequence[BatchFailure], sent_at: float
     ) -> None:
         failed = {failure.message.message_id for failure in failures}
         done = [claim for claim in claims if claim[0].message_id not in failed]
@@ -174,7 +174,7 @@ class Visibility:
             log.warning("message.lease_lost", **facts, reasons=sorted(losses))
         return self._on_lost(messages)
 
-    def _count_stale(self, failures: Sequence[Failure]) -> None:
+    def _count_stale(self, failures: Sequence[BatchFailure]) -> None:
         if failures:
             SQS_STALE_RECEIPTS.labels(self._queue.name, "change_visibility").inc(len(failures))
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.commands.check.findings import Facts, findings
+from simplu_worker.commands.check.findings import CheckFacts, findings
 from simplu_worker.config.settings import Settings
 
 HOUR = timedelta(hours=1)
@@ -38,47 +38,51 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
 @pytest.mark.parametrize(
     ("facts", "changes", "expected"),
     [
-        (Facts(queues={"queue q": queue_with(receives=None)}), {}, ["queue q: no redrive policy"]),
-        (Facts(queues={"queue q": queue_with(receives=3)}), {}, ["queue q: maxReceiveCount 3 is lower"]),
+        (CheckFacts(queues={"queue q": queue_with(receives=None)}), {}, ["queue q: no redrive policy"]),
+        (CheckFacts(queues={"queue q": queue_with(receives=3)}), {}, ["queue q: maxReceiveCount 3 is lower"]),
         (
-            Facts(queues={"queue q": queue_with(receives=1)}),
+            CheckFacts(queues={"queue q": queue_with(receives=1)}),
             {"sqs_retry_delays_seconds": (1,)},
             ["queue q: maxReceiveCount 1 is lower"],
         ),
-        (Facts(queues={"queue q": queue_with(receives=99)}), {}, ["queue q: maxReceiveCount 99: SQS moves"]),
-        (Facts(queues={"queue q": queue_with(receives=100)}), {}, []),
+        (CheckFacts(queues={"queue q": queue_with(receives=99)}), {}, ["queue q: maxReceiveCount 99: SQS moves"]),
+        (CheckFacts(queues={"queue q": queue_with(receives=100)}), {}, []),
         (
-            Facts(
+            CheckFacts(
                 queues={"queue q": queue_with(retention_s=86_400)},
                 redrive_targets={"queue q": queue_with(retention_s=86_400)},
             ),
             {},
             ["queue q: moved keeps messages for 86400 s"],
         ),
-        (Facts(queues={"queue q": queue_with(receives=1001)}), {}, ["queue q: maxReceiveCount 1001, "]),
-        (Facts(queues={"queue q": queue_with(visibility_s=24)}), {}, ["queue q: visibility timeout 24 s"]),
-        (Facts(queues={"queue q": queue_with(visibility_s=25)}), {}, []),
-        (Facts(retentions={"stream s": 336 * HOUR}), {}, []),
-        (Facts(retentions={"stream s": 337 * HOUR}), {}, ["stream s: keeps records for 337 h"]),
-        (Facts(retentions={"queue q": 24 * HOUR}), {"operation_retention_hours": 47}, ["queue q: keeps records"]),
-        (Facts(retentions={"queue q": 25 * HOUR}, dead_letters_retention=24 * HOUR), {}, ["queue q: keeps records"]),
-        (Facts(retentions={"queue q": 24 * HOUR}, dead_letters_retention=24 * HOUR), {}, []),
-        (Facts(empty_shards=["shard a"]), {}, ["shard a: no schema yet"]),
-        (Facts(inactive_shards=["shard a"]), {}, ["shard a: marked inactive"]),
-        (Facts(shard_count=50), {}, []),
-        (Facts(shard_count=51), {}, ["connections: DATABASE_POOL_SIZE 4 × 51 shards = 204"]),
-        (Facts(skews_s={"clock of sqs": 30.0, "shard a": -30.0}), {}, []),
-        (Facts(skews_s={"clock of sqs": 31.0}), {}, ["clock of sqs: its clock is 31 s ahead of ours"]),
-        (Facts(skews_s={"shard a": -3600.0}), {}, ["shard a: its clock is 3600 s behind ours"]),
-        (Facts(missing_tables={"table t": "create it"}), {}, ["table t: does not exist; create it"]),
-        (Facts(eviction_policy="allkeys-lru"), {}, ["Redis: maxmemory-policy allkeys-lru, "]),
-        (Facts(eviction_policy="volatile-lru"), {}, []),
-        (Facts(), {"api_token": None}, ["API_TOKEN: not set"]),
-        (Facts(), {}, []),
+        (CheckFacts(queues={"queue q": queue_with(receives=1001)}), {}, ["queue q: maxReceiveCount 1001, "]),
+        (CheckFacts(queues={"queue q": queue_with(visibility_s=24)}), {}, ["queue q: visibility timeout 24 s"]),
+        (CheckFacts(queues={"queue q": queue_with(visibility_s=25)}), {}, []),
+        (CheckFacts(retentions={"stream s": 336 * HOUR}), {}, []),
+        (CheckFacts(retentions={"stream s": 337 * HOUR}), {}, ["stream s: keeps records for 337 h"]),
+        (CheckFacts(retentions={"queue q": 24 * HOUR}), {"operation_retention_hours": 47}, ["queue q: keeps records"]),
+        (
+            CheckFacts(retentions={"queue q": 25 * HOUR}, dead_letters_retention=24 * HOUR),
+            {},
+            ["queue q: keeps records"],
+        ),
+        (CheckFacts(retentions={"queue q": 24 * HOUR}, dead_letters_retention=24 * HOUR), {}, []),
+        (CheckFacts(empty_shards=["shard a"]), {}, ["shard a: no schema yet"]),
+        (CheckFacts(inactive_shards=["shard a"]), {}, ["shard a: marked inactive"]),
+        (CheckFacts(shard_count=50), {}, []),
+        (CheckFacts(shard_count=51), {}, ["connections: DATABASE_POOL_SIZE 4 × 51 shards = 204"]),
+        (CheckFacts(skews_s={"clock of sqs": 30.0, "shard a": -30.0}), {}, []),
+        (CheckFacts(skews_s={"clock of sqs": 31.0}), {}, ["clock of sqs: its clock is 31 s ahead of ours"]),
+        (CheckFacts(skews_s={"shard a": -3600.0}), {}, ["shard a: its clock is 3600 s behind ours"]),
+        (CheckFacts(missing_tables={"table t": "create it"}), {}, ["table t: does not exist; create it"]),
+        (CheckFacts(eviction_policy="allkeys-lru"), {}, ["Redis: maxmemory-policy allkeys-lru, "]),
+        (CheckFacts(eviction_policy="volatile-lru"), {}, []),
+        (CheckFacts(), {"api_token": None}, ["API_TOKEN: not set"]),
+        (CheckFacts(), {}, []),
     ],
 )
 def test_findings_name_what_is_odd_and_nothing_else(
-    facts: Facts, changes: dict[str, object], expected: list[str]
+    facts: CheckFacts, changes: dict[str, object], expected: list[str]
 ) -> None:
     """Each rule speaks just beyond its bound, with what it is about first, and is silent at it."""
     found = [str(finding) for finding in findings(facts, settings_with(**changes))]

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 from unit.commands.stream.test_input_lines import WHOLE, read, text_of
 
-from simplu_worker.commands.check.check import Dependency, Report, Status, place_of, scrubbed, skew_of
+from simplu_worker.commands.check.check import CheckReport, CheckStatus, Dependency, place_of, scrubbed, skew_of
 from simplu_worker.commands.check.findings import Finding
 from simplu_worker.commands.output.display import print_json, print_table, printable
-from simplu_worker.commands.requirements import require
-from simplu_worker.commands.stream.input_lines import Line
+from simplu_worker.commands.requirements import require_settings
+from simplu_worker.commands.stream.input_lines import InputLine
 from simplu_worker.commands.stream.wait_outcomes import fates_of
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
@@ -24,7 +24,7 @@ from simplu_worker.operations.operation import Operation
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-def row_of(line: Line, **changes: object) -> dict[str, Any]:
+def row_of(line: InputLine, **changes: object) -> dict[str, Any]:
     """Return what a log has of *line*."""
     assert isinstance(line.decoded, Operation)
     row = {"status": "succeeded", "error": None, "result": None, "digest": line.decoded.digest, "shard_id": "s-1"}
@@ -102,16 +102,18 @@ def test_place_of_shows_no_credentials() -> None:
 def test_scrubbed_masks_every_text_of_a_report() -> None:
     """Whatever a library put into an error, a password in a URL does not come out."""
     secret = "http://user:hunter22@host/"
-    report = Report([Dependency("d", secret, Status.FAILED, f"no {secret}", 0.1)], [Finding(secret, secret, secret)])
+    report = CheckReport(
+        [Dependency("d", secret, CheckStatus.FAILED, f"no {secret}", 0.1)], [Finding(secret, secret, secret)]
+    )
     assert b"hunter22" not in msgspec.json.encode(scrubbed(report))
 
 
 def test_require_names_every_variable_that_a_command_lacks() -> None:
     """Both problems at once, each with its variable; nothing when all is there."""
     with pytest.raises(ConfigurationError) as raised:
-        require(Settings(), routes=True, stream=True)
+        require_settings(Settings(), routes=True, stream=True)
     assert [problem.partition(":")[0] for problem in raised.value.problems] == [
         "KINESIS_STREAM_NAME",
         "CITRUS_SERVER_URL",
     ]
-    require(Settings(kinesis_stream_name="s", database_host="h"), routes=True, stream=True)
+    require_settings(Settings(kinesis_stream_name="s", database_host="h"), routes=True, stream=True)

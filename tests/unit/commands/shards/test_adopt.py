@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from simplu_worker.commands.shards.adopt import TOLD_S, AdoptionProgress
-from simplu_worker.shards.adoption.adopter import Progress, Step
+from simplu_worker.shards.adoption.adopter import AdoptionReporter, AdoptionStep
 
 
 def test_progress_is_a_line_now_and_then_when_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     """On stderr, at most one every ten seconds, with the share where it is known."""
     now = 0.0
     with AdoptionProgress(clock=lambda: now) as progress:
-        progress.tell(Progress(Step.COPYING, 10, 100))
+        progress.tell(AdoptionReporter(AdoptionStep.COPYING, 10, 100))
         now = TOLD_S
-        progress.tell(Progress(Step.COPYING, 25, 100))
-        progress.tell(Progress(Step.COPYING, 30, 100))
+        progress.tell(AdoptionReporter(AdoptionStep.COPYING, 25, 100))
+        progress.tell(AdoptionReporter(AdoptionStep.COPYING, 30, 100))
         now = 2 * TOLD_S
-        progress.tell(Progress(Step.CATCHING_UP))
+        progress.tell(AdoptionReporter(AdoptionStep.CATCHING_UP))
 
     captured = capfd.readouterr()
     assert captured.out == ""

@@ -13,7 +13,7 @@ from support.citrus.cases import API_KEY, ScriptedCitrus, reply
 from simplu_worker.cli import app
 from simplu_worker.commands.shards.route import SAMPLE_COUNT, read_keys, route_keys, sample_keys
 from simplu_worker.config.settings import Settings, load_settings
-from simplu_worker.errors import ConfigurationError, RefusedError
+from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.local.processes.loopback import HOST
 from simplu_worker.local.stack.citrus_server import Citrus as LocalCitrus
 from simplu_worker.shards.routing.shard_map import jump
@@ -140,7 +140,7 @@ async def test_route_refuses_a_number_of_shards_that_no_map_can_have(
     tmp_path: Path, count: int, retired: set[int], with_shards: int, expected: str
 ) -> None:
     """And says what was expected."""
-    with pytest.raises(RefusedError, match=expected):
+    with pytest.raises(PermanentError, match=expected):
         await route_keys(settings_of(tmp_path, count, retired=frozenset(retired)), [], with_shards, as_json=True)
 
 
@@ -149,14 +149,14 @@ def test_keys_are_read_from_stdin_where_a_dash_stands(monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.stdin", io.StringIO("b-1\r\n\nc-1\na-1\n"))
 
     assert read_keys(["a-1", "-", "d-1"]) == ["a-1", "b-1", "c-1", "d-1"]
-    with pytest.raises(RefusedError, match="UTF-8"):
+    with pytest.raises(PermanentError, match="UTF-8"):
         read_keys(["\udcff"])
 
 
 async def test_route_refuses_an_empty_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An estimate by other keys is not what was asked for."""
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    with pytest.raises(RefusedError, match="got none on stdin"):
+    with pytest.raises(PermanentError, match="got none on stdin"):
         await route_keys(settings_of(tmp_path, 2), ["-"], 3, as_json=True)
 
 
@@ -210,7 +210,7 @@ async def test_route_asks_citrus_where_keys_are_registered(capfd: pytest.Capture
     async with citrus.serve() as url:
         said = await printed(citrus_settings(url), "a-1", "b/1", capfd=capfd)
         unknown = await printed(citrus_settings(url), "a-1", "c-1", capfd=capfd)
-        with pytest.raises(RefusedError, match="--with-shards"):
+        with pytest.raises(PermanentError, match="--with-shards"):
             await route_keys(citrus_settings(url), ["a-1"], 3, as_json=True)
 
     assert said["routes"] == [

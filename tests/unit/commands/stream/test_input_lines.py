@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.commands.stream import input_lines as lines_module
-from simplu_worker.commands.stream.input_lines import Line, completed, lines_of, requests_of
+from simplu_worker.commands.stream.input_lines import InputLine, completed, lines_of, requests_of
 from simplu_worker.operations.operation import Operation, Rejected
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -33,7 +33,7 @@ def text_of(*records: dict[str, Any] | bytes) -> bytes:
     return b"\n".join(record if isinstance(record, bytes) else json.dumps(record).encode() for record in records)
 
 
-def read(text: bytes, *, max_bytes: int = 10_000) -> list[Line]:
+def read(text: bytes, *, max_bytes: int = 10_000) -> list[InputLine]:
     """Read *text* with ids that count up."""
     numbers = itertools.count(1)
     return lines_of(text, now=NOW, new_id=lambda: f"new-{next(numbers)}", max_bytes=max_bytes, list_limit=100)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.commands.tenants.audit_rules import Kind, Listing, Row, Subject, differences
-from simplu_worker.commands.tenants.provision import Step, plan_of
+from simplu_worker.commands.tenants.audit_rules import AuditedRow, Kind, Listing, Subject, differences
+from simplu_worker.commands.tenants.provision import ProvisionStep, plan_of
 from simplu_worker.operations.admission import TenantState
 
 DENTAL, CLOSED, SPA = Listing("dental"), Listing("dental", is_active=False), Listing("spa")
@@ -14,14 +14,14 @@ TYPES = ("dental", "gym")
 
 def row(
     shard_id: str = "s1", state: str = "active", *, name: tuple[str, str] = ("a", "b-c"), kind: str = "dental"
-) -> Row:
+) -> AuditedRow:
     """Return a row of the tenant `a-b-c`."""
-    return Row(shard_id, *name, kind, TenantState(state))
+    return AuditedRow(shard_id, *name, kind, TenantState(state))
 
 
 def subject(
     listing: Listing | None = DENTAL,
-    *rows: Row,
+    *rows: AuditedRow,
     named: str | None = "s1",
     refusal: str | None = None,
     silent: tuple[str, ...] = (),
@@ -86,20 +86,20 @@ def test_differences_tell_where_and_whose() -> None:
 @pytest.mark.parametrize(
     ("tenant", "step"),
     [
-        pytest.param(subject(DENTAL), Step.MAKE, id="nowhere"),
+        pytest.param(subject(DENTAL), ProvisionStep.MAKE, id="nowhere"),
         pytest.param(subject(DENTAL, row()), None, id="there"),
         pytest.param(subject(DENTAL, row("s2")), None, id="there, elsewhere"),
         pytest.param(subject(DENTAL, row(), silent=("s2",)), None, id="there, with a silent shard"),
-        pytest.param(subject(DENTAL, silent=("s2",)), Step.UNKNOWN, id="perhaps there"),
-        pytest.param(subject(DENTAL, row(state="destroyed")), Step.LEFT, id="destroyed"),
-        pytest.param(subject(DENTAL, row("s2", "destroyed")), Step.LEFT, id="destroyed elsewhere"),
-        pytest.param(subject(DENTAL, row(state="destroying")), Step.LEFT, id="being destroyed"),
-        pytest.param(subject(DENTAL, row(state="incoming")), Step.LEFT, id="on its way"),
-        pytest.param(subject(DENTAL, row(name=OTHER)), Step.REFUSED, id="taken"),
-        pytest.param(subject(SPA), Step.REFUSED, id="an unknown type"),
+        pytest.param(subject(DENTAL, silent=("s2",)), ProvisionStep.UNKNOWN, id="perhaps there"),
+        pytest.param(subject(DENTAL, row(state="destroyed")), ProvisionStep.LEFT, id="destroyed"),
+        pytest.param(subject(DENTAL, row("s2", "destroyed")), ProvisionStep.LEFT, id="destroyed elsewhere"),
+        pytest.param(subject(DENTAL, row(state="destroying")), ProvisionStep.LEFT, id="being destroyed"),
+        pytest.param(subject(DENTAL, row(state="incoming")), ProvisionStep.LEFT, id="on its way"),
+        pytest.param(subject(DENTAL, row(name=OTHER)), ProvisionStep.REFUSED, id="taken"),
+        pytest.param(subject(SPA), ProvisionStep.REFUSED, id="an unknown type"),
     ],
 )
-def test_plan_makes_only_what_no_shard_has(tenant: Subject, step: Step | None) -> None:
+def test_plan_makes_only_what_no_shard_has(tenant: Subject, step: ProvisionStep | None) -> None:
     """A row in any state is a reason to leave a tenant alone; so is a shard that does not answer."""
     planned = plan_of(tenant)
     assert (None if planned is None else planned.step) is step

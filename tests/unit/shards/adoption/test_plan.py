@@ -15,9 +15,9 @@ from simplu_worker.shards.adoption.plan import (
     Duplicates,
     Found,
     Layout,
+    OldTenant,
     Owner,
     Plan,
-    Source,
     layout_of,
     owner_of,
     without_collisions,
@@ -44,7 +44,7 @@ UNTYPED = Business("clinic", "bakery", frozenset({"main"}))
 TYPES = {"dental", "gym", "hotel"}
 
 
-def owner(source: Source, *businesses: Business | str, shard_id: str | None = "shard-1") -> Owner:
+def owner(source: OldTenant, *businesses: Business | str, shard_id: str | None = "shard-1") -> Owner:
     """Return who *source* is by these businesses; a text is what is wrong with the item of the business `clinic`."""
     known = {"clinic" if isinstance(one, str) else one.id: one for one in businesses}
     return owner_of(source, Answers(known, shard_id), shard_id="shard-1", types=TYPES)
@@ -81,7 +81,7 @@ def test_layout_says_what_was_expected_when_it_is_another_table(columns: dict[st
 @given(business_id=st.text("ab-", min_size=1, max_size=6), location_id=st.text("ab-", min_size=1, max_size=6))
 def test_candidates_have_every_pair_that_makes_the_id(business_id: str, location_id: str) -> None:
     """An id with several `-` cannot be split by its text: each of them may be the one between."""
-    candidates = Source(f"{business_id}-{location_id}").candidates
+    candidates = OldTenant(f"{business_id}-{location_id}").candidates
 
     assert (business_id, location_id) in candidates
     assert {"-".join(pair) for pair in candidates} == {f"{business_id}-{location_id}"}
@@ -90,7 +90,7 @@ def test_candidates_have_every_pair_that_makes_the_id(business_id: str, location
 
 def test_owner_is_the_one_pair_that_business_info_knows() -> None:
     """By its locations, whatever else is in the id."""
-    found = owner(Source("clinic-b-c"), CLINIC)
+    found = owner(OldTenant("clinic-b-c"), CLINIC)
 
     assert (found.business_id, found.location_id, found.business_type) == ("clinic", "b-c", "dental")
     assert (found.tenant_id, found.problem, found.name) == ("clinic-b-c", None, "clinic b-c")
@@ -99,23 +99,23 @@ def test_owner_is_the_one_pair_that_business_info_knows() -> None:
 @pytest.mark.parametrize(
     ("source", "businesses", "shard_id", "says"),
     [
-        (Source("clinic-b-c"), (CLINIC, DASHED), "shard-1", "it can be any of clinic b-c, clinic-b c"),
-        (Source("clinic-main"), (), "shard-1", "its business is not in business-info"),
-        (Source("clinic-x-y"), (), "shard-1", "none of the businesses that it may be of"),
-        (Source("clinic-x-y"), (CLINIC,), "shard-1", "business-info has clinic, which has no such location"),
-        (Source("clinic-east"), (CLINIC,), "shard-1", "no such location"),
-        (Source("clinic"), (CLINIC,), "shard-1", "no business and location"),
-        (Source("-"), (CLINIC,), "shard-1", "no business and location"),
-        (Source("b" * 129 + "-x"), (), "shard-1", "no business and location"),
-        (Source("clinic-main"), (UNTYPED,), "shard-1", "'bakery', is none of dental, gym, hotel"),
-        (Source("clinic-main"), ("clinic: no type",), "shard-1", "clinic: no type"),
-        (Source("clinic-main"), (CLINIC,), None, "it is not registered"),
-        (Source("clinic-main"), (CLINIC,), "shard-2", "it is routed to shard shard-2"),
-        (Source("['clinic','x']", "clinic", "x"), (CLINIC,), "shard-1", "no such location"),
+        (OldTenant("clinic-b-c"), (CLINIC, DASHED), "shard-1", "it can be any of clinic b-c, clinic-b c"),
+        (OldTenant("clinic-main"), (), "shard-1", "its business is not in business-info"),
+        (OldTenant("clinic-x-y"), (), "shard-1", "none of the businesses that it may be of"),
+        (OldTenant("clinic-x-y"), (CLINIC,), "shard-1", "business-info has clinic, which has no such location"),
+        (OldTenant("clinic-east"), (CLINIC,), "shard-1", "no such location"),
+        (OldTenant("clinic"), (CLINIC,), "shard-1", "no business and location"),
+        (OldTenant("-"), (CLINIC,), "shard-1", "no business and location"),
+        (OldTenant("b" * 129 + "-x"), (), "shard-1", "no business and location"),
+        (OldTenant("clinic-main"), (UNTYPED,), "shard-1", "'bakery', is none of dental, gym, hotel"),
+        (OldTenant("clinic-main"), ("clinic: no type",), "shard-1", "clinic: no type"),
+        (OldTenant("clinic-main"), (CLINIC,), None, "it is not registered"),
+        (OldTenant("clinic-main"), (CLINIC,), "shard-2", "it is routed to shard shard-2"),
+        (OldTenant("['clinic','x']", "clinic", "x"), (CLINIC,), "shard-1", "no such location"),
     ],
 )
 def test_owner_has_a_problem_when_it_is_not_certain(
-    source: Source, businesses: tuple[Business | str, ...], shard_id: str | None, says: str
+    source: OldTenant, businesses: tuple[Business | str, ...], shard_id: str | None, says: str
 ) -> None:
     """Nothing is guessed: what a person has to mend is said."""
     found = owner(source, *businesses, shard_id=shard_id)
@@ -126,8 +126,8 @@ def test_owner_has_a_problem_when_it_is_not_certain(
 
 def test_owners_of_one_id_are_none_when_they_are_two_pairs() -> None:
     """`a-b` + `c` and `a` + `b-c` give the same id (contract §10): neither is taken."""
-    one, other = Source("1", "clinic", "b-c"), Source("2", "clinic-b", "c")
-    owners = without_collisions([owner(one, CLINIC), owner(other, DASHED), owner(Source("clinic-main"), CLINIC)])
+    one, other = OldTenant("1", "clinic", "b-c"), OldTenant("2", "clinic-b", "c")
+    owners = without_collisions([owner(one, CLINIC), owner(other, DASHED), owner(OldTenant("clinic-main"), CLINIC)])
 
     assert [found.problem is None for found in owners.values()] == [False, False, True]
     assert "another business and location" in (owners["1"].problem or "")
@@ -146,7 +146,7 @@ def test_plan_refuses_only_what_was_not_chosen() -> None:
     found.note_rows(None, "it names no tenant", 3)
     found.note_duplicate(DuplicateRows("clinic-main", "patient", "p-1", 2, [1, 2]))
     found.note_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
-    made = plan(found, owner(Source("clinic-main"), CLINIC), owner(Source("who-knows")))
+    made = plan(found, owner(OldTenant("clinic-main"), CLINIC), owner(OldTenant("who-knows")))
 
     assert (made.row_count, made.duplicate_count) == (1, 1)
     assert len(made.refusals(Choices())) == 4
@@ -158,7 +158,7 @@ def test_plan_refuses_nothing_when_all_can_be_taken() -> None:
     """Duplicates of a tenant that is left where it is are nobody's choice."""
     found = Found()
     found.note_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
-    made = plan(found, owner(Source("clinic-main"), CLINIC), owner(Source("who-knows")))
+    made = plan(found, owner(OldTenant("clinic-main"), CLINIC), owner(OldTenant("who-knows")))
 
     assert made.refusals(Choices(leave_unresolved=True)) == []
 

@@ -14,7 +14,7 @@ from simplu_worker.shards.apply.durability import (
     GRACE_S,
     KEEPS_UP_S,
     CommitSafety,
-    Facts,
+    ReplicationFacts,
     Server,
     Standby,
     StandbyWatch,
@@ -42,12 +42,12 @@ def facts(
     commit: str = "on",
     names: str = "",
     fsync: bool = True,
-) -> Facts:
+) -> ReplicationFacts:
     """Return what a server says."""
-    return Facts(server, position, commit, names, fsync, standbys)
+    return ReplicationFacts(server, position, commit, names, fsync, standbys)
 
 
-def watched(*said: tuple[float, Facts]) -> StandbyWatch:
+def watched(*said: tuple[float, ReplicationFacts]) -> StandbyWatch:
     """Return a watch that was told what servers said when."""
     watch = StandbyWatch()
     for now, one in said:
@@ -77,7 +77,7 @@ def watched(*said: tuple[float, Facts]) -> StandbyWatch:
     ],
 )
 def test_safety_is_what_the_server_can_do_at_first_sight(
-    said: Facts, safety: CommitSafety, counted: Sequence[str]
+    said: ReplicationFacts, safety: CommitSafety, counted: Sequence[str]
 ) -> None:
     """Named standbys first, then those that keep up, then the server's own disk; and what keeps us from knowing."""
     watch = watched((0, said))
@@ -98,7 +98,9 @@ def test_safety_is_what_the_server_can_do_at_first_sight(
         (facts(names="a", commit="remote_write"), True),
     ],
 )
-def test_facts_ask_for_a_commit_that_waits_where_a_look_does_not_tell(said: Facts, *, needs_write: bool) -> None:
+def test_facts_ask_for_a_commit_that_waits_where_a_look_does_not_tell(
+    said: ReplicationFacts, *, needs_write: bool
+) -> None:
     """Where standbys are named, or where commits do not even wait for the server's disk."""
     assert said.needs_write is needs_write
 

@@ -14,7 +14,7 @@ from simplu_worker.shards.apply.group_commit import (
     GROUP_LEAST_COUNT,
     GROUP_MAX_COUNT,
     GROUP_MAX_S,
-    Batch,
+    CommitBatch,
     GroupCommit,
     group_count,
 )
@@ -56,7 +56,7 @@ class Shard:
         self.transactions: list[int] = []
         self._turn = asyncio.Lock()
 
-    async def apply(self, batch: Batch) -> list[Outcome]:
+    async def apply(self, batch: CommitBatch) -> list[Outcome]:
         """Apply a batch."""
         async with self._turn:
             batch.close()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.errors import TryAgainLaterError
-from simplu_worker.shards.apply.position_claims import DOUBTS_MAX, Claim, PositionChangedError
+from simplu_worker.errors import RetryableError
+from simplu_worker.shards.apply.position_claims import DOUBTS_MAX, PositionChangedError, PositionClaim
 from simplu_worker.shards.postgres.errors import (
     InvalidDataError,
     LostRaceError,
@@ -26,18 +26,18 @@ ROLLED_BACK = [
 ]
 UNKNOWN = [
     ShardUnavailableError("the line was cut"),
-    TryAgainLaterError("no answer"),
+    RetryableError("no answer"),
     TimeoutError(),
     asyncio.CancelledError(),
 ]
 
 
-def claim(*tokens: str) -> Claim:
+def claim(*tokens: str) -> PositionClaim:
     """Return a claim of a reader whose row may have these tokens."""
-    return Claim("stream", "shardId-0", tokens=list(tokens))
+    return PositionClaim("stream", "shardId-0", tokens=list(tokens))
 
 
-def attempt(one: Claim, exc: BaseException | None = None) -> str:
+def attempt(one: PositionClaim, exc: BaseException | None = None) -> str:
     """Try to write a claim, with this end; return the token that was to be written."""
     with nullcontext() if exc is None else pytest.raises(type(exc)), one.attempt() as token:
         assert one.tokens[-1] == token

@@ -6,7 +6,7 @@ import pytest
 from support.postgres.tenant_cases import STREAM_SHARD_ID, operation
 
 from simplu_worker.operations.operation import Failure, Source
-from simplu_worker.shards.apply.redelivery import Encounter, LoggedRow, encounter
+from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, encounter
 
 DIGEST = operation("delete").digest
 GIVEN_UP = Failure.RETRIES_EXHAUSTED
@@ -30,26 +30,26 @@ FROM_SQS = row(source=Source.SQS, stream_shard_id=None, sequence_number=None)
 @pytest.mark.parametrize(
     ("logged", "source", "sequence_number", "expected"),
     [
-        (row(), Source.KINESIS, "99", Encounter.REDELIVERY),  # the record itself, read again
-        (row(), Source.KINESIS, "100", Encounter.REPLAY),
-        (row(sequence_number="9"), Source.KINESIS, "10", Encounter.REPLAY),  # numbers, not texts
-        (row(), Source.KINESIS, "98", Encounter.REDELIVERY),  # what was given up before its replay was
+        (row(), Source.KINESIS, "99", LogMatch.REDELIVERY),  # the record itself, read again
+        (row(), Source.KINESIS, "100", LogMatch.REPLAY),
+        (row(sequence_number="9"), Source.KINESIS, "10", LogMatch.REPLAY),  # numbers, not texts
+        (row(), Source.KINESIS, "98", LogMatch.REDELIVERY),  # what was given up before its replay was
         # Its replay was in a child, and was given up there: the parent's new reader meets the record itself again.
-        (row(stream_shard_id="shardId-000000000001"), Source.KINESIS, "98", Encounter.REDELIVERY),
-        (row(stream_shard_id="shardId-000000000001"), Source.KINESIS, "100", Encounter.REPLAY),
-        (row(), Source.SQS, None, Encounter.REPLAY),
-        (FROM_SQS, Source.KINESIS, "1", Encounter.REPLAY),
-        (FROM_SQS, Source.SQS, None, Encounter.REDELIVERY),
-        (row(error=None), Source.KINESIS, "100", Encounter.REDELIVERY),
-        (row(error=Failure.INVALID_DATA), Source.KINESIS, "100", Encounter.REDELIVERY),
-        (row(error=Failure.TENANT_DESTROYED), Source.SQS, None, Encounter.REDELIVERY),
-        (row(digest=b"another"), Source.KINESIS, "99", Encounter.REUSE),
-        (row(digest=b"another"), Source.KINESIS, "100", Encounter.REUSE),
-        (row(digest=b"another", error=None), Source.SQS, None, Encounter.REUSE),
+        (row(stream_shard_id="shardId-000000000001"), Source.KINESIS, "98", LogMatch.REDELIVERY),
+        (row(stream_shard_id="shardId-000000000001"), Source.KINESIS, "100", LogMatch.REPLAY),
+        (row(), Source.SQS, None, LogMatch.REPLAY),
+        (FROM_SQS, Source.KINESIS, "1", LogMatch.REPLAY),
+        (FROM_SQS, Source.SQS, None, LogMatch.REDELIVERY),
+        (row(error=None), Source.KINESIS, "100", LogMatch.REDELIVERY),
+        (row(error=Failure.INVALID_DATA), Source.KINESIS, "100", LogMatch.REDELIVERY),
+        (row(error=Failure.TENANT_DESTROYED), Source.SQS, None, LogMatch.REDELIVERY),
+        (row(digest=b"another"), Source.KINESIS, "99", LogMatch.REUSE),
+        (row(digest=b"another"), Source.KINESIS, "100", LogMatch.REUSE),
+        (row(digest=b"another", error=None), Source.SQS, None, LogMatch.REUSE),
     ],
 )
 def test_encounter_is_a_replay_only_when_what_was_given_up_comes_from_a_later_place(
-    logged: LoggedRow, source: Source, sequence_number: str | None, expected: Encounter
+    logged: LoggedRow, source: Source, sequence_number: str | None, expected: LogMatch
 ) -> None:
     """Same digest, a row marked `retries_exhausted`, and another source position (idea 7)."""
     sent = operation("delete", source=source, sequence_number=sequence_number)
@@ -63,4 +63,4 @@ def test_encounter_is_a_redelivery_when_it_meets_the_row_of_the_same_record(sour
     sent = operation("delete", source=source)
 
     for failure in (None, *Failure):
-        assert encounter(sent, LoggedRow.of(sent, failure)) is Encounter.REDELIVERY
+        assert encounter(sent, LoggedRow.of(sent, failure)) is LogMatch.REDELIVERY

@@ -16,7 +16,7 @@ from simplu_worker.shards.health.assessment import (
     Problem,
     Seen,
     ShardProbe,
-    State,
+    ShardState,
     Usage,
     health_view,
     judge,
@@ -35,31 +35,31 @@ def with_(**members: Any) -> ShardProbe:
 @pytest.mark.parametrize(
     ("probe", "expected", "state", "takes_operations"),
     [
-        (WELL, [], State.HEALTHY, True),
-        (with_(schema_version=None, tenant_count=None), [], State.HEALTHY, True),
-        (with_(connections_used=None, connections_max=None, standby_count=None), [], State.HEALTHY, True),
-        (with_(is_read_only=True), [Problem.READ_ONLY], State.DEGRADED, False),
-        (with_(trouble="DiskFullError (53100)"), [Problem.FAILING], State.DEGRADED, False),
-        (with_(is_read_only=True, is_standby=True, lag_s=2.0), [Problem.READ_ONLY], State.DEGRADED, False),
+        (WELL, [], ShardState.HEALTHY, True),
+        (with_(schema_version=None, tenant_count=None), [], ShardState.HEALTHY, True),
+        (with_(connections_used=None, connections_max=None, standby_count=None), [], ShardState.HEALTHY, True),
+        (with_(is_read_only=True), [Problem.READ_ONLY], ShardState.DEGRADED, False),
+        (with_(trouble="DiskFullError (53100)"), [Problem.FAILING], ShardState.DEGRADED, False),
+        (with_(is_read_only=True, is_standby=True, lag_s=2.0), [Problem.READ_ONLY], ShardState.DEGRADED, False),
         (
             with_(is_read_only=True, is_standby=True, lag_s=31.0),
             [Problem.READ_ONLY, Problem.LAGGING],
-            State.DEGRADED,
+            ShardState.DEGRADED,
             False,
         ),
-        (with_(lag_s=30.0, standby_count=1), [], State.HEALTHY, True),
-        (with_(lag_s=30.1, standby_count=1), [Problem.LAGGING], State.DEGRADED, True),
-        (with_(response_s=1.1), [Problem.SLOW], State.DEGRADED, True),
-        (with_(is_cut_short=True), [Problem.SLOW], State.DEGRADED, True),
-        (with_(connections_used=90, connections_max=100), [], State.HEALTHY, True),
-        (with_(connections_used=91, connections_max=100), [Problem.CONNECTIONS], State.DEGRADED, True),
-        (with_(connections_used=1, connections_max=0), [Problem.CONNECTIONS], State.DEGRADED, True),
-        (with_(version_number=130009), [Problem.REFUSED], State.LOST, False),
-        (with_(refusal="another program's tables", schema_version=None), [Problem.REFUSED], State.LOST, False),
+        (with_(lag_s=30.0, standby_count=1), [], ShardState.HEALTHY, True),
+        (with_(lag_s=30.1, standby_count=1), [Problem.LAGGING], ShardState.DEGRADED, True),
+        (with_(response_s=1.1), [Problem.SLOW], ShardState.DEGRADED, True),
+        (with_(is_cut_short=True), [Problem.SLOW], ShardState.DEGRADED, True),
+        (with_(connections_used=90, connections_max=100), [], ShardState.HEALTHY, True),
+        (with_(connections_used=91, connections_max=100), [Problem.CONNECTIONS], ShardState.DEGRADED, True),
+        (with_(connections_used=1, connections_max=0), [Problem.CONNECTIONS], ShardState.DEGRADED, True),
+        (with_(version_number=130009), [Problem.REFUSED], ShardState.LOST, False),
+        (with_(refusal="another program's tables", schema_version=None), [Problem.REFUSED], ShardState.LOST, False),
     ],
 )
 def test_shard_is_judged_by_what_it_says_of_itself(
-    probe: ShardProbe, expected: list[Problem], state: State, *, takes_operations: bool
+    probe: ShardProbe, expected: list[Problem], state: ShardState, *, takes_operations: bool
 ) -> None:
     """What is amiss is named, and whether operations can be applied all the same."""
     health = judge(Seen(probe=probe))
@@ -89,14 +89,14 @@ def test_shard_is_judged_by_what_citrus_says(usage: Usage, expected: list[Proble
 def test_shard_without_an_answer_is_lost_whatever_it_said_before() -> None:
     """What was seen earlier is kept, and proves nothing now."""
     health = judge(Seen(probe=with_(is_read_only=True), error="TimeoutError"))
-    assert (health.state, health.takes_operations) == (State.LOST, False)
+    assert (health.state, health.takes_operations) == (ShardState.LOST, False)
     assert [str(finding) for finding in health.findings] == ["TimeoutError"]
 
 
 def test_shard_that_nobody_looked_at_is_unknown() -> None:
     """Citrus alone does not know."""
     health = judge(Seen(usage=Usage(1, 10)))
-    assert (health.state, health.takes_operations, Health().state) == (State.UNKNOWN, None, State.UNKNOWN)
+    assert (health.state, health.takes_operations, Health().state) == (ShardState.UNKNOWN, None, ShardState.UNKNOWN)
 
 
 @pytest.mark.parametrize(

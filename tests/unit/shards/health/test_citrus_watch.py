@@ -12,12 +12,12 @@ from prometheus_client import REGISTRY
 from support.citrus.cases import API_KEY, SHARD, Reply, ScriptedCitrus, no_reply, reply
 from support.citrus.lying_citrus import LyingCitrus
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.local.stack.citrus_server import Citrus as LocalCitrus
 from simplu_worker.shards.health.assessment import Problem, Usage
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
-from simplu_worker.shards.health.registry import HealthBook
+from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.routing.citrus import Capacity, Citrus, CitrusUnavailableError, open_citrus
 
 SOON_S = 10.0
@@ -52,9 +52,9 @@ async def client_of(url: str, *, timeout_s: float = 5.0) -> AsyncIterator[Citrus
 
 
 @contextlib.asynccontextmanager
-async def watching(citrus: Citrus) -> AsyncIterator[HealthBook]:
+async def watching(citrus: Citrus) -> AsyncIterator[HealthRegistry]:
     """Poll it, over a hundred times as often as a worker does."""
-    book = HealthBook()
+    book = HealthRegistry()
     async with asyncio.TaskGroup() as tasks:
         polling = tasks.create_task(CitrusWatch(citrus, book, poll_s=0.2, denied_poll_s=0.2, ask_pause_s=0.01).run())
         try:
@@ -64,7 +64,7 @@ async def watching(citrus: Citrus) -> AsyncIterator[HealthBook]:
     book.note_usages({})
 
 
-async def comes_to(book: HealthBook, expected: dict[str, Usage]) -> None:
+async def comes_to(book: HealthRegistry, expected: dict[str, Usage]) -> None:
     """Wait until that is in the book."""
 
     async def is_there() -> bool:
@@ -201,7 +201,7 @@ async def test_watch_notices_that_a_key_is_good_again(registry: LocalCitrus, lyi
     """Also when nobody needs a route just then."""
     async with client_of(lying.url) as citrus:
         with lying.lying(lambda _: web.Response(status=401)):
-            with pytest.raises(TryAgainLaterError):
+            with pytest.raises(RetryableError):
                 await citrus.locate("any-tenant")
             assert citrus.is_denied
         async with watching(citrus):

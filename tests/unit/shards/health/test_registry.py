@@ -11,17 +11,17 @@ from support.postgres.probes import WELL
 from unit.shards.health.test_assessment import with_
 
 from simplu_worker.metrics import instruments
-from simplu_worker.shards.health.assessment import Problem, ShardSilence, State, Usage
-from simplu_worker.shards.health.registry import SHARDS_MAX, HealthBook
+from simplu_worker.shards.health.assessment import Problem, ShardSilence, ShardState, Usage
+from simplu_worker.shards.health.registry import SHARDS_MAX, HealthRegistry
 
 SHARD = "book-test-1"
 SILENCE = ShardSilence("TimeoutError")
 
 
 @pytest.fixture
-def book() -> Iterator[HealthBook]:
+def book() -> Iterator[HealthRegistry]:
     """Give a book in which one shard is looked at."""
-    book = HealthBook()
+    book = HealthRegistry()
     book.begin(SHARD)
     yield book
     book.note_usages({})
@@ -39,7 +39,7 @@ def counted(problem: Problem) -> float | None:
     return REGISTRY.get_sample_value("simplu_shard_problems", {"problem": problem})
 
 
-def test_book_shows_what_a_look_has_seen(book: HealthBook) -> None:
+def test_book_shows_what_a_look_has_seen(book: HealthRegistry) -> None:
     """Each gauge has its number, and a lag only where there is one."""
     book.note_look(SHARD, with_(connections_used=48, connections_max=96, tenant_count=7))
     shown = {name: gauge(name) for name in ("healthy", "connections_ratio", "tenants", "usage_ratio")}
@@ -50,7 +50,7 @@ def test_book_shows_what_a_look_has_seen(book: HealthBook) -> None:
     assert (gauge("healthy"), gauge("replication_lag_seconds")) == (0, 3.5)
 
 
-def test_book_shows_nothing_stale_of_a_silent_shard(book: HealthBook) -> None:
+def test_book_shows_nothing_stale_of_a_silent_shard(book: HealthRegistry) -> None:
     """What it said is kept for people, and is no number any more."""
     book.note_look(SHARD, with_(lag_s=3.5, tenant_count=7))
     book.note_look(SHARD, SILENCE)
@@ -61,7 +61,7 @@ def test_book_shows_nothing_stale_of_a_silent_shard(book: HealthBook) -> None:
     assert (seen.error, seen.probe.lag_s) == ("TimeoutError", 3.5)
 
 
-def test_book_keeps_the_count_of_tenants_when_a_look_did_not_count(book: HealthBook) -> None:
+def test_book_keeps_the_count_of_tenants_when_a_look_did_not_count(book: HealthRegistry) -> None:
     """They are counted now and then."""
     book.note_look(SHARD, with_(tenant_count=7))
     book.note_look(SHARD, with_(tenant_count=None))
@@ -70,7 +70,7 @@ def test_book_keeps_the_count_of_tenants_when_a_look_did_not_count(book: HealthB
     assert gauge("tenants") is None
 
 
-def test_book_tells_once_when_something_changes(book: HealthBook) -> None:
+def test_book_tells_once_when_something_changes(book: HealthRegistry) -> None:
     """Not at every look, and not when only a number does."""
     with capture_logs() as logs:
         for probe in (WELL, WELL, SILENCE, SILENCE, WELL, with_(lag_s=40.0), with_(lag_s=50.0)):
@@ -90,7 +90,7 @@ def test_book_tells_once_when_something_changes(book: HealthBook) -> None:
     assert {log["shard_id"] for log in logs} == {SHARD}
 
 
-def test_book_counts_the_shards_with_a_problem(book: HealthBook) -> None:
+def test_book_counts_the_shards_with_a_problem(book: HealthRegistry) -> None:
     """By kind, up and down, also when such a shard goes."""
     before = counted(Problem.READ_ONLY) or 0
     book.begin("book-test-2")
@@ -102,7 +102,7 @@ def test_book_counts_the_shards_with_a_problem(book: HealthBook) -> None:
     assert counted(Problem.READ_ONLY) == before
 
 
-def test_book_drops_every_series_of_a_shard_that_is_known_no_more(book: HealthBook) -> None:
+def test_book_drops_every_series_of_a_shard_that_is_known_no_more(book: HealthRegistry) -> None:
     """Neither looked at nor spoken of: a metric by shard that is new is not forgotten there."""
     book.note_look(SHARD, with_(lag_s=1.0))
     book.note_usages({SHARD: Usage(1, 2)})
@@ -116,7 +116,7 @@ def test_book_drops_every_series_of_a_shard_that_is_known_no_more(book: HealthBo
     assert SHARD not in book.by_shard_id
 
 
-def test_book_takes_nothing_of_a_look_that_ends_after_its_shard_went(book: HealthBook) -> None:
+def test_book_takes_nothing_of_a_look_that_ends_after_its_shard_went(book: HealthRegistry) -> None:
     """It would stay for ever."""
     book.end(SHARD)
     book.note_look(SHARD, WELL)
@@ -128,12 +128,12 @@ def test_book_takes_nothing_of_a_look_that_ends_after_its_shard_went(book: Healt
 
 def test_book_does_not_grow_when_citrus_lies() -> None:
     """What Citrus alone speaks of is bounded, and gone when it is spoken of no more."""
-    book = HealthBook()
+    book = HealthRegistry()
     book.begin("last")
     book.note_usages({f"lie-{number}": Usage(1, 2) for number in range(SHARDS_MAX + 100)} | {"last": Usage(1, 2)})
     assert len(book.by_shard_id) == SHARDS_MAX + 1
     assert book.by_shard_id["last"].seen.usage == Usage(1, 2)
-    assert book.by_shard_id["lie-0"].state is State.UNKNOWN
+    assert book.by_shard_id["lie-0"].state is ShardState.UNKNOWN
     book.note_usages({"lie-5000": Usage(1, 2)})
     assert sorted(book.by_shard_id) == ["last", "lie-5000"]
     book.note_usages({})

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from simplu_worker.errors import RefusedError
+from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import OPTION_VALUES, ShardAddress, hosts_of, places_of
-from simplu_worker.shards.postgres.connector import Target
+from simplu_worker.shards.postgres.connector import TargetSessionAttrs
 
 SECRET = "correct-horse"
 asyncpg_utils: Any = import_module("asyncpg.connect_utils")  # its stubs leave out the private function
@@ -112,7 +112,7 @@ def test_address_is_usable_when_all_its_hosts_are_allowed(connection_string: str
 )
 def test_address_is_refused_when_it_is_not_a_whole_connection_string(connection_string: str) -> None:
     """Before anything is touched; asyncpg's own errors for some of these would come with the first connection."""
-    with pytest.raises(RefusedError, match="connection string of shard shard-1: expected ") as raised:
+    with pytest.raises(PermanentError, match="connection string of shard shard-1: expected ") as raised:
         address(connection_string).checked(())
 
     assert SECRET not in str(raised.value)
@@ -131,7 +131,7 @@ def test_address_is_refused_when_it_is_not_a_whole_connection_string(connection_
 )
 def test_address_is_refused_when_one_of_its_hosts_is_not_allowed(connection_string: str) -> None:
     """The error names the host; without a list any host is allowed."""
-    with pytest.raises(RefusedError, match="is not in DATABASE_ALLOWED_HOSTS") as raised:
+    with pytest.raises(PermanentError, match="is not in DATABASE_ALLOWED_HOSTS") as raised:
         address(connection_string).checked(LOCAL)
 
     assert SECRET not in str(raised.value)
@@ -152,7 +152,7 @@ def test_address_is_refused_when_one_of_its_hosts_is_not_allowed(connection_stri
 )
 def test_address_is_refused_when_libraries_may_differ_on_its_host(connection_string: str) -> None:
     """With asyncpg the host comes behind the first @, with others behind the last: a way around the list."""
-    with pytest.raises(RefusedError) as raised:
+    with pytest.raises(PermanentError) as raised:
         address(connection_string).checked(LOCAL)
 
     assert SECRET not in str(raised.value)
@@ -164,7 +164,7 @@ def test_address_is_refused_when_libraries_may_differ_on_its_host(connection_str
 )
 def test_address_is_refused_when_it_has_another_option(option: str) -> None:
     """It would lead to another host than the checked one, or become a setting of the session."""
-    with pytest.raises(RefusedError, match=f"option {option.partition('=')[0]} is not allowed") as raised:
+    with pytest.raises(PermanentError, match=f"option {option.partition('=')[0]} is not allowed") as raised:
         address(f"postgresql://user:{SECRET}@a.internal/shard?sslmode=require&{option}").checked(())
 
     assert SECRET not in str(raised.value)
@@ -177,7 +177,7 @@ def test_address_needs_an_id_of_bounded_length(shard_id: str, is_usable: bool) -
     if is_usable:
         assert one.checked(()) is one
         return
-    with pytest.raises(RefusedError, match="shard id: expected 1 to 128 characters"):
+    with pytest.raises(PermanentError, match="shard id: expected 1 to 128 characters"):
         one.checked(())
 
 
@@ -203,7 +203,7 @@ def test_any_text_is_refused_or_leads_only_where_it_was_checked(
     one = address("postgresql://user:" + "".join(pieces))
     try:
         one.checked(allowed_hosts)
-    except RefusedError:
+    except PermanentError:
         return
     assert [host.lower() for host in connected_hosts(one.connection_string)] == hosts_of(one.connection_string)
 
@@ -227,7 +227,7 @@ def test_address_takes_the_whole_path_of_a_file_with_passwords(path: str, *, is_
     if is_good:
         assert one.checked(()) is one
         return
-    with pytest.raises(RefusedError, match="option passfile: expected the whole path of a file"):
+    with pytest.raises(PermanentError, match="option passfile: expected the whole path of a file"):
         one.checked(())
 
 
@@ -278,7 +278,7 @@ def test_places_are_hosts_with_their_ports() -> None:
 )
 def test_address_is_refused_when_it_would_not_be_what_it_looks_like(connection_string: str, complaint: str) -> None:
     """A name that the server cuts off, or a setting of the session smuggled into another one's value."""
-    with pytest.raises(RefusedError) as raised:
+    with pytest.raises(PermanentError) as raised:
         address(connection_string).checked(())
 
     assert str(raised.value).startswith(f"connection string of shard shard-1: {complaint}")
@@ -287,7 +287,7 @@ def test_address_is_refused_when_it_would_not_be_what_it_looks_like(connection_s
 
 def test_address_takes_the_words_of_the_libraries() -> None:
     """Those that are checked are those that are understood when a connection is made."""
-    assert set(OPTION_VALUES["target_session_attrs"]) == set(Target)
+    assert set(OPTION_VALUES["target_session_attrs"]) == set(TargetSessionAttrs)
     assert set(OPTION_VALUES["sslmode"]) == {
         mode.name.replace("_", "-") for mode in import_module("asyncpg.connect_utils").SSLMode
     }

@@ -12,7 +12,7 @@ from simplu_worker.shards.postgres.circuit_breaker import (
     SILENCE_MAX_S,
     Admission,
     Breaker,
-    State,
+    BreakerState,
 )
 
 NOW = 1000.0
@@ -57,7 +57,7 @@ def test_breaker_opens_after_failures_in_a_row_or_a_silence(
     came = [breaker.failed(NOW, asked_at=NOW - asked_s_ago) for _ in range(failure_count)]
 
     assert came == [False] * (failure_count - 1) + [expected]
-    assert breaker.state is (State.OPEN if expected else State.CLOSED)
+    assert breaker.state is (BreakerState.OPEN if expected else BreakerState.CLOSED)
 
 
 def test_breaker_counts_anew_after_an_answer() -> None:
@@ -77,7 +77,7 @@ def test_breaker_lets_one_probe_when_it_was_open_for_a_while() -> None:
 
     assert breaker.admit(NOW + PROBE_INTERVAL_S - 0.01) is Admission.REFUSED
     assert breaker.admit(NOW + PROBE_INTERVAL_S) is Admission.PROBE
-    assert breaker.state is State.HALF_OPEN
+    assert breaker.state is BreakerState.HALF_OPEN
     assert breaker.admit(NOW + PROBE_INTERVAL_S) is Admission.REFUSED
     assert breaker.admit(NOW + 2 * PROBE_INTERVAL_S) is Admission.PROBE
 
@@ -90,7 +90,7 @@ def test_breaker_opens_again_when_the_probe_fails() -> None:
 
     assert not breaker.failed(later, asked_at=later)
 
-    assert (breaker.state, breaker.admit(later + 0.5)) == (State.OPEN, Admission.REFUSED)
+    assert (breaker.state, breaker.admit(later + 0.5)) == (BreakerState.OPEN, Admission.REFUSED)
     assert breaker.admit(later + PROBE_INTERVAL_S) is Admission.PROBE
 
 

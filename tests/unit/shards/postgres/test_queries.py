@@ -69,7 +69,9 @@ def statements_of(file: Path) -> list[str]:
 def test_no_query_is_built_in_python() -> None:
     """Invariant 6: what is run comes from the SQL files, or is a constant of the door to Postgres itself."""
     allowed = {
-        "shards/schema/schema_check.py": {"in_one_transaction(text)"},  # migrations and business types, from their files
+        "shards/schema/schema_check.py": {
+            "in_one_transaction(text)"
+        },  # migrations and business types, from their files
         "shards/schema/upgrade.py": {"statement.text"},  # the same
         # Scripts, from their files too.
         "shards/adoption/discovery.py": {"ADOPTION['books']", "ADOPTION[old_table.layout]"},

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from simplu_worker.errors import TryAgainLaterError
-from simplu_worker.shards.postgres.single_flight import FAILED_FRESH_S, FRESH_S, SharedLook
+from simplu_worker.errors import RetryableError
+from simplu_worker.shards.postgres.single_flight import FAILED_FRESH_S, FRESH_S, SingleFlightProbe
 
 
 class Door:
@@ -19,7 +19,7 @@ class Door:
         self.error: Exception | None = None
         self.opened = asyncio.Event()
         self.opened.set()
-        self.shared = SharedLook(self.look, clock=lambda: self.now)
+        self.shared = SingleFlightProbe(self.look, clock=lambda: self.now)
 
     async def look(self) -> None:
         """Look once."""
@@ -44,11 +44,11 @@ async def test_look_is_taken_anew_when_the_last_answer_is_old(after_s: float, ex
 async def test_look_is_one_for_all_who_ask_at_once() -> None:
     """Whoever comes while somebody looks gets that one's answer, a bad one as well."""
     door = Door()
-    door.error = TryAgainLaterError("down")
+    door.error = RetryableError("down")
     door.opened.clear()
 
     async def ask() -> str:
-        with pytest.raises(TryAgainLaterError) as caught:
+        with pytest.raises(RetryableError) as caught:
             await door.shared()
         return str(caught.value)
 
@@ -80,13 +80,13 @@ async def test_look_is_taken_by_the_next_when_the_one_who_looks_is_cancelled() -
 async def test_look_tells_of_a_recovery_when_it_is_taken_anew() -> None:
     """An error is kept for less long than a success: whoever gets one waits before asking again."""
     door = Door()
-    door.error = TryAgainLaterError("down")
-    with pytest.raises(TryAgainLaterError):
+    door.error = RetryableError("down")
+    with pytest.raises(RetryableError):
         await door.shared()
 
     door.error = None
     door.now += FAILED_FRESH_S / 2
-    with pytest.raises(TryAgainLaterError):
+    with pytest.raises(RetryableError):
         await door.shared()
     door.now += FAILED_FRESH_S / 2 + 0.01
 

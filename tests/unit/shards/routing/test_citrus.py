@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.citrus.cases import API_KEY, CONNECTION_STRING, SHARD, Reply, ScriptedCitrus, half_a_reply, no_reply, reply
 
-from simplu_worker.errors import RefusedError
+from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import (
     REPLY_MAX_BYTES,
@@ -192,7 +192,7 @@ async def test_citrus_is_asked_on_while_it_talks_nonsense_of_some_tenants() -> N
     citrus = ScriptedCitrus(*[reply(HTML)] * 5, reply({}, status=400), *[reply(HTML)] * 5, reply(SHARD))
     async with citrus.opened() as client:
         for _ in range(11):
-            with pytest.raises((CitrusUnavailableError, RefusedError)):
+            with pytest.raises((CitrusUnavailableError, PermanentError)):
                 await client.locate("a-b")
         assert await client.locate("c-d") == ADDRESS
 
@@ -288,7 +288,7 @@ async def test_register_is_refused_when_citrus_does_not_accept_the_request(statu
     """What Citrus finds wrong with the request will be wrong again; it is not asked a second time."""
     citrus = ScriptedCitrus(reply({}, status=status))
     async with citrus.opened(attempts=3) as client:
-        with pytest.raises(RefusedError, match=f"{status}, it does not accept"):
+        with pytest.raises(PermanentError, match=f"{status}, it does not accept"):
             await client.register("a", "b", "gym")
     assert len(citrus.requests) == 1
 
@@ -315,7 +315,7 @@ async def test_citrus_is_not_followed_to_a_host_that_is_not_allowed(connection_s
     citrus = ScriptedCitrus(reply(SHARD | {"connectionString": connection_string}))
     async with citrus.opened(allowed_hosts=("*.internal",)) as client:
         for asking in (client.locate("a-b"), client.register("a", "b", "gym")):
-            with pytest.raises(RefusedError, match="connection string of shard shard-a") as caught:
+            with pytest.raises(PermanentError, match="connection string of shard shard-a") as caught:
                 await asking
             assert "secret-word" not in str(caught.value)
 

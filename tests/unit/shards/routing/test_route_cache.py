@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.routing.route_cache import FRESH_S, JITTER, Absences, Routes, stale_at
+from simplu_worker.shards.routing.route_cache import FRESH_S, JITTER, Absences, RouteCache, stale_at
 
 INSTANTS = st.floats(0, 1e9)
 DRAWS = st.floats(0, 1, exclude_max=True)
@@ -30,7 +30,7 @@ def test_stale_at_is_later_for_a_greater_draw(found_at: float, one: float, anoth
 
 def test_routes_serve_what_is_past_its_freshness_and_put_it_in_line_once() -> None:
     """However often it is looked at; what nobody looks at is not asked for."""
-    routes = Routes()
+    routes = RouteCache()
     routes.put("used", "shard-1", now=0.0, draw=0.5)
     routes.put("unused", "shard-2", now=0.0, draw=0.5)
     routes.tick(FRESH_S - 1)
@@ -57,7 +57,7 @@ def test_routes_serve_what_is_past_its_freshness_and_put_it_in_line_once() -> No
 
 def test_routes_never_ask_when_nobody_tells_the_time() -> None:
     """A command for people has no use for it."""
-    routes = Routes()
+    routes = RouteCache()
     routes.put("tenant", "shard-1", now=-1e9, draw=0.0)
     assert routes.remembered("tenant") == "shard-1"
     assert routes.due_count == 0
@@ -65,7 +65,7 @@ def test_routes_never_ask_when_nobody_tells_the_time() -> None:
 
 def test_routes_keep_in_mind_where_a_doubted_tenant_was() -> None:
     """It is served no more, and no late answer brings it back but one that finds it."""
-    routes = Routes()
+    routes = RouteCache()
     routes.put("tenant", "shard-1", now=0.0, draw=0.5)
     routes.tick(100.0)
     routes.remembered("tenant")
@@ -88,7 +88,7 @@ def test_routes_keep_in_mind_where_a_doubted_tenant_was() -> None:
 @given(st.lists(st.integers(0, 300), max_size=600), st.integers(1, 100))
 def test_routes_are_bounded_and_keep_those_in_use(tenants: list[int], most: int) -> None:
     """The one just found is always there, and never more than may be."""
-    routes, absences = Routes(most=most), Absences(most=most)
+    routes, absences = RouteCache(most=most), Absences(most=most)
     for number in tenants:
         routes.put(str(number), "shard", now=0.0, draw=0.5)
         absences.note(str(number), "unregistered", asked_at=0.0)
@@ -102,7 +102,7 @@ def test_routes_are_bounded_and_keep_those_in_use(tenants: list[int], most: int)
 
 def test_routes_let_go_first_of_those_that_were_not_asked_for_anew() -> None:
     """Those in use are asked for anew, and so go to the end."""
-    routes = Routes(most=3)
+    routes = RouteCache(most=3)
     for name in ("one", "two", "three"):
         routes.put(name, "shard", now=0.0, draw=0.5)
     routes.renew("one", "shard", now=60.0, draw=0.5)
@@ -126,7 +126,7 @@ def test_absences_are_as_old_as_the_question() -> None:
 
 def test_routes_ask_soon_for_whom_another_shard_is_named() -> None:
     """Served meanwhile, once in line, and never one that is not there."""
-    routes = Routes()
+    routes = RouteCache()
     routes.put("tenant", "shard-1", now=0.0, draw=0.5)
     for tenant_id in ("tenant", "tenant", "stranger"):
         routes.ask_soon(tenant_id)
@@ -139,7 +139,7 @@ def test_routes_ask_soon_for_whom_another_shard_is_named() -> None:
 
 def test_routes_to_an_abandoned_shard_are_forgotten() -> None:
     """In use, doubted and as samples; not even as a place to look first."""
-    routes = Routes()
+    routes = RouteCache()
     for tenant_id, shard_id in {"here": "shard-1", "gone": "shard-2", "doubted": "shard-2"}.items():
         routes.put(tenant_id, shard_id, now=0.0, draw=0.5)
     routes.doubt("doubted")

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.errors import RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.shard_query import Limits, ask_all
+from simplu_worker.shards.routing.shard_query import QueryLimits, query_all_shards
 
 SHARDS = [ShardAddress(f"s{number}", "") for number in range(10)]
-PATIENT = Limits(answer_s=60.0, all_s=60.0, at_once=64)
+PATIENT = QueryLimits(answer_s=60.0, all_s=60.0, at_once=64)
 
 
 class Asked:
@@ -38,31 +38,31 @@ async def test_answers_come_from_all_who_give_one() -> None:
 
     async def ask(shard: ShardAddress) -> str:
         if shard.shard_id == "s3":
-            raise TryAgainLaterError("down")
+            raise RetryableError("down")
         return shard.shard_id
 
-    answers = await ask_all(SHARDS, ask, limits=PATIENT)
+    answers = await query_all_shards(SHARDS, ask, limits=PATIENT)
     assert answers == {shard.shard_id: shard.shard_id for shard in SHARDS if shard.shard_id != "s3"}
 
 
 async def test_as_many_are_asked_at_once_as_may_be() -> None:
     """With hundreds each is a connection."""
     asked = Asked()
-    assert len(await ask_all(SHARDS, asked, limits=Limits(60.0, 60.0, at_once=3))) == 10
+    assert len(await query_all_shards(SHARDS, asked, limits=QueryLimits(60.0, 60.0, at_once=3))) == 10
     assert asked.at_once_max == 3
 
 
 async def test_silent_shard_is_given_up_after_its_deadline() -> None:
     """And makes way for the next."""
     asked = Asked(mute=frozenset({"s0", "s1"}))
-    answers = await ask_all(SHARDS, asked, limits=Limits(answer_s=0.05, all_s=60.0, at_once=2))
+    answers = await query_all_shards(SHARDS, asked, limits=QueryLimits(answer_s=0.05, all_s=60.0, at_once=2))
     assert sorted(answers) == [f"s{number}" for number in range(2, 10)]
 
 
 async def test_all_is_over_after_the_deadline_of_all() -> None:
     """Those whose turn has not come gave no answer either; what came is kept."""
     asked = Asked(mute=frozenset({"s1", "s2", "s3"}))
-    answers = await ask_all(SHARDS, asked, limits=Limits(answer_s=60.0, all_s=0.1, at_once=1))
+    answers = await query_all_shards(SHARDS, asked, limits=QueryLimits(answer_s=60.0, all_s=0.1, at_once=1))
     assert list(answers) == ["s0"]
     assert asked.at_once == 0
 
@@ -74,13 +74,13 @@ async def test_unknown_error_is_raised() -> None:
         raise RuntimeError
 
     with pytest.raises(ExceptionGroup):
-        await ask_all(SHARDS[:1], ask, limits=PATIENT)
+        await query_all_shards(SHARDS[:1], ask, limits=PATIENT)
 
 
 async def test_cancelled_survey_asks_nobody_any_more() -> None:
     """Whoever wanted it is gone."""
     asked = Asked(mute=frozenset(shard.shard_id for shard in SHARDS))
-    asking = asyncio.ensure_future(ask_all(SHARDS, asked, limits=PATIENT))
+    asking = asyncio.ensure_future(query_all_shards(SHARDS, asked, limits=PATIENT))
     for _ in range(5):
         await asyncio.sleep(0)
     assert asked.at_once == len(SHARDS)

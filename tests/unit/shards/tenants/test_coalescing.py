@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from simplu_worker.shards.tenants.coalescing import Turns
+from simplu_worker.shards.tenants.coalescing import Coalescer
 
 
 class Work:
@@ -33,7 +33,7 @@ class Work:
 async def test_turns_do_together_what_comes_in_the_meantime() -> None:
     """Each gets the answers to its own items, in their order."""
     work = Work()
-    turns = Turns(work.do)
+    turns = Coalescer(work.do)
     async with asyncio.TaskGroup() as tasks:
         first = tasks.create_task(turns.bring(["a"]))
         await work.begun.acquire()
@@ -51,7 +51,7 @@ async def test_turns_do_together_what_comes_in_the_meantime() -> None:
 async def test_turns_go_on_when_the_one_whose_turn_it_is_is_cancelled() -> None:
     """The next one does the lot again, for all who wait."""
     work = Work()
-    turns = Turns(work.do)
+    turns = Coalescer(work.do)
     first = asyncio.create_task(turns.bring(["a"]))
     await work.begun.acquire()
     waiting = [asyncio.create_task(turns.bring([item])) for item in "bcd"]
@@ -73,7 +73,7 @@ async def test_turns_go_on_when_the_one_whose_turn_it_is_is_cancelled() -> None:
 async def test_turns_raise_to_the_one_whose_turn_it_is_only() -> None:
     """The others' items are tried once more."""
     work = Work()
-    turns = Turns(work.do)
+    turns = Coalescer(work.do)
     first = asyncio.create_task(turns.bring(["a"]))
     await work.begun.acquire()
     second, third = (asyncio.create_task(turns.bring([item])) for item in "bc")

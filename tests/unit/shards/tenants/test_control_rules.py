@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from simplu_worker.errors import RefusedError, TryAgainLaterError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.tenants.control_rules import (
     ControlledTenant,
-    Step,
+    ControlStep,
     step_of_creation,
     step_of_destruction,
     trouble_of,
@@ -32,16 +32,21 @@ def tenant(state: TenantState, *, is_deletion_begun: bool = False) -> Controlled
 @pytest.mark.parametrize(
     ("row", "older", "same", "newer"),
     [
-        (None, Step.MAKE, Step.MAKE, Step.MAKE),
-        (tenant(TenantState.ACTIVE), Step.STALE, Step.NOTE, Step.NOTE),
-        (tenant(TenantState.DESTROYING), Step.STALE, Step.STALE, Step.RESTORE),
-        (tenant(TenantState.DESTROYING, is_deletion_begun=True), Step.STALE, Step.STALE, Step.WAIT_FOR_DELETION),
-        (tenant(TenantState.DESTROYED), Step.STALE, Step.STALE, Step.REMAKE),
-        *((tenant(state), Step.STALE, Step.WAIT_FOR_MOVE, Step.WAIT_FOR_MOVE) for state in MOVING),
+        (None, ControlStep.MAKE, ControlStep.MAKE, ControlStep.MAKE),
+        (tenant(TenantState.ACTIVE), ControlStep.STALE, ControlStep.NOTE, ControlStep.NOTE),
+        (tenant(TenantState.DESTROYING), ControlStep.STALE, ControlStep.STALE, ControlStep.RESTORE),
+        (
+            tenant(TenantState.DESTROYING, is_deletion_begun=True),
+            ControlStep.STALE,
+            ControlStep.STALE,
+            ControlStep.WAIT_FOR_DELETION,
+        ),
+        (tenant(TenantState.DESTROYED), ControlStep.STALE, ControlStep.STALE, ControlStep.REMAKE),
+        *((tenant(state), ControlStep.STALE, ControlStep.WAIT_FOR_MOVE, ControlStep.WAIT_FOR_MOVE) for state in MOVING),
     ],
 )
 def test_creation_decides_by_state_and_by_what_is_newer(
-    row: ControlledTenant | None, older: Step, same: Step, newer: Step
+    row: ControlledTenant | None, older: ControlStep, same: ControlStep, newer: ControlStep
 ) -> None:
     """A creation makes, keeps, takes back or makes again; what is not newer than a destruction is stale."""
     steps = [step_of_creation(row, "a-b", "c", at) for at in (OLDER, SAME, NEWER)]
@@ -51,15 +56,15 @@ def test_creation_decides_by_state_and_by_what_is_newer(
 @pytest.mark.parametrize(
     ("row", "older", "same", "newer"),
     [
-        (tenant(TenantState.ACTIVE), Step.STALE, Step.DESTROY, Step.DESTROY),
-        (tenant(TenantState.DESTROYING), Step.STALE, Step.NOTE, Step.NOTE),
-        (tenant(TenantState.DESTROYING, is_deletion_begun=True), Step.STALE, Step.NOTE, Step.NOTE),
-        (tenant(TenantState.DESTROYED), Step.STALE, Step.NOTE, Step.NOTE),
-        *((tenant(state), Step.STALE, Step.WAIT_FOR_MOVE, Step.WAIT_FOR_MOVE) for state in MOVING),
+        (tenant(TenantState.ACTIVE), ControlStep.STALE, ControlStep.DESTROY, ControlStep.DESTROY),
+        (tenant(TenantState.DESTROYING), ControlStep.STALE, ControlStep.NOTE, ControlStep.NOTE),
+        (tenant(TenantState.DESTROYING, is_deletion_begun=True), ControlStep.STALE, ControlStep.NOTE, ControlStep.NOTE),
+        (tenant(TenantState.DESTROYED), ControlStep.STALE, ControlStep.NOTE, ControlStep.NOTE),
+        *((tenant(state), ControlStep.STALE, ControlStep.WAIT_FOR_MOVE, ControlStep.WAIT_FOR_MOVE) for state in MOVING),
     ],
 )
 def test_destruction_decides_by_state_and_by_what_is_newer(
-    row: ControlledTenant, older: Step, same: Step, newer: Step
+    row: ControlledTenant, older: ControlStep, same: ControlStep, newer: ControlStep
 ) -> None:
     """A destruction begins once; an older one is stale, and one in the midst of a move waits."""
     steps = [step_of_destruction(row, "a-b", "c", at) for at in (OLDER, SAME, NEWER)]
@@ -70,25 +75,25 @@ def test_destruction_decides_by_state_and_by_what_is_newer(
 @pytest.mark.parametrize("at", [OLDER, SAME, NEWER])
 def test_message_does_nothing_to_another_tenant_with_the_same_id(state: TenantState, at: datetime) -> None:
     """`a-b` at `c` and `a` at `b-c` have one id: the second to come is refused, however new."""
-    assert step_of_creation(tenant(state), "a", "b-c", at) is Step.TAKEN
-    assert step_of_destruction(tenant(state), "a", "b-c", at) is Step.TAKEN
+    assert step_of_creation(tenant(state), "a", "b-c", at) is ControlStep.TAKEN
+    assert step_of_destruction(tenant(state), "a", "b-c", at) is ControlStep.TAKEN
 
 
 def test_steps_that_cannot_be_taken_say_why() -> None:
     """One that can never be is refused, one that cannot be now is tried again; the others are no trouble."""
-    kinds = {step: type(trouble_of(step, "a-b-c")) for step in Step}
+    kinds = {step: type(trouble_of(step, "a-b-c")) for step in ControlStep}
     assert {step: kind for step, kind in kinds.items() if kind is not type(None)} == {
-        Step.TAKEN: RefusedError,
-        Step.WAIT_FOR_MOVE: TryAgainLaterError,
-        Step.WAIT_FOR_DELETION: TryAgainLaterError,
+        ControlStep.TAKEN: PermanentError,
+        ControlStep.WAIT_FOR_MOVE: RetryableError,
+        ControlStep.WAIT_FOR_DELETION: RetryableError,
     }
 
 
 STATES = {
-    Step.MAKE: TenantState.ACTIVE,
-    Step.REMAKE: TenantState.ACTIVE,
-    Step.RESTORE: TenantState.ACTIVE,
-    Step.DESTROY: TenantState.DESTROYING,
+    ControlStep.MAKE: TenantState.ACTIVE,
+    ControlStep.REMAKE: TenantState.ACTIVE,
+    ControlStep.RESTORE: TenantState.ACTIVE,
+    ControlStep.DESTROY: TenantState.DESTROYING,
 }
 
 
@@ -101,7 +106,7 @@ def after(row: ControlledTenant | None, message: tuple[str, datetime]) -> Contro
         return None  # the tenant is unknown: the message waits
     else:
         step = step_of_destruction(row, "a-b", "c", at)
-    if step is Step.STALE:
+    if step is ControlStep.STALE:
         return row
     state = STATES.get(step) or (row.state if row else TenantState.ACTIVE)
     return ControlledTenant("a-b", "c", state, max(at, row.control_at) if row else at)

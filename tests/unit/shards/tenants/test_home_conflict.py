@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.operations.admission import TenantState
-from simplu_worker.shards.tenants.home_conflict import Claimant, Settlement, settled
+from simplu_worker.shards.tenants.home_conflict import HomeCandidate, HomeResolution, resolve_homes
 
 FIRST = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-def home(name: str, after_s: float = 0.0, **facts: object) -> Claimant:
+def home(name: str, after_s: float = 0.0, **facts: object) -> HomeCandidate:
     """Return a tenant's home on a shard."""
     return msgspec.structs.replace(
-        Claimant(f"shard-{name}", TenantState.ACTIVE, FIRST + timedelta(seconds=after_s)), **facts
+        HomeCandidate(f"shard-{name}", TenantState.ACTIVE, FIRST + timedelta(seconds=after_s)), **facts
     )
 
 
@@ -47,15 +47,15 @@ def home(name: str, after_s: float = 0.0, **facts: object) -> Claimant:
     ],
 )
 def test_settled_keeps_the_home_with_something_to_lose_else_the_first(
-    homes: list[Claimant], kept: str | None, undone: list[str]
+    homes: list[HomeCandidate], kept: str | None, undone: list[str]
 ) -> None:
     """One home stays, or all of them where two have something to lose."""
-    settlement = settled(homes)
+    settlement = resolve_homes(homes)
 
     stays = None if settlement.kept is None else settlement.kept.shard_id.removeprefix("shard-")
     assert stays == kept
     assert sorted(one.shard_id.removeprefix("shard-") for one in settlement.undone) == undone
-    assert settled(homes[::-1]) == settlement
+    assert resolve_homes(homes[::-1]) == settlement
 
 
 STEPS = st.lists(
@@ -73,15 +73,15 @@ def test_settled_leaves_one_home_when_many_undo_at_once(
     created_at: list[float], steps: list[tuple[str, int, int]]
 ) -> None:
     """Each of three looks at the homes one by one, and undoes one that is still as it saw it, at any time later."""
-    homes: dict[int, Claimant] = {number: home(str(number), created_at[number]) for number in range(3)}
-    seen: list[dict[int, Claimant | None]] = [{}, {}, {}]
+    homes: dict[int, HomeCandidate] = {number: home(str(number), created_at[number]) for number in range(3)}
+    seen: list[dict[int, HomeCandidate | None]] = [{}, {}, {}]
     decided: list[list[int]] = [[], [], []]
     for kind, who, which in steps:
         match kind:
             case "look":
                 seen[who][which] = homes.get(which)
                 if len(seen[who]) == len(seen):
-                    settlement = settled([one for one in seen[who].values() if one is not None])
+                    settlement = resolve_homes([one for one in seen[who].values() if one is not None])
                     decided[who] = [number for number, one in seen[who].items() if one in settlement.undone]
             case "undo" if decided[who]:
                 number = decided[who].pop()
@@ -94,4 +94,4 @@ def test_settled_leaves_one_home_when_many_undo_at_once(
 
 def test_settled_says_nothing_when_there_is_no_home() -> None:
     """A destroyed row alone is nothing to keep, and nothing to undo."""
-    assert settled([home("1", state=TenantState.DESTROYED)]) == Settlement(None)
+    assert resolve_homes([home("1", state=TenantState.DESTROYED)]) == HomeResolution(None)

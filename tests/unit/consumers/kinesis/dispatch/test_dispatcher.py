@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import Entry
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
-from simplu_worker.consumers.kinesis.stream.positions import Mark
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.operations.operation import Operation, OperationKind, Origin, Source
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -22,7 +22,7 @@ class Lost:
         """Know nothing."""
 
 
-def entry() -> Entry:
+def entry() -> QueuedOperation:
     """Return an operation as the main reader sends it."""
     operation = Operation(
         kind=OperationKind.CREATE,
@@ -39,8 +39,8 @@ def entry() -> Entry:
         origin=Origin(Source.KINESIS, "stream", NOW),
         size_bytes=2,
     )
-    owed = Owed[Mark]()
-    return Entry(owed.take(Mark.right_before("1", NOW)), operation, b"", owed)
+    owed = CheckpointTracker[RecordPosition]()
+    return QueuedOperation(owed.take(RecordPosition.right_before("1", NOW)), operation, b"", owed)
 
 
 async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:

@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from simplu_worker.consumers.kinesis.dispatch.route_lookup import REST_MAX_S, WaitingRoom
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import Entry
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
-from simplu_worker.consumers.kinesis.stream.positions import Mark
+from simplu_worker.consumers.kinesis.dispatch.route_lookup import REST_MAX_S, RouteLookup
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.operations.operation import Operation, OperationKind, Origin, Source
 from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S, UNKNOWN_TENANT_MARGIN
 from simplu_worker.shards.routing.directory import Absence
@@ -29,7 +29,7 @@ class Nobody:
 
     def __init__(self) -> None:
         self.ages: list[float] = []
-        self.settled: list[Entry] = []
+        self.settled: list[QueuedOperation] = []
 
     async def find(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
         """Say that it is not registered."""
@@ -40,12 +40,12 @@ class Nobody:
         """Let it be forgotten."""
         return False
 
-    async def settle(self, entries: Sequence[Entry], _letters: Sequence[object]) -> None:
+    async def settle(self, entries: Sequence[QueuedOperation], _letters: Sequence[object]) -> None:
         """Note what was given up."""
         self.settled += entries
 
 
-def entry(arrived_at: datetime) -> Entry:
+def entry(arrived_at: datetime) -> QueuedOperation:
     """Return an operation."""
     operation = Operation(
         kind=OperationKind.CREATE,
@@ -62,7 +62,7 @@ def entry(arrived_at: datetime) -> Entry:
         origin=Origin(Source.KINESIS, "stream", arrived_at),
         size_bytes=2,
     )
-    return Entry(0, operation, b"", Owed[Mark]())
+    return QueuedOperation(0, operation, b"", CheckpointTracker[RecordPosition]())
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ async def test_tenant_is_asked_for_anew_when_something_is_to_be_given_up(
 ) -> None:
     """Else its first answer may be seconds old; what is given up is so for an answer that is not."""
     nobody = Nobody()
-    room = WaitingRoom(cast("Any", nobody), cast("Any", nobody), tenant_wait=WAIT, draw=lambda: 0.0, utc=lambda: NOW)
+    room = RouteLookup(cast("Any", nobody), cast("Any", nobody), tenant_wait=WAIT, draw=lambda: 0.0, utc=lambda: NOW)
     room.put("b-l", [entry(arrived_at)])
     stopping = asyncio.Event()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
@@ -107,11 +107,11 @@ class Maker(Nobody):
             raise TenantNotMadeError("nobody knows it")
         return "shard-1"
 
-    def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[Entry]) -> None:
+    def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Take them."""
         self.gone.append((tenant_id, shard_id))
 
-    def hold_tenant(self, entries: Sequence[Entry], reason: str, *, shard_id: str | None) -> bool:
+    def hold_tenant(self, entries: Sequence[QueuedOperation], reason: str, *, shard_id: str | None) -> bool:
         """Note the reason."""
         self.held.append(reason)
         return True
@@ -125,12 +125,12 @@ class Maker(Nobody):
         self.gone.append((tenant_id, "caught up"))
 
 
-def room_of(maker: Maker) -> WaitingRoom:
+def room_of(maker: Maker) -> RouteLookup:
     """Return a waiting room whose router and host are *maker*."""
-    return WaitingRoom(cast("Any", maker), cast("Any", maker), tenant_wait=WAIT, draw=lambda: 0.0, utc=lambda: NOW)
+    return RouteLookup(cast("Any", maker), cast("Any", maker), tenant_wait=WAIT, draw=lambda: 0.0, utc=lambda: NOW)
 
 
-async def run_until(room: WaitingRoom, is_so: Callable[[], bool]) -> None:
+async def run_until(room: RouteLookup, is_so: Callable[[], bool]) -> None:
     """Let *room* ask until *is_so*."""
     stopping = asyncio.Event()
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:

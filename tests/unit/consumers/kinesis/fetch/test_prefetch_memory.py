@@ -7,12 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Account, Prefetch
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota, Prefetch
 
 MAX = 1000
 
 
-def accounts_holding(prefetch: Prefetch, *held: int) -> list[Account]:
+def accounts_holding(prefetch: Prefetch, *held: int) -> list[MemoryQuota]:
     """Return accounts of *prefetch* that hold so much each."""
     accounts = [prefetch.open() for _ in held]
     for account, size_bytes in zip(accounts, held, strict=True):
@@ -111,8 +111,8 @@ class PrefetchMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.prefetch = Prefetch(MAX)
-        self.accounts: list[Account] = []
-        self.reserved: list[tuple[Account, int]] = []
+        self.accounts: list[MemoryQuota] = []
+        self.reserved: list[tuple[MemoryQuota, int]] = []
 
     @rule()
     def open(self) -> None:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
-from simplu_worker.consumers.kinesis.fetch.record_decoder import Arrival, Intake
+from simplu_worker.consumers.kinesis.fetch.record_decoder import Arrival, RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import Record
-from simplu_worker.consumers.kinesis.stream.positions import HashRange, Mark, Position
+from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
 
 STREAM, STREAM_SHARD_ID = "resources-operations", "shardId-000000000007"
@@ -22,9 +22,9 @@ START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WHOLE = HashRange(0, (1 << 128) - 1)
 
 
-def intake(hash_range: HashRange | None = None, *, operation_max_bytes: int = 10_000) -> Intake:
+def intake(hash_range: HashRange | None = None, *, operation_max_bytes: int = 10_000) -> RecordDecoder:
     """Return the intake of a stream shard."""
-    return Intake(
+    return RecordDecoder(
         STREAM,
         STREAM_SHARD_ID,
         operation_max_bytes=operation_max_bytes,
@@ -58,7 +58,7 @@ def packed(number: int, *names: str, key: str = "a-x") -> Record:
 
 def places(arrivals: Sequence[Arrival]) -> list[Position]:
     """Return where they are."""
-    return [Mark.of(place).position for place, _, _ in arrivals]
+    return [RecordPosition.of(place).position for place, _, _ in arrivals]
 
 
 def hash_key(partition_key: str) -> int:
@@ -126,7 +126,7 @@ def test_intake_passes_on_what_is_no_operation(content: bytes, reason: DeadLette
     arrivals = list(intake(WHOLE).arrivals([record(1, content), record(2, whole)]))
 
     rejected = [
-        (Mark.of(place).position, decoded.reason, record)
+        (RecordPosition.of(place).position, decoded.reason, record)
         for place, record, decoded in arrivals
         if isinstance(decoded, Rejected)
     ]

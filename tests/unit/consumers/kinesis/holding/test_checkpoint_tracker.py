@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 
 
 class OwedMachine(RuleBasedStateMachine):
@@ -15,7 +15,7 @@ class OwedMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.owed: Owed[str] = Owed()
+        self.owed: CheckpointTracker[str] = CheckpointTracker()
         self.is_done: list[bool] = []
         self.records: dict[int, int] = {}  # by ticket
 
@@ -23,7 +23,7 @@ class OwedMachine(RuleBasedStateMachine):
     def begin(self, has_beginning: bool) -> None:  # noqa: FBT001 - as hypothesis gives it
         """Begin behind a position, or at the beginning."""
         if has_beginning:
-            self.owed = Owed("position 0")
+            self.owed = CheckpointTracker("position 0")
             self.is_done = [True]
 
     @rule(count=st.integers(1, 5))
@@ -82,7 +82,7 @@ TestOwed.settings = settings(max_examples=30, stateful_step_count=30)
 @given(st.permutations(range(12)))
 def test_checkpoint_is_the_last_position_when_all_are_done(order: list[int]) -> None:
     """Whatever came last; and nothing is kept of what is done."""
-    owed: Owed[int] = Owed()
+    owed: CheckpointTracker[int] = CheckpointTracker()
     tickets = [owed.take(position) for position in range(12)]
 
     for number in order:
@@ -94,14 +94,14 @@ def test_checkpoint_is_the_last_position_when_all_are_done(order: list[int]) -> 
 
 def test_nothing_is_owed_at_first() -> None:
     """And there is no checkpoint to write."""
-    owed: Owed[int] = Owed()
+    owed: CheckpointTracker[int] = CheckpointTracker()
 
     assert (owed.checkpoint, owed.first, owed.last, len(owed)) == (None, None, None, 0)
 
 
 def test_checkpoint_is_where_it_begins_until_something_is_read() -> None:
     """And stays there while the first record is owed, whatever is passed over behind it."""
-    owed = Owed("position 7")
+    owed = CheckpointTracker("position 7")
     assert (owed.checkpoint, owed.last, len(owed)) == ("position 7", "position 7", 0)
 
     ticket = owed.take("position 8")
@@ -114,7 +114,7 @@ def test_checkpoint_is_where_it_begins_until_something_is_read() -> None:
 
 def test_record_is_done_once() -> None:
     """Twice would take another's place among those that are left."""
-    owed: Owed[int] = Owed()
+    owed: CheckpointTracker[int] = CheckpointTracker()
     first, second, _ = owed.take_all([1, 2, 3])
     owed.done([second])
 

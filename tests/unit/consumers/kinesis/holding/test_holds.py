@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from simplu_worker.consumers.kinesis.holding import holds as holds_module
 from simplu_worker.consumers.kinesis.holding import tenant_set
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Owed
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, Reason, Target
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
-from simplu_worker.consumers.kinesis.stream.positions import Mark, Position, is_behind, lowest
+from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, is_behind, lowest
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TENANTS = ("a-x", "b-x", "c-x", "d-x", "e-x", "f-x")
@@ -26,12 +26,12 @@ SHARDS = ("shard-1", "shard-2")
 ROUNDS_MAX = 200  # of everybody doing all they can, until all is settled
 
 
-def mark(number: int) -> Mark:
+def mark(number: int) -> RecordPosition:
     """Return the place of the record with this number, one a second."""
-    return Mark(str(number), 0, START + timedelta(seconds=number))
+    return RecordPosition(str(number), 0, START + timedelta(seconds=number))
 
 
-def at(found: Mark | None) -> int:
+def at(found: RecordPosition | None) -> int:
     """Return the number of a record; 0 for the beginning."""
     return 0 if found is None else int(found.sequence_number)
 
@@ -52,11 +52,11 @@ class Entry(msgspec.Struct, frozen=True):
 
     number: int
     tenant: str
-    owed: Owed[Mark]
+    owed: CheckpointTracker[RecordPosition]
     ticket: int
 
     @property
-    def before(self) -> Mark | None:
+    def before(self) -> RecordPosition | None:
         """The last position before it."""
         return self.owed.before(self.ticket)
 
@@ -85,7 +85,7 @@ class Reader:
 
     def __init__(self, holds: Holds) -> None:
         self.holds = holds
-        self.main: Owed[Mark] = Owed()
+        self.main: CheckpointTracker[RecordPosition] = CheckpointTracker()
         self.stream: list[str] = []  # the tenant of each record, from number 1 on
         self.home = dict(zip(TENANTS, SHARDS * len(TENANTS), strict=False))
         self.lanes = {shard_id: Lane() for shard_id in SHARDS}
@@ -399,7 +399,9 @@ def test_holds_keep_their_promise_whatever_happens(scene: Scene, history: list[S
 class _Deferential(Holds):
     """Leaves an operation to any other hold, also to one that has passed it."""
 
-    def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp, shard_id: str | None = None) -> bool:
+    def is_sent_by_another(
+        self, tenant_id: str, mark: RecordPosition, catch_up: CatchUp, shard_id: str | None = None
+    ) -> bool:
         others = [hold for hold in self.all() if tenant_id in hold.tenants]
         return any(hold.catch_up is not catch_up for hold in others)
 
@@ -407,7 +409,9 @@ class _Deferential(Holds):
 class _Pushy(Holds):
     """Sends what another hold has yet to come to."""
 
-    def is_sent_by_another(self, tenant_id: str, mark: Mark, catch_up: CatchUp, shard_id: str | None = None) -> bool:
+    def is_sent_by_another(
+        self, tenant_id: str, mark: RecordPosition, catch_up: CatchUp, shard_id: str | None = None
+    ) -> bool:
         return False
 
 
@@ -421,7 +425,7 @@ class _Literal(Holds):
 class _Forgetful(Holds):
     """Does not owe what its catch-ups have sent."""
 
-    def floor(self, main: Mark | None) -> Mark | None:
+    def floor(self, main: RecordPosition | None) -> RecordPosition | None:
         return lowest([main, *(hold.before for hold in self.all() if hold.catch_up is None)])
 
 
@@ -436,7 +440,7 @@ class _Lowering(Holds):
     """Lowers a hold to what failed last, forgetting how far its catch-up was."""
 
     def hold_shard(
-        self, shard_id: str, tenants: Iterable[str], before: Mark | None, arrived_at: datetime, *, now: float
+        self, shard_id: str, tenants: Iterable[str], before: RecordPosition | None, arrived_at: datetime, *, now: float
     ) -> Hold:
         hold = super().hold_shard(shard_id, tenants, before, arrived_at, now=now)
         hold.before = before
@@ -778,10 +782,14 @@ def test_whole_hold_is_found_by_the_catch_up_at_work_for_it() -> None:
     """Only while it is at work for that: what it sent before the hold was lowered is anybody's."""
     holds = Holds()
     hold, own = hold_whole(holds, 5), hold_tenant(holds, "c-x", 6)
-    assert holds.whole_of(Owed()) is None
+    assert holds.whole_of(CheckpointTracker()) is None
     catch_up, other = holds.begin([hold]), holds.begin([own])
 
-    assert (holds.whole_of(catch_up.owed), holds.whole_of(other.owed), holds.whole_of(Owed())) == (hold, None, None)
+    assert (holds.whole_of(catch_up.owed), holds.whole_of(other.owed), holds.whole_of(CheckpointTracker())) == (
+        hold,
+        None,
+        None,
+    )
 
     hold.lower(mark(4), START)
     assert holds.whole_of(catch_up.owed) is None
@@ -865,7 +873,7 @@ def test_what_is_before_a_catch_ups_records_is_known_while_it_reads_that() -> No
     """Whatever is held of what it sent then has to begin there as well; of what it sends later, not."""
     holds = Holds()
     catch_up = holds.begin([hold_whole(holds, 5, parents=PARENTS)])
-    assert (holds.parents_of(catch_up.owed), holds.parents_of(Owed())) == (PARENTS, ())
+    assert (holds.parents_of(catch_up.owed), holds.parents_of(CheckpointTracker())) == (PARENTS, ())
 
     catch_up.is_at_parents = False
     assert holds.parents_of(catch_up.owed) == ()

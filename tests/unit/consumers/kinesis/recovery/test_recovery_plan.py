@@ -17,17 +17,23 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     Ancestor,
     Lineage,
     Place,
+    format_position,
+    ignoring_pending,
     lineage_of,
-    mark_of,
     names_of,
-    owed_place,
-    text_of,
+    parse_position,
+    replay_start,
     unread_ancestors,
-    without_what_is_owed,
 )
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Mark, Position
-from simplu_worker.shards.apply.position_claims import Standing, StreamPosition
+from simplu_worker.consumers.kinesis.stream.positions import (
+    SHARD_END,
+    TRIM_HORIZON,
+    HashRange,
+    Position,
+    RecordPosition,
+)
+from simplu_worker.shards.apply.position_claims import StoredPositions, StreamPosition
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SINCE = NOW - timedelta(minutes=5)
@@ -37,7 +43,7 @@ FIRST = MADE_AT - WAIT - CLOCK_MARGIN  # nothing older was ever applied
 LOWER, UPPER = HashRange(0, 9), HashRange(10, 19)
 
 numbers = st.integers(min_value=0, max_value=10**129 - 1)
-marks = st.builds(Mark, numbers.map(str), st.integers(min_value=-1, max_value=10_000), st.just(SINCE))
+marks = st.builds(RecordPosition, numbers.map(str), st.integers(min_value=-1, max_value=10_000), st.just(SINCE))
 
 
 def row(
@@ -52,12 +58,12 @@ def row(
     return StreamPosition(owed_from, owed_since, parents_done, "token", read_to=read_to, held=held)
 
 
-def at(number: int, part: int = 0) -> Mark:
+def at(number: int, part: int = 0) -> RecordPosition:
     """Return the place of a record's part."""
-    return Mark(str(number), part, SINCE)
+    return RecordPosition(str(number), part, SINCE)
 
 
-def covering(*expected: str) -> Callable[[AbstractSet[str], Mark | None], bool]:
+def covering(*expected: str) -> Callable[[AbstractSet[str], RecordPosition | None], bool]:
     """Return a reader's answer: it holds these, from behind record 5 on or from the beginning."""
     return lambda names, owed_from: names <= set(expected) and owed_from in {at(5), None}
 
@@ -70,7 +76,7 @@ def place_of(
     held: tuple[str, ...] = (),
 ) -> Place:
     """Ask for the place behind which something may be lacking, where a reader holds these."""
-    return owed_place(
+    return replay_start(
         found,
         first_tenant_at,
         tenant_wait=WAIT,
@@ -81,21 +87,21 @@ def place_of(
 
 
 @given(marks)
-def test_position_in_a_row_is_the_one_that_was_written(mark: Mark) -> None:
+def test_position_in_a_row_is_the_one_that_was_written(mark: RecordPosition) -> None:
     """Whatever its size, an aggregate's part or the place before all of them."""
-    assert mark_of(text_of(mark), SINCE) == mark
+    assert parse_position(format_position(mark), SINCE) == mark
 
 
 @pytest.mark.parametrize("text", ["", "TRIM_HORIZON", "SHARD_END", "5", "x/0", "5/x", "05/0", "-1/0", "5/0/0"])
 def test_text_that_is_no_position_is_refused(text: str) -> None:
     """Nobody goes on from a place that was guessed."""
     with pytest.raises(ValueError, match=r"."):
-        mark_of(text, SINCE)
+        parse_position(text, SINCE)
 
 
 def test_beginning_is_written_as_the_horizon() -> None:
     """It is what a row says from which nothing can be left out."""
-    assert text_of(None) == TRIM_HORIZON.checkpoint
+    assert format_position(None) == TRIM_HORIZON.checkpoint
 
 
 @pytest.mark.parametrize(
@@ -137,7 +143,7 @@ def test_shard_without_a_row_may_lack_what_came_since_its_first_tenant(
         pytest.param(row("5/0"), at(5), id="a record"),
         pytest.param(row("5/3"), at(5, 3), id="a part of one"),
         pytest.param(row("5/-1"), at(5, -1), id="the place before a record"),
-        pytest.param(row("5/0", owed_since=None), Mark("5", 0, NOW), id="nobody noted when it arrived"),
+        pytest.param(row("5/0", owed_since=None), RecordPosition("5", 0, NOW), id="nobody noted when it arrived"),
         pytest.param(row("5/0", read_to="9/1"), at(9, 1), id="nobody is owed what is older"),
         pytest.param(row("5/0", read_to="9/1", held=("tenant:a-x",)), at(9, 1), id="the reader holds who is"),
         pytest.param(row("5/0", read_to="9/1", held=("tenant:b-x",)), at(5), id="it does not hold them"),
@@ -170,13 +176,15 @@ def test_row_of_the_beginning_tells_how_far_all_others_are() -> None:
 
 @given(st.one_of(st.none(), marks), st.one_of(st.none(), marks), st.booleans())
 def test_place_is_never_behind_what_the_row_says(
-    owed_from: Mark | None,
-    read_to: Mark | None,
+    owed_from: RecordPosition | None,
+    read_to: RecordPosition | None,
     covers: bool,  # noqa: FBT001 - drawn
 ) -> None:
     """Behind `owed_from` only as far as `read_to`, and only where the rest is seen to."""
-    found = row(text_of(owed_from), read_to=None if read_to is None else text_of(read_to), held=("tenant:a-x",))
-    place = owed_place(found, None, tenant_wait=WAIT, started_at=None, covers=lambda *_: covers, now=NOW)
+    found = row(
+        format_position(owed_from), read_to=None if read_to is None else format_position(read_to), held=("tenant:a-x",)
+    )
+    place = replay_start(found, None, tenant_wait=WAIT, started_at=None, covers=lambda *_: covers, now=NOW)
     assert place == (read_to if covers and read_to is not None else owed_from or HORIZON)
 
 
@@ -199,8 +207,8 @@ def unread(
 ) -> list[tuple[str, object, Position | None]]:
     """Return what is to be read again of the ancestors: whose, from where on, and behind what."""
     lineage = Lineage(frozenset(parents), ancestors)
-    standing = Standing(dict(rows), first_tenant_at)
-    rest = without_what_is_owed(standing, waited_for.issuperset) if waited_for else standing
+    standing = StoredPositions(dict(rows), first_tenant_at)
+    rest = ignoring_pending(standing, waited_for.issuperset) if waited_for else standing
     found = unread_ancestors(lineage, rest, tenant_wait=WAIT)
     for records in found:
         assert records.hash_range == ancestors[records.stream_shard_id].hash_range
@@ -317,7 +325,7 @@ def test_ancestors_are_read_again_whole_lines_at_a_time_and_parents_first(
     ancestors = {str(key): Ancestor(parents, None, None) for key, parents in parents_of.items()}
     rows = {str(key): row(text, parents_done=done) for key, (text, done) in said.items() if text != "none"}
     lineage = Lineage(frozenset(ancestors), ancestors)
-    standing = Standing({key: found for key, found in rows.items() if key in ancestors}, MADE_AT)
+    standing = StoredPositions({key: found for key, found in rows.items() if key in ancestors}, MADE_AT)
 
     found = [records.stream_shard_id for records in unread_ancestors(lineage, standing, tenant_wait=WAIT)]
 

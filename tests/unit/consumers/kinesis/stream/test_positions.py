@@ -14,9 +14,9 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     LATEST,
     SHARD_END,
     TRIM_HORIZON,
-    Mark,
-    Marks,
+    LazyPositions,
     Position,
+    RecordPosition,
     is_behind,
     lowest,
 )
@@ -28,10 +28,10 @@ positions = st.one_of(
     st.sampled_from([AT_TIMESTAMP, TRIM_HORIZON, LATEST, SHARD_END]),
 )
 marks = st.builds(
-    Mark, numbers.map(str), st.integers(min_value=0, max_value=3), st.just(datetime(2026, 1, 2, tzinfo=UTC))
+    RecordPosition, numbers.map(str), st.integers(min_value=0, max_value=3), st.just(datetime(2026, 1, 2, tzinfo=UTC))
 )
 near = st.builds(
-    Mark,
+    RecordPosition,
     st.sampled_from(["0", "9", "10", "99", "100"]),
     st.integers(min_value=0, max_value=2),
     st.just(datetime(2026, 1, 2, tzinfo=UTC)),
@@ -104,21 +104,21 @@ def test_position_is_refused_when_its_sub_sequence_number_is_negative() -> None:
 
 
 @given(st.one_of(marks, near), st.one_of(marks, near))
-def test_mark_is_behind_another_exactly_when_its_position_is(one: Mark, other: Mark) -> None:
+def test_mark_is_behind_another_exactly_when_its_position_is(one: RecordPosition, other: RecordPosition) -> None:
     """Marks compare by their digits, which comes to the same as comparing big integers."""
     assert is_behind(one, other) == (one.position > other.position)
     assert one.position == Position(int(one.sequence_number), one.sub_sequence_number)
 
 
 @given(near)
-def test_every_mark_is_behind_the_beginning_and_none_behind_itself(mark: Mark) -> None:
+def test_every_mark_is_behind_the_beginning_and_none_behind_itself(mark: RecordPosition) -> None:
     """None stands for the beginning, before the record with the lowest number too."""
     assert is_behind(mark, None)
     assert not is_behind(mark, mark)
 
 
 @given(st.lists(near, min_size=1))
-def test_lowest_is_one_of_the_marks_with_none_before_it(found: Sequence[Mark]) -> None:
+def test_lowest_is_one_of_the_marks_with_none_before_it(found: Sequence[RecordPosition]) -> None:
     """In whatever order they come, from any iterable."""
     first = lowest(iter(found))
 
@@ -128,7 +128,7 @@ def test_lowest_is_one_of_the_marks_with_none_before_it(found: Sequence[Mark]) -
 
 
 @given(st.lists(st.one_of(st.none(), near)), st.integers(min_value=0, max_value=9))
-def test_lowest_is_the_beginning_when_one_of_them_is(found: list[Mark | None], place: int) -> None:
+def test_lowest_is_the_beginning_when_one_of_them_is(found: list[RecordPosition | None], place: int) -> None:
     """It is before every record, wherever it stands."""
     found.insert(place, None)
 
@@ -139,7 +139,7 @@ def test_marks_are_made_of_places_when_they_are_asked_for() -> None:
     """As many as there are places, each with what its place says."""
     now = datetime(2026, 1, 2, tzinfo=UTC)
     origins = [Origin(Source.KINESIS, "s", now, "shardId-000000000000", str(number), 1, "key") for number in (7, 8, 9)]
-    made = Marks(origins)
+    made = LazyPositions(origins)
 
-    assert list(made) == [Mark(str(number), 1, now) for number in (7, 8, 9)]
-    assert (len(made), made[-1], list(made[1:])) == (3, Mark("9", 1, now), list(made)[1:])
+    assert list(made) == [RecordPosition(str(number), 1, now) for number in (7, 8, 9)]
+    assert (len(made), made[-1], list(made[1:])) == (3, RecordPosition("9", 1, now), list(made)[1:])

@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.control.conflicts import Claim, first_before, turns_of
+from simplu_worker.consumers.sqs.control.conflicts import MessageSubject, first_before, turns_of
 
 
-def about(tenant_id: str, group_id: str | None = None) -> Claim:
+def about(tenant_id: str, group_id: str | None = None) -> MessageSubject:
     """Return the claim of a message about one tenant; its business is what is before the dash."""
-    return Claim(tenant_id, tenant_id.partition("-")[0], group_id)
+    return MessageSubject(tenant_id, tenant_id.partition("-")[0], group_id)
 
 
-def about_all(business_id: str, group_id: str | None = None) -> Claim:
+def about_all(business_id: str, group_id: str | None = None) -> MessageSubject:
     """Return the claim of a `destroy_all`."""
-    return Claim(None, business_id, group_id)
+    return MessageSubject(None, business_id, group_id)
 
 
 @pytest.mark.parametrize(
@@ -28,17 +28,17 @@ def about_all(business_id: str, group_id: str | None = None) -> Claim:
         ([about("a-1"), about_all("a"), about("a-2"), about("b-1")], [[0, 3], [1], [2]]),
         ([about_all("a"), about_all("b"), about_all("a")], [[0, 1], [2]]),
         ([about("a-1", "g"), about("b-1", "g"), about("b-1", "h")], [[0], [1], [2]]),
-        ([Claim(), Claim(), about("a-1")], [[0, 1, 2]]),
-        ([Claim(group_id="g"), about("a-1", "g"), Claim(group_id="g")], [[0], [1], [2]]),
+        ([MessageSubject(), MessageSubject(), about("a-1")], [[0, 1, 2]]),
+        ([MessageSubject(group_id="g"), about("a-1", "g"), MessageSubject(group_id="g")], [[0], [1], [2]]),
     ],
 )
-def test_turns_keep_the_order_of_what_meets(claims: list[Claim], expected: list[list[int]]) -> None:
+def test_turns_keep_the_order_of_what_meets(claims: list[MessageSubject], expected: list[list[int]]) -> None:
     """One tenant's messages, a business's destruction, a group: one after the other; all else together."""
     assert turns_of(claims) == expected
 
 
 CLAIMS = st.builds(
-    Claim,
+    MessageSubject,
     st.sampled_from(["a-1", "a-2", "b-1", None]),
     st.sampled_from(["a", "b", None]),
     st.sampled_from(["g", "h", None]),
@@ -46,7 +46,7 @@ CLAIMS = st.builds(
 
 
 @given(st.lists(CLAIMS, max_size=12))
-def test_turns_hold_everything_once_and_in_order(claims: list[Claim]) -> None:
+def test_turns_hold_everything_once_and_in_order(claims: list[MessageSubject]) -> None:
     """No two of a turn meet, and what meets something earlier is in a later turn."""
     turn_of = {place: turn for turn, places in enumerate(turns_of(claims)) for place in places}
     assert sorted(turn_of) == list(range(len(claims)))
@@ -67,7 +67,7 @@ def test_turns_hold_everything_once_and_in_order(claims: list[Claim]) -> None:
     ],
 )
 def test_message_waits_for_the_first_undecided_before_it(
-    claims: list[Claim], undecided: list[int], expected: int | None
+    claims: list[MessageSubject], undecided: list[int], expected: int | None
 ) -> None:
     """One of its own group counts before one about the same tenant; what comes behind it does not count."""
     assert first_before(claims, len(claims) - 1, undecided) == expected

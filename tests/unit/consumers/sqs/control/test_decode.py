@@ -20,8 +20,14 @@ from simplu_worker.consumers.sqs.control.decode import (
     decode_control,
     tenant_id_of_control,
 )
-from simplu_worker.consumers.sqs.receive.verdicts import Bury, Later, Wait, after_trouble, after_unexpected
-from simplu_worker.errors import TryAgainLaterError
+from simplu_worker.consumers.sqs.receive.verdicts import (
+    RetryHeld,
+    ReturnToQueue,
+    ToDeadLetter,
+    after_trouble,
+    after_unexpected,
+)
+from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source
 
 ORIGIN = Origin(source=Source.SQS, name="control", arrived_at=datetime(2026, 1, 2, tzinfo=UTC), message_id="m")
@@ -233,19 +239,19 @@ def test_trouble_puts_off_up_to_a_minute(
     try_count: int, retry_after_s: float | None, draw: float, expected: float
 ) -> None:
     """A dependency's trouble never ends in a dead letter, only in longer pauses."""
-    trouble = TryAgainLaterError("down", retry_after_s=retry_after_s)
-    assert Wait(expected) == after_trouble(trouble, try_count=try_count, draw=draw)
+    trouble = RetryableError("down", retry_after_s=retry_after_s)
+    assert RetryHeld(expected) == after_trouble(trouble, try_count=try_count, draw=draw)
 
 
 @pytest.mark.parametrize(("receive_count", "expected"), [(0, 1), (1, 1), (2, 5), (3, 16)])
 def test_unexpected_error_follows_the_configured_delays(receive_count: int, expected: int) -> None:
     """Each further try has its own delay, in whole seconds as SQS takes them."""
     delays_s = (1.0, 5.0, 15.5)
-    assert Later(expected) == after_unexpected(KeyError("x"), receive_count=receive_count, delays_s=delays_s)
+    assert ReturnToQueue(expected) == after_unexpected(KeyError("x"), receive_count=receive_count, delays_s=delays_s)
 
 
 def test_unexpected_error_gives_up_after_the_last_delay_without_its_text() -> None:
     """After the last delay the message is a dead letter, which names the kind of error only."""
     verdict = after_unexpected(KeyError("secret"), receive_count=4, delays_s=(1.0, 5.0, 15.0))
-    assert isinstance(verdict, Bury)
+    assert isinstance(verdict, ToDeadLetter)
     assert (verdict.reason, "secret" in verdict.error) == (DeadLetterReason.RETRIES_EXHAUSTED, False)

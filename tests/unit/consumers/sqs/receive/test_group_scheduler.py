@@ -11,17 +11,22 @@ from hypothesis import strategies as st
 from support.aws.sqs_messages import message
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.receive.group_scheduler import TROUBLE_IN_HAND_S, Groups, Limits, Settled
-from simplu_worker.consumers.sqs.receive.verdicts import Bury, Done, Later, Verdict, Wait
+from simplu_worker.consumers.sqs.receive.group_scheduler import (
+    TROUBLE_IN_HAND_S,
+    GroupScheduler,
+    SchedulerLimits,
+    Settled,
+)
+from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
 from simplu_worker.operations.operation import DeadLetterReason
 
-LIMITS = Limits(message_count=100, batch_count=10)
-BURY = Bury(DeadLetterReason.INVALID_JSON, "no JSON")
+LIMITS = SchedulerLimits(message_count=100, batch_count=10)
+BURY = ToDeadLetter(DeadLetterReason.INVALID_JSON, "no JSON")
 
 
-def fifo(*names: str) -> Groups:
+def fifo(*names: str) -> GroupScheduler:
     """Return the lanes of a FIFO queue with these messages; the first letter of a name is its group."""
-    groups = Groups(is_fifo=True)
+    groups = GroupScheduler(is_fifo=True)
     groups.add(message(name, group=name[0]) for name in names)
     return groups
 
@@ -31,18 +36,18 @@ def names(messages: Sequence[Message]) -> list[str]:
     return [one.message_id for one in messages]
 
 
-def call(groups: Groups, *, now: float = 0.0, limits: Limits = LIMITS) -> list[Message]:
+def call(groups: GroupScheduler, *, now: float = 0.0, limits: SchedulerLimits = LIMITS) -> list[Message]:
     """Return the next call."""
     return groups.next_call(limits, now=now)
 
 
 def settle(
-    groups: Groups,
+    groups: GroupScheduler,
     messages: Sequence[Message],
     *verdicts: Verdict,
     now: float = 0.0,
     lost: str = "",
-    limits: Limits = LIMITS,
+    limits: SchedulerLimits = LIMITS,
     may_wait: bool = True,
 ) -> Settled:
     """Settle a call; the messages of which the ids are in *lost* are ours no more."""
@@ -68,7 +73,7 @@ def back(settled: Settled) -> list[tuple[str, float]]:
 def test_group_is_handled_in_order_and_others_beside_it() -> None:
     """One call takes the messages of a group in order; while it lasts the group has no other."""
     groups = fifo("a1", "a2", "b1", "a3")
-    first = call(groups, limits=Limits(batch_count=3))
+    first = call(groups, limits=SchedulerLimits(batch_count=3))
     assert names(first) == ["a1", "a2", "b1"]
     groups.add([message("b2", group="b"), message("c1", group="c")])
     second = call(groups)
@@ -79,16 +84,16 @@ def test_group_is_handled_in_order_and_others_beside_it() -> None:
 
 def test_standard_queue_has_no_order_whatever_its_group_ids() -> None:
     """A group id on a standard queue names a fair share of it, and blocks nothing."""
-    groups = Groups(is_fifo=False)
+    groups = GroupScheduler(is_fifo=False)
     groups.add([message("a1", group="a"), message("a2", group="a")])
-    assert (names(call(groups, limits=Limits(batch_count=1))), names(call(groups))) == (["a1"], ["a2"])
+    assert (names(call(groups, limits=SchedulerLimits(batch_count=1))), names(call(groups))) == (["a1"], ["a2"])
 
 
 def test_t21_later_messages_of_a_failed_group_are_not_started() -> None:
     """T21: of 1, 2 (fails), 3, the third is never started before the second is decided."""
     groups = fifo("a1", "a2", "a3")
-    first = call(groups, limits=Limits(batch_count=2))
-    settled = settle(groups, first, Done(), Later(5))
+    first = call(groups, limits=SchedulerLimits(batch_count=2))
+    settled = settle(groups, first, Done(), ReturnToQueue(5))
     assert (names(settled.done), back(settled)) == (["a1"], [("a3", 0.0), ("a2", 5.0)])
     assert call(groups) == []
 
@@ -96,11 +101,11 @@ def test_t21_later_messages_of_a_failed_group_are_not_started() -> None:
 @pytest.mark.parametrize(
     ("verdicts", "done", "expected"),
     [
-        ([Later(5), Later(0), Later(0)], "", [("a4", 0), ("a2", 0), ("a3", 0), ("a1", 5)]),
-        ([Done(), Later(5), Later(0)], "a1", [("a4", 0), ("a3", 0), ("a2", 5)]),
-        ([Later(5), Done(), Later(0)], "a2", [("a4", 0), ("a3", 0), ("a1", 5)]),
-        ([Done(), Done(), Later(0)], "a1 a2", [("a4", 0), ("a3", 0)]),
-        ([Later(5), Wait(9), Done()], "a3", [("a4", 0), ("a2", 0), ("a1", 5)]),
+        ([ReturnToQueue(5), ReturnToQueue(0), ReturnToQueue(0)], "", [("a4", 0), ("a2", 0), ("a3", 0), ("a1", 5)]),
+        ([Done(), ReturnToQueue(5), ReturnToQueue(0)], "a1", [("a4", 0), ("a3", 0), ("a2", 5)]),
+        ([ReturnToQueue(5), Done(), ReturnToQueue(0)], "a2", [("a4", 0), ("a3", 0), ("a1", 5)]),
+        ([Done(), Done(), ReturnToQueue(0)], "a1 a2", [("a4", 0), ("a3", 0)]),
+        ([ReturnToQueue(5), RetryHeld(9), Done()], "a3", [("a4", 0), ("a2", 0), ("a1", 5)]),
     ],
 )
 def test_t22_rest_of_a_failed_group_goes_back_together(
@@ -108,7 +113,7 @@ def test_t22_rest_of_a_failed_group_goes_back_together(
 ) -> None:
     """T22: the head gets its delay, the others of its group 0, together, and the head last: it locks the group."""
     groups = fifo("a1", "a2", "a3", "a4")
-    settled = settle(groups, call(groups, limits=Limits(batch_count=3)), *verdicts)
+    settled = settle(groups, call(groups, limits=SchedulerLimits(batch_count=3)), *verdicts)
     assert (names(settled.done), back(settled)) == (done.split(), expected)
     assert (groups.queued_count, groups.handling_count, call(groups)) == (0, 0, [])
     assert settled.retried_count == 1
@@ -117,8 +122,8 @@ def test_t22_rest_of_a_failed_group_goes_back_together(
 def test_t23_poison_head_is_buried_before_its_group_goes_on() -> None:
     """T23: a message that can never be handled lets its group go on, but not before its letter is stored."""
     groups = fifo("a1", "a2", "a3")
-    first = call(groups, limits=Limits(batch_count=2))
-    settled = settle(groups, first, BURY, Wait(0.0))
+    first = call(groups, limits=SchedulerLimits(batch_count=2))
+    settled = settle(groups, first, BURY, RetryHeld(0.0))
     assert (names([one for one, _ in settled.bury]), call(groups)) == (["a1"], [])
     groups.decided([first[0]])
     assert names(call(groups)) == ["a2", "a3"]
@@ -127,9 +132,9 @@ def test_t23_poison_head_is_buried_before_its_group_goes_on() -> None:
 def test_group_waits_for_its_head_and_is_handled_in_order_again() -> None:
     """A head that waits keeps those behind it in hand; all come again when its time is over."""
     groups = fifo("a1", "a2", "a3", "b1")
-    first = call(groups, limits=Limits(batch_count=3))
+    first = call(groups, limits=SchedulerLimits(batch_count=3))
     assert names(first) == ["a1", "a2", "b1"]
-    settled = settle(groups, first, Wait(4.0), Later(0), Done(), now=10.0)
+    settled = settle(groups, first, RetryHeld(4.0), ReturnToQueue(0), Done(), now=10.0)
     assert (back(settled), groups.next_wait_in(11.0), call(groups, now=13.9)) == ([], 3.0, [])
     again = call(groups, now=14.0)
     assert names(again) == ["a1", "a2", "a3"]
@@ -139,7 +144,7 @@ def test_group_waits_for_its_head_and_is_handled_in_order_again() -> None:
 def test_wait_goes_back_to_the_queue_after_a_minute_in_hand() -> None:
     """A dependency that stays in trouble sends the message back, with those behind it."""
     groups, now, waits = fifo("a1", "a2"), 0.0, 0
-    while not back(settled := settle(groups, call(groups, now=now), Wait(8.0), Later(0), now=now)):
+    while not back(settled := settle(groups, call(groups, now=now), RetryHeld(8.0), ReturnToQueue(0), now=now)):
         now += 8.0
         waits += 1
     assert (back(settled), waits * 8.0 <= TROUBLE_IN_HAND_S < (waits + 1) * 8.0) == ([("a2", 0.0), ("a1", 8.0)], True)
@@ -148,25 +153,25 @@ def test_wait_goes_back_to_the_queue_after_a_minute_in_hand() -> None:
 def test_wait_goes_back_when_half_of_the_hand_waits() -> None:
     """Those that wait leave half of the hand to others, counted with what is behind them."""
     groups = fifo(*(f"{letter}{number}" for letter in "abcd" for number in range(2)))
-    limits = Limits(message_count=8, batch_count=4)
+    limits = SchedulerLimits(message_count=8, batch_count=4)
     first = call(groups, limits=limits)
-    settled = settle(groups, first, *[Wait(1.0)] * 4, limits=limits)
+    settled = settle(groups, first, *[RetryHeld(1.0)] * 4, limits=limits)
     assert (len(settled.back), len(groups.waiting())) == (4, 4)
 
 
 def test_wait_goes_back_when_its_bytes_fill_half_of_the_hand() -> None:
     """Large messages that wait leave half of the bytes to others too."""
-    groups = Groups(is_fifo=False)
+    groups = GroupScheduler(is_fifo=False)
     groups.add([message("a", body="x" * 60), message("b", body="x" * 60)])
-    limits = Limits(byte_count=200)
-    settled = settle(groups, call(groups), Wait(1.0), Wait(1.0), limits=limits)
+    limits = SchedulerLimits(byte_count=200)
+    settled = settle(groups, call(groups), RetryHeld(1.0), RetryHeld(1.0), limits=limits)
     assert back(settled) == [("b", 1.0)]
 
 
 def test_wait_goes_back_at_a_stop() -> None:
     """Nothing waits in a worker that stops."""
     groups = fifo("a1")
-    assert back(settle(groups, call(groups), Wait(1.5), may_wait=False)) == [("a1", 2.0)]
+    assert back(settle(groups, call(groups), RetryHeld(1.5), may_wait=False)) == [("a1", 2.0)]
 
 
 # What was lost
@@ -175,7 +180,7 @@ def test_wait_goes_back_at_a_stop() -> None:
 def test_lost_message_is_not_carried_out_and_sends_back_what_is_behind_it() -> None:
     """The verdict on a lost message does not count; it comes again, and so those behind it have to as well."""
     groups = fifo("a1", "a2", "a3")
-    settled = settle(groups, call(groups, limits=Limits(batch_count=2)), Done(), Later(3), lost="a1")
+    settled = settle(groups, call(groups, limits=SchedulerLimits(batch_count=2)), Done(), ReturnToQueue(3), lost="a1")
     assert (names(settled.lost), settled.done, back(settled)) == (["a1"], [], [("a3", 0.0), ("a2", 3.0)])
 
 
@@ -189,7 +194,7 @@ def test_lost_message_leaves_with_those_behind_it_when_it_is_queued() -> None:
 def test_lost_message_stays_in_its_lane_while_it_is_handled() -> None:
     """The handler cannot be stopped, so its group gets no other call before it has ended."""
     groups = fifo("a1", "a2")
-    first = call(groups, limits=Limits(batch_count=1))
+    first = call(groups, limits=SchedulerLimits(batch_count=1))
     assert names(groups.leave(first[0])) == ["a2"]
     groups.add([message("a2", group="a", handle="newer")])
     assert call(groups) == []
@@ -202,30 +207,30 @@ def test_lost_message_stays_in_its_lane_while_it_is_handled() -> None:
 
 def test_call_keeps_to_its_limits() -> None:
     """A call has at most so many messages and bytes; one that is larger than that goes alone."""
-    groups = Groups(is_fifo=False)
+    groups = GroupScheduler(is_fifo=False)
     groups.add(message(str(number), body="x" * size) for number, size in enumerate((10, 10, 10, 99, 10)))
-    limits = Limits(batch_count=3, batch_bytes=25)
+    limits = SchedulerLimits(batch_count=3, batch_bytes=25)
     assert [names(call(groups, limits=limits)) for _ in range(4)] == [["0", "1"], ["2"], ["3"], ["4"]]
 
 
 def test_call_takes_one_of_each_group_before_a_second() -> None:
     """Groups share a call; what room they leave goes to the long ones, in order."""
     groups = fifo("a1", "a2", "a3", "b1", "c1", "c2")
-    assert names(call(groups, limits=Limits(batch_count=5))) == ["a1", "a2", "b1", "c1", "c2"]
+    assert names(call(groups, limits=SchedulerLimits(batch_count=5))) == ["a1", "a2", "b1", "c1", "c2"]
 
 
 def test_unstarted_leaves_but_for_what_is_to_be_kept() -> None:
     """At a stop what is queued leaves, those of a group in order; what is kept stays with what is before it."""
     groups = fifo("a1", "a2", "a3", "b1", "b2", "c1")
-    call(groups, limits=Limits(batch_count=1))
+    call(groups, limits=SchedulerLimits(batch_count=1))
     assert names(groups.take_unstarted(lambda one: one.message_id == "b1")) == ["a2", "a3", "b2", "c1"]
     assert names(call(groups)) == ["b1"]
 
 
 def test_t24_thousand_groups_over_eight_slots_starve_none() -> None:
     """T24: with a thousand groups, one of them endless, each is handled once before any is a second time."""
-    groups = Groups(is_fifo=True)
-    limits = Limits(batch_count=1, call_count=8)
+    groups = GroupScheduler(is_fifo=True)
+    limits = SchedulerLimits(batch_count=1, call_count=8)
     groups.add(message(f"busy-{number}", group="busy") for number in range(1000))
     for group in range(1000):
         groups.add(message(f"{group}-{number}", group=str(group)) for number in range(2))
@@ -265,14 +270,14 @@ class World:
     """Lanes, and who has which message of them."""
 
     def __init__(self, *, is_fifo: bool) -> None:
-        self.groups = Groups(is_fifo=is_fifo)
+        self.groups = GroupScheduler(is_fifo=is_fifo)
         self.is_fifo = is_fifo
         self.now = 0.0
         self.number = 0
         self.inside: set[str] = set()  # added, and not yet decided or back
         self.calls: list[list[Message]] = []
         self.buried: list[Message] = []
-        self.limits = Limits(message_count=10, batch_count=4, call_count=3)
+        self.limits = SchedulerLimits(message_count=10, batch_count=4, call_count=3)
 
     def play(self, script: list[tuple[str, int]]) -> None:  # noqa: C901  # one branch a step
         """Do what *script* says, then let everything end."""
@@ -329,7 +334,7 @@ class World:
 
     def settle(self, messages: list[Message], number: int) -> None:
         """End a call with verdicts that *number* decides."""
-        kinds: list[Verdict] = [Done(), BURY, Later(3), Wait(2.0), Done(), Done()]
+        kinds: list[Verdict] = [Done(), BURY, ReturnToQueue(3), RetryHeld(2.0), Done(), Done()]
         verdicts = [kinds[number // 6**place % 6] for place in range(len(messages))]
         lost = {one.message_id for place, one in enumerate(messages) if number // 7**place % 7 == 0}
         settled = self.groups.settle(

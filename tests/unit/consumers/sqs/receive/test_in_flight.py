@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 from support.aws.sqs_messages import message
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.receive.in_flight import VISIBILITY_MAX_S, InHand, Loss
+from simplu_worker.consumers.sqs.receive.in_flight import VISIBILITY_MAX_S, InFlightMessages, Loss
 
 A, B = message("a"), message("b")
 
 
-def hand(*messages: Message, timeout_s: int = 30, received_at: float = 0.0) -> InHand:
+def hand(*messages: Message, timeout_s: int = 30, received_at: float = 0.0) -> InFlightMessages:
     """Return a hand with *messages* in it."""
-    made = InHand(visibility_timeout_s=timeout_s)
+    made = InFlightMessages(visibility_timeout_s=timeout_s)
     made.take(messages, received_at=received_at)
     return made
 
 
-def due(of: InHand, now: float) -> list[list[str]]:
+def due(of: InFlightMessages, now: float) -> list[list[str]]:
     """Return the ids of what is due, call by call."""
     return [[one.message_id for one in batch] for _, batch in of.due(now)]
 
@@ -41,7 +41,7 @@ def test_message_is_not_due_again_while_its_claim_is_under_way() -> None:
 
 def test_claims_are_spread_by_the_draw() -> None:
     """What came at the same time is due up to a quarter of the interval earlier, as the draw says."""
-    one = InHand(visibility_timeout_s=30)
+    one = InFlightMessages(visibility_timeout_s=30)
     one.take([A], received_at=0.0, draw=0.0)
     one.take([B], received_at=0.0, draw=0.99)
     assert one.next_due_in(0.0) == pytest.approx(7.525)
@@ -49,7 +49,7 @@ def test_claims_are_spread_by_the_draw() -> None:
 
 def test_claims_go_by_tens_most_urgent_first_and_the_last_call_is_filled_up() -> None:
     """Ten a call, by when they are due; what is due soon fills the last."""
-    one = InHand(visibility_timeout_s=30)
+    one = InFlightMessages(visibility_timeout_s=30)
     for number in range(14):
         one.take([message(f"{13 - number:02}")], received_at=(13 - number) * 0.1)
     assert due(one, 11.05) == [[f"{number:02}" for number in range(10)], ["10", "11", "12", "13"]]
@@ -130,7 +130,7 @@ def test_changed_timeout_counts_from_the_next_claim_on() -> None:
 
 def test_nothing_received_from_now_on_is_due_before_the_pause_ends() -> None:
     """An empty hand waits a quarter of the interval: less than the earliest claim of what comes meanwhile."""
-    assert InHand(visibility_timeout_s=30).next_due_in(0.0) == 2.5
+    assert InFlightMessages(visibility_timeout_s=30).next_due_in(0.0) == 2.5
 
 
 STEPS = st.sampled_from(["take", "drop", "refuse", "renew", "expire", "due", "retry"])
@@ -139,7 +139,7 @@ STEPS = st.sampled_from(["take", "drop", "refuse", "renew", "expire", "due", "re
 @given(st.lists(st.tuples(STEPS, st.sampled_from("abcdef"), st.floats(0, 20), st.integers(0, 50))))
 def test_hand_adds_up_whatever_happens(steps: list[tuple[str, str, float, int]]) -> None:
     """No mix of events loses a place or a byte, or makes one; what is ours has a deadline ahead."""
-    one, held, now = InHand(visibility_timeout_s=30), dict[str, int](), 0.0
+    one, held, now = InFlightMessages(visibility_timeout_s=30), dict[str, int](), 0.0
     for step, name, pause_s, size in steps:
         now += pause_s
         any_message = message(name)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.receive.poll_count import ATTEMPT_MAX_S, Attempt, PollPace, Reserve
+from simplu_worker.consumers.sqs.receive.poll_count import ATTEMPT_MAX_S, PollCount, ReceiveAttempt, ReceiveRetries
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from simplu_worker.consumers.sqs.receive.poll_count import ATTEMPT_MAX_S, Attemp
 )
 def test_polls_become_more_for_full_ones_and_one_for_an_empty_one(polls: list[tuple[int, int]], expected: int) -> None:
     """A full poll asks for another, up to the most; an empty one says that one is enough; others say nothing."""
-    pace = PollPace(4)
+    pace = PollCount(4)
     for received, asked in polls:
         pace.note(received, asked)
     assert pace.wanted_count == expected
@@ -31,7 +31,7 @@ def test_polls_become_more_for_full_ones_and_one_for_an_empty_one(polls: list[tu
 
 def test_polls_become_one_when_one_fails() -> None:
     """One poll is enough to find out when a queue answers again."""
-    pace = PollPace(4)
+    pace = PollCount(4)
     pace.note(10, 10)
     pace.note_failure()
     assert pace.wanted_count == 1
@@ -39,13 +39,13 @@ def test_polls_become_one_when_one_fails() -> None:
 
 def test_attempt_is_usable_for_less_than_five_minutes() -> None:
     """SQS forgets an attempt after five minutes."""
-    attempt = Attempt("x", 10, made_at=100.0)
+    attempt = ReceiveAttempt("x", 10, made_at=100.0)
     assert (attempt.is_usable(100.0 + ATTEMPT_MAX_S - 1), attempt.is_usable(100.0 + ATTEMPT_MAX_S)) == (True, False)
 
 
 def test_polls_at_one_time_share_the_room() -> None:
     """What one poll may bring is no room for another, until it has ended."""
-    reserve = Reserve(message_count=15, byte_count=1000)
+    reserve = ReceiveRetries(message_count=15, byte_count=1000)
     assert [reserve.ask(in_hand_count=0, in_hand_bytes=0) for _ in range(3)] == [10, 5, 0]
     reserve.end(10, [])
     assert reserve.ask(in_hand_count=2, in_hand_bytes=0) == 8
@@ -53,7 +53,7 @@ def test_polls_at_one_time_share_the_room() -> None:
 
 def test_room_in_bytes_is_counted_by_the_largest_message_of_late() -> None:
     """Few large messages fill the hand as well as many small ones; what was large long ago is forgotten."""
-    reserve = Reserve(message_count=100, byte_count=1000)
+    reserve = ReceiveRetries(message_count=100, byte_count=1000)
     reserve.end(reserve.ask(in_hand_count=0, in_hand_bytes=0), [200, 10])
     assert [reserve.ask(in_hand_count=1, in_hand_bytes=300) for _ in range(2)] == [3, 0]
     reserve.end(3, [])
@@ -64,16 +64,16 @@ def test_room_in_bytes_is_counted_by_the_largest_message_of_late() -> None:
 
 def test_message_larger_than_all_the_room_is_taken_alone() -> None:
     """With an empty hand one message is taken, however large."""
-    reserve = Reserve(message_count=100, byte_count=1000)
+    reserve = ReceiveRetries(message_count=100, byte_count=1000)
     reserve.end(0, [5000])
     assert [reserve.ask(in_hand_count=0, in_hand_bytes=0) for _ in range(2)] == [1, 0]
-    assert Reserve(message_count=100, byte_count=1000).ask(in_hand_count=0, in_hand_bytes=0) == 10
+    assert ReceiveRetries(message_count=100, byte_count=1000).ask(in_hand_count=0, in_hand_bytes=0) == 10
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), max_size=40))
 def test_polls_never_ask_for_more_than_the_room(steps: list[tuple[bool, int]]) -> None:
     """What is in hand and what polls under way may bring is never more than the limit."""
-    reserve, open_polls, in_hand = Reserve(message_count=25, byte_count=10**9), list[int](), 0
+    reserve, open_polls, in_hand = ReceiveRetries(message_count=25, byte_count=10**9), list[int](), 0
     for is_ask, number in steps:
         if is_ask:
             open_polls.append(reserve.ask(in_hand_count=in_hand, in_hand_bytes=in_hand))

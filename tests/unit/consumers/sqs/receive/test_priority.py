@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.consumers.sqs.receive.priority import GIVE_WAY_MAX_S, GiveWay
+from simplu_worker.consumers.sqs.receive.priority import GIVE_WAY_MAX_S, PriorityGate
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,6 @@ async def test_gate_is_shut_while_the_other_has_work_but_never_for_long(busy_s: 
         nonlocal slept_s
         slept_s += seconds
 
-    await GiveWay(lambda: slept_s < busy_s - 1e-9, sleep=sleep)()
+    await PriorityGate(lambda: slept_s < busy_s - 1e-9, sleep=sleep)()
 
     assert slept_s == pytest.approx(expected_s)
