@@ -252,7 +252,7 @@ async def run_worker(settings: Settings) -> None:
                 await cache.flush(min(FLUSH_S, left_s / 2))
             for task in around:
                 task.cancel()
-    overdue = sorted(name for name, receiver in consumers.receivers.items() if receiver.overdue)
+    overdue = sorted(name for name, receiver in consumers.receivers.items() if receiver.overdue_message_ids)
     if overdue:
         raise TimeoutError(f"not drained in time, their messages come again: {', '.join(overdue)}")
     log.info("worker.stopped", replica=replica.name)
@@ -374,7 +374,7 @@ async def _open_receivers(
 
 def _is_busy(receiver: QueueReceiver) -> bool:
     """Whether a queue has messages in hand, but for those that wait for a dependency."""
-    if not receiver.in_hand:
+    if not receiver.in_flight_count:
         return False
     stats = receiver.stats()
     return bool(stats["queued"] + stats["handling"] > stats["waiting"])

@@ -62,7 +62,7 @@ THROTTLING_CODES = frozenset(
 # Passing states that come with a 4xx. botocore 1.43 retries/standard.py, TransientRetryableChecker; DynamoDB developer
 # guide, "Error handling"; Kinesis ListShards and DynamoDB UpdateTable (ResourceInUse: being created, changed or
 # deleted); expired tokens: the credentials chain fetches new ones for the next call.
-PASSING_CODES = frozenset(
+TRANSIENT_CODES = frozenset(
     {
         "ExpiredToken",
         "ExpiredTokenException",
@@ -78,7 +78,7 @@ PASSING_CODES = frozenset(
 )
 
 # Raised by botocore itself, before or instead of an answer of the service: the network, or where credentials come from.
-PASSING_ERRORS: tuple[type[Exception], ...] = (
+TRANSIENT_ERRORS: tuple[type[Exception], ...] = (
     botocore_errors.ConnectionError,
     botocore_errors.HTTPClientError,
     botocore_errors.IncompleteReadError,
@@ -165,13 +165,13 @@ def translate(exc: Exception) -> WorkerError:
         return PermanentError(
             f"no usable AWS credentials: expected them in the environment, a profile or a role; {exc}"
         )
-    if isinstance(exc, PASSING_ERRORS):
+    if isinstance(exc, TRANSIENT_ERRORS):
         return RetryableError(f"{type(exc).__name__}: {exc}")
     raise exc
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Raise our errors in place of AWS_ERRORS from the calls inside."""
     try:
         yield
@@ -185,7 +185,7 @@ def _answer_of_service(exc: botocore_errors.ClientError) -> WorkerError:
     status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
     if code in THROTTLING_CODES or status == 429:
         return ThrottledError(message)
-    if code in PASSING_CODES or status >= 500:
+    if code in TRANSIENT_CODES or status >= 500:
         return RetryableError(message)
     return PermanentError(message)
 

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
-from simplu_worker.aws.clients import Client, translated
+from simplu_worker.aws.clients import Client, translate_errors
 from simplu_worker.aws.sns_envelope import unwrap
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Origin, Source
@@ -73,11 +73,11 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class BatchFailure(msgspec.Struct, frozen=True):
-    """An entry of a batch call that failed; *is_ours* when SQS finds the entry at fault, and not itself."""
+    """An entry of a batch call that failed; *is_sender_fault* when SQS finds the entry at fault, and not itself."""
 
     message: Message
     code: str
-    is_ours: bool
+    is_sender_fault: bool
 
 
 class QueueAttributes(msgspec.Struct, frozen=True):
@@ -151,9 +151,9 @@ class Queue:
             group_id=message.group_id,
         )
 
-    async def attributes(self) -> QueueAttributes:
+    async def read_attributes(self) -> QueueAttributes:
         """Read the queue's attributes."""
-        with translated():
+        with translate_errors():
             answer = await self._client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])
         found = _mapping(answer.get("Attributes"))
         return QueueAttributes(
@@ -166,9 +166,9 @@ class Queue:
             redrive_policy=_text(found, "RedrivePolicy"),
         )
 
-    async def neighbour(self, name: str) -> Queue:
+    async def find_queue(self, name: str) -> Queue:
         """Return the queue named *name* of the same account."""
-        with translated():
+        with translate_errors():
             answer = await self._client.get_queue_url(QueueName=name)
         return Queue(self._client, answer["QueueUrl"], draw=self._draw)
 
@@ -184,7 +184,7 @@ class Queue:
             **({} if visibility_s is None else {"VisibilityTimeout": visibility_s}),
             **({} if attempt_id is None else {"ReceiveRequestAttemptId": attempt_id}),
         }
-        with translated():
+        with translate_errors():
             answer = await self._poll_client.receive_message(
                 QueueUrl=self.url,
                 WaitTimeSeconds=min(wait_s, LONG_POLL_MAX_S),
@@ -209,7 +209,7 @@ class Queue:
             }
             for index, entry in enumerate(entries)
         ]
-        with translated():
+        with translate_errors():
             answer = await self._client.send_message_batch(QueueUrl=self.url, Entries=batch)
         return [Unsent(index=int(item["Id"]), code=item.get("Code", "")) for item in answer.get("Failed", [])]
 
@@ -241,7 +241,7 @@ class Queue:
             {"Id": str(index), "ReceiptHandle": message.receipt_handle, "VisibilityTimeout": visibility_s}
             for index, (message, visibility_s) in enumerate(changes)
         ]
-        with translated():
+        with translate_errors():
             answer = await self._client.change_message_visibility_batch(QueueUrl=self.url, Entries=entries)
         return _failures(answer, [message for message, _ in changes])
 
@@ -251,7 +251,7 @@ class Queue:
         entries = [
             {"Id": str(index), "ReceiptHandle": message.receipt_handle} for index, message in enumerate(messages)
         ]
-        with translated():
+        with translate_errors():
             answer = await self._client.delete_message_batch(QueueUrl=self.url, Entries=entries)
         return _failures(answer, messages)
 
@@ -260,7 +260,7 @@ class Queue:
 
         Raises ThrottledError when that was asked for within the last minute.
         """
-        with translated():
+        with translate_errors():
             await self._client.purge_queue(QueueUrl=self.url)
 
     async def _delete_patiently(self, messages: list[Message]) -> list[Message]:
@@ -273,8 +273,8 @@ class Queue:
                 if attempt == DELETE_TRIES:
                     raise
             else:
-                refused += [failure.message for failure in failures if failure.is_ours]
-                messages = [failure.message for failure in failures if not failure.is_ours]
+                refused += [failure.message for failure in failures if failure.is_sender_fault]
+                messages = [failure.message for failure in failures if not failure.is_sender_fault]
             if not messages:
                 break
             if attempt < DELETE_TRIES:

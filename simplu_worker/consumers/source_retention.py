@@ -52,7 +52,7 @@ class LogWindow:
 
     async def _of_queue(self, queue: Queue) -> timedelta | None:
         try:
-            retention_s = (await queue.attributes()).retention_s
+            retention_s = (await queue.read_attributes()).retention_s
         except (RetryableError, PermanentError) as exc:
             log.warning("retention.unknown", queue=queue.name, error=str(exc))
             return None

@@ -48,7 +48,7 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     deduplication_id: str | None = None
 
 
-class Whole(msgspec.Struct, frozen=True, gc=False):
+class WholeRecord(msgspec.Struct, frozen=True, gc=False):
     """The record of which a letter has only the beginning."""
 
     size_bytes: int
@@ -59,14 +59,14 @@ class Whole(msgspec.Struct, frozen=True, gc=False):
         return len(record) == self.size_bytes and hashlib.sha256(record).hexdigest() == self.sha256
 
 
-class ReadLetter(msgspec.Struct, frozen=True, gc=False):
+class ParsedDeadLetter(msgspec.Struct, frozen=True, gc=False):
     """A letter as it was read; with *whole*, the letter's record is only the beginning of it."""
 
     letter: DeadLetter
-    whole: Whole | None = None
+    whole: WholeRecord | None = None
 
 
-class NoLetterError(Exception):
+class NotADeadLetterError(Exception):
     """The text is no dead letter; says what was expected, without what is in it."""
 
 
@@ -86,7 +86,7 @@ def dead_letter_of(rejected: Rejected, record: bytes, *, failed_at: datetime, at
     )
 
 
-def encode_letter(letter: DeadLetter, max_bytes: int) -> str:
+def encode_dead_letter(letter: DeadLetter, max_bytes: int) -> str:
     """Return *letter* as ASCII JSON of at most *max_bytes*.
 
     Where not even the letter without its record fits (ids of hundreds of characters against a queue that takes 1 KiB),
@@ -101,8 +101,8 @@ def encode_letter(letter: DeadLetter, max_bytes: int) -> str:
     return text if len(text) <= max_bytes else _excerpted(head, letter.record, max_bytes)
 
 
-def read_letter(body: str) -> ReadLetter:
-    """Read what `encode_letter` wrote, now or in an earlier version; raises NoLetterError for anything else."""
+def parse_dead_letter(body: str) -> ParsedDeadLetter:
+    """Read what `encode_dead_letter` wrote, now or in an earlier version; raises NotADeadLetterError for anything else."""
     try:
         wire = msgspec.convert(json.loads(body), _Wire)
         letter = DeadLetter(
@@ -120,17 +120,17 @@ def read_letter(body: str) -> ReadLetter:
             deduplication_id=wire.source.deduplication_id,
         )
     except msgspec.ValidationError as exc:
-        raise NoLetterError(str(exc)) from None
+        raise NotADeadLetterError(str(exc)) from None
     except RecursionError:
-        raise NoLetterError("expected a flat JSON object, got one that is nested deep") from None
+        raise NotADeadLetterError("expected a flat JSON object, got one that is nested deep") from None
     except (ValueError, OverflowError, zlib.error) as exc:
         # Not its text: that of JSON's and of UnicodeDecodeError may quote.
-        raise NoLetterError(f"expected the JSON of a dead letter, got {type(exc).__name__}") from None
+        raise NotADeadLetterError(f"expected the JSON of a dead letter, got {type(exc).__name__}") from None
     if not wire.truncated:
-        return ReadLetter(letter)
+        return ParsedDeadLetter(letter)
     if wire.record_bytes is None or wire.record_sha256 is None:
-        raise NoLetterError("expected recordBytes and recordSha256 beside truncated")
-    return ReadLetter(letter, Whole(wire.record_bytes, wire.record_sha256))
+        raise NotADeadLetterError("expected recordBytes and recordSha256 beside truncated")
+    return ParsedDeadLetter(letter, WholeRecord(wire.record_bytes, wire.record_sha256))
 
 
 def tenant_of(letter: DeadLetter) -> tuple[str, str] | None:
@@ -312,11 +312,11 @@ def _record_of(wire: _Wire) -> bytes:
     if wire.record_base64 is not None:
         return base64.b64decode(wire.record_base64, validate=True)
     if wire.record_gzip is None:
-        raise NoLetterError("expected record, recordBase64 or recordGzip")
+        raise NotADeadLetterError("expected record, recordBase64 or recordGzip")
     unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)  # 16: as gzip
     record = unpacking.decompress(base64.b64decode(wire.record_gzip, validate=True), UNPACKED_MAX_BYTES)
     if not unpacking.eof:
-        raise NoLetterError(f"expected a whole record of at most {UNPACKED_MAX_BYTES} bytes under recordGzip")
+        raise NotADeadLetterError(f"expected a whole record of at most {UNPACKED_MAX_BYTES} bytes under recordGzip")
     return record
 
 

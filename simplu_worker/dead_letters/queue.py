@@ -16,13 +16,13 @@ import structlog
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Outgoing, Queue
-from simplu_worker.dead_letters.letter import DeadLetter, encode_letter, fifo_ids
+from simplu_worker.dead_letters.letter import DeadLetter, encode_dead_letter, fifo_ids
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics.instruments import DEAD_LETTERS
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
 
-__all__ = ["DeadLetter", "DeadLetterQueue", "LetterStore"]
+__all__ = ["DeadLetter", "DeadLetterQueue", "DeadLetterStore"]
 
 MAX_MESSAGE_DEFAULT_BYTES: Final = 262_144  # what every queue took before August 2025
 BATCH_MIN_BYTES: Final = 262_144  # a batch as a whole may be that long even where one message may not
@@ -35,7 +35,7 @@ RETRY_MAX_S: Final = 30.0
 log = structlog.get_logger(__name__)
 
 
-class LetterStore(Protocol):
+class DeadLetterStore(Protocol):
     """What a reader hands its dead letters to."""
 
     async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
@@ -56,7 +56,7 @@ class DeadLetterQueue:
     async def open(self) -> None:
         """Read how long a message may be; without an answer the default counts until something fails."""
         try:
-            attributes = await self.queue.attributes()
+            attributes = await self.queue.read_attributes()
         except (RetryableError, PermanentError) as exc:
             log.warning("dead_letter.queue_unread", queue=self.queue.name, error=str(exc))
         else:
@@ -130,8 +130,8 @@ class DeadLetterQueue:
 
     async def _encode(self, letter: DeadLetter) -> str:
         if len(letter.record) < IN_THREAD_BYTES:
-            return encode_letter(letter, self._max_bytes)
-        return await asyncio.to_thread(encode_letter, letter, self._max_bytes)
+            return encode_dead_letter(letter, self._max_bytes)
+        return await asyncio.to_thread(encode_dead_letter, letter, self._max_bytes)
 
     def _outgoing(self, letter: DeadLetter, body: str) -> Outgoing:
         return Outgoing(body=body, fifo=fifo_ids(letter) if self.queue.is_fifo else None)

@@ -18,7 +18,7 @@ from simplu_worker.aws.sqs_queue import QueueAttributes
 from simplu_worker.cache.cache import Cache, CacheDesk
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
-from simplu_worker.consumers.sqs.receive.redrive_rules import redrive_policy
+from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.status.server import Answer
@@ -39,7 +39,7 @@ class WatchedQueue(Protocol):
     def is_fifo(self) -> bool:
         """Whether it keeps order within groups."""
 
-    async def attributes(self) -> QueueAttributes:
+    async def read_attributes(self) -> QueueAttributes:
         """Return what SQS says of it now."""
 
     async def purge(self) -> None:
@@ -149,7 +149,7 @@ class Monitoring:
             row |= _seen(receiver)
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
-                row |= _told(await queue.attributes())
+                row |= _told(await queue.read_attributes())
         except (RetryableError, PermanentError, OSError) as exc:  # a timeout is an OSError
             row["error"] = scrub_text(str(exc)) or f"no answer within {ANSWER_WITHIN_S:g} s"
         rows[name] = row
@@ -161,7 +161,7 @@ class Monitoring:
 
 def _told(queue: QueueAttributes) -> dict[str, Any]:
     """Return what SQS says of a queue; the counts are its estimates."""
-    policy = redrive_policy(queue.redrive_policy)
+    policy = parse_redrive_policy(queue.redrive_policy)
     return {
         "visible": queue.visible_count,
         "inFlight": queue.in_flight_count,

@@ -189,7 +189,7 @@ class ReplicaStatus:
 
     def _sources(self) -> list[dict[str, Any]]:
         queues = [
-            {"kind": "sqs", "name": name, "state": receiver.last_error or "polling", "inHand": receiver.in_hand}
+            {"kind": "sqs", "name": name, "state": receiver.last_error or "polling", "inHand": receiver.in_flight_count}
             for name, receiver in self.monitoring.receivers.items()
         ]
         if self.fleet is None:
@@ -237,7 +237,7 @@ class ReplicaStatus:
     def _is_pending(self, request_id: str, tenant_id: str | None) -> bool:
         readers = self.fleet.readers() if self.fleet else []
         handlers: list[StreamShardReader | OrderHandler] = [*readers, *self.monitoring.orders.values()]
-        return any(handler.has_in_hand(request_id, tenant_id) for handler in handlers)
+        return any(handler.is_pending(request_id, tenant_id) for handler in handlers)
 
     async def tenant(self, business_id: str, location_id: str) -> Answer:
         """Answer `GET /tenants/{businessId}/{locationId}`."""

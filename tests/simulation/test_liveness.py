@@ -77,7 +77,7 @@ async def test_drain_of_minutes_is_live_until_its_grace_is_over(world: World) ->
         running.stopping.set()
         for _ in range(47):
             await asyncio.sleep(10)
-            assert running.receiver.in_hand
+            assert running.receiver.in_flight_count
             assert replica.not_live() is None
 
 

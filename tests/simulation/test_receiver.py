@@ -87,7 +87,10 @@ async def test_t2_no_handler_starts_once_the_receiver_has_ended(world: World) ->
     handled, calls = len(desk.handled), len(world.calls)
     await asyncio.sleep(600)
     assert (len(desk.handled), len(world.calls), desk.busy_count) == (handled, calls, 0)
-    assert (running.receiver.in_hand, world.counts(queue)) == (0, (300 - outcomes(running.receiver)["deleted"], 0))
+    assert (running.receiver.in_flight_count, world.counts(queue)) == (
+        0,
+        (300 - outcomes(running.receiver)["deleted"], 0),
+    )
 
 
 @virtually
@@ -199,8 +202,8 @@ async def test_t8_handler_that_never_returns_does_not_stop_the_stop(world: World
             stopped_at = world.loop.time()
     assert 20 <= world.loop.time() - stopped_at < 25
     (line,) = logged(logs, "queue.drain_overdue")
-    assert (sorted(line["message_ids"]), world.counts(queue)) == (sorted(running.receiver.overdue), (3, 0))
-    assert len(running.receiver.overdue) == 3
+    assert (sorted(line["message_ids"]), world.counts(queue)) == (sorted(running.receiver.overdue_message_ids), (3, 0))
+    assert len(running.receiver.overdue_message_ids) == 3
 
 
 # Visibility
@@ -260,7 +263,7 @@ async def test_t12_two_thousand_in_hand_are_claimed_in_time_by_tens(world: World
     await world.send(queue, *bodies(2000))
     limits = SchedulerLimits(message_count=2000, batch_count=100, call_count=20, poll_count=8)
     async with world.receiving(queue, desk, limits=limits) as running:
-        await world.until(lambda: running.receiver.in_hand == 2000)
+        await world.until(lambda: running.receiver.in_flight_count == 2000)
         await world.until(lambda: world.counts(queue)[1] < 2000)
         assert running.receiver.stats()["heartbeatLateS"] < 1.0
         await world.emptied(queue)
@@ -459,7 +462,7 @@ async def test_t19_message_is_not_deleted_before_its_letter_is_stored(world: Wor
         await asyncio.sleep(1)
         await world.send(queue, "a2", "b2")
         await asyncio.sleep(3600)
-        assert (world.counts(queue), running.receiver.in_hand) == ((1, 1), 1)
+        assert (world.counts(queue), running.receiver.in_flight_count) == ((1, 1), 1)
         letters.works.set()
         await world.emptied(queue)
     assert [letter.record for letter in letters.stored] == [b"a1"]
@@ -685,7 +688,7 @@ async def test_t34_hand_is_bounded_when_the_handler_is_slow(world: World) -> Non
         queue, desk, drain_s=1, limits=SchedulerLimits(message_count=50, poll_count=4)
     ) as running:
         await asyncio.sleep(30)
-        assert (running.receiver.in_hand, world.counts(queue)) == (50, (450, 50))
+        assert (running.receiver.in_flight_count, world.counts(queue)) == (50, (450, 50))
     async with world.receiving(
         queue, desk, drain_s=1, limits=SchedulerLimits(byte_count=50_000, poll_count=4)
     ) as running:

@@ -25,7 +25,7 @@ from simplu_worker.commands.check.findings import CheckFacts, Finding, findings,
 from simplu_worker.commands.output.display import print_json, print_line, print_table
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
-from simplu_worker.consumers.sqs.receive.redrive_rules import redrive_policy
+from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.daemon import Shards, open_shards
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, Seen, judge
@@ -224,18 +224,18 @@ class Examination:
         return await all_of(asked)
 
     async def _source_queue(self, queue: Queue) -> Answer:
-        attributes = await queue.attributes()
+        attributes = await queue.read_attributes()
         self.facts.queues[f"queue {queue.name}"] = attributes
         if attributes.retention_s is not None:
             self.facts.retentions[f"queue {queue.name}"] = timedelta(seconds=attributes.retention_s)
-        if (policy := redrive_policy(attributes.redrive_policy)) is not None:
+        if (policy := parse_redrive_policy(attributes.redrive_policy)) is not None:
             with contextlib.suppress(WorkerError):  # nothing of ours needs it
-                target = await queue.neighbour(policy.target_name)
-                self.facts.redrive_targets[f"queue {queue.name}"] = await target.attributes()
+                target = await queue.find_queue(policy.target_name)
+                self.facts.redrive_targets[f"queue {queue.name}"] = await target.read_attributes()
         return Answer(f"answers, {attributes.visible_count} waiting, {attributes.in_flight_count} in flight")
 
     async def _dead_letters(self, queue: Queue) -> Answer:
-        attributes = await queue.attributes()
+        attributes = await queue.read_attributes()
         if attributes.retention_s is not None:
             self.facts.dead_letters_retention = timedelta(seconds=attributes.retention_s)
         return Answer(f"answers, {attributes.visible_count} waiting")

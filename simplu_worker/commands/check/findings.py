@@ -11,7 +11,7 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, redrive_policy, unfit
+from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
 
 RECEIVES_MAX: Final = 1000  # a message that ends the worker comes back that often
@@ -60,7 +60,7 @@ def findings(facts: CheckFacts, settings: Settings) -> list[Finding]:
 def _of_queues(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     rules = RedriveRules(try_count=len(settings.sqs_retry_delays_seconds) + 1, grace_s=settings.shutdown_grace_seconds)
     for name, queue in facts.queues.items():
-        policy = redrive_policy(queue.redrive_policy)
+        policy = parse_redrive_policy(queue.redrive_policy)
         if policy is None:
             yield Finding(
                 name, "no redrive policy, a message that nobody can handle comes back for ever", "give the queue one"
@@ -71,7 +71,7 @@ def _of_queues(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
                 f"maxReceiveCount {policy.max_receive_count}, a message that ends the worker does so that often",
                 f"set {RECEIVES_MAX} or fewer",
             )
-        for problem in unfit(queue, facts.redrive_targets.get(name), rules):
+        for problem in redrive_problems(queue, facts.redrive_targets.get(name), rules):
             yield Finding(name, problem, "change the queue's settings, or those of the worker")
 
 

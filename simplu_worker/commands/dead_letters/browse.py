@@ -91,9 +91,9 @@ class DeadLetterBrowser:
         """Whether no more can be in hand."""
         return len(self._hand) >= IN_HAND_MAX
 
-    async def attributes(self) -> QueueAttributes:
+    async def read_attributes(self) -> QueueAttributes:
         """Return what the queue says of itself."""
-        return await self._queue.attributes()
+        return await self._queue.read_attributes()
 
     async def messages(self) -> AsyncGenerator[Message, None]:
         """Yield what is in the queue and was not yielded before, each once, until nothing new comes."""

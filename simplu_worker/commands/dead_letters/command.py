@@ -20,7 +20,13 @@ from simplu_worker.commands.dead_letters.resend import DeadLetterResender
 from simplu_worker.commands.output.display import print_json, print_note, print_table, shortened
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream
-from simplu_worker.dead_letters.letter import DeadLetter, NoLetterError, ReadLetter, read_letter, tenant_of
+from simplu_worker.dead_letters.letter import (
+    DeadLetter,
+    NotADeadLetterError,
+    ParsedDeadLetter,
+    parse_dead_letter,
+    tenant_of,
+)
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.operations.operation import Source
 
@@ -58,8 +64,8 @@ async def list_letters(settings: Settings, filters: Filters, options: ListOption
         async with aclosing(read_box(box, looked.visible_count)) as messages:
             async for message in messages:
                 try:
-                    read = read_letter(message.body)
-                except NoLetterError as exc:
+                    read = parse_dead_letter(message.body)
+                except NotADeadLetterError as exc:
                     if filters.is_all:
                         strange.append({"messageId": message.message_id, "problem": str(exc)})
                     continue
@@ -173,7 +179,7 @@ async def _open_sender(
 
 async def _look_first(box: DeadLetterBrowser) -> QueueDepth:
     """Ask the queue what it holds, and say what this command does to it."""
-    attributes = await box.attributes()
+    attributes = await box.read_attributes()
     print_note(f"queue {box.name}: letters are hidden from others while this looks at them, and given back at the end")
     if attributes.redrive_policy is not None:
         print_note("the queue has a redrive policy of its own: each look counts as a receive")
@@ -194,13 +200,13 @@ async def _count_behind(box: DeadLetterBrowser) -> int:
     """Return how many a FIFO queue keeps back behind those that were looked at."""
     if not box.is_fifo:
         return 0
-    behind = (await box.attributes()).visible_count
+    behind = (await box.read_attributes()).visible_count
     if behind:
         print_note(f"{behind} letters are behind these in their groups: a FIFO queue shows at most ten of a group")
     return behind
 
 
-def _row(message: Message, read: ReadLetter, *, with_record: bool) -> dict[str, Any]:
+def _row(message: Message, read: ParsedDeadLetter, *, with_record: bool) -> dict[str, Any]:
     letter, origin = read.letter, read.letter.origin
     tenant = tenant_of(letter)
     position = {"streamShard": origin.stream_shard_id} if origin.source is Source.KINESIS else {}

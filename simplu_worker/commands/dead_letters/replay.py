@@ -26,7 +26,7 @@ from simplu_worker.commands.dead_letters.replay_plan import (
 )
 from simplu_worker.commands.dead_letters.resend import DeadLetterResender
 from simplu_worker.commands.stream.put_records import PutProgress
-from simplu_worker.dead_letters.letter import DeadLetter, NoLetterError, read_letter
+from simplu_worker.dead_letters.letter import DeadLetter, NotADeadLetterError, parse_dead_letter
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import DeadLetterReason, Source
 
@@ -98,8 +98,8 @@ class DeadLetterReplay:
                 if newest is not None and message.sent_at > newest:
                     continue
                 try:
-                    letter = read_letter(message.body).letter
-                except NoLetterError as exc:
+                    letter = parse_dead_letter(message.body).letter
+                except NotADeadLetterError as exc:
                     if filters.is_all:
                         why = LeftReason.NOT_A_LETTER
                         self._fates.append(
@@ -142,7 +142,7 @@ class DeadLetterReplay:
     async def _resend_of(self, held: Held) -> Resend | Left:
         if self._is_stuck(held):
             return _behind()
-        return await self._sender.resend_of(read_letter(self._spool.get(held.text)))
+        return await self._sender.resend_of(parse_dead_letter(self._spool.get(held.text)))
 
     async def _send(self, request: Request, requested: Sequence[Held]) -> None:
         """Send, then delete the letters: what is killed in between is sent again, and dropped by its request id."""

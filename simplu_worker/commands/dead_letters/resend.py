@@ -22,7 +22,7 @@ from simplu_worker.commands.dead_letters.replay_plan import (
 from simplu_worker.commands.stream.put_records import put_records
 from simplu_worker.consumers.kinesis.stream.aggregation import deaggregate
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Record, Stream
-from simplu_worker.dead_letters.letter import DeadLetter, ReadLetter
+from simplu_worker.dead_letters.letter import DeadLetter, ParsedDeadLetter
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import Source
 
@@ -39,7 +39,7 @@ class DeadLetterResender:
         self._queues = queues
         self._rules = rules
 
-    async def resend_of(self, read: ReadLetter) -> Resend | Left:
+    async def resend_of(self, read: ParsedDeadLetter) -> Resend | Left:
         """Return what is sent for a letter, or why it is left. Raises RetryableError of the stream's trouble."""
         letter = read.letter
         if (nowhere := where_to(letter, self._rules)) is not None:
@@ -93,7 +93,7 @@ class DeadLetterResender:
                 await asyncio.sleep(RETRY_S * try_count)
         return refused
 
-    async def _fetch(self, read: ReadLetter) -> bytes | Left:
+    async def _fetch(self, read: ParsedDeadLetter) -> bytes | Left:
         """Return the whole record of a letter that has only its beginning."""
         letter, whole = read.letter, read.whole
         if letter.origin.source is Source.SQS or self._stream is None or whole is None:

@@ -112,7 +112,7 @@ class Bench:
 
     async def count(self, url: str | None = None) -> tuple[int, int]:
         """Return how many messages a queue shows, and how many it hides."""
-        attributes = await Queue(self.world.sqs, url or self.world.queue_url).attributes()
+        attributes = await Queue(self.world.sqs, url or self.world.queue_url).read_attributes()
         return attributes.visible_count, attributes.in_flight_count
 
     async def new_queue(self, name: str, **attributes: str) -> str:

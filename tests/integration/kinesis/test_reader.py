@@ -74,14 +74,14 @@ async def test_reader_lets_nobody_wait_for_an_unregistered_tenant(world: World) 
 
     async with world.reading() as reader:
         await logs(shard, "a-x", 6)
-        await eventually(lambda: reader.has_in_hand("new-x-1", "new-x") or bool(reader.held()))
-        assert not reader.has_in_hand("a-x-1", None)
+        await eventually(lambda: reader.is_pending("new-x-1", "new-x") or bool(reader.held()))
+        assert not reader.is_pending("a-x-1", None)
         await eventually(lambda: bool(reader.held()))
         assert reader.checkpoint == Position.of(numbers[2])
         assert [(held["target"], held["reason"], held["tenants"]) for held in reader.held()] == [
             ("tenant new-x", "unregistered", 1)
         ]
-        assert not reader.has_in_hand("new-x-1", "new-x")
+        assert not reader.is_pending("new-x-1", "new-x")
 
         more = await world.put(*chain("new-x", 3, first=3))
         await world.provision("new-x", "shard-1")
@@ -232,11 +232,11 @@ async def test_reader_decodes_nothing_before_its_lane_has_nothing_to_do(
         async with shard.transaction() as connection:
             await connection.execute("SELECT FROM tenants FOR UPDATE")  # no batch gets past this
             await world.put(record("create", "a-x", 0))
-            await eventually(lambda: reader.has_in_hand("a-x-0", None))
+            await eventually(lambda: reader.is_pending("a-x-0", None))
             (second,) = await world.put(record("update", "a-x", 1))
             await eventually(lambda: reader._is_taking)
             await asyncio.sleep(0.1)
-            assert not reader.has_in_hand("a-x-1", None)
+            assert not reader.is_pending("a-x-1", None)
             assert not reader.is_through
         await reaches(reader, second)
 
@@ -254,10 +254,10 @@ async def test_reader_goes_on_for_others_while_its_only_lane_is_late(
     async with world.reading() as reader, (await world.shard("shard-1")).transaction() as connection:
         await connection.execute("SELECT FROM tenants FOR UPDATE")  # no batch gets past this
         await world.put(record("create", "a-x", 0))
-        await eventually(lambda: reader.has_in_hand("a-x-0", None))
+        await eventually(lambda: reader.is_pending("a-x-0", None))
         await world.put(record("create", "b-x", 0))
         await logs(await world.shard("shard-2"), "b-x", 1)
-        assert reader.has_in_hand("a-x-0", None)
+        assert reader.is_pending("a-x-0", None)
 
 
 async def test_reader_applies_a_healthy_shards_new_tenant_while_another_shard_is_frozen(
@@ -273,12 +273,12 @@ async def test_reader_applies_a_healthy_shards_new_tenant_while_another_shard_is
 
     async with world.reading() as reader:
         await world.put(*(record("create", f"f{number}-x", 0) for number in range(20)))
-        await eventually(lambda: reader.has_in_hand("f19-x-0", None))
+        await eventually(lambda: reader.is_pending("f19-x-0", None))
         await world.put(record("create", "a-x", 0))
         await logs(shard, "a-x", 1, within_s=1.5)
 
         breakable_server.resume()
-        await eventually(lambda: not reader.held() and not reader.has_in_hand("f7-x-0", None))
+        await eventually(lambda: not reader.held() and not reader.is_pending("f7-x-0", None))
 
     assert len(await fetch(frozen, "SELECT FROM operations")) == 20
 
@@ -295,7 +295,7 @@ async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakab
         await reaches(reader, numbers[-1])
         breakable_server.suspend()
         await world.put(*chain("a-x", 3, first=3), record("create", "b-x", 0))
-        await eventually(lambda: reader.has_in_hand("a-x-5", None) and reader.has_in_hand("b-x-0", None))
+        await eventually(lambda: reader.is_pending("a-x-5", None) and reader.is_pending("b-x-0", None))
         await asyncio.sleep(0.2)
         stopped_at = asyncio.get_running_loop().time()
     assert asyncio.get_running_loop().time() - stopped_at < DEADLINES.close_s + 1.5
@@ -359,7 +359,7 @@ async def test_reader_keeps_the_order_when_another_reader_finds_the_tenant_first
     await world.put(*chain("new-x", 3))
 
     async with world.reading() as reader:
-        await eventually(lambda: bool(reader.held()) if is_held else reader.has_in_hand("new-x-2", None))
+        await eventually(lambda: bool(reader.held()) if is_held else reader.is_pending("new-x-2", None))
         await world.provision("new-x", "shard-1")
         await world.router.find("new-x")
         numbers = await world.put(*chain("new-x", 3, first=3))

@@ -85,7 +85,7 @@ async def test_others_go_on_when_a_shard_is_killed_under_load(world: World, brea
         await world.put(*mixed(chain("a-x", 30, first=303), chain("b-x", 30, first=303)))
         await logs(shard, "a-x", 333, within_s=3)
         await eventually(lambda: reader._account.held_bytes == 0)
-        assert not reader.has_in_hand("b-x-3", None)
+        assert not reader.is_pending("b-x-3", None)
         assert reader.checkpoint == Position.of(numbers[0])
 
         await breakable_server.start()
@@ -113,13 +113,13 @@ async def test_queue_behind_a_batch_without_an_answer_is_held_when_it_grows(
         await logs(frozen, "b-x", 3)
         breakable_server.suspend()
         await world.put(record("create", "b-x", 3, resource_id="r3"))
-        await eventually(lambda: reader.has_in_hand("b-x-3", None))
+        await eventually(lambda: reader.is_pending("b-x-3", None))
         await world.put(*padded("b-x", 60, 30_000, first=4), *chain("a-x", 3, first=3))
         await eventually(lambda: reader._account.held_bytes > MIB)
         await logs(shard, "a-x", 6)
         await eventually(lambda: reader._account.held_bytes < 64 * 1024)
         assert what_is_held(reader) == [("shard shard-3", "shard_unavailable", "held")]
-        assert reader.has_in_hand("b-x-3", None)
+        assert reader.is_pending("b-x-3", None)
 
         breakable_server.resume()
         numbers = await world.put(record("create", "b-x", 64, resource_id="r64"))

@@ -76,7 +76,7 @@ class Desk:
 
     async def counts(self) -> tuple[int, int, int]:
         """Return how many control messages are visible and in flight, and how many dead letters there are."""
-        control, letters = await self.control.attributes(), await self.letters.attributes()
+        control, letters = await self.control.read_attributes(), await self.letters.read_attributes()
         return control.visible_count, control.in_flight_count, letters.visible_count
 
     async def reaches(self, *expected: int) -> None:

@@ -389,16 +389,16 @@ async def test_shard_that_does_not_answer_keeps_nobody_else_waiting(desk: Desk) 
         verdicts = await desk.handle(stuck, behind, message("ann", "o1", group="free"))
         assert time.monotonic() - started < 4
         assert [type(verdict) for verdict in verdicts] == [RetryHeld, ReturnToQueue, Done]
-        assert desk.handler.has_in_hand(stuck.deduplication_id or "", "bob-main")
+        assert desk.handler.is_pending(stuck.deduplication_id or "", "bob-main")
         started = time.monotonic()
         again, other = received_again(stuck, receive_count=1), message("bob", "o2", group="x")
         verdicts = await desk.handle(again, behind, other, message("cat", "o2", group="y"))
         assert time.monotonic() - started < 1
         assert [type(verdict) for verdict in verdicts] == [RetryHeld, ReturnToQueue, RetryHeld, Done]
         await gate.open()
-        await eventually(lambda: not desk.handler.has_in_hand(stuck.deduplication_id or "", None))
+        await eventually(lambda: not desk.handler.is_pending(stuck.deduplication_id or "", None))
         assert await desk.handle(again, behind) == [Done(), Done()]
-        await eventually(lambda: not desk.handler.has_in_hand(other.deduplication_id or "", None))
+        await eventually(lambda: not desk.handler.is_pending(other.deduplication_id or "", None))
     assert (await desk.orders("bob"))["o1"] == {"n": 1}
     assert len(await desk.log("bob")) == 4
 

@@ -64,7 +64,7 @@ async def receive_all(queue: Queue, count: int) -> list[Message]:
 
 async def counts(queue: Queue) -> tuple[int, int]:
     """Return how many messages are visible and how many are in flight."""
-    attributes = await queue.attributes()
+    attributes = await queue.read_attributes()
     return attributes.visible_count, attributes.in_flight_count
 
 
@@ -101,7 +101,7 @@ async def test_queue_tells_its_attributes(client: Client) -> None:
     queue = await new_queue(client, VisibilityTimeout="77", MaximumMessageSize="2048")
     await send(queue, "a", "b", "c")
     await queue.receive(wait_s=1, max_messages=1)
-    attributes = await queue.attributes()
+    attributes = await queue.read_attributes()
     assert (attributes.visibility_timeout_s, attributes.max_message_bytes) == (77, 2048)
     assert (attributes.visible_count, attributes.in_flight_count) == (2, 1)
 
@@ -132,7 +132,7 @@ async def test_queue_refuses_when_it_does_not_exist(client: Client, server_url: 
         await queue.receive(wait_s=0, max_messages=1)
     async with client_of("sqs", "http://127.0.0.1:1") as nowhere:
         with pytest.raises(RetryableError):
-            await Queue(nowhere, "http://127.0.0.1:1/1/q").attributes()
+            await Queue(nowhere, "http://127.0.0.1:1/1/q").read_attributes()
 
 
 async def test_queue_deletes_again_only_what_sqs_had_trouble_with() -> None:
@@ -231,7 +231,7 @@ async def test_receiver_takes_no_more_than_its_limit(client: Client) -> None:
     await send(queue, *map(str, range(8)))
     async with receiving(queue, desk, limit=3) as (receiver, _):
         await reached(lambda: in_flight(queue, 3))
-        assert (receiver.in_hand, await counts(queue)) == (3, (5, 3))
+        assert (receiver.in_flight_count, await counts(queue)) == (3, (5, 3))
         desk.opened.set()
         await reached(lambda: emptied(queue))
     assert (desk.most, len(desk.handled)) == (3, 8)
@@ -269,7 +269,7 @@ async def test_receiver_puts_a_message_off_as_the_handler_says(client: Client) -
 
 async def nothing_in_hand(receiver: QueueReceiver) -> bool:
     """Tell whether *receiver* has let everything go."""
-    return receiver.in_hand == 0
+    return receiver.in_flight_count == 0
 
 
 async def test_receiver_finishes_what_is_in_hand_when_stopped(client: Client) -> None:

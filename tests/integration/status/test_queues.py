@@ -64,7 +64,7 @@ class NoLetters:
 class OneOrder:
     """A handler of orders that has one on its way."""
 
-    def has_in_hand(self, request_id: str, tenant_id: str | None) -> bool:
+    def is_pending(self, request_id: str, tenant_id: str | None) -> bool:
         """Whether it is that one."""
         return request_id == "event-1" and tenant_id in {None, "a-b"}
 
@@ -288,7 +288,7 @@ async def test_purge_is_404_when_the_worker_is_not_configured_with_the_queue(sit
     foreign = await new_queue(site.client)
     await site.send(foreign, 1)
     status, answer = await site.ask(f"/sqs/purge?queue={foreign.name}", "DELETE")
-    assert (status, (await foreign.attributes()).visible_count) == (404, 1)
+    assert (status, (await foreign.read_attributes()).visible_count) == (404, 1)
     assert answer["error"].endswith(f": {site.queue.name}, {site.letters.name}")
 
 

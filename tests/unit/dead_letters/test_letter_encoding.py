@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.dead_letters.letter import DeadLetter, dead_letter_of, encode_letter, fifo_ids
+from simplu_worker.dead_letters.letter import DeadLetter, dead_letter_of, encode_dead_letter, fifo_ids
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source
 from simplu_worker.timing.backoff import backoff_s
 
@@ -76,7 +76,7 @@ def test_letter_has_the_members_of_the_contract_for_kinesis() -> None:
         "resourceId": "p-1",
         "record": '{"a":1}',
     }
-    assert expected == decoded(encode_letter(letter(b'{"a":1}'), 262_144))
+    assert expected == decoded(encode_dead_letter(letter(b'{"a":1}'), 262_144))
 
 
 def test_letter_names_the_queue_and_message_for_sqs() -> None:
@@ -88,31 +88,31 @@ def test_letter_names_the_queue_and_message_for_sqs() -> None:
         "groupId": None,
         "arrivedAt": "2026-01-02T03:04:05Z",
     }
-    assert expected == decoded(encode_letter(letter(origin=SQS), 262_144))["source"]
+    assert expected == decoded(encode_dead_letter(letter(origin=SQS), 262_144))["source"]
 
 
 @pytest.mark.parametrize("text", ["plain", "żółć 漢字 🦷", 'quote " backslash \\ \x00\x01\x1f\x7f \ufffe\uffff \u2028'])
 def test_letter_keeps_text_as_text_when_the_record_is_utf8(text: str) -> None:
     """Any UTF-8 record is there as text, and no character that SQS refuses is in the letter."""
-    encoded = encode_letter(letter(text.encode()), 262_144)
+    encoded = encode_dead_letter(letter(text.encode()), 262_144)
     assert (text, True) == (decoded(encoded)["record"], all(" " <= character <= "~" for character in encoded))
 
 
 def test_letter_takes_base64_when_the_record_is_not_utf8() -> None:
     """Bytes that are no text are kept exactly."""
     record = b"\xff\xfe{"
-    members = decoded(encode_letter(letter(record), 262_144))
+    members = decoded(encode_dead_letter(letter(record), 262_144))
     assert (record, False) == (base64.b64decode(members["recordBase64"]), "record" in members)
 
 
 def test_letter_takes_gzip_when_the_text_is_too_long() -> None:
     """A record that fits only when compressed is compressed, always to the same bytes."""
     record = b'{"name":"anna"}' * 50_000
-    encoded = encode_letter(letter(record), 262_144)
+    encoded = encode_dead_letter(letter(record), 262_144)
     members = decoded(encoded)
     assert record == gzip.decompress(base64.b64decode(members["recordGzip"]))
     assert (encoded, False, False) == (
-        encode_letter(letter(record), 262_144),
+        encode_dead_letter(letter(record), 262_144),
         "record" in members,
         "truncated" in members,
     )
@@ -121,13 +121,13 @@ def test_letter_takes_gzip_when_the_text_is_too_long() -> None:
 def test_letter_takes_gzip_when_only_the_escapes_make_it_too_long() -> None:
     """What counts is the letter as sent: text of three bytes a character takes six when escaped."""
     record = ("漢" * 60_000).encode()
-    assert "recordGzip" in decoded(encode_letter(letter(record), 262_144))
+    assert "recordGzip" in decoded(encode_dead_letter(letter(record), 262_144))
 
 
 def test_letter_keeps_the_first_64_kib_when_nothing_else_fits() -> None:
     """A record too long even when compressed leaves its beginning, its size and its hash."""
     record = random.Random(1).randbytes(1_000_000)  # bytes that do not compress
-    members = decoded(encode_letter(letter(record), 262_144))
+    members = decoded(encode_dead_letter(letter(record), 262_144))
     assert (record[:65_536], 1_000_000, hashlib.sha256(record).hexdigest(), True) == (
         base64.b64decode(members["recordBase64"]),
         members["recordBytes"],
@@ -140,7 +140,7 @@ def test_letter_cuts_text_between_characters_when_truncated() -> None:
     """The beginning of a text stays text: the character across the cut is left out."""
     noise = random.Random(2)  # text that does not compress
     text = "x" + "".join(chr(noise.randrange(0x4E00, 0x9FFF)) for _ in range(300_000))
-    members = decoded(encode_letter(letter(text.encode()), 262_144))
+    members = decoded(encode_dead_letter(letter(text.encode()), 262_144))
     assert (text[:21_846], 900_001) == (members["record"], members["recordBytes"])
 
 
@@ -149,13 +149,13 @@ def test_letter_takes_base64_when_the_escapes_of_the_excerpt_do_not_fit() -> Non
     noise = random.Random(3)  # text that does not compress
     record = bytes(noise.randrange(1, 32) for _ in range(65_536))
     record += "".join(chr(noise.randrange(0x4E00, 0x9FFF)) for _ in range(200_000)).encode()
-    members = decoded(encode_letter(letter(record), 262_144))
+    members = decoded(encode_dead_letter(letter(record), 262_144))
     assert record[:65_536] == base64.b64decode(members["recordBase64"])
 
 
 def test_letter_cuts_its_error_when_it_is_long() -> None:
     """An error is at most 2 KiB, cut between characters; lone surrogates do not break it."""
-    members = decoded(encode_letter(letter(error="ż" * 5_000 + "\ud800"), 262_144))
+    members = decoded(encode_dead_letter(letter(error="ż" * 5_000 + "\ud800"), 262_144))
     assert members["error"] == "ż" * 1_024
 
 
@@ -181,7 +181,7 @@ def test_letter_of_a_rejected_record_carries_what_could_be_read() -> None:
 @given(record=st.binary(max_size=6_000), max_bytes=st.integers(1_024, 8_000), error=st.text(max_size=200))
 def test_letter_fits_and_gives_the_record_back(record: bytes, max_bytes: int, error: str) -> None:
     """Whatever the record, the letter fits, and holds the record or says how much of it is missing."""
-    encoded = encode_letter(letter(record, error=error), max_bytes)
+    encoded = encode_dead_letter(letter(record, error=error), max_bytes)
     members = decoded(encoded)
     if "recordGzip" in members:
         got = gzip.decompress(base64.b64decode(members["recordGzip"]))

@@ -18,10 +18,10 @@ from simplu_worker.dead_letters import letter
 from simplu_worker.dead_letters.letter import (
     ERROR_MAX_BYTES,
     DeadLetter,
-    NoLetterError,
-    Whole,
-    encode_letter,
-    read_letter,
+    NotADeadLetterError,
+    WholeRecord,
+    encode_dead_letter,
+    parse_dead_letter,
     tenant_of,
 )
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
@@ -83,11 +83,11 @@ LETTER = DeadLetter(
 @given(letter=LETTERS, max_bytes=st.sampled_from([1500, 3000, 262_144]))
 def test_letter_is_read_as_it_was_written(letter: DeadLetter, max_bytes: int) -> None:
     """Text, base64, gzip, or a beginning with size and hash of the whole: all that it says comes back."""
-    text = encode_letter(letter, max_bytes)
+    text = encode_dead_letter(letter, max_bytes)
     members = json.loads(text)
-    read = read_letter(text)
+    read = parse_dead_letter(text)
     if "truncated" in members:
-        assert read.whole == Whole(len(letter.record), hashlib.sha256(letter.record).hexdigest())
+        assert read.whole == WholeRecord(len(letter.record), hashlib.sha256(letter.record).hexdigest())
         assert read.whole.is_of(letter.record)
         assert letter.record.startswith(read.letter.record)
         left_out = {"record", "error", "message_attributes"}  # the last two only where not even they fit
@@ -109,19 +109,19 @@ def test_letter_is_read_with_every_way_to_hold_its_record() -> None:
         "truncated": noise,
     }
     for member, record in cases.items():
-        text = encode_letter(msgspec.structs.replace(LETTER, record=record), 80_000)
+        text = encode_dead_letter(msgspec.structs.replace(LETTER, record=record), 80_000)
         assert member in json.loads(text)
-        read = read_letter(text)
+        read = parse_dead_letter(text)
         assert (read.letter.record == record) == (read.whole is None)
 
 
 def test_letter_cuts_the_error_and_is_read() -> None:
     """What was cut when it was written stays cut."""
-    read = read_letter(encode_letter(msgspec.structs.replace(LETTER, error="x" * 5000), 262_144))
+    read = parse_dead_letter(encode_dead_letter(msgspec.structs.replace(LETTER, error="x" * 5000), 262_144))
     assert read.letter.error == "x" * ERROR_MAX_BYTES
 
 
-WRITTEN = json.loads(encode_letter(LETTER, 262_144))
+WRITTEN = json.loads(encode_dead_letter(LETTER, 262_144))
 
 
 @pytest.mark.parametrize(
@@ -149,26 +149,26 @@ WRITTEN = json.loads(encode_letter(LETTER, 262_144))
 )
 def test_reading_refuses_what_is_no_letter_without_quoting_it(body: str) -> None:
     """Messages that SQS itself moved there, half letters, letters of a later version."""
-    with pytest.raises(NoLetterError) as caught:
-        read_letter(body)
+    with pytest.raises(NotADeadLetterError) as caught:
+        parse_dead_letter(body)
     assert "private" not in str(caught.value)
 
 
 @given(body=st.text(max_size=200) | st.recursive(st.none() | st.text(max_size=5), st.lists).map(json.dumps))
 def test_reading_raises_nothing_else_whatever_the_text(body: str) -> None:
     """A stranger's message ends no command."""
-    with pytest.raises(NoLetterError):
-        read_letter(body)
+    with pytest.raises(NotADeadLetterError):
+        parse_dead_letter(body)
 
 
 def test_reading_unpacks_no_more_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few bytes that unpack to gigabytes are refused."""
     monkeypatch.setattr(letter, "UNPACKED_MAX_BYTES", 1000)
     packed = {name: base64.b64encode(gzip.compress(b"a" * size)).decode() for name, size in (("ok", 999), ("no", 1001))}
-    read = read_letter(json.dumps(WRITTEN | {"record": None, "recordGzip": packed["ok"]}))
+    read = parse_dead_letter(json.dumps(WRITTEN | {"record": None, "recordGzip": packed["ok"]}))
     assert read.letter.record == b"a" * 999
-    with pytest.raises(NoLetterError, match="at most 1000 bytes"):
-        read_letter(json.dumps(WRITTEN | {"record": None, "recordGzip": packed["no"]}))
+    with pytest.raises(NotADeadLetterError, match="at most 1000 bytes"):
+        parse_dead_letter(json.dumps(WRITTEN | {"record": None, "recordGzip": packed["no"]}))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import LeaseCont
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, lineage_of
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import AT_TIMESTAMP, LATEST, SHARD_END, TRIM_HORIZON, HashRange
-from simplu_worker.dead_letters.queue import LetterStore
+from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.gateway import ShardGateway
@@ -70,7 +70,7 @@ class Fleet:
         create_stream: bool,
         stream_shard_count: int,
         router: ShardGateway,
-        dead_letters: LetterStore,
+        dead_letters: DeadLetterStore,
         rules: ReaderSettings,
         prefetch: Prefetch,
         on_expired: Callable[[], None] = lambda: None,

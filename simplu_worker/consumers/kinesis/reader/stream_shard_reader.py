@@ -56,7 +56,7 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     RecordPosition,
 )
 from simplu_worker.dead_letters.letter import DeadLetter, dead_letter_of
-from simplu_worker.dead_letters.queue import LetterStore
+from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Operation
@@ -107,7 +107,7 @@ class StreamShardReader:
         owed_by_parents: TenantSet | None = None,
         ahead: Ahead | None = None,
         router: ShardGateway,
-        dead_letters: LetterStore,
+        dead_letters: DeadLetterStore,
         rules: ReaderSettings,
         account: MemoryQuota,
         retention: timedelta | None = None,
@@ -251,7 +251,7 @@ class StreamShardReader:
         """Return what is held."""
         return self._dispatcher.holds.all()
 
-    def has_in_hand(self, request_id: str, tenant_id: str | None) -> bool:
+    def is_pending(self, request_id: str, tenant_id: str | None) -> bool:
         """Whether an operation is in memory and not yet applied. Looks at all that is in hand: for people only."""
         return any(
             entry.operation.request_id == request_id and tenant_id in (None, entry.operation.tenant_id)

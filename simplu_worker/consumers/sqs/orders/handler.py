@@ -176,7 +176,7 @@ class OrderHandler:
     def __repr__(self) -> str:
         return f"OrderHandler({self._queue.name!r}, lanes={list(self._lanes.values())}, asked={sorted(self._asked)})"
 
-    def has_in_hand(self, request_id: str, tenant_id: str | None) -> bool:
+    def is_pending(self, request_id: str, tenant_id: str | None) -> bool:
         """Whether an operation is on its way to a shard."""
         return any(
             operation.request_id == request_id and tenant_id in {None, operation.tenant_id}

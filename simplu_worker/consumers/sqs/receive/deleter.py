@@ -148,7 +148,7 @@ class DeleteBatcher:
             failure = failed.get(one.message.message_id)
             if failure is None:
                 gone.append(one)
-            elif not failure.is_ours or self._hand.newest(one.message).receipt_handle != sent.receipt_handle:
+            elif not failure.is_sender_fault or self._hand.newest(one.message).receipt_handle != sent.receipt_handle:
                 again.append(one)
             else:
                 stale.append(one)
@@ -159,7 +159,7 @@ class DeleteBatcher:
         if stale:
             SQS_STALE_RECEIPTS.labels(self._queue.name, "delete").inc(len(stale))
             self._give_up(stale, "stale_receipt", "receipt handle refused")
-        return self._again(again, next((one.code for one in failures if not one.is_ours), ""))
+        return self._again(again, next((one.code for one in failures if not one.is_sender_fault), ""))
 
     def _again(self, finished: Sequence[_Finished], error: str) -> list[_Finished]:
         """Return those of *finished* that there is still time for: one visibility timeout since they were handled."""

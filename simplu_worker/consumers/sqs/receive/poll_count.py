@@ -48,7 +48,7 @@ class PollCount:
         self.wanted_count = 1
 
 
-class ReceiveRetries:
+class PollReservations:
     """Room in hand that polls under way may need, so that polls at one time together keep to the limits.
 
     How large the messages are that come is not known before: the largest of late stands for each.

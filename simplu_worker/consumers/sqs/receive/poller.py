@@ -13,7 +13,7 @@ from simplu_worker.aws.clients import ThrottledError
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages
-from simplu_worker.consumers.sqs.receive.poll_count import PollCount, ReceiveAttempt, ReceiveRetries
+from simplu_worker.consumers.sqs.receive.poll_count import PollCount, PollReservations, ReceiveAttempt
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES, SQS_POLLS, SQS_POLLS_REPLACED
 from simplu_worker.timing.backoff import backoff_s
@@ -64,7 +64,7 @@ class Poller:
         self._draw = draw
         self._new_id = new_id
         self._pace = PollCount(limits.poll_count)
-        self._reserve = ReceiveRetries(message_count=limits.message_count, byte_count=limits.byte_count)
+        self._reserve = PollReservations(message_count=limits.message_count, byte_count=limits.byte_count)
         self._parked: dict[int, asyncio.Timeout] = {}
         self._turns: dict[int, float] = {0: clock()}
         self._changed = asyncio.Event()

@@ -29,10 +29,10 @@ from simplu_worker.consumers.sqs.receive.poller import (
     Poller,
     note_unreachable,
 )
-from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, redrive_policy, unfit
+from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.consumers.sqs.receive.verdicts import ToDeadLetter, Verdict, after_trouble
 from simplu_worker.consumers.sqs.receive.visibility import Visibility
-from simplu_worker.dead_letters.queue import DeadLetter, LetterStore
+from simplu_worker.dead_letters.queue import DeadLetter, DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import (
     RETRIES,
@@ -78,7 +78,7 @@ class QueueReceiver:
         self,
         queue: Queue,
         handler: Handler,
-        dead_letters: LetterStore,
+        dead_letters: DeadLetterStore,
         *,
         limits: SchedulerLimits | None = None,
         rules: RedriveRules | None = None,
@@ -133,13 +133,15 @@ class QueueReceiver:
         self._opening_error: str | None = None
         self._turned_at = clock()
         self._is_running = False
-        self.overdue: list[str] = []  # ids of the messages whose handlers were cancelled at the end of a drain
+        self.overdue_message_ids: list[
+            str
+        ] = []  # ids of the messages whose handlers were cancelled at the end of a drain
 
     def __repr__(self) -> str:
         return f"QueueReceiver({self._queue.name!r}, {self._hand!r}, {self._groups!r}, {self._polls!r})"
 
     @property
-    def in_hand(self) -> int:
+    def in_flight_count(self) -> int:
         """How many messages are received and not decided yet."""
         return len(self._hand)
 
@@ -223,7 +225,7 @@ class QueueReceiver:
         while not stopping.is_set():
             self._turned_at = self._clock()
             try:
-                attributes = await self._queue.attributes()
+                attributes = await self._queue.read_attributes()
             except (RetryableError, PermanentError, OSError) as exc:
                 failure_count += 1
                 self._opening_error = str(exc)
@@ -248,20 +250,20 @@ class QueueReceiver:
         await self._tell_unfit(attributes)
         while not await sleep_or_event(DEPTH_INTERVAL_S, until=self._ended):
             try:
-                self._learn(await self._queue.attributes())
+                self._learn(await self._queue.read_attributes())
             except (RetryableError, PermanentError, OSError) as exc:
                 log.debug("queue.depth_unread", queue=self._queue.name, error=str(exc))
 
     async def _tell_unfit(self, attributes: QueueAttributes) -> None:
         if self._rules is None:
             return
-        policy, target = redrive_policy(attributes.redrive_policy), None
+        policy, target = parse_redrive_policy(attributes.redrive_policy), None
         if policy is not None:
             try:
-                target = await (await self._queue.neighbour(policy.target_name)).attributes()
+                target = await (await self._queue.find_queue(policy.target_name)).read_attributes()
             except (RetryableError, PermanentError) as exc:
                 log.debug("queue.redrive_target_unread", queue=self._queue.name, error=str(exc))
-        for problem in unfit(attributes, target, self._rules):
+        for problem in redrive_problems(attributes, target, self._rules):
             log.warning("queue.redrive_unfit", queue=self._queue.name, problem=problem)
 
     def _take(self, messages: Sequence[Message], received_at: float) -> None:
@@ -300,11 +302,11 @@ class QueueReceiver:
 
     def _may_start(self, stopping: asyncio.Event) -> bool:
         has_stopped = stopping.is_set() and not self._polls_ended.is_set()
-        return not has_stopped and not self.overdue and self._call_count < self._limits.call_count
+        return not has_stopped and not self.overdue_message_ids and self._call_count < self._limits.call_count
 
     def _is_last_receive(self, message: Message) -> bool:
         """Tell whether SQS would move *message* to the queue's own dead-letter queue instead of giving it out again."""
-        policy = redrive_policy(self._attributes.redrive_policy) if self._attributes else None
+        policy = parse_redrive_policy(self._attributes.redrive_policy) if self._attributes else None
         return policy is not None and message.receive_count >= policy.max_receive_count
 
     async def _run_call(self, call: Sequence[Message], stopping: asyncio.Event) -> None:
@@ -312,7 +314,7 @@ class QueueReceiver:
         try:
             verdicts = await self._handler.handle(call)
         except asyncio.CancelledError:
-            if self.overdue:
+            if self.overdue_message_ids:
                 self._groups.decided(call)
                 await self._put_back([(message, 0.0) for message in call])
             raise
@@ -449,8 +451,10 @@ class QueueReceiver:
             return
         self._deletes.hurry()
         calls = dict(self._calls)
-        self.overdue = [message.message_id for call in calls.values() for message in call]
-        log.error("queue.drain_overdue", queue=self._queue.name, drain_s=self._drain_s, message_ids=self.overdue)
+        self.overdue_message_ids = [message.message_id for call in calls.values() for message in call]
+        log.error(
+            "queue.drain_overdue", queue=self._queue.name, drain_s=self._drain_s, message_ids=self.overdue_message_ids
+        )
         for task in calls:
             task.cancel()
         await self._give_back(self._groups.take_unstarted())

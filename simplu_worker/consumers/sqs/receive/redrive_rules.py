@@ -11,7 +11,7 @@ import msgspec
 from simplu_worker.aws.sqs_queue import QueueAttributes
 
 # A message that waits for a dependency is received about once in two minutes, so this is an outage of some hours.
-TROUBLE_RECEIVES: Final = 100
+OUTAGE_MIN_RECEIVES: Final = 100
 
 
 class RedriveRules(msgspec.Struct, frozen=True):
@@ -28,7 +28,7 @@ class RedrivePolicy(msgspec.Struct, frozen=True):
     max_receive_count: int
 
 
-def redrive_policy(text: str | None) -> RedrivePolicy | None:
+def parse_redrive_policy(text: str | None) -> RedrivePolicy | None:
     """Read the attribute RedrivePolicy; None where there is none, or none that can be read."""
     try:
         found: Any = json.loads(text or "null")
@@ -40,21 +40,21 @@ def redrive_policy(text: str | None) -> RedrivePolicy | None:
         return None
 
 
-def unfit(queue: QueueAttributes, target: QueueAttributes | None, rules: RedriveRules) -> Iterator[str]:
+def redrive_problems(queue: QueueAttributes, target: QueueAttributes | None, rules: RedriveRules) -> Iterator[str]:
     """Yield a sentence for each thing that does not fit; *target* is where the queue's own policy moves messages.
 
     SQS counts a receive whoever had it and for whatever reason it ended, so its policy knows nothing of why.
     """
-    policy = redrive_policy(queue.redrive_policy)
+    policy = parse_redrive_policy(queue.redrive_policy)
     if policy is not None and policy.max_receive_count < rules.try_count:
         yield (
             f"maxReceiveCount {policy.max_receive_count} is lower than the {rules.try_count} tries of "
             f"SQS_RETRY_DELAYS_SECONDS: SQS moves a message to {policy.target_name} before its tries are over"
         )
-    elif policy is not None and policy.max_receive_count < TROUBLE_RECEIVES:
+    elif policy is not None and policy.max_receive_count < OUTAGE_MIN_RECEIVES:
         yield (
             f"maxReceiveCount {policy.max_receive_count}: SQS moves messages to {policy.target_name} when a dependency "
-            f"is in trouble for longer than about {2 * policy.max_receive_count} min; set {TROUBLE_RECEIVES} or more"
+            f"is in trouble for longer than about {2 * policy.max_receive_count} min; set {OUTAGE_MIN_RECEIVES} or more"
         )
     if queue.visibility_timeout_s < rules.grace_s:
         yield (

@@ -104,10 +104,10 @@ class Visibility:
             except PermanentError as exc:
                 return str(exc)
             else:
-                self._count_stale([failure for failure in failures if failure.is_ours])
-                again = {failure.message.message_id for failure in failures if not failure.is_ours}
+                self._count_stale([failure for failure in failures if failure.is_sender_fault])
+                again = {failure.message.message_id for failure in failures if not failure.is_sender_fault}
                 changes = [change for change in changes if change[0].message_id in again]
-                error = next((failure.code for failure in failures if not failure.is_ours), "")
+                error = next((failure.code for failure in failures if not failure.is_sender_fault), "")
             if not changes:
                 return ""
             if attempt < GIVING_BACK_TRIES:
@@ -154,8 +154,8 @@ class Visibility:
         failed = {failure.message.message_id for failure in failures}
         done = [claim for claim in claims if claim[0].message_id not in failed]
         self._hand.renew(done, claimed_at=sent_at, draw=self._draw())
-        self._hand.retry_soon([one.message for one in failures if not one.is_ours], now=self._clock())
-        refused = [one for one in failures if one.is_ours and not self._is_being_deleted(one.message)]
+        self._hand.retry_soon([one.message for one in failures if not one.is_sender_fault], now=self._clock())
+        refused = [one for one in failures if one.is_sender_fault and not self._is_being_deleted(one.message)]
         lost = self._hand.refuse([failure.message for failure in refused])
         self._count_stale([failure for failure in refused if failure.message in lost])
         back = self._note_lost(lost, {Loss.REFUSED})

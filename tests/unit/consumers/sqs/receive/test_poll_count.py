@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.receive.poll_count import ATTEMPT_MAX_S, PollCount, ReceiveAttempt, ReceiveRetries
+from simplu_worker.consumers.sqs.receive.poll_count import ATTEMPT_MAX_S, PollCount, PollReservations, ReceiveAttempt
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_attempt_is_usable_for_less_than_five_minutes() -> None:
 
 def test_polls_at_one_time_share_the_room() -> None:
     """What one poll may bring is no room for another, until it has ended."""
-    reserve = ReceiveRetries(message_count=15, byte_count=1000)
+    reserve = PollReservations(message_count=15, byte_count=1000)
     assert [reserve.ask(in_hand_count=0, in_hand_bytes=0) for _ in range(3)] == [10, 5, 0]
     reserve.end(10, [])
     assert reserve.ask(in_hand_count=2, in_hand_bytes=0) == 8
@@ -53,7 +53,7 @@ def test_polls_at_one_time_share_the_room() -> None:
 
 def test_room_in_bytes_is_counted_by_the_largest_message_of_late() -> None:
     """Few large messages fill the hand as well as many small ones; what was large long ago is forgotten."""
-    reserve = ReceiveRetries(message_count=100, byte_count=1000)
+    reserve = PollReservations(message_count=100, byte_count=1000)
     reserve.end(reserve.ask(in_hand_count=0, in_hand_bytes=0), [200, 10])
     assert [reserve.ask(in_hand_count=1, in_hand_bytes=300) for _ in range(2)] == [3, 0]
     reserve.end(3, [])
@@ -64,16 +64,16 @@ def test_room_in_bytes_is_counted_by_the_largest_message_of_late() -> None:
 
 def test_message_larger_than_all_the_room_is_taken_alone() -> None:
     """With an empty hand one message is taken, however large."""
-    reserve = ReceiveRetries(message_count=100, byte_count=1000)
+    reserve = PollReservations(message_count=100, byte_count=1000)
     reserve.end(0, [5000])
     assert [reserve.ask(in_hand_count=0, in_hand_bytes=0) for _ in range(2)] == [1, 0]
-    assert ReceiveRetries(message_count=100, byte_count=1000).ask(in_hand_count=0, in_hand_bytes=0) == 10
+    assert PollReservations(message_count=100, byte_count=1000).ask(in_hand_count=0, in_hand_bytes=0) == 10
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), max_size=40))
 def test_polls_never_ask_for_more_than_the_room(steps: list[tuple[bool, int]]) -> None:
     """What is in hand and what polls under way may bring is never more than the limit."""
-    reserve, open_polls, in_hand = ReceiveRetries(message_count=25, byte_count=10**9), list[int](), 0
+    reserve, open_polls, in_hand = PollReservations(message_count=25, byte_count=10**9), list[int](), 0
     for is_ask, number in steps:
         if is_ask:
             open_polls.append(reserve.ask(in_hand_count=in_hand, in_hand_bytes=in_hand))

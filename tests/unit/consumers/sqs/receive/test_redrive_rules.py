@@ -8,7 +8,12 @@ import msgspec
 import pytest
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.consumers.sqs.receive.redrive_rules import RedrivePolicy, RedriveRules, redrive_policy, unfit
+from simplu_worker.consumers.sqs.receive.redrive_rules import (
+    RedrivePolicy,
+    RedriveRules,
+    parse_redrive_policy,
+    redrive_problems,
+)
 
 RULES = RedriveRules(try_count=4, grace_s=25.0)
 QUEUE = QueueAttributes(
@@ -30,7 +35,10 @@ def policy(receives: object, target: str = "letters") -> str:
 def problems(target_retention_s: int | None = None, **members: object) -> list[str]:
     """Return the first word of each problem."""
     target = None if target_retention_s is None else msgspec.structs.replace(QUEUE, retention_s=target_retention_s)
-    return [text.split()[0].rstrip(":") for text in unfit(msgspec.structs.replace(QUEUE, **members), target, RULES)]
+    return [
+        text.split()[0].rstrip(":")
+        for text in redrive_problems(msgspec.structs.replace(QUEUE, **members), target, RULES)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -56,16 +64,16 @@ def test_unfit_settings_are_told(found: list[str], members: dict[str, object]) -
 
 def test_policy_with_room_for_the_tries_but_not_for_trouble_says_so() -> None:
     """SQS counts every receive: those that a dependency's trouble costs as well."""
-    (text,) = unfit(msgspec.structs.replace(QUEUE, redrive_policy=policy(10)), None, RULES)
+    (text,) = redrive_problems(msgspec.structs.replace(QUEUE, redrive_policy=policy(10)), None, RULES)
     assert "in trouble for longer than about 20 min" in text
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", policy("many"), '{"maxReceiveCount": 3}'])
 def test_policy_that_cannot_be_read_is_none(text: str | None) -> None:
     """What is no policy is treated as none."""
-    assert redrive_policy(text) is None
+    assert parse_redrive_policy(text) is None
 
 
 def test_policy_names_its_target() -> None:
     """The queue's name is the end of its ARN."""
-    assert redrive_policy(policy("7")) == RedrivePolicy("letters", 7)
+    assert parse_redrive_policy(policy("7")) == RedrivePolicy("letters", 7)
