@@ -102,7 +102,10 @@ def encode_dead_letter(letter: DeadLetter, max_bytes: int) -> str:
 
 
 def parse_dead_letter(body: str) -> ParsedDeadLetter:
-    """Read what `encode_dead_letter` wrote, now or in an earlier version; raises NotADeadLetterError for anything else."""
+    """Parse the output of `encode_dead_letter` of this or an earlier version.
+
+    Raises NotADeadLetterError for anything else.
+    """
     try:
         wire = msgspec.convert(json.loads(body), _Wire)
         letter = DeadLetter(
