@@ -44,11 +44,11 @@ from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.local.workload import documents
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Source
-from simplu_worker.shards.apply.position_claims import PositionClaim
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import ensure_schema
+from simplu_worker.shards.types import PositionClaim
 
 LEAST_RATIO = 0.9
 BOUND_FROM_SIZE = 100  # a smaller batch is one of a reader that has little to do

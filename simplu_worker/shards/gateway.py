@@ -14,15 +14,15 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.apply.position_claims import PositionClaim, StoredPositions
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.routing.directory import Absence, Directory
+from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import Survey, survey_shards
 from simplu_worker.shards.tenants.first_use import FirstUse, Name
+from simplu_worker.shards.types import Absence, PositionClaim, StoredPositions
 from simplu_worker.timing.clock import loop_time
 
 

@@ -29,8 +29,8 @@ from simplu_worker.shards.health.assessment import Health, health_view
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import Citrus
-from simplu_worker.shards.routing.directory import Absence
 from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.types import Absence
 from simplu_worker.status.queues import Monitoring, WatchedQueue
 from simplu_worker.status.server import Answer, Views
 from simplu_worker.telemetry.log import recent_errors, scrub_text

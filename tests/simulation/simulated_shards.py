@@ -20,15 +20,16 @@ from simplu_worker.dead_letters.queue import DeadLetter
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, admit
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Origin, Outcome
-from simplu_worker.shards.apply.position_claims import (
+from simplu_worker.shards.apply.position_claims import attempt_claim
+from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.types import (
+    Absence,
     PositionChangedError,
     PositionClaim,
+    ShardUnavailableError,
     StoredPositions,
     StreamPosition,
 )
-from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
-from simplu_worker.shards.routing.directory import Absence
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 
@@ -272,7 +273,7 @@ class SimulatedRouter(ShardGateway):
         self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
     ) -> list[Outcome]:
         """Apply a batch; a lost answer leaves open whether it was committed."""
-        with nullcontext() if claim is None else claim.attempt():
+        with nullcontext() if claim is None else attempt_claim(claim):
             said = _said(claim)
             outcomes = await self._shards.network.ask(
                 shard_id, lambda: self._shards.transact(shard_id, operations, said), lost=_lost
@@ -289,7 +290,7 @@ class SimulatedRouter(ShardGateway):
 
     async def give_up(self, shard_id: str, operation: Operation, *, claim: PositionClaim | None = None) -> Outcome:
         """Mark an operation as given up."""
-        with nullcontext() if claim is None else claim.attempt():
+        with nullcontext() if claim is None else attempt_claim(claim):
             said = _said(claim)
             return await self._shards.network.ask(
                 shard_id, lambda: self._shards.give_up(shard_id, operation, said), lost=_lost
@@ -328,7 +329,7 @@ class SimulatedRouter(ShardGateway):
         """Write claims beside no effect."""
         with ExitStack() as attempts:
             for claim in claims:
-                attempts.enter_context(claim.attempt())
+                attempts.enter_context(attempt_claim(claim))
             said = [one for one in map(_said, claims) if one is not None]
             changed = await self._shards.network.ask(shard_id, lambda: self._shards.touch(shard_id, said), lost=_lost)
         return [claim for claim in claims if claim.stream_shard_id in changed]

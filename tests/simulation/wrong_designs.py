@@ -34,7 +34,7 @@ from simplu_worker.consumers.kinesis.recovery.shard_positions import Backfill, S
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Record, Reply, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.shards.apply.position_claims import StoredPositions
+from simplu_worker.shards.types import StoredPositions
 
 OPEN_AFTER_S = 1.5  # a world is open then
 

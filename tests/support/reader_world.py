@@ -31,7 +31,8 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
 from simplu_worker.shards.routing.citrus import open_citrus
 from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.tenants.provisioning import Provisioner, ProvisionRequest
+from simplu_worker.shards.tenants.provisioning import Provisioner
+from simplu_worker.shards.types import ProvisionRequest
 from simplu_worker.timing.clock import UtcClock, utc_now
 
 WAIT = timedelta(seconds=900)

@@ -20,10 +20,10 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.daemon import Shards, open_business_info, open_shards
 from simplu_worker.errors import WorkerError
 from simplu_worker.operations.admission import TenantState
-from simplu_worker.shards.routing.directory import Absence
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 from simplu_worker.shards.tenants.first_use import BEFORE_ANY_CONTROL
-from simplu_worker.shards.tenants.provisioning import Answer, Provisioner, ProvisionRequest, ProvisionResult
+from simplu_worker.shards.tenants.provisioning import Provisioner
+from simplu_worker.shards.types import Absence, ProvisionAnswer, ProvisionRequest, ProvisionResult
 
 COLUMNS: Final = ("business", "location", "type", "step", "detail")
 ATTEMPTS: Final = 5  # of each request: a scan that is throttled once need not begin anew
@@ -164,7 +164,7 @@ def _request_of(planned: Planned) -> ProvisionRequest | None:
             return None
 
 
-def _result_of(planned: Planned, answer: Answer) -> Planned:
+def _result_of(planned: Planned, answer: ProvisionAnswer) -> Planned:
     match answer:
         case WorkerError():
             return msgspec.structs.replace(planned, step=ProvisionStep.FAILED, detail=str(answer))

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from typing import Final
 
 from simplu_worker.operations.operation import Operation, Outcome
-from simplu_worker.shards.apply.position_claims import PositionChangedError, PositionClaim
+from simplu_worker.shards.types import PositionChangedError, PositionClaim
 from simplu_worker.timing.clock import loop_time
 
 GROUP_LEAST_COUNT: Final = 4000  # operations that may go together, however slow the shard is

@@ -11,14 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from simplu_worker.shards.apply.position_claims import (
-    PositionChangedError,
-    PositionClaim,
-    StoredPositions,
-    StreamPosition,
-)
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.types import PositionChangedError, PositionClaim, StoredPositions, StreamPosition
 
 
 async def write_positions(connection: Connection, claims: Sequence[tuple[PositionClaim, str]]) -> list[PositionClaim]:

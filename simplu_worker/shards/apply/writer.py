@@ -29,20 +29,16 @@ from simplu_worker.operations.operation import (
 from simplu_worker.operations.waves import plan_waves
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.operation_log import known_in_log, write_log
-from simplu_worker.shards.apply.position_claims import PositionClaim, StoredPositions
+from simplu_worker.shards.apply.position_claims import attempt_claim
 from simplu_worker.shards.apply.redelivery import LogMatch
 from simplu_worker.shards.apply.stream_positions import mark_position, position_changed, read_standing, write_positions
 from simplu_worker.shards.postgres.column_packing import packed
-from simplu_worker.shards.postgres.errors import (
-    InvalidDataError,
-    LostRaceError,
-    ShardUnavailableError,
-    StatementFailedError,
-)
+from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.types import PositionClaim, ShardUnavailableError, StoredPositions
 
 RESULT_MAX_BYTES = 1024 * 1024  # contract §3: a list over 1 MiB is result_too_large
 RACES_MAX = 5
@@ -158,7 +154,7 @@ class ShardWriter:
         Not waited for on the disk: what is lost of it is claimed again. Raises `ShardUnavailableError`.
         """
         with ExitStack() as attempts:
-            tokens = [attempts.enter_context(claim.attempt()) for claim in claims]
+            tokens = [attempts.enter_context(attempt_claim(claim)) for claim in claims]
             async with self._pool.transaction() as connection:
                 await connection.execute(QUERIES["need_not_be_on_disk"])
                 return await write_positions(connection, list(zip(claims, tokens, strict=True)))
@@ -316,7 +312,7 @@ class WriteAttempt:
         operations = self.batch.operations
         if not operations:
             return []
-        claims = [(claim, claimed.enter_context(claim.attempt())) for claim in self.batch.claims]
+        claims = [(claim, claimed.enter_context(attempt_claim(claim))) for claim in self.batch.claims]
         if changed := await write_positions(connection, claims):
             raise position_changed(changed)
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})

@@ -13,10 +13,10 @@ import asyncpg
 
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import ShardProbe
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.types import ShardUnavailableError
 
 LOOK_S: Final = 2.4  # within `Deadlines.probe_s`: a shard that is slow has answered, and is not lost
 

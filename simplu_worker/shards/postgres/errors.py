@@ -1,8 +1,9 @@
-"""The few errors that callers of a shard see."""
+"""The errors of a shard that its callers within `shards` tell apart. Pure."""
 
 from __future__ import annotations
 
 from simplu_worker.errors import RetryableError, WorkerError
+from simplu_worker.shards.types import ShardUnavailableError
 
 
 class InvalidDataError(WorkerError):
@@ -11,17 +12,6 @@ class InvalidDataError(WorkerError):
 
 class LostRaceError(RetryableError):
     """The transaction lost a race against another one; run again at once, it may win."""
-
-
-class ShardUnavailableError(RetryableError):
-    """The shard cannot be used now: unreachable, starting, read-only, full, or not set up as expected.
-
-    *shard_id* is given where it is the shard that does not answer, so that a probe tells when it does again.
-    """
-
-    def __init__(self, message: str, *, shard_id: str | None = None) -> None:
-        super().__init__(message)
-        self.shard_id = shard_id
 
 
 class WrongShardError(ShardUnavailableError):

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 
 from simplu_worker.shards.postgres.connection_budget import Budget, PoolMember
 from simplu_worker.shards.postgres.connector import ShardConnection
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
+from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
 SWEEPS: Final = 4  # in the time that a connection may be idle

@@ -21,12 +21,12 @@ from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import Admission
 from simplu_worker.shards.postgres.connector import Connector, ShardConnection
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
 from simplu_worker.shards.postgres.pool_state import READ_ONLY_STATE, ShardAvailability
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.statement_timeouts import DEADLINES, Deadlines
+from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import register_secret
 from simplu_worker.timing.clock import loop_time
 

@@ -12,15 +12,10 @@ import structlog
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import SILENCE_MAX_S, Admission, Breaker
-from simplu_worker.shards.postgres.errors import (
-    InvalidDataError,
-    LostRaceError,
-    ShardUnavailableError,
-    StatementFailedError,
-    WrongShardError,
-)
+from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError, WrongShardError
 from simplu_worker.shards.postgres.lender import ConnectionLender
 from simplu_worker.shards.postgres.sqlstate import Meaning, meaning_of, tells_of_the_way
+from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
 READ_ONLY_STATE: Final = "25006"

@@ -15,11 +15,11 @@ import structlog
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool, register_secret_of
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.address_book import AddressBook
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
 log = structlog.get_logger(__name__)

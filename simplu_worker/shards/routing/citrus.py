@@ -22,6 +22,7 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import SHARD_ID_MAX, ShardAddress
 from simplu_worker.shards.routing.address_book import AddressBook
 from simplu_worker.shards.routing.citrus_breaker import CitrusBreaker
+from simplu_worker.shards.types import CitrusDeniedError
 from simplu_worker.timing.clock import loop_time
 
 REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards
@@ -51,10 +52,6 @@ class CitrusUnavailableError(RetryableError):
     def __init__(self, message: str, *, retry_after_s: float | None = None, is_silence: bool = False) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.is_silence = is_silence
-
-
-class CitrusDeniedError(RetryableError):
-    """Citrus refuses the API key (401 or 403): only a person can mend it, but nothing is wrong with the message."""
 
 
 class Registration(msgspec.Struct, frozen=True):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Collection, Mapping
-from enum import StrEnum
 from typing import Final
 
 import structlog
@@ -23,6 +22,7 @@ from simplu_worker.shards.routing.address_change import Repointing
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.route_cache import Absences, RouteCache
 from simplu_worker.shards.routing.tenant_homes import Home, TenantHomes
+from simplu_worker.shards.types import Absence
 from simplu_worker.timing.clock import loop_time
 
 # The shard itself gives the outcome of their operations.
@@ -30,14 +30,6 @@ ANSWERING: Final = frozenset({TenantState.ACTIVE, TenantState.DESTROYING, Tenant
 SWEEP_FRESH_S: Final = 5.0  # how long "none of the others has it" is believed
 
 log = structlog.get_logger(__name__)
-
-
-class Absence(StrEnum):
-    """Why a tenant's operations cannot be sent anywhere now. Also the reason of the hold."""
-
-    UNREGISTERED = "unregistered"  # a definite, fresh "not registered"
-    NOT_HERE = "not_here"  # registered, and no shard has its row yet
-    INACTIVE = "inactive"  # its shard is marked inactive, or its row says that it is on the move
 
 
 class _Asking:

@@ -11,11 +11,11 @@ import msgspec
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.types import ShardUnavailableError
 
 MOVES_MAX: Final = 8  # forward pointers followed for one tenant
 ASKED_AT_ONCE: Final = 16

@@ -6,11 +6,11 @@ from enum import StrEnum
 
 import structlog
 
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.migrations import ShardSchema, digest_of, in_one_transaction, refusal_of
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.types import ShardUnavailableError
 
 log = structlog.get_logger(__name__)
 

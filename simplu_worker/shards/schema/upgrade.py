@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from simplu_worker.errors import WorkerError
-from simplu_worker.shards.postgres.errors import LostRaceError, ShardUnavailableError
+from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
@@ -37,6 +37,7 @@ from simplu_worker.shards.schema.migrations import (
 )
 from simplu_worker.shards.schema.schema_check import read_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
+from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
 CONNECTIONS: Final = 3  # of an upgrade to one shard: one has the lock, one works, and one sees whom that waits for

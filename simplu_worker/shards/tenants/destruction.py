@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from datetime import datetime
-from enum import StrEnum
 
 import structlog
 
@@ -17,25 +16,15 @@ from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.postgres.address import AddressRefusedError, ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.tenants.control_rules import ControlledTenant, ControlStep, step_of_destruction, trouble_of
-from simplu_worker.shards.tenants.provisioning import ShardNotAllowedError
+from simplu_worker.shards.types import DestructionResult, ShardNotAllowedError, ShardUnavailableError
 
 log = structlog.get_logger(__name__)
-
-
-class DestructionResult(StrEnum):
-    """What became of a destruction."""
-
-    DESTROYING = "destroying"  # from now on; the grace time begins
-    EXISTED = "existed"  # it was so already
-    STALE = "stale"  # a newer control message was applied to the tenant before
-    UNKNOWN = "unknown"  # no shard has the tenant
 
 
 RESULTS = {

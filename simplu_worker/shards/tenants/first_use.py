@@ -22,7 +22,7 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import survey_shards
-from simplu_worker.shards.tenants.provisioning import Answer, ProvisionRequest, ProvisionResult
+from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, TenantNotMadeError
 
 BEFORE_ANY_CONTROL: Final = datetime(1970, 1, 1, tzinfo=UTC)
 TOLD_MAX: Final = 10_000  # tenants of which is remembered what was last said about them
@@ -44,12 +44,8 @@ class FindsBusiness(Protocol):
 class Provisions(Protocol):
     """What makes tenants; `simplu_worker.shards.tenants.provisioning.Provisioner` does."""
 
-    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[Answer]:
+    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
         """Make tenants, no two the same; return for each its result, or the error that it met."""
-
-
-class TenantNotMadeError(WorkerError):
-    """A tenant that has no shard could not be made at its first use; its operations stay held."""
 
 
 class _Group:
@@ -144,7 +140,7 @@ class FirstUse:
         self._told[tenant_id] = error
 
 
-def _why_not_made(answer: Answer) -> str | None:
+def _why_not_made(answer: ProvisionAnswer) -> str | None:
     """Return None where a shard has the tenant now: a row that came meanwhile is as good."""
     if isinstance(answer, WorkerError):
         return str(answer)

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from enum import StrEnum
-from typing import Final, TypeAlias
+from typing import Final
 
 import structlog
 
@@ -34,28 +33,12 @@ from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 from simplu_worker.shards.tenants.coalescing import Coalescer
 from simplu_worker.shards.tenants.control_rules import ControlStep
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, Placed, UndoneError
-from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, RowAnswer, TenantRow, TenantToMake, make_rows
+from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, RowAnswer, TenantRow, make_rows
+from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, ShardNotAllowedError
 
 REGISTERED_AT_ONCE: Final = 16
 
 log = structlog.get_logger(__name__)
-
-
-class ShardNotAllowedError(RetryableError):
-    """The shard that is named may not be used: a person has to mend its address or `DATABASE_ALLOWED_HOSTS`."""
-
-
-class ProvisionRequest(TenantToMake, frozen=True):
-    """A tenant to be made, as a `SHARD_CREATION` or a person asks for it."""
-
-
-class ProvisionResult(StrEnum):
-    """What became of the request."""
-
-    PROVISIONED = "provisioned"
-    EXISTED = "existed"
-    RESTORED = "restored"  # it was to be destroyed, and is not
-    STALE = "stale"  # a newer control message was applied to the tenant before
 
 
 RESULTS: Final = {
@@ -67,8 +50,6 @@ RESULTS: Final = {
 }
 # The others were there before, and confirmed.
 TO_CONFIRM: Final = frozenset({ProvisionResult.PROVISIONED, ProvisionResult.EXISTED})
-
-Answer: TypeAlias = ProvisionResult | Exception
 
 
 class Provisioner:
@@ -102,7 +83,7 @@ class Provisioner:
             raise answer
         return answer
 
-    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[Answer]:
+    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
         """Make many tenants, each at most once among *requests*; return for each what `provision` returns or raises.
 
         What one of them meets is none of the others' trouble. Those that are asked for at the same time, by other
@@ -116,8 +97,8 @@ class Provisioner:
             _count(answer)
         return [answers[request.tenant_id] for request in requests]
 
-    async def _made(self, requests: Sequence[ProvisionRequest]) -> dict[str, Answer]:
-        answers: dict[str, Answer] = {}
+    async def _made(self, requests: Sequence[ProvisionRequest]) -> dict[str, ProvisionAnswer]:
+        answers: dict[str, ProvisionAnswer] = {}
         placed = await self._placed(requests, answers)
         by_shard: dict[str, tuple[ShardAddress, list[ProvisionRequest]]] = {}
         for request in requests:
@@ -131,7 +112,9 @@ class Provisioner:
         )
         return answers
 
-    async def _placed(self, requests: Sequence[ProvisionRequest], answers: dict[str, Answer]) -> Mapping[str, Placed]:
+    async def _placed(
+        self, requests: Sequence[ProvisionRequest], answers: dict[str, ProvisionAnswer]
+    ) -> Mapping[str, Placed]:
         """Return the shard on which each tenant is to be, or is; put those without one into *answers*."""
         named: dict[str, Registration] = {}
         at_once = asyncio.Semaphore(REGISTERED_AT_ONCE)
@@ -181,7 +164,7 @@ class Provisioner:
         return registered
 
     async def _make_on(
-        self, shard: ShardAddress, requests: Sequence[ProvisionRequest], answers: dict[str, Answer]
+        self, shard: ShardAddress, requests: Sequence[ProvisionRequest], answers: dict[str, ProvisionAnswer]
     ) -> None:
         turns = self._turns.get(shard.shard_id)
         if turns is None:
@@ -192,7 +175,7 @@ class Provisioner:
         except Exception as exc:  # noqa: BLE001  # these requests'; those of other shards go on
             answers |= {request.tenant_id: exc for request in requests}
             return
-        made: dict[str, Answer] = {}
+        made: dict[str, ProvisionAnswer] = {}
         for request, row in zip(requests, rows, strict=True):
             self._directory.forget(request.tenant_id)
             made[request.tenant_id] = RESULTS[row.step] if isinstance(row, TenantRow) else row
@@ -215,8 +198,8 @@ class Provisioner:
             return [exc] * len(wanted)
 
     async def _when_safe(
-        self, shard_id: str, made: Mapping[str, Answer], servers: Collection[Server]
-    ) -> Mapping[str, Answer]:
+        self, shard_id: str, made: Mapping[str, ProvisionAnswer], servers: Collection[Server]
+    ) -> Mapping[str, ProvisionAnswer]:
         """Return what *made* says once it is safe; until then each is to be asked for again, and will be found made."""
         try:
             for server in servers:
@@ -241,7 +224,7 @@ def check_business_type(business_type: str) -> None:
         raise PermanentError(f"businessType: expected one of {known}, got {business_type[:64]!r}")
 
 
-def _note(request: ProvisionRequest, shard: ShardAddress, answer: Answer) -> None:
+def _note(request: ProvisionRequest, shard: ShardAddress, answer: ProvisionAnswer) -> None:
     if isinstance(answer, ProvisionResult) and answer is not ProvisionResult.STALE:
         log.info(
             "tenant.provisioned",
@@ -253,7 +236,7 @@ def _note(request: ProvisionRequest, shard: ShardAddress, answer: Answer) -> Non
         )
 
 
-def _count(answer: Answer) -> None:
+def _count(answer: ProvisionAnswer) -> None:
     match answer:
         case Exception():
             instruments.PROVISIONING.labels("failed").inc()

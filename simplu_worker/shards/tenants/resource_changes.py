@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from enum import StrEnum
 from typing import TypeAlias
 
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
@@ -18,25 +17,16 @@ from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.postgres.address import AddressRefusedError
-from simplu_worker.shards.postgres.errors import InvalidDataError, ShardUnavailableError
+from simplu_worker.shards.postgres.errors import InvalidDataError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.routing.directory import Absence, Directory
+from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.tenants.control_rules import is_theirs, taken
-from simplu_worker.shards.tenants.provisioning import ShardNotAllowedError, check_business_type
+from simplu_worker.shards.tenants.provisioning import check_business_type
+from simplu_worker.shards.types import Absence, ChangeResult, ShardNotAllowedError, ShardUnavailableError
 
 Change: TypeAlias = "Callable[[Connection], Awaitable[ChangeResult]]"
-
-
-class ChangeResult(StrEnum):
-    """What became of a change."""
-
-    APPLIED = "applied"
-    EXISTED = "existed"  # it was so already
-    TENANT_DESTROYED = "tenant_destroyed"
-    UNKNOWN_TENANT = "unknown_tenant"  # no shard has the tenant; it may still be on its way
-    MISSING = "missing"  # there is no such resource; it may still be on its way
 
 
 class ResourceChanges:

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Final, TypeAlias
 
 import msgspec
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.tenants.control_rules import ControlledTenant, ControlStep, step_of_creation, trouble_of
+from simplu_worker.shards.types import ProvisionRequest
 
 DEFAULT_ROW: Final = ("settings", "default")  # resource type and id of the row that `add_default_rows` adds
 TRANSACTION_MAX_TENANTS: Final = 100  # so that one stays far below the 30 s that make its created_at worthless
-
-
-class TenantToMake(msgspec.Struct, frozen=True):
-    """A tenant that is to be on a shard."""
-
-    business_id: str
-    location_id: str
-    business_type: str
-    requested_at: datetime
-
-    @property
-    def tenant_id(self) -> str:
-        """The tenant's id."""
-        return tenant_id_of(self.business_id, self.location_id)
 
 
 class TenantRow(msgspec.Struct, frozen=True):
@@ -45,7 +30,7 @@ class TenantRow(msgspec.Struct, frozen=True):
 RowAnswer: TypeAlias = "TenantRow | Exception"
 
 
-async def make_rows(pool: ShardPool, wanted: Sequence[TenantToMake]) -> list[RowAnswer]:
+async def make_rows(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> list[RowAnswer]:
     """Make tenants, or see that they are there; return for each, in order, what was done or what it met."""
     answers: list[RowAnswer] = [RetryableError("not made")] * len(wanted)
     for places in batches_of(wanted):
@@ -55,7 +40,7 @@ async def make_rows(pool: ShardPool, wanted: Sequence[TenantToMake]) -> list[Row
     return answers
 
 
-def batches_of(wanted: Sequence[TenantToMake], size: int = TRANSACTION_MAX_TENANTS) -> Iterator[list[int]]:
+def batches_of(wanted: Sequence[ProvisionRequest], size: int = TRANSACTION_MAX_TENANTS) -> Iterator[list[int]]:
     """Yield the places of *wanted* that go into one transaction: in order, at most *size*, and no tenant twice."""
     left = list(range(len(wanted)))
     while left:
@@ -69,7 +54,7 @@ def batches_of(wanted: Sequence[TenantToMake], size: int = TRANSACTION_MAX_TENAN
         left = [place for place in left if place not in chosen]
 
 
-async def _made(pool: ShardPool, wanted: Sequence[TenantToMake]) -> dict[str, RowAnswer]:
+async def _made(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> dict[str, RowAnswer]:
     """Make tenants in one transaction, or in smaller ones when one of them makes it fail."""
     try:
         async with pool.transaction() as connection:
@@ -96,12 +81,12 @@ async def _made(pool: ShardPool, wanted: Sequence[TenantToMake]) -> dict[str, Ro
     }
 
 
-async def _missing_types(connection: Connection, wanted: Sequence[TenantToMake]) -> set[str]:
+async def _missing_types(connection: Connection, wanted: Sequence[ProvisionRequest]) -> set[str]:
     types = sorted({one.business_type for one in wanted})
     return {row["name"] for row in await connection.fetch(QUERIES["find_missing_types"], types)}
 
 
-async def _make_tenants(connection: Connection, wanted: Sequence[TenantToMake]) -> dict[str, ControlStep]:
+async def _make_tenants(connection: Connection, wanted: Sequence[ProvisionRequest]) -> dict[str, ControlStep]:
     """Insert the tenants' rows within the transaction of *connection*, or see that they are there."""
     by_id = {one.tenant_id: one for one in wanted}
     steps = await _steps(connection, wanted)
@@ -119,7 +104,7 @@ async def _make_tenants(connection: Connection, wanted: Sequence[TenantToMake]) 
     return steps
 
 
-async def _steps(connection: Connection, wanted: Sequence[TenantToMake]) -> dict[str, ControlStep]:
+async def _steps(connection: Connection, wanted: Sequence[ProvisionRequest]) -> dict[str, ControlStep]:
     if not wanted:
         return {}
     rows = await connection.fetch(QUERIES["lock_tenants_for_control"], [one.tenant_id for one in wanted])
@@ -134,7 +119,7 @@ def _of(steps: Mapping[str, ControlStep], step: ControlStep) -> list[str]:
     return sorted(tenant_id for tenant_id, its in steps.items() if its is step)
 
 
-async def _make(connection: Connection, wanted: Sequence[TenantToMake]) -> list[str]:
+async def _make(connection: Connection, wanted: Sequence[ProvisionRequest]) -> list[str]:
     """Insert rows of new tenants; return the ids of those that were not there."""
     if not wanted:
         return []
@@ -151,20 +136,20 @@ async def _make(connection: Connection, wanted: Sequence[TenantToMake]) -> list[
     return sorted(made)
 
 
-async def _make_again(connection: Connection, wanted: Sequence[TenantToMake]) -> None:
+async def _make_again(connection: Connection, wanted: Sequence[ProvisionRequest]) -> None:
     if wanted:
         await connection.execute(QUERIES["remake_tenants"], *_kinds_and_times(wanted))
         await _add_default_rows(connection, wanted)
 
 
-async def _add_default_rows(connection: Connection, wanted: Sequence[TenantToMake]) -> None:
+async def _add_default_rows(connection: Connection, wanted: Sequence[ProvisionRequest]) -> None:
     if wanted:
         await connection.execute(QUERIES["add_default_rows"], *_kinds_and_times(wanted))
     if not await connection.fetchval(QUERIES["is_registration_in_time"]):
         raise RetryableError("the registering transaction took over 30 s")
 
 
-def _kinds_and_times(wanted: Sequence[TenantToMake]) -> tuple[list[str], list[str], list[str]]:
+def _kinds_and_times(wanted: Sequence[ProvisionRequest]) -> tuple[list[str], list[str], list[str]]:
     return (
         [one.tenant_id for one in wanted],
         [one.business_type for one in wanted],
@@ -172,5 +157,5 @@ def _kinds_and_times(wanted: Sequence[TenantToMake]) -> tuple[list[str], list[st
     )
 
 
-def _text_of_time(one: TenantToMake) -> str:
+def _text_of_time(one: ProvisionRequest) -> str:
     return one.requested_at.isoformat()  # as text: asyncpg makes infinities of the extremes

@@ -26,9 +26,9 @@ from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopted, Adopter, AdoptionReporter, AdoptionStep
 from simplu_worker.shards.adoption.plan import Choices, Duplicates, Plan
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
+from simplu_worker.shards.types import ShardUnavailableError
 
 PAGE = ROOT / "docs" / "adopting.md"
 CLINIC = ("clinic", "main")

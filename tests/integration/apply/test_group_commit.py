@@ -13,10 +13,9 @@ from support.postgres.trouble import make_touchy
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
 from simplu_worker.shards.apply.group_commit import GROUP_LEAST_COUNT, GROUP_MAX_BYTES, GROUP_MAX_COUNT
-from simplu_worker.shards.apply.position_claims import PositionChangedError, PositionClaim
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.types import PositionChangedError, PositionClaim, ShardUnavailableError
 
 READERS = 8
 INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)

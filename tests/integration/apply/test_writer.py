@@ -23,8 +23,8 @@ from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.decode import parse_timestamp, utc_text
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Source
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.types import ShardUnavailableError
 
 DATA = '{"name": "Ann", "age": 30, "address": {"city": "Oslo", "zip": "0150"}}'
 STORED = {"name": "Ann", "age": Decimal(30), "address": {"city": "Oslo", "zip": "0150"}}

@@ -18,9 +18,9 @@ from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.types import ShardUnavailableError
 
 RAISED = Outcome(disposition=Disposition.UNEXPECTED, error="RaiseError (P0001)")
 TIMED_OUT = Outcome(disposition=Disposition.UNEXPECTED, error="QueryCanceledError (57014)")

@@ -23,15 +23,15 @@ from support.postgres.tenant_cases import (
 from support.postgres.trouble import Line, calm, make_touchy, shut_gate, waiters
 
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Outcome
-from simplu_worker.shards.apply.position_claims import (
+from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.types import (
     PositionChangedError,
     PositionClaim,
+    ShardUnavailableError,
     StoredPositions,
     StreamPosition,
 )
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
-from simplu_worker.shards.postgres.pool import ShardPool
 
 PARENT = "shardId-000000000001"
 UNEXPECTED = Outcome(disposition=Disposition.UNEXPECTED, error="RaiseError (P0001)")

@@ -19,9 +19,9 @@ from simplu_worker.local.processes.loopback import until
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Failure, Operation
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.types import ShardUnavailableError
 
 INVALID_DATA = failed(Failure.INVALID_DATA)
 R1 = ("patient", "r1")

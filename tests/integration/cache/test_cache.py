@@ -31,11 +31,11 @@ from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.tenants.deletion import TenantDeletion
-from simplu_worker.shards.tenants.provisioning import Provisioner, ProvisionRequest, ProvisionResult
-from simplu_worker.shards.tenants.resource_changes import ChangeResult, ResourceChanges
+from simplu_worker.shards.tenants.provisioning import Provisioner
+from simplu_worker.shards.tenants.resource_changes import ResourceChanges
+from simplu_worker.shards.types import ChangeResult, ProvisionRequest, ProvisionResult, ShardUnavailableError
 from simplu_worker.telemetry.log import scrub_text
 
 PATIENCE_S = 15.0

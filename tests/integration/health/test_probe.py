@@ -19,9 +19,9 @@ from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, GIVEN_UP, SUCCEEDED
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
+from simplu_worker.shards.types import ShardUnavailableError
 
 HURRIED = msgspec.structs.replace(QUICK, probe_s=0.5)
 

@@ -37,9 +37,9 @@ from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.health.prober import Prober, look
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.shards.types import ShardUnavailableError
 
 HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
 SOON_S = 20.0  # on a busy machine

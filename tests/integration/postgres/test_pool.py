@@ -18,15 +18,11 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import HOST, free_port
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import (
-    InvalidDataError,
-    LostRaceError,
-    ShardUnavailableError,
-    StatementFailedError,
-)
+from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.pool_state import REFUSAL_COUNTS_S
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import MASK, scrub_text
 
 PASSWORD = "swordfish-7/@:x"

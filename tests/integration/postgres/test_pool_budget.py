@@ -18,9 +18,9 @@ from support.postgres.shard_line import TOO_MANY, ShardLine
 
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.types import ShardUnavailableError
 
 
 @pytest.fixture

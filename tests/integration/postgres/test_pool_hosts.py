@@ -17,9 +17,9 @@ from support.postgres.trouble import nobody_is_left
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import ensure_schema
+from simplu_worker.shards.types import ShardUnavailableError
 
 HURRIED = msgspec.structs.replace(QUICK, connect_s=1.0, probe_s=1.0)
 DEAF_S = 0.5  # the share of one of two hosts

@@ -17,8 +17,8 @@ from support.postgres.trouble import backends, nobody_is_left
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import KEEPALIVE, USER_TIMEOUT_MS, keep_alive
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import STOPS_AT_CLOSE_S, Pools, ShardPool
+from simplu_worker.shards.types import ShardUnavailableError
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from support.requires import required_program
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import HOST, until
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.types import ShardUnavailableError
 
 GUEST = "visitor"
 PASSWORD = "swordfish:7"

@@ -23,13 +23,13 @@ from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from simplu_worker.errors import PermanentError
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import CitrusUnavailableError
-from simplu_worker.shards.routing.directory import Absence, Directory
+from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.routing.tenant_homes import EarlierHomeSilentError, Home
+from simplu_worker.shards.types import Absence, ShardUnavailableError
 
 TENANT_ID = "-".join(TENANT)
 

@@ -15,7 +15,7 @@ from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.routing.directory import Absence
+from simplu_worker.shards.types import Absence
 
 TENANT_ID = "-".join(TENANT)
 

@@ -21,11 +21,12 @@ from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.routing.directory import Absence, Directory
+from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.route_cache import FRESH_S
 from simplu_worker.shards.routing.route_refresh import RouteRefresh
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
+from simplu_worker.shards.types import Absence
 
 TENANT_ID = "-".join(TENANT)
 LATE_S = 2 * FRESH_S

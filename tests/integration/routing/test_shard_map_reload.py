@@ -18,11 +18,9 @@ from support.shard_map_world import Shards, World, row_counts, tenant_on, worker
 
 from simplu_worker.local.processes.loopback import until
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.routing.directory import Absence
 from simplu_worker.shards.routing.shard_map_reload import note_no_map
-from simplu_worker.shards.tenants.provisioning import ProvisionRequest, ProvisionResult
+from simplu_worker.shards.types import Absence, ProvisionRequest, ProvisionResult, ShardUnavailableError
 
 
 @pytest.fixture

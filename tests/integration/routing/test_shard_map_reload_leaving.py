@@ -19,7 +19,7 @@ from simplu_worker.local.processes.loopback import until
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.routing.directory import Absence
+from simplu_worker.shards.types import Absence
 
 
 @pytest.fixture

@@ -9,13 +9,14 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch
 
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import LostRaceError, ShardUnavailableError
+from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
 from simplu_worker.shards.schema.migrations import digest_of
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.types import ShardUnavailableError
 
 
 async def state_of(pool: ShardPool) -> SchemaState:

@@ -13,7 +13,6 @@ from support.postgres.upgrades import NEXT, upgrade_pool, upgrader
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.health.assessment import ShardProbe
 from simplu_worker.shards.health.prober import look
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
@@ -21,6 +20,7 @@ from simplu_worker.shards.schema.migrations import Migration, Upgrade, in_one_tr
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import Upgrader
+from simplu_worker.shards.types import ShardUnavailableError
 
 
 @pytest.fixture

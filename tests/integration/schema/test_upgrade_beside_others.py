@@ -18,10 +18,10 @@ from support.postgres.upgrades import INDEX, NEXT, WITHIN_S, Watcher, indexes, u
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import HOST, until
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_DEADLINES
+from simplu_worker.shards.types import ShardUnavailableError
 
 
 @pytest.fixture

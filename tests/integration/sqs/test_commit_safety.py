@@ -26,7 +26,8 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.tenants.provisioning import Provisioner, ProvisionRequest
+from simplu_worker.shards.tenants.provisioning import Provisioner
+from simplu_worker.shards.types import ProvisionRequest
 
 SHARD_ID = "shard-1"
 AT = datetime(2026, 3, 1, tzinfo=UTC)

@@ -21,11 +21,16 @@ from simplu_worker.consumers.sqs.control.handler import AT_ONCE, ControlHandler
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import CitrusDeniedError
 from simplu_worker.shards.tenants.deletion import TenantDeletion
-from simplu_worker.shards.tenants.destruction import DestructionResult
-from simplu_worker.shards.tenants.provisioning import Answer, ProvisionRequest, ProvisionResult, ShardNotAllowedError
-from simplu_worker.shards.tenants.resource_changes import ChangeResult
+from simplu_worker.shards.types import (
+    ChangeResult,
+    CitrusDeniedError,
+    DestructionResult,
+    ProvisionAnswer,
+    ProvisionRequest,
+    ProvisionResult,
+    ShardNotAllowedError,
+)
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WAIT = timedelta(seconds=900)
@@ -88,7 +93,7 @@ class Desk:
         """Answer *call* about *location* with each of *answers* in turn."""
         self.script.setdefault((call, location), deque()).extend(answers)
 
-    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[Answer]:
+    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
         """Provision."""
         self.batches.append(len(requests))
         return [self._answer("create", request.location_id, ProvisionResult.PROVISIONED) for request in requests]
@@ -279,7 +284,7 @@ async def test_bug_in_provisioning_a_batch_is_every_ones_own() -> None:
     """Each of the batch is tried again by its own receives; the other messages are not touched by it."""
 
     class Broken(Desk):
-        async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[Answer]:
+        async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
             raise KeyError("a bug")
 
     batch = [message("create", "1"), message("create", "2", tries=3), message("admin", "3")]

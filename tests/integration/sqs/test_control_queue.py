@@ -21,9 +21,13 @@ from simplu_worker.consumers.sqs.control.handler import ControlHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.shards.tenants.destruction import DestructionResult
-from simplu_worker.shards.tenants.provisioning import Answer, ProvisionRequest, ProvisionResult
-from simplu_worker.shards.tenants.resource_changes import ChangeResult
+from simplu_worker.shards.types import (
+    ChangeResult,
+    DestructionResult,
+    ProvisionAnswer,
+    ProvisionRequest,
+    ProvisionResult,
+)
 
 QUEUE_NUMBERS = itertools.count(1)
 CREATION = {"businessId": "b", "locationId": "l", "businessType": "dental", "timestamp": "2026-01-02T03:04:05Z"}
@@ -36,7 +40,7 @@ class RecordingShards:
         self.requests: list[ProvisionRequest] = []
         self._script = deque(script)
 
-    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[Answer]:
+    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
         """Answer each with the next of the script."""
         self.requests += requests
         return [self._script.popleft() if self._script else ProvisionResult.PROVISIONED for _ in requests]

@@ -29,12 +29,12 @@ from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, Return
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Outcome
-from simplu_worker.shards.apply.position_claims import PositionClaim
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.types import PositionClaim
 from simplu_worker.timing.clock import UtcClock
 
 URL = "http://127.0.0.1/000000000000/"

@@ -21,13 +21,18 @@ from simplu_worker.local.processes.loopback import until
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.tenants.deletion import TenantDeletion
-from simplu_worker.shards.tenants.destruction import Destroyer, DestructionResult
-from simplu_worker.shards.tenants.provisioning import ProvisionRequest, ProvisionResult, ShardNotAllowedError
+from simplu_worker.shards.tenants.destruction import Destroyer
+from simplu_worker.shards.types import (
+    DestructionResult,
+    ProvisionRequest,
+    ProvisionResult,
+    ShardNotAllowedError,
+    ShardUnavailableError,
+)
 
 DESTROYED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
 GRACE = timedelta(hours=168)

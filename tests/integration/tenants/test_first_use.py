@@ -22,9 +22,8 @@ from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.routing.directory import Absence
-from simplu_worker.shards.tenants.first_use import BEFORE_ANY_CONTROL, FirstUse, TenantNotMadeError
-from simplu_worker.shards.tenants.provisioning import ProvisionRequest, ProvisionResult
+from simplu_worker.shards.tenants.first_use import BEFORE_ANY_CONTROL, FirstUse
+from simplu_worker.shards.types import Absence, ProvisionRequest, ProvisionResult, TenantNotMadeError
 
 NAME = ("clinic", "main")
 ID = "clinic-main"

@@ -22,7 +22,7 @@ from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.tenants.confirmation_sweep import Unconfirmed
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, Placed, TenantSplitError, UndoneError
-from simplu_worker.shards.tenants.provisioning import ProvisionRequest, ProvisionResult
+from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 
 REQUEST = ProvisionRequest(*TENANT, "dental", AT)
 SETTINGS = ResourceKey(TENANT_ID, "settings", "default")

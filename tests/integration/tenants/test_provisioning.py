@@ -22,19 +22,15 @@ from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import Failure, Operation
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError, StatementFailedError
+from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
-from simplu_worker.shards.tenants.provisioning import (
-    Provisioner,
-    ProvisionRequest,
-    ProvisionResult,
-    ShardNotAllowedError,
-)
+from simplu_worker.shards.tenants.provisioning import Provisioner
+from simplu_worker.shards.types import ProvisionRequest, ProvisionResult, ShardNotAllowedError, ShardUnavailableError
 
 REQUESTED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SETTINGS = ("settings", "default")

@@ -16,10 +16,10 @@ from support.postgres.unfinished_tenants import AT, TENANT_ID, homes, make_unfin
 from simplu_worker.cache.invalidations import ResourceKey
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.tenants.provisioning import Answer, Provisioner, ProvisionRequest, ProvisionResult
+from simplu_worker.shards.tenants.provisioning import Provisioner
+from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, ShardUnavailableError
 
 REQUEST = ProvisionRequest(*TENANT, "dental", AT)
 SETTINGS = ResourceKey(TENANT_ID, "settings", "default")
@@ -125,8 +125,8 @@ async def test_provision_all_leaves_one_home_each_when_two_replicas_are_sent_to_
             for request in requests:
                 routed.register((request.business_id, request.location_id), shard_id)
 
-        async def provisioned(routed: RoutedShards) -> list[Answer]:
-            answers: list[Answer] = [RetryableError("not asked")]
+        async def provisioned(routed: RoutedShards) -> list[ProvisionAnswer]:
+            answers: list[ProvisionAnswer] = [RetryableError("not asked")]
             while any(isinstance(answer, RetryableError) for answer in answers):
                 answers = await routed.provisioner.provision_all(requests)
             return answers

@@ -18,11 +18,10 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.tenants.provisioning import ShardNotAllowedError
-from simplu_worker.shards.tenants.resource_changes import ChangeResult, ResourceChanges
+from simplu_worker.shards.tenants.resource_changes import ResourceChanges
+from simplu_worker.shards.types import ChangeResult, ShardNotAllowedError, ShardUnavailableError
 
 REQUESTED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
 

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from support.postgres.databases import QUICK
 
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
+from simplu_worker.shards.types import ShardUnavailableError
 
 HURRIED = msgspec.structs.replace(QUICK, acquire_s=1.0, connect_s=0.5, reply_s=0.5, cancel_s=0.5, probe_s=0.5)
 PATIENT_S = 5.0

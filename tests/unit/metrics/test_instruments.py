@@ -19,7 +19,7 @@ from simplu_worker.consumers.kinesis.holding.holds import Reason
 from simplu_worker.metrics import instruments
 from simplu_worker.metrics.instruments import BatchHistogram
 from simplu_worker.operations.operation import DeadLetterReason, Failure, OperationKind, Source
-from simplu_worker.shards.routing.directory import Absence
+from simplu_worker.shards.types import Absence
 
 CONTRACT = {
     "simplu_build_info": ("gauge", ["version", "python"]),

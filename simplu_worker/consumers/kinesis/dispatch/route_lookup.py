@@ -25,9 +25,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.operations.unknown_tenants import absence_max_age_s, is_overdue, unknown_tenant_error
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.postgres.errors import ShardUnavailableError
-from simplu_worker.shards.routing.directory import Absence
-from simplu_worker.shards.tenants.first_use import TenantNotMadeError
+from simplu_worker.shards.types import Absence, ShardUnavailableError, TenantNotMadeError
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import wait_any

@@ -27,8 +27,8 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, Outcome
-from simplu_worker.shards.apply.position_claims import PositionChangedError
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.types import PositionChangedError
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event, wait_any

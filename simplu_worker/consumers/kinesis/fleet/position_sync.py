@@ -15,8 +15,8 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamSha
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.shards.apply.position_claims import StoredPositions
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.types import StoredPositions
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 

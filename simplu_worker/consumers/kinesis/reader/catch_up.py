@@ -25,7 +25,7 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.routing.directory import Absence
+from simplu_worker.shards.types import Absence
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any

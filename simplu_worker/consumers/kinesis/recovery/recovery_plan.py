@@ -25,7 +25,7 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     Position,
     RecordPosition,
 )
-from simplu_worker.shards.apply.position_claims import StoredPositions, StreamPosition
+from simplu_worker.shards.types import StoredPositions, StreamPosition
 
 CLOCK_MARGIN: Final = timedelta(seconds=1)  # arrivals are rounded
 

@@ -27,8 +27,8 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, RecordPosition, is_behind
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
-from simplu_worker.shards.apply.position_claims import PositionClaim, StoredPositions, StreamPosition
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.types import PositionClaim, StoredPositions, StreamPosition
 from simplu_worker.timing.clock import UtcClock, loop_time
 
 TOUCH_AFTER_S: Final = 30.0  # a row not written for so long, while the reader went on

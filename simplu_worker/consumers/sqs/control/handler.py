@@ -41,10 +41,15 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.operations.operation import DeadLetterReason, Rejected
-from simplu_worker.shards.routing.citrus import CitrusDeniedError
-from simplu_worker.shards.tenants.destruction import DestructionResult
-from simplu_worker.shards.tenants.provisioning import Answer, ProvisionRequest, ProvisionResult, ShardNotAllowedError
-from simplu_worker.shards.tenants.resource_changes import ChangeResult
+from simplu_worker.shards.types import (
+    ChangeResult,
+    CitrusDeniedError,
+    DestructionResult,
+    ProvisionAnswer,
+    ProvisionRequest,
+    ProvisionResult,
+    ShardNotAllowedError,
+)
 from simplu_worker.timing.backoff import backoff_s
 
 AT_ONCE: Final = 16  # of those that are not creations
@@ -57,7 +62,7 @@ Result: TypeAlias = ProvisionResult | DestructionResult | ChangeResult
 class Provisions(Protocol):
     """What makes tenants; `shards.tenants.provisioning.Provisioner` does."""
 
-    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[Answer]:
+    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
         """Make tenants, no two the same; return for each its result, or the error that it met.
 
         PermanentError is for what can never work, RetryableError for a dependency's trouble.

@@ -51,8 +51,7 @@ from simplu_worker.operations.unknown_tenants import (
     unknown_tenant_error,
 )
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.routing.directory import Absence
-from simplu_worker.shards.tenants.first_use import TenantNotMadeError
+from simplu_worker.shards.types import Absence, TenantNotMadeError
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 

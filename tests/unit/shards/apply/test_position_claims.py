@@ -10,13 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.shards.apply.position_claims import DOUBTS_MAX, PositionChangedError, PositionClaim
-from simplu_worker.shards.postgres.errors import (
-    InvalidDataError,
-    LostRaceError,
-    ShardUnavailableError,
-    StatementFailedError,
-)
+from simplu_worker.shards.apply.position_claims import UNCERTAIN_ATTEMPTS_MAX, attempt_claim
+from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
+from simplu_worker.shards.types import PositionChangedError, PositionClaim, ShardUnavailableError
 
 ROLLED_BACK = [
     PositionChangedError("it is another's"),
@@ -39,7 +35,7 @@ def claim(*tokens: str) -> PositionClaim:
 
 def attempt(one: PositionClaim, exc: BaseException | None = None) -> str:
     """Try to write a claim, with this end; return the token that was to be written."""
-    with nullcontext() if exc is None else pytest.raises(type(exc)), one.attempt() as token:
+    with nullcontext() if exc is None else pytest.raises(type(exc)), attempt_claim(one) as token:
         assert one.tokens[-1] == token
         end(exc)
     return token
@@ -86,10 +82,10 @@ def test_token_is_one_more_while_nobody_knows_whether_it_was_written(
 def test_tokens_are_those_of_the_last_known_row_and_of_the_last_doubts() -> None:
     """However long a shard is not heard of they stay few; the first is never given up for them."""
     one = claim("read")
-    doubts = [attempt(one, ShardUnavailableError("no answer")) for _ in range(3 * DOUBTS_MAX)]
+    doubts = [attempt(one, ShardUnavailableError("no answer")) for _ in range(3 * UNCERTAIN_ATTEMPTS_MAX)]
 
     assert one.tokens[0] == "read"
-    assert one.tokens[1:] == doubts[-DOUBTS_MAX - 1 :]
+    assert one.tokens[1:] == doubts[-UNCERTAIN_ATTEMPTS_MAX - 1 :]
 
 
 def test_claims_have_their_own_tokens() -> None:
@@ -103,12 +99,16 @@ def test_claims_have_their_own_tokens() -> None:
 def test_attempts_of_many_claims_end_alike() -> None:
     """They are one transaction: each may be written, or each is."""
     many = [claim("a"), claim("b")]
-    with many[0].attempt() as first, many[1].attempt() as second:
+    with attempt_claim(many[0]) as first, attempt_claim(many[1]) as second:
         assert first != second
     assert [one.tokens for one in many] == [[first], [second]]
 
 
-@given(st.lists(st.sampled_from(["committed", "rolled back", "lost before", "lost after"]), max_size=DOUBTS_MAX))
+@given(
+    st.lists(
+        st.sampled_from(["committed", "rolled back", "lost before", "lost after"]), max_size=UNCERTAIN_ATTEMPTS_MAX
+    )
+)
 def test_row_is_always_known_by_one_of_the_tokens(ends: list[str]) -> None:
     """Whatever became of those before, while nobody else writes the row the next attempt expects it."""
     row = "read"
@@ -130,7 +130,7 @@ def test_row_is_always_known_by_one_of_the_tokens(ends: list[str]) -> None:
 def test_attempt_that_was_given_up_and_is_written_leaves_the_doubts_that_came_after_it() -> None:
     """The row has its token, or already that of a later one."""
     one = claim("read")
-    with one.attempt() as given_up:
+    with attempt_claim(one) as given_up:
         later = attempt(one, ShardUnavailableError("no answer"))
 
     assert one.tokens == [given_up, later]
@@ -140,7 +140,7 @@ def test_attempt_that_was_given_up_and_is_written_leaves_the_doubts_that_came_af
 def test_attempt_that_was_given_up_is_none_of_them_once_a_later_one_was_written(exc: BaseException | None) -> None:
     """The later one would not have been written over a row that it did not know, nor this one over that."""
     one = claim("read")
-    with nullcontext() if exc is None else pytest.raises(type(exc)), one.attempt():
+    with nullcontext() if exc is None else pytest.raises(type(exc)), attempt_claim(one):
         later = attempt(one)
         end(exc)
 

@@ -11,14 +11,9 @@ from support.citrus.cases import API_KEY, CONNECTION_STRING, SHARD, Reply, Scrip
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import (
-    REPLY_MAX_BYTES,
-    CitrusDeniedError,
-    CitrusUnavailableError,
-    Registration,
-    open_citrus,
-)
+from simplu_worker.shards.routing.citrus import REPLY_MAX_BYTES, CitrusUnavailableError, Registration, open_citrus
 from simplu_worker.shards.routing.citrus_breaker import REST_BASE_S, REST_MAX_S
+from simplu_worker.shards.types import CitrusDeniedError
 
 ADDRESS = ShardAddress("shard-a", CONNECTION_STRING, is_active=True, tenant_count=3, tenant_max=10)
 NOT_FOUND = reply({"error": "not registered"}, status=404)

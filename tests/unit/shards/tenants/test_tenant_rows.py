@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.tenants.tenant_rows import TenantToMake, batches_of
+from simplu_worker.shards.tenants.tenant_rows import batches_of
+from simplu_worker.shards.types import ProvisionRequest
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-def wanted(names: str) -> list[TenantToMake]:
+def wanted(names: str) -> list[ProvisionRequest]:
     """Return a tenant to make for each letter."""
-    return [TenantToMake("b", name, "gym", AT) for name in names]
+    return [ProvisionRequest("b", name, "gym", AT) for name in names]
 
 
 @pytest.mark.parametrize(

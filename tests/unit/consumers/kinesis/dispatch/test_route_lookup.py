@@ -16,8 +16,7 @@ from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Checkpoin
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.operations.operation import Operation, OperationKind, Origin, Source
 from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S, UNKNOWN_TENANT_MARGIN
-from simplu_worker.shards.routing.directory import Absence
-from simplu_worker.shards.tenants.first_use import TenantNotMadeError
+from simplu_worker.shards.types import Absence, TenantNotMadeError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WAIT = timedelta(seconds=900)

@@ -33,7 +33,7 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     Position,
     RecordPosition,
 )
-from simplu_worker.shards.apply.position_claims import StoredPositions, StreamPosition
+from simplu_worker.shards.types import StoredPositions, StreamPosition
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SINCE = NOW - timedelta(minutes=5)

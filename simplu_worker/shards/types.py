@@ -1,0 +1,141 @@
+"""The types that cross the line between the consumers and the shards: positions, results and errors. Pure.
+
+The consumers import of `simplu_worker.shards` only this module and `gateway` (import-linter keeps it).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import TypeAlias
+
+import msgspec
+
+from simplu_worker.errors import RetryableError, WorkerError
+from simplu_worker.operations.operation import tenant_id_of
+
+
+class Absence(StrEnum):
+    """Why a tenant's operations cannot be sent to a shard now. Also the reason of their hold."""
+
+    UNREGISTERED = "unregistered"  # a definite, fresh "not registered"
+    NOT_HERE = "not_here"  # registered, and no shard has its row yet
+    INACTIVE = "inactive"  # its shard is marked inactive, or its row is being moved
+
+
+class ShardUnavailableError(RetryableError):
+    """The shard cannot be used now: unreachable, starting, read-only, full, or not set up as expected.
+
+    *shard_id* is set when the shard itself does not answer: then a probe of the shard shows when it answers again.
+    """
+
+    def __init__(self, message: str, *, shard_id: str | None = None) -> None:
+        super().__init__(message)
+        self.shard_id = shard_id
+
+
+class PositionChangedError(RetryableError):
+    """The row has another fencing token than its reader left: the reader must read the row before it writes there."""
+
+
+class TenantNotMadeError(WorkerError):
+    """A tenant without a shard could not be provisioned at its first use; its operations stay held."""
+
+
+class ShardNotAllowedError(RetryableError):
+    """The named shard may not be used: a person has to correct its address or `DATABASE_ALLOWED_HOSTS`."""
+
+
+class CitrusDeniedError(RetryableError):
+    """Citrus refuses the API key (401 or 403): only a person can correct it, and the message is not at fault."""
+
+
+class StreamPosition(msgspec.Struct, frozen=True):
+    """One row of `stream_positions`. *held* are targets (`TenantSet.targets`); positions are text, as in the row."""
+
+    owed_from: str
+    owed_since: datetime | None
+    parents_done: bool
+    token: str
+    read_to: str | None = None
+    held: tuple[str, ...] = ()
+
+
+class StoredPositions(msgspec.Struct, frozen=True):
+    """One shard's rows of some stream shards, by stream shard, and when the first tenant of the shard was made.
+
+    *first_tenant_at* is None if the shard has no tenant, or was not asked. So is *moved_in_s*, the seconds since the
+    last tenant was moved to the shard, if none was. *moves* changes with each such move; None if not asked for.
+    *is_as_left* means that the row of the asking reader had a token of that reader, before it was fenced: then no write
+    to the row is lost.
+    """
+
+    rows: dict[str, StreamPosition]
+    first_tenant_at: datetime | None
+    moved_in_s: float | None = None
+    moves: str | None = None
+    is_as_left: bool = False
+
+
+class PositionClaim(msgspec.Struct):
+    """The position that a reader writes into its row with the next batch, and the fencing tokens that the row may have.
+
+    The first token is that of the last write or read with a known outcome; the others are of attempts with an unknown
+    one. Without tokens, the reader found no row. Then the shard makes the row only if its *moves* is still the one
+    given: a tenant that was moved there in between may lack operations, and no row existed that the move could change.
+    """
+
+    stream: str
+    stream_shard_id: str
+    owed_from: str = ""
+    owed_since: datetime | None = None
+    read_to: str | None = None
+    held: tuple[str, ...] | None = None
+    parents_done: bool = False
+    moves: str | None = None
+    tokens: list[str] = []
+
+
+class ProvisionRequest(msgspec.Struct, frozen=True):
+    """A tenant to provision, as a `SHARD_CREATION` or a person asks for it."""
+
+    business_id: str
+    location_id: str
+    business_type: str
+    requested_at: datetime
+
+    @property
+    def tenant_id(self) -> str:
+        """The tenant's id."""
+        return tenant_id_of(self.business_id, self.location_id)
+
+
+class ProvisionResult(StrEnum):
+    """The result of a `ProvisionRequest`."""
+
+    PROVISIONED = "provisioned"
+    EXISTED = "existed"
+    RESTORED = "restored"  # its destruction was pending, and is cancelled
+    STALE = "stale"  # a newer control message was applied to the tenant before
+
+
+ProvisionAnswer: TypeAlias = ProvisionResult | Exception
+
+
+class DestructionResult(StrEnum):
+    """The result of a destruction."""
+
+    DESTROYING = "destroying"  # from now on; the grace time begins
+    EXISTED = "existed"  # the tenant was being destroyed already
+    STALE = "stale"  # a newer control message was applied to the tenant before
+    UNKNOWN = "unknown"  # no shard has the tenant
+
+
+class ChangeResult(StrEnum):
+    """The result of a change of a tenant's resources."""
+
+    APPLIED = "applied"
+    EXISTED = "existed"  # the change was applied before
+    TENANT_DESTROYED = "tenant_destroyed"
+    UNKNOWN_TENANT = "unknown_tenant"  # no shard has the tenant; the tenant may still come
+    MISSING = "missing"  # there is no such resource; the resource may still come
