@@ -26,7 +26,7 @@ from simplu_worker.business_info.table import BusinessInfo
 from simplu_worker.cache.cache import Cache, CacheDesk, open_cache
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.leases.lease import worker_id
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
@@ -290,7 +290,7 @@ async def _open_consumers(
             router=shards.router,
             dead_letters=consumers.dead_letters,
             rules=reading_rules(settings),
-            prefetch=Prefetch(settings.prefetch_max_bytes),
+            prefetch=PrefetchMemory(settings.prefetch_max_bytes),
             on_expired=(lambda: None) if cache is None else cache.replica_ended,
         )
     return consumers

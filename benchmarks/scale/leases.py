@@ -107,11 +107,11 @@ class LeaseWorld:
                 self.leases[key] = msgspec.structs.replace(lease, owner=None, counter=lease.counter + 1)
             replica.held.clear()
 
-    def measure(self, name: str, *, most_s: float) -> Outcome:
+    def measure(self, name: str, *, max_s: float) -> Outcome:
         """Let it run until all leases are held by who lives, evenly; return how long that took."""
         self.outcome = outcome = Outcome(name)
         begun = self.now
-        while self._events and outcome.even_s is None and self.now - begun < most_s:
+        while self._events and outcome.even_s is None and self.now - begun < max_s:
             self.now, _, event = heapq.heappop(self._events)
             takes = outcome.takes
             event()
@@ -197,8 +197,8 @@ def simulate(fleet: Fleet, table: Table) -> list[Outcome]:
     """Return what comes of what happens to fleets."""
     world = LeaseWorld(fleet, table)
     world.add(fleet.replicas, within_s=1.0)
-    most_s = 30 * fleet.lease_duration_s
-    found = [world.measure(f"all {fleet.replicas} start within a second", most_s=most_s)]
+    max_s = 30 * fleet.lease_duration_s
+    found = [world.measure(f"all {fleet.replicas} start within a second", max_s=max_s)]
     tenth = max(1, fleet.replicas // 10)
     changes: list[tuple[str, Callable[[], None]]] = [
         ("one is killed", partial(world.kill, 1)),
@@ -208,5 +208,5 @@ def simulate(fleet: Fleet, table: Table) -> list[Outcome]:
     ]
     for name, change in changes:
         change()
-        found.append(world.measure(name, most_s=most_s))
+        found.append(world.measure(name, max_s=max_s))
     return found

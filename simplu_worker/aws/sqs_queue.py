@@ -278,7 +278,7 @@ class Queue:
             if not messages:
                 break
             if attempt < DELETE_TRIES:
-                await asyncio.sleep(backoff_s(attempt, draw=self._draw(), base_s=0.2, most_s=2.0))
+                await asyncio.sleep(backoff_s(attempt, draw=self._draw(), base_s=0.2, max_s=2.0))
         return refused + messages
 
 

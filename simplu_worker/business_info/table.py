@@ -61,8 +61,8 @@ class _Answer(msgspec.Struct, frozen=True):
 
     def is_fresh(self, now: float, max_age_s: float) -> bool:
         """Whether it may still be given."""
-        most_s = max_age_s if isinstance(self.found, Business) else min(max_age_s, ABSENT_FRESH_S)
-        return now - self.asked_at <= most_s
+        max_s = max_age_s if isinstance(self.found, Business) else min(max_age_s, ABSENT_FRESH_S)
+        return now - self.asked_at <= max_s
 
 
 class _Asking:

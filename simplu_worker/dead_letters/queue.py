@@ -78,7 +78,7 @@ class DeadLetterQueue:
             if isinstance(error, PermanentError):
                 batch_count = 1  # whatever one letter has, the others do not share it
             letters = left
-            delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
+            delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
             log.warning(
                 "dead_letter.deferred",
                 queue=self.queue.name,

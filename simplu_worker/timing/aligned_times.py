@@ -10,7 +10,7 @@ from typing import Final
 
 GRID_S: Final = 0.1  # what is done for a thousand is done for a hundred at a time
 EARLY_S: Final = 0.01  # what was begun so little before its moment was begun at it
-INTERVAL_LEAST_S: Final = 10 * GRID_S  # less than that is kept as it is: the grid takes nearly GRID_S off
+INTERVAL_MIN_S: Final = 10 * GRID_S  # less than that is kept as it is: the grid takes nearly GRID_S off
 
 
 def aligned_time(since: float, interval_s: float) -> float:
@@ -19,4 +19,4 @@ def aligned_time(since: float, interval_s: float) -> float:
     What is begun at one, up to EARLY_S early or a little late, comes to the one that is *interval_s* later.
     """
     at = since + interval_s
-    return at if interval_s < INTERVAL_LEAST_S or isinf(at) else floor((at + EARLY_S) / GRID_S) * GRID_S
+    return at if interval_s < INTERVAL_MIN_S or isinf(at) else floor((at + EARLY_S) / GRID_S) * GRID_S

@@ -5,11 +5,11 @@ from __future__ import annotations
 DOUBLINGS_MAX = 32  # past any cap in use; keeps the power small
 
 
-def backoff_s(failure_count: int, *, draw: float, base_s: float, most_s: float) -> float:
+def backoff_s(failure_count: int, *, draw: float, base_s: float, max_s: float) -> float:
     """Return the pause after the *failure_count*-th failure in a row, counted from 1.
 
-    The span doubles from *base_s* up to *most_s*; *draw* (0 ≤ draw < 1) picks within its upper half, so that many
+    The span doubles from *base_s* up to *max_s*; *draw* (0 ≤ draw < 1) picks within its upper half, so that many
     callers spread out and none of them hurries.
     """
-    span_s = min(most_s, base_s * 2.0 ** min(max(failure_count - 1, 0), DOUBLINGS_MAX))
+    span_s = min(max_s, base_s * 2.0 ** min(max(failure_count - 1, 0), DOUBLINGS_MAX))
     return span_s * (0.5 + draw / 2)

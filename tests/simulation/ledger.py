@@ -68,7 +68,9 @@ class Ledger:
             )
             decoded = decode_operation(record, origin, max_bytes=1_000_000, list_limit=100)
             operation = decoded if isinstance(decoded, Operation) else None
-            put = Put(len(self.puts), Position.of(sequence_number, sub_sequence_number), origin, operation)
+            put = Put(
+                len(self.puts), Position.from_sequence_number(sequence_number, sub_sequence_number), origin, operation
+            )
             self.puts.append(put)
             self.by_stream_shard.setdefault(stream_shard_id, []).append(put)
             self._by_key[record_key(origin)] = put

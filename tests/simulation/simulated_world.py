@@ -21,7 +21,7 @@ from simulation.simulated_shards import SHARD_IDS, PostgresShards, SimulatedDead
 from simulation.virtual_time import EPOCH, Process, VirtualLoop
 from support.aws.kpl_aggregates import aggregate
 
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.holding import holds, tenant_set
 from simplu_worker.consumers.kinesis.holding.holds import TENANT_HOLDS_MAX
@@ -101,7 +101,7 @@ class Replica:
                 tenant_wait=timedelta(seconds=plan.tenant_wait_s),
                 ahead_from_s=plan.ahead_from_s,
             ),
-            prefetch=Prefetch(plan.prefetch_max_bytes),
+            prefetch=PrefetchMemory(plan.prefetch_max_bytes),
             draw=world.draws.random,
             utc=lambda: world.loop.utc() + skew,
         )

@@ -16,7 +16,7 @@ from simulation.simulated_world import FleetMaker, Weather, World
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation, ShardLane
-from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardReads
+from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck, LeaseHolder
@@ -68,11 +68,11 @@ class _CarelessReader(StreamShardReader):
 
 
 class _GullibleReader(StreamShardReader):
-    def _read_parent(self, records: ParentRecords) -> tuple[StreamShardReads, RecordDecoder]:
-        reads, intake = super()._read_parent(records)
-        reads.stream = copy(reads.stream)
-        reads.stream.__class__ = _StreamOfNamedEnds
-        return reads, intake
+    def _read_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
+        access, decoder = super()._read_parent(records)
+        access.stream = copy(access.stream)
+        access.stream.__class__ = _StreamOfNamedEnds
+        return access, decoder
 
 
 class _StreamOfNamedEnds(Stream):
@@ -164,7 +164,7 @@ class _HastyCatchUp(CatchUpReader):
     async def _send_reply(self, records: list[Record], ending: asyncio.Event) -> None:
         owed = self.catch_up.owed
         at, ticket = owed.last, owed.take_at_last()
-        await self._send(self._intake.arrivals(records, after=self._after), ending)
+        await self._send(self._decoder.decode(records, after=self._after), ending)
         await self._ask_who_is_here(at, ending)
         owed.done([ticket])
 

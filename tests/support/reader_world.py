@@ -15,7 +15,7 @@ from support.postgres.databases import QUICK, ShardMaker
 from support.postgres.tenant_cases import fetch
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Ahead
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import LeaseContext, ReaderSettings, StreamShardReader
@@ -104,7 +104,7 @@ class World:
         done: Position | None = None,
         queue_url: str | None = None,
         rules: ReaderSettings = RULES,
-        prefetch: Prefetch | None = None,
+        prefetch: PrefetchMemory | None = None,
         hash_range: HashRange | None = None,
         owed_by_parents: TenantSet | None = None,
         ahead: Ahead | None = None,
@@ -125,7 +125,7 @@ class World:
             router=self.router,
             dead_letters=DeadLetterQueue(self.sqs, queue_url or self.queue_url, draw=lambda: 0.0),
             rules=rules,
-            account=(prefetch or Prefetch(PREFETCH_MAX_BYTES)).open(),
+            memory=(prefetch or PrefetchMemory(PREFETCH_MAX_BYTES)).open_quota(),
             is_end=is_end,
             ties=LeaseContext(_confirm, lambda: lineage or Lineage(), started_at=None),
             draw=lambda: 0.0,  # the shortest back-offs
@@ -225,7 +225,7 @@ async def eventually(is_so: Callable[[], bool], *, within_s: float = PATIENCE_S)
 
 async def reaches(reader: StreamShardReader, sequence_number: str) -> None:
     """Wait until the reader's checkpoint is at *sequence_number*."""
-    await eventually(lambda: reader.checkpoint == Position.of(sequence_number))
+    await eventually(lambda: reader.checkpoint == Position.from_sequence_number(sequence_number))
 
 
 async def logs(pool: ShardPool, tenant: str, count: int, *, within_s: float = PATIENCE_S) -> None:

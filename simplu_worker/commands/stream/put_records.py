@@ -99,5 +99,5 @@ async def put_records(stream: Stream, records: Sequence[NewRecord]) -> None:
             raise error
         records = refused
         if records:
-            pause_s = backoff_s(failure_count, draw=random.random(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)  # noqa: S311 - spreads retries
+            pause_s = backoff_s(failure_count, draw=random.random(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)  # noqa: S311 - spreads retries
             await asyncio.sleep(pause_s)

@@ -15,7 +15,7 @@ from rich.console import Console
 from simplu_worker.commands.output.display import print_json, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings, StreamShardReader
 from simplu_worker.consumers.kinesis.stream.client import (
@@ -62,7 +62,7 @@ async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
         stream = await stack.enter_async_context(open_stream(settings))
         table = await stack.enter_async_context(open_lease_table(settings))
         leases = {lease.lease_key: lease for lease in await table.scan()}
-        prefetch = Prefetch(settings.prefetch_max_bytes)
+        prefetch = PrefetchMemory(settings.prefetch_max_bytes)
         replaying = _Replay(stream, shards.router, letters, reading_rules(settings), prefetch, start, leases)
         for generation in generations(await stream.list_stream_shards()):
             await replaying.read(generation)
@@ -95,7 +95,7 @@ class _Replay:
         router: ShardGateway,
         letters: CountedLetters,
         rules: ReaderSettings,
-        prefetch: Prefetch,
+        prefetch: PrefetchMemory,
         start: datetime,
         leases: Mapping[str, Lease],
     ) -> None:
@@ -122,7 +122,7 @@ class _Replay:
             router=self._router,
             dead_letters=self._letters,
             rules=self._rules,
-            account=self._prefetch.open(),
+            memory=self._prefetch.open_quota(),
         )
         stopping = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
@@ -146,7 +146,7 @@ class _Replay:
         while iterator is not None:
             reply = await self._stream.get_records(iterator, limit=1)
             if reply.records:
-                first = Position.of(reply.records[0].sequence_number)
+                first = Position.from_sequence_number(reply.records[0].sequence_number)
                 if first <= lease.checkpoint:
                     return AtTimestamp(self._start)
                 break

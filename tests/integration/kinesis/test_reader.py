@@ -31,7 +31,7 @@ from support.reader_world import (
 )
 
 from simplu_worker.consumers.kinesis.dispatch import shard_lane
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.stream.client import AfterSequenceNumber, AtSequenceNumber, ChildShard, Stream
 from simplu_worker.consumers.kinesis.stream.positions import Position
 from simplu_worker.local.postgres.server import PostgresServer
@@ -77,7 +77,7 @@ async def test_reader_lets_nobody_wait_for_an_unregistered_tenant(world: World) 
         await eventually(lambda: reader.is_pending("new-x-1", "new-x") or bool(reader.held()))
         assert not reader.is_pending("a-x-1", None)
         await eventually(lambda: bool(reader.held()))
-        assert reader.checkpoint == Position.of(numbers[2])
+        assert reader.checkpoint == Position.from_sequence_number(numbers[2])
         assert [(held["target"], held["reason"], held["tenants"]) for held in reader.held()] == [
             ("tenant new-x", "unregistered", 1)
         ]
@@ -114,7 +114,7 @@ async def test_reader_gives_up_an_unknown_tenants_operations_after_wait_and_marg
         numbers[0],
     )
     assert letter["error"] == "its tenant was not registered within 960 s; register it and replay this letter"
-    assert reader.checkpoint == Position.of(numbers[0])
+    assert reader.checkpoint == Position.from_sequence_number(numbers[0])
 
 
 async def test_reader_stores_what_is_no_operation_as_dead_letters_and_goes_on(world: World) -> None:
@@ -156,7 +156,7 @@ async def test_reader_waits_while_the_dead_letter_queue_refuses(world: World) ->
         await logs(shard, "a-x", 6)
         more = await world.put(*chain("a-x", 3, first=6))
         await asyncio.sleep(0.5)
-        assert reader.checkpoint == Position.of(numbers[2])
+        assert reader.checkpoint == Position.from_sequence_number(numbers[2])
         assert len(await outcomes(shard, "a-x")) == 6
 
         world.queue_url = (await world.sqs.create_queue(QueueName=name))["QueueUrl"]
@@ -180,9 +180,9 @@ async def test_lane_waits_for_its_dead_letter_and_others_do_not(world: World) ->
         await logs(other, "b-x", 3)
         assert await outcomes(one, "a-x") == ["succeeded"] * 3
         # The batch in hand is passed over as a whole, once its letter is stored.
-        assert reader.checkpoint is None or reader.checkpoint < Position.of(numbers[3])
+        assert reader.checkpoint is None or reader.checkpoint < Position.from_sequence_number(numbers[3])
 
-    assert reader.checkpoint is None or reader.checkpoint < Position.of(numbers[3])
+    assert reader.checkpoint is None or reader.checkpoint < Position.from_sequence_number(numbers[3])
 
 
 async def test_reader_stops_at_once_while_the_dead_letter_queue_refuses(world: World) -> None:
@@ -193,10 +193,10 @@ async def test_reader_stops_at_once_while_the_dead_letter_queue_refuses(world: W
 
     async with world.reading(queue_url=world.queue_url + "-not-there") as reader:
         await logs(shard, "a-x", 3)
-        await eventually(lambda: reader.checkpoint == Position.of(numbers[2]))
+        await eventually(lambda: reader.checkpoint == Position.from_sequence_number(numbers[2]))
         stopped_at = asyncio.get_running_loop().time()
     assert asyncio.get_running_loop().time() - stopped_at < 2
-    assert reader.checkpoint == Position.of(numbers[2])
+    assert reader.checkpoint == Position.from_sequence_number(numbers[2])
 
     async with world.reading(AfterSequenceNumber(numbers[2])) as reader:
         await reaches(reader, numbers[3])
@@ -211,7 +211,7 @@ async def test_reader_stops_reading_when_too_much_is_in_hand(world: World) -> No
 
     async with shard.transaction() as connection:
         await connection.execute("SELECT FROM tenants FOR UPDATE")  # no batch gets past this
-        async with world.reading(prefetch=Prefetch(32 * 1024)) as reader:
+        async with world.reading(prefetch=PrefetchMemory(32 * 1024)) as reader:
             await eventually(lambda: reader.status()["state"] == "waits for memory")
             assert len(reader._dispatcher.entries()) < 60
             await connection.execute("ROLLBACK")
@@ -299,7 +299,7 @@ async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakab
         await asyncio.sleep(0.2)
         stopped_at = asyncio.get_running_loop().time()
     assert asyncio.get_running_loop().time() - stopped_at < DEADLINES.close_s + 1.5
-    assert reader.checkpoint == Position.of(numbers[-1])
+    assert reader.checkpoint == Position.from_sequence_number(numbers[-1])
 
     breakable_server.resume()
     async with world.reading(AfterSequenceNumber(numbers[-1])):
@@ -402,7 +402,7 @@ async def test_second_reader_ends_with_the_same_rows_when_the_first_is_stopped_i
         async with world.reading(rules=msgspec.structs.replace(RULES, drain_s=0.2)) as reader:
             await logs(one, "a-x", 600)
             await reaches(reader, numbers[0])
-    assert reader.checkpoint == Position.of(numbers[0])
+    assert reader.checkpoint == Position.from_sequence_number(numbers[0])
 
     async with world.reading(AfterSequenceNumber(numbers[0])) as reader:
         await reaches(reader, numbers[-1])
@@ -416,7 +416,7 @@ async def test_reader_passes_over_the_record_of_its_checkpoint(world: World) -> 
     await world.provision("a-x", "shard-1")
     numbers = await world.put(b"not json", *chain("a-x", 3))
 
-    async with world.reading(AtSequenceNumber(numbers[0]), done=Position.of(numbers[0])) as reader:
+    async with world.reading(AtSequenceNumber(numbers[0]), done=Position.from_sequence_number(numbers[0])) as reader:
         await reaches(reader, numbers[-1])
 
     assert await world.letters() == []
@@ -492,6 +492,6 @@ async def test_reader_goes_on_behind_the_last_record_when_its_iterator_expired(
         None,
         "12",
     ]
-    assert (reader.checkpoint, reader.is_at_end) == (Position.of("13"), True)
+    assert (reader.checkpoint, reader.is_at_end) == (Position.from_sequence_number("13"), True)
     assert [shard.stream_shard_id for shards in ends for shard in shards] == ["shardId-000000000001"]
     assert sorted(letter["source"]["sequenceNumber"] for letter in await world.letters()) == ["11", "12", "13"]

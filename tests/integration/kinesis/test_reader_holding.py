@@ -26,7 +26,7 @@ from support.reader_world import (
 )
 
 from simplu_worker.consumers.kinesis.dispatch import dispatcher, route_lookup
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding import holds
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Ahead
@@ -75,7 +75,7 @@ async def test_others_go_on_when_a_shard_is_killed_under_load(world: World, brea
     await world.provision("b-x", "shard-3")
     shard = await world.shard("shard-1")
 
-    async with world.reading(prefetch=Prefetch(MIB)) as reader:
+    async with world.reading(prefetch=PrefetchMemory(MIB)) as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
         await logs(broken, "b-x", 3)
         await breakable_server.kill()
@@ -84,9 +84,9 @@ async def test_others_go_on_when_a_shard_is_killed_under_load(world: World, brea
         await eventually(lambda: what_is_held(reader) == [("shard shard-3", "shard_unavailable", "held")])
         await world.put(*mixed(chain("a-x", 30, first=303), chain("b-x", 30, first=303)))
         await logs(shard, "a-x", 333, within_s=3)
-        await eventually(lambda: reader._account.held_bytes == 0)
+        await eventually(lambda: reader._memory.held_bytes == 0)
         assert not reader.is_pending("b-x-3", None)
-        assert reader.checkpoint == Position.of(numbers[0])
+        assert reader.checkpoint == Position.from_sequence_number(numbers[0])
 
         await breakable_server.start()
         more = await world.put(*mixed(chain("a-x", 3, first=333), chain("b-x", 3, first=333)))
@@ -115,9 +115,9 @@ async def test_queue_behind_a_batch_without_an_answer_is_held_when_it_grows(
         await world.put(record("create", "b-x", 3, resource_id="r3"))
         await eventually(lambda: reader.is_pending("b-x-3", None))
         await world.put(*padded("b-x", 60, 30_000, first=4), *chain("a-x", 3, first=3))
-        await eventually(lambda: reader._account.held_bytes > MIB)
+        await eventually(lambda: reader._memory.held_bytes > MIB)
         await logs(shard, "a-x", 6)
-        await eventually(lambda: reader._account.held_bytes < 64 * 1024)
+        await eventually(lambda: reader._memory.held_bytes < 64 * 1024)
         assert what_is_held(reader) == [("shard shard-3", "shard_unavailable", "held")]
         assert reader.is_pending("b-x-3", None)
 
@@ -139,7 +139,7 @@ async def test_tenant_gets_all_of_its_operations_when_it_is_registered_late(worl
         await eventually(lambda: what_is_held(reader) == [("tenant late-x", "unregistered", "held")])
         assert reader.checkpoint is None
         assert reader._dispatcher.entries() == []
-        await eventually(lambda: reader._account.held_bytes == 0)  # a read under way counts for what it may bring
+        await eventually(lambda: reader._memory.held_bytes == 0)  # a read under way counts for what it may bring
         await world.provision("late-x", "shard-1")
         numbers = await world.put(*chain("late-x", 1, first=5000))
         await reaches(reader, numbers[-1])
@@ -307,7 +307,7 @@ async def test_reader_begins_where_its_predecessor_was_and_catches_up_what_that_
     await world.provision("p-x", "shard-1")
     shard = await world.shard("shard-1")
     numbers = await world.put(*chain("p-x", 3))
-    ahead = Ahead(Position.of(numbers[-1]), frozenset({"tenant:p-x"}))
+    ahead = Ahead(Position.from_sequence_number(numbers[-1]), frozenset({"tenant:p-x"}))
 
     async with world.reading(ahead=ahead) as reader:
         assert (reader.ahead, reader.checkpoint) == (ahead, None)
@@ -345,9 +345,9 @@ async def test_next_reader_goes_on_with_what_was_held_when_the_first_stops(
             ("tenant c-x", "inactive", "held"),
             ("tenant late-x", "unregistered", "held"),
         ]
-        assert reader.checkpoint == Position.of(ahead[-1])
+        assert reader.checkpoint == Position.from_sequence_number(ahead[-1])
 
-    assert reader.checkpoint == Position.of(ahead[-1])
+    assert reader.checkpoint == Position.from_sequence_number(ahead[-1])
     await breakable_server.start()
     await broken.probe()  # it was cut off: nobody is sent there before a look
     await fetch(shard, "UPDATE tenants SET state = 'active' WHERE id = 'c-x' RETURNING id")
@@ -389,13 +389,13 @@ async def test_reader_goes_on_when_every_record_is_larger_than_its_memory(world:
     shard = await world.shard("shard-1")
     await world.put(*mixed(padded("a-x", 2, 60_000), padded("late-x", 2, 60_000)))
 
-    async with world.reading(TrimHorizon(), prefetch=Prefetch(16 * 1024)) as reader:
+    async with world.reading(TrimHorizon(), prefetch=PrefetchMemory(16 * 1024)) as reader:
         await logs(shard, "a-x", 2)
         await eventually(lambda: what_is_held(reader) == [("tenant late-x", "unregistered", "held")])
         await world.provision("late-x", "shard-1")
         numbers = await world.put(*padded("late-x", 1, 60_000, first=2))
         await reaches(reader, numbers[-1])
-        await eventually(lambda: reader._account.held_bytes == 0)
+        await eventually(lambda: reader._memory.held_bytes == 0)
 
     assert await outcomes(shard, "late-x") == ["succeeded"] * 3
 
@@ -410,7 +410,7 @@ async def test_batch_without_an_answer_is_held_when_its_memory_is_needed(
     await world.provision("b-x", "shard-3")
     shard = await world.shard("shard-1")
 
-    async with world.reading(prefetch=Prefetch(256 * 1024)) as reader:
+    async with world.reading(prefetch=PrefetchMemory(256 * 1024)) as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
         await logs(frozen, "b-x", 3)
         breakable_server.suspend()
@@ -418,7 +418,7 @@ async def test_batch_without_an_answer_is_held_when_its_memory_is_needed(
         await eventually(lambda: reader.status()["state"] == "waits for memory")
         await world.put(*chain("a-x", 3, first=3))
         await logs(shard, "a-x", 6)
-        await eventually(lambda: reader._account.held_bytes == 0)
+        await eventually(lambda: reader._memory.held_bytes == 0)
         assert what_is_held(reader) == [("shard shard-3", "shard_unavailable", "held")]
 
         breakable_server.resume()

@@ -33,11 +33,11 @@ async def unavailable(pool: ShardPool, query: str = "SELECT 1") -> str:
 
 
 @contextlib.contextmanager
-def within(least_s: float, most_s: float) -> Iterator[None]:
+def within(least_s: float, max_s: float) -> Iterator[None]:
     """Require that what is done takes so long."""
     started = time.monotonic()
     yield
-    assert least_s <= time.monotonic() - started < most_s
+    assert least_s <= time.monotonic() - started < max_s
 
 
 async def nothing_is_open(pool: ShardPool) -> bool:

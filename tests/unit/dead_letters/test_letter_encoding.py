@@ -213,4 +213,4 @@ def test_fifo_ids_are_legal_and_the_same_for_one_position() -> None:
 )
 def test_backoff_doubles_up_to_its_cap(failure_count: int, draw: float, expected: float) -> None:
     """The pause doubles with every failure, within the upper half of its span, and stops at the cap."""
-    assert expected == backoff_s(failure_count, draw=draw, base_s=0.5, most_s=30.0)
+    assert expected == backoff_s(failure_count, draw=draw, base_s=0.5, max_s=30.0)

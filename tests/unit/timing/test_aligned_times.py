@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.timing.aligned_times import EARLY_S, GRID_S, INTERVAL_LEAST_S, aligned_time
+from simplu_worker.timing.aligned_times import EARLY_S, GRID_S, INTERVAL_MIN_S, aligned_time
 
 MILLISECOND_S = 0.001
 
 
-@given(since=st.floats(0.0, 1e7), interval_s=st.floats(INTERVAL_LEAST_S, 60.0))
+@given(since=st.floats(0.0, 1e7), interval_s=st.floats(INTERVAL_MIN_S, 60.0))
 def test_moment_is_in_time_and_little_early(since: float, interval_s: float) -> None:
     """By a hundredth of a second it may be late, by a tenth early."""
     off_s = aligned_time(since, interval_s) - (since + interval_s)
@@ -29,7 +29,7 @@ def test_moments_keep_their_distance_when_begun_a_little_early_or_late(first: fl
         assert aligned_time(wanted + turn - 1 + late_s, 1.0) == pytest.approx(wanted + turn, abs=2 * MILLISECOND_S)
 
 
-@given(since=st.floats(0.0, 1e6), interval_s=st.floats(INTERVAL_LEAST_S, 60.0))
+@given(since=st.floats(0.0, 1e6), interval_s=st.floats(INTERVAL_MIN_S, 60.0))
 def test_moments_are_few_whenever_it_was_begun(since: float, interval_s: float) -> None:
     """That is what they are for."""
     moment = aligned_time(since, interval_s)

@@ -23,7 +23,7 @@ from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, 
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.recovery.shard_positions import Backfill, ReaderState, ShardPositions
-from simplu_worker.consumers.kinesis.stream.positions import RecordPosition, is_behind, lowest
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition, is_after, lowest_position
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.operations.unknown_tenants import is_overdue
 from simplu_worker.shards.gateway import ShardGateway
@@ -48,7 +48,7 @@ class Dispatcher:
         self,
         name: str,
         router: ShardGateway,
-        account: MemoryQuota,
+        memory: MemoryQuota,
         *,
         tenant_wait: timedelta,
         store: Callable[[Sequence[DeadLetter]], Awaitable[None]],
@@ -62,7 +62,7 @@ class Dispatcher:
         """
         self._name = name
         self._router = router
-        self._account = account
+        self._memory = memory
         self._tenant_wait = tenant_wait
         self._store = store
         self._draw = draw
@@ -141,7 +141,7 @@ class Dispatcher:
         Those of a tenant that is held must come from a catch-up of its hold. All of a tenant go together: where that
         gets it held, they are all dropped, and none stays that would be sent before the others are read again.
         """
-        self._account.take(cost_bytes_of(entries))
+        self._memory.reserve(cost_bytes_of(entries))
         self.has_arrivals.set()
         room = self.room if len(self.room) else ()
         by_lane: defaultdict[ShardLane, list[QueuedOperation]] = defaultdict(list)
@@ -253,7 +253,7 @@ class Dispatcher:
         dropped = list(others)
         if any((parents or _is_passed(hold, entry)) and not _is_covered(hold, entry, parents) for entry in others):
             dropped += own
-            hold.lower(lowest(entry.before for entry in dropped), _first_arrival(dropped))
+            hold.lower(lowest_position(entry.before for entry in dropped), _first_arrival(dropped))
             self.holds.need_parents(hold, parents, [entry.operation.tenant_id for entry in others])
             self._make_ready(hold)
         for tenant_id in {entry.operation.tenant_id for entry in others}:
@@ -273,7 +273,7 @@ class Dispatcher:
 
         To be called in the step in which that was decided, with nothing in flight.
         """
-        before = lowest([refill.before, *(entry.before for entry in entries)])
+        before = lowest_position([refill.before, *(entry.before for entry in entries)])
         arrived_at = self._utc() if before is None else before.arrived_at
         hold = self.holds.hold_whole(shard_id, before, arrived_at, parents=refill.parents, now=loop_time())
         for tenant_id in sorted({entry.operation.tenant_id for entry in entries}):
@@ -322,7 +322,7 @@ class Dispatcher:
     def hold_shard(self, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Hold a Postgres shard, from the first of *entries* on; all of them are dropped."""
         tenants = sorted({entry.operation.tenant_id for entry in entries})
-        before, arrived_at = lowest(entry.before for entry in entries), _first_arrival(entries)
+        before, arrived_at = lowest_position(entry.before for entry in entries), _first_arrival(entries)
         parents = self._parents_of(entries)  # as long as they are known by the hold that is left
         hold = self.holds.hold_shard(shard_id, tenants, before, arrived_at, now=loop_time())
         self.holds.need_parents(hold, parents, tenants)
@@ -350,7 +350,7 @@ class Dispatcher:
 
     def _hold_tenant(self, entries: Sequence[QueuedOperation], reason: str) -> Hold:
         tenant_id = entries[0].operation.tenant_id
-        before, arrived_at = lowest(entry.before for entry in entries), _first_arrival(entries)
+        before, arrived_at = lowest_position(entry.before for entry in entries), _first_arrival(entries)
         parents = self._parents_of(entries)
         hold = self.holds.hold_tenant(tenant_id, reason, before, arrived_at, now=loop_time())
         self.holds.need_parents(hold, parents, [tenant_id])
@@ -461,7 +461,7 @@ class Dispatcher:
             tickets[entry.owed].append(entry.ticket)
         for owed, own in tickets.items():
             owed.done(own)
-        self._account.give(cost_bytes_of(entries))
+        self._memory.release(cost_bytes_of(entries))
         self.has_settled.set()
 
 
@@ -475,7 +475,7 @@ class _Letters:
 
 def _is_passed(hold: Hold, entry: QueuedOperation) -> bool:
     """Tell whether the catch-up of *hold* is behind where *entry* is in the stream."""
-    return hold.reached is not None and is_behind(hold.reached, entry.before)
+    return hold.reached is not None and is_after(hold.reached, entry.before)
 
 
 def _is_covered(hold: Hold, entry: QueuedOperation, parents: tuple[ParentRecords, ...]) -> bool:

@@ -326,8 +326,8 @@ class RouteLookup:
         wished_s = exc.retry_after_s or 0.0 if isinstance(exc, RetryableError) else 0.0
         self._unasked -= not tenant.failure_count
         tenant.failure_count += 1
-        most_s = max(RETRY_MAX_S, len(self._tenants) / ASKS_PER_S)
-        delay_s = backoff_s(tenant.failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=most_s)
+        max_s = max(RETRY_MAX_S, len(self._tenants) / ASKS_PER_S)
+        delay_s = backoff_s(tenant.failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=max_s)
         self._ask_at(tenant_id, tenant, loop_time() + max(delay_s, wished_s))
 
     async def _give_up(self, tenant_id: str, tenant: WaitingTenant, asked_at: datetime) -> None:

@@ -18,7 +18,7 @@ from typing import Final, Protocol, assert_never
 import msgspec
 import structlog
 
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import ENTRY_OVERHEAD_BYTES
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import OPERATION_OVERHEAD_BYTES
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.recovery.shard_positions import Backfill, ShardPosition, ShardPositions
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
@@ -77,7 +77,7 @@ class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
 
 def cost_bytes_of(entries: Collection[QueuedOperation]) -> int:
     """Return what *entries* count for against the memory a replica may take: records, their data as text, the rest."""
-    return 2 * sum([entry.operation.size_bytes for entry in entries]) + ENTRY_OVERHEAD_BYTES * len(entries)
+    return 2 * sum([entry.operation.size_bytes for entry in entries]) + OPERATION_OVERHEAD_BYTES * len(entries)
 
 
 class LaneOwner(Protocol):
@@ -284,7 +284,7 @@ class ShardLane:
             return
         self._queue[:0] = self._batch
         self._batch = []
-        delay_s = backoff_s(self._failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
+        delay_s = backoff_s(self._failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
         log.warning("batch.deferred", shard_id=self.shard_id, retry_in_s=round(delay_s, 2), error=str(exc))
         await sleep_or_event(delay_s, until=stopping)
 

@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from simplu_worker.consumers.kinesis.fetch.pacing import CatchUpPacing, Pacing, ReadBudget
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import ENTRY_OVERHEAD_BYTES, MemoryQuota
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import OPERATION_OVERHEAD_BYTES, MemoryQuota
 from simplu_worker.consumers.kinesis.stream.client import (
     AfterSequenceNumber,
     AtSequenceNumber,
@@ -26,23 +26,23 @@ from simplu_worker.metrics import instruments
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 
-READ_MOST_BYTES: Final = 1024 * 1024  # five a second are more than the quota; larger replies only take more memory
+READ_MAX_BYTES: Final = 1024 * 1024  # five a second are more than the quota; larger replies only take more memory
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
 BARE_ENDS_BELIEVED: Final = 3
 
 log = structlog.get_logger(__name__)
 
 
-class StreamShardReads:
+class StreamShardAccess:
     """What all who read one stream shard share: the stream, its quota, and the turn, for reads never overlap."""
 
-    def __init__(self, stream: Stream, stream_shard_id: str, account: MemoryQuota, draw: Callable[[], float]) -> None:
+    def __init__(self, stream: Stream, stream_shard_id: str, memory: MemoryQuota, draw: Callable[[], float]) -> None:
         self.stream = stream
         self.stream_shard_id = stream_shard_id
-        self.account = account
+        self.memory = memory
         self.draw = draw
         self.budget = ReadBudget()
-        self.turn = asyncio.Lock()
+        self.lock = asyncio.Lock()
         self.is_gone = False  # the stream shard is past its retention: nothing is left to read
 
 
@@ -51,7 +51,7 @@ class Cursor:
 
     def __init__(
         self,
-        reads: StreamShardReads,
+        access: StreamShardAccess,
         start: Start,
         pacing: Pacing | CatchUpPacing,
         *,
@@ -59,7 +59,7 @@ class Cursor:
         retention: timedelta | None = None,
     ) -> None:
         """*kind* is a label of the metrics. With the stream's *retention* it says when records were gone unread."""
-        self._reads = reads
+        self._access = access
         self._start = start
         self._pacing = pacing
         self._read_count = instruments.KINESIS_READS.labels(kind)
@@ -86,35 +86,35 @@ class Cursor:
         while True:
             if await sleep_or_event(self._pacing.delay_s(loop_time()), until=stopping):
                 return None
-            async with self._reads.turn:
+            async with self._access.lock:
                 if self._pacing.delay_s(loop_time()) > 0:
                     continue  # another was faster
-                room_bytes = self._reads.account.room_bytes
+                room_bytes = self._access.memory.room_bytes
                 return await self._read_into(room_bytes) if room_bytes else None
 
     def let_go(self) -> None:
         """Note that what the last reply brought was sent on its way."""
-        self._reads.account.give(self._held_bytes)
+        self._access.memory.release(self._held_bytes)
         self._held_bytes = 0
 
     async def _read_into(self, room_bytes: int) -> Reply | None:
         """Read what fits into memory, as far as that can be known."""
-        limit = self._pacing.limit(min(room_bytes // 2, READ_MOST_BYTES))
-        limit = max(1, min(limit, room_bytes // (2 * ENTRY_OVERHEAD_BYTES)))
-        self._held_bytes = self._reads.budget.expected_bytes(limit) + limit * ENTRY_OVERHEAD_BYTES
+        limit = self._pacing.limit(min(room_bytes // 2, READ_MAX_BYTES))
+        limit = max(1, min(limit, room_bytes // (2 * OPERATION_OVERHEAD_BYTES)))
+        self._held_bytes = self._access.budget.expected_bytes(limit) + limit * OPERATION_OVERHEAD_BYTES
         self._pacing.started(loop_time())
-        self._reads.account.take(self._held_bytes)
+        self._access.memory.reserve(self._held_bytes)
         reply = await self._read(limit)
         size_bytes = 0 if reply is None else reply.size_bytes
-        self._reads.account.correct(self._held_bytes, size_bytes)
+        self._access.memory.correct(self._held_bytes, size_bytes)
         self._held_bytes = size_bytes
         return reply
 
     async def _read(self, limit: int) -> Reply | None:
         try:
             if self._iterator is None:
-                self._iterator = await self._reads.stream.iterator(self._reads.stream_shard_id, self._start)
-            reply = await self._reads.stream.get_records(self._iterator, limit=limit)
+                self._iterator = await self._access.stream.iterator(self._access.stream_shard_id, self._start)
+            reply = await self._access.stream.get_records(self._iterator, limit=limit)
         except ExpiredIteratorError:
             self._iterator = None
             return None
@@ -157,12 +157,12 @@ class Cursor:
         self.trouble = str(exc)
         self.refusal = self.trouble if isinstance(exc, PermanentError) else None
         self.is_gone = isinstance(exc, StreamGoneError)
-        self._pacing.failed(loop_time(), self._reads.draw())
+        self._pacing.failed(loop_time(), self._access.draw())
         instruments.RETRIES.labels("kinesis", "read_failed").inc()
         if self.refusal is None:
-            log.warning("stream_shard.unread", stream_shard_id=self._reads.stream_shard_id, error=str(exc))
+            log.warning("stream_shard.unread", stream_shard_id=self._access.stream_shard_id, error=str(exc))
         else:
-            log.error("stream_shard.refused", stream_shard_id=self._reads.stream_shard_id, error=str(exc))
+            log.error("stream_shard.refused", stream_shard_id=self._access.stream_shard_id, error=str(exc))
 
     def _look_for_expiry(self, reply: Reply) -> None:
         """Say so, once, when the first reply is as far behind the tip as records are kept.
@@ -176,7 +176,7 @@ class Cursor:
             instruments.KINESIS_EXPIRED.inc()
             log.error(
                 "stream_shard.records_expired",
-                stream_shard_id=self._reads.stream_shard_id,
+                stream_shard_id=self._access.stream_shard_id,
                 checkpoint=self._start.sequence_number,
                 retention_hours=retention.total_seconds() / 3600,
             )

@@ -35,15 +35,15 @@ HALF_BYTES_PER_S: Final = READ_BYTES_PER_S // 2
 # Kinesis allows a read when anything is left of a second's bytes. Of that second, half is what a reader may start ahead
 # of, and less than the other half is for how long it takes from a start until Kinesis counts its bytes.
 AHEAD_S: Final = 0.5
-LATENCY_MOST_S: Final = 0.4
+LATENCY_MAX_S: Final = 0.4
 CATCH_UP_AHEAD_S: Final = 0.1  # so that a catch-up's reply does not keep the main reader waiting
 FULL_REPLY_BYTES: Final = 9 * 1024 * 1024  # cut off at 10 MiB, by a record of up to 1 MiB that did not fit
 FULL_REPLY_PAUSE_S: Final = 5.0  # after 10 MiB Kinesis refuses the next 5 s: API reference, GetRecords
 
-LIMIT_MOST: Final = 10_000  # API reference, GetRecords
+LIMIT_MAX: Final = 10_000  # API reference, GetRecords
 LIMIT_UNKNOWN: Final = 500  # while nothing is known of the size of records
 UNKNOWN_RECORD_BYTES: Final = 2048
-REPLY_MOST_BYTES: Final = 10 * 1024 * 1024  # API reference, GetRecords
+REPLY_MAX_BYTES: Final = 10 * 1024 * 1024  # API reference, GetRecords
 CATCH_UP_REPLY_BYTES: Final = 1024 * 1024
 SHARED_REPLY_BYTES: Final = 512 * 1024  # of the main reader while catch-ups run: READ_BYTES_PER_S * SHARED_INTERVAL_S
 
@@ -54,7 +54,7 @@ CATCH_UP_PATIENCE_S: Final = 2.1  # then a catch-up gives way no more: reads may
 TURN_S: Final = 0.02  # by which a catch-up may be late and still have its turn
 
 BACKOFF_FIRST_S: Final = 0.5
-BACKOFF_MOST_S: Final = 5.0
+BACKOFF_MAX_S: Final = 5.0
 
 NEVER: Final = float("-inf")
 
@@ -103,12 +103,12 @@ class ReadBudget:
         """Return how many records to ask for, so that the reply is about *target_bytes* or smaller."""
         if self._record_bytes is None:
             return LIMIT_UNKNOWN
-        return max(1, min(LIMIT_MOST, int(target_bytes / self._record_bytes)))
+        return max(1, min(LIMIT_MAX, int(target_bytes / self._record_bytes)))
 
     def expected_bytes(self, limit: int) -> int:
         """Return how large a reply of *limit* records may be expected to be at most."""
         one = UNKNOWN_RECORD_BYTES if self._record_bytes is None else self._record_bytes
-        return min(REPLY_MOST_BYTES, int(limit * one))
+        return min(REPLY_MAX_BYTES, int(limit * one))
 
     def beside_main(self, start: float, now: float) -> float:
         """Return when, from *start* on, a catch-up may start without delaying the main reader, or is to ask again."""
@@ -139,7 +139,7 @@ class ReadBudget:
         """Note a reply, which is paid for from *begun_at* on."""
         self._failure_count = 0
         self.paid_at = max(self.paid_at, begun_at) + size_bytes / READ_BYTES_PER_S
-        if size_bytes >= FULL_REPLY_BYTES and record_count < LIMIT_MOST:
+        if size_bytes >= FULL_REPLY_BYTES and record_count < LIMIT_MAX:
             self._closed_until = max(self._closed_until, now + FULL_REPLY_PAUSE_S)
         if record_count and size_bytes:  # up at once, down by half: a reply too small is no harm
             mean = size_bytes / record_count
@@ -148,7 +148,7 @@ class ReadBudget:
 
     def failed(self, now: float, draw: float) -> None:
         """Note that a read was throttled or not answered; wait longer each time, with full jitter (*draw* in 0..1)."""
-        longest = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(self._failure_count, 16))
+        longest = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(self._failure_count, 16))
         self._failure_count += 1
         self._closed_until = max(self._closed_until, now + draw * longest)
 
@@ -192,10 +192,10 @@ class Pacing:
         """Return how long to wait before the next read may start; 0 = at once, as at the beginning."""
         return max(0.0, self.next_start(now) - now)
 
-    def limit(self, room_bytes: float = REPLY_MOST_BYTES) -> int:
+    def limit(self, room_bytes: float = REPLY_MAX_BYTES) -> int:
         """Return how many records to ask for: all there are, but what fits into *room_bytes* and leaves a share."""
         target_bytes = min(room_bytes, SHARED_REPLY_BYTES) if self._budget.catch_ups else room_bytes
-        return LIMIT_MOST if target_bytes >= REPLY_MOST_BYTES else self._budget.limit(target_bytes)
+        return LIMIT_MAX if target_bytes >= REPLY_MAX_BYTES else self._budget.limit(target_bytes)
 
     def started(self, now: float) -> None:
         """Note that a read starts."""
@@ -209,7 +209,7 @@ class Pacing:
 
         An empty reply that is behind the tip is normal (Kinesis walks over gaps), so it does not end the hurry.
         """
-        begun_at = max(self._started_at, now - LATENCY_MOST_S)
+        begun_at = max(self._started_at, now - LATENCY_MAX_S)
         self._budget.replied(begun_at, now, record_count=record_count, size_bytes=size_bytes)
         self._paid_at = max(self._paid_at, begun_at) + size_bytes / HALF_BYTES_PER_S
         self._behind = bool(millis_behind)
@@ -252,7 +252,7 @@ class CatchUpPacing:
         self.asks_at = max([start, *(other.asks_at + TURN_S for other in self._longer_waiting())])
         return self.asks_at - now
 
-    def limit(self, room_bytes: float = REPLY_MOST_BYTES) -> int:
+    def limit(self, room_bytes: float = REPLY_MAX_BYTES) -> int:
         """Return how many records to ask for: what fits into *room_bytes* and does not keep the others waiting."""
         return self._budget.limit(min(room_bytes, CATCH_UP_REPLY_BYTES))
 
@@ -264,7 +264,7 @@ class CatchUpPacing:
     def replied(self, now: float, *, record_count: int, size_bytes: int, millis_behind: int | None = None) -> None:  # noqa: ARG002 - as of Pacing
         """Note the reply to the read last started."""
         budget = self._budget
-        begun_at = max(self.started_at, now - LATENCY_MOST_S)
+        begun_at = max(self.started_at, now - LATENCY_MAX_S)
         budget.replied(begun_at, now, record_count=record_count, size_bytes=size_bytes)
         is_shared = budget.main is not None and budget.main.is_busy(now)
         rate = HALF_BYTES_PER_S if is_shared else READ_BYTES_PER_S

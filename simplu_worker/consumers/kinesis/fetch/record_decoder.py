@@ -16,7 +16,7 @@ from simplu_worker.operations.operation import DeadLetterReason, Operation, Orig
 
 KINESIS: Final = Source.KINESIS  # looked up once: an enum answers slowly
 
-Arrival: TypeAlias = tuple[HasPosition, bytes, Operation | Rejected]
+DecodedRecord: TypeAlias = tuple[HasPosition, bytes, Operation | Rejected]
 """One record, or one of those in an aggregate: its place, its bytes, and what they are."""
 
 
@@ -39,18 +39,20 @@ class RecordDecoder:
         self._list_result_limit = list_result_limit
         self._hash_range = hash_range
 
-    def arrivals(self, records: list[Record], *, after: Position | None = None) -> Iterator[Arrival]:
+    def decode(self, records: list[Record], *, after: Position | None = None) -> Iterator[DecodedRecord]:
         """Yield what *records* hold, in their order; of the first of them only what is behind *after*.
 
         Takes each out of *records*: the memory of one that is decoded is the next one's. An aggregate of which a part
         belongs to another stream shard is refused as a whole.
         """
-        arrivals = self._all_arrivals(records)
+        arrivals = self._decode_all(records)
         return (
-            arrivals if after is None else dropwhile(lambda one: RecordPosition.of(one[0]).position <= after, arrivals)
+            arrivals
+            if after is None
+            else dropwhile(lambda one: RecordPosition.from_record(one[0]).position <= after, arrivals)
         )
 
-    def _all_arrivals(self, records: list[Record]) -> Iterator[Arrival]:
+    def _decode_all(self, records: list[Record]) -> Iterator[DecodedRecord]:
         # Done for every record: whatever is the same for all of them is looked up once.
         stream_name, stream_shard_id = self._stream_name, self._stream_shard_id
         max_bytes, list_limit = self._operation_max_bytes, self._list_result_limit
@@ -62,22 +64,22 @@ class RecordDecoder:
                 arrived_at = record.arrived_at
             data = record.data
             if data.startswith(MAGIC) and (subs := deaggregate(data)) is not None:
-                yield from self._sub_arrivals(record, subs)
+                yield from self._decode_sub_records(record, subs)
                 continue
             number, key = record.sequence_number, intern(record.partition_key)
             origin = Origin(KINESIS, stream_name, arrived_at, stream_shard_id, number, 0, key)
             yield origin, data, decode_operation(data, origin, max_bytes, list_limit)
 
-    def _sub_arrivals(self, record: Record, subs: Sequence[SubRecord]) -> Iterator[Arrival]:
+    def _decode_sub_records(self, record: Record, subs: Sequence[SubRecord]) -> Iterator[DecodedRecord]:
         if self._hash_range is not None and not lies_within(subs, self._hash_range):
-            yield self._refused(record, subs, self._hash_range)
+            yield self._reject_aggregate(record, subs, self._hash_range)
             return
         for sub in subs:
             origin = self._origin(record, sub.sub_sequence_number, sub.partition_key)
             decoded = decode_operation(sub.data, origin, self._operation_max_bytes, self._list_result_limit)
             yield origin, sub.data, decoded
 
-    def _refused(self, record: Record, subs: Sequence[SubRecord], hash_range: HashRange) -> Arrival:
+    def _reject_aggregate(self, record: Record, subs: Sequence[SubRecord], hash_range: HashRange) -> DecodedRecord:
         """Return an aggregate of which a part belongs to another stream shard.
 
         At the place of its last part, so that it is not passed over where only some were done with.

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import structlog
 
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck, LeaseHolder, start_of
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON
@@ -72,7 +72,7 @@ class Fleet:
         router: ShardGateway,
         dead_letters: DeadLetterStore,
         rules: ReaderSettings,
-        prefetch: Prefetch,
+        prefetch: PrefetchMemory,
         on_expired: Callable[[], None] = lambda: None,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
@@ -263,7 +263,7 @@ class Fleet:
             router=self._router,
             dead_letters=self._dead_letters,
             rules=self._rules,
-            account=self.prefetch.open(),
+            memory=self.prefetch.open_quota(),
             retention=self._retention,
             is_end=is_end,
             ties=LeaseContext(confirm, lambda: self._lineage(lease), lease.started_at),

@@ -22,7 +22,7 @@ from typing import Final
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords, includes, merged
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, is_behind, lowest
+from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, is_after, lowest_position
 
 TENANT_HOLDS_MAX: Final = 1000  # tenants held each by itself; those beyond share the bucket
 LIVE_MAX: Final = 10_000  # tenants known to be in no hold
@@ -101,7 +101,7 @@ class Hold:
         reached = self.reached
         if self.catch_up is not None and reached is not None:
             self.arrived_at = max(self.arrived_at, reached.arrived_at)
-        self.before = lowest([reached, before])
+        self.before = lowest_position([reached, before])
         self.arrived_at = min(self.arrived_at, arrived_at)
         self.is_ready = False
         if self.catch_up is not None:
@@ -114,7 +114,7 @@ class CatchUp:
 
     def __init__(self, holds: Sequence[Hold]) -> None:
         self.holds = list(holds)
-        self.start = lowest(hold.before for hold in holds)
+        self.start = lowest_position(hold.before for hold in holds)
         self.is_at_parents = any(hold.parents for hold in holds)  # reads what comes before its own records
         self.all_parents = self.parents  # which those are, also when they are read
         self.parents_at: dict[str, Position] = {}  # by parent: the last of its records that was dealt with
@@ -137,7 +137,7 @@ class CatchUp:
         """Whether it has sent or will send all of a tenant that is behind *before* and, before that, of *parents*."""
         if tenant_id in self.left_out or not includes(self.all_parents, parents):
             return False
-        return self.start is None or (before is not None and not is_behind(self.start, before))
+        return self.start is None or (before is not None and not is_after(self.start, before))
 
 
 class Holds:
@@ -242,7 +242,7 @@ class Holds:
         One that has passed it already has sent it; once more does no harm then, for everything before it was sent too.
         *shard_id* is where the tenant lives; None where that is not known.
         """
-        return any(is_behind(mark, hold.reached) for hold in self._others(tenant_id, catch_up, shard_id))
+        return any(is_after(mark, hold.reached) for hold in self._others(tenant_id, catch_up, shard_id))
 
     def _others(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None) -> list[Hold]:
         """Return the holds that have a tenant, perhaps in their slots only, and to which *catch_up* may leave it.
@@ -456,7 +456,7 @@ class Holds:
         at = catch_up.owed.last
         if not catch_up.holds or catch_up.is_at_parents or hold.parents:
             return False
-        if hold.before is None or (at is not None and is_behind(at, hold.before)):
+        if hold.before is None or (at is not None and is_after(at, hold.before)):
             return False
         catch_up.holds.append(hold)
         catch_up.whole_ids |= {hold.name} if hold.is_whole else set()
@@ -471,7 +471,7 @@ class Holds:
     def floor(self, main: RecordPosition | None) -> RecordPosition | None:
         """Return the position before which nothing is owed, where the main reader owes nothing up to *main*."""
         self._forget_settled()
-        return lowest(
+        return lowest_position(
             [
                 main,
                 *(hold.before for hold in self._holds.values() if hold.catch_up is None),
@@ -544,7 +544,7 @@ class Holds:
 
 def _begin_no_later(hold: Hold, other: Hold) -> None:
     """Have *hold* begin where *other* has come to, if that is before; it is caught up as soon as it was to be."""
-    if hold.reached is not None and is_behind(hold.reached, other.reached):
+    if hold.reached is not None and is_after(hold.reached, other.reached):
         is_ready = hold.is_ready or hold.catch_up is not None
         hold.lower(other.reached, other.arrived_at)
         hold.is_ready = is_ready

@@ -207,7 +207,7 @@ def _required(row: Row, name: str, kind: str) -> Any:
 
 def _position(row: Row, name: str) -> Position:
     sub_sequence_number = _optional(row, f"{name}SubSequenceNumber", "N")
-    return Position.parse(_required(row, name, "S"), int(sub_sequence_number or 0))
+    return Position.from_checkpoint(_required(row, name, "S"), int(sub_sequence_number or 0))
 
 
 def _instant(row: Row, name: str) -> datetime | None:
@@ -218,7 +218,11 @@ def _instant(row: Row, name: str) -> datetime | None:
 def _ahead(row: Row) -> Ahead | None:
     held = frozenset(_optional(row, HELD, "SS") or ())
     sequence_number, _, sub_sequence_number = (_optional(row, READ_TO, "S") or "").partition("/")
-    return Ahead(Position.of(sequence_number, int(sub_sequence_number)), held) if held and sequence_number else None
+    return (
+        Ahead(Position.from_sequence_number(sequence_number, int(sub_sequence_number)), held)
+        if held and sequence_number
+        else None
+    )
 
 
 def _hash_range(row: Row) -> HashRange | None:

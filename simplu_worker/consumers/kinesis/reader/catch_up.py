@@ -16,12 +16,12 @@ import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT, QueuedOperation
-from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardReads
-from simplu_worker.consumers.kinesis.fetch.record_decoder import Arrival, RecordDecoder
+from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
+from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.holding.holds import NOWHERE, CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Record, Start
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position, RecordPosition, is_behind
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position, RecordPosition, is_after
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.gateway import ShardGateway
@@ -51,14 +51,14 @@ class CatchUpReader:
     def __init__(
         self,
         catch_up: CatchUp,
-        reads: StreamShardReads,
-        intake: RecordDecoder,
+        access: StreamShardAccess,
+        decoder: RecordDecoder,
         dispatcher: Dispatcher,
         *,
         router: ShardGateway,
         main_at: Callable[[], RecordPosition | None],
         beginning: tuple[Start, Position | None],
-        read_parent: Callable[[ParentRecords], tuple[StreamShardReads, RecordDecoder]],
+        read_parent: Callable[[ParentRecords], tuple[StreamShardAccess, RecordDecoder]],
         retention: timedelta | None,
     ) -> None:
         """*main_at* is where the main reader is; *beginning* where it started, and what was done then.
@@ -66,8 +66,8 @@ class CatchUpReader:
         *read_parent* makes what reads the records of a stream shard that this one continues.
         """
         self.catch_up = catch_up
-        self._reads = reads
-        self._intake = intake
+        self._access = access
+        self._decoder = decoder
         self._dispatcher = dispatcher
         self._router = router
         self._main_at = main_at
@@ -109,13 +109,13 @@ class CatchUpReader:
             await self._send_parents(records, ending)
         if self.catch_up.is_at_parents:
             await self._end_parents(ending)
-        with self._reads.budget.catching_up(loop_time()) as pacing:
-            cursor = Cursor(self._reads, self._start, pacing, kind="catch_up", retention=self._retention)
+        with self._access.budget.catching_up(loop_time()) as pacing:
+            cursor = Cursor(self._access, self._start, pacing, kind="catch_up", retention=self._retention)
             while self.catch_up.holds and not ending.is_set():
-                is_at_end = self._reads.is_gone or (cursor.is_at_end and cursor.child_shards)
+                is_at_end = self._access.is_gone or (cursor.is_at_end and cursor.child_shards)
                 if self._has_met() or is_at_end:  # not at an end that is only believed: there it will meet
                     self._meet()
-                elif self._has_sent_enough() or self._reads.account.is_short:
+                elif self._has_sent_enough() or self._access.memory.is_short:
                     self._dispatcher.has_settled.clear()
                     await sleep_or_event(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
@@ -125,21 +125,21 @@ class CatchUpReader:
 
     async def _send_parents(self, records: ParentRecords, ending: asyncio.Event) -> None:
         """Send, of the records of a parent, what may be lacking; it has an end."""
-        reads, intake = self._read_parent(records)
+        access, decoder = self._read_parent(records)
         after = records.after
-        with reads.budget.catching_up(loop_time()) as pacing:
-            cursor = Cursor(reads, records.start, pacing, kind="catch_up")
+        with access.budget.catching_up(loop_time()) as pacing:
+            cursor = Cursor(access, records.start, pacing, kind="catch_up")
             # What is refused was past its retention: there is nothing left to be read.
             while self.catch_up.holds and not ending.is_set() and not cursor.is_at_end and not cursor.is_gone:
-                if self._has_sent_enough() or reads.account.is_short:
+                if self._has_sent_enough() or access.memory.is_short:
                     self._dispatcher.has_settled.clear()
                     await sleep_or_event(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
-                    arrivals = intake.arrivals(reply.records, after=after)
+                    arrivals = decoder.decode(reply.records, after=after)
                     for count, (place, record, decoded) in enumerate(arrivals, start=1):
                         after = None
                         if isinstance(decoded, Operation):
-                            position = RecordPosition.of(place).position
+                            position = RecordPosition.from_record(place).position
                             self._send_one_of_parents(records.stream_shard_id, position, record, decoded)
                         if count % DECODED_AT_ONCE == 0:
                             await asyncio.sleep(0)
@@ -169,17 +169,17 @@ class CatchUpReader:
     def _has_sent_enough(self) -> bool:
         """Whether what it sent is to be settled first."""
         count = len(self.catch_up.owed)
-        return count >= SENT_MAX_COUNT or self._reads.budget.expected_bytes(count) >= SENT_MAX_BYTES
+        return count >= SENT_MAX_COUNT or self._access.budget.expected_bytes(count) >= SENT_MAX_BYTES
 
     def _has_met(self) -> bool:
         main = self._main_at()
-        return main is None or not is_behind(main, self.catch_up.owed.last)
+        return main is None or not is_after(main, self.catch_up.owed.last)
 
     def _meet(self) -> None:
         """End the holds. In the same step as the look at where the main reader is: nothing may come between."""
         log.info(
             "catch_up.ended",
-            stream_shard_id=self._reads.stream_shard_id,
+            stream_shard_id=self._access.stream_shard_id,
             records=self._record_count,
             took_s=round(loop_time() - self._started_at, 1),
         )
@@ -190,14 +190,14 @@ class CatchUpReader:
 
         While it asks who lives where, the main reader goes on, and leaves to it what it had left to the main reader.
         """
-        owed, arrivals, is_any_left = self.catch_up.owed, self._intake.arrivals(records, after=self._after), True
+        owed, arrivals, is_any_left = self.catch_up.owed, self._decoder.decode(records, after=self._after), True
         while is_any_left and self.catch_up.holds and not self._has_met() and not ending.is_set():
             at, ticket = owed.last, owed.take_at_last()  # what is left out is owed until the answer is there
             is_any_left = await self._send(arrivals, ending)
             await self._ask_who_is_here(at, ending)
             owed.done([ticket])
 
-    async def _send(self, arrivals: Iterator[Arrival], ending: asyncio.Event) -> bool:
+    async def _send(self, arrivals: Iterator[DecodedRecord], ending: asyncio.Event) -> bool:
         """Send what is its holds', up to where the main reader is; return whether any may be left."""
         count = 0
         while not self._has_met() and self.catch_up.holds:
@@ -205,7 +205,7 @@ class CatchUpReader:
             if arrival is None:
                 return False
             place, record, decoded = arrival
-            mark = RecordPosition.of(place)
+            mark = RecordPosition.from_record(place)
             self._after = None
             self._record_count += 1
             if isinstance(decoded, Operation):
@@ -279,13 +279,13 @@ class CatchUps:
         self,
         router: ShardGateway,
         dispatcher: Dispatcher,
-        reads: StreamShardReads,
+        access: StreamShardAccess,
         make: Callable[[CatchUp], CatchUpReader],
     ) -> None:
         """*make* makes the reader of a catch-up that has begun."""
         self._router = router
         self._dispatcher = dispatcher
-        self._reads = reads
+        self._access = access
         self._make = make
         self._probing: dict[str, asyncio.Task[None]] = {}  # by Postgres shard
         self._probed: dict[str, _Probing] = {}  # the same
@@ -303,7 +303,7 @@ class CatchUps:
         has_ready, has_arrivals = self._dispatcher.has_ready, self._dispatcher.has_arrivals
         async with asyncio.TaskGroup() as tasks:
             while not ending.is_set():
-                self._dispatcher.relieve(is_memory_short=self._reads.account.is_short)
+                self._dispatcher.relieve(is_memory_short=self._access.memory.is_short)
                 self._dispatcher.look()
                 is_probing = self._probe(tasks)
                 self._begin(tasks, ending)
@@ -344,7 +344,7 @@ class CatchUps:
         return now >= hold.next_try or (probed.was_up and not was_up and not probed.relapses)
 
     def _delay_s(self, hold: Hold) -> float:
-        return backoff_s(hold.attempts, draw=self._reads.draw(), base_s=PROBE_BASE_S, most_s=PROBE_MAX_S)
+        return backoff_s(hold.attempts, draw=self._access.draw(), base_s=PROBE_BASE_S, max_s=PROBE_MAX_S)
 
     async def _probe_one(self, hold: Hold) -> None:
         """Make a shard's hold ready when it is back, and nothing sent to it before is in flight."""
@@ -392,7 +392,7 @@ class CatchUps:
             if len(self.running) < CATCH_UPS_MAX:
                 reader = self._make(self._dispatcher.holds.begin(group))
                 self.running.append(reader)
-                tasks.create_task(self._run(reader, ending), name=f"catch-up:{self._reads.stream_shard_id}")
+                tasks.create_task(self._run(reader, ending), name=f"catch-up:{self._access.stream_shard_id}")
 
     async def _run(self, reader: CatchUpReader, ending: asyncio.Event) -> None:
         try:

@@ -21,10 +21,10 @@ import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_COUNT, QueuedOperation
-from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardReads
+from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
-from simplu_worker.consumers.kinesis.fetch.record_decoder import Arrival, RecordDecoder
+from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
@@ -82,7 +82,7 @@ class ReaderSettings(msgspec.Struct, frozen=True):
 
 
 class LeaseContext(msgspec.Struct, frozen=True):
-    """What a reader has by the lease under which it reads.
+    """What a reader has by the lease under which it access.
 
     *confirm* tells, for the moment, whether it is still its own; *lineage* is what the stream shard continues;
     *started_at* is where reading that began, if not at its beginning.
@@ -109,7 +109,7 @@ class StreamShardReader:
         router: ShardGateway,
         dead_letters: DeadLetterStore,
         rules: ReaderSettings,
-        account: MemoryQuota,
+        memory: MemoryQuota,
         retention: timedelta | None = None,
         is_end: Callable[[tuple[ChildShard, ...]], Awaitable[bool]] | None = None,
         ties: LeaseContext | None = None,
@@ -120,7 +120,7 @@ class StreamShardReader:
 
         With *ahead* the main reader goes on where its predecessor was, who held some tenants from the checkpoint on.
         Of the tenants in *owed_by_parents* nothing is applied before the parents owe it no more (`free_parents`).
-        *account* is its part of the replica's memory, *retention* that of the stream. *is_end* is asked, with the child
+        *memory* is its part of the replica's memory, *retention* that of the stream. *is_end* is asked, with the child
         shards named, whether a reply without an iterator is the end; otherwise it is read on. Without *ties* to a lease
         no Postgres shard is told how far it gets: it only reads beside the reader whose rows those are.
         """
@@ -135,30 +135,32 @@ class StreamShardReader:
         self._draw = draw
         self._dead_letters = dead_letters
         self._rules = rules
-        self._account = account
+        self._memory = memory
         self.retention = retention  # of the stream; whoever learns of a change sets it
         self._is_end = is_end
         self._utc = utc
-        self._intake = self._intake_of(stream_shard_id, hash_range)
+        self._decoder = self._create_decoder(stream_shard_id, hash_range)
         # Its last position is that of dispatch. None is before everything: nothing is ever read that comes earlier.
         self._owed: CheckpointTracker[RecordPosition] = CheckpointTracker(
-            None if done is None else RecordPosition.at(done, utc())
+            None if done is None else RecordPosition.from_position(done, utc())
         )
-        self._checkpoint_before = None if self._beginning[1] is None else RecordPosition.at(self._beginning[1], utc())
-        self._reads = StreamShardReads(stream, stream_shard_id, account, draw)
-        self._pacing = Pacing(self._reads.budget)
-        self._cursor = Cursor(self._reads, start, self._pacing, kind="main", retention=retention)
+        self._checkpoint_before = (
+            None if self._beginning[1] is None else RecordPosition.from_position(self._beginning[1], utc())
+        )
+        self._access = StreamShardAccess(stream, stream_shard_id, memory, draw)
+        self._pacing = Pacing(self._access.budget)
+        self._cursor = Cursor(self._access, start, self._pacing, kind="main", retention=retention)
         self._dispatcher = Dispatcher(
             stream_shard_id,
             router,
-            account,
+            memory,
             tenant_wait=rules.tenant_wait,
             store=self._store,
             facts=None if ties is None else self._facts(ties, ahead),
             draw=draw,
             utc=utc,
         )
-        self._catch_ups = CatchUps(router, self._dispatcher, self._reads, self._catch_up)
+        self._catch_ups = CatchUps(router, self._dispatcher, self._access, self._catch_up)
         if ahead is not None:
             held = TenantSet.of_targets(ahead.held)
             self._dispatcher.holds.hold_predecessors(held, self._checkpoint_before, utc(), now=loop_time())
@@ -170,13 +172,13 @@ class StreamShardReader:
         self._has_said_end = False  # to the Postgres shards, as far as they answer
 
     def __repr__(self) -> str:
-        return f"StreamShardReader({self.stream_shard_id}, {self._owed!r}, {self._account!r}, {self._dispatcher!r})"
+        return f"StreamShardReader({self.stream_shard_id}, {self._owed!r}, {self._memory!r}, {self._dispatcher!r})"
 
     @property
     def checkpoint(self) -> Position | None:
         """The position up to which nothing is owed to anyone; None when nothing was finished yet."""
         mark = self._dispatcher.holds.floor(self._owed.checkpoint)
-        return None if mark is None or mark.is_between else mark.position
+        return None if mark is None or mark.is_between_records else mark.position
 
     @property
     def read_to(self) -> RecordPosition | None:
@@ -279,10 +281,10 @@ class StreamShardReader:
         checkpoint = self.checkpoint
         return {
             "streamShard": self.stream_shard_id,
-            "state": "waits for memory" if self._account.is_short else "ended" if self.is_at_end else "reading",
+            "state": "waits for memory" if self._memory.is_short else "ended" if self.is_at_end else "reading",
             "lagSeconds": self.lag_s,
             "checkpoint": None if checkpoint is None else checkpoint.checkpoint,
-            "pendingBytes": self._account.held_bytes,
+            "pendingBytes": self._memory.held_bytes,
             "held": dict(Counter(hold.reason for hold in self.holds())),
             "catchUps": [one.status() for one in self._catch_ups.running],
             "trouble": self.trouble,
@@ -356,7 +358,7 @@ class StreamShardReader:
     def abandon(self) -> None:
         """Take the stream shard for read to its end: it is past its retention, there is nothing left to read."""
         self.is_at_end = True
-        self._reads.is_gone = True
+        self._access.is_gone = True
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Read until *stopping* or the end; return when no batch is in flight any more. What is left stays owed.
@@ -370,7 +372,7 @@ class StreamShardReader:
         except TimeoutError:
             log.warning("stream_shard.undrained", stream_shard_id=self.stream_shard_id, after_s=self._rules.drain_s)
         finally:
-            self._account.close()
+            self._memory.close()
 
     async def _run(self, deadline: asyncio.Timeout) -> None:
         ending = asyncio.Event()  # nothing is sent any more
@@ -453,16 +455,16 @@ class StreamShardReader:
         """
         try:
             iterator: str | None = await self._stream.iterator(self.stream_shard_id, AtTimestamp(instant))
-            with self._reads.budget.catching_up(loop_time()) as pacing:
-                while iterator is not None and not self._reads.is_gone:
+            with self._access.budget.catching_up(loop_time()) as pacing:
+                while iterator is not None and not self._access.is_gone:
                     if await sleep_or_event(pacing.delay_s(loop_time()), until=self._stopping):
                         raise RetryableError("it is to stop")
-                    async with self._reads.turn:
+                    async with self._access.lock:
                         pacing.started(loop_time())
                         reply = await self._stream.get_records(iterator, limit=1)
                     pacing.replied(loop_time(), record_count=len(reply.records), size_bytes=reply.size_bytes)
                     if reply.records:
-                        return RecordPosition.right_before(
+                        return RecordPosition.before_record(
                             reply.records[0].sequence_number, reply.records[0].arrived_at
                         )
                     if not reply.millis_behind:
@@ -472,11 +474,11 @@ class StreamShardReader:
             raise RetryableError(str(exc)) from exc
         return None
 
-    def _read_parent(self, records: ParentRecords) -> tuple[StreamShardReads, RecordDecoder]:
-        reads = StreamShardReads(self._stream, records.stream_shard_id, self._account, self._draw)
-        return reads, self._intake_of(records.stream_shard_id, records.hash_range)
+    def _read_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
+        access = StreamShardAccess(self._stream, records.stream_shard_id, self._memory, self._draw)
+        return access, self._create_decoder(records.stream_shard_id, records.hash_range)
 
-    def _intake_of(self, stream_shard_id: str, hash_range: HashRange | None) -> RecordDecoder:
+    def _create_decoder(self, stream_shard_id: str, hash_range: HashRange | None) -> RecordDecoder:
         return RecordDecoder(
             self._stream.name,
             stream_shard_id,
@@ -487,7 +489,7 @@ class StreamShardReader:
 
     async def _read(self) -> None:
         while not self._stopping.is_set() and not self.is_at_end:
-            if self._account.is_short or self._dispatcher.room.is_crowded:
+            if self._memory.is_short or self._dispatcher.room.is_crowded:
                 await self._next_settled()
                 continue
             reply = await self._cursor.read(self._stopping)
@@ -504,7 +506,7 @@ class StreamShardReader:
         """Send the operations of a reply on their way; return when its dead letters are stored."""
         letters: list[DeadLetter] = []
         buried: list[int] = []
-        arrivals = self._intake.arrivals(records, after=self._done)
+        arrivals = self._decoder.decode(records, after=self._done)
         owed, holds = self._owed, self._dispatcher.holds
         while decoded := await self._decoded(arrivals):
             self._done = None
@@ -530,7 +532,7 @@ class StreamShardReader:
             owed.done(buried)
         instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.lag_s or 0.0)
 
-    async def _decoded(self, arrivals: Iterator[Arrival]) -> list[Arrival]:
+    async def _decoded(self, arrivals: Iterator[DecodedRecord]) -> list[DecodedRecord]:
         """Decode as many as a lane takes at once, when there is one that has nothing to do; none at the end.
 
         No earlier: undecoded they take half the memory, and what is decoded together goes to the lane as one batch. In
@@ -546,8 +548,8 @@ class StreamShardReader:
     def _catch_up(self, catch_up: CatchUp) -> CatchUpReader:
         return CatchUpReader(
             catch_up,
-            self._reads,
-            self._intake,
+            self._access,
+            self._decoder,
             self._dispatcher,
             router=self._router,
             main_at=self._at,

@@ -74,7 +74,9 @@ def format_position(mark: RecordPosition | None) -> str:
 def parse_position(text: str, arrived_at: datetime) -> RecordPosition:
     """Return the position that a row has. Raises ValueError for what is none."""
     sequence_number, _, sub_sequence_number = text.partition("/")
-    return RecordPosition(str(Position.of(sequence_number).number), int(sub_sequence_number), arrived_at)
+    return RecordPosition(
+        str(Position.from_sequence_number(sequence_number).number), int(sub_sequence_number), arrived_at
+    )
 
 
 def replay_start(

@@ -24,7 +24,7 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     replay_start,
     unread_ancestors,
 )
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, RecordPosition, is_behind
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, RecordPosition, is_after
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.gateway import ShardGateway
@@ -296,7 +296,7 @@ class ShardPositions:
             if own.arrived_at < place - CLOCKS_APART_MOST:
                 return None
             place = await self._facts.first_since(place)
-        return place if place is not None and is_behind(own, place) else None
+        return place if place is not None and is_after(own, place) else None
 
     def parents_read(self, shard_id: str) -> None:
         """Note that all that the parents owed a shard is there; the next write says so, if they had ended before."""
@@ -333,4 +333,4 @@ def _is_as_left(contact: ShardPosition, row: StreamPosition | None, standing: St
 
 def _is_after(mark: RecordPosition | None, other: RecordPosition | None) -> bool:
     """Whether *mark* is after *other*; None is where reading began, before everything."""
-    return mark is not None and is_behind(mark, other)
+    return mark is not None and is_after(mark, other)

@@ -12,7 +12,7 @@ import msgspec
 # Kinesis API reference, SequenceNumber: 0|([1-9]\d{0,128}).
 _SEQUENCE_NUMBER = re.compile(r"0|[1-9][0-9]{0,128}")
 _BEYOND_EVERY_SEQUENCE_NUMBER = 10**129
-BEFORE_ALL_PARTS: Final = -1  # in place of a sub-sequence number
+BEFORE_SUB_RECORDS: Final = -1  # in place of a sub-sequence number
 
 
 class HashRange(msgspec.Struct, frozen=True, gc=False):
@@ -33,7 +33,7 @@ class Position(msgspec.Struct, frozen=True, order=True, gc=False):
     sub_sequence_number: int = 0
 
     @classmethod
-    def of(cls, sequence_number: str, sub_sequence_number: int = 0) -> Position:
+    def from_sequence_number(cls, sequence_number: str, sub_sequence_number: int = 0) -> Position:
         """Return the position of a record. Raises ValueError when that is no sequence number."""
         if not _SEQUENCE_NUMBER.fullmatch(sequence_number):
             raise ValueError(f"expected a sequence number (decimal digits), came {sequence_number[:140]!r}")
@@ -42,12 +42,12 @@ class Position(msgspec.Struct, frozen=True, order=True, gc=False):
         return cls(int(sequence_number), sub_sequence_number)
 
     @classmethod
-    def parse(cls, checkpoint: str, sub_sequence_number: int = 0) -> Position:
+    def from_checkpoint(cls, checkpoint: str, sub_sequence_number: int = 0) -> Position:
         """Read the attributes `checkpoint` and `checkpointSubSequenceNumber` of a lease row.
 
         Raises ValueError when *checkpoint* is neither a sentinel nor a sequence number.
         """
-        return _SENTINELS.get(checkpoint) or cls.of(checkpoint, sub_sequence_number)
+        return _SENTINELS.get(checkpoint) or cls.from_sequence_number(checkpoint, sub_sequence_number)
 
     @property
     def checkpoint(self) -> str:
@@ -84,34 +84,34 @@ class RecordPosition(msgspec.Struct, frozen=True, gc=False):
     arrived_at: datetime
 
     @classmethod
-    def of(cls, place: HasPosition) -> RecordPosition:
+    def from_record(cls, record: HasPosition) -> RecordPosition:
         """Return the mark of a record."""
-        return cls(place.sequence_number or "", place.sub_sequence_number, place.arrived_at)
+        return cls(record.sequence_number or "", record.sub_sequence_number, record.arrived_at)
 
     @classmethod
-    def at(cls, position: Position, arrived_at: datetime) -> RecordPosition:
+    def from_position(cls, position: Position, arrived_at: datetime) -> RecordPosition:
         """Return the mark of a record's position."""
         return cls(position.checkpoint, position.sub_sequence_number, arrived_at)
 
     @classmethod
-    def right_before(cls, sequence_number: str, arrived_at: datetime) -> RecordPosition:
+    def before_record(cls, sequence_number: str, arrived_at: datetime) -> RecordPosition:
         """Return the mark of the place before all that a record holds, and behind everything before it."""
-        return cls(sequence_number, BEFORE_ALL_PARTS, arrived_at)
+        return cls(sequence_number, BEFORE_SUB_RECORDS, arrived_at)
 
     @property
-    def is_between(self) -> bool:
+    def is_between_records(self) -> bool:
         """Whether this is no record's place, but one between two records."""
-        return self.sub_sequence_number == BEFORE_ALL_PARTS
+        return self.sub_sequence_number == BEFORE_SUB_RECORDS
 
     @property
     def position(self) -> Position:
         """The record's position, to be written and compared with any other."""
-        if self.is_between:
-            return Position(int(self.sequence_number), BEFORE_ALL_PARTS)
-        return Position.of(self.sequence_number, self.sub_sequence_number)
+        if self.is_between_records:
+            return Position(int(self.sequence_number), BEFORE_SUB_RECORDS)
+        return Position.from_sequence_number(self.sequence_number, self.sub_sequence_number)
 
     @property
-    def order(self) -> tuple[int, str, int]:
+    def sort_key(self) -> tuple[int, str, int]:
         """What marks compare by, at less cost than positions: decimal digits without leading zeros."""
         return len(self.sequence_number), self.sequence_number, self.sub_sequence_number
 
@@ -119,14 +119,14 @@ class RecordPosition(msgspec.Struct, frozen=True, gc=False):
 class LazyPositions(Sequence[RecordPosition]):
     """The marks of records, each made when it is asked for: of most of them nobody ever asks."""
 
-    def __init__(self, places: Sequence[HasPosition]) -> None:
-        self._places = places
+    def __init__(self, records: Sequence[HasPosition]) -> None:
+        self._records = records
 
     def __repr__(self) -> str:
         return f"Marks({len(self)})"
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._records)
 
     @overload
     def __getitem__(self, index: int) -> RecordPosition: ...
@@ -136,19 +136,19 @@ class LazyPositions(Sequence[RecordPosition]):
 
     def __getitem__(self, index: int | slice) -> RecordPosition | Sequence[RecordPosition]:
         if isinstance(index, slice):
-            return LazyPositions(self._places[index])
-        return RecordPosition.of(self._places[index])
+            return LazyPositions(self._records[index])
+        return RecordPosition.from_record(self._records[index])
 
 
-def is_behind(mark: RecordPosition, other: RecordPosition | None) -> bool:
+def is_after(mark: RecordPosition, other: RecordPosition | None) -> bool:
     """Whether *mark* comes after *other*; None stands for the beginning, before every record."""
-    return other is None or mark.order > other.order
+    return other is None or mark.sort_key > other.sort_key
 
 
-def lowest(marks: Iterable[RecordPosition | None]) -> RecordPosition | None:
+def lowest_position(marks: Iterable[RecordPosition | None]) -> RecordPosition | None:
     """Return the first of *marks*, at least one; None stands for the beginning, before every record."""
     found = list(marks)
-    return None if None in found else min((mark for mark in found if mark), key=lambda mark: mark.order)
+    return None if None in found else min((mark for mark in found if mark), key=lambda mark: mark.sort_key)
 
 
 AT_TIMESTAMP: Final = Position(-3)

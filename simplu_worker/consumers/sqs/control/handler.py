@@ -283,7 +283,7 @@ class ControlHandler:
                 error = f"oldResourceId: no resource of that id, nor of newResourceId, came {within}"
                 return self._refused(item, DeadLetterReason.RETRIES_EXHAUSTED, error)
             return self._refused(item, DeadLetterReason.UNKNOWN_TENANT, f"no shard had the tenant {within}")
-        delay_s = backoff_s(item.message.try_count, draw=self._draw(), base_s=TROUBLE_BASE_S, most_s=TROUBLE_MAX_S)
+        delay_s = backoff_s(item.message.try_count, draw=self._draw(), base_s=TROUBLE_BASE_S, max_s=TROUBLE_MAX_S)
         return RetryHeld(delay_s=min(delay_s, max(left.total_seconds(), TROUBLE_BASE_S)))
 
     def _after_unexpected(self, item: _Item, exc: Exception) -> Verdict:

@@ -379,7 +379,7 @@ class OrderHandler:
     def _wait(self, slot: _Slot, trouble: _Trouble) -> None:
         slot.trouble = trouble
         try_count = slot.message.try_count
-        slot.verdict = RetryHeld(backoff_s(try_count, draw=self._draw(), base_s=WAIT_BASE_S, most_s=WAIT_MAX_S))
+        slot.verdict = RetryHeld(backoff_s(try_count, draw=self._draw(), base_s=WAIT_BASE_S, max_s=WAIT_MAX_S))
 
     def _not_registered(self, slot: _Slot, operation: Operation, asked_at: datetime) -> None:
         """Let it come again until it is overdue, which only a "not registered" that was asked for later decides."""
@@ -389,7 +389,7 @@ class OrderHandler:
             slot.verdict = _bury(operation, DeadLetterReason.UNKNOWN_TENANT, error)
             return
         rest_s = (message.sent_at + self._tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()).total_seconds()
-        delay_s = backoff_s(message.try_count, draw=self._draw(), base_s=TROUBLE_BASE_S, most_s=TROUBLE_MAX_S)
+        delay_s = backoff_s(message.try_count, draw=self._draw(), base_s=TROUBLE_BASE_S, max_s=TROUBLE_MAX_S)
         slot.trouble = _Trouble.of_tenant(operation, f"its tenant is {Absence.UNREGISTERED}")
         slot.verdict = ReturnToQueue(max(1, math.ceil(min(delay_s, rest_s))))
 

@@ -109,7 +109,7 @@ class DeleteBatcher:
         attempt = 0
         while left:
             attempt += 1
-            delay_s = backoff_s(attempt, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
+            delay_s = backoff_s(attempt, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
             if await sleep_or_event(delay_s, until=self._hurry):
                 self._give_up(left, "not_deleted", "the worker stops")
                 break

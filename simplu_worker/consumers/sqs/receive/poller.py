@@ -209,7 +209,7 @@ class Poller:
         self.last_error = str(exc)
         self._pace.note_failure()
         RETRIES.labels("sqs", "receive").inc()
-        delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
+        delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
         note_unreachable(self._queue, exc, failure_count, delay_s)
         await sleep_or_event(delay_s, until=stopping)
 

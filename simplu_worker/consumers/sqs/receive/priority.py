@@ -17,15 +17,15 @@ class PriorityGate:
         self,
         is_busy: Callable[[], bool],
         *,
-        most_s: float = GIVE_WAY_MAX_S,
+        max_s: float = GIVE_WAY_MAX_S,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._is_busy = is_busy
-        self._look_count = round(most_s / LOOK_INTERVAL_S)
+        self._look_count = round(max_s / LOOK_INTERVAL_S)
         self._sleep = sleep
 
     async def __call__(self) -> None:
-        """Wait until the other is through with its work, but no longer than *most_s*."""
+        """Wait until the other is through with its work, but no longer than *max_s*."""
         for _ in range(self._look_count):
             if not self._is_busy():
                 return

@@ -230,7 +230,7 @@ class QueueReceiver:
                 failure_count += 1
                 self._opening_error = str(exc)
                 RETRIES.labels("sqs", "receive").inc()
-                delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, most_s=RETRY_MAX_S)
+                delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
                 note_unreachable(self._queue, exc, failure_count, delay_s)
                 await sleep_or_event(delay_s, until=stopping)
             else:

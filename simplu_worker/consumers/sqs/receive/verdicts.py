@@ -59,7 +59,7 @@ def after_trouble(trouble: RetryableError, *, try_count: int, draw: float) -> Re
 
     *try_count* is the message's own; it is never given up for this.
     """
-    own_s = backoff_s(try_count, draw=draw, base_s=TROUBLE_BASE_S, most_s=TROUBLE_MAX_S)
+    own_s = backoff_s(try_count, draw=draw, base_s=TROUBLE_BASE_S, max_s=TROUBLE_MAX_S)
     wished_s = min(trouble.retry_after_s or 0.0, TROUBLE_MAX_S)
     return RetryHeld(delay_s=max(own_s, wished_s))
 

@@ -111,7 +111,7 @@ class Visibility:
             if not changes:
                 return ""
             if attempt < GIVING_BACK_TRIES:
-                await asyncio.sleep(backoff_s(attempt, draw=self._draw(), base_s=0.1, most_s=1.0))
+                await asyncio.sleep(backoff_s(attempt, draw=self._draw(), base_s=0.1, max_s=1.0))
         return error or "no answer"
 
     async def _claim(self, batch: Sequence[Message], *, due_at: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.operations.operation import Operation, OperationKind, Origin, Source
@@ -40,7 +40,7 @@ def entry() -> QueuedOperation:
         size_bytes=2,
     )
     owed = CheckpointTracker[RecordPosition]()
-    return QueuedOperation(owed.take(RecordPosition.right_before("1", NOW)), operation, b"", owed)
+    return QueuedOperation(owed.take(RecordPosition.before_record("1", NOW)), operation, b"", owed)
 
 
 async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
@@ -48,7 +48,7 @@ async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
     dispatcher = Dispatcher(
         "shard-1",
         cast("Any", Lost()),
-        Prefetch(2**20).open(),
+        PrefetchMemory(2**20).open_quota(),
         tenant_wait=timedelta(seconds=900),
         store=cast("Any", None),
         facts=None,

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardReads
+from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import ReadBudget
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import Prefetch
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.stream.client import Record, Stream, TrimHorizon
 from simplu_worker.timing.clock import loop_time
 
@@ -51,11 +51,11 @@ class Kinesis:
 )
 async def test_end_without_children_is_believed_when_nothing_else_comes(replies: str, are_ends: list[bool]) -> None:
     """The Kinesis Client Library takes one for an invalid reply; some emulators never name children."""
-    account = Prefetch(1024 * 1024).open()
-    reads = StreamShardReads(Stream(Kinesis(replies), "stream"), "shardId-0", account, random.random)
+    memory = PrefetchMemory(1024 * 1024).open_quota()
+    access = StreamShardAccess(Stream(Kinesis(replies), "stream"), "shardId-0", memory, random.random)
     budget = ReadBudget()
     with budget.catching_up(loop_time()) as pacing:
-        cursor = Cursor(reads, TrimHorizon(), pacing, kind="catch_up")
+        cursor = Cursor(access, TrimHorizon(), pacing, kind="catch_up")
         found: list[bool] = []
         while len(found) < len(replies):
             if await cursor.read(asyncio.Event()) is not None:

@@ -7,17 +7,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota, Prefetch
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota, PrefetchMemory
 
 MAX = 1000
 
 
-def accounts_holding(prefetch: Prefetch, *held: int) -> list[MemoryQuota]:
-    """Return accounts of *prefetch* that hold so much each."""
-    accounts = [prefetch.open() for _ in held]
-    for account, size_bytes in zip(accounts, held, strict=True):
-        account.take(size_bytes)
-    return accounts
+def quotas_holding(prefetch: PrefetchMemory, *held: int) -> list[MemoryQuota]:
+    """Return quotas of *prefetch* that hold so much each."""
+    quotas = [prefetch.open_quota() for _ in held]
+    for quota, size_bytes in zip(quotas, held, strict=True):
+        quota.reserve(size_bytes)
+    return quotas
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def accounts_holding(prefetch: Prefetch, *held: int) -> list[MemoryQuota]:
 )
 def test_prefetch_leaves_room(held: list[int], rooms: list[int]) -> None:
     """A reader may take all that others have no right to, and a fair share once half is used."""
-    accounts = accounts_holding(Prefetch(MAX), *held)
+    quotas = quotas_holding(PrefetchMemory(MAX), *held)
 
-    assert [account.room_bytes for account in accounts] == rooms
+    assert [quota.room_bytes for quota in quotas] == rooms
 
 
 @pytest.mark.parametrize(
@@ -56,53 +56,53 @@ def test_prefetch_leaves_room(held: list[int], rooms: list[int]) -> None:
         pytest.param([0, 1000], [True, True], id="two: nothing is left"),
     ],
 )
-def test_account_is_short_when_a_read_would_be_a_small_one(held: list[int], short: list[bool]) -> None:
+def test_quota_is_short_when_a_read_would_be_a_small_one(held: list[int], short: list[bool]) -> None:
     """Three quarters of a fair share are waited for, unless nothing is held."""
-    accounts = accounts_holding(Prefetch(MAX), *held)
+    quotas = quotas_holding(PrefetchMemory(MAX), *held)
 
-    assert [account.is_short for account in accounts] == short
+    assert [quota.is_short for quota in quotas] == short
 
 
-def test_account_has_the_bytes_of_the_reply_when_it_is_corrected() -> None:
+def test_quota_has_the_bytes_of_the_reply_when_it_is_corrected() -> None:
     """What was reserved is replaced by what came, more or less."""
-    prefetch = Prefetch(MAX)
-    (account,) = accounts_holding(prefetch, 100)
-    account.correct(100, 20)
-    account.take(50)
-    account.correct(50, 80)
+    prefetch = PrefetchMemory(MAX)
+    (quota,) = quotas_holding(prefetch, 100)
+    quota.correct(100, 20)
+    quota.reserve(50)
+    quota.correct(50, 80)
 
-    assert (account.held_bytes, prefetch.used_bytes) == (100, 100)
+    assert (quota.held_bytes, prefetch.used_bytes) == (100, 100)
 
 
-def test_account_may_take_a_record_larger_than_everything_when_it_holds_nothing() -> None:
+def test_quota_may_take_a_record_larger_than_everything_when_it_holds_nothing() -> None:
     """Such a record passes; nobody reads until it is given back."""
-    prefetch = Prefetch(MAX)
-    first, second = accounts_holding(prefetch, 0, 0)
+    prefetch = PrefetchMemory(MAX)
+    first, second = quotas_holding(prefetch, 0, 0)
     assert first.room_bytes > 0
-    first.take(10 * MAX)
+    first.reserve(10 * MAX)
     assert (first.room_bytes, second.room_bytes) == (0, 0)
-    first.give(10 * MAX)
+    first.release(10 * MAX)
     assert (first.room_bytes, second.room_bytes) == (750, 750)
 
 
-def test_account_gives_everything_back_when_it_is_closed() -> None:
+def test_quota_gives_everything_back_when_it_is_closed() -> None:
     """Also what was set aside for it; what comes afterwards changes nothing."""
-    prefetch = Prefetch(MAX)
-    first, second = accounts_holding(prefetch, 300, 100)
+    prefetch = PrefetchMemory(MAX)
+    first, second = quotas_holding(prefetch, 300, 100)
     for _ in range(2):
         first.close()
-    first.take(7)
-    first.give(9)
+    first.reserve(7)
+    first.release(9)
     assert (prefetch.used_bytes, first.room_bytes, second.room_bytes) == (100, 0, 900)
-    assert (repr(prefetch), repr(first)) == ("<Prefetch 100 of 1000 bytes, 1 accounts>", "<Account closed>")
-    assert repr(second) == "<Account 100 bytes, room for 900>"
+    assert (repr(prefetch), repr(first)) == ("<PrefetchMemory 100 of 1000 bytes, 1 quotas>", "<MemoryQuota closed>")
+    assert repr(second) == "<MemoryQuota 100 bytes, room for 900>"
 
 
-def test_account_refuses_to_give_more_than_it_holds() -> None:
+def test_quota_refuses_to_give_more_than_it_holds() -> None:
     """That would be someone else's."""
-    (account,) = accounts_holding(Prefetch(MAX), 5)
+    (quota,) = quotas_holding(PrefetchMemory(MAX), 5)
     with pytest.raises(ValueError, match="at most 5 bytes, got 6"):
-        account.give(6)
+        quota.release(6)
 
 
 class PrefetchMachine(RuleBasedStateMachine):
@@ -110,55 +110,55 @@ class PrefetchMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.prefetch = Prefetch(MAX)
-        self.accounts: list[MemoryQuota] = []
+        self.prefetch = PrefetchMemory(MAX)
+        self.quotas: list[MemoryQuota] = []
         self.reserved: list[tuple[MemoryQuota, int]] = []
 
     @rule()
     def open(self) -> None:
         """Begin to read another stream shard."""
-        self.accounts.append(self.prefetch.open())
+        self.quotas.append(self.prefetch.open_quota())
 
-    @precondition(lambda self: self.accounts)
+    @precondition(lambda self: self.quotas)
     @rule(data=st.data(), wanted=st.integers(1, 400))
     def reserve(self, data: st.DataObject, wanted: int) -> None:
         """Read where there is room: what there is room for, but at least a record."""
-        account = data.draw(st.sampled_from(self.accounts))
-        room_bytes = account.room_bytes
+        quota = data.draw(st.sampled_from(self.quotas))
+        room_bytes = quota.room_bytes
         if room_bytes:
             record = data.draw(st.integers(1, 300))
             expected = max(record, min(wanted, room_bytes))
-            account.take(expected)
-            self.reserved.append((account, expected))
+            quota.reserve(expected)
+            self.reserved.append((quota, expected))
 
     @precondition(lambda self: self.reserved)
     @rule(data=st.data())
     def reply(self, data: st.DataObject) -> None:
         """Get the reply to one of the reads."""
-        account, expected = self.reserved.pop(data.draw(st.integers(0, len(self.reserved) - 1)))
-        account.correct(expected, data.draw(st.integers(0, expected)))
+        quota, expected = self.reserved.pop(data.draw(st.integers(0, len(self.reserved) - 1)))
+        quota.correct(expected, data.draw(st.integers(0, expected)))
 
-    @precondition(lambda self: self.accounts)
+    @precondition(lambda self: self.quotas)
     @rule(data=st.data())
     def apply(self, data: st.DataObject) -> None:
         """Settle some of what a reader holds."""
-        account = data.draw(st.sampled_from(self.accounts))
-        reserved = sum(size for one, size in self.reserved if one is account)
-        account.give(data.draw(st.integers(0, account.held_bytes - reserved)))
+        quota = data.draw(st.sampled_from(self.quotas))
+        reserved = sum(size for one, size in self.reserved if one is quota)
+        quota.release(data.draw(st.integers(0, quota.held_bytes - reserved)))
 
-    @precondition(lambda self: self.accounts)
+    @precondition(lambda self: self.quotas)
     @rule(data=st.data())
     def close(self, data: st.DataObject) -> None:
         """End a reader."""
-        account = self.accounts.pop(data.draw(st.integers(0, len(self.accounts) - 1)))
-        self.reserved = [(one, size) for one, size in self.reserved if one is not account]
-        account.close()
+        quota = self.quotas.pop(data.draw(st.integers(0, len(self.quotas) - 1)))
+        self.reserved = [(one, size) for one, size in self.reserved if one is not quota]
+        quota.close()
 
     @invariant()
-    def accounts_add_up(self) -> None:
-        """Find that what is used is what the accounts hold, and none holds less than nothing."""
-        assert self.prefetch.used_bytes == sum(account.held_bytes for account in self.accounts)
-        assert all(account.held_bytes >= 0 for account in self.accounts)
+    def quotas_add_up(self) -> None:
+        """Find that what is used is what the quotas hold, and none holds less than nothing."""
+        assert self.prefetch.used_bytes == sum(quota.held_bytes for quota in self.quotas)
+        assert all(quota.held_bytes >= 0 for quota in self.quotas)
 
     @invariant()
     def total_is_bounded(self) -> None:
@@ -168,7 +168,7 @@ class PrefetchMachine(RuleBasedStateMachine):
     @invariant()
     def someone_may_read(self) -> None:
         """When nothing is held everyone may read, and nobody who holds nothing is shut out below the bound."""
-        rooms = [account.room_bytes for account in self.accounts]
+        rooms = [quota.room_bytes for quota in self.quotas]
         if not self.prefetch.used_bytes:
             assert all(rooms)
         if 2 * self.prefetch.used_bytes < MAX:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
-from simplu_worker.consumers.kinesis.fetch.record_decoder import Arrival, RecordDecoder
+from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
@@ -22,8 +22,8 @@ START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WHOLE = HashRange(0, (1 << 128) - 1)
 
 
-def intake(hash_range: HashRange | None = None, *, operation_max_bytes: int = 10_000) -> RecordDecoder:
-    """Return the intake of a stream shard."""
+def decoder(hash_range: HashRange | None = None, *, operation_max_bytes: int = 10_000) -> RecordDecoder:
+    """Return the decoder of a stream shard."""
     return RecordDecoder(
         STREAM,
         STREAM_SHARD_ID,
@@ -56,9 +56,9 @@ def packed(number: int, *names: str, key: str = "a-x") -> Record:
     return record(number, aggregate([(key, None, data(name)) for name in names]), key="of the aggregate")
 
 
-def places(arrivals: Sequence[Arrival]) -> list[Position]:
+def places(arrivals: Sequence[DecodedRecord]) -> list[Position]:
     """Return where they are."""
-    return [RecordPosition.of(place).position for place, _, _ in arrivals]
+    return [RecordPosition.from_record(place).position for place, _, _ in arrivals]
 
 
 def hash_key(partition_key: str) -> int:
@@ -68,9 +68,9 @@ def hash_key(partition_key: str) -> int:
 
 def test_each_that_reads_sees_its_own_arrivals() -> None:
     """The main reader and the catch-ups take turns, also in the middle of an aggregate."""
-    one = intake(WHOLE)
-    first = one.arrivals([record(1, data("r1")), packed(1, "r2", "r3"), record(1, data("r4"))])
-    second = one.arrivals([record(2, data("r1")), packed(2, "r2", "r3"), record(2, data("r4"))])
+    one = decoder(WHOLE)
+    first = one.decode([record(1, data("r1")), packed(1, "r2", "r3"), record(1, data("r4"))])
+    second = one.decode([record(2, data("r1")), packed(2, "r2", "r3"), record(2, data("r4"))])
 
     by_turns = [decoded.origin.arrived_at for both in zip(first, second, strict=True) for _, _, decoded in both]
 
@@ -81,7 +81,7 @@ def test_intake_tells_where_each_operation_came_from() -> None:
     """A record by itself and each of an aggregate: its own place, bytes and partition key, and the record's arrival."""
     records = [record(1, data("r1")), packed(2, "r2", "r3", key="b")]
 
-    arrivals = list(intake(WHOLE).arrivals(records))
+    arrivals = list(decoder(WHOLE).decode(records))
 
     assert [content for _, content, _ in arrivals] == [data("r1"), data("r2"), data("r3")]
     origins = [decoded.origin for _, _, decoded in arrivals]
@@ -103,7 +103,7 @@ def test_intake_tells_where_each_operation_came_from() -> None:
 
 def test_operations_of_one_aggregate_get_ids_of_their_own_when_they_bring_none() -> None:
     """Derived from the place, sub-sequence number included, so whoever reads them again comes to the same."""
-    first, again = (list(intake().arrivals([packed(2, "r1", "r1", "r1")])) for _ in range(2))
+    first, again = (list(decoder().decode([packed(2, "r1", "r1", "r1")])) for _ in range(2))
 
     ids = [decoded.request_id for _, _, decoded in first]
     assert len(set(ids)) == 3
@@ -123,10 +123,10 @@ def test_intake_passes_on_what_is_no_operation(content: bytes, reason: DeadLette
     """With its reason and place, alone or in an aggregate, whose other operations are as good as ever."""
     whole = aggregate([("k", None, data("r1")), ("k", None, content), ("k", None, data("r2"))])
 
-    arrivals = list(intake(WHOLE).arrivals([record(1, content), record(2, whole)]))
+    arrivals = list(decoder(WHOLE).decode([record(1, content), record(2, whole)]))
 
     rejected = [
-        (RecordPosition.of(place).position, decoded.reason, record)
+        (RecordPosition.from_record(place).position, decoded.reason, record)
         for place, record, decoded in arrivals
         if isinstance(decoded, Rejected)
     ]
@@ -147,10 +147,10 @@ def test_intake_refuses_an_aggregate_as_a_whole_when_a_part_belongs_elsewhere(ou
     )
     assert outside_key != inside_key
 
-    arrivals = list(intake(here).arrivals([record(1, content, key="inside"), record(2, data("r9"))]))
+    arrivals = list(decoder(here).decode([record(1, content, key="inside"), record(2, data("r9"))]))
 
     assert places(arrivals) == [Position(1, 2), Position(2)]
-    assert places(list(intake(here).arrivals([record(1, content, key="inside")], after=Position(1, 1)))) == [
+    assert places(list(decoder(here).decode([record(1, content, key="inside")], after=Position(1, 1)))) == [
         Position(1, 2)
     ]
     _, bytes_of_all, refused = arrivals[0]
@@ -164,8 +164,8 @@ def test_intake_takes_every_aggregate_when_the_hash_range_is_not_known() -> None
     """As a plain record is taken, whatever its partition key: Kinesis has placed it."""
     elsewhere = HashRange(hash_key("a-x") + 1, hash_key("a-x") + 1)
 
-    assert places(list(intake().arrivals([packed(1, "r1", "r2")]))) == [Position(1), Position(1, 1)]
-    assert places(list(intake(elsewhere).arrivals([record(1, data("r1"))]))) == [Position(1)]
+    assert places(list(decoder().decode([packed(1, "r1", "r2")]))) == [Position(1), Position(1, 1)]
+    assert places(list(decoder(elsewhere).decode([record(1, data("r1"))]))) == [Position(1)]
 
 
 SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=5)  # of aggregates, one after the other; 1 is a plain record
@@ -181,10 +181,10 @@ def test_intake_passes_over_exactly_what_was_done(sizes: list[int], first: int, 
     ]
     everything = [Position(number, part) for number, size in enumerate(sizes, start=1) for part in range(size)]
 
-    assert places(list(intake().arrivals(list(records)))) == everything
-    assert places(list(intake().arrivals(records, after=done))) == [one for one in everything if one > done]
+    assert places(list(decoder().decode(list(records)))) == everything
+    assert places(list(decoder().decode(records, after=done))) == [one for one in everything if one > done]
 
 
 def test_intake_gives_nothing_when_there_are_no_records() -> None:
     """An empty reply is a reply."""
-    assert list(intake().arrivals([], after=Position(3))) == []
+    assert list(decoder().decode([], after=Position(3))) == []

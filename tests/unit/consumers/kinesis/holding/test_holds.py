@@ -18,7 +18,7 @@ from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, 
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
-from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, is_behind, lowest
+from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, is_after, lowest_position
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TENANTS = ("a-x", "b-x", "c-x", "d-x", "e-x", "f-x")
@@ -128,14 +128,14 @@ class Reader:
     def hold_shard(self, shard_id: str, entries: Sequence[Entry]) -> None:
         """Hold a shard from the first of *entries* on."""
         tenants = sorted({entry.tenant for entry in entries})
-        before = lowest(entry.before for entry in entries)
+        before = lowest_position(entry.before for entry in entries)
         self.holds.hold_shard(shard_id, tenants, before, mark(entries[0].number).arrived_at, now=self.tick())
         for entry in entries:
             entry.drop()
 
     def hold_tenant(self, entries: Sequence[Entry]) -> None:
         """Hold the tenant of *entries*, from the first of them on."""
-        before = lowest(entry.before for entry in entries)
+        before = lowest_position(entry.before for entry in entries)
         arrived_at = mark(entries[0].number).arrived_at
         self.holds.hold_tenant(entries[0].tenant, "unregistered", before, arrived_at, now=self.tick())
         for entry in entries:
@@ -215,7 +215,7 @@ class Reader:
             if not catch_up.holds:
                 return
             main, last = self.main.last, catch_up.owed.last
-            if main is None or not is_behind(main, last):
+            if main is None or not is_after(main, last):
                 self.holds.meet(catch_up)
                 return
             number = at(last) + 1
@@ -247,7 +247,7 @@ class Reader:
             if number in self.settled or number in in_hand:
                 continue
             covering = [hold for hold in self.holds.all() if tenant in hold.tenants]
-            assert any(is_behind(mark(number), hold.reached) for hold in covering), f"{number} of {tenant} is lost"
+            assert any(is_after(mark(number), hold.reached) for hold in covering), f"{number} of {tenant} is lost"
         unsettled = set(range(1, len(self.stream) + 1)) - self.settled
         floor = at(self.holds.floor(self.main.checkpoint))
         assert floor < min(unsettled, default=len(self.stream) + 1), "the checkpoint passes what is owed"
@@ -426,7 +426,7 @@ class _Forgetful(Holds):
     """Does not owe what its catch-ups have sent."""
 
     def floor(self, main: RecordPosition | None) -> RecordPosition | None:
-        return lowest([main, *(hold.before for hold in self.all() if hold.catch_up is None)])
+        return lowest_position([main, *(hold.before for hold in self.all() if hold.catch_up is None)])
 
 
 class _Impatient(Holds):

@@ -130,7 +130,7 @@ class Looked:
         self.is_short = False
         self.has_ready = asyncio.Event()
         self.has_arrivals = asyncio.Event()
-        self.holds = self.account = self
+        self.holds = self.memory = self
 
     def all(self) -> list[Hold]:
         """Return no holds."""

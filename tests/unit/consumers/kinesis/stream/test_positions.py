@@ -17,8 +17,8 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     LazyPositions,
     Position,
     RecordPosition,
-    is_behind,
-    lowest,
+    is_after,
+    lowest_position,
 )
 from simplu_worker.operations.operation import Origin, Source
 
@@ -44,12 +44,12 @@ def test_positions_are_ordered_as_the_kcl_orders_them() -> None:
         AT_TIMESTAMP,
         TRIM_HORIZON,
         LATEST,
-        Position.of("0"),
-        Position.of("9"),
-        Position.of("9", 3),
-        Position.of("10"),
-        Position.of("49590338271490256608559692538361571095921575989136588898"),
-        Position.of("9" * 129),
+        Position.from_sequence_number("0"),
+        Position.from_sequence_number("9"),
+        Position.from_sequence_number("9", 3),
+        Position.from_sequence_number("10"),
+        Position.from_sequence_number("49590338271490256608559692538361571095921575989136588898"),
+        Position.from_sequence_number("9" * 129),
         SHARD_END,
     ]
 
@@ -61,13 +61,13 @@ def test_positions_are_ordered_as_the_kcl_orders_them() -> None:
 @given(numbers, numbers)
 def test_positions_compare_as_big_integers_for_any_two_sequence_numbers(one: int, other: int) -> None:
     """Never as text: "9" comes before "10"."""
-    assert (Position.of(str(one)) < Position.of(str(other))) == (one < other)
+    assert (Position.from_sequence_number(str(one)) < Position.from_sequence_number(str(other))) == (one < other)
 
 
 @given(positions)
 def test_position_survives_the_lease_row_whatever_it_is(position: Position) -> None:
     """What is written as checkpoint and sub-sequence number is read as the same position."""
-    assert Position.parse(position.checkpoint, position.sub_sequence_number) == position
+    assert Position.from_checkpoint(position.checkpoint, position.sub_sequence_number) == position
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_position_reads_sentinels_verbatim_and_numbers_with_their_sub_sequence_n
     position: Position,
 ) -> None:
     """A sentinel has no sub-sequence number, whatever stands beside it."""
-    assert Position.parse(checkpoint, 5) == position
+    assert Position.from_checkpoint(checkpoint, 5) == position
     assert position.checkpoint == checkpoint
     assert position.is_sentinel == checkpoint.isupper()
 
@@ -94,37 +94,37 @@ def test_position_reads_sentinels_verbatim_and_numbers_with_their_sub_sequence_n
 def test_position_is_refused_when_it_is_no_sequence_number(text: str) -> None:
     """Only what Kinesis could have given is a sequence number."""
     with pytest.raises(ValueError, match="expected a sequence number"):
-        Position.of(text)
+        Position.from_sequence_number(text)
 
 
 def test_position_is_refused_when_its_sub_sequence_number_is_negative() -> None:
     """Sub-sequence numbers count from 0."""
     with pytest.raises(ValueError, match="expected a sub-sequence number"):
-        Position.of("1", -1)
+        Position.from_sequence_number("1", -1)
 
 
 @given(st.one_of(marks, near), st.one_of(marks, near))
 def test_mark_is_behind_another_exactly_when_its_position_is(one: RecordPosition, other: RecordPosition) -> None:
     """Marks compare by their digits, which comes to the same as comparing big integers."""
-    assert is_behind(one, other) == (one.position > other.position)
+    assert is_after(one, other) == (one.position > other.position)
     assert one.position == Position(int(one.sequence_number), one.sub_sequence_number)
 
 
 @given(near)
 def test_every_mark_is_behind_the_beginning_and_none_behind_itself(mark: RecordPosition) -> None:
     """None stands for the beginning, before the record with the lowest number too."""
-    assert is_behind(mark, None)
-    assert not is_behind(mark, mark)
+    assert is_after(mark, None)
+    assert not is_after(mark, mark)
 
 
 @given(st.lists(near, min_size=1))
 def test_lowest_is_one_of_the_marks_with_none_before_it(found: Sequence[RecordPosition]) -> None:
     """In whatever order they come, from any iterable."""
-    first = lowest(iter(found))
+    first = lowest_position(iter(found))
 
     assert first in found
     assert first is not None
-    assert not any(is_behind(first, mark) for mark in found)
+    assert not any(is_after(first, mark) for mark in found)
 
 
 @given(st.lists(st.one_of(st.none(), near)), st.integers(min_value=0, max_value=9))
@@ -132,7 +132,7 @@ def test_lowest_is_the_beginning_when_one_of_them_is(found: list[RecordPosition 
     """It is before every record, wherever it stands."""
     found.insert(place, None)
 
-    assert lowest(found) is None
+    assert lowest_position(found) is None
 
 
 def test_marks_are_made_of_places_when_they_are_asked_for() -> None:
