@@ -36,9 +36,9 @@ from support.load.targets import MIB, PerformanceTarget, number
 from support.processes.resource_usage import rss_bytes
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.postgres.server import PostgresServer, Programs
+from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_worker.local.processes.watchdog import ProcessGroup
-from simplu_worker.local.stack.citrus_server import Citrus as LocalCitrus
+from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Source
 from simplu_worker.shards.gateway import ShardGateway
@@ -138,7 +138,7 @@ async def run(arguments: argparse.Namespace) -> int:
 async def running_servers(count: int) -> AsyncIterator[list[PostgresServer]]:
     """Have Postgres servers, each with the template of a shard."""
     with ProcessGroup() as group:
-        programs = Programs.find(group.directory)
+        programs = PostgresPrograms.find(group.directory)
         servers = [PostgresServer(group, programs, database=f"server-{number}") for number in range(1, count + 1)]
         for server in servers:
             await server.start()
@@ -148,13 +148,13 @@ async def running_servers(count: int) -> AsyncIterator[list[PostgresServer]]:
         yield servers
 
 
-async def make_databases(servers: Sequence[PostgresServer], databases: int, tenants: int) -> LocalCitrus:
+async def make_databases(servers: Sequence[PostgresServer], databases: int, tenants: int) -> CitrusServer:
     """Make the shards, evenly on the servers, and the tenants, evenly on the shards; return the Citrus that knows."""
 
     async def make_none() -> tuple[str, str]:
         raise AssertionError("nobody is registered here")
 
-    citrus = LocalCitrus(api_key=API_KEY, make_shard=make_none, max_businesses=tenants)
+    citrus = CitrusServer(api_key=API_KEY, make_shard=make_none, max_businesses=tenants)
 
     async def make_some(server: PostgresServer, numbers: Sequence[int]) -> None:
         for place in numbers:
@@ -206,7 +206,7 @@ async def watched_connections(servers: Sequence[PostgresServer]) -> AsyncIterato
 
 
 async def phases_of(
-    arguments: argparse.Namespace, url: str, citrus: LocalCitrus, watch: Watch, console: Console
+    arguments: argparse.Namespace, url: str, citrus: CitrusServer, watch: Watch, console: Console
 ) -> AsyncIterator[Phase]:
     """Start the inner process, change what it meets before each of its phases, and yield what they came to."""
     process = await asyncio.create_subprocess_exec(

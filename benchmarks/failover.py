@@ -25,7 +25,7 @@ import asyncpg
 from rich.console import Console
 from rich.table import Table
 
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 from simplu_worker.local.workload.producer import create_tenants, open_client
@@ -142,7 +142,7 @@ class Bench:
             commits.update(await self._first_commits_after(gone_at))
             return affected <= commits.keys()
 
-        await until(all_seen, within_s=self._duration_s * 3 + 10)
+        await poll_until(all_seen, within_s=self._duration_s * 3 + 10)
         return [
             (commits[one] - gone_at).total_seconds() if one in commits else float("inf") for one in sorted(affected)
         ]
@@ -174,7 +174,7 @@ class Bench:
                 counts[owner] = counts.get(owner, 0) + 1
             return len(counts) == len(self._workers) and max(counts.values()) - min(counts.values()) <= 1
 
-        if not await until(even, within_s=BALANCE_WITHIN_S):
+        if not await poll_until(even, within_s=BALANCE_WITHIN_S):
             raise SystemExit(f"the leases are not balanced after {BALANCE_WITHIN_S:g} s")
 
     async def _stream_shards_of(self, worker: WorkerProcess) -> set[str]:

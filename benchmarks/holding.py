@@ -21,13 +21,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from rich.console import Console
-from support.load.chain_checker import held
-from support.load.operation_chains import Plan
-from support.load.targets import PerformanceTarget, Results
-from support.load.testbed import Flow, ProvingGround
+from support.load.chain_checker import count_held
+from support.load.operation_chains import ChainPlan
+from support.load.targets import LoadReport, PerformanceTarget
+from support.load.testbed import Flow, Testbed
 
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.workload.workload import Tenant
 
 P99_MOST_RATIO = 2.0
@@ -81,35 +81,35 @@ async def run(arguments: argparse.Namespace) -> int:
     return results.status
 
 
-async def freeze(arguments: argparse.Namespace, console: Console) -> Results:
+async def freeze(arguments: argparse.Namespace, console: Console) -> LoadReport:
     """Freeze one Postgres server under load, and let it go on."""
     rate = arguments.rate or 2000.0
-    async with proving(arguments) as ground:
-        lost = ground.server()
-        steady = ground.start_flow(
-            Plan("steady", ground.tenants_of(), padding_bytes=arguments.padding_bytes), rate=rate
+    async with running_testbed(arguments) as testbed:
+        lost = testbed.server()
+        steady = testbed.start_flow(
+            ChainPlan("steady", testbed.tenants_of(), padding_bytes=arguments.padding_bytes), rate=rate
         )
         await asyncio.sleep(min(WARM_UP_S, arguments.seconds))
         console.print(f"control: {rate:g} operations/s for {arguments.seconds:g} s")
-        async with ground.phase("control"):
+        async with testbed.phase("control"):
             await asyncio.sleep(arguments.seconds)
         console.print(f"{lost.database} is {arguments.away} for {arguments.freeze_seconds:g} s")
         await take_away(lost, arguments.away)
-        async with ground.phase(f"one shard {arguments.away}"):
+        async with testbed.phase(f"one shard {arguments.away}"):
             await asyncio.sleep(arguments.freeze_seconds)
         console.print("it comes back")
         await bring_back(lost)
-        async with ground.phase("catching up"):
+        async with testbed.phase("catching up"):
             await asyncio.sleep(arguments.catch_up_seconds)
         # Once more without trouble: is all as before?
-        async with ground.phase("afterwards"):
+        async with testbed.phase("afterwards"):
             await asyncio.sleep(min(arguments.seconds, HELD_WITHIN_S))
         await steady.producer.stop()
-        results = await concluded(
-            ground, f"{rate:g} operations/s, one of {arguments.shards} shards {arguments.away}", steady
+        results = await conclude(
+            testbed, f"{rate:g} operations/s, one of {arguments.shards} shards {arguments.away}", steady
         )
-        frozen = ground.phases[1]
-        kept = await held(lost.url, frozen.end)
+        frozen = testbed.phases[1]
+        kept = await count_held(lost.url, frozen.end)
     results.facts["operations held"] = kept.count
     results.bound_latency(results.phases[1], most_ratio=arguments.p99_ratio, least_ratio=RATE_LEAST_RATIO)
     results.bounds.append(
@@ -119,42 +119,42 @@ async def freeze(arguments: argparse.Namespace, console: Console) -> Results:
     return results
 
 
-async def grow_backlog(arguments: argparse.Namespace, console: Console) -> Results:
+async def grow_backlog(arguments: argparse.Namespace, console: Console) -> LoadReport:
     """Let the stream grow while one shard is away."""
     count, rate = arguments.backlog, arguments.rate or 200.0
     fill_rate = arguments.fill_rate or 8000.0
     patience_s = APPLIED_WITHIN_S + count / APPLIED_PER_S
-    async with proving(arguments) as ground:
-        lost = ground.server()
-        others = [one for one in ground.stack.servers.values() if one is not lost]
-        steady = ground.start_flow(Plan("steady", ground.tenants_of()), rate=rate)
+    async with running_testbed(arguments) as testbed:
+        lost = testbed.server()
+        others = [one for one in testbed.stack.servers.values() if one is not lost]
+        steady = testbed.start_flow(ChainPlan("steady", testbed.tenants_of()), rate=rate)
         await asyncio.sleep(min(WARM_UP_S, arguments.seconds))
-        async with ground.phase("control"):
+        async with testbed.phase("control"):
             await asyncio.sleep(arguments.seconds)
         console.print(f"{lost.database} goes away; {count} records follow, {fill_rate:g} a second")
         await take_away(lost, arguments.away)
         # All tenants of the lost shard, and one of each other.
-        plan = Plan(
+        plan = ChainPlan(
             "backlog",
-            (*ground.tenants_of(lost), *ground.tenants_of(*others)[: len(others)]),
+            (*testbed.tenants_of(lost), *testbed.tenants_of(*others)[: len(others)]),
             padding_bytes=arguments.padding_bytes,
         )
-        backlog = ground.start_flow(plan, rate=fill_rate, count=count)
-        async with ground.phase("backlog grows"):
+        backlog = testbed.start_flow(plan, rate=fill_rate, count=count)
+        async with testbed.phase("backlog grows"):
             await backlog.producer.done(within_s=patience_s)
-            reached = await ground.applied(ground.urls_without(lost), within_s=patience_s)
+            reached = await testbed.wait_until_applied(testbed.urls_without(lost), within_s=patience_s)
         results_so_far = PerformanceTarget("others applied all while it was away", float(reached), least=1)
-        async with ground.phase("backlog stays"):
+        async with testbed.phase("backlog stays"):
             await asyncio.sleep(arguments.seconds)
         console.print("it comes back")
         await bring_back(lost)
-        async with ground.phase("catching up"):
-            await ground.applied(ground.urls, within_s=patience_s)
-        async with ground.phase("afterwards"):
+        async with testbed.phase("catching up"):
+            await testbed.wait_until_applied(testbed.urls, within_s=patience_s)
+        async with testbed.phase("afterwards"):
             await asyncio.sleep(min(arguments.seconds, HELD_WITHIN_S))
         await steady.producer.stop()
-        results = await concluded(ground, f"a backlog of {count} records, one shard {arguments.away}", steady)
-        kept = await held(lost.url, ground.phases[2].end)
+        results = await conclude(testbed, f"a backlog of {count} records, one shard {arguments.away}", steady)
+        kept = await count_held(lost.url, testbed.phases[2].end)
     results.facts["operations held"] = kept.count
     results.facts["seconds until the last of them was applied"] = kept.seconds
     results.bounds.append(results_so_far)
@@ -165,42 +165,42 @@ async def grow_backlog(arguments: argparse.Namespace, console: Console) -> Resul
     return results
 
 
-async def send_unknown(arguments: argparse.Namespace, console: Console) -> Results:
+async def send_unknown(arguments: argparse.Namespace, console: Console) -> LoadReport:
     """Send records of tenants that nobody registers, beside those of others."""
     count: int = arguments.unknown_tenants
     rate, fill_rate = arguments.rate or 200.0, arguments.fill_rate or 2000.0
     tenants = tuple(Tenant(f"nobody-{number}", "nowhere", "gym") for number in range(count))
-    plan = Plan("unknown", tenants, types=1, resources=1)
-    async with proving(arguments, {"TENANT_WAIT_SECONDS": str(arguments.tenant_wait)}) as ground:
-        steady = ground.start_flow(Plan("steady", ground.tenants_of()), rate=rate)
+    plan = ChainPlan("unknown", tenants, types=1, resources=1)
+    async with running_testbed(arguments, {"TENANT_WAIT_SECONDS": str(arguments.tenant_wait)}) as testbed:
+        steady = testbed.start_flow(ChainPlan("steady", testbed.tenants_of()), rate=rate)
         await asyncio.sleep(min(WARM_UP_S, arguments.seconds))
-        async with ground.phase("control"):
+        async with testbed.phase("control"):
             await asyncio.sleep(arguments.seconds)
         console.print(f"{count} records of as many unregistered tenants follow, {fill_rate:g} a second")
-        unknown = ground.start_flow(plan, rate=fill_rate, count=count, is_checked=False)
-        async with ground.phase("they come"):
+        unknown = testbed.start_flow(plan, rate=fill_rate, count=count, is_checked=False)
+        async with testbed.phase("they come"):
             await unknown.producer.done(within_s=APPLIED_WITHIN_S + 2 * count / fill_rate)
         wait_s = arguments.tenant_wait + UNKNOWN_TENANT_MARGIN_S
 
         async def some_given_up() -> bool:
-            ground.check()
+            testbed.check()
             await asyncio.sleep(0.5)
-            return bool(ground.letters)
+            return bool(testbed.letters)
 
         async def all_given_up() -> bool:
-            ground.check()
+            testbed.check()
             await asyncio.sleep(0.5)
-            return len(ground.letters) >= count
+            return len(testbed.letters) >= count
 
-        async with ground.phase("they wait"):
-            await until(some_given_up, within_s=wait_s + APPLIED_WITHIN_S)
-        async with ground.phase("they are given up"):
-            await until(all_given_up, within_s=APPLIED_WITHIN_S + count / GIVEN_UP_PER_S)
-        async with ground.phase("afterwards"):
+        async with testbed.phase("they wait"):
+            await poll_until(some_given_up, within_s=wait_s + APPLIED_WITHIN_S)
+        async with testbed.phase("they are given up"):
+            await poll_until(all_given_up, within_s=APPLIED_WITHIN_S + count / GIVEN_UP_PER_S)
+        async with testbed.phase("afterwards"):
             await asyncio.sleep(min(arguments.seconds, HELD_WITHIN_S))
         await steady.producer.stop()
-        results = await concluded(ground, f"{count} unregistered tenants beside {rate:g} operations/s", steady)
-        letters = ground.letters
+        results = await conclude(testbed, f"{count} unregistered tenants beside {rate:g} operations/s", steady)
+        letters = testbed.letters
     reasons = Counter(letter.reason for letter in {letter.position: letter for letter in letters}.values())
     numbers = {plan.number_of(str(json.loads(one.record or b"{}").get("requestId"))) for one in letters}
     results.facts["dead letters, those of a redelivery too"] = len(letters)
@@ -218,27 +218,27 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> Resul
 
 
 @asynccontextmanager
-async def proving(
+async def running_testbed(
     arguments: argparse.Namespace, worker_env: dict[str, str] | None = None
-) -> AsyncIterator[ProvingGround]:
+) -> AsyncIterator[Testbed]:
     """Have everything up, and the worker's memory looked at; at the end the worker must stop in order."""
-    ground = ProvingGround(shards=arguments.shards, stream_shards=arguments.stream_shards, worker_env=worker_env)
-    async with ground, asyncio.TaskGroup() as tasks:
-        sampling = tasks.create_task(ground.memory.run(), name="memory")
-        yield ground
-        await ground.stop_workers()
+    testbed = Testbed(shards=arguments.shards, stream_shards=arguments.stream_shards, worker_env=worker_env)
+    async with testbed, asyncio.TaskGroup() as tasks:
+        sampling = tasks.create_task(testbed.memory.run(), name="memory")
+        yield testbed
+        await testbed.stop_workers()
         sampling.cancel()
 
 
-async def concluded(ground: ProvingGround, title: str, steady: Flow) -> Results:
+async def conclude(testbed: Testbed, title: str, steady: Flow) -> LoadReport:
     """Wait until all is applied, and return what the shards that were well say about each phase, and the verdict."""
-    applied = await ground.applied(ground.urls, within_s=APPLIED_WITHIN_S)
-    urls = ground.urls_without(ground.server())
-    results = Results(title, [await ground.measured(phase, steady.plan, urls) for phase in ground.phases])
+    applied = await testbed.wait_until_applied(testbed.urls, within_s=APPLIED_WITHIN_S)
+    urls = testbed.urls_without(testbed.server())
+    results = LoadReport(title, [await testbed.measure_phase(phase, steady.plan, urls) for phase in testbed.phases])
     results.bounds.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
-    results.differences = await ground.differences()
-    all_known = all(flow.is_checked for flow in ground.flows)
-    if strays := [one for one in ground.letters if all_known or one.reason != "unknown_tenant"]:
+    results.differences = await testbed.find_differences()
+    all_known = all(flow.is_checked for flow in testbed.flows)
+    if strays := [one for one in testbed.letters if all_known or one.reason != "unknown_tenant"]:
         results.differences.append(f"{len(strays)} dead letters, such as {strays[0]}")
     return results
 

@@ -30,10 +30,10 @@ from typing import Any
 import asyncpg
 from rich.console import Console
 from rich.table import Table
-from support.load.chain_checker import completed_count, held
-from support.load.operation_chains import Plan
+from support.load.chain_checker import completed_count, count_held
+from support.load.operation_chains import ChainPlan
 from support.load.targets import MISSING, PerformanceTarget, number, ratio_of
-from support.load.testbed import Flow, Measured, ProvingGround
+from support.load.testbed import Flow, PhaseResult, Testbed
 from support.postgres.faults import (
     frozen,
     in_recovery,
@@ -48,7 +48,7 @@ from support.postgres.faults import (
 from support.postgres.small_disk import NoDiskError
 
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 
 P99_MOST_RATIO = 2.0
 RATE_LEAST_RATIO = 0.9
@@ -91,9 +91,9 @@ class Run:
 
     trouble: str
     shard: str
-    control: Measured
-    during: Measured
-    after: Measured
+    control: PhaseResult
+    during: PhaseResult
+    after: PhaseResult
     own_rate: float
     held_count: int
     first_s: float | None
@@ -171,38 +171,38 @@ async def measure(
 ) -> tuple[list[Run], Mapping[str, str], Sequence[str]]:
     """Make all troubles, round after round; return what came of them, what was skipped, and what rows are wrong."""
     async with AsyncExitStack() as entered:
-        ground = await entered.enter_async_context(
-            ProvingGround(shards=arguments.shards, stream_shards=arguments.stream_shards)
+        testbed = await entered.enter_async_context(
+            Testbed(shards=arguments.shards, stream_shards=arguments.stream_shards)
         )
-        servers = {name: ground.server(place % arguments.shards) for place, name in enumerate(arguments.troubles)}
-        faults, skipped = await prepare(ground, servers, arguments, entered)
+        servers = {name: testbed.server(place % arguments.shards) for place, name in enumerate(arguments.troubles)}
+        faults, skipped = await prepare(testbed, servers, arguments, entered)
         tasks = await entered.enter_async_context(asyncio.TaskGroup())
-        sampling = tasks.create_task(ground.memory.run(), name="memory")
-        steady = ground.start_flow(Plan("steady", ground.tenants_of()), rate=arguments.rate)
+        sampling = tasks.create_task(testbed.memory.run(), name="memory")
+        steady = testbed.start_flow(ChainPlan("steady", testbed.tenants_of()), rate=arguments.rate)
         await asyncio.sleep(WARM_UP_S)
         runs = []
         try:
             for _ in range(arguments.rounds):
                 for name, fault in faults.items():
                     console.print(f"{name}: {servers[name].database}, {TROUBLES[name]}")
-                    runs.append(await trouble(ground, steady, (name, servers[name], fault), arguments.seconds))
+                    runs.append(await trouble(testbed, steady, (name, servers[name], fault), arguments.seconds))
             await steady.producer.stop()
-            was_applied = await ground.applied(ground.urls, within_s=APPLIED_WITHIN_S)
-            await ground.stop_workers()
+            was_applied = await testbed.wait_until_applied(testbed.urls, within_s=APPLIED_WITHIN_S)
+            await testbed.stop_workers()
         finally:
             sampling.cancel()
             if arguments.worker_log is not None:
-                shutil.copyfile(ground.worker.log_path, arguments.worker_log)
-        differences = await ground.differences()
+                shutil.copyfile(testbed.worker.log_path, arguments.worker_log)
+        differences = await testbed.find_differences()
         if not was_applied:
             differences.append(f"not all was applied {APPLIED_WITHIN_S:g} s after the last trouble")
-        if ground.letters:
-            differences.append(f"{len(ground.letters)} dead letters, such as {ground.letters[0]}")
+        if testbed.letters:
+            differences.append(f"{len(testbed.letters)} dead letters, such as {testbed.letters[0]}")
         return runs, skipped, differences
 
 
 async def prepare(
-    ground: ProvingGround,
+    testbed: Testbed,
     servers: Mapping[str, PostgresServer],
     arguments: argparse.Namespace,
     entered: AsyncExitStack,
@@ -228,7 +228,7 @@ async def prepare(
                 seconds = arguments.rounds * len(servers) * (2 * arguments.seconds + CATCH_UP_S)
                 size = DISK_LEAST_BYTES + round(arguments.rate / arguments.shards * seconds) * ROW_BYTES
                 try:
-                    disk = await entered.enter_async_context(on_small_disk(server, ground.stack.group, size))
+                    disk = await entered.enter_async_context(on_small_disk(server, testbed.stack.group, size))
                 except NoDiskError as reason:
                     skipped[name] = str(reason)
                 else:
@@ -236,27 +236,27 @@ async def prepare(
     return faults, skipped
 
 
-async def trouble(ground: ProvingGround, steady: Flow, case: tuple[str, PostgresServer, Fault], seconds: float) -> Run:
+async def trouble(testbed: Testbed, steady: Flow, case: tuple[str, PostgresServer, Fault], seconds: float) -> Run:
     """Measure a control, make a trouble, wait until the shard has caught up."""
     name, server, fault = case
-    async with ground.phase("control"):
+    async with testbed.phase("control"):
         await asyncio.sleep(seconds)
     async with AsyncExitStack() as troubled:
         # Making it and ending it are part of it: these moments may be the dearest.
-        async with ground.phase(name):
+        async with testbed.phase(name):
             await troubled.enter_async_context(fault())
             begun_at = datetime.now(UTC)
             await asyncio.sleep(seconds)
-        async with ground.phase("afterwards"):
+        async with testbed.phase("afterwards"):
             ends_at = datetime.now(UTC)  # one that only hung has given all that waited before it can be asked anything
             await troubled.aclose()
-            if not await until(partial(is_writable, server, WRITE_SQL), within_s=BACK_WITHIN_S):
+            if not await poll_until(partial(is_writable, server, WRITE_SQL), within_s=BACK_WITHIN_S):
                 raise SystemExit(f"{server.database} cannot be written to {BACK_WITHIN_S:g} s after {name}")
             back_at = datetime.now(UTC)
-            await ground.applied(ground.urls, within_s=APPLIED_WITHIN_S)
+            await testbed.wait_until_applied(testbed.urls, within_s=APPLIED_WITHIN_S)
             await asyncio.sleep(SETTLE_S)
-    others = ground.urls_without(server)
-    control, during, after = [await ground.measured(phase, steady.plan, others) for phase in ground.phases[-3:]]
+    others = testbed.urls_without(server)
+    control, during, after = [await testbed.measure_phase(phase, steady.plan, others) for phase in testbed.phases[-3:]]
     own_count = await completed_count([server.url], steady.plan, begun_at, during.phase.end)
     return Run(
         trouble=name,
@@ -265,9 +265,9 @@ async def trouble(ground: ProvingGround, steady: Flow, case: tuple[str, Postgres
         during=during,
         after=after,
         own_rate=own_count / (during.phase.end - begun_at).total_seconds(),
-        held_count=(await held(server.url, ends_at)).count,
+        held_count=(await count_held(server.url, ends_at)).count,
         first_s=await first_s(server.url, back_at),
-        last_s=(await held(server.url, back_at)).seconds,
+        last_s=(await count_held(server.url, back_at)).seconds,
     )
 
 

@@ -37,13 +37,13 @@ from support.load.targets import PerformanceTarget
 from support.load.testbed import process_name
 from support.processes.resource_usage import cpu_seconds
 
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.sqs.faults import ClearFaults, Fault
+from simplu_worker.local.sqs.faults import ClearFaults, SqsFault
 from simplu_worker.local.sqs.server import control
 from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import tenants_on, urls_of
-from simplu_worker.local.workload.order_events import Event, Taken, send_events
+from simplu_worker.local.verify.shard_checker import tenant_ids_on, urls_of
+from simplu_worker.local.workload.order_events import OrderEvent, SendReceipt, send_events
 from simplu_worker.local.workload.producer import create_tenants, open_client
 from simplu_worker.local.workload.workload import Tenant, make_tenants
 
@@ -170,7 +170,7 @@ class Bench:
             for url in urls_of(env):
                 connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
                 entered.push_async_callback(connection.close)
-                for tenant_id in await tenants_on([url]):
+                for tenant_id in await tenant_ids_on([url]):
                     self._homes[tenant_id] = connection
             self._exit = entered.pop_all()
         return self
@@ -180,7 +180,7 @@ class Bench:
 
     async def measure_both(self, name: str, latency_ms: int) -> tuple[Measured, Measured]:
         """Let the naive loop and then the worker work off a queue, with a SQS whose calls take so much longer."""
-        delays = [Fault(action=call, kind="delay", count=FOR_EVER, delay_ms=latency_ms) for call in CALLS]
+        delays = [SqsFault(action=call, kind="delay", count=FOR_EVER, delay_ms=latency_ms) for call in CALLS]
         self._latency_ms = latency_ms
         await control(self._stack.sqs_url, *(delays if latency_ms else ()))
         try:
@@ -210,7 +210,7 @@ class Bench:
             await asyncio.sleep(POLL_S)
             return not await self._left(self._orders_url)
 
-        if not await until(is_empty, within_s=WITHIN_S + len(plan.planned) / APPLIED_PER_S):
+        if not await poll_until(is_empty, within_s=WITHIN_S + len(plan.planned) / APPLIED_PER_S):
             raise SystemExit(f"{await self._left(self._orders_url)} events are left in the worker's queue")
         ended_at = datetime.now(UTC)
         began_at = await first_commit_at(urls_of(self._stack.env), plan)
@@ -228,7 +228,7 @@ class Bench:
         plan = OrderPlan(name, self._tenants, count=count, groups=self._arguments.groups)
         self._plans.append(plan)
 
-        def ignore(_: Event, __: Taken) -> None:
+        def ignore(_: OrderEvent, __: SendReceipt) -> None:
             pass
 
         await send_events(self._sqs, queue_url, (planned.event for planned in plan.planned), on_sent=ignore)
@@ -293,9 +293,9 @@ class Bench:
         wanted = {tenant.tenant_id for tenant in self._tenants}
 
         async def all_there() -> bool:
-            return wanted <= await tenants_on(urls_of(self._stack.env))
+            return wanted <= await tenant_ids_on(urls_of(self._stack.env))
 
-        if not await until(all_there, within_s=WITHIN_S):
+        if not await poll_until(all_there, within_s=WITHIN_S):
             raise SystemExit(f"{len(wanted)} tenants are not on their shards after {WITHIN_S:g} s")
         await self._worker.stop(within_s=STOP_WITHIN_S)
 

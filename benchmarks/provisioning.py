@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 from simplu_worker.local.workload.producer import create_tenants, open_client
@@ -106,7 +106,7 @@ async def burst(stack: Stack, connections: list[Any], count: int) -> dict[str, f
         return "confirmed" in took
 
     async with open_client("sqs", stack.env) as sqs, asyncio.TaskGroup() as tasks:
-        tasks.create_task(until(all_there, within_s=WITHIN_S))
+        tasks.create_task(poll_until(all_there, within_s=WITHIN_S))
         await create_tenants(sqs, stack.env["SQS_SHARD_CREATION_QUEUE_URL"], tenants)
         took["sent"] = time.perf_counter() - started
     return took

@@ -38,8 +38,8 @@ from rich.table import Table
 from support.load.targets import PerformanceTarget, number
 from support.processes.resource_usage import cpu_seconds
 
-from simplu_worker.local.postgres.server import PostgresServer, Programs
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.local.workload import documents
 from simplu_worker.operations.decode import decode_operation
@@ -354,7 +354,7 @@ async def run(arguments: argparse.Namespace) -> int:
 async def running_twins(tenants: int) -> AsyncIterator[list[Twins]]:
     """Have a server with two shards for each way to commit."""
     with ProcessGroup() as group:
-        server = DurableServer(group, Programs.find(group.directory), database="writing")
+        server = DurableServer(group, PostgresPrograms.find(group.directory), database="writing")
         await server.start()
         template = ShardPool(ShardAddress(SHARD_ID, await server.create_database(TEMPLATE)), size=1)
         await ensure_schema(template)
@@ -381,7 +381,7 @@ async def row_of(twins: Twins, *, at_least: int) -> Mapping[str, float]:
     async def is_counted() -> bool:
         return bool((await fetch(pool.address.connection_string, ROW_SQL))["updates"] >= at_least)
 
-    if not await until(is_counted, within_s=STATISTICS_WITHIN_S):
+    if not await poll_until(is_counted, within_s=STATISTICS_WITHIN_S):
         raise SystemExit(f"Postgres counted fewer than {at_least} updates of the row")
     return dict(await fetch(pool.address.connection_string, ROW_SQL))
 

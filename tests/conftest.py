@@ -19,7 +19,7 @@ from support.postgres.databases import SHARD_ID, ShardMaker, Shelf, copy_shard, 
 from support.postgres.tenant_cases import TenantCase, add_tenant
 from support.requires import require
 
-from simplu_worker.local.postgres.server import PostgresServer, Programs, find_postgres_bin
+from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer, find_postgres_bin
 from simplu_worker.local.processes.loopback import StackError
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -51,7 +51,7 @@ def _running_server(name: str) -> Iterator[PostgresServer]:
     except StackError as exc:
         require("a Postgres server", found=False, how=str(exc))
     with ProcessGroup() as group:
-        server = PostgresServer(group, Programs.find(group.directory), database=name)
+        server = PostgresServer(group, PostgresPrograms.find(group.directory), database=name)
         asyncio.run(server.start())
         asyncio.run(make_template(server))
         yield server

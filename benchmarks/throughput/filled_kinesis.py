@@ -21,7 +21,7 @@ import structlog
 import uvloop
 
 from benchmarks.throughput.records import records
-from simplu_worker.local.kinesis.model import Options
+from simplu_worker.local.kinesis.model import KinesisOptions
 from simplu_worker.local.kinesis.server import KinesisServer
 from simplu_worker.local.kinesis.stream_shard import NewRecord
 from simplu_worker.local.stack.aws import STREAM_NAME
@@ -36,7 +36,9 @@ Fill = Callable[[], None]
 
 def filled_server(arguments: argparse.Namespace) -> tuple[KinesisServer, Fill]:
     """Return a server, and what puts the records into its stream."""
-    options = Options(memory_max_bytes=MEMORY_MAX_BYTES, read_throttling=not arguments.no_throttling, create_delay_ms=0)
+    options = KinesisOptions(
+        memory_max_bytes=MEMORY_MAX_BYTES, read_throttling=not arguments.no_throttling, create_delay_ms=0
+    )
     server = KinesisServer(options)
     now_ms = time.time_ns() // 1_000_000
     stream = server.account.create(STREAM_NAME, arguments.stream_shards, now_ms)

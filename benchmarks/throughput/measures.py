@@ -27,7 +27,7 @@ from benchmarks.throughput.runs import (
     running,
 )
 from benchmarks.throughput.testbed import Bed, clock
-from simplu_worker.local.processes.loopback import HOST, free_port, until
+from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
 from simplu_worker.local.stack.aws import STREAM_NAME, aws_client
 
 IDLE_SETTLE_S = 8.0
@@ -96,7 +96,7 @@ async def measure_latency(bed: Bed, *, rate: int, seconds: float, stream_shards:
             clients.check()
             return await target.count() >= len(load)
 
-        if not await until(is_applied, within_s=READY_WITHIN_S):
+        if not await poll_until(is_applied, within_s=READY_WITHIN_S):
             raise SystemExit(f"{await target.count()} of {len(load)} operations were applied")
         query = f"{LATENCIES_SQL} WHERE received_at >= to_timestamp({begun_at:.3f})"
         taken = sorted(row["latency_s"] for row in await target.rows(query))
@@ -214,7 +214,7 @@ async def _balanced(bed: Bed, application: str, stream_shards: int, replicas: in
             even = max(owners.values(), default=0) - min(owners.values(), default=0) <= 1
             return owners.total() == stream_shards and len(owners) == replicas and even
 
-        if not await until(is_even, within_s=BALANCED_WITHIN_S):
+        if not await poll_until(is_even, within_s=BALANCED_WITHIN_S):
             raise SystemExit(f"{replicas} workers did not share {stream_shards} leases within {BALANCED_WITHIN_S:g} s")
     await asyncio.sleep(SETTLE_S)
 

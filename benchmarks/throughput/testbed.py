@@ -17,8 +17,8 @@ import asyncpg
 import msgspec
 
 from benchmarks.throughput.records import BUSINESS_ID, BUSINESS_TYPE
-from simplu_worker.local.postgres.server import PostgresServer, Programs
-from simplu_worker.local.processes.loopback import HOST, StackError, free_port, until
+from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
+from simplu_worker.local.processes.loopback import HOST, StackError, free_port, poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.local.stack.aws import (
     CREDENTIALS,
@@ -173,7 +173,7 @@ class Bed:
             async def settled() -> bool:
                 return process.poll() is not None or KINESIS_LISTENS in log_path.read_bytes()
 
-            if not await until(settled, within_s=FILL_TIMEOUT_S) or process.poll() is not None:
+            if not await poll_until(settled, within_s=FILL_TIMEOUT_S) or process.poll() is not None:
                 raise StackError(f"the stream was not filled: {log_path.read_text(errors='replace')[-300:]}")
             yield Kinesis(f"http://{HOST}:{port}", process)
         finally:
@@ -202,7 +202,7 @@ class Bed:
 async def running_bed(tenants: int) -> AsyncIterator[Bed]:
     """Have the servers; nothing of them outlives the context."""
     with ProcessGroup() as group:
-        server = DurableServer(group, Programs.find(group.directory), database="throughput")
+        server = DurableServer(group, PostgresPrograms.find(group.directory), database="throughput")
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.start())
             aws, sqs = tasks.create_task(start_moto(group)), tasks.create_task(start_sqs(group))

@@ -30,7 +30,7 @@ from typing import Any
 import asyncpg
 from support.typescript_worker import TypescriptShard
 
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess
 from simplu_worker.local.stack.aws import put_businesses
 from simplu_worker.local.stack.stack import Stack
@@ -251,7 +251,7 @@ async def start_old_worker(stack: Stack, folder: Path, url: str) -> None:
     async def reads() -> bool:
         return await asyncio.to_thread((folder / "old.pid").exists)
 
-    if not await until(reads, within_s=COMMAND_S):
+    if not await poll_until(reads, within_s=COMMAND_S):
         raise TimeoutError((folder / "old.log").read_text(encoding="utf-8"))
 
 

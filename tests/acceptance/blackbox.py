@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from simplu_worker.local.demo.display import Display, print_differences, result_table
-from simplu_worker.local.demo.trial import Load, Snapshot, Trial
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup, running_processes, send_signal, with_descendants
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.verify.shard_checker import urls_of
@@ -76,7 +76,7 @@ async def run(arguments: argparse.Namespace) -> int:
     """Run one trial with the trouble that *arguments* ask for; return the exit status."""
     console = Console(soft_wrap=True)
     seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
-    load = Load(
+    load = TrialLoad(
         arguments.operations,
         seed,
         run=secrets.token_hex(3),
@@ -92,7 +92,7 @@ async def run(arguments: argparse.Namespace) -> int:
 
     display = Display(console)
 
-    async def on_tick(snapshot: Snapshot) -> None:
+    async def on_tick(snapshot: TrialSnapshot) -> None:
         display.show(snapshot, None)
 
     trial = Trial(
@@ -189,7 +189,7 @@ async def settled_share(trial: Trial, share: float) -> None:
         snapshot = trial.snapshot()
         return snapshot.progress is not None and snapshot.progress.settled >= share * MOST * snapshot.total
 
-    await until(settled, within_s=float("inf"))
+    await poll_until(settled, within_s=float("inf"))
 
 
 def postgres_pids(port: int | None) -> set[int]:

@@ -22,11 +22,11 @@ from collections.abc import Awaitable, Callable
 from rich.console import Console
 
 from simplu_worker.local.demo.display import Display, print_differences, result_table
-from simplu_worker.local.demo.trial import Load, Snapshot, Trial
+from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
 from simplu_worker.local.kinesis.faults import SetOptions
 from simplu_worker.local.kinesis.server import control
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 
@@ -54,11 +54,13 @@ def main() -> None:
 async def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run the trial with everything that happens to the fleet; return the exit status."""
     seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
-    load = Load(arguments.operations, seed, run=secrets.token_hex(3), tenants=arguments.tenants, rate=arguments.rate)
+    load = TrialLoad(
+        arguments.operations, seed, run=secrets.token_hex(3), tenants=arguments.tenants, rate=arguments.rate
+    )
     console.print(f"seed {seed}, run {load.run}")
     display = Display(console)
 
-    async def on_tick(snapshot: Snapshot) -> None:
+    async def on_tick(snapshot: TrialSnapshot) -> None:
         display.show(snapshot, None)
 
     async with Stack(shards=3, stream_shards=arguments.stream_shards) as stack:
@@ -121,7 +123,7 @@ async def _settled_share(trial: Trial, share: float) -> None:
         snapshot = trial.snapshot()
         return snapshot.progress is not None and snapshot.progress.settled >= share * MOST * snapshot.total
 
-    await until(settled, within_s=float("inf"))
+    await poll_until(settled, within_s=float("inf"))
 
 
 class _Fleet:
@@ -184,7 +186,7 @@ class _Fleet:
                 return bool(summary["StreamStatus"] == "ACTIVE")
 
             await kinesis.update_shard_count(StreamName=name, TargetShardCount=count, ScalingType="UNIFORM_SCALING")
-            if not await until(active, within_s=RESHARD_WITHIN_S):
+            if not await poll_until(active, within_s=RESHARD_WITHIN_S):
                 raise SystemExit(f"the stream is not active {RESHARD_WITHIN_S:g} s after a reshard")
         self._console.print(f"resharded to {count} stream shards")
 

@@ -15,10 +15,10 @@ import asyncio
 import sys
 
 from rich.console import Console
-from support.load.chain_checker import held
-from support.load.operation_chains import Plan
-from support.load.targets import PerformanceTarget, Results
-from support.load.testbed import Flow, ProvingGround
+from support.load.chain_checker import count_held
+from support.load.operation_chains import ChainPlan
+from support.load.targets import LoadReport, PerformanceTarget
+from support.load.testbed import Flow, Testbed
 
 from simplu_worker.local.workload.workload import Tenant
 
@@ -48,68 +48,68 @@ async def run(arguments: argparse.Namespace) -> int:
     """Run the scenario and return the exit status."""
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
     worker_env = {"KINESIS_LEASE_DURATION_SECONDS": str(LEASE_DURATION_S)}
-    ground = ProvingGround(shards=3, stream_shards=arguments.stream_shards, tenants_per_shard=4, worker_env=worker_env)
-    async with ground, asyncio.TaskGroup() as tasks:
-        sampling = tasks.create_task(ground.memory.run(), name="memory")
-        steady = ground.start_flow(Plan("steady", ground.tenants_of()), rate=arguments.rate)
+    testbed = Testbed(shards=3, stream_shards=arguments.stream_shards, tenants_per_shard=4, worker_env=worker_env)
+    async with testbed, asyncio.TaskGroup() as tasks:
+        sampling = tasks.create_task(testbed.memory.run(), name="memory")
+        steady = testbed.start_flow(ChainPlan("steady", testbed.tenants_of()), rate=arguments.rate)
         await asyncio.sleep(WARM_UP_S)
-        async with ground.phase("control"):
+        async with testbed.phase("control"):
             await asyncio.sleep(arguments.seconds)
         scenario = late_tenant if arguments.scenario == "late-tenant" else reshard
-        results = await scenario(ground, steady, arguments, console)
-        await ground.stop_workers()
+        results = await scenario(testbed, steady, arguments, console)
+        await testbed.stop_workers()
         sampling.cancel()
     results.print(console)
     return results.status
 
 
-async def late_tenant(ground: ProvingGround, steady: Flow, arguments: argparse.Namespace, console: Console) -> Results:
+async def late_tenant(testbed: Testbed, steady: Flow, arguments: argparse.Namespace, console: Console) -> LoadReport:
     """Register a tenant after its first operations were sent."""
     tenant = Tenant("late", "main", "gym")
     console.print(f"{arguments.operations} operations of a tenant that nobody knows")
-    late = ground.start_flow(Plan("late", (tenant,)), rate=1000.0, count=arguments.operations)
-    async with ground.phase("held"):
+    late = testbed.start_flow(ChainPlan("late", (tenant,)), rate=1000.0, count=arguments.operations)
+    async with testbed.phase("held"):
         await late.producer.done(within_s=APPLIED_WITHIN_S + arguments.operations / 500)
         await asyncio.sleep(arguments.seconds)
     if arguments.kill_worker:
-        await kill_worker(ground, console)
+        await kill_worker(testbed, console)
     console.print("it is registered")
-    async with ground.phase("registered"):
-        await ground.register([tenant])
-        reached = await ground.applied(ground.urls, within_s=HELD_WITHIN_S)
-    async with ground.phase("afterwards"):
+    async with testbed.phase("registered"):
+        await testbed.register([tenant])
+        reached = await testbed.wait_until_applied(testbed.urls, within_s=HELD_WITHIN_S)
+    async with testbed.phase("afterwards"):
         await asyncio.sleep(arguments.seconds)
-    results = await concluded(ground, steady, f"a tenant registered {arguments.operations} operations late")
+    results = await conclude(testbed, steady, f"a tenant registered {arguments.operations} operations late")
     results.bounds.append(PerformanceTarget("held ones applied after the registration", float(reached), least=1))
     bound_promptness(results, restarted=arguments.kill_worker)
     return results
 
 
-async def reshard(ground: ProvingGround, steady: Flow, arguments: argparse.Namespace, console: Console) -> Results:
+async def reshard(testbed: Testbed, steady: Flow, arguments: argparse.Namespace, console: Console) -> LoadReport:
     """Split all stream shards and merge them again while a Postgres server is frozen."""
-    lost = ground.server()
-    others = ground.urls_without(lost)
+    lost = testbed.server()
+    others = testbed.urls_without(lost)
     console.print(f"freezing {lost.database}")
     lost.suspend()
-    async with ground.phase("one shard frozen"):
+    async with testbed.phase("one shard frozen"):
         await asyncio.sleep(arguments.seconds)
     reached: dict[str, bool] = {}
     for name, count in (("split", 2 * arguments.stream_shards), ("merged", arguments.stream_shards)):
-        await ground.reshard(count)
+        await testbed.reshard(count)
         console.print(f"{name}: {count} stream shards")
-        async with ground.phase(f"one shard frozen, {name}"):
+        async with testbed.phase(f"one shard frozen, {name}"):
             await asyncio.sleep(arguments.seconds)
-            reached[name] = await ground.applied(others, within_s=CHILDREN_WITHIN_S)
+            reached[name] = await testbed.wait_until_applied(others, within_s=CHILDREN_WITHIN_S)
         if arguments.kill_worker and name == "split":
-            await kill_worker(ground, console)
+            await kill_worker(testbed, console)
     console.print("it goes on")
-    resumed_at = ground.phases[-1].end
+    resumed_at = testbed.phases[-1].end
     lost.resume()
-    async with ground.phase("catching up"):
-        await ground.applied(ground.urls, within_s=HELD_WITHIN_S)
+    async with testbed.phase("catching up"):
+        await testbed.wait_until_applied(testbed.urls, within_s=HELD_WITHIN_S)
         await asyncio.sleep(arguments.seconds)
-    results = await concluded(ground, steady, "resharded while one shard is frozen")
-    kept = await held(lost.url, resumed_at)
+    results = await conclude(testbed, steady, "resharded while one shard is frozen")
+    kept = await count_held(lost.url, resumed_at)
     results.facts["operations held"] = kept.count
     for name, value in reached.items():
         results.bounds.append(
@@ -122,28 +122,28 @@ async def reshard(ground: ProvingGround, steady: Flow, arguments: argparse.Names
     return results
 
 
-async def kill_worker(ground: ProvingGround, console: Console) -> None:
+async def kill_worker(testbed: Testbed, console: Console) -> None:
     """Kill the worker with -9 and start it again."""
-    console.print(f"kill -9 of worker {ground.worker.pid}")
-    ground.worker.kill()
-    ground.worker.start()
-    await ground.worker.wait_ready()
+    console.print(f"kill -9 of worker {testbed.worker.pid}")
+    testbed.worker.kill()
+    testbed.worker.start()
+    await testbed.worker.wait_ready()
 
 
-async def concluded(ground: ProvingGround, steady: Flow, title: str) -> Results:
+async def conclude(testbed: Testbed, steady: Flow, title: str) -> LoadReport:
     """Stop the load, wait until all is applied, and compare."""
     await steady.producer.stop()
-    applied = await ground.applied(ground.urls, within_s=APPLIED_WITHIN_S)
-    urls = ground.urls_without(ground.server())
-    results = Results(title, [await ground.measured(phase, steady.plan, urls) for phase in ground.phases])
+    applied = await testbed.wait_until_applied(testbed.urls, within_s=APPLIED_WITHIN_S)
+    urls = testbed.urls_without(testbed.server())
+    results = LoadReport(title, [await testbed.measure_phase(phase, steady.plan, urls) for phase in testbed.phases])
     results.bounds.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
-    results.differences = await ground.differences()
-    if ground.letters:
-        results.differences.append(f"{len(ground.letters)} dead letters, such as {ground.letters[0]}")
+    results.differences = await testbed.find_differences()
+    if testbed.letters:
+        results.differences.append(f"{len(testbed.letters)} dead letters, such as {testbed.letters[0]}")
     return results
 
 
-def bound_promptness(results: Results, *, restarted: bool) -> None:
+def bound_promptness(results: LoadReport, *, restarted: bool) -> None:
     """Promise that the others never waited long; a restart keeps them waiting once."""
     for measured in results.phases[1:]:
         name = measured.phase.name

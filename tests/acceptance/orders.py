@@ -31,15 +31,15 @@ from urllib.parse import urlsplit
 from acceptance.blackbox import postgres_pids, read_env_file, stack_of
 from rich.console import Console
 from rich.table import Table
-from support.load.order_checker import Found, compare_orders, order_count
-from support.load.order_plan import OrderPlan, Planned
+from support.load.order_checker import OrderComparison, compare_orders, order_count
+from support.load.order_plan import OrderPlan, PlannedEvent
 
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup, send_signal
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.verify.comparison import percentile
-from simplu_worker.local.verify.shard_checker import LetterBox, tenants_on, urls_of
-from simplu_worker.local.workload.order_events import Event, Taken, send_events
+from simplu_worker.local.verify.shard_checker import DeadLetterReader, tenant_ids_on, urls_of
+from simplu_worker.local.workload.order_events import OrderEvent, SendReceipt, send_events
 from simplu_worker.local.workload.producer import create_tenants, open_client
 from simplu_worker.local.workload.workload import make_tenants
 
@@ -88,7 +88,9 @@ async def run(arguments: argparse.Namespace) -> int:
         replicas = ROLLING_REPLICAS if arguments.rolling_restart else int(arguments.start_worker)
         workers = await around.enter_async_context(running_workers(env, arguments.env_file, replicas))
         trial = await OrderTrial.prepared(arguments, env, sqs, console)
-        box = LetterBox(await around.enter_async_context(open_client("sqs", env)), env["SQS_DEAD_LETTER_QUEUE_URL"])
+        box = DeadLetterReader(
+            await around.enter_async_context(open_client("sqs", env)), env["SQS_DEAD_LETTER_QUEUE_URL"]
+        )
         async with asyncio.TaskGroup() as tasks:
             letters = tasks.create_task(box.collect())
             sending = tasks.create_task(trial.send())
@@ -159,7 +161,7 @@ class OrderTrial:
             poison_percent=poison,
             seed=seed,
         )
-        self.sent: dict[str, Planned] = {}
+        self.sent: dict[str, PlannedEvent] = {}
         self.sent_count = 0
         self.queue_url = env["SQS_ORDER_EVENTS_QUEUE_URL"]
         self._env_file = arguments.env_file
@@ -179,9 +181,9 @@ class OrderTrial:
         await create_tenants(sqs, env["SQS_SHARD_CREATION_QUEUE_URL"], trial.tenants)
 
         async def all_there() -> bool:
-            return wanted <= await tenants_on(urls_of(trial.env()))
+            return wanted <= await tenant_ids_on(urls_of(trial.env()))
 
-        if not await until(all_there, within_s=TENANTS_WITHIN_S):
+        if not await poll_until(all_there, within_s=TENANTS_WITHIN_S):
             raise SystemExit(f"{len(wanted)} tenants are not on their shards after {TENANTS_WITHIN_S:g} s")
         return trial
 
@@ -199,14 +201,14 @@ class OrderTrial:
         seconds = loop.time() - began
         self._console.print(f"{self.sent_count} events sent in {seconds:.1f} s: {self.sent_count / seconds:.0f}/s")
 
-    def _note(self, planned: Planned, message_id: str) -> None:
+    def _note(self, planned: PlannedEvent, message_id: str) -> None:
         self.sent_count += 1
         self.sent.setdefault(message_id, planned)  # of one that the queue drops it is the first one's
 
     async def _send_by_python(self) -> None:
         places = iter(self.plan.planned)  # the sender keeps the order
 
-        def on_sent(event: Event, taken: Taken) -> None:
+        def on_sent(event: OrderEvent, taken: SendReceipt) -> None:
             planned = next(places)
             assert planned.event is event
             self._note(planned, taken.message_id)
@@ -282,7 +284,7 @@ class OrderTrial:
         async def answers() -> bool:
             return bool(await order_count([url], self.plan))
 
-        await until(answers, within_s=IDLE_S)
+        await poll_until(answers, within_s=IDLE_S)
         now = await order_count([url], self.plan)
         self._console.print(f"it is back; it had {counts[url]} events at the kill and has {now} now")
 
@@ -302,11 +304,11 @@ class OrderTrial:
             await asyncio.sleep(POLL_S)
             return await order_count(urls_of(self.env()), self.plan) >= share * len(self.plan.steps)
 
-        await until(reached, within_s=float("inf"))
+        await poll_until(reached, within_s=float("inf"))
 
     # The end
 
-    async def wait_until_done(self, box: LetterBox) -> bool:
+    async def wait_until_done(self, box: DeadLetterReader) -> bool:
         """Wait until all events and all poison have left their trace and the queue is empty; false if they do not."""
         loop = asyncio.get_running_loop()
         poison = {message_id for message_id, planned in self.sent.items() if planned.reasons}
@@ -337,7 +339,7 @@ class OrderTrial:
         redrive_url = (await self._sqs.get_queue_url(QueueName=target))["QueueUrl"]
         return {url.rsplit("/", 1)[-1]: await self._left(url) for url in (self.queue_url, redrive_url)}
 
-    def result(self, found: Found, leftovers: Mapping[str, int], replicas: int) -> dict[str, Any]:
+    def result(self, found: OrderComparison, leftovers: Mapping[str, int], replicas: int) -> dict[str, Any]:
         """Return what came of it."""
         differences = list(found.differences)
         differences += [f"{count} messages are left in {name}" for name, count in leftovers.items() if count]

@@ -34,12 +34,12 @@ from pathlib import Path
 from acceptance.struck_shard import How, Struck, left_by, request_ids, row, value
 from rich.console import Console
 from rich.table import Table
-from support.load.operation_chains import Plan
+from support.load.operation_chains import ChainPlan
 from support.load.targets import PerformanceTarget, number
-from support.load.testbed import Flow, ProvingGround
+from support.load.testbed import Flow, Testbed
 
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 
 SHARDS = 3
 TENANTS_PER_SHARD = 4
@@ -117,22 +117,22 @@ def main() -> None:
 async def run(arguments: argparse.Namespace) -> int:
     """Run the rounds and return the exit status."""
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    ground = ProvingGround(
+    testbed = Testbed(
         shards=SHARDS,
         stream_shards=arguments.stream_shards,
         tenants_per_shard=TENANTS_PER_SHARD,
         replicas=0,  # it starts when the standby is there
         worker_env={"KINESIS_LEASE_DURATION_SECONDS": str(LEASE_DURATION_S)},
     )
-    async with ground:
+    async with testbed:
         try:
-            shard = Struck(ground, arguments.how, is_synchronous=arguments.synchronous)
+            shard = Struck(testbed, arguments.how, is_synchronous=arguments.synchronous)
             await shard.begin(arguments.replicas)
-            scenario = Scenario(ground, shard, arguments, console)
+            scenario = Scenario(testbed, shard, arguments, console)
             await scenario.run()
         finally:
-            if arguments.log is not None and ground.workers:
-                arguments.log.write_bytes(ground.worker.log_path.read_bytes())
+            if arguments.log is not None and testbed.workers:
+                arguments.log.write_bytes(testbed.worker.log_path.read_bytes())
     scenario.print()
     return scenario.status
 
@@ -140,8 +140,8 @@ async def run(arguments: argparse.Namespace) -> int:
 class Scenario:
     """The rounds, and what came of them."""
 
-    def __init__(self, ground: ProvingGround, shard: Struck, arguments: argparse.Namespace, console: Console) -> None:
-        self._ground = ground
+    def __init__(self, testbed: Testbed, shard: Struck, arguments: argparse.Namespace, console: Console) -> None:
+        self._testbed = testbed
         self._shard = shard
         self._arguments = arguments
         self._console = console
@@ -152,34 +152,34 @@ class Scenario:
 
     async def run(self) -> None:
         """Go through the rounds while the other shards have their own load, then compare every row."""
-        ground, names = self._ground, self._arguments.variants.split(",")
-        tenants = [tenant for tenant in ground.tenants_of() if tenant not in self._shard.tenants]
-        others = ground.start_flow(Plan("others", tuple(tenants)), rate=self._arguments.rate / 2)
+        testbed, names = self._testbed, self._arguments.variants.split(",")
+        tenants = [tenant for tenant in testbed.tenants_of() if tenant not in self._shard.tenants]
+        others = testbed.start_flow(ChainPlan("others", tuple(tenants)), rate=self._arguments.rate / 2)
         for one in range(self._arguments.rounds):
             promotion = await self._round(one + 1, names[one % len(names)])
             self._promotions.append(promotion)
             self._console.print(f"{one + 1}: {promotion}")
         await others.producer.stop()
-        applied = await ground.applied(ground.urls, within_s=self._arguments.within)
+        applied = await testbed.wait_until_applied(testbed.urls, within_s=self._arguments.within)
         self._bounds.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
-        self._differences = await ground.differences()
-        if ground.letters:
-            self._differences.append(f"{len(ground.letters)} dead letters, such as {ground.letters[0]}")
-        await ground.stop_workers()
+        self._differences = await testbed.find_differences()
+        if testbed.letters:
+            self._differences.append(f"{len(testbed.letters)} dead letters, such as {testbed.letters[0]}")
+        await testbed.stop_workers()
 
     async def _round(self, one: int, name: str) -> Promotion:
         variant, shard = VARIANTS[name], self._shard
-        flow = self._ground.start_flow(Plan(f"struck-{one}", shard.tenants), rate=self._arguments.rate / 2)
+        flow = self._testbed.start_flow(ChainPlan(f"struck-{one}", shard.tenants), rate=self._arguments.rate / 2)
         await self._prepare(variant, flow)
         seen = await request_ids(shard.primary.url)
         earlier, promoted_at, kept = await self._promote(variant)
         if variant.kill is Kill.AMID:
             await self._returned(seen - kept, least=1)
-            self._ground.worker.kill()
-            self._ground.worker.start()
+            self._testbed.worker.kill()
+            self._testbed.worker.start()
         lost = await left_by(earlier) - kept
         missing = len(lost) - await self._returned(lost, least=len(lost))
-        await self._ground.worker.wait_ready()
+        await self._testbed.worker.wait_ready()
         first_at = await self._first_after(promoted_at) if lost or not variant.is_idle else None
         await flow.producer.stop()
         _, last_at = await row(shard.primary.url, RETURNED_SQL, list(lost))
@@ -211,10 +211,10 @@ class Scenario:
         await self._shard.standby.fall_behind()  # now at the latest: what it has is all that it will have
         kept = await request_ids(self._shard.standby.url)
         if variant.kill is Kill.BEFORE:
-            self._ground.worker.kill()
+            self._testbed.worker.kill()
         earlier, promoted_at = await self._shard.promote()
         if variant.kill is Kill.BEFORE:
-            self._ground.worker.start()
+            self._testbed.worker.start()
         return earlier, promoted_at, kept
 
     async def _lag(self) -> None:
@@ -226,10 +226,10 @@ class Scenario:
 
         async def far_enough() -> bool:
             await asyncio.sleep(POLL_S)
-            self._ground.check()
+            self._testbed.check()
             return bool(len(await request_ids(self._shard.primary.url)) - kept >= self._arguments.lag_operations)
 
-        if not await until(far_enough, within_s=LAG_WITHIN_S):
+        if not await poll_until(far_enough, within_s=LAG_WITHIN_S):
             raise SystemExit(f"less than {self._arguments.lag_operations} operations in {LAG_WITHIN_S:g} s")
 
     async def _first_after(self, moment: datetime) -> datetime | None:
@@ -242,23 +242,23 @@ class Scenario:
             found = await value(self._shard.primary.url, FIRST_SQL, moment)
             return found is not None
 
-        await until(came, within_s=self._arguments.within)
+        await poll_until(came, within_s=self._arguments.within)
         return found
 
     async def _reshard(self) -> None:
         """Split the stream shards, or merge them again, and let the children be read."""
         self._split = not self._split
-        await self._ground.reshard(self._arguments.stream_shards * (2 if self._split else 1))
+        await self._testbed.reshard(self._arguments.stream_shards * (2 if self._split else 1))
         await asyncio.sleep(CHILDREN_S)
 
-    async def _applied(self, plan: Plan, count: int) -> None:
+    async def _applied(self, plan: ChainPlan, count: int) -> None:
         """Wait until nothing that was put is on its way; a standby that is waited for lets nothing arrive."""
 
         async def arrived() -> bool:
             await asyncio.sleep(POLL_S)
             return bool(await value(self._shard.primary.url, PLAN_COUNT_SQL, plan.name) >= count)
 
-        if not self._arguments.synchronous and not await until(arrived, within_s=APPLIED_WITHIN_S):
+        if not self._arguments.synchronous and not await poll_until(arrived, within_s=APPLIED_WITHIN_S):
             raise SystemExit(f"{count} operations of {plan.name} are not applied within {APPLIED_WITHIN_S:g} s")
 
     async def _returned(self, lost: Collection[str], *, least: int) -> int:
@@ -271,7 +271,7 @@ class Scenario:
             found, _ = await row(self._shard.primary.url, RETURNED_SQL, list(lost))
             return bool(found >= min(least, len(lost)))
 
-        await until(returned, within_s=self._arguments.within)
+        await poll_until(returned, within_s=self._arguments.within)
         return found
 
     @property

@@ -30,10 +30,10 @@ import asyncpg
 from rich.console import Console
 
 from simplu_worker import cli
-from simplu_worker.local.postgres.server import PostgresServer, Programs
+from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_worker.local.processes.loopback import HOST
 from simplu_worker.local.processes.watchdog import ProcessGroup
-from simplu_worker.local.stack.citrus_server import Citrus
+from simplu_worker.local.stack.citrus_server import CitrusServer
 
 API_KEY = "acceptance"
 MOMENTS = ("before", "after")
@@ -65,7 +65,9 @@ async def run(arguments: argparse.Namespace) -> int:
     """Run all of it and return the exit status."""
     console = Console(soft_wrap=True, highlight=False)
     with ProcessGroup() as group:
-        ground = Ground(PostgresServer(group, Programs.find(group.directory), database="shards"), group.directory)
+        ground = Ground(
+            PostgresServer(group, PostgresPrograms.find(group.directory), database="shards"), group.directory
+        )
         await ground.server.start()
         async with ground.opened():
             await ground.add_shard("shard-1")
@@ -163,7 +165,7 @@ class Ground:
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Start Citrus."""
-        self.citrus = Citrus(api_key=API_KEY, make_shard=self._make_shard, max_businesses=10**6)
+        self.citrus = CitrusServer(api_key=API_KEY, make_shard=self._make_shard, max_businesses=10**6)
         async with AsyncExitStack() as self._stack:
             url = urlsplit(await self._stack.enter_async_context(self.citrus.serve()))
             tap = await self._stack.enter_async_context(Tap(int(url.port or 0), self).opened())

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 import msgspec
-from support.load.testbed import ProvingGround
+from support.load.testbed import Testbed
 from support.postgres.standby import StandbyServer
 
 from simplu_worker.local.postgres.server import PostgresServer
@@ -28,23 +28,23 @@ class How(StrEnum):
 class Struck:
     """The shard whose primary is lost again and again."""
 
-    def __init__(self, ground: ProvingGround, how: How, *, is_synchronous: bool) -> None:
-        self.primary = ground.server()
-        self.shard_id = next(iter(ground.stack.servers))
-        self.tenants = ground.tenants_of(self.primary)
-        self._ground = ground
+    def __init__(self, testbed: Testbed, how: How, *, is_synchronous: bool) -> None:
+        self.primary = testbed.server()
+        self.shard_id = next(iter(testbed.stack.servers))
+        self.tenants = testbed.tenants_of(self.primary)
+        self._testbed = testbed
         self._how = how
         self._is_synchronous = is_synchronous
         self._standby_count = 0
 
     async def begin(self, replicas: int) -> None:
         """Make the first standby, and start workers that can find both."""
-        ground = self._ground
+        testbed = self._testbed
         self.standby = await self._new_standby(None)
         self._name_address()
         for _ in range(replicas):
-            await ground.start_worker(self._map_env() if self._how is How.REPLICA else None)
-        await ground.register(ground.tenants_of())
+            await testbed.start_worker(self._map_env() if self._how is How.REPLICA else None)
+        await testbed.register(testbed.tenants_of())
 
     async def promote(self) -> tuple[PostgresServer, datetime]:
         """Let the standby take its primary's place; return the one before and when the new one took writes."""
@@ -52,9 +52,9 @@ class Struck:
         await self.standby.promote()
         promoted_at = datetime.now(UTC)
         self.primary = self.standby
-        self._ground.stack.servers[self.shard_id] = self.primary
+        self._testbed.stack.servers[self.shard_id] = self.primary
         for tenant in self.tenants:
-            self._ground.homes[tenant.tenant_id] = self.primary.url
+            self._testbed.homes[tenant.tenant_id] = self.primary.url
         if self._how is How.CITRUS:
             self._name_address()
         return earlier, promoted_at
@@ -82,14 +82,14 @@ class Struck:
         if self._how is How.MULTI_HOST:
             one, both = f"{HOST}:{self.primary.port}", f"{HOST}:{self.primary.port},{HOST}:{self.standby.port}"
             url = f"{url.replace(one, both)}?target_session_attrs=read-write"
-        self._ground.stack.citrus.registry.shards[self.shard_id].connection_string = url
+        self._testbed.stack.citrus.registry.shards[self.shard_id].connection_string = url
 
     def _map_env(self) -> dict[str, str]:
-        servers, tenants = self._ground.stack.servers, self._ground.tenants
+        servers, tenants = self._testbed.stack.servers, self._testbed.tenants
         shards = [{"shardId": shard_id, "connectionString": server.url} for shard_id, server in servers.items()]
         shards[0]["replicaConnectionString"] = self.standby.url
         homes = {tenant.tenant_id: shard_id for shard_id, several in tenants.items() for tenant in several}
-        path = self._ground.stack.group.directory / "shards.json"
+        path = self._testbed.stack.group.directory / "shards.json"
         path.write_bytes(msgspec.json.encode({"shards": shards, "tenants": homes}))
         return {"SHARD_MAP_FILE": str(path), "CITRUS_SERVER_URL": "", "CITRUS_API_KEY": ""}
 

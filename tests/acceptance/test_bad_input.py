@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from support.full_stack import Chain, Scene, eventually, item_of, partition_key, record_of
+from support.full_stack import Chain, FullStack, eventually, item_of, partition_key, record_of
 
 from simplu_worker.local.workload.workload import Tenant
 
@@ -21,9 +21,9 @@ large_bodies = pytest.mark.filterwarnings("ignore:Sending a large body directly:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def scene() -> AsyncIterator[Scene]:
+async def full_stack() -> AsyncIterator[FullStack]:
     """Give the stack and the worker of this module; moto takes records over 1 MB without a pause behind them."""
-    async with Scene(aws="moto") as opened:
+    async with FullStack(aws="moto") as opened:
         yield opened
 
 
@@ -63,9 +63,9 @@ def bad_records(tenant: Tenant, run: str) -> dict[str, tuple[bytes, str]]:
     }  # fmt: skip
 
 
-async def test_worker_buries_bad_records_and_delays_nothing_behind_them(scene: Scene) -> None:
+async def test_worker_buries_bad_records_and_delays_nothing_behind_them(full_stack: FullStack) -> None:
     """Each bad record becomes a dead letter with its reason; the good one behind each is committed within 2 s."""
-    tenant, good = scene.steady[0], Chain(scene.steady[0])
+    tenant, good = full_stack.steady[0], Chain(full_stack.steady[0])
     bad = bad_records(tenant, good.resource_id)
     items, expected = [], {}
     for number, (name, (record, reason)) in enumerate(bad.items()):
@@ -76,20 +76,20 @@ async def test_worker_buries_bad_records_and_delays_nothing_behind_them(scene: S
         follower = f"behind {name} {good.resource_id}"
         items.append(item_of(key, record_of(tenant, "create", follower, resourceId=follower, data={"n": 1})))
     names = [f"behind {name} {good.resource_id}" for name in bad]
-    positions = await scene.put(*items)
+    positions = await full_stack.put(*items)
     rejected = dict(zip(positions, items, strict=True))
-    log = await scene.logged_all(tenant, names, within_s=SETTLED_S)
+    log = await full_stack.wait_for_rows(tenant, names, within_s=SETTLED_S)
     assert {log[name]["status"] for name in names} == {"succeeded"}
     assert [(name, log[name]["latency_s"]) for name in names if log[name]["latency_s"] > PROMPT_S] == []
-    letters = await scene.letters_of(positions[::2], within_s=SETTLED_S)
+    letters = await full_stack.wait_for_dead_letters(positions[::2], within_s=SETTLED_S)
     got = {rejected[position].record: letter.reason for position, letter in letters.items()}
     assert got == expected
 
 
 @large_bodies
-async def test_worker_stores_awkward_ids_and_text_as_they_are(scene: Scene) -> None:
+async def test_worker_stores_awkward_ids_and_text_as_they_are(full_stack: FullStack) -> None:
     """Quotes, SQL, paths and control characters are text; U+0000 in data is an outcome; 1 MB is nothing special."""
-    tenant, run = scene.steady[1], Chain(scene.steady[1]).resource_id
+    tenant, run = full_stack.steady[1], Chain(full_stack.steady[1]).resource_id
     records = {
         f"{run} {name}": record_of(
             tenant,
@@ -105,12 +105,12 @@ async def test_worker_stores_awkward_ids_and_text_as_they_are(scene: Scene) -> N
         tenant, "create", f"{run} 1 MB", resourceId=f"{run} 1 MB", data={"big": "x" * 1_000_000}
     )
     records[f"{run} nul"] = record_of(tenant, "create", f"{run} nul", resourceId=f"{run} nul", data={"text": "a\0b"})
-    await scene.put(*(item_of(partition_key(1), record) for record in records.values()))
-    log = await scene.logged_all(tenant, list(records), within_s=SETTLED_S)
+    await full_stack.put(*(item_of(partition_key(1), record) for record in records.values()))
+    log = await full_stack.wait_for_rows(tenant, list(records), within_s=SETTLED_S)
     assert {name: log[name]["error"] for name in records if log[name]["error"]} == {f"{run} nul": "invalid_data"}
     assert [(name, log[name]["latency_s"]) for name in records if log[name]["latency_s"] > PROMPT_S] == []
     query = 'SELECT "resourceName", "resourceId", data FROM resources WHERE "resourceId" = ANY ($1)'
-    async with scene.connected(tenant) as connection:
+    async with full_stack.connect(tenant) as connection:
         rows = await connection.fetch(query, list(records))
     stored = {row["resourceId"]: (row["resourceName"], json.loads(row["data"])) for row in rows}
     sent = {name: (record["resourceType"], record["data"]) for name, record in records.items()}
@@ -118,33 +118,33 @@ async def test_worker_stores_awkward_ids_and_text_as_they_are(scene: Scene) -> N
     assert stored == sent
 
 
-async def test_worker_serves_others_promptly_while_a_hundred_tenants_are_unknown(scene: Scene) -> None:
+async def test_worker_serves_others_promptly_while_a_hundred_tenants_are_unknown(full_stack: FullStack) -> None:
     """Operations of unknown tenants wait; those of known and of new tenants behind them do not; then all is applied."""
-    unknown = [scene.new_tenant() for _ in range(99)]
+    unknown = [full_stack.new_tenant() for _ in range(99)]
     waiting = [Chain(tenant) for tenant in unknown]
-    prompt = [Chain(tenant) for tenant in (*scene.steady, *await scene.fresh_tenants())]
-    await scene.put(*(item for chain in waiting for item in chain.next(1)), *prompt)
-    await scene.settled(*prompt, within_s=SETTLED_S)
-    rows = {name: row for chain in prompt for name, row in (await scene.log_of(chain.tenant)).items()}
+    prompt = [Chain(tenant) for tenant in (*full_stack.steady, *await full_stack.fresh_tenants())]
+    await full_stack.put(*(item for chain in waiting for item in chain.next(1)), *prompt)
+    await full_stack.wait_until_applied(*prompt, within_s=SETTLED_S)
+    rows = {name: row for chain in prompt for name, row in (await full_stack.read_operations(chain.tenant)).items()}
     slowest = {chain.resource_id: max(rows[name]["latency_s"] for name in chain.expected) for chain in prompt}
     assert {name: latency_s for name, latency_s in slowest.items() if latency_s > PROMPT_S} == {}
-    assert await eventually(lambda: scene.metric("simplu_held_targets", reason="unregistered"), within_s=PROMPT_S)
-    await scene.register(unknown)
-    await scene.settled(*waiting, within_s=SETTLED_S)
+    assert await eventually(lambda: full_stack.metric("simplu_held_targets", reason="unregistered"), within_s=PROMPT_S)
+    await full_stack.register(unknown)
+    await full_stack.wait_until_applied(*waiting, within_s=SETTLED_S)
 
 
 @large_bodies
-async def test_worker_buries_a_record_that_is_too_large(scene: Scene) -> None:
+async def test_worker_buries_a_record_that_is_too_large(full_stack: FullStack) -> None:
     """A record over OPERATION_MAX_BYTES is a dead letter; the next is read as soon as Kinesis's quota allows it."""
-    tenant, key, run = scene.steady[2], partition_key(0), Chain(scene.steady[2]).resource_id
+    tenant, key, run = full_stack.steady[2], partition_key(0), Chain(full_stack.steady[2]).resource_id
     large = json.dumps(record_of(tenant, "create", run, resourceId=run, data={"filler": "x" * 10_485_760})).encode()
     behind = record_of(tenant, "create", f"{run} behind", resourceId=f"{run} behind", data={"n": 1})
-    position, _ = await scene.put(item_of(key, large), item_of(key, behind))
-    log = await scene.logged_all(tenant, [f"{run} behind"], within_s=SETTLED_S)
+    position, _ = await full_stack.put(item_of(key, large), item_of(key, behind))
+    log = await full_stack.wait_for_rows(tenant, [f"{run} behind"], within_s=SETTLED_S)
     assert log[f"{run} behind"]["latency_s"] < PROMPT_S + LARGE_READ_S
-    letters = await scene.letters_of([position], within_s=SETTLED_S)
+    letters = await full_stack.wait_for_dead_letters([position], within_s=SETTLED_S)
     assert [letter.reason for letter in letters.values()] == ["too_large"]
     assert run not in log
     after = Chain(tenant, key=key)
-    await scene.put(after)
-    await scene.settled(after, within_s=PROMPT_S + LARGE_READ_S)
+    await full_stack.put(after)
+    await full_stack.wait_until_applied(after, within_s=PROMPT_S + LARGE_READ_S)

@@ -22,13 +22,13 @@ import pytest
 import pytest_asyncio
 
 from simplu_worker import __version__
-from simplu_worker.local.demo.trial import Load, Snapshot, Trial
-from simplu_worker.local.processes.loopback import HOST, until
+from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
+from simplu_worker.local.processes.loopback import HOST, poll_until
 from simplu_worker.local.processes.watchdog import running_processes, with_descendants
 from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess, tail_of
 from simplu_worker.local.stack.aws import STREAM_NAME
 from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import tenants_on, urls_of
+from simplu_worker.local.verify.shard_checker import tenant_ids_on, urls_of
 from simplu_worker.local.workload.producer import create_tenants
 from simplu_worker.local.workload.workload import Tenant
 
@@ -86,14 +86,14 @@ async def running_worker(stack: Stack, *, with_queue: bool = False, **more: str)
 
 async def until_so(ask: Any, *, within_s: float = PATIENCE_S) -> None:
     """Wait until *ask* says yes, and fail when it never does."""
-    assert await until(ask, within_s=within_s)
+    assert await poll_until(ask, within_s=within_s)
 
 
 async def provision(stack: Stack, tenant: Tenant = TENANT) -> None:
     """Have the running worker make a tenant."""
 
     async def is_there() -> bool:
-        return tenant.tenant_id in await tenants_on(urls_of(stack.env))
+        return tenant.tenant_id in await tenant_ids_on(urls_of(stack.env))
 
     async with stack.aws_client("sqs") as sqs:
         await create_tenants(sqs, stack.env["SQS_SHARD_CREATION_QUEUE_URL"], [tenant])
@@ -120,7 +120,7 @@ async def put(stack: Stack, *request_ids: str, stream: str = STREAM_NAME) -> Non
 async def shard_of_tenant(stack: Stack) -> str:
     """Return the connection string of the tenant's shard."""
     for url in urls_of(stack.env):
-        if TENANT.tenant_id in await tenants_on([url]):
+        if TENANT.tenant_id in await tenant_ids_on([url]):
             return url
     raise AssertionError("the tenant is on no shard")
 
@@ -191,7 +191,7 @@ async def ended(worker: WorkerProcess, *, within_s: float) -> int:
     async def is_over() -> bool:
         return process.poll() is not None
 
-    assert await until(is_over, within_s=within_s), tail_of(worker.log_path)
+    assert await poll_until(is_over, within_s=within_s), tail_of(worker.log_path)
     return int(process.returncode)
 
 
@@ -264,10 +264,10 @@ async def test_worker_ends_at_once_when_it_gets_a_second_signal(stack: Stack) ->
 async def test_worker_ends_with_the_models_rows_when_it_was_killed_in_the_middle(stack: Stack) -> None:
     """After a kill -9 the next one takes the leases when they expire; nothing is lost, twice or out of order."""
 
-    async def ignore(_: Snapshot) -> None:
+    async def ignore(_: TrialSnapshot) -> None:
         pass
 
-    load = Load(500, seed=7, run="killed", tenants=4, rate=150)
+    load = TrialLoad(500, seed=7, run="killed", tenants=4, rate=150)
     trial = Trial(load, lambda: stack.env, on_tick=ignore, timeout_s=40, idle_s=20)
 
     async def is_in_the_middle() -> bool:

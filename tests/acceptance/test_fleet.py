@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from simplu_worker.local.demo.trial import Load, Snapshot, Trial
+from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 
@@ -35,7 +35,7 @@ async def stack() -> AsyncIterator[Stack]:
         yield stack
 
 
-async def _ignore(_: Snapshot) -> None:
+async def _ignore(_: TrialSnapshot) -> None:
     pass
 
 
@@ -46,7 +46,7 @@ async def test_replay_drops_what_was_applied_when_the_stream_is_read_again(stack
     worker = WorkerProcess(stack.group, stack.env)
     worker.start()
     await worker.wait_ready()
-    result = await Trial(Load(300, 1, run="replay", tenants=4), lambda: stack.env, on_tick=_ignore).run()
+    result = await Trial(TrialLoad(300, 1, run="replay", tenants=4), lambda: stack.env, on_tick=_ignore).run()
     assert result.report.differences == []
     command = [sys.executable, "-m", "simplu_worker", "replay", "--json", "--from", started_at.isoformat()]
     env = {"PATH": "/usr/bin:/bin", **stack.env}

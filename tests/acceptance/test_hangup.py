@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.local.demo.trial import Load, Snapshot, Trial, TrialResult
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialResult, TrialSnapshot
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess, tail_of
 from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import tenants_on
+from simplu_worker.local.verify.shard_checker import tenant_ids_on
 
 SHARD_IDS = ("shard-1", "shard-2", "shard-3")
 PATIENCE_S = 20.0
@@ -68,7 +68,7 @@ class Told:
             found.extend(line for line in lines if line["event"] == event)
             return bool(found)
 
-        assert await until(is_said, within_s=PATIENCE_S), tail_of(self._worker.log_path)
+        assert await poll_until(is_said, within_s=PATIENCE_S), tail_of(self._worker.log_path)
         return found[0]
 
 
@@ -91,7 +91,7 @@ async def homes_of(urls: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the shards that have a row of each tenant."""
     homes: dict[str, list[str]] = {}
     for shard_id in SHARD_IDS:
-        for tenant_id in await tenants_on([urls[shard_id]]):
+        for tenant_id in await tenant_ids_on([urls[shard_id]]):
             homes.setdefault(tenant_id, []).append(shard_id)
     return homes
 
@@ -110,8 +110,8 @@ async def test_worker_goes_by_a_new_map_when_it_gets_sighup(tmp_path: Path) -> N
         await worker.wait_ready()
         told = Told(worker)
 
-        async def run(load: Load, is_half_way: asyncio.Event) -> TrialResult:
-            async def note(snapshot: Snapshot) -> None:
+        async def run(load: TrialLoad, is_half_way: asyncio.Event) -> TrialResult:
+            async def note(snapshot: TrialSnapshot) -> None:
                 if snapshot.progress is not None and snapshot.progress.settled > load.operations // 4:
                     is_half_way.set()
 
@@ -119,7 +119,7 @@ async def test_worker_goes_by_a_new_map_when_it_gets_sighup(tmp_path: Path) -> N
 
         is_half_way = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            first = tasks.create_task(run(Load(500, seed=3, run="before", tenants=12, rate=150), is_half_way))
+            first = tasks.create_task(run(TrialLoad(500, seed=3, run="before", tenants=12, rate=150), is_half_way))
             await asyncio.wait_for(is_half_way.wait(), 60)
             path.write_text(path.read_text()[:-20])
             refused = await told.after_hangup("shard_map.refused")
@@ -127,7 +127,7 @@ async def test_worker_goes_by_a_new_map_when_it_gets_sighup(tmp_path: Path) -> N
             reloaded = await told.after_hangup("shard_map.reloaded")
             assert not first.done()
         before = await homes_of(urls)
-        second = await run(Load(100, seed=4, run="after", tenants=12), asyncio.Event())
+        second = await run(TrialLoad(100, seed=4, run="after", tenants=12), asyncio.Event())
         homes = await homes_of(urls)
         made_after = homes.keys() - before.keys()
         routes = await routes_of(env, sorted(homes))

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 
@@ -54,7 +54,7 @@ async def test_monitoring_points_show_and_empty_what_the_worker_is_configured_wi
             _, stats = await ask(stack, worker, "/sqs/stats")
             return bool(stats["queues"][-1]["visible"] == 1)
 
-        assert await until(is_buried, within_s=PATIENCE_S)
+        assert await poll_until(is_buried, within_s=PATIENCE_S)
         shown = {path: await ask(stack, worker, path) for path in SHOWN}
         purged, again = await ask(stack, worker, purge, "DELETE"), await ask(stack, worker, purge, "DELETE")
         unknown = await ask(stack, worker, "/sqs/purge?queue=another", "DELETE")

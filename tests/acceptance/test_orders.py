@@ -18,10 +18,10 @@ import pytest_asyncio
 from acceptance.test_blackbox import running_stack
 from support.requires import ROOT, require
 
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess, tail_of
 from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import tenants_on, urls_of
+from simplu_worker.local.verify.shard_checker import tenant_ids_on, urls_of
 from simplu_worker.local.workload.producer import create_tenants, open_client
 from simplu_worker.local.workload.workload import Tenant
 
@@ -59,7 +59,7 @@ class Room:
         ids = {tenant.tenant_id for tenant in TENANTS}
 
         async def are_there() -> bool:
-            return ids <= await tenants_on(urls_of(self.stack.env))
+            return ids <= await tenant_ids_on(urls_of(self.stack.env))
 
         await self.until(are_there)
         return self
@@ -69,7 +69,7 @@ class Room:
 
     async def until(self, condition: Any) -> None:
         """Wait until *condition* says yes; a failure shows the worker's log."""
-        if not await until(condition, within_s=PATIENCE_S):
+        if not await poll_until(condition, within_s=PATIENCE_S):
             pytest.fail(tail_of(self.worker.log_path))
 
     async def send(self, queue: str, events: Iterable[tuple[Tenant, str, dict[str, Any] | str]]) -> None:
@@ -176,7 +176,7 @@ async def test_orders_of_the_priority_queue_are_applied_too(room: Room) -> None:
 async def test_orders_wait_for_their_shard_and_others_do_not(room: Room) -> None:
     """One Postgres shard is killed under load and started again: nothing is lost, nothing is a dead letter."""
     servers = list(room.stack.servers.values())
-    homes = [await tenants_on([server.url]) for server in servers]
+    homes = [await tenant_ids_on([server.url]) for server in servers]
     (away, there) = ([tenant for tenant in TENANTS if tenant.tenant_id in home] for home in homes)
     await servers[0].kill()
     lives = [life(tenant, "restart", f"restart-{tenant.business_id}", 5) for tenant in TENANTS]

@@ -19,16 +19,16 @@ from urllib.parse import quote, quote_plus, unquote
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from support.full_stack import Chain, Scene, item_of, partition_key, record_of
+from support.full_stack import Chain, FullStack, item_of, partition_key, record_of
 from support.network.fault_proxy import http_answer
 
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST, free_port, until
+from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
 from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess
 from simplu_worker.local.workload.producer import create_tenants
 from simplu_worker.local.workload.workload import Tenant
 
-in_scenes_loop = pytest.mark.asyncio(loop_scope="module")
+in_module_loop = pytest.mark.asyncio(loop_scope="module")
 HELD_S = 15.0
 SETTLED_S = 15.0
 AWKWARD = 'p@ss/w:rd?#%&=+é\\"'  # what has another spelling in a URL, in JSON or in a query
@@ -81,15 +81,15 @@ def processes() -> str:
 class Observer:
     """Knows every secret that was planted, and collects all that can be seen from outside."""
 
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
-        self.hidden = {*PLANTED_ENV.values(), scene.stack.citrus_api_key}
-        self.hidden |= {server.password for server in scene.servers}
+    def __init__(self, full_stack: FullStack) -> None:
+        self.full_stack = full_stack
+        self.hidden = {*PLANTED_ENV.values(), full_stack.stack.citrus_api_key}
+        self.hidden |= {server.password for server in full_stack.servers}
         self._letters: dict[str, str] = {}
 
     async def sees_nothing(self, worker: WorkerProcess | None = None) -> None:
         """Look everywhere; fail where a secret is shown."""
-        worker = worker or self.scene.worker
+        worker = worker or self.full_stack.worker
         evidence = {"letters": await self._dead_letters(), "processes": processes()} | await self.shown_by(worker)
         assert "worker.started" in evidence["log"]
         assert "simplu_operations_total" in evidence["/metrics"]
@@ -97,21 +97,21 @@ class Observer:
 
     async def shown_by(self, worker: WorkerProcess) -> dict[str, str]:
         """Return what *worker* shows, by place: its output, and its pages with the token and with a wrong one."""
-        tenant = self.scene.steady[0]
+        tenant = self.full_stack.steady[0]
         headers = {"Authorization": f"Bearer {PLANTED_ENV['API_TOKEN']}"}
         paths = ("/", "/livez", "/readyz", "/metrics", "/status", "/shards", "/operations/chain-1-0", "/nowhere")
         pages: dict[str, str] = {}
         for path in (*paths, f"/tenants/{tenant.business_id}/{tenant.location_id}"):
             for given in (headers, {"Authorization": "Bearer another"}):
-                async with self.scene.http.get(f"{worker.url}{path}", headers=given) as answer:
+                async with self.full_stack.http.get(f"{worker.url}{path}", headers=given) as answer:
                     page = f"{answer.status} {dict(answer.headers)} {await answer.text()}"
                     pages[path] = pages.get(path, "") + page
         return pages | {"log": worker.log_path.read_text()}
 
     async def _dead_letters(self) -> str:
-        url = self.scene.stack.env["SQS_DEAD_LETTER_QUEUE_URL"]
+        url = self.full_stack.stack.env["SQS_DEAD_LETTER_QUEUE_URL"]
         while messages := (
-            await self.scene.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, VisibilityTimeout=600)
+            await self.full_stack.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, VisibilityTimeout=600)
         ).get("Messages"):
             self._letters |= {message["MessageId"]: json.dumps(message) for message in messages}
         return "\n".join(self._letters.values())
@@ -120,8 +120,8 @@ class Observer:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def observer() -> AsyncIterator[Observer]:
     """Give an observer of a worker at LOG_LEVEL=debug."""
-    async with Scene(env=PLANTED_ENV | {"LOG_LEVEL": "debug", "DATABASE_ALLOWED_HOSTS": ""}) as scene:
-        yield Observer(scene)
+    async with FullStack(env=PLANTED_ENV | {"LOG_LEVEL": "debug", "DATABASE_ALLOWED_HOSTS": ""}) as full_stack:
+        yield Observer(full_stack)
 
 
 def connection_string(server: PostgresServer, password: str, *, port: int | None = None) -> str:
@@ -131,24 +131,24 @@ def connection_string(server: PostgresServer, password: str, *, port: int | None
 
 async def held(observer: Observer, tenant: Tenant, *, since: int) -> None:
     """Send operations of *tenant* and wait until the worker says that they are held."""
-    await observer.scene.put(Chain(tenant))
+    await observer.full_stack.put(Chain(tenant))
     business_id = tenant.business_id
-    await observer.scene.logged("tenant.held", since=since, within_s=HELD_S, business_id=business_id)
+    await observer.full_stack.wait_for_log_event("tenant.held", since=since, within_s=HELD_S, business_id=business_id)
 
 
-@in_scenes_loop
+@in_module_loop
 async def test_worker_shows_no_secret_in_good_work(observer: Observer) -> None:
     """Applied operations, dead letters, commands and a password that URLs spell otherwise leave nothing to see."""
-    scene = observer.scene
+    full_stack = observer.full_stack
     password = planted("awkward", awkward=True)
     observer.hidden.add(password)
-    shard = scene.stack.citrus.registry.shards["shard-2"]
-    shard.connection_string = connection_string(scene.servers[1], password)
-    chains = [Chain(tenant) for tenant in (*scene.steady, *await scene.fresh_tenants())]
-    await scene.put(item_of(partition_key(0), b"not JSON"), *chains)
-    await scene.settled(*chains, within_s=SETTLED_S)
-    await scene.logged("shard.repointed", since=0, within_s=HELD_S, shard_id="shard-2")
-    assert "dead_letter.stored" in scene.worker.log_path.read_text()
+    shard = full_stack.stack.citrus.registry.shards["shard-2"]
+    shard.connection_string = connection_string(full_stack.servers[1], password)
+    chains = [Chain(tenant) for tenant in (*full_stack.steady, *await full_stack.fresh_tenants())]
+    await full_stack.put(item_of(partition_key(0), b"not JSON"), *chains)
+    await full_stack.wait_until_applied(*chains, within_s=SETTLED_S)
+    await full_stack.wait_for_log_event("shard.repointed", since=0, within_s=HELD_S, shard_id="shard-2")
+    assert "dead_letter.stored" in full_stack.worker.log_path.read_text()
     await observer.sees_nothing()
 
 
@@ -192,56 +192,56 @@ LIES = {
 }
 
 
-@in_scenes_loop
+@in_module_loop
 async def test_worker_shows_no_secret_when_citrus_quotes_it_back(observer: Observer) -> None:
     """Whatever Citrus answers, neither the API key that it quotes nor a connection string in it is repeated."""
-    scene = observer.scene
+    full_stack = observer.full_stack
     password = planted("quoted", awkward=True)
     observer.hidden.add(password)
-    url = connection_string(scene.servers[0], password)
-    since = scene.log_end
-    tenants = {name: scene.new_tenant() for name in LIES}
-    await scene.register(list(tenants.values()))
-    await scene.provisioned(tenants.values(), within_s=SETTLED_S)
+    url = connection_string(full_stack.servers[0], password)
+    since = full_stack.log_end
+    tenants = {name: full_stack.new_tenant() for name in LIES}
+    await full_stack.register(list(tenants.values()))
+    await full_stack.wait_until_provisioned(tenants.values(), within_s=SETTLED_S)
     lies = {tenant.tenant_id: LIES[name] for name, tenant in tenants.items()}
 
     def lie(request: web.Request) -> web.Response | None:
         told = lies.get(request.path.rpartition("/")[2])
         return told(request, url) if told else None
 
-    with scene.citrus.lying(lie):
+    with full_stack.citrus.lying(lie):
         for tenant in tenants.values():
             await held(observer, tenant, since=since)
         await observer.sees_nothing()
     await observer.sees_nothing()
 
 
-@in_scenes_loop
+@in_module_loop
 async def test_worker_shows_no_secret_when_a_shard_refuses_or_is_unreachable(observer: Observer) -> None:
     """A wrong password, and a host that nobody listens on, are told without the password."""
-    scene, server = observer.scene, observer.scene.servers[2]
-    since = scene.log_end
-    tenants = [(await scene.fresh_tenants())[2] for _ in range(2)]
+    full_stack, server = observer.full_stack, observer.full_stack.servers[2]
+    since = full_stack.log_end
+    tenants = [(await full_stack.fresh_tenants())[2] for _ in range(2)]
     passwords = [planted("wrong", awkward=True), planted("unreachable", awkward=True)]
     observer.hidden |= set(passwords)
-    with asking_for_passwords(scene, server):
+    with asking_for_passwords(full_stack, server):
         for tenant, password, port in zip(tenants, passwords, (server.port, free_port()), strict=True):
             url = f"postgresql://postgres:{quote(password, safe='')}@{HOST}:{port}/{server.database}"
             # Of a shard that nobody knows yet: one that works is not left for an address at which it is not found.
-            registry = scene.stack.citrus.registry
+            registry = full_stack.stack.citrus.registry
             registry.place(tenant.tenant_id, registry.add_shard(f"shard-at-{port}", url))
             await held(observer, tenant, since=since)
             await observer.sees_nothing()
             del registry.shards[f"shard-at-{port}"]
-    log = scene.worker.log_path.read_text()
+    log = full_stack.worker.log_path.read_text()
     assert "InvalidPasswordError" in log
     assert "ConnectionRefusedError" in log
 
 
 @contextlib.contextmanager
-def asking_for_passwords(scene: Scene, server: PostgresServer) -> Iterator[None]:
+def asking_for_passwords(full_stack: FullStack, server: PostgresServer) -> Iterator[None]:
     """Have *server* ask new connections for passwords; otherwise it trusts everybody."""
-    access = scene.stack.group.directory / server.database / "data" / "pg_hba.conf"
+    access = full_stack.stack.group.directory / server.database / "data" / "pg_hba.conf"
     trusting = access.read_text()
     try:
         _set_access(server, access, re.sub(r"\btrust$", "scram-sha-256", trusting, flags=re.MULTILINE))
@@ -256,13 +256,13 @@ def _set_access(server: PostgresServer, access: Path, text: str) -> None:
     os.kill(server.pid, signal.SIGHUP)
 
 
-@in_scenes_loop
+@in_module_loop
 @pytest.mark.parametrize("way", ["variable", "file", "map"])
 async def test_worker_shows_no_secret_when_its_static_shard_is_unreachable(
     observer: Observer, tmp_path: Path, way: str
 ) -> None:
     """The passwords of DATABASE_PASSWORD, of its file and of a shard map are told neither by log nor by page."""
-    scene = observer.scene
+    full_stack = observer.full_stack
     password, port = planted(f"static-{way}", awkward=True), free_port()
     observer.hidden.add(password)
     secret_file = tmp_path / "secret"
@@ -276,18 +276,18 @@ async def test_worker_shows_no_secret_when_its_static_shard_is_unreachable(
         "file": {"DATABASE_PASSWORD_FILE": str(secret_file)},
         "map": {"SHARD_MAP_FILE": str(secret_file)},
     }[way]
-    queue = await scene.sqs.create_queue(QueueName=f"creation-{way}")
+    queue = await full_stack.sqs.create_queue(QueueName=f"creation-{way}")
     unset = {"KINESIS_STREAM_NAME": "", "CITRUS_SERVER_URL": ""}
     worker = WorkerProcess(
-        scene.stack.group,
-        scene.worker_env | unset | env | {"SQS_SHARD_CREATION_QUEUE_URL": queue["QueueUrl"]},
+        full_stack.stack.group,
+        full_stack.worker_env | unset | env | {"SQS_SHARD_CREATION_QUEUE_URL": queue["QueueUrl"]},
         number=1,
         log_path=tmp_path / "worker.log",
     )
     worker.start()
     await worker.wait_ready()
-    await create_tenants(scene.sqs, queue["QueueUrl"], [scene.new_tenant()])
-    assert await until(lambda: in_log(worker, "control.deferred"), within_s=HELD_S)
+    await create_tenants(full_stack.sqs, queue["QueueUrl"], [full_stack.new_tenant()])
+    assert await poll_until(lambda: in_log(worker, "control.deferred"), within_s=HELD_S)
     await observer.sees_nothing(worker)
     await worker.stop(within_s=SETTLED_S)
     await observer.sees_nothing()
@@ -298,17 +298,20 @@ async def in_log(worker: WorkerProcess, text: str) -> bool:
     return text in worker.log_path.read_text()
 
 
-@in_scenes_loop
+@in_module_loop
 async def test_worker_shows_no_content_of_records_above_debug(observer: Observer, tmp_path: Path) -> None:
     """At LOG_LEVEL=info neither log nor metrics nor status hold anything of a record's data, filters or result."""
-    scene = observer.scene
-    scene.worker.kill()
+    full_stack = observer.full_stack
+    full_stack.worker.kill()
     worker = WorkerProcess(
-        scene.stack.group, scene.worker_env | {"LOG_LEVEL": "info"}, number=2, log_path=tmp_path / "worker.log"
+        full_stack.stack.group,
+        full_stack.worker_env | {"LOG_LEVEL": "info"},
+        number=2,
+        log_path=tmp_path / "worker.log",
     )
     worker.start()
     await worker.wait_ready()
-    content, tenant, run = planted("content"), scene.steady[0], Chain(scene.steady[0]).resource_id
+    content, tenant, run = planted("content"), full_stack.steady[0], Chain(full_stack.steady[0]).resource_id
     data = {"note": content, content: [content]}
 
     def record(operation: str, request_id: str | None = None, *, of: Tenant = tenant, **members: Any) -> bytes:
@@ -316,7 +319,7 @@ async def test_worker_shows_no_content_of_records_above_debug(observer: Observer
 
     def bad(**members: Any) -> bytes:
         """Return a record of a tenant of its own: what is alike in a batch is logged once."""
-        return record(members.pop("operation", "create"), of=scene.new_tenant(), **members)
+        return record(members.pop("operation", "create"), of=full_stack.new_tenant(), **members)
 
     fine = [
         record("create"),
@@ -327,7 +330,7 @@ async def test_worker_shows_no_content_of_records_above_debug(observer: Observer
         record("create", resourceId=f"{run}-nul", data=data | {"nul": f"{content}\0"}),
         record("create", resourceId=f"{run}-big", data=data | {"big": 1}).replace(b'"big": 1', b'"big": 1e999999'),
         record("create", f"{run}-reused", resourceId=f"{run}-reused"),
-        record("create", of=scene.new_tenant()),  # held
+        record("create", of=full_stack.new_tenant()),  # held
     ]
     buried = [
         record("create", f"{run}-reused", resourceId=f"{run}-reused", data=data | {"another": 1}),
@@ -344,40 +347,40 @@ async def test_worker_shows_no_content_of_records_above_debug(observer: Observer
         f'{{"data": "{content}\ud800"}}'.encode(errors="surrogatepass"),
     ]
     key = partition_key(1)
-    positions = await scene.put(*(item_of(key, one) for one in (*fine, *buried)))
+    positions = await full_stack.put(*(item_of(key, one) for one in (*fine, *buried)))
     end = Chain(tenant, key=key)
-    await scene.put(end)
-    await scene.settled(end, within_s=SETTLED_S)
-    await scene.letters_of(positions[len(fine) :], within_s=SETTLED_S)
-    assert await until(lambda: in_log(worker, "tenant.held"), within_s=SETTLED_S)
+    await full_stack.put(end)
+    await full_stack.wait_until_applied(end, within_s=SETTLED_S)
+    await full_stack.wait_for_dead_letters(positions[len(fine) :], within_s=SETTLED_S)
+    assert await poll_until(lambda: in_log(worker, "tenant.held"), within_s=SETTLED_S)
     evidence = await observer.shown_by(worker)
     assert "operation.refused" in evidence["log"]
     assert shown_in(evidence, [content]) == []
     await worker.stop(within_s=SETTLED_S)
     assert shown_in({"log": worker.log_path.read_text()}, [content, *observer.hidden]) == []
-    scene.worker.start()
-    await scene.worker.wait_ready()
+    full_stack.worker.start()
+    await full_stack.worker.wait_ready()
 
 
-@in_scenes_loop
+@in_module_loop
 async def test_worker_shows_no_secret_when_it_crashes(observer: Observer) -> None:
     """A bug ends the process with its traceback, from which the secrets are scrubbed."""
-    scene = observer.scene
+    full_stack = observer.full_stack
     password = planted("leaked", awkward=True)  # nobody told the worker that this is one
     url = f"postgresql://postgres:{quote(password, safe='')}@{HOST}/d"
-    hidden = {*PLANTED_ENV.values(), scene.stack.citrus_api_key, password}
+    hidden = {*PLANTED_ENV.values(), full_stack.stack.citrus_api_key, password}
     # Where the hash keys begin: the error about it says what came instead of a number, as far as it is not too long.
     keys = {"StartingHashKey": " ".join([url, *hidden - {password}]), "EndingHashKey": "1"}
     leak = {"ShardId": "shardId-1", "SequenceNumberRange": {"StartingSequenceNumber": "1"}, "HashKeyRange": keys}
     answer = http_answer(200, json.dumps({"ShardIterator": "any", "Records": [], "Shards": [leak]}).encode())
-    with scene.kinesis_line.answering(answer):
-        assert await until(lambda: has_ended(scene.worker), within_s=HELD_S)
-    log = scene.worker.log_path.read_text()
+    with full_stack.kinesis_proxy.answer_all(answer):
+        assert await poll_until(lambda: has_ended(full_stack.worker), within_s=HELD_S)
+    log = full_stack.worker.log_path.read_text()
     assert "worker.crashed" in log
     assert "invalid literal for int()" in log
     assert shown_in({"log": log}, hidden) == []
-    scene.worker.start()
-    await scene.worker.wait_ready()
+    full_stack.worker.start()
+    await full_stack.worker.wait_ready()
 
 
 async def has_ended(worker: WorkerProcess) -> bool:

@@ -13,10 +13,10 @@ import pytest_asyncio
 from support.full_stack import item_of, record_of
 from support.redis.server import PASSWORD, RedisServer
 
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess, tail_of
 from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import tenants_on, urls_of
+from simplu_worker.local.verify.shard_checker import tenant_ids_on, urls_of
 from simplu_worker.local.workload.producer import create_tenants, open_client, put_items
 from simplu_worker.local.workload.workload import Tenant
 
@@ -47,7 +47,7 @@ class Place:
         await create_tenants(sqs, self.env["SQS_SHARD_CREATION_QUEUE_URL"], [TENANT])
 
         async def is_there() -> bool:
-            return TENANT.tenant_id in await tenants_on(urls_of(self.env))
+            return TENANT.tenant_id in await tenant_ids_on(urls_of(self.env))
 
         await self.until(is_there)
         return self
@@ -57,7 +57,7 @@ class Place:
 
     async def until(self, condition: Any) -> None:
         """Wait until *condition* says yes; a failure shows the worker's log."""
-        if not await until(condition, within_s=PATIENCE_S):
+        if not await poll_until(condition, within_s=PATIENCE_S):
             pytest.fail(tail_of(self.worker.log_path))
 
     async def put(self, resource_id: str) -> None:

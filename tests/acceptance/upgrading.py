@@ -26,12 +26,12 @@ from typing import Any
 import aiohttp
 import asyncpg
 from rich.console import Console
-from support.load.operation_chains import Plan
-from support.load.targets import PerformanceTarget, Results
-from support.load.testbed import ProvingGround
+from support.load.operation_chains import ChainPlan
+from support.load.targets import LoadReport, PerformanceTarget
+from support.load.testbed import Testbed
 
 import simplu_worker
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess
 
 PACKAGE = Path(simplu_worker.__file__).parent
@@ -72,11 +72,9 @@ def main() -> None:
 async def run(arguments: argparse.Namespace) -> int:
     """Run all of it and return the exit status."""
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    ground = ProvingGround(
-        shards=arguments.shards, stream_shards=4, tenants_per_shard=3, replicas=0, worker_env=WORKER_ENV
-    )
-    async with ground:
-        scenario = Scenario(ground, arguments, console)
+    testbed = Testbed(shards=arguments.shards, stream_shards=4, tenants_per_shard=3, replicas=0, worker_env=WORKER_ENV)
+    async with testbed:
+        scenario = Scenario(testbed, arguments, console)
         await scenario.run()
     scenario.results.print(console)
     return scenario.results.status
@@ -104,55 +102,55 @@ async def applied_by(worker: WorkerProcess) -> float:
 class Scenario:
     """The upgrade, step by step, and what came of it."""
 
-    def __init__(self, ground: ProvingGround, arguments: argparse.Namespace, console: Console) -> None:
-        self._ground = ground
+    def __init__(self, testbed: Testbed, arguments: argparse.Namespace, console: Console) -> None:
+        self._testbed = testbed
         self._seconds: float = arguments.seconds
         self._rate: float = arguments.rate
         self._console = console
-        folder = ground.stack.group.directory
+        folder = testbed.stack.group.directory
         self._old = {"PYTHONPATH": str(old_package(folder))}
         self._new = {"PYTHONPATH": str(PACKAGE.parent)}
-        self.results = Results("shards upgraded under load")
+        self.results = LoadReport("shards upgraded under load")
 
     async def run(self) -> None:
         """Go through it and compare every row in the end."""
-        ground = self._ground
-        await ground.start_worker(self._old)
-        await ground.register(ground.tenants_of())
-        flow = ground.start_flow(Plan("steady", ground.tenants_of()), rate=self._rate)
-        async with ground.phase("old worker, first schema"):
+        testbed = self._testbed
+        await testbed.start_worker(self._old)
+        await testbed.register(testbed.tenants_of())
+        flow = testbed.start_flow(ChainPlan("steady", testbed.tenants_of()), rate=self._rate)
+        async with testbed.phase("old worker, first schema"):
             await asyncio.sleep(self._seconds)
-        await ground.start_worker(self._new)
+        await testbed.start_worker(self._new)
         await self._both_work("first schema")
         await self._plan()
-        async with ground.phase("upgrade"):
+        async with testbed.phase("upgrade"):
             await self._blocked_and_killed()
             await self._upgraded()
         await self._both_work("last schema")
         self._say("the old worker goes")
-        old = ground.workers.pop(0)
+        old = testbed.workers.pop(0)
         await old.stop(within_s=STOP_WITHIN_S)
-        async with ground.phase("new worker, last schema"):
+        async with testbed.phase("new worker, last schema"):
             await asyncio.sleep(self._seconds)
         await flow.producer.stop()
-        applied = await ground.applied(ground.urls, within_s=WITHIN_S)
+        applied = await testbed.wait_until_applied(testbed.urls, within_s=WITHIN_S)
         self._expect("all was applied in the end", met=applied)
         await self._judge(flow.plan)
-        for worker in (old, ground.worker):
+        for worker in (old, testbed.worker):
             text = worker.log_path.read_text(encoding="utf-8")
             self.results.differences += [line for line in text.splitlines() if '"shard.cut_off"' in line][:3]
-        await ground.stop_workers()
+        await testbed.stop_workers()
 
     async def _both_work(self, schema: str) -> None:
         """Have the phase in which both apply operations."""
-        before = [await applied_by(worker) for worker in self._ground.workers]
+        before = [await applied_by(worker) for worker in self._testbed.workers]
 
         async def both_applied() -> bool:
-            counts = [await applied_by(worker) for worker in self._ground.workers]
+            counts = [await applied_by(worker) for worker in self._testbed.workers]
             return all(count > one for count, one in zip(counts, before, strict=True))
 
-        async with self._ground.phase(f"old and new worker, {schema}"):
-            self._expect(f"both apply, {schema}", met=await until(both_applied, within_s=WITHIN_S))
+        async with self._testbed.phase(f"old and new worker, {schema}"):
+            self._expect(f"both apply, {schema}", met=await poll_until(both_applied, within_s=WITHIN_S))
             await asyncio.sleep(self._seconds)
 
     async def _plan(self) -> None:
@@ -164,16 +162,16 @@ class Scenario:
 
     async def _blocked_and_killed(self) -> None:
         """Have an upgrade wait for a session, and kill it."""
-        holder = await asyncpg.connect(self._ground.urls[0], server_settings={"application_name": HOLDER})
+        holder = await asyncpg.connect(self._testbed.urls[0], server_settings={"application_name": HOLDER})
         await holder.execute("BEGIN; LOCK TABLE moves IN ROW SHARE MODE")
-        log = self._ground.stack.group.directory / "upgrade-killed.log"
+        log = self._testbed.stack.group.directory / "upgrade-killed.log"
         argv = [sys.executable, "-m", "simplu_worker", "shards", "upgrade", "--apply"]
-        process = self._ground.stack.group.spawn(argv, log_path=log, env=self._env(self._new))
+        process = self._testbed.stack.group.spawn(argv, log_path=log, env=self._env(self._new))
 
         async def is_named() -> bool:
             return HOLDER in log.read_text(encoding="utf-8")
 
-        self._expect("who held it up is named", met=await until(is_named, within_s=WITHIN_S))
+        self._expect("who held it up is named", met=await poll_until(is_named, within_s=WITHIN_S))
         await asyncio.sleep(BLOCKED_S)
         process.kill()
         process.wait()
@@ -203,25 +201,25 @@ class Scenario:
 
     def _env(self, env: Mapping[str, str]) -> dict[str, str]:
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        return inherited | self._ground.stack.env | WORKER_ENV | dict(env)
+        return inherited | self._testbed.stack.env | WORKER_ENV | dict(env)
 
     async def _versions(self) -> set[int]:
         versions = set()
-        for url in self._ground.urls:
+        for url in self._testbed.urls:
             connection = await asyncpg.connect(url)
             versions.add(await connection.fetchval("SELECT max(version) FROM schema_migrations"))
             await connection.close()
         return versions
 
-    async def _judge(self, plan: Plan) -> None:
-        ground = self._ground
-        self.results.phases = [await ground.measured(phase, plan, ground.urls) for phase in ground.phases]
+    async def _judge(self, plan: ChainPlan) -> None:
+        testbed = self._testbed
+        self.results.phases = [await testbed.measure_phase(phase, plan, testbed.urls) for phase in testbed.phases]
         for measured in self.results.phases[1:]:
             what = f"longest, {measured.phase.name}"
             self.results.bounds.append(PerformanceTarget(what, measured.longest_s, LONGEST_S, unit="s"))
-        self.results.differences += await ground.differences()
-        if ground.letters:
-            self.results.differences.append(f"{len(ground.letters)} dead letters, such as {ground.letters[0]}")
+        self.results.differences += await testbed.find_differences()
+        if testbed.letters:
+            self.results.differences.append(f"{len(testbed.letters)} dead letters, such as {testbed.letters[0]}")
 
     def _expect(self, what: str, *, met: bool) -> None:
         self.results.bounds.append(PerformanceTarget(what, float(met), least=1))

@@ -12,9 +12,9 @@ from simulation.simulated_network import Network
 from simulation.virtual_time import EPOCH
 
 from simplu_worker.consumers.kinesis.stream.client import decode_get_records
-from simplu_worker.local.kinesis.actions import Actions
+from simplu_worker.local.kinesis.actions import KinesisActions
 from simplu_worker.local.kinesis.errors import KinesisError
-from simplu_worker.local.kinesis.model import Account, Options, Stream
+from simplu_worker.local.kinesis.model import KinesisAccount, KinesisOptions, LocalStream
 
 SERVICE = "kinesis"
 STREAM = "operations"
@@ -23,13 +23,13 @@ STREAM = "operations"
 class KinesisService:
     """The account, and its clock: that of the simulation."""
 
-    def __init__(self, network: Network, options: Options) -> None:
+    def __init__(self, network: Network, options: KinesisOptions) -> None:
         self.network = network
-        self.account = Account(options)
+        self.account = KinesisAccount(options)
         self.is_false_end: Callable[[], bool] = self._draws_false_end  # whether the next reply looks like one
         self.false_ends = 0.0  # chance of that
         self._was_false = False
-        self._actions = Actions(self.account)
+        self._actions = KinesisActions(self.account)
 
     def _draws_false_end(self) -> bool:
         """Never twice in a row."""
@@ -37,7 +37,7 @@ class KinesisService:
         return self._was_false
 
     @property
-    def stream(self) -> Stream:
+    def stream(self) -> LocalStream:
         """The one stream, with all that was due by now done."""
         self.account.settle(self.now_ms)
         return self.account.streams[STREAM]

@@ -31,7 +31,7 @@ from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
-from simplu_worker.local.kinesis.model import Options
+from simplu_worker.local.kinesis.model import KinesisOptions
 
 APPLICATION = "simplu"
 LOOK_EVERY_S = 0.25
@@ -73,7 +73,7 @@ class Plan(msgspec.Struct, frozen=True):
     tenant_holds_max: int = TENANT_HOLDS_MAX
     prefetch_max_bytes: int = 64 * 1024 * 1024
     ahead_from_s: float = 30.0
-    options: Options = msgspec.field(default_factory=lambda: Options(scaling_limits=False))
+    options: KinesisOptions = msgspec.field(default_factory=lambda: KinesisOptions(scaling_limits=False))
 
 
 class Replica:

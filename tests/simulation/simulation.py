@@ -16,7 +16,7 @@ from simulation.simulated_world import FleetMaker, Plan, ViolationError, Weather
 
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
-from simplu_worker.local.kinesis.model import Options
+from simplu_worker.local.kinesis.model import KinesisOptions
 
 WELL_WITHIN_S = 60.0
 UNKNOWN_AFTER_S = 330.0  # for records of tenants that never come: 60 s, and a few looks at those held together
@@ -74,7 +74,7 @@ def draw_plan(draws: Random) -> Plan:
         tenant_holds_max=choice([0, 1, 1000]),
         ahead_from_s=choice([0.0, 0.0, 1.0, 30.0]),
         prefetch_max_bytes=choice([12 * 1024, 64 * 1024 * 1024]),
-        options=Options(
+        options=KinesisOptions(
             scaling_limits=False,
             iterator_ttl_ms=choice([1000, 300_000]),
             page_size=choice([1, 2, 1000]),

@@ -23,10 +23,10 @@ from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.sqs.actions import Actions
+from simplu_worker.local.sqs.actions import SqsActions
 from simplu_worker.local.sqs.errors import SqsError
-from simplu_worker.local.sqs.faults import Fault, Faults
-from simplu_worker.local.sqs.model import Account
+from simplu_worker.local.sqs.faults import Faults, SqsFault
+from simplu_worker.local.sqs.model import SqsAccount
 
 EPOCH_MS = 1_767_225_600_000
 LATENCY_S = 0.01
@@ -40,8 +40,8 @@ class World:
     def __init__(self, seed: int = 0) -> None:
         ids = itertools.count()
         self.loop = asyncio.get_running_loop()
-        self.account = Account(new_id=lambda: f"m{next(ids):06}")
-        self.actions = Actions(self.account)
+        self.account = SqsAccount(new_id=lambda: f"m{next(ids):06}")
+        self.actions = SqsActions(self.account)
         self.actions.base_url = "http://sqs"
         self.faults = Faults()
         self.calls: list[tuple[float, str, dict[str, Any]]] = []
@@ -261,7 +261,7 @@ class ModelClient:
         except TimeoutError:
             pass
 
-    async def _suffer(self, fault: Fault, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def _suffer(self, fault: SqsFault, arguments: dict[str, Any]) -> dict[str, Any]:
         """Let the call go wrong; return what is left of it to be done."""
         if error := fault.error():
             raise client_error(error.code, error.status, fault.action)

@@ -21,7 +21,7 @@ from simulation.wrong_designs import WRONG_DESIGNS
 
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
-from simplu_worker.local.kinesis.model import Options
+from simplu_worker.local.kinesis.model import KinesisOptions
 
 OWN_TRY_S = 0.05  # of looking, here
 CALM = Plan(replica_count=4, stream_shard_count=16, key_count=32)
@@ -357,7 +357,7 @@ def test_end_is_not_believed_that_came_before_the_stream_shard_was_closed() -> N
 
         assert world.leases()["shardId-000000000000"].checkpoint == SHARD_END
 
-    play(Plan(replica_count=1, options=Options(scaling_limits=False, update_delay_ms=0)), work)
+    play(Plan(replica_count=1, options=KinesisOptions(scaling_limits=False, update_delay_ms=0)), work)
 
 
 def test_child_is_read_from_its_checkpoint_when_its_lease_moves() -> None:
@@ -649,7 +649,7 @@ def test_stream_is_read_in_order_while_it_is_scaled_from_one_to_eight_to_two() -
 
         assert len(world.owners()) == 2
 
-    options = Options(scaling_limits=False, update_delay_ms=3000, page_size=3)
+    options = KinesisOptions(scaling_limits=False, update_delay_ms=3000, page_size=3)
     play(Plan(replica_count=3, record_count=300, key_count=20, trouble_s=30.0, options=options), work)
 
 

@@ -9,7 +9,7 @@ from simulation.sqs_world import Desk, World, virtually
 
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
-from simplu_worker.local.sqs.faults import Fault
+from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import DRAIN_MARGIN_S, FLEET_TURN_MAX_S, ReplicaStatus
 
@@ -55,9 +55,9 @@ async def test_t28_stuck_loop_is_named_by_its_queue(world: World) -> None:
 @virtually
 async def test_queue_that_does_not_answer_is_not_stuck(world: World) -> None:
     """Hung calls and a queue that refuses everything are trouble, which a restart would not end."""
-    world.faults.add(Fault(action="GetQueueAttributes", kind="fail", count=5))
-    world.faults.add(Fault(action="ReceiveMessage", kind="hang", count=3))
-    world.faults.add(Fault(action="ReceiveMessage", kind="fail", count=200))
+    world.faults.add(SqsFault(action="GetQueueAttributes", kind="fail", count=5))
+    world.faults.add(SqsFault(action="ReceiveMessage", kind="hang", count=3))
+    world.faults.add(SqsFault(action="ReceiveMessage", kind="fail", count=200))
     async with world.receiving(world.queue(), Desk()) as running:
         replica = replica_of(asyncio.Event(), a=running.receiver)
         for _ in range(100):

@@ -29,7 +29,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     after_unexpected,
 )
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.sqs.faults import Fault
+from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.metrics.instruments import (
     SQS_IN_FLIGHT,
     SQS_POLLS_REPLACED,
@@ -108,7 +108,7 @@ async def test_t3_idle_receiver_ends_with_its_poll(world: World) -> None:
 async def test_t4_deletes_that_are_not_sent_yet_are_sent_before_the_end(world: World) -> None:
     """T4: what is handled when the stop comes is deleted, though its batch is not full and SQS is in trouble."""
     queue, desk = world.queue(), Desk()
-    world.faults.add(Fault(action="DeleteMessageBatch", kind="fail", count=3))
+    world.faults.add(SqsFault(action="DeleteMessageBatch", kind="fail", count=3))
     await world.send(queue, *bodies(9))
     async with world.receiving(queue, desk) as running:
         await world.until(lambda: len(desk.handled) == 9)
@@ -278,7 +278,7 @@ async def test_t12_two_thousand_in_hand_are_claimed_in_time_by_tens(world: World
 async def test_t12_message_whose_lease_was_lost_is_not_deleted(world: World) -> None:
     """T12: when claims fail past the deadline, the verdict is not carried out, counted, and the message comes again."""
     queue, desk = world.queue(VisibilityTimeout="6"), Desk(takes_s=10)
-    world.faults.add(Fault(action="ChangeMessageVisibilityBatch", kind="fail", count=12))
+    world.faults.add(SqsFault(action="ChangeMessageVisibilityBatch", kind="fail", count=12))
     await world.send(queue, "a")
     with capture_logs() as logs:
         async with world.receiving(queue, desk, limits=SchedulerLimits(message_count=1)) as running:
@@ -292,7 +292,7 @@ async def test_t12_message_whose_lease_was_lost_is_not_deleted(world: World) -> 
 async def test_t12_message_whose_lease_was_lost_is_not_started(world: World) -> None:
     """T12: a queued message of which the lease was lost is dropped, with those of its group behind it."""
     queue, desk = world.queue(is_fifo=True, VisibilityTimeout="6"), Desk(takes_s=15)
-    world.faults.add(Fault(action="ChangeMessageVisibilityBatch", kind="fail", count=10))
+    world.faults.add(SqsFault(action="ChangeMessageVisibilityBatch", kind="fail", count=10))
     await world.send(queue, "a1", "a2", "a3")
     async with world.receiving(queue, desk, limits=SchedulerLimits(message_count=3, batch_count=1)) as running:
         await world.until(lambda: desk.busy_count == 1)
@@ -307,7 +307,7 @@ async def test_t12_message_whose_lease_was_lost_is_not_started(world: World) -> 
 async def test_t13_no_claim_follows_when_a_message_has_gone_back(world: World) -> None:
     """T13: the claim that is under way ends before a message goes back, and there is none after it."""
     queue, desk = world.queue(VisibilityTimeout="3"), Desk(lambda _: ReturnToQueue(600), takes_s=0.95)
-    world.faults.add(Fault(action="ChangeMessageVisibilityBatch", kind="delay", delay_ms=400))
+    world.faults.add(SqsFault(action="ChangeMessageVisibilityBatch", kind="delay", delay_ms=400))
     await world.send(queue, "a")
     async with world.receiving(queue, desk):
         await asyncio.sleep(30)
@@ -415,7 +415,7 @@ async def test_t17_message_received_twice_is_handled_once_and_deleted_by_its_new
 async def test_t18_only_the_failed_entries_of_a_delete_are_tried_again(world: World) -> None:
     """T18: three of ten fail on SQS's side: these three are deleted again."""
     queue, desk = world.queue(), Desk()
-    world.faults.add(Fault(action="DeleteMessageBatch", kind="entries", entries=3, count=2))
+    world.faults.add(SqsFault(action="DeleteMessageBatch", kind="entries", entries=3, count=2))
     await world.send(queue, *bodies(10))
     async with world.receiving(queue, desk) as running:
         await world.emptied(queue)
@@ -427,7 +427,7 @@ async def test_t18_only_the_failed_entries_of_a_delete_are_tried_again(world: Wo
 async def test_t18_entries_at_fault_are_not_tried_again(world: World) -> None:
     """T18: what SQS finds at fault is left to come again."""
     queue, desk = world.queue(VisibilityTimeout="20"), Desk()
-    fault = Fault(
+    fault = SqsFault(
         action="DeleteMessageBatch", kind="entries", entries=3, code="ReceiptHandleIsInvalid", sender_fault=True
     )
     world.faults.add(fault)
@@ -443,7 +443,7 @@ async def test_t18_entries_at_fault_are_not_tried_again(world: World) -> None:
 async def test_t18_deletes_are_tried_again_inside_the_visibility_window_only(world: World) -> None:
     """T18: when SQS deletes nothing for longer than the visibility timeout, the messages are left to come again."""
     queue, desk = world.queue(VisibilityTimeout="10"), Desk()
-    world.faults.add(Fault(action="DeleteMessageBatch", kind="fail", count=10))
+    world.faults.add(SqsFault(action="DeleteMessageBatch", kind="fail", count=10))
     await world.send(queue, "a")
     async with world.receiving(queue, desk) as running:
         await world.emptied(queue)
@@ -545,7 +545,7 @@ async def test_t24_thousand_groups_over_eight_slots_all_get_their_turn(world: Wo
 async def test_t25_poll_that_never_returns_is_noticed_counted_and_replaced(world: World) -> None:
     """T25: a poll without an answer is given up a few seconds after its wait, and the next one works."""
     queue, desk = world.queue(), Desk()
-    world.faults.add(Fault(action="ReceiveMessage", kind="hang", count=2))
+    world.faults.add(SqsFault(action="ReceiveMessage", kind="hang", count=2))
     await world.send(queue, "a")
     with capture_logs() as logs:
         async with world.receiving(queue, desk, poll_wait_s=5):
@@ -558,12 +558,12 @@ async def test_t25_poll_that_never_returns_is_noticed_counted_and_replaced(world
 @pytest.mark.parametrize(
     ("fault", "level"),
     [
-        (Fault(action="ReceiveMessage", kind="cut"), "warning"),
-        (Fault(action="ReceiveMessage", kind="throttle"), "warning"),
-        (Fault(action="ReceiveMessage", kind="fail"), "warning"),
-        (Fault(action="ReceiveMessage", kind="fail", status=503, code="ServiceUnavailable"), "warning"),
+        (SqsFault(action="ReceiveMessage", kind="cut"), "warning"),
+        (SqsFault(action="ReceiveMessage", kind="throttle"), "warning"),
+        (SqsFault(action="ReceiveMessage", kind="fail"), "warning"),
+        (SqsFault(action="ReceiveMessage", kind="fail", status=503, code="ServiceUnavailable"), "warning"),
         *(
-            (Fault(action="ReceiveMessage", kind="fail", code=code, status=400), "error")
+            (SqsFault(action="ReceiveMessage", kind="fail", code=code, status=400), "error")
             for code in (
                 "QueueDoesNotExist",
                 "InvalidAddress",
@@ -572,11 +572,11 @@ async def test_t25_poll_that_never_returns_is_noticed_counted_and_replaced(world
                 "KmsDisabled",
             )
         ),
-        (Fault(action="ReceiveMessage", kind="fail", code="OverLimit", status=403), "warning"),
-        (Fault(action="ReceiveMessage", kind="fail", code="AccessDenied", status=403), "error"),
+        (SqsFault(action="ReceiveMessage", kind="fail", code="OverLimit", status=403), "warning"),
+        (SqsFault(action="ReceiveMessage", kind="fail", code="AccessDenied", status=403), "error"),
     ],
 )
-def test_t26_loop_goes_on_after_each_class_of_error(fault: Fault, level: str) -> None:
+def test_t26_loop_goes_on_after_each_class_of_error(fault: SqsFault, level: str) -> None:
     """T26: whatever a receive raises is logged, waited out, and the loop goes on."""
 
     async def test(world: World) -> None:
@@ -649,10 +649,10 @@ async def test_t31_gauge_and_permits_are_back_after_any_mix(world: World) -> Non
     queue = world.queue(VisibilityTimeout="4")
     verdicts: list[Verdict] = [Done(), ReturnToQueue(1), RetryHeld(0.5), BURY, Done()]
     desk = Desk(lambda _: verdicts[world.draws.randrange(5)], takes_s=0.5)
-    world.faults.add(Fault(action="ChangeMessageVisibilityBatch", kind="fail", count=6))
-    world.faults.add(Fault(action="DeleteMessageBatch", kind="entries", entries=2, count=9))
-    world.faults.add(Fault(action="DeleteMessageBatch", kind="cut", count=4, applied=True))
-    world.faults.add(Fault(action="ReceiveMessage", kind="cut", count=2, applied=True))
+    world.faults.add(SqsFault(action="ChangeMessageVisibilityBatch", kind="fail", count=6))
+    world.faults.add(SqsFault(action="DeleteMessageBatch", kind="entries", entries=2, count=9))
+    world.faults.add(SqsFault(action="DeleteMessageBatch", kind="cut", count=4, applied=True))
+    world.faults.add(SqsFault(action="ReceiveMessage", kind="cut", count=2, applied=True))
     await world.send(queue, *bodies(400))
     async with world.receiving(
         queue, desk, limits=SchedulerLimits(message_count=40, batch_count=3, call_count=4)
@@ -718,7 +718,7 @@ async def test_polls_become_more_under_load_and_one_again_when_idle(world: World
 async def test_receive_of_a_fifo_queue_is_repeated_under_its_id_when_its_answer_got_lost(world: World) -> None:
     """The messages of a lost answer come with the repetition, at once and in order; the next receive has a new id."""
     queue, desk = world.queue(is_fifo=True, VisibilityTimeout="600"), Desk()
-    world.faults.add(Fault(action="ReceiveMessage", kind="cut", applied=True))
+    world.faults.add(SqsFault(action="ReceiveMessage", kind="cut", applied=True))
     await world.send(queue, "a1", "a2", "b1")
     async with world.receiving(queue, desk):
         await world.emptied(queue)
@@ -732,8 +732,8 @@ async def test_receive_of_a_fifo_queue_is_repeated_under_its_id_when_its_answer_
 async def test_receive_of_a_fifo_queue_has_a_new_id_after_a_refusal_and_after_minutes(world: World) -> None:
     """An answer that says no has taken nothing, and SQS forgets an id after five minutes."""
     queue = world.queue(is_fifo=True)
-    world.faults.add(Fault(action="ReceiveMessage", kind="throttle"))
-    world.faults.add(Fault(action="ReceiveMessage", kind="hang", count=15))
+    world.faults.add(SqsFault(action="ReceiveMessage", kind="throttle"))
+    world.faults.add(SqsFault(action="ReceiveMessage", kind="hang", count=15))
     async with world.receiving(queue, Desk(), poll_wait_s=5):
         await world.until(lambda: len(world.called("ReceiveMessage")) >= 17)
     polls = world.called("ReceiveMessage")
@@ -809,7 +809,7 @@ async def test_waiting_heads_leave_half_of_the_hand_to_others(world: World) -> N
 async def test_queue_that_does_not_answer_at_the_start_is_waited_for(world: World) -> None:
     """Nothing is received before the queue's visibility timeout is known."""
     queue, desk = world.queue(), Desk()
-    world.faults.add(Fault(action="GetQueueAttributes", kind="fail", count=5))
+    world.faults.add(SqsFault(action="GetQueueAttributes", kind="fail", count=5))
     await world.send(queue, "a")
     async with world.receiving(queue, desk) as running:
         await world.until(lambda: running.receiver.last_error is not None)

@@ -12,7 +12,7 @@ from simulation.sqs_world import Letters, World, virtually
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
-from simplu_worker.local.sqs.faults import Fault
+from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.metrics.instruments import outcomes_of
 from simplu_worker.operations.operation import DeadLetterReason
 
@@ -89,9 +89,9 @@ async def disturb(world: World, queue: Queue, letters: Letters) -> None:
                 await asyncio.sleep(draws.uniform(0, 5))
                 letters.works.set()
             case 2:
-                world.faults.add(Fault(action=draws.choice(ACTIONS[:3]), kind="hang", applied=draws.random() < 0.5))
+                world.faults.add(SqsFault(action=draws.choice(ACTIONS[:3]), kind="hang", applied=draws.random() < 0.5))
             case 3:
-                entries = Fault(
+                entries = SqsFault(
                     action=draws.choice(ACTIONS[1:3]),
                     kind="entries",
                     entries=draws.randrange(1, 5),
@@ -99,10 +99,12 @@ async def disturb(world: World, queue: Queue, letters: Letters) -> None:
                 )
                 world.faults.add(entries)
             case 4:
-                late = Fault(action=draws.choice(ACTIONS), kind="delay", delay_ms=draws.randrange(4000), applied=True)
+                late = SqsFault(
+                    action=draws.choice(ACTIONS), kind="delay", delay_ms=draws.randrange(4000), applied=True
+                )
                 world.faults.add(late)
             case _:
-                cut = Fault(
+                cut = SqsFault(
                     action=draws.choice(ACTIONS),
                     kind=draws.choice(["cut", "throttle", "fail"]),
                     applied=draws.random() < 0.5,

@@ -21,8 +21,8 @@ from support.network.fault_proxy import FaultProxy
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.comparison import Letter
-from simplu_worker.local.verify.shard_checker import LetterBox
+from simplu_worker.local.verify.comparison import StoredDeadLetter
+from simplu_worker.local.verify.shard_checker import DeadLetterReader
 from simplu_worker.local.workload.producer import Position, create_tenants, open_client, put_items
 from simplu_worker.local.workload.reference_model import Effect, Verdict
 from simplu_worker.local.workload.workload import Item, Tenant
@@ -101,7 +101,7 @@ class Chain:
         return item_of(self.key, record_of(self.tenant, kind, request_id, resourceId=self.resource_id, **members))
 
 
-class Scene:
+class FullStack:
     """The stack, the worker, and the proxies between them."""
 
     def __init__(self, *, aws: Literal["local", "moto"] = "local", env: Mapping[str, str] | None = None) -> None:
@@ -119,15 +119,15 @@ class Scene:
         await enter(self.stack)
         env = self.stack.env
         aws_url = env["AWS_ENDPOINT_URL"]
-        self.kinesis_line = await enter(FaultProxy(env.get("AWS_ENDPOINT_URL_KINESIS", aws_url)))
-        self.dynamodb_line = await enter(FaultProxy(env["DYNAMODB_ENDPOINT"]))
-        self.sqs_line = await enter(FaultProxy(env.get("AWS_ENDPOINT_URL_SQS", aws_url)))
+        self.kinesis_proxy = await enter(FaultProxy(env.get("AWS_ENDPOINT_URL_KINESIS", aws_url)))
+        self.dynamodb_proxy = await enter(FaultProxy(env["DYNAMODB_ENDPOINT"]))
+        self.sqs_proxy = await enter(FaultProxy(env.get("AWS_ENDPOINT_URL_SQS", aws_url)))
         self.citrus = await enter(LyingCitrus(self.stack.citrus_url))
-        self.citrus_line = await enter(FaultProxy(self.citrus.url))
+        self.citrus_proxy = await enter(FaultProxy(self.citrus.url))
         self.kinesis = await enter(open_client("kinesis", env))
         self.sqs = await enter(open_client("sqs", env))
         self.dynamodb = await enter(open_client("dynamodb", env))
-        self.letter_box = LetterBox(self.sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
+        self.dead_letter_reader = DeadLetterReader(self.sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
         self.http = await enter(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)))
         # A message that a cut poll was given comes again after that time.
         await self.sqs.set_queue_attributes(
@@ -140,7 +140,7 @@ class Scene:
         self.steady = await self.make_tenants(1)
         chains = [Chain(tenant) for tenant in self.steady]
         await self.put(*chains)
-        await self.settled(*chains, within_s=TENANT_S)
+        await self.wait_until_applied(*chains, within_s=TENANT_S)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -148,10 +148,10 @@ class Scene:
 
     def _troubled_env(self) -> dict[str, str]:
         return {
-            "AWS_ENDPOINT_URL_KINESIS": self.kinesis_line.url,
-            "AWS_ENDPOINT_URL_SQS": self.sqs_line.url,
-            "DYNAMODB_ENDPOINT": self.dynamodb_line.url,
-            "CITRUS_SERVER_URL": self.citrus_line.url,
+            "AWS_ENDPOINT_URL_KINESIS": self.kinesis_proxy.url,
+            "AWS_ENDPOINT_URL_SQS": self.sqs_proxy.url,
+            "DYNAMODB_ENDPOINT": self.dynamodb_proxy.url,
+            "CITRUS_SERVER_URL": self.citrus_proxy.url,
             "CITRUS_TIMEOUT": "1000",
             "DATABASE_ALLOWED_HOSTS": "127.0.0.1",
             "KINESIS_LEASE_DURATION_SECONDS": "2",
@@ -173,7 +173,7 @@ class Scene:
         """Register tenants, *per_shard* on each shard in turn, and wait until the worker has made them."""
         tenants = [self.new_tenant() for _ in range(per_shard * len(self.servers))]
         await self.register(tenants)
-        await self.provisioned(tenants, within_s=TENANT_S)
+        await self.wait_until_provisioned(tenants, within_s=TENANT_S)
         return tenants
 
     async def fresh_tenants(self) -> list[Tenant]:
@@ -196,7 +196,7 @@ class Scene:
             self.homes[tenant.tenant_id] = self.stack.servers[shard.shard_id]
         await create_tenants(self.sqs, self.stack.env["SQS_SHARD_CREATION_QUEUE_URL"], tenants)
 
-    async def provisioned(self, tenants: Iterable[Tenant], *, within_s: float) -> None:
+    async def wait_until_provisioned(self, tenants: Iterable[Tenant], *, within_s: float) -> None:
         """Wait until the shards have *tenants*."""
         left = list(tenants)
 
@@ -216,7 +216,7 @@ class Scene:
             return False
 
     @asynccontextmanager
-    async def connected(self, tenant: Tenant) -> AsyncIterator[asyncpg.Connection[Any]]:
+    async def connect(self, tenant: Tenant) -> AsyncIterator[asyncpg.Connection[Any]]:
         """Connect to the tenant's shard."""
         connection = await asyncpg.connect(self.homes[tenant.tenant_id].url, timeout=QUERY_TIMEOUT_S)
         try:
@@ -226,7 +226,7 @@ class Scene:
 
     async def fetchval(self, tenant: Tenant, query: str, *arguments: Any) -> Any:
         """Ask the tenant's shard for one value."""
-        async with self.connected(tenant) as connection:
+        async with self.connect(tenant) as connection:
             return await connection.fetchval(query, *arguments)
 
     # Operations
@@ -240,33 +240,33 @@ class Scene:
         )
         return positions
 
-    async def log_of(self, tenant: Tenant) -> dict[str, asyncpg.Record]:
+    async def read_operations(self, tenant: Tenant) -> dict[str, asyncpg.Record]:
         """Return the tenant's rows of `operations`, by request id."""
-        async with self.connected(tenant) as connection:
+        async with self.connect(tenant) as connection:
             rows = await connection.fetch(LOG_SQL, tenant.tenant_id, timeout=QUERY_TIMEOUT_S)
         return {row["request_id"]: row for row in rows}
 
-    async def logged_all(
+    async def wait_for_rows(
         self, tenant: Tenant, request_ids: Iterable[str], *, within_s: float
     ) -> dict[str, asyncpg.Record]:
         """Wait until the tenant's log has *request_ids*; return it."""
         wanted = set(request_ids)
 
         async def whole_log() -> dict[str, asyncpg.Record]:
-            log = await self.log_of(tenant)
+            log = await self.read_operations(tenant)
             return log if wanted <= log.keys() else {}
 
         return await eventually(whole_log, within_s=within_s)
 
-    async def is_settled(self, chain: Chain) -> bool:
+    async def is_applied(self, chain: Chain) -> bool:
         """Tell whether all that was put of *chain* is in the log."""
-        return chain.expected.keys() <= (await self.log_of(chain.tenant)).keys()
+        return chain.expected.keys() <= (await self.read_operations(chain.tenant)).keys()
 
-    async def settled(self, *chains: Chain, within_s: float) -> None:
+    async def wait_until_applied(self, *chains: Chain, within_s: float) -> None:
         """Wait until all that was put of *chains* is in the log; then what was read must be what was written before."""
 
         async def all_settled() -> bool:
-            return all([await self.is_settled(chain) for chain in chains])
+            return all([await self.is_applied(chain) for chain in chains])
 
         try:
             await eventually(all_settled, within_s=within_s)
@@ -274,15 +274,17 @@ class Scene:
             self.worker.check_running()
             pytest.fail(f"not applied within {within_s} s; {await self.status()}")
         for chain in chains:
-            log = await self.log_of(chain.tenant)
+            log = await self.read_operations(chain.tenant)
             got = {name: (log[name]["status"], log[name]["error"], log[name]["n"]) for name in chain.expected}
             assert got == chain.expected
             row = await self.fetchval(chain.tenant, ROW_SQL, chain.tenant.tenant_id, "note", chain.resource_id)
             assert row == chain.last
 
-    async def untouched(self, *chains: Chain) -> bool:
+    async def is_untouched(self, *chains: Chain) -> bool:
         """Tell whether nothing of *chains* is in the log yet."""
-        return not [chain for chain in chains if chain.expected.keys() & (await self.log_of(chain.tenant)).keys()]
+        return not [
+            chain for chain in chains if chain.expected.keys() & (await self.read_operations(chain.tenant)).keys()
+        ]
 
     # What the worker says
 
@@ -291,7 +293,7 @@ class Scene:
         async with self.http.get(f"{(worker or self.worker).url}/readyz") as answer:
             return answer.status, await answer.text()
 
-    async def becomes_ready(self, status: int, *, within_s: float, worker: WorkerProcess | None = None) -> str:
+    async def wait_for_readiness(self, status: int, *, within_s: float, worker: WorkerProcess | None = None) -> str:
         """Wait until `/readyz` answers with *status*; return its text."""
 
         async def said() -> str:
@@ -324,7 +326,7 @@ class Scene:
         """The length of the worker's log now, for `log(since=…)`."""
         return self.worker.log_path.stat().st_size
 
-    async def logged(self, event: str, *, since: int, within_s: float, **facts: str) -> dict[str, Any]:
+    async def wait_for_log_event(self, event: str, *, since: int, within_s: float, **facts: str) -> dict[str, Any]:
         """Wait until the worker logs *event* with *facts*; return all of its facts."""
 
         async def line() -> dict[str, Any]:
@@ -341,7 +343,7 @@ class Scene:
         by_key = {row["leaseKey"]["S"]: row["checkpoint"]["S"] for row in answer["Items"] if "checkpoint" in row}
         return int(by_key[stream_shard_id]) if by_key[stream_shard_id].isdecimal() else 0
 
-    async def checkpoint_passes(self, position: Position, *, within_s: float) -> None:
+    async def wait_for_checkpoint(self, position: Position, *, within_s: float) -> None:
         """Wait until the lease table says that *position* is done with."""
         stream_shard_id, sequence_number = position
 
@@ -350,13 +352,15 @@ class Scene:
 
         await eventually(passed, within_s=within_s)
 
-    async def letters_of(self, positions: Iterable[Position], *, within_s: float) -> dict[Position, Letter]:
+    async def wait_for_dead_letters(
+        self, positions: Iterable[Position], *, within_s: float
+    ) -> dict[Position, StoredDeadLetter]:
         """Wait until there are dead letters of the records at *positions*; return them."""
         wanted = set(positions)
 
         async def all_read() -> bool:
-            await self.letter_box.read_once(wait_s=0)
-            return wanted <= self.letter_box.positions
+            await self.dead_letter_reader.read_once(wait_s=0)
+            return wanted <= self.dead_letter_reader.positions
 
         await eventually(all_read, within_s=within_s)
-        return {letter.position: letter for letter in self.letter_box.letters if letter.position in wanted}
+        return {letter.position: letter for letter in self.dead_letter_reader.letters if letter.position in wanted}

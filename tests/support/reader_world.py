@@ -23,7 +23,7 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Start, Stream, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
 from simplu_worker.dead_letters.queue import DeadLetterQueue
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.stack import citrus_server as local_citrus
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -47,7 +47,7 @@ class World:
     """A stream of one stream shard, a dead-letter queue, Citrus, and the way to the shards that it knows."""
 
     def __init__(
-        self, kinesis: Client, sqs: Client, queue_url: str, citrus: local_citrus.Citrus, make_shard: ShardMaker
+        self, kinesis: Client, sqs: Client, queue_url: str, citrus: local_citrus.CitrusServer, make_shard: ShardMaker
     ) -> None:
         self.stream = Stream(kinesis, f"stream-{uuid4()}")
         self.kinesis = kinesis
@@ -155,7 +155,7 @@ async def open_world(
     async def no_more_shards() -> tuple[str, str]:
         raise AssertionError("the tests place their tenants themselves")
 
-    citrus = local_citrus.Citrus(api_key="a-key-for-tests", make_shard=no_more_shards)
+    citrus = local_citrus.CitrusServer(api_key="a-key-for-tests", make_shard=no_more_shards)
     async with AsyncExitStack() as stack:
         kinesis = await stack.enter_async_context(client_of("kinesis", kinesis_url or endpoint_url))
         sqs = await stack.enter_async_context(client_of("sqs", endpoint_url))
@@ -220,7 +220,7 @@ async def eventually(is_so: Callable[[], bool], *, within_s: float = PATIENCE_S)
     async def ask() -> bool:
         return is_so()
 
-    assert await until(ask, within_s=within_s)
+    assert await poll_until(ask, within_s=within_s)
 
 
 async def reaches(reader: StreamShardReader, sequence_number: str) -> None:
@@ -234,5 +234,5 @@ async def logs(pool: ShardPool, tenant: str, count: int, *, within_s: float = PA
     async def ask() -> bool:
         return len(await outcomes(pool, tenant)) >= count
 
-    assert await until(ask, within_s=within_s), await outcomes(pool, tenant)
+    assert await poll_until(ask, within_s=within_s), await outcomes(pool, tenant)
     assert await outcomes(pool, tenant) == ["succeeded"] * count

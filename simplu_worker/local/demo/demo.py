@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from simplu_worker.local.demo.display import Display, print_differences, result_table
-from simplu_worker.local.demo.trial import Load, Snapshot, Trial, TrialResult
+from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialResult, TrialSnapshot
 from simplu_worker.local.processes.loopback import StackError
 from simplu_worker.local.processes.worker_process import WorkerEndedError, WorkerProcess
 from simplu_worker.local.stack.stack import Stack
@@ -34,7 +34,7 @@ async def run_demo(
     *seed* repeats an earlier run's records. Cancelling it stops and removes everything.
     """
     seed = secrets.randbelow(2**31) if seed is None else seed
-    load = Load(operations, seed, run="demo", tenants=tenants, orders=ORDERS)
+    load = TrialLoad(operations, seed, run="demo", tenants=tenants, orders=ORDERS)
     console.print(f"starting {shards} Postgres servers, a local AWS, a local Citrus and {replicas} worker(s) …")
     try:
         async with Stack(shards=shards) as stack:
@@ -68,7 +68,7 @@ def _first_of(errors: BaseExceptionGroup[WorkerEndedError]) -> BaseException:
     return error
 
 
-async def _run(stack: Stack, workers: Sequence[WorkerProcess], load: Load, console: Console) -> TrialResult:
+async def _run(stack: Stack, workers: Sequence[WorkerProcess], load: TrialLoad, console: Console) -> TrialResult:
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -80,7 +80,7 @@ async def _run(stack: Stack, workers: Sequence[WorkerProcess], load: Load, conso
     trial_display = Display(console)
     with trial_display.open() as display:
 
-        async def on_tick(snapshot: Snapshot) -> None:
+        async def on_tick(snapshot: TrialSnapshot) -> None:
             for worker in workers:
                 worker.check_running()
             lags = [await worker.kinesis_lag_s() for worker in workers]

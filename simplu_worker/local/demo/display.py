@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from simplu_worker.local.demo.trial import Snapshot, TrialResult
+from simplu_worker.local.demo.trial import TrialResult, TrialSnapshot
 from simplu_worker.local.verify.comparison import percentile
 from simplu_worker.local.workload.reference_model import Effect
 
@@ -39,7 +39,7 @@ class Display:
             yield self
         self._live = None
 
-    def show(self, snapshot: Snapshot, lag_s: float | None) -> None:
+    def show(self, snapshot: TrialSnapshot, lag_s: float | None) -> None:
         """Show *snapshot*; where there is no terminal, as a line every two seconds and at each change of phase."""
         if self._live is not None:
             self._live.update(_panel(snapshot, lag_s))
@@ -49,7 +49,7 @@ class Display:
             self._console.print(line_of(snapshot, lag_s), soft_wrap=True)
 
 
-def line_of(snapshot: Snapshot, lag_s: float | None) -> str:
+def line_of(snapshot: TrialSnapshot, lag_s: float | None) -> str:
     """Return *snapshot* as one line."""
     progress = snapshot.progress
     applied = progress.settled - progress.letters if progress else 0
@@ -59,7 +59,7 @@ def line_of(snapshot: Snapshot, lag_s: float | None) -> str:
     return "  ".join(parts)
 
 
-def _panel(snapshot: Snapshot, lag_s: float | None) -> RenderableType:
+def _panel(snapshot: TrialSnapshot, lag_s: float | None) -> RenderableType:
     progress = snapshot.progress
     settled = progress.settled if progress else 0
     bars = Table.grid(padding=(0, 2))
@@ -113,7 +113,7 @@ def print_differences(console: Console, differences: Sequence[str]) -> None:
         console.print(f"  … and {len(differences) - DIFFERENCES_SHOWN} more")
 
 
-def _rate(snapshot: Snapshot) -> float:
+def _rate(snapshot: TrialSnapshot) -> float:
     if snapshot.progress is None or not snapshot.elapsed_s:
         return 0.0
     return (snapshot.progress.settled - snapshot.progress.letters) / snapshot.elapsed_s

@@ -8,11 +8,17 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.stack.aws import put_businesses
-from simplu_worker.local.verify.comparison import Report
-from simplu_worker.local.verify.shard_checker import Checker, LetterBox, Progress, tenants_on, urls_of
-from simplu_worker.local.workload.order_events import Event, Taken, send_events
+from simplu_worker.local.verify.comparison import ComparisonReport
+from simplu_worker.local.verify.shard_checker import (
+    ApplyProgress,
+    DeadLetterReader,
+    ShardChecker,
+    tenant_ids_on,
+    urls_of,
+)
+from simplu_worker.local.workload.order_events import OrderEvent, SendReceipt, send_events
 from simplu_worker.local.workload.order_workload import OrderItem, OrderWorkload
 from simplu_worker.local.workload.producer import Position, create_tenants, open_client, put_items, wait_for_stream
 from simplu_worker.local.workload.workload import ALL_KINDS, STRESS_COUNT, Item, Shares, Tenant, Workload, make_tenants
@@ -22,7 +28,7 @@ TENANTS_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class TrialLoad:
     """What to send. *run* sets the tenants' ids apart from those of other runs against the same stack.
 
     *late_tenants* are registered only when half of the records are put; *unregistered* ones never are. *stress* adds
@@ -43,14 +49,14 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class TrialSnapshot:
     """How far a trial is. *progress* is `None` before the shards were first asked."""
 
     phase: str
     produced: int
     total: int
     elapsed_s: float
-    progress: Progress | None
+    progress: ApplyProgress | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +66,8 @@ class TrialResult:
     *elapsed_s* is from the first record put to the last one seen applied.
     """
 
-    report: Report
-    progress: Progress
+    report: ComparisonReport
+    progress: ApplyProgress
     produced: int
     elapsed_s: float
     put: Mapping[Position, Item]
@@ -73,10 +79,10 @@ class Trial:
 
     def __init__(
         self,
-        load: Load,
+        load: TrialLoad,
         env: Callable[[], Mapping[str, str]],
         *,
-        on_tick: Callable[[Snapshot], Awaitable[None]],
+        on_tick: Callable[[TrialSnapshot], Awaitable[None]],
         timeout_s: float = 600.0,
         idle_s: float = 60.0,
     ) -> None:
@@ -95,7 +101,7 @@ class Trial:
         self._phase = "starting"
         self._produced = 0
         self._started_at: float | None = None
-        self._progress: Progress | None = None
+        self._progress: ApplyProgress | None = None
 
     async def run(self) -> TrialResult:
         """Send everything, wait, compare; safe to cancel at any time."""
@@ -104,8 +110,8 @@ class Trial:
             kinesis = await stack.enter_async_context(open_client("kinesis", env))
             sqs = await stack.enter_async_context(open_client("sqs", env))
             letters_sqs = await stack.enter_async_context(open_client("sqs", env))
-            box = LetterBox(letters_sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
-            checker = Checker(lambda: urls_of(self._env()), self.workload.model, box)
+            box = DeadLetterReader(letters_sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
+            checker = ShardChecker(lambda: urls_of(self._env()), self.workload.model, box)
             async with asyncio.TaskGroup() as tasks:
                 around = [
                     tasks.create_task(box.collect(), name="letters"),
@@ -116,10 +122,10 @@ class Trial:
                     task.cancel()
         return result
 
-    async def _work(self, kinesis: Any, sqs: Any, checker: Checker) -> TrialResult:
+    async def _work(self, kinesis: Any, sqs: Any, checker: ShardChecker) -> TrialResult:
         env, load, workload = self._env(), self.load, self.workload
         clock = asyncio.get_running_loop().time
-        foreign = await tenants_on(urls_of(env))
+        foreign = await tenant_ids_on(urls_of(env))
         queue_url, stream = env["SQS_SHARD_CREATION_QUEUE_URL"], env["KINESIS_STREAM_NAME"]
         early = workload.tenants[: len(workload.tenants) - load.late_tenants]
         late = workload.tenants[len(early) :]
@@ -169,14 +175,16 @@ class Trial:
             yield from self.workload.stress()
         yield from self.workload.items(self.load.operations)
 
-    async def _send_orders(self, sqs: Any, checker: Checker) -> None:
+    async def _send_orders(self, sqs: Any, checker: ShardChecker) -> None:
         """Send the order events, the urgent groups' to the priority queue."""
         env, items = self._env(), list(self._orders.items(self.load.orders))
         for name, is_urgent in (("SQS_ORDER_EVENTS_QUEUE_URL", False), ("SQS_PRIORITY_QUEUE_URL", True)):
             queue_url, chosen = env[name], [item for item in items if item.is_urgent == is_urgent]
             by_event = {id(item.event): item for item in chosen}
 
-            def note(event: Event, taken: Taken, *, name: str = queue_name(queue_url), by: Any = by_event) -> None:
+            def note(
+                event: OrderEvent, taken: SendReceipt, *, name: str = queue_name(queue_url), by: Any = by_event
+            ) -> None:
                 item: OrderItem = by[id(event)]
                 record = Item(event.group_id, event.body.encode(), item.verdict)
                 checker.note_put([((name, taken.message_id), record)])
@@ -190,25 +198,25 @@ class Trial:
         wanted = {tenant.tenant_id for tenant in tenants}
 
         async def all_there() -> bool:
-            return wanted <= await tenants_on(urls_of(self._env()))
+            return wanted <= await tenant_ids_on(urls_of(self._env()))
 
-        await until(all_there, within_s=TENANTS_TIMEOUT_S)
+        await poll_until(all_there, within_s=TENANTS_TIMEOUT_S)
 
-    def _note_progress(self, progress: Progress) -> None:
+    def _note_progress(self, progress: ApplyProgress) -> None:
         self._progress = progress
 
-    async def _tick(self, checker: Checker) -> None:
+    async def _tick(self, checker: ShardChecker) -> None:
         while True:
             if self._phase == "producing":  # later phases ask anyway
                 self._progress = await checker.progress()
             await self._on_tick(self.snapshot())
             await asyncio.sleep(TICK_S)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> TrialSnapshot:
         """Return how far the trial is."""
         now = asyncio.get_running_loop().time()
         elapsed_s = 0.0 if self._started_at is None else now - self._started_at
-        return Snapshot(self._phase, self._produced, self._total, elapsed_s, self._progress)
+        return TrialSnapshot(self._phase, self._produced, self._total, elapsed_s, self._progress)
 
 
 def queue_name(queue_url: str) -> str:

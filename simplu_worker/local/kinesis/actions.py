@@ -11,33 +11,38 @@ import msgspec
 
 from simplu_worker.local.kinesis import requests
 from simplu_worker.local.kinesis.arguments import new_record, start_position
-from simplu_worker.local.kinesis.descriptions import described, described_child, described_shard, summary
-from simplu_worker.local.kinesis.errors import KinesisError, invalid, throttled
+from simplu_worker.local.kinesis.descriptions import (
+    child_shard_description,
+    shard_description,
+    stream_description,
+    stream_summary,
+)
+from simplu_worker.local.kinesis.errors import KinesisError, invalid_argument, throughput_exceeded
 from simplu_worker.local.kinesis.list_shards import list_page
-from simplu_worker.local.kinesis.model import Account, Stream, set_retention
-from simplu_worker.local.kinesis.stream_shard import StreamShard
+from simplu_worker.local.kinesis.model import KinesisAccount, LocalStream, set_retention
+from simplu_worker.local.kinesis.stream_shard import LocalStreamShard
 from simplu_worker.local.kinesis.tokens import IteratorToken, seal, unseal
 
 MAX_RECORDS = 10_000  # of one answer: API_GetRecords
 MAX_REQUEST_BYTES = 10 * 1024 * 1024  # data and keys of one request: API_PutRecords
 DEFAULT_ON_DEMAND_COUNT = 4  # stream shards when CreateStream names no number
 
-Reply = dict[str, Any] | bytes | None
+KinesisReply = dict[str, Any] | bytes | None
 """What an action answers: an object, one that is JSON already, or nothing."""
 
 
-class Actions:
+class KinesisActions:
     """The account's API. `decode` and `answer` raise KinesisError for every answer that is an error."""
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: KinesisAccount) -> None:
         self.account = account
-        self._actions: dict[str, tuple[msgspec.json.Decoder[Any], Callable[[Any, int], Reply]]] = {
+        self._actions: dict[str, tuple[msgspec.json.Decoder[Any], Callable[[Any, int], KinesisReply]]] = {
             name: (msgspec.json.Decoder(shape), method)
             for name, shape, method in (
                 ("CreateStream", requests.CreateStream, self._create_stream),
-                ("DeleteStream", requests.OfStream, self._delete_stream),
+                ("DeleteStream", requests.StreamOnly, self._delete_stream),
                 ("DescribeStream", requests.DescribeStream, self._describe_stream),
-                ("DescribeStreamSummary", requests.OfStream, self._describe_stream_summary),
+                ("DescribeStreamSummary", requests.StreamOnly, self._describe_stream_summary),
                 ("ListStreams", requests.ListStreams, self._list_streams),
                 ("ListShards", requests.ListShards, self._list_shards),
                 ("GetShardIterator", requests.GetShardIterator, self._get_shard_iterator),
@@ -81,14 +86,14 @@ class Actions:
             return token.stream_shard_id if isinstance(token, IteratorToken) else None
         return getattr(request, "shard_id", None)
 
-    def _stream(self, request: requests.Request) -> Stream:
+    def _stream(self, request: requests.KinesisRequest) -> LocalStream:
         if request.stream_arn is not None:
             return self.account.find(request.stream_arn.rpartition("/")[2])
         if request.stream_name is None:
-            raise invalid("expected StreamName or StreamARN")
+            raise invalid_argument("expected StreamName or StreamARN")
         return self.account.find(request.stream_name)
 
-    def _ready_stream(self, request: requests.Request) -> Stream:
+    def _ready_stream(self, request: requests.KinesisRequest) -> LocalStream:
         """Return a stream that records can be put to and read from: as long as it is made, it is not found."""
         stream = self._stream(request)
         if stream.status == "CREATING":
@@ -100,72 +105,72 @@ class Actions:
         stream = self.account.create(request.stream_name, count, now_ms)
         stream.max_record_bytes = request.max_record_size_in_kib * 1024
 
-    def _delete_stream(self, request: requests.OfStream, now_ms: int) -> None:
+    def _delete_stream(self, request: requests.StreamOnly, now_ms: int) -> None:
         self.account.delete(self._stream(request).name, now_ms)
 
-    def _describe_stream(self, request: requests.DescribeStream, _now_ms: int) -> Reply:
+    def _describe_stream(self, request: requests.DescribeStream, _now_ms: int) -> KinesisReply:
         """API_DescribeStream."""
         stream = self._stream(request)
         after = request.exclusive_start_shard_id or ""
         shards = [one for one in stream.stream_shards.values() if one.stream_shard_id > after]
-        description = described(stream) | {
-            "Shards": [described_shard(one) for one in shards[: request.limit]],
+        description = stream_description(stream) | {
+            "Shards": [shard_description(one) for one in shards[: request.limit]],
             "HasMoreShards": len(shards) > request.limit,
         }
         return {"StreamDescription": description}
 
-    def _describe_stream_summary(self, request: requests.OfStream, _now_ms: int) -> Reply:
+    def _describe_stream_summary(self, request: requests.StreamOnly, _now_ms: int) -> KinesisReply:
         """API_DescribeStreamSummary."""
         stream = self._stream(request)
-        description = described(stream) | {
+        description = stream_description(stream) | {
             "OpenShardCount": 0 if stream.status == "CREATING" else len(stream.open_stream_shards),
             "ConsumerCount": 0,
             "MaxRecordSizeInKiB": stream.max_record_bytes // 1024,
         }
         return {"StreamDescriptionSummary": description}
 
-    def _list_streams(self, request: requests.ListStreams, _now_ms: int) -> Reply:
+    def _list_streams(self, request: requests.ListStreams, _now_ms: int) -> KinesisReply:
         """API_ListStreams; the token is the last name, in base64."""
         after = request.exclusive_start_stream_name or ""
         if request.next_token is not None:
             try:
                 after = base64.b64decode(request.next_token, validate=True).decode()
             except (binascii.Error, UnicodeDecodeError) as exc:
-                raise invalid("NextToken is not one that ListStreams gave") from exc
+                raise invalid_argument("NextToken is not one that ListStreams gave") from exc
         names = sorted(name for name in self.account.streams if name > after)
         page = names[: request.limit]
         token = {"NextToken": base64.b64encode(page[-1].encode()).decode()} if len(names) > len(page) else {}
         return {
             "StreamNames": page,
             "HasMoreStreams": bool(token),
-            "StreamSummaries": [summary(self.account.streams[name]) for name in page],
+            "StreamSummaries": [stream_summary(self.account.streams[name]) for name in page],
         } | token
 
-    def _list_shards(self, request: requests.ListShards, now_ms: int) -> Reply:
+    def _list_shards(self, request: requests.ListShards, now_ms: int) -> KinesisReply:
         stream_shards, token = list_page(self.account, request, self._stream, now_ms)
-        return {"Shards": [described_shard(one) for one in stream_shards]} | ({"NextToken": token} if token else {})
+        return {"Shards": [shard_description(one) for one in stream_shards]} | ({"NextToken": token} if token else {})
 
-    def _get_shard_iterator(self, request: requests.GetShardIterator, now_ms: int) -> Reply:
+    def _get_shard_iterator(self, request: requests.GetShardIterator, now_ms: int) -> KinesisReply:
         """API_GetShardIterator."""
         stream = self._ready_stream(request)
         stream_shard = stream.find(request.shard_id)
         position = start_position(request, stream, stream_shard, now_ms)
         if self.account.options.read_throttling:
             if not stream_shard.iterator_quota.has(1, now_ms):
-                raise throttled(f"rate exceeded for shard {request.shard_id} in stream {stream.name}")
+                raise throughput_exceeded(f"rate exceeded for shard {request.shard_id} in stream {stream.name}")
             stream_shard.iterator_quota.take(1)
         return {"ShardIterator": self._iterator(stream, stream_shard, position, now_ms)}
 
-    def _iterator(self, stream: Stream, stream_shard: StreamShard, position: int, now_ms: int) -> str:
+    def _iterator(self, stream: LocalStream, stream_shard: LocalStreamShard, position: int, now_ms: int) -> str:
         token = IteratorToken(
             stream.name, stream.born_ms, stream_shard.stream_shard_id, position, now_ms, self.account.generation
         )
         return seal(token)
 
-    def _get_records(self, request: requests.GetRecords, now_ms: int) -> Reply:
+    def _get_records(self, request: requests.GetRecords, now_ms: int) -> KinesisReply:
         """API_GetRecords."""
         if request.limit > MAX_RECORDS:
-            raise invalid(f"Limit is {MAX_RECORDS} at most, got {request.limit}")
+            raise invalid_argument(f"Limit is {MAX_RECORDS} at most, got {request.limit}")
         stream, stream_shard, position = self._place(request, now_ms)
         records = stream.read(stream_shard, position, limit=request.limit)
         behind_ms = stream_shard.millis_behind(records, now_ms)
@@ -176,7 +181,7 @@ class Actions:
             iterator = self._iterator(stream, stream_shard, records.next_position, now_ms)
             return b'%b,"NextShardIterator":"%b"}' % (head, iterator.encode())
         null = b',"NextShardIterator":null' if self.account.options.null_next_iterator else b""
-        children = msgspec.json.encode([described_child(child) for child in stream_shard.child_shards])
+        children = msgspec.json.encode([child_shard_description(child) for child in stream_shard.child_shards])
         return b'%b%b,"ChildShards":%b}' % (head, null, children)
 
     def read_nothing(self, request: requests.GetRecords, now_ms: int) -> bytes:
@@ -187,10 +192,10 @@ class Actions:
         iterator = self._iterator(stream, stream_shard, position, now_ms)
         return msgspec.json.encode({"Records": [], "MillisBehindLatest": behind_ms, "NextShardIterator": iterator})
 
-    def _place(self, request: requests.GetRecords, now_ms: int) -> tuple[Stream, StreamShard, int]:
+    def _place(self, request: requests.GetRecords, now_ms: int) -> tuple[LocalStream, LocalStreamShard, int]:
         token = unseal(request.shard_iterator)
         if not isinstance(token, IteratorToken):
-            raise invalid("invalid ShardIterator")
+            raise invalid_argument("invalid ShardIterator")
         age_ms = now_ms - token.issued_ms
         if age_ms > self.account.options.iterator_ttl_ms or token.generation != self.account.generation:
             raise KinesisError("ExpiredIteratorException", f"the iterator expired: it was given {age_ms} ms ago")
@@ -199,20 +204,20 @@ class Actions:
             raise KinesisError("ResourceNotFoundException", f"stream {token.stream} was deleted and made anew")
         return stream, stream.find(token.stream_shard_id), token.position
 
-    def _put_record(self, request: requests.PutRecord, _now_ms: int) -> Reply:
+    def _put_record(self, request: requests.PutRecord, _now_ms: int) -> KinesisReply:
         """API_PutRecord."""
         stream = self._ready_stream(request)
-        entry = requests.Entry(request.data, request.partition_key, request.explicit_hash_key)
+        entry = requests.PutEntry(request.data, request.partition_key, request.explicit_hash_key)
         stream_shard, number = stream.put(new_record(entry, stream))
         stream.limit_memory()
         return {"ShardId": stream_shard.stream_shard_id, "SequenceNumber": number}
 
-    def _put_records(self, request: requests.PutRecords, _now_ms: int) -> Reply:
+    def _put_records(self, request: requests.PutRecords, _now_ms: int) -> KinesisReply:
         """API_PutRecords: one answer for each record, in their order; a refused one does not stop those behind it."""
         stream = self._ready_stream(request)
         records = [new_record(entry, stream) for entry in request.records]
         if sum(record.size_bytes for record in records) > MAX_REQUEST_BYTES:
-            raise invalid(f"the records of one request take {MAX_REQUEST_BYTES} bytes at most")
+            raise invalid_argument(f"the records of one request take {MAX_REQUEST_BYTES} bytes at most")
         results: list[dict[str, str]] = []
         failed_count = 0
         for record in records:
@@ -232,7 +237,7 @@ class Actions:
     def _merge_shards(self, request: requests.MergeShards, _now_ms: int) -> None:
         self._stream(request).merge(request.shard_to_merge, request.adjacent_shard_to_merge)
 
-    def _update_shard_count(self, request: requests.UpdateShardCount, _now_ms: int) -> Reply:
+    def _update_shard_count(self, request: requests.UpdateShardCount, _now_ms: int) -> KinesisReply:
         stream = self._stream(request)
         count = len(stream.open_stream_shards)
         stream.scale(request.target_shard_count)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import binascii
 import hashlib
 
-from simplu_worker.local.kinesis.errors import KinesisError, invalid
-from simplu_worker.local.kinesis.model import Stream
-from simplu_worker.local.kinesis.requests import Entry, GetShardIterator
+from simplu_worker.local.kinesis.errors import KinesisError, invalid_argument
+from simplu_worker.local.kinesis.model import LocalStream
+from simplu_worker.local.kinesis.requests import GetShardIterator, PutEntry
 from simplu_worker.local.kinesis.reshard import HASH_KEYS
-from simplu_worker.local.kinesis.stream_shard import NewRecord, StreamShard
+from simplu_worker.local.kinesis.stream_shard import LocalStreamShard, NewRecord
 from simplu_worker.local.kinesis.tokens import parse_sequence_number
 
 AT_TYPES = frozenset({"AT_SEQUENCE_NUMBER", "AFTER_SEQUENCE_NUMBER"})
 
 
-def new_record(entry: Entry, stream: Stream) -> NewRecord:
+def new_record(entry: PutEntry, stream: LocalStream) -> NewRecord:
     """Return the record that *entry* describes. Its hash key is the MD5 of its partition key (API_PutRecord)."""
     try:
         size_bytes = len(binascii.a2b_base64(entry.data, strict_mode=True))
@@ -24,44 +24,46 @@ def new_record(entry: Entry, stream: Stream) -> NewRecord:
     key = entry.partition_key.encode()
     size_bytes += len(key)
     if size_bytes > stream.max_record_bytes:
-        raise invalid(f"a record is {stream.max_record_bytes} bytes at most, with its key; this one is {size_bytes}")
+        raise invalid_argument(
+            f"a record is {stream.max_record_bytes} bytes at most, with its key; this one is {size_bytes}"
+        )
     if entry.explicit_hash_key is None:
         hash_key = int.from_bytes(hashlib.md5(key, usedforsecurity=False).digest(), "big")
     elif (hash_key := int(entry.explicit_hash_key)) >= HASH_KEYS:
-        raise invalid(f"ExplicitHashKey {hash_key} is not in 0 … 2^128-1")
+        raise invalid_argument(f"ExplicitHashKey {hash_key} is not in 0 … 2^128-1")
     return NewRecord(entry.partition_key, entry.data, size_bytes, hash_key)
 
 
-def start_position(request: GetShardIterator, stream: Stream, stream_shard: StreamShard, now_ms: int) -> int:
+def start_position(request: GetShardIterator, stream: LocalStream, stream_shard: LocalStreamShard, now_ms: int) -> int:
     """Return the position at which an iterator starts (API_GetShardIterator). Raises InvalidArgumentException."""
     kind = request.shard_iterator_type
     if kind in AT_TYPES:
         return _position_of(request, stream, stream_shard)
     if request.starting_sequence_number is not None:
-        raise invalid(f"a StartingSequenceNumber is not for {kind}")
+        raise invalid_argument(f"a StartingSequenceNumber is not for {kind}")
     if kind == "AT_TIMESTAMP":
         if request.timestamp is None:
-            raise invalid("AT_TIMESTAMP: expected a Timestamp")
+            raise invalid_argument("AT_TIMESTAMP: expected a Timestamp")
         if (at_ms := round(request.timestamp * 1000)) > now_ms:
-            raise invalid(f"the Timestamp {at_ms} is later than now, {now_ms}")
+            raise invalid_argument(f"the Timestamp {at_ms} is later than now, {now_ms}")
         return stream_shard.position_at_time(at_ms)
     return stream_shard.first_position if kind == "TRIM_HORIZON" else stream_shard.end_position
 
 
-def _position_of(request: GetShardIterator, stream: Stream, stream_shard: StreamShard) -> int:
+def _position_of(request: GetShardIterator, stream: LocalStream, stream_shard: LocalStreamShard) -> int:
     """Return the position of a sequence number: that of the next record when there is none with this number."""
     text = request.starting_sequence_number
     if text is None:
-        raise invalid(f"{request.shard_iterator_type}: expected a StartingSequenceNumber")
+        raise invalid_argument(f"{request.shard_iterator_type}: expected a StartingSequenceNumber")
     if text == "0":
         return stream_shard.first_position
     number = parse_sequence_number(text)
     if number is None:
-        raise invalid(f"StartingSequenceNumber {text} in stream {stream.name} is invalid")
+        raise invalid_argument(f"StartingSequenceNumber {text} in stream {stream.name} is invalid")
     if number.shard_index != stream_shard.index:
-        raise invalid(f"StartingSequenceNumber {text} is not of shard {stream_shard.stream_shard_id}")
+        raise invalid_argument(f"StartingSequenceNumber {text} is not of shard {stream_shard.stream_shard_id}")
     if number.made_s != stream_shard.made_s:
-        raise invalid(f"StartingSequenceNumber {text} did not come from this stream")
+        raise invalid_argument(f"StartingSequenceNumber {text} did not come from this stream")
     if number.ordinal == 0:
         return stream_shard.first_position
     after = request.shard_iterator_type == "AFTER_SEQUENCE_NUMBER"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from simplu_worker.local.kinesis.model import Stream
+from simplu_worker.local.kinesis.model import LocalStream
 from simplu_worker.local.kinesis.reshard import HashRange
-from simplu_worker.local.kinesis.stream_shard import StreamShard
+from simplu_worker.local.kinesis.stream_shard import LocalStreamShard
 
 
-def summary(stream: Stream) -> dict[str, Any]:
+def stream_summary(stream: LocalStream) -> dict[str, Any]:
     """Return what ListStreams says of a stream (API_StreamSummary)."""
     return {
         "StreamName": stream.name,
@@ -20,16 +20,16 @@ def summary(stream: Stream) -> dict[str, Any]:
     }
 
 
-def described(stream: Stream) -> dict[str, Any]:
+def stream_description(stream: LocalStream) -> dict[str, Any]:
     """Return what API_StreamDescription and API_StreamDescriptionSummary have in common."""
-    return summary(stream) | {
+    return stream_summary(stream) | {
         "RetentionPeriodHours": stream.retention_hours,
         "EnhancedMonitoring": [{"ShardLevelMetrics": []}],
         "EncryptionType": "NONE",
     }
 
 
-def described_shard(stream_shard: StreamShard) -> dict[str, Any]:
+def shard_description(stream_shard: LocalStreamShard) -> dict[str, Any]:
     """Return API_Shard: of two parents the second is the adjacent one; an open one has no ending sequence number."""
     sequence_numbers = {"StartingSequenceNumber": stream_shard.starting_sequence_number}
     if (ending := stream_shard.ending_sequence_number) is not None:
@@ -43,7 +43,7 @@ def described_shard(stream_shard: StreamShard) -> dict[str, Any]:
     }
 
 
-def described_child(stream_shard: StreamShard) -> dict[str, Any]:
+def child_shard_description(stream_shard: LocalStreamShard) -> dict[str, Any]:
     """Return API_ChildShard."""
     return {
         "ShardId": stream_shard.stream_shard_id,

@@ -19,21 +19,21 @@ class KinesisError(Exception):
         return f"KinesisError({self.code}: {self.message})"
 
 
-def not_found(message: str) -> KinesisError:
+def resource_not_found(message: str) -> KinesisError:
     """Return the error for a stream or stream shard that is not there."""
     return KinesisError("ResourceNotFoundException", message)
 
 
-def in_use(message: str) -> KinesisError:
+def resource_in_use(message: str) -> KinesisError:
     """Return the error for a stream whose state does not allow the action now."""
     return KinesisError("ResourceInUseException", message)
 
 
-def invalid(message: str) -> KinesisError:
+def invalid_argument(message: str) -> KinesisError:
     """Return the error for an argument that the action refuses."""
     return KinesisError("InvalidArgumentException", message)
 
 
-def throttled(message: str) -> KinesisError:
+def throughput_exceeded(message: str) -> KinesisError:
     """Return the error for a stream shard that is read or written too often, or too much."""
     return KinesisError("ProvisionedThroughputExceededException", message)

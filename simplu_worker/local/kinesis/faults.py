@@ -17,7 +17,7 @@ from simplu_worker.local.kinesis.errors import KinesisError
 OF_THROUGHPUT = frozenset({"GetRecords", "GetShardIterator", "PutRecord", "PutRecords"})
 
 
-class Fault(msgspec.Struct, tag_field="do", tag="fault", forbid_unknown_fields=True, kw_only=True):
+class KinesisFault(msgspec.Struct, tag_field="do", tag="fault", forbid_unknown_fields=True, kw_only=True):
     """Let the next *count* calls of *action* go wrong, of *stream_shard_id* only if it is named (reads only).
 
     Kinds: `throttle`; `fail` (500 InternalFailure, or *code* and *status*); `hang` (no answer until the faults are
@@ -83,29 +83,29 @@ class ForceStatus(msgspec.Struct, tag_field="do", tag="force_status", forbid_unk
 
 
 class SetOptions(msgspec.Struct, tag_field="do", tag="set", forbid_unknown_fields=True):
-    """Change members of `kinesis_model.Options`."""
+    """Change members of `KinesisOptions`."""
 
     options: dict[str, Any]
 
 
-Command = Fault | ClearFaults | ExpireIterators | AdvanceClock | Trim | ForceStatus | SetOptions
+KinesisCommand = KinesisFault | ClearFaults | ExpireIterators | AdvanceClock | Trim | ForceStatus | SetOptions
 
 
 class Faults:
     """The faults that are still to come, in the order in which they were asked for."""
 
     def __init__(self) -> None:
-        self._waiting: list[Fault] = []
+        self._waiting: list[KinesisFault] = []
 
     def __repr__(self) -> str:
         return f"Faults({self._waiting})"
 
     @property
-    def waiting(self) -> list[Fault]:
+    def waiting(self) -> list[KinesisFault]:
         """What is left; each counts down."""
         return self._waiting
 
-    def add(self, fault: Fault) -> None:
+    def add(self, fault: KinesisFault) -> None:
         """Ask for *fault*, behind those of the same action."""
         self._waiting.append(fault)
 
@@ -113,7 +113,7 @@ class Faults:
         """Forget what is left."""
         self._waiting.clear()
 
-    def take(self, action: str, stream_shard_id: str | None) -> Fault | None:
+    def take(self, action: str, stream_shard_id: str | None) -> KinesisFault | None:
         """Return the fault that this call is to suffer, and count it."""
         for fault in self._waiting:
             if fault.action == action and fault.stream_shard_id in {None, stream_shard_id}:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from simplu_worker.local.kinesis.errors import KinesisError, in_use, invalid
-from simplu_worker.local.kinesis.model import Account, Stream
+from simplu_worker.local.kinesis.errors import KinesisError, invalid_argument, resource_in_use
+from simplu_worker.local.kinesis.model import KinesisAccount, LocalStream
 from simplu_worker.local.kinesis.requests import ListShards
-from simplu_worker.local.kinesis.stream_shard import StreamShard
+from simplu_worker.local.kinesis.stream_shard import LocalStreamShard
 from simplu_worker.local.kinesis.tokens import PageToken, seal, unseal
 
 LISTABLE = frozenset({"ACTIVE", "UPDATING"})  # API_ListShards, ResourceInUseException
 
 
 def list_page(
-    account: Account, request: ListShards, stream_of: Callable[[ListShards], Stream], now_ms: int
-) -> tuple[Sequence[StreamShard], str | None]:
+    account: KinesisAccount, request: ListShards, stream_of: Callable[[ListShards], LocalStream], now_ms: int
+) -> tuple[Sequence[LocalStreamShard], str | None]:
     """Return the stream shards of one page and the token of the next one, if there is one (API_ListShards)."""
     if request.next_token is None:
         stream = stream_of(request)
@@ -32,7 +32,7 @@ def list_page(
         if stream.born_ms != asked.born_ms:
             raise KinesisError("ResourceNotFoundException", f"stream {asked.stream} was deleted and made anew")
     if stream.status not in LISTABLE:
-        raise in_use(f"stream {stream.name} is {stream.status}")
+        raise resource_in_use(f"stream {stream.name} is {stream.status}")
     listed = [
         one
         for one in stream.stream_shards.values()
@@ -44,43 +44,43 @@ def list_page(
     return page, seal(_next_page(asked, page[-1], now_ms))
 
 
-def _asked(request: ListShards, stream: Stream, now_ms: int) -> PageToken:
+def _asked(request: ListShards, stream: LocalStream, now_ms: int) -> PageToken:
     shard_filter = request.shard_filter
     filter_type = shard_filter.type if shard_filter else "FROM_TRIM_HORIZON"
     filter_ms = 0
     after = request.exclusive_start_shard_id or ""
     if shard_filter and filter_type == "AFTER_SHARD_ID":
         if shard_filter.shard_id is None:
-            raise invalid("ShardFilter AFTER_SHARD_ID: expected a ShardId")
+            raise invalid_argument("ShardFilter AFTER_SHARD_ID: expected a ShardId")
         after = max(after, shard_filter.shard_id)
     if shard_filter and filter_type in {"AT_TIMESTAMP", "FROM_TIMESTAMP"}:
         if shard_filter.timestamp is None:
-            raise invalid(f"ShardFilter {filter_type}: expected a Timestamp")
+            raise invalid_argument(f"ShardFilter {filter_type}: expected a Timestamp")
         filter_ms = round(shard_filter.timestamp * 1000)
     return PageToken(stream.name, stream.born_ms, after, filter_type, filter_ms, now_ms)
 
 
-def _continued(account: Account, request: ListShards, now_ms: int) -> PageToken:
+def _continued(account: KinesisAccount, request: ListShards, now_ms: int) -> PageToken:
     """Return what the token of *request* asks for: all but MaxResults is in it, and refused beside it."""
     if request.stream_name or request.exclusive_start_shard_id or request.stream_creation_timestamp:
-        raise invalid("NextToken and StreamName cannot be provided together")
+        raise invalid_argument("NextToken and StreamName cannot be provided together")
     if request.shard_filter:
-        raise invalid("NextToken and ShardFilter cannot be provided together")
+        raise invalid_argument("NextToken and ShardFilter cannot be provided together")
     token = unseal(request.next_token or "")
     if not isinstance(token, PageToken):
-        raise invalid("NextToken is not one that ListShards gave")
+        raise invalid_argument("NextToken is not one that ListShards gave")
     if now_ms - token.issued_ms > account.options.page_token_ttl_ms:
         raise KinesisError("ExpiredNextTokenException", f"the token was given {now_ms - token.issued_ms} ms ago")
     return token
 
 
-def _next_page(asked: PageToken, last: StreamShard, now_ms: int) -> PageToken:
+def _next_page(asked: PageToken, last: LocalStreamShard, now_ms: int) -> PageToken:
     return PageToken(
         asked.stream, asked.born_ms, last.stream_shard_id, asked.filter_type, asked.filter_ms, issued_ms=now_ms
     )
 
 
-def _is_asked(stream_shard: StreamShard, stream: Stream, asked: PageToken) -> bool:
+def _is_asked(stream_shard: LocalStreamShard, stream: LocalStream, asked: PageToken) -> bool:
     """Return whether the filter wants *stream_shard* (API_ShardFilter); times before the trim horizon mean that one."""
     opened_ms, closed_ms = stream_shard.opened_ms, stream_shard.closed_ms
     at_ms = max(asked.filter_ms, stream.trim_horizon_ms)

@@ -12,10 +12,15 @@ from collections.abc import Sequence
 
 import msgspec
 
-from simplu_worker.local.kinesis.errors import in_use, invalid, not_found, throttled
+from simplu_worker.local.kinesis.errors import (
+    invalid_argument,
+    resource_in_use,
+    resource_not_found,
+    throughput_exceeded,
+)
 from simplu_worker.local.kinesis.quotas import MAX_REPLY_BYTES
-from simplu_worker.local.kinesis.reshard import HashRange, Merge, Split, Step, equal_ranges, scaling_steps
-from simplu_worker.local.kinesis.stream_shard import NewRecord, Records, StreamShard
+from simplu_worker.local.kinesis.reshard import HashRange, Merge, ReshardStep, Split, equal_ranges, scaling_steps
+from simplu_worker.local.kinesis.stream_shard import LocalStreamShard, NewRecord, ReadResult
 
 REGION, ACCOUNT_ID = "us-east-1", "123456789012"
 HOUR_MS = 3_600_000
@@ -24,7 +29,7 @@ DEFAULT_RECORD_KIB = 1024  # API_CreateStream, MaxRecordSizeInKiB
 TRIMMED_AT_ONCE = 0.05  # of the allowed memory: trimming one record for each that comes would be slow
 
 
-class Options(msgspec.Struct, forbid_unknown_fields=True):
+class KinesisOptions(msgspec.Struct, forbid_unknown_fields=True):
     """What may be set, at the start and while running."""
 
     read_throttling: bool = True
@@ -41,10 +46,10 @@ class Options(msgspec.Struct, forbid_unknown_fields=True):
     null_next_iterator: bool = False  # at the end NextShardIterator is null, not absent
 
 
-class Stream:
+class LocalStream:
     """A stream and its stream shards, those past their retention excepted."""
 
-    def __init__(self, name: str, shard_count: int, *, now_ms: int, options: Options) -> None:
+    def __init__(self, name: str, shard_count: int, *, now_ms: int, options: KinesisOptions) -> None:
         self.name = name
         self.arn = f"arn:aws:kinesis:{REGION}:{ACCOUNT_ID}:stream/{name}"
         self.born_ms = now_ms
@@ -52,13 +57,13 @@ class Stream:
         self.max_record_bytes = DEFAULT_RECORD_KIB * 1024
         self.forced_status: str | None = None
         self.gone_at_ms: int | None = None
-        self.stream_shards: dict[str, StreamShard] = {}
+        self.stream_shards: dict[str, LocalStreamShard] = {}
         self.trimmed_for_memory = 0
         self._options = options
         self._active_at_ms = now_ms + options.create_delay_ms
         self._now_ms = now_ms
         self._next_index = 0
-        self._steps: deque[tuple[int, Step]] = deque()
+        self._steps: deque[tuple[int, ReshardStep]] = deque()
         self._open = [self._new_shard(hash_range, (), now_ms) for hash_range in equal_ranges(shard_count)]
 
     def __repr__(self) -> str:
@@ -76,7 +81,7 @@ class Stream:
         return "UPDATING" if self._steps else "ACTIVE"
 
     @property
-    def open_stream_shards(self) -> Sequence[StreamShard]:
+    def open_stream_shards(self) -> Sequence[LocalStreamShard]:
         """The open stream shards by hash range: they cover all hash keys, each once."""
         return self._open
 
@@ -96,15 +101,15 @@ class Stream:
     def require_active(self) -> None:
         """Raise unless the stream may be changed: only an ACTIVE one may (API_SplitShard, API_UpdateShardCount)."""
         if self.status != "ACTIVE":
-            raise in_use(f"stream {self.name} is not ACTIVE, it is {self.status}")
+            raise resource_in_use(f"stream {self.name} is not ACTIVE, it is {self.status}")
 
-    def find(self, stream_shard_id: str) -> StreamShard:
+    def find(self, stream_shard_id: str) -> LocalStreamShard:
         """Return a stream shard. Raises ResourceNotFoundException, also for one that is past its retention."""
         if stream_shard := self.stream_shards.get(stream_shard_id):
             return stream_shard
-        raise not_found(f"could not find shard {stream_shard_id} in stream {self.name}")
+        raise resource_not_found(f"could not find shard {stream_shard_id} in stream {self.name}")
 
-    def put(self, record: NewRecord) -> tuple[StreamShard, str]:
+    def put(self, record: NewRecord) -> tuple[LocalStreamShard, str]:
         """Append *record* where its hash key belongs; return the stream shard and the sequence number (API_PutRecord).
 
         Raises ProvisionedThroughputExceededException when writes are throttled.
@@ -112,14 +117,14 @@ class Stream:
         at = bisect_right(self._open, record.hash_key, key=lambda stream_shard: stream_shard.hash_range.start) - 1
         stream_shard = self._open[at]
         if self._options.write_throttling and not stream_shard.write_quota.allows(record.size_bytes, self._now_ms):
-            raise throttled(f"rate exceeded for shard {stream_shard.stream_shard_id} in stream {self.name}")
+            raise throughput_exceeded(f"rate exceeded for shard {stream_shard.stream_shard_id} in stream {self.name}")
         return stream_shard, stream_shard.put(record, self._now_ms)
 
-    def read(self, stream_shard: StreamShard, position: int, *, limit: int) -> Records:
+    def read(self, stream_shard: LocalStreamShard, position: int, *, limit: int) -> ReadResult:
         """Read a stream shard within its quota (API_GetRecords). Raises ProvisionedThroughputExceededException."""
         throttling = self._options.read_throttling
         if throttling and not stream_shard.read_quota.allows(self._now_ms):
-            raise throttled(f"rate exceeded for shard {stream_shard.stream_shard_id} in stream {self.name}")
+            raise throughput_exceeded(f"rate exceeded for shard {stream_shard.stream_shard_id} in stream {self.name}")
         records = stream_shard.read(position, limit=limit, max_bytes=MAX_REPLY_BYTES)
         if throttling:
             stream_shard.read_quota.count(records.size_bytes, self._now_ms, was_full=records.was_full)
@@ -130,7 +135,9 @@ class Stream:
         stream_shard = self._reshardable(stream_shard_id)
         # AWS wants more than a division: neither child may hold only one hash key.
         if not stream_shard.hash_range.start + 1 < hash_key < stream_shard.hash_range.end:
-            raise invalid(f"NewStartingHashKey {hash_key} does not divide the hash range of shard {stream_shard_id}")
+            raise invalid_argument(
+                f"NewStartingHashKey {hash_key} does not divide the hash range of shard {stream_shard_id}"
+            )
         self._begin([Split(hash_key)])
 
     def merge(self, stream_shard_id: str, adjacent_id: str) -> None:
@@ -138,7 +145,7 @@ class Stream:
         first, second = self._reshardable(stream_shard_id), self._reshardable(adjacent_id)
         lower, upper = sorted((first, second), key=lambda stream_shard: stream_shard.hash_range)
         if lower.hash_range.end + 1 != upper.hash_range.start:
-            raise invalid(f"shards {stream_shard_id} and {adjacent_id} are not adjacent")
+            raise invalid_argument(f"shards {stream_shard_id} and {adjacent_id} are not adjacent")
         self._begin([Merge(upper.hash_range.start, upper_first=first is upper)])
 
     def scale(self, target_count: int) -> None:
@@ -146,7 +153,9 @@ class Stream:
         self.require_active()
         count = len(self._open)
         if self._options.scaling_limits and not count <= target_count * 2 <= count * 4:
-            raise invalid(f"UpdateShardCount goes to half or double at most: {count} are open, {target_count} wanted")
+            raise invalid_argument(
+                f"UpdateShardCount goes to half or double at most: {count} are open, {target_count} wanted"
+            )
         self._begin(scaling_steps([stream_shard.hash_range for stream_shard in self._open], target_count))
 
     def limit_memory(self) -> int:
@@ -164,24 +173,24 @@ class Stream:
         self.trimmed_for_memory += trimmed
         return trimmed
 
-    def _reshardable(self, stream_shard_id: str) -> StreamShard:
+    def _reshardable(self, stream_shard_id: str) -> LocalStreamShard:
         stream_shard = self.find(stream_shard_id)
         self.require_active()
         if not stream_shard.is_open:
-            raise in_use(f"shard {stream_shard_id} in stream {self.name} has already been merged or split")
+            raise resource_in_use(f"shard {stream_shard_id} in stream {self.name} has already been merged or split")
         return stream_shard
 
-    def _begin(self, steps: Sequence[Step]) -> None:
+    def _begin(self, steps: Sequence[ReshardStep]) -> None:
         """Spread *steps* over the delay: records may be put between them."""
         for number, step in enumerate(steps, start=1):
             self._steps.append((self._now_ms + self._options.update_delay_ms * number // len(steps), step))
         self.settle(self._now_ms)
 
-    def _apply(self, step: Step, now_ms: int) -> None:
+    def _apply(self, step: ReshardStep, now_ms: int) -> None:
         at = bisect_right(self._open, step.hash_key, key=lambda stream_shard: stream_shard.hash_range.start) - 1
         match step:
             case Split(hash_key):
-                parents: tuple[StreamShard, ...] = (self._open[at],)
+                parents: tuple[LocalStreamShard, ...] = (self._open[at],)
                 whole = parents[0].hash_range
                 ranges = [HashRange(whole.start, hash_key - 1), HashRange(hash_key, whole.end)]
                 self._open[at : at + 1] = self._replace(parents, ranges, now_ms)
@@ -191,14 +200,16 @@ class Stream:
                 ranges = [HashRange(lower.hash_range.start, upper.hash_range.end)]
                 self._open[at - 1 : at + 1] = self._replace(parents, ranges, now_ms)
 
-    def _replace(self, parents: tuple[StreamShard, ...], ranges: Sequence[HashRange], now_ms: int) -> list[StreamShard]:
+    def _replace(
+        self, parents: tuple[LocalStreamShard, ...], ranges: Sequence[HashRange], now_ms: int
+    ) -> list[LocalStreamShard]:
         children = [self._new_shard(hash_range, parents, now_ms) for hash_range in ranges]
         for parent in parents:
             parent.close(tuple(children), now_ms)
         return children
 
-    def _new_shard(self, hash_range: HashRange, parents: tuple[StreamShard, ...], now_ms: int) -> StreamShard:
-        stream_shard = StreamShard(self._next_index, hash_range, parents=parents, now_ms=now_ms)
+    def _new_shard(self, hash_range: HashRange, parents: tuple[LocalStreamShard, ...], now_ms: int) -> LocalStreamShard:
+        stream_shard = LocalStreamShard(self._next_index, hash_range, parents=parents, now_ms=now_ms)
         self._next_index += 1
         self.stream_shards[stream_shard.stream_shard_id] = stream_shard
         return stream_shard
@@ -214,12 +225,12 @@ class Stream:
                 del self.stream_shards[stream_shard.stream_shard_id]
 
 
-class Account:
+class KinesisAccount:
     """All streams, by name."""
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or Options()
-        self.streams: dict[str, Stream] = {}
+    def __init__(self, options: KinesisOptions | None = None) -> None:
+        self.options = options or KinesisOptions()
+        self.streams: dict[str, LocalStream] = {}
         self.generation = 0  # of iterators: those of an earlier one have expired
 
     def __repr__(self) -> str:
@@ -232,18 +243,18 @@ class Account:
             if stream.gone_at_ms is not None and stream.gone_at_ms <= now_ms:
                 del self.streams[stream.name]
 
-    def create(self, name: str, shard_count: int, now_ms: int) -> Stream:
+    def create(self, name: str, shard_count: int, now_ms: int) -> LocalStream:
         """Begin to make a stream (API_CreateStream)."""
         if name in self.streams:
-            raise in_use(f"stream {name} already exists")
-        stream = self.streams[name] = Stream(name, shard_count, now_ms=now_ms, options=self.options)
+            raise resource_in_use(f"stream {name} already exists")
+        stream = self.streams[name] = LocalStream(name, shard_count, now_ms=now_ms, options=self.options)
         return stream
 
-    def find(self, name: str) -> Stream:
+    def find(self, name: str) -> LocalStream:
         """Return a stream. Raises ResourceNotFoundException."""
         if stream := self.streams.get(name):
             return stream
-        raise not_found(f"stream {name} under account {ACCOUNT_ID} not found")
+        raise resource_not_found(f"stream {name} under account {ACCOUNT_ID} not found")
 
     def delete(self, name: str, now_ms: int) -> None:
         """Begin to delete a stream (API_DeleteStream); it is read and written until it is gone."""
@@ -257,11 +268,13 @@ class Account:
         self.generation += 1
 
 
-def set_retention(stream: Stream, hours: int, *, longer: bool) -> None:
+def set_retention(stream: LocalStream, hours: int, *, longer: bool) -> None:
     """Change how long records are kept (API_IncreaseStreamRetentionPeriod, API_DecreaseStreamRetentionPeriod)."""
     stream.require_active()
     if not DEFAULT_RETENTION_HOURS <= hours <= MAX_RETENTION_HOURS:
-        raise invalid(f"expected a retention of {DEFAULT_RETENTION_HOURS} to {MAX_RETENTION_HOURS} hours, got {hours}")
+        raise invalid_argument(
+            f"expected a retention of {DEFAULT_RETENTION_HOURS} to {MAX_RETENTION_HOURS} hours, got {hours}"
+        )
     if (hours < stream.retention_hours) if longer else (hours > stream.retention_hours):
-        raise invalid(f"the retention is {stream.retention_hours} hours: {hours} is on the wrong side of it")
+        raise invalid_argument(f"the retention is {stream.retention_hours} hours: {hours} is on the wrong side of it")
     stream.retention_hours = hours

@@ -15,7 +15,7 @@ WRITE_BYTES_PER_S = MIB  # API_PutRecords
 
 
 @dataclass
-class Bucket:
+class TokenBucket:
     """A second's worth of something, filled evenly. It may be overdrawn: then nothing is given until it is made up."""
 
     per_s: int
@@ -40,8 +40,8 @@ class ReadQuota:
     """What GetRecords may do to one stream shard: calls and bytes, shared by all who read it."""
 
     def __init__(self) -> None:
-        self._calls = Bucket(READS_PER_S)
-        self._bytes = Bucket(READ_BYTES_PER_S)
+        self._calls = TokenBucket(READS_PER_S)
+        self._bytes = TokenBucket(READ_BYTES_PER_S)
         self._closed_until_ms = 0
 
     def __repr__(self) -> str:
@@ -65,8 +65,8 @@ class WriteQuota:
     """What may be put into one stream shard: records and bytes."""
 
     def __init__(self) -> None:
-        self._records = Bucket(WRITE_RECORDS_PER_S)
-        self._bytes = Bucket(WRITE_BYTES_PER_S)
+        self._records = TokenBucket(WRITE_RECORDS_PER_S)
+        self._bytes = TokenBucket(WRITE_BYTES_PER_S)
 
     def __repr__(self) -> str:
         return f"WriteQuota(records={self._records.level:.1f}, bytes={self._bytes.level:.0f})"

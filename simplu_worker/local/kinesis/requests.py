@@ -18,14 +18,14 @@ PartitionKey = Annotated[str, Meta(min_length=1, max_length=256)]
 Timestamp = float  # seconds of the epoch
 
 
-class Request(msgspec.Struct, rename="pascal", kw_only=True):
+class KinesisRequest(msgspec.Struct, rename="pascal", kw_only=True):
     """What every request may name; a stream by name or by ARN, whatever the action."""
 
     stream_name: Name | None = None
     stream_arn: str | None = msgspec.field(default=None, name="StreamARN")
 
 
-class CreateStream(Request):
+class CreateStream(KinesisRequest):
     """API_CreateStream."""
 
     stream_name: Name
@@ -35,18 +35,18 @@ class CreateStream(Request):
     )
 
 
-class OfStream(Request):
+class StreamOnly(KinesisRequest):
     """API_DeleteStream, API_DescribeStreamSummary: nothing but the stream."""
 
 
-class DescribeStream(Request):
+class DescribeStream(KinesisRequest):
     """API_DescribeStream."""
 
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 100
     exclusive_start_shard_id: Name | None = None
 
 
-class ListStreams(Request):
+class ListStreams(KinesisRequest):
     """API_ListStreams."""
 
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 100
@@ -64,7 +64,7 @@ class ShardFilter(msgspec.Struct, rename="pascal"):
     timestamp: Timestamp | None = None
 
 
-class ListShards(Request):
+class ListShards(KinesisRequest):
     """API_ListShards."""
 
     next_token: str | None = None
@@ -74,7 +74,7 @@ class ListShards(Request):
     shard_filter: ShardFilter | None = None
 
 
-class GetShardIterator(Request):
+class GetShardIterator(KinesisRequest):
     """API_GetShardIterator."""
 
     shard_id: Name
@@ -85,14 +85,14 @@ class GetShardIterator(Request):
     timestamp: Timestamp | None = None
 
 
-class GetRecords(Request):
+class GetRecords(KinesisRequest):
     """API_GetRecords; a *limit* above 10,000 is its own InvalidArgumentException."""
 
     shard_iterator: str
     limit: Count = 10_000
 
 
-class Entry(msgspec.Struct, rename="pascal"):
+class PutEntry(msgspec.Struct, rename="pascal"):
     """A record to put (API_PutRecordsRequestEntry); *data* is base64."""
 
     data: str
@@ -100,7 +100,7 @@ class Entry(msgspec.Struct, rename="pascal"):
     explicit_hash_key: HashKey | None = None
 
 
-class PutRecord(Request):
+class PutRecord(KinesisRequest):
     """API_PutRecord."""
 
     data: str
@@ -109,34 +109,34 @@ class PutRecord(Request):
     sequence_number_for_ordering: Number | None = None  # our numbers grow anyway
 
 
-class PutRecords(Request):
+class PutRecords(KinesisRequest):
     """API_PutRecords."""
 
-    records: Annotated[list[Entry], Meta(min_length=1, max_length=500)]
+    records: Annotated[list[PutEntry], Meta(min_length=1, max_length=500)]
 
 
-class SplitShard(Request):
+class SplitShard(KinesisRequest):
     """API_SplitShard."""
 
     shard_to_split: Name
     new_starting_hash_key: HashKey
 
 
-class MergeShards(Request):
+class MergeShards(KinesisRequest):
     """API_MergeShards."""
 
     shard_to_merge: Name
     adjacent_shard_to_merge: Name
 
 
-class UpdateShardCount(Request):
+class UpdateShardCount(KinesisRequest):
     """API_UpdateShardCount."""
 
     target_shard_count: Count
     scaling_type: Literal["UNIFORM_SCALING"]
 
 
-class SetRetention(Request):
+class SetRetention(KinesisRequest):
     """API_IncreaseStreamRetentionPeriod, API_DecreaseStreamRetentionPeriod."""
 
     retention_period_hours: int

@@ -34,7 +34,7 @@ class Merge:
     upper_first: bool = False
 
 
-Step = Split | Merge
+ReshardStep = Split | Merge
 
 
 def equal_ranges(count: int) -> list[HashRange]:
@@ -44,15 +44,15 @@ def equal_ranges(count: int) -> list[HashRange]:
     return [HashRange(start, end - 1) for start, end in zip(starts, [*starts[1:], HASH_KEYS], strict=True)]
 
 
-def scaling_steps(open_ranges: Sequence[HashRange], target_count: int) -> list[Step]:
+def scaling_steps(open_ranges: Sequence[HashRange], target_count: int) -> list[ReshardStep]:
     """Return the splits and merges that turn *open_ranges* (in order) into *target_count* equal ones, in their order.
 
     API_UpdateShardCount: "performs splits or merges on individual shards. This can cause short-lived shards".
     """
     starts = [hash_range.start for hash_range in open_ranges]
     wanted = {_nearby(starts, hash_range) for hash_range in equal_ranges(target_count)}
-    splits: list[Step] = [Split(start) for start in sorted(wanted.difference(starts))]
-    merges: list[Step] = [Merge(start) for start in starts if start not in wanted]
+    splits: list[ReshardStep] = [Split(start) for start in sorted(wanted.difference(starts))]
+    merges: list[ReshardStep] = [Merge(start) for start in starts if start not in wanted]
     return splits + merges
 
 

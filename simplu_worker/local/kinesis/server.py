@@ -26,21 +26,21 @@ import msgspec
 import structlog
 from aiohttp import ClientSession, web
 
-from simplu_worker.local.kinesis.actions import Actions
+from simplu_worker.local.kinesis.actions import KinesisActions
 from simplu_worker.local.kinesis.errors import KinesisError
 from simplu_worker.local.kinesis.faults import (
     AdvanceClock,
     ClearFaults,
-    Command,
     ExpireIterators,
-    Fault,
     Faults,
     ForceStatus,
+    KinesisCommand,
+    KinesisFault,
     SetOptions,
     Trim,
 )
-from simplu_worker.local.kinesis.model import Account, Options, Stream
-from simplu_worker.local.processes.http_serving import serving, told_to_stop
+from simplu_worker.local.kinesis.model import KinesisAccount, KinesisOptions, LocalStream
+from simplu_worker.local.processes.http_serving import listen_for_stop, serve_on_loopback
 
 log = structlog.get_logger(__name__)
 
@@ -48,15 +48,15 @@ CONTENT_TYPE = "application/x-amz-json-1.1"
 TARGET_PREFIX = "Kinesis_20131202."
 CONTROL_PATH = "/_control"
 MAX_BODY_BYTES = 32 * 1024 * 1024  # 10 MiB of records are 14 in base64, and their keys may be written as escapes
-COMMANDS = msgspec.json.Decoder(Command | list[Command])
+COMMANDS = msgspec.json.Decoder(KinesisCommand | list[KinesisCommand])
 
 
 class KinesisServer:
     """The HTTP side of one account."""
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.account = Account(options)
-        self._actions = Actions(self.account)
+    def __init__(self, options: KinesisOptions | None = None) -> None:
+        self.account = KinesisAccount(options)
+        self._actions = KinesisActions(self.account)
         self._faults = Faults()
         self._cleared = asyncio.Event()
         self._calls: Counter[str] = Counter()
@@ -80,14 +80,14 @@ class KinesisServer:
         application.router.add_get(CONTROL_PATH, self._show)
         application.router.add_post(CONTROL_PATH, self._control)
         # What hangs must not outlive the client that waits for it.
-        async with serving(application, port, handler_cancellation=True) as url:
+        async with serve_on_loopback(application, port, handler_cancellation=True) as url:
             yield url
 
-    def command(self, command: Command) -> None:
+    def command(self, command: KinesisCommand) -> None:
         """Do one command of the control path. Raises KinesisError for a stream or stream shard that is not there."""
         self.account.settle(self.now_ms())
         match command:
-            case Fault():
+            case KinesisFault():
                 self._faults.add(command)
             case ClearFaults():
                 self._faults.clear()
@@ -142,7 +142,7 @@ class KinesisServer:
             log.warning("records.trimmed", record_count=trimmed_count - self._trimmed_count, reason="memory")
         self._trimmed_count = trimmed_count
 
-    async def _answer_with(self, fault: Fault, action: str, asked: Any, request: web.Request) -> bytes:
+    async def _answer_with(self, fault: KinesisFault, action: str, asked: Any, request: web.Request) -> bytes:
         if not fault.applied:
             await self._suffer(fault, request)
         if fault.kind == "empty" and action == "GetRecords":
@@ -154,7 +154,7 @@ class KinesisServer:
             self._do_then(fault.then)
         return body
 
-    async def _suffer(self, fault: Fault, request: web.Request) -> None:
+    async def _suffer(self, fault: KinesisFault, request: web.Request) -> None:
         """Let the call hang, be late, fail or lose its connection, as *fault* says."""
         if error := fault.error():
             raise error
@@ -194,13 +194,13 @@ class KinesisServer:
 
 
 @asynccontextmanager
-async def serve_kinesis(port: int = 0, options: Options | None = None) -> AsyncIterator[str]:
+async def serve_kinesis(port: int = 0, options: KinesisOptions | None = None) -> AsyncIterator[str]:
     """Serve an empty local Kinesis in this process; yields the endpoint URL."""
     async with KinesisServer(options).serve(port) as url:
         yield url
 
 
-async def control(url: str, *commands: Command) -> dict[str, Any]:
+async def control(url: str, *commands: KinesisCommand) -> dict[str, Any]:
     """Have the server at *url* do *commands*; return its state afterwards. Raises ValueError when it refuses one."""
     async with (
         ClientSession() as session,
@@ -217,7 +217,7 @@ def _reply(body: bytes, *, status: int = 200) -> web.Response:
     return web.Response(body=body, status=status, headers=headers, content_type=CONTENT_TYPE)
 
 
-def _trim(stream: Stream, command: Trim) -> None:
+def _trim(stream: LocalStream, command: Trim) -> None:
     wanted = command.stream_shard_id
     for stream_shard in [stream.find(wanted)] if wanted else list(stream.stream_shards.values()):
         stream_shard.trim(max(0, stream_shard.end_position - stream_shard.first_position - command.keep))
@@ -225,14 +225,14 @@ def _trim(stream: Stream, command: Trim) -> None:
             del stream.stream_shards[stream_shard.stream_shard_id]
 
 
-def _set_options(options: Options, changes: dict[str, Any]) -> None:
+def _set_options(options: KinesisOptions, changes: dict[str, Any]) -> None:
     """Change *options* in place: the streams hold on to them. Raises msgspec.ValidationError before any change."""
-    checked = msgspec.convert(msgspec.to_builtins(options) | changes, Options)
+    checked = msgspec.convert(msgspec.to_builtins(options) | changes, KinesisOptions)
     for name in changes:
         setattr(options, name, getattr(checked, name))
 
 
-def _state_of(stream: Stream) -> dict[str, Any]:
+def _state_of(stream: LocalStream) -> dict[str, Any]:
     return {
         "status": stream.status,
         "trimmed_for_memory": stream.trimmed_for_memory,
@@ -248,9 +248,9 @@ def _state_of(stream: Stream) -> dict[str, Any]:
     }
 
 
-async def run(port: int, options: Options) -> None:
+async def run(port: int, options: KinesisOptions) -> None:
     """Serve until SIGINT or SIGTERM."""
-    stopped = told_to_stop()
+    stopped = listen_for_stop()
     async with serve_kinesis(port, options) as url:
         log.info("kinesis.started", url=url)
         await stopped.wait()
@@ -260,10 +260,10 @@ def main() -> None:
     """Run the server as a program."""
     parser = argparse.ArgumentParser(prog="kinesis_server", description="A local Kinesis, in memory.")
     parser.add_argument("--port", type=int, required=True, help="of loopback; 0 takes a free one and logs it")
-    parser.add_argument("--memory-max-bytes", type=int, default=Options().memory_max_bytes, help="of one stream")
+    parser.add_argument("--memory-max-bytes", type=int, default=KinesisOptions().memory_max_bytes, help="of one stream")
     parser.add_argument("--no-throttling", action="store_true", help="read as often and as much as you like")
     given = parser.parse_args()
-    options = Options(memory_max_bytes=given.memory_max_bytes, read_throttling=not given.no_throttling)
+    options = KinesisOptions(memory_max_bytes=given.memory_max_bytes, read_throttling=not given.no_throttling)
     asyncio.run(run(given.port, options))
 
 

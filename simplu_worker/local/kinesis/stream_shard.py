@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from simplu_worker.local.kinesis.quotas import ITERATORS_PER_S, Bucket, ReadQuota, WriteQuota
+from simplu_worker.local.kinesis.quotas import ITERATORS_PER_S, ReadQuota, TokenBucket, WriteQuota
 from simplu_worker.local.kinesis.reshard import HashRange
 from simplu_worker.local.kinesis.tokens import LAST_ORDINAL, ORDINAL_BIT, SECOND_BIT, SequenceNumber, sequence_number
 
@@ -23,7 +23,7 @@ class NewRecord(NamedTuple):
     hash_key: int
 
 
-class Records(NamedTuple):
+class ReadResult(NamedTuple):
     """Records as JSON, in order. *next_position* follows the last; *was_full* when their size cut them off."""
 
     encoded: list[bytes]
@@ -32,22 +32,22 @@ class Records(NamedTuple):
     was_full: bool
 
 
-class StreamShard:
+class LocalStreamShard:
     """A range of hash keys and the records that were put into it.
 
     A record's position is its number, from 0, over all the stream shard's life: trimming does not change it.
     """
 
     def __init__(
-        self, index: int, hash_range: HashRange, *, parents: tuple[StreamShard, ...] = (), now_ms: int
+        self, index: int, hash_range: HashRange, *, parents: tuple[LocalStreamShard, ...] = (), now_ms: int
     ) -> None:
         self.stream_shard_id = f"shardId-{index:012d}"
         self.hash_range = hash_range
         self.parent_ids = tuple(parent.stream_shard_id for parent in parents)
-        self.child_shards: tuple[StreamShard, ...] = ()
+        self.child_shards: tuple[LocalStreamShard, ...] = ()
         self.opened_ms = now_ms
         self.closed_ms: int | None = None
-        self.read_quota, self.write_quota, self.iterator_quota = ReadQuota(), WriteQuota(), Bucket(ITERATORS_PER_S)
+        self.read_quota, self.write_quota, self.iterator_quota = ReadQuota(), WriteQuota(), TokenBucket(ITERATORS_PER_S)
         # Later than the parents' whatever the clock says: so all our sequence numbers are greater than theirs.
         self.made_s: int = max(now_ms // 1000, *(parent.made_s + 1 for parent in parents), 0)
         self.index = index
@@ -106,24 +106,24 @@ class StreamShard:
         self.stored_bytes += len(encoded) + OVERHEAD_BYTES
         return number
 
-    def read(self, position: int, *, limit: int, max_bytes: int) -> Records:
+    def read(self, position: int, *, limit: int, max_bytes: int) -> ReadResult:
         """Return up to *limit* records from *position* on, at least one if there is one (API_GetRecords).
 
         A position before the oldest kept record means that one.
         """
         start = max(position - self.first_position, 0)
         if start >= len(self._encoded):
-            return Records([], max(position, self.first_position), 0, was_full=False)
+            return ReadResult([], max(position, self.first_position), 0, was_full=False)
         before = self._ends[start - 1] if start else self._trimmed_bytes
         by_size = max(bisect_right(self._ends, before + max_bytes, lo=start), start + 1)
         end = min(start + limit, by_size, len(self._encoded))
         size_bytes = self._ends[end - 1] - before
         was_full = end == by_size and end < min(start + limit, len(self._encoded))
-        return Records(
+        return ReadResult(
             self._encoded[start:end], self.first_position + end, size_bytes, was_full or size_bytes >= max_bytes
         )
 
-    def millis_behind(self, records: Records, now_ms: int) -> int:
+    def millis_behind(self, records: ReadResult, now_ms: int) -> int:
         """Return how far a reply that ends with *records* is from the tip (API_GetRecords, MillisBehindLatest).
 
         0 exactly when nothing is left to read; else the age of its last record, or of the next one when it has none.
@@ -154,6 +154,6 @@ class StreamShard:
             return 0
         return self.trim(bisect_left(self._arrived_ms, at_ms))
 
-    def close(self, children: tuple[StreamShard, ...], now_ms: int) -> None:
+    def close(self, children: tuple[LocalStreamShard, ...], now_ms: int) -> None:
         """Take no more records; *children* do from now on."""
         self.closed_ms, self.child_shards = now_ms, children

@@ -20,12 +20,12 @@ from typing import Self
 
 import asyncpg
 
-from simplu_worker.local.processes.loopback import HOST, StackError, free_port, port_is_free, until
+from simplu_worker.local.processes.loopback import HOST, StackError, free_port, poll_until, port_is_free
 from simplu_worker.local.processes.watchdog import (
     ProcessGroup,
-    rights_of,
     running_processes,
     send_signal,
+    user_arguments,
     with_descendants,
 )
 
@@ -72,7 +72,7 @@ def _newest_bin(folders: Iterable[Path]) -> Path | None:
 
 
 @dataclass(frozen=True)
-class Programs:
+class PostgresPrograms:
     """How `initdb` and `postgres`, which refuse to run as root, are started on this machine."""
 
     folder: Path
@@ -107,7 +107,9 @@ class Programs:
         """Try it once."""
         command = [*self.prefix, str(self.folder / "postgres"), "--version"]
         try:
-            return subprocess.run(command, capture_output=True, check=False, **rights_of(self.user)).returncode == 0
+            return (
+                subprocess.run(command, capture_output=True, check=False, **user_arguments(self.user)).returncode == 0
+            )
         except OSError:  # may not be entered, or there is no such program
             return False
 
@@ -131,7 +133,9 @@ class PostgresServer:
     be tested for keeping the secret. *name* is that of its folder and its log, if not the database's.
     """
 
-    def __init__(self, group: ProcessGroup, programs: Programs, *, database: str, name: str | None = None) -> None:
+    def __init__(
+        self, group: ProcessGroup, programs: PostgresPrograms, *, database: str, name: str | None = None
+    ) -> None:
         self.database = database
         self.name = name or database
         self.password = secrets.token_urlsafe(18)
@@ -202,7 +206,7 @@ class PostgresServer:
         self.resume()
         if self._process is not None and self.is_running:
             self._process.send_signal(signal.SIGINT)
-            if not await until(self._has_ended, within_s=STOP_TIMEOUT_S):
+            if not await poll_until(self._has_ended, within_s=STOP_TIMEOUT_S):
                 await self.kill()
 
     async def kill(self) -> None:
@@ -216,7 +220,7 @@ class PostgresServer:
             return not family & {process.pid for process in running_processes()}
 
         # A backend that is left would keep the data folder from being used again.
-        if not await until(gone, within_s=STOP_TIMEOUT_S):
+        if not await poll_until(gone, within_s=STOP_TIMEOUT_S):
             raise StackError(f"backends of Postgres {self.name} do not end, even after SIGKILL: {sorted(family)}")
 
     async def discard(self) -> None:
@@ -262,7 +266,7 @@ class PostgresServer:
         async def done() -> bool:
             return making.poll() is not None
 
-        if not await until(done, within_s=START_TIMEOUT_S) or making.returncode != 0:
+        if not await poll_until(done, within_s=START_TIMEOUT_S) or making.returncode != 0:
             raise StackError(f"{program} of Postgres {self.name} failed: {self._last_words()}")
 
     def _make_folder(self) -> None:
@@ -300,7 +304,7 @@ class PostgresServer:
             answered = await self._is_ours()
             return answered or process.poll() is not None
 
-        if not await until(settled, within_s=START_TIMEOUT_S):
+        if not await poll_until(settled, within_s=START_TIMEOUT_S):
             raise StackError(f"Postgres {self.name} gave no answer for {START_TIMEOUT_S:.0f} s: {self._last_words()}")
         return answered
 

@@ -13,7 +13,7 @@ from simplu_worker.local.processes.loopback import HOST
 
 
 @asynccontextmanager
-async def serving(
+async def serve_on_loopback(
     application: web.Application, port: int = 0, *, shutdown_timeout_s: float = 0.1, handler_cancellation: bool = False
 ) -> AsyncIterator[str]:
     """Serve *application* on *port* of loopback (0: a free one); yields its URL.
@@ -31,7 +31,7 @@ async def serving(
         await runner.cleanup()
 
 
-def told_to_stop() -> asyncio.Event:
+def listen_for_stop() -> asyncio.Event:
     """Return what SIGINT and SIGTERM set from now on."""
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

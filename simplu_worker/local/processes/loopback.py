@@ -40,7 +40,7 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-async def until(ask: Callable[[], Awaitable[bool]], *, within_s: float) -> bool:
+async def poll_until(ask: Callable[[], Awaitable[bool]], *, within_s: float) -> bool:
     """Ask again and again; return true at the first yes, false when *within_s* have passed without one."""
     deadline = time.monotonic() + within_s
     while not await ask():

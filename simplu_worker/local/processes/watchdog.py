@@ -126,7 +126,7 @@ class ProcessGroup:
                 process_group=self._watchdog.pid,
                 env=env,
                 cwd=cwd,
-                **rights_of(user),
+                **user_arguments(user),
             )
         self._children = [*(other for other in self._children if other.poll() is None), child]
         return child
@@ -153,7 +153,7 @@ def _start_watchdog(directory: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def rights_of(user: str | None) -> dict[str, Any]:
+def user_arguments(user: str | None) -> dict[str, Any]:
     """Return the arguments of `subprocess.Popen` for *user* and its group alone; none: as this process."""
     if user is None:
         return {}

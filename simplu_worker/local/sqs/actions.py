@@ -8,38 +8,38 @@ from typing import Any
 import msgspec
 
 from simplu_worker.local.sqs import requests
-from simplu_worker.local.sqs.errors import SqsError, invalid
-from simplu_worker.local.sqs.message import BATCH_ID, Message, content_of
-from simplu_worker.local.sqs.model import Account
-from simplu_worker.local.sqs.queue import ACCOUNT_ID, Queue
+from simplu_worker.local.sqs.errors import SqsError, invalid_parameter
+from simplu_worker.local.sqs.message import BATCH_ID, StoredMessage, parse_content
+from simplu_worker.local.sqs.model import SqsAccount
+from simplu_worker.local.sqs.queue import ACCOUNT_ID, LocalQueue
 from simplu_worker.local.sqs.queue_settings import (
     MAX_DELAY_S,
     MAX_MESSAGE_BYTES,
     MAX_VISIBILITY_S,
     MAX_WAIT_S,
-    changed,
-    shown,
+    settable_attributes,
+    with_attributes,
 )
 
 BATCH_MAX_COUNT = 10
 MAX_QUEUES_SHOWN = 1000  # API_ListQueues
 SENDER_ID = "AIDAIT2UOQQY3AUEKVGXU"
 
-Reply = dict[str, Any] | None
+SqsReply = dict[str, Any] | None
 
 
-class Actions:
+class SqsActions:
     """The account's API. `decode` and `answer` raise SqsError for every answer that is an error."""
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: SqsAccount) -> None:
         self.account = account
         self.base_url = ""  # of the queues' URLs
-        self._actions: dict[str, tuple[msgspec.json.Decoder[Any], Callable[[Any, int], Reply]]] = {
+        self._actions: dict[str, tuple[msgspec.json.Decoder[Any], Callable[[Any, int], SqsReply]]] = {
             name: (msgspec.json.Decoder(shape), method)
             for name, shape, method in (
                 ("CreateQueue", requests.CreateQueue, self._create_queue),
-                ("DeleteQueue", requests.OfQueue, self._delete_queue),
-                ("PurgeQueue", requests.OfQueue, self._purge_queue),
+                ("DeleteQueue", requests.QueueOnly, self._delete_queue),
+                ("PurgeQueue", requests.QueueOnly, self._purge_queue),
                 ("GetQueueUrl", requests.GetQueueUrl, self._get_queue_url),
                 ("ListQueues", requests.ListQueues, self._list_queues),
                 ("GetQueueAttributes", requests.GetQueueAttributes, self._get_attributes),
@@ -72,7 +72,7 @@ class Actions:
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise SqsError("SerializationException", f"expected a JSON object: {exc}") from exc
 
-    def answer(self, action: str, request: Any, now_ms: int) -> Reply:
+    def answer(self, action: str, request: Any, now_ms: int) -> SqsReply:
         """Do what *request* asks and return the answer."""
         self.account.settle(now_ms)
         return self._actions[action][1](request, now_ms)
@@ -87,35 +87,35 @@ class Actions:
         _check_range("WaitTimeSeconds", wait_s, 0, MAX_WAIT_S)
         return wait_s
 
-    def _queue(self, request: Any) -> Queue:
+    def _queue(self, request: Any) -> LocalQueue:
         return self.account.find(requests.queue_name_of(request) or "")
 
-    def _url_of(self, queue: Queue) -> str:
+    def _url_of(self, queue: LocalQueue) -> str:
         return f"{self.base_url}/{ACCOUNT_ID}/{queue.name}"
 
-    def _create_queue(self, request: requests.CreateQueue, now_ms: int) -> Reply:
+    def _create_queue(self, request: requests.CreateQueue, now_ms: int) -> SqsReply:
         return {"QueueUrl": self._url_of(self.account.create(request.queue_name, request.attributes, now_ms))}
 
-    def _delete_queue(self, request: requests.OfQueue, _now_ms: int) -> None:
+    def _delete_queue(self, request: requests.QueueOnly, _now_ms: int) -> None:
         self.account.delete(self._queue(request).name)
 
-    def _purge_queue(self, request: requests.OfQueue, now_ms: int) -> None:
+    def _purge_queue(self, request: requests.QueueOnly, now_ms: int) -> None:
         self._queue(request).purge(now_ms)
 
-    def _get_queue_url(self, request: requests.GetQueueUrl, _now_ms: int) -> Reply:
+    def _get_queue_url(self, request: requests.GetQueueUrl, _now_ms: int) -> SqsReply:
         return {"QueueUrl": self._url_of(self.account.find(request.queue_name))}
 
-    def _list_queues(self, request: requests.ListQueues, _now_ms: int) -> Reply:
+    def _list_queues(self, request: requests.ListQueues, _now_ms: int) -> SqsReply:
         names = sorted(name for name in self.account.queues if name.startswith(request.queue_name_prefix))
         if not names:
             return {}
         return {"QueueUrls": [self._url_of(self.account.queues[name]) for name in names[:MAX_QUEUES_SHOWN]]}
 
-    def _get_attributes(self, request: requests.GetQueueAttributes, now_ms: int) -> Reply:
+    def _get_attributes(self, request: requests.GetQueueAttributes, now_ms: int) -> SqsReply:
         """API_GetQueueAttributes."""
         queue = self._queue(request)
         queue.settle(now_ms)
-        found = attributes_of(queue)
+        found = queue_attributes(queue)
         names = set(request.attribute_names)
         if unknown := names - found.keys() - {"All", "RedrivePolicy", "FifoQueue", "ContentBasedDeduplication"}:
             raise SqsError("InvalidAttributeName", f"Unknown Attribute {min(unknown)}.")
@@ -127,12 +127,12 @@ class Actions:
         queue = self._queue(request)
         if "FifoQueue" in request.attributes:
             raise SqsError("InvalidAttributeName", "Unknown Attribute FifoQueue.")
-        queue.change_settings(changed(queue.settings, request.attributes), now_ms)
+        queue.change_settings(with_attributes(queue.settings, request.attributes), now_ms)
 
-    def _send(self, request: requests.SendMessage, now_ms: int) -> Reply:
+    def _send(self, request: requests.SendMessage, now_ms: int) -> SqsReply:
         return _send_to(self._queue(request), request, now_ms)
 
-    def _send_batch(self, request: requests.SendMessageBatch, now_ms: int) -> Reply:
+    def _send_batch(self, request: requests.SendMessageBatch, now_ms: int) -> SqsReply:
         """API_SendMessageBatch; its messages together are as large as one may be."""
         queue = self._queue(request)
         size_bytes = sum(len(entry.message_body.encode()) for entry in request.entries)
@@ -141,7 +141,7 @@ class Actions:
             raise SqsError("BatchRequestTooLong", text)
         return _batch(request.entries, lambda entry: _send_to(queue, entry, now_ms))
 
-    def _receive(self, request: requests.ReceiveMessage, now_ms: int) -> Reply:
+    def _receive(self, request: requests.ReceiveMessage, now_ms: int) -> SqsReply:
         """API_ReceiveMessage, without the wait."""
         queue = self._queue(request)
         visibility_s, attempt_id = request.visibility_timeout, request.receive_request_attempt_id
@@ -149,7 +149,7 @@ class Actions:
             _check_range("VisibilityTimeout", visibility_s, 0, MAX_VISIBILITY_S)
         if attempt_id is not None and not queue.is_fifo:
             reason = "The request include parameter that is not valid for this queue type"
-            raise invalid("ReceiveRequestAttemptId", attempt_id, reason)
+            raise invalid_parameter("ReceiveRequestAttemptId", attempt_id, reason)
         messages = self.account.receive(
             queue, now_ms, limit=request.max_number_of_messages, visibility_s=visibility_s, attempt_id=attempt_id
         )
@@ -158,26 +158,26 @@ class Actions:
     def _delete(self, request: requests.DeleteMessage, now_ms: int) -> None:
         self._queue(request).delete(request.receipt_handle, now_ms)
 
-    def _delete_batch(self, request: requests.DeleteMessageBatch, now_ms: int) -> Reply:
+    def _delete_batch(self, request: requests.DeleteMessageBatch, now_ms: int) -> SqsReply:
         queue = self._queue(request)
         return _batch(request.entries, lambda entry: queue.delete(entry.receipt_handle, now_ms))
 
     def _change(self, request: requests.ChangeMessageVisibility, now_ms: int) -> None:
         self._queue(request).change_visibility(request.receipt_handle, request.visibility_timeout, now_ms)
 
-    def _change_batch(self, request: requests.ChangeMessageVisibilityBatch, now_ms: int) -> Reply:
+    def _change_batch(self, request: requests.ChangeMessageVisibilityBatch, now_ms: int) -> SqsReply:
         queue = self._queue(request)
         return _batch(
             request.entries,
             lambda entry: queue.change_visibility(entry.receipt_handle, entry.visibility_timeout, now_ms),
         )
 
-    def _start_move(self, request: requests.StartMessageMoveTask, now_ms: int) -> Reply:
+    def _start_move(self, request: requests.StartMessageMoveTask, now_ms: int) -> SqsReply:
         rate = request.max_number_of_messages_per_second
         task = self.account.start_move(request.source_arn, request.destination_arn, rate, now_ms)
         return {"TaskHandle": task.handle}
 
-    def _list_moves(self, request: requests.ListMessageMoveTasks, now_ms: int) -> Reply:
+    def _list_moves(self, request: requests.ListMessageMoveTasks, now_ms: int) -> SqsReply:
         results = []
         for task in self.account.moves_of(request.source_arn, request.max_results, now_ms):
             found = {
@@ -194,9 +194,9 @@ class Actions:
         return {"Results": results}
 
 
-def attributes_of(queue: Queue) -> dict[str, str]:
+def queue_attributes(queue: LocalQueue) -> dict[str, str]:
     """Return all attributes of *queue*."""
-    return shown(queue.settings) | {
+    return settable_attributes(queue.settings) | {
         "QueueArn": queue.arn,
         "CreatedTimestamp": str(queue.born_ms // 1000),
         "LastModifiedTimestamp": str(queue.changed_ms // 1000),
@@ -206,9 +206,9 @@ def attributes_of(queue: Queue) -> dict[str, str]:
     }
 
 
-def _send_to(queue: Queue, entry: requests.Entry, now_ms: int) -> dict[str, Any]:
+def _send_to(queue: LocalQueue, entry: requests.MessageEntry, now_ms: int) -> dict[str, Any]:
     settings = queue.settings
-    content = content_of(entry, is_fifo=queue.is_fifo, by_content=settings.content_based_deduplication)
+    content = parse_content(entry, is_fifo=queue.is_fifo, by_content=settings.content_based_deduplication)
     most = settings.maximum_message_size
     if content.size_bytes > most:
         text = f"One or more parameters are invalid. Reason: Message must be shorter than {most} bytes."
@@ -218,7 +218,7 @@ def _send_to(queue: Queue, entry: requests.Entry, now_ms: int) -> dict[str, Any]
         _check_range("DelaySeconds", delay_s, 0, MAX_DELAY_S)
         if queue.is_fifo and delay_s:
             reason = "The request include parameter that is not valid for this queue type"
-            raise invalid("DelaySeconds", delay_s, reason)
+            raise invalid_parameter("DelaySeconds", delay_s, reason)
     sent = queue.send(content, now_ms, delay_s=delay_s)
     answer = {"MessageId": sent.message_id, "MD5OfMessageBody": content.md5_of_body}
     if content.md5_of_attributes is not None:
@@ -226,7 +226,7 @@ def _send_to(queue: Queue, entry: requests.Entry, now_ms: int) -> dict[str, Any]
     return answer | ({"SequenceNumber": sent.sequence_number} if queue.is_fifo else {})
 
 
-def _received(queue: Queue, message: Message, request: requests.ReceiveMessage) -> dict[str, Any]:
+def _received(queue: LocalQueue, message: StoredMessage, request: requests.ReceiveMessage) -> dict[str, Any]:
     """Return *message* as ReceiveMessage answers it, with those attributes that were asked for."""
     content = message.content
     found: dict[str, Any] = {
@@ -248,7 +248,7 @@ def _received(queue: Queue, message: Message, request: requests.ReceiveMessage) 
     return found
 
 
-def _system_attributes(queue: Queue, message: Message) -> dict[str, str]:
+def _system_attributes(queue: LocalQueue, message: StoredMessage) -> dict[str, str]:
     content = message.content
     found = {
         "SenderId": SENDER_ID,
@@ -276,7 +276,7 @@ def _chosen(
     return {name: value for name, value in attributes.items() if name in names or name.startswith(prefixes)}
 
 
-def _batch(entries: Sequence[Any], act: Callable[[Any], Reply]) -> dict[str, Any]:
+def _batch(entries: Sequence[Any], act: Callable[[Any], SqsReply]) -> dict[str, Any]:
     """Act on each of *entries*; a refused one does not stop those behind it (API_BatchResultErrorEntry)."""
     if not entries:
         raise SqsError("EmptyBatchRequest", "There should be at least one entry in the request.")
@@ -304,4 +304,4 @@ def failed_entry(entry_id: str, code: str, message: str, *, sender_fault: bool) 
 
 def _check_range(name: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
-        raise invalid(name, value, f"Must be between {least} and {most}, if provided.")
+        raise invalid_parameter(name, value, f"Must be between {least} and {most}, if provided.")

@@ -6,38 +6,38 @@ import heapq
 from collections.abc import Callable
 from typing import Protocol
 
-from simplu_worker.local.sqs.message import Message, State
+from simplu_worker.local.sqs.message import MessageState, StoredMessage
 
-Accept = Callable[[Message], bool]
+Accept = Callable[[StoredMessage], bool]
 """Takes a message that is next; true when it counts as given out."""
 
 
-class Order(Protocol):
+class DeliveryOrder(Protocol):
     """The messages that are visible. One that is gone meanwhile is passed over."""
 
-    def add(self, message: Message) -> None:
+    def add(self, message: StoredMessage) -> None:
         """*message* is visible now."""
 
     def take(self, limit: int, accept: Accept) -> None:
         """Hand the next messages to *accept* until it has taken *limit* of them."""
 
-    def release(self, message: Message) -> None:
+    def release(self, message: StoredMessage) -> None:
         """*message* is not in flight any more: deleted, or about to be visible again."""
 
     def clear(self) -> None:
         """Forget all."""
 
 
-class AnyOrder:
+class StandardOrder:
     """A standard queue's: the oldest first, whoever has the others."""
 
     def __init__(self) -> None:
-        self._visible: list[tuple[int, Message]] = []
+        self._visible: list[tuple[int, StoredMessage]] = []
 
     def __repr__(self) -> str:
         return f"AnyOrder({len(self._visible)} visible)"
 
-    def add(self, message: Message) -> None:
+    def add(self, message: StoredMessage) -> None:
         """*message* is visible now."""
         heapq.heappush(self._visible, (message.number, message))
 
@@ -45,10 +45,10 @@ class AnyOrder:
         """Hand the next messages to *accept* until it has taken *limit* of them."""
         while limit and self._visible:
             _, message = heapq.heappop(self._visible)
-            if message.state is State.VISIBLE:
+            if message.state is MessageState.VISIBLE:
                 limit -= accept(message)
 
-    def release(self, message: Message) -> None:
+    def release(self, message: StoredMessage) -> None:
         """Do nothing: no message waits for another."""
 
     def clear(self) -> None:
@@ -56,24 +56,24 @@ class AnyOrder:
         self._visible.clear()
 
 
-class Group:
+class MessageGroup:
     """The messages of one group: those that are visible, and how many are in flight."""
 
     __slots__ = ("in_flight", "offered", "visible")
 
     def __init__(self) -> None:
-        self.visible: list[tuple[int, Message]] = []
+        self.visible: list[tuple[int, StoredMessage]] = []
         self.in_flight = 0
         self.offered = -1  # the number under which the group waits for its turn
 
     def head(self) -> int | None:
         """Return the number of the first visible message."""
-        while self.visible and self.visible[0][1].state is not State.VISIBLE:
+        while self.visible and self.visible[0][1].state is not MessageState.VISIBLE:
             heapq.heappop(self.visible)
         return self.visible[0][0] if self.visible else None
 
 
-class GroupOrder:
+class FifoOrder:
     """A FIFO queue's: within a group in the order sent, and none of a group while one of it is in flight.
 
     "When receiving messages from a FIFO queue with multiple message group IDs, Amazon SQS first attempts to return as
@@ -81,16 +81,16 @@ class GroupOrder:
     """
 
     def __init__(self) -> None:
-        self._groups: dict[str, Group] = {}
+        self._groups: dict[str, MessageGroup] = {}
         self._open: list[tuple[int, str]] = []  # by the number of a group's head; may name what has changed since
 
     def __repr__(self) -> str:
         return f"GroupOrder({len(self._groups)} groups)"
 
-    def add(self, message: Message) -> None:
+    def add(self, message: StoredMessage) -> None:
         """*message* is visible now."""
         group_id = message.content.group_id or ""
-        group = self._groups.setdefault(group_id, Group())
+        group = self._groups.setdefault(group_id, MessageGroup())
         heapq.heappush(group.visible, (message.number, message))
         self._offer(group_id, group)
 
@@ -105,7 +105,7 @@ class GroupOrder:
             limit = self._take_of(group, limit, accept)
             self._offer(group_id, group)
 
-    def release(self, message: Message) -> None:
+    def release(self, message: StoredMessage) -> None:
         """*message* is not in flight any more: deleted, or about to be visible again."""
         group_id = message.content.group_id or ""
         group = self._groups[group_id]
@@ -117,7 +117,7 @@ class GroupOrder:
         self._groups.clear()
         self._open.clear()
 
-    def _take_of(self, group: Group, limit: int, accept: Accept) -> int:
+    def _take_of(self, group: MessageGroup, limit: int, accept: Accept) -> int:
         """Take what one group has; return what is left of the limit."""
         while limit and group.head() is not None:
             _, message = heapq.heappop(group.visible)
@@ -126,7 +126,7 @@ class GroupOrder:
                 limit -= 1
         return limit
 
-    def _offer(self, group_id: str, group: Group) -> None:
+    def _offer(self, group_id: str, group: MessageGroup) -> None:
         """Let a group that is not locked wait for its turn, once; forget one that has nothing left."""
         if group.in_flight:
             return

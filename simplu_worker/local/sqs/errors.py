@@ -58,18 +58,18 @@ class SqsError(Exception):
         return self.status < 500
 
 
-def no_queue() -> SqsError:
+def queue_not_found() -> SqsError:
     """Return the error for a queue that is not there."""
     return SqsError("QueueDoesNotExist", "The specified queue does not exist.")
 
 
-def missing(parameter: str) -> SqsError:
+def missing_parameter(parameter: str) -> SqsError:
     """Return the error for a parameter that this queue needs."""
     message = f"The request must contain the parameter {parameter}."
     return SqsError("MissingRequiredParameterException", message)
 
 
-def invalid(parameter: str, value: object, reason: str) -> SqsError:
+def invalid_parameter(parameter: str, value: object, reason: str) -> SqsError:
     """Return the error for a value that the action refuses."""
     message = f"Value {value} for parameter {parameter} is invalid. Reason: {reason}"
     return SqsError("InvalidParameterValueException", message)

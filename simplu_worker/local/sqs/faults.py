@@ -13,10 +13,10 @@ from msgspec import Meta
 
 from simplu_worker.local.sqs.actions import failed_entry
 from simplu_worker.local.sqs.errors import SqsError
-from simplu_worker.local.sqs.requests import Batch
+from simplu_worker.local.sqs.requests import BatchRequest
 
 
-class Fault(msgspec.Struct, tag_field="do", tag="fault", forbid_unknown_fields=True, kw_only=True):
+class SqsFault(msgspec.Struct, tag_field="do", tag="fault", forbid_unknown_fields=True, kw_only=True):
     """Let the next *count* calls of *action* go wrong, of *queue* (its name) only if it is named.
 
     Kinds: `throttle`; `fail` (500 InternalFailure, or *code*, a shape of SQS's model such as OverLimit, and *status*);
@@ -47,7 +47,7 @@ class Fault(msgspec.Struct, tag_field="do", tag="fault", forbid_unknown_fields=T
             return SqsError(self.code or "InternalFailure", "failed on demand", status=status)
         return None
 
-    def failed_of(self, request: Batch) -> list[dict[str, Any]]:
+    def failed_of(self, request: BatchRequest) -> list[dict[str, Any]]:
         """Return the entries of *request* that are to fail, as they are answered."""
         code, message = self.code or "InternalError", "failed on demand"
         entries = request.entries[: self.entries]
@@ -71,29 +71,29 @@ class AdvanceClock(msgspec.Struct, tag_field="do", tag="advance_clock", forbid_u
 
 
 class SetOptions(msgspec.Struct, tag_field="do", tag="set", forbid_unknown_fields=True):
-    """Change members of `sqs_model.Options`."""
+    """Change members of `SqsOptions`."""
 
     options: dict[str, Any]
 
 
-Command = Fault | ClearFaults | ExpireReceipts | AdvanceClock | SetOptions
+SqsCommand = SqsFault | ClearFaults | ExpireReceipts | AdvanceClock | SetOptions
 
 
 class Faults:
     """The faults that are still to come, in the order in which they were asked for."""
 
     def __init__(self) -> None:
-        self._waiting: list[Fault] = []
+        self._waiting: list[SqsFault] = []
 
     def __repr__(self) -> str:
         return f"Faults({self._waiting})"
 
     @property
-    def waiting(self) -> list[Fault]:
+    def waiting(self) -> list[SqsFault]:
         """What is left; each counts down."""
         return self._waiting
 
-    def add(self, fault: Fault) -> None:
+    def add(self, fault: SqsFault) -> None:
         """Ask for *fault*, behind those of the same action."""
         self._waiting.append(fault)
 
@@ -101,7 +101,7 @@ class Faults:
         """Forget what is left."""
         self._waiting.clear()
 
-    def take(self, action: str, queue: str | None) -> Fault | None:
+    def take(self, action: str, queue: str | None) -> SqsFault | None:
         """Return the fault that this call is to suffer, and count it."""
         for fault in self._waiting:
             if fault.action == action and fault.queue in {None, queue}:

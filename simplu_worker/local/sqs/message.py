@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from simplu_worker.local.sqs.errors import SqsError, invalid, missing
-from simplu_worker.local.sqs.requests import Entry, MessageAttribute
+from simplu_worker.local.sqs.errors import SqsError, invalid_parameter, missing_parameter
+from simplu_worker.local.sqs.requests import MessageAttribute, MessageEntry
 
 # API_SendMessage, MessageBody: "A message can include only XML, JSON, and unformatted text. The following Unicode
 # characters are allowed"; the others make InvalidMessageContents.
@@ -28,7 +28,7 @@ HANDLE = struct.Struct(">IQQ")
 CHECKSUM_BYTES = 4
 
 
-class State(Enum):
+class MessageState(Enum):
     """Where a message is; a delayed one was never received, one in flight is hidden from all but its receiver."""
 
     DELAYED = "delayed"
@@ -37,7 +37,7 @@ class State(Enum):
     GONE = "gone"
 
 
-class Content(msgspec.Struct, frozen=True):
+class MessageContent(msgspec.Struct, frozen=True):
     """What a message carries from its sender to whoever receives it."""
 
     body: str
@@ -50,7 +50,7 @@ class Content(msgspec.Struct, frozen=True):
     md5_of_attributes: str | None
 
 
-class Message:
+class StoredMessage:
     """A message in a queue, of which *number* is its place. *receipt* numbers its receives; *ticket*, each hiding."""
 
     __slots__ = (
@@ -69,13 +69,13 @@ class Message:
         "ticket",
     )
 
-    def __init__(self, content: Content, *, message_id: str, number: int, sent_ms: int) -> None:
+    def __init__(self, content: MessageContent, *, message_id: str, number: int, sent_ms: int) -> None:
         self.content = content
         self.message_id = message_id
         self.number = number
         self.sent_ms = sent_ms
         self.source_arn: str | None = None  # the queue from which it came to a dead-letter queue
-        self.state = State.VISIBLE
+        self.state = MessageState.VISIBLE
         self.due_ms = 0
         self.ticket = 0
         self.receipt = 0
@@ -114,23 +114,23 @@ def unsealed(handle: str, queue_number: int) -> Receipt:
         checksum, payload = data[:CHECKSUM_BYTES], data[CHECKSUM_BYTES:]
         receipt = Receipt(*HANDLE.unpack(payload))
     except (binascii.Error, ValueError, struct.error):
-        raise not_a_handle(handle) from None
+        raise invalid_handle(handle) from None
     if zlib.crc32(payload).to_bytes(CHECKSUM_BYTES, "big") != checksum or receipt.queue_number != queue_number:
-        raise not_a_handle(handle)
+        raise invalid_handle(handle)
     return receipt
 
 
-def not_a_handle(handle: str) -> SqsError:
+def invalid_handle(handle: str) -> SqsError:
     """Return the error for a text that is no receipt handle of the queue."""
     return SqsError("ReceiptHandleIsInvalid", f'The input receipt handle "{handle}" is not a valid receipt handle.')
 
 
-def content_of(entry: Entry, *, is_fifo: bool, by_content: bool) -> Content:
+def parse_content(entry: MessageEntry, *, is_fifo: bool, by_content: bool) -> MessageContent:
     """Return what *entry* is to carry. Raises what API_SendMessage says of what it cannot."""
     trace_header = _trace_header(entry)
     _check_text(entry.message_body)
     if not entry.message_body:
-        raise missing("MessageBody")
+        raise missing_parameter("MessageBody")
     if len(entry.message_attributes) > MAX_ATTRIBUTES:
         count = len(entry.message_attributes)
         text = f"Number of message attributes [{count}] exceeds the allowed maximum [{MAX_ATTRIBUTES}]."
@@ -143,13 +143,13 @@ def content_of(entry: Entry, *, is_fifo: bool, by_content: bool) -> Content:
     deduplication_id = entry.message_deduplication_id
     for name, value in (("MessageGroupId", entry.message_group_id), ("MessageDeduplicationId", deduplication_id)):
         if value is not None and not ID.fullmatch(value):
-            raise invalid(name, value, "expected 1 to 128 letters, digits or punctuation")
+            raise invalid_parameter(name, value, "expected 1 to 128 letters, digits or punctuation")
     if is_fifo:
         deduplication_id = _deduplication_id(entry, body, by_content=by_content)
     elif deduplication_id is not None:
         reason = "The request include parameter that is not valid for this queue type"
-        raise invalid("MessageDeduplicationId", deduplication_id, reason)
-    return Content(
+        raise invalid_parameter("MessageDeduplicationId", deduplication_id, reason)
+    return MessageContent(
         body=entry.message_body,
         attributes=entry.message_attributes,
         trace_header=trace_header,
@@ -161,10 +161,10 @@ def content_of(entry: Entry, *, is_fifo: bool, by_content: bool) -> Content:
     )
 
 
-def _deduplication_id(entry: Entry, body: bytes, *, by_content: bool) -> str:
+def _deduplication_id(entry: MessageEntry, body: bytes, *, by_content: bool) -> str:
     """Return what makes the message the same as another: "Using the message deduplication ID"."""
     if entry.message_group_id is None:
-        raise missing("MessageGroupId")
+        raise missing_parameter("MessageGroupId")
     if entry.message_deduplication_id is not None:
         return entry.message_deduplication_id
     if by_content:
@@ -175,7 +175,7 @@ def _deduplication_id(entry: Entry, body: bytes, *, by_content: bool) -> str:
     raise SqsError("InvalidParameterValueException", text)
 
 
-def _trace_header(entry: Entry) -> str | None:
+def _trace_header(entry: MessageEntry) -> str | None:
     """Return the one system attribute that a message may be sent with."""
     names = [name for name in entry.message_system_attributes if name != "AWSTraceHeader"]
     if names:

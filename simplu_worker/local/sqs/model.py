@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from simplu_worker.local.sqs.errors import SqsError, invalid, no_queue
-from simplu_worker.local.sqs.message import Message
-from simplu_worker.local.sqs.queue import Queue
-from simplu_worker.local.sqs.queue_settings import FIFO_SUFFIX, settings_of, shown
+from simplu_worker.local.sqs.errors import SqsError, invalid_parameter, queue_not_found
+from simplu_worker.local.sqs.message import StoredMessage
+from simplu_worker.local.sqs.queue import LocalQueue
+from simplu_worker.local.sqs.queue_settings import FIFO_SUFFIX, parse_settings, settable_attributes
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")  # API_CreateQueue, QueueName
 MOVES_PER_SECOND = 500  # API_StartMessageMoveTask: the most there is
@@ -21,7 +21,7 @@ MOVE_STEP_MS = 10
 TASKS_SHOWN = 10  # API_ListMessageMoveTasks
 
 
-class Options(msgspec.Struct, forbid_unknown_fields=True):
+class SqsOptions(msgspec.Struct, forbid_unknown_fields=True):
     """What may be set, at the start and while running."""
 
     # A poll whose client went away goes on until its time is over, and what it takes stays hidden: aws-sdk-js 2350.
@@ -31,7 +31,9 @@ class Options(msgspec.Struct, forbid_unknown_fields=True):
 class MoveTask:
     """A task that moves what is in a dead-letter queue, a little in every step of time."""
 
-    def __init__(self, handle: str, source: Queue, destination: Queue | None, *, rate: int | None, now_ms: int) -> None:
+    def __init__(
+        self, handle: str, source: LocalQueue, destination: LocalQueue | None, *, rate: int | None, now_ms: int
+    ) -> None:
         self.handle = handle
         self.source = source
         self.destination = destination
@@ -50,12 +52,12 @@ class MoveTask:
         return min((now_ms - self.started_ms) * rate // 1000, self.to_move_count) - self.moved_count
 
 
-class Account:
+class SqsAccount:
     """All queues, by name."""
 
-    def __init__(self, *, new_id: Callable[[], str], options: Options | None = None) -> None:
-        self.options = options or Options()
-        self.queues: dict[str, Queue] = {}
+    def __init__(self, *, new_id: Callable[[], str], options: SqsOptions | None = None) -> None:
+        self.options = options or SqsOptions()
+        self.queues: dict[str, LocalQueue] = {}
         self.tasks: list[MoveTask] = []
         self._new_id = new_id
         self._made_count = 0
@@ -69,35 +71,35 @@ class Account:
             if task.status == "RUNNING":
                 self._move(task, now_ms)
 
-    def next_due_ms(self, queue: Queue, now_ms: int) -> int | None:
+    def next_due_ms(self, queue: LocalQueue, now_ms: int) -> int | None:
         """Return when something may come into *queue* by itself."""
         if any(task.status == "RUNNING" for task in self.tasks):
             return now_ms + MOVE_STEP_MS
         return queue.next_due_ms
 
-    def create(self, name: str, attributes: dict[str, str], now_ms: int) -> Queue:
+    def create(self, name: str, attributes: dict[str, str], now_ms: int) -> LocalQueue:
         """Make a queue, or find it if it is there with these attributes (API_CreateQueue)."""
         if not NAME.fullmatch(name.removesuffix(FIFO_SUFFIX)) or len(name) > 80:
             text = "Can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length"
             raise SqsError("InvalidParameterValueException", text)
-        settings = settings_of(attributes, name)
+        settings = parse_settings(attributes, name)
         if queue := self.queues.get(name):
-            there = shown(queue.settings)
+            there = settable_attributes(queue.settings)
             if any(there.get(attribute) != value for attribute, value in attributes.items()):
                 raise SqsError("QueueNameExists", f"A queue named {name} exists with other attributes.")
             return queue
         self._made_count += 1
-        queue = Queue(name, settings, number=self._made_count, now_ms=now_ms, new_id=self._new_id)
+        queue = LocalQueue(name, settings, number=self._made_count, now_ms=now_ms, new_id=self._new_id)
         self.queues[name] = queue
         return queue
 
-    def find(self, name: str) -> Queue:
+    def find(self, name: str) -> LocalQueue:
         """Return a queue. Raises QueueDoesNotExist."""
         if queue := self.queues.get(name):
             return queue
-        raise no_queue()
+        raise queue_not_found()
 
-    def find_arn(self, arn: str) -> Queue:
+    def find_arn(self, arn: str) -> LocalQueue:
         """Return a queue by its ARN. Raises ResourceNotFoundException."""
         if (queue := self._by_arn(arn)) is not None:
             return queue
@@ -109,13 +111,13 @@ class Account:
 
     def receive(
         self,
-        queue: Queue,
+        queue: LocalQueue,
         now_ms: int,
         *,
         limit: int = 1,
         visibility_s: int | None = None,
         attempt_id: str | None = None,
-    ) -> list[Message]:
+    ) -> list[StoredMessage]:
         """Take messages; those received too often go to the dead-letter queue instead, if there is one.
 
         "Using dead-letter queues in Amazon SQS"; the copy keeps its id and its time, but in a FIFO queue both the
@@ -139,7 +141,7 @@ class Account:
         destination = None if destination_arn is None else self.find_arn(destination_arn)
         if rate is not None and not 1 <= rate <= MOVES_PER_SECOND:
             reason = f"Must be between 1 and {MOVES_PER_SECOND}."
-            raise invalid("MaxNumberOfMessagesPerSecond", rate, reason)
+            raise invalid_parameter("MaxNumberOfMessagesPerSecond", rate, reason)
         policies = [queue.settings.redrive for queue in self.queues.values()]
         if not any(policy is not None and policy.dead_letter_target_arn == source_arn for policy in policies):
             text = "Source queue must be configured as a Dead Letter Queue."
@@ -159,7 +161,7 @@ class Account:
         self.settle(now_ms)
         return [task for task in self.tasks if task.source is source][: min(most, TASKS_SHOWN)]
 
-    def _by_arn(self, arn: str) -> Queue | None:
+    def _by_arn(self, arn: str) -> LocalQueue | None:
         queue = self.queues.get(arn.rpartition(":")[2])
         return queue if queue is not None and queue.arn == arn else None
 
@@ -178,7 +180,7 @@ class Account:
             task.status = "COMPLETED"
 
 
-def _bury(message: Message, queue: Queue, letters: Queue, now_ms: int) -> None:
+def _bury(message: StoredMessage, queue: LocalQueue, letters: LocalQueue, now_ms: int) -> None:
     content = message.content
     if letters.is_fifo:
         content = msgspec.structs.replace(content, deduplication_id=message.message_id)

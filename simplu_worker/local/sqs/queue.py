@@ -10,10 +10,10 @@ import heapq
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-from simplu_worker.local.sqs.delivery_order import AnyOrder, GroupOrder, Order
-from simplu_worker.local.sqs.errors import SqsError, invalid
-from simplu_worker.local.sqs.message import Content, Message, Receipt, State, sealed, unsealed
-from simplu_worker.local.sqs.queue_settings import MAX_VISIBILITY_S, Settings
+from simplu_worker.local.sqs.delivery_order import DeliveryOrder, FifoOrder, StandardOrder
+from simplu_worker.local.sqs.errors import SqsError, invalid_parameter
+from simplu_worker.local.sqs.message import MessageContent, MessageState, Receipt, StoredMessage, sealed, unsealed
+from simplu_worker.local.sqs.queue_settings import MAX_VISIBILITY_S, QueueSettings
 
 REGION, ACCOUNT_ID = "us-east-1", "123456789012"
 DEDUPLICATION_MS = 300_000  # "Using the message deduplication ID"
@@ -23,53 +23,57 @@ PURGE_INTERVAL_MS = 60_000  # API_PurgeQueue
 T = TypeVar("T")
 
 
-class Received(NamedTuple):
+class ReceiveResult(NamedTuple):
     """What one receive took, and what it found to have been received too often: that is not in the queue any more."""
 
-    messages: list[Message]
-    exhausted: list[Message]
+    messages: list[StoredMessage]
+    exhausted: list[StoredMessage]
 
 
-class Sent(NamedTuple):
+class SendResult(NamedTuple):
     """What the sender of a message is told."""
 
     message_id: str
     sequence_number: str
 
 
-class Attempt(NamedTuple):
+class RememberedReceive(NamedTuple):
     """What a receive with a ReceiveRequestAttemptId was answered with: messages, and the number of that receive."""
 
     until_ms: int
-    messages: Sequence[tuple[Message, int]]
+    messages: Sequence[tuple[StoredMessage, int]]
 
     @property
     def holds(self) -> bool:
         """Whether the same may be answered again: nothing of it was deleted, changed, or is visible again."""
         return all(
-            message.state is State.IN_FLIGHT and message.receipt == receipt and message.change_count == 0
+            message.state is MessageState.IN_FLIGHT and message.receipt == receipt and message.change_count == 0
             for message, receipt in self.messages
         )
 
 
-class Queue:
+class LocalQueue:
     """One queue. *number* tells it from all others, earlier ones of its name included."""
 
-    def __init__(self, name: str, settings: Settings, *, number: int, now_ms: int, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, name: str, settings: QueueSettings, *, number: int, now_ms: int, new_id: Callable[[], str]
+    ) -> None:
         self.name = name
         self.arn = f"arn:aws:sqs:{REGION}:{ACCOUNT_ID}:{name}"
         self.settings = settings
         self.number = number
         self.born_ms = self.changed_ms = now_ms
         self._new_id = new_id
-        self._order: Order = GroupOrder() if settings.fifo_queue else AnyOrder()
-        self._messages: dict[int, Message] = {}
-        self._hidden: list[tuple[int, int, Message]] = []  # by the time they are due; may name what has changed since
+        self._order: DeliveryOrder = FifoOrder() if settings.fifo_queue else StandardOrder()
+        self._messages: dict[int, StoredMessage] = {}
+        self._hidden: list[
+            tuple[int, int, StoredMessage]
+        ] = []  # by the time they are due; may name what has changed since
         self._next_number = self._next_receipt = self._next_ticket = 1
-        self._sent: dict[str, tuple[int, Sent]] = {}  # by deduplication id, until when; in order of time
-        self._attempts: dict[str, Attempt] = {}
+        self._sent: dict[str, tuple[int, SendResult]] = {}  # by deduplication id, until when; in order of time
+        self._attempts: dict[str, RememberedReceive] = {}
         self._purged_ms: int | None = None
-        self.counts = dict.fromkeys(State, 0)
+        self.counts = dict.fromkeys(MessageState, 0)
 
     def __repr__(self) -> str:
         return f"Queue({self.name}, {self.visible_count} visible, {self.in_flight_count} in flight)"
@@ -82,17 +86,17 @@ class Queue:
     @property
     def visible_count(self) -> int:
         """How many messages a receive may be given, those behind a locked head included."""
-        return self.counts[State.VISIBLE]
+        return self.counts[MessageState.VISIBLE]
 
     @property
     def in_flight_count(self) -> int:
         """How many messages are received and neither deleted nor visible again."""
-        return self.counts[State.IN_FLIGHT]
+        return self.counts[MessageState.IN_FLIGHT]
 
     @property
     def delayed_count(self) -> int:
         """How many messages are not to be received yet."""
-        return self.counts[State.DELAYED]
+        return self.counts[MessageState.DELAYED]
 
     @property
     def next_due_ms(self) -> int | None:
@@ -108,27 +112,31 @@ class Queue:
         _forget(self._sent, now_ms, lambda sent: sent[0])
         _forget(self._attempts, now_ms, lambda attempt: attempt.until_ms)
 
-    def send(self, content: Content, now_ms: int, *, delay_s: int | None = None) -> Sent:
+    def send(self, content: MessageContent, now_ms: int, *, delay_s: int | None = None) -> SendResult:
         """Add a message unless it repeats an earlier one, which may be deleted already (API_SendMessage)."""
         self.settle(now_ms)
         repeated = self._sent.get(content.deduplication_id) if self.is_fifo and content.deduplication_id else None
         if repeated is not None:
             return repeated[1]
         message = self.add(content, now_ms, delay_s=delay_s)
-        sent = Sent(message.message_id, message.sequence_number)
+        sent = SendResult(message.message_id, message.sequence_number)
         if content.deduplication_id is not None:
             self._sent[content.deduplication_id] = (now_ms + DEDUPLICATION_MS, sent)
         return sent
 
-    def add(self, content: Content, now_ms: int, *, delay_s: int | None = None, message_id: str = "") -> Message:
+    def add(
+        self, content: MessageContent, now_ms: int, *, delay_s: int | None = None, message_id: str = ""
+    ) -> StoredMessage:
         """Add a message whatever came before."""
-        message = Message(content, message_id=message_id or self._new_id(), number=self._next_number, sent_ms=now_ms)
+        message = StoredMessage(
+            content, message_id=message_id or self._new_id(), number=self._next_number, sent_ms=now_ms
+        )
         self._next_number += 1
         self._messages[message.number] = message
         delay_s = self.settings.delay_seconds if delay_s is None else delay_s
-        self.counts[State.VISIBLE] += 1
+        self.counts[MessageState.VISIBLE] += 1
         if delay_s:
-            self._hide(message, State.DELAYED, now_ms + delay_s * 1000)
+            self._hide(message, MessageState.DELAYED, now_ms + delay_s * 1000)
         else:
             self._order.add(message)
         return message
@@ -141,7 +149,7 @@ class Queue:
         visibility_s: int | None,
         max_receive_count: int | None,
         attempt_id: str | None,
-    ) -> Received:
+    ) -> ReceiveResult:
         """Take up to *limit* messages (API_ReceiveMessage); the same ones again for the same *attempt_id*."""
         self.settle(now_ms)
         visibility_s = self.settings.visibility_timeout if visibility_s is None else visibility_s
@@ -149,11 +157,11 @@ class Queue:
         if attempt_id is not None and (attempt := self._attempts.get(attempt_id)) and attempt.holds:
             messages = [message for message, _ in attempt.messages]
             for message in messages:
-                self._hide(message, State.IN_FLIGHT, due_ms)
-            return Received(messages, [])
-        taken = Received([], [])
+                self._hide(message, MessageState.IN_FLIGHT, due_ms)
+            return ReceiveResult(messages, [])
+        taken = ReceiveResult([], [])
 
-        def accept(message: Message) -> bool:
+        def accept(message: StoredMessage) -> bool:
             if max_receive_count is not None and message.receive_count >= max_receive_count:
                 self._remove(message)
                 taken.exhausted.append(message)
@@ -166,12 +174,12 @@ class Queue:
         if attempt_id is not None and taken.messages:
             self._attempts.pop(attempt_id, None)
             receipts = [(message, message.receipt) for message in taken.messages]
-            self._attempts[attempt_id] = Attempt(now_ms + ATTEMPT_MS, receipts)
+            self._attempts[attempt_id] = RememberedReceive(now_ms + ATTEMPT_MS, receipts)
         if not visibility_s:
             self.settle(now_ms)
         return taken
 
-    def handle_of(self, message: Message) -> str:
+    def handle_of(self, message: StoredMessage) -> str:
         """Return the receipt handle of the last receive of *message*."""
         return sealed(Receipt(self.number, message.number, message.receipt))
 
@@ -186,35 +194,35 @@ class Queue:
         message = self._messages.get(receipt.number)
         if message is None:
             return
-        if self.is_fifo and (message.receipt != receipt.receipt or message.state is not State.IN_FLIGHT):
-            raise expired(handle)
+        if self.is_fifo and (message.receipt != receipt.receipt or message.state is not MessageState.IN_FLIGHT):
+            raise expired_handle(handle)
         if message.receipt == receipt.receipt:
             self._remove(message)
 
     def change_visibility(self, handle: str, visibility_s: int, now_ms: int) -> None:
         """Let a message be visible again *visibility_s* from now (API_ChangeMessageVisibility)."""
         if not 0 <= visibility_s <= MAX_VISIBILITY_S:
-            raise invalid("VisibilityTimeout", visibility_s, f"Must be between 0 and {MAX_VISIBILITY_S}.")
+            raise invalid_parameter("VisibilityTimeout", visibility_s, f"Must be between 0 and {MAX_VISIBILITY_S}.")
         self.settle(now_ms)
         receipt = unsealed(handle, self.number)
         message = self._messages.get(receipt.number)
         if message is None or (message.receipt != receipt.receipt and not self.is_fifo):
             reason = "Message does not exist or is not available for visibility timeout change."
-            raise invalid("ReceiptHandle", handle, reason)
-        if message.receipt != receipt.receipt or (self.is_fifo and message.state is not State.IN_FLIGHT):
-            raise expired(handle)
-        if message.state is not State.IN_FLIGHT:
+            raise invalid_parameter("ReceiptHandle", handle, reason)
+        if message.receipt != receipt.receipt or (self.is_fifo and message.state is not MessageState.IN_FLIGHT):
+            raise expired_handle(handle)
+        if message.state is not MessageState.IN_FLIGHT:
             raise SqsError("MessageNotInflight", "The specified message isn't in flight.")
         due_ms = now_ms + visibility_s * 1000
         # "The 12-hour limit starts when Amazon SQS receives the ReceiveMessage request"; more is refused, not cut.
         if due_ms > message.received_ms + MAX_VISIBILITY_S * 1000:
             reason = f"Total VisibilityTimeout for the message is beyond the limit [{MAX_VISIBILITY_S} seconds]"
-            raise invalid("VisibilityTimeout", visibility_s, reason)
+            raise invalid_parameter("VisibilityTimeout", visibility_s, reason)
         message.change_count += 1
-        self._hide(message, State.IN_FLIGHT, due_ms)
+        self._hide(message, MessageState.IN_FLIGHT, due_ms)
         self.settle(now_ms)
 
-    def change_settings(self, settings: Settings, now_ms: int) -> None:
+    def change_settings(self, settings: QueueSettings, now_ms: int) -> None:
         """Put *settings* into effect: for what is sent and received from now on (API_SetQueueAttributes)."""
         self.settings, self.changed_ms = settings, now_ms
 
@@ -227,7 +235,7 @@ class Queue:
         self._hidden.clear()
         self._order.clear()
         for message in self._messages.values():
-            self._count(message, State.GONE)
+            self._count(message, MessageState.GONE)
             message.ticket = 0
         self._messages.clear()
 
@@ -235,53 +243,53 @@ class Queue:
         """Let the visibility timeout of everything in flight end now."""
         self.settle(now_ms)
         for message in self._messages.values():
-            if message.state is State.IN_FLIGHT:
+            if message.state is MessageState.IN_FLIGHT:
                 self._show(message)
 
     def show_again(self, handle: str) -> None:
         """Let a message that was just received be visible at once; whoever has received it does not know."""
         message = self._messages.get(unsealed(handle, self.number).number)
-        if message is not None and message.state is State.IN_FLIGHT:
+        if message is not None and message.state is MessageState.IN_FLIGHT:
             self._show(message)
 
-    def take_out(self, limit: int, now_ms: int) -> list[Message]:
+    def take_out(self, limit: int, now_ms: int) -> list[StoredMessage]:
         """Take messages out for good, those of locked groups excepted."""
         taken = self.receive(now_ms, limit=limit, visibility_s=1, max_receive_count=None, attempt_id=None).messages
         for message in taken:
             self._remove(message)
         return taken
 
-    def _take(self, message: Message, now_ms: int, due_ms: int) -> None:
+    def _take(self, message: StoredMessage, now_ms: int, due_ms: int) -> None:
         message.receipt, self._next_receipt = self._next_receipt, self._next_receipt + 1
         message.receive_count += 1
         message.received_ms = now_ms
         message.first_received_ms = message.first_received_ms or now_ms
         message.change_count = 0
-        self._hide(message, State.IN_FLIGHT, due_ms)
+        self._hide(message, MessageState.IN_FLIGHT, due_ms)
 
-    def _hide(self, message: Message, state: State, due_ms: int) -> None:
+    def _hide(self, message: StoredMessage, state: MessageState, due_ms: int) -> None:
         self._count(message, state)
         message.due_ms = due_ms
         message.ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
         heapq.heappush(self._hidden, (due_ms, message.ticket, message))
 
-    def _show(self, message: Message) -> None:
-        was_in_flight = message.state is State.IN_FLIGHT
-        self._count(message, State.VISIBLE)
+    def _show(self, message: StoredMessage) -> None:
+        was_in_flight = message.state is MessageState.IN_FLIGHT
+        self._count(message, MessageState.VISIBLE)
         message.ticket = 0
         if was_in_flight:
             self._order.release(message)
         self._order.add(message)
 
-    def _remove(self, message: Message) -> None:
-        was_in_flight = message.state is State.IN_FLIGHT
-        self._count(message, State.GONE)
+    def _remove(self, message: StoredMessage) -> None:
+        was_in_flight = message.state is MessageState.IN_FLIGHT
+        self._count(message, MessageState.GONE)
         message.ticket = 0
         del self._messages[message.number]
         if was_in_flight:
             self._order.release(message)
 
-    def _count(self, message: Message, state: State) -> None:
+    def _count(self, message: StoredMessage, state: MessageState) -> None:
         self.counts[message.state] -= 1
         self.counts[state] += 1
         message.state = state
@@ -293,6 +301,6 @@ def _forget(kept: dict[str, T], now_ms: int, until_ms: Callable[[T], int]) -> No
         del kept[first]
 
 
-def expired(handle: str) -> SqsError:
+def expired_handle(handle: str) -> SqsError:
     """Return what a FIFO queue says of a handle whose visibility timeout has passed."""
-    return invalid("ReceiptHandle", handle, "The receipt handle has expired.")
+    return invalid_parameter("ReceiptHandle", handle, "The receipt handle has expired.")

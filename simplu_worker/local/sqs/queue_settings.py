@@ -24,7 +24,7 @@ class RedrivePolicy(msgspec.Struct, rename="camel", frozen=True):
     max_receive_count: Annotated[int, Meta(ge=1, le=1000)]
 
 
-class Settings(msgspec.Struct, rename="pascal", frozen=True, forbid_unknown_fields=True, dict=True):
+class QueueSettings(msgspec.Struct, rename="pascal", frozen=True, forbid_unknown_fields=True, dict=True):
     """A queue's settings, with the values that a queue has which was made without any.
 
     How long messages are kept is only shown: nothing here is kept for a minute, the least that may be set.
@@ -47,37 +47,37 @@ class Settings(msgspec.Struct, rename="pascal", frozen=True, forbid_unknown_fiel
         )
 
 
-NAMES = frozenset(Settings.__struct_encode_fields__)
-DEFAULTS = Settings()
+NAMES = frozenset(QueueSettings.__struct_encode_fields__)
+DEFAULTS = QueueSettings()
 
 
-def settings_of(attributes: dict[str, str], name: str) -> Settings:
+def parse_settings(attributes: dict[str, str], name: str) -> QueueSettings:
     """Return the settings of a queue to be made. Raises InvalidAttributeName or InvalidAttributeValue."""
-    settings = changed(DEFAULTS, attributes)
+    settings = with_attributes(DEFAULTS, attributes)
     if settings.fifo_queue is not name.endswith(FIFO_SUFFIX):
         text = f"The name of a FIFO queue, and of no other, ends in {FIFO_SUFFIX}: {name}"
         raise SqsError("InvalidParameterValueException", text)
     return settings
 
 
-def changed(settings: Settings, attributes: dict[str, str]) -> Settings:
+def with_attributes(settings: QueueSettings, attributes: dict[str, str]) -> QueueSettings:
     """Return *settings* with *attributes* put in. Raises InvalidAttributeName or InvalidAttributeValue."""
     for name, text in attributes.items():
         if name not in NAMES:
             raise SqsError("InvalidAttributeName", f"Unknown Attribute {name}.")
         try:
-            one = msgspec.convert({name: text}, Settings, strict=False)
+            one = msgspec.convert({name: text}, QueueSettings, strict=False)
             _ = one.redrive
         except (msgspec.ValidationError, msgspec.DecodeError) as exc:
             raise SqsError("InvalidAttributeValue", f"Invalid value for the parameter {name}.") from exc
-    known = {name: text for name, text in shown(settings).items() if text}
-    whole = msgspec.convert(known | attributes, Settings, strict=False)
+    known = {name: text for name, text in settable_attributes(settings).items() if text}
+    whole = msgspec.convert(known | attributes, QueueSettings, strict=False)
     if whole.content_based_deduplication and not whole.fifo_queue:
         raise SqsError("InvalidAttributeName", "Unknown Attribute ContentBasedDeduplication.")
     return whole
 
 
-def shown(settings: Settings) -> dict[str, str]:
+def settable_attributes(settings: QueueSettings) -> dict[str, str]:
     """Return *settings* as GetQueueAttributes shows them; what is not set or not for this kind of queue is left out."""
     found = {name: _text(value) for name, value in msgspec.to_builtins(settings).items() if value != ""}
     if not settings.fifo_queue:

@@ -15,7 +15,7 @@ class MessageAttribute(msgspec.Struct, rename="pascal", frozen=True, omit_defaul
     binary_value: str | None = None
 
 
-class Request(msgspec.Struct, rename="pascal", kw_only=True):
+class QueueRequest(msgspec.Struct, rename="pascal", kw_only=True):
     """What a request about one queue names."""
 
     queue_url: str
@@ -40,23 +40,23 @@ class ListQueues(msgspec.Struct, rename="pascal", kw_only=True):
     queue_name_prefix: str = ""
 
 
-class OfQueue(Request):
+class QueueOnly(QueueRequest):
     """API_DeleteQueue, API_PurgeQueue: nothing but the queue."""
 
 
-class GetQueueAttributes(Request):
+class GetQueueAttributes(QueueRequest):
     """API_GetQueueAttributes."""
 
     attribute_names: list[str] = []
 
 
-class SetQueueAttributes(Request):
+class SetQueueAttributes(QueueRequest):
     """API_SetQueueAttributes."""
 
     attributes: dict[str, str]
 
 
-class Entry(msgspec.Struct, rename="pascal", kw_only=True):
+class MessageEntry(msgspec.Struct, rename="pascal", kw_only=True):
     """API_SendMessageBatchRequestEntry, but for its Id."""
 
     message_body: str
@@ -67,13 +67,13 @@ class Entry(msgspec.Struct, rename="pascal", kw_only=True):
     message_deduplication_id: str | None = None
 
 
-class SendMessage(Entry):
+class SendMessage(MessageEntry):
     """API_SendMessage."""
 
     queue_url: str
 
 
-class ReceiveMessage(Request):
+class ReceiveMessage(QueueRequest):
     """API_ReceiveMessage."""
 
     attribute_names: list[str] = []
@@ -109,7 +109,7 @@ class ChangeMessageVisibility(VisibilityEntry):
     queue_url: str
 
 
-class SendEntry(Entry, kw_only=True):
+class SendEntry(MessageEntry, kw_only=True):
     """API_SendMessageBatchRequestEntry."""
 
     id: str
@@ -127,25 +127,25 @@ class ChangeEntry(VisibilityEntry, kw_only=True):
     id: str
 
 
-class SendMessageBatch(Request):
+class SendMessageBatch(QueueRequest):
     """API_SendMessageBatch."""
 
     entries: list[SendEntry]
 
 
-class DeleteMessageBatch(Request):
+class DeleteMessageBatch(QueueRequest):
     """API_DeleteMessageBatch."""
 
     entries: list[DeleteEntry]
 
 
-class ChangeMessageVisibilityBatch(Request):
+class ChangeMessageVisibilityBatch(QueueRequest):
     """API_ChangeMessageVisibilityBatch."""
 
     entries: list[ChangeEntry]
 
 
-Batch = SendMessageBatch | DeleteMessageBatch | ChangeMessageVisibilityBatch
+BatchRequest = SendMessageBatch | DeleteMessageBatch | ChangeMessageVisibilityBatch
 
 
 class StartMessageMoveTask(msgspec.Struct, rename="pascal", kw_only=True):

@@ -26,12 +26,20 @@ import msgspec
 import structlog
 from aiohttp import ClientSession, web
 
-from simplu_worker.local.processes.http_serving import serving, told_to_stop
-from simplu_worker.local.sqs.actions import Actions, Reply, attributes_of
+from simplu_worker.local.processes.http_serving import listen_for_stop, serve_on_loopback
+from simplu_worker.local.sqs.actions import SqsActions, SqsReply, queue_attributes
 from simplu_worker.local.sqs.errors import SqsError
-from simplu_worker.local.sqs.faults import AdvanceClock, ClearFaults, Command, ExpireReceipts, Fault, Faults, SetOptions
-from simplu_worker.local.sqs.model import Account, Options
-from simplu_worker.local.sqs.queue import Queue
+from simplu_worker.local.sqs.faults import (
+    AdvanceClock,
+    ClearFaults,
+    ExpireReceipts,
+    Faults,
+    SetOptions,
+    SqsCommand,
+    SqsFault,
+)
+from simplu_worker.local.sqs.model import SqsAccount, SqsOptions
+from simplu_worker.local.sqs.queue import LocalQueue
 from simplu_worker.local.sqs.requests import (
     ChangeMessageVisibilityBatch,
     DeleteMessageBatch,
@@ -46,21 +54,21 @@ CONTENT_TYPE = "application/x-amz-json-1.0"
 TARGET_PREFIX = "AmazonSQS."
 CONTROL_PATH = "/_control"
 MAX_BODY_BYTES = 16 * 1024 * 1024  # 1 MiB of messages, each character of which may be written as an escape
-COMMANDS = msgspec.json.Decoder(Command | list[Command])
+COMMANDS = msgspec.json.Decoder(SqsCommand | list[SqsCommand])
 
 
 class SqsServer:
     """The HTTP side of one account."""
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.account = Account(new_id=lambda: str(uuid.uuid4()), options=options)
-        self._actions = Actions(self.account)
+    def __init__(self, options: SqsOptions | None = None) -> None:
+        self.account = SqsAccount(new_id=lambda: str(uuid.uuid4()), options=options)
+        self._actions = SqsActions(self.account)
         self._faults = Faults()
         self._cleared = asyncio.Event()
         self._changed: dict[
             str, asyncio.Event
         ] = {}  # by queue; set, and dropped, when a poll may find more than before
-        self._orphans = set[asyncio.Task[Reply | SqsError]]()  # polls that outlive their clients
+        self._orphans = set[asyncio.Task[SqsReply | SqsError]]()  # polls that outlive their clients
         self._calls: Counter[str] = Counter()
         self._poll_count = 0
         self._ahead_ms = 0
@@ -82,17 +90,17 @@ class SqsServer:
         application.router.add_post(CONTROL_PATH, self._control)
         application.router.add_post("/{path:.*}", self._answer)
         # What waits must not outlive the client that waits for it, unless the options say so.
-        async with serving(application, port, handler_cancellation=True) as self._actions.base_url:
+        async with serve_on_loopback(application, port, handler_cancellation=True) as self._actions.base_url:
             try:
                 yield self._actions.base_url
             finally:
                 for poll in self._orphans:
                     poll.cancel()
 
-    def command(self, command: Command) -> None:
+    def command(self, command: SqsCommand) -> None:
         """Do one command of the control path. Raises SqsError for a queue that is not there."""
         match command:
-            case Fault():
+            case SqsFault():
                 self._faults.add(command)
             case ClearFaults():
                 self._faults.clear()
@@ -134,7 +142,7 @@ class SqsServer:
         except SqsError as exc:
             return _refusal(exc)
 
-    async def _do(self, action: str, asked: Any) -> Reply:
+    async def _do(self, action: str, asked: Any) -> SqsReply:
         if isinstance(asked, ReceiveMessage):
             return await self._receive(asked)
         answer = self._actions.answer(action, asked, self.now_ms())
@@ -142,7 +150,7 @@ class SqsServer:
             self._wake(name)
         return answer
 
-    async def _receive(self, asked: ReceiveMessage) -> Reply:
+    async def _receive(self, asked: ReceiveMessage) -> SqsReply:
         wait_s = self._actions.wait_s(asked)
         answer = self._take(asked)
         if answer or not wait_s:
@@ -157,14 +165,14 @@ class SqsServer:
             raise found
         return found
 
-    async def _settled_poll(self, asked: ReceiveMessage, wait_s: int) -> Reply | SqsError:
+    async def _settled_poll(self, asked: ReceiveMessage, wait_s: int) -> SqsReply | SqsError:
         """Poll; return an error: nobody may be left to raise it to."""
         try:
             return await self._poll(asked, wait_s)
         except SqsError as exc:
             return exc
 
-    async def _poll(self, asked: ReceiveMessage, wait_s: int) -> Reply:
+    async def _poll(self, asked: ReceiveMessage, wait_s: int) -> SqsReply:
         """Wait for messages, or for the end of the wait: "Amazon SQS short and long polling"."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
@@ -184,7 +192,7 @@ class SqsServer:
             self._poll_count -= 1
         return {}
 
-    def _take(self, asked: ReceiveMessage) -> Reply:
+    def _take(self, asked: ReceiveMessage) -> SqsReply:
         """Receive what there is now; what was received too often is in the dead-letter queue then."""
         answer = self._actions.answer("ReceiveMessage", asked, self.now_ms())
         redrive = self.account.find(queue_name_of(asked) or "").settings.redrive
@@ -192,7 +200,7 @@ class SqsServer:
             self._wake(redrive.dead_letter_target_arn.rpartition(":")[2])
         return answer
 
-    async def _answer_with(self, fault: Fault, action: str, asked: Any, request: web.Request) -> Reply:
+    async def _answer_with(self, fault: SqsFault, action: str, asked: Any, request: web.Request) -> SqsReply:
         if fault.kind == "entries":
             return await self._fail_entries(fault, action, asked)
         if not fault.applied:
@@ -204,7 +212,7 @@ class SqsServer:
             self._give_again(asked, answer)
         return answer
 
-    async def _fail_entries(self, fault: Fault, action: str, asked: Any) -> Reply:
+    async def _fail_entries(self, fault: SqsFault, action: str, asked: Any) -> SqsReply:
         """Let the first entries of a batch fail; the others are as they are."""
         if not isinstance(asked, SendMessageBatch | DeleteMessageBatch | ChangeMessageVisibilityBatch):
             return await self._do(action, asked)
@@ -216,7 +224,7 @@ class SqsServer:
         successful = [entry for entry in answer.get("Successful", []) if entry["Id"] not in names]
         return {"Successful": successful, "Failed": failed + answer.get("Failed", [])}
 
-    async def _suffer(self, fault: Fault, request: web.Request) -> None:
+    async def _suffer(self, fault: SqsFault, request: web.Request) -> None:
         """Let the call hang, be late, fail or lose its connection, as *fault* says."""
         if error := fault.error():
             raise error
@@ -230,7 +238,7 @@ class SqsServer:
                     request.transport.abort()
                 raise SqsError("InternalFailure", "nobody hears this", status=500)
 
-    def _give_again(self, asked: ReceiveMessage, answer: Reply) -> None:
+    def _give_again(self, asked: ReceiveMessage, answer: SqsReply) -> None:
         """Let messages that were just given out be visible: "at-least-once delivery" of standard queues."""
         queue = self.account.find(queue_name_of(asked) or "")
         if not queue.is_fifo:
@@ -259,13 +267,13 @@ class SqsServer:
 
 
 @asynccontextmanager
-async def serve_sqs(port: int = 0, options: Options | None = None) -> AsyncIterator[str]:
+async def serve_sqs(port: int = 0, options: SqsOptions | None = None) -> AsyncIterator[str]:
     """Serve an empty local SQS in this process; yields the endpoint URL."""
     async with SqsServer(options).serve(port) as url:
         yield url
 
 
-async def control(url: str, *commands: Command) -> dict[str, Any]:
+async def control(url: str, *commands: SqsCommand) -> dict[str, Any]:
     """Have the server at *url* do *commands*; return its state afterwards. Raises ValueError when it refuses one."""
     async with (
         ClientSession() as session,
@@ -277,7 +285,7 @@ async def control(url: str, *commands: Command) -> dict[str, Any]:
     return state
 
 
-def _reply(answer: Reply) -> web.Response:
+def _reply(answer: SqsReply) -> web.Response:
     headers = {"x-amzn-RequestId": str(uuid.uuid4())}
     body = b"" if answer is None else msgspec.json.encode(answer)
     return web.Response(body=body, headers=headers, content_type=CONTENT_TYPE)
@@ -291,21 +299,21 @@ def _refusal(error: SqsError) -> web.Response:
     return web.Response(body=body, status=error.status, headers=headers, content_type=CONTENT_TYPE)
 
 
-def _set_options(options: Options, changes: dict[str, Any]) -> None:
+def _set_options(options: SqsOptions, changes: dict[str, Any]) -> None:
     """Change *options* in place. Raises msgspec.ValidationError before any change."""
-    checked = msgspec.convert(msgspec.to_builtins(options) | changes, Options)
+    checked = msgspec.convert(msgspec.to_builtins(options) | changes, SqsOptions)
     for name in changes:
         setattr(options, name, getattr(checked, name))
 
 
-def _state_of(queue: Queue, now_ms: int) -> dict[str, str]:
+def _state_of(queue: LocalQueue, now_ms: int) -> dict[str, str]:
     queue.settle(now_ms)
-    return attributes_of(queue)
+    return queue_attributes(queue)
 
 
-async def run(port: int, options: Options) -> None:
+async def run(port: int, options: SqsOptions) -> None:
     """Serve until SIGINT or SIGTERM."""
-    stopped = told_to_stop()
+    stopped = listen_for_stop()
     async with serve_sqs(port, options) as url:
         log.info("sqs.started", url=url)
         await stopped.wait()
@@ -315,7 +323,7 @@ def main() -> None:
     """Run the server as a program."""
     parser = argparse.ArgumentParser(prog="sqs_server", description="A local SQS, in memory.")
     parser.add_argument("--port", type=int, required=True, help="of loopback; 0 takes a free one and logs it")
-    asyncio.run(run(parser.parse_args().port, Options()))
+    asyncio.run(run(parser.parse_args().port, SqsOptions()))
 
 
 if __name__ == "__main__":

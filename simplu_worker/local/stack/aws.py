@@ -17,7 +17,7 @@ from typing import Any
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
 
-from simplu_worker.local.processes.loopback import HOST, StackError, free_port, port_is_free, until
+from simplu_worker.local.processes.loopback import HOST, StackError, free_port, poll_until, port_is_free
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
 REGION = "us-east-1"
@@ -82,7 +82,7 @@ async def _started(group: ProcessGroup, name: str, program: Sequence[str], liste
         async def settled(process: subprocess.Popen[bytes] = process) -> bool:
             return listens in log_path.read_bytes() or process.poll() is not None
 
-        if not await until(settled, within_s=START_TIMEOUT_S):
+        if not await poll_until(settled, within_s=START_TIMEOUT_S):
             raise StackError(f"{name} does not listen after {START_TIMEOUT_S:.0f} s")
         if process.poll() is None:
             return f"http://{HOST}:{port}"
@@ -149,7 +149,7 @@ async def _create_stream(endpoint_url: str, stream_shards: int) -> None:
             described = await kinesis.describe_stream_summary(StreamName=STREAM_NAME)
             return bool(described["StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE")
 
-        if not await until(active, within_s=START_TIMEOUT_S):
+        if not await poll_until(active, within_s=START_TIMEOUT_S):
             raise StackError(f"stream {STREAM_NAME} is not active after {START_TIMEOUT_S:.0f} s")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from simplu_worker.local.processes.http_serving import serving
+from simplu_worker.local.processes.http_serving import serve_on_loopback
 
 MAX_BUSINESSES = 3
 REGISTRATION_FIELDS = ("businessId", "locationId", "businessType", "shardKey")
@@ -95,7 +95,7 @@ def registration_problem(body: object) -> str | None:
     return None
 
 
-class Citrus:
+class CitrusServer:
     """The HTTP side. *make_shard* is awaited for (shard id, connection string) when all shards are full."""
 
     def __init__(
@@ -123,7 +123,7 @@ class Citrus:
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
         """Serve on a free port of loopback; yields the base URL."""
-        async with serving(self._application(), shutdown_timeout_s=1.0) as url:
+        async with serve_on_loopback(self._application(), shutdown_timeout_s=1.0) as url:
             yield url
 
     def _application(self) -> web.Application:

@@ -19,7 +19,7 @@ from aiohttp import web
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
-from simplu_worker.local.processes.http_serving import serving, told_to_stop
+from simplu_worker.local.processes.http_serving import listen_for_stop, serve_on_loopback
 
 log = structlog.get_logger(__name__)
 
@@ -59,10 +59,10 @@ class MotoServer:
 
 async def run(port: int) -> None:
     """Serve until SIGINT or SIGTERM."""
-    stopped = told_to_stop()
+    stopped = listen_for_stop()
     application = web.Application(client_max_size=MAX_BODY_BYTES)
     application.router.add_route("*", "/{path:.*}", MotoServer().answer)
-    async with serving(application, port) as url:
+    async with serve_on_loopback(application, port) as url:
         log.info("moto.started", url=url)
         await stopped.wait()
     os._exit(0)  # a poll that waits in its thread would hold up the end

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from rich.console import Console
 from rich.table import Table
 
-from simplu_worker.local.postgres.server import PostgresServer, Programs
+from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_worker.local.processes.loopback import HOST, StackError, free_port
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.local.stack.aws import (
@@ -31,7 +31,7 @@ from simplu_worker.local.stack.aws import (
     start_moto,
     start_sqs,
 )
-from simplu_worker.local.stack.citrus_server import MAX_BUSINESSES, Citrus
+from simplu_worker.local.stack.citrus_server import MAX_BUSINESSES, CitrusServer
 
 
 class Stack:
@@ -52,7 +52,9 @@ class Stack:
     ) -> None:
         self.servers: dict[str, PostgresServer] = {}
         self.citrus_api_key = secrets.token_urlsafe(18)
-        self.citrus = Citrus(api_key=self.citrus_api_key, make_shard=self._make_shard, max_businesses=tenants_per_shard)
+        self.citrus = CitrusServer(
+            api_key=self.citrus_api_key, make_shard=self._make_shard, max_businesses=tenants_per_shard
+        )
         self.env: dict[str, str] = {}
         self.aws_url = ""
         self.kinesis_url = ""
@@ -118,7 +120,7 @@ class Stack:
         return ended
 
     async def _start_servers(self) -> QueueUrls:
-        self._programs = await asyncio.to_thread(Programs.find, self.group.directory)
+        self._programs = await asyncio.to_thread(PostgresPrograms.find, self.group.directory)
         servers = [self._new_server() for _ in range(self._shard_count)]
         async with asyncio.TaskGroup() as tasks:
             queues = tasks.create_task(self._start_aws())

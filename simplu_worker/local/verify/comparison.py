@@ -14,8 +14,8 @@ from simplu_worker.local.workload.reference_model import (
     Effect,
     JsonValue,
     LogEntry,
-    Model,
-    Row,
+    ModelRow,
+    ReferenceModel,
     TenantModel,
     canonical,
     parse_json,
@@ -80,7 +80,7 @@ class ShardContent:
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class StoredDeadLetter:
     """A dead letter; *record* is `None` when it was cut."""
 
     reason: str
@@ -89,7 +89,7 @@ class Letter:
 
 
 @dataclass(slots=True)
-class Report:
+class ComparisonReport:
     """What a comparison found."""
 
     differences: list[str] = field(default_factory=list)
@@ -103,15 +103,15 @@ class Report:
 
 
 def compare(
-    model: Model,
+    model: ReferenceModel,
     shards: Sequence[ShardContent],
     put: Mapping[Position, Item],
-    letters: Iterable[Letter],
+    letters: Iterable[StoredDeadLetter],
     *,
     foreign: frozenset[str] = frozenset(),
-) -> Report:
+) -> ComparisonReport:
     """Compare everything; *foreign* are ids of tenants that were there before and are left out."""
-    report = Report()
+    report = ComparisonReport()
     homes = _homes(model, shards, foreign, report)
     for shard in shards:
         report.rows_per_shard[shard.name] = len(shard.rows)
@@ -137,7 +137,7 @@ def compare(
 
 
 def known_times(
-    model: Model, shards: Sequence[ShardContent], windows: Mapping[datetime, tuple[datetime, datetime]]
+    model: ReferenceModel, shards: Sequence[ShardContent], windows: Mapping[datetime, tuple[datetime, datetime]]
 ) -> dict[datetime, datetime]:
     """Return the times that the shards say for moments in the model, where each is in its window; else its begin."""
     times = {moment: earliest for moment, (earliest, _) in windows.items()}
@@ -154,7 +154,7 @@ def known_times(
 
 
 def _homes(
-    model: Model, shards: Sequence[ShardContent], foreign: frozenset[str], report: Report
+    model: ReferenceModel, shards: Sequence[ShardContent], foreign: frozenset[str], report: ComparisonReport
 ) -> dict[str, list[ShardContent]]:
     """Return the shards on which each tenant lives, and note those with none or several."""
     homes: dict[str, list[ShardContent]] = defaultdict(list)
@@ -191,7 +191,7 @@ def _row_differences(tenant_id: str, tenant: TenantModel, stored: Sequence[Store
     yield from _unequal(f"{tenant_id}: resources without ids of their own", expected_derived, got_derived)
 
 
-def _spelt(row: Row, tenant: TenantModel) -> tuple[str, ...]:
+def _spelt(row: ModelRow, tenant: TenantModel) -> tuple[str, ...]:
     return (canonical(row.data), row.date.isoformat(), row.last_updated.isoformat(), tenant.business_type)
 
 
@@ -253,10 +253,10 @@ def _with_equal_times(result: JsonValue) -> JsonValue:
 
 
 def _letter_differences(
-    model: Model,
+    model: ReferenceModel,
     shards: Sequence[ShardContent],
     put: Mapping[Position, Item],
-    letters: Sequence[Letter],
+    letters: Sequence[StoredDeadLetter],
     counts: Counter[str],
 ) -> Iterator[str]:
     stored = {row.request_id for shard in shards for row in shard.operations}

@@ -16,9 +16,9 @@ import asyncpg
 from botocore.exceptions import ClientError
 
 from simplu_worker.local.verify.comparison import (
-    Letter,
-    Report,
+    ComparisonReport,
     ShardContent,
+    StoredDeadLetter,
     StoredOperation,
     StoredRow,
     StoredTenant,
@@ -26,7 +26,7 @@ from simplu_worker.local.verify.comparison import (
     known_times,
 )
 from simplu_worker.local.workload.producer import Position
-from simplu_worker.local.workload.reference_model import Effect, Model
+from simplu_worker.local.workload.reference_model import Effect, ReferenceModel
 from simplu_worker.local.workload.workload import Item
 
 POLL_INTERVAL_S = 0.5
@@ -60,7 +60,7 @@ class ShardCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ApplyProgress:
     """How far the worker got."""
 
     expected: int
@@ -74,16 +74,16 @@ class Progress:
         return self.settled >= self.expected
 
 
-class LetterBox:
+class DeadLetterReader:
     """Reads dead letters while the work goes on, and leaves them in the queue."""
 
     def __init__(self, sqs: Any, queue_url: str) -> None:
         self._sqs = sqs
         self._queue_url = queue_url
-        self._letters: dict[str, Letter] = {}
+        self._letters: dict[str, StoredDeadLetter] = {}
 
     @property
-    def letters(self) -> tuple[Letter, ...]:
+    def letters(self) -> tuple[StoredDeadLetter, ...]:
         """The letters read so far."""
         return tuple(self._letters.values())
 
@@ -115,11 +115,11 @@ class LetterBox:
         )
         before = len(self._letters)
         for message in answer.get("Messages", ()):
-            self._letters.setdefault(message["MessageId"], parse_letter(message["Body"]))
+            self._letters.setdefault(message["MessageId"], parse_dead_letter(message["Body"]))
         return len(self._letters) - before
 
 
-def parse_letter(body: str) -> Letter:
+def parse_dead_letter(body: str) -> StoredDeadLetter:
     """Read a dead letter's body (contract §6)."""
     letter = json.loads(body)
     source = letter.get("source") or {}
@@ -136,13 +136,13 @@ def parse_letter(body: str) -> Letter:
         record = base64.b64decode(encoded)
     elif (packed := letter.get("recordGzip")) is not None:
         record = gzip.decompress(base64.b64decode(packed))
-    return Letter(letter["reason"], position, record)
+    return StoredDeadLetter(letter["reason"], position, record)
 
 
-class Checker:
+class ShardChecker:
     """Asks the shards at *urls*, which is called anew each time because Citrus may open another shard meanwhile."""
 
-    def __init__(self, urls: Callable[[], Sequence[str]], model: Model, letters: LetterBox) -> None:
+    def __init__(self, urls: Callable[[], Sequence[str]], model: ReferenceModel, letters: DeadLetterReader) -> None:
         self.put: dict[Position, Item] = {}
         self.windows: dict[datetime, tuple[datetime, datetime]] = {}
         self._urls = urls
@@ -162,17 +162,17 @@ class Checker:
         traces = (Effect.LOGGED, Effect.REJECTED, Effect.EITHER)
         return sum(item.verdict.effect in traces for item in self.put.values())
 
-    async def progress(self) -> Progress:
+    async def progress(self) -> ApplyProgress:
         """Ask every shard how far it is; one that does not answer counts as nothing."""
         tenant_ids = list(self._model.tenants)
         counts = [await count_shard(url, tenant_ids) for url in self._urls()]
         letters = len(self._letters.positions & self.put.keys())
         applied = sum(count.operations or 0 for count in counts)
-        return Progress(self.expected_count(), applied + letters, tuple(counts), letters)
+        return ApplyProgress(self.expected_count(), applied + letters, tuple(counts), letters)
 
     async def wait_until_applied(
-        self, *, timeout_s: float, idle_s: float, on_progress: Callable[[Progress], None] | None = None
-    ) -> Progress:
+        self, *, timeout_s: float, idle_s: float, on_progress: Callable[[ApplyProgress], None] | None = None
+    ) -> ApplyProgress:
         """Wait until every record put has left its trace; give up after *timeout_s*, or *idle_s* without a change."""
         clock = asyncio.get_running_loop().time
         start = changed = clock()
@@ -187,14 +187,14 @@ class Checker:
                 on_progress(progress)
         return progress
 
-    async def compare(self, *, foreign: frozenset[str] = frozenset()) -> Report:
+    async def compare(self, *, foreign: frozenset[str] = frozenset()) -> ComparisonReport:
         """Read everything and compare it with the model, see `comparison.compare`."""
         contents = [await read_shard(url) for url in self._urls()]
         self._model.retime(known_times(self._model, contents, self.windows))
         return compare(self._model, contents, self.put, self._letters.letters, foreign=foreign)
 
 
-async def tenants_on(urls: Sequence[str]) -> frozenset[str]:
+async def tenant_ids_on(urls: Sequence[str]) -> frozenset[str]:
     """Return the ids of all tenants that the shards have now."""
     contents = [await read_shard(url) for url in urls]
     return frozenset(tenant.tenant_id for content in contents for tenant in content.tenants)

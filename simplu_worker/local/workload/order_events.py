@@ -21,7 +21,7 @@ Members = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class OrderEvent:
     """One message of an order queue. *tenant* is told by message attributes, none when the body tells it."""
 
     group_id: str
@@ -38,7 +38,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class SendReceipt:
     """The id that a queue gave to a message, and between which times it took it."""
 
     message_id: str
@@ -46,7 +46,7 @@ class Taken:
     latest: datetime
 
 
-def members_of(
+def event_members(
     kind: str, order_id: str, data: object, *, group_id: str, deduplication_id: str | None, tenant: Tenant | None
 ) -> Members:
     """Return the members of an order event; *tenant* is one that the body tells."""
@@ -58,7 +58,7 @@ def members_of(
     return members
 
 
-def poison(number: int, members: Members, event: Event) -> tuple[Event, frozenset[str]]:
+def spoil_event(number: int, members: Members, event: OrderEvent) -> tuple[OrderEvent, frozenset[str]]:
     """Spoil a valid `CREATE` in one of the ways, in turn by *number*; with the reasons its dead letter may give."""
     if number % 4 == 0:
         return replace(event, body=NOT_JSON[number // 4 % len(NOT_JSON)]), INVALID_JSON
@@ -98,9 +98,9 @@ SPOILERS: tuple[tuple[str, Members], ...] = (
 async def send_events(
     sqs: Any,
     queue_url: str,
-    events: Iterable[Event],
+    events: Iterable[OrderEvent],
     *,
-    on_sent: Callable[[Event, Taken], None],
+    on_sent: Callable[[OrderEvent, SendReceipt], None],
     rate: float | None = None,
 ) -> None:
     """Send *events* in their order, one request at a time, and tell *on_sent* of each that the queue took.
@@ -121,14 +121,14 @@ async def send_events(
         if failed := answer.get("Failed"):
             raise RuntimeError(f"expected the order queue to take all events, it refused {len(failed)}: {failed[0]}")
         for sent in answer["Successful"]:
-            on_sent(request[int(sent["Id"])], Taken(sent["MessageId"], began_at, ended_at))
+            on_sent(request[int(sent["Id"])], SendReceipt(sent["MessageId"], began_at, ended_at))
         if rate is not None:
             due += len(request) / rate
             await asyncio.sleep(max(0.0, due - loop.time()))
 
 
-def _requests_of(events: Iterable[Event]) -> Iterator[list[Event]]:
-    request: list[Event] = []
+def _requests_of(events: Iterable[OrderEvent]) -> Iterator[list[OrderEvent]]:
+    request: list[OrderEvent] = []
     size_bytes = 0
     for event in events:
         event_bytes = len(event.body.encode()) + sum(
@@ -143,7 +143,7 @@ def _requests_of(events: Iterable[Event]) -> Iterator[list[Event]]:
         yield request
 
 
-def _entry(number: int, event: Event, *, is_fifo: bool) -> dict[str, Any]:
+def _entry(number: int, event: OrderEvent, *, is_fifo: bool) -> dict[str, Any]:
     attributes = {name: {"DataType": "String", "StringValue": text} for name, text in event.attributes.items()}
     entry: dict[str, Any] = {"Id": str(number), "MessageBody": event.body, "MessageAttributes": attributes}
     if is_fifo:

@@ -1,7 +1,7 @@
 """A repeatable stream of order events for many tenants and groups, each with what the model says must come of it.
 
 The time of an order event is when the queue took it, which nobody knows before. So each has a moment of its own here,
-which stands for that time in the model until it is known (`Model.retime`).
+which stands for that time in the model until it is known (`ReferenceModel.retime`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 
 from simplu_worker.local.workload import documents
-from simplu_worker.local.workload.order_events import Event, members_of, poison
-from simplu_worker.local.workload.reference_model import Effect, Model, Request, Verdict
+from simplu_worker.local.workload.order_events import OrderEvent, event_members, spoil_event
+from simplu_worker.local.workload.reference_model import Effect, OperationRequest, ReferenceModel, Verdict
 from simplu_worker.local.workload.workload import Tenant
 
 ORDER_TYPE = "order"
@@ -33,7 +33,7 @@ NOT_SENDABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ff
 class OrderItem:
     """An event to send, what must come of it, and the *moment* that stands for its time."""
 
-    event: Event
+    event: OrderEvent
     verdict: Verdict
     moment: datetime
     is_urgent: bool
@@ -42,14 +42,14 @@ class OrderItem:
 @dataclass(frozen=True, slots=True)
 class _Sent:
     tenant: Tenant
-    request: Request
-    event: Event
+    request: OperationRequest
+    event: OrderEvent
 
 
 class OrderWorkload:
     """Makes order events for *tenants*, which *model* knows; all of one order and one request id are in one group."""
 
-    def __init__(self, seed: int, tenants: Sequence[Tenant], model: Model) -> None:
+    def __init__(self, seed: int, tenants: Sequence[Tenant], model: ReferenceModel) -> None:
         self._random = Random(f"orders of {seed}")  # noqa: S311 - repeatable load, nothing secret
         self._tenants = tuple(tenants)
         self._model = model
@@ -111,7 +111,7 @@ class OrderWorkload:
         sent = self._random.choice(self._sent)
         data = '{"another": "event"}'
         group_id, order_id = sent.event.group_id, str(sent.request.resource_id)
-        members = members_of(
+        members = event_members(
             "CREATE",
             order_id,
             {"another": "event"},
@@ -119,13 +119,13 @@ class OrderWorkload:
             deduplication_id=sent.request.request_id,
             tenant=sent.tenant,
         )
-        event = Event(group_id, self._own_id(), json.dumps(members))
+        event = OrderEvent(group_id, self._own_id(), json.dumps(members))
         request = replace(sent.request, kind="create", data=data)
         return self._item(event, self._model.apply(request), self._moment())
 
     def _poison(self, tenant: Tenant, group: int) -> OrderItem:
         own_id, group_id, told = self._own_id(), _group_id(group), self._random.random() < 0.5
-        members = members_of(
+        members = event_members(
             "CREATE",
             "never",
             {"never": "kept"},
@@ -133,15 +133,15 @@ class OrderWorkload:
             deduplication_id=None,
             tenant=None if told else tenant,
         )
-        event = Event(group_id, own_id, json.dumps(members), tenant if told else None)
-        spoilt, reasons = poison(self._random.getrandbits(16), members, event)
+        event = OrderEvent(group_id, own_id, json.dumps(members), tenant if told else None)
+        spoilt, reasons = spoil_event(self._random.getrandbits(16), members, event)
         return self._item(spoilt, Verdict(Effect.REJECTED, reasons), self._moment())
 
     def _send(self, tenant: Tenant, group: int, kind: str, order_id: str, data: str) -> OrderItem:
         random, own_id, moment = self._random, self._own_id(), self._moment()
         named = None if random.random() < 0.3 else f"{random.choice(('order', 'заказ', 'o 🛒'))}-{own_id}"
         told = random.random() < 0.6
-        members = members_of(
+        members = event_members(
             KINDS[kind],
             order_id,
             None,
@@ -157,8 +157,8 @@ class OrderWorkload:
         pairs = [f'"{name}": {text}' for name, text in texts.items()]
         random.shuffle(pairs)
         body = "".join(("{", ",\n".join(pairs), "}"))
-        event = Event(_group_id(group), own_id, body, tenant if told else None)
-        request = Request(
+        event = OrderEvent(_group_id(group), own_id, body, tenant if told else None)
+        request = OperationRequest(
             kind,
             tenant.business_id,
             tenant.location_id,
@@ -173,7 +173,7 @@ class OrderWorkload:
         self._sent.append(_Sent(tenant, request, event))
         return self._item(event, self._model.apply(request), moment)
 
-    def _item(self, event: Event, verdict: Verdict, moment: datetime) -> OrderItem:
+    def _item(self, event: OrderEvent, verdict: Verdict, moment: datetime) -> OrderItem:
         return OrderItem(event, verdict, moment, is_urgent=event.group_id in URGENT_GROUP_IDS)
 
     def _data(self, kind: str) -> str:

@@ -46,7 +46,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class OperationRequest:
     """A valid record as the producer means it; *data*, *filters* and *pagination* are JSON text, as sent."""
 
     kind: str
@@ -72,7 +72,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ModelRow:
     """A resource. *data* is canonical JSON where it is kept, see `canonical`."""
 
     data: JsonValue
@@ -109,14 +109,14 @@ class TenantModel:
     business_id: str
     location_id: str
     business_type: str
-    rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+    rows: dict[tuple[str, str], ModelRow] = field(default_factory=dict)
     log: dict[str, LogEntry] = field(default_factory=dict)
     derived: list[LogEntry] = field(default_factory=list)
-    derived_rows: list[tuple[str, Row]] = field(default_factory=list)
+    derived_rows: list[tuple[str, ModelRow]] = field(default_factory=list)
     undecided: dict[str, LogEntry] = field(default_factory=dict)
 
 
-class Model:
+class ReferenceModel:
     """Every tenant's resources and log, as they must be after the records seen so far."""
 
     def __init__(self, *, list_result_limit: int = LIST_RESULT_LIMIT) -> None:
@@ -127,7 +127,7 @@ class Model:
         """Register a tenant; a second time changes nothing."""
         self.tenants.setdefault(f"{business_id}-{location_id}", TenantModel(business_id, location_id, business_type))
 
-    def apply(self, request: Request) -> Verdict:
+    def apply(self, request: OperationRequest) -> Verdict:
         """Apply *request* after all that came before it and return what its record must come to."""
         tenant = self.tenants.get(request.tenant_id)
         if tenant is None:
@@ -143,7 +143,7 @@ class Model:
             tenant.log[request.request_id] = entry
         return Verdict(Effect.LOGGED)
 
-    def leave_open(self, request: Request) -> Verdict:
+    def leave_open(self, request: OperationRequest) -> Verdict:
         """Expect that *request* is refused, as a dead letter or as `invalid_data`: nested too deep for one of them."""
         if request.request_id is None:
             raise ValueError("a request that may or may not leave a row needs a requestId to find it by")
@@ -169,7 +169,7 @@ class Model:
                 for request_id, entry in tenant.log.items()
             }
 
-    def _decide(self, tenant: TenantModel, request: Request) -> LogEntry:
+    def _decide(self, tenant: TenantModel, request: OperationRequest) -> LogEntry:
         resource_id = request.resource_id
         if request.kind == "create" and resource_id is None:
             resource_id = request.request_id
@@ -180,7 +180,7 @@ class Model:
             return self._list(tenant, request)
         if resource_id is None:
             # A create with neither id: the worker's own, which no other record can name.
-            tenant.derived_rows.append((request.resource_type, Row(data, request.timestamp, request.timestamp)))
+            tenant.derived_rows.append((request.resource_type, ModelRow(data, request.timestamp, request.timestamp)))
             return _entry(request, None)
         key = (request.resource_type, resource_id)
         error, row = _after(request, tenant.rows.get(key), data)
@@ -191,7 +191,7 @@ class Model:
             tenant.rows[key] = row
         return _entry(request, resource_id, error=error, result=result)
 
-    def _list(self, tenant: TenantModel, request: Request) -> LogEntry:
+    def _list(self, tenant: TenantModel, request: OperationRequest) -> LogEntry:
         filters = _object(request.filters)
         paging = _object(request.pagination)
         page = int(str(paging.get("page", DEFAULT_LIST_PAGE)))
@@ -217,18 +217,18 @@ class Model:
         return _entry(request, None, result=result)
 
 
-def _after(request: Request, row: Row | None, data: JsonValue) -> tuple[str | None, Row | None]:
+def _after(request: OperationRequest, row: ModelRow | None, data: JsonValue) -> tuple[str | None, ModelRow | None]:
     """Return the failure, if any, and the resource as it is after *request*."""
     when = request.timestamp
     if request.kind == "create":
-        return ("already_exists", row) if row is not None else (None, Row(data, when, when))
+        return ("already_exists", row) if row is not None else (None, ModelRow(data, when, when))
     if row is None:
         return "not_found", None
     match request.kind:
         case "update":
-            return None, Row(data, row.date, when)
+            return None, ModelRow(data, row.date, when)
         case "patch":
-            return None, Row(merge_patch(row.data, data), row.date, when)
+            return None, ModelRow(merge_patch(row.data, data), row.date, when)
         case "delete":
             return None, None
         case "read":
@@ -238,12 +238,12 @@ def _after(request: Request, row: Row | None, data: JsonValue) -> tuple[str | No
 
 
 def _entry(
-    request: Request, resource_id: str | None, *, error: str | None = None, result: JsonValue = None
+    request: OperationRequest, resource_id: str | None, *, error: str | None = None, result: JsonValue = None
 ) -> LogEntry:
     return LogEntry(request.kind, request.resource_type, resource_id, request.timestamp, request.content, error, result)
 
 
-def _read_result(resource_id: str, row: Row) -> dict[str, JsonValue]:
+def _read_result(resource_id: str, row: ModelRow) -> dict[str, JsonValue]:
     return {
         "resourceId": resource_id,
         "data": row.data,
@@ -259,7 +259,7 @@ def _object(text: str | None) -> dict[str, JsonValue]:
     return value
 
 
-def matches(row: Row, filters: dict[str, JsonValue]) -> bool:
+def matches(row: ModelRow, filters: dict[str, JsonValue]) -> bool:
     """Tell whether *row* passes every filter of a `list` (contract §3)."""
     day = row.date.astimezone(UTC).date()
     members = row.data if isinstance(row.data, dict) else {}

@@ -20,8 +20,8 @@ from simplu_worker.local.workload.reference_model import (
     READING_KINDS,
     WRITING_KINDS,
     Effect,
-    Model,
-    Request,
+    OperationRequest,
+    ReferenceModel,
     Verdict,
     parse_timestamp,
 )
@@ -84,7 +84,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    request: Request
+    request: OperationRequest
     record: bytes
 
 
@@ -113,7 +113,7 @@ class Workload:
         shares: Shares | None = None,
         unregistered: Sequence[Tenant] = (),
     ) -> None:
-        self.model = Model()
+        self.model = ReferenceModel()
         self.tenants = tuple(tenants)
         self.counts: Counter[str] = Counter()
         self._unregistered = tuple(unregistered)
@@ -199,7 +199,7 @@ class Workload:
         pool = known[-HOT_RESOURCES:] if self._random.random() < 0.4 else known
         return self._send(replace(request, resource_id=self._random.choice(pool)))
 
-    def _list_request(self, request: Request) -> Request:
+    def _list_request(self, request: OperationRequest) -> OperationRequest:
         random = self._random
         filters: dict[str, Any] = {}
         if random.random() < 0.5:
@@ -281,7 +281,7 @@ class Workload:
         request = replace(self._request(tenant, "appointment", "create"), resource_id="never")
         return Item(_key_of(request), encode(request, self._timestamp(), self._random), Verdict(Effect.HELD))
 
-    def _send(self, request: Request) -> Item:
+    def _send(self, request: OperationRequest) -> Item:
         moment = self._timestamp()
         request = replace(request, timestamp=parse_timestamp(moment))
         record = encode(request, moment, self._random)
@@ -291,13 +291,13 @@ class Workload:
             self._sent[request.tenant_id].append(_Sent(request, record))
         return Item(_key_of(request), record, verdict)
 
-    def _request(self, tenant: Tenant, resource_type: str, kind: str) -> Request:
+    def _request(self, tenant: Tenant, resource_type: str, kind: str) -> OperationRequest:
         data = None
         if kind in {"create", "update"}:
             data = documents.document(self._random, long=self._random.random() < LONG_DOCUMENT_SHARE)
         elif kind == "patch":
             data = documents.patch_document(self._random)
-        return Request(
+        return OperationRequest(
             kind, tenant.business_id, tenant.location_id, resource_type, None, FIRST_MOMENT, self._request_id(), data
         )
 
@@ -326,7 +326,7 @@ class Workload:
         return documents.resource_id(self._random, f"{resource_type}-{tenant.business_type}", self._number)
 
 
-def encode(request: Request, timestamp: str, random: Random) -> bytes:
+def encode(request: OperationRequest, timestamp: str, random: Random) -> bytes:
     """Spell *request* as a record: members in any order, ignored ones among them, whitespace where JSON allows it.
 
     What counts as the operation's content keeps its spelling, so that two encodings of one request are redeliveries.
@@ -360,5 +360,5 @@ def _partition_key(tenant: Tenant, resource_type: str) -> str:
     return f"{tenant.tenant_id}-{resource_type}"
 
 
-def _key_of(request: Request) -> str:
+def _key_of(request: OperationRequest) -> str:
     return f"{request.tenant_id}-{request.resource_type}"

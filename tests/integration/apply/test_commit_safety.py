@@ -25,7 +25,7 @@ from support.postgres.standby_pair import (
 from support.postgres.tenant_cases import add_tenant, fetch, operation, writer_of
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
@@ -291,7 +291,7 @@ async def test_named_standby_confirms_for_those_who_do_not_wait_for_it_by_defaul
 
             assert not await is_waited()
             task = asyncio.ensure_future(named.are_safe(operations))
-            assert await until(is_waited, within_s=20)
+            assert await poll_until(is_waited, within_s=20)
             await fetch(named.pool, f"SELECT pg_cancel_backend(pid) FROM ({waiting}) AS waiting")
             with pytest.raises(RetryableError, match="the wait was cancelled"):
                 await task

@@ -10,7 +10,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import STREAM, TENANT_MADE_AT, TenantCase, add_tenant, fetch, writer_of
 from support.postgres.trouble import make_touchy
 
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
 from simplu_worker.shards.apply.group_commit import GROUP_LEAST_COUNT, GROUP_MAX_BYTES, GROUP_MAX_COUNT
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
@@ -205,7 +205,7 @@ async def test_transaction_is_given_up_when_all_its_callers_are(make_shard: Shar
         async def is_free() -> bool:
             return pool.counts() == {"open": 1, "idle": 0, "waiting": 0}
 
-        assert await until(is_free, within_s=5)
+        assert await poll_until(is_free, within_s=5)
         await locking.execute("ROLLBACK")
     assert await asyncio.gather(*waiting, return_exceptions=True)
     assert await transactions(case) == []

@@ -20,7 +20,7 @@ from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream, Str
 from simplu_worker.consumers.source_retention import LogWindow
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.apply.log_retention import LogRetention
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
@@ -123,7 +123,7 @@ async def test_retention_ends_its_turn_in_time_and_goes_on_with_the_next(pools: 
 
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(LogRetention(pools, keeps(15 * DAY), turn_s=0.1).run())
-        assert await until(is_empty, within_s=10)
+        assert await poll_until(is_empty, within_s=10)
         running.cancel()
 
 

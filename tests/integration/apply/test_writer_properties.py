@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.postgres.tenant_cases import NO_CHECKS, TenantCase, add_tenant, fetch, in_batches, operation, writer_of
 
-from simplu_worker.local.workload.reference_model import Effect, Model, Request, Verdict, canonical, parse_json
+from simplu_worker.local.workload.reference_model import (
+    Effect,
+    OperationRequest,
+    ReferenceModel,
+    Verdict,
+    canonical,
+    parse_json,
+)
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -48,7 +55,7 @@ PAGES = st.builds(lambda page, limit: json.dumps({"page": page, "limit": limit})
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> Request:
+def requests(draw: st.DrawFn) -> OperationRequest:
     """Return any operation on a handful of resources, now and then under a request id that others use as well."""
     kind = draw(st.sampled_from(["create"] * 3 + ["update", "patch", "patch", "delete", "read", "list", "list"]))
     data = filters = pagination = None
@@ -57,7 +64,7 @@ def requests(draw: st.DrawFn) -> Request:
         data = draw(good if draw(st.integers(0, 15)) else objects(BAD_VALUES, min_size=1))
     if kind == "list":
         filters, pagination = draw(st.none() | FILTERS), draw(st.none() | PAGES)
-    return Request(
+    return OperationRequest(
         kind=kind,
         business_id="",
         location_id=draw(st.sampled_from(["north", "south"])),
@@ -77,17 +84,17 @@ class Example:
     def __init__(self, pool: ShardPool) -> None:
         self.pool = pool
         self.business_id = f"example-{next(_example_numbers)}"
-        self.model = Model(list_result_limit=2)
+        self.model = ReferenceModel(list_result_limit=2)
         self.tenants = [TenantCase(pool, (self.business_id, location)) for location in ("north", "south")]
 
-    async def prepare(self, drawn: Sequence[tuple[Request, str]]) -> list[tuple[Request, Operation]]:
+    async def prepare(self, drawn: Sequence[tuple[OperationRequest, str]]) -> list[tuple[OperationRequest, Operation]]:
         """Make the tenants and return the drawn requests as operations of them."""
         for tenant in self.tenants:
             await add_tenant(self.pool, tenant.ids)
             self.model.add_tenant(*tenant.ids, "dental")
         return [self._owned(request, time, number) for number, (request, time) in enumerate(drawn)]
 
-    def _owned(self, request: Request, time: str, number: int) -> tuple[Request, Operation]:
+    def _owned(self, request: OperationRequest, time: str, number: int) -> tuple[OperationRequest, Operation]:
         sent = operation(
             request.kind,
             request.resource_id,
@@ -104,7 +111,7 @@ class Example:
         meant = replace(request, business_id=self.business_id, request_id=sent.request_id, timestamp=timestamp)
         return meant, sent
 
-    def expected(self, request: Request) -> Outcome:
+    def expected(self, request: OperationRequest) -> Outcome:
         """Apply *request* to the model and return the outcome that it must have on the shard."""
         match self.model.apply(request):
             case Verdict(Effect.LOGGED):
@@ -168,7 +175,7 @@ SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 @settings(max_examples=100, suppress_health_check=NO_CHECKS)
 @given(drawn=DRAWN, sizes=SIZES)
 async def test_writer_equals_one_by_one_application_whatever_the_batches(
-    tenant: TenantCase, drawn: list[tuple[Request, str]], sizes: list[int]
+    tenant: TenantCase, drawn: list[tuple[OperationRequest, str]], sizes: list[int]
 ) -> None:
     """Outcomes, rows, dates, log and results are those of the model, wherever the batches were cut."""
     example = Example(tenant.pool)
@@ -187,7 +194,7 @@ async def test_writer_equals_one_by_one_application_whatever_the_batches(
 @settings(max_examples=40, suppress_health_check=NO_CHECKS)
 @given(drawn=DRAWN, sizes=SIZES, others=SIZES)
 async def test_writer_applies_each_operation_once_when_two_readers_send_the_same(
-    tenant: TenantCase, drawn: list[tuple[Request, str]], sizes: list[int], others: list[int]
+    tenant: TenantCase, drawn: list[tuple[OperationRequest, str]], sizes: list[int], others: list[int]
 ) -> None:
     """Two readers of one stream shard, each in order, each in batches of its own, leave what one alone would."""
     example = Example(tenant.pool)

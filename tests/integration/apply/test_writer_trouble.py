@@ -15,7 +15,7 @@ from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch
 from support.postgres.trouble import Line, shut_gate, waiters
 
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Failure, Operation
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
@@ -265,7 +265,7 @@ async def test_writer_tries_again_when_a_lock_was_not_to_be_had(hurried: ShardPo
 
     async with asyncio.TaskGroup() as tasks:
         applying = tasks.create_task(case.apply(case.operation("create", data={"v": 1})))
-        assert await until(lambda: lost_races(hurried, lost + 2), within_s=5)
+        assert await poll_until(lambda: lost_races(hurried, lost + 2), within_s=5)
         await rival.execute("ROLLBACK")
 
     assert applying.result() == [SUCCEEDED]

@@ -26,7 +26,7 @@ from simplu_worker.cache.redis_commands import CacheUnavailableError
 from simplu_worker.commands.check.check import Examination
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, RetryableError
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import ShardGateway
@@ -80,12 +80,12 @@ async def eventually(ask: Callable[[], bool]) -> None:
     async def answer() -> bool:
         return ask()
 
-    assert await until(answer, within_s=PATIENCE_S)
+    assert await poll_until(answer, within_s=PATIENCE_S)
 
 
 async def is_so(ask: Callable[[], Awaitable[bool]]) -> None:
     """Wait until the answer is yes."""
-    assert await until(ask, within_s=PATIENCE_S)
+    assert await poll_until(ask, within_s=PATIENCE_S)
 
 
 async def settled(cache: Cache) -> None:

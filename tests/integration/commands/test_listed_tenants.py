@@ -21,7 +21,7 @@ from simplu_worker.commands.tenants.audit import audit_tenants
 from simplu_worker.commands.tenants.provision import provision_listed
 from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.local.stack.aws import put_businesses
-from simplu_worker.local.stack.citrus_server import Citrus
+from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 
@@ -36,7 +36,7 @@ class World:
 
     dynamodb: Client
     table: str
-    citrus: Citrus
+    citrus: CitrusServer
     settings: Settings
     pools: dict[str, ShardPool]
 
@@ -81,7 +81,7 @@ async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[Worl
     async def make() -> tuple[str, str]:
         raise AssertionError("all shards are full")
 
-    citrus = Citrus(api_key=API_KEY, make_shard=make, max_businesses=1000)
+    citrus = CitrusServer(api_key=API_KEY, make_shard=make, max_businesses=1000)
     for shard in shards:
         citrus.add_shard(shard.shard_id, shard.connection_string)
     table = f"businesses-{next(_numbers)}"

@@ -19,8 +19,8 @@ from support.postgres.tenant_cases import add_tenant, fetch
 from support.postgres.trouble import nobody_is_left
 from support.requires import require
 
-from simplu_worker.local.postgres.server import PostgresServer, Programs
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.health.assessment import (
     Health,
@@ -72,7 +72,7 @@ async def comes_to(book: HealthRegistry, shard_id: str, sees: Sees) -> Health:
     async def seen() -> bool:
         return sees(book.by_shard_id.get(shard_id, Health()))
 
-    assert await until(seen, within_s=SOON_S), book.by_shard_id.get(shard_id)
+    assert await poll_until(seen, within_s=SOON_S), book.by_shard_id.get(shard_id)
     return book.by_shard_id[shard_id]
 
 
@@ -177,7 +177,7 @@ async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
         await look(pool)
         return pool.is_healthy
 
-    assert await until(is_back, within_s=SOON_S)
+    assert await poll_until(is_back, within_s=SOON_S)
 
 
 async def test_look_sees_what_there_is_to_see_when_its_role_may_see_little(
@@ -295,7 +295,7 @@ async def test_look_shows_a_standby_that_nobody_feeds(pools: Pools, breakable_se
 async def test_look_shows_how_far_a_standby_is_behind() -> None:
     """From the standby, and from its primary, in seconds and bytes."""
     with ProcessGroup() as group:
-        programs = Programs.find(group.directory)
+        programs = PostgresPrograms.find(group.directory)
         require("pg_basebackup", found=can_copy(programs.folder), how="install simplu-worker[local]")
         primary = PostgresServer(group, programs, database="fed")
         await primary.start()
@@ -339,7 +339,7 @@ async def test_prober_looks_at_every_pool_soon_and_forgets_those_that_are_gone(
         async def is_forgotten() -> bool:
             return "prober-1" not in book.by_shard_id
 
-        assert await until(is_forgotten, within_s=SOON_S)
+        assert await poll_until(is_forgotten, within_s=SOON_S)
         assert REGISTRY.get_sample_value(connections, labels | {"state": "used"}) is None
     await pool.close()
 
@@ -384,7 +384,7 @@ async def notice(pool: ShardPool) -> None:
             await pool.probe()
         return not pool.is_healthy
 
-    assert await until(fails, within_s=SOON_S)
+    assert await poll_until(fails, within_s=SOON_S)
 
 
 async def test_prober_looks_at_others_while_many_shards_hang(

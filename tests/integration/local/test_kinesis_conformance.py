@@ -38,7 +38,7 @@ from support.aws.endpoints import CREDENTIALS, client_of
 from support.aws.kinesis_endpoints import Servers, kinesis_servers
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 
 HASH_KEYS = 2**128
 Test = TypeVar("Test", bound=Callable[..., Any])
@@ -76,7 +76,7 @@ class Stream:
             described = await self.client.describe_stream_summary(StreamName=self.name)
             return bool(described["StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE")
 
-        assert await until(active, within_s=10)
+        assert await poll_until(active, within_s=10)
 
     async def put(self, *texts: str, hash_key: int = 0) -> list[str]:
         """Put records one by one; return their sequence numbers."""
@@ -295,7 +295,7 @@ async def test_stream_is_described_and_deleted(stream: Stream) -> None:
     async def gone() -> bool:
         return stream.name not in (await stream.client.list_streams(Limit=1000))["StreamNames"]
 
-    assert await until(gone, within_s=5)
+    assert await poll_until(gone, within_s=5)
 
 
 @on(*ALL)

@@ -19,14 +19,14 @@ from simplu_worker.local.kinesis.faults import (
     AdvanceClock,
     ClearFaults,
     ExpireIterators,
-    Fault,
     ForceStatus,
+    KinesisFault,
     SetOptions,
     Trim,
 )
-from simplu_worker.local.kinesis.model import Options
+from simplu_worker.local.kinesis.model import KinesisOptions
 from simplu_worker.local.kinesis.server import control, serve_kinesis
-from simplu_worker.local.processes.loopback import free_port, until
+from simplu_worker.local.processes.loopback import free_port, poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
 NAME = "stream"
@@ -46,7 +46,7 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def url() -> AsyncIterator[str]:
     """Run an empty server of our own."""
-    async with serve_kinesis(options=Options(create_delay_ms=0, update_delay_ms=0, delete_delay_ms=0)) as url:
+    async with serve_kinesis(options=KinesisOptions(create_delay_ms=0, update_delay_ms=0, delete_delay_ms=0)) as url:
         yield url
 
 
@@ -102,16 +102,16 @@ async def test_records_come_back_byte_for_byte(kinesis: Client) -> None:
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        (Fault(action="PutRecord", kind="throttle"), ("ProvisionedThroughputExceededException", 400)),
-        (Fault(action="PutRecord", kind="fail"), ("InternalFailure", 500)),
+        (KinesisFault(action="PutRecord", kind="throttle"), ("ProvisionedThroughputExceededException", 400)),
+        (KinesisFault(action="PutRecord", kind="fail"), ("InternalFailure", 500)),
         (
-            Fault(action="PutRecord", kind="fail", code="KMSDisabledException", status=400),
+            KinesisFault(action="PutRecord", kind="fail", code="KMSDisabledException", status=400),
             ("KMSDisabledException", 400),
         ),
     ],
 )
 async def test_fault_refuses_the_next_calls_only(
-    url: str, kinesis: Client, fault: Fault, expected: tuple[str, int]
+    url: str, kinesis: Client, fault: KinesisFault, expected: tuple[str, int]
 ) -> None:
     """A fault is for its count of calls, and is forgotten then."""
     await control(url, fault)
@@ -125,7 +125,7 @@ async def test_cut_loses_the_request_or_only_its_answer(
     url: str, kinesis: Client, *, applied: bool, expected: list[bytes]
 ) -> None:
     """The client cannot tell whether what it asked for was done."""
-    await control(url, Fault(action="PutRecord", kind="cut", applied=applied))
+    await control(url, KinesisFault(action="PutRecord", kind="cut", applied=applied))
     with pytest.raises(BotoCoreError):
         await put(kinesis, b"cut")
     assert await kept(kinesis) == expected
@@ -133,10 +133,10 @@ async def test_cut_loses_the_request_or_only_its_answer(
 
 async def test_hang_lasts_until_the_faults_are_cleared(url: str, kinesis: Client) -> None:
     """Until then there is no answer; after it, the call goes on."""
-    await control(url, Fault(action="PutRecord", kind="hang"))
+    await control(url, KinesisFault(action="PutRecord", kind="hang"))
     async with asyncio.TaskGroup() as tasks:
         late = tasks.create_task(put(kinesis, b"late"))
-        assert await until(lambda: has_called(url, "PutRecord"), within_s=5)
+        assert await poll_until(lambda: has_called(url, "PutRecord"), within_s=5)
         assert await kept(kinesis) == []
         await control(url, ClearFaults())
         await late
@@ -154,14 +154,14 @@ async def test_server_stops_while_a_call_hangs() -> None:
                 await client.list_streams()
 
         async with serve_kinesis(port):
-            await control(url, Fault(action="ListStreams", kind="hang"))
+            await control(url, KinesisFault(action="ListStreams", kind="hang"))
             tasks.create_task(hang())
-            assert await until(lambda: has_called(url, "ListStreams"), within_s=5)
+            assert await poll_until(lambda: has_called(url, "ListStreams"), within_s=5)
 
 
 async def test_delay_answers_late(url: str, kinesis: Client) -> None:
     """The answer comes, after its delay."""
-    await control(url, Fault(action="PutRecord", kind="delay", delay_ms=100))
+    await control(url, KinesisFault(action="PutRecord", kind="delay", delay_ms=100))
     started_at = asyncio.get_running_loop().time()
     await put(kinesis, b"late")
     assert asyncio.get_running_loop().time() - started_at >= 0.1
@@ -170,7 +170,7 @@ async def test_delay_answers_late(url: str, kinesis: Client) -> None:
 async def test_empty_answers_are_behind_and_lose_nothing(url: str, kinesis: Client) -> None:
     """Answers without records, far from the tip, before those with some."""
     await put(kinesis, b"a")
-    await control(url, Fault(action="GetRecords", kind="empty", count=2), AdvanceClock(ms=5000))
+    await control(url, KinesisFault(action="GetRecords", kind="empty", count=2), AdvanceClock(ms=5000))
     answers, place = [], await iterator(kinesis)
     for _ in range(3):
         answers.append(await kinesis.get_records(ShardIterator=place))
@@ -183,7 +183,7 @@ async def test_empty_answers_are_behind_and_lose_nothing(url: str, kinesis: Clie
 
 async def test_pages_are_torn_by_a_reshard_between_them(url: str, kinesis: Client) -> None:
     """The first page shows the parent as open, the second its children: a tree that never was."""
-    await control(url, SetOptions({"page_size": 1}), Fault(action="ListShards", kind="then", then=SPLIT))
+    await control(url, SetOptions({"page_size": 1}), KinesisFault(action="ListShards", kind="then", then=SPLIT))
     torn = await Stream(kinesis, NAME).list_stream_shards()
     whole = await Stream(kinesis, NAME).list_stream_shards()
     assert [one.is_open for one in torn] == [True, True, True, True]
@@ -279,7 +279,7 @@ async def test_program_serves_until_it_is_told_to_stop() -> None:
         async def started() -> bool:
             return b"kinesis.started" in log_path.read_bytes()
 
-        assert await until(started, within_s=20)
+        assert await poll_until(started, within_s=20)
         assert (await control(f"http://127.0.0.1:{port}"))["options"]["read_throttling"] is False
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0

@@ -25,7 +25,7 @@ from support.postgres.small_disk import NoDiskError, SmallDisk, small_disk
 from support.requires import require
 
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
 WRITE = "INSERT INTO notes SELECT repeat('x', 1000)"
@@ -91,13 +91,13 @@ async def test_server_refuses_writes_when_it_is_read_only(server: PostgresServer
     async with AsyncExitStack() as around:
         old = await _connected(server, around)
         async with read_only(server):
-            assert await until(lambda: _is_refused(old), within_s=SOON_S)
+            assert await poll_until(lambda: _is_refused(old), within_s=SOON_S)
             with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
                 await _execute(server, WRITE)
             assert not await is_writable(server, WRITE)
 
         assert await is_writable(server, WRITE)
-        assert await until(lambda: _works(old), within_s=SOON_S)
+        assert await poll_until(lambda: _works(old), within_s=SOON_S)
 
 
 async def test_server_refuses_writes_when_it_is_a_standby(server: PostgresServer) -> None:
@@ -127,11 +127,11 @@ async def test_server_takes_no_connection_when_all_are_taken(server: PostgresSer
     async with AsyncExitStack() as around:
         old = await _connected(server, around)
         async with without_connections(server):
-            assert await until(lambda: _is_closed(old), within_s=SOON_S)
+            assert await poll_until(lambda: _is_closed(old), within_s=SOON_S)
             with pytest.raises(asyncpg.TooManyConnectionsError):
                 await _execute(server, WRITE)
 
-    assert await until(lambda: is_writable(server, WRITE), within_s=SOON_S)
+    assert await poll_until(lambda: is_writable(server, WRITE), within_s=SOON_S)
 
 
 async def test_server_refuses_what_needs_room_when_its_disk_is_full(server: PostgresServer) -> None:

@@ -43,7 +43,7 @@ from support.aws.endpoints import CREDENTIALS, client_of
 from support.aws.sqs_endpoints import Servers, sqs_servers
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 ALL = ("ours", "moto", "ministack")
@@ -533,7 +533,7 @@ async def test_expired_receipt_is_refused_by_a_fifo_queue(client: Client) -> Non
     queue = await Queue.make(client, fifo=True)
     await queue.send("A0")
     (message,) = await queue.receive(VisibilityTimeout=1)
-    assert await until(lambda: visible(queue, 1), within_s=5)
+    assert await poll_until(lambda: visible(queue, 1), within_s=5)
     assert await code_of(queue.delete(message)) == "InvalidParameterValue"
     assert await code_of(queue.change(message, 30)) == "InvalidParameterValue"
     (failed,) = (await queue.delete_batch({"x": message["ReceiptHandle"]}))["Failed"]
@@ -609,7 +609,7 @@ async def test_move_task_sends_dead_letters_back(client: Client) -> None:
         moved = (task["ApproximateNumberOfMessagesMoved"], task["ApproximateNumberOfMessagesToMove"])
         return (task["Status"], moved) == ("COMPLETED", (2, 2))
 
-    assert await until(completed, within_s=5)
+    assert await poll_until(completed, within_s=5)
     after = await queue.receive()
     assert sorted(message["Body"] for message in after) == ["a", "b"]
     assert not {message["MessageId"] for message in after} & {message["MessageId"] for message in before}

@@ -12,8 +12,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from support.aws.endpoints import client_of
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.local.processes.loopback import until
-from simplu_worker.local.sqs.faults import AdvanceClock, ClearFaults, ExpireReceipts, Fault, SetOptions
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.sqs.faults import AdvanceClock, ClearFaults, ExpireReceipts, SetOptions, SqsFault
 from simplu_worker.local.sqs.server import control, serve_sqs
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
@@ -95,15 +95,15 @@ async def test_error_names_shape_and_older_code(url: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        (Fault(action="SendMessage", kind="throttle"), ("RequestThrottled", 400)),
-        (Fault(action="SendMessage", kind="fail"), ("InternalFailure", 500)),
-        (Fault(action="SendMessage", kind="fail", status=503), ("InternalFailure", 503)),
-        (Fault(action="SendMessage", kind="fail", code="OverLimit"), ("OverLimit", 400)),
-        (Fault(action="SendMessage", kind="fail", code="KmsDisabled"), ("KMS.DisabledException", 400)),
+        (SqsFault(action="SendMessage", kind="throttle"), ("RequestThrottled", 400)),
+        (SqsFault(action="SendMessage", kind="fail"), ("InternalFailure", 500)),
+        (SqsFault(action="SendMessage", kind="fail", status=503), ("InternalFailure", 503)),
+        (SqsFault(action="SendMessage", kind="fail", code="OverLimit"), ("OverLimit", 400)),
+        (SqsFault(action="SendMessage", kind="fail", code="KmsDisabled"), ("KMS.DisabledException", 400)),
     ],
 )
 async def test_fault_refuses_the_next_calls_only(
-    url: str, sqs: Client, fault: Fault, expected: tuple[str, int]
+    url: str, sqs: Client, fault: SqsFault, expected: tuple[str, int]
 ) -> None:
     """A fault is for its count of calls, and is forgotten then."""
     await control(url, fault)
@@ -114,7 +114,7 @@ async def test_fault_refuses_the_next_calls_only(
 
 async def test_fault_may_be_for_one_queue_alone(url: str, sqs: Client) -> None:
     """Others are not touched by it."""
-    await control(url, Fault(action="SendMessage", kind="throttle", queue="queue.fifo"))
+    await control(url, SqsFault(action="SendMessage", kind="throttle", queue="queue.fifo"))
     await send(sqs, url, "taken")
     assert await code_of(send(sqs, url, "x", name="queue.fifo")) == ("RequestThrottled", 400)
 
@@ -124,7 +124,7 @@ async def test_cut_loses_the_request_or_only_its_answer(
     url: str, sqs: Client, *, applied: bool, expected: list[str]
 ) -> None:
     """The client cannot tell whether what it asked for was done."""
-    await control(url, Fault(action="SendMessage", kind="cut", applied=applied))
+    await control(url, SqsFault(action="SendMessage", kind="cut", applied=applied))
     with pytest.raises(BotoCoreError):
         await send(sqs, url, "cut")
     assert await bodies(sqs, url) == expected
@@ -133,7 +133,7 @@ async def test_cut_loses_the_request_or_only_its_answer(
 async def test_lost_answer_of_a_receive_is_had_again_by_its_attempt_id(url: str, sqs: Client) -> None:
     """Without the id the group waits for the visibility timeout of messages that nobody has."""
     await send(sqs, url, "a", "b", name="queue.fifo")
-    await control(url, Fault(action="ReceiveMessage", kind="cut", applied=True))
+    await control(url, SqsFault(action="ReceiveMessage", kind="cut", applied=True))
     with pytest.raises(BotoCoreError):
         await receive(sqs, url, "queue.fifo", ReceiveRequestAttemptId="1")
     assert await bodies(sqs, url, "queue.fifo") == []
@@ -142,7 +142,7 @@ async def test_lost_answer_of_a_receive_is_had_again_by_its_attempt_id(url: str,
 
 async def test_hang_lasts_until_the_faults_are_cleared(url: str, sqs: Client) -> None:
     """Until then there is no answer; after it, the call goes on."""
-    await control(url, Fault(action="ReceiveMessage", kind="hang"))
+    await control(url, SqsFault(action="ReceiveMessage", kind="hang"))
     await send(sqs, url, "a")
 
     async def asked() -> bool:
@@ -150,7 +150,7 @@ async def test_hang_lasts_until_the_faults_are_cleared(url: str, sqs: Client) ->
 
     async with asyncio.TaskGroup() as tasks:
         late = tasks.create_task(bodies(sqs, url))
-        assert await until(asked, within_s=5)
+        assert await poll_until(asked, within_s=5)
         assert not late.done()
         await control(url, ClearFaults())
     assert late.result() == ["a"]
@@ -161,7 +161,7 @@ async def test_entries_of_a_batch_fail_on_demand(url: str, sqs: Client, *, sende
     """The first so many are named as failed and not deleted; the others are."""
     await send(sqs, url, *"abcd")
     messages = await receive(sqs, url)
-    await control(url, Fault(action="DeleteMessageBatch", kind="entries", entries=3, sender_fault=sender_fault))
+    await control(url, SqsFault(action="DeleteMessageBatch", kind="entries", entries=3, sender_fault=sender_fault))
     answer = await delete(sqs, url, messages)
     assert [entry["Id"] for entry in answer["Successful"]] == ["3"]
     failed = [(entry["Id"], entry["SenderFault"], entry["Code"]) for entry in answer["Failed"]]
@@ -172,7 +172,7 @@ async def test_entries_of_a_batch_fail_on_demand(url: str, sqs: Client, *, sende
 async def test_entries_may_be_named_as_failed_and_done(url: str, sqs: Client) -> None:
     """SQS may have deleted what it says it did not."""
     await send(sqs, url, *"ab")
-    await control(url, Fault(action="DeleteMessageBatch", kind="entries", entries=1, applied=True))
+    await control(url, SqsFault(action="DeleteMessageBatch", kind="entries", entries=1, applied=True))
     answer = await delete(sqs, url, await receive(sqs, url))
     assert ([entry["Id"] for entry in answer["Failed"]], len(answer["Successful"])) == (["0"], 1)
     assert (await control(url))["queues"]["queue"]["ApproximateNumberOfMessagesNotVisible"] == "0"
@@ -181,7 +181,7 @@ async def test_entries_may_be_named_as_failed_and_done(url: str, sqs: Client) ->
 async def test_duplicate_gives_a_message_out_twice(url: str, sqs: Client) -> None:
     """At least once: two receivers have the same message, each with a handle of its own."""
     await send(sqs, url, "a")
-    await control(url, Fault(action="ReceiveMessage", kind="duplicate"))
+    await control(url, SqsFault(action="ReceiveMessage", kind="duplicate"))
     first, second = await receive(sqs, url), await receive(sqs, url)
     assert [message["MessageId"] for message in first] == [message["MessageId"] for message in second]
     assert first[0]["ReceiptHandle"] != second[0]["ReceiptHandle"]
@@ -205,7 +205,7 @@ async def test_clock_goes_forward_on_demand(url: str, sqs: Client) -> None:
     await receive(sqs, url, VisibilityTimeout=3600)
     async with asyncio.TaskGroup() as tasks:
         poll = tasks.create_task(bodies(sqs, url, WaitTimeSeconds=9))
-        assert await until(lambda: parked(url, 1), within_s=5)
+        assert await poll_until(lambda: parked(url, 1), within_s=5)
         await control(url, AdvanceClock(ms=3_600_000))
     assert poll.result() == ["a"]
 
@@ -216,7 +216,7 @@ async def test_poll_wakes_when_a_group_is_unlocked(url: str, sqs: Client) -> Non
     answer = await sqs.receive_message(QueueUrl=queue_url(url, "queue.fifo"))
     async with asyncio.TaskGroup() as tasks:
         poll = tasks.create_task(bodies(sqs, url, "queue.fifo", WaitTimeSeconds=9))
-        assert await until(lambda: parked(url, 1), within_s=5)
+        assert await poll_until(lambda: parked(url, 1), within_s=5)
         await delete(sqs, url, answer["Messages"], "queue.fifo")
     assert poll.result() == ["b"]
 
@@ -228,11 +228,11 @@ async def test_poll_whose_client_is_gone_takes_nothing_unless_told(
     """AWS may give a message to a poll that was cut: it is hidden until its visibility timeout has passed."""
     await control(url, SetOptions(options={"polls_outlive_clients": outlive}))
     poll = asyncio.ensure_future(bodies(sqs, url, WaitTimeSeconds=9))
-    assert await until(lambda: parked(url, 1), within_s=5)
+    assert await poll_until(lambda: parked(url, 1), within_s=5)
     poll.cancel()
-    assert await until(lambda: parked(url, int(outlive)), within_s=5)
+    assert await poll_until(lambda: parked(url, int(outlive)), within_s=5)
     await send(sqs, url, "a")
-    assert await until(lambda: parked(url, 0), within_s=5)
+    assert await poll_until(lambda: parked(url, 0), within_s=5)
     assert await bodies(sqs, url) == expected
 
 

@@ -24,10 +24,10 @@ import pytest_asyncio
 from yarl import URL
 
 from simplu_worker.local.postgres import server as postgres
-from simplu_worker.local.postgres.server import PostgresServer, Programs, find_postgres_bin
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer, find_postgres_bin
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup, running_processes, send_signal
-from simplu_worker.local.stack.citrus_server import Citrus
+from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.local.stack.stack import Stack
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -87,7 +87,7 @@ async def other_stack() -> AsyncIterator[Stack]:
 async def server() -> AsyncIterator[PostgresServer]:
     """Give a Postgres server alone, for what would harm others."""
     with ProcessGroup() as group:
-        alone = PostgresServer(group, Programs.find(group.directory), database="alone")
+        alone = PostgresServer(group, PostgresPrograms.find(group.directory), database="alone")
         await alone.start()
         yield alone
 
@@ -205,7 +205,7 @@ async def never() -> tuple[str, str]:
 @pytest.mark.parametrize("business_id", ["acme", "a/b", "%2F %25", "ü+?#&=", "..", "日本-", "a/capacity"])
 async def test_citrus_speaks_the_contract_from_registration_to_move(business_id: str) -> None:
     """Look-up, registration, capacity and re-pointing give what contract §7 names, for any key."""
-    citrus = Citrus(api_key="key", make_shard=never, max_businesses=1)
+    citrus = CitrusServer(api_key="key", make_shard=never, max_businesses=1)
     for number in (1, 2):
         citrus.add_shard(f"shard-{number}", f"postgresql://u:p@h/{number}")
     body = registration(business_id)
@@ -320,7 +320,7 @@ async def test_server_runs_as_nobody_when_a_user_namespace_is_refused(
     hidden = private / package.name / find_postgres_bin().parent.name / "bin"
     monkeypatch.setattr(postgres, "find_postgres_bin", lambda: hidden)
     with ProcessGroup() as group:
-        programs = Programs.find(group.directory, unshare="/bin/false")
+        programs = PostgresPrograms.find(group.directory, unshare="/bin/false")
         assert programs.user == "nobody"
         assert programs.folder.is_relative_to(group.directory)
         server = PostgresServer(group, programs, database="modest")
@@ -359,7 +359,7 @@ async def test_nothing_is_left_when_the_parent_is_killed() -> None:
     async def gone() -> bool:
         return not is_left(pids, directory)
 
-    assert await until(gone, within_s=5.0)
+    assert await poll_until(gone, within_s=5.0)
 
 
 async def test_group_ends_a_child_that_ignores_every_request(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ async def test_group_ends_a_child_that_ignores_every_request(tmp_path: Path) -> 
         async def ready() -> bool:
             return log.read_text() != "" and len(group.pids) >= 5
 
-        assert await until(ready, within_s=5.0)
+        assert await poll_until(ready, within_s=5.0)
         pids = group.pids
         started = time.monotonic()
     assert time.monotonic() - started < 6.0
@@ -389,7 +389,7 @@ async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupte
         async def written() -> bool:
             return file.exists() and "stale" not in file.read_text()
 
-        assert await until(written, within_s=20.0)
+        assert await poll_until(written, within_s=20.0)
         env = environment_by_shell(file)
         url = URL(env["STACK_POSTGRES_URLS"])
         killed = {pid_listening_on(url.port)}
@@ -398,7 +398,7 @@ async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupte
         async def ended() -> bool:
             return not is_left(killed)
 
-        assert await until(ended, within_s=5.0)
+        assert await poll_until(ended, within_s=5.0)
         command.send_signal(signal.SIGUSR1)
 
         async def answered() -> bool:
@@ -406,7 +406,7 @@ async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupte
                 return await answer_of(str(url)) == "shard_1"
             return False
 
-        assert await until(answered, within_s=20.0)
+        assert await poll_until(answered, within_s=20.0)
         command.send_signal(signal.SIGINT)
         shown, _ = command.communicate(timeout=20)
     assert command.returncode == 0

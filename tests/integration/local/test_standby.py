@@ -9,7 +9,7 @@ import pytest
 from support.postgres.standby import StandbyServer, can_copy
 from support.requires import require
 
-from simplu_worker.local.postgres.server import PostgresServer, Programs, find_postgres_bin
+from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer, find_postgres_bin
 from simplu_worker.local.processes.loopback import StackError
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
@@ -22,7 +22,7 @@ async def standby() -> AsyncIterator[StandbyServer]:
     except StackError as exc:
         require("a Postgres server", found=False, how=str(exc))
     with ProcessGroup() as group:
-        programs = Programs.find(group.directory)
+        programs = PostgresPrograms.find(group.directory)
         require("pg_basebackup", found=can_copy(programs.folder), how="install simplu-worker[local]")
         primary = PostgresServer(group, programs, database="kept")
         await primary.start()

@@ -16,7 +16,7 @@ import pytest
 from support.postgres.databases import QUICK, ShardMaker
 from support.postgres.shard_line import TOO_MANY, ShardLine
 
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
@@ -46,7 +46,7 @@ async def all_come_back(pooled: list[ShardPool]) -> bool:
     async def have_come_back() -> bool:
         return all(count["open"] == count["idle"] and not count["waiting"] for count in map(ShardPool.counts, pooled))
 
-    return await until(have_come_back, within_s=5)
+    return await poll_until(have_come_back, within_s=5)
 
 
 @contextlib.asynccontextmanager
@@ -222,7 +222,7 @@ async def test_pools_keep_count_whatever_happens_to_their_lines(empty: ShardAddr
                 faults: list[Callable[[], contextlib.AbstractContextManager[None]]]
                 faults = [
                     line.blackhole,
-                    partial(line.slow, 0.05),
+                    partial(line.add_latency, 0.05),
                     partial(line.saying, TOO_MANY),
                     contextlib.nullcontext,
                 ]
@@ -253,7 +253,7 @@ async def test_pools_have_a_size_within_the_budget(empty: ShardAddress) -> None:
         async def two_are_open() -> bool:
             return pool.counts() == {"open": 2, "idle": 2, "waiting": 0}
 
-        assert await until(two_are_open, within_s=5)
+        assert await poll_until(two_are_open, within_s=5)
 
 
 async def test_pools_cost_little_for_shards_that_nobody_uses() -> None:

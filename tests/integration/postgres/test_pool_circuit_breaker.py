@@ -13,7 +13,7 @@ from support.postgres.pool_trouble import HURRIED, PATIENT_S, ask, forget_looks,
 from support.postgres.shard_line import STARTING_UP, TOO_MANY, ShardLine
 
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.circuit_breaker import FAILURES_MAX
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Deadlines
@@ -38,8 +38,8 @@ async def pool(line: ShardLine) -> AsyncIterator[ShardPool]:
 
 async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(line: ShardLine, pool: ShardPool) -> None:
     """After a few failures nobody is sent there any more, until a probe gets through; then everybody is."""
-    async with line.refusing():
-        assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+    async with line.refuse_connections():
+        assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
         for _ in range(FAILURES_MAX):
             assert await unavailable(pool) == "ConnectionRefusedError"
         assert "Breaker(open" in repr(pool)
@@ -54,7 +54,7 @@ async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(line: Sha
 
 async def test_pool_finds_out_by_itself_that_its_shard_is_back(line: ShardLine, pool: ShardPool) -> None:
     """Within two seconds, also where nobody probes: one of those who ask does."""
-    async with line.refusing():
+    async with line.refuse_connections():
         for _ in range(FAILURES_MAX):
             await unavailable(pool)
 
@@ -65,7 +65,7 @@ async def test_pool_finds_out_by_itself_that_its_shard_is_back(line: ShardLine, 
             return False
 
     with within(0, 2.0):
-        assert await until(answers, within_s=PATIENT_S)
+        assert await poll_until(answers, within_s=PATIENT_S)
 
 
 async def test_pool_ends_what_hangs_when_it_is_known_that_the_shard_does_not_answer(line: ShardLine) -> None:
@@ -135,7 +135,7 @@ async def test_pool_does_not_cut_off_a_shard_that_answers_with_errors(pool: Shar
 
 async def test_pool_begins_anew_when_it_is_repointed(line: ShardLine, make_shard: ShardMaker) -> None:
     """What was known of the old address says nothing of the new one."""
-    async with Pools(size=1, deadlines=HURRIED) as pools, line.refusing():
+    async with Pools(size=1, deadlines=HURRIED) as pools, line.refuse_connections():
         pool = pools.pool(line.address)
         for _ in range(FAILURES_MAX):
             await unavailable(pool)

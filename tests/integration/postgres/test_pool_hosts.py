@@ -15,7 +15,7 @@ from support.postgres.shard_line import STARTING_UP, ShardLine
 from support.postgres.trouble import nobody_is_left
 
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import ensure_schema
@@ -81,7 +81,7 @@ async def make_read_only(server: PostgresServer, *, is_on: bool) -> None:
     async def is_so() -> bool:
         return bool(await connection.fetchval("SHOW default_transaction_read_only") == expected)
 
-    assert await until(is_so, within_s=10)
+    assert await poll_until(is_so, within_s=10)
     await connection.close()
 
 
@@ -90,7 +90,7 @@ async def test_pool_uses_the_second_host_at_once_when_the_first_refuses(
 ) -> None:
     """Nobody waits for a host that says no."""
     pool = pair.pool()
-    async with pair.first.refusing():
+    async with pair.first.refuse_connections():
         with within(0, DEAF_S):
             assert await port_of(pool) == postgres_server.port
     await pool.close()
@@ -120,7 +120,7 @@ async def test_pool_uses_the_second_host_in_time_when_the_first_is_frozen(
             async with pool.connection(), pool.connection():
                 pass
         assert pair.first.connection_count == count
-    async with pair.second.refusing():
+    async with pair.second.refuse_connections():
         await pool.close()
         assert await port_of(pool) == breakable_server.port
     await pool.close()
@@ -173,7 +173,7 @@ async def test_pool_leaves_a_host_that_takes_no_writes_any_more(
         return settings == ["on", "on"]
 
     try:
-        assert await until(knows, within_s=10)
+        assert await poll_until(knows, within_s=10)
         with pytest.raises(ShardUnavailableError, match="ReadOnlySQLTransactionError"):
             async with pool.transaction() as connection:
                 await connection.execute("DELETE FROM tenants")
@@ -216,7 +216,7 @@ async def test_pool_passes_over_a_host_that_leads_to_another_shard(pair: Pair, p
     await execute(pair.addresses[0].connection_string, "UPDATE shard_meta SET shard_id = 'shard-9'")
     pool = pair.pool()
     assert await port_of(pool) == postgres_server.port
-    async with pair.second.refusing():
+    async with pair.second.refuse_connections():
         await pool.close()
         assert "its connection string leads to the database of shard shard-9" in await unavailable(
             ShardPool(ShardAddress(SHARD_ID, pair.first.address.connection_string), size=1)

@@ -14,7 +14,7 @@ from support.postgres.pool_trouble import HURRIED, PATIENT_S, ask, nothing_is_op
 from support.postgres.shard_line import ShardLine
 from support.postgres.trouble import backends, nobody_is_left
 
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import KEEPALIVE, USER_TIMEOUT_MS, keep_alive
 from simplu_worker.shards.postgres.pool import STOPS_AT_CLOSE_S, Pools, ShardPool
@@ -45,7 +45,7 @@ async def test_pool_gives_an_answer_up_in_time_when_the_line_swallows_everything
         with within(0.5, 0.9):
             assert await unavailable(pool) == "TimeoutError"
         with within(0, 0.9):
-            assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+            assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
 
     assert await ask(pool) == 1
 
@@ -70,14 +70,14 @@ async def test_pool_stops_the_server_when_a_use_is_cancelled(make_shard: ShardMa
 
     async with asyncio.TaskGroup() as tasks:
         asking = tasks.create_task(ask(pool, "SELECT pg_sleep(60)"))
-        assert await until(asleep, within_s=PATIENT_S)
+        assert await poll_until(asleep, within_s=PATIENT_S)
         with within(0, 0.9):
             asking.cancel()
             await asyncio.wait([asking])
 
     assert await nobody_is_left(address, sleeping)
     assert asking.cancelled()
-    assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+    assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
     await pool.close()
 
 
@@ -95,7 +95,7 @@ async def test_pool_ends_a_cancelled_use_in_time_when_the_line_swallows_everythi
             assert (asking.cancelled(), pool.counts()["open"]) == (True, 1)  # for `Deadlines.cancel_s` at most
             with within(0, STOPS_AT_CLOSE_S + 0.2):
                 await pool.close()
-    assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+    assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
 
 
 async def test_pool_stops_the_server_when_an_answer_takes_too_long(make_shard: ShardMaker) -> None:
@@ -106,7 +106,7 @@ async def test_pool_stops_the_server_when_an_answer_takes_too_long(make_shard: S
     assert await unavailable(pool, "SELECT pg_sleep(60)") == "TimeoutError"
 
     assert await nobody_is_left(address, "query LIKE 'SELECT pg_sleep%' AND state = 'active'")
-    assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+    assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
     await pool.close()
 
 
@@ -216,7 +216,7 @@ async def test_pool_does_not_lend_a_connection_that_was_cut_while_it_was_idle(li
     for end in (line.cut, line.half_close):
         before = line.connection_count
         end()
-        assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+        assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
         assert (await ask(pool), pool.is_healthy, line.connection_count) == (1, True, before + 1)
 
 
@@ -236,7 +236,7 @@ async def test_pool_replaces_a_connection_that_is_cut_in_the_middle_of_its_use(
 
 async def test_pool_takes_its_time_when_the_line_is_slow(line: ShardLine, pool: ShardPool) -> None:
     """A shard that is slow but answers is neither unhealthy nor cut off."""
-    with line.slow(0.05):
+    with line.add_latency(0.05):
         async with asyncio.TaskGroup() as tasks:
             for _ in range(6):
                 tasks.create_task(ask(pool))
@@ -258,8 +258,8 @@ async def test_pool_grows_only_as_needed_and_closes_what_is_idle(make_shard: Sha
             await ask(pool)
             return pool.counts()["open"] == count
 
-        assert await until(lambda: has(1), within_s=PATIENT_S)
-        assert await until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+        assert await poll_until(lambda: has(1), within_s=PATIENT_S)
+        assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
         assert await nobody_is_left(address)
 
 
@@ -280,7 +280,7 @@ async def test_pool_lets_the_system_watch_over_its_sockets(make_shard: ShardMake
 
 async def test_pools_cost_nothing_for_shards_that_are_down(line: ShardLine, make_shard: ShardMaker) -> None:
     """Nothing is opened before it is used, so one dead shard keeps nobody from starting."""
-    async with line.refusing(), Pools(size=4) as pools:
+    async with line.refuse_connections(), Pools(size=4) as pools:
         dead = pools.pool(ShardAddress("dead", line.address.connection_string))
         assert await ask(pools.pool(await make_shard())) == 1
         assert dead.counts() == {"open": 0, "idle": 0, "waiting": 0}

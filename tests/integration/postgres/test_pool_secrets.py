@@ -16,7 +16,7 @@ from support.postgres.pooler import running_pooler
 from support.requires import required_program
 
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST, until
+from simplu_worker.local.processes.loopback import HOST, poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
@@ -181,7 +181,7 @@ async def test_pool_stops_the_server_through_tls_when_a_use_is_cancelled(guarded
             async with pool.connection() as connection:
                 return bool(await connection.fetchval(f"SELECT count(*) = 0 FROM pg_stat_activity WHERE {SLEEPING}"))
 
-        assert await until(nobody_sleeps, within_s=5)
+        assert await poll_until(nobody_sleeps, within_s=5)
         await pool.close()
 
 

@@ -21,7 +21,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import CitrusUnavailableError
@@ -104,7 +104,7 @@ async def test_find_goes_on_for_the_others_when_the_one_who_asks_is_cancelled() 
         directory = Directory(client, pools)
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
             asking = [tasks.create_task(directory.find(TENANT_ID)) for _ in range(3)]
-            assert await until(citrus.was_asked, within_s=5)
+            assert await poll_until(citrus.was_asked, within_s=5)
             asking[0].cancel()
 
         assert [task.result() for task in asking[1:]] == [Absence.UNREGISTERED] * 2

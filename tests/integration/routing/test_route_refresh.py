@@ -16,7 +16,7 @@ from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_t
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -92,7 +92,7 @@ async def running(refresh: RouteRefresh) -> AsyncIterator[None]:
 
 
 def soon(is_so: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
-    """Return *is_so* as `until` wants it."""
+    """Return *is_so* as `poll_until` wants it."""
 
     async def look() -> bool:
         return is_so()
@@ -286,9 +286,9 @@ async def test_a_shard_in_trouble_is_asked_for_once_and_followed_for_all_its_ten
         async with running(routed.refresh):
             pool.is_healthy = False  # as after any failure
             started = asyncio.get_running_loop().time()
-            assert await until(soon(lambda: pool.address.connection_string == new.connection_string), within_s=5)
+            assert await poll_until(soon(lambda: pool.address.connection_string == new.connection_string), within_s=5)
             took_s = asyncio.get_running_loop().time() - started
-            assert await until(soon(lambda: pool.is_healthy), within_s=5)
+            assert await poll_until(soon(lambda: pool.is_healthy), within_s=5)
 
         assert took_s < 2
         assert requests_to("get_shard") + requests_to("shards_health") - before <= 3
@@ -373,10 +373,12 @@ async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_
             with capture_logs() as logs:
                 with pytest.raises(RetryableError):
                     await router.find(TENANT_ID)
-                assert await until(soon(lambda: any("read-only" in str(one.get("error")) for one in logs)), within_s=5)
+                assert await poll_until(
+                    soon(lambda: any("read-only" in str(one.get("error")) for one in logs)), within_s=5
+                )
             promotion = f"BEGIN READ WRITE; ALTER DATABASE {database} RESET default_transaction_read_only; COMMIT"
             await execute(replica.connection_string, promotion)
-            assert await until(soon(lambda: directory.repointing.is_well("shard-1")), within_s=10)
+            assert await poll_until(soon(lambda: directory.repointing.is_well("shard-1")), within_s=10)
         assert await router.find(TENANT_ID) == "shard-1"
         (address,) = await locator.shards()
         assert address.connection_string == replica.connection_string
@@ -402,8 +404,8 @@ async def test_a_killed_shard_is_followed_to_where_citrus_names_it_then(
                 await routed.router.apply(SHARD_ID, [create])
             assert routed.router.remembered(TENANT_ID) == SHARD_ID
             routed.citrus.registry.shards[SHARD_ID].connection_string = new.connection_string
-            assert await until(soon(lambda: pool.address.connection_string == new.connection_string), within_s=10)
-            assert await until(soon(lambda: pool.is_healthy), within_s=10)
+            assert await poll_until(soon(lambda: pool.address.connection_string == new.connection_string), within_s=10)
+            assert await poll_until(soon(lambda: pool.is_healthy), within_s=10)
             assert await routed.router.apply(SHARD_ID, [create]) == [SUCCEEDED]
 
 

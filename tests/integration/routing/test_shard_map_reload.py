@@ -16,7 +16,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch
 from support.shard_map_world import Shards, World, row_counts, tenant_on, worker, write_map
 
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.shard_map_reload import note_no_map
@@ -243,6 +243,6 @@ async def test_a_hangup_without_a_map_is_said_and_nothing_else() -> None:
     with capture_logs() as logs:
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(note_no_map(wanted))
-            assert await until(was_taken, within_s=5)
+            assert await poll_until(was_taken, within_s=5)
             task.cancel()
     assert logs == [{"event": "shard_map.unused", "log_level": "info"}]

@@ -15,7 +15,7 @@ from support.postgres.tenant_cases import fetch, operation
 from support.shard_map_world import Shards, World, row_counts, tenant_on, worker, write_map
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -122,13 +122,13 @@ async def test_what_is_in_flight_on_a_shard_that_leaves_is_ended_and_not_cut(wor
         async with pool.transaction() as connection:
             write_map(world.path, shards[0])
             wanted.set()
-            assert await until(partial(_is_gone, world, "shard-2"), within_s=5)
+            assert await poll_until(partial(_is_gone, world, "shard-2"), within_s=5)
             await add_tenant_on(connection)
             write_map(world.path, shards[0], shards[1])
             wanted.set()  # another reload, while the first one's shard drains
-            assert await until(partial(_is_listed, world, "shard-2"), within_s=5)
+            assert await poll_until(partial(_is_listed, world, "shard-2"), within_s=5)
             assert pool.counts()["open"] == 1
-        assert await until(partial(_is_closed, pool), within_s=5)
+        assert await poll_until(partial(_is_closed, pool), within_s=5)
         running.cancel()
     assert world.pools.pool(shards[1]) is not pool
     assert await row_counts(shards, "in-flight") == [0, 1, 0]

@@ -16,7 +16,7 @@ from support.postgres.tenant_cases import add_tenant, fetch
 from support.postgres.upgrades import INDEX, NEXT, WITHIN_S, Watcher, indexes, upgrade_pool, upgrader, versions
 
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST, until
+from simplu_worker.local.processes.loopback import HOST, poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
@@ -154,7 +154,7 @@ async def until_built(pool: ShardPool) -> None:
     async def is_built() -> bool:
         return bool(await fetch(pool, "SELECT 1 FROM pg_stat_progress_create_index WHERE index_relid <> 0"))
 
-    assert await until(is_built, within_s=WITHIN_S)
+    assert await poll_until(is_built, within_s=WITHIN_S)
 
 
 async def test_upgrade_can_be_cancelled_and_run_again(pool: ShardPool, stranger: asyncpg.Connection[Any]) -> None:

@@ -19,7 +19,7 @@ from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, Verdict
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
@@ -97,7 +97,7 @@ async def test_orders_are_done_once_they_are_safe_and_applied_meanwhile(pair: Pa
             async def all_are_applied() -> bool:
                 return (await xids_of(pools[0])).keys() == {"o1", "o2", "o3"}
 
-            assert await until(all_are_applied, within_s=20)
+            assert await poll_until(all_are_applied, within_s=20)
             applied = await xids_of(pools[0])
             assert isinstance((await handler.handle([first]))[0], RetryHeld)
 

@@ -22,7 +22,7 @@ from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, ReturnToQueue, Verdict
 from simplu_worker.dead_letters.queue import DeadLetter
-from simplu_worker.local.sqs.faults import Fault, SetOptions
+from simplu_worker.local.sqs.faults import SetOptions, SqsFault
 from simplu_worker.local.sqs.server import SqsServer
 from simplu_worker.metrics.instruments import SQS_POLLS_REPLACED, outcomes_of
 
@@ -59,7 +59,7 @@ class Sqs:
 
     def fault(self, action: str, kind: Any, **members: Any) -> None:
         """Let a call go wrong."""
-        self.server.command(Fault(action=action, kind=kind, **members))
+        self.server.command(SqsFault(action=action, kind=kind, **members))
 
     async def emptied(self, queue: Queue) -> None:
         """Wait until nothing is left in *queue*."""

@@ -25,7 +25,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.daemon import open_shards
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.sqs.faults import Fault
+from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.local.sqs.server import SqsServer
 from simplu_worker.status.queues import KEYS_MAX
 from simplu_worker.status.replica import ReplicaStatus, views_of
@@ -249,7 +249,7 @@ async def test_sqs_stats_shows_where_the_queue_itself_moves_messages(site: Site)
 async def test_sqs_stats_names_what_is_wrong_when_a_queue_does_not_answer(site: Site, kind: Any) -> None:
     """One queue in trouble keeps none of the others from being shown, and what was seen of it last stays."""
     await site.send(site.letters, 1)
-    site.server.command(Fault(action="GetQueueAttributes", kind=kind, queue=site.queue.name))
+    site.server.command(SqsFault(action="GetQueueAttributes", kind=kind, queue=site.queue.name))
     row = await site.row_of(site.queue)
     assert (row["consumed"], row["inHand"], bool(row["error"])) == (True, 0, True)
     assert (await site.row_of(site.letters))["visible"] == 1
@@ -294,7 +294,7 @@ async def test_purge_is_404_when_the_worker_is_not_configured_with_the_queue(sit
 
 async def test_purge_is_503_when_sqs_is_in_trouble(site: Site) -> None:
     """What could not be asked for is said, not passed over."""
-    site.server.command(Fault(action="PurgeQueue", kind="cut"))
+    site.server.command(SqsFault(action="PurgeQueue", kind="cut"))
     status, answer = await site.ask(f"/sqs/purge?queue={site.letters.name}", "DELETE")
     assert (status, answer["queue"], bool(answer["error"])) == (503, site.letters.name, True)
 

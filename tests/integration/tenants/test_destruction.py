@@ -17,7 +17,7 @@ from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, ad
 from support.postgres.trouble import waiters
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -388,14 +388,14 @@ async def test_tenant_is_destroyed_and_made_again_under_load_without_a_trace(mak
         async with asyncio.TaskGroup() as tasks:
             for name in "abc":
                 tasks.create_task(put(name))
-            assert await until(some_are_applied, within_s=10)
+            assert await poll_until(some_are_applied, within_s=10)
             assert await destroy(routed) is DestructionResult.DESTROYING
             assert await deletion(routed, statement_max_rows=50, turn_s=20).take_turn() == 1
             assert await case.resources() == {}
             again = ProvisionRequest(*TENANT, "dental", DESTROYED_AT + timedelta(days=1))
             assert await routed.provisioner.provision(again) is ProvisionResult.PROVISIONED
             assert await deletion(routed).take_turn() == 0
-            assert await until(some_are_applied, within_s=10)
+            assert await poll_until(some_are_applied, within_s=10)
             is_over.set()
 
         resources = sorted(resource_id for kind, resource_id in await case.resources() if kind == "patient")
@@ -446,5 +446,5 @@ async def test_deletion_runs_beside_everything_until_it_is_cancelled(routed: Rou
     known = routed.pools.by_shard_id()["shard-1"]
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(deletion(routed, turn_s=0.05).run())
-        assert await until(is_destroyed, within_s=10)
+        assert await poll_until(is_destroyed, within_s=10)
         running.cancel()

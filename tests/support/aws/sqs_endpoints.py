@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from support.aws.endpoints import running_moto
 from support.requires import ROOT, require
 
-from simplu_worker.local.processes.loopback import HOST, free_port, port_is_free, until
+from simplu_worker.local.processes.loopback import HOST, free_port, poll_until, port_is_free
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.local.stack.aws import start_sqs
 
@@ -51,7 +51,7 @@ class Servers:
         async def settled() -> bool:
             return not port_is_free(port) or process.poll() is not None
 
-        asyncio.run(until(settled, within_s=START_TIMEOUT_S))
+        asyncio.run(poll_until(settled, within_s=START_TIMEOUT_S))
         assert process.poll() is None, log_path.read_text(errors="replace")
         return f"http://{HOST}:{port}"
 

@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from support.postgres.tenant_cases import TENANT_WAIT
 
 from simplu_worker.local.processes.loopback import HOST, free_port
-from simplu_worker.local.stack.citrus_server import Citrus as LocalCitrus
+from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
@@ -137,7 +137,7 @@ class ScriptedCitrus:
 class RoutedShards:
     """Real shards behind a local Citrus, with all of the worker that finds and provisions tenants there."""
 
-    citrus: LocalCitrus
+    citrus: CitrusServer
     locator: Locator
     pools: Pools
     directory: Directory
@@ -165,7 +165,7 @@ async def routed_shards(
     async def make_shard() -> tuple[str, str]:
         raise AssertionError("all shards are full")
 
-    local = LocalCitrus(api_key=API_KEY, make_shard=make_shard, max_businesses=tenants_per_shard)
+    local = CitrusServer(api_key=API_KEY, make_shard=make_shard, max_businesses=tenants_per_shard)
     for shard in shards:
         local.add_shard(shard.shard_id, shard.connection_string)
     async with (

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import asyncpg
-from support.load.operation_chains import Numbers, Plan
+from support.load.operation_chains import ChainPlan, Numbers
 
 QUERY_TIMEOUT_S = 120.0
 FETCH_COUNT = 5000
@@ -35,23 +35,23 @@ SELECT count(*) AS count, max(completed_at) AS last_at FROM operations WHERE rec
 
 
 @dataclass(frozen=True, slots=True)
-class Put:
+class PutPlan:
     """The first *count* operations of a plan were put; *homes* are the shards' URLs by tenant id."""
 
-    plan: Plan
+    plan: ChainPlan
     count: int
     homes: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldOperations:
     """Operations that were held at some time. *seconds* is until the last of them was committed, none without any."""
 
     count: int
     seconds: float | None
 
 
-async def differences(urls: Sequence[str], puts: Sequence[Put]) -> list[str]:
+async def find_differences(urls: Sequence[str], puts: Sequence[PutPlan]) -> list[str]:
     """Compare every row of every shard; one line for each kind of difference, with an example."""
     found = _Found(puts)
     for url in urls:
@@ -68,7 +68,7 @@ async def differences(urls: Sequence[str], puts: Sequence[Put]) -> list[str]:
 
 
 class _Found:
-    def __init__(self, puts: Sequence[Put]) -> None:
+    def __init__(self, puts: Sequence[PutPlan]) -> None:
         self._puts = puts
         self._seen = [bytearray(put.count) for put in puts]
         self._left = [put.plan.left(put.count) for put in puts]
@@ -133,7 +133,7 @@ async def operation_count(url: str) -> int:
         return 0
 
 
-async def latencies_s(urls: Sequence[str], plan: Plan, begin: datetime, end: datetime) -> list[float]:
+async def latencies_s(urls: Sequence[str], plan: ChainPlan, begin: datetime, end: datetime) -> list[float]:
     """Return arrival → committed of the plan's operations that arrived in that time, in order of size."""
     found: list[float] = []
     for url in urls:
@@ -145,19 +145,19 @@ async def latencies_s(urls: Sequence[str], plan: Plan, begin: datetime, end: dat
     return sorted(found)
 
 
-async def completed_count(urls: Sequence[str], plan: Plan, begin: datetime, end: datetime) -> int:
+async def completed_count(urls: Sequence[str], plan: ChainPlan, begin: datetime, end: datetime) -> int:
     """Return how many of the plan's operations were committed in that time."""
     return sum([int(await _value(url, COMPLETED_SQL, begin, end, plan.name)) for url in urls])
 
 
-async def held(url: str, at: datetime) -> Held:
+async def count_held(url: str, at: datetime) -> HeldOperations:
     """Return which operations of a shard had arrived and were not committed *at* that time."""
     connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
     try:
         count, last_at = await connection.fetchrow(HELD_SQL, at) or (0, None)
     finally:
         await connection.close()
-    return Held(count, None if last_at is None else (last_at - at).total_seconds())
+    return HeldOperations(count, None if last_at is None else (last_at - at).total_seconds())
 
 
 async def _value(url: str, query: str, *arguments: object) -> Any:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from support.load.operation_chains import Plan
+from support.load.operation_chains import ChainPlan
 
 from simplu_worker.local.processes.worker_process import tail_of
 from simplu_worker.local.workload.producer import Position, open_client, put_items
@@ -34,10 +34,10 @@ STOP_WITHIN_S = 30.0
 LINE_BYTES = 32  # more than one line
 
 
-class Order(msgspec.Struct, frozen=True):
+class ProducerOrder(msgspec.Struct, frozen=True):
     """What a producer is told. *rate* is the most records a second, *count* how many in all; none: no end."""
 
-    plan: Plan
+    plan: ChainPlan
     stream: str
     rate: float | None = None
     count: int | None = None
@@ -50,7 +50,7 @@ class ProducerFailedError(Exception):
 class ChainProducer:
     """The process, seen from the one that started it; *group* ends it with this one."""
 
-    def __init__(self, group: ProcessGroup, env: Mapping[str, str], order: Order) -> None:
+    def __init__(self, group: ProcessGroup, env: Mapping[str, str], order: ProducerOrder) -> None:
         self._log_path = group.directory / f"producer-{order.plan.name}.log"
         order_path = self._log_path.with_suffix(".json")
         order_path.write_bytes(msgspec.json.encode(order))
@@ -91,7 +91,7 @@ class ChainProducer:
         return await self.done(within_s=STOP_WITHIN_S)
 
 
-async def produce(order: Order) -> None:
+async def produce(order: ProducerOrder) -> None:
     """Put what *order* says until SIGTERM."""
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
@@ -115,7 +115,7 @@ async def produce(order: Order) -> None:
 
 def main() -> None:
     """Run the producer as a program."""
-    order = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Order)
+    order = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=ProducerOrder)
     asyncio.run(produce(order))
 
 

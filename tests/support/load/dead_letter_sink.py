@@ -14,9 +14,9 @@ from typing import Any
 
 from aiohttp import ClientSession, web
 
-from simplu_worker.local.processes.http_serving import serving
-from simplu_worker.local.verify.comparison import Letter
-from simplu_worker.local.verify.shard_checker import parse_letter
+from simplu_worker.local.processes.http_serving import serve_on_loopback
+from simplu_worker.local.verify.comparison import StoredDeadLetter
+from simplu_worker.local.verify.shard_checker import parse_dead_letter
 
 TARGET_PREFIX = "AmazonSQS."
 CONTENT_TYPE = "application/x-amz-json-1.0"
@@ -25,11 +25,11 @@ ATTRIBUTES = {"MaximumMessageSize": "262144", "MessageRetentionPeriod": "345600"
 PASSED_ON = ("Content-Type", "X-Amz-Target", "Authorization", "X-Amz-Date", "X-Amz-Security-Token")
 
 
-class LetterSink:
+class DeadLetterSink:
     """The queue at *queue_url* of the SQS at *endpoint_url*. Letters are kept here, in the order they came."""
 
     def __init__(self, endpoint_url: str, queue_url: str) -> None:
-        self.letters: list[Letter] = []
+        self.letters: list[StoredDeadLetter] = []
         self._endpoint_url = endpoint_url
         self._queue_url = queue_url
 
@@ -43,7 +43,7 @@ class LetterSink:
         application.router.add_post("/{path:.*}", self._answer)
         async with (
             ClientSession() as self._session,
-            serving(application, shutdown_timeout_s=1.0, handler_cancellation=True) as url,
+            serve_on_loopback(application, shutdown_timeout_s=1.0, handler_cancellation=True) as url,
         ):
             yield url
 
@@ -64,7 +64,7 @@ class LetterSink:
 
     def _take(self, message: dict[str, Any]) -> dict[str, str]:
         text = message["MessageBody"]
-        self.letters.append(parse_letter(text))
+        self.letters.append(parse_dead_letter(text))
         digest = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
         return {"MessageId": str(uuid.uuid4()), "MD5OfMessageBody": digest}
 

@@ -24,7 +24,7 @@ Numbers = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ExpectedOperation:
     """A row of `operations` as it must be. *result* is what a `read` must have found."""
 
     tenant_id: str
@@ -34,7 +34,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ChainPlan:
     """Operation after operation, endlessly, over all chains in turn; *name* sets its ids apart from other plans'.
 
     Each tenant has *types* resource types, so as many partition keys, and *resources* of each. *padding_bytes* makes
@@ -81,12 +81,12 @@ class Plan:
         name, _, number = request_id.rpartition("-")
         return int(number) if name == self.name and number.isdecimal() else None
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int) -> ExpectedOperation:
         """Return what the operation of that *number* must leave in the log; every one succeeds."""
         step, chain = divmod(number, self.chain_count)
         kind = CYCLE[step % len(CYCLE)]
         result = _after(step - 1) if kind == "read" else None
-        return Row(self._tenant(chain).tenant_id, kind, self.resource_id(chain), result)
+        return ExpectedOperation(self._tenant(chain).tenant_id, kind, self.resource_id(chain), result)
 
     def resource_id(self, chain: int) -> str:
         """Return the id of a chain's resource."""

@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 
 import asyncpg
-from support.load.order_plan import OrderPlan, Planned, Step
+from support.load.order_plan import OrderPlan, OrderStep, PlannedEvent
 
-from simplu_worker.local.verify.comparison import Letter
+from simplu_worker.local.verify.comparison import StoredDeadLetter
 
 QUERY_TIMEOUT_S = 120.0
 OPERATIONS_SQL = """
@@ -31,7 +31,7 @@ SELECT min(completed_at) FROM operations WHERE resource_type = 'order' AND start
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class OrderComparison:
     """What was found: *differences* have a line for each kind, with an example."""
 
     differences: Sequence[str]
@@ -71,8 +71,11 @@ async def first_commit_at(urls: Sequence[str], plan: OrderPlan) -> datetime | No
 
 
 async def compare_orders(
-    urls: Sequence[str], plans: Sequence[OrderPlan], sent: Mapping[str, Planned], letters: Iterable[Letter]
-) -> Found:
+    urls: Sequence[str],
+    plans: Sequence[OrderPlan],
+    sent: Mapping[str, PlannedEvent],
+    letters: Iterable[StoredDeadLetter],
+) -> OrderComparison:
     """Compare every order, every log entry and every dead letter.
 
     *plans* are all that were sent for their tenants, and *sent* those of their events that may have a dead letter, by
@@ -92,7 +95,7 @@ async def compare_orders(
     _compare_rows(lines, {key: row for plan in plans for key, row in plan.rows().items()}, rows)
     repeated = _compare_letters(lines, sent, letters)
     times = [row["completed_at"] for row in operations]
-    return Found(
+    return OrderComparison(
         differences=list(lines),
         latencies_s=sorted((row["completed_at"] - row["received_at"]).total_seconds() for row in operations),
         first_at=min(times, default=None),
@@ -116,7 +119,7 @@ class _Lines:
             yield f"{kind} ({count}), such as {example}"
 
 
-def _compare_log(lines: _Lines, steps: Sequence[Step], operations: Sequence[asyncpg.Record]) -> None:
+def _compare_log(lines: _Lines, steps: Sequence[OrderStep], operations: Sequence[asyncpg.Record]) -> None:
     wanted = {(step.tenant_id, step.request_id): step for step in steps}
     found: dict[tuple[str, str], asyncpg.Record] = {}
     for row in operations:
@@ -137,9 +140,9 @@ def _compare_log(lines: _Lines, steps: Sequence[Step], operations: Sequence[asyn
     _compare_order(lines, [(step, found[key]) for key, step in wanted.items() if key in found])
 
 
-def _compare_order(lines: _Lines, pairs: Sequence[tuple[Step, asyncpg.Record]]) -> None:
+def _compare_order(lines: _Lines, pairs: Sequence[tuple[OrderStep, asyncpg.Record]]) -> None:
     """Each group's events come in their order: by the transactions that wrote them, and by the queue's numbers."""
-    last: dict[str, tuple[Step, asyncpg.Record]] = {}
+    last: dict[str, tuple[OrderStep, asyncpg.Record]] = {}
     for step, row in pairs:  # in the order of the plan
         if (before := last.get(step.group_id)) is not None:
             earlier = before[1]
@@ -162,7 +165,7 @@ def _compare_rows(lines: _Lines, wanted: dict[tuple[str, str], Any], rows: Seque
         lines.note("orders missing", key)
 
 
-def _compare_letters(lines: _Lines, sent: Mapping[str, Planned], letters: Iterable[Letter]) -> int:
+def _compare_letters(lines: _Lines, sent: Mapping[str, PlannedEvent], letters: Iterable[StoredDeadLetter]) -> int:
     found: dict[str, set[str]] = {}
     repeated = 0
     for letter in letters:

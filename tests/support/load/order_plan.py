@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from simplu_worker.local.workload.order_events import Event, Members, members_of, poison
+from simplu_worker.local.workload.order_events import Members, OrderEvent, event_members, spoil_event
 from simplu_worker.local.workload.workload import Tenant
 
 ROUND = 10  # events of a group: one of them is about the other order
@@ -23,7 +23,7 @@ KINDS = {"CREATE": "create", "UPDATE": "patch", "DELETE": "delete"}
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class OrderStep:
     """A row of the log as it must be: the event of that *number* in its group, and all that follows from it."""
 
     tenant_id: str
@@ -35,14 +35,14 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedEvent:
     """An event, and what it must come to: a step, dead letters with one of *reasons*, or nothing beyond an earlier one.
 
     *is_dropped* is one that the queue itself drops.
     """
 
-    event: Event
-    step: Step | None = None
+    event: OrderEvent
+    step: OrderStep | None = None
     reasons: frozenset[str] = frozenset()
     is_dropped: bool = False
 
@@ -57,7 +57,7 @@ class OrderPlan:
         self.tenants = tuple(tenants)
         self.group_count = groups
         self._random = Random(seed)
-        self._last: dict[int, Planned] = {}  # by group: its last step
+        self._last: dict[int, PlannedEvent] = {}  # by group: its last step
         self._step_counts: Counter[int] = Counter()
         self.planned = tuple(self._plan(count, poison_percent))
         self.steps = [one.step for one in self.planned if one.step is not None]
@@ -79,7 +79,7 @@ class OrderPlan:
                 rows[tenant_id, self._beside_id(number)] = {"n": 0}
         return rows
 
-    def _plan(self, count: int, poison_percent: float) -> Iterator[Planned]:
+    def _plan(self, count: int, poison_percent: float) -> Iterator[PlannedEvent]:
         random = self._random
         bad = set(random.sample(range(count), round(count * poison_percent / 100)))
         order = list(range(self.group_count))
@@ -98,7 +98,7 @@ class OrderPlan:
                 self._last[group] = self._next(group)
                 yield self._last[group]
 
-    def _next(self, group: int) -> Planned:
+    def _next(self, group: int) -> PlannedEvent:
         number = self._step_counts[group]
         self._step_counts[group] += 1
         if (number + 1) % ROUND == 0:
@@ -111,35 +111,37 @@ class OrderPlan:
         steps = {str(change - 1): None, str(change): True}
         return self._planned(group, number, "UPDATE", self._order_id(group), {"n": change, "steps": steps})
 
-    def _planned(self, group: int, number: int, kind: str, order_id: str, data: Members) -> Planned:
+    def _planned(self, group: int, number: int, kind: str, order_id: str, data: Members) -> PlannedEvent:
         event, _ = self._event(group, f"{self.name}-{group}-{number}", kind, order_id, data)
         tenant_id = self._tenant(group).tenant_id
-        return Planned(event, Step(tenant_id, event.deduplication_id, event.group_id, number, KINDS[kind], order_id))
+        return PlannedEvent(
+            event, OrderStep(tenant_id, event.deduplication_id, event.group_id, number, KINDS[kind], order_id)
+        )
 
-    def _again(self, last: Planned, place: int) -> Planned:
+    def _again(self, last: PlannedEvent, place: int) -> PlannedEvent:
         """Send the last event of a group once more: nothing may come of it."""
         event = last.event
         if place % 2 and "deduplicationId" in json.loads(event.body):
-            again = Event(event.group_id, f"{self.name}-again-{place}", event.body, event.tenant)
-            return Planned(again)
-        return Planned(event, is_dropped=True)
+            again = OrderEvent(event.group_id, f"{self.name}-again-{place}", event.body, event.tenant)
+            return PlannedEvent(again)
+        return PlannedEvent(event, is_dropped=True)
 
-    def _poison(self, number: int, group: int, place: int, last: Planned | None) -> Planned:
+    def _poison(self, number: int, group: int, place: int, last: PlannedEvent | None) -> PlannedEvent:
         own_id = f"{self.name}-bad-{place}"
         event, members = self._event(group, own_id, "CREATE", f"{self.name}-never-{place}", {"never": "kept"})
         if number % 6 == 5 and last is not None:
             body = json.dumps(members | {"deduplicationId": last.event.deduplication_id})
-            return Planned(Event(event.group_id, own_id, body, event.tenant), reasons=REUSED)
-        spoilt, reasons = poison(number, members, event)
-        return Planned(spoilt, reasons=reasons)
+            return PlannedEvent(OrderEvent(event.group_id, own_id, body, event.tenant), reasons=REUSED)
+        spoilt, reasons = spoil_event(number, members, event)
+        return PlannedEvent(spoilt, reasons=reasons)
 
-    def _event(self, group: int, own_id: str, kind: str, order_id: str, data: Members) -> tuple[Event, Members]:
+    def _event(self, group: int, own_id: str, kind: str, order_id: str, data: Members) -> tuple[OrderEvent, Members]:
         """Return an event whose tenant and id are told in one of the ways, each group in its own."""
         tenant, group_id = self._tenant(group), f"{self.name}-{group}"
         in_body = tenant if group % 3 == 0 else None
         named = own_id if group % 2 == 0 else None
-        members = members_of(kind, order_id, data, group_id=group_id, deduplication_id=named, tenant=in_body)
-        return Event(group_id, own_id, json.dumps(members), None if in_body else tenant), members
+        members = event_members(kind, order_id, data, group_id=group_id, deduplication_id=named, tenant=in_body)
+        return OrderEvent(group_id, own_id, json.dumps(members), None if in_body else tenant), members
 
     def _tenant(self, group: int) -> Tenant:
         return self.tenants[group % len(self.tenants)]

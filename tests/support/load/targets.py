@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
-from support.load.testbed import Measured
+from support.load.testbed import PhaseResult
 
 MIB = 1024 * 1024
 MISSING = "–"
@@ -36,17 +36,17 @@ class PerformanceTarget:
 
 
 @dataclass
-class Results:
+class LoadReport:
     """Everything that a run came to. *control* is the phase with which the others are compared."""
 
     title: str
-    phases: list[Measured] = field(default_factory=list)
+    phases: list[PhaseResult] = field(default_factory=list)
     bounds: list[PerformanceTarget] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     facts: dict[str, float | None] = field(default_factory=dict)
 
     @property
-    def control(self) -> Measured:
+    def control(self) -> PhaseResult:
         """The phase in which all was well: the first one."""
         return self.phases[0]
 
@@ -55,7 +55,7 @@ class Results:
         """The exit status: 1 when a bound was not kept or a row is not as it must be."""
         return 0 if not self.differences and all(bound.is_kept for bound in self.bounds) else 1
 
-    def bound_latency(self, measured: Measured, *, most_ratio: float, least_ratio: float) -> None:
+    def bound_latency(self, measured: PhaseResult, *, most_ratio: float, least_ratio: float) -> None:
         """Promise that *measured* is not much slower and does not get through much less than the control."""
         name = measured.phase.name
         ratio = ratio_of(measured.p99_s, self.control.p99_s)

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from support.load.chain_checker import Put, completed_count, differences, latencies_s, operation_count
-from support.load.chain_producer import ChainProducer, Order
-from support.load.dead_letter_sink import LetterSink
-from support.load.operation_chains import Plan
-from support.processes.resource_usage import MemorySampler, Range, cpu_seconds
+from support.load.chain_checker import PutPlan, completed_count, find_differences, latencies_s, operation_count
+from support.load.chain_producer import ChainProducer, ProducerOrder
+from support.load.dead_letter_sink import DeadLetterSink
+from support.load.operation_chains import ChainPlan
+from support.processes.resource_usage import MemorySampler, ValueRange, cpu_seconds
 
 from simplu_worker.local.kinesis.faults import SetOptions
 from simplu_worker.local.kinesis.server import control
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.comparison import Letter, percentile
-from simplu_worker.local.verify.shard_checker import tenants_on
+from simplu_worker.local.verify.comparison import StoredDeadLetter, percentile
+from simplu_worker.local.verify.shard_checker import tenant_ids_on
 from simplu_worker.local.workload.producer import create_tenants, open_client
 from simplu_worker.local.workload.workload import Tenant
 
@@ -48,7 +48,7 @@ PROCESS_NAMES = {
 class Flow:
     """A plan and the process that puts its operations."""
 
-    plan: Plan
+    plan: ChainPlan
     producer: ChainProducer
     is_checked: bool  # whether what is put is to be applied
 
@@ -69,7 +69,7 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class PhaseResult:
     """What was measured in a phase. *rate* is committed operations a second; durations are arrival → committed."""
 
     phase: Phase
@@ -77,7 +77,7 @@ class Measured:
     p50_s: float | None
     p99_s: float | None
     longest_s: float | None
-    rss_bytes: Range | None
+    rss_bytes: ValueRange | None
 
     def as_json(self) -> dict[str, Any]:
         """Return it for `--json`."""
@@ -94,7 +94,7 @@ class Measured:
         }
 
 
-class ProvingGround:
+class Testbed:
     """Everything is up while the context is entered; each shard has *tenants_per_shard* tenants from the start.
 
     With no *replicas* the caller starts the workers and registers the tenants.
@@ -129,7 +129,7 @@ class ProvingGround:
             options = {"memory_max_bytes": STREAM_MEMORY_BYTES}
             await control(self.stack.kinesis_url, SetOptions(options=options))
             env = self.stack.env
-            self._sink = LetterSink(env["AWS_ENDPOINT_URL_SQS"], env["SQS_DEAD_LETTER_QUEUE_URL"])
+            self._sink = DeadLetterSink(env["AWS_ENDPOINT_URL_SQS"], env["SQS_DEAD_LETTER_QUEUE_URL"])
             self._sqs_url = await entered.enter_async_context(self._sink.serve())
             for _ in range(self._replicas):
                 await self.start_worker()
@@ -198,21 +198,23 @@ class ProvingGround:
         wanted = {tenant.tenant_id for tenant in tenants}
 
         async def all_there() -> bool:
-            return wanted <= await tenants_on(self.urls)
+            return wanted <= await tenant_ids_on(self.urls)
 
-        if not await until(all_there, within_s=TENANTS_WITHIN_S):
+        if not await poll_until(all_there, within_s=TENANTS_WITHIN_S):
             raise SystemExit(f"{len(tenants)} tenants are not on their shards after {TENANTS_WITHIN_S:g} s")
 
     # Load
 
-    def start_flow(self, plan: Plan, *, rate: float | None, count: int | None = None, is_checked: bool = True) -> Flow:
+    def start_flow(
+        self, plan: ChainPlan, *, rate: float | None, count: int | None = None, is_checked: bool = True
+    ) -> Flow:
         """Start a producer. With *is_checked* all that it puts has to be applied in the end."""
-        order = Order(plan, self.stack.env["KINESIS_STREAM_NAME"], rate, count)
+        order = ProducerOrder(plan, self.stack.env["KINESIS_STREAM_NAME"], rate, count)
         flow = Flow(plan, ChainProducer(self.stack.group, self.stack.env, order), is_checked)
         self.flows.append(flow)
         return flow
 
-    async def applied(self, urls: Sequence[str], *, within_s: float) -> bool:
+    async def wait_until_applied(self, urls: Sequence[str], *, within_s: float) -> bool:
         """Wait until the shards at *urls* have all that the flows have put so far; false if they have not."""
         wanted = {url: self._expected_count(url) for url in urls}
         deadline = asyncio.get_running_loop().time() + within_s
@@ -254,11 +256,11 @@ class ProvingGround:
     def _processor_seconds(self) -> Counter[str]:
         return cpu_seconds({*self.stack.group.pids, os.getpid()}, process_name)
 
-    async def measured(self, phase: Phase, plan: Plan, urls: Sequence[str]) -> Measured:
+    async def measure_phase(self, phase: Phase, plan: ChainPlan, urls: Sequence[str]) -> PhaseResult:
         """Return what came of the plan's operations on the shards at *urls*; ask when they are applied."""
         durations = await latencies_s(urls, plan, phase.begin, phase.end)
         count = await completed_count(urls, plan, phase.begin, phase.end)
-        return Measured(
+        return PhaseResult(
             phase,
             rate=count / phase.seconds,
             p50_s=percentile(durations, 0.5),
@@ -277,18 +279,18 @@ class ProvingGround:
                 return bool(summary["StreamStatus"] == "ACTIVE")
 
             await kinesis.update_shard_count(StreamName=name, TargetShardCount=count, ScalingType="UNIFORM_SCALING")
-            if not await until(active, within_s=within_s):
+            if not await poll_until(active, within_s=within_s):
                 raise SystemExit(f"the stream is not active {within_s:g} s after a reshard")
 
     # Verdict
 
-    async def differences(self) -> list[str]:
+    async def find_differences(self) -> list[str]:
         """Return what is not as the plans say: lost, done twice, out of order, misplaced."""
-        puts = [Put(flow.plan, flow.producer.put_count, self.homes) for flow in self.flows if flow.is_checked]
-        return await differences(self.urls, puts)
+        puts = [PutPlan(flow.plan, flow.producer.put_count, self.homes) for flow in self.flows if flow.is_checked]
+        return await find_differences(self.urls, puts)
 
     @property
-    def letters(self) -> Sequence[Letter]:
+    def letters(self) -> Sequence[StoredDeadLetter]:
         """The dead letters that the worker has stored."""
         return self._sink.letters
 

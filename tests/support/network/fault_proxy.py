@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from support.network.tcp_line import PART_BYTES, TcpLine
+from support.network.tcp_proxy import PART_BYTES, TcpProxy
 
 from simplu_worker.local.processes.loopback import HOST
 
@@ -16,12 +16,12 @@ CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 def http_answer(status: int, body: bytes, *headers: str, content_type: str = "application/x-amz-json-1.1") -> bytes:
-    """Return a whole HTTP answer, as `FaultProxy.answering` gives it."""
+    """Return a whole HTTP answer, as `FaultProxy.answer_all` gives it."""
     lines = [f"HTTP/1.1 {status} As Scripted", f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, *headers, "Connection: close", "", ""]).encode() + body
 
 
-class FaultProxy(TcpLine):
+class FaultProxy(TcpProxy):
     """Passes everything on to *target_url*, but for the fault that is being made. Enter it to listen."""
 
     def __init__(self, target_url: str) -> None:
@@ -41,7 +41,7 @@ class FaultProxy(TcpLine):
         return f"http://{HOST}:{self.port}"
 
     @contextlib.contextmanager
-    def silent(self, about: bytes = b"") -> Iterator[None]:
+    def hold_requests(self, about: bytes = b"") -> Iterator[None]:
         """Swallow requests, of connections old and new, that hold *about*; they are passed on at the end."""
         self._swallowed = about
         try:
@@ -52,7 +52,7 @@ class FaultProxy(TcpLine):
             self._changed = asyncio.Event()
 
     @contextlib.contextmanager
-    def answering(self, answer: bytes) -> Iterator[None]:
+    def answer_all(self, answer: bytes) -> Iterator[None]:
         """Give every request *answer* instead of asking the target."""
         self.cut()
         self._answer = answer

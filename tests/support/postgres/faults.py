@@ -17,7 +17,7 @@ import asyncpg
 from support.postgres.small_disk import SmallDisk, small_disk
 
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import StackError, until
+from simplu_worker.local.processes.loopback import StackError, poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
 CONNECT_TIMEOUT_S = 10.0
@@ -184,7 +184,7 @@ async def _set(server: PostgresServer, name: str, value: str | None) -> None:
         change = f"RESET {name}" if value is None else f"SET {name} = '{value}'"
         await connection.execute(f"ALTER SYSTEM {change}")
         await connection.execute("SELECT pg_reload_conf()")
-    if not await until(holds, within_s=TAKES_HOLD_WITHIN_S):
+    if not await poll_until(holds, within_s=TAKES_HOLD_WITHIN_S):
         raise StackError(f"Postgres {server.database} does not take {name} = {value} within {TAKES_HOLD_WITHIN_S:g} s")
 
 

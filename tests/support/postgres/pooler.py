@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 
 from support.requires import required_program
 
-from simplu_worker.local.postgres.server import SUPERUSER, PostgresServer, Programs
-from simplu_worker.local.processes.loopback import HOST, free_port, port_is_free, until
+from simplu_worker.local.postgres.server import SUPERUSER, PostgresPrograms, PostgresServer
+from simplu_worker.local.processes.loopback import HOST, free_port, poll_until, port_is_free
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
 START_S = 10.0
@@ -21,7 +21,7 @@ async def running_pooler(
     """Run PgBouncer with *settings*, which may name *files*, and give its port. Whoever comes is the superuser."""
     program = required_program("pgbouncer", how="apt-get install pgbouncer")
     with ProcessGroup() as group:
-        programs = Programs.find(group.directory)
+        programs = PostgresPrograms.find(group.directory)
         folder, port = group.directory / "pooler", free_port()
         folder.mkdir(mode=0o755)
         for name, content in (files or {}).items():
@@ -44,5 +44,5 @@ async def running_pooler(
         async def listens() -> bool:
             return not port_is_free(port)
 
-        assert await until(listens, within_s=START_S), (group.directory / "pooler.log").read_text()
+        assert await poll_until(listens, within_s=START_S), (group.directory / "pooler.log").read_text()
         yield port

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from urllib.parse import urlsplit, urlunsplit
 
-from support.network.tcp_line import PART_BYTES, TcpLine
+from support.network.tcp_proxy import PART_BYTES, TcpProxy
 
 from simplu_worker.local.processes.loopback import HOST
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -18,7 +18,7 @@ STARTING_UP = ("57P03", "the database system is starting up")
 TOO_MANY = ("53300", "sorry, too many clients already")
 
 
-class ShardLine(TcpLine):
+class ShardLine(TcpProxy):
     """Passes everything on between its port and a server, but for the fault that is being made. Enter it to listen."""
 
     def __init__(self, address: ShardAddress) -> None:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simplu_worker.local.processes.loopback import until
+from simplu_worker.local.processes.loopback import poll_until
 
 if TYPE_CHECKING:
     from simplu_worker.local.processes.watchdog import ProcessGroup
@@ -86,12 +86,12 @@ async def small_disk(group: ProcessGroup, folder: Path, size_bytes: int) -> Asyn
         return keeper.poll() is not None
 
     try:
-        if not await until(is_settled, within_s=MOUNT_WITHIN_S) or keeper.poll() is not None:
+        if not await poll_until(is_settled, within_s=MOUNT_WITHIN_S) or keeper.poll() is not None:
             raise NoDiskError(f"a tmpfs cannot be mounted here: {_words_of(log_path) or 'mount does not answer'}")
         yield disk
     finally:
         keeper.send_signal(signal.SIGTERM)
-        await until(has_ended, within_s=UNMOUNT_WITHIN_S)
+        await poll_until(has_ended, within_s=UNMOUNT_WITHIN_S)
         _remove(folder)
 
 

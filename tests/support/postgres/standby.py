@@ -8,8 +8,8 @@ from typing import Any
 
 import asyncpg
 
-from simplu_worker.local.postgres.server import SUPERUSER, PostgresServer, Programs
-from simplu_worker.local.processes.loopback import HOST, StackError, until
+from simplu_worker.local.postgres.server import SUPERUSER, PostgresPrograms, PostgresServer
+from simplu_worker.local.processes.loopback import HOST, StackError, poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
 COPY_PROGRAM = "pg_basebackup"
@@ -37,7 +37,13 @@ class StandbyServer(PostgresServer):
     """
 
     def __init__(
-        self, group: ProcessGroup, programs: Programs, primary: PostgresServer, *, name: str, port: int | None = None
+        self,
+        group: ProcessGroup,
+        programs: PostgresPrograms,
+        primary: PostgresServer,
+        *,
+        name: str,
+        port: int | None = None,
     ) -> None:
         super().__init__(group, programs, database=primary.database, name=name)
         self.password = primary.password
@@ -98,7 +104,7 @@ class StandbyServer(PostgresServer):
 
 
 async def _insist(ask: Callable[[], Awaitable[bool]], what: str) -> None:
-    if not await until(ask, within_s=WITHIN_S):
+    if not await poll_until(ask, within_s=WITHIN_S):
         raise StackError(f"expected after {WITHIN_S:.0f} s: {what}")
 
 

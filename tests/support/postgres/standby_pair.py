@@ -11,8 +11,8 @@ from support.postgres.databases import execute, make_template
 from support.postgres.standby import StandbyServer, can_copy
 from support.requires import require
 
-from simplu_worker.local.postgres.server import PostgresServer, Programs, find_postgres_bin
-from simplu_worker.local.processes.loopback import StackError, until
+from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer, find_postgres_bin
+from simplu_worker.local.processes.loopback import StackError, poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
 
@@ -32,7 +32,7 @@ class Pair:
 
 async def start_pair(group: ProcessGroup) -> Pair:
     """Start both."""
-    programs = Programs.find(group.directory)
+    programs = PostgresPrograms.find(group.directory)
     require("pg_basebackup", found=can_copy(programs.folder), how="install simplu-worker[local]")
     primary = PostgresServer(group, programs, database="safe")
     await primary.start()
@@ -84,7 +84,7 @@ async def use_slot(pair: Pair, name: str) -> None:
     async def streams_anew() -> bool:
         return await senders(pair) not in ([], before)
 
-    assert await until(streams_anew, within_s=20)
+    assert await poll_until(streams_anew, within_s=20)
     await pair.standby.wait_streaming()
 
 
@@ -94,7 +94,7 @@ async def sender_count_is(pair: Pair, count: int) -> None:
     async def is_so() -> bool:
         return len(await senders(pair)) == count
 
-    assert await until(is_so, within_s=20), await senders(pair)
+    assert await poll_until(is_so, within_s=20), await senders(pair)
 
 
 async def senders(pair: Pair) -> list[int]:

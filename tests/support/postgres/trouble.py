@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from simplu_worker.local.processes.loopback import HOST, until
+from simplu_worker.local.processes.loopback import HOST, poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 
@@ -117,7 +117,7 @@ async def waiters(connection: asyncpg.Connection[Any], condition: str = "true", 
     async def enough_wait() -> bool:
         return int(await connection.fetchval(query)) >= count
 
-    assert await until(enough_wait, within_s=PATIENCE_S), f"expected {count} to wait for a lock"
+    assert await poll_until(enough_wait, within_s=PATIENCE_S), f"expected {count} to wait for a lock"
 
 
 async def backends(address: ShardAddress, condition: str = "true") -> int:
@@ -139,7 +139,7 @@ async def nobody_is_left(address: ShardAddress, condition: str = "true") -> bool
     async def nobody() -> bool:
         return await backends(address, condition) == 0
 
-    return await until(nobody, within_s=5)
+    return await poll_until(nobody, within_s=5)
 
 
 async def make_touchy(pool: ShardPool, *, deferred: bool = False) -> None:

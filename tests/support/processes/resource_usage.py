@@ -46,7 +46,7 @@ def cpu_seconds(pids: Iterable[int], name_of: Callable[[str], str], *, with_ende
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class ValueRange:
     """The least, the middle and the most of what was measured."""
 
     least: float
@@ -54,7 +54,7 @@ class Range:
     most: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Range | None:
+    def of(cls, values: Sequence[float]) -> ValueRange | None:
         """Return the range of *values*, none of none."""
         return cls(min(values), statistics.median(values), max(values)) if values else None
 
@@ -74,6 +74,6 @@ class MemorySampler:
                 self.samples.append((datetime.now(UTC), size))
             await asyncio.sleep(SAMPLE_S)
 
-    def between(self, begin: datetime, end: datetime) -> Range | None:
+    def between(self, begin: datetime, end: datetime) -> ValueRange | None:
         """Return the range of the memory between two times, in bytes."""
-        return Range.of([size for at, size in self.samples if begin <= at < end])
+        return ValueRange.of([size for at, size in self.samples if begin <= at < end])

@@ -9,7 +9,7 @@ from typing import Any
 import redis.asyncio
 from support.requires import required_program
 
-from simplu_worker.local.processes.loopback import HOST, free_port, until
+from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
 PASSWORD = "secret-word-of-redis"
@@ -50,7 +50,9 @@ class RedisServer:
             ],
             log_path=directory / f"redis-{self.port}.log",
         )
-        assert await until(self._answers, within_s=START_TIMEOUT_S), (directory / f"redis-{self.port}.log").read_text()
+        assert await poll_until(self._answers, within_s=START_TIMEOUT_S), (
+            directory / f"redis-{self.port}.log"
+        ).read_text()
 
     def kill(self) -> None:
         """End it at once."""

@@ -6,18 +6,18 @@ import json
 from itertools import permutations
 
 import pytest
-from support.load.operation_chains import CYCLE, Plan
+from support.load.operation_chains import CYCLE, ChainPlan
 
-from simplu_worker.local.workload.reference_model import LogEntry, Model, Request, parse_timestamp
+from simplu_worker.local.workload.reference_model import LogEntry, OperationRequest, ReferenceModel, parse_timestamp
 from simplu_worker.local.workload.workload import Tenant
 
 TENANT = Tenant("clinic", "main", "dental")
-ONE_CHAIN = Plan("p", (TENANT,), types=1, resources=1)
-PLAN = Plan("p", tuple(Tenant(f"clinic-{one}", "main", "dental") for one in range(3)), types=2, resources=2)
+ONE_CHAIN = ChainPlan("p", (TENANT,), types=1, resources=1)
+PLAN = ChainPlan("p", tuple(Tenant(f"clinic-{one}", "main", "dental") for one in range(3)), types=2, resources=2)
 
 
-def _applied(plan: Plan, numbers: list[int]) -> Model:
-    model = Model()
+def _applied(plan: ChainPlan, numbers: list[int]) -> ReferenceModel:
+    model = ReferenceModel()
     for tenant in plan.tenants:
         model.add_tenant(tenant.business_id, tenant.location_id, tenant.business_type)
     for number in numbers:
@@ -25,9 +25,9 @@ def _applied(plan: Plan, numbers: list[int]) -> Model:
     return model
 
 
-def _request(record: bytes) -> Request:
+def _request(record: bytes) -> OperationRequest:
     members = json.loads(record)
-    return Request(
+    return OperationRequest(
         members["operation"],
         members["businessId"],
         members["locationId"],
@@ -45,7 +45,7 @@ def _result(entry: LogEntry) -> tuple[int, int] | None:
     return int(str(data["n"])), int(str(data["made"]))
 
 
-def _outcomes(plan: Plan, model: Model) -> dict[int, tuple[str | None, tuple[int, int] | None]]:
+def _outcomes(plan: ChainPlan, model: ReferenceModel) -> dict[int, tuple[str | None, tuple[int, int] | None]]:
     log = {key: entry for tenant in model.tenants.values() for key, entry in tenant.log.items()}
     return {int(key.rpartition("-")[2]): (entry.error, _result(entry)) for key, entry in log.items()}
 

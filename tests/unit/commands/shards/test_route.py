@@ -15,7 +15,7 @@ from simplu_worker.commands.shards.route import SAMPLE_COUNT, read_keys, route_k
 from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.local.processes.loopback import HOST
-from simplu_worker.local.stack.citrus_server import Citrus as LocalCitrus
+from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.shards.routing.shard_map import jump
 
 URL = "postgresql://user:correct-horse@db{}.internal:5432/shard"
@@ -201,7 +201,7 @@ async def test_route_asks_citrus_where_keys_are_registered(capfd: pytest.Capture
     async def make_shard() -> tuple[str, str]:
         raise AssertionError
 
-    citrus = LocalCitrus(api_key=API_KEY, make_shard=make_shard, max_businesses=10)
+    citrus = CitrusServer(api_key=API_KEY, make_shard=make_shard, max_businesses=10)
     for number in (1, 2):
         citrus.add_shard(f"shard-{number}", f"postgresql://user:correct-horse@{HOST}:1/shard_{number}")
     for key, shard_id in {"a-1": "shard-1", "b/1": "shard-2"}.items():

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simplu_worker.local.kinesis.actions import Actions
+from simplu_worker.local.kinesis.actions import KinesisActions
 from simplu_worker.local.kinesis.errors import KinesisError
-from simplu_worker.local.kinesis.faults import Fault, Faults
-from simplu_worker.local.kinesis.model import HOUR_MS, Account, Options
+from simplu_worker.local.kinesis.faults import Faults, KinesisFault
+from simplu_worker.local.kinesis.model import HOUR_MS, KinesisAccount, KinesisOptions
 from simplu_worker.local.kinesis.quotas import MIB, ReadQuota, WriteQuota
 from simplu_worker.local.kinesis.reshard import HASH_KEYS, HashRange, Merge, Split, equal_ranges, scaling_steps
 from simplu_worker.local.kinesis.tokens import (
@@ -36,8 +36,8 @@ class Kinesis:
 
     def __init__(self, shard_count: int = 1, **options: Any) -> None:
         options = {"create_delay_ms": 0, "update_delay_ms": 0, "delete_delay_ms": 0, "read_throttling": False} | options
-        self.account = Account(Options(**options))
-        self.actions = Actions(self.account)
+        self.account = KinesisAccount(KinesisOptions(**options))
+        self.actions = KinesisActions(self.account)
         self.now_ms = START_MS
         self("CreateStream", ShardCount=shard_count)
 
@@ -537,8 +537,8 @@ def test_page_token_is_refused_when_it_is_old_or_not_alone() -> None:
 def test_faults_are_taken_in_order_and_count_down() -> None:
     """A fault meets its own action only, and its own stream shard where it names one."""
     faults = Faults()
-    faults.add(Fault(action="GetRecords", kind="throttle", count=2))
-    faults.add(Fault(action="GetRecords", kind="fail", stream_shard_id="a"))
+    faults.add(KinesisFault(action="GetRecords", kind="throttle", count=2))
+    faults.add(KinesisFault(action="GetRecords", kind="fail", stream_shard_id="a"))
     taken = [faults.take(action, shard) for action, shard in [("PutRecord", None), *[("GetRecords", "b")] * 3]]
     assert [fault and fault.kind for fault in taken] == [None, "throttle", "throttle", None]
     fault = faults.take("GetRecords", "a")

@@ -12,37 +12,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.local.sqs.errors import SqsError
-from simplu_worker.local.sqs.message import Message, content_of
-from simplu_worker.local.sqs.model import Account
-from simplu_worker.local.sqs.queue import Queue
-from simplu_worker.local.sqs.requests import Entry
+from simplu_worker.local.sqs.message import StoredMessage, parse_content
+from simplu_worker.local.sqs.model import SqsAccount
+from simplu_worker.local.sqs.queue import LocalQueue
+from simplu_worker.local.sqs.requests import MessageEntry
 
 HOUR_MS = 3_600_000
 
 
-def new_account() -> Account:
+def new_account() -> SqsAccount:
     """Return an account without queues, whose ids are 1, 2, 3 …."""
     numbers = itertools.count(1)
-    return Account(new_id=lambda: str(next(numbers)))
+    return SqsAccount(new_id=lambda: str(next(numbers)))
 
 
-def new_queue(account: Account, name: str = "queue.fifo", **attributes: str) -> Queue:
+def new_queue(account: SqsAccount, name: str = "queue.fifo", **attributes: str) -> LocalQueue:
     """Make a queue at time 0."""
     if name.endswith(".fifo"):
         attributes["FifoQueue"] = "true"
     return account.create(name, attributes, 0)
 
 
-def send(queue: Queue, *bodies: str, now_ms: int = 0) -> None:
+def send(queue: LocalQueue, *bodies: str, now_ms: int = 0) -> None:
     """Send messages; the first letter is the group, the body the deduplication id."""
     for body in bodies:
-        entry = Entry(message_body=body)
+        entry = MessageEntry(message_body=body)
         if queue.is_fifo:
             entry.message_group_id, entry.message_deduplication_id = body[0], body
-        queue.send(content_of(entry, is_fifo=queue.is_fifo, by_content=False), now_ms)
+        queue.send(parse_content(entry, is_fifo=queue.is_fifo, by_content=False), now_ms)
 
 
-def bodies(messages: list[Message]) -> list[str]:
+def bodies(messages: list[StoredMessage]) -> list[str]:
     """Return what *messages* say."""
     return [message.content.body for message in messages]
 

@@ -9,13 +9,13 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
-from support.load.order_plan import REUSED, OrderPlan, Planned
+from support.load.order_plan import REUSED, OrderPlan, PlannedEvent
 
 from simplu_worker.consumers.sqs.orders.decode import decode_order
 from simplu_worker.local.verify.comparison import ShardContent, StoredOperation, known_times
-from simplu_worker.local.workload.order_events import Event
+from simplu_worker.local.workload.order_events import OrderEvent
 from simplu_worker.local.workload.order_workload import NOT_SENDABLE, OrderItem, OrderWorkload
-from simplu_worker.local.workload.reference_model import Effect, Model, Request, parse_json
+from simplu_worker.local.workload.reference_model import Effect, OperationRequest, ReferenceModel, parse_json
 from simplu_worker.local.workload.workload import make_tenants
 from simplu_worker.operations.operation import Operation, Origin, Rejected, Source
 
@@ -23,24 +23,24 @@ TENANTS = make_tenants(3, run="t")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def _decoded(event: Event) -> Operation | Rejected:
+def _decoded(event: OrderEvent) -> Operation | Rejected:
     origin = Origin(source=Source.SQS, name="orders.fifo", arrived_at=NOW, message_id="m", group_id=event.group_id)
     return decode_order(
         event.body, event.attributes, origin, deduplication_id=event.deduplication_id, max_bytes=1024 * 1024
     )
 
 
-def _model() -> Model:
-    model = Model()
+def _model() -> ReferenceModel:
+    model = ReferenceModel()
     for tenant in TENANTS:
         model.add_tenant(tenant.business_id, tenant.location_id, tenant.business_type)
     return model
 
 
-def _request(event: Event) -> Request:
+def _request(event: OrderEvent) -> OperationRequest:
     operation = _decoded(event)
     assert isinstance(operation, Operation)
-    return Request(
+    return OperationRequest(
         str(operation.kind),
         operation.business_id,
         operation.location_id,
@@ -52,7 +52,7 @@ def _request(event: Event) -> Request:
     )
 
 
-def _outcome(planned: list[Planned]) -> tuple[object, object]:
+def _outcome(planned: list[PlannedEvent]) -> tuple[object, object]:
     """Return the rows that are left and the failures, when these are applied in this order."""
     model = _model()
     for one in planned:
@@ -124,7 +124,7 @@ def test_plan_shows_it_when_events_of_an_order_are_in_another_order(wrong: str) 
         assert _outcome(other) != right, (first, second)
 
 
-def _items(count: int = 3000) -> tuple[Model, list[OrderItem]]:
+def _items(count: int = 3000) -> tuple[ReferenceModel, list[OrderItem]]:
     model = _model()
     return model, list(OrderWorkload(7, TENANTS, model).items(count))
 

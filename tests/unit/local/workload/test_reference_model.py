@@ -14,24 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simplu_worker.local.verify.comparison import (
-    Letter,
-    Report,
+    ComparisonReport,
     ShardContent,
+    StoredDeadLetter,
     StoredOperation,
     StoredRow,
     StoredTenant,
     compare,
     percentile,
 )
-from simplu_worker.local.verify.shard_checker import parse_letter
+from simplu_worker.local.verify.shard_checker import parse_dead_letter
 from simplu_worker.local.workload.producer import Position, creation_message, overtaken_keys, requests_of
 from simplu_worker.local.workload.reference_model import (
     Effect,
     JsonValue,
     LogEntry,
-    Model,
-    Request,
-    Row,
+    ModelRow,
+    OperationRequest,
+    ReferenceModel,
     TenantModel,
     Verdict,
     canonical,
@@ -44,7 +44,7 @@ from simplu_worker.local.workload.reference_model import (
 from simplu_worker.local.workload.workload import Item, Tenant, Workload, encode, make_tenants
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
-CREATE = Request("create", "b", "l", "patient", "p1", NOON, "r1", '{"a": 1, "b": {"c": 2}}')
+CREATE = OperationRequest("create", "b", "l", "patient", "p1", NOON, "r1", '{"a": 1, "b": {"c": 2}}')
 REUSED = Verdict(Effect.REJECTED, frozenset({"request_id_reused"}))
 
 json_values: st.SearchStrategy[JsonValue] = st.recursive(
@@ -54,13 +54,13 @@ json_values: st.SearchStrategy[JsonValue] = st.recursive(
 )
 
 
-def _model() -> Model:
-    model = Model()
+def _model() -> ReferenceModel:
+    model = ReferenceModel()
     model.add_tenant("b", "l", "dental")
     return model
 
 
-def _outcomes(model: Model) -> dict[str, str | None]:
+def _outcomes(model: ReferenceModel) -> dict[str, str | None]:
     return {request_id: entry.error for request_id, entry in model.tenants["b-l"].log.items()}
 
 
@@ -71,7 +71,7 @@ def test_model_applies_each_kind_when_the_resource_is_there() -> None:
     model.apply(CREATE)
     model.apply(replace(CREATE, kind="patch", request_id="r2", data='{"a": null, "b": {"d": [1]}}', timestamp=later))
     row = model.tenants["b-l"].rows["patient", "p1"]
-    assert row == Row({"b": {"c": Decimal(2), "d": [Decimal(1)]}}, NOON, later)
+    assert row == ModelRow({"b": {"c": Decimal(2), "d": [Decimal(1)]}}, NOON, later)
     model.apply(replace(CREATE, kind="update", request_id="r3", data="{}"))
     assert model.tenants["b-l"].rows["patient", "p1"].data == {}
     model.apply(replace(CREATE, kind="delete", request_id="r4", data=None))
@@ -153,7 +153,7 @@ def test_model_pages_in_order_of_ids_when_it_lists() -> None:
 )
 def test_matches_compares_as_json_does_when_filtered(filters: dict[str, JsonValue], *, expected: bool) -> None:
     """Members are equal as JSON values; days are the row's in UTC."""
-    assert expected is matches(Row({"n": Decimal(1), "none": None}, NOON, NOON), filters)
+    assert expected is matches(ModelRow({"n": Decimal(1), "none": None}, NOON, NOON), filters)
 
 
 @settings(max_examples=40)
@@ -276,7 +276,7 @@ def test_parse_letter_reads_the_record_when_it_is_text_or_base64() -> None:
     """A letter names its record by position and carries it."""
     source = {"kind": "kinesis", "streamShard": "s-0", "sequenceNumber": "17"}
     body = json.dumps({"reason": "invalid_json", "source": source, "recordBase64": "/w=="})
-    assert Letter("invalid_json", ("s-0", "17"), b"\xff") == parse_letter(body)
+    assert StoredDeadLetter("invalid_json", ("s-0", "17"), b"\xff") == parse_dead_letter(body)
 
 
 def test_compare_finds_nothing_when_the_shards_hold_what_the_model_holds() -> None:
@@ -351,14 +351,14 @@ def test_compare_finds_the_difference_when_letters_are_wrong() -> None:
     """A missing letter, a wrong reason, another record and a letter nobody should have written are all seen."""
     workload, put, shards, letters = _perfect_run()
 
-    def differences(changed: list[Letter]) -> int:
+    def differences(changed: list[StoredDeadLetter]) -> int:
         return len(compare(workload.model, shards, put, changed).differences)
 
     logged = next(position for position, item in put.items() if item.verdict.effect is Effect.LOGGED)
     assert differences(letters[1:]) == 1
     assert differences([replace(letters[0], reason="surprise"), *letters[1:]]) == 1
     assert differences([replace(letters[0], record=b"another"), *letters[1:]]) == 1
-    assert differences([*letters, Letter("invalid_json", logged, None)]) == 1
+    assert differences([*letters, StoredDeadLetter("invalid_json", logged, None)]) == 1
     assert differences([*letters, letters[0]]) == 0
 
 
@@ -366,7 +366,7 @@ def test_percentile_takes_the_value_when_there_is_one() -> None:
     """No value of nothing, the upper one of many."""
     assert percentile([], 0.5) is None
     assert percentile([float(number) for number in range(100)], 0.99) == 99.0
-    assert Report().differences == []
+    assert ComparisonReport().differences == []
 
 
 def _spelt(value: JsonValue) -> str:
@@ -385,12 +385,12 @@ def _workload() -> Workload:
     return Workload(7, make_tenants(4, run="t"), unregistered=[Tenant("no", "body", "gym")])
 
 
-def _perfect_run() -> tuple[Workload, dict[Position, Item], list[ShardContent], list[Letter]]:
+def _perfect_run() -> tuple[Workload, dict[Position, Item], list[ShardContent], list[StoredDeadLetter]]:
     """Return what a worker without a mistake leaves of a small load, two tenants a shard."""
     workload = _workload()
     put = {("shard", str(number)): item for number, item in enumerate(workload.items(400))}
     letters = [
-        Letter(min(item.verdict.reasons), position, item.record)
+        StoredDeadLetter(min(item.verdict.reasons), position, item.record)
         for position, item in put.items()
         if item.verdict.effect is Effect.REJECTED
     ]

@@ -13,8 +13,8 @@ from support.citrus.cases import API_KEY, SHARD, Reply, ScriptedCitrus, no_reply
 from support.citrus.lying_citrus import LyingCitrus
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.processes.loopback import until
-from simplu_worker.local.stack.citrus_server import Citrus as LocalCitrus
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.shards.health.assessment import Problem, Usage
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.registry import HealthRegistry
@@ -25,20 +25,20 @@ NAMES = ("watched-1", "watched-2")
 
 
 @pytest.fixture
-def registry() -> LocalCitrus:
+def registry() -> CitrusServer:
     """Give a local Citrus with two shards that have room for ten tenants each."""
 
     async def make_shard() -> tuple[str, str]:
         raise AssertionError("nobody registers")
 
-    local = LocalCitrus(api_key=API_KEY, make_shard=make_shard, max_businesses=10)
+    local = CitrusServer(api_key=API_KEY, make_shard=make_shard, max_businesses=10)
     for name in NAMES:
         local.add_shard(name, f"postgresql://postgres@127.0.0.1:1/{name}")
     return local
 
 
 @pytest.fixture
-async def lying(registry: LocalCitrus) -> AsyncIterator[LyingCitrus]:
+async def lying(registry: CitrusServer) -> AsyncIterator[LyingCitrus]:
     """Give a server in front of it that can lie."""
     async with registry.serve() as url, LyingCitrus(url) as lying:
         yield lying
@@ -70,16 +70,16 @@ async def comes_to(book: HealthRegistry, expected: dict[str, Usage]) -> None:
     async def is_there() -> bool:
         return {name: health.seen.usage for name, health in book.by_shard_id.items()} == expected
 
-    assert await until(is_there, within_s=SOON_S), dict(book.by_shard_id)
+    assert await poll_until(is_there, within_s=SOON_S), dict(book.by_shard_id)
 
 
-def fill(registry: LocalCitrus, name: str, count: int) -> None:
+def fill(registry: CitrusServer, name: str, count: int) -> None:
     """Register tenants on a shard."""
     for number in range(count):
         registry.registry.place(f"clinic-{name}-{number}", registry.registry.shards[name])
 
 
-async def test_watch_shows_how_full_shards_are(registry: LocalCitrus, lying: LyingCitrus) -> None:
+async def test_watch_shows_how_full_shards_are(registry: CitrusServer, lying: LyingCitrus) -> None:
     """As a metric and a problem from over 80 % on, until there is more room; an inactive shard is one too."""
     async with client_of(lying.url) as citrus, watching(citrus) as book:
         empty = Usage(0, 10, accepts_new=True)
@@ -102,7 +102,7 @@ async def test_watch_shows_how_full_shards_are(registry: LocalCitrus, lying: Lyi
 
 
 async def test_watch_asks_a_citrus_hardly_ever_again_that_does_not_know_the_question(
-    registry: LocalCitrus, lying: LyingCitrus
+    registry: CitrusServer, lying: LyingCitrus
 ) -> None:
     """One 404 is enough; what its list says is shown."""
 
@@ -113,9 +113,9 @@ async def test_watch_asks_a_citrus_hardly_ever_again_that_does_not_know_the_ques
         with lying.lying(knows_no_capacity):
             async with watching(citrus) as book:
                 await comes_to(book, dict.fromkeys(NAMES, Usage(0, 10)))
-                assert await until(lambda: has_asked(lying, "capacity", 1), within_s=SOON_S)
+                assert await poll_until(lambda: has_asked(lying, "capacity", 1), within_s=SOON_S)
                 polls = len(lying.asked_at("health"))
-                assert await until(lambda: has_asked(lying, "health", polls + 5), within_s=SOON_S)
+                assert await poll_until(lambda: has_asked(lying, "health", polls + 5), within_s=SOON_S)
         assert len(lying.asked_at("capacity")) == 1
         assert (citrus.trouble, citrus.is_denied) == (None, False)
 
@@ -129,7 +129,7 @@ async def test_watch_does_not_ask_again_when_there_is_no_list() -> None:
     """A Citrus without the list is asked again after an hour."""
     citrus = ScriptedCitrus(reply({"error": "no such path"}, status=404))
     async with citrus.opened(attempts=3) as client, watching(client) as book:
-        assert await until(citrus.was_asked, within_s=SOON_S)
+        assert await poll_until(citrus.was_asked, within_s=SOON_S)
         await asyncio.sleep(0.5)
         assert dict(book.by_shard_id) == {}
     assert citrus.requests == [("GET", "/api/shards/health")]
@@ -161,7 +161,7 @@ async def test_watch_keeps_what_was_said_when_the_answer_is_none(answer: Reply) 
         async def was_asked_more() -> bool:
             return len(citrus.requests) >= count + 4
 
-        assert await until(was_asked_more, within_s=SOON_S)
+        assert await poll_until(was_asked_more, within_s=SOON_S)
         await comes_to(book, {"shard-a": Usage(3, 10)})
         assert (client.trouble, client.is_denied) == (None, False)
 
@@ -185,7 +185,7 @@ async def test_watch_holds_up_no_route_when_the_polled_answers_do_not_come() -> 
         async def was_asked_more() -> bool:
             return polls_of(citrus) >= polls + 8
 
-        assert await until(was_asked_more, within_s=SOON_S)
+        assert await poll_until(was_asked_more, within_s=SOON_S)
         found = await client.locate("clinic-main")
         assert found is not None
         assert found.shard_id == "shard-a"
@@ -197,7 +197,7 @@ def polls_of(citrus: ScriptedCitrus) -> int:
     return sum("/api/shard" in path and path != "/api/shard/clinic-main" for _, path in citrus.requests)
 
 
-async def test_watch_notices_that_a_key_is_good_again(registry: LocalCitrus, lying: LyingCitrus) -> None:
+async def test_watch_notices_that_a_key_is_good_again(registry: CitrusServer, lying: LyingCitrus) -> None:
     """Also when nobody needs a route just then."""
     async with client_of(lying.url) as citrus:
         with lying.lying(lambda _: web.Response(status=401)):
@@ -209,7 +209,7 @@ async def test_watch_notices_that_a_key_is_good_again(registry: LocalCitrus, lyi
             async def is_welcome() -> bool:
                 return not citrus.is_denied
 
-            assert await until(is_welcome, within_s=SOON_S)
+            assert await poll_until(is_welcome, within_s=SOON_S)
 
 
 async def test_capacity_is_that_of_the_shard_that_was_asked_about() -> None:

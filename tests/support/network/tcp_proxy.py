@@ -12,7 +12,7 @@ from simplu_worker.local.processes.loopback import HOST, free_port
 PART_BYTES = 65_536
 
 
-class TcpLine:
+class TcpProxy:
     """Listens while it is entered; who derives from it says in `_serve` what passes, and notes its connections."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class TcpLine:
         self._connections.clear()
 
     @contextlib.asynccontextmanager
-    async def refusing(self) -> AsyncIterator[None]:
+    async def refuse_connections(self) -> AsyncIterator[None]:
         """Cut everything and refuse connections."""
         self._hang_up()
         try:
@@ -44,7 +44,7 @@ class TcpLine:
             await self._listen()
 
     @contextlib.contextmanager
-    def slow(self, latency_s: float) -> Iterator[None]:
+    def add_latency(self, latency_s: float) -> Iterator[None]:
         """Pass every part of what is asked on that late."""
         self._latency_s = latency_s
         try:
