@@ -34,12 +34,12 @@ POLL_S = 1.0
 STREAM_MEMORY_BYTES = 8 * 1024**3  # nothing may be trimmed unread: a loss must be the worker's
 MANY = 1_000_000  # tenants a shard: Citrus is told where each lives
 PROCESS_NAMES = {
-    "kinesis_server": "Kinesis",
-    "sqs_server": "SQS",
+    "local.kinesis.server": "Kinesis",
+    "local.sqs.server": "SQS",
     "chain_producer": "producers",
     "simplu_worker run": "worker",
     "postgres": "Postgres",
-    "moto": "DynamoDB",
+    "moto_server": "DynamoDB",
     "watchdog": "watchdog",
 }
 
