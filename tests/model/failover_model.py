@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from model.failover_readers import A, PlainReaders, Readers, WholeReaders
 from model.failover_rows import NEW, NO_ROW, NO_TOKEN, OUTDATED, TO_ADOPT, TO_COME, Row, names_of
 from model.reader_model import Scene
+from model.search import StatePart
+from msgspec.structs import replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,14 @@ class Budget:
     failovers: int = 1
 
 
-class Version(NamedTuple):
+class Version(StatePart, frozen=True):
     """The shard as of one commit."""
 
     applied: int  # bits
     row: Row
 
 
-class Batch(NamedTuple):
+class Batch(StatePart, frozen=True):
     """A transaction; without an operation it only touches the row."""
 
     operation: int | None
@@ -74,7 +76,7 @@ class Batch(NamedTuple):
         return "touch" if self.operation is None else f"commit {self.operation}"
 
 
-class Worker(NamedTuple):
+class Worker(StatePart, frozen=True):
     """A reader and what it knows of the shard."""
 
     reader: Any
@@ -84,7 +86,7 @@ class Worker(NamedTuple):
     started_at: int = 0
 
 
-class State(NamedTuple):
+class State(StatePart, frozen=True):
     """All of it."""
 
     shard: Version
@@ -150,9 +152,9 @@ class FailoverModel:
         """Return what the owner of the lease does, and the end of trouble."""
         yield from self._work(state, "owner")
         if (owed := self._readers.owed(state.owner.reader, self._all)) > state.checkpoint:
-            yield f"checkpoint {owed}", state._replace(checkpoint=owed)
+            yield f"checkpoint {owed}", replace(state, checkpoint=owed)
         if state.is_troubled:
-            yield "trouble ends", state._replace(is_troubled=False)
+            yield "trouble ends", replace(state, is_troubled=False)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the zombie does, commits that come late, trouble, and a failover in its two steps."""
@@ -161,20 +163,20 @@ class FailoverModel:
         for batch in state.adrift:
             if state.shard.row.token in batch.tokens:
                 left_over = tuple(other for other in state.adrift if other != batch)
-                yield f"late {batch}", self._committed(state._replace(adrift=left_over), batch)
+                yield f"late {batch}", self._committed(replace(state, adrift=left_over), batch)
         if state.left[TROUBLES] and not state.is_troubled:
-            yield "trouble begins", _spend(state, TROUBLES)._replace(is_troubled=True)
+            yield "trouble begins", replace(_spend(state, TROUBLES), is_troubled=True)
         if state.left[CRASHES]:
-            yield "crash", self._named(_spend(state, CRASHES)._replace(owner=self._start(state.checkpoint)))
+            yield "crash", self._named(replace(_spend(state, CRASHES), owner=self._start(state.checkpoint)))
         if state.left[TAKES]:
-            taken = _spend(state, TAKES)._replace(owner=self._start(state.checkpoint), zombie=state.owner)
+            taken = replace(_spend(state, TAKES), owner=self._start(state.checkpoint), zombie=state.owner)
             yield "lease taken", self._named(taken)
         if state.left[LOST_ACKS] and state.owner.token > TO_ADOPT:
             yield from self._lost_acknowledgements(state)
         if state.replica is not None and state.replica != state.shard:
-            yield "failover", self._named(state._replace(shard=state.replica, replica=None))
+            yield "failover", self._named(replace(state, shard=state.replica, replica=None))
         elif state.left[FAILOVERS] and state.replica is None:
-            yield "replica gets no more", _spend(state, FAILOVERS)._replace(replica=state.shard)
+            yield "replica gets no more", replace(_spend(state, FAILOVERS), replica=state.shard)
 
     def broken(self, state: State) -> str:
         """Return the promise that was broken: order, or that a row claims only what is applied."""
@@ -204,10 +206,10 @@ class FailoverModel:
             return
         barred = self._its if worker.token <= TO_ADOPT else ()
         for label, reader, commits in self._readers.moves(worker.reader, is_troubled=state.is_troubled, barred=barred):
-            following = _with(state, role, worker._replace(reader=reader))
+            following = _with(state, role, replace(worker, reader=reader))
             if commits is not None:
                 applied, promise = self._scene.take_effect(state.elsewhere, commits)
-                following = following._replace(elsewhere=applied, promise=promise)
+                following = replace(following, elsewhere=applied, promise=promise)
             yield label, following
         ready = self._readers.ready(worker.reader)
         if worker.token <= TO_ADOPT and not (state.is_troubled and self._may_be_down):
@@ -215,11 +217,11 @@ class FailoverModel:
                 yield self._adopt(state, role, worker)
             return
         if self._rules.mixes_claims:
-            yield "look who is held", _with(state, role, worker._replace(claim=self._claim(state, worker, None)))
+            yield "look who is held", _with(state, role, replace(worker, claim=self._claim(state, worker, None)))
         for operation in ready:
             if self._is_refused(state, operation) and (self._is_found_before or self._may_be_down):
                 kept = worker.claim if self._rules.mixes_claims else None
-                refused = worker._replace(reader=self._readers.refused(worker.reader, operation), claim=kept)
+                refused = replace(worker, reader=self._readers.refused(worker.reader, operation), claim=kept)
                 yield f"{operation} refused", _with(state, role, refused)
             else:
                 yield self._send(state, role, worker, operation)
@@ -231,7 +233,7 @@ class FailoverModel:
         """Return what comes of a reader's transaction."""
         if operation is not None and self._rules.claims_early and worker.claim is None:
             claim = self._claim(state, worker, operation)
-            return f"send {operation}", _with(state, role, worker._replace(claim=claim))
+            return f"send {operation}", _with(state, role, replace(worker, claim=claim))
         batch, label, reader = self._batch(state, worker, operation), "", worker.reader
         if operation is not None and self._is_refused(state, operation):
             reader, label = self._readers.refused(reader, operation), f", which refuses {operation}"
@@ -239,34 +241,34 @@ class FailoverModel:
             reader = self._readers.settled(reader, operation)
         if state.shard.row.token not in batch.tokens and not (self._rules.writes_blindly and operation is not None):
             kept = worker.claim if self._rules.resends_claim else None
-            found = worker._replace(token=TO_ADOPT, unknown=(), claim=kept)
+            found = replace(worker, token=TO_ADOPT, unknown=(), claim=kept)
             return f"{batch}: another token", self._named(_with(state, role, found))
         unknown = worker.unknown if self._rules.keeps_tokens else ()
         kept = worker.claim if self._rules.mixes_claims else None
-        settled = worker._replace(reader=reader, token=batch.row.token, unknown=unknown, claim=kept)
+        settled = replace(worker, reader=reader, token=batch.row.token, unknown=unknown, claim=kept)
         return f"{batch}{label}", self._committed(_with(state, role, settled), batch)
 
     def _batch(self, state: State, worker: Worker, operation: int | None) -> Batch:
         tokens = (worker.token, *worker.unknown)
         claim = worker.claim or self._claim(state, worker, operation)
         if self._rules.mixes_claims and worker.claim:
-            claim = claim._replace(read_to=self._claim(state, worker, operation).read_to)
+            claim = replace(claim, read_to=self._claim(state, worker, operation).read_to)
         token = max(tokens) + 1 if self._rules.counts_tokens else TO_COME
-        return Batch(operation, claim._replace(token=token), tokens)
+        return Batch(operation, replace(claim, token=token), tokens)
 
     def _committed(self, state: State, batch: Batch) -> State:
         """Return what follows the commit of a transaction."""
         applied, promise = state.shard.applied, ""
         if batch.operation is not None and not self._is_refused(state, batch.operation):
             applied, promise = self._scene.take_effect(applied, batch.operation)
-        return self._named(state._replace(shard=Version(applied, batch.row), promise=promise))
+        return self._named(replace(state, shard=Version(applied, batch.row), promise=promise))
 
     def _lost_acknowledgements(self, state: State) -> Iterator[tuple[str, State]]:
         """Return how the owner may not learn of the outcome of a transaction, which it tries again."""
         for operation in self._readers.ready(state.owner.reader) or (None,):
             batch = self._batch(state, state.owner, operation)
-            owner = state.owner._replace(unknown=(*state.owner.unknown, batch.row.token), claim=None)
-            following = _spend(state, LOST_ACKS)._replace(owner=owner, adrift=(*state.adrift, batch))
+            owner = replace(state.owner, unknown=(*state.owner.unknown, batch.row.token), claim=None)
+            following = replace(_spend(state, LOST_ACKS), owner=owner, adrift=(*state.adrift, batch))
             yield f"{batch}: acknowledgement lost", self._named(following)
 
     def _claim(self, state: State, worker: Worker, operation: int | None) -> Row:
@@ -306,7 +308,7 @@ class FailoverModel:
             starts = {tenant: start for tenant, start in starts.items() if tenant in self._seen(worker)}
         rewound = self._readers.rewound(worker.reader, starts)
         label = "no row" if row == NO_ROW else f"{row.owed_from}, {row.read_to} but for {row.held}"
-        return f"adopt {label}", self._named(_with(state, role, worker._replace(reader=rewound, token=row.token)))
+        return f"adopt {label}", self._named(_with(state, role, replace(worker, reader=rewound, token=row.token)))
 
     def _is_refused(self, state: State, operation: int) -> bool:
         return state.is_troubled and self._scene.tenants[operation] in self._scene.troubled
@@ -322,22 +324,23 @@ def _renamed(state: State) -> State:
     names = names_of(rows, [(batch.row.token, batch.tokens) for batch in state.adrift])
 
     def version(one: Version) -> Version:
-        return one._replace(row=one.row._replace(token=names[one.row.token]))
+        return replace(one, row=replace(one.row, token=names[one.row.token]))
 
     def tokens(of: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(names[token] for token in of if token in names))
 
     def worker(one: Worker) -> Worker:
         token = one.token if one.token <= TO_ADOPT else names.get(one.token, OUTDATED)
-        return one._replace(token=token, unknown=tokens(one.unknown))
+        return replace(one, token=token, unknown=tokens(one.unknown))
 
-    return state._replace(
+    return replace(
+        state,
         shard=version(state.shard),
         replica=None if state.replica is None else version(state.replica),
         owner=worker(state.owner),
         zombie=None if state.zombie is None else worker(state.zombie),
         adrift=tuple(
-            batch._replace(row=batch.row._replace(token=names[batch.row.token]), tokens=tokens(batch.tokens))
+            replace(batch, row=replace(batch.row, token=names[batch.row.token]), tokens=tokens(batch.tokens))
             for batch in state.adrift
             if batch.row.token in names
         ),
@@ -345,8 +348,8 @@ def _renamed(state: State) -> State:
 
 
 def _with(state: State, role: Role, worker: Worker) -> State:
-    return state._replace(owner=worker) if role == "owner" else state._replace(zombie=worker)
+    return replace(state, owner=worker) if role == "owner" else replace(state, zombie=worker)
 
 
 def _spend(state: State, kind: int) -> State:
-    return state._replace(left=(*state.left[:kind], state.left[kind] - 1, *state.left[kind + 1 :]))
+    return replace(state, left=(*state.left[:kind], state.left[kind] - 1, *state.left[kind + 1 :]))

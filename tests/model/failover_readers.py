@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 from model.reader_model import AGREED, FREE, CatchUp, Move, Reader, ReaderModel, Scene
+from msgspec.structs import replace
 
 A = 0  # the shard that fails over
 
@@ -89,7 +90,8 @@ class WholeReaders(ReaderModel):
         for tenant, start in starts.items():
             held[tenant] = min(start, held[tenant], self.owed(reader, [tenant]))
         left = ((one.position, tuple(t for t in one.tenants if t not in starts)) for one in reader.catch_ups)
-        return reader._replace(
+        return replace(
+            reader,
             lanes=tuple(tuple(one for one in lane if self.scene.tenants[one] not in starts) for lane in reader.lanes),
             held=tuple(held),
             catch_ups=tuple(CatchUp(position, tenants) for position, tenants in left if tenants),
@@ -154,4 +156,4 @@ class PlainReaders:
 
 def _without_first(reader: Reader, number: int) -> Reader:
     lanes = reader.lanes
-    return reader._replace(lanes=(*lanes[:number], lanes[number][1:], *lanes[number + 1 :]))
+    return replace(reader, lanes=(*lanes[:number], lanes[number][1:], *lanes[number + 1 :]))

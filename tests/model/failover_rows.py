@@ -7,7 +7,8 @@ every step, and forgotten when no row can have them any more.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+
+from model.search import StatePart
 
 NO_TOKEN = 0  # of a row that is not there
 OUTDATED = -1  # in place of a token that no row can have any more
@@ -16,7 +17,7 @@ NEW = -3  # likewise of one that has yet to look
 TO_COME = 1000  # in place of a new token, until it is renamed
 
 
-class Row(NamedTuple):
+class Row(StatePart, frozen=True):
     """What a shard says of a stream shard: of its tenants here everything before is applied."""
 
     token: int

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+
+from model.search import StatePart
+from msgspec.structs import replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +36,21 @@ class Mark(IntEnum):
     APPLIED = 2
 
 
-class Row(NamedTuple):
+class Row(StatePart, frozen=True):
     """The log's row of one request."""
 
     mark: Mark
     position: int  # of the record that it is about
 
 
-class Reader(NamedTuple):
+class Reader(StatePart, frozen=True):
     """What one reader has in memory."""
 
     position: int
     is_half_given_up: bool = False  # of letter and row the first is there
 
 
-class State(NamedTuple):
+class State(StatePart, frozen=True):
     """All of it."""
 
     records: tuple[int, ...]  # the request of each
@@ -93,30 +95,30 @@ class GivingUpModel:
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the owner of the lease does."""
         for label, reader, following in self._moves(state, state.owner):
-            yield label, following._replace(owner=reader)
+            yield label, replace(following, owner=reader)
         if state.owner.position > state.checkpoint:
-            yield f"checkpoint {state.owner.position}", state._replace(checkpoint=state.owner.position)
+            yield f"checkpoint {state.owner.position}", replace(state, checkpoint=state.owner.position)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the zombie does, what a person does, and trouble."""
         if state.zombie is not None:
             for label, reader, following in self._moves(state, state.zombie):
-                yield f"zombie: {label}", following._replace(zombie=reader)
+                yield f"zombie: {label}", replace(following, zombie=reader)
         crashes, takes, replays, changes = state.left
         fresh = Reader(state.checkpoint)
         if crashes:
-            yield "crash", state._replace(owner=fresh, left=(crashes - 1, takes, replays, changes))
+            yield "crash", replace(state, owner=fresh, left=(crashes - 1, takes, replays, changes))
         if takes:
             left = (crashes, takes - 1, replays, changes)
-            yield "lease taken", state._replace(owner=fresh, zombie=state.owner, left=left)
+            yield "lease taken", replace(state, owner=fresh, zombie=state.owner, left=left)
         if replays and state.has_letter:
             left = (crashes, takes, replays - 1, changes)
             label = f"replay of request 0 as record {len(state.records)}"
-            yield label, state._replace(records=(*state.records, 0), has_letter=False, left=left)
+            yield label, replace(state, records=(*state.records, 0), has_letter=False, left=left)
         if changes:
             label = "the cause ends" if state.is_failing else "the cause comes back"
             left = (crashes, takes, replays, changes - 1)
-            yield label, state._replace(is_failing=not state.is_failing, left=left)
+            yield label, replace(state, is_failing=not state.is_failing, left=left)
 
     def broken(self, state: State) -> str:
         """Return the promise that was broken: order, one effect, or nothing lost."""
@@ -144,7 +146,7 @@ class GivingUpModel:
         past = Reader(record + 1)
         if reader.is_half_given_up:
             if self._rules.row_before_letter:
-                yield f"stores the letter of record {record}", past, state._replace(has_letter=True)
+                yield f"stores the letter of record {record}", past, replace(state, has_letter=True)
             else:
                 yield f"gives up record {record}", past, self._give_up(state, record)
         elif not self._may_replace(state.log[request], record):
@@ -154,7 +156,7 @@ class GivingUpModel:
             if self._rules.row_before_letter:
                 yield f"gives up record {record}", half, self._give_up(state, record)
             else:
-                yield f"stores the letter of record {record}", half, state._replace(has_letter=True)
+                yield f"stores the letter of record {record}", half, replace(state, has_letter=True)
         else:
             yield f"applies record {record}", past, self._apply(state, record)
 
@@ -163,7 +165,7 @@ class GivingUpModel:
         request = state.records[record]
         if self._rules.leaves_no_row or not self._may_replace(state.log[request], record):
             return state
-        return state._replace(log=_set(state.log, request, Row(Mark.GIVEN_UP, record)))
+        return replace(state, log=_set(state.log, request, Row(Mark.GIVEN_UP, record)))
 
     def _apply(self, state: State, record: int) -> State:
         request = state.records[record]
@@ -171,7 +173,7 @@ class GivingUpModel:
         if record < state.last_effect:
             promise = f"order: record {record} took effect after record {state.last_effect}, of the same key"
         log = _set(state.log, request, Row(Mark.APPLIED, record))
-        return state._replace(log=log, last_effect=max(state.last_effect, record), promise=promise)
+        return replace(state, log=log, last_effect=max(state.last_effect, record), promise=promise)
 
     def _may_replace(self, row: Row, record: int) -> bool:
         """Tell whether a record's transaction goes on: the log has nothing, or a mark of an earlier record."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from model.reader_model import AGREED, Reader, ReaderModel, Rules, Scene
+from model.search import StatePart
+from msgspec.structs import replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Budget:
     lost_acks: int = 0
 
 
-class State(NamedTuple):
+class State(StatePart, frozen=True):
     """All of it: the shards' log, the lease row, the readers, and the trouble still to come."""
 
     applied: int  # bits
@@ -54,36 +55,36 @@ class HoldModel:
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the owner of the lease does, and the end of trouble."""
         for label, reader, commits in self._readers.moves(state.owner, is_troubled=state.is_troubled):
-            yield label, self._commit(state._replace(owner=reader), commits)
+            yield label, self._commit(replace(state, owner=reader), commits)
         if (owed := self._readers.owed(state.owner)) > state.checkpoint:
-            yield f"checkpoint {owed}", state._replace(checkpoint=owed)
+            yield f"checkpoint {owed}", replace(state, checkpoint=owed)
         if state.is_troubled:
-            yield "trouble ends", state._replace(is_troubled=False)
+            yield "trouble ends", replace(state, is_troubled=False)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the zombie does, commits that come late, and trouble."""
         if state.zombie is not None:
             for label, reader, commits in self._readers.moves(state.zombie, is_troubled=state.is_troubled):
-                yield f"zombie: {label}", self._commit(state._replace(zombie=reader), commits)
+                yield f"zombie: {label}", self._commit(replace(state, zombie=reader), commits)
         for operation in state.adrift:
             adrift = tuple(other for other in state.adrift if other != operation)
-            yield f"late commit of {operation}", self._commit(state._replace(adrift=adrift), operation)
+            yield f"late commit of {operation}", self._commit(replace(state, adrift=adrift), operation)
         troubles, crashes, takes, lost_acks = state.left
         if troubles and not state.is_troubled:
             left = (troubles - 1, crashes, takes, lost_acks)
-            yield "trouble begins", state._replace(is_troubled=True, left=left)
+            yield "trouble begins", replace(state, is_troubled=True, left=left)
         if crashes:
             left = (troubles, crashes - 1, takes, lost_acks)
-            yield "crash", state._replace(owner=self._readers.start(state.checkpoint), left=left)
+            yield "crash", replace(state, owner=self._readers.start(state.checkpoint), left=left)
         if takes:
             left = (troubles, crashes, takes - 1, lost_acks)
             owner = self._readers.start(state.checkpoint)
-            yield "lease taken", state._replace(owner=owner, zombie=state.owner, left=left)
+            yield "lease taken", replace(state, owner=owner, zombie=state.owner, left=left)
         if lost_acks:
             left = (troubles, crashes, takes, lost_acks - 1)
             for operation in self._readers.in_flight(state.owner):
                 label = f"acknowledgement of {operation} lost, tried again"
-                yield label, state._replace(adrift=(*state.adrift, operation), left=left)
+                yield label, replace(state, adrift=(*state.adrift, operation), left=left)
 
     def broken(self, state: State) -> str:
         """Return the promise that was broken: order, one effect, or nothing lost."""
@@ -99,4 +100,4 @@ class HoldModel:
             return state
         has_log = not self._readers.rules.applies_without_log
         applied, promise = self._scene.take_effect(state.applied, operation, has_log=has_log)
-        return state._replace(applied=applied, promise=promise)
+        return replace(state, applied=applied, promise=promise)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+
+from model.search import StatePart
+from msgspec.structs import replace
 
 WAIT = 1
 MARGIN = 2
@@ -30,14 +32,14 @@ class Rules:
 AGREED = Rules()
 
 
-class Reader(NamedTuple):
+class Reader(StatePart, frozen=True):
     """What one reader has in memory."""
 
     position: int  # of the first operation that it has not settled
     asked_at: int = NEVER  # when it asked last and heard: not registered
 
 
-class State(NamedTuple):
+class State(StatePart, frozen=True):
     """All of it."""
 
     now: int
@@ -73,34 +75,34 @@ class LettersModel:
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the owner of the lease does, the clock, and what is put."""
         for label, reader, following in self._moves(state, state.owner):
-            yield label, following._replace(owner=reader)
+            yield label, replace(following, owner=reader)
         if state.owner.position > state.checkpoint:
-            yield f"checkpoint {state.owner.position}", state._replace(checkpoint=state.owner.position)
+            yield f"checkpoint {state.owner.position}", replace(state, checkpoint=state.owner.position)
         if state.now < self._last:
-            yield f"it is {state.now + 1}", state._replace(now=state.now + 1)
+            yield f"it is {state.now + 1}", replace(state, now=state.now + 1)
         if len(state.arrivals) < self._count and state.now <= LAST_ARRIVAL:
             # The stamp may go backwards: Kinesis calls it approximate.
             for stamp in {state.now, max(0, state.now - 1)}:
-                yield f"{len(state.arrivals)} arrives at {stamp}", state._replace(arrivals=(*state.arrivals, stamp))
+                yield f"{len(state.arrivals)} arrives at {stamp}", replace(state, arrivals=(*state.arrivals, stamp))
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the zombie does, registration, and trouble."""
         if state.zombie is not None:
             for label, reader, following in self._moves(state, state.zombie):
-                yield f"zombie: {label}", following._replace(zombie=reader)
+                yield f"zombie: {label}", replace(following, zombie=reader)
         if state.begun_at != NEVER:
             if self._rules.registers_slowly or state.now - state.begun_at <= REGISTRATION_MAX:
-                committed = state._replace(created_at=state.begun_at, begun_at=NEVER)
+                committed = replace(state, created_at=state.begun_at, begun_at=NEVER)
                 yield f"registration commits with created_at {state.begun_at}", committed
-            yield "registration aborts", state._replace(begun_at=NEVER)
+            yield "registration aborts", replace(state, begun_at=NEVER)
         elif state.created_at == NEVER:
-            yield f"registration begins at {state.now}", state._replace(begun_at=state.now)
+            yield f"registration begins at {state.now}", replace(state, begun_at=state.now)
         crashes, takes = state.left
         fresh = Reader(state.checkpoint)
         if crashes:
-            yield "crash", state._replace(owner=fresh, left=(crashes - 1, takes))
+            yield "crash", replace(state, owner=fresh, left=(crashes - 1, takes))
         if takes:
-            yield "lease taken", state._replace(owner=fresh, zombie=state.owner, left=(crashes, takes - 1))
+            yield "lease taken", replace(state, owner=fresh, zombie=state.owner, left=(crashes, takes - 1))
 
     def broken(self, state: State) -> str:
         """Return the promise that was broken: order, nothing lost, or not both."""
@@ -123,10 +125,10 @@ class LettersModel:
             return
         clock = state.now + self._skew
         past = Reader(operation + 1, reader.asked_at)
-        letter = state._replace(letters=state.letters | 1 << operation)
+        letter = replace(state, letters=state.letters | 1 << operation)
         if state.created_at == NEVER:
             if reader.asked_at != clock:
-                yield f"asks at {clock}: not registered", reader._replace(asked_at=clock), state
+                yield f"asks at {clock}: not registered", replace(reader, asked_at=clock), state
         elif self._is_of_before(state.arrivals[operation], state.created_at):
             yield f"{operation} came too long before created_at: dead letter", past, letter
         else:
@@ -145,4 +147,4 @@ def _apply(state: State, operation: int) -> State:
     if state.applied >> operation & 1:
         return state
     promise = f"order: {operation} took effect after a later one" if state.applied >> operation else ""
-    return state._replace(applied=state.applied | 1 << operation, promise=promise)
+    return replace(state, applied=state.applied | 1 << operation, promise=promise)

@@ -10,6 +10,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from model.search import StatePart
+from msgspec.structs import replace
+
 FREE = 99  # in place of the start of a hold: the tenant is not held
 CAUGHT = 98  # likewise: the tenant is held, and how far its catch-up is counts instead
 CATCH_UPS_MAX = 2
@@ -77,14 +80,14 @@ class Rules:
 AGREED = Rules()
 
 
-class CatchUp(NamedTuple):
+class CatchUp(StatePart, frozen=True):
     """One second reading of the stream shard."""
 
     position: int  # of what it reads next
     tenants: tuple[int, ...]
 
 
-class Reader(NamedTuple):
+class Reader(StatePart, frozen=True):
     """What one reader has in memory."""
 
     dispatch: int
@@ -153,9 +156,9 @@ class ReaderModel:
         operation = reader.dispatch
         tenant = self.scene.tenants[operation]
         if reader.held[tenant] != FREE:
-            return Move(f"drop {operation}, held", reader._replace(dispatch=operation + 1))
+            return Move(f"drop {operation}, held", replace(reader, dispatch=operation + 1))
         lanes = _put(reader.lanes, self.scene.shards[tenant], operation)
-        return Move(f"dispatch {operation}", reader._replace(dispatch=operation + 1, lanes=lanes))
+        return Move(f"dispatch {operation}", replace(reader, dispatch=operation + 1, lanes=lanes))
 
     def _fail(self, reader: Reader, operation: int, number: int) -> Move:
         """Empty the lanes of the target into a hold, which starts at the first operation without a known commit."""
@@ -171,7 +174,8 @@ class ReaderModel:
             forgotten = reached and self.rules.holds_from_catch_up
             held[tenant] = reached[0] if forgotten else min((held[tenant], before, *reached))
         left = ((one.position, tuple(t for t in one.tenants if t not in refused)) for one in reader.catch_ups)
-        following = reader._replace(
+        following = replace(
+            reader,
             lanes=tuple(tuple(one for one in lane if scene.tenants[one] not in refused) for lane in reader.lanes),
             held=tuple(held),
             catch_ups=tuple(CatchUp(position, tenants) for position, tenants in left if tenants),
@@ -189,11 +193,11 @@ class ReaderModel:
             start = min(reader.held[tenant] for tenant in tenants)
             if self.rules.lifts_holds:
                 label = f"lift the hold of {_names(tenants)} from {start}"
-                yield Move(label, reader._replace(held=_set(reader.held, tenants, FREE)))
+                yield Move(label, replace(reader, held=_set(reader.held, tenants, FREE)))
             elif len(reader.catch_ups) < CATCH_UPS_MAX:
                 catch_ups = tuple(sorted((*reader.catch_ups, CatchUp(start, tenants))))
                 held = _set(reader.held, tenants, CAUGHT)
-                yield Move(f"catch up {_names(tenants)} from {start}", reader._replace(held=held, catch_ups=catch_ups))
+                yield Move(f"catch up {_names(tenants)} from {start}", replace(reader, held=held, catch_ups=catch_ups))
 
     def _catch_up(self, reader: Reader, catch_up: CatchUp) -> Iterator[Move]:
         """Return the next step of one catch-up, and its end where it meets the main reader."""
@@ -204,12 +208,12 @@ class ReaderModel:
             if tenant in catch_up.tenants:
                 first = self.scene.shard_count if self.rules.separate_lanes else 0
                 verb, lanes = "sends", _put(lanes, first + self.scene.shards[tenant], operation)
-            catch_ups = tuple(sorted((*others, catch_up._replace(position=operation + 1))))
-            yield Move(f"catch-up {verb} {operation}", reader._replace(lanes=lanes, catch_ups=catch_ups))
+            catch_ups = tuple(sorted((*others, replace(catch_up, position=operation + 1))))
+            yield Move(f"catch-up {verb} {operation}", replace(reader, lanes=lanes, catch_ups=catch_ups))
         if self._meets(reader, catch_up):
             held = _set(reader.held, catch_up.tenants, FREE)
             label = f"catch-up of {_names(catch_up.tenants)} meets the main reader at {operation}"
-            yield Move(label, reader._replace(held=held, catch_ups=others))
+            yield Move(label, replace(reader, held=held, catch_ups=others))
 
     def _meets(self, reader: Reader, catch_up: CatchUp) -> bool:
         main_lanes, other_lanes = reader.lanes[: self.scene.shard_count], reader.lanes[self.scene.shard_count :]
@@ -225,7 +229,7 @@ class ReaderModel:
 def _without(reader: Reader, operation: int, number: int) -> Reader:
     lane = list(reader.lanes[number])
     lane.remove(operation)
-    return reader._replace(lanes=(*reader.lanes[:number], tuple(lane), *reader.lanes[number + 1 :]))
+    return replace(reader, lanes=(*reader.lanes[:number], tuple(lane), *reader.lanes[number + 1 :]))
 
 
 def _put(lanes: tuple[tuple[int, ...], ...], number: int, operation: int) -> tuple[tuple[int, ...], ...]:

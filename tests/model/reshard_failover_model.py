@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from model.failover_readers import PlainReaders
 from model.failover_rows import NEW, NO_ROW, OUTDATED, TO_ADOPT, TO_COME, Row, names_of
 from model.reader_model import Scene
+from model.search import StatePart
+from msgspec.structs import replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Budget:
     child_takes: int = 0
 
 
-class Version(NamedTuple):
+class Version(StatePart, frozen=True):
     """The shard as of one commit."""
 
     applied: int  # bits
@@ -60,7 +62,7 @@ class Version(NamedTuple):
     child: Row
 
 
-class Worker(NamedTuple):
+class Worker(StatePart, frozen=True):
     """A reader and what it knows of the shard: its token, of its own row."""
 
     reader: tuple[int, ...]
@@ -68,7 +70,7 @@ class Worker(NamedTuple):
     left_out: tuple[int, ...] = ()  # tenants of which the parent's was not read again
 
 
-class Side(NamedTuple):
+class Side(StatePart, frozen=True):
     """One of the two stream shards: its lease row's checkpoint and its readers."""
 
     checkpoint: int
@@ -76,7 +78,7 @@ class Side(NamedTuple):
     zombie: Worker | None = None
 
 
-class State(NamedTuple):
+class State(StatePart, frozen=True):
     """All of it."""
 
     shard: Version
@@ -121,7 +123,7 @@ class ReshardFailoverModel:
     def first(self) -> State:
         """Return a reader at the start of the parent, and a shard without its row."""
         budget = self._budget
-        own = [NO_ROW._replace(owed_from=begin, read_to=begin) for begin in (self._begin, self._end)]
+        own = [replace(NO_ROW, owed_from=begin, read_to=begin) for begin in (self._begin, self._end)]
         return State(
             shard=Version((1 << self._begin) - 1, self._begin, *own),
             replica=Version(0, 0, *own) if self._begin else None,
@@ -145,7 +147,7 @@ class ReshardFailoverModel:
             side = _side(state, name)
             yield from self._work(state, name, side.owner, is_zombie=False)
             if side.owner is not None and (owed := self._readers[name].owed(side.owner.reader)) > side.checkpoint:
-                yield f"{name}: checkpoint {owed}", _with(state, name, side._replace(checkpoint=owed))
+                yield f"{name}: checkpoint {owed}", _with(state, name, replace(side, checkpoint=owed))
         yield from self._parent_row(state)
         if state.child.owner is None and self._may_start(state):
             yield "child starts", _with(state, "child", self._started(state, "child"))
@@ -161,12 +163,12 @@ class ReshardFailoverModel:
             if state.left[place]:
                 yield f"{name}: crash", _renamed(_with(_spend(state, place), name, started))
             if state.left[place + 1]:
-                taken = started._replace(zombie=side.owner)
+                taken = replace(started, zombie=side.owner)
                 yield f"{name}: lease taken", _renamed(_with(_spend(state, place + 1), name, taken))
         if state.replica is not None and state.replica != state.shard:
-            yield "failover", _renamed(state._replace(shard=state.replica, replica=None))
+            yield "failover", _renamed(replace(state, shard=state.replica, replica=None))
         elif state.left[0] and state.replica is None:
-            yield "replica gets no more", _spend(state, 0)._replace(replica=state.shard)
+            yield "replica gets no more", replace(_spend(state, 0), replica=state.shard)
 
     def broken(self, state: State) -> str:
         """Return the promise that was broken: order, or that a row claims only what is applied."""
@@ -203,13 +205,13 @@ class ReshardFailoverModel:
         if worker.token <= TO_ADOPT or {*worker.left_out} - {*listed}:
             left_out = self._left_out(state, worker) if name == "child" else ()
             reader = self._rewound(state, name, worker, left_out)
-            rewound = worker._replace(reader=reader, token=row.token, left_out=left_out)
+            rewound = replace(worker, reader=reader, token=row.token, left_out=left_out)
             label = f"{who}: adopts {row.owed_from}"
             has_none = row.is_after_parents or (name == "parent" and not self._begin)
             if has_none or self._rules.adopts_without_writing:
                 yield label, _renamed(_settled(state, name, rewound, is_zombie=is_zombie))
             else:
-                written = row._replace(token=TO_COME)
+                written = replace(row, token=TO_COME)
                 label = f"{label}, its parent's is at {self._before(state, name)}, and writes"
                 yield label, self._wrote(state, name, rewound, written, None, is_zombie=is_zombie)
         if worker.token <= TO_ADOPT:
@@ -221,12 +223,12 @@ class ReshardFailoverModel:
         for operation in (*ready, None):
             label = f"{who}: touch" if operation is None else f"{who}: commit {operation}"
             if row.token != worker.token:
-                found = worker._replace(token=TO_ADOPT)
+                found = replace(worker, token=TO_ADOPT)
                 yield f"{label}: another token", _renamed(_settled(state, name, found, is_zombie=is_zombie))
                 continue
             after = reader if operation is None else readers.settled(reader, operation)
             written = self._claim(state, name, worker)
-            moved = worker._replace(reader=after)
+            moved = replace(worker, reader=after)
             yield label, self._wrote(state, name, moved, written, operation, is_zombie=is_zombie)
 
     def _claim(self, state: State, name: SideName, worker: Worker) -> Row:
@@ -251,11 +253,11 @@ class ReshardFailoverModel:
         applied, promise = state.shard.applied, ""
         if operation is not None:
             applied, promise = self._scene.take_effect(applied, operation)
-        shard = state.shard._replace(applied=applied)
-        shard = shard._replace(parent=row) if name == "parent" else shard._replace(child=row)
-        known = worker._replace(token=row.token)
+        shard = replace(state.shard, applied=applied)
+        shard = replace(shard, parent=row) if name == "parent" else replace(shard, child=row)
+        known = replace(worker, token=row.token)
         settled = _settled(state, name, known, is_zombie=is_zombie)
-        return _renamed(settled._replace(shard=shard, promise=promise))
+        return _renamed(replace(settled, shard=shard, promise=promise))
 
     def _left_out(self, state: State, worker: Worker) -> tuple[int, ...]:
         """Return the tenants whose records of the parent an adopting child leaves to it."""
@@ -303,9 +305,9 @@ class ReshardFailoverModel:
         )
         if listed != state.listed:
             names = "".join("ab"[tenant] for tenant in listed) or "nothing"
-            yield f"parent: lists {names}", state._replace(listed=listed)
+            yield f"parent: lists {names}", replace(state, listed=listed)
         if self._readers["parent"].owed(owner.reader) == self._end and owner.token > TO_ADOPT:
-            yield "parent: SHARD_END", state._replace(is_ended=True, parent=Side(self._end, None, state.parent.zombie))
+            yield "parent: SHARD_END", replace(state, is_ended=True, parent=Side(self._end, None, state.parent.zombie))
 
     def _may_start(self, state: State) -> bool:
         if state.is_ended or self._rules.child_waits_for_shard_end:
@@ -318,7 +320,7 @@ class ReshardFailoverModel:
 
     def _started(self, state: State, name: SideName) -> Side:
         side = _side(state, name)
-        return side._replace(owner=Worker(self._readers[name].start(side.checkpoint)))
+        return replace(side, owner=Worker(self._readers[name].start(side.checkpoint)))
 
 
 def _renamed(state: State) -> State:
@@ -331,20 +333,22 @@ def _renamed(state: State) -> State:
 
     def version(one: Version) -> Version:
         parent, child = one.parent, one.child
-        return one._replace(
-            parent=parent._replace(token=names["parent"][parent.token]),
-            child=child._replace(token=names["child"][child.token]),
+        return replace(
+            one,
+            parent=replace(parent, token=names["parent"][parent.token]),
+            child=replace(child, token=names["child"][child.token]),
         )
 
     def worker(one: Worker | None, name: SideName) -> Worker | None:
         if one is None or one.token <= TO_ADOPT:
             return one
-        return one._replace(token=names[name].get(one.token, OUTDATED))
+        return replace(one, token=names[name].get(one.token, OUTDATED))
 
     def side(one: Side, name: SideName) -> Side:
-        return one._replace(owner=worker(one.owner, name), zombie=worker(one.zombie, name))
+        return replace(one, owner=worker(one.owner, name), zombie=worker(one.zombie, name))
 
-    return state._replace(
+    return replace(
+        state,
         shard=version(state.shard),
         replica=None if state.replica is None else version(state.replica),
         parent=side(state.parent, "parent"),
@@ -357,13 +361,13 @@ def _side(state: State, name: SideName) -> Side:
 
 
 def _with(state: State, name: SideName, side: Side) -> State:
-    return state._replace(parent=side) if name == "parent" else state._replace(child=side)
+    return replace(state, parent=side) if name == "parent" else replace(state, child=side)
 
 
 def _settled(state: State, name: SideName, worker: Worker, *, is_zombie: bool) -> State:
     side = _side(state, name)
-    return _with(state, name, side._replace(zombie=worker) if is_zombie else side._replace(owner=worker))
+    return _with(state, name, replace(side, zombie=worker) if is_zombie else replace(side, owner=worker))
 
 
 def _spend(state: State, place: int) -> State:
-    return state._replace(left=(*state.left[:place], state.left[place] - 1, *state.left[place + 1 :]))
+    return replace(state, left=(*state.left[:place], state.left[place] - 1, *state.left[place + 1 :]))

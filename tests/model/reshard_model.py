@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from model.reader_model import AGREED as AGREED_READER
 from model.reader_model import FREE, Reader, ReaderModel, Scene
+from model.search import StatePart
+from msgspec.structs import replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Budget:
     child_takes: int = 0
 
 
-class Side(NamedTuple):
+class Side(StatePart, frozen=True):
     """One of the two stream shards: its lease row's checkpoint and its readers."""
 
     checkpoint: int
@@ -48,7 +50,7 @@ class Side(NamedTuple):
     zombie: Reader | None = None
 
 
-class State(NamedTuple):
+class State(StatePart, frozen=True):
     """All of it."""
 
     applied: int  # bits
@@ -97,16 +99,16 @@ class ReshardModel:
         yield from self._side_steps(state, "child")
         yield from self._parent_row(state)
         if state.child.owner is None and self._may_start(state):
-            yield "child starts", state._replace(child=self._restarted(state, "child"))
+            yield "child starts", replace(state, child=self._restarted(state, "child"))
         if state.is_troubled:
-            yield "trouble ends", state._replace(is_troubled=False)
+            yield "trouble ends", replace(state, is_troubled=False)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the zombies do, and trouble."""
         yield from self._moves(state, "parent", is_zombie=True)
         yield from self._moves(state, "child", is_zombie=True)
         if state.left[0] and not state.is_troubled:
-            yield "trouble begins", state._replace(is_troubled=True, left=_one_less(state.left, 0))
+            yield "trouble begins", replace(state, is_troubled=True, left=_one_less(state.left, 0))
         if not state.is_ended:
             yield from self._replacements(state, "parent", 1)
         if state.child.owner is not None:
@@ -136,11 +138,11 @@ class ReshardModel:
         barred = () if name == "parent" else self._owed_by_parent(state)
         prefix = f"zombie of {name}" if is_zombie else name
         for label, after, commits in self._readers[name].moves(reader, is_troubled=state.is_troubled, barred=barred):
-            moved = side._replace(zombie=after) if is_zombie else side._replace(owner=after)
+            moved = replace(side, zombie=after) if is_zombie else replace(side, owner=after)
             following = _with(state, name, moved)
             if commits is not None:
                 applied, promise = self._scene.take_effect(state.applied, commits)
-                following = following._replace(applied=applied, promise=promise)
+                following = replace(following, applied=applied, promise=promise)
             yield f"{prefix}: {label}", following
 
     def _side_steps(self, state: State, name: SideName) -> Iterator[tuple[str, State]]:
@@ -149,7 +151,7 @@ class ReshardModel:
             return
         yield from self._moves(state, name, is_zombie=False)
         if (owed := self._readers[name].owed(side.owner)) > side.checkpoint:
-            yield f"{name}: checkpoint {owed}", _with(state, name, side._replace(checkpoint=owed))
+            yield f"{name}: checkpoint {owed}", _with(state, name, replace(side, checkpoint=owed))
 
     def _parent_row(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the owner of the parent writes into its lease row at the end of reading."""
@@ -162,10 +164,10 @@ class ReshardModel:
             if state.listed is not None:  # it only shrinks: what is not in it was applied, by whomever
                 owed = tuple(tenant for tenant in owed if tenant in state.listed)
             names = "".join("ab"[tenant] for tenant in owed) or "nothing"
-            yield f"parent: lists {names}", state._replace(listed=owed)
+            yield f"parent: lists {names}", replace(state, listed=owed)
         if is_read and (self._rules.shard_end_ignores_holds or self._readers["parent"].owed(owner) == self._end):
             ended = Side(self._end, None, state.parent.zombie)
-            yield "parent: SHARD_END", state._replace(is_ended=True, parent=ended)
+            yield "parent: SHARD_END", replace(state, is_ended=True, parent=ended)
 
     def _is_listed(self, owner: Reader, tenant: int) -> bool:
         is_named = self._scene.is_shard_trouble or not self._rules.list_omits_unregistered
@@ -187,15 +189,15 @@ class ReshardModel:
         """Return a crash and a taken lease of a stream shard; its new reader reads the list of its parent."""
         fresh = self._restarted(state, name)
         if state.left[place]:
-            yield f"{name}: crash", _with(state, name, fresh)._replace(left=_one_less(state.left, place))
+            yield f"{name}: crash", replace(_with(state, name, fresh), left=_one_less(state.left, place))
         if state.left[place + 1]:
-            taken = fresh._replace(zombie=_side(state, name).owner)
-            yield f"{name}: lease taken", _with(state, name, taken)._replace(left=_one_less(state.left, place + 1))
+            taken = replace(fresh, zombie=_side(state, name).owner)
+            yield f"{name}: lease taken", replace(_with(state, name, taken), left=_one_less(state.left, place + 1))
 
     def _restarted(self, state: State, name: SideName) -> Side:
         side = _side(state, name)
         held = self._owed_by_parent(state) if name == "child" else ()
-        return side._replace(owner=self._readers[name].start(side.checkpoint, held=held))
+        return replace(side, owner=self._readers[name].start(side.checkpoint, held=held))
 
 
 def _side(state: State, name: SideName) -> Side:
@@ -203,7 +205,7 @@ def _side(state: State, name: SideName) -> Side:
 
 
 def _with(state: State, name: SideName, side: Side) -> State:
-    return state._replace(parent=side) if name == "parent" else state._replace(child=side)
+    return replace(state, parent=side) if name == "parent" else replace(state, child=side)
 
 
 def _one_less(left: tuple[int, ...], place: int) -> tuple[int, ...]:

@@ -6,8 +6,14 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
+import msgspec
+
 State = TypeVar("State", bound=Hashable)
 STATES_MAX = 2_000_000  # about 2 GB: a model this large is a mistake
+
+
+class StatePart(msgspec.Struct, frozen=True, order=True, gc=False, cache_hash=True):
+    """A state of a model, or a part of one. Copying and hashing these takes most of a search: hence in C, and once."""
 
 
 class Model(Protocol[State]):
