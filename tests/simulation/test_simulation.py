@@ -99,13 +99,22 @@ def test_simulation_is_the_same_when_repeated() -> None:
 
 @pytest.mark.parametrize("design", WRONG_DESIGNS)
 def test_simulation_notices_when_a_design_is_wrong(design: str) -> None:
-    """The checks would see it: each rule that is left out shows within a few hundred seeds."""
+    """Each rule that is left out shows with the seed that the design names, or soon after it.
+
+    A change of what a simulation draws moves the seed: write the new one, which is printed, into the design.
+    """
     wrong = WRONG_DESIGNS[design]
-    with pytest.raises(ViolationError):
-        simulate_all(range(wrong.first_seed, wrong.first_seed + SEEDS_UNTIL_FOUND), wrong)
+    seeds = range(wrong.seed, wrong.seed + SEEDS_UNTIL_FOUND)
+    found = next((seed for seed in seeds if is_noticed(seed, wrong)), None)
+    assert found is not None, f"no violation with the seeds {seeds}"
+    if found != wrong.seed:
+        print(f"the design names seed {wrong.seed}, and seed {found} shows it")  # noqa: T201
 
 
-def simulate_all(seeds: range, wrong: WrongDesign) -> None:
-    """Run the simulations of all *seeds* with a wrong design."""
-    for seed in seeds:
+def is_noticed(seed: int, wrong: WrongDesign) -> bool:
+    """Tell whether the simulation of *seed* breaks a rule."""
+    try:
         simulate(seed, weather=wrong.weather, make_fleet=wrong.make_fleet, twist=wrong.twist)
+    except ViolationError:
+        return True
+    return False
