@@ -62,7 +62,7 @@ class ReplicaStatus:
     stopping: asyncio.Event
     grace_s: float = float("inf")
     started_at: float = field(default_factory=time.monotonic)
-    router: ShardGateway | None = None
+    gateway: ShardGateway | None = None
     pools: Pools | None = None
     locator: Locator | None = None
     fleet: Fleet | None = None
@@ -73,7 +73,7 @@ class ReplicaStatus:
 
     def start(
         self,
-        router: ShardGateway,
+        gateway: ShardGateway,
         pools: Pools,
         locator: Locator,
         fleet: Fleet | None,
@@ -86,7 +86,7 @@ class ReplicaStatus:
         health: HealthRegistry | None = None,
     ) -> None:
         """Show these from now on; for *receivers* and what follows see `Monitoring`."""
-        self.router, self.pools, self.locator, self.fleet = router, pools, locator, fleet
+        self.gateway, self.pools, self.locator, self.fleet = gateway, pools, locator, fleet
         self.health = health or HealthRegistry()
         self.roll_call = ShardInspector(locator, pools)
         self.monitoring = Monitoring(receivers, queues or {}, orders or {}, cache, cache_desk)
@@ -117,7 +117,7 @@ class ReplicaStatus:
 
     def not_ready(self) -> str | None:
         """Return why no work can be done now; None when the sources are consumed."""
-        if self.router is None:
+        if self.gateway is None:
             return "starting"
         if self.stopping.is_set():
             return "draining"
@@ -218,12 +218,12 @@ class ReplicaStatus:
 
     async def operation(self, request_id: str, business_id: str | None, location_id: str | None) -> Answer:
         """Answer `GET /operations/{requestId}` (contract §9)."""
-        if self.router is None:
+        if self.gateway is None:
             return 503, {"error": "starting"}
         tenant_id = None if business_id is None else tenant_id_of(business_id, location_id or "")
         silent: list[str] = []
         try:
-            found, silent = await self.router.operation(request_id, tenant_id)
+            found, silent = await self.gateway.operation(request_id, tenant_id)
         except (RetryableError, PermanentError) as exc:
             return 503, {"error": str(exc)}
         if found is not None:
@@ -241,10 +241,10 @@ class ReplicaStatus:
 
     async def tenant(self, business_id: str, location_id: str) -> Answer:
         """Answer `GET /tenants/{businessId}/{locationId}`."""
-        if self.router is None:
+        if self.gateway is None:
             return 503, {"error": "starting"}
         try:
-            found = await self.router.tenant(tenant_id_of(business_id, location_id))
+            found = await self.gateway.tenant(tenant_id_of(business_id, location_id))
         except (RetryableError, PermanentError) as exc:
             return 503, {"error": str(exc)}
         if isinstance(found, Absence):
@@ -292,7 +292,7 @@ def _once_started(replica: ReplicaStatus, ask: Callable[..., Awaitable[Answer]])
     """Return a view that asks what *replica* monitors by then."""
 
     async def answer(*args: str) -> Answer:
-        if replica.router is None:
+        if replica.gateway is None:
             return 503, {"error": "starting"}
         return await ask(replica.monitoring, *args)
 

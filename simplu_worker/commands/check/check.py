@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 from rich.text import Text
 
+from simplu_worker.assembly import Shards, open_shards
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue
@@ -26,7 +27,6 @@ from simplu_worker.commands.output.display import print_json, print_line, print_
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
-from simplu_worker.daemon import Shards, open_shards
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, Seen, judge
 from simplu_worker.shards.health.probe import probe_shard

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from simplu_worker.assembly import open_business_info, open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table, shortened
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.daemon import open_business_info, open_shards
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopted, Adopter, AdoptionReporter
 from simplu_worker.shards.adoption.plan import Choices, Layout, Owner, Plan

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from rich.text import Text
 
+from simplu_worker.assembly import open_shards
 from simplu_worker.commands.output.display import print_json, print_note, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.daemon import open_shards
 from simplu_worker.shards.health.all_shards import Listed, inspect_all_shards
 from simplu_worker.shards.health.assessment import Health, ShardState
 from simplu_worker.status.replica import shard_view

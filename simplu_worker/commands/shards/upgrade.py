@@ -16,10 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from simplu_worker.assembly import open_shards
 from simplu_worker.commands.output.display import print_json, print_note, print_table, printable, shortened
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.daemon import open_shards
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 from rich.console import Console
 
+from simplu_worker.assembly import open_lease_table, open_shards, open_stream, reader_settings
 from simplu_worker.commands.output.display import print_json, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
@@ -27,7 +28,6 @@ from simplu_worker.consumers.kinesis.stream.client import (
     TrimHorizon,
 )
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
-from simplu_worker.daemon import open_lease_table, open_shards, open_stream, reading_rules
 from simplu_worker.dead_letters.queue import DeadLetter
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.gateway import ShardGateway
@@ -63,7 +63,7 @@ async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
         table = await stack.enter_async_context(open_lease_table(settings))
         leases = {lease.lease_key: lease for lease in await table.scan()}
         prefetch = PrefetchMemory(settings.prefetch_max_bytes)
-        replaying = _Replay(stream, shards.router, letters, reading_rules(settings), prefetch, start, leases)
+        replaying = _Replay(stream, shards.gateway, letters, reader_settings(settings), prefetch, start, leases)
         for generation in generations(await stream.list_stream_shards()):
             await replaying.read(generation)
     outcomes = instruments.totals(instruments.OPERATIONS, "outcome")

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from rich.text import Text
 
+from simplu_worker.assembly import open_shards
 from simplu_worker.aws.clients import open_client
 from simplu_worker.commands.output.display import (
     print_json,
@@ -26,7 +27,6 @@ from simplu_worker.commands.stream.put_records import PutProgress, put_lines
 from simplu_worker.commands.stream.wait_outcomes import Key, SendOutcome, SendStatus, fates_of, wait_for_outcomes
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream
-from simplu_worker.daemon import open_shards
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.operations.operation import Rejected, tenant_id_of
 
@@ -58,7 +58,7 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         raise PermanentError("request id, tenant: expected UTF-8") from None
     tenant_id = None if tenant is None else tenant_id_of(*tenant)
     async with open_shards(settings) as shards:
-        found, silent = await shards.router.operation(request_id, tenant_id)
+        found, silent = await shards.gateway.operation(request_id, tenant_id)
     shown = {"requestId": request_id, "status": "unknown"} if found is None else _members(found)
     if as_json:
         print_json(shown | {"shardsWithoutAnswer": silent})
@@ -117,7 +117,7 @@ async def _send(
     if options.wait and sent:
         async with open_shards(settings) as shards:
             with PutProgress("in the log", len(sent)) as progress:
-                rows, silent = await wait_for_outcomes(shards.router, sent, options.timeout_s, progress)
+                rows, silent = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress)
     return fates_of(sent, unsent, rows, waited=options.wait), silent
 
 

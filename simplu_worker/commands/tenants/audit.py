@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+from simplu_worker.assembly import open_business_info, open_shards
 from simplu_worker.commands.output.display import print_line, print_note
 from simplu_worker.commands.output.streamed_list import StreamedList
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.tenants.audit_rules import Difference, Subject, differences
 from simplu_worker.commands.tenants.inventory import PAGE_SIZE, TenantInventory
 from simplu_worker.config.settings import Settings
-from simplu_worker.daemon import open_business_info, open_shards
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 
 COLUMNS: Final = ("business", "location", "difference", "detail")

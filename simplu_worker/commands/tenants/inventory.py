@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import msgspec
 
+from simplu_worker.assembly import Shards
 from simplu_worker.business_info.items import Business
 from simplu_worker.business_info.table import BusinessInfo, Unreadable
 from simplu_worker.commands.tenants.audit_rules import AuditedRow, Difference, Kind, Listing, Subject
-from simplu_worker.daemon import Shards
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import is_id, tenant_id_of
@@ -105,7 +105,7 @@ class TenantInventory:
 
     async def _rows(self, tenant_ids: Sequence[str]) -> tuple[Mapping[str, list[AuditedRow]], list[str]]:
         """Return the rows of tenants on all shards by id, and the shards that did not answer."""
-        survey = await self._shards.router.survey("find_tenants", list(tenant_ids))
+        survey = await self._shards.gateway.survey("find_tenants", list(tenant_ids))
         self.silent.update(survey.silent)
         rows: defaultdict[str, list[AuditedRow]] = defaultdict(list)
         for shard_id, row in sorted(survey.rows, key=lambda found: found[0]):

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from simplu_worker.assembly import Shards, open_business_info, open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note
 from simplu_worker.commands.output.streamed_list import StreamedList
 from simplu_worker.commands.requirements import require_settings
@@ -17,7 +18,6 @@ from simplu_worker.commands.tenants.audit_rules import Kind, Subject
 from simplu_worker.commands.tenants.inventory import PAGE_SIZE, Page, TenantInventory
 from simplu_worker.commands.tenants.show import checked_tenant_id
 from simplu_worker.config.settings import Settings
-from simplu_worker.daemon import Shards, open_business_info, open_shards
 from simplu_worker.errors import WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
@@ -177,7 +177,7 @@ def _result_of(planned: Planned, answer: ProvisionAnswer) -> Planned:
 
 
 async def _shard_of(shards: Shards, tenant_id: str) -> str | None:
-    found = await shards.router.find(tenant_id)
+    found = await shards.gateway.find(tenant_id)
     return None if isinstance(found, Absence) else found
 
 

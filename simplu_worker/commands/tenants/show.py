@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from simplu_worker.assembly import open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.daemon import open_shards
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
 from simplu_worker.shards.routing.shard_query import Survey
@@ -29,7 +29,7 @@ async def list_tenants(settings: Settings, *, as_json: bool) -> int:
     """Print every tenant of every shard; return 1 when a shard did not answer."""
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
-        survey = await shards.router.survey("list_tenants")
+        survey = await shards.gateway.survey("list_tenants")
     _print(_views(survey), survey.silent, as_json=as_json)
     return 1 if survey.silent else 0
 
@@ -40,7 +40,7 @@ async def show_tenant(settings: Settings, business_id: str, location_id: str, *,
     tenant_id = checked_tenant_id(business_id, location_id)
     async with open_shards(settings) as shards:
         named = await shards.locator.locate(tenant_id)
-        survey = await shards.router.survey("show_tenant", tenant_id)
+        survey = await shards.gateway.survey("show_tenant", tenant_id)
     views = _views(survey)
     found = [view for view in views if (view["businessId"], view["locationId"]) == (business_id, location_id)]
     routed = "not registered" if named is None else f"routed to shard {named.shard_id}"

@@ -15,6 +15,7 @@ from aiohttp import ClientSession
 from structlog.testing import capture_logs
 from support.aws.endpoints import client_of
 
+from simplu_worker.assembly import open_shards
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.cache.cache import Cache, CacheDesk
@@ -22,7 +23,6 @@ from simplu_worker.config.settings import load_settings
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
-from simplu_worker.daemon import open_shards
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.sqs.faults import SqsFault
@@ -153,11 +153,11 @@ class Site:
     def monitor(self, *, cache: FakeRedis | None = None, orders: Mapping[str, OrderHandler] | None = None) -> None:
         """Add a cache, or handlers of orders."""
         replica, known = self.replica, Cache("redis://redis.example:6379/0")  # no connection is made
-        assert replica.router
+        assert replica.gateway
         assert replica.pools
         assert replica.locator
         replica.start(
-            replica.router,
+            replica.gateway,
             replica.pools,
             replica.locator,
             None,
@@ -200,7 +200,7 @@ async def site() -> AsyncIterator[Site]:
         receiver = QueueReceiver(queue, desk, NoLetters(), poll_wait_s=1, stop_wait_s=2.0)
         shards = await stack.enter_async_context(open_shards(load_settings(SHARD, for_run=False)))
         watched = {queue.name: queue, letters.name: letters}
-        replica.start(shards.router, shards.pools, shards.locator, None, {queue.name: receiver}, queues=watched)
+        replica.start(shards.gateway, shards.pools, shards.locator, None, {queue.name: receiver}, queues=watched)
         http = open_http("127.0.0.1", 0, token=TOKEN, views=views_of(replica), allow_destructive=True)
         port = await stack.enter_async_context(http)
         session = await stack.enter_async_context(ClientSession())

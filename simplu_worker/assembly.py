@@ -1,0 +1,342 @@
+"""Put the parts of a worker together as the settings describe them; the commands open the same parts as the daemon.
+
+Opening a part makes no request yet. Each is an async context manager, which closes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import Final
+from urllib.parse import quote
+
+from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Queue
+from simplu_worker.business_info.table import BusinessInfo
+from simplu_worker.cache.cache import Cache, CacheDesk, open_cache
+from simplu_worker.cache.invalidations import OnChange, ignore_changes
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings
+from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.sqs.control.handler import ControlHandler
+from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.receive.priority import PriorityGate
+from simplu_worker.consumers.sqs.receive.receiver import POLL_WAIT_S, Handler, QueueReceiver, SchedulerLimits
+from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
+from simplu_worker.dead_letters.queue import DeadLetterQueue
+from simplu_worker.errors import ConfigurationError, PermanentError
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.citrus import open_citrus
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.locator import Locator, StaticMap
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, read_shard_map
+from simplu_worker.shards.tenants.destruction import Destroyer
+from simplu_worker.shards.tenants.first_use import FindsBusiness, FirstUse
+from simplu_worker.shards.tenants.provisioning import Provisioner
+from simplu_worker.shards.tenants.resource_changes import ResourceChanges
+
+KINESIS_READ_TIMEOUT_S: Final = 5.0
+DRAIN_SHARE: Final = 0.8  # of the grace time, for batches and messages in flight; the rest gives leases, messages back
+QUEUE_LIMITS: Final = SchedulerLimits(message_count=600, batch_count=200)  # fuller batches, fewer transactions
+CALLS_A_QUEUE: Final = 16  # deletes, heartbeats and give-backs of one queue at a time
+ONLY_SHARD_ID: Final = "database"  # the id of the one shard that DATABASE_* name
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Access to the shards."""
+
+    locator: Locator
+    pools: Pools
+    directory: Directory
+    gateway: ShardGateway
+    provisioner: Provisioner
+    destroyer: Destroyer
+    changes: ResourceChanges
+
+
+@dataclass
+class Consumers:
+    """The sources that are on."""
+
+    dead_letters: DeadLetterQueue
+    fleet: Fleet | None = None
+    receivers: dict[str, QueueReceiver] = field(default_factory=dict)
+    orders: dict[str, OrderHandler] = field(default_factory=dict)
+    stream: Stream | None = None
+    queues: dict[str, Queue] = field(default_factory=dict)
+
+    def all_queues(self) -> dict[str, Queue]:
+        """Return every configured queue by its displayed name: the URL where queues of two accounts share a name."""
+        dead_letters = self.dead_letters.queue
+        name = dead_letters.url if dead_letters.name in self.queues else dead_letters.name
+        return {**self.queues, name: dead_letters}
+
+    def add(self, queue: Queue, handler: Handler, receiver: QueueReceiver) -> None:
+        """Add a source queue, under its displayed name."""
+        name = queue.url if queue.name in self.receivers else queue.name
+        self.queues[name] = queue
+        self.receivers[name] = receiver
+        if isinstance(handler, OrderHandler):
+            self.orders[name] = handler
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a worker consists of, opened."""
+
+    shards: Shards
+    consumers: Consumers
+    on_change: OnChange = ignore_changes
+    cache: Cache | None = None
+    cache_desk: CacheDesk | None = None
+
+
+@contextlib.asynccontextmanager
+async def open_parts(settings: Settings, replica_name: str) -> AsyncIterator[Parts]:
+    """Open all parts of the worker *replica_name*: cache, shards, consumers."""
+    async with AsyncExitStack() as stack:
+        cache, cache_desk = None, None
+        if settings.redis_url is not None:
+            cache, cache_desk = await stack.enter_async_context(open_cache(settings.redis_url.get_secret_value()))
+        on_change = ignore_changes if cache is None else cache.changed
+        business_info = None
+        if settings.provision_on_first_use:
+            business_info = await stack.enter_async_context(open_business_info(settings))
+        shards = await stack.enter_async_context(
+            open_shards(settings, on_change=on_change, business_info=business_info)
+        )
+        consumers = await _open_consumers(stack, settings, shards, replica_name, cache)
+        yield Parts(shards, consumers, on_change, cache, cache_desk)
+
+
+@contextlib.asynccontextmanager
+async def open_shards(
+    settings: Settings, *, on_change: OnChange = ignore_changes, business_info: FindsBusiness | None = None
+) -> AsyncIterator[Shards]:
+    """Open access to the shards; no connection is made yet. *on_change* gets the resources that were changed.
+
+    With *business_info* a tenant is made at its first use.
+    """
+    async with AsyncExitStack() as stack:
+        pools = await stack.enter_async_context(
+            Pools(size=settings.database_pool_size, max_connections=settings.database_max_connections)
+        )
+        locator = await stack.enter_async_context(_open_locator(settings))
+        directory = Directory(locator, pools)
+        tenant_wait = timedelta(seconds=settings.tenant_wait_seconds)
+        commits = ReplicationWaiter(pools)
+        provisioner = Provisioner(locator, directory, pools, on_change=on_change, commits=commits)
+        yield Shards(
+            locator=locator,
+            pools=pools,
+            directory=directory,
+            gateway=ShardGateway(
+                directory,
+                locator,
+                pools,
+                tenant_wait=tenant_wait,
+                on_change=on_change,
+                commits=commits,
+                first_use=None if business_info is None else FirstUse(business_info, provisioner, locator, pools),
+            ),
+            provisioner=provisioner,
+            destroyer=Destroyer(locator, directory, pools, commits=commits),
+            changes=ResourceChanges(directory, pools, on_change=on_change, commits=commits),
+        )
+
+
+@contextlib.asynccontextmanager
+async def _open_locator(settings: Settings) -> AsyncIterator[Locator]:
+    allowed_hosts = settings.database_allowed_hosts
+    if settings.citrus_server_url is not None:
+        api_key = settings.citrus_api_key
+        async with open_citrus(
+            settings.citrus_server_url,
+            api_key=None if api_key is None else api_key.get_secret_value(),
+            timeout_s=settings.citrus_timeout / 1000,
+            attempts=settings.citrus_retry_attempts,
+            allowed_hosts=allowed_hosts,
+        ) as citrus:
+            yield citrus
+    elif settings.shard_map_file is not None:
+        yield StaticMap(read_shard_map(settings.shard_map_file, allowed_hosts))
+    else:
+        shard = MappedShard(shard_id=ONLY_SHARD_ID, connection_string=_only_connection_string(settings))
+        try:
+            shard.address.checked(allowed_hosts)
+        except PermanentError as exc:
+            raise ConfigurationError(f"DATABASE_HOST: {exc}") from None
+        yield StaticMap(ShardMap(shards=(shard,)))
+
+
+def _only_connection_string(settings: Settings) -> str:
+    password = settings.database_password
+    userinfo = quote(settings.database_username or "", safe="")
+    if password is not None:
+        userinfo += ":" + quote(password.get_secret_value(), safe="")
+    host = settings.database_host or ""
+    place = f"[{host}]" if ":" in host else quote(host, safe="")  # a socket's folder has slashes
+    return f"postgresql://{userinfo}@{place}:{settings.database_port}/{quote(settings.database_name or '', safe='')}"
+
+
+@contextlib.asynccontextmanager
+async def open_stream(settings: Settings) -> AsyncIterator[Stream]:
+    """Open the stream."""
+    async with open_client(
+        "kinesis", region=settings.aws_region, read_timeout_s=KINESIS_READ_TIMEOUT_S, pool_size=64
+    ) as client:
+        yield Stream(client, settings.kinesis_stream_name or "")
+
+
+@contextlib.asynccontextmanager
+async def open_lease_table(settings: Settings) -> AsyncIterator[LeaseTable]:
+    """Open the lease table."""
+    async with open_client(
+        "dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, pool_size=32
+    ) as client:
+        yield LeaseTable(client, settings.kinesis_application_name)
+
+
+@contextlib.asynccontextmanager
+async def open_business_info(settings: Settings, *, attempts: int = 1) -> AsyncIterator[BusinessInfo]:
+    """Open business-info; each request is tried *attempts* times in all."""
+    async with open_client(
+        "dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, max_attempts=attempts
+    ) as client:
+        yield BusinessInfo(client, settings.dynamodb_business_info_table)
+
+
+def reader_settings(settings: Settings) -> ReaderSettings:
+    """Return the settings of a stream shard's reader."""
+    return ReaderSettings(
+        operation_max_bytes=settings.operation_max_bytes,
+        list_result_limit=settings.list_result_limit,
+        tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
+        drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
+    )
+
+
+async def _open_consumers(
+    stack: AsyncExitStack, settings: Settings, shards: Shards, replica_name: str, cache: Cache | None
+) -> Consumers:
+    queue_count = sum(url is not None for url in _queue_urls(settings))
+    # Deletes, heartbeats and dead letters never wait behind parked polls: polls have a client of their own.
+    sqs = await stack.enter_async_context(
+        open_client("sqs", region=settings.aws_region, pool_size=CALLS_A_QUEUE * (queue_count + 1))
+    )
+    consumers = Consumers(DeadLetterQueue(sqs, settings.sqs_dead_letter_queue_url or ""))
+    if queue_count:
+        polls = await stack.enter_async_context(
+            open_client(
+                "sqs",
+                region=settings.aws_region,
+                read_timeout_s=POLL_WAIT_S + POLL_MARGIN_S,
+                pool_size=QUEUE_LIMITS.poll_count * queue_count + 1,
+            )
+        )
+        await _open_receivers(stack, settings, shards, consumers, sqs, polls)
+    if settings.kinesis_stream_name is not None:
+        consumers.stream = await stack.enter_async_context(open_stream(settings))
+        consumers.fleet = Fleet(
+            consumers.stream,
+            await stack.enter_async_context(open_lease_table(settings)),
+            me=replica_name,
+            lease_duration_s=settings.kinesis_lease_duration_seconds,
+            initial_position=settings.kinesis_initial_position,
+            create_stream=settings.kinesis_create_stream,
+            stream_shard_count=settings.kinesis_shard_count,
+            router=shards.gateway,
+            dead_letters=consumers.dead_letters,
+            rules=reader_settings(settings),
+            prefetch=PrefetchMemory(settings.prefetch_max_bytes),
+            on_expired=(lambda: None) if cache is None else cache.replica_ended,
+        )
+    return consumers
+
+
+def _queue_urls(settings: Settings) -> tuple[str | None, str | None, str | None]:
+    """Return the source queues: of control messages, of order events that go first, of order events."""
+    return (
+        settings.sqs_shard_creation_queue_url,
+        settings.sqs_priority_queue_url,
+        settings.sqs_order_events_queue_url,
+    )
+
+
+async def _open_receivers(
+    stack: AsyncExitStack, settings: Settings, shards: Shards, consumers: Consumers, sqs: Client, polls: Client
+) -> None:
+    """Open the consumers of the source queues."""
+    control_url, priority_url, orders_url = _queue_urls(settings)
+    tenant_wait = timedelta(seconds=settings.tenant_wait_seconds)
+    retry_delays_s = settings.sqs_retry_delays_seconds
+    if control_url is not None:
+        queue = Queue(sqs, control_url, poll_client=polls)
+        control = ControlHandler(
+            shards.provisioner,
+            shards.destroyer,
+            shards.changes,
+            queue,
+            retry_delays_s=retry_delays_s,
+            tenant_wait=tenant_wait,
+        )
+        consumers.add(queue, control, _receiver(settings, queue, control, consumers.dead_letters))
+    gate: PriorityGate | None = None
+    for url in (priority_url, orders_url):
+        if url is None:
+            continue
+        queue = Queue(sqs, url, poll_client=polls)
+        orders = await stack.enter_async_context(
+            open_orders(
+                shards.gateway,
+                queue,
+                operation_max_bytes=settings.operation_max_bytes,
+                tenant_wait=tenant_wait,
+                retry_delays_s=retry_delays_s,
+            )
+        )
+        receiver = _receiver(settings, queue, orders, consumers.dead_letters, gate)
+        consumers.add(queue, orders, receiver)
+        gate = PriorityGate(partial(_is_busy, receiver))  # order events wait while the priority queue is busy
+
+
+def _receiver(
+    settings: Settings,
+    queue: Queue,
+    handler: Handler,
+    dead_letters: DeadLetterQueue,
+    gate: PriorityGate | None = None,
+) -> QueueReceiver:
+    # The drain waits for a parked poll: the poll must leave most of the grace time to messages in flight.
+    poll_wait_s = min(POLL_WAIT_S, max(1, int(settings.shutdown_grace_seconds / 4)))
+    return QueueReceiver(
+        queue,
+        handler,
+        dead_letters,
+        limits=QUEUE_LIMITS,
+        rules=RedriveRules(
+            try_count=len(settings.sqs_retry_delays_seconds) + 1, grace_s=settings.shutdown_grace_seconds
+        ),
+        gate=gate,
+        poll_wait_s=poll_wait_s,
+        stop_wait_s=poll_wait_s + 1.0,
+        drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
+    )
+
+
+def _is_busy(receiver: QueueReceiver) -> bool:
+    """Return whether a queue has messages in flight that do not all wait for a dependency."""
+    if not receiver.in_flight_count:
+        return False
+    stats = receiver.stats()
+    return bool(stats["queued"] + stats["handling"] > stats["waiting"])
