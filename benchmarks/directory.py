@@ -2,7 +2,7 @@
 
     python -m benchmarks.directory [--databases 500] [--tenants 10000] [--max-connections 100]
 
-Starts a few Postgres servers with the databases, and a local Citrus. Directory, pools and router run in a process of
+Starts a few Postgres servers with the databases, and a local Citrus. Directory, pools and gateway run in a process of
 their own, as they do in the worker. Every tenant is found once (cold), looked up again (warm), and written to. Then all
 routes are made stale at once, and asked for anew while Citrus is well, slow, and away: all tenants must be served on.
 Printed are the memory, the connections as the servers count them, and the longest stall of the event loop: by the
@@ -241,10 +241,10 @@ async def phases_of(
 class Inside:
     """The process whose memory and stalls are measured."""
 
-    def __init__(self, order: dict[str, Any], directory: Directory, router: ShardGateway, pools: Pools) -> None:
+    def __init__(self, order: dict[str, Any], directory: Directory, gateway: ShardGateway, pools: Pools) -> None:
         self._order = order
         self._directory = directory
-        self._router = router
+        self._gateway = gateway
         self._pools = pools
         self._input: asyncio.StreamReader | None = None
         self.tenant_ids = [f"bench-{number}" for number in range(order["tenants"])]
@@ -311,7 +311,7 @@ class Inside:
         async def find(numbers: Iterable[int]) -> None:
             nonlocal found
             for tenant in numbers:
-                shard_id = await self._router.find(f"bench-{tenant}")
+                shard_id = await self._gateway.find(f"bench-{tenant}")
                 found += shard_id == f"shard-{tenant % databases}"
 
         numbers = iter(range(len(self.tenant_ids)))
@@ -322,7 +322,7 @@ class Inside:
 
     async def look_up_all(self) -> int:
         """Look every tenant up again and again, as for every operation."""
-        remembered = self._router.remembered
+        remembered = self._gateway.cached_shard_id
         for _ in range(WARM_ROUNDS):
             for some in batched(self.tenant_ids, 1000):
                 for tenant_id in some:
@@ -338,7 +338,7 @@ class Inside:
             nonlocal applied
             for shard in shards:
                 batch = [operation(tenant) for tenant in range(shard, len(self.tenant_ids), databases)]
-                outcomes = await self._router.apply(f"shard-{shard}", batch)
+                outcomes = await self._gateway.apply(f"shard-{shard}", batch)
                 applied += sum(one.disposition is Disposition.APPLIED for one in outcomes)
 
         shards = iter(range(databases))
@@ -350,7 +350,7 @@ class Inside:
     async def find_one_new(self) -> int:
         """Ask for a tenant that was not found before; return how many were, which is none while Citrus is away."""
         with suppress(RetryableError):
-            await self._router.find("bench-nobody")
+            await self._gateway.find("bench-nobody")
             return 1
         return 0
 
@@ -361,7 +361,7 @@ class Inside:
         while loop_time() < end:
             rounds += 1
             for some in batched(self.tenant_ids, 1000):
-                known += sum(self._router.remembered(tenant_id) is not None for tenant_id in some)
+                known += sum(self._gateway.cached_shard_id(tenant_id) is not None for tenant_id in some)
                 await asyncio.sleep(0)
             await asyncio.sleep(1)
         return known // rounds
@@ -380,8 +380,8 @@ async def work(order: dict[str, Any]) -> None:
         asyncio.TaskGroup() as tasks,
     ):
         directory = Directory(citrus, pools, clock=clock)
-        router = ShardGateway(directory, citrus, pools, tenant_wait=timedelta(minutes=15))
-        inside = Inside(order, directory, router, pools)
+        gateway = ShardGateway(directory, citrus, pools, tenant_wait=timedelta(minutes=15))
+        inside = Inside(order, directory, gateway, pools)
         inside.watch_collections()
         around = [
             tasks.create_task(inside.watch_stalls()),

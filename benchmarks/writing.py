@@ -278,7 +278,7 @@ class Twins:
         """Write the row *count* times more, beside no effect."""
         for number_of_write in range(count):
             self.claim.owed_from = f"{FIRST_SEQUENCE_NUMBER + number_of_write}/0"
-            if await self._with_row.touch([self.claim]):
+            if await self._with_row.write_positions([self.claim]):
                 raise SystemExit("expected the row to be as this program left it")
 
     async def differences(self) -> list[str]:
@@ -290,7 +290,7 @@ class Twins:
             if contents[0][what] != contents[1][what]
         ]
         row = await fetch(self.pools[0].address.connection_string, TOKEN_SQL)
-        if [row["token"]] != self.claim.tokens:
+        if [row["token"]] != self.claim.fencing_tokens:
             found.append(f"synchronous_commit {self.commit}: the row is not as its reader left it")
         return found
 

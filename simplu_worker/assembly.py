@@ -255,7 +255,7 @@ async def _open_consumers(
             initial_position=settings.kinesis_initial_position,
             create_stream=settings.kinesis_create_stream,
             stream_shard_count=settings.kinesis_shard_count,
-            router=shards.gateway,
+            gateway=shards.gateway,
             dead_letters=consumers.dead_letters,
             rules=reader_settings(settings),
             prefetch=PrefetchMemory(settings.prefetch_max_bytes),

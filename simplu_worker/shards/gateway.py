@@ -1,4 +1,4 @@
-"""What consumers call: find the shard of a tenant, apply operations there, ask what became of one."""
+"""The consumers' way to the shards: find the shard of a tenant, apply operations there, look up an operation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from simplu_worker.timing.clock import loop_time
 
 
 class LoggedOperation(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """One operation as its shard's log has it; *result* is JSON text as Postgres wrote it."""
+    """One operation as its row in the shard's log; *result* is JSON text as Postgres wrote it."""
 
     request_id: str
     status: str
@@ -42,7 +42,7 @@ class LoggedOperation(msgspec.Struct, frozen=True, rename="camel", omit_defaults
 
 
 class ShardGateway:
-    """The one way from the consumers to the shards."""
+    """The only way from the consumers to the shards."""
 
     def __init__(
         self,
@@ -63,35 +63,35 @@ class ShardGateway:
         self._commits = commits or ReplicationWaiter(pools)
         self._first_use = first_use
         self._writers: dict[str, tuple[ShardPool, ShardWriter]] = {}
-        self._took_at: dict[str, float] = {}
+        self._last_applied_at: dict[str, float] = {}
 
-    def remembered(self, tenant_id: str) -> str | None:
-        """Return the id of the shard on which the tenant was last found, without asking anybody."""
+    def cached_shard_id(self, tenant_id: str) -> str | None:
+        """Return the id of the shard on which the tenant was last found, without any request."""
         address = self._directory.remembered(tenant_id)
         return None if address is None else address.shard_id
 
     def is_up(self, shard_id: str) -> bool:
-        """Whether the last use of a shard, or look at it, found it to work."""
+        """Return whether the last use or probe of a shard succeeded."""
         pool = self._pools.by_shard_id().get(shard_id)
         return pool is not None and pool.is_healthy
 
-    def took_at(self, shard_id: str) -> float:
-        """Return when a shard last took a batch of anybody's (monotonic)."""
-        return self._took_at.get(shard_id, float("-inf"))
+    def last_applied_at(self, shard_id: str) -> float:
+        """Return when a shard last applied a batch of any caller (monotonic)."""
+        return self._last_applied_at.get(shard_id, float("-inf"))
 
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
         """Return the id of the shard that confirms the tenant, or why there is none.
 
-        That it is not registered may have been asked for up to *absence_max_age_s* ago. Raises as `Directory.find`.
+        The answer "not registered" may be up to *absence_max_age_s* old. Raises as `Directory.find` does.
         """
         found = await self._directory.find(tenant_id, absence_max_age_s=absence_max_age_s)
         return found.shard_id if isinstance(found, ShardAddress) else found
 
-    async def make_at_first_use(self, tenant_id: str, names: Iterable[Name]) -> str | Absence:
-        """Make a tenant that was found `NOT_HERE`, with `PROVISION_ON_FIRST_USE`; return what `find` then does.
+    async def provision_on_first_use(self, tenant_id: str, names: Iterable[Name]) -> str | Absence:
+        """Provision a tenant that was found `NOT_HERE`, if `PROVISION_ON_FIRST_USE` is set; then return as `find`.
 
-        *names* are the businesses and locations, of its id, that sent operations. Raises `TenantNotMadeError`, with
-        why, and as `find` does.
+        *names* are the pairs of business and location with the tenant's id that sent operations. Raises
+        `TenantNotMadeError` with the reason, and as `find` does.
         """
         if self._first_use is None:
             return Absence.NOT_HERE
@@ -102,41 +102,41 @@ class ShardGateway:
     async def apply(
         self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
     ) -> list[Outcome]:
-        """Apply *operations* to a shard, in effect one by one in order; return what became of each.
+        """Apply *operations* to a shard, in effect one by one in order; return the outcome of each.
 
-        Tenants whose operations are to be held are asked for anew the next time. With *claim*, the reader's row there
-        is written with them. Raises `RetryableError` when the shard cannot take the batch: nothing is then known of
-        it, and the same batch may be tried again; `PositionChangedError` when the row has to be read first.
+        The cached route of a tenant with a held operation is dropped. With *claim*, the same transaction writes the
+        reader's row on the shard. Raises `RetryableError` when the shard cannot apply the batch: its outcome is then
+        unknown, and the caller may retry the same batch; `PositionChangedError` when the reader must read the row.
         """
         if self._pools.has_left(shard_id):
-            outcomes = [HOLD] * len(operations)  # nobody lives there any more
+            outcomes = [HOLD] * len(operations)  # it has no tenants any more
         else:
             outcomes = await self._writer(shard_id).apply(operations, claim)
-            self._took_at[shard_id] = loop_time()
+            self._last_applied_at[shard_id] = loop_time()
         for tenant_id in {operation.tenant_id for operation in operations}:
-            self._directory.remembered(tenant_id)  # it is in use, whoever else remembers where it lives
-        hold = Disposition.HOLD  # looked up once: an enum answers slowly
+            self._directory.remembered(tenant_id)  # marks the cached route as used
+        hold = Disposition.HOLD  # looked up once: access to an enum member is slow
         for operation, outcome in zip(operations, outcomes, strict=True):
             if outcome.disposition is hold:
                 self._directory.forget(operation.tenant_id)
         self._on_change(touched(operations, outcomes))
         return outcomes
 
-    async def make_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
+    async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
         """Wait until operations that were applied, or found applied, are as safe as their shard can make them.
 
-        For what comes from a queue, and is gone with its message. Raises `RetryableError` when the shard does not
-        say so, or has lost them: then they are to be applied again.
+        For operations of a queue, which cannot be read again once their messages are deleted. Raises `RetryableError`
+        when the shard does not confirm them or has lost them: then the caller must apply them again.
         """
         await self._commits.of_operations(shard_id, operations)
 
     async def give_up(self, shard_id: str, operation: Operation, *, claim: PositionClaim | None = None) -> Outcome:
-        """Leave the row of an operation that is given up, `retries_exhausted`, after which later ones may be applied.
+        """Log an operation as given up (`retries_exhausted`), so that the tenant's later ones may be applied.
 
-        Idempotent; to be called when its dead letter is stored. Returns APPLIED with that failure when this call wrote
-        the row, DUPLICATE when it is there, or what the batch of it alone would come to: HOLD where the tenant does
-        not live there now (it is asked for anew the next time), APPLIED with `tenant_destroyed`, a DEAD_LETTER. *claim*
-        and errors as with `apply`.
+        Idempotent; to be called once its dead letter is stored. Returns APPLIED with that failure when this call wrote
+        the row, DUPLICATE when the row exists, and otherwise the outcome of a batch of this operation alone: HOLD when
+        the tenant is not on the shard (its cached route is dropped), APPLIED with `tenant_destroyed`, or a DEAD_LETTER.
+        *claim* and errors as with `apply`.
         """
         outcome = HOLD if self._pools.has_left(shard_id) else await self._writer(shard_id).give_up(operation, claim)
         if outcome.disposition is Disposition.HOLD:
@@ -144,16 +144,16 @@ class ShardGateway:
         return outcome
 
     async def probe(self, shard_id: str) -> None:
-        """Make sure, within seconds, that a shard can take operations now; raise `RetryableError` when it cannot.
+        """Check, within seconds, that a shard can apply operations now; raise `RetryableError` when it cannot.
 
-        Of many who ask at once one looks, and its answer is everybody's for a moment. One that left the map is waited
-        for by nobody: it takes what there is, and says of all of it that its tenants do not live there.
+        Concurrent calls share one probe, and its result for a moment afterwards. A retired shard counts as up: `apply`
+        returns HOLD for all its operations at once, so that their tenants are looked up again.
         """
         if not self._pools.has_left(shard_id):
             await self._writer(shard_id).probe()
 
-    async def shard_ids(self) -> list[str]:
-        """Return the ids of all shards that are known now and may be used; those in use where nobody tells of others.
+    async def list_shard_ids(self) -> list[str]:
+        """Return the ids of all known shards that may be used; those in use if the locator cannot list the shards.
 
         Raises nothing.
         """
@@ -163,51 +163,55 @@ class ShardGateway:
                     self._pools.pool(address)
         return sorted(self._pools.by_shard_id())
 
-    async def standing(
+    async def read_positions(
         self, shard_id: str, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
-        """Return what a shard knows of stream shards; None where it has no tenant yet.
+        """Return the positions of stream shards stored on a shard; None if the shard has no schema yet.
 
-        *is_first* is for who asks it for the first time. Raises `RetryableError` when it does not answer.
+        *is_first* is for a reader's first request to the shard: the answer then includes when its tenants came. Raises
+        `RetryableError` when the shard does not answer.
         """
-        return await self._writer(shard_id).standing(stream, stream_shard_ids, is_first=is_first)
+        return await self._writer(shard_id).read_positions(stream, stream_shard_ids, is_first=is_first)
 
-    async def adopt(
+    async def fence_and_read_positions(
         self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
-        """Return what `standing` would, and make sure that what it says of ancestors cannot be lost without a trace."""
-        return await self._writer(shard_id).adopt(claim, ancestors, is_first=is_first)
+        """Write a new fencing token into the row of *claim*, and return as `read_positions` for it and *ancestors*.
 
-    async def who_is_here(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
-        """Return which of the tenants live on a shard, as it says itself; other places of theirs are forgotten.
+        A failover that loses the returned rows of ancestors then loses the token too, and the reader notices.
+        """
+        return await self._writer(shard_id).fence_and_read_positions(claim, ancestors, is_first=is_first)
+
+    async def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
+        """Return which of the tenants have a live row on a shard, and drop their cached routes.
 
         Raises `RetryableError` when the shard does not answer.
         """
-        here = await self._writer(shard_id).who_is_here(tenant_ids)
+        here = await self._writer(shard_id).find_resident_tenants(tenant_ids)
         for tenant_id in here:
             self._directory.forget(tenant_id)
         return here
 
-    async def touch(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
-        """Write *claims* into the rows of their readers; return those whose rows have to be read first.
+    async def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
+        """Write *claims* into the rows of their readers; return those for which the reader must read the row first.
 
         Raises `RetryableError` when the shard does not answer.
         """
-        return await self._writer(shard_id).touch(claims)
+        return await self._writer(shard_id).write_positions(claims)
 
     async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
-        """Delete what a shard knows of stream shards past their retention. Raises as `touch`."""
+        """Delete a shard's rows of stream shards past their retention. Raises as `write_positions` does."""
         await self._writer(shard_id).forget_positions(stream, stream_shard_ids)
 
     async def find_again(self, tenant_id: str) -> str | Absence:
-        """Find a tenant's shard as if it had never been found; a new address of its shard is learned on the way."""
+        """Find a tenant's shard without the cached route; also learns a new address of its shard."""
         self._directory.forget(tenant_id)
         return await self.find(tenant_id)
 
-    async def operation(self, request_id: str, tenant_id: str | None) -> tuple[LoggedOperation | None, list[str]]:
-        """Return one operation from the log, and the ids of shards that should have been asked and did not answer.
+    async def find_operation(self, request_id: str, tenant_id: str | None) -> tuple[LoggedOperation | None, list[str]]:
+        """Return one operation from the log, and the ids of the asked shards that did not answer.
 
-        Without the tenant all shards are asked; where several tenants used the request id, the newest is returned.
+        Without the tenant all shards are asked; if several tenants used the request id, the newest is returned.
         """
         if not is_storable(request_id):
             return None, []
@@ -216,13 +220,13 @@ class ShardGateway:
             if isinstance(found, Absence):
                 return None, []
             row = await self._fetch_one(found, "find_operation", tenant_id, request_id)
-            return (None if row is None else _logged(found.shard_id, row)), []
+            return (None if row is None else _operation_of(found.shard_id, row)), []
         survey = await self.survey("find_operation_of_any_tenant", request_id)
-        operations = [_logged(shard_id, row) for shard_id, row in survey.rows]
+        operations = [_operation_of(shard_id, row) for shard_id, row in survey.rows]
         return max(operations, key=lambda operation: operation.completed_at, default=None), survey.silent
 
-    async def tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:
-        """Return the shard of a tenant and its row there, with the count of its resources and operations."""
+    async def find_tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:
+        """Return the shard of a tenant and its row there, with the counts of its resources and operations."""
         found = await self._directory.find(tenant_id) if is_storable(tenant_id) else Absence.UNREGISTERED
         if isinstance(found, Absence):
             return found
@@ -230,7 +234,7 @@ class ShardGateway:
         return Absence.NOT_HERE if row is None else (found.shard_id, row)
 
     async def survey(self, query: str, *arguments: object) -> Survey:
-        """Ask every known shard the same, all at once, each for at most a few seconds."""
+        """Run a query on every known shard, all at once, each for at most a few seconds."""
         return await survey_shards(self._locator, self._pools, query, *arguments)
 
     async def _fetch_one(self, shard: ShardAddress, query: str, *arguments: object) -> dict[str, Any] | None:
@@ -241,13 +245,13 @@ class ShardGateway:
     def _writer(self, shard_id: str) -> ShardWriter:
         pool = self._pools.at(shard_id)
         known, writer = self._writers.get(shard_id, (None, None))
-        if writer is None or known is not pool:  # it left, and came back
+        if writer is None or known is not pool:  # the shard was retired, and restored
             writer = ShardWriter(pool, tenant_wait=self._tenant_wait)
             self._writers[shard_id] = pool, writer
         return writer
 
 
-def _logged(shard_id: str, row: dict[str, Any]) -> LoggedOperation:
+def _operation_of(shard_id: str, row: dict[str, Any]) -> LoggedOperation:
     return LoggedOperation(
         request_id=row["request_id"],
         status=row["status"],

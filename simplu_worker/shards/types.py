@@ -56,7 +56,7 @@ class StreamPosition(msgspec.Struct, frozen=True):
     owed_from: str
     owed_since: datetime | None
     parents_done: bool
-    token: str
+    fencing_token: str
     read_to: str | None = None
     held: tuple[str, ...] = ()
 
@@ -72,9 +72,9 @@ class StoredPositions(msgspec.Struct, frozen=True):
 
     rows: dict[str, StreamPosition]
     first_tenant_at: datetime | None
-    moved_in_s: float | None = None
-    moves: str | None = None
-    is_as_left: bool = False
+    last_move_age_s: float | None = None
+    move_token: str | None = None
+    is_unchanged: bool = False
 
 
 class PositionClaim(msgspec.Struct):
@@ -92,8 +92,8 @@ class PositionClaim(msgspec.Struct):
     read_to: str | None = None
     held: tuple[str, ...] | None = None
     parents_done: bool = False
-    moves: str | None = None
-    tokens: list[str] = []
+    move_token: str | None = None
+    fencing_tokens: list[str] = []
 
 
 class ProvisionRequest(msgspec.Struct, frozen=True):

@@ -223,7 +223,7 @@ class ReplicaStatus:
         tenant_id = None if business_id is None else tenant_id_of(business_id, location_id or "")
         silent: list[str] = []
         try:
-            found, silent = await self.gateway.operation(request_id, tenant_id)
+            found, silent = await self.gateway.find_operation(request_id, tenant_id)
         except (RetryableError, PermanentError) as exc:
             return 503, {"error": str(exc)}
         if found is not None:
@@ -244,7 +244,7 @@ class ReplicaStatus:
         if self.gateway is None:
             return 503, {"error": "starting"}
         try:
-            found = await self.gateway.tenant(tenant_id_of(business_id, location_id))
+            found = await self.gateway.find_tenant(tenant_id_of(business_id, location_id))
         except (RetryableError, PermanentError) as exc:
             return 503, {"error": str(exc)}
         if isinstance(found, Absence):

@@ -106,32 +106,34 @@ class PostgresShards:
             outcomes.append(outcome)
         return outcomes
 
-    def who_is_here(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
+    def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
         """Return which tenants live on a shard."""
         found = [self.tenants[tenant_id] for tenant_id in tenant_ids]
         return {one.tenant_id for one in found if one.created_at is not None and one.shard_id == shard_id}
 
-    def standing(self, shard_id: str, stream_shard_ids: Sequence[str]) -> StoredPositions:
+    def read_positions(self, shard_id: str, stream_shard_ids: Sequence[str]) -> StoredPositions:
         """Return what a shard knows of stream shards."""
         rows = {key: self.positions[shard_id, key] for key in stream_shard_ids if (shard_id, key) in self.positions}
         made = [one.created_at for one in self.tenants.values() if one.created_at and one.shard_id == shard_id]
         now = self.network.loop.time()
         came = [one.moved_at for one in self.tenants.values() if one.shard_id == shard_id]
         moved = [now - at for at in came if at is not None]
-        return StoredPositions(rows, min(made, default=None), min(moved, default=None), self._moves(shard_id))
+        return StoredPositions(rows, min(made, default=None), min(moved, default=None), self._move_token(shard_id))
 
-    def adopt(self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], token: str) -> StoredPositions:
+    def fence_and_read_positions(
+        self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], token: str
+    ) -> StoredPositions:
         """Return what a shard knows, and leave another token in the row of the claim."""
         place = shard_id, claim.stream_shard_id
         before = self.positions.get(place)
         self._history[shard_id].append(Transaction([], place, before))
-        blank = StreamPosition("TRIM_HORIZON", None, parents_done=False, token=token)
-        self.positions[place] = blank if before is None else msgspec.structs.replace(before, token=token)
-        standing = self.standing(shard_id, [claim.stream_shard_id, *ancestors])
-        is_as_left = before is not None and before.token in claim.tokens
-        return msgspec.structs.replace(standing, is_as_left=is_as_left)
+        blank = StreamPosition("TRIM_HORIZON", None, parents_done=False, fencing_token=token)
+        self.positions[place] = blank if before is None else msgspec.structs.replace(before, fencing_token=token)
+        standing = self.read_positions(shard_id, [claim.stream_shard_id, *ancestors])
+        is_unchanged = before is not None and before.fencing_token in claim.fencing_tokens
+        return msgspec.structs.replace(standing, is_unchanged=is_unchanged)
 
-    def touch(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[str]:
+    def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[str]:
         """Write claims; return the stream shards whose rows are not as they were left."""
         changed = []
         for claim in claims:
@@ -170,7 +172,7 @@ class PostgresShards:
                     lower.owed_from,
                     lower.owed_since,
                     parents_done=here.parents_done and there.parents_done,
-                    token=f"{here.token}+{there.token}",
+                    fencing_token=f"{here.fencing_token}+{there.fencing_token}",
                 )
         self._history[source].clear()
         self._history[shard_id].clear()
@@ -182,10 +184,10 @@ class PostgresShards:
             return
         place = shard_id, claim.stream_shard_id
         before = self.positions.get(place)
-        *seen, token = claim.tokens
-        if (before.token not in seen) if before is not None else seen:
+        *seen, token = claim.fencing_tokens
+        if (before.fencing_token not in seen) if before is not None else seen:
             raise PositionChangedError("it is another's")
-        if not seen and claim.moves is not None and claim.moves != self._moves(shard_id):
+        if not seen and claim.move_token is not None and claim.move_token != self._move_token(shard_id):
             raise PositionChangedError("a tenant was moved here since")
         self._history[shard_id].append(Transaction([], place, before))
         self.positions[place] = StreamPosition(
@@ -197,7 +199,7 @@ class PostgresShards:
             held=claim.held or (),
         )
 
-    def _moves(self, shard_id: str) -> str:
+    def _move_token(self, shard_id: str) -> str:
         """Return what is another text once a tenant was moved to a shard."""
         return " ".join(str(one.moved_at) for one in self.tenants.values() if one.shard_id == shard_id and one.moved_at)
 
@@ -245,16 +247,16 @@ class PostgresShards:
         return TenantRow(operation.business_id, operation.location_id, "gym", state, tenant.created_at)
 
 
-class SimulatedRouter(ShardGateway):
+class SimulatedGateway(ShardGateway):
     """One replica's way to the shards; it remembers where it found a tenant."""
 
     def __init__(self, shards: PostgresShards) -> None:
         self._shards = shards
         self._remembered: dict[str, str] = {}
-        self._took_at: dict[str, float] = {}
+        self._last_applied_at: dict[str, float] = {}
         self._first_use = None
 
-    def remembered(self, tenant_id: str) -> str | None:
+    def cached_shard_id(self, tenant_id: str) -> str | None:
         """Return where the tenant was last found."""
         return self._remembered.get(tenant_id)
 
@@ -278,7 +280,7 @@ class SimulatedRouter(ShardGateway):
             outcomes = await self._shards.network.ask(
                 shard_id, lambda: self._shards.transact(shard_id, operations, said), lost=_lost
             )
-        self._took_at[shard_id] = loop_time()
+        self._last_applied_at[shard_id] = loop_time()
         for operation, outcome in zip(operations, outcomes, strict=True):
             if outcome is HOLD:
                 self._remembered.pop(operation.tenant_id, None)
@@ -296,42 +298,46 @@ class SimulatedRouter(ShardGateway):
                 shard_id, lambda: self._shards.give_up(shard_id, operation, said), lost=_lost
             )
 
-    async def shard_ids(self) -> list[str]:
+    async def list_shard_ids(self) -> list[str]:
         """Return all shards."""
         return list(SHARD_IDS)
 
-    async def standing(
+    async def read_positions(
         self, shard_id: str, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions:
         """Ask what a shard knows of stream shards."""
         wanted = list(stream_shard_ids)
-        return await self._shards.network.ask(shard_id, lambda: self._shards.standing(shard_id, wanted), lost=_lost)
+        return await self._shards.network.ask(
+            shard_id, lambda: self._shards.read_positions(shard_id, wanted), lost=_lost
+        )
 
-    async def adopt(
+    async def fence_and_read_positions(
         self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions:
         """Ask the same, and leave another token."""
         wanted, token, known = list(ancestors), str(uuid4()), msgspec.structs.replace(claim)
         return await self._shards.network.ask(
-            shard_id, lambda: self._shards.adopt(shard_id, known, wanted, token), lost=_lost
+            shard_id, lambda: self._shards.fence_and_read_positions(shard_id, known, wanted, token), lost=_lost
         )
 
-    async def who_is_here(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
+    async def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
         """Ask which tenants live on a shard."""
         here = await self._shards.network.ask(
-            shard_id, lambda: self._shards.who_is_here(shard_id, tenant_ids), lost=_lost
+            shard_id, lambda: self._shards.find_resident_tenants(shard_id, tenant_ids), lost=_lost
         )
         for tenant_id in here:
             self._remembered.pop(tenant_id, None)
         return here
 
-    async def touch(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
+    async def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
         """Write claims beside no effect."""
         with ExitStack() as attempts:
             for claim in claims:
                 attempts.enter_context(attempt_claim(claim))
             said = [one for one in map(_said, claims) if one is not None]
-            changed = await self._shards.network.ask(shard_id, lambda: self._shards.touch(shard_id, said), lost=_lost)
+            changed = await self._shards.network.ask(
+                shard_id, lambda: self._shards.write_positions(shard_id, said), lost=_lost
+            )
         return [claim for claim in claims if claim.stream_shard_id in changed]
 
     async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
@@ -368,7 +374,7 @@ def record_key(origin: Origin) -> RecordKey:
 
 def _said(claim: PositionClaim | None) -> PositionClaim | None:
     """Return what a claim says when it is sent; the last of its tokens is the new one."""
-    return None if claim is None else msgspec.structs.replace(claim, tokens=list(claim.tokens))
+    return None if claim is None else msgspec.structs.replace(claim, fencing_tokens=list(claim.fencing_tokens))
 
 
 def _order(position: str) -> tuple[int, str, int]:

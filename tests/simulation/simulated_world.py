@@ -17,7 +17,7 @@ from simulation.ledger import Ledger
 from simulation.simulated_dynamodb import DynamoDb
 from simulation.simulated_kinesis import STREAM, KinesisClient, KinesisService
 from simulation.simulated_network import Network
-from simulation.simulated_shards import SHARD_IDS, PostgresShards, SimulatedDeadLetters, SimulatedRouter, Tenant
+from simulation.simulated_shards import SHARD_IDS, PostgresShards, SimulatedDeadLetters, SimulatedGateway, Tenant
 from simulation.virtual_time import EPOCH, Process, VirtualLoop
 from support.aws.kpl_aggregates import aggregate
 
@@ -93,7 +93,7 @@ class Replica:
             initial_position=EPOCH if plan.initial_position == "AT_TIMESTAMP" else plan.initial_position,
             create_stream=True,
             stream_shard_count=1,
-            router=SimulatedRouter(world.shards),
+            gateway=SimulatedGateway(world.shards),
             dead_letters=SimulatedDeadLetters(world.shards),
             rules=ReaderSettings(
                 operation_max_bytes=100_000,

@@ -187,7 +187,7 @@ class _HastyCatchUp(CatchUpReader):
         owed = self.catch_up.owed
         at, ticket = owed.last, owed.take_at_last()
         await self._send(self._decoder.decode(records, after=self._after), ending)
-        await self._ask_who_is_here(at, ending)
+        await self._ask_for_residents(at, ending)
         owed.done([ticket])
 
 
@@ -201,13 +201,13 @@ class _HastyCatchUps(CatchUps):
 class _SettledContacts(ShardPositions):
     @override
     async def adopt_by(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> Backfill | None:
-        return await super().adopt_by(contact, lineage, replace(standing, moved_in_s=None))
+        return await super().adopt_by(contact, lineage, replace(standing, last_move_age_s=None))
 
 
 class _UnwaryContacts(ShardPositions):
     @override
     async def adopt_by(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> Backfill | None:
-        return await super().adopt_by(contact, lineage, replace(standing, moves=None))
+        return await super().adopt_by(contact, lineage, replace(standing, move_token=None))
 
 
 class _ForwardContacts(ShardPositions):

@@ -56,7 +56,7 @@ class World:
         self.citrus = citrus
         self._make_shard = make_shard
         self.pools: Pools
-        self.router: ShardGateway
+        self.gateway: ShardGateway
         self.provisioner: Provisioner
 
     def add_shard(self, address: ShardAddress) -> ShardPool:
@@ -122,7 +122,7 @@ class World:
             hash_range=hash_range,
             owed_by_parents=owed_by_parents,
             ahead=ahead,
-            router=self.router,
+            gateway=self.gateway,
             dead_letters=DeadLetterQueue(self.sqs, queue_url or self.queue_url, draw=lambda: 0.0),
             rules=rules,
             memory=(prefetch or PrefetchMemory(PREFETCH_MAX_BYTES)).open_quota(),
@@ -167,7 +167,7 @@ async def open_world(
         )
         world.pools = await stack.enter_async_context(Pools(size=4, deadlines=deadlines))
         directory = Directory(locator, world.pools)
-        world.router = ShardGateway(directory, locator, world.pools, tenant_wait=WAIT)
+        world.gateway = ShardGateway(directory, locator, world.pools, tenant_wait=WAIT)
         world.provisioner = Provisioner(locator, directory, world.pools)
         await world.stream.ensure(create=True, shard_count=1)
         yield world

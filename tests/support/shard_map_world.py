@@ -48,7 +48,7 @@ class World:
     locator: StaticMap
     pools: Pools
     directory: Directory
-    router: ShardGateway
+    gateway: ShardGateway
     provisioner: Provisioner
     refresh: RouteRefresh
     map_reload: MapReload
@@ -78,11 +78,11 @@ class World:
 
     async def found(self, tenant: tuple[str, str]) -> str | Absence:
         """Return where a tenant is found when it is asked for anew."""
-        return await self.router.find_again("-".join(tenant))
+        return await self.gateway.find_again("-".join(tenant))
 
     async def apply(self, shard_id: str, tenant: tuple[str, str]) -> list[Outcome]:
         """Send one operation of a tenant, which comes just now, to a shard."""
-        return await self.router.apply(
+        return await self.gateway.apply(
             shard_id, [operation("create", "r1", {}, tenant=tenant, arrived_at=datetime.now(UTC))]
         )
 
@@ -115,7 +115,7 @@ async def worker(path: Path) -> AsyncIterator[World]:
             locator=locator,
             pools=pools,
             directory=directory,
-            router=ShardGateway(directory, locator, pools, tenant_wait=TENANT_WAIT),
+            gateway=ShardGateway(directory, locator, pools, tenant_wait=TENANT_WAIT),
             provisioner=Provisioner(locator, directory, pools),
             refresh=RouteRefresh(directory, locator, pools),
             map_reload=MapReload(read, locator, directory, pools),

@@ -92,7 +92,7 @@ class _Replay:
     def __init__(
         self,
         stream: Stream,
-        router: ShardGateway,
+        gateway: ShardGateway,
         letters: CountedLetters,
         rules: ReaderSettings,
         prefetch: PrefetchMemory,
@@ -100,7 +100,7 @@ class _Replay:
         leases: Mapping[str, Lease],
     ) -> None:
         self._stream = stream
-        self._router = router
+        self._gateway = gateway
         self._letters = letters
         self._start = start
         self._leases = leases
@@ -119,7 +119,7 @@ class _Replay:
             self._stream,
             shard.stream_shard_id,
             await self._start_of(shard),
-            router=self._router,
+            gateway=self._gateway,
             dead_letters=self._letters,
             rules=self._rules,
             memory=self._prefetch.open_quota(),

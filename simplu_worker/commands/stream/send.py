@@ -58,7 +58,7 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         raise PermanentError("request id, tenant: expected UTF-8") from None
     tenant_id = None if tenant is None else tenant_id_of(*tenant)
     async with open_shards(settings) as shards:
-        found, silent = await shards.gateway.operation(request_id, tenant_id)
+        found, silent = await shards.gateway.find_operation(request_id, tenant_id)
     shown = {"requestId": request_id, "status": "unknown"} if found is None else _members(found)
     if as_json:
         print_json(shown | {"shardsWithoutAnswer": silent})

@@ -52,7 +52,7 @@ class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
 
 
 async def wait_for_outcomes(
-    router: ShardGateway, lines: Sequence[InputLine], timeout_s: float, progress: PutProgress
+    gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, progress: PutProgress
 ) -> tuple[dict[Key, dict[str, Any]], list[str]]:
     """Ask until every line that is an operation is in a log, for at most *timeout_s*.
 
@@ -63,7 +63,7 @@ async def wait_for_outcomes(
     rows: dict[Key, dict[str, Any]] = {}
     while True:
         started = time.monotonic()
-        found, silent = await _ask(router, pending)
+        found, silent = await _ask(gateway, pending)
         rows |= found
         pending -= found.keys()
         progress.show(len(rows))
@@ -73,14 +73,14 @@ async def wait_for_outcomes(
         await asyncio.sleep(min(left_s, max(POLL_MIN_S, POLL_REST * (time.monotonic() - started))))
 
 
-async def _ask(router: ShardGateway, keys: Iterable[Key]) -> tuple[dict[Key, dict[str, Any]], list[str]]:
+async def _ask(gateway: ShardGateway, keys: Iterable[Key]) -> tuple[dict[Key, dict[str, Any]], list[str]]:
     ordered = sorted(keys)
     rows: dict[Key, dict[str, Any]] = {}
     silent: set[str] = set()
     for first in range(0, len(ordered), ASKED_AT_ONCE):
         some = ordered[first : first + ASKED_AT_ONCE]
         try:
-            survey = await router.survey("find_operations", [key[0] for key in some], [key[1] for key in some])
+            survey = await gateway.survey("find_operations", [key[0] for key in some], [key[1] for key in some])
         except RetryableError:
             continue  # whoever names the shards is down: asked again with the next poll
         silent |= set(survey.silent)

@@ -20,11 +20,11 @@ def attempt_claim(claim: PositionClaim) -> Iterator[str]:
     Blocks may overlap: a transaction that its caller has abandoned goes on if other callers share it.
     """
     token = str(uuid.uuid4())
-    claim.tokens = [*claim.tokens[:1], *claim.tokens[1:][-UNCERTAIN_ATTEMPTS_MAX:], token]
+    claim.fencing_tokens = [*claim.fencing_tokens[:1], *claim.fencing_tokens[1:][-UNCERTAIN_ATTEMPTS_MAX:], token]
     try:
         yield token
     except (PositionChangedError, LostRaceError, InvalidDataError, StatementFailedError):  # certainly rolled back
-        claim.tokens = [known for known in claim.tokens if known != token]
+        claim.fencing_tokens = [known for known in claim.fencing_tokens if known != token]
         raise
-    if token in claim.tokens:  # otherwise a later attempt has committed already
-        claim.tokens = claim.tokens[claim.tokens.index(token) :]
+    if token in claim.fencing_tokens:  # otherwise a later attempt has committed already
+        claim.fencing_tokens = claim.fencing_tokens[claim.fencing_tokens.index(token) :]

@@ -28,7 +28,7 @@ async def write_positions(connection: Connection, claims: Sequence[tuple[Positio
     written = {(row["stream"], row["stream_shard_id"]) for row in rows}
     for claim, token in in_order:
         if not _seen(claim, token):
-            status = await connection.execute(QUERIES["begin_position"], *_said(claim), token, claim.moves)
+            status = await connection.execute(QUERIES["begin_position"], *_said(claim), token, claim.move_token)
             if status.endswith(" 1"):
                 written.add(_place(claim))
     return [claim for claim, _ in in_order if _place(claim) not in written]
@@ -46,7 +46,7 @@ def _place(claim: PositionClaim) -> tuple[str, str]:
 
 def _seen(claim: PositionClaim, token: str) -> list[str]:
     """Return the tokens that the row may have, besides the one that is to be written."""
-    return [known for known in claim.tokens if known != token]
+    return [known for known in claim.fencing_tokens if known != token]
 
 
 def _said(claim: PositionClaim) -> tuple[object, ...]:
@@ -57,7 +57,7 @@ def _said(claim: PositionClaim) -> tuple[object, ...]:
 async def mark_position(connection: Connection, claim: PositionClaim) -> bool:
     """Leave a new token, known to nobody, in the row of *claim*; return whether its reader knew the one that it had."""
     place, token = (claim.stream, claim.stream_shard_id), str(uuid4())
-    status = await connection.execute(QUERIES["mark_known_position"], *place, token, claim.tokens)
+    status = await connection.execute(QUERIES["mark_known_position"], *place, token, claim.fencing_tokens)
     if status.endswith(" 1"):
         return True
     await connection.execute(QUERIES["mark_position"], *place, token)
@@ -89,7 +89,7 @@ def _position(row: Any) -> StreamPosition:
         owed_from=row["owed_from"],
         owed_since=row["owed_since"],
         parents_done=row["parents_done"],
-        token=row["token"],
+        fencing_token=row["token"],
         read_to=row["read_to"],
         held=tuple(row["held"] or ()),
     )

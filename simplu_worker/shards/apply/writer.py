@@ -111,7 +111,7 @@ class ShardWriter:
         await self._pool.probe()
         await self._check(self._pool.fresh_connection)
 
-    async def standing(
+    async def read_positions(
         self, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
         """Return what the shard knows of stream shards; None where it has no schema, and so no tenant, yet.
@@ -124,31 +124,31 @@ class ShardWriter:
                 return None
             return await read_standing(connection, stream, stream_shard_ids, is_first=is_first)
 
-    async def who_is_here(self, tenant_ids: Sequence[str]) -> set[str]:
-        """Return which of the tenants live on the shard. Raises `ShardUnavailableError`, as `standing` does."""
+    async def find_resident_tenants(self, tenant_ids: Sequence[str]) -> set[str]:
+        """Return which of the tenants live on the shard. Raises `ShardUnavailableError`, as `read_positions` does."""
         async with self._pool.connection() as connection:
             if not await self._has_schema(connection):
                 return set()
             rows = await connection.fetch(QUERIES["find_tenants"], list(tenant_ids))
         return {row["id"] for row in rows if row["state"] in {TenantState.ACTIVE, TenantState.FENCED}}
 
-    async def adopt(
+    async def fence_and_read_positions(
         self, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
         """Return what the shard knows of a claim's stream shard and its ancestors, and leave a new token in its row.
 
         In one transaction: otherwise what an ancestor's row said might be lost, and nothing would tell the reader of
-        the stream shard. Raises and returns None as `standing` does.
+        the stream shard. Raises and returns None as `read_positions` does.
         """
         async with self._pool.transaction() as connection:
             if not await self._has_schema(connection):
                 return None
-            is_as_left = await mark_position(connection, claim)
+            is_unchanged = await mark_position(connection, claim)
             ids = [claim.stream_shard_id, *ancestors]
             standing = await read_standing(connection, claim.stream, ids, is_first=is_first)
-            return msgspec.structs.replace(standing, is_as_left=is_as_left)
+            return msgspec.structs.replace(standing, is_unchanged=is_unchanged)
 
-    async def touch(self, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
+    async def write_positions(self, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
         """Write *claims* beside no effect; return those whose rows are not as their readers left them.
 
         Not waited for on the disk: what is lost of it is claimed again. Raises `ShardUnavailableError`.

@@ -33,7 +33,7 @@ async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
 def claims(tokens: Sequence[str] = ()) -> list[PositionClaim]:
     """Return what so many readers of stream shards claim."""
     return [
-        PositionClaim(STREAM, f"shardId-{number:012}", owed_from="7/0", tokens=list(tokens))
+        PositionClaim(STREAM, f"shardId-{number:012}", owed_from="7/0", fencing_tokens=list(tokens))
         for number in range(READERS)
     ]
 
@@ -86,7 +86,7 @@ async def test_readers_move_their_positions_together_again_and_again(case: Tenan
 
     assert await transactions(case) == [READERS] * 3
     rows = await fetch(case.pool, "SELECT token::text, owed_from FROM stream_positions ORDER BY stream_shard_id")
-    assert [(row["owed_from"], [row["token"]]) for row in rows] == [("2/0", claim.tokens) for claim in claimed]
+    assert [(row["owed_from"], [row["token"]]) for row in rows] == [("2/0", claim.fencing_tokens) for claim in claimed]
 
 
 async def test_group_is_no_larger_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
@@ -130,7 +130,7 @@ async def test_batch_goes_at_once_when_a_connection_is_free(make_shard: ShardMak
 async def test_reader_whose_position_was_changed_fails_alone(case: TenantCase) -> None:
     """The others are applied, each by itself."""
     claimed = claims()
-    claimed[3].tokens = ["00000000-0000-0000-0000-000000000001"]
+    claimed[3].fencing_tokens = ["00000000-0000-0000-0000-000000000001"]
 
     outcomes = await together(case, writer_of(case.pool), [creates(case, one) for one in range(READERS)], claimed)
 

@@ -97,9 +97,9 @@ async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_n
         "read_to": "9/1",
         "held": ["tenant:a-x", "slots:AA"],
         "parents_done": True,
-        "token": claim.tokens[0],
+        "token": claim.fencing_tokens[0],
     }
-    assert len(claim.tokens) == 1
+    assert len(claim.fencing_tokens) == 1
 
     claim.owed_from, claim.owed_since = "8/0", ARRIVED_AT + timedelta(seconds=1)
     claim.read_to, claim.held, claim.parents_done = None, None, False
@@ -111,9 +111,9 @@ async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_n
         "read_to": None,
         "held": None,
         "parents_done": False,
-        "token": claim.tokens[0],
+        "token": claim.fencing_tokens[0],
     }
-    assert claim.tokens != [first["token"]]
+    assert claim.fencing_tokens != [first["token"]]
 
 
 async def test_writer_writes_no_row_without_a_claim(case: TenantCase, writer: ShardWriter) -> None:
@@ -130,8 +130,8 @@ async def test_writer_applies_nothing_when_the_row_is_another_readers(
     claim, other = claim_of(), claim_of(owed_from="6/0")
     if known == "a row":
         await writer.apply([case.operation("create", "r0", {})], claim)
-        other.tokens = list(claim.tokens)
-    tokens = list(claim.tokens)
+        other.fencing_tokens = list(claim.fencing_tokens)
+    tokens = list(claim.fencing_tokens)
     await writer.apply([case.operation("create", "r1", {})], other)
     before = await case.everything(), await rows(case.pool)
 
@@ -141,7 +141,7 @@ async def test_writer_applies_nothing_when_the_row_is_another_readers(
         await writer.apply(operations, claim)
 
     assert (await case.everything(), await rows(case.pool)) == before
-    assert claim.tokens == tokens
+    assert claim.fencing_tokens == tokens
     assert await position(case.pool) == "6/0"
 
 
@@ -152,20 +152,20 @@ async def test_writer_makes_no_row_when_a_tenant_was_moved_here_since_the_reader
 
     Tenants that are made here meanwhile lack nothing.
     """
-    standing = await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True)
+    standing = await writer.read_positions(STREAM, [STREAM_SHARD_ID], is_first=True)
     assert standing is not None
-    claim = claim_of(moves=standing.moves)
+    claim = claim_of(move_token=standing.move_token)
     await add_tenant(case.pool, ("clinic", "moved"), created_at=TENANT_MADE_AT)
     await fetch(case.pool, "UPDATE tenants SET epoch = 2, state_changed_at = now() WHERE location_id = 'moved'")
 
     with pytest.raises(PositionChangedError, match=STREAM_SHARD_ID):
         await writer.apply([case.operation("create", data={})], claim)
-    assert await writer.touch([claim]) == [claim]
+    assert await writer.write_positions([claim]) == [claim]
     assert (await rows(case.pool), await case.resources()) == ({}, {})
 
-    standing = await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True)
+    standing = await writer.read_positions(STREAM, [STREAM_SHARD_ID], is_first=True)
     assert standing is not None
-    claim = claim_of(moves=standing.moves)
+    claim = claim_of(move_token=standing.move_token)
     await add_tenant(case.pool, ("clinic", "new"), created_at=TENANT_MADE_AT)
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
 
@@ -191,7 +191,10 @@ async def test_writer_lets_only_one_of_two_readers_write_that_saw_the_same_row(
     """The second waits for the first and then finds another row, whether there was one before or not."""
     for owed_from in ("7/0", "8/0"):
         seen = [row["token"] for row in (await rows(case.pool)).values()]
-        first, second = claim_of(owed_from=owed_from, tokens=list(seen)), claim_of(owed_from="1/0", tokens=list(seen))
+        first, second = (
+            claim_of(owed_from=owed_from, fencing_tokens=list(seen)),
+            claim_of(owed_from="1/0", fencing_tokens=list(seen)),
+        )
         name = owed_from.partition("/")[0]
         async with shut_gate(case.pool) as gate, asyncio.TaskGroup() as tasks:
             winning = tasks.create_task(writer.apply([case.operation("create", f"w{name}", {})], first))
@@ -202,7 +205,7 @@ async def test_writer_lets_only_one_of_two_readers_write_that_saw_the_same_row(
         await fetch(case.pool, "DROP FUNCTION wait_at_gate CASCADE")
         assert (winning.result(), losing.result()) == ([SUCCEEDED], True)
         assert await position(case.pool) == owed_from
-        assert second.tokens == seen
+        assert second.fencing_tokens == seen
     assert sorted(name for _, name in await case.resources()) == ["w7", "w8"]
 
 
@@ -225,23 +228,23 @@ async def test_reader_goes_on_when_it_does_not_know_whether_its_batch_was_commit
         await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
         case, writer, claim = TenantCase(pool, ("clinic", "main")), writer_of(pool), claim_of()
         await writer.apply([case.operation("list", None)], claim if known == "a row" else None)
-        before = list(claim.tokens)
+        before = list(claim.fencing_tokens)
         batch = [case.operation("create", data={"v": 0}), case.operation("patch", data={"w": 1})]
         claim.owed_from = "8/0"
         line.cut_after_commit, line.cut_before_commit = after, not after
         with pytest.raises(ShardUnavailableError):
             await writer.apply(batch, claim)
-        assert claim.tokens[:-1] == before
+        assert claim.fencing_tokens[:-1] == before
         assert await position(pool) == ("8/0" if after else "7/0" if before else None)
 
         claim.owed_from = "9/0"
         if not after and not before:
             with pytest.raises(PositionChangedError):
                 await writer.apply(batch, claim)
-            claim.tokens = []  # after a look
+            claim.fencing_tokens = []  # after a look
         assert await writer.apply(batch, claim) == [DUPLICATE if after else SUCCEEDED] * 2
         assert await position(pool) == "9/0"
-        assert len(claim.tokens) == 1
+        assert len(claim.fencing_tokens) == 1
         await pool.close()
 
 
@@ -263,9 +266,9 @@ async def test_reader_goes_on_when_its_connection_is_ended_within_the_batch(
         assert isinstance(await applying, ShardUnavailableError)
         await gate.open()
 
-    assert (len(claim.tokens), await position(case.pool)) == (2, "7/0")
+    assert (len(claim.fencing_tokens), await position(case.pool)) == (2, "7/0")
     assert await writer.apply(batch, claim) == [SUCCEEDED]
-    assert (len(claim.tokens), await position(case.pool)) == (1, "8/0")
+    assert (len(claim.fencing_tokens), await position(case.pool)) == (1, "8/0")
 
 
 async def _outcome(writer: ShardWriter, operations: list[Any], claim: PositionClaim) -> object:
@@ -281,8 +284,8 @@ async def test_attempt_that_was_given_up_writes_nothing_when_it_comes_late(
     """The batch that was sent after it has committed, and the row that it expects is no more: nothing is overtaken."""
     claim = claim_of()
     await writer.apply([case.operation("create", data={"v": 0})], claim)
-    seen = list(claim.tokens)
-    late = PositionClaim(STREAM, STREAM_SHARD_ID, owed_from="7/0", tokens=seen)
+    seen = list(claim.fencing_tokens)
+    late = PositionClaim(STREAM, STREAM_SHARD_ID, owed_from="7/0", fencing_tokens=seen)
     claim.owed_from = "8/0"
     assert await writer.apply([case.operation("update", data={"v": 1})], claim) == [SUCCEEDED]
 
@@ -334,7 +337,7 @@ async def test_writer_writes_the_row_with_each_part_of_a_batch(
     assert len(transactions) > 1
     assert transactions <= {row["xid"] for row in written}
     assert len({row["token"] for row in written}) == len(written)
-    assert claim.tokens == [(await rows(pool))[STREAM_SHARD_ID]["token"]]
+    assert claim.fencing_tokens == [(await rows(pool))[STREAM_SHARD_ID]["token"]]
     await calm(pool)
     await pool.close()
 
@@ -374,7 +377,7 @@ async def test_writer_writes_the_row_with_an_operation_that_is_given_up(case: Te
     claim = claim_of()
     bad = case.operation("create", data={})
     assert await writer.give_up(bad, claim) == GIVEN_UP
-    assert (await position(case.pool), len(claim.tokens)) == ("7/0", 1)
+    assert (await position(case.pool), len(claim.fencing_tokens)) == ("7/0", 1)
 
     claim.owed_from = "8/0"
     assert await writer.give_up(bad, claim) == DUPLICATE
@@ -391,13 +394,13 @@ async def test_touch_writes_what_is_its_readers_and_says_what_is_not(case: Tenan
     """Rows of several stream shards at once: what is another's keeps none of the others from being written."""
     known, new, stolen, gone = (claim_of(f"shardId-{number}") for number in range(4))
     for claim in (known, stolen, gone):
-        assert await writer.touch([claim]) == []
+        assert await writer.write_positions([claim]) == []
     token = await take_away(case.pool, "shardId-2")
     await fetch(case.pool, "DELETE FROM stream_positions WHERE stream_shard_id = 'shardId-3'")
     for claim in (known, new, stolen, gone):
         claim.owed_from = "8/0"
 
-    assert await writer.touch([gone, stolen, new, known]) == [stolen, gone]
+    assert await writer.write_positions([gone, stolen, new, known]) == [stolen, gone]
 
     found = await rows(case.pool)
     assert {key: row["owed_from"] for key, row in found.items()} == {
@@ -406,8 +409,8 @@ async def test_touch_writes_what_is_its_readers_and_says_what_is_not(case: Tenan
         "shardId-2": "99/0",
     }
     assert found["shardId-2"]["token"] == token
-    assert [claim.tokens for claim in (known, new)] == [[found[f"shardId-{n}"]["token"]] for n in (0, 1)]
-    assert await writer.touch([]) == []
+    assert [claim.fencing_tokens for claim in (known, new)] == [[found[f"shardId-{n}"]["token"]] for n in (0, 1)]
+    assert await writer.write_positions([]) == []
 
 
 async def test_touch_leaves_the_rows_in_doubt_when_nobody_answers(make_shard: ShardMaker) -> None:
@@ -416,32 +419,34 @@ async def test_touch_leaves_the_rows_in_doubt_when_nobody_answers(make_shard: Sh
         pool = ShardPool(line.address, size=2)
         await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
         writer, claims = writer_of(pool), [claim_of("shardId-0"), claim_of("shardId-1")]
-        await writer.touch(claims)
+        await writer.write_positions(claims)
         for cut_after in (True, False):
             line.cut_after_commit, line.cut_before_commit = cut_after, not cut_after
             with pytest.raises(ShardUnavailableError):
-                await writer.touch(claims)
-            assert [len(claim.tokens) for claim in claims] == [2, 2]
-            assert await writer.touch(claims) == []
+                await writer.write_positions(claims)
+            assert [len(claim.fencing_tokens) for claim in claims] == [2, 2]
+            assert await writer.write_positions(claims) == []
         await pool.close()
 
 
 async def test_standing_is_all_that_a_shard_knows(case: TenantCase, writer: ShardWriter) -> None:
     """The rows that are asked for; and the first tenant, where one of them is not there."""
-    unmoved = partial(StoredPositions, moves="")
-    assert await writer.standing(STREAM, [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
+    unmoved = partial(StoredPositions, move_token="")
+    assert await writer.read_positions(STREAM, [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
     claim = claim_of(owed_since=ARRIVED_AT, read_to="9/1", held=("tenant:a-x",), parents_done=True)
-    await writer.touch([claim, claim_of("shardId-9")])
-    row = StreamPosition("7/0", ARRIVED_AT, True, claim.tokens[0], read_to="9/1", held=("tenant:a-x",))
+    await writer.write_positions([claim, claim_of("shardId-9")])
+    row = StreamPosition("7/0", ARRIVED_AT, True, claim.fencing_tokens[0], read_to="9/1", held=("tenant:a-x",))
 
-    assert await writer.standing(STREAM, [STREAM_SHARD_ID]) == StoredPositions({STREAM_SHARD_ID: row}, None)
-    assert await writer.standing(STREAM, [STREAM_SHARD_ID, PARENT]) == unmoved({STREAM_SHARD_ID: row}, TENANT_MADE_AT)
-    assert await writer.standing("another-stream", [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
-    assert await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True) == unmoved(
+    assert await writer.read_positions(STREAM, [STREAM_SHARD_ID]) == StoredPositions({STREAM_SHARD_ID: row}, None)
+    assert await writer.read_positions(STREAM, [STREAM_SHARD_ID, PARENT]) == unmoved(
+        {STREAM_SHARD_ID: row}, TENANT_MADE_AT
+    )
+    assert await writer.read_positions("another-stream", [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
+    assert await writer.read_positions(STREAM, [STREAM_SHARD_ID], is_first=True) == unmoved(
         {STREAM_SHARD_ID: row}, TENANT_MADE_AT
     )
     await fetch(case.pool, "DELETE FROM tenants")
-    assert await writer.standing(STREAM, [PARENT]) == unmoved({}, None)
+    assert await writer.read_positions(STREAM, [PARENT]) == unmoved({}, None)
 
 
 async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCase, writer: ShardWriter) -> None:
@@ -450,17 +455,17 @@ async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCa
         await add_tenant(case.pool, (name, "main"), created_at=TENANT_MADE_AT)
         query = "UPDATE tenants SET epoch = 2, state_changed_at = clock_timestamp() - $2::text::interval WHERE id = $1"
         await fetch(case.pool, query, f"{name}-main", moved_ago)
-    await writer.touch([claim_of(parents_done=True)])
+    await writer.write_positions([claim_of(parents_done=True)])
 
-    asked_later = await writer.standing(STREAM, [STREAM_SHARD_ID])
-    asked_first = await writer.standing(STREAM, [STREAM_SHARD_ID], is_first=True)
-    adopted = await writer.adopt(claim_of(), [], is_first=True)
+    asked_later = await writer.read_positions(STREAM, [STREAM_SHARD_ID])
+    asked_first = await writer.read_positions(STREAM, [STREAM_SHARD_ID], is_first=True)
+    adopted = await writer.fence_and_read_positions(claim_of(), [], is_first=True)
 
     assert asked_later is not None
-    assert asked_later.moved_in_s is None
+    assert asked_later.last_move_age_s is None
     for standing in (asked_first, adopted):
         assert standing is not None
-        assert standing.moved_in_s == pytest.approx(1200, abs=60)
+        assert standing.last_move_age_s == pytest.approx(1200, abs=60)
 
 
 async def test_shard_says_who_lives_there(case: TenantCase, writer: ShardWriter) -> None:
@@ -470,33 +475,33 @@ async def test_shard_says_who_lives_there(case: TenantCase, writer: ShardWriter)
         await add_tenant(case.pool, (state, "main"), created_at=TENANT_MADE_AT)
         await fetch(case.pool, "UPDATE tenants SET state = $2 WHERE id = $1", f"{state}-main", state)
 
-    here = await writer.who_is_here([*(f"{state}-main" for state in states), "never-came"])
+    here = await writer.find_resident_tenants([*(f"{state}-main" for state in states), "never-came"])
 
     assert here == {"active-main", "fenced-main"}
-    assert await writer.who_is_here([]) == set()
+    assert await writer.find_resident_tenants([]) == set()
 
 
 async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: TenantCase, writer: ShardWriter) -> None:
     """What the rows of the ancestors say is lost only together with it; who knew the row before has to look."""
     claim, parents = claim_of(owed_since=ARRIVED_AT, parents_done=True), claim_of(PARENT, "SHARD_END")
-    await writer.touch([claim, parents])
+    await writer.write_positions([claim, parents])
 
-    standing = await writer.adopt(claim, [PARENT, "shardId-9"])
+    standing = await writer.fence_and_read_positions(claim, [PARENT, "shardId-9"])
 
     assert standing is not None
-    assert standing.is_as_left
+    assert standing.is_unchanged
     found = await rows(case.pool)
     adopted = standing.rows[STREAM_SHARD_ID]
     assert adopted == StreamPosition("7/0", ARRIVED_AT, True, found[STREAM_SHARD_ID]["token"])
-    assert adopted.token not in claim.tokens
-    assert standing.rows[PARENT].token in parents.tokens
+    assert adopted.fencing_token not in claim.fencing_tokens
+    assert standing.rows[PARENT].fencing_token in parents.fencing_tokens
     assert (sorted(standing.rows), standing.first_tenant_at) == ([STREAM_SHARD_ID, PARENT], TENANT_MADE_AT)
     with pytest.raises(PositionChangedError):
         await writer.apply([case.operation("create", data={})], claim)
-    again = await writer.adopt(claim, [PARENT])
+    again = await writer.fence_and_read_positions(claim, [PARENT])
     assert again is not None
-    assert not again.is_as_left
-    claim.tokens = [again.rows[STREAM_SHARD_ID].token]
+    assert not again.is_unchanged
+    claim.fencing_tokens = [again.rows[STREAM_SHARD_ID].fencing_token]
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
 
 
@@ -504,13 +509,13 @@ async def test_adoption_makes_a_row_that_says_nothing_where_there_is_none(
     case: TenantCase, writer: ShardWriter
 ) -> None:
     """From its token it can be told afterwards whether what was read is still so."""
-    standing = await writer.adopt(claim_of(), [PARENT])
+    standing = await writer.fence_and_read_positions(claim_of(), [PARENT])
 
     assert standing is not None
-    assert not standing.is_as_left
+    assert not standing.is_unchanged
     row = standing.rows[STREAM_SHARD_ID]
-    assert row == StreamPosition("TRIM_HORIZON", None, False, row.token)
-    assert (await rows(case.pool))[STREAM_SHARD_ID]["token"] == row.token
+    assert row == StreamPosition("TRIM_HORIZON", None, False, row.fencing_token)
+    assert (await rows(case.pool))[STREAM_SHARD_ID]["token"] == row.fencing_token
     assert standing.first_tenant_at == TENANT_MADE_AT
     with pytest.raises(PositionChangedError):
         await writer.apply([case.operation("create", data={})], claim_of())
@@ -521,8 +526,8 @@ async def test_shard_without_a_schema_knows_nothing(make_shard: ShardMaker) -> N
     pool = ShardPool(await make_shard(is_empty=True), size=1)
     writer = writer_of(pool)
 
-    assert await writer.standing(STREAM, [STREAM_SHARD_ID]) is None
-    assert await writer.adopt(claim_of(), [PARENT]) is None
+    assert await writer.read_positions(STREAM, [STREAM_SHARD_ID]) is None
+    assert await writer.fence_and_read_positions(claim_of(), [PARENT]) is None
     await writer.forget_positions(STREAM, [STREAM_SHARD_ID])
     await pool.close()
 
@@ -531,7 +536,7 @@ async def test_positions_of_stream_shards_past_their_retention_are_forgotten(
     case: TenantCase, writer: ShardWriter
 ) -> None:
     """Those that are named, of that stream; doing it again does nothing."""
-    await writer.touch([claim_of(f"shardId-{number}") for number in range(3)])
+    await writer.write_positions([claim_of(f"shardId-{number}") for number in range(3)])
     await writer.forget_positions("another-stream", ["shardId-0"])
     assert sorted(await rows(case.pool)) == ["shardId-0", "shardId-1", "shardId-2"]
 

@@ -389,8 +389,8 @@ def pool_of(routed: RoutedShards) -> ShardPool:
     return routed.pools.pool(ShardAddress("shard-1", shard.connection_string))
 
 
-def router_of(routed: RoutedShards, cache: Cache, pools: Pools | None = None) -> ShardGateway:
-    """Return a router that tells the cache."""
+def gateway_of(routed: RoutedShards, cache: Cache, pools: Pools | None = None) -> ShardGateway:
+    """Return a gateway that tells the cache."""
     return ShardGateway(
         routed.directory, routed.locator, pools or routed.pools, tenant_wait=TENANT_WAIT, on_change=cache.changed
     )
@@ -404,28 +404,28 @@ async def _is_epoch(redis: RedisServer, epoch: int) -> bool:
     return await epoch_of(redis) >= epoch
 
 
-async def test_router_tells_the_cache_what_was_written(routed: RoutedShards, redis: RedisServer) -> None:
+async def test_gateway_tells_the_cache_what_was_written(routed: RoutedShards, redis: RedisServer) -> None:
     """Writes that took effect, and redelivered ones: before the crash nobody may have said it."""
     create = operation("create", "r1", {"n": 1})
     others = [operation("patch", "r2", {}), operation("read", "r3"), operation("list", None)]
     async with running(redis.url) as cache:
-        router = router_of(routed, cache)
+        gateway = gateway_of(routed, cache)
         await settled(cache)
         await put(redis, key(1), key(2), key(3))
-        await router.find(TENANT_ID)
-        assert (await router.apply("shard-1", [create, *others]))[0] == SUCCEEDED
+        await gateway.find(TENANT_ID)
+        assert (await gateway.apply("shard-1", [create, *others]))[0] == SUCCEEDED
         await settled(cache)
         assert await redis.ask("EXISTS", key(1).entry) == 0
         assert await redis.ask("EXISTS", key(2).entry, key(3).entry) == 2  # not found, only read
 
         await put(redis, key(1))
-        assert await router.apply("shard-1", [create]) == [DUPLICATE]
+        assert await gateway.apply("shard-1", [create]) == [DUPLICATE]
         await settled(cache)
         assert await redis.ask("EXISTS", key(1).entry) == 0
         assert await version_of(redis, key(1)) == 2
 
 
-async def test_router_tells_the_cache_when_the_answer_to_a_commit_was_lost(
+async def test_gateway_tells_the_cache_when_the_answer_to_a_commit_was_lost(
     make_shard: ShardMaker, redis: RedisServer
 ) -> None:
     """Nobody knows that it was committed until the batch is sent again and found in the log."""
@@ -433,23 +433,23 @@ async def test_router_tells_the_cache_when_the_answer_to_a_commit_was_lost(
     async with Line(address).opened() as line, routed_shards([line.address]) as routed, running(redis.url) as cache:
         routed.register(TENANT, "shard-1")
         await add_tenant(pool_of(routed))
-        router = router_of(routed, cache)
-        await router.find(TENANT_ID)
+        gateway = gateway_of(routed, cache)
+        await gateway.find(TENANT_ID)
         await settled(cache)
         await put(redis, key(1))
         create = operation("create", "r1", {"n": 1})
         line.cut_after_commit = True
         with pytest.raises(ShardUnavailableError):
-            await router.apply("shard-1", [create])
+            await gateway.apply("shard-1", [create])
         assert await redis.ask("EXISTS", key(1).entry) == 1
-        await is_so(lambda: _is_applied(router, [create]))
+        await is_so(lambda: _is_applied(gateway, [create]))
         await settled(cache)
         assert await redis.ask("EXISTS", key(1).entry) == 0
 
 
-async def _is_applied(router: ShardGateway, operations: list[Any]) -> bool:
+async def _is_applied(gateway: ShardGateway, operations: list[Any]) -> bool:
     try:
-        return await router.apply("shard-1", operations) == [DUPLICATE]
+        return await gateway.apply("shard-1", operations) == [DUPLICATE]
     except ShardUnavailableError:
         return False
 
@@ -457,28 +457,28 @@ async def _is_applied(router: ShardGateway, operations: list[Any]) -> bool:
 async def test_commits_take_no_longer_when_redis_hangs(routed: RoutedShards, redis: RedisServer) -> None:
     """It is not on the way of a commit: neither frozen nor gone."""
 
-    async def seconds(router: ShardGateway, count: int = 40) -> float:
+    async def seconds(gateway: ShardGateway, count: int = 40) -> float:
         """Return the median time of a batch."""
         times = []
         for _ in range(count):
             batch = [operation("create", None, {"n": 1}) for _ in range(5)]
             started = time.monotonic()
-            assert await router.apply("shard-1", batch) == [SUCCEEDED] * 5
+            assert await gateway.apply("shard-1", batch) == [SUCCEEDED] * 5
             times.append(time.monotonic() - started)
         return sorted(times)[count // 2]
 
     async with running(redis.url, reply_timeout_s=2) as cache:
-        router = router_of(routed, cache)
-        await router.find(TENANT_ID)
+        gateway = gateway_of(routed, cache)
+        await gateway.find(TENANT_ID)
         await settled(cache)
-        await seconds(router, 10)
-        usual_s = await seconds(router)
+        await seconds(gateway, 10)
+        usual_s = await seconds(gateway)
         await settled(cache)
         redis.freeze()
-        frozen_s = await seconds(router)
+        frozen_s = await seconds(gateway)
         assert cache.summary()["waiting"] == 200
         redis.kill()
-        gone_s = await seconds(router)
+        gone_s = await seconds(gateway)
     assert max(frozen_s, gone_s) < 3 * usual_s + 0.1  # a reply is waited for 2 s
 
 

@@ -275,7 +275,7 @@ async def test_replayed_operation_takes_the_place_of_the_one_given_up(bench: Ben
     given_up = letter(bench, data, number, reason=GIVEN_UP)
     operation = decode_operation(data, given_up.origin, max_bytes=10_000, list_limit=10)
     assert isinstance(operation, Operation)
-    await world.router.give_up("shard-1", operation)
+    await world.gateway.give_up("shard-1", operation)
     for _ in range(2):
         await bench.store(given_up)
         assert (await bench.replay()).status == 0

@@ -28,11 +28,11 @@ HURRIED = msgspec.structs.replace(QUICK, probe_s=0.5)
 
 @pytest.fixture
 async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    """Give a shard behind a local Citrus, with a tenant on it that the router has found."""
+    """Give a shard behind a local Citrus, with a tenant on it that the gateway has found."""
     async with routed_shards([await make_shard()], deadlines=HURRIED) as routed:
         await add_tenant(pool_of(routed))
         routed.register(TENANT, "shard-1")
-        await routed.router.find("-".join(TENANT))
+        await routed.gateway.find("-".join(TENANT))
         yield routed
 
 
@@ -46,35 +46,35 @@ def forget_looks(pool: ShardPool) -> None:
     pool._shared_look = SingleFlightProbe(pool._look)
 
 
-async def amiss(router: ShardGateway) -> str:
+async def amiss(gateway: ShardGateway) -> str:
     """Probe the shard, which must not work, and return what it says."""
     with pytest.raises(RetryableError) as caught:
-        await router.probe("shard-1")
+        await gateway.probe("shard-1")
     return str(caught.value)
 
 
-async def test_router_gives_up_an_operation_on_a_shard(routed: RoutedShards) -> None:
-    """Through the router as through the writer; where the tenant went it is asked for anew."""
+async def test_gateway_gives_up_an_operation_on_a_shard(routed: RoutedShards) -> None:
+    """Through the gateway as through the writer; where the tenant went it is asked for anew."""
     case = TenantCase(pool_of(routed), TENANT)
     bad, late = case.operation("create", data={}), case.operation("delete")
 
-    assert await routed.router.give_up("shard-1", bad) == GIVEN_UP
-    assert await routed.router.give_up("shard-1", bad) == DUPLICATE
-    found, _ = await routed.router.operation(bad.request_id, case.tenant_id)
+    assert await routed.gateway.give_up("shard-1", bad) == GIVEN_UP
+    assert await routed.gateway.give_up("shard-1", bad) == DUPLICATE
+    found, _ = await routed.gateway.find_operation(bad.request_id, case.tenant_id)
     assert found is not None
     assert (found.status, found.error) == ("failed", "retries_exhausted")
 
-    assert routed.router.remembered(case.tenant_id) == "shard-1"
+    assert routed.gateway.cached_shard_id(case.tenant_id) == "shard-1"
     await case.set_state("moved")
-    assert await routed.router.give_up("shard-1", late) == HOLD
-    assert routed.router.remembered(case.tenant_id) is None
+    assert await routed.gateway.give_up("shard-1", late) == HOLD
+    assert routed.gateway.cached_shard_id(case.tenant_id) is None
 
 
 async def test_probe_says_nothing_when_the_shard_works(routed: RoutedShards) -> None:
     """Also while every connection of the pool is in use; its own is gone afterwards."""
     pool = pool_of(routed)
     async with pool.connection() as one, pool.connection():
-        await routed.router.probe("shard-1")
+        await routed.gateway.probe("shard-1")
         others = await one.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state <> 'idle'"
         )
@@ -89,9 +89,9 @@ async def test_probe_is_one_connection_when_many_readers_ask_at_once(make_shard:
             forget_looks(pool_of(routed))
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(64):
-                    tasks.create_task(routed.router.probe("shard-1"))
+                    tasks.create_task(routed.gateway.probe("shard-1"))
             assert line.connection_count == expected
-            routed.router._writer("shard-1")._shared_look = SingleFlightProbe(routed.router._writer("shard-1")._look)
+            routed.gateway._writer("shard-1")._shared_look = SingleFlightProbe(routed.gateway._writer("shard-1")._look)
 
 
 async def test_probe_raises_in_time_when_the_server_is_frozen(breakable_server: PostgresServer) -> None:
@@ -145,7 +145,7 @@ async def test_probe_raises_when_the_server_is_read_only(routed: RoutedShards, p
     setting = f"ALTER DATABASE {database_of(pool_of(routed).address)} SET default_transaction_read_only"
     await execute(postgres_server.url_of("postgres"), f"{setting} = on")
 
-    assert "ReadOnlySQLTransactionError (25006)" in await amiss(routed.router)
+    assert "ReadOnlySQLTransactionError (25006)" in await amiss(routed.gateway)
 
     assert not pool_of(routed).is_healthy
 
@@ -159,7 +159,7 @@ async def test_probe_raises_when_the_database_is_not_the_shards(make_shard: Shar
     ):
         async with routed_shards([address]) as routed:
             pool_of(routed)
-            assert expected in await amiss(routed.router)
+            assert expected in await amiss(routed.gateway)
             assert pool_of(routed).is_healthy is (address is not wrong)  # an empty one answers
 
 
@@ -211,6 +211,6 @@ async def test_probe_says_nothing_when_an_operation_can_be_applied(routed: Route
     """After it returned a batch is taken."""
     case = TenantCase(pool_of(routed), TENANT)
 
-    await routed.router.probe("shard-1")
+    await routed.gateway.probe("shard-1")
 
-    assert await routed.router.apply("shard-1", [case.operation("create", data={})]) == [SUCCEEDED]
+    assert await routed.gateway.apply("shard-1", [case.operation("create", data={})]) == [SUCCEEDED]

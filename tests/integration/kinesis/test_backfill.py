@@ -98,7 +98,7 @@ def refills(shard_id: str) -> float:
 @asynccontextmanager
 async def looked_after(world: World, *readers: StreamShardReader) -> AsyncIterator[PositionSync]:
     """Look after what idle shards know."""
-    looking = PositionSync(world.router, world.stream.name, lambda: readers)
+    looking = PositionSync(world.gateway, world.stream.name, lambda: readers)
     stopping = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(looking.run(stopping))
@@ -193,7 +193,7 @@ async def test_shard_is_read_for_again_for_tenants_too_of_whom_others_believe_th
         numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("c-x", 30, first=3)))
         await reaches(reader, numbers[-1])
     await memory.promote()
-    world.router._directory.routes.put("a-x", "shard-2", now=loop_time(), draw=0.5)
+    world.gateway._directory.routes.put("a-x", "shard-2", now=loop_time(), draw=0.5)
     async with world.reading(AtSequenceNumber(numbers[-1]), done=reader.checkpoint):
         await world.put(*chain("b-x", 3, first=3))
         await all_succeeded(shard, a=33, b=6)

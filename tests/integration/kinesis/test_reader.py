@@ -361,7 +361,7 @@ async def test_reader_keeps_the_order_when_another_reader_finds_the_tenant_first
     async with world.reading() as reader:
         await eventually(lambda: bool(reader.held()) if is_held else reader.is_pending("new-x-2", None))
         await world.provision("new-x", "shard-1")
-        await world.router.find("new-x")
+        await world.gateway.find("new-x")
         numbers = await world.put(*chain("new-x", 3, first=3))
         await reaches(reader, numbers[-1])
 

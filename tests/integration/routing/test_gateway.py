@@ -41,51 +41,51 @@ def case_of(routed: RoutedShards) -> TenantCase:
     return TenantCase(pool_of(routed, "shard-1"), TENANT)
 
 
-async def test_router_applies_where_the_tenant_was_found(routed: RoutedShards) -> None:
+async def test_gateway_applies_where_the_tenant_was_found(routed: RoutedShards) -> None:
     """Found once, then remembered; a redelivery through the same route is dropped."""
     case = case_of(routed)
     create = case.operation("create", data={"a": 1})
 
-    assert routed.router.remembered(TENANT_ID) is None
-    shard_id = await routed.router.find(TENANT_ID)
-    assert (shard_id, routed.router.remembered(TENANT_ID)) == ("shard-1", "shard-1")
-    assert await routed.router.apply("shard-1", [create, create]) == [SUCCEEDED, DUPLICATE]
+    assert routed.gateway.cached_shard_id(TENANT_ID) is None
+    shard_id = await routed.gateway.find(TENANT_ID)
+    assert (shard_id, routed.gateway.cached_shard_id(TENANT_ID)) == ("shard-1", "shard-1")
+    assert await routed.gateway.apply("shard-1", [create, create]) == [SUCCEEDED, DUPLICATE]
 
 
-async def test_router_keeps_a_tenant_in_use_when_its_operations_are_applied(routed: RoutedShards) -> None:
+async def test_gateway_keeps_a_tenant_in_use_when_its_operations_are_applied(routed: RoutedShards) -> None:
     """Whoever sends them need not ask where it lives: its route is put in line to be made fresh all the same."""
     case = case_of(routed)
-    await routed.router.find(TENANT_ID)
-    assert routed.router.is_up("shard-1")
-    assert not routed.router.is_up("unknown")
+    await routed.gateway.find(TENANT_ID)
+    assert routed.gateway.is_up("shard-1")
+    assert not routed.gateway.is_up("unknown")
     routed.directory.routes.tick(float("inf"))
 
-    await routed.router.apply("shard-1", [case.operation("create", data={"a": 1}) for _ in range(2)])
+    await routed.gateway.apply("shard-1", [case.operation("create", data={"a": 1}) for _ in range(2)])
 
     assert routed.directory.routes.due_count == 1
 
 
-async def test_router_forgets_the_route_when_the_shard_holds_the_tenant(routed: RoutedShards) -> None:
+async def test_gateway_forgets_the_route_when_the_shard_holds_the_tenant(routed: RoutedShards) -> None:
     """A tenant that is not there any more is asked for anew, and found where it moved."""
     case = case_of(routed)
-    await routed.router.find(TENANT_ID)
+    await routed.gateway.find(TENANT_ID)
     await add_tenant(pool_of(routed, "shard-2"))
     await fetch(case.pool, "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
     create = case.operation("create", data={"a": 1})
 
-    assert await routed.router.apply("shard-1", [create]) == [HOLD]
-    assert routed.router.remembered(TENANT_ID) is None
-    assert await routed.router.find(TENANT_ID) == "shard-2"
-    assert await routed.router.apply("shard-2", [create]) == [SUCCEEDED]
+    assert await routed.gateway.apply("shard-1", [create]) == [HOLD]
+    assert routed.gateway.cached_shard_id(TENANT_ID) is None
+    assert await routed.gateway.find(TENANT_ID) == "shard-2"
+    assert await routed.gateway.apply("shard-2", [create]) == [SUCCEEDED]
     assert await case.everything() == [[], []]
 
 
-async def test_router_writes_to_the_new_place_when_the_address_was_refreshed(
+async def test_gateway_writes_to_the_new_place_when_the_address_was_refreshed(
     routed: RoutedShards, make_shard: ShardMaker
 ) -> None:
     """After a failover the lane's next try goes to the new server, whose identity is checked first."""
     case = case_of(routed)
-    await routed.router.find(TENANT_ID)
+    await routed.gateway.find(TENANT_ID)
     shard = routed.citrus.registry.shards["shard-1"]
     new, wrong = await make_shard("shard-1"), await make_shard("shard-9")
     pool = case_of(routed).pool
@@ -94,26 +94,26 @@ async def test_router_writes_to_the_new_place_when_the_address_was_refreshed(
 
     shard.connection_string = wrong.connection_string
     pool.is_healthy = False
-    assert await routed.router.find_again(TENANT_ID) == "shard-1"  # where it was found
+    assert await routed.gateway.find_again(TENANT_ID) == "shard-1"  # where it was found
     assert pool.address.connection_string != wrong.connection_string
     shard.connection_string = new.connection_string
     pool.is_healthy = False
-    assert await routed.router.find_again(TENANT_ID) == "shard-1"
-    assert await routed.router.apply("shard-1", [create]) == [SUCCEEDED]
+    assert await routed.gateway.find_again(TENANT_ID) == "shard-1"
+    assert await routed.gateway.apply("shard-1", [create]) == [SUCCEEDED]
 
     assert pool.address.connection_string == new.connection_string
-    assert await routed.router.find_again("unknown-tenant") is Absence.UNREGISTERED
+    assert await routed.gateway.find_again("unknown-tenant") is Absence.UNREGISTERED
 
 
-async def test_router_returns_an_operation_of_a_tenant(routed: RoutedShards) -> None:
+async def test_gateway_returns_an_operation_of_a_tenant(routed: RoutedShards) -> None:
     """One operation as the log has it, its result as Postgres wrote it; None where there is none."""
     case = case_of(routed)
     create = case.operation("create", data='{"n": 12345678901234567890.10}')
     read, missing = case.operation("read"), case.operation("delete", "r2")
-    await routed.router.find(TENANT_ID)
-    await routed.router.apply("shard-1", [create, read, missing])
+    await routed.gateway.find(TENANT_ID)
+    await routed.gateway.apply("shard-1", [create, read, missing])
 
-    found, silent_shards = await routed.router.operation(read.request_id, TENANT_ID)
+    found, silent_shards = await routed.gateway.find_operation(read.request_id, TENANT_ID)
     assert found is not None
     shown = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
     assert {name: shown[name] for name in ("requestId", "status", "operation", "resourceId", "shardId")} == {
@@ -125,14 +125,14 @@ async def test_router_returns_an_operation_of_a_tenant(routed: RoutedShards) -> 
     }
     assert b"12345678901234567890.10" in bytes(shown["result"])
     assert silent_shards == []
-    failed, _ = await routed.router.operation(missing.request_id, TENANT_ID)
+    failed, _ = await routed.gateway.find_operation(missing.request_id, TENANT_ID)
     assert failed is not None
     assert (failed.status, failed.error, failed.result) == ("failed", "not_found", None)
-    assert await routed.router.operation("unknown", TENANT_ID) == (None, [])
-    assert await routed.router.operation(read.request_id, "unknown-tenant") == (None, [])
+    assert await routed.gateway.find_operation("unknown", TENANT_ID) == (None, [])
+    assert await routed.gateway.find_operation(read.request_id, "unknown-tenant") == (None, [])
 
 
-async def test_router_asks_all_shards_for_an_operation_when_the_tenant_is_not_given(make_shard: ShardMaker) -> None:
+async def test_gateway_asks_all_shards_for_an_operation_when_the_tenant_is_not_given(make_shard: ShardMaker) -> None:
     """The newest of several with that id is returned, and the shards that did not answer are named."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2"), await make_shard("shard-3", is_empty=True)]
     async with routed_shards([*shards, silent("shard-4")]) as routed:
@@ -142,45 +142,47 @@ async def test_router_asks_all_shards_for_an_operation_when_the_tenant_is_not_gi
             case = TenantCase(pool, tenant)
             assert await case.apply(case.operation("create", data={}, request_id="same")) == [SUCCEEDED]
 
-        found, silent_shards = await routed.router.operation("same", None)
+        found, silent_shards = await routed.gateway.find_operation("same", None)
 
         assert found is not None
         assert (found.shard_id, silent_shards) == ("shard-1", ["shard-4"])
-        assert await routed.router.operation("unknown", None) == (None, ["shard-4"])
+        assert await routed.gateway.find_operation("unknown", None) == (None, ["shard-4"])
 
 
 @pytest.mark.parametrize("text", ["\0", "\ud800", "a\0b"])
-async def test_router_finds_nothing_when_asked_with_text_that_cannot_be_stored(routed: RoutedShards, text: str) -> None:
+async def test_gateway_finds_nothing_when_asked_with_text_that_cannot_be_stored(
+    routed: RoutedShards, text: str
+) -> None:
     """What comes from outside may be any text; what no shard can hold is not there."""
-    assert await routed.router.operation(text, TENANT_ID) == (None, [])
-    assert await routed.router.operation(text, None) == (None, [])
-    assert await routed.router.operation("request", text) == (None, [])
-    assert await routed.router.tenant(text) is Absence.UNREGISTERED
+    assert await routed.gateway.find_operation(text, TENANT_ID) == (None, [])
+    assert await routed.gateway.find_operation(text, None) == (None, [])
+    assert await routed.gateway.find_operation("request", text) == (None, [])
+    assert await routed.gateway.find_tenant(text) is Absence.UNREGISTERED
 
 
-async def test_router_returns_a_tenant_with_its_counts(routed: RoutedShards) -> None:
+async def test_gateway_returns_a_tenant_with_its_counts(routed: RoutedShards) -> None:
     """The row, and how much there is of it; an absence where no shard has it."""
     case = case_of(routed)
     await case.apply(case.operation("create", data={}), case.operation("delete", "r2"))
 
-    found = await routed.router.tenant(TENANT_ID)
+    found = await routed.gateway.find_tenant(TENANT_ID)
 
     assert isinstance(found, tuple)
     shard_id, row = found
     assert (shard_id, row["state"], row["resource_count"], row["operation_count"]) == ("shard-1", "active", 1, 2)
-    assert await routed.router.tenant("unknown-tenant") is Absence.UNREGISTERED
+    assert await routed.gateway.find_tenant("unknown-tenant") is Absence.UNREGISTERED
     routed.register(("registered", "only"), "shard-2")
-    assert await routed.router.tenant("registered-only") is Absence.NOT_HERE
+    assert await routed.gateway.find_tenant("registered-only") is Absence.NOT_HERE
 
 
-async def test_router_raises_when_the_tenants_shard_does_not_answer(make_shard: ShardMaker) -> None:
+async def test_gateway_raises_when_the_tenants_shard_does_not_answer(make_shard: ShardMaker) -> None:
     """Silence is not taken for "not there"."""
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
         routed.register(TENANT, "shard-2")
         with pytest.raises(RetryableError):
-            await routed.router.tenant(TENANT_ID)
+            await routed.gateway.find_tenant(TENANT_ID)
         with pytest.raises(RetryableError):
-            await routed.router.operation("request", TENANT_ID)
+            await routed.gateway.find_operation("request", TENANT_ID)
 
 
 async def test_survey_asks_every_shard_and_names_the_silent(make_shard: ShardMaker) -> None:
@@ -190,7 +192,7 @@ async def test_survey_asks_every_shard_and_names_the_silent(make_shard: ShardMak
     async with routed_shards([*shards, wrong, silent("shard-4")]) as routed:
         await add_tenant(pool_of(routed, "shard-1"))
 
-        survey = await routed.router.survey("list_tenants")
+        survey = await routed.gateway.survey("list_tenants")
 
         assert [(shard_id, row["id"]) for shard_id, row in survey.rows] == [("shard-1", TENANT_ID)]
         assert survey.silent == ["shard-3", "shard-4"]

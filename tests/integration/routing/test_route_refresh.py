@@ -59,12 +59,12 @@ class World:
         """Let time pass, look at the tenant, and ask for it if it is due; return whether there was an answer."""
         self.clock.now += seconds
         self.routed.refresh.look()
-        self.routed.router.remembered(TENANT_ID)
+        self.routed.gateway.cached_shard_id(TENANT_ID)
         return await self.routed.refresh.refresh_next()
 
     async def found(self) -> str:
         """Return the shard id, or the absence, of the tenant asked for anew."""
-        return await self.routed.router.find_again(TENANT_ID)
+        return await self.routed.gateway.find_again(TENANT_ID)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
         world = World(routed, clock)
         routed.register(TENANT, "shard-1")
         await add_tenant(world.pool("shard-1"))
-        assert await routed.router.find(TENANT_ID) == "shard-1"
+        assert await routed.gateway.find(TENANT_ID) == "shard-1"
         yield world
 
 
@@ -107,7 +107,7 @@ async def test_a_route_past_its_freshness_is_served_and_asked_for_once(world: Wo
     assert await world.later(LATE_S)
     assert not await world.later(0)
 
-    assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+    assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
     assert requests_to("get_shard") - before == 1
 
 
@@ -117,13 +117,13 @@ async def test_known_tenants_are_served_and_new_ones_held_while_citrus_is_away_f
     with capture_logs() as logs:
         for _ in range(12):
             assert not await world.later(300)
-            assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+            assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
         with pytest.raises(RetryableError):
-            await world.routed.router.find("new-tenant")
+            await world.routed.gateway.find("new-tenant")
         world.routed.citrus.faults.is_away = False
         assert await world.later(60)
 
-    assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+    assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
     told = [entry for entry in logs if entry["event"].startswith("routes.")]
     assert [entry["event"] for entry in told] == ["routes.stale", "routes.refreshed"]
     assert told[1]["after_s"] == pytest.approx(3600 - 300 + 60)
@@ -135,9 +135,9 @@ async def test_known_tenants_are_served_while_citrus_refuses_to_answer(world: Wo
     world.routed.citrus.faults.status = status
     world.routed.citrus.faults.retry_after_s = 20
     assert not await world.later(LATE_S)
-    assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+    assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
     with pytest.raises(RetryableError):
-        await world.routed.router.find("new-tenant")
+        await world.routed.gateway.find("new-tenant")
 
 
 async def test_known_tenants_wait_for_nobody_while_citrus_is_slow(world: World) -> None:
@@ -149,7 +149,7 @@ async def test_known_tenants_wait_for_nobody_while_citrus_is_slow(world: World) 
         for _ in range(3):
             await asyncio.sleep(0.1)
             async with asyncio.timeout(0.05):
-                assert await world.routed.router.find(TENANT_ID) == "shard-1"
+                assert await world.routed.gateway.find(TENANT_ID) == "shard-1"
         assert "due=0" in repr(world.routed.refresh)  # it is being asked for
         assert requests_to("get_shard") == before
 
@@ -185,7 +185,7 @@ async def test_a_route_stays_when_citrus_lies_and_the_shard_has_the_tenant(world
         assert await world.later(LATE_S)
         assert await world.found() == "shard-1"
 
-    assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+    assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
     conflicts = [entry for entry in logs if entry["event"] == "route.conflict"]
     assert [(entry["named_shard_id"], entry["shard_id"]) for entry in conflicts] == [(named, "shard-1")] * 2
 
@@ -196,10 +196,10 @@ async def test_a_citrus_that_flips_is_followed_only_where_the_shards_say_so(worl
     for number in range(6):
         world.routed.citrus.faults.lies[TENANT_ID] = f"shard-{number % 2 + 1}"
         assert await world.later(LATE_S)
-        shard_id = world.routed.router.remembered(TENANT_ID)
+        shard_id = world.routed.gateway.cached_shard_id(TENANT_ID)
         assert shard_id == "shard-1"
         create = case.operation("create", f"r{number}", data={})
-        assert await world.routed.router.apply(shard_id, [create]) == [SUCCEEDED]
+        assert await world.routed.gateway.apply(shard_id, [create]) == [SUCCEEDED]
 
 
 async def test_a_route_is_given_up_when_citrus_and_the_shard_agree_that_it_is_wrong(world: World) -> None:
@@ -209,15 +209,15 @@ async def test_a_route_is_given_up_when_citrus_and_the_shard_agree_that_it_is_wr
     world.routed.register(TENANT, "shard-2")
 
     assert await world.later(LATE_S)
-    assert world.routed.router.remembered(TENANT_ID) is None
-    assert await world.routed.router.find(TENANT_ID) == "shard-2"
+    assert world.routed.gateway.cached_shard_id(TENANT_ID) is None
+    assert await world.routed.gateway.find(TENANT_ID) == "shard-2"
 
 
 async def test_a_route_is_given_up_when_its_shard_is_marked_inactive(world: World) -> None:
     """The tenant is held then, as one that is found for the first time is."""
     world.routed.citrus.registry.shards["shard-1"].is_active = False
     assert await world.later(LATE_S)
-    assert await world.routed.router.find(TENANT_ID) == Absence.INACTIVE
+    assert await world.routed.gateway.find(TENANT_ID) == Absence.INACTIVE
 
 
 async def test_a_route_stays_when_citrus_differs_and_the_shard_says_nothing(world: World) -> None:
@@ -226,7 +226,7 @@ async def test_a_route_stays_when_citrus_differs_and_the_shard_says_nothing(worl
     world.pool("shard-1")
     world.routed.citrus.faults.lies[TENANT_ID] = "shard-2"
     assert await world.later(LATE_S)
-    assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+    assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
 
 
 async def test_a_route_stays_when_citrus_names_an_address_that_may_not_be_used(world: World) -> None:
@@ -235,7 +235,7 @@ async def test_a_route_stays_when_citrus_names_an_address_that_may_not_be_used(w
     with capture_logs() as logs:
         assert await world.later(LATE_S)
     assert not await world.later(0)
-    assert world.routed.router.remembered(TENANT_ID) == "shard-1"
+    assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
     (refused,) = [entry for entry in logs if entry["event"] == "route.refused"]
     assert "DATABASE_ALLOWED_HOSTS" in refused["error"]
 
@@ -260,7 +260,7 @@ async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, 
         errors += [entry["error"] for entry in logs if entry["event"] == "shard.address_refused"]
         assert "secret-word" not in repr(logs)
         create = case.operation("create", f"r{number}", data={})
-        assert await world.routed.router.apply("shard-1", [create]) == [SUCCEEDED]
+        assert await world.routed.gateway.apply("shard-1", [create]) == [SUCCEEDED]
         assert REGISTRY.get_sample_value("simplu_shard_healthy", {"shard_id": "shard-1"}) == 1
 
     assert world.routed.pools.by_shard_id()["shard-1"].address.connection_string == right
@@ -280,7 +280,7 @@ async def test_a_shard_in_trouble_is_asked_for_once_and_followed_for_all_its_ten
             routed.register(tenant, "shard-1")
             await add_tenant(pool, tenant)
             await add_tenant_at(new, tenant)
-            await routed.router.find("-".join(tenant))
+            await routed.gateway.find("-".join(tenant))
         before = requests_to("get_shard") + requests_to("shards_health")
         routed.citrus.registry.shards["shard-1"].connection_string = new.connection_string
         async with running(routed.refresh):
@@ -294,7 +294,7 @@ async def test_a_shard_in_trouble_is_asked_for_once_and_followed_for_all_its_ten
         assert requests_to("get_shard") + requests_to("shards_health") - before <= 3
         for tenant in tenants:
             create = TenantCase(pool, tenant).operation("create", data={})
-            assert await routed.router.apply("shard-1", [create]) == [SUCCEEDED]
+            assert await routed.gateway.apply("shard-1", [create]) == [SUCCEEDED]
 
 
 async def test_many_shards_in_trouble_are_one_question(make_shard: ShardMaker) -> None:
@@ -304,7 +304,7 @@ async def test_many_shards_in_trouble_are_one_question(make_shard: ShardMaker) -
         for number, address in enumerate(addresses):
             routed.register(("b", str(number)), address.shard_id)
             await add_tenant(routed.pools.pool(address), ("b", str(number)))
-            await routed.router.find(f"b-{number}")
+            await routed.gateway.find(f"b-{number}")
         before = requests_to("get_shard"), requests_to("shards_health")
         for pool in routed.pools.by_shard_id().values():
             pool.is_healthy = False
@@ -343,19 +343,19 @@ async def test_other_shards_are_asked_once_in_seconds_for_those_that_their_own_d
         world.routed.register(tenant, "shard-2")
     before = requests_to("shards_health")
 
-    answers = await asyncio.gather(*(world.routed.router.find("-".join(tenant)) for tenant in tenants))
+    answers = await asyncio.gather(*(world.routed.gateway.find("-".join(tenant)) for tenant in tenants))
     assert set(answers) == {Absence.NOT_HERE}
     sweeps = requests_to("shards_health") - before
     assert sweeps <= 6
-    answers = await asyncio.gather(*(world.routed.router.find("-".join(tenant)) for tenant in tenants))
+    answers = await asyncio.gather(*(world.routed.gateway.find("-".join(tenant)) for tenant in tenants))
     assert requests_to("shards_health") - before == sweeps
 
     await add_tenant(world.pool("shard-2"), tenants[0])
-    assert await world.routed.router.find("none-0") == "shard-2"
+    assert await world.routed.gateway.find("none-0") == "shard-2"
     await add_tenant(world.pool("shard-1"), tenants[1])
-    assert await world.routed.router.find("none-1") == Absence.NOT_HERE
+    assert await world.routed.gateway.find("none-1") == Absence.NOT_HERE
     world.clock.now += 5.1
-    assert await world.routed.router.find("none-1") == "shard-1"
+    assert await world.routed.gateway.find("none-1") == "shard-1"
 
 
 async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_not(make_shard: ShardMaker) -> None:
@@ -368,22 +368,22 @@ async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_
     await execute(replica.connection_string, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     async with Pools(size=1, deadlines=QUICK) as pools:
         directory = Directory(locator, pools)
-        router = ShardGateway(directory, locator, pools, tenant_wait=TENANT_WAIT)
+        gateway = ShardGateway(directory, locator, pools, tenant_wait=TENANT_WAIT)
         async with running(RouteRefresh(directory, locator, pools)):
             with capture_logs() as logs:
                 with pytest.raises(RetryableError):
-                    await router.find(TENANT_ID)
+                    await gateway.find(TENANT_ID)
                 assert await poll_until(
                     soon(lambda: any("read-only" in str(one.get("error")) for one in logs)), within_s=5
                 )
             promotion = f"BEGIN READ WRITE; ALTER DATABASE {database} RESET default_transaction_read_only; COMMIT"
             await execute(replica.connection_string, promotion)
             assert await poll_until(soon(lambda: directory.repointing.is_well("shard-1")), within_s=10)
-        assert await router.find(TENANT_ID) == "shard-1"
+        assert await gateway.find(TENANT_ID) == "shard-1"
         (address,) = await locator.shards()
         assert address.connection_string == replica.connection_string
         create = TenantCase(pools.pool(address), TENANT).operation("create", data={})
-        assert await router.apply("shard-1", [create]) == [SUCCEEDED]
+        assert await gateway.apply("shard-1", [create]) == [SUCCEEDED]
 
 
 async def test_a_killed_shard_is_followed_to_where_citrus_names_it_then(
@@ -396,17 +396,17 @@ async def test_a_killed_shard_is_followed_to_where_citrus_names_it_then(
         pool = routed.pools.pool(old)
         await add_tenant(pool)
         await add_tenant_at(new)
-        assert await routed.router.find(TENANT_ID) == SHARD_ID
+        assert await routed.gateway.find(TENANT_ID) == SHARD_ID
         create = TenantCase(pool, TENANT).operation("create", data={})
         async with running(routed.refresh):
             await breakable_server.kill()
             with pytest.raises(RetryableError):
-                await routed.router.apply(SHARD_ID, [create])
-            assert routed.router.remembered(TENANT_ID) == SHARD_ID
+                await routed.gateway.apply(SHARD_ID, [create])
+            assert routed.gateway.cached_shard_id(TENANT_ID) == SHARD_ID
             routed.citrus.registry.shards[SHARD_ID].connection_string = new.connection_string
             assert await poll_until(soon(lambda: pool.address.connection_string == new.connection_string), within_s=10)
             assert await poll_until(soon(lambda: pool.is_healthy), within_s=10)
-            assert await routed.router.apply(SHARD_ID, [create]) == [SUCCEEDED]
+            assert await routed.gateway.apply(SHARD_ID, [create]) == [SUCCEEDED]
 
 
 async def test_a_replica_of_the_map_is_left_alone_while_the_primary_takes_writes(make_shard: ShardMaker) -> None:

@@ -55,7 +55,7 @@ async def test_reload_places_new_tenants_by_the_new_map_and_leaves_the_others_wh
     assert (said["event"], said["log_level"]) == ("shard_map.reloaded", "info")
     assert (said["shard_count"], said["added"], said["left"]) == (3, ["shard-3"], [])
     assert said["moved_route_count"] == 1
-    assert world.router.remembered("-".join(old)) == "shard-1"
+    assert world.gateway.cached_shard_id("-".join(old)) == "shard-1"
     with capture_logs() as logs:
         assert await world.refresh.refresh_next()  # in line, though its route was fresh
         assert not await world.refresh.refresh_next()
@@ -122,7 +122,7 @@ async def test_reload_follows_a_pin_to_where_the_tenant_was_moved(world: World, 
     said = await world.reload(*shards[:2], pins={"-".join(tenant): "shard-2"})
     with capture_logs() as logs:
         assert await world.refresh.refresh_next()
-        assert world.router.remembered("-".join(tenant)) is None
+        assert world.gateway.cached_shard_id("-".join(tenant)) is None
         assert await world.found(tenant) == "shard-2"
 
     assert said["moved_route_count"] == 1

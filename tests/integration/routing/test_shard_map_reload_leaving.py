@@ -82,16 +82,16 @@ async def test_a_shard_that_left_is_never_written_to(world: World, shards: Shard
     tenant = await left(world, shards)
     create = operation("create", "r1", {}, tenant=tenant)
 
-    assert world.router.remembered("-".join(tenant)) is None
-    assert await world.router.apply("shard-2", [create, create]) == [HOLD, HOLD]
-    assert await world.router.give_up("shard-2", create) == HOLD
-    await world.router.probe("shard-2")  # nobody waits for it: what was held for it is asked for by tenant
+    assert world.gateway.cached_shard_id("-".join(tenant)) is None
+    assert await world.gateway.apply("shard-2", [create, create]) == [HOLD, HOLD]
+    assert await world.gateway.give_up("shard-2", create) == HOLD
+    await world.gateway.probe("shard-2")  # nobody waits for it: what was held for it is asked for by tenant
     assert await world.found(tenant) == Absence.NOT_HERE
-    assert await world.router.shard_ids() == ["shard-1"]
+    assert await world.gateway.list_shard_ids() == ["shard-1"]
     for use in (
-        lambda: world.router.standing("shard-2", "stream", ["shardId-0"]),
-        lambda: world.router.touch("shard-2", []),
-        lambda: world.router.make_safe("shard-2", [create]),
+        lambda: world.gateway.read_positions("shard-2", "stream", ["shardId-0"]),
+        lambda: world.gateway.write_positions("shard-2", []),
+        lambda: world.gateway.wait_until_safe("shard-2", [create]),
         lambda: world.directory.home("-".join(tenant), shards[1]),
         pool.probe,
         lambda: fetch(pool, "SELECT 1"),

@@ -59,10 +59,10 @@ def order(business_id: str, order_id: str) -> Message:
     )
 
 
-def open_handler(router: ShardGateway) -> AbstractAsyncContextManager[OrderHandler]:
+def open_handler(gateway: ShardGateway) -> AbstractAsyncContextManager[OrderHandler]:
     """Open a handler of order events whose back-off has no chance in it."""
     return open_orders(
-        router,
+        gateway,
         Queue(None, "http://127.0.0.1/000000000000/orders.fifo"),
         operation_max_bytes=100_000,
         tenant_wait=TENANT_WAIT,
@@ -85,7 +85,7 @@ async def test_orders_are_done_once_they_are_safe_and_applied_meanwhile(pair: Pa
         for business_id, pool in zip(("ann", "bob"), pools, strict=True):
             await add_tenant(pool, (business_id, "main"))
             routed.register((business_id, "main"), pool.address.shard_id)
-        async with open_handler(routed.router) as handler:
+        async with open_handler(routed.gateway) as handler:
             assert await handler.handle([order("ann", "o1"), order("bob", "o1")]) == [Done(), Done()]
             pair.standby.suspend()
             first, elsewhere, second = order("ann", "o2"), order("bob", "o2"), order("ann", "o3")
@@ -112,11 +112,11 @@ class UnknowingRouter(ShardGateway):
 
     error: Exception | None = None
 
-    async def make_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
+    async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
         """Raise it."""
         if self.error is not None:
             raise self.error
-        await super().make_safe(shard_id, operations)
+        await super().wait_until_safe(shard_id, operations)
 
 
 @pytest.mark.parametrize(
@@ -133,15 +133,15 @@ async def test_orders_come_again_when_their_commit_cannot_be_known_to_be_safe(
         pool = routed.pools.pool(address)
         await add_tenant(pool, ("ann", "main"))
         routed.register(("ann", "main"), SHARD_ID)
-        router = UnknowingRouter(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
-        async with open_handler(router) as handler:
+        gateway = UnknowingRouter(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
+        async with open_handler(gateway) as handler:
             first, second, other = order("ann", "o1"), order("ann", "o2"), order("ann", "o3")
             second = msgspec.structs.replace(second, group_id=first.group_id)
-            router.error = error
+            gateway.error = error
             assert await handler.handle([first, second, other]) == [verdict, ReturnToQueue(0), verdict]
             applied = await xids_of(pool)
             assert applied.keys() == {"o1", "o2", "o3"}
-            router.error = None
+            gateway.error = None
             assert (await handler.handle([first, second, other]))[::2] == [Done()] * 2
             assert await handler.handle([second]) == [Done()]
             assert await xids_of(pool) == applied

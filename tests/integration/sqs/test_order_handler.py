@@ -122,10 +122,10 @@ class Desk:
         return await fetch(self.pool(HOMES[business_id]), query, f"{business_id}-main")
 
 
-def open_handler(router: ShardGateway, queue: str, *, utc: UtcClock) -> AbstractAsyncContextManager[OrderHandler]:
+def open_handler(gateway: ShardGateway, queue: str, *, utc: UtcClock) -> AbstractAsyncContextManager[OrderHandler]:
     """Open a handler whose back-off has no chance in it."""
     return open_orders(
-        router,
+        gateway,
         Queue(None, URL + queue),
         operation_max_bytes=100_000,
         tenant_wait=TENANT_WAIT,
@@ -147,7 +147,7 @@ async def open_desk(shards: Sequence[ShardAddress], *, queue: str = "orders.fifo
     """Open a handler in front of *shards*, with the tenants of HOMES."""
     async with routed_shards(shards) as routed:
         desk: Desk | None = None
-        async with open_handler(routed.router, queue, utc=lambda: NOW if desk is None else desk.now) as handler:
+        async with open_handler(routed.gateway, queue, utc=lambda: NOW if desk is None else desk.now) as handler:
             desk = Desk(routed, handler)
             for business_id, shard_id in HOMES.items():
                 await add_tenant(desk.pool(shard_id), (business_id, "main"))
@@ -441,7 +441,7 @@ async def test_orders_follow_their_tenant_when_it_moved_from_a_shard_that_is_gon
 
 
 class CrashingRouter(ShardGateway):
-    """A router with a bug that one order meets."""
+    """A gateway with a bug that one order meets."""
 
     async def apply(
         self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
@@ -455,8 +455,8 @@ class CrashingRouter(ShardGateway):
 async def test_bug_that_one_order_meets_ends_no_other(desk: Desk) -> None:
     """It is found among those it came with, tried again by the delays, then a letter; only its group waits for it."""
     routed = desk.routed
-    router = CrashingRouter(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
-    async with open_handler(router, "orders.fifo", utc=lambda: NOW) as handler:
+    gateway = CrashingRouter(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
+    async with open_handler(gateway, "orders.fifo", utc=lambda: NOW) as handler:
         bug = message("ann", "o-bug", group="bad")
         others = [message("ann", f"o{number}", group=f"good-{number}") for number in range(3)]
         with capture_logs() as logs:
@@ -490,14 +490,14 @@ async def test_slow_answers_of_citrus_are_not_waited_for_and_count_when_they_com
     """Tenants that were found go on; those that were not wait in hand, and are not asked for twice."""
     routed = desk.routed
     citrus = GatedCitrus(routed.locator)
-    router = ShardGateway(Directory(citrus, routed.pools), citrus, routed.pools, tenant_wait=TENANT_WAIT)
-    async with open_handler(router, "orders.fifo", utc=lambda: NOW) as handler:
+    gateway = ShardGateway(Directory(citrus, routed.pools), citrus, routed.pools, tenant_wait=TENANT_WAIT)
+    async with open_handler(gateway, "orders.fifo", utc=lambda: NOW) as handler:
         lost = message("dan", "o1", sent_at=NOW - TENANT_WAIT - timedelta(seconds=60), group="lost")
         orders = [message("bob", "o1", group="slow"), lost]
         verdicts = await handler.handle(orders)
         assert [type(verdict) for verdict in verdicts] == [RetryHeld, RetryHeld]
         citrus.gate.set()
-        await eventually(lambda: router.remembered("bob-main") is not None)
+        await eventually(lambda: gateway.cached_shard_id("bob-main") is not None)
         verdicts = await handler.handle(orders)
         assert [type(verdict) for verdict in verdicts] == [Done, ToDeadLetter]
 

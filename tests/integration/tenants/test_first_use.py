@@ -48,11 +48,11 @@ class Businesses:
 
 @dataclass(frozen=True)
 class World:
-    """Shards behind a local Citrus, and a router that makes tenants at their first use."""
+    """Shards behind a local Citrus, and a gateway that makes tenants at their first use."""
 
     routed: RoutedShards
     businesses: Businesses
-    router: ShardGateway
+    gateway: ShardGateway
 
     def pool(self, shard_id: str) -> ShardPool:
         """Return the pool of a shard."""
@@ -67,8 +67,8 @@ class World:
     async def use(self, *names: tuple[str, str]) -> str | Absence:
         """Do what a consumer does about operations of *names*, which give one id."""
         tenant_id = "-".join(names[0])
-        found = await self.router.find(tenant_id)
-        return await self.router.make_at_first_use(tenant_id, names) if found is Absence.NOT_HERE else found
+        found = await self.gateway.find(tenant_id)
+        return await self.gateway.provision_on_first_use(tenant_id, names) if found is Absence.NOT_HERE else found
 
 
 @asynccontextmanager
@@ -77,10 +77,10 @@ async def open_world(shards: list[ShardAddress], *businesses: Business) -> Async
     async with routed_shards(shards) as routed:
         info = Businesses(*businesses)
         first_use = FirstUse(info, routed.provisioner, routed.locator, routed.pools)
-        router = ShardGateway(
+        gateway = ShardGateway(
             routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT, first_use=first_use
         )
-        yield World(routed, info, router)
+        yield World(routed, info, gateway)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ async def test_tenant_is_made_at_its_first_use_where_citrus_names_it(world: Worl
         }
     ]
     first = operation("create", data={"name": "Ann"}, arrived_at=datetime.now(UTC))
-    assert [outcome.disposition for outcome in await world.router.apply("shard-2", [first])] == [Disposition.APPLIED]
+    assert [outcome.disposition for outcome in await world.gateway.apply("shard-2", [first])] == [Disposition.APPLIED]
     assert await world.use(NAME) == "shard-2"
 
 
@@ -141,7 +141,7 @@ async def test_nothing_is_made_when_citrus_does_not_know_the_tenant(world: World
 async def test_nothing_is_made_when_it_is_not_wanted(world: World) -> None:
     """Without `PROVISION_ON_FIRST_USE` the tenant waits for its `SHARD_CREATION`."""
     world.routed.register(NAME, "shard-1")
-    assert await world.routed.router.make_at_first_use(ID, [NAME]) is Absence.NOT_HERE
+    assert await world.routed.gateway.provision_on_first_use(ID, [NAME]) is Absence.NOT_HERE
 
 
 @pytest.mark.parametrize(
@@ -187,13 +187,13 @@ async def test_nothing_is_made_when_the_tenant_was_destroyed_on_another_shard(wo
 
 
 async def test_nothing_is_made_while_a_shard_that_may_have_it_does_not_answer(make_shard: ShardMaker) -> None:
-    """Neither by the router, which must ask it, nor by what makes tenants."""
+    """Neither by the gateway, which must ask it, nor by what makes tenants."""
     async with open_world([await make_shard("shard-1"), silent("shard-2")], CLINIC) as world:
         world.routed.register(NAME, "shard-1")
         with pytest.raises(RetryableError, match="shard-2"):
             await world.use(NAME)
         with pytest.raises(TenantNotMadeError, match="no answer from shards that may have it: shard-2"):
-            await world.router.make_at_first_use(ID, [NAME])
+            await world.gateway.provision_on_first_use(ID, [NAME])
         assert await world.tenants("shard-1") == []
 
 
@@ -238,7 +238,7 @@ async def test_tenants_that_come_together_are_made_together(world: World) -> Non
 async def test_others_are_made_when_who_makes_them_is_cancelled(world: World) -> None:
     """Whoever gives up leaves the rest of the group to the next in line."""
     world.routed.register(NAME, "shard-1")
-    tasks = [asyncio.ensure_future(world.router.make_at_first_use(ID, [NAME])) for _ in range(2)]
+    tasks = [asyncio.ensure_future(world.gateway.provision_on_first_use(ID, [NAME])) for _ in range(2)]
     await asyncio.sleep(0)
     tasks[0].cancel()
     assert await tasks[1] == "shard-1"

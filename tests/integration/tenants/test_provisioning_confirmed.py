@@ -98,7 +98,7 @@ async def test_provision_keeps_one_home_when_citrus_changed_its_answer(routed: R
     (entry,) = [entry for entry in logs if entry["event"] == "tenant.undone"]
     assert (entry["shard_id"], entry["kept_shard_id"], entry["log_level"]) == (undone, kept, "warning")
     assert changed.count(SETTINGS) == (3 if age_s > 0 else 2)  # made, undone, found
-    assert await routed.router.find(TENANT_ID) == kept
+    assert await routed.gateway.find(TENANT_ID) == kept
 
 
 async def test_provision_goes_on_when_it_was_killed_before_the_confirmation(make_shard: ShardMaker) -> None:

@@ -144,7 +144,7 @@ class RoutedShards:
     provisioner: Provisioner
     destroyer: Destroyer
     changes: ResourceChanges
-    router: ShardGateway
+    gateway: ShardGateway
     refresh: RouteRefresh
 
     def register(self, tenant: tuple[str, str], shard_id: str) -> None:
@@ -182,7 +182,7 @@ async def routed_shards(
             provisioner=Provisioner(citrus, directory, pools),
             destroyer=Destroyer(citrus, directory, pools),
             changes=ResourceChanges(directory, pools),
-            router=ShardGateway(directory, citrus, pools, tenant_wait=TENANT_WAIT),
+            gateway=ShardGateway(directory, citrus, pools, tenant_wait=TENANT_WAIT),
             refresh=RouteRefresh(directory, citrus, pools, clock=clock),
         )
 

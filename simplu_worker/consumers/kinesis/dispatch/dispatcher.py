@@ -47,7 +47,7 @@ class Dispatcher:
     def __init__(
         self,
         name: str,
-        router: ShardGateway,
+        gateway: ShardGateway,
         memory: MemoryQuota,
         *,
         tenant_wait: timedelta,
@@ -61,7 +61,7 @@ class Dispatcher:
         Without *facts* no Postgres shard is told how far the stream shard got.
         """
         self._name = name
-        self._router = router
+        self._gateway = gateway
         self._memory = memory
         self._tenant_wait = tenant_wait
         self._store = store
@@ -69,9 +69,9 @@ class Dispatcher:
         self._utc = utc
         self.holds = Holds()
         self.contacts = (
-            None if facts is None else ShardPositions(router, self.holds, facts, tenant_wait=tenant_wait, utc=utc)
+            None if facts is None else ShardPositions(gateway, self.holds, facts, tenant_wait=tenant_wait, utc=utc)
         )
-        self.room = RouteLookup(router, self, tenant_wait=tenant_wait, draw=draw, utc=utc)
+        self.room = RouteLookup(gateway, self, tenant_wait=tenant_wait, draw=draw, utc=utc)
         self._lanes: dict[str, ShardLane] = {}
         self._lane_of: dict[str, ShardLane] = {}  # by tenant: where its entries are, or went last
         self._failures: dict[str, tuple[str | None, int, int]] = {}  # by tenant: the operation, how often it failed
@@ -158,7 +158,7 @@ class Dispatcher:
         for tenant_id, own in without_lane.items():
             if tenant_id in room:
                 self._put_into_room(tenant_id, own)
-            elif (shard_id := self._router.remembered(tenant_id)) is not None:
+            elif (shard_id := self._gateway.cached_shard_id(tenant_id)) is not None:
                 self.let_go(tenant_id, shard_id, own)
             else:
                 self.room.put(tenant_id, own)
@@ -166,7 +166,7 @@ class Dispatcher:
     def shard_id_of(self, tenant_id: str) -> str | None:
         """Return the id of the Postgres shard to which a tenant's next operation would go; None when nobody knows."""
         lane = self._lane_of.get(tenant_id)
-        return self._router.remembered(tenant_id) if lane is None else lane.shard_id
+        return self._gateway.cached_shard_id(tenant_id) if lane is None else lane.shard_id
 
     def _put_into_room(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Append operations of one reader to those of their tenant that wait.
@@ -210,7 +210,7 @@ class Dispatcher:
             tries = len(FAILING_RETRIES_S) + 1
             lane = ShardLane(
                 shard_id,
-                self._router,
+                self._gateway,
                 self,
                 contacts=self.contacts,
                 tries_max=tries,

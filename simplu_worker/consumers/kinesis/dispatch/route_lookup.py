@@ -92,14 +92,14 @@ class RouteLookup:
 
     def __init__(
         self,
-        router: ShardGateway,
+        gateway: ShardGateway,
         host: LookupOwner,
         *,
         tenant_wait: timedelta,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        self._router = router
+        self._gateway = gateway
         self._host = host
         self._tenant_wait = tenant_wait
         self._draw = draw
@@ -276,7 +276,7 @@ class RouteLookup:
         max_age_s = self._absence_max_age_s(tenant_id, asked_at)
         asked_at -= timedelta(seconds=max_age_s)
         try:
-            found = await self._router.find(tenant_id, absence_max_age_s=max_age_s)
+            found = await self._gateway.find(tenant_id, absence_max_age_s=max_age_s)
         except (RetryableError, PermanentError) as exc:
             self._keep(tenant_id, Reason.SHARD_UNAVAILABLE, exc)
             return
@@ -301,7 +301,7 @@ class RouteLookup:
     async def _made(self, tenant_id: str, names: Sequence[tuple[str, str]]) -> tuple[str | Absence, Exception | None]:
         """Return the shard of a tenant that was made at its first use; or that it is not here, and why not."""
         try:
-            return await self._router.make_at_first_use(tenant_id, names), None
+            return await self._gateway.provision_on_first_use(tenant_id, names), None
         except (TenantNotMadeError, RetryableError, PermanentError) as exc:
             return Absence.NOT_HERE, exc
 

@@ -111,7 +111,7 @@ class ShardLane:
     def __init__(
         self,
         shard_id: str,
-        router: ShardGateway,
+        gateway: ShardGateway,
         keeper: LaneOwner,
         *,
         contacts: ShardPositions | None,
@@ -124,7 +124,7 @@ class ShardLane:
         Without *contacts* the shard is not told how far the stream shard got.
         """
         self.shard_id = shard_id
-        self._router = router
+        self._gateway = gateway
         self._keeper = keeper
         self._contacts = contacts
         self._looks_again = False  # at what the shard knows of the stream shard
@@ -158,7 +158,7 @@ class ShardLane:
         """
         if self._flight is None:
             return False
-        return loop_time() - max(self._sent_at, self._router.took_at(self.shard_id)) > STUCK_AFTER_S
+        return loop_time() - max(self._sent_at, self._gateway.last_applied_at(self.shard_id)) > STUCK_AFTER_S
 
     @property
     def is_late(self) -> bool:
@@ -234,14 +234,14 @@ class ShardLane:
         try:
             async with asyncio.timeout(None) as self._flight:
                 if self._contacts is None:
-                    return await self._router.apply(self.shard_id, operations)
+                    return await self._gateway.apply(self.shard_id, operations)
                 contact = self._contacts.of(self.shard_id)
                 async with contact.turn:
                     if not contact.is_adopted and await self._is_refilled(self._contacts, contact):
                         return []
                     if not operations:
                         return []
-                    return await self._router.apply(self.shard_id, operations, claim=self._contacts.claim(contact))
+                    return await self._gateway.apply(self.shard_id, operations, claim=self._contacts.claim(contact))
         except TimeoutError:
             raise RetryableError(f"shard {self.shard_id}: given up, its memory was needed") from None
         finally:
@@ -345,10 +345,10 @@ class ShardLane:
     async def _marked(self, operation: Operation) -> Outcome:
         """Leave the row of an operation that is given up."""
         if self._contacts is None:
-            return await self._router.give_up(self.shard_id, operation)
+            return await self._gateway.give_up(self.shard_id, operation)
         contact = self._contacts.of(self.shard_id)
         async with contact.turn:
-            return await self._router.give_up(self.shard_id, operation, claim=self._contacts.claim(contact))
+            return await self._gateway.give_up(self.shard_id, operation, claim=self._contacts.claim(contact))
 
     def _taken(self, tenant_id: str) -> list[QueuedOperation]:
         """Take a tenant's entries out of the queue."""

@@ -69,7 +69,7 @@ class Fleet:
         initial_position: str | datetime,
         create_stream: bool,
         stream_shard_count: int,
-        router: ShardGateway,
+        gateway: ShardGateway,
         dead_letters: DeadLetterStore,
         rules: ReaderSettings,
         prefetch: PrefetchMemory,
@@ -86,7 +86,7 @@ class Fleet:
         self._maker = LeaseSyncer(stream, table, initial_position, utc=utc)
         self._create_stream = create_stream
         self._stream_shard_count = stream_shard_count
-        self._router = router
+        self._gateway = gateway
         self._dead_letters = dead_letters
         self._rules = rules
         self.prefetch = prefetch
@@ -100,7 +100,7 @@ class Fleet:
         self._leader: KclLeader | None = None
         self._retention: timedelta | None = None
         self._ancestors: dict[str, Lease] = {}  # of all that was begun: not every scan shows them
-        self._rounds = PositionSync(router, stream.name, self.readers, draw=draw)
+        self._rounds = PositionSync(gateway, stream.name, self.readers, draw=draw)
         self._due = {self._audit: 0.0, self._look_at_listing: 0.0, self._look_for_leader: 0.0}
         self.is_set_up = False
         self._has_lost_race = False
@@ -260,7 +260,7 @@ class Fleet:
             hash_range=lease.hash_range,
             owed_by_parents=owed,
             ahead=_ahead_of(lease),
-            router=self._router,
+            gateway=self._gateway,
             dead_letters=self._dead_letters,
             rules=self._rules,
             memory=self.prefetch.open_quota(),

@@ -41,13 +41,13 @@ class PositionSync:
 
     def __init__(
         self,
-        router: ShardGateway,
+        gateway: ShardGateway,
         stream_name: str,
         readers: Callable[[], Sequence[StreamShardReader]],
         *,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self._router = router
+        self._gateway = gateway
         self._stream_name = stream_name
         self._readers = readers
         self._draw = draw
@@ -68,7 +68,7 @@ class PositionSync:
             self.is_wanted = False
             to_forget, self._to_forget = sorted(self._to_forget), set()
             async with asyncio.TaskGroup() as tasks:
-                for shard_id in await self._router.shard_ids():
+                for shard_id in await self._gateway.list_shard_ids():
                     await self._at_once.acquire()
                     tasks.create_task(self._visit(shard_id, to_forget), name=f"position:{shard_id}")
                     if await sleep_or_event(1 / ASKS_PER_S, until=stopping):
@@ -82,7 +82,7 @@ class PositionSync:
         try:
             async with asyncio.timeout(LOOK_WITHIN_S):
                 if to_forget:
-                    await self._router.forget_positions(shard_id, self._stream_name, to_forget)
+                    await self._gateway.forget_positions(shard_id, self._stream_name, to_forget)
             await self._look(shard_id)
         except (RetryableError, PermanentError, TimeoutError):
             return  # whoever needs the shard says so
@@ -113,7 +113,7 @@ class PositionSync:
         ids = [one.reader.stream_shard_id for one in watched]
         is_first = not all(one.contact.is_met for one in watched)
         async with asyncio.timeout(LOOK_WITHIN_S):
-            standing = await self._router.standing(shard_id, self._stream_name, ids, is_first=is_first)
+            standing = await self._gateway.read_positions(shard_id, self._stream_name, ids, is_first=is_first)
         if standing is None:
             return
         sure: list[Watched] = []
@@ -135,7 +135,9 @@ class PositionSync:
         due = [one for one in watched if one.contacts.is_due(one.contact)]
         if due:
             async with asyncio.timeout(LOOK_WITHIN_S):
-                changed = await self._router.touch(shard_id, [one.contacts.claim(one.contact) for one in due])
+                changed = await self._gateway.write_positions(
+                    shard_id, [one.contacts.claim(one.contact) for one in due]
+                )
             for one in due:
                 one.contact.is_adopted = one.contact.claim not in changed
 

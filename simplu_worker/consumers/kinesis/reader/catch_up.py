@@ -55,7 +55,7 @@ class CatchUpReader:
         decoder: RecordDecoder,
         dispatcher: Dispatcher,
         *,
-        router: ShardGateway,
+        gateway: ShardGateway,
         main_at: Callable[[], RecordPosition | None],
         beginning: tuple[Start, Position | None],
         read_parent: Callable[[ParentRecords], tuple[StreamShardAccess, RecordDecoder]],
@@ -69,7 +69,7 @@ class CatchUpReader:
         self._access = access
         self._decoder = decoder
         self._dispatcher = dispatcher
-        self._router = router
+        self._gateway = gateway
         self._main_at = main_at
         self._read_parent = read_parent
         self._retention = retention
@@ -143,7 +143,7 @@ class CatchUpReader:
                             self._send_one_of_parents(records.stream_shard_id, position, record, decoded)
                         if count % DECODED_AT_ONCE == 0:
                             await asyncio.sleep(0)
-                    await self._ask_who_is_here(self.catch_up.owed.last, ending)
+                    await self._ask_for_residents(self.catch_up.owed.last, ending)
                     cursor.let_go()
         self.catch_up.parents_at[records.stream_shard_id] = SHARD_END
 
@@ -194,7 +194,7 @@ class CatchUpReader:
         while is_any_left and self.catch_up.holds and not self._has_met() and not ending.is_set():
             at, ticket = owed.last, owed.take_at_last()  # what is left out is owed until the answer is there
             is_any_left = await self._send(arrivals, ending)
-            await self._ask_who_is_here(at, ending)
+            await self._ask_for_residents(at, ending)
             owed.done([ticket])
 
     async def _send(self, arrivals: Iterator[DecodedRecord], ending: asyncio.Event) -> bool:
@@ -246,7 +246,7 @@ class CatchUpReader:
             catch_up.unplaced.setdefault(tenant_id, set()).add(entry.ticket)
         self._dispatcher.send([entry])
 
-    async def _ask_who_is_here(self, at: RecordPosition | None, ending: asyncio.Event) -> None:
+    async def _ask_for_residents(self, at: RecordPosition | None, ending: asyncio.Event) -> None:
         """Ask the shards held as a whole for tenants of a reply that were left out, by routes that may be old.
 
         Where one of them lives there, the shard is read for again from *at* on, where the reply began.
@@ -254,7 +254,7 @@ class CatchUpReader:
         for hold in [one for one in self.catch_up.holds if one.is_whole] if self._elsewhere else ():
             while hold.catch_up is self.catch_up and not ending.is_set():
                 try:
-                    here = await self._router.who_is_here(hold.name, sorted(self._elsewhere))
+                    here = await self._gateway.find_resident_tenants(hold.name, sorted(self._elsewhere))
                 except (RetryableError, PermanentError):
                     await sleep_or_event(LOOK_INTERVAL_S, until=ending)
                     continue
@@ -277,13 +277,13 @@ class CatchUps:
 
     def __init__(
         self,
-        router: ShardGateway,
+        gateway: ShardGateway,
         dispatcher: Dispatcher,
         access: StreamShardAccess,
         make: Callable[[CatchUp], CatchUpReader],
     ) -> None:
         """*make* makes the reader of a catch-up that has begun."""
-        self._router = router
+        self._gateway = gateway
         self._dispatcher = dispatcher
         self._access = access
         self._make = make
@@ -340,7 +340,7 @@ class CatchUps:
             probed.ready_at = None
             hold.attempts = probed.relapses
             hold.next_try = now + (self._delay_s(hold) if hold.attempts else 0.0)
-        was_up, probed.was_up = probed.was_up, self._router.is_up(hold.name)
+        was_up, probed.was_up = probed.was_up, self._gateway.is_up(hold.name)
         return now >= hold.next_try or (probed.was_up and not was_up and not probed.relapses)
 
     def _delay_s(self, hold: Hold) -> float:
@@ -350,7 +350,7 @@ class CatchUps:
         """Make a shard's hold ready when it is back, and nothing sent to it before is in flight."""
         hold.attempts += 1
         try:
-            await self._router.probe(hold.name)
+            await self._gateway.probe(hold.name)
         except (RetryableError, PermanentError):
             await self._look_elsewhere(hold)
         else:
@@ -367,7 +367,7 @@ class CatchUps:
         names = sorted(hold.tenants.names) or [hold.sample]
         tenant_id = names[hold.attempts % len(names)]
         try:
-            found = await self._router.find_again(tenant_id)
+            found = await self._gateway.find_again(tenant_id)
         except (RetryableError, PermanentError):
             return
         if found != hold.name and not isinstance(found, Absence) and tenant_id in hold.tenants.names:

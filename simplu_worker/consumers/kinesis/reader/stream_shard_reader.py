@@ -106,7 +106,7 @@ class StreamShardReader:
         hash_range: HashRange | None = None,
         owed_by_parents: TenantSet | None = None,
         ahead: Ahead | None = None,
-        router: ShardGateway,
+        gateway: ShardGateway,
         dead_letters: DeadLetterStore,
         rules: ReaderSettings,
         memory: MemoryQuota,
@@ -131,7 +131,7 @@ class StreamShardReader:
             start, done = AtSequenceNumber(read_to.checkpoint), read_to
         self._done = done  # until a record behind it is met
         self._stream = stream
-        self._router = router
+        self._gateway = gateway
         self._draw = draw
         self._dead_letters = dead_letters
         self._rules = rules
@@ -152,7 +152,7 @@ class StreamShardReader:
         self._cursor = Cursor(self._access, start, self._pacing, kind="main", retention=retention)
         self._dispatcher = Dispatcher(
             stream_shard_id,
-            router,
+            gateway,
             memory,
             tenant_wait=rules.tenant_wait,
             store=self._store,
@@ -160,7 +160,7 @@ class StreamShardReader:
             draw=draw,
             utc=utc,
         )
-        self._catch_ups = CatchUps(router, self._dispatcher, self._access, self._catch_up)
+        self._catch_ups = CatchUps(gateway, self._dispatcher, self._access, self._catch_up)
         if ahead is not None:
             held = TenantSet.of_targets(ahead.held)
             self._dispatcher.holds.hold_predecessors(held, self._checkpoint_before, utc(), now=loop_time())
@@ -551,7 +551,7 @@ class StreamShardReader:
             self._access,
             self._decoder,
             self._dispatcher,
-            router=self._router,
+            gateway=self._gateway,
             main_at=self._at,
             beginning=self._beginning,
             read_parent=self._read_parent,

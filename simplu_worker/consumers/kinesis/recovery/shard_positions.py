@@ -76,7 +76,7 @@ class ShardPosition:
     def forget_row(self) -> None:
         """Have the row read anew, and what it lacks found anew."""
         self.is_adopted = False
-        self.claim.tokens = []
+        self.claim.fencing_tokens = []
 
     def __repr__(self) -> str:
         return f"Contact({self.shard_id}, {'adopted' if self.is_adopted else 'unknown'}, {self.claim.owed_from})"
@@ -111,14 +111,14 @@ class ShardPositions:
 
     def __init__(
         self,
-        router: ShardGateway,
+        gateway: ShardGateway,
         holds: Holds,
         facts: ReaderState,
         *,
         tenant_wait: timedelta,
         utc: UtcClock,
     ) -> None:
-        self._router = router
+        self._gateway = gateway
         self._holds = holds
         self._facts = facts
         self._tenant_wait = tenant_wait
@@ -177,14 +177,14 @@ class ShardPositions:
         Nor where the row is another's, or none answers: who comes next then reads a little again.
         """
         self._ahead = (float("-inf"), None)
-        is_free = self._router.is_up(contact.shard_id) and not contact.turn.locked()
+        is_free = self._gateway.is_up(contact.shard_id) and not contact.turn.locked()
         if not is_free or not self.is_due(contact, within_s=0.0):
             return
         async with contact.turn:
             if not contact.is_adopted:
                 return
             with contextlib.suppress(RetryableError):
-                changed = await self._router.touch(contact.shard_id, [self.claim(contact)])
+                changed = await self._gateway.write_positions(contact.shard_id, [self.claim(contact)])
                 contact.is_adopted = not changed
 
     async def confirm(self) -> bool:
@@ -199,9 +199,13 @@ class ShardPositions:
         claim, lineage = contact.claim, self.lineage()  # first: what had ended before the rows were read
         shard_id, is_first = contact.shard_id, not contact.is_met
         if lineage.ancestors:
-            standing = await self._router.adopt(shard_id, claim, sorted(lineage.ancestors), is_first=is_first)
+            standing = await self._gateway.fence_and_read_positions(
+                shard_id, claim, sorted(lineage.ancestors), is_first=is_first
+            )
         else:
-            standing = await self._router.standing(shard_id, claim.stream, [claim.stream_shard_id], is_first=is_first)
+            standing = await self._gateway.read_positions(
+                shard_id, claim.stream, [claim.stream_shard_id], is_first=is_first
+            )
         if standing is None:
             raise RetryableError(f"shard {contact.shard_id}: it has no schema yet")
         return await self.adopt_by(contact, lineage, standing)
@@ -213,7 +217,7 @@ class ShardPositions:
     def is_doubtful(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> bool:
         """Tell whether a row has to be read anew: it is not as it was left, or the parents have ended since."""
         row = standing.rows.get(self._facts.stream_shard_id)
-        if (row.token not in contact.claim.tokens) if row is not None else contact.claim.tokens:
+        if (row.fencing_token not in contact.claim.fencing_tokens) if row is not None else contact.claim.fencing_tokens:
             return True
         return lineage.are_ended and not contact.claim.parents_done and not self._holds.has_parents
 
@@ -226,8 +230,8 @@ class ShardPositions:
         row = standing.rows.get(self._facts.stream_shard_id)
         is_in_hand = not contact.is_met and not self._is_moved_to(standing)
         own = self._facts.began_at if is_in_hand else self._facts.dispatch()
-        before, is_as_left = None, _is_as_left(contact, row, standing)
-        if own is not None and not is_as_left:
+        before, is_unchanged = None, _is_unchanged(contact, row, standing)
+        if own is not None and not is_unchanged:
             place = replay_start(
                 row,
                 standing.first_tenant_at,
@@ -238,11 +242,11 @@ class ShardPositions:
             )
             before = await self._lower(place, own)
         are_done = row is not None and row.parents_done
-        is_sent_again = not is_as_left and self._holds.reads_parents_for(contact.shard_id)  # and so may be lost again
+        is_sent_again = not is_unchanged and self._holds.reads_parents_for(contact.shard_id)  # and so may be lost again
         is_alone = before is None and not is_sent_again
         parents = () if are_done else self._unread_ancestors(lineage, standing, is_alone=is_alone)
-        contact.claim.tokens = [] if row is None else [row.token]
-        contact.claim.moves = standing.moves
+        contact.claim.fencing_tokens = [] if row is None else [row.fencing_token]
+        contact.claim.move_token = standing.move_token
         contact.had_ended = lineage.are_ended
         contact.claim.parents_done = are_done or (lineage.are_ended and not parents)
         contact.is_met = contact.is_adopted = True
@@ -276,7 +280,10 @@ class ShardPositions:
 
     def _is_moved_to(self, standing: StoredPositions) -> bool:
         """Whether a tenant was moved to a shard since the reader began, which may have sent it something elsewhere."""
-        return standing.moved_in_s is not None and standing.moved_in_s < loop_time() - self._began + MOVED_MARGIN_S
+        return (
+            standing.last_move_age_s is not None
+            and standing.last_move_age_s < loop_time() - self._began + MOVED_MARGIN_S
+        )
 
     def _covers(self, names: AbstractSet[str], owed_from: RecordPosition | None, *, is_met: bool) -> bool:
         """Tell whether the reader sees to it that tenants get everything behind *owed_from*.
@@ -326,9 +333,9 @@ class ShardPositions:
         return said
 
 
-def _is_as_left(contact: ShardPosition, row: StreamPosition | None, standing: StoredPositions) -> bool:
+def _is_unchanged(contact: ShardPosition, row: StreamPosition | None, standing: StoredPositions) -> bool:
     """Whether all that a reader wrote on a shard is there still, so that it need not look for what to read again."""
-    return standing.is_as_left or (row is not None and row.token in contact.claim.tokens)
+    return standing.is_unchanged or (row is not None and row.fencing_token in contact.claim.fencing_tokens)
 
 
 def _is_after(mark: RecordPosition | None, other: RecordPosition | None) -> bool:

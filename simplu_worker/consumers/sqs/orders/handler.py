@@ -118,7 +118,7 @@ class _Slot(msgspec.Struct, eq=False):
 
 @asynccontextmanager
 async def open_orders(
-    router: ShardGateway,
+    gateway: ShardGateway,
     queue: Queue,
     *,
     operation_max_bytes: int,
@@ -130,7 +130,7 @@ async def open_orders(
     """Open the handler of one order queue. What is under way at the end is cut: close it after its receiver ended."""
     async with asyncio.TaskGroup() as tasks:
         handler = OrderHandler(
-            router,
+            gateway,
             queue,
             tasks,
             operation_max_bytes=operation_max_bytes,
@@ -150,7 +150,7 @@ class OrderHandler:
 
     def __init__(
         self,
-        router: ShardGateway,
+        gateway: ShardGateway,
         queue: Queue,
         tasks: asyncio.TaskGroup,
         *,
@@ -160,7 +160,7 @@ class OrderHandler:
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        self._router = router
+        self._gateway = gateway
         self._queue = queue
         self._tasks = tasks
         self._operation_max_bytes = operation_max_bytes
@@ -270,7 +270,7 @@ class OrderHandler:
     ) -> None:
         lane = self._lanes.get(shard_id)
         if lane is None:
-            lane = OrderLane(shard_id, self._router, self._tasks, queue_name=self._queue.name, utc=self._utc)
+            lane = OrderLane(shard_id, self._gateway, self._tasks, queue_name=self._queue.name, utc=self._utc)
             self._lanes[shard_id] = lane
         entries = lane.submit(chain, [(slot.message.message_id, operation) for slot, operation in pending])
         if not lane.is_stuck:
@@ -286,7 +286,7 @@ class OrderHandler:
         That it is not registered may have been asked for *max_age_s* ago.
         """
         tenant_id = operation.tenant_id
-        if (shard_id := self._router.remembered(tenant_id)) is not None:
+        if (shard_id := self._gateway.cached_shard_id(tenant_id)) is not None:
             return shard_id
         task = self._asked.get(tenant_id)
         if task is None:
@@ -305,10 +305,10 @@ class OrderHandler:
         async with self._places:
             asked_at = self._utc() - timedelta(seconds=max_age_s)
             try:
-                found = await self._router.find(operation.tenant_id, absence_max_age_s=max_age_s)
+                found = await self._gateway.find(operation.tenant_id, absence_max_age_s=max_age_s)
                 if found is Absence.NOT_HERE:
                     name = (operation.business_id, operation.location_id)
-                    found = await self._router.make_at_first_use(operation.tenant_id, [name])
+                    found = await self._gateway.provision_on_first_use(operation.tenant_id, [name])
             except TenantNotMadeError as exc:
                 return _Absent(Absence.NOT_HERE, asked_at, str(exc))
             except (RetryableError, PermanentError) as exc:
@@ -414,7 +414,7 @@ class OrderHandler:
 
     async def _give_up(self, shard_id: str, operation: Operation, error: str) -> None:
         """Leave the row of an operation that is given up. Raises `RetryableError` where that cannot be done now."""
-        outcome = await self._router.give_up(shard_id, operation)
+        outcome = await self._gateway.give_up(shard_id, operation)
         if outcome.disposition is Disposition.HOLD:
             raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
         log.error(

@@ -72,10 +72,16 @@ class OrderLane:
     """The operations of one queue for one shard. Its flights are tasks of *tasks*, and end with them."""
 
     def __init__(
-        self, shard_id: str, router: ShardGateway, tasks: asyncio.TaskGroup, *, queue_name: str, utc: UtcClock = utc_now
+        self,
+        shard_id: str,
+        gateway: ShardGateway,
+        tasks: asyncio.TaskGroup,
+        *,
+        queue_name: str,
+        utc: UtcClock = utc_now,
     ) -> None:
         self.shard_id = shard_id
-        self._router = router
+        self._gateway = gateway
         self._tasks = tasks
         self._queue_name = queue_name
         self._utc = utc
@@ -158,7 +164,7 @@ class OrderLane:
         try:
             if self._failure_count:
                 await self._make_sure()
-            outcomes = await self._router.apply(self.shard_id, operations)
+            outcomes = await self._gateway.apply(self.shard_id, operations)
         except RetryableError as exc:
             self._failure_count += 1
             failed = [*self._batch, *self._queue]
@@ -193,11 +199,11 @@ class OrderLane:
         Raises `RetryableError` while it is not.
         """
         try:
-            await self._router.probe(self.shard_id)
+            await self._gateway.probe(self.shard_id)
         except RetryableError:
             tenant_ids = list(dict.fromkeys(entry.operation.tenant_id for entry in self._batch))
             try:
-                await self._router.find_again(tenant_ids[self._failure_count % len(tenant_ids)])
+                await self._gateway.find_again(tenant_ids[self._failure_count % len(tenant_ids)])
             except (RetryableError, PermanentError) as exc:
                 log.debug("orders.not_found_again", shard_id=self.shard_id, error=str(exc))
             raise
@@ -255,7 +261,7 @@ class OrderLane:
     async def _land(self, landing: _Landing) -> None:
         """Answer a batch once it is safe; while that cannot be known its messages come again, and are found applied."""
         try:
-            await self._router.make_safe(self.shard_id, [entry.operation for entry, _ in landing.pairs])
+            await self._gateway.wait_until_safe(self.shard_id, [entry.operation for entry, _ in landing.pairs])
         except RetryableError as exc:
             landing.answer(exc)
         except Exception as exc:  # a bug must not end the others; the messages have tries, then letters

@@ -30,13 +30,13 @@ UNKNOWN = [
 
 def claim(*tokens: str) -> PositionClaim:
     """Return a claim of a reader whose row may have these tokens."""
-    return PositionClaim("stream", "shardId-0", tokens=list(tokens))
+    return PositionClaim("stream", "shardId-0", fencing_tokens=list(tokens))
 
 
 def attempt(one: PositionClaim, exc: BaseException | None = None) -> str:
     """Try to write a claim, with this end; return the token that was to be written."""
     with nullcontext() if exc is None else pytest.raises(type(exc)), attempt_claim(one) as token:
-        assert one.tokens[-1] == token
+        assert one.fencing_tokens[-1] == token
         end(exc)
     return token
 
@@ -53,7 +53,7 @@ def test_token_is_the_only_one_after_a_commit(tokens: tuple[str, ...]) -> None:
     one = claim(*tokens)
     token = attempt(one)
 
-    assert one.tokens == [token]
+    assert one.fencing_tokens == [token]
     assert attempt(one) != token
 
 
@@ -64,7 +64,7 @@ def test_token_is_none_of_them_after_what_was_rolled_back_for_sure(tokens: tuple
     one = claim(*tokens)
     attempt(one, exc)
 
-    assert one.tokens == list(tokens)
+    assert one.fencing_tokens == list(tokens)
 
 
 @pytest.mark.parametrize("exc", UNKNOWN, ids=lambda exc: type(exc).__name__)
@@ -76,7 +76,7 @@ def test_token_is_one_more_while_nobody_knows_whether_it_was_written(
     one = claim(*tokens)
     token = attempt(one, exc)
 
-    assert one.tokens == [*tokens, token]
+    assert one.fencing_tokens == [*tokens, token]
 
 
 def test_tokens_are_those_of_the_last_known_row_and_of_the_last_doubts() -> None:
@@ -84,8 +84,8 @@ def test_tokens_are_those_of_the_last_known_row_and_of_the_last_doubts() -> None
     one = claim("read")
     doubts = [attempt(one, ShardUnavailableError("no answer")) for _ in range(3 * UNCERTAIN_ATTEMPTS_MAX)]
 
-    assert one.tokens[0] == "read"
-    assert one.tokens[1:] == doubts[-UNCERTAIN_ATTEMPTS_MAX - 1 :]
+    assert one.fencing_tokens[0] == "read"
+    assert one.fencing_tokens[1:] == doubts[-UNCERTAIN_ATTEMPTS_MAX - 1 :]
 
 
 def test_claims_have_their_own_tokens() -> None:
@@ -93,7 +93,7 @@ def test_claims_have_their_own_tokens() -> None:
     one, other = claim(), claim()
     attempt(one, ShardUnavailableError("no answer"))
 
-    assert (len(one.tokens), other.tokens) == (1, [])
+    assert (len(one.fencing_tokens), other.fencing_tokens) == (1, [])
 
 
 def test_attempts_of_many_claims_end_alike() -> None:
@@ -101,7 +101,7 @@ def test_attempts_of_many_claims_end_alike() -> None:
     many = [claim("a"), claim("b")]
     with attempt_claim(many[0]) as first, attempt_claim(many[1]) as second:
         assert first != second
-    assert [one.tokens for one in many] == [[first], [second]]
+    assert [one.fencing_tokens for one in many] == [[first], [second]]
 
 
 @given(
@@ -114,7 +114,7 @@ def test_row_is_always_known_by_one_of_the_tokens(ends: list[str]) -> None:
     row = "read"
     one = claim(row)
     for end in ends:
-        assert row in one.tokens
+        assert row in one.fencing_tokens
         match end:
             case "committed":
                 row = attempt(one)
@@ -124,7 +124,7 @@ def test_row_is_always_known_by_one_of_the_tokens(ends: list[str]) -> None:
                 attempt(one, ShardUnavailableError("no answer"))
             case _:
                 row = attempt(one, ShardUnavailableError("no answer"))
-    assert row in one.tokens
+    assert row in one.fencing_tokens
 
 
 def test_attempt_that_was_given_up_and_is_written_leaves_the_doubts_that_came_after_it() -> None:
@@ -133,7 +133,7 @@ def test_attempt_that_was_given_up_and_is_written_leaves_the_doubts_that_came_af
     with attempt_claim(one) as given_up:
         later = attempt(one, ShardUnavailableError("no answer"))
 
-    assert one.tokens == [given_up, later]
+    assert one.fencing_tokens == [given_up, later]
 
 
 @pytest.mark.parametrize("exc", [None, *ROLLED_BACK, *UNKNOWN], ids=lambda exc: type(exc).__name__)
@@ -144,4 +144,4 @@ def test_attempt_that_was_given_up_is_none_of_them_once_a_later_one_was_written(
         later = attempt(one)
         end(exc)
 
-    assert one.tokens == [later]
+    assert one.fencing_tokens == [later]

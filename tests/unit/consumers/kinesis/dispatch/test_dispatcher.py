@@ -16,9 +16,9 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Lost:
-    """A router that knows no tenant."""
+    """A gateway that knows no tenant."""
 
-    def remembered(self, _tenant_id: str) -> None:
+    def cached_shard_id(self, _tenant_id: str) -> None:
         """Know nothing."""
 
 

@@ -24,7 +24,7 @@ OVERDUE = NOW - WAIT - UNKNOWN_TENANT_MARGIN
 
 
 class Nobody:
-    """A router that knows no tenant and notes how it is asked; and a host to which nothing is done."""
+    """A gateway that knows no tenant and notes how it is asked; and a host to which nothing is done."""
 
     def __init__(self) -> None:
         self.ages: list[float] = []
@@ -86,7 +86,7 @@ async def test_tenant_is_asked_for_anew_when_something_is_to_be_given_up(
 
 
 class Maker(Nobody):
-    """A router that knows tenants which no shard has, and makes those of *known* names; a host that takes them."""
+    """A gateway that knows tenants which no shard has, and makes those of *known* names; a host that takes them."""
 
     def __init__(self, known: set[tuple[str, str]]) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Maker(Nobody):
         """Say that it is registered, and that no shard has it."""
         return Absence.NOT_HERE
 
-    async def make_at_first_use(self, _tenant_id: str, names: Sequence[tuple[str, str]]) -> str:
+    async def provision_on_first_use(self, _tenant_id: str, names: Sequence[tuple[str, str]]) -> str:
         """Make it on one shard."""
         self.names.append(list(names))
         if self._known.isdisjoint(names):
@@ -125,7 +125,7 @@ class Maker(Nobody):
 
 
 def room_of(maker: Maker) -> RouteLookup:
-    """Return a waiting room whose router and host are *maker*."""
+    """Return a waiting room whose gateway and host are *maker*."""
     return RouteLookup(cast("Any", maker), cast("Any", maker), tenant_wait=WAIT, draw=lambda: 0.0, utc=lambda: NOW)
 
 
@@ -139,7 +139,7 @@ async def run_until(room: RouteLookup, is_so: Callable[[], bool]) -> None:
 
 
 async def test_tenant_is_made_when_no_shard_has_it_and_its_names_are_known() -> None:
-    """The router is told the business and location of the operations; then they go to the shard that has it."""
+    """The gateway is told the business and location of the operations; then they go to the shard that has it."""
     maker = Maker({("b", "l")})
     room = room_of(maker)
     room.put("b-l", [entry(NOW)])

@@ -21,7 +21,7 @@ from simplu_worker.consumers.kinesis.reader.catch_up import (
 
 
 class Way:
-    """A router that knows whether the shard is up, and reads that draw the longest pauses."""
+    """A gateway that knows whether the shard is up, and reads that draw the longest pauses."""
 
     def __init__(self) -> None:
         self.up = False
