@@ -15,7 +15,7 @@ from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser, read_box
 from simplu_worker.commands.dead_letters.replay import DeadLetterReplay, ReplayOptions, ReplayOutcome, ReplayStatus
-from simplu_worker.commands.dead_letters.replay_plan import Filters, LeftReason, Rules
+from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter, LeftReason, ReplayRules
 from simplu_worker.commands.dead_letters.resend import DeadLetterResender
 from simplu_worker.commands.output.display import print_json, print_note, print_table, shortened
 from simplu_worker.config.settings import Settings
@@ -53,7 +53,7 @@ class ListOptions(NamedTuple):
     records: bool
 
 
-async def list_letters(settings: Settings, filters: Filters, options: ListOptions, *, as_json: bool) -> int:
+async def list_letters(settings: Settings, filters: DeadLetterFilter, options: ListOptions, *, as_json: bool) -> int:
     """Print the dead letters that are meant, at most so many, and leave them where they are."""
     rows: list[dict[str, Any]] = []
     strange: list[dict[str, str]] = []
@@ -90,7 +90,9 @@ async def list_letters(settings: Settings, filters: Filters, options: ListOption
     return 0
 
 
-async def replay_letters(settings: Settings, filters: Filters, options: ReplayOptions, *, as_json: bool) -> int:
+async def replay_letters(
+    settings: Settings, filters: DeadLetterFilter, options: ReplayOptions, *, as_json: bool
+) -> int:
     """Send what the dead letters that are meant are about to where it came from, and delete them; or print the plan.
 
     Returns 1 unless all that is meant was, or would be, sent.
@@ -167,7 +169,7 @@ async def _open_sender(
         stream = Stream(await stack.enter_async_context(kinesis), settings.kinesis_stream_name)
     urls = {name: getattr(settings, name) for name in QUEUES}
     queues = {name: Queue(client, url) for name, url in urls.items() if url is not None}
-    rules = Rules(
+    rules = ReplayRules(
         stream=None if stream is None else stream.name,
         queues={queue.name: QUEUES[name] for name, queue in queues.items()},
         operation_max_bytes=settings.operation_max_bytes,

@@ -14,7 +14,7 @@ import msgspec
 from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser, LetterPosition, Spool, read_box
 from simplu_worker.commands.dead_letters.replay_plan import (
-    Filters,
+    DeadLetterFilter,
     Left,
     LeftReason,
     OrderKey,
@@ -91,7 +91,7 @@ class DeadLetterReplay:
         """Forget what was read."""
         self._spool.close()
 
-    async def read(self, filters: Filters, expected: int, *, newest: datetime | None) -> None:
+    async def read(self, filters: DeadLetterFilter, expected: int, *, newest: datetime | None) -> None:
         """Read what is in the queue, but for what came after *newest*."""
         async with aclosing(read_box(self._box, expected)) as messages:
             async for message in messages:

@@ -98,7 +98,7 @@ class QueueMessage(msgspec.Struct, frozen=True):
             yield from (name, value, "String")
 
 
-class Filters(msgspec.Struct, frozen=True):
+class DeadLetterFilter(msgspec.Struct, frozen=True):
     """Which letters are meant: those for which all that is given holds. *since* is inclusive, *until* is not."""
 
     reasons: frozenset[DeadLetterReason] = frozenset()
@@ -110,7 +110,7 @@ class Filters(msgspec.Struct, frozen=True):
     @property
     def is_all(self) -> bool:
         """Whether every letter is meant."""
-        return self == Filters()
+        return self == DeadLetterFilter()
 
     def match(self, letter: DeadLetter) -> bool:
         """Tell whether *letter* is meant."""
@@ -123,7 +123,7 @@ class Filters(msgspec.Struct, frozen=True):
         )
 
 
-class Rules(msgspec.Struct, frozen=True):
+class ReplayRules(msgspec.Struct, frozen=True):
     """What the worker is configured to read, and what it takes. *queues*: those known, and whether they hold orders."""
 
     stream: str | None
@@ -162,7 +162,7 @@ def group_of(letter: DeadLetter) -> str:
     return origin.partition_key or origin.group_id or place_of(letter)
 
 
-def where_to(letter: DeadLetter, rules: Rules) -> Left | None:
+def where_to(letter: DeadLetter, rules: ReplayRules) -> Left | None:
     """Return why *letter* cannot be sent to where it came from, None if it can."""
     origin = letter.origin
     if origin.source is Source.KINESIS:
@@ -176,7 +176,7 @@ def where_to(letter: DeadLetter, rules: Rules) -> Left | None:
     return Left(LeftReason.SOURCE_NOT_CONFIGURED, f"expected {expected}")
 
 
-def resend_of(letter: DeadLetter, rules: Rules) -> Resend | Left:
+def resend_of(letter: DeadLetter, rules: ReplayRules) -> Resend | Left:
     """Return what is sent for *letter*, whose record is whole, or why it is left."""
     if (nowhere := where_to(letter, rules)) is not None:
         return nowhere
@@ -244,7 +244,7 @@ def puts_of(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
         yield put
 
 
-def _to_stream(letter: DeadLetter, rules: Rules) -> Resend | Left:
+def _to_stream(letter: DeadLetter, rules: ReplayRules) -> Resend | Left:
     record = _identified(letter.record, letter.origin, rules)
     if letter.reason is DeadLetterReason.REQUEST_ID_REUSED and not rules.force:
         return _would_come_back("another operation has its requestId")
@@ -255,7 +255,7 @@ def _to_stream(letter: DeadLetter, rules: Rules) -> Resend | Left:
     return _of_stream(letter, [NewRecord(letter.origin.partition_key or place_of(letter), record)])
 
 
-def _taken_apart(letter: DeadLetter, parts: Sequence[SubRecord], rules: Rules) -> Resend | Left:
+def _taken_apart(letter: DeadLetter, parts: Sequence[SubRecord], rules: ReplayRules) -> Resend | Left:
     """Send what an aggregate holds as records of their own. What of it can never be applied becomes a letter itself."""
     records = []
     for part in parts:
@@ -277,7 +277,7 @@ def _of_stream(letter: DeadLetter, records: Sequence[NewRecord]) -> Resend:
     return Resend(source=Source.KINESIS, name=letter.origin.name, group=group_of(letter), records=records)
 
 
-def _identified(record: bytes, origin: Origin, rules: Rules) -> bytes | Left:
+def _identified(record: bytes, origin: Origin, rules: ReplayRules) -> bytes | Left:
     """Return *record* with its effective request id in it, or why it is no operation."""
     limits = {"max_bytes": rules.operation_max_bytes, "list_limit": rules.list_result_limit}
     decoded = decode_operation(record, origin, **limits)
@@ -296,7 +296,7 @@ def _would_come_back(error: str) -> Left:
     return Left(LeftReason.WOULD_COME_BACK, f"it would come back as a dead letter ({error}); --force sends it as it is")
 
 
-def _to_queue(letter: DeadLetter, rules: Rules) -> Resend | Left:
+def _to_queue(letter: DeadLetter, rules: ReplayRules) -> Resend | Left:
     origin = letter.origin
     try:
         body = letter.record.decode()
@@ -323,7 +323,7 @@ def _to_queue(letter: DeadLetter, rules: Rules) -> Resend | Left:
 
 
 def _order_event(
-    letter: DeadLetter, body: str, attributes: Mapping[str, str], rules: Rules
+    letter: DeadLetter, body: str, attributes: Mapping[str, str], rules: ReplayRules
 ) -> tuple[str, dict[str, str]] | Left:
     """Return an order event with its request id in its body, out of SNS's envelope, or why it is none."""
     event, found = unwrap(body, attributes)

@@ -12,9 +12,9 @@ from simplu_worker.aws.sqs_queue import Outgoing, Queue
 from simplu_worker.commands.dead_letters.replay_plan import (
     Left,
     LeftReason,
+    ReplayRules,
     Request,
     Resend,
-    Rules,
     puts_of,
     resend_of,
     where_to,
@@ -34,7 +34,7 @@ FETCH_POLLS: Final = 5  # a reply may be empty though there are records
 class DeadLetterResender:
     """Sends to the stream and the queues that are configured."""
 
-    def __init__(self, stream: Stream | None, queues: Mapping[str, Queue], rules: Rules) -> None:
+    def __init__(self, stream: Stream | None, queues: Mapping[str, Queue], rules: ReplayRules) -> None:
         self._stream = stream
         self._queues = queues
         self._rules = rules

@@ -44,7 +44,7 @@ class AdoptMode(StrEnum):
 class AdoptOptions(msgspec.Struct, frozen=True):
     """What a person wants to be done, and chose."""
 
-    carry: AdoptMode
+    mode: AdoptMode
     choices: Choices
 
 
@@ -62,9 +62,9 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
                 if isinstance(plan, Adopted):
                     return _print_adopted(plan, as_json=as_json, was="before")
                 refusals = plan.refusals(options.choices)
-                if options.carry is AdoptMode.ALL and not refusals:
+                if options.mode is AdoptMode.ALL and not refusals:
                     return _print_adopted(await adopter.adopt(plan, options.choices), as_json=as_json, was="now")
-                if options.carry is AdoptMode.COPY and not plan.found.names_in_the_way:
+                if options.mode is AdoptMode.COPY and not plan.found.names_in_the_way:
                     await adopter.copy(plan, options.choices)
                     state = AdoptMode.COPY
                 else:

@@ -28,7 +28,7 @@ from simplu_worker.commands.dead_letters import browse, command
 from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser
 from simplu_worker.commands.dead_letters.command import ListOptions, list_letters, replay_letters
 from simplu_worker.commands.dead_letters.replay import ReplayOptions
-from simplu_worker.commands.dead_letters.replay_plan import Filters
+from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
 from simplu_worker.commands.stream import put_records
 from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.consumers.kinesis.stream.client import Stream, TrimHorizon
@@ -44,7 +44,7 @@ APPLY = ReplayOptions(apply=True, force=False, limit=None)
 FORCE = ReplayOptions(apply=True, force=True, limit=None)
 PLAN = ReplayOptions(apply=False, force=False, limit=None)
 LIST = ListOptions(limit=1000, records=False)
-ALL = Filters()
+ALL = DeadLetterFilter()
 INVALID = DeadLetterReason.INVALID_JSON
 GIVEN_UP = DeadLetterReason.RETRIES_EXHAUSTED
 
@@ -92,14 +92,14 @@ class Bench:
         }
         return load_settings(env | self.more, for_run=False)
 
-    async def replay(self, options: ReplayOptions = APPLY, filters: Filters = ALL) -> Ended:
+    async def replay(self, options: ReplayOptions = APPLY, filters: DeadLetterFilter = ALL) -> Ended:
         """Run `dead-letters replay --json`."""
         self._capfd.readouterr()
         with capture_logs():  # which go to stderr when the command runs as a process
             status = await replay_letters(self.settings, filters, options, as_json=True)
         return Ended(status, json.loads(self._capfd.readouterr().out))
 
-    async def shown(self, options: ListOptions = LIST, filters: Filters = ALL) -> Ended:
+    async def shown(self, options: ListOptions = LIST, filters: DeadLetterFilter = ALL) -> Ended:
         """Run `dead-letters list --json`."""
         self._capfd.readouterr()
         with capture_logs():
@@ -314,12 +314,12 @@ async def test_list_prints_what_is_meant_and_leaves_all_of_it(bench: Bench) -> N
         assert await bench.count() == (5, 0)
     some = await bench.shown(
         ListOptions(limit=10, records=True),
-        Filters(tenant=("t1", "x"), since=moments[1], until=moments[2], source=Source.KINESIS),
+        DeadLetterFilter(tenant=("t1", "x"), since=moments[1], until=moments[2], source=Source.KINESIS),
     )
     (row,) = some.json["letters"]
     assert json.loads(row["record"])["data"] == secret
     assert (row["businessId"], row["streamShard"], some.json["notLetters"]) == ("t1", "shardId-000000000000", [])
-    invalid = await bench.shown(ListOptions(10, records=True), Filters(reasons=frozenset({INVALID})))
+    invalid = await bench.shown(ListOptions(10, records=True), DeadLetterFilter(reasons=frozenset({INVALID})))
     assert [row["recordBase64"] for row in invalid.json["letters"]] == ["/3ByaXZhdGU="]
     cut = await bench.shown(ListOptions(limit=2, records=False))
     assert (len(cut.json["letters"]), cut.json["isCut"]) == (2, True)
@@ -363,17 +363,17 @@ async def test_replay_leaves_by_name_what_is_not_meant_or_cannot_go(bench: Bench
         letter(bench, record("create", "b-x", 4), "4"),
     )
     await bench.world.sqs.send_message(QueueUrl=bench.world.queue_url, MessageBody="nonsense")
-    done = await bench.replay(filters=Filters(tenant=("a", "x")))
+    done = await bench.replay(filters=DeadLetterFilter(tenant=("a", "x")))
     assert (done.status, done.json["sent"], done.json["left"]) == (1, 1, 1)
     rest = await bench.replay(ReplayOptions(apply=False, force=False, limit=None))
     why = sorted(fate.get("why", fate["status"]) for fate in rest.json["letters"])
     assert (rest.status, why) == (1, ["not_a_letter", "source_not_configured", "would send", "would_come_back"])
-    forced = await bench.replay(FORCE, Filters(reasons=frozenset({DeadLetterReason.INVALID_JSON})))
+    forced = await bench.replay(FORCE, DeadLetterFilter(reasons=frozenset({DeadLetterReason.INVALID_JSON})))
     assert (forced.status, forced.json["sent"]) == (0, 1)
     assert (await bench.records())[-1] == b"{"
     one = await bench.replay(ReplayOptions(apply=True, force=False, limit=1))
     assert one.json["sent"] + one.json["left"] == 2  # the first of the letters, and what is none
-    nothing = await bench.replay(filters=Filters(tenant=("nobody", "x")))
+    nothing = await bench.replay(filters=DeadLetterFilter(tenant=("nobody", "x")))
     assert (nothing.status, nothing.json["letters"]) == (0, [])
 
 

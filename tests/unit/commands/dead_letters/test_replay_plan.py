@@ -14,12 +14,12 @@ from support.aws.kpl_aggregates import aggregate
 
 from simplu_worker.commands.dead_letters.replay_plan import (
     REQUEST_LIMITS,
-    Filters,
+    DeadLetterFilter,
     Left,
     LeftReason,
+    ReplayRules,
     Request,
     Resend,
-    Rules,
     hidden_s,
     order_of,
     place_of,
@@ -49,7 +49,7 @@ ORDERS = Origin(
     group_id="g-1",
 )
 CONTROL = msgspec.structs.replace(ORDERS, name="control", group_id=None, sequence_number=None)
-RULES = Rules(
+RULES = ReplayRules(
     stream="operations",
     queues={"orders.fifo": True, "control": False},
     operation_max_bytes=10_000,
@@ -79,14 +79,14 @@ def letter(
     return DeadLetter(reason=reason, origin=origin, record=data, **whole)
 
 
-def sent_for(one: DeadLetter, rules: Rules = RULES) -> Resend:
+def sent_for(one: DeadLetter, rules: ReplayRules = RULES) -> Resend:
     """Return what is sent for a letter that is."""
     resend = resend_of(one, rules)
     assert isinstance(resend, Resend), resend
     return resend
 
 
-def left_for(one: DeadLetter, rules: Rules = RULES) -> LeftReason:
+def left_for(one: DeadLetter, rules: ReplayRules = RULES) -> LeftReason:
     """Return why a letter is left that is."""
     left = resend_of(one, rules)
     assert isinstance(left, Left), left
@@ -99,21 +99,21 @@ def left_for(one: DeadLetter, rules: Rules = RULES) -> LeftReason:
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [
-        (Filters(), True),
-        (Filters(reasons=frozenset({DeadLetterReason.UNKNOWN_TENANT, DeadLetterReason.TOO_LARGE})), True),
-        (Filters(reasons=frozenset({DeadLetterReason.TOO_LARGE})), False),
-        (Filters(source=Source.KINESIS), True),
-        (Filters(source=Source.SQS), False),
-        (Filters(tenant=("b", "l")), True),
-        (Filters(tenant=("b", "other")), False),
-        (Filters(since=FAILED_AT), True),
-        (Filters(since=FAILED_AT + timedelta(microseconds=1)), False),
-        (Filters(until=FAILED_AT), False),
-        (Filters(until=FAILED_AT + timedelta(microseconds=1)), True),
-        (Filters(since=FAILED_AT, tenant=("b", "other")), False),
+        (DeadLetterFilter(), True),
+        (DeadLetterFilter(reasons=frozenset({DeadLetterReason.UNKNOWN_TENANT, DeadLetterReason.TOO_LARGE})), True),
+        (DeadLetterFilter(reasons=frozenset({DeadLetterReason.TOO_LARGE})), False),
+        (DeadLetterFilter(source=Source.KINESIS), True),
+        (DeadLetterFilter(source=Source.SQS), False),
+        (DeadLetterFilter(tenant=("b", "l")), True),
+        (DeadLetterFilter(tenant=("b", "other")), False),
+        (DeadLetterFilter(since=FAILED_AT), True),
+        (DeadLetterFilter(since=FAILED_AT + timedelta(microseconds=1)), False),
+        (DeadLetterFilter(until=FAILED_AT), False),
+        (DeadLetterFilter(until=FAILED_AT + timedelta(microseconds=1)), True),
+        (DeadLetterFilter(since=FAILED_AT, tenant=("b", "other")), False),
     ],
 )
-def test_filters_mean_what_all_of_them_mean(filters: Filters, expected: bool) -> None:  # noqa: FBT001
+def test_filters_mean_what_all_of_them_mean(filters: DeadLetterFilter, expected: bool) -> None:  # noqa: FBT001
     """Several reasons are alternatives; everything else is narrowed by each further filter."""
     assert filters.match(letter()) is expected
 

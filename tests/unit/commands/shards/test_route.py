@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.citrus.cases import API_KEY, ScriptedCitrus, reply
 
-from simplu_worker.cli import app
+from simplu_worker.cli import main
 from simplu_worker.commands.shards.route import SAMPLE_COUNT, read_keys, route_keys, sample_keys
 from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.errors import ConfigurationError, PermanentError
@@ -162,10 +162,13 @@ async def test_route_refuses_an_empty_stdin(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("words", [(), ("a-b", "--with-shard", "3")])
 def test_route_is_wrong_usage_without_keys_and_with_an_unknown_option(
-    words: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 2, and what was expected; an option that is mistyped is no key."""
-    assert app(["shards", "route", *words], result_action="return_value") == 2
+    monkeypatch.setattr("sys.argv", ["simplu-worker", "shards", "route", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
     assert "KEY: expected at least one" in capfd.readouterr().err
 
 

@@ -1,0 +1,108 @@
+"""The common part of all commands: their options, the settings they load, and how one of them runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import structlog
+from cyclopts import Parameter
+
+from simplu_worker.config.environment import apply_env_file, prepare_aws_environment
+from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.errors import ConfigurationError, WorkerError
+from simplu_worker.telemetry.log import configure_logging, flush_logging, scrub_text
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIGURATION = 0, 1, 2, 78  # 78: EX_CONFIG of sysexits.h
+EXIT_INTERRUPTED: Final = 128 + 2  # as a shell reports an end by SIGINT
+
+Command = Callable[[Settings], Coroutine[Any, Any, int]]
+
+Flag = Annotated[bool, Parameter(negative="")]
+EnvFile = Annotated[
+    Path | None,
+    Parameter(name="--env-file", help="A file of environment variables; a variable of the environment wins."),
+]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON on stdout, and nothing else.")]
+Apply = Annotated[bool, Parameter(negative="", help="Carry out the plan; without this option it is only printed.")]
+
+
+class UsageError(Exception):
+    """The command line is wrong; the text is for people."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CommonOptions:
+    """The options of every command but `run`, `stack` and `demo`."""
+
+    env_file: EnvFile = None
+    as_json: AsJson = False
+
+    def run(self, command: Command, *, for_run: bool = False) -> int:
+        """Run *command* with the settings; return its exit status. Its answer goes to stdout, its log to stderr.
+
+        *for_run* requires every setting that `run` needs.
+        """
+        settings = read_settings(self.env_file, for_run=for_run)
+        given = settings.model_fields_set
+        configure_logging(
+            settings.log_level if "log_level" in given else "warning",
+            settings.log_format if "log_format" in given else "console",
+            stream=sys.stderr,
+        )
+        try:
+            return run_until_interrupted(command(settings))
+        except ConfigurationError:
+            raise
+        except WorkerError as exc:
+            complain(str(exc))
+        except BrokenPipeError:
+            # The reader of our output is gone; without this Python would complain about the same stdout at its exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except Exception:  # noqa: BLE001  (a bug: it goes to the log, which scrubs secrets)
+            structlog.get_logger(__name__).exception("command.crashed")
+        finally:
+            flush_logging()
+        return EXIT_FAILED
+
+
+NO_OPTIONS: Final = CommonOptions()
+
+
+def read_settings(env_file: Path | None, *, for_run: bool) -> Settings:
+    """Return the settings of the environment and *env_file*, and prepare the environment for botocore."""
+    if env_file is not None:
+        apply_env_file(env_file, os.environ)
+    settings = load_settings(os.environ, for_run=for_run)
+    prepare_aws_environment(os.environ)
+    return settings
+
+
+def run_until_interrupted(command: Coroutine[Any, Any, int]) -> int:
+    """Run *command*; return its exit status."""
+    try:
+        return asyncio.run(command)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def parse_time(option: str, text: str) -> datetime:
+    """Return the time in *text*, the ISO 8601 value of *option*. Raises UsageError."""
+    from simplu_worker.operations.decode import parse_timestamp
+
+    try:
+        return parse_timestamp(text)
+    except ValueError:
+        raise UsageError(f"{option}: expected ISO 8601, such as 2026-01-31T09:00Z, got {text!r}") from None
+
+
+def complain(problem: str) -> None:
+    """Print *problem* on stderr, without secrets."""
+    print(scrub_text(problem), file=sys.stderr)  # noqa: T201  (for the person at the terminal)

@@ -1,0 +1,115 @@
+"""The command line of `dead-letters`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from cyclopts import App, Parameter, validators
+
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, parse_time
+
+if TYPE_CHECKING:
+    from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
+
+dead_letters = App(name="dead-letters", help="List dead letters, and replay them.")
+
+Reason = Literal[
+    "invalid_json",
+    "invalid_message",
+    "unknown_type",
+    "unknown_tenant",
+    "request_id_reused",
+    "retries_exhausted",
+    "too_large",
+]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class FilterOptions:
+    """The dead letters to list or to replay; all of them without an option.
+
+    Parameters
+    ----------
+    reason
+        Only those with this reason; may be given several times.
+    source
+        Only those from Kinesis, or from SQS.
+    tenant
+        Only those of this business and location.
+    since
+        Only those that failed at this time or later, as ISO 8601; no offset means UTC.
+    until
+        Only those that failed before this time.
+    """
+
+    reason: Annotated[tuple[Reason, ...], Parameter(negative="")] = ()
+    source: Literal["kinesis", "sqs"] | None = None
+    tenant: Annotated[tuple[str, str] | None, Parameter(negative="")] = None
+    since: str | None = None
+    until: str | None = None
+
+    def parsed(self) -> DeadLetterFilter:
+        """Return the filter. Raises UsageError."""
+        from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
+        from simplu_worker.operations.operation import DeadLetterReason, Source
+
+        return DeadLetterFilter(
+            reasons=frozenset(map(DeadLetterReason, self.reason)),
+            source=None if self.source is None else Source(self.source),
+            tenant=self.tenant,
+            since=None if self.since is None else parse_time("--since", self.since),
+            until=None if self.until is None else parse_time("--until", self.until),
+        )
+
+
+NO_FILTER: Final = FilterOptions()
+
+
+@dead_letters.command(name="list")
+def list_dead_letters(
+    *,
+    filters: FilterOptions = NO_FILTER,
+    limit: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1000,
+    records: Flag = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Print dead letters and leave them in the queue, hidden from its other readers while this command runs.
+
+    Parameters
+    ----------
+    limit
+        Print at most this many.
+    records
+        Print the content of the records too.
+    """
+    from simplu_worker.commands.dead_letters.command import ListOptions, list_letters
+
+    chosen, options = filters.parsed(), ListOptions(limit=limit, records=records)
+    return common.run(lambda settings: list_letters(settings, chosen, options, as_json=common.as_json))
+
+
+@dead_letters.command(name="replay")
+def replay_dead_letters(
+    *,
+    filters: FilterOptions = NO_FILTER,
+    limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    apply: Apply = False,
+    force: Flag = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Send the records of dead letters to their source again, in order, and delete the dead letters.
+
+    Parameters
+    ----------
+    limit
+        Send at most this many, the first ones by their position in the source.
+    force
+        Also send records that would come back as dead letters.
+    """
+    from simplu_worker.commands.dead_letters.command import replay_letters
+    from simplu_worker.commands.dead_letters.replay import ReplayOptions
+
+    chosen, options = filters.parsed(), ReplayOptions(apply=apply, force=force, limit=limit)
+    return common.run(lambda settings: replay_letters(settings, chosen, options, as_json=common.as_json))

@@ -1,0 +1,107 @@
+"""The command line of `shards`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter, validators
+
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
+
+shards = App(name="shards", help="Show Postgres shards, route keys to them, upgrade and adopt shards.")
+
+
+@shards.command(name="list")
+def list_shards(*, common: CommonOptions = NO_OPTIONS) -> int:
+    """Print the health and the usage of every known shard."""
+    from simplu_worker.commands.shards.show import list_shards
+
+    return common.run(lambda settings: list_shards(settings, as_json=common.as_json))
+
+
+@shards.command(name="upgrade")
+def upgrade_shards(
+    *shard: str,
+    apply: Apply = False,
+    timeout: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 600,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Upgrade the schema of shards while workers run. An upgrade that was interrupted is completed.
+
+    Parameters
+    ----------
+    shard
+        The shards to upgrade; all of them if none is named.
+    timeout
+        Try to get the locks of one step for at most this many seconds.
+    """
+    from simplu_worker.commands.shards.upgrade import upgrade_shards
+
+    return common.run(
+        lambda settings: upgrade_shards(settings, shard, apply=apply, timeout_s=timeout, as_json=common.as_json)
+    )
+
+
+@shards.command(name="route")
+def route_keys(
+    *keys: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    with_shards: int | None = None,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Print on which shard the shard map or Citrus places tenants.
+
+    Parameters
+    ----------
+    keys
+        The tenants, each as businessId-locationId; `-` reads them from stdin, one a line.
+    with_shards
+        Also print how many tenants would move if the map had this many shards; without keys, of 10,000 sample tenants.
+    """
+    from simplu_worker.commands.shards.route import route_keys
+
+    unknown = next((key for key in keys if key.startswith("--")), None)
+    if unknown is not None or (not keys and with_shards is None):
+        got = "none" if unknown is None else f"the option {unknown}, which is unknown"
+        raise UsageError(f"KEY: expected at least one, - for stdin, or --with-shards, got {got}")
+    return common.run(lambda settings: route_keys(settings, keys, with_shards, as_json=common.as_json))
+
+
+@shards.command(name="adopt")
+def adopt_shard(
+    shard: str,
+    /,
+    *,
+    prepare: Flag = False,
+    apply: Flag = False,
+    duplicates: Literal["newest", "oldest"] | None = None,
+    leave_unresolved: Flag = False,
+    leave_faulty: Flag = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Adopt a shard that another program has written: the table resources of the TypeScript worker.
+
+    Parameters
+    ----------
+    shard
+        The shard id.
+    prepare
+        Copy all rows, and keep the copy up to date while the other program runs; do not swap the tables.
+    apply
+        Carry out the adoption; stop the other program first. Without this option and --prepare the plan is printed.
+    duplicates
+        The row to take where a resource has several.
+    leave_unresolved
+        Leave rows in the old table if business-info and the map or Citrus do not identify their tenant.
+    leave_faulty
+        Leave rows in the old table that cannot be resources.
+    """
+    from simplu_worker.commands.shards.adopt import AdoptMode, AdoptOptions, adopt_shard
+    from simplu_worker.shards.adoption.plan import Choices, Duplicates
+
+    if prepare and apply:
+        raise UsageError("shards adopt: expected --prepare or --apply, got both")
+    options = AdoptOptions(
+        mode=AdoptMode.ALL if apply else AdoptMode.COPY if prepare else AdoptMode.NOTHING,
+        choices=Choices(None if duplicates is None else Duplicates(duplicates), leave_unresolved, leave_faulty),
+    )
+    return common.run(lambda settings: adopt_shard(settings, shard, options, as_json=common.as_json))
