@@ -20,7 +20,7 @@ from simplu_worker import __version__
 from simplu_worker.assembly import Consumers, Parts, Shards, open_parts
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.leases.lease import worker_id
-from simplu_worker.consumers.source_retention import LogWindow
+from simplu_worker.consumers.source_retention import EffectiveRetention
 from simplu_worker.errors import WorkerError
 from simplu_worker.memory_tuning import tune_allocator
 from simplu_worker.metrics import instruments
@@ -137,7 +137,7 @@ def _background_tasks(
     shards, consumers = parts.shards, parts.consumers
     grace = timedelta(hours=settings.tenant_destroy_grace_hours)
     tasks: dict[str, Task] = {
-        "retention": LogRetention(shards.pools, _log_window(settings, consumers).read).run,
+        "retention": LogRetention(shards.pools, _effective_retention(settings, consumers).read).run,
         "deletion": TenantDeletion(shards.locator, shards.pools, grace, on_change=parts.on_change).run,
         "unconfirmed": Unconfirmed(shards.provisioner.confirmer, shards.pools).run,
         "prober": Prober(shards.pools, health).run,
@@ -152,9 +152,9 @@ def _background_tasks(
     return tasks
 
 
-def _log_window(settings: Settings, consumers: Consumers) -> LogWindow:
+def _effective_retention(settings: Settings, consumers: Consumers) -> EffectiveRetention:
     configured = timedelta(hours=settings.operation_retention_hours)
-    return LogWindow(configured, stream=consumers.stream, queues=list(consumers.queues.values()))
+    return EffectiveRetention(configured, stream=consumers.stream, queues=list(consumers.queues.values()))
 
 
 async def _reload_map(settings: Settings, shards: Shards, wanted: asyncio.Event) -> None:

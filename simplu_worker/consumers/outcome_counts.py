@@ -13,7 +13,7 @@ from simplu_worker.operations.operation import Disposition, Operation, Outcome
 T = TypeVar("T")
 
 
-def by_outcome(items: Sequence[T], outcomes: Sequence[Outcome]) -> Mapping[Outcome, Sequence[T]]:
+def group_by_outcome(items: Sequence[T], outcomes: Sequence[Outcome]) -> Mapping[Outcome, Sequence[T]]:
     """Return the *items* of a batch by what became of each, in their order; nearly always that is the same for all."""
     if outcomes and outcomes.count(outcomes[0]) == len(outcomes) == len(items):
         return {outcomes[0]: items}
@@ -25,7 +25,7 @@ def by_outcome(items: Sequence[T], outcomes: Sequence[Outcome]) -> Mapping[Outco
 
 def count_outcomes(operations: Sequence[Operation], outcomes: Sequence[Outcome], *, now: datetime) -> None:
     """Count a batch of one source that was committed, and how long after their arrival that was."""
-    for outcome, own in by_outcome(operations, outcomes).items():
+    for outcome, own in group_by_outcome(operations, outcomes).items():
         source = own[0].origin.source
         match outcome.disposition:
             case Disposition.HOLD | Disposition.UNEXPECTED:

@@ -15,7 +15,7 @@ from simplu_worker.operations.retention_rules import effective_retention
 log = structlog.get_logger(__name__)
 
 
-class LogWindow:
+class EffectiveRetention:
     """The retention of the log: *configured*, or longer where a source's own asks for it."""
 
     def __init__(self, configured: timedelta, *, stream: Stream | None, queues: Sequence[Queue]) -> None:
@@ -25,7 +25,7 @@ class LogWindow:
         self._told: timedelta | None = configured
 
     def __repr__(self) -> str:
-        return f"LogWindow(configured={self._configured}, stream={self._stream}, queues={list(self._queues)})"
+        return f"EffectiveRetention(configured={self._configured}, stream={self._stream}, queues={list(self._queues)})"
 
     async def read(self) -> timedelta | None:
         """Ask every source anew, for an operator may change it any time; None while one of them does not say."""
@@ -45,7 +45,7 @@ class LogWindow:
 
     async def _of_stream(self, stream: Stream) -> timedelta | None:
         try:
-            return (await stream.summary()).retention
+            return (await stream.describe()).retention
         except (RetryableError, PermanentError) as exc:
             log.warning("retention.unknown", stream=stream.name, error=str(exc))
             return None

@@ -392,7 +392,7 @@ def test_child_of_a_merge_is_read_while_a_parent_owes_to_a_tenant_that_is_not_re
         await asyncio.sleep(20)
         begun = [key for replica in world.alive() for key in replica.running() if key.endswith("2")]
         applied = [key for key in world.shards.log if key[1].startswith("s-")]
-        owed = [lease.owed for lease in world.leases().values() if lease.owed]
+        owed = [lease.pending_tenants for lease in world.leases().values() if lease.pending_tenants]
         unregistered.created_at = world.loop.utc()
         await settle_down(world)
         await stop_all(world)

@@ -29,8 +29,8 @@ from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Checkpoin
 from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, Target
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.leases.lease import Ahead, Lease
-from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, owed_by_parents
+from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
+from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, pending_at_parents
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, ignoring_pending, unread_ancestors
@@ -93,8 +93,8 @@ class _StreamOfNamedEnds(Stream):
 
 class _SecretiveReader(StreamShardReader):
     @override
-    def owed_tenants(self) -> TenantSet | None:
-        owed = super().owed_tenants()
+    def pending_tenants(self) -> TenantSet | None:
+        owed = super().pending_tenants()
         if owed is None:
             return None
         return owed.minus(TenantSet(hold.name for hold in self.holds() if hold.target is Target.TENANT))
@@ -103,7 +103,7 @@ class _SecretiveReader(StreamShardReader):
 class _BoastfulReader(StreamShardReader):
     @override
     @property
-    def ahead(self) -> Ahead | None:
+    def ahead(self) -> ReadAhead | None:
         ahead = super().ahead
         return None if ahead is None or self.read_to is None else replace(ahead, read_to=self.read_to.position)
 
@@ -308,21 +308,21 @@ class _CredulousFleet(Fleet):
 
 class _HopefulFleet(Fleet):
     @override
-    async def _owed_by_parents(self, lease: Lease) -> TenantSet | None:
-        owed = await super()._owed_by_parents(lease)
+    async def _pending_at_parents(self, lease: Lease) -> TenantSet | None:
+        owed = await super()._pending_at_parents(lease)
         return None if owed is None else TenantSet()
 
 
 class _OrphanFleet(Fleet):
     @override
-    async def _owed_by_parents(self, lease: Lease) -> TenantSet | None:
+    async def _pending_at_parents(self, lease: Lease) -> TenantSet | None:
         return TenantSet()
 
 
 class _TrustingFleet(Fleet):
     @override
-    async def _owed_by_parents(self, lease: Lease) -> TenantSet | None:
-        owed = owed_by_parents(lease, self._leases(), self._gone)
+    async def _pending_at_parents(self, lease: Lease) -> TenantSet | None:
+        owed = pending_at_parents(lease, self._leases(), self._gone)
         return None if self._unfinished_parents(lease) else TenantSet.of_targets(owed)
 
 

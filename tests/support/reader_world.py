@@ -17,7 +17,7 @@ from support.postgres.tenant_cases import fetch
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.leases.lease import Ahead
+from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import LeaseContext, ReaderSettings, StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Start, Stream, TrimHorizon
@@ -106,8 +106,8 @@ class World:
         rules: ReaderSettings = RULES,
         prefetch: PrefetchMemory | None = None,
         hash_range: HashRange | None = None,
-        owed_by_parents: TenantSet | None = None,
-        ahead: Ahead | None = None,
+        pending_at_parents: TenantSet | None = None,
+        ahead: ReadAhead | None = None,
         is_end: Callable[[tuple[ChildShard, ...]], Awaitable[bool]] | None = None,
         lineage: Lineage | None = None,
         stream_shard_id: str = ONLY,
@@ -120,7 +120,7 @@ class World:
             start or TrimHorizon(),
             done=done,
             hash_range=hash_range,
-            owed_by_parents=owed_by_parents,
+            pending_at_parents=pending_at_parents,
             ahead=ahead,
             gateway=self.gateway,
             dead_letters=DeadLetterQueue(self.sqs, queue_url or self.queue_url, draw=lambda: 0.0),
@@ -169,7 +169,7 @@ async def open_world(
         directory = Directory(locator, world.pools)
         world.gateway = ShardGateway(directory, locator, world.pools, tenant_wait=WAIT)
         world.provisioner = Provisioner(locator, directory, world.pools)
-        await world.stream.ensure(create=True, shard_count=1)
+        await world.stream.ensure(create=True, stream_shard_count=1)
         yield world
 
 

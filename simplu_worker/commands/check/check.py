@@ -178,7 +178,7 @@ class Examination:
 
     async def _stream(self, stream: Stream) -> Answer:
         try:
-            summary = await stream.summary()
+            summary = await stream.describe()
         except StreamGoneError:
             if self._settings.kinesis_create_stream:
                 return Answer("does not exist, will be created")

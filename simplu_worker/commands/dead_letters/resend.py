@@ -111,7 +111,7 @@ class DeadLetterResender:
         origin = letter.origin
         place = AtSequenceNumber(origin.sequence_number or "")
         try:
-            iterator: str | None = await stream.iterator(origin.stream_shard_id or "", place)
+            iterator: str | None = await stream.get_iterator(origin.stream_shard_id or "", place)
             for _ in range(FETCH_POLLS):
                 if iterator is None:
                     break

@@ -142,7 +142,7 @@ class _Replay:
         if lease is None or lease.checkpoint.is_sentinel:
             ended = lease is not None and lease.checkpoint == SHARD_END
             return AtTimestamp(self._start) if ended else TrimHorizon()
-        iterator: str | None = await self._stream.iterator(shard.stream_shard_id, AtTimestamp(self._start))
+        iterator: str | None = await self._stream.get_iterator(shard.stream_shard_id, AtTimestamp(self._start))
         while iterator is not None:
             reply = await self._stream.get_records(iterator, limit=1)
             if reply.records:

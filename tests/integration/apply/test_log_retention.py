@@ -17,7 +17,7 @@ from support.postgres.databases import QUICK, ShardMaker, execute
 from simplu_worker.aws.dynamodb_tables import describe_table
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream, StreamSummary
-from simplu_worker.consumers.source_retention import LogWindow
+from simplu_worker.consumers.source_retention import EffectiveRetention
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import poll_until
@@ -178,9 +178,9 @@ async def test_window_is_raised_to_the_longest_source_and_says_so_once(endpoint_
     async with client_of("sqs", endpoint_url) as sqs, client_of("kinesis", endpoint_url) as kinesis:
         await kinesis.create_stream(StreamName="window", ShardCount=1)
         stream = Stream(kinesis, "window")
-        await stream.ensure(create=False, shard_count=1)
+        await stream.ensure(create=False, stream_shard_count=1)
         created = await sqs.create_queue(QueueName="window", Attributes={"MessageRetentionPeriod": "345600"})
-        window = LogWindow(2 * DAY, stream=stream, queues=[Queue(sqs, created["QueueUrl"])])
+        window = EffectiveRetention(2 * DAY, stream=stream, queues=[Queue(sqs, created["QueueUrl"])])
         with capture_logs() as logs:
             first = [await window.read(), await window.read()]
             await kinesis.increase_stream_retention_period(StreamName="window", RetentionPeriodHours=168)
@@ -198,9 +198,9 @@ async def test_window_is_unknown_when_a_source_does_not_say(endpoint_url: str) -
         silent = Stream(kinesis, "silent")
         with capture_logs() as logs:
             windows = [
-                await LogWindow(15 * DAY, stream=None, queues=[queue]).read(),
-                await LogWindow(15 * DAY, stream=None, queues=[queue, gone]).read(),
-                await LogWindow(15 * DAY, stream=silent, queues=[queue]).read(),
+                await EffectiveRetention(15 * DAY, stream=None, queues=[queue]).read(),
+                await EffectiveRetention(15 * DAY, stream=None, queues=[queue, gone]).read(),
+                await EffectiveRetention(15 * DAY, stream=silent, queues=[queue]).read(),
             ]
     assert windows == [15 * DAY, None, None]
     unknown = [event.get("queue", event.get("stream")) for event in logs if event["event"] == "retention.unknown"]
@@ -212,8 +212,8 @@ async def test_stream_tells_its_retention_and_takes_records(endpoint_url: str) -
     async with client_of("kinesis", endpoint_url) as kinesis:
         await kinesis.create_stream(StreamName="put", ShardCount=2)
         stream = Stream(kinesis, "put")
-        await stream.ensure(create=False, shard_count=1)
-        assert await stream.summary() == StreamSummary("ACTIVE", DAY, 2)
+        await stream.ensure(create=False, stream_shard_count=1)
+        assert await stream.describe() == StreamSummary("ACTIVE", DAY, 2)
         assert await stream.put([NewRecord("a", b"1"), NewRecord("b", b"2")]) == []
         assert await stream.put([NewRecord("a", b"3")]) == []
 

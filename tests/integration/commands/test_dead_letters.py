@@ -62,7 +62,7 @@ async def world(endpoint_url: str, kinesis_url: str, make_shard: ShardMaker) -> 
     async with open_world(endpoint_url, make_shard) as world, client_of("kinesis", kinesis_url) as kinesis:
         world.kinesis = kinesis
         world.stream = Stream(kinesis, f"stream-{uuid4()}")
-        await world.stream.ensure(create=True, shard_count=1)
+        await world.stream.ensure(create=True, stream_shard_count=1)
         yield world
 
 
@@ -123,7 +123,7 @@ class Bench:
     async def records(self) -> list[bytes]:
         """Return all that is in the stream."""
         (shard,) = await self.world.stream.list_stream_shards()
-        iterator = await self.world.stream.iterator(shard.stream_shard_id, TrimHorizon())
+        iterator = await self.world.stream.get_iterator(shard.stream_shard_id, TrimHorizon())
         return [one.data for one in (await self.world.stream.get_records(iterator, limit=10_000)).records]
 
 

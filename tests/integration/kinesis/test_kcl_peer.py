@@ -201,7 +201,7 @@ async def test_finished_lease_names_its_children_when_it_is_handed_back(shared: 
     await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
     taken = await shared.table.take(await shared.lease(), OURS)
     assert taken is not None
-    await shared.table.note_facts(replace(taken, children=frozenset(CHILDREN)))
+    await shared.table.write_metadata(replace(taken, children=frozenset(CHILDREN)))
     await shared.table.release(taken, SHARD_END)
     row = await shared.row()
 
@@ -215,10 +215,10 @@ async def test_list_of_what_is_owed_stays_in_the_row_whatever_the_peer_writes(sh
     await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
     taken = await shared.table.take(await shared.lease(), OURS)
     assert taken is not None
-    renewed = await shared.table.renew(taken, owed=owed)
+    renewed = await shared.table.renew(taken, pending_tenants=owed)
     assert renewed is not None
     await shared.table.release(renewed)
-    lists = [(await shared.lease()).owed]
+    lists = [(await shared.lease()).pending_tenants]
     took = await shared.kcl.take_some()
     for write in (
         shared.kcl.renew(KEY),
@@ -228,7 +228,7 @@ async def test_list_of_what_is_owed_stays_in_the_row_whatever_the_peer_writes(sh
         shared.kcl.evict(KEY),
     ):
         assert await write
-        lists.append((await shared.lease()).owed)
+        lists.append((await shared.lease()).pending_tenants)
     finished = await shared.lease()
 
     assert took == [KEY]
@@ -282,7 +282,7 @@ async def test_row_that_the_peer_deleted_does_not_come_back(shared: Shared) -> N
     taken = await shared.table.take(await shared.lease(), OURS)
     assert taken is not None
     await shared.kcl.delete(KEY)
-    await shared.table.note_facts(replace(taken, children=frozenset(CHILDREN)))
+    await shared.table.write_metadata(replace(taken, children=frozenset(CHILDREN)))
 
     assert await shared.table.renew(taken, Position(int(LATER))) is None
     assert await shared.table.release(taken) is False

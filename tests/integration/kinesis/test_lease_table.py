@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from support.aws.endpoints import CREDENTIALS, ScriptedAws, client_of, running_moto
 
 from simplu_worker.aws.clients import Client, ThrottledError
-from simplu_worker.consumers.kinesis.leases.lease import Ahead, Lease
+from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_table import OWNER_INDEX, LeaseTable
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
 from simplu_worker.errors import PermanentError, RetryableError
@@ -307,28 +307,28 @@ OWED, LESS_OWED = frozenset({"tenant:b-l", "tenant:c-l"}), frozenset({"tenant:b-
 
 async def test_renewal_sets_what_is_owed_in_the_same_write(dynamodb: Client, table: LeaseTable, taken: Lease) -> None:
     """With a checkpoint and without; it stays until another is given, and a new owner finds it."""
-    first = await table.renew(taken, Position(17), owed=OWED)
+    first = await table.renew(taken, Position(17), pending_tenants=OWED)
     assert first is not None
     row = await row_in(dynamodb, table)
     second = await table.renew(first, Position(18))
     assert second is not None
-    third = await table.renew(second, owed=frozenset())
+    third = await table.renew(second, pending_tenants=frozenset())
     assert third is not None
-    fourth = await table.renew(third, owed=LESS_OWED)
+    fourth = await table.renew(third, pending_tenants=LESS_OWED)
     by_other = await table.take(fourth, OTHER) if fourth else None
 
-    assert first == replace(taken, counter=2, checkpoint=Position(17), owner_switches=0, owed=OWED)
+    assert first == replace(taken, counter=2, checkpoint=Position(17), owner_switches=0, pending_tenants=OWED)
     assert {kind: set(names) for kind, names in row["simpluOwed"].items()} == {"SS": OWED}
     assert second == replace(first, counter=3, checkpoint=Position(18))
     assert third == replace(second, counter=4)
-    assert fourth == replace(third, counter=5, owed=LESS_OWED)
+    assert fourth == replace(third, counter=5, pending_tenants=LESS_OWED)
     assert by_other == replace(fourth, counter=6, owner=OTHER, owner_switches=1)
     assert await table.scan() == [by_other]
 
 
 async def test_lease_that_is_finished_or_released_may_keep_its_list(table: LeaseTable, taken: Lease) -> None:
     """Whoever takes it up goes on with the list; with SHARD_END nobody looks at it."""
-    renewed = await table.renew(taken, owed=OWED)
+    renewed = await table.renew(taken, pending_tenants=OWED)
     assert renewed is not None
     await table.release(renewed)
     retaken = await table.take(await lease_in(table), ME)
@@ -336,15 +336,15 @@ async def test_lease_that_is_finished_or_released_may_keep_its_list(table: Lease
     await table.release(retaken, SHARD_END)
     finished = await lease_in(table)
 
-    assert retaken.owed == OWED
-    assert (finished.checkpoint, finished.owner, finished.owed) == (SHARD_END, None, OWED)
+    assert retaken.pending_tenants == OWED
+    assert (finished.checkpoint, finished.owner, finished.pending_tenants) == (SHARD_END, None, OWED)
 
 
 async def test_list_of_what_is_owed_is_not_written_when_another_took_the_lease(table: LeaseTable, taken: Lease) -> None:
     """A late list would let children run ahead of what the new owner still owes."""
     by_other = await table.take(taken, OTHER)
 
-    assert await table.renew(taken, Position(17), owed=OWED) is None
+    assert await table.renew(taken, Position(17), pending_tenants=OWED) is None
     assert await table.scan() == [by_other]
 
 
@@ -371,12 +371,12 @@ async def test_renewal_writes_its_list_over_an_earlier_try_that_landed_without_i
     expected: tuple[Position, frozenset[str]],
 ) -> None:
     """What is renewed has the list that was given last and the highest checkpoint, whatever became of the first try."""
-    await table.renew(taken, landed[0], owed=landed[1])
+    await table.renew(taken, landed[0], pending_tenants=landed[1])
 
-    renewed = await table.renew(taken, repeated[0], owed=repeated[1])
+    renewed = await table.renew(taken, repeated[0], pending_tenants=repeated[1])
 
     assert renewed is not None
-    assert (renewed.counter, (renewed.checkpoint, renewed.owed)) == (expected_counter, expected)
+    assert (renewed.counter, (renewed.checkpoint, renewed.pending_tenants)) == (expected_counter, expected)
     assert await table.scan() == [renewed]
 
 
@@ -389,7 +389,7 @@ async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fai
     aws.refuse("InternalServerError", status=500)
     lease = Lease("a", TRIM_HORIZON, counter=5, owner=ME)
     async with aws.running() as url, client_of("dynamodb", url) as client:
-        renewed = await LeaseTable(client, "leases").renew(lease, Position(17), owed=OWED)
+        renewed = await LeaseTable(client, "leases").renew(lease, Position(17), pending_tenants=OWED)
     last = aws.requests[-1][1]
 
     assert renewed == Lease("a", Position(17), counter=6, owner=ME)
@@ -493,7 +493,7 @@ def request_count(operation: str, outcome: str) -> float:
 
 async def test_renew_notes_how_far_the_reader_is_ahead_and_removes_it(table: LeaseTable) -> None:
     """In the same write as the checkpoint; left as it is by who says nothing of it; kept by a release and a take."""
-    ahead = Ahead(Position(40, 2), frozenset({"tenant:a-x"}))
+    ahead = ReadAhead(Position(40, 2), frozenset({"tenant:a-x"}))
     await table.create(Lease("a", TRIM_HORIZON))
     taken = await table.take(Lease("a", TRIM_HORIZON), ME)
     assert taken is not None

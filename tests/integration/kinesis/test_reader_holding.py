@@ -29,7 +29,7 @@ from simplu_worker.consumers.kinesis.dispatch import dispatcher, route_lookup
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding import holds
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.leases.lease import Ahead
+from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
@@ -279,7 +279,7 @@ async def test_child_holds_what_its_parents_owe_until_they_owe_it_no_more(
         owed = TenantSet.of_targets(owed.targets(limit=0))
     await world.put(*mixed(*(chain(tenant, 3) for tenant in tenants)))
 
-    async with world.reading(owed_by_parents=owed) as reader:
+    async with world.reading(pending_at_parents=owed) as reader:
         await logs(shard, "a-x", 3)
         await logs(shard, "b-x", 3)
         assert what_is_held(reader) == [("parents", "reshard", "held")]
@@ -307,7 +307,7 @@ async def test_reader_begins_where_its_predecessor_was_and_catches_up_what_that_
     await world.provision("p-x", "shard-1")
     shard = await world.shard("shard-1")
     numbers = await world.put(*chain("p-x", 3))
-    ahead = Ahead(Position.from_sequence_number(numbers[-1]), frozenset({"tenant:p-x"}))
+    ahead = ReadAhead(Position.from_sequence_number(numbers[-1]), frozenset({"tenant:p-x"}))
 
     async with world.reading(ahead=ahead) as reader:
         assert (reader.ahead, reader.checkpoint) == (ahead, None)

@@ -47,7 +47,7 @@ async def kinesis(endpoint_url: str) -> AsyncIterator[Client]:
 async def stream(kinesis: Client) -> Stream:
     """Return a stream of one stream shard that holds the records 0, 1 and 2."""
     stream = Stream(kinesis, f"stream-{uuid4()}")
-    await stream.ensure(create=True, shard_count=1)
+    await stream.ensure(create=True, stream_shard_count=1)
     for number in range(3):
         await kinesis.put_record(StreamName=stream.name, PartitionKey=f"key-{number}", Data=str(number).encode())
     return stream
@@ -69,7 +69,7 @@ async def scripted(aws: ScriptedAws) -> AsyncIterator[Stream]:
 async def read(stream: Stream, start: Start, *, limit: int = 100) -> Reply:
     """Read once, from the first stream shard."""
     shard = (await stream.list_stream_shards())[0]
-    return await stream.get_records(await stream.iterator(shard.stream_shard_id, start), limit=limit)
+    return await stream.get_records(await stream.get_iterator(shard.stream_shard_id, start), limit=limit)
 
 
 async def test_stream_is_created_once_when_many_replicas_start_together(kinesis: Client) -> None:
@@ -77,7 +77,7 @@ async def test_stream_is_created_once_when_many_replicas_start_together(kinesis:
     stream = Stream(kinesis, f"stream-{uuid4()}")
     async with asyncio.TaskGroup() as tasks:
         for _ in range(5):
-            tasks.create_task(stream.ensure(create=True, shard_count=2))
+            tasks.create_task(stream.ensure(create=True, stream_shard_count=2))
 
     shards = await stream.list_stream_shards()
 
@@ -88,7 +88,7 @@ async def test_stream_is_created_once_when_many_replicas_start_together(kinesis:
 async def test_stream_is_gone_when_it_is_missing_and_must_not_be_created(kinesis: Client) -> None:
     """The error names the stream and what to do."""
     with pytest.raises(StreamGoneError, match=r"absent.*KINESIS_CREATE_STREAM"):
-        await Stream(kinesis, "absent").ensure(create=False, shard_count=1)
+        await Stream(kinesis, "absent").ensure(create=False, stream_shard_count=1)
 
 
 async def test_stream_waits_until_it_can_be_read(scripted: Stream, aws: ScriptedAws) -> None:
@@ -98,7 +98,7 @@ async def test_stream_waits_until_it_can_be_read(scripted: Stream, aws: Scripted
     for status in ("CREATING", "ACTIVE"):
         aws.answer({"StreamDescriptionSummary": {"StreamStatus": status}})
 
-    await scripted.ensure(create=True, shard_count=3)
+    await scripted.ensure(create=True, stream_shard_count=3)
 
     assert [operation for operation, _ in aws.requests] == [
         "DescribeStreamSummary",
@@ -113,7 +113,7 @@ async def test_stream_may_be_named_by_its_arn(kinesis: Client, stream: Stream) -
     """The same records by the same short name."""
     described = await kinesis.describe_stream_summary(StreamName=stream.name)
     by_arn = Stream(kinesis, described["StreamDescriptionSummary"]["StreamARN"])
-    await by_arn.ensure(create=False, shard_count=1)
+    await by_arn.ensure(create=False, stream_shard_count=1)
 
     assert by_arn.name == stream.name
     assert (await read(by_arn, TrimHorizon())).records == (await read(stream, TrimHorizon())).records
@@ -286,7 +286,7 @@ async def test_errors_of_kinesis_become_ours_by_their_code(
 async def test_stream_shard_is_gone_when_the_stream_does_not_have_it(stream: Stream) -> None:
     """Past its retention, or never there."""
     with pytest.raises(StreamGoneError):
-        await stream.iterator("shardId-000000000099", TrimHorizon())
+        await stream.get_iterator("shardId-000000000099", TrimHorizon())
 
 
 async def test_wrong_calls_are_bugs_and_are_not_translated(stream: Stream) -> None:

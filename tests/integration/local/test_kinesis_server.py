@@ -194,7 +194,7 @@ async def test_iterators_expire_by_the_clock_and_on_demand(url: str, kinesis: Cl
     """Both without waiting."""
     stream = Stream(kinesis, NAME)
     for command in (AdvanceClock(ms=300_001), ExpireIterators()):
-        place = await stream.iterator(SHARD, TrimHorizon())
+        place = await stream.get_iterator(SHARD, TrimHorizon())
         await control(url, command)
         with pytest.raises(ExpiredIteratorError):
             await stream.get_records(place, limit=1)
@@ -205,7 +205,7 @@ async def test_trimmed_records_are_skipped(url: str, kinesis: Client) -> None:
     numbers = [await put(kinesis, data) for data in (b"a", b"b", b"c")]
     await control(url, Trim(stream=NAME, stream_shard_id=SHARD, keep=1))
     stream = Stream(kinesis, NAME)
-    reply = await stream.get_records(await stream.iterator(SHARD, AtSequenceNumber(numbers[0])), limit=10)
+    reply = await stream.get_records(await stream.get_iterator(SHARD, AtSequenceNumber(numbers[0])), limit=10)
     assert [record.data for record in reply.records] == [b"c"]
 
 
@@ -232,7 +232,7 @@ async def test_reader_sees_the_end_of_a_stream_shard_through_our_door(kinesis: C
     """The worker's own client of Kinesis understands the end, and both parents of a merge."""
     await kinesis.merge_shards(StreamName=NAME, ShardToMerge=SHARD, AdjacentShardToMerge=f"{SHARD[:-1]}1")
     stream = Stream(kinesis, NAME)
-    reply = await stream.get_records(await stream.iterator(SHARD, TrimHorizon()), limit=1)
+    reply = await stream.get_records(await stream.get_iterator(SHARD, TrimHorizon()), limit=1)
     assert reply.next_iterator is None
     assert [child.parents for child in reply.child_shards] == [{SHARD, f"{SHARD[:-1]}1"}]
 
@@ -259,7 +259,7 @@ async def test_four_writers_at_once_lose_nothing(kinesis: Client) -> None:
             tasks.create_task(write(writer))
     stream, read = Stream(kinesis, NAME), []
     for one in await stream.list_stream_shards():
-        place: str | None = await stream.iterator(one.stream_shard_id, TrimHorizon())
+        place: str | None = await stream.get_iterator(one.stream_shard_id, TrimHorizon())
         while place is not None:
             reply = await stream.get_records(place, limit=10_000)
             read += [record.data.decode() for record in reply.records]

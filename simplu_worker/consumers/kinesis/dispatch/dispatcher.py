@@ -102,7 +102,7 @@ class Dispatcher:
         """Return all that is in hand."""
         return [entry for lane in self._lanes.values() for entry in lane.entries()] + self.room.entries()
 
-    def owed_tenants(self) -> TenantSet:
+    def pending_tenants(self) -> TenantSet:
         """Return everyone of whom something is held or in hand."""
         tenants = self.holds.tenants()
         for entry in self.entries():

@@ -22,7 +22,7 @@ from simplu_worker.consumers.kinesis.fetch.prefetch_memory import OPERATION_OVER
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.recovery.shard_positions import Backfill, ShardPosition, ShardPositions
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
-from simplu_worker.consumers.outcome_counts import by_outcome, count_outcomes
+from simplu_worker.consumers.outcome_counts import count_outcomes, group_by_outcome
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
@@ -290,7 +290,7 @@ class ShardLane:
 
     async def _disperse(self, outcomes: Sequence[Outcome]) -> None:
         """Send each entry of the batch where its outcome says, and what is behind it with it."""
-        if {outcome.disposition for outcome in by_outcome(self._batch, outcomes)} <= DONE:
+        if {outcome.disposition for outcome in group_by_outcome(self._batch, outcomes)} <= DONE:
             await self._keeper.settle(self._batch, [])
             return
         settled: list[QueuedOperation] = []

@@ -80,9 +80,9 @@ class Cursor:
     async def read(self, stopping: asyncio.Event) -> Reply | None:
         """Read once, when it is time; None when that failed, or *stopping* was set, or there is no memory for it.
 
-        The reply counts as memory in use until `let_go`, or until the next read.
+        The reply counts as memory in use until `release_memory`, or until the next read.
         """
-        self.let_go()
+        self.release_memory()
         while True:
             if await sleep_or_event(self._pacing.delay_s(loop_time()), until=stopping):
                 return None
@@ -92,7 +92,7 @@ class Cursor:
                 room_bytes = self._access.memory.room_bytes
                 return await self._read_into(room_bytes) if room_bytes else None
 
-    def let_go(self) -> None:
+    def release_memory(self) -> None:
         """Note that what the last reply brought was sent on its way."""
         self._access.memory.release(self._held_bytes)
         self._held_bytes = 0
@@ -102,7 +102,7 @@ class Cursor:
         limit = self._pacing.limit(min(room_bytes // 2, READ_MAX_BYTES))
         limit = max(1, min(limit, room_bytes // (2 * OPERATION_OVERHEAD_BYTES)))
         self._held_bytes = self._access.budget.expected_bytes(limit) + limit * OPERATION_OVERHEAD_BYTES
-        self._pacing.started(loop_time())
+        self._pacing.note_start(loop_time())
         self._access.memory.reserve(self._held_bytes)
         reply = await self._read(limit)
         size_bytes = 0 if reply is None else reply.size_bytes
@@ -113,7 +113,7 @@ class Cursor:
     async def _read(self, limit: int) -> Reply | None:
         try:
             if self._iterator is None:
-                self._iterator = await self._access.stream.iterator(self._access.stream_shard_id, self._start)
+                self._iterator = await self._access.stream.get_iterator(self._access.stream_shard_id, self._start)
             reply = await self._access.stream.get_records(self._iterator, limit=limit)
         except ExpiredIteratorError:
             self._iterator = None
@@ -128,7 +128,7 @@ class Cursor:
     def _note(self, reply: Reply) -> None:
         now = loop_time()
         self._look_for_expiry(reply)
-        self._pacing.replied(
+        self._pacing.note_reply(
             now, record_count=len(reply.records), size_bytes=reply.size_bytes, millis_behind=reply.millis_behind
         )
         self.millis_behind, self.replied_at = reply.millis_behind, now
@@ -157,7 +157,7 @@ class Cursor:
         self.trouble = str(exc)
         self.refusal = self.trouble if isinstance(exc, PermanentError) else None
         self.is_gone = isinstance(exc, StreamGoneError)
-        self._pacing.failed(loop_time(), self._access.draw())
+        self._pacing.note_failure(loop_time(), self._access.draw())
         instruments.RETRIES.labels("kinesis", "read_failed").inc()
         if self.refusal is None:
             log.warning("stream_shard.unread", stream_shard_id=self._access.stream_shard_id, error=str(exc))

@@ -89,7 +89,7 @@ class ReadBudget:
         return max(window, self._closed_until)
 
     @contextmanager
-    def catching_up(self, now: float) -> Iterator[CatchUpPacing]:
+    def open_catch_up(self, now: float) -> Iterator[CatchUpPacing]:
         """Count a catch-up as running inside the block; its pacing is what comes."""
         self.catch_up_started_at = max(self.catch_up_started_at, now - SHARED_INTERVAL_S)
         pacing = CatchUpPacing(self)
@@ -110,7 +110,7 @@ class ReadBudget:
         one = UNKNOWN_RECORD_BYTES if self._record_bytes is None else self._record_bytes
         return min(REPLY_MAX_BYTES, int(limit * one))
 
-    def beside_main(self, start: float, now: float) -> float:
+    def start_beside_main(self, start: float, now: float) -> float:
         """Return when, from *start* on, a catch-up may start without delaying the main reader, or is to ask again."""
         main = self.main
         if main is None or main.has_ended:
@@ -131,11 +131,11 @@ class ReadBudget:
             return after_main
         return start
 
-    def started(self, now: float) -> None:
+    def note_start(self, now: float) -> None:
         """Note that a read starts."""
         self._starts.append(now)
 
-    def replied(self, begun_at: float, now: float, *, record_count: int, size_bytes: int) -> None:
+    def note_reply(self, begun_at: float, now: float, *, record_count: int, size_bytes: int) -> None:
         """Note a reply, which is paid for from *begun_at* on."""
         self._failure_count = 0
         self.paid_at = max(self.paid_at, begun_at) + size_bytes / READ_BYTES_PER_S
@@ -146,7 +146,7 @@ class ReadBudget:
             before = self._record_bytes or mean
             self._record_bytes = max(mean, (before + mean) / 2)
 
-    def failed(self, now: float, draw: float) -> None:
+    def note_failure(self, now: float, draw: float) -> None:
         """Note that a read was throttled or not answered; wait longer each time, with full jitter (*draw* in 0..1)."""
         longest = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(self._failure_count, 16))
         self._failure_count += 1
@@ -197,36 +197,36 @@ class Pacing:
         target_bytes = min(room_bytes, SHARED_REPLY_BYTES) if self._budget.catch_ups else room_bytes
         return LIMIT_MAX if target_bytes >= REPLY_MAX_BYTES else self._budget.limit(target_bytes)
 
-    def started(self, now: float) -> None:
+    def note_start(self, now: float) -> None:
         """Note that a read starts."""
         self._started_at = now
         if self._budget.paid_at <= now:
             self._paid_at = now  # what it had beyond its half nobody else wanted
-        self._budget.started(now)
+        self._budget.note_start(now)
 
-    def replied(self, now: float, *, record_count: int, size_bytes: int, millis_behind: int | None) -> None:
+    def note_reply(self, now: float, *, record_count: int, size_bytes: int, millis_behind: int | None) -> None:
         """Note the reply to the read last started.
 
         An empty reply that is behind the tip is normal (Kinesis walks over gaps), so it does not end the hurry.
         """
         begun_at = max(self._started_at, now - LATENCY_MAX_S)
-        self._budget.replied(begun_at, now, record_count=record_count, size_bytes=size_bytes)
+        self._budget.note_reply(begun_at, now, record_count=record_count, size_bytes=size_bytes)
         self._paid_at = max(self._paid_at, begun_at) + size_bytes / HALF_BYTES_PER_S
         self._behind = bool(millis_behind)
         if record_count:
             self._record_seen_at = now
 
-    def failed(self, now: float, draw: float) -> None:
+    def note_failure(self, now: float, draw: float) -> None:
         """Note that the read last started was throttled or not answered."""
-        self._budget.failed(now, draw)
+        self._budget.note_failure(now, draw)
 
-    def ended(self) -> None:
+    def note_end(self) -> None:
         """Note that there is nothing more to read: the catch-ups have the stream shard for themselves."""
         self.has_ended = True
 
 
 class CatchUpPacing:
-    """How often, and how much, one catch-up asks; made by `ReadBudget.catching_up`."""
+    """How often, and how much, one catch-up asks; made by `ReadBudget.open_catch_up`."""
 
     def __init__(self, budget: ReadBudget) -> None:
         self._budget = budget
@@ -248,7 +248,7 @@ class CatchUpPacing:
             budget.catch_ups_paid_at,
             budget.catch_up_started_at + SHARED_INTERVAL_S,
         )
-        start = budget.beside_main(max(now, due), now)
+        start = budget.start_beside_main(max(now, due), now)
         self.asks_at = max([start, *(other.asks_at + TURN_S for other in self._longer_waiting())])
         return self.asks_at - now
 
@@ -256,23 +256,23 @@ class CatchUpPacing:
         """Return how many records to ask for: what fits into *room_bytes* and does not keep the others waiting."""
         return self._budget.limit(min(room_bytes, CATCH_UP_REPLY_BYTES))
 
-    def started(self, now: float) -> None:
+    def note_start(self, now: float) -> None:
         """Note that a read starts."""
         self.started_at = self._budget.catch_up_started_at = now
-        self._budget.started(now)
+        self._budget.note_start(now)
 
-    def replied(self, now: float, *, record_count: int, size_bytes: int, millis_behind: int | None = None) -> None:  # noqa: ARG002 - as of Pacing
+    def note_reply(self, now: float, *, record_count: int, size_bytes: int, millis_behind: int | None = None) -> None:  # noqa: ARG002 - as of Pacing
         """Note the reply to the read last started."""
         budget = self._budget
         begun_at = max(self.started_at, now - LATENCY_MAX_S)
-        budget.replied(begun_at, now, record_count=record_count, size_bytes=size_bytes)
+        budget.note_reply(begun_at, now, record_count=record_count, size_bytes=size_bytes)
         is_shared = budget.main is not None and budget.main.is_busy(now)
         rate = HALF_BYTES_PER_S if is_shared else READ_BYTES_PER_S
         budget.catch_ups_paid_at = max(budget.catch_ups_paid_at, begun_at) + size_bytes / rate
 
-    def failed(self, now: float, draw: float) -> None:
+    def note_failure(self, now: float, draw: float) -> None:
         """Note that the read last started was throttled or not answered."""
-        self._budget.failed(now, draw)
+        self._budget.note_failure(now, draw)
 
     def _longer_waiting(self) -> list[CatchUpPacing]:
         """Return the other catch-ups that have not read for longer, or as long and were there before."""

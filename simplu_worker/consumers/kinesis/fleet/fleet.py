@@ -21,13 +21,13 @@ from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.balancing import next_expiry, plan_takes
-from simplu_worker.consumers.kinesis.leases.lease import Ahead, Lease, Observation, observe
+from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, ReadAhead, observe
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import KclLeader, LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import (
-    hole_in_leases,
-    owed_by_parents,
-    removable,
+    first_hole_in_leases,
+    pending_at_parents,
+    removable_leases,
     unfinished_parents,
 )
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import LeaseContext, ReaderSettings, StreamShardReader
@@ -165,11 +165,11 @@ class Fleet:
 
     async def _turn(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         if not self.is_set_up:
-            await self._stream.ensure(create=self._create_stream, shard_count=self._stream_shard_count)
+            await self._stream.ensure(create=self._create_stream, stream_shard_count=self._stream_shard_count)
             await self._table.ensure()
         leases = await self._table.scan()
         if not self.is_set_up:
-            leases = await self._maker.create_at_start(leases)
+            leases = await self._maker.sync_at_start(leases)
             self.is_set_up = True
         now = loop_time()
         self._observations = observe(self._observations, leases, now=now)
@@ -245,7 +245,7 @@ class Fleet:
             lease,
             duration_s=self._lease_duration_s,
             unfinished_parents=self._unfinished_parents,
-            owed_by_parents=self._owed_by_parents,
+            pending_at_parents=self._pending_at_parents,
             make_reader=self._reader,
             sync=self._maker.sync,
         )
@@ -258,7 +258,7 @@ class Fleet:
             start_of(lease, self._utc()),
             done=None if lease.checkpoint.is_sentinel else lease.checkpoint,
             hash_range=lease.hash_range,
-            owed_by_parents=owed,
+            pending_at_parents=owed,
             ahead=_ahead_of(lease),
             gateway=self._gateway,
             dead_letters=self._dead_letters,
@@ -284,7 +284,7 @@ class Fleet:
     def _unfinished_parents(self, lease: Lease) -> list[str]:
         return unfinished_parents(lease, self._leases(), self._gone)
 
-    async def _owed_by_parents(self, lease: Lease) -> TenantSet | None:
+    async def _pending_at_parents(self, lease: Lease) -> TenantSet | None:
         """Return to whom the parents of a lease still owe something; None while one of them is being read.
 
         Those that the last scan does not show at their end are asked for one by one: a scan is eventually consistent,
@@ -303,7 +303,7 @@ class Fleet:
             return None
         await self._find_ancestors(lease)
         try:
-            return TenantSet.of_targets(owed_by_parents(lease, parents, self._gone))
+            return TenantSet.of_targets(pending_at_parents(lease, parents, self._gone))
         except ValueError as exc:
             raise RetryableError(f"what its parents owe cannot be read: {exc}") from exc
 
@@ -332,7 +332,7 @@ class Fleet:
     async def _audit(self) -> None:
         """Look for hash keys that no lease covers; the same hole a few times in a row means a lease is missing."""
         self._put_off(self._audit, AUDIT_INTERVAL_S)
-        hole = hole_in_leases(self._leases().values())
+        hole = first_hole_in_leases(self._leases().values())
         last_hole, times = self._hole
         times = times + 1 if hole is not None and hole == last_hole else int(hole is not None)
         self._hole = (hole, times)
@@ -345,7 +345,7 @@ class Fleet:
         """See which leased stream shards are past their retention; remove what is done with, fill in hash ranges."""
         self._put_off(self._look_at_listing, LISTING_INTERVAL_S)
         leases = self._leases()
-        self._retention = (await self._stream.summary()).retention
+        self._retention = (await self._stream.describe()).retention
         for reading in self.readers():
             reading.retention = self._retention
         listed = {shard.stream_shard_id: shard for shard in await self._stream.list_stream_shards()}
@@ -359,13 +359,13 @@ class Fleet:
                     "stream_shard.gone", stream_shard_id=lease_key, checkpoint=leases[lease_key].checkpoint.checkpoint
                 )
                 reader.abandon()
-        for lease in removable(leases, self._gone):
+        for lease in removable_leases(leases, self._gone):
             if await self._table.delete(lease):
                 log.info("lease.removed", stream_shard_id=lease.lease_key)
                 self._rounds.forget(lease.lease_key)
         for lease_key, lease in leases.items():
             if lease.hash_range is None and lease_key in listed:
-                await self._table.note_facts(
+                await self._table.write_metadata(
                     Lease(lease_key, lease.checkpoint, hash_range=listed[lease_key].hash_range)
                 )
 
@@ -373,7 +373,7 @@ class Fleet:
         """Keep off leases while a leader of the KCL 3.x assigns them: it would take back what we take."""
         self._put_off(self._look_for_leader, LEADER_INTERVAL_S)
         try:
-            leader = await self._table.kcl_leader()
+            leader = await self._table.find_kcl_leader()
         except PermanentError as exc:
             log.warning("kcl_leader.unread", error=str(exc))
             leader = None
@@ -409,7 +409,7 @@ class Fleet:
         return "unowned" if lease.owner is None else "other"
 
 
-def _ahead_of(lease: Lease) -> Ahead | None:
+def _ahead_of(lease: Lease) -> ReadAhead | None:
     """Return where the last owner was, unless a Kinesis Client Library has gone past it since or it cannot be read."""
     ahead = lease.ahead
     if ahead is None or ahead.read_to <= lease.checkpoint:

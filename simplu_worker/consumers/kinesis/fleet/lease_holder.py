@@ -17,7 +17,7 @@ import structlog
 from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.leases.lease import Ahead, Lease
+from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
@@ -59,13 +59,13 @@ class LeaseHolder:
         *,
         duration_s: float,
         unfinished_parents: Callable[[Lease], list[str]],
-        owed_by_parents: Callable[[Lease], Awaitable[TenantSet | None]],
+        pending_at_parents: Callable[[Lease], Awaitable[TenantSet | None]],
         make_reader: Callable[[Lease, TenantSet, EndCheck, Confirm], StreamShardReader],
         sync: Callable[[], Awaitable[list[StreamShard]]],
     ) -> None:
         """Make the holder of a lease just taken.
 
-        *unfinished_parents* are those that it waits for, by the last scan; *owed_by_parents* are the tenants to whom
+        *unfinished_parents* are those that it waits for, by the last scan; *pending_at_parents* are the tenants to whom
         parents that were read to their end still owe something, None while it has to wait for one of them. *sync*
         creates the leases that a listing shows to be missing, and returns the listing.
         """
@@ -73,7 +73,7 @@ class LeaseHolder:
         self.lease = lease
         self._duration_s = duration_s
         self._unfinished_parents = unfinished_parents
-        self._owed_by_parents = owed_by_parents
+        self._pending_at_parents = pending_at_parents
         self._make_reader = make_reader
         self._sync = sync
         self._renewed_at = loop_time()
@@ -145,7 +145,7 @@ class LeaseHolder:
     async def _begin(self) -> TenantSet | None:
         """Return to whom the parents still owe something; None while that cannot be known or one is being read."""
         try:
-            return await self._owed_by_parents(self.lease)
+            return await self._pending_at_parents(self.lease)
         except (RetryableError, PermanentError) as exc:
             log.warning("stream_shard.begin_deferred", stream_shard_id=self.lease_key, error=str(exc))
             return None
@@ -197,7 +197,7 @@ class LeaseHolder:
         for child in children:
             if await self._table.create(child):
                 log.info("lease.created", stream_shard_id=child.lease_key, parent=self.lease_key)
-        await self._table.note_facts(replace(self.lease, children=frozenset(child.lease_key for child in children)))
+        await self._table.write_metadata(replace(self.lease, children=frozenset(child.lease_key for child in children)))
         return True
 
     async def _is_bare_end(self) -> bool:
@@ -225,7 +225,7 @@ class LeaseHolder:
                 # lease meanwhile.
                 async with asyncio.timeout_at(started_at + interval_s):
                     renewed = await self._table.renew(
-                        self.lease, self._progress(), owed=self._owed(), ahead=self._ahead()
+                        self.lease, self._progress(), pending_tenants=self._owed(), ahead=self._ahead()
                     )
             except (RetryableError, PermanentError, TimeoutError) as exc:
                 log.warning("lease.unrenewed", stream_shard_id=self.lease_key, error=str(exc) or "no answer in time")
@@ -265,15 +265,15 @@ class LeaseHolder:
         It only shrinks: a list in the row is complete, whoever wrote it, so children have begun all others. What is
         held here beyond it was settled before, and is dropped by the log.
         """
-        owed = None if self.reader is None else self.reader.owed_tenants()
+        owed = None if self.reader is None else self.reader.pending_tenants()
         if owed is None:
             return None
-        if self.lease.owed is not None:
-            owed = owed.narrowed_to(TenantSet.of_targets(self.lease.owed))
+        if self.lease.pending_tenants is not None:
+            owed = owed.narrowed_to(TenantSet.of_targets(self.lease.pending_tenants))
         targets = owed.targets()
-        return targets if targets != self.lease.owed else None
+        return targets if targets != self.lease.pending_tenants else None
 
-    def _ahead(self) -> Ahead | None:
+    def _ahead(self) -> ReadAhead | None:
         """Return how far the reader is ahead of its checkpoint; before there is one, what the row says stays."""
         return self.lease.ahead if self.reader is None else self.reader.ahead
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, takeable
+from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, takeable_leases
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 
 VERY_OLD: Final = 3  # lease durations without renewal, after which a lease is taken beyond the even share (KCL)
@@ -31,7 +31,7 @@ def plan_takes(
     Finished leases count for nobody. Different draws make replicas that start together try different leases first.
     """
     unfinished = {key: one for key, one in observations.items() if one.lease.checkpoint != SHARD_END}
-    free = takeable(unfinished, held=held, now=now, lease_duration_s=lease_duration_s, me=me)
+    free = takeable_leases(unfinished, held=held, now=now, lease_duration_s=lease_duration_s, me=me)
     free_keys = {lease.lease_key for lease in free}
     counts = Counter(
         one.lease.owner

@@ -15,11 +15,11 @@ import msgspec
 
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, HashRange, Position
 
-Row: TypeAlias = Mapping[str, Mapping[str, Any]]  # an item as DynamoDB sends it: {"leaseCounter": {"N": "7"}}
+LeaseRow: TypeAlias = Mapping[str, Mapping[str, Any]]  # an item as DynamoDB sends it: {"leaseCounter": {"N": "7"}}
 
 ENTITY_TYPE = "LEASE"
 STARTED_AT = "simpluStartedAt"
-OWED = "simpluOwed"
+PENDING_TENANTS = "simpluOwed"
 READ_TO = "simpluReadTo"
 HELD = "simpluHeld"
 
@@ -28,7 +28,7 @@ class UnreadableLeaseError(ValueError):
     """A row that ought to be a lease and cannot be read as one."""
 
 
-class Ahead(msgspec.Struct, frozen=True, gc=False):
+class ReadAhead(msgspec.Struct, frozen=True, gc=False):
     """How far a reader is ahead of its checkpoint, because some tenants are held.
 
     Up to *read_to* nothing is owed to anyone who is not in *held* (`TenantSet.targets`).
@@ -60,8 +60,8 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     pending_checkpoint: Position | None = None
     checkpoint_owner: str | None = None
     started_at: datetime | None = None
-    owed: frozenset[str] | None = None
-    ahead: Ahead | None = None
+    pending_tenants: frozenset[str] | None = None
+    ahead: ReadAhead | None = None
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
@@ -90,7 +90,7 @@ def observe(previous: Mapping[str, Observation], leases: Iterable[Lease], *, now
     return observations
 
 
-def takeable(
+def takeable_leases(
     observations: Mapping[str, Observation],
     *,
     held: Collection[str],
@@ -126,7 +126,7 @@ def is_own_landed_write(lease: Lease, row: Lease, *, me: str) -> bool:
     return row.owner == me and row.counter == lease.counter + 1
 
 
-def lease_of(row: Row) -> Lease | None:
+def lease_of(row: LeaseRow) -> Lease | None:
     """Read a row of the lease table; `None` for rows that are not leases (KCL 3.5 keeps its own beside them).
 
     Raises UnreadableLeaseError when an attribute is missing or of another type or form than the KCL's.
@@ -146,7 +146,7 @@ def lease_of(row: Row) -> Lease | None:
             pending_checkpoint=_position(row, "pendingCheckpoint") if "pendingCheckpoint" in row else None,
             checkpoint_owner=_optional(row, "checkpointOwner", "S") or None,
             started_at=_instant(row, STARTED_AT),
-            owed=frozenset(_optional(row, OWED, "SS") or ()) or None,
+            pending_tenants=frozenset(_optional(row, PENDING_TENANTS, "SS") or ()) or None,
             ahead=_ahead(row),
         )
     except UnreadableLeaseError:
@@ -176,20 +176,20 @@ def row_of(lease: Lease) -> dict[str, dict[str, Any]]:
         row["endingHashKey"] = {"S": str(lease.hash_range.last)}
     if lease.started_at:
         row[STARTED_AT] = {"S": lease.started_at.isoformat()}
-    if lease.owed:
-        row[OWED] = {"SS": sorted(lease.owed)}
+    if lease.pending_tenants:
+        row[PENDING_TENANTS] = {"SS": sorted(lease.pending_tenants)}
     if lease.ahead:
         row |= attributes_of(lease.ahead)
     return row
 
 
-def attributes_of(ahead: Ahead) -> dict[str, dict[str, Any]]:
+def attributes_of(ahead: ReadAhead) -> dict[str, dict[str, Any]]:
     """Return the attributes of a lease row that say how far its reader is ahead."""
     read_to = f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}"
     return {READ_TO: {"S": read_to}, HELD: {"SS": sorted(ahead.held)}}
 
 
-def _optional(row: Row, name: str, kind: str) -> Any:
+def _optional(row: LeaseRow, name: str, kind: str) -> Any:
     value = row.get(name)
     if value is None or "NULL" in value:
         return None
@@ -198,33 +198,33 @@ def _optional(row: Row, name: str, kind: str) -> Any:
     return value[kind]
 
 
-def _required(row: Row, name: str, kind: str) -> Any:
+def _required(row: LeaseRow, name: str, kind: str) -> Any:
     value = _optional(row, name, kind)
     if value is None:
         raise UnreadableLeaseError(f"{name}: expected a value of type {kind}, came none")
     return value
 
 
-def _position(row: Row, name: str) -> Position:
+def _position(row: LeaseRow, name: str) -> Position:
     sub_sequence_number = _optional(row, f"{name}SubSequenceNumber", "N")
     return Position.from_checkpoint(_required(row, name, "S"), int(sub_sequence_number or 0))
 
 
-def _instant(row: Row, name: str) -> datetime | None:
+def _instant(row: LeaseRow, name: str) -> datetime | None:
     text = _optional(row, name, "S")
     return None if text is None else datetime.fromisoformat(text)
 
 
-def _ahead(row: Row) -> Ahead | None:
+def _ahead(row: LeaseRow) -> ReadAhead | None:
     held = frozenset(_optional(row, HELD, "SS") or ())
     sequence_number, _, sub_sequence_number = (_optional(row, READ_TO, "S") or "").partition("/")
     return (
-        Ahead(Position.from_sequence_number(sequence_number, int(sub_sequence_number)), held)
+        ReadAhead(Position.from_sequence_number(sequence_number, int(sub_sequence_number)), held)
         if held and sequence_number
         else None
     )
 
 
-def _hash_range(row: Row) -> HashRange | None:
+def _hash_range(row: LeaseRow) -> HashRange | None:
     first, last = _optional(row, "startingHashKey", "S"), _optional(row, "endingHashKey", "S")
     return HashRange(int(first), int(last)) if first and last else None

@@ -14,8 +14,8 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import (
     InitialPosition,
+    first_hole,
     first_leases,
-    hole_in,
     is_torn,
     missing_leases,
 )
@@ -37,7 +37,7 @@ class LeaseSyncer:
         self._position = position
         self._utc = utc
 
-    async def create_at_start(self, leases: Sequence[Lease]) -> list[Lease]:
+    async def sync_at_start(self, leases: Sequence[Lease]) -> list[Lease]:
         """Create the leases that are missing at the start, where a scan found *leases*; return all."""
         initial = self._initial()
         if not leases:
@@ -86,7 +86,7 @@ class LeaseSyncer:
         elif initial.started_at is not None:
             at = AtTimestamp(initial.started_at)
         stream_shards = await self._stream.list_stream_shards(at)
-        hole = hole_in([shard.hash_range for shard in stream_shards])
+        hole = first_hole([shard.hash_range for shard in stream_shards])
         if hole is not None:
             raise RetryableError(f"stream {self._stream.name}: no stream shard for the hash keys from {hole.first}")
         return stream_shards

@@ -21,12 +21,12 @@ import structlog
 from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, error_code, translate
 from simplu_worker.consumers.kinesis.leases.lease import (
     HELD,
-    OWED,
+    PENDING_TENANTS,
     READ_TO,
     STARTED_AT,
-    Ahead,
     Lease,
-    Row,
+    LeaseRow,
+    ReadAhead,
     UnreadableLeaseError,
     attributes_of,
     is_own_landed_write,
@@ -43,7 +43,7 @@ KEY = "leaseKey"
 OWNER_INDEX = "LeaseOwnerToLeaseKeyIndex"  # a KCL 3.x that takes the table over waits until it has this index
 READY_STATES = frozenset({"ACTIVE", "UPDATING"})
 STATE_POLL_INTERVAL_S = 0.5
-AS_IT_IS: Final = Ahead(Position(0), frozenset())  # by identity: what the row has stays
+UNCHANGED: Final = ReadAhead(Position(0), frozenset())  # by identity: what the row has stays
 
 _OPERATIONS = ("scan", "put_item", "update_item", "delete_item", "get_item", "create_table", "describe_table")
 for _labels in product(_OPERATIONS, ("ok", "error", "condition_failed")):
@@ -156,8 +156,8 @@ class LeaseTable:
         lease: Lease,
         checkpoint: Position | None = None,
         *,
-        owed: frozenset[str] | None = None,
-        ahead: Ahead | None = AS_IT_IS,
+        pending_tenants: frozenset[str] | None = None,
+        ahead: ReadAhead | None = UNCHANGED,
     ) -> Lease | None:
         """Renew a lease that its owner holds and, in the same write, set its checkpoint and whom it still owes.
 
@@ -169,9 +169,9 @@ class LeaseTable:
         values: dict[str, Any] = {":counter": _number(lease.counter), ":next": _number(lease.counter + 1)}
         sets = ["leaseCounter = :next"]
         removes: list[str] = []
-        if owed:
-            sets.append(f"{OWED} = :owed")
-            values[":owed"] = {"SS": sorted(owed)}
+        if pending_tenants:
+            sets.append(f"{PENDING_TENANTS} = :owed")
+            values[":owed"] = {"SS": sorted(pending_tenants)}
         _note(ahead, lease, sets, removes, values)
         if checkpoint is not None:
             sets.append(_SET_CHECKPOINT)
@@ -184,15 +184,16 @@ class LeaseTable:
         if row is None or lease.owner is None or not is_own_landed_write(lease, row, me=lease.owner):
             return None
         left = checkpoint if checkpoint is not None and row.checkpoint < checkpoint else None
-        if left is None and (not owed or row.owed == owed) and (ahead is AS_IT_IS or row.ahead == ahead):
+        has_tenants = not pending_tenants or row.pending_tenants == pending_tenants
+        if left is None and has_tenants and (ahead is UNCHANGED or row.ahead == ahead):
             return row
         try:
-            return await self.renew(row, left, owed=owed, ahead=ahead)
+            return await self.renew(row, left, pending_tenants=pending_tenants, ahead=ahead)
         except RetryableError:
             return row  # renewed it is; what is left goes with the next renewal, which will know this one's
 
     async def release(
-        self, lease: Lease, checkpoint: Position | None = None, *, ahead: Ahead | None = AS_IT_IS
+        self, lease: Lease, checkpoint: Position | None = None, *, ahead: ReadAhead | None = UNCHANGED
     ) -> bool:
         """Give the lease back, with a last checkpoint, so that others may take it at once.
 
@@ -215,7 +216,7 @@ class LeaseTable:
             return row is not None and row.owner is None and checkpoint in (None, row.checkpoint)
         return True
 
-    async def note_facts(self, lease: Lease) -> None:
+    async def write_metadata(self, lease: Lease) -> None:
         """Write the children and the hash range of a lease, where it has them; neither owner nor counter matter.
 
         Nothing is written when the row is gone: a deleted lease must not come back as half a row.
@@ -246,7 +247,7 @@ class LeaseTable:
             return False
         return True
 
-    async def kcl_leader(self) -> KclLeader | None:
+    async def find_kcl_leader(self) -> KclLeader | None:
         """Return what is known of a leader of the KCL 3.x over this table; None without its coordinator table."""
         try:
             leader = await self._coordinator_row("Leader")
@@ -320,7 +321,7 @@ class LeaseTable:
         """Return the row that was there instead; DynamoDB Local and others do not send it with the refusal."""
         return await self.find(lease.lease_key) if failed.row is None else self._read(failed.row)
 
-    def _read(self, row: Row) -> Lease | None:
+    def _read(self, row: LeaseRow) -> Lease | None:
         lease_key = str(row[KEY]["S"])
         try:
             lease = lease_of(row)
@@ -371,7 +372,7 @@ DECODERS.update(dict.fromkeys(("ScanOutput", "UpdateItemOutput"), decode_rows))
 class _ConditionFailedError(Exception):
     """The row was not as expected; *row* is what it was, where DynamoDB sent it."""
 
-    def __init__(self, row: Row | None) -> None:
+    def __init__(self, row: LeaseRow | None) -> None:
         super().__init__()
         self.row = row
 
@@ -389,10 +390,10 @@ def _number(value: int) -> dict[str, str]:
 
 
 def _note(
-    ahead: Ahead | None, lease: Lease, sets: list[str], removes: list[str], values: dict[str, dict[str, Any]]
+    ahead: ReadAhead | None, lease: Lease, sets: list[str], removes: list[str], values: dict[str, dict[str, Any]]
 ) -> None:
     """Add to the parts of an update what it takes to note *ahead* in the row of *lease*."""
-    if ahead is AS_IT_IS or ahead == lease.ahead:
+    if ahead is UNCHANGED or ahead == lease.ahead:
         return
     if ahead is None:
         removes += [READ_TO, HELD]

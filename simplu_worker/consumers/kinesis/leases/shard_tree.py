@@ -109,17 +109,17 @@ def unfinished_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collecti
     """Return the parents that must be finished, or list what they still owe, before *lease* is read.
 
     A parent without a lease is read by nobody, and one past its retention (*gone*) has nothing left to read. One that
-    lists what it owes is read to its end: the child holds whom it lists (`owed_by_parents`) and nobody else.
+    lists what it owes is read to its end: the child holds whom it lists (`pending_at_parents`) and nobody else.
     """
-    return [parent.lease_key for parent in _parents_at_work(lease, leases, gone) if parent.owed is None]
+    return [parent.lease_key for parent in _parents_at_work(lease, leases, gone) if parent.pending_tenants is None]
 
 
-def owed_by_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> frozenset[str]:
+def pending_at_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> frozenset[str]:
     """Return whom *lease* must hold from its first record: all that its parents list as owed (`TenantSet.targets`).
 
     Empty when no parent owes anything; it says nothing of parents that list nothing yet (`unfinished_parents`).
     """
-    return frozenset[str]().union(*(parent.owed or () for parent in _parents_at_work(lease, leases, gone)))
+    return frozenset[str]().union(*(parent.pending_tenants or () for parent in _parents_at_work(lease, leases, gone)))
 
 
 def is_torn(stream_shards: Collection[StreamShard]) -> bool:
@@ -128,7 +128,7 @@ def is_torn(stream_shards: Collection[StreamShard]) -> bool:
     return any(shard.parents & opened for shard in stream_shards)
 
 
-def hole_in(ranges: Iterable[HashRange]) -> HashRange | None:
+def first_hole(ranges: Iterable[HashRange]) -> HashRange | None:
     """Return the first hash keys that no range covers; None when all are covered."""
     next_key = 0
     for covered in sorted(ranges, key=lambda one: one.first):
@@ -138,13 +138,13 @@ def hole_in(ranges: Iterable[HashRange]) -> HashRange | None:
     return None if next_key > HASH_KEY_LAST else HashRange(next_key, HASH_KEY_LAST)
 
 
-def hole_in_leases(leases: Iterable[Lease]) -> HashRange | None:
+def first_hole_in_leases(leases: Iterable[Lease]) -> HashRange | None:
     """Return the first hash keys that no unfinished lease covers. Leases of unknown range make it None."""
     ranges = [lease.hash_range for lease in leases if lease.checkpoint != SHARD_END]
-    return None if None in ranges else hole_in([one for one in ranges if one is not None])
+    return None if None in ranges else first_hole([one for one in ranges if one is not None])
 
 
-def removable(leases: Mapping[str, Lease], gone: Collection[str]) -> list[Lease]:
+def removable_leases(leases: Mapping[str, Lease], gone: Collection[str]) -> list[Lease]:
     """Return the finished leases that nobody needs: past their retention, with children that were begun, and no parent.
 
     Leases of *gone* stream shards that were not finished are not among them: they lost records, and whoever holds them

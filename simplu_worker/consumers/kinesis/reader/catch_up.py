@@ -109,7 +109,7 @@ class CatchUpReader:
             await self._send_parents(records, ending)
         if self.catch_up.is_at_parents:
             await self._end_parents(ending)
-        with self._access.budget.catching_up(loop_time()) as pacing:
+        with self._access.budget.open_catch_up(loop_time()) as pacing:
             cursor = Cursor(self._access, self._start, pacing, kind="catch_up", retention=self._retention)
             while self.catch_up.holds and not ending.is_set():
                 is_at_end = self._access.is_gone or (cursor.is_at_end and cursor.child_shards)
@@ -120,14 +120,14 @@ class CatchUpReader:
                     await sleep_or_event(LOOK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
                     await self._send_reply(reply.records, ending)
-                    cursor.let_go()
+                    cursor.release_memory()
         self.is_reading = False
 
     async def _send_parents(self, records: ParentRecords, ending: asyncio.Event) -> None:
         """Send, of the records of a parent, what may be lacking; it has an end."""
         access, decoder = self._read_parent(records)
         after = records.after
-        with access.budget.catching_up(loop_time()) as pacing:
+        with access.budget.open_catch_up(loop_time()) as pacing:
             cursor = Cursor(access, records.start, pacing, kind="catch_up")
             # What is refused was past its retention: there is nothing left to be read.
             while self.catch_up.holds and not ending.is_set() and not cursor.is_at_end and not cursor.is_gone:
@@ -144,7 +144,7 @@ class CatchUpReader:
                         if count % DECODED_AT_ONCE == 0:
                             await asyncio.sleep(0)
                     await self._ask_for_residents(self.catch_up.owed.last, ending)
-                    cursor.let_go()
+                    cursor.release_memory()
         self.catch_up.parents_at[records.stream_shard_id] = SHARD_END
 
     def _send_one_of_parents(self, parent: str, position: Position, record: bytes, operation: Operation) -> None:

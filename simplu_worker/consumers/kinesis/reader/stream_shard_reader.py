@@ -29,7 +29,7 @@ from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Checkpoin
 from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.leases.lease import Ahead
+from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.recovery.shard_positions import (
@@ -104,8 +104,8 @@ class StreamShardReader:
         *,
         done: Position | None = None,
         hash_range: HashRange | None = None,
-        owed_by_parents: TenantSet | None = None,
-        ahead: Ahead | None = None,
+        pending_at_parents: TenantSet | None = None,
+        ahead: ReadAhead | None = None,
         gateway: ShardGateway,
         dead_letters: DeadLetterStore,
         rules: ReaderSettings,
@@ -119,7 +119,7 @@ class StreamShardReader:
         """*done* is the checkpoint, where *start* is its record: of an aggregate a part may be done with.
 
         With *ahead* the main reader goes on where its predecessor was, who held some tenants from the checkpoint on.
-        Of the tenants in *owed_by_parents* nothing is applied before the parents owe it no more (`free_parents`).
+        Of the tenants in *pending_at_parents* nothing is applied before the parents owe it no more (`free_parents`).
         *memory* is its part of the replica's memory, *retention* that of the stream. *is_end* is asked, with the child
         shards named, whether a reply without an iterator is the end; otherwise it is read on. Without *ties* to a lease
         no Postgres shard is told how far it gets: it only reads beside the reader whose rows those are.
@@ -164,8 +164,8 @@ class StreamShardReader:
         if ahead is not None:
             held = TenantSet.of_targets(ahead.held)
             self._dispatcher.holds.hold_predecessors(held, self._checkpoint_before, utc(), now=loop_time())
-        if owed_by_parents:
-            self._dispatcher.holds.hold_parents(owed_by_parents, self._checkpoint_before, utc(), now=loop_time())
+        if pending_at_parents:
+            self._dispatcher.holds.hold_parents(pending_at_parents, self._checkpoint_before, utc(), now=loop_time())
         self._stopping = asyncio.Event()
         self.is_at_end = False
         self._is_taking = False  # what the last reply brought is not all on its way
@@ -295,16 +295,16 @@ class StreamShardReader:
         """Whether something is held that its parents still owe."""
         return any(hold.target is Target.PARENTS and not hold.is_ready for hold in self.holds())
 
-    def owed_tenants(self) -> TenantSet | None:
+    def pending_tenants(self) -> TenantSet | None:
         """Return to whom something is owed, once all was read and it may take long; None before.
 
         From then on it only shrinks: nothing new is read.
         """
         takes_long = self.holds() or self._dispatcher.is_stuck
-        return self._dispatcher.owed_tenants() if self._has_said_end and takes_long else None
+        return self._dispatcher.pending_tenants() if self._has_said_end and takes_long else None
 
     @property
-    def ahead(self) -> Ahead | None:
+    def ahead(self) -> ReadAhead | None:
         """How far it is ahead of its checkpoint; None when that is not worth noting.
 
         A successor that begins at the checkpoint would keep all others waiting while it reads again what is held.
@@ -323,7 +323,7 @@ class StreamShardReader:
             if entry.owed is not self._owed:  # of a catch-up that has ended, perhaps
                 tenants.add(entry.operation.tenant_id)
         held = tenants.targets()  # none where whole shards are held only: who comes next reads their rows
-        return Ahead(main.position, held) if held else None
+        return ReadAhead(main.position, held) if held else None
 
     def free_parents(self, owed: TenantSet) -> None:
         """Apply what was held for the parents, now that they owe only *owed*.
@@ -381,7 +381,7 @@ class StreamShardReader:
                 self._dispatcher.start(tasks, ending)
                 tasks.create_task(self._catch_ups.run(ending), name=f"catch-ups:{self.stream_shard_id}")
                 await self._read()
-                self._pacing.ended()
+                self._pacing.note_end()
                 await self._say_end()
                 while not self.is_finished and not self._stopping.is_set():
                     await self._next_settled()
@@ -391,7 +391,7 @@ class StreamShardReader:
             # Only a stop ends it this way: dead letters that could not be stored. Their records stay owed.
             log.warning("stream_shard.left", stream_shard_id=self.stream_shard_id, error=str(group.exceptions[0]))
 
-    def _facts(self, ties: LeaseContext, ahead: Ahead | None) -> ReaderState:
+    def _facts(self, ties: LeaseContext, ahead: ReadAhead | None) -> ReaderState:
         held = TenantSet() if ahead is None else TenantSet.of_targets(ahead.held)
         return ReaderState(
             stream_name=self._stream.name,
@@ -428,7 +428,7 @@ class StreamShardReader:
         """Return what `ahead` is as the Postgres shards have it; at the end that is to whom anything is owed at all."""
         if self.is_at_end:
             return PositionRow(
-                read_to=SHARD_END.checkpoint, held=tuple(sorted(self._dispatcher.owed_tenants().targets()))
+                read_to=SHARD_END.checkpoint, held=tuple(sorted(self._dispatcher.pending_tenants().targets()))
             )
         ahead = self.ahead
         if ahead is None:
@@ -454,15 +454,15 @@ class StreamShardReader:
         Takes no part in the accounts of memory: all that may be in use by what waits for the answer.
         """
         try:
-            iterator: str | None = await self._stream.iterator(self.stream_shard_id, AtTimestamp(instant))
-            with self._access.budget.catching_up(loop_time()) as pacing:
+            iterator: str | None = await self._stream.get_iterator(self.stream_shard_id, AtTimestamp(instant))
+            with self._access.budget.open_catch_up(loop_time()) as pacing:
                 while iterator is not None and not self._access.is_gone:
                     if await sleep_or_event(pacing.delay_s(loop_time()), until=self._stopping):
                         raise RetryableError("it is to stop")
                     async with self._access.lock:
-                        pacing.started(loop_time())
+                        pacing.note_start(loop_time())
                         reply = await self._stream.get_records(iterator, limit=1)
-                    pacing.replied(loop_time(), record_count=len(reply.records), size_bytes=reply.size_bytes)
+                    pacing.note_reply(loop_time(), record_count=len(reply.records), size_bytes=reply.size_bytes)
                     if reply.records:
                         return RecordPosition.before_record(
                             reply.records[0].sequence_number, reply.records[0].arrived_at
@@ -498,7 +498,7 @@ class StreamShardReader:
             self._is_taking = True
             await self._take(reply.records)
             self._is_taking = False
-            self._cursor.let_go()
+            self._cursor.release_memory()
             if self._cursor.is_at_end and (self._is_end is None or await self._is_end(self._cursor.child_shards)):
                 self.is_at_end = True
 

@@ -145,7 +145,7 @@ class Stream:
     def __repr__(self) -> str:
         return f"<Stream {self.name}>"
 
-    async def ensure(self, *, create: bool, shard_count: int) -> None:
+    async def ensure(self, *, create: bool, stream_shard_count: int) -> None:
         """Wait until the stream can be read, having created it when missing and *create*; idempotent among replicas.
 
         Raises StreamGoneError when it is missing and must not be created.
@@ -154,15 +154,15 @@ class Stream:
             if status is not None:
                 await asyncio.sleep(STATE_POLL_INTERVAL_S)
             elif create:
-                await self._create(shard_count)
+                await self._create(stream_shard_count)
             else:
                 raise StreamGoneError(
                     f"stream {self.name}: expected it to exist, it does not; create it, or set KINESIS_CREATE_STREAM",
                 )
 
-    async def summary(self) -> StreamSummary:
+    async def describe(self) -> StreamSummary:
         """Return what the stream says of itself."""
-        raw = await self._describe()
+        raw = await self._describe_summary()
         return StreamSummary(
             status=raw["StreamStatus"],
             retention=timedelta(hours=raw["RetentionPeriodHours"]),
@@ -197,7 +197,7 @@ class Stream:
                 return found
             page = {"NextToken": reply["NextToken"]}  # beside it, the stream's name is refused
 
-    async def iterator(self, stream_shard_id: str, start: Start) -> str:
+    async def get_iterator(self, stream_shard_id: str, start: Start) -> str:
         """Return an iterator for `get_records`, valid for five minutes."""
         reply = await self._call("get_shard_iterator", ShardId=stream_shard_id, **self._key, **_iterator_type(start))
         return str(reply["ShardIterator"])
@@ -218,21 +218,21 @@ class Stream:
 
     async def _status(self) -> str | None:
         try:
-            return str((await self._describe())["StreamStatus"])
+            return str((await self._describe_summary())["StreamStatus"])
         except StreamGoneError:
             return None
 
-    async def _describe(self) -> dict[str, Any]:
+    async def _describe_summary(self) -> dict[str, Any]:
         reply = await self._call("describe_stream_summary", **self._key)
         description: dict[str, Any] = reply["StreamDescriptionSummary"]
         return description
 
-    async def _create(self, shard_count: int) -> None:
+    async def _create(self, stream_shard_count: int) -> None:
         try:
-            await self._call("create_stream", StreamName=self.name, ShardCount=shard_count)
+            await self._call("create_stream", StreamName=self.name, ShardCount=stream_shard_count)
         except _InUseError:
             return  # another replica was faster
-        log.info("stream.created", stream=self.name, stream_shard_count=shard_count)
+        log.info("stream.created", stream=self.name, stream_shard_count=stream_shard_count)
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """Make one request, with Kinesis's errors translated."""

@@ -54,7 +54,7 @@ async def test_end_without_children_is_believed_when_nothing_else_comes(replies:
     memory = PrefetchMemory(1024 * 1024).open_quota()
     access = StreamShardAccess(Stream(Kinesis(replies), "stream"), "shardId-0", memory, random.random)
     budget = ReadBudget()
-    with budget.catching_up(loop_time()) as pacing:
+    with budget.open_catch_up(loop_time()) as pacing:
         cursor = Cursor(access, TrimHorizon(), pacing, kind="catch_up")
         found: list[bool] = []
         while len(found) < len(replies):

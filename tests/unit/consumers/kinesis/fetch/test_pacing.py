@@ -29,8 +29,8 @@ def after_reply(
 ) -> Pacing:
     """Return the pacing of a reader whose first read started at 100 s and was answered within 20 ms."""
     pacing = Pacing(ReadBudget())
-    pacing.started(100.0)
-    pacing.replied(100.02, record_count=record_count, size_bytes=size_bytes, millis_behind=millis_behind)
+    pacing.note_start(100.0)
+    pacing.note_reply(100.02, record_count=record_count, size_bytes=size_bytes, millis_behind=millis_behind)
     return pacing
 
 
@@ -68,8 +68,8 @@ def test_idle_stream_shards_are_read_together_whenever_each_was_read_first() -> 
     for first in (100.0, 100.02, 100.04, 100.06):
         pacing, now = Pacing(ReadBudget()), first
         for _ in range(3):
-            pacing.started(now)
-            pacing.replied(now + 0.01, record_count=0, size_bytes=0, millis_behind=0)
+            pacing.note_start(now)
+            pacing.note_reply(now + 0.01, record_count=0, size_bytes=0, millis_behind=0)
             assert 0.9 < pacing.delay_s(now) <= 1.01
             now += pacing.delay_s(now)
         starts.append(now)
@@ -82,8 +82,8 @@ def test_pacing_falls_idle_when_no_record_came_for_a_minute() -> None:
     pacing = after_reply(record_count=1)
     delays = []
     for now in (159.0, 161.0):
-        pacing.started(now)
-        pacing.replied(now, record_count=0, size_bytes=0, millis_behind=0)
+        pacing.note_start(now)
+        pacing.note_reply(now, record_count=0, size_bytes=0, millis_behind=0)
         delays.append(round(pacing.delay_s(now), 3))
 
     assert delays == [0.205, 1.0]
@@ -99,8 +99,8 @@ def test_pacing_backs_off_with_full_jitter_when_throttled(failure_count: int, lo
     for draw in (1.0, 0.5):
         pacing = after_reply(millis_behind=1)
         for _ in range(failure_count - 1):
-            pacing.failed(0.0, 0.0)
-        pacing.failed(200.0, draw)
+            pacing.note_failure(0.0, 0.0)
+        pacing.note_failure(200.0, draw)
         waits.append(pacing.delay_s(200.0))
 
     assert waits == pytest.approx([longest_s, longest_s / 2])
@@ -110,10 +110,10 @@ def test_pacing_forgets_failures_when_a_read_succeeds() -> None:
     """The next trouble starts with the short wait again."""
     pacing = after_reply(millis_behind=1)
     for _ in range(5):
-        pacing.failed(200.0, 1.0)
-    pacing.started(300.0)
-    pacing.replied(300.0, record_count=0, size_bytes=0, millis_behind=1)
-    pacing.failed(400.0, 1.0)
+        pacing.note_failure(200.0, 1.0)
+    pacing.note_start(300.0)
+    pacing.note_reply(300.0, record_count=0, size_bytes=0, millis_behind=1)
+    pacing.note_failure(400.0, 1.0)
 
     assert pacing.delay_s(400.0) == pytest.approx(0.5)
 
@@ -139,13 +139,13 @@ def test_pacing_never_exceeds_the_quotas_whatever_is_answered(
     for duration_s, late_s, size_bytes, behind, draw in schedule:
         now += pacing.delay_s(now) + late_s
         starts.append(now)
-        pacing.started(now)
+        pacing.note_start(now)
         now += duration_s
         sizes.append(size_bytes or 0)
         if size_bytes is None:
-            pacing.failed(now, draw)
+            pacing.note_failure(now, draw)
         else:
-            pacing.replied(now, record_count=size_bytes, size_bytes=size_bytes, millis_behind=int(behind))
+            pacing.note_reply(now, record_count=size_bytes, size_bytes=size_bytes, millis_behind=int(behind))
 
     assert_five_starts_a_second(starts)
     for first in range(len(starts)):
@@ -179,9 +179,9 @@ def test_limit_follows_the_size_of_records(
     budget = ReadBudget()
     main = Pacing(budget)
     for record_count, size_bytes in replies:
-        main.replied(0.0, record_count=record_count, size_bytes=size_bytes, millis_behind=0)
+        main.note_reply(0.0, record_count=record_count, size_bytes=size_bytes, millis_behind=0)
     assert main.limit() == 10_000
-    with budget.catching_up(0.0) as catch_up:
+    with budget.open_catch_up(0.0) as catch_up:
         assert (main.limit(), catch_up.limit()) == (main_limit, catch_up_limit)
 
 
@@ -189,8 +189,8 @@ def test_limit_keeps_to_the_room_that_is_left() -> None:
     """Where the memory for what is read ahead is short, fewer records are asked for, at least one."""
     budget = ReadBudget()
     main = Pacing(budget)
-    main.replied(0.0, record_count=10, size_bytes=10 * 1024, millis_behind=0)
-    with budget.catching_up(0.0) as catch_up:
+    main.note_reply(0.0, record_count=10, size_bytes=10 * 1024, millis_behind=0)
+    with budget.open_catch_up(0.0) as catch_up:
         assert [catch_up.limit(room) for room in (64 * MIB, 100 * 1024, 0)] == [1024, 100, 1]
     assert [main.limit(room) for room in (64 * MIB, MIB, 100 * 1024, 0)] == [10_000, 1024, 100, 1]
 
@@ -199,14 +199,14 @@ def test_expected_reply_is_of_that_many_records_and_no_more_than_kinesis_gives()
     """It is what a reader reserves before it reads."""
     budget = ReadBudget()
     assert (budget.expected_bytes(500), budget.expected_bytes(10_000)) == (500 * 2048, 10 * MIB)
-    Pacing(budget).replied(0.0, record_count=10, size_bytes=1000, millis_behind=0)
+    Pacing(budget).note_reply(0.0, record_count=10, size_bytes=1000, millis_behind=0)
     assert budget.expected_bytes(10_000) == 1_000_000
 
 
 def test_catch_up_is_counted_while_it_runs() -> None:
     """Leaving the block ends its share."""
     budget = ReadBudget()
-    with budget.catching_up(0.0), budget.catching_up(0.0):
+    with budget.open_catch_up(0.0), budget.open_catch_up(0.0):
         assert repr(budget) == "<ReadBudget opens -inf, paid -inf, 2 catch-ups, 0 failures>"
     assert not budget.catch_ups
 
@@ -215,10 +215,10 @@ def test_pacing_shows_where_it_is() -> None:
     """For whoever debugs it."""
     budget = ReadBudget()
     main = Pacing(budget)
-    main.started(1.0)
+    main.note_start(1.0)
     assert repr(main).startswith("<Pacing started 1.000, behind False, <ReadBudget opens -inf")
-    with budget.catching_up(1.0) as catch_up:
-        catch_up.started(2.0)
+    with budget.open_catch_up(1.0) as catch_up:
+        catch_up.note_start(2.0)
         assert repr(catch_up).startswith("<CatchUpPacing started 2.000, <ReadBudget opens -inf")
 
 
@@ -226,16 +226,16 @@ def test_catch_ups_have_all_starts_when_the_main_reader_has_ended() -> None:
     """At the end of a stream shard that was in use nothing is kept free for a reader that reads no more."""
     budget = ReadBudget()
     main = Pacing(budget)
-    main.started(0.0)
-    main.replied(0.0, record_count=1, size_bytes=1, millis_behind=0)
-    main.ended()
-    with budget.catching_up(0.0) as catch_up:
+    main.note_start(0.0)
+    main.note_reply(0.0, record_count=1, size_bytes=1, millis_behind=0)
+    main.note_end()
+    with budget.open_catch_up(0.0) as catch_up:
         now, starts = 0.0, []
         for _ in range(9):
             now += catch_up.delay_s(now)
             starts.append(now)
-            catch_up.started(now)
-            catch_up.replied(now, record_count=1, size_bytes=1)
+            catch_up.note_start(now)
+            catch_up.note_reply(now, record_count=1, size_bytes=1)
     assert [later - earlier for earlier, later in pairwise(starts)] == pytest.approx([0.26] * 8)
 
 
@@ -243,9 +243,9 @@ def test_catch_up_leaves_the_trouble_of_a_read_to_all() -> None:
     """A refusal means the stream shard, so that the main reader backs off too."""
     budget = ReadBudget()
     main = Pacing(budget)
-    with budget.catching_up(0.0) as catch_up:
-        catch_up.started(10.0)
-        catch_up.failed(10.0, 1.0)
+    with budget.open_catch_up(0.0) as catch_up:
+        catch_up.note_start(10.0)
+        catch_up.note_failure(10.0, 1.0)
         assert (main.delay_s(10.0), catch_up.delay_s(10.0)) == pytest.approx((0.5, 0.5))
 
 
@@ -282,7 +282,7 @@ class World:
         reads: list[Read] = []
         with ExitStack() as stack:
             readers: list[Pacing | CatchUpPacing] = [Pacing(budget)]
-            readers += [stack.enter_context(budget.catching_up(0.0)) for _ in range(catch_up_count)]
+            readers += [stack.enter_context(budget.open_catch_up(0.0)) for _ in range(catch_up_count)]
             numbers = count()
             turns = [(0.0, next(numbers), reader) for reader in range(len(readers))]  # a heap, by time
             free_at = main_read_at = 0.0
@@ -308,13 +308,13 @@ class World:
         counted_ms = int((now + duration_s * self.counted_at()) * 1000)
         replied_at = now + duration_s
         limit = pacing.limit()
-        pacing.started(now)
+        pacing.note_start(now)
         if not self.quota.allows(counted_ms):
             self.refused.append(now)
-            pacing.failed(replied_at, 1.0)
+            pacing.note_failure(replied_at, 1.0)
             return Read(reader, now, replied_at, 0)
         if self.fails():
-            pacing.failed(replied_at, 0.5)
+            pacing.note_failure(replied_at, 0.5)
             return Read(reader, now, replied_at, 0)
         one = self.record_bytes()
         wanted = min(limit, waiting_bytes // one)
@@ -322,7 +322,7 @@ class World:
         size_bytes = int(fitting * one)
         self.quota.count(size_bytes, counted_ms, was_full=fitting < wanted or size_bytes >= MAX_REPLY_BYTES)
         behind = 1000 if waiting_bytes > size_bytes + one else 0
-        pacing.replied(replied_at, record_count=int(fitting), size_bytes=size_bytes, millis_behind=behind)
+        pacing.note_reply(replied_at, record_count=int(fitting), size_bytes=size_bytes, millis_behind=behind)
         return Read(reader, now, replied_at, size_bytes)
 
 

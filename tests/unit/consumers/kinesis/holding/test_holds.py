@@ -92,7 +92,7 @@ class Reader:
         self.catch_ups: list[CatchUp] = []
         self.sent: set[int] = set()
         self.settled: set[int] = set()
-        self.owed_by_parents: set[str] = set()
+        self.pending_at_parents: set[str] = set()
         self.now = 0.0
 
     # What the dispatcher does
@@ -121,7 +121,7 @@ class Reader:
             return
         before = [number for number in self.numbers_of(entry.tenant) if number < entry.number]
         assert set(before) <= self.sent, f"{entry.number} of {entry.tenant} is sent before one of {before}"
-        assert entry.tenant not in self.owed_by_parents, f"{entry.tenant}: its parents owe it something"
+        assert entry.tenant not in self.pending_at_parents, f"{entry.tenant}: its parents owe it something"
         self.sent.add(entry.number)
         self.lanes[shard_id].queue.append(entry)
 
@@ -227,8 +227,8 @@ class Reader:
 
     def free_parents(self, still_owed: Iterable[str], *, by_slot: bool = False) -> None:
         """Let the parents owe no more than *still_owed*."""
-        self.owed_by_parents.intersection_update(still_owed)
-        self.holds.free_parents(listed(TenantSet(self.owed_by_parents), by_slot=by_slot), now=self.tick())
+        self.pending_at_parents.intersection_update(still_owed)
+        self.holds.free_parents(listed(TenantSet(self.pending_at_parents), by_slot=by_slot), now=self.tick())
 
     # What is true
 
@@ -338,7 +338,7 @@ def live(scene: Scene, history: Sequence[Step], make_holds: Callable[[], Holds] 
     with small_sets(names_max=scene.names_max, tenant_holds_max=scene.tenant_holds_max):
         reader = Reader(make_holds())
         if scene.owed:
-            reader.owed_by_parents = set(scene.owed)
+            reader.pending_at_parents = set(scene.owed)
             owed = listed(TenantSet(scene.owed), by_slot=scene.is_owed_by_slot)
             reader.holds.hold_parents(owed, None, START, now=0.0)
         for step in history:

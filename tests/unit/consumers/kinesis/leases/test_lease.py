@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.leases.lease import (
-    Ahead,
     Lease,
     Observation,
+    ReadAhead,
     UnreadableLeaseError,
     is_own_landed_write,
     lease_of,
     observe,
     row_of,
-    takeable,
+    takeable_leases,
     worker_id,
 )
 from simplu_worker.consumers.kinesis.stream.positions import LATEST, SHARD_END, TRIM_HORIZON, HashRange, Position
@@ -134,7 +134,7 @@ def test_lease_lists_what_is_owed_when_its_row_does(
     """No list is no empty list: its children wait."""
     lease = lease_of(MINIMAL_ROW | attributes)
 
-    assert lease == Lease("shardId-000000000000", LATEST, owed=expected)
+    assert lease == Lease("shardId-000000000000", LATEST, pending_tenants=expected)
 
 
 keys = st.sampled_from([f"shardId-{number:012}" for number in range(5)])
@@ -149,7 +149,7 @@ leases = st.builds(
     parents=st.frozensets(texts, max_size=2),
     children=st.frozensets(texts, max_size=2),
     hash_range=st.one_of(st.none(), st.builds(HashRange, st.integers(0, 2**64), st.integers(2**64, 2**128 - 1))),
-    owed=st.one_of(st.none(), st.frozensets(texts, min_size=1, max_size=3)),
+    pending_tenants=st.one_of(st.none(), st.frozensets(texts, min_size=1, max_size=3)),
 )
 
 
@@ -166,7 +166,7 @@ def test_lease_survives_its_row_whatever_it_is(lease: Lease) -> None:
 def test_row_has_no_list_of_what_is_owed_when_there_is_none() -> None:
     """DynamoDB has no empty sets, and what owes nothing is finished."""
     assert "simpluOwed" not in row_of(Lease("a", LATEST))
-    assert "simpluOwed" not in row_of(Lease("a", LATEST, owed=frozenset()))
+    assert "simpluOwed" not in row_of(Lease("a", LATEST, pending_tenants=frozenset()))
 
 
 def test_observation_remembers_since_when_the_counter_has_not_moved() -> None:
@@ -208,7 +208,7 @@ def test_lease_is_takeable_when_free_or_not_renewed_for_the_lease_duration(
     """Free leases at once, others after the duration, held and finished ones never."""
     observations = {"a": Observation(lease, 1000.0)}
 
-    taken = takeable(observations, held=held, now=1000.0 + age_s, lease_duration_s=DURATION_S, me=ME)
+    taken = takeable_leases(observations, held=held, now=1000.0 + age_s, lease_duration_s=DURATION_S, me=ME)
 
     assert taken == ([lease] if expected else [])
 
@@ -221,7 +221,7 @@ def test_takeable_leases_come_free_first_then_longest_unchanged() -> None:
         "free": Observation(Lease("free", LATEST), 50.0),
     }
 
-    taken = takeable(observations, held=(), now=100.0, lease_duration_s=DURATION_S, me=ME)
+    taken = takeable_leases(observations, held=(), now=100.0, lease_duration_s=DURATION_S, me=ME)
 
     assert [lease.lease_key for lease in taken] == ["free", "old", "young"]
 
@@ -240,7 +240,7 @@ def test_lease_is_never_taken_from_an_owner_whose_counter_was_seen_to_move_withi
         scan = {key: replace(lease, lease_key=key) for key, lease in found.items()}
         seen.append((now, scan))
         observations = observe(observations, scan.values(), now=now)
-        for lease in takeable(observations, held=(), now=now, lease_duration_s=DURATION_S, me=ME):
+        for lease in takeable_leases(observations, held=(), now=now, lease_duration_s=DURATION_S, me=ME):
             if lease.owner in (None, ME):
                 continue
             window = [one for at, one in seen if at >= now - DURATION_S]
@@ -270,7 +270,7 @@ def test_worker_id_names_host_and_process_and_is_unique_by_its_token() -> None:
 
 def test_lease_says_how_far_its_reader_is_ahead_when_the_row_does() -> None:
     """Both attributes together; one without the other is nothing."""
-    ahead = Ahead(Position(17, 3), frozenset({"tenant:a-x", "tenant:b-y"}))
+    ahead = ReadAhead(Position(17, 3), frozenset({"tenant:a-x", "tenant:b-y"}))
     row = row_of(Lease("a", Position(5), ahead=ahead))
 
     assert row["simpluReadTo"] == {"S": "17/3"}

@@ -16,13 +16,13 @@ from simplu_worker.consumers.kinesis.leases.shard_tree import (
     HASH_KEY_LAST,
     InitialPosition,
     child_leases,
+    first_hole,
+    first_hole_in_leases,
     first_leases,
-    hole_in,
-    hole_in_leases,
     is_torn,
     missing_leases,
-    owed_by_parents,
-    removable,
+    pending_at_parents,
+    removable_leases,
     unfinished_parents,
 )
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, StreamShard
@@ -261,7 +261,7 @@ def test_child_waits_for_both_parents_that_are_read(
 def test_lease_without_parents_waits_for_nobody() -> None:
     """The first stream shards of a stream."""
     assert unfinished_parents(Lease("a", TRIM_HORIZON), {}, ()) == []
-    assert owed_by_parents(Lease("a", TRIM_HORIZON), {}, ()) == frozenset()
+    assert pending_at_parents(Lease("a", TRIM_HORIZON), {}, ()) == frozenset()
 
 
 A, B, C = "tenant:a-l", "tenant:b-l", "slots:eJw="
@@ -294,17 +294,20 @@ def test_child_waits_for_no_parent_that_lists_what_it_owes_and_holds_all_that_is
 ) -> None:
     """A Postgres shard that is lost stops its own tenants in the children, and no others."""
     parents = {"left": left, "right": right}
-    leases = {key: Lease(key, at[0], owed=at[1]) for key, at in parents.items() if at is not None}
+    leases = {key: Lease(key, at[0], pending_tenants=at[1]) for key, at in parents.items() if at is not None}
 
     assert unfinished_parents(CHILD, leases, gone) == waits_for
-    assert owed_by_parents(CHILD, leases, gone) == holds
+    assert pending_at_parents(CHILD, leases, gone) == holds
 
 
 def test_child_holds_nothing_of_stream_shards_that_are_not_its_parents() -> None:
     """Their tenants are in other hash keys, or in its parents' lists as well."""
-    leases = {"left": Lease("left", READ, owed=LISTS_A), "other": Lease("other", READ, owed=LISTS_BC)}
+    leases = {
+        "left": Lease("left", READ, pending_tenants=LISTS_A),
+        "other": Lease("other", READ, pending_tenants=LISTS_BC),
+    }
 
-    assert owed_by_parents(CHILD, leases, ()) == LISTS_A
+    assert pending_at_parents(CHILD, leases, ()) == LISTS_A
 
 
 def test_listing_is_torn_when_a_parent_is_open() -> None:
@@ -335,7 +338,7 @@ def test_listing_is_torn_when_a_parent_is_open() -> None:
 )
 def test_hole_is_the_first_hash_keys_that_nothing_covers(ranges: list[HashRange], expected: HashRange | None) -> None:
     """In any order, and with overlaps (PeriodicShardSyncManagerTest)."""
-    assert hole_in(ranges) == expected
+    assert first_hole(ranges) == expected
 
 
 @settings(max_examples=300)
@@ -344,8 +347,8 @@ def test_open_stream_shards_of_a_tree_have_no_hole(tree: list[StreamShard]) -> N
     """Splits and merges keep all hash keys covered; without one of them there is a hole, and it is that one's."""
     opened = [one.hash_range for one in tree if one.is_open]
 
-    assert hole_in(opened) is None
-    assert [hole_in([one for one in opened if one != left_out]) for left_out in opened] == opened
+    assert first_hole(opened) is None
+    assert [first_hole([one for one in opened if one != left_out]) for left_out in opened] == opened
 
 
 def lease(key: str, checkpoint: Position, *parents: str, hash_range: HashRange | None = None) -> Lease:
@@ -355,7 +358,7 @@ def lease(key: str, checkpoint: Position, *parents: str, hash_range: HashRange |
 
 def lists(key: str, checkpoint: Position, *parents: str) -> Lease:
     """Return a lease that lists what is owed."""
-    return Lease(key, checkpoint, parents=frozenset(parents), owed=LISTS_A)
+    return Lease(key, checkpoint, parents=frozenset(parents), pending_tenants=LISTS_A)
 
 
 def test_hole_in_leases_is_what_no_unfinished_lease_covers() -> None:
@@ -363,13 +366,13 @@ def test_hole_in_leases_is_what_no_unfinished_lease_covers() -> None:
     parent = lease("a", SHARD_END, hash_range=_tenth(0, 9))
     left, right = lease("b", READ, "a", hash_range=_tenth(0, 4)), lease("c", READ, "a", hash_range=_tenth(5, 9))
 
-    assert hole_in_leases([parent, left]) == _tenth(5, 9)
-    assert hole_in_leases([parent, left, right]) is None
+    assert first_hole_in_leases([parent, left]) == _tenth(5, 9)
+    assert first_hole_in_leases([parent, left, right]) is None
 
 
 def test_hole_in_leases_is_unknown_while_a_range_is() -> None:
     """The KCL 1.x writes no hash ranges; they are filled in from a listing."""
-    assert hole_in_leases([lease("a", READ), lease("b", READ, hash_range=_tenth(0, 1))]) is None
+    assert first_hole_in_leases([lease("a", READ), lease("b", READ, hash_range=_tenth(0, 1))]) is None
 
 
 # LeaseCleanupManagerTest, and here a lease stays until its stream shard is past its retention as well.
@@ -402,6 +405,6 @@ def test_finished_lease_is_removable_when_nobody_needs_it(
     leases: list[Lease], gone: list[str], expected: list[str]
 ) -> None:
     """Past its retention, with children that were begun, and after its own parents."""
-    found = removable({one.lease_key: one for one in leases}, gone)
+    found = removable_leases({one.lease_key: one for one in leases}, gone)
 
     assert [one.lease_key for one in found] == expected
