@@ -37,10 +37,11 @@ from support.load.targets import PerformanceTarget
 from support.load.testbed import process_name
 from support.processes.resource_usage import cpu_seconds
 
+from simplu_worker.local.aws_server.faults import ClearFaults
+from simplu_worker.local.aws_server.server import send_commands
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.sqs.faults import ClearFaults, SqsFault
-from simplu_worker.local.sqs.server import control
+from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.local.stack.stack import Stack
 from simplu_worker.local.verify.shard_checker import tenant_ids_on, urls_of
 from simplu_worker.local.workload.order_events import OrderEvent, SendReceipt, send_events
@@ -182,11 +183,11 @@ class Bench:
         """Let the naive loop and then the worker work off a queue, with a SQS whose calls take so much longer."""
         delays = [SqsFault(action=call, kind="delay", count=FOR_EVER, delay_ms=latency_ms) for call in CALLS]
         self._latency_ms = latency_ms
-        await control(self._stack.sqs_url, *(delays if latency_ms else ()))
+        await send_commands(self._stack.sqs_url, *(delays if latency_ms else ()))
         try:
             return await self._measure_naive(f"naive{name}"), await self._measure_worker(f"worker{name}")
         finally:
-            await control(self._stack.sqs_url, ClearFaults())
+            await send_commands(self._stack.sqs_url, ClearFaults())
 
     async def _measure_naive(self, name: str) -> Measured:
         """Fill its queue and let the naive loop work it off."""

@@ -18,8 +18,8 @@ import msgspec
 from support.processes.resource_usage import cpu_seconds, rss_bytes
 
 from benchmarks.throughput.testbed import FOLDER, Bed, Kinesis, Target, clock
-from simplu_worker.local.kinesis.faults import SetOptions
-from simplu_worker.local.kinesis.server import control
+from simplu_worker.local.aws_server.faults import SetOptions
+from simplu_worker.local.aws_server.server import send_commands
 from simplu_worker.local.processes.watchdog import running_processes, with_descendants
 from simplu_worker.local.processes.worker_process import tail_of
 from simplu_worker.local.stack.aws import CREDENTIALS
@@ -251,7 +251,7 @@ class Runner:
 
         *begin* is awaited before the first commit is, with the name of the workers' application. Raises StalledError.
         """
-        await control(self._url, SetOptions({"read_throttling": cell.who in OURS}))
+        await send_commands(self._url, SetOptions({"read_throttling": cell.who in OURS}))
         async with (
             self._bed.target(cell.shards, commit=cell.commit) as target,
             running(cell.who, self._bed, self._url, target, self._lanes_python) as clients,

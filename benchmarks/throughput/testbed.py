@@ -17,13 +17,13 @@ import asyncpg
 import msgspec
 
 from benchmarks.throughput.records import BUSINESS_ID, BUSINESS_TYPE
+from simplu_worker.local.aws_server.account import REGION
 from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_worker.local.processes.loopback import HOST, StackError, free_port, poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.local.stack.aws import (
     CREDENTIALS,
     KINESIS_LISTENS,
-    REGION,
     STREAM_NAME,
     aws_client,
     start_moto,

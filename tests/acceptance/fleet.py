@@ -21,10 +21,10 @@ from collections.abc import Awaitable, Callable
 
 from rich.console import Console
 
+from simplu_worker.local.aws_server.faults import SetOptions
+from simplu_worker.local.aws_server.server import send_commands
 from simplu_worker.local.demo.display import Display, print_differences, result_table
 from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
-from simplu_worker.local.kinesis.faults import SetOptions
-from simplu_worker.local.kinesis.server import control
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
@@ -65,7 +65,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
 
     async with Stack(shards=3, stream_shards=arguments.stream_shards) as stack:
         # Nothing may be trimmed unread: a loss must be the fleet's.
-        await control(stack.kinesis_url, SetOptions(options={"memory_max_bytes": 2 * 1024**3}))
+        await send_commands(stack.kinesis_url, SetOptions(options={"memory_max_bytes": 2 * 1024**3}))
         # While a shard is away nothing may be left to do.
         idle_s = IDLE_S + arguments.freeze_shard
         trial = Trial(load, lambda: stack.env, on_tick=on_tick, timeout_s=600, idle_s=idle_s)

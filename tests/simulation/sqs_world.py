@@ -23,9 +23,10 @@ from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
+from simplu_worker.local.aws_server.faults import FaultQueue
 from simplu_worker.local.sqs.actions import SqsActions
 from simplu_worker.local.sqs.errors import SqsError
-from simplu_worker.local.sqs.faults import Faults, SqsFault
+from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.local.sqs.model import SqsAccount
 
 EPOCH_MS = 1_767_225_600_000
@@ -43,7 +44,7 @@ class World:
         self.account = SqsAccount(new_id=lambda: f"m{next(ids):06}")
         self.actions = SqsActions(self.account)
         self.actions.base_url = "http://sqs"
-        self.faults = Faults()
+        self.faults = FaultQueue[SqsFault]()
         self.calls: list[tuple[float, str, dict[str, Any]]] = []
         self.draws = Random(seed)
         self.changed = asyncio.Event()

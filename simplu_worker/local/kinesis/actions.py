@@ -21,7 +21,7 @@ from simplu_worker.local.kinesis.errors import KinesisError, invalid_argument, t
 from simplu_worker.local.kinesis.list_shards import list_page
 from simplu_worker.local.kinesis.model import KinesisAccount, LocalStream, set_retention
 from simplu_worker.local.kinesis.stream_shard import LocalStreamShard
-from simplu_worker.local.kinesis.tokens import IteratorToken, seal, unseal
+from simplu_worker.local.kinesis.tokens import IteratorToken, seal_token, unseal_token
 
 MAX_RECORDS = 10_000  # of one answer: API_GetRecords
 MAX_REQUEST_BYTES = 10 * 1024 * 1024  # data and keys of one request: API_PutRecords
@@ -82,7 +82,7 @@ class KinesisActions:
     def stream_shard_of(self, request: Any) -> str | None:
         """Return the stream shard that *request* reads; none when it is about something else."""
         if isinstance(request, requests.GetRecords):
-            token = unseal(request.shard_iterator)
+            token = unseal_token(request.shard_iterator)
             return token.stream_shard_id if isinstance(token, IteratorToken) else None
         return getattr(request, "shard_id", None)
 
@@ -165,7 +165,7 @@ class KinesisActions:
         token = IteratorToken(
             stream.name, stream.born_ms, stream_shard.stream_shard_id, position, now_ms, self.account.generation
         )
-        return seal(token)
+        return seal_token(token)
 
     def _get_records(self, request: requests.GetRecords, now_ms: int) -> KinesisReply:
         """API_GetRecords."""
@@ -193,7 +193,7 @@ class KinesisActions:
         return msgspec.json.encode({"Records": [], "MillisBehindLatest": behind_ms, "NextShardIterator": iterator})
 
     def _place(self, request: requests.GetRecords, now_ms: int) -> tuple[LocalStream, LocalStreamShard, int]:
-        token = unseal(request.shard_iterator)
+        token = unseal_token(request.shard_iterator)
         if not isinstance(token, IteratorToken):
             raise invalid_argument("invalid ShardIterator")
         age_ms = now_ms - token.issued_ms

@@ -1,22 +1,12 @@
-"""The errors of the local Kinesis, as its protocol names them."""
+"""The errors of the local Kinesis, by their names in its protocol. Pure."""
 
 from __future__ import annotations
 
-# Long enough for botocore's reader, short enough for a log line.
-MAX_MESSAGE_LENGTH = 500
+from simplu_worker.local.aws_server.errors import AwsError
 
 
-class KinesisError(Exception):
-    """An answer with an error. *code* is the `__type` of the answer, see "Common Errors" and each action's page."""
-
-    def __init__(self, code: str, message: str, *, status: int = 400) -> None:
-        super().__init__(message[:MAX_MESSAGE_LENGTH])
-        self.code = code
-        self.message = message[:MAX_MESSAGE_LENGTH]
-        self.status = status
-
-    def __repr__(self) -> str:
-        return f"KinesisError({self.code}: {self.message})"
+class KinesisError(AwsError):
+    """An error answer of Kinesis: its *code* is listed in "Common Errors" or on the action's page."""
 
 
 def resource_not_found(message: str) -> KinesisError:

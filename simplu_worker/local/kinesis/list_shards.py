@@ -12,7 +12,7 @@ from simplu_worker.local.kinesis.errors import KinesisError, invalid_argument, r
 from simplu_worker.local.kinesis.model import KinesisAccount, LocalStream
 from simplu_worker.local.kinesis.requests import ListShards
 from simplu_worker.local.kinesis.stream_shard import LocalStreamShard
-from simplu_worker.local.kinesis.tokens import PageToken, seal, unseal
+from simplu_worker.local.kinesis.tokens import PageToken, seal_token, unseal_token
 
 LISTABLE = frozenset({"ACTIVE", "UPDATING"})  # API_ListShards, ResourceInUseException
 
@@ -41,7 +41,7 @@ def list_page(
     page = listed[: min(request.max_results, account.options.page_size)]
     if len(page) == len(listed):
         return page, None
-    return page, seal(_next_page(asked, page[-1], now_ms))
+    return page, seal_token(_next_page(asked, page[-1], now_ms))
 
 
 def _asked(request: ListShards, stream: LocalStream, now_ms: int) -> PageToken:
@@ -66,7 +66,7 @@ def _continued(account: KinesisAccount, request: ListShards, now_ms: int) -> Pag
         raise invalid_argument("NextToken and StreamName cannot be provided together")
     if request.shard_filter:
         raise invalid_argument("NextToken and ShardFilter cannot be provided together")
-    token = unseal(request.next_token or "")
+    token = unseal_token(request.next_token or "")
     if not isinstance(token, PageToken):
         raise invalid_argument("NextToken is not one that ListShards gave")
     if now_ms - token.issued_ms > account.options.page_token_ttl_ms:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from simplu_worker.local.aws_server.account import ACCOUNT_ID, REGION
 from simplu_worker.local.kinesis.errors import (
     invalid_argument,
     resource_in_use,
@@ -22,7 +23,6 @@ from simplu_worker.local.kinesis.quotas import MAX_REPLY_BYTES
 from simplu_worker.local.kinesis.reshard import HashRange, Merge, ReshardStep, Split, equal_ranges, scaling_steps
 from simplu_worker.local.kinesis.stream_shard import LocalStreamShard, NewRecord, ReadResult
 
-REGION, ACCOUNT_ID = "us-east-1", "123456789012"
 HOUR_MS = 3_600_000
 DEFAULT_RETENTION_HOURS, MAX_RETENTION_HOURS = 24, 8760  # API_IncreaseStreamRetentionPeriod
 DEFAULT_RECORD_KIB = 1024  # API_CreateStream, MaxRecordSizeInKiB

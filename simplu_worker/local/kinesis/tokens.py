@@ -8,17 +8,15 @@ is made in a later second than its parents, if need be one that is still to come
 
 from __future__ import annotations
 
-import base64
-import binascii
-import zlib
 from typing import NamedTuple
 
 import msgspec
 
+from simplu_worker.local.aws_server.sealing import seal, unseal
+
 VERSION = 2
 LAST_ORDINAL = 0x7FFF_FFFF_FFFF_FFFF  # of the number that ends a closed stream shard
 INDEX_BIT, SECOND_BIT, ORDINAL_BIT, DIGIT_BIT, MADE_BIT, TOP_BIT = 4, 36, 80, 144, 148, 184
-CHECKSUM_BYTES = 4
 
 
 class SequenceNumber(NamedTuple):
@@ -83,20 +81,15 @@ class PageToken(msgspec.Struct, frozen=True, array_like=True, tag="page"):
 Token = IteratorToken | PageToken
 
 
-def seal(token: Token) -> str:
+def seal_token(token: Token) -> str:
     """Return *token* as the opaque text that a client hands back."""
-    payload = msgspec.json.encode(token)
-    return base64.b64encode(zlib.crc32(payload).to_bytes(CHECKSUM_BYTES, "big") + payload).decode()
+    return seal(msgspec.json.encode(token))
 
 
-def unseal(text: str) -> Token | None:
-    """Return the token behind *text*; none when `seal` did not make it."""
-    try:
-        sealed = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    checksum, payload = sealed[:CHECKSUM_BYTES], sealed[CHECKSUM_BYTES:]
-    if zlib.crc32(payload).to_bytes(CHECKSUM_BYTES, "big") != checksum:
+def unseal_token(text: str) -> Token | None:
+    """Return the token of *text*; none when `seal_token` did not make it."""
+    payload = unseal(text)
+    if payload is None:
         return None
     token: Token = msgspec.json.decode(payload, type=Token)
     return token

@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 
+from simplu_worker.local.aws_server.account import ACCOUNT_ID
 from simplu_worker.local.sqs import requests
 from simplu_worker.local.sqs.errors import SqsError, invalid_parameter
 from simplu_worker.local.sqs.message import BATCH_ID, StoredMessage, parse_content
 from simplu_worker.local.sqs.model import SqsAccount
-from simplu_worker.local.sqs.queue import ACCOUNT_ID, LocalQueue
+from simplu_worker.local.sqs.queue import LocalQueue
 from simplu_worker.local.sqs.queue_settings import (
     MAX_DELAY_S,
     MAX_MESSAGE_BYTES,
@@ -293,7 +294,7 @@ def _batch(entries: Sequence[Any], act: Callable[[Any], SqsReply]) -> dict[str, 
         try:
             successful.append({"Id": entry.id} | (act(entry) or {}))
         except SqsError as exc:
-            failed.append(failed_entry(entry.id, exc.code, exc.message, sender_fault=exc.sender_fault))
+            failed.append(failed_entry(entry.id, exc.code, exc.message, sender_fault=exc.is_sender_fault))
     return {"Successful": successful, "Failed": failed} if failed else {"Successful": successful}
 
 

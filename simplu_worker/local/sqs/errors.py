@@ -1,8 +1,10 @@
-"""The errors of the local SQS, as its protocol names them."""
+"""The errors of the local SQS, by their names in its protocols. Pure."""
 
 from __future__ import annotations
 
-MAX_MESSAGE_LENGTH = 500
+from collections.abc import Mapping
+
+from simplu_worker.local.aws_server.errors import AwsError
 
 # The code that the query protocol had for each error whose shape has another name. AWS JSON answers with both: the
 # shape in `__type`, the older code in the header x-amzn-query-error, which clients go by. API_* pages, "Errors".
@@ -33,15 +35,12 @@ COMMON_CODES = {
 COMMON_SHAPES = frozenset({*COMMON_CODES, "InternalFailure", "SerializationException", "UnknownOperationException"})
 
 
-class SqsError(Exception):
-    """An answer with an error. *shape* is its name in the model; `code` is what the query protocol called it."""
+class SqsError(AwsError):
+    """An error answer of SQS. *shape* is its name in the model; `code` is its name in the query protocol."""
 
     def __init__(self, shape: str, message: str, *, status: int = 400) -> None:
-        super().__init__(message[:MAX_MESSAGE_LENGTH])
+        super().__init__(QUERY_CODES.get(shape) or COMMON_CODES.get(shape) or shape, message, status=status)
         self.shape = shape
-        self.code = QUERY_CODES.get(shape) or COMMON_CODES.get(shape) or shape
-        self.message = message[:MAX_MESSAGE_LENGTH]
-        self.status = status
 
     def __repr__(self) -> str:
         return f"SqsError({self.shape}: {self.message})"
@@ -53,8 +52,13 @@ class SqsError(Exception):
         return f"{namespace}#{self.shape}"
 
     @property
-    def sender_fault(self) -> bool:
-        """Whether asking again is of no use."""
+    def headers(self) -> Mapping[str, str]:
+        """The header of services that once had the query protocol: awsQueryCompatible."""
+        return {"x-amzn-query-error": f"{self.code};{'Sender' if self.is_sender_fault else 'Receiver'}"}
+
+    @property
+    def is_sender_fault(self) -> bool:
+        """Whether the same request would fail again."""
         return self.status < 500
 
 

@@ -7,12 +7,12 @@ import binascii
 import hashlib
 import re
 import struct
-import zlib
 from enum import Enum
 from typing import NamedTuple
 
 import msgspec
 
+from simplu_worker.local.aws_server.sealing import seal, unseal
 from simplu_worker.local.sqs.errors import SqsError, invalid_parameter, missing_parameter
 from simplu_worker.local.sqs.requests import MessageAttribute, MessageEntry
 
@@ -25,7 +25,6 @@ BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")  # API_SendMessageBatchRequestEntr
 # Sequence numbers are 20 digits and grow, not by one: "FIFO queue delivery logic".
 FIRST_SEQUENCE_NUMBER, SEQUENCE_STEP = 18_800_000_000_000_000_000, 256
 HANDLE = struct.Struct(">IQQ")
-CHECKSUM_BYTES = 4
 
 
 class MessageState(Enum):
@@ -101,21 +100,18 @@ class Receipt(NamedTuple):
     receipt: int
 
 
-def sealed(receipt: Receipt) -> str:
+def seal_receipt(receipt: Receipt) -> str:
     """Return the receipt handle, an opaque text."""
-    payload = HANDLE.pack(*receipt)
-    return base64.b64encode(zlib.crc32(payload).to_bytes(CHECKSUM_BYTES, "big") + payload).decode()
+    return seal(HANDLE.pack(*receipt))
 
 
-def unsealed(handle: str, queue_number: int) -> Receipt:
-    """Return what *handle* says. Raises ReceiptHandleIsInvalid when this queue did not give it out."""
-    try:
-        data = base64.b64decode(handle, validate=True)
-        checksum, payload = data[:CHECKSUM_BYTES], data[CHECKSUM_BYTES:]
-        receipt = Receipt(*HANDLE.unpack(payload))
-    except (binascii.Error, ValueError, struct.error):
-        raise invalid_handle(handle) from None
-    if zlib.crc32(payload).to_bytes(CHECKSUM_BYTES, "big") != checksum or receipt.queue_number != queue_number:
+def unseal_receipt(handle: str, queue_number: int) -> Receipt:
+    """Return the receipt of *handle*. Raises ReceiptHandleIsInvalid when this queue did not issue it."""
+    payload = unseal(handle)
+    if payload is None or len(payload) != HANDLE.size:
+        raise invalid_handle(handle)
+    receipt = Receipt(*HANDLE.unpack(payload))
+    if receipt.queue_number != queue_number:
         raise invalid_handle(handle)
     return receipt
 

@@ -10,12 +10,19 @@ import heapq
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
+from simplu_worker.local.aws_server.account import ACCOUNT_ID, REGION
 from simplu_worker.local.sqs.delivery_order import DeliveryOrder, FifoOrder, StandardOrder
 from simplu_worker.local.sqs.errors import SqsError, invalid_parameter
-from simplu_worker.local.sqs.message import MessageContent, MessageState, Receipt, StoredMessage, sealed, unsealed
+from simplu_worker.local.sqs.message import (
+    MessageContent,
+    MessageState,
+    Receipt,
+    StoredMessage,
+    seal_receipt,
+    unseal_receipt,
+)
 from simplu_worker.local.sqs.queue_settings import MAX_VISIBILITY_S, QueueSettings
 
-REGION, ACCOUNT_ID = "us-east-1", "123456789012"
 DEDUPLICATION_MS = 300_000  # "Using the message deduplication ID"
 ATTEMPT_MS = 300_000  # API_ReceiveMessage, ReceiveRequestAttemptId
 PURGE_INTERVAL_MS = 60_000  # API_PurgeQueue
@@ -181,7 +188,7 @@ class LocalQueue:
 
     def handle_of(self, message: StoredMessage) -> str:
         """Return the receipt handle of the last receive of *message*."""
-        return sealed(Receipt(self.number, message.number, message.receipt))
+        return seal_receipt(Receipt(self.number, message.number, message.receipt))
 
     def delete(self, handle: str, now_ms: int) -> None:
         """Delete a message (API_DeleteMessage).
@@ -190,7 +197,7 @@ class LocalQueue:
         refuses both. A message that is gone already is deleted in either.
         """
         self.settle(now_ms)
-        receipt = unsealed(handle, self.number)
+        receipt = unseal_receipt(handle, self.number)
         message = self._messages.get(receipt.number)
         if message is None:
             return
@@ -204,7 +211,7 @@ class LocalQueue:
         if not 0 <= visibility_s <= MAX_VISIBILITY_S:
             raise invalid_parameter("VisibilityTimeout", visibility_s, f"Must be between 0 and {MAX_VISIBILITY_S}.")
         self.settle(now_ms)
-        receipt = unsealed(handle, self.number)
+        receipt = unseal_receipt(handle, self.number)
         message = self._messages.get(receipt.number)
         if message is None or (message.receipt != receipt.receipt and not self.is_fifo):
             reason = "Message does not exist or is not available for visibility timeout change."
@@ -248,7 +255,7 @@ class LocalQueue:
 
     def show_again(self, handle: str) -> None:
         """Let a message that was just received be visible at once; whoever has received it does not know."""
-        message = self._messages.get(unsealed(handle, self.number).number)
+        message = self._messages.get(unseal_receipt(handle, self.number).number)
         if message is not None and message.state is MessageState.IN_FLIGHT:
             self._show(message)
 

@@ -1,182 +1,153 @@
-"""A local SQS that does what AWS's does where it matters to a receiver: visibility, groups, receipts, and faults.
+"""A local SQS that behaves as AWS's where a receiver depends on it: visibility, groups, receipts, and faults.
 
     python -m simplu_worker.local.sqs.server --port 4566
 
-speaks the SQS API (AWS JSON 1.0) at every path; signatures are not checked. `GET /_control` shows the state, and
-`POST /_control` takes a command of `sqs_faults` or a list of them:
+serves the SQS API (AWS JSON 1.0) at every path; signatures are not checked. `GET /_control` shows the state, and
+`POST /_control` takes a command of `sqs.faults` or a list of them:
 
     curl -d '{"do": "fault", "action": "DeleteMessageBatch", "kind": "entries", "entries": 3}' localhost:4566/_control
     curl -d '{"do": "expire_receipts", "queue": "orders.fifo"}' localhost:4566/_control
 
-Everything is in memory; nothing goes because of its age.
+Everything is in memory; no message is dropped because of its age.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import time
 import uuid
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, assert_never
 
 import msgspec
 import structlog
-from aiohttp import ClientSession, web
+from aiohttp import web
 
-from simplu_worker.local.processes.http_serving import listen_for_stop, serve_on_loopback
+from simplu_worker.local.aws_server.faults import AdvanceClock, ClearFaults, SetOptions
+from simplu_worker.local.aws_server.server import AwsServer
+from simplu_worker.local.processes.http_serving import listen_for_stop
 from simplu_worker.local.sqs.actions import SqsActions, SqsReply, queue_attributes
 from simplu_worker.local.sqs.errors import SqsError
-from simplu_worker.local.sqs.faults import (
-    AdvanceClock,
-    ClearFaults,
-    ExpireReceipts,
-    Faults,
-    SetOptions,
-    SqsCommand,
-    SqsFault,
-)
+from simplu_worker.local.sqs.faults import ExpireReceipts, SqsCommand, SqsFault
 from simplu_worker.local.sqs.model import SqsAccount, SqsOptions
 from simplu_worker.local.sqs.queue import LocalQueue
-from simplu_worker.local.sqs.requests import (
-    ChangeMessageVisibilityBatch,
-    DeleteMessageBatch,
-    ReceiveMessage,
-    SendMessageBatch,
-    queue_name_of,
-)
+from simplu_worker.local.sqs.requests import BatchRequest, ReceiveMessage, queue_name_of
 
 log = structlog.get_logger(__name__)
 
-CONTENT_TYPE = "application/x-amz-json-1.0"
-TARGET_PREFIX = "AmazonSQS."
-CONTROL_PATH = "/_control"
-MAX_BODY_BYTES = 16 * 1024 * 1024  # 1 MiB of messages, each character of which may be written as an escape
-COMMANDS = msgspec.json.Decoder(SqsCommand | list[SqsCommand])
 
-
-class SqsServer:
+class SqsServer(AwsServer[SqsFault]):
     """The HTTP side of one account."""
+
+    CONTENT_TYPE = "application/x-amz-json-1.0"
+    TARGET_PREFIX = "AmazonSQS."
+    API_PATH = "/{path:.*}"
+    MAX_BODY_BYTES = 16 * 1024 * 1024  # 1 MiB of messages, each character of which may be written as an escape
+    COMMANDS = msgspec.json.Decoder(SqsCommand | list[SqsCommand])
 
     def __init__(self, options: SqsOptions | None = None) -> None:
         self.account = SqsAccount(new_id=lambda: str(uuid.uuid4()), options=options)
         self._actions = SqsActions(self.account)
-        self._faults = Faults()
-        self._cleared = asyncio.Event()
-        self._changed: dict[
-            str, asyncio.Event
-        ] = {}  # by queue; set, and dropped, when a poll may find more than before
+        # By queue: set and removed when a poll may find more messages than before.
+        self._changed: dict[str, asyncio.Event] = {}
         self._orphans = set[asyncio.Task[SqsReply | SqsError]]()  # polls that outlive their clients
-        self._calls: Counter[str] = Counter()
         self._poll_count = 0
-        self._ahead_ms = 0
-        self._last_ms = 0
+        super().__init__(self.account.options)
 
     def __repr__(self) -> str:
         return f"SqsServer({self.account!r}, {self._poll_count} polls parked)"
 
-    def now_ms(self) -> int:
-        """Return the server's time, which never goes backwards."""
-        self._last_ms = max(self._last_ms, time.time_ns() // 1_000_000 + self._ahead_ms)
-        return self._last_ms
-
     @asynccontextmanager
     async def serve(self, port: int = 0) -> AsyncIterator[str]:
         """Serve on *port* of loopback (0: a free one); yields the endpoint URL."""
-        application = web.Application(client_max_size=MAX_BODY_BYTES)
-        application.router.add_get(CONTROL_PATH, self._show)
-        application.router.add_post(CONTROL_PATH, self._control)
-        application.router.add_post("/{path:.*}", self._answer)
-        # What waits must not outlive the client that waits for it, unless the options say so.
-        async with serve_on_loopback(application, port, handler_cancellation=True) as self._actions.base_url:
+        async with super().serve(port) as self._actions.base_url:
             try:
                 yield self._actions.base_url
             finally:
                 for poll in self._orphans:
                     poll.cancel()
 
-    def command(self, command: SqsCommand) -> None:
-        """Do one command of the control path. Raises SqsError for a queue that is not there."""
+    def decode(self, action: str, body: bytes) -> Any:
+        """Return the request in *body*. Raises SqsError."""
+        return self._actions.decode(action, body)
+
+    def fault_target(self, request: Any) -> str | None:
+        """Return the name of the queue of *request*; none when it names none."""
+        return queue_name_of(request)
+
+    async def answer(self, action: str, request: Any) -> bytes:
+        """Do *request* and return the body of the answer. Raises SqsError."""
+        return _encode(await self._execute(action, request))
+
+    async def answer_with_fault(self, fault: SqsFault, action: str, request: Any, http_request: web.Request) -> bytes:
+        """Do *request* with *fault*. Raises SqsError."""
+        if fault.kind == "entries":
+            return _encode(await self._fail_entries(fault, action, request))
+        if not fault.applied:
+            await self._inject(fault, http_request)
+        reply = await self._execute(action, request)
+        if fault.applied:
+            await self._inject(fault, http_request)
+        if fault.kind == "duplicate" and isinstance(request, ReceiveMessage):
+            self._redeliver(request, reply)
+        return _encode(reply)
+
+    def run_command(self, command: SqsCommand) -> None:
+        """Do one command of the control path. Raises SqsError for a queue that does not exist."""
         match command:
-            case SqsFault():
-                self._faults.add(command)
-            case ClearFaults():
-                self._faults.clear()
-                self._cleared.set()
-                self._cleared = asyncio.Event()
             case ExpireReceipts(queue):
                 self.account.find(queue).expire_receipts(self.now_ms())
-            case AdvanceClock(ms):
-                self._ahead_ms += ms
-            case SetOptions(options):
-                _set_options(self.account.options, options)
+            case SqsFault() | ClearFaults() | AdvanceClock() | SetOptions():
+                self._run_common_command(command)
             case _:
                 assert_never(command)
         self._wake(*self.account.queues)
 
     def state(self) -> dict[str, Any]:
-        """Return what the control path shows."""
+        """Return the state that the control path shows."""
         now_ms = self.now_ms()
         self.account.settle(now_ms)
-        return {
-            "now_ms": now_ms,
-            "options": msgspec.to_builtins(self.account.options),
-            "calls": dict(self._calls),
+        return self._common_state() | {
             "polls": self._poll_count,
-            "faults": msgspec.to_builtins(self._faults.waiting),
-            "queues": {name: _state_of(queue, now_ms) for name, queue in self.account.queues.items()},
+            "queues": {name: _queue_state(queue, now_ms) for name, queue in self.account.queues.items()},
         }
 
-    async def _answer(self, request: web.Request) -> web.Response:
-        action = request.headers.get("X-Amz-Target", "").removeprefix(TARGET_PREFIX)
-        body = await request.read()
-        try:
-            asked = self._actions.decode(action, body)
-            self._calls[action] += 1
-            fault = self._faults.take(action, queue_name_of(asked))
-            if fault is None:
-                return _reply(await self._do(action, asked))
-            return _reply(await self._answer_with(fault, action, asked, request))
-        except SqsError as exc:
-            return _refusal(exc)
-
-    async def _do(self, action: str, asked: Any) -> SqsReply:
-        if isinstance(asked, ReceiveMessage):
-            return await self._receive(asked)
-        answer = self._actions.answer(action, asked, self.now_ms())
-        if name := queue_name_of(asked):
+    async def _execute(self, action: str, request: Any) -> SqsReply:
+        if isinstance(request, ReceiveMessage):
+            return await self._receive(request)
+        reply = self._actions.answer(action, request, self.now_ms())
+        if name := queue_name_of(request):
             self._wake(name)
-        return answer
+        return reply
 
-    async def _receive(self, asked: ReceiveMessage) -> SqsReply:
-        wait_s = self._actions.wait_s(asked)
-        answer = self._take(asked)
-        if answer or not wait_s:
-            return answer
+    async def _receive(self, request: ReceiveMessage) -> SqsReply:
+        wait_s = self._actions.wait_s(request)
+        reply = self._receive_now(request)
+        if reply or not wait_s:
+            return reply
         if not self.account.options.polls_outlive_clients:
-            return await self._poll(asked, wait_s)
-        poll = asyncio.create_task(self._settled_poll(asked, wait_s), name="sqs-poll")
+            return await self._poll(request, wait_s)
+        poll = asyncio.create_task(self._poll_returning_error(request, wait_s), name="sqs-poll")
         self._orphans.add(poll)
         poll.add_done_callback(self._orphans.discard)
-        await asyncio.wait([poll])  # when the client goes, only this wait is cancelled
+        await asyncio.wait([poll])  # when the client disconnects, only this wait is cancelled
         if isinstance(found := poll.result(), SqsError):
             raise found
         return found
 
-    async def _settled_poll(self, asked: ReceiveMessage, wait_s: int) -> SqsReply | SqsError:
-        """Poll; return an error: nobody may be left to raise it to."""
+    async def _poll_returning_error(self, request: ReceiveMessage, wait_s: int) -> SqsReply | SqsError:
+        """Poll, and return an error instead of raising it: the client may have disconnected."""
         try:
-            return await self._poll(asked, wait_s)
+            return await self._poll(request, wait_s)
         except SqsError as exc:
             return exc
 
-    async def _poll(self, asked: ReceiveMessage, wait_s: int) -> SqsReply:
+    async def _poll(self, request: ReceiveMessage, wait_s: int) -> SqsReply:
         """Wait for messages, or for the end of the wait: "Amazon SQS short and long polling"."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
-        name = queue_name_of(asked) or ""
+        name = queue_name_of(request) or ""
         self._poll_count += 1
         try:
             while (left_s := deadline - loop.time()) > 0:
@@ -186,84 +157,45 @@ class SqsServer:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
                         await self._changed.setdefault(name, asyncio.Event()).wait()
-                if answer := self._take(asked):
-                    return answer
+                if reply := self._receive_now(request):
+                    return reply
         finally:
             self._poll_count -= 1
         return {}
 
-    def _take(self, asked: ReceiveMessage) -> SqsReply:
-        """Receive what there is now; what was received too often is in the dead-letter queue then."""
-        answer = self._actions.answer("ReceiveMessage", asked, self.now_ms())
-        redrive = self.account.find(queue_name_of(asked) or "").settings.redrive
+    def _receive_now(self, request: ReceiveMessage) -> SqsReply:
+        """Receive the messages that are visible now; those received too often move to the dead-letter queue."""
+        reply = self._actions.answer("ReceiveMessage", request, self.now_ms())
+        redrive = self.account.find(queue_name_of(request) or "").settings.redrive
         if redrive is not None:
             self._wake(redrive.dead_letter_target_arn.rpartition(":")[2])
-        return answer
+        return reply
 
-    async def _answer_with(self, fault: SqsFault, action: str, asked: Any, request: web.Request) -> SqsReply:
-        if fault.kind == "entries":
-            return await self._fail_entries(fault, action, asked)
+    async def _fail_entries(self, fault: SqsFault, action: str, request: Any) -> SqsReply:
+        """Fail the first entries of a batch, and do the others."""
+        if not isinstance(request, BatchRequest):
+            return await self._execute(action, request)
+        failed = fault.failed_entries(request)
         if not fault.applied:
-            await self._suffer(fault, request)
-        answer = await self._do(action, asked)
-        if fault.applied:
-            await self._suffer(fault, request)
-        if fault.kind == "duplicate" and isinstance(asked, ReceiveMessage):
-            self._give_again(asked, answer)
-        return answer
-
-    async def _fail_entries(self, fault: SqsFault, action: str, asked: Any) -> SqsReply:
-        """Let the first entries of a batch fail; the others are as they are."""
-        if not isinstance(asked, SendMessageBatch | DeleteMessageBatch | ChangeMessageVisibilityBatch):
-            return await self._do(action, asked)
-        failed = fault.failed_of(asked)
-        if not fault.applied:
-            del asked.entries[: fault.entries]
-        answer = (await self._do(action, asked) if asked.entries else None) or {}
+            del request.entries[: fault.entries]
+        reply = (await self._execute(action, request) if request.entries else None) or {}
         names = {entry["Id"] for entry in failed}
-        successful = [entry for entry in answer.get("Successful", []) if entry["Id"] not in names]
-        return {"Successful": successful, "Failed": failed + answer.get("Failed", [])}
+        successful = [entry for entry in reply.get("Successful", []) if entry["Id"] not in names]
+        return {"Successful": successful, "Failed": failed + reply.get("Failed", [])}
 
-    async def _suffer(self, fault: SqsFault, request: web.Request) -> None:
-        """Let the call hang, be late, fail or lose its connection, as *fault* says."""
-        if error := fault.error():
-            raise error
-        match fault.kind:
-            case "hang":
-                await self._cleared.wait()
-            case "delay":
-                await asyncio.sleep(fault.delay_ms / 1000)
-            case "cut":
-                if request.transport is not None:
-                    request.transport.abort()
-                raise SqsError("InternalFailure", "nobody hears this", status=500)
-
-    def _give_again(self, asked: ReceiveMessage, answer: SqsReply) -> None:
-        """Let messages that were just given out be visible: "at-least-once delivery" of standard queues."""
-        queue = self.account.find(queue_name_of(asked) or "")
+    def _redeliver(self, request: ReceiveMessage, reply: SqsReply) -> None:
+        """Make messages visible that were just received: "at-least-once delivery" of standard queues."""
+        queue = self.account.find(queue_name_of(request) or "")
         if not queue.is_fifo:
-            for message in (answer or {}).get("Messages", []):
+            for message in (reply or {}).get("Messages", []):
                 queue.show_again(message["ReceiptHandle"])
             self._wake(queue.name)
 
     def _wake(self, *names: str) -> None:
-        """Let the parked polls of these queues look again."""
+        """Let the parked polls of these queues try again."""
         for name in names:
             if changed := self._changed.pop(name, None):
                 changed.set()
-
-    async def _show(self, _request: web.Request) -> web.Response:
-        return web.Response(body=msgspec.json.encode(self.state()), content_type="application/json")
-
-    async def _control(self, request: web.Request) -> web.Response:
-        try:
-            commands = COMMANDS.decode(await request.read())
-            for command in commands if isinstance(commands, list) else [commands]:
-                self.command(command)
-        except (msgspec.DecodeError, SqsError) as exc:
-            log.warning("command.refused", error=str(exc))
-            return web.json_response({"error": str(exc)}, status=400)
-        return await self._show(request)
 
 
 @asynccontextmanager
@@ -273,55 +205,26 @@ async def serve_sqs(port: int = 0, options: SqsOptions | None = None) -> AsyncIt
         yield url
 
 
-async def control(url: str, *commands: SqsCommand) -> dict[str, Any]:
-    """Have the server at *url* do *commands*; return its state afterwards. Raises ValueError when it refuses one."""
-    async with (
-        ClientSession() as session,
-        session.post(url + CONTROL_PATH, data=msgspec.json.encode(commands)) as reply,
-    ):
-        state: dict[str, Any] = await reply.json()
-    if reply.status != 200:
-        raise ValueError(f"the local SQS refused a command: {state['error']}")
-    return state
+def _encode(reply: SqsReply) -> bytes:
+    return b"" if reply is None else msgspec.json.encode(reply)
 
 
-def _reply(answer: SqsReply) -> web.Response:
-    headers = {"x-amzn-RequestId": str(uuid.uuid4())}
-    body = b"" if answer is None else msgspec.json.encode(answer)
-    return web.Response(body=body, headers=headers, content_type=CONTENT_TYPE)
-
-
-def _refusal(error: SqsError) -> web.Response:
-    """Answer with an error as AWS JSON does for services that once spoke the query protocol: awsQueryCompatible."""
-    fault = "Sender" if error.sender_fault else "Receiver"
-    headers = {"x-amzn-RequestId": str(uuid.uuid4()), "x-amzn-query-error": f"{error.code};{fault}"}
-    body = msgspec.json.encode({"__type": error.type_name, "message": error.message})
-    return web.Response(body=body, status=error.status, headers=headers, content_type=CONTENT_TYPE)
-
-
-def _set_options(options: SqsOptions, changes: dict[str, Any]) -> None:
-    """Change *options* in place. Raises msgspec.ValidationError before any change."""
-    checked = msgspec.convert(msgspec.to_builtins(options) | changes, SqsOptions)
-    for name in changes:
-        setattr(options, name, getattr(checked, name))
-
-
-def _state_of(queue: LocalQueue, now_ms: int) -> dict[str, str]:
+def _queue_state(queue: LocalQueue, now_ms: int) -> dict[str, str]:
     queue.settle(now_ms)
     return queue_attributes(queue)
 
 
 async def run(port: int, options: SqsOptions) -> None:
     """Serve until SIGINT or SIGTERM."""
-    stopped = listen_for_stop()
+    stop = listen_for_stop()
     async with serve_sqs(port, options) as url:
         log.info("sqs.started", url=url)
-        await stopped.wait()
+        await stop.wait()
 
 
 def main() -> None:
     """Run the server as a program."""
-    parser = argparse.ArgumentParser(prog="sqs_server", description="A local SQS, in memory.")
+    parser = argparse.ArgumentParser(prog="sqs.server", description="A local SQS, in memory.")
     parser.add_argument("--port", type=int, required=True, help="of loopback; 0 takes a free one and logs it")
     asyncio.run(run(parser.parse_args().port, SqsOptions()))
 

@@ -17,10 +17,10 @@ from typing import Any
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
 
+from simplu_worker.local.aws_server.account import ACCOUNT_ID, REGION
 from simplu_worker.local.processes.loopback import HOST, StackError, free_port, poll_until, port_is_free
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
-REGION = "us-east-1"
 ACCESS_KEY_ID = "simplu-local"
 SECRET_ACCESS_KEY = "simplu-local-secret"  # noqa: S105  # moto takes any
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY}
@@ -72,7 +72,7 @@ async def _started(group: ProcessGroup, name: str, program: Sequence[str], liste
     """Start *program* with a free port as its last argument; return its URL once its log says that it listens."""
     log_path = group.directory / f"{name}.log"
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MOTO_"))}
-    env = environ | CREDENTIALS | {"AWS_DEFAULT_REGION": REGION, "MOTO_ACCOUNT_ID": "123456789012"}
+    env = environ | CREDENTIALS | {"AWS_DEFAULT_REGION": REGION, "MOTO_ACCOUNT_ID": ACCOUNT_ID}
     for _ in range(PORT_ATTEMPTS):
         port = free_port()
         log_path.write_bytes(b"")

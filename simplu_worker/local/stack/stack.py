@@ -16,13 +16,13 @@ from typing import Any, Literal, Self
 from rich.console import Console
 from rich.table import Table
 
+from simplu_worker.local.aws_server.account import REGION
 from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_worker.local.processes.loopback import HOST, StackError, free_port
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.local.stack.aws import (
     BUSINESS_INFO_TABLE,
     CREDENTIALS,
-    REGION,
     STREAM_NAME,
     QueueUrls,
     aws_client,

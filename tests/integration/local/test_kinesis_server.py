@@ -15,17 +15,11 @@ from support.aws.endpoints import CREDENTIALS, client_of
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, ExpiredIteratorError, Stream, TrimHorizon
-from simplu_worker.local.kinesis.faults import (
-    AdvanceClock,
-    ClearFaults,
-    ExpireIterators,
-    ForceStatus,
-    KinesisFault,
-    SetOptions,
-    Trim,
-)
+from simplu_worker.local.aws_server.faults import AdvanceClock, ClearFaults, SetOptions
+from simplu_worker.local.aws_server.server import send_commands
+from simplu_worker.local.kinesis.faults import ExpireIterators, ForceStatus, KinesisFault, Trim
 from simplu_worker.local.kinesis.model import KinesisOptions
-from simplu_worker.local.kinesis.server import control, serve_kinesis
+from simplu_worker.local.kinesis.server import serve_kinesis
 from simplu_worker.local.processes.loopback import free_port, poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
@@ -78,7 +72,7 @@ async def kept(kinesis: Client) -> list[bytes]:
 
 async def has_called(url: str, action: str) -> bool:
     """Return whether the server has been asked for *action*."""
-    return action in (await control(url))["calls"]
+    return action in (await send_commands(url))["calls"]
 
 
 async def code_of(awaitable: Any) -> tuple[str, int]:
@@ -114,7 +108,7 @@ async def test_fault_refuses_the_next_calls_only(
     url: str, kinesis: Client, fault: KinesisFault, expected: tuple[str, int]
 ) -> None:
     """A fault is for its count of calls, and is forgotten then."""
-    await control(url, fault)
+    await send_commands(url, fault)
     assert await code_of(put(kinesis, b"refused")) == expected
     await put(kinesis, b"taken")
     assert await kept(kinesis) == [b"taken"]
@@ -125,7 +119,7 @@ async def test_cut_loses_the_request_or_only_its_answer(
     url: str, kinesis: Client, *, applied: bool, expected: list[bytes]
 ) -> None:
     """The client cannot tell whether what it asked for was done."""
-    await control(url, KinesisFault(action="PutRecord", kind="cut", applied=applied))
+    await send_commands(url, KinesisFault(action="PutRecord", kind="cut", applied=applied))
     with pytest.raises(BotoCoreError):
         await put(kinesis, b"cut")
     assert await kept(kinesis) == expected
@@ -133,12 +127,12 @@ async def test_cut_loses_the_request_or_only_its_answer(
 
 async def test_hang_lasts_until_the_faults_are_cleared(url: str, kinesis: Client) -> None:
     """Until then there is no answer; after it, the call goes on."""
-    await control(url, KinesisFault(action="PutRecord", kind="hang"))
+    await send_commands(url, KinesisFault(action="PutRecord", kind="hang"))
     async with asyncio.TaskGroup() as tasks:
         late = tasks.create_task(put(kinesis, b"late"))
         assert await poll_until(lambda: has_called(url, "PutRecord"), within_s=5)
         assert await kept(kinesis) == []
-        await control(url, ClearFaults())
+        await send_commands(url, ClearFaults())
         await late
     assert await kept(kinesis) == [b"late"]
 
@@ -154,14 +148,14 @@ async def test_server_stops_while_a_call_hangs() -> None:
                 await client.list_streams()
 
         async with serve_kinesis(port):
-            await control(url, KinesisFault(action="ListStreams", kind="hang"))
+            await send_commands(url, KinesisFault(action="ListStreams", kind="hang"))
             tasks.create_task(hang())
             assert await poll_until(lambda: has_called(url, "ListStreams"), within_s=5)
 
 
 async def test_delay_answers_late(url: str, kinesis: Client) -> None:
     """The answer comes, after its delay."""
-    await control(url, KinesisFault(action="PutRecord", kind="delay", delay_ms=100))
+    await send_commands(url, KinesisFault(action="PutRecord", kind="delay", delay_ms=100))
     started_at = asyncio.get_running_loop().time()
     await put(kinesis, b"late")
     assert asyncio.get_running_loop().time() - started_at >= 0.1
@@ -170,7 +164,7 @@ async def test_delay_answers_late(url: str, kinesis: Client) -> None:
 async def test_empty_answers_are_behind_and_lose_nothing(url: str, kinesis: Client) -> None:
     """Answers without records, far from the tip, before those with some."""
     await put(kinesis, b"a")
-    await control(url, KinesisFault(action="GetRecords", kind="empty", count=2), AdvanceClock(ms=5000))
+    await send_commands(url, KinesisFault(action="GetRecords", kind="empty", count=2), AdvanceClock(ms=5000))
     answers, place = [], await iterator(kinesis)
     for _ in range(3):
         answers.append(await kinesis.get_records(ShardIterator=place))
@@ -183,7 +177,7 @@ async def test_empty_answers_are_behind_and_lose_nothing(url: str, kinesis: Clie
 
 async def test_pages_are_torn_by_a_reshard_between_them(url: str, kinesis: Client) -> None:
     """The first page shows the parent as open, the second its children: a tree that never was."""
-    await control(url, SetOptions({"page_size": 1}), KinesisFault(action="ListShards", kind="then", then=SPLIT))
+    await send_commands(url, SetOptions({"page_size": 1}), KinesisFault(action="ListShards", kind="then", then=SPLIT))
     torn = await Stream(kinesis, NAME).list_stream_shards()
     whole = await Stream(kinesis, NAME).list_stream_shards()
     assert [one.is_open for one in torn] == [True, True, True, True]
@@ -195,7 +189,7 @@ async def test_iterators_expire_by_the_clock_and_on_demand(url: str, kinesis: Cl
     stream = Stream(kinesis, NAME)
     for command in (AdvanceClock(ms=300_001), ExpireIterators()):
         place = await stream.get_iterator(SHARD, TrimHorizon())
-        await control(url, command)
+        await send_commands(url, command)
         with pytest.raises(ExpiredIteratorError):
             await stream.get_records(place, limit=1)
 
@@ -203,7 +197,7 @@ async def test_iterators_expire_by_the_clock_and_on_demand(url: str, kinesis: Cl
 async def test_trimmed_records_are_skipped(url: str, kinesis: Client) -> None:
     """A number that is gone means the next record."""
     numbers = [await put(kinesis, data) for data in (b"a", b"b", b"c")]
-    await control(url, Trim(stream=NAME, stream_shard_id=SHARD, keep=1))
+    await send_commands(url, Trim(stream=NAME, stream_shard_id=SHARD, keep=1))
     stream = Stream(kinesis, NAME)
     reply = await stream.get_records(await stream.get_iterator(SHARD, AtSequenceNumber(numbers[0])), limit=10)
     assert [record.data for record in reply.records] == [b"c"]
@@ -211,9 +205,9 @@ async def test_trimmed_records_are_skipped(url: str, kinesis: Client) -> None:
 
 async def test_status_is_forced_and_given_back(url: str, kinesis: Client) -> None:
     """A stream that is not ACTIVE or UPDATING is not listed."""
-    await control(url, ForceStatus(NAME, "CREATING"))
+    await send_commands(url, ForceStatus(NAME, "CREATING"))
     assert await code_of(kinesis.list_shards(StreamName=NAME)) == ("ResourceInUseException", 400)
-    await control(url, ForceStatus(NAME, None))
+    await send_commands(url, ForceStatus(NAME, None))
     assert len((await kinesis.list_shards(StreamName=NAME))["Shards"]) == 2
 
 
@@ -224,7 +218,7 @@ async def test_sixth_read_of_a_second_is_throttled_unless_throttling_is_off(url:
         await kinesis.get_records(ShardIterator=place)
     throttled = ("ProvisionedThroughputExceededException", 400)
     assert await code_of(kinesis.get_records(ShardIterator=place)) == throttled
-    await control(url, SetOptions({"read_throttling": False}))
+    await send_commands(url, SetOptions({"read_throttling": False}))
     assert (await kinesis.get_records(ShardIterator=place))["Records"] == []
 
 
@@ -280,6 +274,6 @@ async def test_program_serves_until_it_is_told_to_stop() -> None:
             return b"kinesis.started" in log_path.read_bytes()
 
         assert await poll_until(started, within_s=20)
-        assert (await control(f"http://127.0.0.1:{port}"))["options"]["read_throttling"] is False
+        assert (await send_commands(f"http://127.0.0.1:{port}"))["options"]["read_throttling"] is False
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0

@@ -12,9 +12,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 from support.aws.endpoints import client_of
 
 from simplu_worker.aws.clients import Client
+from simplu_worker.local.aws_server.faults import AdvanceClock, ClearFaults, SetOptions
+from simplu_worker.local.aws_server.server import send_commands
 from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.sqs.faults import AdvanceClock, ClearFaults, ExpireReceipts, SetOptions, SqsFault
-from simplu_worker.local.sqs.server import control, serve_sqs
+from simplu_worker.local.sqs.faults import ExpireReceipts, SqsFault
+from simplu_worker.local.sqs.server import serve_sqs
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 NAMES = ("queue", "queue.fifo")
@@ -76,7 +78,7 @@ async def code_of(awaitable: Any) -> tuple[str, int]:
 
 async def parked(url: str, count: int) -> bool:
     """Tell whether *count* polls wait."""
-    return bool((await control(url))["polls"] == count)
+    return bool((await send_commands(url))["polls"] == count)
 
 
 async def test_error_names_shape_and_older_code(url: str) -> None:
@@ -106,7 +108,7 @@ async def test_fault_refuses_the_next_calls_only(
     url: str, sqs: Client, fault: SqsFault, expected: tuple[str, int]
 ) -> None:
     """A fault is for its count of calls, and is forgotten then."""
-    await control(url, fault)
+    await send_commands(url, fault)
     assert await code_of(send(sqs, url, "refused")) == expected
     await send(sqs, url, "taken")
     assert await bodies(sqs, url) == ["taken"]
@@ -114,7 +116,7 @@ async def test_fault_refuses_the_next_calls_only(
 
 async def test_fault_may_be_for_one_queue_alone(url: str, sqs: Client) -> None:
     """Others are not touched by it."""
-    await control(url, SqsFault(action="SendMessage", kind="throttle", queue="queue.fifo"))
+    await send_commands(url, SqsFault(action="SendMessage", kind="throttle", queue="queue.fifo"))
     await send(sqs, url, "taken")
     assert await code_of(send(sqs, url, "x", name="queue.fifo")) == ("RequestThrottled", 400)
 
@@ -124,7 +126,7 @@ async def test_cut_loses_the_request_or_only_its_answer(
     url: str, sqs: Client, *, applied: bool, expected: list[str]
 ) -> None:
     """The client cannot tell whether what it asked for was done."""
-    await control(url, SqsFault(action="SendMessage", kind="cut", applied=applied))
+    await send_commands(url, SqsFault(action="SendMessage", kind="cut", applied=applied))
     with pytest.raises(BotoCoreError):
         await send(sqs, url, "cut")
     assert await bodies(sqs, url) == expected
@@ -133,7 +135,7 @@ async def test_cut_loses_the_request_or_only_its_answer(
 async def test_lost_answer_of_a_receive_is_had_again_by_its_attempt_id(url: str, sqs: Client) -> None:
     """Without the id the group waits for the visibility timeout of messages that nobody has."""
     await send(sqs, url, "a", "b", name="queue.fifo")
-    await control(url, SqsFault(action="ReceiveMessage", kind="cut", applied=True))
+    await send_commands(url, SqsFault(action="ReceiveMessage", kind="cut", applied=True))
     with pytest.raises(BotoCoreError):
         await receive(sqs, url, "queue.fifo", ReceiveRequestAttemptId="1")
     assert await bodies(sqs, url, "queue.fifo") == []
@@ -142,17 +144,17 @@ async def test_lost_answer_of_a_receive_is_had_again_by_its_attempt_id(url: str,
 
 async def test_hang_lasts_until_the_faults_are_cleared(url: str, sqs: Client) -> None:
     """Until then there is no answer; after it, the call goes on."""
-    await control(url, SqsFault(action="ReceiveMessage", kind="hang"))
+    await send_commands(url, SqsFault(action="ReceiveMessage", kind="hang"))
     await send(sqs, url, "a")
 
     async def asked() -> bool:
-        return "ReceiveMessage" in (await control(url))["calls"]
+        return "ReceiveMessage" in (await send_commands(url))["calls"]
 
     async with asyncio.TaskGroup() as tasks:
         late = tasks.create_task(bodies(sqs, url))
         assert await poll_until(asked, within_s=5)
         assert not late.done()
-        await control(url, ClearFaults())
+        await send_commands(url, ClearFaults())
     assert late.result() == ["a"]
 
 
@@ -161,7 +163,9 @@ async def test_entries_of_a_batch_fail_on_demand(url: str, sqs: Client, *, sende
     """The first so many are named as failed and not deleted; the others are."""
     await send(sqs, url, *"abcd")
     messages = await receive(sqs, url)
-    await control(url, SqsFault(action="DeleteMessageBatch", kind="entries", entries=3, sender_fault=sender_fault))
+    await send_commands(
+        url, SqsFault(action="DeleteMessageBatch", kind="entries", entries=3, sender_fault=sender_fault)
+    )
     answer = await delete(sqs, url, messages)
     assert [entry["Id"] for entry in answer["Successful"]] == ["3"]
     failed = [(entry["Id"], entry["SenderFault"], entry["Code"]) for entry in answer["Failed"]]
@@ -172,16 +176,16 @@ async def test_entries_of_a_batch_fail_on_demand(url: str, sqs: Client, *, sende
 async def test_entries_may_be_named_as_failed_and_done(url: str, sqs: Client) -> None:
     """SQS may have deleted what it says it did not."""
     await send(sqs, url, *"ab")
-    await control(url, SqsFault(action="DeleteMessageBatch", kind="entries", entries=1, applied=True))
+    await send_commands(url, SqsFault(action="DeleteMessageBatch", kind="entries", entries=1, applied=True))
     answer = await delete(sqs, url, await receive(sqs, url))
     assert ([entry["Id"] for entry in answer["Failed"]], len(answer["Successful"])) == (["0"], 1)
-    assert (await control(url))["queues"]["queue"]["ApproximateNumberOfMessagesNotVisible"] == "0"
+    assert (await send_commands(url))["queues"]["queue"]["ApproximateNumberOfMessagesNotVisible"] == "0"
 
 
 async def test_duplicate_gives_a_message_out_twice(url: str, sqs: Client) -> None:
     """At least once: two receivers have the same message, each with a handle of its own."""
     await send(sqs, url, "a")
-    await control(url, SqsFault(action="ReceiveMessage", kind="duplicate"))
+    await send_commands(url, SqsFault(action="ReceiveMessage", kind="duplicate"))
     first, second = await receive(sqs, url), await receive(sqs, url)
     assert [message["MessageId"] for message in first] == [message["MessageId"] for message in second]
     assert first[0]["ReceiptHandle"] != second[0]["ReceiptHandle"]
@@ -193,7 +197,7 @@ async def test_receipts_expire_on_demand(url: str, sqs: Client, name: str, code:
     """All of a queue at once; a FIFO queue takes none of them any more."""
     await send(sqs, url, "a", "b", name=name)
     messages = await receive(sqs, url, name)
-    await control(url, ExpireReceipts(queue=name))
+    await send_commands(url, ExpireReceipts(queue=name))
     answer = await delete(sqs, url, messages, name)
     assert {entry["Code"] for entry in answer.get("Failed", [])} == ({code} if code else set())
     assert await bodies(sqs, url, name) == (["a", "b"] if code else [])
@@ -206,7 +210,7 @@ async def test_clock_goes_forward_on_demand(url: str, sqs: Client) -> None:
     async with asyncio.TaskGroup() as tasks:
         poll = tasks.create_task(bodies(sqs, url, WaitTimeSeconds=9))
         assert await poll_until(lambda: parked(url, 1), within_s=5)
-        await control(url, AdvanceClock(ms=3_600_000))
+        await send_commands(url, AdvanceClock(ms=3_600_000))
     assert poll.result() == ["a"]
 
 
@@ -226,7 +230,7 @@ async def test_poll_whose_client_is_gone_takes_nothing_unless_told(
     url: str, sqs: Client, *, outlive: bool, expected: list[str]
 ) -> None:
     """AWS may give a message to a poll that was cut: it is hidden until its visibility timeout has passed."""
-    await control(url, SetOptions(options={"polls_outlive_clients": outlive}))
+    await send_commands(url, SetOptions(options={"polls_outlive_clients": outlive}))
     poll = asyncio.ensure_future(bodies(sqs, url, WaitTimeSeconds=9))
     assert await poll_until(lambda: parked(url, 1), within_s=5)
     poll.cancel()
@@ -239,6 +243,6 @@ async def test_poll_whose_client_is_gone_takes_nothing_unless_told(
 async def test_wrong_commands_are_refused(url: str) -> None:
     """With the reason, and without any effect."""
     with pytest.raises(ValueError, match="does not exist"):
-        await control(url, ExpireReceipts(queue="missing"))
+        await send_commands(url, ExpireReceipts(queue="missing"))
     with pytest.raises(ValueError, match="Expected `bool`"):
-        await control(url, SetOptions(options={"polls_outlive_clients": "perhaps"}))
+        await send_commands(url, SetOptions(options={"polls_outlive_clients": "perhaps"}))

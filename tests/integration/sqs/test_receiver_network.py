@@ -22,7 +22,8 @@ from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, ReturnToQueue, Verdict
 from simplu_worker.dead_letters.queue import DeadLetter
-from simplu_worker.local.sqs.faults import SetOptions, SqsFault
+from simplu_worker.local.aws_server.faults import SetOptions
+from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.local.sqs.server import SqsServer
 from simplu_worker.metrics.instruments import SQS_POLLS_REPLACED, outcomes_of
 
@@ -59,7 +60,7 @@ class Sqs:
 
     def fault(self, action: str, kind: Any, **members: Any) -> None:
         """Let a call go wrong."""
-        self.server.command(SqsFault(action=action, kind=kind, **members))
+        self.server.run_command(SqsFault(action=action, kind=kind, **members))
 
     async def emptied(self, queue: Queue) -> None:
         """Wait until nothing is left in *queue*."""
@@ -170,7 +171,7 @@ async def test_t32_heartbeats_leave_while_fifty_polls_are_parked(sqs: Sqs) -> No
 async def test_lost_answer_of_a_fifo_receive_is_had_again_at_once(sqs: Sqs) -> None:
     """The messages of a poll whose answer was lost, and whose server went on, come with the repeated poll."""
     queue, desk = await sqs.queue(is_fifo=True, VisibilityTimeout="600"), Desk()
-    sqs.server.command(SetOptions(options={"polls_outlive_clients": True}))
+    sqs.server.run_command(SetOptions(options={"polls_outlive_clients": True}))
     sqs.fault("ReceiveMessage", "delay", applied=True, delay_ms=60_000)
     await sqs.send(queue, "a-1", "a-2", "b-1")
     async with receiving(queue, desk, silence_s=0.2):

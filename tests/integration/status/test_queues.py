@@ -249,7 +249,7 @@ async def test_sqs_stats_shows_where_the_queue_itself_moves_messages(site: Site)
 async def test_sqs_stats_names_what_is_wrong_when_a_queue_does_not_answer(site: Site, kind: Any) -> None:
     """One queue in trouble keeps none of the others from being shown, and what was seen of it last stays."""
     await site.send(site.letters, 1)
-    site.server.command(SqsFault(action="GetQueueAttributes", kind=kind, queue=site.queue.name))
+    site.server.run_command(SqsFault(action="GetQueueAttributes", kind=kind, queue=site.queue.name))
     row = await site.row_of(site.queue)
     assert (row["consumed"], row["inHand"], bool(row["error"])) == (True, 0, True)
     assert (await site.row_of(site.letters))["visible"] == 1
@@ -294,7 +294,7 @@ async def test_purge_is_404_when_the_worker_is_not_configured_with_the_queue(sit
 
 async def test_purge_is_503_when_sqs_is_in_trouble(site: Site) -> None:
     """What could not be asked for is said, not passed over."""
-    site.server.command(SqsFault(action="PurgeQueue", kind="cut"))
+    site.server.run_command(SqsFault(action="PurgeQueue", kind="cut"))
     status, answer = await site.ask(f"/sqs/purge?queue={site.letters.name}", "DELETE")
     assert (status, answer["queue"], bool(answer["error"])) == (503, site.letters.name, True)
 

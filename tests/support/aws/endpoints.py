@@ -12,8 +12,9 @@ from typing import Any
 from aiohttp import web
 
 from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.local.aws_server.account import REGION
 from simplu_worker.local.processes.watchdog import ProcessGroup
-from simplu_worker.local.stack.aws import CREDENTIALS, REGION, start_moto
+from simplu_worker.local.stack.aws import CREDENTIALS, start_moto
 
 __all__ = ["CREDENTIALS", "REGION", "ScriptedAws", "client_of", "running_moto"]
 

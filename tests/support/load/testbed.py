@@ -17,8 +17,8 @@ from support.load.dead_letter_sink import DeadLetterSink
 from support.load.operation_chains import ChainPlan
 from support.processes.resource_usage import MemorySampler, ValueRange, cpu_seconds
 
-from simplu_worker.local.kinesis.faults import SetOptions
-from simplu_worker.local.kinesis.server import control
+from simplu_worker.local.aws_server.faults import SetOptions
+from simplu_worker.local.aws_server.server import send_commands
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
@@ -127,7 +127,7 @@ class Testbed:
         async with AsyncExitStack() as entered:
             await entered.enter_async_context(self.stack)
             options = {"memory_max_bytes": STREAM_MEMORY_BYTES}
-            await control(self.stack.kinesis_url, SetOptions(options=options))
+            await send_commands(self.stack.kinesis_url, SetOptions(options=options))
             env = self.stack.env
             self._sink = DeadLetterSink(env["AWS_ENDPOINT_URL_SQS"], env["SQS_DEAD_LETTER_QUEUE_URL"])
             self._sqs_url = await entered.enter_async_context(self._sink.serve())

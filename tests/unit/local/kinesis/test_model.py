@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simplu_worker.local.aws_server.faults import FaultQueue
 from simplu_worker.local.kinesis.actions import KinesisActions
 from simplu_worker.local.kinesis.errors import KinesisError
-from simplu_worker.local.kinesis.faults import Faults, KinesisFault
+from simplu_worker.local.kinesis.faults import KinesisFault
 from simplu_worker.local.kinesis.model import HOUR_MS, KinesisAccount, KinesisOptions
 from simplu_worker.local.kinesis.quotas import MIB, ReadQuota, WriteQuota
 from simplu_worker.local.kinesis.reshard import HASH_KEYS, HashRange, Merge, Split, equal_ranges, scaling_steps
@@ -22,9 +23,9 @@ from simplu_worker.local.kinesis.tokens import (
     PageToken,
     SequenceNumber,
     parse_sequence_number,
-    seal,
+    seal_token,
     sequence_number,
-    unseal,
+    unseal_token,
 )
 
 START_MS = 1_700_000_000_000
@@ -106,15 +107,15 @@ def test_token_survives_the_way_to_the_client_and_back() -> None:
     """Both kinds of tokens are told apart, and are short enough for API_GetRecords (512)."""
     iterator = IteratorToken("s" * 128, START_MS, shard_id(1), 10**12, START_MS, 7)
     page = PageToken(NAME, START_MS, shard_id(1), "AT_LATEST", 0, START_MS)
-    assert [unseal(seal(iterator)), unseal(seal(page))] == [iterator, page]
-    assert len(seal(iterator)) <= 512
+    assert [unseal_token(seal_token(iterator)), unseal_token(seal_token(page))] == [iterator, page]
+    assert len(seal_token(iterator)) <= 512
 
 
 @given(st.text(max_size=100))
 def test_token_is_refused_when_it_is_garbage(text: str) -> None:
     """What was not sealed here is nothing."""
-    assert unseal(text) is None
-    assert unseal(base64.b64encode(text.encode()).decode()) is None
+    assert unseal_token(text) is None
+    assert unseal_token(base64.b64encode(text.encode()).decode()) is None
 
 
 # Hash ranges
@@ -536,14 +537,14 @@ def test_page_token_is_refused_when_it_is_old_or_not_alone() -> None:
 
 def test_faults_are_taken_in_order_and_count_down() -> None:
     """A fault meets its own action only, and its own stream shard where it names one."""
-    faults = Faults()
+    faults = FaultQueue[KinesisFault]()
     faults.add(KinesisFault(action="GetRecords", kind="throttle", count=2))
     faults.add(KinesisFault(action="GetRecords", kind="fail", stream_shard_id="a"))
     taken = [faults.take(action, shard) for action, shard in [("PutRecord", None), *[("GetRecords", "b")] * 3]]
     assert [fault and fault.kind for fault in taken] == [None, "throttle", "throttle", None]
     fault = faults.take("GetRecords", "a")
     assert fault is not None
-    assert (repr(fault.error()), faults.waiting) == ("KinesisError(InternalFailure: failed on demand)", [])
+    assert (repr(fault.error()), faults.pending) == ("KinesisError(InternalFailure: failed on demand)", [])
 
 
 # All of it at random
