@@ -173,7 +173,7 @@ async def _open_locator(settings: Settings) -> AsyncIterator[Locator]:
     else:
         shard = MappedShard(shard_id=ONLY_SHARD_ID, connection_string=_only_connection_string(settings))
         try:
-            shard.address.checked(allowed_hosts)
+            shard.address.validate(allowed_hosts)
         except PermanentError as exc:
             raise ConfigurationError(f"DATABASE_HOST: {exc}") from None
         yield StaticMap(ShardMap(shards=(shard,)))

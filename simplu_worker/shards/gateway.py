@@ -108,7 +108,7 @@ class ShardGateway:
         reader's row on the shard. Raises `RetryableError` when the shard cannot apply the batch: its outcome is then
         unknown, and the caller may retry the same batch; `PositionChangedError` when the reader must read the row.
         """
-        if self._pools.has_left(shard_id):
+        if self._pools.is_retired(shard_id):
             outcomes = [HOLD] * len(operations)  # it has no tenants any more
         else:
             outcomes = await self._writer(shard_id).apply(operations, claim)
@@ -138,7 +138,7 @@ class ShardGateway:
         the tenant is not on the shard (its cached route is dropped), APPLIED with `tenant_destroyed`, or a DEAD_LETTER.
         *claim* and errors as with `apply`.
         """
-        outcome = HOLD if self._pools.has_left(shard_id) else await self._writer(shard_id).give_up(operation, claim)
+        outcome = HOLD if self._pools.is_retired(shard_id) else await self._writer(shard_id).give_up(operation, claim)
         if outcome.disposition is Disposition.HOLD:
             self._directory.forget(operation.tenant_id)
         return outcome
@@ -149,7 +149,7 @@ class ShardGateway:
         Concurrent calls share one probe, and its result for a moment afterwards. A retired shard counts as up: `apply`
         returns HOLD for all its operations at once, so that their tenants are looked up again.
         """
-        if not self._pools.has_left(shard_id):
+        if not self._pools.is_retired(shard_id):
             await self._writer(shard_id).probe()
 
     async def list_shard_ids(self) -> list[str]:
@@ -160,7 +160,7 @@ class ShardGateway:
         with contextlib.suppress(RetryableError, PermanentError):
             for address in await self._locator.shards():
                 if address.refusal is None:
-                    self._pools.pool(address)
+                    self._pools.ensure_pool(address)
         return sorted(self._pools.by_shard_id())
 
     async def read_positions(
@@ -238,12 +238,12 @@ class ShardGateway:
         return await survey_shards(self._locator, self._pools, query, *arguments)
 
     async def _fetch_one(self, shard: ShardAddress, query: str, *arguments: object) -> dict[str, Any] | None:
-        async with self._pools.pool(shard).connection() as connection:
+        async with self._pools.ensure_pool(shard).connection() as connection:
             row = await connection.fetchrow(QUERIES[query], *arguments)
         return None if row is None else dict(row)
 
     def _writer(self, shard_id: str) -> ShardWriter:
-        pool = self._pools.at(shard_id)
+        pool = self._pools.pool_of(shard_id)
         known, writer = self._writers.get(shard_id, (None, None))
         if writer is None or known is not pool:  # the shard was retired, and restored
             writer = ShardWriter(pool, tenant_wait=self._tenant_wait)

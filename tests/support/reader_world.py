@@ -28,7 +28,7 @@ from simplu_worker.local.stack import citrus_server as local_citrus
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.citrus import open_citrus
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.tenants.provisioning import Provisioner
@@ -62,7 +62,7 @@ class World:
     def add_shard(self, address: ShardAddress) -> ShardPool:
         """Make a shard known to Citrus."""
         self.citrus.add_shard(address.shard_id, address.connection_string)
-        return self.pools.pool(address)
+        return self.pools.ensure_pool(address)
 
     async def shard(self, shard_id: str) -> ShardPool:
         """Return a shard, made when it is first asked for."""
@@ -148,7 +148,7 @@ async def _confirm() -> bool:
 
 @asynccontextmanager
 async def open_world(
-    endpoint_url: str, make_shard: ShardMaker, *, kinesis_url: str | None = None, deadlines: Deadlines = QUICK
+    endpoint_url: str, make_shard: ShardMaker, *, kinesis_url: str | None = None, timeouts: ShardTimeouts = QUICK
 ) -> AsyncIterator[World]:
     """Make a world without tenants for as long as the context."""
 
@@ -165,7 +165,7 @@ async def open_world(
         locator = await stack.enter_async_context(
             open_citrus(url, api_key="a-key-for-tests", timeout_s=5, attempts=1, allowed_hosts=())
         )
-        world.pools = await stack.enter_async_context(Pools(size=4, deadlines=deadlines))
+        world.pools = await stack.enter_async_context(Pools(size=4, timeouts=timeouts))
         directory = Directory(locator, world.pools)
         world.gateway = ShardGateway(directory, locator, world.pools, tenant_wait=WAIT)
         world.provisioner = Provisioner(locator, directory, world.pools)

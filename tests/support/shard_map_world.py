@@ -107,7 +107,7 @@ def write_map(
 async def worker(path: Path) -> AsyncIterator[World]:
     """Start what a worker starts with the file as it is."""
     read = partial(read_shard_map, path, ())
-    async with Pools(size=2, deadlines=QUICK) as pools:
+    async with Pools(size=2, timeouts=QUICK) as pools:
         locator = StaticMap(read())
         directory = Directory(locator, pools)
         yield World(

@@ -282,7 +282,7 @@ class Examination:
             self.facts.inactive_shards.append(name)
 
         async def ask() -> Answer:
-            probe = await probe_shard(shards.pools.pool(address))
+            probe = await probe_shard(shards.pools.ensure_pool(address))
             self.facts.skews_s[name] = probe.skew_s
             for finding in judge(Seen(probe=probe)).findings:
                 if finding.problem in TAKES_NO_OPERATIONS:

@@ -54,7 +54,7 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
     async with open_shards(settings) as shards, open_business_info(settings, attempts=3) as business_info:
         address = await _address_of(shards.locator, shard_id)
         register_secret_of(address)
-        pool = ShardPool(address, size=1, deadlines=ADOPTION_DEADLINES)
+        pool = ShardPool(address, size=1, timeouts=ADOPTION_DEADLINES)
         try:
             with AdoptionProgress() as progress:
                 adopter = Adopter(pool, shards.locator, business_info, tell=progress.tell)

@@ -26,7 +26,7 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.shard_query import LIMITS, query_all_shards
 from simplu_worker.shards.schema.migrations import Upgrade
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
-from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_DEADLINES, UpgradeActivity, Upgrader, read_upgrade
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, UpgradeActivity, Upgrader, read_upgrade
 from simplu_worker.telemetry.log import scrub_text
 
 SHARDS_AT_ONCE: Final = 4
@@ -73,7 +73,7 @@ async def upgrade_shards(
     async with open_shards(settings) as shards:
         known = await shards.locator.shards()
     addresses = _chosen(known, shard_ids)
-    async with Pools(size=CONNECTIONS, deadlines=UPGRADE_DEADLINES) as pools:
+    async with Pools(size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS) as pools:
         reports = await _look(pools, addresses)
         if apply:
             reports = await _apply(pools, reports, timeout_s=timeout_s)
@@ -101,7 +101,7 @@ async def _look(pools: Pools, addresses: Sequence[ShardAddress]) -> list[Upgrade
 
     async def ask(address: ShardAddress) -> UpgradeReport:
         try:
-            async with pools.pool(address).connection() as connection:
+            async with pools.ensure_pool(address).connection() as connection:
                 return _report(address, await read_upgrade(connection, address.shard_id))
         except WorkerError as exc:
             return _failed(address, exc)
@@ -123,7 +123,9 @@ async def _apply(pools: Pools, reports: Sequence[UpgradeReport], *, timeout_s: f
         shard_id = address.shard_id
         async with turns:
             try:
-                upgrader = Upgrader(pools.pool(address), tell=partial(progress.tell, shard_id), patience_s=timeout_s)
+                upgrader = Upgrader(
+                    pools.ensure_pool(address), tell=partial(progress.tell, shard_id), patience_s=timeout_s
+                )
                 report = _report(address, await upgrader.run(), is_done=True)
             except WorkerError as exc:
                 report = _failed(address, exc)

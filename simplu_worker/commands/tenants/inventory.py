@@ -133,7 +133,7 @@ class TenantInventory:
         after = ""
         while True:
             try:
-                async with self._shards.pools.pool(address).connection() as connection:
+                async with self._shards.pools.ensure_pool(address).connection() as connection:
                     if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
                         return
                     rows = await connection.fetch(QUERIES["page_tenants"], after, self._page_size)

@@ -33,14 +33,14 @@ from simplu_worker.shards.adoption.plan import Choices, Duplicates, Found, OldTe
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.migrations import pause_s
 from simplu_worker.shards.schema.sql_files import ADOPTION
 from simplu_worker.shards.types import ShardUnavailableError
 
 # A lock that is waited for holds off the other program too: not for long. Reading a whole table takes what it takes.
-ADOPTION_DEADLINES: Final = Deadlines(lock_s=2.0, statement_s=86_400.0, reply_s=86_460.0)
+ADOPTION_DEADLINES: Final = ShardTimeouts(lock_s=2.0, statement_s=86_400.0, reply_s=86_460.0)
 COPIED_AT_ONCE: Final = 2000  # rows in one transaction, which holds nobody off
 SWAP_MAX_CHANGES: Final = 1000  # while the old table is locked
 LOOKED_UP_AT_ONCE: Final = 16

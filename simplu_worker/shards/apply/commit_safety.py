@@ -134,7 +134,7 @@ class _ShardCommits:
     async def _look(self, waits: Sequence[_Wait]) -> None:
         """Ask the server once, and answer those of *waits* that can be."""
         new = [wait for wait in waits if wait.position is None]
-        async with self._pools.at(self._shard_id).connection() as connection:
+        async with self._pools.pool_of(self._shard_id).connection() as connection:
             facts, gone = await _looked(connection, new)
             self._watch.note(facts, now=self._clock())
             self._tell()

@@ -9,7 +9,7 @@ import msgspec
 
 from simplu_worker.operations.operation import Failure, Operation
 from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, encounter
-from simplu_worker.shards.postgres.column_packing import packed
+from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -38,7 +38,7 @@ async def write_log(
     arrivals = {arrived_at: arrived_at.isoformat() for arrived_at in instants}
     status = await connection.execute(
         QUERIES["log_operations"],
-        *packed(
+        *pack_columns(
             [
                 [operation.tenant_id for operation in operations],
                 [operation.request_id for operation in operations],

@@ -32,7 +32,7 @@ from simplu_worker.shards.apply.operation_log import known_in_log, write_log
 from simplu_worker.shards.apply.position_claims import attempt_claim
 from simplu_worker.shards.apply.redelivery import LogMatch
 from simplu_worker.shards.apply.stream_positions import mark_position, position_changed, read_standing, write_positions
-from simplu_worker.shards.postgres.column_packing import packed
+from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -69,7 +69,7 @@ class ShardWriter:
         self._tenant_wait = tenant_wait
         self._draw = draw
         self._is_checked_for: object = None
-        self._shared_look = SingleFlightProbe(self._look)
+        self._shared_probe = SingleFlightProbe(self._look)
         self._group_commit = GroupCommit(self._apply)
 
     async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None = None) -> list[Outcome]:
@@ -105,7 +105,7 @@ class ShardWriter:
 
         Raises `RetryableError` when not.
         """
-        await self._shared_look()
+        await self._shared_probe()
 
     async def _look(self) -> None:
         await self._pool.probe()
@@ -414,7 +414,7 @@ async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> di
 def _columns(start: int, wave: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
     """Return the arguments of `apply_wave` for one wave, reads first; *start* is where the wave before ended."""
     queries = [operation.query for operation in wave if operation.kind in READING_KINDS]
-    separator, *columns = packed(
+    separator, *columns = pack_columns(
         [
             [operation.tenant_id for operation in wave],
             [operation.request_id for operation in wave],

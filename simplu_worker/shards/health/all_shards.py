@@ -38,7 +38,7 @@ async def inspect_all_shards(locator: Locator, pools: Pools, *, limits: QueryLim
     """
 
     async def ask(shard: ShardAddress) -> ShardProbe | ShardSilence:
-        return ShardSilence(shard.refusal) if shard.refusal is not None else await look(pools.pool(shard))
+        return ShardSilence(shard.refusal) if shard.refusal is not None else await look(pools.ensure_pool(shard))
 
     known = sorted(await locator.shards(), key=lambda shard: shard.shard_id)
     looks = await query_all_shards(known, ask, limits=limits)

@@ -18,7 +18,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.types import ShardUnavailableError
 
-LOOK_S: Final = 2.4  # within `Deadlines.probe_s`: a shard that is slow has answered, and is not lost
+LOOK_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a shard that is slow has answered, and is not lost
 
 
 class _NotWellError(WorkerError):

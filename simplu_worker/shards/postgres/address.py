@@ -68,18 +68,18 @@ class ShardAddress(msgspec.Struct, frozen=True):
             return "an unreadable address"
         return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
 
-    def usable(self, allowed_hosts: tuple[str, ...]) -> Self:
-        """Return itself as `checked` does, or, when that refuses, itself without its connection string and with why.
+    def validate_or_refuse(self, allowed_hosts: tuple[str, ...]) -> Self:
+        """Return itself as `validate` does, or, when that refuses, itself without its connection string and with why.
 
         For lists of shards: one that may not be used is a shard that gives no answer, not an end of the list.
         """
         try:
-            return self.checked(allowed_hosts)
+            return self.validate(allowed_hosts)
         except PermanentError as exc:
             shard_id = self.shard_id[:SHARD_ID_MAX]
             return msgspec.structs.replace(self, shard_id=shard_id, connection_string="", refusal=str(exc))
 
-    def checked(self, allowed_hosts: tuple[str, ...]) -> Self:
+    def validate(self, allowed_hosts: tuple[str, ...]) -> Self:
         """Return itself when its id and connection string may be used.
 
         *allowed_hosts* are patterns such as `*.db.internal`; none allows all. Raises `AddressRefusedError` otherwise.
@@ -105,7 +105,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
         for host in hosts:
             if allowed_hosts and not any(fnmatchcase(host, pattern.lower()) for pattern in allowed_hosts):
                 raise AddressRefusedError(f"{where}: host {host} is not in DATABASE_ALLOWED_HOSTS")
-        if complaint := _complaint_about_names(self.connection_string, parts) or _complaint_about(pairs):
+        if complaint := _name_problem(self.connection_string, parts) or _option_problem(pairs):
             raise AddressRefusedError(f"{where}: {complaint}")
         return self
 
@@ -143,7 +143,7 @@ def _is_ambiguous(parts: SplitResult) -> bool:
     return parts.netloc.count("@") > 1 or any("@" in part for part in (parts.path, parts.query, parts.fragment))
 
 
-def _complaint_about_names(connection_string: str, parts: SplitResult) -> str | None:
+def _name_problem(connection_string: str, parts: SplitResult) -> str | None:
     """Return what is wrong with user, password or database, none of which is repeated; None when nothing is.
 
     In the first message to the server a U+0000 ends one setting of the session and begins the next.
@@ -160,7 +160,7 @@ def _complaint_about_names(connection_string: str, parts: SplitResult) -> str | 
     return None
 
 
-def _complaint_about(options: Sequence[tuple[str, str]]) -> str | None:
+def _option_problem(options: Sequence[tuple[str, str]]) -> str | None:
     names = [name for name, _ in options]
     if unknown := sorted(set(names) - ALLOWED_OPTIONS):
         return f"option {unknown[0]} is not allowed; known are {', '.join(sorted(ALLOWED_OPTIONS))}"

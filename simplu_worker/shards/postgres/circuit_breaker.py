@@ -22,15 +22,15 @@ class BreakerState(StrEnum):
     HALF_OPEN = "half_open"  # one is on the way, to find out
 
 
-class Admission(StrEnum):
+class BreakerDecision(StrEnum):
     """What somebody who wants to ask the shard may do."""
 
-    ADMITTED = "admitted"
+    ADMIT = "admit"
     PROBE = "probe"  # find out for all whether it answers; only then ask
-    REFUSED = "refused"
+    REFUSE = "refuse"
 
 
-class Breaker:
+class CircuitBreaker:
     """The state of the way to one shard; *now* is the event loop's time throughout."""
 
     def __init__(self) -> None:
@@ -40,25 +40,25 @@ class Breaker:
         self._probe_at = 0.0
 
     def __repr__(self) -> str:
-        return f"Breaker({self.state}, failures={self._failure_count})"
+        return f"CircuitBreaker({self.state}, failures={self._failure_count})"
 
-    def admit(self, now: float) -> Admission:
+    def decide(self, now: float) -> BreakerDecision:
         """Tell what somebody may do. One who is told to probe is the only one for a while, whatever becomes of it."""
         if self.state is BreakerState.CLOSED:
-            return Admission.ADMITTED
+            return BreakerDecision.ADMIT
         if now < self._probe_at:
-            return Admission.REFUSED
+            return BreakerDecision.REFUSE
         self.state = BreakerState.HALF_OPEN
         self._probe_at = now + PROBE_INTERVAL_S
-        return Admission.PROBE
+        return BreakerDecision.PROBE
 
-    def answered(self, now: float) -> None:
+    def record_answer(self, now: float) -> None:
         """Note that the shard gave an answer, whatever it said."""
         self.state = BreakerState.CLOSED
         self._failure_count = 0
         self._answered_at = now
 
-    def failed(self, now: float, *, asked_at: float) -> bool:
+    def record_failure(self, now: float, *, asked_at: float) -> bool:
         """Note that nothing came back; return whether this opened it.
 
         *asked_at* is when the longest still waiting for an answer, this one included, began to.

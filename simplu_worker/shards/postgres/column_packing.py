@@ -13,7 +13,7 @@ from typing import Final
 SEPARATOR: Final = "\x1f"  # in no JSON text (RFC 8259, section 7), and hardly in an id
 
 
-def packed(texts: Sequence[Sequence[str]], plain: Sequence[Sequence[str]] = ()) -> list[str]:
+def pack_columns(texts: Sequence[Sequence[str]], plain: Sequence[Sequence[str]] = ()) -> list[str]:
     """Return a separator, and each column as one text joined by it: first *texts*, whatever they hold, then *plain*.
 
     No text of *plain* has a character that separators are made of, as no JSON text has: these are not looked through,

@@ -26,7 +26,7 @@ class PoolMember(Protocol[LentT_contra]):
         """How many connections it has, those included that it is opening."""
 
     @property
-    def wants_more(self) -> bool:
+    def wants_connection(self) -> bool:
         """Whether somebody waits, and it has fewer connections than it may."""
 
     def open_another(self) -> bool:
@@ -41,7 +41,7 @@ class _Idle(NamedTuple, Generic[ConnectionT]):
     since: float
 
 
-class Budget(Generic[ConnectionT]):
+class ConnectionBudget(Generic[ConnectionT]):
     """The places for connections, who has them, and who waits for one."""
 
     def __init__(self, max_connections: int) -> None:
@@ -53,53 +53,56 @@ class Budget(Generic[ConnectionT]):
         self.open_count = 0
 
     def __repr__(self) -> str:
-        return f"Budget({self.open_count}/{self._max} open, {len(self._idle)} idle, {len(self._queue)} in the queue)"
+        return (
+            f"ConnectionBudget({self.open_count}/{self._max} open, {len(self._idle)} idle, "
+            f"{len(self._queue)} in the queue)"
+        )
 
     @property
     def has_idle(self) -> bool:
         """Whether a connection is idle."""
         return bool(self._idle)
 
-    def take_place(self, party: PoolMember[ConnectionT], now: float) -> bool:
+    def take_slot(self, member: PoolMember[ConnectionT], now: float) -> bool:
         """Take a place for one more connection of *party*; false when it has to wait for `open_another`.
 
         To be called when it has fewer than it may.
         """
-        if self._make_room(party, now):
+        if self._make_room(member, now):
             self.open_count += 1
             return True
-        self._queue.setdefault(party)
+        self._queue.setdefault(member)
         return False
 
-    def withdraw(self, party: PoolMember[ConnectionT]) -> None:
+    def withdraw(self, member: PoolMember[ConnectionT]) -> None:
         """Note that nobody of *party* waits any more."""
-        self._queue.pop(party, None)
+        self._queue.pop(member, None)
 
-    def give_place_back(self, party: PoolMember[ConnectionT], now: float) -> None:
+    def release_slot(self, member: PoolMember[ConnectionT], now: float) -> None:
         """Note that a connection of *party* ended, or was never made."""
         self.open_count -= 1
-        if party.wants_more:
-            self._queue.setdefault(party)
-        self.settle(now)
+        if member.wants_connection:
+            self._queue.setdefault(member)
+        self.grant_slots(now)
 
-    def lay_down(self, party: PoolMember[ConnectionT], connection: ConnectionT, now: float) -> None:
+    def park_idle(self, member: PoolMember[ConnectionT], connection: ConnectionT, now: float) -> None:
         """Note that a connection became idle."""
-        self._idle[connection] = _Idle(party, now)
+        self._idle[connection] = _Idle(member, now)
         if self._queue:
-            self.settle(now)
+            self.grant_slots(now)
 
-    def pick_up(self, connection: ConnectionT) -> bool:
+    def take_idle(self, connection: ConnectionT) -> bool:
         """Note that a connection is idle no longer; false when it was not."""
         return self._idle.pop(connection, None) is not None
 
-    def has_to_give_way(self, party: PoolMember[ConnectionT], *, used_s: float) -> bool:
+    def must_yield(self, member: PoolMember[ConnectionT], *, used_s: float) -> bool:
         """Tell whether *party* should close a connection that it has used for so long, though somebody waits for it."""
         rival = self._next()
-        if rival is None or rival is party or used_s < self._turn_s():
+        if rival is None or rival is member or used_s < self._turn_s():
             return False
-        return rival.open_count == 0 or rival.open_count < party.open_count - 1
+        return rival.open_count == 0 or rival.open_count < member.open_count - 1
 
-    def idle_before(self, moment: float) -> list[tuple[PoolMember[ConnectionT], ConnectionT]]:
+    def idle_since_before(self, moment: float) -> list[tuple[PoolMember[ConnectionT], ConnectionT]]:
         """Return the connections that have been idle since before *moment*."""
         found = []
         for connection, idle in self._idle.items():
@@ -108,30 +111,30 @@ class Budget(Generic[ConnectionT]):
             found.append((idle.owner, connection))
         return found
 
-    def settle(self, now: float) -> None:
+    def grant_slots(self, now: float) -> None:
         """Give away what places there are, or can be made."""
-        while (party := self._next()) is not None and self._make_room(party, now):
-            del self._queue[party]
+        while (member := self._next()) is not None and self._make_room(member, now):
+            del self._queue[member]
             self.open_count += 1
-            if not party.open_another():
+            if not member.open_another():
                 self.open_count -= 1
-            elif party.wants_more:
-                self._queue[party] = None
+            elif member.wants_connection:
+                self._queue[member] = None
 
     def _next(self) -> PoolMember[ConnectionT] | None:
         while self._queue:
-            party = min(self._queue, key=_open_count)
-            if party.wants_more:
-                return party
-            del self._queue[party]
+            member = min(self._queue, key=_open_count)
+            if member.wants_connection:
+                return member
+            del self._queue[member]
         return None
 
-    def _make_room(self, party: PoolMember[ConnectionT], now: float) -> bool:
+    def _make_room(self, member: PoolMember[ConnectionT], now: float) -> bool:
         if self.open_count < self._max:
             return True
         for connection, idle in self._idle.items():
             # One that is used again and again is not taken for somebody who has another.
-            if party.open_count and now - idle.since < self._turn_s():
+            if member.open_count and now - idle.since < self._turn_s():
                 return False
             del self._idle[connection]
             idle.owner.close_idle(connection)
@@ -143,5 +146,5 @@ class Budget(Generic[ConnectionT]):
         return min(TURN_MAX_S, ROUND_S * self._max / max(1, len(self._queue)))
 
 
-def _open_count(party: PoolMember[ConnectionT]) -> int:
-    return party.open_count
+def _open_count(member: PoolMember[ConnectionT]) -> int:
+    return member.open_count

@@ -55,10 +55,10 @@ class ShardConnection(asyncpg.Connection):
 
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
         super().__init__(protocol, transport, *rest)
-        keep_alive(transport.get_extra_info("socket"))
+        enable_keepalive(transport.get_extra_info("socket"))
 
 
-def keep_alive(endpoint: socket.socket) -> None:
+def enable_keepalive(endpoint: socket.socket) -> None:
     """Let the system find out, in seconds, that the other end of a connection is gone without a word."""
     if endpoint.family == socket.AF_UNIX:
         return
@@ -94,7 +94,7 @@ class Connector:
             self._places = places_of(self._address.connection_string)
         end = loop_time() + within_s
         error: Exception | None = None
-        attempts = attempts_at(self._places, target_of(self._address.connection_string, self._places))
+        attempts = connection_attempts(self._places, target_of(self._address.connection_string, self._places))
         for left, (place, target) in zip(range(len(attempts), 0, -1), attempts, strict=True):
             try:
                 async with asyncio.timeout((end - loop_time()) / left):
@@ -115,22 +115,22 @@ class Connector:
 
     async def _connect_to(self, place: HostPort, target: TargetSessionAttrs) -> ShardConnection:
         prepares = not self.has_pooler
-        connection = await self._opened(place)
+        connection = await self._open(place)
         try:
-            server = await _look_around(connection)
+            server = await _inspect_server(connection)
             if prepares and server["pid"] != connection.get_server_pid():
                 self.has_pooler = True
                 connection.terminate()
-                connection = await self._opened(place)
-                server = await _look_around(connection)
-            self._check(server, target)
+                connection = await self._open(place)
+                server = await _inspect_server(connection)
+            self._check_server(server, target)
         except BaseException:
             connection.terminate()
             raise
         connection.is_read_only = server["is_read_only"]
         return connection
 
-    async def _opened(self, place: HostPort) -> ShardConnection:
+    async def _open(self, place: HostPort) -> ShardConnection:
         connection = await asyncpg.connect(
             self._address.connection_string,
             host=place.host or None,
@@ -144,7 +144,7 @@ class Connector:
         connection.place = place
         return connection
 
-    def _check(self, server: asyncpg.Record, target: TargetSessionAttrs) -> None:
+    def _check_server(self, server: asyncpg.Record, target: TargetSessionAttrs) -> None:
         shard_id = server.get("shard_id", self._address.shard_id)  # a database without a schema is nobody's yet
         if shard_id != self._address.shard_id:
             came = "no identity" if shard_id is None else f"the database of shard {shard_id}"
@@ -156,11 +156,11 @@ class Connector:
             raise asyncpg.TargetServerAttributeNotMatched(f"expected a server that is {target}")
 
 
-async def _look_around(connection: ShardConnection) -> asyncpg.Record:
+async def _inspect_server(connection: ShardConnection) -> asyncpg.Record:
     try:
-        return await _fetch_unnamed(connection, QUERIES["look_around"])
+        return await _fetch_unnamed(connection, QUERIES["inspect_server"])
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
-        return await _fetch_unnamed(connection, QUERIES["look_around_without_schema"])
+        return await _fetch_unnamed(connection, QUERIES["inspect_server_without_schema"])
 
 
 async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Record:
@@ -182,7 +182,9 @@ def target_of(connection_string: str, places: Sequence[HostPort]) -> TargetSessi
     return TargetSessionAttrs.READ_WRITE if len(places) > 1 else TargetSessionAttrs.ANY
 
 
-def attempts_at(places: Sequence[HostPort], target: TargetSessionAttrs) -> list[tuple[HostPort, TargetSessionAttrs]]:
+def connection_attempts(
+    places: Sequence[HostPort], target: TargetSessionAttrs
+) -> list[tuple[HostPort, TargetSessionAttrs]]:
     """Return which hosts to try in turn, and as what."""
     targets = (
         [TargetSessionAttrs.STANDBY, TargetSessionAttrs.ANY]

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
-from simplu_worker.shards.postgres.connection_budget import Budget, PoolMember
+from simplu_worker.shards.postgres.connection_budget import ConnectionBudget, PoolMember
 from simplu_worker.shards.postgres.connector import ShardConnection
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
@@ -22,7 +22,7 @@ SWEEPS: Final = 4  # in the time that a connection may be idle
 Opener: TypeAlias = Callable[[], Awaitable[ShardConnection]]
 
 
-class SharedBudget(Budget[ShardConnection]):
+class SharedBudget(ConnectionBudget[ShardConnection]):
     """The budget of all pools that share it; closes what was idle for *idle_s*."""
 
     def __init__(self, max_connections: int, *, idle_s: float) -> None:
@@ -30,9 +30,9 @@ class SharedBudget(Budget[ShardConnection]):
         self._idle_s = idle_s
         self._timer: asyncio.TimerHandle | None = None
 
-    def lay_down(self, party: PoolMember[ShardConnection], connection: ShardConnection, now: float) -> None:
+    def park_idle(self, member: PoolMember[ShardConnection], connection: ShardConnection, now: float) -> None:
         """Note that a connection became idle, and look after it."""
-        super().lay_down(party, connection, now)
+        super().park_idle(member, connection, now)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._idle_s / SWEEPS, self._sweep)
 
@@ -44,11 +44,11 @@ class SharedBudget(Budget[ShardConnection]):
 
     def _sweep(self) -> None:
         now = loop_time()
-        for party, connection in self.idle_before(now - self._idle_s):
-            self.pick_up(connection)
-            party.close_idle(connection)
-            self.give_place_back(party, now)
-        self.settle(now)
+        for member, connection in self.idle_since_before(now - self._idle_s):
+            self.take_idle(connection)
+            member.close_idle(connection)
+            self.release_slot(member, now)
+        self.grant_slots(now)
         self._timer = None
         if self.has_idle:
             self._timer = asyncio.get_running_loop().call_later(self._idle_s / SWEEPS, self._sweep)
@@ -65,11 +65,11 @@ class ConnectionLender:
         self._lent: dict[ShardConnection, float] = {}  # since when; the longest lent first
         self._waiters: deque[asyncio.Future[ShardConnection | None]] = deque()  # None: it may open one
         self._generation = 0
-        self._all_back: asyncio.Event | None = None  # somebody waits for it
+        self._all_returned: asyncio.Event | None = None  # somebody waits for it
         self.open_count = 0
 
     def __repr__(self) -> str:
-        return f"Lender({self.counts()})"
+        return f"ConnectionLender({self.counts()})"
 
     def counts(self) -> dict[str, int]:
         """Return how many connections are open and idle, and how many wait for one."""
@@ -93,64 +93,64 @@ class ConnectionLender:
         now = loop_time()
         while self._idle:
             connection = self._idle.pop()
-            self._budget.pick_up(connection)
+            self._budget.take_idle(connection)
             if not connection.is_closed():
                 self._lent[connection] = now
                 return connection
-            self._ended(now)
+            self._release_slot(now)
         async with asyncio.timeout(within_s):
-            if self._waiters or self.open_count >= self._size or not self._take_place(now):
-                turn = await self._turn()
+            if self._waiters or self.open_count >= self._size or not self._take_slot(now):
+                turn = await self._wait_for_turn()
                 if turn is not None:
                     return turn
-            return await self._opened()
+            return await self._open()
 
     def give_back(self, connection: ShardConnection) -> None:
         """Take a connection back, to lend it on; one that was ended, or may not be used any more, ends."""
         now = loop_time()
-        if not self.take_out(connection):
+        if not self.remove_lent(connection):
             return
         is_good = not connection.is_closed() and connection.generation == self._generation
         if not is_good or connection.is_in_transaction():
-            self._end(connection, now)
+            self._terminate(connection, now)
         elif not self._waiters:
-            self._lay_down(connection, now)
-        elif self._budget.has_to_give_way(self, used_s=now - connection.opened_at):
-            self._end(connection, now)
+            self._park_idle(connection, now)
+        elif self._budget.must_yield(self, used_s=now - connection.opened_at):
+            self._terminate(connection, now)
         else:
             self._hand_on(connection, now)
-            self._budget.settle(now)  # others may have become idle for long enough meanwhile
+            self._budget.grant_slots(now)  # others may have become idle for long enough meanwhile
 
-    def take_out(self, connection: ShardConnection) -> bool:
-        """Take a connection back that is to end; its place is taken until `ended`. False where it was not lent."""
+    def remove_lent(self, connection: ShardConnection) -> bool:
+        """Take back a lent connection that is to end; it keeps its slot until `release_slot`. False if not lent."""
         if self._lent.pop(connection, None) is None:
             return False
-        if self._all_back is not None and not self._lent:
-            self._all_back.set()
+        if self._all_returned is not None and not self._lent:
+            self._all_returned.set()
         return True
 
-    def ended(self) -> None:
+    def release_slot(self) -> None:
         """Give back the place of one that was taken out and has ended."""
-        self._ended(loop_time())
+        self._release_slot(loop_time())
 
     def expire(self) -> None:
         """End what is idle now, and what is lent when it is given back."""
         self._generation += 1
         now = loop_time()
         for connection in self._idle:
-            self._budget.pick_up(connection)
+            self._budget.take_idle(connection)
             connection.terminate()
         ended, self._idle = len(self._idle), []
         for _ in range(ended):
-            self._ended(now)
+            self._release_slot(now)
 
-    def end_lent(self, *, before: float) -> None:
+    def terminate_lent(self, *, before: float) -> None:
         """End the connections that were lent before then; those who have them find out by an error."""
         for connection, since in self._lent.items():
             if since <= before:
                 connection.terminate()
 
-    def turn_away(self, error: Callable[[], Exception]) -> None:
+    def reject_waiters(self, error: Callable[[], Exception]) -> None:
         """Let everybody who waits fail with an error of their own."""
         waiters, self._waiters = self._waiters, deque()
         self._budget.withdraw(self)
@@ -160,22 +160,22 @@ class ConnectionLender:
 
     async def close(self, *, within_s: float) -> None:
         """End everything; what is lent is waited for that long."""
-        self.turn_away(lambda: ShardUnavailableError("the pool is being closed"))
+        self.reject_waiters(lambda: ShardUnavailableError("the pool is being closed"))
         self.expire()
         try:
             if self._lent:
-                self._all_back = asyncio.Event()
+                self._all_returned = asyncio.Event()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(within_s):
-                        await self._all_back.wait()
+                        await self._all_returned.wait()
         finally:
-            self._all_back = None
-            self.end_lent(before=float("inf"))
+            self._all_returned = None
+            self.terminate_lent(before=float("inf"))
 
     # What the budget asks of a party.
 
     @property
-    def wants_more(self) -> bool:
+    def wants_connection(self) -> bool:
         """Whether somebody waits, and it has fewer connections than it may."""
         return bool(self._waiters) and self.open_count < self._size
 
@@ -194,13 +194,13 @@ class ConnectionLender:
         self.open_count -= 1
         connection.terminate()
 
-    def _take_place(self, now: float) -> bool:
-        if not self._budget.take_place(self, now):
+    def _take_slot(self, now: float) -> bool:
+        if not self._budget.take_slot(self, now):
             return False
         self.open_count += 1
         return True
 
-    async def _turn(self) -> ShardConnection | None:
+    async def _wait_for_turn(self) -> ShardConnection | None:
         waiter: asyncio.Future[ShardConnection | None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
@@ -209,38 +209,38 @@ class ConnectionLender:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
             elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:  # both at the same moment
-                self._return(waiter.result())
+                self._return_turn(waiter.result())
             raise
         finally:
             if not self._waiters:
                 self._budget.withdraw(self)
 
-    def _return(self, turn: ShardConnection | None) -> None:
+    def _return_turn(self, turn: ShardConnection | None) -> None:
         if turn is None:
-            self._ended(loop_time())
+            self._release_slot(loop_time())
         else:
             self.give_back(turn)
 
-    async def _opened(self) -> ShardConnection:
+    async def _open(self) -> ShardConnection:
         generation = self._generation
         try:
             connection = await self._open_one()
         except BaseException:
-            self._ended(loop_time())
+            self._release_slot(loop_time())
             raise
         connection.generation = generation
         connection.add_termination_listener(self._on_terminated)
         self._lent[connection] = loop_time()
         return connection
 
-    def _lay_down(self, connection: ShardConnection, now: float) -> None:
+    def _park_idle(self, connection: ShardConnection, now: float) -> None:
         self._idle.append(connection)
-        self._budget.lay_down(self, connection, now)
+        self._budget.park_idle(self, connection, now)
 
     def _hand_on(self, connection: ShardConnection, now: float) -> None:
         waiter = self._next_waiter()
         if waiter is None:
-            self._lay_down(connection, now)
+            self._park_idle(connection, now)
             return
         self._lent[connection] = now
         waiter.set_result(connection)
@@ -252,17 +252,17 @@ class ConnectionLender:
                 return waiter
         return None
 
-    def _end(self, connection: ShardConnection, now: float) -> None:
+    def _terminate(self, connection: ShardConnection, now: float) -> None:
         connection.terminate()
-        self._ended(now)
+        self._release_slot(now)
 
-    def _ended(self, now: float) -> None:
+    def _release_slot(self, now: float) -> None:
         self.open_count -= 1
-        self._budget.give_place_back(self, now)
+        self._budget.release_slot(self, now)
 
     def _on_terminated(self, connection: object) -> None:
         """Take out one that ended while it was idle: its server went, or closed it."""
         if isinstance(connection, ShardConnection) and connection in self._idle:
             self._idle.remove(connection)
-            self._budget.pick_up(connection)
-            self._ended(loop_time())
+            self._budget.take_idle(connection)
+            self._release_slot(loop_time())

@@ -19,13 +19,13 @@ import structlog
 from simplu_worker.errors import WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.circuit_breaker import Admission
+from simplu_worker.shards.postgres.circuit_breaker import BreakerDecision
 from simplu_worker.shards.postgres.connector import Connector, ShardConnection
 from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
 from simplu_worker.shards.postgres.pool_state import READ_ONLY_STATE, ShardAvailability
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
-from simplu_worker.shards.postgres.statement_timeouts import DEADLINES, Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS, ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import register_secret
 from simplu_worker.timing.clock import loop_time
@@ -53,22 +53,22 @@ class ShardPool:
         address: ShardAddress,
         *,
         size: int,
-        deadlines: Deadlines = DEADLINES,
+        timeouts: ShardTimeouts = DEFAULT_TIMEOUTS,
         budget: SharedBudget | None = None,
     ) -> None:
         self._address = address
-        self._deadlines = deadlines
-        self._budget = SharedBudget(size, idle_s=deadlines.idle_s) if budget is None else budget
-        self._connector = Connector(address, reply_s=deadlines.reply_s)
+        self._timeouts = timeouts
+        self._budget = SharedBudget(size, idle_s=timeouts.idle_s) if budget is None else budget
+        self._connector = Connector(address, reply_s=timeouts.reply_s)
         self._lender = ConnectionLender(self._connect, size=size, budget=self._budget)
-        self._condition = ShardAvailability(address, self._lender)
-        self._shared_look = SingleFlightProbe(self._look)
-        self._has_left = False
+        self._availability = ShardAvailability(address, self._lender)
+        self._shared_probe = SingleFlightProbe(self._probe_once)
+        self._is_retired = False
         self.refusal: str | None = None  # why a look found that this worker may not work on it: its schema, say
         self._stopping: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"ShardPool({self.address.shard_id}, {self.address.place}, {self.counts()}, {self._condition!r})"
+        return f"ShardPool({self.address.shard_id}, {self.address.place}, {self.counts()}, {self._availability!r})"
 
     @property
     def address(self) -> ShardAddress:
@@ -78,28 +78,28 @@ class ShardPool:
     @address.setter
     def address(self, address: ShardAddress) -> None:
         self._address = address
-        self._connector = Connector(address, reply_s=self._deadlines.reply_s)
-        self._condition.begin_anew(address)
+        self._connector = Connector(address, reply_s=self._timeouts.reply_s)
+        self._availability.reset(address)
         self.refusal = None
         self._lender.expire()
 
     @property
     def is_healthy(self) -> bool:
         """Whether the last use of it, or look at it, found it to work."""
-        return self._condition.is_healthy
+        return self._availability.is_healthy
 
     @is_healthy.setter
     def is_healthy(self, is_healthy: bool) -> None:
-        self._condition.is_healthy = is_healthy
+        self._availability.is_healthy = is_healthy
 
     @property
     def last_error(self) -> str | None:
         """What was last amiss, by class and code; None where nothing is."""
-        return self._condition.last_error
+        return self._availability.last_error
 
-    def leave(self) -> None:
+    def retire(self) -> None:
         """Lend no connection any more: nobody is to use the shard. Those that are lent are waited for by `drain`."""
-        self._has_left = True
+        self._is_retired = True
 
     def counts(self) -> dict[str, int]:
         """Return how many connections are open and idle, and how many callers wait for one."""
@@ -114,24 +114,24 @@ class ShardPool:
         Raises `ShardUnavailableError`, `InvalidDataError` and `LostRaceError`, also for what happens inside. Never to
         be asked for by one who has a connection: all may be lent to such as wait for a second one.
         """
-        await self._admitted()
-        async with self._lent() as connection:
+        await self._admit()
+        async with self._lend() as connection:
             yield connection
 
     @contextlib.asynccontextmanager
-    async def _lent(self) -> AsyncIterator[ShardConnection]:
-        connection = await self._borrowed()
-        with self._condition.translated(asked_at=loop_time()):
+    async def _lend(self) -> AsyncIterator[ShardConnection]:
+        connection = await self._borrow()
+        with self._availability.translate_errors(asked_at=loop_time()):
             try:
                 yield connection
             except (asyncpg.PostgresError, WorkerError) as exc:
-                self._draw_conclusions(connection, exc)
+                self._react_to(connection, exc)
                 raise
             except (asyncio.CancelledError, TimeoutError):
                 self._stop(connection)
                 raise
             except BaseException as exc:
-                self._draw_conclusions(connection, exc)
+                self._react_to(connection, exc)
                 connection.terminate()
                 raise
             finally:
@@ -146,30 +146,30 @@ class ShardPool:
         started = time.perf_counter()
         async with self.connection() as connection:
             try:
-                await connection.execute(self._deadlines.begin)
+                await connection.execute(self._timeouts.begin)
                 yield connection
             except (asyncpg.PostgresError, WorkerError):
                 if not connection.is_closed():
                     await connection.execute("ROLLBACK")
                 raise
             await connection.execute("COMMIT")
-        self._condition.committed()
+        self._availability.record_commit()
         instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)
 
     @contextlib.asynccontextmanager
     async def fresh_connection(self) -> AsyncIterator[ShardConnection]:
-        """Open a connection beside the pool's, for a short look: all of it within `Deadlines.probe_s`.
+        """Open a connection beside the pool's, for a short look: all of it within `ShardTimeouts.probe_s`.
 
         So it tells how the server is now, also while those of the pool hang or lead to where the server was before.
         It is not counted in the budget. Raises as `connection` does.
         """
-        if self._has_left:
-            raise left_error(self._address.shard_id)
+        if self._is_retired:
+            raise retired_error(self._address.shard_id)
         asked_at = loop_time()
-        connection = await self._connected(within_s=self._deadlines.probe_s)
-        with self._condition.translated(asked_at=asked_at):
+        connection = await self._open_connection(within_s=self._timeouts.probe_s)
+        with self._availability.translate_errors(asked_at=asked_at):
             try:
-                async with asyncio.timeout_at(asked_at + self._deadlines.probe_s):
+                async with asyncio.timeout_at(asked_at + self._timeouts.probe_s):
                     yield connection
                     await connection.close()
             finally:
@@ -180,9 +180,9 @@ class ShardPool:
 
         Raises `RetryableError` when not.
         """
-        await self._shared_look()
+        await self._shared_probe()
 
-    async def _look(self) -> None:
+    async def _probe_once(self) -> None:
         self._check_refusal()
         was_healthy = self.is_healthy
         try:
@@ -192,25 +192,25 @@ class ShardPool:
         except ShardUnavailableError as exc:
             if not isinstance(exc.__cause__, asyncpg.TooManyConnectionsError) or not self.counts()["idle"]:
                 raise
-            async with self._lent() as connection:  # the server has no room for another, and the pool has this one
+            async with self._lend() as connection:  # the server has no room for another, and the pool has this one
                 if await connection.fetchval(QUERIES["is_read_only"]):
                     raise asyncpg.ReadOnlySQLTransactionError("what a write would meet") from None
-            self._condition.seen_writable()
+            self._availability.record_writable()
             return
-        self._condition.seen_writable()
+        self._availability.record_writable()
         if not was_healthy:
             # Those of before may lead to a server that is gone without a word, each for as long as a reply may take.
             self._lender.expire()
 
     async def drain(self) -> None:
         """Close all connections, each when it is given back: within the time that any use of one may take."""
-        await self._end(within_s=self._deadlines.reply_s)
+        await self._close_connections(within_s=self._timeouts.reply_s)
 
     async def close(self) -> None:
         """Close all connections, forcibly after a few seconds."""
-        await self._end(within_s=self._deadlines.close_s)
+        await self._close_connections(within_s=self._timeouts.close_s)
 
-    async def _end(self, *, within_s: float) -> None:
+    async def _close_connections(self, *, within_s: float) -> None:
         await self._lender.close(within_s=within_s)
         if self._stopping:
             await asyncio.wait(self._stopping, timeout=STOPS_AT_CLOSE_S)
@@ -224,51 +224,51 @@ class ShardPool:
             shard_id = self._address.shard_id
             raise ShardUnavailableError(f"shard {shard_id}: {self.refusal}", shard_id=shard_id)
 
-    async def _admitted(self) -> None:
-        if self._has_left:
-            raise left_error(self._address.shard_id)
+    async def _admit(self) -> None:
+        if self._is_retired:
+            raise retired_error(self._address.shard_id)
         self._check_refusal()
-        match self._condition.admit():
-            case Admission.ADMITTED:
+        match self._availability.decide():
+            case BreakerDecision.ADMIT:
                 pass
-            case Admission.PROBE:
+            case BreakerDecision.PROBE:
                 await self.probe()
-            case Admission.REFUSED:
-                raise self._condition.turned_away()
+            case BreakerDecision.REFUSE:
+                raise self._availability.unavailable_error()
             case admission:
                 assert_never(admission)
 
-    async def _borrowed(self) -> ShardConnection:
+    async def _borrow(self) -> ShardConnection:
         try:
-            return await self._lender.borrow(within_s=self._deadlines.acquire_s)
+            return await self._lender.borrow(within_s=self._timeouts.acquire_s)
         except TimeoutError as exc:
-            raise self._condition.busy() from exc
+            raise self._availability.record_busy() from exc
 
     async def _connect(self) -> ShardConnection:
-        return await self._connected(within_s=self._deadlines.connect_s)
+        return await self._open_connection(within_s=self._timeouts.connect_s)
 
-    async def _connected(self, *, within_s: float) -> ShardConnection:
-        with self._condition.translated_connect():
+    async def _open_connection(self, *, within_s: float) -> ShardConnection:
+        with self._availability.translate_connect_errors():
             return await self._connector.connect(within_s=within_s)
 
     def _stop(self, connection: ShardConnection) -> None:
         """End a connection as soon as the server has let go of what it did there; until then it has its place."""
-        if not self._lender.take_out(connection):
+        if not self._lender.remove_lent(connection):
             return
         task = asyncio.get_running_loop().create_task(self._close(connection), name=f"stop:{self.address.shard_id}")
         self._stopping.add(task)
-        task.add_done_callback(partial(self._stopped, connection))
+        task.add_done_callback(partial(self._on_stopped, connection))
 
     async def _close(self, connection: ShardConnection) -> None:
         with contextlib.suppress(Exception):
-            await connection.close(timeout=self._deadlines.cancel_s)
+            await connection.close(timeout=self._timeouts.cancel_s)
 
-    def _stopped(self, connection: ShardConnection, task: asyncio.Task[None]) -> None:
+    def _on_stopped(self, connection: ShardConnection, task: asyncio.Task[None]) -> None:
         self._stopping.discard(task)
         connection.terminate()  # also where the task was cancelled before it began
-        self._lender.ended()
+        self._lender.release_slot()
 
-    def _draw_conclusions(self, connection: ShardConnection, exc: BaseException) -> None:
+    def _react_to(self, connection: ShardConnection, exc: BaseException) -> None:
         """Do what an error asks for beyond its being raised."""
         sqlstate = getattr(exc, "sqlstate", None)
         if sqlstate in POOLER_STATES:
@@ -282,12 +282,14 @@ class ShardPool:
 class Pools:
     """All pools of this replica, by shard id. Closes them when left."""
 
-    def __init__(self, *, size: int, max_connections: int = CONNECTIONS_MAX, deadlines: Deadlines = DEADLINES) -> None:
+    def __init__(
+        self, *, size: int, max_connections: int = CONNECTIONS_MAX, timeouts: ShardTimeouts = DEFAULT_TIMEOUTS
+    ) -> None:
         self._size = min(size, max_connections)
-        self._deadlines = deadlines
-        self._budget = SharedBudget(max_connections, idle_s=deadlines.idle_s)
+        self._timeouts = timeouts
+        self._budget = SharedBudget(max_connections, idle_s=timeouts.idle_s)
         self._pools: dict[str, ShardPool] = {}
-        self._left: set[str] = set()
+        self._retired: set[str] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -298,20 +300,20 @@ class Pools:
                 tasks.create_task(pool.close(), name=f"close:{shard_id}")
         self._budget.close()
 
-    def pool(self, address: ShardAddress) -> ShardPool:
+    def ensure_pool(self, address: ShardAddress) -> ShardPool:
         """Return the pool of a shard, made or re-pointed where needed. Opens no connection.
 
         Raises `ShardUnavailableError` for an address that may not be used, and for a shard that left.
         """
         if address.refusal is not None:
             raise ShardUnavailableError(address.refusal)
-        if address.shard_id in self._left:
-            raise left_error(address.shard_id)
+        if address.shard_id in self._retired:
+            raise retired_error(address.shard_id)
         pool = self._pools.get(address.shard_id)
         if pool is None:
             register_secret_of(address)
             pool = self._pools[address.shard_id] = ShardPool(
-                address, size=self._size, deadlines=self._deadlines, budget=self._budget
+                address, size=self._size, timeouts=self._timeouts, budget=self._budget
             )
         elif pool.address.connection_string != address.connection_string:
             register_secret_of(address)
@@ -323,32 +325,32 @@ class Pools:
         """Return the pools that exist, by shard id."""
         return self._pools
 
-    def at(self, shard_id: str) -> ShardPool:
+    def pool_of(self, shard_id: str) -> ShardPool:
         """Return the pool of a shard that was named before. Raises `ShardUnavailableError` when it left since."""
         pool = self.by_shard_id().get(shard_id)
         if pool is None:
-            raise left_error(shard_id)
+            raise retired_error(shard_id)
         return pool
 
-    def has_left(self, shard_id: str) -> bool:
+    def is_retired(self, shard_id: str) -> bool:
         """Whether a shard is not to be used any more."""
-        return shard_id in self._left
+        return shard_id in self._retired
 
-    def leave(self, shard_ids: Iterable[str]) -> list[ShardPool]:
+    def retire(self, shard_ids: Iterable[str]) -> list[ShardPool]:
         """Use shards no more, whoever still names them, until they `join` again; return their pools, to be drained."""
         left = set(shard_ids)
-        self._left |= left
+        self._retired |= left
         pools = [pool for pool in (self._pools.pop(shard_id, None) for shard_id in left) if pool is not None]
         for pool in pools:
-            pool.leave()
+            pool.retire()
         return pools
 
-    def join(self, shard_ids: Iterable[str]) -> None:
+    def restore(self, shard_ids: Iterable[str]) -> None:
         """Let shards be used that may have left before."""
-        self._left.difference_update(shard_ids)
+        self._retired.difference_update(shard_ids)
 
 
-def left_error(shard_id: str) -> ShardUnavailableError:
+def retired_error(shard_id: str) -> ShardUnavailableError:
     """Return the error for who asks for a shard that is not to be used any more."""
     return ShardUnavailableError(f"shard {shard_id}: it is not among the shards any more")
 

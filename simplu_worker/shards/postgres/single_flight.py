@@ -22,29 +22,29 @@ class SingleFlightProbe:
     A look that is cancelled answers nobody: the next one who waits looks anew.
     """
 
-    def __init__(self, look: Callable[[], Awaitable[None]], *, clock: Callable[[], float] = loop_time) -> None:
-        self._look = look
+    def __init__(self, probe: Callable[[], Awaitable[None]], *, clock: Callable[[], float] = loop_time) -> None:
+        self._probe = probe
         self._clock = clock
         self._turn = asyncio.Lock()
-        self._looked_at: float | None = None
+        self._probed_at: float | None = None
         self._error: RetryableError | None = None
 
     def __repr__(self) -> str:
-        return f"SharedLook(looked_at={self._looked_at}, error={self._error!r})"
+        return f"SingleFlightProbe(probed_at={self._probed_at}, error={self._error!r})"
 
     async def __call__(self) -> None:
         """Look, or take the answer of a look that ended at most `FRESH_S` ago, `FAILED_FRESH_S` if it was a bad one."""
         async with self._turn:
             fresh_s = FRESH_S if self._error is None else FAILED_FRESH_S
-            if self._looked_at is None or self._clock() - self._looked_at > fresh_s:
-                self._error = await self._found()
-                self._looked_at = self._clock()
+            if self._probed_at is None or self._clock() - self._probed_at > fresh_s:
+                self._error = await self._run_probe()
+                self._probed_at = self._clock()
             if self._error is not None:
                 raise self._error
 
-    async def _found(self) -> RetryableError | None:
+    async def _run_probe(self) -> RetryableError | None:
         try:
-            await self._look()
+            await self._probe()
         except RetryableError as exc:
             return exc
         return None

@@ -14,7 +14,7 @@ SET LOCAL plan_cache_mode = force_generic_plan;
 """
 
 
-class Deadlines(msgspec.Struct, frozen=True):
+class ShardTimeouts(msgspec.Struct, frozen=True):
     """How long each thing done to a shard may take, in seconds.
 
     The server's own are the shorter ones, a lock wait the shortest: a waiter learns why it failed, and a server that
@@ -40,4 +40,4 @@ class Deadlines(msgspec.Struct, frozen=True):
         return BEGIN.format(**{name: round(value * 1000) for name, value in seconds.items()})
 
 
-DEADLINES = Deadlines()
+DEFAULT_TIMEOUTS = ShardTimeouts()

@@ -81,14 +81,14 @@ class Repointing:
             if self._book.known(shard_id) is None:
                 return  # it left meanwhile
             self._book.adopted(address, self._clock())
-            pool = self._pools.pool(address)
+            pool = self._pools.ensure_pool(address)
         with contextlib.suppress(RetryableError):  # its health says what came of it
             await pool.probe()
 
     async def _answers(self, shard_id: str) -> bool:
         """Whether a shard takes writes where it is: one error more does not say that its replica was promoted."""
         try:
-            await self._pools.at(shard_id).probe()
+            await self._pools.pool_of(shard_id).probe()
         except RetryableError:
             return False
         return True

@@ -150,7 +150,7 @@ class Citrus:
     def _listed(self, replies: Iterable[_Reply]) -> list[ShardAddress]:
         shards: dict[str, ShardAddress] = {}
         for reply in replies:  # the first entry of a shard counts, should there be two
-            shards.setdefault(reply.shard_id, reply.address.usable(self._allowed_hosts))
+            shards.setdefault(reply.shard_id, reply.address.validate_or_refuse(self._allowed_hosts))
         return [self.book.settle(shard) for shard in shards.values()]
 
     async def homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
@@ -176,7 +176,7 @@ class Citrus:
         return Capacity(reply.business_count, reply.max_businesses, reply.can_accept_new_business)
 
     def _settled(self, reply: _Reply) -> ShardAddress:
-        return self.book.settle(reply.address.checked(self._allowed_hosts))
+        return self.book.settle(reply.address.validate(self._allowed_hosts))
 
     async def _ask(
         self, endpoint: str, method: str, path: str, type_: type[Any], message: Any = None

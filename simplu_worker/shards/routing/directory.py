@@ -141,7 +141,7 @@ class Directory:
     async def _has(self, shard_id: str, tenant_id: str) -> bool:
         """Whether a shard says that a tenant is its own, whoever names another. While it says nothing, it has."""
         try:
-            row = (await self._homes.rows(self._pools.at(shard_id).address, [tenant_id])).get(tenant_id)
+            row = (await self._homes.rows(self._pools.pool_of(shard_id).address, [tenant_id])).get(tenant_id)
         except RetryableError:
             return True
         return row is not None and row["state"] in ANSWERING
@@ -188,7 +188,7 @@ class Directory:
         shard_id = self.routes.last_home(tenant_id)
         if shard_id is None or shard_id not in self._pools.by_shard_id():
             return None
-        address = self._pools.at(shard_id).address
+        address = self._pools.pool_of(shard_id).address
         row = (await self._homes.rows(address, [tenant_id])).get(tenant_id)
         return None if row is None else await self._homes.followed(Home(address, row), tenant_id)
 

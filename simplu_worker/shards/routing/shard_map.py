@@ -186,7 +186,7 @@ def _problems(shard_map: ShardMap, allowed_hosts: tuple[str, ...]) -> list[str]:
             problems.append(f"shard {shard.shard_id}: expected a database of its own, got that of shard {name}")
     for address in [address for shard in shard_map.shards for address in shard.addresses]:
         try:
-            address.checked(allowed_hosts)
+            address.validate(allowed_hosts)
         except PermanentError as exc:
             problems.append(str(exc))
     return problems

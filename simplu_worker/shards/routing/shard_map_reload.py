@@ -85,7 +85,7 @@ class MapReload:
         """Ask shards that are to leave for their tenants; return what there is against it."""
 
         async def ask(address: ShardAddress) -> int:
-            async with self._pools.pool(address).connection() as connection:
+            async with self._pools.ensure_pool(address).connection() as connection:
                 if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
                     return 0
                 return int(await connection.fetchval(QUERIES["count_living_tenants"]))
@@ -107,13 +107,13 @@ class MapReload:
     async def _replace(self, new: ShardMap) -> list[ShardPool]:
         change = self._static_map.replace(new)
         left = {shard.shard_id for shard in change.left}
-        pools = self._pools.leave(left)  # in one step with the change: nobody is sent there any more
-        self._pools.join(shard.shard_id for shard in change.added)
+        pools = self._pools.retire(left)  # in one step with the change: nobody is sent there any more
+        self._pools.restore(shard.shard_id for shard in change.added)
         self._directory.renamed(left)
         for shard in change.readdressed:
             address = self._static_map.book.known(shard.shard_id)
             if address is not None and shard.shard_id in self._pools.by_shard_id():
-                self._pools.pool(address)  # the new one, unless it is to be tried first
+                self._pools.ensure_pool(address)  # the new one, unless it is to be tried first
         instruments.SHARD_MAP_RELOADS.labels("applied").inc()
         log.info(
             "shard_map.reloaded",

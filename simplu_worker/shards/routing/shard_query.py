@@ -51,7 +51,7 @@ async def survey_shards(
     """
 
     async def ask(shard: ShardAddress) -> list[dict[str, Any]]:
-        async with pools.pool(shard).connection() as connection:
+        async with pools.ensure_pool(shard).connection() as connection:
             if await check_schema(connection, shard.shard_id) is SchemaState.EMPTY:
                 return []
             return [dict(row) for row in await connection.fetch(QUERIES[query], *arguments)]

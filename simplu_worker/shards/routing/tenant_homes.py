@@ -100,7 +100,7 @@ class TenantHomes:
         self, address: ShardAddress, tenant_ids: Sequence[str], *, query: str = "find_tenants"
     ) -> dict[str, dict[str, Any]]:
         """Return what a query says of the tenants' rows on one shard, by id; without those it does not have."""
-        async with self._pools.pool(address).connection() as connection:
+        async with self._pools.ensure_pool(address).connection() as connection:
             if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
                 return {}
             rows = await connection.fetch(QUERIES[query], tenant_ids)

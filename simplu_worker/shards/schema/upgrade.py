@@ -22,7 +22,7 @@ from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.migrations import (
     Migration,
     MigrationStep,
@@ -45,7 +45,7 @@ LOOK_S: Final = 0.5  # how often it is looked whom a statement waits for
 BUILD_MAX_S: Final = 7 * 86_400.0  # of a statement that runs outside a transaction: it ends when it ends
 PATIENCE_S: Final = 600.0
 # A worker's batches queue up behind a statement that waits for a table: not for longer than a batch may take.
-UPGRADE_DEADLINES: Final = Deadlines(lock_s=2.0)
+UPGRADE_TIMEOUTS: Final = ShardTimeouts(lock_s=2.0)
 ANOTHER: Final = "another upgrade of this shard"
 
 Result = TypeVar("Result")

@@ -82,7 +82,7 @@ class TenantDeletion:
                 self._swept_at = now
                 for shard in shards:
                     if shard.refusal is None:
-                        self._pools.pool(shard)
+                        self._pools.ensure_pool(shard)
         return [pool for pool in self._pools.by_shard_id().values() if pool.is_healthy]
 
     async def _delete_on(self, pool: ShardPool) -> int:

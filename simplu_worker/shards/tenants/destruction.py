@@ -127,7 +127,7 @@ class Destroyer:
         return found
 
     async def _locations_on(self, shard: ShardAddress, business_id: str) -> list[tuple[str, str]]:
-        async with self._pools.pool(shard).connection() as connection:
+        async with self._pools.ensure_pool(shard).connection() as connection:
             if await check_schema(connection, shard.shard_id) is SchemaState.EMPTY:
                 return []
             rows = await connection.fetch(QUERIES["find_locations"], business_id)
@@ -138,7 +138,7 @@ class Destroyer:
     ) -> DestructionResult:
         tenant_id = tenant_id_of(business_id, location_id)
         text_of_time = requested_at.isoformat()  # as text: asyncpg makes infinities of the extremes
-        async with self._pools.pool(shard).transaction() as connection:
+        async with self._pools.ensure_pool(shard).transaction() as connection:
             row = await connection.fetchrow(QUERIES["lock_tenants_for_control"], [tenant_id])
             if row is None:
                 raise RetryableError("the tenant's row went away")

@@ -237,7 +237,9 @@ class HomeConfirmer:
             return
         for home in settlement.undone:
             try:
-                await self._undo(self._pools.pool(shards[home.shard_id]), one, home, kept=settlement.kept.shard_id)
+                await self._undo(
+                    self._pools.ensure_pool(shards[home.shard_id]), one, home, kept=settlement.kept.shard_id
+                )
             except WorkerError as exc:
                 troubles[one.tenant_id] = exc
         if doubt.home in settlement.undone:
@@ -294,7 +296,7 @@ class HomeConfirmer:
     async def _confirm_on(self, shard_id: str, noted: Sequence[tuple[str, datetime]]) -> list[WorkerError | None]:
         tenant_ids = [tenant_id for tenant_id, _ in noted]
         try:
-            async with self._pools.at(shard_id).transaction() as connection:
+            async with self._pools.pool_of(shard_id).transaction() as connection:
                 await connection.fetch(QUERIES["lock_tenants_for_control"], tenant_ids)
                 made_at = [made_at.isoformat() for _, made_at in noted]
                 rows = await connection.fetch(QUERIES["confirm_tenants"], tenant_ids, made_at)

@@ -170,7 +170,7 @@ class Provisioner:
         if turns is None:
             turns = self._turns[shard.shard_id] = Coalescer(lambda wanted: self._make_rows(shard.shard_id, wanted))
         try:
-            self._pools.pool(shard)
+            self._pools.ensure_pool(shard)
             rows = await turns.bring(requests)
         except Exception as exc:  # noqa: BLE001  # these requests'; those of other shards go on
             answers |= {request.tenant_id: exc for request in requests}
@@ -191,7 +191,7 @@ class Provisioner:
     async def _make_rows(self, shard_id: str, wanted: Sequence[ProvisionRequest]) -> list[RowAnswer]:
         """Make all that has come for one shard, with one look at its schema."""
         try:
-            pool = self._pools.at(shard_id)
+            pool = self._pools.pool_of(shard_id)
             await ensure_schema(pool)
             return await make_rows(pool, wanted)
         except Exception as exc:  # noqa: BLE001  # an answer to each that has come

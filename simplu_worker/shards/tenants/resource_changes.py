@@ -165,4 +165,4 @@ class ResourceChanges:
             case Absence.INACTIVE:
                 raise RetryableError("the tenant's shard is not active, or the tenant is being moved")
             case _:
-                return self._pools.pool(found)
+                return self._pools.ensure_pool(found)

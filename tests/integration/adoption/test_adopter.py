@@ -79,7 +79,7 @@ class Case:
         self.old = old
         self.names = Names(address)
         self.businesses = Businesses()
-        self.pool = ShardPool(address, size=2, deadlines=ADOPTION_DEADLINES)
+        self.pool = ShardPool(address, size=2, timeouts=ADOPTION_DEADLINES)
 
     def adopter(self, *, tell: Callable[[AdoptionReporter], None] = lambda _: None, copied_at_once: int = 3) -> Adopter:
         """Return an adopter; without *copied_at_once*, one that needs many transactions."""
@@ -614,7 +614,7 @@ async def test_swap_waits_for_no_one_longer_than_a_lock_may_take(case: Case) -> 
     await case.old.insert(CLINIC, "patient", "p-1", {})
     plan = await case.plan()
     await case.adopter().copy(plan, Choices())
-    pool = ShardPool(case.pool.address, size=1, deadlines=type(ADOPTION_DEADLINES)(lock_s=0.05))
+    pool = ShardPool(case.pool.address, size=1, timeouts=type(ADOPTION_DEADLINES)(lock_s=0.05))
     adopter = Adopter(pool, case.names, case.businesses, quiet_s=0, attempts=2, draw=lambda: 0.0)  # type: ignore[arg-type]
 
     async with case.old.connection.transaction():

@@ -96,7 +96,7 @@ class Everywhere:
 async def begun(make_shard: ShardMaker) -> AsyncIterator[tuple[Adopter, ShardPool]]:
     """Give an adopter that has begun with an empty table, whose data are text."""
     address = await make_shard("shard-1", is_empty=True)
-    pool = ShardPool(address, size=2, deadlines=ADOPTION_DEADLINES)
+    pool = ShardPool(address, size=2, timeouts=ADOPTION_DEADLINES)
     connection = await asyncpg.connect(address.connection_string)
     await TypescriptShard(connection, data_type="TEXT").make()
     await connection.close()

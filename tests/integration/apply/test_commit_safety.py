@@ -109,7 +109,7 @@ class Shard:
 async def open_shard(address: ShardAddress) -> AsyncIterator[Shard]:
     """Open a shard."""
     async with CountingPools(size=4) as pools, asyncio.TaskGroup() as tasks:
-        yield Shard(pools, pools.pool(address), tasks)
+        yield Shard(pools, pools.ensure_pool(address), tasks)
 
 
 @pytest.fixture
@@ -380,7 +380,7 @@ async def test_promoted_standby_without_the_last_commits_is_found_out() -> None:
             await pair.primary.kill()
             await pair.standby.promote()
             there = pair.standby.url_of(database_of(address))
-            shard.pools.pool(ShardAddress(SHARD_ID, there))
+            shard.pools.ensure_pool(ShardAddress(SHARD_ID, there))
 
             with pytest.raises(RetryableError, match="lost its last commits"):
                 await shard.are_safe(lost)

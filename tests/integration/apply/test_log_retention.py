@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 @pytest.fixture
 async def pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:  # closed before its shards are given back
     """Give pools that wait for nobody long."""
-    async with Pools(size=2, deadlines=QUICK) as opened:
+    async with Pools(size=2, timeouts=QUICK) as opened:
         yield opened
 
 
@@ -74,7 +74,7 @@ async def test_retention_forgets_rows_by_completion_and_keeps_the_rest(pools: Po
     """Rows completed longer ago than the window go, on every shard, in several statements; the event counts them."""
     shards = [await make_shard(name) for name in ("shard-1", "shard-2", "shard-3")]
     for number, address in enumerate(shards):
-        pools.pool(address)
+        pools.ensure_pool(address)
         await add_rows(address, "old", age=15 * DAY + timedelta(minutes=1), count=25 * number)
         await add_rows(address, "young", age=15 * DAY - timedelta(minutes=1), count=3)
     with capture_logs() as logs:
@@ -88,7 +88,7 @@ async def test_retention_forgets_rows_by_completion_and_keeps_the_rest(pools: Po
 async def test_retention_forgets_nothing_when_the_window_is_unknown(pools: Pools, make_shard: ShardMaker) -> None:
     """While a source does not say how long it keeps its records, every row stays."""
     address = await make_shard()
-    pools.pool(address)
+    pools.ensure_pool(address)
     await add_rows(address, "old", age=400 * DAY, count=5)
     assert await LogRetention(pools, keeps(None)).take_turn() == {}
     assert await left_on(address) == 5
@@ -97,7 +97,7 @@ async def test_retention_forgets_nothing_when_the_window_is_unknown(pools: Pools
 async def test_retention_leaves_rows_alone_when_somebody_holds_them(pools: Pools, make_shard: ShardMaker) -> None:
     """A row that another transaction has locked is passed over, and not waited for."""
     address = await make_shard()
-    pools.pool(address)
+    pools.ensure_pool(address)
     await add_rows(address, "old", age=20 * DAY, count=5)
     holder = await asyncpg.connect(address.connection_string)
     try:
@@ -112,7 +112,7 @@ async def test_retention_leaves_rows_alone_when_somebody_holds_them(pools: Pools
 async def test_retention_ends_its_turn_in_time_and_goes_on_with_the_next(pools: Pools, make_shard: ShardMaker) -> None:
     """A turn that has no time left stops after the statement at hand; nothing is lost by that."""
     address = await make_shard()
-    pools.pool(address)
+    pools.ensure_pool(address)
     await add_rows(address, "old", age=20 * DAY, count=25)
     assert await LogRetention(pools, keeps(15 * DAY), turn_s=0.001, statement_max_rows=10).take_turn() == {
         "shard-1": 10
@@ -131,8 +131,8 @@ async def test_retention_passes_over_shards_that_are_not_to_be_touched(pools: Po
     """An empty database has no log, and one that says it is another shard keeps its own."""
     empty, other = await make_shard("shard-1", is_empty=True), await make_shard("shard-9")
     await add_rows(other, "old", age=20 * DAY, count=5)
-    pools.pool(empty)
-    pools.pool(ShardAddress("shard-2", other.connection_string))
+    pools.ensure_pool(empty)
+    pools.ensure_pool(ShardAddress("shard-2", other.connection_string))
     assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {}
     assert await left_on(other) == 5
 
@@ -144,17 +144,17 @@ async def test_retention_goes_on_with_other_shards_when_one_is_down(
     well = await make_shard("shard-1")
     down = ShardAddress("shard-2", breakable_server.url)
     for address in (well, down):
-        pools.pool(address)
+        pools.ensure_pool(address)
     await breakable_server.stop()
     await add_rows(well, "old", age=20 * DAY, count=5)
     assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {"shard-1": 5}
-    assert not pools.pool(down).is_healthy
+    assert not pools.ensure_pool(down).is_healthy
 
 
 async def test_forgetting_does_not_read_the_table_when_nothing_is_old(pools: Pools, make_shard: ShardMaker) -> None:
     """After deleted rows' pages were filled again, a look for old rows reads a few pages and not all of them."""
     address = await make_shard()
-    pools.pool(address)
+    pools.ensure_pool(address)
     await add_rows(address, "old", age=20 * DAY, count=20_000)
     await LogRetention(pools, keeps(15 * DAY), statement_max_rows=30_000).take_turn()
     await execute(address.connection_string, "VACUUM operations")

@@ -19,7 +19,7 @@ from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
 
 RAISED = Outcome(disposition=Disposition.UNEXPECTED, error="RaiseError (P0001)")
@@ -32,7 +32,7 @@ SLOW = {"sleep": 5}
 @pytest.fixture
 async def touchy(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
     """Give a shard that fails by itself at some operations, with a statement's deadline of half a second."""
-    pool = ShardPool(await make_shard(), size=4, deadlines=Deadlines(statement_s=0.5))
+    pool = ShardPool(await make_shard(), size=4, timeouts=ShardTimeouts(statement_s=0.5))
     await make_touchy(pool)
     yield pool
     await pool.close()
@@ -215,8 +215,8 @@ async def test_writer_blames_nobody_when_the_failing_statement_has_no_operation_
     make_shard: ShardMaker, moment: str
 ) -> None:
     """Before the log is written no operation can be at fault: it is the shard that cannot take the batch."""
-    deadlines = Deadlines(statement_s=0.3, lock_s=5.0 if moment == "lock_tenants" else 1e9)
-    pool = ShardPool(await make_shard(), size=2, deadlines=deadlines)
+    timeouts = ShardTimeouts(statement_s=0.3, lock_s=5.0 if moment == "lock_tenants" else 1e9)
+    pool = ShardPool(await make_shard(), size=2, timeouts=timeouts)
     case = await case_on(pool)
     async with pool.connection() as rival, rival.transaction():
         await rival.execute("SELECT FROM tenants FOR UPDATE")

@@ -20,7 +20,7 @@ from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Failure, Operation
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
 
 INVALID_DATA = failed(Failure.INVALID_DATA)
@@ -250,7 +250,7 @@ async def test_writer_tries_again_when_it_is_the_victim_of_a_deadlock(make_shard
 @pytest.fixture
 async def hurried(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
     """Give a shard of whose locks nobody waits long."""
-    pool = ShardPool(await make_shard(), size=4, deadlines=Deadlines(lock_s=0.1))
+    pool = ShardPool(await make_shard(), size=4, timeouts=ShardTimeouts(lock_s=0.1))
     yield pool
     await pool.close()
 
@@ -358,7 +358,7 @@ async def unavailable(case: TenantCase, batch: list[Operation]) -> str:
 
 async def test_writer_gives_up_a_server_when_it_hangs(breakable_server: PostgresServer) -> None:
     """A frozen server is given up in time, with an open connection and without; afterwards all is applied once."""
-    pool = ShardPool(await copy_shard(breakable_server), size=2, deadlines=QUICK)
+    pool = ShardPool(await copy_shard(breakable_server), size=2, timeouts=QUICK)
     case = await case_on(pool)
     batch = [case.operation("create", data={"v": 1}), case.operation("patch", data={"v": 2})]
     breakable_server.suspend()

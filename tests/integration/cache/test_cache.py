@@ -386,7 +386,7 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 def pool_of(routed: RoutedShards) -> ShardPool:
     """Return the pool of the one shard."""
     shard = routed.citrus.registry.shards["shard-1"]
-    return routed.pools.pool(ShardAddress("shard-1", shard.connection_string))
+    return routed.pools.ensure_pool(ShardAddress("shard-1", shard.connection_string))
 
 
 def gateway_of(routed: RoutedShards, cache: Cache, pools: Pools | None = None) -> ShardGateway:

@@ -57,7 +57,7 @@ def by_id(shards: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 async def test_roll_call_has_every_shard_and_says_of_each_how_it_fares(make_shard: ShardMaker) -> None:
     """Those that answer, that do not, and that must not be asked; in order of their ids."""
     good = await make_shard("a-good")
-    async with routed_shards([silent("d-down"), good], tenants_per_shard=10, deadlines=HURRIED) as routed:
+    async with routed_shards([silent("d-down"), good], tenants_per_shard=10, timeouts=HURRIED) as routed:
         routed.citrus.registry.shards["d-down"].is_active = False
         listed = await inspect_all_shards(routed.locator, routed.pools)
     assert [(one.address.shard_id, one.is_silent, str(one.health.state)) for one in listed] == [
@@ -106,8 +106,8 @@ async def test_roll_is_called_once_for_all_who_ask_together(make_shard: ShardMak
 async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: ShardMaker) -> None:
     """What the pool knows is in it too, and no secret is."""
     good = await make_shard("shard-1")
-    async with routed_shards([good, silent("shard-2")], deadlines=HURRIED) as routed:
-        await add_tenant(routed.pools.pool(good))
+    async with routed_shards([good, silent("shard-2")], timeouts=HURRIED) as routed:
+        await add_tenant(routed.pools.ensure_pool(good))
         status, answer = await views_of(replica_of(routed)).shards()
     shards = by_id(answer["shards"])
     assert (status, answer["shardsWithoutAnswer"]) == (200, ["shard-2"])
@@ -136,10 +136,10 @@ async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: Shar
     """The page reads it every two seconds."""
     good = await make_shard("shard-1")
     book = HealthRegistry()
-    async with routed_shards([good, silent("shard-2")], deadlines=HURRIED) as routed:
+    async with routed_shards([good, silent("shard-2")], timeouts=HURRIED) as routed:
         replica = replica_of(routed, book)
         assert replica.status()["shards"] == []
-        pool = routed.pools.pool(good)
+        pool = routed.pools.ensure_pool(good)
         assert replica.status()["shards"][0]["state"] == "unknown"
         book.begin("shard-1")
         book.note_look("shard-1", await look(pool))
@@ -200,7 +200,7 @@ async def test_tenants_list_names_the_silent_shards(
     """And prints the tenants of the others."""
     good = await make_shard("shard-1")
     async with routed_shards([good]) as routed:
-        await add_tenant(routed.pools.pool(good))
+        await add_tenant(routed.pools.ensure_pool(good))
     assert await list_tenants(settings_of(tmp_path, good, silent("shard-2")), as_json=True) == 1
     answer = json.loads(capfd.readouterr().out)
     assert [(tenant["businessId"], tenant["locationId"]) for tenant in answer["tenants"]] == [TENANT]

@@ -29,7 +29,7 @@ HURRIED = msgspec.structs.replace(QUICK, probe_s=0.5)
 @pytest.fixture
 async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
     """Give a shard behind a local Citrus, with a tenant on it that the gateway has found."""
-    async with routed_shards([await make_shard()], deadlines=HURRIED) as routed:
+    async with routed_shards([await make_shard()], timeouts=HURRIED) as routed:
         await add_tenant(pool_of(routed))
         routed.register(TENANT, "shard-1")
         await routed.gateway.find("-".join(TENANT))
@@ -38,12 +38,12 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 
 def pool_of(routed: RoutedShards) -> ShardPool:
     """Return the shard's pool."""
-    return routed.pools.pool(ShardAddress("shard-1", routed.citrus.registry.shards["shard-1"].connection_string))
+    return routed.pools.ensure_pool(ShardAddress("shard-1", routed.citrus.registry.shards["shard-1"].connection_string))
 
 
 def forget_looks(pool: ShardPool) -> None:
     """Let the answer of before be an old one."""
-    pool._shared_look = SingleFlightProbe(pool._look)
+    pool._shared_probe = SingleFlightProbe(pool._probe_once)
 
 
 async def amiss(gateway: ShardGateway) -> str:
@@ -91,13 +91,13 @@ async def test_probe_is_one_connection_when_many_readers_ask_at_once(make_shard:
                 for _ in range(64):
                     tasks.create_task(routed.gateway.probe("shard-1"))
             assert line.connection_count == expected
-            routed.gateway._writer("shard-1")._shared_look = SingleFlightProbe(routed.gateway._writer("shard-1")._look)
+            routed.gateway._writer("shard-1")._shared_probe = SingleFlightProbe(routed.gateway._writer("shard-1")._look)
 
 
 async def test_probe_raises_in_time_when_the_server_is_frozen(breakable_server: PostgresServer) -> None:
     """By a deadline of its own, with all connections of the pool stuck; once it goes on the shard is well."""
-    async with Pools(size=1, deadlines=HURRIED) as pools:
-        pool = pools.pool(await copy_shard(breakable_server))
+    async with Pools(size=1, timeouts=HURRIED) as pools:
+        pool = pools.ensure_pool(await copy_shard(breakable_server))
         case = TenantCase(pool, TENANT)
         await add_tenant(pool, TENANT)
         breakable_server.suspend()
@@ -126,12 +126,12 @@ async def test_probe_raises_when_nobody_listens_at_the_address(make_shard: Shard
     """A look tells how a shard is that nobody uses; its answer holds for a moment, whatever is found out meanwhile."""
     async with Pools(size=1) as pools:
         down = silent("shard-1")
-        pool = pools.pool(down)
+        pool = pools.ensure_pool(down)
         with pytest.raises(ShardUnavailableError, match="ConnectionRefusedError"):
             await pool.probe()
         assert (pool.is_healthy, pool.last_error) == (False, "ConnectionRefusedError")
 
-        pools.pool(await make_shard())
+        pools.ensure_pool(await make_shard())
         with pytest.raises(ShardUnavailableError, match="ConnectionRefusedError"):
             await pool.probe()  # within the moment for which the old answer holds
         assert (pool.is_healthy, pool.last_error) == (False, "ConnectionRefusedError")

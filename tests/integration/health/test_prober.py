@@ -50,7 +50,7 @@ Sees = Callable[[Health], bool]
 @pytest.fixture
 async def pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:  # closed before its shards are given back
     """Give pools whose looks end after a second."""
-    async with Pools(size=2, deadlines=HURRIED) as pools:
+    async with Pools(size=2, timeouts=HURRIED) as pools:
         yield pools
 
 
@@ -78,7 +78,7 @@ async def comes_to(book: HealthRegistry, shard_id: str, sees: Sees) -> Health:
 
 async def well(pools: Pools, address: ShardAddress) -> ShardProbe:
     """Look at a shard, which must answer."""
-    seen = await look(pools.pool(address))
+    seen = await look(pools.ensure_pool(address))
     assert isinstance(seen, ShardProbe), seen
     return seen
 
@@ -91,8 +91,8 @@ def is_(state: ShardState) -> Sees:
 async def test_look_tells_what_a_shard_is(pools: Pools, make_shard: ShardMaker) -> None:
     """Its server, its connections, its schema and tenants; nothing is changed, and no connection stays."""
     address = await make_shard()
-    await add_tenant(pools.pool(address))
-    await add_tenant(pools.pool(address), ("gone", "main"), state="destroyed")
+    await add_tenant(pools.ensure_pool(address))
+    await add_tenant(pools.ensure_pool(address), ("gone", "main"), state="destroyed")
     probe = await well(pools, address)
     assert (probe.schema_version, probe.tenant_count, probe.refusal) == (SCHEMA_VERSION, 1, None)
     assert (role_of(probe), probe.standby_count, probe.lag_s) == ("primary", 0, None)
@@ -109,7 +109,7 @@ async def test_look_tells_what_a_shard_is(pools: Pools, make_shard: ShardMaker) 
 
 async def test_look_does_not_count_tenants_when_it_is_not_asked_to(pools: Pools, make_shard: ShardMaker) -> None:
     """That reads a table."""
-    probe = await probe_shard(pools.pool(await make_shard()), counts_tenants=False)
+    probe = await probe_shard(pools.ensure_pool(await make_shard()), counts_tenants=False)
     assert (probe.schema_version, probe.tenant_count) == (SCHEMA_VERSION, None)
 
 
@@ -132,7 +132,7 @@ async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
     assert judge(Seen(probe=probe)).state is ShardState.LOST
     book = HealthRegistry()
     book.begin("wrong")
-    book.note_look("wrong", await look(pools.pool(wrong)))
+    book.note_look("wrong", await look(pools.ensure_pool(wrong)))
     health = book.by_shard_id["wrong"]
     assert health.state is ShardState.LOST
     assert health.problems == {Problem.REFUSED}
@@ -144,7 +144,7 @@ async def test_look_does_not_take_a_shard_for_well_when_its_writes_are_refused(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
     """It sees nothing of a full disk; and it is no reason to call the shard back."""
-    pool = pools.pool(await make_shard())
+    pool = pools.ensure_pool(await make_shard())
     with pytest.raises(ShardUnavailableError):
         async with pool.transaction() as connection:
             await connection.execute("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$")
@@ -165,7 +165,7 @@ async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
 ) -> None:
     """It answers, and takes no operations."""
     address = await make_shard()
-    pool = pools.pool(address)
+    pool = pools.ensure_pool(address)
     setting = f"ALTER DATABASE {database_of(address)} SET default_transaction_read_only"
     await execute(postgres_server.url_of("postgres"), f"{setting} = on")
     probe = await well(pools, address)
@@ -199,7 +199,7 @@ async def test_look_sees_what_there_is_to_see_when_its_role_may_see_little(
     finally:
         await own.close()
         await holder.close()
-        await pools.pool(ShardAddress("shard-1", theirs)).close()
+        await pools.ensure_pool(ShardAddress("shard-1", theirs)).close()
         await execute(address.connection_string, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
@@ -216,7 +216,7 @@ async def test_look_goes_on_when_a_function_is_not_permitted(pools: Pools, break
         await execute(address.connection_string, "GRANT SELECT ON pg_stat_replication, pg_stat_activity TO public")
     assert (probe.connections_max, probe.standby_count, probe.lag_s) == (None, None, None)
     assert judge(Seen(probe=probe)).state is ShardState.HEALTHY
-    assert pools.pool(theirs).is_healthy
+    assert pools.ensure_pool(theirs).is_healthy
 
 
 async def test_look_is_on_a_connection_of_the_pool_when_no_other_is_to_be_had(
@@ -228,7 +228,7 @@ async def test_look_is_on_a_connection_of_the_pool_when_no_other_is_to_be_had(
     await execute(address.connection_string, f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
     await execute(address.connection_string, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
     theirs = ShardAddress("shard-1", address.connection_string.replace("//postgres:", f"//{role}:"))
-    pool = pools.pool(theirs)
+    pool = pools.ensure_pool(theirs)
     try:
         await fetch(pool, "SELECT 1")
         probe = await well(pools, theirs)
@@ -245,7 +245,7 @@ async def test_look_is_on_a_connection_of_the_pool_when_no_other_is_to_be_had(
 async def test_look_says_what_it_has_seen_when_the_shard_is_slow(pools: Pools, make_shard: ShardMaker) -> None:
     """A shard that answers is not lost, though not all of its answers come in time."""
     address = await make_shard()
-    pool = pools.pool(address)
+    pool = pools.ensure_pool(address)
     await fetch(pool, "SELECT 1")
     async with held_lock(address, "tenants"):
         probe = await probe_shard(pool, within_s=0.5)
@@ -269,7 +269,7 @@ async def held_lock(address: ShardAddress, table: str) -> AsyncIterator[None]:
 async def test_look_says_nothing_of_health_when_it_is_cancelled(pools: Pools, make_shard: ShardMaker) -> None:
     """Wherever it is, and no connection is left."""
     address = await make_shard()
-    pool = pools.pool(address)
+    pool = pools.ensure_pool(address)
     for number in range(15):
         looking = asyncio.ensure_future(look(pool))
         for _ in range(number):
@@ -323,7 +323,7 @@ async def test_prober_looks_at_every_pool_soon_and_forgets_those_that_are_gone(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
     """What it sees is shown as metrics, with the connections of the pool as they are when metrics are read."""
-    pool = pools.pool(await make_shard("prober-1"))
+    pool = pools.ensure_pool(await make_shard("prober-1"))
     async with looking(pools) as book:
         await comes_to(book, "prober-1", is_(ShardState.HEALTHY))
         labels = {"shard_id": "prober-1"}
@@ -352,8 +352,8 @@ async def test_prober_sees_trouble_and_its_end_within_two_seconds(
     make_shard: ShardMaker,
 ) -> None:
     """Other shards are looked at meanwhile; nobody needs to use the shard."""
-    pool = pools.pool(await copy_shard(breakable_server))
-    other = pools.pool(await make_shard("shard-2"))
+    pool = pools.ensure_pool(await copy_shard(breakable_server))
+    other = pools.ensure_pool(await make_shard("shard-2"))
     async with looking(pools) as book:
         await comes_to(book, "shard-1", is_(ShardState.HEALTHY))
         async with trouble(breakable_server):
@@ -393,10 +393,10 @@ async def test_prober_looks_at_others_while_many_shards_hang(
     """A look that waits holds up no other."""
     hanging = await copy_shard(breakable_server)
     for number in range(30):
-        pools.pool(ShardAddress(f"hanging-{number}", hanging.connection_string))
+        pools.ensure_pool(ShardAddress(f"hanging-{number}", hanging.connection_string))
     async with frozen(breakable_server), looking(pools) as book:
         await comes_to(book, "hanging-0", is_(ShardState.LOST))
-        pools.pool(await make_shard("shard-9"))
+        pools.ensure_pool(await make_shard("shard-9"))
         added = time.monotonic()
         await comes_to(book, "shard-9", is_(ShardState.HEALTHY))
         assert time.monotonic() - added < 10.0  # its first turn comes within six and a half
@@ -404,7 +404,7 @@ async def test_prober_looks_at_others_while_many_shards_hang(
 
 async def test_look_names_why_nobody_answers(pools: Pools) -> None:
     """Without the connection string."""
-    seen = await look(pools.pool(silent("shard-1")))
+    seen = await look(pools.ensure_pool(silent("shard-1")))
     assert isinstance(seen, ShardSilence)
     assert seen.error.startswith("ConnectionRefusedError")
     assert "secret-word" not in seen.error

@@ -35,7 +35,7 @@ from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.stream.client import AfterSequenceNumber, AtSequenceNumber, ChildShard, Stream
 from simplu_worker.consumers.kinesis.stream.positions import Position
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.shards.postgres.statement_timeouts import DEADLINES
+from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.timing.clock import utc_now
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 @pytest.fixture
 async def world(request: pytest.FixtureRequest, endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
     """Give a world without tenants; its deadlines may be given as the fixture's parameter."""
-    async with open_world(endpoint_url, make_shard, deadlines=getattr(request, "param", QUICK)) as world:
+    async with open_world(endpoint_url, make_shard, timeouts=getattr(request, "param", QUICK)) as world:
         yield world
 
 
@@ -283,7 +283,7 @@ async def test_reader_applies_a_healthy_shards_new_tenant_while_another_shard_is
     assert len(await fetch(frozen, "SELECT FROM operations")) == 20
 
 
-@pytest.mark.parametrize("world", [DEADLINES], indirect=True)
+@pytest.mark.parametrize("world", [DEFAULT_TIMEOUTS], indirect=True)
 async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakable_server: PostgresServer) -> None:
     """Open questions and a batch without an answer are given up after *drain_s*; what they were about stays owed."""
     frozen = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
@@ -298,7 +298,7 @@ async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakab
         await eventually(lambda: reader.is_pending("a-x-5", None) and reader.is_pending("b-x-0", None))
         await asyncio.sleep(0.2)
         stopped_at = asyncio.get_running_loop().time()
-    assert asyncio.get_running_loop().time() - stopped_at < DEADLINES.close_s + 1.5
+    assert asyncio.get_running_loop().time() - stopped_at < DEFAULT_TIMEOUTS.close_s + 1.5
     assert reader.checkpoint == Position.from_sequence_number(numbers[-1])
 
     breakable_server.resume()

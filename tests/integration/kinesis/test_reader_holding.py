@@ -34,7 +34,7 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamSha
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.shards.postgres.statement_timeouts import DEADLINES
+from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.timing.clock import utc_now
 
 MIB = 1024 * 1024
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 @pytest.fixture
 async def world(request: pytest.FixtureRequest, endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
     """Give a world without tenants; its deadlines may be given as the fixture's parameter."""
-    async with open_world(endpoint_url, make_shard, deadlines=getattr(request, "param", QUICK)) as world:
+    async with open_world(endpoint_url, make_shard, timeouts=getattr(request, "param", QUICK)) as world:
         yield world
 
 
@@ -98,7 +98,7 @@ async def test_others_go_on_when_a_shard_is_killed_under_load(world: World, brea
     assert await world.letters() == []
 
 
-@pytest.mark.parametrize("world", [DEADLINES], indirect=True)
+@pytest.mark.parametrize("world", [DEFAULT_TIMEOUTS], indirect=True)
 async def test_queue_behind_a_batch_without_an_answer_is_held_when_it_grows(
     world: World, breakable_server: PostgresServer
 ) -> None:
@@ -400,7 +400,7 @@ async def test_reader_goes_on_when_every_record_is_larger_than_its_memory(world:
     assert await outcomes(shard, "late-x") == ["succeeded"] * 3
 
 
-@pytest.mark.parametrize("world", [DEADLINES], indirect=True)
+@pytest.mark.parametrize("world", [DEFAULT_TIMEOUTS], indirect=True)
 async def test_batch_without_an_answer_is_held_when_its_memory_is_needed(
     world: World, breakable_server: PostgresServer
 ) -> None:

@@ -30,7 +30,7 @@ async def world(endpoint_url: str, make_shard: ShardMaker, monkeypatch: pytest.M
 def leave(world: World, shard_id: str) -> None:
     """Do what a reload does with a shard that is not in the map any more."""
     del world.citrus.registry.shards[shard_id]
-    world.pools.leave([shard_id])
+    world.pools.retire([shard_id])
     world.gateway._directory.renamed([shard_id])
 
 

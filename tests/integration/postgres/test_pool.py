@@ -21,7 +21,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.pool_state import REFUSAL_COUNTS_S
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import MASK, scrub_text
 
@@ -52,7 +52,7 @@ async def test_pool_opens_connections_only_when_used_and_keeps_them(make_shard: 
 
 async def test_pool_is_unavailable_when_no_connection_becomes_free(make_shard: ShardMaker) -> None:
     """Waiting for a connection is bounded."""
-    pool = ShardPool(await make_shard(), size=1, deadlines=Deadlines(acquire_s=0.1))
+    pool = ShardPool(await make_shard(), size=1, timeouts=ShardTimeouts(acquire_s=0.1))
     async with pool.connection():
         with pytest.raises(ShardUnavailableError, match="TimeoutError"):
             await ask(pool)
@@ -95,7 +95,7 @@ async def test_transaction_can_be_used_again_when_its_opening_failed(shard: Shar
     """A setting that the server refuses after BEGIN gives no connection back in the aborted transaction."""
     complaints: list[str] = []  # asyncpg's, of a connection that comes back within a transaction
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
-    broken = ShardPool(shard.address, size=1, deadlines=Deadlines(lock_s=1e9))
+    broken = ShardPool(shard.address, size=1, timeouts=ShardTimeouts(lock_s=1e9))
 
     for _ in range(2):
         with pytest.raises(InvalidDataError, match=r"InvalidParameterValueError \(22023\)"):
@@ -147,9 +147,9 @@ async def test_pool_follows_its_address_when_that_changes(make_shard: ShardMaker
     """The next connection goes to the new place; one in use ends when it is given back."""
     old, new = await make_shard(), await make_shard()
     async with Line(new).opened() as line, Pools(size=2) as pools:
-        pool = pools.pool(old)
+        pool = pools.ensure_pool(old)
         async with pool.connection() as in_use:
-            assert pools.pool(line.address) is pool
+            assert pools.ensure_pool(line.address) is pool
             assert await ask(pool, "SELECT current_database()") == database_of(new)
             assert await in_use.fetchval("SELECT current_database()") == database_of(old)
         assert await ask(pool, "SELECT current_database()") == database_of(new)
@@ -159,12 +159,12 @@ async def test_pool_follows_its_address_when_that_changes(make_shard: ShardMaker
 
 async def test_pool_keeps_its_deadlines_when_its_address_changes(make_shard: ShardMaker) -> None:
     """A server that does not answer in time is given up, at the new place as at the old one."""
-    deadlines = Deadlines(reply_s=0.3)
-    async with Pools(size=1, deadlines=deadlines) as pools:
+    timeouts = ShardTimeouts(reply_s=0.3)
+    async with Pools(size=1, timeouts=timeouts) as pools:
         for address in (await make_shard(), await make_shard()):
             async with asyncio.timeout(5):
                 with pytest.raises(ShardUnavailableError, match="TimeoutError"):
-                    await ask(pools.pool(address), "SELECT pg_sleep(60)")
+                    await ask(pools.ensure_pool(address), "SELECT pg_sleep(60)")
 
 
 async def test_pool_says_that_it_is_healthy_again_when_it_is(make_shard: ShardMaker) -> None:
@@ -172,13 +172,13 @@ async def test_pool_says_that_it_is_healthy_again_when_it_is(make_shard: ShardMa
     address = await make_shard("shard-health")
     labels = {"shard_id": "shard-health"}
     async with Pools(size=1) as pools:
-        pool = pools.pool(at_port(address, free_port()))
+        pool = pools.ensure_pool(at_port(address, free_port()))
         with pytest.raises(ShardUnavailableError):
             await ask(pool)
         assert (pool.is_healthy, pool.last_error) == (False, "ConnectionRefusedError")
         assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 0
 
-        await ask(pools.pool(address))
+        await ask(pools.ensure_pool(address))
 
         assert (pool.is_healthy, pool.last_error) == (True, None)
         assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 1
@@ -219,9 +219,9 @@ async def test_pool_is_not_healthy_again_by_a_read_when_a_write_was_refused(
     assert [entry["event"] for entry in logs].count("shard.recovered") == 1
 
     await refused()
-    assert pool._condition._refused_at is not None
-    pool._condition._refused_at -= REFUSAL_COUNTS_S
-    pool._condition.seen_writable()
+    assert pool._availability._refused_at is not None
+    pool._availability._refused_at -= REFUSAL_COUNTS_S
+    pool._availability.record_writable()
     assert pool.is_healthy
     await pool.close()
 
@@ -281,7 +281,7 @@ BAD_PLACES = [
 @pytest.mark.parametrize("place", BAD_PLACES)
 async def test_pool_is_unavailable_when_its_address_is_no_good(place: str) -> None:
     """Whatever an address does to the libraries is trouble of that shard, told without its password."""
-    pool = ShardPool(ShardAddress("shard-9", f"postgresql://u:{ENCODED_PASSWORD}@{place}"), size=1, deadlines=QUICK)
+    pool = ShardPool(ShardAddress("shard-9", f"postgresql://u:{ENCODED_PASSWORD}@{place}"), size=1, timeouts=QUICK)
 
     with pytest.raises(ShardUnavailableError, match="shard shard-9") as caught:
         await ask(pool)
@@ -304,7 +304,7 @@ async def test_pool_is_unavailable_when_something_else_answers(greeting: bytes) 
 
     server = await asyncio.start_server(greet, HOST, 0)
     url = f"postgresql://u:p@{HOST}:{server.sockets[0].getsockname()[1]}/d"
-    pool = ShardPool(ShardAddress("shard-9", url), size=1, deadlines=QUICK)
+    pool = ShardPool(ShardAddress("shard-9", url), size=1, timeouts=QUICK)
     with pytest.raises(ShardUnavailableError, match="shard shard-9"):
         await ask(pool)
     await pool.close()
@@ -342,7 +342,7 @@ async def test_pool_shows_no_password_when_the_server_refuses_it(breakable_serve
     }
     async with Pools(size=1) as pools:
         for url, error in expected.items():
-            pool = pools.pool(ShardAddress("shard-1", url))
+            pool = pools.ensure_pool(ShardAddress("shard-1", url))
             with pytest.raises(ShardUnavailableError) as caught:
                 await ask(pool)
 
@@ -356,12 +356,12 @@ async def test_pool_shows_no_password_when_the_server_refuses_it(breakable_serve
 async def test_pools_refuse_an_address_that_may_not_be_used(make_shard: ShardMaker) -> None:
     """An address that was refused opens nothing and spoils no pool that works."""
     address = await make_shard()
-    refused = ShardAddress("shard-1", "postgresql://u:p@evil.example/d").usable(("*.internal",))
+    refused = ShardAddress("shard-1", "postgresql://u:p@evil.example/d").validate_or_refuse(("*.internal",))
     async with Pools(size=1) as pools:
-        pool = pools.pool(address)
+        pool = pools.ensure_pool(address)
 
         with pytest.raises(ShardUnavailableError, match=r"evil\.example is not in DATABASE_ALLOWED_HOSTS"):
-            pools.pool(refused)
+            pools.ensure_pool(refused)
 
         assert (pool.address, await ask(pool)) == (address, 1)
 
@@ -369,8 +369,8 @@ async def test_pools_refuse_an_address_that_may_not_be_used(make_shard: ShardMak
 async def test_pools_close_in_time_when_a_server_hangs(breakable_server: PostgresServer) -> None:
     """A frozen shard does not hold up the end."""
     address = await copy_shard(breakable_server)
-    async with asyncio.timeout(5), Pools(size=2, deadlines=QUICK) as pools:
-        await ask(pools.pool(address))
+    async with asyncio.timeout(5), Pools(size=2, timeouts=QUICK) as pools:
+        await ask(pools.ensure_pool(address))
         breakable_server.suspend()
 
 
@@ -378,9 +378,9 @@ async def test_pool_works_on_when_its_server_was_restarted(breakable_server: Pos
     """Connections that died with their server are replaced without an error."""
     address = await copy_shard(breakable_server)
     async with Pools(size=2) as pools:
-        await ask(pools.pool(address))
+        await ask(pools.ensure_pool(address))
         await breakable_server.kill()
         await breakable_server.start()
         await execute(address.connection_string, "SELECT 1")
 
-        assert await ask(pools.pool(address)) == 1
+        assert await ask(pools.ensure_pool(address)) == 1

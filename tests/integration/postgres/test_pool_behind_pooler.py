@@ -31,7 +31,9 @@ async def pooled(make_shard: ShardMaker, postgres_server: PostgresServer) -> Asy
 async def test_pools_work_through_a_pooler_in_transaction_mode(pooled: ShardAddress) -> None:
     """Several workers share its few connections to the server: every transaction may meet another one."""
     async with Pools(size=4) as one, Pools(size=4) as other:
-        cases = [TenantCase(pools.pool(pooled), (f"clinic-{n}", "main")) for n in range(3) for pools in (one, other)]
+        cases = [
+            TenantCase(pools.ensure_pool(pooled), (f"clinic-{n}", "main")) for n in range(3) for pools in (one, other)
+        ]
         for case in cases[::2]:
             await add_tenant(case.pool, case.ids)
 
@@ -45,7 +47,7 @@ async def test_pools_work_through_a_pooler_in_transaction_mode(pooled: ShardAddr
             for case in cases:
                 tasks.create_task(apply(case))
         for pools in (one, other):
-            pool = pools.pool(pooled)
+            pool = pools.ensure_pool(pooled)
             await pool.probe()
             assert (pool._connector.has_pooler, pool.is_healthy) == (True, True)
 

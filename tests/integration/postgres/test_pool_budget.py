@@ -19,7 +19,7 @@ from support.postgres.shard_line import TOO_MANY, ShardLine
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
 
 
@@ -31,7 +31,7 @@ async def empty(make_shard: ShardMaker) -> ShardAddress:
 
 def shards(pools: Pools, address: ShardAddress, count: int) -> list[ShardPool]:
     """Return the pools of so many shards, all of one database."""
-    return [pools.pool(ShardAddress(f"shard-{n}", address.connection_string)) for n in range(count)]
+    return [pools.ensure_pool(ShardAddress(f"shard-{n}", address.connection_string)) for n in range(count)]
 
 
 async def use(pool: ShardPool, seconds: float = 0.0) -> None:
@@ -148,7 +148,7 @@ async def test_pools_let_a_shard_grow_when_others_have_done_without_for_a_while(
 
 async def test_pools_say_that_all_are_in_use_when_nobody_can_give(empty: ShardAddress) -> None:
     """By the deadline for waiting; the shard is not blamed, and has its turn as soon as there is one."""
-    async with Pools(size=1, max_connections=1, deadlines=Deadlines(acquire_s=0.1)) as pools:
+    async with Pools(size=1, max_connections=1, timeouts=ShardTimeouts(acquire_s=0.1)) as pools:
         one, other = shards(pools, empty, 2)
         async with one.connection():
             with pytest.raises(ShardUnavailableError, match="all connections are in use"):
@@ -159,9 +159,9 @@ async def test_pools_say_that_all_are_in_use_when_nobody_can_give(empty: ShardAd
 
 async def test_pools_give_the_places_of_a_shard_that_hangs_to_others(empty: ShardAddress) -> None:
     """After the deadline for an answer at the latest."""
-    deadlines = msgspec.structs.replace(QUICK, reply_s=0.5, acquire_s=5.0)
-    async with ShardLine(empty) as line, Pools(size=2, max_connections=2, deadlines=deadlines) as pools:
-        hanging = pools.pool(line.address)
+    timeouts = msgspec.structs.replace(QUICK, reply_s=0.5, acquire_s=5.0)
+    async with ShardLine(empty) as line, Pools(size=2, max_connections=2, timeouts=timeouts) as pools:
+        hanging = pools.ensure_pool(line.address)
         (other,) = shards(pools, empty, 1)
         async with asyncio.TaskGroup() as tasks:
             for _ in range(2):
@@ -204,11 +204,11 @@ async def test_pools_lose_no_place_when_uses_are_cancelled(empty: ShardAddress) 
 async def test_pools_keep_count_whatever_happens_to_their_lines(empty: ShardAddress, seed: int) -> None:
     """Lines that are cut, swallow, are slow or say no, users that are cancelled: in the end every place is there."""
     draw = random.Random(seed)
-    deadlines = msgspec.structs.replace(QUICK, connect_s=0.2, acquire_s=0.5, reply_s=0.2, cancel_s=0.1, probe_s=0.2)
-    async with ShardLine(empty) as line, Pools(size=2, max_connections=3, deadlines=deadlines) as pools:
+    timeouts = msgspec.structs.replace(QUICK, connect_s=0.2, acquire_s=0.5, reply_s=0.2, cancel_s=0.1, probe_s=0.2)
+    async with ShardLine(empty) as line, Pools(size=2, max_connections=3, timeouts=timeouts) as pools:
         pooled = [
             *shards(pools, empty, 2),
-            *(pools.pool(ShardAddress(f"far-{n}", line.address.connection_string)) for n in range(3)),
+            *(pools.ensure_pool(ShardAddress(f"far-{n}", line.address.connection_string)) for n in range(3)),
         ]
 
         async def try_to_use(pool: ShardPool) -> None:

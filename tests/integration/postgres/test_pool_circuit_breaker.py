@@ -16,7 +16,7 @@ from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.circuit_breaker import FAILURES_MAX
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
 
 
@@ -30,7 +30,7 @@ async def line(make_shard: ShardMaker) -> AsyncIterator[ShardLine]:
 @pytest.fixture
 async def pool(line: ShardLine) -> AsyncIterator[ShardPool]:
     """Give the pool of a shard at the other end of the line, which has a connection already."""
-    pool = ShardPool(line.address, size=2, deadlines=HURRIED)
+    pool = ShardPool(line.address, size=2, timeouts=HURRIED)
     await ask(pool)
     yield pool
     await pool.close()
@@ -70,8 +70,8 @@ async def test_pool_finds_out_by_itself_that_its_shard_is_back(line: ShardLine, 
 
 async def test_pool_ends_what_hangs_when_it_is_known_that_the_shard_does_not_answer(line: ShardLine) -> None:
     """Its connections are needed elsewhere; those who waited for one are told as well."""
-    deadlines = msgspec.structs.replace(QUICK, reply_s=60.0, acquire_s=60.0, probe_s=0.2)
-    pool = ShardPool(line.address, size=1, deadlines=deadlines)
+    timeouts = msgspec.structs.replace(QUICK, reply_s=60.0, acquire_s=60.0, probe_s=0.2)
+    pool = ShardPool(line.address, size=1, timeouts=timeouts)
     await ask(pool)
     async with asyncio.TaskGroup() as tasks:
         with line.blackhole():
@@ -79,7 +79,7 @@ async def test_pool_ends_what_hangs_when_it_is_known_that_the_shard_does_not_ans
             waiting = tasks.create_task(unavailable(pool))
             await asyncio.sleep(0.05)
             pool._lender._lent = dict.fromkeys(pool._lender._lent, -60.0)  # as if for long
-            pool._condition._breaker.answered(-60.0)
+            pool._availability._breaker.record_answer(-60.0)
             with pytest.raises(ShardUnavailableError):
                 await pool.probe()
             with within(0, 1.0):
@@ -91,7 +91,7 @@ async def test_pool_ends_what_hangs_when_it_is_known_that_the_shard_does_not_ans
 
 async def test_pool_counts_a_server_that_is_starting_as_one_that_is_not_there(line: ShardLine) -> None:
     """It is looked at by one at a time, and used as soon as it is ready."""
-    pool = ShardPool(line.address, size=1, deadlines=HURRIED)
+    pool = ShardPool(line.address, size=1, timeouts=HURRIED)
     with line.saying(STARTING_UP):
         for _ in range(FAILURES_MAX + 1):
             assert await unavailable(pool) == "CannotConnectNowError (57P03)"
@@ -135,19 +135,19 @@ async def test_pool_does_not_cut_off_a_shard_that_answers_with_errors(pool: Shar
 
 async def test_pool_begins_anew_when_it_is_repointed(line: ShardLine, make_shard: ShardMaker) -> None:
     """What was known of the old address says nothing of the new one."""
-    async with Pools(size=1, deadlines=HURRIED) as pools, line.refuse_connections():
-        pool = pools.pool(line.address)
+    async with Pools(size=1, timeouts=HURRIED) as pools, line.refuse_connections():
+        pool = pools.ensure_pool(line.address)
         for _ in range(FAILURES_MAX):
             await unavailable(pool)
 
-        assert await ask(pools.pool(await make_shard())) == 1
+        assert await ask(pools.ensure_pool(await make_shard())) == 1
 
 
 async def test_pool_is_used_again_within_two_seconds_when_a_frozen_server_goes_on(
     breakable_server: PostgresServer,
 ) -> None:
     """By those who probe every second, with every connection stuck; one slow statement before that says nothing."""
-    pool = ShardPool(await copy_shard(breakable_server), size=2, deadlines=Deadlines(probe_s=0.5, connect_s=0.5))
+    pool = ShardPool(await copy_shard(breakable_server), size=2, timeouts=ShardTimeouts(probe_s=0.5, connect_s=0.5))
     await ask(pool)
     breakable_server.suspend()
 

@@ -39,7 +39,7 @@ class Pair:
         head, _, tail = self.addresses[0].connection_string.rpartition("@")
         database = tail.partition("/")[2]
         url = f"{head}@{self.first.place},{self.second.place}/{database}{option}"
-        return ShardPool(ShardAddress(SHARD_ID, url), size=2, deadlines=HURRIED)
+        return ShardPool(ShardAddress(SHARD_ID, url), size=2, timeouts=HURRIED)
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ async def test_pool_follows_when_its_server_dies_and_the_other_takes_writes(
     for _ in range(3):
         await unavailable(pool)
     await execute(postgres_server.url_of("postgres"), f"{setting} = off")
-    pool._shared_look._looked_at = None
+    pool._shared_probe._probed_at = None
     await pool.probe()
 
     assert await port_of(pool) == postgres_server.port
@@ -228,7 +228,7 @@ async def test_pool_uses_no_connection_to_another_shards_database_when_a_name_is
 ) -> None:
     """The same string, yesterday right, leads elsewhere today: what is connected to is looked at each time."""
     await execute(pair.addresses[1].connection_string, "UPDATE shard_meta SET shard_id = 'shard-9'")
-    pool = ShardPool(pair.first.address, size=1, deadlines=HURRIED)
+    pool = ShardPool(pair.first.address, size=1, timeouts=HURRIED)
     assert await port_of(pool) == breakable_server.port
     pair.first.lead_to(pair.addresses[1])
     assert await port_of(pool) == breakable_server.port  # on the connection of before

@@ -16,7 +16,7 @@ from support.postgres.trouble import backends, nobody_is_left
 
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.connector import KEEPALIVE, USER_TIMEOUT_MS, keep_alive
+from simplu_worker.shards.postgres.connector import KEEPALIVE, USER_TIMEOUT_MS, enable_keepalive
 from simplu_worker.shards.postgres.pool import STOPS_AT_CLOSE_S, Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 
@@ -31,7 +31,7 @@ async def line(make_shard: ShardMaker) -> AsyncIterator[ShardLine]:
 @pytest.fixture
 async def pool(line: ShardLine) -> AsyncIterator[ShardPool]:
     """Give the pool of a shard at the other end of the line, which has a connection already."""
-    pool = ShardPool(line.address, size=2, deadlines=HURRIED)
+    pool = ShardPool(line.address, size=2, timeouts=HURRIED)
     await ask(pool)
     yield pool
     await pool.close()
@@ -52,7 +52,7 @@ async def test_pool_gives_an_answer_up_in_time_when_the_line_swallows_everything
 
 async def test_pool_gives_a_connect_up_in_time_when_the_line_swallows_everything(line: ShardLine) -> None:
     """Where there is no connection yet, by the deadline for connecting."""
-    pool = ShardPool(line.address, size=1, deadlines=HURRIED)
+    pool = ShardPool(line.address, size=1, timeouts=HURRIED)
     with line.blackhole(), within(0.5, 0.9):
         assert await unavailable(pool) == "TimeoutError"
     assert await ask(pool) == 1
@@ -92,7 +92,7 @@ async def test_pool_ends_a_cancelled_use_in_time_when_the_line_swallows_everythi
             with within(0, 0.2):
                 asking.cancel()
                 await asyncio.wait([asking])
-            assert (asking.cancelled(), pool.counts()["open"]) == (True, 1)  # for `Deadlines.cancel_s` at most
+            assert (asking.cancelled(), pool.counts()["open"]) == (True, 1)  # for `ShardTimeouts.cancel_s` at most
             with within(0, STOPS_AT_CLOSE_S + 0.2):
                 await pool.close()
     assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
@@ -101,7 +101,7 @@ async def test_pool_ends_a_cancelled_use_in_time_when_the_line_swallows_everythi
 async def test_pool_stops_the_server_when_an_answer_takes_too_long(make_shard: ShardMaker) -> None:
     """What nobody waits for any more does not go on there."""
     address = await make_shard()
-    pool = ShardPool(address, size=1, deadlines=HURRIED)
+    pool = ShardPool(address, size=1, timeouts=HURRIED)
 
     assert await unavailable(pool, "SELECT pg_sleep(60)") == "TimeoutError"
 
@@ -139,7 +139,7 @@ async def test_pool_waits_for_a_use_to_end_when_it_is_closed(make_shard: ShardMa
 
 async def test_pool_is_bounded_when_one_who_has_a_connection_asks_for_another(make_shard: ShardMaker) -> None:
     """A deadlock of many such ends by the deadline for waiting; and is said to be no fault of the server's."""
-    pool = ShardPool(await make_shard("shard-nested"), size=2, deadlines=HURRIED)
+    pool = ShardPool(await make_shard("shard-nested"), size=2, timeouts=HURRIED)
     messages = []
 
     async def nested() -> None:
@@ -247,8 +247,8 @@ async def test_pool_takes_its_time_when_the_line_is_slow(line: ShardLine, pool: 
 async def test_pool_grows_only_as_needed_and_closes_what_is_idle(make_shard: ShardMaker) -> None:
     """Connections that nobody needs any more go after a while; those of before are lent first."""
     address = await make_shard()
-    async with Pools(size=4, deadlines=msgspec.structs.replace(HURRIED, idle_s=0.3)) as pools:
-        pool = pools.pool(address)
+    async with Pools(size=4, timeouts=msgspec.structs.replace(HURRIED, idle_s=0.3)) as pools:
+        pool = pools.ensure_pool(address)
         async with asyncio.TaskGroup() as tasks:
             for _ in range(4):
                 tasks.create_task(ask(pool, "SELECT pg_sleep(0.05)"))
@@ -275,12 +275,12 @@ async def test_pool_lets_the_system_watch_over_its_sockets(make_shard: ShardMake
         assert (came, endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) == (wanted, 1)
     await pool.close()
     with socket.socket(socket.AF_UNIX) as local:
-        keep_alive(local)  # has none of these
+        enable_keepalive(local)  # has none of these
 
 
 async def test_pools_cost_nothing_for_shards_that_are_down(line: ShardLine, make_shard: ShardMaker) -> None:
     """Nothing is opened before it is used, so one dead shard keeps nobody from starting."""
     async with line.refuse_connections(), Pools(size=4) as pools:
-        dead = pools.pool(ShardAddress("dead", line.address.connection_string))
-        assert await ask(pools.pool(await make_shard())) == 1
+        dead = pools.ensure_pool(ShardAddress("dead", line.address.connection_string))
+        assert await ask(pools.ensure_pool(await make_shard())) == 1
         assert dead.counts() == {"open": 0, "idle": 0, "waiting": 0}

@@ -76,7 +76,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 def pool_of(address: ShardAddress, option: str = "", *, place: str, user: str = GUEST) -> ShardPool:
     """Return a pool of a shard, at another place."""
     url = f"postgresql://{user}@{place}/{database_of(address)}?{option}".rstrip("?")
-    return ShardPool(ShardAddress(address.shard_id, url).checked(()), size=1, deadlines=QUICK)
+    return ShardPool(ShardAddress(address.shard_id, url).validate(()), size=1, timeouts=QUICK)
 
 
 PoolMaker = Callable[..., ShardPool]  # (option, *, host)

@@ -45,7 +45,7 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 async def put(routed: RoutedShards, shard_id: str, state: str = "active", moved_to: str | None = None) -> None:
     """Put the tenant's row on one of the shards."""
     shard = next(shard for shard in await routed.locator.shards() if shard.shard_id == shard_id)
-    await add_tenant(routed.pools.pool(shard), state=state, moved_to=moved_to)
+    await add_tenant(routed.pools.ensure_pool(shard), state=state, moved_to=moved_to)
 
 
 async def found(routed: RoutedShards) -> str:
@@ -267,9 +267,9 @@ async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) ->
             (second, "gone", "destroyed"),
             (first, "ended", "destroyed"),
         ):
-            await add_tenant(routed.pools.pool(shard), ("b", location), state=state)
-        await add_tenant(routed.pools.pool(first), ("b", "moved"), state="moved", moved_to="shard-2")
-        await add_tenant(routed.pools.pool(second), ("b", "moved"))
+            await add_tenant(routed.pools.ensure_pool(shard), ("b", location), state=state)
+        await add_tenant(routed.pools.ensure_pool(first), ("b", "moved"), state="moved", moved_to="shard-2")
+        await add_tenant(routed.pools.ensure_pool(second), ("b", "moved"))
         names = ("here", "there", "gone", "ended", "moved", "nowhere")
         before = requests_to("shards_health")
 
@@ -295,8 +295,8 @@ async def test_homes_prefers_a_living_row_when_the_named_shard_has_a_destroyed_o
     """A destroyed row is nobody's home, also where the tenant is named to live."""
     async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
         first, second = await routed.locator.shards()
-        await add_tenant(routed.pools.pool(first), state="destroyed")
-        await add_tenant(routed.pools.pool(second))
+        await add_tenant(routed.pools.ensure_pool(first), state="destroyed")
+        await add_tenant(routed.pools.ensure_pool(second))
 
         home = (await routed.directory.homes({TENANT_ID: first}))[TENANT_ID]
 
@@ -308,7 +308,7 @@ async def test_homes_gives_those_that_were_found_when_citrus_does_not_name_earli
     """The error is that of the tenants it was asked for."""
     address = await make_shard("shard-1")
     async with ScriptedCitrus(reply(status=503)).opened() as client, Pools(size=1) as pools:
-        await add_tenant(pools.pool(address))
+        await add_tenant(pools.ensure_pool(address))
 
         homes = await Directory(client, pools).homes({TENANT_ID: address, "no-row": address})
 
@@ -335,11 +335,11 @@ async def test_find_asks_the_earlier_homes_of_a_static_map(make_shard: ShardMake
     locator = StaticMap(ShardMap(shards=mapped))
     tenant = next(("b", str(number)) for number in range(100) if locator.map.place(f"b-{number}").shard_id == "shard-2")
     async with Pools(size=1) as pools:
-        await add_tenant(pools.pool(shards[0]), tenant)
+        await add_tenant(pools.ensure_pool(shards[0]), tenant)
         directory = Directory(locator, pools)
 
         answer = await directory.find("-".join(tenant))
 
         assert isinstance(answer, ShardAddress)
         assert answer.shard_id == "shard-1"
-        assert await fetch(pools.pool(shards[1]), "SELECT * FROM tenants") == []
+        assert await fetch(pools.ensure_pool(shards[1]), "SELECT * FROM tenants") == []

@@ -33,7 +33,7 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 def pool_of(routed: RoutedShards, shard_id: str) -> ShardPool:
     """Return the pool of one of the shards."""
     shard = routed.citrus.registry.shards[shard_id]
-    return routed.pools.pool(ShardAddress(shard_id, shard.connection_string))
+    return routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
 
 def case_of(routed: RoutedShards) -> TenantCase:

@@ -53,7 +53,7 @@ class World:
     def pool(self, shard_id: str) -> ShardPool:
         """Return the pool of a shard."""
         shard = self.routed.citrus.registry.shards[shard_id]
-        return self.routed.pools.pool(ShardAddress(shard_id, shard.connection_string))
+        return self.routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
     async def later(self, seconds: float) -> bool:
         """Let time pass, look at the tenant, and ask for it if it is due; return whether there was an answer."""
@@ -273,9 +273,9 @@ async def test_a_shard_in_trouble_is_asked_for_once_and_followed_for_all_its_ten
 ) -> None:
     """Within a second or so, and nobody asked for any of its tenants."""
     old, new = await make_shard("shard-1"), await make_shard("shard-1")
-    async with routed_shards([old], deadlines=QUICK) as routed:
+    async with routed_shards([old], timeouts=QUICK) as routed:
         tenants = [("clinic", str(number)) for number in range(20)]
-        pool = routed.pools.pool(old)
+        pool = routed.pools.ensure_pool(old)
         for tenant in tenants:
             routed.register(tenant, "shard-1")
             await add_tenant(pool, tenant)
@@ -303,7 +303,7 @@ async def test_many_shards_in_trouble_are_one_question(make_shard: ShardMaker) -
     async with routed_shards(addresses) as routed:
         for number, address in enumerate(addresses):
             routed.register(("b", str(number)), address.shard_id)
-            await add_tenant(routed.pools.pool(address), ("b", str(number)))
+            await add_tenant(routed.pools.ensure_pool(address), ("b", str(number)))
             await routed.gateway.find(f"b-{number}")
         before = requests_to("get_shard"), requests_to("shards_health")
         for pool in routed.pools.by_shard_id().values():
@@ -366,7 +366,7 @@ async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_
     locator = StaticMap(shard_map)
     await add_tenant_at(replica)
     await execute(replica.connection_string, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
-    async with Pools(size=1, deadlines=QUICK) as pools:
+    async with Pools(size=1, timeouts=QUICK) as pools:
         directory = Directory(locator, pools)
         gateway = ShardGateway(directory, locator, pools, tenant_wait=TENANT_WAIT)
         async with running(RouteRefresh(directory, locator, pools)):
@@ -382,7 +382,7 @@ async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_
         assert await gateway.find(TENANT_ID) == "shard-1"
         (address,) = await locator.shards()
         assert address.connection_string == replica.connection_string
-        create = TenantCase(pools.pool(address), TENANT).operation("create", data={})
+        create = TenantCase(pools.ensure_pool(address), TENANT).operation("create", data={})
         assert await gateway.apply("shard-1", [create]) == [SUCCEEDED]
 
 
@@ -391,9 +391,9 @@ async def test_a_killed_shard_is_followed_to_where_citrus_names_it_then(
 ) -> None:
     """Its old address is asked in vain, the new one is learned by itself, and the next batch goes there."""
     old, new = await copy_shard(breakable_server), await make_shard()
-    async with routed_shards([old], deadlines=QUICK) as routed:
+    async with routed_shards([old], timeouts=QUICK) as routed:
         routed.register(TENANT, SHARD_ID)
-        pool = routed.pools.pool(old)
+        pool = routed.pools.ensure_pool(old)
         await add_tenant(pool)
         await add_tenant_at(new)
         assert await routed.gateway.find(TENANT_ID) == SHARD_ID
@@ -413,9 +413,9 @@ async def test_a_replica_of_the_map_is_left_alone_while_the_primary_takes_writes
     """An error more is no failover, even where the replica would take writes, as a copy by logical replication does."""
     primary, copy = await make_shard("shard-1"), await make_shard("shard-1")
     locator = StaticMap(ShardMap(shards=(MappedShard("shard-1", primary.connection_string, copy.connection_string),)))
-    async with Pools(size=1, deadlines=QUICK) as pools:
+    async with Pools(size=1, timeouts=QUICK) as pools:
         directory = Directory(locator, pools)
-        pool = pools.pool(primary)
+        pool = pools.ensure_pool(primary)
         await add_tenant(pool)
         assert isinstance(await directory.find(TENANT_ID), ShardAddress)
         pool.is_healthy = False

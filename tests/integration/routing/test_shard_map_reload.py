@@ -116,8 +116,8 @@ async def test_reload_follows_a_pin_to_where_the_tenant_was_moved(world: World, 
     tenant = tenant_on(0, 2)
     await world.provision(tenant)
     assert await world.found(tenant) == "shard-1"
-    await add_tenant(world.pools.pool(shards[1]), tenant)
-    await fetch(world.pools.at("shard-1"), "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
+    await add_tenant(world.pools.ensure_pool(shards[1]), tenant)
+    await fetch(world.pools.pool_of("shard-1"), "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
 
     said = await world.reload(*shards[:2], pins={"-".join(tenant): "shard-2"})
     with capture_logs() as logs:
@@ -135,7 +135,7 @@ async def test_reload_uses_another_address_once_the_shard_is_found_there(
     """A wrong one does nothing to a shard that works; the right one is used from the next connection on."""
     tenant = tenant_on(0, 2)
     await world.provision(tenant)
-    pool = world.pools.at("shard-1")
+    pool = world.pools.pool_of("shard-1")
     other = ShardAddress("shard-1", shards[2].connection_string)  # another shard's database
     copy = await make_shard("shard-1")
 
@@ -163,8 +163,8 @@ async def test_reload_uses_another_address_at_once_where_the_shard_was_never_fou
             await world.found(("clinic", "1"))
         await world.reload(shards[0])
 
-        assert world.pools.at("shard-1").address == shards[0]
-        await world.pools.at("shard-1").probe()
+        assert world.pools.pool_of("shard-1").address == shards[0]
+        await world.pools.pool_of("shard-1").probe()
         assert await world.found(("clinic", "1")) == Absence.NOT_HERE
 
 

@@ -47,7 +47,7 @@ async def test_reload_lets_a_shard_leave_only_when_it_was_retired_and_says_that_
     assert (await world.reload(*shards[:2], retired=("shard-2",)))["event"] == "shard_map.reloaded"
     assert await world.found(tenant) == "shard-2"  # retired: it takes no new ones, and keeps its own
     assert "as it has 1 tenants" in (await world.reload(shards[0]))["problems"][0]
-    await fetch(world.pools.at("shard-2"), "UPDATE tenants SET state = 'moved', moved_to = 'shard-1'")
+    await fetch(world.pools.pool_of("shard-2"), "UPDATE tenants SET state = 'moved', moved_to = 'shard-1'")
 
     said = await world.reload(shards[0])
 
@@ -71,14 +71,14 @@ async def left(world: World, shards: Shards) -> tuple[str, str]:
     await world.provision(tenant)
     assert await world.found(tenant) == "shard-2"
     await world.reload(*shards[:2], retired=("shard-2",))
-    await fetch(world.pools.at("shard-2"), "DELETE FROM tenants")
+    await fetch(world.pools.pool_of("shard-2"), "DELETE FROM tenants")
     assert (await world.reload(shards[0]))["left"] == ["shard-2"]
     return tenant
 
 
 async def test_a_shard_that_left_is_never_written_to(world: World, shards: Shards) -> None:
     """Whoever still comes with operations is told that nobody lives there, and whoever names it gets no connection."""
-    pool = world.pools.pool(shards[1])
+    pool = world.pools.ensure_pool(shards[1])
     tenant = await left(world, shards)
     create = operation("create", "r1", {}, tenant=tenant)
 
@@ -115,7 +115,7 @@ async def test_a_shard_that_left_may_come_back(world: World, shards: Shards) -> 
 async def test_what_is_in_flight_on_a_shard_that_leaves_is_ended_and_not_cut(world: World, shards: Shards) -> None:
     """Its connections are closed when they are given back; nobody else waits for that."""
     await world.reload(*shards[:2], retired=("shard-2",))
-    pool = world.pools.pool(shards[1])
+    pool = world.pools.ensure_pool(shards[1])
     wanted = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(world.map_reload.run(wanted))
@@ -130,7 +130,7 @@ async def test_what_is_in_flight_on_a_shard_that_leaves_is_ended_and_not_cut(wor
             assert pool.counts()["open"] == 1
         assert await poll_until(partial(_is_closed, pool), within_s=5)
         running.cancel()
-    assert world.pools.pool(shards[1]) is not pool
+    assert world.pools.ensure_pool(shards[1]) is not pool
     assert await row_counts(shards, "in-flight") == [0, 1, 0]
 
 
@@ -143,7 +143,7 @@ async def add_tenant_on(connection: Any) -> None:
 
 
 async def _is_gone(world: World, shard_id: str) -> bool:
-    return world.pools.has_left(shard_id)
+    return world.pools.is_retired(shard_id)
 
 
 async def _is_listed(world: World, shard_id: str) -> bool:

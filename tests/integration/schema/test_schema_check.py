@@ -12,7 +12,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.migrations import digest_of
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
@@ -28,7 +28,7 @@ async def state_of(pool: ShardPool) -> SchemaState:
 async def test_ensure_schema_makes_everything_when_the_database_is_empty(make_shard: ShardMaker) -> None:
     """An empty shard gets the tables, every business type, its identity, and the record of its migrations."""
     async with Pools(size=1) as pools:
-        pool = pools.pool(await make_shard("shard-7", is_empty=True))
+        pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
 
         assert await state_of(pool) is SchemaState.EMPTY
         await ensure_schema(pool)
@@ -72,7 +72,7 @@ async def test_ensure_schema_makes_it_once_when_many_do_it_at_once(make_shard: S
 async def test_ensure_schema_leaves_nothing_when_it_fails_half_way(make_shard: ShardMaker) -> None:
     """What was made before an error goes with it."""
     async with Pools(size=1) as pools:
-        pool = pools.pool(await make_shard("shard-7", is_empty=True))
+        pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
         await fetch(pool, "CREATE TYPE moves AS (a int)")  # no table, so the shard counts as empty
 
         with pytest.raises(ShardUnavailableError, match=r"\(42\w+\)"):
@@ -85,22 +85,22 @@ async def test_ensure_schema_leaves_nothing_when_it_fails_half_way(make_shard: S
 async def test_ensure_schema_can_be_tried_again_when_another_takes_too_long(make_shard: ShardMaker) -> None:
     """Waiting in vain for another worker's transaction is a lost race, which callers take for "try again later"."""
     address = await make_shard("shard-7", is_empty=True)
-    async with Pools(size=1) as others, Pools(size=1, deadlines=Deadlines(lock_s=0.05)) as pools:
-        async with others.pool(address).transaction() as connection:
+    async with Pools(size=1) as others, Pools(size=1, timeouts=ShardTimeouts(lock_s=0.05)) as pools:
+        async with others.ensure_pool(address).transaction() as connection:
             await connection.execute(QUERIES["lock_schema"])
 
             with pytest.raises(LostRaceError, match="shard-7"):
-                await ensure_schema(pools.pool(address))
+                await ensure_schema(pools.ensure_pool(address))
 
-        await ensure_schema(pools.pool(address))
-        assert await state_of(pools.pool(address)) is SchemaState.READY
+        await ensure_schema(pools.ensure_pool(address))
+        assert await state_of(pools.ensure_pool(address)) is SchemaState.READY
 
 
 async def test_check_schema_refuses_another_shards_database(make_shard: ShardMaker) -> None:
     """A connection string that leads to another shard's database is not to be used, and the error names both."""
     address = await make_shard("shard-2")
     async with Pools(size=1) as pools:
-        pool = pools.pool(ShardAddress("shard-1", address.connection_string))
+        pool = pools.ensure_pool(ShardAddress("shard-1", address.connection_string))
 
         with pytest.raises(ShardUnavailableError, match=r"shard shard-1: .* the database of shard shard-2"):
             await state_of(pool)
@@ -120,7 +120,7 @@ async def test_check_schema_refuses_another_shards_database(make_shard: ShardMak
 async def test_check_schema_refuses_another_programs_tables(make_shard: ShardMaker, statement: str) -> None:
     """A database with anything of another program in it is left alone."""
     async with Pools(size=1) as pools:
-        pool = pools.pool(await make_shard("shard-7", is_empty=True))
+        pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
         await fetch(pool, statement)
 
         with pytest.raises(ShardUnavailableError, match="another program's tables"):
@@ -132,7 +132,7 @@ async def test_check_schema_calls_a_database_empty_when_only_an_extension_has_pu
 ) -> None:
     """Hosted Postgres comes with extensions whose views lie in the public schema."""
     async with Pools(size=1) as pools:
-        pool = pools.pool(await make_shard("shard-7", is_empty=True))
+        pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
         await fetch(pool, "CREATE EXTENSION pg_buffercache")
 
         assert await state_of(pool) is SchemaState.EMPTY

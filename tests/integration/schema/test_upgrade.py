@@ -13,7 +13,7 @@ from support.postgres.upgrades import BAKERY, INDEX, NEXT, Watcher, indexes, upg
 
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
-from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_DEADLINES, Upgrader
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Upgrader
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def test_upgrade_does_what_the_shard_lacks_and_records_it(pool: ShardPool)
 
 async def test_upgrade_works_from_the_first_schema_to_the_last(make_shard: ShardMaker) -> None:
     """And comes to the same tables, indexes, functions, views and policies as a shard that is made today."""
-    old = ShardPool(await make_shard("shard-1", is_empty=True), size=CONNECTIONS, deadlines=UPGRADE_DEADLINES)
+    old = ShardPool(await make_shard("shard-1", is_empty=True), size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS)
     new = ShardPool(await make_shard("shard-2"), size=2)
     async with old.transaction() as connection:
         await connection.execute(MIGRATIONS[0].text)
@@ -127,7 +127,7 @@ async def test_upgrade_goes_on_where_it_stopped_when_a_statement_fails(pool: Sha
 async def test_upgrade_runs_once_when_two_are_started_at_once(make_shard: ShardMaker) -> None:
     """The second one waits for the first, and finds nothing left to do."""
     address = await make_shard()
-    pools = [ShardPool(address, size=CONNECTIONS, deadlines=UPGRADE_DEADLINES) for _ in range(2)]
+    pools = [ShardPool(address, size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS) for _ in range(2)]
 
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(upgrader(pool).run()) for pool in pools]

@@ -15,7 +15,7 @@ from simplu_worker.shards.health.assessment import ShardProbe
 from simplu_worker.shards.health.prober import look
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.migrations import Migration, Upgrade, in_one_transaction
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
@@ -43,7 +43,7 @@ async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
 )
 async def test_workers_go_on_when_what_their_statements_use_has_changed(pool: ShardPool, text: str) -> None:
     """A plan that a connection has kept is made anew within the batch that met it; nothing is held for it."""
-    users = ShardPool(pool.address, size=2, deadlines=Deadlines())
+    users = ShardPool(pool.address, size=2, timeouts=ShardTimeouts())
     writer = writer_of(users)
     await add_tenant(users)
     for one in (operation("create", data={}), operation("patch", data={}), operation("read"), operation("list", None)):

@@ -20,7 +20,7 @@ from simplu_worker.local.processes.loopback import HOST, poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
-from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_DEADLINES
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS
 from simplu_worker.shards.types import ShardUnavailableError
 
 
@@ -66,7 +66,7 @@ async def test_upgrade_gives_up_when_a_lock_is_not_to_be_had(
     pool: ShardPool, stranger: asyncpg.Connection[Any]
 ) -> None:
     """The error says what it was for, who has it, and what to do."""
-    hurried = ShardPool(pool.address, size=CONNECTIONS, deadlines=replace(UPGRADE_DEADLINES, lock_s=1.0))
+    hurried = ShardPool(pool.address, size=CONNECTIONS, timeouts=replace(UPGRADE_TIMEOUTS, lock_s=1.0))
     async with stranger.transaction():
         await stranger.execute("LOCK TABLE tenants IN ROW SHARE MODE")
         with pytest.raises(

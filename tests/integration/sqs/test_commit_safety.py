@@ -81,7 +81,7 @@ async def test_orders_are_done_once_they_are_safe_and_applied_meanwhile(pair: Pa
     """A standby that hangs delays no effect and no other shard; nothing is applied twice for it."""
     addresses = [await copy_shard(pair.primary, "shard-1"), await make_shard("shard-2")]
     async with routed_shards(addresses) as routed:
-        pools = [routed.pools.pool(address) for address in addresses]
+        pools = [routed.pools.ensure_pool(address) for address in addresses]
         for business_id, pool in zip(("ann", "bob"), pools, strict=True):
             await add_tenant(pool, (business_id, "main"))
             routed.register((business_id, "main"), pool.address.shard_id)
@@ -130,7 +130,7 @@ async def test_orders_come_again_when_their_commit_cannot_be_known_to_be_safe(
     """They are found applied then, and what is behind one in its group has waited for it."""
     address = await make_shard()
     async with routed_shards([address]) as routed:
-        pool = routed.pools.pool(address)
+        pool = routed.pools.ensure_pool(address)
         await add_tenant(pool, ("ann", "main"))
         routed.register(("ann", "main"), SHARD_ID)
         gateway = UnknowingRouter(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
@@ -155,7 +155,7 @@ async def test_control_messages_are_done_once_they_are_safe(pair: Pair, what: st
     """Each of them waits for the standby, also when all it finds is that it was done before."""
     address = await copy_shard(pair.primary)
     async with routed_shards([address]) as routed:
-        pool = routed.pools.pool(address)
+        pool = routed.pools.ensure_pool(address)
         if what != "create":
             await add_tenant(pool)
             routed.register(TENANT, SHARD_ID)

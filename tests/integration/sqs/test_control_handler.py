@@ -455,7 +455,7 @@ async def test_life_of_a_tenant_from_creation_to_destruction_and_back(make_shard
             message("create", minute=5),
             message("destroy", minute=4),
         ]
-        case = TenantCase(routed.pools.pool(address), ("b", "1"))
+        case = TenantCase(routed.pools.ensure_pool(address), ("b", "1"))
         assert await control.handle(life) == [Done()] * len(life)
         assert set(await case.resources()) == {("settings", "default"), ("medic", "u-1"), ("role", "u-2")}
         assert await states(case) == {"b-1": "active", "b-2": "active"}
@@ -480,7 +480,7 @@ async def test_destruction_of_a_business_waits_for_a_silent_shard_and_others_do_
         control = handler(routed=routed)
         batch = [message("create"), message("destroy_all"), message("create", businessId="c")]
         assert kinds(await control.handle(batch)) == [Done, RetryHeld, Done]
-        case = TenantCase(routed.pools.pool(ShardAddress("shard-1", address.connection_string)), ("b", "1"))
+        case = TenantCase(routed.pools.ensure_pool(ShardAddress("shard-1", address.connection_string)), ("b", "1"))
         assert await states(case) == {"b-1": "active", "c-1": "active"}
 
 

@@ -98,7 +98,7 @@ class Desk:
     def pool(self, shard_id: str) -> ShardPool:
         """Return the pool of a shard."""
         shard = self.routed.citrus.registry.shards[shard_id]
-        return self.routed.pools.pool(ShardAddress(shard_id, shard.connection_string))
+        return self.routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
     async def handle(self, *messages: Message) -> list[Verdict]:
         """Hand messages over in one call."""

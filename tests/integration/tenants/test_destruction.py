@@ -22,7 +22,7 @@ from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.tenants.deletion import TenantDeletion
 from simplu_worker.shards.tenants.destruction import Destroyer
@@ -57,7 +57,7 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 def pool_of(routed: RoutedShards, shard_id: str = "shard-1") -> ShardPool:
     """Return the pool of one of the shards."""
     shard = routed.citrus.registry.shards[shard_id]
-    return routed.pools.pool(ShardAddress(shard_id, shard.connection_string))
+    return routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
 
 async def states(routed: RoutedShards, shard_id: str = "shard-1") -> dict[str, str]:
@@ -168,7 +168,7 @@ async def test_destroy_is_refused_when_another_tenant_has_the_id(routed: RoutedS
 
 async def test_destroy_waits_for_a_batch_under_way_and_for_no_later_one(make_shard: ShardMaker) -> None:
     """What a batch began before is committed whole; what comes after finds the tenant destroyed."""
-    async with routed_shards([await make_shard("shard-1")], deadlines=Deadlines()) as routed:
+    async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts()) as routed:
         routed.register(TENANT, "shard-1")
         case = TenantCase(pool_of(routed), TENANT)
         await add_tenant(case.pool)
@@ -307,7 +307,7 @@ async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed:
 
 async def test_deletion_takes_fewer_rows_when_a_statement_takes_too_long(make_shard: ShardMaker) -> None:
     """Rows may be large: a statement that meets its deadline is tried with a tenth of the rows."""
-    async with routed_shards([await make_shard("shard-1")], deadlines=Deadlines(statement_s=0.3)) as routed:
+    async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts(statement_s=0.3)) as routed:
         routed.register(TENANT, "shard-1")
         pool = pool_of(routed)
         await add_tenant(pool)
@@ -364,7 +364,7 @@ async def test_deletion_by_two_replicas_at_once_ends_the_tenant_once(make_shard:
 
 async def test_tenant_is_destroyed_and_made_again_under_load_without_a_trace(make_shard: ShardMaker) -> None:
     """Batches go on all the time: nothing of before is there after, and what is applied after is not deleted."""
-    async with routed_shards([await make_shard("shard-1")], deadlines=Deadlines()) as routed:
+    async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts()) as routed:
         routed.register(TENANT, "shard-1")
         await add_tenant(pool_of(routed))
         load = ShardPool(pool_of(routed).address, size=4)
@@ -424,7 +424,7 @@ async def test_deletion_goes_on_with_other_shards_when_one_is_down(make_shard: S
     well = await make_shard("shard-1")
     shards = [well, await make_shard("shard-2", is_empty=True), silent("shard-3")]
     async with Pools(size=1) as pools:
-        await add_tenant(pools.pool(well), state="destroying")
+        await add_tenant(pools.ensure_pool(well), state="destroying")
     async with routed_shards(shards) as routed:
         its = deletion(routed)
         assert await its.take_turn() == 1

@@ -57,7 +57,7 @@ class World:
     def pool(self, shard_id: str) -> ShardPool:
         """Return the pool of a shard."""
         shard = self.routed.citrus.registry.shards[shard_id]
-        return self.routed.pools.pool(ShardAddress(shard_id, shard.connection_string))
+        return self.routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
     async def tenants(self, shard_id: str) -> list[dict[str, Any]]:
         """Return the tenants of a shard."""

@@ -174,8 +174,8 @@ async def test_confirm_follows_a_move_to_a_shard_that_is_no_earlier_home(make_sh
             (shards[0], "moved", "shard-3"),
             (shards[2], "active", None),
         ):
-            await add_tenant(pools.pool(shard), tenant, state=state, moved_to=moved_to)
-        second = pools.pool(shards[1])
+            await add_tenant(pools.ensure_pool(shard), tenant, state=state, moved_to=moved_to)
+        second = pools.ensure_pool(shards[1])
         await fetch(
             second,
             "INSERT INTO tenants SELECT $1, $2, $3, 'gym', 'active', 1, NULL, now(), now(), now(), NULL",
@@ -200,7 +200,7 @@ async def test_unconfirmed_confirms_what_was_made_while_a_shard_was_silent(make_
 
         address = await make_shard("shard-2")
         routed.citrus.registry.shards["shard-2"].connection_string = address.connection_string
-        await add_tenant(routed.pools.pool(address))
+        await add_tenant(routed.pools.ensure_pool(address))
         assert await Unconfirmed(routed.provisioner.confirmer, routed.pools).take_turn() == 0  # not overdue yet
         assert await unconfirmed.take_turn() == 1  # it was undone
         assert await unconfirmed.take_turn() == 0

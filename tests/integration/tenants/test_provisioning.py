@@ -24,7 +24,7 @@ from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
@@ -55,7 +55,7 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 def pool_of(routed: RoutedShards, shard_id: str) -> ShardPool:
     """Return the pool of one of the shards."""
     shard = routed.citrus.registry.shards[shard_id]
-    return routed.pools.pool(ShardAddress(shard_id, shard.connection_string))
+    return routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
 
 
 async def tenants(routed: RoutedShards, shard_id: str) -> list[dict[str, Any]]:
@@ -316,7 +316,7 @@ async def test_provision_is_undone_when_its_transaction_took_too_long(
 async def test_provision_waits_when_another_transaction_holds_the_tenant(make_shard: ShardMaker) -> None:
     """A lost race is tried again later, as every trouble of a shard's is."""
     address = await make_shard("shard-1")
-    async with routed_shards([address], deadlines=Deadlines(lock_s=0.1)) as routed:
+    async with routed_shards([address], timeouts=ShardTimeouts(lock_s=0.1)) as routed:
         await add_tenant(pool_of(routed, "shard-1"))
         rival = await asyncpg.connect(address.connection_string)
         await rival.execute("BEGIN")
@@ -494,11 +494,11 @@ async def test_provision_asks_earlier_homes_of_a_static_map(make_shard: ShardMak
         provisioner = Provisioner(locator, Directory(locator, pools), pools)
 
         on_second = by_homes["shard-2", "shard-1"]
-        await add_tenant(pools.pool(first), on_second)
+        await add_tenant(pools.ensure_pool(first), on_second)
         assert await provisioner.provision(request(on_second)) is ProvisionResult.EXISTED
         on_first = by_homes["shard-1",]
         assert await provisioner.provision(request(on_first)) is ProvisionResult.PROVISIONED
         with pytest.raises(ShardUnavailableError, match="shard shard-3"):
             await provisioner.provision(request(by_homes["shard-3", "shard-1"]))
 
-        assert await fetch(pools.pool(second), "SELECT * FROM tenants") == []
+        assert await fetch(pools.ensure_pool(second), "SELECT * FROM tenants") == []

@@ -38,7 +38,7 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 def case_of(routed: RoutedShards, tenant: tuple[str, str] = TENANT) -> TenantCase:
     """Return a tenant of the one shard."""
     shard = routed.citrus.registry.shards["shard-1"]
-    return TenantCase(routed.pools.pool(ShardAddress("shard-1", shard.connection_string)), tenant)
+    return TenantCase(routed.pools.ensure_pool(ShardAddress("shard-1", shard.connection_string)), tenant)
 
 
 async def rename(

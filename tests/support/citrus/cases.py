@@ -19,7 +19,7 @@ from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.citrus import Citrus, open_citrus
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
@@ -157,7 +157,7 @@ async def routed_shards(
     shards: Sequence[ShardAddress],
     *,
     tenants_per_shard: int = 100,
-    deadlines: Deadlines | None = None,
+    timeouts: ShardTimeouts | None = None,
     clock: Callable[[], float] = loop_time,
 ) -> AsyncIterator[RoutedShards]:
     """Put a local Citrus in front of *shards*, which it fills in their order; *clock* is that of routing."""
@@ -171,7 +171,7 @@ async def routed_shards(
     async with (
         local.serve() as url,
         open_citrus(url, api_key=API_KEY, timeout_s=5, attempts=2, allowed_hosts=(), clock=clock) as citrus,
-        Pools(size=2, deadlines=deadlines or Deadlines()) as pools,
+        Pools(size=2, timeouts=timeouts or ShardTimeouts()) as pools,
     ):
         directory = Directory(citrus, pools, clock=clock)
         yield RoutedShards(

@@ -14,13 +14,13 @@ import asyncpg
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import Deadlines
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.schema_check import ensure_schema
 
 SHARD_ID = "shard-1"
 TEMPLATE = "template_shard"
 # For servers that will not answer: short enough not to be waited for, long enough for a busy machine.
-QUICK = Deadlines(connect_s=1.0, acquire_s=2.0, lock_s=0.5, statement_s=1.0, reply_s=1.5, close_s=0.5)
+QUICK = ShardTimeouts(connect_s=1.0, acquire_s=2.0, lock_s=0.5, statement_s=1.0, reply_s=1.5, close_s=0.5)
 
 ShardMaker = Callable[..., Awaitable[ShardAddress]]  # (shard_id, *, is_empty=False)
 

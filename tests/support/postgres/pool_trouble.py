@@ -47,4 +47,4 @@ async def nothing_is_open(pool: ShardPool) -> bool:
 
 def forget_looks(pool: ShardPool) -> None:
     """Let the answer of before be an old one."""
-    pool._shared_look = SingleFlightProbe(pool._look)
+    pool._shared_probe = SingleFlightProbe(pool._probe_once)

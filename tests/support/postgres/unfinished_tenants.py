@@ -22,7 +22,7 @@ def address_of(routed: RoutedShards, shard_id: str) -> ShardAddress:
 
 def pool_of(routed: RoutedShards, shard_id: str) -> ShardPool:
     """Return the pool of one of the shards."""
-    return routed.pools.pool(address_of(routed, shard_id))
+    return routed.pools.ensure_pool(address_of(routed, shard_id))
 
 
 async def make_unfinished(

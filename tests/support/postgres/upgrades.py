@@ -13,7 +13,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.migrations import migration_of
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
-from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_DEADLINES, Tell, UpgradeActivity, Upgrader
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Tell, UpgradeActivity, Upgrader
 
 NEXT = SCHEMA_VERSION + 1
 INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON tenants (created_at)"
@@ -35,7 +35,7 @@ WITHIN_S = 30.0
 @asynccontextmanager
 async def upgrade_pool(address: ShardAddress) -> AsyncIterator[ShardPool]:
     """Open the pool of an upgrade."""
-    pool = ShardPool(address, size=CONNECTIONS, deadlines=UPGRADE_DEADLINES)
+    pool = ShardPool(address, size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS)
     yield pool
     await pool.close()
 

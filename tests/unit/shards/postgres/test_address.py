@@ -72,8 +72,8 @@ def test_address_is_usable_when_all_its_hosts_are_allowed(connection_string: str
     """Patterns match without regard to case; asyncpg goes to these hosts and no other."""
     one = address(connection_string)
 
-    assert one.checked(LOCAL) is one
-    assert one.checked(()) is one
+    assert one.validate(LOCAL) is one
+    assert one.validate(()) is one
     assert hosts_of(connection_string) == hosts
     assert [host.lower() for host in connected_hosts(connection_string)] == hosts
     assert SECRET not in one.place + repr(one) + str(one)
@@ -113,7 +113,7 @@ def test_address_is_usable_when_all_its_hosts_are_allowed(connection_string: str
 def test_address_is_refused_when_it_is_not_a_whole_connection_string(connection_string: str) -> None:
     """Before anything is touched; asyncpg's own errors for some of these would come with the first connection."""
     with pytest.raises(PermanentError, match="connection string of shard shard-1: expected ") as raised:
-        address(connection_string).checked(())
+        address(connection_string).validate(())
 
     assert SECRET not in str(raised.value)
 
@@ -132,10 +132,10 @@ def test_address_is_refused_when_it_is_not_a_whole_connection_string(connection_
 def test_address_is_refused_when_one_of_its_hosts_is_not_allowed(connection_string: str) -> None:
     """The error names the host; without a list any host is allowed."""
     with pytest.raises(PermanentError, match="is not in DATABASE_ALLOWED_HOSTS") as raised:
-        address(connection_string).checked(LOCAL)
+        address(connection_string).validate(LOCAL)
 
     assert SECRET not in str(raised.value)
-    address(connection_string).checked(())
+    address(connection_string).validate(())
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_address_is_refused_when_one_of_its_hosts_is_not_allowed(connection_stri
 def test_address_is_refused_when_libraries_may_differ_on_its_host(connection_string: str) -> None:
     """With asyncpg the host comes behind the first @, with others behind the last: a way around the list."""
     with pytest.raises(PermanentError) as raised:
-        address(connection_string).checked(LOCAL)
+        address(connection_string).validate(LOCAL)
 
     assert SECRET not in str(raised.value)
 
@@ -165,7 +165,7 @@ def test_address_is_refused_when_libraries_may_differ_on_its_host(connection_str
 def test_address_is_refused_when_it_has_another_option(option: str) -> None:
     """It would lead to another host than the checked one, or become a setting of the session."""
     with pytest.raises(PermanentError, match=f"option {option.partition('=')[0]} is not allowed") as raised:
-        address(f"postgresql://user:{SECRET}@a.internal/shard?sslmode=require&{option}").checked(())
+        address(f"postgresql://user:{SECRET}@a.internal/shard?sslmode=require&{option}").validate(())
 
     assert SECRET not in str(raised.value)
 
@@ -175,10 +175,10 @@ def test_address_needs_an_id_of_bounded_length(shard_id: str, is_usable: bool) -
     """It becomes a label of metrics."""
     one = address("postgresql://db/shard", shard_id)
     if is_usable:
-        assert one.checked(()) is one
+        assert one.validate(()) is one
         return
     with pytest.raises(PermanentError, match="shard id: expected 1 to 128 characters"):
-        one.checked(())
+        one.validate(())
 
 
 def test_place_shows_where_without_who() -> None:
@@ -202,7 +202,7 @@ def test_any_text_is_refused_or_leads_only_where_it_was_checked(
     """Whatever is checked as the hosts is what asyncpg connects to, and it takes the text without an error."""
     one = address("postgresql://user:" + "".join(pieces))
     try:
-        one.checked(allowed_hosts)
+        one.validate(allowed_hosts)
     except PermanentError:
         return
     assert [host.lower() for host in connected_hosts(one.connection_string)] == hosts_of(one.connection_string)
@@ -225,10 +225,10 @@ def test_address_takes_the_whole_path_of_a_file_with_passwords(path: str, *, is_
     """Another one would be another file wherever the worker is started."""
     one = address(f"postgresql://user@a.internal/shard?passfile={path}")
     if is_good:
-        assert one.checked(()) is one
+        assert one.validate(()) is one
         return
     with pytest.raises(PermanentError, match="option passfile: expected the whole path of a file"):
-        one.checked(())
+        one.validate(())
 
 
 def test_places_are_hosts_with_their_ports() -> None:
@@ -279,7 +279,7 @@ def test_places_are_hosts_with_their_ports() -> None:
 def test_address_is_refused_when_it_would_not_be_what_it_looks_like(connection_string: str, complaint: str) -> None:
     """A name that the server cuts off, or a setting of the session smuggled into another one's value."""
     with pytest.raises(PermanentError) as raised:
-        address(connection_string).checked(())
+        address(connection_string).validate(())
 
     assert str(raised.value).startswith(f"connection string of shard shard-1: {complaint}")
     assert SECRET not in str(raised.value)

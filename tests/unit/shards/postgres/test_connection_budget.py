@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.postgres.connection_budget import ROUND_S, TURN_MAX_S, Budget
+from simplu_worker.shards.postgres.connection_budget import ROUND_S, TURN_MAX_S, ConnectionBudget
 
 _numbers = itertools.count(1)
 
@@ -18,7 +18,7 @@ _numbers = itertools.count(1)
 class Pool:
     """A pool of numbers instead of connections, with as many waiters as a test wants."""
 
-    def __init__(self, budget: Budget[int], size: int = 4, waiter_count: int = 0) -> None:
+    def __init__(self, budget: ConnectionBudget[int], size: int = 4, waiter_count: int = 0) -> None:
         self.budget = budget
         self.size = size
         self.waiter_count = waiter_count
@@ -28,7 +28,7 @@ class Pool:
         self.turn_count = 0
 
     @property
-    def wants_more(self) -> bool:
+    def wants_connection(self) -> bool:
         """Whether somebody waits, and it has fewer connections than it may."""
         return self.waiter_count > 0 and self.open_count < self.size
 
@@ -49,9 +49,9 @@ class Pool:
         """Borrow a connection, or wait for one; tell whether there was one."""
         if self.idle:
             connection = self.idle.pop()
-            assert self.budget.pick_up(connection)
+            assert self.budget.take_idle(connection)
             self.lent.append(connection)
-        elif self.open_count < self.size and self.budget.take_place(self, now):
+        elif self.open_count < self.size and self.budget.take_slot(self, now):
             self._open()
         else:
             self.waiter_count += 1
@@ -61,16 +61,16 @@ class Pool:
     def give_back(self, now: float, *, used_s: float = 0.0) -> None:
         """Give a connection back, to one's own waiters, to others, or to nobody."""
         connection = self.lent.pop(0)
-        if self.waiter_count and not self.budget.has_to_give_way(self, used_s=used_s):
+        if self.waiter_count and not self.budget.must_yield(self, used_s=used_s):
             self.waiter_count -= 1
             self.turn_count += 1
             self.lent.append(connection)
         elif self.waiter_count:
             self.open_count -= 1
-            self.budget.give_place_back(self, now)
+            self.budget.release_slot(self, now)
         else:
             self.idle.append(connection)
-            self.budget.lay_down(self, connection, now)
+            self.budget.park_idle(self, connection, now)
 
     def _open(self) -> None:
         self.turn_count += 1
@@ -78,25 +78,25 @@ class Pool:
         self.lent.append(next(_numbers))
 
 
-def pools(budget: Budget[int], count: int, *, size: int = 4) -> list[Pool]:
+def pools(budget: ConnectionBudget[int], count: int, *, size: int = 4) -> list[Pool]:
     """Return so many pools of one budget."""
     return [Pool(budget, size) for _ in range(count)]
 
 
 def test_budget_gives_places_while_there_are_any() -> None:
     """And no more than there are."""
-    budget = Budget[int](3)
+    budget = ConnectionBudget[int](3)
     a, b = pools(budget, 2)
 
     came = [pool.ask(0.0) for pool in (a, a, b, b, a)]
 
     assert (came, a.open_count, b.open_count) == ([True, True, True, False, False], 2, 1)
-    assert repr(budget) == "Budget(3/3 open, 0 idle, 2 in the queue)"
+    assert repr(budget) == "ConnectionBudget(3/3 open, 0 idle, 2 in the queue)"
 
 
 def test_budget_takes_the_connection_that_was_idle_longest() -> None:
     """Whosesoever it is; the one that went last stays."""
-    budget = Budget[int](3)
+    budget = ConnectionBudget[int](3)
     a, b, c = pools(budget, 3)
     for pool, now in ((a, 0.0), (b, 1.0), (a, 2.0)):
         pool.ask(now)
@@ -105,14 +105,14 @@ def test_budget_takes_the_connection_that_was_idle_longest() -> None:
 
     assert c.ask(6.0)
     assert (a.open_count, b.open_count, c.open_count) == (2, 0, 1)
-    assert budget.idle_before(5.0) == [(a, a.idle[0]), (a, a.idle[1])]
-    assert budget.idle_before(4.5) == [(a, a.idle[0])]
+    assert budget.idle_since_before(5.0) == [(a, a.idle[0]), (a, a.idle[1])]
+    assert budget.idle_since_before(4.5) == [(a, a.idle[0])]
 
 
 @pytest.mark.parametrize(("idle_s", "has_one", "expected"), [(0.0, False, True), (0.0, True, False), (9.0, True, True)])
 def test_budget_spares_what_is_used_again_and_again(idle_s: float, *, has_one: bool, expected: bool) -> None:
     """A connection that was used a moment ago is taken for a pool that has none, not for one that wants one more."""
-    budget = Budget[int](1 + has_one)
+    budget = ConnectionBudget[int](1 + has_one)
     a, b = pools(budget, 2)
     if has_one:
         b.ask(0.0)
@@ -138,7 +138,7 @@ def test_budget_spares_what_is_used_again_and_again(idle_s: float, *, has_one: b
 )
 def test_budget_makes_a_pool_give_way_after_its_turn(mine: int, theirs: int, used_s: float, *, expected: bool) -> None:
     """To a pool without a connection, or with clearly fewer."""
-    budget = Budget[int](mine + theirs)
+    budget = ConnectionBudget[int](mine + theirs)
     a, b = pools(budget, 2)
     for pool, count in ((a, mine), (b, theirs)):
         for _ in range(count):
@@ -146,27 +146,27 @@ def test_budget_makes_a_pool_give_way_after_its_turn(mine: int, theirs: int, use
     a.ask(0.0)
     b.ask(0.0)
 
-    assert budget.has_to_give_way(a, used_s=used_s) is expected
+    assert budget.must_yield(a, used_s=used_s) is expected
 
 
 def test_budget_makes_nobody_give_way_when_nobody_waits() -> None:
     """Also when those who waited have gone."""
-    budget = Budget[int](1)
+    budget = ConnectionBudget[int](1)
     a, b = pools(budget, 2)
     a.ask(0.0)
-    assert not budget.has_to_give_way(a, used_s=99.0)
+    assert not budget.must_yield(a, used_s=99.0)
     b.ask(0.0)
     b.waiter_count = 0
-    assert not budget.has_to_give_way(a, used_s=99.0)
+    assert not budget.must_yield(a, used_s=99.0)
     b.ask(0.0)
     b.waiter_count = 0
     budget.withdraw(b)
-    assert not budget.has_to_give_way(a, used_s=99.0)
+    assert not budget.must_yield(a, used_s=99.0)
 
 
 def test_budget_serves_pools_in_their_order_however_many_wait_there() -> None:
     """A pool with a thousand waiters has its turn as often as one with a single one."""
-    budget = Budget[int](1)
+    budget = ConnectionBudget[int](1)
     crowd, one, two = pools(budget, 3, size=1)
     for pool in (crowd, *[crowd] * 1000, one, two):
         pool.ask(0.0)
@@ -183,23 +183,23 @@ def test_budget_serves_pools_in_their_order_however_many_wait_there() -> None:
 
 def test_budget_shortens_turns_when_many_wait() -> None:
     """So that everybody has one before those who wait give up."""
-    budget = Budget[int](2)
+    budget = ConnectionBudget[int](2)
     crowd = pools(budget, 102, size=1)
     for pool in crowd:
         pool.ask(0.0)
     turn_s = ROUND_S * 2 / 100
 
-    assert not budget.has_to_give_way(crowd[0], used_s=turn_s * 0.9) or crowd[0].waiter_count == 0
+    assert not budget.must_yield(crowd[0], used_s=turn_s * 0.9) or crowd[0].waiter_count == 0
     crowd[0].waiter_count = 1
-    assert budget.has_to_give_way(crowd[0], used_s=turn_s)
-    assert not budget.has_to_give_way(crowd[0], used_s=turn_s * 0.9)
+    assert budget.must_yield(crowd[0], used_s=turn_s)
+    assert not budget.must_yield(crowd[0], used_s=turn_s * 0.9)
 
 
 @given(st.integers(1, 6), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32))
 def test_budget_is_kept_and_nobody_starves(max_connections: int, pool_count: int, size: int, seed: int) -> None:
     """Whatever is asked and given back: never too many, no place is lost, and every pool with waiters has its turns."""
     draw = random.Random(seed)
-    budget = Budget[int](max_connections)
+    budget = ConnectionBudget[int](max_connections)
     shards = pools(budget, pool_count, size=size)
     now = 0.0
     for _ in range(300):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simplu_worker.shards.postgres.address import HostPort, places_of
-from simplu_worker.shards.postgres.connector import TargetSessionAttrs, attempts_at, target_of
+from simplu_worker.shards.postgres.connector import TargetSessionAttrs, connection_attempts, target_of
 
 A, B = HostPort("a", 5432), HostPort("b", None)
 
@@ -55,4 +55,4 @@ def test_hosts_are_tried_in_turn(
     target: TargetSessionAttrs, expected: list[tuple[HostPort, TargetSessionAttrs]]
 ) -> None:
     """Where a standby is only preferred, all are asked again as anything."""
-    assert attempts_at([A, B], target) == expected
+    assert connection_attempts([A, B], target) == expected
