@@ -30,7 +30,7 @@ from simplu_worker.consumers.kinesis.fleet.lease_holder import RENEWALS_PER_DURA
 from simplu_worker.consumers.kinesis.fleet.position_sync import ASKS_PER_S, INTERVAL_S
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Observation, lease_of, observe, row_of
-from simplu_worker.consumers.kinesis.recovery.shard_positions import TOUCH_AFTER_S
+from simplu_worker.consumers.kinesis.recovery.shard_positions import WRITE_AFTER_S
 from simplu_worker.shards.health.probe_schedule import WELL
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
@@ -214,7 +214,7 @@ def _counted(fleet: Fleet, table: Table, load: Load) -> str:
                     f"{round_s:.0f} s a replica, {fleet.replicas / round_s:.1f} looks/s at each shard; "
                     f"probes {fleet.replicas / probe_s:.1f}/s"
                 ),
-                f"rounds at {ASKS_PER_S:g}/s; rows touched after {TOUCH_AFTER_S:g} s",
+                f"rounds at {ASKS_PER_S:g}/s; rows touched after {WRITE_AFTER_S:g} s",
             ],
             [
                 "Postgres shards that a stream shard writes to",

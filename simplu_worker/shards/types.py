@@ -51,7 +51,7 @@ class CitrusDeniedError(RetryableError):
 
 
 class StreamPosition(msgspec.Struct, frozen=True):
-    """One row of `stream_positions`. *held* are targets (`TenantSet.targets`); positions are text, as in the row."""
+    """One row of `stream_positions`. *held* are targets (`TenantSet.encode`); positions are text, as in the row."""
 
     owed_from: str
     owed_since: datetime | None

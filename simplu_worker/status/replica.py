@@ -171,7 +171,7 @@ class ReplicaStatus:
             "queues": self.monitoring.consumed(),
             "streamShards": self.fleet.status() if self.fleet else [],
             "shards": self._shards(),
-            "held": [{"streamShard": r.stream_shard_id} | target for r in readers for target in r.held()],
+            "held": [{"streamShard": r.stream_shard_id} | target for r in readers for target in r.held_status()],
             "prefetch": self.fleet
             and {
                 "usedBytes": self.fleet.prefetch.used_bytes,

@@ -33,7 +33,7 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, pending_at_parents
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
-from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, ignoring_pending, unread_ancestors
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, ignoring_pending, missing_parent_records
 from simplu_worker.consumers.kinesis.recovery.shard_positions import Backfill, ShardPosition, ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Record, Reply, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
@@ -63,7 +63,7 @@ class _ForgetfulReader(StreamShardReader):
     @override
     @property
     def checkpoint(self) -> Position | None:
-        mark = self._owed.checkpoint
+        mark = self._tracker.checkpoint
         return None if mark is None else mark.position
 
 
@@ -76,8 +76,8 @@ class _CarelessReader(StreamShardReader):
 
 class _GullibleReader(StreamShardReader):
     @override
-    def _read_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
-        access, decoder = super()._read_parent(records)
+    def _open_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
+        access, decoder = super()._open_parent(records)
         access.stream = copy(access.stream)
         access.stream.__class__ = _StreamOfNamedEnds
         return access, decoder
@@ -97,7 +97,7 @@ class _SecretiveReader(StreamShardReader):
         owed = super().pending_tenants()
         if owed is None:
             return None
-        return owed.minus(TenantSet(hold.name for hold in self.holds() if hold.target is Target.TENANT))
+        return owed.difference(TenantSet(hold.name for hold in self.holds() if hold.target is Target.TENANT))
 
 
 class _BoastfulReader(StreamShardReader):
@@ -111,54 +111,58 @@ class _BoastfulReader(StreamShardReader):
 class _HastyDispatcher(Dispatcher):
     @override
     async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
-        self._drop(entries)
+        self._finish(entries)
         await super().settle((), letters)
 
 
 class _LooseDispatcher(Dispatcher):
     @override
-    def put_back(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
-        self.room.put(tenant_id, entries[:1])
-        self._lane_of[tenant_id].put(entries[1:])
+    def requeue_unrouted(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
+        self.lookup.add(tenant_id, entries[:1])
+        self._lane_by_tenant[tenant_id].enqueue(entries[1:])
 
 
 class _UngatedDispatcher(Dispatcher):
     @override
-    def _put_whole(self, lane: ShardLane, hold: Hold, catch_up: CatchUp, entries: Sequence[QueuedOperation]) -> None:
-        lane.put(entries)
+    def _enqueue_for_whole_shard(
+        self, lane: ShardLane, hold: Hold, catch_up: CatchUp, entries: Sequence[QueuedOperation]
+    ) -> None:
+        lane.enqueue(entries)
 
     @override
-    def _put_into_room(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
-        self.room.put(tenant_id, entries)
+    def _enqueue_for_lookup(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
+        self.lookup.add(tenant_id, entries)
 
 
 class _NarrowHolds(Holds):
     @override
-    def is_for(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None = None) -> bool:
-        return super().is_for(tenant_id, catch_up, "none of them")
+    def is_sent_by(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None = None) -> bool:
+        return super().is_sent_by(tenant_id, catch_up, "none of them")
 
 
 class _ForgetfulHolds(Holds):
     @override
-    def reads_parents_for(self, shard_id: str) -> bool:
+    def is_rereading_parents_for(self, shard_id: str) -> bool:
         return False
 
 
 class _PresentHolds(Holds):
     @override
-    def parents_of(self, owed: CheckpointTracker[RecordPosition]) -> tuple[ParentRecords, ...]:
-        return next((one.parents for one in self._catch_ups if one.owed is owed and one.is_at_parents), ())
+    def parent_records_of(self, owed: CheckpointTracker[RecordPosition]) -> tuple[ParentRecords, ...]:
+        return next(
+            (one.parent_records for one in self._catch_ups if one.tracker is owed and one.is_reading_parents), ()
+        )
 
 
 class _StraightHolds(Holds):
     @override
-    def is_stray(self, owed: CheckpointTracker[RecordPosition], ticket: int, tenant_id: str, shard_id: str) -> bool:
+    def is_misrouted(self, owed: CheckpointTracker[RecordPosition], ticket: int, tenant_id: str, shard_id: str) -> bool:
         return False
 
 
 class _PoliteHolds(Holds):
     @override
-    def is_of_parents_and_sent_by_another(
+    def is_parent_record_covered_elsewhere(
         self,
         tenant_id: str,
         stream_shard_id: str,
@@ -166,79 +170,89 @@ class _PoliteHolds(Holds):
         catch_up: CatchUp,
         shard_id: str | None = None,
     ) -> bool:
-        named = self.by_name(tenant_id)
+        named = self.named_hold_of(tenant_id)
         if named is not None and named.catch_up is catch_up:
             return False
         holds = self.all()
-        own = max((holds.index(hold) for hold in catch_up.holds if not hold.is_whole), default=-1)
-        later = [hold for hold in holds[own + 1 :] if not hold.is_whole and tenant_id in hold.tenants]
-        return any(hold.parents and hold.catch_up is not catch_up for hold in later)
+        own = max((holds.index(hold) for hold in catch_up.holds if not hold.covers_whole_shard), default=-1)
+        later = [hold for hold in holds[own + 1 :] if not hold.covers_whole_shard and tenant_id in hold.tenants]
+        return any(hold.parent_records and hold.catch_up is not catch_up for hold in later)
 
 
 class _CourteousHolds(Holds):
     @override
-    def _others(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None) -> list[Hold]:
-        return super()._others(tenant_id, catch_up, None)
+    def _other_holds(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None) -> list[Hold]:
+        return super()._other_holds(tenant_id, catch_up, None)
 
 
 class _HastyCatchUp(CatchUpReader):
     @override
     async def _send_reply(self, records: list[Record], ending: asyncio.Event) -> None:
-        owed = self.catch_up.owed
-        at, ticket = owed.last, owed.take_at_last()
-        await self._send(self._decoder.decode(records, after=self._after), ending)
-        await self._ask_for_residents(at, ending)
-        owed.done([ticket])
+        owed = self.catch_up.tracker
+        at, ticket = owed.last_read, owed.start_at_last()
+        await self._send_until_caught_up(self._decoder.decode(records, after=self._after), ending)
+        await self._check_residents(at, ending)
+        owed.finish([ticket])
 
 
 class _HastyCatchUps(CatchUps):
     @override
-    async def _run(self, reader: CatchUpReader, ending: asyncio.Event) -> None:
+    async def _run_reader(self, reader: CatchUpReader, ending: asyncio.Event) -> None:
         reader.__class__ = _HastyCatchUp
-        await super()._run(reader, ending)
+        await super()._run_reader(reader, ending)
 
 
 class _SettledContacts(ShardPositions):
     @override
-    async def adopt_by(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> Backfill | None:
-        return await super().adopt_by(contact, lineage, replace(standing, last_move_age_s=None))
+    async def reconcile_with(
+        self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions
+    ) -> Backfill | None:
+        return await super().reconcile_with(contact, lineage, replace(standing, last_move_age_s=None))
 
 
 class _UnwaryContacts(ShardPositions):
     @override
-    async def adopt_by(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> Backfill | None:
-        return await super().adopt_by(contact, lineage, replace(standing, move_token=None))
+    async def reconcile_with(
+        self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions
+    ) -> Backfill | None:
+        return await super().reconcile_with(contact, lineage, replace(standing, move_token=None))
 
 
 class _ForwardContacts(ShardPositions):
     @override
-    async def adopt_by(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> Backfill | None:
-        refill = await super().adopt_by(contact, lineage, standing)
-        return None if refill is None else replace(refill, before=self._facts.progress().owed_from)
+    async def reconcile_with(
+        self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions
+    ) -> Backfill | None:
+        refill = await super().reconcile_with(contact, lineage, standing)
+        return None if refill is None else replace(refill, before=self._reader.progress().safe_checkpoint)
 
 
 class _LowContacts(ShardPositions):
     @override
-    async def adopt_by(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> Backfill | None:
-        self._facts = replace(self._facts, dispatch=lambda: self._facts.progress().owed_from)
-        return await super().adopt_by(contact, lineage, standing)
+    async def reconcile_with(
+        self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions
+    ) -> Backfill | None:
+        self._reader = replace(self._reader, read_to=lambda: self._reader.progress().safe_checkpoint)
+        return await super().reconcile_with(contact, lineage, standing)
 
 
 class _RashContacts(ShardPositions):
     @override
-    async def adopt_by(self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions) -> Backfill | None:
-        refill = await super().adopt_by(contact, lineage, standing)
+    async def reconcile_with(
+        self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions
+    ) -> Backfill | None:
+        refill = await super().reconcile_with(contact, lineage, standing)
         contact.claim.parents_done = True
         return refill
 
 
 class _SparingContacts(ShardPositions):
     @override
-    def _unread_ancestors(
+    def _missing_parent_records(
         self, lineage: Lineage, standing: StoredPositions, *, is_alone: bool
     ) -> tuple[ParentRecords, ...]:
-        rest = ignoring_pending(standing, self._holds.wait_for_parents)
-        return unread_ancestors(lineage, rest, tenant_wait=self._tenant_wait)
+        rest = ignoring_pending(standing, self._holds.are_waiting_for_parents)
+        return missing_parent_records(lineage, rest, tenant_wait=self._tenant_wait)
 
 
 class _NoRounds(PositionSync):
@@ -255,8 +269,8 @@ class _SafeShards(PostgresShards):
 
 class _SlackHolds(Holds):
     @override
-    def of(self, tenant_id: str) -> Hold | None:
-        hold = super().of(tenant_id)
+    def hold_of(self, tenant_id: str) -> Hold | None:
+        hold = super().hold_of(tenant_id)
         return None if hold is not None and hold.is_ready else hold
 
 
@@ -273,12 +287,12 @@ class _LateHolds(Holds):
 
 class _LaggardCatchUps(CatchUps):
     @override
-    def _begin(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
+    def _start_ready(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
         begun_before = len(self.running)
-        super()._begin(tasks, ending)
+        super()._start_ready(tasks, ending)
         for one in self.running[begun_before:]:
-            reader = one._main_at.__self__  # type: ignore[attr-defined]  # a bound method
-            one._main_at = lambda owed=reader._owed: owed.checkpoint  # type: ignore[misc]
+            reader = one._main_position.__self__  # type: ignore[attr-defined]  # a bound method
+            one._main_position = lambda tracker=reader._tracker: tracker.checkpoint  # type: ignore[misc]
 
 
 class _OneParentHolder(LeaseHolder):
@@ -323,7 +337,7 @@ class _TrustingFleet(Fleet):
     @override
     async def _pending_at_parents(self, lease: Lease) -> TenantSet | None:
         owed = pending_at_parents(lease, self._leases(), self._gone)
-        return None if self._unfinished_parents(lease) else TenantSet.of_targets(owed)
+        return None if self._unfinished_parents(lease) else TenantSet.decode(owed)
 
 
 class _ShortsightedFleet(Fleet):
@@ -360,9 +374,9 @@ def _with_reader(
             reader._dispatcher.holds.__class__ = holds_class
             reader._catch_ups.__class__ = catch_ups_class
             if contacts_class is None:
-                reader._dispatcher.contacts = None
+                reader._dispatcher.shard_positions = None
             else:
-                reader.contacts.__class__ = contacts_class
+                reader.shard_positions.__class__ = contacts_class
             return reader
 
     return WrongFleet

@@ -138,7 +138,7 @@ class World:
                 yield reader
             finally:
                 stopping.set()
-        await reader.leave_word()
+        await reader.write_final_positions()
 
 
 async def _confirm() -> bool:

@@ -128,7 +128,7 @@ class _Replay:
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(reader.run(stopping), name=f"read:{shard.stream_shard_id}")
             looks = 0
-            while not reading.done() and not reader.is_through:
+            while not reading.done() and not reader.is_caught_up:
                 await asyncio.sleep(LOOK_INTERVAL_S)
                 looks += 1
                 if looks % SHOWN_EVERY == 0:

@@ -208,7 +208,7 @@ async def test_replayed_operations_are_applied_exactly_once(bench: Bench) -> Non
 
     for _ in range(2):
         async with world.reading() as reader:
-            await eventually(lambda: reader.is_through)
+            await eventually(lambda: reader.is_caught_up)
         rows = await fetch(shard, "SELECT request_id, status, resource_id FROM operations ORDER BY sequence_number")
         assert [(row["request_id"], row["status"]) for row in rows] == [
             ("late-x-1", "succeeded"),
@@ -258,7 +258,7 @@ async def test_replay_killed_between_send_and_delete_sends_again_what_is_dropped
     assert len(await bench.records()) >= 3
 
     async with world.reading() as reader:
-        await eventually(lambda: reader.is_through)
+        await eventually(lambda: reader.is_caught_up)
     rows = await fetch(await world.shard("shard-1"), "SELECT status FROM operations")
     assert [row["status"] for row in rows] == ["succeeded"] * 2
     assert await world.letters() == []
@@ -282,7 +282,7 @@ async def test_replayed_operation_takes_the_place_of_the_one_given_up(bench: Ben
     shard = await world.shard("shard-1")
     for _ in range(2):
         async with world.reading() as reader:
-            await eventually(lambda: reader.is_through)
+            await eventually(lambda: reader.is_caught_up)
         rows = await fetch(shard, "SELECT request_id, status, error FROM operations")
         assert [tuple(row.values()) for row in rows] == [(operation.request_id, "succeeded", None)]
         assert len(await fetch(shard, "SELECT FROM resources WHERE \"resourceName\" = 'class'")) == 1
@@ -409,7 +409,7 @@ async def test_replay_takes_an_aggregate_apart_that_lay_outside(bench: Bench) ->
     done = await bench.replay()
     assert (done.status, await bench.records()) == (0, parts)
     async with world.reading() as reader:
-        await eventually(lambda: reader.is_through)
+        await eventually(lambda: reader.is_caught_up)
     rows = await fetch(await world.shard("shard-1"), "SELECT status FROM operations")
     assert [row["status"] for row in rows] == ["succeeded"] * 3
 

@@ -65,7 +65,7 @@ async def world(endpoint_url: str, kinesis_url: str, make_shard: ShardMaker) -> 
 def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look after idle shards more often than every few seconds."""
     monkeypatch.setattr(position_sync, "INTERVAL_S", 0.1)
-    monkeypatch.setattr(shard_positions, "TOUCH_AFTER_S", 0.2)
+    monkeypatch.setattr(shard_positions, "WRITE_AFTER_S", 0.2)
 
 
 class Memory:
@@ -135,7 +135,7 @@ async def test_what_a_shard_lost_is_applied_again_before_anything_new(world: Wor
         assert before is not None
         assert reader.checkpoint is not None
         assert reader.checkpoint > before
-        assert reader.held() == []
+        assert reader.held_status() == []
     await all_succeeded(other, c=39)
     assert await world.letters() == []
 
@@ -211,7 +211,7 @@ async def test_second_loss_while_the_first_is_made_good_loses_nothing(world: Wor
             await reaches(reader, numbers[-1])
             await memory.promote()
         await world.put(*mixed(chain("a-x", 3, first=93), chain("b-x", 3, first=93)))
-        await eventually(lambda: bool(reader.held()))
+        await eventually(lambda: bool(reader.held_status()))
         await memory.promote()
         await world.put(*mixed(chain("a-x", 3, first=96), chain("b-x", 3, first=96)))
         await all_succeeded(shard, a=99, b=99)
@@ -254,14 +254,14 @@ async def test_others_are_not_read_again_when_the_next_reader_begins_with_a_long
     async with world.reading(rules=_AT_ONCE_AHEAD) as reader:
         await world.put(*mixed(chain("a-x", 30), chain("c-x", 30)))
         await all_succeeded(shard, a=30)
-        await eventually(lambda: bool(reader.held()))
-        await asyncio.sleep(shard_positions.AHEAD_FRESH_S)
+        await eventually(lambda: bool(reader.held_status()))
+        await asyncio.sleep(shard_positions.AHEAD_MAX_AGE_S)
         await world.put(*chain("a-x", 30, first=30))
         await all_succeeded(shard, a=60)
         await eventually(lambda: reader.ahead is not None)
     ahead, done = reader.ahead, reader.checkpoint
     assert ahead is not None
-    assert ahead.held == TenantSet(["c-x"]).targets()
+    assert ahead.held == TenantSet(["c-x"]).encode()
     row = await fetch(shard, "SELECT read_to, held FROM stream_positions")
     assert [(one["read_to"] is not None, one["held"]) for one in row] == [(True, ["tenant:c-x"])]
     before = refills("shard-1")
@@ -287,7 +287,7 @@ async def test_tenant_that_waits_during_a_refill_gets_what_was_lost_before_anyth
         await fetch(shard, "UPDATE tenants SET state = 'fenced' WHERE id = 'b-x' RETURNING id")
         await world.put(*mixed(chain("a-x", 3, first=33), chain("b-x", 3, first=33)))
         await all_succeeded(shard, a=36)
-        await eventually(lambda: [hold["target"] for hold in reader.held()] == ["tenant b-x"])
+        await eventually(lambda: [hold["target"] for hold in reader.held_status()] == ["tenant b-x"])
         assert len(await outcomes(shard, "b-x")) == 3
         await fetch(shard, "UPDATE tenants SET state = 'active' WHERE id = 'b-x' RETURNING id")
         await all_succeeded(shard, a=36, b=36)
@@ -334,14 +334,14 @@ async def test_child_reads_of_its_parent_what_a_shard_lacks_before_its_own(world
         await world.kinesis.split_shard(StreamName=world.stream.name, ShardToSplit=ONLY, NewStartingHashKey=str(2**127))
         await eventually(lambda: reader.is_finished)
     await memory.promote()
-    lineage = Lineage(frozenset([ONLY]), {ONLY: Ancestor(frozenset(), None, None)}, are_ended=True)
+    lineage = Lineage(frozenset([ONLY]), {ONLY: Ancestor(frozenset(), None, None)}, is_ended=True)
     listed = await world.kinesis.list_shards(StreamName=world.stream.name)
     children = [one["ShardId"] for one in listed["Shards"] if one.get("ParentShardId") == ONLY]
     reading = [world.reading(stream_shard_id=child, lineage=lineage) for child in children]
     async with reading[0] as one, reading[1] as two:
         await world.put(*chain("a-x", 3, first=33))
         await all_succeeded(shard, a=36)
-        await eventually(lambda: not one.held() and not two.held())
+        await eventually(lambda: not one.held_status() and not two.held_status())
     rows = await fetch(shard, "SELECT parents_done FROM stream_positions WHERE stream_shard_id <> $1", ONLY)
     assert True in [row["parents_done"] for row in rows]
 

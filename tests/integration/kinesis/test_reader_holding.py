@@ -57,7 +57,7 @@ def _quick_questions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def what_is_held(reader: StreamShardReader) -> list[tuple[str, str, str]]:
     """Return target, reason and state of everything held."""
-    return sorted((held["target"], held["reason"], held["state"]) for held in reader.held())
+    return sorted((held["target"], held["reason"], held["state"]) for held in reader.held_status())
 
 
 def padded(tenant: str, count: int, size_bytes: int, *, first: int = 0) -> list[bytes]:
@@ -91,7 +91,7 @@ async def test_others_go_on_when_a_shard_is_killed_under_load(world: World, brea
         await breakable_server.start()
         more = await world.put(*mixed(chain("a-x", 3, first=333), chain("b-x", 3, first=333)))
         await reaches(reader, more[-1])
-        assert reader.held() == []
+        assert reader.held_status() == []
 
     assert await outcomes(shard, "a-x") == ["succeeded"] * 336
     assert await outcomes(broken, "b-x") == ["succeeded"] * 336
@@ -153,15 +153,15 @@ async def test_tenants_held_together_are_applied_when_they_are_registered(
 ) -> None:
     """More tenants than are held each by itself share a bucket, and each gets its own in order."""
     monkeypatch.setattr(holds, "TENANT_HOLDS_MAX", 3)
-    monkeypatch.setattr(dispatcher, "BUCKET_REST_FIRST_S", 0.5)
+    monkeypatch.setattr(dispatcher, "OVERFLOW_INTERVAL_FIRST_S", 0.5)
     tenants = [f"new{number}-x" for number in range(20)]
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
     await world.put(*mixed(*(chain(tenant, 3) for tenant in tenants)))
 
     async with world.reading() as reader:
-        await eventually(lambda: sum(held["tenants"] for held in reader.held()) == len(tenants))
-        targets = sorted(held["target"].split()[0] for held in reader.held())
+        await eventually(lambda: sum(held["tenants"] for held in reader.held_status()) == len(tenants))
+        targets = sorted(held["target"].split()[0] for held in reader.held_status())
         assert targets in (["bucket", "tenant", "tenant", "tenant"], ["bucket", "bucket", "tenant", "tenant", "tenant"])
         await world.put(*mixed(*(chain(tenant, 3, first=3) for tenant in tenants)), *chain("a-x", 3))
         await logs(shard, "a-x", 3)
@@ -170,7 +170,7 @@ async def test_tenants_held_together_are_applied_when_they_are_registered(
             await world.provision(tenant, f"shard-{1 + number % 2}")
         numbers = await world.put(*(record("list", tenant, 6) for tenant in tenants))
         await reaches(reader, numbers[-1])
-        assert reader.held() == []
+        assert reader.held_status() == []
 
     for number, tenant in enumerate(tenants):
         assert await outcomes(await world.shard(f"shard-{1 + number % 2}"), tenant) == ["succeeded"] * 7
@@ -185,10 +185,10 @@ async def test_held_operations_become_dead_letters_each_at_its_own_time(world: W
     (young,) = await world.put(record("create", "nobody-x", 1))
 
     async with world.reading(utc=lambda: now or utc_now()) as reader:
-        await eventually(lambda: bool(reader.held()))
+        await eventually(lambda: bool(reader.held_status()))
         (hold,) = reader.holds()
         now = hold.arrived_at + WAIT + MARGIN - timedelta(milliseconds=1)
-        room = reader._dispatcher.room
+        room = reader._dispatcher.lookup
         asked = room._tenants["nobody-x"].failure_count
         await eventually(lambda: room._tenants["nobody-x"].failure_count >= asked + 2)
         assert reader.checkpoint is None
@@ -256,7 +256,7 @@ async def test_operation_that_fails_by_itself_is_applied_when_it_stops_failing(
     )
 
     async with world.reading() as reader:
-        await eventually(lambda: bool(reader.held()))
+        await eventually(lambda: bool(reader.held_status()))
         assert reader.checkpoint is None
         await calm(shard)
         await reaches(reader, numbers[-1])
@@ -276,26 +276,26 @@ async def test_child_holds_what_its_parents_owe_until_they_owe_it_no_more(
     shard = await world.shard("shard-1")
     owed = TenantSet(["p-x", "q-x"])
     if is_listed_by_slot:
-        owed = TenantSet.of_targets(owed.targets(limit=0))
+        owed = TenantSet.decode(owed.encode(limit=0))
     await world.put(*mixed(*(chain(tenant, 3) for tenant in tenants)))
 
     async with world.reading(pending_at_parents=owed) as reader:
         await logs(shard, "a-x", 3)
         await logs(shard, "b-x", 3)
         assert what_is_held(reader) == [("parents", "reshard", "held")]
-        assert (reader.checkpoint, reader.waits_for_parents) == (None, True)
+        assert (reader.checkpoint, reader.is_waiting_for_parents) == (None, True)
 
-        reader.free_parents(TenantSet(["q-x"]))
+        reader.release_from_parents(TenantSet(["q-x"]))
         await world.put(*mixed(*(chain(tenant, 3, first=3) for tenant in tenants)))
         await logs(shard, "p-x", 6)
         await logs(shard, "a-x", 6)
         assert (await outcomes(shard, "q-x"), reader.checkpoint) == ([], None)
         await eventually(lambda: what_is_held(reader) == [("parents", "reshard", "held")])
 
-        reader.free_parents(TenantSet())
+        reader.release_from_parents(TenantSet())
         numbers = await world.put(*mixed(*(chain(tenant, 3, first=6) for tenant in tenants)))
         await reaches(reader, numbers[-1])
-        assert (reader.held(), reader.waits_for_parents) == ([], False)
+        assert (reader.held_status(), reader.is_waiting_for_parents) == ([], False)
 
     for tenant in tenants:
         assert await outcomes(shard, tenant) == ["succeeded"] * 9
@@ -339,7 +339,7 @@ async def test_next_reader_goes_on_with_what_was_held_when_the_first_stops(
         tail = mixed(*(chain(tenant, 30, first=3) for tenant in ("b-x", "c-x")), chain("late-x", 30))
         await world.put(*tail, *chain("a-x", 3, first=6))
         await logs(shard, "a-x", 9)
-        await eventually(lambda: len(reader.held()) == 3)
+        await eventually(lambda: len(reader.held_status()) == 3)
         assert what_is_held(reader) == [
             ("shard shard-3", "shard_unavailable", "held"),
             ("tenant c-x", "inactive", "held"),
@@ -372,7 +372,7 @@ async def test_aggregate_of_another_stream_shard_is_one_dead_letter(world: World
 
     async with world.reading(hash_range=HashRange(0, 0)) as reader:
         await logs(shard, "a-x", 6)
-        await eventually(lambda: bool(reader.held()))
+        await eventually(lambda: bool(reader.held_status()))
         await world.provision("late-x", "shard-1")
         await reaches(reader, numbers[-1])
 

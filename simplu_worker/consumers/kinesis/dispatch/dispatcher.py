@@ -34,8 +34,8 @@ STUCK_QUEUE_MAX_BYTES: Final = 1024 * 1024  # behind a batch that may never be a
 FAILING_RETRIES_S: Final = (1.0, 5.0, 15.0)  # before each further try of an operation that failed by itself
 FAILING_TENANTS_MAX: Final = 3
 FAILURES_REMEMBERED: Final = 1000
-BUCKET_REST_FIRST_S: Final = 5.0  # between two looks at tenants that are held together, longer each time
-BUCKET_REST_MAX_S: Final = 300.0
+OVERFLOW_INTERVAL_FIRST_S: Final = 5.0  # between two looks at tenants that are held together, longer each time
+OVERFLOW_INTERVAL_MAX_S: Final = 300.0
 OVERDUE_INTERVAL_S: Final = 60.0  # between two catch-ups of a tenant that is not registered
 
 log = structlog.get_logger(__name__)
@@ -64,47 +64,47 @@ class Dispatcher:
         self._gateway = gateway
         self._memory = memory
         self._tenant_wait = tenant_wait
-        self._store = store
+        self._store_letters = store
         self._draw = draw
         self._utc = utc
         self.holds = Holds()
-        self.contacts = (
+        self.shard_positions = (
             None if facts is None else ShardPositions(gateway, self.holds, facts, tenant_wait=tenant_wait, utc=utc)
         )
-        self.room = RouteLookup(gateway, self, tenant_wait=tenant_wait, draw=draw, utc=utc)
+        self.lookup = RouteLookup(gateway, self, tenant_wait=tenant_wait, draw=draw, utc=utc)
         self._lanes: dict[str, ShardLane] = {}
-        self._lane_of: dict[str, ShardLane] = {}  # by tenant: where its entries are, or went last
+        self._lane_by_tenant: dict[str, ShardLane] = {}  # by tenant: where its entries are, or went last
         self._failures: dict[str, tuple[str | None, int, int]] = {}  # by tenant: the operation, how often it failed
         self._tasks = asyncio.TaskGroup()
         self._ending = asyncio.Event()
-        self._gathering = _Letters()
-        self._storing = asyncio.Lock()
-        self._bucket_rests_from = 0.0
-        self._bucket_rest_s = BUCKET_REST_FIRST_S
+        self._open_batch = _DeadLetterBatch()
+        self._store_lock = asyncio.Lock()
+        self._overflow_idle_since = 0.0
+        self._overflow_interval_s = OVERFLOW_INTERVAL_FIRST_S
         self.has_settled = asyncio.Event()
         self.has_ready = asyncio.Event()  # a hold can be caught up
         self.has_arrivals = asyncio.Event()  # an operation was sent; cleared by who waits for it
 
     def __repr__(self) -> str:
-        return f"Dispatcher({self._name}, {list(self._lanes.values())}, {self.room!r}, {self.holds!r})"
+        return f"Dispatcher({self._name}, {list(self._lanes.values())}, {self.lookup!r}, {self.holds!r})"
 
     @property
     def is_empty(self) -> bool:
         """Whether no operation is in hand."""
-        return not any(map(len, self._lanes.values())) and not self.room.entries()
+        return not any(map(len, self._lanes.values())) and not self.lookup.entries()
 
     @property
-    def is_at_rest(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether there is nothing to look at by the clock; `has_arrivals` is set when there may be."""
         return not self.holds.all() and self.is_empty
 
     def entries(self) -> list[QueuedOperation]:
         """Return all that is in hand."""
-        return [entry for lane in self._lanes.values() for entry in lane.entries()] + self.room.entries()
+        return [entry for lane in self._lanes.values() for entry in lane.entries()] + self.lookup.entries()
 
     def pending_tenants(self) -> TenantSet:
         """Return everyone of whom something is held or in hand."""
-        tenants = self.holds.tenants()
+        tenants = self.holds.held_tenants()
         for entry in self.entries():
             tenants.add(entry.operation.tenant_id)
         return tenants
@@ -115,14 +115,14 @@ class Dispatcher:
         return any(lane.is_stuck for lane in self._lanes.values())
 
     @property
-    def is_hungry(self) -> bool:
+    def has_idle_lane(self) -> bool:
         """Whether some of what is read next could go on at once, or a lane is late: others must not wait with it."""
         return not self._lanes or any(not len(lane) or lane.is_late for lane in self._lanes.values())
 
     @property
-    def is_moving(self) -> bool:
+    def has_progress(self) -> bool:
         """Whether anything is in hand that does not wait for a Postgres shard without an answer."""
-        return bool(self.room.entries()) or any(len(lane) and not lane.is_stuck for lane in self._lanes.values())
+        return bool(self.lookup.entries()) or any(len(lane) and not lane.is_stuck for lane in self._lanes.values())
 
     def is_lane_idle(self, shard_id: str) -> bool:
         """Whether no batch to a Postgres shard is in flight."""
@@ -133,7 +133,7 @@ class Dispatcher:
         """Work in *tasks* until *ending*; then batches in flight are finished and the rest stays owed."""
         self._tasks = tasks
         self._ending = ending
-        tasks.create_task(self.room.run(ending), name=f"waiting:{self._name}")
+        tasks.create_task(self.lookup.run(ending), name=f"waiting:{self._name}")
 
     def send(self, entries: Sequence[QueuedOperation]) -> None:
         """Send operations of one reader on their way, each behind those of its tenant that are in hand.
@@ -143,47 +143,47 @@ class Dispatcher:
         """
         self._memory.reserve(cost_bytes_of(entries))
         self.has_arrivals.set()
-        room = self.room if len(self.room) else ()
+        room = self.lookup if len(self.lookup) else ()
         by_lane: defaultdict[ShardLane, list[QueuedOperation]] = defaultdict(list)
         without_lane: defaultdict[str, list[QueuedOperation]] = defaultdict(list)
         for entry in entries:
             tenant_id = entry.operation.tenant_id
-            lane = self._lane_of.get(tenant_id)
+            lane = self._lane_by_tenant.get(tenant_id)
             if lane is None or tenant_id in room:
                 without_lane[tenant_id].append(entry)
             else:
                 by_lane[lane].append(entry)
         for lane, own in by_lane.items():
-            self._put(lane, own)
+            self._enqueue(lane, own)
         for tenant_id, own in without_lane.items():
             if tenant_id in room:
-                self._put_into_room(tenant_id, own)
+                self._enqueue_for_lookup(tenant_id, own)
             elif (shard_id := self._gateway.cached_shard_id(tenant_id)) is not None:
-                self.let_go(tenant_id, shard_id, own)
+                self.route_to_lane(tenant_id, shard_id, own)
             else:
-                self.room.put(tenant_id, own)
+                self.lookup.add(tenant_id, own)
 
     def shard_id_of(self, tenant_id: str) -> str | None:
         """Return the id of the Postgres shard to which a tenant's next operation would go; None when nobody knows."""
-        lane = self._lane_of.get(tenant_id)
+        lane = self._lane_by_tenant.get(tenant_id)
         return self._gateway.cached_shard_id(tenant_id) if lane is None else lane.shard_id
 
-    def _put_into_room(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
+    def _enqueue_for_lookup(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Append operations of one reader to those of their tenant that wait.
 
         What is read again for a whole shard comes first: what others have put there before it will come once more.
         """
-        owed = entries[0].owed
-        hold = self.holds.whole_of(owed)
-        waiting = [] if hold is None else self.room.take(tenant_id)
-        others = [one for one in waiting if one.owed is not owed]
-        own: Sequence[QueuedOperation] = [*(one for one in waiting if one.owed is owed), *entries]
+        owed = entries[0].tracker
+        hold = self.holds.whole_shard_hold_of(owed)
+        waiting = [] if hold is None else self.lookup.take_entries(tenant_id)
+        others = [one for one in waiting if one.tracker is not owed]
+        own: Sequence[QueuedOperation] = [*(one for one in waiting if one.tracker is owed), *entries]
         if hold is not None and others:
-            own = self._without(hold, others, own)
+            own = self._split_for_backfill(hold, others, own)
         if own:
-            self.room.put(tenant_id, own)
+            self.lookup.add(tenant_id, own)
 
-    def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
+    def route_to_lane(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Put all that is in hand of a tenant into the lane of its shard; later operations follow there.
 
         But for what was read again for another shard as a whole, when nobody knew where the tenant lives.
@@ -191,18 +191,18 @@ class Dispatcher:
         own: list[QueuedOperation] = []
         strays: list[QueuedOperation] = []
         for entry in entries:
-            is_stray = self.holds.is_stray(entry.owed, entry.ticket, tenant_id, shard_id)
+            is_stray = self.holds.is_misrouted(entry.tracker, entry.ticket, tenant_id, shard_id)
             (strays if is_stray else own).append(entry)
-        self.holds.note_placed(tenant_id)
+        self.holds.clear_unrouted(tenant_id)
         if strays:
-            self._leave_out(strays)
+            self._drop_for_reread(strays)
         if not own:
             return
         lane = self._lane(shard_id)
-        if len(self._lane_of) >= TENANTS_REMEMBERED:  # those with nothing in hand can be looked up again
-            self._lane_of = {tenant: one for tenant, one in self._lane_of.items() if len(one)}
-        self._lane_of[tenant_id] = lane
-        self._put(lane, own)
+        if len(self._lane_by_tenant) >= TENANTS_REMEMBERED:  # those with nothing in hand can be looked up again
+            self._lane_by_tenant = {tenant: one for tenant, one in self._lane_by_tenant.items() if len(one)}
+        self._lane_by_tenant[tenant_id] = lane
+        self._enqueue(lane, own)
 
     def _lane(self, shard_id: str) -> ShardLane:
         lane = self._lanes.get(shard_id)
@@ -212,7 +212,7 @@ class Dispatcher:
                 shard_id,
                 self._gateway,
                 self,
-                contacts=self.contacts,
+                contacts=self.shard_positions,
                 tries_max=tries,
                 draw=self._draw,
                 utc=self._utc,
@@ -221,115 +221,117 @@ class Dispatcher:
             self._tasks.create_task(lane.run(self._ending), name=f"lane:{self._name}:{shard_id}")
         return lane
 
-    def _put(self, lane: ShardLane, entries: Sequence[QueuedOperation]) -> None:
-        hold = self.holds.for_shard(lane.shard_id)
+    def _enqueue(self, lane: ShardLane, entries: Sequence[QueuedOperation]) -> None:
+        hold = self.holds.shard_hold(lane.shard_id)
         if hold is None:
-            lane.put(entries)
+            lane.enqueue(entries)
         elif hold.catch_up is None:
             self.hold_shard(lane.shard_id, entries)
-        elif hold.is_whole:
-            self._put_whole(lane, hold, hold.catch_up, entries)
+        elif hold.covers_whole_shard:
+            self._enqueue_for_whole_shard(lane, hold, hold.catch_up, entries)
         else:
-            lane.put(entries)
+            lane.enqueue(entries)
 
-    def _put_whole(self, lane: ShardLane, hold: Hold, catch_up: CatchUp, entries: Sequence[QueuedOperation]) -> None:
+    def _enqueue_for_whole_shard(
+        self, lane: ShardLane, hold: Hold, catch_up: CatchUp, entries: Sequence[QueuedOperation]
+    ) -> None:
         """Put into the lane what *catch_up* sends, which reads again for all tenants of the shard, and drop the rest.
 
         It will come to that, or has sent it already. Where it has passed it without, it begins again before that, and
         what it sent meanwhile is dropped as well: it would be too early.
         """
-        others = [entry for entry in entries if entry.owed is not catch_up.owed]
-        own = [entry for entry in entries if entry.owed is catch_up.owed]
-        lane.put(self._without(hold, others, own))
+        others = [entry for entry in entries if entry.tracker is not catch_up.tracker]
+        own = [entry for entry in entries if entry.tracker is catch_up.tracker]
+        lane.enqueue(self._split_for_backfill(hold, others, own))
 
-    def _without(
+    def _split_for_backfill(
         self, hold: Hold, others: Sequence[QueuedOperation], own: Sequence[QueuedOperation]
     ) -> Sequence[QueuedOperation]:
         """Drop *others*, to be read again for a hold; return what may be sent of its *own*, which was read for it.
 
         Nothing, where its catch-up has passed one of the others and not sent it: it begins again, before that.
         """
-        parents = self._parents_of(others)
+        parents = self._parent_records_of(others)
         dropped = list(others)
-        if any((parents or _is_passed(hold, entry)) and not _is_covered(hold, entry, parents) for entry in others):
+        if any((parents or _has_passed(hold, entry)) and not _will_send(hold, entry, parents) for entry in others):
             dropped += own
             hold.lower(lowest_position(entry.before for entry in dropped), _first_arrival(dropped))
-            self.holds.need_parents(hold, parents, [entry.operation.tenant_id for entry in others])
+            self.holds.require_parent_records(hold, parents, [entry.operation.tenant_id for entry in others])
             self._make_ready(hold)
         for tenant_id in {entry.operation.tenant_id for entry in others}:
-            self.holds.join(hold, tenant_id)
-        self._leave_out(dropped)
+            self.holds.add_tenant(hold, tenant_id)
+        self._drop_for_reread(dropped)
         return () if len(dropped) > len(others) else own
 
-    def _parents_of(self, entries: Iterable[QueuedOperation]) -> tuple[ParentRecords, ...]:
+    def _parent_records_of(self, entries: Iterable[QueuedOperation]) -> tuple[ParentRecords, ...]:
         """Return what is to come before everything else for those to whom it was just being sent."""
         for entry in entries:
-            if parents := self.holds.parents_of(entry.owed):
+            if parents := self.holds.parent_records_of(entry.tracker):
                 return parents
         return ()
 
-    def refill(self, shard_id: str, refill: Backfill, entries: Sequence[QueuedOperation]) -> None:
+    def start_backfill(self, shard_id: str, refill: Backfill, entries: Sequence[QueuedOperation]) -> None:
         """Have the stream read again for all tenants of a Postgres shard; *entries*, all its lane has, are dropped.
 
         To be called in the step in which that was decided, with nothing in flight.
         """
         before = lowest_position([refill.before, *(entry.before for entry in entries)])
         arrived_at = self._utc() if before is None else before.arrived_at
-        hold = self.holds.hold_whole(shard_id, before, arrived_at, parents=refill.parents, now=loop_time())
+        hold = self.holds.hold_whole_shard(shard_id, before, arrived_at, parents=refill.parent_records, now=loop_time())
         for tenant_id in sorted({entry.operation.tenant_id for entry in entries}):
-            self.holds.join(hold, tenant_id)
-        self._leave_out(entries)
+            self.holds.add_tenant(hold, tenant_id)
+        self._drop_for_reread(entries)
         self._make_ready(hold)
 
-    def begin_again(self, hold: Hold, before: RecordPosition | None, tenant_ids: Iterable[str]) -> None:
+    def restart_hold(self, hold: Hold, before: RecordPosition | None, tenant_ids: Iterable[str]) -> None:
         """Have the shard of *hold* read for again from *before* on: *tenant_ids* live there, and were left out.
 
         Where one of them has something on its way to another shard, it is left out again until that has come back.
         """
         for tenant_id in tenant_ids:
-            lane = self._lane_of.get(tenant_id)
+            lane = self._lane_by_tenant.get(tenant_id)
             if lane is not None and not any(entry.operation.tenant_id == tenant_id for entry in lane.entries()):
-                del self._lane_of[tenant_id]
+                del self._lane_by_tenant[tenant_id]
         hold.lower(before, hold.arrived_at)
         self._make_ready(hold)
 
-    def parents_read(self, catch_up: CatchUp) -> None:
+    def finish_parents(self, catch_up: CatchUp) -> None:
         """Note that all that came before a catch-up's own records is applied, or held with what comes before it."""
-        catch_up.is_at_parents = False
+        catch_up.is_reading_parents = False
         for hold in catch_up.holds:
-            hold.parents = ()
-        if self.contacts is not None and not self.holds.has_parents:
+            hold.parent_records = ()
+        if self.shard_positions is not None and not self.holds.has_parent_records:
             for hold in catch_up.holds:
-                if hold.is_whole:
-                    self.contacts.parents_read(hold.name)
+                if hold.covers_whole_shard:
+                    self.shard_positions.mark_parents_read(hold.name)
 
-    def look_again(self, shard_id: str) -> bool:
+    def request_row_read(self, shard_id: str) -> bool:
         """Have the lane to a Postgres shard read its row there anew; False when there is no lane."""
         lane = self._lanes.get(shard_id)
         if lane is not None:
-            lane.look_again()
+            lane.request_row_read()
         return lane is not None
 
-    def put_back(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
+    def requeue_unrouted(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Take back all entries of a tenant from its lane: its shard says that it does not live there now."""
-        self._lane_of.pop(tenant_id, None)
-        self.room.put(tenant_id, entries)
+        self._lane_by_tenant.pop(tenant_id, None)
+        self.lookup.add(tenant_id, entries)
 
     def is_held(self, shard_id: str) -> bool:
         """Whether a Postgres shard is held and nothing may be sent there."""
-        return self.holds.of_shard(shard_id) is not None
+        return self.holds.blocking_shard_hold(shard_id) is not None
 
     def hold_shard(self, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Hold a Postgres shard, from the first of *entries* on; all of them are dropped."""
         tenants = sorted({entry.operation.tenant_id for entry in entries})
         before, arrived_at = lowest_position(entry.before for entry in entries), _first_arrival(entries)
-        parents = self._parents_of(entries)  # as long as they are known by the hold that is left
+        parents = self._parent_records_of(entries)  # as long as they are known by the hold that is left
         hold = self.holds.hold_shard(shard_id, tenants, before, arrived_at, now=loop_time())
-        self.holds.need_parents(hold, parents, tenants)
+        self.holds.require_parent_records(hold, parents, tenants)
         if self.is_lane_idle(shard_id):
             for tenant_id in tenants:
-                self._lane_of.pop(tenant_id, None)
-        self._leave_out(entries)
+                self._lane_by_tenant.pop(tenant_id, None)
+        self._drop_for_reread(entries)
 
     def hold_tenant(self, entries: Sequence[QueuedOperation], reason: str, *, shard_id: str | None) -> bool:
         """Hold the tenant of *entries*, from the first of them on; return whether it is held by itself.
@@ -341,44 +343,44 @@ class Dispatcher:
             return False
         return self._hold_tenant(entries, reason).target is Target.TENANT
 
-    def moved(self, hold: Hold, tenant_id: str) -> None:
+    def on_tenant_moved(self, hold: Hold, tenant_id: str) -> None:
         """Catch up a tenant of a Postgres shard that is held: it has another shard now."""
         own = self.holds.hold_tenant(tenant_id, hold.reason, hold.reached, hold.arrived_at, now=loop_time())
-        self.holds.need_parents(own, hold.parents, [tenant_id])
+        self.holds.require_parent_records(own, hold.parent_records, [tenant_id])
         if own.target is Target.TENANT:
             self._make_ready(own)
 
     def _hold_tenant(self, entries: Sequence[QueuedOperation], reason: str) -> Hold:
         tenant_id = entries[0].operation.tenant_id
         before, arrived_at = lowest_position(entry.before for entry in entries), _first_arrival(entries)
-        parents = self._parents_of(entries)
+        parents = self._parent_records_of(entries)
         hold = self.holds.hold_tenant(tenant_id, reason, before, arrived_at, now=loop_time())
-        self.holds.need_parents(hold, parents, [tenant_id])
-        self._lane_of.pop(tenant_id, None)
-        self._leave_out(entries)
+        self.holds.require_parent_records(hold, parents, [tenant_id])
+        self._lane_by_tenant.pop(tenant_id, None)
+        self._drop_for_reread(entries)
         return hold
 
-    def is_asked_for(self, tenant_id: str) -> bool:
+    def needs_lookup(self, tenant_id: str) -> bool:
         """Whether a tenant is held because it has no shard, and not being caught up."""
-        hold = self.holds.of(tenant_id)
+        hold = self.holds.hold_of(tenant_id)
         return hold is not None and hold.target is Target.TENANT and hold.catch_up is None and not hold.is_ready
 
-    def found(self, tenant_id: str) -> None:
+    def on_tenant_found(self, tenant_id: str) -> None:
         """Catch up a held tenant, which has a shard now."""
-        hold = self.holds.of(tenant_id)
+        hold = self.holds.hold_of(tenant_id)
         if hold is not None and hold.target is Target.TENANT and hold.catch_up is None:
             self._make_ready(hold)
 
-    def not_registered(self, tenant_id: str, asked_at: datetime) -> None:
+    def on_tenant_unregistered(self, tenant_id: str, asked_at: datetime) -> None:
         """Catch up a held tenant where it has operations that are overdue; they become dead letters there."""
-        hold = self.holds.of(tenant_id)
-        if hold is None or not self.is_asked_for(tenant_id) or loop_time() < hold.next_try:
+        hold = self.holds.hold_of(tenant_id)
+        if hold is None or not self.needs_lookup(tenant_id) or loop_time() < hold.next_attempt_at:
             return
         if is_overdue(hold.arrived_at, now=asked_at, tenant_wait=self._tenant_wait):
-            hold.next_try = loop_time() + min(OVERDUE_INTERVAL_S, self._tenant_wait.total_seconds())
+            hold.next_attempt_at = loop_time() + min(OVERDUE_INTERVAL_S, self._tenant_wait.total_seconds())
             self._make_ready(hold)
 
-    def failed(self, entry: QueuedOperation) -> int:
+    def count_failure(self, entry: QueuedOperation) -> int:
         """Note that an operation failed by itself once more; return how often now.
 
         Where many tenants fail it is the shard after all, say a trigger that refuses every row: nothing is given up.
@@ -397,29 +399,29 @@ class Dispatcher:
         """Hold the tenant of *entries*, the first of which failed by itself, to try it again later."""
         *_, times = self._failures.get(entries[0].operation.tenant_id, (1,))
         hold = self._hold_tenant(entries, Reason.FAILING)
-        hold.next_try = loop_time() + FAILING_RETRIES_S[min(times, len(FAILING_RETRIES_S)) - 1]
+        hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[min(times, len(FAILING_RETRIES_S)) - 1]
 
     def _make_ready(self, hold: Hold) -> None:
         hold.is_ready = True
         self.has_ready.set()
 
-    def look(self) -> None:
+    def ready_due_holds(self) -> None:
         """Make ready what is due by the clock; to be called a few times a second."""
         now = loop_time()
         holds = self.holds.all()
         for hold in holds:
-            if hold.reason == Reason.FAILING and hold.catch_up is None and now >= hold.next_try:
+            if hold.reason == Reason.FAILING and hold.catch_up is None and now >= hold.next_attempt_at:
                 self._make_ready(hold)
-        buckets = [hold for hold in holds if hold.target is Target.BUCKET]
+        buckets = [hold for hold in holds if hold.target is Target.OVERFLOW]
         if not buckets:
-            self._bucket_rest_s = BUCKET_REST_FIRST_S
+            self._overflow_interval_s = OVERFLOW_INTERVAL_FIRST_S
         if not buckets or any(hold.catch_up or hold.is_ready for hold in buckets):
-            self._bucket_rests_from = now
-        elif now - self._bucket_rests_from >= self._bucket_rest_s:
-            self._bucket_rest_s = min(BUCKET_REST_MAX_S, 2 * self._bucket_rest_s)
+            self._overflow_idle_since = now
+        elif now - self._overflow_idle_since >= self._overflow_interval_s:
+            self._overflow_interval_s = min(OVERFLOW_INTERVAL_MAX_S, 2 * self._overflow_interval_s)
             self._make_ready(buckets[0])
 
-    def relieve(self, *, is_memory_short: bool) -> None:
+    def shed_stuck_lanes(self, *, is_memory_short: bool) -> None:
         """Hold what waits behind a batch that may never be answered, so that it takes no more memory.
 
         The batch itself is waited for, unless others need the memory.
@@ -439,46 +441,46 @@ class Dispatcher:
         Letters that come while others are being stored are stored with all that came meanwhile.
         """
         if letters:
-            batch = self._gathering
+            batch = self._open_batch
             batch.letters += letters
-            async with self._storing:
-                if not batch.are_stored:  # by whoever had the turn before
-                    self._gathering = _Letters()
-                    await self._store(batch.letters)
-                    batch.are_stored = True
-        self._drop(entries)
+            async with self._store_lock:
+                if not batch.is_stored:  # by whoever had the turn before
+                    self._open_batch = _DeadLetterBatch()
+                    await self._store_letters(batch.letters)
+                    batch.is_stored = True
+        self._finish(entries)
 
-    def _leave_out(self, entries: Sequence[QueuedOperation]) -> None:
+    def _drop_for_reread(self, entries: Sequence[QueuedOperation]) -> None:
         """Let go of entries that are to be read again for a hold; a catch-up that sent them has not sent all then."""
         for entry in entries:
-            self.holds.note_left_out(entry.owed, entry.operation.tenant_id)
-        self._drop(entries)
+            self.holds.mark_incomplete(entry.tracker, entry.operation.tenant_id)
+        self._finish(entries)
 
-    def _drop(self, entries: Sequence[QueuedOperation]) -> None:
+    def _finish(self, entries: Sequence[QueuedOperation]) -> None:
         """Let go of entries that are done with, or held: whoever read them owes them no more."""
         tickets: defaultdict[CheckpointTracker[RecordPosition], list[int]] = defaultdict(list)
         for entry in entries:
-            tickets[entry.owed].append(entry.ticket)
+            tickets[entry.tracker].append(entry.ticket)
         for owed, own in tickets.items():
-            owed.done(own)
+            owed.finish(own)
         self._memory.release(cost_bytes_of(entries))
         self.has_settled.set()
 
 
-class _Letters:
+class _DeadLetterBatch:
     """Letters that are stored together."""
 
     def __init__(self) -> None:
         self.letters: list[DeadLetter] = []
-        self.are_stored = False
+        self.is_stored = False
 
 
-def _is_passed(hold: Hold, entry: QueuedOperation) -> bool:
+def _has_passed(hold: Hold, entry: QueuedOperation) -> bool:
     """Tell whether the catch-up of *hold* is behind where *entry* is in the stream."""
     return hold.reached is not None and is_after(hold.reached, entry.before)
 
 
-def _is_covered(hold: Hold, entry: QueuedOperation, parents: tuple[ParentRecords, ...]) -> bool:
+def _will_send(hold: Hold, entry: QueuedOperation, parents: tuple[ParentRecords, ...]) -> bool:
     """Tell whether the catch-up of *hold* sends *entry*, which is of *parents* or comes later, by itself."""
     catch_up = hold.catch_up
     return catch_up is not None and catch_up.covers(entry.operation.tenant_id, entry.before, parents)

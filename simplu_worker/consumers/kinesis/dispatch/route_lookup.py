@@ -30,18 +30,18 @@ from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import wait_any
 
-ASKED_AT_ONCE: Final = 64
-ASKED_LATELY: Final = 16  # of them; the others have waited for their answer for ANSWER_S
+LOOKUPS_MAX: Final = 64
+RECENT_LOOKUPS_MAX: Final = 16  # of them; the others have waited for their answer for ANSWER_S
 ANSWER_S: Final = 0.5  # the answer about a tenant whose shard is there comes in milliseconds
-CROWD: Final = 256  # tenants not asked for yet: more of them need not be read now, or not wait in memory
+CROWD_COUNT: Final = 256  # tenants not asked for yet: more of them need not be read now, or not wait in memory
 FOUND_WEIGHT: Final = 0.02  # of the last answer in the share of tenants that were found
-PATIENCE_S: Final = 1.0  # in memory: for a tenant that has no shard, and for all while nobody answers
-PATIENCE_IN_LINE_S: Final = 5.0  # for a tenant not asked for yet, while others get their answers
-REST_MAX_S: Final = 0.25
+WAIT_MAX_S: Final = 1.0  # in memory: for a tenant that has no shard, and for all while nobody answers
+UNASKED_WAIT_MAX_S: Final = 5.0  # for a tenant not asked for yet, while others get their answers
+CHECK_INTERVAL_MAX_S: Final = 0.25
 RETRY_BASE_S: Final = 0.25
 RETRY_MAX_S: Final = 5.0
 NAMES_MAX: Final = 8  # pairs of ids that give one tenant id
-ASKS_PER_S: Final = 25.0  # for tenants that are held, however many they are
+LOOKUPS_PER_S: Final = 25.0  # for tenants that are held, however many they are
 
 log = structlog.get_logger(__name__)
 
@@ -58,14 +58,14 @@ class WaitingTenant(msgspec.Struct):
     shard_id: str | None = None  # the Postgres shard that did not answer
     error: str | None = "no answer yet"
     failure_count: int = 0
-    turn: int | None = None
+    agenda_number: int | None = None
     names: dict[tuple[str, str], None] = {}  # businesses and locations with its id, in order of their first operation
 
 
 class LookupOwner(Protocol):
     """Who sends tenants here, and takes them back."""
 
-    def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
+    def route_to_lane(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Send all a tenant has to the shard found."""
 
     def hold_tenant(self, entries: Sequence[QueuedOperation], reason: str, *, shard_id: str | None) -> bool:
@@ -74,13 +74,13 @@ class LookupOwner(Protocol):
         Not where it is with all others of the Postgres shard *shard_id*, which does not answer.
         """
 
-    def is_asked_for(self, tenant_id: str) -> bool:
+    def needs_lookup(self, tenant_id: str) -> bool:
         """Whether a held tenant is still to be asked for."""
 
-    def found(self, tenant_id: str) -> None:
+    def on_tenant_found(self, tenant_id: str) -> None:
         """Catch up a held tenant, which has a shard now."""
 
-    def not_registered(self, tenant_id: str, asked_at: datetime) -> None:
+    def on_tenant_unregistered(self, tenant_id: str, asked_at: datetime) -> None:
         """Catch up a held tenant, where it has operations that are overdue."""
 
     async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
@@ -100,22 +100,22 @@ class RouteLookup:
         utc: UtcClock = utc_now,
     ) -> None:
         self._gateway = gateway
-        self._host = host
+        self._owner = host
         self._tenant_wait = tenant_wait
         self._draw = draw
         self._utc = utc
         self._tenants: dict[str, WaitingTenant] = {}
-        self._unasked = 0  # of those with entries
+        self._unasked_count = 0  # of those with entries
         self._agenda: list[tuple[float, int, str]] = []  # a heap: when to ask, in order of arrival, for whom
-        self._numbers = count()
-        self._asked: dict[str, asyncio.Task[None]] = {}  # by tenant: the question that is under way
-        self._asked_at: dict[str, float] = {}  # when that was (monotonic)
+        self._agenda_numbers = count()
+        self._lookups: dict[str, asyncio.Task[None]] = {}  # by tenant: the question that is under way
+        self._lookup_started_at: dict[str, float] = {}  # when that was (monotonic)
         self._answered_at = float("-inf")
         self._found_share = 1.0
         self._change = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"WaitingRoom({len(self._tenants)} tenants, {len(self._asked)} being asked for)"
+        return f"WaitingRoom({len(self._tenants)} tenants, {len(self._lookups)} being asked for)"
 
     def __len__(self) -> int:
         """How many tenants are asked for, whether entries of them wait or not."""
@@ -132,15 +132,15 @@ class RouteLookup:
 
         Not where most of them have no shard: they are held, and keep nobody else waiting.
         """
-        return self._unasked > CROWD and self._found_share > 0.5
+        return self._unasked_count > CROWD_COUNT and self._found_share > 0.5
 
     @property
     def is_busy(self) -> bool:
         """Whether as many tenants wait to be asked for as are in a moment: a catch-up need not bring more."""
-        return self._unasked >= ASKED_LATELY
+        return self._unasked_count >= RECENT_LOOKUPS_MAX
 
     @property
-    def is_asked_through(self) -> bool:
+    def has_asked_all(self) -> bool:
         """Whether every tenant was asked for at least once, with no shard as the answer."""
         return all(tenant.failure_count for tenant in self._tenants.values())
 
@@ -148,7 +148,7 @@ class RouteLookup:
         """Return all operations that wait."""
         return [entry for tenant in self._tenants.values() for entry in tenant.entries]
 
-    def take(self, tenant_id: str) -> list[QueuedOperation]:
+    def take_entries(self, tenant_id: str) -> list[QueuedOperation]:
         """Take out what a tenant has here; the asking for it goes on for what comes next.
 
         Nothing while that is being passed over.
@@ -160,22 +160,22 @@ class RouteLookup:
         tenant.entries.clear()
         return taken
 
-    def put(self, tenant_id: str, entries: Iterable[QueuedOperation]) -> None:
+    def add(self, tenant_id: str, entries: Iterable[QueuedOperation]) -> None:
         """Append entries of a tenant; a tenant that is new here is asked for at once."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             tenant = self._tenants[tenant_id] = WaitingTenant(deque(), waiting_since=loop_time())
-            self._unasked += 1
-            self._ask_at(tenant_id, tenant, loop_time())
+            self._unasked_count += 1
+            self._schedule(tenant_id, tenant, loop_time())
         elif not tenant.entries:  # held until now
             tenant.waiting_since = loop_time()
-            self._ask_at(tenant_id, tenant, loop_time())
+            self._schedule(tenant_id, tenant, loop_time())
         arrived = list(entries)
         tenant.entries.extend(arrived)
         for entry in arrived:
             if len(tenant.names) < NAMES_MAX:
                 tenant.names[entry.operation.business_id, entry.operation.location_id] = None
-        if not tenant.failure_count and self._unasked > CROWD and not self.is_crowded:
+        if not tenant.failure_count and self._unasked_count > CROWD_COUNT and not self.is_crowded:
             self._hold(tenant_id, tenant)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -185,64 +185,66 @@ class RouteLookup:
         """
         async with asyncio.TaskGroup() as tasks:
             while not stopping.is_set():
-                self._hold_the_long_waiting()
-                for tenant_id in self._due():
-                    task = tasks.create_task(self._ask(tenant_id, stopping), name=f"ask:{tenant_id}")
-                    self._asked[tenant_id] = task
-                    self._asked_at[tenant_id] = loop_time()
-                await self._rest(stopping)
-            for task in self._asked.values():
+                self._hold_long_waiting()
+                for tenant_id in self._take_due():
+                    task = tasks.create_task(self._run_lookup(tenant_id, stopping), name=f"ask:{tenant_id}")
+                    self._lookups[tenant_id] = task
+                    self._lookup_started_at[tenant_id] = loop_time()
+                await self._wait_for_change(stopping)
+            for task in self._lookups.values():
                 task.cancel()
 
-    def _ask_at(self, tenant_id: str, tenant: WaitingTenant, at: float) -> None:
+    def _schedule(self, tenant_id: str, tenant: WaitingTenant, at: float) -> None:
         """Put a tenant on the agenda, in place of where it was."""
-        tenant.turn = next(self._numbers)
-        heapq.heappush(self._agenda, (at, tenant.turn, tenant_id))
+        tenant.agenda_number = next(self._agenda_numbers)
+        heapq.heappush(self._agenda, (at, tenant.agenda_number, tenant_id))
         self._change.set()
 
-    def _due(self) -> list[str]:
+    def _take_due(self) -> list[str]:
         """Take from the agenda who is to be asked for now, the longest due first."""
         due: list[str] = []
         now = loop_time()
-        while self._agenda and self._agenda[0][0] <= now and self._may_ask(len(due)):
+        while self._agenda and self._agenda[0][0] <= now and self._can_ask(len(due)):
             _, turn, tenant_id = heapq.heappop(self._agenda)
             tenant = self._tenants.get(tenant_id)
-            if tenant is None or tenant.turn != turn:
+            if tenant is None or tenant.agenda_number != turn:
                 continue
-            tenant.turn = None
-            if not tenant.entries and not self._host.is_asked_for(tenant_id):
+            tenant.agenda_number = None
+            if not tenant.entries and not self._owner.needs_lookup(tenant_id):
                 self._forget(tenant_id)
-            elif tenant_id not in self._asked:
+            elif tenant_id not in self._lookups:
                 due.append(tenant_id)
         return due
 
-    def _may_ask(self, more: int) -> bool:
+    def _can_ask(self, more: int) -> bool:
         """Whether one more question may be asked beside *more* that are about to be.
 
         Few at a time, so that the event loop has time for others; but those without an answer keep nobody waiting.
         """
         now = loop_time()
-        lately = sum(now - at < ANSWER_S for at in self._asked_at.values())
-        return lately + more < ASKED_LATELY and len(self._asked) + more < ASKED_AT_ONCE
+        lately = sum(now - at < ANSWER_S for at in self._lookup_started_at.values())
+        return lately + more < RECENT_LOOKUPS_MAX and len(self._lookups) + more < LOOKUPS_MAX
 
-    async def _rest(self, stopping: asyncio.Event) -> None:
+    async def _wait_for_change(self, stopping: asyncio.Event) -> None:
         """Wait until somebody arrives, is answered or is due, or may have waited long enough."""
         self._change.clear()
-        await wait_any(self._change, stopping, within_s=self._rest_s())
+        await wait_any(self._change, stopping, within_s=self._next_check_s())
 
-    def _rest_s(self) -> float | None:
+    def _next_check_s(self) -> float | None:
         """Return after how long to look again, though nothing changed; None while nobody is here, or on the agenda."""
         if not self._tenants and not self._agenda:
             return None
         # With all questions taken, who is due has to wait for an answer.
-        is_full = not self._agenda or not self._may_ask(0)
-        return REST_MAX_S if is_full else min(max(0.0, self._agenda[0][0] - loop_time()), REST_MAX_S)
+        is_full = not self._agenda or not self._can_ask(0)
+        return (
+            CHECK_INTERVAL_MAX_S if is_full else min(max(0.0, self._agenda[0][0] - loop_time()), CHECK_INTERVAL_MAX_S)
+        )
 
-    def _hold_the_long_waiting(self) -> None:
+    def _hold_long_waiting(self) -> None:
         now = loop_time()
-        in_line_s = PATIENCE_IN_LINE_S if now - self._answered_at < PATIENCE_S else PATIENCE_S
+        in_line_s = UNASKED_WAIT_MAX_S if now - self._answered_at < WAIT_MAX_S else WAIT_MAX_S
         for tenant_id, tenant in list(self._tenants.items()):
-            patience_s = PATIENCE_S if tenant.failure_count else in_line_s
+            patience_s = WAIT_MAX_S if tenant.failure_count else in_line_s
             if tenant.entries and now - tenant.waiting_since >= patience_s:
                 self._hold(tenant_id, tenant)
 
@@ -250,27 +252,27 @@ class RouteLookup:
         operation = tenant.entries[0].operation
         ids = {"business_id": operation.business_id, "location_id": operation.location_id}
         log.warning("tenant.held", reason=tenant.reason, error=tenant.error, **ids)
-        self._unasked -= not tenant.failure_count
+        self._unasked_count -= not tenant.failure_count
         tenant.failure_count = tenant.failure_count or 1
         entries = list(tenant.entries)
         tenant.entries.clear()
-        if not self._host.hold_tenant(entries, tenant.reason, shard_id=tenant.shard_id):
+        if not self._owner.hold_tenant(entries, tenant.reason, shard_id=tenant.shard_id):
             self._forget(tenant_id)
 
     def _forget(self, tenant_id: str) -> None:
-        self._unasked -= not self._tenants.pop(tenant_id).failure_count
+        self._unasked_count -= not self._tenants.pop(tenant_id).failure_count
 
-    async def _ask(self, tenant_id: str, stopping: asyncio.Event) -> None:
+    async def _run_lookup(self, tenant_id: str, stopping: asyncio.Event) -> None:
         try:
-            await self._decide(tenant_id, stopping)
+            await self._look_up(tenant_id, stopping)
         finally:
-            del self._asked[tenant_id], self._asked_at[tenant_id]
+            del self._lookups[tenant_id], self._lookup_started_at[tenant_id]
             tenant = self._tenants.get(tenant_id)
-            if tenant is not None and tenant.turn is None:  # it came, or was due, while the answer was on its way
-                self._ask_at(tenant_id, tenant, loop_time())
+            if tenant is not None and tenant.agenda_number is None:  # it came, or was due, during the lookup
+                self._schedule(tenant_id, tenant, loop_time())
             self._change.set()
 
-    async def _decide(self, tenant_id: str, stopping: asyncio.Event) -> None:
+    async def _look_up(self, tenant_id: str, stopping: asyncio.Event) -> None:
         """Ask for a tenant's shard, and let its operations go, keep them or give them up."""
         asked_at = self._utc()
         max_age_s = self._absence_max_age_s(tenant_id, asked_at)
@@ -278,27 +280,31 @@ class RouteLookup:
         try:
             found = await self._gateway.find(tenant_id, absence_max_age_s=max_age_s)
         except (RetryableError, PermanentError) as exc:
-            self._keep(tenant_id, Reason.SHARD_UNAVAILABLE, exc)
+            self._schedule_retry(tenant_id, Reason.SHARD_UNAVAILABLE, exc)
             return
         self._answered_at = loop_time()
         self._found_share += FOUND_WEIGHT * ((not isinstance(found, Absence)) - self._found_share)
         why = None
         if found is Absence.NOT_HERE and (tenant := self._tenants.get(tenant_id)) is not None:
-            found, why = await self._made(tenant_id, list(tenant.names))
+            found, why = await self._create_tenant(tenant_id, list(tenant.names))
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             return
         if not isinstance(found, Absence):
             self._forget(tenant_id)
             if tenant.entries:
-                self._host.let_go(tenant_id, found, tenant.entries)
-            self._host.found(tenant_id)  # it may be held all the same: what was here may have come for its whole shard
+                self._owner.route_to_lane(tenant_id, found, tenant.entries)
+            self._owner.on_tenant_found(
+                tenant_id
+            )  # it may be held all the same: what was here may have come for its whole shard
             return
-        self._keep(tenant_id, found, why)
+        self._schedule_retry(tenant_id, found, why)
         if found is Absence.UNREGISTERED and not stopping.is_set():
-            await self._give_up(tenant_id, tenant, asked_at)
+            await self._give_up_overdue(tenant_id, tenant, asked_at)
 
-    async def _made(self, tenant_id: str, names: Sequence[tuple[str, str]]) -> tuple[str | Absence, Exception | None]:
+    async def _create_tenant(
+        self, tenant_id: str, names: Sequence[tuple[str, str]]
+    ) -> tuple[str | Absence, Exception | None]:
         """Return the shard of a tenant that was made at its first use; or that it is not here, and why not."""
         try:
             return await self._gateway.provision_on_first_use(tenant_id, names), None
@@ -316,7 +322,7 @@ class RouteLookup:
         arrivals = (entry.operation.origin.arrived_at for entry in tenant.entries)
         return absence_max_age_s(arrivals, now=now, tenant_wait=self._tenant_wait)
 
-    def _keep(self, tenant_id: str, reason: str, exc: Exception | None = None) -> None:
+    def _schedule_retry(self, tenant_id: str, reason: str, exc: Exception | None = None) -> None:
         """Ask again later, each time later."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
@@ -324,16 +330,16 @@ class RouteLookup:
         tenant.reason, tenant.error = reason, None if exc is None else str(exc)
         tenant.shard_id = exc.shard_id if isinstance(exc, ShardUnavailableError) else None
         wished_s = exc.retry_after_s or 0.0 if isinstance(exc, RetryableError) else 0.0
-        self._unasked -= not tenant.failure_count
+        self._unasked_count -= not tenant.failure_count
         tenant.failure_count += 1
-        max_s = max(RETRY_MAX_S, len(self._tenants) / ASKS_PER_S)
+        max_s = max(RETRY_MAX_S, len(self._tenants) / LOOKUPS_PER_S)
         delay_s = backoff_s(tenant.failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=max_s)
-        self._ask_at(tenant_id, tenant, loop_time() + max(delay_s, wished_s))
+        self._schedule(tenant_id, tenant, loop_time() + max(delay_s, wished_s))
 
-    async def _give_up(self, tenant_id: str, tenant: WaitingTenant, asked_at: datetime) -> None:
+    async def _give_up_overdue(self, tenant_id: str, tenant: WaitingTenant, asked_at: datetime) -> None:
         """Make dead letters of what is overdue; the rest waits on, or is held."""
         if not tenant.entries:
-            self._host.not_registered(tenant_id, asked_at)
+            self._owner.on_tenant_unregistered(tenant_id, asked_at)
             return
         entries = [
             entry
@@ -346,9 +352,9 @@ class RouteLookup:
         failed_at = self._utc()
         reason = DeadLetterReason.UNKNOWN_TENANT
         tenant.waiting_since = float("inf")  # not to be held meanwhile: what waits is being passed over
-        await self._host.settle(entries, [entry.letter(reason, error, failed_at=failed_at) for entry in entries])
+        await self._owner.settle(entries, [entry.dead_letter(reason, error, failed_at=failed_at) for entry in entries])
         tenant.waiting_since = loop_time()
         given_up = {id(entry) for entry in entries}
         tenant.entries = deque(entry for entry in tenant.entries if id(entry) not in given_up)
-        if not tenant.entries and not self._host.is_asked_for(tenant_id):
+        if not tenant.entries and not self._owner.needs_lookup(tenant_id):
             self._forget(tenant_id)

@@ -52,14 +52,16 @@ class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
     ticket: int
     operation: Operation
     record: bytes
-    owed: CheckpointTracker[RecordPosition]
+    tracker: CheckpointTracker[RecordPosition]
 
     @property
     def before(self) -> RecordPosition | None:
         """The last position before it."""
-        return self.owed.before(self.ticket)
+        return self.tracker.position_before(self.ticket)
 
-    def letter(self, reason: DeadLetterReason, error: str, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
+    def dead_letter(
+        self, reason: DeadLetterReason, error: str, *, failed_at: datetime, attempts: int = 1
+    ) -> DeadLetter:
         """Return its dead letter."""
         return DeadLetter(
             reason=reason,
@@ -86,7 +88,7 @@ class LaneOwner(Protocol):
     async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
         """Pass over *entries*, once *letters* are stored."""
 
-    def put_back(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
+    def requeue_unrouted(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Take back all entries of a tenant: the shard says that it does not live there now."""
 
     def hold_shard(self, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
@@ -95,10 +97,10 @@ class LaneOwner(Protocol):
     def is_held(self, shard_id: str) -> bool:
         """Whether the shard is held already."""
 
-    def failed(self, entry: QueuedOperation) -> int:
+    def count_failure(self, entry: QueuedOperation) -> int:
         """Note that an operation failed by itself once more; return how often now."""
 
-    def refill(self, shard_id: str, refill: Backfill, entries: Sequence[QueuedOperation]) -> None:
+    def start_backfill(self, shard_id: str, refill: Backfill, entries: Sequence[QueuedOperation]) -> None:
         """Have the stream read again for all tenants of the shard; *entries*, all that the lane has, are dropped."""
 
     def hold_failing(self, entries: Sequence[QueuedOperation]) -> None:
@@ -125,15 +127,15 @@ class ShardLane:
         """
         self.shard_id = shard_id
         self._gateway = gateway
-        self._keeper = keeper
-        self._contacts = contacts
-        self._looks_again = False  # at what the shard knows of the stream shard
+        self._owner = keeper
+        self._shard_positions = contacts
+        self._must_read_row = False  # at what the shard knows of the stream shard
         self._tries_max = tries_max
         self._draw = draw
         self._utc = utc
         self._queue: list[QueuedOperation] = []
         self._batch: list[QueuedOperation] = []  # in flight, or being sent where its outcomes say
-        self._flight: asyncio.Timeout | None = None
+        self._in_flight: asyncio.Timeout | None = None
         self._sent_at = 0.0
         self._failing_since: float | None = None
         self._failure_count = 0
@@ -156,14 +158,14 @@ class ShardLane:
 
         Not while the shard takes those of others: then it waits for its turn.
         """
-        if self._flight is None:
+        if self._in_flight is None:
             return False
         return loop_time() - max(self._sent_at, self._gateway.last_applied_at(self.shard_id)) > STUCK_AFTER_S
 
     @property
     def is_late(self) -> bool:
         """Whether it takes longer than others should wait for: its batch is not answered, or letters are stored."""
-        if self._flight is None:
+        if self._in_flight is None:
             return bool(self._batch) or self._failing_since is not None
         return self._failing_since is not None or loop_time() - self._sent_at > LATE_AFTER_S
 
@@ -176,7 +178,7 @@ class ShardLane:
         """Return what it holds, the batch included."""
         return [*self._batch, *self._queue]
 
-    def put(self, entries: Iterable[QueuedOperation]) -> None:
+    def enqueue(self, entries: Iterable[QueuedOperation]) -> None:
         """Append entries, in their order."""
         self._queue.extend(entries)
         self._has_work.set()
@@ -186,24 +188,24 @@ class ShardLane:
         queue, self._queue = self._queue, []
         return queue
 
-    def look_again(self) -> None:
+    def request_row_read(self) -> None:
         """Read what the shard knows before the next batch, or now where there is none."""
-        self._looks_again = True
+        self._must_read_row = True
         self._has_work.set()
 
     def give_up_batch(self) -> None:
         """Wait no more for the batch in flight: whether it was committed is then unknown."""
-        if self._flight is not None and not self._flight.expired():
-            self._flight.reschedule(loop_time())
+        if self._in_flight is not None and not self._in_flight.expired():
+            self._in_flight.reschedule(loop_time())
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Apply batch after batch until *stopping*; then the batch in flight is finished and the rest stays owed."""
-        while not await self._idle_until(stopping):
-            self._batch, self._looks_again = self._next_batch(), False
+        while not await self._wait_for_work(stopping):
+            self._batch, self._must_read_row = self._next_batch(), False
             try:
-                outcomes = await self._applied([entry.operation for entry in self._batch])
+                outcomes = await self._apply([entry.operation for entry in self._batch])
             except PositionChangedError:
-                await self._put_back_and_doubt()
+                await self._requeue_and_reread()
                 continue
             except RetryableError as exc:
                 await self._defer(exc, stopping)
@@ -211,12 +213,12 @@ class ShardLane:
             self._failing_since, self._failure_count = None, 0
             # Of the batch as it is now: a refill has emptied it.
             count_outcomes([entry.operation for entry in self._batch], outcomes, now=self._utc())
-            await self._disperse(outcomes)
+            await self._settle_outcomes(outcomes)
             self._batch = []
 
-    async def _idle_until(self, stopping: asyncio.Event) -> bool:
+    async def _wait_for_work(self, stopping: asyncio.Event) -> bool:
         """Wait for work or the end; return whether it is the end."""
-        while not self._queue and not self._looks_again and not stopping.is_set():
+        while not self._queue and not self._must_read_row and not stopping.is_set():
             self._has_work.clear()
             await wait_any(self._has_work, stopping)
         return stopping.is_set()
@@ -228,36 +230,38 @@ class ShardLane:
         del self._queue[: len(batch)]
         return batch
 
-    async def _applied(self, operations: Sequence[Operation]) -> list[Outcome]:
+    async def _apply(self, operations: Sequence[Operation]) -> list[Outcome]:
         """Apply the batch and return what became of it; nothing, where all is to be read again from the stream."""
         self._sent_at = loop_time()
         try:
-            async with asyncio.timeout(None) as self._flight:
-                if self._contacts is None:
+            async with asyncio.timeout(None) as self._in_flight:
+                if self._shard_positions is None:
                     return await self._gateway.apply(self.shard_id, operations)
-                contact = self._contacts.of(self.shard_id)
-                async with contact.turn:
-                    if not contact.is_adopted and await self._is_refilled(self._contacts, contact):
+                contact = self._shard_positions.position_on(self.shard_id)
+                async with contact.lock:
+                    if not contact.is_current and await self._reconcile(self._shard_positions, contact):
                         return []
                     if not operations:
                         return []
-                    return await self._gateway.apply(self.shard_id, operations, claim=self._contacts.claim(contact))
+                    return await self._gateway.apply(
+                        self.shard_id, operations, claim=self._shard_positions.prepare_claim(contact)
+                    )
         except TimeoutError:
             raise RetryableError(f"shard {self.shard_id}: given up, its memory was needed") from None
         finally:
-            self._flight = None
+            self._in_flight = None
 
-    async def _is_refilled(self, contacts: ShardPositions, contact: ShardPosition) -> bool:
+    async def _reconcile(self, contacts: ShardPositions, contact: ShardPosition) -> bool:
         """Read what the shard knows; where that is behind, have the stream read again. Then the lane is empty."""
-        refill = await contacts.adopt(contact)
+        refill = await contacts.reconcile(contact)
         if refill is None:
             return False
         entries = [*self._batch, *self.take_queue()]
         self._batch = []
-        self._keeper.refill(self.shard_id, refill, entries)
+        self._owner.start_backfill(self.shard_id, refill, entries)
         return True
 
-    async def _put_back_and_doubt(self) -> None:
+    async def _requeue_and_reread(self) -> None:
         """Put the batch back: the row is another reader's, or of a server that lacks something. It is to be read first.
 
         By who still has the lease: of two readers each would make the other read the stream again.
@@ -265,22 +269,22 @@ class ShardLane:
         log.warning("position.changed", shard_id=self.shard_id, operations=len(self._batch))
         self._queue[:0] = self._batch
         self._batch = []
-        if self._contacts is not None:
-            self._contacts.of(self.shard_id).is_adopted = False
-            await self._contacts.confirm()
+        if self._shard_positions is not None:
+            self._shard_positions.position_on(self.shard_id).is_current = False
+            await self._shard_positions.confirm_lease()
 
     async def _defer(self, exc: RetryableError, stopping: asyncio.Event) -> None:
         """Try the batch again soon, or hold the shard when it has not taken any for some time."""
         self._failing_since = self._failing_since or self._sent_at
         self._failure_count += 1
         instruments.RETRIES.labels("kinesis", "shard_unavailable").inc()
-        if loop_time() - self._failing_since >= HOLD_AFTER_S or self._keeper.is_held(self.shard_id):
+        if loop_time() - self._failing_since >= HOLD_AFTER_S or self._owner.is_held(self.shard_id):
             entries = [*self._batch, *self.take_queue()]
             self._batch, self._failing_since = [], None
             if not entries:
                 return
             log.warning("shard.held", shard_id=self.shard_id, operations=len(entries), error=str(exc))
-            self._keeper.hold_shard(self.shard_id, entries)
+            self._owner.hold_shard(self.shard_id, entries)
             return
         self._queue[:0] = self._batch
         self._batch = []
@@ -288,10 +292,10 @@ class ShardLane:
         log.warning("batch.deferred", shard_id=self.shard_id, retry_in_s=round(delay_s, 2), error=str(exc))
         await sleep_or_event(delay_s, until=stopping)
 
-    async def _disperse(self, outcomes: Sequence[Outcome]) -> None:
+    async def _settle_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """Send each entry of the batch where its outcome says, and what is behind it with it."""
         if {outcome.disposition for outcome in group_by_outcome(self._batch, outcomes)} <= DONE:
-            await self._keeper.settle(self._batch, [])
+            await self._owner.settle(self._batch, [])
             return
         settled: list[QueuedOperation] = []
         letters: list[DeadLetter] = []
@@ -304,7 +308,7 @@ class ShardLane:
                 case Disposition.DEAD_LETTER:
                     settled.append(entry)
                     reason, error = outcome.reason or DeadLetterReason.INVALID_MESSAGE, outcome.error or ""
-                    letters.append(entry.letter(reason, error, failed_at=self._utc()))
+                    letters.append(entry.dead_letter(reason, error, failed_at=self._utc()))
                 case Disposition.HOLD:
                     held.setdefault(entry.operation.tenant_id, []).append(entry)
                 case Disposition.UNEXPECTED:
@@ -312,45 +316,49 @@ class ShardLane:
                 case _:
                     assert_never(outcome.disposition)
         for tenant_id, (entry, error) in failing.items():
-            if await self._given_up(entry, error):
+            if await self._give_up_if_exhausted(entry, error):
                 settled.append(entry)
             else:
-                self._keeper.hold_failing([entry, *held.pop(tenant_id, ()), *self._taken(tenant_id)])
+                self._owner.hold_failing([entry, *held.pop(tenant_id, ()), *self._take_tenant(tenant_id)])
         for tenant_id, entries in held.items():
-            self._keeper.put_back(tenant_id, [*entries, *self._taken(tenant_id)])
-        await self._keeper.settle(settled, letters)
+            self._owner.requeue_unrouted(tenant_id, [*entries, *self._take_tenant(tenant_id)])
+        await self._owner.settle(settled, letters)
 
-    async def _given_up(self, entry: QueuedOperation, error: str) -> bool:
+    async def _give_up_if_exhausted(self, entry: QueuedOperation, error: str) -> bool:
         """Give up an operation that failed by itself too often: its letter is stored, then its row is marked.
 
         Not if its shard does not take the mark: then it is tried again, and so are the letter and the row.
         """
-        attempts = self._keeper.failed(entry)
+        attempts = self._owner.count_failure(entry)
         ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
         if attempts < self._tries_max:
             instruments.RETRIES.labels("kinesis", "failing").inc()
             log.warning("operation.failing", shard_id=self.shard_id, attempts=attempts, error=error, **ids)
             return False
         reason = DeadLetterReason.RETRIES_EXHAUSTED
-        letter = entry.letter(reason, f"it failed {attempts} times: {error}", failed_at=self._utc(), attempts=attempts)
-        await self._keeper.settle([], [letter])
+        letter = entry.dead_letter(
+            reason, f"it failed {attempts} times: {error}", failed_at=self._utc(), attempts=attempts
+        )
+        await self._owner.settle([], [letter])
         try:
-            outcome = await self._marked(entry.operation)
+            outcome = await self._write_failure(entry.operation)
         except RetryableError:
             return False
         count_outcomes([entry.operation], [outcome], now=self._utc())
         log.error("operation.given_up", shard_id=self.shard_id, attempts=attempts, error=error, **ids)
         return outcome.disposition is not Disposition.HOLD
 
-    async def _marked(self, operation: Operation) -> Outcome:
+    async def _write_failure(self, operation: Operation) -> Outcome:
         """Leave the row of an operation that is given up."""
-        if self._contacts is None:
+        if self._shard_positions is None:
             return await self._gateway.give_up(self.shard_id, operation)
-        contact = self._contacts.of(self.shard_id)
-        async with contact.turn:
-            return await self._gateway.give_up(self.shard_id, operation, claim=self._contacts.claim(contact))
+        contact = self._shard_positions.position_on(self.shard_id)
+        async with contact.lock:
+            return await self._gateway.give_up(
+                self.shard_id, operation, claim=self._shard_positions.prepare_claim(contact)
+            )
 
-    def _taken(self, tenant_id: str) -> list[QueuedOperation]:
+    def _take_tenant(self, tenant_id: str) -> list[QueuedOperation]:
         """Take a tenant's entries out of the queue."""
         taken = [entry for entry in self._queue if entry.operation.tenant_id == tenant_id]
         if taken:

@@ -303,7 +303,7 @@ class Fleet:
             return None
         await self._find_ancestors(lease)
         try:
-            return TenantSet.of_targets(pending_at_parents(lease, parents, self._gone))
+            return TenantSet.decode(pending_at_parents(lease, parents, self._gone))
         except ValueError as exc:
             raise RetryableError(f"what its parents owe cannot be read: {exc}") from exc
 
@@ -415,7 +415,7 @@ def _ahead_of(lease: Lease) -> ReadAhead | None:
     if ahead is None or ahead.read_to <= lease.checkpoint:
         return None
     try:
-        TenantSet.of_targets(ahead.held)
+        TenantSet.decode(ahead.held)
     except ValueError as exc:
         log.warning("lease.ahead_unreadable", stream_shard_id=lease.lease_key, error=str(exc))
         return None

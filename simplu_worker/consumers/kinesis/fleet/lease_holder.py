@@ -140,7 +140,7 @@ class LeaseHolder:
 
     async def _leave_word(self) -> None:
         if self.reader is not None:
-            await self.reader.leave_word()
+            await self.reader.write_final_positions()
 
     async def _begin(self) -> TenantSet | None:
         """Return to whom the parents still owe something; None while that cannot be known or one is being read."""
@@ -165,10 +165,10 @@ class LeaseHolder:
 
     async def free_parents(self) -> None:
         """Let the reader apply what was held for parents that owe it no more; they are asked."""
-        if self.reader is not None and self.reader.waits_for_parents:
+        if self.reader is not None and self.reader.is_waiting_for_parents:
             owed = await self._begin()
             if owed is not None:
-                self.reader.free_parents(owed)
+                self.reader.release_from_parents(owed)
 
     async def _is_end(self, child_shards: tuple[ChildShard, ...]) -> bool:
         """Whether the stream shard is read to its end, and its children can be begun."""
@@ -269,8 +269,8 @@ class LeaseHolder:
         if owed is None:
             return None
         if self.lease.pending_tenants is not None:
-            owed = owed.narrowed_to(TenantSet.of_targets(self.lease.pending_tenants))
-        targets = owed.targets()
+            owed = owed.intersection(TenantSet.decode(self.lease.pending_tenants))
+        targets = owed.encode()
         return targets if targets != self.lease.pending_tenants else None
 
     def _ahead(self) -> ReadAhead | None:

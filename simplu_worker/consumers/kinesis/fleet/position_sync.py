@@ -93,12 +93,12 @@ class PositionSync:
         watched: list[Watched] = []
         try:
             for reader in self._readers():
-                contacts = reader.contacts
+                contacts = reader.shard_positions
                 # Where something is in flight, or is being read again, the row is looked after.
-                if contacts is None or contacts.of(shard_id).turn.locked() or reader.is_refilling(shard_id):
+                if contacts is None or contacts.position_on(shard_id).lock.locked() or reader.is_backfilling(shard_id):
                     continue
-                contact = contacts.of(shard_id)
-                await contact.turn.acquire()
+                contact = contacts.position_on(shard_id)
+                await contact.lock.acquire()
                 watched.append(Watched(reader, contacts, contact, contacts.lineage()))
             if watched:
                 await self._compare(shard_id, watched)
@@ -111,7 +111,7 @@ class PositionSync:
         Those whose row is as they left it wait for no other's: what is asked for those may take seconds.
         """
         ids = [one.reader.stream_shard_id for one in watched]
-        is_first = not all(one.contact.is_met for one in watched)
+        is_first = not all(one.contact.was_read for one in watched)
         async with asyncio.timeout(LOOK_WITHIN_S):
             standing = await self._gateway.read_positions(shard_id, self._stream_name, ids, is_first=is_first)
         if standing is None:
@@ -132,44 +132,44 @@ class PositionSync:
 
     async def _touch(self, shard_id: str, watched: Sequence[Watched]) -> None:
         """Write the rows that would say something else now."""
-        due = [one for one in watched if one.contacts.is_due(one.contact)]
+        due = [one for one in watched if one.contacts.is_write_due(one.contact)]
         if due:
             async with asyncio.timeout(LOOK_WITHIN_S):
                 changed = await self._gateway.write_positions(
-                    shard_id, [one.contacts.claim(one.contact) for one in due]
+                    shard_id, [one.contacts.prepare_claim(one.contact) for one in due]
                 )
             for one in due:
-                one.contact.is_adopted = one.contact.claim not in changed
+                one.contact.is_current = one.contact.claim not in changed
 
     async def _refill(self, shard_id: str, watched: Watched, standing: StoredPositions) -> None:
         """Read again what a shard lacks. Where there is a lane to it, that does so, before its next batch."""
         reader, contacts, contact, lineage = watched
-        if reader.look_again(shard_id):
+        if reader.request_row_read(shard_id):
             return
         if lineage.ancestors:
-            refill = await contacts.adopt(contact)
+            refill = await contacts.reconcile(contact)
         else:
-            refill = await contacts.adopt_by(contact, lineage, standing)
-        if reader.look_again(shard_id):  # there is a lane since
+            refill = await contacts.reconcile_with(contact, lineage, standing)
+        if reader.request_row_read(shard_id):  # there is a lane since
             contact.forget_row()
         elif refill is not None:
-            reader.refill(shard_id, refill)
+            reader.start_backfill(shard_id, refill)
 
 
 def _is_doubtful(watched: Watched, standing: StoredPositions) -> bool:
     """Whether what is known of a row does not hold, or was never known."""
     contact = watched.contact
-    return not contact.is_adopted or watched.contacts.is_doubtful(contact, watched.lineage, standing)
+    return not contact.is_current or watched.contacts.must_reread(contact, watched.lineage, standing)
 
 
 async def _is_still_held(watched: Watched) -> bool:
     """Whether the lease is still the reader's; else the row is for whoever took it."""
-    if not watched.contact.is_adopted:
+    if not watched.contact.is_current:
         return True
-    watched.contact.is_adopted = False
-    return await watched.contacts.confirm()
+    watched.contact.is_current = False
+    return await watched.contacts.confirm_lease()
 
 
 def _end_turns(watched: Sequence[Watched]) -> None:
     for one in watched:
-        one.contact.turn.release()
+        one.contact.lock.release()

@@ -17,42 +17,42 @@ P = TypeVar("P")
 class _Run(Generic[P]):
     """Records that were read together, and of which some are owed; nearly always they are done with together too."""
 
-    __slots__ = ("are_done", "before", "first", "left", "positions")
+    __slots__ = ("before", "finished_flags", "first_ticket", "pending_count", "positions")
 
     def __init__(self, first: int, before: P | None, positions: Sequence[P | None]) -> None:
         """*first* is the ticket of the first one, *before* the last position before it."""
-        self.first = first
+        self.first_ticket = first
         self.before = before
         self.positions = positions
-        self.left = len(positions)
-        self.are_done: bytearray | None = None  # by place, as soon as some are
+        self.pending_count = len(positions)
+        self.finished_flags: bytearray | None = None  # by place, as soon as some are
 
     def __repr__(self) -> str:
-        return f"_Stretch({self.first}, {self.left} of {len(self.positions)})"
+        return f"_Stretch({self.first_ticket}, {self.pending_count} of {len(self.positions)})"
 
     @property
-    def first_left(self) -> int:
+    def first_pending(self) -> int:
         """The place of the first one that is owed."""
-        return 0 if self.are_done is None else self.are_done.index(0)
+        return 0 if self.finished_flags is None else self.finished_flags.index(0)
 
-    def is_all_left(self, tickets: Sequence[int]) -> bool:
+    def is_all_pending(self, tickets: Sequence[int]) -> bool:
         """Tell whether *tickets*, each of a record that is owed somewhere, are all that is owed here."""
-        if len(tickets) != self.left:
+        if len(tickets) != self.pending_count:
             return False
-        return self.first <= min(tickets) and max(tickets) < self.first + len(self.positions)
+        return self.first_ticket <= min(tickets) and max(tickets) < self.first_ticket + len(self.positions)
 
-    def before_place(self, place: int) -> P | None:
+    def position_before(self, index: int) -> P | None:
         """Return the last position before a record."""
-        return self.positions[place - 1] if place else self.before
+        return self.positions[index - 1] if index else self.before
 
-    def note_done(self, place: int) -> None:
+    def finish(self, index: int) -> None:
         """Note that a record is done with. Raises KeyError where it was."""
-        if self.are_done is None:
-            self.are_done = bytearray(len(self.positions))
-        if self.are_done[place]:
-            raise KeyError(self.first + place)
-        self.are_done[place] = 1
-        self.left -= 1
+        if self.finished_flags is None:
+            self.finished_flags = bytearray(len(self.positions))
+        if self.finished_flags[index]:
+            raise KeyError(self.first_ticket + index)
+        self.finished_flags[index] = 1
+        self.pending_count -= 1
 
 
 class CheckpointTracker(Generic[P]):
@@ -63,94 +63,94 @@ class CheckpointTracker(Generic[P]):
 
     def __init__(self, last: P | None = None) -> None:
         """*last* is the position before the first record; None: there is none."""
-        self._stretches: list[_Run[P]] = []
-        self._firsts: list[int] = []  # their first tickets, to be searched
-        self._last = last
+        self._runs: list[_Run[P]] = []
+        self._first_tickets: list[int] = []  # their first tickets, to be searched
+        self._last_read = last
         self._next_ticket = 0
-        self._count = 0
+        self._pending_count = 0
 
     def __repr__(self) -> str:
         return f"Owed(checkpoint={self.checkpoint}, owed={len(self)}, read={self._next_ticket})"
 
     def __len__(self) -> int:
         """How many records are owed."""
-        return self._count
+        return self._pending_count
 
     @property
     def checkpoint(self) -> P | None:
         """The last position before which, itself included, nothing is owed; None before there is one."""
-        for stretch in self._stretches:
-            return stretch.before_place(stretch.first_left)
-        return self._last
+        for run in self._runs:
+            return run.position_before(run.first_pending)
+        return self._last_read
 
     @property
-    def first(self) -> P | None:
+    def first_pending(self) -> P | None:
         """The position of the first record owed; None when nothing is."""
-        for stretch in self._stretches:
-            return stretch.positions[stretch.first_left]
+        for run in self._runs:
+            return run.positions[run.first_pending]
         return None
 
     @property
-    def last(self) -> P | None:
+    def last_read(self) -> P | None:
         """The position of the last record read or passed over."""
-        return self._last
+        return self._last_read
 
-    def before(self, ticket: int) -> P | None:
+    def position_before(self, ticket: int) -> P | None:
         """Return the last position before an owed record; None before there is one."""
-        stretch = self._stretches[self._number_of(ticket)]
-        return stretch.before_place(ticket - stretch.first)
+        run = self._runs[self._run_index(ticket)]
+        return run.position_before(ticket - run.first_ticket)
 
-    def pass_over(self, position: P) -> None:
+    def skip(self, position: P) -> None:
         """Note that the record at *position* was read and is not owed here."""
-        self._last = position
+        self._last_read = position
 
-    def take(self, position: P) -> int:
+    def start(self, position: P) -> int:
         """Note that the record at *position* was read; return its ticket."""
-        return self.take_all([position]).start
+        return self.start_all([position]).start
 
-    def take_all(self, positions: Sequence[P]) -> range:
+    def start_all(self, positions: Sequence[P]) -> range:
         """Note that the records at *positions* were read, in this order; return their tickets."""
         if not positions:
             return range(self._next_ticket, self._next_ticket)
-        tickets = self._add(positions)
-        self._last = positions[-1]
+        tickets = self._add_run(positions)
+        self._last_read = positions[-1]
         return tickets
 
-    def take_at_last(self) -> int:
+    def start_at_last(self) -> int:
         """Note that a record was read which counts as being where the last one was; return its ticket.
 
         For what has to be done with before the next record.
         """
-        return self._add([self._last]).start
+        return self._add_run([self._last_read]).start
 
-    def done(self, tickets: Iterable[int]) -> None:
+    def finish(self, tickets: Iterable[int]) -> None:
         """Note that these records are done with; each ticket once."""
         own = list(tickets)
         if not own:
             return
-        number = self._number_of(own[0])
-        if self._stretches[number].is_all_left(own):
-            self._drop(number)
+        run_index = self._run_index(own[0])
+        if self._runs[run_index].is_all_pending(own):
+            self._remove_run(run_index)
         else:
             for ticket in own:
-                number = self._number_of(ticket)
-                stretch = self._stretches[number]
-                stretch.note_done(ticket - stretch.first)
-                if not stretch.left:
-                    self._drop(number)
-        self._count -= len(own)
+                run_index = self._run_index(ticket)
+                run = self._runs[run_index]
+                run.finish(ticket - run.first_ticket)
+                if not run.pending_count:
+                    self._remove_run(run_index)
+        self._pending_count -= len(own)
 
-    def _add(self, positions: Sequence[P | None]) -> range:
+    def _add_run(self, positions: Sequence[P | None]) -> range:
         tickets = range(self._next_ticket, self._next_ticket + len(positions))
-        self._stretches.append(_Run(tickets.start, self._last, positions))
-        self._firsts.append(tickets.start)
+        self._runs.append(_Run(tickets.start, self._last_read, positions))
+        self._first_tickets.append(tickets.start)
         self._next_ticket = tickets.stop
-        self._count += len(positions)
+        self._pending_count += len(positions)
         return tickets
 
-    def _number_of(self, ticket: int) -> int:
+    def _run_index(self, ticket: int) -> int:
         """Return which of the stretches has a record that is owed."""
-        return bisect_right(self._firsts, ticket) - 1
+        return bisect_right(self._first_tickets, ticket) - 1
 
-    def _drop(self, number: int) -> None:
-        del self._stretches[number], self._firsts[number]
+    def _remove_run(self, run_index: int) -> None:
+        del self._runs[run_index], self._first_tickets[run_index]

@@ -22,7 +22,7 @@ class ParentRecords(msgspec.Struct, frozen=True):
     hash_range: HashRange | None
 
 
-def merged(one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]) -> tuple[ParentRecords, ...]:
+def merge(one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]) -> tuple[ParentRecords, ...]:
     """Return what covers both, in order: a stream shard has a higher id than those that it continues."""
     found = {records.stream_shard_id: records for records in one}
     for records in other:
@@ -37,4 +37,4 @@ def merged(one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]) -> 
 
 def includes(one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]) -> bool:
     """Tell whether *one* has all records that *other* has."""
-    return set(merged(one, other)) == set(one)
+    return set(merge(one, other)) == set(one)

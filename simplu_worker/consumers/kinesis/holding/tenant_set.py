@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from typing import Final
 
 NAMES_MAX: Final = 1000
-SLOTS: Final = 2**20  # 128 KiB; 30,000 tenants of a shard that is down then keep 3 % of the others waiting
-ROW_SLOTS: Final = 2**15  # at most 5.5 kB of a lease row; every renewal pays for the whole row
-TARGETS_MAX: Final = 200
-TENANT: Final = "tenant:"
-BITMAP: Final = "slots:"
+SLOT_COUNT: Final = 2**20  # 128 KiB; 30,000 tenants of a shard that is down then keep 3 % of the others waiting
+ROW_SLOT_COUNT: Final = 2**15  # at most 5.5 kB of a lease row; every renewal pays for the whole row
+ENCODED_NAMES_MAX: Final = 200
+NAME_PREFIX: Final = "tenant:"
+BITMAP_PREFIX: Final = "slots:"
 
 
 class TenantSet:
@@ -33,7 +33,7 @@ class TenantSet:
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._names: set[str] = set()
         self._bitmap: bytearray | None = None  # slot n is bit n % 8 of byte n // 8; never without a bit
-        self._mask = SLOTS - 1
+        self._mask = SLOT_COUNT - 1
         for tenant_id in names:
             self.add(tenant_id)
 
@@ -52,7 +52,7 @@ class TenantSet:
 
     def __len__(self) -> int:
         """How many tenants there are, or slots that are taken."""
-        return len(self._names) if self._bitmap is None else self._bits().bit_count()
+        return len(self._names) if self._bitmap is None else self._to_bits().bit_count()
 
     def __bool__(self) -> bool:
         return self._bitmap is not None or bool(self._names)
@@ -65,7 +65,7 @@ class TenantSet:
     __hash__ = None  # type: ignore[assignment]  # it changes
 
     @property
-    def is_named(self) -> bool:
+    def has_names(self) -> bool:
         """Whether it knows its tenants by name."""
         return self._bitmap is None
 
@@ -79,7 +79,7 @@ class TenantSet:
         if self._bitmap is None:
             self._names.add(tenant_id)
             if len(self._names) > NAMES_MAX:
-                self._become(*_of_names(self._names))
+                self._set_bitmap(*_bitmap_of_names(self._names))
         else:
             slot = zlib.crc32(tenant_id.encode()) & self._mask
             self._bitmap[slot >> 3] |= 1 << (slot & 7)
@@ -94,13 +94,13 @@ class TenantSet:
             for tenant_id in other._names:
                 self.add(tenant_id)
         elif self:
-            bits, size = _of_names(self._names) if self._bitmap is None else (self._bits(), self._mask + 1)
-            size, mine, others = _alike(bits, size, other._bits(), other._mask + 1)
-            self._become(mine | others, size)
+            bits, size = _bitmap_of_names(self._names) if self._bitmap is None else (self._to_bits(), self._mask + 1)
+            size, mine, others = _widen(bits, size, other._to_bits(), other._mask + 1)
+            self._set_bitmap(mine | others, size)
         else:
-            self._become(other._bits(), other._mask + 1)
+            self._set_bitmap(other._to_bits(), other._mask + 1)
 
-    def minus(self, other: TenantSet) -> TenantSet:
+    def difference(self, other: TenantSet) -> TenantSet:
         """Return who is here and not in *other*.
 
         Names take nothing away from slots: a slot may stand for tenants that *other* does not have.
@@ -108,105 +108,105 @@ class TenantSet:
         if self._bitmap is None:
             return TenantSet(tenant_id for tenant_id in self._names if tenant_id not in other)
         if other._bitmap is None:
-            return self._of_bits(self._bits(), self._mask + 1)
-        size, mine, others = _alike(self._bits(), self._mask + 1, other._bits(), other._mask + 1)
-        return self._of_bits(mine & ~others, size)
+            return self._from_bits(self._to_bits(), self._mask + 1)
+        size, mine, others = _widen(self._to_bits(), self._mask + 1, other._to_bits(), other._mask + 1)
+        return self._from_bits(mine & ~others, size)
 
-    def narrowed_to(self, other: TenantSet) -> TenantSet:
+    def intersection(self, other: TenantSet) -> TenantSet:
         """Return who is here and in *other* too: by name where either knows names."""
         if self._bitmap is None:
             return TenantSet(tenant_id for tenant_id in self._names if tenant_id in other)
         if other._bitmap is None:
             return TenantSet(tenant_id for tenant_id in other._names if tenant_id in self)
-        size, mine, others = _alike(self._bits(), self._mask + 1, other._bits(), other._mask + 1)
-        return self._of_bits(mine & others, size)
+        size, mine, others = _widen(self._to_bits(), self._mask + 1, other._to_bits(), other._mask + 1)
+        return self._from_bits(mine & others, size)
 
-    def targets(self, limit: int = TARGETS_MAX) -> frozenset[str]:
+    def encode(self, limit: int = ENCODED_NAMES_MAX) -> frozenset[str]:
         """Return what a lease row lists: up to *limit* names, else one bitmap of ROW_SLOTS; nothing when empty."""
         if self._bitmap is None:
             if len(self._names) <= limit:
-                return frozenset(TENANT + tenant_id for tenant_id in self._names)
-            bits, size = _of_names(self._names)
+                return frozenset(NAME_PREFIX + tenant_id for tenant_id in self._names)
+            bits, size = _bitmap_of_names(self._names)
         else:
-            bits, size = self._bits(), self._mask + 1
-        bits, size = _folded(bits, size)
+            bits, size = self._to_bits(), self._mask + 1
+        bits, size = _fold(bits, size)
         bitmap = bits.to_bytes(size >> 3, "little")
-        return frozenset({BITMAP + b64encode(zlib.compress(bitmap)).decode()})
+        return frozenset({BITMAP_PREFIX + b64encode(zlib.compress(bitmap)).decode()})
 
     @classmethod
-    def of_targets(cls, targets: Iterable[str]) -> TenantSet:
+    def decode(cls, targets: Iterable[str]) -> TenantSet:
         """Read what `targets` gave, one set's or several together.
 
         Raises ValueError for what it does not understand: then nobody may be taken for not listed.
         """
         tenants = cls()
         for target in sorted(targets, reverse=True):  # names first: into the most slots, not into the few of a row
-            if target.startswith(TENANT) and target != TENANT:
-                tenants.add(target.removeprefix(TENANT))
-            elif target.startswith(BITMAP):
-                tenants.update(cls._of_bits(*_of_bitmap(target.removeprefix(BITMAP))))
+            if target.startswith(NAME_PREFIX) and target != NAME_PREFIX:
+                tenants.add(target.removeprefix(NAME_PREFIX))
+            elif target.startswith(BITMAP_PREFIX):
+                tenants.update(cls._from_bits(*_parse_bitmap(target.removeprefix(BITMAP_PREFIX))))
             else:
-                raise ValueError(f"expected {TENANT}<tenant id> or {BITMAP}<bitmap>, came {target[:8]!r}…")
+                raise ValueError(f"expected {NAME_PREFIX}<tenant id> or {BITMAP_PREFIX}<bitmap>, came {target[:8]!r}…")
         return tenants
 
     @classmethod
-    def _of_bits(cls, bits: int, size: int) -> TenantSet:
+    def _from_bits(cls, bits: int, size: int) -> TenantSet:
         tenants = cls()
-        tenants._become(bits, size)
+        tenants._set_bitmap(bits, size)
         return tenants
 
-    def _bits(self) -> int:
+    def _to_bits(self) -> int:
         """Return the bitmap as a number: whole bitmaps are combined as such, single slots are looked up in bytes."""
         return int.from_bytes(self._bitmap or b"", "little")
 
-    def _become(self, bits: int, size: int) -> None:
+    def _set_bitmap(self, bits: int, size: int) -> None:
         """Know slots from now on, unless there are none."""
         self._names = set()
         self._bitmap = bytearray(bits.to_bytes(size >> 3, "little")) if bits else None
         self._mask = size - 1
 
 
-def _of_names(names: Iterable[str]) -> tuple[int, int]:
+def _bitmap_of_names(names: Iterable[str]) -> tuple[int, int]:
     """Return the bitmap of some names, and its size."""
-    bitmap = bytearray(SLOTS >> 3)
+    bitmap = bytearray(SLOT_COUNT >> 3)
     for tenant_id in names:
-        slot = zlib.crc32(tenant_id.encode()) & (SLOTS - 1)
+        slot = zlib.crc32(tenant_id.encode()) & (SLOT_COUNT - 1)
         bitmap[slot >> 3] |= 1 << (slot & 7)
-    return int.from_bytes(bitmap, "little"), SLOTS
+    return int.from_bytes(bitmap, "little"), SLOT_COUNT
 
 
-def _of_bitmap(text: str) -> tuple[int, int]:
+def _parse_bitmap(text: str) -> tuple[int, int]:
     """Read the bitmap of a target, which may come from a later version, or be damaged; return it and its size."""
     unpack = zlib.decompressobj()
     try:
-        bitmap = unpack.decompress(b64decode(text, validate=True), (SLOTS >> 3) + 1)
+        bitmap = unpack.decompress(b64decode(text, validate=True), (SLOT_COUNT >> 3) + 1)
     except zlib.error as exc:
         raise ValueError(f"expected a bitmap packed with zlib: {exc}") from exc
     size = len(bitmap) << 3
-    if not unpack.eof or unpack.unused_data or size.bit_count() != 1 or size > SLOTS:
-        raise ValueError(f"expected a bitmap of 8 to {SLOTS} slots, a power of two, came {len(bitmap)} bytes")
+    if not unpack.eof or unpack.unused_data or size.bit_count() != 1 or size > SLOT_COUNT:
+        raise ValueError(f"expected a bitmap of 8 to {SLOT_COUNT} slots, a power of two, came {len(bitmap)} bytes")
     return int.from_bytes(bitmap, "little"), size
 
 
-def _alike(one: int, size: int, other: int, other_size: int) -> tuple[int, int, int]:
+def _widen(one: int, size: int, other: int, other_size: int) -> tuple[int, int, int]:
     """Return the larger size and both bitmaps in it.
 
     The slot in a smaller bitmap is that in a larger one modulo its size, so a bitmap is made larger by repeating it.
     """
     largest = max(size, other_size)
-    return largest, _repeated(one, size, largest), _repeated(other, other_size, largest)
+    return largest, _repeat(one, size, largest), _repeat(other, other_size, largest)
 
 
-def _repeated(bits: int, size: int, new_size: int) -> int:
+def _repeat(bits: int, size: int, new_size: int) -> int:
     while size < new_size:
         bits |= bits << size
         size *= 2
     return bits
 
 
-def _folded(bits: int, size: int) -> tuple[int, int]:
+def _fold(bits: int, size: int) -> tuple[int, int]:
     """Return a bitmap of at most ROW_SLOTS that has everybody who is in this one."""
-    while size > ROW_SLOTS:
+    while size > ROW_SLOT_COUNT:
         size >>= 1
         bits = bits >> size | bits & ((1 << size) - 1)
     return bits, size

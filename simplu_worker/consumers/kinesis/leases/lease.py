@@ -31,7 +31,7 @@ class UnreadableLeaseError(ValueError):
 class ReadAhead(msgspec.Struct, frozen=True, gc=False):
     """How far a reader is ahead of its checkpoint, because some tenants are held.
 
-    Up to *read_to* nothing is owed to anyone who is not in *held* (`TenantSet.targets`).
+    Up to *read_to* nothing is owed to anyone who is not in *held* (`TenantSet.encode`).
     """
 
     read_to: Position
@@ -45,7 +45,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     leader moves the lease gracefully. *started_at* is ours: the instant from which on this application reads the stream
     shard, noted when its lease was first taken. Where that pinned LATEST or AT_TIMESTAMP, every reader starts there
     until there is a checkpoint. *owed* is ours too: whom a stream shard that is read to its end still owes something
-    (`TenantSet.targets`), None until it is. So is *ahead*.
+    (`TenantSet.encode`), None until it is. So is *ahead*.
     Attributes not here survive, because every later write names what it changes.
     """
 

@@ -115,7 +115,7 @@ def unfinished_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collecti
 
 
 def pending_at_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> frozenset[str]:
-    """Return whom *lease* must hold from its first record: all that its parents list as owed (`TenantSet.targets`).
+    """Return whom *lease* must hold from its first record: all that its parents list as owed (`TenantSet.encode`).
 
     Empty when no parent owes anything; it says nothing of parents that list nothing yet (`unfinished_parents`).
     """

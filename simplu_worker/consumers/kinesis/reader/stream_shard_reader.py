@@ -64,9 +64,9 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event
 
-WAIT_FOR_MEMORY_S: Final = 0.25
-LAST_WORD_S: Final = 0.5  # at the end, for all Postgres shards together
-SAY_END_S: Final = 2.0  # at most, until what was read last is applied, held or stuck
+SETTLED_WAIT_S: Final = 0.25
+FINAL_WRITE_S: Final = 0.5  # at the end, for all Postgres shards together
+PUBLISH_END_S: Final = 2.0  # at most, until what was read last is applied, held or stuck
 
 log = structlog.get_logger(__name__)
 
@@ -134,14 +134,14 @@ class StreamShardReader:
         self._gateway = gateway
         self._draw = draw
         self._dead_letters = dead_letters
-        self._rules = rules
+        self._settings = rules
         self._memory = memory
         self.retention = retention  # of the stream; whoever learns of a change sets it
         self._is_end = is_end
         self._utc = utc
         self._decoder = self._create_decoder(stream_shard_id, hash_range)
         # Its last position is that of dispatch. None is before everything: nothing is ever read that comes earlier.
-        self._owed: CheckpointTracker[RecordPosition] = CheckpointTracker(
+        self._tracker: CheckpointTracker[RecordPosition] = CheckpointTracker(
             None if done is None else RecordPosition.from_position(done, utc())
         )
         self._checkpoint_before = (
@@ -155,47 +155,47 @@ class StreamShardReader:
             gateway,
             memory,
             tenant_wait=rules.tenant_wait,
-            store=self._store,
-            facts=None if ties is None else self._facts(ties, ahead),
+            store=self._store_letters,
+            facts=None if ties is None else self._reader_state(ties, ahead),
             draw=draw,
             utc=utc,
         )
-        self._catch_ups = CatchUps(gateway, self._dispatcher, self._access, self._catch_up)
+        self._catch_ups = CatchUps(gateway, self._dispatcher, self._access, self._make_catch_up_reader)
         if ahead is not None:
-            held = TenantSet.of_targets(ahead.held)
+            held = TenantSet.decode(ahead.held)
             self._dispatcher.holds.hold_predecessors(held, self._checkpoint_before, utc(), now=loop_time())
         if pending_at_parents:
             self._dispatcher.holds.hold_parents(pending_at_parents, self._checkpoint_before, utc(), now=loop_time())
         self._stopping = asyncio.Event()
         self.is_at_end = False
-        self._is_taking = False  # what the last reply brought is not all on its way
-        self._has_said_end = False  # to the Postgres shards, as far as they answer
+        self._is_dispatching = False  # what the last reply brought is not all on its way
+        self._has_published_end = False  # to the Postgres shards, as far as they answer
 
     def __repr__(self) -> str:
-        return f"StreamShardReader({self.stream_shard_id}, {self._owed!r}, {self._memory!r}, {self._dispatcher!r})"
+        return f"StreamShardReader({self.stream_shard_id}, {self._tracker!r}, {self._memory!r}, {self._dispatcher!r})"
 
     @property
     def checkpoint(self) -> Position | None:
         """The position up to which nothing is owed to anyone; None when nothing was finished yet."""
-        mark = self._dispatcher.holds.floor(self._owed.checkpoint)
+        mark = self._dispatcher.holds.safe_checkpoint(self._tracker.checkpoint)
         return None if mark is None or mark.is_between_records else mark.position
 
     @property
     def read_to(self) -> RecordPosition | None:
         """The last record read; None when there was none yet."""
-        return self._at()
+        return self._position()
 
     @property
     def is_finished(self) -> bool:
         """Whether the stream shard was read to its end and nothing of it is owed."""
-        return self.is_at_end and not len(self._owed) and self._dispatcher.holds.is_settled()
+        return self.is_at_end and not len(self._tracker) and self._dispatcher.holds.is_settled()
 
     @property
-    def is_through(self) -> bool:
+    def is_caught_up(self) -> bool:
         """Whether it is at the tip or the end, and all that it read is done with or waits for its target."""
-        at_tip = self.is_at_end or (self._cursor.millis_behind == 0 and not self._is_taking)
+        at_tip = self.is_at_end or (self._cursor.millis_behind == 0 and not self._is_dispatching)
         is_waiting = any(hold.is_ready for hold in self._dispatcher.holds.all()) or self._catch_ups.running
-        return at_tip and not len(self._owed) and not is_waiting and self._dispatcher.room.is_asked_through
+        return at_tip and not len(self._tracker) and not is_waiting and self._dispatcher.lookup.has_asked_all
 
     @property
     def trouble(self) -> str | None:
@@ -213,7 +213,7 @@ class StreamShardReader:
 
         While nothing can be read it grows: what came since is not known. What is held does not count: `held_age_s`.
         """
-        first = self._owed.first
+        first = self._tracker.first_pending
         if first is not None:
             return max(0.0, (self._utc() - first.arrived_at).total_seconds())
         if self._cursor.millis_behind is None:
@@ -260,7 +260,7 @@ class StreamShardReader:
             for entry in self._dispatcher.entries()
         )
 
-    def held(self) -> list[dict[str, Any]]:
+    def held_status(self) -> list[dict[str, Any]]:
         """Return what is held, for the status: what, why, since when, and how old its first operation is."""
         now = loop_time()
         return [
@@ -291,7 +291,7 @@ class StreamShardReader:
         }
 
     @property
-    def waits_for_parents(self) -> bool:
+    def is_waiting_for_parents(self) -> bool:
         """Whether something is held that its parents still owe."""
         return any(hold.target is Target.PARENTS and not hold.is_ready for hold in self.holds())
 
@@ -301,7 +301,7 @@ class StreamShardReader:
         From then on it only shrinks: nothing new is read.
         """
         takes_long = self.holds() or self._dispatcher.is_stuck
-        return self._dispatcher.pending_tenants() if self._has_said_end and takes_long else None
+        return self._dispatcher.pending_tenants() if self._has_published_end and takes_long else None
 
     @property
     def ahead(self) -> ReadAhead | None:
@@ -309,51 +309,51 @@ class StreamShardReader:
 
         A successor that begins at the checkpoint would keep all others waiting while it reads again what is held.
         """
-        main, holds = self._owed.checkpoint, self.holds()
+        main, holds = self._tracker.checkpoint, self.holds()
         if main is None or not holds:
             return None
-        floor = self._dispatcher.holds.floor(main)
+        floor = self._dispatcher.holds.safe_checkpoint(main)
         oldest = min(hold.arrived_at for hold in holds) if floor is None else floor.arrived_at
         # How old a predecessor's holds are is not known; it found them worth noting. At the end nothing new comes.
         is_worth_it = self.is_at_end or any(hold.target is Target.PREDECESSOR for hold in holds)
-        if not is_worth_it and (main.arrived_at - oldest).total_seconds() < self._rules.ahead_from_s:
+        if not is_worth_it and (main.arrived_at - oldest).total_seconds() < self._settings.ahead_from_s:
             return None
-        tenants = self._dispatcher.holds.tenants()
+        tenants = self._dispatcher.holds.held_tenants()
         for entry in self._dispatcher.entries():
-            if entry.owed is not self._owed:  # of a catch-up that has ended, perhaps
+            if entry.tracker is not self._tracker:  # of a catch-up that has ended, perhaps
                 tenants.add(entry.operation.tenant_id)
-        held = tenants.targets()  # none where whole shards are held only: who comes next reads their rows
+        held = tenants.encode()  # none where whole shards are held only: who comes next reads their rows
         return ReadAhead(main.position, held) if held else None
 
-    def free_parents(self, owed: TenantSet) -> None:
+    def release_from_parents(self, owed: TenantSet) -> None:
         """Apply what was held for the parents, now that they owe only *owed*.
 
         What they applied meanwhile may be lost again: before those who are free now have anything applied on a shard,
         its rows are read once more.
         """
-        if not self._dispatcher.holds.free_parents(owed, now=loop_time()):
+        if not self._dispatcher.holds.release_from_parents(owed, now=loop_time()):
             return
-        if self.contacts is not None:
-            for contact in self.contacts.doubt_parents():
-                self._dispatcher.look_again(contact.shard_id)
+        if self.shard_positions is not None:
+            for contact in self.shard_positions.invalidate_parent_rows():
+                self._dispatcher.request_row_read(contact.shard_id)
         self._dispatcher.has_ready.set()
 
     @property
-    def contacts(self) -> ShardPositions | None:
+    def shard_positions(self) -> ShardPositions | None:
         """The rows of this reader on the Postgres shards."""
-        return self._dispatcher.contacts
+        return self._dispatcher.shard_positions
 
-    def refill(self, shard_id: str, refill: Backfill) -> None:
+    def start_backfill(self, shard_id: str, refill: Backfill) -> None:
         """Read again for all tenants of a Postgres shard to which nothing was sent yet."""
-        self._dispatcher.refill(shard_id, refill, ())
+        self._dispatcher.start_backfill(shard_id, refill, ())
 
-    def is_refilling(self, shard_id: str) -> bool:
+    def is_backfilling(self, shard_id: str) -> bool:
         """Whether the stream is being read again for all tenants of a Postgres shard."""
-        return self._dispatcher.holds.whole(shard_id) is not None
+        return self._dispatcher.holds.whole_shard_hold(shard_id) is not None
 
-    def look_again(self, shard_id: str) -> bool:
+    def request_row_read(self, shard_id: str) -> bool:
         """Have the lane to a Postgres shard read its row there anew; False when there is no lane."""
-        return self._dispatcher.look_again(shard_id)
+        return self._dispatcher.request_row_read(shard_id)
 
     def abandon(self) -> None:
         """Take the stream shard for read to its end: it is past its retention, there is nothing left to read."""
@@ -370,7 +370,7 @@ class StreamShardReader:
             async with asyncio.timeout(None) as deadline:
                 await self._run(deadline)
         except TimeoutError:
-            log.warning("stream_shard.undrained", stream_shard_id=self.stream_shard_id, after_s=self._rules.drain_s)
+            log.warning("stream_shard.undrained", stream_shard_id=self.stream_shard_id, after_s=self._settings.drain_s)
         finally:
             self._memory.close()
 
@@ -382,53 +382,53 @@ class StreamShardReader:
                 tasks.create_task(self._catch_ups.run(ending), name=f"catch-ups:{self.stream_shard_id}")
                 await self._read()
                 self._pacing.note_end()
-                await self._say_end()
+                await self._publish_end()
                 while not self.is_finished and not self._stopping.is_set():
-                    await self._next_settled()
+                    await self._wait_for_settled()
                 ending.set()
-                deadline.reschedule(loop_time() + self._rules.drain_s)
+                deadline.reschedule(loop_time() + self._settings.drain_s)
         except* RetryableError as group:
             # Only a stop ends it this way: dead letters that could not be stored. Their records stay owed.
             log.warning("stream_shard.left", stream_shard_id=self.stream_shard_id, error=str(group.exceptions[0]))
 
-    def _facts(self, ties: LeaseContext, ahead: ReadAhead | None) -> ReaderState:
-        held = TenantSet() if ahead is None else TenantSet.of_targets(ahead.held)
+    def _reader_state(self, ties: LeaseContext, ahead: ReadAhead | None) -> ReaderState:
+        held = TenantSet() if ahead is None else TenantSet.decode(ahead.held)
         return ReaderState(
             stream_name=self._stream.name,
             stream_shard_id=self.stream_shard_id,
-            began_at=self._owed.last,
+            began_behind=self._tracker.last_read,
             checkpoint=self._checkpoint_before,
-            taken_over=held.names,
-            dispatch=self._at,
+            predecessor_tenants=held.names,
+            read_to=self._position,
             progress=self._progress,
-            ahead=self._said_ahead,
-            first_since=self._first_since,
-            confirm=ties.confirm,
+            ahead_row=self._ahead_row,
+            find_first_since=self._find_first_since,
+            confirm_lease=ties.confirm,
             lineage=ties.lineage,
             started_at=ties.started_at,
         )
 
-    async def _say_end(self) -> None:
+    async def _publish_end(self) -> None:
         """Tell the Postgres shards what was read, before the children learn what is still owed and begin there."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SAY_END_S):
-                while self._dispatcher.is_moving and not self._stopping.is_set():
-                    await self._next_settled()
+            async with asyncio.timeout(PUBLISH_END_S):
+                while self._dispatcher.has_progress and not self._stopping.is_set():
+                    await self._wait_for_settled()
         if self.is_at_end and not self._stopping.is_set():
-            await self.leave_word()
-            self._has_said_end = True
-            if self.contacts is not None:
-                await self.contacts.confirm()  # the lease, by which the children begin
+            await self.write_final_positions()
+            self._has_published_end = True
+            if self.shard_positions is not None:
+                await self.shard_positions.confirm_lease()  # the lease, by which the children begin
 
     def _progress(self) -> ReaderProgress:
-        floor = self._dispatcher.holds.floor(self._owed.checkpoint)
+        floor = self._dispatcher.holds.safe_checkpoint(self._tracker.checkpoint)
         return ReaderProgress(floor, is_finished=self.is_finished)
 
-    def _said_ahead(self) -> PositionRow | None:
+    def _ahead_row(self) -> PositionRow | None:
         """Return what `ahead` is as the Postgres shards have it; at the end that is to whom anything is owed at all."""
         if self.is_at_end:
             return PositionRow(
-                read_to=SHARD_END.checkpoint, held=tuple(sorted(self._dispatcher.pending_tenants().targets()))
+                read_to=SHARD_END.checkpoint, held=tuple(sorted(self._dispatcher.pending_tenants().encode()))
             )
         ahead = self.ahead
         if ahead is None:
@@ -436,19 +436,21 @@ class StreamShardReader:
         read_to = f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}"
         return PositionRow(read_to=read_to, held=tuple(sorted(ahead.held)))
 
-    async def leave_word(self) -> None:
+    async def write_final_positions(self) -> None:
         """Tell the Postgres shards, once `run` has returned, how far it got: who comes next need not read that again.
 
         As far as they answer at once.
         """
-        if self.contacts is None:
+        if self.shard_positions is None:
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORD_S), asyncio.TaskGroup() as tasks:
-                for contact in self.contacts.adopted():
-                    tasks.create_task(self.contacts.leave_word(contact), name=f"last-word:{contact.shard_id}")
+            async with asyncio.timeout(FINAL_WRITE_S), asyncio.TaskGroup() as tasks:
+                for contact in self.shard_positions.current_positions():
+                    tasks.create_task(
+                        self.shard_positions.write_final_position(contact), name=f"last-word:{contact.shard_id}"
+                    )
 
-    async def _first_since(self, instant: datetime) -> RecordPosition | None:
+    async def _find_first_since(self, instant: datetime) -> RecordPosition | None:
         """Return the place before the first record that arrived since *instant*; None when there is none yet.
 
         Takes no part in the accounts of memory: all that may be in use by what waits for the answer.
@@ -474,7 +476,7 @@ class StreamShardReader:
             raise RetryableError(str(exc)) from exc
         return None
 
-    def _read_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
+    def _open_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
         access = StreamShardAccess(self._stream, records.stream_shard_id, self._memory, self._draw)
         return access, self._create_decoder(records.stream_shard_id, records.hash_range)
 
@@ -482,57 +484,57 @@ class StreamShardReader:
         return RecordDecoder(
             self._stream.name,
             stream_shard_id,
-            operation_max_bytes=self._rules.operation_max_bytes,
-            list_result_limit=self._rules.list_result_limit,
+            operation_max_bytes=self._settings.operation_max_bytes,
+            list_result_limit=self._settings.list_result_limit,
             hash_range=hash_range,
         )
 
     async def _read(self) -> None:
         while not self._stopping.is_set() and not self.is_at_end:
-            if self._memory.is_short or self._dispatcher.room.is_crowded:
-                await self._next_settled()
+            if self._memory.is_short or self._dispatcher.lookup.is_crowded:
+                await self._wait_for_settled()
                 continue
             reply = await self._cursor.read(self._stopping)
             if reply is None:
                 continue
-            self._is_taking = True
-            await self._take(reply.records)
-            self._is_taking = False
+            self._is_dispatching = True
+            await self._dispatch_records(reply.records)
+            self._is_dispatching = False
             self._cursor.release_memory()
             if self._cursor.is_at_end and (self._is_end is None or await self._is_end(self._cursor.child_shards)):
                 self.is_at_end = True
 
-    async def _take(self, records: list[Record]) -> None:
+    async def _dispatch_records(self, records: list[Record]) -> None:
         """Send the operations of a reply on their way; return when its dead letters are stored."""
         letters: list[DeadLetter] = []
         buried: list[int] = []
         arrivals = self._decoder.decode(records, after=self._done)
-        owed, holds = self._owed, self._dispatcher.holds
-        while decoded := await self._decoded(arrivals):
+        owed, holds = self._tracker, self._dispatcher.holds
+        while decoded := await self._decode_batch(arrivals):
             self._done = None
             entries: list[QueuedOperation] = []
             held: list[int] = []
             is_any_held = len(holds) > 0
-            tickets = owed.take_all(LazyPositions([place for place, _, _ in decoded]))
+            tickets = owed.start_all(LazyPositions([place for place, _, _ in decoded]))
             for ticket, (_, record, operation) in zip(tickets, decoded, strict=True):
                 if not isinstance(operation, Operation):
                     letters.append(dead_letter_of(operation, record, failed_at=self._utc()))
                     buried.append(ticket)
-                elif is_any_held and holds.of(operation.tenant_id) is not None:
+                elif is_any_held and holds.hold_of(operation.tenant_id) is not None:
                     held.append(ticket)  # a catch-up will come to it
                 else:
                     entries.append(QueuedOperation(ticket, operation, record, owed))
-            owed.done(held)
-            holds.note_sent({entry.operation.tenant_id for entry in entries})
+            owed.finish(held)
+            holds.mark_live({entry.operation.tenant_id for entry in entries})
             self._dispatcher.send(entries)
             if len(decoded) == BATCH_MAX_COUNT:
                 await asyncio.sleep(0)  # others have their turn before the next
         if letters:
-            await self._store(letters)
-            owed.done(buried)
+            await self._store_letters(letters)
+            owed.finish(buried)
         instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.lag_s or 0.0)
 
-    async def _decoded(self, arrivals: Iterator[DecodedRecord]) -> list[DecodedRecord]:
+    async def _decode_batch(self, arrivals: Iterator[DecodedRecord]) -> list[DecodedRecord]:
         """Decode as many as a lane takes at once, when there is one that has nothing to do; none at the end.
 
         No earlier: undecoded they take half the memory, and what is decoded together goes to the lane as one batch. In
@@ -540,32 +542,32 @@ class StreamShardReader:
         takes a tenth more of the processor's time, from here to where it is let go.
         """
         decoded = list(islice(arrivals, 1))  # to see that there are more
-        while decoded and not self._dispatcher.is_hungry and not self._stopping.is_set():
-            await self._next_settled()
+        while decoded and not self._dispatcher.has_idle_lane and not self._stopping.is_set():
+            await self._wait_for_settled()
         decoded += islice(arrivals, BATCH_MAX_COUNT - len(decoded))
         return decoded
 
-    def _catch_up(self, catch_up: CatchUp) -> CatchUpReader:
+    def _make_catch_up_reader(self, catch_up: CatchUp) -> CatchUpReader:
         return CatchUpReader(
             catch_up,
             self._access,
             self._decoder,
             self._dispatcher,
             gateway=self._gateway,
-            main_at=self._at,
+            main_at=self._position,
             beginning=self._beginning,
-            read_parent=self._read_parent,
+            read_parent=self._open_parent,
             retention=self.retention,
         )
 
-    def _at(self) -> RecordPosition | None:
+    def _position(self) -> RecordPosition | None:
         """Return the position of dispatch."""
-        return self._owed.last
+        return self._tracker.last_read
 
-    async def _store(self, letters: Sequence[DeadLetter]) -> None:
+    async def _store_letters(self, letters: Sequence[DeadLetter]) -> None:
         await self._dead_letters.store(letters, stopping=self._stopping)
 
-    async def _next_settled(self) -> None:
+    async def _wait_for_settled(self) -> None:
         """Wait until something is settled, or long enough to look whether to stop."""
         self._dispatcher.has_settled.clear()
-        await sleep_or_event(WAIT_FOR_MEMORY_S, until=self._dispatcher.has_settled)
+        await sleep_or_event(SETTLED_WAIT_S, until=self._dispatcher.has_settled)

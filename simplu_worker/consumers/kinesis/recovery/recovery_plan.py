@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON, ParentRecords
-from simplu_worker.consumers.kinesis.holding.tenant_set import TENANT
+from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp, Start
 from simplu_worker.consumers.kinesis.stream.positions import (
@@ -46,7 +46,7 @@ class Lineage(msgspec.Struct, frozen=True):
 
     parents: frozenset[str] = frozenset()
     ancestors: Mapping[str, Ancestor] = msgspec.field(default_factory=dict)
-    are_ended: bool = True
+    is_ended: bool = True
 
 
 def lineage_of(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> Lineage:
@@ -63,7 +63,7 @@ def lineage_of(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str])
     return Lineage(lease.parents & ancestors.keys(), ancestors, are_ended)
 
 
-Place: TypeAlias = RecordPosition | datetime | None  # behind a record; before the first that arrived since; none
+ReplayStart: TypeAlias = RecordPosition | datetime | None  # behind a record; before the first that arrived since; none
 
 
 def format_position(mark: RecordPosition | None) -> str:
@@ -87,7 +87,7 @@ def replay_start(
     started_at: datetime | None,
     covers: Callable[[AbstractSet[str], RecordPosition | None], bool],
     now: datetime,
-) -> Place:
+) -> ReplayStart:
     """Return behind which place the tenants of a shard may lack something; None when there is no such place.
 
     *covers* tells whether the reader itself sees to it that tenants get everything behind a place. *started_at* is
@@ -102,19 +102,19 @@ def replay_start(
         return None
     is_beginning = row.owed_from == TRIM_HORIZON.checkpoint
     owed_from = None if is_beginning else parse_position(row.owed_from, row.owed_since or now)
-    names = names_of(row.held)
+    names = named_tenants(row.held)
     if row.read_to is not None and names is not None and covers(names, owed_from):
         return None if row.read_to == SHARD_END.checkpoint else parse_position(row.read_to, row.owed_since or now)
     return owed_from or started_at or HORIZON
 
 
-def names_of(targets: tuple[str, ...]) -> frozenset[str] | None:
+def named_tenants(targets: tuple[str, ...]) -> frozenset[str] | None:
     """Return the tenants that targets name; None when they are not names."""
-    names = frozenset(target.removeprefix(TENANT) for target in targets)
-    return names if all(target.startswith(TENANT) for target in targets) else None
+    names = frozenset(target.removeprefix(NAME_PREFIX) for target in targets)
+    return names if all(target.startswith(NAME_PREFIX) for target in targets) else None
 
 
-def unread_ancestors(
+def missing_parent_records(
     lineage: Lineage, standing: StoredPositions, *, tenant_wait: timedelta
 ) -> tuple[ParentRecords, ...]:
     """Return which records of the ancestors a shard may lack, in the order in which they have to be applied.
@@ -136,7 +136,7 @@ def unread_ancestors(
         if row is None or not row.parents_done:
             for parent in sorted(ancestor.parents):
                 visit(parent)
-        records = _records_of(stream_shard_id, ancestor, row, first_tenant_at, tenant_wait)
+        records = _missing_records_of(stream_shard_id, ancestor, row, first_tenant_at, tenant_wait)
         if records is not None:
             found[stream_shard_id] = records
 
@@ -153,14 +153,14 @@ def ignoring_pending(standing: StoredPositions, waits_for: Callable[[AbstractSet
     """
     rows = {
         key: msgspec.structs.replace(row, owed_from=SHARD_END.checkpoint)
-        if row.read_to == SHARD_END.checkpoint and (names := names_of(row.held)) is not None and waits_for(names)
+        if row.read_to == SHARD_END.checkpoint and (names := named_tenants(row.held)) is not None and waits_for(names)
         else row
         for key, row in standing.rows.items()
     }
     return msgspec.structs.replace(standing, rows=rows)
 
 
-def _records_of(
+def _missing_records_of(
     stream_shard_id: str,
     ancestor: Ancestor,
     row: StreamPosition | None,

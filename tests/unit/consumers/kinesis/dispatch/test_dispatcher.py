@@ -40,7 +40,7 @@ def entry() -> QueuedOperation:
         size_bytes=2,
     )
     owed = CheckpointTracker[RecordPosition]()
-    return QueuedOperation(owed.take(RecordPosition.before_record("1", NOW)), operation, b"", owed)
+    return QueuedOperation(owed.start(RecordPosition.before_record("1", NOW)), operation, b"", owed)
 
 
 async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
@@ -53,12 +53,12 @@ async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
         store=cast("Any", None),
         facts=None,
     )
-    assert (dispatcher.is_at_rest, dispatcher.has_arrivals.is_set()) == (True, False)
+    assert (dispatcher.is_idle, dispatcher.has_arrivals.is_set()) == (True, False)
 
     dispatcher.send([entry()])
-    assert (dispatcher.is_at_rest, dispatcher.has_arrivals.is_set()) == (False, True)
+    assert (dispatcher.is_idle, dispatcher.has_arrivals.is_set()) == (False, True)
 
-    held = dispatcher.room.take("b-l")
+    held = dispatcher.lookup.take_entries("b-l")
     dispatcher.hold_tenant(held, "not_here", shard_id=None)
     assert dispatcher.is_empty
-    assert not dispatcher.is_at_rest
+    assert not dispatcher.is_idle

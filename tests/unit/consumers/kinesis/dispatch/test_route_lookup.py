@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from simplu_worker.consumers.kinesis.dispatch.route_lookup import REST_MAX_S, RouteLookup
+from simplu_worker.consumers.kinesis.dispatch.route_lookup import CHECK_INTERVAL_MAX_S, RouteLookup
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
@@ -35,7 +35,7 @@ class Nobody:
         self.ages.append(absence_max_age_s)
         return Absence.UNREGISTERED
 
-    def is_asked_for(self, _tenant_id: str) -> bool:
+    def needs_lookup(self, _tenant_id: str) -> bool:
         """Let it be forgotten."""
         return False
 
@@ -74,7 +74,7 @@ async def test_tenant_is_asked_for_anew_when_something_is_to_be_given_up(
     """Else its first answer may be seconds old; what is given up is so for an answer that is not."""
     nobody = Nobody()
     room = RouteLookup(cast("Any", nobody), cast("Any", nobody), tenant_wait=WAIT, draw=lambda: 0.0, utc=lambda: NOW)
-    room.put("b-l", [entry(arrived_at)])
+    room.add("b-l", [entry(arrived_at)])
     stopping = asyncio.Event()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         tasks.create_task(room.run(stopping))
@@ -106,7 +106,7 @@ class Maker(Nobody):
             raise TenantNotMadeError("nobody knows it")
         return "shard-1"
 
-    def let_go(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
+    def route_to_lane(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Take them."""
         self.gone.append((tenant_id, shard_id))
 
@@ -115,11 +115,11 @@ class Maker(Nobody):
         self.held.append(reason)
         return True
 
-    def is_asked_for(self, _tenant_id: str) -> bool:
+    def needs_lookup(self, _tenant_id: str) -> bool:
         """Go on."""
         return True
 
-    def found(self, tenant_id: str) -> None:
+    def on_tenant_found(self, tenant_id: str) -> None:
         """Note it; it may have been held, too."""
         self.gone.append((tenant_id, "caught up"))
 
@@ -142,7 +142,7 @@ async def test_tenant_is_made_when_no_shard_has_it_and_its_names_are_known() -> 
     """The gateway is told the business and location of the operations; then they go to the shard that has it."""
     maker = Maker({("b", "l")})
     room = room_of(maker)
-    room.put("b-l", [entry(NOW)])
+    room.add("b-l", [entry(NOW)])
     await run_until(room, lambda: bool(maker.gone))
     assert (maker.names, maker.gone) == ([[("b", "l")]], [("b-l", "shard-1"), ("b-l", "caught up")])
 
@@ -151,7 +151,7 @@ async def test_tenant_is_held_with_the_reason_when_it_cannot_be_made() -> None:
     """It stays `not_here`, the log says why, and the asking goes on by the names that were seen."""
     maker = Maker(set())
     room = room_of(maker)
-    room.put("b-l", [entry(NOW)])
+    room.add("b-l", [entry(NOW)])
     with capture_logs() as logs:
         await run_until(room, lambda: bool(maker.held) and len(maker.names) > 1)
     assert maker.held == [Absence.NOT_HERE]
@@ -175,9 +175,9 @@ async def test_tenant_is_asked_for_at_once_when_nobody_was_here_for_long() -> No
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         tasks.create_task(room.run(stopping))
         for come in range(1, 4):
-            await asyncio.sleep(2 * REST_MAX_S if come == 1 else 0.0)
-            assert room._rest_s() is None
-            room.put("b-l", [entry(NOW)])
+            await asyncio.sleep(2 * CHECK_INTERVAL_MAX_S if come == 1 else 0.0)
+            assert room._next_check_s() is None
+            room.add("b-l", [entry(NOW)])
             await eventually(lambda come=come: len(maker.gone) == 2 * come)  # type: ignore[misc]
         stopping.set()  # and it ends, though nobody comes
 
@@ -191,7 +191,7 @@ async def test_room_ends_at_once_when_stopping(has_tenant: bool) -> None:  # noq
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         run = tasks.create_task(room.run(stopping))
         if has_tenant:
-            room.put("b-l", [entry(NOW)])
+            room.add("b-l", [entry(NOW)])
         await asyncio.sleep(0.05)
         stopping.set()
         for _ in range(10):

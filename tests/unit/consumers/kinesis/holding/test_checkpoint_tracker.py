@@ -31,9 +31,9 @@ class OwedMachine(RuleBasedStateMachine):
         """Read a few records."""
         for _ in range(count):
             record = len(self.is_done)
-            ticket = self.owed.take(f"position {record}")
+            ticket = self.owed.start(f"position {record}")
             assert ticket == len(self.records)
-            assert self.owed.before(ticket) == (f"position {record - 1}" if record else None)
+            assert self.owed.position_before(ticket) == (f"position {record - 1}" if record else None)
             self.records[ticket] = record
             self.is_done.append(False)
 
@@ -41,9 +41,9 @@ class OwedMachine(RuleBasedStateMachine):
     def take_all(self, count: int) -> None:
         """Read as many at once."""
         records = range(len(self.is_done), len(self.is_done) + count)
-        tickets = self.owed.take_all([f"position {record}" for record in records])
+        tickets = self.owed.start_all([f"position {record}" for record in records])
         assert tickets == range(len(self.records), len(self.records) + count)
-        befores = [self.owed.before(ticket) for ticket in tickets]
+        befores = [self.owed.position_before(ticket) for ticket in tickets]
         assert befores == [f"position {record - 1}" if record else None for record in records]
         self.records |= dict(zip(tickets, records, strict=True))
         self.is_done += [False] * count
@@ -52,7 +52,7 @@ class OwedMachine(RuleBasedStateMachine):
     def pass_over(self, count: int) -> None:
         """Read a few that are another's."""
         for _ in range(count):
-            self.owed.pass_over(f"position {len(self.is_done)}")
+            self.owed.skip(f"position {len(self.is_done)}")
             self.is_done.append(True)
 
     @precondition(lambda self: not all(self.is_done))
@@ -61,7 +61,7 @@ class OwedMachine(RuleBasedStateMachine):
         """Finish some of those that are not."""
         left = [ticket for ticket, record in self.records.items() if not self.is_done[record]]
         tickets = data.draw(st.lists(st.sampled_from(left), unique=True))
-        self.owed.done(iter(tickets))
+        self.owed.finish(iter(tickets))
         for ticket in tickets:
             self.is_done[self.records[ticket]] = True
 
@@ -70,9 +70,9 @@ class OwedMachine(RuleBasedStateMachine):
         """Exactly there: not past it, and not behind it either."""
         first_owed = self.is_done.index(False) if False in self.is_done else len(self.is_done)
         assert self.owed.checkpoint == (f"position {first_owed - 1}" if first_owed else None)
-        assert self.owed.first == (f"position {first_owed}" if first_owed < len(self.is_done) else None)
+        assert self.owed.first_pending == (f"position {first_owed}" if first_owed < len(self.is_done) else None)
         assert len(self.owed) == self.is_done.count(False)
-        assert self.owed.last == (f"position {len(self.is_done) - 1}" if self.is_done else None)
+        assert self.owed.last_read == (f"position {len(self.is_done) - 1}" if self.is_done else None)
 
 
 TestOwed = OwedMachine.TestCase
@@ -83,12 +83,12 @@ TestOwed.settings = settings(max_examples=30, stateful_step_count=30)
 def test_checkpoint_is_the_last_position_when_all_are_done(order: list[int]) -> None:
     """Whatever came last; and nothing is kept of what is done."""
     owed: CheckpointTracker[int] = CheckpointTracker()
-    tickets = [owed.take(position) for position in range(12)]
+    tickets = [owed.start(position) for position in range(12)]
 
     for number in order:
-        owed.done([tickets[number]])
+        owed.finish([tickets[number]])
 
-    assert (owed.checkpoint, owed.first, len(owed)) == (11, None, 0)
+    assert (owed.checkpoint, owed.first_pending, len(owed)) == (11, None, 0)
     assert repr(owed) == "Owed(checkpoint=11, owed=0, read=12)"
 
 
@@ -96,29 +96,29 @@ def test_nothing_is_owed_at_first() -> None:
     """And there is no checkpoint to write."""
     owed: CheckpointTracker[int] = CheckpointTracker()
 
-    assert (owed.checkpoint, owed.first, owed.last, len(owed)) == (None, None, None, 0)
+    assert (owed.checkpoint, owed.first_pending, owed.last_read, len(owed)) == (None, None, None, 0)
 
 
 def test_checkpoint_is_where_it_begins_until_something_is_read() -> None:
     """And stays there while the first record is owed, whatever is passed over behind it."""
     owed = CheckpointTracker("position 7")
-    assert (owed.checkpoint, owed.last, len(owed)) == ("position 7", "position 7", 0)
+    assert (owed.checkpoint, owed.last_read, len(owed)) == ("position 7", "position 7", 0)
 
-    ticket = owed.take("position 8")
-    owed.pass_over("position 9")
-    assert (owed.checkpoint, owed.before(ticket), owed.last) == ("position 7", "position 7", "position 9")
+    ticket = owed.start("position 8")
+    owed.skip("position 9")
+    assert (owed.checkpoint, owed.position_before(ticket), owed.last_read) == ("position 7", "position 7", "position 9")
 
-    owed.done([ticket])
+    owed.finish([ticket])
     assert owed.checkpoint == "position 9"
 
 
 def test_record_is_done_once() -> None:
     """Twice would take another's place among those that are left."""
     owed: CheckpointTracker[int] = CheckpointTracker()
-    first, second, _ = owed.take_all([1, 2, 3])
-    owed.done([second])
+    first, second, _ = owed.start_all([1, 2, 3])
+    owed.finish([second])
 
     with pytest.raises(KeyError):
-        owed.done([second])
-    owed.done([first])
-    assert (owed.checkpoint, owed.first, len(owed)) == (2, 3, 1)
+        owed.finish([second])
+    owed.finish([first])
+    assert (owed.checkpoint, owed.first_pending, len(owed)) == (2, 3, 1)

@@ -41,8 +41,8 @@ def small_sets(*, names_max: int = 2, tenant_holds_max: int = 2, slots: int = 8)
     """Let sets be slots early, slots be shared, and the bucket be used."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tenant_set, "NAMES_MAX", names_max)
-        patch.setattr(tenant_set, "SLOTS", slots)
-        patch.setattr(tenant_set, "ROW_SLOTS", slots)
+        patch.setattr(tenant_set, "SLOT_COUNT", slots)
+        patch.setattr(tenant_set, "ROW_SLOT_COUNT", slots)
         patch.setattr(holds_module, "TENANT_HOLDS_MAX", tenant_holds_max)
         yield
 
@@ -58,11 +58,11 @@ class Entry(msgspec.Struct, frozen=True):
     @property
     def before(self) -> RecordPosition | None:
         """The last position before it."""
-        return self.owed.before(self.ticket)
+        return self.owed.position_before(self.ticket)
 
     def drop(self) -> None:
         """Owe it no more."""
-        self.owed.done([self.ticket])
+        self.owed.finish([self.ticket])
 
 
 class Lane:
@@ -101,10 +101,10 @@ class Reader:
         """Let the main reader come to the next record, which is of *tenant*."""
         self.stream.append(tenant)
         number = len(self.stream)
-        if self.holds.of(tenant) is not None:
-            self.main.pass_over(mark(number))
+        if self.holds.hold_of(tenant) is not None:
+            self.main.skip(mark(number))
         else:
-            self.send(Entry(number, tenant, self.main, self.main.take(mark(number))))
+            self.send(Entry(number, tenant, self.main, self.main.start(mark(number))))
 
     def lane_of(self, tenant: str) -> str:
         """Return where the tenant's operations are, or else where it lives."""
@@ -116,7 +116,7 @@ class Reader:
     def send(self, entry: Entry) -> None:
         """Put an operation into its lane, or hold it with the shard."""
         shard_id = self.lane_of(entry.tenant)
-        if self.holds.of_shard(shard_id) is not None:
+        if self.holds.blocking_shard_hold(shard_id) is not None:
             self.hold_shard(shard_id, [entry])
             return
         before = [number for number in self.numbers_of(entry.tenant) if number < entry.number]
@@ -201,7 +201,7 @@ class Reader:
         """Begin a catch-up of those of *wanted* that can be caught up now."""
         ready = [hold for hold in wanted if hold.catch_up is None and self.may_begin(hold)]
         if ready:
-            self.catch_ups.append(self.holds.begin(ready))
+            self.catch_ups.append(self.holds.start_catch_up(ready))
 
     def may_begin(self, hold: Hold) -> bool:
         """Whether a hold's target is back, with no batch to it in flight."""
@@ -214,21 +214,23 @@ class Reader:
         for _ in range(count):
             if not catch_up.holds:
                 return
-            main, last = self.main.last, catch_up.owed.last
+            main, last = self.main.last_read, catch_up.tracker.last_read
             if main is None or not is_after(main, last):
-                self.holds.meet(catch_up)
+                self.holds.finish(catch_up)
                 return
             number = at(last) + 1
             here, tenant = mark(number), self.stream[number - 1]
-            if self.holds.is_for(tenant, catch_up) and not self.holds.is_sent_by_another(tenant, here, catch_up):
-                self.send(Entry(number, tenant, catch_up.owed, catch_up.owed.take(here)))
+            if self.holds.is_sent_by(tenant, catch_up) and not self.holds.is_record_covered_elsewhere(
+                tenant, here, catch_up
+            ):
+                self.send(Entry(number, tenant, catch_up.tracker, catch_up.tracker.start(here)))
             else:
-                catch_up.owed.pass_over(here)
+                catch_up.tracker.skip(here)
 
     def free_parents(self, still_owed: Iterable[str], *, by_slot: bool = False) -> None:
         """Let the parents owe no more than *still_owed*."""
         self.pending_at_parents.intersection_update(still_owed)
-        self.holds.free_parents(listed(TenantSet(self.pending_at_parents), by_slot=by_slot), now=self.tick())
+        self.holds.release_from_parents(listed(TenantSet(self.pending_at_parents), by_slot=by_slot), now=self.tick())
 
     # What is true
 
@@ -249,12 +251,12 @@ class Reader:
             covering = [hold for hold in self.holds.all() if tenant in hold.tenants]
             assert any(is_after(mark(number), hold.reached) for hold in covering), f"{number} of {tenant} is lost"
         unsettled = set(range(1, len(self.stream) + 1)) - self.settled
-        floor = at(self.holds.floor(self.main.checkpoint))
+        floor = at(self.holds.safe_checkpoint(self.main.checkpoint))
         assert floor < min(unsettled, default=len(self.stream) + 1), "the checkpoint passes what is owed"
-        listed = self.holds.tenants()
+        listed = self.holds.held_tenants()
         for tenant in TENANTS:
             is_held = any(tenant in hold.tenants for hold in self.holds.all())
-            found = self.holds.of(tenant)
+            found = self.holds.hold_of(tenant)
             assert is_held == (found is not None), f"{tenant} is held and not known to be"
             assert found is None or found in self.holds.all()
             assert not is_held or tenant in listed
@@ -277,7 +279,7 @@ class Reader:
                 break
         assert self.settled == set(range(1, len(self.stream) + 1))
         assert (len(self.holds), self.holds.is_settled()) == (0, True)
-        assert at(self.holds.floor(self.main.checkpoint)) == len(self.stream)
+        assert at(self.holds.safe_checkpoint(self.main.checkpoint)) == len(self.stream)
 
 
 def by_name(owed: TenantSet) -> TenantSet:
@@ -287,12 +289,12 @@ def by_name(owed: TenantSet) -> TenantSet:
 
 def by_slot(owed: TenantSet) -> TenantSet:
     """List tenants as a lease row does when there are many of them."""
-    return TenantSet.of_targets(owed.targets(limit=0))
+    return TenantSet.decode(owed.encode(limit=0))
 
 
 def listed(owed: TenantSet, *, by_slot: bool) -> TenantSet:
     """Return what the children read of it in a lease row."""
-    return TenantSet.of_targets(owed.targets(limit=0 if by_slot else 200))
+    return TenantSet.decode(owed.encode(limit=0 if by_slot else 200))
 
 
 class Scene(msgspec.Struct, frozen=True):
@@ -399,7 +401,7 @@ def test_holds_keep_their_promise_whatever_happens(scene: Scene, history: list[S
 class _Deferential(Holds):
     """Leaves an operation to any other hold, also to one that has passed it."""
 
-    def is_sent_by_another(
+    def is_record_covered_elsewhere(
         self, tenant_id: str, mark: RecordPosition, catch_up: CatchUp, shard_id: str | None = None
     ) -> bool:
         others = [hold for hold in self.all() if tenant_id in hold.tenants]
@@ -409,7 +411,7 @@ class _Deferential(Holds):
 class _Pushy(Holds):
     """Sends what another hold has yet to come to."""
 
-    def is_sent_by_another(
+    def is_record_covered_elsewhere(
         self, tenant_id: str, mark: RecordPosition, catch_up: CatchUp, shard_id: str | None = None
     ) -> bool:
         return False
@@ -418,22 +420,22 @@ class _Pushy(Holds):
 class _Literal(Holds):
     """Knows those only whom it has by name."""
 
-    def of(self, tenant_id: str) -> Hold | None:
+    def hold_of(self, tenant_id: str) -> Hold | None:
         return self._by_name.get(tenant_id)
 
 
 class _Forgetful(Holds):
     """Does not owe what its catch-ups have sent."""
 
-    def floor(self, main: RecordPosition | None) -> RecordPosition | None:
+    def safe_checkpoint(self, main: RecordPosition | None) -> RecordPosition | None:
         return lowest_position([main, *(hold.before for hold in self.all() if hold.catch_up is None)])
 
 
 class _Impatient(Holds):
     """Frees everyone as soon as the parents have settled anything."""
 
-    def free_parents(self, owed: TenantSet, *, now: float) -> bool:
-        return super().free_parents(TenantSet(), now=now)
+    def release_from_parents(self, owed: TenantSet, *, now: float) -> bool:
+        return super().release_from_parents(TenantSet(), now=now)
 
 
 class _Lowering(Holds):
@@ -477,8 +479,8 @@ def hold_tenant(holds: Holds, tenant: str, before: int, reason: str = "unregiste
 
 def pass_over(catch_up: CatchUp, *, to: int) -> None:
     """Let a catch-up pass over records that are nothing to it."""
-    for number in range(at(catch_up.owed.last) + 1, to + 1):
-        catch_up.owed.pass_over(mark(number))
+    for number in range(at(catch_up.tracker.last_read) + 1, to + 1):
+        catch_up.tracker.skip(mark(number))
 
 
 def test_tenant_is_in_one_hold_by_name_the_one_that_it_came_to_last() -> None:
@@ -492,9 +494,9 @@ def test_tenant_is_in_one_hold_by_name_the_one_that_it_came_to_last() -> None:
 
     hold_tenant(holds, "b-x", 2)
     assert held(holds) == {"shard shard-1": (["a-x"], 3), "tenant b-x": (["b-x"], 2)}
-    found = holds.of("b-x")
+    found = holds.hold_of("b-x")
     assert found is not None
-    assert (found.name, holds.of("c-x"), len(holds)) == ("b-x", None, 2)
+    assert (found.name, holds.hold_of("c-x"), len(holds)) == ("b-x", None, 2)
 
 
 @pytest.mark.parametrize(("second", "expected"), [(3, 3), (7, 5), (0, 0)])
@@ -520,15 +522,15 @@ def test_hold_that_fails_in_catch_up_starts_where_the_catch_up_was(reached: int,
     """Or lower, where what failed was; the catch-up goes on with its other holds, or with none."""
     holds = Holds()
     hold, other = hold_shard(holds, "shard-1", ["a-x"], 5), hold_tenant(holds, "b-x", 0)
-    catch_up = holds.begin([hold, other])
+    catch_up = holds.start_catch_up([hold, other])
     pass_over(catch_up, to=reached)
-    assert holds.of_shard("shard-1") is None
+    assert holds.blocking_shard_hold("shard-1") is None
 
     hold_shard(holds, "shard-1", ["a-x"], failed)
 
     assert (at(hold.before), hold.catch_up, catch_up.holds) == (expected, None, [other])
-    assert holds.of_shard("shard-1") is hold
-    assert (holds.is_for("a-x", catch_up), holds.is_for("b-x", catch_up)) == (False, True)
+    assert holds.blocking_shard_hold("shard-1") is hold
+    assert (holds.is_sent_by("a-x", catch_up), holds.is_sent_by("b-x", catch_up)) == (False, True)
 
 
 def test_catch_up_starts_at_the_lowest_of_its_holds() -> None:
@@ -536,33 +538,33 @@ def test_catch_up_starts_at_the_lowest_of_its_holds() -> None:
     holds = Holds()
     first, second, third = hold_tenant(holds, "a-x", 5), hold_tenant(holds, "b-x", 3), hold_tenant(holds, "c-x", 0)
 
-    assert at(holds.begin([first, second]).start) == 3
-    assert holds.begin([third]).start is None
+    assert at(holds.start_catch_up([first, second]).start) == 3
+    assert holds.start_catch_up([third]).start is None
 
 
 def test_floor_is_the_lowest_of_everything_owed() -> None:
     """The main reader, holds that wait, catch-ups, and what they sent after they have ended."""
     holds = Holds()
-    assert (holds.floor(mark(9)), holds.floor(None)) == (mark(9), None)
+    assert (holds.safe_checkpoint(mark(9)), holds.safe_checkpoint(None)) == (mark(9), None)
 
     hold = hold_tenant(holds, "a-x", 4)
     hold_tenant(holds, "b-x", 6)
-    assert (at(holds.floor(mark(9))), at(holds.floor(mark(2)))) == (4, 2)
+    assert (at(holds.safe_checkpoint(mark(9))), at(holds.safe_checkpoint(mark(2)))) == (4, 2)
 
-    catch_up = holds.begin([hold])
-    ticket = catch_up.owed.take(mark(5))
+    catch_up = holds.start_catch_up([hold])
+    ticket = catch_up.tracker.start(mark(5))
     pass_over(catch_up, to=9)
-    assert at(holds.floor(mark(9))) == 4
+    assert at(holds.safe_checkpoint(mark(9))) == 4
 
-    holds.meet(catch_up)
-    assert (at(holds.floor(mark(9))), holds.of("a-x"), holds.is_settled()) == (4, None, False)
+    holds.finish(catch_up)
+    assert (at(holds.safe_checkpoint(mark(9))), holds.hold_of("a-x"), holds.is_settled()) == (4, None, False)
 
-    catch_up.owed.done([ticket])
-    assert at(holds.floor(mark(9))) == 6
-    hold_b = holds.of("b-x")
+    catch_up.tracker.finish([ticket])
+    assert at(holds.safe_checkpoint(mark(9))) == 6
+    hold_b = holds.hold_of("b-x")
     assert hold_b is not None
-    holds.release(hold_b)
-    assert (holds.floor(mark(9)), holds.is_settled()) == (mark(9), True)
+    holds.remove(hold_b)
+    assert (holds.safe_checkpoint(mark(9)), holds.is_settled()) == (mark(9), True)
 
 
 def test_tenants_beyond_those_held_by_themselves_share_a_bucket() -> None:
@@ -573,18 +575,18 @@ def test_tenants_beyond_those_held_by_themselves_share_a_bucket() -> None:
             hold_tenant(holds, tenant, number)
         assert held(holds) == {"tenant a-x": (["a-x"], 5), "bucket 0": (["b-x", "c-x"], 6)}
 
-        first = holds.begin([hold for hold in holds.all() if hold.target is Target.BUCKET])
+        first = holds.start_catch_up([hold for hold in holds.all() if hold.target is Target.OVERFLOW])
         hold_tenant(holds, "d-x", 8)
         hold_tenant(holds, "c-x", 7)
         assert held(holds)["bucket 1"] == (["c-x", "d-x"], 6)  # where the catch-up of the first one is
-        assert (holds.is_for("b-x", first), holds.is_for("c-x", first)) == (True, False)
+        assert (holds.is_sent_by("b-x", first), holds.is_sent_by("c-x", first)) == (True, False)
 
-        second = holds.begin([hold for hold in holds.all() if hold.name == "1"])
+        second = holds.start_catch_up([hold for hold in holds.all() if hold.name == "1"])
         hold_tenant(holds, "e-x", 9)
         assert held(holds)["bucket 2"] == (["e-x"], 9)
 
         for catch_up in (first, second):
-            holds.meet(catch_up)
+            holds.finish(catch_up)
         hold_tenant(holds, "a-x", 3)
         hold_tenant(holds, "f-x", 9)
         assert held(holds) == {"tenant a-x": (["a-x"], 3), "bucket 2": (["e-x", "f-x"], 9)}
@@ -608,12 +610,12 @@ def test_operation_of_a_tenant_in_two_holds_is_left_to_the_one_that_is_behind(
         holds = Holds()
         shard = hold_shard(holds, "shard-1", TENANTS, 2)
         hold_tenant(holds, "a-x", named)
-        catch_up = holds.begin([shard])
+        catch_up = holds.start_catch_up([shard])
         pass_over(catch_up, to=slotted - 1)
 
-        assert (shard.tenants.is_named, "a-x" in shard.tenants) == (False, True)
-        assert holds.is_sent_by_another("a-x", mark(8), catch_up) is is_left
-        assert not holds.is_sent_by_another("b-x", mark(8), catch_up)
+        assert (shard.tenants.has_names, "a-x" in shard.tenants) == (False, True)
+        assert holds.is_record_covered_elsewhere("a-x", mark(8), catch_up) is is_left
+        assert not holds.is_record_covered_elsewhere("b-x", mark(8), catch_up)
 
 
 def test_tenant_is_held_by_slot_when_its_hold_has_too_many_names() -> None:
@@ -621,18 +623,18 @@ def test_tenant_is_held_by_slot_when_its_hold_has_too_many_names() -> None:
     with small_sets(names_max=2, slots=8):
         holds = Holds()
         hold = hold_shard(holds, "shard-1", TENANTS[:2], 3)
-        assert [holds.of(tenant) for tenant in TENANTS[:2]] == [hold] * 2
+        assert [holds.hold_of(tenant) for tenant in TENANTS[:2]] == [hold] * 2
 
         hold_shard(holds, "shard-1", TENANTS[2:4], 4)
-        assert (hold.tenants.is_named, at(hold.before)) == (False, 3)
-        assert [holds.of(tenant) for tenant in TENANTS[:4]] == [hold] * 4
-        assert all(tenant in holds.tenants() for tenant in TENANTS[:4])
+        assert (hold.tenants.has_names, at(hold.before)) == (False, 3)
+        assert [holds.hold_of(tenant) for tenant in TENANTS[:4]] == [hold] * 4
+        assert all(tenant in holds.held_tenants() for tenant in TENANTS[:4])
         sharing = [f"{number}-y" for number in range(100) if f"{number}-y" in hold.tenants]
         assert sharing
-        assert all(holds.of(tenant) is hold for tenant in sharing)
+        assert all(holds.hold_of(tenant) is hold for tenant in sharing)
 
-        holds.release(hold)
-        assert [holds.of(tenant) for tenant in (*TENANTS, *sharing)] == [None] * (len(TENANTS) + len(sharing))
+        holds.remove(hold)
+        assert [holds.hold_of(tenant) for tenant in (*TENANTS, *sharing)] == [None] * (len(TENANTS) + len(sharing))
 
 
 @pytest.mark.parametrize("is_held_by_slot", [False, True])
@@ -641,30 +643,30 @@ def test_parents_free_exactly_those_that_they_owe_no_more(*, is_held_by_slot: bo
     """Each part from the first record on; what is owed still is not ready, however it is written."""
     holds = Holds()
     holds.hold_parents(listed(TenantSet(["a-x", "b-x", "c-x"]), by_slot=is_held_by_slot), None, START, now=0.0)
-    holds.free_parents(listed(TenantSet(["c-x"]), by_slot=is_listed_by_slot), now=1.0)
-    holds.free_parents(listed(TenantSet(["b-x", "c-x"]), by_slot=is_listed_by_slot), now=2.0)  # an older answer
+    holds.release_from_parents(listed(TenantSet(["c-x"]), by_slot=is_listed_by_slot), now=1.0)
+    holds.release_from_parents(listed(TenantSet(["b-x", "c-x"]), by_slot=is_listed_by_slot), now=2.0)  # an older answer
 
     (freed,) = [hold for hold in holds.all() if hold.is_ready]
     (kept,) = [hold for hold in holds.all() if not hold.is_ready]
     assert (freed.before, kept.before, kept.name) == (None, None, "")
     assert ["a-x" in freed.tenants, "b-x" in freed.tenants, "c-x" in kept.tenants] == [True] * 3
     assert ["a-x" in kept.tenants, "b-x" in kept.tenants] == [False] * 2
-    catch_up = holds.begin([freed])
+    catch_up = holds.start_catch_up([freed])
     pass_over(catch_up, to=9)
-    assert not (holds.is_for("c-x", catch_up) and not holds.is_sent_by_another("c-x", mark(10), catch_up))
-    holds.meet(catch_up)
-    assert (holds.of("a-x"), holds.of("c-x"), holds.floor(mark(9))) == (None, kept, None)
+    assert not (holds.is_sent_by("c-x", catch_up) and not holds.is_record_covered_elsewhere("c-x", mark(10), catch_up))
+    holds.finish(catch_up)
+    assert (holds.hold_of("a-x"), holds.hold_of("c-x"), holds.safe_checkpoint(mark(9))) == (None, kept, None)
 
-    holds.free_parents(TenantSet(), now=3.0)
+    holds.release_from_parents(TenantSet(), now=3.0)
     assert [hold.is_ready for hold in holds.all()] == [True]
 
 
 def test_parents_free_nobody_twice() -> None:
     """Without a hold of theirs, or with the same answer again, nothing changes."""
     holds = Holds()
-    holds.free_parents(TenantSet(), now=1.0)
+    holds.release_from_parents(TenantSet(), now=1.0)
     hold = holds.hold_parents(TenantSet(["a-x"]), None, START, now=0.0)
-    holds.free_parents(TenantSet(["a-x", "b-x"]), now=2.0)
+    holds.release_from_parents(TenantSet(["a-x", "b-x"]), now=2.0)
 
     assert (holds.all(), hold.is_ready, hold.reason) == ([hold], False, Reason.RESHARD)
     assert repr(holds) == "Holds([Hold(parents , reshard, held, before=None)])"
@@ -677,7 +679,7 @@ PARENTS = (ParentRecords("parent", AtSequenceNumber("2"), Position(2), None),)
 
 def hold_whole(holds: Holds, before: int, *, parents: tuple[ParentRecords, ...] = ()) -> Hold:
     """Hold all of shard-1 from behind this record on."""
-    return holds.hold_whole("shard-1", mark(before) if before else None, START, parents=parents, now=0.0)
+    return holds.hold_whole_shard("shard-1", mark(before) if before else None, START, parents=parents, now=0.0)
 
 
 def test_whole_shard_is_held_ready_and_no_place_for_anything_new() -> None:
@@ -685,31 +687,39 @@ def test_whole_shard_is_held_ready_and_no_place_for_anything_new() -> None:
     holds = Holds()
     hold = hold_whole(holds, 5, parents=PARENTS)
 
-    assert (hold.is_whole, hold.is_ready, hold.reason, at(hold.before)) == (True, True, Reason.REFILL, 5)
-    assert (holds.of_shard("shard-1"), holds.whole("shard-1"), holds.whole("shard-2")) == (hold, hold, None)
-    assert (holds.has_whole, holds.has_parents, hold.parents) == (True, True, PARENTS)
+    assert (hold.covers_whole_shard, hold.is_ready, hold.reason, at(hold.before)) == (True, True, Reason.BACKFILL, 5)
+    assert (
+        holds.blocking_shard_hold("shard-1"),
+        holds.whole_shard_hold("shard-1"),
+        holds.whole_shard_hold("shard-2"),
+    ) == (hold, hold, None)
+    assert (holds.has_whole_shard_hold, holds.has_parent_records, hold.parent_records) == (True, True, PARENTS)
 
-    catch_up = holds.begin([hold])
-    assert (holds.of_shard("shard-1"), holds.whole("shard-1")) == (None, hold)
+    catch_up = holds.start_catch_up([hold])
+    assert (holds.blocking_shard_hold("shard-1"), holds.whole_shard_hold("shard-1")) == (None, hold)
     pass_over(catch_up, to=9)
-    holds.meet(catch_up)
-    assert (holds.whole("shard-1"), holds.has_whole, holds.has_parents) == (None, False, False)
+    holds.finish(catch_up)
+    assert (holds.whole_shard_hold("shard-1"), holds.has_whole_shard_hold, holds.has_parent_records) == (
+        None,
+        False,
+        False,
+    )
 
 
 def test_whole_shard_takes_over_what_was_held_of_it_already() -> None:
     """From the lower of both places on; what a catch-up of it was at begins again."""
     holds = Holds()
     hold = hold_shard(holds, "shard-1", ["a-x"], 5)
-    catch_up = holds.begin([hold])
+    catch_up = holds.start_catch_up([hold])
     pass_over(catch_up, to=8)
 
     assert hold_whole(holds, 3) is hold
     assert (at(hold.before), hold.catch_up, catch_up.holds) == (3, None, [])
-    assert (hold.is_whole, hold.is_ready, hold.reason) == (True, True, Reason.REFILL)
+    assert (hold.covers_whole_shard, hold.is_ready, hold.reason) == (True, True, Reason.BACKFILL)
     assert sorted(hold.tenants.names) == ["a-x"]
 
     hold_shard(holds, "shard-1", ["b-x"], 7)  # it does not answer, after all
-    assert (hold.is_whole, hold.is_ready, at(hold.before), sorted(hold.tenants.names)) == (
+    assert (hold.covers_whole_shard, hold.is_ready, at(hold.before), sorted(hold.tenants.names)) == (
         True,
         False,
         3,
@@ -722,8 +732,12 @@ def test_shard_that_is_held_for_another_reason_is_not_whole() -> None:
     holds = Holds()
     hold = hold_shard(holds, "shard-1", ["a-x"], 5)
 
-    assert (holds.whole("shard-1"), holds.has_whole, hold.is_whole) == (None, False, False)
-    assert not holds.is_for("b-x", holds.begin([hold]), "shard-1")
+    assert (holds.whole_shard_hold("shard-1"), holds.has_whole_shard_hold, hold.covers_whole_shard) == (
+        None,
+        False,
+        False,
+    )
+    assert not holds.is_sent_by("b-x", holds.start_catch_up([hold]), "shard-1")
 
 
 @pytest.mark.parametrize(
@@ -742,69 +756,73 @@ def test_catch_up_of_a_whole_shard_is_for_who_lives_there(tenant: str, shard_id:
     """By the route, which the catch-up looks up; or by name, as with every other hold."""
     holds = Holds()
     hold = hold_whole(holds, 5)
-    holds.join(hold, "a-x")
+    holds.add_tenant(hold, "a-x")
     own = hold_tenant(holds, "c-x", 6)
-    catch_up, other = holds.begin([hold]), holds.begin([own])
+    catch_up, other = holds.start_catch_up([hold]), holds.start_catch_up([own])
 
-    assert holds.is_for(tenant, catch_up, shard_id) is expected
-    assert holds.is_for(tenant, other, shard_id) is (tenant == "c-x")
+    assert holds.is_sent_by(tenant, catch_up, shard_id) is expected
+    assert holds.is_sent_by(tenant, other, shard_id) is (tenant == "c-x")
 
 
 def test_what_was_sent_for_a_whole_shard_is_a_stray_when_its_tenant_lives_elsewhere() -> None:
     """Only where nobody knew that when it was sent, and the tenant has not become one of the hold's since."""
     holds = Holds()
     hold = hold_whole(holds, 5)
-    catch_up, other = holds.begin([hold]), holds.begin([hold_tenant(holds, "c-x", 6)])
-    catch_up.unplaced.update({"a-x": {0}, "b-x": {1}})
-    holds.join(hold, "b-x")
+    catch_up, other = holds.start_catch_up([hold]), holds.start_catch_up([hold_tenant(holds, "c-x", 6)])
+    catch_up.unrouted.update({"a-x": {0}, "b-x": {1}})
+    holds.add_tenant(hold, "b-x")
 
     asked = [(ticket, tenant, shard_id) for ticket in range(3) for tenant in TENANTS for shard_id in SHARDS]
-    strays = [one for one in asked if holds.is_stray(catch_up.owed, *one)]
+    strays = [one for one in asked if holds.is_misrouted(catch_up.tracker, *one)]
 
     assert strays == [(0, "a-x", "shard-2")]
-    assert not holds.is_stray(other.owed, 0, "a-x", "shard-2")
+    assert not holds.is_misrouted(other.tracker, 0, "a-x", "shard-2")
 
 
 def test_operation_of_a_tenant_that_is_held_by_itself_is_left_to_that_hold_which_is_behind() -> None:
     """Both will come to it: the later one sends it, as with holds of any kind."""
     holds = Holds()
     hold, own = hold_whole(holds, 2), hold_tenant(holds, "c-x", 6)
-    catch_up = holds.begin([hold])
+    catch_up = holds.start_catch_up([hold])
     pass_over(catch_up, to=6)
 
-    assert not holds.is_sent_by_another("c-x", mark(6), catch_up)
-    assert holds.is_sent_by_another("c-x", mark(7), catch_up)
-    own_catch_up = holds.begin([own])
-    assert not holds.is_sent_by_another("c-x", mark(6), own_catch_up)
+    assert not holds.is_record_covered_elsewhere("c-x", mark(6), catch_up)
+    assert holds.is_record_covered_elsewhere("c-x", mark(7), catch_up)
+    own_catch_up = holds.start_catch_up([own])
+    assert not holds.is_record_covered_elsewhere("c-x", mark(6), own_catch_up)
 
 
 def test_whole_hold_is_found_by_the_catch_up_at_work_for_it() -> None:
     """Only while it is at work for that: what it sent before the hold was lowered is anybody's."""
     holds = Holds()
     hold, own = hold_whole(holds, 5), hold_tenant(holds, "c-x", 6)
-    assert holds.whole_of(CheckpointTracker()) is None
-    catch_up, other = holds.begin([hold]), holds.begin([own])
+    assert holds.whole_shard_hold_of(CheckpointTracker()) is None
+    catch_up, other = holds.start_catch_up([hold]), holds.start_catch_up([own])
 
-    assert (holds.whole_of(catch_up.owed), holds.whole_of(other.owed), holds.whole_of(CheckpointTracker())) == (
+    assert (
+        holds.whole_shard_hold_of(catch_up.tracker),
+        holds.whole_shard_hold_of(other.tracker),
+        holds.whole_shard_hold_of(CheckpointTracker()),
+    ) == (
         hold,
         None,
         None,
     )
 
     hold.lower(mark(4), START)
-    assert holds.whole_of(catch_up.owed) is None
+    assert holds.whole_shard_hold_of(catch_up.tracker) is None
 
 
 def test_whole_hold_stays_when_its_last_known_tenant_leaves_it() -> None:
     """There are others, whom nobody knows by name."""
     holds = Holds()
     hold = hold_whole(holds, 5)
-    holds.join(hold, "a-x")
+    holds.add_tenant(hold, "a-x")
     own = hold_tenant(holds, "a-x", 7)
 
     assert holds.all() == [hold, own]
-    assert (holds.whole("shard-1"), len(hold.tenants), holds.by_name("a-x")) == (hold, 0, own)
-    assert (holds.of("a-x"), at(holds.floor(mark(9)))) == (own, 5)
+    assert (holds.whole_shard_hold("shard-1"), len(hold.tenants), holds.named_hold_of("a-x")) == (hold, 0, own)
+    assert (holds.hold_of("a-x"), at(holds.safe_checkpoint(mark(9)))) == (own, 5)
 
     other = hold_shard(holds, "shard-2", ["a-x"], 8)
     assert holds.all() == [hold, other]
@@ -814,16 +832,16 @@ def test_whole_shard_is_owed_from_its_place_on() -> None:
     """The checkpoint does not pass it, though nobody is in it by name; nor what was sent of it."""
     holds = Holds()
     hold = hold_whole(holds, 4)
-    assert (at(holds.floor(mark(9))), holds.is_settled(), len(holds.tenants())) == (4, False, 0)
+    assert (at(holds.safe_checkpoint(mark(9))), holds.is_settled(), len(holds.held_tenants())) == (4, False, 0)
 
-    catch_up = holds.begin([hold])
-    ticket = catch_up.owed.take(mark(5))
+    catch_up = holds.start_catch_up([hold])
+    ticket = catch_up.tracker.start(mark(5))
     pass_over(catch_up, to=9)
-    holds.meet(catch_up)
-    assert (at(holds.floor(mark(9))), holds.is_settled(), len(holds)) == (4, False, 0)
+    holds.finish(catch_up)
+    assert (at(holds.safe_checkpoint(mark(9))), holds.is_settled(), len(holds)) == (4, False, 0)
 
-    catch_up.owed.done([ticket])
-    assert (at(holds.floor(mark(9))), holds.is_settled()) == (9, True)
+    catch_up.tracker.finish([ticket])
+    assert (at(holds.safe_checkpoint(mark(9))), holds.is_settled()) == (9, True)
 
 
 @pytest.mark.parametrize(
@@ -838,11 +856,11 @@ def test_whole_shard_is_owed_from_its_place_on() -> None:
 def test_catch_up_takes_along_what_begins_where_it_has_not_been(reached: int, before: int, *, is_taken: bool) -> None:
     """One reading is enough for both."""
     holds = Holds()
-    catch_up = holds.begin([hold_tenant(holds, "a-x", 2)])
+    catch_up = holds.start_catch_up([hold_tenant(holds, "a-x", 2)])
     pass_over(catch_up, to=reached)
     hold = hold_tenant(holds, "b-x", before)
 
-    assert holds.begin_behind(catch_up, hold) is is_taken
+    assert holds.attach(catch_up, hold) is is_taken
     assert (hold.catch_up is catch_up, hold in catch_up.holds) == (is_taken, is_taken)
 
 
@@ -850,10 +868,10 @@ def test_catch_up_that_has_lost_all_its_holds_takes_none_along() -> None:
     """It ends, and would read nothing more for it."""
     holds = Holds()
     first, later = hold_tenant(holds, "a-x", 2), hold_tenant(holds, "b-x", 6)
-    catch_up = holds.begin([first])
+    catch_up = holds.start_catch_up([first])
     first.lower(mark(1), START)
 
-    assert (holds.begin_behind(catch_up, later), later.catch_up) == (False, None)
+    assert (holds.attach(catch_up, later), later.catch_up) == (False, None)
 
 
 @pytest.mark.parametrize("is_reading_parents", [True, False])
@@ -861,47 +879,50 @@ def test_hold_with_parents_is_caught_up_from_them_on(*, is_reading_parents: bool
     """Neither is it taken along, for it begins before all records; nor does a catch-up at the parents take others."""
     holds = Holds()
     first = hold_whole(holds, 2, parents=PARENTS if is_reading_parents else ())
-    later = holds.hold_whole("shard-2", mark(6), START, parents=() if is_reading_parents else PARENTS, now=0.0)
-    catch_up = holds.begin([first])
+    later = holds.hold_whole_shard("shard-2", mark(6), START, parents=() if is_reading_parents else PARENTS, now=0.0)
+    catch_up = holds.start_catch_up([first])
 
-    assert catch_up.is_at_parents is is_reading_parents
-    assert catch_up.parents == first.parents
-    assert (holds.begin_behind(catch_up, later), later.catch_up) == (False, None)
+    assert catch_up.is_reading_parents is is_reading_parents
+    assert catch_up.parent_records == first.parent_records
+    assert (holds.attach(catch_up, later), later.catch_up) == (False, None)
 
 
 def test_what_is_before_a_catch_ups_records_is_known_while_it_reads_that() -> None:
     """Whatever is held of what it sent then has to begin there as well; of what it sends later, not."""
     holds = Holds()
-    catch_up = holds.begin([hold_whole(holds, 5, parents=PARENTS)])
-    assert (holds.parents_of(catch_up.owed), holds.parents_of(CheckpointTracker())) == (PARENTS, ())
+    catch_up = holds.start_catch_up([hold_whole(holds, 5, parents=PARENTS)])
+    assert (holds.parent_records_of(catch_up.tracker), holds.parent_records_of(CheckpointTracker())) == (PARENTS, ())
 
-    catch_up.is_at_parents = False
-    assert holds.parents_of(catch_up.owed) == ()
+    catch_up.is_reading_parents = False
+    assert holds.parent_records_of(catch_up.tracker) == ()
 
 
 def test_what_is_before_a_catch_ups_records_is_known_when_its_hold_was_begun_again() -> None:
     """What it sent is still in hand, and may be held after that: by then no hold is its own any more."""
     holds = Holds()
-    catch_up = holds.begin([hold_whole(holds, 5, parents=PARENTS)])
-    catch_up.owed.take_at_last()
+    catch_up = holds.start_catch_up([hold_whole(holds, 5, parents=PARENTS)])
+    catch_up.tracker.start_at_last()
     hold_whole(holds, 5)
 
-    assert (catch_up.holds, holds.parents_of(catch_up.owed)) == ([], PARENTS)
+    assert (catch_up.holds, holds.parent_records_of(catch_up.tracker)) == ([], PARENTS)
 
 
 def test_operation_of_a_parent_is_left_to_who_comes_to_it_later() -> None:
     """A tenant held meanwhile has what its parents owed it still before it; not by a hold that reads less of them."""
     holds = Holds()
-    catch_up = holds.begin([hold_whole(holds, 5, parents=PARENTS)])
+    catch_up = holds.start_catch_up([hold_whole(holds, 5, parents=PARENTS)])
     own, _, less = (hold_tenant(holds, tenant_id, 6) for tenant_id in TENANTS[:3])
-    own.parents, less.parents = PARENTS, (ParentRecords("parent", AtSequenceNumber("3"), Position(3), None),)
+    own.parent_records, less.parent_records = (
+        PARENTS,
+        (ParentRecords("parent", AtSequenceNumber("3"), Position(3), None),),
+    )
 
     def is_left(tenant_id: str, number: int = 4, *, by: CatchUp = catch_up) -> bool:
-        return holds.is_of_parents_and_sent_by_another(tenant_id, "parent", Position(number), by)
+        return holds.is_parent_record_covered_elsewhere(tenant_id, "parent", Position(number), by)
 
     assert [is_left(tenant_id) for tenant_id in TENANTS[:4]] == [True, False, False, False]
-    own_catch_up = holds.begin([own])
-    catch_up.parents_at["parent"] = own_catch_up.parents_at["parent"] = Position(4)
+    own_catch_up = holds.start_catch_up([own])
+    catch_up.parents_reached["parent"] = own_catch_up.parents_reached["parent"] = Position(4)
     assert not is_left("a-x", by=own_catch_up)
     assert [is_left("a-x", number) for number in (4, 5)] == [False, True]
 
@@ -913,14 +934,14 @@ def test_two_who_have_a_tenant_in_slots_do_not_leave_what_its_parents_owed_it_to
         whole = hold_whole(holds, 5, parents=PARENTS)
         bucket = hold_tenant(holds, "a-x", 6)
         hold_tenant(holds, "b-x", 6)
-        bucket.parents = PARENTS
-        both = [holds.begin([one]) for one in (bucket, whole)]
+        bucket.parent_records = PARENTS
+        both = [holds.start_catch_up([one]) for one in (bucket, whole)]
         for tenant_id in TENANTS[:2]:
-            holds.join(whole, tenant_id)
+            holds.add_tenant(whole, tenant_id)
 
         def is_left(by: CatchUp) -> bool:
-            left = holds.is_of_parents_and_sent_by_another("a-x", "parent", Position(4), by)
-            by.parents_at["parent"] = Position(4)
+            left = holds.is_parent_record_covered_elsewhere("a-x", "parent", Position(4), by)
+            by.parents_reached["parent"] = Position(4)
             return left
 
         assert [is_left(catch_up) for catch_up in both] == [True, False]
@@ -943,17 +964,17 @@ def test_two_whole_shards_do_not_leave_their_own_tenants_to_each_other(
     with small_sets(names_max=1, slots=64):
         holds = Holds()
         first = hold_whole(holds, 5, parents=PARENTS)
-        second = holds.hold_whole("shard-2", mark(other_before), START, parents=PARENTS, now=0.0)
+        second = holds.hold_whole_shard("shard-2", mark(other_before), START, parents=PARENTS, now=0.0)
         for hold in (first, second):
             for tenant_id in TENANTS[:2]:
-                holds.join(hold, tenant_id)
-        catch_up, _ = holds.begin([first]), holds.begin([second])
+                holds.add_tenant(hold, tenant_id)
+        catch_up, _ = holds.start_catch_up([first]), holds.start_catch_up([second])
         if is_left_out:
-            holds.note_left_out(catch_up.owed, "a-x")
+            holds.mark_incomplete(catch_up.tracker, "a-x")
 
         assert [
-            holds.is_of_parents_and_sent_by_another("a-x", "parent", Position(4), catch_up, shard_id),
-            holds.is_sent_by_another("a-x", mark(9), catch_up, shard_id),
+            holds.is_parent_record_covered_elsewhere("a-x", "parent", Position(4), catch_up, shard_id),
+            holds.is_record_covered_elsewhere("a-x", mark(9), catch_up, shard_id),
         ] == [is_left] * 2
 
 
@@ -964,58 +985,58 @@ def test_parents_free_nobody_who_is_held_by_name_elsewhere(*, is_listed_by_slot:
     hold = holds.hold_parents(listed(TenantSet(["a-x", "b-x", "c-x", "d-x"]), by_slot=False), None, START, now=0.0)
     own = hold_tenant(holds, "a-x", 3)
     whole = hold_whole(holds, 4)
-    holds.join(whole, "c-x")
+    holds.add_tenant(whole, "c-x")
     assert sorted(hold.tenants.names) == ["b-x", "d-x"]
 
-    assert holds.free_parents(listed(TenantSet(["c-x", "d-x"]), by_slot=is_listed_by_slot), now=1.0)
+    assert holds.release_from_parents(listed(TenantSet(["c-x", "d-x"]), by_slot=is_listed_by_slot), now=1.0)
 
     (freed,) = [one for one in holds.all() if one.target is Target.PARENTS and one.is_ready]
     (kept,) = [one for one in holds.all() if one.target is Target.PARENTS and not one.is_ready]
-    assert ([name in freed.tenants for name in TENANTS[:4]], freed.parents) == ([False, True, False, False], ())
+    assert ([name in freed.tenants for name in TENANTS[:4]], freed.parent_records) == ([False, True, False, False], ())
     assert [name in kept.tenants for name in TENANTS[:4]] == [False, False, False, True]
-    assert [holds.by_name(name) for name in ("a-x", "c-x")] == [own, whole]
-    assert not holds.free_parents(listed(TenantSet(["c-x", "d-x"]), by_slot=is_listed_by_slot), now=2.0)
+    assert [holds.named_hold_of(name) for name in ("a-x", "c-x")] == [own, whole]
+    assert not holds.release_from_parents(listed(TenantSet(["c-x", "d-x"]), by_slot=is_listed_by_slot), now=2.0)
 
 
 def test_parents_in_slots_leave_who_is_held_by_name_to_the_later_hold() -> None:
     """Slots cannot let go of one tenant: it is in both, and its own hold is behind."""
     with small_sets(names_max=4, slots=64):
         holds = Holds()
-        holds.hold_parents(TenantSet.of_targets(TenantSet(TENANTS).targets(limit=0)), None, START, now=0.0)
+        holds.hold_parents(TenantSet.decode(TenantSet(TENANTS).encode(limit=0)), None, START, now=0.0)
         own = hold_tenant(holds, "a-x", 3)
-        assert holds.free_parents(TenantSet(), now=1.0)
+        assert holds.release_from_parents(TenantSet(), now=1.0)
         (freed,) = [one for one in holds.all() if one.target is Target.PARENTS]
-        catch_up = holds.begin([freed])
+        catch_up = holds.start_catch_up([freed])
         pass_over(catch_up, to=3)
 
-        assert holds.of("a-x") is own
-        assert holds.is_sent_by_another("a-x", mark(4), catch_up)
+        assert holds.hold_of("a-x") is own
+        assert holds.is_record_covered_elsewhere("a-x", mark(4), catch_up)
 
 
 def hold_what_a_parent_owed(holds: Holds, target: Target, catch_up: CatchUp) -> Hold:
     """Hold a tenant by a record of a parent: that counts as being where the catch-up of its own records begins."""
     if target is Target.TENANT:
-        return holds.hold_tenant("a-x", "inactive", catch_up.owed.last, START, now=0.0)
-    return holds.hold_shard("shard-2", ["a-x"], catch_up.owed.last, START, now=0.0)
+        return holds.hold_tenant("a-x", "inactive", catch_up.tracker.last_read, START, now=0.0)
+    return holds.hold_shard("shard-2", ["a-x"], catch_up.tracker.last_read, START, now=0.0)
 
 
 def test_tenant_in_slots_gets_its_parents_records_before_its_own() -> None:
     """Slots cannot let go of it: they leave to the hold that reads the parents' records what is behind those."""
     with small_sets(names_max=4, slots=64):
         holds = Holds()
-        holds.hold_parents(TenantSet.of_targets(TenantSet(TENANTS).targets(limit=0)), None, START, now=0.0)
+        holds.hold_parents(TenantSet.decode(TenantSet(TENANTS).encode(limit=0)), None, START, now=0.0)
         own = hold_tenant(holds, "a-x", 10)
         others = hold_tenant(holds, "b-x", 10)
 
-        holds.need_parents(own, PARENTS, ["a-x"])
-        holds.need_parents(others, (), ["b-x"])
+        holds.require_parent_records(own, PARENTS, ["a-x"])
+        holds.require_parent_records(others, (), ["b-x"])
 
-        assert (own.parents, own.before, at(others.before)) == (PARENTS, None, 10)
-        assert holds.free_parents(TenantSet(["a-x"]), now=1.0)
+        assert (own.parent_records, own.before, at(others.before)) == (PARENTS, None, 10)
+        assert holds.release_from_parents(TenantSet(["a-x"]), now=1.0)
         (freed,) = [one for one in holds.all() if one.target is Target.PARENTS]
-        catch_up = holds.begin([freed])
-        assert (holds.is_sent_by_another("a-x", mark(3), catch_up), "a-x" in freed.tenants) == (True, True)
-        assert not holds.is_sent_by_another("b-x", mark(3), catch_up)
+        catch_up = holds.start_catch_up([freed])
+        assert (holds.is_record_covered_elsewhere("a-x", mark(3), catch_up), "a-x" in freed.tenants) == (True, True)
+        assert not holds.is_record_covered_elsewhere("b-x", mark(3), catch_up)
 
 
 @pytest.mark.parametrize("reached", [0, 4])
@@ -1026,11 +1047,11 @@ def test_tenant_takes_along_what_another_hold_still_owed_it(target: Target, reac
     holds.hold_predecessors(TenantSet(["a-x", "b-x"]), None, START, now=0.0)
     (predecessors,) = holds.all()
     if reached:
-        pass_over(holds.begin([predecessors]), to=reached)
-    catch_up = holds.begin([hold_whole(holds, 10, parents=PARENTS)])
+        pass_over(holds.start_catch_up([predecessors]), to=reached)
+    catch_up = holds.start_catch_up([hold_whole(holds, 10, parents=PARENTS)])
 
     own = hold_what_a_parent_owed(holds, target, catch_up)
 
-    assert (holds.by_name("a-x"), at(own.before)) == (own, reached)
+    assert (holds.named_hold_of("a-x"), at(own.before)) == (own, reached)
     assert sorted(predecessors.tenants.names) == ["b-x"]
     assert at(predecessors.reached) == reached

@@ -13,9 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX, ROW_SLOTS, SLOTS, TARGETS_MAX, TenantSet
+from simplu_worker.consumers.kinesis.holding.tenant_set import (
+    ENCODED_NAMES_MAX,
+    NAMES_MAX,
+    ROW_SLOT_COUNT,
+    SLOT_COUNT,
+    TenantSet,
+)
 
-SMALL, ROW, LARGE = 8, ROW_SLOTS, SLOTS  # sizes of bitmaps; in the small one almost everybody shares a slot
+SMALL, ROW, LARGE = 8, ROW_SLOT_COUNT, SLOT_COUNT  # sizes of bitmaps; in the small one almost everybody shares a slot
 CROWD = [f"crowd-{number}" for number in range(NAMES_MAX + 1)]
 POOL = [f"b{number}-l{number % 7}" for number in range(40)]
 
@@ -28,7 +34,7 @@ def bitmap_of(slots: Iterable[int], size: int) -> str:
 
 def in_slots(names: Iterable[str], size: int) -> TenantSet:
     """Return the set that knows these tenants by slots of a bitmap of this size."""
-    return TenantSet.of_targets([bitmap_of((zlib.crc32(name.encode()) % size for name in names), size)])
+    return TenantSet.decode([bitmap_of((zlib.crc32(name.encode()) % size for name in names), size)])
 
 
 def sharing_a_slot(size: int) -> tuple[str, str]:
@@ -74,7 +80,7 @@ def test_set_has_everybody_who_was_added_and_exactly_those_while_it_knows_names(
 
     assert members(tenants) >= added
     assert bool(tenants) == bool(added)
-    if tenants.is_named:
+    if tenants.has_names:
         assert members(tenants) == tenants.names == added
         assert len(tenants) == len(added)
     else:
@@ -89,7 +95,7 @@ def test_update_has_whoever_was_in_either(
     """By name or by slot; what is added stays as it was."""
     tenants, others = one[0], other[0]
     before, added = members(tenants), members(others)
-    is_precise = tenants.is_named or not others.is_named  # else names are put into the slots that are there
+    is_precise = tenants.has_names or not others.has_names  # else names are put into the slots that are there
 
     tenants.update(others)
 
@@ -105,9 +111,9 @@ def test_minus_keeps_whoever_is_not_in_the_other(
     """So each tenant of a set is in the difference or in what was taken away; and nobody comes along."""
     tenants, others = one[0], other[0]
     before, added = members(tenants), members(others)
-    is_exact = tenants.is_named or not others.is_named
+    is_exact = tenants.has_names or not others.has_names
 
-    left = tenants.minus(others)
+    left = tenants.difference(others)
 
     assert before - added <= members(left) <= before
     assert not is_exact or members(left) == before - added
@@ -122,26 +128,26 @@ def test_narrowing_keeps_exactly_who_is_in_both(
     tenants, others = one[0], other[0]
     both = members(tenants) & members(others)
 
-    narrowed = tenants.narrowed_to(others)
+    narrowed = tenants.intersection(others)
 
     assert members(narrowed) == both
-    assert narrowed.is_named or not (tenants.is_named or others.is_named)
+    assert narrowed.has_names or not (tenants.has_names or others.has_names)
 
 
-@given(tenant_sets(), st.sampled_from([0, 3, TARGETS_MAX]))
+@given(tenant_sets(), st.sampled_from([0, 3, ENCODED_NAMES_MAX]))
 def test_targets_name_everybody_when_they_are_read_back(
     given_set: tuple[TenantSet, frozenset[str]], limit: int
 ) -> None:
     """What a parent's lease row lists is what its children hold, or more."""
     tenants, _ = given_set
-    targets = tenants.targets(limit)
-    read = TenantSet.of_targets(targets)
+    targets = tenants.encode(limit)
+    read = TenantSet.decode(targets)
 
     assert members(read) >= members(tenants)
     assert (targets == frozenset()) == (not tenants)
-    assert len(targets) == (len(tenants) if read.is_named else 1)
-    assert read.targets(limit) == targets
-    if read.is_named:
+    assert len(targets) == (len(tenants) if read.has_names else 1)
+    assert read.encode(limit) == targets
+    if read.has_names:
         assert read == tenants
 
 
@@ -150,8 +156,8 @@ def test_targets_of_several_parents_are_read_together(
     one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
 ) -> None:
     """A child of a merge holds what either parent owes, named or not."""
-    both = TenantSet.of_targets(one[0].targets() | other[0].targets(limit=3))
-    apart = [TenantSet.of_targets(targets) for targets in (one[0].targets(), other[0].targets(limit=3))]
+    both = TenantSet.decode(one[0].encode() | other[0].encode(limit=3))
+    apart = [TenantSet.decode(targets) for targets in (one[0].encode(), other[0].encode(limit=3))]
 
     assert members(both) >= one[1] | other[1]
     assert members(both) == members(apart[0]) | members(apart[1])
@@ -170,7 +176,7 @@ def test_set_has_everybody_when_it_grows_beyond_its_names(
     at_once.update(kind(after))
 
     for tenants in (one_by_one, at_once):
-        assert not tenants.is_named
+        assert not tenants.has_names
         assert members(tenants) >= before | after
         assert all(name in tenants for name in CROWD)
 
@@ -178,14 +184,14 @@ def test_set_has_everybody_when_it_grows_beyond_its_names(
 def test_set_goes_over_to_slots_with_the_first_name_too_many() -> None:
     """Up to there it tells tenants apart, and forgets one that is taken out."""
     tenants = TenantSet(CROWD[:NAMES_MAX])
-    at_the_most = (tenants.is_named, len(tenants), len(tenants.names), CROWD[-1] in tenants)
+    at_the_most = (tenants.has_names, len(tenants), len(tenants.names), CROWD[-1] in tenants)
     tenants.add(CROWD[0])
-    again = tenants.is_named
+    again = tenants.has_names
     tenants.add(CROWD[-1])
 
     assert at_the_most == (True, NAMES_MAX, NAMES_MAX, False)
     assert again
-    assert (tenants.is_named, len(tenants.names)) == (False, 0)
+    assert (tenants.has_names, len(tenants.names)) == (False, 0)
     assert NAMES_MAX - 10 < len(tenants) <= NAMES_MAX + 1
 
 
@@ -198,9 +204,9 @@ def test_set_takes_no_more_memory_when_many_more_tenants_are_added() -> None:
         tenants.add(f"{number}-{number}")
     tenants.update(in_slots(POOL, SMALL))
 
-    assert sys.getsizeof(bitmap(tenants)) == before < 1.01 * SLOTS / 8
-    assert len(tenants.targets()) == 1
-    assert sum(map(len, tenants.targets())) < 6000
+    assert sys.getsizeof(bitmap(tenants)) == before < 1.01 * SLOT_COUNT / 8
+    assert len(tenants.encode()) == 1
+    assert sum(map(len, tenants.encode())) < 6000
 
 
 @pytest.mark.parametrize("size", [SMALL, ROW, LARGE])
@@ -223,18 +229,18 @@ def test_tenants_that_share_a_slot_stay_together(size: int) -> None:
     named, slots = TenantSet([one]), in_slots([other], size)
 
     assert one in slots
-    assert other in slots.minus(named)
-    assert not named.minus(slots)
-    assert not slots.minus(in_slots([one], size))
-    assert slots.narrowed_to(named) == named.narrowed_to(slots) == named
+    assert other in slots.difference(named)
+    assert not named.difference(slots)
+    assert not slots.difference(in_slots([one], size))
+    assert slots.intersection(named) == named.intersection(slots) == named
 
 
 def test_set_has_no_bit_for_sure_when_nothing_is_left_of_its_slots() -> None:
     """Then it is as a new one: empty, and of names."""
     slots = in_slots(POOL, ROW)
-    for left in (slots.minus(slots), slots.narrowed_to(TenantSet()), TenantSet.of_targets([bitmap_of((), ROW)])):
+    for left in (slots.difference(slots), slots.intersection(TenantSet()), TenantSet.decode([bitmap_of((), ROW)])):
         assert left == TenantSet()
-        assert (bool(left), len(left), left.is_named, left.targets()) == (False, 0, True, frozenset())
+        assert (bool(left), len(left), left.has_names, left.encode()) == (False, 0, True, frozenset())
 
 
 @pytest.mark.parametrize(("size", "smaller"), [(LARGE, ROW), (ROW, SMALL), (LARGE, SMALL)])
@@ -250,8 +256,8 @@ def test_bitmaps_of_two_sizes_meet_in_the_larger(size: int, smaller: int) -> Non
     assert [name for name in strangers if name in union] == [
         name for name in strangers if name in large or name in small
     ]
-    assert len(union.minus(small)) + len(union.narrowed_to(small)) == len(union)
-    assert len(small.minus(large)) > size // smaller - 21
+    assert len(union.difference(small)) + len(union.intersection(small)) == len(union)
+    assert len(small.difference(large)) > size // smaller - 21
 
 
 @pytest.mark.parametrize(
@@ -265,19 +271,19 @@ def test_bitmaps_of_two_sizes_meet_in_the_larger(size: int, smaller: int) -> Non
 )
 def test_targets_are_names_up_to_the_limit(names: list[str], limit: int, expected: set[str]) -> None:
     """Whatever a tenant is called, it is read back as that."""
-    assert TenantSet(names).targets(limit) == expected
-    assert TenantSet.of_targets(expected) == TenantSet(names)
+    assert TenantSet(names).encode(limit) == expected
+    assert TenantSet.decode(expected) == TenantSet(names)
 
 
 def test_targets_are_one_folded_bitmap_beyond_the_limit() -> None:
     """The same for every process, so that what is in the row already is not written again."""
     names = POOL[:3]
-    expected = {bitmap_of((zlib.crc32(name.encode()) % ROW_SLOTS for name in names), ROW_SLOTS)}
+    expected = {bitmap_of((zlib.crc32(name.encode()) % ROW_SLOT_COUNT for name in names), ROW_SLOT_COUNT)}
 
-    assert TenantSet(names).targets(limit=2) == expected
-    assert in_slots(names, LARGE).targets() == expected
-    assert in_slots(names, ROW).targets() == expected
-    assert in_slots(names, SMALL).targets() == in_slots(names, SMALL).targets()
+    assert TenantSet(names).encode(limit=2) == expected
+    assert in_slots(names, LARGE).encode() == expected
+    assert in_slots(names, ROW).encode() == expected
+    assert in_slots(names, SMALL).encode() == in_slots(names, SMALL).encode()
 
 
 def packed(data: bytes) -> str:
@@ -301,21 +307,21 @@ def packed(data: bytes) -> str:
         "slots:" + b64encode(zlib.compress(bytes(4096)) + b"more").decode(),
         pytest.param(packed(b""), id="no bytes"),
         pytest.param(packed(bytes(3)), id="no power of two"),
-        pytest.param(packed(bytes(SLOTS // 4)), id="twice the slots"),
+        pytest.param(packed(bytes(SLOT_COUNT // 4)), id="twice the slots"),
         pytest.param(packed(bytes(10_000_000)), id="a bomb"),
     ],
 )
 def test_target_is_refused_when_it_is_not_understood(target: str) -> None:
     """To pass over it would let a listed tenant run ahead."""
     with pytest.raises(ValueError, match=r"expected|[Bb]ase64|ASCII|padding"):
-        TenantSet.of_targets(["tenant:b-l", target])
+        TenantSet.decode(["tenant:b-l", target])
 
 
 @pytest.mark.parametrize(
     ("tenants", "expected"),
     [
         (TenantSet(["b", "a"]), "TenantSet(2 names)"),
-        (TenantSet.of_targets([bitmap_of([3, 5], 8)]), "TenantSet(2 of 8 slots)"),
+        (TenantSet.decode([bitmap_of([3, 5], 8)]), "TenantSet(2 of 8 slots)"),
     ],
 )
 def test_set_shows_how_much_it_has(tenants: TenantSet, expected: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from simplu_worker.consumers.kinesis.holding.holds import Hold, Reason, Target
 from simplu_worker.consumers.kinesis.reader import catch_up
 from simplu_worker.consumers.kinesis.reader.catch_up import (
-    LOOK_INTERVAL_S,
+    CHECK_INTERVAL_S,
     PROBE_BASE_S,
     PROBE_MAX_S,
     RELAPSE_S,
@@ -54,17 +54,17 @@ class Waiting:
 
     def asked(self) -> None:
         """Note that it was asked, in vain."""
-        self.hold.attempts += 1
-        self.hold.next_try = self.now + self.catch_ups._delay_s(self.hold)
+        self.hold.attempt_count += 1
+        self.hold.next_attempt_at = self.now + self.catch_ups._delay_s(self.hold)
 
     def is_due(self) -> bool:
         """Whether it is asked now."""
-        return self.catch_ups._is_due(self.hold)
+        return self.catch_ups._is_probe_due(self.hold)
 
     def made_ready(self) -> None:
         """Note that it answered."""
         self.asked()
-        self.catch_ups._probed["shard-1"].ready_at = self.now
+        self.catch_ups._probe_history["shard-1"].ready_at = self.now
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ class Looked:
 
     def __init__(self) -> None:
         self.looks = 0
-        self.is_at_rest = True
+        self.is_idle = True
         self.is_short = False
         self.has_ready = asyncio.Event()
         self.has_arrivals = asyncio.Event()
@@ -136,10 +136,10 @@ class Looked:
         """Return no holds."""
         return []
 
-    def relieve(self, *, is_memory_short: bool) -> None:
+    def shed_stuck_lanes(self, *, is_memory_short: bool) -> None:
         """Do nothing."""
 
-    def look(self) -> None:
+    def ready_due_holds(self) -> None:
         """Note that it was looked."""
         self.looks += 1
 
@@ -164,21 +164,21 @@ async def looked() -> AsyncIterator[Looked]:
 
 async def test_nothing_is_looked_at_by_the_clock_while_at_rest(looked: Looked) -> None:
     """A stream shard on which nothing comes takes no time; its end is seen all the same."""
-    assert await looked.looks_within(3 * LOOK_INTERVAL_S) == 0
+    assert await looked.looks_within(3 * CHECK_INTERVAL_S) == 0
 
 
 async def test_looks_begin_when_an_operation_arrives_and_end_when_it_is_settled(looked: Looked) -> None:
     """It may be stuck, or be held, without anything that says so. Also the second time."""
     for _ in range(2):
-        looked.is_at_rest = False
+        looked.is_idle = False
         looked.has_arrivals.set()
-        assert await looked.looks_within(3.5 * LOOK_INTERVAL_S) >= 3
-        looked.is_at_rest = True
-        await looked.looks_within(1.5 * LOOK_INTERVAL_S)
-        assert await looked.looks_within(2 * LOOK_INTERVAL_S) == 0
+        assert await looked.looks_within(3.5 * CHECK_INTERVAL_S) >= 3
+        looked.is_idle = True
+        await looked.looks_within(1.5 * CHECK_INTERVAL_S)
+        assert await looked.looks_within(2 * CHECK_INTERVAL_S) == 0
 
 
 async def test_hold_that_is_ready_is_looked_at_while_at_rest(looked: Looked) -> None:
     """A refill may be wanted though nothing has come."""
     looked.has_ready.set()
-    assert await looked.looks_within(LOOK_INTERVAL_S / 2) == 1
+    assert await looked.looks_within(CHECK_INTERVAL_S / 2) == 1

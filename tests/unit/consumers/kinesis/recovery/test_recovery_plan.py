@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON, ParentRecords, merged
+from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON, ParentRecords, merge
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     CLOCK_MARGIN,
     Ancestor,
     Lineage,
-    Place,
+    ReplayStart,
     format_position,
     ignoring_pending,
     lineage_of,
-    names_of,
+    missing_parent_records,
+    named_tenants,
     parse_position,
     replay_start,
-    unread_ancestors,
 )
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp
 from simplu_worker.consumers.kinesis.stream.positions import (
@@ -74,7 +74,7 @@ def place_of(
     first_tenant_at: datetime | None = MADE_AT,
     started_at: datetime | None = None,
     held: tuple[str, ...] = (),
-) -> Place:
+) -> ReplayStart:
     """Ask for the place behind which something may be lacking, where a reader holds these."""
     return replay_start(
         found,
@@ -115,7 +115,7 @@ def test_beginning_is_written_as_the_horizon() -> None:
 )
 def test_names_are_only_those_of_targets_that_name(targets: tuple[str, ...], expected: frozenset[str] | None) -> None:
     """Slots may stand for anybody."""
-    assert names_of(targets) == expected
+    assert named_tenants(targets) == expected
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_names_are_only_those_of_targets_that_name(targets: tuple[str, ...], exp
     ],
 )
 def test_shard_without_a_row_may_lack_what_came_since_its_first_tenant(
-    first_tenant_at: datetime | None, started_at: datetime | None, expected: Place
+    first_tenant_at: datetime | None, started_at: datetime | None, expected: ReplayStart
 ) -> None:
     """The row is lost as easily as everything else; the tenants that are there tell the rest."""
     assert place_of(None, first_tenant_at=first_tenant_at, started_at=started_at) == expected
@@ -153,7 +153,7 @@ def test_shard_without_a_row_may_lack_what_came_since_its_first_tenant(
         pytest.param(row("5/0", read_to="9/1", held=("slots:AAAA",)), at(5), id="nobody knows whom it means"),
     ],
 )
-def test_shard_may_lack_what_its_row_says(found: StreamPosition, expected: Place) -> None:
+def test_shard_may_lack_what_its_row_says(found: StreamPosition, expected: ReplayStart) -> None:
     """The higher of two places only where the reader itself sees to those who are owed what is between."""
     assert place_of(found, held=("a-x",)) == expected
 
@@ -209,7 +209,7 @@ def unread(
     lineage = Lineage(frozenset(parents), ancestors)
     standing = StoredPositions(dict(rows), first_tenant_at)
     rest = ignoring_pending(standing, waited_for.issuperset) if waited_for else standing
-    found = unread_ancestors(lineage, rest, tenant_wait=WAIT)
+    found = missing_parent_records(lineage, rest, tenant_wait=WAIT)
     for records in found:
         assert records.hash_range == ancestors[records.stream_shard_id].hash_range
     return [(records.stream_shard_id, records.start, records.after) for records in found]
@@ -327,7 +327,7 @@ def test_ancestors_are_read_again_whole_lines_at_a_time_and_parents_first(
     lineage = Lineage(frozenset(ancestors), ancestors)
     standing = StoredPositions({key: found for key, found in rows.items() if key in ancestors}, MADE_AT)
 
-    found = [records.stream_shard_id for records in unread_ancestors(lineage, standing, tenant_wait=WAIT)]
+    found = [records.stream_shard_id for records in missing_parent_records(lineage, standing, tenant_wait=WAIT)]
 
     assert len(found) == len(set(found))
     assert set(found) == {key for key in ancestors if key not in rows or rows[key].owed_from != "SHARD_END"}
@@ -380,7 +380,7 @@ def test_lineage_has_ended_when_all_of_it_has(checkpoints: dict[str, Position], 
     parents = {"left": ["old"], "old": []}
     leases = {key: lease(key, *parents[key], checkpoint=checkpoint) for key, checkpoint in checkpoints.items()}
 
-    assert lineage_of(lease("child", "left"), leases, ()).are_ended is expected
+    assert lineage_of(lease("child", "left"), leases, ()).is_ended is expected
 
 
 def records(key: str, after: int | None = None, *, since: datetime = FIRST) -> ParentRecords:
@@ -408,8 +408,8 @@ def test_what_two_lack_is_read_from_the_lower_place_on(
     one: list[ParentRecords], other: list[ParentRecords], expected: list[ParentRecords]
 ) -> None:
     """Of each stream shard all that either lacks, whichever came first; where that cannot be told, all of it."""
-    assert merged(tuple(one), tuple(other)) == tuple(expected)
-    assert merged(tuple(other), tuple(one)) == tuple(expected)
+    assert merge(tuple(one), tuple(other)) == tuple(expected)
+    assert merge(tuple(other), tuple(one)) == tuple(expected)
 
 
 some_records = st.lists(
@@ -423,7 +423,7 @@ def test_what_two_lack_together_leaves_out_nothing_of_either(
     one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]
 ) -> None:
     """Nor does it name a stream shard twice, or an older one behind a newer one."""
-    found = merged(one, other)
+    found = merge(one, other)
     keys = [both.stream_shard_id for both in found]
 
     assert keys == sorted({records.stream_shard_id for records in (*one, *other)})
@@ -434,4 +434,4 @@ def test_what_two_lack_together_leaves_out_nothing_of_either(
             assert both.after is None
         else:
             assert both.after is None or both.after <= lacking.after
-    assert merged(found, one) == merged(found, other) == found
+    assert merge(found, one) == merge(found, other) == found
