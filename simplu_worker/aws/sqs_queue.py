@@ -45,7 +45,7 @@ class FifoIds(msgspec.Struct, frozen=True):
 class Message(msgspec.Struct, frozen=True):
     """One message as received. *attributes* are its message attributes that are text; *receive_count* counts from 1.
 
-    *deduplication_id* and *sequence_number* are there in FIFO queues only; *wait_count* is how often the message was
+    *deduplication_id* and *sequence_number* are there in FIFO queues only; *held_count* is how often the message was
     handled since its receive and kept in hand to be handled again.
     """
 
@@ -58,12 +58,12 @@ class Message(msgspec.Struct, frozen=True):
     group_id: str | None
     deduplication_id: str | None = None
     sequence_number: str | None = None
-    wait_count: int = 0
+    held_count: int = 0
 
     @property
     def try_count(self) -> int:
         """How often the message was given to a handler, this time included, as far as SQS and this process know."""
-        return self.receive_count + self.wait_count
+        return self.receive_count + self.held_count
 
     @property
     def size_bytes(self) -> int:

@@ -787,7 +787,7 @@ async def test_wait_that_is_over_goes_on_waiting_for_a_free_call(world: World) -
         await world.until(lambda: not waits)
         await world.send(queue, "slow")
         await world.emptied(queue)
-    assert (desk.bodies, [one.wait_count for _, one in desk.handled]) == (["a", "slow", "a"], [0, 0, 1])
+    assert (desk.bodies, [one.held_count for _, one in desk.handled]) == (["a", "slow", "a"], [0, 0, 1])
 
 
 @virtually

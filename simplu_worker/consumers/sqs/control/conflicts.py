@@ -8,17 +8,17 @@ import msgspec
 
 
 class MessageSubject(msgspec.Struct, frozen=True):
-    """What a message is about: a tenant, or with *business_id* alone every tenant of a business; and its FIFO group.
+    """The subject of a message: a tenant, or with *business_id* alone every tenant of a business; and its FIFO group.
 
-    What cannot be read is about nothing.
+    An unreadable message has no subject.
     """
 
     tenant_id: str | None = None
     business_id: str | None = None
     group_id: str | None = None
 
-    def meets(self, other: MessageSubject) -> bool:
-        """Tell whether the two must be handled one after the other."""
+    def conflicts_with(self, other: MessageSubject) -> bool:
+        """Return whether the two messages must be handled one after the other."""
         if self.group_id is not None and self.group_id == other.group_id:
             return True
         if self.business_id is None or other.business_id is None:
@@ -28,28 +28,28 @@ class MessageSubject(msgspec.Struct, frozen=True):
         return self.tenant_id == other.tenant_id
 
 
-def turns_of(claims: Sequence[MessageSubject]) -> list[list[int]]:
-    """Return the places of *claims* in turns: in one turn no two meet, and each comes after all that it has to."""
-    turn_by_place: list[int] = []
-    for place, claim in enumerate(claims):
-        earlier = (turn_by_place[other] for other in range(place) if claim.meets(claims[other]))
-        turn_by_place.append(max(earlier, default=-1) + 1)
-    turns: list[list[int]] = [[] for _ in range(max(turn_by_place, default=-1) + 1)]
-    for place, turn in enumerate(turn_by_place):
-        turns[turn].append(place)
-    return turns
+def stages_of(subjects: Sequence[MessageSubject]) -> list[list[int]]:
+    """Return the indexes of *subjects* in stages: no two of a stage conflict, and each is behind its earlier conflicts."""
+    stage_by_index: list[int] = []
+    for index, subject in enumerate(subjects):
+        earlier = (stage_by_index[other] for other in range(index) if subject.conflicts_with(subjects[other]))
+        stage_by_index.append(max(earlier, default=-1) + 1)
+    stages: list[list[int]] = [[] for _ in range(max(stage_by_index, default=-1) + 1)]
+    for index, stage in enumerate(stage_by_index):
+        stages[stage].append(index)
+    return stages
 
 
-def first_before(claims: Sequence[MessageSubject], place: int, undecided: Collection[int]) -> int | None:
-    """Return the first of the *undecided* that the one at *place* has to wait for; one of its own group if there is.
+def first_conflict(subjects: Sequence[MessageSubject], index: int, undecided: Collection[int]) -> int | None:
+    """Return the first of the *undecided* for which the message at *index* has to wait, preferably of its own group.
 
-    None when it may be handled.
+    None when the message may be handled.
     """
-    before = [other for other in sorted(undecided) if other < place and claims[place].meets(claims[other])]
-    own = [other for other in before if is_of_group(claims[place], claims[other])]
+    before = [other for other in sorted(undecided) if other < index and subjects[index].conflicts_with(subjects[other])]
+    own = [other for other in before if is_same_group(subjects[index], subjects[other])]
     return next(iter(own or before), None)
 
 
-def is_of_group(claim: MessageSubject, other: MessageSubject) -> bool:
-    """Tell whether both are of the same FIFO group."""
-    return claim.group_id is not None and claim.group_id == other.group_id
+def is_same_group(subject: MessageSubject, other: MessageSubject) -> bool:
+    """Return whether both are of the same FIFO group."""
+    return subject.group_id is not None and subject.group_id == other.group_id

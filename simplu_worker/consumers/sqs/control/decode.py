@@ -1,4 +1,4 @@
-"""Decode messages of the control queue (contract §4). Pure; whatever the text, a decision and never an exception."""
+"""Decode messages of the control queue (contract §4): any text gives a message or a rejection, no exception. Pure."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from simplu_worker.consumers.sqs.rejection import (
+    DECODING_ERRORS,
+    PeekedMessage,
+    UnknownTypeError,
+    peek,
+    rejection_of,
+)
 from simplu_worker.operations.decode import (
     Id,
     InvalidRecordError,
     LongId,
     check_texts,
-    json_error,
     object_member,
     parse_record,
     parse_timestamp,
-    replace_lone_surrogates,
     short_text,
 )
-from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, tenant_id_of
+from simplu_worker.operations.operation import Origin, Rejected, tenant_id_of
 
 TYPE_ATTRIBUTE: Final = "MessageType"
 QUOTED_MAX_CHARS: Final = 64
@@ -40,7 +45,7 @@ class ControlType(StrEnum):
 
 
 class ShardCreation(msgspec.Struct, frozen=True):
-    """A tenant is to be provisioned. *shard_id* and *connection_string* are the sender's wish, `None` without one."""
+    """Provision a tenant, on the shard that *shard_id* and *connection_string* name; `None`: the sender names none."""
 
     business_id: str
     location_id: str
@@ -50,7 +55,7 @@ class ShardCreation(msgspec.Struct, frozen=True):
     connection_string: str | None = None
 
     def __repr__(self) -> str:
-        """Leave the connection string out: it holds a password."""
+        """Return the fields without the connection string, which contains a password."""
         return f"ShardCreation({self.business_id!r}, {self.location_id!r}, {self.business_type!r})"
 
     @property
@@ -60,7 +65,7 @@ class ShardCreation(msgspec.Struct, frozen=True):
 
 
 class ShardDestruction(msgspec.Struct, frozen=True):
-    """A tenant is to be destroyed; without *location_id*, which is `destroy_all`, every tenant of the business."""
+    """Destroy a tenant, or without *location_id* (action `destroy_all`) every tenant of the business."""
 
     business_id: str
     location_id: str | None
@@ -73,7 +78,7 @@ class ShardDestruction(msgspec.Struct, frozen=True):
 
 
 class ResourceRename(msgspec.Struct, frozen=True):
-    """A resource is to get another id; *additional_data* is the JSON text, as it came, of what is to be merged in."""
+    """Give a resource another id; *additional_data* is the JSON text, as received, of an object to merge into it."""
 
     business_id: str
     location_id: str
@@ -90,7 +95,7 @@ class ResourceRename(msgspec.Struct, frozen=True):
 
 
 class AdminAccount(msgspec.Struct, frozen=True):
-    """A tenant's first administrator is to be made."""
+    """Create the first administrator of a tenant."""
 
     business_id: str
     location_id: str
@@ -100,7 +105,7 @@ class AdminAccount(msgspec.Struct, frozen=True):
     requested_at: datetime
 
     def __repr__(self) -> str:
-        """Leave the person out."""
+        """Return the fields without personal data."""
         return f"AdminAccount({self.business_id!r}, {self.location_id!r})"
 
     @property
@@ -113,7 +118,7 @@ Control: TypeAlias = ShardCreation | ShardDestruction | ResourceRename | AdminAc
 
 
 def tenant_id_of_control(control: Control) -> str | None:
-    """Return the id of the tenant that a message is about; None when it is about all of a business."""
+    """Return the id of the tenant of a message; None when it concerns every tenant of a business."""
     return None if control.location_id is None else tenant_id_of(control.business_id, control.location_id)
 
 
@@ -150,7 +155,7 @@ class _Rename(msgspec.Struct, rename="camel"):
 
 
 class _Admin(msgspec.Struct, rename="camel"):
-    """The members of an `ADMIN_ACCOUNT_CREATION`; its `domainLabel` is of no use here."""
+    """The members of an `ADMIN_ACCOUNT_CREATION`; its `domainLabel` is not used here."""
 
     business_id: Id
     location_id: Id
@@ -160,25 +165,19 @@ class _Admin(msgspec.Struct, rename="camel"):
     timestamp: str
 
 
-class _Peek(msgspec.Struct, rename="camel"):
-    """What decides the type of a message, and what an error about it can name."""
+class _Peeked(PeekedMessage, rename="camel"):
+    """The members that decide the type of a message."""
 
     message_type: object = None
     business_type: object = None
     admin_email: object = None
-    business_id: object = None
-    location_id: object = None
 
 
-_peek_decoder = msgspec.json.Decoder(_Peek)
+_peek_decoder = msgspec.json.Decoder(_Peeked)
 _creation_decoder = msgspec.json.Decoder(_Creation)
 _destruction_decoder = msgspec.json.Decoder(_Destruction)
 _rename_decoder = msgspec.json.Decoder(_Rename)
 _admin_decoder = msgspec.json.Decoder(_Admin)
-
-
-class _UnknownTypeError(Exception):
-    """The type is missing, or none of ours."""
 
 
 def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Origin) -> Control | Rejected:
@@ -186,13 +185,9 @@ def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Ori
     record = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
     try:
         return _DECODERS[_type_of(parse_record(record, _peek_decoder), attributes)](record)
-    except _UnknownTypeError as exc:
-        reason, error = DeadLetterReason.UNKNOWN_TYPE, str(exc)
-    except (InvalidRecordError, msgspec.ValidationError) as exc:
-        reason, error = DeadLetterReason.INVALID_MESSAGE, str(exc)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        reason, error = DeadLetterReason.INVALID_JSON, json_error(exc)
-    ids = _peek_or_nothing(record)
+    except DECODING_ERRORS as exc:
+        reason, error = rejection_of(exc)
+    ids = peek(record, _Peeked)
     return Rejected(
         reason=reason,
         error=error,
@@ -202,36 +197,36 @@ def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Ori
     )
 
 
-def _type_of(peek: _Peek, attributes: Mapping[str, str]) -> ControlType:
-    named = attributes.get(TYPE_ATTRIBUTE) or peek.message_type
+def _type_of(peeked: _Peeked, attributes: Mapping[str, str]) -> ControlType:
+    named = attributes.get(TYPE_ATTRIBUTE) or peeked.message_type
     if not named:
-        if peek.business_type is not None and peek.admin_email is None:
+        if peeked.business_type is not None and peeked.admin_email is None:
             return ControlType.SHARD_CREATION
-        text = f"no type: expected message attribute {TYPE_ATTRIBUTE} or member messageType, one of {_KNOWN}"
-        raise _UnknownTypeError(text)
+        text = f"no type: expected message attribute {TYPE_ATTRIBUTE} or member messageType with one of {_KNOWN}"
+        raise UnknownTypeError(text)
     control_type = _TYPES.get(named) if isinstance(named, str) else None
     if control_type is None:
-        raise _UnknownTypeError(f"unknown type {str(named)[:QUOTED_MAX_CHARS]!r}: expected one of {_KNOWN}")
+        raise UnknownTypeError(f"unknown type {str(named)[:QUOTED_MAX_CHARS]!r}: expected one of {_KNOWN}")
     return control_type
 
 
-def _creation(record: bytes) -> ShardCreation:
+def _decode_creation(record: bytes) -> ShardCreation:
     body = parse_record(record, _creation_decoder)
     check_texts({"businessId": body.business_id, "locationId": body.location_id, "businessType": body.business_type})
     return ShardCreation(
         business_id=body.business_id,
         location_id=body.location_id,
         business_type=body.business_type,
-        requested_at=_time(body.timestamp),
+        requested_at=_parse_time(body.timestamp),
         shard_id=body.shard_id or None,
         connection_string=body.connection_string or None,
     )
 
 
-def _destruction(record: bytes) -> ShardDestruction:
+def _decode_destruction(record: bytes) -> ShardDestruction:
     body = parse_record(record, _destruction_decoder)
     if body.action not in {"destroy", "destroy_all"}:
-        raise InvalidRecordError("action: expected destroy or destroy_all")  # not the text: errors are logged
+        raise InvalidRecordError("action: expected destroy or destroy_all")  # without the text: errors are logged
     location_id = None
     if body.action == "destroy":
         location_id = body.location_id
@@ -240,10 +235,12 @@ def _destruction(record: bytes) -> ShardDestruction:
                 f"locationId: expected 1 to {ID_MAX_CHARS} characters; for every location, send action destroy_all"
             )
     check_texts({"businessId": body.business_id, "locationId": location_id})
-    return ShardDestruction(business_id=body.business_id, location_id=location_id, requested_at=_time(body.timestamp))
+    return ShardDestruction(
+        business_id=body.business_id, location_id=location_id, requested_at=_parse_time(body.timestamp)
+    )
 
 
-def _rename(record: bytes) -> ResourceRename:
+def _decode_rename(record: bytes) -> ResourceRename:
     body = parse_record(record, _rename_decoder)
     check_texts(
         {
@@ -263,11 +260,11 @@ def _rename(record: bytes) -> ResourceRename:
         old_resource_id=body.old_resource_id,
         new_resource_id=body.new_resource_id,
         additional_data=object_member(body.additional_data, "additionalData").decode() or None,
-        requested_at=_time(body.timestamp),
+        requested_at=_parse_time(body.timestamp),
     )
 
 
-def _admin(record: bytes) -> AdminAccount:
+def _decode_admin(record: bytes) -> AdminAccount:
     body = parse_record(record, _admin_decoder)
     check_texts(
         {
@@ -284,30 +281,23 @@ def _admin(record: bytes) -> AdminAccount:
         business_type=body.business_type,
         admin_email=body.admin_email,
         admin_user_id=body.admin_user_id,
-        requested_at=_time(body.timestamp),
+        requested_at=_parse_time(body.timestamp),
     )
 
 
 _TYPES: Final = {control_type.value: control_type for control_type in ControlType}
 _KNOWN: Final = ", ".join(_TYPES)
 _DECODERS: Final[Mapping[ControlType, Callable[[bytes], Control]]] = {
-    ControlType.SHARD_CREATION: _creation,
-    ControlType.SHARD_DESTRUCTION: _destruction,
-    ControlType.UPDATE_RESOURCE_ID: _rename,
-    ControlType.ADMIN_ACCOUNT_CREATION: _admin,
+    ControlType.SHARD_CREATION: _decode_creation,
+    ControlType.SHARD_DESTRUCTION: _decode_destruction,
+    ControlType.UPDATE_RESOURCE_ID: _decode_rename,
+    ControlType.ADMIN_ACCOUNT_CREATION: _decode_admin,
 }
 
 
-def _time(timestamp: str) -> datetime:
+def _parse_time(timestamp: str) -> datetime:
     try:
         return parse_timestamp(timestamp)
     except ValueError:
         text = "timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z"
         raise InvalidRecordError(text) from None
-
-
-def _peek_or_nothing(record: bytes) -> _Peek:
-    try:
-        return _peek_decoder.decode(replace_lone_surrogates(record))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _Peek()

@@ -1,4 +1,4 @@
-"""Decode the messages of an order queue into operations (contract §5). Pure; whatever the text, never an exception.
+"""Decode messages of an order queue (contract §5): any text gives an operation or a rejection, no exception. Pure.
 
 An operation is a function of the message alone, so that every receive of it, today or after a crash, gives the same.
 """
@@ -10,6 +10,13 @@ from typing import Final
 
 import msgspec
 
+from simplu_worker.consumers.sqs.rejection import (
+    DECODING_ERRORS,
+    PeekedMessage,
+    UnknownTypeError,
+    peek,
+    rejection_of,
+)
 from simplu_worker.operations.decode import (
     DERIVED_REQUEST_ID_PREFIX,
     Id,
@@ -18,10 +25,8 @@ from simplu_worker.operations.decode import (
     check_texts,
     digest_of,
     has_escapes,
-    json_error,
     object_member,
     parse_record,
-    replace_lone_surrogates,
     short_text,
 )
 from simplu_worker.operations.operation import (
@@ -34,19 +39,17 @@ from simplu_worker.operations.operation import (
 )
 
 RESOURCE_TYPE: Final = "order"
-TENANT_ATTRIBUTES: Final = {"businessId": "BusinessId", "locationId": "LocationId"}  # by the members they stand for
+TENANT_ATTRIBUTES: Final = {"businessId": "BusinessId", "locationId": "LocationId"}  # by the members they replace
 ID_MAX_CHARS: Final = 128
 
 _KINDS: Final = {"CREATE": OperationKind.CREATE, "UPDATE": OperationKind.PATCH, "DELETE": OperationKind.DELETE}
 _KNOWN: Final = ", ".join(_KINDS)
 
 
-class _Peek(msgspec.Struct, rename="camel"):
-    """What decides the type of a message, and what its dead letter can name."""
+class _Peeked(PeekedMessage, rename="camel"):
+    """The members that decide the type of a message, and those that its dead letter carries."""
 
     type: object = None
-    business_id: object = None
-    location_id: object = None
     order_id: object = None
     deduplication_id: object = None
 
@@ -62,32 +65,24 @@ class _Event(msgspec.Struct, rename="camel", gc=False):
     location_id: Id | None = None
 
 
-_peek_decoder = msgspec.json.Decoder(_Peek)
+_peek_decoder = msgspec.json.Decoder(_Peeked)
 _event_decoder = msgspec.json.Decoder(_Event)
-
-
-class _UnknownTypeError(Exception):
-    """The type is missing, or none of ours."""
 
 
 def decode_order(
     body: str, attributes: Mapping[str, str], origin: Origin, *, deduplication_id: str | None, max_bytes: int
 ) -> Operation | Rejected:
-    """Decode one message; *attributes* are its message attributes, *deduplication_id* is its own, of a FIFO queue."""
+    """Decode one message; *attributes* are its message attributes, *deduplication_id* is its own, from a FIFO queue."""
     record = body.encode("utf-8", "surrogatepass")
     own_id = deduplication_id or origin.message_id or ""
     if len(record) > max_bytes:
         error = f"expected at most {max_bytes} bytes (OPERATION_MAX_BYTES), got {len(record)}"
         return Rejected(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin, request_id=own_id)
     try:
-        return _operation(_parse(record), record, attributes, origin, own_id=own_id)
-    except _UnknownTypeError as exc:
-        reason, error = DeadLetterReason.UNKNOWN_TYPE, str(exc)
-    except (InvalidRecordError, msgspec.ValidationError) as exc:
-        reason, error = DeadLetterReason.INVALID_MESSAGE, str(exc)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        reason, error = DeadLetterReason.INVALID_JSON, json_error(exc)
-    ids = _peek(record)
+        return _operation_of(_parse(record), record, attributes, origin, own_id=own_id)
+    except DECODING_ERRORS as exc:
+        reason, error = rejection_of(exc)
+    ids = peek(record, _Peeked)
     tenant = {
         member: short_text(attributes.get(name)) or short_text(sent)
         for (member, name), sent in zip(TENANT_ATTRIBUTES.items(), (ids.business_id, ids.location_id), strict=True)
@@ -107,7 +102,7 @@ def _parse(record: bytes) -> _Event:
     try:
         event = parse_record(record, _event_decoder)
     except msgspec.ValidationError:
-        _kind_of(parse_record(record, _peek_decoder).type)  # with a type that is not ours it may have any members
+        _kind_of(parse_record(record, _peek_decoder).type)  # with an unknown type it may have any members
         raise
     _kind_of(event.type)
     return event
@@ -116,12 +111,12 @@ def _parse(record: bytes) -> _Event:
 def _kind_of(sent: object) -> OperationKind:
     kind = _KINDS.get(sent) if isinstance(sent, str) else None
     if kind is None:
-        came = "nothing" if sent is None else f"another {type(sent).__name__}"  # not the value: errors are logged
-        raise _UnknownTypeError(f"type: expected one of {_KNOWN}, got {came}")
+        got = "nothing" if sent is None else f"another {type(sent).__name__}"  # not the value: errors are logged
+        raise UnknownTypeError(f"type: expected one of {_KNOWN}, got {got}")
     return kind
 
 
-def _operation(
+def _operation_of(
     event: _Event, record: bytes, attributes: Mapping[str, str], origin: Origin, *, own_id: str
 ) -> Operation:
     kind = _kind_of(event.type)
@@ -152,7 +147,7 @@ def _operation(
 
 
 def _tenant_part(member: str, sent: str | None, attributes: Mapping[str, str]) -> str:
-    """Return one of the tenant's two ids; said twice it must be the same, or nobody knows whose order it is."""
+    """Return one of the tenant's two ids; an attribute and a member that differ would leave the tenant unknown."""
     name = TENANT_ATTRIBUTES[member]
     attribute = attributes.get(name) or None
     value = attribute or sent
@@ -160,19 +155,12 @@ def _tenant_part(member: str, sent: str | None, attributes: Mapping[str, str]) -
         raise InvalidRecordError(f"{member}: expected message attribute {name} or the member, got neither")
     if attribute is not None:
         if sent is not None and sent != attribute:
-            raise InvalidRecordError(f"{member}: expected what message attribute {name} says, got another")
+            raise InvalidRecordError(f"{member}: expected the value of message attribute {name}, got another")
         if len(attribute) > ID_MAX_CHARS:
             raise InvalidRecordError(f"message attribute {name}: expected 1 to {ID_MAX_CHARS} characters, got more")
         try:
             attribute.encode()
         except UnicodeEncodeError:
-            value = "\0"  # as in a body: neither can be stored
+            value = "\0"  # a lone surrogate is treated as in a body: neither can be stored
     check_texts({member: value})
     return value
-
-
-def _peek(record: bytes) -> _Peek:
-    try:
-        return _peek_decoder.decode(replace_lone_surrogates(record))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _Peek()

@@ -1,12 +1,13 @@
-"""Which messages may be handled now, in which order, and what goes back together. Pure: no clock.
+"""Decide which messages may be handled now, in which order, and which return to the queue together. Pure.
 
-Of a FIFO queue, messages of one group are a lane: in order, and one handler call at a time; lanes go in parallel. Of a
-standard queue each message is a lane of its own: its group id, where it has one, says nothing about order. Lanes that
-have something to handle stand in a ring, and each call takes one message of every lane in turn, then a second, as long
-as there is room: a lane with many messages fills the calls that nobody else needs, and keeps nobody waiting.
+In a FIFO queue the messages of one group form a lane, which is in order and in one handler call at a time; lanes run in
+parallel. In a standard queue each message is a lane of its own: its group id, if any, promises no order. Lanes with
+messages to handle are in a ring. Each call takes one message of every lane in turn, then a second one, for as long as
+there is room: a lane with many messages fills calls that no other lane needs, and delays no other lane.
 
-A message is in its lane from `add` until it is decided: handled, buried, or gone back. While the first of a lane is not
-decided, those behind it stay; when it goes back, they go with it, at once, so that the group waits for nothing but it.
+A message is in its lane from `add` until it is decided: handled, stored as a dead letter, or returned to the queue.
+While the first message of a lane is undecided, the messages behind it stay. When it returns to the queue, they return
+at once and together, so that the group waits for its head alone.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ import msgspec
 from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
 
-TROUBLE_IN_HAND_S: Final = 60.0  # how long a message may wait in hand for a dependency before it goes back
+HELD_MAX_S: Final = 60.0  # how long a message may be held for a dependency before it returns to the queue
 
 
 class SchedulerLimits(msgspec.Struct, frozen=True):
-    """How much a receiver takes at a time. A `batch` is what one call of the handler gets."""
+    """How much a receiver takes at a time.
+
+    *message_count* and *byte_count* limit the messages in flight, *batch_count* and *batch_bytes* those of one call of
+    the handler, *call_count* and *poll_count* the calls and the polls at one time.
+    """
 
     message_count: int = 200
     byte_count: int = 32 * 1024 * 1024
@@ -37,37 +42,73 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
     poll_count: int = 4
 
 
-class Settled(msgspec.Struct):
-    """What is to be done after a call of the handler.
+class CallDecision(msgspec.Struct, frozen=True):
+    """What to do with the messages of a call, and with those behind them.
 
-    *back* are messages with the seconds after which they shall come again, in an order that keeps a group locked until
-    the last of it is back; *retried_count* of them for their own sake, the others with these. *lost* were ours no more,
-    so that their verdicts are not carried out.
+    *returned* are messages with the delays after which they become visible, in an order that keeps a group locked until
+    the last of it is back; *retried_count* of them are retried, the others return with these. *lost* messages are no
+    longer ours: their verdicts are not carried out.
     """
 
-    done: list[Message] = msgspec.field(default_factory=list)
-    bury: list[tuple[Message, ToDeadLetter]] = msgspec.field(default_factory=list)
-    back: list[tuple[Message, float]] = msgspec.field(default_factory=list)
-    retried_count: int = 0
-    lost: list[Message] = msgspec.field(default_factory=list)
+    done: Sequence[Message]
+    dead_letters: Sequence[tuple[Message, ToDeadLetter]]
+    returned: Sequence[tuple[Message, float]]
+    retried_count: int
+    lost: Sequence[Message]
+
+
+class _HoldQuota(msgspec.Struct, frozen=True):
+    """How many messages and bytes more may be held: half of the room in flight, to leave the rest to other messages."""
+
+    message_count: int
+    byte_count: int
+
+    def without(self, messages: Sequence[Message]) -> _HoldQuota:
+        """Return the quota that *messages* leave; a negative count when they exceed it."""
+        size_bytes = sum(message.size_bytes for message in messages)
+        return _HoldQuota(self.message_count - len(messages), self.byte_count - size_bytes)
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether more is held than may be."""
+        return self.message_count < 0 or self.byte_count < 0
+
+
+class _LaneDecision(msgspec.Struct, frozen=True):
+    """The decision on one lane after a call, with the members of `CallDecision`, and the *quota* that it leaves.
+
+    *held* messages stay in the lane, in order, and are handled again after *hold_s*.
+    """
+
+    done: Sequence[Message]
+    dead_letters: Sequence[tuple[Message, ToDeadLetter]]
+    held: Sequence[Message]
+    hold_s: float
+    returned: Sequence[tuple[Message, float]]
+    is_retried: bool
+    lost: Sequence[Message]
+    quota: _HoldQuota | None
 
 
 class _GroupLane:
-    """What is in hand of one group, in order: *handling* is with the handler or being buried, *queued* behind it."""
+    """The messages in flight of one group, in order.
 
-    __slots__ = ("handling", "is_ringed", "key", "queued", "wait_until", "waits")
+    *handling* are with the handler, or their dead letters are being stored; *queued* are behind them.
+    """
+
+    __slots__ = ("handling", "held_until", "holds", "is_in_ring", "key", "queued")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.queued: deque[Message] = deque()
         self.handling: dict[str, Message] = {}
-        self.wait_until: float | None = None
-        self.waits: dict[str, tuple[float, int]] = {}  # message id → since when it waits, how often
-        self.is_ringed = False
+        self.held_until: float | None = None
+        self.holds: dict[str, tuple[float, int]] = {}  # by message id: since when it is held, and how often it was
+        self.is_in_ring = False
 
     @property
     def is_ready(self) -> bool:
-        return bool(self.queued) and not self.handling and self.wait_until is None
+        return bool(self.queued) and not self.handling and self.held_until is None
 
     @property
     def is_empty(self) -> bool:
@@ -81,21 +122,21 @@ class GroupScheduler:
         self._is_fifo = is_fifo
         self._lanes: dict[str, _GroupLane] = {}
         self._ring: deque[_GroupLane] = deque()
-        self._waiting: list[tuple[float, int, _GroupLane]] = []
+        self._held: list[tuple[float, int, _GroupLane]] = []
         self._numbers = itertools.count()
         self.queued_count = 0
 
     def __repr__(self) -> str:
-        return f"Groups({len(self._lanes)} lanes, queued={self.queued_count}, handling={self.handling_count})"
+        return f"GroupScheduler({len(self._lanes)} lanes, queued={self.queued_count}, handling={self.handling_count})"
 
     @property
     def handling_count(self) -> int:
-        """How many messages are with the handler or being buried."""
+        """How many messages are with the handler, or have a dead letter that is being stored."""
         return sum(len(lane.handling) for lane in self._lanes.values())
 
-    def waiting(self) -> list[Message]:
-        """Return the messages that wait for a dependency, and those behind them."""
-        return [message for lane in self._waiting_lanes() for message in lane.queued]
+    def held_messages(self) -> list[Message]:
+        """Return the messages that are held for a dependency, and those behind them."""
+        return [message for entry in self._held if _is_current(entry) for message in entry[2].queued]
 
     def add(self, messages: Iterable[Message]) -> None:
         """Put *messages* behind those of their groups."""
@@ -106,30 +147,30 @@ class GroupScheduler:
                 lane = self._lanes[key] = _GroupLane(key)
             lane.queued.append(message)
             self.queued_count += 1
-            self._offer(lane)
+            self._update_ring(lane)
 
-    def next_call(self, limits: SchedulerLimits, *, now: float) -> list[Message]:
-        """Return what to hand to the handler next, those of a group together and in order; empty for nothing now.
+    def take_call(self, limits: SchedulerLimits, *, now: float) -> list[Message]:
+        """Return the messages of the next call, those of a group together and in order; empty for nothing now.
 
         A message that is larger than a batch may be goes alone.
         """
-        self._end_waits(now)
+        self._release_held(now)
         taken: list[tuple[_GroupLane, list[Message]]] = []
         count = size = 0
         open_lanes: deque[tuple[_GroupLane, list[Message]]] = deque()
         while count < limits.batch_count:
-            entry = self._next_lane(taken, open_lanes)
+            entry = self._take_lane(taken, open_lanes)
             if entry is None:
                 break
             lane, messages = entry
             head = lane.queued[0]
             if count and size + head.size_bytes > limits.batch_bytes:
-                if not messages:  # it has had no turn: it keeps its place
+                if not messages:  # the lane had no turn: it keeps its place
                     taken.pop()
                     self._ring.appendleft(lane)
-                    lane.is_ringed = True
+                    lane.is_in_ring = True
                 break
-            messages.append(self._started(lane))
+            messages.append(self._take_head(lane))
             count, size = count + 1, size + head.size_bytes
             if lane.queued:
                 open_lanes.append(entry)
@@ -137,7 +178,7 @@ class GroupScheduler:
             lane.handling.update((message.message_id, message) for message in messages)
         return [message for _, messages in taken for message in messages]
 
-    def settle(
+    def apply_verdicts(
         self,
         call: Sequence[Message],
         verdicts: Sequence[Verdict],
@@ -145,34 +186,44 @@ class GroupScheduler:
         now: float,
         limits: SchedulerLimits,
         is_ours: Callable[[Message], bool],
-        may_wait: bool = True,
-    ) -> Settled:
-        """Take the handler's *verdicts* on *call* in; return what is to be done about each message.
+        may_hold: bool = True,
+    ) -> CallDecision:
+        """Apply the handler's *verdicts* on *call* to the lanes; return what to do with each message.
 
-        What is to be buried stays in its lane until `decided`; everything else that is returned has left its lane.
+        Messages with dead letters stay in their lanes until `finish`; all others that are returned have left them.
         """
-        settled = Settled()
         by_key: dict[str, list[tuple[Message, Verdict]]] = {}
         for message, verdict in zip(call, verdicts, strict=True):
             by_key.setdefault(self._key(message), []).append((message, verdict))
-        room = _Room(limits, self.waiting()) if may_wait else None
+        whole = _HoldQuota(limits.message_count // 2, limits.byte_count // 2)
+        quota = whole.without(self.held_messages()) if may_hold else None
+        decisions: list[_LaneDecision] = []
         for key, pairs in by_key.items():
-            ours = [pair for pair in pairs if is_ours(pair[0])]
-            settled.lost += [message for message, _ in pairs if not is_ours(message)]
-            self._settle_lane(self._lanes[key], pairs, ours, settled, now=now, room=room)
-        return settled
+            lane = self._lanes[key]
+            decision = _decide_lane(lane, pairs, now=now, quota=quota, is_ours=is_ours)
+            self._apply(lane, pairs, decision, now)
+            quota = decision.quota
+            decisions.append(decision)
+        return CallDecision(
+            done=[one for decision in decisions for one in decision.done],
+            dead_letters=[one for decision in decisions for one in decision.dead_letters],
+            returned=[one for decision in decisions for one in decision.returned],
+            retried_count=sum(decision.is_retried for decision in decisions),
+            lost=[one for decision in decisions for one in decision.lost],
+        )
 
-    def decided(self, messages: Iterable[Message]) -> None:
-        """Note that *messages*, which were to be buried, are."""
+    def finish(self, messages: Iterable[Message]) -> None:
+        """Record that the dead letters of *messages* are stored, or that their call was cancelled."""
         for message in messages:
             lane = self._lanes.get(self._key(message))
             if lane is not None and lane.handling.pop(message.message_id, None) is not None:
-                self._offer(lane)
+                self._update_ring(lane)
 
-    def leave(self, message: Message) -> list[Message]:
-        """Take *message*, which is going back or lost, out of its lane; return those behind it, which go back too.
+    def remove(self, message: Message) -> list[Message]:
+        """Remove *message*, which is lost or returns to the queue, from its lane.
 
-        One that is with the handler stays in the lane until the handler has ended; those behind it leave.
+        Return the messages behind it, which leave the lane and have to return to the queue too. A message that is with
+        the handler stays in the lane until its call has ended; those behind it leave.
         """
         lane = self._lanes.get(self._key(message))
         if lane is None:
@@ -180,20 +231,20 @@ class GroupScheduler:
         index = 0 if message.message_id in lane.handling else _index_of(message, lane.queued)
         if index is None:
             return []
-        gone = list(lane.queued)[index:]
-        self._unqueue(lane, gone)
-        self._offer(lane)
-        return [other for other in gone if other.message_id != message.message_id]
+        removed = list(lane.queued)[index:]
+        self._unqueue(lane, removed)
+        self._update_ring(lane)
+        return [other for other in removed if other.message_id != message.message_id]
 
     def is_queued(self, message: Message) -> bool:
-        """Tell whether *message* is in its lane and not with the handler."""
+        """Return whether *message* is in its lane and not with the handler."""
         lane = self._lanes.get(self._key(message))
         return lane is not None and _index_of(message, lane.queued) is not None
 
     def take_unstarted(self, keep: Callable[[Message], bool] = lambda _: False) -> list[Message]:
-        """Take everything out that is not with the handler, those of a group in order.
+        """Take out all messages that are not with the handler, those of a group in order.
 
-        What is to be kept stays, with those of its group before it; none of them waits any longer.
+        Messages to *keep* stay, with those of their groups before them; none of them is held any longer.
         """
         unstarted: list[Message] = []
         for lane in list(self._lanes.values()):
@@ -201,157 +252,162 @@ class GroupScheduler:
             kept_count = max((index + 1 for index, message in enumerate(queued) if keep(message)), default=0)
             unstarted += queued[kept_count:]
             self._unqueue(lane, queued[kept_count:])
-            lane.wait_until = None
-            self._offer(lane)
+            lane.held_until = None
+            self._update_ring(lane)
         return unstarted
 
-    def next_wait_in(self, now: float) -> float | None:
-        """Return the seconds until the next message that waits may be handled again; None when none waits."""
-        while self._waiting and not _is_of(self._waiting[0]):
-            heapq.heappop(self._waiting)
-        return max(self._waiting[0][0] - now, 0.0) if self._waiting else None
+    def next_retry_in_s(self, now: float) -> float | None:
+        """Return the seconds until the next held message may be handled again; None when none is held."""
+        while self._held and not _is_current(self._held[0]):
+            heapq.heappop(self._held)
+        return max(self._held[0][0] - now, 0.0) if self._held else None
 
     def _key(self, message: Message) -> str:
         return f"group:{message.group_id}" if self._is_fifo and message.group_id is not None else message.message_id
 
-    def _offer(self, lane: _GroupLane) -> None:
-        """Put *lane* into the ring if it has something to handle now; forget it when it has nothing at all."""
+    def _update_ring(self, lane: _GroupLane) -> None:
+        """Put *lane* into the ring if it has messages to handle now; forget it when it is empty."""
         if lane.is_empty:
             if self._lanes.get(lane.key) is lane:
                 del self._lanes[lane.key]
-        elif lane.is_ready and not lane.is_ringed:
-            lane.is_ringed = True
+        elif lane.is_ready and not lane.is_in_ring:
+            lane.is_in_ring = True
             self._ring.append(lane)
 
-    def _next_lane(
+    def _take_lane(
         self, taken: list[tuple[_GroupLane, list[Message]]], open_lanes: deque[tuple[_GroupLane, list[Message]]]
     ) -> tuple[_GroupLane, list[Message]] | None:
-        """Return the lane whose turn it is: one that has had none yet, else the first of those that have more."""
+        """Return the next lane: one of the ring, which had no turn yet, else the first of those with more messages."""
         while self._ring:
             lane = self._ring.popleft()
-            lane.is_ringed = False
+            lane.is_in_ring = False
             if lane.is_ready:
                 entry: tuple[_GroupLane, list[Message]] = (lane, [])
                 taken.append(entry)
                 return entry
         return open_lanes.popleft() if open_lanes else None
 
-    def _started(self, lane: _GroupLane) -> Message:
+    def _take_head(self, lane: _GroupLane) -> Message:
         message = lane.queued.popleft()
         self.queued_count -= 1
-        _, count = lane.waits.get(message.message_id, (0.0, 0))
-        return msgspec.structs.replace(message, wait_count=count) if count else message
+        _, count = lane.holds.get(message.message_id, (0.0, 0))
+        return msgspec.structs.replace(message, held_count=count) if count else message
 
-    def _settle_lane(
-        self,
-        lane: _GroupLane,
-        pairs: Sequence[tuple[Message, Verdict]],
-        ours: Sequence[tuple[Message, Verdict]],
-        settled: Settled,
-        *,
-        now: float,
-        room: _Room | None,
+    def _apply(
+        self, lane: _GroupLane, pairs: Sequence[tuple[Message, Verdict]], decision: _LaneDecision, now: float
     ) -> None:
-        """Take the verdicts on messages of one lane in, in order.
-
-        From the first that is not decided on, the others stay in hand behind it, when it waits, or go back with it.
-        One that was lost comes again before those behind it may: they go back.
-        """
-        undecided = [(message, verdict) for message, verdict in ours if isinstance(verdict, ReturnToQueue | RetryHeld)]
-        head, head_verdict = undecided[0] if undecided else (None, None)
-        stays = isinstance(head_verdict, RetryHeld) and self._may_stay(lane, head, head_verdict.delay_s, now, room)
-        is_lost = len(ours) < len(pairs)
         for message, _ in pairs:
             lane.handling.pop(message.message_id, None)
-        for message, verdict in ours:
-            match verdict:
-                case Done():
-                    settled.done.append(message)
-                case ToDeadLetter():
-                    settled.bury.append((message, verdict))
-                    lane.handling[message.message_id] = message
-                case ReturnToQueue() | RetryHeld():
-                    pass
-                case _:
-                    assert_never(verdict)
-        if head is not None and stays and not is_lost:
-            self._keep(lane, [message for message, _ in undecided], head_verdict, now)
-        elif undecided or is_lost:
-            queued = list(lane.queued)
-            self._unqueue(lane, queued)
-            # The first one last: until it is back, the group is locked.
-            settled.back += [(message, 0.0) for message in [*queued, *(message for message, _ in undecided[1:])]]
-            if head is not None and head_verdict is not None:
-                settled.back.append((head, float(math.ceil(head_verdict.delay_s))))
-                settled.retried_count += 1
+        for message, _ in decision.dead_letters:
+            lane.handling[message.message_id] = message
+        if decision.held:
+            self._hold(lane, decision.held, decision.hold_s, now)
+        elif decision.returned:
+            self._unqueue(lane, list(lane.queued))
         staying = {message.message_id for message in lane.queued}
-        lane.waits = {message_id: wait for message_id, wait in lane.waits.items() if message_id in staying}
-        self._offer(lane)
+        lane.holds = {message_id: hold for message_id, hold in lane.holds.items() if message_id in staying}
+        self._update_ring(lane)
 
-    def _keep(
-        self, lane: _GroupLane, messages: Sequence[Message], verdict: ReturnToQueue | RetryHeld | None, now: float
-    ) -> None:
-        """Put *messages* back to the front of *lane*, to be handled again when the first has waited."""
+    def _hold(self, lane: _GroupLane, messages: Sequence[Message], hold_s: float, now: float) -> None:
+        """Put *messages* back to the front of *lane*, to be handled again after *hold_s*."""
         lane.queued.extendleft(reversed(messages))
         self.queued_count += len(messages)
         head = messages[0]
-        since, count = lane.waits.get(head.message_id, (now, 0))
-        lane.waits[head.message_id] = (since, count + 1)
-        if verdict is not None and verdict.delay_s > 0:
-            lane.wait_until = now + verdict.delay_s
-            heapq.heappush(self._waiting, (lane.wait_until, next(self._numbers), lane))
+        since, count = lane.holds.get(head.message_id, (now, 0))
+        lane.holds[head.message_id] = (since, count + 1)
+        if hold_s > 0:
+            lane.held_until = now + hold_s
+            heapq.heappush(self._held, (lane.held_until, next(self._numbers), lane))
 
-    def _may_stay(
-        self, lane: _GroupLane, message: Message | None, delay_s: float, now: float, room: _Room | None
-    ) -> bool:
-        """Tell whether *message* may wait in hand: not for long, and not when that keeps others out of the hand."""
-        if room is None or message is None:
-            return False
-        since, _ = lane.waits.get(message.message_id, (now, 0))
-        if now + delay_s - since > TROUBLE_IN_HAND_S:
-            return False
-        return delay_s <= 0 or room.fits([message, *lane.queued])
-
-    def _end_waits(self, now: float) -> None:
-        while self._waiting and (self._waiting[0][0] <= now or not _is_of(self._waiting[0])):
-            entry = heapq.heappop(self._waiting)
-            if _is_of(entry):
+    def _release_held(self, now: float) -> None:
+        while self._held and (self._held[0][0] <= now or not _is_current(self._held[0])):
+            entry = heapq.heappop(self._held)
+            if _is_current(entry):
                 lane = entry[2]
-                lane.wait_until = None
-                self._offer(lane)
-
-    def _waiting_lanes(self) -> list[_GroupLane]:
-        return [entry[2] for entry in self._waiting if _is_of(entry)]
+                lane.held_until = None
+                self._update_ring(lane)
 
     def _unqueue(self, lane: _GroupLane, messages: Sequence[Message]) -> None:
-        """Take *messages*, the last of its queue, out of *lane*."""
+        """Remove *messages*, the last of its queue, from *lane*."""
         for message in reversed(messages):
             lane.queued.pop()
-            lane.waits.pop(message.message_id, None)
+            lane.holds.pop(message.message_id, None)
         self.queued_count -= len(messages)
         if not lane.queued:
-            lane.wait_until = None
+            lane.held_until = None
 
 
-class _Room:
-    """How much of the hand may wait for a dependency: half of it, so that others are not kept out."""
+def _decide_lane(
+    lane: _GroupLane,
+    pairs: Sequence[tuple[Message, Verdict]],
+    *,
+    now: float,
+    quota: _HoldQuota | None,
+    is_ours: Callable[[Message], bool],
+) -> _LaneDecision:
+    """Return the decision on the messages of one lane, given their verdicts in order; change nothing.
 
-    def __init__(self, limits: SchedulerLimits, waiting: Sequence[Message]) -> None:
-        self._count = limits.message_count // 2 - len(waiting)
-        self._bytes = limits.byte_count // 2 - sum(message.size_bytes for message in waiting)
+    From the first undecided message on, the others stay behind it when it is held, or return with it. A lost message is
+    received again before those behind it may be: they return.
+    """
+    done: list[Message] = []
+    dead_letters: list[tuple[Message, ToDeadLetter]] = []
+    undecided: list[tuple[Message, ReturnToQueue | RetryHeld]] = []
+    for message, verdict in pairs:
+        if not is_ours(message):
+            continue
+        match verdict:
+            case Done():
+                done.append(message)
+            case ToDeadLetter():
+                dead_letters.append((message, verdict))
+            case ReturnToQueue() | RetryHeld():
+                undecided.append((message, verdict))
+            case _:
+                assert_never(verdict)
+    lost = [message for message, _ in pairs if not is_ours(message)]
+    held: list[Message] = []
+    returned: list[tuple[Message, float]] = []
+    left = _quota_after_hold(lane, *undecided[0], now=now, quota=quota) if undecided else None
+    if undecided and left is not None and not lost:
+        held = [message for message, _ in undecided]
+    elif undecided or lost:
+        returned = [(message, 0.0) for message in [*lane.queued, *(message for message, _ in undecided[1:])]]
+        # The head last: until it is back, the group is locked.
+        returned += [(message, float(math.ceil(verdict.delay_s))) for message, verdict in undecided[:1]]
+    return _LaneDecision(
+        done=done,
+        dead_letters=dead_letters,
+        held=held,
+        hold_s=undecided[0][1].delay_s if held else 0.0,
+        returned=returned,
+        is_retried=bool(undecided) and not held,
+        lost=lost,
+        quota=quota if left is None else left,
+    )
 
-    def fits(self, messages: Sequence[Message]) -> bool:
-        """Tell whether *messages* may wait too, and count them if so."""
-        count, size = len(messages), sum(message.size_bytes for message in messages)
-        if count > self._count or size > self._bytes:
-            return False
-        self._count, self._bytes = self._count - count, self._bytes - size
-        return True
+
+def _quota_after_hold(
+    lane: _GroupLane, head: Message, verdict: ReturnToQueue | RetryHeld, *, now: float, quota: _HoldQuota | None
+) -> _HoldQuota | None:
+    """Return the quota that is left when *head* is held with the messages behind it; None when it must not be held.
+
+    It must not be held for long, nor when the held messages would exceed *quota*. Without a delay it takes no quota.
+    """
+    if quota is None or not isinstance(verdict, RetryHeld):
+        return None
+    since, _ = lane.holds.get(head.message_id, (now, 0))
+    if now + verdict.delay_s - since > HELD_MAX_S:
+        return None
+    if verdict.delay_s <= 0:
+        return quota
+    left = quota.without([head, *lane.queued])
+    return None if left.is_exceeded else left
 
 
-def _is_of(entry: tuple[float, int, _GroupLane]) -> bool:
-    """Tell whether the lane of *entry* still waits for its moment."""
-    return entry[2].wait_until == entry[0]
+def _is_current(entry: tuple[float, int, _GroupLane]) -> bool:
+    """Return whether the lane of *entry* is still held until the time of *entry*."""
+    return entry[2].held_until == entry[0]
 
 
 def _index_of(message: Message, queued: Iterable[Message]) -> int | None:

@@ -1,11 +1,11 @@
-"""The messages that were received and are not decided yet: how long each is ours, and when to claim it anew. Pure.
+"""The messages in flight, received and not decided yet: until when each is hidden, and when to extend that. Pure.
 
-A received message is hidden from other receivers for its visibility timeout: that is its lease. It is claimed again
-each third of that, from the receive on, so that two claims may fail before anybody else gets it. Deadlines are on the
-safe side: they count from before a claim was sent, where SQS counts from when it took it.
+A received message is hidden from other receivers for its visibility timeout. The heartbeat extends it each third of the
+timeout, counted from the receive, so that two extensions may fail before another receiver gets the message. Deadlines
+are on the safe side: they count from before an extension was sent, where SQS counts from when it arrived.
 
-SQS keeps a message hidden for twelve hours after its receive at most, and refuses what would be longer: claims and
-delays are cut to what is left of that.
+SQS keeps a message hidden for twelve hours after its receive at most, and refuses longer timeouts: extensions and
+delays are cut to the rest of that time.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message
 
-BEATS_A_TIMEOUT: Final = 3
-EARLY_SHARE: Final = 0.25  # of the time between claims: by how much one may come early, to spread them and fill calls
-VISIBILITY_MIN_S: Final = 1  # a queue may say 0, which would mean claiming without end
+HEARTBEATS_PER_TIMEOUT: Final = 3
+EARLY_SHARE: Final = 0.25  # of the heartbeat interval: how early an extension may be, to spread them and fill calls
+VISIBILITY_MIN_S: Final = 1  # a queue may have a timeout of 0, which would mean extending without end
 VISIBILITY_MAX_S: Final = 43_200  # SQS API reference, ChangeMessageVisibility: counted from the receive
 CEILING_MARGIN_S: Final = 1.0  # SQS counts in its own seconds
 
 
-class Loss(StrEnum):
-    """Why a message is ours no more."""
+class LossReason(StrEnum):
+    """Why another receiver may have a message."""
 
-    EXPIRED = "expired"  # no claim came through in time
-    REFUSED = "refused"  # SQS says that the receipt handle is not the newest, or too old
+    EXPIRED = "expired"  # no extension succeeded in time
+    REFUSED = "refused"  # SQS reports that the receipt handle is not the newest, or too old
     CEILING = "ceiling"  # twelve hours have passed since the receive
 
 
 class _VisibilityPeriod(msgspec.Struct):
-    """*message* with its newest receipt handle; *due_at* is `None` while it is not to be claimed."""
+    """*message* with its newest receipt handle; *due_at* is `None` while no extension is to be made."""
 
     message: Message
     received_at: float
     deadline: float
     due_at: float | None
-    loss: Loss | None = None
+    loss: LossReason | None = None
 
     @property
     def ceiling_at(self) -> float:
@@ -49,152 +49,153 @@ class _VisibilityPeriod(msgspec.Struct):
 
 
 class InFlightMessages:
-    """Received messages by id, with their leases."""
+    """The messages in flight by id, with their visibility periods."""
 
     def __init__(self, *, visibility_timeout_s: int) -> None:
         self.visibility_timeout_s = max(visibility_timeout_s, VISIBILITY_MIN_S)
-        self._leases: dict[str, _VisibilityPeriod] = {}
+        self._periods: dict[str, _VisibilityPeriod] = {}
         self.byte_count = 0
 
     def __repr__(self) -> str:
-        lost = sorted(name for name, lease in self._leases.items() if lease.loss)
-        return f"InHand({sorted(self._leases)}, lost={lost}, visibility_timeout_s={self.visibility_timeout_s})"
+        lost = sorted(name for name, period in self._periods.items() if period.loss)
+        return (
+            f"InFlightMessages({sorted(self._periods)}, lost={lost}, visibility_timeout_s={self.visibility_timeout_s})"
+        )
 
     def __len__(self) -> int:
-        return len(self._leases)
+        return len(self._periods)
 
     def set_visibility_timeout(self, visibility_timeout_s: int) -> None:
-        """Claim for *visibility_timeout_s* from now on."""
+        """Extend by *visibility_timeout_s* from now on."""
         self.visibility_timeout_s = max(visibility_timeout_s, VISIBILITY_MIN_S)
 
     @property
-    def beat_s(self) -> float:
-        """The time between two claims of a message."""
-        return self.visibility_timeout_s / BEATS_A_TIMEOUT
+    def heartbeat_s(self) -> float:
+        """The time between two extensions of a message."""
+        return self.visibility_timeout_s / HEARTBEATS_PER_TIMEOUT
 
-    def take(self, messages: Iterable[Message], *, received_at: float, draw: float = 0.0) -> list[Message]:
-        """Add *messages*; return those that were not in hand already.
+    def add(self, messages: Iterable[Message], *, received_at: float, draw: float = 0.0) -> list[Message]:
+        """Add *messages*; return those that were not in flight already.
 
-        One that was, and came again, is the same work under a newer receipt handle and a lease of its own, even if the
-        one before was lost. *draw* (0 ≤ draw < 1) spreads the claims of what came at the same time.
+        A message that was in flight and is received again is the same work under a newer receipt handle, with a new
+        visibility period even if the last one was lost. *draw* (0 ≤ draw < 1) spreads the extensions of messages that
+        were received at the same time.
         """
         fresh = []
         for message in messages:
-            known = self._leases.get(message.message_id)
+            known = self._periods.get(message.message_id)
             if known is None:
                 fresh.append(message)
                 self.byte_count += message.size_bytes
             else:
                 self.byte_count += message.size_bytes - known.message.size_bytes
             deadline = received_at + self.visibility_timeout_s
-            self._leases[message.message_id] = _VisibilityPeriod(
+            self._periods[message.message_id] = _VisibilityPeriod(
                 message, received_at, deadline, self._next_due_at(received_at, draw)
             )
         return fresh
 
-    def newest(self, message: Message) -> Message:
-        """Return *message* with the receipt handle it has now."""
-        lease = self._leases.get(message.message_id)
-        return message if lease is None else lease.message
+    def with_newest_handle(self, message: Message) -> Message:
+        """Return *message* with its newest receipt handle."""
+        period = self._periods.get(message.message_id)
+        return message if period is None else period.message
 
     def is_ours(self, message: Message, *, now: float) -> bool:
-        """Tell whether *message* is in hand and nobody else can have it now."""
-        lease = self._leases.get(message.message_id)
-        return lease is not None and lease.loss is None and now < lease.deadline
-
-    def is_in_hand(self, message: Message) -> bool:
-        """Tell whether *message* is not decided yet, be it ours or lost."""
-        return message.message_id in self._leases
+        """Return whether *message* is in flight and hidden from every other receiver now."""
+        period = self._periods.get(message.message_id)
+        return period is not None and period.loss is None and now < period.deadline
 
     def oldest_age_s(self, now: float) -> float:
-        """Return how long ago the message was received that is longest in hand; 0 when there is none."""
-        return max((now - lease.received_at for lease in self._leases.values()), default=0.0)
+        """Return the time since the receive of the oldest message in flight; 0 when there is none."""
+        return max((now - period.received_at for period in self._periods.values()), default=0.0)
 
-    def due(self, now: float) -> list[tuple[float, list[Message]]]:
-        """Return what is to be claimed now, most urgent first: for each call, when it was due, and its messages.
+    def take_due(self, now: float) -> list[tuple[float, list[Message]]]:
+        """Return the messages to extend now, most urgent first: for each call, when it was due, and its messages.
 
-        The last batch is filled up with what will soon be due. They are not due again before `renew` or `retry_soon`.
+        The last batch is filled up with messages that will be due soon. They are not due again before `record_extended`
+        or `retry_soon`.
         """
-        soon = now + self.beat_s * EARLY_SHARE
-        dues = [(lease.due_at, lease) for lease in self._leases.values() if lease.due_at is not None]
+        soon = now + self.heartbeat_s * EARLY_SHARE
+        dues = [(period.due_at, period) for period in self._periods.values() if period.due_at is not None]
         dues = sorted((due for due in dues if due[0] <= soon), key=lambda due: due[0])
         due_count = sum(due_at <= now for due_at, _ in dues)
         taken = dues[: math.ceil(due_count / BATCH_MAX_COUNT) * BATCH_MAX_COUNT]
-        for _, lease in taken:
-            lease.due_at = None
+        for _, period in taken:
+            period.due_at = None
         batches = [taken[start : start + BATCH_MAX_COUNT] for start in range(0, len(taken), BATCH_MAX_COUNT)]
-        return [(batch[0][0], [lease.message for _, lease in batch]) for batch in batches]
+        return [(batch[0][0], [period.message for _, period in batch]) for batch in batches]
 
-    def next_due_in(self, now: float) -> float:
-        """Return the seconds until something may be due or lost: what is received from now on is neither before."""
-        least = self.beat_s * EARLY_SHARE
+    def next_due_in_s(self, now: float) -> float:
+        """Return the seconds until a message may be due or lost; messages received from now on are neither before."""
+        least = self.heartbeat_s * EARLY_SHARE
         dues = (
-            lease.deadline if lease.due_at is None else min(lease.due_at, lease.deadline)
-            for lease in self._leases.values()
-            if lease.loss is None
+            period.deadline if period.due_at is None else min(period.due_at, period.deadline)
+            for period in self._periods.values()
+            if period.loss is None
         )
-        return max(min(dues, default=now + least) - now, 0.0) if self._leases else least
+        return max(min(dues, default=now + least) - now, 0.0) if self._periods else least
 
-    def margin_s(self, message: Message, now: float) -> float:
-        """Return for how long *message* is still ours."""
-        lease = self._leases.get(message.message_id)
-        return 0.0 if lease is None else lease.deadline - now
+    def remaining_s(self, message: Message, now: float) -> float:
+        """Return how long *message* stays hidden from other receivers."""
+        period = self._periods.get(message.message_id)
+        return 0.0 if period is None else period.deadline - now
 
-    def cut_s(self, message: Message, wanted_s: float, now: float) -> int:
-        """Return *wanted_s* in whole seconds, cut to what SQS still allows for *message*; at least 0."""
-        lease = self._leases.get(message.message_id)
-        left_s = VISIBILITY_MAX_S - CEILING_MARGIN_S if lease is None else lease.ceiling_at - now
+    def allowed_timeout_s(self, message: Message, wanted_s: float, now: float) -> int:
+        """Return *wanted_s* in whole seconds, cut to the longest timeout that SQS still accepts; at least 0."""
+        period = self._periods.get(message.message_id)
+        left_s = VISIBILITY_MAX_S - CEILING_MARGIN_S if period is None else period.ceiling_at - now
         return max(min(math.ceil(wanted_s), math.floor(left_s)), 0)
 
-    def renew(self, claims: Sequence[tuple[Message, int]], *, claimed_at: float, draw: float = 0.0) -> None:
-        """Note that each message was claimed for its seconds, with a call sent at *claimed_at*."""
-        for message, visibility_s in claims:
-            lease = self._same(message)
-            if lease is None or lease.loss is not None:
+    def record_extended(self, extensions: Sequence[tuple[Message, int]], *, sent_at: float, draw: float = 0.0) -> None:
+        """Record that each message was extended by its seconds, with a call sent at *sent_at*."""
+        for message, visibility_s in extensions:
+            period = self._period_of_handle(message)
+            if period is None or period.loss is not None:
                 continue
-            lease.deadline = claimed_at + visibility_s
-            # One that was cut reaches the ceiling with this claim: there is no further one to make.
-            is_last = lease.deadline + 1 >= lease.ceiling_at
-            lease.due_at = None if is_last else self._next_due_at(claimed_at, draw)
+            period.deadline = sent_at + visibility_s
+            # An extension that was cut reaches the ceiling: there is no further one to make.
+            is_last = period.deadline + 1 >= period.ceiling_at
+            period.due_at = None if is_last else self._next_due_at(sent_at, draw)
 
     def retry_soon(self, messages: Iterable[Message], *, now: float) -> None:
-        """Note that claiming *messages* failed: there is time for some more tries."""
+        """Schedule another extension of *messages* after a failed one: there is time for some more tries."""
         for message in messages:
-            lease = self._same(message)
-            if lease is not None and lease.loss is None:
-                lease.due_at = now + self.beat_s / BEATS_A_TIMEOUT
+            period = self._period_of_handle(message)
+            if period is not None and period.loss is None:
+                period.due_at = now + self.heartbeat_s / HEARTBEATS_PER_TIMEOUT
 
-    def refuse(self, messages: Iterable[Message]) -> list[Message]:
-        """Note that SQS refuses claims of *messages*; return those that are lost by it."""
+    def mark_refused(self, messages: Iterable[Message]) -> list[Message]:
+        """Record that SQS refuses to extend *messages*; return those that are lost by it."""
         lost = []
         for message in messages:
-            lease = self._same(message)
-            if lease is not None and lease.loss is None:
-                lease.loss, lease.due_at = Loss.REFUSED, None
-                lost.append(lease.message)
+            period = self._period_of_handle(message)
+            if period is not None and period.loss is None:
+                period.loss, period.due_at = LossReason.REFUSED, None
+                lost.append(period.message)
         return lost
 
-    def expire(self, now: float) -> list[tuple[Message, Loss]]:
-        """Return the messages whose lease has ended since the last look, and why."""
-        lost: list[tuple[Message, Loss]] = []
-        for lease in self._leases.values():
-            if lease.loss is None and lease.deadline <= now:
-                lease.loss = Loss.CEILING if lease.deadline + 1 >= lease.ceiling_at else Loss.EXPIRED
-                lease.due_at = None
-                lost.append((lease.message, lease.loss))
+    def mark_expired(self, now: float) -> list[tuple[Message, LossReason]]:
+        """Return the messages whose visibility period has ended since the last call, and why."""
+        lost: list[tuple[Message, LossReason]] = []
+        for period in self._periods.values():
+            if period.loss is None and period.deadline <= now:
+                is_at_ceiling = period.deadline + 1 >= period.ceiling_at
+                period.loss = LossReason.CEILING if is_at_ceiling else LossReason.EXPIRED
+                period.due_at = None
+                lost.append((period.message, period.loss))
         return lost
 
-    def drop(self, messages: Iterable[Message]) -> None:
-        """Forget *messages*: they are decided, or on their way back."""
+    def remove(self, messages: Iterable[Message]) -> None:
+        """Remove *messages*: they are decided, or on their way back to the queue."""
         for message in messages:
-            lease = self._leases.pop(message.message_id, None)
-            if lease is not None:
-                self.byte_count -= lease.message.size_bytes
+            period = self._periods.pop(message.message_id, None)
+            if period is not None:
+                self.byte_count -= period.message.size_bytes
 
-    def _same(self, message: Message) -> _VisibilityPeriod | None:
-        """Return the lease of *message*, if it was not received again since."""
-        lease = self._leases.get(message.message_id)
-        return lease if lease is not None and lease.message.receipt_handle == message.receipt_handle else None
+    def _period_of_handle(self, message: Message) -> _VisibilityPeriod | None:
+        """Return the period of *message*, unless the message was received again since, under a newer handle."""
+        period = self._periods.get(message.message_id)
+        return period if period is not None and period.message.receipt_handle == message.receipt_handle else None
 
-    def _next_due_at(self, claimed_at: float, draw: float) -> float:
-        return claimed_at + self.beat_s * (1 - EARLY_SHARE * draw)
+    def _next_due_at(self, extended_at: float, draw: float) -> float:
+        return extended_at + self.heartbeat_s * (1 - EARLY_SHARE * draw)

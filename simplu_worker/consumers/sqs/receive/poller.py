@@ -1,4 +1,4 @@
-"""Poll a queue: several polls at a time while there is much in it, one while there is little, each with a deadline."""
+"""Poll a queue: one poll while it is nearly empty, several at a time while it is full, each with a deadline."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+import msgspec
 import structlog
 
 from simplu_worker.aws.clients import ThrottledError
@@ -19,53 +20,60 @@ from simplu_worker.metrics.instruments import RETRIES, SQS_POLLS, SQS_POLLS_REPL
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
 
-POLL_WAIT_S: Final = 5  # a stop waits it out; a longer one would save a few cheap requests and make stops slow
-STOP_WAIT_S: Final = POLL_WAIT_S + 1.0  # after this a poll that is parked at a stop is cut: the server is silent
+POLL_WAIT_S: Final = 5  # a stop waits for it to end; a longer one would save a few cheap requests and slow down stops
+STOP_WAIT_S: Final = POLL_WAIT_S + 1.0  # after this a poll that is under way at a stop is cut: the server is silent
 SILENCE_S: Final = POLL_MARGIN_S - 1.0  # past its wait: a little before the poll client's own timeout, if it has one
-ROOM_WAIT_S: Final = 5.0  # with full hands, how often the loop turns to show that it lives
+FULL_WAIT_S: Final = 5.0  # without room in flight, how often the loop turns to show that it is alive
 RETRY_BASE_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
 
 log = structlog.get_logger(__name__)
 
 
-class Poller:
-    """Polls *queue* while there is room in *hand*, and gives what comes, with when it came, to *on_messages*.
+class PollTimes(msgspec.Struct, frozen=True):
+    """The times of a poll.
 
-    *stop_wait_s* is how long polls that are parked when the stop comes may still answer. Keep it above *poll_wait_s*:
-    SQS may give a message to a poll that was cut, which is then hidden until its visibility timeout has passed. *gate*,
-    when given, is awaited before each poll. *silence_s* past its wait, a poll is given up and another one made.
+    *wait_s* is how long SQS waits for messages. *stop_wait_s* is how long polls that are under way at a stop may still
+    answer; keep it above *wait_s*, because SQS may give messages to a poll that was cut, and hides them then until
+    their visibility timeout has passed. *silence_s* after its wait, a poll is abandoned and replaced.
+    """
+
+    wait_s: int = POLL_WAIT_S
+    stop_wait_s: float = STOP_WAIT_S
+    silence_s: float = SILENCE_S
+
+
+class Poller:
+    """Polls *queue* while there is room in *in_flight*; calls *on_messages* with the messages and when they came.
+
+    *gate*, when given, is awaited before each poll.
     """
 
     def __init__(
         self,
         queue: Queue,
-        hand: InFlightMessages,
+        in_flight: InFlightMessages,
         *,
         limits: SchedulerLimits,
+        times: PollTimes,
         on_messages: Callable[[Sequence[Message], float], None],
         gate: Callable[[], Awaitable[None]] | None,
-        poll_wait_s: int,
-        stop_wait_s: float,
-        silence_s: float,
         clock: Callable[[], float],
         draw: Callable[[], float],
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._queue = queue
-        self._hand = hand
+        self._in_flight = in_flight
         self._limits = limits
+        self._times = times
         self._on_messages = on_messages
         self._gate = gate
-        self._poll_wait_s = poll_wait_s
-        self._stop_wait_s = stop_wait_s
-        self._silence_s = silence_s
         self._clock = clock
         self._draw = draw
         self._new_id = new_id
-        self._pace = PollCount(limits.poll_count)
-        self._reserve = PollReservations(message_count=limits.message_count, byte_count=limits.byte_count)
-        self._parked: dict[int, asyncio.Timeout] = {}
+        self._count = PollCount(limits.poll_count)
+        self._reservations = PollReservations(message_count=limits.message_count, byte_count=limits.byte_count)
+        self._under_way: dict[int, asyncio.Timeout] = {}
         self._turns: dict[int, float] = {0: clock()}
         self._changed = asyncio.Event()
         self.received_count = 0
@@ -73,32 +81,33 @@ class Poller:
         self.last_error: str | None = None
 
     def __repr__(self) -> str:
-        return f"Polls({self._queue.name!r}, parked={sorted(self._parked)}, {self._pace!r}, {self._reserve!r})"
+        under_way = sorted(self._under_way)
+        return f"Poller({self._queue.name!r}, under_way={under_way}, {self._count!r}, {self._reservations!r})"
 
     @property
     def last_turn(self) -> float:
-        """When the loop turned last that has not turned for longest; those that rest do not count."""
+        """The oldest last turn of any loop; idle loops do not count."""
         return min(self._turns.values())
 
     @property
-    def parked_count(self) -> int:
+    def under_way_count(self) -> int:
         """How many polls are under way."""
-        return len(self._parked)
+        return len(self._under_way)
 
     @property
     def wanted_count(self) -> int:
-        """How many polls there shall be."""
-        return self._pace.wanted_count
+        """How many polls are to run."""
+        return self._count.wanted_count
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Poll until *stopping* is set and the last poll has ended."""
         async with asyncio.TaskGroup() as loops:
-            loops.create_task(self._stop_at(stopping), name=f"sqs-stop:{self._queue.name}")
+            loops.create_task(self._limit_stop(stopping), name=f"sqs-stop:{self._queue.name}")
             for number in range(max(self._limits.poll_count, 1)):
                 loops.create_task(self._loop(number, stopping), name=f"sqs-poll-{number}:{self._queue.name}")
 
     def wake(self) -> None:
-        """Let loops that rest, or wait for room, look again."""
+        """Let the loops that are idle, or wait for room, check again."""
         self._changed.set()
         self._changed.clear()
 
@@ -107,7 +116,7 @@ class Poller:
         failure_count = 0
         while not stopping.is_set():
             self._turns[number] = self._clock()
-            if number >= self._pace.wanted_count and attempt is None:
+            if number >= self._count.wanted_count and attempt is None:
                 del self._turns[number]
                 await self._changed.wait()
                 continue
@@ -115,11 +124,11 @@ class Poller:
                 await self._gate()
                 if stopping.is_set():
                     return
-            asked_count = self._ask(attempt)
+            asked_count = self._reserve(attempt)
             if not asked_count:
-                await sleep_or_event(ROOM_WAIT_S, until=self._changed)
+                await sleep_or_event(FULL_WAIT_S, until=self._changed)
                 continue
-            attempt = self._attempt(attempt, asked_count)
+            attempt = self._next_attempt(attempt, asked_count)
             error = await self._poll(number, asked_count, attempt, stopping)
             if error is None:
                 if failure_count and not stopping.is_set():
@@ -127,33 +136,33 @@ class Poller:
                 failure_count, attempt = 0, None
                 continue
             if isinstance(error, ThrottledError | PermanentError):
-                attempt = None  # that is an answer: nothing was received
+                attempt = None  # that is an answer: no message was received
             failure_count += 1
             await self._back_off(error, failure_count, stopping)
 
-    def _ask(self, attempt: ReceiveAttempt | None) -> int:
-        """Return how many messages to ask for; as many as before where a receive is repeated."""
-        asked_count = self._reserve.ask(in_hand_count=len(self._hand), in_hand_bytes=self._hand.byte_count)
+    def _reserve(self, attempt: ReceiveAttempt | None) -> int:
+        """Reserve room; return how many messages to ask for, as many as before when *attempt* is repeated."""
+        asked_count = self._reservations.reserve(
+            in_flight_count=len(self._in_flight), in_flight_bytes=self._in_flight.byte_count
+        )
         if asked_count and attempt is not None and attempt.is_usable(self._clock()):
-            self._reserve.end(asked_count - attempt.max_messages, [])
+            self._reservations.release(asked_count - attempt.max_messages, [])
             return attempt.max_messages
         return asked_count
 
-    def _attempt(self, attempt: ReceiveAttempt | None, asked_count: int) -> ReceiveAttempt | None:
-        """Return the receive to make: of a FIFO queue one with an id, the one before where its answer got lost."""
+    def _next_attempt(self, attempt: ReceiveAttempt | None, asked_count: int) -> ReceiveAttempt | None:
+        """Return the attempt of the next receive (FIFO queues): *attempt* if its answer got lost, else a new one."""
         if not self._queue.is_fifo:
             return None
         now = self._clock()
-        return (
-            attempt
-            if attempt is not None and attempt.is_usable(now)
-            else ReceiveAttempt(self._new_id(), asked_count, now)
-        )
+        if attempt is not None and attempt.is_usable(now):
+            return attempt
+        return ReceiveAttempt(self._new_id(), asked_count, now)
 
     async def _poll(
         self, number: int, asked_count: int, attempt: ReceiveAttempt | None, stopping: asyncio.Event
     ) -> Exception | None:
-        """Poll once; return what was wrong. A poll that a stop cut is no error."""
+        """Poll once; return the error. A poll that a stop cut is no error."""
         messages: list[Message] = []
         sent_at = self._clock()
         try:
@@ -161,60 +170,61 @@ class Poller:
         except TimeoutError:
             if stopping.is_set():
                 return None
-            return self._replaced()
+            return self._replace_poll()
         except (RetryableError, PermanentError, OSError) as exc:
             return exc
         finally:
-            self._parked.pop(number, None)
-            SQS_POLLS.labels(self._queue.name).set(len(self._parked))
-            self._reserve.end(asked_count, [message.size_bytes for message in messages])
+            self._under_way.pop(number, None)
+            SQS_POLLS.labels(self._queue.name).set(len(self._under_way))
+            self._reservations.release(asked_count, [message.size_bytes for message in messages])
         self.last_error = None
-        wanted_count = self._pace.wanted_count
-        self._pace.note(len(messages), asked_count)
-        # SQS took them at the end of the wait at the latest: an answer that came later does not make the lease longer.
+        wanted_count = self._count.wanted_count
+        self._count.record_answer(len(messages), asked_count)
         self.received_count += len(messages)
-        self._on_messages(messages, min(self._clock(), sent_at + self._poll_wait_s))
-        if self._pace.wanted_count > wanted_count:
+        # SQS hid them at the end of the wait at the latest: a late answer does not make their visibility period longer.
+        self._on_messages(messages, min(self._clock(), sent_at + self._times.wait_s))
+        if self._count.wanted_count > wanted_count:
             self.wake()
         return None
 
     async def _receive(self, number: int, asked_count: int, attempt: ReceiveAttempt | None) -> list[Message]:
-        async with asyncio.timeout(self._poll_wait_s + self._silence_s) as deadline:
-            self._parked[number] = deadline
-            SQS_POLLS.labels(self._queue.name).set(len(self._parked))
+        async with asyncio.timeout(self._times.wait_s + self._times.silence_s) as deadline:
+            self._under_way[number] = deadline
+            SQS_POLLS.labels(self._queue.name).set(len(self._under_way))
             return await self._queue.receive(
-                wait_s=self._poll_wait_s,
+                wait_s=self._times.wait_s,
                 max_messages=asked_count,
-                visibility_s=self._hand.visibility_timeout_s,
+                visibility_s=self._in_flight.visibility_timeout_s,
                 attempt_id=None if attempt is None else attempt.attempt_id,
             )
 
-    def _replaced(self) -> RetryableError:
+    def _replace_poll(self) -> RetryableError:
+        """Count and log that a poll without an answer is replaced; return the error."""
         self.replaced_count += 1
         SQS_POLLS_REPLACED.labels(self._queue.name).inc()
-        silent_s = self._poll_wait_s + self._silence_s
+        silent_s = self._times.wait_s + self._times.silence_s
         log.warning("queue.poll_replaced", queue=self._queue.name, silent_s=silent_s)
-        return RetryableError(f"a poll of {self._poll_wait_s} s had no answer after {silent_s:g} s")
+        return RetryableError(f"a poll of {self._times.wait_s} s had no answer after {silent_s:g} s")
 
-    async def _stop_at(self, stopping: asyncio.Event) -> None:
-        """When *stopping* is set, wake what rests, and end the polls under way soon."""
+    async def _limit_stop(self, stopping: asyncio.Event) -> None:
+        """When *stopping* is set, wake idle loops, and end the polls under way soon."""
         await stopping.wait()
         self.wake()
-        ends_at = asyncio.get_running_loop().time() + self._stop_wait_s
-        for deadline in self._parked.values():
+        ends_at = asyncio.get_running_loop().time() + self._times.stop_wait_s
+        for deadline in self._under_way.values():
             deadline.reschedule(min(deadline.when() or ends_at, ends_at))
 
     async def _back_off(self, exc: Exception, failure_count: int, stopping: asyncio.Event) -> None:
-        """Wait after a failed call; log the first failure in a row, and then ever fewer."""
+        """Wait after a failed poll."""
         self.last_error = str(exc)
-        self._pace.note_failure()
+        self._count.record_failure()
         RETRIES.labels("sqs", "receive").inc()
         delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
-        note_unreachable(self._queue, exc, failure_count, delay_s)
+        log_unreachable(self._queue, exc, failure_count, delay_s)
         await sleep_or_event(delay_s, until=stopping)
 
 
-def note_unreachable(queue: Queue, exc: Exception, failure_count: int, delay_s: float) -> None:
+def log_unreachable(queue: Queue, exc: Exception, failure_count: int, delay_s: float) -> None:
     """Log that *queue* does not answer: the 1st, 2nd, 4th, 8th … time in a row."""
     if failure_count.bit_count() > 1:
         return

@@ -1,8 +1,9 @@
-"""Receive from one queue, keep what is in hand hidden, and do with each message what its handler decides.
+"""Receive from one queue, keep messages in flight hidden, and carry out the handler's verdict on each.
 
-Safe because a message leaves the queue only by a delete, and is deleted only after its handler was through with it, or
-its dead letter is stored, while it was still ours. Everything else – a crash, a lost lease, a failed delete – makes it
-come again. Of a FIFO queue nothing is handled before what is in front of it in its group is decided: `groups`.
+Safe because a message leaves the queue only by a delete, and is deleted only after its handler was done with it, or its
+dead letter was stored, while it was still hidden from other receivers. After any other end – a crash, a lost visibility
+period, a failed delete – it is received again. Of a FIFO queue no message is handled before those in front of it in its
+group are decided: `group_scheduler`.
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
+import msgspec
 import structlog
 
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, VISIBILITY_DEFAULT_S, Message, Queue, QueueAttributes
 from simplu_worker.consumers.sqs.receive.deleter import DeleteBatcher
-from simplu_worker.consumers.sqs.receive.group_scheduler import GroupScheduler, SchedulerLimits, Settled
+from simplu_worker.consumers.sqs.receive.group_scheduler import CallDecision, GroupScheduler, SchedulerLimits
 from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages
 from simplu_worker.consumers.sqs.receive.poller import (
     POLL_WAIT_S,
     RETRY_BASE_S,
     RETRY_MAX_S,
-    SILENCE_S,
-    STOP_WAIT_S,
     Poller,
-    note_unreachable,
+    PollTimes,
+    log_unreachable,
 )
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
-from simplu_worker.consumers.sqs.receive.verdicts import ToDeadLetter, Verdict, after_trouble
+from simplu_worker.consumers.sqs.receive.verdicts import ToDeadLetter, Verdict, retry_delay_s
 from simplu_worker.consumers.sqs.receive.visibility import Visibility
 from simplu_worker.dead_letters.queue import DeadLetter, DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
@@ -46,32 +47,43 @@ from simplu_worker.metrics.instruments import (
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
 
-__all__ = ["LONGEST_TURN_S", "POLL_WAIT_S", "STOP_WAIT_S", "Handler", "QueueReceiver", "SchedulerLimits"]
-
 DRAIN_S: Final = 15.0
 DEPTH_INTERVAL_S: Final = 30.0
-IDLE_S: Final = 5.0  # how often the loop turns with nothing to do, to show that it lives
+IDLE_S: Final = 5.0  # how often the idle loop turns, to show that it is alive
 LONGEST_TURN_S: Final = POLL_WAIT_S + POLL_MARGIN_S + RETRY_MAX_S  # a dead poll, and the pause after it
 
 log = structlog.get_logger(__name__)
 
 
 class Handler(Protocol):
-    """What a receiver hands its messages to."""
+    """Handles the messages of a receiver."""
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
         """Return one verdict for each of *messages*, in their order. Idempotent; raises nothing but a cancellation.
 
-        Those of one FIFO group come in order, and none of them is in two calls at the same time. When one does not end
-        Done or Bury, those of its group behind it must not be applied: they get Later(0).
+        The messages of one FIFO group are in order, and none of them is in two calls at the same time. When the verdict
+        on one is neither Done nor ToDeadLetter, those of its group behind it must not be applied: they get
+        ReturnToQueue(0).
         """
 
 
-class QueueReceiver:
-    """Receives from *queue* and has *handler* handle what comes, within *limits*.
+class ReceiverSettings(msgspec.Struct, frozen=True):
+    """How much a receiver takes at a time, and for how long it polls and drains.
 
-    At a stop, what was not begun goes back, and what was has *drain_s* to end. *rules*, when given, are held against
-    the queue's own settings at start. *gate* is awaited before each poll. For the others see `Poller`.
+    At a stop, unstarted messages return to the queue, and started ones have *drain_s* to end. *redrive_rules*, when
+    given, are compared with the queue's own settings at the start.
+    """
+
+    limits: SchedulerLimits = SchedulerLimits()
+    poll_times: PollTimes = PollTimes()
+    drain_s: float = DRAIN_S
+    redrive_rules: RedriveRules | None = None
+
+
+class QueueReceiver:
+    """Receives from *queue* and lets *handler* handle the messages.
+
+    *gate*, when given, is awaited before each poll.
     """
 
     def __init__(
@@ -79,45 +91,37 @@ class QueueReceiver:
         queue: Queue,
         handler: Handler,
         dead_letters: DeadLetterStore,
+        settings: ReceiverSettings | None = None,
         *,
-        limits: SchedulerLimits | None = None,
-        rules: RedriveRules | None = None,
         gate: Callable[[], Awaitable[None]] | None = None,
-        poll_wait_s: int = POLL_WAIT_S,
-        stop_wait_s: float = STOP_WAIT_S,
-        silence_s: float = SILENCE_S,
-        drain_s: float = DRAIN_S,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._queue = queue
         self._handler = handler
         self._dead_letters = dead_letters
-        self._limits = limits or SchedulerLimits()
-        self._rules = rules
-        self._drain_s = drain_s
+        self._settings = settings = settings or ReceiverSettings()
+        self._limits = settings.limits
         self._clock = clock
         self._draw = draw
-        self._hand = hand = InFlightMessages(visibility_timeout_s=VISIBILITY_DEFAULT_S)
+        self._in_flight = in_flight = InFlightMessages(visibility_timeout_s=VISIBILITY_DEFAULT_S)
         self._groups = GroupScheduler(is_fifo=queue.is_fifo)
-        self._deletes = DeleteBatcher(queue, hand, on_gone=self._on_gone, clock=clock, draw=draw)
+        self._deleter = DeleteBatcher(queue, in_flight, on_removed=self._on_removed, clock=clock, draw=draw)
         self._visibility = Visibility(
             queue,
-            hand,
+            in_flight,
             on_lost=self._on_lost,
-            is_being_deleted=self._deletes.is_being_deleted,
+            is_being_deleted=self._deleter.is_being_deleted,
             clock=clock,
             draw=draw,
         )
-        self._polls = Poller(
+        self._poller = Poller(
             queue,
-            hand,
-            limits=self._limits,
-            on_messages=self._take,
+            in_flight,
+            limits=settings.limits,
+            times=settings.poll_times,
+            on_messages=self._add,
             gate=gate,
-            poll_wait_s=poll_wait_s,
-            stop_wait_s=stop_wait_s,
-            silence_s=silence_s,
             clock=clock,
             draw=draw,
         )
@@ -133,61 +137,59 @@ class QueueReceiver:
         self._opening_error: str | None = None
         self._turned_at = clock()
         self._is_running = False
-        self.overdue_message_ids: list[
-            str
-        ] = []  # ids of the messages whose handlers were cancelled at the end of a drain
+        self.overdue_message_ids: list[str] = []  # of calls that were cancelled at the end of a drain
 
     def __repr__(self) -> str:
-        return f"QueueReceiver({self._queue.name!r}, {self._hand!r}, {self._groups!r}, {self._polls!r})"
+        return f"QueueReceiver({self._queue.name!r}, {self._in_flight!r}, {self._groups!r}, {self._poller!r})"
 
     @property
     def in_flight_count(self) -> int:
         """How many messages are received and not decided yet."""
-        return len(self._hand)
+        return len(self._in_flight)
 
     @property
     def last_turn(self) -> float:
-        """When the loop turned last that has not turned for longest."""
+        """The oldest last turn of any loop."""
         if not self._is_running:
             return self._turned_at
-        return min(self._turned_at, self._polls.last_turn, self._visibility.last_turn, self._deletes.last_turn)
+        return min(self._turned_at, self._poller.last_turn, self._visibility.last_turn, self._deleter.last_turn)
 
     @property
     def last_error(self) -> str | None:
-        """What is wrong with the queue now."""
-        return self._opening_error or self._polls.last_error
+        """The current error of the queue."""
+        return self._opening_error or self._poller.last_error
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Receive until *stopping* is set, then finish what is in hand and return. Run once.
+        """Receive until *stopping* is set, then finish the messages in flight and return. Run once.
 
-        Cancelling it leaves what is in hand to its visibility timeout.
+        A cancellation leaves the messages in flight to their visibility timeouts.
         """
         name = self._queue.name
         start_queue_at_zero(name)
-        SQS_OLDEST_IN_HAND.labels(name).set_function(lambda: self._hand.oldest_age_s(self._clock()))
+        SQS_OLDEST_IN_HAND.labels(name).set_function(lambda: self._in_flight.oldest_age_s(self._clock()))
         try:
             attributes = await self._open(stopping)
             if attributes is not None:
                 await self._receive(attributes, stopping)
         finally:
-            SQS_OLDEST_IN_HAND.labels(name).set_function(float)  # 0, and no hold on this receiver
+            SQS_OLDEST_IN_HAND.labels(name).set_function(float)  # 0, without a reference to this receiver
 
     async def _receive(self, attributes: QueueAttributes, stopping: asyncio.Event) -> None:
         name = self._queue.name
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._visibility.keep_hidden(self._ended), name=f"sqs-heartbeat:{name}")
             loops.create_task(self._watch_queue(attributes), name=f"sqs-watch:{name}")
-            loops.create_task(self._bound_drain(stopping), name=f"sqs-drain:{name}")
+            loops.create_task(self._limit_drain(stopping), name=f"sqs-drain:{name}")
             async with asyncio.TaskGroup() as deleting:
-                deleting.create_task(self._deletes.run(self._work_ended), name=f"sqs-delete:{name}")
+                deleting.create_task(self._deleter.run(self._work_ended), name=f"sqs-delete:{name}")
                 self._is_running = True
                 await self._work(stopping)
                 self._work_ended.set()
-                self._deletes.wake()
+                self._deleter.wake()
             self._ended.set()
 
     def stats(self) -> dict[str, Any]:
-        """Return what the monitoring points show."""
+        """Return the members that the monitoring endpoints show."""
         queue, now = self._attributes, self._clock()
         return {
             "queue": self._queue.name,
@@ -196,19 +198,19 @@ class QueueReceiver:
             "visible": queue and queue.visible_count,
             "inFlight": queue and queue.in_flight_count,
             "delayed": queue and queue.delayed_count,
-            "visibilityTimeoutS": self._hand.visibility_timeout_s,
-            "inHand": len(self._hand),
-            "inHandBytes": self._hand.byte_count,
+            "visibilityTimeoutS": self._in_flight.visibility_timeout_s,
+            "inHand": len(self._in_flight),
+            "inHandBytes": self._in_flight.byte_count,
             "inHandLimit": self._limits.message_count,
             "queued": self._groups.queued_count,
             "handling": self._groups.handling_count,
-            "waiting": len(self._groups.waiting()),
-            "deleting": self._deletes.pending_count,
-            "oldestInHandS": round(self._hand.oldest_age_s(now), 3),
-            "polls": self._polls.parked_count,
-            "pollsWanted": self._polls.wanted_count,
-            "pollsReplaced": self._polls.replaced_count,
-            "received": self._polls.received_count,
+            "waiting": len(self._groups.held_messages()),
+            "deleting": self._deleter.pending_count,
+            "oldestInHandS": round(self._in_flight.oldest_age_s(now), 3),
+            "polls": self._poller.under_way_count,
+            "pollsWanted": self._poller.wanted_count,
+            "pollsReplaced": self._poller.replaced_count,
+            "received": self._poller.received_count,
             "calls": self._call_count,
             "handled": self._handled_count,
             "handlingS": round(self._handling_s, 3),
@@ -220,7 +222,7 @@ class QueueReceiver:
     # Receiving
 
     async def _open(self, stopping: asyncio.Event) -> QueueAttributes | None:
-        """Learn the queue's own visibility timeout, however long that takes; None when the stop comes before."""
+        """Read the queue's own visibility timeout, however long that takes; None when the stop comes before."""
         failure_count = 0
         while not stopping.is_set():
             self._turned_at = self._clock()
@@ -231,31 +233,33 @@ class QueueReceiver:
                 self._opening_error = str(exc)
                 RETRIES.labels("sqs", "receive").inc()
                 delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
-                note_unreachable(self._queue, exc, failure_count, delay_s)
+                log_unreachable(self._queue, exc, failure_count, delay_s)
                 await sleep_or_event(delay_s, until=stopping)
             else:
                 self._opening_error = None
-                self._learn(attributes)
-                log.info("queue.opened", queue=self._queue.name, visibility_timeout_s=self._hand.visibility_timeout_s)
+                self._update_attributes(attributes)
+                timeout_s = self._in_flight.visibility_timeout_s
+                log.info("queue.opened", queue=self._queue.name, visibility_timeout_s=timeout_s)
                 return attributes
         return None
 
-    def _learn(self, attributes: QueueAttributes) -> None:
+    def _update_attributes(self, attributes: QueueAttributes) -> None:
         self._attributes = attributes
-        self._hand.set_visibility_timeout(attributes.visibility_timeout_s)
+        self._in_flight.set_visibility_timeout(attributes.visibility_timeout_s)
         SQS_QUEUE_DEPTH.labels(self._queue.name).set(attributes.visible_count)
 
     async def _watch_queue(self, attributes: QueueAttributes) -> None:
-        """Tell what of the queue's settings does not fit, and follow them and its depth."""
-        await self._tell_unfit(attributes)
+        """Log settings of the queue that do not fit, and follow its settings and its depth."""
+        await self._log_redrive_problems(attributes)
         while not await sleep_or_event(DEPTH_INTERVAL_S, until=self._ended):
             try:
-                self._learn(await self._queue.read_attributes())
+                self._update_attributes(await self._queue.read_attributes())
             except (RetryableError, PermanentError, OSError) as exc:
                 log.debug("queue.depth_unread", queue=self._queue.name, error=str(exc))
 
-    async def _tell_unfit(self, attributes: QueueAttributes) -> None:
-        if self._rules is None:
+    async def _log_redrive_problems(self, attributes: QueueAttributes) -> None:
+        rules = self._settings.redrive_rules
+        if rules is None:
             return
         policy, target = parse_redrive_policy(attributes.redrive_policy), None
         if policy is not None:
@@ -263,49 +267,49 @@ class QueueReceiver:
                 target = await (await self._queue.find_queue(policy.target_name)).read_attributes()
             except (RetryableError, PermanentError) as exc:
                 log.debug("queue.redrive_target_unread", queue=self._queue.name, error=str(exc))
-        for problem in redrive_problems(attributes, target, self._rules):
+        for problem in redrive_problems(attributes, target, rules):
             log.warning("queue.redrive_unfit", queue=self._queue.name, problem=problem)
 
-    def _take(self, messages: Sequence[Message], received_at: float) -> None:
-        fresh = self._hand.take(messages, received_at=received_at, draw=self._draw())
+    def _add(self, messages: Sequence[Message], received_at: float) -> None:
+        fresh = self._in_flight.add(messages, received_at=received_at, draw=self._draw())
         self._groups.add(fresh)
         if fresh:
             self._changed.set()
-            self._show_in_flight()
+            self._set_in_flight_gauge()
 
     # Handling
 
     async def _work(self, stopping: asyncio.Event) -> None:
-        """Poll and handle; at the stop, first let the polls end, then give back what has not begun, then finish."""
+        """Poll and handle; at the stop, let polls end, return unstarted messages to the queue, finish the others."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._dispatch(tasks, stopping), name=f"sqs-dispatch:{self._queue.name}")
-            await self._polls.run(stopping)
+            await self._poller.run(stopping)
             self._polls_ended.set()
-            await self._give_back(self._groups.take_unstarted(self._is_last_receive))
+            await self._return_unstarted(self._groups.take_unstarted(self._is_last_receive))
             self._changed.set()
 
     async def _dispatch(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
-        """Hand messages to the handler as they come; after a stop only those that must not go back."""
+        """Hand messages to the handler as they come; after a stop only those that must not return to the queue."""
         while not (self._polls_ended.is_set() and not self._groups.queued_count):
             self._changed.clear()
             self._turned_at = now = self._clock()
-            if back := self._visibility.expire():
-                tasks.create_task(self._put_back([(message, 0.0) for message in back]))
-            while self._may_start(stopping) and (call := self._groups.next_call(self._limits, now=now)):
+            if behind := self._visibility.report_expired():
+                tasks.create_task(self._return_to_queue([(message, 0.0) for message in behind]))
+            while self._can_start(stopping) and (call := self._groups.take_call(self._limits, now=now)):
                 self._call_count += 1
                 task = tasks.create_task(self._run_call(call, stopping), name=f"sqs-call:{self._queue.name}")
                 self._calls[task] = call
                 task.add_done_callback(self._calls.pop)
-            # With no call to spare, whatever has waited long enough goes on waiting for one.
-            wait_s = self._groups.next_wait_in(now) if self._may_start(stopping) else None
-            await sleep_or_event(IDLE_S if wait_s is None else min(wait_s, IDLE_S), until=self._changed)
+            # Without a free call, messages that were held for long enough go on waiting for one.
+            retry_in_s = self._groups.next_retry_in_s(now) if self._can_start(stopping) else None
+            await sleep_or_event(IDLE_S if retry_in_s is None else min(retry_in_s, IDLE_S), until=self._changed)
 
-    def _may_start(self, stopping: asyncio.Event) -> bool:
+    def _can_start(self, stopping: asyncio.Event) -> bool:
         has_stopped = stopping.is_set() and not self._polls_ended.is_set()
         return not has_stopped and not self.overdue_message_ids and self._call_count < self._limits.call_count
 
     def _is_last_receive(self, message: Message) -> bool:
-        """Tell whether SQS would move *message* to the queue's own dead-letter queue instead of giving it out again."""
+        """Return whether SQS would move *message* to the queue's own dead-letter queue in place of its next receive."""
         policy = parse_redrive_policy(self._attributes.redrive_policy) if self._attributes else None
         return policy is not None and message.receive_count >= policy.max_receive_count
 
@@ -315,8 +319,8 @@ class QueueReceiver:
             verdicts = await self._handler.handle(call)
         except asyncio.CancelledError:
             if self.overdue_message_ids:
-                self._groups.decided(call)
-                await self._put_back([(message, 0.0) for message in call])
+                self._groups.finish(call)
+                await self._return_to_queue([(message, 0.0) for message in call])
             raise
         finally:
             self._call_count -= 1
@@ -324,52 +328,52 @@ class QueueReceiver:
         now = self._clock()
         self._handled_count += len(call)
         self._handling_s += now - started_at
-        settled = self._groups.settle(
+        decision = self._groups.apply_verdicts(
             call,
             verdicts,
             now=now,
             limits=self._limits,
-            is_ours=lambda message: self._hand.is_ours(message, now=now),
-            may_wait=not stopping.is_set(),
+            is_ours=lambda message: self._in_flight.is_ours(message, now=now),
+            may_hold=not stopping.is_set(),
         )
-        await self._carry_out(settled, stopping)
+        await self._carry_out(decision, stopping)
 
-    async def _carry_out(self, settled: Settled, stopping: asyncio.Event) -> None:
-        self._deletes.add(settled.done, "deleted")
-        self._lose(settled.lost)
-        if settled.back:
-            self._count("retried", settled.retried_count)
-            self._count("given_back", len(settled.back) - settled.retried_count)
+    async def _carry_out(self, decision: CallDecision, stopping: asyncio.Event) -> None:
+        self._deleter.add(decision.done, "deleted")
+        self._remove_lost(decision.lost)
+        if decision.returned:
+            self._count("retried", decision.retried_count)
+            self._count("given_back", len(decision.returned) - decision.retried_count)
             if stopping.is_set():
-                await self._polls_ended.wait()  # else a poll that is still parked takes it again
-            await self._put_back(settled.back)
-        if settled.bury:
-            await self._bury(settled.bury, stopping)
+                await self._polls_ended.wait()  # else a poll that is still under way receives it again
+            await self._return_to_queue(decision.returned)
+        if decision.dead_letters:
+            await self._store_dead_letters(decision.dead_letters, stopping)
 
-    async def _bury(self, burials: Sequence[tuple[Message, ToDeadLetter]], stopping: asyncio.Event) -> None:
-        """Store the letters, mark what is to be marked, and only then delete; what fails of it comes again."""
-        buried: list[Message] = []
-        undone: list[tuple[Message, float]] = []
+    async def _store_dead_letters(self, pairs: Sequence[tuple[Message, ToDeadLetter]], stopping: asyncio.Event) -> None:
+        """Store the dead letters, run each `before_delete`, then delete; return failed messages to the queue."""
+        stored: list[Message] = []
+        failed: list[tuple[Message, float]] = []
         try:
-            await self._dead_letters.store([self._letter(*burial) for burial in burials], stopping=stopping)
+            await self._dead_letters.store([self._dead_letter_of(*pair) for pair in pairs], stopping=stopping)
         except RetryableError:
-            undone = [(message, 0.0) for message, _ in burials]
+            failed = [(message, 0.0) for message, _ in pairs]
         else:
-            for message, verdict in burials:
-                delay_s = await self._mark(message, verdict)
+            for message, verdict in pairs:
+                delay_s = await self._run_before_delete(message, verdict)
                 if delay_s is None:
-                    buried.append(message)
+                    stored.append(message)
                 else:
-                    undone.append((message, delay_s))
-        behind = [(other, 0.0) for message, _ in undone for other in self._groups.leave(message)]
-        self._groups.decided([message for message, _ in burials])
-        self._deletes.add(buried, "dead_letter")
+                    failed.append((message, delay_s))
+        behind = [(other, 0.0) for message, _ in failed for other in self._groups.remove(message)]
+        self._groups.finish([message for message, _ in pairs])
+        self._deleter.add(stored, "dead_letter")
         self._changed.set()
-        self._count("retried", len(undone))
+        self._count("retried", len(failed))
         self._count("given_back", len(behind))
-        await self._put_back([*behind, *undone])
+        await self._return_to_queue([*behind, *failed])
 
-    def _letter(self, message: Message, verdict: ToDeadLetter) -> DeadLetter:
+    def _dead_letter_of(self, message: Message, verdict: ToDeadLetter) -> DeadLetter:
         return DeadLetter(
             reason=verdict.reason,
             error=verdict.error,
@@ -377,84 +381,82 @@ class QueueReceiver:
             failed_at=datetime.now(UTC),
             attempts=message.receive_count,
             record=message.body.encode("utf-8", "surrogatepass"),
-            request_id=verdict.request_id,
-            resource_id=verdict.resource_id,
-            business_id=verdict.business_id,
-            location_id=verdict.location_id,
+            request_id=verdict.ids.request_id,
+            resource_id=verdict.ids.resource_id,
+            business_id=verdict.ids.business_id,
+            location_id=verdict.ids.location_id,
             message_attributes=message.attributes,
             deduplication_id=message.deduplication_id,
         )
 
-    async def _mark(self, message: Message, verdict: ToDeadLetter) -> float | None:
-        """Mark what *message* asked for as given up; return after how long it is to come again when that failed."""
-        if verdict.mark is None or not self._hand.is_ours(message, now=self._clock()):
-            return None  # one that is lost is not deleted either: whoever has it marks it
+    async def _run_before_delete(self, message: Message, verdict: ToDeadLetter) -> float | None:
+        """Run the verdict's `before_delete`; return the delay before the next receive if it failed, else None."""
+        if verdict.before_delete is None or not self._in_flight.is_ours(message, now=self._clock()):
+            return None  # a lost message is not deleted either: its next receiver runs it
         try:
-            await verdict.mark()
+            await verdict.before_delete()
         except RetryableError as exc:
-            delay_s = after_trouble(exc, try_count=message.try_count, draw=self._draw()).delay_s
             log.warning("message.not_marked", queue=self._queue.name, message_id=message.message_id, error=str(exc))
-            return delay_s
-        except Exception as exc:  # its letter is stored: the message has to come again, whatever it was
+            return float(retry_delay_s(exc, message, draw=self._draw()))
+        except Exception as exc:  # its dead letter is stored: the message must be received again after any error
             error = type(exc).__name__
             log.exception("message.not_marked", queue=self._queue.name, message_id=message.message_id, error=error)
             return RETRY_MAX_S
         return None
 
-    # What leaves the hand
+    # Leaving the messages in flight
 
-    async def _give_back(self, messages: Sequence[Message]) -> None:
-        """Let others have *messages* at once: nobody here has begun with them."""
+    async def _return_unstarted(self, messages: Sequence[Message]) -> None:
+        """Return *messages*, none of which was handled, to the queue at once."""
         if messages:
             self._count("given_back", len(messages))
             log.info("message.given_back", queue=self._queue.name, count=len(messages))
-            await self._put_back([(message, 0.0) for message in messages])
+            await self._return_to_queue([(message, 0.0) for message in messages])
 
-    async def _put_back(self, changes: Sequence[tuple[Message, float]]) -> None:
+    async def _return_to_queue(self, changes: Sequence[tuple[Message, float]]) -> None:
         if changes:
-            await self._visibility.put_back(changes)
-            self._on_gone()
+            await self._visibility.return_to_queue(changes)
+            self._on_removed()
 
     def _on_lost(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Drop *messages*, ours no more, unless they are being handled; return what has to go back with them."""
+        """Remove lost *messages* unless they are being handled; return those behind them, which must return too."""
         queued = [message for message in messages if self._groups.is_queued(message)]
-        behind = [other for message in messages for other in self._groups.leave(message)]
-        self._lose(queued)
+        behind = [other for message in messages for other in self._groups.remove(message)]
+        self._remove_lost(queued)
         lost = {message.message_id for message in queued}
-        back = [other for other in behind if other.message_id not in lost]
-        self._count("given_back", len(back))
-        return back
+        returned = [other for other in behind if other.message_id not in lost]
+        self._count("given_back", len(returned))
+        return returned
 
-    def _lose(self, messages: Sequence[Message]) -> None:
+    def _remove_lost(self, messages: Sequence[Message]) -> None:
         if messages:
             self._count("lease_lost", len(messages))
-            self._hand.drop(messages)
-            self._on_gone()
+            self._in_flight.remove(messages)
+            self._on_removed()
 
-    def _on_gone(self) -> None:
-        self._polls.wake()
-        self._show_in_flight()
+    def _on_removed(self) -> None:
+        self._poller.wake()
+        self._set_in_flight_gauge()
 
     def _count(self, outcome: str, count: int) -> None:
         if count:
             SQS_MESSAGES.labels(self._queue.name, outcome).inc(count)
 
-    def _show_in_flight(self) -> None:
-        SQS_IN_FLIGHT.labels(self._queue.name).set(len(self._hand))
+    def _set_in_flight_gauge(self) -> None:
+        SQS_IN_FLIGHT.labels(self._queue.name).set(len(self._in_flight))
 
-    async def _bound_drain(self, stopping: asyncio.Event) -> None:
-        """Let a stop begin at once, and end: cancel the handlers that are not through in time."""
+    async def _limit_drain(self, stopping: asyncio.Event) -> None:
+        """Start a drain at once, and end it: cancel the calls that have not ended in time."""
         await stopping.wait()
-        log.info("queue.draining", queue=self._queue.name, in_hand=len(self._hand), calls=len(self._calls))
+        log.info("queue.draining", queue=self._queue.name, in_hand=len(self._in_flight), calls=len(self._calls))
         self._changed.set()
-        if await sleep_or_event(self._drain_s, until=self._ended):
+        drain_s = self._settings.drain_s
+        if await sleep_or_event(drain_s, until=self._ended):
             return
-        self._deletes.hurry()
+        self._deleter.stop_retrying()
         calls = dict(self._calls)
-        self.overdue_message_ids = [message.message_id for call in calls.values() for message in call]
-        log.error(
-            "queue.drain_overdue", queue=self._queue.name, drain_s=self._drain_s, message_ids=self.overdue_message_ids
-        )
+        self.overdue_message_ids = overdue = [message.message_id for call in calls.values() for message in call]
+        log.error("queue.drain_overdue", queue=self._queue.name, drain_s=drain_s, message_ids=overdue)
         for task in calls:
             task.cancel()
-        await self._give_back(self._groups.take_unstarted())
+        await self._return_unstarted(self._groups.take_unstarted())

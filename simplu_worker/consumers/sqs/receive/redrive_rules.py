@@ -1,4 +1,4 @@
-"""What of a queue's own settings does not fit how it is consumed. Pure."""
+"""Find settings of a queue that do not fit how the worker consumes it. Pure."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
 
-# A message that waits for a dependency is received about once in two minutes, so this is an outage of some hours.
+# During an outage a message is received about once in two minutes, so this is an outage of some hours.
 OUTAGE_MIN_RECEIVES: Final = 100
 
 
 class RedriveRules(msgspec.Struct, frozen=True):
-    """How the queue is consumed: tries after unexpected errors, the first included, and the time a drain may take."""
+    """How the worker consumes a queue: tries of a message, the first included, and seconds that a drain may take."""
 
     try_count: int
     grace_s: float
 
 
 class RedrivePolicy(msgspec.Struct, frozen=True):
-    """Where SQS itself moves a message, and after how many receives."""
+    """The queue to which SQS itself moves a message, and after how many receives."""
 
     target_name: str
     max_receive_count: int
 
 
 def parse_redrive_policy(text: str | None) -> RedrivePolicy | None:
-    """Read the attribute RedrivePolicy; None where there is none, or none that can be read."""
+    """Parse the attribute RedrivePolicy; None when it is missing or malformed."""
     try:
         found: Any = json.loads(text or "null")
         return RedrivePolicy(
@@ -41,9 +41,9 @@ def parse_redrive_policy(text: str | None) -> RedrivePolicy | None:
 
 
 def redrive_problems(queue: QueueAttributes, target: QueueAttributes | None, rules: RedriveRules) -> Iterator[str]:
-    """Yield a sentence for each thing that does not fit; *target* is where the queue's own policy moves messages.
+    """Yield a sentence for each setting that does not fit; *target* is the queue that the redrive policy names.
 
-    SQS counts a receive whoever had it and for whatever reason it ended, so its policy knows nothing of why.
+    SQS counts every receive, of any receiver and with any end, so its policy cannot spare messages during an outage.
     """
     policy = parse_redrive_policy(queue.redrive_policy)
     if policy is not None and policy.max_receive_count < rules.try_count:
@@ -54,17 +54,17 @@ def redrive_problems(queue: QueueAttributes, target: QueueAttributes | None, rul
     elif policy is not None and policy.max_receive_count < OUTAGE_MIN_RECEIVES:
         yield (
             f"maxReceiveCount {policy.max_receive_count}: SQS moves messages to {policy.target_name} when a dependency "
-            f"is in trouble for longer than about {2 * policy.max_receive_count} min; set {OUTAGE_MIN_RECEIVES} or more"
+            f"is down for longer than about {2 * policy.max_receive_count} min; set {OUTAGE_MIN_RECEIVES} or more"
         )
     if queue.visibility_timeout_s < rules.grace_s:
         yield (
             f"visibility timeout {queue.visibility_timeout_s} s is shorter than SHUTDOWN_GRACE_SECONDS, "
-            f"{rules.grace_s:g} s: what a killed worker had is with another before it would have ended"
+            f"{rules.grace_s:g} s: when a worker is killed, another receives its messages before a drain would end"
         )
-    if policy is None or target is None or policy.target_name.endswith(".fifo"):  # there the clock starts anew
-        return
+    if policy is None or target is None or policy.target_name.endswith(".fifo"):
+        return  # a move to a FIFO queue restarts the retention
     if target.retention_s is not None and queue.retention_s is not None and target.retention_s <= queue.retention_s:
         yield (
             f"{policy.target_name} keeps messages for {target.retention_s} s, the queue itself for {queue.retention_s} "
-            f"s: the time in the queue counts there too, so that what was old is gone soon after it was moved"
+            f"s: the time in the queue counts there too, so an old message expires soon after it was moved"
         )

@@ -1,51 +1,62 @@
-"""What becomes of a message once its handler is through with it. Pure: the random draw is handed in."""
+"""The verdict of a handler on a message, and the one rule from an error to a verdict. Pure.
+
+The random draw is a parameter.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import TypeAlias
 
 import msgspec
 
-from simplu_worker.errors import RetryableError
-from simplu_worker.operations.operation import DeadLetterReason
+from simplu_worker.aws.sqs_queue import Message
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.operation import DeadLetterReason, Rejected
 from simplu_worker.timing.backoff import backoff_s
 
-TROUBLE_BASE_S = 1.0
-TROUBLE_MAX_S = 60.0
+OUTAGE_BASE_S = 1.0
+OUTAGE_MAX_S = 60.0
 
 
-class Done(msgspec.Struct, frozen=True):
-    """Handled for good: the message is deleted."""
+class MessageIds(msgspec.Struct, frozen=True):
+    """The ids that a dead letter carries beside the message; `None` for an id that is unknown."""
 
-
-class ToDeadLetter(msgspec.Struct, frozen=True):
-    """It can never be handled: stored as a dead letter, then deleted. *error* does not quote the message.
-
-    *mark*, when given, is awaited between the two: it writes down that the operation is given up. A RetryableError
-    from it makes the message come again.
-    """
-
-    reason: DeadLetterReason
-    error: str
     business_id: str | None = None
     location_id: str | None = None
     request_id: str | None = None
     resource_id: str | None = None
-    mark: Callable[[], Awaitable[object]] | None = None
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The message was handled: delete it."""
+
+
+class ToDeadLetter(msgspec.Struct, frozen=True):
+    """The message can never be handled: store a dead letter, then delete it. *error* does not quote the message.
+
+    *before_delete* is awaited between the two; it records on the shard that the operation was given up. When it raises
+    RetryableError, the message returns to the queue.
+    """
+
+    reason: DeadLetterReason
+    error: str
+    ids: MessageIds = MessageIds()
+    before_delete: Callable[[], Awaitable[object]] | None = None
 
 
 class ReturnToQueue(msgspec.Struct, frozen=True):
-    """It goes back to the queue and comes again after *delay_s*."""
+    """The message returns to the queue, and becomes visible after *delay_s*."""
 
     delay_s: int
 
 
 class RetryHeld(msgspec.Struct, frozen=True):
-    """It stays in hand, hidden, and is handled again after *delay_s*: a dependency is in trouble for a moment.
+    """The message stays in flight, hidden, and is handled again after *delay_s*: a dependency is down for a moment.
 
-    When it has waited long in hand, or much of the hand waits, it goes back to the queue as with Later.
+    It returns to the queue instead when it was held for long, or when held messages take half of the room in flight.
     """
 
     delay_s: float
@@ -54,24 +65,57 @@ class RetryHeld(msgspec.Struct, frozen=True):
 Verdict: TypeAlias = Done | ToDeadLetter | ReturnToQueue | RetryHeld
 
 
-def after_trouble(trouble: RetryableError, *, try_count: int, draw: float) -> RetryHeld:
-    """Put a message off because a dependency is in trouble: for as long as that lasts, at most a minute at a time.
+class RetryRules(msgspec.Struct, frozen=True):
+    """How long messages are retried.
 
-    *try_count* is the message's own; it is never given up for this.
+    *delays_s* are the delays after unexpected errors, one for each retry. *tenant_wait* is how long a message waits,
+    counted from when it was sent, for a tenant or a resource that does not exist yet.
     """
-    own_s = backoff_s(try_count, draw=draw, base_s=TROUBLE_BASE_S, max_s=TROUBLE_MAX_S)
-    wished_s = min(trouble.retry_after_s or 0.0, TROUBLE_MAX_S)
-    return RetryHeld(delay_s=max(own_s, wished_s))
+
+    delays_s: Sequence[float]
+    tenant_wait: timedelta
 
 
-def after_unexpected(
-    error: Exception, *, receive_count: int, delays_s: Sequence[float]
+def verdict_on_error(
+    error: Exception, message: Message, ids: MessageIds, *, rules: RetryRules, draw: float
+) -> RetryHeld | ReturnToQueue | ToDeadLetter:
+    """Return the verdict on *message* after its handling ended with *error*.
+
+    RetryableError: hold the message for at most a minute at a time, for as long as the outage lasts; it is never given
+    up. PermanentError: a dead letter. Any other error is unexpected; the dead letter gets its type alone, because its
+    text may quote the message.
+    """
+    match error:
+        case RetryableError():
+            return RetryHeld(delay_s=retry_delay_s(error, message, draw=draw))
+        case PermanentError():
+            return ToDeadLetter(DeadLetterReason.INVALID_MESSAGE, str(error), ids)
+        case _:
+            return verdict_on_unexpected(type(error).__name__, message, ids, rules=rules)
+
+
+def verdict_on_unexpected(
+    error: str, message: Message, ids: MessageIds, *, rules: RetryRules
 ) -> ReturnToQueue | ToDeadLetter:
-    """Put a message off after an error nobody foresaw, by the configured delays; give it up after the last.
+    """Return the verdict after an unexpected *error*: the configured delays, and after the last a dead letter."""
+    tries = message.receive_count
+    if tries <= len(rules.delays_s):
+        return ReturnToQueue(delay_s=math.ceil(rules.delays_s[max(tries, 1) - 1]))
+    return ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, f"it failed {tries} times: {error}", ids)
 
-    Only the kind of *error* goes into the letter: its text may hold anything.
-    """
-    if receive_count <= len(delays_s):
-        return ReturnToQueue(delay_s=math.ceil(delays_s[max(receive_count, 1) - 1]))
-    text = f"{type(error).__name__} at the last of {receive_count} tries; the log has the traceback"
-    return ToDeadLetter(reason=DeadLetterReason.RETRIES_EXHAUSTED, error=text)
+
+def verdict_on_rejected(rejected: Rejected) -> ToDeadLetter:
+    """Return the verdict on a message that its decoder rejected."""
+    ids = MessageIds(rejected.business_id, rejected.location_id, rejected.request_id, rejected.resource_id)
+    return ToDeadLetter(rejected.reason, rejected.error, ids)
+
+
+def retry_delay_s(error: RetryableError, message: Message, *, draw: float) -> float:
+    """Return the delay after *error*: the back-off of *message*, or longer when the dependency asked for that."""
+    asked_s = min(error.retry_after_s or 0.0, OUTAGE_MAX_S)
+    return max(message_backoff_s(message, draw=draw), asked_s)
+
+
+def message_backoff_s(message: Message, *, draw: float) -> float:
+    """Return the back-off of *message* by its own tries, at most a minute."""
+    return backoff_s(message.try_count, draw=draw, base_s=OUTAGE_BASE_S, max_s=OUTAGE_MAX_S)

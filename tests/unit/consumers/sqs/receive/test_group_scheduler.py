@@ -138,7 +138,7 @@ def test_group_waits_for_its_head_and_is_handled_in_order_again() -> None:
     assert (back(settled), groups.next_wait_in(11.0), call(groups, now=13.9)) == ([], 3.0, [])
     again = call(groups, now=14.0)
     assert names(again) == ["a1", "a2", "a3"]
-    assert [one.wait_count for one in again] == [1, 0, 0]
+    assert [one.held_count for one in again] == [1, 0, 0]
 
 
 def test_wait_goes_back_to_the_queue_after_a_minute_in_hand() -> None:
