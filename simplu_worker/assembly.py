@@ -27,9 +27,12 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSet
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.sqs.control.handler import ControlHandler
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
+from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, PollTimes
 from simplu_worker.consumers.sqs.receive.priority import PriorityGate
-from simplu_worker.consumers.sqs.receive.receiver import POLL_WAIT_S, Handler, QueueReceiver, SchedulerLimits
+from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver, ReceiverSettings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
+from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
@@ -278,18 +281,10 @@ async def _open_receivers(
 ) -> None:
     """Open the consumers of the source queues."""
     control_url, priority_url, orders_url = _queue_urls(settings)
-    tenant_wait = timedelta(seconds=settings.tenant_wait_seconds)
-    retry_delays_s = settings.sqs_retry_delays_seconds
+    retries = RetryRules(settings.sqs_retry_delays_seconds, timedelta(seconds=settings.tenant_wait_seconds))
     if control_url is not None:
         queue = Queue(sqs, control_url, poll_client=polls)
-        control = ControlHandler(
-            shards.provisioner,
-            shards.destroyer,
-            shards.changes,
-            queue,
-            retry_delays_s=retry_delays_s,
-            tenant_wait=tenant_wait,
-        )
+        control = ControlHandler(shards.provisioner, shards.destroyer, shards.changes, queue, retries=retries)
         consumers.add(queue, control, _receiver(settings, queue, control, consumers.dead_letters))
     gate: PriorityGate | None = None
     for url in (priority_url, orders_url):
@@ -297,13 +292,7 @@ async def _open_receivers(
             continue
         queue = Queue(sqs, url, poll_client=polls)
         orders = await stack.enter_async_context(
-            open_orders(
-                shards.gateway,
-                queue,
-                operation_max_bytes=settings.operation_max_bytes,
-                tenant_wait=tenant_wait,
-                retry_delays_s=retry_delays_s,
-            )
+            open_orders(shards.gateway, queue, operation_max_bytes=settings.operation_max_bytes, retries=retries)
         )
         receiver = _receiver(settings, queue, orders, consumers.dead_letters, gate)
         consumers.add(queue, orders, receiver)
@@ -323,14 +312,15 @@ def _receiver(
         queue,
         handler,
         dead_letters,
-        limits=QUEUE_LIMITS,
-        rules=RedriveRules(
-            try_count=len(settings.sqs_retry_delays_seconds) + 1, grace_s=settings.shutdown_grace_seconds
+        ReceiverSettings(
+            limits=QUEUE_LIMITS,
+            poll_times=PollTimes(wait_s=poll_wait_s, stop_wait_s=poll_wait_s + 1.0),
+            drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
+            redrive_rules=RedriveRules(
+                try_count=len(settings.sqs_retry_delays_seconds) + 1, grace_s=settings.shutdown_grace_seconds
+            ),
         ),
         gate=gate,
-        poll_wait_s=poll_wait_s,
-        stop_wait_s=poll_wait_s + 1.0,
-        drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
     )
 
 

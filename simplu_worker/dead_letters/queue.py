@@ -22,8 +22,6 @@ from simplu_worker.metrics.instruments import DEAD_LETTERS
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
 
-__all__ = ["DeadLetter", "DeadLetterQueue", "DeadLetterStore"]
-
 MAX_MESSAGE_DEFAULT_BYTES: Final = 262_144  # what every queue took before August 2025
 BATCH_MIN_BYTES: Final = 262_144  # a batch as a whole may be that long even where one message may not
 IN_THREAD_BYTES: Final = 262_144  # compressing more would hold the event loop for tens of milliseconds

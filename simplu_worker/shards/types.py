@@ -131,6 +131,33 @@ class DestructionResult(StrEnum):
     UNKNOWN = "unknown"  # no shard has the tenant
 
 
+class ResourceRename(msgspec.Struct, frozen=True):
+    """A resource to rename; *additional_data* is the JSON text, as received, of an object to merge into it."""
+
+    business_id: str
+    location_id: str
+    resource_type: str
+    old_resource_id: str
+    new_resource_id: str
+    additional_data: str | None
+    requested_at: datetime
+
+
+class AdminAccount(msgspec.Struct, frozen=True):
+    """The first administrator of a tenant, to create. Its kind of staff goes by the tenant's own business type."""
+
+    business_id: str
+    location_id: str
+    business_type: str
+    admin_email: str
+    admin_user_id: str
+    requested_at: datetime
+
+    def __repr__(self) -> str:
+        """Return the fields without personal data."""
+        return f"AdminAccount({self.business_id!r}, {self.location_id!r})"
+
+
 class ChangeResult(StrEnum):
     """The result of a change of a tenant's resources."""
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 import msgspec
 from simulation.simulated_network import Network
 
-from simplu_worker.dead_letters.queue import DeadLetter
+from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, admit
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Origin, Outcome

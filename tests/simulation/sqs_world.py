@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from botocore.exceptions import ClientError, ConnectionClosedError
 from simulation.virtual_time import VirtualLoop
+from support.aws.receiver_settings import receiver_settings
 
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver
@@ -104,15 +105,23 @@ class World:
             while not condition():  # noqa: ASYNC110  # what changes is the model, in which there is nothing to await
                 await asyncio.sleep(max(0.05, (self.loop.time() - started_at) / 300))
 
-    def receiver(self, queue: Queue, desk: Handler, letters: Letters | None = None, **options: Any) -> QueueReceiver:
+    def receiver(
+        self,
+        queue: Queue,
+        desk: Handler,
+        letters: Letters | None = None,
+        gate: Callable[[], Awaitable[None]] | None = None,
+        **options: Any,
+    ) -> QueueReceiver:
         """Return a receiver in virtual time."""
         return QueueReceiver(
             queue,
             desk,
             letters or Letters(),
+            receiver_settings(**options),
+            gate=gate,
             clock=self.loop.time,
             draw=self.draws.random,
-            **options,
         )
 
     @asynccontextmanager

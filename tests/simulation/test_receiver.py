@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -21,12 +22,13 @@ from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueRe
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
+    MessageIds,
     RetryHeld,
+    RetryRules,
     ReturnToQueue,
     ToDeadLetter,
     Verdict,
-    after_trouble,
-    after_unexpected,
+    verdict_on_error,
 )
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.sqs.faults import SqsFault
@@ -40,6 +42,7 @@ from simplu_worker.operations.operation import DeadLetterReason
 
 BURY = ToDeadLetter(DeadLetterReason.INVALID_JSON, "no JSON")
 ONE_BY_ONE = SchedulerLimits(batch_count=1, call_count=1)
+RETRIES = RetryRules((1, 5, 15), timedelta())
 
 
 def bodies(count: int, prefix: str = "") -> list[str]:
@@ -360,7 +363,7 @@ async def test_t15_delay_is_cut_to_what_is_left_of_twelve_hours(world: World) ->
 async def test_t16_unexpected_errors_come_again_by_the_configured_delays_and_then_no_more(world: World) -> None:
     """T16: gaps between receives follow the delays, by receive count; after the last comes a dead letter."""
     queue, letters = world.queue(), Letters()
-    desk = Desk(lambda message: after_unexpected(KeyError(), receive_count=message.receive_count, delays_s=(1, 5, 15)))
+    desk = Desk(lambda message: verdict_on_error(KeyError(), message, MessageIds(), rules=RETRIES, draw=0.0))
     await world.send(queue, "a")
     async with world.receiving(queue, desk, letters):
         await world.emptied(queue)
@@ -379,7 +382,8 @@ async def test_t16_trouble_backs_off_up_to_a_minute_for_as_long_as_it_lasts(worl
     def verdict(message: Message) -> Verdict:
         if world.loop.time() >= ends_at:
             return Done()
-        return after_trouble(RetryableError("down"), try_count=message.try_count, draw=world.draws.random())
+        draw = world.draws.random()
+        return verdict_on_error(RetryableError("down"), message, MessageIds(), rules=RETRIES, draw=draw)
 
     desk = Desk(verdict)
     await world.send(queue, "a")
@@ -470,8 +474,8 @@ async def test_t19_message_is_not_deleted_before_its_letter_is_stored(world: Wor
 
 
 @virtually
-async def test_bury_marks_after_the_letter_and_before_the_delete(world: World) -> None:
-    """What is given up is marked between its letter and its delete; trouble in that makes the message come again."""
+async def test_operation_is_given_up_after_its_dead_letter_and_before_the_delete(world: World) -> None:
+    """`before_delete` runs between the dead letter and the delete; after its error the message is received again."""
     queue, letters, order = world.queue(), Letters(), list[str]()
     troubles = [RetryableError("shard down"), KeyError("bug"), None]
 
@@ -481,7 +485,8 @@ async def test_bury_marks_after_the_letter_and_before_the_delete(world: World) -
         if (trouble := troubles.pop(0)) is not None:
             raise trouble
 
-    verdict = ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, "x", request_id="r", resource_id="s", mark=mark)
+    ids = MessageIds(request_id="r", resource_id="s")
+    verdict = ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, "x", ids, before_delete=mark)
     desk = Desk(lambda _: verdict)
     await world.send(queue, "a")
     with capture_logs() as logs:
@@ -825,7 +830,7 @@ async def test_what_does_not_fit_the_queue_is_told_at_the_start(world: World) ->
     policy = json.dumps({"deadLetterTargetArn": world.arn_of(letters), "maxReceiveCount": "2"})
     queue = world.queue(RedrivePolicy=policy, VisibilityTimeout="10", MessageRetentionPeriod="7200")
     with capture_logs() as logs:
-        async with world.receiving(queue, Desk(), rules=RedriveRules(try_count=4, grace_s=25)):
+        async with world.receiving(queue, Desk(), redrive_rules=RedriveRules(try_count=4, grace_s=25)):
             await asyncio.sleep(1)
     problems = [line["problem"] for line in logged(logs, "queue.redrive_unfit")]
     assert [problem.split()[0] for problem in problems] == ["maxReceiveCount", "visibility", letters.name]

@@ -28,7 +28,7 @@ from simplu_worker.consumers.kinesis.stream.client import (
     TrimHorizon,
 )
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
-from simplu_worker.dead_letters.queue import DeadLetter
+from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.gateway import ShardGateway
 

@@ -8,7 +8,6 @@ Serialised against operations as batches are against each other: the tenant's ro
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
 from typing import TypeAlias
 
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
@@ -24,7 +23,14 @@ from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.tenants.control_rules import is_theirs, taken
 from simplu_worker.shards.tenants.provisioning import check_business_type
-from simplu_worker.shards.types import Absence, ChangeResult, ShardNotAllowedError, ShardUnavailableError
+from simplu_worker.shards.types import (
+    Absence,
+    AdminAccount,
+    ChangeResult,
+    ResourceRename,
+    ShardNotAllowedError,
+    ShardUnavailableError,
+)
 
 Change: TypeAlias = "Callable[[Connection], Awaitable[ChangeResult]]"
 
@@ -49,29 +55,19 @@ class ResourceChanges:
         self._on_change = on_change
         self._commits = commits or ReplicationWaiter(pools)
 
-    async def rename(
-        self,
-        business_id: str,
-        location_id: str,
-        *,
-        resource_type: str,
-        old_id: str,
-        new_id: str,
-        additional_data: str | None,
-        requested_at: datetime,
-    ) -> ChangeResult:
-        """Give a resource another id, and merge *additional_data*, a JSON object's text, into it.
+    async def rename(self, rename: ResourceRename) -> ChangeResult:
+        """Give a resource another id, and merge `additional_data` into it.
 
         When there is only one of the new id it is done: what was to be merged may have been changed since, and is not
         merged again. Refused when there are both.
         """
-        tenant_id = tenant_id_of(business_id, location_id)
+        key = (tenant_id_of(rename.business_id, rename.location_id), rename.resource_type)
+        old_id, new_id = rename.old_resource_id, rename.new_resource_id
 
         async def change(connection: Connection) -> ChangeResult:
-            key = (tenant_id, resource_type)
-            text_of_time = requested_at.isoformat()  # as text: asyncpg makes infinities of the extremes
+            text_of_time = rename.requested_at.isoformat()  # as text: asyncpg makes infinities of the extremes
             status = await connection.execute(
-                QUERIES["rename_resource"], *key, old_id, new_id, additional_data, text_of_time
+                QUERIES["rename_resource"], *key, old_id, new_id, rename.additional_data, text_of_time
             )
             if status == "UPDATE 1":
                 return ChangeResult.APPLIED
@@ -86,34 +82,27 @@ class ResourceChanges:
                 raise RetryableError("the resource came just now")
             return ChangeResult.EXISTED if found else ChangeResult.MISSING
 
-        keys = [ResourceKey(tenant_id, resource_type, resource_id) for resource_id in (old_id, new_id)]
-        return await self._change(business_id, location_id, change, keys)
+        keys = [ResourceKey(*key, resource_id) for resource_id in (old_id, new_id)]
+        return await self._change(rename.business_id, rename.location_id, change, keys)
 
-    async def add_admin(
-        self,
-        business_id: str,
-        location_id: str,
-        *,
-        business_type: str,
-        email: str,
-        user_id: str,
-        requested_at: datetime,
-    ) -> ChangeResult:
+    async def add_admin(self, admin: AdminAccount) -> ChangeResult:
         """Make the administrator's `role` and staff resource, each unless it is there.
 
-        Their kind goes by the tenant's own business type; the *business_type* sent must be a known one.
+        Their kind goes by the tenant's own business type; the business type sent must be a known one.
         """
-        check_business_type(business_type)
-        tenant_id = tenant_id_of(business_id, location_id)
+        check_business_type(admin.business_type)
+        tenant_id, user_id = tenant_id_of(admin.business_id, admin.location_id), admin.admin_user_id
         keys: list[ResourceKey] = []
 
         async def change(connection: Connection) -> ChangeResult:
-            status = await connection.execute(QUERIES["add_admin"], tenant_id, user_id, email, requested_at.isoformat())
+            status = await connection.execute(
+                QUERIES["add_admin"], tenant_id, user_id, admin.admin_email, admin.requested_at.isoformat()
+            )
             staff_type = await connection.fetchval(QUERIES["find_staff_type"], tenant_id)
             keys[:] = (ResourceKey(tenant_id, resource_type, user_id) for resource_type in ("role", staff_type))
             return ChangeResult.EXISTED if status == "INSERT 0 0" else ChangeResult.APPLIED
 
-        return await self._change(business_id, location_id, change, keys)
+        return await self._change(admin.business_id, admin.location_id, change, keys)
 
     async def _change(
         self, business_id: str, location_id: str, change: Change, keys: Sequence[ResourceKey]

@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.dead_letters.queue import DeadLetter, DeadLetterQueue
+from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics.instruments import DEAD_LETTERS
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Source

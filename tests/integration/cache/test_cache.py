@@ -35,7 +35,14 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.tenants.deletion import TenantDeletion
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
-from simplu_worker.shards.types import ChangeResult, ProvisionRequest, ProvisionResult, ShardUnavailableError
+from simplu_worker.shards.types import (
+    AdminAccount,
+    ChangeResult,
+    ProvisionRequest,
+    ProvisionResult,
+    ResourceRename,
+    ShardUnavailableError,
+)
 from simplu_worker.telemetry.log import scrub_text
 
 PATIENCE_S = 15.0
@@ -494,18 +501,12 @@ async def test_renames_and_administrators_tell_the_cache(routed: RoutedShards, r
         await settled(cache)
         for result in (ChangeResult.APPLIED, ChangeResult.EXISTED):
             await put(redis, *keys)
-            renamed = await changes.rename(
-                *TENANT, resource_type="patient", old_id="old", new_id="new", additional_data=None, requested_at=AT
-            )
-            added = await changes.add_admin(
-                *TENANT, business_type="dental", email="a@b.example", user_id="u-1", requested_at=AT
-            )
+            renamed = await changes.rename(ResourceRename(*TENANT, "patient", "old", "new", None, AT))
+            added = await changes.add_admin(AdminAccount(*TENANT, "dental", "a@b.example", "u-1", AT))
             assert (renamed, added) == (result, result)
             await settled(cache)
             assert await redis.ask("EXISTS", *(one.entry for one in keys)) == 0
-        missing = await changes.rename(
-            *TENANT, resource_type="patient", old_id="no", new_id="none", additional_data=None, requested_at=AT
-        )
+        missing = await changes.rename(ResourceRename(*TENANT, "patient", "no", "none", None, AT))
         assert missing is ChangeResult.MISSING
         assert cache.summary()["waiting"] == 0
 

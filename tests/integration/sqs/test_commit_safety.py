@@ -17,7 +17,7 @@ from support.postgres.tenant_cases import TENANT, TENANT_WAIT, add_tenant, fetch
 
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
-from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, Verdict
+from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, RetryRules, ReturnToQueue, Verdict
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Operation
@@ -27,7 +27,7 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.tenants.provisioning import Provisioner
-from simplu_worker.shards.types import ProvisionRequest
+from simplu_worker.shards.types import AdminAccount, ProvisionRequest, ResourceRename
 
 SHARD_ID = "shard-1"
 AT = datetime(2026, 3, 1, tzinfo=UTC)
@@ -65,8 +65,7 @@ def open_handler(gateway: ShardGateway) -> AbstractAsyncContextManager[OrderHand
         gateway,
         Queue(None, "http://127.0.0.1/000000000000/orders.fifo"),
         operation_max_bytes=100_000,
-        tenant_wait=TENANT_WAIT,
-        retry_delays_s=(1.0,),
+        retries=RetryRules((1.0,), TENANT_WAIT),
         draw=lambda: 0.0,
     )
 
@@ -182,13 +181,9 @@ async def change(routed: RoutedShards, what: str) -> str:
         case "create" | "create again":
             return await routed.provisioner.provision(ProvisionRequest(*TENANT, "dental", AT))
         case "rename":
-            return await routed.changes.rename(
-                *TENANT, resource_type="patient", old_id="r1", new_id="r2", additional_data=None, requested_at=AT
-            )
+            return await routed.changes.rename(ResourceRename(*TENANT, "patient", "r1", "r2", None, AT))
         case "admin":
-            return await routed.changes.add_admin(
-                *TENANT, business_type="dental", email="ann@clinic.example", user_id="u1", requested_at=AT
-            )
+            return await routed.changes.add_admin(AdminAccount(*TENANT, "dental", "ann@clinic.example", "u1", AT))
         case "destroy":
             return await routed.destroyer.destroy(*TENANT, AT + timedelta(days=1))
         case _:

@@ -17,18 +17,29 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TenantCase, fetch
 
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.consumers.sqs.control.handler import AT_ONCE, ControlHandler
-from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
+from simplu_worker.consumers.sqs.control.handler import CHANGES_AT_ONCE, ControlHandler
+from simplu_worker.consumers.sqs.receive.verdicts import (
+    Done,
+    MessageIds,
+    RetryHeld,
+    RetryRules,
+    ReturnToQueue,
+    ToDeadLetter,
+    Verdict,
+)
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.tenants.deletion import TenantDeletion
 from simplu_worker.shards.types import (
+    AdminAccount,
     ChangeResult,
     CitrusDeniedError,
     DestructionResult,
     ProvisionAnswer,
     ProvisionRequest,
     ProvisionResult,
+    ResourceRename,
     ShardNotAllowedError,
 )
 
@@ -108,14 +119,14 @@ class Desk:
         results: dict[str, DestructionResult] = await self._call("destroy_all", "", {"1": DestructionResult.DESTROYING})
         return results
 
-    async def rename(self, business_id: str, location_id: str, **_: Any) -> ChangeResult:
+    async def rename(self, rename: ResourceRename) -> ChangeResult:
         """Rename."""
-        result: ChangeResult = await self._call("rename", location_id, ChangeResult.APPLIED)
+        result: ChangeResult = await self._call("rename", rename.location_id, ChangeResult.APPLIED)
         return result
 
-    async def add_admin(self, business_id: str, location_id: str, **_: Any) -> ChangeResult:
+    async def add_admin(self, admin: AdminAccount) -> ChangeResult:
         """Make the administrator's rows."""
-        result: ChangeResult = await self._call("admin", location_id, ChangeResult.APPLIED)
+        result: ChangeResult = await self._call("admin", admin.location_id, ChangeResult.APPLIED)
         return result
 
     async def _call(self, call: str, location: str, well: Any) -> Any:
@@ -141,8 +152,7 @@ def handler(desk: Any = None, *, fifo: bool = False, routed: RoutedShards | None
         routed.destroyer if routed else desk,
         routed.changes if routed else desk,
         Queue(None, "http://sqs/000/control" + (".fifo" if fifo else "")),
-        retry_delays_s=(1, 5),
-        tenant_wait=WAIT,
+        retries=RetryRules((1, 5), WAIT),
         draw=lambda: 0.0,
         clock=lambda: NOW,
     )
@@ -259,7 +269,9 @@ async def test_refused_message_is_a_dead_letter_with_the_refusal(what: str) -> N
     location = None if what == "destroy_all" else "1"
     with capture_logs() as logs:
         verdicts = await handler(desk).handle([message(what)])
-    assert verdicts == [ToDeadLetter("invalid_message", "expected something else", "b", location)]  # type: ignore[arg-type]
+    assert verdicts == [
+        ToDeadLetter(DeadLetterReason.INVALID_MESSAGE, "expected something else", MessageIds("b", location))
+    ]
     assert [(entry["event"], entry["error"]) for entry in logs] == [("control.refused", "expected something else")]
 
 
@@ -273,7 +285,7 @@ async def test_unexpected_error_is_tried_again_then_given_up_without_its_text(wh
         verdicts += await handler(desk).handle([message(what, tries=tries)])
     assert verdicts[:2] == [ReturnToQueue(1), ReturnToQueue(5)]
     assert isinstance(verdicts[2], ToDeadLetter)
-    assert (verdicts[2].reason, verdicts[2].business_id, "secret" in verdicts[2].error) == (
+    assert (verdicts[2].reason, verdicts[2].ids.business_id, "secret" in verdicts[2].error) == (
         "retries_exhausted",
         "b",
         False,
@@ -326,7 +338,7 @@ async def test_message_waits_for_what_is_not_there_then_is_given_up(what: str, a
         verdicts += await handler(desk).handle([message(what, age=age, tries=20)])
     assert verdicts[:3] == [RetryHeld(30.0), RetryHeld(3.0), RetryHeld(1.0)]
     assert isinstance(verdicts[3], ToDeadLetter)
-    assert (verdicts[3].reason, verdicts[3].business_id) == (reason, "b")
+    assert (verdicts[3].reason, verdicts[3].ids.business_id) == (reason, "b")
     assert "within 900 s (TENANT_WAIT_SECONDS)" in verdicts[3].error
 
 
@@ -365,7 +377,7 @@ async def test_messages_of_many_tenants_are_handled_at_once_up_to_a_bound() -> N
     desk = Desk()
     verdicts = await handler(desk).handle([message("rename", str(number)) for number in range(100)])
     assert verdicts == [Done()] * 100
-    assert desk.most_at_once == AT_ONCE
+    assert desk.most_at_once == CHANGES_AT_ONCE
 
 
 async def test_message_behind_one_that_waits_is_not_applied() -> None:

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 from support.aws.endpoints import client_of
+from support.aws.receiver_settings import receiver_settings
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.consumers.sqs.control.handler import ControlHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
+from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.types import (
@@ -121,11 +123,10 @@ async def consuming(
 ) -> AsyncIterator[list[Any]]:
     """Consume the control queue; yield the log, and drain at the end."""
     stopping = asyncio.Event()
-    handler = ControlHandler(
-        shards, shards, shards, desk.control, retry_delays_s=(0, 0), tenant_wait=tenant_wait, draw=lambda: 0.0
-    )
+    retries = RetryRules((0, 0), tenant_wait)
+    handler = ControlHandler(shards, shards, shards, desk.control, retries=retries, draw=lambda: 0.0)
     letters = DeadLetterQueue(desk.client, desk.letters.url)
-    receiver = QueueReceiver(desk.control, handler, letters, poll_wait_s=1, stop_wait_s=stop_wait_s)
+    receiver = QueueReceiver(desk.control, handler, letters, receiver_settings(poll_wait_s=1, stop_wait_s=stop_wait_s))
     with capture_logs() as logs:
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
             tasks.create_task(receiver.run(stopping))

@@ -25,7 +25,15 @@ from support.postgres.trouble import calm, make_touchy, shut_gate
 
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
-from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
+from simplu_worker.consumers.sqs.receive.verdicts import (
+    Done,
+    MessageIds,
+    RetryHeld,
+    RetryRules,
+    ReturnToQueue,
+    ToDeadLetter,
+    Verdict,
+)
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Outcome
@@ -128,8 +136,7 @@ def open_handler(gateway: ShardGateway, queue: str, *, utc: UtcClock) -> Abstrac
         gateway,
         Queue(None, URL + queue),
         operation_max_bytes=100_000,
-        tenant_wait=TENANT_WAIT,
-        retry_delays_s=RETRY_DELAYS_S,
+        retries=RetryRules(RETRY_DELAYS_S, TENANT_WAIT),
         draw=lambda: 0.0,
         utc=utc,
     )
@@ -225,7 +232,7 @@ async def test_order_is_a_dead_letter_when_its_deduplication_id_was_used_before(
     verdicts = await desk.handle(used, reused, message("ann", "o1", "UPDATE", {"n": 3}))
     assert verdicts[::2] == [Done(), Done()]
     assert isinstance(verdicts[1], ToDeadLetter)
-    assert (verdicts[1].reason, verdicts[1].request_id, verdicts[1].resource_id, verdicts[1].mark) == (
+    assert (verdicts[1].reason, verdicts[1].ids.request_id, verdicts[1].ids.resource_id, verdicts[1].before_delete) == (
         DeadLetterReason.REQUEST_ID_REUSED,
         "same",
         "o1",
@@ -243,10 +250,7 @@ async def test_poison_in_the_middle_of_a_group_is_buried_and_the_others_are_appl
     assert verdicts[2] == ToDeadLetter(
         DeadLetterReason.INVALID_MESSAGE,
         "data: required, expected an object",
-        business_id="ann",
-        location_id="main",
-        request_id="p",
-        resource_id="o1",
+        MessageIds("ann", "main", "p", "o1"),
     )
     assert await desk.orders("ann") == {"o1": {"n": 3}}
 
@@ -348,7 +352,7 @@ async def test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind
     verdict, held = await desk.handle(received_again(bad, receive_count=3), behind)
 
     assert isinstance(verdict, ToDeadLetter)
-    assert (verdict.reason, verdict.request_id, verdict.resource_id) == (
+    assert (verdict.reason, verdict.ids.request_id, verdict.ids.resource_id) == (
         "retries_exhausted",
         bad.deduplication_id,
         "o1",
@@ -356,8 +360,8 @@ async def test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind
     assert verdict.error == "it failed 3 times: RaiseError (P0001)"
     assert held == RetryHeld(0.0)
     assert await desk.log("ann") == []
-    assert verdict.mark is not None
-    await verdict.mark()
+    assert verdict.before_delete is not None
+    await verdict.before_delete()
     assert [row["error"] for row in await desk.log("ann")] == ["retries_exhausted"]
     assert await desk.handle(behind) == [Done()]
     assert await desk.handle(received_again(bad)) == [Done()]
@@ -369,15 +373,15 @@ async def test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind
     assert sorted(await desk.orders("ann")) == ["o1", "o2"]
 
 
-async def test_mark_is_refused_when_the_tenant_is_on_the_move(desk: Desk) -> None:
+async def test_giving_up_is_refused_when_the_tenant_is_on_the_move(desk: Desk) -> None:
     """The row belongs where the tenant lives: the message comes again, and is asked for anew."""
     await make_touchy(desk.pool("shard-1"))
     (verdict,) = await desk.handle(message("ann", "o1", data=BAD, receive_count=3))
     assert isinstance(verdict, ToDeadLetter)
-    assert verdict.mark is not None
+    assert verdict.before_delete is not None
     await fetch(desk.pool("shard-1"), "UPDATE tenants SET state = 'fenced'")
     with pytest.raises(RetryableError):
-        await verdict.mark()
+        await verdict.before_delete()
 
 
 async def test_shard_that_does_not_answer_keeps_nobody_else_waiting(desk: Desk) -> None:

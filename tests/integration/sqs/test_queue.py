@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support.aws.endpoints import ScriptedAws, client_of
+from support.aws.receiver_settings import receiver_settings
 from support.aws.sqs_endpoints import sqs_servers
 
 from simplu_worker.aws.clients import Client
@@ -197,9 +198,11 @@ async def receiving(
         queue,
         desk,
         letters,
-        limits=SchedulerLimits(message_count=limit, batch_count=1, call_count=limit),
-        poll_wait_s=poll_wait_s,
-        stop_wait_s=stop_wait_s,
+        receiver_settings(
+            limits=SchedulerLimits(message_count=limit, batch_count=1, call_count=limit),
+            poll_wait_s=poll_wait_s,
+            stop_wait_s=stop_wait_s,
+        ),
         draw=lambda: 0.0,
     )
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:

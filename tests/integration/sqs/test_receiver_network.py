@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 from support.aws.endpoints import REGION, client_of
+from support.aws.receiver_settings import receiver_settings
 
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, ReturnToQueue, Verdict
-from simplu_worker.dead_letters.queue import DeadLetter
+from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.local.aws_server.faults import SetOptions
 from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.local.sqs.server import SqsServer
@@ -122,7 +123,7 @@ async def receiving(queue: Queue, desk: Desk, **options: Any) -> AsyncIterator[Q
     """Run a receiver; at the end stop it and wait until it has drained."""
     stopping = asyncio.Event()
     options = {"poll_wait_s": 1, "stop_wait_s": 2.0} | options
-    receiver = QueueReceiver(queue, desk, NoLetters(), **options)
+    receiver = QueueReceiver(queue, desk, NoLetters(), receiver_settings(**options))
     async with asyncio.timeout(40), asyncio.TaskGroup() as tasks:
         tasks.create_task(receiver.run(stopping))
         yield receiver

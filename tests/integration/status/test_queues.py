@@ -14,6 +14,7 @@ import pytest
 from aiohttp import ClientSession
 from structlog.testing import capture_logs
 from support.aws.endpoints import client_of
+from support.aws.receiver_settings import receiver_settings
 
 from simplu_worker.assembly import open_shards
 from simplu_worker.aws.clients import Client
@@ -197,7 +198,7 @@ async def site() -> AsyncIterator[Site]:
         client = await stack.enter_async_context(client_of("sqs", await stack.enter_async_context(server.serve())))
         letters = await new_queue(client)
         queue = await new_queue(client, is_fifo=True, VisibilityTimeout="40")
-        receiver = QueueReceiver(queue, desk, NoLetters(), poll_wait_s=1, stop_wait_s=2.0)
+        receiver = QueueReceiver(queue, desk, NoLetters(), receiver_settings(poll_wait_s=1, stop_wait_s=2.0))
         shards = await stack.enter_async_context(open_shards(load_settings(SHARD, for_run=False)))
         watched = {queue.name: queue, letters.name: letters}
         replica.start(shards.gateway, shards.pools, shards.locator, None, {queue.name: receiver}, queues=watched)

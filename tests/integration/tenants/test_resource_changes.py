@@ -21,7 +21,13 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
-from simplu_worker.shards.types import ChangeResult, ShardNotAllowedError, ShardUnavailableError
+from simplu_worker.shards.types import (
+    AdminAccount,
+    ChangeResult,
+    ResourceRename,
+    ShardNotAllowedError,
+    ShardUnavailableError,
+)
 
 REQUESTED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
@@ -51,12 +57,7 @@ async def rename(
 ) -> ChangeResult:
     """Rename a patient as a message does."""
     return await routed.changes.rename(
-        *tenant,
-        resource_type="patient",
-        old_id=old_id,
-        new_id=new_id,
-        additional_data=additional_data,
-        requested_at=REQUESTED_AT,
+        ResourceRename(*tenant, "patient", old_id, new_id, additional_data, REQUESTED_AT)
     )
 
 
@@ -65,7 +66,7 @@ async def add_admin(
 ) -> ChangeResult:
     """Make an administrator's rows as a message does."""
     return await routed.changes.add_admin(
-        *tenant, business_type=business_type, email="ann.lee@clinic.example", user_id="u-1", requested_at=REQUESTED_AT
+        AdminAccount(*tenant, business_type, "ann.lee@clinic.example", "u-1", REQUESTED_AT)
     )
 
 
@@ -291,4 +292,4 @@ async def test_change_waits_when_citrus_names_a_host_that_is_not_allowed() -> No
     async with ScriptedCitrus(reply(evil)).opened(allowed_hosts=("db",)) as client, Pools(size=1) as pools:
         changes = ResourceChanges(Directory(client, pools), pools)
         with pytest.raises(ShardNotAllowedError, match=r"evil\.example"):
-            await changes.add_admin(*TENANT, business_type="gym", email="a@b", user_id="u-1", requested_at=REQUESTED_AT)
+            await changes.add_admin(AdminAccount(*TENANT, "gym", "a@b", "u-1", REQUESTED_AT))

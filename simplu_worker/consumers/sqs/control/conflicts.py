@@ -29,7 +29,7 @@ class MessageSubject(msgspec.Struct, frozen=True):
 
 
 def stages_of(subjects: Sequence[MessageSubject]) -> list[list[int]]:
-    """Return the indexes of *subjects* in stages: no two of a stage conflict, and each is behind its earlier conflicts."""
+    """Return the indexes of *subjects* in stages: no two of a stage conflict, and each is behind earlier conflicts."""
     stage_by_index: list[int] = []
     for index, subject in enumerate(subjects):
         earlier = (stage_by_index[other] for other in range(index) if subject.conflicts_with(subjects[other]))

@@ -27,6 +27,7 @@ from simplu_worker.operations.decode import (
     short_text,
 )
 from simplu_worker.operations.operation import Origin, Rejected, tenant_id_of
+from simplu_worker.shards.types import AdminAccount, ResourceRename
 
 TYPE_ATTRIBUTE: Final = "MessageType"
 QUOTED_MAX_CHARS: Final = 64
@@ -58,11 +59,6 @@ class ShardCreation(msgspec.Struct, frozen=True):
         """Return the fields without the connection string, which contains a password."""
         return f"ShardCreation({self.business_id!r}, {self.location_id!r}, {self.business_type!r})"
 
-    @property
-    def type(self) -> ControlType:
-        """The message's type."""
-        return ControlType.SHARD_CREATION
-
 
 class ShardDestruction(msgspec.Struct, frozen=True):
     """Destroy a tenant, or without *location_id* (action `destroy_all`) every tenant of the business."""
@@ -71,50 +67,20 @@ class ShardDestruction(msgspec.Struct, frozen=True):
     location_id: str | None
     requested_at: datetime
 
-    @property
-    def type(self) -> ControlType:
-        """The message's type."""
-        return ControlType.SHARD_DESTRUCTION
-
-
-class ResourceRename(msgspec.Struct, frozen=True):
-    """Give a resource another id; *additional_data* is the JSON text, as received, of an object to merge into it."""
-
-    business_id: str
-    location_id: str
-    resource_type: str
-    old_resource_id: str
-    new_resource_id: str
-    additional_data: str | None
-    requested_at: datetime
-
-    @property
-    def type(self) -> ControlType:
-        """The message's type."""
-        return ControlType.UPDATE_RESOURCE_ID
-
-
-class AdminAccount(msgspec.Struct, frozen=True):
-    """Create the first administrator of a tenant."""
-
-    business_id: str
-    location_id: str
-    business_type: str
-    admin_email: str
-    admin_user_id: str
-    requested_at: datetime
-
-    def __repr__(self) -> str:
-        """Return the fields without personal data."""
-        return f"AdminAccount({self.business_id!r}, {self.location_id!r})"
-
-    @property
-    def type(self) -> ControlType:
-        """The message's type."""
-        return ControlType.ADMIN_ACCOUNT_CREATION
-
 
 Control: TypeAlias = ShardCreation | ShardDestruction | ResourceRename | AdminAccount
+
+_CONTROL_TYPES: Final[Mapping[type[Control], ControlType]] = {
+    ShardCreation: ControlType.SHARD_CREATION,
+    ShardDestruction: ControlType.SHARD_DESTRUCTION,
+    ResourceRename: ControlType.UPDATE_RESOURCE_ID,
+    AdminAccount: ControlType.ADMIN_ACCOUNT_CREATION,
+}
+
+
+def control_type_of(control: Control) -> ControlType:
+    """Return the type of a message."""
+    return _CONTROL_TYPES[type(control)]
 
 
 def tenant_id_of_control(control: Control) -> str | None:

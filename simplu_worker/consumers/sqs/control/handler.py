@@ -1,7 +1,7 @@
-"""Do what control messages ask for (contract §4), and decide what becomes of each message.
+"""Carry out control messages (contract §4), and return the verdict on each.
 
-Of one batch, creations are provisioned all together and the others in parallel; but those about one tenant one after
-the other, and none behind one that is not decided.
+Of one batch, creations are provisioned all together and the other messages in parallel; but messages about one tenant
+one after the other, and none behind an undecided one.
 """
 
 from __future__ import annotations
@@ -17,99 +17,82 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.consumers.sqs.control.conflicts import MessageSubject, first_before, is_of_group, turns_of
+from simplu_worker.consumers.sqs.control.conflicts import MessageSubject, first_conflict, is_same_group, stages_of
 from simplu_worker.consumers.sqs.control.decode import (
-    AdminAccount,
     Control,
-    ResourceRename,
     ShardCreation,
     ShardDestruction,
+    control_type_of,
     decode_control,
     tenant_id_of_control,
 )
 from simplu_worker.consumers.sqs.receive.verdicts import (
-    TROUBLE_BASE_S,
-    TROUBLE_MAX_S,
+    OUTAGE_BASE_S,
     Done,
+    MessageIds,
     RetryHeld,
+    RetryRules,
     ReturnToQueue,
     ToDeadLetter,
     Verdict,
-    after_trouble,
-    after_unexpected,
+    message_backoff_s,
+    verdict_on_error,
+    verdict_on_rejected,
 )
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.operations.operation import DeadLetterReason, Rejected
 from simplu_worker.shards.types import (
+    AdminAccount,
     ChangeResult,
     CitrusDeniedError,
     DestructionResult,
     ProvisionAnswer,
     ProvisionRequest,
     ProvisionResult,
+    ResourceRename,
     ShardNotAllowedError,
 )
-from simplu_worker.timing.backoff import backoff_s
 
-AT_ONCE: Final = 16  # of those that are not creations
+CHANGES_AT_ONCE: Final = 16  # messages that are not creations
 
 log = structlog.get_logger(__name__)
 
 Result: TypeAlias = ProvisionResult | DestructionResult | ChangeResult
 
 
-class Provisions(Protocol):
-    """What makes tenants; `shards.tenants.provisioning.Provisioner` does."""
+class TenantProvisioner(Protocol):
+    """Provisions tenants; `shards.tenants.provisioning.Provisioner` is one."""
 
     async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
-        """Make tenants, no two the same; return for each its result, or the error that it met.
+        """Provision tenants, no two the same; return the result or the error of each.
 
-        PermanentError is for what can never work, RetryableError for a dependency's trouble.
+        A PermanentError is for a request that can never work, a RetryableError for a dependency that is down.
         """
 
 
-class Destroys(Protocol):
-    """What destroys tenants; `shards.tenants.destruction.Destroyer` does. Raises as `Provisions` returns."""
+class TenantDestroyer(Protocol):
+    """Destroys tenants; `shards.tenants.destruction.Destroyer` is one. Raises the errors of `TenantProvisioner`."""
 
     async def destroy(self, business_id: str, location_id: str, requested_at: datetime) -> DestructionResult:
         """Destroy one tenant."""
 
     async def destroy_all(self, business_id: str, requested_at: datetime) -> Mapping[str, DestructionResult]:
-        """Destroy every tenant of a business; return what became of each by location."""
+        """Destroy every tenant of a business; return the results by location."""
 
 
-class Changes(Protocol):
-    """What changes resources; `shards.tenants.resource_changes.ResourceChanges` does, and raises as above."""
+class ResourceChanger(Protocol):
+    """Changes resources; `shards.tenants.resource_changes.ResourceChanges` is one. Raises as `TenantDestroyer`."""
 
-    async def rename(
-        self,
-        business_id: str,
-        location_id: str,
-        *,
-        resource_type: str,
-        old_id: str,
-        new_id: str,
-        additional_data: str | None,
-        requested_at: datetime,
-    ) -> ChangeResult:
+    async def rename(self, rename: ResourceRename) -> ChangeResult:
         """Give a resource another id."""
 
-    async def add_admin(
-        self,
-        business_id: str,
-        location_id: str,
-        *,
-        business_type: str,
-        email: str,
-        user_id: str,
-        requested_at: datetime,
-    ) -> ChangeResult:
-        """Make the resources of a tenant's first administrator."""
+    async def add_admin(self, admin: AdminAccount) -> ChangeResult:
+        """Create the resources of a tenant's first administrator."""
 
 
 class _Item(msgspec.Struct, frozen=True):
-    """One message, and what it asks for."""
+    """One message with its decoded content."""
 
     message: Message
     control: Control
@@ -118,83 +101,84 @@ class _Item(msgspec.Struct, frozen=True):
         return f"_Item({self.message.message_id!r}, {self.control!r})"
 
 
-_Met: TypeAlias = "tuple[_Item, Result | Exception]"
+_HandledItem: TypeAlias = "tuple[_Item, Result | Exception]"
 
 
 class ControlHandler:
-    """Handles the messages of one control queue; *retry_delays_s* are the pauses after errors nobody foresaw.
+    """Handles the messages of one control queue.
 
-    *tenant_wait* is how long a message waits, from its sending on, for a tenant or a resource that is not there.
+    The tenant wait of *retries* counts for a tenant or a resource that does not exist yet.
     """
 
     def __init__(
         self,
-        provisioner: Provisions,
-        destroyer: Destroys,
-        changes: Changes,
+        provisioner: TenantProvisioner,
+        destroyer: TenantDestroyer,
+        changer: ResourceChanger,
         queue: Queue,
         *,
-        retry_delays_s: Sequence[float],
-        tenant_wait: timedelta,
+        retries: RetryRules,
         draw: Callable[[], float] = random.random,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._provisioner = provisioner
         self._destroyer = destroyer
-        self._changes = changes
+        self._changer = changer
         self._queue = queue
-        self._retry_delays_s = tuple(retry_delays_s)
-        self._tenant_wait = tenant_wait
+        self._retries = retries
         self._draw = draw
         self._clock = clock
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(CHANGES_AT_ONCE)
 
     def __repr__(self) -> str:
-        return f"ControlHandler({self._queue.name!r}, retry_delays_s={self._retry_delays_s})"
+        return f"ControlHandler({self._queue.name!r}, retry_delays_s={tuple(self._retries.delays_s)})"
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
         """Return the verdict on each of *messages*, in their order. Idempotent; raises nothing but a cancellation."""
         decoded = [
             decode_control(message.body, message.attributes, self._queue.origin_of(message)) for message in messages
         ]
-        claims = [self._claim(message, control) for message, control in zip(messages, decoded, strict=True)]
+        subjects = [self._subject_of(message, control) for message, control in zip(messages, decoded, strict=True)]
         verdicts: dict[int, Verdict] = {}
-        for turn in turns_of(claims):
-            undecided = [place for place, verdict in verdicts.items() if not isinstance(verdict, Done | ToDeadLetter)]
+        for stage in stages_of(subjects):
+            undecided = [index for index, verdict in verdicts.items() if not isinstance(verdict, Done | ToDeadLetter)]
             items: dict[int, _Item] = {}
-            for place in turn:
-                control, before = decoded[place], first_before(claims, place, undecided)
+            for index in stage:
+                control, before = decoded[index], first_conflict(subjects, index, undecided)
                 if before is not None:
-                    verdicts[place] = _behind(verdicts[before], is_group=is_of_group(claims[place], claims[before]))
+                    in_group = is_same_group(subjects[index], subjects[before])
+                    verdicts[index] = _verdict_behind(verdicts[before], is_group=in_group)
                 elif isinstance(control, Rejected):
-                    verdicts[place] = self._rejected(control, messages[place])
+                    verdicts[index] = self._reject(control, messages[index])
                 else:
-                    items[place] = _Item(messages[place], control)
-            met = await self._meet(list(items.values()))
-            verdicts |= dict(zip(items, self._judged(met), strict=True))
-        return [verdicts[place] for place in range(len(messages))]
+                    items[index] = _Item(messages[index], control)
+            handled = await self._carry_out(list(items.values()))
+            verdicts |= dict(zip(items, self._decide(handled), strict=True))
+        return [verdicts[index] for index in range(len(messages))]
 
-    def _claim(self, message: Message, control: Control | Rejected) -> MessageSubject:
-        group_id = message.group_id if self._queue.is_fifo else None  # in others it says nothing about order
+    def _subject_of(self, message: Message, control: Control | Rejected) -> MessageSubject:
+        group_id = message.group_id if self._queue.is_fifo else None  # in standard queues it promises no order
         if isinstance(control, Rejected):
             return MessageSubject(group_id=group_id)
         return MessageSubject(tenant_id_of_control(control), control.business_id, group_id)
 
-    async def _meet(self, items: Sequence[_Item]) -> list[_Met]:
-        """Do what *items* ask for, which are about different tenants; return what each came to."""
+    async def _carry_out(self, items: Sequence[_Item]) -> list[_HandledItem]:
+        """Carry out *items*, which are about different tenants; return each with its result or error."""
         results: dict[str, Result | Exception] = {}
         creations = [(item, item.control) for item in items if isinstance(item.control, ShardCreation)]
 
         async def create() -> None:
             try:
-                answers = await self._provisioner.provision_all([_request(creation) for _, creation in creations])
-            except Exception as exc:  # noqa: BLE001  # a bug of ours must not end the others; it has tries, then a letter
+                answers = await self._provisioner.provision_all(
+                    [_provision_request_of(creation) for _, creation in creations]
+                )
+            except Exception as exc:  # noqa: BLE001  # a bug must not end the others; the message is retried, then a dead letter
                 answers = [exc] * len(creations)
             for (item, _), answer in zip(creations, answers, strict=True):
                 results[item.message.message_id] = answer
 
         async def change(item: _Item) -> None:
-            async with self._places:
+            async with self._slots:
                 try:
                     results[item.message.message_id] = await self._change(item.control)
                 except Exception as exc:  # noqa: BLE001  # as above
@@ -213,24 +197,9 @@ class ControlHandler:
             case ShardDestruction():
                 return self._destroy(control)
             case ResourceRename():
-                return self._changes.rename(
-                    control.business_id,
-                    control.location_id,
-                    resource_type=control.resource_type,
-                    old_id=control.old_resource_id,
-                    new_id=control.new_resource_id,
-                    additional_data=control.additional_data,
-                    requested_at=control.requested_at,
-                )
+                return self._changer.rename(control)
             case AdminAccount():
-                return self._changes.add_admin(
-                    control.business_id,
-                    control.location_id,
-                    business_type=control.business_type,
-                    email=control.admin_email,
-                    user_id=control.admin_user_id,
-                    requested_at=control.requested_at,
-                )
+                return self._changer.add_admin(control)
             case ShardCreation():
                 raise AssertionError("creations are provisioned all together")
             case _:
@@ -252,21 +221,18 @@ class ControlHandler:
         order = (DestructionResult.DESTROYING, DestructionResult.EXISTED, DestructionResult.STALE)
         return next((result for result in order if counts[result]), DestructionResult.UNKNOWN)
 
-    def _judged(self, met: Sequence[_Met]) -> list[Verdict]:
-        verdicts = [self._judge(item, result) for item, result in met]
-        self._note_deferred(met, verdicts)
+    def _decide(self, handled: Sequence[_HandledItem]) -> list[Verdict]:
+        """Return the verdicts on *handled* items, and log them."""
+        verdicts = [self._verdict_on(item, result) for item, result in handled]
+        self._log_deferred(handled, verdicts)
         return verdicts
 
-    def _judge(self, item: _Item, result: Result | Exception) -> Verdict:
+    def _verdict_on(self, item: _Item, result: Result | Exception) -> Verdict:
         match result:
-            case RetryableError():
-                return after_trouble(result, try_count=item.message.try_count, draw=self._draw())
-            case PermanentError():
-                return self._refused(item, DeadLetterReason.INVALID_MESSAGE, str(result))
             case Exception():
-                return self._after_unexpected(item, result)
+                return self._verdict_on_error(item, result)
             case DestructionResult.UNKNOWN | ChangeResult.UNKNOWN_TENANT | ChangeResult.MISSING:
-                return self._after_absence(item, result)
+                return self._verdict_on_absence(item, result)
             case ProvisionResult.STALE | DestructionResult.STALE:
                 log.info("control.stale", **self._facts(item), requested_at=item.control.requested_at.isoformat())
                 return Done()
@@ -274,37 +240,38 @@ class ControlHandler:
                 log.info("control.applied", **self._facts(item), result=result)
                 return Done()
 
-    def _after_absence(self, item: _Item, result: Result) -> Verdict:
-        """Wait for what may still be on its way; give the message up when it waited long enough."""
-        left = item.message.sent_at + self._tenant_wait - self._clock()
-        if left <= timedelta():
-            within = f"within {self._tenant_wait.total_seconds():g} s (TENANT_WAIT_SECONDS)"
-            if result is ChangeResult.MISSING:
-                error = f"oldResourceId: no resource of that id, nor of newResourceId, came {within}"
-                return self._refused(item, DeadLetterReason.RETRIES_EXHAUSTED, error)
-            return self._refused(item, DeadLetterReason.UNKNOWN_TENANT, f"no shard had the tenant {within}")
-        delay_s = backoff_s(item.message.try_count, draw=self._draw(), base_s=TROUBLE_BASE_S, max_s=TROUBLE_MAX_S)
-        return RetryHeld(delay_s=min(delay_s, max(left.total_seconds(), TROUBLE_BASE_S)))
-
-    def _after_unexpected(self, item: _Item, exc: Exception) -> Verdict:
-        verdict = after_unexpected(exc, receive_count=item.message.receive_count, delays_s=self._retry_delays_s)
-        log.error(
-            "control.failed",
-            **self._facts(item),
-            receive_count=item.message.receive_count,
-            error=type(exc).__name__,
-            exc_info=exc,
-        )
+    def _verdict_on_error(self, item: _Item, error: Exception) -> Verdict:
+        verdict = verdict_on_error(error, item.message, _ids_of(item), rules=self._retries, draw=self._draw())
+        if not isinstance(error, RetryableError | PermanentError):
+            log.error(
+                "control.failed",
+                **self._facts(item),
+                receive_count=item.message.receive_count,
+                error=type(error).__name__,
+                exc_info=error,
+            )
         if isinstance(verdict, ReturnToQueue):
             RETRIES.labels("sqs", "unexpected").inc()
-            return verdict
-        return self._refused(item, verdict.reason, verdict.error)
+        return self._refuse(item, verdict) if isinstance(verdict, ToDeadLetter) else verdict
 
-    def _refused(self, item: _Item, reason: DeadLetterReason, error: str) -> ToDeadLetter:
-        log.warning("control.refused", **self._facts(item), reason=reason, error=error)
-        return ToDeadLetter(reason, error, item.control.business_id, item.control.location_id)
+    def _verdict_on_absence(self, item: _Item, result: Result) -> Verdict:
+        """Hold a message for a tenant or a resource that may still come; give it up when it waited long enough."""
+        left = item.message.sent_at + self._retries.tenant_wait - self._clock()
+        if left <= timedelta():
+            within = f"within {self._retries.tenant_wait.total_seconds():g} s (TENANT_WAIT_SECONDS)"
+            if result is ChangeResult.MISSING:
+                error = f"oldResourceId: no resource of that id, nor of newResourceId, came {within}"
+                return self._refuse(item, ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, error, _ids_of(item)))
+            error = f"no shard had the tenant {within}"
+            return self._refuse(item, ToDeadLetter(DeadLetterReason.UNKNOWN_TENANT, error, _ids_of(item)))
+        delay_s = message_backoff_s(item.message, draw=self._draw())
+        return RetryHeld(delay_s=min(delay_s, max(left.total_seconds(), OUTAGE_BASE_S)))
 
-    def _rejected(self, rejected: Rejected, message: Message) -> ToDeadLetter:
+    def _refuse(self, item: _Item, verdict: ToDeadLetter) -> ToDeadLetter:
+        log.warning("control.refused", **self._facts(item), reason=verdict.reason, error=verdict.error)
+        return verdict
+
+    def _reject(self, rejected: Rejected, message: Message) -> ToDeadLetter:
         log.warning(
             "control.refused",
             queue=self._queue.name,
@@ -314,12 +281,12 @@ class ControlHandler:
             reason=rejected.reason,
             error=rejected.error,
         )
-        return ToDeadLetter(rejected.reason, rejected.error, rejected.business_id, rejected.location_id)
+        return verdict_on_rejected(rejected)
 
-    def _note_deferred(self, met: Sequence[_Met], verdicts: Sequence[Verdict]) -> None:
-        """Say once a batch and error what was put off, with the first of its messages."""
+    def _log_deferred(self, handled: Sequence[_HandledItem], verdicts: Sequence[Verdict]) -> None:
+        """Log held messages: one line for each error of a batch, with the first of its messages."""
         by_error: dict[str, list[tuple[_Item, Result | Exception, RetryHeld]]] = {}
-        for (item, result), verdict in zip(met, verdicts, strict=True):
+        for (item, result), verdict in zip(handled, verdicts, strict=True):
             if isinstance(verdict, RetryHeld):
                 error = str(result) if isinstance(result, Exception) else result.value
                 by_error.setdefault(error, []).append((item, result, verdict))
@@ -341,16 +308,21 @@ class ControlHandler:
         return {
             "queue": self._queue.name,
             "message_id": item.message.message_id,
-            "type": item.control.type,
+            "type": control_type_of(item.control),
             "business_id": item.control.business_id,
             "location_id": item.control.location_id,
         }
 
 
-def _behind(verdict: Verdict, *, is_group: bool) -> Verdict:
-    """Return the verdict on a message behind one that is not decided.
+def _ids_of(item: _Item) -> MessageIds:
+    return MessageIds(item.control.business_id, item.control.location_id)
 
-    One of its group goes back together with it; another that is about the same tenant comes again with it.
+
+def _verdict_behind(verdict: Verdict, *, is_group: bool) -> Verdict:
+    """Return the verdict on a message behind an undecided one.
+
+    A message of its group returns to the queue together with it; another message about the same tenant is retried with
+    it.
     """
     match verdict:
         case RetryHeld() if not is_group:
@@ -361,7 +333,7 @@ def _behind(verdict: Verdict, *, is_group: bool) -> Verdict:
             return ReturnToQueue(0)
 
 
-def _request(creation: ShardCreation) -> ProvisionRequest:
+def _provision_request_of(creation: ShardCreation) -> ProvisionRequest:
     return ProvisionRequest(
         business_id=creation.business_id,
         location_id=creation.location_id,

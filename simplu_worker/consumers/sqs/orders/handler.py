@@ -1,9 +1,9 @@
 """Apply order events (contract §5): many in one transaction for each Postgres shard, in order within each group.
 
-What is handled at once is taken apart into chains, each a message group of a FIFO queue or one message of a standard
-queue, whose group id promises no order. A chain goes on with its next operation only after the one before was applied
-or given up for good, so that none is ever applied before an earlier one of its group, whatever tenants and shards they
-belong to. Chains do not wait for each other: lanes gather what they have for a shard.
+The messages of a call are split into chains, each a message group of a FIFO queue or one message of a standard queue,
+whose group id promises no order. A chain goes on with its next operation only after the one before was applied or given
+up for good, so that none is ever applied before an earlier one of its group, whatever their tenants and shards. Chains
+do not wait for each other: lanes gather their operations for a shard.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import math
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
@@ -23,17 +23,19 @@ import structlog
 
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.orders.decode import decode_order
-from simplu_worker.consumers.sqs.orders.order_lane import Answer, Crash, OrderLane
+from simplu_worker.consumers.sqs.orders.order_lane import Crash, LaneAnswer, OrderLane
 from simplu_worker.consumers.sqs.receive.verdicts import (
-    TROUBLE_BASE_S,
-    TROUBLE_MAX_S,
     Done,
+    MessageIds,
     RetryHeld,
+    RetryRules,
     ReturnToQueue,
     ToDeadLetter,
     Verdict,
-    after_trouble,
-    after_unexpected,
+    message_backoff_s,
+    verdict_on_error,
+    verdict_on_rejected,
+    verdict_on_unexpected,
 )
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES
@@ -55,18 +57,18 @@ from simplu_worker.shards.types import Absence, TenantNotMadeError
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 
-PATIENCE_S: Final = 2.0  # for all of one call: what is not decided then waits in hand, and keeps nobody else waiting
-ASKED_AT_ONCE: Final = 64  # tenants whose shard is asked for
-ANSWERS_KEPT_MAX: Final = 4096
-WAIT_BASE_S: Final = 0.25
-WAIT_MAX_S: Final = 10.0  # a move pauses a tenant for far less
-BEHIND: Final = ReturnToQueue(0)  # another of its group, which is not decided
+CALL_MAX_S: Final = 2.0  # of one call: its undecided messages are held then, and delay no other message
+LOOKUPS_AT_ONCE: Final = 64  # tenants whose shard is looked up
+LOOKUPS_KEPT_MAX: Final = 4096
+HOLD_BASE_S: Final = 0.25
+HOLD_MAX_S: Final = 10.0  # a move pauses a tenant for far less
+BEHIND_VERDICT: Final = ReturnToQueue(0)  # behind an undecided message of its group
 
 log = structlog.get_logger(__name__)
 
 
 class _Absent(msgspec.Struct, frozen=True):
-    """A tenant was asked for at *asked_at* and has no shard now; *error* says why it was not made at its first use."""
+    """A tenant without a shard, as of *asked_at*; *error* is why it was not provisioned at its first use."""
 
     why: Absence
     asked_at: datetime
@@ -76,41 +78,41 @@ class _Absent(msgspec.Struct, frozen=True):
         return f"its tenant is {self.why}" + (f": {self.error}" if self.error else "")
 
 
-_NoAnswer: TypeAlias = RetryableError | PermanentError | Crash
-_Home: TypeAlias = str | _Absent | _NoAnswer
+_LookupError: TypeAlias = RetryableError | PermanentError | Crash
+_Home: TypeAlias = str | _Absent | _LookupError
 
 
-class _Trouble(msgspec.Struct, frozen=True):
-    """Why messages are put off; with the ids where it is their tenant."""
+class _Deferral(msgspec.Struct, frozen=True):
+    """Why messages are deferred; with the tenant's ids when the tenant is the cause."""
 
     text: str
     business_id: str | None = None
     location_id: str | None = None
 
     @classmethod
-    def of_tenant(cls, operation: Operation, text: str) -> _Trouble:
-        """Return what keeps one tenant's messages."""
+    def of_tenant(cls, operation: Operation, text: str) -> _Deferral:
+        """Return a deferral of the messages of one tenant."""
         return cls(text, operation.business_id, operation.location_id)
 
 
-class _Slot(msgspec.Struct, eq=False):
-    """One message of a call, what it is, and what becomes of it; *trouble* says why it is put off."""
+class _OrderMessage(msgspec.Struct, eq=False):
+    """One message of a call with its decoded content, its verdict once it is decided, and why it is deferred."""
 
     message: Message
     decoded: Operation | Rejected
     verdict: Verdict | None = None
-    trouble: _Trouble | None = None
+    deferral: _Deferral | None = None
 
     @property
-    def lets_pass(self) -> bool:
-        """Whether the next of its chain may be applied in the same call.
+    def allows_next(self) -> bool:
+        """Whether the next message of its chain may be applied in the same call.
 
-        Not behind an operation that might yet be applied, if we died before its letter was stored.
+        Not behind an operation that may yet be applied, if the worker dies before the dead letter is stored.
         """
         match self.verdict:
             case Done():
                 return True
-            case ToDeadLetter(mark=None, reason=reason):
+            case ToDeadLetter(before_delete=None, reason=reason):
                 return reason is not DeadLetterReason.UNKNOWN_TENANT
             case _:
                 return False
@@ -122,22 +124,14 @@ async def open_orders(
     queue: Queue,
     *,
     operation_max_bytes: int,
-    tenant_wait: timedelta,
-    retry_delays_s: Sequence[float],
+    retries: RetryRules,
     draw: Callable[[], float] = random.random,
     utc: UtcClock = utc_now,
 ) -> AsyncIterator[OrderHandler]:
-    """Open the handler of one order queue. What is under way at the end is cut: close it after its receiver ended."""
+    """Open the handler of one order queue. Leaving cancels operations under way: leave it after its receiver ended."""
     async with asyncio.TaskGroup() as tasks:
         handler = OrderHandler(
-            gateway,
-            queue,
-            tasks,
-            operation_max_bytes=operation_max_bytes,
-            tenant_wait=tenant_wait,
-            retry_delays_s=retry_delays_s,
-            draw=draw,
-            utc=utc,
+            gateway, queue, tasks, operation_max_bytes=operation_max_bytes, retries=retries, draw=draw, utc=utc
         )
         try:
             yield handler
@@ -146,7 +140,7 @@ async def open_orders(
 
 
 class OrderHandler:
-    """Handles the messages of one order queue; *retry_delays_s* are the pauses after errors nobody foresaw."""
+    """Handles the messages of one order queue."""
 
     def __init__(
         self,
@@ -155,8 +149,7 @@ class OrderHandler:
         tasks: asyncio.TaskGroup,
         *,
         operation_max_bytes: int,
-        tenant_wait: timedelta,
-        retry_delays_s: Sequence[float],
+        retries: RetryRules,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
@@ -164,19 +157,19 @@ class OrderHandler:
         self._queue = queue
         self._tasks = tasks
         self._operation_max_bytes = operation_max_bytes
-        self._tenant_wait = tenant_wait
-        self._retry_delays_s = tuple(retry_delays_s)
+        self._retries = retries
         self._draw = draw
         self._utc = utc
         self._lanes: dict[str, OrderLane] = {}
-        self._asked: dict[str, asyncio.Task[_Home]] = {}  # by tenant; one that nobody waits for keeps its answer
-        self._places = asyncio.Semaphore(ASKED_AT_ONCE)
+        self._lookups: dict[str, asyncio.Task[_Home]] = {}  # by tenant; one that no call waits for keeps its result
+        self._slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
     def __repr__(self) -> str:
-        return f"OrderHandler({self._queue.name!r}, lanes={list(self._lanes.values())}, asked={sorted(self._asked)})"
+        lanes, lookups = list(self._lanes.values()), sorted(self._lookups)
+        return f"OrderHandler({self._queue.name!r}, lanes={lanes}, lookups={lookups})"
 
     def is_pending(self, request_id: str, tenant_id: str | None) -> bool:
-        """Whether an operation is on its way to a shard."""
+        """Return whether an operation is on its way to a shard."""
         return any(
             operation.request_id == request_id and tenant_id in {None, operation.tenant_id}
             for lane in self._lanes.values()
@@ -184,48 +177,48 @@ class OrderHandler:
         )
 
     def stats(self) -> dict[str, int]:
-        """Return how many operations are on their way, to each shard."""
+        """Return how many operations are on their way, by shard."""
         return {shard_id: len(lane) for shard_id, lane in self._lanes.items()}
 
     def cancel(self) -> None:
-        """End what is under way."""
+        """Cancel the lanes and the lookups."""
         for lane in self._lanes.values():
             lane.cancel()
-        for task in self._asked.values():
+        for task in self._lookups.values():
             task.cancel()
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        """Return what becomes of each message, in their order. Idempotent; raises nothing but a cancellation."""
-        slots = [_Slot(message, self._decoded(message)) for message in messages]
-        chains: dict[str, list[_Slot]] = {}
-        for slot in slots:
-            chains.setdefault(self._chain_of(slot.message), []).append(slot)
-        deadline = loop_time() + PATIENCE_S
+        """Return the verdict on each message, in their order. Idempotent; raises nothing but a cancellation."""
+        call = [_OrderMessage(message, self._decode(message)) for message in messages]
+        chains: dict[str, list[_OrderMessage]] = {}
+        for one in call:
+            chains.setdefault(self._chain_of(one.message), []).append(one)
+        deadline = loop_time() + CALL_MAX_S
         async with asyncio.TaskGroup() as tasks:
             for chain, members in chains.items():
-                tasks.create_task(self._go_along(chain, members, deadline))
-        self._note(slots)
-        return [BEHIND if slot.verdict is None else slot.verdict for slot in slots]
+                tasks.create_task(self._decide_chain(chain, members, deadline))
+        self._log_deferred(call)
+        return [BEHIND_VERDICT if one.verdict is None else one.verdict for one in call]
 
-    def _note(self, slots: Sequence[_Slot]) -> None:
-        """Log what is put off: a line for each cause, not for each message."""
-        alike: defaultdict[_Trouble, list[float]] = defaultdict(list)
-        for slot in slots:
-            if slot.trouble is not None and isinstance(slot.verdict, ReturnToQueue | RetryHeld):
-                alike[slot.trouble].append(slot.verdict.delay_s)
-        for trouble, delays_s in alike.items():
+    def _log_deferred(self, call: Sequence[_OrderMessage]) -> None:
+        """Log deferred messages: one line for each cause, not for each message."""
+        by_cause: defaultdict[_Deferral, list[float]] = defaultdict(list)
+        for one in call:
+            if one.deferral is not None and isinstance(one.verdict, ReturnToQueue | RetryHeld):
+                by_cause[one.deferral].append(one.verdict.delay_s)
+        for deferral, delays_s in by_cause.items():
             RETRIES.labels("sqs", "dependency").inc(len(delays_s))
             log.warning(
                 "orders.deferred",
                 queue=self._queue.name,
                 count=len(delays_s),
                 retry_in_s=round(min(delays_s), 2),
-                error=trouble.text,
-                business_id=trouble.business_id,
-                location_id=trouble.location_id,
+                error=deferral.text,
+                business_id=deferral.business_id,
+                location_id=deferral.location_id,
             )
 
-    def _decoded(self, message: Message) -> Operation | Rejected:
+    def _decode(self, message: Message) -> Operation | Rejected:
         return decode_order(
             message.body,
             message.attributes,
@@ -237,72 +230,72 @@ class OrderHandler:
     def _chain_of(self, message: Message) -> str:
         return message.group_id or message.message_id if self._queue.is_fifo else message.message_id
 
-    async def _go_along(self, chain: str, slots: Sequence[_Slot], deadline: float) -> None:
+    async def _decide_chain(self, chain: str, members: Sequence[_OrderMessage], deadline: float) -> None:
         """Decide the messages of a chain in their order, until one of them is not decided for good."""
         position = 0
-        while position < len(slots):
-            run = _run_from(slots, position)
-            await self._decide(chain, run, deadline)
+        while position < len(members):
+            run = _run_from(members, position)
+            await self._decide_run(chain, run, deadline)
             position += len(run)
-            if not all(slot.lets_pass for slot in run):
-                _hold_back(slots)
+            if not all(one.allows_next for one in run):
+                _defer_behind(members)
                 return
 
-    async def _decide(self, chain: str, run: Sequence[_Slot], deadline: float) -> None:
-        """Decide messages of one tenant, and those among them that never will be an operation, while they let pass."""
-        pending = [(slot, slot.decoded) for slot in run if isinstance(slot.decoded, Operation)]
-        for slot in run:
-            if isinstance(slot.decoded, Rejected):
-                slot.verdict = _refused(slot.decoded)
+    async def _decide_run(self, chain: str, run: Sequence[_OrderMessage], deadline: float) -> None:
+        """Decide the operations of one tenant and the rejected messages among them, while each allows the next."""
+        pending = [(one, one.decoded) for one in run if isinstance(one.decoded, Operation)]
+        for one in run:
+            if isinstance(one.decoded, Rejected):
+                one.verdict = verdict_on_rejected(one.decoded)
         if not pending:
             return
-        arrivals = [slot.message.sent_at for slot, _ in pending]
-        max_age_s = absence_max_age_s(arrivals, now=self._utc(), tenant_wait=self._tenant_wait)
-        home = await self._home(pending[0][1], deadline, max_age_s)
+        arrivals = [one.message.sent_at for one, _ in pending]
+        max_age_s = absence_max_age_s(arrivals, now=self._utc(), tenant_wait=self._retries.tenant_wait)
+        home = await self._find_home(pending[0][1], deadline, max_age_s)
         if isinstance(home, str):
             await self._apply(home, chain, pending, deadline)
             return
-        for slot, operation in pending:
-            self._put_off(slot, operation, home)
+        for one, operation in pending:
+            self._decide_homeless(one, operation, home)
 
     async def _apply(
-        self, shard_id: str, chain: str, pending: Sequence[tuple[_Slot, Operation]], deadline: float
+        self, shard_id: str, chain: str, pending: Sequence[tuple[_OrderMessage, Operation]], deadline: float
     ) -> None:
         lane = self._lanes.get(shard_id)
         if lane is None:
             lane = OrderLane(shard_id, self._gateway, self._tasks, queue_name=self._queue.name, utc=self._utc)
             self._lanes[shard_id] = lane
-        entries = lane.submit(chain, [(slot.message.message_id, operation) for slot, operation in pending])
+        entries = lane.submit(chain, [(one.message.message_id, operation) for one, operation in pending])
         if not lane.is_stuck:
             await asyncio.wait([entry.answer for entry in entries], timeout=max(0.0, deadline - loop_time()))
-        for (slot, operation), entry in zip(pending, entries, strict=True):
-            self._settle(slot, operation, shard_id, lane.collect(entry))
-            if not slot.lets_pass:
+        for (one, operation), entry in zip(pending, entries, strict=True):
+            self._decide_answered(one, operation, shard_id, lane.collect(entry))
+            if not one.allows_next:
                 return
 
-    async def _home(self, operation: Operation, deadline: float, max_age_s: float) -> _Home | None:
+    async def _find_home(self, operation: Operation, deadline: float, max_age_s: float) -> _Home | None:
         """Return the shard of a tenant, or why there is none; None when that is not known before *deadline*.
 
-        That it is not registered may have been asked for *max_age_s* ago.
+        A result "not registered" may be *max_age_s* old.
         """
         tenant_id = operation.tenant_id
         if (shard_id := self._gateway.cached_shard_id(tenant_id)) is not None:
             return shard_id
-        task = self._asked.get(tenant_id)
+        task = self._lookups.get(tenant_id)
         if task is None:
-            self._forget_unfetched()
-            task = self._asked[tenant_id] = self._tasks.create_task(
-                self._ask(operation, max_age_s), name=f"ask:{tenant_id}"
+            self._forget_uncollected()
+            task = self._lookups[tenant_id] = self._tasks.create_task(
+                self._look_up(operation, max_age_s), name=f"ask:{tenant_id}"
             )
         await asyncio.wait([task], timeout=max(0.0, deadline - loop_time()))
         if not task.done():
             return None
-        if self._asked.get(tenant_id) is task:
-            del self._asked[tenant_id]
+        if self._lookups.get(tenant_id) is task:
+            del self._lookups[tenant_id]
         return task.result()
 
-    async def _ask(self, operation: Operation, max_age_s: float) -> _Home:
-        async with self._places:
+    async def _look_up(self, operation: Operation, max_age_s: float) -> _Home:
+        async with self._slots:
             asked_at = self._utc() - timedelta(seconds=max_age_s)
             try:
                 found = await self._gateway.find(operation.tenant_id, absence_max_age_s=max_age_s)
@@ -313,107 +306,109 @@ class OrderHandler:
                 return _Absent(Absence.NOT_HERE, asked_at, str(exc))
             except (RetryableError, PermanentError) as exc:
                 return exc
-            except Exception as exc:  # a bug that one tenant meets must not end the others
+            except Exception as exc:  # a bug in the lookup of one tenant must not end the others
                 log.exception("order.failed", queue=self._queue.name, error=type(exc).__name__)
                 return Crash(exc)
         return _Absent(found, asked_at) if isinstance(found, Absence) else found
 
-    def _forget_unfetched(self) -> None:
-        if len(self._asked) > ANSWERS_KEPT_MAX:
-            self._asked = {key: task for key, task in self._asked.items() if not task.done()}
+    def _forget_uncollected(self) -> None:
+        if len(self._lookups) > LOOKUPS_KEPT_MAX:
+            self._lookups = {key: task for key, task in self._lookups.items() if not task.done()}
 
-    def _put_off(self, slot: _Slot, operation: Operation, home: _Absent | _NoAnswer | None) -> None:
-        """Decide what becomes of a message whose tenant has no shard now."""
+    def _decide_homeless(self, one: _OrderMessage, operation: Operation, home: _Absent | _LookupError | None) -> None:
+        """Decide a message whose tenant has no shard now."""
         match home:
             case None:
-                self._wait(slot, _Trouble("no answer yet to where tenants live"))
+                self._hold(one, _Deferral("no answer yet to where tenants live"))
             case RetryableError() | PermanentError():
-                self._in_trouble(slot, home)
+                self._hold_for_outage(one, operation, home)
             case Crash():
-                error = home.error
-                slot.verdict = self._after_unexpected(slot.message, operation, None, error, type(error).__name__)
+                one.verdict = self._verdict_on_unexpected(one, operation, None, type(home.error).__name__)
             case _Absent(why=Absence.UNREGISTERED):
-                self._not_registered(slot, operation, home.asked_at)
+                self._decide_unregistered(one, operation, home.asked_at)
             case _Absent():
-                self._wait(slot, _Trouble.of_tenant(operation, str(home)))
+                self._hold(one, _Deferral.of_tenant(operation, str(home)))
             case _:
                 assert_never(home)
 
-    def _settle(self, slot: _Slot, operation: Operation, shard_id: str, answer: Answer | None) -> None:
-        """Decide what becomes of a message by what its shard said."""
+    def _decide_answered(
+        self, one: _OrderMessage, operation: Operation, shard_id: str, answer: LaneAnswer | None
+    ) -> None:
+        """Decide a message by the answer of its shard."""
         match answer:
             case None:
-                self._wait(slot, _Trouble(f"no answer yet from shard {shard_id}"))
+                self._hold(one, _Deferral(f"no answer yet from shard {shard_id}"))
             case RetryableError():
-                self._in_trouble(slot, answer)
+                self._hold_for_outage(one, operation, answer)
             case Crash():
-                error = answer.error
-                slot.verdict = self._after_unexpected(slot.message, operation, shard_id, error, type(error).__name__)
+                one.verdict = self._verdict_on_unexpected(one, operation, shard_id, type(answer.error).__name__)
             case Outcome():
-                self._settle_outcome(slot, operation, shard_id, answer)
+                self._decide_outcome(one, operation, shard_id, answer)
             case _:
                 assert_never(answer)
 
-    def _settle_outcome(self, slot: _Slot, operation: Operation, shard_id: str, outcome: Outcome) -> None:
+    def _decide_outcome(self, one: _OrderMessage, operation: Operation, shard_id: str, outcome: Outcome) -> None:
         match outcome.disposition:
             case Disposition.APPLIED | Disposition.DUPLICATE:
-                slot.verdict = Done()
+                one.verdict = Done()
             case Disposition.DEAD_LETTER:
                 reason = outcome.reason or DeadLetterReason.INVALID_MESSAGE
-                slot.verdict = _bury(operation, reason, outcome.error or "")
+                one.verdict = ToDeadLetter(reason, outcome.error or "", _ids_of(operation))
             case Disposition.HOLD:
                 text = f"its tenant does not live on shard {shard_id} now"
-                self._wait(slot, _Trouble.of_tenant(operation, text))
+                self._hold(one, _Deferral.of_tenant(operation, text))
             case Disposition.UNEXPECTED:
-                error = outcome.error or ""
-                slot.verdict = self._after_unexpected(slot.message, operation, shard_id, RuntimeError(error), error)
+                one.verdict = self._verdict_on_unexpected(one, operation, shard_id, outcome.error or "")
             case _:
                 assert_never(outcome.disposition)
 
-    def _in_trouble(self, slot: _Slot, exc: RetryableError | PermanentError) -> None:
-        slot.trouble = _Trouble(str(exc))
-        # A refusal is of an address that may not be used: somebody may mend that.
-        trouble = exc if isinstance(exc, RetryableError) else RetryableError(str(exc))
-        slot.verdict = after_trouble(trouble, try_count=slot.message.try_count, draw=self._draw())
+    def _hold_for_outage(
+        self, one: _OrderMessage, operation: Operation, error: RetryableError | PermanentError
+    ) -> None:
+        one.deferral = _Deferral(str(error))
+        # A PermanentError is about an address that may not be used: a person may correct that.
+        outage = error if isinstance(error, RetryableError) else RetryableError(str(error))
+        one.verdict = verdict_on_error(outage, one.message, _ids_of(operation), rules=self._retries, draw=self._draw())
 
-    def _wait(self, slot: _Slot, trouble: _Trouble) -> None:
-        slot.trouble = trouble
-        try_count = slot.message.try_count
-        slot.verdict = RetryHeld(backoff_s(try_count, draw=self._draw(), base_s=WAIT_BASE_S, max_s=WAIT_MAX_S))
+    def _hold(self, one: _OrderMessage, deferral: _Deferral) -> None:
+        one.deferral = deferral
+        try_count = one.message.try_count
+        one.verdict = RetryHeld(backoff_s(try_count, draw=self._draw(), base_s=HOLD_BASE_S, max_s=HOLD_MAX_S))
 
-    def _not_registered(self, slot: _Slot, operation: Operation, asked_at: datetime) -> None:
-        """Let it come again until it is overdue, which only a "not registered" that was asked for later decides."""
-        message = slot.message
-        if is_overdue(message.sent_at, now=asked_at, tenant_wait=self._tenant_wait):
-            error = unknown_tenant_error(self._tenant_wait)
-            slot.verdict = _bury(operation, DeadLetterReason.UNKNOWN_TENANT, error)
+    def _decide_unregistered(self, one: _OrderMessage, operation: Operation, asked_at: datetime) -> None:
+        """Return a message to the queue until it is overdue, by a "not registered" that was asked for after that."""
+        message, tenant_wait = one.message, self._retries.tenant_wait
+        if is_overdue(message.sent_at, now=asked_at, tenant_wait=tenant_wait):
+            error = unknown_tenant_error(tenant_wait)
+            one.verdict = ToDeadLetter(DeadLetterReason.UNKNOWN_TENANT, error, _ids_of(operation))
             return
-        rest_s = (message.sent_at + self._tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()).total_seconds()
-        delay_s = backoff_s(message.try_count, draw=self._draw(), base_s=TROUBLE_BASE_S, max_s=TROUBLE_MAX_S)
-        slot.trouble = _Trouble.of_tenant(operation, f"its tenant is {Absence.UNREGISTERED}")
-        slot.verdict = ReturnToQueue(max(1, math.ceil(min(delay_s, rest_s))))
+        rest_s = (message.sent_at + tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()).total_seconds()
+        delay_s = message_backoff_s(message, draw=self._draw())
+        one.deferral = _Deferral.of_tenant(operation, f"its tenant is {Absence.UNREGISTERED}")
+        one.verdict = ReturnToQueue(max(1, math.ceil(min(delay_s, rest_s))))
 
-    def _after_unexpected(
-        self, message: Message, operation: Operation, shard_id: str | None, error: Exception, text: str
+    def _verdict_on_unexpected(
+        self, one: _OrderMessage, operation: Operation, shard_id: str | None, error: str
     ) -> Verdict:
-        verdict = after_unexpected(error, receive_count=message.receive_count, delays_s=self._retry_delays_s)
+        verdict = verdict_on_unexpected(error, one.message, _ids_of(operation), rules=self._retries)
         if isinstance(verdict, ReturnToQueue):
             log.warning(
                 "operation.failing",
                 queue=self._queue.name,
                 shard_id=shard_id,
-                attempts=message.receive_count,
-                error=text,
+                attempts=one.message.receive_count,
+                error=error,
                 business_id=operation.business_id,
                 location_id=operation.location_id,
             )
             return verdict
-        told = f"it failed {message.receive_count} times: {text}"
-        mark = None if shard_id is None else partial(self._give_up, shard_id, operation, told)
-        return _bury(operation, verdict.reason, told, mark)
+        if shard_id is None:
+            return verdict
+        give_up = partial(self._give_up, shard_id, operation, verdict.error)
+        return msgspec.structs.replace(verdict, before_delete=give_up)
 
     async def _give_up(self, shard_id: str, operation: Operation, error: str) -> None:
-        """Leave the row of an operation that is given up. Raises `RetryableError` where that cannot be done now."""
+        """Write the row of an operation that is given up. Raises `RetryableError` when that cannot be done now."""
         outcome = await self._gateway.give_up(shard_id, operation)
         if outcome.disposition is Disposition.HOLD:
             raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
@@ -427,50 +422,29 @@ class OrderHandler:
         )
 
 
-def _run_from(slots: Sequence[_Slot], position: int) -> Sequence[_Slot]:
-    """Return the messages from *position* on that belong to one tenant, and what is no operation among them."""
+def _run_from(members: Sequence[_OrderMessage], position: int) -> Sequence[_OrderMessage]:
+    """Return the messages from *position* on that belong to one tenant, with the rejected messages among them."""
     tenant_id: str | None = None
-    for end in range(position, len(slots)):
-        decoded = slots[end].decoded
+    for end in range(position, len(members)):
+        decoded = members[end].decoded
         if isinstance(decoded, Operation):
             if tenant_id not in {None, decoded.tenant_id}:
-                return slots[position:end]
+                return members[position:end]
             tenant_id = decoded.tenant_id
-    return slots[position:]
+    return members[position:]
 
 
-def _hold_back(slots: Sequence[_Slot]) -> None:
-    """Put off what is behind the first of a chain that does not let pass.
+def _defer_behind(members: Sequence[_OrderMessage]) -> None:
+    """Defer the messages behind the first of a chain that does not allow the next.
 
-    Behind a letter it is handled again as soon as that is stored, and what is to be a letter too is stored with it.
+    Behind a dead letter they are handled again as soon as it is stored; further dead letters are stored with it.
     """
-    first = next(index for index, slot in enumerate(slots) if not slot.lets_pass)
-    is_letter = isinstance(slots[first].verdict, ToDeadLetter)
-    for slot in slots[first + 1 :]:
-        if not (is_letter and isinstance(slot.verdict, ToDeadLetter)):
-            slot.verdict, slot.trouble = RetryHeld(0.0) if is_letter else BEHIND, None
+    first = next(index for index, one in enumerate(members) if not one.allows_next)
+    is_dead_letter = isinstance(members[first].verdict, ToDeadLetter)
+    for one in members[first + 1 :]:
+        if not (is_dead_letter and isinstance(one.verdict, ToDeadLetter)):
+            one.verdict, one.deferral = RetryHeld(0.0) if is_dead_letter else BEHIND_VERDICT, None
 
 
-def _refused(rejected: Rejected) -> ToDeadLetter:
-    return ToDeadLetter(
-        rejected.reason,
-        rejected.error,
-        business_id=rejected.business_id,
-        location_id=rejected.location_id,
-        request_id=rejected.request_id,
-        resource_id=rejected.resource_id,
-    )
-
-
-def _bury(
-    operation: Operation, reason: DeadLetterReason, error: str, mark: Callable[[], Awaitable[object]] | None = None
-) -> ToDeadLetter:
-    return ToDeadLetter(
-        reason,
-        error,
-        business_id=operation.business_id,
-        location_id=operation.location_id,
-        request_id=operation.request_id,
-        resource_id=operation.resource_id,
-        mark=mark,
-    )
+def _ids_of(operation: Operation) -> MessageIds:
+    return MessageIds(operation.business_id, operation.location_id, operation.request_id, operation.resource_id)

@@ -1,14 +1,15 @@
-"""A lane of order events: what many messages bring for one Postgres shard, a batch of them in one transaction.
+"""A lane of order events: the operations of many messages for one Postgres shard, a batch of them in one transaction.
 
-A chain is what must stay in order: a message group of a FIFO queue, or one message of a standard queue. Why its order
-is kept: a lane is first in, first out with one batch in flight; and what stops one operation of a chain (the shard does
-not take it, its tenant is not there, it fails by itself) stops all of the chain that are behind it in the lane.
+A chain is a sequence of messages that must stay in order: a message group of a FIFO queue, or one message of a standard
+queue. Why its order is kept: a lane is first in, first out with one batch in flight; and an operation that is not
+applied (the shard does not accept it, its tenant is not there, it fails on a healthy shard) stops all of its chain
+behind it in the lane.
 
-What was applied is answered when it is as safe as the shard can make it, for its message is deleted then. The next
-batch does not wait for that.
+An applied operation is answered when it is as safe as the shard can make it, because its message is deleted then. The
+next batch does not wait for that.
 
-A message that is handled again while its operation is still in the lane finds it there. So whoever hands operations
-over may stop waiting for a shard that does not answer, and nothing is applied twice for that.
+A message that is handled again while its operation is still in the lane finds the operation there. So a caller may stop
+waiting for a shard that does not answer, and no operation is applied twice because of it.
 """
 
 from __future__ import annotations
@@ -28,48 +29,48 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 
 BATCH_MAX_COUNT: Final = 1000
-BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation has more
-STUCK_AFTER_S: Final = 1.0  # a shard that needs longer for a batch is not waited for
-KEPT_MAX_COUNT: Final = 10_000  # answers that nobody has fetched, whose messages went elsewhere
+BATCH_MAX_BYTES: Final = 1024 * 1024  # more only when one operation has more
+STUCK_AFTER_S: Final = 1.0  # callers do not wait for a shard that takes longer for a batch
+KEPT_MAX_COUNT: Final = 10_000  # answers that were not collected, because their messages went to another receiver
 
 log = structlog.get_logger(__name__)
 
 
 class Crash(msgspec.Struct, frozen=True):
-    """Applying one operation ended with an error that nobody foresaw."""
+    """Applying one operation ended with an unexpected error."""
 
     error: Exception
 
 
-Answer: TypeAlias = Outcome | RetryableError | Crash
+LaneAnswer: TypeAlias = Outcome | RetryableError | Crash
 
-BEHIND = Outcome(disposition=Disposition.HOLD)  # of one behind another of its chain that did not get through
-IN_LOG = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
+BEHIND_OUTCOME = Outcome(disposition=Disposition.HOLD)  # of an operation behind another of its chain that was stopped
+LOGGED_DISPOSITIONS = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
 
 
 class OrderEntry(msgspec.Struct, frozen=True, eq=False):
-    """The operation of one message on its way; *answer* is set once it is known."""
+    """The operation of one message in a lane; *answer* is set once it is known."""
 
     message_id: str
     chain: str
     operation: Operation
-    answer: asyncio.Future[Answer]
+    answer: asyncio.Future[LaneAnswer]
 
 
-class _Landing(msgspec.Struct, frozen=True, eq=False):
-    """What a batch has left in the log since *landed_at*, and is yet to be safe there."""
+class _CommittedBatch(msgspec.Struct, frozen=True, eq=False):
+    """Operations that are in the shard's log since *committed_at*, and not yet known to be safe there."""
 
-    landed_at: float
+    committed_at: float
     pairs: Sequence[tuple[OrderEntry, Outcome]]
 
-    def answer(self, error: RetryableError | Crash | None = None) -> None:
-        """Answer each with its outcome, or with the error."""
+    def set_answers(self, error: RetryableError | Crash | None = None) -> None:
+        """Answer each entry with its outcome, or with the error."""
         for entry, outcome in self.pairs:
             entry.answer.set_result(error or outcome)
 
 
 class OrderLane:
-    """The operations of one queue for one shard. Its flights are tasks of *tasks*, and end with them."""
+    """The operations of one queue for one shard. Its tasks belong to *tasks*, and end with them."""
 
     def __init__(
         self,
@@ -85,46 +86,46 @@ class OrderLane:
         self._tasks = tasks
         self._queue_name = queue_name
         self._utc = utc
-        self._entries: dict[str, OrderEntry] = {}  # by message id: queued, in flight, or answered and not fetched
+        self._entries: dict[str, OrderEntry] = {}  # by message id: queued, in flight, or answered and not collected
         self._queue: deque[OrderEntry] = deque()
         self._batch: list[OrderEntry] = []
-        self._flight: asyncio.Task[None] | None = None
-        self._landings: dict[asyncio.Task[None], _Landing] = {}  # in order
+        self._applying: asyncio.Task[None] | None = None
+        self._committed: dict[asyncio.Task[None], _CommittedBatch] = {}  # in order
         self._sent_at = float("inf")
-        self._singles = 0  # operations to be applied one by one, as their batch crashed
+        self._single_count = 0  # operations to be applied one by one, because their batch crashed
         self._failure_count = 0
 
     def __repr__(self) -> str:
         return (
             f"OrderLane({self.shard_id}, batch={len(self._batch)}, queue={len(self._queue)}, "
-            f"landed={sum(len(landing.pairs) for landing in self._landings.values())})"
+            f"committed={sum(len(batch.pairs) for batch in self._committed.values())})"
         )
 
     def __len__(self) -> int:
-        """Count what is on its way, and what has got there and is not safe yet."""
-        return len(self._batch) + len(self._queue) + sum(len(landing.pairs) for landing in self._landings.values())
+        """Return the number of operations queued, in flight, or committed and not yet known to be safe."""
+        return len(self._batch) + len(self._queue) + sum(len(batch.pairs) for batch in self._committed.values())
 
     @property
     def is_stuck(self) -> bool:
-        """Whether a batch has been in flight, or not safe, for so long that it is not worth while to wait for it."""
-        since = min([self._sent_at, *(landing.landed_at for landing in self._landings.values())])
+        """Whether a batch is in flight, or not known to be safe, for so long that callers should not wait for it."""
+        since = min([self._sent_at, *(batch.committed_at for batch in self._committed.values())])
         return loop_time() - since > STUCK_AFTER_S
 
     def operations(self) -> Iterable[Operation]:
-        """Return what is on its way."""
+        """Return the operations queued and in flight."""
         return [entry.operation for entry in (*self._batch, *self._queue)]
 
     def submit(self, chain: str, operations: Iterable[tuple[str, Operation]]) -> list[OrderEntry]:
         """Append operations of a chain, by message id, in their order; return their entries.
 
-        One that is in the lane already keeps its place, or its answer, unless that says to try it again.
+        An operation that is in the lane already keeps its place or its answer, unless the answer asks for another try.
         """
-        entries = [self._entry(chain, message_id, operation) for message_id, operation in operations]
-        if self._queue and self._flight is None:
-            self._flight = self._tasks.create_task(self._fly(), name=f"orders:{self.shard_id}")
+        entries = [self._find_or_queue(chain, message_id, operation) for message_id, operation in operations]
+        if self._queue and self._applying is None:
+            self._applying = self._tasks.create_task(self._apply_all(), name=f"orders:{self.shard_id}")
         return entries
 
-    def collect(self, entry: OrderEntry) -> Answer | None:
+    def collect(self, entry: OrderEntry) -> LaneAnswer | None:
         """Take the answer of an entry out of the lane; None while there is none."""
         if not entry.answer.done():
             return None
@@ -133,13 +134,13 @@ class OrderLane:
         return entry.answer.result()
 
     def cancel(self) -> None:
-        """End the flight under way; whether its batch was committed is then unknown."""
-        if self._flight is not None:
-            self._flight.cancel()
-        for task in self._landings:
+        """Cancel the lane's tasks; whether the batch in flight was committed is then unknown."""
+        if self._applying is not None:
+            self._applying.cancel()
+        for task in self._committed:
             task.cancel()
 
-    def _entry(self, chain: str, message_id: str, operation: Operation) -> OrderEntry:
+    def _find_or_queue(self, chain: str, message_id: str, operation: Operation) -> OrderEntry:
         entry = self._entries.get(message_id)
         if entry is None or (entry.answer.done() and not _is_final(entry.answer.result())):
             entry = OrderEntry(message_id, chain, operation, asyncio.get_running_loop().create_future())
@@ -147,23 +148,23 @@ class OrderLane:
             self._queue.append(entry)
         return entry
 
-    async def _fly(self) -> None:
-        """Apply batch after batch until there is nothing left."""
+    async def _apply_all(self) -> None:
+        """Apply batch after batch until the queue is empty."""
         try:
-            await asyncio.sleep(0)  # those that are handed over at the same time come along
+            await asyncio.sleep(0)  # operations that are submitted at the same time join the first batch
             while self._queue:
                 await self._apply_next()
         finally:
-            self._flight = None
+            self._applying = None
             self._sent_at = float("inf")
 
     async def _apply_next(self) -> None:
-        self._batch = self._next_batch()
+        self._batch = self._take_batch()
         self._sent_at = loop_time()
         operations = [entry.operation for entry in self._batch]
         try:
             if self._failure_count:
-                await self._make_sure()
+                await self._check_shard()
             outcomes = await self._gateway.apply(self.shard_id, operations)
         except RetryableError as exc:
             self._failure_count += 1
@@ -171,32 +172,32 @@ class OrderLane:
             self._queue.clear()
             for entry in failed:
                 entry.answer.set_result(exc)
-        except Exception as exc:  # noqa: BLE001  # one message's bug must not end the others; it has tries, then a letter
-            self._crashed(exc)
+        except Exception as exc:  # noqa: BLE001  # a bug must not end the others; the message is retried, then a dead letter
+            self._isolate_crash(exc)
         else:
             self._failure_count = 0
             count_outcomes(operations, outcomes, now=self._utc())
-            self._disperse(outcomes)
+            self._distribute(outcomes)
         finally:
             self._batch = []
-            self._forget_unfetched()
+            self._forget_uncollected()
 
-    def _next_batch(self) -> list[OrderEntry]:
+    def _take_batch(self) -> list[OrderEntry]:
         batch: list[OrderEntry] = []
         room_bytes = BATCH_MAX_BYTES
-        most = 1 if self._singles else BATCH_MAX_COUNT
-        while self._queue and len(batch) < most:
+        max_count = 1 if self._single_count else BATCH_MAX_COUNT
+        while self._queue and len(batch) < max_count:
             room_bytes -= self._queue[0].operation.size_bytes
             if batch and room_bytes < 0:
                 break
             batch.append(self._queue.popleft())
-        self._singles = max(0, self._singles - 1)
+        self._single_count = max(0, self._single_count - 1)
         return batch
 
-    async def _make_sure(self) -> None:
-        """Look, within seconds, whether a shard that failed is back; if not, whether a tenant is elsewhere now.
+    async def _check_shard(self) -> None:
+        """Probe, within seconds, whether a shard that failed is back; if not, ask Citrus again for one of its tenants.
 
-        Raises `RetryableError` while it is not.
+        Raises `RetryableError` while the shard does not answer.
         """
         try:
             await self._gateway.probe(self.shard_id)
@@ -208,10 +209,10 @@ class OrderLane:
                 log.debug("orders.not_found_again", shard_id=self.shard_id, error=str(exc))
             raise
 
-    def _crashed(self, exc: Exception) -> None:
-        """Find which of a batch it was, by applying each by itself; the rest of its chain waits."""
+    def _isolate_crash(self, exc: Exception) -> None:
+        """Find the operation of a crashed batch by applying each alone; then stop the rest of its chain."""
         if len(self._batch) > 1:
-            self._singles = len(self._batch)
+            self._single_count = len(self._batch)
             self._queue.extendleft(reversed(self._batch))
             return
         (entry,) = self._batch
@@ -226,19 +227,20 @@ class OrderLane:
             exc_info=exc,
         )
         entry.answer.set_result(Crash(exc))
-        self._stop({entry.chain})
+        self._stop_chains({entry.chain})
 
-    def _disperse(self, outcomes: Sequence[Outcome]) -> None:
+    def _distribute(self, outcomes: Sequence[Outcome]) -> None:
         """Answer the entries of the batch.
 
-        One that fails by itself holds its tenant's later ones in the batch; those of other chains are tried again.
+        An operation that fails on a healthy shard holds the later ones of its tenant in the batch; those of them that
+        belong to other chains are tried again.
         """
         pairs = list(zip(self._batch, outcomes, strict=True))
         failing = [entry for entry, outcome in pairs if outcome.disposition is Disposition.UNEXPECTED]
         failing_tenants = {entry.operation.tenant_id for entry in failing}
         stopped = {entry.chain for entry in failing}
         again: list[OrderEntry] = []
-        landed: list[tuple[OrderEntry, Outcome]] = []
+        committed: list[tuple[OrderEntry, Outcome]] = []
         for entry, outcome in pairs:
             is_held = outcome.disposition is Disposition.HOLD
             if is_held and entry.operation.tenant_id in failing_tenants and entry.chain not in stopped:
@@ -246,47 +248,47 @@ class OrderLane:
                 continue
             if is_held:
                 stopped.add(entry.chain)
-            if outcome.disposition in IN_LOG:
-                landed.append((entry, outcome))
+            if outcome.disposition in LOGGED_DISPOSITIONS:
+                committed.append((entry, outcome))
             else:
                 entry.answer.set_result(outcome)
         self._queue.extendleft(reversed(again))
-        self._stop(stopped)
-        if landed:
-            landing = _Landing(loop_time(), landed)
-            task = self._tasks.create_task(self._land(landing), name=f"orders:{self.shard_id}:landing")
-            self._landings[task] = landing
-            task.add_done_callback(self._landings.pop)
+        self._stop_chains(stopped)
+        if committed:
+            batch = _CommittedBatch(loop_time(), committed)
+            task = self._tasks.create_task(self._answer_when_safe(batch), name=f"orders:{self.shard_id}:landing")
+            self._committed[task] = batch
+            task.add_done_callback(self._committed.pop)
 
-    async def _land(self, landing: _Landing) -> None:
-        """Answer a batch once it is safe; while that cannot be known its messages come again, and are found applied."""
+    async def _answer_when_safe(self, batch: _CommittedBatch) -> None:
+        """Answer a batch once it is safe; while that is unknown its messages are retried, and are found applied."""
         try:
-            await self._gateway.wait_until_safe(self.shard_id, [entry.operation for entry, _ in landing.pairs])
+            await self._gateway.wait_until_safe(self.shard_id, [entry.operation for entry, _ in batch.pairs])
         except RetryableError as exc:
-            landing.answer(exc)
-        except Exception as exc:  # a bug must not end the others; the messages have tries, then letters
+            batch.set_answers(exc)
+        except Exception as exc:  # a bug must not end the others; the messages are retried, then dead letters
             log.exception("order.failed", queue=self._queue_name, shard_id=self.shard_id, error=type(exc).__name__)
-            landing.answer(Crash(exc))
+            batch.set_answers(Crash(exc))
         else:
-            landing.answer()
+            batch.set_answers()
 
-    def _stop(self, chains: set[str]) -> None:
-        """Answer what is queued of *chains*: it is behind one that did not get through."""
+    def _stop_chains(self, chains: set[str]) -> None:
+        """Answer the queued entries of *chains*: each is behind an operation that was not applied."""
         if not chains:
             return
         behind = [entry for entry in self._queue if entry.chain in chains]
         for entry in behind:
-            entry.answer.set_result(BEHIND)
+            entry.answer.set_result(BEHIND_OUTCOME)
         if behind:
             self._queue = deque(entry for entry in self._queue if entry.chain not in chains)
 
-    def _forget_unfetched(self) -> None:
+    def _forget_uncollected(self) -> None:
         if len(self._entries) - len(self) > KEPT_MAX_COUNT:
             self._entries = {key: entry for key, entry in self._entries.items() if not entry.answer.done()}
 
 
-def _is_final(answer: Answer) -> bool:
-    """Whether trying the operation again would say the same, or is for the one who fetches the answer to decide."""
+def _is_final(answer: LaneAnswer) -> bool:
+    """Return whether another try would give the same answer, or the caller has to decide about one."""
     if isinstance(answer, Outcome):
         return answer.disposition is not Disposition.HOLD
     return isinstance(answer, Crash)

@@ -33,7 +33,8 @@ from simplu_worker.consumers.sqs.receive.poller import (
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.consumers.sqs.receive.verdicts import ToDeadLetter, Verdict, retry_delay_s
 from simplu_worker.consumers.sqs.receive.visibility import Visibility
-from simplu_worker.dead_letters.queue import DeadLetter, DeadLetterStore
+from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import (
     RETRIES,

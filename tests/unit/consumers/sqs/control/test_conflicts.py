@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.control.conflicts import MessageSubject, first_before, turns_of
+from simplu_worker.consumers.sqs.control.conflicts import MessageSubject, first_conflict, stages_of
 
 
 def about(tenant_id: str, group_id: str | None = None) -> MessageSubject:
@@ -34,7 +34,7 @@ def about_all(business_id: str, group_id: str | None = None) -> MessageSubject:
 )
 def test_turns_keep_the_order_of_what_meets(claims: list[MessageSubject], expected: list[list[int]]) -> None:
     """One tenant's messages, a business's destruction, a group: one after the other; all else together."""
-    assert turns_of(claims) == expected
+    assert stages_of(claims) == expected
 
 
 CLAIMS = st.builds(
@@ -48,10 +48,10 @@ CLAIMS = st.builds(
 @given(st.lists(CLAIMS, max_size=12))
 def test_turns_hold_everything_once_and_in_order(claims: list[MessageSubject]) -> None:
     """No two of a turn meet, and what meets something earlier is in a later turn."""
-    turn_of = {place: turn for turn, places in enumerate(turns_of(claims)) for place in places}
+    turn_of = {place: turn for turn, places in enumerate(stages_of(claims)) for place in places}
     assert sorted(turn_of) == list(range(len(claims)))
     for place, claim in enumerate(claims):
-        assert all(turn_of[other] < turn_of[place] for other in range(place) if claim.meets(claims[other]))
+        assert all(turn_of[other] < turn_of[place] for other in range(place) if claim.conflicts_with(claims[other]))
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,4 @@ def test_message_waits_for_the_first_undecided_before_it(
     claims: list[MessageSubject], undecided: list[int], expected: int | None
 ) -> None:
     """One of its own group counts before one about the same tenant; what comes behind it does not count."""
-    assert first_before(claims, len(claims) - 1, undecided) == expected
+    assert first_conflict(claims, len(claims) - 1, undecided) == expected

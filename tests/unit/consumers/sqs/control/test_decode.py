@@ -11,24 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.consumers.sqs.control.decode import (
-    AdminAccount,
     Control,
     ControlType,
-    ResourceRename,
     ShardCreation,
     ShardDestruction,
+    control_type_of,
     decode_control,
     tenant_id_of_control,
 )
-from simplu_worker.consumers.sqs.receive.verdicts import (
-    RetryHeld,
-    ReturnToQueue,
-    ToDeadLetter,
-    after_trouble,
-    after_unexpected,
-)
-from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source
+from simplu_worker.shards.types import AdminAccount, ResourceRename
 
 ORIGIN = Origin(source=Source.SQS, name="control", arrived_at=datetime(2026, 1, 2, tzinfo=UTC), message_id="m")
 CREATION = {"businessId": "b", "locationId": "l", "businessType": "dental", "timestamp": "2026-01-02T03:04:05+02:00"}
@@ -95,7 +87,10 @@ def test_destruction_is_of_one_location_or_of_all(
     destruction = decode(ControlType.SHARD_DESTRUCTION, **members)
     assert isinstance(destruction, ShardDestruction)
     assert destruction == ShardDestruction("b", location_id, REQUESTED_AT)
-    assert (destruction.type, tenant_id_of_control(destruction)) == (ControlType.SHARD_DESTRUCTION, tenant_id)
+    assert (control_type_of(destruction), tenant_id_of_control(destruction)) == (
+        ControlType.SHARD_DESTRUCTION,
+        tenant_id,
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,36 +217,3 @@ MEMBERS = st.sampled_from([*{name for members in BODIES.values() for name in mem
 def test_decoding_decides_whatever_comes(text: str | bytes, attributes: dict[str, str]) -> None:
     """Any bytes, any text, any attributes: a decision, never an exception."""
     assert isinstance(decode_control(text, attributes, ORIGIN), Control | Rejected)
-
-
-@pytest.mark.parametrize(
-    ("try_count", "retry_after_s", "draw", "expected"),
-    [
-        (1, None, 0.0, 0.5),
-        (3, None, 0.5, 3.0),
-        (7, None, 0.5, 45.0),
-        (500, None, 0.0, 30.0),
-        (1, 20.0, 0.0, 20.0),
-        (1, 9e9, 0.0, 60.0),
-    ],
-)
-def test_trouble_puts_off_up_to_a_minute(
-    try_count: int, retry_after_s: float | None, draw: float, expected: float
-) -> None:
-    """A dependency's trouble never ends in a dead letter, only in longer pauses."""
-    trouble = RetryableError("down", retry_after_s=retry_after_s)
-    assert RetryHeld(expected) == after_trouble(trouble, try_count=try_count, draw=draw)
-
-
-@pytest.mark.parametrize(("receive_count", "expected"), [(0, 1), (1, 1), (2, 5), (3, 16)])
-def test_unexpected_error_follows_the_configured_delays(receive_count: int, expected: int) -> None:
-    """Each further try has its own delay, in whole seconds as SQS takes them."""
-    delays_s = (1.0, 5.0, 15.5)
-    assert ReturnToQueue(expected) == after_unexpected(KeyError("x"), receive_count=receive_count, delays_s=delays_s)
-
-
-def test_unexpected_error_gives_up_after_the_last_delay_without_its_text() -> None:
-    """After the last delay the message is a dead letter, which names the kind of error only."""
-    verdict = after_unexpected(KeyError("secret"), receive_count=4, delays_s=(1.0, 5.0, 15.0))
-    assert isinstance(verdict, ToDeadLetter)
-    assert (verdict.reason, "secret" in verdict.error) == (DeadLetterReason.RETRIES_EXHAUSTED, False)

@@ -12,10 +12,10 @@ from support.aws.sqs_messages import message
 
 from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.consumers.sqs.receive.group_scheduler import (
-    TROUBLE_IN_HAND_S,
+    HELD_MAX_S,
+    CallDecision,
     GroupScheduler,
     SchedulerLimits,
-    Settled,
 )
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
 from simplu_worker.operations.operation import DeadLetterReason
@@ -38,7 +38,7 @@ def names(messages: Sequence[Message]) -> list[str]:
 
 def call(groups: GroupScheduler, *, now: float = 0.0, limits: SchedulerLimits = LIMITS) -> list[Message]:
     """Return the next call."""
-    return groups.next_call(limits, now=now)
+    return groups.take_call(limits, now=now)
 
 
 def settle(
@@ -48,23 +48,23 @@ def settle(
     now: float = 0.0,
     lost: str = "",
     limits: SchedulerLimits = LIMITS,
-    may_wait: bool = True,
-) -> Settled:
+    may_hold: bool = True,
+) -> CallDecision:
     """Settle a call; the messages of which the ids are in *lost* are ours no more."""
     lost_ids = lost.split()
-    return groups.settle(
+    return groups.apply_verdicts(
         messages,
         verdicts,
         now=now,
         limits=limits,
         is_ours=lambda one: one.message_id not in lost_ids,
-        may_wait=may_wait,
+        may_hold=may_hold,
     )
 
 
-def back(settled: Settled) -> list[tuple[str, float]]:
+def back(decision: CallDecision) -> list[tuple[str, float]]:
     """Return what goes back, by id."""
-    return [(one.message_id, delay_s) for one, delay_s in settled.back]
+    return [(one.message_id, delay_s) for one, delay_s in decision.returned]
 
 
 # Order
@@ -93,8 +93,8 @@ def test_t21_later_messages_of_a_failed_group_are_not_started() -> None:
     """T21: of 1, 2 (fails), 3, the third is never started before the second is decided."""
     groups = fifo("a1", "a2", "a3")
     first = call(groups, limits=SchedulerLimits(batch_count=2))
-    settled = settle(groups, first, Done(), ReturnToQueue(5))
-    assert (names(settled.done), back(settled)) == (["a1"], [("a3", 0.0), ("a2", 5.0)])
+    decision = settle(groups, first, Done(), ReturnToQueue(5))
+    assert (names(decision.done), back(decision)) == (["a1"], [("a3", 0.0), ("a2", 5.0)])
     assert call(groups) == []
 
 
@@ -113,19 +113,19 @@ def test_t22_rest_of_a_failed_group_goes_back_together(
 ) -> None:
     """T22: the head gets its delay, the others of its group 0, together, and the head last: it locks the group."""
     groups = fifo("a1", "a2", "a3", "a4")
-    settled = settle(groups, call(groups, limits=SchedulerLimits(batch_count=3)), *verdicts)
-    assert (names(settled.done), back(settled)) == (done.split(), expected)
+    decision = settle(groups, call(groups, limits=SchedulerLimits(batch_count=3)), *verdicts)
+    assert (names(decision.done), back(decision)) == (done.split(), expected)
     assert (groups.queued_count, groups.handling_count, call(groups)) == (0, 0, [])
-    assert settled.retried_count == 1
+    assert decision.retried_count == 1
 
 
 def test_t23_poison_head_is_buried_before_its_group_goes_on() -> None:
     """T23: a message that can never be handled lets its group go on, but not before its letter is stored."""
     groups = fifo("a1", "a2", "a3")
     first = call(groups, limits=SchedulerLimits(batch_count=2))
-    settled = settle(groups, first, BURY, RetryHeld(0.0))
-    assert (names([one for one, _ in settled.bury]), call(groups)) == (["a1"], [])
-    groups.decided([first[0]])
+    decision = settle(groups, first, BURY, RetryHeld(0.0))
+    assert (names([one for one, _ in decision.dead_letters]), call(groups)) == (["a1"], [])
+    groups.finish([first[0]])
     assert names(call(groups)) == ["a2", "a3"]
 
 
@@ -134,8 +134,8 @@ def test_group_waits_for_its_head_and_is_handled_in_order_again() -> None:
     groups = fifo("a1", "a2", "a3", "b1")
     first = call(groups, limits=SchedulerLimits(batch_count=3))
     assert names(first) == ["a1", "a2", "b1"]
-    settled = settle(groups, first, RetryHeld(4.0), ReturnToQueue(0), Done(), now=10.0)
-    assert (back(settled), groups.next_wait_in(11.0), call(groups, now=13.9)) == ([], 3.0, [])
+    decision = settle(groups, first, RetryHeld(4.0), ReturnToQueue(0), Done(), now=10.0)
+    assert (back(decision), groups.next_retry_in_s(11.0), call(groups, now=13.9)) == ([], 3.0, [])
     again = call(groups, now=14.0)
     assert names(again) == ["a1", "a2", "a3"]
     assert [one.held_count for one in again] == [1, 0, 0]
@@ -144,10 +144,10 @@ def test_group_waits_for_its_head_and_is_handled_in_order_again() -> None:
 def test_wait_goes_back_to_the_queue_after_a_minute_in_hand() -> None:
     """A dependency that stays in trouble sends the message back, with those behind it."""
     groups, now, waits = fifo("a1", "a2"), 0.0, 0
-    while not back(settled := settle(groups, call(groups, now=now), RetryHeld(8.0), ReturnToQueue(0), now=now)):
+    while not back(decision := settle(groups, call(groups, now=now), RetryHeld(8.0), ReturnToQueue(0), now=now)):
         now += 8.0
         waits += 1
-    assert (back(settled), waits * 8.0 <= TROUBLE_IN_HAND_S < (waits + 1) * 8.0) == ([("a2", 0.0), ("a1", 8.0)], True)
+    assert (back(decision), waits * 8.0 <= HELD_MAX_S < (waits + 1) * 8.0) == ([("a2", 0.0), ("a1", 8.0)], True)
 
 
 def test_wait_goes_back_when_half_of_the_hand_waits() -> None:
@@ -155,8 +155,8 @@ def test_wait_goes_back_when_half_of_the_hand_waits() -> None:
     groups = fifo(*(f"{letter}{number}" for letter in "abcd" for number in range(2)))
     limits = SchedulerLimits(message_count=8, batch_count=4)
     first = call(groups, limits=limits)
-    settled = settle(groups, first, *[RetryHeld(1.0)] * 4, limits=limits)
-    assert (len(settled.back), len(groups.waiting())) == (4, 4)
+    decision = settle(groups, first, *[RetryHeld(1.0)] * 4, limits=limits)
+    assert (len(decision.returned), len(groups.held_messages())) == (4, 4)
 
 
 def test_wait_goes_back_when_its_bytes_fill_half_of_the_hand() -> None:
@@ -164,14 +164,14 @@ def test_wait_goes_back_when_its_bytes_fill_half_of_the_hand() -> None:
     groups = GroupScheduler(is_fifo=False)
     groups.add([message("a", body="x" * 60), message("b", body="x" * 60)])
     limits = SchedulerLimits(byte_count=200)
-    settled = settle(groups, call(groups), RetryHeld(1.0), RetryHeld(1.0), limits=limits)
-    assert back(settled) == [("b", 1.0)]
+    decision = settle(groups, call(groups), RetryHeld(1.0), RetryHeld(1.0), limits=limits)
+    assert back(decision) == [("b", 1.0)]
 
 
 def test_wait_goes_back_at_a_stop() -> None:
     """Nothing waits in a worker that stops."""
     groups = fifo("a1")
-    assert back(settle(groups, call(groups), RetryHeld(1.5), may_wait=False)) == [("a1", 2.0)]
+    assert back(settle(groups, call(groups), RetryHeld(1.5), may_hold=False)) == [("a1", 2.0)]
 
 
 # What was lost
@@ -180,14 +180,14 @@ def test_wait_goes_back_at_a_stop() -> None:
 def test_lost_message_is_not_carried_out_and_sends_back_what_is_behind_it() -> None:
     """The verdict on a lost message does not count; it comes again, and so those behind it have to as well."""
     groups = fifo("a1", "a2", "a3")
-    settled = settle(groups, call(groups, limits=SchedulerLimits(batch_count=2)), Done(), ReturnToQueue(3), lost="a1")
-    assert (names(settled.lost), settled.done, back(settled)) == (["a1"], [], [("a3", 0.0), ("a2", 3.0)])
+    decision = settle(groups, call(groups, limits=SchedulerLimits(batch_count=2)), Done(), ReturnToQueue(3), lost="a1")
+    assert (names(decision.lost), decision.done, back(decision)) == (["a1"], [], [("a3", 0.0), ("a2", 3.0)])
 
 
 def test_lost_message_leaves_with_those_behind_it_when_it_is_queued() -> None:
     """Those before a lost message stay, those behind it leave."""
     groups = fifo("a1", "a2", "a3", "b1")
-    assert names(groups.leave(message("a2", group="a"))) == ["a3"]
+    assert names(groups.remove(message("a2", group="a"))) == ["a3"]
     assert names(call(groups)) == ["a1", "b1"]
 
 
@@ -195,7 +195,7 @@ def test_lost_message_stays_in_its_lane_while_it_is_handled() -> None:
     """The handler cannot be stopped, so its group gets no other call before it has ended."""
     groups = fifo("a1", "a2")
     first = call(groups, limits=SchedulerLimits(batch_count=1))
-    assert names(groups.leave(first[0])) == ["a2"]
+    assert names(groups.remove(first[0])) == ["a2"]
     groups.add([message("a2", group="a", handle="newer")])
     assert call(groups) == []
     settle(groups, first, Done(), lost="a1")
@@ -318,7 +318,7 @@ class World:
 
     def call(self) -> None:
         """Begin a call."""
-        messages = self.groups.next_call(self.limits, now=self.now)
+        messages = self.groups.take_call(self.limits, now=self.now)
         assert len(messages) <= self.limits.batch_count
         if messages:
             by_group: defaultdict[str, list[str]] = defaultdict(list)
@@ -337,36 +337,36 @@ class World:
         kinds: list[Verdict] = [Done(), BURY, ReturnToQueue(3), RetryHeld(2.0), Done(), Done()]
         verdicts = [kinds[number // 6**place % 6] for place in range(len(messages))]
         lost = {one.message_id for place, one in enumerate(messages) if number // 7**place % 7 == 0}
-        settled = self.groups.settle(
+        decision = self.groups.apply_verdicts(
             messages,
             verdicts,
             now=self.now,
             limits=self.limits,
             is_ours=lambda one: one.message_id not in lost,
         )
-        gone = [*settled.done, *settled.lost, *(one for one, _ in settled.back)]
+        gone = [*decision.done, *decision.lost, *(one for one, _ in decision.returned)]
         assert len({one.message_id for one in gone}) == len(gone)
         self.inside -= {one.message_id for one in gone}
-        self.buried += [one for one, _ in settled.bury]
+        self.buried += [one for one, _ in decision.dead_letters]
 
     def end(self, messages: list[Message]) -> None:
         """End a call well."""
-        settled = self.groups.settle(
+        decision = self.groups.apply_verdicts(
             messages, [Done()] * len(messages), now=self.now, limits=self.limits, is_ours=lambda _: True
         )
-        self.inside -= {one.message_id for one in settled.done}
+        self.inside -= {one.message_id for one in decision.done}
 
     def decide(self, number: int) -> None:
         """Let a letter be stored."""
         one = self.buried.pop(number % len(self.buried))
-        self.groups.decided([one])
+        self.groups.finish([one])
         self.inside.discard(one.message_id)
 
     def lose(self, name: str) -> None:
         """Lose the lease of one; its call, if it has one, goes on."""
         one = message(name, group=name[0])
         was_queued = self.groups.is_queued(one)
-        behind = self.groups.leave(one)
+        behind = self.groups.remove(one)
         self.inside -= {other.message_id for other in behind}
         if was_queued:
             self.inside.discard(name)

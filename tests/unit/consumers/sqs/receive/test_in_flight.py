@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.aws.sqs_messages import message
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.receive.in_flight import VISIBILITY_MAX_S, InFlightMessages, Loss
+from simplu_worker.consumers.sqs.receive.in_flight import VISIBILITY_MAX_S, InFlightMessages, LossReason
 
 A, B = message("a"), message("b")
 
@@ -16,20 +16,20 @@ A, B = message("a"), message("b")
 def hand(*messages: Message, timeout_s: int = 30, received_at: float = 0.0) -> InFlightMessages:
     """Return a hand with *messages* in it."""
     made = InFlightMessages(visibility_timeout_s=timeout_s)
-    made.take(messages, received_at=received_at)
+    made.add(messages, received_at=received_at)
     return made
 
 
 def due(of: InFlightMessages, now: float) -> list[list[str]]:
     """Return the ids of what is due, call by call."""
-    return [[one.message_id for one in batch] for _, batch in of.due(now)]
+    return [[one.message_id for one in batch] for _, batch in of.take_due(now)]
 
 
 def test_message_is_due_a_third_of_the_timeout_after_its_receive() -> None:
     """The first claim is due at a third, the next a third after it."""
     one = hand(A)
     assert (due(one, 9.9), due(one, 10.0)) == ([], [["a"]])
-    one.renew([(A, 30)], claimed_at=10.0)
+    one.record_extended([(A, 30)], sent_at=10.0)
     assert (due(one, 19.9), due(one, 20.0)) == ([], [["a"]])
 
 
@@ -42,16 +42,16 @@ def test_message_is_not_due_again_while_its_claim_is_under_way() -> None:
 def test_claims_are_spread_by_the_draw() -> None:
     """What came at the same time is due up to a quarter of the interval earlier, as the draw says."""
     one = InFlightMessages(visibility_timeout_s=30)
-    one.take([A], received_at=0.0, draw=0.0)
-    one.take([B], received_at=0.0, draw=0.99)
-    assert one.next_due_in(0.0) == pytest.approx(7.525)
+    one.add([A], received_at=0.0, draw=0.0)
+    one.add([B], received_at=0.0, draw=0.99)
+    assert one.next_due_in_s(0.0) == pytest.approx(7.525)
 
 
 def test_claims_go_by_tens_most_urgent_first_and_the_last_call_is_filled_up() -> None:
     """Ten a call, by when they are due; what is due soon fills the last."""
     one = InFlightMessages(visibility_timeout_s=30)
     for number in range(14):
-        one.take([message(f"{13 - number:02}")], received_at=(13 - number) * 0.1)
+        one.add([message(f"{13 - number:02}")], received_at=(13 - number) * 0.1)
     assert due(one, 11.05) == [[f"{number:02}" for number in range(10)], ["10", "11", "12", "13"]]
 
 
@@ -60,31 +60,35 @@ def test_message_is_due_soon_again_when_its_claim_failed() -> None:
     one = hand(A, timeout_s=9)
     due(one, 3.0)
     one.retry_soon([A], now=3.0)
-    assert one.next_due_in(3.0) == 1.0
+    assert one.next_due_in_s(3.0) == 1.0
 
 
 def test_lease_counts_from_before_the_claim_was_sent() -> None:
     """A message is ours up to its deadline and not at it, whatever SQS thinks."""
     one = hand(A)
-    one.renew([(A, 30)], claimed_at=10.0)
+    one.record_extended([(A, 30)], sent_at=10.0)
     assert [one.is_ours(A, now=now) for now in (39.9, 40.0)] == [True, False]
-    assert one.margin_s(A, 30.0) == 10.0
+    assert one.remaining_s(A, 30.0) == 10.0
 
 
 def test_message_is_lost_once_when_no_claim_came_through() -> None:
     """Past the deadline a message is lost, is told of once, and no late answer makes it ours again."""
     one = hand(A)
     due(one, 10.0)
-    assert (one.expire(29.9), one.expire(30.0), one.expire(31.0)) == ([], [(A, Loss.EXPIRED)], [])
-    one.renew([(A, 30)], claimed_at=29.0)
+    assert (one.mark_expired(29.9), one.mark_expired(30.0), one.mark_expired(31.0)) == (
+        [],
+        [(A, LossReason.EXPIRED)],
+        [],
+    )
+    one.record_extended([(A, 30)], sent_at=29.0)
     one.retry_soon([A], now=31.0)
-    assert (one.is_ours(A, now=31.0), due(one, 99.0), one.is_in_hand(A)) == (False, [], True)
+    assert (one.is_ours(A, now=31.0), due(one, 99.0), len(one)) == (False, [], 1)
 
 
 def test_message_is_lost_when_sqs_refuses_a_claim() -> None:
     """A refusal means that another has it, or that it is gone."""
     one = hand(A, B)
-    assert (one.refuse([A]), one.refuse([A]), one.is_ours(A, now=1.0), one.is_ours(B, now=1.0)) == (
+    assert (one.mark_refused([A]), one.mark_refused([A]), one.is_ours(A, now=1.0), one.is_ours(B, now=1.0)) == (
         [A],
         [],
         False,
@@ -95,42 +99,46 @@ def test_message_is_lost_when_sqs_refuses_a_claim() -> None:
 def test_message_received_again_is_the_same_work_under_its_newer_handle() -> None:
     """A redelivery of what is in hand is not handled twice; its handle counts, and what was lost is ours again."""
     one, again = hand(A), message("a", handle="newer")
-    one.expire(30.0)
-    assert (one.take([again], received_at=50.0), len(one)) == ([], 1)
-    assert (one.newest(A), one.is_ours(A, now=60.0), due(one, 60.0)) == (again, True, [["a"]])
-    assert one.refuse([A]) == []
-    one.renew([(A, 30)], claimed_at=70.0)
-    assert one.margin_s(A, 60.0) == 20.0
+    one.mark_expired(30.0)
+    assert (one.add([again], received_at=50.0), len(one)) == ([], 1)
+    assert (one.with_newest_handle(A), one.is_ours(A, now=60.0), due(one, 60.0)) == (again, True, [["a"]])
+    assert one.mark_refused([A]) == []
+    one.record_extended([(A, 30)], sent_at=70.0)
+    assert one.remaining_s(A, 60.0) == 20.0
 
 
 def test_t15_claims_and_delays_are_cut_to_twelve_hours_after_the_receive() -> None:
     """T15: what SQS would refuse is never asked for; at the ceiling the message is lost for that reason."""
     one = hand(A, timeout_s=3600, received_at=100.0)
     late = 100.0 + VISIBILITY_MAX_S - 1800.5
-    assert (one.cut_s(A, 3600, 200.0), one.cut_s(A, 3600, late), one.cut_s(A, 55_000, 101.0)) == (3600, 1799, 43_198)
+    assert (
+        one.allowed_timeout_s(A, 3600, 200.0),
+        one.allowed_timeout_s(A, 3600, late),
+        one.allowed_timeout_s(A, 55_000, 101.0),
+    ) == (3600, 1799, 43_198)
     due(one, late)
-    one.renew([(A, 1799)], claimed_at=late)
-    assert (due(one, late + 1700), one.expire(late + 1798)) == ([], [])
-    assert one.expire(late + 1799) == [(A, Loss.CEILING)]
-    assert (one.cut_s(A, 10, late + 5000), one.cut_s(A, 0.2, 200.0)) == (0, 1)
+    one.record_extended([(A, 1799)], sent_at=late)
+    assert (due(one, late + 1700), one.mark_expired(late + 1798)) == ([], [])
+    assert one.mark_expired(late + 1799) == [(A, LossReason.CEILING)]
+    assert (one.allowed_timeout_s(A, 10, late + 5000), one.allowed_timeout_s(A, 0.2, 200.0)) == (0, 1)
 
 
 def test_timeout_of_zero_does_not_claim_without_end() -> None:
     """A queue whose messages are visible at once gets a pause between claims all the same."""
-    assert hand(A, timeout_s=0).next_due_in(0.0) > 0.3
+    assert hand(A, timeout_s=0).next_due_in_s(0.0) > 0.3
 
 
 def test_changed_timeout_counts_from_the_next_claim_on() -> None:
     """What was claimed for the old time keeps it; from then on the new one counts."""
     one = hand(A)
     one.set_visibility_timeout(300)
-    one.take([B], received_at=0.0)
-    assert (one.margin_s(A, 0.0), one.margin_s(B, 0.0), one.beat_s) == (30.0, 300.0, 100.0)
+    one.add([B], received_at=0.0)
+    assert (one.remaining_s(A, 0.0), one.remaining_s(B, 0.0), one.heartbeat_s) == (30.0, 300.0, 100.0)
 
 
 def test_nothing_received_from_now_on_is_due_before_the_pause_ends() -> None:
     """An empty hand waits a quarter of the interval: less than the earliest claim of what comes meanwhile."""
-    assert InFlightMessages(visibility_timeout_s=30).next_due_in(0.0) == 2.5
+    assert InFlightMessages(visibility_timeout_s=30).next_due_in_s(0.0) == 2.5
 
 
 STEPS = st.sampled_from(["take", "drop", "refuse", "renew", "expire", "due", "retry"])
@@ -145,20 +153,20 @@ def test_hand_adds_up_whatever_happens(steps: list[tuple[str, str, float, int]])
         any_message = message(name)
         match step:
             case "take":
-                one.take([message(name, body="x" * size)], received_at=now)
+                one.add([message(name, body="x" * size)], received_at=now)
                 held[name] = size
             case "drop":
-                one.drop([any_message])
+                one.remove([any_message])
                 held.pop(name, None)
             case "refuse":
-                one.refuse([any_message])
+                one.mark_refused([any_message])
             case "renew":
-                one.renew([(any_message, 30)], claimed_at=now)
+                one.record_extended([(any_message, 30)], sent_at=now)
             case "due":
-                one.due(now)
+                one.take_due(now)
             case "retry":
                 one.retry_soon([any_message], now=now)
             case _:
-                assert all(not one.is_ours(lost, now=now) for lost, _ in one.expire(now))
+                assert all(not one.is_ours(lost, now=now) for lost, _ in one.mark_expired(now))
     assert (len(one), one.byte_count) == (len(held), sum(held.values()))
-    assert all((one.margin_s(message(name), now) > 0) or not one.is_ours(message(name), now=now) for name in held)
+    assert all((one.remaining_s(message(name), now) > 0) or not one.is_ours(message(name), now=now) for name in held)

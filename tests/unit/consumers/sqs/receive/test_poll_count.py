@@ -25,15 +25,15 @@ def test_polls_become_more_for_full_ones_and_one_for_an_empty_one(polls: list[tu
     """A full poll asks for another, up to the most; an empty one says that one is enough; others say nothing."""
     pace = PollCount(4)
     for received, asked in polls:
-        pace.note(received, asked)
+        pace.record_answer(received, asked)
     assert pace.wanted_count == expected
 
 
 def test_polls_become_one_when_one_fails() -> None:
     """One poll is enough to find out when a queue answers again."""
     pace = PollCount(4)
-    pace.note(10, 10)
-    pace.note_failure()
+    pace.record_answer(10, 10)
+    pace.record_failure()
     assert pace.wanted_count == 1
 
 
@@ -46,28 +46,28 @@ def test_attempt_is_usable_for_less_than_five_minutes() -> None:
 def test_polls_at_one_time_share_the_room() -> None:
     """What one poll may bring is no room for another, until it has ended."""
     reserve = PollReservations(message_count=15, byte_count=1000)
-    assert [reserve.ask(in_hand_count=0, in_hand_bytes=0) for _ in range(3)] == [10, 5, 0]
-    reserve.end(10, [])
-    assert reserve.ask(in_hand_count=2, in_hand_bytes=0) == 8
+    assert [reserve.reserve(in_flight_count=0, in_flight_bytes=0) for _ in range(3)] == [10, 5, 0]
+    reserve.release(10, [])
+    assert reserve.reserve(in_flight_count=2, in_flight_bytes=0) == 8
 
 
 def test_room_in_bytes_is_counted_by_the_largest_message_of_late() -> None:
     """Few large messages fill the hand as well as many small ones; what was large long ago is forgotten."""
     reserve = PollReservations(message_count=100, byte_count=1000)
-    reserve.end(reserve.ask(in_hand_count=0, in_hand_bytes=0), [200, 10])
-    assert [reserve.ask(in_hand_count=1, in_hand_bytes=300) for _ in range(2)] == [3, 0]
-    reserve.end(3, [])
+    reserve.release(reserve.reserve(in_flight_count=0, in_flight_bytes=0), [200, 10])
+    assert [reserve.reserve(in_flight_count=1, in_flight_bytes=300) for _ in range(2)] == [3, 0]
+    reserve.release(3, [])
     for _ in range(40):
-        reserve.end(0, [1])
-    assert reserve.ask(in_hand_count=1, in_hand_bytes=300) == 10
+        reserve.release(0, [1])
+    assert reserve.reserve(in_flight_count=1, in_flight_bytes=300) == 10
 
 
 def test_message_larger_than_all_the_room_is_taken_alone() -> None:
     """With an empty hand one message is taken, however large."""
     reserve = PollReservations(message_count=100, byte_count=1000)
-    reserve.end(0, [5000])
-    assert [reserve.ask(in_hand_count=0, in_hand_bytes=0) for _ in range(2)] == [1, 0]
-    assert PollReservations(message_count=100, byte_count=1000).ask(in_hand_count=0, in_hand_bytes=0) == 10
+    reserve.release(0, [5000])
+    assert [reserve.reserve(in_flight_count=0, in_flight_bytes=0) for _ in range(2)] == [1, 0]
+    assert PollReservations(message_count=100, byte_count=1000).reserve(in_flight_count=0, in_flight_bytes=0) == 10
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), max_size=40))
@@ -76,10 +76,10 @@ def test_polls_never_ask_for_more_than_the_room(steps: list[tuple[bool, int]]) -
     reserve, open_polls, in_hand = PollReservations(message_count=25, byte_count=10**9), list[int](), 0
     for is_ask, number in steps:
         if is_ask:
-            open_polls.append(reserve.ask(in_hand_count=in_hand, in_hand_bytes=in_hand))
+            open_polls.append(reserve.reserve(in_flight_count=in_hand, in_flight_bytes=in_hand))
         elif open_polls:
             asked = open_polls.pop(0)
             came = min(asked, number)
-            reserve.end(asked, [1] * came)
+            reserve.release(asked, [1] * came)
             in_hand += came
         assert in_hand + sum(open_polls) <= 25

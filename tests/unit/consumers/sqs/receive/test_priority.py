@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.consumers.sqs.receive.priority import GIVE_WAY_MAX_S, PriorityGate
+from simplu_worker.consumers.sqs.receive.priority import GATE_MAX_WAIT_S, PriorityGate
 
 
 @pytest.mark.parametrize(
-    ("busy_s", "expected_s"), [(0.0, 0.0), (0.02, 0.05), (0.3, 0.3), (GIVE_WAY_MAX_S, 1.0), (3600.0, GIVE_WAY_MAX_S)]
+    ("busy_s", "expected_s"), [(0.0, 0.0), (0.02, 0.05), (0.3, 0.3), (GATE_MAX_WAIT_S, 1.0), (3600.0, GATE_MAX_WAIT_S)]
 )
 async def test_gate_is_shut_while_the_other_has_work_but_never_for_long(busy_s: float, expected_s: float) -> None:
     """A queue gives way for as long as the other works, at most a second for each of its polls."""

@@ -65,7 +65,7 @@ def test_unfit_settings_are_told(found: list[str], members: dict[str, object]) -
 def test_policy_with_room_for_the_tries_but_not_for_trouble_says_so() -> None:
     """SQS counts every receive: those that a dependency's trouble costs as well."""
     (text,) = redrive_problems(msgspec.structs.replace(QUEUE, redrive_policy=policy(10)), None, RULES)
-    assert "in trouble for longer than about 20 min" in text
+    assert "down for longer than about 20 min" in text
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", policy("many"), '{"maxReceiveCount": 3}'])

@@ -1,0 +1,75 @@
+"""The rule from an error to the verdict on its message."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import msgspec
+import pytest
+from support.aws.sqs_messages import message
+
+from simplu_worker.aws.sqs_queue import Message
+from simplu_worker.consumers.sqs.receive.verdicts import (
+    MessageIds,
+    RetryHeld,
+    RetryRules,
+    ReturnToQueue,
+    ToDeadLetter,
+    Verdict,
+    verdict_on_error,
+)
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.operation import DeadLetterReason
+
+RULES = RetryRules((1.0, 5.0, 15.5), timedelta())
+IDS = MessageIds("b", "l", "r", "x")
+
+
+def verdict_on(error: Exception, one: Message, *, draw: float = 0.0) -> Verdict:
+    """Return the verdict on a message after *error*."""
+    return verdict_on_error(error, one, IDS, rules=RULES, draw=draw)
+
+
+@pytest.mark.parametrize(
+    ("try_count", "retry_after_s", "draw", "expected"),
+    [
+        (1, None, 0.0, 0.5),
+        (3, None, 0.5, 3.0),
+        (7, None, 0.5, 45.0),
+        (500, None, 0.0, 30.0),
+        (1, 20.0, 0.0, 20.0),
+        (1, 9e9, 0.0, 60.0),
+    ],
+)
+def test_outage_holds_a_message_up_to_a_minute(
+    try_count: int, retry_after_s: float | None, draw: float, expected: float
+) -> None:
+    """An outage of a dependency never ends in a dead letter, only in longer delays."""
+    outage = RetryableError("down", retry_after_s=retry_after_s)
+    assert verdict_on(outage, message("m", receive_count=try_count), draw=draw) == RetryHeld(expected)
+
+
+def test_outage_counts_receives_and_retries_of_held_messages() -> None:
+    """The back-off goes by the tries of the message, of which SQS knows the receives alone."""
+    held = msgspec.structs.replace(message("m", receive_count=2), held_count=1)
+    assert verdict_on(RetryableError("down"), held) == verdict_on(RetryableError("down"), message("m", receive_count=3))
+
+
+def test_permanent_error_is_a_dead_letter_with_its_text() -> None:
+    """A request that can never work is given up at once, with the ids of the message."""
+    assert verdict_on(PermanentError("expected another"), message("m")) == ToDeadLetter(
+        DeadLetterReason.INVALID_MESSAGE, "expected another", IDS
+    )
+
+
+@pytest.mark.parametrize(("receive_count", "expected"), [(0, 1), (1, 1), (2, 5), (3, 16)])
+def test_unexpected_error_follows_the_configured_delays(receive_count: int, expected: int) -> None:
+    """Each further try has its own delay, in whole seconds as SQS takes them."""
+    assert verdict_on(KeyError("x"), message("m", receive_count=receive_count)) == ReturnToQueue(expected)
+
+
+def test_unexpected_error_gives_up_after_the_last_delay_without_its_text() -> None:
+    """After the last delay the message is a dead letter, which names the type of the error only."""
+    assert verdict_on(KeyError("secret"), message("m", receive_count=4)) == ToDeadLetter(
+        DeadLetterReason.RETRIES_EXHAUSTED, "it failed 4 times: KeyError", IDS
+    )
