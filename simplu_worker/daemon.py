@@ -35,7 +35,7 @@ from simplu_worker.shards.routing.shard_map import read_shard_map
 from simplu_worker.shards.routing.shard_map_reload import MapReload, note_no_map
 from simplu_worker.shards.tenants.confirmation_sweep import Unconfirmed
 from simplu_worker.shards.tenants.deletion import TenantDeletion
-from simplu_worker.status.replica import ReplicaStatus, views_of
+from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
 from simplu_worker.telemetry.systemd import SystemdNotifier
 
@@ -103,7 +103,7 @@ async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: Replic
         settings.http_host,
         settings.http_port,
         token=None if token is None else token.get_secret_value(),
-        views=views_of(replica),
+        views=http_views(replica),
         allow_destructive=settings.allow_destructive_http,
     )
     try:
@@ -175,13 +175,13 @@ async def _beat(notifier: SystemdNotifier, replica: ReplicaStatus) -> None:
         wanted = time.monotonic() + HEARTBEAT_S
         await asyncio.sleep(HEARTBEAT_S)
         instruments.EVENT_LOOP_LAG.set(max(0.0, time.monotonic() - wanted))
-        if not was_ready and replica.not_ready() is None:
+        if not was_ready and replica.readiness_problem() is None:
             was_ready = True
-            notifier.ready()
+            notifier.notify_ready()
             log.info("worker.ready", replica=replica.name)
         interval_s = notifier.watchdog_interval_s
-        if interval_s is not None and time.monotonic() >= watchdog_at and replica.not_live() is None:
-            notifier.watchdog()
+        if interval_s is not None and time.monotonic() >= watchdog_at and replica.liveness_problem() is None:
+            notifier.notify_watchdog()
             watchdog_at = time.monotonic() + interval_s
 
 
@@ -204,7 +204,7 @@ async def _run_until_drained(
             if consumers.fleet is not None:
                 sources.create_task(consumers.fleet.run(stopping), name="fleet")
             await stopping.wait()
-            notifier.stopping()
+            notifier.notify_stopping()
             log.info("worker.draining", grace_s=grace_s)
             deadline.reschedule(loop.time() + grace_s)
         if cache is not None:

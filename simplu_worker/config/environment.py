@@ -50,7 +50,7 @@ def parse_env(text: str) -> tuple[dict[str, str], list[int]]:
         if nothing := _NOTHING.match(text, at):
             at = nothing.end()
         elif (statement := _STATEMENT.match(text, at)) and "\0" not in statement[0]:
-            variables[statement["name"]] = _value_of(statement)
+            variables[statement["name"]] = _statement_value(statement)
             at = statement.end()
         else:
             bad_lines.append(text.count("\n", 0, at) + 1)
@@ -58,13 +58,13 @@ def parse_env(text: str) -> tuple[dict[str, str], list[int]]:
     return variables, bad_lines
 
 
-def _value_of(statement: re.Match[str]) -> str:
+def _statement_value(statement: re.Match[str]) -> str:
     if statement["quoted"] is None:
         return _COMMENT.sub("", statement["plain"]).strip()
-    return "".join(_unquoted(word) for word in _WORD.finditer(statement["quoted"]))
+    return "".join(_unquote(word) for word in _WORD.finditer(statement["quoted"]))
 
 
-def _unquoted(word: re.Match[str]) -> str:
+def _unquote(word: re.Match[str]) -> str:
     if word["double"] is not None:
         return _DOUBLE_QUOTE_ESCAPE.sub(lambda escape: escape[1].strip("\n"), word["double"])
     return word["single"] or word["escaped"] or word["bare"] or ""
@@ -79,7 +79,7 @@ def read_env_file(path: Path) -> dict[str, str]:
         text = path.read_bytes().decode()
     except (OSError, ValueError) as exc:
         raise ConfigurationError(
-            f"--env-file: expected a readable UTF-8 file, got {str(path)!r} ({_why(exc)})"
+            f"--env-file: expected a readable UTF-8 file, got {str(path)!r} ({_reason(exc)})"
         ) from None
     variables, bad_lines = parse_env(text)
     if bad_lines:
@@ -106,7 +106,7 @@ def apply_env_file(path: Path, environ: MutableMapping[str, str]) -> None:
             environ[name] = value
 
 
-def secret_values(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+def read_secrets(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Return every secret that *environ* has, as a value or by NAME_FILE, and the problems met.
 
     Registers each with the log, so that none is ever written there.
@@ -122,19 +122,19 @@ def secret_values(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]
                 values[name] = _read_secret(Path(path))
             except (OSError, ValueError) as exc:
                 problems.append(
-                    f"{name}_FILE: expected a readable file with the secret in it, got {path!r} ({_why(exc)})"
+                    f"{name}_FILE: expected a readable file with the secret in it, got {path!r} ({_reason(exc)})"
                 )
         if value:
             values[name] = value
     for name, value in values.items():
         if name == "REDIS_URL":
-            register_secret(_password_of(value))
+            register_secret(_url_password(value))
         elif name != "AWS_ACCESS_KEY_ID":  # it names a key and opens nothing; with local servers it is an ordinary word
             register_secret(value)
     return values, problems
 
 
-def _password_of(url: str) -> str:
+def _url_password(url: str) -> str:
     """Return the secret part of a URL: errors about its host and port stay readable."""
     return url.partition("://")[2].rpartition("@")[0].partition(":")[2]
 
@@ -156,7 +156,7 @@ def prepare_aws_environment(environ: MutableMapping[str, str]) -> None:
     """
     for name in [name for name, value in environ.items() if name.startswith("AWS_") and not value]:
         del environ[name]  # botocore takes an empty AWS_PROFILE for a profile without a name
-    values, problems = secret_values({name: environ[name] for name in _aws_names(environ)})
+    values, problems = read_secrets({name: environ[name] for name in _aws_names(environ)})
     if problems:
         raise ConfigurationError(*problems)
     for name, value in values.items():
@@ -169,7 +169,7 @@ def _aws_names(environ: Mapping[str, str]) -> Iterator[str]:
         yield from (name for name in (secret, f"{secret}_FILE") if name in environ)
 
 
-def _why(exc: OSError | ValueError) -> str:
+def _reason(exc: OSError | ValueError) -> str:
     match exc:
         case UnicodeDecodeError():
             return "not UTF-8"  # its own text shows bytes of the file

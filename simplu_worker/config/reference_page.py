@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simplu_worker.config.environment import OWN_SECRETS
-from simplu_worker.config.settings import Settings, expected_of
+from simplu_worker.config.settings import Settings, describe_expected
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
@@ -55,9 +55,9 @@ Standard endpoint overrides. |
 """
 
 
-def configuration_page() -> str:
+def render_page() -> str:
     """Return the page as Markdown."""
-    return "\n".join([INTRODUCTION, *(_section(area) for area in AREAS)])
+    return "\n".join([INTRODUCTION, *(_render_section(area) for area in AREAS)])
 
 
 def area_of(variable: str) -> str:
@@ -68,21 +68,21 @@ def area_of(variable: str) -> str:
     return max(fitting)[1]
 
 
-def _section(area: str) -> str:
-    rows = "".join(_rows(area)) + (AWS_ROWS if area == "AWS" else "")
+def _render_section(area: str) -> str:
+    rows = "".join(_render_rows(area)) + (AWS_ROWS if area == "AWS" else "")
     return f"## {area}\n\n| variable | default | value | meaning |\n|---|---|---|---|\n{rows}"
 
 
-def _rows(area: str) -> Iterator[str]:
+def _render_rows(area: str) -> Iterator[str]:
     for name, field in Settings.model_fields.items():
         variable = name.upper()
         if area_of(variable) == area:
             mark = " 🔒" if variable in OWN_SECRETS else ""
-            default = _default_text(field.default)
-            yield f"| `{variable}`{mark} | {default} | {expected_of(field)} | {field.description} |\n"
+            default = _format_default(field.default)
+            yield f"| `{variable}`{mark} | {default} | {describe_expected(field)} | {field.description} |\n"
 
 
-def _default_text(default: Any) -> str:
+def _format_default(default: Any) -> str:
     match default:
         case None | ():
             return "–"
@@ -96,7 +96,7 @@ def _default_text(default: Any) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the page, or with `--check` compare it; return the exit status."""
-    page = configuration_page()
+    page = render_page()
     if arguments not in ([], ["--check"]):
         sys.stderr.write("expected no argument or --check\n")
         return 2

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from simplu_worker.config.environment import OWN_SECRETS, secret_values
+from simplu_worker.config.environment import OWN_SECRETS, read_secrets
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.telemetry.log import scrub_text
 
@@ -30,7 +30,7 @@ class Expected:
     text: str
 
 
-def _http_url(value: str) -> str:
+def _check_http_url(value: str) -> str:
     url = urlsplit(value)
     if url.scheme not in {"http", "https"} or not url.hostname or url.port == 0 or "@" in value:
         raise ValueError("not an http(s) URL")
@@ -39,14 +39,14 @@ def _http_url(value: str) -> str:
     return value
 
 
-def _server_url(value: str) -> str:
-    url = urlsplit(_http_url(value))
+def _check_server_url(value: str) -> str:
+    url = urlsplit(_check_http_url(value))
     if url.query or url.fragment:
         raise ValueError("a path is appended to it")
     return value.rstrip("/")
 
 
-def _position(value: Any) -> Any:
+def _parse_position(value: Any) -> Any:
     if not isinstance(value, str) or value in {"TRIM_HORIZON", "LATEST"}:
         return value
     moment = datetime.fromisoformat(value)
@@ -56,21 +56,21 @@ def _position(value: Any) -> Any:
     return moment
 
 
-def _items(value: Any) -> Any:
+def _split_items(value: Any) -> Any:
     return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
 
 
-def _level(value: Any) -> Any:
+def _normalize_level(value: Any) -> Any:
     return {"warn": "warning"}.get(value.lower(), value.lower()) if isinstance(value, str) else value
 
 
-def _visible_ascii(secret: SecretStr) -> SecretStr:
+def _check_visible_ascii(secret: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
         raise ValueError("it goes into a header")
     return secret
 
 
-def _redis_url(secret: SecretStr) -> SecretStr:
+def _check_redis_url(secret: SecretStr) -> SecretStr:
     value = secret.get_secret_value()
     url = urlsplit(value)
     place = url.path if url.scheme == "unix" else url.hostname
@@ -81,7 +81,7 @@ def _redis_url(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _existing_file(path: Path) -> Path:
+def _check_file(path: Path) -> Path:
     if not _is_file(path):
         raise ValueError("no file")
     return path
@@ -99,12 +99,14 @@ _TABLE = r"^(arn:[\w-]+:dynamodb:[\w-]+:\d{12}:table/)?[a-zA-Z0-9_.-]{3,255}$"
 _WORD = r"^[^\s@]+$"
 
 ServerUrl = Annotated[
-    str, AfterValidator(_server_url), Expected("an http(s) URL without credentials, query and fragment")
+    str, AfterValidator(_check_server_url), Expected("an http(s) URL without credentials, query and fragment")
 ]
-QueueUrl = Annotated[str, AfterValidator(_http_url), Expected("the http(s) URL of a queue, without credentials")]
-HeaderSecret = Annotated[SecretStr, AfterValidator(_visible_ascii), Expected("visible ASCII characters without spaces")]
-RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url), Expected("a redis://, rediss:// or unix:// URL")]
-MapFile = Annotated[Path, AfterValidator(_existing_file), Expected("the path of a file that exists")]
+QueueUrl = Annotated[str, AfterValidator(_check_http_url), Expected("the http(s) URL of a queue, without credentials")]
+HeaderSecret = Annotated[
+    SecretStr, AfterValidator(_check_visible_ascii), Expected("visible ASCII characters without spaces")
+]
+RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url), Expected("a redis://, rediss:// or unix:// URL")]
+MapFile = Annotated[Path, AfterValidator(_check_file), Expected("the path of a file that exists")]
 HostPattern = Annotated[str, Field(pattern=r"^[^\s@/,]+$")]
 RetryDelay = Annotated[float, Field(ge=0, le=43200)]  # SQS: a message is invisible for at most 12 hours
 
@@ -141,7 +143,7 @@ class Settings(BaseSettings):
     )
     kinesis_initial_position: Annotated[
         Literal["TRIM_HORIZON", "LATEST"] | datetime,
-        BeforeValidator(_position),
+        BeforeValidator(_parse_position),
         Expected("TRIM_HORIZON, LATEST or an ISO 8601 time"),
     ] = Field(
         default="TRIM_HORIZON",
@@ -168,7 +170,9 @@ class Settings(BaseSettings):
         default=None, description="Queue that dead letters are sent to; required when any source is on."
     )
     sqs_retry_delays_seconds: Annotated[
-        tuple[RetryDelay, ...], BeforeValidator(_items), Expected("comma-separated seconds, each between 0 and 43200")
+        tuple[RetryDelay, ...],
+        BeforeValidator(_split_items),
+        Expected("comma-separated seconds, each between 0 and 43200"),
     ] = Field(
         default=(1, 5, 15),
         max_length=100,
@@ -195,7 +199,7 @@ class Settings(BaseSettings):
     database_password: SecretStr | None = Field(default=None, description="Password at the only shard.")
     database_name: str | None = Field(default=None, description="Database at the only shard.")
     database_allowed_hosts: Annotated[
-        tuple[HostPattern, ...], BeforeValidator(_items), Expected("comma-separated host patterns")
+        tuple[HostPattern, ...], BeforeValidator(_split_items), Expected("comma-separated host patterns")
     ] = Field(
         default=(),
         description="Comma-separated host patterns that a connection string may name; others are refused. Unset: any.",
@@ -253,7 +257,7 @@ class Settings(BaseSettings):
         default=False, description="Lets the protected `DELETE`s empty a queue or the cache; else those answer 403."
     )
 
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = Field(
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_normalize_level)] = Field(
         default="info", description="Least level that is logged; `debug` shows each Kinesis and SQS call."
     )
     log_format: Literal["json", "console"] = Field(
@@ -283,7 +287,7 @@ def load_settings(environ: Mapping[str, str], *, for_run: bool = True) -> Settin
     given = {name: value for name, value in environ.items() if value}
     if region := given.get("AWS_REGION", given.get("AWS_DEFAULT_REGION")):
         given["AWS_REGION"] = region
-    secrets, problems = secret_values(given)
+    secrets, problems = read_secrets(given)
     texts = {name: given[name] for name in map(str.upper, Settings.model_fields) if name in given} | {
         name: secrets[name] for name in OWN_SECRETS if name in secrets
     }
@@ -292,9 +296,9 @@ def load_settings(environ: Mapping[str, str], *, for_run: bool = True) -> Settin
         settings = Settings(**{name.lower(): value for name, value in texts.items()})  # type: ignore[arg-type]
     except ValidationError as exc:
         names = dict.fromkeys(str(error["loc"][0]) for error in exc.errors(include_input=False, include_context=False))
-        problems += [_problem(name, texts[name.upper()]) for name in names]
-    problems += contradictions(given)
-    problems += omissions(given) if for_run else ()
+        problems += [_describe_problem(name, texts[name.upper()]) for name in names]
+    problems += find_contradictions(given)
+    problems += find_omissions(given) if for_run else ()
     if problems or settings is None:
         raise ConfigurationError(*dict.fromkeys(map(scrub_text, problems)))
     return settings
@@ -305,7 +309,7 @@ SOURCES = ("KINESIS_STREAM_NAME", *SOURCE_QUEUES)
 ROUTES = ("CITRUS_SERVER_URL", "SHARD_MAP_FILE", "DATABASE_HOST")
 
 
-def contradictions(given: Mapping[str, str]) -> Iterator[str]:
+def find_contradictions(given: Mapping[str, str]) -> Iterator[str]:
     """Yield a problem for each pair of variables in *given* that cannot be meant together. Values may be wrong."""
     queues = {name: given[name].rstrip("/") for name in SOURCE_QUEUES if name in given}
     for first, second in combinations(queues, 2):
@@ -320,13 +324,13 @@ def contradictions(given: Mapping[str, str]) -> Iterator[str]:
             )
     if "CITRUS_SERVER_URL" in given and "SHARD_MAP_FILE" in given:
         yield "SHARD_MAP_FILE: expected either CITRUS_SERVER_URL or SHARD_MAP_FILE, got both; unset one"
-    if routing_of(given) == "DATABASE_HOST":
+    if routing_variable(given) == "DATABASE_HOST":
         for name in ("DATABASE_NAME", "DATABASE_USERNAME"):
             if name not in given:
                 yield f"{name}: expected a value, since DATABASE_HOST is the only shard, got nothing; set it"
 
 
-def omissions(given: Mapping[str, str]) -> Iterator[str]:
+def find_omissions(given: Mapping[str, str]) -> Iterator[str]:
     """Yield a problem for each thing that `run` needs and *given* lacks."""
     sources = [name for name in SOURCES if name in given]
     if not sources:
@@ -338,11 +342,11 @@ def omissions(given: Mapping[str, str]) -> Iterator[str]:
         )
     if sources and "AWS_REGION" not in given and not _has_aws_profile(given):
         yield "AWS_REGION: expected the name of a region, got nothing; set it, or AWS_DEFAULT_REGION, or AWS_PROFILE"
-    if routing_of(given) is None:
+    if routing_variable(given) is None:
         yield f"{ROUTES[0]}: expected a way to find shards, {' or '.join(ROUTES)}, got none; set one"
 
 
-def routing_of(given: Mapping[str, str]) -> str | None:
+def routing_variable(given: Mapping[str, str]) -> str | None:
     """Return the variable that decides where tenants live; the first of them wins over those after it."""
     return next((name for name in ROUTES if name in given), None)
 
@@ -354,7 +358,7 @@ def _has_aws_profile(given: Mapping[str, str]) -> bool:
     return "HOME" in given and _is_file(Path(given["HOME"], ".aws", "config"))
 
 
-def _problem(name: str, value: str) -> str:
+def _describe_problem(name: str, value: str) -> str:
     """Say what the field *name* expected and got; a secret is never shown, nor what may hold one."""
     if name.upper() in OWN_SECRETS:
         got = "something else, which is not shown"
@@ -363,10 +367,10 @@ def _problem(name: str, value: str) -> str:
     else:
         got = repr(scrub_text(value))
         got = got if len(got) <= SHOWN_VALUE_MAX_LENGTH else f"{got[:SHOWN_VALUE_MAX_LENGTH]}…"
-    return f"{name.upper()}: expected {expected_of(Settings.model_fields[name])}, got {got}"
+    return f"{name.upper()}: expected {describe_expected(Settings.model_fields[name])}, got {got}"
 
 
-def expected_of(field: FieldInfo) -> str:
+def describe_expected(field: FieldInfo) -> str:
     """Return what *field* must hold, in words: its own, or those of its type and bounds."""
     parts = (*field.metadata, field.annotation)
     while parts:
@@ -376,13 +380,13 @@ def expected_of(field: FieldInfo) -> str:
     if field.annotation is bool:
         return "true or false"
     if field.annotation in {int, float}:
-        return _bounds_of(field)
+        return _describe_bounds(field)
     if get_origin(field.annotation) is Literal:
         return " or ".join(", ".join(get_args(field.annotation)).rsplit(", ", 1))
     return "text"
 
 
-def _bounds_of(field: FieldInfo) -> str:
+def _describe_bounds(field: FieldInfo) -> str:
     kind = "an integer" if field.annotation is int else "a number"
     low = next((bound.ge for bound in field.metadata if isinstance(bound, Ge)), None)
     above = next((bound.gt for bound in field.metadata if isinstance(bound, Gt)), None)

@@ -333,7 +333,7 @@ def start_queue_at_zero(queue: str) -> None:
         _start_at_zero(metric, [queue])
 
 
-def totals(counter: Counter, label: str) -> dict[str, int]:
+def totals_by(counter: Counter, label: str) -> dict[str, int]:
     """Return what *counter* has counted, summed by one of its labels; zeros are left out."""
     sums: dict[str, int] = {}
     for metric in counter.collect():
@@ -343,7 +343,7 @@ def totals(counter: Counter, label: str) -> dict[str, int]:
     return sums
 
 
-def outcomes_of(queue: str) -> dict[str, int]:
+def message_outcomes(queue: str) -> dict[str, int]:
     """Return how many messages of the queue named *queue* were decided, by outcome."""
     samples = [sample for metric in SQS_MESSAGES.collect() for sample in metric.samples]
     return {one.labels["outcome"]: int(one.value) for one in samples if one.labels["queue"] == queue}
@@ -357,12 +357,12 @@ def remove_stream_shard(stream_shard_id: str) -> None:
 
 def remove_shard(shard_id: str) -> None:
     """Drop every series of a Postgres shard that is known no more; idempotent."""
-    remove_looks_at_shard(shard_id)
+    remove_shard_use(shard_id)
     for gauge in (SHARD_USAGE, SHARD_TENANTS):
         gauge.remove(shard_id)
 
 
-def remove_looks_at_shard(shard_id: str) -> None:
+def remove_shard_use(shard_id: str) -> None:
     """Drop the series of a Postgres shard that come from its being used and looked at; idempotent."""
     for metric in (SHARD_RESPONSE, SHARD_HEALTHY, SHARD_CONNECTIONS_RATIO, SHARD_REPLICATION_LAG):
         metric.remove(shard_id)

@@ -21,7 +21,7 @@ from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
-from simplu_worker.status.server import Answer
+from simplu_worker.status.server import HttpAnswer
 from simplu_worker.telemetry.log import scrub, scrub_text
 
 ANSWER_WITHIN_S: Final = 3.0  # below what a page or a probe waits for an answer
@@ -61,9 +61,9 @@ class Monitoring:
     cache: Cache | None = None
     cache_desk: CacheDesk | None = None
 
-    def consumed(self) -> list[dict[str, Any]]:
+    def consumed_queues(self) -> list[dict[str, Any]]:
         """Return the queues that are consumed as last seen; nothing is asked."""
-        return [{"name": name} | _seen(receiver) for name, receiver in self.receivers.items()]
+        return [{"name": name} | _receiver_view(receiver) for name, receiver in self.receivers.items()]
 
     def cache_state(self) -> dict[str, Any] | None:
         """Return how the cache fares as last seen; None without one."""
@@ -79,7 +79,7 @@ class Monitoring:
             "epochMovedFor": summary["epochMovedFor"],
         }
 
-    async def sqs_stats(self) -> Answer:
+    async def sqs_stats(self) -> HttpAnswer:
         """Answer `GET /sqs/stats`: each queue as SQS tells of it now."""
         rows: dict[str, dict[str, Any]] = {}
         async with asyncio.TaskGroup() as tasks:
@@ -87,21 +87,21 @@ class Monitoring:
                 tasks.create_task(self._ask(name, queue, rows))
         return 200, {"queues": [rows[name] for name in self.queues]}
 
-    async def handler_stats(self) -> Answer:
+    async def handler_stats(self) -> HttpAnswer:
         """Answer `GET /handler/stats`: the queues, and what was done with what came."""
         _, queues = await self.sqs_stats()
         return 200, queues | {
             "handlers": [
-                {"queue": name, **_handled(receiver), "onTheirWay": self._on_their_way(name)}
+                {"queue": name, **_handler_view(receiver), "onTheirWay": self._orders_in_flight(name)}
                 for name, receiver in self.receivers.items()
             ],
-            "retries": instruments.totals(instruments.RETRIES, "reason"),
-            "operations": instruments.totals(instruments.OPERATIONS, "outcome"),
-            "deadLetters": instruments.totals(instruments.DEAD_LETTERS, "reason"),
+            "retries": instruments.totals_by(instruments.RETRIES, "reason"),
+            "operations": instruments.totals_by(instruments.OPERATIONS, "outcome"),
+            "deadLetters": instruments.totals_by(instruments.DEAD_LETTERS, "reason"),
             "cache": self.cache_state(),
         }
 
-    async def purge(self, name: str) -> Answer:
+    async def purge(self, name: str) -> HttpAnswer:
         """Answer `DELETE /sqs/purge`: delete all that is in a queue. What is in hand is handled all the same."""
         queue = self.queues.get(name)
         if queue is None:
@@ -117,13 +117,13 @@ class Monitoring:
         log.warning("queue.purged", queue=name)
         return 202, {"queue": name, "emptyWithinSeconds": PURGE_INTERVAL_S}
 
-    async def cache_stats(self) -> Answer:
+    async def cache_stats(self) -> HttpAnswer:
         """Answer `GET /cache/stats`; a cache that does not answer is a fact as well."""
         if self.cache_desk is None:
             return 200, {"enabled": False}
         return 200, {"enabled": True} | scrub(await self.cache_desk.stats())
 
-    async def cache_keys(self) -> Answer:
+    async def cache_keys(self) -> HttpAnswer:
         """Answer `GET /cache/keys`."""
         if self.cache_desk is None:
             return 404, {"error": NO_CACHE}
@@ -133,7 +133,7 @@ class Monitoring:
             return 503, {"error": scrub_text(str(exc))}
         return 200, {"keys": keys, "count": len(keys), "hasMore": not are_all}
 
-    async def clear_cache(self) -> Answer:
+    async def clear_cache(self) -> HttpAnswer:
         """Answer `DELETE /cache/clear`."""
         if self.cache_desk is None:
             return 404, {"error": NO_CACHE}
@@ -146,20 +146,20 @@ class Monitoring:
         receiver = self.receivers.get(name)
         row: dict[str, Any] = {"name": name, "isFifo": queue.is_fifo, "consumed": receiver is not None, "error": None}
         if receiver is not None:
-            row |= _seen(receiver)
+            row |= _receiver_view(receiver)
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
-                row |= _told(await queue.read_attributes())
+                row |= _attributes_view(await queue.read_attributes())
         except (RetryableError, PermanentError, OSError) as exc:  # a timeout is an OSError
             row["error"] = scrub_text(str(exc)) or f"no answer within {ANSWER_WITHIN_S:g} s"
         rows[name] = row
 
-    def _on_their_way(self, name: str) -> dict[str, int] | None:
+    def _orders_in_flight(self, name: str) -> dict[str, int] | None:
         handler = self.orders.get(name)
         return None if handler is None else handler.stats()
 
 
-def _told(queue: QueueAttributes) -> dict[str, Any]:
+def _attributes_view(queue: QueueAttributes) -> dict[str, Any]:
     """Return what SQS says of a queue; the counts are its estimates."""
     policy = parse_redrive_policy(queue.redrive_policy)
     return {
@@ -173,7 +173,7 @@ def _told(queue: QueueAttributes) -> dict[str, Any]:
     }
 
 
-def _seen(receiver: QueueReceiver) -> dict[str, Any]:
+def _receiver_view(receiver: QueueReceiver) -> dict[str, Any]:
     """Return a queue as its receiver saw it last, and what of it is in hand."""
     stats = receiver.stats()
     return {
@@ -187,7 +187,7 @@ def _seen(receiver: QueueReceiver) -> dict[str, Any]:
     }
 
 
-def _handled(receiver: QueueReceiver) -> dict[str, Any]:
+def _handler_view(receiver: QueueReceiver) -> dict[str, Any]:
     """Return what a receiver and its handler are about, and have done."""
     stats = receiver.stats()
     return {

@@ -32,11 +32,11 @@ from simplu_worker.shards.routing.citrus import Citrus
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.types import Absence
 from simplu_worker.status.queues import Monitoring, WatchedQueue
-from simplu_worker.status.server import Answer, Views
+from simplu_worker.status.server import HttpAnswer, Views
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import loop_time
 
-HEALTH_IN_SHORT: Final = (
+HEALTH_SUMMARY: Final = (
     "state",
     "role",
     "responseMs",
@@ -67,7 +67,7 @@ class ReplicaStatus:
     locator: Locator | None = None
     fleet: Fleet | None = None
     health: HealthRegistry = field(default_factory=HealthRegistry)
-    roll_call: ShardInspector | None = None
+    inspector: ShardInspector | None = None
     monitoring: Monitoring = field(default_factory=Monitoring)
     _drain_seen_at: float | None = None
 
@@ -88,10 +88,10 @@ class ReplicaStatus:
         """Show these from now on; for *receivers* and what follows see `Monitoring`."""
         self.gateway, self.pools, self.locator, self.fleet = gateway, pools, locator, fleet
         self.health = health or HealthRegistry()
-        self.roll_call = ShardInspector(locator, pools)
+        self.inspector = ShardInspector(locator, pools)
         self.monitoring = Monitoring(receivers, queues or {}, orders or {}, cache, cache_desk)
 
-    def not_live(self) -> str | None:
+    def liveness_problem(self) -> str | None:
         """Return which loop is stuck; None when a restart would not help.
 
         In a drain, loops end one after the other and turn no more: then only the drain itself can be stuck.
@@ -115,7 +115,7 @@ class ReplicaStatus:
             return None
         return f"drain: not ended after {drained_s:.0f} s, with {self.grace_s:g} s of grace"
 
-    def not_ready(self) -> str | None:
+    def readiness_problem(self) -> str | None:
         """Return why no work can be done now; None when the sources are consumed."""
         if self.gateway is None:
             return "starting"
@@ -166,9 +166,9 @@ class ReplicaStatus:
             "replica": self.name,
             "version": __version__,
             "uptime_s": round(time.monotonic() - self.started_at, 1),
-            "ready": self.not_ready() or True,
+            "ready": self.readiness_problem() or True,
             "sources": self._sources(),
-            "queues": self.monitoring.consumed(),
+            "queues": self.monitoring.consumed_queues(),
             "streamShards": self.fleet.status() if self.fleet else [],
             "shards": self._shards(),
             "held": [{"streamShard": r.stream_shard_id} | target for r in readers for target in r.held_status()],
@@ -180,9 +180,9 @@ class ReplicaStatus:
             "cache": self.monitoring.cache_state(),
             "recentErrors": recent_errors(),
             "counters": {
-                "operations": instruments.totals(instruments.OPERATIONS, "outcome"),
-                "deadLetters": instruments.totals(instruments.DEAD_LETTERS, "reason"),
-                "provisioned": instruments.totals(instruments.PROVISIONING, "outcome"),
+                "operations": instruments.totals_by(instruments.OPERATIONS, "outcome"),
+                "deadLetters": instruments.totals_by(instruments.DEAD_LETTERS, "reason"),
+                "provisioned": instruments.totals_by(instruments.PROVISIONING, "outcome"),
             },
             "citrus": self.locator.trouble or "ok" if isinstance(self.locator, Citrus) else None,
         }
@@ -199,13 +199,13 @@ class ReplicaStatus:
     def _shards(self) -> list[dict[str, Any]]:
         """Return the shards in use as last seen; nothing is asked."""
         return [
-            _pool_view(pool) | _in_short(health_view(self.health.by_shard_id.get(shard_id, Health())))
+            _pool_view(pool) | _health_summary(health_view(self.health.by_shard_id.get(shard_id, Health())))
             for shard_id, pool in sorted((self.pools.by_shard_id() if self.pools else {}).items())
         ]
 
     def handler_status(self) -> dict[str, Any]:
         """Return whether the worker works (contract §9, `GET /handler/status`)."""
-        trouble = self.not_ready()
+        trouble = self.readiness_problem()
         return {
             "running": trouble is None,
             "state": "running" if trouble is None else trouble if trouble in {"starting", "draining"} else "waiting",
@@ -216,7 +216,7 @@ class ReplicaStatus:
             "sources": self._sources(),
         }
 
-    async def operation(self, request_id: str, business_id: str | None, location_id: str | None) -> Answer:
+    async def find_operation(self, request_id: str, business_id: str | None, location_id: str | None) -> HttpAnswer:
         """Answer `GET /operations/{requestId}` (contract §9)."""
         if self.gateway is None:
             return 503, {"error": "starting"}
@@ -227,19 +227,19 @@ class ReplicaStatus:
         except (RetryableError, PermanentError) as exc:
             return 503, {"error": str(exc)}
         if found is not None:
-            return 200, msgspec.to_builtins(found, builtin_types=(msgspec.Raw,)) | _named(silent)
+            return 200, msgspec.to_builtins(found, builtin_types=(msgspec.Raw,)) | _silent_members(silent)
         if self._is_pending(request_id, tenant_id):
-            return 200, {"requestId": request_id, "status": "pending"} | _named(silent)
+            return 200, {"requestId": request_id, "status": "pending"} | _silent_members(silent)
         lags = [reader.lag_of(tenant_id) for reader in (self.fleet.readers() if self.fleet else [])]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
-        return 404, {"requestId": request_id, "status": "unknown", "lagSeconds": lag_s} | _named(silent)
+        return 404, {"requestId": request_id, "status": "unknown", "lagSeconds": lag_s} | _silent_members(silent)
 
     def _is_pending(self, request_id: str, tenant_id: str | None) -> bool:
         readers = self.fleet.readers() if self.fleet else []
         handlers: list[StreamShardReader | OrderHandler] = [*readers, *self.monitoring.orders.values()]
         return any(handler.is_pending(request_id, tenant_id) for handler in handlers)
 
-    async def tenant(self, business_id: str, location_id: str) -> Answer:
+    async def find_tenant(self, business_id: str, location_id: str) -> HttpAnswer:
         """Answer `GET /tenants/{businessId}/{locationId}`."""
         if self.gateway is None:
             return 503, {"error": "starting"}
@@ -254,44 +254,46 @@ class ReplicaStatus:
             return 404, {"businessId": business_id, "locationId": location_id, "state": Absence.UNREGISTERED}
         return 200, tenant_view(shard_id, row)
 
-    async def shards(self) -> Answer:
+    async def inspect_shards(self) -> HttpAnswer:
         """Answer `GET /shards`: every known shard as it is now, all asked at once; those without answer are named."""
-        if self.roll_call is None:
+        if self.inspector is None:
             return 503, {"error": "starting"}
         try:
-            listed = await self.roll_call()
+            listed = await self.inspector()
         except (RetryableError, PermanentError) as exc:
             return 503, {"error": str(exc)}
         pools = self.pools.by_shard_id() if self.pools else {}
         silent = [shard.address.shard_id for shard in listed if shard.is_silent]
         views = [shard_view(shard) | _pool_view(pools.get(shard.address.shard_id)) for shard in listed]
-        return 200, {"shards": views} | _named(silent)
+        return 200, {"shards": views} | _silent_members(silent)
 
 
-def views_of(replica: ReplicaStatus) -> Views:
+def http_views(replica: ReplicaStatus) -> Views:
     """Return what the HTTP server shows of *replica*."""
     return Views(
-        live=replica.not_live,
-        ready=replica.not_ready,
+        live=replica.liveness_problem,
+        ready=replica.readiness_problem,
         refresh_gauges=replica.refresh_gauges,
         status=replica.status,
-        operation=replica.operation,
-        tenant=replica.tenant,
-        shards=replica.shards,
-        sqs_stats=_once_started(replica, Monitoring.sqs_stats),
+        operation=replica.find_operation,
+        tenant=replica.find_tenant,
+        shards=replica.inspect_shards,
+        sqs_stats=_require_started(replica, Monitoring.sqs_stats),
         handler_status=replica.handler_status,
-        handler_stats=_once_started(replica, Monitoring.handler_stats),
-        cache_stats=_once_started(replica, Monitoring.cache_stats),
-        cache_keys=_once_started(replica, Monitoring.cache_keys),
-        purge=_once_started(replica, Monitoring.purge),
-        clear_cache=_once_started(replica, Monitoring.clear_cache),
+        handler_stats=_require_started(replica, Monitoring.handler_stats),
+        cache_stats=_require_started(replica, Monitoring.cache_stats),
+        cache_keys=_require_started(replica, Monitoring.cache_keys),
+        purge=_require_started(replica, Monitoring.purge),
+        clear_cache=_require_started(replica, Monitoring.clear_cache),
     )
 
 
-def _once_started(replica: ReplicaStatus, ask: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
+def _require_started(
+    replica: ReplicaStatus, ask: Callable[..., Awaitable[HttpAnswer]]
+) -> Callable[..., Awaitable[HttpAnswer]]:
     """Return a view that asks what *replica* monitors by then."""
 
-    async def answer(*args: str) -> Answer:
+    async def answer(*args: str) -> HttpAnswer:
         if replica.gateway is None:
             return 503, {"error": "starting"}
         return await ask(replica.monitoring, *args)
@@ -326,9 +328,9 @@ def shard_view(shard: Listed) -> dict[str, Any]:
     } | health_view(shard.health)
 
 
-def _in_short(view: dict[str, Any]) -> dict[str, Any]:
+def _health_summary(view: dict[str, Any]) -> dict[str, Any]:
     """Return what of a shard's health fits into a row of the status page; `/shards` has all of it."""
-    return {name: view[name] for name in HEALTH_IN_SHORT if name in view}
+    return {name: view[name] for name in HEALTH_SUMMARY if name in view}
 
 
 def _pool_view(pool: ShardPool | None) -> dict[str, Any]:
@@ -343,5 +345,5 @@ def _pool_view(pool: ShardPool | None) -> dict[str, Any]:
     }
 
 
-def _named(silent: list[str]) -> dict[str, Any]:
+def _silent_members(silent: list[str]) -> dict[str, Any]:
     return {"shardsWithoutAnswer": silent} if silent else {}

@@ -36,7 +36,7 @@ COMMON_HEADERS = {
     "Server": "simplu-worker",  # not the versions of Python and of the library
 }
 
-Answer = tuple[int, dict[str, Any]]
+HttpAnswer = tuple[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class Views:
     ready: Callable[[], str | None]
     refresh_gauges: Callable[[], None]
     status: Callable[[], dict[str, Any]]
-    operation: Callable[[str, str | None, str | None], Awaitable[Answer]]
-    tenant: Callable[[str, str], Awaitable[Answer]]
-    shards: Callable[[], Awaitable[Answer]]
-    sqs_stats: Callable[[], Awaitable[Answer]]
+    operation: Callable[[str, str | None, str | None], Awaitable[HttpAnswer]]
+    tenant: Callable[[str, str], Awaitable[HttpAnswer]]
+    shards: Callable[[], Awaitable[HttpAnswer]]
+    sqs_stats: Callable[[], Awaitable[HttpAnswer]]
     handler_status: Callable[[], dict[str, Any]]
-    handler_stats: Callable[[], Awaitable[Answer]]
-    cache_stats: Callable[[], Awaitable[Answer]]
-    cache_keys: Callable[[], Awaitable[Answer]]
-    purge: Callable[[str], Awaitable[Answer]]
-    clear_cache: Callable[[], Awaitable[Answer]]
+    handler_stats: Callable[[], Awaitable[HttpAnswer]]
+    cache_stats: Callable[[], Awaitable[HttpAnswer]]
+    cache_keys: Callable[[], Awaitable[HttpAnswer]]
+    purge: Callable[[str], Awaitable[HttpAnswer]]
+    clear_cache: Callable[[], Awaitable[HttpAnswer]]
 
 
 @asynccontextmanager
@@ -96,16 +96,16 @@ def _application(guard: _Guard, views: Views) -> web.Application:
     app.router.add_get("/readyz", endpoints.ready)
     app.router.add_get("/metrics", _metrics_handler(views.refresh_gauges))
     app.router.add_get("/status", guard.protect(endpoints.status))
-    app.router.add_get("/shards", guard.protect(_answering(views.shards)))
+    app.router.add_get("/shards", guard.protect(_answer_handler(views.shards)))
     app.router.add_get(f"/operations/{{requestId:{ANY_ID}}}", guard.protect(endpoints.operation))
     app.router.add_get(f"/tenants/{{businessId:{ANY_ID}}}/{{locationId:{ANY_ID}}}", guard.protect(endpoints.tenant))
-    app.router.add_get("/sqs/stats", guard.protect(_answering(views.sqs_stats)))
+    app.router.add_get("/sqs/stats", guard.protect(_answer_handler(views.sqs_stats)))
     app.router.add_delete("/sqs/purge", guard.protect(endpoints.purge, is_destructive=True))
     app.router.add_get("/handler/status", guard.protect(endpoints.handler_status))
-    app.router.add_get("/handler/stats", guard.protect(_answering(views.handler_stats)))
-    app.router.add_get("/cache/stats", guard.protect(_answering(views.cache_stats)))
-    app.router.add_get("/cache/keys", guard.protect(_answering(views.cache_keys)))
-    app.router.add_delete("/cache/clear", guard.protect(_answering(views.clear_cache), is_destructive=True))
+    app.router.add_get("/handler/stats", guard.protect(_answer_handler(views.handler_stats)))
+    app.router.add_get("/cache/stats", guard.protect(_answer_handler(views.cache_stats)))
+    app.router.add_get("/cache/keys", guard.protect(_answer_handler(views.cache_keys)))
+    app.router.add_delete("/cache/clear", guard.protect(_answer_handler(views.clear_cache), is_destructive=True))
     return app
 
 
@@ -120,11 +120,11 @@ def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
     return show_metrics
 
 
-def _answering(view: Callable[[], Awaitable[Answer]]) -> Handler:
+def _answer_handler(view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
     """Return the handler of a view that takes nothing from the request."""
 
     async def answer(_: web.Request) -> web.StreamResponse:
-        return _json(*await view())
+        return _json_response(*await view())
 
     return answer
 
@@ -136,43 +136,45 @@ class _Endpoints:
         self._views = views
 
     async def live(self, _: web.Request) -> web.Response:
-        return _health(self._views.live())
+        return _health_response(self._views.live())
 
     async def ready(self, _: web.Request) -> web.Response:
-        return _health(self._views.ready())
+        return _health_response(self._views.ready())
 
     async def status(self, _: web.Request) -> web.Response:
-        return _json(HTTPStatus.OK, self._views.status())
+        return _json_response(HTTPStatus.OK, self._views.status())
 
     async def handler_status(self, _: web.Request) -> web.Response:
-        return _json(HTTPStatus.OK, self._views.handler_status())
+        return _json_response(HTTPStatus.OK, self._views.handler_status())
 
     async def purge(self, request: web.Request) -> web.Response:
         names = request.query.getall("queue", [])
         if len(names) != 1 or not names[0]:
-            return _error(
+            return _error_response(
                 HTTPStatus.BAD_REQUEST, "expected the name of one queue, as ?queue=NAME; /sqs/stats names them"
             )
         status, answer = await self._views.purge(names[0])
         wait_s = answer.get("retryAfterSeconds")
-        return _json(status, answer, headers={"Retry-After": str(wait_s)} if wait_s else None)
+        return _json_response(status, answer, headers={"Retry-After": str(wait_s)} if wait_s else None)
 
     async def operation(self, request: web.Request) -> web.Response:
         request_id = request.match_info["requestId"]
         business_id, location_id = request.query.get("businessId"), request.query.get("locationId")
         if (not business_id) != (not location_id):
-            return _error(HTTPStatus.BAD_REQUEST, "expected businessId and locationId together, or neither of them")
+            return _error_response(
+                HTTPStatus.BAD_REQUEST, "expected businessId and locationId together, or neither of them"
+            )
         if not business_id or not location_id:
             business_id = location_id = None
-        if not _can_exist(request_id, business_id, location_id):
-            return _error(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
-        return _json(*await self._views.operation(request_id, business_id, location_id))
+        if not _are_storable(request_id, business_id, location_id):
+            return _error_response(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
+        return _json_response(*await self._views.operation(request_id, business_id, location_id))
 
     async def tenant(self, request: web.Request) -> web.Response:
         business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
-        if not _can_exist(business_id, location_id):
-            return _error(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
-        return _json(*await self._views.tenant(business_id, location_id))
+        if not _are_storable(business_id, location_id):
+            return _error_response(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
+        return _json_response(*await self._views.tenant(business_id, location_id))
 
 
 class _Guard:
@@ -188,7 +190,7 @@ class _Guard:
         async def guarded(request: web.Request) -> web.StreamResponse:
             refusal = self._refusal(request.headers.get("Authorization"))
             if refusal is None and is_destructive and not self._allow_destructive:
-                refusal = _error(
+                refusal = _error_response(
                     HTTPStatus.FORBIDDEN,
                     "emptying over HTTP is not allowed: set ALLOW_DESTRUCTIVE_HTTP=true and restart",
                 )
@@ -198,17 +200,19 @@ class _Guard:
 
     def _refusal(self, authorization: str | None) -> web.Response | None:
         if self._token is None:
-            return _error(
+            return _error_response(
                 HTTPStatus.FORBIDDEN, "no token is configured, so this path is closed: set API_TOKEN and restart"
             )
         if authorization is None:
-            return _unauthorized("expected the header Authorization: Bearer, followed by the value of API_TOKEN")
+            return _unauthorized_response(
+                "expected the header Authorization: Bearer, followed by the value of API_TOKEN"
+            )
         scheme, _, sent = authorization.partition(" ")
         # aiohttp keeps the bytes it could not decode as surrogates; what is compared are the bytes that came.
         sent_token = sent.strip().encode(errors="surrogateescape")
         if scheme.lower() == "bearer" and hmac.compare_digest(sent_token, self._token):
             return None
-        return _unauthorized("this is not the bearer token that API_TOKEN holds", error="invalid_token")
+        return _unauthorized_response("this is not the bearer token that API_TOKEN holds", error="invalid_token")
 
 
 @web.middleware
@@ -221,7 +225,9 @@ async def _answer_errors_in_json(request: web.Request, handler: Handler) -> web.
         # A bug in a view must not take the worker's health answers away; the path is logged without the ids in it.
         resource = request.match_info.route.resource
         log.exception("http.failed", path=resource.canonical if resource else None)
-        response = _error(HTTPStatus.INTERNAL_SERVER_ERROR, "this answer failed; the worker's log has the reason")
+        response = _error_response(
+            HTTPStatus.INTERNAL_SERVER_ERROR, "this answer failed; the worker's log has the reason"
+        )
     response.headers.update(COMMON_HEADERS)
     return response
 
@@ -229,19 +235,21 @@ async def _answer_errors_in_json(request: web.Request, handler: Handler) -> web.
 def _http_error(exc: web.HTTPException, method: str) -> web.Response:
     match exc:
         case web.HTTPNotFound():
-            return _error(exc.status, "there is nothing at this path")
+            return _error_response(exc.status, "there is nothing at this path")
         case web.HTTPMethodNotAllowed():
             expected = " or ".join(sorted(exc.allowed_methods))
-            return _error(exc.status, f"expected {expected}, got {method}", headers={"Allow": exc.headers["Allow"]})
+            return _error_response(
+                exc.status, f"expected {expected}, got {method}", headers={"Allow": exc.headers["Allow"]}
+            )
         case _:
-            return _error(exc.status, exc.reason)
+            return _error_response(exc.status, exc.reason)
 
 
 def _page_handler() -> Handler:
     """Return the handler of the status page, with a policy that lets nothing run or load but what is in the file."""
     page = resources.files(__package__).joinpath("page", "index.html").read_text(encoding="utf-8")
     policy = (
-        f"default-src 'none'; script-src {_hashes(page, 'script')}; style-src {_hashes(page, 'style')}; "
+        f"default-src 'none'; script-src {_csp_hashes(page, 'script')}; style-src {_csp_hashes(page, 'style')}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
@@ -251,33 +259,33 @@ def _page_handler() -> Handler:
     return show_page
 
 
-def _hashes(page: str, element: str) -> str:
+def _csp_hashes(page: str, element: str) -> str:
     """Return the CSP sources for each inline *element* of *page*."""
     contents = re.findall(rf"<{element}>(.*?)</{element}>", page, flags=re.DOTALL)
     digests = (hashlib.sha256(content.encode()).digest() for content in contents)
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
 
-def _can_exist(*ids: str | None) -> bool:
+def _are_storable(*ids: str | None) -> bool:
     """Return whether Postgres could hold each of *ids* as text."""
     return not any(value and "\0" in value for value in ids)
 
 
-def _health(trouble: str | None) -> web.Response:
+def _health_response(trouble: str | None) -> web.Response:
     if trouble is None:
-        return _json(HTTPStatus.OK, {"status": "ok"})
-    return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "unavailable", "reason": trouble})
+        return _json_response(HTTPStatus.OK, {"status": "ok"})
+    return _json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "unavailable", "reason": trouble})
 
 
-def _unauthorized(message: str, *, error: str | None = None) -> web.Response:
+def _unauthorized_response(message: str, *, error: str | None = None) -> web.Response:
     challenge = 'Bearer realm="simplu-worker"' + (f', error="{error}"' if error else "")  # RFC 6750, section 3
-    return _error(HTTPStatus.UNAUTHORIZED, message, headers={"WWW-Authenticate": challenge})
+    return _error_response(HTTPStatus.UNAUTHORIZED, message, headers={"WWW-Authenticate": challenge})
 
 
-def _error(status: int, message: str, *, headers: Mapping[str, str] | None = None) -> web.Response:
-    return _json(status, {"error": message}, headers=headers)
+def _error_response(status: int, message: str, *, headers: Mapping[str, str] | None = None) -> web.Response:
+    return _json_response(status, {"error": message}, headers=headers)
 
 
-def _json(status: int, answer: dict[str, Any], *, headers: Mapping[str, str] | None = None) -> web.Response:
+def _json_response(status: int, answer: dict[str, Any], *, headers: Mapping[str, str] | None = None) -> web.Response:
     body = msgspec.json.encode(answer)
     return web.Response(status=status, body=body, content_type="application/json", headers=headers)

@@ -151,21 +151,21 @@ def render_json(facts: Facts) -> str:
     return json.dumps(facts)
 
 
-def _console(stream: TextIO) -> Render:
+def _console_renderer(stream: TextIO) -> Render:
     renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=32)
 
     def render(facts: Facts) -> str:
         if exception := facts.get("exception"):
-            facts = facts | {"exception": exception.get("traceback") or "\n".join(_lines_of(exception))}
+            facts = facts | {"exception": exception.get("traceback") or "\n".join(_exception_lines(exception))}
         return str(renderer(None, "", dict(facts)))
 
     return render
 
 
-def _lines_of(exception: Facts) -> Iterator[str]:
+def _exception_lines(exception: Facts) -> Iterator[str]:
     yield f"{exception['type']}: {exception['message']}"
     for inner in exception.get("exceptions", ()):
-        yield from (f"  {line}" for line in _lines_of(inner))
+        yield from (f"  {line}" for line in _exception_lines(inner))
 
 
 class _Output:
@@ -181,7 +181,7 @@ class _Output:
 
     def write(self, event: Facts) -> None:
         # Scrubbed before it is folded: a folded event must not keep an exception's frames, and what they hold, alive.
-        facts = _scrubbed(event)
+        facts = _scrub_event(event)
         with self._lock:
             self._write_lines(self._fold.admit(facts, self._clock()))
 
@@ -200,7 +200,7 @@ class _Output:
             self._stream.flush()
 
 
-def _scrubbed(event: Facts) -> Facts:
+def _scrub_event(event: Facts) -> Facts:
     head = {name: scrub(event[name]) for name in ("timestamp", "level", "logger", "event") if name in event}
     rest = {name: value for name, value in event.items() if name not in head and name != "exc_info"}
     facts: Facts = head | scrub(rest)
@@ -212,7 +212,7 @@ def _scrubbed(event: Facts) -> Facts:
 _output: _Output | None = None
 
 
-def _exception_itself(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+def _resolve_exc_info(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Turn the forms of `exc_info` (True, an exception, sys.exc_info()) into the exception."""
     exc_info = event.pop("exc_info", None)
     if exc_info and not isinstance(exc_info, BaseException):
@@ -228,11 +228,11 @@ class _NamedLogger:
     def __init__(self, *names: str) -> None:
         self._name = names[0] if names else "simplu_worker"
 
-    def _hand_on(self, /, **event: Any) -> None:
+    def _emit(self, /, **event: Any) -> None:
         if _output is not None:
             _output.write({"logger": self._name, **event})
 
-    debug = info = warning = error = critical = _hand_on
+    debug = info = warning = error = critical = _emit
 
 
 class _LibraryHandler(logging.Handler):
@@ -242,7 +242,7 @@ class _LibraryHandler(logging.Handler):
         facts: EventDict = {
             "logger": record.name,
             "level": record.levelname.lower(),
-            "event": _message_of(record),
+            "event": _record_message(record),
             "exc_info": record.exc_info,
         }
         for processor in _PROCESSORS:
@@ -251,7 +251,7 @@ class _LibraryHandler(logging.Handler):
             _output.write(dict(facts))
 
 
-def _message_of(record: logging.LogRecord) -> str:
+def _record_message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except (TypeError, ValueError, KeyError):  # the library's arguments do not fit its format
@@ -261,7 +261,7 @@ def _message_of(record: logging.LogRecord) -> str:
 _PROCESSORS: tuple[Callable[[WrappedLogger, str, EventDict], EventDict], ...] = (
     structlog.contextvars.merge_contextvars,
     structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
-    _exception_itself,
+    _resolve_exc_info,
 )
 
 
@@ -281,7 +281,7 @@ def configure_logging(
     stream = stream or sys.stdout
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")  # a character the terminal lacks must not end the process
-    _output = _Output(stream, render_json if fmt == "json" else _console(stream), clock)
+    _output = _Output(stream, render_json if fmt == "json" else _console_renderer(stream), clock)
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[structlog.processors.add_log_level, *_PROCESSORS],

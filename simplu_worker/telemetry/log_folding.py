@@ -52,7 +52,9 @@ class LogDeduplicator:
         self._windows: dict[tuple[str, ...], _Window] = {}  # in order of their end, since all are equally long
 
     def __repr__(self) -> str:
-        return f"RepeatFold({len(self._windows)} windows, {sum(w.repeated for w in self._windows.values())} repeats)"
+        return (
+            f"LogDeduplicator({len(self._windows)} windows, {sum(w.repeated for w in self._windows.values())} repeats)"
+        )
 
     def admit(self, event: Facts, now: float) -> list[Facts]:
         """Return what is to be written now: summaries of windows that ended, then *event* unless it is folded.
@@ -60,14 +62,14 @@ class LogDeduplicator:
         A summary is the newest of its repeats with `repeated`, the number of them since the last line.
         """
         if event.get("level") not in FOLDED_LEVELS:
-            return [*self._due(now), event]
+            return [*self._close_ended(now), event]
         key = dedup_key(event)
         window = self._windows.get(key)
         if window and (window.newest or now < window.ends_at):
             window.repeated += 1
             window.newest = event
-            return self._due(now, going_on=key)
-        due = self._due(now)
+            return self._close_ended(now, going_on=key)
+        due = self._close_ended(now)
         if len(self._windows) >= self._max_keys:
             due += self._windows.pop(next(iter(self._windows))).summary()
         self._windows[key] = _Window(now + self._window_s)
@@ -79,7 +81,7 @@ class LogDeduplicator:
         self._windows.clear()
         return summaries
 
-    def _due(self, now: float, *, going_on: tuple[str, ...] | None = None) -> list[Facts]:
+    def _close_ended(self, now: float, *, going_on: tuple[str, ...] | None = None) -> list[Facts]:
         """Close the windows that ended; that of *going_on* opens again at once."""
         due: list[Facts] = []
         while self._windows:

@@ -27,19 +27,19 @@ class SystemdNotifier:
     def __repr__(self) -> str:
         return f"SystemdNotifier({self._address!r}, watchdog_interval_s={self.watchdog_interval_s})"
 
-    def ready(self) -> None:
+    def notify_ready(self) -> None:
         """Say that starting is over."""
         self._send("READY=1")
 
-    def stopping(self) -> None:
+    def notify_stopping(self) -> None:
         """Say that draining has begun."""
         self._send("STOPPING=1")
 
-    def status(self, text: str) -> None:
+    def set_status(self, text: str) -> None:
         """Set the line that `systemctl status` shows."""
         self._send("STATUS=" + " ".join(text.split()))  # a line break would begin another assignment
 
-    def watchdog(self) -> None:
+    def notify_watchdog(self) -> None:
         """Say that the worker is alive; call it every `watchdog_interval_s`, and only while it is."""
         self._send("WATCHDOG=1")
 

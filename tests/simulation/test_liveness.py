@@ -41,15 +41,15 @@ async def test_t28_stuck_loop_is_named_by_its_queue(world: World) -> None:
     ):
         replica = replica_of(asyncio.Event(), fine=fine.receiver, stuck=stuck.receiver)
         await asyncio.sleep(1000)
-        assert replica.not_live() is None
+        assert replica.liveness_problem() is None
         gate.clear()
         await asyncio.sleep(2 * LONGEST_TURN_S + 20)
-        reason = replica.not_live() or ""
+        reason = replica.liveness_problem() or ""
         assert "queue stuck" in reason
         assert "fine" not in reason
         gate.set()
         await asyncio.sleep(10)
-        assert replica.not_live() is None
+        assert replica.liveness_problem() is None
 
 
 @virtually
@@ -62,7 +62,7 @@ async def test_queue_that_does_not_answer_is_not_stuck(world: World) -> None:
         replica = replica_of(asyncio.Event(), a=running.receiver)
         for _ in range(100):
             await asyncio.sleep(30)
-            assert replica.not_live() is None
+            assert replica.liveness_problem() is None
 
 
 @virtually
@@ -78,7 +78,7 @@ async def test_drain_of_minutes_is_live_until_its_grace_is_over(world: World) ->
         for _ in range(47):
             await asyncio.sleep(10)
             assert running.receiver.in_flight_count
-            assert replica.not_live() is None
+            assert replica.liveness_problem() is None
 
 
 @virtually
@@ -87,11 +87,11 @@ async def test_drain_that_does_not_end_is_not_live_after_its_grace(world: World)
     stopping = asyncio.Event()
     replica = replica_of(stopping)
     stopping.set()
-    assert replica.not_live() is None
+    assert replica.liveness_problem() is None
     await asyncio.sleep(25 + DRAIN_MARGIN_S)
-    assert replica.not_live() is None
+    assert replica.liveness_problem() is None
     await asyncio.sleep(1)
-    assert replica.not_live() == "drain: not ended after 36 s, with 25 s of grace"
+    assert replica.liveness_problem() == "drain: not ended after 36 s, with 25 s of grace"
 
 
 @virtually
@@ -101,8 +101,8 @@ async def test_loop_of_the_leases_counts_until_the_drain(world: World) -> None:
     replica = replica_of(stopping, 600.0)
     replica.fleet = cast(Fleet, FleetThatTurned(last_turn=world.loop.time()))
     await asyncio.sleep(FLEET_TURN_MAX_S)
-    assert replica.not_live() is None
+    assert replica.liveness_problem() is None
     await asyncio.sleep(1)
-    assert replica.not_live() == "leases: the loop has not turned for 61 s"
+    assert replica.liveness_problem() == "leases: the loop has not turned for 61 s"
     stopping.set()
-    assert replica.not_live() is None
+    assert replica.liveness_problem() is None

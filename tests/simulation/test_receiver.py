@@ -36,7 +36,7 @@ from simplu_worker.metrics.instruments import (
     SQS_IN_FLIGHT,
     SQS_POLLS_REPLACED,
     SQS_STALE_RECEIPTS,
-    outcomes_of,
+    message_outcomes,
 )
 from simplu_worker.operations.operation import DeadLetterReason
 
@@ -52,7 +52,7 @@ def bodies(count: int, prefix: str = "") -> list[str]:
 
 def outcomes(receiver: QueueReceiver) -> dict[str, int]:
     """Return what became of the messages; zeros left out."""
-    counted = outcomes_of(receiver._queue.name)
+    counted = message_outcomes(receiver._queue.name)
     return {name: count for name, count in counted.items() if count}
 
 

@@ -13,7 +13,7 @@ from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
 from simplu_worker.local.sqs.faults import SqsFault
-from simplu_worker.metrics.instruments import outcomes_of
+from simplu_worker.metrics.instruments import message_outcomes
 from simplu_worker.operations.operation import DeadLetterReason
 
 GROUP_COUNT, MESSAGE_COUNT, REPLICA_COUNT = 12, 240, 3
@@ -159,6 +159,6 @@ def test_order_holds_and_nothing_is_lost_whatever_happens(seed: int) -> None:
         for group in range(GROUP_COUNT):
             mine = [body for body in ledger.applied if body.startswith(f"{group}-")]
             assert mine == sorted(mine)
-        assert outcomes_of(queue.name)["deleted"] >= 0.9 * (len(sent) - len(poison))
+        assert message_outcomes(queue.name)["deleted"] >= 0.9 * (len(sent) - len(poison))
 
     virtually(test)()

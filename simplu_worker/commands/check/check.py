@@ -22,7 +22,7 @@ from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.cache.cache import redis_commands
-from simplu_worker.commands.check.findings import CheckFacts, Finding, findings, hours
+from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddities, format_hours
 from simplu_worker.commands.output.display import print_json, print_line, print_table
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
@@ -51,14 +51,14 @@ class CheckStatus(StrEnum):
     FAILED = "failed"
 
 
-class Answer(msgspec.Struct, frozen=True):
+class CheckAnswer(msgspec.Struct, frozen=True):
     """What one dependency answered."""
 
     result: str
     status: CheckStatus = CheckStatus.OK
 
 
-class Dependency(msgspec.Struct, frozen=True):
+class CheckedDependency(msgspec.Struct, frozen=True):
     """One line of the table."""
 
     dependency: str
@@ -71,13 +71,13 @@ class Dependency(msgspec.Struct, frozen=True):
 class CheckReport(msgspec.Struct, frozen=True):
     """All of it."""
 
-    dependencies: list[Dependency]
+    dependencies: list[CheckedDependency]
     odd: list[Finding]
 
 
 async def check(settings: Settings, *, as_json: bool) -> int:
     """Examine everything that *settings* name and print it; return 0 when all that is needed answers, else 1."""
-    report = scrubbed(await examine(settings))
+    report = scrub_report(await check_dependencies(settings))
     if as_json:
         print_json(report)
     else:
@@ -103,7 +103,7 @@ def print_report(report: CheckReport) -> None:
         print_line(f"  {finding}")
 
 
-def scrubbed(report: CheckReport) -> CheckReport:
+def scrub_report(report: CheckReport) -> CheckReport:
     """Return *report* with every secret masked that an address or the error of a library may hold."""
     return CheckReport(
         dependencies=[
@@ -116,14 +116,14 @@ def scrubbed(report: CheckReport) -> CheckReport:
     )
 
 
-async def examine(settings: Settings) -> CheckReport:
+async def check_dependencies(settings: Settings) -> CheckReport:
     """Ask all dependencies. Raises ConfigurationError only; whatever else fails is in the report."""
     once = settings.model_copy(update={"citrus_retry_attempts": 1})
-    examination = Examination(settings)
+    checks = DependencyChecks(settings)
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(once))
         clients = {
-            service: examination.watch_clock(
+            service: checks.watch_clock(
                 service,
                 await stack.enter_async_context(
                     open_client(
@@ -137,20 +137,20 @@ async def examine(settings: Settings) -> CheckReport:
                 ("dynamodb", settings.dynamodb_endpoint),
             )
         }
-        answers = await all_of(
+        answers = await run_all(
             [
-                examination.kinesis(clients["kinesis"]),
-                examination.dynamodb(clients["dynamodb"]),
-                examination.sqs(clients["sqs"]),
-                examination.shards(shards),
-                examination.cache(),
+                checks.check_stream(clients["kinesis"]),
+                checks.check_tables(clients["dynamodb"]),
+                checks.check_queues(clients["sqs"]),
+                checks.check_shards(shards),
+                checks.check_cache(),
             ]
         )
     dependencies = [dependency for answer in answers for dependency in answer]
-    return CheckReport(dependencies, findings(examination.facts, settings))
+    return CheckReport(dependencies, find_oddities(checks.facts, settings))
 
 
-class Examination:
+class DependencyChecks:
     """Asks, and gathers in `facts` what the dependencies say of themselves."""
 
     def __init__(self, settings: Settings) -> None:
@@ -162,53 +162,58 @@ class Examination:
 
         def note(parsed: dict[str, Any], **_: object) -> None:
             date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
-            if date is not None and (skew_s := skew_of(date, now=datetime.now(UTC))) is not None:
+            if date is not None and (skew_s := clock_skew_s(date, now=datetime.now(UTC))) is not None:
                 self.facts.skews_s[f"clock of {service}"] = skew_s
 
         client.meta.events.register("after-call", note)
         return client
 
-    async def kinesis(self, client: Client) -> list[Dependency]:
+    async def check_stream(self, client: Client) -> list[CheckedDependency]:
         """Ask for the stream, where there is one."""
         name = self._settings.kinesis_stream_name
         if name is None:
             return []
         stream = Stream(client, name)
-        return [await contact("stream", place_of(client, stream.name), lambda: self._stream(stream))]
+        return [await check_dependency("stream", address_of(client, stream.name), lambda: self._read_stream(stream))]
 
-    async def _stream(self, stream: Stream) -> Answer:
+    async def _read_stream(self, stream: Stream) -> CheckAnswer:
         try:
             summary = await stream.describe()
         except StreamGoneError:
             if self._settings.kinesis_create_stream:
-                return Answer("does not exist, will be created")
-            return Answer("does not exist; create it, or set KINESIS_CREATE_STREAM=true", CheckStatus.FAILED)
+                return CheckAnswer("does not exist, will be created")
+            return CheckAnswer("does not exist; create it, or set KINESIS_CREATE_STREAM=true", CheckStatus.FAILED)
         self.facts.retentions[f"stream {stream.name}"] = summary.retention
-        count, kept = summary.open_stream_shard_count, hours(summary.retention)
-        return Answer(f"{summary.status.lower()}, {count} open stream shards, records kept for {kept}")
+        count, kept = summary.open_stream_shard_count, format_hours(summary.retention)
+        return CheckAnswer(f"{summary.status.lower()}, {count} open stream shards, records kept for {kept}")
 
-    async def dynamodb(self, client: Client) -> list[Dependency]:
+    async def check_tables(self, client: Client) -> list[CheckedDependency]:
         """Ask for the lease table, where there are leases, and for business-info."""
         leases, info = self._settings.kinesis_application_name, self._settings.dynamodb_business_info_table
-        asked = [contact("business-info", place_of(client, info), lambda: self._business_info(client, info))]
+        asked = [
+            check_dependency("business-info", address_of(client, info), lambda: self._check_business_info(client, info))
+        ]
         if self._settings.kinesis_stream_name is not None:
-            asked.insert(0, contact("lease table", place_of(client, leases), lambda: _lease_table(client, leases)))
-        return await all_of(asked)
+            asked.insert(
+                0,
+                check_dependency("lease table", address_of(client, leases), lambda: _check_lease_table(client, leases)),
+            )
+        return await run_all(asked)
 
-    async def _business_info(self, client: Client, name: str) -> Answer:
+    async def _check_business_info(self, client: Client, name: str) -> CheckAnswer:
         amiss = CheckStatus.FAILED if self._settings.provision_on_first_use else CheckStatus.WARNING
         try:
             table = await describe_table(client, name)
         except WorkerError as exc:
-            return Answer(str(exc), amiss)
+            return CheckAnswer(str(exc), amiss)
         if table is None:
             self.facts.missing_tables[f"table {name}"] = "create it, or set DYNAMODB_BUSINESS_INFO_TABLE to yours"
-            return Answer("does not exist", amiss)
+            return CheckAnswer("does not exist", amiss)
         if table.key != BUSINESS_INFO_KEY:
-            return Answer(f"expected a table with the key id, got the key {', '.join(table.key)}", amiss)
-        return Answer(table.status.lower())
+            return CheckAnswer(f"expected a table with the key id, got the key {', '.join(table.key)}", amiss)
+        return CheckAnswer(table.status.lower())
 
-    async def sqs(self, client: Client) -> list[Dependency]:
+    async def check_queues(self, client: Client) -> list[CheckedDependency]:
         """Ask for every queue."""
         asked = []
         for name, url in (
@@ -217,13 +222,13 @@ class Examination:
             ("priority order events", self._settings.sqs_priority_queue_url),
         ):
             if url is not None:
-                asked.append(contact(name, url, partial(self._source_queue, Queue(client, url))))
+                asked.append(check_dependency(name, url, partial(self._check_source_queue, Queue(client, url))))
         if (url := self._settings.sqs_dead_letter_queue_url) is not None:
             letters = Queue(client, url)
-            asked.append(contact("dead letters", url, lambda: self._dead_letters(letters)))
-        return await all_of(asked)
+            asked.append(check_dependency("dead letters", url, lambda: self._check_dead_letter_queue(letters)))
+        return await run_all(asked)
 
-    async def _source_queue(self, queue: Queue) -> Answer:
+    async def _check_source_queue(self, queue: Queue) -> CheckAnswer:
         attributes = await queue.read_attributes()
         self.facts.queues[f"queue {queue.name}"] = attributes
         if attributes.retention_s is not None:
@@ -232,111 +237,113 @@ class Examination:
             with contextlib.suppress(WorkerError):  # nothing of ours needs it
                 target = await queue.find_queue(policy.target_name)
                 self.facts.redrive_targets[f"queue {queue.name}"] = await target.read_attributes()
-        return Answer(f"answers, {attributes.visible_count} waiting, {attributes.in_flight_count} in flight")
+        return CheckAnswer(f"answers, {attributes.visible_count} waiting, {attributes.in_flight_count} in flight")
 
-    async def _dead_letters(self, queue: Queue) -> Answer:
+    async def _check_dead_letter_queue(self, queue: Queue) -> CheckAnswer:
         attributes = await queue.read_attributes()
         if attributes.retention_s is not None:
             self.facts.dead_letters_retention = timedelta(seconds=attributes.retention_s)
-        return Answer(f"answers, {attributes.visible_count} waiting")
+        return CheckAnswer(f"answers, {attributes.visible_count} waiting")
 
-    async def shards(self, shards: Shards) -> list[Dependency]:
+    async def check_shards(self, shards: Shards) -> list[CheckedDependency]:
         """Ask Citrus for the shards, where it names them, and then every shard."""
         known: list[ShardAddress] = []
 
-        async def ask_citrus() -> Answer:
+        async def ask_citrus() -> CheckAnswer:
             known.extend(await shards.locator.shards())
-            return Answer(f"answers, {len(known)} shards")
+            return CheckAnswer(f"answers, {len(known)} shards")
 
         asked = []
         if isinstance(shards.locator, Citrus):
-            asked.append(await contact("Citrus", self._settings.citrus_server_url or "", ask_citrus))
+            asked.append(await check_dependency("Citrus", self._settings.citrus_server_url or "", ask_citrus))
         else:
             known = await shards.locator.shards()
         self.facts.shard_count = len(known)
-        return asked + await all_of([self._shard(shards, address) for address in known])
+        return asked + await run_all([self._check_shard(shards, address) for address in known])
 
-    async def cache(self) -> list[Dependency]:
+    async def check_cache(self) -> list[CheckedDependency]:
         """Ask Redis, where there is one: operations go on without it."""
         url = self._settings.redis_url
         if url is None:
             return []
         redis = redis_commands(url.get_secret_value())
 
-        async def ask() -> Answer:
+        async def ask() -> CheckAnswer:
             try:
                 about = await redis.about()
             except WorkerError as exc:
-                return Answer(str(exc), CheckStatus.WARNING)
+                return CheckAnswer(str(exc), CheckStatus.WARNING)
             self.facts.eviction_policy = about.get("maxmemory_policy")
-            return Answer(f"Redis {about.get('redis_version')}, epoch {about['epoch'] or 0}")
+            return CheckAnswer(f"Redis {about.get('redis_version')}, epoch {about['epoch'] or 0}")
 
         try:
-            return [await contact("Redis", redis.place, ask)]
+            return [await check_dependency("Redis", redis.place, ask)]
         finally:
             await redis.close()
 
-    async def _shard(self, shards: Shards, address: ShardAddress) -> Dependency:
+    async def _check_shard(self, shards: Shards, address: ShardAddress) -> CheckedDependency:
         name = f"shard {address.shard_id}"
         if not address.is_active:
             self.facts.inactive_shards.append(name)
 
-        async def ask() -> Answer:
+        async def ask() -> CheckAnswer:
             probe = await probe_shard(shards.pools.ensure_pool(address))
             self.facts.skews_s[name] = probe.skew_s
             for finding in judge(Seen(probe=probe)).findings:
                 if finding.problem in TAKES_NO_OPERATIONS:
-                    return Answer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)
+                    return CheckAnswer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)
             if probe.schema_version is None:
                 self.facts.empty_shards.append(name)
-                return Answer(f"PostgreSQL {probe.server_version}, empty: made at first provisioning")
-            return Answer(
+                return CheckAnswer(f"PostgreSQL {probe.server_version}, empty: made at first provisioning")
+            return CheckAnswer(
                 f"PostgreSQL {probe.server_version}, schema {probe.schema_version}, {probe.tenant_count} tenants"
             )
 
-        return await contact(name, address.place, ask)
+        return await check_dependency(name, address.place, ask)
 
 
-async def contact(dependency: str, address: str, ask: Callable[[], Awaitable[Answer]]) -> Dependency:
+async def check_dependency(
+    dependency: str, address: str, ask: Callable[[], Awaitable[CheckAnswer]]
+) -> CheckedDependency:
     """Ask one dependency, for at most DEADLINE_S."""
     started = time.perf_counter()
     try:
         async with asyncio.timeout(DEADLINE_S):
             answer = await ask()
     except TimeoutError:
-        answer = Answer(f"no answer within {DEADLINE_S:g} s", CheckStatus.FAILED)
+        answer = CheckAnswer(f"no answer within {DEADLINE_S:g} s", CheckStatus.FAILED)
     except WorkerError as exc:
-        answer = Answer(str(exc), CheckStatus.FAILED)
-    return Dependency(dependency, address, answer.status, answer.result, round(time.perf_counter() - started, 4))
+        answer = CheckAnswer(str(exc), CheckStatus.FAILED)
+    return CheckedDependency(dependency, address, answer.status, answer.result, round(time.perf_counter() - started, 4))
 
 
-async def all_of(asked: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def run_all(asked: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Await all at once; return their answers in order."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one) for one in asked]
     return [task.result() for task in tasks]
 
 
-async def _lease_table(client: Client, name: str) -> Answer:
+async def _check_lease_table(client: Client, name: str) -> CheckAnswer:
     table: TableSummary | None = await describe_table(client, name)
     if table is None:
-        return Answer("does not exist, will be created")
+        return CheckAnswer("does not exist, will be created")
     if table.key != LEASE_KEY:
-        return Answer(
+        return CheckAnswer(
             f"expected a lease table with the key leaseKey, got the key {', '.join(table.key)}; "
             "set KINESIS_APPLICATION_NAME to a name that no other table has",
             CheckStatus.FAILED,
         )
-    return Answer(table.status.lower())
+    return CheckAnswer(table.status.lower())
 
 
-def place_of(client: Client, name: str) -> str:
+def address_of(client: Client, name: str) -> str:
     """Return the endpoint of *client*, without credentials, and *name*."""
     url = urlsplit(str(client.meta.endpoint_url))
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}/{name}"
 
 
-def skew_of(date: str, *, now: datetime) -> float | None:
+def clock_skew_s(date: str, *, now: datetime) -> float | None:
     """Return by how many seconds the clock that wrote an HTTP `Date` header is ahead; None when it is no date."""
     try:
         written = parsedate_to_datetime(date)

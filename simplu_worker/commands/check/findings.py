@@ -45,19 +45,19 @@ class CheckFacts:
     eviction_policy: str | None = None  # of Redis
 
 
-def findings(facts: CheckFacts, settings: Settings) -> list[Finding]:
+def find_oddities(facts: CheckFacts, settings: Settings) -> list[Finding]:
     """Return everything that is odd."""
     return [
-        *_of_queues(facts, settings),
-        *_of_retentions(facts, settings),
-        *_of_shards(facts, settings),
-        *_of_cache(facts),
-        *_of_clocks(facts),
-        *_of_settings(facts, settings),
+        *_queue_findings(facts, settings),
+        *_retention_findings(facts, settings),
+        *_shard_findings(facts, settings),
+        *_cache_findings(facts),
+        *_clock_findings(facts),
+        *_settings_findings(facts, settings),
     ]
 
 
-def _of_queues(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
+def _queue_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     rules = RedriveRules(try_count=len(settings.sqs_retry_delays_seconds) + 1, grace_s=settings.shutdown_grace_seconds)
     for name, queue in facts.queues.items():
         policy = parse_redrive_policy(queue.redrive_policy)
@@ -75,7 +75,7 @@ def _of_queues(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
             yield Finding(name, problem, "change the queue's settings, or those of the worker")
 
 
-def _of_retentions(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
+def _retention_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     configured = timedelta(hours=settings.operation_retention_hours)
     letters = facts.dead_letters_retention
     for name, retention in facts.retentions.items():
@@ -83,19 +83,20 @@ def _of_retentions(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
         if effective is not None and effective > configured:
             yield Finding(
                 name,
-                f"keeps records for {hours(retention)}, OPERATION_RETENTION_HOURS is {hours(configured)}: "
-                f"it will be raised to {hours(effective)}",
+                f"keeps records for {format_hours(retention)}, "
+                f"OPERATION_RETENTION_HOURS is {format_hours(configured)}: "
+                f"it will be raised to {format_hours(effective)}",
                 f"set OPERATION_RETENTION_HOURS to {effective.total_seconds() / 3600:g} or more",
             )
         if letters is not None and letters < retention:
             yield Finding(
                 name,
-                f"keeps records for {hours(retention)}, the queue of dead letters for {hours(letters)} only",
-                "raise the MessageRetentionPeriod of the queue of dead letters",
+                f"keeps records for {format_hours(retention)}, the dead-letter queue for {format_hours(letters)} only",
+                "raise the MessageRetentionPeriod of the dead-letter queue",
             )
 
 
-def _of_cache(facts: CheckFacts) -> Iterator[Finding]:
+def _cache_findings(facts: CheckFacts) -> Iterator[Finding]:
     policy = facts.eviction_policy or ""
     if policy.startswith("allkeys"):
         yield Finding(
@@ -105,7 +106,7 @@ def _of_cache(facts: CheckFacts) -> Iterator[Finding]:
         )
 
 
-def _of_shards(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
+def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     for name in facts.empty_shards:
         yield Finding(name, "no schema yet", "nothing to do: it is made with the first tenant")
     for name in facts.inactive_shards:
@@ -120,7 +121,7 @@ def _of_shards(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _of_clocks(facts: CheckFacts) -> Iterator[Finding]:
+def _clock_findings(facts: CheckFacts) -> Iterator[Finding]:
     for name, skew_s in facts.skews_s.items():
         if abs(skew_s) > SKEW_MAX_S:
             direction = "ahead of" if skew_s > 0 else "behind"
@@ -131,13 +132,13 @@ def _of_clocks(facts: CheckFacts) -> Iterator[Finding]:
             )
 
 
-def _of_settings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
+def _settings_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     if settings.api_token is None:
         yield Finding("API_TOKEN", "not set, the protected pages answer 403", "set it to see /status")
     for name, why in facts.missing_tables.items():
         yield Finding(name, "does not exist", why)
 
 
-def hours(duration: timedelta) -> str:
+def format_hours(duration: timedelta) -> str:
     """Return *duration* in hours, for people."""
     return f"{duration.total_seconds() / 3600:g} h"

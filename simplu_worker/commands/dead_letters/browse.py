@@ -1,4 +1,4 @@
-"""The dead-letter queue, looked at without taking from it.
+"""The dead-letter queue, depth at without taking from it.
 
 What was read is hidden from others for a short time, claimed again while this goes on, and given back at the end.
 Killed in between, it is there again when that time is over.
@@ -16,18 +16,18 @@ from typing import Final, NamedTuple, Self
 import msgspec
 
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message, Queue, QueueAttributes
-from simplu_worker.commands.dead_letters.replay_plan import hidden_s
+from simplu_worker.commands.dead_letters.replay_plan import visibility_timeout_s
 from simplu_worker.commands.output.display import print_note
 from simplu_worker.commands.stream.put_records import PutProgress
 from simplu_worker.errors import WorkerError
 
 POLL_WAIT_S: Final = 1  # a long poll asks all of SQS's servers, however short it is
 LAST_POLLS: Final = 2  # polls in a row without anything new that end the reading
-IN_HAND_MAX: Final = 100_000  # a queue has at most 120,000 messages in flight: SQS developer guide
+IN_FLIGHT_MAX: Final = 100_000  # a queue has at most 120,000 messages in flight: SQS developer guide
 KEPT_IN_MEMORY_BYTES: Final = 16 * 1024 * 1024
 
 
-class LetterPosition(NamedTuple):
+class SpoolPosition(NamedTuple):
     """Where a text is in the spool."""
 
     at: int
@@ -40,12 +40,12 @@ class Spool:
     def __init__(self) -> None:
         self._file = SpooledTemporaryFile(max_size=KEPT_IN_MEMORY_BYTES)  # noqa: SIM115  (closed by close)
 
-    def put(self, text: str) -> LetterPosition:
+    def put(self, text: str) -> SpoolPosition:
         """Keep *text*."""
         at = self._file.seek(0, 2)
-        return LetterPosition(at, self._file.write(text.encode("utf-8", "surrogatepass")))
+        return SpoolPosition(at, self._file.write(text.encode("utf-8", "surrogatepass")))
 
-    def get(self, place: LetterPosition) -> str:
+    def get(self, place: SpoolPosition) -> str:
         """Return the text at *place*."""
         self._file.seek(place.at)
         return self._file.read(place.size_bytes).decode("utf-8", "surrogatepass")
@@ -61,12 +61,12 @@ class DeadLetterBrowser:
     def __init__(self, queue: Queue, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._queue = queue
         self._clock = clock
-        self._hand: dict[str, Message] = {}  # by message id; without their bodies
-        self._due: dict[str, float] = {}  # when each is to be claimed again, the next one first
+        self._in_flight: dict[str, Message] = {}  # by message id; without their bodies
+        self._renew_at: dict[str, float] = {}  # when each is to be claimed again, the next one first
         self.read_count = 0
 
     def __repr__(self) -> str:
-        return f"LetterBox({self._queue.name!r}, {len(self._hand)} in hand)"
+        return f"LetterBox({self._queue.name!r}, {len(self._in_flight)} in hand)"
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,7 +74,7 @@ class DeadLetterBrowser:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._give_back()
+        await self._return_all()
 
     @property
     def name(self) -> str:
@@ -89,38 +89,38 @@ class DeadLetterBrowser:
     @property
     def is_full(self) -> bool:
         """Whether no more can be in hand."""
-        return len(self._hand) >= IN_HAND_MAX
+        return len(self._in_flight) >= IN_FLIGHT_MAX
 
     async def read_attributes(self) -> QueueAttributes:
         """Return what the queue says of itself."""
         return await self._queue.read_attributes()
 
-    async def messages(self) -> AsyncGenerator[Message, None]:
+    async def read_messages(self) -> AsyncGenerator[Message, None]:
         """Yield what is in the queue and was not yielded before, each once, until nothing new comes."""
         without_new = 0
         while without_new < LAST_POLLS and not self.is_full:
-            await self.keep()
-            seconds = hidden_s(len(self._hand) + BATCH_MAX_COUNT)
+            await self.keep_hidden()
+            seconds = visibility_timeout_s(len(self._in_flight) + BATCH_MAX_COUNT)
             received = await self._queue.receive(wait_s=POLL_WAIT_S, max_messages=BATCH_MAX_COUNT, visibility_s=seconds)
-            new = [message for message in received if message.message_id not in self._hand]
-            self._note_hidden(received, seconds)
+            new = [message for message in received if message.message_id not in self._in_flight]
+            self._record_hidden(received, seconds)
             without_new = 0 if new else without_new + 1
             self.read_count += len(new)
             for message in new:
                 yield message
 
-    async def keep(self) -> None:
+    async def keep_hidden(self) -> None:
         """Claim what is in hand again where half of its time is over. To be called often."""
         now = self._clock()
         due: list[str] = []
-        for message_id, at in self._due.items():
+        for message_id, at in self._renew_at.items():
             if at > now:
                 break
             due.append(message_id)
         if due:
-            messages = [self._hand[message_id] for message_id in due]
-            seconds = hidden_s(len(self._hand))
-            self._note_hidden(messages, seconds)
+            messages = [self._in_flight[message_id] for message_id in due]
+            seconds = visibility_timeout_s(len(self._in_flight))
+            self._record_hidden(messages, seconds)
             try:
                 await self._queue.change_visibility(messages, seconds)
             except WorkerError as exc:
@@ -128,7 +128,7 @@ class DeadLetterBrowser:
 
     async def delete(self, message_ids: Iterable[str]) -> set[str]:
         """Delete letters; return the ids of those that are still there."""
-        messages = [self._hand[message_id] for message_id in message_ids]
+        messages = [self._in_flight[message_id] for message_id in message_ids]
         try:
             left = await self._queue.delete(messages)
         except WorkerError as exc:
@@ -137,32 +137,32 @@ class DeadLetterBrowser:
         left_ids = {message.message_id for message in left}
         for message in messages:
             if message.message_id not in left_ids:
-                del self._hand[message.message_id]
-                self._due.pop(message.message_id, None)
+                del self._in_flight[message.message_id]
+                self._renew_at.pop(message.message_id, None)
         return left_ids
 
-    def _note_hidden(self, messages: Iterable[Message], seconds: int) -> None:
+    def _record_hidden(self, messages: Iterable[Message], seconds: int) -> None:
         due = self._clock() + seconds / 2
         for message in messages:
-            self._hand[message.message_id] = msgspec.structs.replace(message, body="")
-            self._due.pop(message.message_id, None)
-            self._due[message.message_id] = due
+            self._in_flight[message.message_id] = msgspec.structs.replace(message, body="")
+            self._renew_at.pop(message.message_id, None)
+            self._renew_at[message.message_id] = due
 
-    async def _give_back(self) -> None:
-        messages = list(self._hand.values())
-        self._hand.clear()
-        self._due.clear()
+    async def _return_all(self) -> None:
+        messages = list(self._in_flight.values())
+        self._in_flight.clear()
+        self._renew_at.clear()
         try:
             await self._queue.change_visibility(messages, 0)
         except WorkerError as exc:
-            print_note(f"letters stay hidden from others for up to {hidden_s(len(messages))} s: {exc}")
+            print_note(f"letters stay hidden from others for up to {visibility_timeout_s(len(messages))} s: {exc}")
 
 
-async def read_box(box: DeadLetterBrowser, expected: int) -> AsyncGenerator[Message, None]:
+async def read_with_progress(browser: DeadLetterBrowser, expected: int) -> AsyncGenerator[Message, None]:
     """Yield what `messages` does, and show how far it is of about *expected*."""
     count = 0
     with PutProgress("read", expected) as progress:
-        async with aclosing(box.messages()) as messages:
+        async with aclosing(browser.read_messages()) as messages:
             async for message in messages:
                 yield message
                 count += 1

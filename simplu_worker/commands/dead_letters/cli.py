@@ -50,7 +50,7 @@ class FilterOptions:
     since: str | None = None
     until: str | None = None
 
-    def parsed(self) -> DeadLetterFilter:
+    def parse(self) -> DeadLetterFilter:
         """Return the filter. Raises UsageError."""
         from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
         from simplu_worker.operations.operation import DeadLetterReason, Source
@@ -84,10 +84,10 @@ def list_dead_letters(
     records
         Print the content of the records too.
     """
-    from simplu_worker.commands.dead_letters.command import ListOptions, list_letters
+    from simplu_worker.commands.dead_letters.command import ListOptions, list_dead_letters
 
-    chosen, options = filters.parsed(), ListOptions(limit=limit, records=records)
-    return common.run(lambda settings: list_letters(settings, chosen, options, as_json=common.as_json))
+    chosen, options = filters.parse(), ListOptions(limit=limit, records=records)
+    return common.run(lambda settings: list_dead_letters(settings, chosen, options, as_json=common.as_json))
 
 
 @dead_letters.command(name="replay")
@@ -108,8 +108,8 @@ def replay_dead_letters(
     force
         Also send records that would come back as dead letters.
     """
-    from simplu_worker.commands.dead_letters.command import replay_letters
+    from simplu_worker.commands.dead_letters.command import replay_dead_letters
     from simplu_worker.commands.dead_letters.replay import ReplayOptions
 
-    chosen, options = filters.parsed(), ReplayOptions(apply=apply, force=force, limit=limit)
-    return common.run(lambda settings: replay_letters(settings, chosen, options, as_json=common.as_json))
+    chosen, options = filters.parse(), ReplayOptions(apply=apply, force=force, limit=limit)
+    return common.run(lambda settings: replay_dead_letters(settings, chosen, options, as_json=common.as_json))

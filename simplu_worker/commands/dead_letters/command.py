@@ -13,11 +13,11 @@ from rich.text import Text
 
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser, read_box
+from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser, read_with_progress
 from simplu_worker.commands.dead_letters.replay import DeadLetterReplay, ReplayOptions, ReplayOutcome, ReplayStatus
 from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter, LeftReason, ReplayRules
 from simplu_worker.commands.dead_letters.resend import DeadLetterResender
-from simplu_worker.commands.output.display import print_json, print_note, print_table, shortened
+from simplu_worker.commands.output.display import print_json, print_note, print_table, shorten
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.dead_letters.letter import (
@@ -53,15 +53,17 @@ class ListOptions(NamedTuple):
     records: bool
 
 
-async def list_letters(settings: Settings, filters: DeadLetterFilter, options: ListOptions, *, as_json: bool) -> int:
+async def list_dead_letters(
+    settings: Settings, filters: DeadLetterFilter, options: ListOptions, *, as_json: bool
+) -> int:
     """Print the dead letters that are meant, at most so many, and leave them where they are."""
     rows: list[dict[str, Any]] = []
     strange: list[dict[str, str]] = []
     room_bytes = SHOWN_RECORDS_MAX_BYTES
     is_cut = False
-    async with _open_box(settings) as box:
-        looked = await _look_first(box)
-        async with aclosing(read_box(box, looked.visible_count)) as messages:
+    async with _open_browser(settings) as browser:
+        depth = await _read_depth(browser)
+        async with aclosing(read_with_progress(browser, depth.visible_count)) as messages:
             async for message in messages:
                 try:
                     read = parse_dead_letter(message.body)
@@ -74,53 +76,55 @@ async def list_letters(settings: Settings, filters: DeadLetterFilter, options: L
                 if len(rows) == options.limit or room_bytes < 0:
                     is_cut = True
                     break
-                rows.append(_row(message, read, with_record=options.records))
+                rows.append(_members(message, read, with_record=options.records))
                 room_bytes -= len(message.body) if options.records else 0
-        hidden = 0 if is_cut else _note_hidden(looked, box)
-        behind = await _count_behind(box)
+        hidden = 0 if is_cut else _warn_of_hidden(depth, browser)
+        behind = await _count_behind(browser)
     rows.sort(key=lambda row: row["failedAt"])
     if as_json:
         answer = {"letters": rows, "notLetters": strange, "isCut": is_cut, "hidden": hidden, "behind": behind}
         print_json(answer)
     else:
         _print_rows(rows, with_record=options.records)
-        _print_strange(strange)
+        _print_foreign(strange)
         if is_cut:
             print_note(f"there are more than these {len(rows)}; see --limit")
     return 0
 
 
-async def replay_letters(
+async def replay_dead_letters(
     settings: Settings, filters: DeadLetterFilter, options: ReplayOptions, *, as_json: bool
 ) -> int:
     """Send what the dead letters that are meant are about to where it came from, and delete them; or print the plan.
 
     Returns 1 unless all that is meant was, or would be, sent.
     """
-    fates: list[ReplayOutcome] = []
+    outcomes: list[ReplayOutcome] = []
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(_open_sqs(settings))
-        box = await stack.enter_async_context(DeadLetterBrowser(Queue(client, _letters_url(settings))))
-        sender = await _open_sender(stack, settings, client, options)
-        looked = await _look_first(box)
+        browser = await stack.enter_async_context(DeadLetterBrowser(Queue(client, _queue_url(settings))))
+        resender = await _open_resender(stack, settings, client, options)
+        depth = await _read_depth(browser)
         started_at = datetime.now(UTC)
         newest: datetime | None = None
         while True:
-            limit = None if options.limit is None else options.limit - sum(_is_meant(fate) for fate in fates)
-            with closing(DeadLetterReplay(box, sender, options)) as replaying:
-                await replaying.read(filters, looked.visible_count, newest=newest)
+            limit = (
+                None if options.limit is None else options.limit - sum(_is_dead_letter(outcome) for outcome in outcomes)
+            )
+            with closing(DeadLetterReplay(browser, resender, options)) as replaying:
+                await replaying.read(filters, depth.visible_count, newest=newest)
                 found = await replaying.run(limit)
-            fates += found
+            outcomes += found
             # In a FIFO queue others come to light once those before them are deleted; what came since stays.
             newest = started_at
-            if not (box.is_fifo and any(fate.status is ReplayStatus.SENT for fate in found)):
+            if not (browser.is_fifo and any(outcome.status is ReplayStatus.SENT for outcome in found)):
                 break
-        if box.is_full:
+        if browser.is_full:
             print_note("more letters than one run can hold; run it again for the rest")
-        hidden = _note_hidden(looked, box)
-        behind = 0 if options.apply else await _count_behind(box)
-    _print_fates(fates, hidden, behind, options, as_json=as_json)
-    is_all = all(fate.status is not ReplayStatus.LEFT for fate in fates)
+        hidden = _warn_of_hidden(depth, browser)
+        behind = 0 if options.apply else await _count_behind(browser)
+    _print_outcomes(outcomes, hidden, behind, options, as_json=as_json)
+    is_all = all(outcome.status is not ReplayStatus.LEFT for outcome in outcomes)
     return 0 if is_all and not hidden else 1
 
 
@@ -130,16 +134,16 @@ class QueueDepth(NamedTuple):
     visible_count: int
     in_flight_count: int
 
-    def hidden(self, read_count: int) -> int:
+    def hidden_count(self, read_count: int) -> int:
         """Return how many were not shown to whoever read so many: estimates lag, but what was read was there."""
         return min(self.in_flight_count, max(0, self.visible_count + self.in_flight_count - read_count))
 
 
-def _is_meant(fate: ReplayOutcome) -> bool:
-    return fate.why is not LeftReason.NOT_A_LETTER
+def _is_dead_letter(outcome: ReplayOutcome) -> bool:
+    return outcome.why is not LeftReason.NOT_A_LETTER
 
 
-def _letters_url(settings: Settings) -> str:
+def _queue_url(settings: Settings) -> str:
     if settings.sqs_dead_letter_queue_url is None:
         raise ConfigurationError("SQS_DEAD_LETTER_QUEUE_URL: expected the queue of dead letters, got nothing; set it")
     return settings.sqs_dead_letter_queue_url
@@ -152,13 +156,13 @@ async def _open_sqs(settings: Settings) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def _open_box(settings: Settings) -> AsyncIterator[DeadLetterBrowser]:
-    url = _letters_url(settings)
-    async with _open_sqs(settings) as client, DeadLetterBrowser(Queue(client, url)) as box:
-        yield box
+async def _open_browser(settings: Settings) -> AsyncIterator[DeadLetterBrowser]:
+    url = _queue_url(settings)
+    async with _open_sqs(settings) as client, DeadLetterBrowser(Queue(client, url)) as browser:
+        yield browser
 
 
-async def _open_sender(
+async def _open_resender(
     stack: AsyncExitStack, settings: Settings, client: Client, options: ReplayOptions
 ) -> DeadLetterResender:
     stream = None
@@ -179,17 +183,19 @@ async def _open_sender(
     return DeadLetterResender(stream, {queue.name: queue for queue in queues.values()}, rules)
 
 
-async def _look_first(box: DeadLetterBrowser) -> QueueDepth:
+async def _read_depth(browser: DeadLetterBrowser) -> QueueDepth:
     """Ask the queue what it holds, and say what this command does to it."""
-    attributes = await box.read_attributes()
-    print_note(f"queue {box.name}: letters are hidden from others while this looks at them, and given back at the end")
+    attributes = await browser.read_attributes()
+    print_note(
+        f"queue {browser.name}: letters are hidden from others while this looks at them, and given back at the end"
+    )
     if attributes.redrive_policy is not None:
         print_note("the queue has a redrive policy of its own: each look counts as a receive")
     return QueueDepth(attributes.visible_count, attributes.in_flight_count)
 
 
-def _note_hidden(looked: QueueDepth, box: DeadLetterBrowser) -> int:
-    count = looked.hidden(box.read_count)
+def _warn_of_hidden(depth: QueueDepth, browser: DeadLetterBrowser) -> int:
+    count = depth.hidden_count(browser.read_count)
     if count:
         print_note(
             f"{count} letters were hidden from this command: another one is at work, or was killed a short while ago; "
@@ -198,17 +204,17 @@ def _note_hidden(looked: QueueDepth, box: DeadLetterBrowser) -> int:
     return count
 
 
-async def _count_behind(box: DeadLetterBrowser) -> int:
-    """Return how many a FIFO queue keeps back behind those that were looked at."""
-    if not box.is_fifo:
+async def _count_behind(browser: DeadLetterBrowser) -> int:
+    """Return how many a FIFO queue keeps back behind those that were depth at."""
+    if not browser.is_fifo:
         return 0
-    behind = (await box.read_attributes()).visible_count
+    behind = (await browser.read_attributes()).visible_count
     if behind:
         print_note(f"{behind} letters are behind these in their groups: a FIFO queue shows at most ten of a group")
     return behind
 
 
-def _row(message: Message, read: ParsedDeadLetter, *, with_record: bool) -> dict[str, Any]:
+def _members(message: Message, read: ParsedDeadLetter, *, with_record: bool) -> dict[str, Any]:
     letter, origin = read.letter, read.letter.origin
     tenant = tenant_of(letter)
     position = {"streamShard": origin.stream_shard_id} if origin.source is Source.KINESIS else {}
@@ -263,20 +269,20 @@ def _cells(row: Mapping[str, Any], *, with_record: bool) -> Iterator[object]:
     yield " ".join(part for part in (row["businessId"], row["locationId"]) if part)
     yield row["requestId"]
     yield row["recordBytes"]
-    yield shortened(row["error"], ERROR_SHOWN_LENGTH)
+    yield shorten(row["error"], ERROR_SHOWN_LENGTH)
     if with_record:
-        yield shortened(row.get("record") or row.get("recordBase64") or "", RECORD_SHOWN_LENGTH)
+        yield shorten(row.get("record") or row.get("recordBase64") or "", RECORD_SHOWN_LENGTH)
 
 
-def _print_strange(strange: Sequence[Mapping[str, str]]) -> None:
+def _print_foreign(strange: Sequence[Mapping[str, str]]) -> None:
     for one in strange:
         print_note(f"message {one['messageId']} is no dead letter: {one['problem']}")
 
 
-def _print_fates(
-    fates: Sequence[ReplayOutcome], hidden_count: int, behind: int, options: ReplayOptions, *, as_json: bool
+def _print_outcomes(
+    outcomes: Sequence[ReplayOutcome], hidden_count: int, behind: int, options: ReplayOptions, *, as_json: bool
 ) -> None:
-    counts = Counter(fate.status for fate in fates)
+    counts = Counter(outcome.status for outcome in outcomes)
     if as_json:
         answer = {
             "applied": options.apply,
@@ -285,12 +291,12 @@ def _print_fates(
             "left": counts[ReplayStatus.LEFT],
             "hidden": hidden_count,
             "behind": behind,
-            "letters": fates,
+            "letters": outcomes,
         }
         print_json(answer)
         return
-    alike = Counter((fate.status, fate.source, fate.name, fate.reason, fate.why) for fate in fates)
-    details = {(fate.reason, fate.why): fate.detail for fate in reversed(fates)}
+    alike = Counter((outcome.status, outcome.source, outcome.name, outcome.reason, outcome.why) for outcome in outcomes)
+    details = {(outcome.reason, outcome.why): outcome.detail for outcome in reversed(outcomes)}
     rows = [
         (
             count,

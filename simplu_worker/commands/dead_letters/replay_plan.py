@@ -56,7 +56,7 @@ class LeftReason(StrEnum):
     NOT_DELETED = "not_deleted"  # sent, but its letter is still there
 
 
-class Left(msgspec.Struct, frozen=True):
+class LeftLetter(msgspec.Struct, frozen=True):
     """A letter is left where it is; *detail* says what was expected, without what is in it."""
 
     why: LeftReason
@@ -136,7 +136,7 @@ class ReplayRules(msgspec.Struct, frozen=True):
 OrderKey: TypeAlias = tuple[Any, ...]
 
 
-def order_of(letter: DeadLetter) -> OrderKey:
+def sort_key(letter: DeadLetter) -> OrderKey:
     """Return what letters are sorted by: source, then the place in it.
 
     Sequence numbers compare as numbers; those of a stream shard that came by a reshard are higher than its parents'.
@@ -148,7 +148,7 @@ def order_of(letter: DeadLetter) -> OrderKey:
     return (origin.source, origin.name, place, origin.arrived_at, letter.failed_at)
 
 
-def place_of(letter: DeadLetter) -> str:
+def record_key(letter: DeadLetter) -> str:
     """Return what letters of one record share: stored twice, it is sent once."""
     origin = letter.origin
     place = (origin.source, origin.name, origin.stream_shard_id, origin.sequence_number, origin.message_id)
@@ -156,13 +156,13 @@ def place_of(letter: DeadLetter) -> str:
     return hashlib.sha256(text + letter.record).hexdigest()
 
 
-def group_of(letter: DeadLetter) -> str:
+def order_group(letter: DeadLetter) -> str:
     """Return what the letter's order holds in: a partition key or message group; else it is alone."""
     origin = letter.origin
-    return origin.partition_key or origin.group_id or place_of(letter)
+    return origin.partition_key or origin.group_id or record_key(letter)
 
 
-def where_to(letter: DeadLetter, rules: ReplayRules) -> Left | None:
+def unknown_source(letter: DeadLetter, rules: ReplayRules) -> LeftLetter | None:
     """Return why *letter* cannot be sent to where it came from, None if it can."""
     origin = letter.origin
     if origin.source is Source.KINESIS:
@@ -173,20 +173,20 @@ def where_to(letter: DeadLetter, rules: ReplayRules) -> Left | None:
         return None
     else:
         expected = f"one of SQS_*_QUEUE_URL to be of queue {origin.name!r}, got {sorted(rules.queues)}"
-    return Left(LeftReason.SOURCE_NOT_CONFIGURED, f"expected {expected}")
+    return LeftLetter(LeftReason.SOURCE_NOT_CONFIGURED, f"expected {expected}")
 
 
-def resend_of(letter: DeadLetter, rules: ReplayRules) -> Resend | Left:
+def plan_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
     """Return what is sent for *letter*, whose record is whole, or why it is left."""
-    if (nowhere := where_to(letter, rules)) is not None:
+    if (nowhere := unknown_source(letter, rules)) is not None:
         return nowhere
     if letter.origin.source is Source.SQS:
-        return _to_queue(letter, rules)
+        return _queue_resend(letter, rules)
     parts = deaggregate(letter.record)
-    return _to_stream(letter, rules) if parts is None else _taken_apart(letter, parts, rules)
+    return _stream_resend(letter, rules) if parts is None else _aggregate_resend(letter, parts, rules)
 
 
-def hidden_s(count: int) -> int:
+def visibility_timeout_s(count: int) -> int:
     """Return for how long to hide *count* letters from others: as short as claiming all of them again in time allows.
 
     Short, for after a kill they stay hidden for that long.
@@ -194,7 +194,7 @@ def hidden_s(count: int) -> int:
     return min(HIDDEN_MAX_S, HIDDEN_MIN_S + 2 * count // CLAIMED_PER_S)
 
 
-class Request:
+class ResendRequest:
     """What goes out with one request, no two of one group: a request that is taken in part keeps no order.
 
     What is more than one record goes by itself, and so does what is larger than a request may be.
@@ -205,7 +205,7 @@ class Request:
         self._groups: set[str] = set()
         self._size_bytes = 0
 
-    def takes(self, resend: Resend) -> bool:
+    def has_room_for(self, resend: Resend) -> bool:
         """Tell whether *resend* fits beside what is there."""
         if not self.resends:
             return True
@@ -226,7 +226,7 @@ class Request:
         self._size_bytes += resend.size_bytes
 
 
-def puts_of(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
+def cut_into_puts(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
     """Cut the *records* of one letter into requests of PutRecords, none with two of one partition key."""
     most_count, most_bytes = REQUEST_LIMITS[Source.KINESIS]
     put: list[NewRecord] = []
@@ -244,72 +244,74 @@ def puts_of(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
         yield put
 
 
-def _to_stream(letter: DeadLetter, rules: ReplayRules) -> Resend | Left:
-    record = _identified(letter.record, letter.origin, rules)
+def _stream_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
+    record = _ensure_request_id(letter.record, letter.origin, rules)
     if letter.reason is DeadLetterReason.REQUEST_ID_REUSED and not rules.force:
-        return _would_come_back("another operation has its requestId")
-    if isinstance(record, Left):
+        return _left_returning("another operation has its requestId")
+    if isinstance(record, LeftLetter):
         if not rules.force:
             return record
         record = letter.record
-    return _of_stream(letter, [NewRecord(letter.origin.partition_key or place_of(letter), record)])
+    return _records_resend(letter, [NewRecord(letter.origin.partition_key or record_key(letter), record)])
 
 
-def _taken_apart(letter: DeadLetter, parts: Sequence[SubRecord], rules: ReplayRules) -> Resend | Left:
+def _aggregate_resend(letter: DeadLetter, parts: Sequence[SubRecord], rules: ReplayRules) -> Resend | LeftLetter:
     """Send what an aggregate holds as records of their own. What of it can never be applied becomes a letter itself."""
     records = []
     for part in parts:
         origin = msgspec.structs.replace(
             letter.origin, sub_sequence_number=part.sub_sequence_number, partition_key=part.partition_key
         )
-        record = _identified(part.data, origin, rules)
-        if not isinstance(record, Left) and record != part.data and not rules.force:
-            return Left(
+        record = _ensure_request_id(part.data, origin, rules)
+        if not isinstance(record, LeftLetter) and record != part.data and not rules.force:
+            return LeftLetter(
                 LeftReason.WITHOUT_REQUEST_IDS,
                 "an aggregate of which records carry no requestId: where its producer sent them again by itself, as "
                 "the Kinesis Producer Library does, they would be applied twice; --force sends them",
             )
-        records.append(NewRecord(part.partition_key, part.data if isinstance(record, Left) else record))
-    return _of_stream(letter, records)
+        records.append(NewRecord(part.partition_key, part.data if isinstance(record, LeftLetter) else record))
+    return _records_resend(letter, records)
 
 
-def _of_stream(letter: DeadLetter, records: Sequence[NewRecord]) -> Resend:
-    return Resend(source=Source.KINESIS, name=letter.origin.name, group=group_of(letter), records=records)
+def _records_resend(letter: DeadLetter, records: Sequence[NewRecord]) -> Resend:
+    return Resend(source=Source.KINESIS, name=letter.origin.name, group=order_group(letter), records=records)
 
 
-def _identified(record: bytes, origin: Origin, rules: ReplayRules) -> bytes | Left:
+def _ensure_request_id(record: bytes, origin: Origin, rules: ReplayRules) -> bytes | LeftLetter:
     """Return *record* with its effective request id in it, or why it is no operation."""
     limits = {"max_bytes": rules.operation_max_bytes, "list_limit": rules.list_result_limit}
     decoded = decode_operation(record, origin, **limits)
     if isinstance(decoded, Rejected):
-        return _would_come_back(f"{decoded.reason}: {decoded.error}")
+        return _left_returning(f"{decoded.reason}: {decoded.error}")
     if decoded.request_id != derived_request_id(origin):
         return record
     record = with_request_id(record, origin)
     again = decode_operation(record, origin, **limits)
     if isinstance(again, Rejected):
-        return _would_come_back(f"with its request id, {again.reason}: {again.error}")
+        return _left_returning(f"with its request id, {again.reason}: {again.error}")
     return record
 
 
-def _would_come_back(error: str) -> Left:
-    return Left(LeftReason.WOULD_COME_BACK, f"it would come back as a dead letter ({error}); --force sends it as it is")
+def _left_returning(error: str) -> LeftLetter:
+    return LeftLetter(
+        LeftReason.WOULD_COME_BACK, f"it would come back as a dead letter ({error}); --force sends it as it is"
+    )
 
 
-def _to_queue(letter: DeadLetter, rules: ReplayRules) -> Resend | Left:
+def _queue_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
     origin = letter.origin
     try:
         body = letter.record.decode()
     except UnicodeDecodeError:
-        return Left(LeftReason.SEND_REFUSED, "expected text, for a message of SQS is text, got other bytes")
+        return LeftLetter(LeftReason.SEND_REFUSED, "expected text, for a message of SQS is text, got other bytes")
     attributes = dict(letter.message_attributes or {})
     if rules.queues[origin.name]:
-        event = _order_event(letter, body, attributes, rules)
-        if isinstance(event, Left):
+        event = _prepare_order_event(letter, body, attributes, rules)
+        if isinstance(event, LeftLetter):
             return event
         body, attributes = event
     elif letter.reason in LASTING_REASONS and not rules.force:
-        return _would_come_back(letter.reason)
+        return _left_returning(letter.reason)
     # A new id: under the old one SQS would drop what is sent within five minutes, and the letter would be deleted.
     # The same one for every letter of this message, so that what is sent again after a kill is dropped.
     again = hashlib.sha256(f"replay\0{origin.name}\0{origin.message_id}".encode()).hexdigest()
@@ -317,23 +319,23 @@ def _to_queue(letter: DeadLetter, rules: ReplayRules) -> Resend | Left:
     return Resend(
         source=Source.SQS,
         name=origin.name,
-        group=group_of(letter),
+        group=order_group(letter),
         message=QueueMessage(body=body, attributes=attributes, fifo=fifo),
     )
 
 
-def _order_event(
+def _prepare_order_event(
     letter: DeadLetter, body: str, attributes: Mapping[str, str], rules: ReplayRules
-) -> tuple[str, dict[str, str]] | Left:
+) -> tuple[str, dict[str, str]] | LeftLetter:
     """Return an order event with its request id in its body, out of SNS's envelope, or why it is none."""
     event, found = unwrap(body, attributes)
     own_id = letter.request_id or letter.deduplication_id
     decoded = decode_order(event, found, letter.origin, deduplication_id=own_id, max_bytes=rules.operation_max_bytes)
     if isinstance(decoded, Rejected):
-        refused = _would_come_back(f"{decoded.reason}: {decoded.error}")
+        refused = _left_returning(f"{decoded.reason}: {decoded.error}")
         return (body, dict(attributes)) if rules.force else refused
     if letter.reason is DeadLetterReason.REQUEST_ID_REUSED and not rules.force:
-        return _would_come_back("another operation has its deduplicationId")
+        return _left_returning("another operation has its deduplicationId")
     if decoded.request_id == _sent_deduplication_id(event):
         return event, found
     return event.rstrip()[:-1] + "," + msgspec.json.encode({"deduplicationId": decoded.request_id}).decode()[1:], found

@@ -10,14 +10,14 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import Outgoing, Queue
 from simplu_worker.commands.dead_letters.replay_plan import (
-    Left,
+    LeftLetter,
     LeftReason,
     ReplayRules,
-    Request,
     Resend,
-    puts_of,
-    resend_of,
-    where_to,
+    ResendRequest,
+    cut_into_puts,
+    plan_resend,
+    unknown_source,
 )
 from simplu_worker.commands.stream.put_records import put_records
 from simplu_worker.consumers.kinesis.stream.aggregation import deaggregate
@@ -39,19 +39,19 @@ class DeadLetterResender:
         self._queues = queues
         self._rules = rules
 
-    async def resend_of(self, read: ParsedDeadLetter) -> Resend | Left:
+    async def plan_resend(self, read: ParsedDeadLetter) -> Resend | LeftLetter:
         """Return what is sent for a letter, or why it is left. Raises RetryableError of the stream's trouble."""
         letter = read.letter
-        if (nowhere := where_to(letter, self._rules)) is not None:
+        if (nowhere := unknown_source(letter, self._rules)) is not None:
             return nowhere
         if read.whole is not None:
-            record = await self._fetch(read)
-            if isinstance(record, Left):
+            record = await self._fetch_record(read)
+            if isinstance(record, LeftLetter):
                 return record
             letter = msgspec.structs.replace(letter, record=record)
-        return resend_of(letter, self._rules)
+        return plan_resend(letter, self._rules)
 
-    async def send(self, request: Request) -> dict[int, Left]:
+    async def send(self, request: ResendRequest) -> dict[int, LeftLetter]:
         """Send *request*; return what was refused, by its place in it. Raises RetryableError of trouble."""
         resends = request.resends
         if not resends:
@@ -60,32 +60,32 @@ class DeadLetterResender:
             return await self._send(resends)
         except PermanentError as exc:
             if len(resends) == 1:
-                return {0: _refused(str(exc))}
-        refused: dict[int, Left] = {}
+                return {0: _left_refused(str(exc))}
+        refused: dict[int, LeftLetter] = {}
         for place, resend in enumerate(resends):  # whatever one has, the others do not share it
             try:
                 alone = await self._send([resend])
             except PermanentError as exc:
-                alone = {0: _refused(str(exc))}
+                alone = {0: _left_refused(str(exc))}
             if 0 in alone:
                 refused[place] = alone[0]
         return refused
 
-    async def _send(self, resends: Sequence[Resend]) -> dict[int, Left]:
+    async def _send(self, resends: Sequence[Resend]) -> dict[int, LeftLetter]:
         if resends[0].source is Source.KINESIS:
             assert self._stream is not None  # noqa: S101  (where_to saw to it)
-            for records in puts_of(record for resend in resends for record in resend.records):
+            for records in cut_into_puts(record for resend in resends for record in resend.records):
                 await put_records(self._stream, records)
             return {}
         return await self._send_messages(self._queues[resends[0].name], resends)
 
-    async def _send_messages(self, queue: Queue, resends: Sequence[Resend]) -> dict[int, Left]:
+    async def _send_messages(self, queue: Queue, resends: Sequence[Resend]) -> dict[int, LeftLetter]:
         """Send messages, and those again that the queue did not take; no two are of one group."""
         places = list(range(len(resends)))
-        refused: dict[int, Left] = {}
+        refused: dict[int, LeftLetter] = {}
         for try_count in range(1, SEND_TRIES + 1):
             unsent = await queue.send(list(_outgoing([resends[place] for place in places], queue)))
-            refused = {places[entry.index]: _refused(f"SendMessageBatch: {entry.code}") for entry in unsent}
+            refused = {places[entry.index]: _left_refused(f"SendMessageBatch: {entry.code}") for entry in unsent}
             places = list(refused)
             if not places:
                 break
@@ -93,21 +93,21 @@ class DeadLetterResender:
                 await asyncio.sleep(RETRY_S * try_count)
         return refused
 
-    async def _fetch(self, read: ParsedDeadLetter) -> bytes | Left:
+    async def _fetch_record(self, read: ParsedDeadLetter) -> bytes | LeftLetter:
         """Return the whole record of a letter that has only its beginning."""
         letter, whole = read.letter, read.whole
         if letter.origin.source is Source.SQS or self._stream is None or whole is None:
-            return _gone("a message that was too long for its letter, and is nowhere else")
-        record = await self._read(self._stream, letter)
+            return _left_gone("a message that was too long for its letter, and is nowhere else")
+        record = await self._read_record(self._stream, letter)
         if record is None:
-            return _gone(f"the stream {self._stream.name} keeps it no more")
+            return _left_gone(f"the stream {self._stream.name} keeps it no more")
         parts = deaggregate(record.data) or ()
         number = letter.origin.sub_sequence_number
         candidates = [record.data, *(part.data for part in parts if part.sub_sequence_number == number)]
         found = [data for data in candidates if whole.is_of(data)]
-        return found[0] if found else _gone("what the stream has at its place is something else")
+        return found[0] if found else _left_gone("what the stream has at its place is something else")
 
-    async def _read(self, stream: Stream, letter: DeadLetter) -> Record | None:
+    async def _read_record(self, stream: Stream, letter: DeadLetter) -> Record | None:
         origin = letter.origin
         place = AtSequenceNumber(origin.sequence_number or "")
         try:
@@ -132,9 +132,9 @@ def _outgoing(resends: Iterable[Resend], queue: Queue) -> Iterable[Outgoing]:
         yield Outgoing(body=resend.message.body, fifo=fifo, attributes=resend.message.attributes)
 
 
-def _refused(error: str) -> Left:
-    return Left(LeftReason.SEND_REFUSED, error)
+def _left_refused(error: str) -> LeftLetter:
+    return LeftLetter(LeftReason.SEND_REFUSED, error)
 
 
-def _gone(what: str) -> Left:
-    return Left(LeftReason.RECORD_GONE, f"its letter has only the beginning of the record; {what}")
+def _left_gone(what: str) -> LeftLetter:
+    return LeftLetter(LeftReason.RECORD_GONE, f"its letter has only the beginning of the record; {what}")

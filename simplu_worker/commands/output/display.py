@@ -18,7 +18,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     """Print one table on stdout."""
     table = Table(*columns, header_style="bold")
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(escape_unprintable(cell)) for cell in row))
     console = _console()
     console.print(table)
 
@@ -27,18 +27,18 @@ def print_members(members: Mapping[str, object]) -> None:
     """Print the members of one thing on stdout, one a line."""
     table = Table.grid(padding=(0, 2))
     for name, value in members.items():
-        table.add_row(Text(name, "bold"), Text(printable(value)))
+        table.add_row(Text(name, "bold"), Text(escape_unprintable(value)))
     _console().print(table)
 
 
 def print_line(text: str, style: str = "") -> None:
     """Print one line on stdout."""
-    _console().print(Text(printable(text), style), soft_wrap=True)
+    _console().print(Text(escape_unprintable(text), style), soft_wrap=True)
 
 
 def print_note(text: str) -> None:
     """Print one line on stderr: what is no part of the answer."""
-    Console(stderr=True, highlight=False).print(Text(printable(text)), soft_wrap=True)
+    Console(stderr=True, highlight=False).print(Text(escape_unprintable(text)), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -48,13 +48,13 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
-def printable(value: object) -> str:
+def escape_unprintable(value: object) -> str:
     """Return *value* as text that does nothing to a terminal: ids come from strangers."""
     text = "" if value is None else str(value)
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def shortened(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
     """Return *text* with at most *length* characters."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 

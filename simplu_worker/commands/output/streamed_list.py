@@ -45,7 +45,7 @@ class StreamedList(Generic[T]):
                 self._shown.append(item)
             self.count += 1
 
-    def end(self, rest: dict[str, Any]) -> None:
+    def finish(self, rest: dict[str, Any]) -> None:
         """Print the table, or the other members of the JSON object."""
         if self._as_json:
             beginning = f'{{\n  "{self._name}": [' if not self.count else "\n  "

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from simplu_worker.assembly import open_business_info, open_shards
-from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table, shortened
+from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table, shorten
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -26,7 +26,7 @@ from simplu_worker.shards.routing.locator import Locator
 
 SHOWN_MAX: Final = 50  # lines of each table, for people
 CELL_MAX: Final = 80
-TOLD_S: Final = 10.0  # between two lines about how far it is, where there is no terminal
+REPORT_INTERVAL_S: Final = 10.0  # between two lines about how far it is, where there is no terminal
 LAYOUTS: Final = {
     Layout.JOINED_IDS: "business and location in one column",
     Layout.TWO_IDS: "business and location in two columns",
@@ -52,12 +52,12 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
     """Print what an adoption would do, or do it; return 1 where something stands in its way."""
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards, open_business_info(settings, attempts=3) as business_info:
-        address = await _address_of(shards.locator, shard_id)
+        address = await _find_address(shards.locator, shard_id)
         register_secret_of(address)
         pool = ShardPool(address, size=1, timeouts=ADOPTION_DEADLINES)
         try:
             with AdoptionProgress() as progress:
-                adopter = Adopter(pool, shards.locator, business_info, tell=progress.tell)
+                adopter = Adopter(pool, shards.locator, business_info, tell=progress.show)
                 plan = await adopter.plan()
                 if isinstance(plan, Adopted):
                     return _print_adopted(plan, as_json=as_json, was="before")
@@ -79,7 +79,7 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
     return 0 if state is AdoptMode.COPY or not refusals else 1
 
 
-async def _address_of(locator: Locator, shard_id: str) -> ShardAddress:
+async def _find_address(locator: Locator, shard_id: str) -> ShardAddress:
     known = {address.shard_id: address for address in await locator.shards()}
     if shard_id not in known:
         raise PermanentError(f"expected a shard out of {', '.join(sorted(known))}; got {shard_id}")
@@ -114,8 +114,8 @@ def plan_members(plan: Plan, refusals: list[str]) -> dict[str, Any]:
         "layout": plan.layout,
         "begun": plan.is_begun,
         "rows": plan.row_count,
-        "tenants": [_tenant(plan, owner) for owner in plan.resolved],
-        "unresolved": [_tenant(plan, owner) | {"reason": owner.problem} for owner in plan.unresolved],
+        "tenants": [_tenant_members(plan, owner) for owner in plan.resolved],
+        "unresolved": [_tenant_members(plan, owner) | {"reason": owner.problem} for owner in plan.unresolved],
         "duplicates": {
             "count": plan.duplicate_count,
             "first": [
@@ -138,7 +138,7 @@ def plan_members(plan: Plan, refusals: list[str]) -> dict[str, Any]:
     }
 
 
-def _tenant(plan: Plan, owner: Owner) -> dict[str, Any]:
+def _tenant_members(plan: Plan, owner: Owner) -> dict[str, Any]:
     members = {
         "name": owner.source.key,
         "businessId": owner.business_id,
@@ -156,7 +156,7 @@ def print_plan(plan: Plan, refusals: list[str], state: AdoptMode) -> None:
         f"shard {plan.shard_id}: a table resources of another program, {LAYOUTS[plan.layout]}; "
         f"{plan.row_count} rows of {len(plan.resolved)} tenants can be taken"
     )
-    _print_some(
+    _print_first(
         ("business", "location", "type", "rows"),
         [
             (one.business_id, one.location_id, one.business_type, found.row_counts[one.source.key])
@@ -164,12 +164,12 @@ def print_plan(plan: Plan, refusals: list[str], state: AdoptMode) -> None:
         ],
         "tenants",
     )
-    _print_some(
+    _print_first(
         ("unresolved", "rows", "why"),
         [(one.name, found.row_counts[one.source.key], one.problem) for one in plan.unresolved],
         "unresolved tenants",
     )
-    _print_some(
+    _print_first(
         ("several rows of", "type", "id", "rows", "old ids, oldest first"),
         [
             (
@@ -184,7 +184,7 @@ def print_plan(plan: Plan, refusals: list[str], state: AdoptMode) -> None:
         "resources with several rows",
         count=found.duplicate_counts.total(),
     )
-    _print_some(
+    _print_first(
         ("old id", "cannot be taken, because"),
         [(row.old_id, row.fault) for row in found.faulty],
         "rows that cannot be taken",
@@ -203,10 +203,12 @@ def print_plan(plan: Plan, refusals: list[str], state: AdoptMode) -> None:
             print_note("nothing was changed")
 
 
-def _print_some(columns: Iterable[str], rows: list[tuple[object, ...]], what: str, *, count: int | None = None) -> None:
+def _print_first(
+    columns: Iterable[str], rows: list[tuple[object, ...]], what: str, *, count: int | None = None
+) -> None:
     if not rows:
         return
-    shown = [tuple(shortened(str(cell or ""), CELL_MAX) for cell in row) for row in rows[:SHOWN_MAX]]
+    shown = [tuple(shorten(str(cell or ""), CELL_MAX) for cell in row) for row in rows[:SHOWN_MAX]]
     print_table(list(columns), shown)
     more = (len(rows) if count is None else count) - len(shown)
     if more > 0:
@@ -218,7 +220,7 @@ class AdoptionProgress:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._told_at = clock()
+        self._reported_at = clock()
         console = Console(stderr=True, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
         self._bars = (
@@ -240,13 +242,13 @@ class AdoptionProgress:
         if self._bars is not None:
             self._bars.stop()
 
-    def tell(self, progress: AdoptionReporter) -> None:
+    def show(self, progress: AdoptionReporter) -> None:
         """Show *progress*."""
         if self._bars is not None and self._task is not None:
             self._bars.update(
                 self._task, description=str(progress.step), completed=progress.done, total=progress.total or None
             )
-        elif self._clock() - self._told_at >= TOLD_S:
-            self._told_at = self._clock()
+        elif self._clock() - self._reported_at >= REPORT_INTERVAL_S:
+            self._reported_at = self._clock()
             share = f", {progress.done / progress.total:.0%}" if progress.total else ""
             print_note(f"{progress.step}{share}")

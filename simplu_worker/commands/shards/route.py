@@ -43,7 +43,7 @@ class KeyRoute(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
         return self.with_shards is not None and self.with_shards != self.shard_id
 
     @property
-    def way(self) -> str:
+    def explanation(self) -> str:
         """Say how it came there."""
         parts = ["pinned"] if self.pinned else []
         parts += [f"past {', '.join(self.retired)} (retired)"] if self.retired else []
@@ -72,21 +72,21 @@ async def route_keys(settings: Settings, words: Sequence[str], with_shards: int 
     async with open_shards(settings) as shards:
         locator = shards.locator
         if isinstance(locator, StaticMap):
-            routes = routes_by(locator.map, keys or sample_keys(), with_shards)
+            routes = place_keys(locator.map, keys or sample_keys(), with_shards)
             shard_ids = [shard.shard_id for shard in locator.map.shards]
         elif with_shards is not None:
             raise PermanentError(
                 "--with-shards: expected a map of shards (SHARD_MAP_FILE); Citrus places each by itself"
             )
         else:
-            routes = await _asked(locator, keys)
+            routes = await _locate_keys(locator, keys)
             shard_ids = []
-    summary = None if with_shards is None else summary_of(routes, shard_ids, with_shards)
+    summary = None if with_shards is None else summarize_moves(routes, shard_ids, with_shards)
     if as_json:
         shown = routes if keys else []
         print_json({"routes": shown} | ({} if summary is None else {"withShards": summary}))
     else:
-        _print(routes if keys else [], summary)
+        _print_routes(routes if keys else [], summary)
     return 1 if any(route.shard_id is None for route in routes) else 0
 
 
@@ -95,9 +95,9 @@ def sample_keys(count: int = SAMPLE_COUNT) -> list[str]:
     return [f"business-{number}-location-{number % 3}" for number in range(count)]
 
 
-def routes_by(shard_map: ShardMap, keys: Iterable[str], with_shards: int | None) -> list[KeyRoute]:
+def place_keys(shard_map: ShardMap, keys: Iterable[str], with_shards: int | None) -> list[KeyRoute]:
     """Return where *keys* go by a map, and would go if it had *with_shards* shards: its first ones, or more of them."""
-    other = None if with_shards is None else _resized(shard_map, with_shards)
+    other = None if with_shards is None else _resize(shard_map, with_shards)
     routes = []
     for key in keys:
         fall = shard_map.fall(key)
@@ -113,7 +113,7 @@ def routes_by(shard_map: ShardMap, keys: Iterable[str], with_shards: int | None)
     return routes
 
 
-def _resized(shard_map: ShardMap, count: int) -> ShardMap:
+def _resize(shard_map: ShardMap, count: int) -> ShardMap:
     if not 1 <= count <= SHARDS_MAX:
         raise PermanentError(f"--with-shards: expected 1 to {SHARDS_MAX}, got {count}")
     resized = shard_map.resized(count)
@@ -122,7 +122,7 @@ def _resized(shard_map: ShardMap, count: int) -> ShardMap:
     return resized
 
 
-def summary_of(routes: Sequence[KeyRoute], shard_ids: Sequence[str], count: int) -> dict[str, Any]:
+def summarize_moves(routes: Sequence[KeyRoute], shard_ids: Sequence[str], count: int) -> dict[str, Any]:
     """Return how many of *routes* would move, and how many keys each shard has and would have."""
     before = Counter(route.shard_id for route in routes)
     after = Counter(route.with_shards for route in routes)
@@ -140,7 +140,7 @@ def summary_of(routes: Sequence[KeyRoute], shard_ids: Sequence[str], count: int)
     }
 
 
-async def _asked(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:
+async def _locate_keys(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:
     """Ask for each of *keys* where it is registered."""
     if not keys:
         raise PermanentError("expected keys, as Citrus says of each where it is; give some, or - for those on stdin")
@@ -165,12 +165,12 @@ async def _asked(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:
     return [routes[key] for key in keys]
 
 
-def _print(routes: Sequence[KeyRoute], summary: dict[str, Any] | None) -> None:
+def _print_routes(routes: Sequence[KeyRoute], summary: dict[str, Any] | None) -> None:
     columns = ["key", "shard", "how"]
     if summary is not None:
         columns.insert(2, f"with {summary['shards']}")
     if routes:
-        rows = [(route.key, route.shard_id, route.with_shards, route.way) for route in routes[:ROWS_MAX]]
+        rows = [(route.key, route.shard_id, route.with_shards, route.explanation) for route in routes[:ROWS_MAX]]
         print_table(columns, rows if summary is not None else [(key, shard, way) for key, shard, _, way in rows])
     if len(routes) > ROWS_MAX:
         print_note(f"{len(routes) - ROWS_MAX} more keys: --json has them all")

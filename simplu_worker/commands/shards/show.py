@@ -64,14 +64,14 @@ def _row(shard: Listed) -> tuple[object, ...]:
         view.get("serverVersion"),
         view.get("schemaVersion"),
         view.get("tenantCount"),
-        _usage(shard.health),
-        _part(view.get("connectionsUsed"), view.get("connectionsMax")),
-        _lag(view),
+        _format_usage(shard.health),
+        _format_connections(view.get("connectionsUsed"), view.get("connectionsMax")),
+        _format_lag(view),
         "; ".join(view.get("odd", ())),
     )
 
 
-def _usage(health: Health) -> str | None:
+def _format_usage(health: Health) -> str | None:
     """Return the tenants that Citrus counts, the room for them, and how full that makes it."""
     usage = health.seen.usage
     if usage.ratio is None:
@@ -79,11 +79,11 @@ def _usage(health: Health) -> str | None:
     return f"{usage.ratio:.0%} of {usage.tenant_max}"
 
 
-def _part(used: int | None, most: int | None) -> str | None:
+def _format_connections(used: int | None, most: int | None) -> str | None:
     return None if used is None or most is None else f"{used}/{most}"
 
 
-def _lag(view: dict[str, Any]) -> str | None:
+def _format_lag(view: dict[str, Any]) -> str | None:
     """Return how far a standby is behind, or the standbys of a primary."""
     parts = [f"{view['replicationLagSeconds']:.1f} s"] if "replicationLagSeconds" in view else []
     parts += [f"{view['replicationLagBytes']} bytes"] if "replicationLagBytes" in view else []

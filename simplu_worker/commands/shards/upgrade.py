@@ -17,7 +17,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from simplu_worker.assembly import open_shards
-from simplu_worker.commands.output.display import print_json, print_note, print_table, printable, shortened
+from simplu_worker.commands.output.display import escape_unprintable, print_json, print_note, print_table, shorten
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
@@ -30,9 +30,9 @@ from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, U
 from simplu_worker.telemetry.log import scrub_text
 
 SHARDS_AT_ONCE: Final = 4
-WAIT_TOLD_S: Final = 10.0  # between two lines about what a shard waits for
+REPORT_INTERVAL_S: Final = 10.0  # between two lines about what a shard waits for
 TITLE_MAX_LENGTH: Final = 70
-DOING_MAX_LENGTH: Final = 160
+ACTIVITY_MAX_LENGTH: Final = 160
 COLUMNS: Final = ("shard", "place", "state", "schema", "to", "migrations", "business types", "workers", "error")
 
 
@@ -60,7 +60,7 @@ class UpgradeReport(msgspec.Struct, frozen=True):
     """One shard, and what is or was to be done there."""
 
     address: ShardAddress
-    standing: UpgradeStatus
+    status: UpgradeStatus
     upgrade: Upgrade | None = None
     error: str | None = None
 
@@ -72,22 +72,22 @@ async def upgrade_shards(
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         known = await shards.locator.shards()
-    addresses = _chosen(known, shard_ids)
+    addresses = _choose_shards(known, shard_ids)
     async with Pools(size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS) as pools:
-        reports = await _look(pools, addresses)
+        reports = await _read_upgrades(pools, addresses)
         if apply:
-            reports = await _apply(pools, reports, timeout_s=timeout_s)
+            reports = await _upgrade_shards(pools, reports, timeout_s=timeout_s)
     if as_json:
         members = [_members(report) for report in reports]
         print_json({"schemaVersion": SCHEMA_VERSION, "applied": apply, "shards": members})
     else:
         print_table(COLUMNS, [_row(report) for report in reports])
-        if not apply and any(report.standing is UpgradeStatus.BEHIND for report in reports):
+        if not apply and any(report.status is UpgradeStatus.BEHIND for report in reports):
             print_note("nothing was changed; --apply does it, while workers go on")
-    return 1 if any(report.standing in BAD for report in reports) else 0
+    return 1 if any(report.status in BAD for report in reports) else 0
 
 
-def _chosen(known: Sequence[ShardAddress], shard_ids: Sequence[str]) -> list[ShardAddress]:
+def _choose_shards(known: Sequence[ShardAddress], shard_ids: Sequence[str]) -> list[ShardAddress]:
     """Return the shards that are meant, in order of their ids. Raises `PermanentError` for one that nobody knows."""
     by_id = {address.shard_id: address for address in known}
     unknown = sorted(set(shard_ids) - by_id.keys())
@@ -96,7 +96,7 @@ def _chosen(known: Sequence[ShardAddress], shard_ids: Sequence[str]) -> list[Sha
     return [by_id[shard_id] for shard_id in sorted(set(shard_ids) or by_id)]
 
 
-async def _look(pools: Pools, addresses: Sequence[ShardAddress]) -> list[UpgradeReport]:
+async def _read_upgrades(pools: Pools, addresses: Sequence[ShardAddress]) -> list[UpgradeReport]:
     """Ask every shard what it lacks."""
 
     async def ask(address: ShardAddress) -> UpgradeReport:
@@ -104,7 +104,7 @@ async def _look(pools: Pools, addresses: Sequence[ShardAddress]) -> list[Upgrade
             async with pools.ensure_pool(address).connection() as connection:
                 return _report(address, await read_upgrade(connection, address.shard_id))
         except WorkerError as exc:
-            return _failed(address, exc)
+            return _failure(address, exc)
 
     answers = await query_all_shards(addresses, ask)
     late = f"no answer within {LIMITS.answer_s:g} s"
@@ -113,9 +113,9 @@ async def _look(pools: Pools, addresses: Sequence[ShardAddress]) -> list[Upgrade
     ]
 
 
-async def _apply(pools: Pools, reports: Sequence[UpgradeReport], *, timeout_s: float) -> list[UpgradeReport]:
+async def _upgrade_shards(pools: Pools, reports: Sequence[UpgradeReport], *, timeout_s: float) -> list[UpgradeReport]:
     """Upgrade those that are behind, a few at once; what fails on one does not stop the others."""
-    behind = [report.address for report in reports if report.standing is UpgradeStatus.BEHIND]
+    behind = [report.address for report in reports if report.status is UpgradeStatus.BEHIND]
     turns = asyncio.Semaphore(SHARDS_AT_ONCE)
     done: dict[str, UpgradeReport] = {}
 
@@ -124,11 +124,11 @@ async def _apply(pools: Pools, reports: Sequence[UpgradeReport], *, timeout_s: f
         async with turns:
             try:
                 upgrader = Upgrader(
-                    pools.ensure_pool(address), tell=partial(progress.tell, shard_id), patience_s=timeout_s
+                    pools.ensure_pool(address), tell=partial(progress.show, shard_id), patience_s=timeout_s
                 )
                 report = _report(address, await upgrader.run(), is_done=True)
             except WorkerError as exc:
-                report = _failed(address, exc)
+                report = _failure(address, exc)
         done[shard_id] = report
         progress.end(report)
 
@@ -149,7 +149,7 @@ def _report(address: ShardAddress, upgrade: Upgrade | None, *, is_done: bool = F
     return UpgradeReport(address, UpgradeStatus.UPGRADED if is_done else UpgradeStatus.BEHIND, upgrade)
 
 
-def _failed(address: ShardAddress, exc: WorkerError) -> UpgradeReport:
+def _failure(address: ShardAddress, exc: WorkerError) -> UpgradeReport:
     error = scrub_text(str(exc))
     for prefix in (f"shard {address.shard_id} at {address.place}: ", f"shard {address.shard_id}: "):
         error = error.removeprefix(prefix)
@@ -160,7 +160,7 @@ def _members(report: UpgradeReport) -> dict[str, Any]:
     members: dict[str, Any] = {
         "shardId": report.address.shard_id,
         "place": report.address.place,
-        "state": report.standing,
+        "state": report.status,
         "error": report.error,
     }
     if (upgrade := report.upgrade) is not None:
@@ -176,7 +176,7 @@ def _members(report: UpgradeReport) -> dict[str, Any]:
 
 def _row(report: UpgradeReport) -> tuple[object, ...]:
     upgrade = report.upgrade
-    head = (report.address.shard_id, report.address.place, Text(report.standing, STYLES.get(report.standing, "")))
+    head = (report.address.shard_id, report.address.place, Text(report.status, STYLES.get(report.status, "")))
     if upgrade is None:
         return (*head, None, None, None, None, None, report.error)
     return (
@@ -185,12 +185,12 @@ def _row(report: UpgradeReport) -> tuple[object, ...]:
         upgrade.version if upgrade.is_needed else None,
         ", ".join(one.name for one in upgrade.migrations),
         ", ".join(upgrade.business_types),
-        _workers(upgrade),
+        _format_workers(upgrade),
         report.error,
     )
 
 
-def _workers(upgrade: Upgrade) -> str | None:
+def _format_workers(upgrade: Upgrade) -> str | None:
     """Return the schema versions of the workers that work with the shard once it is upgraded."""
     if upgrade.version is None:
         return None
@@ -205,14 +205,14 @@ class UpgradeProgress:
         self._clock = clock
         self._ended_count = 0
         self._tasks: dict[str, Any] = {}
-        self._told_at: dict[str, float] = {}
+        self._reported_at: dict[str, float] = {}
         console = Console(stderr=True, highlight=False)
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[doing]}", markup=False),
+            TextColumn("{task.fields[activity]}", markup=False),
         )
         self._bars = RichProgress(*columns, console=console, transient=True) if console.is_terminal else None
 
@@ -231,31 +231,33 @@ class UpgradeProgress:
         if self._bars is not None:
             self._bars.stop()
 
-    def tell(self, shard_id: str, doing: UpgradeActivity) -> None:
+    def show(self, shard_id: str, activity: UpgradeActivity) -> None:
         """Show what a shard is at."""
         if self._bars is not None:
             if shard_id not in self._tasks:
-                self._tasks[shard_id] = self._bars.add_task(printable(shard_id), total=doing.count, doing="")
-            text = shortened(described(doing), DOING_MAX_LENGTH)
-            self._bars.update(self._tasks[shard_id], total=doing.count, completed=doing.done_count, doing=text)
-        elif doing.waits_for and self._clock() - self._told_at.get(shard_id, float("-inf")) >= WAIT_TOLD_S:
-            self._told_at[shard_id] = self._clock()
-            print_note(f"{shard_id}: {described(doing)}")
+                self._tasks[shard_id] = self._bars.add_task(
+                    escape_unprintable(shard_id), total=activity.count, doing=""
+                )
+            text = shorten(describe_activity(activity), ACTIVITY_MAX_LENGTH)
+            self._bars.update(self._tasks[shard_id], total=activity.count, completed=activity.done_count, doing=text)
+        elif activity.waits_for and self._clock() - self._reported_at.get(shard_id, float("-inf")) >= REPORT_INTERVAL_S:
+            self._reported_at[shard_id] = self._clock()
+            print_note(f"{shard_id}: {describe_activity(activity)}")
 
     def end(self, report: UpgradeReport) -> None:
         """Show that a shard is done with."""
         shard_id = report.address.shard_id
         self._ended_count += 1
         if self._bars is None:
-            print_note(f"{shard_id}: {report.standing} ({self._ended_count} of {self._shard_count})")
+            print_note(f"{shard_id}: {report.status} ({self._ended_count} of {self._shard_count})")
             return
         self._bars.advance(self._all)
         if shard_id in self._tasks:
             self._bars.remove_task(self._tasks.pop(shard_id))
 
 
-def described(doing: UpgradeActivity) -> str:
+def describe_activity(activity: UpgradeActivity) -> str:
     """Return what an upgrade is at, in a line."""
-    share = "" if doing.share is None else f" {doing.share:.0%}"
-    waits = f", waits for {', '.join(map(str, doing.waits_for))}" if doing.waits_for else ""
-    return printable(f"{shortened(doing.title, TITLE_MAX_LENGTH)}{share}{waits}")
+    share = "" if activity.share is None else f" {activity.share:.0%}"
+    waits = f", waits for {', '.join(map(str, activity.waits_for))}" if activity.waits_for else ""
+    return escape_unprintable(f"{shorten(activity.title, TITLE_MAX_LENGTH)}{share}{waits}")

@@ -35,7 +35,7 @@ class InputLine(msgspec.Struct, frozen=True):
         return self.decoded.tenant_id, self.decoded.request_id
 
 
-def lines_of(
+def parse_lines(
     text: bytes, *, now: datetime, new_id: Callable[[], str], max_bytes: int, list_limit: int
 ) -> list[InputLine]:
     """Return the lines of *text*; a missing `requestId` is taken from *new_id*, a missing `timestamp` is *now*.
@@ -48,17 +48,19 @@ def lines_of(
     for number, raw in enumerate(text.split(b"\n"), 1):
         if not raw.strip():
             continue
-        record = completed(raw.strip(), {"requestId": new_id(), "timestamp": now.isoformat().replace("+00:00", "Z")})
+        record = complete_record(
+            raw.strip(), {"requestId": new_id(), "timestamp": now.isoformat().replace("+00:00", "Z")}
+        )
         decoded = decode_operation(record, origin, max_bytes=max_bytes, list_limit=list_limit)
         if isinstance(decoded, Operation):
             earlier = digests.setdefault((decoded.tenant_id, decoded.request_id), decoded.digest)
             if earlier != decoded.digest:
-                decoded = _reused(decoded)
+                decoded = _reject_reused(decoded)
         lines.append(InputLine(number, record, partition_key_of(decoded, number), decoded))
     return lines
 
 
-def completed(record: bytes, defaults: dict[str, str]) -> bytes:
+def complete_record(record: bytes, defaults: dict[str, str]) -> bytes:
     """Return *record* with those of *defaults* that it lacks, or has as null; as it is when it is no JSON object."""
     try:
         members = _members_decoder.decode(replace_lone_surrogates(record))
@@ -81,7 +83,7 @@ def partition_key_of(decoded: Operation | Rejected, number: int) -> str:
     return key if len(key) <= PARTITION_KEY_MAX else hashlib.sha256(key.encode()).hexdigest()
 
 
-def requests_of(lines: Iterable[InputLine]) -> Iterator[list[InputLine]]:
+def cut_into_requests(lines: Iterable[InputLine]) -> Iterator[list[InputLine]]:
     """Cut *lines* into requests of PutRecords, none with two records of one partition key.
 
     A request that is refused in part takes its other records in any order; so no key has an order to lose within one.
@@ -102,7 +104,7 @@ def requests_of(lines: Iterable[InputLine]) -> Iterator[list[InputLine]]:
         yield request
 
 
-def _reused(operation: Operation) -> Rejected:
+def _reject_reused(operation: Operation) -> Rejected:
     return Rejected(
         reason=DeadLetterReason.REQUEST_ID_REUSED,
         error="requestId: used by another operation in an earlier line; give each its own",

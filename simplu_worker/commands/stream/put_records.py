@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-from simplu_worker.commands.stream.input_lines import InputLine, requests_of
+from simplu_worker.commands.stream.input_lines import InputLine, cut_into_requests
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.timing.backoff import backoff_s
@@ -75,7 +75,7 @@ async def put_lines(
     A request whose answer was lost is put again: the log drops the second record, for it has the same request id.
     """
     count = 0
-    for request in requests_of(lines):
+    for request in cut_into_requests(lines):
         try:
             await put_records(stream, [NewRecord(line.partition_key, line.record) for line in request])
         except WorkerError as exc:

@@ -32,21 +32,21 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.gateway import ShardGateway
 
-LOOK_INTERVAL_S: Final = 0.25
-SHOWN_EVERY: Final = 8  # looks
+POLL_INTERVAL_S: Final = 0.25
+POLLS_PER_REPORT: Final = 8  # polls
 
 log = structlog.get_logger(__name__)
 
 
-class CountedLetters:
-    """Counts what would be dead letters: they were stored when the records were read for the first time."""
+class DeadLetterCounter:
+    """Counts the records that would be dead letters: they were stored when the records were read for the first time."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
-    async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:  # noqa: ARG002
-        """Count *letters* by reason."""
-        self.counts.update(letter.reason for letter in letters)
+    async def store(self, dead_letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:  # noqa: ARG002
+        """Count *dead_letters* by reason."""
+        self.counts.update(letter.reason for letter in dead_letters)
 
 
 async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
@@ -56,26 +56,28 @@ async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
     later than what they owe: of one key nothing is applied before what came before it (architecture, idea 2).
     """
     require_settings(settings, routes=True, stream=True)
-    letters = CountedLetters()
+    dead_letters = DeadLetterCounter()
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(settings))
         stream = await stack.enter_async_context(open_stream(settings))
         table = await stack.enter_async_context(open_lease_table(settings))
         leases = {lease.lease_key: lease for lease in await table.scan()}
         prefetch = PrefetchMemory(settings.prefetch_max_bytes)
-        replaying = _Replay(stream, shards.gateway, letters, reader_settings(settings), prefetch, start, leases)
+        stream_replay = _StreamReplay(
+            stream, shards.gateway, dead_letters, reader_settings(settings), prefetch, start, leases
+        )
         for generation in generations(await stream.list_stream_shards()):
-            await replaying.read(generation)
-    outcomes = instruments.totals(instruments.OPERATIONS, "outcome")
-    answer = {"outcomes": outcomes, "deadLetters": dict(letters.counts), "leftWaiting": replaying.left_waiting}
+            await stream_replay.read(generation)
+    outcomes = instruments.totals_by(instruments.OPERATIONS, "outcome")
+    answer = {"outcomes": outcomes, "deadLetters": dict(dead_letters.counts), "leftWaiting": stream_replay.left_waiting}
     if as_json:
         print_json(answer)
     else:
         rows = sorted(outcomes.items())
-        rows += [(f"no operation: {reason}", count) for reason, count in sorted(letters.counts.items())]
-        rows += [("left held: shards or tenants", replaying.left_waiting)] if replaying.left_waiting else []
+        rows += [(f"no operation: {reason}", count) for reason, count in sorted(dead_letters.counts.items())]
+        rows += [("left held: shards or tenants", stream_replay.left_waiting)] if stream_replay.left_waiting else []
         print_table(("what became of the records", "count"), rows)
-    return 1 if replaying.left_waiting else 0
+    return 1 if stream_replay.left_waiting else 0
 
 
 def generations(stream_shards: Sequence[StreamShard]) -> Iterator[list[StreamShard]]:
@@ -88,12 +90,12 @@ def generations(stream_shards: Sequence[StreamShard]) -> Iterator[list[StreamSha
         yield ready
 
 
-class _Replay:
+class _StreamReplay:
     def __init__(
         self,
         stream: Stream,
         gateway: ShardGateway,
-        letters: CountedLetters,
+        dead_letters: DeadLetterCounter,
         rules: ReaderSettings,
         prefetch: PrefetchMemory,
         start: datetime,
@@ -101,7 +103,7 @@ class _Replay:
     ) -> None:
         self._stream = stream
         self._gateway = gateway
-        self._letters = letters
+        self._dead_letters = dead_letters
         self._start = start
         self._leases = leases
         self._rules = rules
@@ -118,25 +120,25 @@ class _Replay:
         reader = StreamShardReader(
             self._stream,
             shard.stream_shard_id,
-            await self._start_of(shard),
+            await self._find_start(shard),
             gateway=self._gateway,
-            dead_letters=self._letters,
+            dead_letters=self._dead_letters,
             rules=self._rules,
             memory=self._prefetch.open_quota(),
         )
         stopping = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(reader.run(stopping), name=f"read:{shard.stream_shard_id}")
-            looks = 0
+            polls = 0
             while not reading.done() and not reader.is_caught_up:
-                await asyncio.sleep(LOOK_INTERVAL_S)
-                looks += 1
-                if looks % SHOWN_EVERY == 0:
-                    _show(shard, reader)
+                await asyncio.sleep(POLL_INTERVAL_S)
+                polls += 1
+                if polls % POLLS_PER_REPORT == 0:
+                    _show_lag(shard, reader)
             stopping.set()
         self.left_waiting += len(reader.holds())
 
-    async def _start_of(self, shard: StreamShard) -> Start:
+    async def _find_start(self, shard: StreamShard) -> Start:
         """Return where to begin: at the time asked for, or where its readers owe something, whichever is earlier."""
         lease = self._leases.get(shard.stream_shard_id)
         if lease is None or lease.checkpoint.is_sentinel:
@@ -153,11 +155,11 @@ class _Replay:
             if not reply.millis_behind:
                 break
             iterator = reply.next_iterator
-            await asyncio.sleep(LOOK_INTERVAL_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
         return AtSequenceNumber(lease.checkpoint.checkpoint)
 
 
-def _show(shard: StreamShard, reader: StreamShardReader) -> None:
+def _show_lag(shard: StreamShard, reader: StreamShardReader) -> None:
     trouble = f": {reader.trouble}" if reader.trouble else ""
     lag = "unknown" if reader.lag_s is None else f"{reader.lag_s:.0f} s"
     Console(stderr=True, highlight=False).print(f"{shard.stream_shard_id}: {lag} to go{trouble}", markup=False)

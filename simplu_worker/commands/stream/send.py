@@ -19,12 +19,18 @@ from simplu_worker.commands.output.display import (
     print_members,
     print_note,
     print_table,
-    shortened,
+    shorten,
 )
 from simplu_worker.commands.requirements import require_settings
-from simplu_worker.commands.stream.input_lines import InputLine, lines_of
+from simplu_worker.commands.stream.input_lines import InputLine, parse_lines
 from simplu_worker.commands.stream.put_records import PutProgress, put_lines
-from simplu_worker.commands.stream.wait_outcomes import Key, SendOutcome, SendStatus, fates_of, wait_for_outcomes
+from simplu_worker.commands.stream.wait_outcomes import (
+    OperationKey,
+    SendOutcome,
+    SendStatus,
+    send_outcomes,
+    wait_for_outcomes,
+)
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.errors import PermanentError, WorkerError
@@ -63,7 +69,7 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
     if as_json:
         print_json(shown | {"shardsWithoutAnswer": silent})
     elif found is not None:
-        print_members({name: _plain(value) for name, value in shown.items()})
+        print_members({name: _format_value(value) for name, value in shown.items()})
     else:
         print_line(f"unknown: no shard that was asked has an operation {request_id}")
     if silent and not as_json:
@@ -85,7 +91,7 @@ async def send_operations(settings: Settings, text: bytes, options: SendOptions,
     Nothing is put when one of them is bad, unless `force`. Returns 1 when one was bad, not put, failed or not heard of.
     """
     require_settings(settings, stream=True, routes=options.wait)
-    lines = lines_of(
+    lines = parse_lines(
         text,
         now=datetime.now(UTC),
         new_id=lambda: str(uuid.uuid4()),
@@ -94,12 +100,12 @@ async def send_operations(settings: Settings, text: bytes, options: SendOptions,
     )
     bad = {line.number: line.decoded for line in lines if isinstance(line.decoded, Rejected)}
     if bad and not options.force:
-        _print_bad(bad, as_json=as_json)
+        _print_invalid(bad, as_json=as_json)
         return 1
-    fates, silent = await _send(settings, lines, options)
-    _print_fates(fates, silent, as_json=as_json)
+    outcomes, silent = await _send(settings, lines, options)
+    _print_outcomes(outcomes, silent, as_json=as_json)
     expected = {SendStatus.SUCCEEDED} if options.wait else {SendStatus.SENT}
-    return 0 if not bad and all(fate.status in expected for fate in fates) else 1
+    return 0 if not bad and all(outcome.status in expected for outcome in outcomes) else 1
 
 
 async def _send(
@@ -112,16 +118,16 @@ async def _send(
     if trouble is not None:
         print_note(f"{sent_count} of {len(lines)} were put, then: {trouble}")
     sent, unsent = lines[:sent_count], lines[sent_count:]
-    rows: dict[Key, dict[str, Any]] = {}
+    rows: dict[OperationKey, dict[str, Any]] = {}
     silent: list[str] = []
     if options.wait and sent:
         async with open_shards(settings) as shards:
             with PutProgress("in the log", len(sent)) as progress:
                 rows, silent = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress)
-    return fates_of(sent, unsent, rows, waited=options.wait), silent
+    return send_outcomes(sent, unsent, rows, waited=options.wait), silent
 
 
-def _print_bad(bad: dict[int, Rejected], *, as_json: bool) -> None:
+def _print_invalid(bad: dict[int, Rejected], *, as_json: bool) -> None:
     if as_json:
         problems = [{"line": number, "reason": one.reason, "error": one.error} for number, one in bad.items()]
         print_json({"operations": [], "problems": problems})
@@ -130,23 +136,23 @@ def _print_bad(bad: dict[int, Rejected], *, as_json: bool) -> None:
     print_note("nothing was sent; mend the lines, or send all with --force")
 
 
-def _print_fates(fates: Sequence[SendOutcome], silent: list[str], *, as_json: bool) -> None:
+def _print_outcomes(outcomes: Sequence[SendOutcome], silent: list[str], *, as_json: bool) -> None:
     if as_json:
-        print_json({"operations": fates, "shardsWithoutAnswer": silent})
+        print_json({"operations": outcomes, "shardsWithoutAnswer": silent})
         return
     columns = ("line", "request id", "operation", "tenant", "resource", "status", "error", "result")
     rows = [
         (
-            fate.line,
-            fate.request_id,
-            fate.operation,
-            " ".join(filter(None, (fate.business_id, fate.location_id))),
-            " ".join(filter(None, (fate.resource_type, fate.resource_id))),
-            Text(fate.status, STYLES.get(fate.status, "")),
-            fate.error,
-            "" if fate.result is None else shortened(bytes(fate.result).decode(), RESULT_SHOWN_LENGTH),
+            outcome.line,
+            outcome.request_id,
+            outcome.operation,
+            " ".join(filter(None, (outcome.business_id, outcome.location_id))),
+            " ".join(filter(None, (outcome.resource_type, outcome.resource_id))),
+            Text(outcome.status, STYLES.get(outcome.status, "")),
+            outcome.error,
+            "" if outcome.result is None else shorten(bytes(outcome.result).decode(), RESULT_SHOWN_LENGTH),
         )
-        for fate in fates
+        for outcome in outcomes
     ]
     print_table(columns, rows)
     if silent:
@@ -158,7 +164,7 @@ def _members(value: msgspec.Struct) -> dict[str, Any]:
     return members
 
 
-def _plain(value: object) -> object:
+def _format_value(value: object) -> object:
     match value:
         case msgspec.Raw():
             return bytes(value).decode()

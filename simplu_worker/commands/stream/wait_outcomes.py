@@ -18,10 +18,10 @@ from simplu_worker.shards.gateway import ShardGateway
 
 POLL_MIN_S: Final = 0.25
 POLL_REST: Final = 4  # a poll may take a fifth of the time
-ASKED_AT_ONCE: Final = 5000
+KEYS_PER_QUERY: Final = 5000
 REUSED: Final = "request_id_reused"
 
-Key = tuple[str, str]
+OperationKey = tuple[str, str]
 """A tenant's id and a request id."""
 
 
@@ -53,17 +53,17 @@ class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
 
 async def wait_for_outcomes(
     gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, progress: PutProgress
-) -> tuple[dict[Key, dict[str, Any]], list[str]]:
+) -> tuple[dict[OperationKey, dict[str, Any]], list[str]]:
     """Ask until every line that is an operation is in a log, for at most *timeout_s*.
 
     Returns the rows of the logs, each with its `shard_id`, and the shards that did not answer at the last time.
     """
     deadline = time.monotonic() + timeout_s
     pending = {line.key for line in lines if line.key is not None}
-    rows: dict[Key, dict[str, Any]] = {}
+    rows: dict[OperationKey, dict[str, Any]] = {}
     while True:
         started = time.monotonic()
-        found, silent = await _ask(gateway, pending)
+        found, silent = await _find_operations(gateway, pending)
         rows |= found
         pending -= found.keys()
         progress.show(len(rows))
@@ -73,12 +73,14 @@ async def wait_for_outcomes(
         await asyncio.sleep(min(left_s, max(POLL_MIN_S, POLL_REST * (time.monotonic() - started))))
 
 
-async def _ask(gateway: ShardGateway, keys: Iterable[Key]) -> tuple[dict[Key, dict[str, Any]], list[str]]:
+async def _find_operations(
+    gateway: ShardGateway, keys: Iterable[OperationKey]
+) -> tuple[dict[OperationKey, dict[str, Any]], list[str]]:
     ordered = sorted(keys)
-    rows: dict[Key, dict[str, Any]] = {}
+    rows: dict[OperationKey, dict[str, Any]] = {}
     silent: set[str] = set()
-    for first in range(0, len(ordered), ASKED_AT_ONCE):
-        some = ordered[first : first + ASKED_AT_ONCE]
+    for first in range(0, len(ordered), KEYS_PER_QUERY):
+        some = ordered[first : first + KEYS_PER_QUERY]
         try:
             survey = await gateway.survey("find_operations", [key[0] for key in some], [key[1] for key in some])
         except RetryableError:
@@ -88,31 +90,35 @@ async def _ask(gateway: ShardGateway, keys: Iterable[Key]) -> tuple[dict[Key, di
     return rows, sorted(silent)
 
 
-def fates_of(
-    sent: Iterable[InputLine], unsent: Iterable[InputLine], rows: Mapping[Key, Mapping[str, Any]], *, waited: bool
+def send_outcomes(
+    sent: Iterable[InputLine],
+    unsent: Iterable[InputLine],
+    rows: Mapping[OperationKey, Mapping[str, Any]],
+    *,
+    waited: bool,
 ) -> list[SendOutcome]:
     """Return what became of each line, in order; *rows* are what the logs have of them."""
-    fates = [_fate(line, rows.get(line.key) if line.key else None, waited=waited) for line in sent]
-    return fates + [_described(line, SendStatus.NOT_SENT) for line in unsent]
+    outcomes = [_outcome(line, rows.get(line.key) if line.key else None, waited=waited) for line in sent]
+    return outcomes + [_describe(line, SendStatus.NOT_SENT) for line in unsent]
 
 
-def _fate(line: InputLine, row: Mapping[str, Any] | None, *, waited: bool) -> SendOutcome:
+def _outcome(line: InputLine, row: Mapping[str, Any] | None, *, waited: bool) -> SendOutcome:
     if isinstance(line.decoded, Rejected) or not waited:
-        return _described(line, SendStatus.SENT)
+        return _describe(line, SendStatus.SENT)
     if row is None:
-        return _described(line, SendStatus.UNKNOWN)
+        return _describe(line, SendStatus.UNKNOWN)
     if bytes(row["digest"]) != line.decoded.digest:
-        fate = _described(line, SendStatus.FAILED)
-        return msgspec.structs.replace(fate, shard_id=row["shard_id"], error=REUSED)
+        outcome = _describe(line, SendStatus.FAILED)
+        return msgspec.structs.replace(outcome, shard_id=row["shard_id"], error=REUSED)
     return msgspec.structs.replace(
-        _described(line, SendStatus(row["status"])),
+        _describe(line, SendStatus(row["status"])),
         shard_id=row["shard_id"],
         error=row["error"],
         result=None if row["result"] is None else msgspec.Raw(row["result"].encode()),
     )
 
 
-def _described(line: InputLine, status: SendStatus) -> SendOutcome:
+def _describe(line: InputLine, status: SendStatus) -> SendOutcome:
     match line.decoded:
         case Operation() as operation:
             return SendOutcome(

@@ -10,7 +10,7 @@ from simplu_worker.assembly import open_business_info, open_shards
 from simplu_worker.commands.output.display import print_line, print_note
 from simplu_worker.commands.output.streamed_list import StreamedList
 from simplu_worker.commands.requirements import require_settings
-from simplu_worker.commands.tenants.audit_rules import Difference, Subject, differences
+from simplu_worker.commands.tenants.audit_rules import AuditSubject, Difference, find_differences
 from simplu_worker.commands.tenants.inventory import PAGE_SIZE, TenantInventory
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
@@ -25,29 +25,29 @@ async def audit_tenants(settings: Settings, *, as_json: bool, page_size: int = P
     counts: Counter[str] = Counter()
     shown: StreamedList[Difference] = StreamedList("differences", COLUMNS, _row, as_json=as_json)
     async with open_business_info(settings, attempts=ATTEMPTS) as business_info, open_shards(settings) as shards:
-        census = TenantInventory(business_info, shards, page_size=page_size)
+        inventory = TenantInventory(business_info, shards, page_size=page_size)
 
         def note(found: Sequence[Difference]) -> None:
             counts.update(difference.kind.value for difference in found)
             shown.add(found)
 
         listed_count = 0
-        async for page in census.listed():
+        async for page in inventory.read_listed():
             listed_count += len(page.tenants)
             note(page.unreadable)
-            note(_of_all(await census.subjects(page.tenants)))
-        async for unlisted in census.unlisted():
-            note(_of_all(unlisted))
-    silent = sorted(census.silent)
-    shown.end({"counts": dict(sorted(counts.items())), "tenantsListed": listed_count, "shardsWithoutAnswer": silent})
+            note(_differences(await inventory.gather_subjects(page.tenants)))
+        async for unlisted in inventory.read_unlisted():
+            note(_differences(unlisted))
+    silent = sorted(inventory.silent)
+    shown.finish({"counts": dict(sorted(counts.items())), "tenantsListed": listed_count, "shardsWithoutAnswer": silent})
     if not as_json:
         _print_summary(counts, listed_count, silent)
     return 1 if counts or silent else 0
 
 
-def _of_all(subjects: Sequence[Subject]) -> list[Difference]:
+def _differences(subjects: Sequence[AuditSubject]) -> list[Difference]:
     known = sorted(BUSINESS_TYPES)
-    return [difference for subject in subjects for difference in differences(subject, known_types=known)]
+    return [difference for subject in subjects for difference in find_differences(subject, known_types=known)]
 
 
 def _row(difference: Difference) -> tuple[object, ...]:

@@ -17,7 +17,7 @@ from simplu_worker.operations.operation import tenant_id_of
 HOME_STATES = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantState.DESTROYING})
 
 
-class Kind(StrEnum):
+class DifferenceKind(StrEnum):
     """A difference."""
 
     UNREADABLE = "unreadable"  # an item of business-info, or one of its locations
@@ -34,7 +34,7 @@ class Kind(StrEnum):
     TWO_HOMES = "two_homes"
 
 
-class Listing(msgspec.Struct, frozen=True):
+class BusinessListing(msgspec.Struct, frozen=True):
     """What business-info says of a tenant."""
 
     business_type: str
@@ -51,7 +51,7 @@ class AuditedRow(msgspec.Struct, frozen=True):
     state: TenantState
 
 
-class Subject(msgspec.Struct, frozen=True):
+class AuditSubject(msgspec.Struct, frozen=True):
     """One tenant, and all that was found of it.
 
     *listing* is None where business-info does not have it, *rows* are those of its id on all shards. *named_shard_id*
@@ -61,7 +61,7 @@ class Subject(msgspec.Struct, frozen=True):
 
     business_id: str
     location_id: str
-    listing: Listing | None
+    listing: BusinessListing | None
     rows: Sequence[AuditedRow] = ()
     named_shard_id: str | None = None
     refusal: str | None = None
@@ -78,83 +78,102 @@ class Subject(msgspec.Struct, frozen=True):
         return self.listing is not None and self.listing.is_active
 
     @property
-    def own(self) -> list[AuditedRow]:
+    def own_rows(self) -> list[AuditedRow]:
         """The rows that are of this business and location."""
         return [row for row in self.rows if (row.business_id, row.location_id) == (self.business_id, self.location_id)]
 
     @property
     def homes(self) -> list[AuditedRow]:
         """Its rows on shards where it lives."""
-        return [row for row in self.own if row.state in HOME_STATES]
+        return [row for row in self.own_rows if row.state in HOME_STATES]
 
     @property
-    def taker(self) -> AuditedRow | None:
+    def id_taker(self) -> AuditedRow | None:
         """A row of its id that is another pair's, if any."""
-        return next((row for row in self.rows if row not in self.own), None)
+        return next((row for row in self.rows if row not in self.own_rows), None)
 
 
 class Difference(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """What is not as it should be."""
 
-    kind: Kind
+    kind: DifferenceKind
     detail: str
     business_id: str | None = None
     location_id: str | None = None
 
 
-def differences(subject: Subject, *, known_types: Sequence[str]) -> list[Difference]:
+def find_differences(subject: AuditSubject, *, known_types: Sequence[str]) -> list[Difference]:
     """Return all that differs about one tenant, the gravest first; nothing where all agree."""
-    found = [*_of_homes(subject), *_of_listing(subject, known_types), *_of_registration(subject)]
+    found = [
+        *_home_differences(subject),
+        *_listing_differences(subject, known_types),
+        *_registration_differences(subject),
+    ]
     return [Difference(kind, detail, subject.business_id, subject.location_id) for kind, detail in found]
 
 
-def _of_homes(subject: Subject) -> Iterator[tuple[Kind, str]]:
-    homes, taker = subject.homes, subject.taker
+def _home_differences(subject: AuditSubject) -> Iterator[tuple[DifferenceKind, str]]:
+    homes, id_taker = subject.homes, subject.id_taker
     if len(homes) > 1:
-        yield Kind.TWO_HOMES, f"it lives on shards {_names(homes)}"
-    if taker is not None and (subject.is_wanted or homes):
-        whose = f"business {taker.business_id}, location {taker.location_id}"
-        yield Kind.ID_TAKEN, f"shard {taker.shard_id} has its id {subject.tenant_id} for {whose}"
+        yield DifferenceKind.TWO_HOMES, f"it lives on shards {_shard_names(homes)}"
+    if id_taker is not None and (subject.is_wanted or homes):
+        whose = f"business {id_taker.business_id}, location {id_taker.location_id}"
+        yield DifferenceKind.ID_TAKEN, f"shard {id_taker.shard_id} has its id {subject.tenant_id} for {whose}"
     if homes and subject.named_shard_id not in {None, *(home.shard_id for home in homes)}:
-        yield Kind.SHARD_DIFFERS, f"it lives on shard {_names(homes)}, and is routed to {subject.named_shard_id}"
+        yield (
+            DifferenceKind.SHARD_DIFFERS,
+            f"it lives on shard {_shard_names(homes)}, and is routed to {subject.named_shard_id}",
+        )
 
 
-def _of_listing(subject: Subject, known_types: Sequence[str]) -> Iterator[tuple[Kind, str]]:
+def _listing_differences(subject: AuditSubject, known_types: Sequence[str]) -> Iterator[tuple[DifferenceKind, str]]:
     listing, homes = subject.listing, subject.homes
     living = [home for home in homes if home.state != TenantState.DESTROYING]
     if listing is None:
         if living:
-            yield Kind.NOT_IN_BUSINESS_INFO, f"it lives on shard {_names(living)}, and business-info does not list it"
+            yield (
+                DifferenceKind.NOT_IN_BUSINESS_INFO,
+                f"it lives on shard {_shard_names(living)}, and business-info does not list it",
+            )
         return
     if listing.business_type not in known_types:
-        yield Kind.UNKNOWN_TYPE, f"expected one of {', '.join(known_types)}, business-info says {listing.business_type}"
+        yield (
+            DifferenceKind.UNKNOWN_TYPE,
+            f"expected one of {', '.join(known_types)}, business-info says {listing.business_type}",
+        )
     if others := sorted({home.business_type for home in homes} - {listing.business_type}):
-        yield Kind.TYPE_DIFFERS, f"business-info says {listing.business_type}, its shard {', '.join(others)}"
+        yield DifferenceKind.TYPE_DIFFERS, f"business-info says {listing.business_type}, its shard {', '.join(others)}"
     if not listing.is_active:
         if living:
-            yield Kind.LOCATION_INACTIVE, f"it lives on shard {_names(living)}, and its location is not active"
+            yield (
+                DifferenceKind.LOCATION_INACTIVE,
+                f"it lives on shard {_shard_names(living)}, and its location is not active",
+            )
         return
-    if ending := [row for row in subject.own if row.state in {TenantState.DESTROYING, TenantState.DESTROYED}]:
+    if ending := [row for row in subject.own_rows if row.state in {TenantState.DESTROYING, TenantState.DESTROYED}]:
         if not living:
-            yield Kind.DESTROYED, f"it is {ending[0].state} on shard {_names(ending)}, and business-info lists it"
-    elif not homes and not subject.silent and subject.taker is None:
-        yield Kind.NO_ROW, _no_row(subject)
+            yield (
+                DifferenceKind.DESTROYED,
+                f"it is {ending[0].state} on shard {_shard_names(ending)}, and business-info lists it",
+            )
+    elif not homes and not subject.silent and subject.id_taker is None:
+        yield DifferenceKind.NO_ROW, _describe_missing_row(subject)
 
 
-def _of_registration(subject: Subject) -> Iterator[tuple[Kind, str]]:
+def _registration_differences(subject: AuditSubject) -> Iterator[tuple[DifferenceKind, str]]:
     is_alive = any(home.state != TenantState.DESTROYING for home in subject.homes)
     if subject.refusal is not None:
-        yield Kind.ADDRESS_REFUSED, subject.refusal
-    elif subject.named_shard_id is None and (is_alive or (subject.is_wanted and not subject.own)):
-        yield Kind.NOT_IN_CITRUS, "Citrus does not know it"
+        yield DifferenceKind.ADDRESS_REFUSED, subject.refusal
+    elif subject.named_shard_id is None and (is_alive or (subject.is_wanted and not subject.own_rows)):
+        yield DifferenceKind.NOT_IN_CITRUS, "Citrus does not know it"
 
 
-def _no_row(subject: Subject) -> str:
-    states = f"; only a row that is {subject.own[0].state}" if subject.own else ""
+def _describe_missing_row(subject: AuditSubject) -> str:
+    states = f"; only a row that is {subject.own_rows[0].state}" if subject.own_rows else ""
     if subject.named_shard_id is None:
         return f"no shard has its row{states}"
     return f"it is routed to shard {subject.named_shard_id}, and no shard has its row{states}"
 
 
-def _names(rows: Sequence[AuditedRow]) -> str:
+def _shard_names(rows: Sequence[AuditedRow]) -> str:
     return " and ".join(sorted(row.shard_id for row in rows))

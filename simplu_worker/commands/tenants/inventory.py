@@ -12,7 +12,13 @@ import msgspec
 from simplu_worker.assembly import Shards
 from simplu_worker.business_info.items import Business
 from simplu_worker.business_info.table import BusinessInfo, Unreadable
-from simplu_worker.commands.tenants.audit_rules import AuditedRow, Difference, Kind, Listing, Subject
+from simplu_worker.commands.tenants.audit_rules import (
+    AuditedRow,
+    AuditSubject,
+    BusinessListing,
+    Difference,
+    DifferenceKind,
+)
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import is_id, tenant_id_of
@@ -21,7 +27,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 
 PAGE_SIZE: Final = 500
-LOCATED_AT_ONCE: Final = 16
+LOCATES_AT_ONCE: Final = 16
 
 
 class ListedTenant(msgspec.Struct, frozen=True):
@@ -29,7 +35,7 @@ class ListedTenant(msgspec.Struct, frozen=True):
 
     business_id: str
     location_id: str
-    listing: Listing
+    listing: BusinessListing
 
     @property
     def tenant_id(self) -> str:
@@ -37,7 +43,7 @@ class ListedTenant(msgspec.Struct, frozen=True):
         return tenant_id_of(self.business_id, self.location_id)
 
 
-class Page(msgspec.Struct, frozen=True):
+class ListingPage(msgspec.Struct, frozen=True):
     """Some of what business-info lists, and what of it cannot be read."""
 
     tenants: list[ListedTenant]
@@ -53,38 +59,38 @@ class TenantInventory:
         self._shards = shards
         self.silent: set[str] = set()
 
-    async def listed(self) -> AsyncIterator[Page]:
+    async def read_listed(self) -> AsyncIterator[ListingPage]:
         """Yield what business-info lists, about a page of tenants at a time."""
         tenants: list[ListedTenant] = []
         async for businesses in self._business_info.pages(page_size=self._page_size):
             unreadable: list[Difference] = []
             for business in businesses:
-                unreadable += problems_of(business)
+                unreadable += unreadable_parts(business)
                 if isinstance(business, Business):
-                    tenants += listed_of(business)
+                    tenants += listed_tenants(business)
             while len(tenants) >= self._page_size or unreadable:
-                yield Page(tenants[: self._page_size], unreadable)
+                yield ListingPage(tenants[: self._page_size], unreadable)
                 tenants, unreadable = tenants[self._page_size :], []
         if tenants:
-            yield Page(tenants, [])
+            yield ListingPage(tenants, [])
 
-    async def subjects(self, tenants: Sequence[ListedTenant], *, located: bool = True) -> list[Subject]:
+    async def gather_subjects(self, tenants: Sequence[ListedTenant], *, located: bool = True) -> list[AuditSubject]:
         """Return all that is known of *tenants*, in their order; where they belong only with *located*."""
-        return await self._subjects(
+        return await self._gather(
             [(tenant.business_id, tenant.location_id, tenant.listing) for tenant in tenants], located=located
         )
 
-    async def unlisted(self) -> AsyncIterator[list[Subject]]:
+    async def read_unlisted(self) -> AsyncIterator[list[AuditSubject]]:
         """Yield the tenants that live on a shard and are not in business-info, a page of a shard at a time.
 
         Each once, with the first of the shards where it lives.
         """
         for address in await self._shards.locator.shards():
-            async for rows in self._pages_of(address):
-                subjects = await self._not_listed(rows)
+            async for rows in self._read_pages(address):
+                subjects = await self._find_unlisted(rows)
                 yield [subject for subject in subjects if _first_home(subject) in {None, address.shard_id}]
 
-    async def located(self, tenant_id: str) -> tuple[str | None, str | None]:
+    async def locate(self, tenant_id: str) -> tuple[str | None, str | None]:
         """Return the shard that is named for a tenant; None and why where that may not be used, or twice None."""
         try:
             address = await self._shards.locator.locate(tenant_id)
@@ -92,18 +98,22 @@ class TenantInventory:
             return None, str(exc)
         return (None if address is None else address.shard_id), None
 
-    async def _subjects(self, tenants: Sequence[tuple[str, str, Listing | None]], *, located: bool) -> list[Subject]:
+    async def _gather(
+        self, tenants: Sequence[tuple[str, str, BusinessListing | None]], *, located: bool
+    ) -> list[AuditSubject]:
         ids = [tenant_id_of(business_id, location_id) for business_id, location_id, _ in tenants]
-        rows, silent = await self._rows(ids)
-        names = await self._names(ids) if located else {}
+        rows, silent = await self._fetch_rows(ids)
+        names = await self._locate_all(ids) if located else {}
         subjects = []
         for tenant_id, (business_id, location_id, listing) in zip(ids, tenants, strict=True):
             shard_id, refusal = names.get(tenant_id, (None, None))
-            subject = Subject(business_id, location_id, listing, rows.get(tenant_id, []), shard_id, refusal, silent)
+            subject = AuditSubject(
+                business_id, location_id, listing, rows.get(tenant_id, []), shard_id, refusal, silent
+            )
             subjects.append(subject)
         return subjects
 
-    async def _rows(self, tenant_ids: Sequence[str]) -> tuple[Mapping[str, list[AuditedRow]], list[str]]:
+    async def _fetch_rows(self, tenant_ids: Sequence[str]) -> tuple[Mapping[str, list[AuditedRow]], list[str]]:
         """Return the rows of tenants on all shards by id, and the shards that did not answer."""
         survey = await self._shards.gateway.survey("find_tenants", list(tenant_ids))
         self.silent.update(survey.silent)
@@ -112,23 +122,23 @@ class TenantInventory:
             rows[row["id"]].append(_row(shard_id, row))
         return rows, survey.silent
 
-    async def _names(self, tenant_ids: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
+    async def _locate_all(self, tenant_ids: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
         named: dict[str, tuple[str | None, str | None]] = {}
         left = iter(dict.fromkeys(tenant_ids))
 
         async def locate() -> None:
             for tenant_id in left:
-                named[tenant_id] = await self.located(tenant_id)
+                named[tenant_id] = await self.locate(tenant_id)
 
         try:
             async with asyncio.TaskGroup() as tasks:
-                for number in range(LOCATED_AT_ONCE):
-                    tasks.create_task(locate(), name=f"census:{number}")
+                for number in range(LOCATES_AT_ONCE):
+                    tasks.create_task(locate(), name=f"inventory:{number}")
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # one is enough: without Citrus there is no audit
         return named
 
-    async def _pages_of(self, address: ShardAddress) -> AsyncIterator[list[AuditedRow]]:
+    async def _read_pages(self, address: ShardAddress) -> AsyncIterator[list[AuditedRow]]:
         """Yield the tenants of one shard in pages; nothing more once it does not answer."""
         after = ""
         while True:
@@ -145,7 +155,7 @@ class TenantInventory:
                 return
             after = rows[-1]["id"]
 
-    async def _not_listed(self, rows: Sequence[AuditedRow]) -> list[Subject]:
+    async def _find_unlisted(self, rows: Sequence[AuditedRow]) -> list[AuditSubject]:
         """Return the tenants of *rows* that live there and are not in business-info."""
         living = [row for row in rows if row.state in {TenantState.ACTIVE, TenantState.FENCED}]
         ids = sorted({row.business_id for row in living if is_id(row.business_id)})
@@ -153,21 +163,23 @@ class TenantInventory:
         absent = [row for row in living if not _is_listed(businesses.get(row.business_id), row.location_id)]
         if not absent:
             return []
-        return await self._subjects([(row.business_id, row.location_id, None) for row in absent], located=True)
+        return await self._gather([(row.business_id, row.location_id, None) for row in absent], located=True)
 
 
-def listed_of(business: Business) -> list[ListedTenant]:
+def listed_tenants(business: Business) -> list[ListedTenant]:
     """Return the tenants of a business, in order of location."""
     return [
-        ListedTenant(business.id, location_id, Listing(business.business_type, location_id not in business.inactive))
+        ListedTenant(
+            business.id, location_id, BusinessListing(business.business_type, location_id not in business.inactive)
+        )
         for location_id in sorted(business.locations)
     ]
 
 
-def problems_of(business: Business | Unreadable) -> list[Difference]:
+def unreadable_parts(business: Business | Unreadable) -> list[Difference]:
     """Return what of an item of business-info cannot be read."""
     problems = [business.problem] if isinstance(business, Unreadable) else business.problems
-    return [Difference(Kind.UNREADABLE, problem, business.id) for problem in problems]
+    return [Difference(DifferenceKind.UNREADABLE, problem, business.id) for problem in problems]
 
 
 def _is_listed(business: Business | Unreadable | None, location_id: str) -> bool:
@@ -175,7 +187,7 @@ def _is_listed(business: Business | Unreadable | None, location_id: str) -> bool
     return isinstance(business, Unreadable) or (business is not None and location_id in business.locations)
 
 
-def _first_home(subject: Subject) -> str | None:
+def _first_home(subject: AuditSubject) -> str | None:
     return min((home.shard_id for home in subject.homes), default=None)
 
 

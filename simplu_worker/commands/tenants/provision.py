@@ -14,9 +14,9 @@ from simplu_worker.assembly import Shards, open_business_info, open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note
 from simplu_worker.commands.output.streamed_list import StreamedList
 from simplu_worker.commands.requirements import require_settings
-from simplu_worker.commands.tenants.audit_rules import Kind, Subject
-from simplu_worker.commands.tenants.inventory import PAGE_SIZE, Page, TenantInventory
-from simplu_worker.commands.tenants.show import checked_tenant_id
+from simplu_worker.commands.tenants.audit_rules import AuditSubject, DifferenceKind
+from simplu_worker.commands.tenants.inventory import PAGE_SIZE, ListingPage, TenantInventory
+from simplu_worker.commands.tenants.show import parse_tenant_id
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
 from simplu_worker.operations.admission import TenantState
@@ -46,7 +46,7 @@ TROUBLES: Final = frozenset(
 )
 
 
-class Planned(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class PlannedTenant(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """A tenant that business-info lists as active, and that does not simply live where it should."""
 
     step: ProvisionStep
@@ -61,11 +61,11 @@ async def provision_tenant(
 ) -> int:
     """Register the tenant and make it on its shard, unless it is there; return 1 when a newer message forbids it."""
     require_settings(settings, routes=True)
-    tenant_id = checked_tenant_id(business_id, location_id)
+    tenant_id = parse_tenant_id(business_id, location_id)
     request = ProvisionRequest(business_id, location_id, business_type, requested_at=datetime.now(UTC))
     async with open_shards(settings) as shards:
         result = await shards.provisioner.provision(request)
-        shard_id = await _shard_of(shards, tenant_id)
+        shard_id = await _find_shard(shards, tenant_id)
     if as_json:
         print_json({"businessId": business_id, "locationId": location_id, "result": result, "shardId": shard_id})
     else:
@@ -84,19 +84,19 @@ async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, pa
     require_settings(settings, routes=True)
     counts: Counter[ProvisionStep] = Counter()
     there_count = 0
-    shown: StreamedList[Planned] = StreamedList("tenants", COLUMNS, _row, as_json=as_json)
+    shown: StreamedList[PlannedTenant] = StreamedList("tenants", COLUMNS, _row, as_json=as_json)
     async with open_business_info(settings, attempts=ATTEMPTS) as business_info, open_shards(settings) as shards:
-        census = TenantInventory(business_info, shards, page_size=page_size)
-        async for page in census.listed():
-            planned = await _plan(census, page)
+        inventory = TenantInventory(business_info, shards, page_size=page_size)
+        async for page in inventory.read_listed():
+            planned = await _plan_page(inventory, page)
             there_count += sum(tenant.listing.is_active for tenant in page.tenants) + len(page.unreadable)
             there_count -= len(planned)
             if apply:
-                planned = await _carried_out(shards.provisioner, planned)
+                planned = await _carry_out(shards.provisioner, planned)
             counts.update(one.step for one in planned)
             shown.add(planned)
     steps = {step.value: count for step, count in sorted(counts.items())}
-    shown.end({"counts": steps, "there": there_count, "shardsWithoutAnswer": sorted(census.silent)})
+    shown.finish({"counts": steps, "there": there_count, "shardsWithoutAnswer": sorted(inventory.silent)})
     if not as_json:
         said = "".join(f", {count} {step}" for step, count in steps.items())
         print_line(f"{there_count} there{said}")
@@ -105,23 +105,24 @@ async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, pa
     return 1 if TROUBLES & counts.keys() else 0
 
 
-def plan_of(subject: Subject) -> Planned | None:
+def plan_tenant(subject: AuditSubject) -> PlannedTenant | None:
     """Return what to do about a tenant that business-info lists as active; None where a shard has it."""
     listing = subject.listing
     business_type = None if listing is None else listing.business_type
 
-    def planned(step: ProvisionStep, detail: str | None = None) -> Planned:
-        return Planned(step, subject.business_id, subject.location_id, business_type, detail)
+    def planned(step: ProvisionStep, detail: str | None = None) -> PlannedTenant:
+        return PlannedTenant(step, subject.business_id, subject.location_id, business_type, detail)
 
-    if subject.taker is not None:
-        taker = subject.taker
+    if subject.id_taker is not None:
+        id_taker = subject.id_taker
         return planned(
-            ProvisionStep.REFUSED, f"its id is taken by business {taker.business_id}, location {taker.location_id}"
+            ProvisionStep.REFUSED,
+            f"its id is taken by business {id_taker.business_id}, location {id_taker.location_id}",
         )
     if subject.homes and all(home.state != TenantState.DESTROYING for home in subject.homes):
         return None
-    if subject.own:
-        row = subject.own[0]
+    if subject.own_rows:
+        row = subject.own_rows[0]
         return planned(ProvisionStep.LEFT, f"it is {row.state} on shard {row.shard_id}")
     if business_type not in BUSINESS_TYPES:
         return planned(ProvisionStep.REFUSED, f"expected one of {', '.join(sorted(BUSINESS_TYPES))}")
@@ -130,15 +131,17 @@ def plan_of(subject: Subject) -> Planned | None:
     return planned(ProvisionStep.MAKE)
 
 
-async def _plan(census: TenantInventory, page: Page) -> list[Planned]:
+async def _plan_page(inventory: TenantInventory, page: ListingPage) -> list[PlannedTenant]:
     """Return the plan for a page; who is registered already is asked only of those that are to be made."""
-    subjects = await census.subjects([tenant for tenant in page.tenants if tenant.listing.is_active], located=False)
-    planned = [Planned(ProvisionStep.UNREADABLE, one.business_id, detail=one.detail) for one in page.unreadable]
+    subjects = await inventory.gather_subjects(
+        [tenant for tenant in page.tenants if tenant.listing.is_active], located=False
+    )
+    planned = [PlannedTenant(ProvisionStep.UNREADABLE, one.business_id, detail=one.detail) for one in page.unreadable]
     ids: set[str] = set()
     for subject in subjects:
-        step = plan_of(subject)
+        step = plan_tenant(subject)
         if step is not None and step.step is ProvisionStep.MAKE and subject.tenant_id in ids:
-            detail = f"another business and location that are listed have its id {subject.tenant_id}: {Kind.ID_TAKEN}"
+            detail = f"another listed business and location have its id {subject.tenant_id}: {DifferenceKind.ID_TAKEN}"
             step = msgspec.structs.replace(step, step=ProvisionStep.REFUSED, detail=detail)
         ids.add(subject.tenant_id)
         if step is not None:
@@ -146,17 +149,17 @@ async def _plan(census: TenantInventory, page: Page) -> list[Planned]:
     return planned
 
 
-async def _carried_out(provisioner: Provisioner, planned: Sequence[Planned]) -> list[Planned]:
+async def _carry_out(provisioner: Provisioner, planned: Sequence[PlannedTenant]) -> list[PlannedTenant]:
     """Make those of *planned* that are to be made; return all, with what became of them."""
-    wanted = [(one, request) for one in planned if (request := _request_of(one)) is not None]
+    wanted = [(one, request) for one in planned if (request := _provision_request(one)) is not None]
     answers = await provisioner.provision_all([request for _, request in wanted])
-    results = {id(one): _result_of(one, answer) for (one, _), answer in zip(wanted, answers, strict=True)}
+    results = {id(one): _with_result(one, answer) for (one, _), answer in zip(wanted, answers, strict=True)}
     return [results.get(id(one), one) for one in planned]
 
 
-def _request_of(planned: Planned) -> ProvisionRequest | None:
+def _provision_request(planned: PlannedTenant) -> ProvisionRequest | None:
     match planned:
-        case Planned(
+        case PlannedTenant(
             step=ProvisionStep.MAKE, business_id=str(business), location_id=str(location), business_type=str(kind)
         ):
             return ProvisionRequest(business, location, kind, BEFORE_ANY_CONTROL)
@@ -164,7 +167,7 @@ def _request_of(planned: Planned) -> ProvisionRequest | None:
             return None
 
 
-def _result_of(planned: Planned, answer: ProvisionAnswer) -> Planned:
+def _with_result(planned: PlannedTenant, answer: ProvisionAnswer) -> PlannedTenant:
     match answer:
         case WorkerError():
             return msgspec.structs.replace(planned, step=ProvisionStep.FAILED, detail=str(answer))
@@ -176,10 +179,10 @@ def _result_of(planned: Planned, answer: ProvisionAnswer) -> Planned:
             return msgspec.structs.replace(planned, step=ProvisionStep.MADE, detail="by somebody else, meanwhile")
 
 
-async def _shard_of(shards: Shards, tenant_id: str) -> str | None:
+async def _find_shard(shards: Shards, tenant_id: str) -> str | None:
     found = await shards.gateway.find(tenant_id)
     return None if isinstance(found, Absence) else found
 
 
-def _row(planned: Planned) -> tuple[object, ...]:
+def _row(planned: PlannedTenant) -> tuple[object, ...]:
     return planned.business_id, planned.location_id, planned.business_type, planned.step, planned.detail

@@ -30,14 +30,14 @@ async def list_tenants(settings: Settings, *, as_json: bool) -> int:
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         survey = await shards.gateway.survey("list_tenants")
-    _print(_views(survey), survey.silent, as_json=as_json)
+    _print_tenants(_views(survey), survey.silent, as_json=as_json)
     return 1 if survey.silent else 0
 
 
 async def show_tenant(settings: Settings, business_id: str, location_id: str, *, as_json: bool) -> int:
     """Print what Citrus or the map and every shard say of one tenant; return 1 when no shard has it."""
     require_settings(settings, routes=True)
-    tenant_id = checked_tenant_id(business_id, location_id)
+    tenant_id = parse_tenant_id(business_id, location_id)
     async with open_shards(settings) as shards:
         named = await shards.locator.locate(tenant_id)
         survey = await shards.gateway.survey("show_tenant", tenant_id)
@@ -45,7 +45,7 @@ async def show_tenant(settings: Settings, business_id: str, location_id: str, *,
     found = [view for view in views if (view["businessId"], view["locationId"]) == (business_id, location_id)]
     routed = "not registered" if named is None else f"routed to shard {named.shard_id}"
     if found or as_json:
-        _print(found, survey.silent, as_json=as_json, namedShardId=None if named is None else named.shard_id)
+        _print_tenants(found, survey.silent, as_json=as_json, namedShardId=None if named is None else named.shard_id)
     if not as_json:
         print_line(f"{business_id} {location_id}: {routed}")
     if not found:
@@ -58,7 +58,7 @@ async def show_tenant(settings: Settings, business_id: str, location_id: str, *,
     return 0 if found else 1
 
 
-def checked_tenant_id(business_id: str, location_id: str) -> str:
+def parse_tenant_id(business_id: str, location_id: str) -> str:
     """Return the id of a tenant whose names came from the command line. Raises `PermanentError`: they can be none."""
     for name, value in {"business": business_id, "location": location_id}.items():
         if not is_id(value):
@@ -71,16 +71,16 @@ def _views(survey: Survey) -> list[dict[str, Any]]:
     return sorted(views, key=lambda view: (view["businessId"], view["locationId"], view["shardId"]))
 
 
-def _print(views: list[dict[str, Any]], silent: list[str], *, as_json: bool, **more: object) -> None:
+def _print_tenants(views: list[dict[str, Any]], silent: list[str], *, as_json: bool, **more: object) -> None:
     if as_json:
         shown = [{name: value for name, value in view.items() if value is not None} for view in views]
         print_json({"tenants": shown, **more, "shardsWithoutAnswer": silent})
         return
     columns = COLUMNS | (COUNTS if any(view["resources"] is not None for view in views) else {})
-    print_table(list(columns.values()), [[_cell(view[name]) for name in columns] for view in views])
+    print_table(list(columns.values()), [[_format_cell(view[name]) for name in columns] for view in views])
     if silent:
         print_note(f"no answer from: {', '.join(silent)}")
 
 
-def _cell(value: object) -> object:
+def _format_cell(value: object) -> object:
     return value.isoformat(timespec="seconds") if isinstance(value, datetime) else value

@@ -57,7 +57,7 @@ class HealthRegistry:
             return
         self._looked_at.discard(shard_id)
         self._learn(shard_id, Seen(usage=self._entry(shard_id).seen.usage))
-        instruments.remove_looks_at_shard(shard_id)
+        instruments.remove_shard_use(shard_id)
         self._drop_if_unknown(shard_id)
 
     def note_look(self, shard_id: str, probe: ShardProbe | ShardSilence) -> None:

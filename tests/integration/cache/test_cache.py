@@ -23,7 +23,7 @@ from support.redis.server import PASSWORD, RedisServer
 from simplu_worker.cache.cache import Cache, CacheDesk, open_cache, redis_commands
 from simplu_worker.cache.invalidations import KEY_OVERHEAD_BYTES, ResourceKey
 from simplu_worker.cache.redis_commands import CacheUnavailableError
-from simplu_worker.commands.check.check import Examination
+from simplu_worker.commands.check.check import DependencyChecks
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.local.processes.loopback import poll_until
@@ -617,13 +617,13 @@ async def test_clear_deletes_our_entries_and_moves_the_epoch(redis: RedisServer,
 
 async def test_check_asks_redis_once(redis: RedisServer) -> None:
     """Without it operations go on: a warning, and never its password."""
-    assert await Examination(Settings()).cache() == []
-    examination = Examination(Settings(redis_url=SecretStr(redis.url)))
-    (answer,) = await examination.cache()
+    assert await DependencyChecks(Settings()).check_cache() == []
+    checks = DependencyChecks(Settings(redis_url=SecretStr(redis.url)))
+    (answer,) = await checks.check_cache()
     assert (answer.dependency, answer.address, answer.status) == ("Redis", redis.place, "ok")
-    assert examination.facts.eviction_policy == "noeviction"
+    assert checks.facts.eviction_policy == "noeviction"
     redis.kill()
-    (answer,) = await examination.cache()
+    (answer,) = await checks.check_cache()
     assert (answer.address, answer.status) == (redis.place, "warning")
     assert PASSWORD not in answer.result
 

@@ -26,7 +26,7 @@ from support.reader_world import MARGIN, WAIT, World, eventually, open_world, re
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.commands.dead_letters import browse, command
 from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser
-from simplu_worker.commands.dead_letters.command import ListOptions, list_letters, replay_letters
+from simplu_worker.commands.dead_letters.command import ListOptions, list_dead_letters, replay_dead_letters
 from simplu_worker.commands.dead_letters.replay import ReplayOptions
 from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
 from simplu_worker.commands.stream import put_records
@@ -96,14 +96,14 @@ class Bench:
         """Run `dead-letters replay --json`."""
         self._capfd.readouterr()
         with capture_logs():  # which go to stderr when the command runs as a process
-            status = await replay_letters(self.settings, filters, options, as_json=True)
+            status = await replay_dead_letters(self.settings, filters, options, as_json=True)
         return Ended(status, json.loads(self._capfd.readouterr().out))
 
     async def shown(self, options: ListOptions = LIST, filters: DeadLetterFilter = ALL) -> Ended:
         """Run `dead-letters list --json`."""
         self._capfd.readouterr()
         with capture_logs():
-            status = await list_letters(self.settings, filters, options, as_json=True)
+            status = await list_dead_letters(self.settings, filters, options, as_json=True)
         return Ended(status, json.loads(self._capfd.readouterr().out))
 
     async def store(self, *letters: DeadLetter, url: str | None = None) -> None:
@@ -241,9 +241,9 @@ async def test_replay_killed_between_send_and_delete_sends_again_what_is_dropped
         """Give nothing back: that is what a kill does."""
 
     with monkeypatch.context() as patch:
-        patch.setattr(browse, "hidden_s", lambda count: 2)
+        patch.setattr(browse, "visibility_timeout_s", lambda count: 2)
         patch.setattr(DeadLetterBrowser, "delete", killed)
-        patch.setattr(DeadLetterBrowser, "_give_back", nothing)
+        patch.setattr(DeadLetterBrowser, "_return_all", nothing)
         with pytest.raises(KilledError):
             await bench.replay()
     assert len(await bench.records()) >= 1
@@ -330,11 +330,11 @@ async def test_tables_are_printed_for_people(bench: Bench, capfd: pytest.Capture
     """Counts, reasons and the way on; nothing of the records."""
     data = record("create", "a-x", 1, data={"note": "private"})
     await bench.store(letter(bench, data), letter(bench, b"{private", "2", reason=DeadLetterReason.INVALID_JSON))
-    assert await list_letters(bench.settings, ALL, LIST, as_json=False) == 0
+    assert await list_dead_letters(bench.settings, ALL, LIST, as_json=False) == 0
     listed = capfd.readouterr()
     assert "retries_exhausted" in listed.out
     assert "hidden from others" in listed.err
-    assert await replay_letters(bench.settings, ALL, PLAN, as_json=False) == 1
+    assert await replay_dead_letters(bench.settings, ALL, PLAN, as_json=False) == 1
     planned = capfd.readouterr()
     assert "would send" in planned.out
     assert "would_come_back" in planned.out
@@ -366,7 +366,7 @@ async def test_replay_leaves_by_name_what_is_not_meant_or_cannot_go(bench: Bench
     done = await bench.replay(filters=DeadLetterFilter(tenant=("a", "x")))
     assert (done.status, done.json["sent"], done.json["left"]) == (1, 1, 1)
     rest = await bench.replay(ReplayOptions(apply=False, force=False, limit=None))
-    why = sorted(fate.get("why", fate["status"]) for fate in rest.json["letters"])
+    why = sorted(outcome.get("why", outcome["status"]) for outcome in rest.json["letters"])
     assert (rest.status, why) == (1, ["not_a_letter", "source_not_configured", "would send", "would_come_back"])
     forced = await bench.replay(FORCE, DeadLetterFilter(reasons=frozenset({DeadLetterReason.INVALID_JSON})))
     assert (forced.status, forced.json["sent"]) == (0, 1)
@@ -395,7 +395,7 @@ async def test_replay_takes_a_truncated_record_from_the_stream(bench: Bench) -> 
     )
     done = await bench.replay()
     assert (done.status, done.json["sent"], done.json["left"]) == (1, 2, 2)
-    assert {fate["why"] for fate in done.json["letters"] if fate["status"] == "left"} == {"record_gone"}
+    assert {outcome["why"] for outcome in done.json["letters"] if outcome["status"] == "left"} == {"record_gone"}
     assert (await bench.records())[3:] == [big[2], big[1]]
 
 
@@ -509,7 +509,7 @@ async def test_replay_stops_by_name_when_the_stream_is_in_trouble(
     await bench.store(*(letter(bench, record("create", "a-x", n), str(n)) for n in range(3)))
     done = await bench.replay()
     assert (done.status, done.json["sent"]) == (1, 0)
-    assert {fate["why"] for fate in done.json["letters"]} == {"not_reached"}
+    assert {outcome["why"] for outcome in done.json["letters"]} == {"not_reached"}
     assert await bench.count() == (3, 0)
 
 
@@ -527,19 +527,19 @@ async def test_replay_says_that_letters_are_hidden_from_it(bench: Bench) -> None
 
 
 async def test_box_claims_letters_again_and_gives_them_back(bench: Bench) -> None:
-    """While they are looked at nobody else gets them; after the half of their time they are claimed again."""
+    """While they are depth at nobody else gets them; after the half of their time they are claimed again."""
     now = 0.0
     await bench.store(*(letter(bench, b"{}", str(n)) for n in range(25)))
-    async with DeadLetterBrowser(Queue(bench.world.sqs, bench.world.queue_url), clock=lambda: now) as box:
-        assert len([message async for message in box.messages()]) == 25
+    async with DeadLetterBrowser(Queue(bench.world.sqs, bench.world.queue_url), clock=lambda: now) as browser:
+        assert len([message async for message in browser.read_messages()]) == 25
         assert await bench.count() == (0, 25)
-        due = dict(box._due)
+        due = dict(browser._renew_at)
         now = 31.0
-        await box.keep()
-        assert all(box._due[name] > due[name] for name in due)
+        await browser.keep_hidden()
+        assert all(browser._renew_at[name] > due[name] for name in due)
         assert await bench.count() == (0, 25)
-        left = await box.delete(list(due)[:5])
-        assert (left, repr(box).endswith("20 in hand)")) == (set(), True)
+        left = await browser.delete(list(due)[:5])
+        assert (left, repr(browser).endswith("20 in hand)")) == (set(), True)
     assert await bench.count() == (20, 0)
 
 

@@ -294,7 +294,7 @@ def test_long_list_shows_a_person_its_first_rows_only(capsys: pytest.CaptureFixt
         )
         shown.add([{"n": 1}, {"n": 2}])
         shown.add({"n": number} for number in range(3, 8))
-        shown.end({"done": True})
+        shown.finish({"done": True})
         said = capsys.readouterr()
         if as_json:
             assert json.loads(said.out) == {"rows": [{"n": number} for number in range(1, 8)], "done": True}

@@ -29,7 +29,7 @@ from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.shard_query import QueryLimits
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
-from simplu_worker.status.replica import ReplicaStatus, views_of
+from simplu_worker.status.replica import ReplicaStatus, http_views
 
 HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
 
@@ -108,7 +108,7 @@ async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: Sha
     good = await make_shard("shard-1")
     async with routed_shards([good, silent("shard-2")], timeouts=HURRIED) as routed:
         await add_tenant(routed.pools.ensure_pool(good))
-        status, answer = await views_of(replica_of(routed)).shards()
+        status, answer = await http_views(replica_of(routed)).shards()
     shards = by_id(answer["shards"])
     assert (status, answer["shardsWithoutAnswer"]) == (200, ["shard-2"])
     assert (
@@ -121,15 +121,15 @@ async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: Sha
 
 async def test_shards_view_says_that_it_cannot_when_nobody_names_the_shards() -> None:
     """503, and before the start too."""
-    assert (await views_of(ReplicaStatus("replica-1", asyncio.Event())).shards())[0] == 503
+    assert (await http_views(ReplicaStatus("replica-1", asyncio.Event())).shards())[0] == 503
 
     class Silent:
         async def shards(self) -> list[ShardAddress]:
             raise RetryableError("Citrus shards_health: no answer")
 
     replica = ReplicaStatus("replica-1", asyncio.Event())
-    replica.roll_call = ShardInspector(Silent(), None)  # type: ignore[arg-type]  # all that is asked of them
-    assert await views_of(replica).shards() == (503, {"error": "Citrus shards_health: no answer"})
+    replica.inspector = ShardInspector(Silent(), None)  # type: ignore[arg-type]  # all that is asked of them
+    assert await http_views(replica).shards() == (503, {"error": "Citrus shards_health: no answer"})
 
 
 async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: ShardMaker) -> None:
@@ -152,7 +152,7 @@ async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: Shar
 async def test_operation_view_names_the_silent_shards_when_all_are_asked(make_shard: ShardMaker) -> None:
     """The answer of those that did is not withheld."""
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
-        status, answer = await replica_of(routed).operation("never-seen", None, None)
+        status, answer = await replica_of(routed).find_operation("never-seen", None, None)
     assert (status, answer["status"], answer["shardsWithoutAnswer"]) == (404, "unknown", ["shard-2"])
 
 

@@ -15,7 +15,7 @@ from simplu_worker.commands.shards.upgrade import (
     UpgradeProgress,
     UpgradeReport,
     UpgradeStatus,
-    described,
+    describe_activity,
     upgrade_shards,
 )
 from simplu_worker.config.settings import Settings, load_settings
@@ -150,7 +150,7 @@ async def test_shards_upgrade_refuses_a_shard_that_nobody_knows(make_shard: Shar
 
 
 @pytest.mark.parametrize(
-    ("doing", "text"),
+    ("activity", "text"),
     [
         (UpgradeActivity(TITLE, 0, 3), TITLE),
         (UpgradeActivity(TITLE, 0, 3, share=0.345), f"{TITLE} 34%"),
@@ -165,9 +165,9 @@ async def test_shards_upgrade_refuses_a_shard_that_nobody_knows(make_shard: Shar
         (UpgradeActivity(TITLE, 0, 3, waits_for=[Blocker(12, "\x1b[2J")]), f"{TITLE}, waits for pid 12 (\\x1b[2J)"),
     ],
 )
-def test_doing_is_described_in_a_line(doing: UpgradeActivity, text: str) -> None:
+def test_doing_is_described_in_a_line(activity: UpgradeActivity, text: str) -> None:
     """What, how far, and whom it waits for; a name is a stranger's, and does nothing to a terminal."""
-    assert described(doing) == text
+    assert describe_activity(activity) == text
 
 
 def test_progress_says_now_and_then_whom_a_shard_waits_for_when_it_is_no_terminal(
@@ -178,11 +178,11 @@ def test_progress_says_now_and_then_whom_a_shard_waits_for_when_it_is_no_termina
     waiting = UpgradeActivity(TITLE, 0, 3, waits_for=[BLOCKER])
     with UpgradeProgress(2, clock=lambda: now[0]) as progress:
         for now[0] in (0.0, 5.0, 9.9, 10.0, 12.0):
-            progress.tell("shard-1", waiting)
-            progress.tell("shard-1", UpgradeActivity(TITLE, 1, 3))
-        progress.tell("shard-2", waiting)
-        for shard_id, standing in (("shard-1", UpgradeStatus.UPGRADED), ("shard-2", UpgradeStatus.FAILED)):
-            progress.end(UpgradeReport(ShardAddress(shard_id, ""), standing))
+            progress.show("shard-1", waiting)
+            progress.show("shard-1", UpgradeActivity(TITLE, 1, 3))
+        progress.show("shard-2", waiting)
+        for shard_id, status in (("shard-1", UpgradeStatus.UPGRADED), ("shard-2", UpgradeStatus.FAILED)):
+            progress.end(UpgradeReport(ShardAddress(shard_id, ""), status))
     lines: Sequence[str] = capfd.readouterr().err.splitlines()
 
     assert [line.partition(":")[0] for line in lines] == ["shard-1", "shard-1", "shard-2", "shard-1", "shard-2"]

@@ -26,7 +26,7 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.local.aws_server.faults import SetOptions
 from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.local.sqs.server import SqsServer
-from simplu_worker.metrics.instruments import SQS_POLLS_REPLACED, outcomes_of
+from simplu_worker.metrics.instruments import SQS_POLLS_REPLACED, message_outcomes
 
 QUEUE_NUMBERS = itertools.count(1)
 
@@ -193,7 +193,7 @@ async def test_t14_expired_receipt_handle_is_refused_by_a_fifo_queue(sqs: Sqs) -
     await sqs.send(queue, "a-1")
     async with receiving(queue, desk, limits=SchedulerLimits(message_count=1)):
         await sqs.emptied(queue)
-    counted = {name: count for name, count in outcomes_of(queue.name).items() if count}
+    counted = {name: count for name, count in message_outcomes(queue.name).items() if count}
     assert ([one.receive_count for one in desk.handled], counted) == ([1, 2], {"stale_receipt": 1, "deleted": 1})
 
 

@@ -29,7 +29,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.local.sqs.server import SqsServer
 from simplu_worker.status.queues import KEYS_MAX
-from simplu_worker.status.replica import ReplicaStatus, views_of
+from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
 from simplu_worker.telemetry.log import register_secret
 
@@ -202,7 +202,7 @@ async def site() -> AsyncIterator[Site]:
         shards = await stack.enter_async_context(open_shards(load_settings(SHARD, for_run=False)))
         watched = {queue.name: queue, letters.name: letters}
         replica.start(shards.gateway, shards.pools, shards.locator, None, {queue.name: receiver}, queues=watched)
-        http = open_http("127.0.0.1", 0, token=TOKEN, views=views_of(replica), allow_destructive=True)
+        http = open_http("127.0.0.1", 0, token=TOKEN, views=http_views(replica), allow_destructive=True)
         port = await stack.enter_async_context(http)
         session = await stack.enter_async_context(ClientSession())
         await stack.enter_async_context(consumed(receiver, desk))
@@ -414,7 +414,7 @@ async def test_cache_in_trouble_is_shown_without_secrets(site: Site) -> None:
 )
 async def test_monitoring_point_is_503_before_the_start(path: str, method: str) -> None:
     """Before the parts are there nothing is known: neither that there is no cache, nor which queues there are."""
-    views = views_of(ReplicaStatus("replica-1", asyncio.Event()))
+    views = http_views(ReplicaStatus("replica-1", asyncio.Event()))
     http = open_http("127.0.0.1", 0, token=TOKEN, views=views, allow_destructive=True)
     async with http as port, ClientSession() as session:
         headers = {"Authorization": f"Bearer {TOKEN}"}

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.config.reference_page import PAGE, area_of, configuration_page, main
+from simplu_worker.config.reference_page import PAGE, area_of, main, render_page
 from simplu_worker.config.settings import Settings
 
 
 def test_page_in_the_repository_is_the_generated_one() -> None:
     """docs/configuration.md is generated anew whenever a setting changes."""
-    assert configuration_page() == PAGE.read_text(encoding="utf-8")
+    assert render_page() == PAGE.read_text(encoding="utf-8")
     assert main(["--check"]) == 0
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_page_describes_every_variable_once(name: str) -> None:
     """Every setting has one row, a sentence, and words for its value."""
-    rows = [line for line in configuration_page().splitlines() if line.startswith(f"| `{name.upper()}`")]
+    rows = [line for line in render_page().splitlines() if line.startswith(f"| `{name.upper()}`")]
     assert len(rows) == 1
     assert rows[0].endswith(". |")
     assert "class" not in rows[0]

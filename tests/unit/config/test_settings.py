@@ -19,7 +19,7 @@ from simplu_worker.config.environment import (
     prepare_aws_environment,
     read_env_file,
 )
-from simplu_worker.config.settings import Settings, expected_of, load_settings
+from simplu_worker.config.settings import Settings, describe_expected, load_settings
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.telemetry import log as log_module
 
@@ -168,7 +168,7 @@ def test_settings_name_variable_value_and_expectation_when_a_value_is_wrong(vari
     environ = {**COMPLETE, variable: value}
     if variable == "SHARD_MAP_FILE":
         del environ["CITRUS_SERVER_URL"]
-    expected = f"{variable}: expected {expected_of(Settings.model_fields[variable.lower()])}, got {value!r}"
+    expected = f"{variable}: expected {describe_expected(Settings.model_fields[variable.lower()])}, got {value!r}"
     assert (expected,) == _problems_of(environ)
 
 

@@ -150,7 +150,7 @@ def test_series_of_a_queue_exist_when_it_is_started_at_zero() -> None:
         for outcome in instruments.SQS_OUTCOMES
     ]
     assert counted == [0] * len(instruments.SQS_OUTCOMES)
-    assert instruments.outcomes_of("control-of-this-test") == dict.fromkeys(instruments.SQS_OUTCOMES, 0)
+    assert instruments.message_outcomes("control-of-this-test") == dict.fromkeys(instruments.SQS_OUTCOMES, 0)
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,10 @@ def systemd() -> Iterator[tuple[str, socket.socket]]:
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
-        (SystemdNotifier.ready, b"READY=1"),
-        (SystemdNotifier.stopping, b"STOPPING=1"),
-        (SystemdNotifier.watchdog, b"WATCHDOG=1"),
-        (lambda notifier: notifier.status("lag 3 s,\nREADY=1 größer"), "STATUS=lag 3 s, READY=1 größer".encode()),
+        (SystemdNotifier.notify_ready, b"READY=1"),
+        (SystemdNotifier.notify_stopping, b"STOPPING=1"),
+        (SystemdNotifier.notify_watchdog, b"WATCHDOG=1"),
+        (lambda notifier: notifier.set_status("lag 3 s,\nREADY=1 größer"), "STATUS=lag 3 s, READY=1 größer".encode()),
     ],
 )
 def test_notifier_sends_one_assignment_per_call(
@@ -50,7 +50,7 @@ def test_notifier_sends_when_the_socket_has_an_abstract_name() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("\0" + name)
         sock.settimeout(1)
-        SystemdNotifier({"NOTIFY_SOCKET": "@" + name}).ready()
+        SystemdNotifier({"NOTIFY_SOCKET": "@" + name}).notify_ready()
         assert sock.recv(1000) == b"READY=1"
 
 
@@ -58,14 +58,14 @@ def test_notifier_sends_when_the_socket_has_an_abstract_name() -> None:
 def test_notifier_does_nothing_when_there_is_no_unix_socket(environ: dict[str, str]) -> None:
     """Outside systemd every call is without effect and nobody watches."""
     notifier = SystemdNotifier({**environ, "WATCHDOG_USEC": "30000000"})
-    notifier.ready()
-    notifier.watchdog()
+    notifier.notify_ready()
+    notifier.notify_watchdog()
     assert notifier.watchdog_interval_s is None
 
 
 def test_notifier_drops_the_message_when_nobody_listens() -> None:
     """A socket that is gone is systemd's trouble and never the worker's."""
-    SystemdNotifier({"NOTIFY_SOCKET": "/nowhere/at/all"}).ready()
+    SystemdNotifier({"NOTIFY_SOCKET": "/nowhere/at/all"}).notify_ready()
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ from simplu_worker.metrics.instruments import (
     SQS_MESSAGES,
     SQS_OLDEST_IN_HAND,
     SQS_QUEUE_DEPTH,
-    outcomes_of,
+    message_outcomes,
     start_queue_at_zero,
 )
 from simplu_worker.timing.backoff import backoff_s
@@ -217,7 +217,7 @@ class QueueReceiver:
             "handlingS": round(self._handling_s, 3),
             "heartbeatLateS": round(self._visibility.late_s, 3),
             "lastTurnS": round(now - self.last_turn, 3),
-            "outcomes": outcomes_of(self._queue.name),
+            "outcomes": message_outcomes(self._queue.name),
         }
 
     # Receiving

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.commands.check.findings import CheckFacts, findings
+from simplu_worker.commands.check.findings import CheckFacts, find_oddities
 from simplu_worker.config.settings import Settings
 
 HOUR = timedelta(hours=1)
@@ -85,5 +85,5 @@ def test_findings_name_what_is_odd_and_nothing_else(
     facts: CheckFacts, changes: dict[str, object], expected: list[str]
 ) -> None:
     """Each rule speaks just beyond its bound, with what it is about first, and is silent at it."""
-    found = [str(finding) for finding in findings(facts, settings_with(**changes))]
+    found = [str(finding) for finding in find_oddities(facts, settings_with(**changes))]
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected

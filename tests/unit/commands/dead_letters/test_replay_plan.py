@@ -15,16 +15,16 @@ from support.aws.kpl_aggregates import aggregate
 from simplu_worker.commands.dead_letters.replay_plan import (
     REQUEST_LIMITS,
     DeadLetterFilter,
-    Left,
+    LeftLetter,
     LeftReason,
     ReplayRules,
-    Request,
     Resend,
-    hidden_s,
-    order_of,
-    place_of,
-    puts_of,
-    resend_of,
+    ResendRequest,
+    cut_into_puts,
+    plan_resend,
+    record_key,
+    sort_key,
+    visibility_timeout_s,
 )
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.dead_letters.letter import DeadLetter
@@ -81,15 +81,15 @@ def letter(
 
 def sent_for(one: DeadLetter, rules: ReplayRules = RULES) -> Resend:
     """Return what is sent for a letter that is."""
-    resend = resend_of(one, rules)
+    resend = plan_resend(one, rules)
     assert isinstance(resend, Resend), resend
     return resend
 
 
 def left_for(one: DeadLetter, rules: ReplayRules = RULES) -> LeftReason:
     """Return why a letter is left that is."""
-    left = resend_of(one, rules)
-    assert isinstance(left, Left), left
+    left = plan_resend(one, rules)
+    assert isinstance(left, LeftLetter), left
     return left.why
 
 
@@ -130,14 +130,14 @@ def test_letters_are_ordered_by_source_and_place() -> None:
     ]
     expected = [letter(origin=origin) for origin in [*in_stream, *in_queue]]
     mixed = [*expected[1::2], *expected[::2]]
-    assert sorted(mixed, key=order_of) == expected
+    assert sorted(mixed, key=sort_key) == expected
 
 
 def test_letters_of_one_place_are_one_and_others_are_not() -> None:
     """A letter stored twice is sent once; without a place, only the very same record is the same."""
     again = letter(failed_at=FAILED_AT + timedelta(hours=1), attempts=4)
     nowhere = msgspec.structs.replace(ORDERS, message_id=None, sequence_number=None)
-    assert place_of(letter()) == place_of(again)
+    assert record_key(letter()) == record_key(again)
     others = [
         letter(origin=msgspec.structs.replace(STREAM, sub_sequence_number=1)),
         letter(origin=msgspec.structs.replace(STREAM, stream_shard_id="shardId-1")),
@@ -145,7 +145,7 @@ def test_letters_of_one_place_are_one_and_others_are_not() -> None:
         letter(b"one", origin=nowhere),
         letter(b"other", origin=nowhere),
     ]
-    assert len({place_of(one) for one in [letter(), *others]}) == 6
+    assert len({record_key(one) for one in [letter(), *others]}) == 6
 
 
 # To the stream
@@ -212,7 +212,7 @@ def test_aggregate_is_taken_apart_and_its_records_are_sent_in_order() -> None:
     assert [(one.partition_key, one.data) for one in sent.records] == list(
         zip(["k1", "k2", "k1", "k2"], parts, strict=True)
     )
-    assert [len(put) for put in puts_of(sent.records)] == [2, 2]
+    assert [len(put) for put in cut_into_puts(sent.records)] == [2, 2]
 
 
 def test_aggregate_without_request_ids_is_left_unless_forced() -> None:
@@ -320,7 +320,7 @@ def test_message_is_left_when_its_reason_lasts(reason: DeadLetterReason) -> None
         (CONTROL, {"retries_exhausted", "unknown_tenant"}),
         (ORDERS, set(DeadLetterReason) - {DeadLetterReason.REQUEST_ID_REUSED}),
     ):
-        assert isinstance(resend_of(letter(EVENT, origin=origin, reason=reason), RULES), Resend) == (reason in sent)
+        assert isinstance(plan_resend(letter(EVENT, origin=origin, reason=reason), RULES), Resend) == (reason in sent)
 
 
 def test_message_that_is_no_text_is_left() -> None:
@@ -349,11 +349,11 @@ def resend(group: str, size: int = 10, *, source: Source = Source.KINESIS, count
 )
 def test_requests_keep_order_and_limits(items: list[tuple[str, int, Source, int]]) -> None:
     """All goes out, once, in order; no group twice in a request, and none is too large unless one alone is."""
-    requests = [Request()]
+    requests = [ResendRequest()]
     resends = [resend(group, size, source=source, count=count) for group, size, source, count in items]
     for one in resends:
-        if not requests[-1].takes(one):
-            requests.append(Request())
+        if not requests[-1].has_room_for(one):
+            requests.append(ResendRequest())
         requests[-1].add(one)
     assert [one for request in requests for one in request.resends] == resends
     for request in requests:
@@ -370,11 +370,11 @@ def test_requests_keep_order_and_limits(items: list[tuple[str, int, Source, int]
 @given(records=st.lists(st.builds(NewRecord, st.sampled_from("abcd"), st.sampled_from([b"x", b"x" * 1_500_000]))))
 def test_puts_keep_order_and_no_key_twice(records: list[NewRecord]) -> None:
     """As a request of PutRecords is taken: in any order when some of it are refused."""
-    puts = list(puts_of(records))
+    puts = list(cut_into_puts(records))
     assert [record for put in puts for record in put] == records
     assert all(len({record.partition_key for record in put}) == len(put) for put in puts)
 
 
 def test_letters_are_hidden_shortly_and_longer_only_for_very_many() -> None:
     """A minute after a kill they are back; a hundred thousand take longer to claim again."""
-    assert [hidden_s(count) for count in (0, 10, 1_000, 100_000, 10**9)] == [60, 60, 140, 8_060, 43_200]
+    assert [visibility_timeout_s(count) for count in (0, 10, 1_000, 100_000, 10**9)] == [60, 60, 140, 8_060, 43_200]

@@ -1,4 +1,4 @@
-"""What commands print: fates of lines, tables that do nothing to a terminal, JSON that loses no digit."""
+"""What commands print: outcomes of lines, tables that do nothing to a terminal, JSON that loses no digit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ import msgspec
 import pytest
 from unit.commands.stream.test_input_lines import WHOLE, read, text_of
 
-from simplu_worker.commands.check.check import CheckReport, CheckStatus, Dependency, place_of, scrubbed, skew_of
+from simplu_worker.commands.check.check import (
+    CheckedDependency,
+    CheckReport,
+    CheckStatus,
+    address_of,
+    clock_skew_s,
+    scrub_report,
+)
 from simplu_worker.commands.check.findings import Finding
-from simplu_worker.commands.output.display import print_json, print_table, printable
+from simplu_worker.commands.output.display import escape_unprintable, print_json, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.stream.input_lines import InputLine
-from simplu_worker.commands.stream.wait_outcomes import fates_of
+from simplu_worker.commands.stream.wait_outcomes import send_outcomes
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.operations.operation import Operation
@@ -42,21 +49,21 @@ def test_fates_of_says_of_each_line_what_became_of_it() -> None:
         row_of(lines[2], digest=b"another"),
     ]
     found = {key: row for key, row in zip(keys, rows, strict=True) if key is not None}
-    fates = fates_of(lines[:5], lines[5:], found, waited=True)
-    assert [(fate.line, fate.status, fate.error) for fate in fates[:4]] == [
+    outcomes = send_outcomes(lines[:5], lines[5:], found, waited=True)
+    assert [(outcome.line, outcome.status, outcome.error) for outcome in outcomes[:4]] == [
         (1, "succeeded", None),
         (2, "failed", "already_exists"),
         (3, "failed", "request_id_reused"),
         (4, "unknown", None),
     ]
-    assert fates[0].result == msgspec.Raw(b'{"n": 1.0}')
-    assert [(fate.line, fate.status) for fate in fates[4:]] == [(5, "sent"), (6, "not sent")]
+    assert outcomes[0].result == msgspec.Raw(b'{"n": 1.0}')
+    assert [(outcome.line, outcome.status) for outcome in outcomes[4:]] == [(5, "sent"), (6, "not sent")]
 
 
 def test_printable_shows_what_would_steer_a_terminal() -> None:
     """Control characters, line ends and lone surrogates of strangers' ids are shown as escapes; all else stays."""
-    assert printable("a\x1b[2J\nü\udc80") == "a\\x1b[2J\\nü\\udc80"
-    assert printable(None) == ""
+    assert escape_unprintable("a\x1b[2J\nü\udc80") == "a\\x1b[2J\\nü\\udc80"
+    assert escape_unprintable(None) == ""
 
 
 def test_print_table_takes_no_markup_and_folds_nothing_for_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +91,7 @@ def test_print_json_keeps_the_text_of_results(capsys: pytest.CaptureFixture[str]
 )
 def test_skew_of_compares_a_date_header_with_our_clock(date: str, expected: float | None) -> None:
     """Ahead is positive; what is no date says nothing."""
-    assert skew_of(date, now=NOW) == expected
+    assert clock_skew_s(date, now=NOW) == expected
 
 
 def test_place_of_shows_no_credentials() -> None:
@@ -96,16 +103,16 @@ def test_place_of_shows_no_credentials() -> None:
     class Client:
         meta = Meta
 
-    assert place_of(Client, "stream") == "https://kinesis.example:443/stream"
+    assert address_of(Client, "stream") == "https://kinesis.example:443/stream"
 
 
 def test_scrubbed_masks_every_text_of_a_report() -> None:
     """Whatever a library put into an error, a password in a URL does not come out."""
     secret = "http://user:hunter22@host/"
     report = CheckReport(
-        [Dependency("d", secret, CheckStatus.FAILED, f"no {secret}", 0.1)], [Finding(secret, secret, secret)]
+        [CheckedDependency("d", secret, CheckStatus.FAILED, f"no {secret}", 0.1)], [Finding(secret, secret, secret)]
     )
-    assert b"hunter22" not in msgspec.json.encode(scrubbed(report))
+    assert b"hunter22" not in msgspec.json.encode(scrub_report(report))
 
 
 def test_require_names_every_variable_that_a_command_lacks() -> None:

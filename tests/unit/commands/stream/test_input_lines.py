@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.commands.stream import input_lines as lines_module
-from simplu_worker.commands.stream.input_lines import InputLine, completed, lines_of, requests_of
+from simplu_worker.commands.stream.input_lines import InputLine, complete_record, cut_into_requests, parse_lines
 from simplu_worker.operations.operation import Operation, Rejected
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -36,7 +36,7 @@ def text_of(*records: dict[str, Any] | bytes) -> bytes:
 def read(text: bytes, *, max_bytes: int = 10_000) -> list[InputLine]:
     """Read *text* with ids that count up."""
     numbers = itertools.count(1)
-    return lines_of(text, now=NOW, new_id=lambda: f"new-{next(numbers)}", max_bytes=max_bytes, list_limit=100)
+    return parse_lines(text, now=NOW, new_id=lambda: f"new-{next(numbers)}", max_bytes=max_bytes, list_limit=100)
 
 
 def without(*names: str) -> dict[str, Any]:
@@ -65,13 +65,13 @@ def test_completed_keeps_every_digit_of_the_data() -> None:
     """What is filled in does not touch the other members' bytes."""
     data = b'{"n": 1.10000000000000000000000001, "e": 1E400, "s": "\\ud800"}'
     record = b'{"data":' + data + b"}"
-    assert completed(record, {"requestId": "x"}) == b'{"data":' + data + b',"requestId":"x"}'
+    assert complete_record(record, {"requestId": "x"}) == b'{"data":' + data + b',"requestId":"x"}'
 
 
 @pytest.mark.parametrize("record", [b"nonsense", b"[1]", b"\xff", b'{"a":', b"[" * 5000])
 def test_completed_leaves_what_is_no_object(record: bytes) -> None:
     """A record that is no JSON object is the worker's to refuse, as it came."""
-    assert completed(record, {"requestId": "x"}) == record
+    assert complete_record(record, {"requestId": "x"}) == record
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_requests_of_keeps_order_within_bounds_and_each_key_once(names: list[str
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines_module, "REQUEST_MAX_RECORDS", most)
         patch.setattr(lines_module, "REQUEST_MAX_BYTES", most_bytes)
-        requests = list(requests_of(lines))
+        requests = list(cut_into_requests(lines))
     assert [line for request in requests for line in request] == lines
     for request in requests:
         keys = [line.partition_key for line in request]

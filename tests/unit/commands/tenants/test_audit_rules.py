@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.commands.tenants.audit_rules import AuditedRow, Kind, Listing, Subject, differences
-from simplu_worker.commands.tenants.provision import ProvisionStep, plan_of
+from simplu_worker.commands.tenants.audit_rules import (
+    AuditedRow,
+    AuditSubject,
+    BusinessListing,
+    DifferenceKind,
+    find_differences,
+)
+from simplu_worker.commands.tenants.provision import ProvisionStep, plan_tenant
 from simplu_worker.operations.admission import TenantState
 
-DENTAL, CLOSED, SPA = Listing("dental"), Listing("dental", is_active=False), Listing("spa")
+DENTAL, CLOSED, SPA = BusinessListing("dental"), BusinessListing("dental", is_active=False), BusinessListing("spa")
 TYPES = ("dental", "gym")
 
 
@@ -20,14 +26,14 @@ def row(
 
 
 def subject(
-    listing: Listing | None = DENTAL,
+    listing: BusinessListing | None = DENTAL,
     *rows: AuditedRow,
     named: str | None = "s1",
     refusal: str | None = None,
     silent: tuple[str, ...] = (),
-) -> Subject:
+) -> AuditSubject:
     """Return the tenant `a`, `b-c`."""
-    return Subject("a", "b-c", listing, rows, named, refusal, silent)
+    return AuditSubject("a", "b-c", listing, rows, named, refusal, silent)
 
 
 OTHER = ("a-b", "c")
@@ -41,33 +47,45 @@ OTHER = ("a-b", "c")
         pytest.param(subject(DENTAL, row(state="moved"), row("s2"), named="s2"), [], id="moved"),
         pytest.param(subject(DENTAL, row(), row("s2", "incoming")), [], id="coming"),
         pytest.param(subject(DENTAL, row("s2", "destroyed"), row()), [], id="an old row elsewhere"),
-        pytest.param(subject(DENTAL), [Kind.NO_ROW], id="registered, not made"),
-        pytest.param(subject(DENTAL, named=None), [Kind.NO_ROW, Kind.NOT_IN_CITRUS], id="listed only"),
-        pytest.param(subject(DENTAL, row(), named=None), [Kind.NOT_IN_CITRUS], id="forgotten by Citrus"),
-        pytest.param(subject(DENTAL, row("s2")), [Kind.SHARD_DIFFERS], id="lives elsewhere"),
-        pytest.param(subject(DENTAL, row(), row("s2")), [Kind.TWO_HOMES], id="split"),
-        pytest.param(subject(DENTAL, row("s2"), row("s3")), [Kind.TWO_HOMES, Kind.SHARD_DIFFERS], id="split elsewhere"),
-        pytest.param(subject(DENTAL, row(kind="gym")), [Kind.TYPE_DIFFERS], id="another type"),
-        pytest.param(subject(SPA, row(kind="spa")), [Kind.UNKNOWN_TYPE], id="an unknown type"),
-        pytest.param(subject(DENTAL, row(state="destroyed")), [Kind.DESTROYED], id="destroyed and listed"),
-        pytest.param(subject(DENTAL, row(state="destroying")), [Kind.DESTROYED], id="being destroyed and listed"),
-        pytest.param(subject(DENTAL, row(state="moved")), [Kind.NO_ROW], id="moved to nowhere"),
-        pytest.param(subject(DENTAL, row(name=OTHER)), [Kind.ID_TAKEN], id="taken"),
+        pytest.param(subject(DENTAL), [DifferenceKind.NO_ROW], id="registered, not made"),
+        pytest.param(
+            subject(DENTAL, named=None), [DifferenceKind.NO_ROW, DifferenceKind.NOT_IN_CITRUS], id="listed only"
+        ),
+        pytest.param(subject(DENTAL, row(), named=None), [DifferenceKind.NOT_IN_CITRUS], id="forgotten by Citrus"),
+        pytest.param(subject(DENTAL, row("s2")), [DifferenceKind.SHARD_DIFFERS], id="lives elsewhere"),
+        pytest.param(subject(DENTAL, row(), row("s2")), [DifferenceKind.TWO_HOMES], id="split"),
+        pytest.param(
+            subject(DENTAL, row("s2"), row("s3")),
+            [DifferenceKind.TWO_HOMES, DifferenceKind.SHARD_DIFFERS],
+            id="split elsewhere",
+        ),
+        pytest.param(subject(DENTAL, row(kind="gym")), [DifferenceKind.TYPE_DIFFERS], id="another type"),
+        pytest.param(subject(SPA, row(kind="spa")), [DifferenceKind.UNKNOWN_TYPE], id="an unknown type"),
+        pytest.param(subject(DENTAL, row(state="destroyed")), [DifferenceKind.DESTROYED], id="destroyed and listed"),
+        pytest.param(
+            subject(DENTAL, row(state="destroying")), [DifferenceKind.DESTROYED], id="being destroyed and listed"
+        ),
+        pytest.param(subject(DENTAL, row(state="moved")), [DifferenceKind.NO_ROW], id="moved to nowhere"),
+        pytest.param(subject(DENTAL, row(name=OTHER)), [DifferenceKind.ID_TAKEN], id="taken"),
         pytest.param(subject(CLOSED, row(name=OTHER)), [], id="taken and closed"),
-        pytest.param(subject(CLOSED, row()), [Kind.LOCATION_INACTIVE], id="closed and alive"),
+        pytest.param(subject(CLOSED, row()), [DifferenceKind.LOCATION_INACTIVE], id="closed and alive"),
         pytest.param(subject(CLOSED, named=None), [], id="closed"),
         pytest.param(subject(CLOSED, row(state="destroying")), [], id="closed and ending"),
-        pytest.param(subject(None, row()), [Kind.NOT_IN_BUSINESS_INFO], id="not listed"),
+        pytest.param(subject(None, row()), [DifferenceKind.NOT_IN_BUSINESS_INFO], id="not listed"),
         pytest.param(
-            subject(None, row(), named=None), [Kind.NOT_IN_BUSINESS_INFO, Kind.NOT_IN_CITRUS], id="known to nobody"
+            subject(None, row(), named=None),
+            [DifferenceKind.NOT_IN_BUSINESS_INFO, DifferenceKind.NOT_IN_CITRUS],
+            id="known to nobody",
         ),
-        pytest.param(subject(DENTAL, row(), named=None, refusal="host x"), [Kind.ADDRESS_REFUSED], id="a bad address"),
+        pytest.param(
+            subject(DENTAL, row(), named=None, refusal="host x"), [DifferenceKind.ADDRESS_REFUSED], id="a bad address"
+        ),
         pytest.param(subject(DENTAL, silent=("s2",)), [], id="perhaps on a silent shard"),
     ],
 )
-def test_differences_name_what_differs(tenant: Subject, kinds: list[Kind]) -> None:
+def test_differences_name_what_differs(tenant: AuditSubject, kinds: list[DifferenceKind]) -> None:
     """Each difference once, the gravest first; what a silent shard may have is not called missing."""
-    found = differences(tenant, known_types=TYPES)
+    found = find_differences(tenant, known_types=TYPES)
     assert [difference.kind for difference in found] == kinds
     assert all(difference.detail for difference in found)
 
@@ -75,7 +93,7 @@ def test_differences_name_what_differs(tenant: Subject, kinds: list[Kind]) -> No
 def test_differences_tell_where_and_whose() -> None:
     """The detail names shards, types and the other pair, so that nobody has to look them up."""
     rows = (row("s2", kind="gym"), row("s3", name=OTHER))
-    details = [one.detail for one in differences(subject(DENTAL, *rows), known_types=TYPES)]
+    details = [one.detail for one in find_differences(subject(DENTAL, *rows), known_types=TYPES)]
     assert details == [
         "shard s3 has its id a-b-c for business a-b, location c",
         "it lives on shard s2, and is routed to s1",
@@ -99,7 +117,7 @@ def test_differences_tell_where_and_whose() -> None:
         pytest.param(subject(SPA), ProvisionStep.REFUSED, id="an unknown type"),
     ],
 )
-def test_plan_makes_only_what_no_shard_has(tenant: Subject, step: ProvisionStep | None) -> None:
+def test_plan_makes_only_what_no_shard_has(tenant: AuditSubject, step: ProvisionStep | None) -> None:
     """A row in any state is a reason to leave a tenant alone; so is a shard that does not answer."""
-    planned = plan_of(tenant)
+    planned = plan_tenant(tenant)
     assert (None if planned is None else planned.step) is step
