@@ -31,7 +31,7 @@ from simplu_worker.consumers.kinesis.fleet.position_sync import ASKS_PER_S, INTE
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Observation, lease_of, observe, row_of
 from simplu_worker.consumers.kinesis.recovery.shard_positions import WRITE_AFTER_S
-from simplu_worker.shards.health.probe_schedule import WELL
+from simplu_worker.shards.health.probe_schedule import HEALTHY_PACE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 LOOKS = 20
@@ -153,7 +153,7 @@ def _counted(fleet: Fleet, table: Table, load: Load) -> str:
     each = min(pool * fleet.shards, budget)
     a_shard = each * fleet.replicas / fleet.shards
     round_s = fleet.shards / ASKS_PER_S + INTERVAL_S
-    probe_s = WELL.between_s(fleet.shards)
+    probe_s = HEALTHY_PACE.between_s(fleet.shards)
     busy, idle = fleet.stream_shards / READ_INTERVAL_S, fleet.stream_shards / IDLE_INTERVAL_S
     return table_of(
         ["what", "how much", "from"],

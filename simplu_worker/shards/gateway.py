@@ -128,7 +128,7 @@ class ShardGateway:
         For operations of a queue, which cannot be read again once their messages are deleted. Raises `RetryableError`
         when the shard does not confirm them or has lost them: then the caller must apply them again.
         """
-        await self._commits.of_operations(shard_id, operations)
+        await self._commits.wait_for_operations(shard_id, operations)
 
     async def give_up(self, shard_id: str, operation: Operation, *, claim: PositionClaim | None = None) -> Outcome:
         """Log an operation as given up (`retries_exhausted`), so that the tenant's later ones may be applied.

@@ -24,7 +24,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.health.all_shards import Listed, ShardInspector
+from simplu_worker.shards.health.all_shards import InspectedShard, ShardInspector
 from simplu_worker.shards.health.assessment import Health, health_view
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -316,7 +316,7 @@ def tenant_view(shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def shard_view(shard: Listed) -> dict[str, Any]:
+def shard_view(shard: InspectedShard) -> dict[str, Any]:
     """Return a known shard as JSON shows it."""
     address = shard.address
     return {

@@ -28,7 +28,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import WorkerError
-from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, Seen, judge
+from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import Citrus
@@ -289,7 +289,7 @@ class DependencyChecks:
         async def ask() -> CheckAnswer:
             probe = await probe_shard(shards.pools.ensure_pool(address))
             self.facts.skews_s[name] = probe.skew_s
-            for finding in judge(Seen(probe=probe)).findings:
+            for finding in assess(ShardObservation(probe=probe)).findings:
                 if finding.problem in TAKES_NO_OPERATIONS:
                     return CheckAnswer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)
             if probe.schema_version is None:

@@ -10,7 +10,7 @@ from simplu_worker.assembly import open_shards
 from simplu_worker.commands.output.display import print_json, print_note, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.shards.health.all_shards import Listed, inspect_all_shards
+from simplu_worker.shards.health.all_shards import InspectedShard, inspect_all_shards
 from simplu_worker.shards.health.assessment import Health, ShardState
 from simplu_worker.status.replica import shard_view
 from simplu_worker.telemetry.log import scrub_text
@@ -47,12 +47,12 @@ async def list_shards(settings: Settings, *, as_json: bool) -> int:
     return 1 if silent else 0
 
 
-def _members(shard: Listed) -> dict[str, Any]:
+def _members(shard: InspectedShard) -> dict[str, Any]:
     view = {name: value for name, value in shard_view(shard).items() if value is not None}
     return view | ({"odd": [scrub_text(one) for one in view["odd"]]} if "odd" in view else {})
 
 
-def _row(shard: Listed) -> tuple[object, ...]:
+def _row(shard: InspectedShard) -> tuple[object, ...]:
     view = _members(shard)
     state = shard.health.state
     return (

@@ -124,7 +124,7 @@ async def _upgrade_shards(pools: Pools, reports: Sequence[UpgradeReport], *, tim
         async with turns:
             try:
                 upgrader = Upgrader(
-                    pools.ensure_pool(address), tell=partial(progress.show, shard_id), patience_s=timeout_s
+                    pools.ensure_pool(address), report=partial(progress.show, shard_id), patience_s=timeout_s
                 )
                 report = _report(address, await upgrader.run(), is_done=True)
             except WorkerError as exc:

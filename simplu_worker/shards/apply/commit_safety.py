@@ -31,7 +31,7 @@ PAUSE_FIRST_S: Final = 0.002  # a standby near by has a commit on disk within mi
 PAUSE_MAX_S: Final = 0.1
 WRITE_S: Final = 5.0  # for the commit that waits for the standbys which the server names
 CANCEL_S: Final = 3.0
-WORSE: Final = frozenset({CommitSafety.LAGGING, CommitSafety.UNKNOWN})
+WARNED: Final = frozenset({CommitSafety.LAGGING, CommitSafety.UNKNOWN})
 
 Key: TypeAlias = tuple[str, str]  # tenant id and request id
 
@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 _standbys = msgspec.json.Decoder(tuple[Standby, ...])
 
 
-class _Wait(msgspec.Struct, eq=False):
+class _CommitWait(msgspec.Struct, eq=False):
     """Commits that somebody waits for: those that wrote *keys* into the log, or were made on *server*."""
 
     keys: Sequence[Key] = ()
@@ -48,7 +48,7 @@ class _Wait(msgspec.Struct, eq=False):
     is_over: bool = False
     error: RetryableError | None = None
 
-    def end(self, error: RetryableError | None = None) -> None:
+    def finish(self, error: RetryableError | None = None) -> None:
         """Answer it."""
         self.is_over, self.error = True, error
 
@@ -60,37 +60,37 @@ class ReplicationWaiter:
         self._pools = pools
         self._write_s = write_s
         self._clock = clock
-        self._shards: dict[str, _ShardCommits] = {}
+        self._shards: dict[str, _ShardReplication] = {}
 
     def __repr__(self) -> str:
-        return f"SafeCommits({self._shards})"
+        return f"ReplicationWaiter({self._shards})"
 
-    async def of_operations(self, shard_id: str, operations: Sequence[Operation]) -> None:
+    async def wait_for_operations(self, shard_id: str, operations: Sequence[Operation]) -> None:
         """Wait until operations that are in a shard's log are safe there.
 
         Raises `RetryableError` when that cannot be known, or they are there no more: apply them again.
         """
         if operations:
             keys = [(operation.tenant_id, operation.request_id) for operation in operations]
-            await self._make_safe(shard_id, _Wait(keys=keys))
+            await self._wait(shard_id, _CommitWait(keys=keys))
 
-    async def of_transaction(self, shard_id: str, server: Server) -> None:
+    async def wait_for_transaction(self, shard_id: str, server: Server) -> None:
         """Wait until a transaction that was committed is safe; *server* is what `note_server` said in it.
 
-        Raises as `of_operations`: then the transaction is to be made again.
+        Raises as `wait_for_operations`: then the transaction is to be made again.
         """
-        await self._make_safe(shard_id, _Wait(server=server))
+        await self._wait(shard_id, _CommitWait(server=server))
 
-    async def _make_safe(self, shard_id: str, wait: _Wait) -> None:
+    async def _wait(self, shard_id: str, wait: _CommitWait) -> None:
         shard = self._shards.get(shard_id)
         if shard is None:
-            shard = self._shards[shard_id] = _ShardCommits(shard_id, self._pools, self._write_s, self._clock)
+            shard = self._shards[shard_id] = _ShardReplication(shard_id, self._pools, self._write_s, self._clock)
         started = self._clock()
-        await shard.make_safe(wait)
+        await shard.wait(wait)
         instruments.SHARD_COMMIT_WAIT.labels(shard_id).observe(self._clock() - started)
 
 
-class _ShardCommits:
+class _ShardReplication:
     """Those who wait for one shard. One of them looks for all; when it is through, or cancelled, the next one does."""
 
     def __init__(self, shard_id: str, pools: Pools, write_s: float, clock: Callable[[], float]) -> None:
@@ -98,21 +98,21 @@ class _ShardCommits:
         self._pools = pools
         self._write_s = write_s
         self._clock = clock
-        self._turn = asyncio.Lock()
-        self._waits: list[_Wait] = []
+        self._checking = asyncio.Lock()
+        self._waits: list[_CommitWait] = []
         self._watch = StandbyWatch()
-        self._told: tuple[CommitSafety, list[str]] | None = None
+        self._reported: tuple[CommitSafety, list[str]] | None = None
 
     def __repr__(self) -> str:
-        return f"_ShardCommits({len(self._waits)} waiting, {self._watch!r})"
+        return f"_ShardReplication({len(self._waits)} waiting, {self._watch!r})"
 
-    async def make_safe(self, wait: _Wait) -> None:
+    async def wait(self, wait: _CommitWait) -> None:
         self._waits.append(wait)
         try:
-            async with self._turn:
+            async with self._checking:
                 pause_s = PAUSE_FIRST_S
                 while not wait.is_over:
-                    await self._look_for_all()
+                    await self._check_all()
                     if not wait.is_over:
                         await asyncio.sleep(pause_s)
                         pause_s = min(2 * pause_s, PAUSE_MAX_S)
@@ -122,38 +122,38 @@ class _ShardCommits:
         if wait.error is not None:
             raise wait.error
 
-    async def _look_for_all(self) -> None:
+    async def _check_all(self) -> None:
         waits = self._waits.copy()  # those that come while we look began after the look
         try:
-            await self._look(waits)
+            await self._check(waits)
         except RetryableError as exc:
             for wait in waits:
-                wait.end(exc)
+                wait.finish(exc)
         self._waits = [wait for wait in self._waits if not wait.is_over]
 
-    async def _look(self, waits: Sequence[_Wait]) -> None:
+    async def _check(self, waits: Sequence[_CommitWait]) -> None:
         """Ask the server once, and answer those of *waits* that can be."""
         new = [wait for wait in waits if wait.position is None]
         async with self._pools.pool_of(self._shard_id).connection() as connection:
-            facts, gone = await _looked(connection, new)
+            facts, unlogged = await _read_replication(connection, new)
             self._watch.note(facts, now=self._clock())
-            self._tell()
+            self._report()
             servers = {facts.server}
             if facts.needs_write and (new or facts.is_synchronous):
-                server, gone_since = await self._write(connection, new)
+                server, unlogged_since = await self._write_marker(connection, new)
                 servers.add(server)
-                gone |= gone_since
+                unlogged |= unlogged_since
         for wait in waits:
             noted = wait.server or facts.server
-            if id(wait) in gone or servers != {noted}:
-                wait.end(self._trouble("has another server now, or lost its last commits"))
+            if id(wait) in unlogged or servers != {noted}:
+                wait.finish(self._error("has another server now, or lost its last commits"))
                 continue
             if wait.position is None:
                 wait.server, wait.position = noted, facts.position
-            if facts.is_synchronous or not self._watch.lacking(wait.position):
-                wait.end()
+            if facts.is_synchronous or not self._watch.standbys_behind(wait.position):
+                wait.finish()
 
-    async def _write(self, connection: Connection, new: Sequence[_Wait]) -> tuple[Server, set[int]]:
+    async def _write_marker(self, connection: Connection, new: Sequence[_CommitWait]) -> tuple[Server, set[int]]:
         """Commit something behind all that was committed; return who did, and which of *new* are gone meanwhile."""
         warnings: list[object] = []
 
@@ -162,41 +162,41 @@ class _ShardCommits:
 
         connection.add_log_listener(note)
         try:
-            row = await connection.fetchrow(QUERIES["write_behind_commits"], *_keys(new), timeout=self._write_s)
+            row = await connection.fetchrow(QUERIES["write_marker"], *_keys(new), timeout=self._write_s)
         except TimeoutError:
             # Not left to hang there: each would keep a connection of the server until the standby is back.
             with contextlib.suppress(Exception):
                 await connection.close(timeout=CANCEL_S)
-            raise self._trouble(f"did not confirm a commit within {self._write_s:g} s") from None
+            raise self._error(f"did not confirm a commit within {self._write_s:g} s") from None
         finally:
             connection.remove_log_listener(note)
         if row is None or warnings:
-            raise self._trouble("did not wait for its standbys: the wait was cancelled")
-        return _server(row), _gone(row, new)
+            raise self._error("did not wait for its standbys: the wait was cancelled")
+        return _server(row), _unlogged(row, new)
 
-    def _trouble(self, what: str) -> RetryableError:
+    def _error(self, what: str) -> RetryableError:
         return RetryableError(f"shard {self._shard_id} {what}")
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         """Say how safe commits are, once for every change."""
-        safety, counted = self._watch.safety, self._watch.counted
-        if (safety, counted) == self._told:
+        safety, counted = self._watch.safety, self._watch.awaited
+        if (safety, counted) == self._reported:
             return
-        self._told = safety, counted
+        self._reported = safety, counted
         for one in CommitSafety:
             instruments.SHARD_COMMIT_SAFETY.labels(self._shard_id, one).set(one is safety)
-        tell = log.warning if safety in WORSE else log.info
+        tell = log.warning if safety in WARNED else log.info
         tell("commit_safety.changed", shard_id=self._shard_id, safety=safety, standbys=counted)
 
 
 async def note_server(connection: Connection) -> Server:
-    """Return the server on which the transaction of *connection* is made, for `ReplicationWaiter.of_transaction`."""
+    """Return the server that this transaction commits on, for `ReplicationWaiter.wait_for_transaction`."""
     row = await connection.fetchrow(QUERIES["note_server"])
     return _server(row)
 
 
-async def _looked(connection: Connection, new: Sequence[_Wait]) -> tuple[ReplicationFacts, set[int]]:
-    row: Any = await connection.fetchrow(QUERIES["look_at_commits"], *_keys(new))
+async def _read_replication(connection: Connection, new: Sequence[_CommitWait]) -> tuple[ReplicationFacts, set[int]]:
+    row: Any = await connection.fetchrow(QUERIES["read_replication"], *_keys(new))
     facts = ReplicationFacts(
         server=_server(row),
         position=row["position"],
@@ -205,10 +205,10 @@ async def _looked(connection: Connection, new: Sequence[_Wait]) -> tuple[Replica
         fsync=row["fsync"],
         standbys=_standbys.decode(row["standbys"]),
     )
-    return facts, _gone(row, new)
+    return facts, _unlogged(row, new)
 
 
-def _keys(waits: Sequence[_Wait]) -> tuple[list[str], list[str]]:
+def _keys(waits: Sequence[_CommitWait]) -> tuple[list[str], list[str]]:
     keys = [key for wait in waits for key in wait.keys]
     return [tenant_id for tenant_id, _ in keys], [request_id for _, request_id in keys]
 
@@ -217,7 +217,7 @@ def _server(row: Any) -> Server:
     return Server(row["timeline"], row["started_at"])
 
 
-def _gone(row: Any, waits: Sequence[_Wait]) -> set[int]:
+def _unlogged(row: Any, waits: Sequence[_CommitWait]) -> set[int]:
     """Return the ids of those of *waits* that have a key which is not in the log."""
     owners = [id(wait) for wait in waits for _ in wait.keys]
     return {owners[place] for place in row["missing"]}

@@ -103,24 +103,24 @@ class StandbyWatch:
             self._positions.clear()
         self._facts = facts
         self._flushed = _flushed_by_name(facts.standbys)
-        due = self._due(facts.position, now=now)
+        due = self._required_position(facts.position, now=now)
         for name, flushed in self._flushed.items():
             if flushed >= due:
                 self._kept_up_at[name] = now
         self._kept_up_at = {name: at for name, at in self._kept_up_at.items() if now - at <= GRACE_S}
 
     @property
-    def counted(self) -> list[str]:
+    def awaited(self) -> list[str]:
         """The names of the standbys that are waited for."""
         return sorted(self._kept_up_at)
 
-    def lacking(self, position: int) -> list[str]:
+    def standbys_behind(self, position: int) -> list[str]:
         """Return those of them that do not have *position* on disk, as far as is known."""
-        return [name for name in self.counted if self._flushed.get(name, -1) < position]
+        return [name for name in self.awaited if self._flushed.get(name, -1) < position]
 
     @property
     def safety(self) -> CommitSafety:
-        """What is known of a commit once `lacking` says nothing and, where it is needed, another was made to wait."""
+        """How safe a commit is once `standbys_behind` is empty and, if `needs_write`, a later commit was waited for."""
         facts = self._facts
         if facts is None:
             return CommitSafety.UNKNOWN
@@ -134,7 +134,7 @@ class StandbyWatch:
             return CommitSafety.LAGGING
         return CommitSafety.LOCAL if facts.fsync else CommitSafety.VOLATILE
 
-    def _due(self, position: int, *, now: float) -> int:
+    def _required_position(self, position: int, *, now: float) -> int:
         """Return the position that whoever keeps up has by now; at first any will do."""
         if not self._positions or now - self._positions[-1][0] >= SPACING_S:
             self._positions.append((now, position))

@@ -48,27 +48,27 @@ class Part:
 class CommitGroup(CommitBatch):
     """The batch of those who wait when its first transaction begins: *take* is called then, once."""
 
-    def __init__(self, take: Callable[[], list[Part]], clock: Callable[[], float]) -> None:
+    def __init__(self, take_parts: Callable[[], list[Part]], clock: Callable[[], float]) -> None:
         super().__init__(())
         self.parts: list[Part] = []
         self.began_at = 0.0
         self._clock = clock
-        self._take: Callable[[], list[Part]] | None = take
+        self._take_parts: Callable[[], list[Part]] | None = take_parts
 
     def __repr__(self) -> str:
-        return f"Group({len(self.parts)} parts, {len(self.operations)} operations)"
+        return f"CommitGroup({len(self.parts)} parts, {len(self.operations)} operations)"
 
     def close(self) -> None:
         """Take along who waits, at the first call."""
-        if self._take is not None:
-            take, self._take = self._take, None
+        if self._take_parts is not None:
+            take_parts, self._take_parts = self._take_parts, None
             self.began_at = self._clock()
-            self.parts = take()
+            self.parts = take_parts()
             self.operations = list(chain.from_iterable(part.operations for part in self.parts))
             self.claims = [claim for part in self.parts for claim in part.claims]
 
 
-def group_count(count: int, took_s: float) -> int:
+def max_group_count(count: int, took_s: float) -> int:
     """Return how many operations may go together on a shard that took so long for *count* of them."""
     if count * GROUP_MAX_S >= GROUP_MAX_COUNT * took_s:
         return GROUP_MAX_COUNT
@@ -86,7 +86,7 @@ class GroupCommit:
         self._clock = clock
         self._count_max = GROUP_LEAST_COUNT
         self._waiting: deque[Part] = deque()
-        self._boarding: asyncio.Task[None] | None = None  # whose transaction has not begun
+        self._forming: asyncio.Task[None] | None = None  # whose transaction has not begun
         self._groups: dict[asyncio.Task[None], CommitGroup] = {}  # all that are under way
 
     def __repr__(self) -> str:
@@ -99,24 +99,24 @@ class GroupCommit:
         """
         part = Part(operations, claim)
         self._waiting.append(part)
-        self._board()
+        self._start_group()
         try:
             outcomes = await part.outcomes
         except asyncio.CancelledError:
-            self._leave(part)
+            self._cancel_part(part)
             raise
         return await self._apply(CommitBatch(part.operations, part.claims)) if outcomes is None else outcomes
 
-    def _board(self) -> None:
+    def _start_group(self) -> None:
         """Begin a transaction for those who wait, unless one is about to."""
-        if self._waiting and self._boarding is None:
-            group = CommitGroup(self._take, self._clock)
+        if self._waiting and self._forming is None:
+            group = CommitGroup(self._take_parts, self._clock)
             task = asyncio.get_running_loop().create_task(self._run(group), name="group commit")
-            self._boarding = task
+            self._forming = task
             self._groups[task] = group
             task.add_done_callback(self._groups.pop)
 
-    def _take(self) -> list[Part]:
+    def _take_parts(self) -> list[Part]:
         """Return who goes with the transaction that has begun; for the others another one is to begin."""
         parts: list[Part] = []
         count = size_bytes = 0
@@ -126,30 +126,30 @@ class GroupCommit:
             if parts and (count > self._count_max or size_bytes > GROUP_MAX_BYTES):
                 break
             parts.append(self._waiting.popleft())
-        self._boarding = None
-        self._board()
+        self._forming = None
+        self._start_group()
         return parts
 
     async def _run(self, group: CommitGroup) -> None:
         try:
             outcomes = await self._apply(group)
         except BaseException as exc:
-            self._failed(group, exc)
+            self._fail_parts(group, exc)
             if not isinstance(exc, Exception):
                 raise
         else:
             if outcomes:
-                self._count_max = group_count(len(outcomes), self._clock() - group.began_at)
+                self._count_max = max_group_count(len(outcomes), self._clock() - group.began_at)
             rest = iter(outcomes)
             for part in group.parts:
                 own = list(islice(rest, len(part.operations)))
                 if not part.outcomes.done():
                     part.outcomes.set_result(own)
 
-    def _failed(self, group: CommitGroup, exc: BaseException) -> None:
+    def _fail_parts(self, group: CommitGroup, exc: BaseException) -> None:
         """Tell those whose group failed, or, where no transaction began, all who wait."""
-        if self._boarding is asyncio.current_task():
-            self._boarding = None
+        if self._forming is asyncio.current_task():
+            self._forming = None
             group.parts, self._waiting = list(self._waiting), deque()
         is_of_one = isinstance(exc, PositionChangedError) and len(group.parts) > 1
         for part in group.parts:
@@ -162,13 +162,13 @@ class GroupCommit:
             else:
                 part.outcomes.set_exception(exc)
 
-    def _leave(self, part: Part) -> None:
+    def _cancel_part(self, part: Part) -> None:
         """Go on without a caller that was cancelled; a transaction for which nobody waits any more is given up."""
         if part in self._waiting:
             self._waiting.remove(part)
-            if not self._waiting and self._boarding is not None:
-                self._boarding.cancel()
-                self._boarding = None
+            if not self._waiting and self._forming is not None:
+                self._forming.cancel()
+                self._forming = None
             return
         for task, group in self._groups.items():
             if part in group.parts and all(one.outcomes.cancelled() for one in group.parts):

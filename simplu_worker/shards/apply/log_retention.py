@@ -42,7 +42,7 @@ class LogRetention:
         self._window = window
         self._turn_s = turn_s
         self._statement_max_rows = statement_max_rows
-        self._places = asyncio.Semaphore(SHARDS_AT_ONCE)
+        self._slots = asyncio.Semaphore(SHARDS_AT_ONCE)
 
     async def run(self) -> None:
         """Take turns until cancelled; one turn at a time, and none begins sooner than a turn's length after another."""
@@ -60,7 +60,7 @@ class LogRetention:
         async with asyncio.TaskGroup() as tasks:
             turns = {
                 pool.address.shard_id: tasks.create_task(
-                    self._forget(pool, retention), name=f"retention:{pool.address.shard_id}"
+                    self._forget_old(pool, retention), name=f"retention:{pool.address.shard_id}"
                 )
                 for pool in pools
             }
@@ -74,12 +74,12 @@ class LogRetention:
             )
         return counts
 
-    async def _forget(self, pool: ShardPool, retention: timedelta) -> int:
+    async def _forget_old(self, pool: ShardPool, retention: timedelta) -> int:
         end = time.monotonic() + self._turn_s
         count = 0
         while pool.is_healthy and time.monotonic() < end:
             try:
-                async with self._places:
+                async with self._slots:
                     started = time.monotonic()
                     deleted = await self._delete(pool, retention)
                     busy_s = time.monotonic() - started

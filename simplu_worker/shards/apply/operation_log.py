@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 
 from simplu_worker.operations.operation import Failure, Operation
-from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, encounter
+from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, match_row
 from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
 
 
-class Replay(msgspec.Struct, frozen=True):
+class GivenUpReplay(msgspec.Struct, frozen=True):
     """An operation that takes the place of a row that was given up: the one which the transaction *seen_xid* wrote."""
 
     operation: Operation
@@ -47,7 +47,7 @@ async def write_log(
                 [operation.resource_id or "" for operation in operations],
             ],
             [
-                [failures.get(place) or "" for place in range(len(operations))] if failures else [],
+                [failures.get(index) or "" for index in range(len(operations))] if failures else [],
                 [origin.source for origin in origins],
                 [origin.stream_shard_id or "" for origin in origins],
                 [origin.sequence_number or "" for origin in origins],
@@ -62,10 +62,10 @@ async def write_log(
     rows = await _fetch_logged(connection, operations)
     if len(rows) < len(operations):
         raise LostRaceError("a row of the log was deleted for its age between two looks at it")
-    encounters, replays = _compared(operations, failures, rows)
+    matches, replays = _match_rows(operations, failures, rows)
     if replays:
         await _replace_given_up(connection, replays)
-    return encounters
+    return matches
 
 
 async def _fetch_logged(connection: Connection, operations: Sequence[Operation]) -> list[Any]:
@@ -75,7 +75,7 @@ async def _fetch_logged(connection: Connection, operations: Sequence[Operation])
     return rows
 
 
-async def known_in_log(connection: Connection, operations: Sequence[Operation]) -> list[bool]:
+async def find_logged(connection: Connection, operations: Sequence[Operation]) -> list[bool]:
     """Tell for each of *operations* whether the log has it."""
     if not operations:
         return []
@@ -84,29 +84,29 @@ async def known_in_log(connection: Connection, operations: Sequence[Operation]) 
     return [digests.get((operation.tenant_id, operation.request_id)) == operation.digest for operation in operations]
 
 
-def _compared(
+def _match_rows(
     operations: Sequence[Operation], failures: Mapping[int, Failure | None], rows: Iterable[Any]
-) -> tuple[dict[int, LogMatch], list[Replay]]:
+) -> tuple[dict[int, LogMatch], list[GivenUpReplay]]:
     """Return, by place, what *operations* are to the *rows* that were there before, and the replays among them."""
     by_key = {(row["tenant_id"], row["request_id"]): row for row in rows}
     fresh = {key for key, row in by_key.items() if row["is_fresh"]}
-    logged = {key: _logged(row) for key, row in by_key.items()}
-    encounters: dict[int, LogMatch] = {}
-    replays: list[Replay] = []
-    for place, operation in enumerate(operations):
+    logged = {key: _logged_row(row) for key, row in by_key.items()}
+    matches: dict[int, LogMatch] = {}
+    replays: list[GivenUpReplay] = []
+    for index, operation in enumerate(operations):
         key = (operation.tenant_id, operation.request_id)
         if key in fresh:
             fresh.discard(key)  # a second one in this batch is not the one that was written
             continue
-        encounters[place] = encounter(operation, logged[key])
-        if encounters[place] is LogMatch.REPLAY:
-            failure = failures.get(place)
-            logged[key] = LoggedRow.of(operation, failure)  # a second one in this batch meets the first
-            replays.append(Replay(operation, failure, by_key[key]["xid"]))
-    return encounters, replays
+        matches[index] = match_row(operation, logged[key])
+        if matches[index] is LogMatch.REPLAY:
+            failure = failures.get(index)
+            logged[key] = LoggedRow.from_operation(operation, failure)  # a second one in this batch meets the first
+            replays.append(GivenUpReplay(operation, failure, by_key[key]["xid"]))
+    return matches, replays
 
 
-def _logged(row: Any) -> LoggedRow:
+def _logged_row(row: Any) -> LoggedRow:
     return LoggedRow(
         digest=row["digest"],
         error=row["error"],
@@ -116,7 +116,7 @@ def _logged(row: Any) -> LoggedRow:
     )
 
 
-async def _replace_given_up(connection: Connection, replays: Sequence[Replay]) -> None:
+async def _replace_given_up(connection: Connection, replays: Sequence[GivenUpReplay]) -> None:
     operations = [replay.operation for replay in replays]
     status = await connection.execute(
         QUERIES["replace_given_up"],

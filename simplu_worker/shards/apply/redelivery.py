@@ -32,30 +32,30 @@ class LoggedRow(msgspec.Struct, frozen=True, gc=False):
     sequence_number: str | None
 
     @classmethod
-    def of(cls, operation: Operation, failure: Failure | None) -> LoggedRow:
+    def from_operation(cls, operation: Operation, failure: Failure | None) -> LoggedRow:
         """Return what the row of *operation* says."""
         origin = operation.origin
         return cls(operation.digest, failure, origin.source, origin.stream_shard_id, origin.sequence_number)
 
 
-def encounter(operation: Operation, row: LoggedRow) -> LogMatch:
+def match_row(operation: Operation, row: LoggedRow) -> LogMatch:
     """Return what *operation* is to *row*, which has its tenant and request id."""
     if operation.digest != row.digest:
         return LogMatch.REUSE
-    if row.error == Failure.RETRIES_EXHAUSTED and _is_sent_anew(operation.origin, row):
+    if row.error == Failure.RETRIES_EXHAUSTED and _is_resent(operation.origin, row):
         return LogMatch.REPLAY
     return LogMatch.REDELIVERY
 
 
-def _is_sent_anew(origin: Origin, row: LoggedRow) -> bool:
+def _is_resent(origin: Origin, row: LoggedRow) -> bool:
     """Tell whether *origin* is another source than the row's, or a later place in it.
 
     An earlier place is the record of a replay that was given up as well. That goes for other stream shards too: what is
     sent again after a reshard is in a child, whose sequence numbers are higher than its parents'.
     """
-    return origin.source != row.source or _place(origin.sequence_number) > _place(row.sequence_number)
+    return origin.source != row.source or _order_of(origin.sequence_number) > _order_of(row.sequence_number)
 
 
-def _place(sequence_number: str | None) -> tuple[int, str]:
+def _order_of(sequence_number: str | None) -> tuple[int, str]:
     digits = (sequence_number or "").lstrip("0")
     return len(digits), digits

@@ -22,49 +22,49 @@ async def write_positions(connection: Connection, claims: Sequence[tuple[Positio
     Returns those whose rows are not as their readers left them: nothing is written there. In order of the rows, so that
     two transactions cannot deadlock here.
     """
-    in_order = sorted(claims, key=lambda pair: _place(pair[0]))
-    moves = [(*_said(claim), seen, token) for claim, token in in_order if (seen := _seen(claim, token))]
-    rows = await connection.fetchmany(QUERIES["move_position"], moves) if moves else ()
+    in_order = sorted(claims, key=lambda pair: _key_of(pair[0]))
+    known = [(*_values_of(claim), seen, token) for claim, token in in_order if (seen := _known_tokens(claim, token))]
+    rows = await connection.fetchmany(QUERIES["update_position"], known) if known else ()
     written = {(row["stream"], row["stream_shard_id"]) for row in rows}
     for claim, token in in_order:
-        if not _seen(claim, token):
-            status = await connection.execute(QUERIES["begin_position"], *_said(claim), token, claim.move_token)
+        if not _known_tokens(claim, token):
+            status = await connection.execute(QUERIES["insert_position"], *_values_of(claim), token, claim.move_token)
             if status.endswith(" 1"):
-                written.add(_place(claim))
-    return [claim for claim, _ in in_order if _place(claim) not in written]
+                written.add(_key_of(claim))
+    return [claim for claim, _ in in_order if _key_of(claim) not in written]
 
 
-def position_changed(claims: Sequence[PositionClaim]) -> PositionChangedError:
+def position_changed_error(claims: Sequence[PositionClaim]) -> PositionChangedError:
     """Return the error for *claims* whose rows are not as their readers left them."""
     names = ", ".join(claim.stream_shard_id for claim in claims)
     return PositionChangedError(f"stream shard {names}: its position was written by somebody else")
 
 
-def _place(claim: PositionClaim) -> tuple[str, str]:
+def _key_of(claim: PositionClaim) -> tuple[str, str]:
     return claim.stream, claim.stream_shard_id
 
 
-def _seen(claim: PositionClaim, token: str) -> list[str]:
+def _known_tokens(claim: PositionClaim, token: str) -> list[str]:
     """Return the tokens that the row may have, besides the one that is to be written."""
     return [known for known in claim.fencing_tokens if known != token]
 
 
-def _said(claim: PositionClaim) -> tuple[object, ...]:
+def _values_of(claim: PositionClaim) -> tuple[object, ...]:
     held = claim.held and list(claim.held)
-    return (*_place(claim), claim.owed_from, claim.owed_since, claim.read_to, held, claim.parents_done)
+    return (*_key_of(claim), claim.owed_from, claim.owed_since, claim.read_to, held, claim.parents_done)
 
 
-async def mark_position(connection: Connection, claim: PositionClaim) -> bool:
+async def fence_position(connection: Connection, claim: PositionClaim) -> bool:
     """Leave a new token, known to nobody, in the row of *claim*; return whether its reader knew the one that it had."""
     place, token = (claim.stream, claim.stream_shard_id), str(uuid4())
-    status = await connection.execute(QUERIES["mark_known_position"], *place, token, claim.fencing_tokens)
+    status = await connection.execute(QUERIES["fence_known_position"], *place, token, claim.fencing_tokens)
     if status.endswith(" 1"):
         return True
-    await connection.execute(QUERIES["mark_position"], *place, token)
+    await connection.execute(QUERIES["fence_position"], *place, token)
     return False
 
 
-async def read_standing(
+async def read_stored_positions(
     connection: Connection, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool
 ) -> StoredPositions:
     """Return what a shard knows of stream shards; how its tenants came is asked for where that may matter."""
@@ -72,9 +72,9 @@ async def read_standing(
         rows = await _read_positions(connection, stream, stream_shard_ids)
         if len(rows) == len(stream_shard_ids) and all(row.parents_done for row in rows.values()):
             return StoredPositions(rows, None)
-    (came,) = await connection.fetch(QUERIES["tenants_came"])
+    (came,) = await connection.fetch(QUERIES["read_tenant_arrivals"])
     rows = await _read_positions(connection, stream, stream_shard_ids)  # no older than what is known of moves
-    return StoredPositions(rows, came["first_at"], came["moved_in_s"], came["moves"])
+    return StoredPositions(rows, came["first_at"], came["last_move_age_s"], came["move_token"])
 
 
 async def _read_positions(

@@ -28,10 +28,15 @@ from simplu_worker.operations.operation import (
 )
 from simplu_worker.operations.waves import plan_waves
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
-from simplu_worker.shards.apply.operation_log import known_in_log, write_log
+from simplu_worker.shards.apply.operation_log import find_logged, write_log
 from simplu_worker.shards.apply.position_claims import attempt_claim
 from simplu_worker.shards.apply.redelivery import LogMatch
-from simplu_worker.shards.apply.stream_positions import mark_position, position_changed, read_standing, write_positions
+from simplu_worker.shards.apply.stream_positions import (
+    fence_position,
+    position_changed_error,
+    read_stored_positions,
+    write_positions,
+)
 from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
@@ -54,8 +59,8 @@ REUSED = Outcome(
     error="requestId: expected one not used before by a different operation; send it again under a new one",
 )
 
-NOTHING_KNOWN: Final[Mapping[int, Outcome]] = {}
-KNOWN = {LogMatch.REDELIVERY: DUPLICATE, LogMatch.REUSE: REUSED}  # what the log had is not applied
+NO_KNOWN_OUTCOMES: Final[Mapping[int, Outcome]] = {}
+OUTCOME_BY_MATCH = {LogMatch.REDELIVERY: DUPLICATE, LogMatch.REUSE: REUSED}  # what the log had is not applied
 STOPPING = frozenset({Disposition.HOLD, Disposition.UNEXPECTED})  # no later one of the tenant may be applied
 
 log = structlog.get_logger(__name__)
@@ -68,8 +73,8 @@ class ShardWriter:
         self._pool = pool
         self._tenant_wait = tenant_wait
         self._draw = draw
-        self._is_checked_for: object = None
-        self._shared_probe = SingleFlightProbe(self._look)
+        self._checked_address: object = None
+        self._shared_probe = SingleFlightProbe(self._probe_once)
         self._group_commit = GroupCommit(self._apply)
 
     async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None = None) -> list[Outcome]:
@@ -95,9 +100,9 @@ class ShardWriter:
         await self._check(self._pool.connection)
         batch = CommitBatch([operation], () if claim is None else [claim])
         try:
-            (outcome,) = await self._committed(self._attempt(batch, {0: GIVEN_UP}))
+            (outcome,) = await self._commit(self._new_attempt(batch, {0: GIVEN_UP}))
         except InvalidDataError as exc:
-            raise self._unwritable(exc) from exc
+            raise self._unwritable_error(exc) from exc
         return outcome
 
     async def probe(self) -> None:
@@ -107,7 +112,7 @@ class ShardWriter:
         """
         await self._shared_probe()
 
-    async def _look(self) -> None:
+    async def _probe_once(self) -> None:
         await self._pool.probe()
         await self._check(self._pool.fresh_connection)
 
@@ -122,7 +127,7 @@ class ShardWriter:
         async with self._pool.connection() as connection:
             if not await self._has_schema(connection):
                 return None
-            return await read_standing(connection, stream, stream_shard_ids, is_first=is_first)
+            return await read_stored_positions(connection, stream, stream_shard_ids, is_first=is_first)
 
     async def find_resident_tenants(self, tenant_ids: Sequence[str]) -> set[str]:
         """Return which of the tenants live on the shard. Raises `ShardUnavailableError`, as `read_positions` does."""
@@ -143,9 +148,9 @@ class ShardWriter:
         async with self._pool.transaction() as connection:
             if not await self._has_schema(connection):
                 return None
-            is_unchanged = await mark_position(connection, claim)
+            is_unchanged = await fence_position(connection, claim)
             ids = [claim.stream_shard_id, *ancestors]
-            standing = await read_standing(connection, claim.stream, ids, is_first=is_first)
+            standing = await read_stored_positions(connection, claim.stream, ids, is_first=is_first)
             return msgspec.structs.replace(standing, is_unchanged=is_unchanged)
 
     async def write_positions(self, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
@@ -156,7 +161,7 @@ class ShardWriter:
         with ExitStack() as attempts:
             tokens = [attempts.enter_context(attempt_claim(claim)) for claim in claims]
             async with self._pool.transaction() as connection:
-                await connection.execute(QUERIES["need_not_be_on_disk"])
+                await connection.execute(QUERIES["skip_disk_wait"])
                 return await write_positions(connection, list(zip(claims, tokens, strict=True)))
 
     async def forget_positions(self, stream: str, stream_shard_ids: Sequence[str]) -> None:
@@ -165,61 +170,63 @@ class ShardWriter:
             if await self._has_schema(connection):
                 await connection.execute(QUERIES["forget_positions"], stream, list(stream_shard_ids))
 
-    async def _apply(self, batch: CommitBatch, verdicts: Mapping[int, Outcome] = NOTHING_KNOWN) -> list[Outcome]:
+    async def _apply(
+        self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome] = NO_KNOWN_OUTCOMES
+    ) -> list[Outcome]:
         """Apply *batch*, again and again with what was found of the operations that made it fail.
 
         *verdicts* are what is known of some before they are tried, by their place.
         """
         while True:
-            attempt = self._attempt(batch, verdicts)
+            attempt = self._new_attempt(batch, known_outcomes)
             try:
-                return await self._committed(attempt)
+                return await self._commit(attempt)
             except InvalidDataError as exc:
-                found = await self._refused(attempt, exc)
+                found = await self._find_refused(attempt, exc)
                 is_timeout = False
             except StatementFailedError as exc:
-                found = await self._failed(attempt, exc)
+                found = await self._find_failing(attempt, exc)
                 is_timeout = exc.is_timeout
             if not found:
-                return await self._apply_parts(attempt, cuts(attempt.suspects, is_timeout=is_timeout))
-            verdicts = {**verdicts, **found}
+                return await self._apply_split(attempt, cut_points(attempt.suspects, is_timeout=is_timeout))
+            known_outcomes = {**known_outcomes, **found}
 
-    async def _apply_parts(self, attempt: WriteAttempt, places: Sequence[int]) -> list[Outcome]:
+    async def _apply_split(self, attempt: WriteAttempt, indexes: Sequence[int]) -> list[Outcome]:
         """Apply a batch, cut at *places*, part by part.
 
         What stops a tenant in one part holds it in the next ones, or a tenant that comes back between two transactions
         would have its operations out of order.
         """
-        operations, verdicts = attempt.batch.operations, attempt.verdicts
+        operations, known_outcomes = attempt.batch.operations, attempt.known_outcomes
         outcomes = [HOLD] * len(operations)
         stopped: set[str] = set()
-        for start, end in pairwise([0, *places, len(operations)]):
-            part = [place for place in range(start, end) if operations[place].tenant_id not in stopped]
-            known = {number: verdicts[place] for number, place in enumerate(part) if place in verdicts}
-            batch = CommitBatch([operations[place] for place in part], attempt.batch.claims)
-            for place, outcome in zip(part, await self._apply(batch, known) if part else (), strict=True):
-                outcomes[place] = outcome
+        for start, end in pairwise([0, *indexes, len(operations)]):
+            part = [index for index in range(start, end) if operations[index].tenant_id not in stopped]
+            known = {number: known_outcomes[index] for number, index in enumerate(part) if index in known_outcomes}
+            batch = CommitBatch([operations[index] for index in part], attempt.batch.claims)
+            for index, outcome in zip(part, await self._apply(batch, known) if part else (), strict=True):
+                outcomes[index] = outcome
                 if outcome.disposition in STOPPING:
-                    stopped.add(operations[place].tenant_id)
+                    stopped.add(operations[index].tenant_id)
         return outcomes
 
-    async def _refused(self, attempt: WriteAttempt, exc: InvalidDataError) -> dict[int, Outcome]:
+    async def _find_refused(self, attempt: WriteAttempt, exc: InvalidDataError) -> dict[int, Outcome]:
         """Return the places of the operations whose data Postgres refuses, or nothing when that is yet to be found.
 
         Those that it cannot even parse are found by asking for all at once.
         """
-        undecided = set(range(len(attempt.batch.operations))).difference(attempt.verdicts)
-        found = undecided.intersection(await self._unstorable(attempt.batch.operations))
+        undecided = set(range(len(attempt.batch.operations))).difference(attempt.known_outcomes)
+        found = undecided.intersection(await self._find_unstorable(attempt.batch.operations))
         if not found and len(attempt.suspects) < 2:
             found = undecided.intersection(attempt.suspects)
             if not found:  # not even begun, or a row of the log itself
-                raise self._unwritable(exc) from exc
-        for place in sorted(found):
-            ids = _ids(attempt.batch.operations[place])
+                raise self._unwritable_error(exc) from exc
+        for index in sorted(found):
+            ids = _ids_of(attempt.batch.operations[index])
             log.info("operation.refused", shard_id=self._pool.address.shard_id, error=str(exc), **ids)
         return dict.fromkeys(found, INVALID_DATA)
 
-    async def _failed(self, attempt: WriteAttempt, exc: StatementFailedError) -> dict[int, Outcome]:
+    async def _find_failing(self, attempt: WriteAttempt, exc: StatementFailedError) -> dict[int, Outcome]:
         """Return the place of the operation that fails by itself, or nothing when that is yet to be found.
 
         Raises *exc* when no operation can be at fault, and `ShardUnavailableError` when the shard does not work.
@@ -231,7 +238,7 @@ class ShardWriter:
         await self._pool.probe()
         return {attempt.suspects[0]: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
 
-    async def _unstorable(self, operations: Sequence[Operation]) -> list[int]:
+    async def _find_unstorable(self, operations: Sequence[Operation]) -> list[int]:
         """Return the places of the operations whose text is JSON that Postgres does not take."""
         texts = [operation.data if operation.query is None else operation.query.members for operation in operations]
         async with self._pool.connection() as connection:
@@ -240,7 +247,7 @@ class ShardWriter:
 
     async def _check(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
         """Check identity and schema at the first contact and after every change of address."""
-        if self._is_checked_for is self._pool.address:
+        if self._checked_address is self._pool.address:
             return
         async with connect() as connection:
             if not await self._has_schema(connection):
@@ -253,16 +260,16 @@ class ShardWriter:
         Raises `ShardUnavailableError` when it is not to be touched. Whose database it is every new connection asks.
         """
         address = self._pool.address
-        if self._is_checked_for is not address:
+        if self._checked_address is not address:
             if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
                 return False
-            self._is_checked_for = address
+            self._checked_address = address
         return True
 
-    def _attempt(self, batch: CommitBatch, verdicts: Mapping[int, Outcome]) -> WriteAttempt:
-        return WriteAttempt(batch, verdicts, tenant_wait=self._tenant_wait)
+    def _new_attempt(self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome]) -> WriteAttempt:
+        return WriteAttempt(batch, known_outcomes, tenant_wait=self._tenant_wait)
 
-    async def _committed(self, attempt: WriteAttempt) -> list[Outcome]:
+    async def _commit(self, attempt: WriteAttempt) -> list[Outcome]:
         for _ in range(RACES_MAX):
             attempt.suspects = ()
             try:
@@ -273,18 +280,18 @@ class ShardWriter:
                 await asyncio.sleep(self._draw() * RACE_PAUSE_MAX_S)
         raise ShardUnavailableError(f"shard {self._pool.address.shard_id}: a batch lost {RACES_MAX} races in a row")
 
-    def _unwritable(self, exc: InvalidDataError) -> ShardUnavailableError:
+    def _unwritable_error(self, exc: InvalidDataError) -> ShardUnavailableError:
         return ShardUnavailableError(f"shard {self._pool.address.shard_id}: refuses a row of the log: {exc}")
 
 
-def cuts(suspects: Sequence[int], *, is_timeout: bool) -> list[int]:
+def cut_points(suspects: Sequence[int], *, is_timeout: bool) -> list[int]:
     """Return where to cut a batch, to find the one of several *suspects* that makes it fail.
 
     In two, each with half of the suspects. But a part with the culprit of a timeout takes as long as the whole did, so
     there each suspect is a part of its own: they need little more time than together, and the wait is had once.
     """
     if is_timeout:
-        return sorted({place + offset for place in suspects for offset in (0, 1)})
+        return sorted({index + offset for index in suspects for offset in (0, 1)})
     return [suspects[len(suspects) // 2]]
 
 
@@ -296,15 +303,15 @@ class WriteAttempt:
     """
 
     def __init__(
-        self, batch: CommitBatch, verdicts: Mapping[int, Outcome] = NOTHING_KNOWN, *, tenant_wait: timedelta
+        self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome] = NO_KNOWN_OUTCOMES, *, tenant_wait: timedelta
     ) -> None:
         self.batch = batch
-        self.verdicts = verdicts
+        self.known_outcomes = known_outcomes
         self.suspects: Sequence[int] = ()
         self._tenant_wait = tenant_wait
 
     def __repr__(self) -> str:
-        return f"Attempt({len(self.batch.operations)} operations, {len(self.suspects)} suspects)"
+        return f"WriteAttempt({len(self.batch.operations)} operations, {len(self.suspects)} suspects)"
 
     async def apply(self, connection: Connection, claimed: ExitStack) -> list[Outcome]:
         """Apply the batch within the transaction of *connection*; how that ends, *claimed* tells its claims."""
@@ -314,45 +321,45 @@ class WriteAttempt:
             return []
         claims = [(claim, claimed.enter_context(attempt_claim(claim))) for claim in self.batch.claims]
         if changed := await write_positions(connection, claims):
-            raise position_changed(changed)
+            raise position_changed_error(changed)
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
-        decided = self._decided(tenants)
-        await self._pass_over_known(connection, tenants, decided)
+        decided = self._decide(tenants)
+        await self._mark_known_duplicates(connection, tenants, decided)
         logged: Sequence[int] = range(len(operations))
         failures: dict[int, Failure | None] = {}
         if decided:
-            logged = [place for place in logged if place not in decided or leaves_row(decided[place])]
-            failures = {number: decided[place].failure for number, place in enumerate(logged) if place in decided}
+            logged = [index for index in logged if index not in decided or leaves_row(decided[index])]
+            failures = {number: decided[index].failure for number, index in enumerate(logged) if index in decided}
         self.suspects = logged
-        met = await write_log(connection, _at(logged, operations), failures)
-        decided |= {logged[number]: KNOWN[one] for number, one in met.items() if one in KNOWN}
-        applied = [place for place in logged if place not in decided] if decided else logged
+        matches = await write_log(connection, _select(logged, operations), failures)
+        decided |= {logged[number]: OUTCOME_BY_MATCH[one] for number, one in matches.items() if one in OUTCOME_BY_MATCH}
+        applied = [index for index in logged if index not in decided] if decided else logged
         self.suspects = applied
-        for place, failure in await self._apply_waves(connection, tenants, applied):
-            decided[place] = Outcome(disposition=Disposition.APPLIED, failure=failure)
+        for index, failure in await self._apply_waves(connection, tenants, applied):
+            decided[index] = Outcome(disposition=Disposition.APPLIED, failure=failure)
         self.suspects = logged  # a deferred trigger speaks at the commit
         outcomes = [SUCCEEDED] * len(operations)
-        for place, outcome in decided.items():
-            outcomes[place] = outcome
+        for index, outcome in decided.items():
+            outcomes[index] = outcome
         return outcomes
 
-    def _decided(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
+    def _decide(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
         """Return, by place, what becomes of operations without their being applied; what stops a tenant holds it."""
-        if not self.verdicts and admits_all(self.batch.operations, tenants, tenant_wait=self._tenant_wait):
+        if not self.known_outcomes and admits_all(self.batch.operations, tenants, tenant_wait=self._tenant_wait):
             return {}
         decided: dict[int, Outcome] = {}
         stopped: set[str] = set()
-        for place, operation in enumerate(self.batch.operations):
+        for index, operation in enumerate(self.batch.operations):
             tenant_id = operation.tenant_id
             admitted = admit(operation, tenants.get(tenant_id), tenant_wait=self._tenant_wait)
-            outcome = HOLD if tenant_id in stopped else admitted or self.verdicts.get(place)
+            outcome = HOLD if tenant_id in stopped else admitted or self.known_outcomes.get(index)
             if outcome is not None:
-                decided[place] = outcome
+                decided[index] = outcome
                 if outcome.disposition in STOPPING:
                     stopped.add(tenant_id)
         return decided
 
-    async def _pass_over_known(
+    async def _mark_known_duplicates(
         self, connection: Connection, tenants: Mapping[str, TenantRow], decided: dict[int, Outcome]
     ) -> None:
         """Make duplicates of those that came too late for their tenant and are in the log all the same.
@@ -361,14 +368,14 @@ class WriteAttempt:
         """
         operations = self.batch.operations
         late = [
-            place
-            for place, outcome in decided.items()
-            if outcome.reason is DeadLetterReason.UNKNOWN_TENANT and self._is_too_late(operations[place], tenants)
+            index
+            for index, outcome in decided.items()
+            if outcome.reason is DeadLetterReason.UNKNOWN_TENANT and self._is_too_late(operations[index], tenants)
         ]
-        known = await known_in_log(connection, [operations[place] for place in late])
-        for place, is_known in zip(late, known, strict=True):
+        known = await find_logged(connection, [operations[index] for index in late])
+        for index, is_known in zip(late, known, strict=True):
             if is_known:
-                decided[place] = DUPLICATE
+                decided[index] = DUPLICATE
 
     def _is_too_late(self, operation: Operation, tenants: Mapping[str, TenantRow]) -> bool:
         return is_too_late(operation, tenants.get(operation.tenant_id), tenant_wait=self._tenant_wait)
@@ -377,13 +384,13 @@ class WriteAttempt:
         self, connection: Connection, tenants: Mapping[str, TenantRow], applied: Sequence[int]
     ) -> list[tuple[int, Failure]]:
         """Apply the operations *applied*, wave after wave in one go; return which could not take effect, and why."""
-        operations = _at(applied, self.batch.operations)
+        operations = _select(applied, self.batch.operations)
         waves = [(*wave.reads, *wave.writes) for wave in plan_waves(operations)]
         if not waves:
             return []
         starts = accumulate(map(len, waves), initial=0)
         arguments = [
-            _columns(start, [operations[place] for place in wave], tenants)
+            _wave_arguments(start, [operations[index] for index in wave], tenants)
             for start, wave in zip(starts, waves, strict=False)
         ]
         rows = await connection.fetchmany(QUERIES["apply_wave"], arguments)
@@ -391,9 +398,9 @@ class WriteAttempt:
         return [(applied[in_turn[row["place"]]], Failure(row["error"])) for row in rows]
 
 
-def _at(places: Sequence[int], operations: Sequence[Operation]) -> Sequence[Operation]:
+def _select(indexes: Sequence[int], operations: Sequence[Operation]) -> Sequence[Operation]:
     """Return the operations at *places*, which are in order: nearly always all of them."""
-    return operations if len(places) == len(operations) else [operations[place] for place in places]
+    return operations if len(indexes) == len(operations) else [operations[index] for index in indexes]
 
 
 async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:
@@ -411,7 +418,7 @@ async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> di
     }
 
 
-def _columns(start: int, wave: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
+def _wave_arguments(start: int, wave: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
     """Return the arguments of `apply_wave` for one wave, reads first; *start* is where the wave before ended."""
     queries = [operation.query for operation in wave if operation.kind in READING_KINDS]
     separator, *columns = pack_columns(
@@ -440,7 +447,7 @@ def leaves_row(outcome: Outcome) -> bool:
     return outcome.disposition is Disposition.APPLIED
 
 
-def _ids(operation: Operation) -> dict[str, str]:
+def _ids_of(operation: Operation) -> dict[str, str]:
     return {
         "business_id": operation.business_id,
         "location_id": operation.location_id,

@@ -8,8 +8,16 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.shards.health.assessment import Health, Problem, Seen, ShardProbe, ShardSilence, judge, usage_of
-from simplu_worker.shards.health.prober import look
+from simplu_worker.shards.health.assessment import (
+    Health,
+    Problem,
+    ShardObservation,
+    ShardProbe,
+    ShardSilence,
+    assess,
+    usage_of,
+)
+from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
@@ -19,7 +27,7 @@ from simplu_worker.timing.clock import loop_time
 FRESH_S: Final = 2.0  # how long the answer to one is everybody's: each look is a connection
 
 
-class Listed(msgspec.Struct, frozen=True):
+class InspectedShard(msgspec.Struct, frozen=True):
     """One known shard, and how it fares."""
 
     address: ShardAddress
@@ -31,29 +39,33 @@ class Listed(msgspec.Struct, frozen=True):
         return Problem.NO_ANSWER in self.health.problems
 
 
-async def inspect_all_shards(locator: Locator, pools: Pools, *, limits: QueryLimits = LIMITS) -> list[Listed]:
+async def inspect_all_shards(locator: Locator, pools: Pools, *, limits: QueryLimits = LIMITS) -> list[InspectedShard]:
     """Look at every known shard; return them in order of their ids.
 
     Raises what *locator* raises when it does not name the shards.
     """
 
     async def ask(shard: ShardAddress) -> ShardProbe | ShardSilence:
-        return ShardSilence(shard.refusal) if shard.refusal is not None else await look(pools.ensure_pool(shard))
+        if shard.refusal is not None:
+            return ShardSilence(shard.refusal)
+        return await inspect_shard(pools.ensure_pool(shard))
 
     known = sorted(await locator.shards(), key=lambda shard: shard.shard_id)
     looks = await query_all_shards(known, ask, limits=limits)
-    return [Listed(shard, _judged(shard, looks, limits)) for shard in known]
+    return [InspectedShard(shard, _assess(shard, looks, limits)) for shard in known]
 
 
-def _judged(shard: ShardAddress, looks: Mapping[str, ShardProbe | ShardSilence], limits: QueryLimits) -> Health:
+def _assess(shard: ShardAddress, looks: Mapping[str, ShardProbe | ShardSilence], limits: QueryLimits) -> Health:
     usage = usage_of(shard)
     match looks.get(shard.shard_id):
         case ShardProbe() as probe:
-            return judge(Seen(probe=probe, usage=usage))
+            return assess(ShardObservation(probe=probe, usage=usage))
         case ShardSilence(error):
-            return judge(Seen(error=error, usage=usage))
+            return assess(ShardObservation(error=error, usage=usage))
         case _:
-            return judge(Seen(error=f"no answer within {limits.all_s:g} s, with all shards asked", usage=usage))
+            return assess(
+                ShardObservation(error=f"no answer within {limits.all_s:g} s, with all shards asked", usage=usage)
+            )
 
 
 class ShardInspector:
@@ -64,13 +76,13 @@ class ShardInspector:
         self._pools = pools
         self._clock = clock
         self._turn = asyncio.Lock()
-        self._called_at = float("-inf")
-        self._listed: list[Listed] = []
+        self._inspected_at = float("-inf")
+        self._inspected: list[InspectedShard] = []
 
-    async def __call__(self) -> list[Listed]:
+    async def __call__(self) -> list[InspectedShard]:
         """Return every known shard and how it fares. Raises as `inspect_all_shards` does."""
         async with self._turn:
-            if self._clock() - self._called_at > FRESH_S:
-                self._listed = await inspect_all_shards(self._locator, self._pools)
-                self._called_at = self._clock()
-            return self._listed
+            if self._clock() - self._inspected_at > FRESH_S:
+                self._inspected = await inspect_all_shards(self._locator, self._pools)
+                self._inspected_at = self._clock()
+            return self._inspected

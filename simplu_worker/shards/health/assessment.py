@@ -53,17 +53,17 @@ class ShardSilence(msgspec.Struct, frozen=True):
     is_refusal: bool = False
 
 
-class UsageMark(NamedTuple):
+class Threshold(NamedTuple):
     """At more than *begins* something is amiss, until it is at *ends* or less."""
 
-    begins: float
-    ends: float
+    raised_above: float
+    cleared_at: float
 
 
-RESPONSE_S: Final = UsageMark(1.0, 0.5)
-LAG_S: Final = UsageMark(30.0, 15.0)
-CONNECTIONS_RATIO: Final = UsageMark(0.9, 0.8)
-USAGE_RATIO: Final = UsageMark(0.8, 0.8)  # tenants come one by one
+RESPONSE_S: Final = Threshold(1.0, 0.5)
+LAG_S: Final = Threshold(30.0, 15.0)
+CONNECTIONS_RATIO: Final = Threshold(0.9, 0.8)
+USAGE_RATIO: Final = Threshold(0.8, 0.8)  # tenants come one by one
 
 
 class ShardState(StrEnum):
@@ -122,7 +122,7 @@ class Usage(msgspec.Struct, frozen=True):
         return self.tenant_count / self.tenant_max if self.tenant_max > 0 else 1.0
 
 
-class Seen(msgspec.Struct, frozen=True):
+class ShardObservation(msgspec.Struct, frozen=True):
     """What is known of a shard: its last look, or why that had no answer, and what Citrus says. All may be missing."""
 
     probe: ShardProbe | None = None
@@ -134,7 +134,7 @@ class Seen(msgspec.Struct, frozen=True):
 class Health(msgspec.Struct, frozen=True):
     """What was seen of a shard, and what is amiss."""
 
-    seen: Seen = Seen()
+    seen: ShardObservation = ShardObservation()
     findings: Sequence[HealthFinding] = ()
 
     @property
@@ -169,26 +169,26 @@ def usage_of(address: ShardAddress, capacity: Capacity | None = None) -> Usage:
     )
 
 
-def judge(seen: Seen, before: Collection[Problem] = ()) -> Health:
+def assess(seen: ShardObservation, before: Collection[Problem] = ()) -> Health:
     """Return how a shard fares that had the problems *before*."""
     return Health(seen, tuple(findings(seen, before)))
 
 
-def findings(seen: Seen, before: Collection[Problem]) -> Iterator[HealthFinding]:
+def findings(seen: ShardObservation, before: Collection[Problem]) -> Iterator[HealthFinding]:
     """Return what is amiss, the worst first; what was amiss *before* goes on to the lower mark."""
     if seen.error is not None:
         yield HealthFinding(Problem.REFUSED if seen.is_refusal else Problem.NO_ANSWER, seen.error)
     elif seen.probe is not None:
-        yield from _of_probe(seen.probe, before)
+        yield from _probe_findings(seen.probe, before)
     if not seen.usage.is_active:
         yield HealthFinding(Problem.INACTIVE, "Citrus marks it inactive")
     ratio = seen.usage.ratio
-    if ratio is not None and _is_amiss(ratio, USAGE_RATIO, is_so=Problem.USAGE in before):
+    if ratio is not None and _exceeds(ratio, USAGE_RATIO, is_so=Problem.USAGE in before):
         count, room = seen.usage.tenant_count, seen.usage.tenant_max
         yield HealthFinding(Problem.USAGE, f"{count} tenants in room for {room}")
 
 
-def unfit(probe: ShardProbe) -> str | None:
+def unfit_reason(probe: ShardProbe) -> str | None:
     """Return why no worker may or can work on a shard that answers; None when one can."""
     if probe.version_number < VERSION_MIN:
         return f"expected PostgreSQL {VERSION_MIN // 10000} or newer, got {probe.server_version}; upgrade it"
@@ -207,8 +207,8 @@ def connections_ratio(probe: ShardProbe) -> float | None:
     return probe.connections_used / max(probe.connections_max, 1)
 
 
-def _of_probe(probe: ShardProbe, before: Collection[Problem]) -> Iterator[HealthFinding]:
-    if (refusal := unfit(probe)) is not None:
+def _probe_findings(probe: ShardProbe, before: Collection[Problem]) -> Iterator[HealthFinding]:
+    if (refusal := unfit_reason(probe)) is not None:
         yield HealthFinding(Problem.REFUSED, refusal)
     if probe.is_read_only:
         server = "a standby" if probe.is_standby else "a read-only server"
@@ -220,20 +220,20 @@ def _of_probe(probe: ShardProbe, before: Collection[Problem]) -> Iterator[Health
         yield HealthFinding(Problem.FAILING, f"it answers, and its last use failed: {probe.trouble}")
     if probe.is_cut_short:
         yield HealthFinding(Problem.SLOW, "it answers, but was too slow to say all that it was asked")
-    elif _is_amiss(probe.response_s, RESPONSE_S, is_so=Problem.SLOW in before):
+    elif _exceeds(probe.response_s, RESPONSE_S, is_so=Problem.SLOW in before):
         yield HealthFinding(Problem.SLOW, f"it takes {probe.response_s:.1f} s for an answer")
-    if probe.lag_s is not None and _is_amiss(probe.lag_s, LAG_S, is_so=Problem.LAGGING in before):
+    if probe.lag_s is not None and _exceeds(probe.lag_s, LAG_S, is_so=Problem.LAGGING in before):
         whose = "it is" if probe.is_standby else "its standby is"
         yield HealthFinding(Problem.LAGGING, f"{whose} {probe.lag_s:.0f} s behind")
     ratio = connections_ratio(probe)
-    if ratio is not None and _is_amiss(ratio, CONNECTIONS_RATIO, is_so=Problem.CONNECTIONS in before):
+    if ratio is not None and _exceeds(ratio, CONNECTIONS_RATIO, is_so=Problem.CONNECTIONS in before):
         yield HealthFinding(
             Problem.CONNECTIONS, f"{probe.connections_used} of {probe.connections_max} connections are in use"
         )
 
 
-def _is_amiss(value: float, mark: UsageMark, *, is_so: bool) -> bool:
-    return value > (mark.ends if is_so else mark.begins)
+def _exceeds(value: float, mark: Threshold, *, is_so: bool) -> bool:
+    return value > (mark.cleared_at if is_so else mark.raised_above)
 
 
 def health_view(health: Health) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def jittered(seconds: float, draw: float) -> float:
     return seconds * (1 - JITTER + 2 * JITTER * draw)
 
 
-class Questions:
+class CapacityQuestions:
     """Which shards to ask about next, and whether there is any use in it.
 
     As long as there was no answer but 404, one shard is asked about, hardly ever: Citrus may not know the question.
@@ -54,11 +54,11 @@ class Questions:
             return [shard_id for shard_id in shard_ids if shard_id not in self._not_before]
         return [] if self._not_before else list(shard_ids)[int(draw * len(shard_ids)) :][:1]
 
-    def answered(self) -> None:
+    def note_answer(self) -> None:
         """There was an answer about a shard."""
         self._has_answered = True
 
-    def absent(self, shard_id: str, *, now: float) -> None:
+    def note_absence(self, shard_id: str, *, now: float) -> None:
         """Citrus knows nothing of a shard, or does not know the question."""
         self._not_before[shard_id] = now + ABSENT_S
 
@@ -69,7 +69,7 @@ class CitrusWatch:
     def __init__(
         self,
         citrus: Citrus,
-        book: HealthRegistry,
+        registry: HealthRegistry,
         *,
         poll_s: float = POLL_S,
         denied_poll_s: float = DENIED_POLL_S,
@@ -78,7 +78,7 @@ class CitrusWatch:
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._citrus = citrus
-        self._book = book
+        self._registry = registry
         self._poll_s = poll_s
         self._denied_poll_s = denied_poll_s
         self._ask_pause_s = ask_pause_s
@@ -86,7 +86,7 @@ class CitrusWatch:
         self._draw = draw
         self._known: dict[str, ShardAddress] = {}
         self._capacities: dict[str, Capacity] = {}
-        self._questions = Questions()
+        self._questions = CapacityQuestions()
 
     def __repr__(self) -> str:
         return f"CitrusWatch(known={len(self._known)}, capacities={len(self._capacities)})"
@@ -118,7 +118,7 @@ class CitrusWatch:
     def _note(self, known: Iterable[ShardAddress]) -> None:
         self._known = {shard.shard_id: shard for shard in known}
         self._capacities = {name: one for name, one in self._capacities.items() if name in self._known}
-        self._book.note_usages(
+        self._registry.note_usages(
             {name: usage_of(shard, self._capacities.get(name)) for name, shard in self._known.items()}
         )
 
@@ -144,9 +144,9 @@ class CitrusWatch:
 
     def _learn(self, shard_id: str, capacity: Capacity | None) -> None:
         if capacity is None:
-            self._questions.absent(shard_id, now=self._clock())
+            self._questions.note_absence(shard_id, now=self._clock())
             return
-        self._questions.answered()
+        self._questions.note_answer()
         if (shard := self._known.get(shard_id)) is not None:  # of the newest list
             self._capacities[shard_id] = capacity
-            self._book.note_usage(shard_id, usage_of(shard, capacity))
+            self._registry.note_usage(shard_id, usage_of(shard, capacity))

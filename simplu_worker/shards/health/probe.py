@@ -18,35 +18,35 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.types import ShardUnavailableError
 
-LOOK_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a shard that is slow has answered, and is not lost
+PROBE_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a shard that is slow has answered, and is not lost
 
 
-class _NotWellError(WorkerError):
+class _EndProbeError(WorkerError):
     """Ends a look without a word to the pool of how the shard fares: it answers, and that is not all there is to it."""
 
 
-async def probe_shard(pool: ShardPool, *, counts_tenants: bool = True, within_s: float = LOOK_S) -> ShardProbe:
+async def probe_shard(pool: ShardPool, *, counts_tenants: bool = True, within_s: float = PROBE_S) -> ShardProbe:
     """Connect to a shard beside its pool and look at it; what it did not say after *within_s* is left out.
 
     A pool that took its shard for lost goes on doing so: to say that it is back is for `ShardPool.probe`. Raises
     `ShardUnavailableError` when the shard does not answer.
     """
     try:
-        return await _looked(pool, pool.fresh_connection(), counts_tenants=counts_tenants, within_s=within_s)
+        return await _probe_over(pool, pool.fresh_connection(), counts_tenants=counts_tenants, within_s=within_s)
     except ShardUnavailableError as exc:
         if not isinstance(exc.__cause__, asyncpg.TooManyConnectionsError) or not pool.counts()["idle"]:
             raise
         # There is no connection left for a look, and the shard goes on by those that the pool has.
         try:
             async with asyncio.timeout(2 * within_s):
-                return await _looked(
+                return await _probe_over(
                     pool, pool.connection(), counts_tenants=counts_tenants, within_s=within_s, is_used=True
                 )
         except TimeoutError:
             raise exc from None
 
 
-async def _looked(
+async def _probe_over(
     pool: ShardPool,
     opening: AbstractAsyncContextManager[Connection],
     *,
@@ -57,20 +57,20 @@ async def _looked(
     """Look on a connection; *is_used* says that it is one of the pool, whose use is as good as any."""
     started = time.perf_counter()
     seen: dict[str, Any] = {}
-    with contextlib.suppress(_NotWellError):
+    with contextlib.suppress(_EndProbeError):
         async with opening as connection:
-            seen |= await _server(connection, connected_s=time.perf_counter() - started)
+            seen |= await _read_server(connection, connected_s=time.perf_counter() - started)
             try:
                 async with asyncio.timeout(max(0.0, started + within_s - time.perf_counter())):
-                    await _details(connection, pool.address.shard_id, seen, counts_tenants=counts_tenants)
+                    await _add_details(connection, pool.address.shard_id, seen, counts_tenants=counts_tenants)
             except TimeoutError:
                 seen["is_cut_short"] = True
             if seen.get("is_cut_short") or seen["is_read_only"] or not (is_used or pool.is_healthy):
-                raise _NotWellError
+                raise _EndProbeError
     return ShardProbe(**seen)
 
 
-async def _server(connection: Connection, *, connected_s: float) -> dict[str, Any]:
+async def _read_server(connection: Connection, *, connected_s: float) -> dict[str, Any]:
     asked_at, started = datetime.now(UTC), time.perf_counter()
     server = await connection.fetchrow(QUERIES["probe_server"])
     response_s = time.perf_counter() - started
@@ -87,7 +87,7 @@ async def _server(connection: Connection, *, connected_s: float) -> dict[str, An
     }
 
 
-async def _details(connection: Connection, shard_id: str, seen: dict[str, Any], *, counts_tenants: bool) -> None:
+async def _add_details(connection: Connection, shard_id: str, seen: dict[str, Any], *, counts_tenants: bool) -> None:
     """Add to *seen* what is no condition for working on the shard, the most wanted first."""
     try:
         state = await check_schema(connection, shard_id)
@@ -97,14 +97,14 @@ async def _details(connection: Connection, shard_id: str, seen: dict[str, Any], 
         if state is SchemaState.READY:
             identity = await connection.fetchrow(QUERIES["read_identity"])
             seen["schema_version"] = None if identity is None else identity["version"]
-    await _add(connection, "probe_connections", {"used": "connections_used", "room": "connections_max"}, seen)
+    await _add_columns(connection, "probe_connections", {"used": "connections_used", "room": "connections_max"}, seen)
     lag = {"lag_s": "lag_s", "lag_bytes": "lag_bytes", "standby_count": "standby_count"}
-    await _add(connection, "probe_standby" if seen["is_standby"] else "probe_primary", lag, seen)
+    await _add_columns(connection, "probe_standby" if seen["is_standby"] else "probe_primary", lag, seen)
     if counts_tenants and seen.get("schema_version") is not None:
         seen["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
 
 
-async def _add(connection: Connection, query: str, names: dict[str, str], seen: dict[str, Any]) -> None:
+async def _add_columns(connection: Connection, query: str, names: dict[str, str], seen: dict[str, Any]) -> None:
     try:
         row = await connection.fetchrow(QUERIES[query])
     except asyncpg.PostgresError:

@@ -14,33 +14,34 @@ import msgspec
 INTERVAL_S: Final = 10.0
 FAILING_INTERVAL_S: Final = 1.0  # so that a shard is known to be back within 2 s
 JITTER: Final = 0.25  # of the interval, to either side: replicas do not look in step
-IN_HAND: Final = 0  # no number that the heap has
+IN_FLIGHT: Final = 0  # no number that the heap has
 
 
 class Pace(msgspec.Struct, frozen=True):
     """How often a shard is looked at: every *interval_s*, but never more than *looks_a_second* shards."""
 
     interval_s: float
-    looks_a_second: float
+    probes_per_second: float
 
     def between_s(self, count: int) -> float:
         """Return the time between two looks at each of *count* shards."""
-        return max(self.interval_s, count / self.looks_a_second)
+        return max(self.interval_s, count / self.probes_per_second)
 
 
-WELL: Final = Pace(INTERVAL_S, looks_a_second=5.0)  # of each replica: a server may have hundreds of the shards
-FAILING: Final = Pace(FAILING_INTERVAL_S, looks_a_second=20.0)
+# Of each replica: one server may have hundreds of the shards.
+HEALTHY_PACE: Final = Pace(INTERVAL_S, probes_per_second=5.0)
+FAILING_PACE: Final = Pace(FAILING_INTERVAL_S, probes_per_second=20.0)
 
 
 class ProbeSchedule:
-    """Which shards are due. A shard that is handed out is not due again before `looked`.
+    """Which shards are due. A shard that is handed out is not due again before `reschedule`.
 
     *draw* in what follows is a random number from 0 to 1.
     """
 
-    def __init__(self, *, well: Pace = WELL, failing: Pace = FAILING) -> None:
-        self._well = well
-        self._failing = failing
+    def __init__(self, *, healthy_pace: Pace = HEALTHY_PACE, failing_pace: Pace = FAILING_PACE) -> None:
+        self._healthy_pace = healthy_pace
+        self._failing_pace = failing_pace
         self._due: list[tuple[float, int, str]] = []  # a heap; the numbers tell what was superseded
         self._number: dict[str, int] = {}
         self._numbers = 0
@@ -56,7 +57,7 @@ class ProbeSchedule:
 
     def add(self, shard_id: str, *, now: float, draw: float) -> None:
         """Look at another shard, the first time soon: within a second, or a turn of many."""
-        self._put(shard_id, now + draw * max(1.0, (len(self._number) + 1) / self._well.looks_a_second))
+        self._put(shard_id, now + draw * max(1.0, (len(self._number) + 1) / self._healthy_pace.probes_per_second))
 
     def remove(self, shard_id: str) -> None:
         """Look at it no more."""
@@ -69,24 +70,26 @@ class ProbeSchedule:
         while self._due and self._due[0][0] <= now:
             _, number, shard_id = heapq.heappop(self._due)
             if self._number.get(shard_id) == number:
-                self._number[shard_id] = IN_HAND
+                self._number[shard_id] = IN_FLIGHT
                 due.append(shard_id)
         return due
 
-    def looked(self, shard_id: str, *, fails: bool, now: float, draw: float) -> None:
+    def reschedule(self, shard_id: str, *, fails: bool, now: float, draw: float) -> None:
         """Plan the next look at a shard, unless it was removed meanwhile."""
         if shard_id not in self._number:
             return
         (self._failing_ids.add if fails else self._failing_ids.discard)(shard_id)
         failing_count = len(self._failing_ids)
         between_s = (
-            self._failing.between_s(failing_count) if fails else self._well.between_s(len(self._number) - failing_count)
+            self._failing_pace.between_s(failing_count)
+            if fails
+            else self._healthy_pace.between_s(len(self._number) - failing_count)
         )
         self._put(shard_id, now + between_s * (1 - JITTER + 2 * JITTER * draw))
 
-    def hasten(self, shard_id: str, *, now: float) -> None:
+    def bring_forward(self, shard_id: str, *, now: float) -> None:
         """Let a shard be due that was found well at its last look, and failed otherwise since."""
-        if self._number.get(shard_id, IN_HAND) != IN_HAND and shard_id not in self._failing_ids:
+        if self._number.get(shard_id, IN_FLIGHT) != IN_FLIGHT and shard_id not in self._failing_ids:
             self._failing_ids.add(shard_id)
             self._put(shard_id, now)
 

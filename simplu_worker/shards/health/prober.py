@@ -15,13 +15,13 @@ from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.health.assessment import ShardProbe, ShardSilence
 from simplu_worker.shards.health.probe import probe_shard
-from simplu_worker.shards.health.probe_schedule import FAILING, WELL, Pace, ProbeSchedule
+from simplu_worker.shards.health.probe_schedule import FAILING_PACE, HEALTHY_PACE, Pace, ProbeSchedule
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.errors import WrongShardError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.timing.clock import loop_time
 
-TURN_S: Final = 0.5  # within which a shard that began to fail, or to be used, is noticed
+CHECK_INTERVAL_S: Final = 0.5  # within which a shard that began to fail, or to be used, is noticed
 COUNT_TENANTS_S: Final = 60.0  # it reads a whole table
 
 Draw = Callable[[], float]
@@ -36,16 +36,16 @@ class Prober:
     def __init__(
         self,
         pools: Pools,
-        book: HealthRegistry,
+        registry: HealthRegistry,
         *,
-        well: Pace = WELL,
-        failing: Pace = FAILING,
+        healthy_pace: Pace = HEALTHY_PACE,
+        failing_pace: Pace = FAILING_PACE,
         clock: Callable[[], float] = loop_time,
         draw: Draw = random.random,
     ) -> None:
         self._pools = pools
-        self._book = book
-        self._schedule = ProbeSchedule(well=well, failing=failing)
+        self._registry = registry
+        self._schedule = ProbeSchedule(healthy_pace=healthy_pace, failing_pace=failing_pace)
         self._clock = clock
         self._draw = draw
         self._counted_at: dict[str, float] = {}
@@ -59,23 +59,23 @@ class Prober:
             while True:
                 self._notice_changes()
                 for shard_id in self._schedule.take_due(self._clock()):
-                    looks.create_task(self._look(shard_id), name=f"look:{shard_id}")
-                await asyncio.sleep(self._schedule.wait_s(self._clock(), at_most=TURN_S))
+                    looks.create_task(self._probe(shard_id), name=f"look:{shard_id}")
+                await asyncio.sleep(self._schedule.wait_s(self._clock(), at_most=CHECK_INTERVAL_S))
 
     def _notice_changes(self) -> None:
         """Follow the pools: new ones, those that are gone, and those whose last use failed."""
         pools, now = self._pools.by_shard_id(), self._clock()
         for shard_id in pools.keys() - self._schedule.shard_ids:
             self._schedule.add(shard_id, now=now, draw=self._draw())
-            self._book.begin(shard_id)
+            self._registry.begin(shard_id)
             self._show_connections(shard_id)
         for shard_id in self._schedule.shard_ids - pools.keys():
             self._schedule.remove(shard_id)
             self._counted_at.pop(shard_id, None)
-            self._book.end(shard_id)
+            self._registry.end(shard_id)
         for shard_id, pool in pools.items():
             if not pool.is_healthy:
-                self._schedule.hasten(shard_id, now=now)
+                self._schedule.bring_forward(shard_id, now=now)
 
     def _show_connections(self, shard_id: str) -> None:
         """Let the connections of a pool be counted when metrics are read, and at no other time."""
@@ -88,20 +88,20 @@ class Prober:
         for state in instruments.CONNECTION_STATES:
             instruments.SHARD_CONNECTIONS.labels(shard_id, state).set_function(partial(count, state))
 
-    async def _look(self, shard_id: str) -> None:
+    async def _probe(self, shard_id: str) -> None:
         pool = self._pools.by_shard_id().get(shard_id)
         fails = False
         if pool is not None:
             counts_tenants = self._clock() - self._counted_at.get(shard_id, float("-inf")) > COUNT_TENANTS_S
-            seen = await look(pool, counts_tenants=counts_tenants)
+            seen = await inspect_shard(pool, counts_tenants=counts_tenants)
             if isinstance(seen, ShardProbe) and seen.tenant_count is not None:
                 self._counted_at[shard_id] = self._clock()
-            self._book.note_look(shard_id, seen)
+            self._registry.note_probe(shard_id, seen)
             fails = isinstance(seen, ShardSilence) or not pool.is_healthy
-        self._schedule.looked(shard_id, fails=fails, now=self._clock(), draw=self._draw())
+        self._schedule.reschedule(shard_id, fails=fails, now=self._clock(), draw=self._draw())
 
 
-async def look(pool: ShardPool, *, counts_tenants: bool = True) -> ShardProbe | ShardSilence:
+async def inspect_shard(pool: ShardPool, *, counts_tenants: bool = True) -> ShardProbe | ShardSilence:
     """Look at one shard, and let its pool know what it does not yet: that its shard is lost, or back, or not for us."""
     try:
         probe = await probe_shard(pool, counts_tenants=counts_tenants)

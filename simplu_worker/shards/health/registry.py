@@ -12,13 +12,13 @@ from simplu_worker.metrics import instruments
 from simplu_worker.shards.health.assessment import (
     Health,
     Problem,
-    Seen,
+    ShardObservation,
     ShardProbe,
     ShardSilence,
     ShardState,
     Usage,
+    assess,
     connections_ratio,
-    judge,
 )
 
 SHARDS_MAX: Final = 2000  # of those that Citrus alone speaks of: each is some series of metrics
@@ -34,12 +34,12 @@ class HealthRegistry:
 
     def __init__(self) -> None:
         self._health: dict[str, Health] = {}
-        self._looked_at: set[str] = set()
-        self._spoken_of: set[str] = set()
+        self._probed: set[str] = set()
+        self._listed: set[str] = set()
         self._problem_counts = dict.fromkeys(Problem, 0)
 
     def __repr__(self) -> str:
-        return f"HealthBook(looked_at={len(self._looked_at)}, spoken_of={len(self._spoken_of)})"
+        return f"HealthRegistry(probed={len(self._probed)}, listed={len(self._listed)})"
 
     @property
     def by_shard_id(self) -> Mapping[str, Health]:
@@ -48,24 +48,24 @@ class HealthRegistry:
 
     def begin(self, shard_id: str) -> None:
         """Keep what is seen of a shard from now on."""
-        self._looked_at.add(shard_id)
+        self._probed.add(shard_id)
         self._health.setdefault(shard_id, Health())
 
     def end(self, shard_id: str) -> None:
         """Forget what was seen of a shard that is looked at no more."""
-        if shard_id not in self._looked_at:
+        if shard_id not in self._probed:
             return
-        self._looked_at.discard(shard_id)
-        self._learn(shard_id, Seen(usage=self._entry(shard_id).seen.usage))
+        self._probed.discard(shard_id)
+        self._learn(shard_id, ShardObservation(usage=self._entry(shard_id).seen.usage))
         instruments.remove_shard_use(shard_id)
         self._drop_if_unknown(shard_id)
 
-    def note_look(self, shard_id: str, probe: ShardProbe | ShardSilence) -> None:
+    def note_probe(self, shard_id: str, probe: ShardProbe | ShardSilence) -> None:
         """Note what a look has seen; what is not in it stays as it was: the count of tenants, or all of a silent one.
 
         Does nothing before `begin` and after `end`.
         """
-        if shard_id not in self._looked_at:
+        if shard_id not in self._probed:
             return
         before = self._entry(shard_id).seen
         if isinstance(probe, ShardSilence):
@@ -78,34 +78,34 @@ class HealthRegistry:
 
     def note_usages(self, usages: Mapping[str, Usage]) -> None:
         """Note what Citrus tells of all the shards it knows."""
-        known = {*list(usages)[:SHARDS_MAX], *(self._looked_at & usages.keys())}
-        for shard_id in self._spoken_of - known:
-            self._spoken_of.discard(shard_id)
+        known = {*list(usages)[:SHARDS_MAX], *(self._probed & usages.keys())}
+        for shard_id in self._listed - known:
+            self._listed.discard(shard_id)
             self._learn(shard_id, replace(self._entry(shard_id).seen, usage=Usage()))
             self._drop_if_unknown(shard_id)
-        self._spoken_of |= known
+        self._listed |= known
         for shard_id in known:
             self.note_usage(shard_id, usages[shard_id])
 
     def note_usage(self, shard_id: str, usage: Usage) -> None:
         """Note what Citrus tells of one of those shards."""
         entry = self._entry(shard_id)
-        if shard_id in self._spoken_of and usage != entry.seen.usage:
+        if shard_id in self._listed and usage != entry.seen.usage:
             self._learn(shard_id, replace(entry.seen, usage=usage))
 
     def _entry(self, shard_id: str) -> Health:
         return self._health.get(shard_id, Health())
 
-    def _learn(self, shard_id: str, seen: Seen) -> None:
+    def _learn(self, shard_id: str, seen: ShardObservation) -> None:
         before = self._entry(shard_id)
-        now = judge(seen, before.problems)
+        now = assess(seen, before.problems)
         self._health[shard_id] = now
         self._count(before, now)
         self._set_gauges(shard_id, now)
-        _tell(shard_id, before, now)
+        _log_change(shard_id, before, now)
 
     def _drop_if_unknown(self, shard_id: str) -> None:
-        if shard_id in self._looked_at or shard_id in self._spoken_of:
+        if shard_id in self._probed or shard_id in self._listed:
             return
         self._count(self._health.pop(shard_id, Health()), Health())
         instruments.remove_shard(shard_id)
@@ -135,7 +135,7 @@ class HealthRegistry:
         )
 
 
-def _tell(shard_id: str, before: Health, now: Health) -> None:
+def _log_change(shard_id: str, before: Health, now: Health) -> None:
     """Log what is amiss when it changes, once; and when nothing is amiss any more."""
     if before.problems == now.problems:
         return

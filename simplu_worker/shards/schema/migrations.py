@@ -176,7 +176,7 @@ def statements_of(text: str) -> list[Statement]:
     return [_statement(part) for part in _split(text)]
 
 
-def dropped(index: str) -> Statement:
+def drop_statement(index: str) -> Statement:
     """Return what removes an index that was left half built; *index* is the name in one of our statements."""
     return Statement(f"DROP INDEX CONCURRENTLY IF EXISTS {index}", is_concurrent=True)
 
@@ -186,15 +186,15 @@ def pause_s(tries: int, *, draw: float) -> float:
     return min(PAUSE_MIN_S * 2.0 ** (tries - 1), PAUSE_MAX_S) * (1 + draw) / 2
 
 
-def in_one_transaction(text: str) -> str:
+def without_concurrently(text: str) -> str:
     """Return *text* for one transaction on an empty shard, where nothing has to be CONCURRENTLY."""
-    bare = _bare(text)
+    bare = _blank_quoted(text)
     ends = [0, *(end for match in _CONCURRENTLY.finditer(bare) for end in match.span()), len(text)]
     return "".join(text[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True))
 
 
 def _statement(text: str) -> Statement:
-    bare = _bare(text)
+    bare = _blank_quoted(text)
     if not _CONCURRENTLY.search(bare):
         return Statement(text)
     index = _BUILDS_INDEX.match(bare)
@@ -205,7 +205,7 @@ def _statement(text: str) -> Statement:
 
 def _split(text: str) -> Iterator[str]:
     start = 0
-    for end in [*(match.start() for match in re.finditer(";", _bare(text))), len(text)]:
+    for end in [*(match.start() for match in re.finditer(";", _blank_quoted(text))), len(text)]:
         while comment := _COMMENT.match(text, start, end):
             start = comment.end()
         if statement := text[start:end].strip():
@@ -213,6 +213,6 @@ def _split(text: str) -> Iterator[str]:
         start = end + 1
 
 
-def _bare(text: str) -> str:
+def _blank_quoted(text: str) -> str:
     """Return *text* with all that is quoted or a comment blanked, every place as it was."""
     return _QUOTED.sub(lambda match: " " * len(match[0]), text)

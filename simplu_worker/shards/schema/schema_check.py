@@ -8,7 +8,7 @@ import structlog
 
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.migrations import ShardSchema, digest_of, in_one_transaction, refusal_of
+from simplu_worker.shards.schema.migrations import ShardSchema, digest_of, refusal_of, without_concurrently
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
 
@@ -87,4 +87,4 @@ async def make_schema(connection: Connection, shard_id: str) -> None:
 
 async def _execute(connection: Connection, text: str) -> None:
     """Run the statements of a file."""
-    await connection.execute(in_one_transaction(text))
+    await connection.execute(without_concurrently(text))

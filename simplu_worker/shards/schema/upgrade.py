@@ -30,7 +30,7 @@ from simplu_worker.shards.schema.migrations import (
     Statement,
     Upgrade,
     digest_of,
-    dropped,
+    drop_statement,
     pause_s,
     plan_upgrade,
     steps_of,
@@ -41,12 +41,12 @@ from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
 CONNECTIONS: Final = 3  # of an upgrade to one shard: one has the lock, one works, and one sees whom that waits for
-LOOK_S: Final = 0.5  # how often it is looked whom a statement waits for
+WATCH_INTERVAL_S: Final = 0.5  # how often it is looked whom a statement waits for
 BUILD_MAX_S: Final = 7 * 86_400.0  # of a statement that runs outside a transaction: it ends when it ends
 PATIENCE_S: Final = 600.0
 # A worker's batches queue up behind a statement that waits for a table: not for longer than a batch may take.
 UPGRADE_TIMEOUTS: Final = ShardTimeouts(lock_s=2.0)
-ANOTHER: Final = "another upgrade of this shard"
+ANOTHER_UPGRADE: Final = "another upgrade of this shard"
 
 Result = TypeVar("Result")
 
@@ -82,7 +82,7 @@ class UpgradeActivity(msgspec.Struct, frozen=True):
     waits_for: Sequence[Blocker] = ()
 
 
-Tell: TypeAlias = Callable[[UpgradeActivity], None]
+ReportActivity: TypeAlias = Callable[[UpgradeActivity], None]
 
 
 async def read_upgrade(
@@ -114,30 +114,30 @@ class Upgrader:
         self,
         pool: ShardPool,
         *,
-        tell: Tell = lambda _: None,
+        report: ReportActivity = lambda _: None,
         patience_s: float = PATIENCE_S,
         migrations: Sequence[Migration] = MIGRATIONS,
         types: Mapping[str, str] = BUSINESS_TYPES,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._pool = pool
-        self._tell = tell
+        self._report_activity = report
         self._patience_s = patience_s
         self._migrations = migrations
         self._types = types
         self._draw = draw
-        self._doing = UpgradeActivity("", 0, 0)
+        self._activity = UpgradeActivity("", 0, 0)
         self._waited_for: Sequence[Blocker] = ()  # by the last statement, when it was last seen to wait
 
     def __repr__(self) -> str:
-        return f"Upgrader({self._pool.address.shard_id}, {self._doing})"
+        return f"Upgrader({self._pool.address.shard_id}, {self._activity})"
 
     async def run(self) -> Upgrade | None:
         """Do what the shard lacks, and return what that was; None where it is empty. Idempotent.
 
         Raises `ShardUnavailableError` when the shard does not answer, refuses a statement, or does not get a lock.
         """
-        return await self._patiently(self._run_alone)
+        return await self._retry_while_blocked(self._run_alone)
 
     async def _run_alone(self) -> Upgrade | None:
         async with self._lock() as guard:
@@ -149,7 +149,7 @@ class Upgrader:
                 return upgrade
             files = [migration.text for migration in upgrade.migrations]
             files += [self._types[name] for name in upgrade.business_types]
-            self._show(UpgradeActivity("", 0, sum(len(steps_of(text)) for text in files)))
+            self._set_activity(UpgradeActivity("", 0, sum(len(steps_of(text)) for text in files)))
             for migration in upgrade.migrations:
                 await self._run_file(guard, migration.text)
                 await self._record("record_migration", migration.version, migration.name, migration.works_from)
@@ -173,11 +173,11 @@ class Upgrader:
         met an older snapshot, and this one ends last.
         """
         async with self._pool.transaction() as guard:
-            await guard.execute(QUERIES["keep_no_snapshot"])
+            await guard.execute(QUERIES["use_read_committed"])
             if not await guard.fetchval(QUERIES["try_lock_schema"]):
-                raise LostRaceError(f"shard {self._pool.address.shard_id}: {ANOTHER} is under way")
+                raise LostRaceError(f"shard {self._pool.address.shard_id}: {ANOTHER_UPGRADE} is under way")
             # In the simple protocol, and last: the portal of what was asked before keeps its snapshot until then.
-            await guard.execute(QUERIES["may_be_idle"])
+            await guard.execute(QUERIES["lift_idle_timeouts"])
             yield guard
 
     async def _run_file(self, guard: Connection, text: str) -> None:
@@ -187,21 +187,21 @@ class Upgrader:
                 raise ShardUnavailableError(f"shard {shard_id}: the server has ended the connection with the lock")
             title = step.statements[0].title
             if step.is_concurrent:
-                await self._patiently(partial(self._run_outside, step.statements[0]))
+                await self._retry_while_blocked(partial(self._run_outside_transaction, step.statements[0]))
             else:
-                await self._patiently(partial(self._run_inside, step))
-            self._show(UpgradeActivity(title, self._doing.done_count + 1, self._doing.count))
+                await self._retry_while_blocked(partial(self._run_in_transaction, step))
+            self._set_activity(UpgradeActivity(title, self._activity.done_count + 1, self._activity.count))
 
-    async def _run_inside(self, step: MigrationStep) -> None:
+    async def _run_in_transaction(self, step: MigrationStep) -> None:
         """Run the statements of *step* in one transaction."""
         async with self._pool.transaction() as connection:
             for statement in step.statements:
                 await self._execute(connection, statement)
 
-    async def _run_outside(self, statement: Statement) -> None:
+    async def _run_outside_transaction(self, statement: Statement) -> None:
         """Run *statement* outside a transaction; what it did not finish the last time is removed before."""
         if statement.index is not None and await self._is_half_built(statement, statement.index):
-            await self._run_outside(dropped(statement.index))
+            await self._run_outside_transaction(drop_statement(statement.index))
         async with self._pool.connection() as connection:
             await connection.execute(QUERIES["lift_timeouts"])
             try:
@@ -222,12 +222,12 @@ class Upgrader:
             if not row["builders"]:
                 return True
             builders = [Blocker(pid, "builds the same index") for pid in row["builders"]]
-            self._show(self._at(statement, waits_for=builders))
-            await asyncio.sleep(LOOK_S)
+            self._set_activity(self._activity_at(statement, waits_for=builders))
+            await asyncio.sleep(WATCH_INTERVAL_S)
 
     async def _execute(self, connection: Connection, statement: Statement, *, within_s: float | None = None) -> None:
         """Run one statement, and look meanwhile whom it waits for."""
-        self._show(self._at(statement))
+        self._set_activity(self._activity_at(statement))
         self._waited_for = ()
         error: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
@@ -243,25 +243,25 @@ class Upgrader:
     async def _watch(self, statement: Statement) -> None:
         """Tell whom *statement* waits for, and how far it is, until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(WATCH_INTERVAL_S)
             with contextlib.suppress(WorkerError):  # a look is not worth an upgrade
                 async with self._pool.connection() as connection:
-                    doing = await self._looked(connection, statement)
+                    activity = await self._read_activity(connection, statement)
                     # A look at the instant at which the statement gives up finds it waiting for nobody.
-                    self._waited_for = doing.waits_for or self._waited_for
-                    self._show(doing)
+                    self._waited_for = activity.waits_for or self._waited_for
+                    self._set_activity(activity)
 
-    async def _looked(self, connection: Connection, statement: Statement) -> UpgradeActivity:
+    async def _read_activity(self, connection: Connection, statement: Statement) -> UpgradeActivity:
         blockers = await connection.fetch(QUERIES["find_blockers"], statement.text)
         build = await connection.fetchrow(QUERIES["read_build"], statement.text) if statement.index else None
         share = None if build is None else build["share"]
-        return self._at(statement, share=share, waits_for=[Blocker(**row) for row in blockers])
+        return self._activity_at(statement, share=share, waits_for=[Blocker(**row) for row in blockers])
 
     async def _record(self, query: str, *values: object) -> None:
         async with self._pool.transaction() as connection:
             await connection.execute(QUERIES[query], *values)
 
-    async def _patiently(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
+    async def _retry_while_blocked(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """Make *attempt* again and again while it loses against others; return what it returns.
 
         Raises `ShardUnavailableError` when that goes on for too long.
@@ -275,7 +275,7 @@ class Upgrader:
                 blockers = [str(blocker) for blocker in self._waited_for]
                 log.info("schema.upgrade_blocked", shard_id=shard_id, error=str(exc), tries=tries, blockers=blockers)
                 if loop_time() - started >= self._patience_s:
-                    title = self._doing.title or ANOTHER
+                    title = self._activity.title or ANOTHER_UPGRADE
                     whom = f"; it waits for {', '.join(blockers)}" if blockers else ""
                     raise ShardUnavailableError(
                         f"shard {shard_id}: expected a lock within {self._patience_s:.0f} s, got none "
@@ -283,11 +283,11 @@ class Upgrader:
                     ) from exc
             await asyncio.sleep(pause_s(tries, draw=self._draw()))
 
-    def _at(
+    def _activity_at(
         self, statement: Statement, *, share: float | None = None, waits_for: Sequence[Blocker] = ()
     ) -> UpgradeActivity:
-        return UpgradeActivity(statement.title, self._doing.done_count, self._doing.count, share, waits_for)
+        return UpgradeActivity(statement.title, self._activity.done_count, self._activity.count, share, waits_for)
 
-    def _show(self, doing: UpgradeActivity) -> None:
-        self._doing = doing
-        self._tell(doing)
+    def _set_activity(self, activity: UpgradeActivity) -> None:
+        self._activity = activity
+        self._report_activity(activity)

@@ -152,5 +152,5 @@ class Destroyer:
             server = await note_server(connection)
         if step is ControlStep.DESTROY:
             log.info("tenant.destroying", business_id=business_id, location_id=location_id, shard_id=shard.shard_id)
-        await self._commits.of_transaction(shard.shard_id, server)
+        await self._commits.wait_for_transaction(shard.shard_id, server)
         return RESULTS[step]

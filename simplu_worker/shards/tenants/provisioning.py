@@ -203,7 +203,7 @@ class Provisioner:
         """Return what *made* says once it is safe; until then each is to be asked for again, and will be found made."""
         try:
             for server in servers:
-                await self._commits.of_transaction(shard_id, server)
+                await self._commits.wait_for_transaction(shard_id, server)
         except RetryableError as exc:
             return {tenant_id: answer if isinstance(answer, Exception) else exc for tenant_id, answer in made.items()}
         return made

@@ -121,7 +121,7 @@ class ResourceChanges:
             raise PermanentError(f"additionalData: expected what Postgres can store, got {exc}") from exc
         if result in {ChangeResult.APPLIED, ChangeResult.EXISTED}:
             self._on_change(keys)
-        await self._commits.of_transaction(pool.address.shard_id, server)
+        await self._commits.wait_for_transaction(pool.address.shard_id, server)
         return result
 
     async def _changed(

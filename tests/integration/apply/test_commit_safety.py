@@ -81,7 +81,7 @@ class Shard:
     async def are_safe(self, operations: Sequence[Operation]) -> None:
         """Return once they are."""
         async with asyncio.timeout(20):
-            await self.commits.of_operations(SHARD_ID, operations)
+            await self.commits.wait_for_operations(SHARD_ID, operations)
 
     def wait_for(self, operations: Sequence[Operation]) -> asyncio.Task[None]:
         """Wait for them meanwhile."""
@@ -142,7 +142,7 @@ async def test_commit_is_safe_at_once_on_a_server_without_a_standby(make_shard: 
     async with open_shard(await make_shard()) as shard:
         await add_tenant(shard.pool)
         await shard.are_safe(await shard.applied(3))
-        await shard.commits.of_transaction(SHARD_ID, await shard.note_server())
+        await shard.commits.wait_for_transaction(SHARD_ID, await shard.note_server())
         assert (shard.pools.look_count, shard.safety) == (2, ["volatile"])
 
 
@@ -167,7 +167,7 @@ async def test_transaction_of_another_server_is_not_safe(make_shard: ShardMaker)
             Server(server.timeline, server.started_at - timedelta(seconds=1)),
         ):
             with pytest.raises(RetryableError, match="has another server now"):
-                await shard.commits.of_transaction(SHARD_ID, other)
+                await shard.commits.wait_for_transaction(SHARD_ID, other)
 
 
 async def test_commits_are_on_disk_where_none_waits_for_it_by_default(shard: Shard, pair: Pair) -> None:
@@ -199,7 +199,7 @@ async def test_server_that_tells_no_positions_is_not_asked_for_them(shard: Shard
     await execute(shard.pool.address.connection_string, "CREATE FUNCTION aurora_version() RETURNS text RETURN '16.1'")
     server = await shard.note_server()
     assert server.timeline == ""
-    await shard.commits.of_transaction(SHARD_ID, server)
+    await shard.commits.wait_for_transaction(SHARD_ID, server)
     await shard.are_safe(await shard.applied())
     with pytest.raises(RetryableError, match="lost its last commits"):
         await shard.are_safe([operation("create", "never", "{}")])
@@ -282,7 +282,7 @@ async def test_named_standby_confirms_for_those_who_do_not_wait_for_it_by_defaul
             pair.standby.suspend()
             operations = await named.applied()
             with pytest.raises(RetryableError, match=r"shard-1 did not confirm a commit within 0\.5 s"):
-                await ReplicationWaiter(named.pools, write_s=0.5).of_operations(SHARD_ID, operations)
+                await ReplicationWaiter(named.pools, write_s=0.5).wait_for_operations(SHARD_ID, operations)
 
             waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
@@ -385,6 +385,6 @@ async def test_promoted_standby_without_the_last_commits_is_found_out() -> None:
             with pytest.raises(RetryableError, match="lost its last commits"):
                 await shard.are_safe(lost)
             with pytest.raises(RetryableError, match="has another server now"):
-                await shard.commits.of_transaction(SHARD_ID, server)
+                await shard.commits.wait_for_transaction(SHARD_ID, server)
             await shard.are_safe(kept)
             assert shard.safety == ["volatile"]

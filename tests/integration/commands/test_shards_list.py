@@ -22,9 +22,9 @@ from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.shards.health import all_shards
-from simplu_worker.shards.health.all_shards import Listed, ShardInspector, inspect_all_shards
-from simplu_worker.shards.health.assessment import Seen, Usage, judge, usage_of
-from simplu_worker.shards.health.prober import look
+from simplu_worker.shards.health.all_shards import InspectedShard, ShardInspector, inspect_all_shards
+from simplu_worker.shards.health.assessment import ShardObservation, Usage, assess, usage_of
+from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.shard_query import QueryLimits
@@ -142,7 +142,7 @@ async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: Shar
         pool = routed.pools.ensure_pool(good)
         assert replica.status()["shards"][0]["state"] == "unknown"
         book.begin("shard-1")
-        book.note_look("shard-1", await look(pool))
+        book.note_probe("shard-1", await inspect_shard(pool))
         (shown,) = replica.status()["shards"]
         book.end("shard-1")
     assert shown["state"] == "healthy"
@@ -211,7 +211,7 @@ def test_row_shows_room_and_lag_as_people_read_them() -> None:
     """What is not known is left out."""
     address = ShardAddress("s", "postgresql://u:p@h:1/d", tenant_count=9, tenant_max=10)
     lagging = msgspec.structs.replace(WELL, standby_count=2, lag_s=31.25, lag_bytes=2048)
-    row = command._row(Listed(address, judge(Seen(probe=lagging, usage=usage_of(address)))))
+    row = command._row(InspectedShard(address, assess(ShardObservation(probe=lagging, usage=usage_of(address)))))
     assert dict(zip(command.COLUMNS, map(str, row), strict=True)) == {
         "shard": "s",
         "place": "h:1/d",
@@ -226,7 +226,13 @@ def test_row_shows_room_and_lag_as_people_read_them() -> None:
         "lag": "31.2 s, 2048 bytes, 2 standbys",
         "odd": "its standby is 31 s behind; 9 tenants in room for 10",
     }
-    unknown = dict(zip(command.COLUMNS, command._row(Listed(address, judge(Seen(error="TimeoutError")))), strict=True))
+    unknown = dict(
+        zip(
+            command.COLUMNS,
+            command._row(InspectedShard(address, assess(ShardObservation(error="TimeoutError")))),
+            strict=True,
+        )
+    )
     assert {name for name, cell in unknown.items() if cell is None} == {
         "role",
         "response",

@@ -91,7 +91,9 @@ async def test_probe_is_one_connection_when_many_readers_ask_at_once(make_shard:
                 for _ in range(64):
                     tasks.create_task(routed.gateway.probe("shard-1"))
             assert line.connection_count == expected
-            routed.gateway._writer("shard-1")._shared_probe = SingleFlightProbe(routed.gateway._writer("shard-1")._look)
+            routed.gateway._writer("shard-1")._shared_probe = SingleFlightProbe(
+                routed.gateway._writer("shard-1")._probe_once
+            )
 
 
 async def test_probe_raises_in_time_when_the_server_is_frozen(breakable_server: PostgresServer) -> None:

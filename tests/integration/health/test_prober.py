@@ -26,15 +26,15 @@ from simplu_worker.shards.health.assessment import (
     Health,
     Problem,
     Role,
-    Seen,
+    ShardObservation,
     ShardProbe,
     ShardSilence,
     ShardState,
-    judge,
+    assess,
     role_of,
 )
 from simplu_worker.shards.health.probe import probe_shard
-from simplu_worker.shards.health.prober import Prober, look
+from simplu_worker.shards.health.prober import Prober, inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -78,7 +78,7 @@ async def comes_to(book: HealthRegistry, shard_id: str, sees: Sees) -> Health:
 
 async def well(pools: Pools, address: ShardAddress) -> ShardProbe:
     """Look at a shard, which must answer."""
-    seen = await look(pools.ensure_pool(address))
+    seen = await inspect_shard(pools.ensure_pool(address))
     assert isinstance(seen, ShardProbe), seen
     return seen
 
@@ -121,7 +121,7 @@ async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
     await execute(others.connection_string, "CREATE TABLE theirs (id int)")
     wrong = ShardAddress("wrong", (await make_shard("right")).connection_string)
     probe = await well(pools, empty)
-    assert (probe.schema_version, probe.tenant_count, judge(Seen(probe=probe)).state) == (
+    assert (probe.schema_version, probe.tenant_count, assess(ShardObservation(probe=probe)).state) == (
         None,
         None,
         ShardState.HEALTHY,
@@ -129,10 +129,10 @@ async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
     probe = await well(pools, others)
     assert probe.refusal is not None
     assert "another program's tables" in probe.refusal
-    assert judge(Seen(probe=probe)).state is ShardState.LOST
+    assert assess(ShardObservation(probe=probe)).state is ShardState.LOST
     book = HealthRegistry()
     book.begin("wrong")
-    book.note_look("wrong", await look(pools.ensure_pool(wrong)))
+    book.note_probe("wrong", await inspect_shard(pools.ensure_pool(wrong)))
     health = book.by_shard_id["wrong"]
     assert health.state is ShardState.LOST
     assert health.problems == {Problem.REFUSED}
@@ -149,7 +149,7 @@ async def test_look_does_not_take_a_shard_for_well_when_its_writes_are_refused(
         async with pool.transaction() as connection:
             await connection.execute("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$")
 
-    health = judge(Seen(probe=await well(pools, pool.address)))
+    health = assess(ShardObservation(probe=await well(pools, pool.address)))
 
     assert health.problems == {Problem.FAILING}
     assert (health.state, health.takes_operations) == (ShardState.DEGRADED, False)
@@ -157,7 +157,7 @@ async def test_look_does_not_take_a_shard_for_well_when_its_writes_are_refused(
     assert not pool.is_healthy
     async with pool.transaction() as connection:
         await connection.execute("SELECT 1")
-    assert judge(Seen(probe=await well(pools, pool.address))).state is ShardState.HEALTHY
+    assert assess(ShardObservation(probe=await well(pools, pool.address))).state is ShardState.HEALTHY
 
 
 async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
@@ -170,11 +170,11 @@ async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
     await execute(postgres_server.url_of("postgres"), f"{setting} = on")
     probe = await well(pools, address)
     assert (role_of(probe), pool.is_healthy) == ("read-only", False)
-    assert judge(Seen(probe=probe)).problems == {Problem.READ_ONLY}
+    assert assess(ShardObservation(probe=probe)).problems == {Problem.READ_ONLY}
     await execute(postgres_server.url_of("postgres"), f"{setting} = off")
 
     async def is_back() -> bool:  # the answer of the pool's own look is everybody's for a moment
-        await look(pool)
+        await inspect_shard(pool)
         return pool.is_healthy
 
     assert await poll_until(is_back, within_s=SOON_S)
@@ -215,7 +215,7 @@ async def test_look_goes_on_when_a_function_is_not_permitted(pools: Pools, break
     finally:
         await execute(address.connection_string, "GRANT SELECT ON pg_stat_replication, pg_stat_activity TO public")
     assert (probe.connections_max, probe.standby_count, probe.lag_s) == (None, None, None)
-    assert judge(Seen(probe=probe)).state is ShardState.HEALTHY
+    assert assess(ShardObservation(probe=probe)).state is ShardState.HEALTHY
     assert pools.ensure_pool(theirs).is_healthy
 
 
@@ -233,10 +233,10 @@ async def test_look_is_on_a_connection_of_the_pool_when_no_other_is_to_be_had(
         await fetch(pool, "SELECT 1")
         probe = await well(pools, theirs)
         assert (probe.connections_used, probe.connections_max, probe.schema_version) == (1, 1, SCHEMA_VERSION)
-        assert judge(Seen(probe=probe)).problems == {Problem.CONNECTIONS}
+        assert assess(ShardObservation(probe=probe)).problems == {Problem.CONNECTIONS}
         assert health_of(pool) == (True, None)
         async with pool.connection():  # now it has none to spare
-            assert isinstance(await look(pool), ShardSilence)
+            assert isinstance(await inspect_shard(pool), ShardSilence)
     finally:
         await pool.close()
         await execute(address.connection_string, f"DROP OWNED BY {role}; DROP ROLE {role}")
@@ -250,7 +250,7 @@ async def test_look_says_what_it_has_seen_when_the_shard_is_slow(pools: Pools, m
     async with held_lock(address, "tenants"):
         probe = await probe_shard(pool, within_s=0.5)
     assert (probe.is_cut_short, probe.schema_version, probe.tenant_count) == (True, SCHEMA_VERSION, None)
-    assert judge(Seen(probe=probe)).problems == {Problem.SLOW}
+    assert assess(ShardObservation(probe=probe)).problems == {Problem.SLOW}
     assert (pool.is_healthy, pool.last_error) == (True, None)
     assert await nobody_is_left(address, "state <> 'idle'")
 
@@ -271,7 +271,7 @@ async def test_look_says_nothing_of_health_when_it_is_cancelled(pools: Pools, ma
     address = await make_shard()
     pool = pools.ensure_pool(address)
     for number in range(15):
-        looking = asyncio.ensure_future(look(pool))
+        looking = asyncio.ensure_future(inspect_shard(pool))
         for _ in range(number):
             await asyncio.sleep(0.001)
         looking.cancel()
@@ -286,7 +286,7 @@ async def test_look_shows_a_standby_that_nobody_feeds(pools: Pools, breakable_se
     address = await copy_shard(breakable_server)
     async with in_recovery(breakable_server):
         probe = await well(pools, address)
-        health = judge(Seen(probe=probe))
+        health = assess(ShardObservation(probe=probe))
         assert (role_of(probe), health.takes_operations) == ("standby", False)
         assert Problem.READ_ONLY in health.problems
     assert role_of(await well(pools, address)) == "primary"
@@ -307,7 +307,7 @@ async def test_look_shows_how_far_a_standby_is_behind() -> None:
             roles: list[Role] = []
             for shard_id, server in (("primary", primary), ("standby", standby)):
                 probe = await well(pools, ShardAddress(shard_id, server.url))
-                assert judge(Seen(probe=probe)).problems <= {Problem.READ_ONLY}
+                assert assess(ShardObservation(probe=probe)).problems <= {Problem.READ_ONLY}
                 roles.append(role_of(probe))
                 assert (probe.lag_bytes or 0) < 10_000_000
                 assert probe.standby_count == (1 if server is primary else 0)
@@ -361,7 +361,7 @@ async def test_prober_sees_trouble_and_its_end_within_two_seconds(
             health = await comes_to(book, "shard-1", lambda health: health.takes_operations is False)
             assert health.problems == {Problem.READ_ONLY if trouble is read_only else Problem.NO_ANSWER}
             assert health_of(pool)[0] is False
-            seen = await look(other)
+            seen = await inspect_shard(other)
             assert isinstance(seen, ShardProbe)
             assert other.is_healthy
         ended = time.monotonic()
@@ -404,7 +404,7 @@ async def test_prober_looks_at_others_while_many_shards_hang(
 
 async def test_look_names_why_nobody_answers(pools: Pools) -> None:
     """Without the connection string."""
-    seen = await look(pools.ensure_pool(silent("shard-1")))
+    seen = await inspect_shard(pools.ensure_pool(silent("shard-1")))
     assert isinstance(seen, ShardSilence)
     assert seen.error.startswith("ConnectionRefusedError")
     assert "secret-word" not in seen.error

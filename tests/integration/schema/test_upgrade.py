@@ -27,7 +27,7 @@ async def test_upgrade_does_what_the_shard_lacks_and_records_it(pool: ShardPool)
     """In the order of the file, told step by step; the second time there is nothing to do."""
     watcher = Watcher(lambda doing: doing.done_count == doing.count > 0)
 
-    done = await upgrader(pool, tell=watcher).run()
+    done = await upgrader(pool, report=watcher).run()
 
     assert done is not None
     assert [migration.version for migration in done.migrations] == [NEXT]

@@ -12,11 +12,11 @@ from support.postgres.upgrades import NEXT, upgrade_pool, upgrader
 
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.health.assessment import ShardProbe
-from simplu_worker.shards.health.prober import look
+from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.schema.migrations import Migration, Upgrade, in_one_transaction
+from simplu_worker.shards.schema.migrations import Migration, Upgrade, without_concurrently
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import Upgrader
@@ -66,13 +66,13 @@ async def test_worker_holds_the_shard_when_an_upgrade_has_left_its_version_behin
     await writer.apply([operation("create", data={})])
     await upgrader(pool, "SELECT 1;").run()
 
-    seen = await look(users)
+    seen = await inspect_shard(users)
     with pytest.raises(ShardUnavailableError, match=f"shard-1: .* run a worker of schema version {NEXT} or newer"):
         await writer.apply([operation("delete")])
     with pytest.raises(ShardUnavailableError, match=f"run a worker of schema version {NEXT} or newer"):
         await writer.probe()
     await fetch(pool, "UPDATE schema_migrations SET works_from = 1 WHERE version = $1", NEXT)
-    again = await look(users)
+    again = await inspect_shard(users)
     (outcome,) = await writer.apply([operation("delete")])
 
     assert isinstance(seen, ShardProbe)
@@ -102,7 +102,7 @@ async def test_every_query_means_something_on_the_schema_before(make_shard: Shar
     async with upgrade_pool(addresses[0]) as new, upgrade_pool(addresses[1]) as old:
         async with old.transaction() as connection:
             for migration in MIGRATIONS[:-1]:
-                await connection.execute(in_one_transaction(migration.text))
+                await connection.execute(without_concurrently(migration.text))
         known = {name for name in QUERIES if await is_understood(new, name)}
         understood = {name for name in known if await is_understood(old, name)}
 

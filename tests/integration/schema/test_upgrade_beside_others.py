@@ -50,7 +50,7 @@ async def test_upgrade_lets_others_pass_and_names_whom_it_waits_for(
         transaction = stranger.transaction()
         await transaction.start()
         await stranger.execute("LOCK TABLE tenants IN ROW SHARE MODE")
-        running = tasks.create_task(upgrader(pool, tell=watcher).run())
+        running = tasks.create_task(upgrader(pool, report=watcher).run())
         (blocker,) = (await watcher.wait()).waits_for
         await transaction.rollback()
         done = await running
@@ -95,7 +95,7 @@ async def test_upgrade_builds_an_index_whatever_the_defaults_of_the_database(
         snapshot = stranger.transaction(isolation="repeatable_read")
         await snapshot.start()
         await stranger.fetch("SELECT count(*) FROM tenants")
-        running = tasks.create_task(upgrader(pool, f"{INDEX};", tell=watcher).run())
+        running = tasks.create_task(upgrader(pool, f"{INDEX};", report=watcher).run())
         (blocker,) = (await watcher.wait()).waits_for
         await snapshot.rollback()
         await running
@@ -135,7 +135,7 @@ async def test_upgrade_waits_for_a_build_that_a_killed_one_has_left_to_the_serve
         await stranger.fetch("SELECT count(*) FROM tenants")
         building = tasks.create_task(killed.execute(INDEX))
         await until_built(pool)
-        running = tasks.create_task(upgrader(pool, f"{INDEX};", tell=watcher).run())
+        running = tasks.create_task(upgrader(pool, f"{INDEX};", report=watcher).run())
         await watcher.wait()
         (begun,) = await indexes(pool, "tenants_age")
         await snapshot.rollback()
@@ -163,7 +163,7 @@ async def test_upgrade_can_be_cancelled_and_run_again(pool: ShardPool, stranger:
     snapshot = stranger.transaction(isolation="repeatable_read")
     await snapshot.start()
     await stranger.fetch("SELECT count(*) FROM tenants")
-    running = asyncio.create_task(upgrader(pool, tell=watcher).run())
+    running = asyncio.create_task(upgrader(pool, report=watcher).run())
     await watcher.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -13,7 +13,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.migrations import migration_of
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
-from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Tell, UpgradeActivity, Upgrader
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, ReportActivity, UpgradeActivity, Upgrader
 
 NEXT = SCHEMA_VERSION + 1
 INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON tenants (created_at)"
@@ -45,14 +45,14 @@ def upgrader(
     text: str = TEXT,
     *,
     types: dict[str, str] | None = None,
-    tell: Tell = lambda _: None,
+    report: ReportActivity = lambda _: None,
     patience_s: float = 60.0,
 ) -> Upgrader:
     """Return what takes a shard of today to one with *text*."""
     migrations = [*MIGRATIONS, migration_of(NEXT, "later", text)]
     return Upgrader(
         pool,
-        tell=tell,
+        report=report,
         patience_s=patience_s,
         migrations=migrations,
         types=BUSINESS_TYPES | (types or {}),

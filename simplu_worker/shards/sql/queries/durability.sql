@@ -2,7 +2,7 @@
 -- server on one timeline, which timeline and started_at name. All of it fails on a standby. Aurora refuses to tell
 -- positions (55000), and has its storage, not standbys, to keep commits: there they are left out.
 
--- name: look_at_commits
+-- name: read_replication
 -- What decides how safe a commit is; and which of the operations in the arrays, by place, are not in the log.
 -- One statement, so that it is one server's answer, whatever pooler is in front. Its snapshot is taken before `position`
 -- is read, and a commit can be seen only after its record is in the write-ahead log: position is behind the commit of
@@ -47,7 +47,7 @@ SELECT
         ) IS NULL
     ) AS missing;
 
--- name: write_behind_commits
+-- name: write_marker
 -- Write a mark into the write-ahead log, to no table, and commit it once it is on disk here and, where the server names
 -- standbys, confirmed by them; with it is all that comes before it, such as the operations that are found. A wait that
 -- is cancelled ends with a warning and looks like one that was not.

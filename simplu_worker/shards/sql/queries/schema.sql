@@ -38,12 +38,12 @@ SELECT pg_advisory_xact_lock(7310868733225656437); -- "simplu" and a few bytes m
 -- and no snapshot is kept: nobody waits for the transaction that has it, however long that takes.
 SELECT pg_try_advisory_xact_lock(7310868733225656437);
 
--- name: keep_no_snapshot
+-- name: use_read_committed
 -- First in the transaction that holds the lock of an upgrade, whatever the role's default: an index that is built
 -- CONCURRENTLY waits for every snapshot that is older.
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 
--- name: may_be_idle
+-- name: lift_idle_timeouts
 -- The transaction that holds the lock of an upgrade may take as long as that.
 SELECT set_config(name, '0', true)
 FROM pg_settings

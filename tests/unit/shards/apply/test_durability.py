@@ -82,7 +82,7 @@ def test_safety_is_what_the_server_can_do_at_first_sight(
     """Named standbys first, then those that keep up, then the server's own disk; and what keeps us from knowing."""
     watch = watched((0, said))
 
-    assert (watch.safety, watch.counted) == (safety, counted)
+    assert (watch.safety, watch.awaited) == (safety, counted)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_facts_ask_for_a_commit_that_waits_where_a_look_does_not_tell(
 )
 def test_watch_waits_for_every_standby_that_keeps_up(standbys: list[Standby], lacking: list[str]) -> None:
     """Whichever takes the server's place has the commit then."""
-    assert watched((0, facts(*standbys))).lacking(END) == lacking
+    assert watched((0, facts(*standbys))).standbys_behind(END) == lacking
 
 
 def test_watch_gives_up_a_standby_that_stays_behind_after_a_minute() -> None:
@@ -140,11 +140,11 @@ def test_watch_gives_up_a_standby_that_stays_behind_after_a_minute() -> None:
     for now in range(1, 200):
         watch.note(facts(frozen, position=END + now), now=now)
         gives_up_after = KEEPS_UP_S + GRACE_S
-        assert watch.lacking(END + now) == (["a"] if now <= gives_up_after else []), now
+        assert watch.standbys_behind(END + now) == (["a"] if now <= gives_up_after else []), now
         assert watch.safety is (CommitSafety.REPLICATED if now <= gives_up_after else CommitSafety.LAGGING), now
 
     watch.note(facts(standby(END + 199), position=END + 200), now=200)
-    assert (watch.safety, watch.lacking(END + 200)) == (CommitSafety.REPLICATED, ["a"])
+    assert (watch.safety, watch.standbys_behind(END + 200)) == (CommitSafety.REPLICATED, ["a"])
 
 
 def test_watch_goes_on_waiting_for_a_standby_that_is_seconds_behind() -> None:
@@ -152,25 +152,25 @@ def test_watch_goes_on_waiting_for_a_standby_that_is_seconds_behind() -> None:
     watch = StandbyWatch()
     for now in range(600):
         watch.note(facts(standby(END + max(0, now - 4)), position=END + now), now=now)
-    assert watch.lacking(END + 599) == ["a"]
-    assert watch.lacking(END + 595) == []
+    assert watch.standbys_behind(END + 599) == ["a"]
+    assert watch.standbys_behind(END + 595) == []
 
 
 @pytest.mark.parametrize("left", [[], [standby(0, "catchup")], [standby(None, "startup")]], ids=["gone", "anew", "new"])
 def test_watch_waits_a_minute_for_a_standby_that_went_away(left: list[Standby]) -> None:
     """A short break of its connection is no reason to believe that it will not be the next primary."""
     watch = watched((0, facts(standby())), (GRACE_S, facts(*left)))
-    assert (watch.safety, watch.lacking(END)) == (CommitSafety.REPLICATED, ["a"])
+    assert (watch.safety, watch.standbys_behind(END)) == (CommitSafety.REPLICATED, ["a"])
 
     watch.note(facts(*left), now=GRACE_S + 1)
-    assert (watch.safety, watch.lacking(END)) == (CommitSafety.LAGGING if left else CommitSafety.LOCAL, [])
+    assert (watch.safety, watch.standbys_behind(END)) == (CommitSafety.LAGGING if left else CommitSafety.LOCAL, [])
 
 
 @pytest.mark.parametrize("successor", [PROMOTED, RESTARTED], ids=["promoted", "restarted"])
 def test_watch_begins_anew_with_another_server(successor: Server) -> None:
     """A new primary is not its own standby, and its log is another one."""
     watch = watched((0, facts(standby())), (1, facts(server=successor)))
-    assert (watch.safety, watch.lacking(END)) == (CommitSafety.LOCAL, [])
+    assert (watch.safety, watch.standbys_behind(END)) == (CommitSafety.LOCAL, [])
 
 
 def test_watch_knows_nothing_before_the_first_answer() -> None:
@@ -206,12 +206,12 @@ def test_watch_says_safe_only_when_all_that_it_counts_have_it(
         current = {one.name for one in standbys if one.state != "catchup"}
         seen_at |= dict.fromkeys(current, now)
 
-        assert set(watch.counted) <= {name for name, at in seen_at.items() if now - at <= GRACE_S}
-        assert {one.name for one in standbys if one.flushed == position} & current <= set(watch.counted) | {
+        assert set(watch.awaited) <= {name for name, at in seen_at.items() if now - at <= GRACE_S}
+        assert {one.name for one in standbys if one.flushed == position} & current <= set(watch.awaited) | {
             one.name for one in standbys if one.flushed != position
         }
-        if not watch.lacking(position):
-            assert set(watch.counted) <= {one.name for one in standbys if one.flushed == position}
+        if not watch.standbys_behind(position):
+            assert set(watch.awaited) <= {one.name for one in standbys if one.flushed == position}
         assert len(watch._positions) <= KEEPS_UP_S + 2
 
 
@@ -234,7 +234,7 @@ def test_watch_lets_nobody_wait_for_much_longer_than_a_minute(phases: list[tuple
         state = "catchup" if is_catching_up else "streaming"
         watch.note(facts(*([] if speed is None else [standby(flushed, state)]), position=position), now=now)
         waiting.append((now, position))
-        while waiting and not watch.lacking(waiting[0][1]):
+        while waiting and not watch.standbys_behind(waiting[0][1]):
             waiting.popleft()
         longest_s = now - waiting[0][0] if waiting else 0.0
         assert longest_s <= KEEPS_UP_S + GRACE_S + 2.0

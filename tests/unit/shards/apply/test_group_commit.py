@@ -16,7 +16,7 @@ from simplu_worker.shards.apply.group_commit import (
     GROUP_MAX_S,
     CommitBatch,
     GroupCommit,
-    group_count,
+    max_group_count,
 )
 from simplu_worker.shards.apply.writer import SUCCEEDED
 
@@ -36,13 +36,13 @@ HALF = 2500  # operations: two such go together only where more may than on a sl
 )
 def test_as_many_go_together_as_a_shard_takes_in_time(count: int, took_s: float, expected: int) -> None:
     """But never fewer than on the slowest, nor more than on the fastest."""
-    assert group_count(count, took_s) == expected
+    assert max_group_count(count, took_s) == expected
 
 
 @given(st.integers(1, 20_000), st.floats(0, 1000))
 def test_group_takes_no_longer_than_it_should_unless_the_shard_is_slow(count: int, took_s: float) -> None:
     """Where an operation takes as long as in the last one."""
-    most = group_count(count, took_s)
+    most = max_group_count(count, took_s)
     assert GROUP_LEAST_COUNT <= most <= GROUP_MAX_COUNT
     assert most == GROUP_LEAST_COUNT or most * took_s / count <= GROUP_MAX_S * 1.001
 

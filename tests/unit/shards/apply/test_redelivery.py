@@ -6,7 +6,7 @@ import pytest
 from support.postgres.tenant_cases import STREAM_SHARD_ID, operation
 
 from simplu_worker.operations.operation import Failure, Source
-from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, encounter
+from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, match_row
 
 DIGEST = operation("delete").digest
 GIVEN_UP = Failure.RETRIES_EXHAUSTED
@@ -54,7 +54,7 @@ def test_encounter_is_a_replay_only_when_what_was_given_up_comes_from_a_later_pl
     """Same digest, a row marked `retries_exhausted`, and another source position (idea 7)."""
     sent = operation("delete", source=source, sequence_number=sequence_number)
 
-    assert encounter(sent, logged) is expected
+    assert match_row(sent, logged) is expected
 
 
 @pytest.mark.parametrize("source", Source)
@@ -63,4 +63,4 @@ def test_encounter_is_a_redelivery_when_it_meets_the_row_of_the_same_record(sour
     sent = operation("delete", source=source)
 
     for failure in (None, *Failure):
-        assert encounter(sent, LoggedRow.of(sent, failure)) is LogMatch.REDELIVERY
+        assert match_row(sent, LoggedRow.from_operation(sent, failure)) is LogMatch.REDELIVERY

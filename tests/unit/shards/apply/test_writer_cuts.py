@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.apply.writer import cuts
+from simplu_worker.shards.apply.writer import cut_points
 
 
 @pytest.mark.parametrize(
@@ -24,13 +24,13 @@ def test_cuts_halve_the_suspects_or_part_each_after_a_timeout(
     suspects: list[int], expected: list[int], *, is_timeout: bool
 ) -> None:
     """Halving costs the deadline again at each step; one by one costs it once for each culprit."""
-    assert cuts(suspects, is_timeout=is_timeout) == expected
+    assert cut_points(suspects, is_timeout=is_timeout) == expected
 
 
 @given(suspects=st.sets(st.integers(0, 30), min_size=2), is_timeout=st.booleans())
 def test_cuts_leave_fewer_suspects_in_every_part(suspects: set[int], *, is_timeout: bool) -> None:
     """So the search ends; after a timeout every suspect is alone."""
-    parts = pairwise([0, *cuts(sorted(suspects), is_timeout=is_timeout), 31])
+    parts = pairwise([0, *cut_points(sorted(suspects), is_timeout=is_timeout), 31])
     counts = [len(suspects & set(range(start, end))) for start, end in parts]
 
     assert sum(counts) == len(suspects)

@@ -14,13 +14,13 @@ from simplu_worker.metrics import instruments
 from simplu_worker.shards.health.assessment import (
     Health,
     Problem,
-    Seen,
+    ShardObservation,
     ShardProbe,
     ShardState,
     Usage,
+    assess,
     health_view,
-    judge,
-    unfit,
+    unfit_reason,
     usage_of,
 )
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -62,7 +62,7 @@ def test_shard_is_judged_by_what_it_says_of_itself(
     probe: ShardProbe, expected: list[Problem], state: ShardState, *, takes_operations: bool
 ) -> None:
     """What is amiss is named, and whether operations can be applied all the same."""
-    health = judge(Seen(probe=probe))
+    health = assess(ShardObservation(probe=probe))
     assert [finding.problem for finding in health.findings] == expected
     assert (health.state, health.takes_operations) == (state, takes_operations)
 
@@ -81,21 +81,21 @@ def test_shard_is_judged_by_what_it_says_of_itself(
 )
 def test_shard_is_judged_by_what_citrus_says(usage: Usage, expected: list[Problem]) -> None:
     """Over 80 % of the room, or marked inactive; nothing of it keeps operations away."""
-    health = judge(Seen(probe=WELL, usage=usage))
+    health = assess(ShardObservation(probe=WELL, usage=usage))
     assert [finding.problem for finding in health.findings] == expected
     assert health.takes_operations
 
 
 def test_shard_without_an_answer_is_lost_whatever_it_said_before() -> None:
     """What was seen earlier is kept, and proves nothing now."""
-    health = judge(Seen(probe=with_(is_read_only=True), error="TimeoutError"))
+    health = assess(ShardObservation(probe=with_(is_read_only=True), error="TimeoutError"))
     assert (health.state, health.takes_operations) == (ShardState.LOST, False)
     assert [str(finding) for finding in health.findings] == ["TimeoutError"]
 
 
 def test_shard_that_nobody_looked_at_is_unknown() -> None:
     """Citrus alone does not know."""
-    health = judge(Seen(usage=Usage(1, 10)))
+    health = assess(ShardObservation(usage=Usage(1, 10)))
     assert (health.state, health.takes_operations, Health().state) == (ShardState.UNKNOWN, None, ShardState.UNKNOWN)
 
 
@@ -111,10 +111,10 @@ def test_problem_goes_on_to_the_lower_mark(
     problem: Problem, begins: dict[str, Any], goes_on: dict[str, Any], ends: dict[str, Any]
 ) -> None:
     """A shard at the mark is not well and amiss in turns."""
-    health = judge(Seen(probe=with_(**goes_on)))
+    health = assess(ShardObservation(probe=with_(**goes_on)))
     assert health.problems == frozenset()
     for members, expected in ((begins, {problem}), (goes_on, {problem}), (ends, set())):
-        health = judge(Seen(probe=with_(**members)), health.problems)
+        health = assess(ShardObservation(probe=with_(**members)), health.problems)
         assert health.problems == expected
 
 
@@ -125,7 +125,7 @@ def test_problem_changes_only_when_a_mark_is_passed(lags: list[float]) -> None:
     """Between the marks it is as it was before."""
     problems: frozenset[Problem] = frozenset()
     for lag_s in lags:
-        now = judge(Seen(probe=with_(lag_s=lag_s)), problems).problems
+        now = assess(ShardObservation(probe=with_(lag_s=lag_s)), problems).problems
         if 15.0 < lag_s <= 30.0:
             assert now == problems
         else:
@@ -143,8 +143,8 @@ def test_usage_is_of_the_newer_answer_where_it_says_something() -> None:
 
 def test_unfit_names_what_was_expected_and_what_came() -> None:
     """A person can tell what to do."""
-    assert unfit(WELL) is None
-    assert unfit(with_(version_number=130001, server_version="13.1")) == (
+    assert unfit_reason(WELL) is None
+    assert unfit_reason(with_(version_number=130001, server_version="13.1")) == (
         "expected PostgreSQL 14 or newer, got 13.1; upgrade it"
     )
 
@@ -152,7 +152,9 @@ def test_unfit_names_what_was_expected_and_what_came() -> None:
 def test_health_view_leaves_out_what_is_not_known() -> None:
     """Nothing is shown as 0 that was not seen."""
     assert health_view(Health()) == {"state": "unknown"}
-    view = health_view(judge(Seen(probe=with_(is_standby=True, is_read_only=True, lag_s=1.5), usage=Usage(9, 10))))
+    view = health_view(
+        assess(ShardObservation(probe=with_(is_standby=True, is_read_only=True, lag_s=1.5), usage=Usage(9, 10)))
+    )
     assert view == {
         "state": "degraded",
         "takesOperations": False,

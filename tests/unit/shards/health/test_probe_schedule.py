@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.health.probe_schedule import FAILING, JITTER, WELL, Pace, ProbeSchedule
+from simplu_worker.shards.health.probe_schedule import FAILING_PACE, HEALTHY_PACE, JITTER, Pace, ProbeSchedule
 
 LOOK_S = 0.02
 
@@ -22,7 +22,7 @@ def looks(schedule: ProbeSchedule, *, failing: set[str], seconds: float, seed: i
     while now < seconds:
         for shard_id in schedule.take_due(now):
             seen.append((now, shard_id))
-            schedule.looked(shard_id, fails=shard_id in failing, now=now + LOOK_S, draw=random_numbers.random())
+            schedule.reschedule(shard_id, fails=shard_id in failing, now=now + LOOK_S, draw=random_numbers.random())
         now += max(0.001, schedule.wait_s(now, at_most=0.5))
     return seen
 
@@ -59,16 +59,16 @@ def test_looks_a_second_are_bounded_when_there_are_many(count: int, failing_coun
     assert {shard_id for _, shard_id in seen} == {f"s{number}" for number in range(count)}
     for second in range(5, 180, 5):
         burst = [at for at, _ in seen if second <= at < second + 5]
-        assert len(burst) / 5 <= (WELL.looks_a_second + FAILING.looks_a_second) * 1.5
+        assert len(burst) / 5 <= (HEALTHY_PACE.probes_per_second + FAILING_PACE.probes_per_second) * 1.5
 
 
 def test_shard_in_hand_is_not_due_again_before_it_was_looked_at() -> None:
     """One look at a time for each, however long it takes."""
     schedule = schedule_of(1)
     assert schedule.take_due(1.0) == ["s0"]
-    schedule.hasten("s0", now=1.0)
+    schedule.bring_forward("s0", now=1.0)
     assert schedule.take_due(1000.0) == []
-    schedule.looked("s0", fails=False, now=1000.0, draw=0.5)
+    schedule.reschedule("s0", fails=False, now=1000.0, draw=0.5)
     assert schedule.take_due(1010.1) == ["s0"]
 
 
@@ -76,13 +76,13 @@ def test_shard_is_hastened_once_when_it_fails_between_two_looks() -> None:
     """The look that follows says how it goes on."""
     schedule = schedule_of(1)
     schedule.take_due(1.0)
-    schedule.looked("s0", fails=False, now=1.0, draw=0.5)
-    schedule.hasten("s0", now=2.0)
-    schedule.hasten("s0", now=2.0)
-    schedule.hasten("unknown", now=2.0)
+    schedule.reschedule("s0", fails=False, now=1.0, draw=0.5)
+    schedule.bring_forward("s0", now=2.0)
+    schedule.bring_forward("s0", now=2.0)
+    schedule.bring_forward("unknown", now=2.0)
     assert (schedule.wait_s(2.0, at_most=5.0), schedule.take_due(2.0)) == (0.0, ["s0"])
-    schedule.looked("s0", fails=True, now=2.1, draw=0.5)
-    schedule.hasten("s0", now=2.2)  # it is known
+    schedule.reschedule("s0", fails=True, now=2.1, draw=0.5)
+    schedule.bring_forward("s0", now=2.2)  # it is known
     assert schedule.take_due(2.9) == []
     assert schedule.take_due(3.2) == ["s0"]
 
@@ -92,7 +92,7 @@ def test_shard_that_was_removed_is_not_looked_at() -> None:
     schedule = schedule_of(2)
     (first, *_) = schedule.take_due(2.0)
     schedule.remove(first)
-    schedule.looked(first, fails=True, now=2.0, draw=0.0)
+    schedule.reschedule(first, fails=True, now=2.0, draw=0.0)
     assert list(schedule.shard_ids) == [{"s0": "s1", "s1": "s0"}[first]]
     schedule.add(first, now=2.0, draw=0.0)
     schedule.remove(first)
@@ -108,7 +108,7 @@ def test_empty_schedule_waits_as_long_as_it_may() -> None:
 @given(st.integers(min_value=1, max_value=2000))
 def test_pace_is_the_interval_or_the_share_whichever_is_slower(count: int) -> None:
     """No more looks a second than the pace has, no shard more often than its interval."""
-    pace = Pace(10.0, looks_a_second=10.0)
+    pace = Pace(10.0, probes_per_second=10.0)
     between_s = pace.between_s(count)
     assert between_s >= 10.0
     assert count / between_s <= 10.0

@@ -41,19 +41,19 @@ def counted(problem: Problem) -> float | None:
 
 def test_book_shows_what_a_look_has_seen(book: HealthRegistry) -> None:
     """Each gauge has its number, and a lag only where there is one."""
-    book.note_look(SHARD, with_(connections_used=48, connections_max=96, tenant_count=7))
+    book.note_probe(SHARD, with_(connections_used=48, connections_max=96, tenant_count=7))
     shown = {name: gauge(name) for name in ("healthy", "connections_ratio", "tenants", "usage_ratio")}
     assert shown == {"healthy": 1, "connections_ratio": 0.5, "tenants": 7, "usage_ratio": None}
     assert gauge("replication_lag_seconds") is None
     assert gauge("response_seconds_count") == 1
-    book.note_look(SHARD, with_(is_read_only=True, is_standby=True, lag_s=3.5))
+    book.note_probe(SHARD, with_(is_read_only=True, is_standby=True, lag_s=3.5))
     assert (gauge("healthy"), gauge("replication_lag_seconds")) == (0, 3.5)
 
 
 def test_book_shows_nothing_stale_of_a_silent_shard(book: HealthRegistry) -> None:
     """What it said is kept for people, and is no number any more."""
-    book.note_look(SHARD, with_(lag_s=3.5, tenant_count=7))
-    book.note_look(SHARD, SILENCE)
+    book.note_probe(SHARD, with_(lag_s=3.5, tenant_count=7))
+    book.note_probe(SHARD, SILENCE)
     shown = [gauge(name) for name in ("healthy", "replication_lag_seconds", "connections_ratio", "tenants")]
     assert shown == [0, None, None, 7]
     seen = book.by_shard_id[SHARD].seen
@@ -63,10 +63,10 @@ def test_book_shows_nothing_stale_of_a_silent_shard(book: HealthRegistry) -> Non
 
 def test_book_keeps_the_count_of_tenants_when_a_look_did_not_count(book: HealthRegistry) -> None:
     """They are counted now and then."""
-    book.note_look(SHARD, with_(tenant_count=7))
-    book.note_look(SHARD, with_(tenant_count=None))
+    book.note_probe(SHARD, with_(tenant_count=7))
+    book.note_probe(SHARD, with_(tenant_count=None))
     assert gauge("tenants") == 7
-    book.note_look(SHARD, with_(tenant_count=None, schema_version=None))  # its database was emptied
+    book.note_probe(SHARD, with_(tenant_count=None, schema_version=None))  # its database was emptied
     assert gauge("tenants") is None
 
 
@@ -74,11 +74,11 @@ def test_book_tells_once_when_something_changes(book: HealthRegistry) -> None:
     """Not at every look, and not when only a number does."""
     with capture_logs() as logs:
         for probe in (WELL, WELL, SILENCE, SILENCE, WELL, with_(lag_s=40.0), with_(lag_s=50.0)):
-            book.note_look(SHARD, probe)
+            book.note_probe(SHARD, probe)
         book.note_usages({SHARD: Usage(9, 10)})
         book.note_usage(SHARD, Usage(10, 10))
         book.note_usage(SHARD, Usage(1, 10))
-        book.note_look(SHARD, WELL)
+        book.note_probe(SHARD, WELL)
     assert [(log["event"], log["log_level"], log.get("problems")) for log in logs] == [
         ("shard.lost", "warning", ["TimeoutError"]),
         ("shard.restored", "info", None),
@@ -95,16 +95,16 @@ def test_book_counts_the_shards_with_a_problem(book: HealthRegistry) -> None:
     before = counted(Problem.READ_ONLY) or 0
     book.begin("book-test-2")
     for shard_id in (SHARD, "book-test-2"):
-        book.note_look(shard_id, with_(is_read_only=True))
+        book.note_probe(shard_id, with_(is_read_only=True))
     assert counted(Problem.READ_ONLY) == before + 2
-    book.note_look(SHARD, WELL)
+    book.note_probe(SHARD, WELL)
     book.end("book-test-2")
     assert counted(Problem.READ_ONLY) == before
 
 
 def test_book_drops_every_series_of_a_shard_that_is_known_no_more(book: HealthRegistry) -> None:
     """Neither looked at nor spoken of: a metric by shard that is new is not forgotten there."""
-    book.note_look(SHARD, with_(lag_s=1.0))
+    book.note_probe(SHARD, with_(lag_s=1.0))
     book.note_usages({SHARD: Usage(1, 2)})
     instruments.SHARD_ERRORS.labels(SHARD, "connection").inc()
     for state in instruments.CONNECTION_STATES:
@@ -119,7 +119,7 @@ def test_book_drops_every_series_of_a_shard_that_is_known_no_more(book: HealthRe
 def test_book_takes_nothing_of_a_look_that_ends_after_its_shard_went(book: HealthRegistry) -> None:
     """It would stay for ever."""
     book.end(SHARD)
-    book.note_look(SHARD, WELL)
+    book.note_probe(SHARD, WELL)
     book.note_usage(SHARD, Usage(1, 2))
     book.end(SHARD)
     assert SHARD not in book.by_shard_id

@@ -14,14 +14,14 @@ from simplu_worker.shards.schema.migrations import (
     Migration,
     ShardSchema,
     digest_of,
-    dropped,
-    in_one_transaction,
+    drop_statement,
     migration_of,
     pause_s,
     plan_upgrade,
     refusal_of,
     statements_of,
     steps_of,
+    without_concurrently,
 )
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
 
@@ -71,7 +71,7 @@ def test_nothing_is_concurrent_in_one_transaction(pieces: list[str]) -> None:
     text = ";\n".join(pieces)
     expected = text.replace("INDEX CONCURRENTLY ", "INDEX ")
 
-    assert in_one_transaction(text) == expected
+    assert without_concurrently(text) == expected
     assert not any(statement.is_concurrent for statement in statements_of(expected))
 
 
@@ -108,7 +108,7 @@ def test_statement_is_refused_when_its_index_could_not_be_built_again(statement:
 
 def test_dropped_index_is_dropped_concurrently() -> None:
     """Nobody waits for it either."""
-    assert dropped("one") == statements_of("DROP INDEX CONCURRENTLY IF EXISTS one")[0]
+    assert drop_statement("one") == statements_of("DROP INDEX CONCURRENTLY IF EXISTS one")[0]
 
 
 @pytest.mark.parametrize(
@@ -218,4 +218,4 @@ def test_later_migrations_can_be_run_again() -> None:
 def test_files_are_made_of_statements(text: str) -> None:
     """Nothing in a migration's or a type's file is beyond what an upgrade understands."""
     assert statements_of(text)
-    assert not any(statement.is_concurrent for statement in statements_of(in_one_transaction(text)))
+    assert not any(statement.is_concurrent for statement in statements_of(without_concurrently(text)))
