@@ -32,7 +32,7 @@ import uvloop
 from prometheus_client import REGISTRY
 from rich.console import Console
 from rich.table import Table
-from support.load.targets import MIB, PerformanceTarget, number
+from support.load.targets import MIB, PerformanceTarget, format_number
 from support.processes.resource_usage import rss_bytes
 
 from simplu_worker.errors import RetryableError
@@ -222,7 +222,7 @@ async def phases_of(
             answer = json.loads(line)
             if "next" in answer:
                 citrus.faults.latency_s = SLOW_S if "Citrus slow" in answer["next"] else 0.0
-                citrus.faults.is_away = "Citrus away" in answer["next"]
+                citrus.faults.is_unreachable = "Citrus away" in answer["next"]
                 watch.most = 0
                 process.stdin.write(b"\n")
                 continue
@@ -483,14 +483,18 @@ def show(phases: Sequence[Phase], bounds: Sequence[PerformanceTarget], console: 
         "Citrus",
     )
     for one in phases:
-        stall = (number(one.stall_ms, "ms"), number(one.turn_ms, "ms"), number(one.collecting_ms, "ms"))
+        stall = (
+            format_number(one.stall_ms, "ms"),
+            format_number(one.turn_ms, "ms"),
+            format_number(one.collecting_ms, "ms"),
+        )
         usage = (f"{one.rss_mib:.0f}", str(one.connections), str(one.citrus_requests))
         table.add_row(one.name, f"{one.seconds:.2f}", str(one.count), f"{one.rate:.0f}", *stall, *usage)
     console.print(table)
     table = Table("bound", "measured", "promised", "")
     for bound in bounds:
         kept = "kept" if bound.is_kept else "[bold red]MISSED[/]"
-        table.add_row(bound.what, number(bound.value, bound.unit), str(bound), kept)
+        table.add_row(bound.what, format_number(bound.value, bound.unit), str(bound), kept)
     console.print(table)
 
 

@@ -185,12 +185,12 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> LoadR
         async def some_given_up() -> bool:
             testbed.check()
             await asyncio.sleep(0.5)
-            return bool(testbed.letters)
+            return bool(testbed.dead_letters)
 
         async def all_given_up() -> bool:
             testbed.check()
             await asyncio.sleep(0.5)
-            return len(testbed.letters) >= count
+            return len(testbed.dead_letters) >= count
 
         async with testbed.phase("they wait"):
             await poll_until(some_given_up, within_s=wait_s + APPLIED_WITHIN_S)
@@ -200,7 +200,7 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> LoadR
             await asyncio.sleep(min(arguments.seconds, HELD_WITHIN_S))
         await steady.producer.stop()
         results = await conclude(testbed, f"{count} unregistered tenants beside {rate:g} operations/s", steady)
-        letters = testbed.letters
+        letters = testbed.dead_letters
     reasons = Counter(letter.reason for letter in {letter.position: letter for letter in letters}.values())
     numbers = {plan.number_of(str(json.loads(one.record or b"{}").get("requestId"))) for one in letters}
     results.facts["dead letters, those of a redelivery too"] = len(letters)
@@ -238,7 +238,7 @@ async def conclude(testbed: Testbed, title: str, steady: Flow) -> LoadReport:
     results.bounds.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
     results.differences = await testbed.find_differences()
     all_known = all(flow.is_checked for flow in testbed.flows)
-    if strays := [one for one in testbed.letters if all_known or one.reason != "unknown_tenant"]:
+    if strays := [one for one in testbed.dead_letters if all_known or one.reason != "unknown_tenant"]:
         results.differences.append(f"{len(strays)} dead letters, such as {strays[0]}")
     return results
 

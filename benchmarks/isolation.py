@@ -30,9 +30,9 @@ from typing import Any
 import asyncpg
 from rich.console import Console
 from rich.table import Table
-from support.load.chain_checker import completed_count, count_held
+from support.load.chain_checker import count_completed, count_held
 from support.load.operation_chains import ChainPlan
-from support.load.targets import MISSING, PerformanceTarget, number, ratio_of
+from support.load.targets import MISSING, PerformanceTarget, format_number, ratio_of
 from support.load.testbed import Flow, PhaseResult, Testbed
 from support.postgres.faults import (
     frozen,
@@ -196,8 +196,8 @@ async def measure(
         differences = await testbed.find_differences()
         if not was_applied:
             differences.append(f"not all was applied {APPLIED_WITHIN_S:g} s after the last trouble")
-        if testbed.letters:
-            differences.append(f"{len(testbed.letters)} dead letters, such as {testbed.letters[0]}")
+        if testbed.dead_letters:
+            differences.append(f"{len(testbed.dead_letters)} dead letters, such as {testbed.dead_letters[0]}")
         return runs, skipped, differences
 
 
@@ -257,7 +257,7 @@ async def trouble(testbed: Testbed, steady: Flow, case: tuple[str, PostgresServe
             await asyncio.sleep(SETTLE_S)
     others = testbed.urls_without(server)
     control, during, after = [await testbed.measure_phase(phase, steady.plan, others) for phase in testbed.phases[-3:]]
-    own_count = await completed_count([server.url], steady.plan, begun_at, during.phase.end)
+    own_count = await count_completed([server.url], steady.plan, begun_at, during.phase.end)
     return Run(
         trouble=name,
         shard=server.database,
@@ -324,26 +324,26 @@ def print_results(
                 one.shard,
                 measured.phase.name,
                 f"{measured.phase.seconds:.1f}",
-                f"{measured.rate:.0f} ({number(ratio_of(measured.rate, one.control.rate))}×)",
-                number(measured.p50_s, "s"),
-                f"{number(measured.p99_s, 's')} ({number(ratio_of(measured.p99_s, one.control.p99_s))}×)",
-                number(measured.longest_s, "s"),
-                MISSING if own is None else number(own),
+                f"{measured.rate:.0f} ({format_number(ratio_of(measured.rate, one.control.rate))}×)",
+                format_number(measured.p50_s, "s"),
+                f"{format_number(measured.p99_s, 's')} ({format_number(ratio_of(measured.p99_s, one.control.p99_s))}×)",
+                format_number(measured.longest_s, "s"),
+                MISSING if own is None else format_number(own),
                 MISSING if rss is None else f"{rss.most / 1024**2:.0f}",
                 end_section=measured is one.after,
             )
     console.print(table)
     table = Table("trouble", "operations held", "first committed", "last committed", "(after it was back)")
     for one in runs:
-        table.add_row(one.trouble, str(one.held_count), number(one.first_s, "s"), number(one.last_s, "s"))
+        table.add_row(one.trouble, str(one.held_count), format_number(one.first_s, "s"), format_number(one.last_s, "s"))
     console.print(table)
     if p99s := [one.control.p99_s for one in runs if one.control.p99_s is not None]:
         # Far apart, the machine had something else to do, and no comparison says much.
-        console.print(f"p99 of the controls: {number(min(p99s), 's')} to {number(max(p99s), 's')}")
+        console.print(f"p99 of the controls: {format_number(min(p99s), 's')} to {format_number(max(p99s), 's')}")
     table = Table("bound", "measured", "promised", "")
     for bound in bounds:
         kept = "kept" if bound.is_kept else "[bold red]MISSED[/]"
-        table.add_row(bound.what, number(bound.value, bound.unit), str(bound), kept)
+        table.add_row(bound.what, format_number(bound.value, bound.unit), str(bound), kept)
     console.print(table)
     for name, reason in skipped.items():
         console.print(f"skipped: {name}: {reason}", markup=False)

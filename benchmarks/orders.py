@@ -31,7 +31,7 @@ from typing import Any, Self
 import asyncpg
 from rich.console import Console
 from rich.table import Table
-from support.load.order_checker import compare_orders, first_commit_at
+from support.load.order_checker import compare_orders, read_first_commit_time
 from support.load.order_plan import OrderPlan
 from support.load.targets import PerformanceTarget
 from support.load.testbed import process_name
@@ -43,7 +43,7 @@ from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import tenant_ids_on, urls_of
+from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
 from simplu_worker.local.workload.order_events import OrderEvent, SendReceipt, send_events
 from simplu_worker.local.workload.producer import create_tenants, open_client
 from simplu_worker.local.workload.workload import Tenant, make_tenants
@@ -168,10 +168,10 @@ class Bench:
             self._orders_url = env["SQS_ORDER_EVENTS_QUEUE_URL"]
             self._worker = WorkerProcess(self._stack.group, env | {"KINESIS_STREAM_NAME": ""})
             await self._register()
-            for url in urls_of(env):
+            for url in shard_urls(env):
                 connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
                 entered.push_async_callback(connection.close)
-                for tenant_id in await tenant_ids_on([url]):
+                for tenant_id in await read_tenant_ids([url]):
                     self._homes[tenant_id] = connection
             self._exit = entered.pop_all()
         return self
@@ -214,7 +214,7 @@ class Bench:
         if not await poll_until(is_empty, within_s=WITHIN_S + len(plan.planned) / APPLIED_PER_S):
             raise SystemExit(f"{await self._left(self._orders_url)} events are left in the worker's queue")
         ended_at = datetime.now(UTC)
-        began_at = await first_commit_at(urls_of(self._stack.env), plan)
+        began_at = await read_first_commit_time(shard_urls(self._stack.env), plan)
         if began_at is None:
             raise SystemExit("the worker emptied its queue and committed nothing")
         measured = self._measured("worker", plan, (ended_at - began_at).total_seconds(), before)
@@ -223,7 +223,7 @@ class Bench:
 
     async def differences(self) -> list[str]:
         """Return what is not as it must be, of all that was sent."""
-        return list((await compare_orders(urls_of(self._stack.env), self._plans, {}, [])).differences)
+        return list((await compare_orders(shard_urls(self._stack.env), self._plans, {}, [])).differences)
 
     async def _filled(self, name: str, queue_url: str, count: int) -> OrderPlan:
         plan = OrderPlan(name, self._tenants, count=count, groups=self._arguments.groups)
@@ -294,7 +294,7 @@ class Bench:
         wanted = {tenant.tenant_id for tenant in self._tenants}
 
         async def all_there() -> bool:
-            return wanted <= await tenant_ids_on(urls_of(self._stack.env))
+            return wanted <= await read_tenant_ids(shard_urls(self._stack.env))
 
         if not await poll_until(all_there, within_s=WITHIN_S):
             raise SystemExit(f"{len(wanted)} tenants are not on their shards after {WITHIN_S:g} s")

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -35,7 +34,7 @@ import structlog
 import uvloop
 from rich.console import Console
 from rich.table import Table
-from support.load.targets import PerformanceTarget, number
+from support.load.targets import PerformanceTarget, format_number
 from support.processes.resource_usage import cpu_seconds
 
 from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
@@ -85,14 +84,8 @@ SELECT
         ORDER BY tenant_id, request_id)) FROM operations) AS log,
     (SELECT count(*) FROM operations) AS count
 """
+DURABLE = {"fsync": "on"}  # as on servers of production
 TOKEN_SQL = "SELECT token::text FROM stream_positions"
-
-
-class DurableServer(PostgresServer):
-    """A server that waits for its disk, as those of production do."""
-
-    def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
-        return super()._spawn(program, *arguments, *(("-c", "fsync=on") if program == "postgres" else ()))
 
 
 class Pair(NamedTuple):
@@ -354,7 +347,7 @@ async def run(arguments: argparse.Namespace) -> int:
 async def running_twins(tenants: int) -> AsyncIterator[list[Twins]]:
     """Have a server with two shards for each way to commit."""
     with ProcessGroup() as group:
-        server = DurableServer(group, PostgresPrograms.find(group.directory), database="writing")
+        server = PostgresServer(group, PostgresPrograms.find(group.directory), database="writing", settings=DURABLE)
         await server.start()
         template = ShardPool(ShardAddress(SHARD_ID, await server.create_database(TEMPLATE)), size=1)
         await ensure_schema(template)
@@ -434,7 +427,7 @@ def show(
     table = Table("bound", "measured", "promised", "")
     for bound in bounds:
         kept = "kept" if bound.is_kept else "[bold red]MISSED[/]"
-        table.add_row(bound.what, number(bound.value, bound.unit), str(bound), kept)
+        table.add_row(bound.what, format_number(bound.value, bound.unit), str(bound), kept)
     console.print(table)
     hot = row["hot_updates"] / row["updates"]
     sizes = f"{row['table_bytes'] / 1024:.0f} KiB and {row['index_bytes'] / 1024:.0f} KiB of index"

@@ -42,7 +42,7 @@ def filled_server(arguments: argparse.Namespace) -> tuple[KinesisServer, Fill]:
     server = KinesisServer(options)
     now_ms = time.time_ns() // 1_000_000
     stream = server.account.create(STREAM_NAME, arguments.stream_shards, now_ms)
-    stream.settle(now_ms + 1)
+    stream.apply_due(now_ms + 1)
     open_shards = stream.open_stream_shards
     hash_keys: dict[str, int] = {}  # in turn, as an uneven stream would measure the fullest of its stream shards
     made = []
@@ -53,7 +53,7 @@ def filled_server(arguments: argparse.Namespace) -> tuple[KinesisServer, Fill]:
         made.append(NewRecord(key, text, len(data) + len(key), hash_keys[key]))
 
     def fill() -> None:
-        stream.settle(server.now_ms())
+        stream.apply_due(server.now_ms())
         for record in made:
             stream.put(record)
         made.clear()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from support.load.targets import PerformanceTarget, number
+from support.load.targets import PerformanceTarget, format_number
 
 from benchmarks.throughput.measures import Idle, Latency, Orders
 from benchmarks.throughput.runs import Cell, Range, Run, Who, of, ratios
@@ -53,7 +53,7 @@ class Target(PerformanceTarget):
     @property
     def measured(self) -> str:
         """What was measured, for people."""
-        return self.spelled or number(self.value, self.unit)
+        return self.spelled or format_number(self.value, self.unit)
 
 
 def target(what: str, rounds: Range, *, digits: int = 2, unit: str = "", **limits: float) -> Target:

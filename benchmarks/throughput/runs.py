@@ -21,7 +21,7 @@ from benchmarks.throughput.testbed import FOLDER, Bed, Kinesis, Target, clock
 from simplu_worker.local.aws_server.faults import SetOptions
 from simplu_worker.local.aws_server.server import send_commands
 from simplu_worker.local.processes.watchdog import running_processes, with_descendants
-from simplu_worker.local.processes.worker_process import tail_of
+from simplu_worker.local.processes.worker_process import log_tail
 from simplu_worker.local.stack.aws import CREDENTIALS
 
 WARM_UP_S = 0.7  # after the first commit
@@ -167,13 +167,13 @@ class Clients:
 
     def words(self) -> str:
         """Return the ends of their logs."""
-        return "\n".join(tail_of(path) for path in self._log_paths)
+        return "\n".join(log_tail(path) for path in self._log_paths)
 
     def check(self) -> None:
         """Raise SystemExit, with the end of its log, when one has ended."""
         for process, path in zip(self._processes, self._log_paths, strict=True):
             if process.poll() is not None:
-                raise SystemExit(f"a program that was measured ended with {process.poll()}:\n{tail_of(path)}")
+                raise SystemExit(f"a program that was measured ended with {process.poll()}:\n{log_tail(path)}")
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from simplu_worker.local.processes.loopback import HOST, StackError, free_port, 
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.local.stack.aws import (
     CREDENTIALS,
-    KINESIS_LISTENS,
+    KINESIS_STARTED,
     STREAM_NAME,
     aws_client,
     start_moto,
@@ -51,14 +51,6 @@ INSERT INTO tenants (id, business_id, location_id, business_type, state, control
 SELECT id, $2, location_id, $3, 'active', now() - interval '1 day', now() - interval '1 day'
 FROM unnest($1::text[], $4::text[]) AS tenant (id, location_id)
 """
-
-
-class DurableServer(PostgresServer):
-    """A server that waits for its disk and has memory, as those of production do."""
-
-    def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
-        more = [f"{name}={value}" for name, value in SERVER_SETTINGS.items()] if program == "postgres" else []
-        return super()._spawn(program, *arguments, *(word for one in more for word in ("-c", one)))
 
 
 @dataclass(slots=True)
@@ -100,7 +92,7 @@ class Kinesis(NamedTuple):
 class Bed:
     """The servers; `target` makes databases for a run, `kinesis` the stream."""
 
-    def __init__(self, group: ProcessGroup, server: DurableServer, urls: Mapping[str, str], tenants: int) -> None:
+    def __init__(self, group: ProcessGroup, server: PostgresServer, urls: Mapping[str, str], tenants: int) -> None:
         self.group = group
         self.server = server
         self.urls = dict(urls)
@@ -171,7 +163,7 @@ class Bed:
         try:
 
             async def settled() -> bool:
-                return process.poll() is not None or KINESIS_LISTENS in log_path.read_bytes()
+                return process.poll() is not None or KINESIS_STARTED in log_path.read_bytes()
 
             if not await poll_until(settled, within_s=FILL_TIMEOUT_S) or process.poll() is not None:
                 raise StackError(f"the stream was not filled: {log_path.read_text(errors='replace')[-300:]}")
@@ -202,7 +194,9 @@ class Bed:
 async def running_bed(tenants: int) -> AsyncIterator[Bed]:
     """Have the servers; nothing of them outlives the context."""
     with ProcessGroup() as group:
-        server = DurableServer(group, PostgresPrograms.find(group.directory), database="throughput")
+        server = PostgresServer(
+            group, PostgresPrograms.find(group.directory), database="throughput", settings=SERVER_SETTINGS
+        )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.start())
             aws, sqs = tasks.create_task(start_moto(group)), tasks.create_task(start_sqs(group))

@@ -31,7 +31,7 @@ from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup, running_processes, send_signal, with_descendants
 from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.verify.shard_checker import urls_of
+from simplu_worker.local.verify.shard_checker import shard_urls
 from simplu_worker.local.workload.workload import ALL_KINDS, Shares
 
 STOP_WITHIN_S = 35.0
@@ -114,20 +114,22 @@ async def run(arguments: argparse.Namespace) -> int:
         async with asyncio.TaskGroup() as tasks:
             troubles = [tasks.create_task(kill_repeatedly(trial, worker, arguments.kills, console))] if worker else []
             if arguments.freeze_shard:
-                troubles.append(tasks.create_task(freeze(trial, urls_of(env)[0], arguments.freeze_shard, console)))
+                troubles.append(tasks.create_task(freeze(trial, shard_urls(env)[0], arguments.freeze_shard, console)))
             if arguments.kill_shard:
-                troubles.append(tasks.create_task(kill_shard(trial, urls_of(env)[-1], arguments.kill_shard, console)))
+                troubles.append(
+                    tasks.create_task(kill_shard(trial, shard_urls(env)[-1], arguments.kill_shard, console))
+                )
             result = await trial.run()
             untroubled = [task for task in troubles if not task.done()]
             for task in untroubled:
                 task.cancel()
     console.print(result_table(result))
     print_differences(console, result.report.differences)
-    if not result.progress.done:
-        console.print(f"expected {result.progress.expected} traces, found {result.progress.settled}")
+    if not result.progress.is_done:
+        console.print(f"expected {result.progress.expected_count} traces, found {result.progress.applied_count}")
     if untroubled:
         console.print("all was applied before all the trouble was made: give a lower --rate or more --operations")
-    return 0 if result.progress.done and not result.report.differences and not untroubled else 1
+    return 0 if result.progress.is_done and not result.report.differences and not untroubled else 1
 
 
 @asynccontextmanager
@@ -187,7 +189,7 @@ async def settled_share(trial: Trial, share: float) -> None:
 
     async def settled() -> bool:
         snapshot = trial.snapshot()
-        return snapshot.progress is not None and snapshot.progress.settled >= share * MOST * snapshot.total
+        return snapshot.progress is not None and snapshot.progress.applied_count >= share * MOST * snapshot.total
 
     await poll_until(settled, within_s=float("inf"))
 

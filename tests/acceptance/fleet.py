@@ -83,11 +83,11 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
         await fleet.stop_all()
     console.print(result_table(result))
     print_differences(console, result.report.differences)
-    if not result.progress.done:
-        console.print(f"expected {result.progress.expected} traces, found {result.progress.settled}")
+    if not result.progress.is_done:
+        console.print(f"expected {result.progress.expected_count} traces, found {result.progress.applied_count}")
     if not through:
         console.print("all was applied before all had happened: give a lower --rate or more --operations")
-    return 0 if result.progress.done and not result.report.differences and through else 1
+    return 0 if result.progress.is_done and not result.report.differences and through else 1
 
 
 async def happen(trial: Trial, fleet: _Fleet, stream_shards: int) -> None:
@@ -121,7 +121,7 @@ async def freeze_shard(trial: Trial, server: PostgresServer, seconds: float, con
 async def _settled_share(trial: Trial, share: float) -> None:
     async def settled() -> bool:
         snapshot = trial.snapshot()
-        return snapshot.progress is not None and snapshot.progress.settled >= share * MOST * snapshot.total
+        return snapshot.progress is not None and snapshot.progress.applied_count >= share * MOST * snapshot.total
 
     await poll_until(settled, within_s=float("inf"))
 

@@ -138,8 +138,8 @@ async def conclude(testbed: Testbed, steady: Flow, title: str) -> LoadReport:
     results = LoadReport(title, [await testbed.measure_phase(phase, steady.plan, urls) for phase in testbed.phases])
     results.bounds.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
     results.differences = await testbed.find_differences()
-    if testbed.letters:
-        results.differences.append(f"{len(testbed.letters)} dead letters, such as {testbed.letters[0]}")
+    if testbed.dead_letters:
+        results.differences.append(f"{len(testbed.dead_letters)} dead letters, such as {testbed.dead_letters[0]}")
     return results
 
 

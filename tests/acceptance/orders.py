@@ -31,14 +31,14 @@ from urllib.parse import urlsplit
 from acceptance.blackbox import postgres_pids, read_env_file, stack_of
 from rich.console import Console
 from rich.table import Table
-from support.load.order_checker import OrderComparison, compare_orders, order_count
+from support.load.order_checker import OrderComparison, compare_orders, count_orders
 from support.load.order_plan import OrderPlan, PlannedEvent
 
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup, send_signal
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.verify.comparison import percentile
-from simplu_worker.local.verify.shard_checker import DeadLetterReader, tenant_ids_on, urls_of
+from simplu_worker.local.verify.shard_checker import DeadLetterReader, read_tenant_ids, shard_urls
 from simplu_worker.local.workload.order_events import OrderEvent, SendReceipt, send_events
 from simplu_worker.local.workload.producer import create_tenants, open_client
 from simplu_worker.local.workload.workload import make_tenants
@@ -104,7 +104,7 @@ async def run(arguments: argparse.Namespace) -> int:
             untroubled = [task for task in troubles if not task.done()]
             for task in (*untroubled, letters):
                 task.cancel()
-        found = await compare_orders(urls_of(trial.env()), [trial.plan], trial.sent, box.letters)
+        found = await compare_orders(shard_urls(trial.env()), [trial.plan], trial.sent, box.dead_letters)
         leftovers = await trial.leftovers()
     result = trial.result(found, leftovers, len(workers))
     if not applied:
@@ -181,7 +181,7 @@ class OrderTrial:
         await create_tenants(sqs, env["SQS_SHARD_CREATION_QUEUE_URL"], trial.tenants)
 
         async def all_there() -> bool:
-            return wanted <= await tenant_ids_on(urls_of(trial.env()))
+            return wanted <= await read_tenant_ids(shard_urls(trial.env()))
 
         if not await poll_until(all_there, within_s=TENANTS_WITHIN_S):
             raise SystemExit(f"{len(wanted)} tenants are not on their shards after {TENANTS_WITHIN_S:g} s")
@@ -268,7 +268,7 @@ class OrderTrial:
     async def restart_shard(self) -> None:
         """Kill the Postgres server with most of it with -9 in the middle, and have the stack start it again."""
         await self._applied_share(0.3)
-        counts = {url: await order_count([url], self.plan) for url in urls_of(self.env())}
+        counts = {url: await count_orders([url], self.plan) for url in shard_urls(self.env())}
         url = max(counts, key=lambda url: counts[url])
         pids = postgres_pids(urlsplit(url).port)
         if not pids:
@@ -282,10 +282,10 @@ class OrderTrial:
         send_signal({stack}, signal.SIGUSR1)
 
         async def answers() -> bool:
-            return bool(await order_count([url], self.plan))
+            return bool(await count_orders([url], self.plan))
 
         await poll_until(answers, within_s=IDLE_S)
-        now = await order_count([url], self.plan)
+        now = await count_orders([url], self.plan)
         self._console.print(f"it is back; it had {counts[url]} events at the kill and has {now} now")
 
     async def replace_replicas(self, workers: list[WorkerProcess]) -> None:
@@ -302,7 +302,7 @@ class OrderTrial:
     async def _applied_share(self, share: float) -> None:
         async def reached() -> bool:
             await asyncio.sleep(POLL_S)
-            return await order_count(urls_of(self.env()), self.plan) >= share * len(self.plan.steps)
+            return await count_orders(shard_urls(self.env()), self.plan) >= share * len(self.plan.steps)
 
         await poll_until(reached, within_s=float("inf"))
 
@@ -314,8 +314,8 @@ class OrderTrial:
         poison = {message_id for message_id, planned in self.sent.items() if planned.reasons}
         changed, last = loop.time(), (-1, -1, -1)
         while True:
-            applied = await order_count(urls_of(self.env()), self.plan)
-            letters = len(poison & {letter.position[1] for letter in box.letters})
+            applied = await count_orders(shard_urls(self.env()), self.plan)
+            letters = len(poison & {letter.position[1] for letter in box.dead_letters})
             left = await self._left(self.queue_url)
             now = (applied, letters, left)
             if now == (len(self.plan.steps), len(poison), 0):

@@ -35,7 +35,7 @@ from acceptance.struck_shard import How, Struck, left_by, request_ids, row, valu
 from rich.console import Console
 from rich.table import Table
 from support.load.operation_chains import ChainPlan
-from support.load.targets import PerformanceTarget, number
+from support.load.targets import PerformanceTarget, format_number
 from support.load.testbed import Flow, Testbed
 
 from simplu_worker.local.postgres.server import PostgresServer
@@ -163,8 +163,8 @@ class Scenario:
         applied = await testbed.wait_until_applied(testbed.urls, within_s=self._arguments.within)
         self._bounds.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
         self._differences = await testbed.find_differences()
-        if testbed.letters:
-            self._differences.append(f"{len(testbed.letters)} dead letters, such as {testbed.letters[0]}")
+        if testbed.dead_letters:
+            self._differences.append(f"{len(testbed.dead_letters)} dead letters, such as {testbed.dead_letters[0]}")
         await testbed.stop_workers()
 
     async def _round(self, one: int, name: str) -> Promotion:
@@ -288,7 +288,7 @@ class Scenario:
         table = Table(*columns, title=f"standbys promoted without the last commits: {arguments.how}, {kind}")
         for one, each in enumerate(self._promotions, start=1):
             figures = (each.seen, each.lost, each.lost - each.missing)
-            times = (number(each.first_s, "s"), number(each.refilled_s, "s"))
+            times = (format_number(each.first_s, "s"), format_number(each.refilled_s, "s"))
             table.add_row(str(one), each.variant, *map(str, figures), *times)
         self._console.print(table)
         lost, missing = (sum(getattr(each, name) for each in self._promotions) for name in ("lost", "missing"))

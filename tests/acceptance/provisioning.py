@@ -263,7 +263,7 @@ async def two_at_a_time(ground: Ground, rounds: int, random: Random, console: Co
     kills = 0
     for number in range(rounds):
         faults = ground.citrus.faults
-        faults.wavers, faults.forgets = FAULTS[number % len(FAULTS)]
+        faults.rotates_shards, faults.drops_registrations = FAULTS[number % len(FAULTS)]
         tenant = ("twice", str(number))
         ground.latency_s = LATENCY_S
         both = [ground.start(tenant, name=name) for name in ("one", "other")]
@@ -273,7 +273,7 @@ async def two_at_a_time(ground: Ground, rounds: int, random: Random, console: Co
         kills += statuses.count(-9)
         ground.steps = Steps()
         ground.latency_s = 0.0
-        faults.forgets = faults.wavers = False
+        faults.drops_registrations = faults.rotates_shards = False
         await asyncio.gather(*(ground.finish(tenant, name=name) for name in ("one", "other")))
     logs = [(ground.folder / f"{name}.out").read_text(encoding="utf-8") for name in ("one", "other")]
     undone = sum(log.count("tenant.undone") for log in logs)

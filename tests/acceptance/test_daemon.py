@@ -25,10 +25,10 @@ from simplu_worker import __version__
 from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
 from simplu_worker.local.processes.loopback import HOST, poll_until
 from simplu_worker.local.processes.watchdog import running_processes, with_descendants
-from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess, tail_of
+from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess, log_tail
 from simplu_worker.local.stack.aws import STREAM_NAME
 from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import tenant_ids_on, urls_of
+from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
 from simplu_worker.local.workload.producer import create_tenants
 from simplu_worker.local.workload.workload import Tenant
 
@@ -78,7 +78,7 @@ async def running_worker(stack: Stack, *, with_queue: bool = False, **more: str)
         await worker.wait_ready()
         yield worker
     except BaseException:
-        print(tail_of(log_path))  # noqa: T201  (only a failure shows it)
+        print(log_tail(log_path))  # noqa: T201  (only a failure shows it)
         raise
     finally:
         worker.kill()
@@ -93,7 +93,7 @@ async def provision(stack: Stack, tenant: Tenant = TENANT) -> None:
     """Have the running worker make a tenant."""
 
     async def is_there() -> bool:
-        return tenant.tenant_id in await tenant_ids_on(urls_of(stack.env))
+        return tenant.tenant_id in await read_tenant_ids(shard_urls(stack.env))
 
     async with stack.aws_client("sqs") as sqs:
         await create_tenants(sqs, stack.env["SQS_SHARD_CREATION_QUEUE_URL"], [tenant])
@@ -119,8 +119,8 @@ async def put(stack: Stack, *request_ids: str, stream: str = STREAM_NAME) -> Non
 
 async def shard_of_tenant(stack: Stack) -> str:
     """Return the connection string of the tenant's shard."""
-    for url in urls_of(stack.env):
-        if TENANT.tenant_id in await tenant_ids_on([url]):
+    for url in shard_urls(stack.env):
+        if TENANT.tenant_id in await read_tenant_ids([url]):
             return url
     raise AssertionError("the tenant is on no shard")
 
@@ -191,7 +191,7 @@ async def ended(worker: WorkerProcess, *, within_s: float) -> int:
     async def is_over() -> bool:
         return process.poll() is not None
 
-    assert await poll_until(is_over, within_s=within_s), tail_of(worker.log_path)
+    assert await poll_until(is_over, within_s=within_s), log_tail(worker.log_path)
     return int(process.returncode)
 
 
@@ -204,7 +204,7 @@ async def test_worker_drains_and_gives_its_leases_back_when_it_gets_sigterm(stac
         await put(stack, *ids)
         await applied(stack, ids[-1])
         worker.send_signal(signal.SIGTERM)
-        assert await ended(worker, within_s=GRACE_S) == 0, tail_of(worker.log_path)
+        assert await ended(worker, within_s=GRACE_S) == 0, log_tail(worker.log_path)
     released = await leases(stack)
 
     assert [row for row in released if "leaseOwner" in row] == []
@@ -227,7 +227,7 @@ async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
             await put(stack, "in-frost")
             await asyncio.sleep(0.7)  # so that its batch is on its way
             worker.send_signal(signal.SIGTERM)
-            assert await ended(worker, within_s=8) == 0, tail_of(worker.log_path)
+            assert await ended(worker, within_s=8) == 0, log_tail(worker.log_path)
         finally:
             for server in stack.servers.values():
                 server.resume()
@@ -272,7 +272,7 @@ async def test_worker_ends_with_the_models_rows_when_it_was_killed_in_the_middle
 
     async def is_in_the_middle() -> bool:
         progress = trial.snapshot().progress
-        return progress is not None and progress.settled > 150
+        return progress is not None and progress.applied_count > 150
 
     async with running_worker(stack, with_queue=True) as first, asyncio.TaskGroup() as tasks:
         running = tasks.create_task(trial.run())
@@ -281,7 +281,7 @@ async def test_worker_ends_with_the_models_rows_when_it_was_killed_in_the_middle
         first.kill()
         async with running_worker(stack, with_queue=True) as second:
             result = await running
-            assert result.progress.done, result.progress
+            assert result.progress.is_done, result.progress
             await second.stop(within_s=GRACE_S)
 
     assert result.report.differences == []

@@ -11,7 +11,7 @@ import pytest
 from acceptance.test_commands import Terminal, operation, text_of
 
 from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess, tail_of
+from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
 from simplu_worker.local.stack.aws import put_businesses
 from simplu_worker.local.stack.stack import Stack
 from simplu_worker.local.workload.producer import open_client
@@ -55,13 +55,13 @@ async def test_tenants_without_a_message_are_made_by_business_info(tmp_path: Pat
                 terminal.run("operations", "send", "-", "--json", text=late),
                 terminal.run("operations", "send", "-", "--wait", "--json", text=mine),
             )
-            assert [fate["status"] for fate in sent.json["operations"]] == ["succeeded"] * 2, tail_of(worker.log_path)
+            assert [fate["status"] for fate in sent.json["operations"]] == ["succeeded"] * 2, log_tail(worker.log_path)
             assert waiting.status == 0
 
             async def is_told() -> bool:
                 return bool(logged(worker, "tenant.held", business_id="late", reason="not_here"))
 
-            assert await poll_until(is_told, within_s=WITHIN_S), tail_of(worker.log_path)
+            assert await poll_until(is_told, within_s=WITHIN_S), log_tail(worker.log_path)
             (told,) = logged(worker, "tenant.not_provisioned", business_id="late")
             assert told["error"] == "its business is not in business-info"
             await put_businesses(dynamodb, table, {"late": ("hotel", ["main"])})
@@ -72,7 +72,7 @@ async def test_tenants_without_a_message_are_made_by_business_info(tmp_path: Pat
                 ]
                 return [one.json["status"] for one in shown] == ["succeeded"] * 2
 
-            assert await poll_until(are_there, within_s=WITHIN_S), tail_of(worker.log_path)
+            assert await poll_until(are_there, within_s=WITHIN_S), log_tail(worker.log_path)
         await asyncio.gather(worker.stop(within_s=35), _by_hand(terminal))
 
 

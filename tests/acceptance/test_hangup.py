@@ -17,9 +17,9 @@ import pytest
 
 from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialResult, TrialSnapshot
 from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess, tail_of
+from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess, log_tail
 from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import tenant_ids_on
+from simplu_worker.local.verify.shard_checker import read_tenant_ids
 
 SHARD_IDS = ("shard-1", "shard-2", "shard-3")
 PATIENCE_S = 20.0
@@ -68,7 +68,7 @@ class Told:
             found.extend(line for line in lines if line["event"] == event)
             return bool(found)
 
-        assert await poll_until(is_said, within_s=PATIENCE_S), tail_of(self._worker.log_path)
+        assert await poll_until(is_said, within_s=PATIENCE_S), log_tail(self._worker.log_path)
         return found[0]
 
 
@@ -91,7 +91,7 @@ async def homes_of(urls: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the shards that have a row of each tenant."""
     homes: dict[str, list[str]] = {}
     for shard_id in SHARD_IDS:
-        for tenant_id in await tenant_ids_on([urls[shard_id]]):
+        for tenant_id in await read_tenant_ids([urls[shard_id]]):
             homes.setdefault(tenant_id, []).append(shard_id)
     return homes
 
@@ -112,7 +112,7 @@ async def test_worker_goes_by_a_new_map_when_it_gets_sighup(tmp_path: Path) -> N
 
         async def run(load: TrialLoad, is_half_way: asyncio.Event) -> TrialResult:
             async def note(snapshot: TrialSnapshot) -> None:
-                if snapshot.progress is not None and snapshot.progress.settled > load.operations // 4:
+                if snapshot.progress is not None and snapshot.progress.applied_count > load.operations // 4:
                     is_half_way.set()
 
             return await Trial(load, lambda: env, on_tick=note, timeout_s=60, idle_s=20).run()

@@ -19,9 +19,9 @@ from acceptance.test_blackbox import running_stack
 from support.requires import ROOT, require
 
 from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess, tail_of
+from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
 from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import tenant_ids_on, urls_of
+from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
 from simplu_worker.local.workload.producer import create_tenants, open_client
 from simplu_worker.local.workload.workload import Tenant
 
@@ -59,7 +59,7 @@ class Room:
         ids = {tenant.tenant_id for tenant in TENANTS}
 
         async def are_there() -> bool:
-            return ids <= await tenant_ids_on(urls_of(self.stack.env))
+            return ids <= await read_tenant_ids(shard_urls(self.stack.env))
 
         await self.until(are_there)
         return self
@@ -70,7 +70,7 @@ class Room:
     async def until(self, condition: Any) -> None:
         """Wait until *condition* says yes; a failure shows the worker's log."""
         if not await poll_until(condition, within_s=PATIENCE_S):
-            pytest.fail(tail_of(self.worker.log_path))
+            pytest.fail(log_tail(self.worker.log_path))
 
     async def send(self, queue: str, events: Iterable[tuple[Tenant, str, dict[str, Any] | str]]) -> None:
         """Send events, each with its tenant and group, in their order."""
@@ -97,12 +97,12 @@ class Room:
 
     async def orders(self) -> dict[tuple[str, str], Any]:
         """Return all orders by tenant and id."""
-        rows = [row for url in urls_of(self.stack.env) for row in await fetch(url, ORDERS_SQL)]
+        rows = [row for url in shard_urls(self.stack.env) for row in await fetch(url, ORDERS_SQL)]
         return {(row["id"], row["order_id"]): json.loads(row["data"]) for row in rows}
 
     async def logged_count(self) -> int:
         """Return how many order events are in the logs."""
-        return sum([int((await fetch(url, LOG_SQL))[0]["count"]) for url in urls_of(self.stack.env)])
+        return sum([int((await fetch(url, LOG_SQL))[0]["count"]) for url in shard_urls(self.stack.env)])
 
     async def is_empty(self, queue: str) -> bool:
         """Tell whether a queue has nothing left."""
@@ -176,7 +176,7 @@ async def test_orders_of_the_priority_queue_are_applied_too(room: Room) -> None:
 async def test_orders_wait_for_their_shard_and_others_do_not(room: Room) -> None:
     """One Postgres shard is killed under load and started again: nothing is lost, nothing is a dead letter."""
     servers = list(room.stack.servers.values())
-    homes = [await tenant_ids_on([server.url]) for server in servers]
+    homes = [await read_tenant_ids([server.url]) for server in servers]
     (away, there) = ([tenant for tenant in TENANTS if tenant.tenant_id in home] for home in homes)
     await servers[0].kill()
     lives = [life(tenant, "restart", f"restart-{tenant.business_id}", 5) for tenant in TENANTS]

@@ -14,9 +14,9 @@ from support.full_stack import item_of, record_of
 from support.redis.server import PASSWORD, RedisServer
 
 from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess, tail_of
+from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
 from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import tenant_ids_on, urls_of
+from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
 from simplu_worker.local.workload.producer import create_tenants, open_client, put_items
 from simplu_worker.local.workload.workload import Tenant
 
@@ -47,7 +47,7 @@ class Place:
         await create_tenants(sqs, self.env["SQS_SHARD_CREATION_QUEUE_URL"], [TENANT])
 
         async def is_there() -> bool:
-            return TENANT.tenant_id in await tenant_ids_on(urls_of(self.env))
+            return TENANT.tenant_id in await read_tenant_ids(shard_urls(self.env))
 
         await self.until(is_there)
         return self
@@ -58,7 +58,7 @@ class Place:
     async def until(self, condition: Any) -> None:
         """Wait until *condition* says yes; a failure shows the worker's log."""
         if not await poll_until(condition, within_s=PATIENCE_S):
-            pytest.fail(tail_of(self.worker.log_path))
+            pytest.fail(log_tail(self.worker.log_path))
 
     async def put(self, resource_id: str) -> None:
         """Put a create on the stream, and wait until it is committed."""
@@ -67,7 +67,7 @@ class Place:
         await put_items(self._kinesis, self.env["KINESIS_STREAM_NAME"], [item_of("key", record)], on_put=lambda _: None)
 
         async def is_committed() -> bool:
-            connection = await asyncpg.connect(urls_of(self.env)[0])
+            connection = await asyncpg.connect(shard_urls(self.env)[0])
             try:
                 query = 'SELECT EXISTS (SELECT FROM resources WHERE id = $1 AND "resourceId" = $2)'
                 return bool(await connection.fetchval(query, TENANT.tenant_id, resource_id))

@@ -218,8 +218,10 @@ class Scenario:
             what = f"longest, {measured.phase.name}"
             self.results.bounds.append(PerformanceTarget(what, measured.longest_s, LONGEST_S, unit="s"))
         self.results.differences += await testbed.find_differences()
-        if testbed.letters:
-            self.results.differences.append(f"{len(testbed.letters)} dead letters, such as {testbed.letters[0]}")
+        if testbed.dead_letters:
+            self.results.differences.append(
+                f"{len(testbed.dead_letters)} dead letters, such as {testbed.dead_letters[0]}"
+            )
 
     def _expect(self, what: str, *, met: bool) -> None:
         self.results.bounds.append(PerformanceTarget(what, float(met), least=1))

@@ -39,7 +39,7 @@ class KinesisService:
     @property
     def stream(self) -> LocalStream:
         """The one stream, with all that was due by now done."""
-        self.account.settle(self.now_ms)
+        self.account.apply_due(self.now_ms)
         return self.account.streams[STREAM]
 
     @property

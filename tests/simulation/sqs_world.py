@@ -91,7 +91,7 @@ class World:
     def counts(self, queue: Queue) -> tuple[int, int]:
         """Return how many messages are visible, and in flight."""
         there = self.account.find(queue.name)
-        there.settle(self.now_ms())
+        there.apply_due(self.now_ms())
         return there.visible_count, there.in_flight_count
 
     async def emptied(self, queue: Queue) -> None:

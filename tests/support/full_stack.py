@@ -363,4 +363,4 @@ class FullStack:
             return wanted <= self.dead_letter_reader.positions
 
         await eventually(all_read, within_s=within_s)
-        return {letter.position: letter for letter in self.dead_letter_reader.letters if letter.position in wanted}
+        return {letter.position: letter for letter in self.dead_letter_reader.dead_letters if letter.position in wanted}

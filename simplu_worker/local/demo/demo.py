@@ -83,7 +83,7 @@ async def _run(stack: Stack, workers: Sequence[WorkerProcess], load: TrialLoad, 
         async def on_tick(snapshot: TrialSnapshot) -> None:
             for worker in workers:
                 worker.check_running()
-            lags = [await worker.kinesis_lag_s() for worker in workers]
+            lags = [await worker.read_kinesis_lag_s() for worker in workers]
             display.show(snapshot, max((lag for lag in lags if lag is not None), default=None))
 
         result = await Trial(load, lambda: stack.env, on_tick=on_tick).run()
@@ -96,7 +96,7 @@ def _conclude(result: TrialResult, console: Console) -> int:
     if result.report.differences:
         console.print(f"not right: {len(result.report.differences)} differences", style="bold red")
         return 1
-    if not result.progress.done:
+    if not result.progress.is_done:
         console.print("not right: some records left no trace in time", style="bold red")
         return 1
     console.print("All right: every row of every shard is as it must be, and the worker ended with status 0.")

@@ -46,13 +46,13 @@ class Display:
             return
         if self._last is None or snapshot.phase != self._last[0] or snapshot.elapsed_s >= self._last[1]:
             self._last = (snapshot.phase, snapshot.elapsed_s + LINE_INTERVAL_S)
-            self._console.print(line_of(snapshot, lag_s), soft_wrap=True)
+            self._console.print(format_line(snapshot, lag_s), soft_wrap=True)
 
 
-def line_of(snapshot: TrialSnapshot, lag_s: float | None) -> str:
+def format_line(snapshot: TrialSnapshot, lag_s: float | None) -> str:
     """Return *snapshot* as one line."""
     progress = snapshot.progress
-    applied = progress.settled - progress.letters if progress else 0
+    applied = progress.applied_count - progress.dead_letter_count if progress else 0
     parts = [f"{snapshot.phase:<11} produced {snapshot.produced:>6}  applied {applied:>6}  {_rate(snapshot):>6.0f}/s"]
     parts.append(f"lag {_seconds(lag_s)}")
     parts += [f"{shard.name.split('/')[-1]} {_count(shard.rows)}" for shard in (progress.shards if progress else ())]
@@ -61,15 +61,15 @@ def line_of(snapshot: TrialSnapshot, lag_s: float | None) -> str:
 
 def _panel(snapshot: TrialSnapshot, lag_s: float | None) -> RenderableType:
     progress = snapshot.progress
-    settled = progress.settled if progress else 0
+    settled = progress.applied_count if progress else 0
     bars = Table.grid(padding=(0, 2))
     bars.add_row(
         "produced", ProgressBar(snapshot.total, snapshot.produced, width=40), f"{snapshot.produced} of {snapshot.total}"
     )
-    expected = max(progress.expected if progress else 0, 1)
+    expected = max(progress.expected_count if progress else 0, 1)
     bars.add_row("settled", ProgressBar(expected, settled, width=40), f"{settled} of {expected}")
     facts = f"{snapshot.phase}  {_rate(snapshot):.0f} operations/s  lag {_seconds(lag_s)}"
-    letters = f"  dead letters {progress.letters}" if progress else ""
+    letters = f"  dead letters {progress.dead_letter_count}" if progress else ""
     shards = Table("shard", "operations", "rows", box=None, header_style="bold")
     for shard in progress.shards if progress else ():
         shards.add_row(shard.name, _count(shard.operations), _count(shard.rows))
@@ -88,7 +88,7 @@ def result_table(result: TrialResult) -> Table:
     table.add_row("applied", str(report.succeeded))
     for error, count in sorted(report.failed.items()):
         table.add_row(f"failed: {error}", str(count))
-    for reason, count in sorted(report.letters.items()):
+    for reason, count in sorted(report.dead_letters.items()):
         table.add_row(f"dead letters: {reason}", str(count))
     table.add_row("duplicates dropped", str(verdicts.count(Effect.DROPPED)))
     if held := verdicts.count(Effect.HELD):
@@ -116,7 +116,7 @@ def print_differences(console: Console, differences: Sequence[str]) -> None:
 def _rate(snapshot: TrialSnapshot) -> float:
     if snapshot.progress is None or not snapshot.elapsed_s:
         return 0.0
-    return (snapshot.progress.settled - snapshot.progress.letters) / snapshot.elapsed_s
+    return (snapshot.progress.applied_count - snapshot.progress.dead_letter_count) / snapshot.elapsed_s
 
 
 def _count(value: int | None) -> str:

@@ -15,8 +15,8 @@ from simplu_worker.local.verify.shard_checker import (
     ApplyProgress,
     DeadLetterReader,
     ShardChecker,
-    tenant_ids_on,
-    urls_of,
+    read_tenant_ids,
+    shard_urls,
 )
 from simplu_worker.local.workload.order_events import OrderEvent, SendReceipt, send_events
 from simplu_worker.local.workload.order_workload import OrderItem, OrderWorkload
@@ -111,21 +111,21 @@ class Trial:
             sqs = await stack.enter_async_context(open_client("sqs", env))
             letters_sqs = await stack.enter_async_context(open_client("sqs", env))
             box = DeadLetterReader(letters_sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
-            checker = ShardChecker(lambda: urls_of(self._env()), self.workload.model, box)
+            checker = ShardChecker(lambda: shard_urls(self._env()), self.workload.model, box)
             async with asyncio.TaskGroup() as tasks:
                 around = [
                     tasks.create_task(box.collect(), name="letters"),
                     tasks.create_task(self._tick(checker), name="ticks"),
                 ]
-                result = await self._work(kinesis, sqs, checker)
+                result = await self._run_load(kinesis, sqs, checker)
                 for task in around:
                     task.cancel()
         return result
 
-    async def _work(self, kinesis: Any, sqs: Any, checker: ShardChecker) -> TrialResult:
+    async def _run_load(self, kinesis: Any, sqs: Any, checker: ShardChecker) -> TrialResult:
         env, load, workload = self._env(), self.load, self.workload
         clock = asyncio.get_running_loop().time
-        foreign = await tenant_ids_on(urls_of(env))
+        foreign = await read_tenant_ids(shard_urls(env))
         queue_url, stream = env["SQS_SHARD_CREATION_QUEUE_URL"], env["KINESIS_STREAM_NAME"]
         early = workload.tenants[: len(workload.tenants) - load.late_tenants]
         late = workload.tenants[len(early) :]
@@ -138,7 +138,7 @@ class Trial:
         self._started_at = clock()
 
         def note(pairs: Sequence[tuple[Position, Item]]) -> None:
-            checker.note_put(pairs)
+            checker.record_put(pairs)
             self._produced += len(pairs)
 
         async with asyncio.TaskGroup() as tasks:
@@ -187,8 +187,8 @@ class Trial:
             ) -> None:
                 item: OrderItem = by[id(event)]
                 record = Item(event.group_id, event.body.encode(), item.verdict)
-                checker.note_put([((name, taken.message_id), record)])
-                checker.note_window(item.moment, taken.earliest, taken.latest)
+                checker.record_put([((name, taken.message_id), record)])
+                checker.record_window(item.moment, taken.earliest, taken.latest)
                 self._produced += 1
 
             await send_events(sqs, queue_url, (item.event for item in chosen), on_sent=note)
@@ -198,7 +198,7 @@ class Trial:
         wanted = {tenant.tenant_id for tenant in tenants}
 
         async def all_there() -> bool:
-            return wanted <= await tenant_ids_on(urls_of(self._env()))
+            return wanted <= await read_tenant_ids(shard_urls(self._env()))
 
         await poll_until(all_there, within_s=TENANTS_TIMEOUT_S)
 
@@ -208,7 +208,7 @@ class Trial:
     async def _tick(self, checker: ShardChecker) -> None:
         while True:
             if self._phase == "producing":  # later phases ask anyway
-                self._progress = await checker.progress()
+                self._progress = await checker.read_progress()
             await self._on_tick(self.snapshot())
             await asyncio.sleep(TICK_S)
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from simplu_worker.local.kinesis import requests
-from simplu_worker.local.kinesis.arguments import new_record, start_position
+from simplu_worker.local.kinesis.arguments import parse_record, start_position
 from simplu_worker.local.kinesis.descriptions import (
     child_shard_description,
     shard_description,
@@ -73,7 +73,7 @@ class KinesisActions:
 
     def answer(self, action: str, request: Any, now_ms: int) -> bytes:
         """Do what *request* asks and return the body of the answer."""
-        self.account.settle(now_ms)
+        self.account.apply_due(now_ms)
         reply = self._actions[action][1](request, now_ms)
         if isinstance(reply, bytes):
             return reply
@@ -86,16 +86,16 @@ class KinesisActions:
             return token.stream_shard_id if isinstance(token, IteratorToken) else None
         return getattr(request, "shard_id", None)
 
-    def _stream(self, request: requests.KinesisRequest) -> LocalStream:
+    def _find_stream(self, request: requests.KinesisRequest) -> LocalStream:
         if request.stream_arn is not None:
             return self.account.find(request.stream_arn.rpartition("/")[2])
         if request.stream_name is None:
             raise invalid_argument("expected StreamName or StreamARN")
         return self.account.find(request.stream_name)
 
-    def _ready_stream(self, request: requests.KinesisRequest) -> LocalStream:
+    def _find_ready_stream(self, request: requests.KinesisRequest) -> LocalStream:
         """Return a stream that records can be put to and read from: as long as it is made, it is not found."""
-        stream = self._stream(request)
+        stream = self._find_stream(request)
         if stream.status == "CREATING":
             raise KinesisError("ResourceNotFoundException", f"stream {stream.name} is still being created")
         return stream
@@ -106,11 +106,11 @@ class KinesisActions:
         stream.max_record_bytes = request.max_record_size_in_kib * 1024
 
     def _delete_stream(self, request: requests.StreamOnly, now_ms: int) -> None:
-        self.account.delete(self._stream(request).name, now_ms)
+        self.account.delete(self._find_stream(request).name, now_ms)
 
     def _describe_stream(self, request: requests.DescribeStream, _now_ms: int) -> KinesisReply:
         """API_DescribeStream."""
-        stream = self._stream(request)
+        stream = self._find_stream(request)
         after = request.exclusive_start_shard_id or ""
         shards = [one for one in stream.stream_shards.values() if one.stream_shard_id > after]
         description = stream_description(stream) | {
@@ -121,7 +121,7 @@ class KinesisActions:
 
     def _describe_stream_summary(self, request: requests.StreamOnly, _now_ms: int) -> KinesisReply:
         """API_DescribeStreamSummary."""
-        stream = self._stream(request)
+        stream = self._find_stream(request)
         description = stream_description(stream) | {
             "OpenShardCount": 0 if stream.status == "CREATING" else len(stream.open_stream_shards),
             "ConsumerCount": 0,
@@ -147,23 +147,23 @@ class KinesisActions:
         } | token
 
     def _list_shards(self, request: requests.ListShards, now_ms: int) -> KinesisReply:
-        stream_shards, token = list_page(self.account, request, self._stream, now_ms)
+        stream_shards, token = list_page(self.account, request, self._find_stream, now_ms)
         return {"Shards": [shard_description(one) for one in stream_shards]} | ({"NextToken": token} if token else {})
 
     def _get_shard_iterator(self, request: requests.GetShardIterator, now_ms: int) -> KinesisReply:
         """API_GetShardIterator."""
-        stream = self._ready_stream(request)
+        stream = self._find_ready_stream(request)
         stream_shard = stream.find(request.shard_id)
         position = start_position(request, stream, stream_shard, now_ms)
         if self.account.options.read_throttling:
             if not stream_shard.iterator_quota.has(1, now_ms):
                 raise throughput_exceeded(f"rate exceeded for shard {request.shard_id} in stream {stream.name}")
             stream_shard.iterator_quota.take(1)
-        return {"ShardIterator": self._iterator(stream, stream_shard, position, now_ms)}
+        return {"ShardIterator": self._seal_iterator(stream, stream_shard, position, now_ms)}
 
-    def _iterator(self, stream: LocalStream, stream_shard: LocalStreamShard, position: int, now_ms: int) -> str:
+    def _seal_iterator(self, stream: LocalStream, stream_shard: LocalStreamShard, position: int, now_ms: int) -> str:
         token = IteratorToken(
-            stream.name, stream.born_ms, stream_shard.stream_shard_id, position, now_ms, self.account.generation
+            stream.name, stream.created_ms, stream_shard.stream_shard_id, position, now_ms, self.account.generation
         )
         return seal_token(token)
 
@@ -171,14 +171,14 @@ class KinesisActions:
         """API_GetRecords."""
         if request.limit > MAX_RECORDS:
             raise invalid_argument(f"Limit is {MAX_RECORDS} at most, got {request.limit}")
-        stream, stream_shard, position = self._place(request, now_ms)
+        stream, stream_shard, position = self._locate(request, now_ms)
         records = stream.read(stream_shard, position, limit=request.limit)
         behind_ms = stream_shard.millis_behind(records, now_ms)
         drained = not stream_shard.is_open and behind_ms == 0
         at_end = drained and (not records.encoded or self.account.options.end_with_last_records)
         head = b'{"Records":[%b],"MillisBehindLatest":%d' % (b",".join(records.encoded), behind_ms)
         if not at_end:
-            iterator = self._iterator(stream, stream_shard, records.next_position, now_ms)
+            iterator = self._seal_iterator(stream, stream_shard, records.next_position, now_ms)
             return b'%b,"NextShardIterator":"%b"}' % (head, iterator.encode())
         null = b',"NextShardIterator":null' if self.account.options.null_next_iterator else b""
         children = msgspec.json.encode([child_shard_description(child) for child in stream_shard.child_shards])
@@ -186,13 +186,13 @@ class KinesisActions:
 
     def read_nothing(self, request: requests.GetRecords, now_ms: int) -> bytes:
         """Answer GetRecords without records although there may be some: "It might take multiple calls"."""
-        self.account.settle(now_ms)
-        stream, stream_shard, position = self._place(request, now_ms)
+        self.account.apply_due(now_ms)
+        stream, stream_shard, position = self._locate(request, now_ms)
         behind_ms = stream_shard.millis_behind(stream_shard.read(position, limit=0, max_bytes=0), now_ms)
-        iterator = self._iterator(stream, stream_shard, position, now_ms)
+        iterator = self._seal_iterator(stream, stream_shard, position, now_ms)
         return msgspec.json.encode({"Records": [], "MillisBehindLatest": behind_ms, "NextShardIterator": iterator})
 
-    def _place(self, request: requests.GetRecords, now_ms: int) -> tuple[LocalStream, LocalStreamShard, int]:
+    def _locate(self, request: requests.GetRecords, now_ms: int) -> tuple[LocalStream, LocalStreamShard, int]:
         token = unseal_token(request.shard_iterator)
         if not isinstance(token, IteratorToken):
             raise invalid_argument("invalid ShardIterator")
@@ -200,22 +200,22 @@ class KinesisActions:
         if age_ms > self.account.options.iterator_ttl_ms or token.generation != self.account.generation:
             raise KinesisError("ExpiredIteratorException", f"the iterator expired: it was given {age_ms} ms ago")
         stream = self.account.find(token.stream)
-        if stream.born_ms != token.born_ms:
+        if stream.created_ms != token.created_ms:
             raise KinesisError("ResourceNotFoundException", f"stream {token.stream} was deleted and made anew")
         return stream, stream.find(token.stream_shard_id), token.position
 
     def _put_record(self, request: requests.PutRecord, _now_ms: int) -> KinesisReply:
         """API_PutRecord."""
-        stream = self._ready_stream(request)
+        stream = self._find_ready_stream(request)
         entry = requests.PutEntry(request.data, request.partition_key, request.explicit_hash_key)
-        stream_shard, number = stream.put(new_record(entry, stream))
+        stream_shard, number = stream.put(parse_record(entry, stream))
         stream.limit_memory()
         return {"ShardId": stream_shard.stream_shard_id, "SequenceNumber": number}
 
     def _put_records(self, request: requests.PutRecords, _now_ms: int) -> KinesisReply:
         """API_PutRecords: one answer for each record, in their order; a refused one does not stop those behind it."""
-        stream = self._ready_stream(request)
-        records = [new_record(entry, stream) for entry in request.records]
+        stream = self._find_ready_stream(request)
+        records = [parse_record(entry, stream) for entry in request.records]
         if sum(record.size_bytes for record in records) > MAX_REQUEST_BYTES:
             raise invalid_argument(f"the records of one request take {MAX_REQUEST_BYTES} bytes at most")
         results: list[dict[str, str]] = []
@@ -232,13 +232,13 @@ class KinesisActions:
         return {"FailedRecordCount": failed_count, "Records": results}
 
     def _split_shard(self, request: requests.SplitShard, _now_ms: int) -> None:
-        self._stream(request).split(request.shard_to_split, int(request.new_starting_hash_key))
+        self._find_stream(request).split(request.shard_to_split, int(request.new_starting_hash_key))
 
     def _merge_shards(self, request: requests.MergeShards, _now_ms: int) -> None:
-        self._stream(request).merge(request.shard_to_merge, request.adjacent_shard_to_merge)
+        self._find_stream(request).merge(request.shard_to_merge, request.adjacent_shard_to_merge)
 
     def _update_shard_count(self, request: requests.UpdateShardCount, _now_ms: int) -> KinesisReply:
-        stream = self._stream(request)
+        stream = self._find_stream(request)
         count = len(stream.open_stream_shards)
         stream.scale(request.target_shard_count)
         target = request.target_shard_count
@@ -248,7 +248,7 @@ class KinesisActions:
         }
 
     def _increase_retention(self, request: requests.SetRetention, _now_ms: int) -> None:
-        set_retention(self._stream(request), request.retention_period_hours, longer=True)
+        set_retention(self._find_stream(request), request.retention_period_hours, longer=True)
 
     def _decrease_retention(self, request: requests.SetRetention, _now_ms: int) -> None:
-        set_retention(self._stream(request), request.retention_period_hours, longer=False)
+        set_retention(self._find_stream(request), request.retention_period_hours, longer=False)

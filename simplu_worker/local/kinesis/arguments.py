@@ -15,7 +15,7 @@ from simplu_worker.local.kinesis.tokens import parse_sequence_number
 AT_TYPES = frozenset({"AT_SEQUENCE_NUMBER", "AFTER_SEQUENCE_NUMBER"})
 
 
-def new_record(entry: PutEntry, stream: LocalStream) -> NewRecord:
+def parse_record(entry: PutEntry, stream: LocalStream) -> NewRecord:
     """Return the record that *entry* describes. Its hash key is the MD5 of its partition key (API_PutRecord)."""
     try:
         size_bytes = len(binascii.a2b_base64(entry.data, strict_mode=True))
@@ -38,7 +38,7 @@ def start_position(request: GetShardIterator, stream: LocalStream, stream_shard:
     """Return the position at which an iterator starts (API_GetShardIterator). Raises InvalidArgumentException."""
     kind = request.shard_iterator_type
     if kind in AT_TYPES:
-        return _position_of(request, stream, stream_shard)
+        return _sequence_position(request, stream, stream_shard)
     if request.starting_sequence_number is not None:
         raise invalid_argument(f"a StartingSequenceNumber is not for {kind}")
     if kind == "AT_TIMESTAMP":
@@ -50,7 +50,7 @@ def start_position(request: GetShardIterator, stream: LocalStream, stream_shard:
     return stream_shard.first_position if kind == "TRIM_HORIZON" else stream_shard.end_position
 
 
-def _position_of(request: GetShardIterator, stream: LocalStream, stream_shard: LocalStreamShard) -> int:
+def _sequence_position(request: GetShardIterator, stream: LocalStream, stream_shard: LocalStreamShard) -> int:
     """Return the position of a sequence number: that of the next record when there is none with this number."""
     text = request.starting_sequence_number
     if text is None:

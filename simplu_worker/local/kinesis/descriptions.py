@@ -16,7 +16,7 @@ def stream_summary(stream: LocalStream) -> dict[str, Any]:
         "StreamARN": stream.arn,
         "StreamStatus": stream.status,
         "StreamModeDetails": {"StreamMode": "PROVISIONED"},
-        "StreamCreationTimestamp": stream.born_ms / 1000,
+        "StreamCreationTimestamp": stream.created_ms / 1000,
     }
 
 

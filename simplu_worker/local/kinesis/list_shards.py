@@ -23,28 +23,28 @@ def list_page(
     """Return the stream shards of one page and the token of the next one, if there is one (API_ListShards)."""
     if request.next_token is None:
         stream = stream_of(request)
-        if (born := request.stream_creation_timestamp) is not None and round(born * 1000) != stream.born_ms:
-            raise KinesisError("ResourceNotFoundException", f"stream {stream.name} was not created at {born}")
-        asked = _asked(request, stream, now_ms)
+        if (created := request.stream_creation_timestamp) is not None and round(created * 1000) != stream.created_ms:
+            raise KinesisError("ResourceNotFoundException", f"stream {stream.name} was not created at {created}")
+        query = _parse_query(request, stream, now_ms)
     else:
-        asked = _continued(account, request, now_ms)
-        stream = account.find(asked.stream)
-        if stream.born_ms != asked.born_ms:
-            raise KinesisError("ResourceNotFoundException", f"stream {asked.stream} was deleted and made anew")
+        query = _continue_query(account, request, now_ms)
+        stream = account.find(query.stream)
+        if stream.created_ms != query.created_ms:
+            raise KinesisError("ResourceNotFoundException", f"stream {query.stream} was deleted and made anew")
     if stream.status not in LISTABLE:
         raise resource_in_use(f"stream {stream.name} is {stream.status}")
     listed = [
         one
         for one in stream.stream_shards.values()
-        if one.stream_shard_id > asked.after and _is_asked(one, stream, asked)
+        if one.stream_shard_id > query.after and _matches_filter(one, stream, query)
     ]
     page = listed[: min(request.max_results, account.options.page_size)]
     if len(page) == len(listed):
         return page, None
-    return page, seal_token(_next_page(asked, page[-1], now_ms))
+    return page, seal_token(_continue_after(query, page[-1], now_ms))
 
 
-def _asked(request: ListShards, stream: LocalStream, now_ms: int) -> PageToken:
+def _parse_query(request: ListShards, stream: LocalStream, now_ms: int) -> PageToken:
     shard_filter = request.shard_filter
     filter_type = shard_filter.type if shard_filter else "FROM_TRIM_HORIZON"
     filter_ms = 0
@@ -57,10 +57,10 @@ def _asked(request: ListShards, stream: LocalStream, now_ms: int) -> PageToken:
         if shard_filter.timestamp is None:
             raise invalid_argument(f"ShardFilter {filter_type}: expected a Timestamp")
         filter_ms = round(shard_filter.timestamp * 1000)
-    return PageToken(stream.name, stream.born_ms, after, filter_type, filter_ms, now_ms)
+    return PageToken(stream.name, stream.created_ms, after, filter_type, filter_ms, now_ms)
 
 
-def _continued(account: KinesisAccount, request: ListShards, now_ms: int) -> PageToken:
+def _continue_query(account: KinesisAccount, request: ListShards, now_ms: int) -> PageToken:
     """Return what the token of *request* asks for: all but MaxResults is in it, and refused beside it."""
     if request.stream_name or request.exclusive_start_shard_id or request.stream_creation_timestamp:
         raise invalid_argument("NextToken and StreamName cannot be provided together")
@@ -74,17 +74,17 @@ def _continued(account: KinesisAccount, request: ListShards, now_ms: int) -> Pag
     return token
 
 
-def _next_page(asked: PageToken, last: LocalStreamShard, now_ms: int) -> PageToken:
+def _continue_after(query: PageToken, last: LocalStreamShard, now_ms: int) -> PageToken:
     return PageToken(
-        asked.stream, asked.born_ms, last.stream_shard_id, asked.filter_type, asked.filter_ms, issued_ms=now_ms
+        query.stream, query.created_ms, last.stream_shard_id, query.filter_type, query.filter_ms, issued_ms=now_ms
     )
 
 
-def _is_asked(stream_shard: LocalStreamShard, stream: LocalStream, asked: PageToken) -> bool:
+def _matches_filter(stream_shard: LocalStreamShard, stream: LocalStream, query: PageToken) -> bool:
     """Return whether the filter wants *stream_shard* (API_ShardFilter); times before the trim horizon mean that one."""
     opened_ms, closed_ms = stream_shard.opened_ms, stream_shard.closed_ms
-    at_ms = max(asked.filter_ms, stream.trim_horizon_ms)
-    match asked.filter_type:
+    at_ms = max(query.filter_ms, stream.trim_horizon_ms)
+    match query.filter_type:
         case "AT_LATEST":
             return closed_ms is None
         case "AT_TRIM_HORIZON":

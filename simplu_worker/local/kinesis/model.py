@@ -52,7 +52,7 @@ class LocalStream:
     def __init__(self, name: str, shard_count: int, *, now_ms: int, options: KinesisOptions) -> None:
         self.name = name
         self.arn = f"arn:aws:kinesis:{REGION}:{ACCOUNT_ID}:stream/{name}"
-        self.born_ms = now_ms
+        self.created_ms = now_ms
         self.retention_hours = DEFAULT_RETENTION_HOURS
         self.max_record_bytes = DEFAULT_RECORD_KIB * 1024
         self.forced_status: str | None = None
@@ -64,14 +64,14 @@ class LocalStream:
         self._now_ms = now_ms
         self._next_index = 0
         self._steps: deque[tuple[int, ReshardStep]] = deque()
-        self._open = [self._new_shard(hash_range, (), now_ms) for hash_range in equal_ranges(shard_count)]
+        self._open = [self._add_stream_shard(hash_range, (), now_ms) for hash_range in equal_ranges(shard_count)]
 
     def __repr__(self) -> str:
         return f"Stream({self.name}, {self.status}, {len(self._open)} of {len(self.stream_shards)} open)"
 
     @property
     def status(self) -> str:
-        """CREATING, ACTIVE, UPDATING or DELETING, as of the last `settle`."""
+        """CREATING, ACTIVE, UPDATING or DELETING, as of the last `apply_due`."""
         if self.forced_status is not None:
             return self.forced_status
         if self.gone_at_ms is not None:
@@ -88,14 +88,14 @@ class LocalStream:
     @property
     def trim_horizon_ms(self) -> int:
         """The instant before which nothing is kept."""
-        return max(self.born_ms, self._now_ms - self.retention_hours * HOUR_MS)
+        return max(self.created_ms, self._now_ms - self.retention_hours * HOUR_MS)
 
-    def settle(self, now_ms: int) -> None:
+    def apply_due(self, now_ms: int) -> None:
         """Let everything happen that is due: reshards, and the end of retention."""
         self._now_ms = max(now_ms, self._now_ms)
         while self._steps and self._steps[0][0] <= self._now_ms:
             due_ms, step = self._steps.popleft()
-            self._apply(step, due_ms)
+            self._reshard(step, due_ms)
         self._expire()
 
     def require_active(self) -> None:
@@ -116,37 +116,37 @@ class LocalStream:
         """
         at = bisect_right(self._open, record.hash_key, key=lambda stream_shard: stream_shard.hash_range.start) - 1
         stream_shard = self._open[at]
-        if self._options.write_throttling and not stream_shard.write_quota.allows(record.size_bytes, self._now_ms):
+        if self._options.write_throttling and not stream_shard.write_quota.acquire(record.size_bytes, self._now_ms):
             raise throughput_exceeded(f"rate exceeded for shard {stream_shard.stream_shard_id} in stream {self.name}")
         return stream_shard, stream_shard.put(record, self._now_ms)
 
     def read(self, stream_shard: LocalStreamShard, position: int, *, limit: int) -> ReadResult:
         """Read a stream shard within its quota (API_GetRecords). Raises ProvisionedThroughputExceededException."""
         throttling = self._options.read_throttling
-        if throttling and not stream_shard.read_quota.allows(self._now_ms):
+        if throttling and not stream_shard.read_quota.acquire(self._now_ms):
             raise throughput_exceeded(f"rate exceeded for shard {stream_shard.stream_shard_id} in stream {self.name}")
         records = stream_shard.read(position, limit=limit, max_bytes=MAX_REPLY_BYTES)
         if throttling:
-            stream_shard.read_quota.count(records.size_bytes, self._now_ms, was_full=records.was_full)
+            stream_shard.read_quota.count_read(records.size_bytes, self._now_ms, was_full=records.was_full)
         return records
 
     def split(self, stream_shard_id: str, hash_key: int) -> None:
         """Begin to split an open stream shard at *hash_key* (API_SplitShard)."""
-        stream_shard = self._reshardable(stream_shard_id)
+        stream_shard = self._find_reshardable(stream_shard_id)
         # AWS wants more than a division: neither child may hold only one hash key.
         if not stream_shard.hash_range.start + 1 < hash_key < stream_shard.hash_range.end:
             raise invalid_argument(
                 f"NewStartingHashKey {hash_key} does not divide the hash range of shard {stream_shard_id}"
             )
-        self._begin([Split(hash_key)])
+        self._schedule([Split(hash_key)])
 
     def merge(self, stream_shard_id: str, adjacent_id: str) -> None:
         """Begin to merge two open neighbours, in either order (API_MergeShards)."""
-        first, second = self._reshardable(stream_shard_id), self._reshardable(adjacent_id)
+        first, second = self._find_reshardable(stream_shard_id), self._find_reshardable(adjacent_id)
         lower, upper = sorted((first, second), key=lambda stream_shard: stream_shard.hash_range)
         if lower.hash_range.end + 1 != upper.hash_range.start:
             raise invalid_argument(f"shards {stream_shard_id} and {adjacent_id} are not adjacent")
-        self._begin([Merge(upper.hash_range.start, upper_first=first is upper)])
+        self._schedule([Merge(upper.hash_range.start, upper_first=first is upper)])
 
     def scale(self, target_count: int) -> None:
         """Begin to change the number of open stream shards (API_UpdateShardCount, UNIFORM_SCALING)."""
@@ -156,7 +156,7 @@ class LocalStream:
             raise invalid_argument(
                 f"UpdateShardCount goes to half or double at most: {count} are open, {target_count} wanted"
             )
-        self._begin(scaling_steps([stream_shard.hash_range for stream_shard in self._open], target_count))
+        self._schedule(scaling_steps([stream_shard.hash_range for stream_shard in self._open], target_count))
 
     def limit_memory(self) -> int:
         """Trim the oldest records when they take too much memory; return how many."""
@@ -173,20 +173,20 @@ class LocalStream:
         self.trimmed_for_memory += trimmed
         return trimmed
 
-    def _reshardable(self, stream_shard_id: str) -> LocalStreamShard:
+    def _find_reshardable(self, stream_shard_id: str) -> LocalStreamShard:
         stream_shard = self.find(stream_shard_id)
         self.require_active()
         if not stream_shard.is_open:
             raise resource_in_use(f"shard {stream_shard_id} in stream {self.name} has already been merged or split")
         return stream_shard
 
-    def _begin(self, steps: Sequence[ReshardStep]) -> None:
+    def _schedule(self, steps: Sequence[ReshardStep]) -> None:
         """Spread *steps* over the delay: records may be put between them."""
         for number, step in enumerate(steps, start=1):
             self._steps.append((self._now_ms + self._options.update_delay_ms * number // len(steps), step))
-        self.settle(self._now_ms)
+        self.apply_due(self._now_ms)
 
-    def _apply(self, step: ReshardStep, now_ms: int) -> None:
+    def _reshard(self, step: ReshardStep, now_ms: int) -> None:
         at = bisect_right(self._open, step.hash_key, key=lambda stream_shard: stream_shard.hash_range.start) - 1
         match step:
             case Split(hash_key):
@@ -203,12 +203,14 @@ class LocalStream:
     def _replace(
         self, parents: tuple[LocalStreamShard, ...], ranges: Sequence[HashRange], now_ms: int
     ) -> list[LocalStreamShard]:
-        children = [self._new_shard(hash_range, parents, now_ms) for hash_range in ranges]
+        children = [self._add_stream_shard(hash_range, parents, now_ms) for hash_range in ranges]
         for parent in parents:
             parent.close(tuple(children), now_ms)
         return children
 
-    def _new_shard(self, hash_range: HashRange, parents: tuple[LocalStreamShard, ...], now_ms: int) -> LocalStreamShard:
+    def _add_stream_shard(
+        self, hash_range: HashRange, parents: tuple[LocalStreamShard, ...], now_ms: int
+    ) -> LocalStreamShard:
         stream_shard = LocalStreamShard(self._next_index, hash_range, parents=parents, now_ms=now_ms)
         self._next_index += 1
         self.stream_shards[stream_shard.stream_shard_id] = stream_shard
@@ -217,7 +219,7 @@ class LocalStream:
     def _expire(self) -> None:
         """Drop what is older than the retention; a stream shard goes when it was closed before ("after a reshard")."""
         horizon_ms = self._now_ms - self.retention_hours * HOUR_MS
-        if horizon_ms <= self.born_ms:
+        if horizon_ms <= self.created_ms:
             return
         for stream_shard in list(self.stream_shards.values()):
             stream_shard.trim_before(horizon_ms)
@@ -236,10 +238,10 @@ class KinesisAccount:
     def __repr__(self) -> str:
         return f"Account({list(self.streams.values())})"
 
-    def settle(self, now_ms: int) -> None:
+    def apply_due(self, now_ms: int) -> None:
         """Let everything happen that is due, in every stream."""
         for stream in list(self.streams.values()):
-            stream.settle(now_ms)
+            stream.apply_due(now_ms)
             if stream.gone_at_ms is not None and stream.gone_at_ms <= now_ms:
                 del self.streams[stream.name]
 
@@ -261,7 +263,7 @@ class KinesisAccount:
         stream = self.find(name)
         stream.require_active()
         stream.gone_at_ms = now_ms + self.options.delete_delay_ms
-        self.settle(now_ms)
+        self.apply_due(now_ms)
 
     def expire_iterators(self) -> None:
         """Let every iterator that was given out expire."""

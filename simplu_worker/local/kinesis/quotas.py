@@ -47,14 +47,14 @@ class ReadQuota:
     def __repr__(self) -> str:
         return f"ReadQuota(calls={self._calls.level:.1f}, bytes={self._bytes.level:.0f})"
 
-    def allows(self, now_ms: int) -> bool:
+    def acquire(self, now_ms: int) -> bool:
         """Return whether a read may be made now, and count it if so; its size is known only afterwards."""
         allowed = now_ms >= self._closed_until_ms and self._bytes.has(1, now_ms) and self._calls.has(1, now_ms)
         if allowed:
             self._calls.take(1)
         return allowed
 
-    def count(self, size_bytes: int, now_ms: int, *, was_full: bool) -> None:
+    def count_read(self, size_bytes: int, now_ms: int, *, was_full: bool) -> None:
         """Count what a read brought; *was_full* when MAX_REPLY_BYTES cut it off."""
         self._bytes.take(size_bytes)
         if was_full:
@@ -71,7 +71,7 @@ class WriteQuota:
     def __repr__(self) -> str:
         return f"WriteQuota(records={self._records.level:.1f}, bytes={self._bytes.level:.0f})"
 
-    def allows(self, size_bytes: int, now_ms: int) -> bool:
+    def acquire(self, size_bytes: int, now_ms: int) -> bool:
         """Return whether a record of *size_bytes* may be put now, and count it if so."""
         # A record beyond a second's bytes (large-records page) passes when the bucket is full, and overdraws it.
         needed = min(size_bytes, WRITE_BYTES_PER_S)

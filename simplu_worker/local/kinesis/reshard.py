@@ -50,13 +50,13 @@ def scaling_steps(open_ranges: Sequence[HashRange], target_count: int) -> list[R
     API_UpdateShardCount: "performs splits or merges on individual shards. This can cause short-lived shards".
     """
     starts = [hash_range.start for hash_range in open_ranges]
-    wanted = {_nearby(starts, hash_range) for hash_range in equal_ranges(target_count)}
+    wanted = {_existing_start_near(starts, hash_range) for hash_range in equal_ranges(target_count)}
     splits: list[ReshardStep] = [Split(start) for start in sorted(wanted.difference(starts))]
     merges: list[ReshardStep] = [Merge(start) for start in starts if start not in wanted]
     return splits + merges
 
 
-def _nearby(starts: Sequence[int], wanted: HashRange) -> int:
+def _existing_start_near(starts: Sequence[int], wanted: HashRange) -> int:
     """Return the start that is there already within a millionth of the *wanted* range, else the wanted one.
 
     Thirds and sixths, say, are rounded differently: without this, scaling would make stream shards of one hash key.

@@ -82,7 +82,7 @@ class KinesisServer(AwsServer[KinesisFault]):
 
     def run_command(self, command: KinesisCommand) -> None:
         """Do one command of the control path. Raises KinesisError for a stream or stream shard that does not exist."""
-        self.account.settle(self.now_ms())
+        self.account.apply_due(self.now_ms())
         match command:
             case ExpireIterators():
                 self.account.expire_iterators()
@@ -92,13 +92,13 @@ class KinesisServer(AwsServer[KinesisFault]):
                 self.account.find(stream).forced_status = status
             case KinesisFault() | ClearFaults() | AdvanceClock() | SetOptions():
                 self._run_common_command(command)
-                self.account.settle(self.now_ms())
+                self.account.apply_due(self.now_ms())
             case _:
                 assert_never(command)
 
     def state(self) -> dict[str, Any]:
         """Return the state that the control path shows."""
-        self.account.settle(self.now_ms())
+        self.account.apply_due(self.now_ms())
         return self._common_state() | {
             "streams": {name: _stream_state(stream) for name, stream in self.account.streams.items()},
         }

@@ -9,7 +9,13 @@ import msgspec
 
 from simplu_worker.local.kinesis.quotas import ITERATORS_PER_S, ReadQuota, TokenBucket, WriteQuota
 from simplu_worker.local.kinesis.reshard import HashRange
-from simplu_worker.local.kinesis.tokens import LAST_ORDINAL, ORDINAL_BIT, SECOND_BIT, SequenceNumber, sequence_number
+from simplu_worker.local.kinesis.tokens import (
+    LAST_ORDINAL,
+    ORDINAL_BIT,
+    SECOND_BIT,
+    SequenceNumber,
+    encode_sequence_number,
+)
 
 OVERHEAD_BYTES = 200  # of a kept record, for what Python adds to its text
 
@@ -57,7 +63,7 @@ class LocalStreamShard:
         self._arrived_ms: list[int] = []
         self._ends: list[int] = []  # the sizes of all records up to and with this one, trimmed ones too
         self._trimmed_bytes = 0
-        self._start_sequence = sequence_number(SequenceNumber(self.made_s, index, 0, 0))
+        self._start_sequence = encode_sequence_number(SequenceNumber(self.made_s, index, 0, 0))
 
     def __repr__(self) -> str:
         kept = f"{self.first_position}..{self.end_position}"
@@ -88,7 +94,9 @@ class LocalStreamShard:
         """A number above all records'; none while open."""
         if self.closed_ms is None:
             return None
-        return str(sequence_number(SequenceNumber(self.made_s, self.index, LAST_ORDINAL, self.closed_ms // 1000)))
+        return str(
+            encode_sequence_number(SequenceNumber(self.made_s, self.index, LAST_ORDINAL, self.closed_ms // 1000))
+        )
 
     def put(self, record: NewRecord, now_ms: int) -> str:
         """Append *record* and return its sequence number."""

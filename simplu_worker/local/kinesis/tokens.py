@@ -28,7 +28,7 @@ class SequenceNumber(NamedTuple):
     second: int
 
 
-def sequence_number(parts: SequenceNumber) -> int:
+def encode_sequence_number(parts: SequenceNumber) -> int:
     """Return the sequence number that says *parts*."""
     return (
         VERSION << TOP_BIT
@@ -50,7 +50,7 @@ def parse_sequence_number(text: str) -> SequenceNumber | None:
         ordinal=number >> ORDINAL_BIT & (1 << 64) - 1,
         second=number >> SECOND_BIT & (1 << 36) - 1,
     )
-    return parts if sequence_number(parts) == number else None
+    return parts if encode_sequence_number(parts) == number else None
 
 
 class IteratorToken(msgspec.Struct, frozen=True, array_like=True, tag="iterator"):
@@ -60,7 +60,7 @@ class IteratorToken(msgspec.Struct, frozen=True, array_like=True, tag="iterator"
     """
 
     stream: str
-    born_ms: int
+    created_ms: int
     stream_shard_id: str
     position: int
     issued_ms: int
@@ -71,7 +71,7 @@ class PageToken(msgspec.Struct, frozen=True, array_like=True, tag="page"):
     """Where the next page of ListShards starts, and what it was asked for."""
 
     stream: str
-    born_ms: int
+    created_ms: int
     after: str
     filter_type: str
     filter_ms: int

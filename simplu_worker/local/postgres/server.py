@@ -13,7 +13,7 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -91,19 +91,19 @@ class PostgresPrograms:
             return cls(folder)
         # Outside of its namespace the process stays root, so it goes through folders that only root may enter.
         namespace = cls(folder, (unshare, "--user", "--map-user=65534", "--map-group=65534", "--"))
-        if namespace.work():
+        if namespace.can_run():
             return namespace
         directory.chmod(0o711)
-        if (plain := cls(folder, user=UNPRIVILEGED_USER)).work():
+        if (plain := cls(folder, user=UNPRIVILEGED_USER)).can_run():
             return plain
-        if (copied := cls(_copy_for_everybody(folder, directory / "programs"), user=UNPRIVILEGED_USER)).work():
+        if (copied := cls(_copy_for_everybody(folder, directory / "programs"), user=UNPRIVILEGED_USER)).can_run():
             return copied
         raise StackError(
             f"Postgres does not run as root, {unshare} --user is refused here, and user {UNPRIVILEGED_USER} cannot run"
             f" it in {directory}: start this as an ordinary user, or set TMPDIR to a folder that everybody may enter"
         )
 
-    def work(self) -> bool:
+    def can_run(self) -> bool:
         """Try it once."""
         command = [*self.prefix, str(self.folder / "postgres"), "--version"]
         try:
@@ -134,7 +134,13 @@ class PostgresServer:
     """
 
     def __init__(
-        self, group: ProcessGroup, programs: PostgresPrograms, *, database: str, name: str | None = None
+        self,
+        group: ProcessGroup,
+        programs: PostgresPrograms,
+        *,
+        database: str,
+        name: str | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self.database = database
         self.name = name or database
@@ -145,8 +151,9 @@ class PostgresServer:
         self._folder = group.directory / self.name
         # Shown in the process list, and asked for after a connect: is it really this server that answers there?
         self._cluster_name = f"{self.name}-{secrets.token_hex(4)}"
+        self._settings = SETTINGS | {"cluster_name": self._cluster_name} | dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
-        self._settled = False  # the port is known to others
+        self._was_started = False  # the port is known to others
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, port={self.port}, pid={self.pid}, running={self.is_running})"
@@ -177,20 +184,18 @@ class PostgresServer:
         """
         if self.is_running:
             return
-        if not self._settled:
+        if not self._was_started:
             await self._initialise()
         for _ in range(START_ATTEMPTS):
-            self._process = self._spawn(
-                "postgres", "-p", str(self.port), "-D", self._data, *_options(self._cluster_name)
-            )
-            if await self._answered(self._process):
+            self._process = self._spawn("postgres", "-p", str(self.port), "-D", self._data, *_options(self._settings))
+            if await self._wait_for_answer(self._process):
                 break
-            await self._make_way()
+            await self._prepare_retry()
         else:
-            raise StackError(f"Postgres {self.name} ended {START_ATTEMPTS} times at its start: {self._last_words()}")
-        if not self._settled:
-            await self._populate()
-            self._settled = True
+            raise StackError(f"Postgres {self.name} ended {START_ATTEMPTS} times at its start: {self._log_tail()}")
+        if not self._was_started:
+            await self._create_content()
+            self._was_started = True
 
     async def create_database(self, name: str, *, template: str = "template1") -> str:
         """Create another database on this server and return its connection string."""
@@ -211,17 +216,17 @@ class PostgresServer:
 
     async def kill(self) -> None:
         """End the server as a crash of its machine would, with all its backends."""
-        family = self._family()
-        send_signal(family, signal.SIGKILL)
+        pids = self._process_ids()
+        send_signal(pids, signal.SIGKILL)
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
 
         async def gone() -> bool:
-            return not family & {process.pid for process in running_processes()}
+            return not pids & {process.pid for process in running_processes()}
 
         # A backend that is left would keep the data folder from being used again.
         if not await poll_until(gone, within_s=STOP_TIMEOUT_S):
-            raise StackError(f"backends of Postgres {self.name} do not end, even after SIGKILL: {sorted(family)}")
+            raise StackError(f"backends of Postgres {self.name} do not end, even after SIGKILL: {sorted(pids)}")
 
     async def discard(self) -> None:
         """Kill the server for good and remove its data."""
@@ -232,17 +237,17 @@ class PostgresServer:
         """Make the server hang: connections are neither refused nor answered until `resume`."""
         if self._process is not None and self.is_running:
             self._process.send_signal(signal.SIGSTOP)  # first, so that it starts no more backends
-            send_signal(self._family(), signal.SIGSTOP)
+            send_signal(self._process_ids(), signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let the server go on after `suspend`."""
-        send_signal(self._family(), signal.SIGCONT)
+        send_signal(self._process_ids(), signal.SIGCONT)
 
     @property
     def _data(self) -> str:
         return str(self._folder / "data")
 
-    def _family(self) -> set[int]:
+    def _process_ids(self) -> set[int]:
         if self._process is None or not self.is_running:
             return set()
         return with_descendants([self._process.pid], running_processes())
@@ -253,23 +258,23 @@ class PostgresServer:
     async def _initialise(self) -> None:
         """Make the data folder."""
         options = ("-N", "--auth=trust", "--locale=C", "-E", "UTF8", "-U", SUPERUSER, "--no-instructions")
-        await self._make_data("initdb", "-D", self._data, *options)
+        await self._create_data("initdb", "-D", self._data, *options)
 
-    async def _populate(self) -> None:
+    async def _create_content(self) -> None:
         """Make what the server must hold, once it answers for the first time."""
         await self.create_database(self.database)
 
-    async def _make_data(self, program: str, *arguments: str) -> None:
-        self._make_folder()
+    async def _create_data(self, program: str, *arguments: str) -> None:
+        self._create_folder()
         making = self._spawn(program, *arguments)
 
         async def done() -> bool:
             return making.poll() is not None
 
         if not await poll_until(done, within_s=START_TIMEOUT_S) or making.returncode != 0:
-            raise StackError(f"{program} of Postgres {self.name} failed: {self._last_words()}")
+            raise StackError(f"{program} of Postgres {self.name} failed: {self._log_tail()}")
 
-    def _make_folder(self) -> None:
+    def _create_folder(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)  # what a start that failed left
         self._folder.mkdir(mode=0o700)
         if self._programs.user is not None:
@@ -291,24 +296,24 @@ class PostgresServer:
     def _log_path(self) -> Path:
         return self._group.directory / f"{self.name}.log"
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         lines = self._log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         return " | ".join(lines[-3:]) or "it wrote nothing"
 
-    async def _answered(self, process: subprocess.Popen[bytes]) -> bool:
+    async def _wait_for_answer(self, process: subprocess.Popen[bytes]) -> bool:
         """Wait for the server's first answer; false when it ended instead."""
         answered = False
 
         async def settled() -> bool:
             nonlocal answered
-            answered = await self._is_ours()
+            answered = await self._answers_as_ours()
             return answered or process.poll() is not None
 
         if not await poll_until(settled, within_s=START_TIMEOUT_S):
-            raise StackError(f"Postgres {self.name} gave no answer for {START_TIMEOUT_S:.0f} s: {self._last_words()}")
+            raise StackError(f"Postgres {self.name} gave no answer for {START_TIMEOUT_S:.0f} s: {self._log_tail()}")
         return answered
 
-    async def _is_ours(self) -> bool:
+    async def _answers_as_ours(self) -> bool:
         try:
             connection = await self._connect()
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
@@ -329,18 +334,17 @@ class PostgresServer:
             timeout=CONNECT_TIMEOUT_S,
         )
 
-    async def _make_way(self) -> None:
+    async def _prepare_retry(self) -> None:
         """Do something about the server's end at its start, so that another try is worth it."""
-        if self._settled:
+        if self._was_started:
             await asyncio.sleep(RESTART_PAUSE_S)  # the backends of a killed server may not have noticed yet
         elif port_is_free(self.port):
-            raise StackError(f"Postgres {self.name} ended at its start: {self._last_words()}")
+            raise StackError(f"Postgres {self.name} ended at its start: {self._log_tail()}")
         else:
             self.port = free_port()
 
 
-def _options(cluster_name: str) -> list[str]:
-    settings = SETTINGS | {"cluster_name": cluster_name}
+def _options(settings: Mapping[str, str]) -> list[str]:
     return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
 

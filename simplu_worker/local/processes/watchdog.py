@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-FAREWELL_S = 3.0  # how long children may take to end by themselves before SIGKILL
+TERMINATION_GRACE_S = 3.0  # how long children may take to end by themselves before SIGKILL
 POLL_S = 0.02
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -37,11 +37,11 @@ class RunningProcess(NamedTuple):
 
 def running_processes() -> list[RunningProcess]:
     """Return all processes but zombies: those have ended, and only wait for somebody to ask for their exit status."""
-    table = _table_of_linux() if Path("/proc/self/stat").exists() else _table_of_ps()
+    table = _read_proc() if Path("/proc/self/stat").exists() else _read_ps()
     return [process for process, state in table if not state.startswith("Z")]
 
 
-def _table_of_linux() -> list[tuple[RunningProcess, str]]:
+def _read_proc() -> list[tuple[RunningProcess, str]]:
     table = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
@@ -53,7 +53,7 @@ def _table_of_linux() -> list[tuple[RunningProcess, str]]:
     return table
 
 
-def _table_of_ps() -> list[tuple[RunningProcess, str]]:
+def _read_ps() -> list[tuple[RunningProcess, str]]:
     listing = subprocess.run(["ps", "-axo", "pid=,ppid=,pgid=,stat="], capture_output=True, text=True, check=True)
     rows = (line.split() for line in listing.stdout.splitlines())
     return [(RunningProcess(int(pid), int(parent), int(group)), state) for pid, parent, group, state in rows]
@@ -61,11 +61,11 @@ def _table_of_ps() -> list[tuple[RunningProcess, str]]:
 
 def with_descendants(pids: Iterable[int], table: Sequence[RunningProcess]) -> set[int]:
     """Return *pids* and all below them; a Postgres backend makes its own session and is in nobody's group."""
-    family, fresh = set[int](), set(pids)
+    pids, fresh = set[int](), set(pids)
     while fresh:
-        family |= fresh
-        fresh = {process.pid for process in table if process.parent in fresh} - family
-    return family
+        pids |= fresh
+        fresh = {process.pid for process in table if process.parent in fresh} - pids
+    return pids
 
 
 def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
@@ -176,21 +176,21 @@ def watch(directory: str) -> None:
 
 def end_others(leader: int) -> None:
     """Ask all of *leader*'s group to end, wait, and kill what is left with all its descendants."""
-    deadline = time.monotonic() + FAREWELL_S
-    family = _family_of(leader, set())
+    deadline = time.monotonic() + TERMINATION_GRACE_S
+    pids = _live_descendants(leader, set())
     members = {process.pid for process in running_processes() if process.group == leader} - {leader}
     # SIGINT is Postgres's fast shutdown. SIGTERM beside it is for programs that were started with SIGINT ignored, as a
     # shell does in the background, and changes nothing for Postgres. What was stopped has to run to hear either.
     for number in (signal.SIGINT, signal.SIGTERM):
         send_signal(members, number)
-    send_signal(family, signal.SIGCONT)
-    while family and time.monotonic() < deadline:
+    send_signal(pids, signal.SIGCONT)
+    while pids and time.monotonic() < deadline:
         time.sleep(POLL_S)
-        family = _family_of(leader, family)
-    send_signal(family, signal.SIGKILL)
+        pids = _live_descendants(leader, pids)
+    send_signal(pids, signal.SIGKILL)
 
 
-def _family_of(leader: int, known: set[int]) -> set[int]:
+def _live_descendants(leader: int, known: set[int]) -> set[int]:
     """Return the group's members, their descendants, and those *known* before whose parent has ended meanwhile."""
     table = running_processes()
     alive = {process.pid for process in table}

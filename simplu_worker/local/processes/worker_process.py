@@ -77,13 +77,13 @@ class WorkerProcess:
             while not await _answers_200(session, f"{self.url}/readyz"):
                 self.check_running()
                 if loop.time() > deadline:
-                    raise WorkerEndedError(f"the worker is not ready after {READY_TIMEOUT_S:.0f} s{self._tail()}")
+                    raise WorkerEndedError(f"the worker is not ready after {READY_TIMEOUT_S:.0f} s{self._log_suffix()}")
                 await asyncio.sleep(POLL_S)
 
     def check_running(self) -> None:
         """Raise `WorkerEndedError`, with the end of its log, unless it runs."""
         if self._process is None or (status := self._process.poll()) is not None:
-            raise WorkerEndedError(f"the worker ended with status {status} while it should run{self._tail()}")
+            raise WorkerEndedError(f"the worker ended with status {status} while it should run{self._log_suffix()}")
 
     def kill(self) -> None:
         """Kill it with -9."""
@@ -109,14 +109,14 @@ class WorkerProcess:
         deadline = asyncio.get_running_loop().time() + within_s
         while (status := self._process.poll()) is None:
             if asyncio.get_running_loop().time() > deadline:
-                raise WorkerEndedError(f"the worker did not end within {within_s:.0f} s of SIGTERM{self._tail()}")
+                raise WorkerEndedError(f"the worker did not end within {within_s:.0f} s of SIGTERM{self._log_suffix()}")
             await asyncio.sleep(POLL_S)
         if status != 0:
             raise WorkerEndedError(
-                f"expected the worker to end with status 0 after SIGTERM, got {status}{self._tail()}"
+                f"expected the worker to end with status 0 after SIGTERM, got {status}{self._log_suffix()}"
             )
 
-    async def kinesis_lag_s(self) -> float | None:
+    async def read_kinesis_lag_s(self) -> float | None:
         """Return the largest lag of its stream shards by its metrics, `None` when it does not say."""
         try:
             async with (
@@ -128,11 +128,11 @@ class WorkerProcess:
             return None
         return max((float(sample) for sample in LAG_SAMPLE.findall(text)), default=None)
 
-    def _tail(self) -> str:
-        return f"; its log ends with:\n{tail_of(self.log_path)}"
+    def _log_suffix(self) -> str:
+        return f"; its log ends with:\n{log_tail(self.log_path)}"
 
 
-def tail_of(path: Path) -> str:
+def log_tail(path: Path) -> str:
     """Return the last lines of a log."""
     if not path.exists():
         return "(nothing)"

@@ -43,8 +43,8 @@ class SqsActions:
                 ("PurgeQueue", requests.QueueOnly, self._purge_queue),
                 ("GetQueueUrl", requests.GetQueueUrl, self._get_queue_url),
                 ("ListQueues", requests.ListQueues, self._list_queues),
-                ("GetQueueAttributes", requests.GetQueueAttributes, self._get_attributes),
-                ("SetQueueAttributes", requests.SetQueueAttributes, self._set_attributes),
+                ("GetQueueAttributes", requests.GetQueueAttributes, self._get_queue_attributes),
+                ("SetQueueAttributes", requests.SetQueueAttributes, self._set_queue_attributes),
                 ("SendMessage", requests.SendMessage, self._send),
                 ("SendMessageBatch", requests.SendMessageBatch, self._send_batch),
                 ("ReceiveMessage", requests.ReceiveMessage, self._receive),
@@ -75,12 +75,12 @@ class SqsActions:
 
     def answer(self, action: str, request: Any, now_ms: int) -> SqsReply:
         """Do what *request* asks and return the answer."""
-        self.account.settle(now_ms)
+        self.account.apply_due(now_ms)
         return self._actions[action][1](request, now_ms)
 
     def wait_s(self, request: requests.ReceiveMessage) -> int:
         """Return how long *request* waits for messages. Raises what is wrong with it."""
-        queue = self._queue(request)
+        queue = self._find_queue(request)
         _check_range("MaxNumberOfMessages", request.max_number_of_messages, 1, BATCH_MAX_COUNT)
         wait_s = request.wait_time_seconds
         if wait_s is None:
@@ -88,34 +88,34 @@ class SqsActions:
         _check_range("WaitTimeSeconds", wait_s, 0, MAX_WAIT_S)
         return wait_s
 
-    def _queue(self, request: Any) -> LocalQueue:
+    def _find_queue(self, request: Any) -> LocalQueue:
         return self.account.find(requests.queue_name_of(request) or "")
 
-    def _url_of(self, queue: LocalQueue) -> str:
+    def _queue_url(self, queue: LocalQueue) -> str:
         return f"{self.base_url}/{ACCOUNT_ID}/{queue.name}"
 
     def _create_queue(self, request: requests.CreateQueue, now_ms: int) -> SqsReply:
-        return {"QueueUrl": self._url_of(self.account.create(request.queue_name, request.attributes, now_ms))}
+        return {"QueueUrl": self._queue_url(self.account.create(request.queue_name, request.attributes, now_ms))}
 
     def _delete_queue(self, request: requests.QueueOnly, _now_ms: int) -> None:
-        self.account.delete(self._queue(request).name)
+        self.account.delete(self._find_queue(request).name)
 
     def _purge_queue(self, request: requests.QueueOnly, now_ms: int) -> None:
-        self._queue(request).purge(now_ms)
+        self._find_queue(request).purge(now_ms)
 
     def _get_queue_url(self, request: requests.GetQueueUrl, _now_ms: int) -> SqsReply:
-        return {"QueueUrl": self._url_of(self.account.find(request.queue_name))}
+        return {"QueueUrl": self._queue_url(self.account.find(request.queue_name))}
 
     def _list_queues(self, request: requests.ListQueues, _now_ms: int) -> SqsReply:
         names = sorted(name for name in self.account.queues if name.startswith(request.queue_name_prefix))
         if not names:
             return {}
-        return {"QueueUrls": [self._url_of(self.account.queues[name]) for name in names[:MAX_QUEUES_SHOWN]]}
+        return {"QueueUrls": [self._queue_url(self.account.queues[name]) for name in names[:MAX_QUEUES_SHOWN]]}
 
-    def _get_attributes(self, request: requests.GetQueueAttributes, now_ms: int) -> SqsReply:
+    def _get_queue_attributes(self, request: requests.GetQueueAttributes, now_ms: int) -> SqsReply:
         """API_GetQueueAttributes."""
-        queue = self._queue(request)
-        queue.settle(now_ms)
+        queue = self._find_queue(request)
+        queue.apply_due(now_ms)
         found = queue_attributes(queue)
         names = set(request.attribute_names)
         if unknown := names - found.keys() - {"All", "RedrivePolicy", "FifoQueue", "ContentBasedDeduplication"}:
@@ -124,27 +124,27 @@ class SqsActions:
             found = {name: value for name, value in found.items() if name in names}
         return {"Attributes": found} if found else {}
 
-    def _set_attributes(self, request: requests.SetQueueAttributes, now_ms: int) -> None:
-        queue = self._queue(request)
+    def _set_queue_attributes(self, request: requests.SetQueueAttributes, now_ms: int) -> None:
+        queue = self._find_queue(request)
         if "FifoQueue" in request.attributes:
             raise SqsError("InvalidAttributeName", "Unknown Attribute FifoQueue.")
         queue.change_settings(with_attributes(queue.settings, request.attributes), now_ms)
 
     def _send(self, request: requests.SendMessage, now_ms: int) -> SqsReply:
-        return _send_to(self._queue(request), request, now_ms)
+        return _send_message(self._find_queue(request), request, now_ms)
 
     def _send_batch(self, request: requests.SendMessageBatch, now_ms: int) -> SqsReply:
         """API_SendMessageBatch; its messages together are as large as one may be."""
-        queue = self._queue(request)
+        queue = self._find_queue(request)
         size_bytes = sum(len(entry.message_body.encode()) for entry in request.entries)
         if size_bytes > MAX_MESSAGE_BYTES:
             text = f"Batch requests cannot be longer than {MAX_MESSAGE_BYTES} bytes. You have sent {size_bytes} bytes."
             raise SqsError("BatchRequestTooLong", text)
-        return _batch(request.entries, lambda entry: _send_to(queue, entry, now_ms))
+        return _run_batch(request.entries, lambda entry: _send_message(queue, entry, now_ms))
 
     def _receive(self, request: requests.ReceiveMessage, now_ms: int) -> SqsReply:
         """API_ReceiveMessage, without the wait."""
-        queue = self._queue(request)
+        queue = self._find_queue(request)
         visibility_s, attempt_id = request.visibility_timeout, request.receive_request_attempt_id
         if visibility_s is not None:
             _check_range("VisibilityTimeout", visibility_s, 0, MAX_VISIBILITY_S)
@@ -154,21 +154,21 @@ class SqsActions:
         messages = self.account.receive(
             queue, now_ms, limit=request.max_number_of_messages, visibility_s=visibility_s, attempt_id=attempt_id
         )
-        return {"Messages": [_received(queue, message, request) for message in messages]} if messages else {}
+        return {"Messages": [_received_message(queue, message, request) for message in messages]} if messages else {}
 
     def _delete(self, request: requests.DeleteMessage, now_ms: int) -> None:
-        self._queue(request).delete(request.receipt_handle, now_ms)
+        self._find_queue(request).delete(request.receipt_handle, now_ms)
 
     def _delete_batch(self, request: requests.DeleteMessageBatch, now_ms: int) -> SqsReply:
-        queue = self._queue(request)
-        return _batch(request.entries, lambda entry: queue.delete(entry.receipt_handle, now_ms))
+        queue = self._find_queue(request)
+        return _run_batch(request.entries, lambda entry: queue.delete(entry.receipt_handle, now_ms))
 
     def _change(self, request: requests.ChangeMessageVisibility, now_ms: int) -> None:
-        self._queue(request).change_visibility(request.receipt_handle, request.visibility_timeout, now_ms)
+        self._find_queue(request).change_visibility(request.receipt_handle, request.visibility_timeout, now_ms)
 
     def _change_batch(self, request: requests.ChangeMessageVisibilityBatch, now_ms: int) -> SqsReply:
-        queue = self._queue(request)
-        return _batch(
+        queue = self._find_queue(request)
+        return _run_batch(
             request.entries,
             lambda entry: queue.change_visibility(entry.receipt_handle, entry.visibility_timeout, now_ms),
         )
@@ -180,7 +180,7 @@ class SqsActions:
 
     def _list_moves(self, request: requests.ListMessageMoveTasks, now_ms: int) -> SqsReply:
         results = []
-        for task in self.account.moves_of(request.source_arn, request.max_results, now_ms):
+        for task in self.account.list_moves(request.source_arn, request.max_results, now_ms):
             found = {
                 "TaskHandle": task.handle if task.status == "RUNNING" else None,
                 "Status": task.status,
@@ -199,15 +199,15 @@ def queue_attributes(queue: LocalQueue) -> dict[str, str]:
     """Return all attributes of *queue*."""
     return settable_attributes(queue.settings) | {
         "QueueArn": queue.arn,
-        "CreatedTimestamp": str(queue.born_ms // 1000),
-        "LastModifiedTimestamp": str(queue.changed_ms // 1000),
+        "CreatedTimestamp": str(queue.created_ms // 1000),
+        "LastModifiedTimestamp": str(queue.modified_ms // 1000),
         "ApproximateNumberOfMessages": str(queue.visible_count),
         "ApproximateNumberOfMessagesNotVisible": str(queue.in_flight_count),
         "ApproximateNumberOfMessagesDelayed": str(queue.delayed_count),
     }
 
 
-def _send_to(queue: LocalQueue, entry: requests.MessageEntry, now_ms: int) -> dict[str, Any]:
+def _send_message(queue: LocalQueue, entry: requests.MessageEntry, now_ms: int) -> dict[str, Any]:
     settings = queue.settings
     content = parse_content(entry, is_fifo=queue.is_fifo, by_content=settings.content_based_deduplication)
     most = settings.maximum_message_size
@@ -227,12 +227,12 @@ def _send_to(queue: LocalQueue, entry: requests.MessageEntry, now_ms: int) -> di
     return answer | ({"SequenceNumber": sent.sequence_number} if queue.is_fifo else {})
 
 
-def _received(queue: LocalQueue, message: StoredMessage, request: requests.ReceiveMessage) -> dict[str, Any]:
+def _received_message(queue: LocalQueue, message: StoredMessage, request: requests.ReceiveMessage) -> dict[str, Any]:
     """Return *message* as ReceiveMessage answers it, with those attributes that were asked for."""
     content = message.content
     found: dict[str, Any] = {
         "MessageId": message.message_id,
-        "ReceiptHandle": queue.handle_of(message),
+        "ReceiptHandle": queue.receipt_handle_of(message),
         "MD5OfBody": content.md5_of_body,
         "Body": content.body,
     }
@@ -240,7 +240,7 @@ def _received(queue: LocalQueue, message: StoredMessage, request: requests.Recei
     if names:
         system = _system_attributes(queue, message)
         found["Attributes"] = {name: value for name, value in system.items() if "All" in names or name in names}
-    attributes = _chosen(content.attributes, request.message_attribute_names)
+    attributes = _requested_attributes(content.attributes, request.message_attribute_names)
     if attributes:
         found["MessageAttributes"] = attributes
         # AWS gives the digest of those that are asked for; here it is given for all of them only.
@@ -265,7 +265,7 @@ def _system_attributes(queue: LocalQueue, message: StoredMessage) -> dict[str, s
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _chosen(
+def _requested_attributes(
     attributes: dict[str, requests.MessageAttribute], names: Sequence[str]
 ) -> dict[str, requests.MessageAttribute]:
     """Return the message attributes that *names* name: by All, `.*`, a prefix with `.*`, or their name."""
@@ -277,7 +277,7 @@ def _chosen(
     return {name: value for name, value in attributes.items() if name in names or name.startswith(prefixes)}
 
 
-def _batch(entries: Sequence[Any], act: Callable[[Any], SqsReply]) -> dict[str, Any]:
+def _run_batch(entries: Sequence[Any], act: Callable[[Any], SqsReply]) -> dict[str, Any]:
     """Act on each of *entries*; a refused one does not stop those behind it (API_BatchResultErrorEntry)."""
     if not entries:
         raise SqsError("EmptyBatchRequest", "There should be at least one entry in the request.")

@@ -59,12 +59,12 @@ class StandardOrder:
 class MessageGroup:
     """The messages of one group: those that are visible, and how many are in flight."""
 
-    __slots__ = ("in_flight", "offered", "visible")
+    __slots__ = ("in_flight", "queued_as", "visible")
 
     def __init__(self) -> None:
         self.visible: list[tuple[int, StoredMessage]] = []
         self.in_flight = 0
-        self.offered = -1  # the number under which the group waits for its turn
+        self.queued_as = -1  # the number under which the group waits for its turn
 
     def head(self) -> int | None:
         """Return the number of the first visible message."""
@@ -92,32 +92,32 @@ class FifoOrder:
         group_id = message.content.group_id or ""
         group = self._groups.setdefault(group_id, MessageGroup())
         heapq.heappush(group.visible, (message.number, message))
-        self._offer(group_id, group)
+        self._queue_group(group_id, group)
 
     def take(self, limit: int, accept: Accept) -> None:
         """Hand the next messages to *accept* until it has taken *limit* of them."""
         while limit and self._open:
             number, group_id = heapq.heappop(self._open)
             group = self._groups.get(group_id)
-            if group is None or group.offered != number:
+            if group is None or group.queued_as != number:
                 continue
-            group.offered = -1
-            limit = self._take_of(group, limit, accept)
-            self._offer(group_id, group)
+            group.queued_as = -1
+            limit = self._take_from(group, limit, accept)
+            self._queue_group(group_id, group)
 
     def release(self, message: StoredMessage) -> None:
         """*message* is not in flight any more: deleted, or about to be visible again."""
         group_id = message.content.group_id or ""
         group = self._groups[group_id]
         group.in_flight -= 1
-        self._offer(group_id, group)
+        self._queue_group(group_id, group)
 
     def clear(self) -> None:
         """Forget all."""
         self._groups.clear()
         self._open.clear()
 
-    def _take_of(self, group: MessageGroup, limit: int, accept: Accept) -> int:
+    def _take_from(self, group: MessageGroup, limit: int, accept: Accept) -> int:
         """Take what one group has; return what is left of the limit."""
         while limit and group.head() is not None:
             _, message = heapq.heappop(group.visible)
@@ -126,13 +126,13 @@ class FifoOrder:
                 limit -= 1
         return limit
 
-    def _offer(self, group_id: str, group: MessageGroup) -> None:
+    def _queue_group(self, group_id: str, group: MessageGroup) -> None:
         """Let a group that is not locked wait for its turn, once; forget one that has nothing left."""
         if group.in_flight:
             return
         head = group.head()
         if head is None:
             del self._groups[group_id]
-        elif group.offered != head:
-            group.offered = head
+        elif group.queued_as != head:
+            group.queued_as = head
             heapq.heappush(self._open, (head, group_id))

@@ -18,7 +18,7 @@ from simplu_worker.local.sqs.requests import MessageAttribute, MessageEntry
 
 # API_SendMessage, MessageBody: "A message can include only XML, JSON, and unformatted text. The following Unicode
 # characters are allowed"; the others make InvalidMessageContents.
-REFUSED = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+REFUSED_CHARACTERS = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 MAX_ATTRIBUTES = 10  # "Amazon SQS message quotas"
 ID = re.compile(r"[!-~]{1,128}")  # API_SendMessage, MessageGroupId, MessageDeduplicationId
 BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")  # API_SendMessageBatchRequestEntry, Id
@@ -132,7 +132,7 @@ def parse_content(entry: MessageEntry, *, is_fifo: bool, by_content: bool) -> Me
         text = f"Number of message attributes [{count}] exceeds the allowed maximum [{MAX_ATTRIBUTES}]."
         raise SqsError("InvalidParameterValueException", text)
     body = entry.message_body.encode()
-    values = {name: _value(name, attribute) for name, attribute in entry.message_attributes.items()}
+    values = {name: _attribute_bytes(name, attribute) for name, attribute in entry.message_attributes.items()}
     size_bytes = len(body) + sum(
         len(name.encode()) + len(entry.message_attributes[name].data_type) + len(data) for name, data in values.items()
     )
@@ -153,7 +153,7 @@ def parse_content(entry: MessageEntry, *, is_fifo: bool, by_content: bool) -> Me
         deduplication_id=deduplication_id,
         size_bytes=size_bytes,
         md5_of_body=hashlib.md5(body, usedforsecurity=False).hexdigest(),
-        md5_of_attributes=_md5_of(entry.message_attributes, values) if values else None,
+        md5_of_attributes=_attributes_md5(entry.message_attributes, values) if values else None,
     )
 
 
@@ -181,12 +181,12 @@ def _trace_header(entry: MessageEntry) -> str | None:
 
 
 def _check_text(text: str) -> None:
-    if REFUSED.search(text):
+    if REFUSED_CHARACTERS.search(text):
         reason = "Invalid characters found. Valid unicode characters are #x9 | #xA | #xD | #x20 to #xD7FF | #xE000 to "
         raise SqsError("InvalidMessageContents", reason + "#xFFFD | #x10000 to #x10FFFF")
 
 
-def _value(name: str, attribute: MessageAttribute) -> bytes:
+def _attribute_bytes(name: str, attribute: MessageAttribute) -> bytes:
     """Return the bytes of a message attribute. Raises InvalidParameterValue unless it has a type and a value."""
     kind = attribute.data_type.partition(".")[0]
     if kind == "Binary" and attribute.binary_value:
@@ -204,7 +204,7 @@ def _value(name: str, attribute: MessageAttribute) -> bytes:
     raise SqsError("InvalidParameterValueException", text)
 
 
-def _md5_of(attributes: dict[str, MessageAttribute], values: dict[str, bytes]) -> str:
+def _attributes_md5(attributes: dict[str, MessageAttribute], values: dict[str, bytes]) -> str:
     """Return the digest that clients compare: "Calculating the MD5 message digest for message attributes"."""
     digest = hashlib.md5(usedforsecurity=False)
     for name, value in sorted(values.items()):

@@ -46,7 +46,7 @@ class MoveTask:
     def __repr__(self) -> str:
         return f"MoveTask({self.source.name}, {self.status}, {self.moved_count} of {self.to_move_count})"
 
-    def allowed(self, now_ms: int) -> int:
+    def allowed_count(self, now_ms: int) -> int:
         """Return how many more may be moved by now."""
         rate = self.rate or MOVES_PER_SECOND
         return min((now_ms - self.started_ms) * rate // 1000, self.to_move_count) - self.moved_count
@@ -65,7 +65,7 @@ class SqsAccount:
     def __repr__(self) -> str:
         return f"Account({list(self.queues.values())})"
 
-    def settle(self, now_ms: int) -> None:
+    def apply_due(self, now_ms: int) -> None:
         """Let the move tasks get on."""
         for task in self.tasks:
             if task.status == "RUNNING":
@@ -99,9 +99,9 @@ class SqsAccount:
             return queue
         raise queue_not_found()
 
-    def find_arn(self, arn: str) -> LocalQueue:
+    def find_by_arn(self, arn: str) -> LocalQueue:
         """Return a queue by its ARN. Raises ResourceNotFoundException."""
-        if (queue := self._by_arn(arn)) is not None:
+        if (queue := self._queue_with_arn(arn)) is not None:
             return queue
         raise SqsError("ResourceNotFoundException", f"The resource that you specified for {arn} doesn't exist.")
 
@@ -123,22 +123,22 @@ class SqsAccount:
         "Using dead-letter queues in Amazon SQS"; the copy keeps its id and its time, but in a FIFO queue both the
         time and the deduplication id are new: the latter is the message's id.
         """
-        self.settle(now_ms)
+        self.apply_due(now_ms)
         redrive = queue.settings.redrive
-        letters = None if redrive is None else self._by_arn(redrive.dead_letter_target_arn)
-        most = redrive.max_receive_count if redrive is not None and letters is not None else None
+        dead_letter_queue = None if redrive is None else self._queue_with_arn(redrive.dead_letter_target_arn)
+        most = redrive.max_receive_count if redrive is not None and dead_letter_queue is not None else None
         received = queue.receive(
             now_ms, limit=limit, visibility_s=visibility_s, max_receive_count=most, attempt_id=attempt_id
         )
-        if letters is not None:
+        if dead_letter_queue is not None:
             for message in received.exhausted:
-                _bury(message, queue, letters, now_ms)
+                _move_to_dead_letter_queue(message, queue, dead_letter_queue, now_ms)
         return received.messages
 
     def start_move(self, source_arn: str, destination_arn: str | None, rate: int | None, now_ms: int) -> MoveTask:
         """Begin to move dead letters (API_StartMessageMoveTask); without *destination_arn* to where they came from."""
-        source = self.find_arn(source_arn)
-        destination = None if destination_arn is None else self.find_arn(destination_arn)
+        source = self.find_by_arn(source_arn)
+        destination = None if destination_arn is None else self.find_by_arn(destination_arn)
         if rate is not None and not 1 <= rate <= MOVES_PER_SECOND:
             reason = f"Must be between 1 and {MOVES_PER_SECOND}."
             raise invalid_parameter("MaxNumberOfMessagesPerSecond", rate, reason)
@@ -149,42 +149,44 @@ class SqsAccount:
         if any(task.source is source and task.status == "RUNNING" for task in self.tasks):
             text = "There is already a task running. Only one active task is allowed for a source queue arn."
             raise SqsError("InvalidParameterValueException", text)
-        source.settle(now_ms)
+        source.apply_due(now_ms)
         task = MoveTask(self._new_id(), source, destination, rate=rate, now_ms=now_ms)
         self.tasks.insert(0, task)
-        self.settle(now_ms)
+        self.apply_due(now_ms)
         return task
 
-    def moves_of(self, source_arn: str, most: int, now_ms: int) -> list[MoveTask]:
+    def list_moves(self, source_arn: str, most: int, now_ms: int) -> list[MoveTask]:
         """Return the tasks of a dead-letter queue, the newest first (API_ListMessageMoveTasks)."""
-        source = self.find_arn(source_arn)
-        self.settle(now_ms)
+        source = self.find_by_arn(source_arn)
+        self.apply_due(now_ms)
         return [task for task in self.tasks if task.source is source][: min(most, TASKS_SHOWN)]
 
-    def _by_arn(self, arn: str) -> LocalQueue | None:
+    def _queue_with_arn(self, arn: str) -> LocalQueue | None:
         queue = self.queues.get(arn.rpartition(":")[2])
         return queue if queue is not None and queue.arn == arn else None
 
     def _move(self, task: MoveTask, now_ms: int) -> None:
         """Move as many as the rate allows by now: they are new messages, sent now."""
-        allowed = task.allowed(now_ms)
-        messages = task.source.take_out(allowed, now_ms) if allowed > 0 else []
+        allowed_count = task.allowed_count(now_ms)
+        messages = task.source.remove_visible(allowed_count, now_ms) if allowed_count > 0 else []
         for message in messages:
-            destination = task.destination or self._by_arn(message.source_arn or "")
+            destination = task.destination or self._queue_with_arn(message.source_arn or "")
             if destination is None:
                 task.status = "FAILED"
             else:
                 destination.add(message.content, now_ms)
                 task.moved_count += 1
-        if task.status == "RUNNING" and (task.moved_count >= task.to_move_count or len(messages) < allowed):
+        if task.status == "RUNNING" and (task.moved_count >= task.to_move_count or len(messages) < allowed_count):
             task.status = "COMPLETED"
 
 
-def _bury(message: StoredMessage, queue: LocalQueue, letters: LocalQueue, now_ms: int) -> None:
+def _move_to_dead_letter_queue(
+    message: StoredMessage, queue: LocalQueue, dead_letter_queue: LocalQueue, now_ms: int
+) -> None:
     content = message.content
-    if letters.is_fifo:
+    if dead_letter_queue.is_fifo:
         content = msgspec.structs.replace(content, deduplication_id=message.message_id)
-    letter = letters.add(content, now_ms, message_id=message.message_id)
-    letter.sent_ms = now_ms if letters.is_fifo else message.sent_ms
-    letter.source_arn = queue.arn
-    letter.receive_count, letter.first_received_ms = message.receive_count, message.first_received_ms
+    dead_letter = dead_letter_queue.add(content, now_ms, message_id=message.message_id)
+    dead_letter.sent_ms = now_ms if dead_letter_queue.is_fifo else message.sent_ms
+    dead_letter.source_arn = queue.arn
+    dead_letter.receive_count, dead_letter.first_received_ms = message.receive_count, message.first_received_ms

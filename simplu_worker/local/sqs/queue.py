@@ -69,7 +69,7 @@ class LocalQueue:
         self.arn = f"arn:aws:sqs:{REGION}:{ACCOUNT_ID}:{name}"
         self.settings = settings
         self.number = number
-        self.born_ms = self.changed_ms = now_ms
+        self.created_ms = self.modified_ms = now_ms
         self._new_id = new_id
         self._order: DeliveryOrder = FifoOrder() if settings.fifo_queue else StandardOrder()
         self._messages: dict[int, StoredMessage] = {}
@@ -110,18 +110,18 @@ class LocalQueue:
         """When the next message becomes visible by itself; perhaps earlier than true."""
         return self._hidden[0][0] if self._hidden else None
 
-    def settle(self, now_ms: int) -> None:
+    def apply_due(self, now_ms: int) -> None:
         """Let everything happen that is due."""
         while self._hidden and self._hidden[0][0] <= now_ms:
             _, ticket, message = heapq.heappop(self._hidden)
             if message.ticket == ticket:
-                self._show(message)
-        _forget(self._sent, now_ms, lambda sent: sent[0])
-        _forget(self._attempts, now_ms, lambda attempt: attempt.until_ms)
+                self._make_visible(message)
+        _drop_expired(self._sent, now_ms, lambda sent: sent[0])
+        _drop_expired(self._attempts, now_ms, lambda attempt: attempt.until_ms)
 
     def send(self, content: MessageContent, now_ms: int, *, delay_s: int | None = None) -> SendResult:
         """Add a message unless it repeats an earlier one, which may be deleted already (API_SendMessage)."""
-        self.settle(now_ms)
+        self.apply_due(now_ms)
         repeated = self._sent.get(content.deduplication_id) if self.is_fifo and content.deduplication_id else None
         if repeated is not None:
             return repeated[1]
@@ -158,7 +158,7 @@ class LocalQueue:
         attempt_id: str | None,
     ) -> ReceiveResult:
         """Take up to *limit* messages (API_ReceiveMessage); the same ones again for the same *attempt_id*."""
-        self.settle(now_ms)
+        self.apply_due(now_ms)
         visibility_s = self.settings.visibility_timeout if visibility_s is None else visibility_s
         due_ms = now_ms + visibility_s * 1000
         if attempt_id is not None and (attempt := self._attempts.get(attempt_id)) and attempt.holds:
@@ -173,7 +173,7 @@ class LocalQueue:
                 self._remove(message)
                 taken.exhausted.append(message)
                 return False
-            self._take(message, now_ms, due_ms)
+            self._receive_one(message, now_ms, due_ms)
             taken.messages.append(message)
             return True
 
@@ -183,10 +183,10 @@ class LocalQueue:
             receipts = [(message, message.receipt) for message in taken.messages]
             self._attempts[attempt_id] = RememberedReceive(now_ms + ATTEMPT_MS, receipts)
         if not visibility_s:
-            self.settle(now_ms)
+            self.apply_due(now_ms)
         return taken
 
-    def handle_of(self, message: StoredMessage) -> str:
+    def receipt_handle_of(self, message: StoredMessage) -> str:
         """Return the receipt handle of the last receive of *message*."""
         return seal_receipt(Receipt(self.number, message.number, message.receipt))
 
@@ -196,7 +196,7 @@ class LocalQueue:
         A standard queue takes a handle that has expired, and one of an earlier receive without any effect; a FIFO queue
         refuses both. A message that is gone already is deleted in either.
         """
-        self.settle(now_ms)
+        self.apply_due(now_ms)
         receipt = unseal_receipt(handle, self.number)
         message = self._messages.get(receipt.number)
         if message is None:
@@ -210,7 +210,7 @@ class LocalQueue:
         """Let a message be visible again *visibility_s* from now (API_ChangeMessageVisibility)."""
         if not 0 <= visibility_s <= MAX_VISIBILITY_S:
             raise invalid_parameter("VisibilityTimeout", visibility_s, f"Must be between 0 and {MAX_VISIBILITY_S}.")
-        self.settle(now_ms)
+        self.apply_due(now_ms)
         receipt = unseal_receipt(handle, self.number)
         message = self._messages.get(receipt.number)
         if message is None or (message.receipt != receipt.receipt and not self.is_fifo):
@@ -227,11 +227,11 @@ class LocalQueue:
             raise invalid_parameter("VisibilityTimeout", visibility_s, reason)
         message.change_count += 1
         self._hide(message, MessageState.IN_FLIGHT, due_ms)
-        self.settle(now_ms)
+        self.apply_due(now_ms)
 
     def change_settings(self, settings: QueueSettings, now_ms: int) -> None:
         """Put *settings* into effect: for what is sent and received from now on (API_SetQueueAttributes)."""
-        self.settings, self.changed_ms = settings, now_ms
+        self.settings, self.modified_ms = settings, now_ms
 
     def purge(self, now_ms: int) -> None:
         """Delete all messages, those in flight included (API_PurgeQueue)."""
@@ -248,25 +248,25 @@ class LocalQueue:
 
     def expire_receipts(self, now_ms: int) -> None:
         """Let the visibility timeout of everything in flight end now."""
-        self.settle(now_ms)
+        self.apply_due(now_ms)
         for message in self._messages.values():
             if message.state is MessageState.IN_FLIGHT:
-                self._show(message)
+                self._make_visible(message)
 
-    def show_again(self, handle: str) -> None:
+    def make_visible(self, handle: str) -> None:
         """Let a message that was just received be visible at once; whoever has received it does not know."""
         message = self._messages.get(unseal_receipt(handle, self.number).number)
         if message is not None and message.state is MessageState.IN_FLIGHT:
-            self._show(message)
+            self._make_visible(message)
 
-    def take_out(self, limit: int, now_ms: int) -> list[StoredMessage]:
+    def remove_visible(self, limit: int, now_ms: int) -> list[StoredMessage]:
         """Take messages out for good, those of locked groups excepted."""
         taken = self.receive(now_ms, limit=limit, visibility_s=1, max_receive_count=None, attempt_id=None).messages
         for message in taken:
             self._remove(message)
         return taken
 
-    def _take(self, message: StoredMessage, now_ms: int, due_ms: int) -> None:
+    def _receive_one(self, message: StoredMessage, now_ms: int, due_ms: int) -> None:
         message.receipt, self._next_receipt = self._next_receipt, self._next_receipt + 1
         message.receive_count += 1
         message.received_ms = now_ms
@@ -280,7 +280,7 @@ class LocalQueue:
         message.ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
         heapq.heappush(self._hidden, (due_ms, message.ticket, message))
 
-    def _show(self, message: StoredMessage) -> None:
+    def _make_visible(self, message: StoredMessage) -> None:
         was_in_flight = message.state is MessageState.IN_FLIGHT
         self._count(message, MessageState.VISIBLE)
         message.ticket = 0
@@ -302,7 +302,7 @@ class LocalQueue:
         message.state = state
 
 
-def _forget(kept: dict[str, T], now_ms: int, until_ms: Callable[[T], int]) -> None:
+def _drop_expired(kept: dict[str, T], now_ms: int, until_ms: Callable[[T], int]) -> None:
     """Drop what is over from *kept*, which is in order of time."""
     while kept and until_ms(kept[first := next(iter(kept))]) <= now_ms:
         del kept[first]

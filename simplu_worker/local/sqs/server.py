@@ -107,7 +107,7 @@ class SqsServer(AwsServer[SqsFault]):
     def state(self) -> dict[str, Any]:
         """Return the state that the control path shows."""
         now_ms = self.now_ms()
-        self.account.settle(now_ms)
+        self.account.apply_due(now_ms)
         return self._common_state() | {
             "polls": self._poll_count,
             "queues": {name: _queue_state(queue, now_ms) for name, queue in self.account.queues.items()},
@@ -188,7 +188,7 @@ class SqsServer(AwsServer[SqsFault]):
         queue = self.account.find(queue_name_of(request) or "")
         if not queue.is_fifo:
             for message in (reply or {}).get("Messages", []):
-                queue.show_again(message["ReceiptHandle"])
+                queue.make_visible(message["ReceiptHandle"])
             self._wake(queue.name)
 
     def _wake(self, *names: str) -> None:
@@ -210,7 +210,7 @@ def _encode(reply: SqsReply) -> bytes:
 
 
 def _queue_state(queue: LocalQueue, now_ms: int) -> dict[str, str]:
-    queue.settle(now_ms)
+    queue.apply_due(now_ms)
     return queue_attributes(queue)
 
 

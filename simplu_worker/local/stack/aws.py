@@ -32,9 +32,9 @@ MAX_RECEIVE_COUNT = 1000  # a dependency's trouble of hours must not make a dead
 START_TIMEOUT_S = 30.0
 PORT_ATTEMPTS = 5
 BATCH_MAX = 25  # BatchWriteItem's quota
-MOTO_LISTENS = b"moto.started"
-KINESIS_LISTENS = b"kinesis.started"
-SQS_LISTENS = b"sqs.started"
+MOTO_STARTED = b"moto.started"
+KINESIS_STARTED = b"kinesis.started"
+SQS_STARTED = b"sqs.started"
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,22 @@ async def start_moto(group: ProcessGroup) -> str:
     if missing:
         raise StackError(f"the local AWS needs {', '.join(missing)}: install simplu-worker[local]")
     program = [sys.executable, "-P", "-m", "simplu_worker.local.stack.moto_server", "--port"]
-    return await _started(group, "moto", program, MOTO_LISTENS)
+    return await _start_program(group, "moto", program, MOTO_STARTED)
 
 
 async def start_kinesis(group: ProcessGroup) -> str:
     """Start our Kinesis in *group*, wait until it listens, and return its endpoint URL."""
     program = [sys.executable, "-m", "simplu_worker.local.kinesis.server", "--port"]
-    return await _started(group, "kinesis", program, KINESIS_LISTENS)
+    return await _start_program(group, "kinesis", program, KINESIS_STARTED)
 
 
 async def start_sqs(group: ProcessGroup) -> str:
     """Start our SQS in *group*, wait until it listens, and return its endpoint URL."""
     program = [sys.executable, "-m", "simplu_worker.local.sqs.server", "--port"]
-    return await _started(group, "sqs", program, SQS_LISTENS)
+    return await _start_program(group, "sqs", program, SQS_STARTED)
 
 
-async def _started(group: ProcessGroup, name: str, program: Sequence[str], listens: bytes) -> str:
+async def _start_program(group: ProcessGroup, name: str, program: Sequence[str], started_event: bytes) -> str:
     """Start *program* with a free port as its last argument; return its URL once its log says that it listens."""
     log_path = group.directory / f"{name}.log"
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MOTO_"))}
@@ -80,7 +80,7 @@ async def _started(group: ProcessGroup, name: str, program: Sequence[str], liste
 
         # The log and not a request: a request might be answered by another program that was faster to take the port.
         async def settled(process: subprocess.Popen[bytes] = process) -> bool:
-            return listens in log_path.read_bytes() or process.poll() is not None
+            return started_event in log_path.read_bytes() or process.poll() is not None
 
         if not await poll_until(settled, within_s=START_TIMEOUT_S):
             raise StackError(f"{name} does not listen after {START_TIMEOUT_S:.0f} s")
@@ -128,8 +128,8 @@ async def _create_queues(endpoint_url: str) -> QueueUrls:
 
         async def create_with_redrive(name: str, redrive_name: str, **attributes: str) -> str:
             redrive_url = await create(redrive_name, **attributes)
-            described = await sqs.get_queue_attributes(QueueUrl=redrive_url, AttributeNames=["QueueArn"])
-            redrive = {"deadLetterTargetArn": described["Attributes"]["QueueArn"], "maxReceiveCount": MAX_RECEIVE_COUNT}
+            answer = await sqs.get_queue_attributes(QueueUrl=redrive_url, AttributeNames=["QueueArn"])
+            redrive = {"deadLetterTargetArn": answer["Attributes"]["QueueArn"], "maxReceiveCount": MAX_RECEIVE_COUNT}
             return await create(name, RedrivePolicy=json.dumps(redrive), **attributes)
 
         fifo = {"FifoQueue": "true", "ContentBasedDeduplication": "true"}
@@ -146,8 +146,8 @@ async def _create_stream(endpoint_url: str, stream_shards: int) -> None:
         await kinesis.create_stream(StreamName=STREAM_NAME, ShardCount=stream_shards, MaxRecordSizeInKiB=RECORD_MAX_KIB)
 
         async def active() -> bool:
-            described = await kinesis.describe_stream_summary(StreamName=STREAM_NAME)
-            return bool(described["StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE")
+            answer = await kinesis.describe_stream_summary(StreamName=STREAM_NAME)
+            return bool(answer["StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE")
 
         if not await poll_until(active, within_s=START_TIMEOUT_S):
             raise StackError(f"stream {STREAM_NAME} is not active after {START_TIMEOUT_S:.0f} s")

@@ -53,7 +53,7 @@ class CitrusRegistry:
         shard = self.shards[shard_id] = CitrusShard(shard_id, connection_string, max_businesses)
         return shard
 
-    def with_room(self) -> CitrusShard | None:
+    def first_with_room(self) -> CitrusShard | None:
         """Return the first shard that may take another tenant."""
         return next((shard for shard in self.shards.values() if shard.has_room), None)
 
@@ -75,12 +75,14 @@ class CitrusFaults:
     """What is wrong with a Citrus on purpose; to be changed while it serves."""
 
     latency_s: float = 0.0
-    is_away: bool = False  # every request is cut without a word
+    is_unreachable: bool = False  # every request is cut without a word
     status: int | None = None  # of every answer
     retry_after_s: int | None = None  # beside such a status
-    lies: dict[str, str | None] = field(default_factory=dict)  # by shard key: the shard id named; None: unregistered
-    forgets: bool = False  # a registration, as soon as it was answered
-    wavers: bool = False  # it names the next shard with every answer, full or not
+    wrong_shards: dict[str, str | None] = field(
+        default_factory=dict
+    )  # by shard key: the shard id named; None: unregistered
+    drops_registrations: bool = False  # a registration, as soon as it was answered
+    rotates_shards: bool = False  # it names the next shard with every answer, full or not
 
 
 def registration_problem(body: object) -> str | None:
@@ -110,7 +112,7 @@ class CitrusServer:
         self._authorization = f"Bearer {api_key}".encode()
         self._make_shard = make_shard
         self._max_businesses = max_businesses
-        self._wavered: CitrusShard | None = None
+        self._last_rotated: CitrusShard | None = None
         self._placing = asyncio.Lock()  # one placement at a time: never two new shards for one lack of room
 
     def __repr__(self) -> str:
@@ -127,7 +129,7 @@ class CitrusServer:
             yield url
 
     def _application(self) -> web.Application:
-        application = web.Application(middlewares=[self._misbehave, self._authorize])
+        application = web.Application(middlewares=[self._inject_faults, self._authorize])
         application.add_routes(
             [
                 web.get("/api/shard/{shard_key}", self._look_up),
@@ -140,11 +142,11 @@ class CitrusServer:
         return application
 
     @web.middleware
-    async def _misbehave(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _inject_faults(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         faults = self.faults
         if faults.latency_s:
             await asyncio.sleep(faults.latency_s)
-        if faults.is_away and request.transport is not None:
+        if faults.is_unreachable and request.transport is not None:
             request.transport.abort()
         if faults.status is not None:
             wish = {} if faults.retry_after_s is None else {"Retry-After": str(faults.retry_after_s)}
@@ -156,36 +158,38 @@ class CitrusServer:
         # As bytes: a header may hold anything, and comparing text with other than ASCII raises.
         given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(given, self._authorization):
-            return _refusal(401, "expected Authorization: Bearer with the API key")
+            return _error_response(401, "expected Authorization: Bearer with the API key")
         return await handler(request)
 
     async def _look_up(self, request: web.Request) -> web.Response:
         shard_key = request.match_info["shard_key"]
         shard = self.registry.homes.get(shard_key)
-        if self.faults.wavers and shard is not None:
-            shard = self._next(shard)
+        if self.faults.rotates_shards and shard is not None:
+            shard = self._next_shard(shard)
             self.registry.place(shard_key, shard)
-        if shard_key in self.faults.lies:
-            shard = self.registry.shards.get(self.faults.lies[shard_key] or "")
-        return web.json_response(_described(shard)) if shard else _refusal(404, "this shard key is not registered")
+        if shard_key in self.faults.wrong_shards:
+            shard = self.registry.shards.get(self.faults.wrong_shards[shard_key] or "")
+        return (
+            web.json_response(_describe(shard)) if shard else _error_response(404, "this shard key is not registered")
+        )
 
     async def _register(self, request: web.Request) -> web.Response:
         body = await _json_of(request)
         if problem := registration_problem(body):
-            return _refusal(400, problem)
+            return _error_response(400, problem)
         shard_key = body["shardKey"]
         async with self._placing:
             if shard_key in self.registry.homes:
-                return _refusal(409, "this shard key is registered already")
-            shard = self.registry.with_room() or self.add_shard(*await self._make_shard())
-            if self.faults.wavers:
-                shard = self._wavered = self._next(self._wavered or shard)
+                return _error_response(409, "this shard key is registered already")
+            shard = self.registry.first_with_room() or self.add_shard(*await self._make_shard())
+            if self.faults.rotates_shards:
+                shard = self._last_rotated = self._next_shard(self._last_rotated or shard)
             self.registry.place(shard_key, shard)
-            if self.faults.forgets:
+            if self.faults.drops_registrations:
                 self.registry.forget(shard_key)
-        return web.json_response(_described(shard), status=201)
+        return web.json_response(_describe(shard), status=201)
 
-    def _next(self, shard: CitrusShard) -> CitrusShard:
+    def _next_shard(self, shard: CitrusShard) -> CitrusShard:
         shards = list(self.registry.shards.values())
         return shards[(shards.index(shard) + 1) % len(shards)] if shard in shards else shards[0]
 
@@ -194,20 +198,20 @@ class CitrusServer:
         shard_key = request.match_info["shard_key"]
         shard = self.registry.shards.get(str(body.get("shardId"))) if isinstance(body, dict) else None
         if shard is None:
-            return _refusal(400, "expected shardId of a known shard")
+            return _error_response(400, "expected shardId of a known shard")
         if shard_key not in self.registry.homes:
-            return _refusal(404, "this shard key is not registered")
+            return _error_response(404, "this shard key is not registered")
         self.registry.place(shard_key, shard)
-        return web.json_response(_described(shard))
+        return web.json_response(_describe(shard))
 
     async def _list_shards(self, _request: web.Request) -> web.Response:
-        return web.json_response([_described(shard) for shard in self.registry.shards.values()])
+        return web.json_response([_describe(shard) for shard in self.registry.shards.values()])
 
     async def _show_capacity(self, request: web.Request) -> web.Response:
         shard = self.registry.shards.get(request.match_info["shard_id"])
         if shard is None:
-            return _refusal(404, "there is no such shard")
-        return web.json_response(_described(shard) | {"canAcceptNewBusiness": shard.has_room})
+            return _error_response(404, "there is no such shard")
+        return web.json_response(_describe(shard) | {"canAcceptNewBusiness": shard.has_room})
 
 
 async def _json_of(request: web.Request) -> Any:
@@ -217,7 +221,7 @@ async def _json_of(request: web.Request) -> Any:
         return None
 
 
-def _described(shard: CitrusShard) -> dict[str, object]:
+def _describe(shard: CitrusShard) -> dict[str, object]:
     return {
         "shardId": shard.shard_id,
         "connectionString": shard.connection_string,
@@ -228,5 +232,5 @@ def _described(shard: CitrusShard) -> dict[str, object]:
     }
 
 
-def _refusal(status: int, message: str) -> web.Response:
+def _error_response(status: int, message: str) -> web.Response:
     return web.json_response({"error": message}, status=status)

@@ -127,7 +127,7 @@ class Stack:
             for server in servers:
                 tasks.create_task(server.start())
         for server in servers:
-            self.citrus.add_shard(*self._admit(server))
+            self.citrus.add_shard(*self._add_server(server))
         return queues.result()
 
     async def _start_aws(self) -> QueueUrls:
@@ -141,7 +141,7 @@ class Stack:
     def _new_server(self) -> PostgresServer:
         return PostgresServer(self.group, self._programs, database=f"shard_{next(self._numbers)}")
 
-    def _admit(self, server: PostgresServer) -> tuple[str, str]:
+    def _add_server(self, server: PostgresServer) -> tuple[str, str]:
         shard_id = server.database.replace("_", "-")
         self.servers[shard_id] = server
         return shard_id, server.url
@@ -149,7 +149,7 @@ class Stack:
     async def _make_shard(self) -> tuple[str, str]:
         server = self._new_server()
         await server.start()
-        shard_id, url = self._admit(server)
+        shard_id, url = self._add_server(server)
         self.env["STACK_POSTGRES_URLS"] = self._postgres_urls()
         if self._env_file is not None:
             self.write_env_file(self._env_file)
@@ -198,13 +198,13 @@ async def run_stack(env_file: Path, shards: int, *, aws: Literal["local", "moto"
     console = Console(highlight=False)
     signals = _Signals.listen()
     try:
-        _claim(env_file)
+        _remove_stale_file(env_file)
         console.print(f"starting {shards} Postgres servers, a local AWS and a local Citrus …")
         async with Stack(shards=shards, aws=aws) as stack:
             stack.write_env_file(env_file)
             try:
                 _describe(stack, env_file, console)
-                while not await signals.stop_or_start_again():
+                while not await signals.wait_for_stop():
                     console.print(f"started again: {', '.join(await stack.start_ended_servers()) or 'none was down'}")
             finally:
                 stack.remove_env_file()
@@ -219,7 +219,7 @@ class _Signals:
     """The signals of a person at `simplu-worker stack`."""
 
     def __init__(self) -> None:
-        self._came = asyncio.Event()
+        self._received = asyncio.Event()
         self._stop = False
 
     @classmethod
@@ -228,23 +228,23 @@ class _Signals:
         signals, loop = cls(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, signals._on_stop)
-        loop.add_signal_handler(signal.SIGUSR1, signals._came.set)
+        loop.add_signal_handler(signal.SIGUSR1, signals._received.set)
         return signals
 
     def _on_stop(self) -> None:
         self._stop = True
-        self._came.set()
+        self._received.set()
         for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once; the watchdog tidies up
             asyncio.get_running_loop().remove_signal_handler(number)
 
-    async def stop_or_start_again(self) -> bool:
+    async def wait_for_stop(self) -> bool:
         """Wait for the next signal; true when it was one to stop."""
-        await self._came.wait()
-        self._came.clear()
+        await self._received.wait()
+        self._received.clear()
         return self._stop
 
 
-def _claim(env_file: Path) -> None:
+def _remove_stale_file(env_file: Path) -> None:
     """Take away a file of an earlier run: whoever waits for it must not find servers that are gone."""
     if not env_file.parent.is_dir():
         raise StackError(f"expected a folder for the environment file, but there is no {env_file.parent}")

@@ -17,7 +17,7 @@ from simplu_worker.local.workload.reference_model import (
     ModelRow,
     ReferenceModel,
     TenantModel,
-    canonical,
+    canonical_text,
     parse_json,
     parse_timestamp,
 )
@@ -97,7 +97,7 @@ class ComparisonReport:
     operations_compared: int = 0
     succeeded: int = 0
     failed: Counter[str] = field(default_factory=Counter)
-    letters: Counter[str] = field(default_factory=Counter)
+    dead_letters: Counter[str] = field(default_factory=Counter)
     rows_per_shard: dict[str, int] = field(default_factory=dict)
     latencies_s: list[float] = field(default_factory=list)
 
@@ -112,7 +112,7 @@ def compare(
 ) -> ComparisonReport:
     """Compare everything; *foreign* are ids of tenants that were there before and are left out."""
     report = ComparisonReport()
-    homes = _homes(model, shards, foreign, report)
+    homes = _find_homes(model, shards, foreign, report)
     for shard in shards:
         report.rows_per_shard[shard.name] = len(shard.rows)
         living = {tenant.tenant_id for tenant in shard.tenants}
@@ -131,7 +131,7 @@ def compare(
             report.succeeded += sum(operation.status == "succeeded" for operation in operations)
             report.failed.update(str(operation.error) for operation in operations if operation.status != "succeeded")
             report.latencies_s += [operation.latency_s for operation in operations]
-    report.differences += _letter_differences(model, shards, put, list(letters), report.letters)
+    report.differences += _dead_letter_differences(model, shards, put, list(letters), report.dead_letters)
     report.latencies_s.sort()
     return report
 
@@ -153,7 +153,7 @@ def known_times(
     return times
 
 
-def _homes(
+def _find_homes(
     model: ReferenceModel, shards: Sequence[ShardContent], foreign: frozenset[str], report: ComparisonReport
 ) -> dict[str, list[ShardContent]]:
     """Return the shards on which each tenant lives, and note those with none or several."""
@@ -165,7 +165,9 @@ def _homes(
                 homes[stored.tenant_id].append(shard)
                 wanted = (expected.business_id, expected.location_id, expected.business_type, "active")
                 got = (stored.business_id, stored.location_id, stored.business_type, stored.state)
-                report.differences += _unequal(f"{stored.tenant_id}: row of tenants on {shard.name}", wanted, got)
+                report.differences += _compare_values(
+                    f"{stored.tenant_id}: row of tenants on {shard.name}", wanted, got
+                )
             elif stored.tenant_id not in foreign:
                 report.differences.append(f"{stored.tenant_id}: a tenant on {shard.name} that nobody registered")
     for tenant_id in model.tenants:
@@ -185,18 +187,20 @@ def _row_differences(tenant_id: str, tenant: TenantModel, stored: Sequence[Store
     yield from _key_differences(f"{tenant_id}: resource", tenant.rows, named)
     for key, row in named.items():
         if (expected := tenant.rows.get(key)) is not None:
-            yield from _unequal(f"{tenant_id}: resource {key}", _spelt(expected, tenant), _spelt_stored(row))
-    expected_derived = Counter((kind, _spelt(row, tenant)) for kind, row in tenant.derived_rows)
-    got_derived = Counter((row.resource_type, _spelt_stored(row)) for row in derived)
-    yield from _unequal(f"{tenant_id}: resources without ids of their own", expected_derived, got_derived)
+            yield from _compare_values(
+                f"{tenant_id}: resource {key}", _row_texts(expected, tenant), _stored_row_texts(row)
+            )
+    expected_derived = Counter((kind, _row_texts(row, tenant)) for kind, row in tenant.derived_rows)
+    got_derived = Counter((row.resource_type, _stored_row_texts(row)) for row in derived)
+    yield from _compare_values(f"{tenant_id}: resources without ids of their own", expected_derived, got_derived)
 
 
-def _spelt(row: ModelRow, tenant: TenantModel) -> tuple[str, ...]:
-    return (canonical(row.data), row.date.isoformat(), row.last_updated.isoformat(), tenant.business_type)
+def _row_texts(row: ModelRow, tenant: TenantModel) -> tuple[str, ...]:
+    return (canonical_text(row.data), row.date.isoformat(), row.last_updated.isoformat(), tenant.business_type)
 
 
-def _spelt_stored(row: StoredRow) -> tuple[str, ...]:
-    data = canonical(parse_json(row.data))
+def _stored_row_texts(row: StoredRow) -> tuple[str, ...]:
+    data = canonical_text(parse_json(row.data))
     return (data, row.date.isoformat(), row.last_updated.isoformat(), row.business_type)
 
 
@@ -206,31 +210,33 @@ def _operation_differences(tenant_id: str, tenant: TenantModel, stored: Sequence
     yield from _key_differences(f"{tenant_id}: operation", expected, named)
     for request_id, row in named.items():
         if (entry := expected.get(request_id)) is not None:
-            yield from _unequal(f"{tenant_id}: operation {request_id}", _entry_spelt(entry), _operation_spelt(row))
+            yield from _compare_values(
+                f"{tenant_id}: operation {request_id}", _entry_texts(entry), _stored_operation_texts(row)
+            )
     derived = [row for row in stored if row.request_id.startswith(DERIVED_ID_PREFIX)]
     for row in derived:
         if row.resource_id is not None and row.resource_id.startswith(DERIVED_ID_PREFIX):
-            yield from _unequal(f"{tenant_id}: id of an unnamed create", row.request_id, row.resource_id)
-    yield from _unequal(
+            yield from _compare_values(f"{tenant_id}: id of an unnamed create", row.request_id, row.resource_id)
+    yield from _compare_values(
         f"{tenant_id}: operations without requestId",
-        Counter(_entry_spelt(entry) for entry in tenant.derived),
-        Counter(_operation_spelt(row) for row in derived),
+        Counter(_entry_texts(entry) for entry in tenant.derived),
+        Counter(_stored_operation_texts(row) for row in derived),
     )
 
 
-def _entry_spelt(entry: LogEntry) -> tuple[str, ...]:
-    return _operation_parts(entry, entry.result)
+def _entry_texts(entry: LogEntry) -> tuple[str, ...]:
+    return _operation_texts(entry, entry.result)
 
 
-def _operation_spelt(row: StoredOperation) -> tuple[str, ...]:
-    return _operation_parts(row, None if row.result is None else parse_json(row.result))
+def _stored_operation_texts(row: StoredOperation) -> tuple[str, ...]:
+    return _operation_texts(row, None if row.result is None else parse_json(row.result))
 
 
-def _operation_parts(row: LogEntry | StoredOperation, result: JsonValue) -> tuple[str, ...]:
+def _operation_texts(row: LogEntry | StoredOperation, result: JsonValue) -> tuple[str, ...]:
     resource_id = row.resource_id
     if resource_id is not None and resource_id.startswith(DERIVED_ID_PREFIX):
         resource_id = None
-    spelt = canonical(_with_equal_times(result))
+    text = canonical_text(_normalize_times(result))
     return (
         row.kind,
         row.resource_type,
@@ -238,21 +244,21 @@ def _operation_parts(row: LogEntry | StoredOperation, result: JsonValue) -> tupl
         row.status,
         str(row.error),
         row.requested_at.isoformat(),
-        spelt,
+        text,
     )
 
 
-def _with_equal_times(result: JsonValue) -> JsonValue:
+def _normalize_times(result: JsonValue) -> JsonValue:
     """Spell the times of a result in one way; the contract does not say in which of ISO 8601's they come."""
     if not isinstance(result, dict):
         return result
     if isinstance(items := result.get("items"), list):
-        return result | {"items": [_with_equal_times(item) for item in items]}
+        return result | {"items": [_normalize_times(item) for item in items]}
     times = {name: result[name] for name in ("date", "lastUpdated") if name in result}
     return result | {name: parse_timestamp(str(text)).isoformat() for name, text in times.items()}
 
 
-def _letter_differences(
+def _dead_letter_differences(
     model: ReferenceModel,
     shards: Sequence[ShardContent],
     put: Mapping[Position, Item],
@@ -272,30 +278,29 @@ def _letter_differences(
         if letter.record is not None and letter.record != item.record:
             yield f"dead letter of {letter.position}: another record than the one put there"
     for position, item in put.items():
-        reasons = found.get(position, set())
+        reasons, expected = found.get(position, set()), _expected_reasons(item)
         if item.verdict.effect is Effect.EITHER:
             if not reasons and not undecided & stored:
                 yield f"record at {position}: expected a dead letter or a failed row, got neither"
         elif item.verdict.effect is Effect.REJECTED and not reasons:
-            yield f"record at {position}: expected a dead letter {_either(item)}, got none: {_shown(item.record)}"
+            yield f"record at {position}: expected a dead letter {expected}, got none: {_shorten(item.record)}"
             continue
-        if extra := reasons - item.verdict.reasons:
-            expected = _either(item)
-            yield f"record at {position}: expected {expected}, got a dead letter {sorted(extra)}: {_shown(item.record)}"
+        if extra := sorted(reasons - item.verdict.reasons):
+            yield f"record at {position}: expected {expected}, got a dead letter {extra}: {_shorten(item.record)}"
 
 
-def _either(item: Item) -> str:
+def _expected_reasons(item: Item) -> str:
     return " or ".join(sorted(item.verdict.reasons)) or f"none ({item.verdict.effect})"
 
 
 def _key_differences(what: str, expected: Mapping[Key, object], got: Mapping[Key, object]) -> Iterator[str]:
     for key in expected.keys() - got.keys():
-        yield f"{what} {key}: expected, and is missing: {_shown(expected[key])}"
+        yield f"{what} {key}: expected, and is missing: {_shorten(expected[key])}"
     for key in got.keys() - expected.keys():
-        yield f"{what} {key}: not expected, and is there: {_shown(got[key])}"
+        yield f"{what} {key}: not expected, and is there: {_shorten(got[key])}"
 
 
-def _unequal(what: str, expected: object, got: object) -> list[str]:
+def _compare_values(what: str, expected: object, got: object) -> list[str]:
     if expected == got:
         return []
     if isinstance(expected, Counter) and isinstance(got, Counter):
@@ -303,10 +308,10 @@ def _unequal(what: str, expected: object, got: object) -> list[str]:
     if isinstance(expected, tuple) and isinstance(got, tuple):
         unequal = [number for number, pair in enumerate(zip(expected, got, strict=True)) if pair[0] != pair[1]]
         expected, got = tuple(expected[number] for number in unequal), tuple(got[number] for number in unequal)
-    return [f"{what}: expected {_shown(expected)}, got {_shown(got)}"]
+    return [f"{what}: expected {_shorten(expected)}, got {_shorten(got)}"]
 
 
-def _shown(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}… ({len(text)} characters)"
 

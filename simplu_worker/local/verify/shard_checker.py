@@ -63,15 +63,15 @@ class ShardCounts:
 class ApplyProgress:
     """How far the worker got."""
 
-    expected: int
-    settled: int
+    expected_count: int
+    applied_count: int  # rows of `operations` and dead letters
     shards: tuple[ShardCounts, ...]
-    letters: int
+    dead_letter_count: int
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """Whether everything that leaves a trace has left it."""
-        return self.settled >= self.expected
+        return self.applied_count >= self.expected_count
 
 
 class DeadLetterReader:
@@ -83,7 +83,7 @@ class DeadLetterReader:
         self._letters: dict[str, StoredDeadLetter] = {}
 
     @property
-    def letters(self) -> tuple[StoredDeadLetter, ...]:
+    def dead_letters(self) -> tuple[StoredDeadLetter, ...]:
         """The letters read so far."""
         return tuple(self._letters.values())
 
@@ -149,11 +149,11 @@ class ShardChecker:
         self._model = model
         self._letters = letters
 
-    def note_put(self, pairs: Iterable[tuple[Position, Item]]) -> None:
+    def record_put(self, pairs: Iterable[tuple[Position, Item]]) -> None:
         """Remember what was put where: dead letters name their record by its position."""
         self.put.update(pairs)
 
-    def note_window(self, moment: datetime, earliest: datetime, latest: datetime) -> None:
+    def record_window(self, moment: datetime, earliest: datetime, latest: datetime) -> None:
         """Remember between which times something came whose time the model does not know, but for *moment*."""
         self.windows[moment] = (earliest, latest)
 
@@ -162,7 +162,7 @@ class ShardChecker:
         traces = (Effect.LOGGED, Effect.REJECTED, Effect.EITHER)
         return sum(item.verdict.effect in traces for item in self.put.values())
 
-    async def progress(self) -> ApplyProgress:
+    async def read_progress(self) -> ApplyProgress:
         """Ask every shard how far it is; one that does not answer counts as nothing."""
         tenant_ids = list(self._model.tenants)
         counts = [await count_shard(url, tenant_ids) for url in self._urls()]
@@ -176,11 +176,11 @@ class ShardChecker:
         """Wait until every record put has left its trace; give up after *timeout_s*, or *idle_s* without a change."""
         clock = asyncio.get_running_loop().time
         start = changed = clock()
-        progress = await self.progress()
-        while not progress.done and clock() - start < timeout_s and clock() - changed < idle_s:
+        progress = await self.read_progress()
+        while not progress.is_done and clock() - start < timeout_s and clock() - changed < idle_s:
             await asyncio.sleep(POLL_INTERVAL_S)
-            now = await self.progress()
-            if now.settled != progress.settled:
+            now = await self.read_progress()
+            if now.applied_count != progress.applied_count:
                 changed = clock()
             progress = now
             if on_progress is not None:
@@ -190,11 +190,11 @@ class ShardChecker:
     async def compare(self, *, foreign: frozenset[str] = frozenset()) -> ComparisonReport:
         """Read everything and compare it with the model, see `comparison.compare`."""
         contents = [await read_shard(url) for url in self._urls()]
-        self._model.retime(known_times(self._model, contents, self.windows))
-        return compare(self._model, contents, self.put, self._letters.letters, foreign=foreign)
+        self._model.replace_times(known_times(self._model, contents, self.windows))
+        return compare(self._model, contents, self.put, self._letters.dead_letters, foreign=foreign)
 
 
-async def tenant_ids_on(urls: Sequence[str]) -> frozenset[str]:
+async def read_tenant_ids(urls: Sequence[str]) -> frozenset[str]:
     """Return the ids of all tenants that the shards have now."""
     contents = [await read_shard(url) for url in urls]
     return frozenset(tenant.tenant_id for content in contents for tenant in content.tenants)
@@ -240,6 +240,6 @@ def shard_name(url: str) -> str:
     return f"{parts.hostname}:{parts.port}{parts.path}"
 
 
-def urls_of(env: Mapping[str, str]) -> list[str]:
+def shard_urls(env: Mapping[str, str]) -> list[str]:
     """Return the shards' connection strings as the stack's environment lists them."""
     return env["STACK_POSTGRES_URLS"].split()

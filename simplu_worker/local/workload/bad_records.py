@@ -28,7 +28,7 @@ NOT_JSON: tuple[bytes, ...] = (
 NOT_AN_OBJECT: tuple[bytes, ...] = (b"[]", b'"create"', b"null", b"42", b"true", b"[{}]")
 
 
-def bad_record(random: Random, envelope: Envelope) -> tuple[bytes, frozenset[str]]:
+def make_bad_record(random: Random, envelope: Envelope) -> tuple[bytes, frozenset[str]]:
     """Spoil *envelope*, the members of a valid `create`, and return the record with the reasons for refusing it."""
     draw = random.random()
     if draw < 0.2:

@@ -113,7 +113,7 @@ async def send_events(
     """
     loop = asyncio.get_running_loop()
     due = loop.time()
-    for request in _requests_of(events):
+    for request in _split_into_requests(events):
         entries = [_entry(number, event, is_fifo=queue_url.endswith(".fifo")) for number, event in enumerate(request)]
         began_at = datetime.now(UTC)
         answer = await sqs.send_message_batch(QueueUrl=queue_url, Entries=entries)
@@ -127,7 +127,7 @@ async def send_events(
             await asyncio.sleep(max(0.0, due - loop.time()))
 
 
-def _requests_of(events: Iterable[OrderEvent]) -> Iterator[list[OrderEvent]]:
+def _split_into_requests(events: Iterable[OrderEvent]) -> Iterator[list[OrderEvent]]:
     request: list[OrderEvent] = []
     size_bytes = 0
     for event in events:

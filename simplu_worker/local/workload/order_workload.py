@@ -60,53 +60,55 @@ class OrderWorkload:
     def items(self, count: int) -> Iterator[OrderItem]:
         """Yield *count* events, at least one for each group; the last of a group is a fresh `CREATE`."""
         for _ in range(count - GROUPS):
-            yield self._next()
+            yield self._make_next()
         for group in range(GROUPS):
-            yield self._fresh(self._random.choice(self._tenants), group, "create")
+            yield self._make_fresh(self._random.choice(self._tenants), group, "create")
 
-    def _next(self) -> OrderItem:
+    def _make_next(self) -> OrderItem:
         makers: list[tuple[float, Callable[[Tenant, int], OrderItem]]] = [
-            (0.03, self._poison),
-            (0.02, self._impossible),
-            (0.01, self._unstorable),
+            (0.03, self._make_poison),
+            (0.02, self._make_impossible),
+            (0.01, self._make_unstorable),
         ]
         if self._sent:
-            makers += [(0.03, self._again), (0.01, self._reuse)]
+            makers += [(0.03, self._make_repeat), (0.01, self._make_reuse)]
         tenant, group = self._random.choice(self._tenants), self._random.randrange(GROUPS)
         draw = self._random.random()
         for share, make in makers:
             draw -= share
             if draw < 0:
                 return make(tenant, group)
-        return self._fresh(tenant, group, self._random.choices(tuple(KINDS), WEIGHTS)[0])
+        return self._make_fresh(tenant, group, self._random.choices(tuple(KINDS), WEIGHTS)[0])
 
-    def _fresh(self, tenant: Tenant, group: int, kind: str) -> OrderItem:
+    def _make_fresh(self, tenant: Tenant, group: int, kind: str) -> OrderItem:
         orders = self._orders[tenant.tenant_id, group]
         if not orders:
             kind = "create"
         order_id = self._new_id() if kind == "create" else self._random.choice(orders)
-        return self._send(tenant, group, kind, order_id, self._data(kind))
+        return self._make_item(tenant, group, kind, order_id, self._make_data(kind))
 
-    def _impossible(self, tenant: Tenant, group: int) -> OrderItem:
+    def _make_impossible(self, tenant: Tenant, group: int) -> OrderItem:
         """Make what is there, or change what never was."""
         orders = self._orders[tenant.tenant_id, group]
         if orders and self._random.random() < 0.5:
-            return self._send(tenant, group, "create", self._random.choice(orders), self._data("create"))
-        return self._send(tenant, group, self._random.choice(("patch", "delete")), self._new_id(), self._data("patch"))
+            return self._make_item(tenant, group, "create", self._random.choice(orders), self._make_data("create"))
+        return self._make_item(
+            tenant, group, self._random.choice(("patch", "delete")), self._new_id(), self._make_data("patch")
+        )
 
-    def _unstorable(self, tenant: Tenant, group: int) -> OrderItem:
-        return self._send(tenant, group, "create", self._new_id(), self._random.choice(documents.UNSTORABLE))
+    def _make_unstorable(self, tenant: Tenant, group: int) -> OrderItem:
+        return self._make_item(tenant, group, "create", self._new_id(), self._random.choice(documents.UNSTORABLE))
 
-    def _again(self, tenant: Tenant, group: int) -> OrderItem:
+    def _make_repeat(self, tenant: Tenant, group: int) -> OrderItem:
         """Send an earlier event once more, as a producer that missed the answer; the queue takes it for another."""
         named = [sent for sent in self._sent if sent.request.request_id != sent.event.deduplication_id]
         if not named:
-            return self._fresh(tenant, group, "create")
+            return self._make_fresh(tenant, group, "create")
         sent = self._random.choice(named)
-        event = replace(sent.event, deduplication_id=self._own_id())
-        return self._item(event, self._model.apply(sent.request), self._moment())
+        event = replace(sent.event, deduplication_id=self._new_random_id())
+        return self._add_verdict(event, self._model.apply(sent.request), self._next_moment())
 
-    def _reuse(self, _tenant: Tenant, _group: int) -> OrderItem:
+    def _make_reuse(self, _tenant: Tenant, _group: int) -> OrderItem:
         """Send another event under an id that was used."""
         sent = self._random.choice(self._sent)
         data = '{"another": "event"}'
@@ -119,45 +121,46 @@ class OrderWorkload:
             deduplication_id=sent.request.request_id,
             tenant=sent.tenant,
         )
-        event = OrderEvent(group_id, self._own_id(), json.dumps(members))
+        event = OrderEvent(group_id, self._new_random_id(), json.dumps(members))
         request = replace(sent.request, kind="create", data=data)
-        return self._item(event, self._model.apply(request), self._moment())
+        return self._add_verdict(event, self._model.apply(request), self._next_moment())
 
-    def _poison(self, tenant: Tenant, group: int) -> OrderItem:
-        own_id, group_id, told = self._own_id(), _group_id(group), self._random.random() < 0.5
+    def _make_poison(self, tenant: Tenant, group: int) -> OrderItem:
+        own_id, group_id, in_attributes = self._new_random_id(), _group_id(group), self._random.random() < 0.5
         members = event_members(
             "CREATE",
             "never",
             {"never": "kept"},
             group_id=group_id,
             deduplication_id=None,
-            tenant=None if told else tenant,
+            tenant=None if in_attributes else tenant,
         )
-        event = OrderEvent(group_id, own_id, json.dumps(members), tenant if told else None)
+        event = OrderEvent(group_id, own_id, json.dumps(members), tenant if in_attributes else None)
         spoilt, reasons = spoil_event(self._random.getrandbits(16), members, event)
-        return self._item(spoilt, Verdict(Effect.REJECTED, reasons), self._moment())
+        return self._add_verdict(spoilt, Verdict(Effect.REJECTED, reasons), self._next_moment())
 
-    def _send(self, tenant: Tenant, group: int, kind: str, order_id: str, data: str) -> OrderItem:
-        random, own_id, moment = self._random, self._own_id(), self._moment()
+    def _make_item(self, tenant: Tenant, group: int, kind: str, order_id: str, data: str) -> OrderItem:
+        random, own_id, moment = self._random, self._new_random_id(), self._next_moment()
         named = None if random.random() < 0.3 else f"{random.choice(('order', 'заказ', 'o 🛒'))}-{own_id}"
-        told = random.random() < 0.6
+        in_attributes = random.random() < 0.6
         members = event_members(
             KINDS[kind],
             order_id,
             None,
             group_id=_group_id(group),
             deduplication_id=named,
-            tenant=None if told else tenant,
+            tenant=None if in_attributes else tenant,
         )
-        data = _sendable(data)
+        data = _escape_unsendable(data)
         texts = {
-            name: _sendable(json.dumps(text, ensure_ascii=random.random() < 0.5)) for name, text in members.items()
+            name: _escape_unsendable(json.dumps(text, ensure_ascii=random.random() < 0.5))
+            for name, text in members.items()
         }
         texts["data"] = "{}" if kind == "delete" else data
         pairs = [f'"{name}": {text}' for name, text in texts.items()]
         random.shuffle(pairs)
         body = "".join(("{", ",\n".join(pairs), "}"))
-        event = OrderEvent(_group_id(group), own_id, body, tenant if told else None)
+        event = OrderEvent(_group_id(group), own_id, body, tenant if in_attributes else None)
         request = OperationRequest(
             kind,
             tenant.business_id,
@@ -171,22 +174,22 @@ class OrderWorkload:
         if kind == "create":
             self._orders[tenant.tenant_id, group].append(order_id)
         self._sent.append(_Sent(tenant, request, event))
-        return self._item(event, self._model.apply(request), moment)
+        return self._add_verdict(event, self._model.apply(request), moment)
 
-    def _item(self, event: OrderEvent, verdict: Verdict, moment: datetime) -> OrderItem:
+    def _add_verdict(self, event: OrderEvent, verdict: Verdict, moment: datetime) -> OrderItem:
         return OrderItem(event, verdict, moment, is_urgent=event.group_id in URGENT_GROUP_IDS)
 
-    def _data(self, kind: str) -> str:
+    def _make_data(self, kind: str) -> str:
         return documents.document(self._random) if kind == "create" else documents.patch_document(self._random)
 
     def _new_id(self) -> str:
         self._number += 1
         return documents.resource_id(self._random, ORDER_TYPE, self._number)
 
-    def _own_id(self) -> str:
+    def _new_random_id(self) -> str:
         return f"{self._random.getrandbits(64):016x}"
 
-    def _moment(self) -> datetime:
+    def _next_moment(self) -> datetime:
         self._number += 1
         return MOMENTS_FROM + timedelta(seconds=self._number)
 
@@ -195,7 +198,7 @@ def _group_id(group: int) -> str:
     return f"orders-{group}"
 
 
-def _sendable(text: str) -> str:
+def _escape_unsendable(text: str) -> str:
     """Write what SQS does not take as JSON's escapes."""
     return NOT_SENDABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 

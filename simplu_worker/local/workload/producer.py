@@ -90,7 +90,7 @@ async def put_items(
     loop = asyncio.get_running_loop()
     due = loop.time()
     max_records = PUT_MAX_RECORDS if rate is None else max(1, min(PUT_MAX_RECORDS, int(rate * POLL_INTERVAL_S)))
-    for request in requests_of(items, max_records=max_records):
+    for request in split_into_requests(items, max_records=max_records):
         left: Sequence[Item] = request
         while left:
             left = await _put(kinesis, stream, left, on_put)
@@ -136,7 +136,7 @@ def overtaken_keys(results: Iterable[tuple[str, bool]]) -> set[str]:
     return overtaken
 
 
-def requests_of(items: Iterable[Item], *, max_records: int = PUT_MAX_RECORDS) -> Iterator[list[Item]]:
+def split_into_requests(items: Iterable[Item], *, max_records: int = PUT_MAX_RECORDS) -> Iterator[list[Item]]:
     """Cut *items* into requests within PutRecords' quotas; an item too large for any goes alone."""
     request: list[Item] = []
     size_bytes = 0

@@ -73,7 +73,7 @@ class OperationRequest:
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """A resource. *data* is canonical JSON where it is kept, see `canonical`."""
+    """A resource. *data* is canonical JSON where it is kept, see `canonical_text`."""
 
     data: JsonValue
     date: datetime
@@ -136,14 +136,14 @@ class ReferenceModel:
             if earlier.content == request.content:
                 return Verdict(Effect.DROPPED)
             return Verdict(Effect.REJECTED, frozenset({"request_id_reused"}))
-        entry = self._decide(tenant, request)
+        entry = self._execute(tenant, request)
         if request.request_id is None:
             tenant.derived.append(entry)
         else:
             tenant.log[request.request_id] = entry
         return Verdict(Effect.LOGGED)
 
-    def leave_open(self, request: OperationRequest) -> Verdict:
+    def expect_refusal(self, request: OperationRequest) -> Verdict:
         """Expect that *request* is refused, as a dead letter or as `invalid_data`: nested too deep for one of them."""
         if request.request_id is None:
             raise ValueError("a request that may or may not leave a row needs a requestId to find it by")
@@ -155,7 +155,7 @@ class ReferenceModel:
         """Return how many rows of `operations` there must be."""
         return sum(len(tenant.log) + len(tenant.derived) for tenant in self.tenants.values())
 
-    def retime(self, times: Mapping[datetime, datetime]) -> None:
+    def replace_times(self, times: Mapping[datetime, datetime]) -> None:
         """Put what was not known before in the place of the moments that stood for it."""
         for tenant in self.tenants.values():
             tenant.rows = {
@@ -169,21 +169,21 @@ class ReferenceModel:
                 for request_id, entry in tenant.log.items()
             }
 
-    def _decide(self, tenant: TenantModel, request: OperationRequest) -> LogEntry:
+    def _execute(self, tenant: TenantModel, request: OperationRequest) -> LogEntry:
         resource_id = request.resource_id
         if request.kind == "create" and resource_id is None:
             resource_id = request.request_id
         data = parse_json(request.data) if request.data is not None else None
-        if not storable(data):
+        if not is_storable(data):
             return _entry(request, resource_id, error="invalid_data")
         if request.kind == "list":
-            return self._list(tenant, request)
+            return self._execute_list(tenant, request)
         if resource_id is None:
             # A create with neither id: the worker's own, which no other record can name.
             tenant.derived_rows.append((request.resource_type, ModelRow(data, request.timestamp, request.timestamp)))
             return _entry(request, None)
         key = (request.resource_type, resource_id)
-        error, row = _after(request, tenant.rows.get(key), data)
+        error, row = _apply_to_row(request, tenant.rows.get(key), data)
         result = _read_result(resource_id, row) if request.kind == "read" and row is not None else None
         if row is None:
             tenant.rows.pop(key, None)
@@ -191,7 +191,7 @@ class ReferenceModel:
             tenant.rows[key] = row
         return _entry(request, resource_id, error=error, result=result)
 
-    def _list(self, tenant: TenantModel, request: OperationRequest) -> LogEntry:
+    def _execute_list(self, tenant: TenantModel, request: OperationRequest) -> LogEntry:
         filters = _object(request.filters)
         paging = _object(request.pagination)
         page = int(str(paging.get("page", DEFAULT_LIST_PAGE)))
@@ -200,7 +200,7 @@ class ReferenceModel:
             (
                 (resource_id, row)
                 for (resource_type, resource_id), row in tenant.rows.items()
-                if resource_type == request.resource_type and matches(row, filters)
+                if resource_type == request.resource_type and passes_filters(row, filters)
             ),
             key=lambda pair: pair[0],
         )
@@ -212,12 +212,14 @@ class ReferenceModel:
             "limit": Decimal(limit),
             "hasMore": len(found) > first + limit,
         }
-        if len(canonical(result)) > RESULT_MAX_BYTES:
+        if len(canonical_text(result)) > RESULT_MAX_BYTES:
             return _entry(request, None, error="result_too_large")
         return _entry(request, None, result=result)
 
 
-def _after(request: OperationRequest, row: ModelRow | None, data: JsonValue) -> tuple[str | None, ModelRow | None]:
+def _apply_to_row(
+    request: OperationRequest, row: ModelRow | None, data: JsonValue
+) -> tuple[str | None, ModelRow | None]:
     """Return the failure, if any, and the resource as it is after *request*."""
     when = request.timestamp
     if request.kind == "create":
@@ -259,7 +261,7 @@ def _object(text: str | None) -> dict[str, JsonValue]:
     return value
 
 
-def matches(row: ModelRow, filters: dict[str, JsonValue]) -> bool:
+def passes_filters(row: ModelRow, filters: dict[str, JsonValue]) -> bool:
     """Tell whether *row* passes every filter of a `list` (contract §3)."""
     day = row.date.astimezone(UTC).date()
     members = row.data if isinstance(row.data, dict) else {}
@@ -270,7 +272,7 @@ def matches(row: ModelRow, filters: dict[str, JsonValue]) -> bool:
                 return False
             if name == "endDate" and day > bound:
                 return False
-        elif name not in members or canonical(members[name]) != canonical(wanted):
+        elif name not in members or canonical_text(members[name]) != canonical_text(wanted):
             return False
     return True
 
@@ -294,7 +296,7 @@ def parse_json(text: str) -> JsonValue:
     return value
 
 
-def canonical(value: JsonValue) -> str:
+def canonical_text(value: JsonValue) -> str:
     """Return one text for all that jsonb holds equal: keys in one order, 1, 1.0 and 10e-1 the same."""
     match value:
         case None:
@@ -306,9 +308,9 @@ def canonical(value: JsonValue) -> str:
         case Decimal():
             return _canonical_number(value)
         case list():
-            return f"[{','.join(map(canonical, value))}]"
+            return f"[{','.join(map(canonical_text, value))}]"
         case dict():
-            return f"{{{','.join(f'{json.dumps(name)}:{canonical(value[name])}' for name in sorted(value))}}}"
+            return f"{{{','.join(f'{json.dumps(name)}:{canonical_text(value[name])}' for name in sorted(value))}}}"
 
 
 def _canonical_number(number: Decimal) -> str:
@@ -321,7 +323,7 @@ def _canonical_number(number: Decimal) -> str:
     return f"{'-' if sign else ''}{stripped}e{int(exponent) + len(significant) - len(stripped)}"
 
 
-def storable(value: JsonValue) -> bool:
+def is_storable(value: JsonValue) -> bool:
     """Tell whether PostgreSQL's jsonb can keep *value*: no U+0000, no lone surrogate, no number out of numeric."""
     match value:
         case str():
@@ -331,9 +333,9 @@ def storable(value: JsonValue) -> bool:
             fits = value.is_zero() or value.adjusted() <= NUMERIC_MAX_EXPONENT
             return fits and -exponent <= NUMERIC_MAX_SCALE
         case list():
-            return all(map(storable, value))
+            return all(map(is_storable, value))
         case dict():
-            return all(storable(name) and storable(member) for name, member in value.items())
+            return all(is_storable(name) and is_storable(member) for name, member in value.items())
         case _:
             return True
 

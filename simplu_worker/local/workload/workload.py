@@ -133,10 +133,10 @@ class Workload:
         When the last ones are applied, nothing before them in their partition keys can still be on its way.
         """
         for _ in range(count):
-            yield self._next()
+            yield self._make_next()
         for tenant in self.tenants:
             for resource_type in (*_types_of(tenant), NAMELESS_TYPE):
-                yield self._fresh(tenant, resource_type, "create")
+                yield self._make_fresh(tenant, resource_type, "create")
 
     def closing_count(self) -> int:
         """Return how many records `items` adds after those asked for."""
@@ -147,59 +147,59 @@ class Workload:
         tenant = self.tenants[0]
         resource_type = _types_of(tenant)[0]
         key = _partition_key(tenant, resource_type)
-        big = self._request(tenant, resource_type, "create")
+        big = self._make_request(tenant, resource_type, "create")
         big = replace(
             big, resource_id=self._new_id(tenant, resource_type), data=json.dumps({"big": "0123456789" * 95_000})
         )
-        yield self._send(big)
-        deep = replace(big, resource_id="too-deep", request_id=self._request_id(), data=bad_records.too_deep_data())
+        yield self._make_item(big)
+        deep = replace(big, resource_id="too-deep", request_id=self._new_request_id(), data=bad_records.too_deep_data())
         self.counts["too_deep"] += 1
-        yield Item(key, encode(deep, self._timestamp(), self._random), self.model.leave_open(deep))
+        yield Item(key, encode(deep, self._next_timestamp(), self._random), self.model.expect_refusal(deep))
         self.counts["too_large"] += 1
-        envelope = self._envelope(tenant, resource_type)
+        envelope = self._make_envelope(tenant, resource_type)
         yield Item(key, bad_records.too_large_record(envelope), Verdict(Effect.REJECTED, bad_records.TOO_LARGE))
-        yield self._fresh(tenant, resource_type, "create")
+        yield self._make_fresh(tenant, resource_type, "create")
 
-    def _next(self) -> Item:
+    def _make_next(self) -> Item:
         random, shares = self._random, self._shares
         if self._unregistered and random.random() < UNREGISTERED_SHARE:
-            return self._unregistered_item(random.choice(self._unregistered))
+            return self._make_unregistered(random.choice(self._unregistered))
         tenant = random.choice(self.tenants)
         makers: list[tuple[float, Callable[[Tenant], Item]]] = [
-            (shares.invalid, self._invalid),
-            (shares.unstorable, self._unstorable),
-            (shares.nameless, self._nameless),
-            (shares.missing, self._impossible),
+            (shares.invalid, self._make_invalid),
+            (shares.unstorable, self._make_unstorable),
+            (shares.nameless, self._make_nameless),
+            (shares.missing, self._make_impossible),
         ]
         if self._sent[tenant.tenant_id]:
             makers += [
-                (shares.retry, self._retry),
-                (shares.duplicate, self._duplicate),
-                (shares.conflict, self._conflict),
+                (shares.retry, self._make_retry),
+                (shares.duplicate, self._make_duplicate),
+                (shares.conflict, self._make_conflict),
             ]
         draw = random.random()
         for share, make in makers:
             draw -= share
             if draw < 0:
                 return make(tenant)
-        return self._fresh(tenant, random.choice(_types_of(tenant)), random.choices(self._kinds, self._weights)[0])
+        return self._make_fresh(tenant, random.choice(_types_of(tenant)), random.choices(self._kinds, self._weights)[0])
 
-    def _fresh(self, tenant: Tenant, resource_type: str, kind: str) -> Item:
+    def _make_fresh(self, tenant: Tenant, resource_type: str, kind: str) -> Item:
         known = self._ids[tenant.tenant_id, resource_type]
         if not known and kind not in {"create", "list"}:
             kind = "create"
-        request = self._request(tenant, resource_type, kind)
+        request = self._make_request(tenant, resource_type, kind)
         if kind == "create":
             generated = self._random.random() < 0.03
             resource_id = request.request_id if generated else self._new_id(tenant, resource_type)
             known.append(str(resource_id))
-            return self._send(replace(request, resource_id=None if generated else resource_id))
+            return self._make_item(replace(request, resource_id=None if generated else resource_id))
         if kind == "list":
-            return self._send(self._list_request(request))
+            return self._make_item(self._make_list_request(request))
         pool = known[-HOT_RESOURCES:] if self._random.random() < 0.4 else known
-        return self._send(replace(request, resource_id=self._random.choice(pool)))
+        return self._make_item(replace(request, resource_id=self._random.choice(pool)))
 
-    def _list_request(self, request: OperationRequest) -> OperationRequest:
+    def _make_list_request(self, request: OperationRequest) -> OperationRequest:
         random = self._random
         filters: dict[str, Any] = {}
         if random.random() < 0.5:
@@ -215,19 +215,19 @@ class Workload:
         paging = json.dumps({"page": random.choice((1, 1, 2, 50)), "limit": random.choice((1, 2, 4))})
         return replace(request, filters=json.dumps(filters) if filters else None, pagination=paging)
 
-    def _retry(self, tenant: Tenant) -> Item:
+    def _make_retry(self, tenant: Tenant) -> Item:
         sent = self._random.choice(self._sent[tenant.tenant_id])
         self.counts["retried"] += 1
-        moment = self._timestamp()
+        moment = self._next_timestamp()
         request = replace(sent.request, timestamp=parse_timestamp(moment))
         return Item(_key_of(request), encode(request, moment, self._random), self.model.apply(request))
 
-    def _duplicate(self, tenant: Tenant) -> Item:
+    def _make_duplicate(self, tenant: Tenant) -> Item:
         sent = self._random.choice(self._sent[tenant.tenant_id])
         self.counts["duplicated"] += 1
         return Item(_key_of(sent.request), sent.record, self.model.apply(sent.request))
 
-    def _conflict(self, tenant: Tenant) -> Item:
+    def _make_conflict(self, tenant: Tenant) -> Item:
         sent = self._random.choice(self._sent[tenant.tenant_id])
         self.counts["reused"] += 1
         request = sent.request
@@ -238,51 +238,53 @@ class Workload:
             request = replace(request, data="{ " + request.data[1:])
         else:
             request = replace(request, data='{"another": "operation"}')
-        moment = self._timestamp()
+        moment = self._next_timestamp()
         return Item(_key_of(request), encode(request, moment, self._random), self.model.apply(request))
 
-    def _invalid(self, tenant: Tenant) -> Item:
+    def _make_invalid(self, tenant: Tenant) -> Item:
         self.counts["invalid"] += 1
         resource_type = self._random.choice(_types_of(tenant))
-        record, reasons = bad_records.bad_record(self._random, self._envelope(tenant, resource_type))
+        record, reasons = bad_records.make_bad_record(self._random, self._make_envelope(tenant, resource_type))
         return Item(_partition_key(tenant, resource_type), record, Verdict(Effect.REJECTED, reasons))
 
-    def _unstorable(self, tenant: Tenant) -> Item:
+    def _make_unstorable(self, tenant: Tenant) -> Item:
         self.counts["unstorable"] += 1
         resource_type = self._random.choice(_types_of(tenant))
         live = [key for key in self.model.tenants[tenant.tenant_id].rows if key[0] == resource_type][-HOT_RESOURCES:]
         kind = self._random.choice(("create", "update", "patch")) if live else "create"
         if kind not in self._kinds:
             kind = "create"
-        request = self._request(tenant, resource_type, kind)
+        request = self._make_request(tenant, resource_type, kind)
         resource_id = self._random.choice(live)[1] if kind != "create" else self._new_id(tenant, resource_type)
-        return self._send(replace(request, resource_id=resource_id, data=self._random.choice(documents.UNSTORABLE)))
+        return self._make_item(
+            replace(request, resource_id=resource_id, data=self._random.choice(documents.UNSTORABLE))
+        )
 
-    def _nameless(self, tenant: Tenant) -> Item:
+    def _make_nameless(self, tenant: Tenant) -> Item:
         self.counts["nameless"] += 1
-        request = replace(self._request(tenant, NAMELESS_TYPE, "create"), request_id=None)
+        request = replace(self._make_request(tenant, NAMELESS_TYPE, "create"), request_id=None)
         if self._random.random() < 0.5:
             request = replace(request, resource_id=self._new_id(tenant, NAMELESS_TYPE))
-        return self._send(request)
+        return self._make_item(request)
 
-    def _impossible(self, tenant: Tenant) -> Item:
+    def _make_impossible(self, tenant: Tenant) -> Item:
         self.counts["impossible"] += 1
         resource_type = self._random.choice(_types_of(tenant))
         known = self._ids[tenant.tenant_id, resource_type]
         if known and self._random.random() < 0.5:
-            request = self._request(tenant, resource_type, "create")
-            return self._send(replace(request, resource_id=self._random.choice(known)))
+            request = self._make_request(tenant, resource_type, "create")
+            return self._make_item(replace(request, resource_id=self._random.choice(known)))
         kinds = [kind for kind in self._kinds if kind not in {"create", "list"}]
-        request = self._request(tenant, resource_type, self._random.choice(kinds or ["delete"]))
-        return self._send(replace(request, resource_id=self._new_id(tenant, resource_type)))
+        request = self._make_request(tenant, resource_type, self._random.choice(kinds or ["delete"]))
+        return self._make_item(replace(request, resource_id=self._new_id(tenant, resource_type)))
 
-    def _unregistered_item(self, tenant: Tenant) -> Item:
+    def _make_unregistered(self, tenant: Tenant) -> Item:
         self.counts["unregistered"] += 1
-        request = replace(self._request(tenant, "appointment", "create"), resource_id="never")
-        return Item(_key_of(request), encode(request, self._timestamp(), self._random), Verdict(Effect.HELD))
+        request = replace(self._make_request(tenant, "appointment", "create"), resource_id="never")
+        return Item(_key_of(request), encode(request, self._next_timestamp(), self._random), Verdict(Effect.HELD))
 
-    def _send(self, request: OperationRequest) -> Item:
-        moment = self._timestamp()
+    def _make_item(self, request: OperationRequest) -> Item:
+        moment = self._next_timestamp()
         request = replace(request, timestamp=parse_timestamp(moment))
         record = encode(request, moment, self._random)
         verdict = self.model.apply(request)
@@ -291,17 +293,24 @@ class Workload:
             self._sent[request.tenant_id].append(_Sent(request, record))
         return Item(_key_of(request), record, verdict)
 
-    def _request(self, tenant: Tenant, resource_type: str, kind: str) -> OperationRequest:
+    def _make_request(self, tenant: Tenant, resource_type: str, kind: str) -> OperationRequest:
         data = None
         if kind in {"create", "update"}:
             data = documents.document(self._random, long=self._random.random() < LONG_DOCUMENT_SHARE)
         elif kind == "patch":
             data = documents.patch_document(self._random)
         return OperationRequest(
-            kind, tenant.business_id, tenant.location_id, resource_type, None, FIRST_MOMENT, self._request_id(), data
+            kind,
+            tenant.business_id,
+            tenant.location_id,
+            resource_type,
+            None,
+            FIRST_MOMENT,
+            self._new_request_id(),
+            data,
         )
 
-    def _envelope(self, tenant: Tenant, resource_type: str) -> bad_records.Envelope:
+    def _make_envelope(self, tenant: Tenant, resource_type: str) -> bad_records.Envelope:
         return {
             "operation": "create",
             "businessId": tenant.business_id,
@@ -310,14 +319,14 @@ class Workload:
             "resourceId": "never",
             "data": {"never": "kept"},
             "timestamp": "2024-01-01T00:00:00Z",
-            "requestId": self._request_id(),
+            "requestId": self._new_request_id(),
         }
 
-    def _timestamp(self) -> str:
+    def _next_timestamp(self) -> str:
         self._number += 1
         return documents.timestamp(self._random, FIRST_MOMENT + timedelta(seconds=17.003 * self._number))
 
-    def _request_id(self) -> str:
+    def _new_request_id(self) -> str:
         prefix = self._random.choice(("req", "ключ", "r 🔑", "o'k"))
         return f"{prefix}-{self._random.getrandbits(64):016x}"
 

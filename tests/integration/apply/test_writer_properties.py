@@ -20,7 +20,7 @@ from simplu_worker.local.workload.reference_model import (
     OperationRequest,
     ReferenceModel,
     Verdict,
-    canonical,
+    canonical_text,
     parse_json,
 )
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
@@ -133,12 +133,12 @@ class Example:
             )
             assert {
                 (row["resourceName"], row["resourceId"]): (
-                    canonical(parse_json(row["data"])),
+                    canonical_text(parse_json(row["data"])),
                     row["date"],
                     row["lastUpdated"],
                 )
                 for row in rows
-            } == {key: (canonical(row.data), row.date, row.last_updated) for key, row in model.rows.items()}
+            } == {key: (canonical_text(row.data), row.date, row.last_updated) for key, row in model.rows.items()}
             log = await fetch(
                 self.pool,
                 "SELECT request_id, operation, error, result::text, requested_at FROM operations WHERE tenant_id = $1",
@@ -165,7 +165,7 @@ def comparable(result: Any) -> str | None:
         assert isinstance(item, dict)
         for name in ("date", "lastUpdated"):
             item[name] = datetime.fromisoformat(str(item[name])).isoformat()
-    return canonical(parsed)
+    return canonical_text(parsed)
 
 
 DRAWN = st.lists(st.tuples(requests(), TIMES), min_size=1, max_size=25)

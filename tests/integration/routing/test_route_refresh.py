@@ -113,14 +113,14 @@ async def test_a_route_past_its_freshness_is_served_and_asked_for_once(world: Wo
 
 async def test_known_tenants_are_served_and_new_ones_held_while_citrus_is_away_for_an_hour(world: World) -> None:
     """It is said once, and when it is over."""
-    world.routed.citrus.faults.is_away = True
+    world.routed.citrus.faults.is_unreachable = True
     with capture_logs() as logs:
         for _ in range(12):
             assert not await world.later(300)
             assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
         with pytest.raises(RetryableError):
             await world.routed.gateway.find("new-tenant")
-        world.routed.citrus.faults.is_away = False
+        world.routed.citrus.faults.is_unreachable = False
         assert await world.later(60)
 
     assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
@@ -156,7 +156,7 @@ async def test_known_tenants_wait_for_nobody_while_citrus_is_slow(world: World) 
 
 async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away(world: World) -> None:
     """It was held for a moment, as in a move: its shard says that it is still there, or where it went."""
-    world.routed.citrus.faults.is_away = True
+    world.routed.citrus.faults.is_unreachable = True
     pool = world.pool("shard-1")
     assert await world.found() == "shard-1"
     await fetch(pool, "UPDATE tenants SET state = 'fenced'")
@@ -165,9 +165,9 @@ async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away
     assert await world.found() == "shard-1"
 
     await world.routed.directory.find(TENANT_ID)
-    world.routed.citrus.faults.is_away = False
+    world.routed.citrus.faults.is_unreachable = False
     await world.routed.locator.shards()
-    world.routed.citrus.faults.is_away = True
+    world.routed.citrus.faults.is_unreachable = True
     await add_tenant(world.pool("shard-2"))
     await fetch(pool, "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
     assert await world.found() == "shard-2"
@@ -180,7 +180,7 @@ async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away
 @pytest.mark.parametrize("named", ["shard-2", None])
 async def test_a_route_stays_when_citrus_lies_and_the_shard_has_the_tenant(world: World, named: str | None) -> None:
     """Another shard, or none: it is a conflict in the log and nothing else."""
-    world.routed.citrus.faults.lies[TENANT_ID] = named
+    world.routed.citrus.faults.wrong_shards[TENANT_ID] = named
     with capture_logs() as logs:
         assert await world.later(LATE_S)
         assert await world.found() == "shard-1"
@@ -194,7 +194,7 @@ async def test_a_citrus_that_flips_is_followed_only_where_the_shards_say_so(worl
     """Of two shards that are named in turns one has the tenant, and its operations go there."""
     case = TenantCase(world.pool("shard-1"), TENANT)
     for number in range(6):
-        world.routed.citrus.faults.lies[TENANT_ID] = f"shard-{number % 2 + 1}"
+        world.routed.citrus.faults.wrong_shards[TENANT_ID] = f"shard-{number % 2 + 1}"
         assert await world.later(LATE_S)
         shard_id = world.routed.gateway.cached_shard_id(TENANT_ID)
         assert shard_id == "shard-1"
@@ -224,7 +224,7 @@ async def test_a_route_stays_when_citrus_differs_and_the_shard_says_nothing(worl
     """Whoever is down is not thereby elsewhere."""
     world.routed.citrus.registry.shards["shard-1"].connection_string = silent("shard-1").connection_string
     world.pool("shard-1")
-    world.routed.citrus.faults.lies[TENANT_ID] = "shard-2"
+    world.routed.citrus.faults.wrong_shards[TENANT_ID] = "shard-2"
     assert await world.later(LATE_S)
     assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
 

@@ -215,7 +215,7 @@ async def test_provision_leaves_one_home_when_citrus_forgets_and_changes_its_ans
 ) -> None:
     """Many that ask for the same tenants at once end with one home for each, whatever they were told."""
     faults = routed.citrus.faults
-    faults.forgets, faults.wavers = forgets, wavers
+    faults.drops_registrations, faults.rotates_shards = forgets, wavers
     requests = [ProvisionRequest("b", str(number), "gym", AT) for number in range(5)]
 
     async def provision(request: ProvisionRequest) -> None:

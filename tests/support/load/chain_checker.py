@@ -125,7 +125,7 @@ class _Found:
             yield f"{kind} ({count}), such as {example}"
 
 
-async def operation_count(url: str) -> int:
+async def count_operations(url: str) -> int:
     """Return how many operations a shard has; 0 before it has tables."""
     try:
         return int(await _value(url, "SELECT count(*) FROM operations"))
@@ -133,7 +133,7 @@ async def operation_count(url: str) -> int:
         return 0
 
 
-async def latencies_s(urls: Sequence[str], plan: ChainPlan, begin: datetime, end: datetime) -> list[float]:
+async def read_latencies_s(urls: Sequence[str], plan: ChainPlan, begin: datetime, end: datetime) -> list[float]:
     """Return arrival → committed of the plan's operations that arrived in that time, in order of size."""
     found: list[float] = []
     for url in urls:
@@ -145,7 +145,7 @@ async def latencies_s(urls: Sequence[str], plan: ChainPlan, begin: datetime, end
     return sorted(found)
 
 
-async def completed_count(urls: Sequence[str], plan: ChainPlan, begin: datetime, end: datetime) -> int:
+async def count_completed(urls: Sequence[str], plan: ChainPlan, begin: datetime, end: datetime) -> int:
     """Return how many of the plan's operations were committed in that time."""
     return sum([int(await _value(url, COMPLETED_SQL, begin, end, plan.name)) for url in urls])
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from support.load.operation_chains import ChainPlan
 
-from simplu_worker.local.processes.worker_process import tail_of
+from simplu_worker.local.processes.worker_process import log_tail
 from simplu_worker.local.workload.producer import Position, open_client, put_items
 from simplu_worker.local.workload.workload import Item
 
@@ -72,7 +72,7 @@ class ChainProducer:
     def check(self) -> None:
         """Raise `ProducerFailedError` when it has failed."""
         if self._process.poll():
-            raise ProducerFailedError(f"a producer failed; its log ends with:\n{tail_of(self._log_path)}")
+            raise ProducerFailedError(f"a producer failed; its log ends with:\n{log_tail(self._log_path)}")
 
     async def done(self, *, within_s: float) -> int:
         """Wait until it has put all; return how many."""

@@ -29,12 +29,12 @@ class DeadLetterSink:
     """The queue at *queue_url* of the SQS at *endpoint_url*. Letters are kept here, in the order they came."""
 
     def __init__(self, endpoint_url: str, queue_url: str) -> None:
-        self.letters: list[StoredDeadLetter] = []
+        self.dead_letters: list[StoredDeadLetter] = []
         self._endpoint_url = endpoint_url
         self._queue_url = queue_url
 
     def __repr__(self) -> str:
-        return f"LetterSink({self._queue_url}, {len(self.letters)} letters)"
+        return f"DeadLetterSink({self._queue_url}, {len(self.dead_letters)} dead letters)"
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
@@ -64,7 +64,7 @@ class DeadLetterSink:
 
     def _take(self, message: dict[str, Any]) -> dict[str, str]:
         text = message["MessageBody"]
-        self.letters.append(parse_dead_letter(text))
+        self.dead_letters.append(parse_dead_letter(text))
         digest = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
         return {"MessageId": str(uuid.uuid4()), "MD5OfMessageBody": digest}
 

@@ -41,7 +41,7 @@ class OrderComparison:
     repeated_letters: int
 
 
-async def order_count(urls: Sequence[str], plan: OrderPlan) -> int:
+async def count_orders(urls: Sequence[str], plan: OrderPlan) -> int:
     """Return how many events of the plan's tenants are in the log; a shard that does not answer has none."""
     count = 0
     for url in urls:
@@ -58,7 +58,7 @@ async def order_count(urls: Sequence[str], plan: OrderPlan) -> int:
     return count
 
 
-async def first_commit_at(urls: Sequence[str], plan: OrderPlan) -> datetime | None:
+async def read_first_commit_time(urls: Sequence[str], plan: OrderPlan) -> datetime | None:
     """Return when the first event of the plan was written."""
     times = []
     for url in urls:

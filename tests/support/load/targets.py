@@ -80,10 +80,10 @@ class LoadReport:
         table = Table("bound", "measured", "promised", "")
         for bound in self.bounds:
             kept = "kept" if bound.is_kept else "[bold red]MISSED[/]"
-            table.add_row(bound.what, number(bound.value, bound.unit), str(bound), kept)
+            table.add_row(bound.what, format_number(bound.value, bound.unit), str(bound), kept)
         console.print(table)
         for what, value in self.facts.items():
-            console.print(f"{what}: {number(value)}")
+            console.print(f"{what}: {format_number(value)}")
         console.print(f"lost, done twice, out of order or misplaced: {len(self.differences) or 'nothing'}")
         for difference in self.differences:
             console.print(f"  {difference}", markup=False, soft_wrap=True)
@@ -97,10 +97,10 @@ class LoadReport:
             table.add_row(
                 one.phase.name,
                 f"{one.phase.seconds:.0f}",
-                f"{one.rate:.0f} ({number(ratio_of(one.rate, self.control.rate))}×)",
-                number(one.p50_s, "s"),
-                f"{number(one.p99_s, 's')} ({number(ratio_of(one.p99_s, self.control.p99_s))}×)",
-                number(one.longest_s, "s"),
+                f"{one.rate:.0f} ({format_number(ratio_of(one.rate, self.control.rate))}×)",
+                format_number(one.p50_s, "s"),
+                f"{format_number(one.p99_s, 's')} ({format_number(ratio_of(one.p99_s, self.control.p99_s))}×)",
+                format_number(one.longest_s, "s"),
                 "  ".join(f"{size / MIB:.0f}" for size in memory) or MISSING,
             )
         return table
@@ -135,7 +135,7 @@ def ratio_of(value: float | None, to: float | None) -> float | None:
     return None if value is None or not to else value / to
 
 
-def number(value: float | None, unit: str = "") -> str:
+def format_number(value: float | None, unit: str = "") -> str:
     """Spell a number for people."""
     if value is None:
         return MISSING

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from support.load.chain_checker import PutPlan, completed_count, find_differences, latencies_s, operation_count
+from support.load.chain_checker import PutPlan, count_completed, count_operations, find_differences, read_latencies_s
 from support.load.chain_producer import ChainProducer, ProducerOrder
 from support.load.dead_letter_sink import DeadLetterSink
 from support.load.operation_chains import ChainPlan
@@ -24,7 +24,7 @@ from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 from simplu_worker.local.verify.comparison import StoredDeadLetter, percentile
-from simplu_worker.local.verify.shard_checker import tenant_ids_on
+from simplu_worker.local.verify.shard_checker import read_tenant_ids
 from simplu_worker.local.workload.producer import create_tenants, open_client
 from simplu_worker.local.workload.workload import Tenant
 
@@ -198,7 +198,7 @@ class Testbed:
         wanted = {tenant.tenant_id for tenant in tenants}
 
         async def all_there() -> bool:
-            return wanted <= await tenant_ids_on(self.urls)
+            return wanted <= await read_tenant_ids(self.urls)
 
         if not await poll_until(all_there, within_s=TENANTS_WITHIN_S):
             raise SystemExit(f"{len(tenants)} tenants are not on their shards after {TENANTS_WITHIN_S:g} s")
@@ -221,7 +221,7 @@ class Testbed:
         while wanted:
             self.check()
             for url, count in list(wanted.items()):
-                if await operation_count(url) >= count:
+                if await count_operations(url) >= count:
                     del wanted[url]
             if wanted and asyncio.get_running_loop().time() > deadline:
                 return False
@@ -258,8 +258,8 @@ class Testbed:
 
     async def measure_phase(self, phase: Phase, plan: ChainPlan, urls: Sequence[str]) -> PhaseResult:
         """Return what came of the plan's operations on the shards at *urls*; ask when they are applied."""
-        durations = await latencies_s(urls, plan, phase.begin, phase.end)
-        count = await completed_count(urls, plan, phase.begin, phase.end)
+        durations = await read_latencies_s(urls, plan, phase.begin, phase.end)
+        count = await count_completed(urls, plan, phase.begin, phase.end)
         return PhaseResult(
             phase,
             rate=count / phase.seconds,
@@ -290,9 +290,9 @@ class Testbed:
         return await find_differences(self.urls, puts)
 
     @property
-    def letters(self) -> Sequence[StoredDeadLetter]:
+    def dead_letters(self) -> Sequence[StoredDeadLetter]:
         """The dead letters that the worker has stored."""
-        return self._sink.letters
+        return self._sink.dead_letters
 
     async def stop_workers(self) -> None:
         """End the replicas with SIGTERM; each must end with status 0."""

@@ -90,16 +90,16 @@ class StandbyServer(PostgresServer):
     async def promote(self) -> None:
         """Return once it takes writes, on a timeline of its own; the primary's end is the caller's to see to."""
         if not await _value(self, "SELECT pg_promote(true, $1)", PROMOTION_S):
-            raise StackError(f"Postgres {self.name} is not promoted after {PROMOTION_S} s: {self._last_words()}")
+            raise StackError(f"Postgres {self.name} is not promoted after {PROMOTION_S} s: {self._log_tail()}")
 
     async def _initialise(self) -> None:
         if not can_copy(self._programs.folder):
             raise StackError(f"there is no {COPY_PROGRAM} in {self._programs.folder}; install simplu-worker[local]")
         source = f"host={HOST} port={self.primary.port} user={SUPERUSER}"
         options = ("--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync")
-        await self._make_data(COPY_PROGRAM, "-D", self._data, *options, "-d", source)
+        await self._create_data(COPY_PROGRAM, "-D", self._data, *options, "-d", source)
 
-    async def _populate(self) -> None:
+    async def _create_content(self) -> None:
         """Do nothing: the copy has the database."""
 
 

@@ -22,9 +22,9 @@ from simplu_worker.local.kinesis.tokens import (
     IteratorToken,
     PageToken,
     SequenceNumber,
+    encode_sequence_number,
     parse_sequence_number,
     seal_token,
-    sequence_number,
     unseal_token,
 )
 
@@ -93,7 +93,7 @@ def refusal(kinesis: Kinesis, action: str, **request: Any) -> str:
 def test_sequence_number_says_what_it_was_made_of(made_s: int, index: int, ordinal: int, second: int) -> None:
     """A sequence number has 56 digits and can be read back."""
     parts = SequenceNumber(made_s, index, ordinal, second)
-    text = str(sequence_number(parts))
+    text = str(encode_sequence_number(parts))
     assert (len(text), parse_sequence_number(text)) == (56, parts)
 
 
@@ -146,9 +146,9 @@ def test_scaling_takes_as_few_steps_as_it_can(before: int, after: int, splits: i
 def test_read_quota_allows_five_reads_a_second() -> None:
     """API_GetRecords: five transactions a second; at an even pace of 200 ms none is refused."""
     quota = ReadQuota()
-    assert [quota.allows(START_MS) for _ in range(7)] == [True] * 5 + [False] * 2
+    assert [quota.acquire(START_MS) for _ in range(7)] == [True] * 5 + [False] * 2
     paced = ReadQuota()
-    assert all(paced.allows(START_MS + 200 * number) for number in range(50))
+    assert all(paced.acquire(START_MS + 200 * number) for number in range(50))
 
 
 @pytest.mark.parametrize(
@@ -158,18 +158,18 @@ def test_read_quota_allows_five_reads_a_second() -> None:
 def test_read_quota_closes_for_as_long_as_the_answer_was_large(size_bytes: int, was_full: bool, closed_ms: int) -> None:  # noqa: FBT001
     """API_GetRecords: 2 MiB a second; an answer of 10 MiB closes the stream shard for five seconds."""
     quota = ReadQuota()
-    assert quota.allows(START_MS)
-    quota.count(size_bytes, START_MS, was_full=was_full)
+    assert quota.acquire(START_MS)
+    quota.count_read(size_bytes, START_MS, was_full=was_full)
     if closed_ms:
-        assert not quota.allows(START_MS + closed_ms - 1)
-    assert quota.allows(START_MS + closed_ms)
+        assert not quota.acquire(START_MS + closed_ms - 1)
+    assert quota.acquire(START_MS + closed_ms)
 
 
 def test_write_quota_counts_records_and_bytes() -> None:
     """API_PutRecords: 1,000 records and 1 MiB a second; a larger record passes when nothing else was put."""
     small, large = WriteQuota(), WriteQuota()
-    assert [small.allows(1, START_MS) for _ in range(1001)] == [True] * 1000 + [False]
-    assert [large.allows(3 * MIB, START_MS + at_ms) for at_ms in (0, 1000, 2000, 3000)] == [True, False, False, True]
+    assert [small.acquire(1, START_MS) for _ in range(1001)] == [True] * 1000 + [False]
+    assert [large.acquire(3 * MIB, START_MS + at_ms) for at_ms in (0, 1000, 2000, 3000)] == [True, False, False, True]
 
 
 # Putting and reading
@@ -588,7 +588,7 @@ def test_reader_that_follows_parents_before_children_reads_everything_once_and_i
 def reshard(kinesis: Kinesis, action: str, argument: int) -> None:
     """Do what the stream allows just now."""
     stream = kinesis.account.streams[NAME]
-    stream.settle(kinesis.now_ms)
+    stream.apply_due(kinesis.now_ms)
     if stream.status != "ACTIVE":
         return
     open_shards = list(stream.open_stream_shards)
@@ -607,7 +607,7 @@ def reshard(kinesis: Kinesis, action: str, argument: int) -> None:
 def covered(kinesis: Kinesis) -> tuple[int, int]:
     """Return what the open hash ranges cover together. Fails at a hole, an overlap, or numbers below the parents'."""
     stream = kinesis.account.streams[NAME]
-    stream.settle(kinesis.now_ms)
+    stream.apply_due(kinesis.now_ms)
     for parent in stream.stream_shards.values():
         ending = int(parent.ending_sequence_number or 0)
         assert all(int(child.starting_sequence_number) > ending for child in parent.child_shards)

@@ -53,9 +53,9 @@ def test_receive_attempt_puts_the_visibility_timeout_back() -> None:
     queue = new_queue(account)
     send(queue, "A0", "A1")
     first = account.receive(queue, 0, limit=10, visibility_s=30, attempt_id="1")
-    handles = [queue.handle_of(message) for message in first]
+    handles = [queue.receipt_handle_of(message) for message in first]
     again = account.receive(queue, 20_000, limit=10, visibility_s=30, attempt_id="1")
-    assert ([queue.handle_of(message) for message in again], again[0].receive_count) == (handles, 1)
+    assert ([queue.receipt_handle_of(message) for message in again], again[0].receive_count) == (handles, 1)
     assert account.receive(queue, 49_999) == []
     assert bodies(account.receive(queue, 50_000, limit=10)) == ["A0", "A1"]
 
@@ -67,17 +67,17 @@ def test_receive_attempt_is_void_once_something_happened_to_a_message(what: str)
     queue = new_queue(account)
     send(queue, "A0", "A1")
     first = account.receive(queue, 0, limit=1, visibility_s=30, attempt_id="1")
-    handle = queue.handle_of(first[0])
+    handle = queue.receipt_handle_of(first[0])
     match what:
         case "deleted":
             queue.delete(handle, 1000)
         case "changed":
             queue.change_visibility(handle, 60, 1000)
         case "expired":
-            queue.settle(30_000)
+            queue.apply_due(30_000)
     again = account.receive(queue, 30_000, limit=1, visibility_s=30, attempt_id="1")
     assert bodies(again) == {"deleted": ["A1"], "changed": [], "expired": ["A0"]}[what]
-    assert not again or queue.handle_of(again[0]) != handle
+    assert not again or queue.receipt_handle_of(again[0]) != handle
 
 
 def test_receive_attempt_is_kept_for_five_minutes() -> None:
@@ -107,11 +107,11 @@ def test_visibility_ends_12_hours_after_the_receive_at_most() -> None:
     send(queue, "a")
     (message,) = account.receive(queue, 0)
     for half_hour in range(23):
-        queue.change_visibility(queue.handle_of(message), 3600, half_hour * HOUR_MS // 2)
+        queue.change_visibility(queue.receipt_handle_of(message), 3600, half_hour * HOUR_MS // 2)
     with pytest.raises(SqsError, match=r"beyond the limit \[43200 seconds\]"):
-        queue.change_visibility(queue.handle_of(message), 2, 12 * HOUR_MS - 1000)
+        queue.change_visibility(queue.receipt_handle_of(message), 2, 12 * HOUR_MS - 1000)
     (message,) = account.receive(queue, 12 * HOUR_MS)
-    queue.change_visibility(queue.handle_of(message), 43_200, 12 * HOUR_MS)
+    queue.change_visibility(queue.receipt_handle_of(message), 43_200, 12 * HOUR_MS)
 
 
 def test_move_task_keeps_to_its_rate() -> None:
@@ -127,7 +127,7 @@ def test_move_task_keeps_to_its_rate() -> None:
     account.receive(letters, 0, limit=5)
     task = account.start_move(letters.arn, None, 10, 0)
     for now_ms, count, status in ((500, 5, "RUNNING"), (1000, 10, "RUNNING"), (9000, 20, "COMPLETED")):
-        account.settle(now_ms)
+        account.apply_due(now_ms)
         assert (queue.visible_count, task.status) == (count, status)
 
 
@@ -186,7 +186,7 @@ def test_groups_keep_their_order_whatever_happens(steps: list[tuple[str, str | i
                 for group in "ABC":
                     of_group = [body for body in received if body[0] == group]
                     assert of_group == due.get(group, [])[: len(of_group)]
-                book.in_flight |= {message.content.body: queue.handle_of(message) for message in messages}
+                book.in_flight |= {message.content.body: queue.receipt_handle_of(message) for message in messages}
             case "expire", _:
                 now_ms += 30_000
                 book.in_flight.clear()
@@ -198,6 +198,6 @@ def test_groups_keep_their_order_whatever_happens(steps: list[tuple[str, str | i
                     book.left[body[0]].remove(body)
                 else:
                     queue.change_visibility(handle, 0, now_ms)
-        queue.settle(now_ms)
+        queue.apply_due(now_ms)
         left_count = sum(map(len, book.left.values()))
         assert (queue.in_flight_count, queue.visible_count) == (len(book.in_flight), left_count - len(book.in_flight))

@@ -25,7 +25,7 @@ def registry_of(*sizes: int) -> CitrusRegistry:
 )
 def test_registry_fills_shards_in_the_order_they_came(sizes: tuple[int, ...], expected: str | None) -> None:
     """The first active shard with room takes the next tenant; none has room when all are full."""
-    shard = registry_of(*sizes).with_room()
+    shard = registry_of(*sizes).first_with_room()
     assert (shard.shard_id if shard else None) == expected
 
 
@@ -33,7 +33,7 @@ def test_registry_passes_over_a_shard_when_it_is_inactive() -> None:
     """A shard that takes no work now gets no new tenant."""
     registry = registry_of(0, 0)
     registry.shards["shard-1"].is_active = False
-    assert registry.with_room() is registry.shards["shard-2"]
+    assert registry.first_with_room() is registry.shards["shard-2"]
 
 
 def test_place_moves_the_count_when_a_tenant_has_a_home() -> None:

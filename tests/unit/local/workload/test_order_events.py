@@ -181,6 +181,6 @@ def test_time_of_an_event_is_taken_from_its_row_only_within_its_window(off_s: fl
     times = known_times(model, [ShardContent("s", operations=[stored])], window)
     assert times == {item.moment: NOW + timedelta(seconds=taken_s)}
 
-    model.retime(times)
+    model.replace_times(times)
     entry = model.tenants[request.tenant_id].log[str(request.request_id)]
     assert entry.requested_at == times[item.moment]

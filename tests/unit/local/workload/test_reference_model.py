@@ -24,7 +24,7 @@ from simplu_worker.local.verify.comparison import (
     percentile,
 )
 from simplu_worker.local.verify.shard_checker import parse_dead_letter
-from simplu_worker.local.workload.producer import Position, creation_message, overtaken_keys, requests_of
+from simplu_worker.local.workload.producer import Position, creation_message, overtaken_keys, split_into_requests
 from simplu_worker.local.workload.reference_model import (
     Effect,
     JsonValue,
@@ -34,12 +34,12 @@ from simplu_worker.local.workload.reference_model import (
     ReferenceModel,
     TenantModel,
     Verdict,
-    canonical,
-    matches,
+    canonical_text,
+    is_storable,
     merge_patch,
     parse_json,
     parse_timestamp,
-    storable,
+    passes_filters,
 )
 from simplu_worker.local.workload.workload import Item, Tenant, Workload, encode, make_tenants
 
@@ -153,22 +153,22 @@ def test_model_pages_in_order_of_ids_when_it_lists() -> None:
 )
 def test_matches_compares_as_json_does_when_filtered(filters: dict[str, JsonValue], *, expected: bool) -> None:
     """Members are equal as JSON values; days are the row's in UTC."""
-    assert expected is matches(ModelRow({"n": Decimal(1), "none": None}, NOON, NOON), filters)
+    assert expected is passes_filters(ModelRow({"n": Decimal(1), "none": None}, NOON, NOON), filters)
 
 
 @settings(max_examples=40)
 @given(json_values)
 def test_canonical_is_the_same_when_json_is_written_and_read(value: JsonValue) -> None:
     """What is equal for jsonb has one canonical text, whatever way it was spelt."""
-    assert canonical(parse_json(_spelt(value))) == canonical(value)
+    assert canonical_text(parse_json(_spelt(value))) == canonical_text(value)
 
 
 @given(st.integers(), st.integers(-30, 30))
 def test_canonical_number_is_the_same_when_zeros_trail(number: int, exponent: int) -> None:
     """Numbers are compared by value, with all their digits."""
     padded = Decimal(f"{number}e{exponent}")
-    assert canonical(padded) == canonical(Decimal(f"{number}000e{exponent - 3}"))
-    assert (canonical(padded) == canonical(Decimal(number))) == (padded == number)
+    assert canonical_text(padded) == canonical_text(Decimal(f"{number}000e{exponent - 3}"))
+    assert (canonical_text(padded) == canonical_text(Decimal(number))) == (padded == number)
 
 
 @settings(max_examples=40)
@@ -176,7 +176,7 @@ def test_canonical_number_is_the_same_when_zeros_trail(number: int, exponent: in
 def test_merge_patch_leaves_no_null_and_is_idempotent_when_applied_again(target: JsonValue, patch: JsonValue) -> None:
     """RFC 7396: applying a patch twice is applying it once, and nothing of the patch's nulls stays."""
     once = merge_patch(target, patch)
-    assert canonical(merge_patch(once, patch)) == canonical(once)
+    assert canonical_text(merge_patch(once, patch)) == canonical_text(once)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_merge_patch_gives_the_rfc_s_results_when_given_its_examples(target: str
 )
 def test_storable_knows_what_jsonb_refuses_when_asked(text: str, *, expected: bool) -> None:
     """U+0000, lone surrogates and numbers beyond numeric cannot be kept."""
-    assert expected is storable(parse_json(text))
+    assert expected is is_storable(parse_json(text))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_workload_brings_every_kind_of_record_when_long_enough() -> None:
 def test_workload_fits_the_quotas_when_cut_into_requests() -> None:
     """Requests keep the order, and none passes PutRecords' quotas."""
     items = list(_workload().items(1200))
-    requests = list(requests_of(items))
+    requests = list(split_into_requests(items))
     assert [item for request in requests for item in request] == items
     assert all(len(request) <= 500 for request in requests)
     assert all(len(item.partition_key) <= 256 for item in items)
@@ -286,7 +286,7 @@ def test_compare_finds_nothing_when_the_shards_hold_what_the_model_holds() -> No
     assert report.differences == []
     assert report.operations_compared == workload.model.logged_count()
     assert report.rows_compared == sum(len(shard.rows) for shard in shards)
-    assert sum(report.letters.values()) == len(letters)
+    assert sum(report.dead_letters.values()) == len(letters)
 
 
 def _lose_row(shards: list[ShardContent]) -> None:

@@ -309,7 +309,7 @@ class World:
         replied_at = now + duration_s
         limit = pacing.limit()
         pacing.note_start(now)
-        if not self.quota.allows(counted_ms):
+        if not self.quota.acquire(counted_ms):
             self.refused.append(now)
             pacing.note_failure(replied_at, 1.0)
             return Read(reader, now, replied_at, 0)
@@ -320,7 +320,7 @@ class World:
         wanted = min(limit, waiting_bytes // one)
         fitting = min(wanted, MAX_REPLY_BYTES // one)
         size_bytes = int(fitting * one)
-        self.quota.count(size_bytes, counted_ms, was_full=fitting < wanted or size_bytes >= MAX_REPLY_BYTES)
+        self.quota.count_read(size_bytes, counted_ms, was_full=fitting < wanted or size_bytes >= MAX_REPLY_BYTES)
         behind = 1000 if waiting_bytes > size_bytes + one else 0
         pacing.note_reply(replied_at, record_count=int(fitting), size_bytes=size_bytes, millis_behind=behind)
         return Read(reader, now, replied_at, size_bytes)
