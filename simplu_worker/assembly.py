@@ -21,7 +21,7 @@ from simplu_worker.cache.cache import Cache, CacheDesk, open_cache
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
-from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
@@ -229,6 +229,16 @@ def reader_settings(settings: Settings) -> ReaderSettings:
     )
 
 
+def _fleet_settings(settings: Settings) -> FleetSettings:
+    return FleetSettings(
+        lease_duration_s=settings.kinesis_lease_duration_seconds,
+        initial_position=settings.kinesis_initial_position,
+        create_stream=settings.kinesis_create_stream,
+        stream_shard_count=settings.kinesis_shard_count,
+        reader=reader_settings(settings),
+    )
+
+
 async def _open_consumers(
     stack: AsyncExitStack, settings: Settings, shards: Shards, replica_name: str, cache: Cache | None
 ) -> Consumers:
@@ -250,18 +260,17 @@ async def _open_consumers(
         await _open_receivers(stack, settings, shards, consumers, sqs, polls)
     if settings.kinesis_stream_name is not None:
         consumers.stream = await stack.enter_async_context(open_stream(settings))
-        consumers.fleet = Fleet(
+        services = FleetServices(
             consumers.stream,
             await stack.enter_async_context(open_lease_table(settings)),
+            shards.gateway,
+            consumers.dead_letters,
+            PrefetchMemory(settings.prefetch_max_bytes),
+        )
+        consumers.fleet = Fleet(
+            services,
+            _fleet_settings(settings),
             me=replica_name,
-            lease_duration_s=settings.kinesis_lease_duration_seconds,
-            initial_position=settings.kinesis_initial_position,
-            create_stream=settings.kinesis_create_stream,
-            stream_shard_count=settings.kinesis_shard_count,
-            gateway=shards.gateway,
-            dead_letters=consumers.dead_letters,
-            rules=reader_settings(settings),
-            prefetch=PrefetchMemory(settings.prefetch_max_bytes),
             on_expired=(lambda: None) if cache is None else cache.replica_ended,
         )
     return consumers

@@ -22,11 +22,11 @@ from botocore.session import get_session
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.scale.leases import Fleet, Outcome, Table, leases_of, simulate
+from benchmarks.scale.leases import FleetSize, Outcome, TableCost, leases_of, simulate
 from benchmarks.throughput.page import table_of, with_part
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.pacing import IDLE_INTERVAL_S, READ_INTERVAL_S
-from simplu_worker.consumers.kinesis.fleet.lease_holder import RENEWALS_PER_DURATION
+from simplu_worker.consumers.kinesis.fleet.lease_renewer import RENEWALS_PER_DURATION
 from simplu_worker.consumers.kinesis.fleet.position_sync import ASKS_PER_S, INTERVAL_S
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Observation, lease_of, observe, row_of
@@ -50,7 +50,7 @@ WRITE_UNITS_MILLION, READ_UNITS_MILLION = 0.625, 0.125  # DynamoDB on demand
 CPU_HOUR, GIB_HOUR = 0.04048, 0.004445  # Fargate
 
 
-def measure_table(fleet: Fleet) -> Table:
+def measure_table(fleet: FleetSize) -> TableCost:
     """Return what DynamoDB counts for one scan, and what it costs here, with the parser that the worker has."""
     owned = [
         msgspec.structs.replace(lease, owner=f"worker-7c9d8b6f5d-abcde:1:{number % fleet.replicas:08x}")
@@ -71,7 +71,7 @@ def measure_table(fleet: Fleet) -> Table:
         plan_takes(known, held=set(), now=look, lease_duration_s=fleet.lease_duration_s, me="me", draw=0.5)
     look_s = (time.process_time() - began) / LOOKS
     units = math.ceil(row_bytes * len(rows) / READ_UNIT_BYTES) / 2
-    return Table(row_bytes, units, look_s)
+    return TableCost(row_bytes, units, look_s)
 
 
 def _size(value: dict[str, Any]) -> int:
@@ -91,12 +91,12 @@ class Load(NamedTuple):
     lanes: float
 
 
-def keys_of(fleet: Fleet) -> float:
+def keys_of(fleet: FleetSize) -> float:
     """Return how many partition keys a stream shard has."""
     return fleet.tenants * TYPES_A_TENANT / fleet.stream_shards
 
 
-def load_of(fleet: Fleet, table: Table) -> Load:
+def load_of(fleet: FleetSize, table: TableCost) -> Load:
     """Return what *fleet* asks of DynamoDB, and of how many Postgres shards a stream shard has tenants."""
     looks = fleet.replicas / table.pause_s(fleet.lease_duration_s)
     renewals = fleet.stream_shards * RENEWALS_PER_DURATION / fleet.lease_duration_s
@@ -109,7 +109,7 @@ def load_of(fleet: Fleet, table: Table) -> Load:
     )
 
 
-def report(fleet: Fleet, table: Table, outcomes: Sequence[Outcome]) -> str:
+def report(fleet: FleetSize, table: TableCost, outcomes: Sequence[Outcome]) -> str:
     """Return all of it as Markdown."""
     load = load_of(fleet, table)
     batches = table_of(
@@ -144,7 +144,7 @@ def report(fleet: Fleet, table: Table, outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def _counted(fleet: Fleet, table: Table, load: Load) -> str:
+def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
     """Return what can be counted."""
     settings = Settings.model_fields
     pool, budget = settings["database_pool_size"].default, settings["database_max_connections"].default
@@ -225,7 +225,7 @@ def _counted(fleet: Fleet, table: Table, load: Load) -> str:
     )
 
 
-def _batch_line(rate: float, fleet: Fleet, lanes: float) -> list[str]:
+def _batch_line(rate: float, fleet: FleetSize, lanes: float) -> list[str]:
     """Return what batches are at *rate*: those of a reply, which comes every READ_INTERVAL_S, if there are any."""
     pairs = lanes * fleet.stream_shards
     due = rate / pairs * READ_INTERVAL_S
@@ -234,7 +234,7 @@ def _batch_line(rate: float, fleet: Fleet, lanes: float) -> list[str]:
     return [f"{rate:,.0f}", f"{rate / pairs:.2f}/s", f"{size:.1f}", f"{cores:.1f}", f"{cores / fleet.replicas:.2f}"]
 
 
-def _money(fleet: Fleet, load: Load) -> list[list[str]]:
+def _money(fleet: FleetSize, load: Load) -> list[list[str]]:
     hours = SECONDS_A_MONTH / 3600
     put_units = 100_000 * SECONDS_A_MONTH / 1e6
     lines = [
@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put it into docs/performance.md")
     parser.add_argument("--page", type=Path, default=PAGE, help="another page to put it into")
     given = parser.parse_args()
-    fleet = Fleet(given.stream_shards, given.shards, given.tenants, given.replicas, given.lease_duration)
+    fleet = FleetSize(given.stream_shards, given.shards, given.tenants, given.replicas, given.lease_duration)
     table = measure_table(fleet)
     text = report(fleet, table, simulate(fleet, table))
     Console().print(Markdown(text))

@@ -17,9 +17,9 @@ from simplu_worker.consumers.kinesis.fleet.fleet import (
     EXPIRY_MARGIN_S,
     SCAN_CAPACITY_PER_S,
     SCANS_PER_DURATION,
-    TAKEN_AT_ONCE,
 )
-from simplu_worker.consumers.kinesis.fleet.lease_holder import RENEWALS_PER_DURATION
+from simplu_worker.consumers.kinesis.fleet.lease_coordinator import CONCURRENT_TAKES
+from simplu_worker.consumers.kinesis.fleet.lease_renewer import RENEWALS_PER_DURATION
 from simplu_worker.consumers.kinesis.leases.balancing import next_expiry, plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, observe
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
@@ -28,7 +28,7 @@ SEED = 3
 TAKE_S = 0.005  # a conditional write
 
 
-class Fleet(NamedTuple):
+class FleetSize(NamedTuple):
     """The size of everything."""
 
     stream_shards: int
@@ -38,7 +38,7 @@ class Fleet(NamedTuple):
     lease_duration_s: float
 
 
-class Table(NamedTuple):
+class TableCost(NamedTuple):
     """The lease table as DynamoDB counts it, and what looking at it costs a replica."""
 
     row_bytes: float
@@ -75,7 +75,7 @@ class Replica:
 class LeaseWorld:
     """A lease table and the replicas that share it, in virtual time. Requests take no time."""
 
-    def __init__(self, fleet: Fleet, table: Table, *, seed: int = SEED) -> None:
+    def __init__(self, fleet: FleetSize, table: TableCost, *, seed: int = SEED) -> None:
         self._fleet = fleet
         self._pause_s = table.pause_s(fleet.lease_duration_s)
         self._random = Random(seed)
@@ -149,7 +149,7 @@ class LeaseWorld:
         )
         # They are asked for one after the other; meanwhile others scan, too.
         for place, lease in enumerate(wanted):
-            self._at(TAKE_S * (1 + place // TAKEN_AT_ONCE), partial(self._take, replica, lease))
+            self._at(TAKE_S * (1 + place // CONCURRENT_TAKES), partial(self._take, replica, lease))
         expiry = next_expiry(replica.observations, held=replica.held, lease_duration_s=self._fleet.lease_duration_s)
         pause_s = self._pause_s
         if expiry is not None and expiry > self.now:
@@ -193,7 +193,7 @@ def leases_of(stream_shards: int) -> list[Lease]:
     ]
 
 
-def simulate(fleet: Fleet, table: Table) -> list[Outcome]:
+def simulate(fleet: FleetSize, table: TableCost) -> list[Outcome]:
     """Return what comes of what happens to fleets."""
     world = LeaseWorld(fleet, table)
     world.add(fleet.replicas, within_s=1.0)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from random import Random
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import msgspec
 from simulation.ledger import Ledger
@@ -22,7 +22,7 @@ from simulation.virtual_time import EPOCH, Process, VirtualLoop
 from support.aws.kpl_aggregates import aggregate
 
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
-from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.holding import holds, tenant_set
 from simplu_worker.consumers.kinesis.holding.holds import TENANT_HOLDS_MAX
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX
@@ -32,6 +32,7 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSet
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.local.kinesis.model import KinesisOptions
+from simplu_worker.shards.gateway import ShardGateway
 
 APPLICATION = "simplu"
 LOOK_EVERY_S = 0.25
@@ -85,25 +86,27 @@ class Replica:
         self.process = Process(self.me)
         self.stopping = asyncio.Event()
         skew = timedelta(seconds=world.draws.uniform(-plan.skew_max_s, plan.skew_max_s))
-        self.fleet = world.make_fleet(
+        services = FleetServices(
             Stream(KinesisClient(world.kinesis), STREAM),
             LeaseTable(world.dynamodb, APPLICATION),
-            me=self.me,
+            cast("ShardGateway", SimulatedGateway(world.shards)),
+            SimulatedDeadLetters(world.shards),
+            PrefetchMemory(plan.prefetch_max_bytes),
+        )
+        settings = FleetSettings(
             lease_duration_s=plan.lease_duration_s,
             initial_position=EPOCH if plan.initial_position == "AT_TIMESTAMP" else plan.initial_position,
             create_stream=True,
             stream_shard_count=1,
-            gateway=SimulatedGateway(world.shards),
-            dead_letters=SimulatedDeadLetters(world.shards),
-            rules=ReaderSettings(
+            reader=ReaderSettings(
                 operation_max_bytes=100_000,
                 list_result_limit=100,
                 tenant_wait=timedelta(seconds=plan.tenant_wait_s),
                 ahead_from_s=plan.ahead_from_s,
             ),
-            prefetch=PrefetchMemory(plan.prefetch_max_bytes),
-            draw=world.draws.random,
-            utc=lambda: world.loop.utc() + skew,
+        )
+        self.fleet = world.make_fleet(
+            services, settings, me=self.me, draw=world.draws.random, utc=lambda: world.loop.utc() + skew
         )
         self.task = world.start(self.process, self.fleet.run(self.stopping))
 

@@ -22,9 +22,11 @@ from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation, ShardLane
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
-from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
+from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
 from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck, LeaseHolder
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
+from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, Target
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
@@ -255,7 +257,7 @@ class _SparingContacts(ShardPositions):
         return missing_parent_records(lineage, rest, tenant_wait=self._tenant_wait)
 
 
-class _NoRounds(PositionSync):
+class _NoPositionSync(PositionSync):
     @override
     async def run(self, stopping: asyncio.Event) -> None:
         """Leave idle shards alone."""
@@ -295,12 +297,12 @@ class _LaggardCatchUps(CatchUps):
             one._main_position = lambda tracker=reader._tracker: tracker.checkpoint  # type: ignore[misc]
 
 
-class _OneParentHolder(LeaseHolder):
+class _OneParentEnd(StreamShardEnd):
     @override
-    async def _end(self, child_shards: tuple[ChildShard, ...]) -> bool:
+    async def check(self, lease: Lease, child_shards: Sequence[ChildShard]) -> bool:
         for child in child_leases(child_shards):
             await self._table.create(child)
-        return bool(child_shards) or await super()._end(child_shards)
+        return bool(child_shards) or await super().check(lease, child_shards)
 
 
 class _CredulousCursor(Cursor):
@@ -311,50 +313,59 @@ class _CredulousCursor(Cursor):
 
 class _CredulousFleet(Fleet):
     @override
-    def _reader(self, lease: Lease, owed: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
+    def _create_reader(self, lease: Lease, pending: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
         async def believe(child_shards: tuple[ChildShard, ...]) -> bool:
             return await is_end(child_shards) if child_shards else True
 
-        reader = super()._reader(lease, owed, believe, confirm)
+        reader = super()._create_reader(lease, pending, believe, confirm)
         reader._cursor.__class__ = _CredulousCursor
         return reader
 
 
-class _HopefulFleet(Fleet):
+class _HopefulAncestry(LeaseAncestry):
     @override
-    async def _pending_at_parents(self, lease: Lease) -> TenantSet | None:
-        owed = await super()._pending_at_parents(lease)
-        return None if owed is None else TenantSet()
+    async def find_pending_at_parents(self, lease: Lease) -> TenantSet | None:
+        pending = await super().find_pending_at_parents(lease)
+        return None if pending is None else TenantSet()
 
 
-class _OrphanFleet(Fleet):
+class _OrphanAncestry(LeaseAncestry):
     @override
-    async def _pending_at_parents(self, lease: Lease) -> TenantSet | None:
+    async def find_pending_at_parents(self, lease: Lease) -> TenantSet | None:
         return TenantSet()
 
 
-class _TrustingFleet(Fleet):
+class _TrustingAncestry(LeaseAncestry):
     @override
-    async def _pending_at_parents(self, lease: Lease) -> TenantSet | None:
-        owed = pending_at_parents(lease, self._leases(), self._gone)
-        return None if self._unfinished_parents(lease) else TenantSet.decode(owed)
+    async def find_pending_at_parents(self, lease: Lease) -> TenantSet | None:
+        pending = pending_at_parents(lease, self._view.leases(), self._view.gone)
+        return None if self.unfinished_parents(lease) else TenantSet.decode(pending)
 
 
-class _ShortsightedFleet(Fleet):
+class _ShortsightedAncestry(LeaseAncestry):
     @override
     async def _find_ancestors(self, lease: Lease) -> None:
         pass
 
 
-class _FatherlessFleet(Fleet):
+class _FatherlessAncestry(LeaseAncestry):
     @override
-    def _lineage(self, lease: Lease) -> Lineage:
+    def lineage(self, lease: Lease) -> Lineage:
         return Lineage()
 
 
-def _without_rounds(*services: Any, **settings: Any) -> Fleet:
-    fleet = Fleet(*services, **settings)
-    fleet._rounds.__class__ = _NoRounds
+def _with_ancestry(ancestry_class: type[LeaseAncestry]) -> FleetMaker:
+    def make_fleet(services: FleetServices, settings: FleetSettings, **more: Any) -> Fleet:
+        fleet = Fleet(services, settings, **more)
+        fleet._ancestry.__class__ = ancestry_class
+        return fleet
+
+    return make_fleet
+
+
+def _without_position_sync(services: FleetServices, settings: FleetSettings, **more: Any) -> Fleet:
+    fleet = Fleet(services, settings, **more)
+    fleet._positions.__class__ = _NoPositionSync
     return fleet
 
 
@@ -367,8 +378,10 @@ def _with_reader(
 ) -> FleetMaker:
     class WrongFleet(Fleet):
         @override
-        def _reader(self, lease: Lease, owed: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
-            reader = super()._reader(lease, owed, is_end, confirm)
+        def _create_reader(
+            self, lease: Lease, pending: TenantSet, is_end: EndCheck, confirm: Confirm
+        ) -> StreamShardReader:
+            reader = super()._create_reader(lease, pending, is_end, confirm)
             reader.__class__ = reader_class
             reader._dispatcher.__class__ = dispatcher_class
             reader._dispatcher.holds.__class__ = holds_class
@@ -382,12 +395,12 @@ def _with_reader(
     return WrongFleet
 
 
-def _with_holder(holder_class: type[LeaseHolder]) -> FleetMaker:
+def _with_end(end_class: type[StreamShardEnd]) -> FleetMaker:
     class WrongFleet(Fleet):
         @override
-        def _holder(self, lease: Lease) -> LeaseHolder:
-            holder = super()._holder(lease)
-            holder.__class__ = holder_class
+        def _create_holder(self, lease: Lease) -> LeaseHolder:
+            holder = super()._create_holder(lease)
+            holder._end.__class__ = end_class
             return holder
 
     return WrongFleet
@@ -455,19 +468,21 @@ WRONG_DESIGNS = {
     "the list of what is owed leaves out the unregistered": WrongDesign(
         _with_reader(_SecretiveReader, contacts_class=None), _lose_nothing, seed=116
     ),
-    "children do not hold what their parents owe": WrongDesign(_HopefulFleet, seed=133),
+    "children do not hold what their parents owe": WrongDesign(_with_ancestry(_HopefulAncestry), seed=133),
     "every reply without an iterator is the end": WrongDesign(_CredulousFleet, seed=3),
     "every reply without an iterator is the end of a parent": WrongDesign(
         _with_reader(_GullibleReader), weather=Weather.STORM, seed=9996
     ),
-    "the child of a merge has its lease from one parent": WrongDesign(_with_holder(_OneParentHolder), seed=2835),
-    "children do not wait for their parents": WrongDesign(_OrphanFleet, seed=54),
-    "what a scan does not show is not there": WrongDesign(_TrustingFleet, seed=116),
-    "what a scan does not show of what the parents continue is not there": WrongDesign(_ShortsightedFleet, seed=1956),
+    "the child of a merge has its lease from one parent": WrongDesign(_with_end(_OneParentEnd), seed=2835),
+    "children do not wait for their parents": WrongDesign(_with_ancestry(_OrphanAncestry), seed=54),
+    "what a scan does not show is not there": WrongDesign(_with_ancestry(_TrustingAncestry), seed=116),
+    "what a scan does not show of what the parents continue is not there": WrongDesign(
+        _with_ancestry(_ShortsightedAncestry), seed=1956
+    ),
     "a take does not look at the counter": WrongDesign(twist=_take_whatever_the_counter, seed=2),
     "the log of operations does not tell what was applied": WrongDesign(twist=_log_nothing),
     "rows are neither read nor written": WrongDesign(_with_reader(contacts_class=None), seed=4),
-    "an idle shard is not looked after": WrongDesign(_without_rounds, seed=8),
+    "an idle shard is not looked after": WrongDesign(_without_position_sync, seed=8),
     "a refill reads only for those known by name": WrongDesign(_with_reader(holds_class=_NarrowHolds)),
     "a refill begins at the lowest that the reader owes": WrongDesign(
         _with_reader(contacts_class=_ForwardContacts), seed=86
@@ -475,7 +490,7 @@ WRONG_DESIGNS = {
     "a row is compared with the lowest that the reader owes": WrongDesign(
         _with_reader(contacts_class=_LowContacts), seed=179
     ),
-    "children do not read their parents' records again": WrongDesign(_FatherlessFleet, seed=300),
+    "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=300),
     "the parents are noted as done when reading them again begins": WrongDesign(
         _with_reader(contacts_class=_RashContacts), seed=58
     ),

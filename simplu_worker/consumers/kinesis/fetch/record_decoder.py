@@ -1,4 +1,4 @@
-"""What the records of one stream shard hold: operations, or what can never be one. Pure, the same for every reader."""
+"""Decode the records of one stream shard into operations, or into rejections; the same for every reader. Pure."""
 
 from __future__ import annotations
 

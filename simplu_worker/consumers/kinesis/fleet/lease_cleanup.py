@@ -1,0 +1,74 @@
+"""Compare the leases with the listing of the stream, as the Kinesis Client Library's LeaseCleanupManager does."""
+
+from __future__ import annotations
+
+import structlog
+
+from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
+from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCoordinator
+from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.shard_tree import removable_leases
+from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
+from simplu_worker.consumers.kinesis.stream.client import Stream
+
+log = structlog.get_logger(__name__)
+
+
+class LeaseCleanup:
+    """Finds the stream shards past their retention: ends their readers, removes finished leases and their positions."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        table: LeaseTable,
+        view: StreamView,
+        ancestry: LeaseAncestry,
+        coordinator: LeaseCoordinator,
+        positions: PositionSync,
+    ) -> None:
+        self._stream = stream
+        self._table = table
+        self._view = view
+        self._ancestry = ancestry
+        self._coordinator = coordinator
+        self._positions = positions
+
+    def __repr__(self) -> str:
+        return f"LeaseCleanup({self._stream.name})"
+
+    async def run(self) -> None:
+        """List the stream, update the view, and remove what is gone. Fills in the hash ranges that rows of KCL 1 lack.
+
+        Raises RetryableError or PermanentError.
+        """
+        leases = self._view.leases()
+        self._view.retention = (await self._stream.describe()).retention
+        for reader in self._coordinator.readers():
+            reader.retention = self._view.retention
+        listed = {shard.stream_shard_id: shard for shard in await self._stream.list_stream_shards()}
+        # Every lease was created from a listing: a stream shard that a later listing lacks is past its retention.
+        self._view.gone = frozenset(leases.keys() - listed.keys())
+        self._ancestry.forget_unlisted(listed)
+        self._abandon_readers(leases)
+        await self._remove_leases(leases)
+        for lease_key, lease in leases.items():
+            if lease.hash_range is None and lease_key in listed:
+                hash_range = listed[lease_key].hash_range
+                await self._table.write_metadata(Lease(lease_key, lease.checkpoint, hash_range=hash_range))
+
+    def _abandon_readers(self, leases: dict[str, Lease]) -> None:
+        """End the readers of stream shards that are gone before their end: records are lost."""
+        for lease_key in self._view.gone & set(self._coordinator.held):
+            reader = self._coordinator.reader(lease_key)
+            if reader is not None and not reader.is_at_end:
+                checkpoint = leases[lease_key].checkpoint.checkpoint
+                log.error("stream_shard.gone", stream_shard_id=lease_key, checkpoint=checkpoint)
+                reader.abandon()
+
+    async def _remove_leases(self, leases: dict[str, Lease]) -> None:
+        for lease in removable_leases(leases, self._view.gone):
+            if await self._table.delete(lease):
+                log.info("lease.removed", stream_shard_id=lease.lease_key)
+                self._positions.forget(lease.lease_key)

@@ -1,0 +1,168 @@
+"""Take leases up to this replica's share, and run the holder of each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import structlog
+
+from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder
+from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.metrics import instruments
+from simplu_worker.timing.clock import loop_time
+
+CONCURRENT_TAKES: Final = 10  # connections of the client
+
+log = structlog.get_logger(__name__)
+
+
+class LeaseCoordinator:
+    """The leases that this replica holds, and those that it takes."""
+
+    def __init__(
+        self,
+        table: LeaseTable,
+        view: StreamView,
+        create_holder: Callable[[Lease], LeaseHolder],
+        *,
+        me: str,
+        lease_duration_s: float,
+        pin: Callable[[Lease], datetime | None],
+        on_expired: Callable[[], None],
+        draw: Callable[[], float],
+    ) -> None:
+        """*pin* gives the instant from which a lease is read, where a take has to write it.
+
+        *on_expired* is called after each take of a lease that its owner neither renewed nor released.
+        """
+        self._table = table
+        self._view = view
+        self._create_holder = create_holder
+        self._me = me
+        self._lease_duration_s = lease_duration_s
+        self._pin = pin
+        self._on_expired = on_expired
+        self._draw = draw
+        self._holders: dict[str, LeaseHolder] = {}
+
+    def __repr__(self) -> str:
+        return f"LeaseCoordinator({self._table.name}, me={self._me}, holding={sorted(self._holders)})"
+
+    @property
+    def held(self) -> Collection[str]:
+        """The keys of the leases that this replica holds."""
+        return self._holders.keys()
+
+    def reader(self, lease_key: str) -> StreamShardReader | None:
+        """Return the reader of a lease; None when the lease is not held, or waits for its parents."""
+        holder = self._holders.get(lease_key)
+        return None if holder is None else holder.reader
+
+    def readers(self) -> Sequence[StreamShardReader]:
+        """Return the running readers, in order of their stream shards."""
+        found = [self.reader(lease_key) for lease_key in sorted(self._holders)]
+        return [reader for reader in found if reader is not None]
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return every stream shard with a lease: its owner, its state and its checkpoint."""
+        return [
+            self._holders[lease_key].status()
+            if lease_key in self._holders
+            else {
+                "streamShard": lease_key,
+                "state": "ended" if one.lease.checkpoint == SHARD_END else "elsewhere",
+                "checkpoint": one.lease.checkpoint.checkpoint,
+                "owner": one.lease.owner,
+            }
+            for lease_key, one in sorted(self._view.observations.items())
+        ]
+
+    def update_gauges(self) -> None:
+        """Set the gauges of leases by the last scan."""
+        counts = Counter(self._state_of(one.lease) for one in self._view.observations.values())
+        for state in instruments.LEASE_STATES:
+            instruments.KINESIS_LEASES.labels(state).set(counts[state])
+        ages = [holder.renewal_age_s for holder in self._holders.values()]
+        instruments.KINESIS_RENEWAL_AGE.set(max(ages, default=0.0))
+
+    async def release_from_parents(self) -> None:
+        """Let the readers apply the operations that waited for parents, as far as these have finished."""
+        for holder in list(self._holders.values()):
+            await holder.release_from_parents()
+
+    async def take(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> bool:
+        """Take this replica's share of the leases and run their holders in *tasks* until *stopping*.
+
+        Returns whether another replica was faster with one of them.
+        """
+        wanted = plan_takes(
+            self._view.observations,
+            held=self.held,
+            now=loop_time(),
+            lease_duration_s=self._lease_duration_s,
+            me=self._me,
+            draw=self._draw(),
+        )
+        has_lost_race = False
+        for at in range(0, len(wanted), CONCURRENT_TAKES):
+            async with asyncio.TaskGroup() as takes:
+                tries = [
+                    takes.create_task(self._take(lease, tasks, stopping), name=f"take:{lease.lease_key}")
+                    for lease in wanted[at : at + CONCURRENT_TAKES]
+                ]
+            has_lost_race = has_lost_race or any(one.result() for one in tries)
+        return has_lost_race
+
+    async def _take(self, lease: Lease, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> bool:
+        """Take a lease and run its holder; return whether another replica was faster."""
+        try:
+            taken = await self._table.take(lease, self._me, start_at=self._pin(lease))
+        except (RetryableError, PermanentError) as exc:
+            log.warning("lease.untaken", stream_shard_id=lease.lease_key, error=str(exc))
+            return False
+        if taken is None:
+            return True
+        how = self._how(lease)
+        instruments.KINESIS_LEASE_TAKES.labels(how).inc()
+        log.info(
+            "lease.taken",
+            stream_shard_id=lease.lease_key,
+            checkpoint=lease.checkpoint.checkpoint,
+            how=how,
+            owner_before=lease.owner,
+        )
+        if how == "expired":
+            self._on_expired()
+        holder = self._holders[lease.lease_key] = self._create_holder(taken)
+        tasks.create_task(self._run(holder, stopping), name=f"lease:{lease.lease_key}")
+        return False
+
+    def _how(self, lease: Lease) -> str:
+        if lease.owner in {None, self._me}:
+            return "free"
+        unchanged_for_s = loop_time() - self._view.observations[lease.lease_key].unchanged_since
+        return "expired" if unchanged_for_s > self._lease_duration_s else "stolen"
+
+    async def _run(self, holder: LeaseHolder, stopping: asyncio.Event) -> None:
+        try:
+            await holder.run(stopping)
+        finally:
+            del self._holders[holder.lease_key]
+            instruments.remove_stream_shard(holder.lease_key)
+
+    def _state_of(self, lease: Lease) -> str:
+        if lease.checkpoint == SHARD_END:
+            return "ended"
+        if lease.lease_key in self._holders:
+            return "owned"
+        return "unowned" if lease.owner is None else "other"

@@ -1,0 +1,151 @@
+"""Renew one lease and write the progress of its reader into the row.
+
+Renewal and checkpoint are one write, every third of the lease duration. A replica that cannot renew for the whole
+duration stops reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Final, NoReturn
+
+import structlog
+
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.timing.aligned_times import aligned_time
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.waits import sleep_or_event
+
+RENEWALS_PER_DURATION: Final = 3
+TRIES_PER_DURATION: Final = 30  # of a renewal that fails: half of them may, and the lease is still kept
+
+log = structlog.get_logger(__name__)
+
+
+class LeaseLostError(Exception):
+    """Another replica has the lease, or it could not be renewed for its whole duration."""
+
+
+class LeaseRenewer:
+    """Renews a lease until it is lost or released. *reader*, once there is one, gives the progress to write."""
+
+    def __init__(self, table: LeaseTable, lease: Lease, *, duration_s: float) -> None:
+        self._table = table
+        self.lease = lease  # as the last write left it
+        self._duration_s = duration_s
+        self._renewed_at = loop_time()
+        self._is_over = False
+        self._is_requested = asyncio.Event()
+        self._is_renewed = asyncio.Event()
+        self.reader: StreamShardReader | None = None
+
+    def __repr__(self) -> str:
+        return f"LeaseRenewer({self.lease.lease_key}, counter={self.lease.counter}, age_s={self.age_s:.1f})"
+
+    @property
+    def age_s(self) -> float:
+        """The time since the last renewal."""
+        return loop_time() - self._renewed_at
+
+    async def run(self) -> NoReturn:
+        """Renew until cancelled. Raises LeaseLostError."""
+        interval_s = self._duration_s / RENEWALS_PER_DURATION
+        due_at = aligned_time(loop_time(), interval_s)
+        while True:
+            await sleep_or_event(due_at - loop_time(), until=self._is_requested)
+            self._is_requested.clear()
+            started_at = loop_time()
+            try:
+                # Also when it is overdue, after a suspension or slow answers: the write fails if another replica took
+                # the lease in between.
+                async with asyncio.timeout_at(started_at + interval_s):
+                    renewed = await self._table.renew(
+                        self.lease, self._checkpoint(), pending_tenants=self._pending_tenants(), ahead=self._ahead()
+                    )
+            except (RetryableError, PermanentError, TimeoutError) as exc:
+                log.warning(
+                    "lease.unrenewed", stream_shard_id=self.lease.lease_key, error=str(exc) or "no answer in time"
+                )
+                if self.age_s > self._duration_s:
+                    raise LeaseLostError from None  # other replicas may take it by now
+                due_at = loop_time() + self._duration_s / TRIES_PER_DURATION
+                continue
+            if renewed is None:
+                raise LeaseLostError
+            self.lease, self._renewed_at = renewed, started_at
+            self._is_renewed.set()
+            due_at = aligned_time(loop_time(), interval_s)
+
+    def request(self) -> None:
+        """Have the lease renewed at once: there is progress to write."""
+        self._is_requested.set()
+
+    async def confirm(self) -> bool:
+        """Renew at once and wait for the answer, at most for the renewal interval; return whether the lease is held.
+
+        A reader whose lease is lost is cancelled before this returns; only other callers see False.
+        """
+        if not self._is_over:
+            self._is_renewed.clear()
+            self._is_requested.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._duration_s / RENEWALS_PER_DURATION):
+                    await self._is_renewed.wait()
+        return not self._is_over
+
+    async def release(self, *, is_ended: bool) -> None:
+        """Write the last checkpoint, SHARD_END where *is_ended*, and release the lease so that others take it at once.
+
+        Gives up after the renewal interval; the lease expires then.
+        """
+        checkpoint = SHARD_END if is_ended else self._checkpoint()
+        is_released = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._duration_s / RENEWALS_PER_DURATION):
+                is_released = await self._release(checkpoint)
+        if is_released:
+            written = (checkpoint or self.lease.checkpoint).checkpoint
+            log.info("lease.released", stream_shard_id=self.lease.lease_key, checkpoint=written)
+
+    def close(self) -> None:
+        """End the waits of `confirm`: the lease will not be renewed any more."""
+        self._is_over = True
+        self._is_renewed.set()
+
+    async def _release(self, checkpoint: Position | None) -> bool:
+        """Release the lease, with as many tries as it takes; return False when it is lost."""
+        while True:
+            try:
+                return await self._table.release(self.lease, checkpoint, ahead=self._ahead())
+            except (RetryableError, PermanentError) as exc:
+                log.warning("lease.unreleased", stream_shard_id=self.lease.lease_key, error=str(exc))
+            await asyncio.sleep(self._duration_s / TRIES_PER_DURATION)
+
+    def _checkpoint(self) -> Position | None:
+        """Return the checkpoint to write; None when it has not moved."""
+        checkpoint = None if self.reader is None else self.reader.checkpoint
+        return checkpoint if checkpoint is not None and checkpoint > self.lease.checkpoint else None
+
+    def _pending_tenants(self) -> frozenset[str] | None:
+        """Return the pending tenants to list, so that the children can begin; None when the row lists them already.
+
+        The list only shrinks. The children have begun by the list in the row, whichever replica wrote it: tenants that
+        this reader holds beyond it were finished before, and the log of operations drops theirs.
+        """
+        pending = None if self.reader is None else self.reader.pending_tenants()
+        if pending is None:
+            return None
+        if self.lease.pending_tenants is not None:
+            pending = pending.intersection(TenantSet.decode(self.lease.pending_tenants))
+        targets = pending.encode()
+        return targets if targets != self.lease.pending_tenants else None
+
+    def _ahead(self) -> ReadAhead | None:
+        """Return how far the reader is ahead of its checkpoint; before the first read, the contents of the row stay."""
+        return self.lease.ahead if self.reader is None else self.reader.ahead

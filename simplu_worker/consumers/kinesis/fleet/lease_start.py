@@ -1,0 +1,39 @@
+"""Where the reader of a lease starts. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp, Start, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.positions import AT_TIMESTAMP, LATEST, TRIM_HORIZON
+
+
+def pinned_start(lease: Lease, initial_position: str | datetime, *, now: datetime) -> datetime | None:
+    """Return the instant from which this application reads a stream shard; None when the row contains one.
+
+    *initial_position* is `KINESIS_INITIAL_POSITION`. A lease with a checkpoint and without this instant comes from a
+    Kinesis Client Library, which is responsible for all records before *now*.
+    """
+    if lease.started_at is not None:
+        return None
+    if lease.checkpoint == TRIM_HORIZON:
+        return HORIZON
+    if lease.checkpoint in {LATEST, AT_TIMESTAMP} and isinstance(initial_position, datetime):
+        return initial_position
+    return now
+
+
+def start_of(lease: Lease, now: datetime) -> Start:
+    """Return from where to read a stream shard, given its checkpoint.
+
+    LATEST without a pinned instant becomes *now*: an iterator of type LATEST that expires before it returns a record
+    would skip the records that came in between. The record at the checkpoint is read again, as the KCL does: it may be
+    an aggregate of which only some sub-records are done.
+    """
+    if lease.checkpoint == TRIM_HORIZON:
+        return TrimHorizon()
+    if lease.checkpoint in {LATEST, AT_TIMESTAMP}:
+        return AtTimestamp(lease.started_at or now)
+    return AtSequenceNumber(lease.checkpoint.checkpoint)

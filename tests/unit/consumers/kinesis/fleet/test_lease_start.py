@@ -1,0 +1,51 @@
+"""Where the reader of a lease starts: by its checkpoint, and by the instant that pins it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from simplu_worker.consumers.kinesis.fleet.lease_start import pinned_start, start_of
+from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp, Start, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.positions import AT_TIMESTAMP, LATEST, TRIM_HORIZON, Position
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+EARLIER = datetime(2026, 2, 1, tzinfo=UTC)
+READ = Position(17, 3)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "initial_position", "expected"),
+    [
+        pytest.param(TRIM_HORIZON, "TRIM_HORIZON", HORIZON, id="all records"),
+        pytest.param(TRIM_HORIZON, EARLIER, HORIZON, id="a child, whatever the initial position"),
+        pytest.param(LATEST, "LATEST", NOW, id="latest: from the take on"),
+        pytest.param(AT_TIMESTAMP, EARLIER, EARLIER, id="the configured instant"),
+        pytest.param(LATEST, EARLIER, EARLIER, id="a KCL's LATEST, with a configured instant"),
+        pytest.param(READ, EARLIER, NOW, id="a KCL has read a part"),
+    ],
+)
+def test_take_pins_the_instant_from_which_a_lease_is_read(
+    checkpoint: Position, initial_position: str | datetime, expected: datetime
+) -> None:
+    """A lease taken for the first time gets the instant; one that has it keeps it."""
+    assert pinned_start(Lease("a", checkpoint), initial_position, now=NOW) == expected
+    assert pinned_start(Lease("a", checkpoint, started_at=EARLIER), initial_position, now=NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("lease", "expected"),
+    [
+        (Lease("a", TRIM_HORIZON, started_at=HORIZON), TrimHorizon()),
+        (Lease("a", LATEST, started_at=EARLIER), AtTimestamp(EARLIER)),
+        (Lease("a", AT_TIMESTAMP, started_at=EARLIER), AtTimestamp(EARLIER)),
+        (Lease("a", LATEST), AtTimestamp(NOW)),
+        (Lease("a", READ, started_at=EARLIER), AtSequenceNumber("17")),
+    ],
+)
+def test_reader_starts_by_the_checkpoint(lease: Lease, expected: Start) -> None:
+    """A record at the checkpoint is read again; LATEST is an instant."""
+    assert start_of(lease, NOW) == expected
