@@ -142,7 +142,7 @@ def _background_tasks(
         "unconfirmed": Unconfirmed(shards.provisioner.confirmer, shards.pools).run,
         "prober": Prober(shards.pools, health).run,
         "routes": RouteRefresh(shards.directory, shards.locator, shards.pools).run,
-        "dead-letters": consumers.dead_letters.open,
+        "dead-letters": consumers.dead_letters.read_limits,
         "shard-map": partial(_reload_map, settings, shards, hung_up),
     }
     if isinstance(shards.locator, Citrus):

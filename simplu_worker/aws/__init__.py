@@ -1,1 +1,1 @@
-"""How AWS is asked: clients, errors, the door to SQS, DynamoDB tables."""
+"""The doors to AWS: clients and their errors, SQS, DynamoDB tables."""

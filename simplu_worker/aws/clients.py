@@ -1,7 +1,7 @@
-"""The one place where AWS clients are made, and the table of their errors.
+"""Open AWS clients, and translate their errors by a table.
 
-Every module that speaks to an AWS service is handed a client opened here and turns what it raises into our few
-errors with `translate`, by class and by code, never by text.
+Every module that calls an AWS service uses a client opened here, and turns the client's errors into our few errors with
+`translate`, by class and by code, never by text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from botocore.utils import parse_timestamp
 
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 
-Client: TypeAlias = Any  # botocore makes its clients at run time from the service's model: there is no class to name
+Client: TypeAlias = Any  # botocore makes its clients at run time from the service's model: they have no class to import
 
 AWS_ERRORS: tuple[type[Exception], ...] = (
     botocore_errors.ClientError,
@@ -34,7 +34,7 @@ AWS_ERRORS: tuple[type[Exception], ...] = (
     ResponseParserError,
 )
 
-# "You ask too often." botocore 1.43 retries/standard.py, ThrottledRetryableChecker; Kinesis API reference, GetRecords
+# Too many requests. botocore 1.43 retries/standard.py, ThrottledRetryableChecker; Kinesis API reference, GetRecords
 # (KMSThrottling), DescribeStreamSummary (LimitExceeded is its rate); SQS API reference, ReceiveMessage (OverLimit),
 # SendMessage (RequestThrottled, KmsThrottled).
 THROTTLING_CODES = frozenset(
@@ -59,9 +59,9 @@ THROTTLING_CODES = frozenset(
     },
 )
 
-# Passing states that come with a 4xx. botocore 1.43 retries/standard.py, TransientRetryableChecker; DynamoDB developer
-# guide, "Error handling"; Kinesis ListShards and DynamoDB UpdateTable (ResourceInUse: being created, changed or
-# deleted); expired tokens: the credentials chain fetches new ones for the next call.
+# Transient states with an HTTP status 4xx. botocore 1.43 retries/standard.py, TransientRetryableChecker; DynamoDB
+# developer guide, "Error handling"; Kinesis ListShards and DynamoDB UpdateTable (ResourceInUse: being created, changed
+# or deleted); expired tokens: the credentials chain fetches new ones for the next call.
 TRANSIENT_CODES = frozenset(
     {
         "ExpiredToken",
@@ -77,7 +77,7 @@ TRANSIENT_CODES = frozenset(
     },
 )
 
-# Raised by botocore itself, before or instead of an answer of the service: the network, or where credentials come from.
+# Raised by botocore itself, in place of an answer of the service: errors of the network or of a source of credentials.
 TRANSIENT_ERRORS: tuple[type[Exception], ...] = (
     botocore_errors.ConnectionError,
     botocore_errors.HTTPClientError,
@@ -96,13 +96,13 @@ CREDENTIALS_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
-# What decodes replies, by the name of their shape in the service's model. For those of which there are many, or large
-# ones: botocore's own parser takes ten times as long.
+# Decoders of replies, by the name of their shape in the service's model, for replies that are frequent or large:
+# botocore's own parser takes ten times as long.
 DECODERS: dict[str, Callable[[bytes], dict[str, Any]]] = {}
 
 
 class ThrottledError(RetryableError):
-    """The service answered that it is asked too often; wait longer each time."""
+    """The service answered that it gets too many requests; wait longer each time."""
 
 
 @asynccontextmanager
@@ -118,10 +118,10 @@ async def open_client(
 ) -> AsyncIterator[Client]:
     """Open a client of *service* (`kinesis`, `dynamodb`, `sqs`) and close it, with its connections, at the end.
 
-    Credentials come from the standard AWS chain, `AWS_ENDPOINT_URL*` count where *endpoint_url* is `None`, the
-    profile's region where *region* is. *max_attempts* is in all, 1 = no retry: loops that ask again anyway back off
-    themselves, and a second try hidden in the client would only delay what they learn; give more to calls made once.
-    A long poll holds its connection: *pool_size* must exceed the polls at one time, else other calls wait behind them.
+    Credentials come from the standard AWS chain. `AWS_ENDPOINT_URL*` apply when *endpoint_url* is `None`, and the
+    profile's region when *region* is. *max_attempts* counts all attempts, 1 = no retry: loops back off themselves, and
+    a retry hidden in the client would only delay the error; allow more for calls made once. A long poll holds its
+    connection: *pool_size* must exceed the polls at one time, else other calls wait behind them.
 
     Raises ConfigurationError when there is no region or the profile does not exist.
     """
@@ -140,15 +140,15 @@ async def open_client(
             raise ConfigurationError("AWS_REGION: expected a region such as eu-west-1, none is set") from exc
         except botocore_errors.ProfileNotFound as exc:
             raise ConfigurationError(f"AWS_PROFILE: {exc}") from exc
-        except ValueError as exc:  # botocore's for an endpoint or a region that it cannot make a host of
+        except ValueError as exc:  # of botocore, for an endpoint or a region without a valid host
             raise ConfigurationError(
-                f"AWS_ENDPOINT_URL, AWS_REGION: expected an http(s) URL and a region, got no host of {service}"
+                f"AWS_ENDPOINT_URL, AWS_REGION: expected an http(s) URL and a region, got no valid host for {service}"
             ) from exc
         yield client
 
 
 def error_code(exc: Exception) -> str:
-    """Return the service's error code; empty for an error that is not an answer of the service."""
+    """Return the error code of the service; empty for an error without an answer of the service."""
     if not isinstance(exc, botocore_errors.ClientError):
         return ""
     return str(exc.response.get("Error", {}).get("Code", ""))
@@ -157,10 +157,10 @@ def error_code(exc: Exception) -> str:
 def translate(exc: Exception) -> WorkerError:
     """Return our error for one of AWS_ERRORS.
 
-    Raises *exc* itself when it says that the call was wrong (a parameter that the model does not know): a bug of ours.
+    Raises *exc* itself when the call was wrong (a parameter that is not in the model): a bug of ours.
     """
     if isinstance(exc, botocore_errors.ClientError):
-        return _answer_of_service(exc)
+        return _service_error(exc)
     if isinstance(exc, CREDENTIALS_ERRORS):
         return PermanentError(
             f"no usable AWS credentials: expected them in the environment, a profile or a role; {exc}"
@@ -179,7 +179,7 @@ def translate_errors() -> Iterator[None]:
         raise translate(exc) from exc
 
 
-def _answer_of_service(exc: botocore_errors.ClientError) -> WorkerError:
+def _service_error(exc: botocore_errors.ClientError) -> WorkerError:
     code = error_code(exc)
     message = f"{exc.operation_name}: {code}: {exc.response.get('Error', {}).get('Message', '')}"
     status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
@@ -192,7 +192,7 @@ def _answer_of_service(exc: botocore_errors.ClientError) -> WorkerError:
 
 @functools.cache
 def _session() -> AioSession:
-    """Return the process's one session: it caches service models (33 ms and 6 MB each further session)."""
+    """Return the one session of the process: it caches service models (a further session takes 33 ms and 6 MB)."""
     session = AioSession()
     factory = _ParserFactory()
     factory.set_parser_defaults(timestamp_parser=_parse_timestamp)
@@ -205,13 +205,14 @@ def _session() -> AioSession:
 class ModelFiles(JSONFileLoader):  # type: ignore[misc]  # botocore has no types
     """Reads the models of services and the list of endpoints into plain dicts that share their keys.
 
-    They stay for as long as the process. botocore's own makes each object an OrderedDict, which takes 5 MiB more.
+    The dicts stay for the life of the process. botocore's own loader makes OrderedDicts, which take 5 MiB more.
     """
 
     def load_file(self, file_path: str) -> Any:
-        """Return what the file says, `None` if there is none; *file_path* is without its ending.
+        """Return the content of the file, `None` if there is none; *file_path* has no extension.
 
-        Raises ConfigurationError for one that is no JSON: `AWS_DATA_PATH` and `~/.aws/models` may have the user's own.
+        Raises ConfigurationError for a file that is no JSON: users may have their own models in `AWS_DATA_PATH` and
+        `~/.aws/models`.
         """
         for ending, open_file in ((".json", open), (".json.gz", gzip.open)):
             try:
@@ -225,30 +226,30 @@ class ModelFiles(JSONFileLoader):  # type: ignore[misc]  # botocore has no types
 
 
 class _UserAgent(UserAgentString):  # type: ignore[misc]  # botocore has no types
-    """Makes the User-Agent of a client once for each set of features that botocore counts of a request.
+    """Caches the User-Agent of a client for each set of features that botocore notes of a request.
 
-    botocore makes the same text anew twice a request, letter by letter, which is a quarter of what a request takes.
+    botocore builds the same text twice a request, character by character, which takes a quarter of a request's time.
     """
 
     def __init__(self, **environment: Any) -> None:
         super().__init__(**environment)
-        self._made: dict[frozenset[str], str] = {}
+        self._texts: dict[frozenset[str], str] = {}
 
     def with_client_config(self, client_config: Any) -> _UserAgent:
         of_client: _UserAgent = super().with_client_config(client_config)
-        of_client._made = {}
+        of_client._texts = {}
         return of_client
 
     def to_string(self) -> str:
         context = get_context()
         features = frozenset(() if context is None else context.features)
-        if (made := self._made.get(features)) is None:
-            made = self._made[features] = super().to_string()
-        return made
+        if (text := self._texts.get(features)) is None:
+            text = self._texts[features] = super().to_string()
+        return text
 
 
 class _JsonParser(AioJSONParser):  # type: ignore[misc]  # botocore has no types
-    """Parses replies member by member, by the service's model; those that somebody decodes, in one go."""
+    """Parses replies member by member by the service's model, but replies with a decoder in DECODERS in one go."""
 
     async def _do_parse(self, response: dict[str, Any], shape: Any) -> dict[str, Any]:
         decode = None if shape is None else DECODERS.get(shape.name)
@@ -271,7 +272,7 @@ class _ParserFactory(AioResponseParserFactory):  # type: ignore[misc]  # as abov
 
 
 def _parse_timestamp(value: str | float) -> datetime:
-    """Parse a timestamp of an answer into UTC; botocore's own gives the machine's zone, and ten times as slowly."""
+    """Parse a timestamp of an answer into UTC; botocore's parser gives the machine's zone, ten times as slowly."""
     if isinstance(value, int | float):
         return datetime.fromtimestamp(value, UTC)
     parsed: datetime = parse_timestamp(value)

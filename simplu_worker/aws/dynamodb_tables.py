@@ -1,4 +1,4 @@
-"""A look at a DynamoDB table, whoever's it is."""
+"""Describe any DynamoDB table."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
 
 
 class TableSummary(msgspec.Struct, frozen=True):
-    """What a table says of itself; *key* are the names of its key's attributes, the partition key first."""
+    """The status of a table, and the names of its key attributes, the partition key first."""
 
     status: str
     key: tuple[str, ...]
 
 
 async def describe_table(client: Client, name: str) -> TableSummary | None:
-    """Return what table *name* says of itself; None when it does not exist.
+    """Return the description of table *name*; None when it does not exist.
 
     Raises RetryableError or PermanentError when DynamoDB gives no answer.
     """

@@ -1,4 +1,4 @@
-"""Take a message out of what SNS puts around it where raw delivery is off. Pure."""
+"""Unwrap a message from the envelope that SNS adds when raw delivery is off. Pure."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _MARK: Final = '"Notification"'
 
 
 def unwrap(body: str, attributes: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Return the message in *body* with its attributes; both as they are where there is no envelope.
+    """Return the message in *body* with its attributes; both unchanged when there is no envelope.
 
-    Those of the SQS message itself win over those that SNS wrote.
+    An attribute of the SQS message itself overrides one of the envelope.
     """
     own = dict(attributes)
-    if _MARK not in body:  # most bodies are not parsed here
+    if _MARK not in body:  # saves parsing most bodies
         return body, own
     try:
         envelope = json.loads(body)
     except (ValueError, RecursionError):
-        return body, own  # whoever decodes it says what is wrong with it
+        return body, own  # the decoder of the message reports the error
     if not isinstance(envelope, dict) or envelope.get("Type") != "Notification":
         return body, own
     message = envelope.get("Message")

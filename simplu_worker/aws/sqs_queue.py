@@ -1,9 +1,9 @@
-"""The door to SQS: one queue's calls, as our types and our errors.
+"""The door to SQS: the calls of one queue, with our types and our errors.
 
-A batch call of SQS answers for each entry by itself, so the batch calls here return the entries that did not get
-through, and raise only for what concerns the whole call: RetryableError (network, throttling, trouble of SQS) and
-PermanentError (no such queue, no permission, too large). A message is read field by field: a field that is missing or
-of another type has a default, and only a message that could never be deleted is passed over.
+A batch call of SQS answers for each entry separately. So the batch calls here return the entries that failed, and raise
+only when the whole call failed: RetryableError (network, throttling, an outage of SQS) or PermanentError (no such
+queue, no permission, too large). A message is read field by field: a field that is missing or of another type has a
+default, and only a message that could never be deleted is skipped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from simplu_worker.timing.backoff import backoff_s
 
 BATCH_MAX_COUNT: Final = 10  # entries a batch call, and messages a receive: SQS API reference
 LONG_POLL_MAX_S: Final = 20  # SQS API reference, ReceiveMessage
-POLL_MARGIN_S: Final = 5  # by how much the poll client's read timeout exceeds the poll, so that a dead one is noticed
+POLL_MARGIN_S: Final = 5  # by how much the poll client's read timeout exceeds the poll, to notice a dead connection
 VISIBILITY_DEFAULT_S: Final = 30  # SQS developer guide
 DELETE_TRIES: Final = 5
 
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 
 class FifoIds(msgspec.Struct, frozen=True):
-    """What a FIFO queue wants to know of a message."""
+    """The ids that a FIFO queue needs with a message."""
 
     group_id: str
     deduplication_id: str
@@ -45,8 +45,8 @@ class FifoIds(msgspec.Struct, frozen=True):
 class Message(msgspec.Struct, frozen=True):
     """One message as received. *attributes* are its message attributes that are text; *receive_count* counts from 1.
 
-    *deduplication_id* and *sequence_number* are there in FIFO queues only; *held_count* is how often the message was
-    handled since its receive and kept in hand to be handled again.
+    *deduplication_id* and *sequence_number* exist in FIFO queues only. *held_count* is how often the message was
+    held in flight after its receive, to be handled again.
     """
 
     message_id: str
@@ -62,18 +62,18 @@ class Message(msgspec.Struct, frozen=True):
 
     @property
     def try_count(self) -> int:
-        """How often the message was given to a handler, this time included, as far as SQS and this process know."""
+        """How often a handler got the message, this time included, as far as SQS and this process know."""
         return self.receive_count + self.held_count
 
     @property
     def size_bytes(self) -> int:
-        """What the message takes of the bytes in hand."""
+        """The size that counts against the limit of bytes in flight."""
         texts = (self.body, *self.attributes, *self.attributes.values())
         return sum(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in texts)
 
 
 class BatchFailure(msgspec.Struct, frozen=True):
-    """An entry of a batch call that failed; *is_sender_fault* when SQS finds the entry at fault, and not itself."""
+    """A failed entry of a batch call; *is_sender_fault*: SQS finds the entry at fault, not itself."""
 
     message: Message
     code: str
@@ -81,7 +81,7 @@ class BatchFailure(msgspec.Struct, frozen=True):
 
 
 class QueueAttributes(msgspec.Struct, frozen=True):
-    """What a queue says of itself; the counts are SQS's estimates. `None`: it does not say."""
+    """Attributes of a queue; the counts are SQS's estimates. `None`: the answer does not contain the attribute."""
 
     visibility_timeout_s: int
     max_message_bytes: int | None
@@ -92,16 +92,16 @@ class QueueAttributes(msgspec.Struct, frozen=True):
     redrive_policy: str | None
 
 
-class Outgoing(msgspec.Struct, frozen=True):
-    """A message to send; *fifo* only to a FIFO queue, and always there. *attributes* go as message attributes."""
+class OutgoingMessage(msgspec.Struct, frozen=True):
+    """A message to send. *fifo* is required for a FIFO queue, and only there. *attributes* are message attributes."""
 
     body: str
     fifo: FifoIds | None = None
     attributes: Mapping[str, str] | None = None
 
 
-class Unsent(msgspec.Struct, frozen=True):
-    """An entry, by its place in the batch, that SQS did not take."""
+class UnsentMessage(msgspec.Struct, frozen=True):
+    """An entry that SQS did not accept, by its index in the batch."""
 
     index: int
     code: str
@@ -110,8 +110,8 @@ class Unsent(msgspec.Struct, frozen=True):
 class Queue:
     """One SQS queue.
 
-    *poll_client* is the client for long polls, whose read timeout exceeds the poll's wait and which tries once; with a
-    client of their own, deletes and heartbeats never wait behind parked polls.
+    *poll_client* is the client for long polls, with a read timeout longer than a poll and without retries. A client for
+    the polls alone keeps deletes and heartbeats from waiting behind polls.
     """
 
     def __init__(
@@ -133,14 +133,14 @@ class Queue:
 
     @property
     def is_fifo(self) -> bool:
-        """Whether the queue keeps order within groups: SQS has such queues end in `.fifo`, and no others."""
+        """Whether the queue keeps order within groups: exactly the names of such queues end in `.fifo`."""
         return self.name.endswith(".fifo")
 
     def origin_of(self, message: Message) -> Origin:
-        """Return where *message* came from.
+        """Return the origin of *message*.
 
-        In a standard queue the time of sending stands for the sequence number that there is not: a replay, sent later,
-        has a higher one.
+        In a standard queue, which has no sequence numbers, the sent timestamp takes their place: a replay, which is
+        sent later, has a higher one.
         """
         return Origin(
             source=Source.SQS,
@@ -175,10 +175,10 @@ class Queue:
     async def receive(
         self, *, wait_s: int, max_messages: int, visibility_s: int | None = None, attempt_id: str | None = None
     ) -> list[Message]:
-        """Wait for messages and take up to *max_messages* of them; empty when none came within *wait_s*.
+        """Receive up to *max_messages* messages; return none when none came within *wait_s*.
 
-        They are hidden for *visibility_s*, else for the queue's own timeout. From a FIFO queue, a receive whose answer
-        got lost gives the same messages again under the same *attempt_id*.
+        They are hidden for *visibility_s*, else for the queue's own timeout. When the answer of a receive from a FIFO
+        queue got lost, a repetition with the same *attempt_id* gives the same messages.
         """
         options = {
             **({} if visibility_s is None else {"VisibilityTimeout": visibility_s}),
@@ -193,13 +193,13 @@ class Queue:
                 MessageSystemAttributeNames=["All"],
                 **options,
             )
-        messages = [read_message(item) for item in answer.get("Messages") or []]
+        messages = [parse_message(item) for item in answer.get("Messages") or []]
         if None in messages:
             log.warning("message.malformed", queue=self.name, count=messages.count(None))
         return [message for message in messages if message is not None]
 
-    async def send(self, entries: Sequence[Outgoing]) -> list[Unsent]:
-        """Send up to BATCH_MAX_COUNT messages; return those that were not taken."""
+    async def send(self, entries: Sequence[OutgoingMessage]) -> list[UnsentMessage]:
+        """Send up to BATCH_MAX_COUNT messages; return those that SQS did not accept."""
         batch = [
             {
                 "Id": str(index),
@@ -211,21 +211,21 @@ class Queue:
         ]
         with translate_errors():
             answer = await self._client.send_message_batch(QueueUrl=self.url, Entries=batch)
-        return [Unsent(index=int(item["Id"]), code=item.get("Code", "")) for item in answer.get("Failed", [])]
+        return [UnsentMessage(index=int(item["Id"]), code=item.get("Code", "")) for item in answer.get("Failed", [])]
 
     async def delete(self, messages: Sequence[Message]) -> list[Message]:
-        """Delete *messages*, and again those for which SQS had trouble; return those that are still there.
+        """Delete *messages*, with retries of those on which SQS itself failed; return the messages not deleted.
 
-        The same message twice counts once, by its newest receipt handle.
+        A message that is given twice counts once, with its last receipt handle.
         """
         left: list[Message] = []
         newest = {message.message_id: message for message in messages}
         for batch in batches(newest.values()):
-            left += await self._delete_patiently(batch)
+            left += await self._delete_with_retries(batch)
         return left
 
     async def change_visibility(self, messages: Sequence[Message], visibility_s: int) -> list[Message]:
-        """Let *messages* come again *visibility_s* from now, unless deleted; return those not ours to say so any more.
+        """Make *messages* visible *visibility_s* from now, unless deleted; return those for which SQS refuses it.
 
         Raises after the first batch that fails as a whole.
         """
@@ -236,7 +236,7 @@ class Queue:
         return lost
 
     async def change_visibility_batch(self, changes: Sequence[tuple[Message, int]]) -> list[BatchFailure]:
-        """Let each message come again after its seconds, in one call of at most BATCH_MAX_COUNT; return what failed."""
+        """Make each message visible after its seconds, in one call of at most BATCH_MAX_COUNT; return the failures."""
         entries = [
             {"Id": str(index), "ReceiptHandle": message.receipt_handle, "VisibilityTimeout": visibility_s}
             for index, (message, visibility_s) in enumerate(changes)
@@ -246,8 +246,8 @@ class Queue:
         return _failures(answer, [message for message, _ in changes])
 
     async def delete_batch(self, messages: Sequence[Message]) -> list[BatchFailure]:
-        """Delete *messages* in one call of at most BATCH_MAX_COUNT; return what failed."""
-        # Places as ids: a message id twice in one call would have SQS refuse all of it.
+        """Delete *messages* in one call of at most BATCH_MAX_COUNT; return the failures."""
+        # Indexes as ids: SQS refuses a whole call that contains a message id twice.
         entries = [
             {"Id": str(index), "ReceiptHandle": message.receipt_handle} for index, message in enumerate(messages)
         ]
@@ -256,15 +256,15 @@ class Queue:
         return _failures(answer, messages)
 
     async def purge(self) -> None:
-        """Delete all messages, those in flight too, which takes SQS up to a minute.
+        """Delete all messages, including those in flight, which takes SQS up to a minute.
 
-        Raises ThrottledError when that was asked for within the last minute.
+        Raises ThrottledError when the queue was purged within the last minute.
         """
         with translate_errors():
             await self._client.purge_queue(QueueUrl=self.url)
 
-    async def _delete_patiently(self, messages: list[Message]) -> list[Message]:
-        """Delete at most BATCH_MAX_COUNT messages; give up those whose receipt handle SQS finds at fault."""
+    async def _delete_with_retries(self, messages: list[Message]) -> list[Message]:
+        """Delete at most BATCH_MAX_COUNT messages with retries; give up messages with a refused receipt handle."""
         refused: list[Message] = []
         for attempt in range(1, DELETE_TRIES + 1):
             try:
@@ -282,10 +282,10 @@ class Queue:
         return refused + messages
 
 
-def read_message(item: Mapping[str, Any]) -> Message | None:
-    """Read a message as SQS writes it, out of SNS's envelope if it is in one.
+def parse_message(item: Mapping[str, Any]) -> Message | None:
+    """Parse a message of a receive's answer, unwrapped from SNS's envelope if it is in one.
 
-    None when it has no id or no receipt handle: it could neither be told from others nor deleted.
+    None when it has no id or no receipt handle: it could be neither identified nor deleted.
     """
     message_id, receipt_handle = _text(item, "MessageId"), _text(item, "ReceiptHandle")
     if not message_id or not receipt_handle:
@@ -310,7 +310,7 @@ def read_message(item: Mapping[str, Any]) -> Message | None:
 
 
 def batches(items: Iterable[T]) -> Iterator[list[T]]:
-    """Cut *items* into what one batch call takes."""
+    """Split *items* into batches of at most BATCH_MAX_COUNT, for one call each."""
     remaining = iter(items)
     while batch := list(islice(remaining, BATCH_MAX_COUNT)):
         yield batch
@@ -343,7 +343,7 @@ def _text(found: Mapping[str, Any], name: str) -> str | None:
 
 
 def _number(found: Mapping[str, Any], name: str, default: T) -> int | T:
-    """Read one of SQS's numbers, which come as text; *default* when it is missing or no number."""
+    """Parse a number, which SQS writes as text; *default* when it is missing or no number."""
     try:
         return int(found[name])
     except (KeyError, ValueError, TypeError, OverflowError):
@@ -351,7 +351,7 @@ def _number(found: Mapping[str, Any], name: str, default: T) -> int | T:
 
 
 def _time(found: Mapping[str, Any], name: str) -> datetime:
-    """Read one of SQS's times, milliseconds as text; now when it is missing or no time."""
+    """Parse a time, which SQS writes as text in milliseconds; now when it is missing or no time."""
     try:
         return datetime.fromtimestamp(int(found[name]) / 1000, UTC)
     except (KeyError, ValueError, TypeError, OverflowError, OSError):

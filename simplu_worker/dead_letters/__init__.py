@@ -1,1 +1,1 @@
-"""What a dead letter is, and the queue that stores it."""
+"""The form of a dead letter, and the queue that stores it."""

@@ -1,7 +1,7 @@
-"""Write dead letters as the contract wants them (§6), within the size that their queue takes, and read them. Pure.
+"""Encode dead letters by the contract (§6), within the size that their queue accepts, and parse them. Pure.
 
-A letter is ASCII, so its length is its size, and no character that SQS refuses can be in it. The record goes in as the
-first of these that fits: as it is, compressed, its beginning with the size and hash of the whole.
+A letter is ASCII, so its length is its size, and it contains no character that SQS refuses. It contains the first of
+these forms of the record that fits: unchanged, compressed, an excerpt with the size and hash of the whole record.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejecte
 
 ERROR_MAX_BYTES: Final = 2048
 EXCERPT_BYTES: Final = 64 * 1024  # contract §6
-UNPACKED_MAX_BYTES: Final = 64 * 1024 * 1024  # several times what any source delivers: letters may be forged
+UNPACKED_MAX_BYTES: Final = 64 * 1024 * 1024  # several times the largest record of any source: letters may be forged
 TENANT_ATTRIBUTES: Final = ("BusinessId", "LocationId")  # contract §5
 
 
@@ -31,7 +31,7 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
 
     *request_id* and *resource_id* are the effective ones, so that a replay is de-duplicated like any redelivery.
     *error* must not quote the record: it is logged. *attempts* counts the tries, the first one included.
-    *message_attributes* and *deduplication_id* are what an SQS message had beside its body.
+    *message_attributes* and *deduplication_id* are those of an SQS message.
     """
 
     reason: DeadLetterReason
@@ -49,29 +49,29 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
 
 
 class WholeRecord(msgspec.Struct, frozen=True, gc=False):
-    """The record of which a letter has only the beginning."""
+    """The size and hash of a record of which a letter contains only an excerpt."""
 
     size_bytes: int
     sha256: str
 
-    def is_of(self, record: bytes) -> bool:
-        """Tell whether *record* is the one."""
+    def matches(self, record: bytes) -> bool:
+        """Return whether *record* is this record."""
         return len(record) == self.size_bytes and hashlib.sha256(record).hexdigest() == self.sha256
 
 
 class ParsedDeadLetter(msgspec.Struct, frozen=True, gc=False):
-    """A letter as it was read; with *whole*, the letter's record is only the beginning of it."""
+    """A letter as parsed; with *whole*, the letter's record is only the beginning of that record."""
 
     letter: DeadLetter
     whole: WholeRecord | None = None
 
 
 class NotADeadLetterError(Exception):
-    """The text is no dead letter; says what was expected, without what is in it."""
+    """The text is no dead letter. The message names the expected form, and does not quote the text."""
 
 
 def dead_letter_of(rejected: Rejected, record: bytes, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
-    """Return the dead letter of a *record* that was rejected for what is in it."""
+    """Return the dead letter of a *record* that its decoder rejected."""
     return DeadLetter(
         reason=rejected.reason,
         error=rejected.error,
@@ -89,16 +89,16 @@ def dead_letter_of(rejected: Rejected, record: bytes, *, failed_at: datetime, at
 def encode_dead_letter(letter: DeadLetter, max_bytes: int) -> str:
     """Return *letter* as ASCII JSON of at most *max_bytes*.
 
-    Where not even the letter without its record fits (ids of hundreds of characters against a queue that takes 1 KiB),
-    it is returned in that smallest form: the queue's refusal then says what is wrong.
+    When not even the letter without its record fits (ids of hundreds of characters, a queue that accepts 1 KiB), it is
+    returned in that smallest form: the refusal of the queue then names the problem.
     """
     head = _head(letter)
-    if len(letter.record) <= max_bytes:  # escaping only adds
+    if len(letter.record) <= max_bytes:  # escaping only adds bytes
         text = _json({**head, **_text_or_base64(letter.record, letter.record)})
         if len(text) <= max_bytes:
             return text
     text = _json({**head, "recordGzip": _base64(gzip.compress(letter.record, mtime=0))})
-    return text if len(text) <= max_bytes else _excerpted(head, letter.record, max_bytes)
+    return text if len(text) <= max_bytes else _encode_excerpt(head, letter.record, max_bytes)
 
 
 def parse_dead_letter(body: str) -> ParsedDeadLetter:
@@ -125,9 +125,9 @@ def parse_dead_letter(body: str) -> ParsedDeadLetter:
     except msgspec.ValidationError as exc:
         raise NotADeadLetterError(str(exc)) from None
     except RecursionError:
-        raise NotADeadLetterError("expected a flat JSON object, got one that is nested deep") from None
+        raise NotADeadLetterError("expected a flat JSON object, got one that is nested too deep") from None
     except (ValueError, OverflowError, zlib.error) as exc:
-        # Not its text: that of JSON's and of UnicodeDecodeError may quote.
+        # Without the text of the error, which may quote the record.
         raise NotADeadLetterError(f"expected the JSON of a dead letter, got {type(exc).__name__}") from None
     if not wire.truncated:
         return ParsedDeadLetter(letter)
@@ -137,13 +137,13 @@ def parse_dead_letter(body: str) -> ParsedDeadLetter:
 
 
 def tenant_of(letter: DeadLetter) -> tuple[str, str] | None:
-    """Return business and location, from the record or its attributes where the letter does not name them itself."""
+    """Return business and location: the letter's own, else those of its record, else of its message attributes."""
     if letter.business_id is not None and letter.location_id is not None:
         return letter.business_id, letter.location_id
     try:
-        ids = msgspec.json.decode(letter.record, type=_Ids)
+        ids = msgspec.json.decode(letter.record, type=_TenantMembers)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        ids = _Ids()
+        ids = _TenantMembers()
     attributes = letter.message_attributes or {}
     found = [
         own if own is not None else in_record if isinstance(in_record, str) else attributes.get(name)
@@ -157,10 +157,10 @@ def tenant_of(letter: DeadLetter) -> tuple[str, str] | None:
     return None if found[0] is None or found[1] is None else (found[0], found[1])
 
 
-def fifo_ids(letter: DeadLetter) -> FifoIds:
-    """Return the group that keeps the letters of one key in order, and an id that one position and reason share.
+def fifo_ids_of(letter: DeadLetter) -> FifoIds:
+    """Return the group that keeps the letters of one key in order, and an id for each position and reason.
 
-    Both are hashes: group ids take 128 characters of a small alphabet, and keys have any.
+    Both are hashes: a group id has at most 128 characters of a small alphabet, and keys may have any.
     """
     origin = letter.origin
     tenant = tenant_id_of(letter.business_id or "", letter.location_id or "")
@@ -181,11 +181,11 @@ def _head(letter: DeadLetter) -> dict[str, Any]:
         "reason": letter.reason,
         "error": letter.error.encode("utf-8", "replace")[:ERROR_MAX_BYTES].decode("utf-8", "ignore"),
         "source": _source(letter),
-        "failedAt": _utc(letter.failed_at),
+        "failedAt": _format_time(letter.failed_at),
         "attempts": letter.attempts,
         "requestId": letter.request_id,
         "resourceId": letter.resource_id,
-    } | _present({"businessId": letter.business_id, "locationId": letter.location_id})
+    } | _without_absent({"businessId": letter.business_id, "locationId": letter.location_id})
 
 
 def _source(letter: DeadLetter) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _source(letter: DeadLetter) -> dict[str, Any]:
                 "sequenceNumber": origin.sequence_number,
                 "subSequenceNumber": origin.sub_sequence_number,
                 "partitionKey": origin.partition_key,
-                "arrivedAt": _utc(origin.arrived_at),
+                "arrivedAt": _format_time(origin.arrived_at),
             }
         case Source.SQS:
             return {
@@ -207,8 +207,8 @@ def _source(letter: DeadLetter) -> dict[str, Any]:
                 "queue": origin.name,
                 "messageId": origin.message_id,
                 "groupId": origin.group_id,
-                "arrivedAt": _utc(origin.arrived_at),
-            } | _present(
+                "arrivedAt": _format_time(origin.arrived_at),
+            } | _without_absent(
                 {
                     "sequenceNumber": origin.sequence_number,
                     "deduplicationId": letter.deduplication_id,
@@ -219,7 +219,7 @@ def _source(letter: DeadLetter) -> dict[str, Any]:
             assert_never(origin.source)
 
 
-def _excerpted(head: Mapping[str, Any], record: bytes, max_bytes: int) -> str:
+def _encode_excerpt(head: Mapping[str, Any], record: bytes, max_bytes: int) -> str:
     facts = {
         "recordBytes": len(record),
         "recordSha256": hashlib.sha256(record).hexdigest(),
@@ -233,15 +233,15 @@ def _excerpted(head: Mapping[str, Any], record: bytes, max_bytes: int) -> str:
     text = _json({**head, "recordBase64": _base64(excerpt), **facts})
     if len(text) <= max_bytes:
         return text
-    # Without what a replay would send beside the record: there is no replay of a message that is not here as a whole.
+    # Without the message attributes, which only a replay needs: a message without its whole body is never replayed.
     source = {name: value for name, value in head["source"].items() if name != "messageAttributes"}
     return _json({**head, "source": source, "error": "", "recordBase64": "", **facts})
 
 
 def _text_or_base64(record: bytes, excerpt: bytes) -> dict[str, str]:
-    """Write *excerpt*, the beginning of *record*, as text if all of the record is text.
+    """Return *excerpt*, the beginning of *record*, as text if the whole record is text.
 
-    A character that the cut went through is left out.
+    A character that the excerpt cuts is dropped.
     """
     try:
         record.decode()
@@ -251,7 +251,7 @@ def _text_or_base64(record: bytes, excerpt: bytes) -> dict[str, str]:
 
 
 class _WireSource(msgspec.Struct, rename="camel"):
-    """Members of `source`, those of both kinds."""
+    """Members of `source`, of both kinds."""
 
     kind: Source
     arrived_at: Annotated[datetime, msgspec.Meta(tz=True)]
@@ -287,8 +287,8 @@ class _Wire(msgspec.Struct, rename="camel"):
     truncated: bool = False
 
 
-class _Ids(msgspec.Struct, rename="camel"):
-    """What a record says of its tenant."""
+class _TenantMembers(msgspec.Struct, rename="camel"):
+    """The members of a record that name its tenant."""
 
     business_id: object = None
     location_id: object = None
@@ -323,8 +323,8 @@ def _record_of(wire: _Wire) -> bytes:
     return record
 
 
-def _present(members: Mapping[str, object]) -> dict[str, object]:
-    """Return those of *members* that there are: what older versions did not write stays out of most letters."""
+def _without_absent(members: Mapping[str, object]) -> dict[str, object]:
+    """Return *members* without those that are `None`: most letters lack members that older versions did not write."""
     return {name: value for name, value in members.items() if value is not None}
 
 
@@ -340,5 +340,5 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _utc(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
+def _format_time(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"

@@ -1,7 +1,7 @@
-"""Store dead letters: nothing that is given up is lost, so storing never gives up (contract §6).
+"""Store dead letters: no record that is given up is lost, so storing never gives up (contract §6).
 
-Safe because `store` returns only when the queue has confirmed every letter, and the caller passes a record over only
-after that. A letter whose confirmation got lost is stored twice: harmless, a replay is de-duplicated.
+Safe because `store` returns only when the queue has confirmed every letter, and the caller skips a record only after
+that. A letter is stored twice when its confirmation got lost: harmless, because a replay is de-duplicated.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Final, Protocol
 import structlog
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Outgoing, Queue
-from simplu_worker.dead_letters.letter import DeadLetter, encode_dead_letter, fifo_ids
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, OutgoingMessage, Queue
+from simplu_worker.dead_letters.letter import DeadLetter, encode_dead_letter, fifo_ids_of
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics.instruments import DEAD_LETTERS
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
 
-MAX_MESSAGE_DEFAULT_BYTES: Final = 262_144  # what every queue took before August 2025
-BATCH_MIN_BYTES: Final = 262_144  # a batch as a whole may be that long even where one message may not
-IN_THREAD_BYTES: Final = 262_144  # compressing more would hold the event loop for tens of milliseconds
+MAX_MESSAGE_DEFAULT_BYTES: Final = 262_144  # the limit of every queue before August 2025
+BATCH_MIN_BYTES: Final = 262_144  # limit of a whole batch, even when that of one message is lower
+IN_THREAD_BYTES: Final = 262_144  # compressing more would block the event loop for tens of milliseconds
 TENANTS_NAMED_MAX: Final = 5  # in the log, of one batch
 POSITIONS_NAMED_MAX: Final = 10
 RETRY_BASE_S: Final = 0.5
@@ -34,14 +34,14 @@ log = structlog.get_logger(__name__)
 
 
 class DeadLetterStore(Protocol):
-    """What a reader hands its dead letters to."""
+    """Stores the dead letters of readers and receivers."""
 
     async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
         """Return when all *letters* are stored; raise RetryableError when *stopping* is set before."""
 
 
 class DeadLetterQueue:
-    """The queue of dead letters at *url*. One for all sources; `store` may be called many times at once."""
+    """The queue of dead letters at *url*, one for all sources. Calls of `store` may run concurrently."""
 
     def __init__(self, client: Client, url: str, *, draw: Callable[[], float] = random.random) -> None:
         self.queue = Queue(client, url)
@@ -51,8 +51,8 @@ class DeadLetterQueue:
     def __repr__(self) -> str:
         return f"DeadLetterQueue({self.queue.name!r}, max_bytes={self._max_bytes})"
 
-    async def open(self) -> None:
-        """Read how long a message may be; without an answer the default counts until something fails."""
+    async def read_limits(self) -> None:
+        """Read the maximum size of a message; without an answer the default applies until a call fails."""
         try:
             attributes = await self.queue.read_attributes()
         except (RetryableError, PermanentError) as exc:
@@ -63,18 +63,18 @@ class DeadLetterQueue:
     async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
         """Store all *letters*, however long it takes.
 
-        Raises RetryableError when *stopping* is set and the queue still does not take them: their records must then
-        be left unacknowledged, and come again.
+        Raises RetryableError when *stopping* is set while the queue does not accept them: their records must then stay
+        unacknowledged, to be read again.
         """
         batch_count = BATCH_MAX_COUNT
         failure_count = 0
         while True:
-            left, error = await self._store_round(letters, batch_count)
+            left, error = await self._send_all(letters, batch_count)
             if error is None:
                 return
             failure_count = failure_count + 1 if len(left) == len(letters) else 1
             if isinstance(error, PermanentError):
-                batch_count = 1  # whatever one letter has, the others do not share it
+                batch_count = 1  # a letter that the queue refuses must not take others with it
             letters = left
             delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
             log.warning(
@@ -87,14 +87,14 @@ class DeadLetterQueue:
             )
             if await sleep_or_event(delay_s, until=stopping):
                 raise RetryableError(f"stopping with {len(letters)} dead letters not stored: {error}")
-            await self.open()  # a limit that was unknown, or lowered, may be what was wrong
+            await self.read_limits()  # a limit that was unknown, or lowered, may be the cause
 
-    async def _store_round(
+    async def _send_all(
         self, letters: Sequence[DeadLetter], batch_count: int
     ) -> tuple[list[DeadLetter], WorkerError | None]:
-        """Send each letter once, in order; return what was not stored, and why the last of it was not.
+        """Send each letter once, in order; return the letters that were not stored, and the last error.
 
-        Stops at a call that fails as a whole: the next one would meet the same.
+        Stops at a call that fails as a whole: the next one would fail in the same way.
         """
         left: list[DeadLetter] = []
         error: WorkerError | None = None
@@ -110,12 +110,12 @@ class DeadLetterQueue:
                 error = PermanentError(f"SendMessageBatch: {len(unsent)} of {len(batch)} entries: {unsent[-1].code}")
             unsent_indexes = {entry.index for entry in unsent}
             left += [letter for index, letter in enumerate(batch) if index in unsent_indexes]
-            self._note_stored([letter for index, letter in enumerate(batch) if index not in unsent_indexes])
+            self._log_stored([letter for index, letter in enumerate(batch) if index not in unsent_indexes])
             position += len(bodies)
         return left, error
 
     async def _encode_batch(self, letters: Sequence[DeadLetter], position: int, batch_count: int) -> list[str]:
-        """Encode letters from *position* on, as many as one call takes; at least one."""
+        """Encode letters from *position* on, as many as fit one call; at least one."""
         bodies: list[str] = []
         room_bytes = max(BATCH_MIN_BYTES, self._max_bytes)
         for letter in letters[position : position + batch_count]:
@@ -131,11 +131,11 @@ class DeadLetterQueue:
             return encode_dead_letter(letter, self._max_bytes)
         return await asyncio.to_thread(encode_dead_letter, letter, self._max_bytes)
 
-    def _outgoing(self, letter: DeadLetter, body: str) -> Outgoing:
-        return Outgoing(body=body, fifo=fifo_ids(letter) if self.queue.is_fifo else None)
+    def _outgoing(self, letter: DeadLetter, body: str) -> OutgoingMessage:
+        return OutgoingMessage(body=body, fifo=fifo_ids_of(letter) if self.queue.is_fifo else None)
 
-    def _note_stored(self, letters: Sequence[DeadLetter]) -> None:
-        """Count and log what was stored: a line for each reason and tenant, or for each reason of many tenants."""
+    def _log_stored(self, letters: Sequence[DeadLetter]) -> None:
+        """Count and log stored letters: one line for each reason and tenant, or each reason of many tenants."""
         alike: defaultdict[tuple[str, str | None, str | None], list[DeadLetter]] = defaultdict(list)
         is_for_many = len({(letter.business_id, letter.location_id) for letter in letters}) > TENANTS_NAMED_MAX
         for letter in letters:

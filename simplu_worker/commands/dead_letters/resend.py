@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.aws.sqs_queue import Outgoing, Queue
+from simplu_worker.aws.sqs_queue import OutgoingMessage, Queue
 from simplu_worker.commands.dead_letters.replay_plan import (
     LeftLetter,
     LeftReason,
@@ -104,7 +104,7 @@ class DeadLetterResender:
         parts = deaggregate(record.data) or ()
         number = letter.origin.sub_sequence_number
         candidates = [record.data, *(part.data for part in parts if part.sub_sequence_number == number)]
-        found = [data for data in candidates if whole.is_of(data)]
+        found = [data for data in candidates if whole.matches(data)]
         return found[0] if found else _left_gone("what the stream has at its place is something else")
 
     async def _read_record(self, stream: Stream, letter: DeadLetter) -> Record | None:
@@ -125,11 +125,11 @@ class DeadLetterResender:
         return None
 
 
-def _outgoing(resends: Iterable[Resend], queue: Queue) -> Iterable[Outgoing]:
+def _outgoing(resends: Iterable[Resend], queue: Queue) -> Iterable[OutgoingMessage]:
     for resend in resends:
         assert resend.message is not None  # noqa: S101  (it is for a queue)
         fifo = resend.message.fifo if queue.is_fifo else None
-        yield Outgoing(body=resend.message.body, fifo=fifo, attributes=resend.message.attributes)
+        yield OutgoingMessage(body=resend.message.body, fifo=fifo, attributes=resend.message.attributes)
 
 
 def _left_refused(error: str) -> LeftLetter:

@@ -1,1 +1,1 @@
-"""SQS: one consumer a queue; a message is deleted only after its effect is committed."""
+"""SQS: one consumer for each queue; a message is deleted only after its effect is committed."""

@@ -81,7 +81,7 @@ async def test_store_returns_when_all_letters_are_in_the_queue(client: Client) -
     """More letters than one call takes are all stored, counted, and logged by tenant without their records."""
     url = await new_url(client)
     letters = DeadLetterQueue(client, url)
-    await letters.open()
+    await letters.read_limits()
     counted = DEAD_LETTERS.labels("invalid_json")._value.get()
     with capture_logs() as logs:
         await letters.store([letter(n, b'"private"', tenant=f"b{n % 2}") for n in range(23)], stopping=asyncio.Event())

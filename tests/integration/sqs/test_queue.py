@@ -14,7 +14,7 @@ from support.aws.receiver_settings import receiver_settings
 from support.aws.sqs_endpoints import sqs_servers
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.aws.sqs_queue import Message, Outgoing, Queue
+from simplu_worker.aws.sqs_queue import Message, OutgoingMessage, Queue
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, ReturnToQueue, Verdict
@@ -51,7 +51,7 @@ async def new_queue(client: Client, **attributes: str) -> Queue:
 async def send(queue: Queue, *bodies: str) -> None:
     """Put a message of each body into *queue*."""
     for start in range(0, len(bodies), 10):
-        assert await queue.send([Outgoing(body=body) for body in bodies[start : start + 10]]) == []
+        assert await queue.send([OutgoingMessage(body=body) for body in bodies[start : start + 10]]) == []
 
 
 async def receive_all(queue: Queue, count: int) -> list[Message]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.aws.sns_envelope import unwrap
-from simplu_worker.aws.sqs_queue import Message, Queue, read_message
+from simplu_worker.aws.sqs_queue import Message, Queue, parse_message
 
 WHOLE: dict[str, Any] = {
     "MessageId": "m",
@@ -30,7 +30,7 @@ WHOLE: dict[str, Any] = {
 
 def test_message_is_read_with_all_its_facts() -> None:
     """Everything that SQS tells of a message."""
-    assert read_message(WHOLE) == Message(
+    assert parse_message(WHOLE) == Message(
         message_id="m",
         receipt_handle="h",
         body="b",
@@ -59,7 +59,7 @@ def test_message_is_read_with_all_its_facts() -> None:
 )
 def test_message_is_read_whatever_its_attributes_are(change: dict[str, Any]) -> None:
     """A field that is missing or of another type has its default: the message itself can still be decided."""
-    message = read_message(WHOLE | change)
+    message = parse_message(WHOLE | change)
     assert message is not None
     assert (message.message_id, message.receive_count >= 1, message.try_count >= 1) == ("m", True, True)
     assert all(isinstance(text, str) for text in message.attributes.values())
@@ -70,7 +70,7 @@ def test_message_is_read_whatever_its_attributes_are(change: dict[str, Any]) -> 
 )
 def test_message_without_its_ids_is_passed_over(change: dict[str, Any]) -> None:
     """What cannot be deleted cannot be handled: it is left to its redrive policy."""
-    assert read_message(WHOLE | change) is None
+    assert parse_message(WHOLE | change) is None
 
 
 JSON = st.recursive(
@@ -83,14 +83,14 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from(sorted(WHOLE)), JSON))
 def test_message_is_read_or_passed_over_whatever_comes(change: dict[str, Any]) -> None:
     """No answer of SQS ends the loop that receives."""
-    read_message(WHOLE | change)
+    parse_message(WHOLE | change)
 
 
 def test_origin_of_a_standard_queue_has_the_time_for_a_sequence_number() -> None:
     """A replay, sent later, has a higher one than what it replays."""
     queue = Queue(None, "http://x/1/q")
-    fifo = read_message(WHOLE)
-    standard = read_message(WHOLE | {"Attributes": {"SentTimestamp": "1767225600123"}})
+    fifo = parse_message(WHOLE)
+    standard = parse_message(WHOLE | {"Attributes": {"SentTimestamp": "1767225600123"}})
     assert fifo is not None
     assert standard is not None
     assert queue.origin_of(fifo).sequence_number == "18800000000000000256"
@@ -99,7 +99,7 @@ def test_origin_of_a_standard_queue_has_the_time_for_a_sequence_number() -> None
 
 def test_size_counts_body_and_attributes_in_bytes() -> None:
     """What a message takes in hand is its text as UTF-8."""
-    message = read_message(WHOLE | {"Body": "żó\ud800"})
+    message = parse_message(WHOLE | {"Body": "żó\ud800"})
     assert message is not None
     assert message.size_bytes == 2 + 2 + 3 + 2
 
@@ -115,7 +115,7 @@ ENVELOPE = {
 def test_envelope_of_sns_is_taken_off() -> None:
     """The message is what SNS was sent, with its attributes; those of SQS itself win."""
     assert unwrap(json.dumps(ENVELOPE), {"A": "own"}) == ('{"a": 1}', {"A": "own", "B": "2"})
-    message = read_message(WHOLE | {"Body": json.dumps(ENVELOPE)})
+    message = parse_message(WHOLE | {"Body": json.dumps(ENVELOPE)})
     assert message is not None
     assert (message.body, message.attributes) == ('{"a": 1}', {"A": "1", "B": "2"})
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.dead_letters.letter import DeadLetter, dead_letter_of, encode_dead_letter, fifo_ids
+from simplu_worker.dead_letters.letter import DeadLetter, dead_letter_of, encode_dead_letter, fifo_ids_of
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source
 from simplu_worker.timing.backoff import backoff_s
 
@@ -199,8 +199,8 @@ def test_letter_fits_and_gives_the_record_back(record: bytes, max_bytes: int, er
 
 def test_fifo_ids_are_legal_and_the_same_for_one_position() -> None:
     """The group follows the key, the de-duplication id the position; both are short and plain."""
-    first, again = fifo_ids(letter(b"a")), fifo_ids(letter(b"b"))
-    other = fifo_ids(letter(origin=SQS))
+    first, again = fifo_ids_of(letter(b"a")), fifo_ids_of(letter(b"b"))
+    other = fifo_ids_of(letter(origin=SQS))
     assert first == again
     assert (len(first.group_id), len(first.deduplication_id)) == (64, 64)
     assert first.group_id != other.group_id

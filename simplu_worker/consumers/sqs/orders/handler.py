@@ -1,9 +1,9 @@
 """Apply order events (contract §5): many in one transaction for each Postgres shard, in order within each group.
 
 The messages of a call are split into chains, each a message group of a FIFO queue or one message of a standard queue,
-whose group id promises no order. A chain goes on with its next operation only after the one before was applied or given
-up for good, so that none is ever applied before an earlier one of its group, whatever their tenants and shards. Chains
-do not wait for each other: lanes gather their operations for a shard.
+where a group id promises no order. A chain goes on with its next operation only after the one before was applied or
+given up for good, so that none is ever applied before an earlier one of its group, whatever their tenants and shards.
+Chains do not wait for each other: lanes gather their operations for a shard.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 
 CALL_MAX_S: Final = 2.0  # of one call: its undecided messages are held then, and delay no other message
-LOOKUPS_AT_ONCE: Final = 64  # tenants whose shard is looked up
+LOOKUPS_AT_ONCE: Final = 64  # lookups of the shards of tenants
 LOOKUPS_KEPT_MAX: Final = 4096
 HOLD_BASE_S: Final = 0.25
 HOLD_MAX_S: Final = 10.0  # a move pauses a tenant for far less
@@ -316,7 +316,7 @@ class OrderHandler:
             self._lookups = {key: task for key, task in self._lookups.items() if not task.done()}
 
     def _decide_homeless(self, one: _OrderMessage, operation: Operation, home: _Absent | _LookupError | None) -> None:
-        """Decide a message whose tenant has no shard now."""
+        """Decide a message of a tenant without a shard."""
         match home:
             case None:
                 self._hold(one, _Deferral("no answer yet to where tenants live"))

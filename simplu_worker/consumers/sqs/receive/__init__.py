@@ -1,1 +1,1 @@
-"""Messages from a queue to a handler, and back or away."""
+"""Receive messages from a queue, hand them to a handler, and carry out its verdicts."""

@@ -175,7 +175,7 @@ class InFlightMessages:
         return lost
 
     def mark_expired(self, now: float) -> list[tuple[Message, LossReason]]:
-        """Return the messages whose visibility period has ended since the last call, and why."""
+        """Return the messages with a visibility period that ended since the last call, and why."""
         lost: list[tuple[Message, LossReason]] = []
         for period in self._periods.values():
             if period.loss is None and period.deadline <= now:
