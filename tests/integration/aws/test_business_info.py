@@ -1,4 +1,4 @@
-"""Business-info: looked up once for all who want to know, remembered for a while, scanned a page at a time."""
+"""Business-info: concurrent lookups are one request, results are cached for a while, scans go page by page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Clock:
         self.now = 1000.0
 
     def __call__(self) -> float:
-        """Tell the time."""
+        """Return the time."""
         return self.now
 
 
@@ -105,7 +105,7 @@ async def test_find_remembers_a_business_for_minutes_and_its_absence_for_seconds
 
 
 async def test_find_asks_anew_when_its_caller_wants_it_fresher() -> None:
-    """Who misses a location asks for what was added to the business a moment ago."""
+    """A caller that misses a location looks up the business again, to find a location that was added a moment ago."""
     clock = Clock()
     async with scripted(clock) as (aws, info):
         aws.answer({"Item": ITEM})
@@ -118,7 +118,7 @@ async def test_find_asks_anew_when_its_caller_wants_it_fresher() -> None:
 
 
 async def test_find_asks_once_for_many_who_want_the_same() -> None:
-    """Whoever comes while the question is on its way has its answer, an error too; who comes after that asks again."""
+    """Callers during a request share its answer or its error; a caller after it makes another request."""
     async with scripted() as (aws, info):
         aws.refuse("InternalServerError", status=500)
         answers = await asyncio.gather(*(info.find("clinic") for _ in range(20)), return_exceptions=True)

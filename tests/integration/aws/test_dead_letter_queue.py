@@ -127,7 +127,7 @@ async def test_store_raises_when_stopped_before_all_is_stored() -> None:
 
 
 async def test_store_still_stores_when_stopping_and_the_queue_answers(client: Client) -> None:
-    """A stop by itself keeps no letter out of a queue that works."""
+    """A stop alone keeps no letter out of a queue that works."""
     url, stopping = await new_url(client), asyncio.Event()
     stopping.set()
     await DeadLetterQueue(client, url).store([letter()], stopping=stopping)

@@ -60,7 +60,7 @@ def order(business_id: str, order_id: str) -> Message:
 
 
 def open_handler(gateway: ShardGateway) -> AbstractAsyncContextManager[OrderHandler]:
-    """Open a handler of order events whose back-off has no chance in it."""
+    """Open a handler of order events with a back-off without randomness."""
     return open_orders(
         gateway,
         Queue(None, "http://127.0.0.1/000000000000/orders.fifo"),
@@ -120,13 +120,13 @@ class UnknowingRouter(ShardGateway):
 
 @pytest.mark.parametrize(
     ("error", "verdict"),
-    [(RetryableError("nobody knows"), RetryHeld(0.5)), (ZeroDivisionError(), ReturnToQueue(1))],
+    [(RetryableError("unknown"), RetryHeld(0.5)), (ZeroDivisionError(), ReturnToQueue(1))],
     ids=["trouble", "a bug"],
 )
 async def test_orders_come_again_when_their_commit_cannot_be_known_to_be_safe(
     make_shard: ShardMaker, error: Exception, verdict: Verdict
 ) -> None:
-    """They are found applied then, and what is behind one in its group has waited for it."""
+    """They are found applied at the retry, and the message behind one in its group has waited for it."""
     address = await make_shard()
     async with routed_shards([address]) as routed:
         pool = routed.pools.ensure_pool(address)
@@ -198,7 +198,7 @@ async def test_control_message_comes_again_when_its_commit_cannot_be_known_to_be
         request = ProvisionRequest(*TENANT, "dental", AT)
         commits = UnknowingCommits(routed.pools)
         provisioner = Provisioner(routed.locator, routed.directory, routed.pools, commits=commits)
-        assert [str(answer) for answer in await provisioner.provision_all([request])] == ["nobody knows"]
+        assert [str(answer) for answer in await provisioner.provision_all([request])] == ["unknown"]
         assert await routed.provisioner.provision_all([request]) == ["existed"]
 
 
@@ -206,5 +206,5 @@ class UnknowingCommits(ReplicationWaiter):
     """Never knows that a commit is safe."""
 
     async def wait_for_transaction(self, shard_id: str, server: Server) -> None:
-        """Say so."""
-        raise RetryableError("nobody knows")
+        """Raise."""
+        raise RetryableError("unknown")

@@ -1,4 +1,4 @@
-"""What becomes of control messages, in order and all at once, with scripted shards and with real ones."""
+"""Control messages from batch to verdicts, in order and concurrently, with scripted and with real shards."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TYPES = {
     "rename": "UPDATE_RESOURCE_ID",
     "admin": "ADMIN_ACCOUNT_CREATION",
 }
-TROUBLE = RetryableError("the shard is down")
+OUTAGE = RetryableError("the shard is down")
 
 _numbers = itertools.count(1)
 
@@ -92,7 +92,7 @@ def message(
 
 
 class Desk:
-    """Answers every call by a script, by default well, and keeps what was asked in the order in which it ended."""
+    """Answers every call by a script, by default with success, and records the calls in the order of their ends."""
 
     def __init__(self) -> None:
         self.script: dict[tuple[str, str], deque[Any]] = {}
@@ -100,8 +100,8 @@ class Desk:
         self.batches: list[int] = []
         self.at_once = self.most_at_once = 0
 
-    def says(self, call: str, location: str, *answers: object) -> None:
-        """Answer *call* about *location* with each of *answers* in turn."""
+    def script_answers(self, call: str, location: str, *answers: object) -> None:
+        """Answer *call* for *location* with each of *answers* in turn."""
         self.script.setdefault((call, location), deque()).extend(answers)
 
     async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
@@ -159,7 +159,7 @@ def handler(desk: Any = None, *, fifo: bool = False, routed: RoutedShards | None
 
 
 def kinds(verdicts: Sequence[Verdict]) -> list[type]:
-    """Return what kind each verdict is of."""
+    """Return the type of each verdict."""
     return [type(verdict) for verdict in verdicts]
 
 
@@ -176,9 +176,9 @@ def kinds(verdicts: Sequence[Verdict]) -> list[type]:
     ],
 )
 async def test_message_is_done_when_it_is_applied(what: str, results: list[Any]) -> None:
-    """Whatever it came to is logged with its type and tenant."""
+    """The result is logged with the type and the tenant of the message."""
     desk = Desk()
-    desk.says(what, "1", *results)
+    desk.script_answers(what, "1", *results)
     with capture_logs() as logs:
         verdicts = [(await handler(desk).handle([message(what)]))[0] for _ in results]
     assert verdicts == [Done()] * len(results)
@@ -190,7 +190,7 @@ async def test_message_is_done_when_it_is_applied(what: str, results: list[Any])
 async def test_message_is_done_and_logged_when_it_is_stale(what: str, stale: Any) -> None:
     """An older message than the newest applied is acknowledged."""
     desk = Desk()
-    desk.says(what, "1", stale)
+    desk.script_answers(what, "1", stale)
     with capture_logs() as logs:
         assert await handler(desk).handle([message(what)]) == [Done()]
     assert [(entry["event"], entry["business_id"], entry["type"]) for entry in logs] == [
@@ -210,9 +210,9 @@ async def test_message_is_done_and_logged_when_it_is_stale(what: str, stale: Any
 async def test_destruction_of_a_business_is_what_its_locations_come_to(
     results: dict[str, DestructionResult], event: str
 ) -> None:
-    """Done when any is destroyed, stale when all were newer; without a location it waits as for a tenant."""
+    """Done when any tenant is destroyed, stale when all were newer; without a location it is held as for a tenant."""
     desk = Desk()
-    desk.says("destroy_all", "", results)
+    desk.script_answers("destroy_all", "", results)
     with capture_logs() as logs:
         (verdict,) = await handler(desk).handle([message("destroy_all")])
     assert isinstance(verdict, RetryHeld if event == "control.deferred" else Done)
@@ -225,13 +225,13 @@ async def test_destruction_of_a_business_is_what_its_locations_come_to(
 
 
 @pytest.mark.parametrize("what", list(TYPES))
-async def test_trouble_makes_a_message_wait_and_never_a_letter(what: str) -> None:
-    """For as long as it lasts, at most a minute at a time, whatever the configured delays; said once a batch."""
+async def test_outage_holds_a_message_and_never_makes_a_dead_letter(what: str) -> None:
+    """An outage holds a message for as long as it lasts, at most a minute at a time; logged once a batch."""
     desk = Desk()
     waits = []
     with capture_logs() as logs:
         for tries in (1, 3, 50):
-            desk.says(what, "" if what == "destroy_all" else "1", TROUBLE)
+            desk.script_answers(what, "" if what == "destroy_all" else "1", OUTAGE)
             (verdict,) = await handler(desk).handle([message(what, tries=tries, age=WAIT * 1000)])
             waits.append(verdict)
     assert waits == [RetryHeld(0.5), RetryHeld(2.0), RetryHeld(30.0)]
@@ -239,10 +239,10 @@ async def test_trouble_makes_a_message_wait_and_never_a_letter(what: str) -> Non
 
 
 async def test_trouble_of_many_is_logged_once_for_each_error() -> None:
-    """A batch that meets one silent Citrus says so once, and with how many messages."""
+    """An outage is logged once a batch and error, with the number of messages."""
     desk = Desk()
     for number in range(30):
-        desk.says("create", str(number), RetryableError("one" if number < 20 else "two"))
+        desk.script_answers("create", str(number), RetryableError("one" if number < 20 else "two"))
     with capture_logs() as logs:
         verdicts = await handler(desk).handle([message("create", str(number)) for number in range(30)])
     assert kinds(verdicts) == [RetryHeld] * 30
@@ -251,9 +251,9 @@ async def test_trouble_of_many_is_logged_once_for_each_error() -> None:
 
 @pytest.mark.parametrize("error", [ShardNotAllowedError("not allowed"), CitrusDeniedError("401")])
 async def test_trouble_that_only_a_person_can_mend_is_loud(error: Exception) -> None:
-    """The message waits all the same; the log says it as an error."""
+    """The message is held; the log line is an error."""
     desk = Desk()
-    desk.says("create", "1", error)
+    desk.script_answers("create", "1", error)
     with capture_logs() as logs:
         assert kinds(await handler(desk).handle([message("create")])) == [RetryHeld]
     assert [(entry["event"], entry["log_level"], entry["error"]) for entry in logs] == [
@@ -263,9 +263,9 @@ async def test_trouble_that_only_a_person_can_mend_is_loud(error: Exception) -> 
 
 @pytest.mark.parametrize("what", list(TYPES))
 async def test_refused_message_is_a_dead_letter_with_the_refusal(what: str) -> None:
-    """What can never work says why, and names the tenant."""
+    """The dead letter of a refused message has the error and the tenant."""
     desk = Desk()
-    desk.says(what, "" if what == "destroy_all" else "1", PermanentError("expected something else"))
+    desk.script_answers(what, "" if what == "destroy_all" else "1", PermanentError("expected something else"))
     location = None if what == "destroy_all" else "1"
     with capture_logs() as logs:
         verdicts = await handler(desk).handle([message(what)])
@@ -281,7 +281,7 @@ async def test_unexpected_error_is_tried_again_then_given_up_without_its_text(wh
     desk = Desk()
     verdicts = []
     for tries in (1, 2, 3):
-        desk.says(what, "" if what == "destroy_all" else "1", KeyError("secret"))
+        desk.script_answers(what, "" if what == "destroy_all" else "1", KeyError("secret"))
         verdicts += await handler(desk).handle([message(what, tries=tries)])
     assert verdicts[:2] == [ReturnToQueue(1), ReturnToQueue(5)]
     assert isinstance(verdicts[2], ToDeadLetter)
@@ -306,8 +306,8 @@ async def test_bug_in_provisioning_a_batch_is_every_ones_own() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"), [("{", "invalid_json"), ('{"businessType":1}', "invalid_message"), ("{}", "unknown_type")]
 )
-async def test_invalid_message_is_a_dead_letter_and_nobody_sees_it(body: str, reason: str) -> None:
-    """What is no control message is not tried."""
+async def test_invalid_message_is_a_dead_letter_and_reaches_no_shard(body: str, reason: str) -> None:
+    """A rejected message reaches no shard."""
     desk = Desk()
     bad = Message("m", "r", body, {}, NOW, 1, None)
     (verdict,) = await handler(desk).handle([bad])
@@ -315,7 +315,7 @@ async def test_invalid_message_is_a_dead_letter_and_nobody_sees_it(body: str, re
     assert (verdict.reason, desk.asked) == (reason, [])
 
 
-# Waiting for what is not there
+# Waiting for tenants and resources
 
 
 @pytest.mark.parametrize(
@@ -329,12 +329,12 @@ async def test_invalid_message_is_a_dead_letter_and_nobody_sees_it(body: str, re
     ],
 )
 async def test_message_waits_for_what_is_not_there_then_is_given_up(what: str, absent: Any, reason: str) -> None:
-    """A tenant or a resource may be on its way: for TENANT_WAIT_SECONDS from the message's sending on."""
+    """A tenant or a resource may still come: for TENANT_WAIT_SECONDS after the message was sent."""
     desk = Desk()
     ages = [timedelta(), WAIT - timedelta(seconds=3), WAIT - timedelta(seconds=0.1), WAIT]
     verdicts = []
     for age in ages:
-        desk.says(what, "" if what == "destroy_all" else "1", absent)
+        desk.script_answers(what, "" if what == "destroy_all" else "1", absent)
         verdicts += await handler(desk).handle([message(what, age=age, tries=20)])
     assert verdicts[:3] == [RetryHeld(30.0), RetryHeld(3.0), RetryHeld(1.0)]
     assert isinstance(verdicts[3], ToDeadLetter)
@@ -346,7 +346,7 @@ async def test_message_waits_for_what_is_not_there_then_is_given_up(what: str, a
 
 
 async def test_messages_about_one_tenant_keep_their_order_and_others_go_together() -> None:
-    """Creations of different tenants are one call; what is about one tenant comes one after the other."""
+    """Creations of different tenants are one call; messages about one tenant follow each other."""
     desk = Desk()
     batch = [
         message("create", "1"),
@@ -383,8 +383,8 @@ async def test_messages_of_many_tenants_are_handled_at_once_up_to_a_bound() -> N
 async def test_message_behind_one_that_waits_is_not_applied() -> None:
     """About the same tenant it waits as long; about its whole business too; others do not wait."""
     desk = Desk()
-    desk.says("create", "1", TROUBLE)
-    desk.says("admin", "2", KeyError("x"))
+    desk.script_answers("create", "1", OUTAGE)
+    desk.script_answers("admin", "2", KeyError("x"))
     batch = [
         message("create", "1"),
         message("admin", "1"),
@@ -408,9 +408,9 @@ async def test_message_behind_one_that_waits_is_not_applied() -> None:
 
 
 async def test_message_behind_a_buried_one_is_applied() -> None:
-    """What can never work holds back nobody."""
+    """A refused message holds no other message back."""
     desk = Desk()
-    desk.says("create", "1", PermanentError("no"))
+    desk.script_answers("create", "1", PermanentError("no"))
     batch = [message("create", "1", group="g"), message("admin", "1", group="g"), message("NO_TYPE", group="g")]
     assert kinds(await handler(desk, fifo=True).handle([*batch, message("admin", "2", group="g")])) == [
         ToDeadLetter,
@@ -421,9 +421,9 @@ async def test_message_behind_a_buried_one_is_applied() -> None:
 
 
 async def test_later_ones_of_a_group_go_back_when_one_of_it_is_not_decided() -> None:
-    """At once, so that the group waits for nothing but its head; another group's about that tenant wait with it."""
+    """At once, so that the group waits for its head alone; other groups' messages about that tenant are held with it."""
     desk = Desk()
-    desk.says("create", "1", TROUBLE)
+    desk.script_answers("create", "1", OUTAGE)
     batch = [
         message("create", "1", group="g"),
         message("create", "2", group="g"),
@@ -440,13 +440,13 @@ async def test_later_ones_of_a_group_go_back_when_one_of_it_is_not_decided() -> 
 async def test_groups_of_a_standard_queue_say_nothing_about_order() -> None:
     """There a group id is for fairness between tenants only."""
     desk = Desk()
-    desk.says("create", "1", TROUBLE)
+    desk.script_answers("create", "1", OUTAGE)
     batch = [message("create", "1", group="g"), message("create", "2", group="g")]
     assert await handler(desk).handle(batch) == [RetryHeld(0.5), Done()]
 
 
 async def test_empty_call_is_no_trouble() -> None:
-    """Nothing to handle, nothing to say."""
+    """An empty call gives no verdicts."""
     assert await handler(Desk()).handle([]) == []
 
 
@@ -454,7 +454,7 @@ async def test_empty_call_is_no_trouble() -> None:
 
 
 async def test_life_of_a_tenant_from_creation_to_destruction_and_back(make_shard: ShardMaker) -> None:
-    """One batch in order, redelivered whole: the tenant ends as the newest message says, and nothing is twice."""
+    """One batch in order, redelivered whole: the newest message decides the state, and nothing happens twice."""
     address = await make_shard("shard-1", is_empty=True)
     async with routed_shards([address]) as routed:
         control = handler(routed=routed)

@@ -1,4 +1,4 @@
-"""The control queue from message to delete or dead letter: a real server, and shards that keep what they were asked."""
+"""The control queue from message to delete or dead letter: a real server, and shards that record their calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CREATION = {"businessId": "b", "locationId": "l", "businessType": "dental", "tim
 
 
 class RecordingShards:
-    """Answers by a script, then well, and keeps what it was asked to provision."""
+    """Answers by a script, then with success, and records the requests to provision."""
 
     def __init__(self, *script: ProvisionResult | Exception) -> None:
         self.requests: list[ProvisionRequest] = []
@@ -164,7 +164,7 @@ async def test_stale_creation_is_acknowledged(desk: Desk) -> None:
 
 
 async def test_refused_creation_becomes_a_dead_letter_with_the_refusal(desk: Desk) -> None:
-    """What the provisioner refuses for good is a dead letter that says why, and is logged with its tenant."""
+    """A message that the provisioner refuses is a dead letter with the reason, and is logged with its tenant."""
     await desk.send(json.dumps(CREATION | {"businessType": "zoo"}))
     async with consuming(desk, RecordingShards(PermanentError("expected one of dental, gym, hotel"))) as logs:
         await desk.reaches(0, 0, 1)
@@ -180,7 +180,7 @@ async def test_refused_creation_becomes_a_dead_letter_with_the_refusal(desk: Des
     ("body", "reason"), [("{", "invalid_json"), ('{"businessType":1}', "invalid_message"), ("{}", "unknown_type")]
 )
 async def test_invalid_message_becomes_a_dead_letter(desk: Desk, body: str, reason: str) -> None:
-    """What is no control message is a dead letter with its text; the provisioner never sees it."""
+    """A message that is no control message is a dead letter with its text; the provisioner never gets it."""
     shards = RecordingShards()
     await desk.send(body)
     async with consuming(desk, shards):
@@ -200,7 +200,7 @@ async def test_creation_comes_again_when_a_dependency_is_in_trouble(desk: Desk) 
 
 
 async def test_creation_becomes_a_dead_letter_after_the_last_delay(desk: Desk) -> None:
-    """An error nobody foresaw is tried again by the configured delays, then given up without its text."""
+    """An unexpected error is retried by the configured delays, then given up without its text."""
     shards = RecordingShards(*(KeyError("secret") for _ in range(3)))
     await desk.send(json.dumps(CREATION))
     async with consuming(desk, shards) as logs:
@@ -228,7 +228,7 @@ async def test_other_types_are_applied_and_deleted(desk: Desk, control_type: str
 
 
 async def test_message_becomes_a_dead_letter_when_its_tenant_does_not_come(desk: Desk) -> None:
-    """After TENANT_WAIT_SECONDS a message about nobody is a letter, with the tenant that it names."""
+    """After TENANT_WAIT_SECONDS a message about an unknown tenant is a dead letter that names the tenant."""
     await desk.send(json.dumps(CREATION | {"action": "destroy"}), MessageType="SHARD_DESTRUCTION")
     async with consuming(desk, RecordingShards()):
         await desk.reaches(0, 0, 1)
@@ -247,5 +247,5 @@ async def test_message_waits_while_the_dead_letter_queue_refuses(desk: Desk) -> 
 
 
 async def deferred(logs: list[Any]) -> bool:
-    """Tell whether a dead letter waits for its queue."""
+    """Return whether a dead letter waits for its queue."""
     return bool(logged(logs, "dead_letter.deferred"))

@@ -1,4 +1,4 @@
-"""Order events from messages to verdicts, on real shards: order within a group, exactly once, nobody kept waiting."""
+"""Order events from messages to verdicts, on real shards: in order within a group, exactly once, without delay."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Desk:
 
 
 def open_handler(gateway: ShardGateway, queue: str, *, utc: UtcClock) -> AbstractAsyncContextManager[OrderHandler]:
-    """Open a handler whose back-off has no chance in it."""
+    """Open a handler with a back-off without randomness."""
     return open_orders(
         gateway,
         Queue(None, URL + queue),
@@ -177,7 +177,7 @@ async def standard_desk(make_shard: ShardMaker) -> AsyncIterator[Desk]:
 
 
 async def test_orders_are_applied_many_in_one_transaction_for_each_shard(desk: Desk) -> None:
-    """A call over two shards and many groups takes one transaction on each, once it is known who lives where."""
+    """A call for two shards and many groups takes one transaction on each, once the homes of the tenants are known."""
     await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
     before = {row["xid"] for business_id in HOMES for row in await desk.log(business_id)}
     messages = [
@@ -195,7 +195,7 @@ async def test_orders_are_applied_many_in_one_transaction_for_each_shard(desk: D
 
 
 async def test_orders_are_created_patched_and_deleted(desk: Desk) -> None:
-    """CREATE inserts, UPDATE merges, DELETE removes; what cannot is an outcome, and the message is done."""
+    """CREATE inserts, UPDATE merges, DELETE removes; a failure is an outcome, and its message is done."""
     messages = [
         message("ann", "o1", "CREATE", {"status": "new", "note": "x"}),
         message("ann", "o1", "UPDATE", {"status": "paid", "note": None}),
@@ -242,7 +242,7 @@ async def test_order_is_a_dead_letter_when_its_deduplication_id_was_used_before(
 
 
 async def test_poison_in_the_middle_of_a_group_is_buried_and_the_others_are_applied(desk: Desk) -> None:
-    """What never will be an operation is a dead letter at once, with the ids it has, and holds nobody back."""
+    """A rejected message is a dead letter at once, with the ids it has, and holds no other message back."""
     messages = steps("ann", "o1", 4, group="g")
     messages[2] = message("ann", "o1", body='{"type":"UPDATE","orderId":"o1","deduplicationId":"p"}', group="g")
     verdicts = await desk.handle(*messages)
@@ -278,7 +278,7 @@ async def test_group_of_several_tenants_is_applied_in_its_order(desk: Desk) -> N
 
 
 async def test_standard_queue_promises_no_order_within_a_group_id(standard_desk: Desk) -> None:
-    """There a group id is for fairness: a message that waits keeps no other waiting."""
+    """There a group id is for fairness: a held message delays no other."""
     desk = standard_desk
     await fetch(desk.pool("shard-2"), "UPDATE tenants SET state = 'fenced'")
     verdicts = await desk.handle(*(message(business_id, "o1") for business_id in ("bob", "ann", "cat")))
@@ -287,7 +287,7 @@ async def test_standard_queue_promises_no_order_within_a_group_id(standard_desk:
 
 
 async def test_unregistered_tenant_is_waited_for_and_given_up_when_overdue(desk: Desk) -> None:
-    """It comes again until a "not registered" asked for after the wait and a minute; then letters, in their order."""
+    """A message returns until a "not registered" of after the wait and a minute; then dead letters, in order."""
     early, late = NOW - TENANT_WAIT - timedelta(seconds=60), NOW - TENANT_WAIT
     fresh = message("dan", "o1", sent_at=late, group="fresh")
     with capture_logs() as logs:
@@ -308,7 +308,7 @@ async def test_unregistered_tenant_is_waited_for_and_given_up_when_overdue(desk:
 
 
 async def test_unregistered_tenant_costs_one_question_when_it_sends_much(desk: Desk) -> None:
-    """For seconds; but for what is to be given up it is asked for now."""
+    """A "not registered" counts for seconds; before a message is given up, Citrus is asked again."""
     early = NOW - TENANT_WAIT - timedelta(seconds=60)
     before = requests_to("get_shard")
     for number in range(5):
@@ -334,7 +334,7 @@ async def test_order_that_fails_by_itself_is_tried_again_and_holds_back_its_grou
 
 
 async def test_group_that_is_larger_than_a_batch_stops_where_one_of_it_fails(desk: Desk) -> None:
-    """What is behind it is not applied in the next batch either; another group in that batch is."""
+    """The messages behind it are not applied in the next batch either; another group in that batch is."""
     await make_touchy(desk.pool("shard-1"))
     text = "x" * 90_000
     large = [message("ann", f"o{number}", data={"text": text}, group="large") for number in range(15)]
@@ -374,7 +374,7 @@ async def test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind
 
 
 async def test_giving_up_is_refused_when_the_tenant_is_on_the_move(desk: Desk) -> None:
-    """The row belongs where the tenant lives: the message comes again, and is asked for anew."""
+    """The row belongs on the tenant's home: the message is received again, and its home is looked up again."""
     await make_touchy(desk.pool("shard-1"))
     (verdict,) = await desk.handle(message("ann", "o1", data=BAD, receive_count=3))
     assert isinstance(verdict, ToDeadLetter)
@@ -385,7 +385,7 @@ async def test_giving_up_is_refused_when_the_tenant_is_on_the_move(desk: Desk) -
 
 
 async def test_shard_that_does_not_answer_keeps_nobody_else_waiting(desk: Desk) -> None:
-    """What its shard has not decided waits in hand, its operation stays on its way, and is applied once."""
+    """Messages without an answer of their shard are held, their operations stay in the lane, and are applied once."""
     await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
     stuck, behind = steps("bob", "o1", 2, group="stuck")
     async with shut_gate(desk.pool("shard-2")) as gate:
@@ -491,7 +491,7 @@ class GatedCitrus:
 
 
 async def test_slow_answers_of_citrus_are_not_waited_for_and_count_when_they_come(desk: Desk) -> None:
-    """Tenants that were found go on; those that were not wait in hand, and are not asked for twice."""
+    """Messages of tenants that were found go on; the others are held, and their tenants are not looked up twice."""
     routed = desk.routed
     citrus = GatedCitrus(routed.locator)
     gateway = ShardGateway(Directory(citrus, routed.pools), citrus, routed.pools, tenant_wait=TENANT_WAIT)
@@ -519,12 +519,12 @@ class Group:
                 self.left.append(message(business_id, "x", body="{", group=name))
 
     def settle(self, verdicts: dict[str, Verdict]) -> None:
-        """Take away what is decided."""
+        """Remove the decided messages."""
         undecided = [one for one in self.left if isinstance(verdicts.get(one.message_id, ReturnToQueue(0)), UNDECIDED)]
         self.left = [received_again(one) for one in undecided]
 
     async def applied_count(self, desk: Desk) -> int:
-        """Assert that what is applied of the group is its beginning; return how much that is."""
+        """Assert that the applied operations are the first of the group; return their count."""
         orders = {business_id: await desk.orders(business_id) for business_id in HOMES}
         is_applied = [f"{self.name}-{place}" in orders[business_id] for place, business_id in self.places]
         assert is_applied == sorted(is_applied, reverse=True)

@@ -165,7 +165,7 @@ def received(message_id: str, *, handle: str | None = None) -> dict[str, Any]:
 
 
 class Desk:
-    """A handler that keeps what it was handed, one message a call, and holds it until told otherwise."""
+    """A handler that records its messages, one a call, and keeps each until `opened` is set."""
 
     def __init__(self, verdict: Verdict | None = None) -> None:
         self.verdict: Verdict = Done() if verdict is None else verdict
@@ -224,12 +224,12 @@ async def test_receiver_deletes_what_was_handled(client: Client) -> None:
 
 
 async def emptied(queue: Queue) -> bool:
-    """Tell whether nothing is left in *queue*."""
+    """Return whether *queue* is empty."""
     return await counts(queue) == (0, 0)
 
 
 async def test_receiver_takes_no_more_than_its_limit(client: Client) -> None:
-    """What does not fit stays in the queue, for others to take."""
+    """Messages above the limit stay in the queue for other receivers."""
     queue, desk = await new_queue(client), Desk()
     await send(queue, *map(str, range(8)))
     async with receiving(queue, desk, limit=3) as (receiver, _):
@@ -241,12 +241,12 @@ async def test_receiver_takes_no_more_than_its_limit(client: Client) -> None:
 
 
 async def in_flight(queue: Queue, count: int) -> bool:
-    """Tell whether *count* messages of *queue* are in flight."""
+    """Return whether *count* messages of *queue* are in flight."""
     return (await counts(queue))[1] == count
 
 
 async def test_receiver_keeps_a_message_hidden_while_it_is_in_hand(client: Client) -> None:
-    """A handler may take longer than the queue's visibility timeout: nobody else gets the message meanwhile."""
+    """A handler may take longer than the queue's visibility timeout: no other receiver gets the message."""
     queue, desk = await new_queue(client, VisibilityTimeout="1"), Desk()
     await send(queue, "a")
     async with receiving(queue, desk):
@@ -271,12 +271,12 @@ async def test_receiver_puts_a_message_off_as_the_handler_says(client: Client) -
 
 
 async def nothing_in_hand(receiver: QueueReceiver) -> bool:
-    """Tell whether *receiver* has let everything go."""
+    """Return whether *receiver* has no message in flight."""
     return receiver.in_flight_count == 0
 
 
 async def test_receiver_finishes_what_is_in_hand_when_stopped(client: Client) -> None:
-    """A stop takes nothing new, but what is in hand is handled and deleted before the receiver ends."""
+    """After a stop no message is received, but those in flight are handled and deleted before the receiver ends."""
     queue, desk = await new_queue(client), Desk()
     await send(queue, "a")
     async with receiving(queue, desk, stop_wait_s=3) as (receiver, stopping):
@@ -300,12 +300,12 @@ async def test_receiver_gives_back_what_a_late_poll_brings_when_stopped(client: 
 
 
 async def parked(receiver: QueueReceiver) -> bool:
-    """Tell whether a poll is under way."""
+    """Return whether a poll is under way."""
     return bool(receiver.stats()["polls"])
 
 
 async def unparked(receiver: QueueReceiver) -> bool:
-    """Tell whether the last poll has ended."""
+    """Return whether the last poll has ended."""
     return not receiver.stats()["polls"]
 
 
@@ -320,7 +320,7 @@ async def test_receiver_ends_soon_when_stopped_while_a_poll_is_parked(client: Cl
 
 
 async def test_receiver_goes_on_when_the_queue_comes_back(client: Client) -> None:
-    """A queue that is missing is asked again until it is there; until then the receiver says what is wrong."""
+    """A missing queue is polled again until it exists; until then the receiver reports the error."""
     queue, desk = await new_queue(client), Desk()
     desk.opened.set()
     await client.delete_queue(QueueUrl=queue.url)
@@ -333,5 +333,5 @@ async def test_receiver_goes_on_when_the_queue_comes_back(client: Client) -> Non
 
 
 async def troubled(receiver: QueueReceiver) -> bool:
-    """Tell whether *receiver* has met an error."""
+    """Return whether *receiver* has an error."""
     return receiver.last_error is not None

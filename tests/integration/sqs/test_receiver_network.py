@@ -89,7 +89,7 @@ async def reached(condition: Callable[[], bool]) -> None:
 
 
 class Desk:
-    """A handler that keeps what it was handed."""
+    """A handler that records its messages."""
 
     def __init__(self, verdict: Callable[[Message], Verdict] = lambda _: Done()) -> None:
         self.verdict = verdict
@@ -170,7 +170,7 @@ async def test_t32_heartbeats_leave_while_fifty_polls_are_parked(sqs: Sqs) -> No
 
 
 async def test_lost_answer_of_a_fifo_receive_is_had_again_at_once(sqs: Sqs) -> None:
-    """The messages of a poll whose answer was lost, and whose server went on, come with the repeated poll."""
+    """When the answer of a poll was lost after the server had sent it, its messages come with the repeated poll."""
     queue, desk = await sqs.queue(is_fifo=True, VisibilityTimeout="600"), Desk()
     sqs.server.run_command(SetOptions(options={"polls_outlive_clients": True}))
     sqs.fault("ReceiveMessage", "delay", applied=True, delay_ms=60_000)
@@ -214,13 +214,13 @@ async def test_order_holds_in_every_group_whatever_goes_wrong(sqs: Sqs) -> None:
         await sqs.emptied(queue)
     by_group: defaultdict[str | None, dict[str, None]] = defaultdict(dict)
     for one in desk.handled:
-        by_group[one.group_id].setdefault(one.body)  # the first time counts: what comes again is found done
+        by_group[one.group_id].setdefault(one.body)  # the first time counts: a redelivered message is found done
     assert sum(map(len, by_group.values())) == 600
     assert all(list(group) == sorted(group) for group in by_group.values())
 
 
 async def test_throughput_is_that_of_batches(sqs: Sqs) -> None:
-    """Under load several polls run at a time, and what is handled is deleted by tens."""
+    """Under load several polls run at a time, and handled messages are deleted by tens."""
     queue, desk = await sqs.queue(), Desk()
     await sqs.send(queue, *map(str, range(2000)))
     async with receiving(queue, desk):

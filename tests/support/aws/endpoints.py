@@ -1,4 +1,4 @@
-"""Endpoints for tests of what speaks to AWS: moto as a child process, and a server that answers by a script."""
+"""Endpoints for tests of AWS clients: moto as a child process, and a server that answers by a script."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def client_of(service: str, endpoint_url: str) -> AsyncIterator[Client]:
 
 
 class ScriptedAws:
-    """A service of AWS's JSON protocol: gives the answers of `script` in order and keeps what it was asked."""
+    """A service of AWS's JSON protocol: gives the answers of `script` in order and records its requests."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, Any]]] = []

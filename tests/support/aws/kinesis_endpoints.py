@@ -1,4 +1,4 @@
-"""The Kinesis servers of the conformance tests, each started when the first test asks for it."""
+"""The Kinesis servers of the conformance tests, each started for the first test that needs it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUICK_CHANGES = {
 
 
 class Servers:
-    """What runs, by name: `ours`, `moto` or `kinesis-mock`."""
+    """Running servers by name: `ours`, `moto` or `kinesis-mock`."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -38,7 +38,7 @@ class Servers:
         return self._urls[name]
 
     def clock_step_s(self, url: str) -> float:
-        """Return after how long the server at *url* knows two instants apart: kinesis-mock goes by the second."""
+        """Return the step of the clock of the server at *url*: kinesis-mock counts in seconds."""
         return 1.1 if url == self._urls.get("kinesis-mock") else 0.01
 
     def _start(self, name: str) -> str:
@@ -58,17 +58,17 @@ class Servers:
         log_path = group.directory / "kinesis.log"
         process = group.spawn(argv, log_path=log_path, cwd=cwd, env=environ)
 
-        async def settled() -> bool:
+        async def has_started_or_ended() -> bool:
             return not port_is_free(port) or process.poll() is not None
 
-        asyncio.run(poll_until(settled, within_s=START_TIMEOUT_S))
+        asyncio.run(poll_until(has_started_or_ended, within_s=START_TIMEOUT_S))
         assert process.poll() is None, log_path.read_text(errors="replace")
         return f"http://{HOST}:{port}"
 
 
 @contextmanager
 def kinesis_servers() -> Iterator[Servers]:
-    """Keep every server that is asked for until the end of the context."""
+    """Keep every requested server until the end of the context."""
     with ExitStack() as stack:
         yield Servers(stack)
 

@@ -1,4 +1,4 @@
-"""Write what the Kinesis Producer Library writes, by hand, and what it never would."""
+"""Encode aggregates of the Kinesis Producer Library by hand, valid ones and invalid ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bytes_field(number: int, value: bytes) -> bytes:
 
 
 def packed_record(key: int | None, hash_key: int | None, data: bytes | None, more: bytes = b"") -> bytes:
-    """Encode field 3 of an aggregate, a Record; what is `None` is left out, and *more* follows."""
+    """Encode field 3 of an aggregate, a Record; members that are `None` are left out, and *more* follows."""
     fields = [
         b"" if key is None else number_field(1, key),
         b"" if hash_key is None else number_field(2, hash_key),

@@ -1,4 +1,4 @@
-"""The SQS servers of the conformance tests, each started when the first test asks for it."""
+"""The SQS servers of the conformance tests, each started for the first test that needs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ START_TIMEOUT_S = 20.0
 
 
 class Servers:
-    """What runs, by name: `ours`, `moto` or `ministack`."""
+    """Running servers by name: `ours`, `moto` or `ministack`."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -48,16 +48,16 @@ class Servers:
         env = dict(os.environ) | {"BIND_HOST": HOST, "GATEWAY_PORT": str(port)}  # it listens on every address otherwise
         process = group.spawn([str(MINISTACK)], log_path=log_path, cwd=group.directory, env=env)
 
-        async def settled() -> bool:
+        async def has_started_or_ended() -> bool:
             return not port_is_free(port) or process.poll() is not None
 
-        asyncio.run(poll_until(settled, within_s=START_TIMEOUT_S))
+        asyncio.run(poll_until(has_started_or_ended, within_s=START_TIMEOUT_S))
         assert process.poll() is None, log_path.read_text(errors="replace")
         return f"http://{HOST}:{port}"
 
 
 @contextmanager
 def sqs_servers() -> Iterator[Servers]:
-    """Keep every server that is asked for until the end of the context."""
+    """Keep every requested server until the end of the context."""
     with ExitStack() as stack:
         yield Servers(stack)

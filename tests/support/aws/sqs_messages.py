@@ -1,4 +1,4 @@
-"""Messages for tests of what handles them."""
+"""Messages for tests of receivers and handlers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What our clients send and read is what botocore's would: only sooner. Nothing leaves this process."""
+"""Our clients send and read the same as botocore's, faster. No request leaves this process."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     ["endpoints", "partitions", "kinesis/2013-12-02/service-2", "sqs/2012-11-05/endpoint-rule-set-1", "sqs/missing"],
 )
 def test_models_are_what_botocore_reads(name: str) -> None:
-    """Compressed or not, and where there is none."""
+    """A model is read compressed or not; a missing file gives None."""
     path = f"{Loader.BUILTIN_DATA_PATH}/{name}"
     assert ModelFiles().load_file(path) == JSONFileLoader().load_file(path)
 
 
 def test_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """`AWS_DATA_PATH` and `~/.aws/models` go before what botocore brings."""
+    """Models of `AWS_DATA_PATH` and `~/.aws/models` override those of botocore."""
     (tmp_path / "service-2.json").write_text('{"metadata": ')
     with pytest.raises(ConfigurationError, match=r"service-2\.json: expected a model of botocore in JSON; .*truncated"):
         ModelFiles().load_file(str(tmp_path / "service-2"))
 
 
 async def test_clients_have_models_without_ordered_dicts() -> None:
-    """They take 5 MiB more."""
+    """OrderedDicts would take 5 MiB more."""
     async with open_client("kinesis", region=REGION) as client:
         assert type(client.meta.service_model.metadata) is dict
 
 
 async def agents_of(client: Client, count: int) -> list[str]:
-    """Return the User-Agents of as many requests of *client*, none of which is sent."""
+    """Return the User-Agents of *count* requests of *client*; none of them is sent."""
     agents: list[str] = []
 
     def note(request: Any, **_: Any) -> None:
@@ -64,7 +64,7 @@ async def agents_of(client: Client, count: int) -> list[str]:
 
 
 async def test_user_agent_is_botocores_own_and_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AWS counts features by it, and people find their requests by it. Each client has its own."""
+    """AWS counts features by it, and users find their requests by it. Each client has its own."""
     made: list[str] = []
     make = UserAgentString.to_string
 
@@ -84,12 +84,12 @@ async def test_user_agent_is_botocores_own_and_made_once(monkeypatch: pytest.Mon
     monkeypatch.delenv("AWS_ENDPOINT_URL_KINESIS")
     async with open_client("kinesis", region=REGION) as client:
         ours = await agents_of(client, 2)
-    assert elsewhere[0] != ours[0]  # it tells of an endpoint that is not AWS's
+    assert elsewhere[0] != ours[0]  # it marks an endpoint that is not AWS's
     assert parts_of(ours[0]) == parts_of(ours[1]) == parts_of(expected)
 
 
 def parts_of(agent: str) -> set[str]:
-    """Return the parts of a User-Agent without what a session or we decide; features are in no order."""
+    """Return the parts of a User-Agent that botocore decides; features have no order."""
     parts = set(agent.split())
     features = next(part for part in parts if part.startswith("m/"))
     not_of_client = {"D", "E", "g"}  # modes of retry, and credentials that were read for it
@@ -105,6 +105,6 @@ def test_rows_are_decoded_as_botocore_does() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"Items": "\xff"}'])
 def test_rows_that_are_none_are_an_error(body: bytes) -> None:
-    """The one that becomes `ResponseParserError`: a passing trouble."""
+    """It becomes a `ResponseParserError`, which is transient."""
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
         decode_rows(body)

@@ -1,4 +1,4 @@
-"""Messages as SQS writes them, malformed ones and those in SNS's envelope included."""
+"""Parsing of messages as SQS writes them, also malformed ones and those in SNS's envelope."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WHOLE: dict[str, Any] = {
 
 
 def test_message_is_read_with_all_its_facts() -> None:
-    """Everything that SQS tells of a message."""
+    """Every member of a message is parsed."""
     assert parse_message(WHOLE) == Message(
         message_id="m",
         receipt_handle="h",
@@ -58,7 +58,7 @@ def test_message_is_read_with_all_its_facts() -> None:
     ],
 )
 def test_message_is_read_whatever_its_attributes_are(change: dict[str, Any]) -> None:
-    """A field that is missing or of another type has its default: the message itself can still be decided."""
+    """A field that is missing or of another type has its default: the message itself can still be handled."""
     message = parse_message(WHOLE | change)
     assert message is not None
     assert (message.message_id, message.receive_count >= 1, message.try_count >= 1) == ("m", True, True)
@@ -69,7 +69,7 @@ def test_message_is_read_whatever_its_attributes_are(change: dict[str, Any]) -> 
     "change", [{"MessageId": None}, {"MessageId": ""}, {"ReceiptHandle": None}, {"ReceiptHandle": 5}]
 )
 def test_message_without_its_ids_is_passed_over(change: dict[str, Any]) -> None:
-    """What cannot be deleted cannot be handled: it is left to its redrive policy."""
+    """A message that cannot be deleted cannot be handled: it is left to the redrive policy."""
     assert parse_message(WHOLE | change) is None
 
 
@@ -87,7 +87,7 @@ def test_message_is_read_or_passed_over_whatever_comes(change: dict[str, Any]) -
 
 
 def test_origin_of_a_standard_queue_has_the_time_for_a_sequence_number() -> None:
-    """A replay, sent later, has a higher one than what it replays."""
+    """A replay, which is sent later, has a higher one than the message that it replays."""
     queue = Queue(None, "http://x/1/q")
     fifo = parse_message(WHOLE)
     standard = parse_message(WHOLE | {"Attributes": {"SentTimestamp": "1767225600123"}})
@@ -98,7 +98,7 @@ def test_origin_of_a_standard_queue_has_the_time_for_a_sequence_number() -> None
 
 
 def test_size_counts_body_and_attributes_in_bytes() -> None:
-    """What a message takes in hand is its text as UTF-8."""
+    """The size of a message is that of its texts in UTF-8."""
     message = parse_message(WHOLE | {"Body": "żó\ud800"})
     assert message is not None
     assert message.size_bytes == 2 + 2 + 3 + 2
@@ -113,7 +113,7 @@ ENVELOPE = {
 
 
 def test_envelope_of_sns_is_taken_off() -> None:
-    """The message is what SNS was sent, with its attributes; those of SQS itself win."""
+    """The message is the one sent to SNS, with its attributes; attributes of SQS itself override them."""
     assert unwrap(json.dumps(ENVELOPE), {"A": "own"}) == ('{"a": 1}', {"A": "own", "B": "2"})
     message = parse_message(WHOLE | {"Body": json.dumps(ENVELOPE)})
     assert message is not None
@@ -135,7 +135,7 @@ def test_envelope_of_sns_is_taken_off() -> None:
     ],
 )
 def test_what_is_no_envelope_stays_as_it_is(body: str) -> None:
-    """Whoever decodes it says what is wrong with it."""
+    """An envelope that is malformed is left to the decoder of the message."""
     assert unwrap(body, {"A": "1"}) == (body, {"A": "1"})
 
 

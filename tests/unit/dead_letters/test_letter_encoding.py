@@ -1,4 +1,4 @@
-"""Dead letters: what is in one, and how it is made to fit its queue."""
+"""Encoding of dead letters: their members, and how they fit their queue."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def letter(record: bytes = b"{}", *, origin: Origin = KINESIS, error: str = "exp
 
 
 def decoded(text: str) -> dict[str, Any]:
-    """Return what a reader of the letter gets, having checked that it is ASCII."""
+    """Return the members of the encoded letter, after a check that it is ASCII."""
     assert text.isascii()
     value: dict[str, Any] = json.loads(text)
     return value
@@ -80,7 +80,7 @@ def test_letter_has_the_members_of_the_contract_for_kinesis() -> None:
 
 
 def test_letter_names_the_queue_and_message_for_sqs() -> None:
-    """A letter of an SQS message names its queue, and leaves out what only streams have."""
+    """A letter of an SQS message names its queue, and has no members of streams."""
     expected = {
         "kind": "sqs",
         "queue": "control",
@@ -93,7 +93,7 @@ def test_letter_names_the_queue_and_message_for_sqs() -> None:
 
 @pytest.mark.parametrize("text", ["plain", "żółć 漢字 🦷", 'quote " backslash \\ \x00\x01\x1f\x7f \ufffe\uffff \u2028'])
 def test_letter_keeps_text_as_text_when_the_record_is_utf8(text: str) -> None:
-    """Any UTF-8 record is there as text, and no character that SQS refuses is in the letter."""
+    """Any UTF-8 record is contained as text, and the letter has no character that SQS refuses."""
     encoded = encode_dead_letter(letter(text.encode()), 262_144)
     assert (text, True) == (decoded(encoded)["record"], all(" " <= character <= "~" for character in encoded))
 
@@ -119,13 +119,13 @@ def test_letter_takes_gzip_when_the_text_is_too_long() -> None:
 
 
 def test_letter_takes_gzip_when_only_the_escapes_make_it_too_long() -> None:
-    """What counts is the letter as sent: text of three bytes a character takes six when escaped."""
+    """The size that counts is that of the encoded letter: a character of three bytes takes six when escaped."""
     record = ("漢" * 60_000).encode()
     assert "recordGzip" in decoded(encode_dead_letter(letter(record), 262_144))
 
 
 def test_letter_keeps_the_first_64_kib_when_nothing_else_fits() -> None:
-    """A record too long even when compressed leaves its beginning, its size and its hash."""
+    """Of a record that is too long even when compressed the letter has an excerpt, the size and the hash."""
     record = random.Random(1).randbytes(1_000_000)  # bytes that do not compress
     members = decoded(encode_dead_letter(letter(record), 262_144))
     assert (record[:65_536], 1_000_000, hashlib.sha256(record).hexdigest(), True) == (
@@ -137,7 +137,7 @@ def test_letter_keeps_the_first_64_kib_when_nothing_else_fits() -> None:
 
 
 def test_letter_cuts_text_between_characters_when_truncated() -> None:
-    """The beginning of a text stays text: the character across the cut is left out."""
+    """The excerpt of a text is text: a character that it cuts is dropped."""
     noise = random.Random(2)  # text that does not compress
     text = "x" + "".join(chr(noise.randrange(0x4E00, 0x9FFF)) for _ in range(300_000))
     members = decoded(encode_dead_letter(letter(text.encode()), 262_144))
@@ -180,7 +180,7 @@ def test_letter_of_a_rejected_record_carries_what_could_be_read() -> None:
 
 @given(record=st.binary(max_size=6_000), max_bytes=st.integers(1_024, 8_000), error=st.text(max_size=200))
 def test_letter_fits_and_gives_the_record_back(record: bytes, max_bytes: int, error: str) -> None:
-    """Whatever the record, the letter fits, and holds the record or says how much of it is missing."""
+    """The letter of any record fits, and contains the record, or its size and an excerpt."""
     encoded = encode_dead_letter(letter(record, error=error), max_bytes)
     members = decoded(encoded)
     if "recordGzip" in members:
@@ -198,7 +198,7 @@ def test_letter_fits_and_gives_the_record_back(record: bytes, max_bytes: int, er
 
 
 def test_fifo_ids_are_legal_and_the_same_for_one_position() -> None:
-    """The group follows the key, the de-duplication id the position; both are short and plain."""
+    """The group follows the key, the de-duplication id the position; both are short, of a small alphabet."""
     first, again = fifo_ids_of(letter(b"a")), fifo_ids_of(letter(b"b"))
     other = fifo_ids_of(letter(origin=SQS))
     assert first == again

@@ -1,4 +1,4 @@
-"""Dead letters are read back as they were written, and nothing else is taken for one."""
+"""Parsing of dead letters: an encoded letter comes back unchanged, and other texts are refused."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ LETTER = DeadLetter(
 
 @given(letter=LETTERS, max_bytes=st.sampled_from([1500, 3000, 262_144]))
 def test_letter_is_read_as_it_was_written(letter: DeadLetter, max_bytes: int) -> None:
-    """Text, base64, gzip, or a beginning with size and hash of the whole: all that it says comes back."""
+    """Text, base64, gzip, or an excerpt with size and hash of the whole: every member comes back."""
     text = encode_dead_letter(letter, max_bytes)
     members = json.loads(text)
     read = parse_dead_letter(text)
@@ -100,7 +100,7 @@ def test_letter_is_read_as_it_was_written(letter: DeadLetter, max_bytes: int) ->
 
 
 def test_letter_is_read_with_every_way_to_hold_its_record() -> None:
-    """The four forms, each met for what it is."""
+    """Each of the four forms is recognized."""
     noise = hashlib.shake_256(b"x").digest(100_000)
     cases = {
         "record": b"text",
@@ -116,7 +116,7 @@ def test_letter_is_read_with_every_way_to_hold_its_record() -> None:
 
 
 def test_letter_cuts_the_error_and_is_read() -> None:
-    """What was cut when it was written stays cut."""
+    """An error that was cut at the encoding stays cut."""
     read = parse_dead_letter(encode_dead_letter(msgspec.structs.replace(LETTER, error="x" * 5000), 262_144))
     assert read.letter.error == "x" * ERROR_MAX_BYTES
 
@@ -148,7 +148,7 @@ WRITTEN = json.loads(encode_dead_letter(LETTER, 262_144))
     ],
 )
 def test_reading_refuses_what_is_no_letter_without_quoting_it(body: str) -> None:
-    """Messages that SQS itself moved there, half letters, letters of a later version."""
+    """Messages that SQS itself moved there, incomplete letters, letters of a later version."""
     with pytest.raises(NotADeadLetterError) as caught:
         parse_dead_letter(body)
     assert "private" not in str(caught.value)
@@ -156,13 +156,13 @@ def test_reading_refuses_what_is_no_letter_without_quoting_it(body: str) -> None
 
 @given(body=st.text(max_size=200) | st.recursive(st.none() | st.text(max_size=5), st.lists).map(json.dumps))
 def test_reading_raises_nothing_else_whatever_the_text(body: str) -> None:
-    """A stranger's message ends no command."""
+    """No foreign message raises another error."""
     with pytest.raises(NotADeadLetterError):
         parse_dead_letter(body)
 
 
 def test_reading_unpacks_no_more_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few bytes that unpack to gigabytes are refused."""
+    """A few bytes that decompress to gigabytes are refused."""
     monkeypatch.setattr(letter, "UNPACKED_MAX_BYTES", 1000)
     packed = {name: base64.b64encode(gzip.compress(b"a" * size)).decode() for name, size in (("ok", 999), ("no", 1001))}
     read = parse_dead_letter(json.dumps(WRITTEN | {"record": None, "recordGzip": packed["ok"]}))
@@ -188,7 +188,7 @@ def test_tenant_of_a_letter_is_found_in_the_letter_its_record_or_its_attributes(
     attributes: dict[str, str] | None,
     expected: tuple[str, str] | None,
 ) -> None:
-    """Older letters do not name their tenant; of what cannot be read there is none."""
+    """Letters of older versions do not name their tenant; an unreadable record has none."""
     letter = msgspec.structs.replace(
         LETTER, business_id=own[0], location_id=own[1], record=record, message_attributes=attributes
     )

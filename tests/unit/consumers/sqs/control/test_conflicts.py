@@ -10,17 +10,17 @@ from simplu_worker.consumers.sqs.control.conflicts import MessageSubject, first_
 
 
 def about(tenant_id: str, group_id: str | None = None) -> MessageSubject:
-    """Return the claim of a message about one tenant; its business is what is before the dash."""
+    """Return the subject of a message about one tenant; the part of its id before the dash is its business."""
     return MessageSubject(tenant_id, tenant_id.partition("-")[0], group_id)
 
 
 def about_all(business_id: str, group_id: str | None = None) -> MessageSubject:
-    """Return the claim of a `destroy_all`."""
+    """Return the subject of a `destroy_all`."""
     return MessageSubject(None, business_id, group_id)
 
 
 @pytest.mark.parametrize(
-    ("claims", "expected"),
+    ("subjects", "expected"),
     [
         ([], []),
         ([about("a-1"), about("a-2"), about("b-1")], [[0, 1, 2]]),
@@ -32,12 +32,12 @@ def about_all(business_id: str, group_id: str | None = None) -> MessageSubject:
         ([MessageSubject(group_id="g"), about("a-1", "g"), MessageSubject(group_id="g")], [[0], [1], [2]]),
     ],
 )
-def test_turns_keep_the_order_of_what_meets(claims: list[MessageSubject], expected: list[list[int]]) -> None:
-    """One tenant's messages, a business's destruction, a group: one after the other; all else together."""
-    assert stages_of(claims) == expected
+def test_stages_keep_the_order_of_conflicts(subjects: list[MessageSubject], expected: list[list[int]]) -> None:
+    """Messages of one tenant, one group, or a destroyed business follow each other; all others go together."""
+    assert stages_of(subjects) == expected
 
 
-CLAIMS = st.builds(
+SUBJECTS = st.builds(
     MessageSubject,
     st.sampled_from(["a-1", "a-2", "b-1", None]),
     st.sampled_from(["a", "b", None]),
@@ -45,17 +45,19 @@ CLAIMS = st.builds(
 )
 
 
-@given(st.lists(CLAIMS, max_size=12))
-def test_turns_hold_everything_once_and_in_order(claims: list[MessageSubject]) -> None:
-    """No two of a turn meet, and what meets something earlier is in a later turn."""
-    turn_of = {place: turn for turn, places in enumerate(stages_of(claims)) for place in places}
-    assert sorted(turn_of) == list(range(len(claims)))
-    for place, claim in enumerate(claims):
-        assert all(turn_of[other] < turn_of[place] for other in range(place) if claim.conflicts_with(claims[other]))
+@given(st.lists(SUBJECTS, max_size=12))
+def test_stages_hold_every_message_once_and_in_order(subjects: list[MessageSubject]) -> None:
+    """No two messages of a stage conflict, and a message is in a later stage than its earlier conflicts."""
+    stage_of = {place: stage for stage, places in enumerate(stages_of(subjects)) for place in places}
+    assert sorted(stage_of) == list(range(len(subjects)))
+    for place, subject in enumerate(subjects):
+        assert all(
+            stage_of[other] < stage_of[place] for other in range(place) if subject.conflicts_with(subjects[other])
+        )
 
 
 @pytest.mark.parametrize(
-    ("claims", "undecided", "expected"),
+    ("subjects", "undecided", "expected"),
     [
         ([about("a-1"), about("a-1")], [], None),
         ([about("a-1"), about("a-1")], [0], 0),
@@ -67,7 +69,7 @@ def test_turns_hold_everything_once_and_in_order(claims: list[MessageSubject]) -
     ],
 )
 def test_message_waits_for_the_first_undecided_before_it(
-    claims: list[MessageSubject], undecided: list[int], expected: int | None
+    subjects: list[MessageSubject], undecided: list[int], expected: int | None
 ) -> None:
-    """One of its own group counts before one about the same tenant; what comes behind it does not count."""
-    assert first_conflict(claims, len(claims) - 1, undecided) == expected
+    """A message of its own group counts before one about the same tenant; messages behind it do not count."""
+    assert first_conflict(subjects, len(subjects) - 1, undecided) == expected

@@ -1,4 +1,4 @@
-"""Control messages: their type, their members, and what is wrong with the others."""
+"""Decoding of control messages: types, members, and the reasons of rejections."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def decode(control_type: ControlType, **members: Any) -> Control | Rejected:
     ],
 )
 def test_creation_is_decoded_wherever_its_type_is_named(text: str, attributes: dict[str, str]) -> None:
-    """The attribute names the type, else the body, else its members do; extras are ignored."""
+    """The type is that of the attribute, else of the body, else by the members; further members are ignored."""
     assert decode_control(text, attributes, ORIGIN) == CREATED
 
 
 def test_creation_keeps_the_wish_for_a_shard_but_does_not_show_its_password() -> None:
-    """The connection string is there for the provisioner, and in no log."""
+    """The connection string reaches the provisioner, and no log."""
     decoded = decode_control(body(shardId="s-1", connectionString="postgres://u:hidden@h/d"), {}, ORIGIN)
     assert isinstance(decoded, ShardCreation)
     assert (decoded.shard_id, decoded.connection_string) == ("s-1", "postgres://u:hidden@h/d")
@@ -83,7 +83,7 @@ def test_creation_keeps_the_wish_for_a_shard_but_does_not_show_its_password() ->
 def test_destruction_is_of_one_location_or_of_all(
     members: dict[str, Any], location_id: str | None, tenant_id: str | None
 ) -> None:
-    """`destroy_all` is about the business, whatever location it names besides."""
+    """`destroy_all` is about the business, even when the message names a location."""
     destruction = decode(ControlType.SHARD_DESTRUCTION, **members)
     assert isinstance(destruction, ShardDestruction)
     assert destruction == ShardDestruction("b", location_id, REQUESTED_AT)
@@ -112,7 +112,7 @@ def test_rename_keeps_what_is_to_be_merged_as_it_came(sent: str, expected: str |
 
 
 def test_admin_account_is_decoded_and_does_not_show_the_person() -> None:
-    """Email and user id are there for the resources, and in no log."""
+    """Email and user id reach the resources, and no log."""
     admin = decode(ControlType.ADMIN_ACCOUNT_CREATION)
     assert admin == AdminAccount("b", "l", "dental", "ann@clinic.example", "u-1", REQUESTED_AT)
     assert decode(ControlType.ADMIN_ACCOUNT_CREATION, domainLabel=None) == admin
@@ -150,7 +150,7 @@ def test_admin_account_is_decoded_and_does_not_show_the_person() -> None:
 def test_message_of_each_type_is_rejected_naming_the_member(
     control_type: ControlType, members: dict[str, Any], named: str
 ) -> None:
-    """What no try can mend is an invalid message that says which member, and does not quote it."""
+    """A message with an invalid member is rejected; the error names the member, and does not quote it."""
     rejected = decode(control_type, **members)
     assert isinstance(rejected, Rejected)
     assert (rejected.reason, named in rejected.error) == (DeadLetterReason.INVALID_MESSAGE, True)
@@ -180,14 +180,14 @@ def test_message_of_each_type_is_rejected_naming_the_member(
     ],
 )
 def test_message_is_rejected_naming_what_was_expected(text: str | bytes, reason: DeadLetterReason, named: str) -> None:
-    """What can never be a control message says why."""
+    """Text that can never be a control message is rejected with its reason."""
     rejected = decode_control(text, {}, ORIGIN)
     assert isinstance(rejected, Rejected)
     assert (reason, True) == (rejected.reason, named in rejected.error)
 
 
 def test_rejected_message_carries_the_ids_that_could_be_read() -> None:
-    """The log and the dead letter name the tenant where the message does."""
+    """The rejection names the tenant when the message does."""
     rejected = decode_control(body(timestamp=1), {}, ORIGIN)
     assert isinstance(rejected, Rejected)
     assert (rejected.business_id, rejected.location_id, rejected.origin) == ("b", "l", ORIGIN)
@@ -215,5 +215,5 @@ MEMBERS = st.sampled_from([*{name for members in BODIES.values() for name in mem
     ),
 )
 def test_decoding_decides_whatever_comes(text: str | bytes, attributes: dict[str, str]) -> None:
-    """Any bytes, any text, any attributes: a decision, never an exception."""
+    """Any bytes, text and attributes give a message or a rejection, never an exception."""
     assert isinstance(decode_control(text, attributes, ORIGIN), Control | Rejected)

@@ -1,4 +1,4 @@
-"""What becomes of an order message: every rule of contract §5, and that nothing else can come of any text."""
+"""Decoding of order messages: every rule of contract §5, for any text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS = {"CREATE": OperationKind.CREATE, "UPDATE": OperationKind.PATCH, "DELETE"
 
 
 def event(type_: str = "CREATE", **members: Any) -> dict[str, Any]:
-    """Return the members of a valid event, with *members* put over them; those given as `...` are left out."""
+    """Return the members of a valid event, updated with *members*; members given as `...` are left out."""
     valid: dict[str, Any] = {
         "type": type_,
         "orderId": "order-1",
@@ -60,14 +60,14 @@ def decode(
 
 
 def decoded(type_: str = "CREATE", **members: Any) -> Operation:
-    """Return the operation that the event with *members* is."""
+    """Return the operation of the event with *members*."""
     operation = decode(json.dumps(event(type_, **members)))
     assert isinstance(operation, Operation), operation
     return operation
 
 
 def rejected(body: str, attributes: dict[str, str] | None = None) -> Rejected:
-    """Return why *body* is none."""
+    """Return the rejection of *body*."""
     refusal = decode(body, attributes)
     assert isinstance(refusal, Rejected), refusal
     return refusal
@@ -75,7 +75,7 @@ def rejected(body: str, attributes: dict[str, str] | None = None) -> Rejected:
 
 @pytest.mark.parametrize("type_", KINDS)
 def test_order_event_is_an_operation_on_an_order(type_: str) -> None:
-    """Each type is its kind of operation; the time is when the message was sent, the data the text as it came."""
+    """Each type has its kind of operation; the time is the sent timestamp, the data the text as received."""
     members = ['"orderId":"order-1"', f'"type":"{type_}"', '"data" : {"n": 1.50,"n":18446744073709551616123}']
     body = f'{{{",".join(members)},"deduplicationId":"event-1", "groupId":7}}'
 
@@ -101,7 +101,7 @@ def test_order_event_is_an_operation_on_an_order(type_: str) -> None:
 
 @pytest.mark.parametrize("type_", KINDS)
 def test_order_event_has_the_digest_of_the_same_operation_from_the_stream(type_: str) -> None:
-    """Under one request id the same change is a redelivery, whichever source it came from."""
+    """Under one request id the same change is a redelivery, from either source."""
     data = '{"total": 1.0}'
     body = f'{{"type":"{type_}","orderId":"o","data":{data},"deduplicationId":"d"}}'
     record = (
@@ -119,7 +119,7 @@ def test_order_event_has_the_digest_of_the_same_operation_from_the_stream(type_:
 
 @pytest.mark.parametrize("data", [..., None, {}, {"why": "duplicate"}])
 def test_deletion_needs_no_data(data: object) -> None:
-    """A DELETE comes with data or without."""
+    """A DELETE is valid with and without data."""
     assert decoded("DELETE", data=data).data is None
 
 
@@ -134,7 +134,7 @@ def test_deletion_needs_no_data(data: object) -> None:
     ],
 )
 def test_request_id_is_the_deduplication_id(sent: object, own: str | None, expected: str) -> None:
-    """The body's, else the message's own, else, in a standard queue, the message's id."""
+    """It is the id of the body, else of the message, else (standard queues) the message id."""
     operation = decode(json.dumps(event(deduplicationId=sent)), deduplication_id=own)
     assert isinstance(operation, Operation)
     assert operation.request_id == expected
@@ -151,7 +151,7 @@ def test_request_id_is_the_deduplication_id(sent: object, own: str | None, expec
     ],
 )
 def test_tenant_is_taken_from_attributes_or_members(attributes: dict[str, str], members: dict[str, Any]) -> None:
-    """Either place will do, for each of the two ids."""
+    """Each of the two ids may be an attribute or a member."""
     operation = decode(json.dumps(event(**members)), attributes)
     assert isinstance(operation, Operation)
     assert (operation.business_id, operation.location_id, operation.tenant_id) == ("b", "l", "b-l")
@@ -198,7 +198,7 @@ INVALID = [
 def test_message_is_refused_when_it_breaks_a_rule(
     body: str | dict[str, Any], attributes: dict[str, str], reason: str
 ) -> None:
-    """The reason is its kind of fault, and the error does not quote the message."""
+    """The reason is the kind of the fault, and the error does not quote the message."""
     refusal = rejected(body if isinstance(body, str) else json.dumps(body), TENANT | attributes)
     assert refusal.reason == reason
     assert refusal.origin is ORIGIN
@@ -241,7 +241,7 @@ def test_refusal_carries_the_ids_that_could_be_read() -> None:
     st.dictionaries(st.sampled_from(["BusinessId", "LocationId", "x"]), st.text(st.characters(codec=None))),
 )
 def test_message_is_decided_whatever_its_text(body: str, attributes: dict[str, str]) -> None:
-    """An operation whose texts Postgres can hold, or a reason; never an exception, and twice the same."""
+    """Any text gives an operation with texts that Postgres can store, or a rejection; the same one each time."""
     decision = decode(body, attributes)
     assert decision == decode(body, attributes)
     if isinstance(decision, Operation):

@@ -1,4 +1,4 @@
-"""Which messages may be handled now, in which order, and what goes back together."""
+"""Which messages may be handled now, in which order, and which return to the queue together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, Return
 from simplu_worker.operations.operation import DeadLetterReason
 
 LIMITS = SchedulerLimits(message_count=100, batch_count=10)
-BURY = ToDeadLetter(DeadLetterReason.INVALID_JSON, "no JSON")
+DEAD_LETTER = ToDeadLetter(DeadLetterReason.INVALID_JSON, "no JSON")
 
 
 def fifo(*names: str) -> GroupScheduler:
@@ -37,11 +37,11 @@ def names(messages: Sequence[Message]) -> list[str]:
 
 
 def call(groups: GroupScheduler, *, now: float = 0.0, limits: SchedulerLimits = LIMITS) -> list[Message]:
-    """Return the next call."""
+    """Take the next call."""
     return groups.take_call(limits, now=now)
 
 
-def settle(
+def decide(
     groups: GroupScheduler,
     messages: Sequence[Message],
     *verdicts: Verdict,
@@ -50,7 +50,7 @@ def settle(
     limits: SchedulerLimits = LIMITS,
     may_hold: bool = True,
 ) -> CallDecision:
-    """Settle a call; the messages of which the ids are in *lost* are ours no more."""
+    """Apply the verdicts on a call; the messages with ids in *lost* are no longer ours."""
     lost_ids = lost.split()
     return groups.apply_verdicts(
         messages,
@@ -62,8 +62,8 @@ def settle(
     )
 
 
-def back(decision: CallDecision) -> list[tuple[str, float]]:
-    """Return what goes back, by id."""
+def returned(decision: CallDecision) -> list[tuple[str, float]]:
+    """Return the messages that return to the queue, by id, with their delays."""
     return [(one.message_id, delay_s) for one, delay_s in decision.returned]
 
 
@@ -71,19 +71,19 @@ def back(decision: CallDecision) -> list[tuple[str, float]]:
 
 
 def test_group_is_handled_in_order_and_others_beside_it() -> None:
-    """One call takes the messages of a group in order; while it lasts the group has no other."""
+    """One call takes the messages of a group in order; until it ends, the group has no other call."""
     groups = fifo("a1", "a2", "b1", "a3")
     first = call(groups, limits=SchedulerLimits(batch_count=3))
     assert names(first) == ["a1", "a2", "b1"]
     groups.add([message("b2", group="b"), message("c1", group="c")])
     second = call(groups)
     assert names(second) == ["c1"]
-    settle(groups, first, Done(), Done(), Done())
+    decide(groups, first, Done(), Done(), Done())
     assert names(call(groups)) == ["a3", "b2"]
 
 
 def test_standard_queue_has_no_order_whatever_its_group_ids() -> None:
-    """A group id on a standard queue names a fair share of it, and blocks nothing."""
+    """A group id on a standard queue is for fairness, and blocks no message."""
     groups = GroupScheduler(is_fifo=False)
     groups.add([message("a1", group="a"), message("a2", group="a")])
     assert (names(call(groups, limits=SchedulerLimits(batch_count=1))), names(call(groups))) == (["a1"], ["a2"])
@@ -93,8 +93,8 @@ def test_t21_later_messages_of_a_failed_group_are_not_started() -> None:
     """T21: of 1, 2 (fails), 3, the third is never started before the second is decided."""
     groups = fifo("a1", "a2", "a3")
     first = call(groups, limits=SchedulerLimits(batch_count=2))
-    decision = settle(groups, first, Done(), ReturnToQueue(5))
-    assert (names(decision.done), back(decision)) == (["a1"], [("a3", 0.0), ("a2", 5.0)])
+    decision = decide(groups, first, Done(), ReturnToQueue(5))
+    assert (names(decision.done), returned(decision)) == (["a1"], [("a3", 0.0), ("a2", 5.0)])
     assert call(groups) == []
 
 
@@ -111,94 +111,94 @@ def test_t21_later_messages_of_a_failed_group_are_not_started() -> None:
 def test_t22_rest_of_a_failed_group_goes_back_together(
     verdicts: list[Verdict], done: str, expected: list[tuple[str, float]]
 ) -> None:
-    """T22: the head gets its delay, the others of its group 0, together, and the head last: it locks the group."""
+    """T22: the head gets its delay, the others of its group get 0, and the head is last: it locks the group."""
     groups = fifo("a1", "a2", "a3", "a4")
-    decision = settle(groups, call(groups, limits=SchedulerLimits(batch_count=3)), *verdicts)
-    assert (names(decision.done), back(decision)) == (done.split(), expected)
+    decision = decide(groups, call(groups, limits=SchedulerLimits(batch_count=3)), *verdicts)
+    assert (names(decision.done), returned(decision)) == (done.split(), expected)
     assert (groups.queued_count, groups.handling_count, call(groups)) == (0, 0, [])
     assert decision.retried_count == 1
 
 
 def test_t23_poison_head_is_buried_before_its_group_goes_on() -> None:
-    """T23: a message that can never be handled lets its group go on, but not before its letter is stored."""
+    """T23: behind a message that can never be handled its group goes on, but not before its dead letter is stored."""
     groups = fifo("a1", "a2", "a3")
     first = call(groups, limits=SchedulerLimits(batch_count=2))
-    decision = settle(groups, first, BURY, RetryHeld(0.0))
+    decision = decide(groups, first, DEAD_LETTER, RetryHeld(0.0))
     assert (names([one for one, _ in decision.dead_letters]), call(groups)) == (["a1"], [])
     groups.finish([first[0]])
     assert names(call(groups)) == ["a2", "a3"]
 
 
 def test_group_waits_for_its_head_and_is_handled_in_order_again() -> None:
-    """A head that waits keeps those behind it in hand; all come again when its time is over."""
+    """A held head keeps the messages behind it in flight; all are handled again when its delay is over."""
     groups = fifo("a1", "a2", "a3", "b1")
     first = call(groups, limits=SchedulerLimits(batch_count=3))
     assert names(first) == ["a1", "a2", "b1"]
-    decision = settle(groups, first, RetryHeld(4.0), ReturnToQueue(0), Done(), now=10.0)
-    assert (back(decision), groups.next_retry_in_s(11.0), call(groups, now=13.9)) == ([], 3.0, [])
+    decision = decide(groups, first, RetryHeld(4.0), ReturnToQueue(0), Done(), now=10.0)
+    assert (returned(decision), groups.next_retry_in_s(11.0), call(groups, now=13.9)) == ([], 3.0, [])
     again = call(groups, now=14.0)
     assert names(again) == ["a1", "a2", "a3"]
     assert [one.held_count for one in again] == [1, 0, 0]
 
 
 def test_wait_goes_back_to_the_queue_after_a_minute_in_hand() -> None:
-    """A dependency that stays in trouble sends the message back, with those behind it."""
+    """A message that was held for a minute returns to the queue, with those behind it."""
     groups, now, waits = fifo("a1", "a2"), 0.0, 0
-    while not back(decision := settle(groups, call(groups, now=now), RetryHeld(8.0), ReturnToQueue(0), now=now)):
+    while not returned(decision := decide(groups, call(groups, now=now), RetryHeld(8.0), ReturnToQueue(0), now=now)):
         now += 8.0
         waits += 1
-    assert (back(decision), waits * 8.0 <= HELD_MAX_S < (waits + 1) * 8.0) == ([("a2", 0.0), ("a1", 8.0)], True)
+    assert (returned(decision), waits * 8.0 <= HELD_MAX_S < (waits + 1) * 8.0) == ([("a2", 0.0), ("a1", 8.0)], True)
 
 
 def test_wait_goes_back_when_half_of_the_hand_waits() -> None:
-    """Those that wait leave half of the hand to others, counted with what is behind them."""
+    """Held messages and those behind them take at most half of the room in flight."""
     groups = fifo(*(f"{letter}{number}" for letter in "abcd" for number in range(2)))
     limits = SchedulerLimits(message_count=8, batch_count=4)
     first = call(groups, limits=limits)
-    decision = settle(groups, first, *[RetryHeld(1.0)] * 4, limits=limits)
+    decision = decide(groups, first, *[RetryHeld(1.0)] * 4, limits=limits)
     assert (len(decision.returned), len(groups.held_messages())) == (4, 4)
 
 
 def test_wait_goes_back_when_its_bytes_fill_half_of_the_hand() -> None:
-    """Large messages that wait leave half of the bytes to others too."""
+    """Held messages take at most half of the bytes in flight, too."""
     groups = GroupScheduler(is_fifo=False)
     groups.add([message("a", body="x" * 60), message("b", body="x" * 60)])
     limits = SchedulerLimits(byte_count=200)
-    decision = settle(groups, call(groups), RetryHeld(1.0), RetryHeld(1.0), limits=limits)
-    assert back(decision) == [("b", 1.0)]
+    decision = decide(groups, call(groups), RetryHeld(1.0), RetryHeld(1.0), limits=limits)
+    assert returned(decision) == [("b", 1.0)]
 
 
 def test_wait_goes_back_at_a_stop() -> None:
-    """Nothing waits in a worker that stops."""
+    """A worker that stops holds no message."""
     groups = fifo("a1")
-    assert back(settle(groups, call(groups), RetryHeld(1.5), may_hold=False)) == [("a1", 2.0)]
+    assert returned(decide(groups, call(groups), RetryHeld(1.5), may_hold=False)) == [("a1", 2.0)]
 
 
-# What was lost
+# Lost messages
 
 
 def test_lost_message_is_not_carried_out_and_sends_back_what_is_behind_it() -> None:
-    """The verdict on a lost message does not count; it comes again, and so those behind it have to as well."""
+    """The verdict on a lost message does not count; it is received again, so the messages behind it return too."""
     groups = fifo("a1", "a2", "a3")
-    decision = settle(groups, call(groups, limits=SchedulerLimits(batch_count=2)), Done(), ReturnToQueue(3), lost="a1")
-    assert (names(decision.lost), decision.done, back(decision)) == (["a1"], [], [("a3", 0.0), ("a2", 3.0)])
+    decision = decide(groups, call(groups, limits=SchedulerLimits(batch_count=2)), Done(), ReturnToQueue(3), lost="a1")
+    assert (names(decision.lost), decision.done, returned(decision)) == (["a1"], [], [("a3", 0.0), ("a2", 3.0)])
 
 
 def test_lost_message_leaves_with_those_behind_it_when_it_is_queued() -> None:
-    """Those before a lost message stay, those behind it leave."""
+    """The messages before a lost one stay, those behind it leave."""
     groups = fifo("a1", "a2", "a3", "b1")
     assert names(groups.remove(message("a2", group="a"))) == ["a3"]
     assert names(call(groups)) == ["a1", "b1"]
 
 
 def test_lost_message_stays_in_its_lane_while_it_is_handled() -> None:
-    """The handler cannot be stopped, so its group gets no other call before it has ended."""
+    """The handler cannot be stopped, so the group gets no other call before it has ended."""
     groups = fifo("a1", "a2")
     first = call(groups, limits=SchedulerLimits(batch_count=1))
     assert names(groups.remove(first[0])) == ["a2"]
     groups.add([message("a2", group="a", handle="newer")])
     assert call(groups) == []
-    settle(groups, first, Done(), lost="a1")
+    decide(groups, first, Done(), lost="a1")
     assert groups.handling_count == 0
 
 
@@ -206,7 +206,7 @@ def test_lost_message_stays_in_its_lane_while_it_is_handled() -> None:
 
 
 def test_call_keeps_to_its_limits() -> None:
-    """A call has at most so many messages and bytes; one that is larger than that goes alone."""
+    """A call keeps to its limits of messages and bytes; a message that is larger than that goes alone."""
     groups = GroupScheduler(is_fifo=False)
     groups.add(message(str(number), body="x" * size) for number, size in enumerate((10, 10, 10, 99, 10)))
     limits = SchedulerLimits(batch_count=3, batch_bytes=25)
@@ -214,13 +214,13 @@ def test_call_keeps_to_its_limits() -> None:
 
 
 def test_call_takes_one_of_each_group_before_a_second() -> None:
-    """Groups share a call; what room they leave goes to the long ones, in order."""
+    """Groups share a call; the room that they leave goes to the long ones, in order."""
     groups = fifo("a1", "a2", "a3", "b1", "c1", "c2")
     assert names(call(groups, limits=SchedulerLimits(batch_count=5))) == ["a1", "a2", "b1", "c1", "c2"]
 
 
 def test_unstarted_leaves_but_for_what_is_to_be_kept() -> None:
-    """At a stop what is queued leaves, those of a group in order; what is kept stays with what is before it."""
+    """At a stop queued messages leave in order; a message to keep stays with those of its group before it."""
     groups = fifo("a1", "a2", "a3", "b1", "b2", "c1")
     call(groups, limits=SchedulerLimits(batch_count=1))
     assert names(groups.take_unstarted(lambda one: one.message_id == "b1")) == ["a2", "a3", "b2", "c1"]
@@ -239,7 +239,7 @@ def test_t24_thousand_groups_over_eight_slots_starve_none() -> None:
     for turn in range(2002):
         while len(open_calls) == limits.call_count:
             ended = open_calls.pop(0)
-            settle(groups, ended, *[Done()] * len(ended))
+            decide(groups, ended, *[Done()] * len(ended))
         open_calls.append(call(groups, limits=limits))
         turns[str(open_calls[-1][0].group_id)].append(turn)
     assert {group: len(turns_of) for group, turns_of in turns.items()} == dict.fromkeys(turns, 2)
@@ -253,7 +253,7 @@ def test_t24_thousand_groups_over_eight_slots_starve_none() -> None:
 @st.composite
 def scripts(draw: st.DrawFn) -> list[tuple[str, int]]:
     """Return steps and numbers that decide what exactly they do."""
-    steps = st.sampled_from(["add", "add", "call", "call", "settle", "settle", "decide", "lose", "tick"])
+    steps = st.sampled_from(["add", "add", "call", "call", "end", "end", "store", "lose", "tick"])
     return draw(st.lists(st.tuples(steps, st.integers(0, 10_000)), max_size=60))
 
 
@@ -267,7 +267,7 @@ def test_t31_permits_all_come_back_and_order_holds_whatever_happens(
 
 
 class World:
-    """Lanes, and who has which message of them."""
+    """Lanes, and the state of each of their messages."""
 
     def __init__(self, *, is_fifo: bool) -> None:
         self.groups = GroupScheduler(is_fifo=is_fifo)
@@ -276,36 +276,36 @@ class World:
         self.number = 0
         self.inside: set[str] = set()  # added, and not yet decided or back
         self.calls: list[list[Message]] = []
-        self.buried: list[Message] = []
+        self.storing: list[Message] = []
         self.limits = SchedulerLimits(message_count=10, batch_count=4, call_count=3)
 
     def play(self, script: list[tuple[str, int]]) -> None:  # noqa: C901  # one branch a step
-        """Do what *script* says, then let everything end."""
+        """Play *script*, then let everything end."""
         for step, number in script:
             match step:
                 case "add":
                     self.add(number)
                 case "call" if len(self.calls) < self.limits.call_count:
-                    self.call()
-                case "settle" if self.calls:
-                    self.settle(self.calls.pop(number % len(self.calls)), number)
-                case "decide" if self.buried:
-                    self.decide(number)
+                    self.start_call()
+                case "end" if self.calls:
+                    self.end_call(self.calls.pop(number % len(self.calls)), number)
+                case "store" if self.storing:
+                    self.store(number)
                 case "lose" if self.inside:
                     self.lose(sorted(self.inside)[number % len(self.inside)])
                 case _:
                     self.now += number / 500
             self.check()
-        while self.calls or self.buried or self.inside:
+        while self.calls or self.storing or self.inside:
             self.now += 100.0
             for one in self.calls:
-                self.end(one)
+                self.end_well(one)
             self.calls.clear()
-            while self.buried:
-                self.decide(0)
+            while self.storing:
+                self.store(0)
             if self.inside:
-                self.call()
-                assert self.calls, "what is inside can be handled at some time"
+                self.start_call()
+                assert self.calls, "messages inside can be handled at some time"
         assert (self.groups.queued_count, self.groups.handling_count, self.groups._lanes) == (0, 0, {})
 
     def add(self, number: int) -> None:
@@ -316,7 +316,7 @@ class World:
             self.inside.add(name)
             self.groups.add([message(name, group=name[0])])
 
-    def call(self) -> None:
+    def start_call(self) -> None:
         """Begin a call."""
         messages = self.groups.take_call(self.limits, now=self.now)
         assert len(messages) <= self.limits.batch_count
@@ -325,16 +325,16 @@ class World:
             for one in messages:
                 by_group[one.message_id[0]].append(one.message_id)
             if self.is_fifo:
-                busy = {one.message_id[0] for other in [*self.calls, self.buried] for one in other}
+                busy = {one.message_id[0] for other in [*self.calls, self.storing] for one in other}
                 assert not busy & by_group.keys(), "a group has one call at a time"
                 for group, ids in by_group.items():
                     first = sorted(name for name in self.inside if name[0] == group)[: len(ids)]
-                    assert ids == first, "nothing is handled before what is in front of it"
+                    assert ids == first, "no message is handled before those in front of it"
             self.calls.append(messages)
 
-    def settle(self, messages: list[Message], number: int) -> None:
+    def end_call(self, messages: list[Message], number: int) -> None:
         """End a call with verdicts that *number* decides."""
-        kinds: list[Verdict] = [Done(), BURY, ReturnToQueue(3), RetryHeld(2.0), Done(), Done()]
+        kinds: list[Verdict] = [Done(), DEAD_LETTER, ReturnToQueue(3), RetryHeld(2.0), Done(), Done()]
         verdicts = [kinds[number // 6**place % 6] for place in range(len(messages))]
         lost = {one.message_id for place, one in enumerate(messages) if number // 7**place % 7 == 0}
         decision = self.groups.apply_verdicts(
@@ -347,23 +347,23 @@ class World:
         gone = [*decision.done, *decision.lost, *(one for one, _ in decision.returned)]
         assert len({one.message_id for one in gone}) == len(gone)
         self.inside -= {one.message_id for one in gone}
-        self.buried += [one for one, _ in decision.dead_letters]
+        self.storing += [one for one, _ in decision.dead_letters]
 
-    def end(self, messages: list[Message]) -> None:
+    def end_well(self, messages: list[Message]) -> None:
         """End a call well."""
         decision = self.groups.apply_verdicts(
             messages, [Done()] * len(messages), now=self.now, limits=self.limits, is_ours=lambda _: True
         )
         self.inside -= {one.message_id for one in decision.done}
 
-    def decide(self, number: int) -> None:
-        """Let a letter be stored."""
-        one = self.buried.pop(number % len(self.buried))
+    def store(self, number: int) -> None:
+        """Let a dead letter be stored."""
+        one = self.storing.pop(number % len(self.storing))
         self.groups.finish([one])
         self.inside.discard(one.message_id)
 
     def lose(self, name: str) -> None:
-        """Lose the lease of one; its call, if it has one, goes on."""
+        """Lose one message; its call, if it has one, goes on."""
         one = message(name, group=name[0])
         was_queued = self.groups.is_queued(one)
         behind = self.groups.remove(one)
@@ -372,9 +372,9 @@ class World:
             self.inside.discard(name)
 
     def check(self) -> None:
-        """Check that what is inside is queued, with a handler, or being buried, and in one of these only."""
+        """Check that each message inside is either queued, with a handler, or being stored as a dead letter."""
         with_handlers = {one.message_id for messages in self.calls for one in messages}
-        buried = {one.message_id for one in self.buried}
-        assert not with_handlers & buried
-        assert self.groups.handling_count == len(with_handlers) + len(buried)
-        assert self.groups.queued_count == len(self.inside) - len(with_handlers) - len(buried)
+        storing = {one.message_id for one in self.storing}
+        assert not with_handlers & storing
+        assert self.groups.handling_count == len(with_handlers) + len(storing)
+        assert self.groups.queued_count == len(self.inside) - len(with_handlers) - len(storing)

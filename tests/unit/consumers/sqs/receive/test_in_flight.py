@@ -1,4 +1,4 @@
-"""Messages in hand: how long each is ours, and when it is claimed again."""
+"""Messages in flight: until when each is hidden, and when that is extended."""
 
 from __future__ import annotations
 
@@ -13,67 +13,67 @@ from simplu_worker.consumers.sqs.receive.in_flight import VISIBILITY_MAX_S, InFl
 A, B = message("a"), message("b")
 
 
-def hand(*messages: Message, timeout_s: int = 30, received_at: float = 0.0) -> InFlightMessages:
-    """Return a hand with *messages* in it."""
+def in_flight(*messages: Message, timeout_s: int = 30, received_at: float = 0.0) -> InFlightMessages:
+    """Return *messages* in flight."""
     made = InFlightMessages(visibility_timeout_s=timeout_s)
     made.add(messages, received_at=received_at)
     return made
 
 
 def due(of: InFlightMessages, now: float) -> list[list[str]]:
-    """Return the ids of what is due, call by call."""
+    """Take the due messages; return their ids, call by call."""
     return [[one.message_id for one in batch] for _, batch in of.take_due(now)]
 
 
 def test_message_is_due_a_third_of_the_timeout_after_its_receive() -> None:
-    """The first claim is due at a third, the next a third after it."""
-    one = hand(A)
+    """The first extension is due at a third, the next a third after it."""
+    one = in_flight(A)
     assert (due(one, 9.9), due(one, 10.0)) == ([], [["a"]])
     one.record_extended([(A, 30)], sent_at=10.0)
     assert (due(one, 19.9), due(one, 20.0)) == ([], [["a"]])
 
 
-def test_message_is_not_due_again_while_its_claim_is_under_way() -> None:
-    """Between `due` and what comes of it a message is not claimed a second time."""
-    one = hand(A)
+def test_message_is_not_due_again_while_its_extension_is_under_way() -> None:
+    """Between `take_due` and the end of the call a message is not extended a second time."""
+    one = in_flight(A)
     assert (due(one, 10.0), due(one, 12.0)) == ([["a"]], [])
 
 
-def test_claims_are_spread_by_the_draw() -> None:
-    """What came at the same time is due up to a quarter of the interval earlier, as the draw says."""
+def test_extensions_are_spread_by_the_draw() -> None:
+    """Messages received together are due up to a quarter of the interval earlier, by the draw."""
     one = InFlightMessages(visibility_timeout_s=30)
     one.add([A], received_at=0.0, draw=0.0)
     one.add([B], received_at=0.0, draw=0.99)
     assert one.next_due_in_s(0.0) == pytest.approx(7.525)
 
 
-def test_claims_go_by_tens_most_urgent_first_and_the_last_call_is_filled_up() -> None:
-    """Ten a call, by when they are due; what is due soon fills the last."""
+def test_extensions_go_by_tens_most_urgent_first_and_the_last_call_is_filled_up() -> None:
+    """A call has ten, by when they are due; messages that are due soon fill the last call."""
     one = InFlightMessages(visibility_timeout_s=30)
     for number in range(14):
         one.add([message(f"{13 - number:02}")], received_at=(13 - number) * 0.1)
     assert due(one, 11.05) == [[f"{number:02}" for number in range(10)], ["10", "11", "12", "13"]]
 
 
-def test_message_is_due_soon_again_when_its_claim_failed() -> None:
-    """A claim that failed is tried again well before the message is lost."""
-    one = hand(A, timeout_s=9)
+def test_message_is_due_soon_again_when_its_extension_failed() -> None:
+    """A failed extension is tried again well before the message is lost."""
+    one = in_flight(A, timeout_s=9)
     due(one, 3.0)
     one.retry_soon([A], now=3.0)
     assert one.next_due_in_s(3.0) == 1.0
 
 
-def test_lease_counts_from_before_the_claim_was_sent() -> None:
-    """A message is ours up to its deadline and not at it, whatever SQS thinks."""
-    one = hand(A)
+def test_period_counts_from_before_the_extension_was_sent() -> None:
+    """A message is ours until its deadline and not at it, even if SQS still hides it."""
+    one = in_flight(A)
     one.record_extended([(A, 30)], sent_at=10.0)
     assert [one.is_ours(A, now=now) for now in (39.9, 40.0)] == [True, False]
     assert one.remaining_s(A, 30.0) == 10.0
 
 
-def test_message_is_lost_once_when_no_claim_came_through() -> None:
-    """Past the deadline a message is lost, is told of once, and no late answer makes it ours again."""
-    one = hand(A)
+def test_message_is_lost_once_when_no_extension_succeeded() -> None:
+    """Past the deadline a message is reported as lost once, and no late answer makes it ours again."""
+    one = in_flight(A)
     due(one, 10.0)
     assert (one.mark_expired(29.9), one.mark_expired(30.0), one.mark_expired(31.0)) == (
         [],
@@ -85,9 +85,9 @@ def test_message_is_lost_once_when_no_claim_came_through() -> None:
     assert (one.is_ours(A, now=31.0), due(one, 99.0), len(one)) == (False, [], 1)
 
 
-def test_message_is_lost_when_sqs_refuses_a_claim() -> None:
-    """A refusal means that another has it, or that it is gone."""
-    one = hand(A, B)
+def test_message_is_lost_when_sqs_refuses_an_extension() -> None:
+    """A refusal means that another receiver has the message, or that it was deleted."""
+    one = in_flight(A, B)
     assert (one.mark_refused([A]), one.mark_refused([A]), one.is_ours(A, now=1.0), one.is_ours(B, now=1.0)) == (
         [A],
         [],
@@ -97,8 +97,8 @@ def test_message_is_lost_when_sqs_refuses_a_claim() -> None:
 
 
 def test_message_received_again_is_the_same_work_under_its_newer_handle() -> None:
-    """A redelivery of what is in hand is not handled twice; its handle counts, and what was lost is ours again."""
-    one, again = hand(A), message("a", handle="newer")
+    """A message received again is not handled twice; its new handle counts, and a lost one is ours again."""
+    one, again = in_flight(A), message("a", handle="newer")
     one.mark_expired(30.0)
     assert (one.add([again], received_at=50.0), len(one)) == ([], 1)
     assert (one.with_newest_handle(A), one.is_ours(A, now=60.0), due(one, 60.0)) == (again, True, [["a"]])
@@ -107,9 +107,9 @@ def test_message_received_again_is_the_same_work_under_its_newer_handle() -> Non
     assert one.remaining_s(A, 60.0) == 20.0
 
 
-def test_t15_claims_and_delays_are_cut_to_twelve_hours_after_the_receive() -> None:
-    """T15: what SQS would refuse is never asked for; at the ceiling the message is lost for that reason."""
-    one = hand(A, timeout_s=3600, received_at=100.0)
+def test_t15_extensions_and_delays_are_cut_to_twelve_hours_after_the_receive() -> None:
+    """T15: no timeout that SQS would refuse is sent; at the ceiling the message is lost for that reason."""
+    one = in_flight(A, timeout_s=3600, received_at=100.0)
     late = 100.0 + VISIBILITY_MAX_S - 1800.5
     assert (
         one.allowed_timeout_s(A, 3600, 200.0),
@@ -123,44 +123,44 @@ def test_t15_claims_and_delays_are_cut_to_twelve_hours_after_the_receive() -> No
     assert (one.allowed_timeout_s(A, 10, late + 5000), one.allowed_timeout_s(A, 0.2, 200.0)) == (0, 1)
 
 
-def test_timeout_of_zero_does_not_claim_without_end() -> None:
-    """A queue whose messages are visible at once gets a pause between claims all the same."""
-    assert hand(A, timeout_s=0).next_due_in_s(0.0) > 0.3
+def test_timeout_of_zero_does_not_extend_without_end() -> None:
+    """A queue with a timeout of 0 still gets a pause between extensions."""
+    assert in_flight(A, timeout_s=0).next_due_in_s(0.0) > 0.3
 
 
-def test_changed_timeout_counts_from_the_next_claim_on() -> None:
-    """What was claimed for the old time keeps it; from then on the new one counts."""
-    one = hand(A)
+def test_changed_timeout_counts_from_the_next_extension_on() -> None:
+    """Earlier extensions keep the old timeout; from then on the new one counts."""
+    one = in_flight(A)
     one.set_visibility_timeout(300)
     one.add([B], received_at=0.0)
     assert (one.remaining_s(A, 0.0), one.remaining_s(B, 0.0), one.heartbeat_s) == (30.0, 300.0, 100.0)
 
 
 def test_nothing_received_from_now_on_is_due_before_the_pause_ends() -> None:
-    """An empty hand waits a quarter of the interval: less than the earliest claim of what comes meanwhile."""
+    """With no message in flight the pause is a quarter of the interval: less than until the earliest extension."""
     assert InFlightMessages(visibility_timeout_s=30).next_due_in_s(0.0) == 2.5
 
 
-STEPS = st.sampled_from(["take", "drop", "refuse", "renew", "expire", "due", "retry"])
+STEPS = st.sampled_from(["add", "remove", "refuse", "extend", "expire", "due", "retry"])
 
 
 @given(st.lists(st.tuples(STEPS, st.sampled_from("abcdef"), st.floats(0, 20), st.integers(0, 50))))
-def test_hand_adds_up_whatever_happens(steps: list[tuple[str, str, float, int]]) -> None:
-    """No mix of events loses a place or a byte, or makes one; what is ours has a deadline ahead."""
+def test_counts_add_up_whatever_happens(steps: list[tuple[str, str, float, int]]) -> None:
+    """No mix of events changes a count wrongly; a message that is ours has a deadline ahead."""
     one, held, now = InFlightMessages(visibility_timeout_s=30), dict[str, int](), 0.0
     for step, name, pause_s, size in steps:
         now += pause_s
         any_message = message(name)
         match step:
-            case "take":
+            case "add":
                 one.add([message(name, body="x" * size)], received_at=now)
                 held[name] = size
-            case "drop":
+            case "remove":
                 one.remove([any_message])
                 held.pop(name, None)
             case "refuse":
                 one.mark_refused([any_message])
-            case "renew":
+            case "extend":
                 one.record_extended([(any_message, 30)], sent_at=now)
             case "due":
                 one.take_due(now)

@@ -1,4 +1,4 @@
-"""How many polls there shall be, how much each may ask for, and which receive repeats one before."""
+"""How many polls run, how much each may ask for, and which receive repeats a failed one."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from simplu_worker.consumers.sqs.receive.poll_count import ATTEMPT_MAX_S, PollCo
     ],
 )
 def test_polls_become_more_for_full_ones_and_one_for_an_empty_one(polls: list[tuple[int, int]], expected: int) -> None:
-    """A full poll asks for another, up to the most; an empty one says that one is enough; others say nothing."""
-    pace = PollCount(4)
+    """A full answer adds a poll, up to the maximum; an empty one leaves a single poll; others change nothing."""
+    count = PollCount(4)
     for received, asked in polls:
-        pace.record_answer(received, asked)
-    assert pace.wanted_count == expected
+        count.record_answer(received, asked)
+    assert count.wanted_count == expected
 
 
 def test_polls_become_one_when_one_fails() -> None:
-    """One poll is enough to find out when a queue answers again."""
-    pace = PollCount(4)
-    pace.record_answer(10, 10)
-    pace.record_failure()
-    assert pace.wanted_count == 1
+    """One poll is enough to notice that a queue answers again."""
+    count = PollCount(4)
+    count.record_answer(10, 10)
+    count.record_failure()
+    assert count.wanted_count == 1
 
 
 def test_attempt_is_usable_for_less_than_five_minutes() -> None:
@@ -44,42 +44,42 @@ def test_attempt_is_usable_for_less_than_five_minutes() -> None:
 
 
 def test_polls_at_one_time_share_the_room() -> None:
-    """What one poll may bring is no room for another, until it has ended."""
-    reserve = PollReservations(message_count=15, byte_count=1000)
-    assert [reserve.reserve(in_flight_count=0, in_flight_bytes=0) for _ in range(3)] == [10, 5, 0]
-    reserve.release(10, [])
-    assert reserve.reserve(in_flight_count=2, in_flight_bytes=0) == 8
+    """The room that one poll reserved is not free for another until the poll has ended."""
+    reservations = PollReservations(message_count=15, byte_count=1000)
+    assert [reservations.reserve(in_flight_count=0, in_flight_bytes=0) for _ in range(3)] == [10, 5, 0]
+    reservations.release(10, [])
+    assert reservations.reserve(in_flight_count=2, in_flight_bytes=0) == 8
 
 
 def test_room_in_bytes_is_counted_by_the_largest_message_of_late() -> None:
-    """Few large messages fill the hand as well as many small ones; what was large long ago is forgotten."""
-    reserve = PollReservations(message_count=100, byte_count=1000)
-    reserve.release(reserve.reserve(in_flight_count=0, in_flight_bytes=0), [200, 10])
-    assert [reserve.reserve(in_flight_count=1, in_flight_bytes=300) for _ in range(2)] == [3, 0]
-    reserve.release(3, [])
+    """Few large messages fill the room as well as many small ones; old large sizes are forgotten."""
+    reservations = PollReservations(message_count=100, byte_count=1000)
+    reservations.release(reservations.reserve(in_flight_count=0, in_flight_bytes=0), [200, 10])
+    assert [reservations.reserve(in_flight_count=1, in_flight_bytes=300) for _ in range(2)] == [3, 0]
+    reservations.release(3, [])
     for _ in range(40):
-        reserve.release(0, [1])
-    assert reserve.reserve(in_flight_count=1, in_flight_bytes=300) == 10
+        reservations.release(0, [1])
+    assert reservations.reserve(in_flight_count=1, in_flight_bytes=300) == 10
 
 
 def test_message_larger_than_all_the_room_is_taken_alone() -> None:
-    """With an empty hand one message is taken, however large."""
-    reserve = PollReservations(message_count=100, byte_count=1000)
-    reserve.release(0, [5000])
-    assert [reserve.reserve(in_flight_count=0, in_flight_bytes=0) for _ in range(2)] == [1, 0]
+    """With no message in flight one message is received, however large."""
+    reservations = PollReservations(message_count=100, byte_count=1000)
+    reservations.release(0, [5000])
+    assert [reservations.reserve(in_flight_count=0, in_flight_bytes=0) for _ in range(2)] == [1, 0]
     assert PollReservations(message_count=100, byte_count=1000).reserve(in_flight_count=0, in_flight_bytes=0) == 10
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), max_size=40))
 def test_polls_never_ask_for_more_than_the_room(steps: list[tuple[bool, int]]) -> None:
-    """What is in hand and what polls under way may bring is never more than the limit."""
-    reserve, open_polls, in_hand = PollReservations(message_count=25, byte_count=10**9), list[int](), 0
+    """Messages in flight and reserved for polls are never more than the limit."""
+    reservations, open_polls, in_flight = PollReservations(message_count=25, byte_count=10**9), list[int](), 0
     for is_ask, number in steps:
         if is_ask:
-            open_polls.append(reserve.reserve(in_flight_count=in_hand, in_flight_bytes=in_hand))
+            open_polls.append(reservations.reserve(in_flight_count=in_flight, in_flight_bytes=in_flight))
         elif open_polls:
             asked = open_polls.pop(0)
             came = min(asked, number)
-            reserve.release(asked, [1] * came)
-            in_hand += came
-        assert in_hand + sum(open_polls) <= 25
+            reservations.release(asked, [1] * came)
+            in_flight += came
+        assert in_flight + sum(open_polls) <= 25

@@ -1,4 +1,4 @@
-"""What of a queue's own settings does not fit how it is consumed."""
+"""Settings of a queue that do not fit how the worker consumes it."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ def problems(target_retention_s: int | None = None, **members: object) -> list[s
     ],
 )
 def test_unfit_settings_are_told(found: list[str], members: dict[str, object]) -> None:
-    """Too few receives for the tries, or for a dependency's trouble; a short timeout; letters that are soon gone."""
+    """Too few receives for the tries, or for an outage; a short timeout; a short retention of dead letters."""
     assert problems(**members) == found  # type: ignore[arg-type]
 
 
 def test_policy_with_room_for_the_tries_but_not_for_trouble_says_so() -> None:
-    """SQS counts every receive: those that a dependency's trouble costs as well."""
+    """SQS counts every receive, also those during an outage."""
     (text,) = redrive_problems(msgspec.structs.replace(QUEUE, redrive_policy=policy(10)), None, RULES)
     assert "down for longer than about 20 min" in text
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", policy("many"), '{"maxReceiveCount": 3}'])
 def test_policy_that_cannot_be_read_is_none(text: str | None) -> None:
-    """What is no policy is treated as none."""
+    """A malformed policy is treated as none."""
     assert parse_redrive_policy(text) is None
 
 
 def test_policy_names_its_target() -> None:
-    """The queue's name is the end of its ARN."""
+    """The name of the queue is the end of its ARN."""
     assert parse_redrive_policy(policy("7")) == RedrivePolicy("letters", 7)
