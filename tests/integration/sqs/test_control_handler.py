@@ -421,7 +421,7 @@ async def test_message_behind_a_buried_one_is_applied() -> None:
 
 
 async def test_later_ones_of_a_group_go_back_when_one_of_it_is_not_decided() -> None:
-    """At once, so that the group waits for its head alone; other groups' messages about that tenant are held with it."""
+    """At once, so the group waits for its head alone; other groups' messages about that tenant are held with it."""
     desk = Desk()
     desk.script_answers("create", "1", OUTAGE)
     batch = [
