@@ -46,7 +46,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import open_citrus
 from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.routing.route_refresh import ASKS_PER_S, RouteRefresh
+from simplu_worker.shards.routing.route_refresh import REFRESHES_PER_S, RouteRefresh
 from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.timing.clock import loop_time
 
@@ -455,7 +455,7 @@ def bounds_of(phases: Sequence[Phase], arguments: argparse.Namespace) -> Iterabl
     for name in ("Citrus well", "Citrus slow", "Citrus away", "Citrus back"):
         yield PerformanceTarget(f"{name}: tenants served", by_name[name].count, most=tenants, least=tenants)
         rate = by_name[name].citrus_requests / by_name[name].seconds
-        yield PerformanceTarget(f"{name}: requests to Citrus", rate, most=1.2 * ASKS_PER_S, unit="/s")
+        yield PerformanceTarget(f"{name}: requests to Citrus", rate, most=1.2 * REFRESHES_PER_S, unit="/s")
     yield PerformanceTarget("new tenants told apart while Citrus is away", by_name["new, Citrus away"].count, most=0)
     yield PerformanceTarget("connections", max(one.connections for one in phases), most=arguments.max_connections)
     yield PerformanceTarget("memory", max(one.rss_mib for one in phases), most=arguments.rss_mib, unit="MiB")

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Queue
 from simplu_worker.business_info.table import BusinessInfo
-from simplu_worker.cache.cache import Cache, CacheDesk, open_cache
+from simplu_worker.cache.cache import Cache, CacheAdmin, open_cache
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
@@ -101,7 +101,7 @@ class Parts:
     consumers: Consumers
     on_change: OnChange = ignore_changes
     cache: Cache | None = None
-    cache_desk: CacheDesk | None = None
+    cache_desk: CacheAdmin | None = None
 
 
 @contextlib.asynccontextmanager
@@ -111,7 +111,7 @@ async def open_parts(settings: Settings, replica_name: str) -> AsyncIterator[Par
         cache, cache_desk = None, None
         if settings.redis_url is not None:
             cache, cache_desk = await stack.enter_async_context(open_cache(settings.redis_url.get_secret_value()))
-        on_change = ignore_changes if cache is None else cache.changed
+        on_change = ignore_changes if cache is None else cache.invalidate
         business_info = None
         if settings.provision_on_first_use:
             business_info = await stack.enter_async_context(open_business_info(settings))
@@ -271,7 +271,7 @@ async def _open_consumers(
             services,
             _fleet_settings(settings),
             me=replica_name,
-            on_expired=(lambda: None) if cache is None else cache.replica_ended,
+            on_expired=(lambda: None) if cache is None else cache.note_replica_ended,
         )
     return consumers
 

@@ -28,13 +28,13 @@ from simplu_worker.shards.apply.log_retention import LogRetention
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.prober import Prober
 from simplu_worker.shards.health.registry import HealthRegistry
-from simplu_worker.shards.routing.citrus import Citrus
+from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.route_refresh import RouteRefresh
 from simplu_worker.shards.routing.shard_map import read_shard_map
-from simplu_worker.shards.routing.shard_map_reload import MapReload, note_no_map
-from simplu_worker.shards.tenants.confirmation_sweep import Unconfirmed
-from simplu_worker.shards.tenants.deletion import TenantDeletion
+from simplu_worker.shards.routing.shard_map_reload import ShardMapReloader, log_unused_reloads
+from simplu_worker.shards.tenants.confirmation_sweep import ConfirmationSweep
+from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
 from simplu_worker.telemetry.systemd import SystemdNotifier
@@ -138,14 +138,14 @@ def _background_tasks(
     grace = timedelta(hours=settings.tenant_destroy_grace_hours)
     tasks: dict[str, Task] = {
         "retention": LogRetention(shards.pools, _effective_retention(settings, consumers).read).run,
-        "deletion": TenantDeletion(shards.locator, shards.pools, grace, on_change=parts.on_change).run,
-        "unconfirmed": Unconfirmed(shards.provisioner.confirmer, shards.pools).run,
+        "deletion": TenantDeleter(shards.locator, shards.pools, grace, on_change=parts.on_change).run,
+        "unconfirmed": ConfirmationSweep(shards.provisioner.confirmer, shards.pools).run,
         "prober": Prober(shards.pools, health).run,
         "routes": RouteRefresh(shards.directory, shards.locator, shards.pools).run,
         "dead-letters": consumers.dead_letters.read_limits,
         "shard-map": partial(_reload_map, settings, shards, hung_up),
     }
-    if isinstance(shards.locator, Citrus):
+    if isinstance(shards.locator, CitrusClient):
         tasks["citrus"] = CitrusWatch(shards.locator, health).run
     if parts.cache is not None:
         tasks["cache"] = parts.cache.run
@@ -161,10 +161,10 @@ async def _reload_map(settings: Settings, shards: Shards, wanted: asyncio.Event)
     """Reload the shard map, where there is one, whenever *wanted* is set."""
     path = settings.shard_map_file
     if path is None or not isinstance(shards.locator, StaticMap):
-        await note_no_map(wanted)
+        await log_unused_reloads(wanted)
         return
     read = partial(read_shard_map, path, settings.database_allowed_hosts)
-    await MapReload(read, shards.locator, shards.directory, shards.pools).run(wanted)
+    await ShardMapReloader(read, shards.locator, shards.directory, shards.pools).run(wanted)
 
 
 async def _beat(notifier: SystemdNotifier, replica: ReplicaStatus) -> None:

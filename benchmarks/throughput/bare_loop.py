@@ -177,7 +177,7 @@ class BareLoop:
         for operation, record in zip(operations, records, strict=True):
             tenant_id = f"{operation.business_id}-{operation.location_id}"
             if (home := self._homes.get(tenant_id)) is None:
-                home = self._homes[tenant_id] = self._pools[self._map.place(tenant_id).shard_id]
+                home = self._homes[tenant_id] = self._pools[self._map.shard_of(tenant_id).shard_id]
             part = parts[home]
             part[0].append(operation)
             part[1].append(record)

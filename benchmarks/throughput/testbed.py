@@ -145,7 +145,7 @@ class Bed:
         locations = [
             str(number)
             for number in range(self.tenants)
-            if shard_map.place(tenant_id_of(BUSINESS_ID, str(number))).shard_id == shard.shard_id
+            if shard_map.shard_of(tenant_id_of(BUSINESS_ID, str(number))).shard_id == shard.shard_id
         ]
         ids = [tenant_id_of(BUSINESS_ID, location) for location in locations]
         await execute(url, INSERT_TENANTS, ids, BUSINESS_ID, BUSINESS_TYPE, locations)

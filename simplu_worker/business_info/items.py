@@ -70,7 +70,7 @@ def id_of(item: Item) -> str | None:
     return _id(item.get("id"))
 
 
-def why_not(business: Business | None, location_id: str) -> str | None:
+def refusal_reason(business: Business | None, location_id: str) -> str | None:
     """Return why business-info is no reason to make a tenant of a business at a location; None when it is one."""
     if business is None:
         return "its business is not in business-info"

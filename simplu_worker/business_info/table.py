@@ -22,8 +22,8 @@ from simplu_worker.timing.clock import loop_time
 
 FRESH_S: Final = 300.0  # for a business that is there: its type does not change
 ABSENT_FRESH_S: Final = 5.0  # for one that is not: it may just be made
-REMEMBERED_MAX: Final = 10_000
-ASKED_AT_ONCE: Final = 8
+CACHED_MAX: Final = 10_000
+LOOKUPS_AT_ONCE: Final = 8
 PAGE_SIZE: Final = 500
 BATCH_MAX: Final = 100  # BatchGetItem's quota
 BATCH_TRIES: Final = 6
@@ -42,7 +42,7 @@ for _labels in product(("get_item", "batch_get_item", "scan"), ("ok", "error")):
     DYNAMODB_REQUEST.labels(*_labels)
 
 
-class Unreadable(msgspec.Struct, frozen=True):
+class UnreadableBusiness(msgspec.Struct, frozen=True):
     """An item that is no business, with what is wrong with it."""
 
     id: str | None
@@ -53,10 +53,10 @@ class UnreadableBusinessError(PermanentError):
     """The item of a business cannot be read; a person has to mend it."""
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class _CachedBusiness(msgspec.Struct, frozen=True):
     """What business-info said of one business, and when it was asked."""
 
-    found: Business | Unreadable | None
+    found: Business | UnreadableBusiness | None
     asked_at: float
 
     def is_fresh(self, now: float, max_age_s: float) -> bool:
@@ -65,13 +65,13 @@ class _Answer(msgspec.Struct, frozen=True):
         return now - self.asked_at <= max_s
 
 
-class _Asking:
+class _SharedLookup:
     """The callers that want one business now: one of them asks, the others share the answer."""
 
     def __init__(self) -> None:
-        self.turn = asyncio.Lock()
+        self.lock = asyncio.Lock()
         self.callers = 0
-        self.answer: _Answer | WorkerError | None = None  # of the first who was not cancelled
+        self.answer: _CachedBusiness | WorkerError | None = None  # of the first who was not cancelled
 
 
 class BusinessInfo:
@@ -81,12 +81,12 @@ class BusinessInfo:
         self._client = client
         self._table = table
         self._clock = clock
-        self._remembered: dict[str, _Answer] = {}  # the longest not asked for first
-        self._asking: dict[str, _Asking] = {}
-        self._places = asyncio.Semaphore(ASKED_AT_ONCE)
+        self._cached: dict[str, _CachedBusiness] = {}  # the longest not asked for first
+        self._lookups: dict[str, _SharedLookup] = {}
+        self._slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
     def __repr__(self) -> str:
-        return f"BusinessInfo({self._table!r}, remembered={len(self._remembered)}, asking={len(self._asking)})"
+        return f"BusinessInfo({self._table!r}, cached={len(self._cached)}, lookups={len(self._lookups)})"
 
     async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
         """Return a business, or None when there is none; asked for at most *max_age_s* ago, "none" at most 5 s ago.
@@ -94,66 +94,66 @@ class BusinessInfo:
         Of many callers for one business at once one asks. Raises `UnreadableBusinessError` for an item that is no
         business.
         """
-        answer = self._remembered.get(business_id)
+        answer = self._cached.get(business_id)
         if answer is None or not answer.is_fresh(self._clock(), max_age_s):
-            answer = await self._shared(business_id)
-        if isinstance(answer.found, Unreadable):
+            answer = await self._find_shared(business_id)
+        if isinstance(answer.found, UnreadableBusiness):
             raise UnreadableBusinessError(f"business-info, business {business_id!r}: {answer.found.problem}")
         return answer.found
 
-    async def find_all(self, business_ids: Sequence[str]) -> dict[str, Business | Unreadable | None]:
+    async def find_all(self, business_ids: Sequence[str]) -> dict[str, Business | UnreadableBusiness | None]:
         """Return what the table has of each of *business_ids* now; nothing is remembered."""
-        found: dict[str, Business | Unreadable | None] = dict.fromkeys(business_ids)
+        found: dict[str, Business | UnreadableBusiness | None] = dict.fromkeys(business_ids)
         keys = list(found)
         for start in range(0, len(keys), BATCH_MAX):
-            for item in await self._batch(keys[start : start + BATCH_MAX]):
-                business = _read(item)
+            for item in await self._fetch_batch(keys[start : start + BATCH_MAX]):
+                business = _parse_item(item)
                 if business.id is not None:
                     found[business.id] = business
         return found
 
-    async def pages(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[list[Business | Unreadable]]:
+    async def scan_pages(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[list[Business | UnreadableBusiness]]:
         """Yield everything in the table, at most *page_size* at a time; what changes meanwhile may be missed."""
         page: dict[str, Any] = {}
         while True:
             reply = await self._call("scan", TableName=self._table, Limit=page_size, **READ, **page)
-            yield [_read(item) for item in reply["Items"]]
+            yield [_parse_item(item) for item in reply["Items"]]
             if not reply.get("LastEvaluatedKey"):
                 return
             page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
 
-    async def _shared(self, business_id: str) -> _Answer:
-        asking = self._asking.setdefault(business_id, _Asking())
+    async def _find_shared(self, business_id: str) -> _CachedBusiness:
+        asking = self._lookups.setdefault(business_id, _SharedLookup())
         asking.callers += 1
         try:
-            async with asking.turn:
+            async with asking.lock:
                 answer = asking.answer
                 if answer is None:
-                    answer = asking.answer = await self._asked(business_id)
+                    answer = asking.answer = await self._fetch(business_id)
         finally:
             asking.callers -= 1
             if not asking.callers:
-                del self._asking[business_id]
+                del self._lookups[business_id]
         if isinstance(answer, WorkerError):
             raise answer
         return answer
 
-    async def _asked(self, business_id: str) -> _Answer | WorkerError:
-        async with self._places:
+    async def _fetch(self, business_id: str) -> _CachedBusiness | WorkerError:
+        async with self._slots:
             asked_at = self._clock()
             try:
                 reply = await self._call("get_item", TableName=self._table, Key={"id": {"S": business_id}}, **READ)
             except (RetryableError, PermanentError) as exc:
                 return exc
         item = reply.get("Item")
-        answer = _Answer(None if item is None else _read(item), asked_at)
-        self._remembered.pop(business_id, None)
-        if len(self._remembered) >= REMEMBERED_MAX:
-            del self._remembered[next(iter(self._remembered))]
-        self._remembered[business_id] = answer
+        answer = _CachedBusiness(None if item is None else _parse_item(item), asked_at)
+        self._cached.pop(business_id, None)
+        if len(self._cached) >= CACHED_MAX:
+            del self._cached[next(iter(self._cached))]
+        self._cached[business_id] = answer
         return answer
 
-    async def _batch(self, business_ids: Sequence[str]) -> list[Item]:
+    async def _fetch_batch(self, business_ids: Sequence[str]) -> list[Item]:
         items: list[Item] = []
         asked = {self._table: {"Keys": [{"id": {"S": business_id}} for business_id in business_ids], **READ}}
         for attempt in range(BATCH_TRIES):
@@ -185,8 +185,8 @@ class BusinessInfo:
         return reply
 
 
-def _read(item: Item) -> Business | Unreadable:
+def _parse_item(item: Item) -> Business | UnreadableBusiness:
     try:
         return business_of(item)
     except UnreadableItemError as exc:
-        return Unreadable(id_of(item), str(exc))
+        return UnreadableBusiness(id_of(item), str(exc))

@@ -1,7 +1,7 @@
 """Keep the cache in Redis true to the shards (contract §8), after each commit and without delaying one.
 
 After a commit, call `changed`: it only records the keys. `run` sends them to Redis in pipelines, each resource once.
-At every new connection the epoch is moved first (`InvalidationScope`), at the first one of a process too: the process
+At every new connection the epoch is moved first (`EpochMoveReason`), at the first one of a process too: the process
 before it may have been killed between a commit and its invalidation. An orderly stop sends the rest (`flush`).
 """
 
@@ -24,11 +24,11 @@ from simplu_worker.cache.invalidations import (
     PREFIX,
     VERSION_PREFIX,
     WAITING_MAX_BYTES,
+    EpochMoveReason,
     InvalidationBatch,
-    Invalidations,
-    InvalidationScope,
+    InvalidationQueue,
     ResourceKey,
-    pause_s,
+    backoff_s,
     versions_of,
 )
 from simplu_worker.errors import ConfigurationError, RetryableError
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from simplu_worker.cache.redis_commands import InvalidationReply, RedisCommands
 
 REPLY_TIMEOUT_S: Final = 2.0
-PING_S: Final = 5.0  # so that a Redis that went away is noticed when nothing is written
-LOOK_S: Final = 5.0  # for counting keys
-CLEAR_S: Final = 30.0
+PING_INTERVAL_S: Final = 5.0  # so that a Redis that went away is noticed when nothing is written
+COUNT_MAX_S: Final = 5.0  # for counting keys
+CLEAR_MAX_S: Final = 30.0
 
 log = structlog.get_logger(__name__)
 
@@ -55,26 +55,26 @@ class Cache:
         *,
         waiting_max_bytes: int = WAITING_MAX_BYTES,
         reply_timeout_s: float = REPLY_TIMEOUT_S,
-        ping_s: float = PING_S,
+        ping_interval_s: float = PING_INTERVAL_S,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self._redis = redis_commands(url, on_connect=self._note_connection, reply_timeout_s=reply_timeout_s)
-        self._invalidations = Invalidations(max_bytes=waiting_max_bytes)
-        self._ping_s = ping_s
+        self._redis = create_redis_commands(url, on_connect=self._on_connect, reply_timeout_s=reply_timeout_s)
+        self._invalidations = InvalidationQueue(max_bytes=waiting_max_bytes)
+        self._ping_interval_s = ping_interval_s
         self._draw = draw
-        self._changed = asyncio.Event()
-        self._settled = asyncio.Event()
-        self._settled.set()
+        self._has_work = asyncio.Event()
+        self._is_drained = asyncio.Event()
+        self._is_drained.set()
         self._sending_count = 0
         self._counts = dict.fromkeys(instruments.CACHE_OUTCOMES, 0)
         self._connection_count = 0
         self._failure_count = 0
         self._unreachable_since: float | None = None
         self._last_error: str | None = None
-        self._is_overflow_told = False
+        self._is_overflow_reported = False
         self._epoch: int | None = None
         self._epoch_moved_at: datetime | None = None
-        self._epoch_moved_for: str | None = None
+        self._epoch_reason: str | None = None
         self._sweep_cursor: int | None = None
         self._swept_count = 0
         self._swept_at: datetime | None = None
@@ -88,18 +88,18 @@ class Cache:
         """Whether Redis took what it was last told; before the first time it is not known, and true."""
         return self._unreachable_since is None
 
-    def changed(self, keys: Iterable[ResourceKey]) -> None:
+    def invalidate(self, keys: Iterable[ResourceKey]) -> None:
         """Note that resources were changed: to be called after the commit. Never waits and never raises."""
-        self._note_dropped(self._invalidations.add(keys))
+        self._report_dropped(self._invalidations.add(keys))
         if self._invalidations:
-            self._changed.set()
-            self._settled.clear()
+            self._has_work.set()
+            self._is_drained.clear()
 
-    def replica_ended(self) -> None:
+    def note_replica_ended(self) -> None:
         """Note that another replica ended, perhaps killed between a commit and its invalidation."""
-        self._invalidations.doubt(InvalidationScope.TAKEN_OVER)
-        self._changed.set()
-        self._settled.clear()
+        self._invalidations.require_epoch_move(EpochMoveReason.TAKEN_OVER)
+        self._has_work.set()
+        self._is_drained.clear()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -109,49 +109,49 @@ class Cache:
         """Tell Redis what has changed, until cancelled; while it is out of reach, ask now and then."""
         while True:
             try:
-                await self._take_turn()
+                await self._run_once()
             except RetryableError as exc:
-                self._lost(exc)
-                await asyncio.sleep(pause_s(self._failure_count, draw=self._draw()))
+                self._record_failure(exc)
+                await asyncio.sleep(backoff_s(self._failure_count, draw=self._draw()))
             else:
-                self._reached()
+                self._record_success()
 
     async def flush(self, within_s: float) -> None:
         """Wait until all is told that was noted; not when Redis is out of reach: the next process moves the epoch."""
         if self.is_reachable:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
-                    await self._settled.wait()
-        if not self._settled.is_set():
+                    await self._is_drained.wait()
+        if not self._is_drained.is_set():
             log.warning("cache.not_flushed", resource_count=len(self._invalidations) + self._sending_count)
 
-    async def _take_turn(self) -> None:
+    async def _run_once(self) -> None:
         """Do the next thing there is to do, or wait for one."""
-        self._changed.clear()
+        self._has_work.clear()
         if self._connection_count == 0 or not self.is_reachable:
             await self._redis.ping()  # connects: the doubt that this is comes before what is told then
         if self._invalidations:
-            await self._tell()
+            await self._send()
         if self._sweep_cursor is not None:
             await self._sweep(self._sweep_cursor)
         if self._invalidations:
             return
-        self._settled.set()
+        self._is_drained.set()
         if self._sweep_cursor is not None or not self.is_reachable:
             return  # it is reachable now, and that is to be said before the wait
         try:
-            async with asyncio.timeout(self._ping_s):
-                await self._changed.wait()
+            async with asyncio.timeout(self._ping_interval_s):
+                await self._has_work.wait()
         except TimeoutError:
             await self._redis.ping()
 
-    async def _tell(self) -> None:
+    async def _send(self) -> None:
         batch = self._invalidations.take()
         self._sending_count = len(batch.keys)
         is_told = False
         try:
-            told = await self._redis.tell(
-                move_epoch=batch.doubt is not None,
+            told = await self._redis.send_invalidations(
+                move_epoch=batch.epoch_move is not None,
                 entries=[key.entry for key in batch.keys],
                 versions=versions_of(batch.keys),
             )
@@ -160,22 +160,22 @@ class Cache:
             self._sending_count = 0
             if not is_told:
                 self._count("retried", len(batch.keys))
-                self._note_dropped(self._invalidations.put_back(batch))
+                self._report_dropped(self._invalidations.requeue(batch))
             instruments.CACHE_WAITING.set(len(self._invalidations))
-        self._note(batch, told)
+        self._record_reply(batch, told)
 
-    def _note(self, batch: InvalidationBatch, told: InvalidationReply) -> None:
-        if batch.doubt is not None:
-            self._epoch, self._epoch_moved_at, self._epoch_moved_for = told.epoch, utc_now(), batch.doubt
-            log.info("cache.epoch_moved", redis=self._redis.place, epoch=told.epoch, reason=batch.doubt)
-            if batch.doubt.covers_entries:
+    def _record_reply(self, batch: InvalidationBatch, told: InvalidationReply) -> None:
+        if batch.epoch_move is not None:
+            self._epoch, self._epoch_moved_at, self._epoch_reason = told.epoch, utc_now(), batch.epoch_move
+            log.info("cache.epoch_moved", redis=self._redis.place, epoch=told.epoch, reason=batch.epoch_move)
+            if batch.epoch_move.covers_entries:
                 self._sweep_cursor = 0
         refused = set(told.refused)
         failed = sum(key.entry in refused or key.version in refused for key in batch.keys)
         self._count("failed", failed)
         self._count("done", len(batch.keys) - failed)
         if refused:
-            self._invalidations.doubt(InvalidationScope.REFUSED)
+            self._invalidations.require_epoch_move(EpochMoveReason.REFUSED)
             log.warning("cache.refused", redis=self._redis.place, key_count=len(refused), error=told.error)
 
     async def _sweep(self, cursor: int) -> None:
@@ -187,7 +187,7 @@ class Cache:
         if self._sweep_cursor is None:
             self._swept_at = utc_now()
 
-    def _lost(self, exc: RetryableError) -> None:
+    def _record_failure(self, exc: RetryableError) -> None:
         self._failure_count += 1
         self._last_error = str(exc)
         if self._unreachable_since is None:
@@ -198,9 +198,9 @@ class Cache:
         instruments.CACHE_UNREACHABLE.set(time.monotonic() - self._unreachable_since)
         instruments.CACHE_WAITING.set(len(self._invalidations))
 
-    def _reached(self) -> None:
+    def _record_success(self) -> None:
         self._failure_count = 0
-        self._is_overflow_told = False
+        self._is_overflow_reported = False
         instruments.CACHE_WAITING.set(len(self._invalidations))
         if self._unreachable_since is not None:
             outage_s = round(time.monotonic() - self._unreachable_since, 1)
@@ -208,18 +208,18 @@ class Cache:
             instruments.CACHE_UNREACHABLE.set(0)
             log.info("cache.recovered", redis=self._redis.place, outage_s=outage_s)
 
-    def _note_connection(self) -> None:
+    def _on_connect(self) -> None:
         """Put all in doubt: nobody knows what became of the connection before this one, or of the process before."""
-        self._invalidations.doubt(
-            InvalidationScope.RECONNECTED if self._connection_count else InvalidationScope.STARTED
+        self._invalidations.require_epoch_move(
+            EpochMoveReason.RECONNECTED if self._connection_count else EpochMoveReason.STARTED
         )
         self._connection_count += 1
-        self._changed.set()
+        self._has_work.set()
 
-    def _note_dropped(self, number: int) -> None:
+    def _report_dropped(self, number: int) -> None:
         self._count("dropped", number)
-        if number and not self._is_overflow_told:
-            self._is_overflow_told = True
+        if number and not self._is_overflow_reported:
+            self._is_overflow_reported = True
             log.warning("cache.overflowed", redis=self._redis.place, resource_count=number)
 
     def _count(self, outcome: str, number: int) -> None:
@@ -227,9 +227,9 @@ class Cache:
             self._counts[outcome] += number
             instruments.CACHE_INVALIDATIONS.labels(outcome).inc(number)
 
-    def note_epoch(self, epoch: int) -> None:
+    def record_clear(self, epoch: int) -> None:
         """Note that the epoch was moved by somebody who wanted the cache cleared."""
-        self._epoch, self._epoch_moved_at, self._epoch_moved_for = epoch, utc_now(), "cleared"
+        self._epoch, self._epoch_moved_at, self._epoch_reason = epoch, utc_now(), "cleared"
 
     def summary(self) -> dict[str, Any]:
         """Return what this process knows of itself, without asking Redis."""
@@ -243,14 +243,14 @@ class Cache:
             "connections": self._connection_count,
             "epoch": self._epoch,
             "epochMovedAt": None if self._epoch_moved_at is None else self._epoch_moved_at.isoformat(),
-            "epochMovedFor": self._epoch_moved_for,
+            "epochMovedFor": self._epoch_reason,
             "sweeping": self._sweep_cursor is not None,
             "sweptEntries": self._swept_count,
             "sweptAt": None if self._swept_at is None else self._swept_at.isoformat(),
         }
 
 
-class CacheDesk:
+class CacheAdmin:
     """What people may ask of the cache and do to it, beside the invalidations and never in their way.
 
     Only keys of ours are seen and touched.
@@ -260,15 +260,15 @@ class CacheDesk:
         self._cache = cache
         self._redis = redis
 
-    async def stats(self) -> dict[str, Any]:
+    async def read_stats(self) -> dict[str, Any]:
         """Return what is known here and, unless it is out of reach, what Redis says of itself; never raises.
 
         Hits and misses are the server's, for all who use it: readers ask Redis, not us.
         """
         stats = self._cache.summary()
         try:
-            about = await self._redis.about()
-            counts, is_complete = await self._counted()
+            about = await self._redis.read_info()
+            counts, is_complete = await self._count_keys()
         except RetryableError as exc:
             return stats | {"server": None, "keys": None, "error": str(exc)}
         hits, misses = about.get("keyspace_hits"), about.get("keyspace_misses")
@@ -287,10 +287,10 @@ class CacheDesk:
         }
         return stats | {"server": server, "keys": counts | {"complete": is_complete}, "error": None}
 
-    async def keys(self, limit: int) -> tuple[list[str], bool]:
+    async def list_keys(self, limit: int) -> tuple[list[str], bool]:
         """Return at most *limit* of our keys, sorted, and whether these are all. Raises `RetryableError`."""
         found: set[str] = set()
-        async for keys in self._scanned(LOOK_S):
+        async for keys in self._scan_keys(COUNT_MAX_S):
             if keys is None or len(found | set(keys)) > limit:
                 found.update(keys or ())
                 return sorted(found)[:limit], False
@@ -304,10 +304,10 @@ class CacheDesk:
         Raises `RetryableError`.
         """
         epoch = await self._redis.move_epoch()
-        self._cache.note_epoch(epoch)
+        self._cache.record_clear(epoch)
         deleted = 0
         is_complete = True
-        async for keys in self._scanned(CLEAR_S):
+        async for keys in self._scan_keys(CLEAR_MAX_S):
             if keys is None:
                 is_complete = False
                 break
@@ -315,9 +315,9 @@ class CacheDesk:
         log.info("cache.cleared", redis=self._redis.place, key_count=deleted, epoch=epoch, is_complete=is_complete)
         return {"deleted": deleted, "epoch": epoch, "complete": is_complete}
 
-    async def _counted(self) -> tuple[dict[str, int], bool]:
+    async def _count_keys(self) -> tuple[dict[str, int], bool]:
         counts = {"resources": 0, "versions": 0, "others": 0}
-        async for keys in self._scanned(LOOK_S):
+        async for keys in self._scan_keys(COUNT_MAX_S):
             if keys is None:
                 return counts, False
             for key in keys:
@@ -329,7 +329,7 @@ class CacheDesk:
                     counts["others"] += 1
         return counts, True
 
-    async def _scanned(self, within_s: float) -> AsyncIterator[list[str] | None]:
+    async def _scan_keys(self, within_s: float) -> AsyncIterator[list[str] | None]:
         """Yield our keys, some at a time; None, and no more, when *within_s* have passed before the end."""
         end = time.monotonic() + within_s
         cursor, keys = await self._redis.scan(0, PREFIX)
@@ -346,7 +346,7 @@ def _is_counter(key: str) -> bool:
     return key == EPOCH_KEY or key.startswith(VERSION_PREFIX)
 
 
-def redis_commands(
+def create_redis_commands(
     url: str, *, on_connect: Callable[[], None] | None = None, reply_timeout_s: float = REPLY_TIMEOUT_S
 ) -> RedisCommands:
     """Return the way to Redis; no connection is made yet. Raises ConfigurationError without the package for it."""
@@ -361,11 +361,11 @@ def redis_commands(
 
 
 @contextlib.asynccontextmanager
-async def open_cache(url: str) -> AsyncIterator[tuple[Cache, CacheDesk]]:
+async def open_cache(url: str) -> AsyncIterator[tuple[Cache, CacheAdmin]]:
     """Open the cache for a worker: what invalidates, and what people ask, each with connections of its own."""
     async with AsyncExitStack() as stack:
         cache = Cache(url)
         stack.push_async_callback(cache.close)
-        commands = redis_commands(url)
+        commands = create_redis_commands(url)
         stack.push_async_callback(commands.close)
-        yield cache, CacheDesk(cache, commands)
+        yield cache, CacheAdmin(cache, commands)

@@ -52,7 +52,7 @@ def ignore_changes(_keys: Iterable[ResourceKey]) -> None:
     """Do nothing: there is no cache."""
 
 
-class InvalidationScope(StrEnum):
+class EpochMoveReason(StrEnum):
     """Why the whole cache may be stale."""
 
     STARTED = "started"  # the process before this one may have been killed between a commit and its invalidation
@@ -64,10 +64,10 @@ class InvalidationScope(StrEnum):
     @property
     def covers_entries(self) -> bool:
         """Whether entries of single resources may be stale too, and not only lists."""
-        return self is not InvalidationScope.REFUSED
+        return self is not EpochMoveReason.REFUSED
 
 
-def touched(operations: Sequence[Operation], outcomes: Sequence[Outcome]) -> Iterator[ResourceKey]:
+def changed_keys(operations: Sequence[Operation], outcomes: Sequence[Outcome]) -> Iterator[ResourceKey]:
     """Yield the resources that *operations* changed, or had changed when they were applied before.
 
     Duplicates count: a batch is sent again when nobody knows what became of it, and may find all of itself in the log.
@@ -85,7 +85,7 @@ def versions_of(keys: Iterable[ResourceKey]) -> list[str]:
     return list(dict.fromkeys(key.version for key in keys))
 
 
-def pause_s(failure_count: int, *, draw: float) -> float:
+def backoff_s(failure_count: int, *, draw: float) -> float:
     """Return how long to leave Redis alone after the *failure_count*-th failure in a row, counted from 1.
 
     *draw* (0 ≤ draw < 1) picks within the upper half, so that replicas do not come back all at once.
@@ -97,28 +97,30 @@ def pause_s(failure_count: int, *, draw: float) -> float:
 class InvalidationBatch(NamedTuple):
     """What goes to Redis at once: a doubt, when there is one, is settled first."""
 
-    doubt: InvalidationScope | None
+    epoch_move: EpochMoveReason | None
     keys: list[ResourceKey]
 
 
-class Invalidations:
+class InvalidationQueue:
     """The resources whose entries are to be dropped, each once, and what is in doubt; bounded by bytes."""
 
     def __init__(self, *, max_bytes: int = WAITING_MAX_BYTES) -> None:
         self._waiting: dict[ResourceKey, None] = {}
         self._max_bytes = max_bytes
-        self._doubt: InvalidationScope | None = None
+        self._epoch_move: EpochMoveReason | None = None
         self.size_bytes = 0
 
     def __repr__(self) -> str:
-        return f"Invalidations({len(self._waiting)} waiting, {self.size_bytes} bytes, doubt={self._doubt})"
+        return (
+            f"InvalidationQueue({len(self._waiting)} waiting, {self.size_bytes} bytes, epoch_move={self._epoch_move})"
+        )
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def __bool__(self) -> bool:
         """Whether there is anything to tell."""
-        return bool(self._waiting) or self._doubt is not None
+        return bool(self._waiting) or self._epoch_move is not None
 
     def add(self, keys: Iterable[ResourceKey]) -> int:
         """Take *keys* in, those that wait already for nothing.
@@ -134,13 +136,13 @@ class Invalidations:
                     dropped += len(self._waiting)
                     self._waiting.clear()
                     self.size_bytes = 0
-                    self.doubt(InvalidationScope.OVERFLOWED)
+                    self.require_epoch_move(EpochMoveReason.OVERFLOWED)
         return dropped
 
-    def doubt(self, why: InvalidationScope) -> None:
+    def require_epoch_move(self, reason: EpochMoveReason) -> None:
         """Note that all may be stale; of several reasons one that covers more stays."""
-        if self._doubt is None or not self._doubt.covers_entries:
-            self._doubt = why
+        if self._epoch_move is None or not self._epoch_move.covers_entries:
+            self._epoch_move = reason
 
     def take(self, max_count: int = BATCH_MAX_KEYS) -> InvalidationBatch:
         """Take out what to send next; what comes in meanwhile waits for a batch after it."""
@@ -148,14 +150,14 @@ class Invalidations:
         for key in keys:
             del self._waiting[key]
             self.size_bytes -= _size_bytes(key)
-        batch = InvalidationBatch(self._doubt, keys)
-        self._doubt = None
+        batch = InvalidationBatch(self._epoch_move, keys)
+        self._epoch_move = None
         return batch
 
-    def put_back(self, batch: InvalidationBatch) -> int:
+    def requeue(self, batch: InvalidationBatch) -> int:
         """Take in again what could not be sent, or of which nobody knows; return as `add`."""
-        if batch.doubt is not None:
-            self.doubt(batch.doubt)
+        if batch.epoch_move is not None:
+            self.require_epoch_move(batch.epoch_move)
         return self.add(batch.keys)
 
 

@@ -53,7 +53,7 @@ class RedisCommands:
                 socket_timeout=reply_timeout_s,
                 socket_connect_timeout=reply_timeout_s,
                 retry=Retry(NoBackoff(), 0),
-                redis_connect_func=self._connected,
+                redis_connect_func=self._set_up_connection,
             )
             # It connects nowhere; only there are the options looked at.
             self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # untyped in redis
@@ -73,15 +73,17 @@ class RedisCommands:
 
     async def ping(self) -> None:
         """Ask whether it is there."""
-        async with self._asking():
+        async with self._translate_errors():
             await self._client.ping()
 
-    async def tell(self, *, move_epoch: bool, entries: Sequence[str], versions: Sequence[str]) -> InvalidationReply:
+    async def send_invalidations(
+        self, *, move_epoch: bool, entries: Sequence[str], versions: Sequence[str]
+    ) -> InvalidationReply:
         """Move the epoch first, if that is asked for, then delete *entries* and count *versions* up: one round trip.
 
         A command that fails keeps none of the others from being done.
         """
-        async with self._asking():
+        async with self._translate_errors():
             pipeline = self._client.pipeline(transaction=False)
             if move_epoch:
                 pipeline.execute_command("INCR", EPOCH_KEY)
@@ -99,38 +101,38 @@ class RedisCommands:
         if entries and isinstance(replies[int(move_epoch)], Exception):
             refused += entries
         return InvalidationReply(
-            int(replies[0]) if move_epoch else None, refused, _text_of(troubles[0]) if troubles else None
+            int(replies[0]) if move_epoch else None, refused, _error_text(troubles[0]) if troubles else None
         )
 
     async def move_epoch(self) -> int:
         """Move the epoch; return the new one."""
-        return (await self.tell(move_epoch=True, entries=(), versions=())).epoch or 0
+        return (await self.send_invalidations(move_epoch=True, entries=(), versions=())).epoch or 0
 
     async def scan(self, cursor: int, prefix: str) -> tuple[int, list[str]]:
         """Return the next cursor, 0 at the end, and some of the keys that begin with *prefix*, which has no glob in it.
 
         Some may come twice. A key that is there from the first to the last call surely comes.
         """
-        async with self._asking():
+        async with self._translate_errors():
             after, keys = await self._client.scan(cursor=cursor, match=f"{prefix}*", count=SCAN_COUNT)
-        return int(after), [_text(key) for key in keys]
+        return int(after), [_decode(key) for key in keys]
 
     async def delete(self, keys: Sequence[str]) -> int:
         """Delete *keys*; return how many were there."""
         if not keys:
             return 0
-        async with self._asking():
+        async with self._translate_errors():
             return int(await self._client.delete(*keys))
 
-    async def about(self) -> dict[str, Any]:
+    async def read_info(self) -> dict[str, Any]:
         """Return what Redis says of itself (INFO) and the epoch as it has it."""
-        async with self._asking():
+        async with self._translate_errors():
             info: dict[str, Any] = await self._client.info()
             epoch = await self._client.get(EPOCH_KEY)
-        return info | {"epoch": None if epoch is None else _text(epoch)}
+        return info | {"epoch": None if epoch is None else _decode(epoch)}
 
     @contextlib.asynccontextmanager
-    async def _asking(self) -> AsyncIterator[None]:
+    async def _translate_errors(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 yield
@@ -138,9 +140,9 @@ class RedisCommands:
             # Whatever comes on this connection now may be the answer to what was asked before.
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 await self._client.connection_pool.disconnect()
-            raise CacheUnavailableError(_text_of(exc)) from None
+            raise CacheUnavailableError(_error_text(exc)) from None
 
-    async def _connected(self, connection: AbstractConnection) -> None:
+    async def _set_up_connection(self, connection: AbstractConnection) -> None:
         await connection.on_connect()
         if self._on_connect is not None:
             self._on_connect()
@@ -156,11 +158,11 @@ def _is_of_one_key(error: Exception) -> bool:
     return isinstance(error, ResponseError) and code in {"ERR", "WRONGTYPE"}
 
 
-def _text_of(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return scrub_text(f"{type(error).__name__}: {error}")
 
 
-def _text(value: Any) -> str:
+def _decode(value: Any) -> str:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, assert_never
 import msgspec
 
 from simplu_worker.aws.sqs_queue import FifoIds
-from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source, tenant_id_of
+from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source, tenant_id_of
 
 ERROR_MAX_BYTES: Final = 2048
 EXCERPT_BYTES: Final = 64 * 1024  # contract §6
@@ -70,7 +70,7 @@ class NotADeadLetterError(Exception):
     """The text is no dead letter. The message names the expected form, and does not quote the text."""
 
 
-def dead_letter_of(rejected: Rejected, record: bytes, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
+def dead_letter_of(rejected: RejectedRecord, record: bytes, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
     """Return the dead letter of a *record* that its decoder rejected."""
     return DeadLetter(
         reason=rejected.reason,

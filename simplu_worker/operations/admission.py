@@ -50,7 +50,7 @@ def admit(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timede
     """
     if tenant is None:
         return HOLD
-    if not _is_of(tenant, operation):
+    if not _belongs_to(tenant, operation):
         # Two pairs with the same id: the second to come is refused, and this row stays, so every reader sees the same.
         return _unknown(f"its id {operation.tenant_id} belongs to another business and location")
     if is_too_late(operation, tenant, tenant_wait=tenant_wait):
@@ -83,12 +83,12 @@ def is_too_late(operation: Operation, tenant: TenantRow | None, *, tenant_wait: 
 
     Another reader may have passed over it before the tenant was made; so nobody may apply it any more (idea 7).
     """
-    if tenant is None or not _is_of(tenant, operation) or operation.origin.source is not Source.KINESIS:
+    if tenant is None or not _belongs_to(tenant, operation) or operation.origin.source is not Source.KINESIS:
         return False
     return operation.origin.arrived_at + tenant_wait <= tenant.created_at
 
 
-def _is_of(tenant: TenantRow, operation: Operation) -> bool:
+def _belongs_to(tenant: TenantRow, operation: Operation) -> bool:
     return (tenant.business_id, tenant.location_id) == (operation.business_id, operation.location_id)
 
 

@@ -24,7 +24,7 @@ from simplu_worker.operations.operation import (
     Operation,
     OperationKind,
     Origin,
-    Rejected,
+    RejectedRecord,
     tenant_id_of,
 )
 
@@ -124,20 +124,20 @@ class InvalidRecordError(Exception):
     """The record breaks a rule of the contract; the text says which."""
 
 
-def decode_operation(record: bytes, origin: Origin, max_bytes: int, list_limit: int) -> Operation | Rejected:
+def decode_operation(record: bytes, origin: Origin, max_bytes: int, list_limit: int) -> Operation | RejectedRecord:
     """Decode one record of resource operations.
 
     *list_limit* is `LIST_RESULT_LIMIT`, to which a `list`'s own limit is clamped. Never raises, whatever the bytes.
     """
     if len(record) > max_bytes:
         error = f"expected at most {max_bytes} bytes (OPERATION_MAX_BYTES), got {len(record)}"
-        return Rejected(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin)
+        return RejectedRecord(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin)
     try:
-        return _operation(parse_record(record, _message_decoder), origin, record, list_limit)
+        return _build_operation(parse_record(record, _message_decoder), origin, record, list_limit)
     except (msgspec.ValidationError, InvalidRecordError) as exc:
-        return _rejected(DeadLetterReason.INVALID_MESSAGE, str(exc), record, origin)
+        return _reject(DeadLetterReason.INVALID_MESSAGE, str(exc), record, origin)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        return Rejected(reason=DeadLetterReason.INVALID_JSON, error=json_error(exc), origin=origin)
+        return RejectedRecord(reason=DeadLetterReason.INVALID_JSON, error=json_error(exc), origin=origin)
 
 
 def parse_timestamp(text: str) -> datetime:
@@ -165,7 +165,7 @@ def utc_text(text: str) -> str:
 
 def derived_request_id(origin: Origin) -> str:
     """Return the request id of a record that carries none: the same for every reading of the same position."""
-    return _derived(origin.name, origin.stream_shard_id, origin.sequence_number, origin.sub_sequence_number)
+    return _derive_request_id(origin.name, origin.stream_shard_id, origin.sequence_number, origin.sub_sequence_number)
 
 
 def with_request_id(record: bytes, origin: Origin) -> bytes:
@@ -184,7 +184,9 @@ def with_request_id(record: bytes, origin: Origin) -> bytes:
     return record.rstrip()[:-1] + b"," + members[1:]
 
 
-def _derived(stream: str, stream_shard_id: str | None, sequence_number: str | None, sub_sequence_number: int) -> str:
+def _derive_request_id(
+    stream: str, stream_shard_id: str | None, sequence_number: str | None, sub_sequence_number: int
+) -> str:
     position = f"{stream}\0{stream_shard_id}\0{sequence_number}\0{sub_sequence_number}"
     return DERIVED_REQUEST_ID_PREFIX + hashlib.sha256(position.encode()).hexdigest()
 
@@ -193,7 +195,7 @@ def _is_replayed(request_id: str, replay: msgspec.Raw) -> bool:
     """Tell whether *request_id* is exactly the one derived from the place that `simpluReplay` names."""
     try:
         place = _replayed_decoder.decode(replay)
-        derived = _derived(place.stream, place.stream_shard, place.sequence_number, place.sub_sequence_number)
+        derived = _derive_request_id(place.stream, place.stream_shard, place.sequence_number, place.sub_sequence_number)
     except (msgspec.DecodeError, UnicodeError):
         return False
     return request_id == derived
@@ -291,7 +293,7 @@ def _ids_of(message: _Message) -> dict[str, str | None]:
     }
 
 
-def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int) -> Operation:
+def _build_operation(message: _Message, origin: Origin, record: bytes, list_limit: int) -> Operation:
     form = _FORMS.get(message.operation)
     if form is None:
         known = ", ".join(_FORMS)
@@ -319,7 +321,7 @@ def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int
         raise InvalidRecordError(
             "timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z"
         ) from None
-    business_id, location_id, tenant_id = _tenant(message.business_id, message.location_id)
+    business_id, location_id, tenant_id = _interned_ids(message.business_id, message.location_id)
     return Operation(  # by position: by name it takes half as long again
         form.kind,
         business_id,
@@ -338,7 +340,7 @@ def _operation(message: _Message, origin: Origin, record: bytes, list_limit: int
 
 
 @lru_cache(4096)
-def _tenant(business_id: str, location_id: str) -> tuple[str, str, str]:
+def _interned_ids(business_id: str, location_id: str) -> tuple[str, str, str]:
     """Return the ids of a business, a location and their tenant.
 
     One object for all operations of a tenant: less memory, and looked up and compared at once.
@@ -424,12 +426,12 @@ class _Ids(msgspec.Struct, rename="camel"):
     resource_id: object = None
 
 
-def _rejected(reason: DeadLetterReason, error: str, record: bytes, origin: Origin) -> Rejected:
+def _reject(reason: DeadLetterReason, error: str, record: bytes, origin: Origin) -> RejectedRecord:
     try:
         ids = msgspec.json.decode(replace_lone_surrogates(record), type=_Ids)
     except (msgspec.DecodeError, RecursionError):
         ids = _Ids()
-    return Rejected(
+    return RejectedRecord(
         reason=reason,
         error=error,
         origin=origin,

@@ -117,7 +117,7 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     size_bytes: int
 
 
-class Rejected(msgspec.Struct, frozen=True, gc=False):
+class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
     """A record that can never be an operation, for a reason in its own bytes.
 
     *error* says what was expected and what came, without the record's data. The ids are what could be read of it.

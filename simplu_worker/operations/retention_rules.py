@@ -24,6 +24,6 @@ def effective_retention(configured: timedelta, sources: Iterable[timedelta | Non
     return longest
 
 
-def rest_s(busy_s: float) -> float:
+def deletion_pause_s(busy_s: float) -> float:
     """Return the pause after a deletion that took *busy_s*, so that deleting never takes more than its share."""
     return busy_s * (1 / DELETING_SHARE - 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from simplu_worker.cache.invalidations import OnChange, ignore_changes, touched
+from simplu_worker.cache.invalidations import OnChange, changed_keys, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable
@@ -20,7 +20,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import Survey, survey_shards
+from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards
 from simplu_worker.shards.tenants.first_use import FirstUse, Name
 from simplu_worker.shards.types import Absence, PositionClaim, StoredPositions
 from simplu_worker.timing.clock import loop_time
@@ -67,7 +67,7 @@ class ShardGateway:
 
     def cached_shard_id(self, tenant_id: str) -> str | None:
         """Return the id of the shard on which the tenant was last found, without any request."""
-        address = self._directory.remembered(tenant_id)
+        address = self._directory.cached_address(tenant_id)
         return None if address is None else address.shard_id
 
     def is_up(self, shard_id: str) -> bool:
@@ -95,7 +95,7 @@ class ShardGateway:
         """
         if self._first_use is None:
             return Absence.NOT_HERE
-        await self._first_use.make(names)
+        await self._first_use.make_tenant(names)
         self._directory.forget(tenant_id)
         return await self.find(tenant_id)
 
@@ -114,12 +114,12 @@ class ShardGateway:
             outcomes = await self._writer(shard_id).apply(operations, claim)
             self._last_applied_at[shard_id] = loop_time()
         for tenant_id in {operation.tenant_id for operation in operations}:
-            self._directory.remembered(tenant_id)  # marks the cached route as used
+            self._directory.cached_address(tenant_id)  # marks the cached route as used
         hold = Disposition.HOLD  # looked up once: access to an enum member is slow
         for operation, outcome in zip(operations, outcomes, strict=True):
             if outcome.disposition is hold:
                 self._directory.forget(operation.tenant_id)
-        self._on_change(touched(operations, outcomes))
+        self._on_change(changed_keys(operations, outcomes))
         return outcomes
 
     async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
@@ -158,7 +158,7 @@ class ShardGateway:
         Raises nothing.
         """
         with contextlib.suppress(RetryableError, PermanentError):
-            for address in await self._locator.shards():
+            for address in await self._locator.list_shards():
                 if address.refusal is None:
                     self._pools.ensure_pool(address)
         return sorted(self._pools.by_shard_id())
@@ -223,7 +223,7 @@ class ShardGateway:
             return (None if row is None else _operation_of(found.shard_id, row)), []
         survey = await self.survey("find_operation_of_any_tenant", request_id)
         operations = [_operation_of(shard_id, row) for shard_id, row in survey.rows]
-        return max(operations, key=lambda operation: operation.completed_at, default=None), survey.silent
+        return max(operations, key=lambda operation: operation.completed_at, default=None), survey.silent_shard_ids
 
     async def find_tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:
         """Return the shard of a tenant and its row there, with the counts of its resources and operations."""
@@ -233,9 +233,9 @@ class ShardGateway:
         row = await self._fetch_one(found, "show_tenant", tenant_id)
         return Absence.NOT_HERE if row is None else (found.shard_id, row)
 
-    async def survey(self, query: str, *arguments: object) -> Survey:
+    async def survey(self, query: str, *arguments: object) -> ShardRows:
         """Run a query on every known shard, all at once, each for at most a few seconds."""
-        return await survey_shards(self._locator, self._pools, query, *arguments)
+        return await fetch_from_all_shards(self._locator, self._pools, query, *arguments)
 
     async def _fetch_one(self, shard: ShardAddress, query: str, *arguments: object) -> dict[str, Any] | None:
         async with self._pools.ensure_pool(shard).connection() as connection:

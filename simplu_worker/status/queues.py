@@ -15,7 +15,7 @@ import structlog
 
 from simplu_worker.aws.clients import ThrottledError
 from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.cache.cache import Cache, CacheDesk
+from simplu_worker.cache.cache import Cache, CacheAdmin
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
@@ -59,7 +59,7 @@ class Monitoring:
     queues: Mapping[str, WatchedQueue] = field(default_factory=dict)
     orders: Mapping[str, OrderHandler] = field(default_factory=dict)
     cache: Cache | None = None
-    cache_desk: CacheDesk | None = None
+    cache_desk: CacheAdmin | None = None
 
     def consumed_queues(self) -> list[dict[str, Any]]:
         """Return the queues that are consumed as last seen; nothing is asked."""
@@ -121,14 +121,14 @@ class Monitoring:
         """Answer `GET /cache/stats`; a cache that does not answer is a fact as well."""
         if self.cache_desk is None:
             return 200, {"enabled": False}
-        return 200, {"enabled": True} | scrub(await self.cache_desk.stats())
+        return 200, {"enabled": True} | scrub(await self.cache_desk.read_stats())
 
     async def cache_keys(self) -> HttpAnswer:
         """Answer `GET /cache/keys`."""
         if self.cache_desk is None:
             return 404, {"error": NO_CACHE}
         try:
-            keys, are_all = await self.cache_desk.keys(KEYS_MAX)
+            keys, are_all = await self.cache_desk.list_keys(KEYS_MAX)
         except RetryableError as exc:
             return 503, {"error": scrub_text(str(exc))}
         return 200, {"keys": keys, "count": len(keys), "hasMore": not are_all}

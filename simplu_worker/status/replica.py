@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker import __version__
-from simplu_worker.cache.cache import Cache, CacheDesk
+from simplu_worker.cache.cache import Cache, CacheAdmin
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
@@ -28,7 +28,7 @@ from simplu_worker.shards.health.all_shards import InspectedShard, ShardInspecto
 from simplu_worker.shards.health.assessment import Health, health_view
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.routing.citrus import Citrus
+from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.types import Absence
 from simplu_worker.status.queues import Monitoring, WatchedQueue
@@ -82,7 +82,7 @@ class ReplicaStatus:
         queues: Mapping[str, WatchedQueue] | None = None,
         orders: Mapping[str, OrderHandler] | None = None,
         cache: Cache | None = None,
-        cache_desk: CacheDesk | None = None,
+        cache_desk: CacheAdmin | None = None,
         health: HealthRegistry | None = None,
     ) -> None:
         """Show these from now on; for *receivers* and what follows see `Monitoring`."""
@@ -121,8 +121,8 @@ class ReplicaStatus:
             return "starting"
         if self.stopping.is_set():
             return "draining"
-        if isinstance(self.locator, Citrus) and self.locator.is_denied:
-            return self.locator.trouble
+        if isinstance(self.locator, CitrusClient) and self.locator.is_denied:
+            return self.locator.last_error
         if self.fleet is not None:  # the stream is the work: a queue beside it neither makes up for it nor ends it
             return self._stream_trouble(self.fleet)
         receivers = self.monitoring.receivers
@@ -184,7 +184,7 @@ class ReplicaStatus:
                 "deadLetters": instruments.totals_by(instruments.DEAD_LETTERS, "reason"),
                 "provisioned": instruments.totals_by(instruments.PROVISIONING, "outcome"),
             },
-            "citrus": self.locator.trouble or "ok" if isinstance(self.locator, Citrus) else None,
+            "citrus": self.locator.last_error or "ok" if isinstance(self.locator, CitrusClient) else None,
         }
 
     def _sources(self) -> list[dict[str, Any]]:

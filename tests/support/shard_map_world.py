@@ -22,8 +22,8 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.route_refresh import RouteRefresh
-from simplu_worker.shards.routing.shard_map import jump, read_shard_map
-from simplu_worker.shards.routing.shard_map_reload import MapReload
+from simplu_worker.shards.routing.shard_map import bucket_of, read_shard_map
+from simplu_worker.shards.routing.shard_map_reload import ShardMapReloader
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import Absence, ProvisionRequest, ProvisionResult
 
@@ -35,7 +35,8 @@ def tenant_on(place: int, count: int, *, number: int = 0, before: int | None = N
     found = (
         ("clinic", f"{one}")
         for one in range(10_000)
-        if jump(f"clinic-{one}", count) == place and (before is None or jump(f"clinic-{one}", count - 1) == before)
+        if bucket_of(f"clinic-{one}", count) == place
+        and (before is None or bucket_of(f"clinic-{one}", count - 1) == before)
     )
     return next(tenant for index, tenant in enumerate(found) if index == number)
 
@@ -51,7 +52,7 @@ class World:
     gateway: ShardGateway
     provisioner: Provisioner
     refresh: RouteRefresh
-    map_reload: MapReload
+    map_reload: ShardMapReloader
 
     async def reload(
         self,
@@ -118,7 +119,7 @@ async def worker(path: Path) -> AsyncIterator[World]:
             gateway=ShardGateway(directory, locator, pools, tenant_wait=TENANT_WAIT),
             provisioner=Provisioner(locator, directory, pools),
             refresh=RouteRefresh(directory, locator, pools),
-            map_reload=MapReload(read, locator, directory, pools),
+            map_reload=ShardMapReloader(read, locator, directory, pools),
         )
 
 

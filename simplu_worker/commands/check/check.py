@@ -21,7 +21,7 @@ from simplu_worker.assembly import Shards, open_shards
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue
-from simplu_worker.cache.cache import redis_commands
+from simplu_worker.cache.cache import create_redis_commands
 from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddities, format_hours
 from simplu_worker.commands.output.display import print_json, print_line, print_table
 from simplu_worker.config.settings import Settings
@@ -31,7 +31,7 @@ from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import Citrus
+from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.telemetry.log import scrub_text
 
 DEADLINE_S: Final = 10.0
@@ -250,14 +250,14 @@ class DependencyChecks:
         known: list[ShardAddress] = []
 
         async def ask_citrus() -> CheckAnswer:
-            known.extend(await shards.locator.shards())
+            known.extend(await shards.locator.list_shards())
             return CheckAnswer(f"answers, {len(known)} shards")
 
         asked = []
-        if isinstance(shards.locator, Citrus):
+        if isinstance(shards.locator, CitrusClient):
             asked.append(await check_dependency("Citrus", self._settings.citrus_server_url or "", ask_citrus))
         else:
-            known = await shards.locator.shards()
+            known = await shards.locator.list_shards()
         self.facts.shard_count = len(known)
         return asked + await run_all([self._check_shard(shards, address) for address in known])
 
@@ -266,11 +266,11 @@ class DependencyChecks:
         url = self._settings.redis_url
         if url is None:
             return []
-        redis = redis_commands(url.get_secret_value())
+        redis = create_redis_commands(url.get_secret_value())
 
         async def ask() -> CheckAnswer:
             try:
-                about = await redis.about()
+                about = await redis.read_info()
             except WorkerError as exc:
                 return CheckAnswer(str(exc), CheckStatus.WARNING)
             self.facts.eviction_policy = about.get("maxmemory_policy")

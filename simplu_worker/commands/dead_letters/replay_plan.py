@@ -22,7 +22,7 @@ from simplu_worker.operations.decode import (
     replace_lone_surrogates,
     with_request_id,
 )
-from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source
+from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
 
 HIDDEN_MIN_S: Final = 60  # how long letters stay hidden from others when this command is killed
 HIDDEN_MAX_S: Final = 43_200  # SQS: 12 hours
@@ -281,13 +281,13 @@ def _ensure_request_id(record: bytes, origin: Origin, rules: ReplayRules) -> byt
     """Return *record* with its effective request id in it, or why it is no operation."""
     limits = {"max_bytes": rules.operation_max_bytes, "list_limit": rules.list_result_limit}
     decoded = decode_operation(record, origin, **limits)
-    if isinstance(decoded, Rejected):
+    if isinstance(decoded, RejectedRecord):
         return _left_returning(f"{decoded.reason}: {decoded.error}")
     if decoded.request_id != derived_request_id(origin):
         return record
     record = with_request_id(record, origin)
     again = decode_operation(record, origin, **limits)
-    if isinstance(again, Rejected):
+    if isinstance(again, RejectedRecord):
         return _left_returning(f"with its request id, {again.reason}: {again.error}")
     return record
 
@@ -331,7 +331,7 @@ def _prepare_order_event(
     event, found = unwrap(body, attributes)
     own_id = letter.request_id or letter.deduplication_id
     decoded = decode_order(event, found, letter.origin, deduplication_id=own_id, max_bytes=rules.operation_max_bytes)
-    if isinstance(decoded, Rejected):
+    if isinstance(decoded, RejectedRecord):
         refused = _left_returning(f"{decoded.reason}: {decoded.error}")
         return (body, dict(attributes)) if rules.force else refused
     if letter.reason is DeadLetterReason.REQUEST_ID_REUSED and not rules.force:

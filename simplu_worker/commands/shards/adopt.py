@@ -18,8 +18,8 @@ from simplu_worker.commands.output.display import print_json, print_line, print_
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopted, Adopter, AdoptionReporter
-from simplu_worker.shards.adoption.plan import Choices, Layout, Owner, Plan
+from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopter, AdoptionProgress, AdoptionResult
+from simplu_worker.shards.adoption.plan import AdoptionChoices, AdoptionPlan, Layout, Owner
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool, register_secret_of
 from simplu_worker.shards.routing.locator import Locator
@@ -45,7 +45,7 @@ class AdoptOptions(msgspec.Struct, frozen=True):
     """What a person wants to be done, and chose."""
 
     mode: AdoptMode
-    choices: Choices
+    choices: AdoptionChoices
 
 
 async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, *, as_json: bool) -> int:
@@ -56,15 +56,15 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
         register_secret_of(address)
         pool = ShardPool(address, size=1, timeouts=ADOPTION_DEADLINES)
         try:
-            with AdoptionProgress() as progress:
-                adopter = Adopter(pool, shards.locator, business_info, tell=progress.show)
-                plan = await adopter.plan()
-                if isinstance(plan, Adopted):
+            with AdoptionReporter() as progress:
+                adopter = Adopter(pool, shards.locator, business_info, report=progress.show)
+                plan = await adopter.make_plan()
+                if isinstance(plan, AdoptionResult):
                     return _print_adopted(plan, as_json=as_json, was="before")
                 refusals = plan.refusals(options.choices)
                 if options.mode is AdoptMode.ALL and not refusals:
                     return _print_adopted(await adopter.adopt(plan, options.choices), as_json=as_json, was="now")
-                if options.mode is AdoptMode.COPY and not plan.found.names_in_the_way:
+                if options.mode is AdoptMode.COPY and not plan.contents.conflicting_names:
                     await adopter.copy(plan, options.choices)
                     state = AdoptMode.COPY
                 else:
@@ -80,7 +80,7 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
 
 
 async def _find_address(locator: Locator, shard_id: str) -> ShardAddress:
-    known = {address.shard_id: address for address in await locator.shards()}
+    known = {address.shard_id: address for address in await locator.list_shards()}
     if shard_id not in known:
         raise PermanentError(f"expected a shard out of {', '.join(sorted(known))}; got {shard_id}")
     if (refusal := known[shard_id].refusal) is not None:
@@ -88,7 +88,7 @@ async def _find_address(locator: Locator, shard_id: str) -> ShardAddress:
     return known[shard_id]
 
 
-def _print_adopted(adopted: Adopted, *, as_json: bool, was: str) -> int:
+def _print_adopted(adopted: AdoptionResult, *, as_json: bool, was: str) -> int:
     if as_json:
         print_json(
             {
@@ -107,9 +107,9 @@ def _print_adopted(adopted: Adopted, *, as_json: bool, was: str) -> int:
     return 0
 
 
-def plan_members(plan: Plan, refusals: list[str]) -> dict[str, Any]:
+def plan_members(plan: AdoptionPlan, refusals: list[str]) -> dict[str, Any]:
     """Return a plan for programs."""
-    found = plan.found
+    found = plan.contents
     return {
         "layout": plan.layout,
         "begun": plan.is_begun,
@@ -133,25 +133,25 @@ def plan_members(plan: Plan, refusals: list[str]) -> dict[str, Any]:
             "count": found.fault_counts.total(),
             "first": [{"oldId": row.old_id, "reason": row.fault} for row in found.faulty],
         },
-        "namesInTheWay": found.names_in_the_way,
+        "namesInTheWay": found.conflicting_names,
         "refusals": refusals,
     }
 
 
-def _tenant_members(plan: Plan, owner: Owner) -> dict[str, Any]:
+def _tenant_members(plan: AdoptionPlan, owner: Owner) -> dict[str, Any]:
     members = {
         "name": owner.source.key,
         "businessId": owner.business_id,
         "locationId": owner.location_id,
         "businessType": owner.business_type,
-        "rows": plan.found.row_counts[owner.source.key],
+        "rows": plan.contents.row_counts[owner.source.key],
     }
     return {name: value for name, value in members.items() if value is not None}
 
 
-def print_plan(plan: Plan, refusals: list[str], state: AdoptMode) -> None:
+def print_plan(plan: AdoptionPlan, refusals: list[str], state: AdoptMode) -> None:
     """Print a plan for people, and what comes next."""
-    found = plan.found
+    found = plan.contents
     print_line(
         f"shard {plan.shard_id}: a table resources of another program, {LAYOUTS[plan.layout]}; "
         f"{plan.row_count} rows of {len(plan.resolved)} tenants can be taken"
@@ -215,7 +215,7 @@ def _print_first(
         print_note(f"and {more} more {what}; --json names more of them")
 
 
-class AdoptionProgress:
+class AdoptionReporter:
     """How far an adoption is, on stderr: a bar on a terminal, elsewhere a line every ten seconds."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -242,7 +242,7 @@ class AdoptionProgress:
         if self._bars is not None:
             self._bars.stop()
 
-    def show(self, progress: AdoptionReporter) -> None:
+    def show(self, progress: AdoptionProgress) -> None:
         """Show *progress*."""
         if self._bars is not None and self._task is not None:
             self._bars.update(

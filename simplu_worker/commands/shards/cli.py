@@ -96,12 +96,12 @@ def adopt_shard(
         Leave rows in the old table that cannot be resources.
     """
     from simplu_worker.commands.shards.adopt import AdoptMode, AdoptOptions, adopt_shard
-    from simplu_worker.shards.adoption.plan import Choices, Duplicates
+    from simplu_worker.shards.adoption.plan import AdoptionChoices, Duplicates
 
     if prepare and apply:
         raise UsageError("shards adopt: expected --prepare or --apply, got both")
     options = AdoptOptions(
         mode=AdoptMode.ALL if apply else AdoptMode.COPY if prepare else AdoptMode.NOTHING,
-        choices=Choices(None if duplicates is None else Duplicates(duplicates), leave_unresolved, leave_faulty),
+        choices=AdoptionChoices(None if duplicates is None else Duplicates(duplicates), leave_unresolved, leave_faulty),
     )
     return common.run(lambda settings: adopt_shard(settings, shard, options, as_json=common.as_json))

@@ -100,14 +100,14 @@ def place_keys(shard_map: ShardMap, keys: Iterable[str], with_shards: int | None
     other = None if with_shards is None else _resize(shard_map, with_shards)
     routes = []
     for key in keys:
-        fall = shard_map.fall(key)
+        fall = shard_map.placement(key)
         routes.append(
             KeyRoute(
                 key,
                 shard_id=fall.shard.shard_id,
                 pinned=fall.is_pinned,
                 retired=tuple(dict.fromkeys(shard.shard_id for shard in fall.retired)),
-                with_shards=None if other is None else other.place(key).shard_id,
+                with_shards=None if other is None else other.shard_of(key).shard_id,
             )
         )
     return routes
@@ -116,7 +116,7 @@ def place_keys(shard_map: ShardMap, keys: Iterable[str], with_shards: int | None
 def _resize(shard_map: ShardMap, count: int) -> ShardMap:
     if not 1 <= count <= SHARDS_MAX:
         raise PermanentError(f"--with-shards: expected 1 to {SHARDS_MAX}, got {count}")
-    resized = shard_map.resized(count)
+    resized = shard_map.with_shard_count(count)
     if all(shard.retired for shard in resized.shards):
         raise PermanentError(f"--with-shards: expected a shard that is not retired among the first {count}")
     return resized

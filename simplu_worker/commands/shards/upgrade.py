@@ -71,7 +71,7 @@ async def upgrade_shards(
     """Print what the schemas of *shard_ids*, or of all shards, lack; with *apply* do it. Return 1 when one failed."""
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
-        known = await shards.locator.shards()
+        known = await shards.locator.list_shards()
     addresses = _choose_shards(known, shard_ids)
     async with Pools(size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS) as pools:
         reports = await _read_upgrades(pools, addresses)

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from simplu_worker.operations.decode import decode_operation, replace_lone_surrogates
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
 REQUEST_MAX_RECORDS: Final = 500  # PutRecords: Kinesis API reference
 REQUEST_MAX_BYTES: Final = 3_500_000  # below its 5 MiB, which some servers count after base64
@@ -25,12 +25,12 @@ class InputLine(msgspec.Struct, frozen=True):
     number: int
     record: bytes
     partition_key: str
-    decoded: Operation | Rejected
+    decoded: Operation | RejectedRecord
 
     @property
     def key(self) -> tuple[str, str] | None:
         """The tenant's id and the request id, by which the log knows it; None for what will be a dead letter."""
-        if isinstance(self.decoded, Rejected):
+        if isinstance(self.decoded, RejectedRecord):
             return None
         return self.decoded.tenant_id, self.decoded.request_id
 
@@ -74,7 +74,7 @@ def complete_record(record: bytes, defaults: dict[str, str]) -> bytes:
     return msgspec.json.encode({**members, **missing})
 
 
-def partition_key_of(decoded: Operation | Rejected, number: int) -> str:
+def partition_key_of(decoded: Operation | RejectedRecord, number: int) -> str:
     """Return the partition key of contract §3, hashed when too long; a bad line without ids gets one of its own."""
     if isinstance(decoded, Operation):
         key = f"{decoded.tenant_id}-{decoded.resource_type}"
@@ -104,8 +104,8 @@ def cut_into_requests(lines: Iterable[InputLine]) -> Iterator[list[InputLine]]:
         yield request
 
 
-def _reject_reused(operation: Operation) -> Rejected:
-    return Rejected(
+def _reject_reused(operation: Operation) -> RejectedRecord:
+    return RejectedRecord(
         reason=DeadLetterReason.REQUEST_ID_REUSED,
         error="requestId: used by another operation in an earlier line; give each its own",
         origin=operation.origin,

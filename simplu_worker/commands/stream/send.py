@@ -34,7 +34,7 @@ from simplu_worker.commands.stream.wait_outcomes import (
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.errors import PermanentError, WorkerError
-from simplu_worker.operations.operation import Rejected, tenant_id_of
+from simplu_worker.operations.operation import RejectedRecord, tenant_id_of
 
 RESULT_SHOWN_LENGTH: Final = 60
 PUT_TIMEOUT_S: Final = 30.0  # a request of 5 MiB over a slow line
@@ -98,7 +98,7 @@ async def send_operations(settings: Settings, text: bytes, options: SendOptions,
         max_bytes=settings.operation_max_bytes,
         list_limit=settings.list_result_limit,
     )
-    bad = {line.number: line.decoded for line in lines if isinstance(line.decoded, Rejected)}
+    bad = {line.number: line.decoded for line in lines if isinstance(line.decoded, RejectedRecord)}
     if bad and not options.force:
         _print_invalid(bad, as_json=as_json)
         return 1
@@ -127,7 +127,7 @@ async def _send(
     return send_outcomes(sent, unsent, rows, waited=options.wait), silent
 
 
-def _print_invalid(bad: dict[int, Rejected], *, as_json: bool) -> None:
+def _print_invalid(bad: dict[int, RejectedRecord], *, as_json: bool) -> None:
     if as_json:
         problems = [{"line": number, "reason": one.reason, "error": one.error} for number, one in bad.items()]
         print_json({"operations": [], "problems": problems})

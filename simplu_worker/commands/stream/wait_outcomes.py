@@ -13,7 +13,7 @@ import msgspec
 from simplu_worker.commands.stream.input_lines import InputLine
 from simplu_worker.commands.stream.put_records import PutProgress
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.operation import Operation, Rejected
+from simplu_worker.operations.operation import Operation, RejectedRecord
 from simplu_worker.shards.gateway import ShardGateway
 
 POLL_MIN_S: Final = 0.25
@@ -85,7 +85,7 @@ async def _find_operations(
             survey = await gateway.survey("find_operations", [key[0] for key in some], [key[1] for key in some])
         except RetryableError:
             continue  # whoever names the shards is down: asked again with the next poll
-        silent |= set(survey.silent)
+        silent |= set(survey.silent_shard_ids)
         rows |= {(row["tenant_id"], row["request_id"]): row | {"shard_id": shard_id} for shard_id, row in survey.rows}
     return rows, sorted(silent)
 
@@ -103,7 +103,7 @@ def send_outcomes(
 
 
 def _outcome(line: InputLine, row: Mapping[str, Any] | None, *, waited: bool) -> SendOutcome:
-    if isinstance(line.decoded, Rejected) or not waited:
+    if isinstance(line.decoded, RejectedRecord) or not waited:
         return _describe(line, SendStatus.SENT)
     if row is None:
         return _describe(line, SendStatus.UNKNOWN)
@@ -131,7 +131,7 @@ def _describe(line: InputLine, status: SendStatus) -> SendOutcome:
                 resource_type=operation.resource_type,
                 resource_id=operation.resource_id,
             )
-        case Rejected() as bad:
+        case RejectedRecord() as bad:
             return SendOutcome(
                 line=line.number,
                 status=status,

@@ -11,7 +11,7 @@ import msgspec
 
 from simplu_worker.assembly import Shards
 from simplu_worker.business_info.items import Business
-from simplu_worker.business_info.table import BusinessInfo, Unreadable
+from simplu_worker.business_info.table import BusinessInfo, UnreadableBusiness
 from simplu_worker.commands.tenants.audit_rules import (
     AuditedRow,
     AuditSubject,
@@ -62,7 +62,7 @@ class TenantInventory:
     async def read_listed(self) -> AsyncIterator[ListingPage]:
         """Yield what business-info lists, about a page of tenants at a time."""
         tenants: list[ListedTenant] = []
-        async for businesses in self._business_info.pages(page_size=self._page_size):
+        async for businesses in self._business_info.scan_pages(page_size=self._page_size):
             unreadable: list[Difference] = []
             for business in businesses:
                 unreadable += unreadable_parts(business)
@@ -85,7 +85,7 @@ class TenantInventory:
 
         Each once, with the first of the shards where it lives.
         """
-        for address in await self._shards.locator.shards():
+        for address in await self._shards.locator.list_shards():
             async for rows in self._read_pages(address):
                 subjects = await self._find_unlisted(rows)
                 yield [subject for subject in subjects if _first_home(subject) in {None, address.shard_id}]
@@ -116,11 +116,11 @@ class TenantInventory:
     async def _fetch_rows(self, tenant_ids: Sequence[str]) -> tuple[Mapping[str, list[AuditedRow]], list[str]]:
         """Return the rows of tenants on all shards by id, and the shards that did not answer."""
         survey = await self._shards.gateway.survey("find_tenants", list(tenant_ids))
-        self.silent.update(survey.silent)
+        self.silent.update(survey.silent_shard_ids)
         rows: defaultdict[str, list[AuditedRow]] = defaultdict(list)
         for shard_id, row in sorted(survey.rows, key=lambda found: found[0]):
             rows[row["id"]].append(_row(shard_id, row))
-        return rows, survey.silent
+        return rows, survey.silent_shard_ids
 
     async def _locate_all(self, tenant_ids: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
         named: dict[str, tuple[str | None, str | None]] = {}
@@ -176,15 +176,15 @@ def listed_tenants(business: Business) -> list[ListedTenant]:
     ]
 
 
-def unreadable_parts(business: Business | Unreadable) -> list[Difference]:
+def unreadable_parts(business: Business | UnreadableBusiness) -> list[Difference]:
     """Return what of an item of business-info cannot be read."""
-    problems = [business.problem] if isinstance(business, Unreadable) else business.problems
+    problems = [business.problem] if isinstance(business, UnreadableBusiness) else business.problems
     return [Difference(DifferenceKind.UNREADABLE, problem, business.id) for problem in problems]
 
 
-def _is_listed(business: Business | Unreadable | None, location_id: str) -> bool:
+def _is_listed(business: Business | UnreadableBusiness | None, location_id: str) -> bool:
     """Whether business-info has a location; nobody knows where its business cannot be read, which is said apart."""
-    return isinstance(business, Unreadable) or (business is not None and location_id in business.locations)
+    return isinstance(business, UnreadableBusiness) or (business is not None and location_id in business.locations)
 
 
 def _first_home(subject: AuditSubject) -> str | None:

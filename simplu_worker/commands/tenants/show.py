@@ -11,7 +11,7 @@ from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
-from simplu_worker.shards.routing.shard_query import Survey
+from simplu_worker.shards.routing.shard_query import ShardRows
 from simplu_worker.status.replica import tenant_view
 
 COLUMNS = {
@@ -30,8 +30,8 @@ async def list_tenants(settings: Settings, *, as_json: bool) -> int:
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         survey = await shards.gateway.survey("list_tenants")
-    _print_tenants(_views(survey), survey.silent, as_json=as_json)
-    return 1 if survey.silent else 0
+    _print_tenants(_views(survey), survey.silent_shard_ids, as_json=as_json)
+    return 1 if survey.silent_shard_ids else 0
 
 
 async def show_tenant(settings: Settings, business_id: str, location_id: str, *, as_json: bool) -> int:
@@ -45,7 +45,9 @@ async def show_tenant(settings: Settings, business_id: str, location_id: str, *,
     found = [view for view in views if (view["businessId"], view["locationId"]) == (business_id, location_id)]
     routed = "not registered" if named is None else f"routed to shard {named.shard_id}"
     if found or as_json:
-        _print_tenants(found, survey.silent, as_json=as_json, namedShardId=None if named is None else named.shard_id)
+        _print_tenants(
+            found, survey.silent_shard_ids, as_json=as_json, namedShardId=None if named is None else named.shard_id
+        )
     if not as_json:
         print_line(f"{business_id} {location_id}: {routed}")
     if not found:
@@ -66,7 +68,7 @@ def parse_tenant_id(business_id: str, location_id: str) -> str:
     return tenant_id_of(business_id, location_id)
 
 
-def _views(survey: Survey) -> list[dict[str, Any]]:
+def _views(survey: ShardRows) -> list[dict[str, Any]]:
     views = [tenant_view(shard_id, row) for shard_id, row in survey.rows]
     return sorted(views, key=lambda view: (view["businessId"], view["locationId"], view["shardId"]))
 

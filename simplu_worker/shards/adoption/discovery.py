@@ -12,13 +12,13 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import is_id, tenant_id_of
 from simplu_worker.shards.adoption.plan import (
     NAMED_MAX,
-    Answers,
     DuplicateRows,
     FaultyRow,
-    Found,
     Layout,
+    OldContents,
     OldTenant,
     Owner,
+    SourceLookup,
     layout_of,
     owner_of,
 )
@@ -31,7 +31,7 @@ from simplu_worker.shards.schema.sql_files import ADOPTION, BUSINESS_TYPES
 OURS: Final = "simplu_adoption"  # the namespace of our tables until they are where they belong
 
 
-class RefusedAdoptionError(PermanentError):
+class AdoptionRefusedError(PermanentError):
     """There is nothing to adopt, or not in this way; a person has to do something first."""
 
     def __init__(self, shard_id: str, *problems: str) -> None:
@@ -54,19 +54,19 @@ class OldTable(msgspec.Struct, frozen=True):
 
 
 async def find_old_table(connection: Connection, shard_id: str) -> OldTable:
-    """Return the table to be adopted; raise `RefusedAdoptionError` where there is none that can be."""
+    """Return the table to be adopted; raise `AdoptionRefusedError` where there is none that can be."""
     row = await connection.fetchrow(QUERIES["find_old_table"])
     if row is None:
-        raise RefusedAdoptionError(
+        raise AdoptionRefusedError(
             shard_id, "expected a table resources of another program, got none; it cannot be adopted"
         )
     layout = layout_of(dict(zip(row["columns"], row["types"], strict=True)))
     if not isinstance(layout, Layout):
-        raise RefusedAdoptionError(shard_id, layout)
+        raise AdoptionRefusedError(shard_id, layout)
     if not row["is_plain"]:
-        raise RefusedAdoptionError(shard_id, "expected resources to be a table without partitions or descendants")
+        raise AdoptionRefusedError(shard_id, "expected resources to be a table without partitions or descendants")
     if not (row["is_owner"] and row["may_create"]):
-        raise RefusedAdoptionError(
+        raise AdoptionRefusedError(
             shard_id,
             "expected a role that owns the table resources and may create schemas in the database and tables "
             "beside it; use the role of the other program in the connection string, or grant that",
@@ -84,14 +84,14 @@ async def begin_adoption(connection: Connection, shard_id: str, old_table: OldTa
     await connection.execute(QUERIES["begin_adoption"], shard_id, old_table.oid, old_table.home)
 
 
-async def read_found(connection: Connection) -> Found:
+async def read_contents(connection: Connection) -> OldContents:
     """Return what the old table has; reads all of it, twice."""
-    found = Found()
-    found.names_in_the_way = [row["name"] for row in await connection.fetch(QUERIES["find_names_in_the_way"])]
+    found = OldContents()
+    found.conflicting_names = [row["name"] for row in await connection.fetch(QUERIES["find_names_in_the_way"])]
     for row in await connection.fetch(QUERIES["count_old_rows"]):
-        found.note_rows(source_of(row), row["fault"], row["row_count"])
+        found.add_rows(source_of(row), row["fault"], row["row_count"])
     async for row in connection.cursor(QUERIES["list_duplicates"], prefetch=1000):
-        found.note_duplicate(
+        found.add_duplicate(
             DuplicateRows(row["source"], row["resource_type"], row["resource_id"], row["row_count"], row["ids"])
         )
     if found.fault_counts:
@@ -112,7 +112,7 @@ async def find_owner(source: OldTenant, shard_id: str, locator: Locator, busines
     named = None
     if any(isinstance(business, Business) for business in businesses.values()):
         named = await locator.locate(tenant_id_of(*source.candidates[0]))
-    answers = Answers(businesses, None if named is None else named.shard_id)
+    answers = SourceLookup(businesses, None if named is None else named.shard_id)
     return owner_of(source, answers, shard_id=shard_id, types=BUSINESS_TYPES)
 
 

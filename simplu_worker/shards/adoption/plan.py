@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.business_info.items import Business, why_not
+from simplu_worker.business_info.items import Business, refusal_reason
 from simplu_worker.operations.operation import is_id, tenant_id_of
 
 NAMED_MAX: Final = 1000  # duplicates, and rows that cannot be taken, that a plan names
@@ -58,7 +58,7 @@ class OldTenant(msgspec.Struct, frozen=True):
         return [(self.key[:place], self.key[place + 1 :]) for place in places]
 
 
-class Answers(msgspec.Struct, frozen=True):
+class SourceLookup(msgspec.Struct, frozen=True):
     """What was asked about a source: the businesses of its candidates, by id, and the shard that its tenant is on.
 
     A business is its problem, a text, where its item cannot be read.
@@ -109,7 +109,7 @@ class FaultyRow(msgspec.Struct, frozen=True):
     fault: str
 
 
-class Choices(msgspec.Struct, frozen=True):
+class AdoptionChoices(msgspec.Struct, frozen=True):
     """What a person said about what must not be decided silently."""
 
     duplicates: Duplicates | None = None
@@ -117,7 +117,7 @@ class Choices(msgspec.Struct, frozen=True):
     leave_faulty: bool = False
 
 
-class Found(msgspec.Struct):
+class OldContents(msgspec.Struct):
     """What is in the old table. *row_counts* by source, of rows that can be taken; *duplicate_counts* in the same way.
 
     *duplicates* and *faulty* name the first `NAMED_MAX`.
@@ -129,9 +129,9 @@ class Found(msgspec.Struct):
     duplicates: list[DuplicateRows] = []
     faulty: list[FaultyRow] = []
     sources: dict[str, OldTenant] = {}
-    names_in_the_way: list[str] = []
+    conflicting_names: list[str] = []
 
-    def note_rows(self, source: OldTenant | None, fault: str | None, row_count: int) -> None:
+    def add_rows(self, source: OldTenant | None, fault: str | None, row_count: int) -> None:
         """Note rows of one source, or of none, with or without a fault."""
         if fault is not None:
             self.fault_counts[fault] += row_count
@@ -139,19 +139,19 @@ class Found(msgspec.Struct):
             self.row_counts[source.key] += row_count
             self.sources[source.key] = source
 
-    def note_duplicate(self, rows: DuplicateRows) -> None:
+    def add_duplicate(self, rows: DuplicateRows) -> None:
         """Note a resource of several rows."""
         self.duplicate_counts[rows.source_key] += 1
         if len(self.duplicates) < NAMED_MAX:
             self.duplicates.append(rows)
 
 
-class Plan(msgspec.Struct, frozen=True):
+class AdoptionPlan(msgspec.Struct, frozen=True):
     """What an adoption would do."""
 
     shard_id: str
     layout: Layout
-    found: Found
+    contents: OldContents
     owners: Mapping[str, Owner]
     is_begun: bool = False
 
@@ -168,22 +168,22 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def row_count(self) -> int:
         """How many rows can be taken, of several of one resource all."""
-        return sum(self.found.row_counts[owner.source.key] for owner in self.resolved)
+        return sum(self.contents.row_counts[owner.source.key] for owner in self.resolved)
 
     @property
     def duplicate_count(self) -> int:
         """Of how many resources that can be taken there are several rows."""
-        return sum(self.found.duplicate_counts[owner.source.key] for owner in self.resolved)
+        return sum(self.contents.duplicate_counts[owner.source.key] for owner in self.resolved)
 
-    def refusals(self, choices: Choices) -> list[str]:
+    def refusals(self, choices: AdoptionChoices) -> list[str]:
         """Return what has to be done, or chosen, before the names are swapped; each says how."""
         refusals = []
-        if names := self.found.names_in_the_way:
+        if names := self.contents.conflicting_names:
             refusals.append(
                 f"expected no other {', '.join(names)} where our tables go; rename what has that name there"
             )
         if self.unresolved and not choices.leave_unresolved:
-            row_count = sum(self.found.row_counts[owner.source.key] for owner in self.unresolved)
+            row_count = sum(self.contents.row_counts[owner.source.key] for owner in self.unresolved)
             refusals.append(
                 f"unresolved tenants: {len(self.unresolved)}, with {row_count} rows; see why and mend it, "
                 "or leave their rows in the old table with --leave-unresolved"
@@ -193,7 +193,7 @@ class Plan(msgspec.Struct, frozen=True):
                 f"resources with several rows: {self.duplicate_count}; mend them, "
                 "or choose which row is taken with --duplicates newest or --duplicates oldest"
             )
-        if (fault_count := self.found.fault_counts.total()) and not choices.leave_faulty:
+        if (fault_count := self.contents.fault_counts.total()) and not choices.leave_faulty:
             refusals.append(
                 f"rows that cannot be resources: {fault_count}; mend them, "
                 "or leave them in the old table with --leave-faulty"
@@ -216,7 +216,7 @@ def layout_of(columns: Mapping[str, str]) -> Layout | str:
     return layout
 
 
-def owner_of(source: OldTenant, answers: Answers, *, shard_id: str, types: Iterable[str]) -> Owner:
+def owner_of(source: OldTenant, answers: SourceLookup, *, shard_id: str, types: Iterable[str]) -> Owner:
     """Return the tenant that *source* is: the one pair that business-info knows and that is routed to this shard."""
 
     def unresolved(problem: str, pair: tuple[str, str] | None = None) -> Owner:
@@ -268,6 +268,6 @@ def _why_unknown(source: OldTenant, businesses: Mapping[str, Business | str | No
     if len(candidates) == 1 or not there:
         (business_id, location_id), business = candidates[0], businesses.get(candidates[0][0])
         if len(candidates) == 1 and not isinstance(business, str):
-            return why_not(business, location_id) or f"business {business_id} is not in business-info"
+            return refusal_reason(business, location_id) or f"business {business_id} is not in business-info"
         return "none of the businesses that it may be of is in business-info"
     return f"business-info has {', '.join(there)}, which has no such location"

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.retention_rules import rest_s
+from simplu_worker.operations.retention_rules import deletion_pause_s
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
@@ -89,7 +89,7 @@ class LogRetention:
             count += deleted
             if deleted < self._statement_max_rows:
                 break
-            await asyncio.sleep(rest_s(busy_s))
+            await asyncio.sleep(deletion_pause_s(busy_s))
         return count
 
     async def _delete(self, pool: ShardPool, retention: timedelta) -> int:

@@ -50,7 +50,7 @@ async def inspect_all_shards(locator: Locator, pools: Pools, *, limits: QueryLim
             return ShardSilence(shard.refusal)
         return await inspect_shard(pools.ensure_pool(shard))
 
-    known = sorted(await locator.shards(), key=lambda shard: shard.shard_id)
+    known = sorted(await locator.list_shards(), key=lambda shard: shard.shard_id)
     looks = await query_all_shards(known, ask, limits=limits)
     return [InspectedShard(shard, _assess(shard, looks, limits)) for shard in known]
 

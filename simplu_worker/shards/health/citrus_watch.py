@@ -15,7 +15,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.health.assessment import usage_of
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import Capacity, Citrus
+from simplu_worker.shards.routing.citrus import Capacity, CitrusClient
 from simplu_worker.timing.clock import loop_time
 
 POLL_S: Final = 60.0
@@ -68,7 +68,7 @@ class CitrusWatch:
 
     def __init__(
         self,
-        citrus: Citrus,
+        citrus: CitrusClient,
         registry: HealthRegistry,
         *,
         poll_s: float = POLL_S,
@@ -104,13 +104,13 @@ class CitrusWatch:
             await asyncio.sleep(jittered(self._denied_poll_s, self._draw()))
             if self._citrus.is_denied:
                 with contextlib.suppress(RetryableError, PermanentError):
-                    await self._citrus.shards()
+                    await self._citrus.list_shards()
 
     async def _watch_shards(self) -> None:
         rest_s = self._poll_s
         while True:
             with contextlib.suppress(RetryableError, PermanentError):  # what was said before stays
-                known = await self._citrus.overview()
+                known = await self._citrus.fetch_overview()
                 rest_s = ABSENT_S if known is None else self._poll_s
                 self._note(known or [])
             await asyncio.sleep(jittered(rest_s, self._draw()))
@@ -132,7 +132,7 @@ class CitrusWatch:
         silence = 0
         for shard_id in shard_ids:
             try:
-                capacity = await self._citrus.capacity(shard_id)
+                capacity = await self._citrus.fetch_capacity(shard_id)
             except (RetryableError, PermanentError):
                 silence += 1
                 if silence == SILENCE_MAX:

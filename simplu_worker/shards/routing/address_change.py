@@ -25,7 +25,7 @@ from simplu_worker.timing.clock import loop_time
 log = structlog.get_logger(__name__)
 
 
-class Repointing:
+class AddressChanger:
     """Tries the addresses of *book* that are not in use, and points the pools to those that are right."""
 
     def __init__(
@@ -40,52 +40,52 @@ class Repointing:
         self._pools = pools
         self._clock = clock
         self._draw = draw
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
 
     def __repr__(self) -> str:
-        return f"Repointing({self._book!r})"
+        return f"AddressChanger({self._book!r})"
 
-    def is_well(self, shard_id: str) -> bool:
+    def is_healthy(self, shard_id: str) -> bool:
         """Whether a shard answers where it is looked for, as far as is known."""
         pool = self._pools.by_shard_id().get(shard_id)
         return pool is None or pool.is_healthy
 
-    def due(self) -> list[str]:
+    def due_shard_ids(self) -> list[str]:
         """Return the shards with an address that may be tried now."""
         now = self._clock()
-        contested = self._book.contested()
+        contested = self._book.contested_shard_ids()
         return [
             shard_id
             for shard_id in contested
-            if self._book.due(shard_id, now, is_well=self.is_well(shard_id)) is not None
+            if self._book.due_candidate(shard_id, now, is_healthy=self.is_healthy(shard_id)) is not None
         ]
 
-    async def follow(self, shard_id: str) -> None:
+    async def try_candidate(self, shard_id: str) -> None:
         """Try the address at which a shard is named anew, if that is due, and use it if the shard is there."""
-        async with self._turns.setdefault(shard_id, asyncio.Lock()):
-            address = self._book.due(shard_id, self._clock(), is_well=self.is_well(shard_id))
+        async with self._locks.setdefault(shard_id, asyncio.Lock()):
+            address = self._book.due_candidate(shard_id, self._clock(), is_healthy=self.is_healthy(shard_id))
             if address is None:
                 return
-            if self._book.is_spare(address) and await self._answers(shard_id):
+            if self._book.is_standby(address) and await self._takes_writes(shard_id):
                 return
             try:
-                await self._look_at(address)
+                await self._check(address)
             except RetryableError as exc:
-                if self._book.known(shard_id) is None:
+                if self._book.known_address(shard_id) is None:
                     return  # it left meanwhile
-                self._book.refused(address, self._clock(), draw=self._draw())
+                self._book.record_failure(address, self._clock(), draw=self._draw())
                 # The trial's pool has set it, of an address that is not in use.
-                instruments.SHARD_HEALTHY.labels(shard_id).set(self.is_well(shard_id))
+                instruments.SHARD_HEALTHY.labels(shard_id).set(self.is_healthy(shard_id))
                 log.warning("shard.address_refused", shard_id=shard_id, place=address.place, error=str(exc))
                 return
-            if self._book.known(shard_id) is None:
+            if self._book.known_address(shard_id) is None:
                 return  # it left meanwhile
-            self._book.adopted(address, self._clock())
+            self._book.switch_to(address, self._clock())
             pool = self._pools.ensure_pool(address)
         with contextlib.suppress(RetryableError):  # its health says what came of it
             await pool.probe()
 
-    async def _answers(self, shard_id: str) -> bool:
+    async def _takes_writes(self, shard_id: str) -> bool:
         """Whether a shard takes writes where it is: one error more does not say that its replica was promoted."""
         try:
             await self._pools.pool_of(shard_id).probe()
@@ -93,7 +93,7 @@ class Repointing:
             return False
         return True
 
-    async def _look_at(self, address: ShardAddress) -> None:
+    async def _check(self, address: ShardAddress) -> None:
         """Raise `RetryableError` unless the shard is there, with its schema, and takes writes."""
         register_secret_of(address)
         # A pool of its own: what the trial meets is none of the trouble of the one in use.

@@ -65,7 +65,7 @@ _ShardId = Annotated[str, msgspec.Meta(min_length=1, max_length=SHARD_ID_MAX, pa
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
-class _Reply(msgspec.Struct, rename="camel"):
+class _ShardReply(msgspec.Struct, rename="camel"):
     shard_id: _ShardId
     connection_string: str
     is_active: bool = True
@@ -90,7 +90,7 @@ class _CapacityReply(msgspec.Struct, rename="camel"):
     can_accept_new_business: bool | None = None
 
 
-class Citrus:
+class CitrusClient:
     """A client of one Citrus. Every call is tried *attempts* times in all, backing off with jitter.
 
     Every call raises `CitrusUnavailableError` or `CitrusDeniedError` when there is no answer to be had, and
@@ -114,14 +114,14 @@ class Citrus:
         self._draw = draw
         # One for each question: a Citrus that cannot say how its shards fare may still know where tenants live.
         self._breakers: defaultdict[str, CitrusBreaker] = defaultdict(CitrusBreaker)
-        self.book = AddressBook()
-        self.trouble: str | None = None  # why the last call had no answer
+        self.address_book = AddressBook()
+        self.last_error: str | None = None  # why the last call had no answer
         self.is_denied = False
 
     async def locate(self, tenant_id: str) -> ShardAddress | None:
         """Return the shard that the tenant is registered on; None is a definite "not registered"."""
-        status, reply = await self._ask("get_shard", "GET", f"api/shard/{quote(tenant_id, safe='')}", _Reply)
-        return None if status == 404 else self._settled(reply)
+        status, reply = await self._request("get_shard", "GET", f"api/shard/{quote(tenant_id, safe='')}", _ShardReply)
+        return None if status == 404 else self._resolve(reply)
 
     async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:
         """Register a tenant, or learn where it was registered before (409)."""
@@ -132,117 +132,123 @@ class Citrus:
             "businessType": business_type,
             "shardKey": tenant_id,
         }
-        status, reply = await self._ask("register", "POST", "api/register", _Reply, message)
+        status, reply = await self._request("register", "POST", "api/register", _ShardReply, message)
         if status != 409:
-            return Registration(self._settled(reply), is_new=True)
+            return Registration(self._resolve(reply), is_new=True)
         address = await self.locate(tenant_id)
         if address is None:
             raise CitrusUnavailableError("Citrus says 409 to register and 404 to the question where")
         return Registration(address, is_new=False)
 
-    async def shards(self) -> list[ShardAddress]:
+    async def list_shards(self) -> list[ShardAddress]:
         """Return every shard that Citrus knows; one whose address may not be used says so, and has none."""
-        status, replies = await self._ask("shards_health", "GET", "api/shards/health", list[_Reply])
+        status, replies = await self._request("shards_health", "GET", "api/shards/health", list[_ShardReply])
         if status == 404:
             raise CitrusUnavailableError("Citrus shards_health: expected 200, got 404")
-        return self._listed(replies)
+        return self._resolve_all(replies)
 
-    def _listed(self, replies: Iterable[_Reply]) -> list[ShardAddress]:
+    def _resolve_all(self, replies: Iterable[_ShardReply]) -> list[ShardAddress]:
         shards: dict[str, ShardAddress] = {}
         for reply in replies:  # the first entry of a shard counts, should there be two
             shards.setdefault(reply.shard_id, reply.address.validate_or_refuse(self._allowed_hosts))
-        return [self.book.settle(shard) for shard in shards.values()]
+        return [self.address_book.resolve(shard) for shard in shards.values()]
 
-    async def homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
+    async def list_possible_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
         """Return where each tenant may live or have lived: on every shard."""
-        return dict.fromkeys(tenant_ids, await self.shards())
+        return dict.fromkeys(tenant_ids, await self.list_shards())
 
-    async def elsewhere(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:  # noqa: ARG002
+    async def list_fallback_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:  # noqa: ARG002
         """Return no further shards: every one of them is a home."""
         return {}
 
-    async def overview(self) -> list[ShardAddress] | None:
+    async def fetch_overview(self) -> list[ShardAddress] | None:
         """Return what `shards` does, for people; None when Citrus has no such answer. See `_ask_aside`."""
-        replies = await self._ask_aside("shards_health", "api/shards/health", list[_Reply])
-        return None if replies is None else self._listed(replies)
+        replies = await self._request_for_people("shards_health", "api/shards/health", list[_ShardReply])
+        return None if replies is None else self._resolve_all(replies)
 
-    async def capacity(self, shard_id: str) -> Capacity | None:
+    async def fetch_capacity(self, shard_id: str) -> Capacity | None:
         """Return the room of a shard, for people; None when Citrus has no such answer. See `_ask_aside`."""
-        reply = await self._ask_aside("capacity", f"api/shard/{quote(shard_id, safe='')}/capacity", _CapacityReply)
+        reply = await self._request_for_people(
+            "capacity", f"api/shard/{quote(shard_id, safe='')}/capacity", _CapacityReply
+        )
         if reply is None:
             return None
         if reply.shard_id != shard_id:
             raise CitrusUnavailableError("Citrus capacity: expected the shard that was asked about, got another one")
         return Capacity(reply.business_count, reply.max_businesses, reply.can_accept_new_business)
 
-    def _settled(self, reply: _Reply) -> ShardAddress:
-        return self.book.settle(reply.address.validate(self._allowed_hosts))
+    def _resolve(self, reply: _ShardReply) -> ShardAddress:
+        return self.address_book.resolve(reply.address.validate(self._allowed_hosts))
 
-    async def _ask(
+    async def _request(
         self, endpoint: str, method: str, path: str, type_: type[Any], message: Any = None
     ) -> tuple[int, Any]:
         """Return the status of the answer and, where that says ok, its body as *type_*."""
 
         async def ask() -> tuple[int, Any]:
-            return await self._ask_with_retries(endpoint, method, path, type_, message)
+            return await self._request_with_retries(endpoint, method, path, type_, message)
 
-        return await self._guarded(endpoint, ask)
+        return await self._request_unless_open(endpoint, ask)
 
-    async def _guarded(self, endpoint: str, ask: Callable[[], Awaitable[tuple[int, Any]]]) -> tuple[int, Any]:
+    async def _request_unless_open(
+        self, endpoint: str, ask: Callable[[], Awaitable[tuple[int, Any]]]
+    ) -> tuple[int, Any]:
         """Do *ask*, unless there were no answers lately; one caller then finds out whether there are some again."""
         breaker = self._breakers[endpoint]
-        ticket = breaker.begin(self._clock())
+        ticket = breaker.begin_call(self._clock())
         if ticket is None:
             error = f"Citrus {endpoint}: not asked now, as it gives no answers"
-            rests_s = breaker.rests_s(self._clock()) or None
+            rests_s = breaker.open_for_s(self._clock()) or None
             raise (CitrusDeniedError if self.is_denied else CitrusUnavailableError)(error, retry_after_s=rests_s)
         try:
             answer = await ask()
         except (RetryableError, PermanentError) as exc:
             if isinstance(exc, CitrusDeniedError) or (isinstance(exc, CitrusUnavailableError) and exc.is_silence):
-                self._note_silence(breaker, ticket, exc)
+                self._record_silence(breaker, ticket, exc)
             else:  # nonsense, or a refusal: it is there, and others may fare better
-                breaker.succeeded(ticket)
+                breaker.record_success(ticket)
             raise
         except BaseException:
-            breaker.gave_up(ticket)
+            breaker.cancel_call(ticket)
             raise
-        breaker.succeeded(ticket)
+        breaker.record_success(ticket)
         return answer
 
-    def _note_silence(self, breaker: CitrusBreaker, ticket: int, exc: RetryableError) -> None:
-        if breaker.failed(ticket, self._clock(), draw=self._draw(), at_least_s=exc.retry_after_s or 0.0):
-            log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.rests_s(self._clock()), 2))
+    def _record_silence(self, breaker: CitrusBreaker, ticket: int, exc: RetryableError) -> None:
+        if breaker.record_failure(ticket, self._clock(), draw=self._draw(), at_least_s=exc.retry_after_s or 0.0):
+            log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.open_for_s(self._clock()), 2))
 
-    async def _ask_aside(self, endpoint: str, path: str, type_: type[Any]) -> Any:
+    async def _request_for_people(self, endpoint: str, path: str, type_: type[Any]) -> Any:
         """Return an answer that no route needs, asked for once; None for 404.
 
         What goes wrong with it is no trouble of those who ask for routes; that the key is accepted is good news.
         """
-        status, reply = await self._guarded(endpoint, lambda: self._ask_once(endpoint, "GET", path, type_))
+        status, reply = await self._request_unless_open(
+            endpoint, lambda: self._request_once(endpoint, "GET", path, type_)
+        )
         if self.is_denied:
-            self.trouble, self.is_denied = None, False
+            self.last_error, self.is_denied = None, False
         return None if status == 404 else reply
 
-    async def _ask_with_retries(
+    async def _request_with_retries(
         self, endpoint: str, method: str, path: str, type_: type[Any], message: Any
     ) -> tuple[int, Any]:
         attempts = stamina.retry_context(
-            on=_pause_before_retry, attempts=self._attempts, timeout=None, wait_initial=0.1, wait_max=5, wait_jitter=0.2
+            on=_retry_delay, attempts=self._attempts, timeout=None, wait_initial=0.1, wait_max=5, wait_jitter=0.2
         )
         try:
             async for attempt in attempts:
                 with attempt:
                     if attempt.num > 1:
                         instruments.RETRIES.labels("citrus", endpoint).inc()
-                    answer = await self._ask_once(endpoint, method, path, type_, message)
+                    answer = await self._request_once(endpoint, method, path, type_, message)
         except RetryableError as exc:
-            self.trouble, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
+            self.last_error, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
             raise
-        self.trouble, self.is_denied = None, False
+        self.last_error, self.is_denied = None, False
         return answer
 
-    async def _ask_once(
+    async def _request_once(
         self, endpoint: str, method: str, path: str, type_: type[Any], message: Any = None
     ) -> tuple[int, Any]:
         started = time.perf_counter()
@@ -253,9 +259,9 @@ class Citrus:
             async with self._session.request(
                 method, URL(path, encoded=True), json=message, allow_redirects=False
             ) as response:
-                body = await _whole(response)
-                judged = _judge(endpoint, response)
-                reply = _decoded(endpoint, body, type_) if judged == "ok" else None
+                body = await _read_body(response)
+                judged = _check_status(endpoint, response)
+                reply = _decode(endpoint, body, type_) if judged == "ok" else None
                 outcome = judged
         except TimeoutError as exc:
             outcome = "timeout"
@@ -279,7 +285,7 @@ async def open_citrus(
     attempts: int,
     allowed_hosts: tuple[str, ...],
     clock: Callable[[], float] = loop_time,
-) -> AsyncIterator[Citrus]:
+) -> AsyncIterator[CitrusClient]:
     """Open a client with one keep-alive session to the Citrus at *url*."""
     headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
     async with aiohttp.ClientSession(
@@ -288,10 +294,10 @@ async def open_citrus(
         timeout=aiohttp.ClientTimeout(total=timeout_s),
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
-        yield Citrus(session, attempts=attempts, allowed_hosts=allowed_hosts, clock=clock)
+        yield CitrusClient(session, attempts=attempts, allowed_hosts=allowed_hosts, clock=clock)
 
 
-async def _whole(response: aiohttp.ClientResponse) -> bytes:
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
     body = bytearray()
     async for part in response.content.iter_any():
         body += part
@@ -300,7 +306,7 @@ async def _whole(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def _judge(endpoint: str, response: aiohttp.ClientResponse) -> str:
+def _check_status(endpoint: str, response: aiohttp.ClientResponse) -> str:
     """Return the outcome by status; raise for those that are no answer."""
     match response.status:
         case 200 | 201:
@@ -327,7 +333,7 @@ def _judge(endpoint: str, response: aiohttp.ClientResponse) -> str:
             )
 
 
-def _pause_before_retry(exc: Exception) -> bool | float:
+def _retry_delay(exc: Exception) -> bool | float:
     """Say whether to retry, or after how many seconds (stamina's backoff hook)."""
     if not isinstance(exc, CitrusUnavailableError):
         return False
@@ -336,7 +342,7 @@ def _pause_before_retry(exc: Exception) -> bool | float:
     return exc.retry_after_s if exc.retry_after_s <= RETRY_AFTER_IN_CALL_MAX_S else False
 
 
-def _decoded(endpoint: str, body: bytes, type_: type[Any]) -> Any:
+def _decode(endpoint: str, body: bytes, type_: type[Any]) -> Any:
     try:
         return msgspec.json.decode(body, type=type_)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:

@@ -18,27 +18,27 @@ from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.routing.address_change import Repointing
+from simplu_worker.shards.routing.address_change import AddressChanger
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.route_cache import Absences, RouteCache
-from simplu_worker.shards.routing.tenant_homes import Home, TenantHomes
+from simplu_worker.shards.routing.route_cache import AbsenceCache, RouteCache
+from simplu_worker.shards.routing.tenant_homes import TenantHome, TenantHomes
 from simplu_worker.shards.types import Absence
 from simplu_worker.timing.clock import loop_time
 
 # The shard itself gives the outcome of their operations.
-ANSWERING: Final = frozenset({TenantState.ACTIVE, TenantState.DESTROYING, TenantState.DESTROYED})
-SWEEP_FRESH_S: Final = 5.0  # how long "none of the others has it" is believed
+SERVED_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.DESTROYING, TenantState.DESTROYED})
+SEARCH_FRESH_S: Final = 5.0  # how long "none of the others has it" is believed
 
 log = structlog.get_logger(__name__)
 
 
-class _Asking:
+class _SharedLookup:
     """The callers that want one tenant's shard now: one of them asks, the others share the answer."""
 
     def __init__(self) -> None:
-        self.turn = asyncio.Lock()
+        self.lock = asyncio.Lock()
         self.callers = 0
-        self.begun = 0  # how often somebody began to ask
+        self.lookup_count = 0  # how often somebody began to ask
         self.answer: ShardAddress | Absence | WorkerError | None = None  # of the last who began, and was not cancelled
 
 
@@ -47,7 +47,7 @@ class _Sweep:
 
     def __init__(self) -> None:
         self.named: dict[str, ShardAddress] = {}
-        self.homes: dict[str, Home | WorkerError | None] | None = None
+        self.homes: dict[str, TenantHome | WorkerError | None] | None = None
 
 
 class Directory:
@@ -67,29 +67,29 @@ class Directory:
         self._draw = draw
         self._homes = TenantHomes(locator, pools)
         self.routes = RouteCache()
-        self.repointing = Repointing(locator.book, pools, clock=clock, draw=draw)
-        self._absences = Absences()
-        self._asking: dict[str, _Asking] = {}
+        self.address_changer = AddressChanger(locator.address_book, pools, clock=clock, draw=draw)
+        self._absences = AbsenceCache()
+        self._lookups: dict[str, _SharedLookup] = {}
         self._sweep = _Sweep()
         self._sweeping = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"Directory(routes={len(self.routes)}, asking={len(self._asking)})"
+        return f"Directory(routes={len(self.routes)}, lookups={len(self._lookups)})"
 
-    def remembered(self, tenant_id: str) -> ShardAddress | None:
+    def cached_address(self, tenant_id: str) -> ShardAddress | None:
         """Return the shard that the tenant was last found on, without asking anybody."""
-        shard_id = self.routes.remembered(tenant_id)
+        shard_id = self.routes.get(tenant_id)
         pool = None if shard_id is None else self._pools.by_shard_id().get(shard_id)
         return None if pool is None else pool.address
 
     def forget(self, tenant_id: str) -> None:
         """Ask anew the next time; called when a shard says that the tenant is not there, and when it has just come."""
-        self.routes.doubt(tenant_id)
-        self._absences.drop(tenant_id)
+        self.routes.invalidate(tenant_id)
+        self._absences.remove(tenant_id)
 
-    def renamed(self, left: Collection[str]) -> None:
+    def apply_map_change(self, left: Collection[str]) -> None:
         """Note that shards are named anew: nobody lives on those that *left*, and who had none may have one now."""
-        self.routes.abandon(left)
+        self.routes.remove_shards(left)
         self._absences.clear()
 
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> ShardAddress | Absence:
@@ -102,24 +102,24 @@ class Directory:
         not be used.
         """
         since = self._clock() - absence_max_age_s
-        if absence_max_age_s and self._absences.why(tenant_id, since=since) == Absence.UNREGISTERED:
+        if absence_max_age_s and self._absences.reason(tenant_id, since=since) == Absence.UNREGISTERED:
             return Absence.UNREGISTERED
-        asking = self._asking.setdefault(tenant_id, _Asking())
+        asking = self._lookups.setdefault(tenant_id, _SharedLookup())
         asking.callers += 1
-        begun_before = asking.begun
+        begun_before = asking.lookup_count
         try:
-            async with asking.turn:
-                if (known := self.remembered(tenant_id)) is not None:
+            async with asking.lock:
+                if (known := self.cached_address(tenant_id)) is not None:
                     return known
-                answer = asking.answer if asking.begun > begun_before else None
+                answer = asking.answer if asking.lookup_count > begun_before else None
                 if answer is None:
-                    asking.begun += 1
+                    asking.lookup_count += 1
                     asking.answer = None
-                    answer = asking.answer = await self._answer(tenant_id)
+                    answer = asking.answer = await self._look_up(tenant_id)
         finally:
             asking.callers -= 1
             if not asking.callers:
-                del self._asking[tenant_id]
+                del self._lookups[tenant_id]
         if isinstance(answer, WorkerError):
             raise answer
         return answer
@@ -131,81 +131,83 @@ class Directory:
         """
         named = await self._locator.locate(tenant_id)
         is_same = named is not None and named.shard_id == shard_id
-        if (named is not None and not named.is_active) or not (is_same or await self._has(shard_id, tenant_id)):
+        if (named is not None and not named.is_active) or not (is_same or await self._is_still_on(shard_id, tenant_id)):
             self.forget(tenant_id)
             return
         if not is_same:
             _log_conflict(named, shard_id)
         self.routes.renew(tenant_id, shard_id, now=self._clock(), draw=self._draw())
 
-    async def _has(self, shard_id: str, tenant_id: str) -> bool:
+    async def _is_still_on(self, shard_id: str, tenant_id: str) -> bool:
         """Whether a shard says that a tenant is its own, whoever names another. While it says nothing, it has."""
         try:
-            row = (await self._homes.rows(self._pools.pool_of(shard_id).address, [tenant_id])).get(tenant_id)
+            row = (await self._homes.fetch_rows(self._pools.pool_of(shard_id).address, [tenant_id])).get(tenant_id)
         except RetryableError:
             return True
-        return row is not None and row["state"] in ANSWERING
+        return row is not None and row["state"] in SERVED_STATES
 
-    async def _answer(self, tenant_id: str) -> ShardAddress | Absence | WorkerError:
+    async def _look_up(self, tenant_id: str) -> ShardAddress | Absence | WorkerError:
         asked_at = self._clock()
         try:
-            found = await self._find(tenant_id, asked_at)
+            found = await self._look_up_route(tenant_id, asked_at)
         except (RetryableError, PermanentError) as exc:
             return exc
         if isinstance(found, ShardAddress):
-            self._absences.drop(tenant_id)
+            self._absences.remove(tenant_id)
             self.routes.put(tenant_id, found.shard_id, now=self._clock(), draw=self._draw())
         else:
-            self._absences.note(tenant_id, found, asked_at=asked_at, swept_at=self._absences.swept_at(tenant_id))
+            self._absences.put(tenant_id, found, asked_at=asked_at, searched_at=self._absences.searched_at(tenant_id))
         return found
 
-    async def _find(self, tenant_id: str, asked_at: float) -> ShardAddress | Absence:
-        home: Home | None
+    async def _look_up_route(self, tenant_id: str, asked_at: float) -> ShardAddress | Absence:
+        home: TenantHome | None
         try:
             named = await self._locator.locate(tenant_id)
         except RetryableError:
             # The shard where it was last can say by itself that it still is, or where it went.
-            if (home := await self._last_home(tenant_id)) is None:
+            if (home := await self._find_last_home(tenant_id)) is None:
                 raise
-            return _place_of(home)
+            return _route_of(home)
         if named is None:
-            if (home := await self._last_home(tenant_id)) is None:
+            if (home := await self._find_last_home(tenant_id)) is None:
                 return Absence.UNREGISTERED
         elif not named.is_active:
             return Absence.INACTIVE
         else:
-            if not self.repointing.is_well(named.shard_id):
-                await self.repointing.follow(named.shard_id)
-                named = self._locator.book.known(named.shard_id) or named
-            if (home := await self._home_of(tenant_id, named, asked_at)) is None:
+            if not self.address_changer.is_healthy(named.shard_id):
+                await self.address_changer.try_candidate(named.shard_id)
+                named = self._locator.address_book.known_address(named.shard_id) or named
+            if (home := await self._find_home_unless_searched(tenant_id, named, asked_at)) is None:
                 return Absence.NOT_HERE
         if named is None or home.address.shard_id != named.shard_id:
             _log_conflict(named, home.address.shard_id)
-        return _place_of(home)
+        return _route_of(home)
 
-    async def _last_home(self, tenant_id: str) -> Home | None:
+    async def _find_last_home(self, tenant_id: str) -> TenantHome | None:
         """Return the shard that has the row of a tenant which was found before, without asking who names shards."""
-        shard_id = self.routes.last_home(tenant_id)
+        shard_id = self.routes.last_shard_id(tenant_id)
         if shard_id is None or shard_id not in self._pools.by_shard_id():
             return None
         address = self._pools.pool_of(shard_id).address
-        row = (await self._homes.rows(address, [tenant_id])).get(tenant_id)
-        return None if row is None else await self._homes.followed(Home(address, row), tenant_id)
+        row = (await self._homes.fetch_rows(address, [tenant_id])).get(tenant_id)
+        return None if row is None else await self._homes.follow_moves(TenantHome(address, row), tenant_id)
 
-    async def _home_of(self, tenant_id: str, named: ShardAddress, asked_at: float) -> Home | None:
+    async def _find_home_unless_searched(
+        self, tenant_id: str, named: ShardAddress, asked_at: float
+    ) -> TenantHome | None:
         """Return what `home` does; but that no other shard has the tenant is believed for seconds."""
-        row = (await self._homes.rows(named, [tenant_id])).get(tenant_id)
+        row = (await self._homes.fetch_rows(named, [tenant_id])).get(tenant_id)
         if row is not None:
-            return await self._homes.followed(Home(named, row), tenant_id)
-        if self._absences.swept_at(tenant_id) > asked_at - SWEEP_FRESH_S:
+            return await self._homes.follow_moves(TenantHome(named, row), tenant_id)
+        if self._absences.searched_at(tenant_id) > asked_at - SEARCH_FRESH_S:
             return None
         swept_at = self._clock()
-        home = await self._swept(tenant_id, named)
+        home = await self._search_all_shards(tenant_id, named)
         if home is None:
-            self._absences.note(tenant_id, Absence.NOT_HERE, asked_at=asked_at, swept_at=swept_at)
+            self._absences.put(tenant_id, Absence.NOT_HERE, asked_at=asked_at, searched_at=swept_at)
         return home
 
-    async def _swept(self, tenant_id: str, named: ShardAddress) -> Home | None:
+    async def _search_all_shards(self, tenant_id: str, named: ShardAddress) -> TenantHome | None:
         """Ask every shard for a tenant: one question to each for all that come while others are being asked for."""
         sweep = self._sweep
         sweep.named[tenant_id] = named
@@ -213,26 +215,26 @@ class Directory:
             if sweep.homes is None:  # not by whoever had the turn before
                 if self._sweep is sweep:
                     self._sweep = _Sweep()
-                sweep.homes = await self.homes(sweep.named)
+                sweep.homes = await self.find_homes(sweep.named)
         home = sweep.homes[tenant_id]
         if isinstance(home, WorkerError):
             raise home
         return home
 
-    async def home(self, tenant_id: str, named: ShardAddress) -> Home | None:
+    async def find_home(self, tenant_id: str, named: ShardAddress) -> TenantHome | None:
         """Return the shard that has the tenant's row, as `homes` does. Raises `RetryableError` for no answer."""
-        home = (await self.homes({tenant_id: named}))[tenant_id]
+        home = (await self.find_homes({tenant_id: named}))[tenant_id]
         if isinstance(home, WorkerError):
             raise home
         return home
 
-    async def homes(self, named: Mapping[str, ShardAddress]) -> dict[str, Home | WorkerError | None]:
-        """Return what `TenantHomes.of` does."""
-        return await self._homes.of(named)
+    async def find_homes(self, named: Mapping[str, ShardAddress]) -> dict[str, TenantHome | WorkerError | None]:
+        """Return what `TenantHomes.find_homes` does."""
+        return await self._homes.find_homes(named)
 
 
-def _place_of(home: Home) -> ShardAddress | Absence:
-    return home.address if home.tenant["state"] in ANSWERING else Absence.INACTIVE
+def _route_of(home: TenantHome) -> ShardAddress | Absence:
+    return home.address if home.tenant["state"] in SERVED_STATES else Absence.INACTIVE
 
 
 def _log_conflict(named: ShardAddress | None, shard_id: str) -> None:

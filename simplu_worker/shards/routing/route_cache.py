@@ -37,13 +37,13 @@ class RouteCache:
     def __init__(self, *, most: int = ROUTES_MAX) -> None:
         self._most = most
         self._routes: dict[str, _Route] = {}  # the longest not asked for first
-        self._doubted: dict[str, str] = {}  # where those lived last that are not served any more
+        self._invalidated: dict[str, str] = {}  # where those lived last that are not served any more
         self._due: dict[str, None] = {}
         self._samples: dict[str, str] = {}  # by shard: who was found there last
         self._now = -math.inf
 
     def __repr__(self) -> str:
-        return f"Routes({len(self._routes)}, due={len(self._due)}, doubted={len(self._doubted)})"
+        return f"RouteCache({len(self._routes)}, due={len(self._due)}, invalidated={len(self._invalidated)})"
 
     def __len__(self) -> int:
         """Return how many tenants are served."""
@@ -54,11 +54,11 @@ class RouteCache:
         """How many are in line."""
         return len(self._due)
 
-    def tick(self, now: float) -> None:
+    def set_time(self, now: float) -> None:
         """Tell the time, which nobody asks for at each look."""
         self._now = now
 
-    def remembered(self, tenant_id: str) -> str | None:
+    def get(self, tenant_id: str) -> str | None:
         """Return the shard on which a tenant was last found."""
         route = self._routes.get(tenant_id)
         if route is None:
@@ -71,7 +71,7 @@ class RouteCache:
     def put(self, tenant_id: str, shard_id: str, *, now: float, draw: float) -> None:
         """Remember where a tenant was found."""
         self._routes.pop(tenant_id, None)
-        self._doubted.pop(tenant_id, None)
+        self._invalidated.pop(tenant_id, None)
         self._due.pop(tenant_id, None)
         _make_room(self._routes, self._most)
         self._routes[tenant_id] = _Route(shard_id, stale_at(now, draw=draw))
@@ -83,37 +83,37 @@ class RouteCache:
         if route is not None and route.shard_id == shard_id:
             self.put(tenant_id, shard_id, now=now, draw=draw)
 
-    def doubt(self, tenant_id: str) -> None:
+    def invalidate(self, tenant_id: str) -> None:
         """Serve a route no more; where it led is the first place to look when nobody else can say."""
         route = self._routes.pop(tenant_id, None)
         self._due.pop(tenant_id, None)
         if route is not None:
-            _make_room(self._doubted, self._most)
-            self._doubted[tenant_id] = route.shard_id
+            _make_room(self._invalidated, self._most)
+            self._invalidated[tenant_id] = route.shard_id
 
-    def last_home(self, tenant_id: str) -> str | None:
+    def last_shard_id(self, tenant_id: str) -> str | None:
         """Return where a tenant lived when it was last found, even if that is in doubt."""
         route = self._routes.get(tenant_id)
-        return self._doubted.get(tenant_id) if route is None else route.shard_id
+        return self._invalidated.get(tenant_id) if route is None else route.shard_id
 
-    def all(self) -> list[tuple[str, str]]:
+    def items(self) -> list[tuple[str, str]]:
         """Return every tenant that is served, with its shard."""
         return [(tenant_id, route.shard_id) for tenant_id, route in self._routes.items()]
 
-    def ask_soon(self, tenant_id: str) -> None:
+    def mark_due(self, tenant_id: str) -> None:
         """Put a tenant in line now: its route may have changed. It is served meanwhile."""
         route = self._routes.get(tenant_id)
         if route is not None:
             self._due[tenant_id] = None
             route.stale_at = math.inf
 
-    def abandon(self, shard_ids: Collection[str]) -> None:
+    def remove_shards(self, shard_ids: Collection[str]) -> None:
         """Forget who lived on shards that are there no more."""
         self._routes = {key: route for key, route in self._routes.items() if route.shard_id not in shard_ids}
-        self._doubted = {key: shard_id for key, shard_id in self._doubted.items() if shard_id not in shard_ids}
+        self._invalidated = {key: shard_id for key, shard_id in self._invalidated.items() if shard_id not in shard_ids}
         self._samples = {key: tenant_id for key, tenant_id in self._samples.items() if key not in shard_ids}
 
-    def sample(self, shard_id: str) -> str | None:
+    def sample_tenant_id(self, shard_id: str) -> str | None:
         """Return a tenant that was found on a shard."""
         return self._samples.get(shard_id)
 
@@ -126,51 +126,51 @@ class RouteCache:
                 return tenant_id, route.shard_id
         return None
 
-    def put_back(self, tenant_id: str) -> None:
+    def requeue(self, tenant_id: str) -> None:
         """Put in line again, at its end, who was taken and not answered for."""
         if tenant_id in self._routes:
             self._due[tenant_id] = None
 
 
-class _Absence(msgspec.Struct, gc=False):
+class _CachedAbsence(msgspec.Struct, gc=False):
     """Why a tenant had no shard, when that was asked, and when all shards said so."""
 
-    why: str
+    reason: str
     asked_at: float
-    swept_at: float
+    searched_at: float
 
 
-class Absences:
+class AbsenceCache:
     """Tenants that have no shard, at most *most* of them, each with the time at which that was asked."""
 
     def __init__(self, *, most: int = ABSENCES_MAX) -> None:
         self._most = most
-        self._absences: dict[str, _Absence] = {}
+        self._absences: dict[str, _CachedAbsence] = {}
 
     def __repr__(self) -> str:
-        return f"Absences({len(self._absences)})"
+        return f"AbsenceCache({len(self._absences)})"
 
     def __len__(self) -> int:
         """Return how many are remembered."""
         return len(self._absences)
 
-    def note(self, tenant_id: str, why: str, *, asked_at: float, swept_at: float = -math.inf) -> None:
+    def put(self, tenant_id: str, reason: str, *, asked_at: float, searched_at: float = -math.inf) -> None:
         """Remember that a tenant had no shard."""
         self._absences.pop(tenant_id, None)
         _make_room(self._absences, self._most)
-        self._absences[tenant_id] = _Absence(why, asked_at, swept_at)
+        self._absences[tenant_id] = _CachedAbsence(reason, asked_at, searched_at)
 
-    def why(self, tenant_id: str, *, since: float) -> str | None:
+    def reason(self, tenant_id: str, *, since: float) -> str | None:
         """Return why a tenant had no shard, if that was asked at *since* or later."""
         absence = self._absences.get(tenant_id)
-        return None if absence is None or absence.asked_at < since else absence.why
+        return None if absence is None or absence.asked_at < since else absence.reason
 
-    def swept_at(self, tenant_id: str) -> float:
+    def searched_at(self, tenant_id: str) -> float:
         """Return when all shards last said that they do not have the tenant; long ago when that is not known."""
         absence = self._absences.get(tenant_id)
-        return -math.inf if absence is None else absence.swept_at
+        return -math.inf if absence is None else absence.searched_at
 
-    def drop(self, tenant_id: str) -> None:
+    def remove(self, tenant_id: str) -> None:
         """Forget it: the tenant may have a shard now."""
         self._absences.pop(tenant_id, None)
 

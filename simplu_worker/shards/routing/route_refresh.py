@@ -21,24 +21,24 @@ from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.timing.clock import loop_time
 
-LOOK_S: Final = 0.25
-ASKED_AT_ONCE: Final = 4
-ASKS_PER_S: Final = 50.0
-REST_S: Final = 2.0  # of each who asks, after no answer
-SILENCE_TOLD_S: Final = 30.0
-TROUBLE_REST_BASE_S: Final = 0.5  # between two questions about a shard that is in trouble
-TROUBLE_REST_MAX_S: Final = 2.0
-ASKED_BY_ONE: Final = 4  # shards in trouble; for more of them the list of all is asked for
+TICK_S: Final = 0.25
+REFRESHES_AT_ONCE: Final = 4
+REFRESHES_PER_S: Final = 50.0
+REFRESH_BACKOFF_S: Final = 2.0  # of each who asks, after no answer
+SILENCE_REPORTED_AFTER_S: Final = 30.0
+LOCATE_BACKOFF_BASE_S: Final = 0.5  # between two questions about a shard that is in trouble
+LOCATE_BACKOFF_MAX_S: Final = 2.0
+LOCATED_SINGLY_MAX: Final = 4  # shards in trouble; for more of them the list of all is asked for
 TRIALS_AT_ONCE: Final = 16
 
 log = structlog.get_logger(__name__)
 
 
-class _Trouble(msgspec.Struct):
+class _UnhealthyShard(msgspec.Struct):
     """A shard that does not answer: how often it was asked for, and when it is again."""
 
-    asked_count: int = 0
-    ask_at: float = 0.0
+    attempt_count: int = 0
+    due_at: float = 0.0
 
 
 class RouteRefresh:
@@ -58,50 +58,50 @@ class RouteRefresh:
         self._pools = pools
         self._clock = clock
         self._draw = draw
-        self._troubles: dict[str, _Trouble] = {}
+        self._unhealthy: dict[str, _UnhealthyShard] = {}
         self._trials: dict[str, asyncio.Task[None]] = {}
         self._is_any_due = asyncio.Event()
         self._silent_since: float | None = None
-        self._is_silence_told = False
+        self._is_silence_reported = False
 
     def __repr__(self) -> str:
-        return f"RouteRefresh({self._directory.routes!r}, in trouble: {sorted(self._troubles)})"
+        return f"RouteRefresh({self._directory.routes!r}, unhealthy: {sorted(self._unhealthy)})"
 
     async def run(self) -> None:
         """Look, ask and follow until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._tick(tasks), name="routes:tick")
-            tasks.create_task(self._mind_shards(), name="routes:shards")
-            for number in range(ASKED_AT_ONCE):
-                tasks.create_task(self._refresh_routes(), name=f"routes:refresh-{number}")
+            tasks.create_task(self._tick_forever(tasks), name="routes:tick")
+            tasks.create_task(self._locate_forever(), name="routes:shards")
+            for number in range(REFRESHES_AT_ONCE):
+                tasks.create_task(self._refresh_forever(), name=f"routes:refresh-{number}")
 
-    async def _tick(self, tasks: asyncio.TaskGroup) -> None:
+    async def _tick_forever(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            self.look()
-            for shard_id in self._directory.repointing.due():
+            self.tick()
+            for shard_id in self._directory.address_changer.due_shard_ids():
                 if shard_id not in self._trials and len(self._trials) < TRIALS_AT_ONCE:
-                    self._trials[shard_id] = tasks.create_task(self._follow(shard_id), name=f"follow:{shard_id}")
-            await asyncio.sleep(LOOK_S)
+                    self._trials[shard_id] = tasks.create_task(self._try_candidate(shard_id), name=f"follow:{shard_id}")
+            await asyncio.sleep(TICK_S)
 
-    def look(self) -> None:
+    def tick(self) -> None:
         """Tell the routes the time, and those who ask that somebody is in line."""
-        self._directory.routes.tick(self._clock())
+        self._directory.routes.set_time(self._clock())
         if self._directory.routes.due_count:
             self._is_any_due.set()
 
-    async def _follow(self, shard_id: str) -> None:
+    async def _try_candidate(self, shard_id: str) -> None:
         try:
-            await self._directory.repointing.follow(shard_id)
+            await self._directory.address_changer.try_candidate(shard_id)
         finally:
             del self._trials[shard_id]
 
-    async def _refresh_routes(self) -> None:
+    async def _refresh_forever(self) -> None:
         while True:
             started = self._clock()
             if await self.refresh_next():
-                await asyncio.sleep(max(0.0, started + ASKED_AT_ONCE / ASKS_PER_S - self._clock()))
+                await asyncio.sleep(max(0.0, started + REFRESHES_AT_ONCE / REFRESHES_PER_S - self._clock()))
             elif self._silent_since is not None:
-                await asyncio.sleep(REST_S * (0.5 + self._draw()))
+                await asyncio.sleep(REFRESH_BACKOFF_S * (0.5 + self._draw()))
             else:
                 self._is_any_due.clear()
                 await self._is_any_due.wait()
@@ -114,60 +114,62 @@ class RouteRefresh:
         try:
             await self._directory.refresh(*due)
         except RetryableError as exc:
-            self._directory.routes.put_back(due[0])
-            self._note_silence(exc)
+            self._directory.routes.requeue(due[0])
+            self._record_failure(exc)
             return False
         except PermanentError as exc:
             log.warning("route.refused", shard_id=due[1], error=str(exc))
             self._directory.routes.renew(*due, now=self._clock(), draw=self._draw())
-        self._end_silence()
+        self._record_success()
         return True
 
-    def _note_silence(self, exc: RetryableError) -> None:
+    def _record_failure(self, exc: RetryableError) -> None:
         now = self._clock()
         if self._silent_since is None:
             self._silent_since = now
-        if not self._is_silence_told and now - self._silent_since >= SILENCE_TOLD_S:
-            self._is_silence_told = True
+        if not self._is_silence_reported and now - self._silent_since >= SILENCE_REPORTED_AFTER_S:
+            self._is_silence_reported = True
             routes = self._directory.routes
             log.warning("routes.stale", routes=len(routes), due=routes.due_count, error=str(exc))
 
-    def _end_silence(self) -> None:
-        if self._is_silence_told and self._silent_since is not None:
+    def _record_success(self) -> None:
+        if self._is_silence_reported and self._silent_since is not None:
             log.info("routes.refreshed", after_s=round(self._clock() - self._silent_since, 1))
-        self._silent_since, self._is_silence_told = None, False
+        self._silent_since, self._is_silence_reported = None, False
 
-    async def _mind_shards(self) -> None:
+    async def _locate_forever(self) -> None:
         while True:
-            await self.ask_about_troubles()
-            await asyncio.sleep(LOOK_S)
+            await self.locate_unhealthy_shards()
+            await asyncio.sleep(TICK_S)
 
-    async def ask_about_troubles(self) -> None:
+    async def locate_unhealthy_shards(self) -> None:
         """Ask where the shards are that do not answer, those of them whose turn it is."""
         now = self._clock()
         silent = [shard_id for shard_id, pool in self._pools.by_shard_id().items() if not pool.is_healthy]
-        self._troubles = {shard_id: self._troubles.get(shard_id) or _Trouble(ask_at=now) for shard_id in silent}
-        due = {shard_id: trouble for shard_id, trouble in self._troubles.items() if trouble.ask_at <= now}
+        self._unhealthy = {
+            shard_id: self._unhealthy.get(shard_id) or _UnhealthyShard(due_at=now) for shard_id in silent
+        }
+        due = {shard_id: trouble for shard_id, trouble in self._unhealthy.items() if trouble.due_at <= now}
         tenant_ids = set()
         for shard_id, trouble in due.items():
-            sample = self._directory.routes.sample(shard_id)
+            sample = self._directory.routes.sample_tenant_id(shard_id)
             # In turns: the answer about one tenant is the quicker one, and may be about another shard by now.
-            if sample is not None and trouble.asked_count % 2 == 0 and len(due) <= ASKED_BY_ONE:
+            if sample is not None and trouble.attempt_count % 2 == 0 and len(due) <= LOCATED_SINGLY_MAX:
                 tenant_ids.add(sample)
-            trouble.asked_count += 1
-            trouble.ask_at = now + self._rest_s(trouble.asked_count)
+            trouble.attempt_count += 1
+            trouble.due_at = now + self._rest_s(trouble.attempt_count)
         async with asyncio.TaskGroup() as tasks:  # what is learned is in the book
             for tenant_id in tenant_ids:
-                tasks.create_task(_heard(self._locator.locate(tenant_id)), name=f"locate:{tenant_id}")
+                tasks.create_task(_ignore_errors(self._locator.locate(tenant_id)), name=f"locate:{tenant_id}")
             if len(tenant_ids) < len(due):
-                tasks.create_task(_heard(self._locator.shards()), name="locate:all")
+                tasks.create_task(_ignore_errors(self._locator.list_shards()), name="locate:all")
 
     def _rest_s(self, asked_count: int) -> float:
-        span_s = min(TROUBLE_REST_MAX_S, TROUBLE_REST_BASE_S * 2.0 ** min(asked_count - 1, 8))
+        span_s = min(LOCATE_BACKOFF_MAX_S, LOCATE_BACKOFF_BASE_S * 2.0 ** min(asked_count - 1, 8))
         return span_s * (0.5 + self._draw() / 2)
 
 
-async def _heard(question: Awaitable[object]) -> None:
+async def _ignore_errors(question: Awaitable[object]) -> None:
     """Await an answer; one that does not come is asked for again."""
     with contextlib.suppress(RetryableError, PermanentError):
         await question

@@ -39,7 +39,7 @@ class MappedShard(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fi
         return ShardAddress(shard_id=self.shard_id, connection_string=self.connection_string)
 
     @property
-    def replica_address(self) -> ShardAddress | None:
+    def standby_address(self) -> ShardAddress | None:
         """Where its replica is."""
         string = self.replica_connection_string
         return None if string is None else ShardAddress(shard_id=self.shard_id, connection_string=string)
@@ -47,7 +47,7 @@ class MappedShard(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fi
     @property
     def addresses(self) -> list[ShardAddress]:
         """Where the shard and its replica, if any, are."""
-        return [address for address in (self.address, self.replica_address) if address is not None]
+        return [address for address in (self.address, self.standby_address) if address is not None]
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -68,11 +68,11 @@ class ShardMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the shard of that id."""
         return next((shard for shard in self.shards if shard.shard_id == shard_id), None)
 
-    def place(self, key: str) -> MappedShard:
+    def shard_of(self, key: str) -> MappedShard:
         """Return the shard that *key* is pinned to or falls on."""
-        return self.fall(key).shard
+        return self.placement(key).shard
 
-    def fall(self, key: str) -> Placement:
+    def placement(self, key: str) -> Placement:
         """Return the shard that *key* is pinned to or falls on, and the way it came there."""
         pin = self.tenants.get(key)
         if pin is not None and (pinned := self.shard(pin)) is not None:
@@ -85,29 +85,29 @@ class ShardMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             retired.append(shard)
         return Placement(retired[0])
 
-    def homes(self, key: str) -> list[MappedShard]:
+    def possible_homes(self, key: str) -> list[MappedShard]:
         """Return where *key* may live: its place now, and those it had for every smaller number of shards.
 
         Each shard that is retired now was none once: the key's place before it, and the ones after it, count as well.
         """
-        places = [self.place(key)]
+        places = [self.shard_of(key)]
         active = next((place for place, shard in enumerate(self.shards) if not shard.retired), len(self.shards))
         ways: list[list[int]] = []  # by attempt: the buckets that it had while the number of shards grew
         for count in range(len(self.shards), active, -1):
-            places += self._way(key, count, ways)
+            places += self._hops(key, count, ways)
         places += self.shards[:active]  # all of them retired: the keys went from one to the other in any order
         return list({shard.shard_id: shard for shard in places}.values())
 
-    def _way(self, key: str, count: int, ways: list[list[int]]) -> Iterator[MappedShard]:
+    def _hops(self, key: str, count: int, ways: list[list[int]]) -> Iterator[MappedShard]:
         for attempt in range(RETIRED_HOPS_MAX):
             if attempt == len(ways):
-                ways.append(buckets(hash_of(key, attempt), len(self.shards)))
+                ways.append(buckets_of(hash_of(key, attempt), len(self.shards)))
             shard = self.shards[ways[attempt][bisect_left(ways[attempt], count) - 1]]
             yield shard
             if not shard.retired:
                 return
 
-    def resized(self, count: int) -> ShardMap:
+    def with_shard_count(self, count: int) -> ShardMap:
         """Return this map with *count* shards: the first ones of it, or new ones at its end, that are nowhere."""
         taken = {shard.shard_id for shard in self.shards}
         names = (f"new-{number}" for number in range(1, count + len(taken) + 1))
@@ -116,7 +116,7 @@ class ShardMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ShardMap(shards=(*self.shards[:count], *new), tenants=self.tenants)
 
 
-def jump(key: str, count: int) -> int:
+def bucket_of(key: str, count: int) -> int:
     """Return the bucket, of *count*, that *key* falls on: over the first 8 bytes, big-endian, of its MD5."""
     return jump_hash(hash_of(key), count)
 
@@ -129,10 +129,10 @@ def hash_of(key: str, attempt: int = 0) -> int:
 
 def jump_hash(key: int, count: int) -> int:
     """Return the jump consistent hash of a 64-bit *key*: when *count* grows by one, 1/count of the keys move."""
-    return buckets(key, count)[-1]
+    return buckets_of(key, count)[-1]
 
 
-def buckets(key: int, count: int) -> list[int]:
+def buckets_of(key: int, count: int) -> list[int]:
     """Return the buckets, ascending, that a 64-bit *key* had in turn while their number grew from one to *count*."""
     bucket, candidate = -1, 0
     passed = []
@@ -172,7 +172,7 @@ def _problems(shard_map: ShardMap, allowed_hosts: tuple[str, ...]) -> list[str]:
     elif all(shard.retired for shard in shard_map.shards):
         problems.append("expected at least one shard that is not retired")
     problems += [f"shard {name}: listed twice" for name in sorted(counts) if counts[name] > 1]
-    problems += at_most(
+    problems += first_problems(
         [
             f"tenant {tenant}: pinned to {name}, which is not listed"
             for tenant, name in shard_map.tenants.items()
@@ -192,7 +192,7 @@ def _problems(shard_map: ShardMap, allowed_hosts: tuple[str, ...]) -> list[str]:
     return problems
 
 
-def at_most(problems: list[str], count: int = PROBLEMS_MAX) -> list[str]:
+def first_problems(problems: list[str], count: int = PROBLEMS_MAX) -> list[str]:
     """Return the first *count* of *problems*, and how many more there are."""
     more = len(problems) - count
     return problems if more <= 0 else [*problems[:count], f"and {more} more like that"]

@@ -1,15 +1,15 @@
 """What a shard map that is read anew changes, and whether that may be: tenants live where the old one put them. Pure.
 
-Where a tenant may have lived is told by the order of the shards (`ShardMap.homes`), so each keeps its place. And one is
-left out only after it was retired in every worker's map: else one worker makes tenants on it that another looks for
-elsewhere.
+A tenant's possible homes follow from the order of the shards (`ShardMap.possible_homes`), so each keeps its place. A
+shard is left out only after it was retired in every worker's map: otherwise one worker makes tenants on it that another
+worker expects on other shards.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, at_most
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, first_problems
 
 
 class MapChange(msgspec.Struct, frozen=True):
@@ -17,7 +17,7 @@ class MapChange(msgspec.Struct, frozen=True):
 
     added: tuple[MappedShard, ...] = ()
     readdressed: tuple[MappedShard, ...] = ()
-    left: tuple[MappedShard, ...] = ()
+    removed: tuple[MappedShard, ...] = ()
 
 
 def change_of(old: ShardMap, new: ShardMap) -> MapChange:
@@ -31,7 +31,7 @@ def change_of(old: ShardMap, new: ShardMap) -> MapChange:
             for shard in new.shards
             if shard.shard_id in before and shard.addresses != before[shard.shard_id].addresses
         ),
-        left=tuple(shard for shard in old.shards if shard.shard_id not in after),
+        removed=tuple(shard for shard in old.shards if shard.shard_id not in after),
     )
 
 
@@ -47,7 +47,7 @@ def refusals_of(old: ShardMap, new: ShardMap) -> list[str]:
     left = [
         f'shard {shard.shard_id}: expected, as it was not marked "retired" before; '
         "mark it, reload every worker, move its tenants, and leave it out then"
-        for shard in change_of(old, new).left
+        for shard in change_of(old, new).removed
         if not shard.retired
     ]
-    return at_most(moved) + at_most(left)
+    return first_problems(moved) + first_problems(left)

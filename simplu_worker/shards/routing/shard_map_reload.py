@@ -26,12 +26,12 @@ from simplu_worker.shards.routing.shard_map_changes import change_of, refusals_o
 from simplu_worker.shards.routing.shard_query import query_all_shards
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 
-PLACED_AT_ONCE: Final = 500  # about two milliseconds, then the event loop gets its turn
+ROUTES_PER_STEP: Final = 500  # about two milliseconds, then the event loop gets its turn
 
 log = structlog.get_logger(__name__)
 
 
-async def note_no_map(wanted: asyncio.Event) -> None:
+async def log_unused_reloads(wanted: asyncio.Event) -> None:
     """Say, whenever a reload is *wanted*, that there is nothing to read; a hangup must not end the process."""
     while True:
         await wanted.wait()
@@ -39,7 +39,7 @@ async def note_no_map(wanted: asyncio.Event) -> None:
         log.info("shard_map.unused")
 
 
-class MapReload:
+class ShardMapReloader:
     """Puts the map that *read* returns in the place of the one that *static_map* goes by."""
 
     def __init__(self, read: Callable[[], ShardMap], static_map: StaticMap, directory: Directory, pools: Pools) -> None:
@@ -50,7 +50,7 @@ class MapReload:
         self._pools = pools
 
     def __repr__(self) -> str:
-        return f"MapReload({len(self._static_map.map.shards)} shards)"
+        return f"ShardMapReloader({len(self._static_map.map.shards)} shards)"
 
     async def run(self, wanted: asyncio.Event) -> None:
         """Reload whenever that is *wanted*, one after another, until cancelled."""
@@ -69,7 +69,7 @@ class MapReload:
         except ConfigurationError as exc:
             problems = list(exc.problems)
         else:
-            return await self._replace(new)
+            return await self._apply(new)
         instruments.SHARD_MAP_RELOADS.labels("refused").inc()
         log.error("shard_map.refused", problems=problems)
         return []
@@ -77,11 +77,11 @@ class MapReload:
     async def _check(self, new: ShardMap) -> None:
         """Raise `ConfigurationError` when *new* may not take the place of the map of now."""
         old = self._static_map.map
-        problems = refusals_of(old, new) or await self._troubles_of(change_of(old, new).left)
+        problems = refusals_of(old, new) or await self._find_obstacles(change_of(old, new).removed)
         if problems:
             raise ConfigurationError(*(f"SHARD_MAP_FILE: {problem}" for problem in problems))
 
-    async def _troubles_of(self, left: Sequence[MappedShard]) -> list[str]:
+    async def _find_obstacles(self, left: Sequence[MappedShard]) -> list[str]:
         """Ask shards that are to leave for their tenants; return what there is against it."""
 
         async def ask(address: ShardAddress) -> int:
@@ -90,8 +90,8 @@ class MapReload:
                     return 0
                 return int(await connection.fetchval(QUERIES["count_living_tenants"]))
 
-        book = self._static_map.book
-        counts = await query_all_shards([book.known(shard.shard_id) or shard.address for shard in left], ask)
+        book = self._static_map.address_book
+        counts = await query_all_shards([book.known_address(shard.shard_id) or shard.address for shard in left], ask)
         silent = [
             f"shard {shard.shard_id}: expected, as it does not say that it has no tenants; "
             "list it until it answers, or start the worker anew to go without it unasked"
@@ -104,14 +104,14 @@ class MapReload:
             if count
         ]
 
-    async def _replace(self, new: ShardMap) -> list[ShardPool]:
+    async def _apply(self, new: ShardMap) -> list[ShardPool]:
         change = self._static_map.replace(new)
-        left = {shard.shard_id for shard in change.left}
+        left = {shard.shard_id for shard in change.removed}
         pools = self._pools.retire(left)  # in one step with the change: nobody is sent there any more
         self._pools.restore(shard.shard_id for shard in change.added)
-        self._directory.renamed(left)
+        self._directory.apply_map_change(left)
         for shard in change.readdressed:
-            address = self._static_map.book.known(shard.shard_id)
+            address = self._static_map.address_book.known_address(shard.shard_id)
             if address is not None and shard.shard_id in self._pools.by_shard_id():
                 self._pools.ensure_pool(address)  # the new one, unless it is to be tried first
         instruments.SHARD_MAP_RELOADS.labels("applied").inc()
@@ -122,18 +122,18 @@ class MapReload:
             added=[shard.shard_id for shard in change.added],
             readdressed=[shard.shard_id for shard in change.readdressed],
             left=sorted(left),
-            moved_route_count=await self._ask_for_moved(),
+            moved_route_count=await self._mark_moved_routes_due(),
         )
         return pools
 
-    async def _ask_for_moved(self) -> int:
+    async def _mark_moved_routes_due(self) -> int:
         """Have those asked for soon whom the map has somewhere else than where they were found; return how many."""
         routes, shard_map = self._directory.routes, self._static_map.map
         count = 0
-        for number, (tenant_id, shard_id) in enumerate(routes.all(), start=1):
-            if shard_map.place(tenant_id).shard_id != shard_id:
-                routes.ask_soon(tenant_id)
+        for number, (tenant_id, shard_id) in enumerate(routes.items(), start=1):
+            if shard_map.shard_of(tenant_id).shard_id != shard_id:
+                routes.mark_due(tenant_id)
                 count += 1
-            if number % PLACED_AT_ONCE == 0:
+            if number % ROUTES_PER_STEP == 0:
                 await asyncio.sleep(0)
         return count

@@ -28,20 +28,20 @@ class Coalescer(Generic[Item, Answer]):
 
     def __init__(self, do: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]]) -> None:
         self._do = do
-        self._lot: _Batch[Item, Answer] = _Batch()
-        self._turn = asyncio.Lock()
+        self._forming: _Batch[Item, Answer] = _Batch()
+        self._lock = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"Turns({len(self._lot.items)} waiting)"
+        return f"Coalescer({len(self._forming.items)} waiting)"
 
-    async def bring(self, items: Sequence[Item]) -> Sequence[Answer]:
+    async def submit(self, items: Sequence[Item]) -> Sequence[Answer]:
         """Return the answers to *items*, in their order, once they are done."""
-        lot = self._lot
+        lot = self._forming
         start = len(lot.items)
         lot.items += items
-        async with self._turn:
+        async with self._lock:
             if lot.answers is None:
-                if self._lot is lot:
-                    self._lot = _Batch()
+                if self._forming is lot:
+                    self._forming = _Batch()
                 lot.answers = await self._do(lot.items)
         return lot.answers[start : start + len(items)]

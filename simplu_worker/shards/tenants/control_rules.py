@@ -28,7 +28,7 @@ class ControlledTenant(msgspec.Struct, frozen=True):
     is_deletion_begun: bool = False
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> ControlledTenant:
+    def from_row(cls, row: Mapping[str, Any]) -> ControlledTenant:
         """Return what a row of `lock_tenants_for_control` says."""
         return cls(
             business_id=row["business_id"],
@@ -92,11 +92,11 @@ def step_of_destruction(
             return ControlStep.WAIT_FOR_MOVE
 
 
-def trouble_of(step: ControlStep, tenant_id: str) -> WorkerError | None:
+def error_of(step: ControlStep, tenant_id: str) -> WorkerError | None:
     """Return why a message cannot be applied, or cannot be applied now; None when it can."""
     match step:
         case ControlStep.TAKEN:
-            return taken(tenant_id)
+            return id_taken_error(tenant_id)
         case ControlStep.WAIT_FOR_MOVE:
             return RetryableError("the tenant is being moved")
         case ControlStep.WAIT_FOR_DELETION:
@@ -105,7 +105,7 @@ def trouble_of(step: ControlStep, tenant_id: str) -> WorkerError | None:
             return None
 
 
-def taken(tenant_id: str) -> PermanentError:
+def id_taken_error(tenant_id: str) -> PermanentError:
     """Return what to say to the second of two tenants with one id."""
     return PermanentError(
         f"businessId, locationId: their id {tenant_id!r} is taken by another business and location; "
@@ -113,6 +113,6 @@ def taken(tenant_id: str) -> PermanentError:
     )
 
 
-def is_theirs(row: Mapping[str, Any], business_id: str, location_id: str) -> bool:
+def is_row_of(row: Mapping[str, Any], business_id: str, location_id: str) -> bool:
     """Tell whether a tenant's row is that of this business and location, and not of another pair with the same id."""
     return (row["business_id"], row["location_id"]) == (business_id, location_id)

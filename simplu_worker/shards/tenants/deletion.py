@@ -17,22 +17,22 @@ import structlog
 
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.retention_rules import rest_s
+from simplu_worker.operations.retention_rules import deletion_pause_s
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 
-TURN_S: Final = 60.0
-SWEEP_S: Final = 900.0  # how often shards are asked that nobody uses: each costs a connection
+TURN_INTERVAL_S: Final = 60.0
+ALL_SHARDS_INTERVAL_S: Final = 900.0  # how often shards are asked that nobody uses: each costs a connection
 STATEMENT_MAX_ROWS: Final = 1000
 SHARDS_AT_ONCE: Final = 8
 
 log = structlog.get_logger(__name__)
 
 
-class TenantDeletion:
+class TenantDeleter:
     """Deletes the resources of the tenants that are to be destroyed, *grace* after that was said, on every shard."""
 
     def __init__(
@@ -41,7 +41,7 @@ class TenantDeletion:
         pools: Pools,
         grace: timedelta,
         *,
-        turn_s: float = TURN_S,
+        turn_s: float = TURN_INTERVAL_S,
         statement_max_rows: int = STATEMENT_MAX_ROWS,
         on_change: OnChange = ignore_changes,
     ) -> None:
@@ -51,35 +51,35 @@ class TenantDeletion:
         self._turn_s = turn_s
         self._statement_max_rows = statement_max_rows
         self._on_change = on_change
-        self._places = asyncio.Semaphore(SHARDS_AT_ONCE)
-        self._swept_at: float | None = None
+        self._slots = asyncio.Semaphore(SHARDS_AT_ONCE)
+        self._all_shards_listed_at: float | None = None
 
     async def run(self) -> None:
         """Take turns until cancelled; one turn at a time, and none begins sooner than a turn's length after another."""
         while True:
             started = time.monotonic()
-            await self.take_turn()
+            await self.delete_due()
             await asyncio.sleep(max(0.0, started + self._turn_s - time.monotonic()))
 
-    async def take_turn(self) -> int:
+    async def delete_due(self) -> int:
         """Delete what is due, or what of it a turn's length allows; return how many tenants are destroyed by that."""
-        pools = await self._due_pools()
+        pools = await self._list_pools()
         async with asyncio.TaskGroup() as tasks:
             turns = [
                 tasks.create_task(self._delete_on(pool), name=f"deletion:{pool.address.shard_id}") for pool in pools
             ]
         return sum(turn.result() for turn in turns)
 
-    async def _due_pools(self) -> list[ShardPool]:
+    async def _list_pools(self) -> list[ShardPool]:
         """Return the pools in use and, now and then, those of all shards: one may have none but destroyed tenants."""
         now = time.monotonic()
-        if self._swept_at is None or now >= self._swept_at + SWEEP_S:
+        if self._all_shards_listed_at is None or now >= self._all_shards_listed_at + ALL_SHARDS_INTERVAL_S:
             try:
-                shards = await self._locator.shards()
+                shards = await self._locator.list_shards()
             except (RetryableError, PermanentError) as exc:
                 log.debug("deletion.shards_unknown", error=str(exc))
             else:
-                self._swept_at = now
+                self._all_shards_listed_at = now
                 for shard in shards:
                     if shard.refusal is None:
                         self._pools.ensure_pool(shard)
@@ -89,8 +89,8 @@ class TenantDeletion:
         end = time.monotonic() + self._turn_s
         count = 0
         try:
-            async with self._places:
-                tenants = await self._due(pool)
+            async with self._slots:
+                tenants = await self._begin_due(pool)
             for tenant in tenants:
                 try:
                     count += await self._delete(pool, tenant, end=end)
@@ -106,7 +106,7 @@ class TenantDeletion:
             log.debug("deletion.deferred", shard_id=pool.address.shard_id, error=str(exc))
         return count
 
-    async def _due(self, pool: ShardPool) -> list[dict[str, Any]]:
+    async def _begin_due(self, pool: ShardPool) -> list[dict[str, Any]]:
         """Return the tenants to delete from, each marked as begun unless somebody holds its row for long."""
         grace_s = self._grace.total_seconds()
         async with pool.transaction() as connection:
@@ -126,9 +126,9 @@ class TenantDeletion:
         while time.monotonic() < end:
             started = time.monotonic()
             try:
-                async with self._places:
-                    deleted = await self._delete_some(pool, tenant["id"], limit)
-                    is_last = deleted is not None and deleted < limit and await self._ended(pool, tenant["id"])
+                async with self._slots:
+                    deleted = await self._delete_rows(pool, tenant["id"], limit)
+                    is_last = deleted is not None and deleted < limit and await self._end(pool, tenant["id"])
             except StatementFailedError as exc:
                 if not exc.is_timeout or limit == 1:
                     raise
@@ -148,10 +148,10 @@ class TenantDeletion:
                 return True
             if not deleted:
                 return False  # another replica has the rest in hand
-            await asyncio.sleep(rest_s(time.monotonic() - started))
+            await asyncio.sleep(deletion_pause_s(time.monotonic() - started))
         return False
 
-    async def _delete_some(self, pool: ShardPool, tenant_id: str, limit: int) -> int | None:
+    async def _delete_rows(self, pool: ShardPool, tenant_id: str, limit: int) -> int | None:
         """Delete up to *limit* rows; None when the tenant is not one to delete from any more."""
         keys: list[ResourceKey] = []
         try:
@@ -164,7 +164,7 @@ class TenantDeletion:
             self._on_change(keys)
         return len(keys)
 
-    async def _ended(self, pool: ShardPool, tenant_id: str) -> bool:
+    async def _end(self, pool: ShardPool, tenant_id: str) -> bool:
         # In a transaction of its own: two that hold the row for their deletion could not both change it.
         async with pool.transaction() as connection:
             status: str = await connection.execute(QUERIES["end_deletion"], tenant_id)

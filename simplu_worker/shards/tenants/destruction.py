@@ -21,7 +21,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
-from simplu_worker.shards.tenants.control_rules import ControlledTenant, ControlStep, step_of_destruction, trouble_of
+from simplu_worker.shards.tenants.control_rules import ControlledTenant, ControlStep, error_of, step_of_destruction
 from simplu_worker.shards.types import DestructionResult, ShardNotAllowedError, ShardUnavailableError
 
 log = structlog.get_logger(__name__)
@@ -51,7 +51,7 @@ class Destroyer:
         Raises `PermanentError` when another tenant has its id, and `RetryableError` while somebody who must be asked
         does not answer, or the tenant is being moved.
         """
-        home = await self._home(tenant_id_of(business_id, location_id))
+        home = await self._find_home(tenant_id_of(business_id, location_id))
         if home is None:
             return DestructionResult.UNKNOWN
         return await self._destroy_on(home, business_id, location_id, requested_at)
@@ -62,7 +62,7 @@ class Destroyer:
         Nothing is begun before every shard has answered. Raises `RetryableError` as `destroy`, when all that can be
         destroyed is.
         """
-        by_location = await self._locations(business_id)
+        by_location = await self._find_locations(business_id)
         results: dict[str, DestructionResult] = {}
         troubles: list[WorkerError] = []
 
@@ -83,33 +83,33 @@ class Destroyer:
             raise troubles[0]
         return results
 
-    async def _home(self, tenant_id: str) -> ShardAddress | None:
+    async def _find_home(self, tenant_id: str) -> ShardAddress | None:
         try:
             named = await self._locator.locate(tenant_id)
         except AddressRefusedError as exc:
             raise ShardNotAllowedError(str(exc)) from exc
         if named is None:  # Citrus may have forgotten it; a shard has not
-            shards = (await self._locator.homes([tenant_id]))[tenant_id]
+            shards = (await self._locator.list_possible_homes([tenant_id]))[tenant_id]
             if not shards:
                 return None
             named = shards[0]
         elif not named.is_active:
             raise RetryableError(f"shard {named.shard_id} is not active")
-        home = await self._directory.home(tenant_id, named)
+        home = await self._directory.find_home(tenant_id, named)
         return None if home is None else home.address
 
-    async def _locations(self, business_id: str) -> dict[str, dict[str, ShardAddress]]:
+    async def _find_locations(self, business_id: str) -> dict[str, dict[str, ShardAddress]]:
         """Return where the tenants of a business live, by location and shard id; every shard has to say so."""
         answers: dict[str, list[tuple[str, str]]] = {}
         troubles: list[WorkerError] = []
 
         async def ask(shard: ShardAddress) -> None:
             try:
-                answers[shard.shard_id] = await self._locations_on(shard, business_id)
+                answers[shard.shard_id] = await self._fetch_locations(shard, business_id)
             except WorkerError as exc:
                 troubles.append(exc)
 
-        shards = {shard.shard_id: shard for shard in await self._locator.shards()}
+        shards = {shard.shard_id: shard for shard in await self._locator.list_shards()}
         async with asyncio.TaskGroup() as tasks:
             for shard in shards.values():
                 tasks.create_task(ask(shard), name=f"locations:{shard.shard_id}")
@@ -126,7 +126,7 @@ class Destroyer:
             raise ShardUnavailableError(f"{homeless} tenants of the business moved to shards that have no row of them")
         return found
 
-    async def _locations_on(self, shard: ShardAddress, business_id: str) -> list[tuple[str, str]]:
+    async def _fetch_locations(self, shard: ShardAddress, business_id: str) -> list[tuple[str, str]]:
         async with self._pools.ensure_pool(shard).connection() as connection:
             if await check_schema(connection, shard.shard_id) is SchemaState.EMPTY:
                 return []
@@ -142,8 +142,8 @@ class Destroyer:
             row = await connection.fetchrow(QUERIES["lock_tenants_for_control"], [tenant_id])
             if row is None:
                 raise RetryableError("the tenant's row went away")
-            step = step_of_destruction(ControlledTenant.of(dict(row)), business_id, location_id, requested_at)
-            if (trouble := trouble_of(step, tenant_id)) is not None:
+            step = step_of_destruction(ControlledTenant.from_row(dict(row)), business_id, location_id, requested_at)
+            if (trouble := error_of(step, tenant_id)) is not None:
                 raise trouble
             if step is ControlStep.DESTROY:
                 await connection.execute(QUERIES["destroy_tenant"], tenant_id, text_of_time)

@@ -14,19 +14,19 @@ from typing import Final, Protocol, TypeAlias
 
 import structlog
 
-from simplu_worker.business_info.items import Business, why_not
+from simplu_worker.business_info.items import Business, refusal_reason
 from simplu_worker.business_info.table import ABSENT_FRESH_S, FRESH_S
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import survey_shards
+from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
 from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, TenantNotMadeError
 
 BEFORE_ANY_CONTROL: Final = datetime(1970, 1, 1, tzinfo=UTC)
-TOLD_MAX: Final = 10_000  # tenants of which is remembered what was last said about them
-MADE: Final = frozenset({ProvisionResult.PROVISIONED, ProvisionResult.EXISTED, ProvisionResult.STALE})
+REPORTED_MAX: Final = 10_000  # tenants of which is remembered what was last said about them
+MADE_RESULTS: Final = frozenset({ProvisionResult.PROVISIONED, ProvisionResult.EXISTED, ProvisionResult.STALE})
 
 log = structlog.get_logger(__name__)
 
@@ -66,12 +66,12 @@ class FirstUse:
         self._pools = pools
         self._group = _Group()
         self._making = asyncio.Lock()
-        self._told: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
 
     def __repr__(self) -> str:
-        return f"FirstUse(waiting={len(self._group.requests)}, told={len(self._told)})"
+        return f"FirstUse(waiting={len(self._group.requests)}, reported={len(self._reported)})"
 
-    async def make(self, names: Iterable[Name]) -> None:
+    async def make_tenant(self, names: Iterable[Name]) -> None:
         """Make the tenant of the first of *names*, which all give one id, that business-info lists as active.
 
         Idempotent. Raises `TenantNotMadeError`, with why; that is logged once, until it is another reason.
@@ -79,24 +79,24 @@ class FirstUse:
         why = "it has no operations"
         for business_id, location_id in names:
             try:
-                business = await self._business(business_id, location_id)
-                reason = why_not(business, location_id)
+                business = await self._find_business(business_id, location_id)
+                reason = refusal_reason(business, location_id)
             except (RetryableError, PermanentError) as exc:
                 business, reason = None, str(exc)
             if business is not None and reason is None:
                 request = ProvisionRequest(business_id, location_id, business.business_type, BEFORE_ANY_CONTROL)
                 reason = await self._make(request)
             if reason is None:
-                self._told.pop(tenant_id_of(business_id, location_id), None)
+                self._reported.pop(tenant_id_of(business_id, location_id), None)
                 return
-            self._tell(business_id, location_id, reason)
+            self._report(business_id, location_id, reason)
             why = reason
         raise TenantNotMadeError(why)
 
-    async def _business(self, business_id: str, location_id: str) -> Business | None:
+    async def _find_business(self, business_id: str, location_id: str) -> Business | None:
         """Return a business; what is remembered of it is no reason to refuse one of its locations."""
         business = await self._business_info.find(business_id)
-        if business is not None and why_not(business, location_id) is not None:
+        if business is not None and refusal_reason(business, location_id) is not None:
             return await self._business_info.find(business_id, max_age_s=ABSENT_FRESH_S)
         return business
 
@@ -109,16 +109,16 @@ class FirstUse:
             if group.answers is None:  # not by whoever had the turn before
                 if self._group is group:
                     self._group = _Group()
-                group.answers = await self._made(group.requests)
+                group.answers = await self._make_all(group.requests)
         return group.answers[request.tenant_id]
 
-    async def _made(self, requests: Mapping[str, ProvisionRequest]) -> dict[str, str | None]:
+    async def _make_all(self, requests: Mapping[str, ProvisionRequest]) -> dict[str, str | None]:
         try:
-            survey = await survey_shards(self._locator, self._pools, "find_tenants", list(requests))
+            survey = await fetch_from_all_shards(self._locator, self._pools, "find_tenants", list(requests))
         except (RetryableError, PermanentError) as exc:
             return dict.fromkeys(requests, str(exc))
-        if survey.silent:
-            error = f"no answer from shards that may have it: {', '.join(survey.silent)}"
+        if survey.silent_shard_ids:
+            error = f"no answer from shards that may have it: {', '.join(survey.silent_shard_ids)}"
             return dict.fromkeys(requests, error)
         # With any other row it was made meanwhile, and is found now.
         answers: dict[str, str | None] = dict.fromkeys(row["id"] for _, row in survey.rows)
@@ -128,22 +128,22 @@ class FirstUse:
         absent = [request for tenant_id, request in requests.items() if tenant_id not in answers]
         made = await self._provisioner.provision_all(absent) if absent else []
         return answers | {
-            request.tenant_id: _why_not_made(answer) for request, answer in zip(absent, made, strict=True)
+            request.tenant_id: _failure_reason(answer) for request, answer in zip(absent, made, strict=True)
         }
 
-    def _tell(self, business_id: str, location_id: str, error: str) -> None:
+    def _report(self, business_id: str, location_id: str, error: str) -> None:
         tenant_id = tenant_id_of(business_id, location_id)
-        if self._told.pop(tenant_id, None) != error:
+        if self._reported.pop(tenant_id, None) != error:
             log.warning("tenant.not_provisioned", business_id=business_id, location_id=location_id, error=error)
-        if len(self._told) >= TOLD_MAX:
-            del self._told[next(iter(self._told))]
-        self._told[tenant_id] = error
+        if len(self._reported) >= REPORTED_MAX:
+            del self._reported[next(iter(self._reported))]
+        self._reported[tenant_id] = error
 
 
-def _why_not_made(answer: ProvisionAnswer) -> str | None:
+def _failure_reason(answer: ProvisionAnswer) -> str | None:
     """Return None where a shard has the tenant now: a row that came meanwhile is as good."""
     if isinstance(answer, WorkerError):
         return str(answer)
     if isinstance(answer, Exception):
         raise answer  # a bug
-    return None if answer in MADE else f"it is {answer}"
+    return None if answer in MADE_RESULTS else f"it is {answer}"

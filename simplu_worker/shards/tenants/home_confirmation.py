@@ -6,7 +6,7 @@ shards, because Citrus changed its answer in between, the one that commits last 
 proof: it may have said another thing in between. So the shards are asked every time; Citrus, whether it still knows.
 
 A tenant takes operations from its commit on, confirmed or not. As long as it is not, its row says so, and whoever meets
-it next goes on here: the same message when it comes again, or `Unconfirmed`, which looks for such rows.
+it next goes on here: the same message when it comes again, or `ConfirmationSweep`, which looks for such rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.tenant_homes import ASKED_AT_ONCE, MOVES_MAX, TenantHomes
+from simplu_worker.shards.routing.tenant_homes import MOVES_MAX, QUERIES_AT_ONCE, TenantHomes
 from simplu_worker.shards.tenants.coalescing import Coalescer
 from simplu_worker.shards.tenants.home_conflict import HomeCandidate, resolve_homes
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW
@@ -36,7 +36,7 @@ from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW
 log = structlog.get_logger(__name__)
 
 
-class UndoneError(RetryableError):
+class HomeUndoneError(RetryableError):
     """What was made is undone, as the tenant was made elsewhere at the same time; the next try finds it there."""
 
 
@@ -44,7 +44,7 @@ class TenantSplitError(RetryableError):
     """A tenant has two homes, and both have something to lose: a person has to look."""
 
 
-class Placed(msgspec.Struct, frozen=True):
+class PlacedTenant(msgspec.Struct, frozen=True):
     """A tenant that was found or made on *shard*.
 
     *is_new*: its name was given to nobody before, so it need not wait for a shard that is down.
@@ -62,15 +62,15 @@ class Placed(msgspec.Struct, frozen=True):
         return tenant_id_of(self.business_id, self.location_id)
 
 
-class _Doubt(msgspec.Struct):
+class _Confirmation(msgspec.Struct):
     """A tenant of which it is not known yet whether it has another home."""
 
-    placed: Placed
+    placed: PlacedTenant
     home: HomeCandidate
-    to_ask: dict[str, ShardAddress]  # by shard id
-    asked: set[str]
+    shards: dict[str, ShardAddress]  # by shard id
+    queried: set[str]
     rivals: list[HomeCandidate] = msgspec.field(default_factory=list)
-    silence: WorkerError | None = None  # of one that may be its home
+    error: WorkerError | None = None  # of one that may be its home
 
 
 class HomeConfirmer:
@@ -82,36 +82,38 @@ class HomeConfirmer:
         pools: Pools,
         *,
         on_change: OnChange = ignore_changes,
-        on_doubt: Callable[[str], None] = lambda _: None,
+        on_undone: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._locator = locator
         self._pools = pools
         self._homes = TenantHomes(locator, pools)
         self._on_change = on_change
-        self._on_doubt = on_doubt
-        self._at_once = asyncio.Semaphore(ASKED_AT_ONCE)
-        self._notes: dict[str, Coalescer[tuple[str, datetime], WorkerError | None]] = {}  # by shard id
+        self._on_undone = on_undone
+        self._at_once = asyncio.Semaphore(QUERIES_AT_ONCE)
+        self._confirmations: dict[str, Coalescer[tuple[str, datetime], WorkerError | None]] = {}  # by shard id
 
-    async def confirm(self, placed: Sequence[Placed]) -> dict[str, WorkerError]:
+    async def confirm(self, placed: Sequence[PlacedTenant]) -> dict[str, WorkerError]:
         """Confirm those of *placed* that are not, each tenant once; return what kept some from it, by tenant id.
 
-        `UndoneError` and `TenantSplitError` beside the usual ones; whatever it is, the same call may be made again.
+        `HomeUndoneError` and `TenantSplitError` beside the usual ones; whatever it is, the same call may be made again.
         """
         troubles: dict[str, WorkerError] = {}
-        homes = await self._unfinished(placed, troubles)
-        doubts = await self._doubts([one for one in placed if one.tenant_id in homes], homes, troubles)
-        await self._look_for_rivals(doubts, troubles)
+        homes = await self._fetch_unconfirmed(placed, troubles)
+        doubts = await self._begin_confirmations([one for one in placed if one.tenant_id in homes], homes, troubles)
+        await self._find_rivals(doubts, troubles)
         async with asyncio.TaskGroup() as tasks:
             for doubt in doubts.values():
                 if any(rival.is_home for rival in doubt.rivals):
-                    tasks.create_task(self._settle(doubt, troubles), name=f"settle:{doubt.placed.tenant_id}")
-        waiting = {tenant_id for tenant_id, doubt in doubts.items() if doubt.silence is not None}
-        _tell_of_waiting([doubts[tenant_id] for tenant_id in sorted(waiting - troubles.keys())], troubles)
+                    tasks.create_task(self._resolve(doubt, troubles), name=f"settle:{doubt.placed.tenant_id}")
+        waiting = {tenant_id for tenant_id, doubt in doubts.items() if doubt.error is not None}
+        _defer_unanswered([doubts[tenant_id] for tenant_id in sorted(waiting - troubles.keys())], troubles)
         done = [one for one in placed if one.tenant_id in homes and one.tenant_id not in troubles.keys() | waiting]
-        await self._note(done, homes, troubles)
+        await self._mark_confirmed(done, homes, troubles)
         return troubles
 
-    async def _unfinished(self, placed: Iterable[Placed], troubles: dict[str, WorkerError]) -> dict[str, HomeCandidate]:
+    async def _fetch_unconfirmed(
+        self, placed: Iterable[PlacedTenant], troubles: dict[str, WorkerError]
+    ) -> dict[str, HomeCandidate]:
         """Return the rows, as they are now, of those tenants that are not confirmed."""
         by_shard: dict[str, tuple[ShardAddress, list[str]]] = {}
         for one in placed:
@@ -119,13 +121,13 @@ class HomeConfirmer:
         found: dict[str, HomeCandidate] = {}
 
         async def ask(shard: ShardAddress, tenant_ids: Sequence[str]) -> None:
-            answer = await self._claimants(shard, tenant_ids)
+            answer = await self._fetch_candidates(shard, tenant_ids)
             for tenant_id in tenant_ids:
                 if isinstance(answer, WorkerError):
                     troubles[tenant_id] = answer
                 elif (claimant := answer.get(tenant_id)) is None:
-                    troubles[tenant_id] = _undone(shard.shard_id)
-                elif claimant.is_unfinished:
+                    troubles[tenant_id] = _undone_error(shard.shard_id)
+                elif claimant.is_unconfirmed:
                     found[tenant_id] = claimant
 
         async with asyncio.TaskGroup() as tasks:
@@ -133,26 +135,26 @@ class HomeConfirmer:
                 tasks.create_task(ask(shard, tenant_ids), name=f"confirm:{shard.shard_id}")
         return found
 
-    async def _claimants(
+    async def _fetch_candidates(
         self, shard: ShardAddress, tenant_ids: Sequence[str]
     ) -> dict[str, HomeCandidate] | WorkerError:
         try:
             async with self._at_once:
-                rows = await self._homes.rows(shard, tenant_ids, query="find_claimants")
+                rows = await self._homes.fetch_rows(shard, tenant_ids, query="find_claimants")
         except WorkerError as exc:
             return exc
-        return {tenant_id: HomeCandidate.of(shard.shard_id, row) for tenant_id, row in rows.items()}
+        return {tenant_id: HomeCandidate.from_row(shard.shard_id, row) for tenant_id, row in rows.items()}
 
-    async def _doubts(
-        self, placed: Sequence[Placed], homes: Mapping[str, HomeCandidate], troubles: dict[str, WorkerError]
-    ) -> dict[str, _Doubt]:
+    async def _begin_confirmations(
+        self, placed: Sequence[PlacedTenant], homes: Mapping[str, HomeCandidate], troubles: dict[str, WorkerError]
+    ) -> dict[str, _Confirmation]:
         """Ask Citrus, or the map, again for each; return where each may have another home."""
-        doubts: dict[str, _Doubt] = {}
+        doubts: dict[str, _Confirmation] = {}
 
-        async def ask(one: Placed) -> None:
+        async def ask(one: PlacedTenant) -> None:
             try:
                 async with self._at_once:
-                    named = await self._named(one)
+                    named = await self._locate(one)
             except RetryableError as exc:
                 troubles[one.tenant_id] = exc
                 return
@@ -160,21 +162,21 @@ class HomeConfirmer:
                 # A changed answer is no new name's any more: somebody may have been sent there before.
                 one = msgspec.structs.replace(one, is_new=False)
             to_ask = {} if named is None else {named.shard_id: named}
-            doubts[one.tenant_id] = _Doubt(one, homes[one.tenant_id], to_ask, {one.shard.shard_id})
+            doubts[one.tenant_id] = _Confirmation(one, homes[one.tenant_id], to_ask, {one.shard.shard_id})
 
         async with asyncio.TaskGroup() as tasks:
             for one in placed:
                 tasks.create_task(ask(one), name=f"ask-again:{one.tenant_id}")
         try:
-            earlier = await self._locator.homes(doubts) if doubts else {}
+            earlier = await self._locator.list_possible_homes(doubts) if doubts else {}
         except (RetryableError, PermanentError) as exc:
             troubles |= dict.fromkeys(doubts, exc)
             return {}
         for tenant_id, shards in earlier.items():
-            doubts[tenant_id].to_ask |= {shard.shard_id: shard for shard in shards}
+            doubts[tenant_id].shards |= {shard.shard_id: shard for shard in shards}
         return doubts
 
-    async def _named(self, one: Placed) -> ShardAddress | None:
+    async def _locate(self, one: PlacedTenant) -> ShardAddress | None:
         """Return the shard that is named for a tenant now, registered once more where that was forgotten."""
         try:
             named = await self._locator.locate(one.tenant_id)
@@ -184,52 +186,52 @@ class HomeConfirmer:
             return None
         return named
 
-    async def _look_for_rivals(self, doubts: Mapping[str, _Doubt], troubles: dict[str, WorkerError]) -> None:
+    async def _find_rivals(self, doubts: Mapping[str, _Confirmation], troubles: dict[str, WorkerError]) -> None:
         """Ask every shard where one of the tenants may be, and those where they moved from there; once for all."""
         for _ in range(MOVES_MAX):
-            by_shard: dict[str, tuple[ShardAddress, list[_Doubt]]] = {}
+            by_shard: dict[str, tuple[ShardAddress, list[_Confirmation]]] = {}
             for doubt in doubts.values():
-                for shard_id, shard in doubt.to_ask.items():
-                    if shard_id not in doubt.asked:
+                for shard_id, shard in doubt.shards.items():
+                    if shard_id not in doubt.queried:
                         by_shard.setdefault(shard_id, (shard, []))[1].append(doubt)
             if not by_shard:
                 return
             async with asyncio.TaskGroup() as tasks:
                 for shard, asking in by_shard.values():
-                    tasks.create_task(self._ask_for_rivals(shard, asking), name=f"rivals:{shard.shard_id}")
+                    tasks.create_task(self._query_rivals(shard, asking), name=f"rivals:{shard.shard_id}")
         troubles |= {
             tenant_id: RetryableError(f"expected at most {MOVES_MAX} moves of a tenant, got more")
             for tenant_id, doubt in doubts.items()
-            if doubt.to_ask.keys() - doubt.asked
+            if doubt.shards.keys() - doubt.queried
         }
 
-    async def _ask_for_rivals(self, shard: ShardAddress, asking: Sequence[_Doubt]) -> None:
-        answer = await self._claimants(shard, [doubt.placed.tenant_id for doubt in asking])
+    async def _query_rivals(self, shard: ShardAddress, asking: Sequence[_Confirmation]) -> None:
+        answer = await self._fetch_candidates(shard, [doubt.placed.tenant_id for doubt in asking])
         for doubt in asking:
-            doubt.asked.add(shard.shard_id)
+            doubt.queried.add(shard.shard_id)
             if isinstance(answer, WorkerError):
-                doubt.silence = answer
+                doubt.error = answer
             elif (claimant := answer.get(doubt.placed.tenant_id)) is not None:
                 doubt.rivals.append(claimant)
-                if claimant.state == TenantState.MOVED and claimant.moved_to not in doubt.asked:
-                    await self._follow(claimant, doubt)
+                if claimant.state == TenantState.MOVED and claimant.moved_to not in doubt.queried:
+                    await self._follow_move(claimant, doubt)
 
-    async def _follow(self, moved: HomeCandidate, doubt: _Doubt) -> None:
+    async def _follow_move(self, moved: HomeCandidate, doubt: _Confirmation) -> None:
         try:
-            target = await self._homes.address_of(moved.moved_to)
+            target = await self._homes.find_address(moved.moved_to)
         except (RetryableError, PermanentError) as exc:
-            doubt.silence = exc
+            doubt.error = exc
             return
         if target is None:
-            doubt.silence = RetryableError(f"a tenant moved to shard {moved.moved_to}, which nobody knows")
+            doubt.error = RetryableError(f"a tenant moved to shard {moved.moved_to}, which nobody knows")
         else:
-            doubt.to_ask[target.shard_id] = target
+            doubt.shards[target.shard_id] = target
 
-    async def _settle(self, doubt: _Doubt, troubles: dict[str, WorkerError]) -> None:
+    async def _resolve(self, doubt: _Confirmation, troubles: dict[str, WorkerError]) -> None:
         """Undo all homes of a tenant but one."""
         one = doubt.placed
         settlement = resolve_homes([doubt.home, *doubt.rivals])
-        shards = {**doubt.to_ask, one.shard.shard_id: one.shard}
+        shards = {**doubt.shards, one.shard.shard_id: one.shard}
         if settlement.kept is None:
             split = sorted(home.shard_id for home in [doubt.home, *doubt.rivals] if home.is_home)
             log.error("tenant.split", business_id=one.business_id, location_id=one.location_id, shard_ids=split)
@@ -243,9 +245,9 @@ class HomeConfirmer:
             except WorkerError as exc:
                 troubles[one.tenant_id] = exc
         if doubt.home in settlement.undone:
-            troubles.setdefault(one.tenant_id, _undone(one.shard.shard_id))
+            troubles.setdefault(one.tenant_id, _undone_error(one.shard.shard_id))
 
-    async def _undo(self, pool: ShardPool, one: Placed, home: HomeCandidate, *, kept: str) -> None:
+    async def _undo(self, pool: ShardPool, one: PlacedTenant, home: HomeCandidate, *, kept: str) -> None:
         """Take back what provisioning made on one shard, if it still is what it was seen to be. Idempotent."""
         async with pool.transaction() as connection:
             # First held and then looked at: a batch that was just being applied is seen.
@@ -253,7 +255,7 @@ class HomeConfirmer:
             row = await connection.fetchrow(QUERIES["find_claimants"], [one.tenant_id])
             if row is None:
                 return
-            if HomeCandidate.of(home.shard_id, dict(row)) != home:
+            if HomeCandidate.from_row(home.shard_id, dict(row)) != home:
                 raise LostRaceError("a tenant's home changed when it was to be undone")
             for query in ("delete_default_row", "delete_tenant_made", "destroy_tenant_remade"):
                 await connection.execute(QUERIES[query], one.tenant_id)
@@ -265,11 +267,11 @@ class HomeConfirmer:
             kept_shard_id=kept,
         )
         instruments.PROVISIONING.labels("undone").inc()
-        self._on_doubt(one.tenant_id)
+        self._on_undone(one.tenant_id)
         self._on_change([ResourceKey(one.tenant_id, *DEFAULT_ROW)])
 
-    async def _note(
-        self, placed: Iterable[Placed], homes: Mapping[str, HomeCandidate], troubles: dict[str, WorkerError]
+    async def _mark_confirmed(
+        self, placed: Iterable[PlacedTenant], homes: Mapping[str, HomeCandidate], troubles: dict[str, WorkerError]
     ) -> None:
         """Note that tenants are confirmed, in one transaction a shard with those of other calls."""
         by_shard: dict[str, tuple[ShardAddress, list[str]]] = {}
@@ -277,10 +279,12 @@ class HomeConfirmer:
             by_shard.setdefault(one.shard.shard_id, (one.shard, []))[1].append(one.tenant_id)
 
         async def note(shard: ShardAddress, tenant_ids: Sequence[str]) -> None:
-            turns = self._notes.get(shard.shard_id)
+            turns = self._confirmations.get(shard.shard_id)
             if turns is None:
-                turns = self._notes[shard.shard_id] = Coalescer(lambda noted: self._confirm_on(shard.shard_id, noted))
-            noted = await turns.bring([(tenant_id, homes[tenant_id].created_at) for tenant_id in tenant_ids])
+                turns = self._confirmations[shard.shard_id] = Coalescer(
+                    lambda noted: self._write_confirmed(shard.shard_id, noted)
+                )
+            noted = await turns.submit([(tenant_id, homes[tenant_id].created_at) for tenant_id in tenant_ids])
             troubles.update(
                 {
                     tenant_id: trouble
@@ -293,7 +297,7 @@ class HomeConfirmer:
             for shard, tenant_ids in by_shard.values():
                 tasks.create_task(note(shard, tenant_ids), name=f"confirmed:{shard.shard_id}")
 
-    async def _confirm_on(self, shard_id: str, noted: Sequence[tuple[str, datetime]]) -> list[WorkerError | None]:
+    async def _write_confirmed(self, shard_id: str, noted: Sequence[tuple[str, datetime]]) -> list[WorkerError | None]:
         tenant_ids = [tenant_id for tenant_id, _ in noted]
         try:
             async with self._pools.pool_of(shard_id).transaction() as connection:
@@ -303,18 +307,18 @@ class HomeConfirmer:
         except WorkerError as exc:
             return [exc] * len(noted)
         confirmed = {row["id"] for row in rows}
-        return [None if tenant_id in confirmed else _undone(shard_id) for tenant_id in tenant_ids]
+        return [None if tenant_id in confirmed else _undone_error(shard_id) for tenant_id in tenant_ids]
 
 
-def _undone(shard_id: str) -> UndoneError:
-    return UndoneError(f"what was made on shard {shard_id} is undone: the tenant was made on another one as well")
+def _undone_error(shard_id: str) -> HomeUndoneError:
+    return HomeUndoneError(f"what was made on shard {shard_id} is undone: the tenant was made on another one as well")
 
 
-def _tell_of_waiting(doubts: Sequence[_Doubt], troubles: dict[str, WorkerError]) -> None:
+def _defer_unanswered(doubts: Sequence[_Confirmation], troubles: dict[str, WorkerError]) -> None:
     """Let those wait whose name is not new; say how many others go on, not confirmed."""
     going_on = [doubt for doubt in doubts if doubt.placed.is_new]
     for doubt in doubts:
-        if not doubt.placed.is_new and doubt.silence is not None:
-            troubles[doubt.placed.tenant_id] = doubt.silence
+        if not doubt.placed.is_new and doubt.error is not None:
+            troubles[doubt.placed.tenant_id] = doubt.error
     if going_on:
-        log.warning("tenants.unconfirmed", count=len(going_on), error=str(going_on[0].silence))
+        log.warning("tenants.unconfirmed", count=len(going_on), error=str(going_on[0].error))

@@ -17,7 +17,7 @@ import msgspec
 from simplu_worker.operations.admission import TenantState
 
 # In these a tenant lives on the shard. One that comes by a move (`incoming`, `ready`) still lives where it came from.
-LIVING: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantState.DESTROYING})
+HOME_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantState.DESTROYING})
 
 
 class HomeCandidate(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ class HomeCandidate(msgspec.Struct, frozen=True):
     is_touched: bool = False
 
     @classmethod
-    def of(cls, shard_id: str, row: Mapping[str, Any]) -> HomeCandidate:
+    def from_row(cls, shard_id: str, row: Mapping[str, Any]) -> HomeCandidate:
         """Return what a row of `find_claimants` says."""
         return cls(
             shard_id=shard_id,
@@ -47,10 +47,10 @@ class HomeCandidate(msgspec.Struct, frozen=True):
     @property
     def is_home(self) -> bool:
         """Whether the tenant lives there, as far as the shard knows."""
-        return self.state in LIVING
+        return self.state in HOME_STATES
 
     @property
-    def is_unfinished(self) -> bool:
+    def is_unconfirmed(self) -> bool:
         """Whether provisioning was not through with it."""
         return self.state == TenantState.ACTIVE and not self.is_confirmed
 
@@ -67,12 +67,12 @@ class HomeResolution(msgspec.Struct, frozen=True):
     undone: tuple[HomeCandidate, ...] = ()
 
 
-def resolve_homes(claimants: Sequence[HomeCandidate]) -> HomeResolution:
+def resolve_homes(candidates: Sequence[HomeCandidate]) -> HomeResolution:
     """Return which home stays: the one that was touched, else one that was confirmed, else the first by time and shard.
 
     Nothing is undone where two have something to lose: a person has to look.
     """
-    homes = [claimant for claimant in claimants if claimant.is_home]
+    homes = [claimant for claimant in candidates if claimant.is_home]
     if sum(not home.may_be_undone for home in homes) > 1:
         return HomeResolution(None)
     ranked = sorted(homes, key=_rank)

@@ -27,16 +27,16 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import Registration
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.tenant_homes import EarlierHomeSilentError, Home
+from simplu_worker.shards.routing.tenant_homes import EarlierHomeUnavailableError, TenantHome
 from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 from simplu_worker.shards.tenants.coalescing import Coalescer
 from simplu_worker.shards.tenants.control_rules import ControlStep
-from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, Placed, UndoneError
-from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, RowAnswer, TenantRow, make_rows
+from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, HomeUndoneError, PlacedTenant
+from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, RowOutcome, RowResult, make_rows
 from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, ShardNotAllowedError
 
-REGISTERED_AT_ONCE: Final = 16
+REGISTRATIONS_AT_ONCE: Final = 16
 
 log = structlog.get_logger(__name__)
 
@@ -69,8 +69,8 @@ class Provisioner:
         self._pools = pools
         self._on_change = on_change
         self._commits = commits or ReplicationWaiter(pools)
-        self.confirmer = HomeConfirmer(locator, pools, on_change=on_change, on_doubt=directory.forget)
-        self._turns: dict[str, Coalescer[ProvisionRequest, RowAnswer]] = {}  # by shard id
+        self.confirmer = HomeConfirmer(locator, pools, on_change=on_change, on_undone=directory.forget)
+        self._coalescers: dict[str, Coalescer[ProvisionRequest, RowOutcome]] = {}  # by shard id
 
     async def provision(self, request: ProvisionRequest) -> ProvisionResult:
         """Make the tenant unless it is there; it then is as safe as its shard can make it.
@@ -89,17 +89,17 @@ class Provisioner:
         What one of them meets is none of the others' trouble. Those that are asked for at the same time, by other
         calls, are made with them, in one transaction a shard.
         """
-        answers = await self._made(requests)
-        undone = [request for request in requests if isinstance(answers[request.tenant_id], UndoneError)]
+        answers = await self._make(requests)
+        undone = [request for request in requests if isinstance(answers[request.tenant_id], HomeUndoneError)]
         if undone:  # they are somewhere else, and found there
-            answers |= await self._made(undone)
+            answers |= await self._make(undone)
         for answer in answers.values():
             _count(answer)
         return [answers[request.tenant_id] for request in requests]
 
-    async def _made(self, requests: Sequence[ProvisionRequest]) -> dict[str, ProvisionAnswer]:
+    async def _make(self, requests: Sequence[ProvisionRequest]) -> dict[str, ProvisionAnswer]:
         answers: dict[str, ProvisionAnswer] = {}
-        placed = await self._placed(requests, answers)
+        placed = await self._place(requests, answers)
         by_shard: dict[str, tuple[ShardAddress, list[ProvisionRequest]]] = {}
         for request in requests:
             if (place := placed.get(request.tenant_id)) is not None:
@@ -112,24 +112,24 @@ class Provisioner:
         )
         return answers
 
-    async def _placed(
+    async def _place(
         self, requests: Sequence[ProvisionRequest], answers: dict[str, ProvisionAnswer]
-    ) -> Mapping[str, Placed]:
+    ) -> Mapping[str, PlacedTenant]:
         """Return the shard on which each tenant is to be, or is; put those without one into *answers*."""
         named: dict[str, Registration] = {}
-        at_once = asyncio.Semaphore(REGISTERED_AT_ONCE)
+        at_once = asyncio.Semaphore(REGISTRATIONS_AT_ONCE)
 
         async def register(request: ProvisionRequest) -> None:
             async with at_once:
                 try:
-                    named[request.tenant_id] = await self._registered(request)
+                    named[request.tenant_id] = await self._register(request)
                 except Exception as exc:  # noqa: BLE001  # one request's; the others go on
                     answers[request.tenant_id] = exc
 
         async with asyncio.TaskGroup() as tasks:
             for request in requests:
                 tasks.create_task(register(request), name=f"register:{request.tenant_id}")
-        homes = await self._directory.homes(
+        homes = await self._directory.find_homes(
             {tenant_id: registration.address for tenant_id, registration in named.items()}
         )
         placed = {}
@@ -140,20 +140,20 @@ class Provisioner:
             home, registration = homes[tenant_id], named[tenant_id]
             # A name given just now cannot have another home unless Citrus has forgotten one: those that answer are
             # asked, and one that is down keeps nobody new waiting.
-            is_passed_over = registration.is_new and isinstance(home, EarlierHomeSilentError)
+            is_passed_over = registration.is_new and isinstance(home, EarlierHomeUnavailableError)
             if isinstance(home, WorkerError) and not is_passed_over:
                 answers[tenant_id] = home
                 continue
-            placed[tenant_id] = Placed(
+            placed[tenant_id] = PlacedTenant(
                 request.business_id,
                 request.location_id,
                 request.business_type,
-                home.address if isinstance(home, Home) else registration.address,
+                home.address if isinstance(home, TenantHome) else registration.address,
                 is_new=registration.is_new,
             )
         return placed
 
-    async def _registered(self, request: ProvisionRequest) -> Registration:
+    async def _register(self, request: ProvisionRequest) -> Registration:
         check_request(request)
         try:
             registered = await self._locator.register(request.business_id, request.location_id, request.business_type)
@@ -166,29 +166,29 @@ class Provisioner:
     async def _make_on(
         self, shard: ShardAddress, requests: Sequence[ProvisionRequest], answers: dict[str, ProvisionAnswer]
     ) -> None:
-        turns = self._turns.get(shard.shard_id)
+        turns = self._coalescers.get(shard.shard_id)
         if turns is None:
-            turns = self._turns[shard.shard_id] = Coalescer(lambda wanted: self._make_rows(shard.shard_id, wanted))
+            turns = self._coalescers[shard.shard_id] = Coalescer(lambda wanted: self._make_rows(shard.shard_id, wanted))
         try:
             self._pools.ensure_pool(shard)
-            rows = await turns.bring(requests)
+            rows = await turns.submit(requests)
         except Exception as exc:  # noqa: BLE001  # these requests'; those of other shards go on
             answers |= {request.tenant_id: exc for request in requests}
             return
         made: dict[str, ProvisionAnswer] = {}
         for request, row in zip(requests, rows, strict=True):
             self._directory.forget(request.tenant_id)
-            made[request.tenant_id] = RESULTS[row.step] if isinstance(row, TenantRow) else row
-            _note(request, shard, made[request.tenant_id])
+            made[request.tenant_id] = RESULTS[row.step] if isinstance(row, RowResult) else row
+            _log_result(request, shard, made[request.tenant_id])
         # Of one that existed, too: that it was made may have been said to nobody.
         self._on_change(
             ResourceKey(tenant_id, *DEFAULT_ROW) for tenant_id, answer in made.items() if answer in TO_CONFIRM
         )
-        answers |= await self._when_safe(
-            shard.shard_id, made, {row.server for row in rows if isinstance(row, TenantRow)}
+        answers |= await self._wait_until_safe(
+            shard.shard_id, made, {row.server for row in rows if isinstance(row, RowResult)}
         )
 
-    async def _make_rows(self, shard_id: str, wanted: Sequence[ProvisionRequest]) -> list[RowAnswer]:
+    async def _make_rows(self, shard_id: str, wanted: Sequence[ProvisionRequest]) -> list[RowOutcome]:
         """Make all that has come for one shard, with one look at its schema."""
         try:
             pool = self._pools.pool_of(shard_id)
@@ -197,7 +197,7 @@ class Provisioner:
         except Exception as exc:  # noqa: BLE001  # an answer to each that has come
             return [exc] * len(wanted)
 
-    async def _when_safe(
+    async def _wait_until_safe(
         self, shard_id: str, made: Mapping[str, ProvisionAnswer], servers: Collection[Server]
     ) -> Mapping[str, ProvisionAnswer]:
         """Return what *made* says once it is safe; until then each is to be asked for again, and will be found made."""
@@ -224,7 +224,7 @@ def check_business_type(business_type: str) -> None:
         raise PermanentError(f"businessType: expected one of {known}, got {business_type[:64]!r}")
 
 
-def _note(request: ProvisionRequest, shard: ShardAddress, answer: ProvisionAnswer) -> None:
+def _log_result(request: ProvisionRequest, shard: ShardAddress, answer: ProvisionAnswer) -> None:
     if isinstance(answer, ProvisionResult) and answer is not ProvisionResult.STALE:
         log.info(
             "tenant.provisioned",

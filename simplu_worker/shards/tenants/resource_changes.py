@@ -21,7 +21,7 @@ from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
-from simplu_worker.shards.tenants.control_rules import is_theirs, taken
+from simplu_worker.shards.tenants.control_rules import id_taken_error, is_row_of
 from simplu_worker.shards.tenants.provisioning import check_business_type
 from simplu_worker.shards.types import (
     Absence,
@@ -132,8 +132,8 @@ class ResourceChanges:
         if row is None:
             self._directory.forget(tenant_id)
             raise RetryableError("the tenant does not live there any more")
-        if not is_theirs(row, business_id, location_id):
-            raise taken(tenant_id)
+        if not is_row_of(row, business_id, location_id):
+            raise id_taken_error(tenant_id)
         match TenantState(row["state"]):
             case TenantState.ACTIVE:
                 return await change(connection)

@@ -13,28 +13,28 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.tenants.control_rules import ControlledTenant, ControlStep, step_of_creation, trouble_of
+from simplu_worker.shards.tenants.control_rules import ControlledTenant, ControlStep, error_of, step_of_creation
 from simplu_worker.shards.types import ProvisionRequest
 
 DEFAULT_ROW: Final = ("settings", "default")  # resource type and id of the row that `add_default_rows` adds
 TRANSACTION_MAX_TENANTS: Final = 100  # so that one stays far below the 30 s that make its created_at worthless
 
 
-class TenantRow(msgspec.Struct, frozen=True):
+class RowResult(msgspec.Struct, frozen=True):
     """What was done about one tenant, on which server; its transaction is committed."""
 
     step: ControlStep
     server: Server
 
 
-RowAnswer: TypeAlias = "TenantRow | Exception"
+RowOutcome: TypeAlias = "RowResult | Exception"
 
 
-async def make_rows(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> list[RowAnswer]:
+async def make_rows(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> list[RowOutcome]:
     """Make tenants, or see that they are there; return for each, in order, what was done or what it met."""
-    answers: list[RowAnswer] = [RetryableError("not made")] * len(wanted)
+    answers: list[RowOutcome] = [RetryableError("not made")] * len(wanted)
     for places in batches_of(wanted):
-        made = await _made(pool, [wanted[place] for place in places])
+        made = await _make_in_one_transaction(pool, [wanted[place] for place in places])
         for place in places:
             answers[place] = made[wanted[place].tenant_id]
     return answers
@@ -54,21 +54,21 @@ def batches_of(wanted: Sequence[ProvisionRequest], size: int = TRANSACTION_MAX_T
         left = [place for place in left if place not in chosen]
 
 
-async def _made(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> dict[str, RowAnswer]:
+async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> dict[str, RowOutcome]:
     """Make tenants in one transaction, or in smaller ones when one of them makes it fail."""
     try:
         async with pool.transaction() as connection:
-            missing = await _missing_types(connection, wanted)
+            missing = await _find_missing_types(connection, wanted)
             made = await _make_tenants(connection, [one for one in wanted if one.business_type not in missing])
             server = await note_server(connection)
     except (StatementFailedError, InvalidDataError, LostRaceError) as exc:
         if len(wanted) == 1:
             return {wanted[0].tenant_id: exc}
         half = len(wanted) // 2
-        return await _made(pool, wanted[:half]) | await _made(pool, wanted[half:])
+        return await _make_in_one_transaction(pool, wanted[:half]) | await _make_in_one_transaction(pool, wanted[half:])
     except Exception as exc:  # noqa: BLE001  # an answer like any other: nothing was made
         return {one.tenant_id: exc for one in wanted}
-    answers: dict[str, RowAnswer] = {
+    answers: dict[str, RowOutcome] = {
         one.tenant_id: RetryableError(
             f"shard {pool.address.shard_id}: expected the business type {one.business_type}, got a schema without it;"
             f" run: simplu-worker shards upgrade {pool.address.shard_id} --apply"
@@ -77,11 +77,11 @@ async def _made(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> dict[str
         if one.business_type in missing
     }
     return answers | {
-        tenant_id: trouble_of(step, tenant_id) or TenantRow(step, server) for tenant_id, step in made.items()
+        tenant_id: error_of(step, tenant_id) or RowResult(step, server) for tenant_id, step in made.items()
     }
 
 
-async def _missing_types(connection: Connection, wanted: Sequence[ProvisionRequest]) -> set[str]:
+async def _find_missing_types(connection: Connection, wanted: Sequence[ProvisionRequest]) -> set[str]:
     types = sorted({one.business_type for one in wanted})
     return {row["name"] for row in await connection.fetch(QUERIES["find_missing_types"], types)}
 
@@ -89,37 +89,37 @@ async def _missing_types(connection: Connection, wanted: Sequence[ProvisionReque
 async def _make_tenants(connection: Connection, wanted: Sequence[ProvisionRequest]) -> dict[str, ControlStep]:
     """Insert the tenants' rows within the transaction of *connection*, or see that they are there."""
     by_id = {one.tenant_id: one for one in wanted}
-    steps = await _steps(connection, wanted)
-    made = set(await _make(connection, [by_id[tenant_id] for tenant_id in _of(steps, ControlStep.MAKE)]))
+    steps = await _lock_and_decide(connection, wanted)
+    made = set(await _insert(connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.MAKE)]))
     # What was not there a moment ago, and is now: somebody else has just made it.
-    steps |= await _steps(
-        connection, [by_id[tenant_id] for tenant_id in _of(steps, ControlStep.MAKE) if tenant_id not in made]
+    steps |= await _lock_and_decide(
+        connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.MAKE) if tenant_id not in made]
     )
-    if not made.issuperset(_of(steps, ControlStep.MAKE)):
+    if not made.issuperset(_ids_of_step(steps, ControlStep.MAKE)):
         raise LostRaceError("a tenant's row came and went away")
     for step, query in ((ControlStep.RESTORE, "restore_tenants"), (ControlStep.NOTE, "note_control")):
-        if noted := _of(steps, step):
+        if noted := _ids_of_step(steps, step):
             await connection.execute(QUERIES[query], noted, [_text_of_time(by_id[tenant_id]) for tenant_id in noted])
-    await _make_again(connection, [by_id[tenant_id] for tenant_id in _of(steps, ControlStep.REMAKE)])
+    await _remake(connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.REMAKE)])
     return steps
 
 
-async def _steps(connection: Connection, wanted: Sequence[ProvisionRequest]) -> dict[str, ControlStep]:
+async def _lock_and_decide(connection: Connection, wanted: Sequence[ProvisionRequest]) -> dict[str, ControlStep]:
     if not wanted:
         return {}
     rows = await connection.fetch(QUERIES["lock_tenants_for_control"], [one.tenant_id for one in wanted])
-    tenants = {row["id"]: ControlledTenant.of(row) for row in rows}
+    tenants = {row["id"]: ControlledTenant.from_row(row) for row in rows}
     return {
         one.tenant_id: step_of_creation(tenants.get(one.tenant_id), one.business_id, one.location_id, one.requested_at)
         for one in wanted
     }
 
 
-def _of(steps: Mapping[str, ControlStep], step: ControlStep) -> list[str]:
+def _ids_of_step(steps: Mapping[str, ControlStep], step: ControlStep) -> list[str]:
     return sorted(tenant_id for tenant_id, its in steps.items() if its is step)
 
 
-async def _make(connection: Connection, wanted: Sequence[ProvisionRequest]) -> list[str]:
+async def _insert(connection: Connection, wanted: Sequence[ProvisionRequest]) -> list[str]:
     """Insert rows of new tenants; return the ids of those that were not there."""
     if not wanted:
         return []
@@ -136,7 +136,7 @@ async def _make(connection: Connection, wanted: Sequence[ProvisionRequest]) -> l
     return sorted(made)
 
 
-async def _make_again(connection: Connection, wanted: Sequence[ProvisionRequest]) -> None:
+async def _remake(connection: Connection, wanted: Sequence[ProvisionRequest]) -> None:
     if wanted:
         await connection.execute(QUERIES["remake_tenants"], *_kinds_and_times(wanted))
         await _add_default_rows(connection, wanted)

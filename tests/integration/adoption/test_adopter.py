@@ -23,8 +23,14 @@ from simplu_worker.business_info.items import Business
 from simplu_worker.business_info.table import UnreadableBusinessError
 from simplu_worker.commands.shards.adopt import AdoptMode, plan_members, print_plan
 from simplu_worker.errors import PermanentError, WorkerError
-from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopted, Adopter, AdoptionReporter, AdoptionStep
-from simplu_worker.shards.adoption.plan import Choices, Duplicates, Plan
+from simplu_worker.shards.adoption.adopter import (
+    ADOPTION_DEADLINES,
+    Adopter,
+    AdoptionProgress,
+    AdoptionResult,
+    AdoptionStep,
+)
+from simplu_worker.shards.adoption.plan import AdoptionChoices, AdoptionPlan, Duplicates
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
@@ -40,7 +46,7 @@ BUSINESSES = {
     "9f0c": Business("9f0c", "gym", frozenset({"elsewhere"})),
     "gym": Business("gym", "gym", frozenset({"west"})),
 }
-TAKE_ALL = Choices(duplicates=Duplicates.NEWEST, leave_unresolved=True, leave_faulty=True)
+TAKE_ALL = AdoptionChoices(duplicates=Duplicates.NEWEST, leave_unresolved=True, leave_faulty=True)
 
 
 @dataclass
@@ -81,29 +87,29 @@ class Case:
         self.businesses = Businesses()
         self.pool = ShardPool(address, size=2, timeouts=ADOPTION_DEADLINES)
 
-    def adopter(self, *, tell: Callable[[AdoptionReporter], None] = lambda _: None, copied_at_once: int = 3) -> Adopter:
+    def adopter(self, *, tell: Callable[[AdoptionProgress], None] = lambda _: None, copied_at_once: int = 3) -> Adopter:
         """Return an adopter; without *copied_at_once*, one that needs many transactions."""
         return Adopter(
             self.pool,
             self.names,  # type: ignore[arg-type]  # all that is asked of a locator
             self.businesses,
-            tell=tell,
+            report=tell,
             quiet_s=0.01,
-            copied_at_once=copied_at_once,
+            copy_max_rows=copied_at_once,
             draw=lambda: 0.01,
         )
 
-    async def plan(self) -> Plan:
+    async def plan(self) -> AdoptionPlan:
         """Return the plan."""
-        plan = await self.adopter().plan()
-        assert isinstance(plan, Plan)
+        plan = await self.adopter().make_plan()
+        assert isinstance(plan, AdoptionPlan)
         return plan
 
-    async def adopt(self, choices: Choices = TAKE_ALL) -> Adopted:
+    async def adopt(self, choices: AdoptionChoices = TAKE_ALL) -> AdoptionResult:
         """Adopt it all."""
         adopter = self.adopter()
-        plan = await adopter.plan()
-        return plan if isinstance(plan, Adopted) else await adopter.adopt(plan, choices)
+        plan = await adopter.make_plan()
+        return plan if isinstance(plan, AdoptionResult) else await adopter.adopt(plan, choices)
 
     async def resources(self) -> dict[tuple[str, str, str], Any]:
         """Return the data of our resources, without default rows."""
@@ -160,9 +166,9 @@ async def test_adopt_takes_every_row_when_the_table_is_of_any_layout(
         )  # fmt: skip
         await case.old.insert(DASHED, "room", "1-2", {"beds": 2})
 
-        adopted = await case.adopt(Choices())
+        adopted = await case.adopt(AdoptionChoices())
 
-        assert adopted == Adopted("shard-1", row_count=2, tenant_count=2)
+        assert adopted == AdoptionResult("shard-1", row_count=2, tenant_count=2)
         rows = await fetch(
             case.pool,
             'SELECT id, "businessType", "resourceId", date, "lastUpdated", data::text FROM resources'
@@ -246,11 +252,11 @@ async def test_plan_changes_nothing_and_says_what_stands_in_the_way(
         "gym-east": "its business in business-info has no such location",
         "gym west": "it is routed to shard shard-2; route it to this one",
     }
-    (duplicates,) = plan.found.duplicates
+    (duplicates,) = plan.contents.duplicates
     assert (duplicates.resource_id, duplicates.old_ids) == ("p-1", twice)
-    assert {row.old_id for row in plan.found.faulty} == {bad, nameless}
-    assert len(plan.refusals(Choices())) == 3
-    shown = json.loads(msgspec.json.encode(plan_members(plan, plan.refusals(Choices()))))
+    assert {row.old_id for row in plan.contents.faulty} == {bad, nameless}
+    assert len(plan.refusals(AdoptionChoices())) == 3
+    shown = json.loads(msgspec.json.encode(plan_members(plan, plan.refusals(AdoptionChoices()))))
     assert shown["tenants"] == [
         {"name": "clinic-main", "businessId": "clinic", "locationId": "main", "businessType": "dental", "rows": 2}
     ]
@@ -262,12 +268,12 @@ async def test_plan_changes_nothing_and_says_what_stands_in_the_way(
         ],
     }
     assert [row["oldId"] for row in shown["faulty"]["first"]] == [bad, nameless]
-    print_plan(plan, plan.refusals(Choices()), AdoptMode.NOTHING)
+    print_plan(plan, plan.refusals(AdoptionChoices()), AdoptMode.NOTHING)
     printed = capfd.readouterr()
     assert all(word in printed.out for word in ("clinic", "who-knows", "p-1", str(bad), "no JSON object"))
     assert "--leave-unresolved" in printed.err
     with pytest.raises(PermanentError, match=r"--leave-unresolved(?s:.)*--duplicates newest(?s:.)*--leave-faulty"):
-        await case.adopter().adopt(plan, Choices())
+        await case.adopter().adopt(plan, AdoptionChoices())
     assert await tables(case) == before
 
 
@@ -283,7 +289,7 @@ async def test_adopt_takes_the_row_that_was_chosen_when_there_are_several(
         await case.old.insert(CLINIC, "patient", "other", {}, updated_at=at)
     await case.old.insert(CLINIC, "patient", "p-1", {"n": 3}, updated_at=at + timedelta(hours=1))
 
-    await case.adopt(Choices(duplicates=choice))
+    await case.adopt(AdoptionChoices(duplicates=choice))
 
     assert (await case.resources())["clinic-main", "patient", "p-1"] == {"n": n}
     assert len(await fetch(case.pool, "SELECT FROM resources_before_adoption")) == 7
@@ -295,7 +301,7 @@ async def test_adopt_leaves_in_the_old_table_what_cannot_be_taken(case: Case) ->
     await case.old.insert(CLINIC, "patient", "p-2", "7")
     await case.old.insert(("who", "knows"), "patient", "p-1", {})
 
-    await case.adopt(Choices(leave_unresolved=True, leave_faulty=True))
+    await case.adopt(AdoptionChoices(leave_unresolved=True, leave_faulty=True))
 
     assert set(await case.resources()) == {("clinic-main", "patient", "p-1")}
     assert await fetch(case.pool, "SELECT id FROM tenants") == [{"id": "clinic-main"}]
@@ -310,7 +316,7 @@ async def test_adopt_follows_what_the_other_program_does_after_the_copy(case: Ca
     await case.old.connection.execute("UPDATE resources SET id = -3 WHERE resource_id = 'p-6'")
     adopter = case.adopter()
     plan = await case.plan()
-    await adopter.copy(plan, Choices())
+    await adopter.copy(plan, AdoptionChoices())
 
     await case.old.insert(GYM, "member", "m-1", {"new": True})
     await case.old.replace(CLINIC, "patient", "p-1", {"n": 100})
@@ -320,7 +326,7 @@ async def test_adopt_follows_what_the_other_program_does_after_the_copy(case: Ca
     await case.old.connection.execute("DELETE FROM resources WHERE data ->> 'n' = 'newer'")
     await case.old.delete(CLINIC, "patient", "p-5")
     await case.old.insert(CLINIC, "patient", "p-5", {"n": "again"})
-    await case.adopt(Choices())
+    await case.adopt(AdoptionChoices())
 
     assert await case.resources() == {
         ("clinic-main", "patient", "p-0"): {"n": 0},
@@ -338,11 +344,11 @@ async def test_adopt_takes_nothing_of_before_when_the_old_table_was_truncated(ca
     """What is gone there is gone here."""
     for number in range(8):
         await case.old.insert(CLINIC, "patient", f"p-{number}", {"n": number})
-    await case.adopter().copy(await case.plan(), Choices())
+    await case.adopter().copy(await case.plan(), AdoptionChoices())
     await case.old.connection.execute("TRUNCATE resources")
     await case.old.insert(CLINIC, "patient", "p-9", {})
 
-    await case.adopt(Choices())
+    await case.adopt(AdoptionChoices())
 
     assert set(await case.resources()) == {("clinic-main", "patient", "p-9")}
 
@@ -352,30 +358,30 @@ async def test_adopt_refuses_when_the_other_program_still_writes(case: Case) -> 
     await case.old.insert(CLINIC, "patient", "p-1", {})
     tasks: list[asyncio.Task[int]] = []
 
-    def tell(progress: AdoptionReporter) -> None:
+    def tell(progress: AdoptionProgress) -> None:
         if progress.step is AdoptionStep.WATCHING:
             tasks.append(asyncio.create_task(case.old.insert(CLINIC, "patient", f"w-{len(tasks)}", {})))
 
-    adopter = Adopter(case.pool, case.names, case.businesses, tell=tell, quiet_s=0.5)  # type: ignore[arg-type]
+    adopter = Adopter(case.pool, case.names, case.businesses, report=tell, quiet_s=0.5)  # type: ignore[arg-type]
     with pytest.raises(PermanentError, match="stop it, and run this again"):
-        await adopter.adopt(await case.plan(), Choices())
+        await adopter.adopt(await case.plan(), AdoptionChoices())
     await asyncio.gather(*tasks)
 
     assert {"public.resources"} == {name for name in await tables(case) if name.startswith("public.")}
-    await case.adopt(Choices())
+    await case.adopt(AdoptionChoices())
     assert len(await case.resources()) == 2
 
 
 @pytest.mark.parametrize(
     ("change", "choices"),
     [
-        ("UPDATE resources SET resource_id = 'p-1'", Choices()),
-        ("UPDATE resources SET data = '[]' WHERE resource_id = 'p-2'", Choices()),
-        ("UPDATE resources SET business_location_id = 'who-knows' WHERE resource_id = 'p-2'", Choices()),
+        ("UPDATE resources SET resource_id = 'p-1'", AdoptionChoices()),
+        ("UPDATE resources SET data = '[]' WHERE resource_id = 'p-2'", AdoptionChoices()),
+        ("UPDATE resources SET business_location_id = 'who-knows' WHERE resource_id = 'p-2'", AdoptionChoices()),
     ],
 )
 async def test_adopt_swaps_nothing_when_what_was_planned_is_no_longer_so(
-    case: Case, change: str, choices: Choices
+    case: Case, change: str, choices: AdoptionChoices
 ) -> None:
     """A duplicate, a bad row, an unknown tenant that came after the plan is nobody's choice; another plan names it."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
@@ -396,11 +402,11 @@ async def test_adopt_takes_rows_anew_when_their_tenant_is_another_one_than_befor
     for tenant in (CLINIC, GYM, DASHED):
         await case.old.insert(tenant, "patient", "p-1", {})
     case.names.elsewhere = {"gym-west": None}
-    await case.adopter().copy(await case.plan(), Choices(leave_unresolved=True))
+    await case.adopter().copy(await case.plan(), AdoptionChoices(leave_unresolved=True))
 
     case.names.elsewhere = {"9f0c-11-x-2": "shard-2"}
     case.businesses.known["clinic"] = Business("clinic", "hotel", frozenset({"main"}))
-    await case.adopt(Choices(leave_unresolved=True))
+    await case.adopt(AdoptionChoices(leave_unresolved=True))
 
     assert set(await case.resources()) == {("clinic-main", "patient", "p-1"), ("gym-west", "patient", "p-1")}
     types = await fetch(case.pool, 'SELECT DISTINCT id, "businessType" AS type FROM resources ORDER BY 1')
@@ -411,9 +417,9 @@ async def test_adopt_takes_the_other_duplicates_when_the_choice_changes(case: Ca
     """A copy was made by one choice, the swap by another."""
     for n in range(3):
         await case.old.insert(CLINIC, "patient", "p-1", {"n": n})
-    await case.adopter().copy(await case.plan(), Choices(duplicates=Duplicates.OLDEST))
+    await case.adopter().copy(await case.plan(), AdoptionChoices(duplicates=Duplicates.OLDEST))
 
-    await case.adopt(Choices(duplicates=Duplicates.NEWEST))
+    await case.adopt(AdoptionChoices(duplicates=Duplicates.NEWEST))
 
     assert await case.resources() == {("clinic-main", "patient", "p-1"): {"n": 2}}
 
@@ -428,10 +434,10 @@ async def test_adopt_goes_on_where_it_was_when_it_was_killed_anywhere(case: Case
         await case.old.insert((CLINIC, GYM)[number % 2], "patient", f"p-{number}", {"n": number})
     ends = iter(range(1, 100))
 
-    def killed_after(count: int) -> Callable[[AdoptionReporter], None]:
+    def killed_after(count: int) -> Callable[[AdoptionProgress], None]:
         steps: Iterator[int] = iter(range(count))
 
-        def tell(_: AdoptionReporter) -> None:
+        def tell(_: AdoptionProgress) -> None:
             if next(steps, None) is None:
                 raise KilledError
 
@@ -442,11 +448,11 @@ async def test_adopt_goes_on_where_it_was_when_it_was_killed_anywhere(case: Case
         runs += 1
         adopter = case.adopter(tell=killed_after(next(ends)), copied_at_once=2)
         with suppress(KilledError):
-            plan = await adopter.plan()
-            if isinstance(plan, Adopted):
+            plan = await adopter.make_plan()
+            if isinstance(plan, AdoptionResult):
                 break
             await case.old.replace(CLINIC, "patient", "p-0", {"n": runs})
-            await adopter.adopt(plan, Choices())
+            await adopter.adopt(plan, AdoptionChoices())
 
     assert runs > 5
     resources = await case.resources()
@@ -459,9 +465,9 @@ async def test_adopt_is_done_once_when_two_do_it(case: Case) -> None:
     for number in range(30):
         await case.old.insert(CLINIC, "patient", f"p-{number}", {"n": number})
 
-    first, second = await asyncio.gather(case.adopt(Choices()), case.adopt(Choices()))
+    first, second = await asyncio.gather(case.adopt(AdoptionChoices()), case.adopt(AdoptionChoices()))
 
-    assert first == second == Adopted("shard-1", row_count=30, tenant_count=1)
+    assert first == second == AdoptionResult("shard-1", row_count=30, tenant_count=1)
     assert len(await case.resources()) == 30
 
 
@@ -471,13 +477,13 @@ async def test_adopt_again_changes_nothing_and_says_what_was_adopted(case: Case)
     adopted = await case.adopt()
     before = await fetch(case.pool, "SELECT oid FROM pg_class ORDER BY oid")
 
-    assert await case.adopter().plan() == adopted
+    assert await case.adopter().make_plan() == adopted
     assert await fetch(case.pool, "SELECT oid FROM pg_class ORDER BY oid") == before
 
 
 async def test_adopt_makes_an_empty_shard_ours_when_the_old_table_has_no_rows(case: Case) -> None:
     """Nobody has written yet."""
-    assert await case.adopt(Choices()) == Adopted("shard-1", row_count=0, tenant_count=0)
+    assert await case.adopt(AdoptionChoices()) == AdoptionResult("shard-1", row_count=0, tenant_count=0)
 
     async with case.pool.connection() as connection:
         assert await check_schema(connection, "shard-1") is SchemaState.READY
@@ -487,7 +493,7 @@ async def test_other_program_goes_on_with_its_own_rights_while_it_is_copied(case
     """It may write to its table and to nothing else; what it does is noted all the same."""
     role = f"other_{case.pool.address.place.rpartition('/')[2]}"
     await case.old.insert(CLINIC, "patient", "p-1", {"n": 1})
-    await case.adopter().copy(await case.plan(), Choices())
+    await case.adopter().copy(await case.plan(), AdoptionChoices())
     await case.old.connection.execute(f"""
         CREATE ROLE {role};
         GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON resources TO {role};
@@ -500,7 +506,7 @@ async def test_other_program_goes_on_with_its_own_rights_while_it_is_copied(case
     finally:
         await case.old.connection.execute(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")
 
-    await case.adopt(Choices())
+    await case.adopt(AdoptionChoices())
 
     assert [row["n"] for row in (await case.resources()).values()] == [2, 3]
 
@@ -509,20 +515,20 @@ async def test_copy_is_taken_back_by_the_statement_of_the_page(case: Case) -> No
     """Before the swap: nothing of it stays, the other program goes on, and another copy can begin."""
     (statement,) = re.findall(r"`(DROP SCHEMA simplu_adoption, [^`]+)`", PAGE.read_text(encoding="utf-8"))
     await case.old.insert(CLINIC, "patient", "p-1", {})
-    await case.adopter().copy(await case.plan(), Choices())
+    await case.adopter().copy(await case.plan(), AdoptionChoices())
 
     await case.old.connection.execute(statement)
 
     assert await tables(case) == {"public.resources"}
     assert not await fetch(case.pool, "SELECT FROM pg_trigger WHERE NOT tgisinternal")
     await case.old.insert(CLINIC, "patient", "p-2", {})
-    assert (await case.adopt(Choices())).row_count == 2
+    assert (await case.adopt(AdoptionChoices())).row_count == 2
 
 
 async def test_workers_touch_nothing_while_a_shard_is_being_adopted(case: Case) -> None:
     """Until the swap it is another program's, and the error names the way to adopt it."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
-    await case.adopter().copy(await case.plan(), Choices())
+    await case.adopter().copy(await case.plan(), AdoptionChoices())
 
     with pytest.raises(ShardUnavailableError, match="shards adopt"):
         await ensure_schema(case.pool)
@@ -583,17 +589,17 @@ async def test_plan_refuses_a_shard_that_is_ours(shard: ShardPool) -> None:
     adopter = Adopter(shard, Names(shard.address), Businesses())  # type: ignore[arg-type]
 
     with pytest.raises(PermanentError, match="its schema is ours"):
-        await adopter.plan()
+        await adopter.make_plan()
 
 
 async def test_plan_refuses_a_shard_that_is_being_adopted_as_another_one(case: Case) -> None:
     """A connection string that leads to the wrong database."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
-    await case.adopter().copy(await case.plan(), Choices())
+    await case.adopter().copy(await case.plan(), AdoptionChoices())
     pool = ShardPool(ShardAddress("shard-2", case.pool.address.connection_string), size=1)
 
     with pytest.raises(PermanentError, match="as shard shard-1"):
-        await Adopter(pool, case.names, case.businesses).plan()  # type: ignore[arg-type]
+        await Adopter(pool, case.names, case.businesses).make_plan()  # type: ignore[arg-type]
     await pool.close()
 
 
@@ -613,7 +619,7 @@ async def test_swap_waits_for_no_one_longer_than_a_lock_may_take(case: Case) -> 
     """A transaction that uses the old table holds the swap off; it is tried again, and then that one is named."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
     plan = await case.plan()
-    await case.adopter().copy(plan, Choices())
+    await case.adopter().copy(plan, AdoptionChoices())
     pool = ShardPool(case.pool.address, size=1, timeouts=type(ADOPTION_DEADLINES)(lock_s=0.05))
     adopter = Adopter(pool, case.names, case.businesses, quiet_s=0, attempts=2, draw=lambda: 0.0)  # type: ignore[arg-type]
 
@@ -622,8 +628,8 @@ async def test_swap_waits_for_no_one_longer_than_a_lock_may_take(case: Case) -> 
         with pytest.raises(
             ShardUnavailableError, match=r"end the transactions that use it \(pid \d+: .*idle in transaction\)"
         ):
-            await adopter.adopt(plan, Choices())
+            await adopter.adopt(plan, AdoptionChoices())
 
-    await adopter.adopt(plan, Choices())
+    await adopter.adopt(plan, AdoptionChoices())
     await pool.close()
     assert len(await case.resources()) == 1

@@ -18,7 +18,7 @@ from support.typescript_worker import WRITTEN_AT, TypescriptShard
 
 from simplu_worker.business_info.items import Business
 from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopter, _UnknownSourcesError
-from simplu_worker.shards.adoption.plan import Choices, Duplicates, Plan
+from simplu_worker.shards.adoption.plan import AdoptionChoices, AdoptionPlan, Duplicates
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 
@@ -101,10 +101,10 @@ async def begun(make_shard: ShardMaker) -> AsyncIterator[tuple[Adopter, ShardPoo
     await TypescriptShard(connection, data_type="TEXT").make()
     await connection.close()
     names = Everywhere(address)
-    adopter = Adopter(pool, names, names, copied_at_once=2)  # type: ignore[arg-type]  # all that is asked of a locator
-    plan = await adopter.plan()
-    assert isinstance(plan, Plan)
-    await adopter.copy(plan, Choices())
+    adopter = Adopter(pool, names, names, copy_max_rows=2)  # type: ignore[arg-type]  # all that is asked of a locator
+    plan = await adopter.make_plan()
+    assert isinstance(plan, AdoptionPlan)
+    await adopter.copy(plan, AdoptionChoices())
     yield adopter, pool
     await pool.close()
 
@@ -114,7 +114,7 @@ async def once(adopter: Adopter, step: Callable[[Connection], Awaitable[bool]]) 
     try:
         await adopter._run(step)
     except _UnknownSourcesError as exc:
-        await adopter._learn(exc.sources)
+        await adopter._look_up_late(exc.sources)
 
 
 def as_object(text: str) -> Any:
@@ -151,10 +151,10 @@ async def test_copy_comes_to_what_the_old_table_is_whatever_is_done_to_it(
                 await once(adopter, adopter._catch_up_some)
             case _:
                 await other.change()
-    plan = await adopter.plan()
-    assert isinstance(plan, Plan)
+    plan = await adopter.make_plan()
+    assert isinstance(plan, AdoptionPlan)
 
-    await adopter.copy(plan, Choices(duplicates=Duplicates.NEWEST if newest else Duplicates.OLDEST))
+    await adopter.copy(plan, AdoptionChoices(duplicates=Duplicates.NEWEST if newest else Duplicates.OLDEST))
 
     expected: dict[tuple[str, ...], Any] = {}
     for row in await fetch(pool, OLD_SQL):

@@ -13,7 +13,13 @@ from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.business_info.items import Business
-from simplu_worker.business_info.table import ABSENT_FRESH_S, FRESH_S, BusinessInfo, Unreadable, UnreadableBusinessError
+from simplu_worker.business_info.table import (
+    ABSENT_FRESH_S,
+    FRESH_S,
+    BusinessInfo,
+    UnreadableBusiness,
+    UnreadableBusinessError,
+)
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.local.stack.aws import put_businesses
 
@@ -75,12 +81,12 @@ async def test_find_reads_what_the_references_write(dynamodb: Client) -> None:
     assert await info.find("nobody") is None
     with pytest.raises(UnreadableBusinessError, match="business 'odd': type: expected the business's type"):
         await info.find("odd")
-    pages = [page async for page in info.pages(page_size=25)]
+    pages = [page async for page in info.scan_pages(page_size=25)]
     assert max(map(len, pages)) <= 25
     found = {business.id: business for page in pages for business in page}
     assert found.keys() == {*businesses, "odd"}
     assert found["b-7"] == Business("b-7", "gym", frozenset({"l-7", "é 1"}))
-    assert isinstance(found["odd"], Unreadable)
+    assert isinstance(found["odd"], UnreadableBusiness)
     looked_up = await info.find_all([*businesses, "nobody", "odd", *(f"none-{number}" for number in range(100))])
     assert {name: business for name, business in looked_up.items() if business is not None} == found
 
@@ -138,7 +144,7 @@ async def test_find_is_asked_again_when_who_asked_was_cancelled() -> None:
         await asyncio.sleep(0)
         first.cancel()
         assert await second == CLINIC
-        assert repr(info) == "BusinessInfo('business-info', remembered=1, asking=0)"
+        assert repr(info) == "BusinessInfo('business-info', cached=1, lookups=0)"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_t
 from support.postgres.trouble import Line
 from support.redis.server import PASSWORD, RedisServer
 
-from simplu_worker.cache.cache import Cache, CacheDesk, open_cache, redis_commands
+from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, open_cache
 from simplu_worker.cache.invalidations import KEY_OVERHEAD_BYTES, ResourceKey
 from simplu_worker.cache.redis_commands import CacheUnavailableError
 from simplu_worker.commands.check.check import DependencyChecks
@@ -32,7 +32,7 @@ from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.tenants.deletion import TenantDeletion
+from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import (
@@ -69,7 +69,7 @@ async def redis(group: ProcessGroup) -> AsyncIterator[RedisServer]:
 @contextlib.asynccontextmanager
 async def running(url: str, **options: Any) -> AsyncIterator[Cache]:
     """Run a cache as the worker does, but for shorter waits."""
-    cache = Cache(url, **({"reply_timeout_s": 0.3, "ping_s": 0.2} | options))
+    cache = Cache(url, **({"reply_timeout_s": 0.3, "ping_interval_s": 0.2} | options))
     task = asyncio.create_task(cache.run())
     try:
         yield cache
@@ -145,7 +145,7 @@ async def test_cache_drops_what_changed_and_nothing_else(redis: RedisServer) -> 
         await settled(cache)
         epoch = await epoch_of(redis)
         await put(redis, key(1), key(2), key(1, "room"))
-        cache.changed([key(1), key(1), key(3)])
+        cache.invalidate([key(1), key(1), key(3)])
         await settled(cache)
 
         assert await redis.ask("EXISTS", key(1).entry) == 0
@@ -177,7 +177,7 @@ async def test_cache_keeps_on_when_it_has_swept_among_many_keys_of_others(redis:
     await fill(redis, 30_000)
     await put(redis, *(key(number) for number in range(100)))
     async with running(redis.url) as cache:
-        cache.changed(key(number) for number in range(200, 1500))
+        cache.invalidate(key(number) for number in range(200, 1500))
         await settled(cache)
         assert await redis.ask("DBSIZE") == 30_000 + 2
         assert cache.summary()["invalidations"]["done"] == 1300
@@ -195,12 +195,12 @@ async def test_cache_loses_nothing_when_redis_is_killed_and_comes_back(redis: Re
             await redis.ask("SET", key(1).version, "7")
             epoch = await epoch_of(redis)
             await redis.ask("SAVE")
-            cache.changed([key(3)])
+            cache.invalidate([key(3)])
             await settled(cache)
             redis.kill()
-            cache.changed([key(1)])
+            cache.invalidate([key(1)])
             await eventually(lambda: not cache.is_reachable)
-            cache.changed([key(2)])
+            cache.invalidate([key(2)])
             await asyncio.sleep(0.5)  # some tries
             assert cache.summary()["waiting"] == 2
             await redis.start()  # with what it had at the save, the entry that was deleted since among it
@@ -234,9 +234,9 @@ async def test_cache_goes_on_when_redis_hung(redis: RedisServer) -> None:
         epoch = await epoch_of(redis)
         await put(redis, key(1), key(2))
         redis.freeze()
-        cache.changed([key(1)])
+        cache.invalidate([key(1)])
         await eventually(lambda: not cache.is_reachable)
-        cache.changed([key(2)])
+        cache.invalidate([key(2)])
         redis.thaw()
         await settled(cache)
 
@@ -252,7 +252,7 @@ async def test_cache_starts_without_redis(group: ProcessGroup) -> None:
     redis = RedisServer(group)
     with capture_logs() as logs:
         async with running(redis.url) as cache:
-            cache.changed([key(1)])
+            cache.invalidate([key(1)])
             await eventually(lambda: not cache.is_reachable)
             await redis.start()
             await settled(cache)
@@ -270,7 +270,7 @@ async def test_cache_makes_up_for_what_it_had_no_room_for(redis: RedisServer) ->
             await put(redis, *(key(number) for number in range(100)))
             redis.freeze()
             for number in range(100):
-                cache.changed([key(number)])
+                cache.invalidate([key(number)])
                 await asyncio.sleep(0)
             assert cache.summary()["waitingBytes"] <= 10 * (KEY_OVERHEAD_BYTES + 100)
             redis.thaw()
@@ -292,7 +292,7 @@ async def test_cache_moves_the_epoch_when_a_version_is_no_number(redis: RedisSer
             epoch = await epoch_of(redis)
             await redis.ask("SET", key(1).version, "none")
             await redis.ask("RPUSH", key(1, "room").version, "none")
-            cache.changed([key(1), key(1, "room"), key(1, "order")])
+            cache.invalidate([key(1), key(1, "room"), key(1, "order")])
             await is_so(lambda: _is_epoch(redis, epoch + 1))
             await settled(cache)
 
@@ -328,7 +328,7 @@ async def test_cache_waits_while_redis_takes_nothing(redis: RedisServer, trouble
             await redis.ask(*begin)
             if trouble == "wrong password":
                 await redis.ask("CLIENT", "KILL", "USER", "worker")
-            cache.changed([key(1)])
+            cache.invalidate([key(1)])
             await eventually(lambda: not cache.is_reachable)
             assert cache.summary()["waiting"] == 1
             epoch = await epoch_of(redis)
@@ -346,7 +346,7 @@ async def test_cache_waits_while_redis_takes_nothing(redis: RedisServer, trouble
 async def test_flush_waits_until_all_is_told(redis: RedisServer) -> None:
     """A stop in order leaves nothing behind."""
     async with running(redis.url) as cache:
-        cache.changed(key(number) for number in range(2000))
+        cache.invalidate(key(number) for number in range(2000))
         await cache.flush(PATIENCE_S)
         assert cache.summary()["waiting"] == 0
         assert cache.summary()["invalidations"]["done"] == 2000
@@ -357,7 +357,7 @@ async def test_flush_does_not_wait_for_a_redis_that_is_gone(redis: RedisServer) 
     async with running(redis.url) as cache:
         await settled(cache)
         redis.kill()
-        cache.changed([key(1)])
+        cache.invalidate([key(1)])
         await eventually(lambda: not cache.is_reachable)
         started = time.monotonic()
         with capture_logs() as logs:
@@ -372,7 +372,7 @@ async def test_flush_ends_in_time_when_redis_hangs(redis: RedisServer) -> None:
     async with running(redis.url, reply_timeout_s=3) as cache:
         await settled(cache)
         redis.freeze()
-        cache.changed([key(1)])
+        cache.invalidate([key(1)])
         with capture_logs() as logs:
             await cache.flush(0.1)
     assert events(logs) == ["cache.not_flushed"]
@@ -399,7 +399,7 @@ def pool_of(routed: RoutedShards) -> ShardPool:
 def gateway_of(routed: RoutedShards, cache: Cache, pools: Pools | None = None) -> ShardGateway:
     """Return a gateway that tells the cache."""
     return ShardGateway(
-        routed.directory, routed.locator, pools or routed.pools, tenant_wait=TENANT_WAIT, on_change=cache.changed
+        routed.directory, routed.locator, pools or routed.pools, tenant_wait=TENANT_WAIT, on_change=cache.invalidate
     )
 
 
@@ -496,7 +496,7 @@ async def test_renames_and_administrators_tell_the_cache(routed: RoutedShards, r
     ids[3] = (row[0]["staff_resource_type"], "u-1")
     keys = [ResourceKey(TENANT_ID, *one) for one in ids]
     async with running(redis.url) as cache:
-        changes = ResourceChanges(routed.directory, routed.pools, on_change=cache.changed)
+        changes = ResourceChanges(routed.directory, routed.pools, on_change=cache.invalidate)
         await TenantCase(pool_of(routed), TENANT).apply(operation("create", "old", {}))
         await settled(cache)
         for result in (ChangeResult.APPLIED, ChangeResult.EXISTED):
@@ -519,10 +519,10 @@ async def test_deletion_of_a_tenant_tells_the_cache(routed: RoutedShards, redis:
     async with running(redis.url) as cache:
         await settled(cache)
         await put(redis, *(key(number) for number in range(25)))
-        deletion = TenantDeletion(
-            routed.locator, routed.pools, timedelta(), statement_max_rows=10, on_change=cache.changed
+        deletion = TenantDeleter(
+            routed.locator, routed.pools, timedelta(), statement_max_rows=10, on_change=cache.invalidate
         )
-        assert await deletion.take_turn() == 1
+        assert await deletion.delete_due() == 1
         await settled(cache)
         assert await redis.ask("KEYS", "simplu:resource:*") == []
         assert await version_of(redis, key()) >= 1
@@ -533,7 +533,7 @@ async def test_provisioning_tells_the_cache_of_the_default_row(routed: RoutedSha
     one = ResourceKey("gym-main", "settings", "default")
     request = ProvisionRequest(business_id="gym", location_id="main", business_type="gym", requested_at=AT)
     async with running(redis.url) as cache:
-        provisioner = Provisioner(routed.locator, routed.directory, routed.pools, on_change=cache.changed)
+        provisioner = Provisioner(routed.locator, routed.directory, routed.pools, on_change=cache.invalidate)
         await settled(cache)
         for expected in (ProvisionResult.PROVISIONED, ProvisionResult.EXISTED):
             await put(redis, one)
@@ -546,7 +546,7 @@ async def test_provisioning_tells_the_cache_of_the_default_row(routed: RoutedSha
 
 
 @pytest.fixture
-async def desk(redis: RedisServer) -> AsyncIterator[CacheDesk]:
+async def desk(redis: RedisServer) -> AsyncIterator[CacheAdmin]:
     """Give what people ask, of a cache that has settled."""
     async with open_cache(redis.url) as (cache, desk), running_task(cache):
         await settled(cache)
@@ -565,13 +565,13 @@ async def running_task(cache: Cache) -> AsyncIterator[None]:
             await task
 
 
-async def test_stats_say_what_is_known_here_and_there(redis: RedisServer, desk: CacheDesk) -> None:
+async def test_stats_say_what_is_known_here_and_there(redis: RedisServer, desk: CacheAdmin) -> None:
     """Ours are the counts of invalidations; hits and misses are the server's, for readers ask it and not us."""
     await put(redis, key(1), key(2))
     await redis.ask("MSET", key().version, "3", "simplu:list:1", "[]", "others", "1")
     await redis.ask("GET", key(1).entry)
     await redis.ask("GET", "nothing")
-    stats = await desk.stats()
+    stats = await desk.read_stats()
 
     assert (stats["reachable"], stats["error"], stats["epoch"], stats["redis"]) == (True, None, 1, redis.place)
     assert stats["keys"] == {"resources": 2, "versions": 1, "others": 1, "complete": True}
@@ -583,28 +583,28 @@ async def test_stats_say_what_is_known_here_and_there(redis: RedisServer, desk: 
     json.dumps(stats)
 
 
-async def test_stats_are_given_when_redis_is_gone(redis: RedisServer, desk: CacheDesk) -> None:
+async def test_stats_are_given_when_redis_is_gone(redis: RedisServer, desk: CacheAdmin) -> None:
     """What is known here is all the more of interest then."""
     redis.kill()
-    stats = await desk.stats()
+    stats = await desk.read_stats()
     assert (stats["server"], stats["keys"]) == (None, None)
     assert "ConnectionError" in stats["error"]
     with pytest.raises(RetryableError):
-        await desk.keys(10)
+        await desk.list_keys(10)
     with pytest.raises(RetryableError):
         await desk.clear()
 
 
-async def test_keys_are_ours_only_and_bounded(redis: RedisServer, desk: CacheDesk) -> None:
+async def test_keys_are_ours_only_and_bounded(redis: RedisServer, desk: CacheAdmin) -> None:
     """Names, sorted; and whether there are more."""
     await fill(redis, 3000)
     await put(redis, key(1), key(2))
-    assert await desk.keys(10) == (["simplu:epoch", key(1).entry, key(2).entry], True)
-    names, are_all = await desk.keys(2)
+    assert await desk.list_keys(10) == (["simplu:epoch", key(1).entry, key(2).entry], True)
+    names, are_all = await desk.list_keys(2)
     assert (len(names), are_all) == (2, False)
 
 
-async def test_clear_deletes_our_entries_and_moves_the_epoch(redis: RedisServer, desk: CacheDesk) -> None:
+async def test_clear_deletes_our_entries_and_moves_the_epoch(redis: RedisServer, desk: CacheAdmin) -> None:
     """Counters stay, for counted anew they would come by the numbers of stale lists; keys of others are not touched."""
     await fill(redis, 3000)
     await put(redis, *(key(number) for number in range(20)))
@@ -612,7 +612,7 @@ async def test_clear_deletes_our_entries_and_moves_the_epoch(redis: RedisServer,
     assert await desk.clear() == {"deleted": 21, "epoch": 2, "complete": True}
     assert sorted(await redis.ask("KEYS", "simplu:*")) == ["simplu:epoch", key().version]
     assert await redis.ask("DBSIZE") == 3002
-    assert (await desk.stats())["epochMovedFor"] == "cleared"
+    assert (await desk.read_stats())["epochMovedFor"] == "cleared"
 
 
 async def test_check_asks_redis_once(redis: RedisServer) -> None:
@@ -642,7 +642,7 @@ async def test_check_asks_redis_once(redis: RedisServer) -> None:
 )
 async def test_redis_is_named_without_its_credentials(url: str, place: str) -> None:
     """Neither by what is logged nor by a repr; a password among the options is known to the log too."""
-    commands = redis_commands(url)
+    commands = create_redis_commands(url)
     assert commands.place == place
     assert repr(commands) == f"RedisCommands({place})"
     if "a-long-password" in url:
@@ -653,7 +653,7 @@ async def test_redis_is_named_without_its_credentials(url: str, place: str) -> N
 async def test_redis_url_with_options_nobody_knows_is_refused() -> None:
     """Without showing it: it may hold a password."""
     with pytest.raises(ConfigurationError) as caught:
-        redis_commands("redis://:pass-word@host/0?nonsense=1")
+        create_redis_commands("redis://:pass-word@host/0?nonsense=1")
     assert "pass-word" not in str(caught.value)
     assert caught.value.problems[0].startswith("REDIS_URL: ")
 
@@ -663,15 +663,17 @@ def test_redis_url_without_the_package_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delitem(sys.modules, "simplu_worker.cache.redis_commands")
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(ConfigurationError, match=r"^REDIS_URL: .*install simplu-worker\[cache\]$"):
-        redis_commands("redis://host")
+        create_redis_commands("redis://host")
 
 
 async def test_redis_errors_name_no_key(redis: RedisServer) -> None:
     """Their texts go into the log."""
-    commands = redis_commands(redis.url)
+    commands = create_redis_commands(redis.url)
     await redis.ask("SET", "simplu:epoch", "secret-name")
     with pytest.raises(CacheUnavailableError) as caught:
-        await commands.tell(move_epoch=True, entries=["simplu:resource:a:b:r1"], versions=["simplu:version:a:b"])
+        await commands.send_invalidations(
+            move_epoch=True, entries=["simplu:resource:a:b:r1"], versions=["simplu:version:a:b"]
+        )
     assert "r1" not in str(caught.value)
     await commands.close()
 
@@ -683,7 +685,7 @@ async def test_cache_is_void_when_another_replica_ended_without_giving_back_its_
         before = await epoch_of(redis)
         await put(redis, key())
 
-        cache.replica_ended()
+        cache.note_replica_ended()
         await eventually(lambda: cache.summary()["epochMovedFor"] == "taken_over")
         await settled(cache)
 

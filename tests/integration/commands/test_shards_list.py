@@ -74,8 +74,8 @@ async def test_roll_call_names_a_shard_whose_address_may_not_be_used(make_shard:
         refused = ShardAddress("shard-2", "", refusal="host x is not in DATABASE_ALLOWED_HOSTS")
 
         class Names:
-            async def shards(self) -> list[ShardAddress]:
-                return [*await routed.locator.shards(), refused]
+            async def list_shards(self) -> list[ShardAddress]:
+                return [*await routed.locator.list_shards(), refused]
 
         listed = await inspect_all_shards(Names(), routed.pools)  # type: ignore[arg-type]  # all that is asked of a locator
     assert [str(finding) for finding in listed[1].health.findings] == ["host x is not in DATABASE_ALLOWED_HOSTS"]
@@ -124,7 +124,7 @@ async def test_shards_view_says_that_it_cannot_when_nobody_names_the_shards() ->
     assert (await http_views(ReplicaStatus("replica-1", asyncio.Event())).shards())[0] == 503
 
     class Silent:
-        async def shards(self) -> list[ShardAddress]:
+        async def list_shards(self) -> list[ShardAddress]:
             raise RetryableError("Citrus shards_health: no answer")
 
     replica = ReplicaStatus("replica-1", asyncio.Event())

@@ -31,7 +31,7 @@ def leave(world: World, shard_id: str) -> None:
     """Do what a reload does with a shard that is not in the map any more."""
     del world.citrus.registry.shards[shard_id]
     world.pools.retire([shard_id])
-    world.gateway._directory.renamed([shard_id])
+    world.gateway._directory.apply_map_change([shard_id])
 
 
 def what_is_held(reader: StreamShardReader) -> list[tuple[str, str]]:

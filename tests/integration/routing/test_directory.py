@@ -28,7 +28,7 @@ from simplu_worker.shards.routing.citrus import CitrusUnavailableError
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.routing.tenant_homes import EarlierHomeSilentError, Home
+from simplu_worker.shards.routing.tenant_homes import EarlierHomeUnavailableError, TenantHome
 from simplu_worker.shards.types import Absence, ShardUnavailableError
 
 TENANT_ID = "-".join(TENANT)
@@ -44,7 +44,7 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 
 async def put(routed: RoutedShards, shard_id: str, state: str = "active", moved_to: str | None = None) -> None:
     """Put the tenant's row on one of the shards."""
-    shard = next(shard for shard in await routed.locator.shards() if shard.shard_id == shard_id)
+    shard = next(shard for shard in await routed.locator.list_shards() if shard.shard_id == shard_id)
     await add_tenant(routed.pools.ensure_pool(shard), state=state, moved_to=moved_to)
 
 
@@ -65,8 +65,8 @@ async def test_find_asks_once_when_many_want_the_same_tenant(routed: RoutedShard
     assert set(answers) == {"shard-1"}
     assert await found(routed) == "shard-1"
     assert requests_to("get_shard") - before == 1
-    assert repr(routed.directory) == "Directory(routes=1, asking=0)"
-    remembered = routed.directory.remembered(TENANT_ID)
+    assert repr(routed.directory) == "Directory(routes=1, lookups=0)"
+    remembered = routed.directory.cached_address(TENANT_ID)
     assert remembered is not None
     assert remembered.shard_id == "shard-1"
 
@@ -81,7 +81,7 @@ async def test_find_shares_an_absence_that_is_fresh_for_everybody(routed: Routed
     assert requests_to("get_shard") - before == 2
     assert await found(routed) == "absent: unregistered"  # never remembered
     assert requests_to("get_shard") - before == 3
-    assert repr(routed.directory) == "Directory(routes=0, asking=0)"
+    assert repr(routed.directory) == "Directory(routes=0, lookups=0)"
 
 
 async def test_find_shares_trouble_when_many_want_the_same_tenant() -> None:
@@ -94,7 +94,7 @@ async def test_find_shares_trouble_when_many_want_the_same_tenant() -> None:
 
         assert {type(answer) for answer in answers} == {CitrusUnavailableError}
         assert len(citrus.requests) == 2
-        assert repr(directory) == "Directory(routes=0, asking=0)"
+        assert repr(directory) == "Directory(routes=0, lookups=0)"
 
 
 async def test_find_goes_on_for_the_others_when_the_one_who_asks_is_cancelled() -> None:
@@ -109,7 +109,7 @@ async def test_find_goes_on_for_the_others_when_the_one_who_asks_is_cancelled() 
 
         assert [task.result() for task in asking[1:]] == [Absence.UNREGISTERED] * 2
         assert len(citrus.requests) == 2
-        assert repr(directory) == "Directory(routes=0, asking=0)"
+        assert repr(directory) == "Directory(routes=0, lookups=0)"
 
 
 async def test_find_asks_anew_when_a_tenant_was_forgotten(routed: RoutedShards) -> None:
@@ -122,7 +122,7 @@ async def test_find_asks_anew_when_a_tenant_was_forgotten(routed: RoutedShards) 
     routed.directory.forget(TENANT_ID)
     routed.directory.forget("unknown-tenant")
 
-    assert routed.directory.remembered(TENANT_ID) is None
+    assert routed.directory.cached_address(TENANT_ID) is None
     assert await found(routed) == "shard-1"
     assert requests_to("get_shard") - before == 1
 
@@ -159,7 +159,7 @@ async def test_find_says_not_here_when_no_shard_has_a_row(routed: RoutedShards) 
 
     await put(routed, "shard-2", "destroyed")
     assert await found(routed) == "absent: not_here"
-    assert routed.directory.remembered(TENANT_ID) is None
+    assert routed.directory.cached_address(TENANT_ID) is None
 
 
 async def test_find_says_not_here_when_the_named_shard_is_empty(make_shard: ShardMaker) -> None:
@@ -260,7 +260,7 @@ async def test_find_is_refused_when_the_address_may_not_be_used() -> None:
 async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) -> None:
     """Every shard is asked once for all; what one tenant meets is not the others' trouble."""
     async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2"), silent("shard-3")]) as routed:
-        first, second, third = await routed.locator.shards()
+        first, second, third = await routed.locator.list_shards()
         for shard, location, state in (
             (first, "here", "active"),
             (second, "there", "active"),
@@ -273,20 +273,22 @@ async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) ->
         names = ("here", "there", "gone", "ended", "moved", "nowhere")
         before = requests_to("shards_health")
 
-        homes = await routed.directory.homes({f"b-{name}": first for name in names} | {"b-silent": third})
+        homes = await routed.directory.find_homes({f"b-{name}": first for name in names} | {"b-silent": third})
 
         assert requests_to("shards_health") == before + 1  # for earlier homes; by then all are known
         found = {
-            name.removeprefix("b-"): home.address.shard_id for name, home in homes.items() if isinstance(home, Home)
+            name.removeprefix("b-"): home.address.shard_id
+            for name, home in homes.items()
+            if isinstance(home, TenantHome)
         }
         assert found == {"here": "shard-1", "there": "shard-2", "moved": "shard-2"}
-        silent_ones = {name for name, home in homes.items() if isinstance(home, EarlierHomeSilentError)}
+        silent_ones = {name for name, home in homes.items() if isinstance(home, EarlierHomeUnavailableError)}
         assert silent_ones == {"b-gone", "b-ended", "b-nowhere"}
         assert type(homes["b-silent"]) is ShardUnavailableError  # the one that is named
         del routed.citrus.registry.shards["shard-3"]
-        homes = await routed.directory.homes({f"b-{name}": first for name in ("gone", "ended", "nowhere")})
+        homes = await routed.directory.find_homes({f"b-{name}": first for name in ("gone", "ended", "nowhere")})
         ended = homes.pop("b-ended")
-        assert isinstance(ended, Home)
+        assert isinstance(ended, TenantHome)
         assert ended.tenant["state"] == "destroyed"
         assert homes == {"b-gone": None, "b-nowhere": None}
 
@@ -294,13 +296,13 @@ async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) ->
 async def test_homes_prefers_a_living_row_when_the_named_shard_has_a_destroyed_one(make_shard: ShardMaker) -> None:
     """A destroyed row is nobody's home, also where the tenant is named to live."""
     async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
-        first, second = await routed.locator.shards()
+        first, second = await routed.locator.list_shards()
         await add_tenant(routed.pools.ensure_pool(first), state="destroyed")
         await add_tenant(routed.pools.ensure_pool(second))
 
-        home = (await routed.directory.homes({TENANT_ID: first}))[TENANT_ID]
+        home = (await routed.directory.find_homes({TENANT_ID: first}))[TENANT_ID]
 
-        assert isinstance(home, Home)
+        assert isinstance(home, TenantHome)
         assert home.address == second
 
 
@@ -310,9 +312,9 @@ async def test_homes_gives_those_that_were_found_when_citrus_does_not_name_earli
     async with ScriptedCitrus(reply(status=503)).opened() as client, Pools(size=1) as pools:
         await add_tenant(pools.ensure_pool(address))
 
-        homes = await Directory(client, pools).homes({TENANT_ID: address, "no-row": address})
+        homes = await Directory(client, pools).find_homes({TENANT_ID: address, "no-row": address})
 
-        assert isinstance(homes[TENANT_ID], Home)
+        assert isinstance(homes[TENANT_ID], TenantHome)
         assert isinstance(homes["no-row"], CitrusUnavailableError)
 
 
@@ -333,7 +335,9 @@ async def test_find_asks_the_earlier_homes_of_a_static_map(make_shard: ShardMake
     shards = [await make_shard(f"shard-{number}") for number in (1, 2)]
     mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
     locator = StaticMap(ShardMap(shards=mapped))
-    tenant = next(("b", str(number)) for number in range(100) if locator.map.place(f"b-{number}").shard_id == "shard-2")
+    tenant = next(
+        ("b", str(number)) for number in range(100) if locator.map.shard_of(f"b-{number}").shard_id == "shard-2"
+    )
     async with Pools(size=1) as pools:
         await add_tenant(pools.ensure_pool(shards[0]), tenant)
         directory = Directory(locator, pools)

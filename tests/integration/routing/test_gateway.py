@@ -58,7 +58,7 @@ async def test_gateway_keeps_a_tenant_in_use_when_its_operations_are_applied(rou
     await routed.gateway.find(TENANT_ID)
     assert routed.gateway.is_up("shard-1")
     assert not routed.gateway.is_up("unknown")
-    routed.directory.routes.tick(float("inf"))
+    routed.directory.routes.set_time(float("inf"))
 
     await routed.gateway.apply("shard-1", [case.operation("create", data={"a": 1}) for _ in range(2)])
 
@@ -195,4 +195,4 @@ async def test_survey_asks_every_shard_and_names_the_silent(make_shard: ShardMak
         survey = await routed.gateway.survey("list_tenants")
 
         assert [(shard_id, row["id"]) for shard_id, row in survey.rows] == [("shard-1", TENANT_ID)]
-        assert survey.silent == ["shard-3", "shard-4"]
+        assert survey.silent_shard_ids == ["shard-3", "shard-4"]

@@ -58,7 +58,7 @@ class World:
     async def later(self, seconds: float) -> bool:
         """Let time pass, look at the tenant, and ask for it if it is due; return whether there was an answer."""
         self.clock.now += seconds
-        self.routed.refresh.look()
+        self.routed.refresh.tick()
         self.routed.gateway.cached_shard_id(TENANT_ID)
         return await self.routed.refresh.refresh_next()
 
@@ -166,7 +166,7 @@ async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away
 
     await world.routed.directory.find(TENANT_ID)
     world.routed.citrus.faults.is_unreachable = False
-    await world.routed.locator.shards()
+    await world.routed.locator.list_shards()
     world.routed.citrus.faults.is_unreachable = True
     await add_tenant(world.pool("shard-2"))
     await fetch(pool, "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
@@ -256,7 +256,7 @@ async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, 
         shard.connection_string = wrong.connection_string
         with capture_logs() as logs:
             assert await world.later(LATE_S)
-            await world.routed.directory.repointing.follow("shard-1")
+            await world.routed.directory.address_changer.try_candidate("shard-1")
         errors += [entry["error"] for entry in logs if entry["event"] == "shard.address_refused"]
         assert "secret-word" not in repr(logs)
         create = case.operation("create", f"r{number}", data={})
@@ -308,13 +308,13 @@ async def test_many_shards_in_trouble_are_one_question(make_shard: ShardMaker) -
         before = requests_to("get_shard"), requests_to("shards_health")
         for pool in routed.pools.by_shard_id().values():
             pool.is_healthy = False
-        await routed.refresh.ask_about_troubles()
-        await routed.refresh.ask_about_troubles()  # not their turn again
+        await routed.refresh.locate_unhealthy_shards()
+        await routed.refresh.locate_unhealthy_shards()  # not their turn again
 
         assert (requests_to("get_shard") - before[0], requests_to("shards_health") - before[1]) == (0, 1)
         for pool in routed.pools.by_shard_id().values():
             pool.is_healthy = True
-        await routed.refresh.ask_about_troubles()
+        await routed.refresh.locate_unhealthy_shards()
         assert "in trouble: []" in repr(routed.refresh)
 
 
@@ -378,9 +378,9 @@ async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_
                 )
             promotion = f"BEGIN READ WRITE; ALTER DATABASE {database} RESET default_transaction_read_only; COMMIT"
             await execute(replica.connection_string, promotion)
-            assert await poll_until(soon(lambda: directory.repointing.is_well("shard-1")), within_s=10)
+            assert await poll_until(soon(lambda: directory.address_changer.is_healthy("shard-1")), within_s=10)
         assert await gateway.find(TENANT_ID) == "shard-1"
-        (address,) = await locator.shards()
+        (address,) = await locator.list_shards()
         assert address.connection_string == replica.connection_string
         create = TenantCase(pools.ensure_pool(address), TENANT).operation("create", data={})
         assert await gateway.apply("shard-1", [create]) == [SUCCEEDED]
@@ -419,8 +419,8 @@ async def test_a_replica_of_the_map_is_left_alone_while_the_primary_takes_writes
         await add_tenant(pool)
         assert isinstance(await directory.find(TENANT_ID), ShardAddress)
         pool.is_healthy = False
-        await directory.repointing.follow("shard-1")
+        await directory.address_changer.try_candidate("shard-1")
 
         assert pool.address.connection_string == primary.connection_string
         assert pool.is_healthy
-        assert directory.repointing.due() == []
+        assert directory.address_changer.due_shard_ids() == []

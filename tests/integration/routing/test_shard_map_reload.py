@@ -19,7 +19,7 @@ from support.shard_map_world import Shards, World, row_counts, tenant_on, worker
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.routing.shard_map_reload import note_no_map
+from simplu_worker.shards.routing.shard_map_reload import log_unused_reloads
 from simplu_worker.shards.types import Absence, ProvisionRequest, ProvisionResult, ShardUnavailableError
 
 
@@ -90,7 +90,7 @@ async def test_reload_refuses_a_bad_file_and_goes_on_by_the_map_before(world: Wo
     assert "correct-horse" not in str(said)
     assert reload_count("refused") == refused + 1
     assert await world.found(tenant) == "shard-1"
-    assert [shard.shard_id for shard in await world.locator.shards()] == ["shard-1", "shard-2"]
+    assert [shard.shard_id for shard in await world.locator.list_shards()] == ["shard-1", "shard-2"]
 
 
 async def test_reload_refuses_a_file_that_is_gone_and_takes_it_when_it_is_back(world: World, shards: Shards) -> None:
@@ -141,16 +141,16 @@ async def test_reload_uses_another_address_once_the_shard_is_found_there(
 
     with capture_logs() as logs:
         assert (await world.reload(other, shards[1]))["readdressed"] == ["shard-1"]
-    await world.directory.repointing.follow("shard-1")
+    await world.directory.address_changer.try_candidate("shard-1")
     assert pool.address.connection_string == shards[0].connection_string
     assert shards[2].connection_string not in str(logs)
 
     await world.reload(copy, shards[1], replicas={"shard-1": shards[0].connection_string})
     assert await world.found(tenant) == "shard-1"  # as long as nobody has looked there
-    await world.directory.repointing.follow("shard-1")
+    await world.directory.address_changer.try_candidate("shard-1")
     assert pool.address.connection_string == copy.connection_string
     assert await world.found(tenant) == Absence.NOT_HERE  # a copy made before the tenant
-    assert world.locator.book.contested() == ["shard-1"]  # its replica, should it fail
+    assert world.locator.address_book.contested_shard_ids() == ["shard-1"]  # its replica, should it fail
 
 
 async def test_reload_uses_another_address_at_once_where_the_shard_was_never_found(
@@ -242,7 +242,7 @@ async def test_a_hangup_without_a_map_is_said_and_nothing_else() -> None:
 
     with capture_logs() as logs:
         async with asyncio.TaskGroup() as tasks:
-            task = tasks.create_task(note_no_map(wanted))
+            task = tasks.create_task(log_unused_reloads(wanted))
             assert await poll_until(was_taken, within_s=5)
             task.cancel()
     assert logs == [{"event": "shard_map.unused", "log_level": "info"}]

@@ -92,7 +92,7 @@ async def test_a_shard_that_left_is_never_written_to(world: World, shards: Shard
         lambda: world.gateway.read_positions("shard-2", "stream", ["shardId-0"]),
         lambda: world.gateway.write_positions("shard-2", []),
         lambda: world.gateway.wait_until_safe("shard-2", [create]),
-        lambda: world.directory.home("-".join(tenant), shards[1]),
+        lambda: world.directory.find_home("-".join(tenant), shards[1]),
         pool.probe,
         lambda: fetch(pool, "SELECT 1"),
     ):

@@ -30,7 +30,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.tenants.deletion import TenantDeletion
+from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.types import (
     AdminAccount,
     ChangeResult,
@@ -479,7 +479,7 @@ async def test_life_of_a_tenant_from_creation_to_destruction_and_back(make_shard
         everything = [message("destroy_all", minute=6), message("admin", minute=7)]
         assert await control.handle(everything) == [Done(), Done()]
         assert await states(case) == {"b-1": "destroying", "b-2": "destroying"}
-        assert await TenantDeletion(routed.locator, routed.pools, timedelta()).take_turn() == 2
+        assert await TenantDeleter(routed.locator, routed.pools, timedelta()).delete_due() == 2
         assert await control.handle([message("create", minute=6), message("create", "2", minute=8)]) == [Done()] * 2
         assert await states(case) == {"b-1": "destroyed", "b-2": "active"}
         assert await fetch(case.pool, "SELECT * FROM operations") == []

@@ -479,9 +479,9 @@ class GatedCitrus:
 
     def __init__(self, citrus: Locator) -> None:
         self.gate = asyncio.Event()
-        self.register, self.homes, self.shards = citrus.register, citrus.homes, citrus.shards
-        self.elsewhere = citrus.elsewhere
-        self.book = citrus.book
+        self.register, self.list_shards = citrus.register, citrus.list_shards
+        self.list_possible_homes, self.list_fallback_homes = citrus.list_possible_homes, citrus.list_fallback_homes
+        self.address_book = citrus.address_book
         self._citrus = citrus
 
     async def locate(self, tenant_id: str) -> ShardAddress | None:

@@ -19,7 +19,7 @@ from support.aws.receiver_settings import receiver_settings
 from simplu_worker.assembly import open_shards
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.cache.cache import Cache, CacheDesk
+from simplu_worker.cache.cache import Cache, CacheAdmin
 from simplu_worker.config.settings import load_settings
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
@@ -101,7 +101,7 @@ class FakeRedis:
         self._check()
         return 8
 
-    async def about(self) -> dict[str, Any]:
+    async def read_info(self) -> dict[str, Any]:
         """Return some of INFO."""
         self._check()
         return {"redis_version": "7.0", "keyspace_hits": 3, "keyspace_misses": 1, "epoch": "7"}
@@ -166,7 +166,7 @@ class Site:
             queues=replica.monitoring.queues,
             orders=orders,
             cache=None if cache is None else known,
-            cache_desk=None if cache is None else CacheDesk(known, cast(Any, cache)),
+            cache_desk=None if cache is None else CacheAdmin(known, cast(Any, cache)),
         )
 
 

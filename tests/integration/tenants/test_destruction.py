@@ -24,7 +24,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.tenants.deletion import TenantDeletion
+from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.tenants.destruction import Destroyer
 from simplu_worker.shards.types import (
     DestructionResult,
@@ -72,9 +72,9 @@ async def destroy(
     return await routed.destroyer.destroy(*tenant, at)
 
 
-def deletion(routed: RoutedShards, grace: timedelta = NO_GRACE, **options: Any) -> TenantDeletion:
+def deletion(routed: RoutedShards, grace: timedelta = NO_GRACE, **options: Any) -> TenantDeleter:
     """Return what deletes destroyed tenants' rows."""
-    return TenantDeletion(routed.locator, routed.pools, grace, **options)
+    return TenantDeleter(routed.locator, routed.pools, grace, **options)
 
 
 # Beginning
@@ -258,12 +258,12 @@ async def test_deletion_deletes_nothing_before_the_grace_time_is_over(routed: Ro
     age = "UPDATE tenants SET state_changed_at = now() - $1::interval WHERE id = 'clinic-main'"
 
     await fetch(pool_of(routed), age, GRACE - timedelta(minutes=1))
-    assert await deletion(routed, GRACE).take_turn() == 0
+    assert await deletion(routed, GRACE).delete_due() == 0
     assert await fetch(pool_of(routed), "SELECT count(*) FROM resources") == [{"count": 5}]
 
     await fetch(pool_of(routed), age, GRACE + timedelta(minutes=1))
     with capture_logs() as logs:
-        assert await deletion(routed, GRACE).take_turn() == 1
+        assert await deletion(routed, GRACE).delete_due() == 1
     assert await states(routed) == {"clinic-main": "destroyed", "still-there": "active"}
     assert await fetch(pool_of(routed), "SELECT DISTINCT id FROM resources") == [{"id": "still-there"}]
     (entry,) = [entry for entry in logs if entry["event"] == "tenant.destroyed"]
@@ -276,7 +276,7 @@ async def test_deletion_keeps_row_and_log_and_the_tenant_can_be_made_again(route
     applied = case.operation("create", "r9", {})
     assert await case.apply(applied) == [SUCCEEDED]
     await destroy(routed)
-    assert await deletion(routed).take_turn() == 1
+    assert await deletion(routed).delete_due() == 1
     assert await case.resources() == {}
     assert set(await case.log()) == {applied.request_id}
     assert await case.apply(case.operation("read", "r9")) == [failed(Failure.TENANT_DESTROYED)]
@@ -285,7 +285,7 @@ async def test_deletion_keeps_row_and_log_and_the_tenant_can_be_made_again(route
     assert await routed.provisioner.provision(old) is ProvisionResult.STALE
     new = ProvisionRequest(*TENANT, "dental", DESTROYED_AT + timedelta(seconds=1))
     assert await routed.provisioner.provision(new) is ProvisionResult.PROVISIONED
-    assert await deletion(routed).take_turn() == 0
+    assert await deletion(routed).delete_due() == 0
     assert list(await case.resources()) == [("settings", "default")]
 
 
@@ -293,14 +293,14 @@ async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed:
     """A turn that has no time left stops; what was begun is never taken back, and the next turn goes on."""
     await fetch(pool_of(routed), ADD_RESOURCES.replace("number::text", "'more-' || number"), "clinic-main", 25)
     await destroy(routed)
-    assert await deletion(routed, turn_s=0.001, statement_max_rows=10).take_turn() == 0
+    assert await deletion(routed, turn_s=0.001, statement_max_rows=10).delete_due() == 0
     left = (await fetch(pool_of(routed), "SELECT count(*) FROM resources"))[0]["count"]
     assert left in {18, 28}  # no statement, or one
     again = ProvisionRequest(*TENANT, "dental", DESTROYED_AT + timedelta(days=1))
     with pytest.raises(RetryableError, match="rows are being deleted"):
         await routed.provisioner.provision(again)
 
-    assert await deletion(routed, statement_max_rows=10).take_turn() == 1
+    assert await deletion(routed, statement_max_rows=10).delete_due() == 1
     assert await states(routed) == {"clinic-main": "destroyed"}
     assert await routed.provisioner.provision(again) is ProvisionResult.PROVISIONED
 
@@ -323,7 +323,7 @@ async def test_deletion_takes_fewer_rows_when_a_statement_takes_too_long(make_sh
             " FOR EACH STATEMENT EXECUTE FUNCTION slow()",
         )
         await destroy(routed)
-        assert await deletion(routed, statement_max_rows=100, turn_s=20).take_turn() == 1
+        assert await deletion(routed, statement_max_rows=100, turn_s=20).delete_due() == 1
         assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": 0}]
 
 
@@ -338,11 +338,11 @@ async def test_deletion_goes_on_with_other_tenants_when_one_cannot_be_deleted(ro
     await destroy(routed)
     await destroy(routed, ("x", "1"))
     with capture_logs() as logs:
-        assert await deletion(routed).take_turn() == 1
+        assert await deletion(routed).delete_due() == 1
     assert await states(routed) == {"clinic-main": "destroying", "x-1": "destroyed"}
     assert [entry["location_id"] for entry in logs if entry["event"] == "tenant.not_deleted"] == ["main"]
     await fetch(pool, "DROP TABLE guard")
-    assert await deletion(routed).take_turn() == 1
+    assert await deletion(routed).delete_due() == 1
 
 
 async def test_deletion_by_two_replicas_at_once_ends_the_tenant_once(make_shard: ShardMaker) -> None:
@@ -356,8 +356,8 @@ async def test_deletion_by_two_replicas_at_once_ends_the_tenant_once(make_shard:
         with capture_logs() as logs:
             async with asyncio.TaskGroup() as tasks:
                 for routed in (one, other):
-                    tasks.create_task(deletion(routed, statement_max_rows=20).take_turn())
-            await deletion(one).take_turn()  # when each left the last rows to the other
+                    tasks.create_task(deletion(routed, statement_max_rows=20).delete_due())
+            await deletion(one).delete_due()  # when each left the last rows to the other
         assert await states(one) == {"clinic-main": "destroyed"}
         assert len([entry for entry in logs if entry["event"] == "tenant.destroyed"]) == 1
 
@@ -390,11 +390,11 @@ async def test_tenant_is_destroyed_and_made_again_under_load_without_a_trace(mak
                 tasks.create_task(put(name))
             assert await poll_until(some_are_applied, within_s=10)
             assert await destroy(routed) is DestructionResult.DESTROYING
-            assert await deletion(routed, statement_max_rows=50, turn_s=20).take_turn() == 1
+            assert await deletion(routed, statement_max_rows=50, turn_s=20).delete_due() == 1
             assert await case.resources() == {}
             again = ProvisionRequest(*TENANT, "dental", DESTROYED_AT + timedelta(days=1))
             assert await routed.provisioner.provision(again) is ProvisionResult.PROVISIONED
-            assert await deletion(routed).take_turn() == 0
+            assert await deletion(routed).delete_due() == 0
             assert await poll_until(some_are_applied, within_s=10)
             is_over.set()
 
@@ -409,8 +409,8 @@ async def test_deletion_leaves_a_tenant_alone_that_was_made_again_meanwhile(rout
     """A replica that found the tenant due before another's deletion ended, and it was made again, deletes nothing."""
     late = deletion(routed)
     await destroy(routed)
-    (due,) = await late._due(pool_of(routed))
-    assert await deletion(routed).take_turn() == 1
+    (due,) = await late._begin_due(pool_of(routed))
+    assert await deletion(routed).delete_due() == 1
     again = ProvisionRequest(*TENANT, "dental", DESTROYED_AT + timedelta(days=1))
     assert await routed.provisioner.provision(again) is ProvisionResult.PROVISIONED
 
@@ -427,10 +427,10 @@ async def test_deletion_goes_on_with_other_shards_when_one_is_down(make_shard: S
         await add_tenant(pools.ensure_pool(well), state="destroying")
     async with routed_shards(shards) as routed:
         its = deletion(routed)
-        assert await its.take_turn() == 1
+        assert await its.delete_due() == 1
         assert await states(routed) == {"clinic-main": "destroyed"}
         before = requests_to("shards_health")
-        assert await its.take_turn() == 0
+        assert await its.delete_due() == 0
         assert requests_to("shards_health") == before  # those that nobody uses are asked now and then only
 
 

@@ -20,8 +20,13 @@ from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.tenants.confirmation_sweep import Unconfirmed
-from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, Placed, TenantSplitError, UndoneError
+from simplu_worker.shards.tenants.confirmation_sweep import ConfirmationSweep
+from simplu_worker.shards.tenants.home_confirmation import (
+    HomeConfirmer,
+    HomeUndoneError,
+    PlacedTenant,
+    TenantSplitError,
+)
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 
 REQUEST = ProvisionRequest(*TENANT, "dental", AT)
@@ -38,7 +43,7 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 async def confirmed(routed: RoutedShards, shard_id: str) -> Exception | None:
     """Confirm the tenant on one of the shards."""
     confirmer = HomeConfirmer(routed.locator, routed.pools)
-    place = Placed(*TENANT, "dental", address_of(routed, shard_id))
+    place = PlacedTenant(*TENANT, "dental", address_of(routed, shard_id))
     return (await confirmer.confirm([place])).get(TENANT_ID)
 
 
@@ -47,7 +52,7 @@ async def test_confirm_tells_the_other_one_when_its_home_was_undone(routed: Rout
     routed.register(TENANT, "shard-2")
     await make_unfinished(pool_of(routed, "shard-2"))
 
-    assert isinstance(await confirmed(routed, "shard-1"), UndoneError)
+    assert isinstance(await confirmed(routed, "shard-1"), HomeUndoneError)
     assert await routed.provisioner.provision(REQUEST) is ProvisionResult.EXISTED
     assert await homes(routed) == {"shard-2": ("active", True, 1)}
 
@@ -76,7 +81,7 @@ async def test_confirm_comes_to_the_same_from_either_home(
     if second == {"confirmed": True} and asked_on == "shard-2":  # there is nothing to do about that one
         assert trouble is None
         trouble = await confirmed(routed, "shard-1")
-    assert isinstance(trouble, UndoneError | None)
+    assert isinstance(trouble, HomeUndoneError | None)
     left = await homes(routed)
     assert list(left) == [kept]
     assert left[kept][2] == 1 + int(bool({**first, **second}.get("touched")))
@@ -114,7 +119,7 @@ async def test_confirm_keeps_what_more_than_provisioning_wrote_to(routed: Routed
     await make_unfinished(pool_of(routed, "shard-2"))
     await fetch(pool_of(routed, "shard-2"), change)
 
-    assert isinstance(await confirmed(routed, "shard-1"), UndoneError)
+    assert isinstance(await confirmed(routed, "shard-1"), HomeUndoneError)
     assert list(await homes(routed)) == ["shard-2"]
 
 
@@ -136,7 +141,7 @@ async def test_confirm_waits_for_a_batch_and_keeps_what_it_wrote(routed: RoutedS
 
     assert isinstance(await task, LostRaceError)
     assert list(await homes(routed)) == ["shard-1", "shard-2"]
-    assert isinstance(await confirmed(routed, "shard-1"), UndoneError)
+    assert isinstance(await confirmed(routed, "shard-1"), HomeUndoneError)
     assert await homes(routed) == {"shard-2": ("active", False, 2)}
 
 
@@ -166,7 +171,9 @@ async def test_confirm_follows_a_move_to_a_shard_that_is_no_earlier_home(make_sh
     shards = [await make_shard(f"shard-{number}") for number in (1, 2, 3)]
     mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
     shard_map = ShardMap(shards=mapped)
-    names = {tuple(shard.shard_id for shard in shard_map.homes(f"b-{number}")): number for number in range(200)}
+    names = {
+        tuple(shard.shard_id for shard in shard_map.possible_homes(f"b-{number}")): number for number in range(200)
+    }
     tenant = ("b", str(names["shard-2", "shard-1"]))
     locator = StaticMap(shard_map)
     async with Pools(size=1) as pools:
@@ -182,9 +189,9 @@ async def test_confirm_follows_a_move_to_a_shard_that_is_no_earlier_home(make_sh
             "-".join(tenant),
             *tenant,
         )
-        troubles = await HomeConfirmer(locator, pools).confirm([Placed(*tenant, "gym", shards[1])])
+        troubles = await HomeConfirmer(locator, pools).confirm([PlacedTenant(*tenant, "gym", shards[1])])
 
-        assert isinstance(troubles["-".join(tenant)], UndoneError)
+        assert isinstance(troubles["-".join(tenant)], HomeUndoneError)
         assert await fetch(second, "SELECT * FROM tenants") == []
 
 
@@ -195,15 +202,15 @@ async def test_unconfirmed_confirms_what_was_made_while_a_shard_was_silent(make_
             assert await routed.provisioner.provision(REQUEST) is ProvisionResult.PROVISIONED
         (entry,) = [entry for entry in logs if entry["event"] == "tenants.unconfirmed"]
         assert (entry["count"], entry["log_level"]) == (1, "warning")
-        unconfirmed = Unconfirmed(routed.provisioner.confirmer, routed.pools, overdue=timedelta(0))
-        assert await unconfirmed.take_turn() == 1
+        unconfirmed = ConfirmationSweep(routed.provisioner.confirmer, routed.pools, overdue=timedelta(0))
+        assert await unconfirmed.sweep() == 1
 
         address = await make_shard("shard-2")
         routed.citrus.registry.shards["shard-2"].connection_string = address.connection_string
         await add_tenant(routed.pools.ensure_pool(address))
-        assert await Unconfirmed(routed.provisioner.confirmer, routed.pools).take_turn() == 0  # not overdue yet
-        assert await unconfirmed.take_turn() == 1  # it was undone
-        assert await unconfirmed.take_turn() == 0
+        assert await ConfirmationSweep(routed.provisioner.confirmer, routed.pools).sweep() == 0  # not overdue yet
+        assert await unconfirmed.sweep() == 1  # it was undone
+        assert await unconfirmed.sweep() == 0
         assert await homes(routed) == {"shard-2": ("active", True, 0)}
 
 
@@ -215,8 +222,8 @@ async def test_unconfirmed_gives_the_rest_a_turn_when_a_shard_is_in_trouble(make
         await make_unfinished(pool_of(routed, "shard-1"), age_s=3600)
         pool_of(routed, "shard-2")
         await fetch(pool_of(routed, "shard-3"), "UPDATE shard_meta SET shard_id = 'another'")
-        unconfirmed = Unconfirmed(routed.provisioner.confirmer, routed.pools)
-        assert await unconfirmed.take_turn() == 1
+        unconfirmed = ConfirmationSweep(routed.provisioner.confirmer, routed.pools)
+        assert await unconfirmed.sweep() == 1
 
         await fetch(pool_of(routed, "shard-3"), "UPDATE shard_meta SET shard_id = 'shard-3'")
-        assert await unconfirmed.take_turn() == 0
+        assert await unconfirmed.sweep() == 0

@@ -20,7 +20,7 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.routing.citrus import Citrus, open_citrus
+from simplu_worker.shards.routing.citrus import CitrusClient, open_citrus
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.route_refresh import RouteRefresh
@@ -100,7 +100,7 @@ class ScriptedCitrus:
         timeout_s: float = 2.0,
         allowed_hosts: tuple[str, ...] = (),
         clock: Callable[[], float] = loop_time,
-    ) -> AsyncIterator[Citrus]:
+    ) -> AsyncIterator[CitrusClient]:
         """Serve on a free port, and yield the worker's client of it."""
         runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=0.1)
         await runner.setup()

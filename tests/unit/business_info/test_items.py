@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.business_info.items import Business, UnreadableItemError, business_of, id_of, why_not
+from simplu_worker.business_info.items import Business, UnreadableItemError, business_of, id_of, refusal_reason
 
 TYPE = {"S": "dental"}
 
@@ -83,5 +83,5 @@ def test_business_of_says_what_is_wrong_with_an_item(given: dict[str, Any], erro
 )
 def test_why_not_names_what_is_missing(business: Business | None, location_id: str, expected: str | None) -> None:
     """A tenant is made for a business and an active location that are there."""
-    found = why_not(business, location_id)
+    found = refusal_reason(business, location_id)
     assert (found is None) if expected is None else (found or "").startswith(expected)

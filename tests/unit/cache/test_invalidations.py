@@ -12,12 +12,12 @@ from simplu_worker.cache.invalidations import (
     KEY_OVERHEAD_BYTES,
     PAUSE_MAX_S,
     PAUSE_S,
+    EpochMoveReason,
     InvalidationBatch,
-    Invalidations,
-    InvalidationScope,
+    InvalidationQueue,
     ResourceKey,
-    pause_s,
-    touched,
+    backoff_s,
+    changed_keys,
     versions_of,
 )
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Outcome
@@ -60,7 +60,7 @@ def test_touched_is_what_was_written_now_or_before(kind: str, outcome: Outcome, 
     one = operation(kind, None if kind == "list" else "r1", data)
 
     expected = [ResourceKey("clinic-main", "patient", "r1")] if is_touched else []
-    assert list(touched([one], [outcome])) == expected
+    assert list(changed_keys([one], [outcome])) == expected
 
 
 def test_keys_are_those_of_the_contract() -> None:
@@ -81,7 +81,7 @@ def test_versions_are_counted_up_once_a_batch() -> None:
 
 def test_invalidations_wait_once_each_in_their_order() -> None:
     """What changes again while it waits is told once; what changes after it was taken is told again."""
-    waiting = Invalidations()
+    waiting = InvalidationQueue()
     waiting.add([key(1), key(2), key(1)])
     assert (len(waiting), waiting.size_bytes) == (2, 2 * SIZE_BYTES)
 
@@ -93,49 +93,49 @@ def test_invalidations_wait_once_each_in_their_order() -> None:
 
 def test_invalidations_are_taken_in_batches_of_a_bounded_size() -> None:
     """A pipeline has an end."""
-    waiting = Invalidations()
+    waiting = InvalidationQueue()
     waiting.add(key(number) for number in range(BATCH_MAX_KEYS + 1))
     assert [len(waiting.take().keys), len(waiting.take().keys)] == [BATCH_MAX_KEYS, 1]
 
 
 def test_invalidations_put_all_in_doubt_when_there_is_no_room() -> None:
     """What waits is forgotten, and the epoch makes up for it."""
-    waiting = Invalidations(max_bytes=3 * SIZE_BYTES)
+    waiting = InvalidationQueue(max_bytes=3 * SIZE_BYTES)
     assert waiting.add(map(key, range(3))) == 0
     assert waiting.add(map(key, range(5))) == 4
     assert (len(waiting), waiting.size_bytes) == (1, SIZE_BYTES)
-    assert waiting.take() == InvalidationBatch(InvalidationScope.OVERFLOWED, [key(4)])
+    assert waiting.take() == InvalidationBatch(EpochMoveReason.OVERFLOWED, [key(4)])
 
 
 def test_invalidations_put_back_are_told_again() -> None:
     """With their doubt; what came in meanwhile waits once."""
-    waiting = Invalidations()
-    waiting.doubt(InvalidationScope.STARTED)
+    waiting = InvalidationQueue()
+    waiting.require_epoch_move(EpochMoveReason.STARTED)
     waiting.add([key(1), key(2)])
     batch = waiting.take()
     waiting.add([key(2), key(3)])
 
-    assert waiting.put_back(batch) == 0
-    assert waiting.take() == InvalidationBatch(InvalidationScope.STARTED, [key(2), key(3), key(1)])
+    assert waiting.requeue(batch) == 0
+    assert waiting.take() == InvalidationBatch(EpochMoveReason.STARTED, [key(2), key(3), key(1)])
 
 
 @pytest.mark.parametrize(
     ("doubts", "expected"),
     [
         ([], None),
-        ([InvalidationScope.REFUSED], InvalidationScope.REFUSED),
-        ([InvalidationScope.REFUSED, InvalidationScope.OVERFLOWED], InvalidationScope.OVERFLOWED),
-        ([InvalidationScope.OVERFLOWED, InvalidationScope.REFUSED], InvalidationScope.OVERFLOWED),
-        ([InvalidationScope.STARTED, InvalidationScope.RECONNECTED], InvalidationScope.STARTED),
+        ([EpochMoveReason.REFUSED], EpochMoveReason.REFUSED),
+        ([EpochMoveReason.REFUSED, EpochMoveReason.OVERFLOWED], EpochMoveReason.OVERFLOWED),
+        ([EpochMoveReason.OVERFLOWED, EpochMoveReason.REFUSED], EpochMoveReason.OVERFLOWED),
+        ([EpochMoveReason.STARTED, EpochMoveReason.RECONNECTED], EpochMoveReason.STARTED),
     ],
 )
-def test_doubt_that_covers_more_stays(doubts: list[InvalidationScope], expected: InvalidationScope | None) -> None:
+def test_doubt_that_covers_more_stays(doubts: list[EpochMoveReason], expected: EpochMoveReason | None) -> None:
     """Entries of single resources are swept for every doubt but that about a version alone."""
-    waiting = Invalidations()
+    waiting = InvalidationQueue()
     for doubt in doubts:
-        waiting.doubt(doubt)
-    assert waiting.take().doubt is expected
-    assert [doubt for doubt in InvalidationScope if not doubt.covers_entries] == [InvalidationScope.REFUSED]
+        waiting.require_epoch_move(doubt)
+    assert waiting.take().epoch_move is expected
+    assert [doubt for doubt in EpochMoveReason if not doubt.covers_entries] == [EpochMoveReason.REFUSED]
 
 
 @given(
@@ -150,7 +150,7 @@ def test_doubt_that_covers_more_stays(doubts: list[InvalidationScope], expected:
 )
 def test_invalidations_forget_nothing_but_with_a_doubt(steps: list[tuple[str, list[int] | int]]) -> None:
     """A key that was added is taken after that, or all is in doubt after that; and there is never more than fits."""
-    waiting = Invalidations(max_bytes=12 * SIZE_BYTES)
+    waiting = InvalidationQueue(max_bytes=12 * SIZE_BYTES)
     owed: set[ResourceKey] = set()
     for what, argument in steps:
         if isinstance(argument, list):
@@ -159,19 +159,19 @@ def test_invalidations_forget_nothing_but_with_a_doubt(steps: list[tuple[str, li
         else:
             batch = waiting.take(argument)
             if what == "fail":
-                waiting.put_back(batch)
+                waiting.requeue(batch)
             else:
-                owed = set() if batch.doubt else owed - set(batch.keys)
+                owed = set() if batch.epoch_move else owed - set(batch.keys)
         assert waiting.size_bytes == len(waiting) * SIZE_BYTES <= 12 * SIZE_BYTES
     rest = waiting.take(1000)
-    assert rest.doubt is not None or owed <= set(rest.keys)
+    assert rest.epoch_move is not None or owed <= set(rest.keys)
 
 
 def test_invalidations_after_a_doubt_was_taken_are_still_told() -> None:
     """The doubt covers what was there before it, not what comes after."""
-    waiting = Invalidations(max_bytes=SIZE_BYTES)
+    waiting = InvalidationQueue(max_bytes=SIZE_BYTES)
     waiting.add([key(1), key(2)])
-    assert waiting.take().doubt is InvalidationScope.OVERFLOWED
+    assert waiting.take().epoch_move is EpochMoveReason.OVERFLOWED
     waiting.add([key(3)])
     assert waiting.take() == InvalidationBatch(None, [key(3)])
 
@@ -182,4 +182,4 @@ def test_invalidations_after_a_doubt_was_taken_are_still_told() -> None:
 )
 def test_pause_doubles_up_to_seconds(failure_count: int, draw: float, expected_s: float) -> None:
     """Replicas that lost Redis together do not come back all at once."""
-    assert pause_s(failure_count, draw=draw) == pytest.approx(expected_s)
+    assert backoff_s(failure_count, draw=draw) == pytest.approx(expected_s)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.dead_letters.letter import DeadLetter, dead_letter_of, encode_dead_letter, fifo_ids_of
-from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source
+from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
 from simplu_worker.timing.backoff import backoff_s
 
 KINESIS = Origin(
@@ -161,7 +161,7 @@ def test_letter_cuts_its_error_when_it_is_long() -> None:
 
 def test_letter_of_a_rejected_record_carries_what_could_be_read() -> None:
     """The ids that the decoder found go into the letter."""
-    rejected = Rejected(
+    rejected = RejectedRecord(
         reason=DeadLetterReason.INVALID_MESSAGE,
         error="businessId: expected a string",
         origin=SQS,

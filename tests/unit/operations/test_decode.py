@@ -33,7 +33,7 @@ from simplu_worker.operations.operation import (
     Operation,
     OperationKind,
     Origin,
-    Rejected,
+    RejectedRecord,
     Source,
 )
 
@@ -68,7 +68,7 @@ def message(kind: str = "create", **members: Any) -> dict[str, Any]:
     return {name: value for name, value in (valid | members).items() if value is not ...}
 
 
-def decode(record: bytes, origin: Origin = ORIGIN) -> Operation | Rejected:
+def decode(record: bytes, origin: Origin = ORIGIN) -> Operation | RejectedRecord:
     """Decode with the limits of these tests."""
     return decode_operation(record, origin, max_bytes=MAX_BYTES, list_limit=LIST_LIMIT)
 
@@ -80,10 +80,10 @@ def decoded(kind: str = "create", **members: Any) -> Operation:
     return operation
 
 
-def rejected(kind: str = "create", **members: Any) -> Rejected:
+def rejected(kind: str = "create", **members: Any) -> RejectedRecord:
     """Return why the record with *members* is none."""
     refusal = decode(json.dumps(message(kind, **members)).encode())
-    assert isinstance(refusal, Rejected), refusal
+    assert isinstance(refusal, RejectedRecord), refusal
     return refusal
 
 
@@ -224,7 +224,7 @@ def test_record_is_refused_when_it_is_no_object(record: bytes) -> None:
     """JSON, but not a message."""
     refusal = decode(record)
 
-    assert isinstance(refusal, Rejected)
+    assert isinstance(refusal, RejectedRecord)
     assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
 
 
@@ -293,7 +293,7 @@ def test_timestamp_is_read_as_utc(text: str, expected: datetime) -> None:
 )
 def test_timestamp_is_refused_when_it_is_not_iso_8601_in_range(text: str) -> None:
     """The year counts in UTC."""
-    assert rejected(timestamp=text) == Rejected(
+    assert rejected(timestamp=text) == RejectedRecord(
         reason=DeadLetterReason.INVALID_MESSAGE,
         error="timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z",
         origin=ORIGIN,
@@ -308,7 +308,7 @@ def test_request_id_is_refused_when_it_has_the_prefix_of_derived_ones() -> None:
     """However it is spelled; elsewhere, or in another case, the word is free."""
     for text in ('"simplu:mine"', '"simplu:"', '"\\u0073implu:mine"'):
         refusal = decode(with_text("requestId", text))
-        assert isinstance(refusal, Rejected)
+        assert isinstance(refusal, RejectedRecord)
         assert (refusal.reason, "requestId" in refusal.error) == (DeadLetterReason.INVALID_MESSAGE, True)
     for text in ("simplu", "Simplu:mine", "my-simplu:"):
         assert decoded(requestId=text).request_id == text
@@ -369,7 +369,7 @@ def test_ids_are_refused_when_they_hold_what_text_cannot(name: str, text: str) -
     """U+0000 and lone surrogates, after an even count of backslashes; the letter names the member."""
     for backslashes in ("", r"\\", r"\\\\"):
         refusal = decode(with_text(name, f'"{backslashes}{text}"'))
-        assert isinstance(refusal, Rejected), backslashes
+        assert isinstance(refusal, RejectedRecord), backslashes
         assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
         assert name in refusal.error
 
@@ -455,7 +455,7 @@ NOT_JSON: list[bytes] = [
 def test_record_is_invalid_json_when_it_is_no_json_text_in_utf_8(record: bytes) -> None:
     """Of any kind; also inside what would be data, filters, or nothing of ours."""
     refusal = decode(record)
-    assert isinstance(refusal, Rejected)
+    assert isinstance(refusal, RejectedRecord)
     assert (refusal.reason, refusal.business_id) == (DeadLetterReason.INVALID_JSON, None)
 
     valid = json.dumps(message("list", filters={"x": "@@"}, data={"x": "@@"}, noise={"x": "@@"})).encode()
@@ -463,7 +463,7 @@ def test_record_is_invalid_json_when_it_is_no_json_text_in_utf_8(record: bytes) 
         parts = valid.split(b'{"x": "@@"}')
         parts[position : position + 2] = [parts[position] + b'{"x": ' + record + b"," + parts[position + 1]]
         inside = decode(b'{"x": 1}'.join(parts))
-        assert isinstance(inside, Rejected)
+        assert isinstance(inside, RejectedRecord)
         assert inside.reason is DeadLetterReason.INVALID_JSON
 
 
@@ -474,7 +474,7 @@ def test_json_with_a_character_of_separators_is_none(name: str, character: str, 
     """Batches are joined by them, and JSON is not looked through for them (shards/postgres/column_packing.py)."""
     refusal = decode(with_text(name, text.format(character), "create" if name == "data" else "list"))
 
-    assert isinstance(refusal, Rejected)
+    assert isinstance(refusal, RejectedRecord)
     assert refusal.reason is DeadLetterReason.INVALID_JSON
 
 
@@ -482,7 +482,7 @@ def test_invalid_json_wins_when_a_record_has_other_faults_before_it() -> None:
     """The first fault met must not hide that the text is no JSON at all."""
     for start in (b'{"businessId": 5, ', rb'{"businessId": "\ud800", '):
         refusal = decode(start + b'"locationId": }')
-        assert isinstance(refusal, Rejected)
+        assert isinstance(refusal, RejectedRecord)
         assert refusal.reason is DeadLetterReason.INVALID_JSON
 
 
@@ -500,7 +500,7 @@ def test_nesting_is_allowed_up_to_its_bound(name: str) -> None:
         for opening, closing in (("[", "]"), ('{"a":', "}")):
             deep = nested(depth, opening, closing).replace(":}", ":1}")
             refusal = decode(with_text(name, deep, kind))
-            assert isinstance(refusal, Rejected)
+            assert isinstance(refusal, RejectedRecord)
             assert refusal.reason is DeadLetterReason.INVALID_JSON
             assert refusal.error == "expected JSON nested at most 512 deep, got deeper"
 
@@ -562,7 +562,7 @@ def test_record_is_too_large_when_it_passes_the_bound() -> None:
     beyond = decode_operation(record, ORIGIN, max_bytes=len(record) - 1, list_limit=LIST_LIMIT)
 
     assert isinstance(at_bound, Operation)
-    assert beyond == Rejected(
+    assert beyond == RejectedRecord(
         reason=DeadLetterReason.TOO_LARGE,
         error=f"expected at most {len(record) - 1} bytes (OPERATION_MAX_BYTES), got {len(record)}",
         origin=ORIGIN,
@@ -837,7 +837,7 @@ def test_any_bytes_are_an_operation_or_a_reason(record: bytes) -> None:
         text = record.decode()
     except UnicodeDecodeError:
         text = ""
-    is_invalid_json = isinstance(result, Rejected) and result.reason is DeadLetterReason.INVALID_JSON
+    is_invalid_json = isinstance(result, RejectedRecord) and result.reason is DeadLetterReason.INVALID_JSON
     assert is_invalid_json == (not is_json(text))
 
 
@@ -855,7 +855,7 @@ def test_any_members_are_an_operation_or_a_reason(kind: str, members: dict[str, 
     """What is accepted keeps the contract's bounds, and *data* is what the record says."""
     record = json.dumps(message(kind) | members, ensure_ascii=True).encode()
     result = decode(record)
-    if isinstance(result, Rejected):
+    if isinstance(result, RejectedRecord):
         assert result.reason is DeadLetterReason.INVALID_MESSAGE
         return
     sent = json.loads(record)
@@ -889,7 +889,7 @@ def test_error_never_quotes_the_record() -> None:
     for name in members:
         for value in ([secret], {secret: secret}, secret * 40, f"\0{secret}", 5):
             result = decode(json.dumps(message("list", **{name: value})).encode())
-            if isinstance(result, Rejected):
+            if isinstance(result, RejectedRecord):
                 assert secret not in result.error, name
 
 

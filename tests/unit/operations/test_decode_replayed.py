@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.operations.decode import decode_operation, derived_request_id, with_request_id
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
 FIRST = Origin(
     source=Source.KINESIS,
@@ -46,12 +46,12 @@ def record(**members: Any) -> bytes:
     return json.dumps(whole | members).encode()
 
 
-def decoded(data: bytes, origin: Origin = AGAIN) -> Operation | Rejected:
+def decoded(data: bytes, origin: Origin = AGAIN) -> Operation | RejectedRecord:
     """Decode as the worker does."""
     return decode_operation(data, origin, max_bytes=2**20, list_limit=1000)
 
 
-def same_but_origin(one: Operation | Rejected, other: Operation | Rejected) -> bool:
+def same_but_origin(one: Operation | RejectedRecord, other: Operation | RejectedRecord) -> bool:
     """Tell whether two are one operation."""
     assert isinstance(one, Operation)
     assert isinstance(other, Operation)
@@ -110,7 +110,7 @@ def test_replayed_create_gets_no_resource_id() -> None:
 def test_derived_id_is_refused_when_it_is_not_that_of_the_place_named(replay: Any) -> None:
     """No place, half a place or another one: the prefix is not for clients."""
     refused = decoded(record(requestId=DERIVED, simpluReplay=replay))
-    assert isinstance(refused, Rejected)
+    assert isinstance(refused, RejectedRecord)
     assert refused.reason is DeadLetterReason.INVALID_MESSAGE
     assert "the prefix 'simplu:' is kept for derived ids" in refused.error
 
@@ -119,7 +119,7 @@ def test_derived_id_is_refused_when_it_is_not_that_of_the_place_named(replay: An
 def test_other_ids_with_the_prefix_are_refused_beside_any_place(request_id: str) -> None:
     """Only the very id passes; what has not the prefix is a client's own and needs no place."""
     outcome = decoded(record(requestId=request_id, simpluReplay=PLACE))
-    assert isinstance(outcome, Rejected) == request_id.startswith("simplu:")
+    assert isinstance(outcome, RejectedRecord) == request_id.startswith("simplu:")
 
 
 def test_replayed_record_without_its_id_is_refused_nothing_and_gets_a_new_one() -> None:

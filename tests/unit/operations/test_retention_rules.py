@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.operations.retention_rules import DELETING_SHARE, SOURCE_MARGIN, effective_retention, rest_s
+from simplu_worker.operations.retention_rules import (
+    DELETING_SHARE,
+    SOURCE_MARGIN,
+    deletion_pause_s,
+    effective_retention,
+)
 
 DAY = timedelta(days=1)
 DURATIONS = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=400))
@@ -45,4 +50,4 @@ def test_effective_retention_never_forgets_what_a_source_still_has(
 def test_rest_leaves_deleting_its_share_of_the_time() -> None:
     """A statement and the pause after it are, together, ten times the statement."""
     busy_s = 0.2
-    assert busy_s / (busy_s + rest_s(busy_s)) == pytest.approx(DELETING_SHARE)
+    assert busy_s / (busy_s + deletion_pause_s(busy_s)) == pytest.approx(DELETING_SHARE)

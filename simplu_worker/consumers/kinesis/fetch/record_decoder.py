@@ -12,11 +12,11 @@ from simplu_worker.consumers.kinesis.stream.aggregation import MAGIC, SubRecord,
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
 KINESIS: Final = Source.KINESIS  # looked up once: an enum answers slowly
 
-DecodedRecord: TypeAlias = tuple[HasPosition, bytes, Operation | Rejected]
+DecodedRecord: TypeAlias = tuple[HasPosition, bytes, Operation | RejectedRecord]
 """One record, or one of those in an aggregate: its place, its bytes, and what they are."""
 
 
@@ -87,7 +87,7 @@ class RecordDecoder:
         origin = self._origin(record, 0, record.partition_key)
         error = outside_error(subs, hash_range)
         mark = RecordPosition(record.sequence_number, subs[-1].sub_sequence_number, record.arrived_at)
-        return mark, record.data, Rejected(DeadLetterReason.INVALID_MESSAGE, error, origin)
+        return mark, record.data, RejectedRecord(DeadLetterReason.INVALID_MESSAGE, error, origin)
 
     def _origin(self, record: Record, sub_sequence_number: int, partition_key: str) -> Origin:
         return Origin(

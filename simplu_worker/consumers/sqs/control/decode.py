@@ -26,7 +26,7 @@ from simplu_worker.operations.decode import (
     parse_timestamp,
     short_text,
 )
-from simplu_worker.operations.operation import Origin, Rejected, tenant_id_of
+from simplu_worker.operations.operation import Origin, RejectedRecord, tenant_id_of
 from simplu_worker.shards.types import AdminAccount, ResourceRename
 
 TYPE_ATTRIBUTE: Final = "MessageType"
@@ -146,7 +146,7 @@ _rename_decoder = msgspec.json.Decoder(_Rename)
 _admin_decoder = msgspec.json.Decoder(_Admin)
 
 
-def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Origin) -> Control | Rejected:
+def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Origin) -> Control | RejectedRecord:
     """Decode one message; *attributes* are its message attributes."""
     record = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
     try:
@@ -154,7 +154,7 @@ def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Ori
     except DECODING_ERRORS as exc:
         reason, error = rejection_of(exc)
     ids = peek(record, _Peeked)
-    return Rejected(
+    return RejectedRecord(
         reason=reason,
         error=error,
         origin=origin,

@@ -41,7 +41,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 )
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES
-from simplu_worker.operations.operation import DeadLetterReason, Rejected
+from simplu_worker.operations.operation import DeadLetterReason, RejectedRecord
 from simplu_worker.shards.types import (
     AdminAccount,
     ChangeResult,
@@ -148,7 +148,7 @@ class ControlHandler:
                 if before is not None:
                     in_group = is_same_group(subjects[index], subjects[before])
                     verdicts[index] = _verdict_behind(verdicts[before], is_group=in_group)
-                elif isinstance(control, Rejected):
+                elif isinstance(control, RejectedRecord):
                     verdicts[index] = self._reject(control, messages[index])
                 else:
                     items[index] = _Item(messages[index], control)
@@ -156,9 +156,9 @@ class ControlHandler:
             verdicts |= dict(zip(items, self._decide(handled), strict=True))
         return [verdicts[index] for index in range(len(messages))]
 
-    def _subject_of(self, message: Message, control: Control | Rejected) -> MessageSubject:
+    def _subject_of(self, message: Message, control: Control | RejectedRecord) -> MessageSubject:
         group_id = message.group_id if self._queue.is_fifo else None  # in standard queues it promises no order
-        if isinstance(control, Rejected):
+        if isinstance(control, RejectedRecord):
             return MessageSubject(group_id=group_id)
         return MessageSubject(tenant_id_of_control(control), control.business_id, group_id)
 
@@ -271,7 +271,7 @@ class ControlHandler:
         log.warning("control.refused", **self._facts(item), reason=verdict.reason, error=verdict.error)
         return verdict
 
-    def _reject(self, rejected: Rejected, message: Message) -> ToDeadLetter:
+    def _reject(self, rejected: RejectedRecord, message: Message) -> ToDeadLetter:
         log.warning(
             "control.refused",
             queue=self._queue.name,

@@ -34,7 +34,7 @@ from simplu_worker.operations.operation import (
     Operation,
     OperationKind,
     Origin,
-    Rejected,
+    RejectedRecord,
     tenant_id_of,
 )
 
@@ -71,13 +71,13 @@ _event_decoder = msgspec.json.Decoder(_Event)
 
 def decode_order(
     body: str, attributes: Mapping[str, str], origin: Origin, *, deduplication_id: str | None, max_bytes: int
-) -> Operation | Rejected:
+) -> Operation | RejectedRecord:
     """Decode one message; *attributes* are its message attributes, *deduplication_id* is its own, from a FIFO queue."""
     record = body.encode("utf-8", "surrogatepass")
     own_id = deduplication_id or origin.message_id or ""
     if len(record) > max_bytes:
         error = f"expected at most {max_bytes} bytes (OPERATION_MAX_BYTES), got {len(record)}"
-        return Rejected(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin, request_id=own_id)
+        return RejectedRecord(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin, request_id=own_id)
     try:
         return _operation_of(_parse(record), record, attributes, origin, own_id=own_id)
     except DECODING_ERRORS as exc:
@@ -87,7 +87,7 @@ def decode_order(
         member: short_text(attributes.get(name)) or short_text(sent)
         for (member, name), sent in zip(TENANT_ATTRIBUTES.items(), (ids.business_id, ids.location_id), strict=True)
     }
-    return Rejected(
+    return RejectedRecord(
         reason=reason,
         error=error,
         origin=origin,

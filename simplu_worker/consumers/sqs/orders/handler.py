@@ -44,7 +44,7 @@ from simplu_worker.operations.operation import (
     Disposition,
     Operation,
     Outcome,
-    Rejected,
+    RejectedRecord,
 )
 from simplu_worker.operations.unknown_tenants import (
     UNKNOWN_TENANT_MARGIN,
@@ -99,7 +99,7 @@ class _OrderMessage(msgspec.Struct, eq=False):
     """One message of a call with its decoded content, its verdict once it is decided, and why it is deferred."""
 
     message: Message
-    decoded: Operation | Rejected
+    decoded: Operation | RejectedRecord
     verdict: Verdict | None = None
     deferral: _Deferral | None = None
 
@@ -218,7 +218,7 @@ class OrderHandler:
                 location_id=deferral.location_id,
             )
 
-    def _decode(self, message: Message) -> Operation | Rejected:
+    def _decode(self, message: Message) -> Operation | RejectedRecord:
         return decode_order(
             message.body,
             message.attributes,
@@ -245,7 +245,7 @@ class OrderHandler:
         """Decide the operations of one tenant and the rejected messages among them, while each allows the next."""
         pending = [(one, one.decoded) for one in run if isinstance(one.decoded, Operation)]
         for one in run:
-            if isinstance(one.decoded, Rejected):
+            if isinstance(one.decoded, RejectedRecord):
                 one.verdict = verdict_on_rejected(one.decoded)
         if not pending:
             return

@@ -14,7 +14,7 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import DeadLetterReason, Rejected
+from simplu_worker.operations.operation import DeadLetterReason, RejectedRecord
 from simplu_worker.timing.backoff import backoff_s
 
 OUTAGE_BASE_S = 1.0
@@ -104,7 +104,7 @@ def verdict_on_unexpected(
     return ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, f"it failed {tries} times: {error}", ids)
 
 
-def verdict_on_rejected(rejected: Rejected) -> ToDeadLetter:
+def verdict_on_rejected(rejected: RejectedRecord) -> ToDeadLetter:
     """Return the verdict on a message that its decoder rejected."""
     ids = MessageIds(rejected.business_id, rejected.location_id, rejected.request_id, rejected.resource_id)
     return ToDeadLetter(rejected.reason, rejected.error, ids)

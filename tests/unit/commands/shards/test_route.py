@@ -16,7 +16,7 @@ from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.local.processes.loopback import HOST
 from simplu_worker.local.stack.citrus_server import CitrusServer
-from simplu_worker.shards.routing.shard_map import jump
+from simplu_worker.shards.routing.shard_map import bucket_of
 
 URL = "postgresql://user:correct-horse@db{}.internal:5432/shard"
 KEYS = [f"clinic-{number}" for number in range(200)]
@@ -37,9 +37,9 @@ def settings_of(
 
 def read_by_hand(key: str, count: int, retired: frozenset[int]) -> list[str]:
     """Return the shards a key falls on in turn (contract §7), the last of which takes it."""
-    way = [jump(key, count)]
+    way = [bucket_of(key, count)]
     while way[-1] in retired:
-        way.append(jump(f"{key}#{len(way)}", count))
+        way.append(bucket_of(f"{key}#{len(way)}", count))
     return [f"shard-{number}" for number in way]
 
 
@@ -80,7 +80,7 @@ async def test_route_tells_what_would_move_when_a_shard_is_added(
 
     said = await printed(settings, *KEYS, with_shards=5, capfd=capfd)
 
-    moved = {key for key in KEYS[1:] if jump(key, 4) != jump(key, 5)}
+    moved = {key for key in KEYS[1:] if bucket_of(key, 4) != bucket_of(key, 5)}
     assert {route["key"] for route in said["routes"] if route["withShards"] != route["shardId"]} == moved
     assert {route["withShards"] for route in said["routes"] if route["key"] in moved} == {"new-1"}
     summary = said["withShards"]
@@ -100,7 +100,7 @@ async def test_route_estimates_by_sample_keys_where_none_are_given(
 
     assert said["routes"] == []
     assert said["withShards"]["keys"] == SAMPLE_COUNT
-    assert said["withShards"]["moved"] == sum(jump(key, 8) == 7 for key in sample_keys())
+    assert said["withShards"]["moved"] == sum(bucket_of(key, 8) == 7 for key in sample_keys())
     assert said["withShards"]["movedShare"] == pytest.approx(1 / 8, abs=0.015)
     assert said["withShards"]["perShard"][-1] == {
         "shardId": "shard-7",

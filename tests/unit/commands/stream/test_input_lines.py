@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from simplu_worker.commands.stream import input_lines as lines_module
 from simplu_worker.commands.stream.input_lines import InputLine, complete_record, cut_into_requests, parse_lines
-from simplu_worker.operations.operation import Operation, Rejected
+from simplu_worker.operations.operation import Operation, RejectedRecord
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WHOLE = {
@@ -88,7 +88,7 @@ def test_lines_of_refuses_what_the_worker_refuses(record: dict[str, Any] | bytes
     """The rules are the worker's own, and the line's number is the file's, empty lines counted."""
     good, bad = read(text_of(WHOLE, b"", b"  ", record))
     assert isinstance(good.decoded, Operation)
-    assert isinstance(bad.decoded, Rejected)
+    assert isinstance(bad.decoded, RejectedRecord)
     assert (bad.number, bad.decoded.reason, bad.key) == (4, reason, None)
 
 
@@ -96,7 +96,7 @@ def test_lines_of_refuses_a_request_id_of_another_operation() -> None:
     """The same line twice is a redelivery; another operation under its id would be a dead letter."""
     again, other, elsewhere = WHOLE, WHOLE | {"resourceId": "o-2"}, WHOLE | {"resourceId": "o-2", "locationId": "m"}
     decoded = [line.decoded for line in read(text_of(WHOLE, again, other, elsewhere))]
-    reasons = [one.reason if isinstance(one, Rejected) else None for one in decoded]
+    reasons = [one.reason if isinstance(one, RejectedRecord) else None for one in decoded]
     assert reasons == [None, None, "request_id_reused", None]
 
 

@@ -17,13 +17,13 @@ from simplu_worker.local.workload.order_events import OrderEvent
 from simplu_worker.local.workload.order_workload import NOT_SENDABLE, OrderItem, OrderWorkload
 from simplu_worker.local.workload.reference_model import Effect, OperationRequest, ReferenceModel, parse_json
 from simplu_worker.local.workload.workload import make_tenants
-from simplu_worker.operations.operation import Operation, Origin, Rejected, Source
+from simplu_worker.operations.operation import Operation, Origin, RejectedRecord, Source
 
 TENANTS = make_tenants(3, run="t")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def _decoded(event: OrderEvent) -> Operation | Rejected:
+def _decoded(event: OrderEvent) -> Operation | RejectedRecord:
     origin = Origin(source=Source.SQS, name="orders.fifo", arrived_at=NOW, message_id="m", group_id=event.group_id)
     return decode_order(
         event.body, event.attributes, origin, deduplication_id=event.deduplication_id, max_bytes=1024 * 1024
@@ -69,7 +69,7 @@ def test_plan_holds_what_it_says_when_its_events_are_decoded() -> None:
     seen = set[tuple[str, str]]()
     for one in plan.planned:
         decoded = _decoded(one.event)
-        if isinstance(decoded, Rejected):
+        if isinstance(decoded, RejectedRecord):
             assert decoded.reason in one.reasons, one
             continue
         key = (decoded.tenant_id, decoded.request_id)
@@ -135,7 +135,7 @@ def test_order_workload_agrees_with_the_decoder() -> None:
     assert {item.verdict.effect for item in items} == {Effect.LOGGED, Effect.DROPPED, Effect.REJECTED}
     for item in items:
         decoded = _decoded(item.event)
-        if isinstance(decoded, Rejected):
+        if isinstance(decoded, RejectedRecord):
             assert decoded.reason in item.verdict.reasons
         elif item.verdict.effect is Effect.REJECTED:
             assert item.verdict.reasons == REUSED

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from simplu_worker.business_info.items import Business
 from simplu_worker.shards.adoption.plan import (
     NAMED_MAX,
-    Answers,
-    Choices,
+    AdoptionChoices,
+    AdoptionPlan,
     DuplicateRows,
     Duplicates,
-    Found,
     Layout,
+    OldContents,
     OldTenant,
     Owner,
-    Plan,
+    SourceLookup,
     layout_of,
     owner_of,
     without_collisions,
@@ -47,7 +47,7 @@ TYPES = {"dental", "gym", "hotel"}
 def owner(source: OldTenant, *businesses: Business | str, shard_id: str | None = "shard-1") -> Owner:
     """Return who *source* is by these businesses; a text is what is wrong with the item of the business `clinic`."""
     known = {"clinic" if isinstance(one, str) else one.id: one for one in businesses}
-    return owner_of(source, Answers(known, shard_id), shard_id="shard-1", types=TYPES)
+    return owner_of(source, SourceLookup(known, shard_id), shard_id="shard-1", types=TYPES)
 
 
 @pytest.mark.parametrize(
@@ -133,40 +133,40 @@ def test_owners_of_one_id_are_none_when_they_are_two_pairs() -> None:
     assert "another business and location" in (owners["1"].problem or "")
 
 
-def plan(found: Found, *owners: Owner) -> Plan:
+def plan(found: OldContents, *owners: Owner) -> AdoptionPlan:
     """Return a plan of a table with these owners, of one row each."""
     for one in owners:
-        found.note_rows(one.source, None, 1)
-    return Plan("shard-1", Layout.JOINED_IDS, found, {one.source.key: one for one in owners})
+        found.add_rows(one.source, None, 1)
+    return AdoptionPlan("shard-1", Layout.JOINED_IDS, found, {one.source.key: one for one in owners})
 
 
 def test_plan_refuses_only_what_was_not_chosen() -> None:
     """Unresolved tenants, duplicates, and bad rows each have their option; names in the way have none."""
-    found = Found(names_in_the_way=["tenants"])
-    found.note_rows(None, "it names no tenant", 3)
-    found.note_duplicate(DuplicateRows("clinic-main", "patient", "p-1", 2, [1, 2]))
-    found.note_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
+    found = OldContents(conflicting_names=["tenants"])
+    found.add_rows(None, "it names no tenant", 3)
+    found.add_duplicate(DuplicateRows("clinic-main", "patient", "p-1", 2, [1, 2]))
+    found.add_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
     made = plan(found, owner(OldTenant("clinic-main"), CLINIC), owner(OldTenant("who-knows")))
 
     assert (made.row_count, made.duplicate_count) == (1, 1)
-    assert len(made.refusals(Choices())) == 4
-    assert [text.split()[0] for text in made.refusals(Choices(Duplicates.OLDEST, True, True))] == ["expected"]
-    assert len(made.refusals(Choices(leave_unresolved=True, leave_faulty=True))) == 2
+    assert len(made.refusals(AdoptionChoices())) == 4
+    assert [text.split()[0] for text in made.refusals(AdoptionChoices(Duplicates.OLDEST, True, True))] == ["expected"]
+    assert len(made.refusals(AdoptionChoices(leave_unresolved=True, leave_faulty=True))) == 2
 
 
 def test_plan_refuses_nothing_when_all_can_be_taken() -> None:
     """Duplicates of a tenant that is left where it is are nobody's choice."""
-    found = Found()
-    found.note_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
+    found = OldContents()
+    found.add_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
     made = plan(found, owner(OldTenant("clinic-main"), CLINIC), owner(OldTenant("who-knows")))
 
-    assert made.refusals(Choices(leave_unresolved=True)) == []
+    assert made.refusals(AdoptionChoices(leave_unresolved=True)) == []
 
 
 def test_found_names_a_bounded_number_of_duplicates() -> None:
     """All are counted."""
-    found = Found()
+    found = OldContents()
     for number in range(NAMED_MAX + 5):
-        found.note_duplicate(DuplicateRows("clinic-main", "patient", str(number), 2, []))
+        found.add_duplicate(DuplicateRows("clinic-main", "patient", str(number), 2, []))
 
     assert (len(found.duplicates), found.duplicate_counts.total()) == (NAMED_MAX, NAMED_MAX + 5)

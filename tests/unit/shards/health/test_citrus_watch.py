@@ -18,7 +18,7 @@ from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.shards.health.assessment import Problem, Usage
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.registry import HealthRegistry
-from simplu_worker.shards.routing.citrus import Capacity, Citrus, CitrusUnavailableError, open_citrus
+from simplu_worker.shards.routing.citrus import Capacity, CitrusClient, CitrusUnavailableError, open_citrus
 
 SOON_S = 10.0
 NAMES = ("watched-1", "watched-2")
@@ -45,14 +45,14 @@ async def lying(registry: CitrusServer) -> AsyncIterator[LyingCitrus]:
 
 
 @contextlib.asynccontextmanager
-async def client_of(url: str, *, timeout_s: float = 5.0) -> AsyncIterator[Citrus]:
+async def client_of(url: str, *, timeout_s: float = 5.0) -> AsyncIterator[CitrusClient]:
     """Give the worker's client."""
     async with open_citrus(url, api_key=API_KEY, timeout_s=timeout_s, attempts=3, allowed_hosts=()) as citrus:
         yield citrus
 
 
 @contextlib.asynccontextmanager
-async def watching(citrus: Citrus) -> AsyncIterator[HealthRegistry]:
+async def watching(citrus: CitrusClient) -> AsyncIterator[HealthRegistry]:
     """Poll it, over a hundred times as often as a worker does."""
     book = HealthRegistry()
     async with asyncio.TaskGroup() as tasks:
@@ -117,7 +117,7 @@ async def test_watch_asks_a_citrus_hardly_ever_again_that_does_not_know_the_ques
                 polls = len(lying.asked_at("health"))
                 assert await poll_until(lambda: has_asked(lying, "health", polls + 5), within_s=SOON_S)
         assert len(lying.asked_at("capacity")) == 1
-        assert (citrus.trouble, citrus.is_denied) == (None, False)
+        assert (citrus.last_error, citrus.is_denied) == (None, False)
 
 
 async def has_asked(lying: LyingCitrus, text: str, count: int) -> bool:
@@ -163,7 +163,7 @@ async def test_watch_keeps_what_was_said_when_the_answer_is_none(answer: Reply) 
 
         assert await poll_until(was_asked_more, within_s=SOON_S)
         await comes_to(book, {"shard-a": Usage(3, 10)})
-        assert (client.trouble, client.is_denied) == (None, False)
+        assert (client.last_error, client.is_denied) == (None, False)
 
 
 async def test_watch_holds_up_no_route_when_the_polled_answers_do_not_come() -> None:
@@ -189,7 +189,7 @@ async def test_watch_holds_up_no_route_when_the_polled_answers_do_not_come() -> 
         found = await client.locate("clinic-main")
         assert found is not None
         assert found.shard_id == "shard-a"
-        assert (client.trouble, client.is_denied) == (None, False)
+        assert (client.last_error, client.is_denied) == (None, False)
 
 
 def polls_of(citrus: ScriptedCitrus) -> int:
@@ -217,10 +217,10 @@ async def test_capacity_is_that_of_the_shard_that_was_asked_about() -> None:
     answer = {"shardId": "a/b", "businessCount": 3, "maxBusinesses": 10, "canAcceptNewBusiness": False}
     citrus = ScriptedCitrus(reply(answer), reply({**answer, "shardId": "c"}), reply(None, status=404), no_reply())
     async with citrus.opened(timeout_s=0.5) as client:
-        assert await client.capacity("a/b") == Capacity(3, 10, accepts_new=False)
+        assert await client.fetch_capacity("a/b") == Capacity(3, 10, accepts_new=False)
         with pytest.raises(CitrusUnavailableError, match="got another one"):
-            await client.capacity("a/b")
-        assert await client.capacity("a/b") is None
+            await client.fetch_capacity("a/b")
+        assert await client.fetch_capacity("a/b") is None
         with pytest.raises(CitrusUnavailableError, match="no answer within"):
-            await client.capacity("a/b")
+            await client.fetch_capacity("a/b")
     assert citrus.requests == [("GET", "/api/shard/a%2Fb/capacity")] * 4

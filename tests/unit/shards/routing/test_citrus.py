@@ -12,7 +12,7 @@ from support.citrus.cases import API_KEY, CONNECTION_STRING, SHARD, Reply, Scrip
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import REPLY_MAX_BYTES, CitrusUnavailableError, Registration, open_citrus
-from simplu_worker.shards.routing.citrus_breaker import REST_BASE_S, REST_MAX_S
+from simplu_worker.shards.routing.citrus_breaker import OPEN_BASE_S, OPEN_MAX_S
 from simplu_worker.shards.types import CitrusDeniedError
 
 ADDRESS = ShardAddress("shard-a", CONNECTION_STRING, is_active=True, tenant_count=3, tenant_max=10)
@@ -25,7 +25,7 @@ async def test_locate_returns_the_shard_that_citrus_names() -> None:
     citrus = ScriptedCitrus(reply(SHARD))
     async with citrus.opened() as client:
         assert await client.locate("clinic-main") == ADDRESS
-        assert (client.trouble, client.is_denied) == (None, False)
+        assert (client.last_error, client.is_denied) == (None, False)
 
     assert citrus.requests == [("GET", "/api/shard/clinic-main")]
     assert citrus.authorizations == {f"Bearer {API_KEY}"}
@@ -70,10 +70,10 @@ async def test_locate_says_not_registered_only_when_citrus_does() -> None:
     citrus = ScriptedCitrus(NOT_FOUND, reply(HTML, status=404, content_type="text/html"))
     async with citrus.opened() as client:
         assert await client.locate("a-b") is None
-        assert client.trouble is None
+        assert client.last_error is None
         with pytest.raises(CitrusUnavailableError, match="expected JSON, got 404 with text/html"):
             await client.locate("a-b")
-        assert client.trouble
+        assert client.last_error
 
 
 NO_ANSWERS: dict[str, tuple[Reply, str]] = {
@@ -114,7 +114,7 @@ async def test_locate_has_no_answer_when_citrus_talks_nonsense(answer: Reply, er
         with pytest.raises(CitrusUnavailableError, match=error) as caught:
             await client.locate("a-b")
 
-        assert client.trouble == str(caught.value)
+        assert client.last_error == str(caught.value)
         assert "secret-word" not in str(caught.value)
 
 
@@ -123,7 +123,7 @@ async def test_citrus_is_asked_again_when_it_had_no_answer() -> None:
     citrus = ScriptedCitrus(reply({}, status=500), reply(HTML), half_a_reply(b"{"), reply(SHARD), reply({}, status=502))
     async with citrus.opened(attempts=4) as client:
         assert await client.locate("a-b") == ADDRESS
-        assert client.trouble is None
+        assert client.last_error is None
         assert len(citrus.requests) == 4
     async with citrus.opened(attempts=2) as client:
         with pytest.raises(CitrusUnavailableError):
@@ -143,7 +143,7 @@ async def test_citrus_is_loud_and_not_asked_again_when_it_refuses_the_key(status
         assert len(citrus.requests) == 1
 
         await client.locate("a-b")
-        assert (client.trouble, client.is_denied) == (None, False)
+        assert (client.last_error, client.is_denied) == (None, False)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -170,13 +170,13 @@ async def test_citrus_is_left_alone_while_it_is_silent_and_asked_by_one_when_it_
             with pytest.raises(CitrusUnavailableError, match="not asked now") as caught:
                 await client.locate("a-b")
             assert caught.value.retry_after_s is not None
-            assert 0 < caught.value.retry_after_s <= REST_BASE_S
+            assert 0 < caught.value.retry_after_s <= OPEN_BASE_S
         assert len(citrus.requests) == 3
-        assert await client.shards() == [ADDRESS]
-        now += REST_BASE_S
+        assert await client.list_shards() == [ADDRESS]
+        now += OPEN_BASE_S
         with pytest.raises(CitrusUnavailableError, match="got 503"):
             await client.locate("a-b")
-        now += REST_MAX_S
+        now += OPEN_MAX_S
         assert await client.locate("a-b") == ADDRESS
         assert await client.locate("c-d") == ADDRESS
     assert len(citrus.requests) == 7
@@ -196,7 +196,7 @@ async def test_citrus_gives_no_second_address_to_a_shard_that_it_lists_twice() -
     """The first one counts."""
     citrus = ScriptedCitrus(reply([SHARD, SHARD | {"connectionString": "postgresql://u:secret-word@other/d"}]))
     async with citrus.opened() as client:
-        assert await client.shards() == [ADDRESS]
+        assert await client.list_shards() == [ADDRESS]
 
 
 async def test_citrus_that_sets_cookies_does_not_get_them_back() -> None:
@@ -246,7 +246,7 @@ async def test_citrus_has_no_answer_when_it_is_not_there(url: str) -> None:
     """A refused connection and an unknown host are trouble of Citrus's."""
     async with open_citrus(url, api_key=None, timeout_s=2, attempts=1, allowed_hosts=()) as client:
         with pytest.raises(CitrusUnavailableError, match="Citrus shards_health: "):
-            await client.shards()
+            await client.list_shards()
 
 
 REGISTRATION = {"businessId": "a/b", "locationId": "ö", "businessType": "gym", "shardKey": "a/b-ö"}
@@ -320,7 +320,7 @@ async def test_shards_lists_all_and_marks_those_that_may_not_be_used() -> None:
     bad: dict[str, Any] = {"shardId": "shard-b", "connectionString": "postgresql://u:secret-word@evil.example/d"}
     citrus = ScriptedCitrus(reply([SHARD, bad]))
     async with citrus.opened(allowed_hosts=("*.internal",)) as client:
-        good, refused = await client.shards()
+        good, refused = await client.list_shards()
 
     assert citrus.requests == [("GET", "/api/shards/health")]
     assert good == ADDRESS
@@ -332,7 +332,7 @@ async def test_shards_has_no_answer_when_one_entry_is_nonsense() -> None:
     """A list with an entry that cannot be read might lack anybody's home."""
     async with ScriptedCitrus(reply([SHARD, {"shardId": "shard-b"}])).opened() as client:
         with pytest.raises(CitrusUnavailableError, match=r"\$\[1\]"):
-            await client.shards()
+            await client.list_shards()
 
 
 async def test_citrus_under_a_path_of_a_server_is_asked_there() -> None:
@@ -341,6 +341,6 @@ async def test_citrus_under_a_path_of_a_server_is_asked_there() -> None:
     async with citrus.opened():
         for url in (f"{citrus.url}/shards/v1", f"{citrus.url}/shards/v1/"):
             async with open_citrus(url, api_key=None, timeout_s=2, attempts=1, allowed_hosts=()) as other:
-                assert await other.shards() == []
+                assert await other.list_shards() == []
 
     assert citrus.requests == [("GET", "/shards/v1/api/shards/health")] * 2

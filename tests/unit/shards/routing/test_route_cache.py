@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.routing.route_cache import FRESH_S, JITTER, Absences, RouteCache, stale_at
+from simplu_worker.shards.routing.route_cache import FRESH_S, JITTER, AbsenceCache, RouteCache, stale_at
 
 INSTANTS = st.floats(0, 1e9)
 DRAWS = st.floats(0, 1, exclude_max=True)
@@ -33,33 +33,33 @@ def test_routes_serve_what_is_past_its_freshness_and_put_it_in_line_once() -> No
     routes = RouteCache()
     routes.put("used", "shard-1", now=0.0, draw=0.5)
     routes.put("unused", "shard-2", now=0.0, draw=0.5)
-    routes.tick(FRESH_S - 1)
-    assert routes.remembered("used") == "shard-1"
+    routes.set_time(FRESH_S - 1)
+    assert routes.get("used") == "shard-1"
     assert routes.take_due() is None
 
-    routes.tick(FRESH_S + 1)
-    assert [routes.remembered("used") for _ in range(3)] == ["shard-1"] * 3
+    routes.set_time(FRESH_S + 1)
+    assert [routes.get("used") for _ in range(3)] == ["shard-1"] * 3
 
     assert routes.due_count == 1
     assert routes.take_due() == ("used", "shard-1")
     assert routes.take_due() is None
-    routes.tick(1e6)
-    assert routes.remembered("used") == "shard-1"  # for as long as there is no answer
+    routes.set_time(1e6)
+    assert routes.get("used") == "shard-1"  # for as long as there is no answer
     assert routes.due_count == 0
-    routes.put_back("used")
+    routes.requeue("used")
     assert routes.take_due() == ("used", "shard-1")
     routes.renew("used", "shard-1", now=1e6, draw=0.5)
-    routes.tick(1e6 + FRESH_S + 1)
-    assert routes.remembered("used") == "shard-1"
+    routes.set_time(1e6 + FRESH_S + 1)
+    assert routes.get("used") == "shard-1"
     assert routes.due_count == 1
-    assert repr(routes) == "Routes(2, due=1, doubted=0)"
+    assert repr(routes) == "RouteCache(2, due=1, invalidated=0)"
 
 
 def test_routes_never_ask_when_nobody_tells_the_time() -> None:
     """A command for people has no use for it."""
     routes = RouteCache()
     routes.put("tenant", "shard-1", now=-1e9, draw=0.0)
-    assert routes.remembered("tenant") == "shard-1"
+    assert routes.get("tenant") == "shard-1"
     assert routes.due_count == 0
 
 
@@ -67,37 +67,37 @@ def test_routes_keep_in_mind_where_a_doubted_tenant_was() -> None:
     """It is served no more, and no late answer brings it back but one that finds it."""
     routes = RouteCache()
     routes.put("tenant", "shard-1", now=0.0, draw=0.5)
-    routes.tick(100.0)
-    routes.remembered("tenant")
-    routes.doubt("tenant")
-    routes.doubt("nobody")
+    routes.set_time(100.0)
+    routes.get("tenant")
+    routes.invalidate("tenant")
+    routes.invalidate("nobody")
 
     routes.renew("tenant", "shard-1", now=100.0, draw=0.5)
-    routes.put_back("tenant")
+    routes.requeue("tenant")
 
-    assert routes.remembered("tenant") is None
+    assert routes.get("tenant") is None
     assert routes.take_due() is None
-    assert (routes.last_home("tenant"), routes.last_home("nobody")) == ("shard-1", None)
+    assert (routes.last_shard_id("tenant"), routes.last_shard_id("nobody")) == ("shard-1", None)
     routes.put("tenant", "shard-2", now=100.0, draw=0.5)
     routes.renew("tenant", "shard-1", now=500.0, draw=0.5)  # asked for before it moved
-    assert (routes.remembered("tenant"), routes.last_home("tenant")) == ("shard-2", "shard-2")
-    assert routes.sample("shard-2") == "tenant"
+    assert (routes.get("tenant"), routes.last_shard_id("tenant")) == ("shard-2", "shard-2")
+    assert routes.sample_tenant_id("shard-2") == "tenant"
     assert len(routes) == 1
 
 
 @given(st.lists(st.integers(0, 300), max_size=600), st.integers(1, 100))
 def test_routes_are_bounded_and_keep_those_in_use(tenants: list[int], most: int) -> None:
     """The one just found is always there, and never more than may be."""
-    routes, absences = RouteCache(most=most), Absences(most=most)
+    routes, absences = RouteCache(most=most), AbsenceCache(most=most)
     for number in tenants:
         routes.put(str(number), "shard", now=0.0, draw=0.5)
-        absences.note(str(number), "unregistered", asked_at=0.0)
-        assert routes.remembered(str(number)) == "shard"
-        assert absences.why(str(number), since=0.0) == "unregistered"
+        absences.put(str(number), "unregistered", asked_at=0.0)
+        assert routes.get(str(number)) == "shard"
+        assert absences.reason(str(number), since=0.0) == "unregistered"
         assert len(routes) <= most
         assert len(absences) <= most
-        routes.doubt(str(number // 2))
-    assert len(routes._doubted) <= most
+        routes.invalidate(str(number // 2))
+    assert len(routes._invalidated) <= most
 
 
 def test_routes_let_go_first_of_those_that_were_not_asked_for_anew() -> None:
@@ -107,21 +107,21 @@ def test_routes_let_go_first_of_those_that_were_not_asked_for_anew() -> None:
         routes.put(name, "shard", now=0.0, draw=0.5)
     routes.renew("one", "shard", now=60.0, draw=0.5)
     routes.put("four", "shard", now=60.0, draw=0.5)
-    assert [routes.remembered(name) for name in ("one", "two", "three", "four")] == ["shard", None, "shard", "shard"]
+    assert [routes.get(name) for name in ("one", "two", "three", "four")] == ["shard", None, "shard", "shard"]
 
 
 def test_absences_are_as_old_as_the_question() -> None:
     """Whoever needs a newer answer gets none."""
-    absences = Absences()
-    absences.note("tenant", "not_here", asked_at=10.0, swept_at=9.0)
-    assert absences.why("tenant", since=10.0) == "not_here"
-    assert absences.why("tenant", since=10.1) is None
-    assert absences.swept_at("tenant") == 9.0
-    absences.drop("tenant")
-    absences.drop("nobody")
-    assert absences.why("tenant", since=0.0) is None
-    assert absences.swept_at("tenant") == -math.inf
-    assert repr(absences) == "Absences(0)"
+    absences = AbsenceCache()
+    absences.put("tenant", "not_here", asked_at=10.0, searched_at=9.0)
+    assert absences.reason("tenant", since=10.0) == "not_here"
+    assert absences.reason("tenant", since=10.1) is None
+    assert absences.searched_at("tenant") == 9.0
+    absences.remove("tenant")
+    absences.remove("nobody")
+    assert absences.reason("tenant", since=0.0) is None
+    assert absences.searched_at("tenant") == -math.inf
+    assert repr(absences) == "AbsenceCache(0)"
 
 
 def test_routes_ask_soon_for_whom_another_shard_is_named() -> None:
@@ -129,10 +129,10 @@ def test_routes_ask_soon_for_whom_another_shard_is_named() -> None:
     routes = RouteCache()
     routes.put("tenant", "shard-1", now=0.0, draw=0.5)
     for tenant_id in ("tenant", "tenant", "stranger"):
-        routes.ask_soon(tenant_id)
+        routes.mark_due(tenant_id)
 
-    assert routes.remembered("tenant") == "shard-1"
-    assert routes.all() == [("tenant", "shard-1")]
+    assert routes.get("tenant") == "shard-1"
+    assert routes.items() == [("tenant", "shard-1")]
     assert routes.take_due() == ("tenant", "shard-1")
     assert routes.take_due() is None
 
@@ -142,11 +142,11 @@ def test_routes_to_an_abandoned_shard_are_forgotten() -> None:
     routes = RouteCache()
     for tenant_id, shard_id in {"here": "shard-1", "gone": "shard-2", "doubted": "shard-2"}.items():
         routes.put(tenant_id, shard_id, now=0.0, draw=0.5)
-    routes.doubt("doubted")
-    routes.ask_soon("gone")
-    routes.abandon({"shard-2"})
+    routes.invalidate("doubted")
+    routes.mark_due("gone")
+    routes.remove_shards({"shard-2"})
 
-    assert routes.all() == [("here", "shard-1")]
-    assert [routes.last_home(tenant_id) for tenant_id in ("here", "gone", "doubted")] == ["shard-1", None, None]
-    assert (routes.sample("shard-1"), routes.sample("shard-2")) == ("here", None)
+    assert routes.items() == [("here", "shard-1")]
+    assert [routes.last_shard_id(tenant_id) for tenant_id in ("here", "gone", "doubted")] == ["shard-1", None, None]
+    assert (routes.sample_tenant_id("shard-1"), routes.sample_tenant_id("shard-2")) == ("here", None)
     assert routes.take_due() is None

@@ -18,8 +18,8 @@ from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.routing.shard_map import (
     MappedShard,
     ShardMap,
-    buckets,
-    jump,
+    bucket_of,
+    buckets_of,
     jump_hash,
     parse_shard_map,
     read_shard_map,
@@ -119,14 +119,14 @@ def test_jump_hash_is_the_papers(key: int, count: int) -> None:
 @given(KEYS, st.integers(1, 2000))
 def test_buckets_are_those_of_every_smaller_number(key: int, count: int) -> None:
     """In the order in which the key had them while the number grew."""
-    assert buckets(key, count) == sorted({paper_hash(key, fewer) for fewer in range(1, count + 1)})
+    assert buckets_of(key, count) == sorted({paper_hash(key, fewer) for fewer in range(1, count + 1)})
 
 
 @given(st.integers(1, 60), st.integers(0, 10**6))
 def test_jump_hash_moves_no_more_keys_than_the_new_bucket_takes(count: int, seed: int) -> None:
     """Of many keys 1 in count + 1 moves when one bucket is added: five deviations are met by no run."""
     keys = [f"tenant-{seed}-{number}" for number in range(2000)]
-    moved = sum(jump(key, count) != jump(key, count + 1) for key in keys)
+    moved = sum(bucket_of(key, count) != bucket_of(key, count + 1) for key in keys)
     share = 1 / (count + 1)
 
     assert abs(moved - len(keys) * share) <= 5 * (len(keys) * share * (1 - share)) ** 0.5
@@ -146,7 +146,7 @@ def test_jump_hash_is_a_bucket(key: int, count: int) -> None:
 
 def test_jump_hash_spreads_keys_evenly() -> None:
     """Ten thousand tenants on ten shards: each near its share."""
-    counts = Counter(jump(f"business-{number}-main", 10) for number in range(10_000))
+    counts = Counter(bucket_of(f"business-{number}-main", 10) for number in range(10_000))
 
     assert all(850 < counts[bucket] < 1150 for bucket in range(10))
 
@@ -156,12 +156,12 @@ def test_jump_takes_the_first_eight_bytes_of_the_keys_md5(key: str, count: int) 
     """Big-endian, of its UTF-8 (contract §7)."""
     expected = int(hashlib.md5(key.encode()).hexdigest()[:16], 16)
 
-    assert jump(key, count) == jump_hash(expected, count)
+    assert bucket_of(key, count) == jump_hash(expected, count)
 
 
 def test_jump_is_frozen() -> None:
     """Where a key falls must never change: tenants live there."""
-    assert {key: [jump(key, count) for count in (1, 2, 3, 4, 8, 16, 100)] for key in FROZEN} == FROZEN
+    assert {key: [bucket_of(key, count) for count in (1, 2, 3, 4, 8, 16, 100)] for key in FROZEN} == FROZEN
 
 
 @given(st.text(max_size=20), st.integers(1, 20), st.sets(st.integers(0, 19)))
@@ -171,8 +171,8 @@ def test_place_is_a_shard_that_is_not_retired(key: str, count: int, retired: set
     retired = {number for number in retired if number < count}
     if len(retired) == count:
         retired.pop()
-    place = map_of(count, retired=frozenset(retired)).place(key)
-    attempts = [jump(f"{key}#{attempt}" if attempt else key, count) for attempt in range(400)]
+    place = map_of(count, retired=frozenset(retired)).shard_of(key)
+    attempts = [bucket_of(f"{key}#{attempt}" if attempt else key, count) for attempt in range(400)]
 
     assert place.shard_id == f"shard-{next(number for number in attempts if number not in retired)}"
 
@@ -180,28 +180,28 @@ def test_place_is_a_shard_that_is_not_retired(key: str, count: int, retired: set
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.integers(1, 12), st.integers(0, 11))
 def test_retiring_a_shard_moves_only_its_own_keys(key: str, count: int, retired: int) -> None:
     """All others stay where they are."""
-    before = map_of(count).place(key)
+    before = map_of(count).shard_of(key)
     if count > 1 and retired < count and before.shard_id != f"shard-{retired}":
-        assert map_of(count, retired=frozenset({retired})).place(key) == before
+        assert map_of(count, retired=frozenset({retired})).shard_of(key) == before
 
 
 def test_pinned_tenant_is_where_its_pin_says() -> None:
     """Also on a retired shard: the pin is a person's word."""
     shard_map = map_of(4, retired=frozenset({2}), tenants={"a-b": "shard-2", "c-d": "shard-0"})
 
-    assert shard_map.place("a-b").shard_id == "shard-2"
-    assert shard_map.place("c-d").shard_id == "shard-0"
-    assert shard_map.place("e-f").shard_id != "shard-2"
+    assert shard_map.shard_of("a-b").shard_id == "shard-2"
+    assert shard_map.shard_of("c-d").shard_id == "shard-0"
+    assert shard_map.shard_of("e-f").shard_id != "shard-2"
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.integers(1, 12))
 def test_homes_are_every_place_a_key_had_while_the_map_grew(key: str, count: int) -> None:
     """Contract §4: the pins, and the shards of every smaller number of shards; its place now comes first."""
     shard_map = map_of(count)
-    homes = shard_map.homes(key)
+    homes = shard_map.possible_homes(key)
 
-    assert homes[0] == shard_map.place(key)
-    assert set(names(homes)) == {f"shard-{jump(key, fewer)}" for fewer in range(1, count + 1)}
+    assert homes[0] == shard_map.shard_of(key)
+    assert set(names(homes)) == {f"shard-{bucket_of(key, fewer)}" for fewer in range(1, count + 1)}
     assert len(set(names(homes))) == len(homes)
 
 
@@ -218,7 +218,7 @@ def test_homes_are_every_place_a_key_had_while_shards_were_added_and_retired(key
             if len(retired) == count:
                 count += 1
         had.add(paper_place(key, count, retired))
-    homes = names(map_of(count, retired=retired).homes(key))
+    homes = names(map_of(count, retired=retired).possible_homes(key))
 
     assert homes[0] == f"shard-{paper_place(key, count, retired)}"
     assert {f"shard-{number}" for number in had} <= set(homes)
@@ -230,7 +230,7 @@ def test_fall_tells_the_way_past_retired_shards(key: str, count: int, retired: s
     gone = frozenset(number for number in retired if number < count)
     if len(gone) == count:
         gone -= {0}
-    fall = map_of(count, retired=gone).fall(key)
+    fall = map_of(count, retired=gone).placement(key)
 
     assert fall.shard.shard_id == f"shard-{paper_place(key, count, gone)}"
     assert not fall.is_pinned
@@ -245,16 +245,16 @@ def test_resized_map_has_the_first_shards_or_new_ones_at_its_end() -> None:
         shards=tuple(MappedShard(name, "") for name in ("a", "new-1", "c")), tenants={"x-y": "a", "u-v": "c"}
     )
 
-    assert names(list(shard_map.resized(5).shards)) == ["a", "new-1", "c", "new-2", "new-3"]
-    assert names(list(shard_map.resized(2).shards)) == ["a", "new-1"]
-    assert shard_map.resized(2).place("x-y").shard_id == "a"
-    assert shard_map.resized(2).place("u-v").shard_id == ("a", "new-1")[paper_place("u-v", 2)]
+    assert names(list(shard_map.with_shard_count(5).shards)) == ["a", "new-1", "c", "new-2", "new-3"]
+    assert names(list(shard_map.with_shard_count(2).shards)) == ["a", "new-1"]
+    assert shard_map.with_shard_count(2).shard_of("x-y").shard_id == "a"
+    assert shard_map.with_shard_count(2).shard_of("u-v").shard_id == ("a", "new-1")[paper_place("u-v", 2)]
 
 
 def test_homes_begin_with_the_pin_and_hold_the_hashed_place_too() -> None:
     """The tenant may have been there before it was pinned."""
-    key = next(f"key-{number}" for number in range(100) if jump(f"key-{number}", 3) == 2)
-    homes = map_of(3, tenants={key: "shard-0"}).homes(key)
+    key = next(f"key-{number}" for number in range(100) if bucket_of(f"key-{number}", 3) == 2)
+    homes = map_of(3, tenants={key: "shard-0"}).possible_homes(key)
 
     assert names(homes)[0] == "shard-0"
     assert "shard-2" in names(homes)

@@ -29,7 +29,7 @@ def map_of(*shards: MappedShard, **tenants: str) -> ShardMap:
         (map_of(A, B), map_of(A, MOVED_B), MapChange(readdressed=(MOVED_B,))),
         (map_of(A, B), map_of(A, BACKED_B), MapChange(readdressed=(BACKED_B,))),
         (map_of(A, BACKED_B), map_of(A, B), MapChange(readdressed=(B,))),
-        (map_of(A, OLD_B, OLD_C), map_of(A, D), MapChange(added=(D,), left=(OLD_B, OLD_C))),
+        (map_of(A, OLD_B, OLD_C), map_of(A, D), MapChange(added=(D,), removed=(OLD_B, OLD_C))),
     ],
     ids=["nothing", "retired and pinned", "added", "readdressed", "replica", "no replica", "left"],
 )

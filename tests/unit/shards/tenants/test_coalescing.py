@@ -35,11 +35,11 @@ async def test_turns_do_together_what_comes_in_the_meantime() -> None:
     work = Work()
     turns = Coalescer(work.do)
     async with asyncio.TaskGroup() as tasks:
-        first = tasks.create_task(turns.bring(["a"]))
+        first = tasks.create_task(turns.submit(["a"]))
         await work.begun.acquire()
-        others = [tasks.create_task(turns.bring(items)) for items in (["b", "c"], ["c"], [])]
+        others = [tasks.create_task(turns.submit(items)) for items in (["b", "c"], ["c"], [])]
         await asyncio.sleep(0)
-        assert repr(turns) == "Turns(3 waiting)"
+        assert repr(turns) == "Coalescer(3 waiting)"
         work.let.release()
         work.let.release()
 
@@ -52,9 +52,9 @@ async def test_turns_go_on_when_the_one_whose_turn_it_is_is_cancelled() -> None:
     """The next one does the lot again, for all who wait."""
     work = Work()
     turns = Coalescer(work.do)
-    first = asyncio.create_task(turns.bring(["a"]))
+    first = asyncio.create_task(turns.submit(["a"]))
     await work.begun.acquire()
-    waiting = [asyncio.create_task(turns.bring([item])) for item in "bcd"]
+    waiting = [asyncio.create_task(turns.submit([item])) for item in "bcd"]
     await asyncio.sleep(0)
     work.let.release()
     await first
@@ -74,9 +74,9 @@ async def test_turns_raise_to_the_one_whose_turn_it_is_only() -> None:
     """The others' items are tried once more."""
     work = Work()
     turns = Coalescer(work.do)
-    first = asyncio.create_task(turns.bring(["a"]))
+    first = asyncio.create_task(turns.submit(["a"]))
     await work.begun.acquire()
-    second, third = (asyncio.create_task(turns.bring([item])) for item in "bc")
+    second, third = (asyncio.create_task(turns.submit([item])) for item in "bc")
     await asyncio.sleep(0)
     work.let.release()
     await first

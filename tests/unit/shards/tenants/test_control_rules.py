@@ -13,9 +13,9 @@ from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.tenants.control_rules import (
     ControlledTenant,
     ControlStep,
+    error_of,
     step_of_creation,
     step_of_destruction,
-    trouble_of,
 )
 
 CONTROL_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -81,7 +81,7 @@ def test_message_does_nothing_to_another_tenant_with_the_same_id(state: TenantSt
 
 def test_steps_that_cannot_be_taken_say_why() -> None:
     """One that can never be is refused, one that cannot be now is tried again; the others are no trouble."""
-    kinds = {step: type(trouble_of(step, "a-b-c")) for step in ControlStep}
+    kinds = {step: type(error_of(step, "a-b-c")) for step in ControlStep}
     assert {step: kind for step, kind in kinds.items() if kind is not type(None)} == {
         ControlStep.TAKEN: PermanentError,
         ControlStep.WAIT_FOR_MOVE: RetryableError,

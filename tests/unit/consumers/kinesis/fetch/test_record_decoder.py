@@ -15,7 +15,7 @@ from support.aws.kpl_aggregates import aggregate
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Rejected, Source
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
 STREAM, STREAM_SHARD_ID = "resources-operations", "shardId-000000000007"
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -128,7 +128,7 @@ def test_intake_passes_on_what_is_no_operation(content: bytes, reason: DeadLette
     rejected = [
         (RecordPosition.from_record(place).position, decoded.reason, record)
         for place, record, decoded in arrivals
-        if isinstance(decoded, Rejected)
+        if isinstance(decoded, RejectedRecord)
     ]
     assert rejected == [(Position(1), reason, content), (Position(2, 1), reason, content)]
     assert len(arrivals) == 4
@@ -155,7 +155,7 @@ def test_intake_refuses_an_aggregate_as_a_whole_when_a_part_belongs_elsewhere(ou
     ]
     _, bytes_of_all, refused = arrivals[0]
     assert bytes_of_all == content
-    assert isinstance(refused, Rejected)
+    assert isinstance(refused, RejectedRecord)
     assert (refused.reason, refused.origin.partition_key) == (DeadLetterReason.INVALID_MESSAGE, "inside")
     assert f"({len(outside)} of 3 sub-records lie outside" in refused.error
 

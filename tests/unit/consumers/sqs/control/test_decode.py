@@ -19,7 +19,7 @@ from simplu_worker.consumers.sqs.control.decode import (
     decode_control,
     tenant_id_of_control,
 )
-from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejected, Source
+from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
 from simplu_worker.shards.types import AdminAccount, ResourceRename
 
 ORIGIN = Origin(source=Source.SQS, name="control", arrived_at=datetime(2026, 1, 2, tzinfo=UTC), message_id="m")
@@ -42,7 +42,7 @@ def body(control_type: ControlType = ControlType.SHARD_CREATION, /, **members: A
     return json.dumps({**BODIES[control_type], **members})
 
 
-def decode(control_type: ControlType, **members: Any) -> Control | Rejected:
+def decode(control_type: ControlType, **members: Any) -> Control | RejectedRecord:
     """Decode a message of that type with *members* changed."""
     return decode_control(body(control_type, **members), {"MessageType": control_type}, ORIGIN)
 
@@ -152,7 +152,7 @@ def test_message_of_each_type_is_rejected_naming_the_member(
 ) -> None:
     """A message with an invalid member is rejected; the error names the member, and does not quote it."""
     rejected = decode(control_type, **members)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedRecord)
     assert (rejected.reason, named in rejected.error) == (DeadLetterReason.INVALID_MESSAGE, True)
     assert "secret" not in rejected.error
 
@@ -182,14 +182,14 @@ def test_message_of_each_type_is_rejected_naming_the_member(
 def test_message_is_rejected_naming_what_was_expected(text: str | bytes, reason: DeadLetterReason, named: str) -> None:
     """Text that can never be a control message is rejected with its reason."""
     rejected = decode_control(text, {}, ORIGIN)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedRecord)
     assert (reason, True) == (rejected.reason, named in rejected.error)
 
 
 def test_rejected_message_carries_the_ids_that_could_be_read() -> None:
     """The rejection names the tenant when the message does."""
     rejected = decode_control(body(timestamp=1), {}, ORIGIN)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedRecord)
     assert (rejected.business_id, rejected.location_id, rejected.origin) == ("b", "l", ORIGIN)
 
 
@@ -216,4 +216,4 @@ MEMBERS = st.sampled_from([*{name for members in BODIES.values() for name in mem
 )
 def test_decoding_decides_whatever_comes(text: str | bytes, attributes: dict[str, str]) -> None:
     """Any bytes, text and attributes give a message or a rejection, never an exception."""
-    assert isinstance(decode_control(text, attributes, ORIGIN), Control | Rejected)
+    assert isinstance(decode_control(text, attributes, ORIGIN), Control | RejectedRecord)

@@ -17,7 +17,7 @@ from simplu_worker.operations.operation import (
     Operation,
     OperationKind,
     Origin,
-    Rejected,
+    RejectedRecord,
     Source,
 )
 
@@ -53,7 +53,7 @@ def decode(
     *,
     deduplication_id: str | None = "own-1",
     max_bytes: int = MAX_BYTES,
-) -> Operation | Rejected:
+) -> Operation | RejectedRecord:
     """Decode as the handler does."""
     attributes = TENANT if attributes is None else attributes
     return decode_order(body, attributes, ORIGIN, deduplication_id=deduplication_id, max_bytes=max_bytes)
@@ -66,10 +66,10 @@ def decoded(type_: str = "CREATE", **members: Any) -> Operation:
     return operation
 
 
-def rejected(body: str, attributes: dict[str, str] | None = None) -> Rejected:
+def rejected(body: str, attributes: dict[str, str] | None = None) -> RejectedRecord:
     """Return the rejection of *body*."""
     refusal = decode(body, attributes)
-    assert isinstance(refusal, Rejected), refusal
+    assert isinstance(refusal, RejectedRecord), refusal
     return refusal
 
 
@@ -211,7 +211,7 @@ def test_message_is_refused_unread_when_it_is_too_large() -> None:
     size_bytes = len(body.encode())
     assert isinstance(decode(body, max_bytes=size_bytes), Operation)
     refusal = decode(body, max_bytes=size_bytes - 1)
-    assert isinstance(refusal, Rejected)
+    assert isinstance(refusal, RejectedRecord)
     assert (refusal.reason, refusal.request_id) == (DeadLetterReason.TOO_LARGE, "own-1")
 
 
