@@ -315,7 +315,7 @@ async def test_many_shards_in_trouble_are_one_question(make_shard: ShardMaker) -
         for pool in routed.pools.by_shard_id().values():
             pool.is_healthy = True
         await routed.refresh.locate_unhealthy_shards()
-        assert "in trouble: []" in repr(routed.refresh)
+        assert "unhealthy: []" in repr(routed.refresh)
 
 
 async def test_an_absence_may_be_a_few_seconds_old_where_the_caller_says_so(world: World) -> None:
