@@ -64,10 +64,10 @@ class StreamPosition(msgspec.Struct, frozen=True):
 class StoredPositions(msgspec.Struct, frozen=True):
     """One shard's rows of some stream shards, by stream shard, and when the first tenant of the shard was made.
 
-    *first_tenant_at* is None if the shard has no tenant, or was not asked. So is *moved_in_s*, the seconds since the
-    last tenant was moved to the shard, if none was. *moves* changes with each such move; None if not asked for.
-    *is_as_left* means that the row of the asking reader had a token of that reader, before it was fenced: then no write
-    to the row is lost.
+    *first_tenant_at* is None if the shard has no tenant, or was not asked. So is *last_move_age_s*, the seconds since
+    the last tenant was moved to the shard, if none was. *move_token* changes with each such move; None if not asked
+    for. *is_unchanged* means that the row of the asking reader had a token of that reader, before it was fenced: then
+    no write to the row is lost.
     """
 
     rows: dict[str, StreamPosition]
@@ -81,7 +81,7 @@ class PositionClaim(msgspec.Struct):
     """The position that a reader writes into its row with the next batch, and the fencing tokens that the row may have.
 
     The first token is that of the last write or read with a known outcome; the others are of attempts with an unknown
-    one. Without tokens, the reader found no row. Then the shard makes the row only if its *moves* is still the one
+    one. Without tokens, the reader found no row. Then the shard makes the row only if its *move_token* is still the one
     given: a tenant that was moved there in between may lack operations, and no row existed that the move could change.
     """
 

@@ -220,4 +220,4 @@ def _server(row: Any) -> Server:
 def _unlogged(row: Any, waits: Sequence[_CommitWait]) -> set[int]:
     """Return the ids of those of *waits* that have a key which is not in the log."""
     owners = [id(wait) for wait in waits for _ in wait.keys]
-    return {owners[place] for place in row["missing"]}
+    return {owners[index] for index in row["unlogged"]}

@@ -395,7 +395,7 @@ class WriteAttempt:
         ]
         rows = await connection.fetchmany(QUERIES["apply_wave"], arguments)
         in_turn = list(chain.from_iterable(waves))
-        return [(applied[in_turn[row["place"]]], Failure(row["error"])) for row in rows]
+        return [(applied[in_turn[row["index"]]], Failure(row["error"])) for row in rows]
 
 
 def _select(indexes: Sequence[int], operations: Sequence[Operation]) -> Sequence[Operation]:

@@ -1,4 +1,4 @@
-"""Where a shard is: its id and its connection string, which is checked before anything is touched."""
+"""The address of a shard: its id and its connection string, which is validated before any connection. Pure."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from simplu_worker.errors import PermanentError
 SHARD_ID_MAX = 128
 CONNECTION_STRING_MAX = 4096
 PORT_MAX = 65535
-HOSTS_MAX = 16  # each has its share of the time that a connection may take
-NAME_MAX_BYTES = 63  # PostgreSQL manual, NAMEDATALEN: what is longer is cut off, and may then name another database
+HOSTS_MAX = 16  # each gets its share of the connect timeout
+NAME_MAX_BYTES = 63  # PostgreSQL manual, NAMEDATALEN: a longer name is cut off, and may then name another database
 _NOT_IN_HOSTS = {chr(code) for code in range(33)} | {"\x7f"}
 
 _CONTROLS = _NOT_IN_HOSTS - {" "}
 
 EXPECTED = "expected postgresql://user:password@host:port/database"
 
-# Everything else in the query part would become a setting of the session (asyncpg passes it to the server), or lead
-# to another host than the one that was checked.
+# asyncpg passes any other option to the server as a setting of the session, or connects to another host than the one
+# that was validated.
 ALLOWED_OPTIONS = frozenset(
     {"sslmode", "sslrootcert", "sslcert", "sslkey", "passfile", "target_session_attrs", "application_name"}
 )
-# Values as libpq and asyncpg know them; the server or asyncpg would refuse others with the first connection.
+# The values that libpq and asyncpg know; the server or asyncpg would refuse others at the first connection.
 OPTION_VALUES = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
@@ -36,42 +36,42 @@ OPTIONS_WITH_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "passfile"})
 
 
 class AddressRefusedError(PermanentError):
-    """Somebody names a shard whose address may not be used; the request itself is not at fault."""
+    """The named shard has an address that may not be used; the request itself is not at fault."""
 
 
 class HostPort(NamedTuple):
-    """A host and its port, as a connection string names them."""
+    """A host and its port, as in a connection string."""
 
     host: str
-    port: int | None  # Postgres's own where none is given
+    port: int | None  # None: the default port of Postgres
 
 
 class ShardAddress(msgspec.Struct, frozen=True):
-    """A shard as Citrus or the static map names it; never shows its connection string."""
+    """The address of a shard from Citrus or the static map; its repr omits the connection string."""
 
     shard_id: str
     connection_string: str
     is_active: bool = True
     tenant_count: int | None = None
     tenant_max: int | None = None
-    refusal: str | None = None  # why it may not be used; then it has no connection string
+    refusal: str | None = None  # why the shard may not be used; its connection string is then empty
 
     def __repr__(self) -> str:
         return f"ShardAddress({self.shard_id!r}, is_active={self.is_active})"
 
     @property
     def place(self) -> str:
-        """Hosts, ports and database, without user and password: fit to be shown."""
+        """Hosts, ports and database, without user and password: safe to show."""
         try:
             parts = urlsplit(self.connection_string)
-        except ValueError:  # asked for in the midst of telling about an address that is no good
+        except ValueError:  # may be needed for the error message about this address
             return "an unreadable address"
         return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     def validate_or_refuse(self, allowed_hosts: tuple[str, ...]) -> Self:
-        """Return itself as `validate` does, or, when that refuses, itself without its connection string and with why.
+        """Return itself as `validate` does, or else a copy with the `refusal` and without the connection string.
 
-        For lists of shards: one that may not be used is a shard that gives no answer, not an end of the list.
+        For lists of shards: a shard that may not be used counts as one without an answer, and the list goes on.
         """
         try:
             return self.validate(allowed_hosts)
@@ -80,9 +80,10 @@ class ShardAddress(msgspec.Struct, frozen=True):
             return msgspec.structs.replace(self, shard_id=shard_id, connection_string="", refusal=str(exc))
 
     def validate(self, allowed_hosts: tuple[str, ...]) -> Self:
-        """Return itself when its id and connection string may be used.
+        """Return itself if its id and connection string may be used.
 
-        *allowed_hosts* are patterns such as `*.db.internal`; none allows all. Raises `AddressRefusedError` otherwise.
+        *allowed_hosts* are patterns such as `*.db.internal`; without any, all hosts are allowed. Raises
+        `AddressRefusedError` otherwise.
         """
         if not 1 <= len(self.shard_id) <= SHARD_ID_MAX:
             raise AddressRefusedError(f"shard id: expected 1 to {SHARD_ID_MAX} characters, got {len(self.shard_id)}")
@@ -91,7 +92,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
             raise AddressRefusedError(f"{where}: expected at most {CONNECTION_STRING_MAX} characters")
         try:
             parts = urlsplit(self.connection_string)
-            # As strict as asyncpg, whose ValueError would come at the first connection.
+            # As strict as asyncpg, which would raise ValueError at the first connection.
             pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
             hosts = hosts_of(self.connection_string)
         except ValueError:
@@ -105,13 +106,13 @@ class ShardAddress(msgspec.Struct, frozen=True):
         for host in hosts:
             if allowed_hosts and not any(fnmatchcase(host, pattern.lower()) for pattern in allowed_hosts):
                 raise AddressRefusedError(f"{where}: host {host} is not in DATABASE_ALLOWED_HOSTS")
-        if complaint := _name_problem(self.connection_string, parts) or _option_problem(pairs):
-            raise AddressRefusedError(f"{where}: {complaint}")
+        if problem := _name_problem(self.connection_string, parts) or _option_problem(pairs):
+            raise AddressRefusedError(f"{where}: {problem}")
         return self
 
 
 def hosts_of(connection_string: str) -> list[str]:
-    """Return the hosts that a connection string names, in order, lower-case; `[""]` where it names none.
+    """Return the hosts of a connection string, in order, lower-case; `[""]` if it has none.
 
     Raises as `places_of` does.
     """
@@ -119,9 +120,9 @@ def hosts_of(connection_string: str) -> list[str]:
 
 
 def places_of(connection_string: str) -> list[HostPort]:
-    """Return the hosts and ports that a connection string names, in order; a host is "" where it names none.
+    """Return the hosts and ports of a connection string, in order; a missing host is "".
 
-    Raises `ValueError` when it is no URL, or when one of the hosts or ports cannot be one.
+    Raises `ValueError` when the string is not a URL, or a host or port is invalid.
     """
     netloc = urlsplit(connection_string).netloc.rpartition("@")[2]
     places = []
@@ -131,7 +132,7 @@ def places_of(connection_string: str) -> list[HostPort]:
             port = port.removeprefix(":")
         else:
             host, _, port = part.partition(":")
-        host = unquote(host)  # as asyncpg does: what is checked has to be what is connected to
+        host = unquote(host)  # as asyncpg does: the validated host must be the one that asyncpg connects to
         if _NOT_IN_HOSTS & set(host) or not (port.isascii() and 1 <= int(port or 1) <= PORT_MAX):
             raise ValueError(f"expected hosts with ports from 1 to {PORT_MAX}")
         places.append(HostPort(host, int(port) if port else None))
@@ -139,16 +140,16 @@ def places_of(connection_string: str) -> list[HostPort]:
 
 
 def _is_ambiguous(parts: SplitResult) -> bool:
-    """Tell whether a character of the password, not percent-encoded, ended what is taken for the hosts too early."""
+    """Return whether an unencoded character of the password cut the part with the hosts short."""
     return parts.netloc.count("@") > 1 or any("@" in part for part in (parts.path, parts.query, parts.fragment))
 
 
 def _name_problem(connection_string: str, parts: SplitResult) -> str | None:
-    """Return what is wrong with user, password or database, none of which is repeated; None when nothing is.
+    """Return the problem with user, password or database, without quoting them; None if there is none.
 
     In the first message to the server a U+0000 ends one setting of the session and begins the next.
     """
-    if _CONTROLS & set(connection_string):  # tabs and new lines, which `urlsplit` silently leaves out
+    if _CONTROLS & set(connection_string):  # `urlsplit` silently drops tabs and new lines
         return "expected no control characters"
     user, _, password = parts.netloc.rpartition("@")[0].partition(":")
     for name, value in {"user": user, "password": password, "database": parts.path[1:]}.items():

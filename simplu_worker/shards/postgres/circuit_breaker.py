@@ -1,7 +1,7 @@
-"""Whether a shard may be asked at all: when the way to it does not work, only probes may, until one gets through.
+"""The circuit breaker of a shard: while the shard cannot be reached, only probes may try, until one succeeds. Pure.
 
-Only the way counts: a connection that is refused, cut, or gives no answer. A shard that answers, if slowly or with an
-error, has a way to it.
+Only reachability counts: a connection that is refused, cut, or silent is a failure. A shard that answers, even slowly
+or with an error, is reachable.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from enum import StrEnum
 from typing import Final
 
 FAILURES_MAX: Final = 3  # in a row
-SILENCE_MAX_S: Final = 5.0  # without an answer, while somebody waits for one
-PROBE_INTERVAL_S: Final = 1.0  # so that a shard that is back is used within two seconds
+SILENCE_MAX_S: Final = 5.0  # without an answer, while a caller waits for one
+PROBE_INTERVAL_S: Final = 1.0  # so that a recovered shard is used within two seconds
 
 
 class BreakerState(StrEnum):
-    """Of the way to a shard."""
+    """The state of a circuit breaker."""
 
-    CLOSED = "closed"  # as a switch: everything passes
+    CLOSED = "closed"  # as of a switch: all requests pass
     OPEN = "open"
-    HALF_OPEN = "half_open"  # one is on the way, to find out
+    HALF_OPEN = "half_open"  # one probe is under way
 
 
 class BreakerDecision(StrEnum):
-    """What somebody who wants to ask the shard may do."""
+    """What a caller of the shard may do."""
 
     ADMIT = "admit"
-    PROBE = "probe"  # find out for all whether it answers; only then ask
+    PROBE = "probe"  # first probe the shard on behalf of all callers
     REFUSE = "refuse"
 
 
 class CircuitBreaker:
-    """The state of the way to one shard; *now* is the event loop's time throughout."""
+    """The circuit breaker of one shard; *now* is the event loop's time throughout."""
 
     def __init__(self) -> None:
         self.state = BreakerState.CLOSED
@@ -43,7 +43,7 @@ class CircuitBreaker:
         return f"CircuitBreaker({self.state}, failures={self._failure_count})"
 
     def decide(self, now: float) -> BreakerDecision:
-        """Tell what somebody may do. One who is told to probe is the only one for a while, whatever becomes of it."""
+        """Return what a caller may do; PROBE at most once in `PROBE_INTERVAL_S`, whatever the probe's result."""
         if self.state is BreakerState.CLOSED:
             return BreakerDecision.ADMIT
         if now < self._probe_at:
@@ -53,15 +53,15 @@ class CircuitBreaker:
         return BreakerDecision.PROBE
 
     def record_answer(self, now: float) -> None:
-        """Note that the shard gave an answer, whatever it said."""
+        """Record an answer of the shard, of any kind."""
         self.state = BreakerState.CLOSED
         self._failure_count = 0
         self._answered_at = now
 
     def record_failure(self, now: float, *, asked_at: float) -> bool:
-        """Note that nothing came back; return whether this opened it.
+        """Record a request without an answer; return whether it opened the breaker.
 
-        *asked_at* is when the longest still waiting for an answer, this one included, began to.
+        *asked_at* is the start of the oldest request that has no answer yet, this one included.
         """
         self._failure_count += 1
         was_closed = self.state is BreakerState.CLOSED

@@ -1,7 +1,7 @@
-"""Columns of a batch as a few texts that Postgres cuts, in place of arrays. Pure.
+"""Columns of a batch as a few texts that Postgres splits, in place of arrays. Pure.
 
-asyncpg spends 0.2 to 0.6 microseconds on each element of an array, and a batch has twenty for each operation: most of
-what it costs a worker. A joined text costs a twentieth of that. The statement takes it apart with `string_to_array`.
+asyncpg spends 0.2 to 0.6 microseconds on each element of an array, and a batch has twenty elements for each operation:
+most of its cost for a worker. A joined text costs a twentieth of that. The statement splits it with `string_to_array`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Final
 
-SEPARATOR: Final = "\x1f"  # in no JSON text (RFC 8259, section 7), and hardly in an id
+SEPARATOR: Final = "\x1f"  # never in a JSON text (RFC 8259, section 7), and hardly ever in an id
 
 
 def pack_columns(texts: Sequence[Sequence[str]], plain: Sequence[Sequence[str]] = ()) -> list[str]:
-    """Return a separator, and each column as one text joined by it: first *texts*, whatever they hold, then *plain*.
+    """Return a separator, and each column joined by it to one text: first *texts*, of any content, then *plain*.
 
-    No text of *plain* has a character that separators are made of, as no JSON text has: these are not looked through,
-    and they are most of a batch. A shorter column has NULL in the statement where it has ended; a single empty text is
-    packed as no element at all. So a column with empty texts is read with `nullif(…, '')`. No text may be U+0000, which
-    Postgres does not hold.
+    The texts of *plain* must not contain a character of separators; no JSON text does. They are most of a batch, and
+    are not searched for one. In the statement, a shorter column is padded with NULL, and a single empty text is packed
+    as no element: so a column with empty texts is read with `nullif(…, '')`. No text may contain U+0000, which Postgres
+    cannot store.
     """
     for separator in _separators():
         joined = [separator.join(column) for column in texts]
@@ -30,7 +30,7 @@ def pack_columns(texts: Sequence[Sequence[str]], plain: Sequence[Sequence[str]] 
 
 
 def _separators() -> Iterator[str]:
-    """Yield separators without end; none of them begins as it ends, so it cannot be made of parts of two texts."""
+    """Yield separators without end; none begins with its own end, so that two adjacent texts cannot form one."""
     yield SEPARATOR
     for number in count():
         yield f"\x1f{number}\x1e"

@@ -1,9 +1,9 @@
-"""Who may open a connection, of all shards within one number of them.
+"""The budget of connections that the pools of all shards share: which pool may open one. Pure.
 
-A pool takes a free place, else that of the connection that has been idle longest, whosesoever it is. Where none is
-idle pools take turns: the one with the fewest connections first, among equals the one that waits longest. A pool that
-has used a connection for its turn gives it up to one that has none, or clearly fewer, and queues up again at the end.
-So a pool with a thousand waiters has its turn as often as one with a single one, and everybody has one.
+A pool takes a free slot, or else the slot of the connection that has been idle longest, of any pool. If none is idle,
+the pools take turns: first the pool with the fewest connections, among equals the one that has waited longest. A pool
+that has used a connection for its turn yields it to a pool with none, or clearly fewer, and queues up again at the end.
+So a pool with a thousand waiters gets its turn as often as a pool with one, and every pool gets one.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
-TURN_MAX_S: Final = 0.5  # some hundred times what it takes to connect
-ROUND_S: Final = 4.0  # about how long it takes until everybody has had a turn: less than anybody waits
+TURN_MAX_S: Final = 0.5  # some hundred times the time to connect
+ROUND_S: Final = 4.0  # about the time until every pool has had a turn: shorter than any caller waits
 
 ConnectionT = TypeVar("ConnectionT", bound=Hashable)
 LentT_contra = TypeVar("LentT_contra", contravariant=True)
 
 
 class PoolMember(Protocol[LentT_contra]):
-    """A pool, as the budget knows it. It keeps count of its own connections."""
+    """A pool, as the budget sees it. The pool counts its own connections."""
 
     @property
     def open_count(self) -> int:
-        """How many connections it has, those included that it is opening."""
+        """The count of its connections, including those being opened."""
 
     @property
     def wants_connection(self) -> bool:
-        """Whether somebody waits, and it has fewer connections than it may."""
+        """Whether a caller waits, and the pool has fewer connections than it may."""
 
     def open_another(self) -> bool:
-        """Let the first who waits open a connection; false when nobody waits any more."""
+        """Let the first waiter open a connection; return false if no caller waits any more."""
 
     def close_idle(self, connection: LentT_contra) -> None:
-        """Close one that is idle."""
+        """Close an idle connection."""
 
 
 class _Idle(NamedTuple, Generic[ConnectionT]):
@@ -42,14 +42,12 @@ class _Idle(NamedTuple, Generic[ConnectionT]):
 
 
 class ConnectionBudget(Generic[ConnectionT]):
-    """The places for connections, who has them, and who waits for one."""
+    """The slots for connections, and the queue of pools that wait for one."""
 
     def __init__(self, max_connections: int) -> None:
         self._max = max_connections
-        self._idle: dict[ConnectionT, _Idle[ConnectionT]] = {}  # the one that has been idle longest first
-        self._queue: dict[
-            PoolMember[ConnectionT], None
-        ] = {}  # those that wait for a place, in the order of their turns
+        self._idle: dict[ConnectionT, _Idle[ConnectionT]] = {}  # longest idle first
+        self._queue: dict[PoolMember[ConnectionT], None] = {}  # pools that wait for a slot, in the order of their turns
         self.open_count = 0
 
     def __repr__(self) -> str:
@@ -64,9 +62,9 @@ class ConnectionBudget(Generic[ConnectionT]):
         return bool(self._idle)
 
     def take_slot(self, member: PoolMember[ConnectionT], now: float) -> bool:
-        """Take a place for one more connection of *party*; false when it has to wait for `open_another`.
+        """Take a slot for one more connection of *member*; return false when it must wait for `open_another`.
 
-        To be called when it has fewer than it may.
+        To be called only while it has fewer connections than it may.
         """
         if self._make_room(member, now):
             self.open_count += 1
@@ -75,11 +73,11 @@ class ConnectionBudget(Generic[ConnectionT]):
         return False
 
     def withdraw(self, member: PoolMember[ConnectionT]) -> None:
-        """Note that nobody of *party* waits any more."""
+        """Note that no caller of *member* waits any more."""
         self._queue.pop(member, None)
 
     def release_slot(self, member: PoolMember[ConnectionT], now: float) -> None:
-        """Note that a connection of *party* ended, or was never made."""
+        """Note that a connection of *member* ended, or was never opened."""
         self.open_count -= 1
         if member.wants_connection:
             self._queue.setdefault(member)
@@ -92,27 +90,27 @@ class ConnectionBudget(Generic[ConnectionT]):
             self.grant_slots(now)
 
     def take_idle(self, connection: ConnectionT) -> bool:
-        """Note that a connection is idle no longer; false when it was not."""
+        """Note that a connection is no longer idle; return false if it was not."""
         return self._idle.pop(connection, None) is not None
 
     def must_yield(self, member: PoolMember[ConnectionT], *, used_s: float) -> bool:
-        """Tell whether *party* should close a connection that it has used for so long, though somebody waits for it."""
+        """Return whether *member* must close a connection used for so long, although a caller waits for it."""
         rival = self._next()
         if rival is None or rival is member or used_s < self._turn_s():
             return False
         return rival.open_count == 0 or rival.open_count < member.open_count - 1
 
-    def idle_since_before(self, moment: float) -> list[tuple[PoolMember[ConnectionT], ConnectionT]]:
-        """Return the connections that have been idle since before *moment*."""
+    def idle_since_before(self, instant: float) -> list[tuple[PoolMember[ConnectionT], ConnectionT]]:
+        """Return the connections that have been idle since before *instant*."""
         found = []
         for connection, idle in self._idle.items():
-            if idle.since > moment:
+            if idle.since > instant:
                 break
             found.append((idle.owner, connection))
         return found
 
     def grant_slots(self, now: float) -> None:
-        """Give away what places there are, or can be made."""
+        """Grant all slots that are free, or can be freed, to the waiting pools."""
         while (member := self._next()) is not None and self._make_room(member, now):
             del self._queue[member]
             self.open_count += 1
@@ -133,7 +131,7 @@ class ConnectionBudget(Generic[ConnectionT]):
         if self.open_count < self._max:
             return True
         for connection, idle in self._idle.items():
-            # One that is used again and again is not taken for somebody who has another.
+            # A connection in regular use is not taken for a pool that already has one.
             if member.open_count and now - idle.since < self._turn_s():
                 return False
             del self._idle[connection]

@@ -1,4 +1,4 @@
-"""How a connection to a shard is made: host by host, and no farther than to the database of that very shard."""
+"""Open a connection to a shard: host by host, and only to the database of that shard."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from simplu_worker.shards.postgres.errors import WrongShardError
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import loop_time
 
-STATEMENT_CACHE_SIZE: Final = 100  # statements a connection keeps prepared; asyncpg's own default
-USER_TIMEOUT_MS: Final = 10_000  # until a connection is given up on which what was sent is not acknowledged
-# Of an idle connection, so that one whose other end is gone does not look like a good one: first after 10 s, then
-# every 5 s, and dead after three.
+STATEMENT_CACHE_SIZE: Final = 100  # prepared statements per connection; asyncpg's default
+USER_TIMEOUT_MS: Final = 10_000  # until a connection with unacknowledged data is ended
+# Probes of an idle connection, so that a dead one is noticed: first after 10 s, then every 5 s, dead after three.
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 
 class TargetSessionAttrs(StrEnum):
-    """What a server has to be, in the words of libpq's `target_session_attrs`."""
+    """The kind of server to connect to, as in libpq's `target_session_attrs`."""
 
     ANY = "any"
     READ_WRITE = "read-write"
@@ -44,7 +43,7 @@ IS_TARGET: Final[Mapping[TargetSessionAttrs, Callable[[asyncpg.Record], bool]]] 
 
 
 class ShardConnection(asyncpg.Connection):
-    """A connection to a shard, with what its pool notes of it."""
+    """A connection to a shard, with the notes of its pool."""
 
     __slots__ = ("generation", "is_read_only", "opened_at", "place")
 
@@ -59,20 +58,20 @@ class ShardConnection(asyncpg.Connection):
 
 
 def enable_keepalive(endpoint: socket.socket) -> None:
-    """Let the system find out, in seconds, that the other end of a connection is gone without a word."""
+    """Let the system notice within seconds that the peer of a connection is gone without closing it."""
     if endpoint.family == socket.AF_UNIX:
         return
     endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in [*KEEPALIVE.items(), ("TCP_USER_TIMEOUT", USER_TIMEOUT_MS)]:
-        if hasattr(socket, name):  # not every system has each of them
+        if hasattr(socket, name):  # not every system has all of them
             endpoint.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class Connector:
-    """Opens connections to one address, and remembers what it learned on the way.
+    """Opens connections to one address, and remembers the last good host and whether there is a pooler.
 
-    Which of several hosts was a good one: it is tried first. And whether a pooler is in front of them: there nothing is
-    prepared, as the next transaction may meet another server, which knows nothing of it.
+    The last good host is tried first. Behind a pooler nothing is prepared: the next transaction may run on another
+    server, without the prepared statement.
     """
 
     def __init__(self, address: ShardAddress, *, reply_s: float) -> None:
@@ -85,10 +84,10 @@ class Connector:
         return f"Connector({self._address!r}, has_pooler={self.has_pooler})"
 
     async def connect(self, *, within_s: float) -> ShardConnection:
-        """Open a connection to the first of the hosts that is what is wanted.
+        """Open a connection to the first host with a server of the wanted kind.
 
-        Each has its share of the time that is left. Raises the last one's error: `WrongShardError`, `TimeoutError`,
-        `OSError`, and asyncpg's and whatever else an address that is no good brings about.
+        Each host gets its share of the remaining time. Raises the last host's error: `WrongShardError`, `TimeoutError`,
+        `OSError`, an error of asyncpg, or any error of a library over an invalid address.
         """
         if not self._places:
             self._places = places_of(self._address.connection_string)
@@ -100,9 +99,9 @@ class Connector:
                 async with asyncio.timeout((end - loop_time()) / left):
                     connection = await self._connect_to(place, target)
             except TimeoutError as exc:
-                self.put_last(place)  # it costs most
+                self.put_last(place)  # a timeout costs most
                 error = exc
-            except Exception as exc:  # noqa: BLE001  # the next host may do; which is the caller's to tell, if none does
+            except Exception as exc:  # noqa: BLE001  # the next host may work; if none does, the caller translates the last error
                 error = exc
             else:
                 self._places = [place, *(other for other in self._places if other != place)]
@@ -110,7 +109,7 @@ class Connector:
         raise error or ValueError("expected a host")
 
     def put_last(self, place: HostPort) -> None:
-        """Try a host only when all others were tried."""
+        """Try a host only after all others."""
         self._places = [*(other for other in self._places if other != place), place]
 
     async def _connect_to(self, place: HostPort, target: TargetSessionAttrs) -> ShardConnection:
@@ -135,7 +134,7 @@ class Connector:
             self._address.connection_string,
             host=place.host or None,
             port=place.port,
-            target_session_attrs=asyncpg.connect_utils.SessionAttribute.any,  # looked at here, in the one look
+            target_session_attrs=asyncpg.connect_utils.SessionAttribute.any,  # checked here, in one query
             command_timeout=self._reply_s,
             statement_cache_size=0 if self.has_pooler else STATEMENT_CACHE_SIZE,
             connection_class=ShardConnection,
@@ -145,7 +144,7 @@ class Connector:
         return connection
 
     def _check_server(self, server: asyncpg.Record, target: TargetSessionAttrs) -> None:
-        shard_id = server.get("shard_id", self._address.shard_id)  # a database without a schema is nobody's yet
+        shard_id = server.get("shard_id", self._address.shard_id)  # a database without a schema has no owner yet
         if shard_id != self._address.shard_id:
             came = "no identity" if shard_id is None else f"the database of shard {shard_id}"
             raise WrongShardError(
@@ -164,7 +163,7 @@ async def _inspect_server(connection: ShardConnection) -> asyncpg.Record:
 
 
 async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Record:
-    """Fetch one row by a statement without a name: one with a name would stay on a server behind a pooler."""
+    """Fetch one row by an unnamed statement: a named one would stay on a server behind a pooler."""
     statement = await connection.prepare(query, name="")
     row = await statement.fetchrow()
     assert row is not None  # noqa: S101  # a SELECT without FROM
@@ -172,9 +171,9 @@ async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Rec
 
 
 def target_of(connection_string: str, places: Sequence[HostPort]) -> TargetSessionAttrs:
-    """Return what a server has to be; of several hosts, where nothing is said, the one that takes writes.
+    """Return the kind of server to connect to; with several hosts, by default, one that takes writes.
 
-    Raises `ValueError` for what is none of libpq's words.
+    Raises `ValueError` for a value that libpq does not know.
     """
     wanted = parse_qs(urlsplit(connection_string).query).get("target_session_attrs")
     if wanted:
@@ -185,7 +184,7 @@ def target_of(connection_string: str, places: Sequence[HostPort]) -> TargetSessi
 def connection_attempts(
     places: Sequence[HostPort], target: TargetSessionAttrs
 ) -> list[tuple[HostPort, TargetSessionAttrs]]:
-    """Return which hosts to try in turn, and as what."""
+    """Return the hosts to try in turn, each with the kind of server expected."""
     targets = (
         [TargetSessionAttrs.STANDBY, TargetSessionAttrs.ANY]
         if target is TargetSessionAttrs.PREFER_STANDBY

@@ -1,4 +1,4 @@
-"""The errors of a shard that its callers within `shards` tell apart. Pure."""
+"""The errors of a shard that its callers within `shards` handle differently. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from simplu_worker.shards.types import ShardUnavailableError
 
 
 class InvalidDataError(WorkerError):
-    """Postgres cannot store something in the batch; the transaction is gone."""
+    """Postgres cannot store some data of the batch; the transaction was rolled back."""
 
 
 class LostRaceError(RetryableError):
-    """The transaction lost a race against another one; run again at once, it may win."""
+    """The transaction lost a race against another one; an immediate retry may win."""
 
 
 class WrongShardError(ShardUnavailableError):
@@ -19,9 +19,9 @@ class WrongShardError(ShardUnavailableError):
 
 
 class StatementFailedError(ShardUnavailableError):
-    """A statement failed by itself while the server works: whoever can take its batch apart finds out what makes it.
+    """A statement failed on a healthy server. The writer bisects the batch to find the operation at fault.
 
-    To everybody else it is trouble of the shard. *error* is the server's error by class and code.
+    To other callers the shard is unavailable. *error* is the server's error by class and code.
     """
 
     def __init__(self, message: str, *, error: str, is_timeout: bool) -> None:

@@ -1,7 +1,7 @@
-"""The connections to one shard, and those who wait for one: first come, first served.
+"""The connections to one shard, lent to its callers: first come, first served.
 
-Lending and giving back touch nothing but memory. The one that went last is lent first, so that those that are not
-needed stay idle, and are closed.
+Lending and giving back change memory alone. The connection returned last is lent first, so that surplus ones stay idle
+and are closed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from simplu_worker.shards.postgres.connector import ShardConnection
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
-SWEEPS: Final = 4  # in the time that a connection may be idle
+SWEEPS: Final = 4  # per `idle_s`
 
 Opener: TypeAlias = Callable[[], Awaitable[ShardConnection]]
 
 
 class SharedBudget(ConnectionBudget[ShardConnection]):
-    """The budget of all pools that share it; closes what was idle for *idle_s*."""
+    """The budget of all pools that share it; closes connections that were idle for *idle_s*."""
 
     def __init__(self, max_connections: int, *, idle_s: float) -> None:
         super().__init__(max_connections)
@@ -31,13 +31,13 @@ class SharedBudget(ConnectionBudget[ShardConnection]):
         self._timer: asyncio.TimerHandle | None = None
 
     def park_idle(self, member: PoolMember[ShardConnection], connection: ShardConnection, now: float) -> None:
-        """Note that a connection became idle, and look after it."""
+        """Note that a connection became idle, and schedule the sweep."""
         super().park_idle(member, connection, now)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._idle_s / SWEEPS, self._sweep)
 
     def close(self) -> None:
-        """Look after nothing any more."""
+        """Cancel the sweep."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -62,33 +62,33 @@ class ConnectionLender:
         self._size = size
         self._budget = budget
         self._idle: list[ShardConnection] = []
-        self._lent: dict[ShardConnection, float] = {}  # since when; the longest lent first
-        self._waiters: deque[asyncio.Future[ShardConnection | None]] = deque()  # None: it may open one
+        self._lent: dict[ShardConnection, float] = {}  # since when; longest lent first
+        self._waiters: deque[asyncio.Future[ShardConnection | None]] = deque()  # None: the waiter may open one
         self._generation = 0
-        self._all_returned: asyncio.Event | None = None  # somebody waits for it
+        self._all_returned: asyncio.Event | None = None  # set while `close` waits for it
         self.open_count = 0
 
     def __repr__(self) -> str:
         return f"ConnectionLender({self.counts()})"
 
     def counts(self) -> dict[str, int]:
-        """Return how many connections are open and idle, and how many wait for one."""
+        """Return how many connections are open and idle, and how many callers wait for one."""
         return {"open": self.open_count, "idle": len(self._idle), "waiting": len(self._waiters)}
 
     @property
     def has_connections(self) -> bool:
-        """Whether there is one, lent or idle."""
+        """Whether a connection is open, lent or idle."""
         return bool(self._lent or self._idle)
 
     @property
     def lent_since(self) -> float | None:
-        """Since when the connection that was lent longest ago is."""
+        """The time at which the longest-lent connection was lent."""
         return next(iter(self._lent.values()), None)
 
     async def borrow(self, *, within_s: float) -> ShardConnection:
-        """Return a connection, to be given back.
+        """Return a connection, to be given back with `give_back`.
 
-        Raises `TimeoutError` when there is none in time, and as *open_one* does.
+        Raises `TimeoutError` when no connection is available in time, and as *open_one* does.
         """
         now = loop_time()
         while self._idle:
@@ -106,7 +106,7 @@ class ConnectionLender:
             return await self._open()
 
     def give_back(self, connection: ShardConnection) -> None:
-        """Take a connection back, to lend it on; one that was ended, or may not be used any more, ends."""
+        """Take a connection back, to lend it again; end it if it is closed, expired, or in a transaction."""
         now = loop_time()
         if not self.remove_lent(connection):
             return
@@ -119,7 +119,7 @@ class ConnectionLender:
             self._terminate(connection, now)
         else:
             self._hand_on(connection, now)
-            self._budget.grant_slots(now)  # others may have become idle for long enough meanwhile
+            self._budget.grant_slots(now)  # other connections may have been idle for long enough by now
 
     def remove_lent(self, connection: ShardConnection) -> bool:
         """Take back a lent connection that is to end; it keeps its slot until `release_slot`. False if not lent."""
@@ -130,11 +130,11 @@ class ConnectionLender:
         return True
 
     def release_slot(self) -> None:
-        """Give back the place of one that was taken out and has ended."""
+        """Release the slot of a connection that was removed and has ended."""
         self._release_slot(loop_time())
 
     def expire(self) -> None:
-        """End what is idle now, and what is lent when it is given back."""
+        """End idle connections now, and lent ones when they are given back."""
         self._generation += 1
         now = loop_time()
         for connection in self._idle:
@@ -145,13 +145,13 @@ class ConnectionLender:
             self._release_slot(now)
 
     def terminate_lent(self, *, before: float) -> None:
-        """End the connections that were lent before then; those who have them find out by an error."""
+        """End the connections that were lent before *before*; their borrowers get an error."""
         for connection, since in self._lent.items():
             if since <= before:
                 connection.terminate()
 
     def reject_waiters(self, error: Callable[[], Exception]) -> None:
-        """Let everybody who waits fail with an error of their own."""
+        """Fail every waiting caller with an error of its own."""
         waiters, self._waiters = self._waiters, deque()
         self._budget.withdraw(self)
         for waiter in waiters:
@@ -159,7 +159,7 @@ class ConnectionLender:
                 waiter.set_exception(error())
 
     async def close(self, *, within_s: float) -> None:
-        """End everything; what is lent is waited for that long."""
+        """End all connections; wait for lent ones up to *within_s*."""
         self.reject_waiters(lambda: ShardUnavailableError("the pool is being closed"))
         self.expire()
         try:
@@ -172,15 +172,15 @@ class ConnectionLender:
             self._all_returned = None
             self.terminate_lent(before=float("inf"))
 
-    # What the budget asks of a party.
+    # The protocol `PoolMember`.
 
     @property
     def wants_connection(self) -> bool:
-        """Whether somebody waits, and it has fewer connections than it may."""
+        """Whether a caller waits, and the pool has fewer connections than it may."""
         return bool(self._waiters) and self.open_count < self._size
 
     def open_another(self) -> bool:
-        """Let the first who waits open a connection."""
+        """Let the first waiter open a connection."""
         waiter = self._next_waiter()
         if waiter is None:
             return False
@@ -189,7 +189,7 @@ class ConnectionLender:
         return True
 
     def close_idle(self, connection: ShardConnection) -> None:
-        """Close one that is idle."""
+        """Close an idle connection."""
         self._idle.remove(connection)
         self.open_count -= 1
         connection.terminate()
@@ -208,7 +208,9 @@ class ConnectionLender:
         except BaseException:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
-            elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:  # both at the same moment
+            elif (
+                waiter.done() and not waiter.cancelled() and waiter.exception() is None
+            ):  # granted and cancelled at once
                 self._return_turn(waiter.result())
             raise
         finally:
@@ -248,7 +250,7 @@ class ConnectionLender:
     def _next_waiter(self) -> asyncio.Future[ShardConnection | None] | None:
         while self._waiters:
             waiter = self._waiters.popleft()
-            if not waiter.done():  # it was cancelled, and does not know it yet
+            if not waiter.done():  # otherwise cancelled, and not yet removed
                 return waiter
         return None
 
@@ -261,7 +263,7 @@ class ConnectionLender:
         self._budget.release_slot(self, now)
 
     def _on_terminated(self, connection: object) -> None:
-        """Take out one that ended while it was idle: its server went, or closed it."""
+        """Drop an idle connection that ended: the server closed it, or went away."""
         if isinstance(connection, ShardConnection) and connection in self._idle:
             self._idle.remove(connection)
             self._budget.take_idle(connection)

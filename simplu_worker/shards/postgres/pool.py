@@ -1,7 +1,7 @@
 """The door to Postgres: one pool per shard, opened on first use, errors translated by SQLSTATE.
 
-Connections carry no session state: what a transaction needs is set for it alone. So they also work through a pooler in
-transaction mode, and nothing has to be reset between two uses.
+Connections have no session state: each transaction makes its own settings. So they also work through a pooler in
+transaction mode, and need no reset between two uses.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import register_secret
 from simplu_worker.timing.clock import loop_time
 
-STOPS_AT_CLOSE_S = 0.2  # for what the server is still being asked to stop when a pool is closed
-CONNECTIONS_MAX = 100_000  # where nobody says how many: more than a process may have
-POOLER_STATES = {"26000", "42P05"}  # a statement that was prepared is gone, or somebody else's: that server is shared
-# The other connections lead to the same former primary, or have prepared what no longer holds.
+STOPS_AT_CLOSE_S = 0.2  # for pending requests to stop a statement when a pool is closed
+CONNECTIONS_MAX = 100_000  # the default: more than a process may have
+POOLER_STATES = {"26000", "42P05"}  # a prepared statement is gone, or another client's: a pooler shares the server
+# The other connections lead to the same former primary, or have outdated prepared statements.
 EXPIRING_STATES = {READ_ONLY_STATE, *POOLER_STATES, "0A000"}
 
 log = structlog.get_logger(__name__)
@@ -44,8 +44,8 @@ Connection: TypeAlias = "asyncpg.Connection[Any]"
 class ShardPool:
     """The connections to one shard.
 
-    `address` may be replaced at any time (a failover, a new password): it holds from the next connection on, and those
-    in use end when they are given back.
+    `address` may be replaced at any time (a failover, a new password): new connections use it, and those in use end
+    when they are given back.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ShardPool:
         self._availability = ShardAvailability(address, self._lender)
         self._shared_probe = SingleFlightProbe(self._probe_once)
         self._is_retired = False
-        self.refusal: str | None = None  # why a look found that this worker may not work on it: its schema, say
+        self.refusal: str | None = None  # why a probe found that this worker may not use it, such as its schema
         self._stopping: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -72,7 +72,7 @@ class ShardPool:
 
     @property
     def address(self) -> ShardAddress:
-        """Where the shard is."""
+        """The address of the shard."""
         return self._address
 
     @address.setter
@@ -85,7 +85,7 @@ class ShardPool:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the last use of it, or look at it, found it to work."""
+        """Whether its last use or probe succeeded."""
         return self._availability.is_healthy
 
     @is_healthy.setter
@@ -94,11 +94,11 @@ class ShardPool:
 
     @property
     def last_error(self) -> str | None:
-        """What was last amiss, by class and code; None where nothing is."""
+        """The last error, by class and code; None if the shard is healthy."""
         return self._availability.last_error
 
     def retire(self) -> None:
-        """Lend no connection any more: nobody is to use the shard. Those that are lent are waited for by `drain`."""
+        """Lend no connection any more: the shard is not to be used. `drain` waits for those that are lent."""
         self._is_retired = True
 
     def counts(self) -> dict[str, int]:
@@ -107,12 +107,12 @@ class ShardPool:
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[ShardConnection]:
-        """Lend a connection. A cancelled or late use ends it: what the server still does on it is unknown.
+        """Lend a connection. A cancelled or late use ends it: the server's state of it is unknown.
 
-        The server is asked to stop that, for which nobody waits: a stop of the worker may not take longer by it.
+        The server is asked to stop the statement. No caller waits for that, so that it delays no stop of the worker.
 
-        Raises `ShardUnavailableError`, `InvalidDataError` and `LostRaceError`, also for what happens inside. Never to
-        be asked for by one who has a connection: all may be lent to such as wait for a second one.
+        Raises `ShardUnavailableError`, `InvalidDataError` and `LostRaceError`, also for errors inside the block. Never
+        call it while holding a connection: all connections may be lent to callers that wait for a second one.
         """
         await self._admit()
         async with self._lend() as connection:
@@ -141,7 +141,7 @@ class ShardPool:
     async def transaction(self) -> AsyncIterator[ShardConnection]:
         """Lend a connection within a transaction (READ COMMITTED, bounded in time), committed at the end.
 
-        An error from the commit itself leaves its outcome unknown, as any error of the network does.
+        After an error of the commit itself its outcome is unknown, as after any network error.
         """
         started = time.perf_counter()
         async with self.connection() as connection:
@@ -158,10 +158,10 @@ class ShardPool:
 
     @contextlib.asynccontextmanager
     async def fresh_connection(self) -> AsyncIterator[ShardConnection]:
-        """Open a connection beside the pool's, for a short look: all of it within `ShardTimeouts.probe_s`.
+        """Open a connection beside the pool's, for a probe: connecting and use within `ShardTimeouts.probe_s`.
 
-        So it tells how the server is now, also while those of the pool hang or lead to where the server was before.
-        It is not counted in the budget. Raises as `connection` does.
+        So it shows the server's present state, even while the pool's connections hang or lead to the server's former
+        address. It is not counted in the budget. Raises as `connection` does.
         """
         if self._is_retired:
             raise retired_error(self._address.shard_id)
@@ -176,9 +176,9 @@ class ShardPool:
                 connection.terminate()
 
     async def probe(self) -> None:
-        """Make sure that the server answers and takes writes; many who ask at once share one look.
+        """Check that the server answers and takes writes; concurrent callers share one probe.
 
-        Raises `RetryableError` when not.
+        Raises `RetryableError` if not.
         """
         await self._shared_probe()
 
@@ -188,22 +188,22 @@ class ShardPool:
         try:
             async with self.fresh_connection() as connection:
                 if connection.is_read_only:
-                    raise asyncpg.ReadOnlySQLTransactionError("what a write would meet")
+                    raise asyncpg.ReadOnlySQLTransactionError("as a write would")
         except ShardUnavailableError as exc:
             if not isinstance(exc.__cause__, asyncpg.TooManyConnectionsError) or not self.counts()["idle"]:
                 raise
-            async with self._lend() as connection:  # the server has no room for another, and the pool has this one
+            async with self._lend() as connection:  # the server has no room for another connection
                 if await connection.fetchval(QUERIES["is_read_only"]):
-                    raise asyncpg.ReadOnlySQLTransactionError("what a write would meet") from None
+                    raise asyncpg.ReadOnlySQLTransactionError("as a write would") from None
             self._availability.record_writable()
             return
         self._availability.record_writable()
         if not was_healthy:
-            # Those of before may lead to a server that is gone without a word, each for as long as a reply may take.
+            # The old connections may lead to a dead server, and hang for as long as a reply may take.
             self._lender.expire()
 
     async def drain(self) -> None:
-        """Close all connections, each when it is given back: within the time that any use of one may take."""
+        """Close all connections, each when it is given back: within the longest time of a use."""
         await self._close_connections(within_s=self._timeouts.reply_s)
 
     async def close(self) -> None:
@@ -252,7 +252,7 @@ class ShardPool:
             return await self._connector.connect(within_s=within_s)
 
     def _stop(self, connection: ShardConnection) -> None:
-        """End a connection as soon as the server has let go of what it did there; until then it has its place."""
+        """End a connection once the server has stopped its statement; until then it keeps its slot."""
         if not self._lender.remove_lent(connection):
             return
         task = asyncio.get_running_loop().create_task(self._close(connection), name=f"stop:{self.address.shard_id}")
@@ -265,11 +265,11 @@ class ShardPool:
 
     def _on_stopped(self, connection: ShardConnection, task: asyncio.Task[None]) -> None:
         self._stopping.discard(task)
-        connection.terminate()  # also where the task was cancelled before it began
+        connection.terminate()  # also if the task was cancelled before it began
         self._lender.release_slot()
 
     def _react_to(self, connection: ShardConnection, exc: BaseException) -> None:
-        """Do what an error asks for beyond its being raised."""
+        """Adapt the connector and the other connections to an error."""
         sqlstate = getattr(exc, "sqlstate", None)
         if sqlstate in POOLER_STATES:
             self._connector.has_pooler = True
@@ -280,7 +280,7 @@ class ShardPool:
 
 
 class Pools:
-    """All pools of this replica, by shard id. Closes them when left."""
+    """All pools of this replica, by shard id. An async context manager that closes them."""
 
     def __init__(
         self, *, size: int, max_connections: int = CONNECTIONS_MAX, timeouts: ShardTimeouts = DEFAULT_TIMEOUTS
@@ -301,9 +301,9 @@ class Pools:
         self._budget.close()
 
     def ensure_pool(self, address: ShardAddress) -> ShardPool:
-        """Return the pool of a shard, made or re-pointed where needed. Opens no connection.
+        """Return the pool of a shard; create it, or give it the new address, if needed. Opens no connection.
 
-        Raises `ShardUnavailableError` for an address that may not be used, and for a shard that left.
+        Raises `ShardUnavailableError` for an address that may not be used, and for a retired shard.
         """
         if address.refusal is not None:
             raise ShardUnavailableError(address.refusal)
@@ -326,32 +326,32 @@ class Pools:
         return self._pools
 
     def pool_of(self, shard_id: str) -> ShardPool:
-        """Return the pool of a shard that was named before. Raises `ShardUnavailableError` when it left since."""
+        """Return the existing pool of a shard. Raises `ShardUnavailableError` if the shard was retired since."""
         pool = self.by_shard_id().get(shard_id)
         if pool is None:
             raise retired_error(shard_id)
         return pool
 
     def is_retired(self, shard_id: str) -> bool:
-        """Whether a shard is not to be used any more."""
+        """Return whether a shard is not to be used any more."""
         return shard_id in self._retired
 
     def retire(self, shard_ids: Iterable[str]) -> list[ShardPool]:
-        """Use shards no more, whoever still names them, until they `join` again; return their pools, to be drained."""
-        left = set(shard_ids)
-        self._retired |= left
-        pools = [pool for pool in (self._pools.pop(shard_id, None) for shard_id in left) if pool is not None]
+        """Stop the use of shards by any caller until `restore`; return their pools, to be drained."""
+        retired = set(shard_ids)
+        self._retired |= retired
+        pools = [pool for pool in (self._pools.pop(shard_id, None) for shard_id in retired) if pool is not None]
         for pool in pools:
             pool.retire()
         return pools
 
     def restore(self, shard_ids: Iterable[str]) -> None:
-        """Let shards be used that may have left before."""
+        """Allow the use of shards that may have been retired before."""
         self._retired.difference_update(shard_ids)
 
 
 def retired_error(shard_id: str) -> ShardUnavailableError:
-    """Return the error for who asks for a shard that is not to be used any more."""
+    """Return the error for a use of a retired shard."""
     return ShardUnavailableError(f"shard {shard_id}: it is not among the shards any more")
 
 

@@ -1,4 +1,4 @@
-"""How a shard fares, as those who use it find: what became of their errors, and whether it may be asked at all."""
+"""The availability of a shard, as its users find it: their errors, translated, and the circuit breaker."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
 READ_ONLY_STATE: Final = "25006"
-REFUSAL_COUNTS_S: Final = 30.0  # longer than those who write wait before they try again
+REFUSAL_COUNTS_S: Final = 30.0  # longer than the back-off of callers that write
 
 log = structlog.get_logger(__name__)
 
 
 class ShardAvailability:
-    """What is known of one shard, and the translation of what is met there into our errors.
+    """The health of one shard, and the translation of vendor errors into ours.
 
-    After a refused write only a commit makes it healthy, or a look that saw it writable: reads go on working on a
-    server that takes no writes, and whether there is room on its disk only a write can tell.
+    After a refused write only a commit makes the shard healthy, or a probe that saw it writable: reads succeed on a
+    server that takes no writes, and only a write shows whether its disk has room.
 
-    When the way to the shard turns out not to work, those who wait for a connection of *lender* are told, and those
-    who have got no answer on one for long lose it.
+    When the circuit breaker opens, callers that wait for a connection of *lender* get an error, and connections without
+    an answer for long are ended.
     """
 
     def __init__(self, address: ShardAddress, lender: ConnectionLender) -> None:
@@ -39,7 +39,7 @@ class ShardAvailability:
         self._lender = lender
         self._breaker = CircuitBreaker()
         self._has_reported = False
-        self._refused_at: float | None = None  # when it last answered that it could not do what was asked
+        self._refused_at: float | None = None  # when it last answered that it could not run a statement
         self._is_refused_as_read_only = False
         self.is_healthy = True
         self.last_error: str | None = None
@@ -48,42 +48,42 @@ class ShardAvailability:
         return f"ShardAvailability(is_healthy={self.is_healthy}, {self._breaker!r})"
 
     def reset(self, address: ShardAddress) -> None:
-        """Forget what was known of the way to the shard: another address is another way."""
+        """Forget the state of the old address."""
         self._address = address
         self._breaker = CircuitBreaker()
         self._refused_at = None
 
     def decide(self) -> BreakerDecision:
-        """Tell whether the shard may be asked now."""
+        """Return whether a caller may use the shard now."""
         return self._breaker.decide(loop_time())
 
     def unavailable_error(self) -> ShardUnavailableError:
-        """Return the error for one who is not to ask."""
+        """Return the error for a caller that may not use the shard."""
         return ShardUnavailableError(self._message(self.last_error), shard_id=self._address.shard_id)
 
     def record_busy(self) -> ShardUnavailableError:
-        """Return the error for one who waited for a connection for too long.
+        """Count, and return the error for, a caller that waited too long for a connection.
 
-        All are in use, here or, where the budget is used up, elsewhere; which says nothing of the server.
+        All are in use, by this pool or, if the budget is used up, by others. The server's health is not affected.
         """
         self._count("busy")
         message = self._message("all connections are in use: TimeoutError")
         return ShardUnavailableError(message, shard_id=self._address.shard_id)
 
     def record_commit(self) -> None:
-        """Note that a transaction was committed."""
+        """Record a commit: the shard is healthy."""
         self._refused_at = None
         self._report(healthy=True)
 
     def record_writable(self) -> None:
-        """Note that the server says it takes writes; where it was another trouble, that tells little for a while."""
+        """Record that the server takes writes; after a refusal of another kind that is no proof for a while."""
         refused_at = self._refused_at
         if refused_at is None or self._is_refused_as_read_only or loop_time() - refused_at > REFUSAL_COUNTS_S:
             self.record_commit()
 
     @contextlib.contextmanager
     def translate_errors(self, *, asked_at: float) -> Iterator[None]:
-        """Translate what comes of using a connection since *asked_at*, and note it."""
+        """Translate and record the errors of a use of a connection since *asked_at*."""
         try:
             yield
         except asyncpg.PostgresError as exc:
@@ -99,7 +99,7 @@ class ShardAvailability:
 
     @contextlib.contextmanager
     def translate_connect_errors(self) -> Iterator[None]:
-        """Translate what comes of connecting, which is never said of a statement or of data, and note it."""
+        """Translate and record the errors of connecting, which are never about a statement or data."""
         asked_at = loop_time()
         try:
             yield
@@ -114,7 +114,7 @@ class ShardAvailability:
                 raise self._record_unavailable(
                     ErrorMeaning.UNAVAILABLE, exc, asked_at=self._silent_since(exc, asked_at)
                 ) from exc
-            # It has no room for another, and works on those that there are.
+            # The server has no room for another connection, and works on the existing ones.
             self._breaker.record_answer(loop_time())
             raise self._record_full(exc) from exc
         except asyncpg.PostgresError as exc:
@@ -125,7 +125,7 @@ class ShardAvailability:
             )
             raise self._record_unavailable(kind, exc, asked_at=self._silent_since(exc, asked_at)) from exc
         except (ValueError, ArithmeticError, LookupError) as exc:
-            # What the address does to the libraries: a port beyond 65535, a host that is no name, an unknown sslmode.
+            # Errors of the libraries over the address: a port beyond 65535, an invalid host name, an unknown sslmode.
             # Not chained: such an error may quote the connection string.
             raise self._record_unavailable("connection", exc, asked_at=asked_at) from None
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
@@ -154,7 +154,7 @@ class ShardAvailability:
                 assert_never(meaning)
 
     def _silent_since(self, exc: asyncpg.PostgresError, asked_at: float) -> float | None:
-        """Return *asked_at* for an error that is as good as no answer; note the answer where it is one."""
+        """Return *asked_at* for an error that counts as no answer; otherwise record the answer and return None."""
         if is_no_answer(exc.sqlstate or ""):
             return asked_at
         self._breaker.record_answer(loop_time())
@@ -174,8 +174,8 @@ class ShardAvailability:
         return LostRaceError(f"shard {self._address.shard_id}: {error}")
 
     def _record_unavailable(self, kind: str, exc: Exception, *, asked_at: float | None = None) -> ShardUnavailableError:
-        """Note an error and return it as ours; with *asked_at* there was no answer since then."""
-        # Server messages may quote rows; the class and its code say enough.
+        """Record an error and return ours; with *asked_at* the shard has not answered since then."""
+        # Server messages may quote rows; the class and its code are enough.
         code = getattr(exc, "sqlstate", None)
         self._record_error(kind, f"{type(exc).__name__} ({code})" if code else type(exc).__name__)
         if asked_at is not None:
@@ -187,7 +187,7 @@ class ShardAvailability:
         if self._breaker.record_failure(now, asked_at=asked_at if lent_since is None else min(asked_at, lent_since)):
             log.warning("shard.cut_off", shard_id=self._address.shard_id, error=self.last_error)
             self._lender.reject_waiters(self.unavailable_error)
-            # Whoever got no answer for that long gets none, and other shards need the place.
+            # A use without an answer for that long gets none, and other shards need the slot.
             self._lender.terminate_lent(before=now - SILENCE_MAX_S)
 
     def _record_error(self, kind: str, error: str) -> None:
@@ -213,5 +213,5 @@ class ShardAvailability:
 
 
 def _is_connection_error(exc: asyncpg.PostgresError) -> bool:
-    """Tell whether it was said of the connection, by the server or a pooler in front of it, and not of a statement."""
+    """Return whether the server, or a pooler in front of it, ended the connection, not just a statement."""
     return (exc.severity_en or exc.severity) in {"FATAL", "PANIC"}

@@ -1,6 +1,6 @@
-"""One look for many: who asks while somebody looks, or just after, gets that one's answer.
+"""A single-flight probe: callers during a probe, or shortly after it, share its result.
 
-A bad one for less long: whoever takes it waits before asking again, while the shard may be back already.
+A failure is shared for a shorter time: its callers back off before the next probe, and the shard may recover first.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Final
 from simplu_worker.errors import RetryableError
 from simplu_worker.timing.clock import loop_time
 
-FRESH_S: Final = 0.5  # how long an answer is everybody's
+FRESH_S: Final = 0.5  # how long a success is shared
 FAILED_FRESH_S: Final = 0.2
 
 
 class SingleFlightProbe:
-    """Calls *look*, which says by `RetryableError` what it found amiss, once for all who want to know.
+    """Calls *probe*, which raises `RetryableError` on failure, once for all concurrent callers.
 
-    A look that is cancelled answers nobody: the next one who waits looks anew.
+    A cancelled probe has no result: the next waiting caller probes again.
     """
 
     def __init__(self, probe: Callable[[], Awaitable[None]], *, clock: Callable[[], float] = loop_time) -> None:
@@ -33,7 +33,7 @@ class SingleFlightProbe:
         return f"SingleFlightProbe(probed_at={self._probed_at}, error={self._error!r})"
 
     async def __call__(self) -> None:
-        """Look, or take the answer of a look that ended at most `FRESH_S` ago, `FAILED_FRESH_S` if it was a bad one."""
+        """Probe, or share a success at most `FRESH_S` old, or a failure at most `FAILED_FRESH_S` old."""
         async with self._turn:
             fresh_s = FRESH_S if self._error is None else FAILED_FRESH_S
             if self._probed_at is None or self._clock() - self._probed_at > fresh_s:

@@ -1,10 +1,10 @@
-"""How long what is done to a shard may take."""
+"""The timeouts of all requests to a shard. Pure."""
 
 from __future__ import annotations
 
 import msgspec
 
-# One round trip, in the simple protocol. A plan is made once: for a batch, making one takes as long as it does.
+# One round trip, in the simple protocol. Plans are made once: planning a batch takes as long as running it.
 BEGIN = """
 BEGIN;
 SET LOCAL lock_timeout = {lock_ms};
@@ -15,11 +15,11 @@ SET LOCAL plan_cache_mode = force_generic_plan;
 
 
 class ShardTimeouts(msgspec.Struct, frozen=True):
-    """How long each thing done to a shard may take, in seconds.
+    """The timeout of each kind of request to a shard, in seconds.
 
-    The server's own are the shorter ones, a lock wait the shortest: a waiter learns why it failed, and a server that
-    answers nothing at all, such as a frozen one, is given up by *reply_s*. A probe has *probe_s* for everything. A use
-    that is cancelled waits up to *cancel_s* for the server to stop. A connection that nobody uses is kept for *idle_s*.
+    The server's own are shorter than ours, and a lock wait is the shortest: so a waiter learns the cause of its
+    failure, and only a silent server, such as a frozen one, runs into *reply_s*. *probe_s* bounds a whole probe. A
+    cancelled use waits up to *cancel_s* for the server to stop its statement. An idle connection is kept for *idle_s*.
     """
 
     connect_s: float = 5.0
@@ -35,7 +35,7 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
 
     @property
     def begin(self) -> str:
-        """The statements that open a transaction in which they hold."""
+        """The statements that open a transaction with these timeouts."""
         seconds = {"lock_ms": self.lock_s, "statement_ms": self.statement_s, "idle_ms": self.idle_in_transaction_s}
         return BEGIN.format(**{name: round(value * 1000) for name, value in seconds.items()})
 

@@ -1,11 +1,22 @@
--- The statements of one batch, in the order in which its transaction runs them (READ COMMITTED). What comes for each
--- operation of a batch comes as texts, each a column, joined by the separator $1 (shards/postgres/column_packing.py). They are cut in a
--- select list, in step, where a shorter one goes on as NULL: in FROM each would be kept as a table of its own first,
--- which takes half as long again.
+-- The statements of one batch, in the order in which its transaction runs them (READ COMMITTED). The values of a
+-- batch's operations come as texts, one a column, joined by the separator $1 (shards/postgres/column_packing.py). A
+-- select list splits them in step, and pads a shorter one with NULL; in FROM each column would first be stored as a
+-- table of its own, which takes half as long again.
+
+-- fragment: utc_format
+-- Of times in results (contract §3), for times at UTC.
+'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
+
+-- fragment: members_match
+-- Whether every wanted member equals the resource's.
+NOT EXISTS (
+    SELECT FROM jsonb_each(wanted.members) AS member
+    WHERE resources.data -> member.key IS DISTINCT FROM member.value
+)
 
 -- name: lock_tenants
--- What this shard says of the tenants $1. The share lock holds off a mover's fence and a destruction until the batch
--- has committed; batches do not hold off each other. In order of id, so that two batches cannot deadlock here.
+-- The rows of the tenants $1. The share lock blocks a mover's fence and a destruction until the batch has committed;
+-- batches do not block each other. In order of id, so that two batches cannot deadlock here.
 SELECT id, business_id, location_id, business_type, state, moved_to, created_at
 FROM tenants
 WHERE id = ANY($1::text[])
@@ -13,9 +24,9 @@ ORDER BY id
 FOR SHARE;
 
 -- name: log_operations
--- Write the batch into the log before any effect. A row that is there already, or that another transaction is just
--- writing (waited for), is left alone: its operation was applied. In key order, against deadlocks, and of two with one
--- key the first of the batch. $13 are the digests, of 33 bytes each.
+-- Write the batch into the log before any effect. An existing row, or one that another transaction is writing (this
+-- statement waits for it), stays as it is: its operation was applied. In key order, against deadlocks; of two
+-- operations with one key the first of the batch is written. $13 are the digests, of 33 bytes each.
 INSERT INTO operations (
     tenant_id, request_id, operation, resource_type, resource_id, status, error, digest,
     source, stream_shard_id, sequence_number, requested_at, received_at
@@ -44,7 +55,8 @@ ORDER BY tenant_id COLLATE "C", request_id COLLATE "C", position
 ON CONFLICT (tenant_id, request_id) DO NOTHING;
 
 -- name: logged_operations
--- Which of the batch this very transaction wrote, and what tells the others from those that were there before.
+-- The rows of the batch's operations: whether this transaction wrote them, and the columns that distinguish a
+-- redelivery from another use of the request id.
 SELECT
     tenant_id, request_id, digest, error, source, stream_shard_id, sequence_number,
     xid::text AS xid, xid = pg_current_xact_id() AS is_fresh
@@ -52,10 +64,10 @@ FROM operations
 JOIN unnest($1::text[], $2::text[]) AS batch (tenant_id, request_id) USING (tenant_id, request_id);
 
 -- name: replace_given_up
--- Make the rows of operations that were given up those of their replays, which are then applied as if fresh. Only a row
--- that is still as this transaction saw it ($3, the transaction that wrote it): of two replays at once the second waits
--- here, finds another row and has to look again. So each row is replaced once, and running it again replaces nothing.
--- Locked in key order, against deadlocks.
+-- Replace the rows of operations that were given up by those of their replays, which are then applied as new ones.
+-- Only a row still written by the transaction $3, as seen before: of two replays at once the second waits here, finds
+-- another row, and its batch is tried again. So each row is replaced once, and a repetition replaces none. Locked in
+-- key order, against deadlocks.
 WITH replay AS (
     SELECT *
     FROM unnest(
@@ -88,25 +100,26 @@ FROM given_up
 WHERE operations.tenant_id = given_up.tenant_id AND operations.request_id = given_up.request_id;
 
 -- name: apply_wave
--- Apply one wave: each resource is written at most once, and what is read is as it was before. What could not take effect,
--- or has no answer, is marked in the log; only that is returned, by its place from $3 on. Materialized, so that all
--- data and filters are parsed before anything else: what cannot be stored fails the statement whether its resource is
--- there or not. No row of the log is met twice, for an operation is of one kind. No part of a wave is joined with another
--- (`NOT IN` is by hash): the plan is made once, for arrays of any length, and would do that in nested loops. It is made
--- for ten rows, as for every array, so tables are read by their indexes: hence the positions are an array too, for of
--- `generate_subscripts` a thousand are expected, and while little is known of the tables these would be read whole.
--- What took effect is counted first: nearly always that is all, and nothing else is looked for. A patch none of whose
--- members is an object is merged here: `||` and `-` are all of RFC 7396 then, and the function takes up to three times
--- as long.
--- A `list` is answered by containment (`@>`), which equality implies, and then member by member. Once the bytes of the
--- page pass the bound ($2), its further items are not even built.
--- In order of id, until the page is full; but days, a month at most, are looked up by date and put in order afterwards:
--- few of a type's resources are of a month, and the way by the ids would go past all the others. Of the two ways only
--- one is gone. The CASE keeps the planner from taking filters, of which it knows nothing, to leave next to nothing: it
--- would then read all that the type has and sort that.
+-- Apply one wave: it writes each resource at most once, and its reads see the state before it. Operations without
+-- effect or without an answer are marked as failed in the log; only these are returned, by their index from $3 on.
+-- `wave` is materialized, so that all data and filters are parsed first: data that cannot be stored fail the
+-- statement whether the resource exists or not. No row of the log is updated twice: an operation is of one kind. No
+-- part of a wave is joined with another (`NOT IN` is by hash): the plan is made once, for arrays of any length, and a
+-- join would be in nested loops. The planner expects ten rows of an array, so it reads tables by their indexes. So
+-- the positions are an array too: of `generate_subscripts` the planner expects a thousand rows, and would read tables
+-- of which it has few statistics as a whole.
+-- The effects are counted first: nearly always they are complete, and no failure is searched for. A patch without an
+-- object among its members is merged here: `||` and `-` are then all of RFC 7396, and the function takes up to three
+-- times as long.
+-- A `list` selects by containment (`@>`), which equality implies, and then compares member by member. Once the bytes
+-- of the page exceed the bound ($2), its further items are not built.
+-- A list reads in order of id until the page is full. A list of days, a month at most, reads by date and sorts
+-- afterwards: few of a type's resources are of one month, and a scan by id would read all the others too. `is_short`
+-- selects one of the two. Without the CASE the planner, which has no statistics of the filters, would expect hardly
+-- any row to pass; it would read all resources of the type and sort them.
 WITH wave AS MATERIALIZED (
     SELECT
-        $3::bigint + position - 1 AS place, tenant_id, request_id, operation, resource_type, resource_id, business_type,
+        $3::bigint + position - 1 AS index, tenant_id, request_id, operation, resource_type, resource_id, business_type,
         nullif(data, '')::jsonb AS data, requested_at::timestamptz AS requested_at,
         nullif(first_date, '')::timestamptz AS first_date, nullif(last_date, '')::timestamptz AS last_date,
         nullif(page, '')::bigint AS page, nullif(page_size, '')::bigint AS page_size
@@ -151,14 +164,14 @@ WITH wave AS MATERIALIZED (
     WHERE
         wave.operation IN ('update', 'patch') AND resources.id = wave.tenant_id
         AND resources."resourceName" = wave.resource_type AND resources."resourceId" = wave.resource_id
-    RETURNING wave.place
+    RETURNING wave.index
 ), deleted AS (
     DELETE FROM resources
     USING wave
     WHERE
         wave.operation = 'delete' AND resources.id = wave.tenant_id
         AND resources."resourceName" = wave.resource_type AND resources."resourceId" = wave.resource_id
-    RETURNING wave.place
+    RETURNING wave.index
 ), undone AS (
     UPDATE operations
     SET status = 'failed', error = CASE wave.operation WHEN 'create' THEN 'already_exists' ELSE 'not_found' END
@@ -170,11 +183,11 @@ WITH wave AS MATERIALIZED (
             WHEN wave.operation = 'create' THEN (wave.tenant_id, wave.resource_type, wave.resource_id) NOT IN (
                 SELECT id, "resourceName", "resourceId" FROM created
             )
-            WHEN wave.operation = 'delete' THEN wave.place NOT IN (SELECT place FROM deleted)
-            WHEN wave.operation IN ('update', 'patch') THEN wave.place NOT IN (SELECT place FROM changed)
+            WHEN wave.operation = 'delete' THEN wave.index NOT IN (SELECT index FROM deleted)
+            WHEN wave.operation IN ('update', 'patch') THEN wave.index NOT IN (SELECT index FROM changed)
         END
         AND operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
-    RETURNING wave.place, operations.error
+    RETURNING wave.index, operations.error
 ), found AS (
     UPDATE operations
     SET
@@ -183,8 +196,8 @@ WITH wave AS MATERIALIZED (
         result = CASE WHEN resources.id IS NOT NULL THEN jsonb_build_object(
             'resourceId', resources."resourceId",
             'data', resources.data,
-            'date', to_char(resources.date AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-            'lastUpdated', to_char(resources."lastUpdated" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+            'date', to_char(resources.date AT TIME ZONE 'UTC', :utc_format),
+            'lastUpdated', to_char(resources."lastUpdated" AT TIME ZONE 'UTC', :utc_format)
         ) END
     FROM wave
     LEFT JOIN resources ON
@@ -193,10 +206,10 @@ WITH wave AS MATERIALIZED (
     WHERE
         wave.operation = 'read'
         AND operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
-    RETURNING wave.place, operations.error
+    RETURNING wave.index, operations.error
 ), wanted AS MATERIALIZED (
     SELECT
-        place, tenant_id, request_id, resource_type, data AS members, first_date, last_date, page, page_size,
+        index, tenant_id, request_id, resource_type, data AS members, first_date, last_date, page, page_size,
         coalesce(last_date - first_date < interval '32 days', false) AS is_short
     FROM wave
     WHERE operation = 'list'
@@ -212,26 +225,26 @@ WITH wave AS MATERIALIZED (
         FROM (
             SELECT
                 jsonb_build_object(
-                    'items', coalesce(jsonb_agg(item ORDER BY place) FILTER (WHERE place <= wanted.page_size), '[]'),
+                    'items', coalesce(jsonb_agg(item ORDER BY page_row) FILTER (WHERE page_row <= wanted.page_size), '[]'),
                     'page', wanted.page,
                     'limit', wanted.page_size,
                     'hasMore', count(*) > wanted.page_size
                 ) AS result,
-                coalesce(max(bytes_so_far) FILTER (WHERE place <= wanted.page_size), 0) AS page_bytes
+                coalesce(max(bytes_so_far) FILTER (WHERE page_row <= wanted.page_size), 0) AS page_bytes
             FROM (
                 SELECT
-                    place,
+                    page_row,
                     bytes_so_far,
                     CASE WHEN bytes_so_far <= $2::bigint THEN jsonb_build_object(
                         'resourceId', "resourceId",
                         'data', data,
-                        'date', to_char(date AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-                        'lastUpdated', to_char("lastUpdated" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+                        'date', to_char(date AT TIME ZONE 'UTC', :utc_format),
+                        'lastUpdated', to_char("lastUpdated" AT TIME ZONE 'UTC', :utc_format)
                     ) END AS item
                 FROM (
                     SELECT
                         matching.*,
-                        row_number() OVER in_order AS place,
+                        row_number() OVER in_order AS page_row,
                         sum(octet_length(data::text)) OVER in_order AS bytes_so_far
                     FROM (
                         (
@@ -242,10 +255,7 @@ WITH wave AS MATERIALIZED (
                                 AND resources."resourceName" = wanted.resource_type
                                 AND CASE
                                     WHEN resources.date < wanted.first_date OR resources.date > wanted.last_date THEN false
-                                    WHEN resources.data @> wanted.members THEN NOT EXISTS (
-                                        SELECT FROM jsonb_each(wanted.members) AS member
-                                        WHERE resources.data -> member.key IS DISTINCT FROM member.value
-                                    )
+                                    WHEN resources.data @> wanted.members THEN :members_match
                                 END
                             ORDER BY "resourceId"
                             LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
@@ -259,10 +269,7 @@ WITH wave AS MATERIALIZED (
                                 AND resources."resourceName" = wanted.resource_type
                                 AND resources.date BETWEEN wanted.first_date AND wanted.last_date
                                 AND resources.data @> wanted.members
-                                AND NOT EXISTS (
-                                    SELECT FROM jsonb_each(wanted.members) AS member
-                                    WHERE resources.data -> member.key IS DISTINCT FROM member.value
-                                )
+                                AND :members_match
                             ORDER BY "resourceId"
                             LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
                         )
@@ -273,14 +280,14 @@ WITH wave AS MATERIALIZED (
         ) AS page
     ) AS answer
     WHERE operations.tenant_id = wanted.tenant_id AND operations.request_id = wanted.request_id
-    RETURNING wanted.place, operations.error
+    RETURNING wanted.index, operations.error
 )
-SELECT place, error FROM undone
-UNION ALL SELECT place, error FROM found WHERE error IS NOT NULL
-UNION ALL SELECT place, error FROM listed WHERE error IS NOT NULL;
+SELECT index, error FROM undone
+UNION ALL SELECT index, error FROM found WHERE error IS NOT NULL
+UNION ALL SELECT index, error FROM listed WHERE error IS NOT NULL;
 
 -- name: find_unstorable
--- Which of the texts cannot be stored as jsonb. Reads no table; a row's error is caught in the function.
+-- The indexes of the texts that cannot be stored as jsonb. Reads no table; the function catches a text's error.
 SELECT position - 1 AS position
 FROM unnest($1::text[]) WITH ORDINALITY AS sent (document, position)
 WHERE NOT simplu_is_storable(document);

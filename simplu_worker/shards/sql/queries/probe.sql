@@ -1,21 +1,24 @@
--- A look at a shard's server: reads what it says of itself, and what of that this role may see.
+-- A probe of a shard's server: its state, as far as this role may see it.
+
+-- fragment: refuses_writes
+-- Whether the server would refuse a write: a standby, a former primary.
+pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean
 
 -- name: is_read_only
--- Whether a write would be refused: a standby, a former primary.
-SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean;
+SELECT :refuses_writes;
 
 -- name: probe_server
--- What the server is, and what its clock says.
+-- The kind of server, and its clock.
 SELECT
     current_setting('server_version') AS version,
     current_setting('server_version_num')::integer AS version_number,
     pg_is_in_recovery() AS is_standby,
-    pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean AS is_read_only,
+    :refuses_writes AS is_read_only,
     clock_timestamp() AS clock;
 
 -- name: probe_connections
--- The connections in use, and the most there may be, by whichever limit is nearest: the server's less what is kept for
--- superusers, the database's, the role's. Roles that may see little see no backend_type, but every backend.
+-- The connections in use, and the most that there may be, by the nearest limit: the server's less those reserved for
+-- superusers, the database's, the role's. A role with few rights sees no backend_type, but every backend.
 WITH clients AS (
     SELECT datid, usesysid
     FROM pg_stat_activity
@@ -39,7 +42,7 @@ limits AS (
 SELECT used, room FROM limits ORDER BY used::float / greatest(room, 1) DESC LIMIT 1;
 
 -- name: probe_standby
--- How far a standby is behind what it received; behind its last commit's time when it receives nothing.
+-- How far a standby is behind the log that it received; if it receives nothing, behind the time of its last commit.
 SELECT
     CASE
         WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0.0
@@ -49,7 +52,7 @@ SELECT
     0::bigint AS standby_count;
 
 -- name: probe_primary
--- How far the standby that is furthest behind is behind; null where there is none, or this role may not see it.
+-- How far the slowest standby is behind; null if there is none, or this role may not see it.
 SELECT
     extract(EPOCH FROM max(replay_lag))::float AS lag_s,
     max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn))::bigint AS lag_bytes,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import simplu_worker
-from simplu_worker.shards.postgres.queries import QUERIES, named_queries
+from simplu_worker.shards.postgres.queries import QUERIES, read_queries
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 
 PACKAGE = Path(simplu_worker.__file__).parent
@@ -23,25 +23,39 @@ def without_comments(sql: str) -> str:
     return re.sub(r"--.*$", "", sql, flags=re.MULTILINE)
 
 
-def test_named_queries_are_split_at_their_names() -> None:
-    """What is before the first name belongs to nobody."""
+def test_queries_are_split_at_their_names() -> None:
+    """Text before the first name belongs to no query."""
     text = "-- About.\n\n-- name: one\n-- Says one.\nSELECT 1;\n\n-- name: two\nSELECT 2;\n"
 
-    assert named_queries(text) == {"one": "-- Says one.\nSELECT 1;", "two": "SELECT 2;"}
-    assert named_queries("-- nothing yet\n") == {}
+    assert read_queries([text]) == {"one": "-- Says one.\nSELECT 1;", "two": "SELECT 2;"}
+    assert read_queries(["-- nothing yet\n"]) == {}
 
 
-def test_every_query_file_holds_named_queries_of_its_own() -> None:
-    """No name twice, nothing nameless but comments, and all of them are known."""
-    names: list[str] = []
+def test_queries_include_the_fragments_of_all_files() -> None:
+    """Without their comments, which stand in the files alone; a cast is no fragment, nor is a time's format."""
+    user = "-- name: one\nSELECT :two AS two, '2'::text, to_char(now(), 'HH24:MI'), :two;\n"
+    owner = "-- About.\n\n-- fragment: two\n-- Two of them.\n1 + 1\n\n-- name: three\nSELECT 3;\n"
+
+    assert read_queries([user, owner]) == {
+        "one": "SELECT 1 + 1 AS two, '2'::text, to_char(now(), 'HH24:MI'), 1 + 1;",
+        "three": "SELECT 3;",
+    }
+    with pytest.raises(KeyError, match="two"):
+        read_queries([user])
+
+
+def test_every_query_file_holds_queries_and_fragments_of_its_own() -> None:
+    """No name twice, nothing nameless but comments, all of them are known, and every fragment is included."""
+    names: list[tuple[str, str]] = []
+    included: set[str] = set()
     for file in sorted((SQL / "queries").iterdir()):
         text = file.read_text()
-        queries = named_queries(text)
         assert file.suffix == ".sql"
-        assert queries, file.name
-        assert without_comments(text.partition("-- name:")[0]).strip() == "", file.name
-        names += re.findall(r"^--\s*name:\s*(\w+)\s*$", text, re.MULTILINE)
-    assert sorted(names) == sorted(QUERIES)
+        assert without_comments(re.split("-- (?:name|fragment):", text)[0]).strip() == "", file.name
+        names += re.findall(r"^--\s*(name|fragment):\s*(\w+)\s*$", text, re.MULTILINE)
+        included.update(re.findall(r"(?<!:):([a-z]\w*)", without_comments(text)))
+    assert sorted(name for kind, name in names if kind == "name") == sorted(QUERIES)
+    assert sorted(name for kind, name in names if kind == "fragment") == sorted(included)
 
 
 @pytest.mark.parametrize("name", QUERIES)
