@@ -23,7 +23,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings
+from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.sqs.control.handler import ControlHandler
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders

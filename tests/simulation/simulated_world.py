@@ -28,7 +28,7 @@ from simplu_worker.consumers.kinesis.holding.holds import TENANT_HOLDS_MAX
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX
 from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of, worker_id
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings
+from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.local.kinesis.model import KinesisOptions

@@ -18,7 +18,13 @@ from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import LeaseContext, ReaderSettings, StreamShardReader
+from simplu_worker.consumers.kinesis.reader.reader_parameters import (
+    LeaseContext,
+    ReaderAssignment,
+    ReaderServices,
+    ReaderSettings,
+)
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Start, Stream, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
@@ -39,7 +45,7 @@ WAIT = timedelta(seconds=900)
 MARGIN = timedelta(seconds=60)
 PATIENCE_S = 20.0
 PREFETCH_MAX_BYTES = 64 * 1024 * 1024
-RULES = ReaderSettings(operation_max_bytes=100_000, list_result_limit=1000, tenant_wait=WAIT)
+SETTINGS = ReaderSettings(operation_max_bytes=100_000, list_result_limit=1000, tenant_wait=WAIT)
 ONLY = "shardId-000000000000"
 
 
@@ -101,33 +107,34 @@ class World:
         self,
         start: Start | None = None,
         *,
-        done: Position | None = None,
+        checkpoint: Position | None = None,
         queue_url: str | None = None,
-        rules: ReaderSettings = RULES,
+        settings: ReaderSettings = SETTINGS,
         prefetch: PrefetchMemory | None = None,
         hash_range: HashRange | None = None,
         pending_at_parents: TenantSet | None = None,
-        ahead: ReadAhead | None = None,
+        read_ahead: ReadAhead | None = None,
         is_end: Callable[[tuple[ChildShard, ...]], Awaitable[bool]] | None = None,
         lineage: Lineage | None = None,
         stream_shard_id: str = ONLY,
         utc: UtcClock = utc_now,
     ) -> AsyncIterator[StreamShardReader]:
         """Run a reader for as long as the context, which ends when it has drained."""
-        reader = StreamShardReader(
-            self.stream,
+        dead_letters = DeadLetterQueue(self.sqs, queue_url or self.queue_url, draw=lambda: 0.0)
+        assignment = ReaderAssignment(
             stream_shard_id,
             start or TrimHorizon(),
-            done=done,
+            checkpoint=checkpoint,
             hash_range=hash_range,
+            read_ahead=read_ahead,
             pending_at_parents=pending_at_parents,
-            ahead=ahead,
-            gateway=self.gateway,
-            dead_letters=DeadLetterQueue(self.sqs, queue_url or self.queue_url, draw=lambda: 0.0),
-            rules=rules,
-            memory=(prefetch or PrefetchMemory(PREFETCH_MAX_BYTES)).open_quota(),
-            is_end=is_end,
-            ties=LeaseContext(_confirm, lambda: lineage or Lineage(), started_at=None),
+        )
+        reader = StreamShardReader(
+            ReaderServices(self.stream, self.gateway, dead_letters),
+            assignment,
+            settings,
+            (prefetch or PrefetchMemory(PREFETCH_MAX_BYTES)).open_quota(),
+            lease=LeaseContext(_confirm, lambda: lineage or Lineage(), started_at=None, is_end=is_end),
             draw=lambda: 0.0,  # the shortest back-offs
             utc=utc,
         )

@@ -18,7 +18,8 @@ from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings, StreamShardReader
+from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderAssignment, ReaderServices, ReaderSettings
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream.client import (
     AtSequenceNumber,
     AtTimestamp,
@@ -117,15 +118,9 @@ class _StreamReplay:
                 tasks.create_task(self._read(shard), name=f"replay:{shard.stream_shard_id}")
 
     async def _read(self, shard: StreamShard) -> None:
-        reader = StreamShardReader(
-            self._stream,
-            shard.stream_shard_id,
-            await self._find_start(shard),
-            gateway=self._gateway,
-            dead_letters=self._dead_letters,
-            rules=self._rules,
-            memory=self._prefetch.open_quota(),
-        )
+        assignment = ReaderAssignment(shard.stream_shard_id, await self._find_start(shard))
+        services = ReaderServices(self._stream, self._gateway, self._dead_letters)
+        reader = StreamShardReader(services, assignment, self._rules, self._prefetch.open_quota())
         stopping = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(reader.run(stopping), name=f"read:{shard.stream_shard_id}")

@@ -14,7 +14,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch
 from support.reader_world import (
     ONLY,
-    RULES,
+    SETTINGS,
     World,
     chain,
     eventually,
@@ -38,7 +38,7 @@ from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.timing.clock import loop_time
 
-_AT_ONCE_AHEAD = msgspec.structs.replace(RULES, ahead_from_s=0.0)
+_AT_ONCE_AHEAD = msgspec.structs.replace(SETTINGS, ahead_from_s=0.0)
 TABLES = ("operations", "resources", "stream_positions")
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
@@ -163,7 +163,7 @@ async def test_what_was_lost_while_nobody_read_is_applied_again(world: World) ->
         numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30, first=3)))
         await reaches(reader, numbers[-1])
     await memory.promote()
-    following = world.reading(AtSequenceNumber(numbers[-1]), done=reader.checkpoint)
+    following = world.reading(AtSequenceNumber(numbers[-1]), checkpoint=reader.checkpoint)
     async with following as reader, looked_after(world, reader):
         await all_succeeded(shard, a=33, b=33)
 
@@ -176,7 +176,7 @@ async def test_first_commits_that_were_lost_with_the_row_are_applied_again(world
         numbers = await world.put(*mixed(chain("a-x", 12), chain("b-x", 12)))
         await reaches(reader, numbers[-1])
     await memory.promote()
-    async with world.reading(AtSequenceNumber(numbers[-1]), done=reader.checkpoint) as reader:
+    async with world.reading(AtSequenceNumber(numbers[-1]), checkpoint=reader.checkpoint) as reader:
         await world.put(*chain("a-x", 3, first=12))
         await all_succeeded(shard, a=15, b=12)
 
@@ -194,7 +194,7 @@ async def test_shard_is_read_for_again_for_tenants_too_of_whom_others_believe_th
         await reaches(reader, numbers[-1])
     await memory.promote()
     world.gateway._directory.routes.put("a-x", "shard-2", now=loop_time(), draw=0.5)
-    async with world.reading(AtSequenceNumber(numbers[-1]), done=reader.checkpoint):
+    async with world.reading(AtSequenceNumber(numbers[-1]), checkpoint=reader.checkpoint):
         await world.put(*chain("b-x", 3, first=3))
         await all_succeeded(shard, a=33, b=6)
 
@@ -226,7 +226,7 @@ async def test_reader_that_stopped_in_order_leaves_nothing_to_be_read_again(worl
         numbers = await world.put(*chain("c-x", 30, first=30))
         await reaches(reader, numbers[-1])
     before = refills("shard-1"), refills("shard-2")
-    following = world.reading(AtSequenceNumber(numbers[-1]), done=reader.checkpoint)
+    following = world.reading(AtSequenceNumber(numbers[-1]), checkpoint=reader.checkpoint)
     async with following as reader, looked_after(world, reader):
         await world.put(*mixed(chain("a-x", 3, first=30), chain("c-x", 3, first=60)))
         await all_succeeded(shard, a=33)
@@ -251,7 +251,7 @@ async def test_others_are_not_read_again_when_the_next_reader_begins_with_a_long
     """A row says whom the stream shard owes what is older than what it owes all others."""
     shard, other = await world.shard("shard-1"), await world.shard("shard-2")
     await fetch(other, "UPDATE tenants SET state = 'fenced' WHERE id = 'c-x' RETURNING id")
-    async with world.reading(rules=_AT_ONCE_AHEAD) as reader:
+    async with world.reading(settings=_AT_ONCE_AHEAD) as reader:
         await world.put(*mixed(chain("a-x", 30), chain("c-x", 30)))
         await all_succeeded(shard, a=30)
         await eventually(lambda: bool(reader.held_status()))
@@ -267,7 +267,7 @@ async def test_others_are_not_read_again_when_the_next_reader_begins_with_a_long
     before = refills("shard-1")
     await fetch(other, "UPDATE tenants SET state = 'active' WHERE id = 'c-x' RETURNING id")
     start = None if done is None else AtSequenceNumber(done.checkpoint)
-    async with world.reading(start, done=done, ahead=ahead, rules=_AT_ONCE_AHEAD) as reader:
+    async with world.reading(start, checkpoint=done, read_ahead=ahead, settings=_AT_ONCE_AHEAD) as reader:
         await world.put(*mixed(chain("a-x", 3, first=60), chain("c-x", 3, first=30)))
         await all_succeeded(shard, a=63)
         await all_succeeded(other, c=33)

@@ -17,7 +17,7 @@ from support.postgres.tenant_cases import fetch
 from support.reader_world import (
     MARGIN,
     ONLY,
-    RULES,
+    SETTINGS,
     WAIT,
     World,
     chain,
@@ -291,7 +291,7 @@ async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakab
     await world.provision("b-x", "shard-3")
     numbers = await world.put(*chain("a-x", 3))
 
-    async with world.reading(rules=msgspec.structs.replace(RULES, drain_s=0.2)) as reader:
+    async with world.reading(settings=msgspec.structs.replace(SETTINGS, drain_s=0.2)) as reader:
         await reaches(reader, numbers[-1])
         breakable_server.suspend()
         await world.put(*chain("a-x", 3, first=3), record("create", "b-x", 0))
@@ -399,7 +399,7 @@ async def test_second_reader_ends_with_the_same_rows_when_the_first_is_stopped_i
 
     async with other.transaction() as connection:
         await connection.execute("SELECT FROM tenants FOR UPDATE")  # no batch gets past this
-        async with world.reading(rules=msgspec.structs.replace(RULES, drain_s=0.2)) as reader:
+        async with world.reading(settings=msgspec.structs.replace(SETTINGS, drain_s=0.2)) as reader:
             await logs(one, "a-x", 600)
             await reaches(reader, numbers[0])
     assert reader.checkpoint == Position.from_sequence_number(numbers[0])
@@ -416,7 +416,9 @@ async def test_reader_passes_over_the_record_of_its_checkpoint(world: World) -> 
     await world.provision("a-x", "shard-1")
     numbers = await world.put(b"not json", *chain("a-x", 3))
 
-    async with world.reading(AtSequenceNumber(numbers[0]), done=Position.from_sequence_number(numbers[0])) as reader:
+    async with world.reading(
+        AtSequenceNumber(numbers[0]), checkpoint=Position.from_sequence_number(numbers[0])
+    ) as reader:
         await reaches(reader, numbers[-1])
 
     assert await world.letters() == []

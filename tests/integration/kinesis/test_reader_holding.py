@@ -309,7 +309,7 @@ async def test_reader_begins_where_its_predecessor_was_and_catches_up_what_that_
     numbers = await world.put(*chain("p-x", 3))
     ahead = ReadAhead(Position.from_sequence_number(numbers[-1]), frozenset({"tenant:p-x"}))
 
-    async with world.reading(ahead=ahead) as reader:
+    async with world.reading(read_ahead=ahead) as reader:
         assert (reader.ahead, reader.checkpoint) == (ahead, None)
         numbers = await world.put(*mixed(chain("a-x", 3), chain("p-x", 3, first=3)))
         await reaches(reader, numbers[-1])
@@ -352,7 +352,7 @@ async def test_next_reader_goes_on_with_what_was_held_when_the_first_stops(
     await broken.probe()  # it was cut off: nobody is sent there before a look
     await fetch(shard, "UPDATE tenants SET state = 'active' WHERE id = 'c-x' RETURNING id")
     await world.provision("late-x", "shard-3")
-    async with world.reading(AtSequenceNumber(ahead[-1]), done=reader.checkpoint) as reader:
+    async with world.reading(AtSequenceNumber(ahead[-1]), checkpoint=reader.checkpoint) as reader:
         numbers = await world.put(*mixed(*(chain(tenant, 3, first=33) for tenant in ("b-x", "c-x"))))
         await reaches(reader, numbers[-1])
 

@@ -1,7 +1,7 @@
-"""Where the operations of one stream shard are until they are settled: in a lane, in the waiting room, or held.
+"""Know where each operation of one stream shard is until it is settled: in a lane, in the route lookup, or held.
 
-The main reader and the catch-ups send through the same lanes and the same waiting room, so that a tenant's operations
-stay in order whoever read them. What cannot be applied now is dropped from memory and held.
+The main reader and the catch-ups send through the same lanes and the same lookup, so a tenant's operations stay in
+order, whichever of them read it. Operations that cannot be applied now are dropped from memory and held.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 
 TENANTS_REMEMBERED: Final = 10_000
 STUCK_QUEUE_MAX_BYTES: Final = 1024 * 1024  # behind a batch that may never be answered
-FAILING_RETRIES_S: Final = (1.0, 5.0, 15.0)  # before each further try of an operation that failed by itself
+FAILING_RETRIES_S: Final = (1.0, 5.0, 15.0)  # before each retry of an operation that failed on a healthy shard
 FAILING_TENANTS_MAX: Final = 3
 FAILURES_REMEMBERED: Final = 1000
-OVERFLOW_INTERVAL_FIRST_S: Final = 5.0  # between two looks at tenants that are held together, longer each time
+OVERFLOW_INTERVAL_FIRST_S: Final = 5.0  # between two catch-ups of the overflow hold, longer each time
 OVERFLOW_INTERVAL_MAX_S: Final = 300.0
 OVERDUE_INTERVAL_S: Final = 60.0  # between two catch-ups of a tenant that is not registered
 
@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 
 
 class Dispatcher:
-    """The lanes, the waiting room and the holds of one reader."""
+    """The lanes, the route lookup and the holds of one reader."""
 
     def __init__(
         self,
@@ -51,30 +51,30 @@ class Dispatcher:
         memory: MemoryQuota,
         *,
         tenant_wait: timedelta,
-        store: Callable[[Sequence[DeadLetter]], Awaitable[None]],
-        facts: ReaderState | None,
+        store_dead_letters: Callable[[Sequence[DeadLetter]], Awaitable[None]],
+        reader: ReaderState | None,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*name* is the stream shard's; *store* returns when letters are stored.
+        """*name* is that of the stream shard. *store_dead_letters* returns when the dead letters are stored.
 
-        Without *facts* no Postgres shard is told how far the stream shard got.
+        Without *reader* no positions are written on Postgres shards.
         """
         self._name = name
         self._gateway = gateway
         self._memory = memory
         self._tenant_wait = tenant_wait
-        self._store_letters = store
+        self._store_dead_letters = store_dead_letters
         self._draw = draw
         self._utc = utc
         self.holds = Holds()
         self.shard_positions = (
-            None if facts is None else ShardPositions(gateway, self.holds, facts, tenant_wait=tenant_wait, utc=utc)
+            None if reader is None else ShardPositions(gateway, self.holds, reader, tenant_wait=tenant_wait, utc=utc)
         )
         self.lookup = RouteLookup(gateway, self, tenant_wait=tenant_wait, draw=draw, utc=utc)
         self._lanes: dict[str, ShardLane] = {}
-        self._lane_by_tenant: dict[str, ShardLane] = {}  # by tenant: where its entries are, or went last
-        self._failures: dict[str, tuple[str | None, int, int]] = {}  # by tenant: the operation, how often it failed
+        self._lane_by_tenant: dict[str, ShardLane] = {}  # the lane of its queued operations, or of its last ones
+        self._failures: dict[str, tuple[str | None, int, int]] = {}  # by tenant: the operation, and how often it failed
         self._tasks = asyncio.TaskGroup()
         self._ending = asyncio.Event()
         self._open_batch = _DeadLetterBatch()
@@ -82,28 +82,28 @@ class Dispatcher:
         self._overflow_idle_since = 0.0
         self._overflow_interval_s = OVERFLOW_INTERVAL_FIRST_S
         self.has_settled = asyncio.Event()
-        self.has_ready = asyncio.Event()  # a hold can be caught up
-        self.has_arrivals = asyncio.Event()  # an operation was sent; cleared by who waits for it
+        self.has_ready = asyncio.Event()  # a hold is ready for its catch-up
+        self.has_arrivals = asyncio.Event()  # an operation was sent; the waiting task clears it
 
     def __repr__(self) -> str:
         return f"Dispatcher({self._name}, {list(self._lanes.values())}, {self.lookup!r}, {self.holds!r})"
 
     @property
     def is_empty(self) -> bool:
-        """Whether no operation is in hand."""
+        """Whether no operation is in memory."""
         return not any(map(len, self._lanes.values())) and not self.lookup.entries()
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to look at by the clock; `has_arrivals` is set when there may be."""
+        """Whether there is nothing to check periodically; `has_arrivals` is set when that changes."""
         return not self.holds.all() and self.is_empty
 
     def entries(self) -> list[QueuedOperation]:
-        """Return all that is in hand."""
+        """Return all operations in memory."""
         return [entry for lane in self._lanes.values() for entry in lane.entries()] + self.lookup.entries()
 
     def pending_tenants(self) -> TenantSet:
-        """Return everyone of whom something is held or in hand."""
+        """Return all tenants that are held or have operations in memory."""
         tenants = self.holds.held_tenants()
         for entry in self.entries():
             tenants.add(entry.operation.tenant_id)
@@ -116,47 +116,47 @@ class Dispatcher:
 
     @property
     def has_idle_lane(self) -> bool:
-        """Whether some of what is read next could go on at once, or a lane is late: others must not wait with it."""
+        """Whether new operations could be applied at once, or a lane is late and must not delay the others."""
         return not self._lanes or any(not len(lane) or lane.is_late for lane in self._lanes.values())
 
     @property
     def has_progress(self) -> bool:
-        """Whether anything is in hand that does not wait for a Postgres shard without an answer."""
+        """Whether an operation is in memory that does not wait for a stuck batch."""
         return bool(self.lookup.entries()) or any(len(lane) and not lane.is_stuck for lane in self._lanes.values())
 
     def is_lane_idle(self, shard_id: str) -> bool:
-        """Whether no batch to a Postgres shard is in flight."""
+        """Return whether no batch to a Postgres shard is in flight."""
         lane = self._lanes.get(shard_id)
         return lane is None or lane.is_idle
 
     def start(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
-        """Work in *tasks* until *ending*; then batches in flight are finished and the rest stays owed."""
+        """Work in *tasks* until *ending*; then finish the batches in flight. The other operations stay pending."""
         self._tasks = tasks
         self._ending = ending
         tasks.create_task(self.lookup.run(ending), name=f"waiting:{self._name}")
 
     def send(self, entries: Sequence[QueuedOperation]) -> None:
-        """Send operations of one reader on their way, each behind those of its tenant that are in hand.
+        """Send operations read by one cursor, each behind those of its tenant that are in memory.
 
-        Those of a tenant that is held must come from a catch-up of its hold. All of a tenant go together: where that
-        gets it held, they are all dropped, and none stays that would be sent before the others are read again.
+        Operations of a held tenant must come from a catch-up of its hold. All operations of a tenant go together: where
+        they are held they are all dropped, so none can be sent before the others are read again.
         """
         self._memory.reserve(cost_bytes_of(entries))
         self.has_arrivals.set()
-        room = self.lookup if len(self.lookup) else ()
+        waiting = self.lookup if len(self.lookup) else ()
         by_lane: defaultdict[ShardLane, list[QueuedOperation]] = defaultdict(list)
         without_lane: defaultdict[str, list[QueuedOperation]] = defaultdict(list)
         for entry in entries:
             tenant_id = entry.operation.tenant_id
             lane = self._lane_by_tenant.get(tenant_id)
-            if lane is None or tenant_id in room:
+            if lane is None or tenant_id in waiting:
                 without_lane[tenant_id].append(entry)
             else:
                 by_lane[lane].append(entry)
         for lane, own in by_lane.items():
             self._enqueue(lane, own)
         for tenant_id, own in without_lane.items():
-            if tenant_id in room:
+            if tenant_id in waiting:
                 self._enqueue_for_lookup(tenant_id, own)
             elif (shard_id := self._gateway.cached_shard_id(tenant_id)) is not None:
                 self.route_to_lane(tenant_id, shard_id, own)
@@ -164,42 +164,43 @@ class Dispatcher:
                 self.lookup.add(tenant_id, own)
 
     def shard_id_of(self, tenant_id: str) -> str | None:
-        """Return the id of the Postgres shard to which a tenant's next operation would go; None when nobody knows."""
+        """Return the id of the Postgres shard for a tenant's next operation; None if unknown."""
         lane = self._lane_by_tenant.get(tenant_id)
         return self._gateway.cached_shard_id(tenant_id) if lane is None else lane.shard_id
 
     def _enqueue_for_lookup(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Append operations of one reader to those of their tenant that wait.
+        """Append operations read by one cursor to those of their tenant that wait for a lookup.
 
-        What is read again for a whole shard comes first: what others have put there before it will come once more.
+        Operations of a backfill come first: those of other cursors that wait already are dropped, and will be read
+        again.
         """
-        owed = entries[0].tracker
-        hold = self.holds.whole_shard_hold_of(owed)
+        tracker = entries[0].tracker
+        hold = self.holds.whole_shard_hold_of(tracker)
         waiting = [] if hold is None else self.lookup.take_entries(tenant_id)
-        others = [one for one in waiting if one.tracker is not owed]
-        own: Sequence[QueuedOperation] = [*(one for one in waiting if one.tracker is owed), *entries]
+        others = [one for one in waiting if one.tracker is not tracker]
+        own: Sequence[QueuedOperation] = [*(one for one in waiting if one.tracker is tracker), *entries]
         if hold is not None and others:
             own = self._split_for_backfill(hold, others, own)
         if own:
             self.lookup.add(tenant_id, own)
 
     def route_to_lane(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Put all that is in hand of a tenant into the lane of its shard; later operations follow there.
+        """Put all waiting operations of a tenant into the lane of its shard; later ones follow there.
 
-        But for what was read again for another shard as a whole, when nobody knew where the tenant lives.
+        Except those that a backfill of another shard sent while the tenant's shard was unknown: these are dropped.
         """
         own: list[QueuedOperation] = []
-        strays: list[QueuedOperation] = []
+        misrouted: list[QueuedOperation] = []
         for entry in entries:
-            is_stray = self.holds.is_misrouted(entry.tracker, entry.ticket, tenant_id, shard_id)
-            (strays if is_stray else own).append(entry)
+            is_misrouted = self.holds.is_misrouted(entry.tracker, entry.ticket, tenant_id, shard_id)
+            (misrouted if is_misrouted else own).append(entry)
         self.holds.clear_unrouted(tenant_id)
-        if strays:
-            self._drop_for_reread(strays)
+        if misrouted:
+            self._drop_for_reread(misrouted)
         if not own:
             return
         lane = self._lane(shard_id)
-        if len(self._lane_by_tenant) >= TENANTS_REMEMBERED:  # those with nothing in hand can be looked up again
+        if len(self._lane_by_tenant) >= TENANTS_REMEMBERED:  # tenants without queued operations can be looked up again
             self._lane_by_tenant = {tenant: one for tenant, one in self._lane_by_tenant.items() if len(one)}
         self._lane_by_tenant[tenant_id] = lane
         self._enqueue(lane, own)
@@ -212,7 +213,7 @@ class Dispatcher:
                 shard_id,
                 self._gateway,
                 self,
-                contacts=self.shard_positions,
+                shard_positions=self.shard_positions,
                 tries_max=tries,
                 draw=self._draw,
                 utc=self._utc,
@@ -235,10 +236,11 @@ class Dispatcher:
     def _enqueue_for_whole_shard(
         self, lane: ShardLane, hold: Hold, catch_up: CatchUp, entries: Sequence[QueuedOperation]
     ) -> None:
-        """Put into the lane what *catch_up* sends, which reads again for all tenants of the shard, and drop the rest.
+        """Queue the operations of *catch_up*, which reads for all tenants of the shard; drop those of other cursors.
 
-        It will come to that, or has sent it already. Where it has passed it without, it begins again before that, and
-        what it sent meanwhile is dropped as well: it would be too early.
+        The catch-up will reach the dropped ones or has sent them already. Where it has passed one without sending it,
+        it starts again before that one; the operations it has just sent are dropped as well, as they would be too
+        early.
         """
         others = [entry for entry in entries if entry.tracker is not catch_up.tracker]
         own = [entry for entry in entries if entry.tracker is catch_up.tracker]
@@ -247,16 +249,19 @@ class Dispatcher:
     def _split_for_backfill(
         self, hold: Hold, others: Sequence[QueuedOperation], own: Sequence[QueuedOperation]
     ) -> Sequence[QueuedOperation]:
-        """Drop *others*, to be read again for a hold; return what may be sent of its *own*, which was read for it.
+        """Drop *others*, to be read again for *hold*; return those of *own*, read for the hold, that may be sent.
 
-        Nothing, where its catch-up has passed one of the others and not sent it: it begins again, before that.
+        Returns none where the catch-up of the hold has passed one of the others without sending it: it is restarted.
         """
-        parents = self._parent_records_of(others)
+        parent_records = self._parent_records_of(others)
         dropped = list(others)
-        if any((parents or _has_passed(hold, entry)) and not _will_send(hold, entry, parents) for entry in others):
+        if any(
+            (parent_records or _has_passed(hold, entry)) and not _will_send(hold, entry, parent_records)
+            for entry in others
+        ):
             dropped += own
             hold.lower(lowest_position(entry.before for entry in dropped), _first_arrival(dropped))
-            self.holds.require_parent_records(hold, parents, [entry.operation.tenant_id for entry in others])
+            self.holds.require_parent_records(hold, parent_records, [entry.operation.tenant_id for entry in others])
             self._make_ready(hold)
         for tenant_id in {entry.operation.tenant_id for entry in others}:
             self.holds.add_tenant(hold, tenant_id)
@@ -264,29 +269,31 @@ class Dispatcher:
         return () if len(dropped) > len(others) else own
 
     def _parent_records_of(self, entries: Iterable[QueuedOperation]) -> tuple[ParentRecords, ...]:
-        """Return what is to come before everything else for those to whom it was just being sent."""
+        """Return the records of parents that must precede the operations that are just being sent."""
         for entry in entries:
-            if parents := self.holds.parent_records_of(entry.tracker):
-                return parents
+            if parent_records := self.holds.parent_records_of(entry.tracker):
+                return parent_records
         return ()
 
-    def start_backfill(self, shard_id: str, refill: Backfill, entries: Sequence[QueuedOperation]) -> None:
-        """Have the stream read again for all tenants of a Postgres shard; *entries*, all its lane has, are dropped.
+    def start_backfill(self, shard_id: str, backfill: Backfill, entries: Sequence[QueuedOperation]) -> None:
+        """Have the stream read again for all tenants of a Postgres shard; drop *entries*, which are all of its lane.
 
-        To be called in the step in which that was decided, with nothing in flight.
+        Must be called in the same step as the decision, with no batch in flight.
         """
-        before = lowest_position([refill.before, *(entry.before for entry in entries)])
+        before = lowest_position([backfill.before, *(entry.before for entry in entries)])
         arrived_at = self._utc() if before is None else before.arrived_at
-        hold = self.holds.hold_whole_shard(shard_id, before, arrived_at, parents=refill.parent_records, now=loop_time())
+        hold = self.holds.hold_whole_shard(
+            shard_id, before, arrived_at, parent_records=backfill.parent_records, now=loop_time()
+        )
         for tenant_id in sorted({entry.operation.tenant_id for entry in entries}):
             self.holds.add_tenant(hold, tenant_id)
         self._drop_for_reread(entries)
         self._make_ready(hold)
 
     def restart_hold(self, hold: Hold, before: RecordPosition | None, tenant_ids: Iterable[str]) -> None:
-        """Have the shard of *hold* read for again from *before* on: *tenant_ids* live there, and were left out.
+        """Restart *hold* from *before*: its catch-up skipped operations of *tenant_ids*, which live on its shard.
 
-        Where one of them has something on its way to another shard, it is left out again until that has come back.
+        A tenant with operations queued for another shard is skipped again until these have come back.
         """
         for tenant_id in tenant_ids:
             lane = self._lane_by_tenant.get(tenant_id)
@@ -296,7 +303,7 @@ class Dispatcher:
         self._make_ready(hold)
 
     def finish_parents(self, catch_up: CatchUp) -> None:
-        """Note that all that came before a catch-up's own records is applied, or held with what comes before it."""
+        """Record that all parents' records of a catch-up are applied, or held again with their parents' records."""
         catch_up.is_reading_parents = False
         for hold in catch_up.holds:
             hold.parent_records = ()
@@ -306,37 +313,37 @@ class Dispatcher:
                     self.shard_positions.mark_parents_read(hold.name)
 
     def request_row_read(self, shard_id: str) -> bool:
-        """Have the lane to a Postgres shard read its row there anew; False when there is no lane."""
+        """Make the lane to a Postgres shard read its row there again; return False where there is no lane."""
         lane = self._lanes.get(shard_id)
         if lane is not None:
             lane.request_row_read()
         return lane is not None
 
     def requeue_unrouted(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Take back all entries of a tenant from its lane: its shard says that it does not live there now."""
+        """Take back all operations of a tenant from its lane: its shard reports that it does not live there now."""
         self._lane_by_tenant.pop(tenant_id, None)
         self.lookup.add(tenant_id, entries)
 
     def is_held(self, shard_id: str) -> bool:
-        """Whether a Postgres shard is held and nothing may be sent there."""
+        """Return whether a Postgres shard is held and no operation may be sent there."""
         return self.holds.blocking_shard_hold(shard_id) is not None
 
     def hold_shard(self, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Hold a Postgres shard, from the first of *entries* on; all of them are dropped."""
         tenants = sorted({entry.operation.tenant_id for entry in entries})
         before, arrived_at = lowest_position(entry.before for entry in entries), _first_arrival(entries)
-        parents = self._parent_records_of(entries)  # as long as they are known by the hold that is left
+        parent_records = self._parent_records_of(entries)  # while their hold still has them
         hold = self.holds.hold_shard(shard_id, tenants, before, arrived_at, now=loop_time())
-        self.holds.require_parent_records(hold, parents, tenants)
+        self.holds.require_parent_records(hold, parent_records, tenants)
         if self.is_lane_idle(shard_id):
             for tenant_id in tenants:
                 self._lane_by_tenant.pop(tenant_id, None)
         self._drop_for_reread(entries)
 
     def hold_tenant(self, entries: Sequence[QueuedOperation], reason: str, *, shard_id: str | None) -> bool:
-        """Hold the tenant of *entries*, from the first of them on; return whether it is held by itself.
+        """Hold the tenant of *entries*, from the first of them on; return whether it has a hold of its own.
 
-        It is held with all others of the Postgres shard *shard_id* where that does not answer.
+        With *shard_id*, a Postgres shard that does not answer, the tenant is held with all others of that shard.
         """
         if shard_id is not None:
             self.hold_shard(shard_id, entries)
@@ -344,7 +351,7 @@ class Dispatcher:
         return self._hold_tenant(entries, reason).target is Target.TENANT
 
     def on_tenant_moved(self, hold: Hold, tenant_id: str) -> None:
-        """Catch up a tenant of a Postgres shard that is held: it has another shard now."""
+        """Catch up a tenant of a held Postgres shard that has another shard now."""
         own = self.holds.hold_tenant(tenant_id, hold.reason, hold.reached, hold.arrived_at, now=loop_time())
         self.holds.require_parent_records(own, hold.parent_records, [tenant_id])
         if own.target is Target.TENANT:
@@ -353,26 +360,26 @@ class Dispatcher:
     def _hold_tenant(self, entries: Sequence[QueuedOperation], reason: str) -> Hold:
         tenant_id = entries[0].operation.tenant_id
         before, arrived_at = lowest_position(entry.before for entry in entries), _first_arrival(entries)
-        parents = self._parent_records_of(entries)
+        parent_records = self._parent_records_of(entries)
         hold = self.holds.hold_tenant(tenant_id, reason, before, arrived_at, now=loop_time())
-        self.holds.require_parent_records(hold, parents, [tenant_id])
+        self.holds.require_parent_records(hold, parent_records, [tenant_id])
         self._lane_by_tenant.pop(tenant_id, None)
         self._drop_for_reread(entries)
         return hold
 
     def needs_lookup(self, tenant_id: str) -> bool:
-        """Whether a tenant is held because it has no shard, and not being caught up."""
+        """Return whether a tenant is held because it has no shard, and is not being caught up."""
         hold = self.holds.hold_of(tenant_id)
         return hold is not None and hold.target is Target.TENANT and hold.catch_up is None and not hold.is_ready
 
     def on_tenant_found(self, tenant_id: str) -> None:
-        """Catch up a held tenant, which has a shard now."""
+        """Catch up a held tenant that has a shard now."""
         hold = self.holds.hold_of(tenant_id)
         if hold is not None and hold.target is Target.TENANT and hold.catch_up is None:
             self._make_ready(hold)
 
     def on_tenant_unregistered(self, tenant_id: str, asked_at: datetime) -> None:
-        """Catch up a held tenant where it has operations that are overdue; they become dead letters there."""
+        """Catch up a held tenant if it has overdue operations; the catch-up turns these into dead letters."""
         hold = self.holds.hold_of(tenant_id)
         if hold is None or not self.needs_lookup(tenant_id) or loop_time() < hold.next_attempt_at:
             return
@@ -381,22 +388,23 @@ class Dispatcher:
             self._make_ready(hold)
 
     def count_failure(self, entry: QueuedOperation) -> int:
-        """Note that an operation failed by itself once more; return how often now.
+        """Count one more failure of an operation on a healthy shard; return the count.
 
-        Where many tenants fail it is the shard after all, say a trigger that refuses every row: nothing is given up.
+        Failures of many tenants are taken for a fault of the shard, for example a trigger that refuses every row: then
+        the count stays below the limit, and no operation is given up.
         """
         origin = entry.operation.origin
         known = self._failures.get(entry.operation.tenant_id)
-        place = (origin.sequence_number, origin.sub_sequence_number)
-        times = 1 + (known[2] if known is not None and known[:2] == place else 0)
+        position = (origin.sequence_number, origin.sub_sequence_number)
+        times = 1 + (known[2] if known is not None and known[:2] == position else 0)
         while len(self._failures) >= FAILURES_REMEMBERED:
             del self._failures[next(iter(self._failures))]
-        self._failures[entry.operation.tenant_id] = *place, times
+        self._failures[entry.operation.tenant_id] = *position, times
         is_mass = sum(hold.reason == Reason.FAILING for hold in self.holds.all()) > FAILING_TENANTS_MAX
         return min(times, len(FAILING_RETRIES_S)) if is_mass else times
 
     def hold_failing(self, entries: Sequence[QueuedOperation]) -> None:
-        """Hold the tenant of *entries*, the first of which failed by itself, to try it again later."""
+        """Hold the tenant of *entries*, the first of which failed on a healthy shard, to try it again later."""
         *_, times = self._failures.get(entries[0].operation.tenant_id, (1,))
         hold = self._hold_tenant(entries, Reason.FAILING)
         hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[min(times, len(FAILING_RETRIES_S)) - 1]
@@ -406,25 +414,25 @@ class Dispatcher:
         self.has_ready.set()
 
     def ready_due_holds(self) -> None:
-        """Make ready what is due by the clock; to be called a few times a second."""
+        """Make the holds ready that are due; to be called a few times a second."""
         now = loop_time()
         holds = self.holds.all()
         for hold in holds:
             if hold.reason == Reason.FAILING and hold.catch_up is None and now >= hold.next_attempt_at:
                 self._make_ready(hold)
-        buckets = [hold for hold in holds if hold.target is Target.OVERFLOW]
-        if not buckets:
+        overflow_holds = [hold for hold in holds if hold.target is Target.OVERFLOW]
+        if not overflow_holds:
             self._overflow_interval_s = OVERFLOW_INTERVAL_FIRST_S
-        if not buckets or any(hold.catch_up or hold.is_ready for hold in buckets):
+        if not overflow_holds or any(hold.catch_up or hold.is_ready for hold in overflow_holds):
             self._overflow_idle_since = now
         elif now - self._overflow_idle_since >= self._overflow_interval_s:
             self._overflow_interval_s = min(OVERFLOW_INTERVAL_MAX_S, 2 * self._overflow_interval_s)
-            self._make_ready(buckets[0])
+            self._make_ready(overflow_holds[0])
 
     def shed_stuck_lanes(self, *, is_memory_short: bool) -> None:
-        """Hold what waits behind a batch that may never be answered, so that it takes no more memory.
+        """Hold the operations behind a batch that may never be answered, so that they take no more memory.
 
-        The batch itself is waited for, unless others need the memory.
+        The batch itself is waited for, unless memory is short.
         """
         for lane in self._lanes.values():
             if not lane.is_stuck:
@@ -436,39 +444,39 @@ class Dispatcher:
                 lane.give_up_batch()
 
     async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
-        """Pass over *entries*, once their dead letters, if any, are stored.
+        """Finish *entries*, once their dead letters, if any, are stored.
 
-        Letters that come while others are being stored are stored with all that came meanwhile.
+        Dead letters that arrive during a store are collected and stored together by the next one.
         """
         if letters:
             batch = self._open_batch
             batch.letters += letters
             async with self._store_lock:
-                if not batch.is_stored:  # by whoever had the turn before
+                if not batch.is_stored:  # by the previous holder of the lock
                     self._open_batch = _DeadLetterBatch()
-                    await self._store_letters(batch.letters)
+                    await self._store_dead_letters(batch.letters)
                     batch.is_stored = True
         self._finish(entries)
 
     def _drop_for_reread(self, entries: Sequence[QueuedOperation]) -> None:
-        """Let go of entries that are to be read again for a hold; a catch-up that sent them has not sent all then."""
+        """Drop *entries*: their hold re-reads them. Marks the catch-up that queued them as incomplete."""
         for entry in entries:
             self.holds.mark_incomplete(entry.tracker, entry.operation.tenant_id)
         self._finish(entries)
 
     def _finish(self, entries: Sequence[QueuedOperation]) -> None:
-        """Let go of entries that are done with, or held: whoever read them owes them no more."""
+        """Finish *entries* with the tracker of the cursor that read them, and release their memory."""
         tickets: defaultdict[CheckpointTracker[RecordPosition], list[int]] = defaultdict(list)
         for entry in entries:
             tickets[entry.tracker].append(entry.ticket)
-        for owed, own in tickets.items():
-            owed.finish(own)
+        for tracker, own in tickets.items():
+            tracker.finish(own)
         self._memory.release(cost_bytes_of(entries))
         self.has_settled.set()
 
 
 class _DeadLetterBatch:
-    """Letters that are stored together."""
+    """Dead letters that are stored together."""
 
     def __init__(self) -> None:
         self.letters: list[DeadLetter] = []
@@ -476,14 +484,14 @@ class _DeadLetterBatch:
 
 
 def _has_passed(hold: Hold, entry: QueuedOperation) -> bool:
-    """Tell whether the catch-up of *hold* is behind where *entry* is in the stream."""
+    """Return whether the catch-up of *hold* is past the position of *entry*."""
     return hold.reached is not None and is_after(hold.reached, entry.before)
 
 
-def _will_send(hold: Hold, entry: QueuedOperation, parents: tuple[ParentRecords, ...]) -> bool:
-    """Tell whether the catch-up of *hold* sends *entry*, which is of *parents* or comes later, by itself."""
+def _will_send(hold: Hold, entry: QueuedOperation, parent_records: tuple[ParentRecords, ...]) -> bool:
+    """Return whether the catch-up of *hold* sends *entry* itself, after *parent_records*."""
     catch_up = hold.catch_up
-    return catch_up is not None and catch_up.covers(entry.operation.tenant_id, entry.before, parents)
+    return catch_up is not None and catch_up.covers(entry.operation.tenant_id, entry.before, parent_records)
 
 
 def _first_arrival(entries: Iterable[QueuedOperation]) -> datetime:

@@ -1,7 +1,7 @@
-"""The waiting room of one reader: tenants whose shard has to be asked for, with their operations for a moment.
+"""Find the shards of tenants that have no known one, and keep their operations in memory for a moment.
 
 An operation waits in memory for about a second, which is longer than a move pauses a tenant or a registration takes.
-Then its tenant is held: its operations are dropped from memory, and the asking goes on.
+Then its tenant is held: its operations are dropped from memory, and the lookups go on.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import wait_any
 
-LOOKUPS_MAX: Final = 64
-RECENT_LOOKUPS_MAX: Final = 16  # of them; the others have waited for their answer for ANSWER_S
-ANSWER_S: Final = 0.5  # the answer about a tenant whose shard is there comes in milliseconds
-CROWD_COUNT: Final = 256  # tenants not asked for yet: more of them need not be read now, or not wait in memory
-FOUND_WEIGHT: Final = 0.02  # of the last answer in the share of tenants that were found
-WAIT_MAX_S: Final = 1.0  # in memory: for a tenant that has no shard, and for all while nobody answers
-UNASKED_WAIT_MAX_S: Final = 5.0  # for a tenant not asked for yet, while others get their answers
+LOOKUPS_MAX: Final = 64  # at a time
+RECENT_LOOKUPS_MAX: Final = 16  # of them; the others have been without an answer for ANSWER_S
+ANSWER_S: Final = 0.5  # a lookup of a tenant with a shard that answers takes milliseconds
+CROWD_COUNT: Final = 256  # tenants not looked up yet; more of them are not read, or not kept in memory
+FOUND_WEIGHT: Final = 0.02  # of the last answer in the share of lookups that found a shard
+WAIT_MAX_S: Final = 1.0  # in memory: of a tenant without a shard; of all tenants while no lookup is answered
+UNASKED_WAIT_MAX_S: Final = 5.0  # of a tenant that was not looked up yet, while other lookups are answered
 CHECK_INTERVAL_MAX_S: Final = 0.25
 RETRY_BASE_S: Final = 0.25
 RETRY_MAX_S: Final = 5.0
-NAMES_MAX: Final = 8  # pairs of ids that give one tenant id
-LOOKUPS_PER_S: Final = 25.0  # for tenants that are held, however many they are
+NAMES_MAX: Final = 8  # pairs of ids that make one tenant id
+LOOKUPS_PER_S: Final = 25.0  # of held tenants, however many there are
 
 log = structlog.get_logger(__name__)
 
 
 class WaitingTenant(msgspec.Struct):
-    """One tenant that is asked for; without entries it is held. Times are monotonic.
+    """A tenant that is being looked up; without entries it is held. Times are monotonic.
 
-    *turn* is the number under which it is on the agenda; None while it is not, or is being asked for.
+    *agenda_number* identifies its entry in the agenda; None without one, and during a lookup.
     """
 
     entries: deque[QueuedOperation]
@@ -59,99 +59,99 @@ class WaitingTenant(msgspec.Struct):
     error: str | None = "no answer yet"
     failure_count: int = 0
     agenda_number: int | None = None
-    names: dict[tuple[str, str], None] = {}  # businesses and locations with its id, in order of their first operation
+    names: dict[tuple[str, str], None] = {}  # its pairs of business and location, in order of their first operation
 
 
 class LookupOwner(Protocol):
-    """Who sends tenants here, and takes them back."""
+    """Adds tenants to the lookup, and takes them back."""
 
     def route_to_lane(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Send all a tenant has to the shard found."""
+        """Send all operations of a tenant to the shard that was found."""
 
     def hold_tenant(self, entries: Sequence[QueuedOperation], reason: str, *, shard_id: str | None) -> bool:
-        """Hold the tenant of *entries*, from the first of them on; return whether to go on asking for it.
+        """Hold the tenant of *entries*, from the first of them on; return whether to look it up further.
 
-        Not where it is with all others of the Postgres shard *shard_id*, which does not answer.
+        False where the tenant is held with the Postgres shard *shard_id*, which does not answer.
         """
 
     def needs_lookup(self, tenant_id: str) -> bool:
-        """Whether a held tenant is still to be asked for."""
+        """Return whether a held tenant still has to be looked up."""
 
     def on_tenant_found(self, tenant_id: str) -> None:
-        """Catch up a held tenant, which has a shard now."""
+        """Catch up a held tenant: it has a shard now."""
 
     def on_tenant_unregistered(self, tenant_id: str, asked_at: datetime) -> None:
-        """Catch up a held tenant, where it has operations that are overdue."""
+        """Catch up a held tenant if it has overdue operations."""
 
     async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
-        """Pass over *entries*, once *letters* are stored."""
+        """Finish *entries*, once *letters* are stored."""
 
 
 class RouteLookup:
-    """Asks for the shard of each tenant by itself, with back-off."""
+    """Looks up the shard of each tenant on its own, with back-off."""
 
     def __init__(
         self,
         gateway: ShardGateway,
-        host: LookupOwner,
+        owner: LookupOwner,
         *,
         tenant_wait: timedelta,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
         self._gateway = gateway
-        self._owner = host
+        self._owner = owner
         self._tenant_wait = tenant_wait
         self._draw = draw
         self._utc = utc
         self._tenants: dict[str, WaitingTenant] = {}
-        self._unasked_count = 0  # of those with entries
-        self._agenda: list[tuple[float, int, str]] = []  # a heap: when to ask, in order of arrival, for whom
+        self._unasked_count = 0  # tenants with entries that were not looked up yet
+        self._agenda: list[tuple[float, int, str]] = []  # a heap of lookups: time, number, tenant
         self._agenda_numbers = count()
-        self._lookups: dict[str, asyncio.Task[None]] = {}  # by tenant: the question that is under way
-        self._lookup_started_at: dict[str, float] = {}  # when that was (monotonic)
+        self._lookups: dict[str, asyncio.Task[None]] = {}  # by tenant, while a lookup runs
+        self._lookup_started_at: dict[str, float] = {}  # likewise (monotonic)
         self._answered_at = float("-inf")
         self._found_share = 1.0
         self._change = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"WaitingRoom({len(self._tenants)} tenants, {len(self._lookups)} being asked for)"
+        return f"RouteLookup({len(self._tenants)} tenants, {len(self._lookups)} lookups)"
 
     def __len__(self) -> int:
-        """How many tenants are asked for, whether entries of them wait or not."""
+        """Return the number of tenants to look up, with and without entries."""
         return len(self._tenants)
 
     def __contains__(self, tenant_id: str) -> bool:
-        """Whether entries of the tenant wait."""
+        """Return whether operations of the tenant wait."""
         tenant = self._tenants.get(tenant_id)
         return tenant is not None and bool(tenant.entries)
 
     @property
     def is_crowded(self) -> bool:
-        """Whether so many tenants have not been asked for yet that more of them need not be read now.
+        """Whether so many tenants wait for their first lookup that the stream need not be read further now.
 
-        Not where most of them have no shard: they are held, and keep nobody else waiting.
+        Not where most tenants have no shard: these are held, and delay no others.
         """
         return self._unasked_count > CROWD_COUNT and self._found_share > 0.5
 
     @property
     def is_busy(self) -> bool:
-        """Whether as many tenants wait to be asked for as are in a moment: a catch-up need not bring more."""
+        """Whether as many tenants wait for a lookup as can be looked up soon: a catch-up need not add more."""
         return self._unasked_count >= RECENT_LOOKUPS_MAX
 
     @property
     def has_asked_all(self) -> bool:
-        """Whether every tenant was asked for at least once, with no shard as the answer."""
+        """Whether every tenant was looked up at least once, without a shard as the answer."""
         return all(tenant.failure_count for tenant in self._tenants.values())
 
     def entries(self) -> list[QueuedOperation]:
-        """Return all operations that wait."""
+        """Return all waiting operations."""
         return [entry for tenant in self._tenants.values() for entry in tenant.entries]
 
     def take_entries(self, tenant_id: str) -> list[QueuedOperation]:
-        """Take out what a tenant has here; the asking for it goes on for what comes next.
+        """Remove and return the waiting operations of a tenant; its lookups go on for later ones.
 
-        Nothing while that is being passed over.
+        Returns none while they are being settled.
         """
         tenant = self._tenants[tenant_id]
         if tenant.waiting_since == float("inf"):
@@ -161,13 +161,13 @@ class RouteLookup:
         return taken
 
     def add(self, tenant_id: str, entries: Iterable[QueuedOperation]) -> None:
-        """Append entries of a tenant; a tenant that is new here is asked for at once."""
+        """Append operations of a tenant; a tenant that is new here is looked up at once."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             tenant = self._tenants[tenant_id] = WaitingTenant(deque(), waiting_since=loop_time())
             self._unasked_count += 1
             self._schedule(tenant_id, tenant, loop_time())
-        elif not tenant.entries:  # held until now
+        elif not tenant.entries:  # was held
             tenant.waiting_since = loop_time()
             self._schedule(tenant_id, tenant, loop_time())
         arrived = list(entries)
@@ -179,9 +179,9 @@ class RouteLookup:
             self._hold(tenant_id, tenant)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Ask for those that are due until *stopping*; questions that are still open then are given up.
+        """Do the lookups that are due until *stopping*; then cancel those that are still running.
 
-        No question waits for another: a tenant of a shard that does not answer keeps nobody else waiting.
+        No lookup waits for another one, so a tenant of a shard that does not answer delays no other tenant.
         """
         async with asyncio.TaskGroup() as tasks:
             while not stopping.is_set():
@@ -195,13 +195,13 @@ class RouteLookup:
                 task.cancel()
 
     def _schedule(self, tenant_id: str, tenant: WaitingTenant, at: float) -> None:
-        """Put a tenant on the agenda, in place of where it was."""
+        """Put a tenant on the agenda, in place of its earlier entry."""
         tenant.agenda_number = next(self._agenda_numbers)
         heapq.heappush(self._agenda, (at, tenant.agenda_number, tenant_id))
         self._change.set()
 
     def _take_due(self) -> list[str]:
-        """Take from the agenda who is to be asked for now, the longest due first."""
+        """Remove and return the tenants that are due, the longest due first."""
         due: list[str] = []
         now = loop_time()
         while self._agenda and self._agenda[0][0] <= now and self._can_ask(len(due)):
@@ -217,24 +217,25 @@ class RouteLookup:
         return due
 
     def _can_ask(self, more: int) -> bool:
-        """Whether one more question may be asked beside *more* that are about to be.
+        """Return whether one more lookup may start besides *more* that are about to start.
 
-        Few at a time, so that the event loop has time for others; but those without an answer keep nobody waiting.
+        Only few start at a time, to leave time of the event loop to other tasks. Lookups without an answer do not
+        count.
         """
         now = loop_time()
         lately = sum(now - at < ANSWER_S for at in self._lookup_started_at.values())
         return lately + more < RECENT_LOOKUPS_MAX and len(self._lookups) + more < LOOKUPS_MAX
 
     async def _wait_for_change(self, stopping: asyncio.Event) -> None:
-        """Wait until somebody arrives, is answered or is due, or may have waited long enough."""
+        """Wait until a tenant is added, answered or due, or may have waited too long."""
         self._change.clear()
         await wait_any(self._change, stopping, within_s=self._next_check_s())
 
     def _next_check_s(self) -> float | None:
-        """Return after how long to look again, though nothing changed; None while nobody is here, or on the agenda."""
+        """Return the time until the next check is due, in seconds; None if no tenant waits and the agenda is empty."""
         if not self._tenants and not self._agenda:
             return None
-        # With all questions taken, who is due has to wait for an answer.
+        # With all lookups in use, a due tenant has to wait for an answer.
         is_full = not self._agenda or not self._can_ask(0)
         return (
             CHECK_INTERVAL_MAX_S if is_full else min(max(0.0, self._agenda[0][0] - loop_time()), CHECK_INTERVAL_MAX_S)
@@ -268,12 +269,12 @@ class RouteLookup:
         finally:
             del self._lookups[tenant_id], self._lookup_started_at[tenant_id]
             tenant = self._tenants.get(tenant_id)
-            if tenant is not None and tenant.agenda_number is None:  # it came, or was due, during the lookup
+            if tenant is not None and tenant.agenda_number is None:  # added, or due, during the lookup
                 self._schedule(tenant_id, tenant, loop_time())
             self._change.set()
 
     async def _look_up(self, tenant_id: str, stopping: asyncio.Event) -> None:
-        """Ask for a tenant's shard, and let its operations go, keep them or give them up."""
+        """Look up a tenant's shard, and route its operations, keep them or give them up."""
         asked_at = self._utc()
         max_age_s = self._absence_max_age_s(tenant_id, asked_at)
         asked_at -= timedelta(seconds=max_age_s)
@@ -296,7 +297,7 @@ class RouteLookup:
                 self._owner.route_to_lane(tenant_id, found, tenant.entries)
             self._owner.on_tenant_found(
                 tenant_id
-            )  # it may be held all the same: what was here may have come for its whole shard
+            )  # may be held too: the entries here may have come for its shard's hold
             return
         self._schedule_retry(tenant_id, found, why)
         if found is Absence.UNREGISTERED and not stopping.is_set():
@@ -305,16 +306,16 @@ class RouteLookup:
     async def _create_tenant(
         self, tenant_id: str, names: Sequence[tuple[str, str]]
     ) -> tuple[str | Absence, Exception | None]:
-        """Return the shard of a tenant that was made at its first use; or that it is not here, and why not."""
+        """Create a tenant at its first use and return its shard; else `NOT_HERE` and the error."""
         try:
             return await self._gateway.provision_on_first_use(tenant_id, names), None
         except (TenantNotMadeError, RetryableError, PermanentError) as exc:
             return Absence.NOT_HERE, exc
 
     def _absence_max_age_s(self, tenant_id: str, now: datetime) -> float:
-        """Return how old a "not registered" may be: for the first question only, as the others come ever more rarely.
+        """Return the maximum age of an answer "not registered": above 0 for the first lookup only; later ones are rare.
 
-        So a tenant that is not registered and goes on sending costs no question each time it is let go and held again.
+        So an unregistered tenant that keeps sending costs no request each time it is held again after a catch-up.
         """
         tenant = self._tenants.get(tenant_id)
         if tenant is None or tenant.failure_count:
@@ -323,7 +324,7 @@ class RouteLookup:
         return absence_max_age_s(arrivals, now=now, tenant_wait=self._tenant_wait)
 
     def _schedule_retry(self, tenant_id: str, reason: str, exc: Exception | None = None) -> None:
-        """Ask again later, each time later."""
+        """Schedule the next lookup, each time after a longer delay."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             return
@@ -337,7 +338,7 @@ class RouteLookup:
         self._schedule(tenant_id, tenant, loop_time() + max(delay_s, wished_s))
 
     async def _give_up_overdue(self, tenant_id: str, tenant: WaitingTenant, asked_at: datetime) -> None:
-        """Make dead letters of what is overdue; the rest waits on, or is held."""
+        """Turn overdue operations into dead letters; the others wait on, or stay held."""
         if not tenant.entries:
             self._owner.on_tenant_unregistered(tenant_id, asked_at)
             return
@@ -351,7 +352,7 @@ class RouteLookup:
         error = unknown_tenant_error(self._tenant_wait)
         failed_at = self._utc()
         reason = DeadLetterReason.UNKNOWN_TENANT
-        tenant.waiting_since = float("inf")  # not to be held meanwhile: what waits is being passed over
+        tenant.waiting_since = float("inf")  # not to be held now: the operations are being settled
         await self._owner.settle(entries, [entry.dead_letter(reason, error, failed_at=failed_at) for entry in entries])
         tenant.waiting_since = loop_time()
         given_up = {id(entry) for entry in entries}

@@ -1,8 +1,8 @@
-"""A lane: the operations of one reader on their way to one Postgres shard, in order.
+"""A lane: the operations of one reader that are queued for one Postgres shard, in order.
 
-Why order is kept for each tenant: its entries are in one place at a time, either in one lane, first in first out with
-one batch in flight, or in the waiting room. They change places all at once, in order; and what is taken out of both to
-be held is read again from the stream, from the first of it on.
+Why the order of each tenant is kept: its operations are in one place at a time, either in one lane (first in, first
+out, one batch in flight) or in the route lookup. They move between these places together and in order. Operations that
+leave both to be held are read again from the stream, starting with the first of them.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event, wait_any
 
 BATCH_MAX_COUNT: Final = 2000
-BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation has more
+BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation is larger
 RETRY_BASE_S: Final = 0.2
 RETRY_MAX_S: Final = 0.5
-HOLD_AFTER_S: Final = 1.0  # a shard that did not take a batch for so long is held: a restart of its pooler is shorter
+HOLD_AFTER_S: Final = 1.0  # a shard that took no batch for so long is held; a restart of its pooler is shorter
 LATE_AFTER_S: Final = 1.0
-STUCK_AFTER_S: Final = 2.0  # a batch in flight for so long may never be answered
+STUCK_AFTER_S: Final = 2.0  # a batch that is in flight for longer may never be answered
 
 DONE: Final = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
 
@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 
 class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
-    """One operation in a reader's hands, the record it came from, and its ticket at whoever read it."""
+    """A decoded operation with its source record and its ticket in the tracker of the cursor that read it."""
 
     ticket: int
     operation: Operation
@@ -56,13 +56,13 @@ class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def before(self) -> RecordPosition | None:
-        """The last position before it."""
+        """The last position before the operation."""
         return self.tracker.position_before(self.ticket)
 
     def dead_letter(
         self, reason: DeadLetterReason, error: str, *, failed_at: datetime, attempts: int = 1
     ) -> DeadLetter:
-        """Return its dead letter."""
+        """Return the dead letter of the operation."""
         return DeadLetter(
             reason=reason,
             error=error,
@@ -78,128 +78,128 @@ class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
 
 
 def cost_bytes_of(entries: Collection[QueuedOperation]) -> int:
-    """Return what *entries* count for against the memory a replica may take: records, their data as text, the rest."""
+    """Return the memory that *entries* count for: the records, their data as text, and an overhead for each."""
     return 2 * sum([entry.operation.size_bytes for entry in entries]) + OPERATION_OVERHEAD_BYTES * len(entries)
 
 
 class LaneOwner(Protocol):
-    """Who takes from a lane what does not go on through it."""
+    """Takes the operations that a lane does not apply."""
 
     async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
-        """Pass over *entries*, once *letters* are stored."""
+        """Finish *entries*, once *letters* are stored."""
 
     def requeue_unrouted(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Take back all entries of a tenant: the shard says that it does not live there now."""
+        """Take back all operations of a tenant that does not live on the shard now, by the row of the shard."""
 
     def hold_shard(self, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Hold a shard that does not take operations, from the first of *entries* on."""
+        """Hold a shard that takes no operations, from the first of *entries* on."""
 
     def is_held(self, shard_id: str) -> bool:
-        """Whether the shard is held already."""
+        """Return whether the shard is already held."""
 
     def count_failure(self, entry: QueuedOperation) -> int:
-        """Note that an operation failed by itself once more; return how often now."""
+        """Count one more failure of an operation on a healthy shard; return the count."""
 
-    def start_backfill(self, shard_id: str, refill: Backfill, entries: Sequence[QueuedOperation]) -> None:
-        """Have the stream read again for all tenants of the shard; *entries*, all that the lane has, are dropped."""
+    def start_backfill(self, shard_id: str, backfill: Backfill, entries: Sequence[QueuedOperation]) -> None:
+        """Have the stream read again for all tenants of the shard; drop *entries*, which are all of the lane."""
 
     def hold_failing(self, entries: Sequence[QueuedOperation]) -> None:
-        """Hold the tenant of *entries*, the first of which failed by itself, to try it again later."""
+        """Hold the tenant of *entries*, the first of which failed on a healthy shard, to try it again later."""
 
 
 class ShardLane:
-    """The entries of one reader for one shard: first in, first out, one batch in flight."""
+    """The queue of one reader for one shard: first in, first out, one batch in flight."""
 
     def __init__(
         self,
         shard_id: str,
         gateway: ShardGateway,
-        keeper: LaneOwner,
+        owner: LaneOwner,
         *,
-        contacts: ShardPositions | None,
+        shard_positions: ShardPositions | None,
         tries_max: int,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*tries_max* is how often an operation that fails by itself is tried before it is given up.
+        """*tries_max*: how often an operation that fails on a healthy shard is tried before it is given up.
 
-        Without *contacts* the shard is not told how far the stream shard got.
+        Without *shard_positions* no position is written on the shard.
         """
         self.shard_id = shard_id
         self._gateway = gateway
-        self._owner = keeper
-        self._shard_positions = contacts
-        self._must_read_row = False  # at what the shard knows of the stream shard
+        self._owner = owner
+        self._shard_positions = shard_positions
+        self._must_read_row = False  # the reader's position row on the shard
         self._tries_max = tries_max
         self._draw = draw
         self._utc = utc
         self._queue: list[QueuedOperation] = []
-        self._batch: list[QueuedOperation] = []  # in flight, or being sent where its outcomes say
-        self._in_flight: asyncio.Timeout | None = None
+        self._batch: list[QueuedOperation] = []  # in flight, or with outcomes that are being settled
+        self._flight_timeout: asyncio.Timeout | None = None
         self._sent_at = 0.0
         self._failing_since: float | None = None
         self._failure_count = 0
         self._has_work = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"Lane({self.shard_id}, batch={len(self._batch)}, queue={len(self._queue)})"
+        return f"ShardLane({self.shard_id}, batch={len(self._batch)}, queue={len(self._queue)})"
 
     def __len__(self) -> int:
         return len(self._batch) + len(self._queue)
 
     @property
     def is_idle(self) -> bool:
-        """Whether no batch of it is in flight, nor being sent where its outcomes say."""
+        """Whether no batch is in flight or being settled."""
         return not self._batch
 
     @property
     def is_stuck(self) -> bool:
-        """Whether its batch has been in flight for so long that it may never be answered.
+        """Whether the batch has been in flight for so long that it may never be answered.
 
-        Not while the shard takes those of others: then it waits for its turn.
+        Not while the shard takes batches of other readers: then this batch waits for its turn.
         """
-        if self._in_flight is None:
+        if self._flight_timeout is None:
             return False
         return loop_time() - max(self._sent_at, self._gateway.last_applied_at(self.shard_id)) > STUCK_AFTER_S
 
     @property
     def is_late(self) -> bool:
-        """Whether it takes longer than others should wait for: its batch is not answered, or letters are stored."""
-        if self._in_flight is None:
+        """Whether the batch takes longer than other lanes should wait: it is unanswered, or being settled."""
+        if self._flight_timeout is None:
             return bool(self._batch) or self._failing_since is not None
         return self._failing_since is not None or loop_time() - self._sent_at > LATE_AFTER_S
 
     @property
     def queued_bytes(self) -> int:
-        """What the entries behind the batch take in memory."""
+        """The memory of the operations queued behind the batch."""
         return cost_bytes_of(self._queue)
 
     def entries(self) -> list[QueuedOperation]:
-        """Return what it holds, the batch included."""
+        """Return all operations of the lane, the batch included."""
         return [*self._batch, *self._queue]
 
     def enqueue(self, entries: Iterable[QueuedOperation]) -> None:
-        """Append entries, in their order."""
+        """Append *entries*, in their order."""
         self._queue.extend(entries)
         self._has_work.set()
 
     def take_queue(self) -> list[QueuedOperation]:
-        """Take out what is behind the batch."""
+        """Remove and return the operations behind the batch."""
         queue, self._queue = self._queue, []
         return queue
 
     def request_row_read(self) -> None:
-        """Read what the shard knows before the next batch, or now where there is none."""
+        """Read the position row before the next batch, or now where no operation is queued."""
         self._must_read_row = True
         self._has_work.set()
 
     def give_up_batch(self) -> None:
-        """Wait no more for the batch in flight: whether it was committed is then unknown."""
-        if self._in_flight is not None and not self._in_flight.expired():
-            self._in_flight.reschedule(loop_time())
+        """Stop waiting for the batch in flight: whether it was committed is unknown then."""
+        if self._flight_timeout is not None and not self._flight_timeout.expired():
+            self._flight_timeout.reschedule(loop_time())
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Apply batch after batch until *stopping*; then the batch in flight is finished and the rest stays owed."""
+        """Apply batch after batch until *stopping*; then finish the batch in flight. The queue stays pending."""
         while not await self._wait_for_work(stopping):
             self._batch, self._must_read_row = self._next_batch(), False
             try:
@@ -211,13 +211,13 @@ class ShardLane:
                 await self._defer(exc, stopping)
                 continue
             self._failing_since, self._failure_count = None, 0
-            # Of the batch as it is now: a refill has emptied it.
+            # Of the batch as it is now: a backfill empties it.
             count_outcomes([entry.operation for entry in self._batch], outcomes, now=self._utc())
             await self._settle_outcomes(outcomes)
             self._batch = []
 
     async def _wait_for_work(self, stopping: asyncio.Event) -> bool:
-        """Wait for work or the end; return whether it is the end."""
+        """Wait for work or *stopping*; return whether it is *stopping*."""
         while not self._queue and not self._must_read_row and not stopping.is_set():
             self._has_work.clear()
             await wait_any(self._has_work, stopping)
@@ -231,40 +231,40 @@ class ShardLane:
         return batch
 
     async def _apply(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """Apply the batch and return what became of it; nothing, where all is to be read again from the stream."""
+        """Apply the batch and return its outcomes; none where the stream is to be read again for the shard."""
         self._sent_at = loop_time()
         try:
-            async with asyncio.timeout(None) as self._in_flight:
+            async with asyncio.timeout(None) as self._flight_timeout:
                 if self._shard_positions is None:
                     return await self._gateway.apply(self.shard_id, operations)
-                contact = self._shard_positions.position_on(self.shard_id)
-                async with contact.lock:
-                    if not contact.is_current and await self._reconcile(self._shard_positions, contact):
+                position = self._shard_positions.position_on(self.shard_id)
+                async with position.lock:
+                    if not position.is_current and await self._reconcile(self._shard_positions, position):
                         return []
                     if not operations:
                         return []
                     return await self._gateway.apply(
-                        self.shard_id, operations, claim=self._shard_positions.prepare_claim(contact)
+                        self.shard_id, operations, claim=self._shard_positions.prepare_claim(position)
                     )
         except TimeoutError:
-            raise RetryableError(f"shard {self.shard_id}: given up, its memory was needed") from None
+            raise RetryableError(f"shard {self.shard_id}: no answer, and the memory of the batch was needed") from None
         finally:
-            self._in_flight = None
+            self._flight_timeout = None
 
-    async def _reconcile(self, contacts: ShardPositions, contact: ShardPosition) -> bool:
-        """Read what the shard knows; where that is behind, have the stream read again. Then the lane is empty."""
-        refill = await contacts.reconcile(contact)
-        if refill is None:
+    async def _reconcile(self, shard_positions: ShardPositions, position: ShardPosition) -> bool:
+        """Read the position row. Where it is behind, start a backfill, which empties the lane, and return True."""
+        backfill = await shard_positions.reconcile(position)
+        if backfill is None:
             return False
         entries = [*self._batch, *self.take_queue()]
         self._batch = []
-        self._owner.start_backfill(self.shard_id, refill, entries)
+        self._owner.start_backfill(self.shard_id, backfill, entries)
         return True
 
     async def _requeue_and_reread(self) -> None:
-        """Put the batch back: the row is another reader's, or of a server that lacks something. It is to be read first.
+        """Put the batch back and have the row read first: another reader wrote it, or the server lacks commits.
 
-        By who still has the lease: of two readers each would make the other read the stream again.
+        Confirm the lease before: otherwise two readers of the stream shard would make each other read it again.
         """
         log.warning("position.changed", shard_id=self.shard_id, operations=len(self._batch))
         self._queue[:0] = self._batch
@@ -274,7 +274,7 @@ class ShardLane:
             await self._shard_positions.confirm_lease()
 
     async def _defer(self, exc: RetryableError, stopping: asyncio.Event) -> None:
-        """Try the batch again soon, or hold the shard when it has not taken any for some time."""
+        """Try the batch again soon, or hold the shard when it has taken no batch for HOLD_AFTER_S."""
         self._failing_since = self._failing_since or self._sent_at
         self._failure_count += 1
         instruments.RETRIES.labels("kinesis", "shard_unavailable").inc()
@@ -293,20 +293,20 @@ class ShardLane:
         await sleep_or_event(delay_s, until=stopping)
 
     async def _settle_outcomes(self, outcomes: Sequence[Outcome]) -> None:
-        """Send each entry of the batch where its outcome says, and what is behind it with it."""
+        """Settle, hold or requeue each operation by its outcome, together with those of its tenant behind it."""
         if {outcome.disposition for outcome in group_by_outcome(self._batch, outcomes)} <= DONE:
             await self._owner.settle(self._batch, [])
             return
-        settled: list[QueuedOperation] = []
+        finished: list[QueuedOperation] = []
         letters: list[DeadLetter] = []
         held: dict[str, list[QueuedOperation]] = {}
         failing: dict[str, tuple[QueuedOperation, str]] = {}
         for entry, outcome in zip(self._batch, outcomes, strict=True):
             match outcome.disposition:
                 case Disposition.APPLIED | Disposition.DUPLICATE:
-                    settled.append(entry)
+                    finished.append(entry)
                 case Disposition.DEAD_LETTER:
-                    settled.append(entry)
+                    finished.append(entry)
                     reason, error = outcome.reason or DeadLetterReason.INVALID_MESSAGE, outcome.error or ""
                     letters.append(entry.dead_letter(reason, error, failed_at=self._utc()))
                 case Disposition.HOLD:
@@ -317,17 +317,17 @@ class ShardLane:
                     assert_never(outcome.disposition)
         for tenant_id, (entry, error) in failing.items():
             if await self._give_up_if_exhausted(entry, error):
-                settled.append(entry)
+                finished.append(entry)
             else:
                 self._owner.hold_failing([entry, *held.pop(tenant_id, ()), *self._take_tenant(tenant_id)])
         for tenant_id, entries in held.items():
             self._owner.requeue_unrouted(tenant_id, [*entries, *self._take_tenant(tenant_id)])
-        await self._owner.settle(settled, letters)
+        await self._owner.settle(finished, letters)
 
     async def _give_up_if_exhausted(self, entry: QueuedOperation, error: str) -> bool:
-        """Give up an operation that failed by itself too often: its letter is stored, then its row is marked.
+        """Give up an operation after *tries_max* failures: store its dead letter, then mark its row; return True.
 
-        Not if its shard does not take the mark: then it is tried again, and so are the letter and the row.
+        Return False also where the shard does not take the mark: then operation, dead letter and row are tried again.
         """
         attempts = self._owner.count_failure(entry)
         ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
@@ -349,17 +349,17 @@ class ShardLane:
         return outcome.disposition is not Disposition.HOLD
 
     async def _write_failure(self, operation: Operation) -> Outcome:
-        """Leave the row of an operation that is given up."""
+        """Write the row of an operation that is given up."""
         if self._shard_positions is None:
             return await self._gateway.give_up(self.shard_id, operation)
-        contact = self._shard_positions.position_on(self.shard_id)
-        async with contact.lock:
+        position = self._shard_positions.position_on(self.shard_id)
+        async with position.lock:
             return await self._gateway.give_up(
-                self.shard_id, operation, claim=self._shard_positions.prepare_claim(contact)
+                self.shard_id, operation, claim=self._shard_positions.prepare_claim(position)
             )
 
     def _take_tenant(self, tenant_id: str) -> list[QueuedOperation]:
-        """Take a tenant's entries out of the queue."""
+        """Remove and return the operations of a tenant from the queue."""
         taken = [entry for entry in self._queue if entry.operation.tenant_id == tenant_id]
         if taken:
             self._queue = [entry for entry in self._queue if entry.operation.tenant_id != tenant_id]

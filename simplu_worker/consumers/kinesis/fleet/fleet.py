@@ -33,7 +33,13 @@ from simplu_worker.consumers.kinesis.leases.lease_audit import LeaseAudit
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import LeaseContext, ReaderSettings, StreamShardReader
+from simplu_worker.consumers.kinesis.reader.reader_parameters import (
+    LeaseContext,
+    ReaderAssignment,
+    ReaderServices,
+    ReaderSettings,
+)
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
@@ -208,21 +214,22 @@ class Fleet:
 
     def _create_reader(self, lease: Lease, pending: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
         self._positions.is_wanted = True
-        return StreamShardReader(
-            self._services.stream,
+        services = self._services
+        assignment = ReaderAssignment(
             lease.lease_key,
             start_of(lease, self._utc()),
-            done=None if lease.checkpoint.is_sentinel else lease.checkpoint,
+            checkpoint=None if lease.checkpoint.is_sentinel else lease.checkpoint,
             hash_range=lease.hash_range,
+            read_ahead=_usable_ahead(lease),
             pending_at_parents=pending,
-            ahead=_usable_ahead(lease),
-            gateway=self._services.gateway,
-            dead_letters=self._services.dead_letters,
-            rules=self._settings.reader,
-            memory=self.prefetch.open_quota(),
             retention=self._view.retention,
-            is_end=is_end,
-            ties=LeaseContext(confirm, lambda: self._ancestry.lineage(lease), lease.started_at),
+        )
+        return StreamShardReader(
+            ReaderServices(services.stream, services.gateway, services.dead_letters),
+            assignment,
+            self._settings.reader,
+            self.prefetch.open_quota(),
+            lease=LeaseContext(confirm, lambda: self._ancestry.lineage(lease), lease.started_at, is_end),
             draw=self._draw,
             utc=self._utc,
         )

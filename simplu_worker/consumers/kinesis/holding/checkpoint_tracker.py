@@ -1,8 +1,8 @@
-"""How far a stream shard is done: the position before which nothing is owed to anyone. Pure.
+"""The checkpoint of a stream shard: the position up to which no record is pending. Pure.
 
-Records are numbered in the order in which they were read (their ticket) and may be done in any order. The checkpoint
-is the last position before the first one still owed, so it never passes a record that is not applied, failed with an
-outcome, or stored as a dead letter (invariant 1).
+Records are numbered in the order of reading (their tickets) and may finish in any order. The checkpoint is the last
+position before the first pending record. So it never passes a record that is not applied, failed with an outcome, or
+stored as a dead letter (invariant 1).
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ P = TypeVar("P")
 
 
 class _Run(Generic[P]):
-    """Records that were read together, and of which some are owed; nearly always they are done with together too."""
+    """Records that were read together, some of them pending. Nearly always they also finish together."""
 
     __slots__ = ("before", "finished_flags", "first_ticket", "pending_count", "positions")
 
-    def __init__(self, first: int, before: P | None, positions: Sequence[P | None]) -> None:
-        """*first* is the ticket of the first one, *before* the last position before it."""
-        self.first_ticket = first
+    def __init__(self, first_ticket: int, before: P | None, positions: Sequence[P | None]) -> None:
+        """*first_ticket* is that of the first record, *before* the last position before it."""
+        self.first_ticket = first_ticket
         self.before = before
         self.positions = positions
         self.pending_count = len(positions)
-        self.finished_flags: bytearray | None = None  # by place, as soon as some are
+        self.finished_flags: bytearray | None = None  # by index in the run; None while no record is finished
 
     def __repr__(self) -> str:
-        return f"_Stretch({self.first_ticket}, {self.pending_count} of {len(self.positions)})"
+        return f"_Run({self.first_ticket}, {self.pending_count} of {len(self.positions)})"
 
     @property
     def first_pending(self) -> int:
-        """The place of the first one that is owed."""
+        """The index of the first pending record."""
         return 0 if self.finished_flags is None else self.finished_flags.index(0)
 
     def is_all_pending(self, tickets: Sequence[int]) -> bool:
-        """Tell whether *tickets*, each of a record that is owed somewhere, are all that is owed here."""
+        """Return whether *tickets*, all of pending records, are all the pending records of this run."""
         if len(tickets) != self.pending_count:
             return False
         return self.first_ticket <= min(tickets) and max(tickets) < self.first_ticket + len(self.positions)
@@ -46,7 +46,7 @@ class _Run(Generic[P]):
         return self.positions[index - 1] if index else self.before
 
     def finish(self, index: int) -> None:
-        """Note that a record is done with. Raises KeyError where it was."""
+        """Mark a record as finished. Raises KeyError if it already is."""
         if self.finished_flags is None:
             self.finished_flags = bytearray(len(self.positions))
         if self.finished_flags[index]:
@@ -56,60 +56,60 @@ class _Run(Generic[P]):
 
 
 class CheckpointTracker(Generic[P]):
-    """The records of one stream shard that were read and are not done, by ticket; *P* is a position.
+    """The pending records of one stream shard, by ticket; *P* is the type of a position.
 
-    Takes memory only for what was read together with something that is owed, however much was read and done since.
+    Takes memory only for runs with a pending record, however many records were read and finished since.
     """
 
     def __init__(self, last: P | None = None) -> None:
-        """*last* is the position before the first record; None: there is none."""
+        """*last* is the position before the first record, None if there is none."""
         self._runs: list[_Run[P]] = []
-        self._first_tickets: list[int] = []  # their first tickets, to be searched
+        self._first_tickets: list[int] = []  # of the runs, for bisection
         self._last_read = last
         self._next_ticket = 0
         self._pending_count = 0
 
     def __repr__(self) -> str:
-        return f"Owed(checkpoint={self.checkpoint}, owed={len(self)}, read={self._next_ticket})"
+        return f"CheckpointTracker({self.checkpoint}, pending={len(self)}, read={self._next_ticket})"
 
     def __len__(self) -> int:
-        """How many records are owed."""
+        """Return the number of pending records."""
         return self._pending_count
 
     @property
     def checkpoint(self) -> P | None:
-        """The last position before which, itself included, nothing is owed; None before there is one."""
+        """The last position up to which, itself included, no record is pending; None before there is one."""
         for run in self._runs:
             return run.position_before(run.first_pending)
         return self._last_read
 
     @property
     def first_pending(self) -> P | None:
-        """The position of the first record owed; None when nothing is."""
+        """The position of the first pending record; None without one."""
         for run in self._runs:
             return run.positions[run.first_pending]
         return None
 
     @property
     def last_read(self) -> P | None:
-        """The position of the last record read or passed over."""
+        """The position of the last record that was started or skipped."""
         return self._last_read
 
     def position_before(self, ticket: int) -> P | None:
-        """Return the last position before an owed record; None before there is one."""
+        """Return the last position before a pending record; None before there is one."""
         run = self._runs[self._run_index(ticket)]
         return run.position_before(ticket - run.first_ticket)
 
     def skip(self, position: P) -> None:
-        """Note that the record at *position* was read and is not owed here."""
+        """Record that the record at *position* was read and is not pending here."""
         self._last_read = position
 
     def start(self, position: P) -> int:
-        """Note that the record at *position* was read; return its ticket."""
+        """Add a pending record at *position*; return its ticket."""
         return self.start_all([position]).start
 
     def start_all(self, positions: Sequence[P]) -> range:
-        """Note that the records at *positions* were read, in this order; return their tickets."""
+        """Add pending records at *positions*, in this order; return their tickets."""
         if not positions:
             return range(self._next_ticket, self._next_ticket)
         tickets = self._add_run(positions)
@@ -117,14 +117,14 @@ class CheckpointTracker(Generic[P]):
         return tickets
 
     def start_at_last(self) -> int:
-        """Note that a record was read which counts as being where the last one was; return its ticket.
+        """Add a pending record at the position of the last one; return its ticket.
 
-        For what has to be done with before the next record.
+        For work that must finish before the next record.
         """
         return self._add_run([self._last_read]).start
 
     def finish(self, tickets: Iterable[int]) -> None:
-        """Note that these records are done with; each ticket once."""
+        """Mark the records of *tickets* as finished; each ticket once."""
         own = list(tickets)
         if not own:
             return
@@ -149,7 +149,7 @@ class CheckpointTracker(Generic[P]):
         return tickets
 
     def _run_index(self, ticket: int) -> int:
-        """Return which of the stretches has a record that is owed."""
+        """Return the index of the run that contains a pending record."""
         return bisect_right(self._first_tickets, ticket) - 1
 
     def _remove_run(self, run_index: int) -> None:

@@ -1,14 +1,14 @@
-"""What a reader holds: tenants whose operations were dropped from memory, to be read again from the stream. Pure.
+"""The holds of a reader: tenants with operations that were dropped from memory, to be read again from the stream. Pure.
 
-Why nothing is lost and nothing overtakes (architecture, idea 3): an operation of a held tenant leaves the reader only
-through a catch-up; a hold starts before the first of its operations that is not known to be committed; and a catch-up
-ends its holds only when the next record is the next one for both, itself and the main reader.
+Why no operation is lost or overtaken (architecture, idea 3): an operation of a held tenant leaves the reader only
+through a catch-up. A hold starts before the first of its operations that is not known to be committed. A catch-up ends
+its holds only when its next record is also the next one of the main reader.
 
-A Postgres shard that may have lost what was committed there is held as a whole (`Hold.is_whole`): everything of every
-tenant that lives on it, whether the reader has met it or not, reaches it through that hold's catch-up alone.
+A Postgres shard that may have lost commits is held as a whole (`Hold.covers_whole_shard`): all operations of all its
+tenants, also of those that the reader has not met yet, reach it only through the catch-up of that hold.
 
-A set of tenants may be larger than what it stands for (`TenantSet`), so a tenant may be in several holds. Starting
-lower only reads again: what was applied is dropped by the log.
+A `TenantSet` may contain more tenants than were added, so a tenant may be in several holds. To start a hold at a lower
+position is safe: records are only read again, and the log drops the operations that were applied.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, is_after, lowest_position
 
-TENANT_HOLDS_MAX: Final = 1000  # tenants held each by itself; those beyond share the bucket
+TENANT_HOLDS_MAX: Final = 1000  # tenants with a hold of their own; the others share the overflow hold
 LIVE_TENANTS_MAX: Final = 10_000  # tenants known to be in no hold
-NO_SHARD: Final = ""  # in place of a Postgres shard's id
+NO_SHARD: Final = ""  # in place of the id of a Postgres shard
 
 
 class Target(StrEnum):
@@ -34,18 +34,18 @@ class Target(StrEnum):
 
     SHARD = "shard"  # a Postgres shard
     TENANT = "tenant"
-    OVERFLOW = "bucket"  # the tenants beyond those that are held each by itself
-    PARENTS = "parents"  # what the parents of a reshard still owe
-    PREDECESSOR = "predecessor"  # what the last owner of the lease still held
+    OVERFLOW = "bucket"  # the tenants beyond TENANT_HOLDS_MAX; the status shows it as `bucket`
+    PARENTS = "parents"  # the tenants with operations of a parent (after a reshard) that are pending there
+    PREDECESSOR = "predecessor"  # the tenants that the last owner of the lease held
 
 
 class Reason(StrEnum):
-    """Why a target is held, where that is not an `Absence` of its shard."""
+    """Why a target is held, where the reason is not an `Absence` of its shard."""
 
     SHARD_UNAVAILABLE = "shard_unavailable"
     FAILING = "failing"
     RESHARD = "reshard"
-    BACKFILL = "refill"  # a Postgres shard may have lost what was applied there
+    BACKFILL = "refill"  # a Postgres shard may have lost commits
     TAKEN_OVER = "taken_over"
 
 
@@ -53,7 +53,7 @@ class Hold:
     """One target and its tenants.
 
     *before* is the last position before the first operation that is not applied, None for the start of reading;
-    *arrived_at* is about when that operation arrived. While a catch-up is at work, its own position counts instead.
+    *arrived_at* is about when that operation arrived. During a catch-up, the position of the catch-up counts instead.
     """
 
     def __init__(
@@ -74,14 +74,12 @@ class Hold:
         self.arrived_at = arrived_at
         self.since = now  # monotonic
         self.tenants = TenantSet() if tenants is None else tenants
-        self.sample_tenant = name  # one of its tenants, where it is a shard's
-        self.covers_whole_shard = (
-            False  # all tenants of a Postgres shard, by their routes, and not only those in `tenants`
-        )
-        self.parent_records: tuple[ParentRecords, ...] = ()  # what is to be read again before anything else
+        self.sample_tenant = name  # of a shard's hold: one of its tenants
+        self.covers_whole_shard = False  # all tenants routed to the Postgres shard, not only those in `tenants`
+        self.parent_records: tuple[ParentRecords, ...] = ()  # to be read again first
         self.catch_up: CatchUp | None = None
-        self.is_ready = False  # to be caught up
-        self.attempt_count = 0  # to find it ready
+        self.is_ready = False  # for a catch-up
+        self.attempt_count = 0  # probes since the target is held
         self.next_attempt_at = now  # monotonic
 
     def __repr__(self) -> str:
@@ -90,16 +88,16 @@ class Hold:
 
     @property
     def reached(self) -> RecordPosition | None:
-        """The position behind which its operations are still to come: every one of them will be sent from there on."""
+        """The position after which the operations of the hold are still to come, all of them through a catch-up."""
         return self.before if self.catch_up is None else self.catch_up.tracker.last_read
 
     def has_passed_parent_record(self, stream_shard_id: str, position: Position) -> bool:
-        """Whether its catch-up has dealt with a record of a parent."""
-        at = None if self.catch_up is None else self.catch_up.parents_reached.get(stream_shard_id)
-        return at is not None and at >= position
+        """Return whether the catch-up of the hold has passed a record of a parent."""
+        reached = None if self.catch_up is None else self.catch_up.parents_reached.get(stream_shard_id)
+        return reached is not None and reached >= position
 
     def lower(self, before: RecordPosition | None, arrived_at: datetime) -> None:
-        """Start no later than behind *before*; no catch-up is at work any more, nor is it ready for one."""
+        """Make the hold start no later than after *before*; it leaves its catch-up, and is no longer ready for one."""
         reached = self.reached
         if self.catch_up is not None and reached is not None:
             self.arrived_at = max(self.arrived_at, reached.arrived_at)
@@ -112,17 +110,17 @@ class Hold:
 
 
 class CatchUp:
-    """How far one catch-up is: `owed.last` is the last record it dealt with, its tickets are what it sent."""
+    """The progress of one catch-up: the last record it passed (`tracker.last_read`) and its pending operations."""
 
     def __init__(self, holds: Sequence[Hold]) -> None:
         self.holds = list(holds)
         self.start = lowest_position(hold.before for hold in holds)
-        self.is_reading_parents = any(hold.parent_records for hold in holds)  # reads what comes before its own records
-        self.all_parent_records = self.parent_records  # which those are, also when they are read
-        self.parents_reached: dict[str, Position] = {}  # by parent: the last of its records that was dealt with
-        self.incomplete_tenants = TenantSet()  # of whose operations it has sent not all that it read
+        self.is_reading_parents = any(hold.parent_records for hold in holds)  # before its own records
+        self.all_parent_records = self.parent_records  # also after they are read
+        self.parents_reached: dict[str, Position] = {}  # by parent: the last of its records that was passed
+        self.incomplete_tenants = TenantSet()  # tenants with operations that it skipped, or sent and then dropped
         self.whole_shard_ids = {hold.name for hold in holds if hold.covers_whole_shard}  # Postgres shards
-        self.unrouted: dict[str, set[int]] = {}  # by tenant: tickets of what it sent as nobody knew where that lives
+        self.unrouted: dict[str, set[int]] = {}  # by tenant: tickets of the operations sent while its shard was unknown
         self.tracker: CheckpointTracker[RecordPosition] = CheckpointTracker(self.start)
         for hold in holds:
             hold.catch_up = self
@@ -132,12 +130,12 @@ class CatchUp:
 
     @property
     def parent_records(self) -> tuple[ParentRecords, ...]:
-        """What is to be read again before its own records; all its holds have the same, or none."""
+        """The records to be read again before its own: the same for all its holds, or empty."""
         return self.holds[0].parent_records if self.holds else ()
 
-    def covers(self, tenant_id: str, before: RecordPosition | None, parents: tuple[ParentRecords, ...]) -> bool:
-        """Whether it has sent or will send all of a tenant that is behind *before* and, before that, of *parents*."""
-        if tenant_id in self.incomplete_tenants or not includes(self.all_parent_records, parents):
+    def covers(self, tenant_id: str, before: RecordPosition | None, parent_records: tuple[ParentRecords, ...]) -> bool:
+        """Return whether it sends, or has sent, a tenant's operations after *before* and, first, *parent_records*."""
+        if tenant_id in self.incomplete_tenants or not includes(self.all_parent_records, parent_records):
             return False
         return self.start is None or (before is not None and not is_after(self.start, before))
 
@@ -147,13 +145,11 @@ class Holds:
 
     def __init__(self) -> None:
         self._holds: dict[tuple[Target, str], Hold] = {}
-        self._by_name: dict[str, Hold] = {}  # by tenant: the hold that has it by name
-        self._bitmap_holds: list[Hold] = []  # those whose tenants are no longer known by name
-        self._live_tenants: set[str] = (
-            set()
-        )  # tenants of whom the main reader dropped nothing since it began to send them
-        self._catch_ups: list[CatchUp] = []  # those at work, and those that ended while something they sent is owed
-        self._tenant_count = 0  # of holds whose target is a tenant
+        self._by_name: dict[str, Hold] = {}  # by tenant: the hold that contains its name
+        self._bitmap_holds: list[Hold] = []  # holds with a bitmap of their tenants in place of the names
+        self._live_tenants: set[str] = set()  # the main reader has dropped no operation since it began to send theirs
+        self._catch_ups: list[CatchUp] = []  # that run, or have ended with pending operations
+        self._tenant_count = 0  # holds with the target TENANT
         self._overflow_count = 0
         self._released_count = 0
 
@@ -168,9 +164,9 @@ class Holds:
         return list(self._holds.values())
 
     def hold_of(self, tenant_id: str) -> Hold | None:
-        """Return a hold that the tenant is in: nothing of it may leave the main reader.
+        """Return a hold that contains the tenant: the main reader must not send its operations.
 
-        One that is known to be live only shares a slot with somebody who is held.
+        A tenant known to be live is not held: it only shares a slot of a bitmap with a held tenant.
         """
         found = self._by_name.get(tenant_id)
         if found is None and self._bitmap_holds and tenant_id not in self._live_tenants:
@@ -178,13 +174,13 @@ class Holds:
         return found
 
     def mark_live(self, tenant_ids: AbstractSet[str]) -> None:
-        """Note that the main reader sends operations of tenants that are in no hold."""
+        """Record that the main reader sends operations of tenants that are in no hold."""
         if len(self._live_tenants) >= LIVE_TENANTS_MAX:
             self._live_tenants.clear()
         self._live_tenants |= tenant_ids
 
     def blocking_shard_hold(self, shard_id: str) -> Hold | None:
-        """Return the hold of a Postgres shard that is not being caught up: nothing new may be sent there."""
+        """Return the hold of a Postgres shard that is not being caught up: no operation may be sent there."""
         hold = self.shard_hold(shard_id)
         return None if hold is None or hold.catch_up is not None else hold
 
@@ -193,9 +189,9 @@ class Holds:
         return self._holds.get((Target.SHARD, shard_id)) if self._holds else None
 
     def is_sent_by(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None = None) -> bool:
-        """Whether *catch_up* is to send what it reads of a tenant, unless another hold will.
+        """Return whether *catch_up* sends the operations it reads of a tenant, unless another hold will.
 
-        *shard_id* is where the tenant lives; None where that is not known.
+        *shard_id* is the shard of the tenant, None if unknown.
         """
         found = self._by_name.get(tenant_id)
         if found is not None and found.catch_up is catch_up:
@@ -204,18 +200,21 @@ class Holds:
             return True
         return any(hold.catch_up is catch_up and tenant_id in hold.tenants for hold in self._bitmap_holds)
 
-    def is_misrouted(self, owed: CheckpointTracker[RecordPosition], ticket: int, tenant_id: str, shard_id: str) -> bool:
-        """Whether what a catch-up, known by *owed*, has sent of a tenant is none of its business after all.
+    def is_misrouted(
+        self, tracker: CheckpointTracker[RecordPosition], ticket: int, tenant_id: str, shard_id: str
+    ) -> bool:
+        """Return whether an operation was sent by a catch-up of other Postgres shards than the tenant's.
 
-        It sends for whole Postgres shards, nobody knew where the tenant lives, and now that is found on another one.
+        A catch-up of whole shards also sends the operations of tenants without a known shard. *shard_id* is the shard
+        that was found since. *tracker* identifies the catch-up.
         """
-        catch_up = self._catch_up_of(owed)
+        catch_up = self._catch_up_of(tracker)
         if catch_up is None or ticket not in catch_up.unrouted.get(tenant_id, ()):
             return False
         return shard_id not in catch_up.whole_shard_ids
 
     def clear_unrouted(self, tenant_id: str) -> None:
-        """Note that nothing of a tenant is in hand of which nobody knows where it is to go."""
+        """Record that no operation of the tenant that was sent without a known shard is in memory any more."""
         for catch_up in self._catch_ups:
             catch_up.unrouted.pop(tenant_id, None)
 
@@ -227,10 +226,10 @@ class Holds:
         catch_up: CatchUp,
         shard_id: str | None = None,
     ) -> bool:
-        """Whether *catch_up* may leave a tenant's operation, of a parent, to another hold, which will come to it.
+        """Return whether *catch_up* may leave an operation of a parent to another hold, which has yet to reach it.
 
-        One that has passed it has sent it, as with own records, or has left it in turn to one that had not come to it.
-        *shard_id* is where the tenant lives; None where that is not known.
+        A hold that has passed the record has sent the operation, as with own records, or has left it to a third hold
+        that had yet to reach it. *shard_id* is the shard of the tenant, None if unknown.
         """
         return any(
             includes(hold.parent_records, catch_up.all_parent_records)
@@ -240,21 +239,22 @@ class Holds:
         )
 
     def is_record_covered_elsewhere(
-        self, tenant_id: str, mark: RecordPosition, catch_up: CatchUp, shard_id: str | None = None
+        self, tenant_id: str, position: RecordPosition, catch_up: CatchUp, shard_id: str | None = None
     ) -> bool:
-        """Whether *catch_up* may leave a tenant's operation to another hold, which will come to it.
+        """Return whether *catch_up* may leave a tenant's operation to another hold, which has yet to reach it.
 
-        One that has passed it already has sent it; once more does no harm then, for everything before it was sent too.
-        *shard_id* is where the tenant lives; None where that is not known.
+        A hold that has passed the record has sent the operation. To send it again is safe then, as all earlier ones
+        were sent. *shard_id* is the shard of the tenant, None if unknown.
         """
-        return any(is_after(mark, hold.reached) for hold in self._other_holds(tenant_id, catch_up, shard_id))
+        return any(is_after(position, hold.reached) for hold in self._other_holds(tenant_id, catch_up, shard_id))
 
     def _other_holds(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None) -> list[Hold]:
-        """Return the holds that have a tenant, perhaps in their slots only, and to which *catch_up* may leave it.
+        """Return the holds that contain a tenant, by name or by slot, and to which *catch_up* may leave its operations.
 
-        Not one of another whole shard, where *catch_up* reads for all of the tenant's own, and comes to everything that
-        the other will send: that is dropped into this one's lane. Two such would else leave their tenants to each
-        other, and each find in its lane what it left, and begin again, for ever.
+        This excludes another whole-shard hold where *catch_up* covers the whole shard of the tenant and all that the
+        other will send: the lane of the tenant's shard drops operations of the other. Otherwise two whole-shard
+        catch-ups would each skip the tenant in favour of the other, find the skipped operations in their lanes, and
+        restart forever.
         """
         found = [self._by_name.get(tenant_id), *(hold for hold in self._bitmap_holds if tenant_id in hold.tenants)]
         others = [hold for hold in found if hold is not None and hold.catch_up is not catch_up]
@@ -267,10 +267,10 @@ class Holds:
         ]
 
     def add_tenant(self, hold: Hold, tenant_id: str) -> None:
-        """Add a tenant to a hold, by which from now on it is held: the one it was in by name, if any, has it no more.
+        """Add a tenant to a hold, and remove it from the hold that contains its name so far.
 
-        For a tenant of whose operations none behind the start of *hold* is owed but through it, or through the hold
-        that it was in. Where that had not come as far, *hold* begins there.
+        All pending operations of the tenant after the start of *hold* must come through *hold* or through that other
+        hold. *hold* is lowered to the other one where that has not come as far.
         """
         self._live_tenants.discard(tenant_id)
         self.clear_unrouted(tenant_id)
@@ -291,14 +291,16 @@ class Holds:
         if hold not in self._bitmap_holds:
             self._register_bitmap(hold, names)
 
-    def require_parent_records(self, hold: Hold, parents: tuple[ParentRecords, ...], tenant_ids: Iterable[str]) -> None:
-        """Have *parents* read again for *hold* first, which has *tenant_ids*.
+    def require_parent_records(
+        self, hold: Hold, parent_records: tuple[ParentRecords, ...], tenant_ids: Iterable[str]
+    ) -> None:
+        """Have *parent_records* read again for *hold*, which contains *tenant_ids*, before its own records.
 
-        Where such a tenant is in the slots of another hold too, *hold* begins where that does: it is left what comes
-        behind the parents' records then, and nothing of the tenant goes ahead of those.
+        Where the bitmap of another hold also contains such a tenant, *hold* is lowered to it. The other hold then
+        leaves the later records to *hold*, and no operation of the tenant overtakes the records of the parents.
         """
-        hold.parent_records = merge(hold.parent_records, parents)
-        if not parents or not self._bitmap_holds:
+        hold.parent_records = merge(hold.parent_records, parent_records)
+        if not parent_records or not self._bitmap_holds:
             return
         own = set(tenant_ids)
         for other in self._bitmap_holds:
@@ -308,7 +310,7 @@ class Holds:
     def hold_shard(
         self, shard_id: str, tenants: Iterable[str], before: RecordPosition | None, arrived_at: datetime, *, now: float
     ) -> Hold:
-        """Hold a Postgres shard with the tenants of the operations that it did not take, the first behind *before*."""
+        """Hold a Postgres shard with the tenants of the operations it did not take, the first one after *before*."""
         hold = self._add_or_lower(Target.SHARD, shard_id, Reason.SHARD_UNAVAILABLE, before, arrived_at, now=now)
         for tenant_id in tenants:
             self.add_tenant(hold, tenant_id)
@@ -321,69 +323,69 @@ class Holds:
         before: RecordPosition | None,
         arrived_at: datetime,
         *,
-        parents: tuple[ParentRecords, ...],
+        parent_records: tuple[ParentRecords, ...],
         now: float,
     ) -> Hold:
-        """Hold all tenants of a Postgres shard; it is caught up at once, for the shard answers."""
+        """Hold all tenants of a Postgres shard. The hold is ready at once, because the shard answers."""
         hold = self._add_or_lower(Target.SHARD, shard_id, Reason.BACKFILL, before, arrived_at, now=now)
         hold.reason = Reason.BACKFILL
         hold.covers_whole_shard = hold.is_ready = True
-        hold.parent_records = parents
+        hold.parent_records = parent_records
         return hold
 
     def whole_shard_hold(self, shard_id: str) -> Hold | None:
-        """Return the hold of a Postgres shard that is held as a whole, whether it is being caught up or not."""
+        """Return the whole-shard hold of a Postgres shard, whether it is being caught up or not."""
         hold = self.shard_hold(shard_id)
         return hold if hold is not None and hold.covers_whole_shard else None
 
-    def whole_shard_hold_of(self, owed: CheckpointTracker[RecordPosition]) -> Hold | None:
-        """Return a hold of a whole Postgres shard for which a catch-up, known by *owed*, is at work."""
-        catch_up = self._catch_up_of(owed)
+    def whole_shard_hold_of(self, tracker: CheckpointTracker[RecordPosition]) -> Hold | None:
+        """Return a whole-shard hold of the running catch-up that *tracker* identifies."""
+        catch_up = self._catch_up_of(tracker)
         return None if catch_up is None else next((hold for hold in catch_up.holds if hold.covers_whole_shard), None)
 
     @property
     def has_whole_shard_hold(self) -> bool:
-        """Whether some Postgres shard is held as a whole."""
+        """Whether a Postgres shard is held as a whole."""
         return any(hold.covers_whole_shard for hold in self._holds.values())
 
     @property
     def has_parent_records(self) -> bool:
-        """Whether something is held for which records of the parents are to be read again first."""
+        """Whether a hold needs records of the parents to be read again first."""
         return any(hold.parent_records for hold in self._holds.values())
 
     def is_rereading_parents_for(self, shard_id: str) -> bool:
-        """Whether records of the parents are being read again for a Postgres shard, or for some who may live there."""
+        """Return whether records of parents are to be read again for tenants that live, or may live, on a shard."""
         return any(
             hold.parent_records and (not hold.covers_whole_shard or hold.name == shard_id)
             for hold in self._holds.values()
         )
 
     def are_waiting_for_parents(self, tenant_ids: AbstractSet[str]) -> bool:
-        """Whether all of *tenant_ids* are held until the parents owe them nothing more."""
+        """Return whether all of *tenant_ids* are held until none of their operations is pending at the parents."""
         hold = self._holds.get((Target.PARENTS, ""))
         return hold is not None and not hold.is_ready and all(tenant_id in hold.tenants for tenant_id in tenant_ids)
 
     def named_hold_of(self, tenant_id: str) -> Hold | None:
-        """Return the hold that has a tenant by name."""
+        """Return the hold that contains the name of a tenant."""
         return self._by_name.get(tenant_id)
 
-    def parent_records_of(self, owed: CheckpointTracker[RecordPosition]) -> tuple[ParentRecords, ...]:
-        """Return what comes before everything else for those to whom a catch-up, known by *owed*, sends it just now."""
-        catch_up = self._catch_up_of(owed)
+    def parent_records_of(self, tracker: CheckpointTracker[RecordPosition]) -> tuple[ParentRecords, ...]:
+        """Return the records of parents that the catch-up identified by *tracker* is sending now; empty if none."""
+        catch_up = self._catch_up_of(tracker)
         if catch_up is None or not catch_up.is_reading_parents:
             return ()
-        return catch_up.all_parent_records  # not those of its holds, which may have been begun again without it
+        return catch_up.all_parent_records  # not those of its holds, which may have been restarted without it
 
-    def mark_incomplete(self, owed: CheckpointTracker[RecordPosition], tenant_id: str) -> None:
-        """Note that an operation which a catch-up, known by *owed*, has sent is to come through a hold instead."""
-        catch_up = self._catch_up_of(owed)
+    def mark_incomplete(self, tracker: CheckpointTracker[RecordPosition], tenant_id: str) -> None:
+        """Record that an operation sent by the catch-up of *tracker* was dropped, and will come through a hold."""
+        catch_up = self._catch_up_of(tracker)
         if catch_up is not None:
             catch_up.incomplete_tenants.add(tenant_id)
 
     def hold_tenant(
         self, tenant_id: str, reason: str, before: RecordPosition | None, arrived_at: datetime, *, now: float
     ) -> Hold:
-        """Hold a tenant; in the bucket, when too many are held already."""
+        """Hold a tenant: by a hold of its own, or in the overflow hold where TENANT_HOLDS_MAX tenants have theirs."""
         if (Target.TENANT, tenant_id) in self._holds or self._tenant_count < TENANT_HOLDS_MAX:
             hold = self._add_or_lower(Target.TENANT, tenant_id, reason, before, arrived_at, now=now)
             hold.reason = reason
@@ -395,7 +397,7 @@ class Holds:
     def hold_predecessors(
         self, tenants: TenantSet, before: RecordPosition | None, arrived_at: datetime, *, now: float
     ) -> None:
-        """Hold, from the checkpoint on, what the last owner of the lease still held; it is caught up at once."""
+        """Hold, from the checkpoint, the tenants that the last owner of the lease held. The hold is ready at once."""
         hold = Hold(
             Target.PREDECESSOR,
             "",
@@ -411,26 +413,27 @@ class Holds:
     def hold_parents(
         self, tenants: TenantSet, before: RecordPosition | None, arrived_at: datetime, *, now: float
     ) -> Hold:
-        """Hold, from the first record on, what the parents of the stream shard still owe.
+        """Hold, from the first record, the tenants with pending operations at the parents of the stream shard.
 
-        To be called behind `hold_predecessors`, for who is in both is the parents'.
+        Must be called after `hold_predecessors`: a tenant in both belongs to the parents.
         """
         hold = Hold(Target.PARENTS, "", Reason.RESHARD, before=before, arrived_at=arrived_at, now=now, tenants=tenants)
         self._register(hold)
         return hold
 
-    def release_from_parents(self, owed: TenantSet, *, now: float) -> bool:
-        """Make ready what the parents owe no more, now that they owe only *owed*; return whether there is any."""
+    def release_from_parents(self, pending: TenantSet, *, now: float) -> bool:
+        """Make ready the tenants with no operation *pending* at the parents any more; return whether there are any."""
         hold = self._holds.get((Target.PARENTS, ""))
         if hold is None or hold.is_ready:
             return False
-        freed, kept = hold.tenants.difference(owed), hold.tenants.intersection(owed)
-        if not freed:
+        released, kept = hold.tenants.difference(pending), hold.tenants.intersection(pending)
+        if not released:
             return False
         self._unregister(hold)
         self._released_count += 1
-        for name, tenants in ((str(self._released_count), freed), ("", kept)):
-            # What the parents owed may have been read again meanwhile: who waits for its shard with that is held so.
+        for name, tenants in ((str(self._released_count), released), ("", kept)):
+            # The parents' records may have been read again since; a tenant of a shard that then failed has another
+            # hold.
             for tenant_id in [one for one in tenants.names if one in self._by_name]:
                 tenants.discard(tenant_id)
             if tenants:
@@ -455,20 +458,20 @@ class Holds:
             hold.catch_up = None
 
     def start_catch_up(self, holds: Sequence[Hold]) -> CatchUp:
-        """Begin a catch-up of *holds*."""
+        """Start a catch-up of *holds*."""
         catch_up = CatchUp(holds)
         self._catch_ups.append(catch_up)
         return catch_up
 
     def attach(self, catch_up: CatchUp, hold: Hold) -> bool:
-        """Let a catch-up at work take a hold along, when it has not come to where that begins.
+        """Add a hold to a running catch-up that has not reached its start yet; return whether that was possible.
 
-        Not one whose holds have all been lowered: it ends.
+        A catch-up without holds (all were lowered) is about to end, and takes none.
         """
-        at = catch_up.tracker.last_read
+        reached = catch_up.tracker.last_read
         if not catch_up.holds or catch_up.is_reading_parents or hold.parent_records:
             return False
-        if hold.before is None or (at is not None and is_after(at, hold.before)):
+        if hold.before is None or (reached is not None and is_after(reached, hold.before)):
             return False
         catch_up.holds.append(hold)
         catch_up.whole_shard_ids |= {hold.name} if hold.covers_whole_shard else set()
@@ -476,12 +479,12 @@ class Holds:
         return True
 
     def finish(self, catch_up: CatchUp) -> None:
-        """End the holds of a catch-up whose next position is the main reader's: their tenants are live again."""
+        """End the holds of a catch-up that has reached the main reader: the next record is the next one for both."""
         for hold in list(catch_up.holds):
             self.remove(hold)
 
     def safe_checkpoint(self, main: RecordPosition | None) -> RecordPosition | None:
-        """Return the position before which nothing is owed, where the main reader owes nothing up to *main*."""
+        """Return the position up to which no operation is pending, given the position *main* of the main reader."""
         self._forget_finished_catch_ups()
         return lowest_position(
             [
@@ -492,12 +495,12 @@ class Holds:
         )
 
     def is_settled(self) -> bool:
-        """Whether nothing is held, and nothing that catch-ups sent is owed."""
+        """Return whether there is no hold, and no catch-up with a pending operation."""
         self._forget_finished_catch_ups()
         return not self._holds and not self._catch_ups
 
     def held_tenants(self) -> TenantSet:
-        """Return everyone who is held."""
+        """Return all held tenants."""
         found = TenantSet(self._by_name)
         for hold in self._bitmap_holds:
             found.update(hold.tenants)
@@ -506,15 +509,15 @@ class Holds:
     def _forget_finished_catch_ups(self) -> None:
         self._catch_ups = [one for one in self._catch_ups if one.holds or len(one.tracker)]
 
-    def _catch_up_of(self, owed: CheckpointTracker[RecordPosition]) -> CatchUp | None:
-        """Return the catch-up that owes *owed*; None where that is the main reader, or it has settled."""
-        return next((catch_up for catch_up in self._catch_ups if catch_up.tracker is owed), None)
+    def _catch_up_of(self, tracker: CheckpointTracker[RecordPosition]) -> CatchUp | None:
+        """Return the catch-up of a tracker; None for the main reader's tracker, or after the catch-up has finished."""
+        return next((catch_up for catch_up in self._catch_ups if catch_up.tracker is tracker), None)
 
     def _overflow_name(self) -> str:
-        """Return the name of the bucket that is not being caught up; a new one when all are."""
+        """Return the name of the overflow hold that is not being caught up; a new name where each is."""
         name = str(self._overflow_count)
-        bucket = self._holds.get((Target.OVERFLOW, name))
-        if bucket is not None and bucket.catch_up is not None:
+        overflow = self._holds.get((Target.OVERFLOW, name))
+        if overflow is not None and overflow.catch_up is not None:
             self._overflow_count += 1
         return str(self._overflow_count)
 
@@ -555,7 +558,7 @@ class Holds:
 
 
 def _lower_to(hold: Hold, other: Hold) -> None:
-    """Have *hold* begin where *other* has come to, if that is before; it is caught up as soon as it was to be."""
+    """Make *hold* start where *other* has come to, if that is earlier. It stays ready for its catch-up."""
     if hold.reached is not None and is_after(hold.reached, other.reached):
         is_ready = hold.is_ready or hold.catch_up is not None
         hold.lower(other.reached, other.arrived_at)

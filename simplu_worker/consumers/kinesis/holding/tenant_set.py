@@ -1,8 +1,8 @@
-"""Sets of tenants in bounded memory, and how a lease row writes them. Pure.
+"""Sets of tenants in bounded memory, and their form in a lease row. Pure.
 
-Who is held has to be known at every record, however many tenants there are. Up to NAMES_MAX they are kept by name;
-beyond that by slot: one bit of a bitmap, chosen by a checksum of the name, that all tenants of that slot share. Why it
-is safe: a set never forgets who was added, so at worst a tenant waits that would not have to.
+Every record is checked against the held tenants, however many there are. Up to NAMES_MAX tenants are kept by name.
+Beyond that they are kept by slot: one bit of a bitmap, chosen by a checksum of the name, and shared by all tenants of
+that slot. Why this is safe: a set never forgets a tenant, so the worst case is a tenant that waits without need.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 NAMES_MAX: Final = 1000
-SLOT_COUNT: Final = 2**20  # 128 KiB; 30,000 tenants of a shard that is down then keep 3 % of the others waiting
+SLOT_COUNT: Final = 2**20  # 128 KiB; 30,000 held tenants of a shard that is down keep 3 % of the others waiting
 ROW_SLOT_COUNT: Final = 2**15  # at most 5.5 kB of a lease row; every renewal pays for the whole row
 ENCODED_NAMES_MAX: Final = 200
 NAME_PREFIX: Final = "tenant:"
@@ -23,9 +23,9 @@ BITMAP_PREFIX: Final = "slots:"
 class TenantSet:
     """A set of tenant ids: all names, or all slots.
 
-    Combining sets (`update`, `minus`, `narrowed_to`) treats slots as all the tenants they stand for, so that whatever
-    was in them by name or by slot is in the outcome or was in what was taken away. Bitmaps are of any power of two of
-    slots up to SLOTS; where two sizes meet, the outcome has the larger one.
+    The combinations of sets (`update`, `difference`, `intersection`) treat a slot as all its tenants: every tenant of
+    the operands, by name or by slot, is in the result or in the part taken away. A bitmap has any power of two of slots
+    up to SLOT_COUNT; the combination of two sizes has the larger one.
     """
 
     __slots__ = ("_bitmap", "_mask", "_names")
@@ -43,7 +43,7 @@ class TenantSet:
         return f"TenantSet({len(self)} names)"
 
     def __contains__(self, tenant_id: str) -> bool:
-        # Once for every record that is read: no call that could be spared.
+        # Runs for every record that is read: no avoidable call.
         bitmap = self._bitmap
         if bitmap is None:
             return tenant_id in self._names
@@ -51,7 +51,7 @@ class TenantSet:
         return bitmap[slot >> 3] >> (slot & 7) & 1 == 1
 
     def __len__(self) -> int:
-        """How many tenants there are, or slots that are taken."""
+        """Return the number of names, or of slots in use."""
         return len(self._names) if self._bitmap is None else self._to_bits().bit_count()
 
     def __bool__(self) -> bool:
@@ -62,20 +62,20 @@ class TenantSet:
             return NotImplemented
         return self._names == other._names and self._bitmap == other._bitmap
 
-    __hash__ = None  # type: ignore[assignment]  # it changes
+    __hash__ = None  # mutable
 
     @property
     def has_names(self) -> bool:
-        """Whether it knows its tenants by name."""
+        """Whether the set contains names, not slots."""
         return self._bitmap is None
 
     @property
     def names(self) -> frozenset[str]:
-        """Its tenants at this moment; empty when it knows slots only."""
+        """The tenants at this moment; empty for slots."""
         return frozenset(self._names)
 
     def add(self, tenant_id: str) -> None:
-        """Add a tenant; the one beyond NAMES_MAX names turns them all into slots."""
+        """Add a tenant. The first one beyond NAMES_MAX names turns all names into slots."""
         if self._bitmap is None:
             self._names.add(tenant_id)
             if len(self._names) > NAMES_MAX:
@@ -85,11 +85,11 @@ class TenantSet:
             self._bitmap[slot >> 3] |= 1 << (slot & 7)
 
     def discard(self, tenant_id: str) -> None:
-        """Remove a tenant that is known by name; a slot stays, because others may share it."""
+        """Remove a tenant by name. A slot stays, as other tenants may share it."""
         self._names.discard(tenant_id)
 
     def update(self, other: TenantSet) -> None:
-        """Add all of *other*."""
+        """Add all tenants of *other*."""
         if other._bitmap is None:
             for tenant_id in other._names:
                 self.add(tenant_id)
@@ -101,9 +101,9 @@ class TenantSet:
             self._set_bitmap(other._to_bits(), other._mask + 1)
 
     def difference(self, other: TenantSet) -> TenantSet:
-        """Return who is here and not in *other*.
+        """Return the tenants that are not in *other*.
 
-        Names take nothing away from slots: a slot may stand for tenants that *other* does not have.
+        Names remove nothing from slots: a slot may stand for tenants that *other* does not contain.
         """
         if self._bitmap is None:
             return TenantSet(tenant_id for tenant_id in self._names if tenant_id not in other)
@@ -113,7 +113,7 @@ class TenantSet:
         return self._from_bits(mine & ~others, size)
 
     def intersection(self, other: TenantSet) -> TenantSet:
-        """Return who is here and in *other* too: by name where either knows names."""
+        """Return the tenants that are also in *other*: by name where one of the two sets has names."""
         if self._bitmap is None:
             return TenantSet(tenant_id for tenant_id in self._names if tenant_id in other)
         if other._bitmap is None:
@@ -122,7 +122,7 @@ class TenantSet:
         return self._from_bits(mine & others, size)
 
     def encode(self, limit: int = ENCODED_NAMES_MAX) -> frozenset[str]:
-        """Return what a lease row lists: up to *limit* names, else one bitmap of ROW_SLOTS; nothing when empty."""
+        """Return the entries for a lease row: up to *limit* names, else one bitmap of ROW_SLOT_COUNT; none if empty."""
         if self._bitmap is None:
             if len(self._names) <= limit:
                 return frozenset(NAME_PREFIX + tenant_id for tenant_id in self._names)
@@ -134,19 +134,19 @@ class TenantSet:
         return frozenset({BITMAP_PREFIX + b64encode(zlib.compress(bitmap)).decode()})
 
     @classmethod
-    def decode(cls, targets: Iterable[str]) -> TenantSet:
-        """Read what `targets` gave, one set's or several together.
+    def decode(cls, entries: Iterable[str]) -> TenantSet:
+        """Return the set of the entries that `encode` returned for one set or several.
 
-        Raises ValueError for what it does not understand: then nobody may be taken for not listed.
+        Raises ValueError for an unknown entry: no tenant may be taken for absent then.
         """
         tenants = cls()
-        for target in sorted(targets, reverse=True):  # names first: into the most slots, not into the few of a row
-            if target.startswith(NAME_PREFIX) and target != NAME_PREFIX:
-                tenants.add(target.removeprefix(NAME_PREFIX))
-            elif target.startswith(BITMAP_PREFIX):
-                tenants.update(cls._from_bits(*_parse_bitmap(target.removeprefix(BITMAP_PREFIX))))
+        for entry in sorted(entries, reverse=True):  # names first: into the most slots, not into the few of a row
+            if entry.startswith(NAME_PREFIX) and entry != NAME_PREFIX:
+                tenants.add(entry.removeprefix(NAME_PREFIX))
+            elif entry.startswith(BITMAP_PREFIX):
+                tenants.update(cls._from_bits(*_parse_bitmap(entry.removeprefix(BITMAP_PREFIX))))
             else:
-                raise ValueError(f"expected {NAME_PREFIX}<tenant id> or {BITMAP_PREFIX}<bitmap>, came {target[:8]!r}…")
+                raise ValueError(f"expected {NAME_PREFIX}<tenant id> or {BITMAP_PREFIX}<bitmap>, came {entry[:8]!r}…")
         return tenants
 
     @classmethod
@@ -156,18 +156,18 @@ class TenantSet:
         return tenants
 
     def _to_bits(self) -> int:
-        """Return the bitmap as a number: whole bitmaps are combined as such, single slots are looked up in bytes."""
+        """Return the bitmap as an integer: whole bitmaps are combined as integers, single slots are read as bytes."""
         return int.from_bytes(self._bitmap or b"", "little")
 
     def _set_bitmap(self, bits: int, size: int) -> None:
-        """Know slots from now on, unless there are none."""
+        """Replace the names by a bitmap, or by nothing where it has no bit."""
         self._names = set()
         self._bitmap = bytearray(bits.to_bytes(size >> 3, "little")) if bits else None
         self._mask = size - 1
 
 
 def _bitmap_of_names(names: Iterable[str]) -> tuple[int, int]:
-    """Return the bitmap of some names, and its size."""
+    """Return the bitmap of *names*, and its size."""
     bitmap = bytearray(SLOT_COUNT >> 3)
     for tenant_id in names:
         slot = zlib.crc32(tenant_id.encode()) & (SLOT_COUNT - 1)
@@ -176,7 +176,7 @@ def _bitmap_of_names(names: Iterable[str]) -> tuple[int, int]:
 
 
 def _parse_bitmap(text: str) -> tuple[int, int]:
-    """Read the bitmap of a target, which may come from a later version, or be damaged; return it and its size."""
+    """Return the bitmap of an entry, and its size. The entry may come from a later version, or be damaged."""
     unpack = zlib.decompressobj()
     try:
         bitmap = unpack.decompress(b64decode(text, validate=True), (SLOT_COUNT >> 3) + 1)
@@ -189,9 +189,10 @@ def _parse_bitmap(text: str) -> tuple[int, int]:
 
 
 def _widen(one: int, size: int, other: int, other_size: int) -> tuple[int, int, int]:
-    """Return the larger size and both bitmaps in it.
+    """Return the larger size and both bitmaps in that size.
 
-    The slot in a smaller bitmap is that in a larger one modulo its size, so a bitmap is made larger by repeating it.
+    A slot of the larger bitmap, modulo the smaller size, is its slot in the smaller one: so a bitmap grows by
+    repetition.
     """
     largest = max(size, other_size)
     return largest, _repeat(one, size, largest), _repeat(other, other_size, largest)
@@ -205,7 +206,7 @@ def _repeat(bits: int, size: int, new_size: int) -> int:
 
 
 def _fold(bits: int, size: int) -> tuple[int, int]:
-    """Return a bitmap of at most ROW_SLOTS that has everybody who is in this one."""
+    """Return a bitmap of at most ROW_SLOT_COUNT slots with all tenants of this one."""
     while size > ROW_SLOT_COUNT:
         size >>= 1
         bits = bits >> size | bits & ((1 << size) - 1)

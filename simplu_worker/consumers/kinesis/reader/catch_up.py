@@ -56,9 +56,9 @@ class CatchUpReader:
         dispatcher: Dispatcher,
         *,
         gateway: ShardGateway,
-        main_at: Callable[[], RecordPosition | None],
+        main_position: Callable[[], RecordPosition | None],
         beginning: tuple[Start, Position | None],
-        read_parent: Callable[[ParentRecords], tuple[StreamShardAccess, RecordDecoder]],
+        open_parent: Callable[[ParentRecords], tuple[StreamShardAccess, RecordDecoder]],
         retention: timedelta | None,
     ) -> None:
         """*main_at* is where the main reader is; *beginning* where it started, and what was done then.
@@ -70,8 +70,8 @@ class CatchUpReader:
         self._decoder = decoder
         self._dispatcher = dispatcher
         self._gateway = gateway
-        self._main_position = main_at
-        self._open_parent = read_parent
+        self._main_position = main_position
+        self._open_parent = open_parent
         self._retention = retention
         self._start, self._after = beginning
         if catch_up.start is not None:

@@ -1,8 +1,8 @@
-"""Read one stream shard: every record becomes an operation on its way to a shard, or a dead letter.
+"""Read one stream shard: every record becomes an operation that is dispatched to a Postgres shard, or a dead letter.
 
-The reader applies a prefix (architecture, idea 2): operations of one tenant reach its shard in stream order, whatever
-happens to those of others. What cannot be applied is held, and read again when it can be (idea 3): the main reader
-goes on for all others.
+The reader applies a prefix (architecture, idea 2): the operations of one tenant reach its shard in stream order,
+whatever happens to those of other tenants. Operations that cannot be applied are held, and read again when they can be
+(idea 3): the main reader goes on for all other tenants.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from itertools import islice
 from typing import Any, Final
 
-import msgspec
 import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
@@ -31,7 +30,12 @@ from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps
-from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
+from simplu_worker.consumers.kinesis.reader.reader_parameters import (
+    LeaseContext,
+    ReaderAssignment,
+    ReaderServices,
+    ReaderSettings,
+)
 from simplu_worker.consumers.kinesis.recovery.shard_positions import (
     Backfill,
     PositionRow,
@@ -42,11 +46,8 @@ from simplu_worker.consumers.kinesis.recovery.shard_positions import (
 from simplu_worker.consumers.kinesis.stream.client import (
     AtSequenceNumber,
     AtTimestamp,
-    ChildShard,
     ExpiredIteratorError,
     Record,
-    Start,
-    Stream,
 )
 from simplu_worker.consumers.kinesis.stream.positions import (
     SHARD_END,
@@ -56,146 +57,110 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     RecordPosition,
 )
 from simplu_worker.dead_letters.letter import DeadLetter, dead_letter_of
-from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event
 
 SETTLED_WAIT_S: Final = 0.25
-FINAL_WRITE_S: Final = 0.5  # at the end, for all Postgres shards together
-PUBLISH_END_S: Final = 2.0  # at most, until what was read last is applied, held or stuck
+FINAL_WRITE_S: Final = 0.5  # for all Postgres shards together
+PUBLISH_END_S: Final = 2.0  # at most, until the last records are applied, held or stuck
 
 log = structlog.get_logger(__name__)
 
 
-class ReaderSettings(msgspec.Struct, frozen=True):
-    """What the settings say about reading."""
-
-    operation_max_bytes: int
-    list_result_limit: int
-    tenant_wait: timedelta
-    ahead_from_s: float = 30.0  # noted in the lease row when what is held is so much older than what is read
-    drain_s: float = 20.0  # short of SHUTDOWN_GRACE_SECONDS: leases are given back after it
-
-
-class LeaseContext(msgspec.Struct, frozen=True):
-    """What a reader has by the lease under which it access.
-
-    *confirm* tells, for the moment, whether it is still its own; *lineage* is what the stream shard continues;
-    *started_at* is where reading that began, if not at its beginning.
-    """
-
-    confirm: Callable[[], Awaitable[bool]]
-    lineage: Callable[[], Lineage]
-    started_at: datetime | None
-
-
 class StreamShardReader:
-    """Reads one stream shard from its checkpoint on, to its end or until told to stop."""
+    """Reads one stream shard from its checkpoint to its end, or until it is stopped."""
 
     def __init__(
         self,
-        stream: Stream,
-        stream_shard_id: str,
-        start: Start,
-        *,
-        done: Position | None = None,
-        hash_range: HashRange | None = None,
-        pending_at_parents: TenantSet | None = None,
-        ahead: ReadAhead | None = None,
-        gateway: ShardGateway,
-        dead_letters: DeadLetterStore,
-        rules: ReaderSettings,
+        services: ReaderServices,
+        assignment: ReaderAssignment,
+        settings: ReaderSettings,
         memory: MemoryQuota,
-        retention: timedelta | None = None,
-        is_end: Callable[[tuple[ChildShard, ...]], Awaitable[bool]] | None = None,
-        ties: LeaseContext | None = None,
+        *,
+        lease: LeaseContext | None = None,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*done* is the checkpoint, where *start* is its record: of an aggregate a part may be done with.
+        """*memory* is the reader's part of the replica's memory.
 
-        With *ahead* the main reader goes on where its predecessor was, who held some tenants from the checkpoint on.
-        Of the tenants in *pending_at_parents* nothing is applied before the parents owe it no more (`free_parents`).
-        *memory* is its part of the replica's memory, *retention* that of the stream. *is_end* is asked, with the child
-        shards named, whether a reply without an iterator is the end; otherwise it is read on. Without *ties* to a lease
-        no Postgres shard is told how far it gets: it only reads beside the reader whose rows those are.
+        A reader without a *lease* writes no positions on Postgres shards: another reader owns the rows.
         """
-        self.stream_shard_id = stream_shard_id
-        self._beginning = start, done
+        ahead = assignment.read_ahead
+        start, checkpoint = assignment.start, assignment.checkpoint
+        self.stream_shard_id = assignment.stream_shard_id
+        self._beginning = start, checkpoint
+        self._checkpoint_at_start = None if checkpoint is None else RecordPosition.from_position(checkpoint, utc())
         read_to = None if ahead is None else ahead.read_to
         if read_to is not None:
-            start, done = AtSequenceNumber(read_to.checkpoint), read_to
-        self._done = done  # until a record behind it is met
-        self._stream = stream
-        self._gateway = gateway
-        self._draw = draw
-        self._dead_letters = dead_letters
-        self._settings = rules
+            start, checkpoint = AtSequenceNumber(read_to.checkpoint), read_to
+        self._read_after = checkpoint  # until a record after it arrives
+        self._stream = services.stream
+        self._gateway = services.gateway
+        self._dead_letters = services.dead_letters
+        self._settings = settings
         self._memory = memory
-        self.retention = retention  # of the stream; whoever learns of a change sets it
-        self._is_end = is_end
+        self.retention = assignment.retention  # of the stream; the fleet sets it when it changes
+        self._is_end = None if lease is None else lease.is_end
+        self._draw = draw
         self._utc = utc
-        self._decoder = self._create_decoder(stream_shard_id, hash_range)
-        # Its last position is that of dispatch. None is before everything: nothing is ever read that comes earlier.
+        self._decoder = self._create_decoder(self.stream_shard_id, assignment.hash_range)
+        # Its last position is that of dispatch. None is before every record: no earlier record will ever be read.
         self._tracker: CheckpointTracker[RecordPosition] = CheckpointTracker(
-            None if done is None else RecordPosition.from_position(done, utc())
+            None if checkpoint is None else RecordPosition.from_position(checkpoint, utc())
         )
-        self._checkpoint_before = (
-            None if self._beginning[1] is None else RecordPosition.from_position(self._beginning[1], utc())
-        )
-        self._access = StreamShardAccess(stream, stream_shard_id, memory, draw)
+        self._access = StreamShardAccess(services.stream, self.stream_shard_id, memory, draw)
         self._pacing = Pacing(self._access.budget)
-        self._cursor = Cursor(self._access, start, self._pacing, kind="main", retention=retention)
+        self._cursor = Cursor(self._access, start, self._pacing, kind="main", retention=self.retention)
         self._dispatcher = Dispatcher(
-            stream_shard_id,
-            gateway,
+            self.stream_shard_id,
+            services.gateway,
             memory,
-            tenant_wait=rules.tenant_wait,
-            store=self._store_letters,
-            facts=None if ties is None else self._reader_state(ties, ahead),
+            tenant_wait=settings.tenant_wait,
+            store_dead_letters=self._store_dead_letters,
+            reader=None if lease is None else self._reader_state(lease, ahead),
             draw=draw,
             utc=utc,
         )
-        self._catch_ups = CatchUps(gateway, self._dispatcher, self._access, self._make_catch_up_reader)
+        self._catch_ups = CatchUps(services.gateway, self._dispatcher, self._access, self._create_catch_up_reader)
+        holds = self._dispatcher.holds
         if ahead is not None:
             held = TenantSet.decode(ahead.held)
-            self._dispatcher.holds.hold_predecessors(held, self._checkpoint_before, utc(), now=loop_time())
-        if pending_at_parents:
-            self._dispatcher.holds.hold_parents(pending_at_parents, self._checkpoint_before, utc(), now=loop_time())
+            holds.hold_predecessors(held, self._checkpoint_at_start, utc(), now=loop_time())
+        if assignment.pending_at_parents:
+            holds.hold_parents(assignment.pending_at_parents, self._checkpoint_at_start, utc(), now=loop_time())
         self._stopping = asyncio.Event()
         self.is_at_end = False
-        self._is_dispatching = False  # what the last reply brought is not all on its way
-        self._has_published_end = False  # to the Postgres shards, as far as they answer
+        self._is_dispatching = False  # some records of the last reply are not dispatched yet
+        self._has_published_end = False  # to the Postgres shards that answered
 
     def __repr__(self) -> str:
         return f"StreamShardReader({self.stream_shard_id}, {self._tracker!r}, {self._memory!r}, {self._dispatcher!r})"
 
     @property
     def checkpoint(self) -> Position | None:
-        """The position up to which nothing is owed to anyone; None when nothing was finished yet."""
-        mark = self._dispatcher.holds.safe_checkpoint(self._tracker.checkpoint)
-        return None if mark is None or mark.is_between_records else mark.position
+        """The position up to which no record is pending; None before the first record is finished."""
+        position = self._dispatcher.holds.safe_checkpoint(self._tracker.checkpoint)
+        return None if position is None or position.is_between_records else position.position
 
     @property
     def read_to(self) -> RecordPosition | None:
-        """The last record read; None when there was none yet."""
+        """The last record read; None before there is one."""
         return self._position()
 
     @property
     def is_finished(self) -> bool:
-        """Whether the stream shard was read to its end and nothing of it is owed."""
+        """Whether the stream shard was read to its end and no record of it is pending."""
         return self.is_at_end and not len(self._tracker) and self._dispatcher.holds.is_settled()
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether it is at the tip or the end, and all that it read is done with or waits for its target."""
+        """Whether it is at the tip or the end, and every record it read is finished, or held for its target."""
         at_tip = self.is_at_end or (self._cursor.millis_behind == 0 and not self._is_dispatching)
-        is_waiting = any(hold.is_ready for hold in self._dispatcher.holds.all()) or self._catch_ups.running
-        return at_tip and not len(self._tracker) and not is_waiting and self._dispatcher.lookup.has_asked_all
+        is_catching_up = any(hold.is_ready for hold in self._dispatcher.holds.all()) or self._catch_ups.running
+        return at_tip and not len(self._tracker) and not is_catching_up and self._dispatcher.lookup.has_asked_all
 
     @property
     def trouble(self) -> str | None:
@@ -209,9 +174,9 @@ class StreamShardReader:
 
     @property
     def lag_s(self) -> float | None:
-        """The age of the first record in hand, or how far the last reply was behind the tip; None before it.
+        """The age of the first pending record, else the lag of the last reply; None before the first reply.
 
-        While nothing can be read it grows: what came since is not known. What is held does not count: `held_age_s`.
+        The lag grows while reading fails, as new records are unknown then. Held records do not count: `held_age_s`.
         """
         first = self._tracker.first_pending
         if first is not None:
@@ -222,46 +187,46 @@ class StreamShardReader:
         return self._cursor.millis_behind / 1000 + unread_for_s
 
     def lag_of(self, tenant_id: str | None) -> float | None:
-        """Return how far a tenant's operations may be behind, what is held of it included; of any tenant without it."""
+        """Return how far a tenant's operations may be behind, held ones included; of any tenant with None."""
         holds = [hold for hold in self.holds() if tenant_id is None or tenant_id in hold.tenants]
         return max((age for age in [self.lag_s, *map(self.held_age_s, holds)] if age is not None), default=None)
 
     @property
     def catch_up_lag_s(self) -> float:
-        """How far the last of its catch-ups is behind the main reader; 0 when there is none."""
+        """The lag of the slowest catch-up behind the main reader; 0 without catch-ups."""
         return max((one.lag_s for one in self._catch_ups.running), default=0.0)
 
     @property
     def catch_up_count(self) -> int:
-        """How many catch-ups are at work."""
+        """How many catch-ups run."""
         return len(self._catch_ups.running)
 
     @property
     def held_retention_ratio(self) -> float:
-        """The age of the oldest operation held, over the time the stream keeps it; 1 is when it is lost."""
+        """The age of the oldest held operation over the retention of the stream; at 1 the operation is lost."""
         if self.retention is None:
             return 0.0
         return max(map(self.held_age_s, self.holds()), default=0.0) / self.retention.total_seconds()
 
     def held_age_s(self, hold: Hold) -> float:
         """Return the age of the first operation of a hold that is not applied."""
-        at = hold.reached if hold.catch_up is not None else None
-        arrived_at = hold.arrived_at if at is None else max(hold.arrived_at, at.arrived_at)
+        reached = hold.reached if hold.catch_up is not None else None
+        arrived_at = hold.arrived_at if reached is None else max(hold.arrived_at, reached.arrived_at)
         return max(0.0, (self._utc() - arrived_at).total_seconds())
 
     def holds(self) -> list[Hold]:
-        """Return what is held."""
+        """Return all holds, the oldest first."""
         return self._dispatcher.holds.all()
 
     def is_pending(self, request_id: str, tenant_id: str | None) -> bool:
-        """Whether an operation is in memory and not yet applied. Looks at all that is in hand: for people only."""
+        """Return whether an operation is in memory and not yet applied. Searches all of them: for people only."""
         return any(
             entry.operation.request_id == request_id and tenant_id in (None, entry.operation.tenant_id)
             for entry in self._dispatcher.entries()
         )
 
     def held_status(self) -> list[dict[str, Any]]:
-        """Return what is held, for the status: what, why, since when, and how old its first operation is."""
+        """Return every hold for the status: its target, reason and start, and the age of its first operation."""
         now = loop_time()
         return [
             {
@@ -277,7 +242,7 @@ class StreamShardReader:
         ]
 
     def status(self) -> dict[str, Any]:
-        """Return how far it is, for people."""
+        """Return the progress, for the status."""
         checkpoint = self.checkpoint
         return {
             "streamShard": self.stream_shard_id,
@@ -292,50 +257,50 @@ class StreamShardReader:
 
     @property
     def is_waiting_for_parents(self) -> bool:
-        """Whether something is held that its parents still owe."""
+        """Whether some tenants are held because their operations of the parents are pending."""
         return any(hold.target is Target.PARENTS and not hold.is_ready for hold in self.holds())
 
     def pending_tenants(self) -> TenantSet | None:
-        """Return to whom something is owed, once all was read and it may take long; None before.
+        """Return the tenants with pending operations, once all is read and the rest may take long; None before.
 
-        From then on it only shrinks: nothing new is read.
+        The set only shrinks: no new record is read.
         """
         takes_long = self.holds() or self._dispatcher.is_stuck
         return self._dispatcher.pending_tenants() if self._has_published_end and takes_long else None
 
     @property
     def ahead(self) -> ReadAhead | None:
-        """How far it is ahead of its checkpoint; None when that is not worth noting.
+        """How far the reader is ahead of its checkpoint; None while the distance is too short to be noted.
 
-        A successor that begins at the checkpoint would keep all others waiting while it reads again what is held.
+        A successor that starts at the checkpoint would keep all other tenants waiting while it reads the held records.
         """
         main, holds = self._tracker.checkpoint, self.holds()
         if main is None or not holds:
             return None
-        floor = self._dispatcher.holds.safe_checkpoint(main)
-        oldest = min(hold.arrived_at for hold in holds) if floor is None else floor.arrived_at
-        # How old a predecessor's holds are is not known; it found them worth noting. At the end nothing new comes.
-        is_worth_it = self.is_at_end or any(hold.target is Target.PREDECESSOR for hold in holds)
-        if not is_worth_it and (main.arrived_at - oldest).total_seconds() < self._settings.ahead_from_s:
+        safe_checkpoint = self._dispatcher.holds.safe_checkpoint(main)
+        oldest = min(hold.arrived_at for hold in holds) if safe_checkpoint is None else safe_checkpoint.arrived_at
+        # The age of a predecessor's holds is unknown; it was high enough to be noted. At the end, no record is added.
+        is_noted_anyway = self.is_at_end or any(hold.target is Target.PREDECESSOR for hold in holds)
+        if not is_noted_anyway and (main.arrived_at - oldest).total_seconds() < self._settings.ahead_from_s:
             return None
         tenants = self._dispatcher.holds.held_tenants()
         for entry in self._dispatcher.entries():
-            if entry.tracker is not self._tracker:  # of a catch-up that has ended, perhaps
+            if entry.tracker is not self._tracker:  # read by a catch-up, which may have ended
                 tenants.add(entry.operation.tenant_id)
-        held = tenants.encode()  # none where whole shards are held only: who comes next reads their rows
+        held = tenants.encode()  # empty where only whole shards are held: the successor reads their rows
         return ReadAhead(main.position, held) if held else None
 
-    def release_from_parents(self, owed: TenantSet) -> None:
-        """Apply what was held for the parents, now that they owe only *owed*.
+    def release_from_parents(self, pending: TenantSet) -> None:
+        """Catch up the tenants that were held for the parents and are no longer in *pending*.
 
-        What they applied meanwhile may be lost again: before those who are free now have anything applied on a shard,
-        its rows are read once more.
+        A shard may since have lost operations that the parents' readers applied. So the rows of all shards are read
+        again before an operation of such a tenant is applied.
         """
-        if not self._dispatcher.holds.release_from_parents(owed, now=loop_time()):
+        if not self._dispatcher.holds.release_from_parents(pending, now=loop_time()):
             return
         if self.shard_positions is not None:
-            for contact in self.shard_positions.invalidate_parent_rows():
-                self._dispatcher.request_row_read(contact.shard_id)
+            for shard_position in self.shard_positions.invalidate_parent_rows():
+                self._dispatcher.request_row_read(shard_position.shard_id)
         self._dispatcher.has_ready.set()
 
     @property
@@ -343,27 +308,27 @@ class StreamShardReader:
         """The rows of this reader on the Postgres shards."""
         return self._dispatcher.shard_positions
 
-    def start_backfill(self, shard_id: str, refill: Backfill) -> None:
-        """Read again for all tenants of a Postgres shard to which nothing was sent yet."""
-        self._dispatcher.start_backfill(shard_id, refill, ())
+    def start_backfill(self, shard_id: str, backfill: Backfill) -> None:
+        """Read the stream again for all tenants of a Postgres shard to which nothing was sent yet."""
+        self._dispatcher.start_backfill(shard_id, backfill, ())
 
     def is_backfilling(self, shard_id: str) -> bool:
-        """Whether the stream is being read again for all tenants of a Postgres shard."""
+        """Return whether the stream is being read again for all tenants of a Postgres shard."""
         return self._dispatcher.holds.whole_shard_hold(shard_id) is not None
 
     def request_row_read(self, shard_id: str) -> bool:
-        """Have the lane to a Postgres shard read its row there anew; False when there is no lane."""
+        """Make the lane to a Postgres shard read its row there again; return False where there is no lane."""
         return self._dispatcher.request_row_read(shard_id)
 
     def abandon(self) -> None:
-        """Take the stream shard for read to its end: it is past its retention, there is nothing left to read."""
+        """Treat the stream shard as read to its end: it is past its retention, no record can be read any more."""
         self.is_at_end = True
         self._access.is_gone = True
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Read until *stopping* or the end; return when no batch is in flight any more. What is left stays owed.
+        """Read until *stopping* or the end; return when no batch is in flight. The other operations stay pending.
 
-        A batch whose shard does not answer is given up *drain_s* after the stop; the log knows whether it was applied.
+        A batch whose shard does not answer is abandoned *drain_s* after the stop; the log shows whether it was applied.
         """
         self._stopping = stopping
         try:
@@ -375,7 +340,7 @@ class StreamShardReader:
             self._memory.close()
 
     async def _run(self, deadline: asyncio.Timeout) -> None:
-        ending = asyncio.Event()  # nothing is sent any more
+        ending = asyncio.Event()  # from then on, nothing is sent
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._dispatcher.start(tasks, ending)
@@ -388,28 +353,28 @@ class StreamShardReader:
                 ending.set()
                 deadline.reschedule(loop_time() + self._settings.drain_s)
         except* RetryableError as group:
-            # Only a stop ends it this way: dead letters that could not be stored. Their records stay owed.
+            # Happens only at a stop: some dead letters could not be stored. Their records stay pending.
             log.warning("stream_shard.left", stream_shard_id=self.stream_shard_id, error=str(group.exceptions[0]))
 
-    def _reader_state(self, ties: LeaseContext, ahead: ReadAhead | None) -> ReaderState:
+    def _reader_state(self, lease: LeaseContext, ahead: ReadAhead | None) -> ReaderState:
         held = TenantSet() if ahead is None else TenantSet.decode(ahead.held)
         return ReaderState(
             stream_name=self._stream.name,
             stream_shard_id=self.stream_shard_id,
             began_behind=self._tracker.last_read,
-            checkpoint=self._checkpoint_before,
+            checkpoint=self._checkpoint_at_start,
             predecessor_tenants=held.names,
             read_to=self._position,
             progress=self._progress,
             ahead_row=self._ahead_row,
             find_first_since=self._find_first_since,
-            confirm_lease=ties.confirm,
-            lineage=ties.lineage,
-            started_at=ties.started_at,
+            confirm_lease=lease.confirm,
+            lineage=lease.lineage,
+            started_at=lease.started_at,
         )
 
     async def _publish_end(self) -> None:
-        """Tell the Postgres shards what was read, before the children learn what is still owed and begin there."""
+        """Write the final positions to the Postgres shards, before the children read the pending tenants and start."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PUBLISH_END_S):
                 while self._dispatcher.has_progress and not self._stopping.is_set():
@@ -418,14 +383,14 @@ class StreamShardReader:
             await self.write_final_positions()
             self._has_published_end = True
             if self.shard_positions is not None:
-                await self.shard_positions.confirm_lease()  # the lease, by which the children begin
+                await self.shard_positions.confirm_lease()  # writes the lease row from which the children start
 
     def _progress(self) -> ReaderProgress:
-        floor = self._dispatcher.holds.safe_checkpoint(self._tracker.checkpoint)
-        return ReaderProgress(floor, is_finished=self.is_finished)
+        safe_checkpoint = self._dispatcher.holds.safe_checkpoint(self._tracker.checkpoint)
+        return ReaderProgress(safe_checkpoint, is_finished=self.is_finished)
 
     def _ahead_row(self) -> PositionRow | None:
-        """Return what `ahead` is as the Postgres shards have it; at the end that is to whom anything is owed at all."""
+        """Return `ahead` as a row on the Postgres shards; at the end of the stream shard, with all pending tenants."""
         if self.is_at_end:
             return PositionRow(
                 read_to=SHARD_END.checkpoint, held=tuple(sorted(self._dispatcher.pending_tenants().encode()))
@@ -437,30 +402,29 @@ class StreamShardReader:
         return PositionRow(read_to=read_to, held=tuple(sorted(ahead.held)))
 
     async def write_final_positions(self) -> None:
-        """Tell the Postgres shards, once `run` has returned, how far it got: who comes next need not read that again.
+        """Write the progress to the Postgres shards once `run` has returned, so that the next reader starts there.
 
-        As far as they answer at once.
+        Only the shards that answer at once get it.
         """
         if self.shard_positions is None:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FINAL_WRITE_S), asyncio.TaskGroup() as tasks:
-                for contact in self.shard_positions.current_positions():
-                    tasks.create_task(
-                        self.shard_positions.write_final_position(contact), name=f"last-word:{contact.shard_id}"
-                    )
+                for shard_position in self.shard_positions.current_positions():
+                    work = self.shard_positions.write_final_position(shard_position)
+                    tasks.create_task(work, name=f"final-position:{shard_position.shard_id}")
 
     async def _find_first_since(self, instant: datetime) -> RecordPosition | None:
-        """Return the place before the first record that arrived since *instant*; None when there is none yet.
+        """Return the position before the first record that arrived since *instant*; None while there is no such record.
 
-        Takes no part in the accounts of memory: all that may be in use by what waits for the answer.
+        Takes nothing from the memory quota: operations that wait for the answer may fill all of it.
         """
         try:
             iterator: str | None = await self._stream.get_iterator(self.stream_shard_id, AtTimestamp(instant))
             with self._access.budget.open_catch_up(loop_time()) as pacing:
                 while iterator is not None and not self._access.is_gone:
                     if await sleep_or_event(pacing.delay_s(loop_time()), until=self._stopping):
-                        raise RetryableError("it is to stop")
+                        raise RetryableError("the reader stops")
                     async with self._access.lock:
                         pacing.note_start(loop_time())
                         reply = await self._stream.get_records(iterator, limit=1)
@@ -505,58 +469,58 @@ class StreamShardReader:
                 self.is_at_end = True
 
     async def _dispatch_records(self, records: list[Record]) -> None:
-        """Send the operations of a reply on their way; return when its dead letters are stored."""
+        """Dispatch the operations of a reply; return when its dead letters are stored."""
         letters: list[DeadLetter] = []
-        buried: list[int] = []
-        arrivals = self._decoder.decode(records, after=self._done)
-        owed, holds = self._tracker, self._dispatcher.holds
+        rejected: list[int] = []
+        arrivals = self._decoder.decode(records, after=self._read_after)
+        tracker, holds = self._tracker, self._dispatcher.holds
         while decoded := await self._decode_batch(arrivals):
-            self._done = None
+            self._read_after = None
             entries: list[QueuedOperation] = []
             held: list[int] = []
             is_any_held = len(holds) > 0
-            tickets = owed.start_all(LazyPositions([place for place, _, _ in decoded]))
+            tickets = tracker.start_all(LazyPositions([origin for origin, _, _ in decoded]))
             for ticket, (_, record, operation) in zip(tickets, decoded, strict=True):
                 if not isinstance(operation, Operation):
                     letters.append(dead_letter_of(operation, record, failed_at=self._utc()))
-                    buried.append(ticket)
+                    rejected.append(ticket)
                 elif is_any_held and holds.hold_of(operation.tenant_id) is not None:
-                    held.append(ticket)  # a catch-up will come to it
+                    held.append(ticket)  # a catch-up will read it again
                 else:
-                    entries.append(QueuedOperation(ticket, operation, record, owed))
-            owed.finish(held)
+                    entries.append(QueuedOperation(ticket, operation, record, tracker))
+            tracker.finish(held)
             holds.mark_live({entry.operation.tenant_id for entry in entries})
             self._dispatcher.send(entries)
             if len(decoded) == BATCH_MAX_COUNT:
-                await asyncio.sleep(0)  # others have their turn before the next
+                await asyncio.sleep(0)  # other tasks run before the next batch is decoded
         if letters:
-            await self._store_letters(letters)
-            owed.finish(buried)
+            await self._store_dead_letters(letters)
+            tracker.finish(rejected)
         instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.lag_s or 0.0)
 
     async def _decode_batch(self, arrivals: Iterator[DecodedRecord]) -> list[DecodedRecord]:
-        """Decode as many as a lane takes at once, when there is one that has nothing to do; none at the end.
+        """Wait until a lane is idle, then decode as many records as a batch takes; empty at the end of *arrivals*.
 
-        No earlier: undecoded they take half the memory, and what is decoded together goes to the lane as one batch. In
-        one go, of some milliseconds: what is made by turns with other readers' lies scattered among that in memory, and
-        takes a tenth more of the processor's time, from here to where it is let go.
+        Not earlier: undecoded records take half the memory, and those decoded together go to the lane as one batch.
+        Without a pause, for some milliseconds: objects created alternately with those of other readers are scattered in
+        memory, and every later step up to their release takes a tenth more processor time.
         """
-        decoded = list(islice(arrivals, 1))  # to see that there are more
+        decoded = list(islice(arrivals, 1))  # shows whether there are more
         while decoded and not self._dispatcher.has_idle_lane and not self._stopping.is_set():
             await self._wait_for_settled()
         decoded += islice(arrivals, BATCH_MAX_COUNT - len(decoded))
         return decoded
 
-    def _make_catch_up_reader(self, catch_up: CatchUp) -> CatchUpReader:
+    def _create_catch_up_reader(self, catch_up: CatchUp) -> CatchUpReader:
         return CatchUpReader(
             catch_up,
             self._access,
             self._decoder,
             self._dispatcher,
             gateway=self._gateway,
-            main_at=self._position,
+            main_position=self._position,
             beginning=self._beginning,
-            read_parent=self._open_parent,
+            open_parent=self._open_parent,
             retention=self.retention,
         )
 
@@ -564,10 +528,10 @@ class StreamShardReader:
         """Return the position of dispatch."""
         return self._tracker.last_read
 
-    async def _store_letters(self, letters: Sequence[DeadLetter]) -> None:
+    async def _store_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
         await self._dead_letters.store(letters, stopping=self._stopping)
 
     async def _wait_for_settled(self) -> None:
-        """Wait until something is settled, or long enough to look whether to stop."""
+        """Wait until an operation is settled, or SETTLED_WAIT_S to check for a stop."""
         self._dispatcher.has_settled.clear()
         await sleep_or_event(SETTLED_WAIT_S, until=self._dispatcher.has_settled)

@@ -50,8 +50,8 @@ async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
         cast("Any", Lost()),
         PrefetchMemory(2**20).open_quota(),
         tenant_wait=timedelta(seconds=900),
-        store=cast("Any", None),
-        facts=None,
+        store_dead_letters=cast("Any", None),
+        reader=None,
     )
     assert (dispatcher.is_idle, dispatcher.has_arrivals.is_set()) == (True, False)
 

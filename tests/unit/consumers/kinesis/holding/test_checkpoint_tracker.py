@@ -89,7 +89,7 @@ def test_checkpoint_is_the_last_position_when_all_are_done(order: list[int]) -> 
         owed.finish([tickets[number]])
 
     assert (owed.checkpoint, owed.first_pending, len(owed)) == (11, None, 0)
-    assert repr(owed) == "Owed(checkpoint=11, owed=0, read=12)"
+    assert repr(owed) == "CheckpointTracker(11, pending=0, read=12)"
 
 
 def test_nothing_is_owed_at_first() -> None:

@@ -679,7 +679,7 @@ PARENTS = (ParentRecords("parent", AtSequenceNumber("2"), Position(2), None),)
 
 def hold_whole(holds: Holds, before: int, *, parents: tuple[ParentRecords, ...] = ()) -> Hold:
     """Hold all of shard-1 from behind this record on."""
-    return holds.hold_whole_shard("shard-1", mark(before) if before else None, START, parents=parents, now=0.0)
+    return holds.hold_whole_shard("shard-1", mark(before) if before else None, START, parent_records=parents, now=0.0)
 
 
 def test_whole_shard_is_held_ready_and_no_place_for_anything_new() -> None:
@@ -879,7 +879,9 @@ def test_hold_with_parents_is_caught_up_from_them_on(*, is_reading_parents: bool
     """Neither is it taken along, for it begins before all records; nor does a catch-up at the parents take others."""
     holds = Holds()
     first = hold_whole(holds, 2, parents=PARENTS if is_reading_parents else ())
-    later = holds.hold_whole_shard("shard-2", mark(6), START, parents=() if is_reading_parents else PARENTS, now=0.0)
+    later = holds.hold_whole_shard(
+        "shard-2", mark(6), START, parent_records=() if is_reading_parents else PARENTS, now=0.0
+    )
     catch_up = holds.start_catch_up([first])
 
     assert catch_up.is_reading_parents is is_reading_parents
@@ -964,7 +966,7 @@ def test_two_whole_shards_do_not_leave_their_own_tenants_to_each_other(
     with small_sets(names_max=1, slots=64):
         holds = Holds()
         first = hold_whole(holds, 5, parents=PARENTS)
-        second = holds.hold_whole_shard("shard-2", mark(other_before), START, parents=PARENTS, now=0.0)
+        second = holds.hold_whole_shard("shard-2", mark(other_before), START, parent_records=PARENTS, now=0.0)
         for hold in (first, second):
             for tenant_id in TENANTS[:2]:
                 holds.add_tenant(hold, tenant_id)
