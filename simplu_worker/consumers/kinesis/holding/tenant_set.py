@@ -62,7 +62,7 @@ class TenantSet:
             return NotImplemented
         return self._names == other._names and self._bitmap == other._bitmap
 
-    __hash__ = None  # mutable
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     @property
     def has_names(self) -> bool:
