@@ -84,7 +84,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
     console.print(result_table(result))
     print_differences(console, result.report.differences)
     if not result.progress.is_done:
-        console.print(f"expected {result.progress.expected_count} traces, found {result.progress.applied_count}")
+        console.print(f"expected {result.progress.expected_count} traces, found {result.progress.finished_count}")
     if not through:
         console.print("all was applied before all had happened: give a lower --rate or more --operations")
     return 0 if result.progress.is_done and not result.report.differences and through else 1
@@ -121,7 +121,7 @@ async def freeze_shard(trial: Trial, server: PostgresServer, seconds: float, con
 async def _settled_share(trial: Trial, share: float) -> None:
     async def settled() -> bool:
         snapshot = trial.snapshot()
-        return snapshot.progress is not None and snapshot.progress.applied_count >= share * MOST * snapshot.total
+        return snapshot.progress is not None and snapshot.progress.finished_count >= share * MOST * snapshot.total
 
     await poll_until(settled, within_s=float("inf"))
 

@@ -88,11 +88,11 @@ async def run(arguments: argparse.Namespace) -> int:
         replicas = ROLLING_REPLICAS if arguments.rolling_restart else int(arguments.start_worker)
         workers = await around.enter_async_context(running_workers(env, arguments.env_file, replicas))
         trial = await OrderTrial.prepared(arguments, env, sqs, console)
-        box = DeadLetterReader(
+        reader = DeadLetterReader(
             await around.enter_async_context(open_client("sqs", env)), env["SQS_DEAD_LETTER_QUEUE_URL"]
         )
         async with asyncio.TaskGroup() as tasks:
-            letters = tasks.create_task(box.collect())
+            letters = tasks.create_task(reader.run())
             sending = tasks.create_task(trial.send())
             troubles = []
             if arguments.restart_shard:
@@ -100,11 +100,11 @@ async def run(arguments: argparse.Namespace) -> int:
             if arguments.rolling_restart:
                 troubles.append(tasks.create_task(trial.replace_replicas(workers)))
             await sending
-            applied = await trial.wait_until_done(box)
+            applied = await trial.wait_until_done(reader)
             untroubled = [task for task in troubles if not task.done()]
             for task in (*untroubled, letters):
                 task.cancel()
-        found = await compare_orders(shard_urls(trial.env()), [trial.plan], trial.sent, box.dead_letters)
+        found = await compare_orders(shard_urls(trial.env()), [trial.plan], trial.sent, reader.dead_letters)
         leftovers = await trial.leftovers()
     result = trial.result(found, leftovers, len(workers))
     if not applied:
@@ -308,14 +308,14 @@ class OrderTrial:
 
     # The end
 
-    async def wait_until_done(self, box: DeadLetterReader) -> bool:
+    async def wait_until_done(self, reader: DeadLetterReader) -> bool:
         """Wait until all events and all poison have left their trace and the queue is empty; false if they do not."""
         loop = asyncio.get_running_loop()
         poison = {message_id for message_id, planned in self.sent.items() if planned.reasons}
         changed, last = loop.time(), (-1, -1, -1)
         while True:
             applied = await count_orders(shard_urls(self.env()), self.plan)
-            letters = len(poison & {letter.position[1] for letter in box.dead_letters})
+            letters = len(poison & {letter.position[1] for letter in reader.dead_letters})
             left = await self._left(self.queue_url)
             now = (applied, letters, left)
             if now == (len(self.plan.steps), len(poison), 0):

@@ -272,7 +272,7 @@ async def test_worker_ends_with_the_models_rows_when_it_was_killed_in_the_middle
 
     async def is_in_the_middle() -> bool:
         progress = trial.snapshot().progress
-        return progress is not None and progress.applied_count > 150
+        return progress is not None and progress.finished_count > 150
 
     async with running_worker(stack, with_queue=True) as first, asyncio.TaskGroup() as tasks:
         running = tasks.create_task(trial.run())

@@ -112,7 +112,7 @@ async def test_worker_goes_by_a_new_map_when_it_gets_sighup(tmp_path: Path) -> N
 
         async def run(load: TrialLoad, is_half_way: asyncio.Event) -> TrialResult:
             async def note(snapshot: TrialSnapshot) -> None:
-                if snapshot.progress is not None and snapshot.progress.applied_count > load.operations // 4:
+                if snapshot.progress is not None and snapshot.progress.finished_count > load.operations // 4:
                     is_half_way.set()
 
             return await Trial(load, lambda: env, on_tick=note, timeout_s=60, idle_s=20).run()

@@ -1,7 +1,7 @@
 """Commands that every local AWS service takes on its control path: faults, the clock and the options. Pure.
 
-A command is a JSON object whose member `do` names it: fault, clear_faults, advance_clock, set, and the service's own.
-Its other members are those of the class.
+A command is a JSON object with its name in the member `do`: fault, clear_faults, advance_clock, set, and the service's
+own. Its other members are those of the class.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Fault(msgspec.Struct, tag_field="do", tag="fault", forbid_unknown_fields=T
 
     @property
     def target(self) -> str | None:
-        """The only stream shard or queue whose calls fail; none: the calls of all."""
+        """The stream shard or queue of which calls fail; none: every call of the action fails."""
         raise NotImplementedError
 
     def error(self) -> AwsError | None:

@@ -1,4 +1,4 @@
-"""The demo: the whole main job on an embedded stack, watched while it runs and compared row by row at the end."""
+"""Run the demo: the worker's main job on an embedded stack, shown while it runs and compared row by row at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from simplu_worker.local.processes.worker_process import WorkerEndedError, Worke
 from simplu_worker.local.stack.stack import Stack
 
 ORDERS = 500
-STOP_WITHIN_S = 35.0  # SHUTDOWN_GRACE_SECONDS's default and the start of Python's way out
+STOP_WITHIN_S = 35.0  # SHUTDOWN_GRACE_SECONDS's default, and some seconds for Python's exit
 
 
 async def run_demo(
@@ -29,9 +29,9 @@ async def run_demo(
     console: Console,
     seed: int | None = None,
 ) -> int:
-    """Run the demo and return the exit status: 0 only if every row of every shard is as the model says.
+    """Run the demo and return the exit status: 0 only if every row of every shard equals the model.
 
-    *seed* repeats an earlier run's records. Cancelling it stops and removes everything.
+    *seed* repeats an earlier run's records. Cancelling the demo stops and removes everything.
     """
     seed = secrets.randbelow(2**31) if seed is None else seed
     load = TrialLoad(operations, seed, run="demo", tenants=tenants, orders=ORDERS)
@@ -42,13 +42,13 @@ async def run_demo(
             result = await _run(stack, workers, load, console)
             if hold:
                 await _hold(stack, workers, console)
-            console.print("compared; stopping the workers and the stack …")
+            console.print("compared all rows; stopping the workers and the stack …")
             for worker in workers:
                 await worker.stop(within_s=STOP_WITHIN_S)
     except (StackError, WorkerEndedError) as error:
         return _fail(console, error)
     except ExceptionGroup as errors:
-        # From within the trial: a worker that ended is a finding, everything else a bug of ours.
+        # From within the trial: a worker that ended is a finding, every other exception a bug of ours.
         ended, others = errors.split(WorkerEndedError)
         if others is not None or ended is None:
             raise
@@ -94,18 +94,18 @@ async def _run(stack: Stack, workers: Sequence[WorkerProcess], load: TrialLoad, 
 
 def _conclude(result: TrialResult, console: Console) -> int:
     if result.report.differences:
-        console.print(f"not right: {len(result.report.differences)} differences", style="bold red")
+        console.print(f"failed: {len(result.report.differences)} differences", style="bold red")
         return 1
     if not result.progress.is_done:
-        console.print("not right: some records left no trace in time", style="bold red")
+        console.print("failed: some records left neither a row nor a dead letter in time", style="bold red")
         return 1
-    console.print("All right: every row of every shard is as it must be, and the worker ended with status 0.")
-    console.print("Next: `make demo ARGS=--hold`, and open the status page it names.", markup=False)
+    console.print("Passed: every row of every shard is as expected, and the worker ended with status 0.")
+    console.print("Next: run `make demo ARGS=--hold` and open the status page that it names.", markup=False)
     return 0
 
 
 async def _hold(stack: Stack, workers: Sequence[WorkerProcess], console: Console) -> None:
-    """Stay up until Ctrl-C, which then only ends the stay."""
+    """Keep the stack and the workers up until Ctrl-C, which ends only this wait."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     env_file = stack.group.directory / "env"
@@ -113,7 +113,7 @@ async def _hold(stack: Stack, workers: Sequence[WorkerProcess], console: Console
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     lines = [
-        "Everything stays up until Ctrl-C. Look around:",
+        "All services stay up until Ctrl-C:",
         *(f"  status page  {worker.url}/   (log {worker.log_path})" for worker in workers),
         f"  token        {stack.env['API_TOKEN']}",
         f"  environment  set -a; . {env_file}; set +a",

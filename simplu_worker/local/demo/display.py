@@ -1,4 +1,4 @@
-"""How a trial looks to a person: live on a terminal, plain lines elsewhere, and tables at the end."""
+"""Show a trial to a person: live on a terminal, as plain lines elsewhere, and as tables at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MISSING = "–"
 
 
 class Display:
-    """Shows snapshots as they come; enter `open` around them."""
+    """Shows snapshots of a trial; enter `open` around the calls of `show`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -30,7 +30,7 @@ class Display:
 
     @contextmanager
     def open(self) -> Iterator[Display]:
-        """Take over the terminal's last lines, where there is a terminal."""
+        """Use the last lines of the terminal, if the output is a terminal."""
         if not self._console.is_terminal:
             yield self
             return
@@ -40,7 +40,7 @@ class Display:
         self._live = None
 
     def show(self, snapshot: TrialSnapshot, lag_s: float | None) -> None:
-        """Show *snapshot*; where there is no terminal, as a line every two seconds and at each change of phase."""
+        """Show *snapshot*; without a terminal as a line every two seconds and at each change of phase."""
         if self._live is not None:
             self._live.update(_panel(snapshot, lag_s))
             return
@@ -52,7 +52,7 @@ class Display:
 def format_line(snapshot: TrialSnapshot, lag_s: float | None) -> str:
     """Return *snapshot* as one line."""
     progress = snapshot.progress
-    applied = progress.applied_count - progress.dead_letter_count if progress else 0
+    applied = progress.logged_count if progress else 0
     parts = [f"{snapshot.phase:<11} produced {snapshot.produced:>6}  applied {applied:>6}  {_rate(snapshot):>6.0f}/s"]
     parts.append(f"lag {_seconds(lag_s)}")
     parts += [f"{shard.name.split('/')[-1]} {_count(shard.rows)}" for shard in (progress.shards if progress else ())]
@@ -61,26 +61,26 @@ def format_line(snapshot: TrialSnapshot, lag_s: float | None) -> str:
 
 def _panel(snapshot: TrialSnapshot, lag_s: float | None) -> RenderableType:
     progress = snapshot.progress
-    settled = progress.applied_count if progress else 0
+    finished = progress.finished_count if progress else 0
     bars = Table.grid(padding=(0, 2))
     bars.add_row(
         "produced", ProgressBar(snapshot.total, snapshot.produced, width=40), f"{snapshot.produced} of {snapshot.total}"
     )
     expected = max(progress.expected_count if progress else 0, 1)
-    bars.add_row("settled", ProgressBar(expected, settled, width=40), f"{settled} of {expected}")
+    bars.add_row("finished", ProgressBar(expected, finished, width=40), f"{finished} of {expected}")
     facts = f"{snapshot.phase}  {_rate(snapshot):.0f} operations/s  lag {_seconds(lag_s)}"
-    letters = f"  dead letters {progress.dead_letter_count}" if progress else ""
+    dead_letters = f"  dead letters {progress.dead_letter_count}" if progress else ""
     shards = Table("shard", "operations", "rows", box=None, header_style="bold")
     for shard in progress.shards if progress else ():
         shards.add_row(shard.name, _count(shard.operations), _count(shard.rows))
-    return Group(bars, Text(facts + letters), shards)
+    return Group(bars, Text(facts + dead_letters), shards)
 
 
 def result_table(result: TrialResult) -> Table:
-    """Return what came of a trial; durations are arrival → committed."""
+    """Return the result of a trial as a table; durations are arrival → committed."""
     report = result.report
     verdicts = [item.verdict.effect for item in result.put.values()]
-    table = Table("what", "count", title="What became of the records")
+    table = Table("outcome", "count", title="Outcome of the records")
     table.columns[1].justify = "right"
     table.add_row("records put", str(result.produced - result.orders))
     if result.orders:
@@ -116,7 +116,7 @@ def print_differences(console: Console, differences: Sequence[str]) -> None:
 def _rate(snapshot: TrialSnapshot) -> float:
     if snapshot.progress is None or not snapshot.elapsed_s:
         return 0.0
-    return (snapshot.progress.applied_count - snapshot.progress.dead_letter_count) / snapshot.elapsed_s
+    return snapshot.progress.logged_count / snapshot.elapsed_s
 
 
 def _count(value: int | None) -> str:

@@ -1,4 +1,4 @@
-"""One whole load against a running stack and worker: tenants, records, the wait until applied, the comparison."""
+"""Send a load to a running stack and worker: tenants and records; wait until they are applied, and compare."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ TENANTS_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class TrialLoad:
-    """What to send. *run* sets the tenants' ids apart from those of other runs against the same stack.
+    """The load to send. *run* distinguishes the tenants' ids from those of other runs against the same stack.
 
-    *late_tenants* are registered only when half of the records are put; *unregistered* ones never are. *stress* adds
-    the records of extreme size and depth. *rate* is the most records a second. *orders* are order events, beside them.
+    *late_tenants* are registered after half of the records; *unregistered* tenants never. *stress* adds records of
+    extreme size and depth. *rate* is the maximum of records a second. *orders* is the number of order events.
     """
 
     operations: int
@@ -50,7 +50,7 @@ class TrialLoad:
 
 @dataclass(frozen=True, slots=True)
 class TrialSnapshot:
-    """How far a trial is. *progress* is `None` before the shards were first asked."""
+    """The progress of a trial. *progress* is `None` before the first query of the shards."""
 
     phase: str
     produced: int
@@ -61,7 +61,7 @@ class TrialSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """How a trial ended. *orders* of what was produced are order events.
+    """The result of a trial. *produced* counts records and order events, *orders* the order events alone.
 
     *elapsed_s* is from the first record put to the last one seen applied.
     """
@@ -75,7 +75,7 @@ class TrialResult:
 
 
 class Trial:
-    """Runs one load. *env* is called anew for each look: Citrus may open another shard meanwhile."""
+    """Runs one load. *env* is called for every query: Citrus may add a shard."""
 
     def __init__(
         self,
@@ -88,8 +88,8 @@ class Trial:
     ) -> None:
         self.load = load
         tenants = make_tenants(load.tenants, run=load.run)
-        never = [Tenant(f"nobody-{load.run}-{number}", "nowhere", "gym") for number in range(load.unregistered)]
-        self.workload = Workload(load.seed, tenants, kinds=load.kinds, shares=load.shares, unregistered=never)
+        unknown = [Tenant(f"unknown-{load.run}-{number}", "nowhere", "gym") for number in range(load.unregistered)]
+        self.workload = Workload(load.seed, tenants, kinds=load.kinds, shares=load.shares, unregistered=unknown)
         self._env = env
         self._on_tick = on_tick
         self._timeout_s = timeout_s
@@ -104,21 +104,21 @@ class Trial:
         self._progress: ApplyProgress | None = None
 
     async def run(self) -> TrialResult:
-        """Send everything, wait, compare; safe to cancel at any time."""
+        """Send the load, wait, and compare; may be cancelled at any time."""
         env = self._env()
         async with AsyncExitStack() as stack:
             kinesis = await stack.enter_async_context(open_client("kinesis", env))
             sqs = await stack.enter_async_context(open_client("sqs", env))
-            letters_sqs = await stack.enter_async_context(open_client("sqs", env))
-            box = DeadLetterReader(letters_sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
-            checker = ShardChecker(lambda: shard_urls(self._env()), self.workload.model, box)
+            dead_letter_sqs = await stack.enter_async_context(open_client("sqs", env))
+            reader = DeadLetterReader(dead_letter_sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
+            checker = ShardChecker(lambda: shard_urls(self._env()), self.workload.model, reader)
             async with asyncio.TaskGroup() as tasks:
-                around = [
-                    tasks.create_task(box.collect(), name="letters"),
+                background = [
+                    tasks.create_task(reader.run(), name="dead-letters"),
                     tasks.create_task(self._tick(checker), name="ticks"),
                 ]
                 result = await self._run_load(kinesis, sqs, checker)
-                for task in around:
+                for task in background:
                     task.cancel()
         return result
 
@@ -137,7 +137,7 @@ class Trial:
         self._phase = "producing"
         self._started_at = clock()
 
-        def note(pairs: Sequence[tuple[Position, Item]]) -> None:
+        def record_put(pairs: Sequence[tuple[Position, Item]]) -> None:
             checker.record_put(pairs)
             self._produced += len(pairs)
 
@@ -145,13 +145,13 @@ class Trial:
             if load.orders:
                 tasks.create_task(self._send_orders(sqs, checker), name="orders")
             items = self._items()
-            await put_items(kinesis, stream, _first(items, load.operations // 2), on_put=note, rate=load.rate)
+            await put_items(kinesis, stream, _first(items, load.operations // 2), on_put=record_put, rate=load.rate)
             if late:
                 await create_tenants(sqs, queue_url, late, seed=load.seed)
-            await put_items(kinesis, stream, items, on_put=note, rate=load.rate)
+            await put_items(kinesis, stream, items, on_put=record_put, rate=load.rate)
         self._phase = "applying"
         progress = await checker.wait_until_applied(
-            timeout_s=self._timeout_s, idle_s=self._idle_s, on_progress=self._note_progress
+            timeout_s=self._timeout_s, idle_s=self._idle_s, on_progress=self._set_progress
         )
         elapsed_s = clock() - self._started_at
         self._phase = "comparing"
@@ -159,7 +159,7 @@ class Trial:
         return TrialResult(report, progress, self._produced, elapsed_s, checker.put, load.orders)
 
     async def _put_businesses(self, env: Mapping[str, str]) -> None:
-        """List the tenants in business-info, where there is one: what came first in the references' world."""
+        """Put the tenants into business-info, if the stack has the table."""
         table = env.get("DYNAMODB_BUSINESS_INFO_TABLE")
         if table is None:
             return
@@ -182,38 +182,38 @@ class Trial:
             queue_url, chosen = env[name], [item for item in items if item.is_urgent == is_urgent]
             by_event = {id(item.event): item for item in chosen}
 
-            def note(
-                event: OrderEvent, taken: SendReceipt, *, name: str = queue_name(queue_url), by: Any = by_event
+            def record_sent(
+                event: OrderEvent, receipt: SendReceipt, *, name: str = queue_name(queue_url), by: Any = by_event
             ) -> None:
                 item: OrderItem = by[id(event)]
                 record = Item(event.group_id, event.body.encode(), item.verdict)
-                checker.record_put([((name, taken.message_id), record)])
-                checker.record_window(item.moment, taken.earliest, taken.latest)
+                checker.record_put([((name, receipt.message_id), record)])
+                checker.record_window(item.moment, receipt.earliest, receipt.latest)
                 self._produced += 1
 
-            await send_events(sqs, queue_url, (item.event for item in chosen), on_sent=note)
+            await send_events(sqs, queue_url, (item.event for item in chosen), on_sent=record_sent)
 
     async def _wait_for_tenants(self, tenants: Iterable[Tenant]) -> None:
-        """Wait until the worker has provisioned *tenants*, but not for ever: the comparison says what is missing."""
+        """Wait until the worker has provisioned *tenants*, at most a minute: the comparison reports missing ones."""
         wanted = {tenant.tenant_id for tenant in tenants}
 
-        async def all_there() -> bool:
+        async def are_provisioned() -> bool:
             return wanted <= await read_tenant_ids(shard_urls(self._env()))
 
-        await poll_until(all_there, within_s=TENANTS_TIMEOUT_S)
+        await poll_until(are_provisioned, within_s=TENANTS_TIMEOUT_S)
 
-    def _note_progress(self, progress: ApplyProgress) -> None:
+    def _set_progress(self, progress: ApplyProgress) -> None:
         self._progress = progress
 
     async def _tick(self, checker: ShardChecker) -> None:
         while True:
-            if self._phase == "producing":  # later phases ask anyway
+            if self._phase == "producing":  # `wait_until_applied` reads the progress of later phases
                 self._progress = await checker.read_progress()
             await self._on_tick(self.snapshot())
             await asyncio.sleep(TICK_S)
 
     def snapshot(self) -> TrialSnapshot:
-        """Return how far the trial is."""
+        """Return the progress of the trial."""
         now = asyncio.get_running_loop().time()
         elapsed_s = 0.0 if self._started_at is None else now - self._started_at
         return TrialSnapshot(self._phase, self._produced, self._total, elapsed_s, self._progress)

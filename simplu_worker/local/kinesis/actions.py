@@ -1,4 +1,4 @@
-"""The actions of the local Kinesis: requests in, answers out, over the model. Does no I/O; the time is handed in."""
+"""The actions of the local Kinesis: from requests to answers, on the model; callers pass the time. Pure."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ MAX_REQUEST_BYTES = 10 * 1024 * 1024  # data and keys of one request: API_PutRec
 DEFAULT_ON_DEMAND_COUNT = 4  # stream shards when CreateStream names no number
 
 KinesisReply = dict[str, Any] | bytes | None
-"""What an action answers: an object, one that is JSON already, or nothing."""
+"""The answer of an action: an object, encoded JSON, or none."""
 
 
 class KinesisActions:
-    """The account's API. `decode` and `answer` raise KinesisError for every answer that is an error."""
+    """The account's API. `decode` and `answer` raise KinesisError for every error answer."""
 
     def __init__(self, account: KinesisAccount) -> None:
         self.account = account
@@ -63,7 +63,7 @@ class KinesisActions:
     def decode(self, action: str, body: bytes) -> Any:
         """Return the request in *body*."""
         if action not in self._actions:
-            raise KinesisError("UnknownOperationException", f"the local Kinesis does not know the action {action!r}")
+            raise KinesisError("UnknownOperationException", f"the local Kinesis has no action {action!r}")
         try:
             return self._actions[action][0].decode(body or b"{}")
         except msgspec.ValidationError as exc:
@@ -72,7 +72,7 @@ class KinesisActions:
             raise KinesisError("SerializationException", f"expected a JSON object: {exc}") from exc
 
     def answer(self, action: str, request: Any, now_ms: int) -> bytes:
-        """Do what *request* asks and return the body of the answer."""
+        """Do *request* and return the body of the answer."""
         self.account.apply_due(now_ms)
         reply = self._actions[action][1](request, now_ms)
         if isinstance(reply, bytes):
@@ -80,7 +80,7 @@ class KinesisActions:
         return b"" if reply is None else msgspec.json.encode(reply)
 
     def stream_shard_of(self, request: Any) -> str | None:
-        """Return the stream shard that *request* reads; none when it is about something else."""
+        """Return the stream shard that *request* reads; none when it reads none."""
         if isinstance(request, requests.GetRecords):
             token = unseal_token(request.shard_iterator)
             return token.stream_shard_id if isinstance(token, IteratorToken) else None
@@ -94,7 +94,7 @@ class KinesisActions:
         return self.account.find(request.stream_name)
 
     def _find_ready_stream(self, request: requests.KinesisRequest) -> LocalStream:
-        """Return a stream that records can be put to and read from: as long as it is made, it is not found."""
+        """Return a stream that can be written and read: one that is still being created is not found."""
         stream = self._find_stream(request)
         if stream.status == "CREATING":
             raise KinesisError("ResourceNotFoundException", f"stream {stream.name} is still being created")
@@ -136,7 +136,7 @@ class KinesisActions:
             try:
                 after = base64.b64decode(request.next_token, validate=True).decode()
             except (binascii.Error, UnicodeDecodeError) as exc:
-                raise invalid_argument("NextToken is not one that ListStreams gave") from exc
+                raise invalid_argument("expected a NextToken that ListStreams returned") from exc
         names = sorted(name for name in self.account.streams if name > after)
         page = names[: request.limit]
         token = {"NextToken": base64.b64encode(page[-1].encode()).decode()} if len(names) > len(page) else {}
@@ -170,7 +170,7 @@ class KinesisActions:
     def _get_records(self, request: requests.GetRecords, now_ms: int) -> KinesisReply:
         """API_GetRecords."""
         if request.limit > MAX_RECORDS:
-            raise invalid_argument(f"Limit is {MAX_RECORDS} at most, got {request.limit}")
+            raise invalid_argument(f"expected a Limit of at most {MAX_RECORDS}, got {request.limit}")
         stream, stream_shard, position = self._locate(request, now_ms)
         records = stream.read(stream_shard, position, limit=request.limit)
         behind_ms = stream_shard.millis_behind(records, now_ms)
@@ -185,7 +185,7 @@ class KinesisActions:
         return b'%b%b,"ChildShards":%b}' % (head, null, children)
 
     def read_nothing(self, request: requests.GetRecords, now_ms: int) -> bytes:
-        """Answer GetRecords without records although there may be some: "It might take multiple calls"."""
+        """Answer GetRecords without records although some may be stored: "It might take multiple calls"."""
         self.account.apply_due(now_ms)
         stream, stream_shard, position = self._locate(request, now_ms)
         behind_ms = stream_shard.millis_behind(stream_shard.read(position, limit=0, max_bytes=0), now_ms)
@@ -198,10 +198,10 @@ class KinesisActions:
             raise invalid_argument("invalid ShardIterator")
         age_ms = now_ms - token.issued_ms
         if age_ms > self.account.options.iterator_ttl_ms or token.generation != self.account.generation:
-            raise KinesisError("ExpiredIteratorException", f"the iterator expired: it was given {age_ms} ms ago")
+            raise KinesisError("ExpiredIteratorException", f"the iterator expired: it was issued {age_ms} ms ago")
         stream = self.account.find(token.stream)
         if stream.created_ms != token.created_ms:
-            raise KinesisError("ResourceNotFoundException", f"stream {token.stream} was deleted and made anew")
+            raise KinesisError("ResourceNotFoundException", f"stream {token.stream} was deleted and created again")
         return stream, stream.find(token.stream_shard_id), token.position
 
     def _put_record(self, request: requests.PutRecord, _now_ms: int) -> KinesisReply:
@@ -213,11 +213,11 @@ class KinesisActions:
         return {"ShardId": stream_shard.stream_shard_id, "SequenceNumber": number}
 
     def _put_records(self, request: requests.PutRecords, _now_ms: int) -> KinesisReply:
-        """API_PutRecords: one answer for each record, in their order; a refused one does not stop those behind it."""
+        """API_PutRecords: one result for each record, in order; a rejected record does not stop the following ones."""
         stream = self._find_ready_stream(request)
         records = [parse_record(entry, stream) for entry in request.records]
         if sum(record.size_bytes for record in records) > MAX_REQUEST_BYTES:
-            raise invalid_argument(f"the records of one request take {MAX_REQUEST_BYTES} bytes at most")
+            raise invalid_argument(f"expected at most {MAX_REQUEST_BYTES} bytes of data and keys in one request")
         results: list[dict[str, str]] = []
         failed_count = 0
         for record in records:

@@ -1,4 +1,4 @@
-"""What the arguments of a put or of an iterator mean. Does no I/O."""
+"""Parse the arguments of PutRecord, PutRecords and GetShardIterator. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AT_TYPES = frozenset({"AT_SEQUENCE_NUMBER", "AFTER_SEQUENCE_NUMBER"})
 
 
 def parse_record(entry: PutEntry, stream: LocalStream) -> NewRecord:
-    """Return the record that *entry* describes. Its hash key is the MD5 of its partition key (API_PutRecord)."""
+    """Parse a record to put. Its hash key is the MD5 of its partition key, unless *entry* names one (API_PutRecord)."""
     try:
         size_bytes = len(binascii.a2b_base64(entry.data, strict_mode=True))
     except ValueError as exc:
@@ -24,9 +24,7 @@ def parse_record(entry: PutEntry, stream: LocalStream) -> NewRecord:
     key = entry.partition_key.encode()
     size_bytes += len(key)
     if size_bytes > stream.max_record_bytes:
-        raise invalid_argument(
-            f"a record is {stream.max_record_bytes} bytes at most, with its key; this one is {size_bytes}"
-        )
+        raise invalid_argument(f"expected at most {stream.max_record_bytes} bytes of data and key, got {size_bytes}")
     if entry.explicit_hash_key is None:
         hash_key = int.from_bytes(hashlib.md5(key, usedforsecurity=False).digest(), "big")
     elif (hash_key := int(entry.explicit_hash_key)) >= HASH_KEYS:
@@ -40,7 +38,7 @@ def start_position(request: GetShardIterator, stream: LocalStream, stream_shard:
     if kind in AT_TYPES:
         return _sequence_position(request, stream, stream_shard)
     if request.starting_sequence_number is not None:
-        raise invalid_argument(f"a StartingSequenceNumber is not for {kind}")
+        raise invalid_argument(f"{kind}: expected no StartingSequenceNumber")
     if kind == "AT_TIMESTAMP":
         if request.timestamp is None:
             raise invalid_argument("AT_TIMESTAMP: expected a Timestamp")
@@ -51,7 +49,7 @@ def start_position(request: GetShardIterator, stream: LocalStream, stream_shard:
 
 
 def _sequence_position(request: GetShardIterator, stream: LocalStream, stream_shard: LocalStreamShard) -> int:
-    """Return the position of a sequence number: that of the next record when there is none with this number."""
+    """Return the position of a sequence number, or that of the next record when no record has this number."""
     text = request.starting_sequence_number
     if text is None:
         raise invalid_argument(f"{request.shard_iterator_type}: expected a StartingSequenceNumber")

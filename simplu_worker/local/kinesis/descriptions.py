@@ -1,4 +1,4 @@
-"""How the local Kinesis describes its streams and stream shards. Does no I/O."""
+"""Descriptions of streams and stream shards, as the Kinesis API returns them. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from simplu_worker.local.kinesis.stream_shard import LocalStreamShard
 
 
 def stream_summary(stream: LocalStream) -> dict[str, Any]:
-    """Return what ListStreams says of a stream (API_StreamSummary)."""
+    """Return API_StreamSummary, of which ListStreams returns a list."""
     return {
         "StreamName": stream.name,
         "StreamARN": stream.arn,
@@ -21,7 +21,7 @@ def stream_summary(stream: LocalStream) -> dict[str, Any]:
 
 
 def stream_description(stream: LocalStream) -> dict[str, Any]:
-    """Return what API_StreamDescription and API_StreamDescriptionSummary have in common."""
+    """Return the common members of API_StreamDescription and API_StreamDescriptionSummary."""
     return stream_summary(stream) | {
         "RetentionPeriodHours": stream.retention_hours,
         "EnhancedMonitoring": [{"ShardLevelMetrics": []}],
@@ -30,7 +30,7 @@ def stream_description(stream: LocalStream) -> dict[str, Any]:
 
 
 def shard_description(stream_shard: LocalStreamShard) -> dict[str, Any]:
-    """Return API_Shard: of two parents the second is the adjacent one; an open one has no ending sequence number."""
+    """Return API_Shard: the second of two parents is the adjacent one; only a closed one has an ending number."""
     sequence_numbers = {"StartingSequenceNumber": stream_shard.starting_sequence_number}
     if (ending := stream_shard.ending_sequence_number) is not None:
         sequence_numbers["EndingSequenceNumber"] = ending

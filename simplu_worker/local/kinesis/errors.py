@@ -10,17 +10,17 @@ class KinesisError(AwsError):
 
 
 def resource_not_found(message: str) -> KinesisError:
-    """Return the error for a stream or stream shard that is not there."""
+    """Return the error for a stream or stream shard that does not exist."""
     return KinesisError("ResourceNotFoundException", message)
 
 
 def resource_in_use(message: str) -> KinesisError:
-    """Return the error for a stream whose state does not allow the action now."""
+    """Return the error for a stream in a state that does not allow the action."""
     return KinesisError("ResourceInUseException", message)
 
 
 def invalid_argument(message: str) -> KinesisError:
-    """Return the error for an argument that the action refuses."""
+    """Return the error for an argument that the action rejects."""
     return KinesisError("InvalidArgumentException", message)
 
 

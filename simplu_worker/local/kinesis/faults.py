@@ -13,7 +13,7 @@ from msgspec import Meta
 from simplu_worker.local.aws_server.faults import AdvanceClock, ClearFaults, Fault, SetOptions
 from simplu_worker.local.kinesis.errors import KinesisError
 
-# The actions whose page names ProvisionedThroughputExceededException; the others are throttled with LimitExceeded.
+# The actions with ProvisionedThroughputExceededException on their page; others are throttled with LimitExceeded.
 THROUGHPUT_ACTIONS = frozenset({"GetRecords", "GetShardIterator", "PutRecord", "PutRecords"})
 
 
@@ -31,7 +31,7 @@ class KinesisFault(Fault, kw_only=True):
 
     @property
     def target(self) -> str | None:
-        """The only stream shard whose reads fail; none: the calls of all."""
+        """The stream shard of which reads fail; none: every call of the action fails."""
         return self.stream_shard_id
 
     def error(self) -> KinesisError | None:

@@ -1,7 +1,7 @@
-"""ListShards of the local Kinesis: filters and pages. Does no I/O.
+"""ListShards of the local Kinesis: filters and pages. Pure.
 
-Every page is made from the stream as it then is, as in AWS: a reshard between two pages is seen on the second, while
-the first still shows the parent as open.
+Every page shows the stream at the time of its request, as in AWS: after a reshard between two pages the second shows
+the children, while the first has shown the parent as open.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LISTABLE = frozenset({"ACTIVE", "UPDATING"})  # API_ListShards, ResourceInUseExc
 def list_page(
     account: KinesisAccount, request: ListShards, stream_of: Callable[[ListShards], LocalStream], now_ms: int
 ) -> tuple[Sequence[LocalStreamShard], str | None]:
-    """Return the stream shards of one page and the token of the next one, if there is one (API_ListShards)."""
+    """Return the stream shards of one page and the token of the next page; none after the last (API_ListShards)."""
     if request.next_token is None:
         stream = stream_of(request)
         if (created := request.stream_creation_timestamp) is not None and round(created * 1000) != stream.created_ms:
@@ -30,7 +30,7 @@ def list_page(
         query = _continue_query(account, request, now_ms)
         stream = account.find(query.stream)
         if stream.created_ms != query.created_ms:
-            raise KinesisError("ResourceNotFoundException", f"stream {query.stream} was deleted and made anew")
+            raise KinesisError("ResourceNotFoundException", f"stream {query.stream} was deleted and created again")
     if stream.status not in LISTABLE:
         raise resource_in_use(f"stream {stream.name} is {stream.status}")
     listed = [
@@ -61,16 +61,16 @@ def _parse_query(request: ListShards, stream: LocalStream, now_ms: int) -> PageT
 
 
 def _continue_query(account: KinesisAccount, request: ListShards, now_ms: int) -> PageToken:
-    """Return what the token of *request* asks for: all but MaxResults is in it, and refused beside it."""
+    """Return the query in the token of *request*: it holds all members but MaxResults, which are rejected beside it."""
     if request.stream_name or request.exclusive_start_shard_id or request.stream_creation_timestamp:
         raise invalid_argument("NextToken and StreamName cannot be provided together")
     if request.shard_filter:
         raise invalid_argument("NextToken and ShardFilter cannot be provided together")
     token = unseal_token(request.next_token or "")
     if not isinstance(token, PageToken):
-        raise invalid_argument("NextToken is not one that ListShards gave")
+        raise invalid_argument("expected a NextToken that ListShards returned")
     if now_ms - token.issued_ms > account.options.page_token_ttl_ms:
-        raise KinesisError("ExpiredNextTokenException", f"the token was given {now_ms - token.issued_ms} ms ago")
+        raise KinesisError("ExpiredNextTokenException", f"the token was issued {now_ms - token.issued_ms} ms ago")
     return token
 
 
@@ -81,7 +81,7 @@ def _continue_after(query: PageToken, last: LocalStreamShard, now_ms: int) -> Pa
 
 
 def _matches_filter(stream_shard: LocalStreamShard, stream: LocalStream, query: PageToken) -> bool:
-    """Return whether the filter wants *stream_shard* (API_ShardFilter); times before the trim horizon mean that one."""
+    """Return whether *stream_shard* passes the filter (API_ShardFilter); times are at least the trim horizon."""
     opened_ms, closed_ms = stream_shard.opened_ms, stream_shard.closed_ms
     at_ms = max(query.filter_ms, stream.trim_horizon_ms)
     match query.filter_type:

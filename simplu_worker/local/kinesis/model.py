@@ -1,7 +1,7 @@
-"""The streams of the local Kinesis: how they come, change, are written, read and trimmed. Does no I/O.
+"""The streams of the local Kinesis: their creation, reshards, writes, reads and trimming. Pure.
 
-The time is handed in as *now_ms* and must not go backwards. What takes time in AWS (a stream that is made, a reshard)
-is given an instant at which it is due, and `settle` lets everything happen that is due: nothing runs by itself.
+Callers pass the time as *now_ms*, which must not go backwards. A change that takes time in AWS (a stream's creation, a
+reshard) gets the time at which it is due, and `apply_due` makes the due changes: no change happens without that call.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from simplu_worker.local.kinesis.stream_shard import LocalStreamShard, NewRecord
 HOUR_MS = 3_600_000
 DEFAULT_RETENTION_HOURS, MAX_RETENTION_HOURS = 24, 8760  # API_IncreaseStreamRetentionPeriod
 DEFAULT_RECORD_KIB = 1024  # API_CreateStream, MaxRecordSizeInKiB
-TRIMMED_AT_ONCE = 0.05  # of the allowed memory: trimming one record for each that comes would be slow
+TRIMMED_AT_ONCE = 0.05  # of the allowed memory: trimming one record for each new one would be slow
 
 
 class KinesisOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """What may be set, at the start and while running."""
+    """Options, to be set at the start and while running."""
 
     read_throttling: bool = True
     write_throttling: bool = False
     scaling_limits: bool = True  # at most double, at least half: API_UpdateShardCount
     iterator_ttl_ms: int = 300_000  # API_GetShardIterator
     page_token_ttl_ms: int = 300_000  # API_ListShards, NextToken
-    page_size: int = 1000  # API_ListShards, MaxResults; fewer, and every reader has to turn pages
+    page_size: int = 1000  # API_ListShards, MaxResults; fewer make every reader request several pages
     create_delay_ms: int = 50
     update_delay_ms: int = 50
     delete_delay_ms: int = 50
     memory_max_bytes: int = 256 * 1024 * 1024  # of one stream
-    end_with_last_records: bool = False  # the end of a closed stream shard comes with its last records, not after them
+    end_with_last_records: bool = False  # the reply with the last records of a closed stream shard is also its end
     null_next_iterator: bool = False  # at the end NextShardIterator is null, not absent
 
 
 class LocalStream:
-    """A stream and its stream shards, those past their retention excepted."""
+    """A stream and its stream shards, except those past their retention."""
 
     def __init__(self, name: str, shard_count: int, *, now_ms: int, options: KinesisOptions) -> None:
         self.name = name
@@ -82,16 +82,16 @@ class LocalStream:
 
     @property
     def open_stream_shards(self) -> Sequence[LocalStreamShard]:
-        """The open stream shards by hash range: they cover all hash keys, each once."""
+        """The open stream shards, sorted by hash range: together they cover every hash key once."""
         return self._open
 
     @property
     def trim_horizon_ms(self) -> int:
-        """The instant before which nothing is kept."""
+        """The time before which no record is stored."""
         return max(self.created_ms, self._now_ms - self.retention_hours * HOUR_MS)
 
     def apply_due(self, now_ms: int) -> None:
-        """Let everything happen that is due: reshards, and the end of retention."""
+        """Make the changes that are due: reshards, and the end of retention."""
         self._now_ms = max(now_ms, self._now_ms)
         while self._steps and self._steps[0][0] <= self._now_ms:
             due_ms, step = self._steps.popleft()
@@ -104,13 +104,13 @@ class LocalStream:
             raise resource_in_use(f"stream {self.name} is not ACTIVE, it is {self.status}")
 
     def find(self, stream_shard_id: str) -> LocalStreamShard:
-        """Return a stream shard. Raises ResourceNotFoundException, also for one that is past its retention."""
+        """Return a stream shard. Raises ResourceNotFoundException, also for one past its retention."""
         if stream_shard := self.stream_shards.get(stream_shard_id):
             return stream_shard
         raise resource_not_found(f"could not find shard {stream_shard_id} in stream {self.name}")
 
     def put(self, record: NewRecord) -> tuple[LocalStreamShard, str]:
-        """Append *record* where its hash key belongs; return the stream shard and the sequence number (API_PutRecord).
+        """Append *record* to the stream shard of its hash key; return that and the sequence number (API_PutRecord).
 
         Raises ProvisionedThroughputExceededException when writes are throttled.
         """
@@ -133,7 +133,7 @@ class LocalStream:
     def split(self, stream_shard_id: str, hash_key: int) -> None:
         """Begin to split an open stream shard at *hash_key* (API_SplitShard)."""
         stream_shard = self._find_reshardable(stream_shard_id)
-        # AWS wants more than a division: neither child may hold only one hash key.
+        # As in AWS, neither child may cover only one hash key.
         if not stream_shard.hash_range.start + 1 < hash_key < stream_shard.hash_range.end:
             raise invalid_argument(
                 f"NewStartingHashKey {hash_key} does not divide the hash range of shard {stream_shard_id}"
@@ -141,7 +141,7 @@ class LocalStream:
         self._schedule([Split(hash_key)])
 
     def merge(self, stream_shard_id: str, adjacent_id: str) -> None:
-        """Begin to merge two open neighbours, in either order (API_MergeShards)."""
+        """Begin to merge two open adjacent stream shards, given in either order (API_MergeShards)."""
         first, second = self._find_reshardable(stream_shard_id), self._find_reshardable(adjacent_id)
         lower, upper = sorted((first, second), key=lambda stream_shard: stream_shard.hash_range)
         if lower.hash_range.end + 1 != upper.hash_range.start:
@@ -159,7 +159,7 @@ class LocalStream:
         self._schedule(scaling_steps([stream_shard.hash_range for stream_shard in self._open], target_count))
 
     def limit_memory(self) -> int:
-        """Trim the oldest records when they take too much memory; return how many."""
+        """Trim the oldest records when the stream takes too much memory; return their number."""
         most = self._options.memory_max_bytes
         stored = sum(stream_shard.stored_bytes for stream_shard in self.stream_shards.values())
         if stored <= most:
@@ -181,7 +181,7 @@ class LocalStream:
         return stream_shard
 
     def _schedule(self, steps: Sequence[ReshardStep]) -> None:
-        """Spread *steps* over the delay: records may be put between them."""
+        """Spread *steps* over the delay, so that records may be put between them."""
         for number, step in enumerate(steps, start=1):
             self._steps.append((self._now_ms + self._options.update_delay_ms * number // len(steps), step))
         self.apply_due(self._now_ms)
@@ -217,7 +217,7 @@ class LocalStream:
         return stream_shard
 
     def _expire(self) -> None:
-        """Drop what is older than the retention; a stream shard goes when it was closed before ("after a reshard")."""
+        """Drop records older than the retention, and stream shards that were closed before it ("after a reshard")."""
         horizon_ms = self._now_ms - self.retention_hours * HOUR_MS
         if horizon_ms <= self.created_ms:
             return
@@ -228,25 +228,25 @@ class LocalStream:
 
 
 class KinesisAccount:
-    """All streams, by name."""
+    """The streams of the account, by name."""
 
     def __init__(self, options: KinesisOptions | None = None) -> None:
         self.options = options or KinesisOptions()
         self.streams: dict[str, LocalStream] = {}
-        self.generation = 0  # of iterators: those of an earlier one have expired
+        self.generation = 0  # of iterators: those of an earlier generation have expired
 
     def __repr__(self) -> str:
         return f"Account({list(self.streams.values())})"
 
     def apply_due(self, now_ms: int) -> None:
-        """Let everything happen that is due, in every stream."""
+        """Make the changes that are due, in every stream."""
         for stream in list(self.streams.values()):
             stream.apply_due(now_ms)
             if stream.gone_at_ms is not None and stream.gone_at_ms <= now_ms:
                 del self.streams[stream.name]
 
     def create(self, name: str, shard_count: int, now_ms: int) -> LocalStream:
-        """Begin to make a stream (API_CreateStream)."""
+        """Begin to create a stream (API_CreateStream)."""
         if name in self.streams:
             raise resource_in_use(f"stream {name} already exists")
         stream = self.streams[name] = LocalStream(name, shard_count, now_ms=now_ms, options=self.options)
@@ -259,24 +259,25 @@ class KinesisAccount:
         raise resource_not_found(f"stream {name} under account {ACCOUNT_ID} not found")
 
     def delete(self, name: str, now_ms: int) -> None:
-        """Begin to delete a stream (API_DeleteStream); it is read and written until it is gone."""
+        """Begin to delete a stream (API_DeleteStream); it can be read and written until it is gone."""
         stream = self.find(name)
         stream.require_active()
         stream.gone_at_ms = now_ms + self.options.delete_delay_ms
         self.apply_due(now_ms)
 
     def expire_iterators(self) -> None:
-        """Let every iterator that was given out expire."""
+        """Let every issued iterator expire."""
         self.generation += 1
 
 
 def set_retention(stream: LocalStream, hours: int, *, longer: bool) -> None:
-    """Change how long records are kept (API_IncreaseStreamRetentionPeriod, API_DecreaseStreamRetentionPeriod)."""
+    """Change a stream's retention (API_IncreaseStreamRetentionPeriod, API_DecreaseStreamRetentionPeriod)."""
     stream.require_active()
     if not DEFAULT_RETENTION_HOURS <= hours <= MAX_RETENTION_HOURS:
         raise invalid_argument(
             f"expected a retention of {DEFAULT_RETENTION_HOURS} to {MAX_RETENTION_HOURS} hours, got {hours}"
         )
     if (hours < stream.retention_hours) if longer else (hours > stream.retention_hours):
-        raise invalid_argument(f"the retention is {stream.retention_hours} hours: {hours} is on the wrong side of it")
+        change = "more" if longer else "less"
+        raise invalid_argument(f"expected a retention of {change} than {stream.retention_hours} hours, got {hours}")
     stream.retention_hours = hours

@@ -1,4 +1,4 @@
-"""How often and how much one stream shard may be read and written. Does no I/O: the time is handed in, in ms."""
+"""Quotas of reading and writing one stream shard; callers pass the time, in ms. Pure."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ WRITE_BYTES_PER_S = MIB  # API_PutRecords
 
 @dataclass
 class TokenBucket:
-    """A second's worth of something, filled evenly. It may be overdrawn: then nothing is given until it is made up."""
+    """A bucket for one second's quota, refilled evenly. Taking more than it holds overdraws it."""
 
     per_s: int
     level: float = 0.0
     at_ms: int | None = None
 
     def has(self, amount: float, now_ms: int) -> bool:
-        """Fill up to *now_ms*; return whether *amount* is there."""
+        """Refill up to *now_ms*; return whether *amount* is available."""
         if self.at_ms is None:
             self.level = self.per_s
         elif now_ms > self.at_ms:
@@ -32,12 +32,12 @@ class TokenBucket:
         return self.level >= amount
 
     def take(self, amount: float) -> None:
-        """Take *amount*, there or not."""
+        """Take *amount*, available or not."""
         self.level -= amount
 
 
 class ReadQuota:
-    """What GetRecords may do to one stream shard: calls and bytes, shared by all who read it."""
+    """The quota of GetRecords on one stream shard: calls and bytes, shared by all its readers."""
 
     def __init__(self) -> None:
         self._calls = TokenBucket(READS_PER_S)
@@ -48,21 +48,21 @@ class ReadQuota:
         return f"ReadQuota(calls={self._calls.level:.1f}, bytes={self._bytes.level:.0f})"
 
     def acquire(self, now_ms: int) -> bool:
-        """Return whether a read may be made now, and count it if so; its size is known only afterwards."""
+        """Return whether a read may start now, and count it if so; `count_read` counts its bytes afterwards."""
         allowed = now_ms >= self._closed_until_ms and self._bytes.has(1, now_ms) and self._calls.has(1, now_ms)
         if allowed:
             self._calls.take(1)
         return allowed
 
     def count_read(self, size_bytes: int, now_ms: int, *, was_full: bool) -> None:
-        """Count what a read brought; *was_full* when MAX_REPLY_BYTES cut it off."""
+        """Count the bytes of a read; *was_full* when MAX_REPLY_BYTES limited it."""
         self._bytes.take(size_bytes)
         if was_full:
             self._closed_until_ms = now_ms + PAUSE_AFTER_FULL_REPLY_MS
 
 
 class WriteQuota:
-    """What may be put into one stream shard: records and bytes."""
+    """The quota of writing to one stream shard: records and bytes."""
 
     def __init__(self) -> None:
         self._records = TokenBucket(WRITE_RECORDS_PER_S)

@@ -1,4 +1,4 @@
-"""The requests of the Kinesis API that the local one knows, as its model writes them.
+"""The requests of the Kinesis API that the local one implements, with the names of its model. Pure.
 
 The limits on values are those of the API reference; a request beyond them is a ValidationException.
 """
@@ -19,7 +19,7 @@ Timestamp = float  # seconds of the epoch
 
 
 class KinesisRequest(msgspec.Struct, rename="pascal", kw_only=True):
-    """What every request may name; a stream by name or by ARN, whatever the action."""
+    """Base of the requests: every action accepts the stream by name or by ARN."""
 
     stream_name: Name | None = None
     stream_arn: str | None = msgspec.field(default=None, name="StreamARN")
@@ -36,7 +36,7 @@ class CreateStream(KinesisRequest):
 
 
 class StreamOnly(KinesisRequest):
-    """API_DeleteStream, API_DescribeStreamSummary: nothing but the stream."""
+    """API_DeleteStream, API_DescribeStreamSummary: only the stream."""
 
 
 class DescribeStream(KinesisRequest):
@@ -106,7 +106,7 @@ class PutRecord(KinesisRequest):
     data: str
     partition_key: PartitionKey
     explicit_hash_key: HashKey | None = None
-    sequence_number_for_ordering: Number | None = None  # our numbers grow anyway
+    sequence_number_for_ordering: Number | None = None  # ignored: our numbers always grow
 
 
 class PutRecords(KinesisRequest):

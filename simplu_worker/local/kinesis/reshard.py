@@ -1,4 +1,4 @@
-"""Hash ranges, and how UpdateShardCount gets from the open ones to equal ones. Does no I/O."""
+"""Hash ranges, and the splits and merges by which UpdateShardCount makes them equal. Pure."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ class HashRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Split the open stream shard that holds *hash_key*: its upper child starts there (API_SplitShard)."""
+    """Split the open stream shard that contains *hash_key*: its upper child starts there (API_SplitShard)."""
 
     hash_key: int
 
 
 @dataclass(frozen=True)
 class Merge:
-    """Merge the two open stream shards that meet where the upper one starts, at *hash_key* (API_MergeShards).
+    """Merge the open stream shard that starts at *hash_key* with the one below it (API_MergeShards).
 
-    The lower one is the child's ParentShardId, the other its AdjacentParentShardId; with *upper_first* the other way.
+    The lower one becomes the child's ParentShardId and the upper one its AdjacentParentShardId; with *upper_first* the
+    other way round.
     """
 
     hash_key: int
@@ -45,7 +46,7 @@ def equal_ranges(count: int) -> list[HashRange]:
 
 
 def scaling_steps(open_ranges: Sequence[HashRange], target_count: int) -> list[ReshardStep]:
-    """Return the splits and merges that turn *open_ranges* (in order) into *target_count* equal ones, in their order.
+    """Return the splits and merges, in order, that turn *open_ranges* (sorted) into *target_count* equal ranges.
 
     API_UpdateShardCount: "performs splits or merges on individual shards. This can cause short-lived shards".
     """
@@ -57,9 +58,10 @@ def scaling_steps(open_ranges: Sequence[HashRange], target_count: int) -> list[R
 
 
 def _existing_start_near(starts: Sequence[int], wanted: HashRange) -> int:
-    """Return the start that is there already within a millionth of the *wanted* range, else the wanted one.
+    """Return the existing start within a millionth of the *wanted* range, else the wanted start.
 
-    Thirds and sixths, say, are rounded differently: without this, scaling would make stream shards of one hash key.
+    Thirds and sixths, for example, are rounded differently: without the tolerance, scaling would make stream shards of
+    one hash key.
     """
     tolerance = (wanted.end - wanted.start) // 1_000_000
     return min((start for start in starts if abs(start - wanted.start) <= tolerance), default=wanted.start)

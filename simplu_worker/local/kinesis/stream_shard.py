@@ -1,4 +1,4 @@
-"""One stream shard of the local Kinesis: its records in order, its place among its parents. Does no I/O."""
+"""One stream shard of the local Kinesis: its records in order, its parents and its children. Pure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from simplu_worker.local.kinesis.tokens import (
     encode_sequence_number,
 )
 
-OVERHEAD_BYTES = 200  # of a kept record, for what Python adds to its text
+OVERHEAD_BYTES = 200  # of a stored record, for Python's objects around its text
 
 
 class NewRecord(NamedTuple):
-    """A record to put. *data* stays the base64 text as which it came; *size_bytes* counts data and key."""
+    """A record to put. *data* stays base64 text; *size_bytes* counts the decoded data and the key."""
 
     partition_key: str
     data: str
@@ -30,7 +30,7 @@ class NewRecord(NamedTuple):
 
 
 class ReadResult(NamedTuple):
-    """Records as JSON, in order. *next_position* follows the last; *was_full* when their size cut them off."""
+    """Records as JSON, in order. *next_position* follows the last; *was_full* when the size limit ended the read."""
 
     encoded: list[bytes]
     next_position: int
@@ -41,7 +41,7 @@ class ReadResult(NamedTuple):
 class LocalStreamShard:
     """A range of hash keys and the records that were put into it.
 
-    A record's position is its number, from 0, over all the stream shard's life: trimming does not change it.
+    A record's position is its number in the stream shard, from 0; trimming does not change it.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class LocalStreamShard:
         self.opened_ms = now_ms
         self.closed_ms: int | None = None
         self.read_quota, self.write_quota, self.iterator_quota = ReadQuota(), WriteQuota(), TokenBucket(ITERATORS_PER_S)
-        # Later than the parents' whatever the clock says: so all our sequence numbers are greater than theirs.
+        # Later than the parents' at any clock time, so that all sequence numbers here are greater than theirs.
         self.made_s: int = max(now_ms // 1000, *(parent.made_s + 1 for parent in parents), 0)
         self.index = index
         self.first_position = 0
         self.stored_bytes = 0
         self._encoded: list[bytes] = []
         self._arrived_ms: list[int] = []
-        self._ends: list[int] = []  # the sizes of all records up to and with this one, trimmed ones too
+        self._ends: list[int] = []  # by record: the sum of the sizes up to and with it, trimmed records included
         self._trimmed_bytes = 0
         self._start_sequence = encode_sequence_number(SequenceNumber(self.made_s, index, 0, 0))
 
@@ -71,7 +71,7 @@ class LocalStreamShard:
 
     @property
     def is_open(self) -> bool:
-        """Whether records can still be put."""
+        """Whether the stream shard accepts records."""
         return self.closed_ms is None
 
     @property
@@ -81,17 +81,17 @@ class LocalStreamShard:
 
     @property
     def oldest_ms(self) -> int | None:
-        """When the oldest kept record came; none without records."""
+        """The arrival of the oldest stored record; none without records."""
         return self._arrived_ms[0] if self._arrived_ms else None
 
     @property
     def starting_sequence_number(self) -> str:
-        """A number below all records'."""
+        """A number below those of all records."""
         return str(self._start_sequence)
 
     @property
     def ending_sequence_number(self) -> str | None:
-        """A number above all records'; none while open."""
+        """A number above those of all records; none while open."""
         if self.closed_ms is None:
             return None
         return str(
@@ -115,9 +115,9 @@ class LocalStreamShard:
         return number
 
     def read(self, position: int, *, limit: int, max_bytes: int) -> ReadResult:
-        """Return up to *limit* records from *position* on, at least one if there is one (API_GetRecords).
+        """Return up to *limit* records from *position* on, at least one if any is stored (API_GetRecords).
 
-        A position before the oldest kept record means that one.
+        A position before the oldest stored record means that record.
         """
         start = max(position - self.first_position, 0)
         if start >= len(self._encoded):
@@ -132,9 +132,10 @@ class LocalStreamShard:
         )
 
     def millis_behind(self, records: ReadResult, now_ms: int) -> int:
-        """Return how far a reply that ends with *records* is from the tip (API_GetRecords, MillisBehindLatest).
+        """Return MillisBehindLatest of a reply that ends with *records* (API_GetRecords).
 
-        0 exactly when nothing is left to read; else the age of its last record, or of the next one when it has none.
+        0 exactly when no record is left to read; else the age of the last record of the reply, or of the next record
+        when the reply has none.
         """
         if records.next_position >= self.end_position:
             return 0
@@ -142,11 +143,11 @@ class LocalStreamShard:
         return max(now_ms - self._arrived_ms[last], 1)
 
     def position_at_time(self, at_ms: int) -> int:
-        """Return the position of the first kept record that came at *at_ms* or later (API_GetShardIterator)."""
+        """Return the position of the first stored record that arrived at *at_ms* or later (API_GetShardIterator)."""
         return self.first_position + bisect_left(self._arrived_ms, at_ms)
 
     def trim(self, count: int) -> int:
-        """Drop the *count* oldest records; return how many there were."""
+        """Drop the *count* oldest records; return the number of dropped records."""
         count = min(count, len(self._encoded))
         if count:
             self.stored_bytes -= sum(len(encoded) + OVERHEAD_BYTES for encoded in self._encoded[:count])
@@ -157,11 +158,11 @@ class LocalStreamShard:
         return count
 
     def trim_before(self, at_ms: int) -> int:
-        """Drop the records that came before *at_ms*; return how many there were."""
+        """Drop the records that arrived before *at_ms*; return the number of dropped records."""
         if not self._arrived_ms or self._arrived_ms[0] >= at_ms:
             return 0
         return self.trim(bisect_left(self._arrived_ms, at_ms))
 
     def close(self, children: tuple[LocalStreamShard, ...], now_ms: int) -> None:
-        """Take no more records; *children* do from now on."""
+        """Accept no more records; *children* accept them from now on."""
         self.closed_ms, self.child_shards = now_ms, children

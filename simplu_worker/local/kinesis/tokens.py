@@ -1,9 +1,9 @@
-"""Sequence numbers, iterators and page tokens of the local Kinesis. Does no I/O.
+"""Sequence numbers, iterators and page tokens of the local Kinesis. Pure.
 
-Sequence numbers are integers of 186 bits, 56 decimal digits, as AWS's look. From the highest bits: a 2, the second in
-which the stream shard was made, the stream shard's lowest digit, the record's number, the second in which it came, the
-stream shard, a 2. So they grow within a stream shard; and a child's are all greater than its parents', because a child
-is made in a later second than its parents, if need be one that is still to come.
+Sequence numbers are integers of 186 bits, 56 decimal digits, like AWS's. From the highest bits: a 2, the second of the
+stream shard's creation, the stream shard's lowest digit, the record's number, the second of its arrival, the stream
+shard, a 2. So they grow within a stream shard. A child's numbers are all greater than its parents', because its second
+of creation is later than theirs, if necessary in the future.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INDEX_BIT, SECOND_BIT, ORDINAL_BIT, DIGIT_BIT, MADE_BIT, TOP_BIT = 4, 36, 80, 14
 
 
 class SequenceNumber(NamedTuple):
-    """What a sequence number says. *ordinal* is 0 for the start of the stream shard and 1 for its first record."""
+    """The parts of a sequence number. *ordinal* is 0 for the start of the stream shard and 1 for its first record."""
 
     made_s: int
     shard_index: int
@@ -29,7 +29,7 @@ class SequenceNumber(NamedTuple):
 
 
 def encode_sequence_number(parts: SequenceNumber) -> int:
-    """Return the sequence number that says *parts*."""
+    """Return the sequence number that consists of *parts*."""
     return (
         VERSION << TOP_BIT
         | parts.made_s << MADE_BIT
@@ -42,7 +42,7 @@ def encode_sequence_number(parts: SequenceNumber) -> int:
 
 
 def parse_sequence_number(text: str) -> SequenceNumber | None:
-    """Return what a sequence number says; none when it is not one of ours."""
+    """Return the parts of a sequence number; none when `encode_sequence_number` did not make it."""
     number = int(text)
     parts = SequenceNumber(
         made_s=number >> MADE_BIT & (1 << 36) - 1,
@@ -54,9 +54,10 @@ def parse_sequence_number(text: str) -> SequenceNumber | None:
 
 
 class IteratorToken(msgspec.Struct, frozen=True, array_like=True, tag="iterator"):
-    """A place in a stream shard: the next record to read is number *position*, counted from 0 over all its life.
+    """A position in a stream shard: that of the next record to read.
 
-    *born_ms* tells a stream from an earlier one of the same name. *generation* grows when all iterators are to expire.
+    *created_ms* distinguishes a stream from an earlier one of the same name. *generation* is the account's, which grows
+    when all iterators are to expire.
     """
 
     stream: str
@@ -68,7 +69,7 @@ class IteratorToken(msgspec.Struct, frozen=True, array_like=True, tag="iterator"
 
 
 class PageToken(msgspec.Struct, frozen=True, array_like=True, tag="page"):
-    """Where the next page of ListShards starts, and what it was asked for."""
+    """The start of the next page of ListShards, and the query of the first page."""
 
     stream: str
     created_ms: int

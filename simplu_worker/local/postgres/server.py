@@ -1,6 +1,6 @@
-"""Real Postgres servers for the embedded stack, one process each, so that one shard can be killed or paused alone.
+"""Real Postgres servers for the embedded stack, each a process that can be killed or paused independently.
 
-Only the programs of a package are used, never its Python interface: as root those make users and open parent folders.
+Only the programs of a package are used, never its Python interface, which as root creates users and opens folders.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CONNECT_TIMEOUT_S = 2.0
 START_ATTEMPTS = 10
 RESTART_PAUSE_S = 0.3
 SETTINGS = {
-    "fsync": "off",  # the folder goes with the process
+    "fsync": "off",  # the folder is removed with the process
     "shared_buffers": "16MB",
     "max_connections": "100",
     "listen_addresses": HOST,
@@ -51,7 +51,7 @@ SETTINGS = {
 def find_postgres_bin() -> Path:
     """Return the folder of `initdb` and `postgres`: of an installed package (not imported), else the system's newest.
 
-    Raises `StackError` that says what to install.
+    Raises `StackError`, which names the package to install.
     """
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -61,8 +61,8 @@ def find_postgres_bin() -> Path:
     if found := _newest_bin(SYSTEM_FOLDER.glob("*/bin")):
         return found
     raise StackError(
-        f"no Postgres server found: neither one of the Python packages {', '.join(PACKAGES)} nor {SYSTEM_FOLDER}/*/bin;"
-        " install simplu-worker[local]"
+        f"expected a Postgres server in one of the Python packages {', '.join(PACKAGES)} or in {SYSTEM_FOLDER}/*/bin,"
+        " found none: install simplu-worker[local]"
     )
 
 
@@ -73,7 +73,7 @@ def _newest_bin(folders: Iterable[Path]) -> Path | None:
 
 @dataclass(frozen=True)
 class PostgresPrograms:
-    """How `initdb` and `postgres`, which refuse to run as root, are started on this machine."""
+    """The programs `initdb` and `postgres`, and the way to start them here: they refuse to run as root."""
 
     folder: Path
     prefix: tuple[str, ...] = ()
@@ -81,15 +81,17 @@ class PostgresPrograms:
 
     @classmethod
     def find(cls, directory: Path, *, unshare: str = "unshare") -> Self:
-        """Return what works here: directly; as root in a user namespace of *unshare*, else as user nobody.
+        """Find a way that works here: directly; as root in a user namespace of *unshare*, else as user `nobody`.
 
-        The last needs *directory*, this program's own temporary folder, to be entered by everybody, and takes a copy
-        of the programs there when they lie where nobody cannot go.
+        For user `nobody`, all users get the right to enter *directory*, this program's own temporary folder, and the
+        programs are copied there when `nobody` cannot reach them.
+
+        Raises `StackError` when no way works.
         """
         folder = find_postgres_bin()
         if os.geteuid() != 0:
             return cls(folder)
-        # Outside of its namespace the process stays root, so it goes through folders that only root may enter.
+        # Outside its namespace the process stays root, so it can reach folders that only root may enter.
         namespace = cls(folder, (unshare, "--user", "--map-user=65534", "--map-group=65534", "--"))
         if namespace.can_run():
             return namespace
@@ -99,23 +101,23 @@ class PostgresPrograms:
         if (copied := cls(_copy_for_everybody(folder, directory / "programs"), user=UNPRIVILEGED_USER)).can_run():
             return copied
         raise StackError(
-            f"Postgres does not run as root, {unshare} --user is refused here, and user {UNPRIVILEGED_USER} cannot run"
-            f" it in {directory}: start this as an ordinary user, or set TMPDIR to a folder that everybody may enter"
+            f"Postgres does not run as root, {unshare} --user fails here, and user {UNPRIVILEGED_USER} cannot run"
+            f" it in {directory}: start this as an ordinary user, or set TMPDIR to a folder that all users may enter"
         )
 
     def can_run(self) -> bool:
-        """Try it once."""
+        """Return whether `postgres --version` runs this way."""
         command = [*self.prefix, str(self.folder / "postgres"), "--version"]
         try:
             return (
                 subprocess.run(command, capture_output=True, check=False, **user_arguments(self.user)).returncode == 0
             )
-        except OSError:  # may not be entered, or there is no such program
+        except OSError:  # the folder may not be entered, or the program does not exist
             return False
 
 
 def _copy_for_everybody(folder: Path, target: Path) -> Path:
-    """Copy an installation, with the *.libs folders that a wheel keeps beside its package, and return its bin/."""
+    """Copy an installation, with the *.libs folders beside its package in a wheel, and return the bin/ of the copy."""
     installation, site = folder.parent, folder.parent.parent.parent
     copied = target / installation.parent.name / installation.name
     shutil.copytree(installation, copied)
@@ -127,10 +129,10 @@ def _copy_for_everybody(folder: Path, target: Path) -> Path:
 
 
 class PostgresServer:
-    """One Postgres server with a database of its own; it can be stopped, killed, paused, and started again.
+    """One Postgres server with a database; it can be stopped, killed, paused, and started again.
 
-    The password is for show: the server trusts every connection from this machine, but what carries the address can
-    be tested for keeping the secret. *name* is that of its folder and its log, if not the database's.
+    The server trusts every connection from this machine: its password exists so that tests can check that no output
+    contains it. *name* is that of its folder and its log, by default the database's. *settings* override `SETTINGS`.
     """
 
     def __init__(
@@ -149,23 +151,23 @@ class PostgresServer:
         self._group = group
         self._programs = programs
         self._folder = group.directory / self.name
-        # Shown in the process list, and asked for after a connect: is it really this server that answers there?
+        # Shown in the process list, and queried after a connect: another server may listen on the port.
         self._cluster_name = f"{self.name}-{secrets.token_hex(4)}"
         self._settings = SETTINGS | {"cluster_name": self._cluster_name} | dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
-        self._was_started = False  # the port is known to others
+        self._was_started = False  # once true, the port is known to clients and stays
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, port={self.port}, pid={self.pid}, running={self.is_running})"
 
     @property
     def is_running(self) -> bool:
-        """Whether the server process is there, paused or not."""
+        """Whether the server process exists, paused or not."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int | None:
-        """The server process, once it was started."""
+        """The id of the server process; none before the first start."""
         return self._process.pid if self._process is not None else None
 
     @property
@@ -178,9 +180,9 @@ class PostgresServer:
         return f"postgresql://{SUPERUSER}:{self.password}@{HOST}:{self.port}/{database}"
 
     async def start(self) -> None:
-        """Start the server and wait until it answers; after a stop or kill on the same data and port.
+        """Start the server and wait until it answers; after a stop or kill with the same data and port.
 
-        The first start makes the data folder and the database.
+        The first start creates the data folder and the database.
         """
         if self.is_running:
             return
@@ -207,7 +209,7 @@ class PostgresServer:
         return self.url_of(name)
 
     async def stop(self) -> None:
-        """Shut the server down in order (Postgres's fast mode: open transactions are rolled back)."""
+        """Shut the server down (Postgres's fast mode: open transactions are rolled back)."""
         self.resume()
         if self._process is not None and self.is_running:
             self._process.send_signal(signal.SIGINT)
@@ -215,7 +217,7 @@ class PostgresServer:
                 await self.kill()
 
     async def kill(self) -> None:
-        """End the server as a crash of its machine would, with all its backends."""
+        """Kill the server with all its backends, as a crash of its machine would."""
         pids = self._process_ids()
         send_signal(pids, signal.SIGKILL)
         if self._process is not None:
@@ -224,9 +226,9 @@ class PostgresServer:
         async def gone() -> bool:
             return not pids & {process.pid for process in running_processes()}
 
-        # A backend that is left would keep the data folder from being used again.
+        # A remaining backend would prevent a new server from using the data folder.
         if not await poll_until(gone, within_s=STOP_TIMEOUT_S):
-            raise StackError(f"backends of Postgres {self.name} do not end, even after SIGKILL: {sorted(pids)}")
+            raise StackError(f"expected the backends of Postgres {self.name} to end after SIGKILL: {sorted(pids)}")
 
     async def discard(self) -> None:
         """Kill the server for good and remove its data."""
@@ -234,13 +236,13 @@ class PostgresServer:
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     def suspend(self) -> None:
-        """Make the server hang: connections are neither refused nor answered until `resume`."""
+        """Make the server hang: it neither refuses nor answers connections until `resume`."""
         if self._process is not None and self.is_running:
-            self._process.send_signal(signal.SIGSTOP)  # first, so that it starts no more backends
+            self._process.send_signal(signal.SIGSTOP)  # first, so that the server starts no more backends
             send_signal(self._process_ids(), signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let the server go on after `suspend`."""
+        """Let the server continue after `suspend`."""
         send_signal(self._process_ids(), signal.SIGCONT)
 
     @property
@@ -256,12 +258,12 @@ class PostgresServer:
         return not self.is_running
 
     async def _initialise(self) -> None:
-        """Make the data folder."""
+        """Create the data folder."""
         options = ("-N", "--auth=trust", "--locale=C", "-E", "UTF8", "-U", SUPERUSER, "--no-instructions")
         await self._create_data("initdb", "-D", self._data, *options)
 
     async def _create_content(self) -> None:
-        """Make what the server must hold, once it answers for the first time."""
+        """Create the database, once the server answers for the first time."""
         await self.create_database(self.database)
 
     async def _create_data(self, program: str, *arguments: str) -> None:
@@ -275,14 +277,14 @@ class PostgresServer:
             raise StackError(f"{program} of Postgres {self.name} failed: {self._log_tail()}")
 
     def _create_folder(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)  # what a start that failed left
+        shutil.rmtree(self._folder, ignore_errors=True)  # a failed start may have left files
         self._folder.mkdir(mode=0o700)
         if self._programs.user is not None:
             shutil.chown(self._folder, self._programs.user)
 
     def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         programs = self._programs
-        # PGPORT, PGDATA, PGOPTIONS and the like are the user's, for another server; the locale keeps messages English.
+        # The user's PGPORT, PGDATA, PGOPTIONS and others are for another server; the locale keeps messages English.
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
         return self._group.spawn(
             [*programs.prefix, str(programs.folder / program), *arguments],
@@ -298,10 +300,10 @@ class PostgresServer:
 
     def _log_tail(self) -> str:
         lines = self._log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return " | ".join(lines[-3:]) or "it wrote nothing"
+        return " | ".join(lines[-3:]) or "its log is empty"
 
     async def _wait_for_answer(self, process: subprocess.Popen[bytes]) -> bool:
-        """Wait for the server's first answer; false when it ended instead."""
+        """Wait for the server's first answer; return false when the server ended instead."""
         answered = False
 
         async def settled() -> bool:
@@ -335,9 +337,9 @@ class PostgresServer:
         )
 
     async def _prepare_retry(self) -> None:
-        """Do something about the server's end at its start, so that another try is worth it."""
+        """Prepare another start after the server ended at its start. Raises StackError when it would end again."""
         if self._was_started:
-            await asyncio.sleep(RESTART_PAUSE_S)  # the backends of a killed server may not have noticed yet
+            await asyncio.sleep(RESTART_PAUSE_S)  # the backends of a killed server may still be ending
         elif port_is_free(self.port):
             raise StackError(f"Postgres {self.name} ended at its start: {self._log_tail()}")
         else:

@@ -1,1 +1,1 @@
-"""Processes of the embedded stack and how they serve HTTP."""
+"""Processes of the embedded stack, their ports, and serving HTTP on loopback."""

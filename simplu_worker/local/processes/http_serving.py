@@ -1,4 +1,4 @@
-"""What the servers of the embedded stack share: an application on a port of loopback, and the signals that end it."""
+"""Serve an application on a port of loopback, and listen for the signals that end the server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def serve_on_loopback(
 ) -> AsyncIterator[str]:
     """Serve *application* on *port* of loopback (0: a free one); yields its URL.
 
-    With *handler_cancellation* what is being answered does not outlive the client that waits for it.
+    With *handler_cancellation* a handler is cancelled when its client disconnects.
     """
     runner = web.AppRunner(
         application, access_log=None, shutdown_timeout=shutdown_timeout_s, handler_cancellation=handler_cancellation
@@ -32,8 +32,8 @@ async def serve_on_loopback(
 
 
 def listen_for_stop() -> asyncio.Event:
-    """Return what SIGINT and SIGTERM set from now on."""
-    stopped = asyncio.Event()
+    """Return an event that SIGINT and SIGTERM set from now on."""
+    stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    return stopped
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop

@@ -1,4 +1,4 @@
-"""What the parts of the embedded stack share: free ports on loopback, and waiting until something answers."""
+"""Free ports on loopback, and polling until a condition is true."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import time
 from collections.abc import Awaitable, Callable
 
 HOST = "127.0.0.1"
-# Below the ranges from which Linux (32768) and macOS (49152) take the ports of outgoing connections: a server that is
-# down for a while finds its port free when it comes back.
+# Below the ranges from which Linux (32768) and macOS (49152) take the ports of outgoing connections: a server that was
+# down for a while finds its port free.
 PORTS = range(15_000, 32_000)
 POLL_S = 0.01
 
 
 class StackError(Exception):
-    """The embedded stack cannot start or go on; the message is for a person."""
+    """The embedded stack cannot start or continue; the message is for a person."""
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on now; somebody else may still be faster to take it."""
+    """Return a port of loopback on which no program listens now; another program may still take it first."""
     for _ in range(200):
-        port = secrets.choice(PORTS)  # not `random`: test tools seed that alike in processes side by side
+        port = secrets.choice(PORTS)  # not `random`: test tools give parallel processes the same seed
         if port_is_free(port):
             return port
-    raise StackError(f"no free port on {HOST}: 200 of {PORTS.start}-{PORTS.stop - 1} were tried and all are taken")
+    raise StackError(f"no free port on {HOST}: tried 200 of {PORTS.start}-{PORTS.stop - 1}, all are in use")
 
 
 def port_is_free(port: int) -> bool:
@@ -40,10 +40,10 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-async def poll_until(ask: Callable[[], Awaitable[bool]], *, within_s: float) -> bool:
-    """Ask again and again; return true at the first yes, false when *within_s* have passed without one."""
+async def poll_until(condition: Callable[[], Awaitable[bool]], *, within_s: float) -> bool:
+    """Poll *condition*; return true as soon as it is true, false when *within_s* have passed."""
     deadline = time.monotonic() + within_s
-    while not await ask():
+    while not await condition():
         if time.monotonic() >= deadline:
             return False
         await asyncio.sleep(POLL_S)

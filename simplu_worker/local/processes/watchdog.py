@@ -1,10 +1,10 @@
-"""Nothing that the embedded stack starts outlives it: a watchdog process ends everything when its parent is gone.
+"""Child processes that do not outlive their parent: a watchdog process ends all of them when the parent is gone.
 
-Why it holds, after kill -9 too: the watchdog leads a process group of its own, every child is put into that group
-before its program starts, and the watchdog waits on a pipe whose only other end is in the parent. However the parent
-ends, the system closes that end. Signals of a terminal reach only the terminal's group: Ctrl-C is for the parent.
+Why it is safe, after kill -9 too: the watchdog leads a process group of its own, every child is put into that group
+before its program starts, and the watchdog waits on a pipe, of which only the parent has the other end. However the
+parent ends, the system closes that end. A terminal's signals reach only the terminal's group: Ctrl-C is for the parent.
 
-The file is run as a program by path, without site-packages: it may import the standard library only.
+The watchdog runs this file by path, without site-packages: the file may import the standard library only.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-TERMINATION_GRACE_S = 3.0  # how long children may take to end by themselves before SIGKILL
+TERMINATION_GRACE_S = 3.0  # how long children may take to end before SIGKILL
 POLL_S = 0.02
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class RunningProcess(NamedTuple):
-    """A line of the process table."""
+    """A row of the process table."""
 
     pid: int
     parent: int
@@ -36,7 +36,7 @@ class RunningProcess(NamedTuple):
 
 
 def running_processes() -> list[RunningProcess]:
-    """Return all processes but zombies: those have ended, and only wait for somebody to ask for their exit status."""
+    """Return all processes except zombies: a zombie has ended, and its parent has not yet read its exit status."""
     table = _read_proc() if Path("/proc/self/stat").exists() else _read_ps()
     return [process for process, state in table if not state.startswith("Z")]
 
@@ -45,9 +45,9 @@ def _read_proc() -> list[tuple[RunningProcess, str]]:
     table = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
-            with suppress(OSError):  # it ended in between
+            with suppress(OSError):  # the process has ended since the listing
                 text = Path(entry.path, "stat").read_text(encoding="utf-8", errors="replace")
-                # The name in parentheses may itself hold spaces and parentheses: proc(5).
+                # The name in parentheses may itself contain spaces and parentheses: proc(5).
                 state, parent, group = text[text.rindex(")") + 2 :].split()[:3]
                 table.append((RunningProcess(int(entry.name), int(parent), int(group)), state))
     return table
@@ -60,23 +60,23 @@ def _read_ps() -> list[tuple[RunningProcess, str]]:
 
 
 def with_descendants(pids: Iterable[int], table: Sequence[RunningProcess]) -> set[int]:
-    """Return *pids* and all below them; a Postgres backend makes its own session and is in nobody's group."""
-    pids, fresh = set[int](), set(pids)
+    """Return *pids* and their descendants: a Postgres backend has a session, and so a process group, of its own."""
+    found, fresh = set[int](), set(pids)
     while fresh:
-        pids |= fresh
-        fresh = {process.pid for process in table if process.parent in fresh} - pids
-    return pids
+        found |= fresh
+        fresh = {process.pid for process in table if process.parent in fresh} - found
+    return found
 
 
 def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to each of *pids* that is still there."""
+    """Send a signal to each of *pids* that still exists."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 class ProcessGroup:
-    """Children that end, and a folder that goes, with this process. Enter it as a context manager.
+    """Child processes that end, and a folder that is removed, with this process. Enter it as a context manager.
 
     *directory* has a short path and mode 0700.
     """
@@ -102,7 +102,7 @@ class ProcessGroup:
 
     @property
     def pids(self) -> set[int]:
-        """Everything of this group that runs now: the watchdog, the children and all below them."""
+        """The running processes of this group: the watchdog, the children and their descendants."""
         table = running_processes()
         members = [process.pid for process in table if process.group == self._watchdog.pid]
         return with_descendants(members, table)
@@ -116,7 +116,7 @@ class ProcessGroup:
         cwd: Path | None = None,
         user: str | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start a child whose output is appended to *log_path*; with *user* (root only) under that user's rights."""
+        """Start a child and append its output to *log_path*; with *user* (root only) it runs as that user."""
         with log_path.open("ab") as log:
             child: subprocess.Popen[bytes] = subprocess.Popen(
                 argv,
@@ -132,12 +132,12 @@ class ProcessGroup:
         return child
 
     def close(self) -> None:
-        """End all children and remove the folder; blocks for up to some seconds, and does no harm a second time."""
+        """End all children and remove the folder. Blocks for up to some seconds; idempotent."""
         if self._watchdog.stdin is not None:
             self._watchdog.stdin.close()
         self._watchdog.wait()
         for child in self._children:
-            child.kill()  # nothing to do unless somebody killed the watchdog
+            child.kill()  # no effect unless the watchdog was killed
             child.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -154,33 +154,33 @@ def _start_watchdog(directory: Path) -> subprocess.Popen[bytes]:
 
 
 def user_arguments(user: str | None) -> dict[str, Any]:
-    """Return the arguments of `subprocess.Popen` for *user* and its group alone; none: as this process."""
+    """Return the arguments of `subprocess.Popen` that run a program as *user*, with its group alone; none: as now."""
     if user is None:
         return {}
     return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
 
 
 def watch(directory: str) -> None:
-    """Wait until the parent is gone, then end the group that this process leads, itself included."""
+    """Wait until the parent is gone, then end the group that this process leads, this process included."""
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if os.getpgrp() != os.getpid():
-        sys.exit("the watchdog is started by ProcessGroup, in a process group of its own")
+        sys.exit("expected to lead a process group: start the watchdog with ProcessGroup")
     with suppress(OSError):
         while os.read(0, 1):
             pass
     end_others(os.getpid())
     shutil.rmtree(directory, ignore_errors=True)
-    os.killpg(os.getpid(), signal.SIGKILL)  # whoever joined late, and this process
+    os.killpg(os.getpid(), signal.SIGKILL)  # children that joined late, and this process
 
 
 def end_others(leader: int) -> None:
-    """Ask all of *leader*'s group to end, wait, and kill what is left with all its descendants."""
+    """Ask all processes of *leader*'s group to end, wait, and kill the remaining ones with their descendants."""
     deadline = time.monotonic() + TERMINATION_GRACE_S
     pids = _live_descendants(leader, set())
     members = {process.pid for process in running_processes() if process.group == leader} - {leader}
-    # SIGINT is Postgres's fast shutdown. SIGTERM beside it is for programs that were started with SIGINT ignored, as a
-    # shell does in the background, and changes nothing for Postgres. What was stopped has to run to hear either.
+    # SIGINT is Postgres's fast shutdown. SIGTERM too is for programs that were started with SIGINT ignored, as a shell
+    # does in the background, and changes nothing for Postgres. A stopped process has to continue to receive either.
     for number in (signal.SIGINT, signal.SIGTERM):
         send_signal(members, number)
     send_signal(pids, signal.SIGCONT)
@@ -191,7 +191,7 @@ def end_others(leader: int) -> None:
 
 
 def _live_descendants(leader: int, known: set[int]) -> set[int]:
-    """Return the group's members, their descendants, and those *known* before whose parent has ended meanwhile."""
+    """Return the group's members, their descendants, and the *known* processes that still run without their parent."""
     table = running_processes()
     alive = {process.pid for process in table}
     members = {process.pid for process in table if process.group == leader} - {leader}

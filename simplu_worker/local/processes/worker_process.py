@@ -1,4 +1,4 @@
-"""Workers as the outside sees them: processes with an environment, a log, HTTP endpoints and an exit status."""
+"""Workers as black boxes: processes with an environment, a log, HTTP endpoints and an exit status."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ LAG_SAMPLE = re.compile(r"^simplu_kinesis_lag_seconds(?:\{[^}]*\})? (\S+)", re.M
 
 
 class WorkerEndedError(Exception):
-    """A worker ended when it should run, or did not become ready, or ended otherwise than it should."""
+    """A worker ended too early, did not become ready, did not end in time, or ended with another status than 0."""
 
 
 class WorkerProcess:
-    """One `simplu-worker run`. *group* ends it with this process; nothing of the user's own settings reaches it.
+    """One `simplu-worker run` in *group*, which ends with this process. The user's own settings do not reach it.
 
-    Its log goes with the group's folder unless *log_path* names another place.
+    Its log is removed with the group's folder unless *log_path* names another file.
     """
 
     def __init__(
         self, group: ProcessGroup, env: Mapping[str, str], *, number: int = 0, log_path: Path | None = None
     ) -> None:
-        # The first one has the port that the stack's environment names, so that it can be told to people.
+        # The first worker has the port that the stack's environment names and prints.
         self.port = int(env["HTTP_PORT"]) if number == 0 else free_port()
         self.log_path = log_path or group.directory / f"worker-{number}.log"
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
@@ -50,25 +50,25 @@ class WorkerProcess:
 
     @property
     def url(self) -> str:
-        """Where its HTTP endpoints are."""
+        """The base URL of its HTTP endpoints."""
         return f"http://{HOST}:{self.port}"
 
     @property
     def pid(self) -> int | None:
-        """Its process id, `None` when it is not running."""
+        """Its process id; `None` when it is not running."""
         return None if self._process is None or self._process.poll() is not None else self._process.pid
 
     def start(self) -> None:
-        """Start it; its log is appended to."""
+        """Start the worker; its output is appended to the log."""
         self._process = self._group.spawn(
             [sys.executable, "-m", "simplu_worker", "run"], log_path=self.log_path, env=self._env
         )
 
     async def wait_ready(self) -> None:
-        """Wait until `/readyz` says 200.
+        """Wait until `/readyz` answers 200.
 
         Raises:
-            WorkerEndedError: it ended, or was not ready within a minute.
+            WorkerEndedError: the worker ended, or was not ready within a minute.
 
         """
         loop = asyncio.get_running_loop()
@@ -81,26 +81,27 @@ class WorkerProcess:
                 await asyncio.sleep(POLL_S)
 
     def check_running(self) -> None:
-        """Raise `WorkerEndedError`, with the end of its log, unless it runs."""
-        if self._process is None or (status := self._process.poll()) is not None:
-            raise WorkerEndedError(f"the worker ended with status {status} while it should run{self._log_suffix()}")
+        """Raise `WorkerEndedError`, with the end of the log, unless the worker runs."""
+        status = None if self._process is None else self._process.poll()
+        if self._process is None or status is not None:
+            raise WorkerEndedError(f"expected the worker to run, it ended with status {status}{self._log_suffix()}")
 
     def kill(self) -> None:
-        """Kill it with -9."""
+        """End the worker with SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, if it runs."""
+        """Send a signal to the worker, if it was started."""
         if self._process is not None:
             self._process.send_signal(number)
 
     async def stop(self, *, within_s: float) -> None:
-        """Send SIGTERM and wait for its end.
+        """Send SIGTERM and wait until the worker has ended.
 
         Raises:
-            WorkerEndedError: it did not end within *within_s*, or with another status than 0.
+            WorkerEndedError: it did not end within *within_s*, or ended with another status than 0.
 
         """
         if self._process is None:
@@ -117,7 +118,7 @@ class WorkerProcess:
             )
 
     async def read_kinesis_lag_s(self) -> float | None:
-        """Return the largest lag of its stream shards by its metrics, `None` when it does not say."""
+        """Return the largest lag of its stream shards in its metrics; `None` without an answer or a sample."""
         try:
             async with (
                 aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as session,

@@ -1,4 +1,4 @@
-"""The actions of the local SQS: requests in, answers out, over the model. Does no I/O; the time is handed in."""
+"""The actions of the local SQS: from requests to answers, on the model; callers pass the time. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SqsReply = dict[str, Any] | None
 
 
 class SqsActions:
-    """The account's API. `decode` and `answer` raise SqsError for every answer that is an error."""
+    """The account's API. `decode` and `answer` raise SqsError for every error answer."""
 
     def __init__(self, account: SqsAccount) -> None:
         self.account = account
@@ -63,23 +63,23 @@ class SqsActions:
     def decode(self, action: str, body: bytes) -> Any:
         """Return the request in *body*."""
         if action not in self._actions:
-            raise SqsError("UnknownOperationException", f"the local SQS does not know the action {action!r}")
+            raise SqsError("UnknownOperationException", f"the local SQS has no action {action!r}")
         try:
             return self._actions[action][0].decode(body or b"{}")
         except msgspec.ValidationError as exc:
             if "missing required field" in str(exc):
-                raise SqsError("MissingRequiredParameterException", f"The request is not whole: {exc}") from exc
+                raise SqsError("MissingRequiredParameterException", f"The request is incomplete: {exc}") from exc
             raise SqsError("InvalidParameterValueException", f"1 validation error detected: {exc}") from exc
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise SqsError("SerializationException", f"expected a JSON object: {exc}") from exc
 
     def answer(self, action: str, request: Any, now_ms: int) -> SqsReply:
-        """Do what *request* asks and return the answer."""
+        """Do *request* and return the answer."""
         self.account.apply_due(now_ms)
         return self._actions[action][1](request, now_ms)
 
     def wait_s(self, request: requests.ReceiveMessage) -> int:
-        """Return how long *request* waits for messages. Raises what is wrong with it."""
+        """Return how long *request* waits for messages. Raises SqsError when it is invalid."""
         queue = self._find_queue(request)
         _check_range("MaxNumberOfMessages", request.max_number_of_messages, 1, BATCH_MAX_COUNT)
         wait_s = request.wait_time_seconds
@@ -134,7 +134,7 @@ class SqsActions:
         return _send_message(self._find_queue(request), request, now_ms)
 
     def _send_batch(self, request: requests.SendMessageBatch, now_ms: int) -> SqsReply:
-        """API_SendMessageBatch; its messages together are as large as one may be."""
+        """API_SendMessageBatch; the limit on one message also holds for all messages of a batch together."""
         queue = self._find_queue(request)
         size_bytes = sum(len(entry.message_body.encode()) for entry in request.entries)
         if size_bytes > MAX_MESSAGE_BYTES:
@@ -228,7 +228,7 @@ def _send_message(queue: LocalQueue, entry: requests.MessageEntry, now_ms: int) 
 
 
 def _received_message(queue: LocalQueue, message: StoredMessage, request: requests.ReceiveMessage) -> dict[str, Any]:
-    """Return *message* as ReceiveMessage answers it, with those attributes that were asked for."""
+    """Return *message* as ReceiveMessage answers, with the requested attributes."""
     content = message.content
     found: dict[str, Any] = {
         "MessageId": message.message_id,
@@ -243,7 +243,7 @@ def _received_message(queue: LocalQueue, message: StoredMessage, request: reques
     attributes = _requested_attributes(content.attributes, request.message_attribute_names)
     if attributes:
         found["MessageAttributes"] = attributes
-        # AWS gives the digest of those that are asked for; here it is given for all of them only.
+        # AWS returns the digest of the requested attributes; here only that of all attributes is known.
         if len(attributes) == len(content.attributes):
             found["MD5OfMessageAttributes"] = content.md5_of_attributes
     return found
@@ -268,7 +268,7 @@ def _system_attributes(queue: LocalQueue, message: StoredMessage) -> dict[str, s
 def _requested_attributes(
     attributes: dict[str, requests.MessageAttribute], names: Sequence[str]
 ) -> dict[str, requests.MessageAttribute]:
-    """Return the message attributes that *names* name: by All, `.*`, a prefix with `.*`, or their name."""
+    """Return the message attributes that *names* select: by All, `.*`, a prefix with `.*`, or their name."""
     if not attributes or not names:
         return {}
     if "All" in names or ".*" in names:
@@ -278,7 +278,7 @@ def _requested_attributes(
 
 
 def _run_batch(entries: Sequence[Any], act: Callable[[Any], SqsReply]) -> dict[str, Any]:
-    """Act on each of *entries*; a refused one does not stop those behind it (API_BatchResultErrorEntry)."""
+    """Act on each of *entries*; a rejected entry does not stop the following ones (API_BatchResultErrorEntry)."""
     if not entries:
         raise SqsError("EmptyBatchRequest", "There should be at least one entry in the request.")
     if len(entries) > BATCH_MAX_COUNT:
@@ -299,7 +299,7 @@ def _run_batch(entries: Sequence[Any], act: Callable[[Any], SqsReply]) -> dict[s
 
 
 def failed_entry(entry_id: str, code: str, message: str, *, sender_fault: bool) -> dict[str, Any]:
-    """Return an entry of a batch as it is answered when it did not get through."""
+    """Return API_BatchResultErrorEntry: the answer for a failed entry of a batch."""
     return {"Id": entry_id, "SenderFault": sender_fault, "Code": code, "Message": message}
 
 

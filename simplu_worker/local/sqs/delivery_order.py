@@ -1,4 +1,4 @@
-"""In which order a queue of the local SQS gives its messages out, and which it holds back. Does no I/O."""
+"""The order in which a queue of the local SQS delivers its messages, and the locks of message groups. Pure."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from typing import Protocol
 from simplu_worker.local.sqs.message import MessageState, StoredMessage
 
 Accept = Callable[[StoredMessage], bool]
-"""Takes a message that is next; true when it counts as given out."""
+"""Receives the next message; returns true when the message counts as delivered."""
 
 
 class DeliveryOrder(Protocol):
-    """The messages that are visible. One that is gone meanwhile is passed over."""
+    """The visible messages. A message that has another state when its turn comes is skipped."""
 
     def add(self, message: StoredMessage) -> None:
-        """*message* is visible now."""
+        """Add *message*, which has become visible."""
 
     def take(self, limit: int, accept: Accept) -> None:
-        """Hand the next messages to *accept* until it has taken *limit* of them."""
+        """Pass the next messages to *accept* until it has accepted *limit* of them."""
 
     def release(self, message: StoredMessage) -> None:
-        """*message* is not in flight any more: deleted, or about to be visible again."""
+        """Note that *message* is no longer in flight: it was deleted, or is about to become visible."""
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all messages."""
 
 
 class StandardOrder:
-    """A standard queue's: the oldest first, whoever has the others."""
+    """The order of a standard queue: oldest first, whichever messages are in flight."""
 
     def __init__(self) -> None:
         self._visible: list[tuple[int, StoredMessage]] = []
 
     def __repr__(self) -> str:
-        return f"AnyOrder({len(self._visible)} visible)"
+        return f"StandardOrder({len(self._visible)} visible)"
 
     def add(self, message: StoredMessage) -> None:
-        """*message* is visible now."""
+        """Add *message*, which has become visible."""
         heapq.heappush(self._visible, (message.number, message))
 
     def take(self, limit: int, accept: Accept) -> None:
-        """Hand the next messages to *accept* until it has taken *limit* of them."""
+        """Pass the next messages to *accept* until it has accepted *limit* of them."""
         while limit and self._visible:
             _, message = heapq.heappop(self._visible)
             if message.state is MessageState.VISIBLE:
@@ -52,19 +52,19 @@ class StandardOrder:
         """Do nothing: no message waits for another."""
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all messages."""
         self._visible.clear()
 
 
 class MessageGroup:
-    """The messages of one group: those that are visible, and how many are in flight."""
+    """The visible messages of one group, and the number of its messages in flight."""
 
     __slots__ = ("in_flight", "queued_as", "visible")
 
     def __init__(self) -> None:
         self.visible: list[tuple[int, StoredMessage]] = []
         self.in_flight = 0
-        self.queued_as = -1  # the number under which the group waits for its turn
+        self.queued_as = -1  # the message number under which the group waits for its turn
 
     def head(self) -> int | None:
         """Return the number of the first visible message."""
@@ -74,7 +74,7 @@ class MessageGroup:
 
 
 class FifoOrder:
-    """A FIFO queue's: within a group in the order sent, and none of a group while one of it is in flight.
+    """The order of a FIFO queue: a group's messages in the order sent, and none while one of them is in flight.
 
     "When receiving messages from a FIFO queue with multiple message group IDs, Amazon SQS first attempts to return as
     many messages with the same message group ID as possible." (developer guide, "FIFO queue delivery logic")
@@ -82,20 +82,20 @@ class FifoOrder:
 
     def __init__(self) -> None:
         self._groups: dict[str, MessageGroup] = {}
-        self._open: list[tuple[int, str]] = []  # by the number of a group's head; may name what has changed since
+        self._open: list[tuple[int, str]] = []  # by the number of a group's head; may contain outdated entries
 
     def __repr__(self) -> str:
-        return f"GroupOrder({len(self._groups)} groups)"
+        return f"FifoOrder({len(self._groups)} groups)"
 
     def add(self, message: StoredMessage) -> None:
-        """*message* is visible now."""
+        """Add *message*, which has become visible."""
         group_id = message.content.group_id or ""
         group = self._groups.setdefault(group_id, MessageGroup())
         heapq.heappush(group.visible, (message.number, message))
         self._queue_group(group_id, group)
 
     def take(self, limit: int, accept: Accept) -> None:
-        """Hand the next messages to *accept* until it has taken *limit* of them."""
+        """Pass the next messages to *accept* until it has accepted *limit* of them."""
         while limit and self._open:
             number, group_id = heapq.heappop(self._open)
             group = self._groups.get(group_id)
@@ -106,19 +106,19 @@ class FifoOrder:
             self._queue_group(group_id, group)
 
     def release(self, message: StoredMessage) -> None:
-        """*message* is not in flight any more: deleted, or about to be visible again."""
+        """Note that *message* is no longer in flight: it was deleted, or is about to become visible."""
         group_id = message.content.group_id or ""
         group = self._groups[group_id]
         group.in_flight -= 1
         self._queue_group(group_id, group)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all messages."""
         self._groups.clear()
         self._open.clear()
 
     def _take_from(self, group: MessageGroup, limit: int, accept: Accept) -> int:
-        """Take what one group has; return what is left of the limit."""
+        """Pass the messages of one group to *accept*; return the remaining limit."""
         while limit and group.head() is not None:
             _, message = heapq.heappop(group.visible)
             if accept(message):
@@ -127,7 +127,7 @@ class FifoOrder:
         return limit
 
     def _queue_group(self, group_id: str, group: MessageGroup) -> None:
-        """Let a group that is not locked wait for its turn, once; forget one that has nothing left."""
+        """Queue a group without a message in flight for its turn, once; remove a group without messages."""
         if group.in_flight:
             return
         head = group.head()

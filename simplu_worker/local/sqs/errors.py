@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from simplu_worker.local.aws_server.errors import AwsError
 
-# The code that the query protocol had for each error whose shape has another name. AWS JSON answers with both: the
-# shape in `__type`, the older code in the header x-amzn-query-error, which clients go by. API_* pages, "Errors".
+# By shape: the code of the error in the query protocol, where it differs. AWS JSON answers with both: the shape in
+# `__type`, the older code in the header x-amzn-query-error, which clients use. API_* pages, "Errors".
 QUERY_CODES = {
     "BatchEntryIdsNotDistinct": "AWS.SimpleQueueService.BatchEntryIdsNotDistinct",
     "BatchRequestTooLong": "AWS.SimpleQueueService.BatchRequestTooLong",
@@ -27,7 +27,7 @@ QUERY_CODES = {
     "TooManyEntriesInBatchRequest": "AWS.SimpleQueueService.TooManyEntriesInBatchRequest",
     "UnsupportedOperation": "AWS.SimpleQueueService.UnsupportedOperation",
 }
-# Errors of every AWS service, which SQS's own model does not name: "Common Errors".
+# Errors of every AWS service that SQS's own model does not contain: "Common Errors".
 COMMON_CODES = {
     "InvalidParameterValueException": "InvalidParameterValue",
     "MissingRequiredParameterException": "MissingParameter",
@@ -63,17 +63,17 @@ class SqsError(AwsError):
 
 
 def queue_not_found() -> SqsError:
-    """Return the error for a queue that is not there."""
+    """Return the error for a queue that does not exist."""
     return SqsError("QueueDoesNotExist", "The specified queue does not exist.")
 
 
 def missing_parameter(parameter: str) -> SqsError:
-    """Return the error for a parameter that this queue needs."""
+    """Return the error for a missing parameter that this queue requires."""
     message = f"The request must contain the parameter {parameter}."
     return SqsError("MissingRequiredParameterException", message)
 
 
 def invalid_parameter(parameter: str, value: object, reason: str) -> SqsError:
-    """Return the error for a value that the action refuses."""
+    """Return the error for a value that the action rejects."""
     message = f"Value {value} for parameter {parameter} is invalid. Reason: {reason}"
     return SqsError("InvalidParameterValueException", message)

@@ -32,7 +32,7 @@ class SqsFault(Fault, kw_only=True):
 
     @property
     def target(self) -> str | None:
-        """The only queue whose calls fail; none: the calls of all."""
+        """The queue of which calls fail; none: every call of the action fails."""
         return self.queue
 
     def error(self) -> SqsError | None:

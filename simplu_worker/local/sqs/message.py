@@ -1,4 +1,4 @@
-"""Messages of the local SQS: what they carry, what SQS refuses to carry, and their receipt handles. Does no I/O."""
+"""Messages of the local SQS: their content, its validation, and their receipt handles. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from simplu_worker.local.sqs.errors import SqsError, invalid_parameter, missing_
 from simplu_worker.local.sqs.requests import MessageAttribute, MessageEntry
 
 # API_SendMessage, MessageBody: "A message can include only XML, JSON, and unformatted text. The following Unicode
-# characters are allowed"; the others make InvalidMessageContents.
+# characters are allowed"; others cause InvalidMessageContents.
 REFUSED_CHARACTERS = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 MAX_ATTRIBUTES = 10  # "Amazon SQS message quotas"
 ID = re.compile(r"[!-~]{1,128}")  # API_SendMessage, MessageGroupId, MessageDeduplicationId
@@ -28,7 +28,7 @@ HANDLE = struct.Struct(">IQQ")
 
 
 class MessageState(Enum):
-    """Where a message is; a delayed one was never received, one in flight is hidden from all but its receiver."""
+    """The state of a message. A delayed one was never received; one in flight is hidden from other receivers."""
 
     DELAYED = "delayed"
     VISIBLE = "visible"
@@ -37,7 +37,7 @@ class MessageState(Enum):
 
 
 class MessageContent(msgspec.Struct, frozen=True):
-    """What a message carries from its sender to whoever receives it."""
+    """The content of a message, as its sender gave it."""
 
     body: str
     attributes: dict[str, MessageAttribute]
@@ -50,7 +50,10 @@ class MessageContent(msgspec.Struct, frozen=True):
 
 
 class StoredMessage:
-    """A message in a queue, of which *number* is its place. *receipt* numbers its receives; *ticket*, each hiding."""
+    """A message in a queue. *number* is its place in the queue's order.
+
+    *receipt* is the number of its last receive, and *ticket* the number of the last change that hid it.
+    """
 
     __slots__ = (
         "change_count",
@@ -73,7 +76,7 @@ class StoredMessage:
         self.message_id = message_id
         self.number = number
         self.sent_ms = sent_ms
-        self.source_arn: str | None = None  # the queue from which it came to a dead-letter queue
+        self.source_arn: str | None = None  # in a dead-letter queue: the queue that it was moved from
         self.state = MessageState.VISIBLE
         self.due_ms = 0
         self.ticket = 0
@@ -81,19 +84,19 @@ class StoredMessage:
         self.receive_count = 0
         self.received_ms = 0
         self.first_received_ms = 0
-        self.change_count = 0  # of its visibility, since it was received
+        self.change_count = 0  # of its visibility timeout, since the last receive
 
     def __repr__(self) -> str:
         return f"Message({self.number}, {self.state.value}, received {self.receive_count} times)"
 
     @property
     def sequence_number(self) -> str:
-        """What tells the order in a FIFO queue."""
+        """The sequence number, by which receivers order the messages of a FIFO queue."""
         return str(FIRST_SEQUENCE_NUMBER + self.number * SEQUENCE_STEP)
 
 
 class Receipt(NamedTuple):
-    """What a receipt handle says: which receive, of which message, of which queue."""
+    """The parts of a receipt handle: the numbers of the queue, of the message in it and of the receive."""
 
     queue_number: int
     number: int
@@ -122,7 +125,7 @@ def invalid_handle(handle: str) -> SqsError:
 
 
 def parse_content(entry: MessageEntry, *, is_fifo: bool, by_content: bool) -> MessageContent:
-    """Return what *entry* is to carry. Raises what API_SendMessage says of what it cannot."""
+    """Return the content that *entry* sends. Raises the errors of API_SendMessage."""
     trace_header = _trace_header(entry)
     _check_text(entry.message_body)
     if not entry.message_body:
@@ -158,7 +161,7 @@ def parse_content(entry: MessageEntry, *, is_fifo: bool, by_content: bool) -> Me
 
 
 def _deduplication_id(entry: MessageEntry, body: bytes, *, by_content: bool) -> str:
-    """Return what makes the message the same as another: "Using the message deduplication ID"."""
+    """Return the id by which the queue recognizes a duplicate: "Using the message deduplication ID"."""
     if entry.message_group_id is None:
         raise missing_parameter("MessageGroupId")
     if entry.message_deduplication_id is not None:
@@ -172,7 +175,7 @@ def _deduplication_id(entry: MessageEntry, body: bytes, *, by_content: bool) -> 
 
 
 def _trace_header(entry: MessageEntry) -> str | None:
-    """Return the one system attribute that a message may be sent with."""
+    """Return AWSTraceHeader, the only system attribute that a sender may set."""
     names = [name for name in entry.message_system_attributes if name != "AWSTraceHeader"]
     if names:
         raise SqsError("InvalidParameterValueException", f"Message system attribute name '{names[0]}' is invalid.")
@@ -205,7 +208,7 @@ def _attribute_bytes(name: str, attribute: MessageAttribute) -> bytes:
 
 
 def _attributes_md5(attributes: dict[str, MessageAttribute], values: dict[str, bytes]) -> str:
-    """Return the digest that clients compare: "Calculating the MD5 message digest for message attributes"."""
+    """Return the digest that clients check: "Calculating the MD5 message digest for message attributes"."""
     digest = hashlib.md5(usedforsecurity=False)
     for name, value in sorted(values.items()):
         kind = attributes[name].data_type

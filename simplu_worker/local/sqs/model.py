@@ -1,6 +1,6 @@
-"""The queues of the local SQS, and what goes from one to another: redrive and move tasks. Does no I/O.
+"""The queues of the local SQS, and moves from one to another: redrive and move tasks. Pure.
 
-The time is handed in as *now_ms* and must not go backwards; new ids come from the function that is handed in.
+Callers pass the time as *now_ms*, which must not go backwards, and the function that makes ids.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from simplu_worker.local.sqs.queue import LocalQueue
 from simplu_worker.local.sqs.queue_settings import FIFO_SUFFIX, parse_settings, settable_attributes
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")  # API_CreateQueue, QueueName
-MOVES_PER_SECOND = 500  # API_StartMessageMoveTask: the most there is
+MOVES_PER_SECOND = 500  # API_StartMessageMoveTask: the maximum
 MOVE_STEP_MS = 10
 TASKS_SHOWN = 10  # API_ListMessageMoveTasks
 
 
 class SqsOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """What may be set, at the start and while running."""
+    """Options, to be set at the start and while running."""
 
-    # A poll whose client went away goes on until its time is over, and what it takes stays hidden: aws-sdk-js 2350.
+    # A poll continues to its end after its client has disconnected, and its messages stay hidden: aws-sdk-js 2350.
     polls_outlive_clients: bool = False
 
 
 class MoveTask:
-    """A task that moves what is in a dead-letter queue, a little in every step of time."""
+    """A task that moves the messages of a dead-letter queue at a limited rate."""
 
     def __init__(
         self, handle: str, source: LocalQueue, destination: LocalQueue | None, *, rate: int | None, now_ms: int
@@ -47,13 +47,13 @@ class MoveTask:
         return f"MoveTask({self.source.name}, {self.status}, {self.moved_count} of {self.to_move_count})"
 
     def allowed_count(self, now_ms: int) -> int:
-        """Return how many more may be moved by now."""
+        """Return how many more messages may be moved now."""
         rate = self.rate or MOVES_PER_SECOND
         return min((now_ms - self.started_ms) * rate // 1000, self.to_move_count) - self.moved_count
 
 
 class SqsAccount:
-    """All queues, by name."""
+    """The queues of the account, by name."""
 
     def __init__(self, *, new_id: Callable[[], str], options: SqsOptions | None = None) -> None:
         self.options = options or SqsOptions()
@@ -66,19 +66,19 @@ class SqsAccount:
         return f"Account({list(self.queues.values())})"
 
     def apply_due(self, now_ms: int) -> None:
-        """Let the move tasks get on."""
+        """Continue the move tasks."""
         for task in self.tasks:
             if task.status == "RUNNING":
                 self._move(task, now_ms)
 
     def next_due_ms(self, queue: LocalQueue, now_ms: int) -> int | None:
-        """Return when something may come into *queue* by itself."""
+        """Return when a message may become visible in *queue* without a request."""
         if any(task.status == "RUNNING" for task in self.tasks):
             return now_ms + MOVE_STEP_MS
         return queue.next_due_ms
 
     def create(self, name: str, attributes: dict[str, str], now_ms: int) -> LocalQueue:
-        """Make a queue, or find it if it is there with these attributes (API_CreateQueue)."""
+        """Create a queue, or return the existing one if it has these attributes (API_CreateQueue)."""
         if not NAME.fullmatch(name.removesuffix(FIFO_SUFFIX)) or len(name) > 80:
             text = "Can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length"
             raise SqsError("InvalidParameterValueException", text)
@@ -106,7 +106,7 @@ class SqsAccount:
         raise SqsError("ResourceNotFoundException", f"The resource that you specified for {arn} doesn't exist.")
 
     def delete(self, name: str) -> None:
-        """Delete a queue and all in it, at once; in AWS it takes up to a minute (API_DeleteQueue)."""
+        """Delete a queue and its messages at once; in AWS it takes up to a minute (API_DeleteQueue)."""
         del self.queues[self.find(name).name]
 
     def receive(
@@ -118,10 +118,10 @@ class SqsAccount:
         visibility_s: int | None = None,
         attempt_id: str | None = None,
     ) -> list[StoredMessage]:
-        """Take messages; those received too often go to the dead-letter queue instead, if there is one.
+        """Receive messages; those received too often move to the dead-letter queue instead, if the queue has one.
 
-        "Using dead-letter queues in Amazon SQS"; the copy keeps its id and its time, but in a FIFO queue both the
-        time and the deduplication id are new: the latter is the message's id.
+        "Using dead-letter queues in Amazon SQS": the moved message keeps its id and its time; in a FIFO queue its time
+        is new, and its deduplication id is the message's id.
         """
         self.apply_due(now_ms)
         redrive = queue.settings.redrive
@@ -136,7 +136,7 @@ class SqsAccount:
         return received.messages
 
     def start_move(self, source_arn: str, destination_arn: str | None, rate: int | None, now_ms: int) -> MoveTask:
-        """Begin to move dead letters (API_StartMessageMoveTask); without *destination_arn* to where they came from."""
+        """Begin to move dead letters (API_StartMessageMoveTask), by default back to their source queues."""
         source = self.find_by_arn(source_arn)
         destination = None if destination_arn is None else self.find_by_arn(destination_arn)
         if rate is not None and not 1 <= rate <= MOVES_PER_SECOND:
@@ -156,7 +156,7 @@ class SqsAccount:
         return task
 
     def list_moves(self, source_arn: str, most: int, now_ms: int) -> list[MoveTask]:
-        """Return the tasks of a dead-letter queue, the newest first (API_ListMessageMoveTasks)."""
+        """Return the move tasks of a dead-letter queue, the newest first (API_ListMessageMoveTasks)."""
         source = self.find_by_arn(source_arn)
         self.apply_due(now_ms)
         return [task for task in self.tasks if task.source is source][: min(most, TASKS_SHOWN)]
@@ -166,7 +166,7 @@ class SqsAccount:
         return queue if queue is not None and queue.arn == arn else None
 
     def _move(self, task: MoveTask, now_ms: int) -> None:
-        """Move as many as the rate allows by now: they are new messages, sent now."""
+        """Move as many messages as the rate allows now: as new messages, sent now."""
         allowed_count = task.allowed_count(now_ms)
         messages = task.source.remove_visible(allowed_count, now_ms) if allowed_count > 0 else []
         for message in messages:

@@ -1,7 +1,6 @@
-"""A queue of the local SQS. Does no I/O; the time is handed in as *now_ms* and must not go backwards.
+"""A queue of the local SQS; callers pass the time as *now_ms*, which must not go backwards. Pure.
 
-What happens by itself in AWS (a delay or a visibility timeout ends) happens here when `settle` is called: every method
-that is handed the time does so first.
+Delays and visibility timeouts end in `apply_due`: every method that takes the time calls it first.
 """
 
 from __future__ import annotations
@@ -31,28 +30,28 @@ T = TypeVar("T")
 
 
 class ReceiveResult(NamedTuple):
-    """What one receive took, and what it found to have been received too often: that is not in the queue any more."""
+    """The messages of one receive, and those that were received too often: these are no longer in the queue."""
 
     messages: list[StoredMessage]
     exhausted: list[StoredMessage]
 
 
 class SendResult(NamedTuple):
-    """What the sender of a message is told."""
+    """The answer to the sender of a message."""
 
     message_id: str
     sequence_number: str
 
 
 class RememberedReceive(NamedTuple):
-    """What a receive with a ReceiveRequestAttemptId was answered with: messages, and the number of that receive."""
+    """The answer to a receive with a ReceiveRequestAttemptId: messages, each with the number of that receive."""
 
     until_ms: int
     messages: Sequence[tuple[StoredMessage, int]]
 
     @property
     def holds(self) -> bool:
-        """Whether the same may be answered again: nothing of it was deleted, changed, or is visible again."""
+        """Whether the same answer is still valid: no message of it was deleted, changed, or is visible again."""
         return all(
             message.state is MessageState.IN_FLIGHT and message.receipt == receipt and message.change_count == 0
             for message, receipt in self.messages
@@ -60,7 +59,7 @@ class RememberedReceive(NamedTuple):
 
 
 class LocalQueue:
-    """One queue. *number* tells it from all others, earlier ones of its name included."""
+    """One queue. *number* is unique, also among deleted queues of the same name."""
 
     def __init__(
         self, name: str, settings: QueueSettings, *, number: int, now_ms: int, new_id: Callable[[], str]
@@ -73,9 +72,7 @@ class LocalQueue:
         self._new_id = new_id
         self._order: DeliveryOrder = FifoOrder() if settings.fifo_queue else StandardOrder()
         self._messages: dict[int, StoredMessage] = {}
-        self._hidden: list[
-            tuple[int, int, StoredMessage]
-        ] = []  # by the time they are due; may name what has changed since
+        self._hidden: list[tuple[int, int, StoredMessage]] = []  # by due time; may contain outdated entries
         self._next_number = self._next_receipt = self._next_ticket = 1
         self._sent: dict[str, tuple[int, SendResult]] = {}  # by deduplication id, until when; in order of time
         self._attempts: dict[str, RememberedReceive] = {}
@@ -87,31 +84,31 @@ class LocalQueue:
 
     @property
     def is_fifo(self) -> bool:
-        """Whether it keeps the order within groups."""
+        """Whether the queue keeps the order within groups."""
         return self.settings.fifo_queue
 
     @property
     def visible_count(self) -> int:
-        """How many messages a receive may be given, those behind a locked head included."""
+        """The number of visible messages, those of locked groups included."""
         return self.counts[MessageState.VISIBLE]
 
     @property
     def in_flight_count(self) -> int:
-        """How many messages are received and neither deleted nor visible again."""
+        """The number of messages that were received and are neither deleted nor visible again."""
         return self.counts[MessageState.IN_FLIGHT]
 
     @property
     def delayed_count(self) -> int:
-        """How many messages are not to be received yet."""
+        """The number of messages that cannot be received yet."""
         return self.counts[MessageState.DELAYED]
 
     @property
     def next_due_ms(self) -> int | None:
-        """When the next message becomes visible by itself; perhaps earlier than true."""
+        """The time at which the next message becomes visible, or an earlier one."""
         return self._hidden[0][0] if self._hidden else None
 
     def apply_due(self, now_ms: int) -> None:
-        """Let everything happen that is due."""
+        """End the delays, visibility timeouts and remembered ids that are due."""
         while self._hidden and self._hidden[0][0] <= now_ms:
             _, ticket, message = heapq.heappop(self._hidden)
             if message.ticket == ticket:
@@ -120,7 +117,7 @@ class LocalQueue:
         _drop_expired(self._attempts, now_ms, lambda attempt: attempt.until_ms)
 
     def send(self, content: MessageContent, now_ms: int, *, delay_s: int | None = None) -> SendResult:
-        """Add a message unless it repeats an earlier one, which may be deleted already (API_SendMessage)."""
+        """Add a message unless it repeats an earlier one, which may be deleted by now (API_SendMessage)."""
         self.apply_due(now_ms)
         repeated = self._sent.get(content.deduplication_id) if self.is_fifo and content.deduplication_id else None
         if repeated is not None:
@@ -134,7 +131,7 @@ class LocalQueue:
     def add(
         self, content: MessageContent, now_ms: int, *, delay_s: int | None = None, message_id: str = ""
     ) -> StoredMessage:
-        """Add a message whatever came before."""
+        """Add a message without deduplication."""
         message = StoredMessage(
             content, message_id=message_id or self._new_id(), number=self._next_number, sent_ms=now_ms
         )
@@ -157,7 +154,7 @@ class LocalQueue:
         max_receive_count: int | None,
         attempt_id: str | None,
     ) -> ReceiveResult:
-        """Take up to *limit* messages (API_ReceiveMessage); the same ones again for the same *attempt_id*."""
+        """Receive up to *limit* messages (API_ReceiveMessage); the same messages again for the same *attempt_id*."""
         self.apply_due(now_ms)
         visibility_s = self.settings.visibility_timeout if visibility_s is None else visibility_s
         due_ms = now_ms + visibility_s * 1000
@@ -193,8 +190,8 @@ class LocalQueue:
     def delete(self, handle: str, now_ms: int) -> None:
         """Delete a message (API_DeleteMessage).
 
-        A standard queue takes a handle that has expired, and one of an earlier receive without any effect; a FIFO queue
-        refuses both. A message that is gone already is deleted in either.
+        A standard queue accepts an expired handle and ignores one of an earlier receive; a FIFO queue rejects both.
+        In either queue the deletion of a deleted message succeeds.
         """
         self.apply_due(now_ms)
         receipt = unseal_receipt(handle, self.number)
@@ -207,7 +204,7 @@ class LocalQueue:
             self._remove(message)
 
     def change_visibility(self, handle: str, visibility_s: int, now_ms: int) -> None:
-        """Let a message be visible again *visibility_s* from now (API_ChangeMessageVisibility)."""
+        """Make a message visible again *visibility_s* from now (API_ChangeMessageVisibility)."""
         if not 0 <= visibility_s <= MAX_VISIBILITY_S:
             raise invalid_parameter("VisibilityTimeout", visibility_s, f"Must be between 0 and {MAX_VISIBILITY_S}.")
         self.apply_due(now_ms)
@@ -221,7 +218,7 @@ class LocalQueue:
         if message.state is not MessageState.IN_FLIGHT:
             raise SqsError("MessageNotInflight", "The specified message isn't in flight.")
         due_ms = now_ms + visibility_s * 1000
-        # "The 12-hour limit starts when Amazon SQS receives the ReceiveMessage request"; more is refused, not cut.
+        # "The 12-hour limit starts when Amazon SQS receives the ReceiveMessage request"; a longer timeout is rejected.
         if due_ms > message.received_ms + MAX_VISIBILITY_S * 1000:
             reason = f"Total VisibilityTimeout for the message is beyond the limit [{MAX_VISIBILITY_S} seconds]"
             raise invalid_parameter("VisibilityTimeout", visibility_s, reason)
@@ -230,7 +227,7 @@ class LocalQueue:
         self.apply_due(now_ms)
 
     def change_settings(self, settings: QueueSettings, now_ms: int) -> None:
-        """Put *settings* into effect: for what is sent and received from now on (API_SetQueueAttributes)."""
+        """Use *settings* for messages that are sent or received from now on (API_SetQueueAttributes)."""
         self.settings, self.modified_ms = settings, now_ms
 
     def purge(self, now_ms: int) -> None:
@@ -247,20 +244,20 @@ class LocalQueue:
         self._messages.clear()
 
     def expire_receipts(self, now_ms: int) -> None:
-        """Let the visibility timeout of everything in flight end now."""
+        """Let the visibility timeout of every message in flight end now."""
         self.apply_due(now_ms)
         for message in self._messages.values():
             if message.state is MessageState.IN_FLIGHT:
                 self._make_visible(message)
 
     def make_visible(self, handle: str) -> None:
-        """Let a message that was just received be visible at once; whoever has received it does not know."""
+        """Make a message visible at once that was just received: its receiver does not notice."""
         message = self._messages.get(unseal_receipt(handle, self.number).number)
         if message is not None and message.state is MessageState.IN_FLIGHT:
             self._make_visible(message)
 
     def remove_visible(self, limit: int, now_ms: int) -> list[StoredMessage]:
-        """Take messages out for good, those of locked groups excepted."""
+        """Remove up to *limit* visible messages, except those of locked groups, and return them."""
         taken = self.receive(now_ms, limit=limit, visibility_s=1, max_receive_count=None, attempt_id=None).messages
         for message in taken:
             self._remove(message)
@@ -303,11 +300,11 @@ class LocalQueue:
 
 
 def _drop_expired(kept: dict[str, T], now_ms: int, until_ms: Callable[[T], int]) -> None:
-    """Drop what is over from *kept*, which is in order of time."""
+    """Drop the entries of *kept* that are due; they are in order of time."""
     while kept and until_ms(kept[first := next(iter(kept))]) <= now_ms:
         del kept[first]
 
 
 def expired_handle(handle: str) -> SqsError:
-    """Return what a FIFO queue says of a handle whose visibility timeout has passed."""
+    """Return the error of a FIFO queue for the handle of a message that is no longer in flight."""
     return invalid_parameter("ReceiptHandle", handle, "The receipt handle has expired.")

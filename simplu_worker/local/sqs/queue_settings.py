@@ -1,4 +1,4 @@
-"""The attributes of a queue of the local SQS that can be set: API_CreateQueue, API_SetQueueAttributes. Does no I/O."""
+"""The attributes of a queue of the local SQS that can be set: API_CreateQueue, API_SetQueueAttributes. Pure."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FIFO_SUFFIX = ".fifo"
 
 
 class RedrivePolicy(msgspec.Struct, rename="camel", frozen=True):
-    """Where messages go that were received *max_receive_count* times and not deleted."""
+    """The dead-letter queue for messages that were received *max_receive_count* times and not deleted."""
 
     dead_letter_target_arn: str
     max_receive_count: Annotated[int, Meta(ge=1, le=1000)]
 
 
 class QueueSettings(msgspec.Struct, rename="pascal", frozen=True, forbid_unknown_fields=True, dict=True):
-    """A queue's settings, with the values that a queue has which was made without any.
+    """A queue's settings; the defaults are those of a queue created without attributes.
 
-    How long messages are kept is only shown: nothing here is kept for a minute, the least that may be set.
+    The retention period has no effect: a message here is never as old as its least value, a minute.
     """
 
     visibility_timeout: Annotated[int, Meta(ge=0, le=MAX_VISIBILITY_S)] = 30
@@ -41,7 +41,7 @@ class QueueSettings(msgspec.Struct, rename="pascal", frozen=True, forbid_unknown
 
     @cached_property
     def redrive(self) -> RedrivePolicy | None:
-        """The redrive policy, read."""
+        """The redrive policy, decoded."""
         return (
             msgspec.json.decode(self.redrive_policy, type=RedrivePolicy, strict=False) if self.redrive_policy else None
         )
@@ -52,16 +52,16 @@ DEFAULTS = QueueSettings()
 
 
 def parse_settings(attributes: dict[str, str], name: str) -> QueueSettings:
-    """Return the settings of a queue to be made. Raises InvalidAttributeName or InvalidAttributeValue."""
+    """Return the settings of a queue to create. Raises InvalidAttributeName or InvalidAttributeValue."""
     settings = with_attributes(DEFAULTS, attributes)
     if settings.fifo_queue is not name.endswith(FIFO_SUFFIX):
-        text = f"The name of a FIFO queue, and of no other, ends in {FIFO_SUFFIX}: {name}"
+        text = f"The name of a FIFO queue must end in {FIFO_SUFFIX}, the name of a standard queue must not: {name}"
         raise SqsError("InvalidParameterValueException", text)
     return settings
 
 
 def with_attributes(settings: QueueSettings, attributes: dict[str, str]) -> QueueSettings:
-    """Return *settings* with *attributes* put in. Raises InvalidAttributeName or InvalidAttributeValue."""
+    """Return *settings* changed by *attributes*. Raises InvalidAttributeName or InvalidAttributeValue."""
     for name, text in attributes.items():
         if name not in NAMES:
             raise SqsError("InvalidAttributeName", f"Unknown Attribute {name}.")
@@ -78,7 +78,7 @@ def with_attributes(settings: QueueSettings, attributes: dict[str, str]) -> Queu
 
 
 def settable_attributes(settings: QueueSettings) -> dict[str, str]:
-    """Return *settings* as GetQueueAttributes shows them; what is not set or not for this kind of queue is left out."""
+    """Return *settings* as GetQueueAttributes lists them, without attributes that are unset or not for this queue."""
     found = {name: _text(value) for name, value in msgspec.to_builtins(settings).items() if value != ""}
     if not settings.fifo_queue:
         del found["FifoQueue"], found["ContentBasedDeduplication"]

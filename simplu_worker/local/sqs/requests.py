@@ -1,4 +1,4 @@
-"""The requests of the SQS API that the local one knows, as its model writes them."""
+"""The requests of the SQS API that the local one implements, with the names of its model. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MessageAttribute(msgspec.Struct, rename="pascal", frozen=True, omit_defaul
 
 
 class QueueRequest(msgspec.Struct, rename="pascal", kw_only=True):
-    """What a request about one queue names."""
+    """Base of the requests about one queue."""
 
     queue_url: str
 
@@ -41,7 +41,7 @@ class ListQueues(msgspec.Struct, rename="pascal", kw_only=True):
 
 
 class QueueOnly(QueueRequest):
-    """API_DeleteQueue, API_PurgeQueue: nothing but the queue."""
+    """API_DeleteQueue, API_PurgeQueue: only the queue."""
 
 
 class GetQueueAttributes(QueueRequest):
@@ -57,7 +57,7 @@ class SetQueueAttributes(QueueRequest):
 
 
 class MessageEntry(msgspec.Struct, rename="pascal", kw_only=True):
-    """API_SendMessageBatchRequestEntry, but for its Id."""
+    """API_SendMessageBatchRequestEntry, without its Id."""
 
     message_body: str
     delay_seconds: int | None = None
@@ -86,7 +86,7 @@ class ReceiveMessage(QueueRequest):
 
 
 class ReceiptEntry(msgspec.Struct, rename="pascal", kw_only=True):
-    """API_DeleteMessageBatchRequestEntry, but for its Id."""
+    """API_DeleteMessageBatchRequestEntry, without its Id."""
 
     receipt_handle: str
 
@@ -98,7 +98,7 @@ class DeleteMessage(ReceiptEntry):
 
 
 class VisibilityEntry(ReceiptEntry):
-    """API_ChangeMessageVisibilityBatchRequestEntry, but for its Id."""
+    """API_ChangeMessageVisibilityBatchRequestEntry, without its Id."""
 
     visibility_timeout: int
 
@@ -164,6 +164,6 @@ class ListMessageMoveTasks(msgspec.Struct, rename="pascal", kw_only=True):
 
 
 def queue_name_of(request: Any) -> str | None:
-    """Return the name of the queue that *request* is about; none when it is about none."""
+    """Return the name of the queue in *request*; none when it has no queue URL."""
     url = getattr(request, "queue_url", None)
     return None if url is None else str(url).rstrip("/").rsplit("/", 1)[-1]

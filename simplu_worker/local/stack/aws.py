@@ -1,4 +1,4 @@
-"""The AWS side of the embedded stack: our Kinesis and SQS, and moto, as child processes, and what is made in them."""
+"""The AWS side of the embedded stack: our Kinesis and SQS, and moto, as child processes, and their resources."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from simplu_worker.local.processes.loopback import HOST, StackError, free_port, 
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
 ACCESS_KEY_ID = "simplu-local"
-SECRET_ACCESS_KEY = "simplu-local-secret"  # noqa: S105  # moto takes any
+SECRET_ACCESS_KEY = "simplu-local-secret"  # noqa: S105  # moto accepts any
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY}
 STREAM_NAME = "resources-operations"
 BUSINESS_INFO_TABLE = "business-info"
-RECORD_MAX_KIB = 10 * 1024  # the most a stream may be made to take; what the worker refuses itself is beyond
+RECORD_MAX_KIB = 10 * 1024  # the maximum of a stream; records that the worker itself rejects for their size are larger
 VISIBILITY_TIMEOUT_S = 30
-MAX_RECEIVE_COUNT = 1000  # a dependency's trouble of hours must not make a dead letter
+MAX_RECEIVE_COUNT = 1000  # hours of a dependency's outage must not create dead letters
 START_TIMEOUT_S = 30.0
 PORT_ATTEMPTS = 5
 BATCH_MAX = 25  # BatchWriteItem's quota
@@ -39,7 +39,7 @@ SQS_STARTED = b"sqs.started"
 
 @dataclass(frozen=True)
 class QueueUrls:
-    """Where the queues are."""
+    """The URLs of the queues."""
 
     shard_creation: str
     order_events: str
@@ -51,7 +51,7 @@ async def start_moto(group: ProcessGroup) -> str:
     """Start moto in *group*, wait until it listens, and return its endpoint URL."""
     missing = [package for package in ("moto", "flask", "flask_cors") if importlib.util.find_spec(package) is None]
     if missing:
-        raise StackError(f"the local AWS needs {', '.join(missing)}: install simplu-worker[local]")
+        raise StackError(f"the local AWS requires {', '.join(missing)}: install simplu-worker[local]")
     program = [sys.executable, "-P", "-m", "simplu_worker.local.stack.moto_server", "--port"]
     return await _start_program(group, "moto", program, MOTO_STARTED)
 
@@ -69,7 +69,7 @@ async def start_sqs(group: ProcessGroup) -> str:
 
 
 async def _start_program(group: ProcessGroup, name: str, program: Sequence[str], started_event: bytes) -> str:
-    """Start *program* with a free port as its last argument; return its URL once its log says that it listens."""
+    """Start *program* with a free port as its last argument; return its URL once *started_event* is in its log."""
     log_path = group.directory / f"{name}.log"
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MOTO_"))}
     env = environ | CREDENTIALS | {"AWS_DEFAULT_REGION": REGION, "MOTO_ACCOUNT_ID": ACCOUNT_ID}
@@ -78,7 +78,7 @@ async def _start_program(group: ProcessGroup, name: str, program: Sequence[str],
         log_path.write_bytes(b"")
         process = group.spawn([*program, str(port)], log_path=log_path, env=env)
 
-        # The log and not a request: a request might be answered by another program that was faster to take the port.
+        # The log and not a request: another program that took the port first might answer a request.
         async def settled(process: subprocess.Popen[bytes] = process) -> bool:
             return started_event in log_path.read_bytes() or process.poll() is not None
 
@@ -93,12 +93,12 @@ async def _start_program(group: ProcessGroup, name: str, program: Sequence[str],
 
 @functools.cache
 def _session() -> AioSession:
-    """One for all clients: each would read the services' models anew."""
+    """Return one session for all clients: each new session would read the services' models again."""
     return get_session()
 
 
 def aws_client(service: str, endpoint_url: str) -> AbstractAsyncContextManager[Any]:
-    """Return a client of the local AWS, to be entered; nothing of the user's AWS settings is used."""
+    """Return a client of the local AWS, to be entered; it ignores the user's AWS settings."""
     client: AbstractAsyncContextManager[Any] = _session().create_client(
         service,
         region_name=REGION,
@@ -154,7 +154,7 @@ async def _create_stream(endpoint_url: str, stream_shards: int) -> None:
 
 
 async def put_businesses(dynamodb: Any, table: str, businesses: Mapping[str, tuple[str, Sequence[str]]]) -> None:
-    """Put each of *businesses*, its type and locations, into business-info, as the references' service would."""
+    """Put *businesses*, types and locations by business id, into the business-info table."""
     items = [
         {
             "id": {"S": business_id},

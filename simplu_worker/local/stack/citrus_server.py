@@ -1,4 +1,4 @@
-"""A local Citrus: the shard manager of contract §7 over a registry in memory, placing tenants by capacity."""
+"""A local Citrus: the shard manager of contract §7 with a registry in memory; it places tenants by capacity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REGISTRATION_FIELDS = ("businessId", "locationId", "businessType", "shardKey")
 
 @dataclass
 class CitrusShard:
-    """A shard as Citrus knows it; *is_active* may be set to say that it takes no work now."""
+    """A shard as Citrus knows it; tests may set *is_active* to false for a shard that accepts no work."""
 
     shard_id: str
     connection_string: str
@@ -31,7 +31,7 @@ class CitrusShard:
     tenants: set[str] = field(default_factory=set)
 
     def __repr__(self) -> str:
-        # Without the connection string: it holds a password.
+        # Without the connection string: it contains a password.
         usage = f"{len(self.tenants)}/{self.max_businesses}"
         return f"CitrusShard({self.shard_id}, {usage}, {'active' if self.is_active else 'inactive'})"
 
@@ -43,7 +43,7 @@ class CitrusShard:
 
 @dataclass
 class CitrusRegistry:
-    """Which tenant lives where. *shards* by id in the order they came; *homes* by shard key. Does no I/O."""
+    """The placement of tenants: *shards* by id, in the order of their creation, and *homes* by shard key."""
 
     shards: dict[str, CitrusShard] = field(default_factory=dict)
     homes: dict[str, CitrusShard] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class CitrusRegistry:
         return shard
 
     def first_with_room(self) -> CitrusShard | None:
-        """Return the first shard that may take another tenant."""
+        """Return the first shard with room for another tenant; none when all are full."""
         return next((shard for shard in self.shards.values() if shard.has_room), None)
 
     def place(self, shard_key: str, shard: CitrusShard) -> None:
@@ -65,19 +65,19 @@ class CitrusRegistry:
         self.homes[shard_key] = shard
 
     def forget(self, shard_key: str) -> None:
-        """Have no home for the tenant any more."""
+        """Remove the tenant from the registry."""
         if shard := self.homes.pop(shard_key, None):
             shard.tenants.discard(shard_key)
 
 
 @dataclass
 class CitrusFaults:
-    """What is wrong with a Citrus on purpose; to be changed while it serves."""
+    """The faults of a Citrus, which tests change while it serves."""
 
     latency_s: float = 0.0
-    is_unreachable: bool = False  # every request is cut without a word
+    is_unreachable: bool = False  # every connection is cut without an answer
     status: int | None = None  # of every answer
-    retry_after_s: int | None = None  # beside such a status
+    retry_after_s: int | None = None  # with such a status
     wrong_shards: dict[str, str | None] = field(
         default_factory=dict
     )  # by shard key: the shard id named; None: unregistered
@@ -86,7 +86,7 @@ class CitrusFaults:
 
 
 def registration_problem(body: object) -> str | None:
-    """Return what is wrong with the body of a registration, or none."""
+    """Return why the body of a registration is invalid; none when it is valid."""
     if not isinstance(body, dict):
         return "expected a JSON object"
     for name in REGISTRATION_FIELDS:
@@ -98,7 +98,7 @@ def registration_problem(body: object) -> str | None:
 
 
 class CitrusServer:
-    """The HTTP side. *make_shard* is awaited for (shard id, connection string) when all shards are full."""
+    """The HTTP side. *make_shard* makes another shard when all are full; it returns shard id and connection string."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class CitrusServer:
         self._make_shard = make_shard
         self._max_businesses = max_businesses
         self._last_rotated: CitrusShard | None = None
-        self._placing = asyncio.Lock()  # one placement at a time: never two new shards for one lack of room
+        self._placing = asyncio.Lock()  # one placement at a time: two concurrent ones would make two new shards
 
     def __repr__(self) -> str:
         return f"Citrus({list(self.registry.shards.values())})"
@@ -149,13 +149,13 @@ class CitrusServer:
         if faults.is_unreachable and request.transport is not None:
             request.transport.abort()
         if faults.status is not None:
-            wish = {} if faults.retry_after_s is None else {"Retry-After": str(faults.retry_after_s)}
-            return web.json_response({"error": "told to fail"}, status=faults.status, headers=wish)
+            headers = {} if faults.retry_after_s is None else {"Retry-After": str(faults.retry_after_s)}
+            return web.json_response({"error": "failed on demand"}, status=faults.status, headers=headers)
         return await handler(request)
 
     @web.middleware
     async def _authorize(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        # As bytes: a header may hold anything, and comparing text with other than ASCII raises.
+        # As bytes: compare_digest raises for text with non-ASCII characters, which a header may contain.
         given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(given, self._authorization):
             return _error_response(401, "expected Authorization: Bearer with the API key")
@@ -210,7 +210,7 @@ class CitrusServer:
     async def _show_capacity(self, request: web.Request) -> web.Response:
         shard = self.registry.shards.get(request.match_info["shard_id"])
         if shard is None:
-            return _error_response(404, "there is no such shard")
+            return _error_response(404, "this shard id is unknown")
         return web.json_response(_describe(shard) | {"canAcceptNewBusiness": shard.has_room})
 
 

@@ -1,9 +1,9 @@
-"""moto as a program, behind a server that keeps connections open, as AWS does.
+"""Run moto behind a server that keeps connections open, as AWS does.
 
     python -m simplu_worker.local.stack.moto_server --port 4568
 
-moto's own server closes a connection after each reply. Then every request opens one, which is a good part of what it
-costs, and no client is ever tried on a connection that was used before.
+moto's own server closes a connection after each reply. Every request then opens one, which is a large part of its cost,
+and no test reuses a connection.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from simplu_worker.local.processes.http_serving import listen_for_stop, serve_on
 
 log = structlog.get_logger(__name__)
 
-THREADS: Final = 64  # a long poll takes one for as long as it waits
+THREADS: Final = 64  # a long poll occupies a thread while it waits
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
 
 class MotoServer:
-    """The HTTP side of moto, which answers a request by a call that blocks."""
+    """The HTTP side of moto, which answers requests by blocking calls."""
 
     def __init__(self) -> None:
         self._application = DomainDispatcherApplication(create_backend_app)
@@ -59,13 +59,13 @@ class MotoServer:
 
 async def run(port: int) -> None:
     """Serve until SIGINT or SIGTERM."""
-    stopped = listen_for_stop()
+    stop = listen_for_stop()
     application = web.Application(client_max_size=MAX_BODY_BYTES)
     application.router.add_route("*", "/{path:.*}", MotoServer().answer)
     async with serve_on_loopback(application, port) as url:
         log.info("moto.started", url=url)
-        await stopped.wait()
-    os._exit(0)  # a poll that waits in its thread would hold up the end
+        await stop.wait()
+    os._exit(0)  # a poll that waits in its thread would delay a normal exit
 
 
 def main() -> None:

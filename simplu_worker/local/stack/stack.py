@@ -1,4 +1,4 @@
-"""The embedded stack put together: Postgres servers, the local AWS and the local Citrus, up and down as one."""
+"""The embedded stack: Postgres servers, the local AWS and the local Citrus, started and stopped together."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from simplu_worker.local.stack.citrus_server import MAX_BUSINESSES, CitrusServer
 
 
 class Stack:
-    """Everything that a worker talks to, while the context is entered; raises `StackError` when it cannot be.
+    """The services that a worker uses, up while the context is entered. Raises `StackError` when one cannot start.
 
-    *group* is also for other processes that have to end with this one. *servers* are the Postgres servers by shard id,
-    *env* what a worker needs in its environment. Kinesis and SQS are ours, which end stream shards and keep groups in
-    order; with *aws* "moto" they are moto's.
+    *group* is also for other processes that must end with this one. *servers* are the Postgres servers by shard id, and
+    *env* is the environment for a worker. Kinesis and SQS are ours, which end stream shards and keep groups in order;
+    with *aws* "moto" they are moto's.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Stack:
             try:
                 queues = await self._start_servers()
             except ExceptionGroup as errors:
-                # One reason is enough for a person; the others are mostly its consequences.
+                # One reason is enough for a person: the others are mostly its consequences.
                 raise next((error for error in errors.exceptions if isinstance(error, StackError)), errors) from None
             self.citrus_url = await entered.enter_async_context(self.citrus.serve())
             self.env = self._environment(queues)
@@ -94,7 +94,7 @@ class Stack:
         return aws_client(service, urls.get(service, self.aws_url))
 
     def write_env_file(self, path: Path) -> None:
-        """Write *env* as shell-quoted lines, mode 0600, by rename; again by itself whenever Citrus makes a shard."""
+        """Write *env* as shell-quoted lines, mode 0600, by rename, now and whenever Citrus makes a shard."""
         self._env_file = path
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
@@ -105,7 +105,7 @@ class Stack:
             temporary.unlink(missing_ok=True)
 
     def remove_env_file(self) -> None:
-        """Remove the file unless somebody has put another one there: it names servers that are about to go."""
+        """Remove the environment file, which names servers that are about to end, unless it was replaced."""
         if self._env_file is not None:
             with suppress(FileNotFoundError):
                 if self._env_file.read_text(encoding="utf-8") == self._env_text():
@@ -113,7 +113,7 @@ class Stack:
             self._env_file = None
 
     async def start_ended_servers(self) -> list[str]:
-        """Start the Postgres servers again that were killed or stopped; returns their shard ids."""
+        """Restart the Postgres servers that were killed or stopped; returns their shard ids."""
         ended = [shard_id for shard_id, server in self.servers.items() if not server.is_running]
         for shard_id in ended:
             await self.servers[shard_id].start()
@@ -182,7 +182,7 @@ class Stack:
         }
 
     def _env_text(self) -> str:
-        # No value of ours holds a quote, $ or backslash, so a shell and systemd read the same.
+        # None of these values contains a quote, $ or backslash, so a shell and systemd read the same.
         return "".join(f"{name}={shlex.quote(value)}\n" for name, value in self.env.items())
 
 
@@ -191,9 +191,9 @@ def _open_private(path: str, flags: int) -> int:
 
 
 async def run_stack(env_file: Path, shards: int, *, aws: Literal["local", "moto"] = "local") -> int:
-    """Run the stack until SIGINT or SIGTERM and return the exit status; *env_file* is there while everything answers.
+    """Run the stack until SIGINT or SIGTERM and return the exit status; *env_file* exists while all services answer.
 
-    SIGUSR1 starts Postgres servers again that were killed.
+    SIGUSR1 restarts Postgres servers that were killed.
     """
     console = Console(highlight=False)
     signals = _Signals.listen()
@@ -205,7 +205,7 @@ async def run_stack(env_file: Path, shards: int, *, aws: Literal["local", "moto"
             try:
                 _describe(stack, env_file, console)
                 while not await signals.wait_for_stop():
-                    console.print(f"started again: {', '.join(await stack.start_ended_servers()) or 'none was down'}")
+                    console.print(f"restarted: {', '.join(await stack.start_ended_servers()) or 'none was down'}")
             finally:
                 stack.remove_env_file()
             console.print("stopping …")
@@ -216,7 +216,7 @@ async def run_stack(env_file: Path, shards: int, *, aws: Literal["local", "moto"
 
 
 class _Signals:
-    """The signals of a person at `simplu-worker stack`."""
+    """The signals to `simplu-worker stack`: SIGINT and SIGTERM stop it, SIGUSR1 restarts servers."""
 
     def __init__(self) -> None:
         self._received = asyncio.Event()
@@ -234,41 +234,43 @@ class _Signals:
     def _on_stop(self) -> None:
         self._stop = True
         self._received.set()
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once; the watchdog tidies up
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once; the watchdog cleans up
             asyncio.get_running_loop().remove_signal_handler(number)
 
     async def wait_for_stop(self) -> bool:
-        """Wait for the next signal; true when it was one to stop."""
+        """Wait for the next signal; return whether it was one to stop."""
         await self._received.wait()
         self._received.clear()
         return self._stop
 
 
 def _remove_stale_file(env_file: Path) -> None:
-    """Take away a file of an earlier run: whoever waits for it must not find servers that are gone."""
+    """Remove the file of an earlier run: a program that waits for it must not find servers that are gone."""
     if not env_file.parent.is_dir():
-        raise StackError(f"expected a folder for the environment file, but there is no {env_file.parent}")
+        raise StackError(f"expected a folder for the environment file: {env_file.parent} does not exist")
     env_file.unlink(missing_ok=True)
 
 
 def _describe(stack: Stack, env_file: Path, console: Console) -> None:
-    table = Table("what", "where", "process")
+    table = Table("service", "address", "process")
     for shard_id, server in stack.servers.items():
         table.add_row(shard_id, f"Postgres, {HOST}:{server.port}/{server.database}", str(server.pid))
     table.add_row("Kinesis", stack.kinesis_url, "")
     table.add_row("SQS", stack.sqs_url, "")
     table.add_row("DynamoDB", stack.aws_url, "")
     table.add_row("Citrus", stack.citrus_url, str(os.getpid()))
-    table.add_row("data, until the end", str(stack.group.directory), "")
+    table.add_row("data, removed at the end", str(stack.group.directory), "")
     console.print(table)
     file = shlex.quote(str(env_file))
     console.print(
-        f"everything answers; in another terminal:\n  simplu-worker run --env-file {file}", markup=False, soft_wrap=True
-    )
-    console.print(
-        f"then operations: simplu-worker operations send FILE --wait --env-file {file}\n"
-        f"and its page: http://{HOST}:{stack.env['HTTP_PORT']}/ with the API_TOKEN of that file",
+        f"all services answer; in another terminal:\n  simplu-worker run --env-file {file}",
         markup=False,
         soft_wrap=True,
     )
-    console.print("Ctrl-C stops it all; SIGUSR1 starts killed Postgres servers again", soft_wrap=True)
+    console.print(
+        f"to send operations: simplu-worker operations send FILE --wait --env-file {file}\n"
+        f"status page: http://{HOST}:{stack.env['HTTP_PORT']}/ with the API_TOKEN of that file",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print("Ctrl-C stops the stack; SIGUSR1 restarts killed Postgres servers", soft_wrap=True)

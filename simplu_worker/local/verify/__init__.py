@@ -1,1 +1,1 @@
-"""Compares every row of every shard with what was sent."""
+"""Comparison of every row of every shard with the records that were sent."""

@@ -1,4 +1,4 @@
-"""What the shards and the dead-letter queue hold, set against the model: every difference in one readable line."""
+"""Compare the shards and the dead-letter queue with the model: every difference is one readable line. Pure."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from simplu_worker.local.workload.reference_model import (
 )
 from simplu_worker.local.workload.workload import Item
 
-DEFAULT_ROW = ("settings", "default")  # contract §10: made by provisioning, one a tenant
+DEFAULT_ROW = ("settings", "default")  # contract §10: created by provisioning, one per tenant
 SHOWN_CHARS = 160
-TIME_STEP = timedelta(milliseconds=1)  # SentTimestamp is in whole ones
+TIME_STEP = timedelta(milliseconds=1)  # SentTimestamp is in whole milliseconds
 Key = TypeVar("Key")
 
 
@@ -71,7 +71,7 @@ class StoredTenant:
 
 @dataclass(slots=True)
 class ShardContent:
-    """All that one shard holds; *name* stands for it in reports and has no secret."""
+    """The content of one shard; *name* identifies it in reports and contains no secret."""
 
     name: str
     tenants: list[StoredTenant] = field(default_factory=list)
@@ -81,7 +81,7 @@ class ShardContent:
 
 @dataclass(frozen=True, slots=True)
 class StoredDeadLetter:
-    """A dead letter; *record* is `None` when it was cut."""
+    """A dead letter; *record* is `None` when it was truncated."""
 
     reason: str
     position: Position
@@ -90,7 +90,7 @@ class StoredDeadLetter:
 
 @dataclass(slots=True)
 class ComparisonReport:
-    """What a comparison found."""
+    """The result of a comparison."""
 
     differences: list[str] = field(default_factory=list)
     rows_compared: int = 0
@@ -110,7 +110,7 @@ def compare(
     *,
     foreign: frozenset[str] = frozenset(),
 ) -> ComparisonReport:
-    """Compare everything; *foreign* are ids of tenants that were there before and are left out."""
+    """Compare all shards and dead letters with *model*, except the tenants in *foreign*, which existed before."""
     report = ComparisonReport()
     homes = _find_homes(model, shards, foreign, report)
     for shard in shards:
@@ -139,7 +139,7 @@ def compare(
 def known_times(
     model: ReferenceModel, shards: Sequence[ShardContent], windows: Mapping[datetime, tuple[datetime, datetime]]
 ) -> dict[datetime, datetime]:
-    """Return the times that the shards say for moments in the model, where each is in its window; else its begin."""
+    """Return a time for each moment of *windows*: that in the shards' rows if it is in the window, else its begin."""
     times = {moment: earliest for moment, (earliest, _) in windows.items()}
     for shard in shards:
         for row in shard.operations:
@@ -156,7 +156,7 @@ def known_times(
 def _find_homes(
     model: ReferenceModel, shards: Sequence[ShardContent], foreign: frozenset[str], report: ComparisonReport
 ) -> dict[str, list[ShardContent]]:
-    """Return the shards on which each tenant lives, and note those with none or several."""
+    """Return the shards that have each tenant, and report tenants with none or several."""
     homes: dict[str, list[ShardContent]] = defaultdict(list)
     for shard in shards:
         for stored in shard.tenants:
@@ -169,11 +169,11 @@ def _find_homes(
                     f"{stored.tenant_id}: row of tenants on {shard.name}", wanted, got
                 )
             elif stored.tenant_id not in foreign:
-                report.differences.append(f"{stored.tenant_id}: a tenant on {shard.name} that nobody registered")
+                report.differences.append(f"{stored.tenant_id}: a tenant on {shard.name} that was not registered")
     for tenant_id in model.tenants:
         names = [shard.name for shard in homes.get(tenant_id, ())]
         if len(names) != 1:
-            report.differences.append(f"{tenant_id}: expected on one shard, is on {len(names)}: {', '.join(names)}")
+            report.differences.append(f"{tenant_id}: expected on one shard, found on {len(names)}: {', '.join(names)}")
     return homes
 
 
@@ -183,7 +183,7 @@ def _row_differences(tenant_id: str, tenant: TenantModel, stored: Sequence[Store
     for row in derived:
         del named[row.resource_type, row.resource_id]
     if named.pop(DEFAULT_ROW, None) is None:
-        yield f"{tenant_id}: expected one default row settings/default, there is none"
+        yield f"{tenant_id}: expected one default row settings/default, found none"
     yield from _key_differences(f"{tenant_id}: resource", tenant.rows, named)
     for key, row in named.items():
         if (expected := tenant.rows.get(key)) is not None:
@@ -249,7 +249,7 @@ def _operation_texts(row: LogEntry | StoredOperation, result: JsonValue) -> tupl
 
 
 def _normalize_times(result: JsonValue) -> JsonValue:
-    """Spell the times of a result in one way; the contract does not say in which of ISO 8601's they come."""
+    """Return *result* with its times in one format; the contract allows every format of ISO 8601."""
     if not isinstance(result, dict):
         return result
     if isinstance(items := result.get("items"), list):
@@ -271,12 +271,12 @@ def _dead_letter_differences(
     for letter in letters:
         item = put.get(letter.position)
         if item is None:
-            continue  # another producer's
+            continue  # the letter of another producer's record
         if letter.reason not in found[letter.position]:
             counts[letter.reason] += 1
         found[letter.position].add(letter.reason)
         if letter.record is not None and letter.record != item.record:
-            yield f"dead letter of {letter.position}: another record than the one put there"
+            yield f"dead letter of {letter.position}: its record is not the record put at that position"
     for position, item in put.items():
         reasons, expected = found.get(position, set()), _expected_reasons(item)
         if item.verdict.effect is Effect.EITHER:
@@ -295,9 +295,9 @@ def _expected_reasons(item: Item) -> str:
 
 def _key_differences(what: str, expected: Mapping[Key, object], got: Mapping[Key, object]) -> Iterator[str]:
     for key in expected.keys() - got.keys():
-        yield f"{what} {key}: expected, and is missing: {_shorten(expected[key])}"
+        yield f"{what} {key}: expected, not found: {_shorten(expected[key])}"
     for key in got.keys() - expected.keys():
-        yield f"{what} {key}: not expected, and is there: {_shorten(got[key])}"
+        yield f"{what} {key}: not expected, found: {_shorten(got[key])}"
 
 
 def _compare_values(what: str, expected: object, got: object) -> list[str]:
@@ -317,7 +317,7 @@ def _shorten(value: object) -> str:
 
 
 def percentile(sorted_values: Sequence[float], share: float) -> float | None:
-    """Return the value below which *share* of *sorted_values* lie, `None` of none."""
+    """Return the value below which *share* of *sorted_values* lie; `None` without values."""
     if not sorted_values:
         return None
     return sorted_values[min(len(sorted_values) - 1, int(share * len(sorted_values)))]

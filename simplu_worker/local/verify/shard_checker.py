@@ -1,4 +1,4 @@
-"""The outside that looks: reads every shard and the dead-letter queue, and waits until all is applied."""
+"""Read every shard and the dead-letter queue, and wait until all records are applied."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from simplu_worker.local.workload.workload import Item
 
 POLL_INTERVAL_S = 0.5
 QUERY_TIMEOUT_S = 60.0
-# Long enough that no letter is read again and again, short enough that it is there for who looks after us.
-LETTER_VISIBILITY_S = 60
-COLLECTORS = 3
-COLLECTOR_PAUSE_S = 0.2
+# Long enough that dead letters are not read repeatedly, short enough that the next reader of the queue gets them.
+DEAD_LETTER_VISIBILITY_S = 60
+READERS = 3
+RETRY_PAUSE_S = 0.2
 TENANTS_SQL = "SELECT id, business_id, location_id, business_type, state FROM tenants ORDER BY id"
 ROWS_SQL = """
 SELECT id, "businessType", "resourceName", "resourceId", data::text AS data, date, "lastUpdated" FROM resources
@@ -52,7 +52,7 @@ SELECT (SELECT count(*) FROM operations WHERE tenant_id = ANY ($1)),
 
 @dataclass(frozen=True, slots=True)
 class ShardCounts:
-    """How many rows one shard has of the tenants asked for; `None` when it did not answer."""
+    """The numbers of rows that one shard has of the requested tenants; `None` when it did not answer."""
 
     name: str
     operations: int | None
@@ -61,66 +61,71 @@ class ShardCounts:
 
 @dataclass(frozen=True, slots=True)
 class ApplyProgress:
-    """How far the worker got."""
+    """The progress of the worker."""
 
     expected_count: int
-    applied_count: int  # rows of `operations` and dead letters
+    finished_count: int  # records with a row of `operations` or a dead letter
     shards: tuple[ShardCounts, ...]
     dead_letter_count: int
 
     @property
     def is_done(self) -> bool:
-        """Whether everything that leaves a trace has left it."""
-        return self.applied_count >= self.expected_count
+        """Whether every record that must leave a row or a dead letter has left one."""
+        return self.finished_count >= self.expected_count
+
+    @property
+    def logged_count(self) -> int:
+        """The number of rows of `operations`."""
+        return self.finished_count - self.dead_letter_count
 
 
 class DeadLetterReader:
-    """Reads dead letters while the work goes on, and leaves them in the queue."""
+    """Reads dead letters while the worker runs, and leaves them in the queue."""
 
     def __init__(self, sqs: Any, queue_url: str) -> None:
         self._sqs = sqs
         self._queue_url = queue_url
-        self._letters: dict[str, StoredDeadLetter] = {}
+        self._dead_letters: dict[str, StoredDeadLetter] = {}
 
     @property
     def dead_letters(self) -> tuple[StoredDeadLetter, ...]:
-        """The letters read so far."""
-        return tuple(self._letters.values())
+        """The dead letters read so far."""
+        return tuple(self._dead_letters.values())
 
     @property
     def positions(self) -> set[Position]:
-        """The positions of the records they are about."""
-        return {letter.position for letter in self._letters.values()}
+        """The positions of their records."""
+        return {letter.position for letter in self._dead_letters.values()}
 
-    async def collect(self) -> None:
-        """Read for ever; end it by cancelling. Several at a time: the local SQS gives out few a second to one."""
+    async def run(self) -> None:
+        """Read until cancelled, with several receives at a time: one alone gets few messages a second from SQS."""
         async with asyncio.TaskGroup() as tasks:
-            for number in range(COLLECTORS):
-                tasks.create_task(self._collect(), name=f"letters:{number}")
+            for number in range(READERS):
+                tasks.create_task(self._read(), name=f"dead-letters:{number}")
 
-    async def _collect(self) -> None:
+    async def _read(self) -> None:
         while True:
             try:
                 await self.read_once(wait_s=1)
-            except ClientError:  # moto's threads race, and one of them loses
-                await asyncio.sleep(COLLECTOR_PAUSE_S)
+            except ClientError:  # moto's threads race, and one of them fails
+                await asyncio.sleep(RETRY_PAUSE_S)
 
     async def read_once(self, *, wait_s: int) -> int:
-        """Read up to ten letters, waiting up to *wait_s* for the first; return how many were new."""
+        """Read up to ten dead letters, waiting up to *wait_s* for the first; return the number of new ones."""
         answer = await self._sqs.receive_message(
             QueueUrl=self._queue_url,
             MaxNumberOfMessages=10,
             WaitTimeSeconds=wait_s,
-            VisibilityTimeout=LETTER_VISIBILITY_S,
+            VisibilityTimeout=DEAD_LETTER_VISIBILITY_S,
         )
-        before = len(self._letters)
+        before = len(self._dead_letters)
         for message in answer.get("Messages", ()):
-            self._letters.setdefault(message["MessageId"], parse_dead_letter(message["Body"]))
-        return len(self._letters) - before
+            self._dead_letters.setdefault(message["MessageId"], parse_dead_letter(message["Body"]))
+        return len(self._dead_letters) - before
 
 
 def parse_dead_letter(body: str) -> StoredDeadLetter:
-    """Read a dead letter's body (contract §6)."""
+    """Parse the body of a dead letter (contract §6)."""
     letter = json.loads(body)
     source = letter.get("source") or {}
     if source.get("kind") == "sqs":
@@ -140,47 +145,47 @@ def parse_dead_letter(body: str) -> StoredDeadLetter:
 
 
 class ShardChecker:
-    """Asks the shards at *urls*, which is called anew each time because Citrus may open another shard meanwhile."""
+    """Compares shards and dead letters with *model*. *urls* is called for every query: Citrus may add a shard."""
 
-    def __init__(self, urls: Callable[[], Sequence[str]], model: ReferenceModel, letters: DeadLetterReader) -> None:
+    def __init__(self, urls: Callable[[], Sequence[str]], model: ReferenceModel, reader: DeadLetterReader) -> None:
         self.put: dict[Position, Item] = {}
         self.windows: dict[datetime, tuple[datetime, datetime]] = {}
         self._urls = urls
         self._model = model
-        self._letters = letters
+        self._reader = reader
 
     def record_put(self, pairs: Iterable[tuple[Position, Item]]) -> None:
-        """Remember what was put where: dead letters name their record by its position."""
+        """Remember records and their positions, by which dead letters identify them."""
         self.put.update(pairs)
 
     def record_window(self, moment: datetime, earliest: datetime, latest: datetime) -> None:
-        """Remember between which times something came whose time the model does not know, but for *moment*."""
+        """Remember that the event which has the time *moment* in the model came between *earliest* and *latest*."""
         self.windows[moment] = (earliest, latest)
 
     def expected_count(self) -> int:
-        """Return how many traces, rows of `operations` and dead letters, the records put so far must leave."""
+        """Return how many rows of `operations` and dead letters the records put so far must leave."""
         traces = (Effect.LOGGED, Effect.REJECTED, Effect.EITHER)
         return sum(item.verdict.effect in traces for item in self.put.values())
 
     async def read_progress(self) -> ApplyProgress:
-        """Ask every shard how far it is; one that does not answer counts as nothing."""
+        """Count the rows on every shard and the dead letters; a shard that does not answer counts as empty."""
         tenant_ids = list(self._model.tenants)
         counts = [await count_shard(url, tenant_ids) for url in self._urls()]
-        letters = len(self._letters.positions & self.put.keys())
-        applied = sum(count.operations or 0 for count in counts)
-        return ApplyProgress(self.expected_count(), applied + letters, tuple(counts), letters)
+        dead_letter_count = len(self._reader.positions & self.put.keys())
+        finished_count = sum(count.operations or 0 for count in counts) + dead_letter_count
+        return ApplyProgress(self.expected_count(), finished_count, tuple(counts), dead_letter_count)
 
     async def wait_until_applied(
         self, *, timeout_s: float, idle_s: float, on_progress: Callable[[ApplyProgress], None] | None = None
     ) -> ApplyProgress:
-        """Wait until every record put has left its trace; give up after *timeout_s*, or *idle_s* without a change."""
+        """Wait until every record put has its row or dead letter, or *timeout_s*, or *idle_s* without progress."""
         clock = asyncio.get_running_loop().time
         start = changed = clock()
         progress = await self.read_progress()
         while not progress.is_done and clock() - start < timeout_s and clock() - changed < idle_s:
             await asyncio.sleep(POLL_INTERVAL_S)
             now = await self.read_progress()
-            if now.applied_count != progress.applied_count:
+            if now.finished_count != progress.finished_count:
                 changed = clock()
             progress = now
             if on_progress is not None:
@@ -188,20 +193,20 @@ class ShardChecker:
         return progress
 
     async def compare(self, *, foreign: frozenset[str] = frozenset()) -> ComparisonReport:
-        """Read everything and compare it with the model, see `comparison.compare`."""
+        """Read all shards and compare them with the model, see `comparison.compare`."""
         contents = [await read_shard(url) for url in self._urls()]
         self._model.replace_times(known_times(self._model, contents, self.windows))
-        return compare(self._model, contents, self.put, self._letters.dead_letters, foreign=foreign)
+        return compare(self._model, contents, self.put, self._reader.dead_letters, foreign=foreign)
 
 
 async def read_tenant_ids(urls: Sequence[str]) -> frozenset[str]:
-    """Return the ids of all tenants that the shards have now."""
+    """Return the ids of all tenants on the shards."""
     contents = [await read_shard(url) for url in urls]
     return frozenset(tenant.tenant_id for content in contents for tenant in content.tenants)
 
 
 async def count_shard(url: str, tenant_ids: Sequence[str]) -> ShardCounts:
-    """Count one shard's rows of *tenant_ids*; nothing where it has no schema yet or does not answer."""
+    """Count one shard's rows of *tenant_ids*: 0 without a schema, `None` when it does not answer."""
     name = shard_name(url)
     try:
         connection = await asyncpg.connect(url, timeout=2, command_timeout=5)
@@ -219,7 +224,7 @@ async def count_shard(url: str, tenant_ids: Sequence[str]) -> ShardCounts:
 
 
 async def read_shard(url: str) -> ShardContent:
-    """Read all of one shard in one snapshot; empty where it has no schema yet."""
+    """Read the content of one shard in one snapshot; empty without a schema."""
     content = ShardContent(shard_name(url))
     connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
     try:
@@ -235,11 +240,11 @@ async def read_shard(url: str) -> ShardContent:
 
 
 def shard_name(url: str) -> str:
-    """Name a shard without its user and password."""
+    """Return a shard's name for reports: its URL without user and password."""
     parts = urlsplit(url)
     return f"{parts.hostname}:{parts.port}{parts.path}"
 
 
 def shard_urls(env: Mapping[str, str]) -> list[str]:
-    """Return the shards' connection strings as the stack's environment lists them."""
+    """Return the shards' connection strings in the stack's environment."""
     return env["STACK_POSTGRES_URLS"].split()

@@ -1,1 +1,1 @@
-"""Operations and messages to send, and a model of what they do."""
+"""Operations and messages to send, and a model of their effects."""

@@ -1,4 +1,4 @@
-"""Records that can never be an operation, of every kind, each with the reasons its dead letter may give."""
+"""Records of every kind that can never be an operation, each with the reasons that its dead letter may name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-# The contract does not say which of the two an unknown `operation` is.
+# The contract allows either reason for an unknown `operation`.
 UNKNOWN_OPERATION = frozenset({"unknown_type", "invalid_message"})
 INVALID_JSON = frozenset({"invalid_json"})
 INVALID_MESSAGE = frozenset({"invalid_message"})
@@ -29,7 +29,7 @@ NOT_AN_OBJECT: tuple[bytes, ...] = (b"[]", b'"create"', b"null", b"42", b"true",
 
 
 def make_bad_record(random: Random, envelope: Envelope) -> tuple[bytes, frozenset[str]]:
-    """Spoil *envelope*, the members of a valid `create`, and return the record with the reasons for refusing it."""
+    """Make *envelope*, the members of a valid `create`, invalid; return the record and the allowed reasons."""
     draw = random.random()
     if draw < 0.2:
         return random.choice(NOT_JSON), INVALID_JSON
@@ -53,7 +53,7 @@ def too_large_record(envelope: Envelope) -> bytes:
 
 
 def too_deep_data() -> str:
-    """Return the JSON text of an object nested deeper than parsers go."""
+    """Return the JSON text of an object nested deeper than parsers allow."""
     return '{"deep": ' + "[" * TOO_DEEP + "]" * TOO_DEEP + "}"
 
 

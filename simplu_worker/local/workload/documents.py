@@ -1,4 +1,4 @@
-"""Random but repeatable content: JSON documents, ids and times of the awkward kinds that real producers send."""
+"""Random but repeatable content: JSON documents, ids and times, with the awkward kinds that real producers send."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ UNSTORABLE = (
 
 
 def document(random: Random, *, long: bool = False) -> str:
-    """Return the JSON text of an object that always has `status` and `rank`, for lists to filter by."""
+    """Return the JSON text of an object with random members, and `status` and `rank` for the filters of lists."""
     members = [_member(random, "status", random.choice(STATUSES)), f'"rank": {random.randrange(5)}']
     members += [_random_member(random, 1) for _ in range(random.randrange(5))]
     if long:
@@ -69,7 +69,7 @@ def document(random: Random, *, long: bool = False) -> str:
 
 
 def patch_document(random: Random) -> str:
-    """Return the JSON text of an RFC 7396 patch: some members to set, some to merge, some to remove."""
+    """Return the JSON text of an RFC 7396 patch that sets, merges and removes members."""
     members = [f'"rank": {random.randrange(5)}'] if random.random() < 0.5 else []
     for _ in range(random.randrange(1, 4)):
         name = json.dumps(random.choice(MEMBERS), ensure_ascii=False)
@@ -107,13 +107,13 @@ def _object(random: Random, members: list[str]) -> str:
 
 
 def resource_id(random: Random, resource_type: str, number: int) -> str:
-    """Return an id that no other *number* gives, one in five of an awkward kind; at most 256 characters."""
+    """Return an id unique to *number*, one in five of an awkward kind; at most 256 characters."""
     tail = random.choice(ID_TAILS) if random.random() < 0.2 else ""
     return f"{resource_type[:100]}-{number}{tail}"
 
 
 def timestamp(random: Random, moment: datetime) -> str:
-    """Spell *moment*, or now and then a far one, as one of the forms of ISO 8601 that producers use."""
+    """Format *moment*, or rarely a time far away, in one of the ISO 8601 formats that producers use."""
     draw = random.random()
     if draw < 0.01:
         return random.choice(("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "1969-12-31", "2024-02-29T12:00"))

@@ -1,4 +1,4 @@
-"""Order events as their producer means them (contract §5), those that can never be one, and how they are sent."""
+"""Order events (contract §5), messages that can never be one, and sending them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Members = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class OrderEvent:
-    """One message of an order queue. *tenant* is told by message attributes, none when the body tells it."""
+    """One message of an order queue. *tenant* is the one in the message attributes; none when the body contains it."""
 
     group_id: str
     deduplication_id: str
@@ -39,7 +39,7 @@ class OrderEvent:
 
 @dataclass(frozen=True, slots=True)
 class SendReceipt:
-    """The id that a queue gave to a message, and between which times it took it."""
+    """The id that a queue gave to a message, and the bounds of the time at which it accepted the message."""
 
     message_id: str
     earliest: datetime
@@ -49,7 +49,7 @@ class SendReceipt:
 def event_members(
     kind: str, order_id: str, data: object, *, group_id: str, deduplication_id: str | None, tenant: Tenant | None
 ) -> Members:
-    """Return the members of an order event; *tenant* is one that the body tells."""
+    """Return the members of an order event's body; with *tenant* the body contains its ids."""
     members: Members = {"type": kind, "orderId": order_id, "data": data, "groupId": group_id}
     if deduplication_id is not None:
         members["deduplicationId"] = deduplication_id
@@ -59,7 +59,7 @@ def event_members(
 
 
 def spoil_event(number: int, members: Members, event: OrderEvent) -> tuple[OrderEvent, frozenset[str]]:
-    """Spoil a valid `CREATE` in one of the ways, in turn by *number*; with the reasons its dead letter may give."""
+    """Make a valid `CREATE` invalid, in a way chosen by *number*; also return the reasons its dead letter may name."""
     if number % 4 == 0:
         return replace(event, body=NOT_JSON[number // 4 % len(NOT_JSON)]), INVALID_JSON
     if number % 4 == 1:
@@ -103,12 +103,12 @@ async def send_events(
     on_sent: Callable[[OrderEvent, SendReceipt], None],
     rate: float | None = None,
 ) -> None:
-    """Send *events* in their order, one request at a time, and tell *on_sent* of each that the queue took.
+    """Send *events* in order, one request at a time, and call *on_sent* for each that the queue accepted.
 
-    *rate* is the most events a second, `None` as fast as the queue takes them.
+    *rate* is the maximum of events a second; `None`: as fast as the queue accepts them.
 
     Raises:
-        RuntimeError: the queue refused one; what follows it in its group must not be sent.
+        RuntimeError: the queue rejected an event; later events of its group must not be sent.
 
     """
     loop = asyncio.get_running_loop()
@@ -119,7 +119,7 @@ async def send_events(
         answer = await sqs.send_message_batch(QueueUrl=queue_url, Entries=entries)
         ended_at = datetime.now(UTC)
         if failed := answer.get("Failed"):
-            raise RuntimeError(f"expected the order queue to take all events, it refused {len(failed)}: {failed[0]}")
+            raise RuntimeError(f"expected the order queue to accept all events, it rejected {len(failed)}: {failed[0]}")
         for sent in answer["Successful"]:
             on_sent(request[int(sent["Id"])], SendReceipt(sent["MessageId"], began_at, ended_at))
         if rate is not None:

@@ -1,7 +1,7 @@
-"""A repeatable stream of order events for many tenants and groups, each with what the model says must come of it.
+"""A repeatable stream of order events for many tenants and groups, each with its expected outcome from the model.
 
-The time of an order event is when the queue took it, which nobody knows before. So each has a moment of its own here,
-which stands for that time in the model until it is known (`ReferenceModel.retime`).
+The time of an order event is that at which the queue accepts it, which is not known before. In the model a unique
+moment stands for it until it is known (`ReferenceModel.replace_times`).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from simplu_worker.local.workload.workload import Tenant
 
 ORDER_TYPE = "order"
 GROUPS = 20
-URGENT_GROUPS = 2  # of these, by the priority queue
-MOMENTS_FROM = datetime(1900, 1, 1, tzinfo=UTC)  # far from every time that anything else has
+URGENT_GROUPS = 2  # of these, sent to the priority queue
+MOMENTS_FROM = datetime(1900, 1, 1, tzinfo=UTC)  # far from every other time in the load
 KINDS = {"create": "CREATE", "patch": "UPDATE", "delete": "DELETE"}
 WEIGHTS = (55, 38, 7)
-# Characters that SQS takes are those of XML: SendMessage in its API reference.
+# SQS accepts the characters of XML: SendMessage in its API reference.
 NOT_SENDABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True)
 class OrderItem:
-    """An event to send, what must come of it, and the *moment* that stands for its time."""
+    """An event to send, its expected outcome, and the *moment* that stands for its time."""
 
     event: OrderEvent
     verdict: Verdict
@@ -47,7 +47,7 @@ class _Sent:
 
 
 class OrderWorkload:
-    """Makes order events for *tenants*, which *model* knows; all of one order and one request id are in one group."""
+    """Makes order events for *tenants* of *model*; all events of one order or one request id are in one group."""
 
     def __init__(self, seed: int, tenants: Sequence[Tenant], model: ReferenceModel) -> None:
         self._random = Random(f"orders of {seed}")  # noqa: S311 - repeatable load, nothing secret
@@ -58,7 +58,7 @@ class OrderWorkload:
         self._orders: dict[tuple[str, int], list[str]] = defaultdict(list)  # by tenant and group, deleted ones too
 
     def items(self, count: int) -> Iterator[OrderItem]:
-        """Yield *count* events, at least one for each group; the last of a group is a fresh `CREATE`."""
+        """Yield *count* events, at least one per group; the last of each group is a `CREATE` of a new order."""
         for _ in range(count - GROUPS):
             yield self._make_next()
         for group in range(GROUPS):
@@ -88,7 +88,7 @@ class OrderWorkload:
         return self._make_item(tenant, group, kind, order_id, self._make_data(kind))
 
     def _make_impossible(self, tenant: Tenant, group: int) -> OrderItem:
-        """Make what is there, or change what never was."""
+        """Create an order that exists, or change one that does not."""
         orders = self._orders[tenant.tenant_id, group]
         if orders and self._random.random() < 0.5:
             return self._make_item(tenant, group, "create", self._random.choice(orders), self._make_data("create"))
@@ -100,7 +100,7 @@ class OrderWorkload:
         return self._make_item(tenant, group, "create", self._new_id(), self._random.choice(documents.UNSTORABLE))
 
     def _make_repeat(self, tenant: Tenant, group: int) -> OrderItem:
-        """Send an earlier event once more, as a producer that missed the answer; the queue takes it for another."""
+        """Send an earlier event again, as a producer that missed the answer; for the queue it is a new message."""
         named = [sent for sent in self._sent if sent.request.request_id != sent.event.deduplication_id]
         if not named:
             return self._make_fresh(tenant, group, "create")
@@ -109,7 +109,7 @@ class OrderWorkload:
         return self._add_verdict(event, self._model.apply(sent.request), self._next_moment())
 
     def _make_reuse(self, _tenant: Tenant, _group: int) -> OrderItem:
-        """Send another event under an id that was used."""
+        """Send another event with a request id that was used."""
         sent = self._random.choice(self._sent)
         data = '{"another": "event"}'
         group_id, order_id = sent.event.group_id, str(sent.request.resource_id)
@@ -199,7 +199,7 @@ def _group_id(group: int) -> str:
 
 
 def _escape_unsendable(text: str) -> str:
-    """Write what SQS does not take as JSON's escapes."""
+    """Replace characters that SQS rejects by JSON escapes."""
     return NOT_SENDABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 

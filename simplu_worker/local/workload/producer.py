@@ -1,4 +1,4 @@
-"""The outside that sends: tenants through the control queue, records onto the stream, in the order produced."""
+"""Produce a load: tenants through the control queue, and records onto the stream in the order produced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from simplu_worker.local.workload.workload import Item, Tenant
 
 PUT_MAX_RECORDS = 500  # PutRecords' quota
 PUT_MAX_BYTES = 3_500_000  # below its 5 MiB, which moto counts after base64
-ALONE_BYTES = 700_000  # a larger record goes alone with PutRecord: some servers have a lower limit in PutRecords
+ALONE_BYTES = 700_000  # a larger record is sent alone with PutRecord: some servers have a lower limit in PutRecords
 SEND_MAX_MESSAGES = 10  # SendMessageBatch's quota
 STREAM_WAIT_S = 30.0
 POLL_INTERVAL_S = 0.2
@@ -28,14 +28,14 @@ Position = tuple[str, str]
 
 
 class OrderLostError(Exception):
-    """The stream took a later record of a partition key and refused an earlier one: the model no longer holds."""
+    """The stream accepted a later record of a partition key and rejected an earlier one: the model is invalid now."""
 
 
 @asynccontextmanager
 async def open_client(service: str, env: Mapping[str, str]) -> AsyncIterator[Any]:
-    """Open a client for *service* with the region, endpoint and keys of *env*, as a worker would be given them.
+    """Open a client for *service* with the region, endpoint and keys in *env*, a worker's environment.
 
-    It never tries again by itself: a put that was done but not answered would come twice.
+    The client never retries: a put that was done but not answered would be done twice.
     """
     client = get_session().create_client(
         service,
@@ -51,10 +51,10 @@ async def open_client(service: str, env: Mapping[str, str]) -> AsyncIterator[Any
 
 
 async def wait_for_stream(kinesis: Any, stream: str) -> None:
-    """Wait until *stream* takes records.
+    """Wait until *stream* accepts records.
 
     Raises:
-        TimeoutError: it does not within half a minute; the worker or the stack should have made it.
+        TimeoutError: it does not within half a minute; the worker or the stack should have created it.
 
     """
     async with asyncio.timeout(STREAM_WAIT_S):
@@ -78,13 +78,13 @@ async def put_items(
     on_put: Callable[[Sequence[tuple[Position, Item]]], None],
     rate: float | None = None,
 ) -> None:
-    """Put *items* in their order, one request at a time, and tell *on_put* where each went.
+    """Put *items* in order, one request at a time, and call *on_put* with the position of each.
 
-    One request at a time keeps the order within each partition key (and moto loses records otherwise). *rate* is
-    the most records a second, `None` as fast as the stream takes them.
+    One request at a time keeps the order within each partition key (and moto loses records otherwise). *rate* is the
+    maximum of records a second; `None`: as fast as the stream accepts them.
 
     Raises:
-        OrderLostError: a partial refusal left records of one partition key in another order than produced.
+        OrderLostError: after a partial rejection, records of a partition key are in another order than produced.
 
     """
     loop = asyncio.get_running_loop()
@@ -104,7 +104,7 @@ async def put_items(
 async def _put(
     kinesis: Any, stream: str, items: Sequence[Item], on_put: Callable[[Sequence[tuple[Position, Item]]], None]
 ) -> Sequence[Item]:
-    """Put *items* with one request; return those that the stream did not take, in order."""
+    """Put *items* with one request; return those that the stream rejected, in order."""
     records = [{"Data": item.record, "PartitionKey": item.partition_key} for item in items]
     if len(records) == 1:
         answers = [await kinesis.put_record(StreamName=stream, **records[0])]
@@ -114,30 +114,31 @@ async def _put(
     on_put(
         [((record["ShardId"], record["SequenceNumber"]), item) for item, record in pairs if "ErrorCode" not in record]
     )
-    refused = [item for item, record in pairs if "ErrorCode" in record]
+    rejected = [item for item, record in pairs if "ErrorCode" in record]
     overtaken = overtaken_keys((item.partition_key, "ErrorCode" not in record) for item, record in pairs)
     if overtaken:
         raise OrderLostError(
-            f"expected all or none of a partition key's records to be taken; of {len(overtaken)} keys a later record "
-            "was taken and an earlier refused. Put fewer records a second, or give the stream more shards"
+            "expected the stream to accept all or none of a partition key's records; of "
+            f"{len(overtaken)} keys it accepted a later record and rejected an earlier one. "
+            "Put fewer records a second, or give the stream more shards"
         )
-    return refused
+    return rejected
 
 
 def overtaken_keys(results: Iterable[tuple[str, bool]]) -> set[str]:
-    """Return the keys of which a record was taken after an earlier one was refused."""
-    refused: set[str] = set()
+    """Return the keys of which a record was accepted after an earlier one was rejected."""
+    rejected: set[str] = set()
     overtaken: set[str] = set()
-    for key, taken in results:
-        if not taken:
-            refused.add(key)
-        elif key in refused:
+    for key, accepted in results:
+        if not accepted:
+            rejected.add(key)
+        elif key in rejected:
             overtaken.add(key)
     return overtaken
 
 
 def split_into_requests(items: Iterable[Item], *, max_records: int = PUT_MAX_RECORDS) -> Iterator[list[Item]]:
-    """Cut *items* into requests within PutRecords' quotas; an item too large for any goes alone."""
+    """Split *items* into requests within PutRecords' quotas; a large item gets a request of its own."""
     request: list[Item] = []
     size_bytes = 0
     for item in items:
@@ -153,7 +154,7 @@ def split_into_requests(items: Iterable[Item], *, max_records: int = PUT_MAX_REC
 
 
 async def create_tenants(sqs: Any, queue_url: str, tenants: Sequence[Tenant], *, seed: int = 0) -> None:
-    """Send `SHARD_CREATION` for *tenants*: its type given in each of the ways of contract §4, every third one twice."""
+    """Send `SHARD_CREATION` for *tenants*, with its type in each of the ways of contract §4, every third one twice."""
     random = Random(seed)  # noqa: S311 - repeatable load, nothing secret
     messages: list[dict[str, Any]] = []
     for number, tenant in enumerate(tenants):
@@ -168,12 +169,12 @@ async def create_tenants(sqs: Any, queue_url: str, tenants: Sequence[Tenant], *,
         answer = await sqs.send_message_batch(QueueUrl=queue_url, Entries=entries)
         if failed := answer.get("Failed"):
             raise RuntimeError(
-                f"expected the control queue to take all messages, it refused {len(failed)}: {failed[0]}"
+                f"expected the control queue to accept all messages, it rejected {len(failed)}: {failed[0]}"
             )
 
 
 def creation_message(tenant: Tenant, *, way: int, now: datetime) -> dict[str, Any]:
-    """Return a `SHARD_CREATION`: *way* 0 has its type as an attribute, 1 in the body, 2 nowhere."""
+    """Return a `SHARD_CREATION`: *way* 0 has its type in an attribute, 1 in the body, 2 omits it."""
     body = {
         "businessId": tenant.business_id,
         "locationId": tenant.location_id,

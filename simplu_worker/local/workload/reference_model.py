@@ -1,7 +1,7 @@
-"""What the contract says must come of a record: its meaning (§3) in plain Python, one operation at a time.
+"""A reference model of the contract: the meaning of a record (§3) in plain Python, one operation at a time. Pure.
 
-The producer asks the model what each record must do, the checker compares every shard with what the model holds.
-It is written from the contract alone and shares no code with the worker, so that one mistake cannot hide in both.
+The producer gets the expected outcome of each record from the model, and the checker compares every shard with it. The
+model is written from the contract alone and shares no code with the worker, so that one mistake cannot be in both.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ DEFAULT_LIST_PAGE, DEFAULT_LIST_LIMIT = 1, 100
 LIST_RESULT_LIMIT = 1000  # LIST_RESULT_LIMIT's default, contract §2
 RESULT_MAX_BYTES = 1024 * 1024  # contract §3: a longer result is `result_too_large`
 NUMERIC_MAX_EXPONENT = 131_071  # PostgreSQL manual, numeric: 131072 digits before the decimal point
-NUMERIC_MAX_SCALE = 16_383  # and as many after it
+NUMERIC_MAX_SCALE = 16_383  # the same manual: digits after the decimal point
 DAY_FILTERS = frozenset({"date", "startDate", "endDate"})
 
 
 class Effect(StrEnum):
-    """What a record must come to."""
+    """The expected effect of a record."""
 
     LOGGED = "logged"  # exactly one row of `operations`, succeeded or failed
-    DROPPED = "dropped"  # a redelivery: nothing more than the first one left
-    REJECTED = "rejected"  # a dead letter and nothing else
-    EITHER = "either"  # the contract leaves open: a dead letter, or a failed row
-    HELD = "held"  # of a tenant that is not registered: waits, leaves nothing for now
+    DROPPED = "dropped"  # a redelivery: no effect beyond the first delivery's
+    REJECTED = "rejected"  # a dead letter and no row
+    EITHER = "either"  # the contract allows both: a dead letter, or a failed row
+    HELD = "held"  # the tenant is not registered: the record waits, without effect for now
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one record must come to. *reasons* are those a dead letter may give, empty where none is expected."""
+    """The expected outcome of one record. *reasons* are those its dead letter may name; empty: no dead letter."""
 
     effect: Effect
     reasons: frozenset[str] = frozenset()
@@ -47,7 +47,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class OperationRequest:
-    """A valid record as the producer means it; *data*, *filters* and *pagination* are JSON text, as sent."""
+    """A valid record before encoding; *data*, *filters* and *pagination* are JSON text, as sent."""
 
     kind: str
     business_id: str
@@ -67,13 +67,13 @@ class OperationRequest:
 
     @property
     def content(self) -> tuple[str | None, ...]:
-        """What tells a redelivery from another operation under the same request id; the timestamp does not."""
+        """The members that distinguish another operation with the same request id from a redelivery."""
         return (self.kind, self.resource_type, self.resource_id, self.data, self.filters, self.pagination)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """A resource. *data* is canonical JSON where it is kept, see `canonical_text`."""
+    """A resource; *data* is parsed JSON."""
 
     data: JsonValue
     date: datetime
@@ -82,7 +82,7 @@ class ModelRow:
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One row of `operations`. *error* is the failure, `None` when it succeeded; *result* only for `read`, `list`."""
+    """One row of `operations`. *error* is `None` when it succeeded; only `read` and `list` have a *result*."""
 
     kind: str
     resource_type: str
@@ -94,16 +94,17 @@ class LogEntry:
 
     @property
     def status(self) -> str:
-        """The status as contract §9 spells it."""
+        """The status, as in contract §9."""
         return "failed" if self.error else "succeeded"
 
 
 @dataclass(slots=True)
 class TenantModel:
-    """All that one tenant must have.
+    """The expected rows of one tenant.
 
-    What came without a `requestId` is under *derived*, and a resource that took such an id under *derived_rows*:
-    the worker makes those ids from positions which the model does not know. *undecided* holds the rows that may be.
+    Operations without a `requestId` are in *derived*, and resources with an id from such an operation are in
+    *derived_rows*: the worker derives those ids from positions, which the model does not know. *undecided* holds rows
+    that may exist.
     """
 
     business_id: str
@@ -117,18 +118,18 @@ class TenantModel:
 
 
 class ReferenceModel:
-    """Every tenant's resources and log, as they must be after the records seen so far."""
+    """The expected resources and log of every tenant after the records applied so far."""
 
     def __init__(self, *, list_result_limit: int = LIST_RESULT_LIMIT) -> None:
         self.tenants: dict[str, TenantModel] = {}
         self._list_result_limit = list_result_limit
 
     def add_tenant(self, business_id: str, location_id: str, business_type: str) -> None:
-        """Register a tenant; a second time changes nothing."""
+        """Register a tenant; idempotent."""
         self.tenants.setdefault(f"{business_id}-{location_id}", TenantModel(business_id, location_id, business_type))
 
     def apply(self, request: OperationRequest) -> Verdict:
-        """Apply *request* after all that came before it and return what its record must come to."""
+        """Apply *request* after all earlier ones and return the expected outcome of its record."""
         tenant = self.tenants.get(request.tenant_id)
         if tenant is None:
             return Verdict(Effect.HELD)
@@ -144,19 +145,19 @@ class ReferenceModel:
         return Verdict(Effect.LOGGED)
 
     def expect_refusal(self, request: OperationRequest) -> Verdict:
-        """Expect that *request* is refused, as a dead letter or as `invalid_data`: nested too deep for one of them."""
+        """Expect that *request* is rejected, as a dead letter or as `invalid_data`: it is nested too deeply."""
         if request.request_id is None:
-            raise ValueError("a request that may or may not leave a row needs a requestId to find it by")
+            raise ValueError("expected a request with a requestId, by which a row is found if there is one")
         entry = _entry(request, request.resource_id, error="invalid_data")
         self.tenants[request.tenant_id].undecided[request.request_id] = entry
         return Verdict(Effect.EITHER, frozenset({"invalid_json", "invalid_message"}))
 
     def logged_count(self) -> int:
-        """Return how many rows of `operations` there must be."""
+        """Return the expected number of rows of `operations`."""
         return sum(len(tenant.log) + len(tenant.derived) for tenant in self.tenants.values())
 
     def replace_times(self, times: Mapping[datetime, datetime]) -> None:
-        """Put what was not known before in the place of the moments that stood for it."""
+        """Replace the moments that are keys of *times* by their values, the real times."""
         for tenant in self.tenants.values():
             tenant.rows = {
                 key: replace(
@@ -179,7 +180,7 @@ class ReferenceModel:
         if request.kind == "list":
             return self._execute_list(tenant, request)
         if resource_id is None:
-            # A create with neither id: the worker's own, which no other record can name.
+            # A create with neither id: the worker derives one, which no other record can name.
             tenant.derived_rows.append((request.resource_type, ModelRow(data, request.timestamp, request.timestamp)))
             return _entry(request, None)
         key = (request.resource_type, resource_id)
@@ -220,7 +221,7 @@ class ReferenceModel:
 def _apply_to_row(
     request: OperationRequest, row: ModelRow | None, data: JsonValue
 ) -> tuple[str | None, ModelRow | None]:
-    """Return the failure, if any, and the resource as it is after *request*."""
+    """Return the failure, if any, and the resource after *request*."""
     when = request.timestamp
     if request.kind == "create":
         return ("already_exists", row) if row is not None else (None, ModelRow(data, when, when))
@@ -262,7 +263,7 @@ def _object(text: str | None) -> dict[str, JsonValue]:
 
 
 def passes_filters(row: ModelRow, filters: dict[str, JsonValue]) -> bool:
-    """Tell whether *row* passes every filter of a `list` (contract §3)."""
+    """Return whether *row* passes every filter of a `list` (contract §3)."""
     day = row.date.astimezone(UTC).date()
     members = row.data if isinstance(row.data, dict) else {}
     for name, wanted in filters.items():
@@ -278,7 +279,7 @@ def passes_filters(row: ModelRow, filters: dict[str, JsonValue]) -> bool:
 
 
 def merge_patch(target: JsonValue, patch: JsonValue) -> JsonValue:
-    """Return *target* changed by *patch* as RFC 7396 says; neither argument is changed."""
+    """Return *target* changed by *patch* (RFC 7396); neither argument is modified."""
     if not isinstance(patch, dict):
         return patch
     merged = dict(target) if isinstance(target, dict) else {}
@@ -291,13 +292,13 @@ def merge_patch(target: JsonValue, patch: JsonValue) -> JsonValue:
 
 
 def parse_json(text: str) -> JsonValue:
-    """Parse JSON as jsonb does: of duplicate keys the last, numbers exact."""
+    """Parse JSON as jsonb does: the last of duplicate keys wins, numbers are exact."""
     value: JsonValue = json.loads(text, parse_int=Decimal, parse_float=Decimal)
     return value
 
 
 def canonical_text(value: JsonValue) -> str:
-    """Return one text for all that jsonb holds equal: keys in one order, 1, 1.0 and 10e-1 the same."""
+    """Return the same text for all values that are equal as jsonb: sorted keys; 1, 1.0 and 10e-1 alike."""
     match value:
         case None:
             return "null"
@@ -324,7 +325,7 @@ def _canonical_number(number: Decimal) -> str:
 
 
 def is_storable(value: JsonValue) -> bool:
-    """Tell whether PostgreSQL's jsonb can keep *value*: no U+0000, no lone surrogate, no number out of numeric."""
+    """Return whether jsonb can store *value*: no U+0000, no lone surrogate, no number outside numeric's range."""
     match value:
         case str():
             return "\x00" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
@@ -341,6 +342,6 @@ def is_storable(value: JsonValue) -> bool:
 
 
 def parse_timestamp(text: str) -> datetime:
-    """Parse an ISO 8601 time: without an offset it is UTC, a date alone is midnight."""
+    """Parse an ISO 8601 time: UTC without an offset, midnight without a time."""
     moment = datetime.fromisoformat(text)
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

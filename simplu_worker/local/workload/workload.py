@@ -1,7 +1,7 @@
-"""A repeatable stream of records for many tenants, each with what the model says must come of it.
+"""A repeatable stream of records for many tenants, each with its expected outcome from the model.
 
-Everything that depends on order (reuse of a request id, changes of one resource) stays within one partition key,
-because the contract keeps order only there. The same seed gives the same records.
+Records that depend on order (reuse of a request id, changes of one resource) share a partition key, because the
+contract guarantees order only there. The same seed gives the same records.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ RESOURCE_TYPES = {
     "hotel": ("booking", "room", "guest"),
 }
 AWKWARD_TYPE = "größe %2F/'x\""
-NAMELESS_TYPE = "note"  # creates without any id go here; no list or read does, their ids are the worker's
+NAMELESS_TYPE = "note"  # of creates without any id; never listed or read, because the worker derives their ids
 BUSINESS_IDS = ("clinic", "o'brien", "a/b", "100%", 'say "hi"', "naïve-漢字", "🏨", "..", "back\\slash", "x;--")
 LOCATION_IDS = ("main", "ground floor", "東京", "%2e", "a-b")
 FIRST_MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
 LONG_DOCUMENT_SHARE = 0.003
 UNREGISTERED_SHARE = 0.02
-STRESS_COUNT = 4  # what `Workload.stress` yields
+STRESS_COUNT = 4  # records that `Workload.stress` yields
 HOT_RESOURCES = 12
 
 
@@ -59,14 +59,14 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """How often each kind of record comes, as shares of 1; what remains are fresh operations by *weights*."""
+    """The frequency of each kind of record, as a share of 1; the rest are new operations by *weights*."""
 
-    retry: float = 0.02  # the producer's own retry, long after, with a newer timestamp
-    duplicate: float = 0.02  # the very same bytes again
-    conflict: float = 0.01  # a used requestId with another content
+    retry: float = 0.02  # the producer's own retry, much later, with a newer timestamp
+    duplicate: float = 0.02  # the same bytes again
+    conflict: float = 0.01  # a used requestId with other content
     invalid: float = 0.015
-    unstorable: float = 0.003  # data that PostgreSQL's jsonb refuses
-    missing: float = 0.02  # an operation on what never was, or a create of what is
+    unstorable: float = 0.003  # data that PostgreSQL's jsonb rejects
+    missing: float = 0.02  # an operation on a missing resource, or a create of an existing one
     nameless: float = 0.01  # no requestId
     weights: dict[str, float] = field(
         default_factory=lambda: {"create": 60, "update": 20, "patch": 15, "delete": 4, "read": 0.5, "list": 0.5}
@@ -75,7 +75,7 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One record to put, and what must come of it."""
+    """One record to put, and its expected outcome."""
 
     partition_key: str
     record: bytes
@@ -89,7 +89,7 @@ class _Sent:
 
 
 def make_tenants(count: int, *, run: str) -> list[Tenant]:
-    """Return *count* tenants of the three types in turn; *run* keeps them apart from those of other runs."""
+    """Return *count* tenants of the three types in turn; *run* distinguishes their ids from those of other runs."""
     types = tuple(RESOURCE_TYPES)
     return [
         Tenant(
@@ -102,7 +102,7 @@ def make_tenants(count: int, *, run: str) -> list[Tenant]:
 
 
 class Workload:
-    """Makes records and keeps the model that says what they must come to."""
+    """Makes records, and applies them to the model of the expected outcome."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Workload:
         self._weights = [self._shares.weights[kind] for kind in kinds]
         self._random = Random(seed)  # noqa: S311 - repeatable load, nothing secret
         self._number = 0
-        self._sent: dict[str, list[_Sent]] = defaultdict(list)  # by tenant; only what has a requestId
+        self._sent: dict[str, list[_Sent]] = defaultdict(list)  # by tenant; only records with a requestId
         self._ids: dict[tuple[str, str], list[str]] = defaultdict(list)  # by tenant and type, deleted ones too
         for tenant in tenants:
             self.model.add_tenant(tenant.business_id, tenant.location_id, tenant.business_type)
@@ -130,7 +130,7 @@ class Workload:
     def items(self, count: int) -> Iterator[Item]:
         """Yield *count* records, then one last `create` for each partition key.
 
-        When the last ones are applied, nothing before them in their partition keys can still be on its way.
+        When the last ones are applied, all earlier records of their partition keys are applied too.
         """
         for _ in range(count):
             yield self._make_next()
@@ -139,11 +139,11 @@ class Workload:
                 yield self._make_fresh(tenant, resource_type, "create")
 
     def closing_count(self) -> int:
-        """Return how many records `items` adds after those asked for."""
+        """Return how many records `items` adds after the requested ones."""
         return sum(len(_types_of(tenant)) + 1 for tenant in self.tenants)
 
     def stress(self) -> Iterator[Item]:
-        """Yield the few records of extreme size and depth, each with an ordinary one of its key behind it."""
+        """Yield records of extreme size and depth, then an ordinary one of the same partition key."""
         tenant = self.tenants[0]
         resource_type = _types_of(tenant)[0]
         key = _partition_key(tenant, resource_type)
@@ -211,7 +211,7 @@ class Workload:
             filters["endDate"] = random.choice(("2024-01-01", "2024-01-03", "2031-01-01"))
         if random.random() < 0.1:
             filters["date"] = "2024-01-01"
-        # Few rows a page: long documents must not bring a result near its limit, where the spelling would decide.
+        # Few rows a page: near the limit of a result's size, the format of its numbers would decide.
         paging = json.dumps({"page": random.choice((1, 1, 2, 50)), "limit": random.choice((1, 2, 4))})
         return replace(request, filters=json.dumps(filters) if filters else None, pagination=paging)
 
@@ -234,7 +234,7 @@ class Workload:
         if request.data is None:
             request = replace(request, kind="create", data="{}", filters=None, pagination=None)
         elif self._random.random() < 0.3:
-            # Equal as JSON but not in its bytes: still another operation.
+            # Equal as JSON but not in its bytes: another operation.
             request = replace(request, data="{ " + request.data[1:])
         else:
             request = replace(request, data='{"another": "operation"}')
@@ -336,9 +336,9 @@ class Workload:
 
 
 def encode(request: OperationRequest, timestamp: str, random: Random) -> bytes:
-    """Spell *request* as a record: members in any order, ignored ones among them, whitespace where JSON allows it.
+    """Encode *request* as a record with members in random order, ignored members, and whitespace where JSON allows it.
 
-    What counts as the operation's content keeps its spelling, so that two encodings of one request are redeliveries.
+    The members of the operation's content keep their bytes, so that two encodings of one request are redeliveries.
     """
     ascii_only = zlib.crc32(str(request.request_id).encode()) % 3 == 0
     texts = {
