@@ -157,12 +157,12 @@ class Queue:
             answer = await self._client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])
         found = _mapping(answer.get("Attributes"))
         return QueueAttributes(
-            visibility_timeout_s=_number(found, "VisibilityTimeout", VISIBILITY_DEFAULT_S),
-            max_message_bytes=_number(found, "MaximumMessageSize", None),
-            retention_s=_number(found, "MessageRetentionPeriod", None),
-            visible_count=_number(found, "ApproximateNumberOfMessages", 0),
-            in_flight_count=_number(found, "ApproximateNumberOfMessagesNotVisible", 0),
-            delayed_count=_number(found, "ApproximateNumberOfMessagesDelayed", 0),
+            visibility_timeout_s=_parse_number(found, "VisibilityTimeout", VISIBILITY_DEFAULT_S),
+            max_message_bytes=_parse_number(found, "MaximumMessageSize", None),
+            retention_s=_parse_number(found, "MessageRetentionPeriod", None),
+            visible_count=_parse_number(found, "ApproximateNumberOfMessages", 0),
+            in_flight_count=_parse_number(found, "ApproximateNumberOfMessagesNotVisible", 0),
+            delayed_count=_parse_number(found, "ApproximateNumberOfMessagesDelayed", 0),
             redrive_policy=_text(found, "RedrivePolicy"),
         )
 
@@ -301,8 +301,8 @@ def parse_message(item: Mapping[str, Any]) -> Message | None:
         receipt_handle=receipt_handle,
         body=body,
         attributes=attributes,
-        sent_at=_time(system, "SentTimestamp"),
-        receive_count=max(_number(system, "ApproximateReceiveCount", 1), 1),
+        sent_at=_parse_time(system, "SentTimestamp"),
+        receive_count=max(_parse_number(system, "ApproximateReceiveCount", 1), 1),
         group_id=_text(system, "MessageGroupId"),
         deduplication_id=_text(system, "MessageDeduplicationId"),
         sequence_number=_text(system, "SequenceNumber"),
@@ -342,7 +342,7 @@ def _text(found: Mapping[str, Any], name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _number(found: Mapping[str, Any], name: str, default: T) -> int | T:
+def _parse_number(found: Mapping[str, Any], name: str, default: T) -> int | T:
     """Parse a number, which SQS writes as text; *default* when it is missing or no number."""
     try:
         return int(found[name])
@@ -350,7 +350,7 @@ def _number(found: Mapping[str, Any], name: str, default: T) -> int | T:
         return default
 
 
-def _time(found: Mapping[str, Any], name: str) -> datetime:
+def _parse_time(found: Mapping[str, Any], name: str) -> datetime:
     """Parse a time, which SQS writes as text in milliseconds; now when it is missing or no time."""
     try:
         return datetime.fromtimestamp(int(found[name]) / 1000, UTC)

@@ -131,7 +131,7 @@ class _Admin(msgspec.Struct, rename="camel"):
     timestamp: str
 
 
-class _Peeked(PeekedMessage, rename="camel"):
+class _PeekedControl(PeekedMessage, rename="camel"):
     """The members that decide the type of a message."""
 
     message_type: object = None
@@ -139,7 +139,7 @@ class _Peeked(PeekedMessage, rename="camel"):
     admin_email: object = None
 
 
-_peek_decoder = msgspec.json.Decoder(_Peeked)
+_peek_decoder = msgspec.json.Decoder(_PeekedControl)
 _creation_decoder = msgspec.json.Decoder(_Creation)
 _destruction_decoder = msgspec.json.Decoder(_Destruction)
 _rename_decoder = msgspec.json.Decoder(_Rename)
@@ -153,7 +153,7 @@ def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Ori
         return _DECODERS[_type_of(parse_record(record, _peek_decoder), attributes)](record)
     except DECODING_ERRORS as exc:
         reason, error = rejection_of(exc)
-    ids = peek(record, _Peeked)
+    ids = peek(record, _PeekedControl)
     return RejectedRecord(
         reason=reason,
         error=error,
@@ -163,7 +163,7 @@ def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Ori
     )
 
 
-def _type_of(peeked: _Peeked, attributes: Mapping[str, str]) -> ControlType:
+def _type_of(peeked: _PeekedControl, attributes: Mapping[str, str]) -> ControlType:
     named = attributes.get(TYPE_ATTRIBUTE) or peeked.message_type
     if not named:
         if peeked.business_type is not None and peeked.admin_email is None:

@@ -46,7 +46,7 @@ _KINDS: Final = {"CREATE": OperationKind.CREATE, "UPDATE": OperationKind.PATCH, 
 _KNOWN: Final = ", ".join(_KINDS)
 
 
-class _Peeked(PeekedMessage, rename="camel"):
+class _PeekedOrder(PeekedMessage, rename="camel"):
     """The members that decide the type of a message, and those that its dead letter carries."""
 
     type: object = None
@@ -65,7 +65,7 @@ class _Event(msgspec.Struct, rename="camel", gc=False):
     location_id: Id | None = None
 
 
-_peek_decoder = msgspec.json.Decoder(_Peeked)
+_peek_decoder = msgspec.json.Decoder(_PeekedOrder)
 _event_decoder = msgspec.json.Decoder(_Event)
 
 
@@ -82,7 +82,7 @@ def decode_order(
         return _operation_of(_parse(record), record, attributes, origin, own_id=own_id)
     except DECODING_ERRORS as exc:
         reason, error = rejection_of(exc)
-    ids = peek(record, _Peeked)
+    ids = peek(record, _PeekedOrder)
     tenant = {
         member: short_text(attributes.get(name)) or short_text(sent)
         for (member, name), sent in zip(TENANT_ATTRIBUTES.items(), (ids.business_id, ids.location_id), strict=True)
