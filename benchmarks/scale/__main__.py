@@ -27,7 +27,7 @@ from benchmarks.throughput.page import table_of, with_part
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.pacing import IDLE_INTERVAL_S, READ_INTERVAL_S
 from simplu_worker.consumers.kinesis.fleet.lease_renewer import RENEWALS_PER_DURATION
-from simplu_worker.consumers.kinesis.fleet.position_sync import ASKS_PER_S, INTERVAL_S
+from simplu_worker.consumers.kinesis.fleet.position_sync import INTERVAL_S, SHARDS_PER_S
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Observation, lease_of, observe, row_of
 from simplu_worker.consumers.kinesis.recovery.shard_positions import WRITE_AFTER_S
@@ -152,7 +152,7 @@ def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
     pause_s = table.pause_s(fleet.lease_duration_s)
     each = min(pool * fleet.shards, budget)
     a_shard = each * fleet.replicas / fleet.shards
-    round_s = fleet.shards / ASKS_PER_S + INTERVAL_S
+    round_s = fleet.shards / SHARDS_PER_S + INTERVAL_S
     probe_s = HEALTHY_PACE.between_s(fleet.shards)
     busy, idle = fleet.stream_shards / READ_INTERVAL_S, fleet.stream_shards / IDLE_INTERVAL_S
     return table_of(
@@ -214,7 +214,7 @@ def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
                     f"{round_s:.0f} s a replica, {fleet.replicas / round_s:.1f} looks/s at each shard; "
                     f"probes {fleet.replicas / probe_s:.1f}/s"
                 ),
-                f"rounds at {ASKS_PER_S:g}/s; rows touched after {WRITE_AFTER_S:g} s",
+                f"rounds at {SHARDS_PER_S:g}/s; rows touched after {WRITE_AFTER_S:g} s",
             ],
             [
                 "Postgres shards that a stream shard writes to",

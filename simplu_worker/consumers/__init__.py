@@ -1,1 +1,1 @@
-"""Read records from Kinesis and SQS, hand them to shards, and pass over them only when they are safe."""
+"""Read records from Kinesis and SQS, apply them on shards, and skip a record only when it is stored."""

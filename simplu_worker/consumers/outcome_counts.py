@@ -1,4 +1,4 @@
-"""Count what became of operations, whichever source they came from."""
+"""Count the outcomes of operations from any source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def group_by_outcome(items: Sequence[T], outcomes: Sequence[Outcome]) -> Mapping[Outcome, Sequence[T]]:
-    """Return the *items* of a batch by what became of each, in their order; nearly always that is the same for all."""
+    """Return the *items* of a batch by their outcomes, in their order; nearly always all have the same outcome."""
     if outcomes and outcomes.count(outcomes[0]) == len(outcomes) == len(items):
         return {outcomes[0]: items}
     groups: defaultdict[Outcome, list[T]] = defaultdict(list)
@@ -24,7 +24,7 @@ def group_by_outcome(items: Sequence[T], outcomes: Sequence[Outcome]) -> Mapping
 
 
 def count_outcomes(operations: Sequence[Operation], outcomes: Sequence[Outcome], *, now: datetime) -> None:
-    """Count a batch of one source that was committed, and how long after their arrival that was."""
+    """Count a committed batch of one source, and the seconds from arrival to commit."""
     for outcome, own in group_by_outcome(operations, outcomes).items():
         source = own[0].origin.source
         match outcome.disposition:

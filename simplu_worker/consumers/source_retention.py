@@ -1,4 +1,4 @@
-"""How long the sources keep their records, and so how long the log of operations must be kept."""
+"""How long the sources keep their records, and therefore how long the log of operations must be kept."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ log = structlog.get_logger(__name__)
 
 
 class EffectiveRetention:
-    """The retention of the log: *configured*, or longer where a source's own asks for it."""
+    """The retention of the log of operations: *configured*, or longer when a source keeps its records longer."""
 
     def __init__(self, configured: timedelta, *, stream: Stream | None, queues: Sequence[Queue]) -> None:
         self._configured = configured
         self._stream = stream
         self._queues = tuple(queues)
-        self._told: timedelta | None = configured
+        self._logged: timedelta | None = configured
 
     def __repr__(self) -> str:
         return f"EffectiveRetention(configured={self._configured}, stream={self._stream}, queues={list(self._queues)})"
 
     async def read(self) -> timedelta | None:
-        """Ask every source anew, for an operator may change it any time; None while one of them does not say."""
-        retentions = [await self._of_queue(queue) for queue in self._queues]
+        """Query every source, because an operator may change its retention; None while one does not report it."""
+        retentions = [await self._read_queue_retention(queue) for queue in self._queues]
         if self._stream is not None:
-            retentions.append(await self._of_stream(self._stream))
+            retentions.append(await self._read_stream_retention(self._stream))
         effective = effective_retention(self._configured, retentions)
-        if effective not in {None, self._told}:
-            self._told = effective
+        if effective not in {None, self._logged}:
+            self._logged = effective
             log.warning(
                 "retention.raised",
                 configured_h=_hours(self._configured),
                 effective_h=_hours(effective or self._configured),
-                advice="set OPERATION_RETENTION_HOURS to it, or shorten the retention of the source",
+                advice="set OPERATION_RETENTION_HOURS to effective_h, or shorten the retention of the source",
             )
         return effective
 
-    async def _of_stream(self, stream: Stream) -> timedelta | None:
+    async def _read_stream_retention(self, stream: Stream) -> timedelta | None:
         try:
             return (await stream.describe()).retention
         except (RetryableError, PermanentError) as exc:
             log.warning("retention.unknown", stream=stream.name, error=str(exc))
             return None
 
-    async def _of_queue(self, queue: Queue) -> timedelta | None:
+    async def _read_queue_retention(self, queue: Queue) -> timedelta | None:
         try:
             retention_s = (await queue.read_attributes()).retention_s
         except (RetryableError, PermanentError) as exc:
             log.warning("retention.unknown", queue=queue.name, error=str(exc))
             return None
         if retention_s is None:
-            log.warning("retention.unknown", queue=queue.name, error="the queue does not say")
+            log.warning("retention.unknown", queue=queue.name, error="the queue does not report its retention")
             return None
         return timedelta(seconds=retention_s)
 

@@ -1,6 +1,6 @@
-"""Moments shared by what each of many does now and then. Pure: times are handed in.
+"""Times on a common grid for periodic work of many objects; times are arguments. Pure.
 
-What is done together, right after one sleep of the process, takes about two thirds of the processor time.
+Work that is done together, right after one sleep of the process, takes about two thirds of the processor time.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from math import floor, isinf
 from typing import Final
 
-GRID_S: Final = 0.1  # what is done for a thousand is done for a hundred at a time
-EARLY_S: Final = 0.01  # what was begun so little before its moment was begun at it
-INTERVAL_MIN_S: Final = 10 * GRID_S  # less than that is kept as it is: the grid takes nearly GRID_S off
+GRID_S: Final = 0.1  # work for a thousand objects a second is done for a hundred at a time
+EARLY_S: Final = 0.01  # work that began so little before a grid time counts as begun at it
+INTERVAL_MIN_S: Final = 10 * GRID_S  # a shorter one is not aligned: the grid shortens it by nearly GRID_S
 
 
 def aligned_time(since: float, interval_s: float) -> float:
-    """Return when to do it again: at the last shared moment up to *interval_s*, or EARLY_S more, after *since*.
+    """Return when to do work of *since* again: at the last grid time up to *interval_s*, or EARLY_S more, after it.
 
-    What is begun at one, up to EARLY_S early or a little late, comes to the one that is *interval_s* later.
+    Work that began at a grid time, up to EARLY_S early or a little late, gets the grid time *interval_s* later.
     """
     at = since + interval_s
     return at if interval_s < INTERVAL_MIN_S or isinf(at) else floor((at + EARLY_S) / GRID_S) * GRID_S

@@ -1,6 +1,6 @@
-"""The two clocks. Durations go by the event loop's, which never jumps; instants of the world by UTC.
+"""The two clocks: durations by the event loop's, which never jumps; instants of the world by UTC.
 
-Both are handed in where rules depend on them, so that a test can run hours in a moment.
+Rules get the time as an argument, so that a test can run hours in a moment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ UtcClock: TypeAlias = Callable[[], datetime]
 
 
 def utc_now() -> datetime:
-    """Return the instant it is."""
+    """Return the current instant."""
     return datetime.now(UTC)
 
 

@@ -1,4 +1,4 @@
-"""Waiting that an event cuts short."""
+"""Waits that an event ends early."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import asyncio
 
 
 async def sleep_or_event(seconds: float, *, until: asyncio.Event) -> bool:
-    """Wait for *seconds*, or less when *until* is set; return whether it is."""
+    """Wait for *seconds*, or until *until* is set; return whether it is set."""
     await wait_any(until, within_s=seconds)
     return until.is_set()
 
 
 async def wait_any(*events: asyncio.Event, within_s: float | None = None) -> None:
-    """Wait until one of *events* is set, or for *within_s*; at once when one is set already.
+    """Wait until one of *events* is set, at most for *within_s*; return at once when one is set already.
 
-    Without a task for each event, which `asyncio.wait` would need, and without the cancellation by which
-    `asyncio.timeout` ends a wait: a worker with many stream shards waits in most of its steps.
+    Needs no task for each event, as `asyncio.wait` would, and no cancellation, by which `asyncio.timeout` ends a wait:
+    a worker with many stream shards waits in most of its steps.
     """
     if any(event.is_set() for event in events):
         return
@@ -26,8 +26,8 @@ async def wait_any(*events: asyncio.Event, within_s: float | None = None) -> Non
         if not happened.done():
             happened.set_result(None)
 
-    # The first step of a wait hands out the future by which its event will wake it: what a task does with every
-    # coroutine. Closing the wait takes the future back from the event.
+    # The first step of a wait yields the future by which its event will wake it; a task drives every coroutine like
+    # this. Closing the wait removes the future from the event.
     waits = [event.wait() for event in events]
     timer = None if within_s is None else loop.call_later(within_s, wake)
     try:

@@ -307,7 +307,7 @@ class _OneParentEnd(StreamShardEnd):
 
 class _CredulousCursor(Cursor):
     @override
-    def _is_end(self, reply: Reply) -> bool:
+    def _detect_end(self, reply: Reply) -> bool:
         return reply.next_iterator is None
 
 
@@ -365,7 +365,7 @@ def _with_ancestry(ancestry_class: type[LeaseAncestry]) -> FleetMaker:
 
 def _without_position_sync(services: FleetServices, settings: FleetSettings, **more: Any) -> Fleet:
     fleet = Fleet(services, settings, **more)
-    fleet._positions.__class__ = _NoPositionSync
+    fleet._position_sync.__class__ = _NoPositionSync
     return fleet
 
 

@@ -394,8 +394,8 @@ async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fai
 
     assert renewed == Lease("a", Position(17), counter=6, owner=ME)
     assert [operation for operation, _ in aws.requests] == ["UpdateItem", "GetItem", "UpdateItem"]
-    assert last["UpdateExpression"] == "SET leaseCounter = :next, simpluOwed = :owed"
-    assert last["ExpressionAttributeValues"][":owed"] == {"SS": sorted(OWED)}
+    assert last["UpdateExpression"] == "SET leaseCounter = :next, simpluOwed = :pending"
+    assert last["ExpressionAttributeValues"][":pending"] == {"SS": sorted(OWED)}
 
 
 async def test_take_whose_answer_was_lost_is_recognised_when_repeated(table: LeaseTable, taken: Lease) -> None:

@@ -1,4 +1,4 @@
-"""Read on from one place of a stream shard: iterators, pacing, memory, and what to do when a read fails."""
+"""Read a stream shard from one position on: iterators, pacing, memory, and failed reads."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from simplu_worker.timing.waits import sleep_or_event
 
 READ_MAX_BYTES: Final = 1024 * 1024  # five a second are more than the quota; larger replies only take more memory
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
-BARE_ENDS_BELIEVED: Final = 3
+BARE_ENDS_ACCEPTED: Final = 3
 
 log = structlog.get_logger(__name__)
 
 
 class StreamShardAccess:
-    """What all who read one stream shard share: the stream, its quota, and the turn, for reads never overlap."""
+    """Shared by all cursors of one stream shard: the stream, the read budget, and the lock that keeps reads apart."""
 
     def __init__(self, stream: Stream, stream_shard_id: str, memory: MemoryQuota, draw: Callable[[], float]) -> None:
         self.stream = stream
@@ -43,11 +43,11 @@ class StreamShardAccess:
         self.draw = draw
         self.budget = ReadBudget()
         self.lock = asyncio.Lock()
-        self.is_gone = False  # the stream shard is past its retention: nothing is left to read
+        self.is_gone = False  # the stream shard is past its retention: no records are left
 
 
 class Cursor:
-    """One place in a stream shard, from which it reads on."""
+    """One position in a stream shard, from which it reads on."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Cursor:
         kind: str,
         retention: timedelta | None = None,
     ) -> None:
-        """*kind* is a label of the metrics. With the stream's *retention* it says when records were gone unread."""
+        """*kind* is a label of the metrics. With the stream's *retention*, records that expired unread are reported."""
         self._access = access
         self._start = start
         self._pacing = pacing
@@ -68,19 +68,19 @@ class Cursor:
         self._retention = retention
         self._iterator: str | None = None
         self._held_bytes = 0
-        self._bare_ends = 0  # in a row, with no record between them
+        self._bare_ends = 0  # in a row, without a record between them
         self.millis_behind: int | None = None
         self.replied_at = 0.0
-        self.is_at_end = False  # as the last reply had it; the next read would find out whether it stays so
+        self.is_at_end = False  # by the last reply; a further read may prove it wrong
         self.child_shards: tuple[ChildShard, ...] = ()
         self.trouble: str | None = None
-        self.refusal: str | None = None  # the trouble, where only a person can end it
-        self.is_gone = False  # the stream shard is not there any more
+        self.refusal: str | None = None  # the trouble, where only an operator can end it
+        self.is_gone = False  # the stream shard does not exist any more
 
     async def read(self, stopping: asyncio.Event) -> Reply | None:
-        """Read once, when it is time; None when that failed, or *stopping* was set, or there is no memory for it.
+        """Wait for the pacing, then read once; None when the read failed, *stopping* was set, or memory is short.
 
-        The reply counts as memory in use until `release_memory`, or until the next read.
+        The memory of the reply is reserved until `release_memory`, or until the next read.
         """
         self.release_memory()
         while True:
@@ -88,17 +88,17 @@ class Cursor:
                 return None
             async with self._access.lock:
                 if self._pacing.delay_s(loop_time()) > 0:
-                    continue  # another was faster
+                    continue  # another cursor was faster
                 room_bytes = self._access.memory.room_bytes
-                return await self._read_into(room_bytes) if room_bytes else None
+                return await self._read_within(room_bytes) if room_bytes else None
 
     def release_memory(self) -> None:
-        """Note that what the last reply brought was sent on its way."""
+        """Release the memory of the last reply: its operations are in lanes, which reserve their own."""
         self._access.memory.release(self._held_bytes)
         self._held_bytes = 0
 
-    async def _read_into(self, room_bytes: int) -> Reply | None:
-        """Read what fits into memory, as far as that can be known."""
+    async def _read_within(self, room_bytes: int) -> Reply | None:
+        """Read a reply that fits into memory, by the expected size of records."""
         limit = self._pacing.limit(min(room_bytes // 2, READ_MAX_BYTES))
         limit = max(1, min(limit, room_bytes // (2 * OPERATION_OVERHEAD_BYTES)))
         self._held_bytes = self._access.budget.expected_bytes(limit) + limit * OPERATION_OVERHEAD_BYTES
@@ -119,41 +119,41 @@ class Cursor:
             self._iterator = None
             return None
         except (RetryableError, PermanentError) as exc:
-            self._note_trouble(exc)
+            self._note_failure(exc)
             return None
         self.trouble = self.refusal = None
-        self._note(reply)
+        self._note_reply(reply)
         return reply
 
-    def _note(self, reply: Reply) -> None:
+    def _note_reply(self, reply: Reply) -> None:
         now = loop_time()
-        self._look_for_expiry(reply)
+        self._report_expired_records(reply)
         self._pacing.note_reply(
             now, record_count=len(reply.records), size_bytes=reply.size_bytes, millis_behind=reply.millis_behind
         )
         self.millis_behind, self.replied_at = reply.millis_behind, now
         self._iterator = reply.next_iterator
         self.child_shards = reply.child_shards
-        self.is_at_end = self._is_end(reply)
+        self.is_at_end = self._detect_end(reply)
         if reply.records:
             self._start = AfterSequenceNumber(reply.records[-1].sequence_number)
         self._read_count.inc()
         self._record_count.inc(len(reply.records))
         self._byte_count.inc(reply.size_bytes)
 
-    def _is_end(self, reply: Reply) -> bool:
-        """Tell whether a reply is the last one of a closed stream shard; that names its children.
+    def _detect_end(self, reply: Reply) -> bool:
+        """Return whether a reply is the last one of a closed stream shard, which names the children.
 
-        The KCL takes an end without children for invalid and asks again. Some emulators never name them, so here it is
-        believed when nothing else comes.
+        The KCL rejects an end without children (a bare end) as invalid and reads again. Some emulators never name the
+        children, so several bare ends in a row are accepted.
         """
         if reply.next_iterator is not None or reply.child_shards:
             self._bare_ends = 0
             return reply.next_iterator is None
         self._bare_ends = 1 if reply.records else self._bare_ends + 1
-        return self._bare_ends >= BARE_ENDS_BELIEVED
+        return self._bare_ends >= BARE_ENDS_ACCEPTED
 
-    def _note_trouble(self, exc: Exception) -> None:
+    def _note_failure(self, exc: Exception) -> None:
         self.trouble = str(exc)
         self.refusal = self.trouble if isinstance(exc, PermanentError) else None
         self.is_gone = isinstance(exc, StreamGoneError)
@@ -164,10 +164,10 @@ class Cursor:
         else:
             log.error("stream_shard.refused", stream_shard_id=self._access.stream_shard_id, error=str(exc))
 
-    def _look_for_expiry(self, reply: Reply) -> None:
-        """Say so, once, when the first reply is as far behind the tip as records are kept.
+    def _report_expired_records(self, reply: Reply) -> None:
+        """Report, once, when the first reply is as far behind the tip as the stream keeps records.
 
-        Then records right after the place to start from may be gone unread. Kinesis goes on with the oldest it has.
+        Then records right after the start may have expired unread: Kinesis continues with the oldest that it has.
         """
         retention, self._retention = self._retention, None
         if retention is None or reply.millis_behind is None or not isinstance(self._start, AtSequenceNumber):

@@ -1,15 +1,16 @@
-"""When to read a stream shard next, and how much: soon enough to see a record early, never more than Kinesis allows.
+"""When to read a stream shard next, and how much: often enough to see records early, within Kinesis' quota. Pure.
 
-A stream shard is read by one main reader and, while operations of it are held, by up to a few catch-ups. What Kinesis
-allows is one budget for all of them. Why nobody starves, as long as reads do not overlap:
+A stream shard is read by one main reader and, while operations of it are held, by up to a few catch-ups. They share one
+budget, the quota of Kinesis. Why no reader starves, as long as reads do not overlap:
 
-- starts: a catch-up starts only where the main reader's next starts stay in time: every fifth start while the main
-  reader is in use or behind, nearly all while it is idle. Of the catch-ups the one that has waited longest goes first;
-- bytes: while both want to read, the catch-ups together get half and the main reader the other half, which is all that
-  can be written (1 MiB/s). What one leaves over the other may use: catch-ups when the main reader is idle, the main
-  reader whenever everything that was read is paid for.
+- starts: a catch-up starts only if the main reader's next starts stay in time: every fifth start while the main reader
+  is busy or behind, nearly all while it is idle. Of the catch-ups the one that has waited longest goes first;
+- bytes: while both want to read, the catch-ups together get half and the main reader the other half, which is as much
+  as can be written (1 MiB/s). Each may use the bytes that the other leaves: catch-ups while the main reader is idle,
+  the main reader whenever all bytes read are paid for.
 
-Who waits must not keep others from reading: wait `delay_s` first, then see that it is 0 when it is one's turn.
+A waiting reader must not keep the others from reading: it waits for `delay_s` before it takes the lock, and reads only
+if `delay_s` is 0 then.
 """
 
 from __future__ import annotations
@@ -21,37 +22,37 @@ from typing import Final
 
 from simplu_worker.timing.aligned_times import aligned_time
 
-# Kinesis quotas: 5 GetRecords a second and stream shard. A little more than a second and a fifth of one, so that no
-# second, counted from anywhere, holds six starts, also where they arrive with some delay.
+# Kinesis quotas: 5 GetRecords a second and stream shard. A little more than a second and a fifth of a second, so that
+# no second, wherever it begins, contains six starts, even if they arrive with some delay.
 READS_IN_WINDOW: Final = 5
 WINDOW_S: Final = 1.025
 READ_INTERVAL_S: Final = 0.205
 IDLE_INTERVAL_S: Final = 1.0  # a record on an idle stream shard is seen within 1.1 s
 BUSY_FOR_S: Final = 60.0  # a stream shard that had a record in this time is read at READ_INTERVAL_S
-SHARED_INTERVAL_S: Final = 0.26  # while catch-ups run: every fifth start of READ_INTERVAL_S is theirs
+SHARED_INTERVAL_S: Final = 0.26  # while catch-ups run: they get every fifth start of READ_INTERVAL_S
 
 READ_BYTES_PER_S: Final = 2 * 1024 * 1024  # Kinesis quotas: GetRecords, 2 MiB/s a stream shard
 HALF_BYTES_PER_S: Final = READ_BYTES_PER_S // 2
-# Kinesis allows a read when anything is left of a second's bytes. Of that second, half is what a reader may start ahead
-# of, and less than the other half is for how long it takes from a start until Kinesis counts its bytes.
+# Kinesis allows a read while any of a second's bytes are left. A reader may start half of that second early; less than
+# the other half allows for the time from a start until Kinesis counts its bytes.
 AHEAD_S: Final = 0.5
 LATENCY_MAX_S: Final = 0.4
 CATCH_UP_AHEAD_S: Final = 0.1  # so that a catch-up's reply does not keep the main reader waiting
-FULL_REPLY_BYTES: Final = 9 * 1024 * 1024  # cut off at 10 MiB, by a record of up to 1 MiB that did not fit
+FULL_REPLY_BYTES: Final = 9 * 1024 * 1024  # cut off at 10 MiB, before a record of up to 1 MiB that did not fit
 FULL_REPLY_PAUSE_S: Final = 5.0  # after 10 MiB Kinesis refuses the next 5 s: API reference, GetRecords
 
 LIMIT_MAX: Final = 10_000  # API reference, GetRecords
-LIMIT_UNKNOWN: Final = 500  # while nothing is known of the size of records
+LIMIT_UNKNOWN: Final = 500  # while the size of records is unknown
 UNKNOWN_RECORD_BYTES: Final = 2048
 REPLY_MAX_BYTES: Final = 10 * 1024 * 1024  # API reference, GetRecords
 CATCH_UP_REPLY_BYTES: Final = 1024 * 1024
 SHARED_REPLY_BYTES: Final = 512 * 1024  # of the main reader while catch-ups run: READ_BYTES_PER_S * SHARED_INTERVAL_S
 
 MAIN_LATE_S: Final = 0.03  # by which a catch-up may delay the main reader: a record is still seen within 300 ms
-MAIN_NEAR_S: Final = 0.1  # so long before the main reader's start no catch-up starts: its reply would come too late
-MAIN_GRACE_S: Final = 0.05  # when the main reader has not started by then it does not want to
-CATCH_UP_PATIENCE_S: Final = 2.1  # then a catch-up gives way no more: reads may take longer than the gaps between them
-TURN_S: Final = 0.02  # by which a catch-up may be late and still have its turn
+MAIN_NEAR_S: Final = 0.1  # before the main reader's start, when a catch-up's reply would come too late for it
+MAIN_GRACE_S: Final = 0.05  # a main reader that is later than this has no use for its start
+CATCH_UP_PATIENCE_S: Final = 2.1  # longer a catch-up does not yield: reads may take longer than the gaps between them
+TURN_S: Final = 0.02  # by how much a catch-up may be late and still go first
 
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 5.0
@@ -60,17 +61,14 @@ NEVER: Final = float("-inf")
 
 
 class ReadBudget:
-    """What Kinesis allows for one stream shard, shared by everything in this process that reads it.
-
-    It expects that reads of a stream shard do not overlap.
-    """
+    """The quota of Kinesis for one stream shard, for all its readers in this process. Their reads must not overlap."""
 
     def __init__(self) -> None:
         self.main: Pacing | None = None
         self.catch_ups: list[CatchUpPacing] = []
         self.paid_at = NEVER  # when all bytes read are paid for, at READ_BYTES_PER_S
         self.catch_up_started_at = NEVER
-        self.catch_ups_paid_at = NEVER  # when the catch-ups' bytes are paid for, at the rate that was theirs
+        self.catch_ups_paid_at = NEVER  # when the catch-ups' bytes are paid for, at the rate that they had
         self._starts: deque[float] = deque(maxlen=READS_IN_WINDOW)
         self._closed_until = NEVER
         self._failure_count = 0
@@ -84,13 +82,13 @@ class ReadBudget:
 
     @property
     def opens_at(self) -> float:
-        """The earliest time at which anyone may start, bytes aside."""
+        """The earliest time at which any read may start, bytes aside."""
         window = self._starts[0] + WINDOW_S if len(self._starts) == READS_IN_WINDOW else NEVER
         return max(window, self._closed_until)
 
     @contextmanager
     def open_catch_up(self, now: float) -> Iterator[CatchUpPacing]:
-        """Count a catch-up as running inside the block; its pacing is what comes."""
+        """Count a catch-up as running inside the block; yield its pacing."""
         self.catch_up_started_at = max(self.catch_up_started_at, now - SHARED_INTERVAL_S)
         pacing = CatchUpPacing(self)
         self.catch_ups.append(pacing)
@@ -100,30 +98,30 @@ class ReadBudget:
             self.catch_ups.remove(pacing)
 
     def limit(self, target_bytes: float) -> int:
-        """Return how many records to ask for, so that the reply is about *target_bytes* or smaller."""
+        """Return how many records to request, so that the reply has about *target_bytes* or less."""
         if self._record_bytes is None:
             return LIMIT_UNKNOWN
         return max(1, min(LIMIT_MAX, int(target_bytes / self._record_bytes)))
 
     def expected_bytes(self, limit: int) -> int:
-        """Return how large a reply of *limit* records may be expected to be at most."""
+        """Return the expected size of a reply of *limit* records, at most."""
         one = UNKNOWN_RECORD_BYTES if self._record_bytes is None else self._record_bytes
         return min(REPLY_MAX_BYTES, int(limit * one))
 
     def start_beside_main(self, start: float, now: float) -> float:
-        """Return when, from *start* on, a catch-up may start without delaying the main reader, or is to ask again."""
+        """Return when, from *start* on, a catch-up may start without delaying the main reader, or has to ask again."""
         main = self.main
         if main is None or main.has_ended:
             return start
         due = main.next_start(now)
         after_main = due + MAIN_GRACE_S
-        # Of the starts after the catch-up's, the main reader's next ones, each needs the fifth before it to be past.
+        # Each of the main reader's next starts needs the fifth start before it to lie WINDOW_S back.
         past = list(self._starts)[1 - READS_IN_WINDOW :]
         in_time = max(
             (at + WINDOW_S - (READS_IN_WINDOW - 1 - back) * SHARED_INTERVAL_S for back, at in enumerate(past[::-1], 1)),
             default=NEVER,
         )
-        if max(due, start) + MAIN_LATE_S < in_time:  # which the main reader's start may change
+        if max(due, start) + MAIN_LATE_S < in_time:  # a start of the main reader may change it
             in_time -= MAIN_LATE_S
             return min(in_time, after_main) if now < after_main else in_time
         is_near = due - MAIN_NEAR_S < start < due + MAIN_GRACE_S
@@ -136,12 +134,12 @@ class ReadBudget:
         self._starts.append(now)
 
     def note_reply(self, begun_at: float, now: float, *, record_count: int, size_bytes: int) -> None:
-        """Note a reply, which is paid for from *begun_at* on."""
+        """Note a reply; its bytes are paid for from *begun_at* on."""
         self._failure_count = 0
         self.paid_at = max(self.paid_at, begun_at) + size_bytes / READ_BYTES_PER_S
         if size_bytes >= FULL_REPLY_BYTES and record_count < LIMIT_MAX:
             self._closed_until = max(self._closed_until, now + FULL_REPLY_PAUSE_S)
-        if record_count and size_bytes:  # up at once, down by half: a reply too small is no harm
+        if record_count and size_bytes:  # up at once, down by half: too small a reply does no harm
             mean = size_bytes / record_count
             before = self._record_bytes or mean
             self._record_bytes = max(mean, (before + mean) / 2)
@@ -154,30 +152,30 @@ class ReadBudget:
 
 
 class Pacing:
-    """How often, and how much, the main reader of a stream shard asks; it has the first word on its budget."""
+    """How often, and how much, the main reader of a stream shard reads; it goes before the catch-ups."""
 
     def __init__(self, budget: ReadBudget) -> None:
         self._budget = budget
         self._started_at = NEVER
         self._record_seen_at = NEVER
         self._paid_at = NEVER  # when its own bytes are paid for at HALF_BYTES_PER_S
-        self._behind = False
+        self._is_behind = False
         self.has_ended = False
         budget.main = self
 
     def __repr__(self) -> str:
-        return f"<Pacing started {self._started_at:.3f}, behind {self._behind}, {self._budget!r}>"
+        return f"<Pacing started {self._started_at:.3f}, behind {self._is_behind}, {self._budget!r}>"
 
     def is_busy(self, now: float) -> bool:
-        """Whether the stream shard is in use, or the reader behind."""
-        return not self.has_ended and (self._behind or now - self._record_seen_at <= BUSY_FOR_S)
+        """Return whether the stream shard is in use, or the reader behind the tip."""
+        return not self.has_ended and (self._is_behind or now - self._record_seen_at <= BUSY_FOR_S)
 
     def is_at_tip_in_use(self, now: float) -> bool:
-        """Whether records that come are to be seen at once."""
-        return self.is_busy(now) and not self._behind
+        """Return whether the reader is at the tip of a stream shard in use: new records must be seen at once."""
+        return self.is_busy(now) and not self._is_behind
 
     def next_start(self, now: float) -> float:
-        """Return when the next read may start; it may be past."""
+        """Return when the next read may start; the time may be past."""
         budget = self._budget
         paid_at = budget.paid_at
         wanted = self._started_at + READ_INTERVAL_S
@@ -189,11 +187,11 @@ class Pacing:
         return max(wanted, budget.opens_at, paid_at)
 
     def delay_s(self, now: float) -> float:
-        """Return how long to wait before the next read may start; 0 = at once, as at the beginning."""
+        """Return the seconds until the next read may start; 0 at the beginning."""
         return max(0.0, self.next_start(now) - now)
 
     def limit(self, room_bytes: float = REPLY_MAX_BYTES) -> int:
-        """Return how many records to ask for: all there are, but what fits into *room_bytes* and leaves a share."""
+        """Return how many records to request: as many as fit into *room_bytes*, less while catch-ups run."""
         target_bytes = min(room_bytes, SHARED_REPLY_BYTES) if self._budget.catch_ups else room_bytes
         return LIMIT_MAX if target_bytes >= REPLY_MAX_BYTES else self._budget.limit(target_bytes)
 
@@ -201,18 +199,18 @@ class Pacing:
         """Note that a read starts."""
         self._started_at = now
         if self._budget.paid_at <= now:
-            self._paid_at = now  # what it had beyond its half nobody else wanted
+            self._paid_at = now  # no other reader wanted the bytes that it had beyond its half
         self._budget.note_start(now)
 
     def note_reply(self, now: float, *, record_count: int, size_bytes: int, millis_behind: int | None) -> None:
         """Note the reply to the read last started.
 
-        An empty reply that is behind the tip is normal (Kinesis walks over gaps), so it does not end the hurry.
+        An empty reply behind the tip is normal (Kinesis walks over gaps), so the reader stays busy.
         """
         begun_at = max(self._started_at, now - LATENCY_MAX_S)
         self._budget.note_reply(begun_at, now, record_count=record_count, size_bytes=size_bytes)
         self._paid_at = max(self._paid_at, begun_at) + size_bytes / HALF_BYTES_PER_S
-        self._behind = bool(millis_behind)
+        self._is_behind = bool(millis_behind)
         if record_count:
             self._record_seen_at = now
 
@@ -221,25 +219,25 @@ class Pacing:
         self._budget.note_failure(now, draw)
 
     def note_end(self) -> None:
-        """Note that there is nothing more to read: the catch-ups have the stream shard for themselves."""
+        """Note that the main reader is at the end: the whole budget goes to the catch-ups."""
         self.has_ended = True
 
 
 class CatchUpPacing:
-    """How often, and how much, one catch-up asks; made by `ReadBudget.open_catch_up`."""
+    """How often, and how much, one catch-up reads; created by `ReadBudget.open_catch_up`."""
 
     def __init__(self, budget: ReadBudget) -> None:
         self._budget = budget
         self.started_at = NEVER
-        self.asks_at = NEVER  # when it was told to come back
+        self.asks_at = NEVER  # when it will ask again
 
     def __repr__(self) -> str:
         return f"<CatchUpPacing started {self.started_at:.3f}, {self._budget!r}>"
 
     def delay_s(self, now: float) -> float:
-        """Return how long to wait before the next read may start, or to ask again; 0 = at once.
+        """Return the seconds until the next read may start, or until the catch-up has to ask again.
 
-        Those that have waited longer go first, if they come back when they said they would.
+        Catch-ups that have waited longer go first, if they ask again in time.
         """
         budget = self._budget
         due = max(
@@ -253,7 +251,7 @@ class CatchUpPacing:
         return self.asks_at - now
 
     def limit(self, room_bytes: float = REPLY_MAX_BYTES) -> int:
-        """Return how many records to ask for: what fits into *room_bytes* and does not keep the others waiting."""
+        """Return how many records to request: as many as fit into *room_bytes* and do not keep the others waiting."""
         return self._budget.limit(min(room_bytes, CATCH_UP_REPLY_BYTES))
 
     def note_start(self, now: float) -> None:
@@ -275,7 +273,7 @@ class CatchUpPacing:
         self._budget.note_failure(now, draw)
 
     def _longer_waiting(self) -> list[CatchUpPacing]:
-        """Return the other catch-ups that have not read for longer, or as long and were there before."""
+        """Return the other catch-ups that have not read for longer, or for as long and were opened before."""
         catch_ups = self._budget.catch_ups
         mine = (self.started_at, catch_ups.index(self))
         return [other for at, other in enumerate(catch_ups) if (other.started_at, at) < mine]

@@ -1,33 +1,33 @@
-"""How much a replica may have read and not yet applied: one bound for all its stream shards.
+"""How much a replica may have read and not yet applied: one bound for all its stream shards. Pure.
 
-Half of it is there for whoever comes first. The other half is set aside for all readers evenly, so that one whose
-operations wait leaves each of the others a part: with nothing in hand a reader may always read, unless a record was
-larger than what was expected.
+Half of it goes to the first readers that ask. The other half is set aside for all readers in equal parts, so that a
+reader with waiting operations leaves each of the others a part. A reader that holds no memory may always read, unless
+a record was larger than expected.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-OPERATION_OVERHEAD_BYTES: Final = 640  # what an operation costs in memory beside its record
+OPERATION_OVERHEAD_BYTES: Final = 640  # the memory of an operation beyond its record
 READ_ROOM_MAX_BYTES: Final = 4 * 1024 * 1024
 
 
 class PrefetchMemory:
-    """The memory of a replica for what is read and not yet applied, shared by the readers that have a quota."""
+    """The memory of a replica for records that are read and not yet applied, shared by readers with a quota each."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.used_bytes = 0
         self._quotas: set[MemoryQuota] = set()
         self._set_aside_bytes = 0  # for one reader
-        self._unclaimed_bytes = 0  # of all that is set aside
+        self._unclaimed_bytes = 0  # of the parts set aside, for all readers
 
     def __repr__(self) -> str:
         return f"<PrefetchMemory {self.used_bytes} of {self.max_bytes} bytes, {len(self._quotas)} quotas>"
 
     def open_quota(self) -> MemoryQuota:
-        """Return a new quota, which holds nothing."""
+        """Return a new quota that holds no memory."""
         quota = MemoryQuota(self)
         self._quotas.add(quota)
         self._divide()
@@ -35,13 +35,13 @@ class PrefetchMemory:
 
     @property
     def read_room_bytes(self) -> int:
-        """How much room to wait for before a read: most of a fair share, where that is not more than it is worth."""
+        """The room to wait for before a read: three quarters of a fair share, at most READ_ROOM_MAX_BYTES."""
         return min(READ_ROOM_MAX_BYTES, 3 * self.max_bytes // (4 * max(1, len(self._quotas))))
 
     def room_bytes_of(self, quota: MemoryQuota) -> int:
-        """Return how much more *memory* may take now; 0 = nothing.
+        """Return how many more bytes *quota* may reserve now.
 
-        All that no one else has a right to; from half of the total on no more than a fair share.
+        All bytes that are not set aside for other readers; from half of the total on, at most a fair share.
         """
         of_others = self._unclaimed_bytes - self._unclaimed_by(quota)
         room_bytes = self.max_bytes - self.used_bytes - of_others
@@ -51,14 +51,14 @@ class PrefetchMemory:
         return max(0, room_bytes)
 
     def change(self, quota: MemoryQuota, by_bytes: int) -> None:
-        """Let *memory* hold *by_bytes* more, or less."""
+        """Let *quota* hold *by_bytes* more, or less."""
         self._unclaimed_bytes -= self._unclaimed_by(quota)
         quota.held_bytes += by_bytes
         self.used_bytes += by_bytes
         self._unclaimed_bytes += self._unclaimed_by(quota)
 
     def close_quota(self, quota: MemoryQuota) -> None:
-        """Take back all that *memory* holds, and what was set aside for it."""
+        """Take back all memory that *quota* holds, and the part set aside for it."""
         self.change(quota, -quota.held_bytes)
         self._quotas.discard(quota)
         self._divide()
@@ -72,9 +72,9 @@ class PrefetchMemory:
 
 
 class MemoryQuota:
-    """What one reader holds; made by `PrefetchMemory.open`. To be used no more once closed.
+    """The memory that one reader holds; created by `PrefetchMemory.open_quota`. After `close` it reserves nothing.
 
-    Before a read its expected reply is taken, so that readers who read at the same time do not overshoot together.
+    Memory for the expected reply is reserved before a read, so that concurrent readers do not overshoot together.
     """
 
     def __init__(self, prefetch: PrefetchMemory) -> None:
@@ -91,38 +91,38 @@ class MemoryQuota:
 
     @property
     def is_short(self) -> bool:
-        """Whether a read has to wait for room: a small one costs as much as a large one.
+        """Whether a read has to wait for more room, because a small read costs as much as a large one.
 
-        Not where nothing is held: there is no room to wait for.
+        False while the reader holds no memory and some is free: its own operations could not free more.
         """
         room_bytes = self.room_bytes
         return not room_bytes or (bool(self.held_bytes) and room_bytes < self._prefetch.read_room_bytes)
 
     @property
     def room_bytes(self) -> int:
-        """How much may be taken now. Where it is not 0 one read is fine, however large its only record may be."""
+        """The bytes that may be reserved now. If not 0, one read may start, however large its only record is."""
         return self._prefetch.room_bytes_of(self) if self._is_open else 0
 
     def reserve(self, size_bytes: int) -> None:
-        """Hold *size_bytes* more, whether there is room or not."""
+        """Hold *size_bytes* more, even without room."""
         if self._is_open:
             self._prefetch.change(self, size_bytes)
 
     def release(self, size_bytes: int) -> None:
-        """Hold *size_bytes* less. Raises ValueError when that is more than is held."""
+        """Hold *size_bytes* less. Raises ValueError when fewer are held."""
         if not self._is_open:
-            return  # all was given back
+            return  # `close` released everything
         if size_bytes > self.held_bytes:
-            raise ValueError(f"expected to give back at most {self.held_bytes} bytes, got {size_bytes}")
+            raise ValueError(f"expected to release at most {self.held_bytes} bytes, got {size_bytes}")
         self._prefetch.change(self, -size_bytes)
 
     def correct(self, expected_bytes: int, actual_bytes: int) -> None:
-        """Hold the *actual_bytes* of a reply in place of what was taken for it."""
+        """Hold the *actual_bytes* of a reply in place of the *expected_bytes* reserved for it."""
         self.reserve(actual_bytes)
         self.release(expected_bytes)
 
     def close(self) -> None:
-        """Give everything back; idempotent."""
+        """Release everything; idempotent."""
         if self._is_open:
             self._prefetch.close_quota(self)
             self._is_open = False

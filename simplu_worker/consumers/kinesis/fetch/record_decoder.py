@@ -14,14 +14,14 @@ from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosit
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
-KINESIS: Final = Source.KINESIS  # looked up once: an enum answers slowly
+KINESIS: Final = Source.KINESIS  # looked up once: access to an enum member is slow
 
 DecodedRecord: TypeAlias = tuple[HasPosition, bytes, Operation | RejectedRecord]
-"""One record, or one of those in an aggregate: its place, its bytes, and what they are."""
+"""The position of a record or sub-record, its bytes, and the operation or rejection that they decode to."""
 
 
 class RecordDecoder:
-    """Takes apart and decodes the records of one stream shard."""
+    """Decodes the records of one stream shard, aggregates too."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class RecordDecoder:
         list_result_limit: int,
         hash_range: HashRange | None = None,
     ) -> None:
-        """*hash_range* is the stream shard's; None when it is not known."""
+        """*hash_range* is the stream shard's; None when it is unknown."""
         self._stream_name = stream_name
         self._stream_shard_id = stream_shard_id
         self._operation_max_bytes = operation_max_bytes
@@ -40,23 +40,21 @@ class RecordDecoder:
         self._hash_range = hash_range
 
     def decode(self, records: list[Record], *, after: Position | None = None) -> Iterator[DecodedRecord]:
-        """Yield what *records* hold, in their order; of the first of them only what is behind *after*.
+        """Yield the decoded *records* and sub-records in their order, from the first one after the position *after*.
 
-        Takes each out of *records*: the memory of one that is decoded is the next one's. An aggregate of which a part
-        belongs to another stream shard is refused as a whole.
+        Empties *records* on the way, so that the memory of a decoded record is reused for the next. An aggregate with
+        a part that belongs to another stream shard is rejected as a whole.
         """
-        arrivals = self._decode_all(records)
-        return (
-            arrivals
-            if after is None
-            else dropwhile(lambda one: RecordPosition.from_record(one[0]).position <= after, arrivals)
-        )
+        decoded = self._decode_all(records)
+        if after is None:
+            return decoded
+        return dropwhile(lambda one: RecordPosition.from_record(one[0]).position <= after, decoded)
 
     def _decode_all(self, records: list[Record]) -> Iterator[DecodedRecord]:
-        # Done for every record: whatever is the same for all of them is looked up once.
+        # Runs for every record: values that all records share are looked up once.
         stream_name, stream_shard_id = self._stream_name, self._stream_shard_id
         max_bytes, list_limit = self._operation_max_bytes, self._list_result_limit
-        arrived_at: datetime | None = None  # one object for all that arrive at one instant
+        arrived_at: datetime | None = None  # one object for all records of one instant
         records.reverse()
         while records:
             record = records.pop()
@@ -80,14 +78,14 @@ class RecordDecoder:
             yield origin, sub.data, decoded
 
     def _reject_aggregate(self, record: Record, subs: Sequence[SubRecord], hash_range: HashRange) -> DecodedRecord:
-        """Return an aggregate of which a part belongs to another stream shard.
+        """Return the rejection of an aggregate with a part that belongs to another stream shard.
 
-        At the place of its last part, so that it is not passed over where only some were done with.
+        Its position is that of the last sub-record: a reader that starts within the aggregate must not skip it.
         """
         origin = self._origin(record, 0, record.partition_key)
         error = outside_error(subs, hash_range)
-        mark = RecordPosition(record.sequence_number, subs[-1].sub_sequence_number, record.arrived_at)
-        return mark, record.data, RejectedRecord(DeadLetterReason.INVALID_MESSAGE, error, origin)
+        last = RecordPosition(record.sequence_number, subs[-1].sub_sequence_number, record.arrived_at)
+        return last, record.data, RejectedRecord(DeadLetterReason.INVALID_MESSAGE, error, origin)
 
     def _origin(self, record: Record, sub_sequence_number: int, partition_key: str) -> Origin:
         return Origin(

@@ -1,1 +1,1 @@
-"""The replicas that share a stream: who reads which stream shard."""
+"""The replicas that share a stream: which of them reads which stream shard."""

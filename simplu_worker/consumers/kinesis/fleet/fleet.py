@@ -112,8 +112,8 @@ class Fleet:
             on_expired=on_expired,
             draw=draw,
         )
-        self._positions = PositionSync(services.gateway, stream.name, self.readers, draw=draw)
-        cleanup = LeaseCleanup(stream, table, self._view, self._ancestry, self._coordinator, self._positions)
+        self._position_sync = PositionSync(services.gateway, stream.name, self.readers, draw=draw)
+        cleanup = LeaseCleanup(stream, table, self._view, self._ancestry, self._coordinator, self._position_sync)
         self._chores = (
             _Chore(LeaseAudit(stream.name, self._view, self._syncer).run, AUDIT_INTERVAL_S, draw),
             _Chore(cleanup.run, CLEANUP_INTERVAL_S, draw),
@@ -153,7 +153,7 @@ class Fleet:
     async def run(self, stopping: asyncio.Event) -> None:
         """Scan, take and read until *stopping*; then every reader drains and its lease is released."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._positions.run(stopping), name="position-sync")
+            tasks.create_task(self._position_sync.run(stopping), name="position-sync")
             while not stopping.is_set():
                 self.last_turn = loop_time()
                 try:
@@ -213,7 +213,7 @@ class Fleet:
         )
 
     def _create_reader(self, lease: Lease, pending: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
-        self._positions.is_wanted = True
+        self._position_sync.request()
         services = self._services
         assignment = ReaderAssignment(
             lease.lease_key,

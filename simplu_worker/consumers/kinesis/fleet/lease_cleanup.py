@@ -26,20 +26,20 @@ class LeaseCleanup:
         view: StreamView,
         ancestry: LeaseAncestry,
         coordinator: LeaseCoordinator,
-        positions: PositionSync,
+        position_sync: PositionSync,
     ) -> None:
         self._stream = stream
         self._table = table
         self._view = view
         self._ancestry = ancestry
         self._coordinator = coordinator
-        self._positions = positions
+        self._position_sync = position_sync
 
     def __repr__(self) -> str:
         return f"LeaseCleanup({self._stream.name})"
 
     async def run(self) -> None:
-        """List the stream, update the view, and remove what is gone. Fills in the hash ranges that rows of KCL 1 lack.
+        """List the stream, update the view, and delete leases that are not needed; add hash ranges to rows of KCL 1.x.
 
         Raises RetryableError or PermanentError.
         """
@@ -71,4 +71,4 @@ class LeaseCleanup:
         for lease in removable_leases(leases, self._view.gone):
             if await self._table.delete(lease):
                 log.info("lease.removed", stream_shard_id=lease.lease_key)
-                self._positions.forget(lease.lease_key)
+                self._position_sync.remove_rows(lease.lease_key)

@@ -1,4 +1,4 @@
-"""Hold one lease: wait for its parents, read its stream shard, renew it meanwhile, and release it.
+"""Hold one lease: renew it while its stream shard waits for its parents and is read, then release it.
 
 Two readers of one stream shard do no harm (architecture, idea 2), as while a lease changes hands: each applies in
 order, and the log of operations drops what the other one applied.

@@ -89,7 +89,7 @@ class LeaseRenewer:
     async def confirm(self) -> bool:
         """Renew at once and wait for the answer, at most for the renewal interval; return whether the lease is held.
 
-        A reader whose lease is lost is cancelled before this returns; only other callers see False.
+        When the lease is lost, its reader is cancelled before this returns; only other callers see False.
         """
         if not self._is_over:
             self._is_renewed.clear()

@@ -1,7 +1,7 @@
-"""Look after what idle Postgres shards know of the stream shards that this replica reads (architecture, idea 8).
+"""Keep the stream positions stored on idle Postgres shards fresh, and detect lost ones (architecture, idea 8).
 
-A shard to which nothing is sent would not be missed if it lost something, and its rows would grow old: who reads the
-stream shard next would have to begin there. So every shard is asked every few seconds for all rows at once.
+A shard that receives no operations would not notice that it lost some. Its positions would also grow old, and the next
+reader of the stream shard would have to start there. So every shard is queried every few seconds, for all rows at once.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 
 INTERVAL_S: Final = 10.0
-REST_S: Final = 0.5  # at least, between two rounds
-LOOK_WITHIN_S: Final = 3.0
-ASKED_AT_ONCE: Final = 4
-ASKS_PER_S: Final = 40.0
+MIN_PAUSE_S: Final = 0.5  # between two rounds
+QUERY_TIMEOUT_S: Final = 3.0
+CONCURRENT_SHARDS: Final = 4
+SHARDS_PER_S: Final = 40.0
 
 
-class Watched(NamedTuple):
-    """A reader's row on one Postgres shard, in its turn."""
+class LockedPosition(NamedTuple):
+    """The row of a reader on one Postgres shard, its lock held."""
 
     reader: StreamShardReader
-    contacts: ShardPositions
-    contact: ShardPosition
+    positions: ShardPositions
+    position: ShardPosition
     lineage: Lineage
 
 
 class PositionSync:
-    """Goes from shard to shard. *readers* are those at work."""
+    """Visits the shards in rounds, for the rows of the *readers* that run then."""
 
     def __init__(
         self,
@@ -51,125 +51,130 @@ class PositionSync:
         self._stream_name = stream_name
         self._readers = readers
         self._draw = draw
-        self._at_once = asyncio.Semaphore(ASKED_AT_ONCE)
-        self._to_forget: set[str] = set()
-        self.is_wanted = False  # soon: there is another reader
+        self._slots = asyncio.Semaphore(CONCURRENT_SHARDS)
+        self._to_remove: set[str] = set()
+        self._is_requested = False
 
     def __repr__(self) -> str:
-        return f"PositionRounds({self._stream_name}, to_forget={sorted(self._to_forget)})"
+        return f"PositionSync({self._stream_name}, to_remove={sorted(self._to_remove)})"
 
-    def forget(self, stream_shard_id: str) -> None:
-        """Have the rows of a stream shard removed that is past its retention, where a shard answers."""
-        self._to_forget.add(stream_shard_id)
+    def request(self) -> None:
+        """Have the next round begin soon: there is a new reader."""
+        self._is_requested = True
+
+    def remove_rows(self, stream_shard_id: str) -> None:
+        """Have the rows of a stream shard past its retention removed, on the shards that answer in the next round."""
+        self._to_remove.add(stream_shard_id)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Go round until *stopping*."""
+        """Visit all shards again and again until *stopping*."""
         while not stopping.is_set():
-            self.is_wanted = False
-            to_forget, self._to_forget = sorted(self._to_forget), set()
+            self._is_requested = False
+            to_remove, self._to_remove = sorted(self._to_remove), set()
             async with asyncio.TaskGroup() as tasks:
                 for shard_id in await self._gateway.list_shard_ids():
-                    await self._at_once.acquire()
-                    tasks.create_task(self._visit(shard_id, to_forget), name=f"position:{shard_id}")
-                    if await sleep_or_event(1 / ASKS_PER_S, until=stopping):
+                    await self._slots.acquire()
+                    tasks.create_task(self._visit(shard_id, to_remove), name=f"position:{shard_id}")
+                    if await sleep_or_event(1 / SHARDS_PER_S, until=stopping):
                         break
             ends_at = loop_time() + INTERVAL_S * (0.8 + 0.4 * self._draw())
-            while loop_time() < ends_at and not await sleep_or_event(min(REST_S, INTERVAL_S), until=stopping):
-                if self.is_wanted:
+            while loop_time() < ends_at and not await sleep_or_event(min(MIN_PAUSE_S, INTERVAL_S), until=stopping):
+                if self._is_requested:
                     break
 
-    async def _visit(self, shard_id: str, to_forget: Sequence[str]) -> None:
+    async def _visit(self, shard_id: str, to_remove: Sequence[str]) -> None:
         try:
-            async with asyncio.timeout(LOOK_WITHIN_S):
-                if to_forget:
-                    await self._gateway.forget_positions(shard_id, self._stream_name, to_forget)
-            await self._look(shard_id)
+            async with asyncio.timeout(QUERY_TIMEOUT_S):
+                if to_remove:
+                    await self._gateway.forget_positions(shard_id, self._stream_name, to_remove)
+            await self._sync(shard_id)
         except (RetryableError, PermanentError, TimeoutError):
-            return  # whoever needs the shard says so
+            return  # logged where the shard is needed
         finally:
-            self._at_once.release()
+            self._slots.release()
 
-    async def _look(self, shard_id: str) -> None:
-        watched: list[Watched] = []
+    async def _sync(self, shard_id: str) -> None:
+        locked: list[LockedPosition] = []
         try:
             for reader in self._readers():
-                contacts = reader.shard_positions
-                # Where something is in flight, or is being read again, the row is looked after.
-                if contacts is None or contacts.position_on(shard_id).lock.locked() or reader.is_backfilling(shard_id):
+                positions = reader.shard_positions
+                # Batches in flight and backfills read and write the row themselves.
+                if positions is None or reader.is_backfilling(shard_id):
                     continue
-                contact = contacts.position_on(shard_id)
-                await contact.lock.acquire()
-                watched.append(Watched(reader, contacts, contact, contacts.lineage()))
-            if watched:
-                await self._compare(shard_id, watched)
+                position = positions.position_on(shard_id)
+                if position.lock.locked():
+                    continue
+                await position.lock.acquire()
+                locked.append(LockedPosition(reader, positions, position, positions.lineage()))
+            if locked:
+                await self._compare(shard_id, locked)
         finally:
-            _end_turns(watched)
+            _unlock(locked)
 
-    async def _compare(self, shard_id: str, watched: list[Watched]) -> None:
-        """Compare what a shard knows with what the readers know; leave those in *watched* whose turn has not ended.
+    async def _compare(self, shard_id: str, locked: list[LockedPosition]) -> None:
+        """Compare the rows on a shard with the state of the readers, and mend both; leave in *locked* the locked rows.
 
-        Those whose row is as they left it wait for no other's: what is asked for those may take seconds.
+        Rows that are as their readers left them are unlocked first: the checks of the others may take seconds.
         """
-        ids = [one.reader.stream_shard_id for one in watched]
-        is_first = not all(one.contact.was_read for one in watched)
-        async with asyncio.timeout(LOOK_WITHIN_S):
-            standing = await self._gateway.read_positions(shard_id, self._stream_name, ids, is_first=is_first)
-        if standing is None:
+        ids = [one.reader.stream_shard_id for one in locked]
+        is_first = not all(one.position.was_read for one in locked)
+        async with asyncio.timeout(QUERY_TIMEOUT_S):
+            stored = await self._gateway.read_positions(shard_id, self._stream_name, ids, is_first=is_first)
+        if stored is None:
             return
-        sure: list[Watched] = []
-        doubtful: list[Watched] = []
-        for one in watched:
-            (doubtful if _is_doubtful(one, standing) else sure).append(one)
-        await self._touch(shard_id, sure)
-        _end_turns(sure)
-        watched[:] = doubtful
+        unchanged: list[LockedPosition] = []
+        changed: list[LockedPosition] = []
+        for one in locked:
+            (changed if _must_reconcile(one, stored) else unchanged).append(one)
+        await self._write_due(shard_id, unchanged)
+        _unlock(unchanged)
+        locked[:] = changed
         async with asyncio.TaskGroup() as tasks:
-            held = [tasks.create_task(_is_still_held(one), name=f"held:{shard_id}") for one in doubtful]
-        for one, is_held in zip(doubtful, held, strict=True):
+            held = [tasks.create_task(_is_lease_held(one), name=f"held:{shard_id}") for one in changed]
+        for one, is_held in zip(changed, held, strict=True):
             if is_held.result():
-                await self._refill(shard_id, one, standing)
-        await self._touch(shard_id, doubtful)
+                await self._reconcile(shard_id, one, stored)
+        await self._write_due(shard_id, changed)
 
-    async def _touch(self, shard_id: str, watched: Sequence[Watched]) -> None:
-        """Write the rows that would say something else now."""
-        due = [one for one in watched if one.contacts.is_write_due(one.contact)]
+    async def _write_due(self, shard_id: str, locked: Sequence[LockedPosition]) -> None:
+        """Write the rows that are out of date."""
+        due = [one for one in locked if one.positions.is_write_due(one.position)]
         if due:
-            async with asyncio.timeout(LOOK_WITHIN_S):
-                changed = await self._gateway.write_positions(
-                    shard_id, [one.contacts.prepare_claim(one.contact) for one in due]
+            async with asyncio.timeout(QUERY_TIMEOUT_S):
+                refused = await self._gateway.write_positions(
+                    shard_id, [one.positions.prepare_claim(one.position) for one in due]
                 )
             for one in due:
-                one.contact.is_current = one.contact.claim not in changed
+                one.position.is_current = one.position.claim not in refused
 
-    async def _refill(self, shard_id: str, watched: Watched, standing: StoredPositions) -> None:
-        """Read again what a shard lacks. Where there is a lane to it, that does so, before its next batch."""
-        reader, contacts, contact, lineage = watched
+    async def _reconcile(self, shard_id: str, locked: LockedPosition, stored: StoredPositions) -> None:
+        """Backfill what a shard lacks. Where the reader has a lane to it, the lane does so before its next batch."""
+        reader, positions, position, lineage = locked
         if reader.request_row_read(shard_id):
             return
         if lineage.ancestors:
-            refill = await contacts.reconcile(contact)
+            backfill = await positions.reconcile(position)
         else:
-            refill = await contacts.reconcile_with(contact, lineage, standing)
-        if reader.request_row_read(shard_id):  # there is a lane since
-            contact.forget_row()
-        elif refill is not None:
-            reader.start_backfill(shard_id, refill)
+            backfill = await positions.reconcile_with(position, lineage, stored)
+        if reader.request_row_read(shard_id):  # the lane was opened in between
+            position.forget_row()
+        elif backfill is not None:
+            reader.start_backfill(shard_id, backfill)
 
 
-def _is_doubtful(watched: Watched, standing: StoredPositions) -> bool:
-    """Whether what is known of a row does not hold, or was never known."""
-    contact = watched.contact
-    return not contact.is_current or watched.contacts.must_reread(contact, watched.lineage, standing)
+def _must_reconcile(locked: LockedPosition, stored: StoredPositions) -> bool:
+    """Return whether a row was never read, or is not as its reader left it."""
+    return not locked.position.is_current or locked.positions.must_reread(locked.position, locked.lineage, stored)
 
 
-async def _is_still_held(watched: Watched) -> bool:
-    """Whether the lease is still the reader's; else the row is for whoever took it."""
-    if not watched.contact.is_current:
+async def _is_lease_held(locked: LockedPosition) -> bool:
+    """Return whether the reader still has its lease; if not, the row belongs to the new owner."""
+    if not locked.position.is_current:
         return True
-    watched.contact.is_current = False
-    return await watched.contacts.confirm_lease()
+    locked.position.is_current = False
+    return await locked.positions.confirm_lease()
 
 
-def _end_turns(watched: Sequence[Watched]) -> None:
-    for one in watched:
-        one.contact.lock.release()
+def _unlock(locked: Sequence[LockedPosition]) -> None:
+    for one in locked:
+        one.position.lock.release()

@@ -1,8 +1,8 @@
 """Which leases a replica takes, so that all are held and the counts differ by at most one. Pure.
 
-As the Kinesis Client Library's DynamoDBLeaseTaker: first what nobody holds, up to an even share; only when there is
-nothing of that, one lease from the fullest owner. A replica decides for itself, from one scan; of two that decide for
-the same lease, the conditional write lets one win.
+As the Kinesis Client Library's DynamoDBLeaseTaker: first the leases that no replica holds, up to an even share; if
+there are none, one lease from the fullest owner. Each replica decides alone, from one scan; of two that decide for the
+same lease, the conditional write lets one win.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, takeable_leases
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 
-VERY_OLD: Final = 3  # lease durations without renewal, after which a lease is taken beyond the even share (KCL)
+VERY_OLD_DURATIONS: Final = 3  # lease durations without renewal: then taken beyond the even share, too (KCL)
 
 
 def plan_takes(
@@ -26,9 +26,9 @@ def plan_takes(
     me: str,
     draw: float,
 ) -> list[Lease]:
-    """Return the leases to try to take now; *held* are the lease keys this replica holds, *draw* is in 0 ≤ draw < 1.
+    """Return the leases to try to take now; *held* are the keys of the leases of this replica, 0 ≤ *draw* < 1.
 
-    Finished leases count for nobody. Different draws make replicas that start together try different leases first.
+    Finished leases count for no replica. Different draws make replicas that start together try different leases first.
     """
     unfinished = {key: one for key, one in observations.items() if one.lease.checkpoint != SHARD_END}
     free = takeable_leases(unfinished, held=held, now=now, lease_duration_s=lease_duration_s, me=me)
@@ -45,18 +45,18 @@ def plan_takes(
             lease.lease_key
             for lease in free
             if lease.owner is not None
-            and now - unfinished[lease.lease_key].unchanged_since > VERY_OLD * lease_duration_s
+            and now - unfinished[lease.lease_key].unchanged_since > VERY_OLD_DURATIONS * lease_duration_s
         }
-        turned = _turned(free, draw)
+        rotated = _rotated(free, draw)
         count = max(share - mine, 0)
-        return turned[:count] + [lease for lease in turned[count:] if lease.lease_key in very_old]
-    return _steal(unfinished, counts, held=held, mine=mine, draw=draw)
+        return rotated[:count] + [lease for lease in rotated[count:] if lease.lease_key in very_old]
+    return _plan_steal(unfinished, counts, held=held, mine=mine, draw=draw)
 
 
 def next_expiry(
     observations: Mapping[str, Observation], *, held: Collection[str], lease_duration_s: float
 ) -> float | None:
-    """Return when the first lease of another expires unless it is renewed; None when others hold none."""
+    """Return when the first lease of another owner expires unless it is renewed; None when others hold no lease."""
     return min(
         (
             one.unchanged_since + lease_duration_s
@@ -67,7 +67,7 @@ def next_expiry(
     )
 
 
-def _steal(
+def _plan_steal(
     unfinished: Mapping[str, Observation],
     counts: Counter[str],
     *,
@@ -85,6 +85,6 @@ def _steal(
     return [victims[int(draw * len(victims))]]
 
 
-def _turned(leases: list[Lease], draw: float) -> list[Lease]:
+def _rotated(leases: list[Lease], draw: float) -> list[Lease]:
     start = int(draw * len(leases))
     return leases[start:] + leases[:start]

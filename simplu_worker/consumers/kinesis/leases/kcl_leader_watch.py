@@ -44,6 +44,6 @@ class KclLeaderWatch:
             log.warning("kcl_leader.unread", error=str(exc))
             leader = None
         is_leader = leader is not None and leader.client_version in LEADING_VERSIONS and leader.record_version != ""
-        # The first check cannot tell a live leader from a dead one; by the next a live one has changed its version.
+        # A live leader has another version at the next check; the first check cannot distinguish it from a dead one.
         self.is_leading = is_leader and leader != self._leader
         self._leader = leader

@@ -1,7 +1,7 @@
-"""What a row of the lease table means, and which leases may be taken.
+"""The contents of a row of the lease table, and which leases may be taken. Pure.
 
 The table is the Kinesis Client Library's own. Why taking is safe: a lease changes hands only by a write that expects
-the counter last seen, so of two takers one wins; whether an owner is alive is told by its counter moving, by the local
+the counter last seen, so of two takers one wins. An owner is alive while its counter moves, measured by the local
 monotonic clock alone, so clocks that differ between machines do no harm.
 """
 
@@ -25,13 +25,13 @@ HELD = "simpluHeld"
 
 
 class UnreadableLeaseError(ValueError):
-    """A row that ought to be a lease and cannot be read as one."""
+    """A row that should be a lease and cannot be parsed."""
 
 
 class ReadAhead(msgspec.Struct, frozen=True, gc=False):
     """How far a reader is ahead of its checkpoint, because some tenants are held.
 
-    Up to *read_to* nothing is owed to anyone who is not in *held* (`TenantSet.encode`).
+    Up to *read_to* no operation is pending, except those of the tenants in *held* (as `TenantSet.encode` writes them).
     """
 
     read_to: Position
@@ -41,12 +41,15 @@ class ReadAhead(msgspec.Struct, frozen=True, gc=False):
 class Lease(msgspec.Struct, frozen=True, gc=False):
     """A row of the lease table as read (KCL `DynamoDBLeaseSerializer`).
 
-    *checkpoint* is, as with the KCL, the last position that is done with. *checkpoint_owner* is set while a KCL 3.x
-    leader moves the lease gracefully. *started_at* is ours: the instant from which on this application reads the stream
-    shard, noted when its lease was first taken. Where that pinned LATEST or AT_TIMESTAMP, every reader starts there
-    until there is a checkpoint. *owed* is ours too: whom a stream shard that is read to its end still owes something
-    (`TenantSet.encode`), None until it is. So is *ahead*.
-    Attributes not here survive, because every later write names what it changes.
+    *checkpoint* is the last finished position, as with the KCL. *checkpoint_owner* is set while a KCL 3.x leader moves
+    the lease gracefully.
+
+    The last three are the worker's own. *started_at* is the instant from which this application reads the stream shard,
+    written when its lease is first taken; where it pins LATEST or AT_TIMESTAMP, every reader starts there until there
+    is a checkpoint. *pending_tenants* are the tenants with pending operations (as `TenantSet.encode` writes them) of a
+    stream shard that is read to its end; None before. *ahead* is None when the reader is not ahead of its checkpoint.
+
+    Other attributes survive, because every later write names the attributes that it changes.
     """
 
     lease_key: str
@@ -65,7 +68,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
-    """A lease as the last scan found it, and the monotonic time at which its counter was first seen to be this."""
+    """A lease as the last scan found it, and the monotonic time at which its counter was first seen."""
 
     lease: Lease
     unchanged_since: float
@@ -77,10 +80,10 @@ def worker_id(host: str, pid: int, token: str) -> str:
 
 
 def observe(previous: Mapping[str, Observation], leases: Iterable[Lease], *, now: float) -> dict[str, Observation]:
-    """Return what is known after a scan that found *leases*, by lease key.
+    """Return the observations by lease key, after a scan that found *leases*.
 
-    A lease not seen before counts as renewed now, so a fresh process waits a full lease duration before it takes the
-    lease of an owner that it never saw alive. Leases no longer in the table are forgotten.
+    A lease not seen before counts as renewed now: a new process waits a full lease duration before it takes the lease
+    of an owner that it never saw alive. Leases no longer in the table are dropped.
     """
     observations: dict[str, Observation] = {}
     for lease in leases:
@@ -100,9 +103,9 @@ def takeable_leases(
 ) -> list[Lease]:
     """Return the leases that may be taken now: free ones first, then those unchanged for longest.
 
-    Free are leases without owner, and those stamped *me* that this process does not hold (a take whose answer was
-    lost: nobody else reads them). Others may be taken once unchanged for longer than *lease_duration_s*. Never those
-    of *held* (lease keys), nor finished ones.
+    Free leases have no owner, or have the owner *me* and are not held by this process: the answer to a take was lost,
+    and no process reads them. Others may be taken once unchanged for longer than *lease_duration_s*. Finished leases
+    and those in *held* (lease keys) are never taken.
     """
     candidates = [
         observation
@@ -118,16 +121,16 @@ def takeable_leases(
 
 
 def is_own_landed_write(lease: Lease, row: Lease, *, me: str) -> bool:
-    """Tell whether *row*, found where *lease* was expected, is the work of an earlier try of *me* with that lease.
+    """Return whether *row*, found where *lease* was expected, was written by an earlier try of *me* with that lease.
 
-    A write whose answer was lost has landed after all, so its repetition fails. Nobody but the owner moves the counter
-    and leaves the owner, so one step of it is our own.
+    The answer to that write was lost, but it landed, so its repetition fails. Only the owner moves the counter without
+    changing the owner, so a counter one higher is the worker's own write.
     """
     return row.owner == me and row.counter == lease.counter + 1
 
 
 def lease_of(row: LeaseRow) -> Lease | None:
-    """Read a row of the lease table; `None` for rows that are not leases (KCL 3.5 keeps its own beside them).
+    """Parse a row of the lease table; None for rows that are not leases (KCL 3.5 stores other rows in the table).
 
     Raises UnreadableLeaseError when an attribute is missing or of another type or form than the KCL's.
     """
@@ -151,12 +154,12 @@ def lease_of(row: LeaseRow) -> Lease | None:
         )
     except UnreadableLeaseError:
         raise
-    except ValueError as exc:  # a number or a position that is none
+    except ValueError as exc:  # not a number, or not a position
         raise UnreadableLeaseError(str(exc)) from exc
 
 
 def row_of(lease: Lease) -> dict[str, dict[str, Any]]:
-    """Return the row that creates *lease*. What is empty is left out: DynamoDB has no empty sets, the KCL no nulls."""
+    """Return the row that creates *lease*. Empty members are left out: DynamoDB has no empty sets, the KCL no nulls."""
     row: dict[str, dict[str, Any]] = {
         "leaseKey": {"S": lease.lease_key},
         "leaseCounter": {"N": str(lease.counter)},
@@ -184,7 +187,7 @@ def row_of(lease: Lease) -> dict[str, dict[str, Any]]:
 
 
 def attributes_of(ahead: ReadAhead) -> dict[str, dict[str, Any]]:
-    """Return the attributes of a lease row that say how far its reader is ahead."""
+    """Return the attributes of a lease row for *ahead*."""
     read_to = f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}"
     return {READ_TO: {"S": read_to}, HELD: {"SS": sorted(ahead.held)}}
 
@@ -194,14 +197,14 @@ def _optional(row: LeaseRow, name: str, kind: str) -> Any:
     if value is None or "NULL" in value:
         return None
     if kind not in value:
-        raise UnreadableLeaseError(f"{name}: expected type {kind}, came {'/'.join(value)}")
+        raise UnreadableLeaseError(f"{name}: expected type {kind}, got {'/'.join(value)}")
     return value[kind]
 
 
 def _required(row: LeaseRow, name: str, kind: str) -> Any:
     value = _optional(row, name, kind)
     if value is None:
-        raise UnreadableLeaseError(f"{name}: expected a value of type {kind}, came none")
+        raise UnreadableLeaseError(f"{name}: expected a value of type {kind}, got none")
     return value
 
 

@@ -1,6 +1,6 @@
-"""Make the leases of a stream: all of them on an empty table, later those that are missing.
+"""Create the leases of a stream: all of them in an empty table, later the missing ones.
 
-Every creation is conditional, so replicas that do it at the same time do no harm.
+Every creation is conditional, so replicas that create leases at the same time do no harm.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class LeaseSyncer:
-    """Creates leases from listings. Both methods raise RetryableError or PermanentError when the doors do."""
+    """Creates leases from listings. Both methods raise RetryableError or PermanentError, as stream and table do."""
 
     def __init__(self, stream: Stream, table: LeaseTable, position: str | datetime, *, utc: UtcClock) -> None:
         """*position* is `KINESIS_INITIAL_POSITION`."""
@@ -39,24 +39,25 @@ class LeaseSyncer:
 
     async def sync_at_start(self, leases: Sequence[Lease]) -> list[Lease]:
         """Create the leases that are missing at the start, where a scan found *leases*; return all."""
-        initial = self._initial()
+        initial = self._initial_position()
         if not leases:
-            first = first_leases(await self._listing_at(initial), initial)
-            # Those of a replica that was faster count: after a reshard in between, ours would be a second beginning.
+            first = first_leases(await self._list_at(initial), initial)
+            # The leases of a faster replica count: if the stream was resharded in between, those of this listing would
+            # start the reading a second time.
             leases = await self._table.scan(is_consistent=True)
             if not leases:
                 return await self._create(first)
-        return [*leases, *await self._create(await self._missing(leases, await self._whole_listing()))]
+        return [*leases, *await self._create(await self._find_missing(leases, await self._list_all()))]
 
-    async def _missing(self, leases: Sequence[Lease], listing: Sequence[StreamShard]) -> list[Lease]:
-        """Return the leases to be created beside *leases*.
+    async def _find_missing(self, leases: Sequence[Lease], listing: Sequence[StreamShard]) -> list[Lease]:
+        """Return the leases to be created in addition to *leases*.
 
-        Where some seem to be missing the table is read again as it is: what an eventually consistent scan does not show
-        may be there, and a stream shard whose parent has a lease begins elsewhere than one whose parent has none.
+        When some seem to be missing, the table is scanned again, consistently: an eventually consistent scan may not
+        show a lease that exists, and where a stream shard starts depends on whether its parent has a lease.
         """
-        if missing_leases(listing, {lease.lease_key for lease in leases}, self._initial()):
+        if missing_leases(listing, {lease.lease_key for lease in leases}, self._initial_position()):
             leases = await self._table.scan(is_consistent=True)
-        return missing_leases(listing, {lease.lease_key for lease in leases}, self._initial())
+        return missing_leases(listing, {lease.lease_key for lease in leases}, self._initial_position())
 
     async def _create(self, wanted: Sequence[Lease]) -> list[Lease]:
         created = [lease for lease in wanted if await self._table.create(lease)]
@@ -65,21 +66,21 @@ class LeaseSyncer:
         return created
 
     async def sync(self) -> list[StreamShard]:
-        """Create the leases that a listing shows to be missing; return the listing."""
+        """List the stream and create the missing leases; return the listing."""
         leases = await self._table.scan()
-        listing = await self._whole_listing()
-        await self._create(await self._missing(leases, listing))
+        listing = await self._list_all()
+        await self._create(await self._find_missing(leases, listing))
         return listing
 
-    def _initial(self) -> InitialPosition:
+    def _initial_position(self) -> InitialPosition:
         if isinstance(self._position, datetime):
             return InitialPosition(AT_TIMESTAMP, self._position)
         if self._position == "LATEST":
             return InitialPosition(LATEST, self._utc())
         return InitialPosition(TRIM_HORIZON)
 
-    async def _listing_at(self, initial: InitialPosition) -> list[StreamShard]:
-        """Return the stream shards at the initial position; they must cover all hash keys."""
+    async def _list_at(self, initial: InitialPosition) -> list[StreamShard]:
+        """Return the stream shards at the initial position. Raises RetryableError unless they cover all hash keys."""
         at: TrimHorizon | Latest | AtTimestamp = TrimHorizon()
         if initial.checkpoint == LATEST:
             at = Latest()
@@ -88,11 +89,13 @@ class LeaseSyncer:
         stream_shards = await self._stream.list_stream_shards(at)
         hole = first_hole([shard.hash_range for shard in stream_shards])
         if hole is not None:
-            raise RetryableError(f"stream {self._stream.name}: no stream shard for the hash keys from {hole.first}")
+            raise RetryableError(
+                f"stream {self._stream.name}: expected stream shards for all hash keys, got none from {hole.first} on"
+            )
         return stream_shards
 
-    async def _whole_listing(self) -> list[StreamShard]:
+    async def _list_all(self) -> list[StreamShard]:
         stream_shards = await self._stream.list_stream_shards()
         if is_torn(stream_shards):
-            raise RetryableError(f"stream {self._stream.name} was resharded while it was listed")
+            raise RetryableError(f"stream {self._stream.name} was resharded between two pages of its listing")
         return stream_shards

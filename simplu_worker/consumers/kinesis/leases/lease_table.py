@@ -1,8 +1,8 @@
-"""The door to the lease table in DynamoDB, shared with the Kinesis Client Library.
+"""The lease table in DynamoDB, shared with the Kinesis Client Library.
 
-Why it is safe: every write expects what was read (the counter, or for a release the owner), so that of two writers one
-learns that it lost; and every write but a lease's creation names the attributes it changes, so that those of others
-survive. Reads are eventually consistent, as the KCL's are: a stale row only makes a write fail.
+Why it is safe: every write expects the counter as it was read (a release: the owner), so one of two writers learns that
+it lost. Every write but a lease's creation names the attributes that it changes, so other attributes survive. Scans are
+eventually consistent, as the KCL's are: a stale row only makes a write fail.
 """
 
 from __future__ import annotations
@@ -43,45 +43,45 @@ KEY = "leaseKey"
 OWNER_INDEX = "LeaseOwnerToLeaseKeyIndex"  # a KCL 3.x that takes the table over waits until it has this index
 READY_STATES = frozenset({"ACTIVE", "UPDATING"})
 STATE_POLL_INTERVAL_S = 0.5
-UNCHANGED: Final = ReadAhead(Position(0), frozenset())  # by identity: what the row has stays
+UNCHANGED: Final = ReadAhead(Position(0), frozenset())  # compared by identity: leave the attributes of the row
 
 _OPERATIONS = ("scan", "put_item", "update_item", "delete_item", "get_item", "create_table", "describe_table")
 for _labels in product(_OPERATIONS, ("ok", "error", "condition_failed")):
     DYNAMODB_REQUEST.labels(*_labels)
 
-# What a checkpoint changes. The KCL's own two-phase ("pending") checkpoint is done with once a real one is written.
+# The attributes that a checkpoint changes. A real checkpoint supersedes the KCL's two-phase ("pending") one.
 _SET_CHECKPOINT = "checkpoint = :checkpoint, checkpointSubSequenceNumber = :sub, ownerSwitchesSinceCheckpoint = :zero"
 _REMOVE_PENDING = "pendingCheckpoint, pendingCheckpointSubSequenceNumber, pendingCheckpointState"
 
 
 class KclLeader(msgspec.Struct, frozen=True):
-    """The leader of a KCL 3.x application as its coordinator table has it."""
+    """The leader of a KCL 3.x application, as its coordinator table contains it."""
 
     owner: str
-    record_version: str  # another one at every heartbeat of a leader that lives
-    client_version: str  # CLIENT_VERSION_3X and CLIENT_VERSION_3X_WITH_ROLLBACK: it assigns leases by itself
+    record_version: str  # changes with every heartbeat of a live leader
+    client_version: str  # CLIENT_VERSION_3X and CLIENT_VERSION_3X_WITH_ROLLBACK: the leader assigns the leases
 
 
 class LeaseTable:
     """The rows of the lease table *name*; every method is one or a few requests over *client*.
 
-    All raise RetryableError or PermanentError when DynamoDB does. A write that raised RetryableError may have
-    landed; repeating it with the same lease finds that out.
+    All raise RetryableError or PermanentError, by DynamoDB's error. A write that raised RetryableError may have landed;
+    its repetition with the same lease finds out.
     """
 
     def __init__(self, client: Client, name: str) -> None:
         self.name = name
         self._client = client
         self._unreadable: set[str] = set()
-        self.scan_capacity = 0.0  # what the last scan took, in read capacity units
+        self.scan_capacity = 0.0  # of the last scan, in read capacity units
 
     def __repr__(self) -> str:
         return f"<LeaseTable {self.name}, {len(self._unreadable)} unreadable rows>"
 
     async def ensure(self) -> None:
-        """Create the table when it does not exist and wait until it can be used; idempotent, also among replicas.
+        """Create the table unless it exists, and wait until it is ready; idempotent, also among replicas.
 
-        Raises PermanentError when a table of that name is no lease table.
+        Raises PermanentError when a table of that name is not a lease table.
         """
         while True:
             table = await self._describe()
@@ -93,9 +93,9 @@ class LeaseTable:
                 await asyncio.sleep(STATE_POLL_INTERVAL_S)
 
     async def scan(self, *, is_consistent: bool = False) -> list[Lease]:
-        """Return all leases; rows of other kinds and unreadable ones (logged once) are left out.
+        """Return all leases, without rows of other kinds and unreadable rows (logged once).
 
-        Unless *is_consistent*, which costs twice as much, a row may be as it was a second ago.
+        Unless *is_consistent*, which costs twice as much, a row may be a second old.
         """
         leases: list[Lease] = []
         page: dict[str, Any] = {}
@@ -103,23 +103,23 @@ class LeaseTable:
         while True:
             reply = await self._call("scan", ReturnConsumedCapacity="TOTAL", ConsistentRead=is_consistent, **page)
             self.scan_capacity += reply.get("ConsumedCapacity", {}).get("CapacityUnits", 0.0)
-            leases += [lease for row in reply["Items"] if (lease := self._read(row))]
+            leases += [lease for row in reply["Items"] if (lease := self._parse(row))]
             if not reply.get("LastEvaluatedKey"):
                 return leases
             page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
 
     async def find(self, lease_key: str) -> Lease | None:
-        """Return a lease as it is at this moment; `None` without a row, or with one that cannot be read."""
+        """Return a lease by a consistent read; None without a row, or with an unreadable one."""
         reply = await self._call("get_item", Key={KEY: {"S": lease_key}}, ConsistentRead=True)
         row = reply.get("Item")
-        return self._read(row) if row else None
+        return self._parse(row) if row else None
 
     def is_unreadable(self, lease_key: str) -> bool:
-        """Whether the row was there when it was last read, and no lease as the KCL writes it."""
+        """Return whether the row was there when it was last read, but not a lease as the KCL writes it."""
         return lease_key in self._unreadable
 
     async def create(self, lease: Lease) -> bool:
-        """Write *lease* as a new row; `False` when there is one, which stays as it is."""
+        """Write *lease* as a new row; return False when there is a row, which stays as it is."""
         try:
             await self._call("put_item", Item=row_of(lease), ConditionExpression=f"attribute_not_exists({KEY})")
         except _ConditionFailedError:
@@ -127,9 +127,9 @@ class LeaseTable:
         return True
 
     async def take(self, lease: Lease, me: str, *, start_at: datetime | None = None) -> Lease | None:
-        """Make *me* the owner; return the lease as it is then, or `None` when its counter has moved meanwhile.
+        """Make *me* the owner; return the lease as written, or None when its counter has moved since it was read.
 
-        *start_at* pins a lease of which nothing was read yet to an instant, unless it is pinned already.
+        *start_at* pins the start of an unread lease to an instant, unless it is pinned already.
         """
         values = {
             ":counter": _number(lease.counter),
@@ -148,7 +148,7 @@ class LeaseTable:
         try:
             return await self._update(lease, update, "leaseCounter = :counter", values)
         except _ConditionFailedError as failed:
-            row = await self._row_found(lease, failed)
+            row = await self._find_instead(lease, failed)
         return row if row is not None and is_own_landed_write(lease, row, me=me) else None
 
     async def renew(
@@ -159,65 +159,66 @@ class LeaseTable:
         pending_tenants: frozenset[str] | None = None,
         ahead: ReadAhead | None = UNCHANGED,
     ) -> Lease | None:
-        """Renew a lease that its owner holds and, in the same write, set its checkpoint and whom it still owes.
+        """Renew a lease that its owner holds; in the same write, set its checkpoint and its pending tenants.
 
-        Returns the lease as it is then, to be used for the next write; `None` when it is lost to another. An earlier
-        try whose answer was lost counts as this one, unless its checkpoint was lower or it noted other things: then
-        this one is written over it; if that is in doubt, the lease returned is as the earlier one left it. No *owed*,
-        or an empty one, leaves the list in the row as it is. *ahead* None removes what is there.
+        Returns the lease as written, for the next write; None when another owner has it. An earlier try that landed
+        without an answer counts as this one. If its checkpoint was lower, or it wrote other attributes, this try is
+        written over it; when the answer to that is lost, too, the lease is returned as the earlier try left it.
+
+        Without *pending_tenants*, or with none, the list in the row stays. *ahead* None removes the row's.
         """
         values: dict[str, Any] = {":counter": _number(lease.counter), ":next": _number(lease.counter + 1)}
         sets = ["leaseCounter = :next"]
         removes: list[str] = []
         if pending_tenants:
-            sets.append(f"{PENDING_TENANTS} = :owed")
-            values[":owed"] = {"SS": sorted(pending_tenants)}
-        _note(ahead, lease, sets, removes, values)
+            sets.append(f"{PENDING_TENANTS} = :pending")
+            values[":pending"] = {"SS": sorted(pending_tenants)}
+        _add_ahead(ahead, lease, sets, removes, values)
         if checkpoint is not None:
             sets.append(_SET_CHECKPOINT)
             removes.append(_REMOVE_PENDING)
             values |= _checkpoint_values(checkpoint)
         try:
-            return await self._update(lease, _expression(sets, removes), "leaseCounter = :counter", values)
+            return await self._update(lease, _update_expression(sets, removes), "leaseCounter = :counter", values)
         except _ConditionFailedError as failed:
-            row = await self._row_found(lease, failed)
+            row = await self._find_instead(lease, failed)
         if row is None or lease.owner is None or not is_own_landed_write(lease, row, me=lease.owner):
             return None
-        left = checkpoint if checkpoint is not None and row.checkpoint < checkpoint else None
+        higher = checkpoint if checkpoint is not None and row.checkpoint < checkpoint else None
         has_tenants = not pending_tenants or row.pending_tenants == pending_tenants
-        if left is None and has_tenants and (ahead is UNCHANGED or row.ahead == ahead):
+        if higher is None and has_tenants and (ahead is UNCHANGED or row.ahead == ahead):
             return row
         try:
-            return await self.renew(row, left, pending_tenants=pending_tenants, ahead=ahead)
+            return await self.renew(row, higher, pending_tenants=pending_tenants, ahead=ahead)
         except RetryableError:
-            return row  # renewed it is; what is left goes with the next renewal, which will know this one's
+            return row  # it is renewed; the next renewal writes the rest, and recognises this one if it landed
 
     async def release(
         self, lease: Lease, checkpoint: Position | None = None, *, ahead: ReadAhead | None = UNCHANGED
     ) -> bool:
-        """Give the lease back, with a last checkpoint, so that others may take it at once.
+        """Release the lease, with a last checkpoint, so that others may take it at once.
 
-        `False` when another owns it already: then nothing was changed. A renewal of ours in flight does no harm,
-        because the owner is what is expected here, not the counter.
+        Returns False when another owner has it already: then nothing was changed. The write expects the owner and not
+        the counter, so a renewal in flight does no harm.
         """
         values = {":owner": {"S": lease.owner or ""}, ":one": _number(1)}
         sets: list[str] = []
         removes = ["leaseOwner"]
-        _note(ahead, lease, sets, removes, values)
+        _add_ahead(ahead, lease, sets, removes, values)
         if checkpoint is not None:
             sets.append(_SET_CHECKPOINT)
             removes.append(_REMOVE_PENDING)
             values |= _checkpoint_values(checkpoint)
-        update = f"{_expression(sets, removes)} ADD leaseCounter :one"
+        update = f"{_update_expression(sets, removes)} ADD leaseCounter :one"
         try:
             await self._update(lease, update, "leaseOwner = :owner", values)
         except _ConditionFailedError as failed:
-            row = await self._row_found(lease, failed)
+            row = await self._find_instead(lease, failed)
             return row is not None and row.owner is None and checkpoint in (None, row.checkpoint)
         return True
 
     async def write_metadata(self, lease: Lease) -> None:
-        """Write the children and the hash range of a lease, where it has them; neither owner nor counter matter.
+        """Write the children and the hash range of a lease, as far as it has them, whatever its owner and counter.
 
         Nothing is written when the row is gone: a deleted lease must not come back as half a row.
         """
@@ -235,7 +236,7 @@ class LeaseTable:
             )
 
     async def delete(self, lease: Lease) -> bool:
-        """Delete the row unless it was written since it was read; whether it was deleted."""
+        """Delete the row unless it was written since it was read; return whether it was deleted."""
         try:
             await self._call(
                 "delete_item",
@@ -248,10 +249,10 @@ class LeaseTable:
         return True
 
     async def find_kcl_leader(self) -> KclLeader | None:
-        """Return what is known of a leader of the KCL 3.x over this table; None without its coordinator table."""
+        """Return the leader of the KCL 3.x for this table; None without its coordinator table."""
         try:
-            leader = await self._coordinator_row("Leader")
-            migration = await self._coordinator_row("Migration3.0")
+            leader = await self._get_coordinator_row("Leader")
+            migration = await self._get_coordinator_row("Migration3.0")
         except _NotFoundError:
             return None
         return KclLeader(
@@ -260,7 +261,7 @@ class LeaseTable:
             client_version=str(migration.get("cv", {}).get("S", "")),
         )
 
-    async def _coordinator_row(self, key: str) -> dict[str, dict[str, Any]]:
+    async def _get_coordinator_row(self, key: str) -> dict[str, dict[str, Any]]:
         table = f"{self.name}-CoordinatorState"
         reply = await self._call("get_item", table=table, Key={"key": {"S": key}}, ConsistentRead=True)
         row: dict[str, dict[str, Any]] = reply.get("Item", {})
@@ -301,7 +302,7 @@ class LeaseTable:
         key = [(part["AttributeName"], part["KeyType"]) for part in table["KeySchema"]]
         if key != [(KEY, "HASH")]:
             raise PermanentError(
-                f"table {self.name}: expected a lease table with the key {KEY}, came the key {key}; "
+                f"table {self.name}: expected a lease table with the key {KEY}, got the key {key}; "
                 "set KINESIS_APPLICATION_NAME to a name that no other table has",
             )
 
@@ -315,13 +316,13 @@ class LeaseTable:
             ReturnValues="ALL_NEW",
             ReturnValuesOnConditionCheckFailure="ALL_OLD",
         )
-        return self._read(reply["Attributes"])
+        return self._parse(reply["Attributes"])
 
-    async def _row_found(self, lease: Lease, failed: _ConditionFailedError) -> Lease | None:
-        """Return the row that was there instead; DynamoDB Local and others do not send it with the refusal."""
-        return await self.find(lease.lease_key) if failed.row is None else self._read(failed.row)
+    async def _find_instead(self, lease: Lease, failed: _ConditionFailedError) -> Lease | None:
+        """Return the lease that failed the condition; DynamoDB Local and others do not send it with the error."""
+        return await self.find(lease.lease_key) if failed.row is None else self._parse(failed.row)
 
-    def _read(self, row: LeaseRow) -> Lease | None:
+    def _parse(self, row: LeaseRow) -> Lease | None:
         lease_key = str(row[KEY]["S"])
         try:
             lease = lease_of(row)
@@ -334,7 +335,7 @@ class LeaseTable:
         return lease
 
     async def _call(self, operation: str, *, table: str | None = None, **arguments: Any) -> dict[str, Any]:
-        """Make one request, measured, with DynamoDB's errors translated."""
+        """Make one measured request; translate DynamoDB's errors."""
         started_at = time.perf_counter()
         outcome = "error"
         try:
@@ -359,7 +360,7 @@ _reply_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def decode_rows(body: bytes) -> dict[str, Any]:
-    """Return a reply with rows as botocore would, but binary attributes as they came: no row here is read for any.
+    """Return a reply with rows as botocore would, but with undecoded binary attributes: the worker uses none.
 
     Raises msgspec.DecodeError.
     """
@@ -370,7 +371,7 @@ DECODERS.update(dict.fromkeys(("ScanOutput", "UpdateItemOutput"), decode_rows))
 
 
 class _ConditionFailedError(Exception):
-    """The row was not as expected; *row* is what it was, where DynamoDB sent it."""
+    """The row was not as expected; *row* is the actual one, if DynamoDB sent it."""
 
     def __init__(self, row: LeaseRow | None) -> None:
         super().__init__()
@@ -389,10 +390,10 @@ def _number(value: int) -> dict[str, str]:
     return {"N": str(value)}
 
 
-def _note(
+def _add_ahead(
     ahead: ReadAhead | None, lease: Lease, sets: list[str], removes: list[str], values: dict[str, dict[str, Any]]
 ) -> None:
-    """Add to the parts of an update what it takes to note *ahead* in the row of *lease*."""
+    """Add to the parts of an update those that write *ahead* into the row of *lease*."""
     if ahead is UNCHANGED or ahead == lease.ahead:
         return
     if ahead is None:
@@ -403,7 +404,7 @@ def _note(
         values[f":{name}"] = value
 
 
-def _expression(sets: Sequence[str], removes: Sequence[str]) -> str:
+def _update_expression(sets: Sequence[str], removes: Sequence[str]) -> str:
     parts = [f"SET {', '.join(sets)}" if sets else "", f"REMOVE {', '.join(removes)}" if removes else ""]
     return " ".join(part for part in parts if part)
 

@@ -1,7 +1,7 @@
-"""The tree of stream shards: which leases are missing, whom a lease waits for, which are no longer needed. Pure.
+"""The tree of stream shards: which leases are missing, which parents a lease waits for, which leases may go. Pure.
 
-Source of the rules: the Kinesis Client Library's HierarchicalShardSyncer (which leases), BlockOnParentShardTask (whom
-to wait for), PeriodicShardSyncManager (holes) and LeaseCleanupManager.
+Source of the rules: the Kinesis Client Library's HierarchicalShardSyncer (missing leases), BlockOnParentShardTask
+(parents), PeriodicShardSyncManager (holes) and LeaseCleanupManager.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from simplu_worker.consumers.kinesis.stream.positions import (
 )
 
 HASH_KEY_LAST = 2**128 - 1
-UNREAD = frozenset({TRIM_HORIZON, AT_TIMESTAMP, LATEST})  # checkpoints of a lease of which nothing was read
+UNREAD = frozenset({TRIM_HORIZON, AT_TIMESTAMP, LATEST})  # checkpoints of a lease before its first record
 
 
 class InitialPosition(msgspec.Struct, frozen=True):
-    """Where to start when nothing was read yet; *started_at* pins LATEST and AT_TIMESTAMP to an instant."""
+    """Where a new lease starts; *started_at* pins LATEST and AT_TIMESTAMP to an instant."""
 
     checkpoint: Position
     started_at: datetime | None = None
 
 
 def first_leases(stream_shards: Iterable[StreamShard], initial: InitialPosition) -> list[Lease]:
-    """Return the leases of an empty table: one for each stream shard that ListShards gave for the position."""
+    """Return the leases of an empty table: one for each stream shard that ListShards returned for the position."""
     return [_lease(shard, initial) for shard in _in_order(stream_shards)]
 
 
 def missing_leases(
     stream_shards: Collection[StreamShard], leases: Collection[str], initial: InitialPosition
 ) -> list[Lease]:
-    """Return the leases to be created beside *leases* (lease keys), so that every open stream shard will be read.
+    """Return the leases to be created in addition to *leases* (lease keys), so that every open stream shard is read.
 
     A stream shard that descends from a leased one starts at its beginning, and so do the ancestors between them: its
-    records follow those of the leased one. Others start at the initial position; with LATEST only the open ones, with
-    TRIM_HORIZON and AT_TIMESTAMP their oldest ancestors that are still there.
+    records follow those of the leased one. Others start at the initial position: with LATEST the open stream shards
+    alone, with TRIM_HORIZON and AT_TIMESTAMP their oldest listed ancestors, too.
     """
     walk = _Walk(stream_shards, leases, initial)
     for shard in stream_shards:
         if shard.is_open and shard.stream_shard_id not in leases:
-            walk.want(shard, is_descendant=walk.is_included(shard))
-    return [walk.wanted[shard.stream_shard_id] for shard in _in_order(stream_shards) if walk.wants(shard)]
+            walk.add(shard, is_descendant=walk.add_ancestors(shard))
+    return [walk.missing[key] for shard in _in_order(stream_shards) if (key := shard.stream_shard_id) in walk.missing]
 
 
 class _Walk:
@@ -61,39 +61,36 @@ class _Walk:
         self._by_id = {shard.stream_shard_id: shard for shard in stream_shards}
         self._leases = leases
         self._initial = initial
-        self._included: dict[str, bool] = {}
-        self.wanted: dict[str, Lease] = {}
+        self._is_continuation: dict[str, bool] = {}  # by stream shard, once walked
+        self.missing: dict[str, Lease] = {}
 
-    def wants(self, shard: StreamShard) -> bool:
-        return shard.stream_shard_id in self.wanted
-
-    def want(self, shard: StreamShard, *, is_descendant: bool) -> None:
+    def add(self, shard: StreamShard, *, is_descendant: bool) -> None:
         starts_at_its_beginning = is_descendant and self._initial.checkpoint != AT_TIMESTAMP
         position = InitialPosition(TRIM_HORIZON) if starts_at_its_beginning else self._initial
-        self.wanted.setdefault(shard.stream_shard_id, _lease(shard, position))
+        self.missing.setdefault(shard.stream_shard_id, _lease(shard, position))
 
-    def is_included(self, shard: StreamShard) -> bool:
-        """Say whether *shard* continues something that is read; want its ancestors where it does."""
-        known = self._included.get(shard.stream_shard_id)
+    def add_ancestors(self, shard: StreamShard) -> bool:
+        """Return whether *shard* continues a stream shard that is read; add its missing ancestors if so."""
+        known = self._is_continuation.get(shard.stream_shard_id)
         if known is None:
-            known = self._included[shard.stream_shard_id] = self._include(shard)
+            known = self._is_continuation[shard.stream_shard_id] = self._walk_up(shard)
         return known
 
-    def _include(self, shard: StreamShard) -> bool:
+    def _walk_up(self, shard: StreamShard) -> bool:
         if shard.stream_shard_id in self._leases:
             return True
         parents = [self._by_id[parent] for parent in sorted(shard.parents) if parent in self._by_id]
-        continued = [parent for parent in parents if self.is_included(parent)]
+        continued = [parent for parent in parents if self.add_ancestors(parent)]
         if not continued:
             return self._initial.checkpoint != LATEST
         for parent in parents:
             if parent.stream_shard_id not in self._leases:
-                self.want(parent, is_descendant=parent in continued)
+                self.add(parent, is_descendant=parent in continued)
         return True
 
 
 def child_leases(children: Iterable[ChildShard]) -> list[Lease]:
-    """Return the leases of the children of a stream shard read to its end: always from their beginning."""
+    """Return the leases of the children of a stream shard that is read to its end; they start at their beginning."""
     return [
         Lease(
             lease_key=child.stream_shard_id,
@@ -106,24 +103,24 @@ def child_leases(children: Iterable[ChildShard]) -> list[Lease]:
 
 
 def unfinished_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> list[str]:
-    """Return the parents that must be finished, or list what they still owe, before *lease* is read.
+    """Return the parents that must finish, or list their pending tenants, before *lease* is read.
 
-    A parent without a lease is read by nobody, and one past its retention (*gone*) has nothing left to read. One that
-    lists what it owes is read to its end: the child holds whom it lists (`pending_at_parents`) and nobody else.
+    No replica reads a parent without a lease, and a parent past its retention (*gone*) has no records left. A parent
+    that lists pending tenants is read to its end: the child holds those tenants (`pending_at_parents`) and no others.
     """
-    return [parent.lease_key for parent in _parents_at_work(lease, leases, gone) if parent.pending_tenants is None]
+    return [parent.lease_key for parent in _unfinished(lease, leases, gone) if parent.pending_tenants is None]
 
 
 def pending_at_parents(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> frozenset[str]:
-    """Return whom *lease* must hold from its first record: all that its parents list as owed (`TenantSet.encode`).
+    """Return the tenants that *lease* must hold from its first record: those pending at its parents.
 
-    Empty when no parent owes anything; it says nothing of parents that list nothing yet (`unfinished_parents`).
+    As `TenantSet.encode` writes them. Parents without a list (`unfinished_parents`) do not count.
     """
-    return frozenset[str]().union(*(parent.pending_tenants or () for parent in _parents_at_work(lease, leases, gone)))
+    return frozenset[str]().union(*(parent.pending_tenants or () for parent in _unfinished(lease, leases, gone)))
 
 
 def is_torn(stream_shards: Collection[StreamShard]) -> bool:
-    """Whether a listing was torn by a reshard between its pages: an open child beside a parent that is open too."""
+    """Return whether a reshard came between the pages of a listing: an open child and its parent, open too."""
     opened = {shard.stream_shard_id for shard in stream_shards if shard.is_open}
     return any(shard.parents & opened for shard in stream_shards)
 
@@ -145,10 +142,9 @@ def first_hole_in_leases(leases: Iterable[Lease]) -> HashRange | None:
 
 
 def removable_leases(leases: Mapping[str, Lease], gone: Collection[str]) -> list[Lease]:
-    """Return the finished leases that nobody needs: past their retention, with children that were begun, and no parent.
+    """Return the finished leases that may be deleted: past their retention, no leased parent, no unread child.
 
-    Leases of *gone* stream shards that were not finished are not among them: they lost records, and whoever holds them
-    says so.
+    Unfinished leases of *gone* stream shards are not among them: those lost records, which their holders report.
     """
     return [
         lease
@@ -160,8 +156,8 @@ def removable_leases(leases: Mapping[str, Lease], gone: Collection[str]) -> list
     ]
 
 
-def _parents_at_work(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> list[Lease]:
-    """Return the leases of the parents that are not finished and of which something can still be read."""
+def _unfinished(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> list[Lease]:
+    """Return the leases of the parents that are not finished and still have records to read."""
     return [
         leases[parent]
         for parent in sorted(lease.parents)

@@ -1,1 +1,1 @@
-"""The door to Kinesis: stream shards, records, positions, aggregates."""
+"""Access to Kinesis: stream shards, records, positions, aggregates."""

@@ -1,4 +1,4 @@
-"""Take apart the records that the Kinesis Producer Library packs many of its users' records into.
+"""Unpack aggregates: the records into which the Kinesis Producer Library packs many user records. Pure.
 
 The format (KPL, `aggregation-format.md`) is magic, protobuf message, MD5 of the message:
 
@@ -7,8 +7,8 @@ The format (KPL, `aggregation-format.md`) is magic, protobuf message, MD5 of the
     Record { required uint64 partition_key_index = 1; optional uint64 explicit_hash_key_index = 2;
              required bytes data = 3; repeated Tag tags = 4; }
 
-Why nothing is lost: either all of an aggregate is understood, or the record is taken as it came. An aggregate that does
-not belong to its stream shard is not applied, as with the KCL, but it is not dropped either: it is one dead letter.
+Why nothing is lost: either a whole aggregate is decoded, or the record is treated as an ordinary one. An aggregate that
+does not belong to its stream shard is not applied, as with the KCL, but not dropped either: it is one dead letter.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import msgspec
 
 from simplu_worker.consumers.kinesis.stream.positions import HashRange
 
-# The error of an aggregate that does not lie within its stream shard: one dead letter for all of it.
+# The error of an aggregate that does not lie within its stream shard: one dead letter for the whole aggregate.
 OUTSIDE: Final = (
-    "aggregate: expected sub-records whose hash keys are all its stream shard's, got some of another's; none of them "
-    "was applied. The Kinesis Producer Library sends those again by itself that belong elsewhere, other producers "
-    "nothing: send all of them again, each as a record of its own with its requestId, and what was applied already is "
-    "dropped. A producer without the library must pack for one stream shard at a time, or not at all"
+    "aggregate: expected sub-records with hash keys of its stream shard only, got some of another stream shard; none "
+    "was applied. The Kinesis Producer Library resends the sub-records of other stream shards, other producers resend "
+    "none: send all sub-records again, each as a record with its requestId; those already applied are dropped. A "
+    "producer without the library must pack for one stream shard at a time, or not at all"
 )
 
 MAGIC: Final = b"\xf3\x89\x9a\xc2"
@@ -55,7 +55,7 @@ _FIELDS_OF_RECORD: Final = frozenset({_PARTITION_KEY_INDEX, _EXPLICIT_HASH_KEY_I
 
 
 class SubRecord(msgspec.Struct, frozen=True, gc=False):
-    """One user's record of an aggregate; *sub_sequence_number* counts from 0 in the order they were packed."""
+    """One user record of an aggregate; *sub_sequence_number* counts from 0, in the order of packing."""
 
     partition_key: str
     explicit_hash_key: str | None
@@ -64,16 +64,16 @@ class SubRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class _MalformedError(ValueError):
-    """The bytes are no AggregatedRecord."""
+    """The bytes are not an AggregatedRecord."""
 
 
 def deaggregate(data: bytes) -> list[SubRecord] | None:
-    """Return the sub-records of an aggregate, at least one; `None` for an ordinary record, to be taken as it is.
+    """Return the sub-records of an aggregate, at least one; None for an ordinary record.
 
-    Ordinary is whatever is not an aggregate to the last byte: no magic, another MD5, no valid protobuf, a required
-    field missing, an index beyond its table, a partition key that is no UTF-8, an explicit hash key that no stream has,
-    no record in it. The KCL delivers what comes before a bad index and drops the rest; here nothing is dropped.
-    Never raises, whatever the bytes.
+    A record is ordinary unless it is an aggregate to the last byte: no magic, another MD5, invalid protobuf, a missing
+    required field, an index beyond its table, a partition key that is not UTF-8, an impossible explicit hash key, or no
+    sub-record make it ordinary. The KCL delivers the sub-records before a bad index and drops the rest; the worker
+    drops none. Never raises.
     """
     if not data.startswith(MAGIC) or len(data) <= _MAGIC_BYTES + _DIGEST_BYTES:
         return None
@@ -94,19 +94,19 @@ def hash_key_of(sub: SubRecord) -> int:
 
 
 def lies_within(subs: Iterable[SubRecord], hash_range: HashRange | None) -> bool:
-    """Tell whether all of *subs* belong to the stream shard of *hash_range*; where that is not known they do.
+    """Return whether all of *subs* belong to the stream shard of *hash_range*; True when the range is unknown.
 
-    The KCL discards a whole aggregate when this is false (`AggregatorUtil.deaggregate`): packed for one stream shard,
-    it landed in another one, as on its way during a reshard. To apply it would be out of order: a sub-record outside
-    has its place in the stream shard of its own hash key, where later ones of its partition key are read, perhaps
-    before it, and to where the KPL sends it again. Who packs without regard to stream shards (aws-kinesis-agg) sends
-    nothing again, nor does the KPL those within, which it counts as delivered (`Retrier`): hence the dead letter.
+    The KCL discards a whole aggregate when this is false (`AggregatorUtil.deaggregate`): it was packed for one stream
+    shard and landed in another one, for example during a reshard. Applying it would break the order: a sub-record
+    outside belongs to the stream shard of its own hash key. Later ones of its partition key are read there, perhaps
+    earlier, and the KPL resends it there. Producers that pack without regard to stream shards (aws-kinesis-agg) resend
+    none, nor does the KPL resend those within, which it counts as delivered (`Retrier`): hence the dead letter.
     """
     return hash_range is None or all(_is_within(sub, hash_range) for sub in _with_distinct_keys(subs))
 
 
 def outside_error(subs: Iterable[SubRecord], hash_range: HashRange) -> str:
-    """Return OUTSIDE with what came instead; no partition key is named, for errors are logged."""
+    """Return OUTSIDE with the actual hash keys. It names no partition key, because errors are logged."""
     subs = list(subs)
     outside = [sub for sub in subs if not _is_within(sub, hash_range)]
     return (
@@ -123,13 +123,13 @@ def _with_distinct_keys(subs: Iterable[SubRecord]) -> Collection[SubRecord]:
     return {(sub.partition_key, sub.explicit_hash_key): sub for sub in subs}.values()  # many records, few keys
 
 
-# The two loops read varints of one byte, nearly all, themselves: a call for each would cost as much as the rest.
+# The two loops read varints of one byte, nearly all, inline: a call for each would cost as much as the rest.
 
 
 def _sub_records(message: bytes) -> list[SubRecord]:
     partition_keys: list[str] = []
     hash_keys: list[str] = []
-    records: list[bytes] = []  # read at the end: the tables may come behind them
+    records: list[bytes] = []  # decoded at the end: the tables may come after them
     at, end = 0, len(message)
     while at < end:
         tag = message[at]
@@ -161,7 +161,7 @@ def _sub_record(record: bytes, number: int, partition_keys: list[str], hash_keys
     hash_key_index: int | None = None
     data: bytes | None = None
     at, end = 0, len(record)
-    while at < end:  # of a field that comes twice the last one counts, as protobuf has it
+    while at < end:  # of a repeated field the last value counts, as in protobuf
         tag = record[at]
         at += 1
         if tag > 0x7F:
@@ -187,7 +187,7 @@ def _sub_record(record: bytes, number: int, partition_keys: list[str], hash_keys
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """Return the unsigned number at *at* and where it ends; what has more than 64 bits is refused."""
+    """Return the unsigned number at *at*, and where it ends. Raises _MalformedError above 64 bits."""
     byte = message[at]
     value = byte & 0x7F
     shift = 7
@@ -202,7 +202,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def _after(message: bytes, at: int, tag: int) -> int:
-    """Return where the value of an unknown field ends, which may be beyond the message: the caller looks."""
+    """Return where the value of an unknown field ends; may be beyond the message, which the caller checks."""
     if tag >> 3 == 0 or tag > _TAG_MAX:
         raise _MalformedError
     wire_type = tag & 7

@@ -1,4 +1,4 @@
-"""The door to Kinesis: one stream, its stream shards and their records."""
+"""Access to Kinesis: one stream, its stream shards and their records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATE_POLL_INTERVAL_S = 0.5  # DescribeStreamSummary: 20 a second and account
 
 
 class StreamShard(msgspec.Struct, frozen=True):
-    """A stream shard as ListShards tells it; *parents* may name stream shards that are past their retention."""
+    """A stream shard as ListShards returns it; *parents* may name stream shards that are past their retention."""
 
     stream_shard_id: str
     parents: frozenset[str]
@@ -33,12 +33,12 @@ class StreamShard(msgspec.Struct, frozen=True):
 
     @property
     def is_open(self) -> bool:
-        """Whether records can still be written to it."""
+        """Whether it still accepts records."""
         return self.ending_sequence_number is None
 
 
 class ChildShard(msgspec.Struct, frozen=True):
-    """A stream shard that continues one read to its end."""
+    """A stream shard that continues one that is read to its end."""
 
     stream_shard_id: str
     parents: frozenset[str]
@@ -46,11 +46,11 @@ class ChildShard(msgspec.Struct, frozen=True):
 
 
 class ExpiredIteratorError(RetryableError):
-    """The iterator is older than five minutes; ask for a new one, after the last record read."""
+    """The iterator is older than five minutes; get a new one, after the last record read."""
 
 
 class StreamGoneError(PermanentError):
-    """The stream, or the stream shard, does not exist: never did, was deleted, or is past its retention."""
+    """The stream, or the stream shard, does not exist: it never did, was deleted, or is past its retention."""
 
 
 class AtSequenceNumber(msgspec.Struct, frozen=True):
@@ -60,17 +60,17 @@ class AtSequenceNumber(msgspec.Struct, frozen=True):
 
 
 class AfterSequenceNumber(msgspec.Struct, frozen=True):
-    """Start with the record behind this one."""
+    """Start with the record after this one."""
 
     sequence_number: str
 
 
 class TrimHorizon(msgspec.Struct, frozen=True):
-    """Start with the oldest record that is kept."""
+    """Start with the oldest record that the stream keeps."""
 
 
 class Latest(msgspec.Struct, frozen=True):
-    """Start with the next record to come."""
+    """Start with the next record to arrive."""
 
 
 class AtTimestamp(msgspec.Struct, frozen=True):
@@ -93,7 +93,7 @@ class Record(
         "arrived_at": "ApproximateArrivalTimestamp",
     },
 ):
-    """A record as Kinesis gives it; *arrived_at* (UTC) is approximate and the same for every reader."""
+    """A record as Kinesis returns it; *arrived_at* (UTC) is approximate and the same for every reader."""
 
     sequence_number: str
     partition_key: str
@@ -102,10 +102,10 @@ class Record(
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What one GetRecords brought, in stream order; empty is normal, also behind the tip.
+    """The reply of one GetRecords, in stream order; an empty reply is normal, also behind the tip.
 
-    *next_iterator* is `None` at the end of a closed stream shard, whose *child_shards* then follow. *millis_behind* is
-    the reply's distance from the tip of the stream, not the age of a record. *size_bytes* is what the quota counts.
+    *next_iterator* is None at the end of a closed stream shard, together with *child_shards*. *millis_behind* is the
+    reply's distance from the tip of the stream, not the age of a record. *size_bytes* counts for the quota.
     """
 
     records: list[Record]
@@ -116,7 +116,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class StreamSummary(msgspec.Struct, frozen=True):
-    """What the stream says of itself; *retention* is how long it keeps a record."""
+    """The state of the stream; *retention* is how long it keeps a record."""
 
     status: str
     retention: timedelta
@@ -124,7 +124,7 @@ class StreamSummary(msgspec.Struct, frozen=True):
 
 
 class NewRecord(msgspec.Struct, frozen=True):
-    """A record to be put."""
+    """A record to put into the stream."""
 
     partition_key: str
     data: bytes
@@ -146,7 +146,7 @@ class Stream:
         return f"<Stream {self.name}>"
 
     async def ensure(self, *, create: bool, stream_shard_count: int) -> None:
-        """Wait until the stream can be read, having created it when missing and *create*; idempotent among replicas.
+        """Wait until the stream can be read; create a missing one if *create*. Idempotent, also among replicas.
 
         Raises StreamGoneError when it is missing and must not be created.
         """
@@ -161,7 +161,7 @@ class Stream:
                 )
 
     async def describe(self) -> StreamSummary:
-        """Return what the stream says of itself."""
+        """Return the state of the stream."""
         raw = await self._describe_summary()
         return StreamSummary(
             status=raw["StreamStatus"],
@@ -170,9 +170,9 @@ class Stream:
         )
 
     async def put(self, records: Sequence[NewRecord]) -> list[NewRecord]:
-        """Put up to 500 *records* (5 MiB) with one request; return those that the stream did not take.
+        """Put up to 500 *records* (5 MiB) with one request; return those that the stream rejected.
 
-        Between records of one request the stream keeps no order when it refuses some of them.
+        When the stream rejects some records of a request, it keeps no order among the records of that request.
         """
         entries = [{"Data": record.data, "PartitionKey": record.partition_key} for record in records]
         if len(entries) == 1:
@@ -190,12 +190,12 @@ class Stream:
             try:
                 reply = await self._call("list_shards", **page)
             except _ExpiredTokenError:
-                found, page = [], first_page  # it was valid for 300 s; from the first page again
+                found, page = [], first_page  # a token is valid for 300 s
                 continue
             found += [_stream_shard(raw) for raw in reply["Shards"]]
             if not reply.get("NextToken"):
                 return found
-            page = {"NextToken": reply["NextToken"]}  # beside it, the stream's name is refused
+            page = {"NextToken": reply["NextToken"]}  # Kinesis rejects a token with a stream name
 
     async def get_iterator(self, stream_shard_id: str, start: Start) -> str:
         """Return an iterator for `get_records`, valid for five minutes."""
@@ -203,7 +203,7 @@ class Stream:
         return str(reply["ShardIterator"])
 
     async def get_records(self, iterator: str, *, limit: int) -> Reply:
-        """Read up to *limit* records (at most 10,000, and 10 MiB). Raises ExpiredIteratorError, too."""
+        """Read up to *limit* records (at most 10,000, and 10 MiB). May also raise ExpiredIteratorError."""
         with KINESIS_GET_RECORDS.time():
             raw = await self._call("get_records", ShardIterator=iterator, Limit=limit, **self._arn)
         reply = _reply(raw)
@@ -235,7 +235,7 @@ class Stream:
         log.info("stream.created", stream=self.name, stream_shard_count=stream_shard_count)
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        """Make one request, with Kinesis's errors translated."""
+        """Make one request; translate Kinesis' errors."""
         started_at = time.perf_counter()
         code = ""
         try:
@@ -265,7 +265,7 @@ class Stream:
 
 
 class _ExpiredTokenError(RetryableError):
-    """The next page can no longer be asked for."""
+    """The token of the next page has expired."""
 
 
 class _InUseError(RetryableError):
@@ -351,7 +351,7 @@ def _reply(raw: dict[str, Any]) -> Reply:
     records: list[Record] = raw["Records"]
     return Reply(
         records=records,
-        # At the end of a closed stream shard the member is null or missing, depending on who answers.
+        # At the end of a closed stream shard the member is null or missing, depending on the server.
         next_iterator=raw.get("NextShardIterator") or None,
         millis_behind=raw.get("MillisBehindLatest"),
         child_shards=tuple(_child_shard(child) for child in raw.get("ChildShards") or ()),

@@ -1,4 +1,4 @@
-"""Positions in a stream shard, ordered and written as the Kinesis Client Library orders and writes them."""
+"""Positions in a stream shard, ordered and written as the Kinesis Client Library orders and writes them. Pure."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class HashRange(msgspec.Struct, frozen=True, gc=False):
 
 
 class Position(msgspec.Struct, frozen=True, order=True, gc=False):
-    """A record's place in its stream shard, or one of the four sentinels below.
+    """The position of a record in its stream shard, or one of the four sentinels below.
 
     *number* is the sequence number: positions compare as big integers, then by sub-sequence number, never as text.
-    Sentinels take numbers that no record has: AT_TIMESTAMP < TRIM_HORIZON < LATEST < every record < SHARD_END.
+    Sentinels have numbers that no record has: AT_TIMESTAMP < TRIM_HORIZON < LATEST < every record < SHARD_END.
     """
 
     number: int
@@ -34,16 +34,16 @@ class Position(msgspec.Struct, frozen=True, order=True, gc=False):
 
     @classmethod
     def from_sequence_number(cls, sequence_number: str, sub_sequence_number: int = 0) -> Position:
-        """Return the position of a record. Raises ValueError when that is no sequence number."""
+        """Return the position of a record. Raises ValueError unless both are numbers of a record."""
         if not _SEQUENCE_NUMBER.fullmatch(sequence_number):
-            raise ValueError(f"expected a sequence number (decimal digits), came {sequence_number[:140]!r}")
+            raise ValueError(f"expected a sequence number (decimal digits), got {sequence_number[:140]!r}")
         if sub_sequence_number < 0:
-            raise ValueError(f"expected a sub-sequence number from 0, came {sub_sequence_number}")
+            raise ValueError(f"expected a sub-sequence number from 0, got {sub_sequence_number}")
         return cls(int(sequence_number), sub_sequence_number)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str, sub_sequence_number: int = 0) -> Position:
-        """Read the attributes `checkpoint` and `checkpointSubSequenceNumber` of a lease row.
+        """Parse the attributes `checkpoint` and `checkpointSubSequenceNumber` of a lease row.
 
         Raises ValueError when *checkpoint* is neither a sentinel nor a sequence number.
         """
@@ -56,16 +56,16 @@ class Position(msgspec.Struct, frozen=True, order=True, gc=False):
 
     @property
     def is_sentinel(self) -> bool:
-        """Whether this is no record's position."""
+        """Whether this is not the position of a record."""
         return self.number in _SENTINEL_NAMES
 
 
 class HasPosition(Protocol):
-    """What tells where a record is in its stream shard, and when it arrived; of an origin that is Kinesis."""
+    """A record with its position in its stream shard and its arrival, as an `Origin` from Kinesis is."""
 
     @property
     def sequence_number(self) -> str | None:
-        """As it came."""
+        """Decimal digits, as Kinesis sends them."""
 
     @property
     def sub_sequence_number(self) -> int:
@@ -73,11 +73,11 @@ class HasPosition(Protocol):
 
     @property
     def arrived_at(self) -> datetime:
-        """Approximately, by Kinesis."""
+        """The approximate arrival, by Kinesis."""
 
 
 class RecordPosition(msgspec.Struct, frozen=True, gc=False):
-    """A record's place, written as it came, and when it arrived."""
+    """The position of a record as Kinesis sends it, and the arrival of the record."""
 
     sequence_number: str
     sub_sequence_number: int
@@ -85,45 +85,45 @@ class RecordPosition(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def from_record(cls, record: HasPosition) -> RecordPosition:
-        """Return the mark of a record."""
+        """Return the position of *record*."""
         return cls(record.sequence_number or "", record.sub_sequence_number, record.arrived_at)
 
     @classmethod
     def from_position(cls, position: Position, arrived_at: datetime) -> RecordPosition:
-        """Return the mark of a record's position."""
+        """Return *position*, with the arrival of its record."""
         return cls(position.checkpoint, position.sub_sequence_number, arrived_at)
 
     @classmethod
     def before_record(cls, sequence_number: str, arrived_at: datetime) -> RecordPosition:
-        """Return the mark of the place before all that a record holds, and behind everything before it."""
+        """Return the position before all sub-records of a record, and after all records before it."""
         return cls(sequence_number, BEFORE_SUB_RECORDS, arrived_at)
 
     @property
     def is_between_records(self) -> bool:
-        """Whether this is no record's place, but one between two records."""
+        """Whether this is not the position of a record, but one between two records."""
         return self.sub_sequence_number == BEFORE_SUB_RECORDS
 
     @property
     def position(self) -> Position:
-        """The record's position, to be written and compared with any other."""
+        """The position in a form that compares with all others."""
         if self.is_between_records:
             return Position(int(self.sequence_number), BEFORE_SUB_RECORDS)
         return Position.from_sequence_number(self.sequence_number, self.sub_sequence_number)
 
     @property
     def sort_key(self) -> tuple[int, str, int]:
-        """What marks compare by, at less cost than positions: decimal digits without leading zeros."""
+        """The key that these compare by, cheaper than `position`: decimal digits have no leading zeros."""
         return len(self.sequence_number), self.sequence_number, self.sub_sequence_number
 
 
 class LazyPositions(Sequence[RecordPosition]):
-    """The marks of records, each made when it is asked for: of most of them nobody ever asks."""
+    """The positions of records, each created on access: most are never accessed."""
 
     def __init__(self, records: Sequence[HasPosition]) -> None:
         self._records = records
 
     def __repr__(self) -> str:
-        return f"Marks({len(self)})"
+        return f"LazyPositions({len(self)})"
 
     def __len__(self) -> int:
         return len(self._records)
@@ -140,15 +140,15 @@ class LazyPositions(Sequence[RecordPosition]):
         return RecordPosition.from_record(self._records[index])
 
 
-def is_after(mark: RecordPosition, other: RecordPosition | None) -> bool:
-    """Whether *mark* comes after *other*; None stands for the beginning, before every record."""
-    return other is None or mark.sort_key > other.sort_key
+def is_after(one: RecordPosition, other: RecordPosition | None) -> bool:
+    """Return whether *one* comes after *other*; None is the beginning, before every record."""
+    return other is None or one.sort_key > other.sort_key
 
 
-def lowest_position(marks: Iterable[RecordPosition | None]) -> RecordPosition | None:
-    """Return the first of *marks*, at least one; None stands for the beginning, before every record."""
-    found = list(marks)
-    return None if None in found else min((mark for mark in found if mark), key=lambda mark: mark.sort_key)
+def lowest_position(positions: Iterable[RecordPosition | None]) -> RecordPosition | None:
+    """Return the lowest of *positions*, at least one; None is the beginning, before every record."""
+    found = list(positions)
+    return None if None in found else min((one for one in found if one), key=lambda one: one.sort_key)
 
 
 AT_TIMESTAMP: Final = Position(-3)

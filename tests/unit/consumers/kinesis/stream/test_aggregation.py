@@ -288,12 +288,12 @@ def test_aggregate_lies_within_exactly_one_of_three_or_in_none(packed: list[Pack
         assert is_within or f" of {len(subs)} sub-records lie outside" in outside_error(subs, hash_range)
 
 
-def test_outside_error_says_what_was_expected_what_came_and_what_to_do() -> None:
+def test_outside_error_contains_expected_actual_and_remedy() -> None:
     """It quotes neither keys nor data of the record."""
     subs = taken_apart(aggregate([("key-a", "5", b"data"), ("key-b", "10", b"data"), ("key-c", "11", b"data")]))
     assert subs is not None
     error = outside_error(subs, HashRange(5, 9))
     assert error == f"{OUTSIDE} (2 of 3 sub-records lie outside 5 to 9, the first is number 1 with hash key 10)"
-    assert ("expected" in error, "got" in error, "send all of them again" in error) == (True, True, True)
+    assert ("expected" in error, "got" in error, "send all sub-records again" in error) == (True, True, True)
     assert not any(word in error for word in ("key-a", "key-b", "key-c", "data"))
     assert len(error) < 1024
