@@ -65,8 +65,8 @@ class _ForgetfulReader(StreamShardReader):
     @override
     @property
     def checkpoint(self) -> Position | None:
-        mark = self._tracker.checkpoint
-        return None if mark is None else mark.position
+        checkpoint = self._tracker.checkpoint
+        return None if checkpoint is None else checkpoint.position
 
 
 class _CarelessReader(StreamShardReader):
@@ -96,10 +96,10 @@ class _StreamOfNamedEnds(Stream):
 class _SecretiveReader(StreamShardReader):
     @override
     def pending_tenants(self) -> TenantSet | None:
-        owed = super().pending_tenants()
-        if owed is None:
+        pending = super().pending_tenants()
+        if pending is None:
             return None
-        return owed.difference(TenantSet(hold.name for hold in self.holds() if hold.target is Target.TENANT))
+        return pending.difference(TenantSet(hold.name for hold in self.holds() if hold.target is Target.TENANT))
 
 
 class _BoastfulReader(StreamShardReader):
@@ -150,15 +150,17 @@ class _ForgetfulHolds(Holds):
 
 class _PresentHolds(Holds):
     @override
-    def parent_records_of(self, owed: CheckpointTracker[RecordPosition]) -> tuple[ParentRecords, ...]:
+    def parent_records_of(self, tracker: CheckpointTracker[RecordPosition]) -> tuple[ParentRecords, ...]:
         return next(
-            (one.parent_records for one in self._catch_ups if one.tracker is owed and one.is_reading_parents), ()
+            (one.parent_records for one in self._catch_ups if one.tracker is tracker and one.is_reading_parents), ()
         )
 
 
 class _StraightHolds(Holds):
     @override
-    def is_misrouted(self, owed: CheckpointTracker[RecordPosition], ticket: int, tenant_id: str, shard_id: str) -> bool:
+    def is_misrouted(
+        self, tracker: CheckpointTracker[RecordPosition], ticket: int, tenant_id: str, shard_id: str
+    ) -> bool:
         return False
 
 
@@ -190,11 +192,11 @@ class _CourteousHolds(Holds):
 class _HastyCatchUp(CatchUpReader):
     @override
     async def _send_reply(self, records: list[Record], ending: asyncio.Event) -> None:
-        owed = self.catch_up.tracker
-        at, ticket = owed.last_read, owed.start_at_last()
+        tracker = self.catch_up.tracker
+        start, ticket = tracker.last_read, tracker.start_at_last()
         await self._send_until_caught_up(self._decoder.decode(records, after=self._after), ending)
-        await self._check_residents(at, ending)
-        owed.finish([ticket])
+        await self._check_residents(start, ending)
+        tracker.finish([ticket])
 
 
 class _HastyCatchUps(CatchUps):
@@ -204,56 +206,56 @@ class _HastyCatchUps(CatchUps):
         await super()._run_reader(reader, ending)
 
 
-class _SettledContacts(ShardPositions):
+class _SettledPositions(ShardPositions):
     @override
     async def reconcile_with(
-        self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions
+        self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Backfill | None:
-        return await super().reconcile_with(contact, lineage, replace(standing, last_move_age_s=None))
+        return await super().reconcile_with(shard_position, lineage, replace(stored, last_move_age_s=None))
 
 
-class _UnwaryContacts(ShardPositions):
+class _UnwaryPositions(ShardPositions):
     @override
     async def reconcile_with(
-        self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions
+        self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Backfill | None:
-        return await super().reconcile_with(contact, lineage, replace(standing, move_token=None))
+        return await super().reconcile_with(shard_position, lineage, replace(stored, move_token=None))
 
 
-class _ForwardContacts(ShardPositions):
+class _ForwardPositions(ShardPositions):
     @override
     async def reconcile_with(
-        self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions
+        self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Backfill | None:
-        refill = await super().reconcile_with(contact, lineage, standing)
-        return None if refill is None else replace(refill, before=self._reader.progress().safe_checkpoint)
+        backfill = await super().reconcile_with(shard_position, lineage, stored)
+        return None if backfill is None else replace(backfill, before=self._reader.progress().safe_checkpoint)
 
 
-class _LowContacts(ShardPositions):
+class _LowPositions(ShardPositions):
     @override
     async def reconcile_with(
-        self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions
+        self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Backfill | None:
         self._reader = replace(self._reader, read_to=lambda: self._reader.progress().safe_checkpoint)
-        return await super().reconcile_with(contact, lineage, standing)
+        return await super().reconcile_with(shard_position, lineage, stored)
 
 
-class _RashContacts(ShardPositions):
+class _RashPositions(ShardPositions):
     @override
     async def reconcile_with(
-        self, contact: ShardPosition, lineage: Lineage, standing: StoredPositions
+        self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Backfill | None:
-        refill = await super().reconcile_with(contact, lineage, standing)
-        contact.claim.parents_done = True
-        return refill
+        backfill = await super().reconcile_with(shard_position, lineage, stored)
+        shard_position.claim.parents_done = True
+        return backfill
 
 
-class _SparingContacts(ShardPositions):
+class _SparingPositions(ShardPositions):
     @override
     def _missing_parent_records(
-        self, lineage: Lineage, standing: StoredPositions, *, is_alone: bool
+        self, lineage: Lineage, stored: StoredPositions, *, is_only_parents: bool
     ) -> tuple[ParentRecords, ...]:
-        rest = ignoring_pending(standing, self._holds.are_waiting_for_parents)
+        rest = ignoring_pending(stored, self._holds.are_waiting_for_parents)
         return missing_parent_records(lineage, rest, tenant_wait=self._tenant_wait)
 
 
@@ -374,7 +376,7 @@ def _with_reader(
     dispatcher_class: type[Dispatcher] = Dispatcher,
     holds_class: type[Holds] = Holds,
     catch_ups_class: type[CatchUps] = CatchUps,
-    contacts_class: type[ShardPositions] | None = ShardPositions,
+    positions_class: type[ShardPositions] | None = ShardPositions,
 ) -> FleetMaker:
     class WrongFleet(Fleet):
         @override
@@ -386,10 +388,10 @@ def _with_reader(
             reader._dispatcher.__class__ = dispatcher_class
             reader._dispatcher.holds.__class__ = holds_class
             reader._catch_ups.__class__ = catch_ups_class
-            if contacts_class is None:
+            if positions_class is None:
                 reader._dispatcher.shard_positions = None
             else:
-                reader.shard_positions.__class__ = contacts_class
+                reader.shard_positions.__class__ = positions_class
             return reader
 
     return WrongFleet
@@ -463,10 +465,10 @@ WRONG_DESIGNS = {
     ),
     # The next owner, or the children, would find it out by the rows, where a shard has all of them.
     "the next owner begins where the last one read, not where it had applied": WrongDesign(
-        _with_reader(_BoastfulReader, contacts_class=None), _lose_nothing, seed=107
+        _with_reader(_BoastfulReader, positions_class=None), _lose_nothing, seed=107
     ),
     "the list of what is owed leaves out the unregistered": WrongDesign(
-        _with_reader(_SecretiveReader, contacts_class=None), _lose_nothing, seed=116
+        _with_reader(_SecretiveReader, positions_class=None), _lose_nothing, seed=116
     ),
     "children do not hold what their parents owe": WrongDesign(_with_ancestry(_HopefulAncestry), seed=133),
     "every reply without an iterator is the end": WrongDesign(_CredulousFleet, seed=3),
@@ -481,27 +483,27 @@ WRONG_DESIGNS = {
     ),
     "a take does not look at the counter": WrongDesign(twist=_take_whatever_the_counter, seed=2),
     "the log of operations does not tell what was applied": WrongDesign(twist=_log_nothing),
-    "rows are neither read nor written": WrongDesign(_with_reader(contacts_class=None), seed=4),
+    "rows are neither read nor written": WrongDesign(_with_reader(positions_class=None), seed=4),
     "an idle shard is not looked after": WrongDesign(_without_position_sync, seed=8),
     "a refill reads only for those known by name": WrongDesign(_with_reader(holds_class=_NarrowHolds)),
     "a refill begins at the lowest that the reader owes": WrongDesign(
-        _with_reader(contacts_class=_ForwardContacts), seed=86
+        _with_reader(positions_class=_ForwardPositions), seed=86
     ),
     "a row is compared with the lowest that the reader owes": WrongDesign(
-        _with_reader(contacts_class=_LowContacts), seed=179
+        _with_reader(positions_class=_LowPositions), seed=179
     ),
     "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=300),
     "the parents are noted as done when reading them again begins": WrongDesign(
-        _with_reader(contacts_class=_RashContacts), seed=58
+        _with_reader(positions_class=_RashPositions), seed=58
     ),
     "what is being read again of the parents is left to them where they still owe it": WrongDesign(
         _with_reader(holds_class=_ForgetfulHolds), seed=3206
     ),
     "what was lost before a tenant was moved is looked for where it was": WrongDesign(
-        _with_reader(contacts_class=_SettledContacts), twist=_move_after_a_loss, seed=477
+        _with_reader(positions_class=_SettledPositions), twist=_move_after_a_loss, seed=477
     ),
     "a reader makes its row whoever was moved to the shard since it saw that there is none": WrongDesign(
-        _with_reader(contacts_class=_UnwaryContacts), _in_less_memory, Weather.STORM, seed=5636
+        _with_reader(positions_class=_UnwaryPositions), _in_less_memory, Weather.STORM, seed=5636
     ),
     "what the parents owed is left to the hold that was made last": WrongDesign(
         _with_reader(holds_class=_PoliteHolds), _in_less_memory, Weather.STORM, seed=7095
@@ -520,7 +522,7 @@ WRONG_DESIGNS = {
     "what is read again of a tenant whose place is not known is sent wherever it lives": WrongDesign(
         _with_reader(holds_class=_StraightHolds), seed=1187
     ),
-    "of the ancestors only some are read again": WrongDesign(_with_reader(contacts_class=_SparingContacts), seed=90),
+    "of the ancestors only some are read again": WrongDesign(_with_reader(positions_class=_SparingPositions), seed=90),
     "others' operations go before what is read again": WrongDesign(
         _with_reader(dispatcher_class=_UngatedDispatcher), seed=1755
     ),

@@ -237,23 +237,23 @@ class ShardLane:
             async with asyncio.timeout(None) as self._flight_timeout:
                 if self._shard_positions is None:
                     return await self._gateway.apply(self.shard_id, operations)
-                position = self._shard_positions.position_on(self.shard_id)
-                async with position.lock:
-                    if not position.is_current and await self._reconcile(self._shard_positions, position):
+                shard_position = self._shard_positions.position_on(self.shard_id)
+                async with shard_position.lock:
+                    if not shard_position.is_current and await self._reconcile(self._shard_positions, shard_position):
                         return []
                     if not operations:
                         return []
                     return await self._gateway.apply(
-                        self.shard_id, operations, claim=self._shard_positions.prepare_claim(position)
+                        self.shard_id, operations, claim=self._shard_positions.prepare_claim(shard_position)
                     )
         except TimeoutError:
             raise RetryableError(f"shard {self.shard_id}: no answer, and the memory of the batch was needed") from None
         finally:
             self._flight_timeout = None
 
-    async def _reconcile(self, shard_positions: ShardPositions, position: ShardPosition) -> bool:
+    async def _reconcile(self, shard_positions: ShardPositions, shard_position: ShardPosition) -> bool:
         """Read the position row. Where it is behind, start a backfill, which empties the lane, and return True."""
-        backfill = await shard_positions.reconcile(position)
+        backfill = await shard_positions.reconcile(shard_position)
         if backfill is None:
             return False
         entries = [*self._batch, *self.take_queue()]
@@ -352,10 +352,10 @@ class ShardLane:
         """Write the row of an operation that is given up."""
         if self._shard_positions is None:
             return await self._gateway.give_up(self.shard_id, operation)
-        position = self._shard_positions.position_on(self.shard_id)
-        async with position.lock:
+        shard_position = self._shard_positions.position_on(self.shard_id)
+        async with shard_position.lock:
             return await self._gateway.give_up(
-                self.shard_id, operation, claim=self._shard_positions.prepare_claim(position)
+                self.shard_id, operation, claim=self._shard_positions.prepare_claim(shard_position)
             )
 
     def _take_tenant(self, tenant_id: str) -> list[QueuedOperation]:

@@ -1,1 +1,1 @@
-"""The reader of one stream shard, and the catch-ups of what it holds."""
+"""The reader of one stream shard, and the catch-ups of its holds."""

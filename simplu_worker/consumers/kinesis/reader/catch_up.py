@@ -1,7 +1,7 @@
-"""Catch up what is held: find out when a target is back, and read its operations again from the stream.
+"""Catch up holds: find out when a target is back, and read its operations again from the stream.
 
-A catch-up has its own place in the stream shard and shares what Kinesis allows for it with the main reader. It sends
-only the operations of its holds, and ends them when the next record is the next one for the main reader too.
+A catch-up has its own position in the stream shard, and shares the Kinesis quota of the stream shard with the main
+reader. It sends only the operations of its holds, and ends them when its next record is also the main reader's.
 """
 
 from __future__ import annotations
@@ -30,23 +30,25 @@ from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any
 
-CATCH_UPS_MAX: Final = 4  # at a time; they share what the main reader leaves of the quota
-GROUP_WITHIN: Final = timedelta(seconds=60)  # holds that begin so close to each other are caught up together
-SENT_MAX_COUNT: Final = 2 * BATCH_MAX_COUNT  # by one catch-up and not settled: others' operations queue behind them
+CATCH_UPS_MAX: Final = 4  # at a time; they share the part of the quota that the main reader leaves
+GROUP_WITHIN: Final = timedelta(seconds=60)  # holds that start so close to each other are caught up together
+SENT_MAX_COUNT: Final = (  # pending, of one catch-up: operations of others queue behind them
+    2 * BATCH_MAX_COUNT
+)  # pending operations of one catch-up: those of other readers queue behind them
 SENT_MAX_BYTES: Final = 2 * BATCH_MAX_BYTES
 CHECK_INTERVAL_S: Final = 0.25
 LOOKUP_WAIT_S: Final = 0.02
-DECODED_AT_ONCE: Final = 250  # about two milliseconds, then the event loop gets its turn
-PROBE_INTERVAL_S: Final = 0.1  # between two looks at what is due, while a Postgres shard is held
+DECODED_AT_ONCE: Final = 250  # about two milliseconds, then other tasks run
+PROBE_INTERVAL_S: Final = 0.1  # between two checks for due probes, while a Postgres shard is held
 PROBE_BASE_S: Final = 0.25
-PROBE_MAX_S: Final = 0.7  # a shard that is back is used within two seconds: with its look, and the reading of the first
-RELAPSE_S: Final = 5.0  # a shard held again so soon after its return answers, and takes no writes
+PROBE_MAX_S: Final = 0.7  # a shard that is back is used within two seconds, including the probe and the first read
+RELAPSE_S: Final = 5.0  # a shard that is held again so soon after its return answers probes, but takes no writes
 
 log = structlog.get_logger(__name__)
 
 
 class CatchUpReader:
-    """One catch-up at work."""
+    """A running catch-up."""
 
     def __init__(
         self,
@@ -61,9 +63,9 @@ class CatchUpReader:
         open_parent: Callable[[ParentRecords], tuple[StreamShardAccess, RecordDecoder]],
         retention: timedelta | None,
     ) -> None:
-        """*main_at* is where the main reader is; *beginning* where it started, and what was done then.
+        """*main_position* returns that of the main reader; *beginning* is its first position, and its checkpoint there.
 
-        *read_parent* makes what reads the records of a stream shard that this one continues.
+        *open_parent* returns the access to a parent of the stream shard, and the decoder of its records.
         """
         self.catch_up = catch_up
         self._access = access
@@ -79,9 +81,7 @@ class CatchUpReader:
             self._after = catch_up.start.position
         self._started_at = loop_time()
         self._record_count = 0
-        self._elsewhere_tenants: set[str] = (
-            set()
-        )  # tenants of the reply in hand that live elsewhere, as far as anybody knows
+        self._elsewhere_tenants: set[str] = set()  # of the current reply: on other shards, by the known routes
         self.is_reading = True
 
     def __repr__(self) -> str:
@@ -89,24 +89,24 @@ class CatchUpReader:
 
     @property
     def lag_s(self) -> float:
-        """How far it is behind the main reader, by the arrival of what they read last."""
+        """How far it is behind the main reader, by the arrival times of the last records that both have read."""
         main, own = self._main_position(), self.catch_up.tracker.last_read or self.catch_up.start
         return 0.0 if main is None or own is None else max(0.0, (main.arrived_at - own.arrived_at).total_seconds())
 
     def status(self) -> dict[str, Any]:
-        """Return how far it is, for people."""
-        at = self.catch_up.tracker.last_read
+        """Return the progress, for the status."""
+        reached = self.catch_up.tracker.last_read
         took_s = max(loop_time() - self._started_at, 0.001)
         return {
             "targets": sorted(f"{hold.target} {hold.name}".strip() for hold in self.catch_up.holds)[:10],
-            "position": None if at is None else at.sequence_number,
+            "position": None if reached is None else reached.sequence_number,
             "behindMainSeconds": round(self.lag_s, 1),
             "records": self._record_count,
             "recordsPerSecond": round(self._record_count / took_s, 1),
         }
 
     async def run(self, ending: asyncio.Event) -> None:
-        """Read until it meets the main reader, until no hold of it is left, or until *ending*."""
+        """Read until it reaches the main reader, until its last hold is gone, or until *ending*."""
         for records in self.catch_up.parent_records:
             await self._send_parent_records(records, ending)
         if self.catch_up.is_reading_parents:
@@ -115,7 +115,8 @@ class CatchUpReader:
             cursor = Cursor(self._access, self._start, pacing, kind="catch_up", retention=self._retention)
             while self.catch_up.holds and not ending.is_set():
                 is_at_end = self._access.is_gone or (cursor.is_at_end and cursor.child_shards)
-                if self._has_caught_up() or is_at_end:  # not at an end that is only believed: there it will meet
+                # An end without children may be false: there, the catch-up goes on until it reaches the main reader.
+                if self._has_caught_up() or is_at_end:
                     self._finish()
                 elif self._has_sent_enough() or self._access.memory.is_short:
                     self._dispatcher.has_settled.clear()
@@ -126,22 +127,22 @@ class CatchUpReader:
         self.is_reading = False
 
     async def _send_parent_records(self, records: ParentRecords, ending: asyncio.Event) -> None:
-        """Send, of the records of a parent, what may be lacking; it has an end."""
+        """Send the operations that may be lacking of a parent, up to the end of the parent."""
         access, decoder = self._open_parent(records)
         after = records.after
         with access.budget.open_catch_up(loop_time()) as pacing:
             cursor = Cursor(access, records.start, pacing, kind="catch_up")
-            # What is refused was past its retention: there is nothing left to be read.
+            # A parent that is gone is past its retention: no record of it can be read.
             while self.catch_up.holds and not ending.is_set() and not cursor.is_at_end and not cursor.is_gone:
                 if self._has_sent_enough() or access.memory.is_short:
                     self._dispatcher.has_settled.clear()
                     await sleep_or_event(CHECK_INTERVAL_S, until=self._dispatcher.has_settled)
                 elif (reply := await cursor.read(ending)) is not None:
                     arrivals = decoder.decode(reply.records, after=after)
-                    for count, (place, record, decoded) in enumerate(arrivals, start=1):
+                    for count, (origin, record, decoded) in enumerate(arrivals, start=1):
                         after = None
                         if isinstance(decoded, Operation):
-                            position = RecordPosition.from_record(place).position
+                            position = RecordPosition.from_record(origin).position
                             self._send_parent_operation(records.stream_shard_id, position, record, decoded)
                         if count % DECODED_AT_ONCE == 0:
                             await asyncio.sleep(0)
@@ -151,16 +152,16 @@ class CatchUpReader:
 
     def _send_parent_operation(self, parent: str, position: Position, record: bytes, operation: Operation) -> None:
         catch_up, tenant_id = self.catch_up, operation.tenant_id
-        shard_id, is_its = self._locate(tenant_id)
-        is_sent_by_another = self._dispatcher.holds.is_parent_record_covered_elsewhere
-        if is_its and not is_sent_by_another(tenant_id, parent, position, catch_up, shard_id):
+        shard_id, is_sent = self._locate(tenant_id)
+        is_covered_elsewhere = self._dispatcher.holds.is_parent_record_covered_elsewhere
+        if is_sent and not is_covered_elsewhere(tenant_id, parent, position, catch_up, shard_id):
             self._send(QueuedOperation(catch_up.tracker.start_at_last(), operation, record, catch_up.tracker))
         else:
             catch_up.incomplete_tenants.add(tenant_id)
         catch_up.parents_reached[parent] = position
 
     async def _finish_parents(self, ending: asyncio.Event) -> None:
-        """Go on to the own records once all that the parents owed is applied, or held by itself."""
+        """Go on to the own records once all operations of the parents are applied, or held again."""
         while len(self.catch_up.tracker) and self.catch_up.holds and not ending.is_set():
             self._dispatcher.has_settled.clear()
             await sleep_or_event(CHECK_INTERVAL_S, until=self._dispatcher.has_settled)
@@ -169,7 +170,7 @@ class CatchUpReader:
         self._dispatcher.finish_parents(self.catch_up)
 
     def _has_sent_enough(self) -> bool:
-        """Whether what it sent is to be settled first."""
+        """Return whether to wait until some operations are settled."""
         count = len(self.catch_up.tracker)
         return count >= SENT_MAX_COUNT or self._access.budget.expected_bytes(count) >= SENT_MAX_BYTES
 
@@ -178,7 +179,7 @@ class CatchUpReader:
         return main is None or not is_after(main, self.catch_up.tracker.last_read)
 
     def _finish(self) -> None:
-        """End the holds. In the same step as the look at where the main reader is: nothing may come between."""
+        """End the holds. Must run in the same step as the check of the main reader's position: no await in between."""
         log.info(
             "catch_up.ended",
             stream_shard_id=self._access.stream_shard_id,
@@ -188,107 +189,108 @@ class CatchUpReader:
         self._dispatcher.holds.finish(self.catch_up)
 
     async def _send_reply(self, records: list[Record], ending: asyncio.Event) -> None:
-        """Send what is its holds', up to where the main reader is when nothing is to be asked any more.
+        """Send the operations of its holds up to the position of the main reader at which all routes are known.
 
-        While it asks who lives where, the main reader goes on, and leaves to it what it had left to the main reader.
+        While it asks for routes, the main reader goes on, and leaves the operations of the held tenants to the
+        catch-up.
         """
-        owed, arrivals, is_any_left = self.catch_up.tracker, self._decoder.decode(records, after=self._after), True
+        tracker, arrivals, is_any_left = self.catch_up.tracker, self._decoder.decode(records, after=self._after), True
         while is_any_left and self.catch_up.holds and not self._has_caught_up() and not ending.is_set():
-            at, ticket = owed.last_read, owed.start_at_last()  # what is left out is owed until the answer is there
+            start, ticket = tracker.last_read, tracker.start_at_last()  # skipped operations stay pending until then
             is_any_left = await self._send_until_caught_up(arrivals, ending)
-            await self._check_residents(at, ending)
-            owed.finish([ticket])
+            await self._check_residents(start, ending)
+            tracker.finish([ticket])
 
     async def _send_until_caught_up(self, arrivals: Iterator[DecodedRecord], ending: asyncio.Event) -> bool:
-        """Send what is its holds', up to where the main reader is; return whether any may be left."""
+        """Send the operations of its holds, up to the position of the main reader; return whether any may be left."""
         count = 0
         while not self._has_caught_up() and self.catch_up.holds:
             arrival = next(arrivals, None)
             if arrival is None:
                 return False
-            place, record, decoded = arrival
-            mark = RecordPosition.from_record(place)
+            origin, record, decoded = arrival
+            position = RecordPosition.from_record(origin)
             self._after = None
             self._record_count += 1
             if isinstance(decoded, Operation):
-                self._send_operation(mark, record, decoded)
+                self._send_operation(position, record, decoded)
             else:
-                self.catch_up.tracker.skip(mark)
+                self.catch_up.tracker.skip(position)
             count += 1
             if count % DECODED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            while self._dispatcher.lookup.is_busy and not ending.is_set():  # the main reader's tenants come first
+            while self._dispatcher.lookup.is_busy and not ending.is_set():  # tenants of the main reader come first
                 await sleep_or_event(LOOKUP_WAIT_S, until=ending)
         return True
 
-    def _send_operation(self, mark: RecordPosition, record: bytes, operation: Operation) -> None:
-        owed, holds, tenant_id = self.catch_up.tracker, self._dispatcher.holds, operation.tenant_id
-        shard_id, is_its = self._locate(tenant_id)
-        if is_its and not holds.is_record_covered_elsewhere(tenant_id, mark, self.catch_up, shard_id):
-            self._send(QueuedOperation(owed.start(mark), operation, record, owed))
+    def _send_operation(self, position: RecordPosition, record: bytes, operation: Operation) -> None:
+        tracker, holds, tenant_id = self.catch_up.tracker, self._dispatcher.holds, operation.tenant_id
+        shard_id, is_sent = self._locate(tenant_id)
+        if is_sent and not holds.is_record_covered_elsewhere(tenant_id, position, self.catch_up, shard_id):
+            self._send(QueuedOperation(tracker.start(position), operation, record, tracker))
         else:
             self.catch_up.incomplete_tenants.add(tenant_id)
-            owed.skip(mark)
+            tracker.skip(position)
 
     def _locate(self, tenant_id: str) -> tuple[str | None, bool]:
-        """Return where a tenant lives, as far as anybody knows, and whether to send what it reads of it.
+        """Return the known shard of a tenant, and whether to send its operations.
 
-        That is one that is held, or lives on a shard held as a whole.
+        The operations of tenants that are held, or live on a shard that is held as a whole, are sent.
         """
         shard_id = NO_SHARD if tenant_id in self._elsewhere_tenants else self._dispatcher.shard_id_of(tenant_id)
-        is_its = self._dispatcher.holds.is_sent_by(tenant_id, self.catch_up, shard_id)
-        if not is_its and self.catch_up.whole_shard_ids:
+        is_sent = self._dispatcher.holds.is_sent_by(tenant_id, self.catch_up, shard_id)
+        if not is_sent and self.catch_up.whole_shard_ids:
             self._elsewhere_tenants.add(tenant_id)
-        return shard_id, is_its
+        return shard_id, is_sent
 
     def _send(self, entry: QueuedOperation) -> None:
         catch_up, tenant_id = self.catch_up, entry.operation.tenant_id
-        is_placed = not catch_up.whole_shard_ids or self._dispatcher.shard_id_of(tenant_id) is not None
-        if not is_placed and not self._dispatcher.holds.is_sent_by(tenant_id, catch_up, NO_SHARD):
+        is_routed = not catch_up.whole_shard_ids or self._dispatcher.shard_id_of(tenant_id) is not None
+        if not is_routed and not self._dispatcher.holds.is_sent_by(tenant_id, catch_up, NO_SHARD):
             catch_up.unrouted.setdefault(tenant_id, set()).add(entry.ticket)
         self._dispatcher.send([entry])
 
-    async def _check_residents(self, at: RecordPosition | None, ending: asyncio.Event) -> None:
-        """Ask the shards held as a whole for tenants of a reply that were left out, by routes that may be old.
+    async def _check_residents(self, start: RecordPosition | None, ending: asyncio.Event) -> None:
+        """Ask the shards held as a whole for tenants of a reply that were skipped, as their routes may be old.
 
-        Where one of them lives there, the shard is read for again from *at* on, where the reply began.
+        The hold of a shard with such a tenant is restarted from *start*, the beginning of the reply.
         """
         for hold in [one for one in self.catch_up.holds if one.covers_whole_shard] if self._elsewhere_tenants else ():
             while hold.catch_up is self.catch_up and not ending.is_set():
                 try:
-                    here = await self._gateway.find_resident_tenants(hold.name, sorted(self._elsewhere_tenants))
+                    residents = await self._gateway.find_resident_tenants(hold.name, sorted(self._elsewhere_tenants))
                 except (RetryableError, PermanentError):
                     await sleep_or_event(CHECK_INTERVAL_S, until=ending)
                     continue
-                if here and hold.catch_up is self.catch_up:
-                    self._dispatcher.restart_hold(hold, at, here)
+                if residents and hold.catch_up is self.catch_up:
+                    self._dispatcher.restart_hold(hold, start, residents)
                 break
         self._elsewhere_tenants.clear()
 
 
 class _ProbeHistory(msgspec.Struct):
-    """What is remembered of the looks at a Postgres shard, across its holds. Times are monotonic."""
+    """The probes of a Postgres shard, across its holds. Times are monotonic."""
 
-    was_up: bool = False  # at the last look at its pool
-    ready_at: float | None = None  # when it last was to be caught up; it has not been held since
+    was_up: bool = False  # by the pool, at the last check
+    ready_at: float | None = None  # when its hold last became ready; it has not been held since
     relapse_count: int = 0  # how often it was held again soon after that
 
 
 class CatchUps:
-    """Finds out when what is held can be caught up, and does it, a few at a time."""
+    """Finds out when holds can be caught up, and catches up a few at a time."""
 
     def __init__(
         self,
         gateway: ShardGateway,
         dispatcher: Dispatcher,
         access: StreamShardAccess,
-        make: Callable[[CatchUp], CatchUpReader],
+        create_reader: Callable[[CatchUp], CatchUpReader],
     ) -> None:
-        """*make* makes the reader of a catch-up that has begun."""
+        """*create_reader* creates the reader of a catch-up that has started."""
         self._gateway = gateway
         self._dispatcher = dispatcher
         self._access = access
-        self._make_reader = make
+        self._create_reader = create_reader
         self._probes: dict[str, asyncio.Task[None]] = {}  # by Postgres shard
         self._probe_history: dict[str, _ProbeHistory] = {}  # the same
         self.running: list[CatchUpReader] = []
@@ -297,10 +299,10 @@ class CatchUps:
         return f"CatchUps({self.running}, probing={sorted(self._probes)})"
 
     async def run(self, ending: asyncio.Event) -> None:
-        """Look and catch up until *ending*.
+        """Probe and catch up until *ending*.
 
-        By the clock only while something is in hand, which may be stuck, or held, which may come due. Both begin with
-        an operation that is sent or a hold that is ready, and those are events.
+        Check periodically only while operations are in memory, which may get stuck, or held, which may come due. Both
+        start with an event: an operation is sent, or a hold is ready.
         """
         has_ready, has_arrivals = self._dispatcher.has_ready, self._dispatcher.has_arrivals
         async with asyncio.TaskGroup() as tasks:
@@ -320,7 +322,7 @@ class CatchUps:
                 probe.cancel()
 
     def _start_probes(self, tasks: asyncio.TaskGroup) -> bool:
-        """Ask the Postgres shards that are held and due whether they are back; return whether any is held."""
+        """Probe the held Postgres shards that are due; return whether any is held."""
         is_any_held = False
         for hold in self._dispatcher.holds.all():
             if hold.target is Target.SHARD and hold.catch_up is None and not hold.is_ready:
@@ -330,10 +332,10 @@ class CatchUps:
         return is_any_held
 
     def _is_probe_due(self, hold: Hold) -> bool:
-        """Whether to ask a shard: after a pause, or when anybody's use of it or look at it has found it to work again.
+        """Return whether to probe the shard now: its back-off expired, or another user of the pool succeeded.
 
-        One that answers and takes no writes is back at each look, and each time the stream is read again for it: there
-        the pauses go on where they were, from when it is held again.
+        A shard that answers probes but takes no writes seems to be back after each probe, and each time the stream is
+        read again for it. Its back-off continues where it was, from the time when the shard is held again.
         """
         probed = self._probe_history.setdefault(hold.name, _ProbeHistory())
         now = loop_time()
@@ -349,7 +351,7 @@ class CatchUps:
         return backoff_s(hold.attempt_count, draw=self._access.draw(), base_s=PROBE_BASE_S, max_s=PROBE_MAX_S)
 
     async def _probe(self, hold: Hold) -> None:
-        """Make a shard's hold ready when it is back, and nothing sent to it before is in flight."""
+        """Make the hold of a shard ready when the shard is back and no earlier batch to it is in flight."""
         hold.attempt_count += 1
         try:
             await self._gateway.probe(hold.name)
@@ -365,7 +367,7 @@ class CatchUps:
             del self._probes[hold.name]
 
     async def _find_moved_tenant(self, hold: Hold) -> None:
-        """Ask for one of the tenants of a shard that does not answer: it, or the shard, may be at another place now."""
+        """Look up one tenant of a shard that does not answer: the tenant, or the shard, may have moved."""
         names = sorted(hold.tenants.names) or [hold.sample_tenant]
         tenant_id = names[hold.attempt_count % len(names)]
         try:
@@ -376,9 +378,9 @@ class CatchUps:
             self._dispatcher.on_tenant_moved(hold, tenant_id)
 
     def _start_ready(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
-        """Catch up what is ready: with one at work that has not come to it, or the shortest first.
+        """Catch up the ready holds: by a running catch-up that has not reached their start, else the shortest first.
 
-        So a long catch-up keeps no other waiting, and many holds do not each read the same again.
+        So a long catch-up delays no other, and many holds do not each read the same records again.
         """
         groups: list[list[Hold]] = []
         ready = [hold for hold in self._dispatcher.holds.all() if hold.is_ready and hold.catch_up is None]
@@ -392,7 +394,7 @@ class CatchUps:
                 groups.append([hold])
         for group in reversed(groups):
             if len(self.running) < CATCH_UPS_MAX:
-                reader = self._make_reader(self._dispatcher.holds.start_catch_up(group))
+                reader = self._create_reader(self._dispatcher.holds.start_catch_up(group))
                 self.running.append(reader)
                 tasks.create_task(self._run_reader(reader, ending), name=f"catch-up:{self._access.stream_shard_id}")
 
@@ -401,4 +403,4 @@ class CatchUps:
             await reader.run(ending)
         finally:
             self.running.remove(reader)
-            self._dispatcher.has_ready.set()  # another may begin
+            self._dispatcher.has_ready.set()  # another may start

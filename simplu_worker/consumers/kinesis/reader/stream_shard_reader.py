@@ -328,7 +328,7 @@ class StreamShardReader:
     async def run(self, stopping: asyncio.Event) -> None:
         """Read until *stopping* or the end; return when no batch is in flight. The other operations stay pending.
 
-        A batch whose shard does not answer is abandoned *drain_s* after the stop; the log shows whether it was applied.
+        A batch without an answer is abandoned *drain_s* after the stop; the shard's log shows whether it was applied.
         """
         self._stopping = stopping
         try:

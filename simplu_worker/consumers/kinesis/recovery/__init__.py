@@ -1,1 +1,1 @@
-"""What a Postgres shard lost, and from where the stream is read again for it."""
+"""Commits that a Postgres shard lost, and the position from which the stream is read again for it."""

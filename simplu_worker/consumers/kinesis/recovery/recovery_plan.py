@@ -1,8 +1,9 @@
-"""What a reader owes a Postgres shard, by what that knows of the reader's stream shard (architecture, idea 8). Pure.
+"""Compute from which position a Postgres shard is read for again, given the positions stored on it. Pure.
 
-A shard may have lost its last commits: a replica without them took its place, it was restored. What its row says is
-what survived. Before a reader writes there it reads the row, and where that is behind what the reader has done, all
-tenants of the shard are read again from there on. The log drops what did survive.
+A shard may have lost its last commits: a replica without them was promoted, or the shard was restored (architecture,
+idea 8). Its row of the stream shard shows which commits survived. A reader reads the row before it writes there. Where
+the row is behind the reader, the stream is read again from there for all tenants of the shard. The log drops the
+operations that did survive.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ CLOCK_MARGIN: Final = timedelta(seconds=1)  # arrivals are rounded
 
 
 class Ancestor(msgspec.Struct, frozen=True):
-    """A stream shard that another one continues, directly or not, and whose records can still be read."""
+    """A parent of a stream shard, or a parent's parent, with records that can still be read."""
 
     parents: frozenset[str]
     hash_range: HashRange | None
-    started_at: datetime | None  # where reading it began, if not at its beginning
+    started_at: datetime | None  # from which it was read, if not from its beginning
 
 
 class Lineage(msgspec.Struct, frozen=True):
-    """What a stream shard continues: its own parents and theirs, by id.
+    """The parents of a stream shard and the parents of these, by id.
 
-    *are_ended* says that to nobody anything of them is owed any more, as far as was known at the time.
+    *is_ended*: no operation of any of them is pending, as far as was known when this was made.
     """
 
     parents: frozenset[str] = frozenset()
@@ -50,7 +51,7 @@ class Lineage(msgspec.Struct, frozen=True):
 
 
 def lineage_of(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> Lineage:
-    """Return what a leased stream shard continues, by *leases*; without those of *gone*, which nobody can read."""
+    """Return the ancestors of a leased stream shard among *leases*, without those of *gone*, which cannot be read."""
     ancestors: dict[str, Ancestor] = {}
     waiting = list(lease.parents)
     while waiting:
@@ -63,16 +64,18 @@ def lineage_of(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str])
     return Lineage(lease.parents & ancestors.keys(), ancestors, are_ended)
 
 
-ReplayStart: TypeAlias = RecordPosition | datetime | None  # behind a record; before the first that arrived since; none
+ReplayStart: TypeAlias = (  # after a record; at its first record since then; nowhere
+    RecordPosition | datetime | None
+)  # after a record; before the first that arrived since; nowhere
 
 
-def format_position(mark: RecordPosition | None) -> str:
-    """Return how a row has the position behind which something is owed; None is where reading began."""
-    return TRIM_HORIZON.checkpoint if mark is None else f"{mark.sequence_number}/{mark.sub_sequence_number}"
+def format_position(position: RecordPosition | None) -> str:
+    """Return the position as a row contains it; None is the start of reading."""
+    return TRIM_HORIZON.checkpoint if position is None else f"{position.sequence_number}/{position.sub_sequence_number}"
 
 
 def parse_position(text: str, arrived_at: datetime) -> RecordPosition:
-    """Return the position that a row has. Raises ValueError for what is none."""
+    """Return the position that a row contains. Raises ValueError for any other text."""
     sequence_number, _, sub_sequence_number = text.partition("/")
     return RecordPosition(
         str(Position.from_sequence_number(sequence_number).number), int(sub_sequence_number), arrived_at
@@ -88,11 +91,11 @@ def replay_start(
     covers: Callable[[AbstractSet[str], RecordPosition | None], bool],
     now: datetime,
 ) -> ReplayStart:
-    """Return behind which place the tenants of a shard may lack something; None when there is no such place.
+    """Return the position after which the tenants of a shard may lack operations; None if they lack none.
 
-    *covers* tells whether the reader itself sees to it that tenants get everything behind a place. *started_at* is
-    where reading the stream shard began, if not at its beginning. Without a row nothing was ever applied there that
-    arrived before the first tenant was made, less the wait (idea 7).
+    *covers* returns whether the reader re-reads everything after a position for the given tenants. *started_at* is the
+    time from which the stream shard is read, if not from its beginning. Without a row, no operation was applied there
+    that arrived before the first tenant was made, less *tenant_wait* (idea 7).
     """
     if row is None:
         if first_tenant_at is None:
@@ -108,31 +111,31 @@ def replay_start(
     return owed_from or started_at or HORIZON
 
 
-def named_tenants(targets: tuple[str, ...]) -> frozenset[str] | None:
-    """Return the tenants that targets name; None when they are not names."""
-    names = frozenset(target.removeprefix(NAME_PREFIX) for target in targets)
-    return names if all(target.startswith(NAME_PREFIX) for target in targets) else None
+def named_tenants(entries: tuple[str, ...]) -> frozenset[str] | None:
+    """Return the tenants in *entries* (`TenantSet.encode`); None where an entry is not a name."""
+    names = frozenset(entry.removeprefix(NAME_PREFIX) for entry in entries)
+    return names if all(entry.startswith(NAME_PREFIX) for entry in entries) else None
 
 
 def missing_parent_records(
-    lineage: Lineage, standing: StoredPositions, *, tenant_wait: timedelta
+    lineage: Lineage, stored: StoredPositions, *, tenant_wait: timedelta
 ) -> tuple[ParentRecords, ...]:
-    """Return which records of the ancestors a shard may lack, in the order in which they have to be applied.
+    """Return the records of ancestors that a shard may lack, in the order in which they must be applied.
 
-    An ancestor whose row says SHARD_END has left nothing out; and where its row says that its parents were done, they
-    had not either. A shard that has no tenant can lack nothing: who is made there later is not read for ahead of what
-    the ancestors themselves owe.
+    An ancestor with SHARD_END in its row lacks nothing there; with `parents_done` in its row, neither do its own
+    parents. A shard without tenants lacks nothing: for tenants made later, no record may be read ahead of the
+    operations pending at the ancestors.
     """
-    if standing.first_tenant_at is None:
+    if stored.first_tenant_at is None:
         return ()
     found: dict[str, ParentRecords] = {}
-    first_tenant_at = standing.first_tenant_at
+    first_tenant_at = stored.first_tenant_at
 
     def visit(stream_shard_id: str) -> None:
         ancestor = lineage.ancestors.get(stream_shard_id)
         if ancestor is None or stream_shard_id in found:
             return
-        row = standing.rows.get(stream_shard_id)
+        row = stored.rows.get(stream_shard_id)
         if row is None or not row.parents_done:
             for parent in sorted(ancestor.parents):
                 visit(parent)
@@ -145,19 +148,20 @@ def missing_parent_records(
     return tuple(found.values())
 
 
-def ignoring_pending(standing: StoredPositions, waits_for: Callable[[AbstractSet[str]], bool]) -> StoredPositions:
-    """Return what a shard knows, with ancestors at their end where all that they still owe is owed to some tenants.
+def ignoring_pending(stored: StoredPositions, waits_for: Callable[[AbstractSet[str]], bool]) -> StoredPositions:
+    """Return the stored rows with SHARD_END for each ancestor that has only operations of waiting tenants pending.
 
-    Those for whom the reader waits until the ancestors have applied it. Only of use where nothing at all is to be read
-    again then: what is read is sent to everybody, to those tenants too, and what an ancestor owes them comes before it.
+    *waits_for* returns whether the reader holds all given tenants until the ancestors have applied these operations.
+    Use the result only to decide whether nothing at all is to be read again: records that are read again are sent for
+    all tenants, also for the waiting ones, and need the pending operations of the ancestors before them.
     """
     rows = {
         key: msgspec.structs.replace(row, owed_from=SHARD_END.checkpoint)
         if row.read_to == SHARD_END.checkpoint and (names := named_tenants(row.held)) is not None and waits_for(names)
         else row
-        for key, row in standing.rows.items()
+        for key, row in stored.rows.items()
     }
-    return msgspec.structs.replace(standing, rows=rows)
+    return msgspec.structs.replace(stored, rows=rows)
 
 
 def _missing_records_of(
@@ -170,9 +174,9 @@ def _missing_records_of(
     if row is not None and row.owed_from == SHARD_END.checkpoint:
         return None
     if row is not None and row.owed_from != TRIM_HORIZON.checkpoint:
-        mark = parse_position(row.owed_from, HORIZON)
-        start: Start = AtSequenceNumber(mark.sequence_number)
-        return ParentRecords(stream_shard_id, start, mark.position, ancestor.hash_range)
+        position = parse_position(row.owed_from, HORIZON)
+        start: Start = AtSequenceNumber(position.sequence_number)
+        return ParentRecords(stream_shard_id, start, position.position, ancestor.hash_range)
     since = ancestor.started_at or HORIZON
     if row is None:
         since = max(since, first_tenant_at - tenant_wait - CLOCK_MARGIN)
