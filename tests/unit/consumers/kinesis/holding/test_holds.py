@@ -402,7 +402,7 @@ class _Deferential(Holds):
     """Leaves an operation to any other hold, also to one that has passed it."""
 
     def is_record_covered_elsewhere(
-        self, tenant_id: str, mark: RecordPosition, catch_up: CatchUp, shard_id: str | None = None
+        self, tenant_id: str, position: RecordPosition, catch_up: CatchUp, shard_id: str | None = None
     ) -> bool:
         others = [hold for hold in self.all() if tenant_id in hold.tenants]
         return any(hold.catch_up is not catch_up for hold in others)
@@ -412,7 +412,7 @@ class _Pushy(Holds):
     """Sends what another hold has yet to come to."""
 
     def is_record_covered_elsewhere(
-        self, tenant_id: str, mark: RecordPosition, catch_up: CatchUp, shard_id: str | None = None
+        self, tenant_id: str, position: RecordPosition, catch_up: CatchUp, shard_id: str | None = None
     ) -> bool:
         return False
 
@@ -434,7 +434,7 @@ class _Forgetful(Holds):
 class _Impatient(Holds):
     """Frees everyone as soon as the parents have settled anything."""
 
-    def release_from_parents(self, owed: TenantSet, *, now: float) -> bool:
+    def release_from_parents(self, pending: TenantSet, *, now: float) -> bool:
         return super().release_from_parents(TenantSet(), now=now)
 
 
